@@ -1,0 +1,71 @@
+"""A transformers folder read without transformers: config.json and the safetensors beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.errors import LoraFtError, UsageError
+
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+class Checkpoint:
+    """Config and weights of one model. Weights are mapped from disk and converted to float32 when asked for.
+
+    Attributes:
+        folder: where it lies.
+        config: config.json as a dictionary.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / "config.json"
+        if not path.is_file():
+            raise UsageError(f"{folder} is not a checkpoint: it has no config.json")
+        self.config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise UsageError(
+                f"{folder} has no *.safetensors", "weights are read from safetensors only; save the model in that format"
+            )
+        self._tensors: dict[str, np.memmap | np.ndarray] = {}
+        for file in files:
+            self._tensors |= _mapped(file)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """float32 array of the weight `name`, in torch's layout (linear layers are [out, in])."""
+        if name not in self._tensors:
+            raise LoraFtError(f"{self.folder} has no weight named {name}", "is it a whole T5 checkpoint?")
+        array = self._tensors[name]
+        if array.dtype == np.uint16:  # bfloat16: the upper half of a float32
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return np.asarray(array, np.float32)
+
+
+def _mapped(path: Path) -> Mapping[str, np.ndarray]:
+    """Arrays of one file. The format is a length, a JSON header, then the bytes (huggingface/safetensors, README)."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header_and_more = file.read(min(length, path.stat().st_size))
+    try:
+        header = json.loads(header_and_more)
+        data = np.memmap(path, np.uint8, "r", offset=8 + length)
+        arrays = {}
+        for name, entry in header.items():
+            if name == "__metadata__" or entry["dtype"] not in _DTYPES:
+                continue
+            start, stop = entry["data_offsets"]
+            if stop > len(data):
+                raise ValueError(f"{name} ends beyond the file")
+            arrays[name] = data[start:stop].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise LoraFtError(f"{path} is not a whole safetensors file ({error})", "save or download it again") from error
+    return arrays

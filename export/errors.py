@@ -1,0 +1,22 @@
+"""The two ways a job can fail, and the exit code of each."""
+
+from __future__ import annotations
+
+
+class LoraFtError(Exception):
+    """A failure to tell the user about in one line: what went wrong and where, then what to do about it.
+
+    `exit_code` is what a command ends with: 1, the work was asked for rightly and failed.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(f"{message}; {remedy}" if remedy else message)
+        self.message, self.remedy = message, remedy
+
+
+class UsageError(LoraFtError):
+    """What was asked for cannot be done as asked: a missing file, an unknown key, a value out of range (exit code 2)."""
+
+    exit_code = 2

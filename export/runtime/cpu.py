@@ -1,0 +1,44 @@
+"""How many threads this process may really use."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+
+def allowed_cpus(cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+    """Cores this process may use: its affinity, cut by the cgroup's CPU quota (v2 and v1), at least 1.
+
+    ONNX Runtime and torch count the machine's cores instead and oversubscribe containers (microsoft/onnxruntime#29510).
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for quota in (_quota_v2(cgroup, membership), _quota_v1(cgroup)) if quota]
+    return max(1, min([affinity, *(math.ceil(quota) for quota in quotas)]))
+
+
+def _quota_v2(cgroup: Path, membership: Path) -> float | None:
+    """The smallest cpu.max from this process's group up to the root."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return None
+    group = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    quotas = []
+    for folder in (cgroup / group, *(cgroup / parent for parent in Path(group).parents)):
+        fields = _words(folder / "cpu.max")
+        if len(fields) == 2 and fields[0] != "max":
+            quotas.append(int(fields[0]) / int(fields[1]))
+    return min(quotas, default=None)
+
+
+def _quota_v1(cgroup: Path) -> float | None:
+    quota, period = _words(cgroup / "cpu" / "cpu.cfs_quota_us"), _words(cgroup / "cpu" / "cpu.cfs_period_us")
+    return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else None
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []

@@ -1,0 +1,61 @@
+"""manifest.json: what a bundle holds, what it was made of, and the hash that each file must have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from export.errors import LoraFtError, UsageError
+from export.files import sha256
+
+NAME = "manifest.json"
+FORMAT = "lora-ft bundle"
+VERSION = 1
+FILES = ("encoder.onnx", "decoder.onnx", "tokenizer.json", "config.json", "generation_config.json", "prompt.json")
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether `folder` says it is a bundle."""
+    return (folder / NAME).is_file()
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size in bytes of every file a bundle has, for its manifest."""
+    return {
+        name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in FILES
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle whose every file is there and has the size and hash that the manifest says.
+
+    Raises:
+        UsageError: not a bundle, or one of a format this version does not know.
+        LoraFtError: the manifest is damaged, or a file is missing or differs from what was published.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise UsageError(f"{folder} is not a bundle: it has no {NAME}", "make one with `lora-ft export`")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        kind, version, files = manifest["format"], manifest["version"], dict(manifest["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise LoraFtError(f"{path} is damaged ({type(error).__name__}: {error})", "export the bundle again") from error
+    if kind != FORMAT or version != VERSION:
+        raise UsageError(f"{path} is of format {kind!r} version {version!r}; this is for {FORMAT!r} version {VERSION}")
+    for name in FILES:
+        _check(folder, name, files.get(name))
+    return manifest
+
+
+def _check(folder: Path, name: str, expected: dict[str, Any] | None) -> None:
+    file = folder / name
+    if expected is None:
+        raise LoraFtError(f"{folder / NAME} says nothing about {name}", "export the bundle again")
+    if not file.is_file():
+        raise LoraFtError(f"the bundle {folder} lacks {name}", "copy or export it again")
+    if file.stat().st_size != expected.get("bytes") or sha256(file) != expected.get("sha256"):
+        raise LoraFtError(
+            f"{file} is not the file that was published (size or SHA-256 differs from {NAME})", "copy or export it again"
+        )

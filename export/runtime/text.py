@@ -1,0 +1,66 @@
+"""Text to token ids and back, by the one tokenizer.json that training, export and the runtime share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from export.errors import LoraFtError
+
+PAD = 0
+IGNORED = -100  # marks label positions that carry no loss; transformers pads predictions with it too (transformers#22634)
+
+
+class Tokenizer:
+    """tokenizer.json of a T5; every encoded text ends with </s>, also when it was cut."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise LoraFtError(f"{path} cannot be read as a tokenizer ({error})", "copy it again") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.unknown: int | None = self._tokenizer.token_to_id("<unk>")
+        self.size: int = self._tokenizer.get_vocab_size()
+
+    def encode(self, texts: Iterable[str], max_length: int | None = None) -> list[list[int]]:
+        """Token ids of each text, at most `max_length` with the closing </s>."""
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        if max_length is not None:
+            rows = [ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]] for ids in rows]
+        return rows
+
+    def decode(self, rows: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
+        """Text of each row of ids; special tokens and negative ids (padding of labels or predictions) are left out."""
+        return self._tokenizer.decode_batch([[int(i) for i in row if i >= 0] for row in rows])
+
+    def save(self, path: Path) -> None:
+        """Write tokenizer.json."""
+        self._tokenizer.save(str(path))
+
+
+def pad(rows: Sequence[Sequence[int]], value: int = PAD, multiple: int = 1) -> np.ndarray:
+    """int64 [len(rows), longest], the length rounded up to a multiple."""
+    longest = max(map(len, rows))
+    width = -(-longest // multiple) * multiple
+    out = np.full((len(rows), width), value, np.int64)
+    for array, row in zip(out, rows, strict=True):
+        array[: len(row)] = row
+    return out
+
+
+def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of rows of like length, a batch at a time, the longest first (the most memory is taken at once)."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def trim(tokens: np.ndarray, end: int) -> np.ndarray:
+    """A row's tokens up to and with its first `end`."""
+    ends = np.flatnonzero(tokens == end)
+    return tokens[: ends[0] + 1] if len(ends) else tokens

@@ -1,0 +1,114 @@
+"""LoRA adapters in peft's own format: put on a base, counted, loaded, and checked against the base they are put on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.errors import LoraFtError, UsageError
+from export.files import write_json
+from lora_ft.task import Lora
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from lora_ft.bases import Base
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def add_adapter(model: PreTrainedModel, lora: Lora, base: Base | None = None) -> PeftModel:
+    """A new adapter on a base, which is frozen.
+
+    Raises:
+        UsageError: `target_modules` names a layer that the base has not.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    config = LoraConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM,
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError(
+            f"lora.target_modules = {lora.target_modules!r} fits no layer of the base",
+            "T5's linear layers are q, k, v, o, wi_0, wi_1, wo (wi instead of wi_0 and wi_1 in T5 1.0)",
+        ) from error
+    # While training, peft looks the base's config up by this name at every save: it must be found without the network.
+    adapted.peft_config["default"].base_model_name_or_path = str(base.folder) if base else None
+    return adapted
+
+
+def name_base(folder: Path, base: Base) -> None:
+    """Write the base's own name, by which others can load it, into a saved adapter."""
+    write_json(folder / CONFIG, adapter_config(folder) | {"base_model_name_or_path": base.name})
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """A base with the adapter of `folder` on it, in evaluation mode.
+
+    Raises:
+        UsageError: no adapter there, or not of safetensors.
+        LoraFtError: the adapter was made for a base of other dimensions.
+    """
+    from peft import PeftModel
+
+    check_fits(model, folder)
+    return PeftModel.from_pretrained(model, folder).eval()
+
+
+def check_fits(model: PreTrainedModel, folder: Path) -> None:
+    """Raise LoraFtError unless every weight of the adapter fits the layer it is for."""
+    from safetensors import safe_open
+
+    adapter_config(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise UsageError(f"{folder} has no {WEIGHTS}", "adapters are read from safetensors only")
+    layers = dict(model.named_modules())
+    with safe_open(folder / WEIGHTS, "np") as weights:
+        for name in weights.keys():
+            layer, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
+            if not rest:
+                continue
+            side, shape = rest[0], weights.get_slice(name).get_shape()
+            module = layers.get(layer)
+            expected = None if module is None else module.in_features if side == "A" else module.out_features
+            found = shape[1] if side == "A" else shape[0]
+            if expected != found:
+                has = "which this base has not" if expected is None else f"which is {expected} wide in this base"
+                raise LoraFtError(
+                    f"the adapter {folder} is for another base: it has width {found} at {layer}, {has}",
+                    f"give the base it was trained on ({adapter_config(folder).get('base_model_name_or_path')})",
+                )
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of an adapter's folder."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UsageError(f"{folder} is not an adapter: it has no {CONFIG}", "give a run, or a folder saved by peft")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def count_parameters(config: dict[str, Any], lora: Lora) -> tuple[int, int]:
+    """(trainable, all) parameters of an adapter on a base of this config.json, without loading any weight."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from lora_ft.bases import quiet_transformers
+
+    with torch.device("meta"), quiet_transformers():
+        model = add_adapter(T5ForConditionalGeneration(T5Config(**config)), lora)
+    untied = config.get("tie_word_embeddings", True) is False
+    tied_head = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    head = config["vocab_size"] * config["d_model"] if untied and tied_head else 0  # transformers 5 ties on meta
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trainable, sum(p.numel() for p in model.parameters()) + head

@@ -1,0 +1,116 @@
+"""Examples as token ids, and batches of like length: what is padded is computed in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from export.errors import LoraFtError
+from export.runtime.text import IGNORED, PAD, Tokenizer, pad
+from lora_ft.data import Example
+from lora_ft.task import Lengths
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MULTIPLE = 8  # lengths are padded to it: vector units and tensor cores work in such widths
+_GROUP = 16  # sources within so many tokens count as equally long, so that targets can be sorted among them
+_POOL = 200  # batches worth of rows sorted together: DialogSum is then padded by 8 %, with 16 by 16 %
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as token ids, both ending with </s>."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def encode(examples: Sequence[Example], tokenizer: Tokenizer, lengths: Lengths, split: str) -> list[Encoded]:
+    """Token ids of prompts (cut at lengths.source) and targets (see lengths.long_targets).
+
+    Raises:
+        LoraFtError: targets are longer than lengths.target and the task does not say to cut or drop them.
+    """
+    sources = tokenizer.encode([example.prompt for example in examples], lengths.source)
+    targets = tokenizer.encode([example.target for example in examples])
+    long = [len(target) for target in targets if len(target) > lengths.target]
+    if long and lengths.long_targets == "error":
+        raise LoraFtError(
+            f"{len(long):,} of {len(targets):,} {split} targets are longer than lengths.target = {lengths.target} tokens "
+            f"(the longest has {max(long):,})",
+            "raise lengths.target, or set lengths.long_targets to cut or drop",
+        )
+    if long and lengths.long_targets == "cut":
+        targets = [target if len(target) <= lengths.target else [*target[: lengths.target - 1], target[-1]]
+                   for target in targets]  # fmt: skip
+    rows = [Encoded(source, target) for source, target in zip(sources, targets, strict=True)]
+    return [row for row in rows if len(row.labels) <= lengths.target]
+
+
+def collate(rows: Sequence[Encoded]) -> dict[str, Tensor]:
+    """A padded batch: input_ids, attention_mask [b,s]; labels, decoder_input_ids [b,t], all int64."""
+    labels = pad([row.labels for row in rows], IGNORED, MULTIPLE)
+    start = np.full((len(rows), 1), PAD, np.int64)  # T5 starts decoding from its padding token
+    shifted = np.concatenate([start, np.where(labels == IGNORED, PAD, labels)[:, :-1]], axis=1)
+    arrays = {
+        "input_ids": pad([row.input_ids for row in rows], PAD, MULTIPLE),
+        "attention_mask": pad([[1] * len(row.input_ids) for row in rows], 0, MULTIPLE),
+        "labels": labels,
+        "decoder_input_ids": shifted,
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+class LengthSampler(Sampler[int]):
+    """Row numbers in an order whose consecutive `batch_size` are of like length, new in each epoch, the same for a seed.
+
+    Rows are shuffled, pools of them are sorted, and the batches that result are shuffled. The order depends on the
+    global batch size only, so one process and several see the same global batches.
+    """
+
+    def __init__(self, rows: Sequence[Encoded], batch_size: int, seed: int) -> None:
+        self._keys = [(len(row.input_ids) // _GROUP, len(row.labels), len(row.input_ids)) for row in rows]
+        self._batch_size, self._seed, self.epoch = batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        random = np.random.default_rng((self._seed, self.epoch))
+        order = random.permutation(len(self)).tolist()
+        size = self._batch_size
+        batches: list[list[int]] = []
+        for start in range(0, len(order), size * _POOL):
+            pool = sorted(order[start : start + size * _POOL], key=self._keys.__getitem__)
+            batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+        short = [batch for batch in batches if len(batch) < size]
+        batches = [batch for batch in batches if len(batch) == size]
+        for i in random.permutation(len(batches)):
+            yield from batches[i]
+        for batch in short:  # last, or it would shift the batches after it
+            yield from batch
+
+
+def padding_share(rows: Sequence[Encoded], batch_size: int, seed: int) -> float:
+    """Share of an epoch's positions that is padding."""
+    order = list(LengthSampler(rows, batch_size, seed))
+    real = padded = 0
+    for start in range(0, len(order), batch_size):
+        counts = count_positions(collate([rows[i] for i in order[start : start + batch_size]]))
+        real, padded = real + counts[0], padded + counts[1]
+    return 1 - real / padded
+
+
+def count_positions(batch: dict[str, Any]) -> tuple[int, int]:
+    """(real, all) source and target positions of a batch."""
+    real = int(batch["attention_mask"].sum()) + int((batch["labels"] != IGNORED).sum())
+    return real, batch["attention_mask"].numel() + batch["labels"].numel()

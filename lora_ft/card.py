@@ -1,0 +1,55 @@
+"""The model card of a run, as Markdown with the metadata the hub reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from lora_ft.task import Task
+
+
+def model_card(task: Task, metrics: dict[str, Any]) -> str:
+    """README.md of a run."""
+    speed, rows = metrics["speed"], metrics["rows"]
+    head = yaml.safe_dump(
+        {"base_model": task.base, "library_name": "peft", "pipeline_tag": "text2text-generation", "tags": ["lora", "t5"]}
+    )
+    best = metrics["best_metric"]
+    score = (
+        f"Best {task.train.metric_for_best_model} on {rows['validation']:,} validation rows: {best:.2f} "
+        f"(step {metrics['best_step']:,})."
+        if best is not None
+        else "Trained without validation rows."
+    )
+    notice = f"\n> {metrics['base']['notice']}\n" if metrics["base"]["notice"] else ""
+    return f"""---
+{head}---
+
+# {task.name}
+
+A LoRA adapter for `{task.base}`, trained with lora-ft.
+{notice}
+Prompt: `{task.prompt!r}`
+
+{score} `lora-ft evaluate` on the test rows gives the score to quote.
+
+| | |
+|---|---|
+| adapter | r {task.lora.r}, alpha {task.lora.lora_alpha}, dropout {task.lora.lora_dropout:g}, {task.lora.target_modules} |
+| trained parameters | {metrics["trainable_parameters"]:,} |
+| rows | {rows["train"]:,} |
+| steps | {metrics["steps"]:,} of {task.train.per_device_train_batch_size} rows, learning rate {task.train.learning_rate:g} |
+| precision | {metrics["precision"]}{", compiled" if metrics["compiled"] else ""} |
+| time | {speed["seconds"]:,.0f} s, {speed["samples_per_second"] or 0:.1f} samples/s |
+| versions | {", ".join(f"{name} {number}" for name, number in metrics["versions"].items())} |
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForSeq2SeqLM
+
+model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained("{task.base}"), "adapter")
+```
+
+Every setting is in `task.yaml`, every measurement in `metrics.json` and `log.jsonl`.
+"""

@@ -1,0 +1,38 @@
+"""Saving a merged model such that transformers 4 and 5, and the exporter, read the same model back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from export.files import write_json
+
+if TYPE_CHECKING:
+    from transformers import T5ForConditionalGeneration
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+
+
+def save_checkpoint(model: T5ForConditionalGeneration, base: Path, out: Path) -> None:
+    """Write weights (safetensors), configs and the base's tokenizer into the folder `out`.
+
+    FLAN-T5's head is a matrix of its own. transformers 5 loads it so but saves a config that says it is tied, which
+    transformers 4 believes: the head would be lost there (transformers PR#47620). The config is put right here.
+    """
+    untied = is_untied(model)
+    if untied:  # transformers 5 leaves a head that its config calls tied out of the file when both look equal
+        model.config.tie_word_embeddings = False
+    model.save_pretrained(out, safe_serialization=True)
+    path = out / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, config | {"tie_word_embeddings": not untied, "scale_decoder_outputs": not untied})
+    for name in _TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, out / name)
+
+
+def is_untied(model: T5ForConditionalGeneration) -> bool:
+    """Whether the head has weights of its own."""
+    return model.lm_head.weight.data_ptr() != model.shared.weight.data_ptr()

@@ -1,0 +1,81 @@
+"""The verb `quickstart`: every job once, on the example that ships with lora-ft, ending in one table."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from pathlib import Path
+
+from benchmarks.latency import Latency, compare
+from export.files import folder_size
+from lora_ft.bases import OFFLINE
+from lora_ft.cli.screen import Screen
+from lora_ft.cli.tables import console, show_pairs, table
+from lora_ft.data import Example, load_splits
+from lora_ft.evaluate import Evaluation, evaluate
+from lora_ft.export_run import Exported, export
+from lora_ft.generate import generate
+from lora_ft.hub import hub_trouble
+from lora_ft.merge import merge
+from lora_ft.models import open_model
+from lora_ft.task import load_task
+from lora_ft.train import train
+
+RECIPE = "dialogue-summary"
+_HUB_BASE = "google/flan-t5-small"
+
+
+def quickstart(out: Path, *, base: str | None, overwrite: bool) -> None:
+    """Run the main job end to end below `out` and print what came of it."""
+    began = time.monotonic()
+    with Screen() as screen:
+        if base is None:
+            trouble = hub_trouble()
+            base = OFFLINE if trouble else _HUB_BASE
+            if trouble:
+                screen.note(f"The model hub cannot be used here ({trouble}): taking the base 'offline'.")
+        task = load_task(RECIPE, [f"base={base}"])
+        run_folder, checkpoint, bundle = out / "run", out / "checkpoint", out / "bundle"
+        run = train(task, run_folder, overwrite=overwrite, progress=screen)
+        merge(run, checkpoint, overwrite=overwrite, progress=screen)
+        scores = evaluate(str(run_folder), baseline=True, progress=screen)
+        exported = export(str(checkpoint), bundle, overwrite=overwrite, progress=screen)
+        screen.stage("timing torch and ONNX", 5)
+        latency = compare(checkpoint, bundle, batches=(1,), rounds=5, done=screen.advance)[0]
+        example = load_splits(task, ["test"]).test[0]
+        answer = generate(open_model(str(bundle)), [example.row], {})[0]
+    _show(out, scores, exported, latency, example, answer, time.monotonic() - began)
+
+
+def _show(
+    out: Path, scores: Evaluation, exported: Exported, latency: Latency, example: Example, answer: str, seconds: float
+) -> None:
+    assert scores.baseline is not None and scores.difference is not None  # asked for above
+    screen = console()
+    rouge = table("ROUGE, 0-100 [95 %]", "before", "after", "difference")
+    for kind, after in scores.scores.rouge.items():
+        rouge.add_row(kind, str(scores.baseline.rouge[kind]), str(after), str(scores.difference[kind]))
+    facts = {
+        "adapter": f"{folder_size(out / 'run' / 'adapter') / 1e6:.1f} MB   {out / 'run'}",
+        "merged": f"{folder_size(out / 'checkpoint') / 1e6:.1f} MB   {out / 'checkpoint'}",
+        "ONNX": f"{exported.bytes / 1e6:.1f} MB   {out / 'bundle'}",
+        "verified": f"{exported.parity.identical_rows} of {exported.parity.rows} rows give PyTorch's text, "
+        f"logits within {exported.parity.largest_difference:.1g}",
+        "ms per token": f"torch {latency.milliseconds_per_token['torch']:.1f}, ONNX "
+        f"{latency.milliseconds_per_token['onnx']:.1f}: {latency.ratio:.1f} times as fast (batch 1, fp32)",
+        "asked": textwrap.shorten(example.row["dialogue"], 200, placeholder=" …"),
+        "answered": answer,
+        "took": f"{seconds:.0f} s",
+    }
+    screen.print()
+    screen.print(rouge)
+    screen.print(f"on {scores.rows} test rows that training never saw", style="dim")
+    screen.print()
+    show_pairs(facts)
+    screen.print("\nNext:")
+    for command in (
+        f"lora-ft generate {out / 'bundle'} 'Ana: Lunch at one? Ben: Make it two, I have a call.'",
+        f"lora-ft evaluate {out / 'run'} --baseline",
+        "lora-ft validate my-task.yaml    # start from: lora-ft recipes",
+    ):
+        screen.print(f"  {command}", markup=False, soft_wrap=True)

@@ -1,0 +1,61 @@
+"""What `lora-ft generate` reads and writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from export.errors import LoraFtError, UsageError
+from export.files import write_text
+from lora_ft.readers import READERS, read_rows
+
+Input = str | Mapping[str, Any]
+
+
+def read_inputs(texts: Sequence[str], source: Path | None, stdin: TextIO) -> list[Input]:
+    """The texts given, the rows of a file, or the lines of stdin.
+
+    Raises:
+        UsageError: nothing to answer, or both texts and a file.
+        LoraFtError: the file is damaged.
+    """
+    if texts and source:
+        raise UsageError("both texts and --input were given", "give one of them")
+    if texts:
+        return list(texts)
+    if source is not None and source.suffix.lower() in READERS:
+        rows: list[Input] = [row for _, row in read_rows(Path.cwd(), str(source), "--input")]
+    elif source is not None:
+        rows = _lines(source)
+    elif stdin.isatty():
+        raise UsageError("nothing to answer", "give a text, --input FILE, or lines on stdin")
+    else:
+        rows = [line for line in stdin.read().splitlines() if line.strip()]
+    if not rows:
+        raise UsageError(f"{source or 'stdin'} holds nothing to answer")
+    return rows
+
+
+def write_outputs(rows: Sequence[Input], answers: Sequence[str], output: Path | None) -> None:
+    """Answers as lines on stdout, or as jsonl with the row's own columns."""
+    if output is None:
+        for answer in answers:
+            print(answer)
+        return
+    columns = [{"input": row} if isinstance(row, str) else dict(row) for row in rows]
+    lines = [
+        json.dumps({**row, "output": answer}, ensure_ascii=False, default=str)
+        for row, answer in zip(columns, answers, strict=True)
+    ]
+    write_text(output, "\n".join(lines) + "\n")
+
+
+def _lines(source: Path) -> list[Input]:
+    if not source.is_file():
+        raise UsageError(f"--input: no file {source}")
+    try:
+        return [line for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise LoraFtError(f"{source} is not UTF-8 (byte {error.start})", "save it as UTF-8") from error

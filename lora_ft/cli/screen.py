@@ -1,0 +1,69 @@
+"""What a person sees: a live bar and a line of figures on a terminal, plain lines elsewhere. All of it on stderr."""
+
+from __future__ import annotations
+
+import os
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+_LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+
+
+class Screen:
+    """Draws a job's progress (`lora_ft.progress.Progress`). Use it as a context manager around the job."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._figures = Text("")
+        self._live = Live(
+            Group(self._bar, self._figures), console=self.console, refresh_per_second=4, transient=True
+        )
+        self._task: TaskID | None = None
+        self._name, self._total, self._last_line = "", 0, 0.0
+
+    def __enter__(self) -> Screen:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def stage(self, name: str, total: int = 0, done: int = 0) -> None:
+        """See `Progress.stage`."""
+        self._name, self._total, self._last_line = name, total, time.monotonic()
+        if not self.console.is_terminal:
+            self.console.print(name if not total else f"{name}: {total:,}", soft_wrap=True)
+            return
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._figures.plain = ""
+        self._task = self._bar.add_task(name, total=total or None, completed=done)
+
+    def advance(self, done: int, figures: str = "") -> None:
+        """See `Progress.advance`."""
+        if self._task is not None:
+            self._bar.update(self._task, completed=done)
+            self._figures.plain = figures
+        elif time.monotonic() - self._last_line > _LINE_EVERY:
+            self._last_line = time.monotonic()
+            self.console.print(f"{self._name}: {done:,} of {self._total:,}  {figures}".rstrip(), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+        self.console.print(text, soft_wrap=not self.console.is_terminal, markup=False)

@@ -1,0 +1,116 @@
+"""Results as tables on stdout, 80 columns wide where there is no terminal to ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from export.files import folder_size
+
+if TYPE_CHECKING:
+    from lora_ft.evaluate import Evaluation
+    from lora_ft.runs import Run
+    from lora_ft.task import TaskFaults
+    from lora_ft.validate import Validation
+
+
+def console() -> Console:
+    """Where results go."""
+    return Console(highlight=False)
+
+
+def table(*columns: str, title: str = "") -> Table:
+    """A plain table; columns after the first are aligned right."""
+    made = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(columns):
+        made.add_column(name, justify="left" if i == 0 else "right")
+    return made
+
+
+def show_pairs(pairs: Mapping[str, str]) -> None:
+    """Names and values, a line each."""
+    made = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in pairs.items():
+        made.add_row(name, value)
+    console().print(made, markup=False)
+
+
+def show_faults(error: TaskFaults) -> None:
+    """Every fault of a task file."""
+    screen = console()
+    screen.print(f"{error.path}: {len(error.faults)} fault{'s' * (len(error.faults) > 1)}", markup=False)
+    for fault in error.faults:
+        screen.print(f"  {fault}", markup=False, soft_wrap=True)
+
+
+def show_validation(report: Validation) -> None:
+    """What `validate` found."""
+    screen = console()
+    for fault in report.faults:
+        screen.print(f"fault: {fault}", markup=False, soft_wrap=True)
+    if report.lengths:
+        lengths = table("tokens", "rows", "50 %", "90 %", "95 %", "longest", "limit", "cut", "<unk>")
+        for side in report.lengths:
+            lengths.add_row(
+                side.what, f"{side.rows:,}", *map(str, side.percentiles), str(side.limit),
+                f"{side.cut_share:.1%}", f"{side.unknown_share:.2%}",
+            )  # fmt: skip
+        screen.print(lengths)
+    for warning in report.warnings:
+        screen.print(f"warning: {warning}", markup=False)
+    if report.plan is not None:
+        for line in report.plan.lines():
+            screen.print(f"plan: {line}", markup=False)
+    screen.print(f"task '{report.task}' {'has faults' if report.faults else 'is ready to train'}", markup=False)
+
+
+def show_run(run: Run) -> None:
+    """What training left."""
+    metrics, speed = run.metrics, run.metrics["speed"]
+    best = metrics["best_metric"]
+    pairs = {
+        "run": str(run.folder),
+        "adapter": f"{metrics['trainable_parameters']:,} parameters, {folder_size(run.adapter) / 1e6:.1f} MB",
+        "steps": f"{metrics['steps']:,}" + (f" (best: {metrics['best_step']:,})" if best is not None else ""),
+        "loss": f"{metrics['train_loss']:.3f}",
+    }
+    if best is not None:
+        pairs[f"validation {run.task.train.metric_for_best_model}"] = f"{best:.2f}"
+    if speed["samples_per_second"]:
+        pairs["speed"] = (
+            f"{speed['samples_per_second']} samples/s ({speed['samples_per_second_second_half']} in the second half), "
+            f"{speed['padding_share']:.1%} padding, {speed['seconds']:,.0f} s in all"
+        )
+    show_pairs(pairs)
+
+
+def show_evaluation(result: Evaluation) -> None:
+    """Scores, the base's beside them where it was scored, and what they rest on."""
+    screen = console()
+    models = [result.scores, *([result.baseline] if result.baseline else [])]
+    made = table(
+        "ROUGE, 0-100 [95 %]", *(_shorten(scores.model) for scores in models), *(["difference"] if result.baseline else [])
+    )
+    for kind in result.scores.rouge:
+        cells = [str(scores.rouge[kind]) for scores in models]
+        made.add_row(kind, *cells, *([str(result.difference[kind])] if result.difference else []))
+    rows: Sequence[tuple[str, list[str]]] = [
+        ("cut at the limit", [f"{scores.cut_share:.1%}" for scores in models]),
+        ("tokens", [f"{scores.mean_tokens:.1f}" for scores in models]),
+        ("samples/s", [f"{scores.samples_per_second:.1f}" for scores in models]),
+    ]
+    for name, cells in rows:
+        made.add_row(name, *cells)
+    screen.print(made)
+    screen.print(f"{result.rows:,} {result.split} rows of '{result.task}'; sentences: {result.sentences}", markup=False)
+    for warning in result.warnings:
+        screen.print(f"warning: {warning}", markup=False)
+    if result.predictions is not None:
+        screen.print(f"answers: {result.predictions}", markup=False, soft_wrap=True)
+
+
+def _shorten(name: str, width: int = 18) -> str:
+    return name if len(name) <= width else "…" + name[1 - width :]

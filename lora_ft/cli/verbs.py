@@ -1,0 +1,243 @@
+"""The verbs of `lora-ft`. Jobs are imported inside them: `lora-ft generate BUNDLE` works without torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lora_ft.cli.screen import Screen
+
+app = typer.Typer(
+    name="lora-ft",
+    help="Small LoRA adapters for FLAN-T5: train, merge, score with ROUGE, generate, export to ONNX. "
+    "Any command takes --debug for a full traceback.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class SplitChoice(StrEnum):
+    """A split of a task."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+class DtypeChoice(StrEnum):
+    """What a checkpoint's weights are stored in."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Task file (YAML), or the name of a shipped recipe.")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. --set train.learning_rate=5e-4.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder to make.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows generated together.")]
+
+
+@app.command()
+def validate(task: TaskArgument, set_: Overrides = []) -> int:  # noqa: B006  (typer copies it)
+    """Check a task file and its data, and show what training would do. All faults are shown at once."""
+    from lora_ft.cli.tables import show_faults, show_validation
+    from lora_ft.task import TaskFaults
+    from lora_ft.validate import validate as job
+
+    try:
+        with Screen() as screen:
+            report = job(task, set_, progress=screen)
+    except TaskFaults as faults:
+        show_faults(faults)
+        return faults.exit_code
+    show_validation(report)
+    return 2 if report.faults else 0
+
+
+@app.command()
+def train(
+    task: TaskArgument,
+    set_: Overrides = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a task's adapter. Ctrl-C saves a checkpoint; --resume goes on from it."""
+    from lora_ft.cli.tables import show_run
+    from lora_ft.task import load_task
+    from lora_ft.train import train as job
+
+    loaded = load_task(task, set_)
+    with Screen() as screen:
+        run = job(loaded, out or Path("runs") / loaded.name, resume=resume, overwrite=overwrite, progress=screen)
+    if not screen.console.quiet:
+        show_run(run)
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN")],
+    out: Out,
+    base: Annotated[str | None, typer.Option(help="Another copy of the base the run was trained on.")] = None,
+    dtype: Annotated[DtypeChoice, typer.Option(help="Stored as; the merge itself is done in fp32.")] = DtypeChoice.fp32,
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge a run's adapter into its base: a checkpoint that needs no peft."""
+    from lora_ft.merge import merge as job
+    from lora_ft.runs import Run
+
+    with Screen() as screen:
+        report = job(Run(run), out, base=base, dtype=dtype.value, overwrite=overwrite, progress=screen)
+    print(
+        f"{report.out}: {report.bytes / 1e6:.1f} MB; merged and adapter logits differ by at most "
+        f"{report.difference:.2g} on {report.rows} rows"
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run; or a checkpoint, bundle or base with --task.")],
+    split: Annotated[SplitChoice, typer.Option(help="Which rows.")] = SplitChoice.test,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score the first so many rows.")] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Score the untouched base beside it.")] = False,
+    task: Annotated[str | None, typer.Option(help="Task file to score on, where the model carries none.")] = None,
+    set_: Overrides = [],  # noqa: B006
+    predictions: Annotated[Path | None, typer.Option(help="Write every answer there (jsonl).")] = None,
+    batch_size: BatchSize = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score a model with ROUGE: mean and 95 % interval on the 0-100 scale."""
+    from lora_ft.cli.tables import show_evaluation
+    from lora_ft.evaluate import evaluate as job
+    from lora_ft.task import load_task
+
+    loaded = load_task(_task_of(model, task, set_), set_) if task or set_ else None
+    with Screen() as screen:
+        result = job(
+            model, task=loaded, split=split.value, limit=limit, baseline=baseline,
+            batch_size=batch_size, predictions=predictions, progress=screen,
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        show_evaluation(result)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a checkpoint, a bundle or a base.")],
+    text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; else lines of stdin.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--input", help="Rows (jsonl, json, csv, tsv, parquet) or lines of text (other files).")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Write jsonl: each row and its output.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The text is the whole prompt; use no template.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(min=0)] = None,
+    num_beams: Annotated[int | None, typer.Option(min=1)] = None,
+    length_penalty: Annotated[float | None, typer.Option()] = None,
+    do_sample: Annotated[bool | None, typer.Option("--do-sample", help="Sample instead of greedy search.")] = None,
+    temperature: Annotated[float | None, typer.Option()] = None,
+    top_k: Annotated[int | None, typer.Option(min=0)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    no_repeat_ngram_size: Annotated[int | None, typer.Option(min=0)] = None,
+    repetition_penalty: Annotated[float | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
+    batch_size: BatchSize = 16,
+) -> None:
+    """Answer texts or rows, put through the model's own prompt."""
+    from lora_ft.cli.rows import read_inputs, write_outputs
+    from lora_ft.generate import generate as job
+    from lora_ft.models import open_model
+
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "num_beams": num_beams,
+        "length_penalty": length_penalty, "do_sample": do_sample, "temperature": temperature, "top_k": top_k,
+        "top_p": top_p, "no_repeat_ngram_size": no_repeat_ngram_size, "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    rows = read_inputs(text or [], source, sys.stdin)
+    with Screen() as screen:
+        opened = open_model(model)
+        if opened.notice:
+            screen.note(opened.notice)
+        answers = job(opened, rows, given, raw=raw, batch_size=batch_size, progress=screen)
+    write_outputs(rows, answers, output)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
+    out: Out,
+    verify_rows: Annotated[int, typer.Option(min=1, help="Rows of the task compared with PyTorch.")] = 16,
+    verify_split: Annotated[SplitChoice, typer.Option(help="Where they are taken from.")] = SplitChoice.validation,
+    overwrite: Overwrite = False,
+) -> None:
+    """Export to ONNX: a bundle, compared with PyTorch before it is published."""
+    from lora_ft.export_run import export as job
+
+    with Screen() as screen:
+        done = job(model, out, verify_rows=verify_rows, verify_split=verify_split.value, overwrite=overwrite,
+                   progress=screen)  # fmt: skip
+    print(
+        f"{done.out}: {done.bytes / 1e6:.1f} MB; {done.parity.identical_rows} of {done.parity.rows} rows give PyTorch's "
+        f"text, logits differ by at most {done.parity.largest_difference:.2g}"
+    )
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print what a bug report needs: versions, CPU, memory, GPUs, ONNX Runtime, hub, offline base."""
+    from lora_ft.cli.tables import show_pairs
+    from lora_ft.doctor import examine
+
+    facts = examine()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        show_pairs(facts)
+
+
+@app.command()
+def recipes() -> None:
+    """List the task files that ship with lora-ft."""
+    from lora_ft.task import recipe_file, recipes
+
+    for name in recipes():
+        print(f"{name}\t{recipe_file(name)}")
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", help="Folder for everything it makes.")] = Path("quickstart"),
+    base: Annotated[str | None, typer.Option(help="By default google/flan-t5-small, or offline without the hub.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """The whole path on the embedded example: train, merge, score, export, verify, generate, compare speeds."""
+    from lora_ft.cli.quickstart import quickstart as job
+
+    job(out, base=base, overwrite=overwrite)
+
+
+def _task_of(model: str, task: str | None, overrides: list[str]) -> str:
+    """The task file to apply --set to: the one named, or the model's own."""
+    from export.errors import UsageError
+    from lora_ft.runs import TASK
+
+    if task:
+        return task
+    own = Path(model) / TASK
+    if not own.is_file():
+        raise UsageError(f"--set {overrides[0]} needs a task, and {model} carries none", "add --task TASK")
+    return str(own)

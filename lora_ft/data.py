@@ -1,0 +1,169 @@
+"""A task's rows: read, checked, split, and put into the prompt."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from export.errors import LoraFtError, UsageError
+from export.runtime.prompt import Prompt
+from lora_ft.hub import require_hub
+from lora_ft.readers import Row, read_rows
+from lora_ft.task import SPLITS, Data, Task
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, ready to be asked.
+
+    Attributes:
+        prompt: what the model reads.
+        target: what it is taught to write.
+        references: what its answer is scored against, at least one.
+        row: the columns it came from.
+    """
+
+    prompt: str
+    target: str
+    references: tuple[str, ...]
+    row: Row = field(compare=False, hash=False)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A task's examples; a split that was neither given nor cut off is empty."""
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+
+    def __getitem__(self, name: str) -> list[Example]:
+        return getattr(self, name)
+
+    @property
+    def overlap(self) -> int:
+        """How many validation and test prompts stand among the training prompts, word for word."""
+        seen = {example.prompt for example in self.train}
+        return sum(example.prompt in seen for example in (*self.validation, *self.test))
+
+
+def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
+    """Read the splits named in `only`; the others are left empty.
+
+    Raises:
+        UsageError: a file or column is missing, or a split that is asked for is empty.
+        LoraFtError: a file is damaged, or a cell is empty.
+    """
+    data = task.data
+    wanted = set(only)
+    given = {name: getattr(data, name) for name in SPLITS}
+    cut = _shares_to_cut(data)
+    if wanted & set(cut):
+        wanted.add("train")
+    rows = {name: _read(data, name, given[name]) for name in SPLITS if name in wanted and given[name] is not None}
+    if wanted & set(cut):
+        rows |= _cut(rows["train"], cut, data.split.seed if data.split else 0)
+    prompt = Prompt(task.prompt)
+    made = {}
+    for name in SPLITS:
+        chosen = rows.get(name, []) if name in only else []
+        made[name] = _examples(chosen[: getattr(data.limit, name)], prompt, data, name)
+    return Splits(**made)
+
+
+def require(splits: Splits, name: str, task: Task) -> list[Example]:
+    """The examples of a split that a job cannot do without."""
+    examples = splits[name]
+    if not examples:
+        raise UsageError(
+            f"task '{task.name}' has no {name} rows",
+            f"set data.{name}, or data.split.{name} to cut a share off the training rows",
+        )
+    return examples
+
+
+def _shares_to_cut(data: Data) -> dict[str, float]:
+    """Share of the training rows of each split that is not given but asked for by data.split."""
+    if data.split is None or data.train is None:
+        return {}
+    shares = {"validation": data.split.validation, "test": data.split.test}
+    return {name: share for name, share in shares.items() if getattr(data, name) is None and share > 0}
+
+
+def _cut(rows: list[tuple[str, Row]], shares: dict[str, float], seed: int) -> dict[str, list[tuple[str, Row]]]:
+    shuffled = random.Random(seed).sample(rows, len(rows))
+    out, start = {}, 0
+    for name, share in shares.items():
+        count = round(share * len(rows))
+        out[name], start = shuffled[start : start + count], start + count
+    if not shuffled[start:]:
+        raise UsageError(f"data.split leaves no training rows of {len(rows)}", "give smaller shares")
+    return out | {"train": shuffled[start:]}
+
+
+def _read(data: Data, name: str, source: str | list[str]) -> list[tuple[str, Row]]:
+    key = f"data.{name}"
+    if data.hub is None:
+        assert data.root is not None  # load_task sets it
+        rows = read_rows(data.root, source, key)
+        place = str(source)
+    else:
+        rows = _read_hub(data, str(source), key)
+        place = f"{data.hub} {source}"
+    if not rows:
+        raise UsageError(f"{key}: {place} holds no rows", "give another file, or remove the key")
+    return rows
+
+
+def _read_hub(data: Data, split: str, key: str) -> list[tuple[str, Row]]:
+    import datasets
+
+    require_hub(f"the data set {data.hub}", "a local file in data.train")
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(data.hub, data.config, split=split, revision=data.revision)
+    except Exception as error:  # the library raises many kinds
+        raise UsageError(f"{key}: cannot load {data.hub} ({str(error).splitlines()[0]})") from error
+    return [(f"{data.hub} {split}[{i}]", dict(row)) for i, row in enumerate(rows)]
+
+
+def _examples(rows: list[tuple[str, Row]], prompt: Prompt, data: Data, name: str) -> list[Example]:
+    examples = []
+    for where, row in rows:
+        lacking = [column for column in _columns(prompt, data) if column not in row]
+        if lacking:
+            raise UsageError(
+                f"{where} has no column '{lacking[0]}'",
+                f"it has {', '.join(map(str, row))}; correct prompt, data.target or data.references",
+            )
+        empty = [column for column in _columns(prompt, data) if _is_empty(row[column])]
+        if empty and data.skip_empty:
+            continue
+        if empty:
+            raise LoraFtError(
+                f"{where}: column '{empty[0]}' is empty", "fill it, or set data.skip_empty=true to leave such rows out"
+            )
+        references = _references(row[data.references], where) if data.references else (str(row[data.target]),)
+        examples.append(Example(prompt.fill(row), str(row[data.target]), references, row))
+    if rows and not examples:
+        raise UsageError(f"data.{name}: every row has an empty cell", "look at the columns named in the task")
+    return examples
+
+
+def _columns(prompt: Prompt, data: Data) -> list[str]:
+    return [*prompt.columns, data.target, *([data.references] if data.references else [])]
+
+
+def _is_empty(value: Any) -> bool:
+    """Null, blank, or a list without anything in it (a float NaN is how tables write null)."""
+    if isinstance(value, list):
+        return not any(not _is_empty(item) for item in value)
+    return value is None or value != value or not str(value).strip()
+
+
+def _references(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        return (str(value),)
+    return tuple(str(item) for item in value if not _is_empty(item))

@@ -1,0 +1,91 @@
+"""The job `doctor`: what a bug report needs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnxruntime
+
+from export.runtime.cpu import allowed_cpus
+
+_PACKAGES = (
+    "lora-ft", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "rouge-score", "nltk", "tokenizers",
+    "safetensors", "onnx", "onnxruntime", "optimum-onnx", "numpy", "pydantic", "huggingface-hub", "traceforge-title-model",
+)  # fmt: skip
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+
+
+def examine() -> dict[str, str]:
+    """Facts about this machine and installation, in the order to show them."""
+    return {
+        "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
+        **{name: _version(name) for name in _PACKAGES},
+        "cpu": _cpu_name(),
+        "cpu flags": " ".join(flag for flag in _FLAGS if flag in _cpu_flags()) or "none of interest",
+        "cores": f"{allowed_cpus()} allowed of {os.cpu_count()}",
+        "memory": _memory(),
+        "gpus": _gpus(),
+        "onnxruntime providers": ", ".join(onnxruntime.get_available_providers()),
+        "hub": _hub(),
+        "offline base": _offline(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_flags() -> frozenset[str]:
+    from lora_ft.precision import cpu_flags
+
+    return cpu_flags()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _memory() -> str:
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+    except OSError:
+        return "unknown"
+    total, free = (int(fields[key].split()[0]) / 2**20 for key in ("MemTotal", "MemAvailable"))
+    return f"{total:.1f} GiB, {free:.1f} GiB available"
+
+
+def _gpus() -> str:
+    if find_spec("torch") is None:
+        return "unknown (torch is not installed)"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none"
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def _hub() -> str:
+    if find_spec("huggingface_hub") is None:
+        return "unknown (huggingface-hub is not installed)"
+    from lora_ft.hub import hub_trouble
+
+    return hub_trouble() or "answers"
+
+
+def _offline() -> str:
+    from lora_ft.bases import cache_folder, is_offline_cached
+
+    if is_offline_cached():
+        return f"cached in {cache_folder()}"
+    return "not cached; its package is " + ("installed" if find_spec("traceforge_title_model") else "not installed")

@@ -1,0 +1,122 @@
+"""What generates: a transformers model or an ONNX bundle, behind one call. A bundle's needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from export.errors import UsageError
+from export.runtime.generator import Generator
+from export.runtime.text import PAD, Tokenizer, by_length, pad, trim
+
+if TYPE_CHECKING:
+    from transformers import T5ForConditionalGeneration
+
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated text.
+
+    Attributes:
+        text: decoded.
+        tokens: how many were generated, </s> included.
+        cut: whether it ended at the length limit instead of with </s>.
+    """
+
+    text: str
+    tokens: int
+    cut: bool
+
+
+class Engine(Protocol):
+    """Generates answers to prompts."""
+
+    tokenizer: Tokenizer
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        options: Mapping[str, Any],
+        *,
+        batch_size: int = BATCH_SIZE,
+        done: Callable[[int], None] = lambda rows: None,
+    ) -> list[Answer]:
+        """Answers, in the order of the prompts.
+
+        Args:
+            prompts: taken as they are.
+            options: of generation, by transformers' names; max_new_tokens must be among them.
+            batch_size: prompts of like length generated together.
+            done: told how many prompts are finished.
+
+        Raises:
+            UsageError: an option that this engine does not have.
+        """
+
+
+class TorchEngine:
+    """A transformers model, in the precision it is loaded in."""
+
+    def __init__(self, model: T5ForConditionalGeneration, tokenizer: Tokenizer, source_length: int) -> None:
+        self.model, self.tokenizer, self.source_length = model, tokenizer, source_length
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        options: Mapping[str, Any],
+        *,
+        batch_size: int = BATCH_SIZE,
+        done: Callable[[int], None] = lambda rows: None,
+    ) -> list[Answer]:
+        import torch
+
+        chosen = {"do_sample": False, "num_beams": 1, **options}
+        torch.manual_seed(chosen.pop("seed", 0))
+        rows = self.tokenizer.encode(prompts, self.source_length)
+        answers: list[Answer] = [Answer("", 0, False)] * len(rows)
+        finished = 0
+        for batch in by_length(rows, batch_size):
+            ids = torch.from_numpy(pad([rows[i] for i in batch])).to(self.model.device)
+            with torch.inference_mode():
+                out = self.model.generate(input_ids=ids, attention_mask=(ids != PAD).long(), **chosen)
+            for i, tokens in zip(batch, out[:, 1:].cpu().numpy(), strict=True):
+                answers[i] = _answer(trim(tokens, self._end), self.tokenizer, self._end)
+            finished += len(batch)
+            done(finished)
+        return answers
+
+    @property
+    def _end(self) -> int:
+        return int(self.model.config.eos_token_id)
+
+
+class OnnxEngine:
+    """A bundle in the torch-free runtime: greedy."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator, self.tokenizer = generator, generator.tokenizer
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        options: Mapping[str, Any],
+        *,
+        batch_size: int = BATCH_SIZE,
+        done: Callable[[int], None] = lambda rows: None,
+    ) -> list[Answer]:
+        unknown = sorted(set(options) - {"max_new_tokens", "min_new_tokens"})
+        if unknown:
+            raise UsageError(
+                f"a bundle generates greedily; it has no {', '.join(unknown)}", "use the run or its merged checkpoint"
+            )
+        made = self.generator.generate_tokens(prompts, **options, batch_size=batch_size, done=done)
+        return [_answer(tokens, self.tokenizer, self.generator.end) for tokens in made]
+
+
+def _answer(tokens: np.ndarray, tokenizer: Tokenizer, end: int) -> Answer:
+    return Answer(tokenizer.decode([tokens])[0], len(tokens), len(tokens) == 0 or tokens[-1] != end)

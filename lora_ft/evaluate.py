@@ -1,0 +1,162 @@
+"""The job `evaluate`: a model and a split in, ROUGE with intervals out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from export.errors import UsageError
+from export.files import write_json, write_text
+from lora_ft.data import Example, load_splits, require
+from lora_ft.engines import BATCH_SIZE, Answer
+from lora_ft.metrics import Estimate, estimate, rouge, sentence_splitter
+from lora_ft.models import Model, open_model
+from lora_ft.progress import Progress, Silent
+from lora_ft.task import SplitName, Task
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How one model did on the rows.
+
+    Attributes:
+        model: what was scored.
+        rouge: mean and 95 % interval by ROUGE type, 0 to 100.
+        cut_share: of answers that ended at the length limit.
+        mean_tokens: generated per answer.
+        samples_per_second: generation alone.
+    """
+
+    model: str
+    rouge: dict[str, Estimate]
+    cut_share: float
+    mean_tokens: float
+    samples_per_second: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        task, split, rows: what it was scored on.
+        scores: of the model.
+        baseline: of the untouched base, where it was asked for.
+        difference: model minus base, row by row, with the paired interval.
+        sentences: how sentences were split for rougeLsum.
+        predictions: file with every answer, or None.
+        warnings: what a reader of the scores should know.
+    """
+
+    task: str
+    split: str
+    rows: int
+    scores: Scores
+    baseline: Scores | None
+    difference: dict[str, Estimate] | None
+    sentences: str
+    predictions: Path | None
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"predictions": None if self.predictions is None else str(self.predictions)}
+
+
+def evaluate(
+    name: str, *, task: Task | None = None, split: SplitName = "test", limit: int | None = None, baseline: bool = False,
+    batch_size: int = BATCH_SIZE, predictions: Path | None = None, progress: Progress | None = None,
+) -> Evaluation:  # fmt: skip
+    """Score a model.
+
+    Args:
+        name: run, checkpoint, bundle or base.
+        task: whose rows and settings; by default the model's own.
+        split: of the task.
+        limit: score the first so many rows.
+        baseline: score the task's untouched base on the same rows too.
+        batch_size: rows generated together.
+        predictions: jsonl file for the answers; a run keeps them beside itself by default, with the scores.
+        progress: told what happens.
+
+    Raises:
+        UsageError, LoraFtError: the model or the rows cannot be used.
+    """
+    progress = progress or Silent()
+    progress.stage("loading")
+    model = open_model(name)
+    if model.notice:
+        progress.note(model.notice)
+    task = task or model.task
+    if task is None:
+        raise UsageError(f"{name} carries no task to be scored on", "add --task TASK")
+    splits = load_splits(task, ["train", split] if task.data.train is not None and split != "train" else [split])
+    examples = require(splits, split, task)[:limit]
+    warnings = _overlap_warning(splits.overlap, split)
+    answers, scores, rows = _score(model, examples, task, batch_size, progress)
+    before = difference = None
+    if baseline:
+        base = open_model(task.base)
+        _, before, base_rows = _score(base, examples, task, batch_size, progress)
+        difference = {
+            kind: estimate(rows[kind] - base_rows[kind], seed=task.evaluate.seed, resamples=task.evaluate.bootstrap)
+            for kind in rows
+        }
+    if predictions is None and model.kind == "run":
+        predictions = Path(name) / f"predictions-{split}.jsonl"
+    evaluation = Evaluation(
+        task.name, split, len(examples), scores, before, difference, sentence_splitter()[1], predictions, warnings
+    )
+    if predictions is not None:
+        write_text(predictions, _predictions(examples, answers, rows))
+    if model.kind == "run":
+        write_json(Path(name) / f"scores-{split}.json", evaluation.as_dict())
+    return evaluation
+
+
+def _score(
+    model: Model, examples: Sequence[Example], task: Task, batch_size: int, progress: Progress
+) -> tuple[list[Answer], Scores, dict[str, Any]]:
+    progress.stage(f"generating with {model.name}", len(examples))
+    began = time.perf_counter()
+    prompts = [example.prompt for example in examples]
+    options = task.generation_options()
+    answers = model.engine.generate(prompts, options, batch_size=batch_size, done=progress.advance)
+    seconds = time.perf_counter() - began
+    rows = rouge(
+        [answer.text for answer in answers],
+        [example.references for example in examples],
+        use_stemmer=task.evaluate.use_stemmer,
+    )
+    settings = task.evaluate
+    scores = Scores(
+        model=model.name,
+        rouge={kind: estimate(rows[kind], seed=settings.seed, resamples=settings.bootstrap) for kind in rows},
+        cut_share=sum(answer.cut for answer in answers) / len(answers),
+        mean_tokens=sum(answer.tokens for answer in answers) / len(answers),
+        samples_per_second=len(answers) / seconds,
+    )
+    return answers, scores, rows
+
+
+def _overlap_warning(overlap: int, split: str) -> list[str]:
+    return [f"{overlap:,} {split} prompts are training prompts too; the scores flatter"] if overlap else []
+
+
+def _predictions(examples: Sequence[Example], answers: Sequence[Answer], rows: dict[str, Any]) -> str:
+    lines = []
+    for i, (example, answer) in enumerate(zip(examples, answers, strict=True)):
+        entry = {
+            "prompt": example.prompt,
+            "output": answer.text,
+            "references": list(example.references),
+            "tokens": answer.tokens,
+            "cut": answer.cut,
+            **{kind: round(float(rows[kind][i]), 2) for kind in rows},
+        }
+        lines.append(json.dumps(entry, ensure_ascii=False))
+    return "\n".join(lines) + "\n"

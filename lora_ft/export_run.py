@@ -1,0 +1,141 @@
+"""The job `export`: a run or a checkpoint in, a verified ONNX bundle out. The torch side of it; `export` does the rest."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from export.bundle import Origin, write_bundle
+from export.errors import LoraFtError, UsageError
+from export.files import folder_size, refuse_existing
+from export.parity import Reference, Report
+from export.runtime.cpu import allowed_cpus
+from export.runtime.text import PAD, Tokenizer, by_length, pad
+from lora_ft.bases import find_base, load_model, load_tokenizer
+from lora_ft.checkpoint import save_checkpoint
+from lora_ft.data import load_splits
+from lora_ft.merge import MERGE, merge_in_memory
+from lora_ft.progress import Progress, Silent
+from lora_ft.runs import TASK, Run, is_run
+from lora_ft.task import SplitName, Task, load_task
+
+if TYPE_CHECKING:
+    from transformers import T5ForConditionalGeneration
+
+_BATCH = 8
+_SOURCE_LENGTH, _MAX_NEW_TOKENS = 512, 128  # of a checkpoint that came without a task
+_SENTENCES = (  # to compare on where no task's rows are at hand
+    "Translate English to German: The house at the end of the street is for sale.",
+    "Is this review positive or negative? I loved every minute of the film, even the slow ones.",
+    "Summarize the following conversation. Ana: The printer is out of paper again. Ben: I will bring two boxes at noon. "
+    "Ana: Make it three, the finance team prints everything. Ben: Fine, three.",
+    "Please answer this question: Why does bread rise?",
+    "Question: who feeds the cat? Context: Mia is away until Friday, so Tom feeds the cat and waters the plants.",
+    "Correct the sentence: She go to school every days with she brother.",
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote: the folder, how it compares with PyTorch, and its size in bytes."""
+
+    out: Path
+    parity: Report
+    bytes: int
+
+
+def export(
+    name: str, out: Path, *, verify_rows: int = 16, verify_split: SplitName = "validation", overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Exported:  # fmt: skip
+    """Export a model and verify the result against PyTorch before it is published.
+
+    Args:
+        name: run, checkpoint or base.
+        out: folder to make.
+        verify_rows: how many rows of the task are compared.
+        verify_split: the split they are taken from.
+        overwrite: replace `out` where it exists.
+        progress: told what happens.
+
+    Raises:
+        UsageError: `out` is taken, or the model is not a T5.
+        LoraFtError: the ONNX graphs differ from PyTorch; nothing is left behind.
+    """
+    progress = progress or Silent()
+    refuse_existing(out, overwrite=overwrite)
+    torch.set_num_threads(allowed_cpus())
+    with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
+        if is_run(Path(name)):
+            run = Run(name)
+            merged = merge_in_memory(run, progress=progress)
+            model, folder, task = merged.model, Path(scratch), run.task
+            save_checkpoint(model, merged.base.folder, folder)
+            tokenizer, base, adapter = load_tokenizer(merged.base.folder), merged.base.name, run.task.name
+        else:
+            found = find_base(name)
+            folder, model = found.folder, load_model(found.folder)
+            task = load_task(folder / TASK) if (folder / TASK).is_file() else None
+            tokenizer, (base, adapter) = load_tokenizer(folder), _merged_from(folder, found.name)
+        origin = Origin(
+            base=base,
+            adapter=adapter,
+            template=task.prompt if task else None,
+            source_length=task.lengths.source if task else _SOURCE_LENGTH,
+            max_new_tokens=task.max_new_tokens if task else _MAX_NEW_TOKENS,
+            versions={package: version(package) for package in ("torch", "transformers", "peft")},
+        )
+        prompts = _prompts(task, verify_split, verify_rows, progress)
+        references = _references(model, tokenizer, prompts, origin, progress)
+        parity = write_bundle(folder, tokenizer, origin, references, out, overwrite=overwrite, progress=progress.stage)
+    return Exported(out, parity, folder_size(out))
+
+
+def _merged_from(folder: Path, name: str) -> tuple[str, str | None]:
+    """(base, adapter) of a checkpoint: what `merge` wrote down, else just its own name."""
+    path = folder / MERGE
+    if not path.is_file():
+        return name, None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record["base"], record["adapter"]
+
+
+def _prompts(task: Task | None, split: SplitName, limit: int, progress: Progress) -> Sequence[str]:
+    if task is None:
+        return _SENTENCES
+    try:
+        examples = load_splits(task, [split])[split]
+    except (UsageError, LoraFtError) as error:
+        progress.note(f"the task's {split} rows are not at hand ({error.message}); comparing on built-in sentences")
+        return _SENTENCES
+    return [example.prompt for example in examples[:limit]] or _SENTENCES
+
+
+def _references(
+    model: T5ForConditionalGeneration, tokenizer: Tokenizer, prompts: Sequence[str], origin: Origin, progress: Progress
+) -> Iterator[Reference]:
+    """PyTorch's greedy text and its logits, in float32 on the CPU, a batch at a time."""
+    model = model.to("cpu", torch.float32).eval()
+    rows = tokenizer.encode(prompts, origin.source_length)
+    progress.stage("comparing with PyTorch", len(rows))
+    finished = 0
+    for batch in by_length(rows, _BATCH):
+        ids = torch.from_numpy(pad([rows[i] for i in batch]))
+        mask = (ids != PAD).long()
+        with torch.inference_mode():
+            made = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=origin.max_new_tokens, do_sample=False, num_beams=1
+            )
+            logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=made[:, :-1]).logits
+        yield Reference(
+            ids.numpy(), mask.numpy(), made[:, 1:].numpy(), logits.float().numpy(), origin.max_new_tokens
+        )
+        finished += len(batch)
+        progress.advance(finished)

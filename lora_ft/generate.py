@@ -1,0 +1,49 @@
+"""The job `generate`: texts or rows through a model's prompt, one answer each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from export.errors import UsageError
+from lora_ft.engines import BATCH_SIZE
+from lora_ft.models import Model
+from lora_ft.progress import Progress, Silent
+
+
+def generate(
+    model: Model,
+    rows: Sequence[str | Mapping[str, Any]],
+    options: Mapping[str, Any],
+    *,
+    raw: bool = False,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Answers, in the order of the rows.
+
+    Args:
+        model: from `open_model`.
+        rows: texts, or rows with the columns of the model's prompt.
+        options: of generation, by transformers' names; they take precedence over the task's own.
+        raw: the texts are prompts already.
+        batch_size: rows generated together.
+        progress: told what happens.
+
+    Raises:
+        UsageError: a row does not fit the prompt, or an option the engine.
+    """
+    progress = progress or Silent()
+    prompts = [_prompt(model, row, raw) for row in rows]
+    progress.stage("generating", len(prompts))
+    answers = model.engine.generate(prompts, {**model.options, **options}, batch_size=batch_size, done=progress.advance)
+    return [answer.text for answer in answers]
+
+
+def _prompt(model: Model, row: str | Mapping[str, Any], raw: bool) -> str:
+    if raw or model.prompt is None:
+        if not isinstance(row, str):
+            raise UsageError(f"{model.name} has no prompt to put rows into" if not raw else "--raw takes text, not rows",
+                             "give text, or a model with a task")  # fmt: skip
+        return row
+    return model.prompt.fill_text(row) if isinstance(row, str) else model.prompt.fill(row)

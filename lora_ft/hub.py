@@ -1,0 +1,38 @@
+"""Whether the model hub answers, found out within seconds instead of by its client's retries."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from export.errors import UsageError
+
+TIMEOUT = 4.0
+
+
+@functools.cache
+def hub_trouble() -> str | None:
+    """Why the hub cannot be used now, or None where it answers. Asked once a process."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except Exception as error:  # requests or httpx, by the version of huggingface_hub
+        return f"{constants.ENDPOINT} does not answer ({type(error).__name__})"
+    return None
+
+
+def require_hub(wanted: str, otherwise: str) -> None:
+    """Raise UsageError at once where the hub cannot be reached."""
+    trouble = hub_trouble()
+    if trouble:
+        raise UsageError(f"{wanted} is on the hub, and {trouble}", f"check the network, or use {otherwise}")
+
+
+def quiet() -> None:
+    """Keep the hub's client from drawing its own progress bars and warnings over ours."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

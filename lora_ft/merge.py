@@ -1,0 +1,161 @@
+"""The job `merge`: a run in, a checkpoint out that needs no peft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from export.errors import LoraFtError, UsageError
+from export.files import folder_size, refuse_existing, staged_folder, write_json
+from export.runtime.text import pad
+from lora_ft.adapters import adapter_config, load_adapter
+from lora_ft.bases import Base, find_base, load_model, load_tokenizer
+from lora_ft.checkpoint import save_checkpoint
+from lora_ft.data import load_splits
+from lora_ft.progress import Progress, Silent
+from lora_ft.runs import TASK, Run
+from lora_ft.task import save_task
+
+if TYPE_CHECKING:
+    from transformers import T5ForConditionalGeneration
+
+MERGE = "merge.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_ROWS = 4
+# The same sums in another order: more than this, relative to the logits, is not rounding.
+_TOLERANCE = 1e-3
+_SENTENCES = (
+    "Summarize the following conversation. Ana: The printer is out of paper. Ben: I will bring some at noon.",
+    "Translate English to German: The house at the end of the street is for sale.",
+)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """An adapter merged into its base, in memory, in float32.
+
+    Attributes:
+        model: in evaluation mode.
+        base: what it was merged into.
+        difference: the largest difference of any logit, merged against base plus adapter, on `rows` rows.
+        rows: how many rows that was measured on.
+    """
+
+    model: T5ForConditionalGeneration
+    base: Base
+    difference: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `merge` wrote."""
+
+    out: Path
+    difference: float
+    rows: int
+    bytes: int
+
+
+def merge(
+    run: Run, out: Path, *, base: str | None = None, dtype: str = "fp32", overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Report:  # fmt: skip
+    """Merge a run's adapter and write the checkpoint.
+
+    Args:
+        run: the run.
+        out: folder to make.
+        base: instead of the one that the run names (a copy of it elsewhere, say).
+        dtype: "fp32" or "bf16"; the merge itself is done in fp32 and cast once.
+        overwrite: replace `out` where it exists.
+        progress: told what happens.
+
+    Raises:
+        UsageError, LoraFtError: `out` is taken, or the adapter does not belong to the base.
+    """
+    refuse_existing(out, overwrite=overwrite)
+    merged = merge_in_memory(run, base=base, progress=progress)
+    with staged_folder(out, overwrite=overwrite) as staging:
+        save_checkpoint(merged.model.to(DTYPES[dtype]), merged.base.folder, staging)
+        save_task(run.task, staging / TASK)
+        write_json(
+            staging / MERGE,
+            {
+                "base": merged.base.name,
+                "adapter": run.task.name,
+                "dtype": dtype,
+                "largest_logit_difference": merged.difference,
+                "rows": merged.rows,
+                "versions": {name: version(name) for name in ("lora-ft", "torch", "transformers", "peft")},
+            },
+        )
+    return Report(out, merged.difference, merged.rows, folder_size(out))
+
+
+def merge_in_memory(run: Run, *, base: str | None = None, progress: Progress | None = None) -> Merged:
+    """Load the base in float32, merge the adapter in float32, and measure what merging changed.
+
+    Raises:
+        LoraFtError: the adapter is for another base, or merging changed more than rounding does.
+    """
+    progress = progress or Silent()
+    progress.stage("merging")
+    found = find_base(base or run.task.base)
+    _check_base(run, found, named=base is not None)
+    texts = _texts(run)
+    tokenizer = load_tokenizer(found.folder)
+    ids = tokenizer.encode(texts, run.task.lengths.source)
+    adapted = load_adapter(load_model(found.folder), run.adapter)
+    before = _logits(adapted, ids)
+    model = adapted.merge_and_unload(safe_merge=True).eval()
+    after = _logits(model, ids)
+    difference = float((before - after).abs().max())
+    if not difference <= _TOLERANCE * max(1.0, float(before.abs().max())):
+        raise LoraFtError(
+            f"merging changed logits by {difference:.3g}, which rounding does not explain",
+            "please report this with the output of `lora-ft doctor`",
+        )
+    return Merged(model, found, difference, len(ids))
+
+
+def _check_base(run: Run, base: Base, *, named: bool) -> None:
+    trained = run.metrics.get("base", {})
+    for key in ("d_model", "vocab_size", "num_layers"):
+        if key in trained and trained[key] != base.config[key]:
+            raise LoraFtError(
+                f"the run {run.folder} was trained on a base with {key} {trained[key]}, {base.name} has {base.config[key]}",
+                f"give the base it was trained on ({trained.get('name')})",
+            )
+    recorded = adapter_config(run.adapter).get("base_model_name_or_path")
+    if not named and recorded not in (None, base.name):
+        raise LoraFtError(
+            f"the adapter in {run.folder} was trained on '{recorded}', not on '{base.name}'",
+            "correct base in the run's task.yaml, or name the base you mean with --base",
+        )
+
+
+def _texts(run: Run) -> Sequence[str]:
+    """A few prompts of the task, or sentences where its rows are not at hand any more."""
+    for split in ("validation", "test", "train"):
+        try:
+            examples = load_splits(run.task, [split])[split]
+        except (LoraFtError, UsageError):
+            continue
+        if examples:
+            return [example.prompt for example in examples[:_ROWS]]
+    return _SENTENCES
+
+
+@torch.inference_mode()
+def _logits(model: torch.nn.Module, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+    """[rows, 8, vocabulary], each row after the same eight tokens."""
+    inputs = torch.from_numpy(pad(ids))
+    mask = torch.from_numpy(pad([[1] * len(row) for row in ids]))
+    start = torch.tensor([[0, *ids[0][:7]]]).repeat(len(ids), 1)
+    return model(input_ids=inputs, attention_mask=mask, decoder_input_ids=start).logits

@@ -1,0 +1,112 @@
+"""Whatever a user calls a model (a run, a checkpoint, a bundle, a base), found by what it is and made ready to generate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.errors import UsageError
+from export.runtime.cpu import allowed_cpus
+from export.runtime.generator import Generator
+from export.runtime.manifest import is_bundle
+from export.runtime.prompt import Prompt
+from lora_ft.engines import Engine, OnnxEngine, TorchEngine
+
+if TYPE_CHECKING:
+    from lora_ft.task import Task
+
+_SOURCE_LENGTH, _MAX_NEW_TOKENS = 512, 128  # of a model that came without a task
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to generate.
+
+    Attributes:
+        kind: "run", "checkpoint", "bundle" or "base".
+        name: as the user called it.
+        engine: what generates.
+        prompt: of its task, or None.
+        options: its task's generation options, max_new_tokens among them.
+        notice: what a user of it must know, or "".
+        task: where it has one (a bundle carries only its prompt).
+    """
+
+    kind: str
+    name: str
+    engine: Engine
+    prompt: Prompt | None
+    options: dict[str, Any]
+    notice: str = ""
+    task: Task | None = None
+
+
+def open_model(name: str) -> Model:
+    """Load a run (merged in memory), a checkpoint, a bundle, or a base.
+
+    Raises:
+        UsageError, LoraFtError: there is none of this name, or it is damaged.
+    """
+    folder = Path(name)
+    if is_bundle(folder):
+        generator = Generator.load(folder)
+        return Model("bundle", name, OnnxEngine(generator), generator.prompt,
+                     {"max_new_tokens": generator.max_new_tokens})  # fmt: skip
+    _require_torch(name)
+    from lora_ft.runs import is_run
+
+    if is_run(folder):
+        return _open_run(name)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise UsageError(f"{name} is neither a run, a checkpoint nor a bundle", "give the folder that a job wrote")
+    return _open_checkpoint(name)
+
+
+def _open_run(name: str) -> Model:
+    from lora_ft.bases import load_tokenizer
+    from lora_ft.merge import merge_in_memory
+    from lora_ft.runs import Run
+
+    run = Run(name)
+    merged = merge_in_memory(run)
+    task = run.task
+    engine = TorchEngine(_placed(merged.model), load_tokenizer(merged.base.folder), task.lengths.source)
+    return Model("run", name, engine, Prompt(task.prompt), task.generation_options(), merged.base.notice, task)
+
+
+def _open_checkpoint(name: str) -> Model:
+    from lora_ft.bases import find_base, load_model, load_tokenizer
+    from lora_ft.runs import TASK
+    from lora_ft.task import load_task
+
+    base = find_base(name)
+    task = load_task(base.folder / TASK) if (base.folder / TASK).is_file() else None
+    length = task.lengths.source if task else _SOURCE_LENGTH
+    engine = TorchEngine(_placed(load_model(base.folder)), load_tokenizer(base.folder), length)
+    return Model(
+        "checkpoint" if Path(name).is_dir() else "base",
+        name,
+        engine,
+        Prompt(task.prompt) if task else None,
+        task.generation_options() if task else {"max_new_tokens": _MAX_NEW_TOKENS},
+        base.notice,
+        task,
+    )
+
+
+def _placed(model: Any) -> Any:
+    """The model on the GPU where there is one; on a CPU, with as many threads as this process may use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return model.to("cuda")
+    torch.set_num_threads(allowed_cpus())
+    return model
+
+
+def _require_torch(name: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise UsageError(f"{name} is no bundle, and other models need torch", "pip install 'lora-ft[train]'")

@@ -1,0 +1,129 @@
+"""What training a task will do, worked out before it starts: rows, steps, precision, compiling, padding."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_ft.adapters import count_parameters
+from lora_ft.batches import Encoded, padding_share
+from lora_ft.precision import Precision, choose_precision
+from lora_ft.task import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Measured on two CPU cores with FLAN-T5-small and mixed lengths; see benchmarks/results/.
+_COMPILE_SECONDS = 300.0
+_COMPILE_SPEEDUP = 1.45
+# Share of a matrix product's speed that a whole uncompiled training step reaches.
+_STEP_EFFICIENCY = 0.35
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of one training run.
+
+    Attributes:
+        device: "cpu", "cuda" or "mps".
+        precision: what the steps compute in.
+        compile, compile_reason: whether the model is compiled, and why.
+        steps, steps_per_epoch: optimizer steps.
+        global_batch: rows per optimizer step over all processes.
+        warmup_steps: of `steps`.
+        trainable, parameters: how many are trained, of how many.
+        padding: share of an epoch's positions that is padding.
+    """
+
+    device: str
+    precision: Precision
+    compile: bool
+    compile_reason: str
+    steps: int
+    steps_per_epoch: int
+    global_batch: int
+    warmup_steps: int
+    trainable: int
+    parameters: int
+    padding: float
+
+    def lines(self) -> list[str]:
+        """The plan in words."""
+        return [
+            f"{self.trainable:,} of {self.parameters:,} parameters are trained ({self.trainable / self.parameters:.1%})",
+            f"{self.steps:,} steps of {self.global_batch} rows ({self.steps_per_epoch:,} an epoch), "
+            f"{self.padding:.0%} padding",
+            f"precision {self.precision.name}: {self.precision.reason}",
+            f"compile {'on' if self.compile else 'off'}: {self.compile_reason}",
+        ]
+
+
+def make_plan(task: Task, config: dict[str, Any], rows: Sequence[Encoded], processes: int = 1) -> Plan:
+    """The plan for training on encoded rows with a base of this config.json."""
+    train = task.train
+    device = _device()
+    precision = choose_precision(train.precision, device)
+    global_batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
+    per_epoch = math.ceil(len(rows) / global_batch)
+    steps = train.max_steps or math.ceil(train.num_train_epochs * per_epoch)
+    trainable, parameters = count_parameters(config, task.lora)
+    tokens = sum(len(row.input_ids) + len(row.labels) for row in rows) * steps / per_epoch
+    compiled, reason = _choose_compile(train.compile, device, precision, parameters * tokens)
+    return Plan(
+        device=device,
+        precision=precision,
+        compile=compiled,
+        compile_reason=reason,
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        global_batch=global_batch,
+        warmup_steps=round(train.warmup_ratio * steps),
+        trainable=trainable,
+        parameters=parameters,
+        padding=padding_share(rows, global_batch, train.seed),
+    )
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _choose_compile(asked: str, device: str, precision: Precision, work: float) -> tuple[bool, str]:
+    """Whether to compile, and why. `work` is parameters times tokens of the whole plan."""
+    if asked != "auto":
+        return asked == "on", "as the task asks"
+    if device == "mps":
+        return False, "not tried on this device"
+    if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        return False, "no C++ compiler here"
+    seconds = 2 * work / _measured_flops(device, precision)
+    saved = seconds * (1 - 1 / _COMPILE_SPEEDUP)
+    estimate = f"about {_minutes(seconds)} of training, of which it saves {_minutes(saved)}"
+    if saved > 1.5 * _COMPILE_SECONDS:
+        return True, f"{estimate}, for {_minutes(_COMPILE_SECONDS)} of compiling"
+    return False, f"{estimate}; compiling alone takes {_minutes(_COMPILE_SECONDS)}"
+
+
+def _measured_flops(device: str, precision: Precision) -> float:
+    """Floating point operations a second that an uncompiled step may reach here, from a matrix product timed now."""
+    import torch
+
+    kind = torch.bfloat16 if precision.is_bf16 else torch.float32
+    left, right = torch.ones(2048, 512, dtype=kind, device=device), torch.ones(512, 1024, dtype=kind, device=device)
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        (left @ right).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return _STEP_EFFICIENCY * 2 * 2048 * 512 * 1024 / best
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,45 @@
+"""What the training step computes in, chosen once, with the reason in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Precision:
+    """`name` is "bf16" (autocast; weights, norms and residual stay float32) or "fp32"."""
+
+    name: str
+    reason: str
+
+    @property
+    def is_bf16(self) -> bool:
+        return self.name == "bf16"
+
+
+def choose_precision(asked: str, device: str) -> Precision:
+    """The precision for a device ("cpu", "cuda", "mps"); `asked` is the task's train.precision."""
+    if asked != "auto":
+        return Precision(asked, "as the task asks")
+    if device == "cuda":
+        import torch
+
+        if torch.cuda.is_bf16_supported():
+            return Precision("bf16", "the GPU computes in bf16")
+        return Precision("fp32", "the GPU has no bf16, and T5 overflows in fp16")
+    if device == "cpu":
+        able = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in cpu_flags()]
+        if able:
+            return Precision("bf16", f"the CPU has {' and '.join(able)}")
+        return Precision("fp32", "the CPU has neither AMX nor AVX512 for bf16")
+    return Precision("fp32", f"bf16 is not tried on {device}")
+
+
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets of this CPU as Linux names them; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))

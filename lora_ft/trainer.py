@@ -1,0 +1,212 @@
+"""transformers' Seq2SeqTrainer with what LoRA on FLAN-T5 needs: token-exact loss, length batches, guards, exact resume."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from export.errors import LoraFtError
+from export.runtime.text import IGNORED
+from lora_ft import checkpoints
+from lora_ft.batches import Encoded, LengthSampler, collate, count_positions
+from lora_ft.progress import Progress
+
+
+class Rows(Dataset[Encoded]):
+    """A list of encoded rows as torch wants it."""
+
+    def __init__(self, rows: Sequence[Encoded]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Encoded:
+        return self.rows[index]
+
+
+def token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy summed over this batch's tokens, divided by the tokens of the whole step.
+
+    T5's own loss is the mean of each micro-batch, so with accumulation or several processes short batches would
+    weigh as much as long ones.
+    """
+    logits = outputs.logits.float()
+    total = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+class Trainer(Seq2SeqTrainer):
+    """Trains an adapter.
+
+    Args:
+        bf16: compute the forward pass under bf16 autocast; weights and optimizer stay float32.
+        compiled: the model was compiled; evaluation then runs it uncompiled, as compiling once more would cost minutes.
+    """
+
+    def __init__(self, *, bf16: bool, compiled: bool, train_rows: Sequence[Encoded], eval_rows: Sequence[Encoded],
+                 args: Any, **options: Any) -> None:  # fmt: skip
+        self._bf16, self._compiled = bf16, compiled
+        batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        self.sampler = LengthSampler(train_rows, batch, args.seed)
+        self.positions = (0, 0)
+        super().__init__(
+            args=args,
+            train_dataset=Rows(train_rows),
+            eval_dataset=Rows(eval_rows) if eval_rows else None,
+            data_collator=collate,
+            compute_loss_func=token_loss,
+            **options,
+        )
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, *_: Any) -> LengthSampler:
+        return self.sampler
+
+    def compute_loss_context_manager(self) -> AbstractContextManager[Any]:  # type: ignore[override]
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._bf16)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *rest: Any, **options: Any) -> Tensor:
+        real, padded = count_positions(inputs)
+        self.positions = (self.positions[0] + real, self.positions[1] + padded)
+        loss = super().training_step(model, inputs, *rest, **options)
+        self._guard(loss.item())
+        return loss
+
+    def prediction_step(self, *rest: Any, **options: Any) -> Any:
+        eager = torch.compiler.set_stance("force_eager") if self._compiled else contextlib.nullcontext()
+        with eager:
+            return super().prediction_step(*rest, **options)
+
+    def _guard(self, loss: float) -> None:
+        """Stop on a loss that says training is broken, instead of averaging it away."""
+        if not loss == loss or loss in (float("inf"), 0.0):
+            kind = "exactly 0" if loss == 0.0 else "not finite"
+            raise LoraFtError(
+                f"the loss of step {self.state.global_step + 1} is {kind}",
+                "lower train.learning_rate, or set train.precision=fp32; the last checkpoint is kept for --resume"
+                if loss
+                else "the targets carry nothing to learn, or the precision underflows: set train.precision=fp32",
+            )
+        if self.state.global_step == 0 and not self._learns():
+            raise LoraFtError("no gradient reaches the adapter in step 1", "set train.gradient_checkpointing=false")
+
+    def _learns(self) -> bool:
+        gradients = [p.grad for p in self.model.parameters() if p.requires_grad]
+        return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+
+class Keeper(TrainerCallback):
+    """Keeps what can be resumed: sets the epoch's order, seals checkpoints, and turns Ctrl-C into one more of them."""
+
+    def __init__(self, sampler: LengthSampler, folder: Path, keep: int) -> None:
+        self._sampler, self._folder, self._keep = sampler, folder, keep
+        self.interrupted = False
+        self._previous: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give Ctrl-C back to whoever had it."""
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if _any_process(self.interrupted, args):
+            self.interrupted = True
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.world_size > 1:
+            torch.distributed.barrier()
+        if args.should_save:
+            checkpoints.seal(self._folder, state.global_step, keep=self._keep, best=state.best_model_checkpoint)
+
+    def _on_interrupt(self, *_: Any) -> None:
+        if self.interrupted:  # twice: the user means it
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+
+class Reporter(TrainerCallback):
+    """Tells the progress display the loss, the speed, the padding and the scores.
+
+    Attributes:
+        steps: (samples, seconds) of every step of this process's training, evaluation and saving left out.
+    """
+
+    def __init__(self, progress: Progress, positions: Callable[[], tuple[int, int]], log: Callable[[Any], None]) -> None:
+        self._progress, self._positions, self._log = progress, positions, log
+        self._figures = ""
+        self._score = ""
+        self._mark = (0.0, 0, (0, 0))  # time, step and positions when the speed was last taken
+        self.steps: list[tuple[int, float]] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._progress.stage("training", state.max_steps, state.global_step)
+        self._mark = (time.perf_counter(), state.global_step, self._positions())
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._step_began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.steps.append((samples, time.perf_counter() - self._step_began))
+        self._progress.advance(state.global_step, self._figures + self._score)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        self._log({"step": state.global_step, **(logs or {})})
+        if not logs or "loss" not in logs:
+            return
+        then, step, before = self._mark
+        now, positions = time.perf_counter(), self._positions()
+        seconds = max(now - then, 1e-9)
+        samples = (state.global_step - step) * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        real, padded = (positions[i] - before[i] for i in (0, 1))
+        self._figures = (
+            f"loss {logs['loss']:.3f}  {samples / seconds:.1f} samples/s  {real * args.world_size / seconds:,.0f} tokens/s  "
+            f"padding {1 - real / max(padded, 1):.0%}"
+        )
+        self._mark = (now, state.global_step, positions)
+        self._progress.advance(state.global_step, self._figures + self._score)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        shown = [f"{name} {metrics[f'eval_{name}']:.3g}" for name in ("loss", "rouge1") if f"eval_{name}" in metrics]
+        self._score = f"  eval {' '.join(shown)}"
+        self._progress.note(f"step {state.global_step}: validation {', '.join(shown)}")
+        self._mark = (time.perf_counter(), state.global_step, self._positions())
+
+
+def _any_process(flag: bool, args: TrainingArguments) -> bool:
+    """Whether the flag is up in any process: all must stop at the same step."""
+    if args.world_size == 1:
+        return flag
+    shared = torch.tensor(int(flag), device=args.device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return bool(shared.item())

@@ -1,0 +1,150 @@
+"""The job `validate`: everything that is wrong with a task and its data, and what training it would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from export.errors import LoraFtError
+from export.runtime.text import Tokenizer
+from lora_ft.bases import Base, find_base, load_tokenizer
+from lora_ft.batches import encode
+from lora_ft.data import Example, Splits, load_splits
+from lora_ft.plan import Plan, make_plan
+from lora_ft.progress import Progress, Silent
+from lora_ft.task import SPLITS, Data, Fault, Task, load_task
+
+_PERCENTILES = (50, 90, 95, 100)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of one side of a split.
+
+    Attributes:
+        what: e.g. "train prompts".
+        rows: how many texts.
+        percentiles: tokens at 50, 90, 95 and 100 %.
+        limit: most tokens that are used.
+        cut_share: of texts that are longer than that.
+        unknown_share: of tokens that the vocabulary lacks (<unk>).
+        newline_share: of texts with newlines, which T5's tokenizer reads as spaces.
+    """
+
+    what: str
+    rows: int
+    percentiles: tuple[int, ...]
+    limit: int
+    cut_share: float
+    unknown_share: float
+    newline_share: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What `validate` found. Without faults there are lengths and a plan."""
+
+    task: str
+    faults: list[Fault]
+    lengths: list[Lengths] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    plan: Plan | None = None
+
+
+def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> Validation:
+    """Check a task without training it.
+
+    Args:
+        path: task file or recipe.
+        overrides: as of `load_task`.
+        progress: told what happens.
+
+    Raises:
+        TaskFaults: with all faults of the schema; the data is then not looked at.
+        UsageError: there is no such file, or it is no YAML.
+    """
+    progress = progress or Silent()
+    task = load_task(path, overrides)
+    faults: list[Fault] = []
+    progress.stage("finding the base")
+    base = _try(faults, "base", task.base, lambda: find_base(task.base))
+    progress.stage("reading the rows")
+    splits = _load(task, faults)
+    if base is None or splits is None or faults:
+        return Validation(task.name, faults)
+    tokenizer = load_tokenizer(base.folder)
+    lengths = [_measure(f"{name} {side}", texts, tokenizer, limit)
+               for name in SPLITS if splits[name] for side, texts, limit in _sides(task, splits[name])]  # fmt: skip
+    for name in ("train", "validation"):
+        _try(faults, "lengths.target", task.lengths.target,
+             lambda name=name: encode(splits[name], tokenizer, task.lengths, name))  # type: ignore[misc]  # fmt: skip
+    plan = None
+    if not faults:
+        rows = encode(splits.train, tokenizer, task.lengths, "train")
+        plan = _try(faults, "lora", task.lora.target_modules, lambda: make_plan(task, base.config, rows))
+    return Validation(task.name, faults, lengths, _warnings(task, base, splits, lengths), plan)
+
+
+def _load(task: Task, faults: list[Fault]) -> Splits | None:
+    """The splits, each read by itself so that the faults of all are found."""
+    found: dict[str, list[Example]] = {}
+    for name in SPLITS:
+        alone = _try(faults, f"data.{name}", getattr(task.data, name), lambda name=name: load_splits(task, [name]))  # type: ignore[misc]
+        if alone is not None:
+            found[name] = alone[name]
+    if "train" in found and not found["train"]:
+        faults.append(Fault("data.train", task.data.train, "there are no training rows; name a file"))
+    return Splits(**found) if len(found) == len(SPLITS) else None
+
+
+def _try(faults: list[Fault], key: str, value: Any, job: Callable[[], Any]) -> Any:
+    try:
+        return job()
+    except LoraFtError as error:
+        text = str(error).removeprefix(f"{key}: ")
+        if all(text != fault.problem for fault in faults):  # a split cut off a broken file fails like the file
+            faults.append(Fault(key, value, text))
+        return None
+
+
+def _sides(task: Task, examples: Sequence[Example]) -> list[tuple[str, list[str], int]]:
+    return [
+        ("prompts", [example.prompt for example in examples], task.lengths.source),
+        ("targets", [example.target for example in examples], task.lengths.target),
+    ]
+
+
+def _measure(what: str, texts: Sequence[str], tokenizer: Tokenizer, limit: int) -> Lengths:
+    rows = tokenizer.encode(texts)
+    lengths = np.array([len(row) for row in rows])
+    unknown = sum(row.count(tokenizer.unknown) for row in rows) if tokenizer.unknown is not None else 0
+    return Lengths(
+        what=what,
+        rows=len(texts),
+        percentiles=tuple(int(value) for value in np.percentile(lengths, _PERCENTILES, method="nearest")),
+        limit=limit,
+        cut_share=float((lengths > limit).mean()),
+        unknown_share=unknown / int(lengths.sum()),
+        newline_share=sum("\n" in text for text in texts) / len(texts),
+    )
+
+
+def _warnings(task: Task, base: Base, splits: Splits, lengths: Sequence[Lengths]) -> list[str]:
+    warnings = [base.notice] if base.notice else []
+    if splits.overlap:
+        warnings.append(f"{splits.overlap:,} validation and test prompts are training prompts too; scores will flatter")
+    if not splits.validation:
+        warnings.append("no validation rows: the last state is kept, not the best (data.validation or data.split)")
+    if not splits.test:
+        warnings.append("no test rows: `lora-ft evaluate` needs --split validation (data.test or data.split.test)")
+    for side in lengths:
+        if side.unknown_share > 0.001:
+            warnings.append(f"{side.what}: {side.unknown_share:.1%} of the tokens are <unk>, characters that T5 lacks")
+        if side.cut_share > 0.05 and "prompts" in side.what:
+            warnings.append(f"{side.what}: {side.cut_share:.0%} are cut at lengths.source = {side.limit}")
+        if side.newline_share and "targets" in side.what:
+            warnings.append(f"{side.what}: {side.newline_share:.0%} have newlines, which T5 cannot write")
+    return warnings

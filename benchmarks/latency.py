@@ -126,8 +126,9 @@ def _main(
     results = compare(checkpoint, bundle, batches=batch, source=source, new=new, rounds=rounds)
     for result in results:
         print(
-            f"batch {result.batch}, {result.source} in, {result.new} out: torch {1000 * result.median['torch']:.0f} ms, "
-            f"onnx {1000 * result.median['onnx']:.0f} ms, torch/onnx {result.ratio:.2f}"
+            f"batch {result.batch}, {result.source} in, {result.new} out: "
+            f"torch {1000 * result.median['torch']:.0f} ms, onnx {1000 * result.median['onnx']:.0f} ms, "
+            f"torch/onnx {result.ratio:.2f}"
         )
     if json_file is not None:
         write_json(json_file, {"environment": examine(), "latency": [asdict(result) for result in results]})

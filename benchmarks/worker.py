@@ -1,7 +1,7 @@
 """One engine in a process of its own: answers each request line with one line, the seconds it took.
 
-    python -m benchmarks.worker torch CHECKPOINT
-    python -m benchmarks.worker onnx BUNDLE
+python -m benchmarks.worker torch CHECKPOINT
+python -m benchmarks.worker onnx BUNDLE
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from export.runtime.cpu import allowed_cpus
 
 
 def main(engine: str, model: str) -> None:
-    """Serve requests {"batch", "source", "new"} until stdin ends. Sources are random tokens, the same for every engine."""
+    """Serve requests {"batch", "source", "new"} until stdin ends. Sources are random tokens, the same for all."""
     generate = ENGINES[engine](Path(model))
     print(json.dumps({"ready": engine}), flush=True)
     for line in sys.stdin:

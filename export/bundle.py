@@ -31,7 +31,7 @@ class Origin:
 
     Attributes:
         base: name of the base model.
-        adapter: name of the adapter merged into it, or None.
+        adapter: name of the adapter merged into it, or "".
         template: the task's prompt, or None.
         source_length: most tokens of a prompt.
         max_new_tokens: most tokens of an answer.
@@ -39,7 +39,7 @@ class Origin:
     """
 
     base: str
-    adapter: str | None
+    adapter: str
     template: str | None
     source_length: int
     max_new_tokens: int

@@ -31,7 +31,8 @@ class Checkpoint:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise UsageError(
-                f"{folder} has no *.safetensors", "weights are read from safetensors only; save the model in that format"
+                f"{folder} has no *.safetensors",
+                "weights are read from safetensors only; save the model in that format",
             )
         self._tensors: dict[str, np.memmap | np.ndarray] = {}
         for file in files:

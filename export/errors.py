@@ -17,6 +17,6 @@ class LoraFtError(Exception):
 
 
 class UsageError(LoraFtError):
-    """What was asked for cannot be done as asked: a missing file, an unknown key, a value out of range (exit code 2)."""
+    """What was asked for cannot be done: a missing file, an unknown key, a value out of range (exit code 2)."""
 
     exit_code = 2

@@ -55,6 +55,12 @@ class Report:
     def passed(self) -> bool:
         return self.identical_rows == self.rows > 0 and self.largest_difference <= self.tolerance
 
+    def __str__(self) -> str:
+        return (
+            f"{self.identical_rows} of {self.rows} rows give PyTorch's text, "
+            f"logits differ by at most {self.largest_difference:.2g}"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """For a manifest."""
         return asdict(self)
@@ -81,8 +87,7 @@ def require(report: Report) -> None:
     """Raise LoraFtError unless the report passed."""
     if not report.passed:
         raise LoraFtError(
-            f"the ONNX graphs differ from PyTorch: {report.identical_rows} of {report.rows} rows gave the same text, "
-            f"logits differ by up to {report.largest_difference:.2g} (allowed {report.tolerance:g}); nothing was written",
+            f"the ONNX graphs differ from PyTorch: {report} (allowed: {report.tolerance:g}); nothing was written",
             "please report this with the output of `lora-ft doctor`",
         )
 

@@ -38,7 +38,8 @@ class T5:
         config = checkpoint.config
         if config.get("model_type") != "t5":
             raise UsageError(
-                f"{checkpoint.folder} holds a model of type '{config.get('model_type')}'", "only t5 (FLAN-T5) is supported"
+                f"{checkpoint.folder} holds a model of type '{config.get('model_type')}'",
+                "only t5 (FLAN-T5) is supported",
             )
         self.weights = checkpoint
         self.activation: str = config.get("feed_forward_proj", "relu")
@@ -172,9 +173,7 @@ class T5:
 
     def _attend_cached(self, g: Graph, query: str, key: str, value: str, bias: str, layer: int) -> str:
         past = [f"past.{layer}.{kind}" for kind in _KEY_VALUE]
-        present = [
-            g.output(f"present.{layer}.{kind}", FLOAT, "b", self.heads, "t", self.d_kv) for kind in _KEY_VALUE
-        ]
+        present = [g.output(f"present.{layer}.{kind}", FLOAT, "b", self.heads, "t", self.d_kv) for kind in _KEY_VALUE]
         return g.ops(
             "MultiHeadAttention", query, key, value, "", "", bias, *past, outputs=[None, *present], domain=MS,
             num_heads=self.heads, scale=1.0, mask_filter_value=_MASKED,
@@ -202,7 +201,7 @@ class T5:
 
 
 def _bucket(offset: np.ndarray, buckets: int, max_distance: int, *, bidirectional: bool) -> np.ndarray:
-    """T5's bucket of each key-minus-query offset: exact up to half of them, then logarithmic (arXiv 1910.10683, 2.1)."""
+    """T5's bucket of each key-minus-query offset: exact for half of them, then logarithmic (arXiv 1910.10683, 2.1)."""
     base: np.ndarray | int = 0
     if bidirectional:
         buckets //= 2

@@ -42,8 +42,8 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, lengths: Lengths, 
     long = [len(target) for target in targets if len(target) > lengths.target]
     if long and lengths.long_targets == "error":
         raise LoraFtError(
-            f"{len(long):,} of {len(targets):,} {split} targets are longer than lengths.target = {lengths.target} tokens "
-            f"(the longest has {max(long):,})",
+            f"{len(long):,} of {len(targets):,} {split} targets are longer than lengths.target = {lengths.target} "
+            f"tokens (the longest has {max(long):,})",
             "raise lengths.target, or set lengths.long_targets to cut or drop",
         )
     if long and lengths.long_targets == "cut":
@@ -68,7 +68,7 @@ def collate(rows: Sequence[Encoded]) -> dict[str, Tensor]:
 
 
 class LengthSampler(Sampler[int]):
-    """Row numbers in an order whose consecutive `batch_size` are of like length, new in each epoch, the same for a seed.
+    """Row numbers in an order whose consecutive `batch_size` are of like length, anew each epoch, the same for a seed.
 
     Rows are shuffled, pools of them are sorted, and the batches that result are shuffled. The order depends on the
     global batch size only, so one process and several see the same global batches.

@@ -13,7 +13,12 @@ def model_card(task: Task, metrics: dict[str, Any]) -> str:
     """README.md of a run."""
     speed, rows = metrics["speed"], metrics["rows"]
     head = yaml.safe_dump(
-        {"base_model": task.base, "library_name": "peft", "pipeline_tag": "text2text-generation", "tags": ["lora", "t5"]}
+        {
+            "base_model": task.base,
+            "library_name": "peft",
+            "pipeline_tag": "text2text-generation",
+            "tags": ["lora", "t5"],
+        }
     )
     best = metrics["best_metric"]
     score = (
@@ -22,6 +27,7 @@ def model_card(task: Task, metrics: dict[str, Any]) -> str:
         if best is not None
         else "Trained without validation rows."
     )
+    lora, train = task.lora, task.train
     notice = f"\n> {metrics['base']['notice']}\n" if metrics["base"]["notice"] else ""
     return f"""---
 {head}---
@@ -36,10 +42,10 @@ Prompt: `{task.prompt!r}`
 
 | | |
 |---|---|
-| adapter | r {task.lora.r}, alpha {task.lora.lora_alpha}, dropout {task.lora.lora_dropout:g}, {task.lora.target_modules} |
+| adapter | r {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout:g}, {lora.target_modules} |
 | trained parameters | {metrics["trainable_parameters"]:,} |
 | rows | {rows["train"]:,} |
-| steps | {metrics["steps"]:,} of {task.train.per_device_train_batch_size} rows, learning rate {task.train.learning_rate:g} |
+| steps | {metrics["steps"]:,} of {train.per_device_train_batch_size} rows, learning rate {train.learning_rate:g} |
 | precision | {metrics["precision"]}{", compiled" if metrics["compiled"] else ""} |
 | time | {speed["seconds"]:,.0f} s, {speed["samples_per_second"] or 0:.1f} samples/s |
 | versions | {", ".join(f"{name} {number}" for name, number in metrics["versions"].items())} |

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def seal(folder: Path, step: int, *, keep: int, best: str | None) -> None:
     sync_tree(newest)
     write_text(newest / _MARK, "")
     for path in _by_step(folder)[:-keep]:
-        if best is None or not os.path.samefile(path, best):
+        if best is None or not path.samefile(best):
             shutil.rmtree(path)
 
 

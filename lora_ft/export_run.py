@@ -1,4 +1,4 @@
-"""The job `export`: a run or a checkpoint in, a verified ONNX bundle out. The torch side of it; `export` does the rest."""
+"""The job `export`: a run or a checkpoint in, a verified bundle out. The torch side of it; `export` does the rest."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _SOURCE_LENGTH, _MAX_NEW_TOKENS = 512, 128  # of a checkpoint that came without 
 _SENTENCES = (  # to compare on where no task's rows are at hand
     "Translate English to German: The house at the end of the street is for sale.",
     "Is this review positive or negative? I loved every minute of the film, even the slow ones.",
-    "Summarize the following conversation. Ana: The printer is out of paper again. Ben: I will bring two boxes at noon. "
-    "Ana: Make it three, the finance team prints everything. Ben: Fine, three.",
+    "Summarize the following conversation. Ana: The printer is out of paper again. Ben: I will bring two boxes at "
+    "noon. Ana: Make it three, the finance team prints everything. Ben: Fine, three.",
     "Please answer this question: Why does bread rise?",
     "Question: who feeds the cat? Context: Mia is away until Friday, so Tom feeds the cat and waters the plants.",
     "Correct the sentence: She go to school every days with she brother.",
@@ -76,14 +76,16 @@ def export(
         if is_run(Path(name)):
             run = Run(name)
             merged = merge_in_memory(run, progress=progress)
-            model, folder, task = merged.model, Path(scratch), run.task
+            model, folder = merged.model, Path(scratch)
+            task: Task | None = run.task
             save_checkpoint(model, merged.base.folder, folder)
-            tokenizer, base, adapter = load_tokenizer(merged.base.folder), merged.base.name, run.task.name
+            base, adapter = merged.base.name, str(run.task.name)
         else:
             found = find_base(name)
             folder, model = found.folder, load_model(found.folder)
             task = load_task(folder / TASK) if (folder / TASK).is_file() else None
-            tokenizer, (base, adapter) = load_tokenizer(folder), _merged_from(folder, found.name)
+            base, adapter = _merged_from(folder, found.name)
+        tokenizer = load_tokenizer(folder)
         origin = Origin(
             base=base,
             adapter=adapter,
@@ -98,11 +100,11 @@ def export(
     return Exported(out, parity, folder_size(out))
 
 
-def _merged_from(folder: Path, name: str) -> tuple[str, str | None]:
-    """(base, adapter) of a checkpoint: what `merge` wrote down, else just its own name."""
+def _merged_from(folder: Path, name: str) -> tuple[str, str]:
+    """(base, adapter) of a checkpoint: what `merge` wrote down, else just its own name and ""."""
     path = folder / MERGE
     if not path.is_file():
-        return name, None
+        return name, ""
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return record["base"], record["adapter"]
 
@@ -134,8 +136,6 @@ def _references(
                 input_ids=ids, attention_mask=mask, max_new_tokens=origin.max_new_tokens, do_sample=False, num_beams=1
             )
             logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=made[:, :-1]).logits
-        yield Reference(
-            ids.numpy(), mask.numpy(), made[:, 1:].numpy(), logits.float().numpy(), origin.max_new_tokens
-        )
+        yield Reference(ids.numpy(), mask.numpy(), made[:, 1:].numpy(), logits.float().numpy(), origin.max_new_tokens)
         finished += len(batch)
         progress.advance(finished)

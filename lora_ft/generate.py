@@ -43,7 +43,7 @@ def generate(
 def _prompt(model: Model, row: str | Mapping[str, Any], raw: bool) -> str:
     if raw or model.prompt is None:
         if not isinstance(row, str):
-            raise UsageError(f"{model.name} has no prompt to put rows into" if not raw else "--raw takes text, not rows",
-                             "give text, or a model with a task")  # fmt: skip
+            reason = "--raw takes text, not rows" if raw else f"{model.name} has no prompt to put rows into"
+            raise UsageError(reason, "give text, or a model with a task")
         return row
     return model.prompt.fill_text(row) if isinstance(row, str) else model.prompt.fill(row)

@@ -129,7 +129,8 @@ def _check_base(run: Run, base: Base, *, named: bool) -> None:
     for key in ("d_model", "vocab_size", "num_layers"):
         if key in trained and trained[key] != base.config[key]:
             raise LoraFtError(
-                f"the run {run.folder} was trained on a base with {key} {trained[key]}, {base.name} has {base.config[key]}",
+                f"the run {run.folder} was trained on a base with {key} {trained[key]}, "
+                f"{base.name} has {base.config[key]}",
                 f"give the base it was trained on ({trained.get('name')})",
             )
     recorded = adapter_config(run.adapter).get("base_model_name_or_path")

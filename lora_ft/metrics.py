@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ class Rouge(evaluate.Metric):
             features=datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
         )
 
-    def _compute(  # type: ignore[override]
+    def _compute(
         self, predictions: Sequence[str], references: Sequence[Sequence[str]], use_stemmer: bool = True
     ) -> dict[str, list[float]]:
         scorer = RougeScorer(list(ROUGE), use_stemmer=use_stemmer)
@@ -44,7 +45,9 @@ class Rouge(evaluate.Metric):
         return {name: [100 * row[name].fmeasure for row in rows] for name in ROUGE}
 
 
-def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], *, use_stemmer: bool) -> dict[str, np.ndarray]:
+def rouge(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], *, use_stemmer: bool
+) -> dict[str, np.ndarray]:
     """Scores [rows] of each type in `ROUGE`."""
     with _no_progress_bars():
         scores: dict[str, Any] = Rouge(keep_in_memory=True).compute(
@@ -55,7 +58,7 @@ def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], *, us
 
 @functools.cache
 def sentence_splitter() -> tuple[Callable[[str], list[str]], str]:
-    """How sentences are split, and its name for reports: nltk's English model where its data is there, else Punkt untrained.
+    """How sentences are split, and its name for reports: nltk's English model where its data is, else untrained Punkt.
 
     Data is never downloaded (transformers PR#49014).
     """
@@ -90,13 +93,13 @@ def estimate(scores: np.ndarray, *, seed: int, resamples: int) -> Estimate:
     return Estimate(float(scores.mean()), float(low), float(high))
 
 
-class _no_progress_bars:
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
     """`evaluate` casts its few rows under a progress bar of `datasets`; nobody wants to see that."""
-
-    def __enter__(self) -> None:
-        self._shown = not datasets.are_progress_bars_disabled()
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
             datasets.enable_progress_bars()

@@ -1,4 +1,4 @@
-"""Whatever a user calls a model (a run, a checkpoint, a bundle, a base), found by what it is and made ready to generate."""
+"""Whatever a user calls a model (a run, a checkpoint, a bundle, a base), made ready to generate."""
 
 from __future__ import annotations
 

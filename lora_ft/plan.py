@@ -53,7 +53,7 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words."""
         return [
-            f"{self.trainable:,} of {self.parameters:,} parameters are trained ({self.trainable / self.parameters:.1%})",
+            f"{self.trainable:,} of {self.parameters:,} parameters trained ({self.trainable / self.parameters:.1%})",
             f"{self.steps:,} steps of {self.global_batch} rows ({self.steps_per_epoch:,} an epoch), "
             f"{self.padding:.0%} padding",
             f"precision {self.precision.name}: {self.precision.reason}",

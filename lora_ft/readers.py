@@ -38,7 +38,7 @@ def read_rows(root: Path, names: str | list[str], key: str) -> list[tuple[str, R
 def _files(root: Path, names: str | list[str], key: str) -> Iterator[Path]:
     for name in [names] if isinstance(names, str) else names:
         pattern = str(root / Path(name).expanduser())
-        found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+        found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  (root may be part of it)
         if not found:
             raise UsageError(
                 f"{key}: no file {pattern}", "correct the name, or set data.root to the folder it starts from"
@@ -57,7 +57,7 @@ def _text(file: Path) -> str:
 
 def _object(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
-        raise LoraFtError(f"{where} is no object but a {type(value).__name__}", "write each row as {{\"column\": ...}}")
+        raise LoraFtError(f"{where} is no object but a {type(value).__name__}", 'write each row as {{"column": ...}}')
     return value
 
 
@@ -108,7 +108,9 @@ def _parquet(file: Path) -> list[tuple[str, Row]]:
     try:
         rows = pyarrow.parquet.read_table(file).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise LoraFtError(f"{file} is not a whole parquet file ({str(error).splitlines()[0]})", "copy it again") from error
+        raise LoraFtError(
+            f"{file} is not a whole parquet file ({str(error).splitlines()[0]})", "copy it again"
+        ) from error
     return [(f"{file}[{i}]", row) for i, row in enumerate(rows)]
 
 

@@ -30,7 +30,9 @@ class Run:
         try:
             self.metrics: dict[str, Any] = json.loads((self.folder / METRICS).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise LoraFtError(f"{self.folder / METRICS} is missing or damaged ({error})", "train the run again") from error
+            raise LoraFtError(
+                f"{self.folder / METRICS} is missing or damaged ({error})", "train the run again"
+            ) from error
 
     @property
     def adapter(self) -> Path:

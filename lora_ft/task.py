@@ -254,9 +254,7 @@ class Task(Section):
         """What differs from greedy search, by transformers' names, and max_new_tokens."""
         defaults = Generate()
         changed = {
-            name: value
-            for name, value in self.generate.model_dump().items()
-            if value != getattr(defaults, name)
+            name: value for name, value in self.generate.model_dump().items() if value != getattr(defaults, name)
         }
         return changed | {"max_new_tokens": self.max_new_tokens}
 
@@ -367,7 +365,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             raise UsageError(f"--set {override}: {parent} has no keys of its own")
-    from_here = key in _PATHS and "hub" not in raw.get("data", {}) or key == "base" and Path(str(value)).is_dir()
+    from_here = (key in _PATHS and "hub" not in raw.get("data", {})) or (key == "base" and Path(str(value)).is_dir())
     if from_here and value is not None:
         value = [str(Path.cwd() / item) for item in value] if isinstance(value, list) else str(Path.cwd() / value)
     section[last] = value

@@ -141,7 +141,7 @@ def _trainer(
     if plan.device == "cpu":
         torch.set_num_threads(max(1, allowed_cpus() // _processes()))
     set_seed(train.seed)
-    # Attention as matrix products: on CPUs it compiles to faster code than the fused operator (9.9 against 7.8 samples/s).
+    # Attention as matrix products: on CPUs they compile to faster code than the fused operator (9.9 to 7.8 samples/s).
     model = load_model(base.folder, dropout=train.base_dropout, attention="eager" if plan.device == "cpu" else None)
     # On the base itself: peft's encoder-decoder ignores a configuration given to the Trainer, and stops at 20 tokens.
     model.generation_config.max_new_tokens = task.max_new_tokens
@@ -266,7 +266,9 @@ def _metrics(
             "seconds": round(seconds, 1),
             "seconds_in_steps": round(spent, 1),
             "samples_per_second": round(samples / spent, 2) if spent else None,
-            "samples_per_second_second_half": round(sum(s for s, _ in late) / sum(t for _, t in late), 2) if late else None,
+            "samples_per_second_second_half": round(sum(s for s, _ in late) / sum(t for _, t in late), 2)
+            if late
+            else None,
             "padding_share": round(1 - real / padded, 4) if padded else None,
         },
         "versions": {name: version(name) for name in ("lora-ft", "torch", "transformers", "peft")}

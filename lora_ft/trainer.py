@@ -1,4 +1,4 @@
-"""transformers' Seq2SeqTrainer with what LoRA on FLAN-T5 needs: token-exact loss, length batches, guards, exact resume."""
+"""transformers' Seq2SeqTrainer with what LoRA on FLAN-T5 needs: token-exact loss, batches by length, guards, resume."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Trainer(Seq2SeqTrainer):
     def _get_train_sampler(self, *_: Any) -> LengthSampler:
         return self.sampler
 
-    def compute_loss_context_manager(self) -> AbstractContextManager[Any]:  # type: ignore[override]
+    def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._bf16)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *rest: Any, **options: Any) -> Tensor:
@@ -93,7 +93,7 @@ class Trainer(Seq2SeqTrainer):
 
     def _guard(self, loss: float) -> None:
         """Stop on a loss that says training is broken, instead of averaging it away."""
-        if not loss == loss or loss in (float("inf"), 0.0):
+        if loss != loss or loss in (float("inf"), 0.0):
             kind = "exactly 0" if loss == 0.0 else "not finite"
             raise LoraFtError(
                 f"the loss of step {self.state.global_step + 1} is {kind}",
@@ -157,7 +157,9 @@ class Reporter(TrainerCallback):
         steps: (samples, seconds) of every step of this process's training, evaluation and saving left out.
     """
 
-    def __init__(self, progress: Progress, positions: Callable[[], tuple[int, int]], log: Callable[[Any], None]) -> None:
+    def __init__(
+        self, progress: Progress, positions: Callable[[], tuple[int, int]], log: Callable[[Any], None]
+    ) -> None:
         self._progress, self._positions, self._log = progress, positions, log
         self._figures = ""
         self._score = ""
@@ -185,11 +187,13 @@ class Reporter(TrainerCallback):
         then, step, before = self._mark
         now, positions = time.perf_counter(), self._positions()
         seconds = max(now - then, 1e-9)
-        samples = (state.global_step - step) * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        samples = (
+            (state.global_step - step) * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        )
         real, padded = (positions[i] - before[i] for i in (0, 1))
         self._figures = (
-            f"loss {logs['loss']:.3f}  {samples / seconds:.1f} samples/s  {real * args.world_size / seconds:,.0f} tokens/s  "
-            f"padding {1 - real / max(padded, 1):.0%}"
+            f"loss {logs['loss']:.3f}  {samples / seconds:.1f} samples/s  "
+            f"{real * args.world_size / seconds:,.0f} tokens/s  padding {1 - real / max(padded, 1):.0%}"
         )
         self._mark = (now, state.global_step, positions)
         self._progress.advance(state.global_step, self._figures + self._score)

@@ -1,7 +1,7 @@
 """Run a bundle with numpy, onnxruntime and tokenizers alone.
 
-    from export.runtime import Generator
-    print(Generator.load("bundle").generate(["..."]))
+from export.runtime import Generator
+print(Generator.load("bundle").generate(["..."]))
 """
 
 from export.runtime.generator import Generator

@@ -120,7 +120,9 @@ class Generator:
         """
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit < 1 or not 0 <= min_new_tokens <= limit:
-            raise UsageError(f"min_new_tokens {min_new_tokens} and max_new_tokens {limit} need 0 <= min <= max, max >= 1")
+            raise UsageError(
+                f"min_new_tokens {min_new_tokens} and max_new_tokens {limit} need 0 <= min <= max, max >= 1"
+            )
         fixed, cache = self._encode(input_ids, attention_mask)
         tokens = np.full((len(input_ids), 1), self._start, np.int64)
         done = np.zeros(len(input_ids), bool)

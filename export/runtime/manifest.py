@@ -22,9 +22,7 @@ def is_bundle(folder: Path) -> bool:
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """SHA-256 and size in bytes of every file a bundle has, for its manifest."""
-    return {
-        name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in FILES
-    }
+    return {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in FILES}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -57,5 +55,6 @@ def _check(folder: Path, name: str, expected: dict[str, Any] | None) -> None:
         raise LoraFtError(f"the bundle {folder} lacks {name}", "copy or export it again")
     if file.stat().st_size != expected.get("bytes") or sha256(file) != expected.get("sha256"):
         raise LoraFtError(
-            f"{file} is not the file that was published (size or SHA-256 differs from {NAME})", "copy or export it again"
+            f"{file} is not the file that was published (size or SHA-256 differs from {NAME})",
+            "copy or export it again",
         )

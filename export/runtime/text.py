@@ -11,7 +11,9 @@ import tokenizers
 from export.errors import LoraFtError
 
 PAD = 0
-IGNORED = -100  # marks label positions that carry no loss; transformers pads predictions with it too (transformers#22634)
+IGNORED = (
+    -100
+)  # marks label positions that carry no loss; transformers pads predictions with it too (transformers#22634)
 
 
 class Tokenizer:

@@ -59,8 +59,7 @@ def _show(
         "adapter": f"{folder_size(out / 'run' / 'adapter') / 1e6:.1f} MB   {out / 'run'}",
         "merged": f"{folder_size(out / 'checkpoint') / 1e6:.1f} MB   {out / 'checkpoint'}",
         "ONNX": f"{exported.bytes / 1e6:.1f} MB   {out / 'bundle'}",
-        "verified": f"{exported.parity.identical_rows} of {exported.parity.rows} rows give PyTorch's text, "
-        f"logits within {exported.parity.largest_difference:.1g}",
+        "verified": str(exported.parity),
         "ms per token": f"torch {latency.milliseconds_per_token['torch']:.1f}, ONNX "
         f"{latency.milliseconds_per_token['onnx']:.1f}: {latency.ratio:.1f} times as fast (batch 1, fp32)",
         "asked": textwrap.shorten(example.row["dialogue"], 200, placeholder=" …"),

@@ -28,9 +28,7 @@ class Screen:
             console=self.console,
         )
         self._figures = Text("")
-        self._live = Live(
-            Group(self._bar, self._figures), console=self.console, refresh_per_second=4, transient=True
-        )
+        self._live = Live(Group(self._bar, self._figures), console=self.console, refresh_per_second=4, transient=True)
         self._task: TaskID | None = None
         self._name, self._total, self._last_line = "", 0, 0.0
 

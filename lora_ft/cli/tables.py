@@ -92,7 +92,9 @@ def show_evaluation(result: Evaluation) -> None:
     screen = console()
     models = [result.scores, *([result.baseline] if result.baseline else [])]
     made = table(
-        "ROUGE, 0-100 [95 %]", *(_shorten(scores.model) for scores in models), *(["difference"] if result.baseline else [])
+        "ROUGE, 0-100 [95 %]",
+        *(_shorten(scores.model) for scores in models),
+        *(["difference"] if result.baseline else []),
     )
     for kind in result.scores.rouge:
         cells = [str(scores.rouge[kind]) for scores in models]

@@ -138,7 +138,8 @@ def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a checkpoint, a bundle or a base.")],
     text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; else lines of stdin.")] = None,
     source: Annotated[
-        Path | None, typer.Option("--input", help="Rows (jsonl, json, csv, tsv, parquet) or lines of text (other files).")
+        Path | None,
+        typer.Option("--input", help="Rows (jsonl, json, csv, tsv, parquet) or lines of text (other files)."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Write jsonl: each row and its output.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The text is the whole prompt; use no template.")] = False,
@@ -190,10 +191,7 @@ def export(
     with Screen() as screen:
         done = job(model, out, verify_rows=verify_rows, verify_split=verify_split.value, overwrite=overwrite,
                    progress=screen)  # fmt: skip
-    print(
-        f"{done.out}: {done.bytes / 1e6:.1f} MB; {done.parity.identical_rows} of {done.parity.rows} rows give PyTorch's "
-        f"text, logits differ by at most {done.parity.largest_difference:.2g}"
-    )
+    print(f"{done.out}: {done.bytes / 1e6:.1f} MB; {done.parity}")
 
 
 @app.command()
@@ -221,7 +219,9 @@ def recipes() -> None:
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything it makes.")] = Path("quickstart"),
-    base: Annotated[str | None, typer.Option(help="By default google/flan-t5-small, or offline without the hub.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="By default google/flan-t5-small, or offline without the hub.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """The whole path on the embedded example: train, merge, score, export, verify, generate, compare speeds."""

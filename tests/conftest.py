@@ -1,0 +1,87 @@
+"""What tests share: a tiny random T5 with an untied head, its tokenizer, and a task whose rows fit them."""
+
+from __future__ import annotations
+
+import json
+import os
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network; those about the hub say so themselves
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+import yaml
+
+from tests.tiny import save_tiny_t5
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: Any) -> None:
+    """Tests keep their hands off the user's cache, but for those on the real base, which is dear to rebuild."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setenv("LORA_FT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint folder of a FLAN-like T5: gated-gelu, untied head, d_kv * heads != d_model, random weights."""
+    return save_tiny_t5(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data sets, for the tests that want them."""
+    folder = Path(os.environ.get("LORA_FT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder} (set LORA_FT_DATA)")
+    return folder
+
+
+@pytest.fixture
+def make_task(tmp_path: Path, tiny_base: Path) -> Callable[..., Path]:
+    """Write a task file with rows for the tiny base; keyword arguments replace its sections."""
+
+    def make(rows: int = 24, name: str = "tiny", **sections: Any) -> Path:
+        folder = tmp_path / f"task-{name}"
+        folder.mkdir(exist_ok=True)
+        for split, count in (("train", rows), ("validation", 6), ("test", 6)):
+            lines = [json.dumps(tiny_row(i, split)) for i in range(count)]
+            (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        content: dict[str, Any] = {
+            "name": name,
+            "base": str(tiny_base),
+            "prompt": "say: {text}",
+            "data": {f"{split}": f"{split}.jsonl" for split in ("train", "validation", "test")} | {"target": "answer"},
+            "lengths": {"source": 48, "target": 24},
+            "lora": {"preset": "tiny"},
+            "train": {
+                "num_train_epochs": 2,
+                "per_device_train_batch_size": 4,
+                "learning_rate": 0.01,
+                "precision": "fp32",
+                "compile": "off",
+                "logging_steps": 1,
+                "report_to": [],
+            },
+        }
+        for section, values in sections.items():
+            known = content.get(section)
+            content[section] = {**known, **values} if isinstance(known, dict) and isinstance(values, dict) else values
+        path = folder / "task.yaml"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        return path
+
+    return make
+
+
+def tiny_row(i: int, split: str) -> dict[str, str]:
+    """A row of the tiny task; prompts differ between splits and in length."""
+    letters = string.ascii_lowercase
+    word = "".join(letters[(i * k + len(split)) % 26] for k in range(1, 4 + i % 9))
+    return {"text": f"{split[0]} {word}", "answer": word[::-1][: 3 + i % 5]}

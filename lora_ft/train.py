@@ -181,7 +181,9 @@ def _arguments(task: Task, plan: Plan, working: Path, validated: bool) -> Seq2Se
         if train.gradient_checkpointing
         else {}
     )
-    distributed = {"ddp_backend": "gloo"} if plan.device == "cpu" and _processes() > 1 else {}
+    distributed: dict[str, Any] = {"ddp_find_unused_parameters": False}  # every adapter takes part in every step
+    if plan.device == "cpu" and _processes() > 1:
+        distributed["ddp_backend"] = "gloo"
     return Seq2SeqTrainingArguments(
         output_dir=str(working),
         num_train_epochs=train.num_train_epochs,
@@ -225,7 +227,8 @@ def _scorer(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]) -> An
     references = [example.references for example in kept]
 
     def score(prediction: EvalPrediction) -> dict[str, float]:
-        texts = tokenizer.decode(prediction.predictions)
+        # several processes repeat the first rows at the end to fill their last batch
+        texts = tokenizer.decode(prediction.predictions[: len(references)])
         scores = rouge(texts, references, use_stemmer=task.evaluate.use_stemmer)
         return {name: float(scores[name].mean()) for name in ROUGE}
 

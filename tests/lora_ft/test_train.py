@@ -3,33 +3,270 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import T5ForConditionalGeneration
 
 from export.errors import LoraFtError, UsageError
 from lora_ft.runs import Run, unfinished
-from lora_ft.task import load_task
-from lora_ft.train import train
+from lora_ft.task import Task, load_task
+from lora_ft.train import Interrupted, train
+
+MakeTask = Callable[..., Path]
+# Every source of randomness is on, so that a resumed run has something to get wrong.
+RANDOM: dict[str, Any] = {"eval_every": 3, "num_train_epochs": 3, "base_dropout": 0.1}
 
 
-def adapter(run: Run | Path) -> dict[str, torch.Tensor]:
-    return load_file((run.adapter if isinstance(run, Run) else run) / "adapter_model.safetensors")
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.adapter / "adapter_model.safetensors")
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_holds_what_it_should(make_task: Callable[..., Path], tmp_path: Path, tiny_base: Path) -> None:
+def closeness(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Largest relative difference of any weight matrix."""
+    return max(float((a[name] - b[name]).norm() / b[name].norm().clamp(min=1e-6)) for name in b)
+
+
+def losses(folder: Path) -> list[float]:
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+def start(task: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """`lora-ft train` in a process of its own."""
+    command = [sys.executable, "-m", "lora_ft", "train", str(task), "--out", str(out), *more]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, f"training ended too early: {process.stderr.read().decode()}"  # type: ignore[union-attr]
+        assert time.monotonic() < deadline, "training never got there"
+        time.sleep(0.002)
+
+
+def test_a_run_holds_what_it_should(make_task: MakeTask, tmp_path: Path, tiny_base: Path) -> None:
     run = train(load_task(make_task()), tmp_path / "run")
-    names = {path.name for path in run.folder.iterdir()}
-    assert names == {"adapter", "task.yaml", "metrics.json", "log.jsonl", "README.md"}
-    assert {path.suffix for path in run.adapter.iterdir()} <= {".json", ".safetensors", ".md"}
+    assert {path.name for path in run.folder.iterdir()} == {
+        "adapter", "task.yaml", "metrics.json", "log.jsonl", "README.md",
+    }  # fmt: skip
+    assert {path.suffix for path in run.adapter.iterdir()} <= {".json", ".safetensors", ".md"}  # no pickles
     assert not unfinished(run.folder).exists()
     assert load_task(run.folder / "task.yaml") == run.task
-    assert run.metrics["steps"] == 12 and run.metrics["base"]["vocab_size"] == 80
+    assert run.metrics["steps"] == 12
+    assert run.metrics["base"]["vocab_size"] == 80
     assert json.loads((run.adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_base)
+
+
+def test_training_learns_and_vanilla_peft_loads_the_adapter(
+    make_task: MakeTask, tmp_path: Path, tiny_base: Path
+) -> None:
+    run = train(load_task(make_task(rows=8, train={"num_train_epochs": 30})), tmp_path / "run")
+    seen = losses(run.folder)
+    assert sum(seen[-5:]) < 0.7 * sum(seen[:5])
+    model = PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained(tiny_base), str(run.adapter))
+    changed = [name for name, value in model.named_parameters() if "lora_B" in name and value.abs().max() > 0]
+    assert len(changed) == 12  # q and v of two encoder layers, and of two decoder layers twice
+
+
+def test_answers_of_the_validation_are_not_cut_at_twenty_tokens(make_task: MakeTask, tmp_path: Path) -> None:
+    """peft#1120, transformers#10032: an encoder-decoder in peft ignores the Trainer's generation settings."""
+    lengths: list[int] = []
+    original = T5ForConditionalGeneration.generate
+
+    def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        lengths.append(self.generation_config.max_new_tokens)
+        return original(self, *args, **kwargs)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(T5ForConditionalGeneration, "generate", spy)
+    try:
+        train(load_task(make_task(lengths={"target": 44}, train={"num_train_epochs": 1})), tmp_path / "run")
+    finally:
+        patch.undo()
+    assert set(lengths) == {44}
+
+
+def test_eval_loss_and_rouge_are_both_logged(make_task: MakeTask, tmp_path: Path) -> None:
+    """transformers#33420, peft#1881: metrics vanish for a PeftModel without label_names."""
+    run = train(load_task(make_task()), tmp_path / "run")
+    assert [entry["step"] for entry in run.metrics["evaluations"]] == [6, 12]
+    assert all({"eval_loss", "eval_rouge1", "eval_rougeLsum"} <= entry.keys() for entry in run.metrics["evaluations"])
+    assert run.metrics["best_metric"] == max(entry["eval_rouge1"] for entry in run.metrics["evaluations"])
+
+
+def test_the_best_checkpoint_becomes_the_adapter(make_task: MakeTask, tmp_path: Path) -> None:
+    """Few rows and many epochs overfit: the last state must not be what is kept."""
+    settings = {"metric_for_best_model": "loss", "num_train_epochs": 30, "eval_every": 2, "warmup_ratio": 0.0}
+    task = load_task(make_task(rows=8, train=settings | {"learning_rate": 0.03, "lr_scheduler_type": "constant"}))
+    run = train(task, tmp_path / "run")
+    by_step = {entry["step"]: entry["eval_loss"] for entry in run.metrics["evaluations"]}
+    assert run.metrics["best_step"] == min(by_step, key=by_step.__getitem__) != max(by_step)
+    short = load_task(task_file(run), [f"train.max_steps={run.metrics['best_step']}", "data.validation=null"])
+    again = train(short, tmp_path / "again")
+    assert same(weights(run), weights(again))
+
+
+def task_file(run: Run) -> Path:
+    return run.folder / "task.yaml"
+
+
+def test_early_stopping_ends_the_run(make_task: MakeTask, tmp_path: Path) -> None:
+    settings = {"metric_for_best_model": "loss", "num_train_epochs": 40, "eval_every": 2, "early_stopping_patience": 2}
+    overfitting = {"learning_rate": 0.03, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
+    run = train(load_task(make_task(rows=8, train=settings | overfitting)), tmp_path / "run")
+    assert run.metrics["steps"] == run.metrics["best_step"] + 4 < 80
+
+
+def test_accumulated_batches_give_the_same_adapter_as_large_ones(make_task: MakeTask, tmp_path: Path) -> None:
+    """The loss is averaged over the tokens of the whole step, not over micro-batches of unequal length."""
+    large = train(load_task(make_task(train={"per_device_train_batch_size": 8})), tmp_path / "large")
+    small = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    accumulated = train(load_task(make_task(train=small)), tmp_path / "accumulated")
+    assert closeness(weights(accumulated), weights(large)) < 1e-3
+
+
+def test_gradient_checkpointing_trains_the_same_adapter(make_task: MakeTask, tmp_path: Path) -> None:
+    """peft#80, transformers#42489: with a frozen embedding no gradient may reach the adapter."""
+    plain = train(load_task(make_task()), tmp_path / "plain")
+    recomputed = train(load_task(make_task(train={"gradient_checkpointing": True})), tmp_path / "recomputed")
+    assert closeness(weights(recomputed), weights(plain)) < 1e-4
+
+
+def test_bf16_autocast_keeps_the_adapter_in_float32(make_task: MakeTask, tmp_path: Path) -> None:
+    run = train(load_task(make_task(train={"precision": "bf16"})), tmp_path / "run")
+    assert {tensor.dtype for tensor in weights(run).values()} == {torch.float32}
+    assert all(loss > 0 for loss in losses(run.folder))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make_task: MakeTask, tmp_path: Path) -> None:
+    settings = {"learning_rate": 3e37, "warmup_ratio": 0.0, "max_grad_norm": 0.0}
+    with pytest.raises(LoraFtError, match="not finite; lower train.learning_rate"):
+        train(load_task(make_task(train=settings)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_of_exactly_zero_stops_the_run(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """artidoro/qlora#135: FLAN-T5 with LoRA in fp16 trains on a loss of 0.0 and learns nothing."""
+    monkeypatch.setattr("lora_ft.trainer.token_loss", lambda outputs, labels, num_items_in_batch: outputs.logits.sum() * 0)
+    with pytest.raises(LoraFtError, match="exactly 0"):
+        train(load_task(make_task()), tmp_path / "run")
+
+
+def test_training_without_validation_rows_keeps_the_last_state(make_task: MakeTask, tmp_path: Path) -> None:
+    run = train(load_task(make_task(data={"validation": None})), tmp_path / "run")
+    assert run.metrics["best_metric"] is None
+    assert run.metrics["evaluations"] == []
+
+
+def test_existing_runs_are_safe(make_task: MakeTask, tmp_path: Path) -> None:
+    task = load_task(make_task(train={"num_train_epochs": 1}))
+    first = train(task, tmp_path / "run")
+    before = weights(first)
+    with pytest.raises(UsageError, match="already exists"):
+        train(task, tmp_path / "run")
+    changed = task.model_copy(update={"train": task.train.model_copy(update={"seed": 7})})
+    assert not same(weights(train(changed, tmp_path / "run", overwrite=True)), before)
+
+
+def test_resume_needs_something_to_resume(make_task: MakeTask, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no unfinished run"):
+        train(load_task(make_task()), tmp_path / "run", resume=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[Task], dict[str, torch.Tensor]]:
+    """Weights of the run that nothing disturbed, trained once for a module."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+
+    def get(task: Task) -> dict[str, torch.Tensor]:
+        key = task.model_dump_json(exclude={"data"})
+        if key not in found:
+            found[key] = weights(train(task, tmp_path_factory.mktemp("whole") / "run"))
+        return found[key]
+
+    return get
+
+
+MOMENTS: dict[str, Callable[[Path], object]] = {
+    "before the first checkpoint": lambda run: (run / "log.jsonl").exists(),
+    "while a checkpoint is written": lambda run: (run / "checkpoint-6").exists(),
+    "after a checkpoint": lambda run: (run / "checkpoint-9" / "complete").exists(),
+    "between checkpoints": lambda run: len((run / "log.jsonl").read_text().splitlines()) > 8
+    if (run / "log.jsonl").exists()
+    else False,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_resumes_to_the_same_bits(
+    moment: str, make_task: MakeTask, tmp_path: Path, uninterrupted: Callable[[Task], dict[str, torch.Tensor]]
+) -> None:
+    task = make_task(train=RANDOM, lora={"lora_dropout": 0.1})
+    out = tmp_path / "run"
+    process = start(task, out)
+    wait_for(lambda: MOMENTS[moment](unfinished(out)), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not out.exists()
+    with pytest.raises(UsageError, match="--resume to go on"):
+        train(load_task(task), out)
+    run = train(load_task(task), out, resume=True)
+    assert same(weights(run), uninterrupted(load_task(task)))
+
+
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(
+    make_task: MakeTask, tmp_path: Path, uninterrupted: Callable[[Task], dict[str, torch.Tensor]]
+) -> None:
+    task = make_task(train=RANDOM, lora={"lora_dropout": 0.1})
+    out = tmp_path / "run"
+    process = start(task, out)
+    wait_for(lambda: (unfinished(out) / "log.jsonl").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"--resume goes on from there" in errors and b"Traceback" not in errors
+    assert same(weights(train(load_task(task), out, resume=True)), uninterrupted(load_task(task)))
+
+
+def test_resuming_another_task_is_refused(make_task: MakeTask, tmp_path: Path) -> None:
+    task = load_task(make_task(train={"learning_rate": 3e37, "warmup_ratio": 0.0, "max_grad_norm": 0.0}))
+    with pytest.raises(LoraFtError):
+        train(task, tmp_path / "run")
+    other = task.model_copy(update={"train": task.train.model_copy(update={"learning_rate": 0.01})})
+    with pytest.raises(UsageError, match="started with another train"):
+        train(other, tmp_path / "run", resume=True)
+
+
+def test_two_processes_follow_the_loss_curve_of_one(make_task: MakeTask, tmp_path: Path) -> None:
+    alone = train(load_task(make_task(train={"per_device_train_batch_size": 4})), tmp_path / "alone")
+    task = make_task(train={"per_device_train_batch_size": 2})
+    out = tmp_path / "pair"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    command = [*launch, "-m", "lora_ft", "train", str(task), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == pytest.approx(losses(alone.folder), rel=2e-3)
+    assert closeness(weights(Run(out)), weights(alone)) < 1e-2
+    assert done.stdout.count("adapter ") == 1  # only one of them speaks
+
+
+def test_an_interrupt_is_an_error_of_its_own() -> None:
+    assert Interrupted("stopped").exit_code == 130

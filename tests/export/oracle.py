@@ -1,0 +1,103 @@
+"""What PyTorch and transformers make of a checkpoint, and bundles written from their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import T5ForConditionalGeneration
+from transformers.utils import logging
+
+from export.bundle import Origin, write_bundle
+from export.parity import Reference, Report
+from export.runtime.text import Tokenizer, pad
+
+PAD, END = 0, 1
+ORIGIN = Origin(
+    base="tiny", adapter="say", template="say: {text}", source_length=48, max_new_tokens=12, versions={"torch": "2"}
+)
+TEXTS = ("say: a", "say: hello there", "say: some words, and then some more of them", "no prompt", "X", "9 8 7 6")
+
+
+def torch_model(folder: Path) -> T5ForConditionalGeneration:
+    """The checkpoint as transformers reads it."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def ragged(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids padded to one length, and their mask."""
+    return pad(rows), pad([[1] * len(row) for row in rows])
+
+
+def torch_greedy(
+    model: T5ForConditionalGeneration, ids: np.ndarray, mask: np.ndarray, limit: int, least: int = 0
+) -> np.ndarray:
+    """transformers' greedy tokens, without the start token."""
+    inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    limits = {"max_new_tokens": limit} | ({"min_new_tokens": least} if least else {})
+    with torch.inference_mode():
+        return model.generate(**inputs, **limits, do_sample=False, num_beams=1)[:, 1:].numpy()
+
+
+def torch_logits(
+    model: T5ForConditionalGeneration, ids: np.ndarray, mask: np.ndarray, decoder_ids: np.ndarray
+) -> np.ndarray:
+    """Logits of every decoder position in one call."""
+    with torch.inference_mode():
+        out = model(
+            input_ids=torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(mask),
+            decoder_input_ids=torch.from_numpy(decoder_ids),
+            use_cache=False,
+        )
+    return out.logits.numpy()
+
+
+def shifted(tokens: np.ndarray) -> np.ndarray:
+    """The decoder's input for `tokens`: the start token, then all but the last."""
+    return np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=PAD)
+
+
+def references(folder: Path, texts: Sequence[str] = TEXTS, limit: int = 12, batch: int = 4) -> Iterator[Reference]:
+    """PyTorch's answers to `texts`, a batch at a time."""
+    model, tokenizer = torch_model(folder), Tokenizer(folder / "tokenizer.json")
+    rows = tokenizer.encode(texts, ORIGIN.source_length)
+    for start in range(0, len(rows), batch):
+        ids, mask = ragged(rows[start : start + batch])
+        tokens = torch_greedy(model, ids, mask, limit)
+        yield Reference(ids, mask, tokens, torch_logits(model, ids, mask, shifted(tokens)), limit)
+
+
+def make_bundle(checkpoint: Path, out: Path, **changes: Any) -> Report:
+    """Write the bundle of a tiny checkpoint; `changes` are of its origin, or `references` or `overwrite`."""
+    answers = changes.pop("references", None)
+    overwrite = changes.pop("overwrite", False)
+    return write_bundle(
+        checkpoint,
+        Tokenizer(checkpoint / "tokenizer.json"),
+        replace(ORIGIN, **changes),
+        references(checkpoint) if answers is None else answers,
+        out,
+        overwrite=overwrite,
+    )
+
+
+def favour_end(folder: Path, factor: float) -> Path:
+    """Enlarge the head's row of </s>, so that a random model ends some of its rows early."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["lm_head.weight"][END] *= factor
+    save_file(weights, path, metadata={"format": "pt"})
+    return folder
+
+
+def entries(folder: Path) -> set[str]:
+    """Names of everything in a folder, hidden things too."""
+    return {path.name for path in folder.iterdir()}

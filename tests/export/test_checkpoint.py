@@ -1,0 +1,147 @@
+"""Checkpoints are read as torch reads them, and what is damaged or of another format is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from export.checkpoint import Checkpoint
+from export.errors import LoraFtError, UsageError
+from tests.export.oracle import torch_model
+from tests.tiny import CONFIG, save_tiny_t5
+
+
+def save(folder: Path, **tensors: torch.Tensor) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """What tells -0.0 from 0.0."""
+    return np.ascontiguousarray(array).view(np.uint32)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (2, 3, 4), (0, 4)])
+def test_weights_have_torchs_values(tmp_path: Path, kind: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(len(shape))
+    tensor = torch.randn(shape).to(kind)
+    read = Checkpoint(save(tmp_path, other=torch.randn(3).to(torch.float16), weight=tensor))["weight"]
+    assert read.dtype == np.float32
+    assert read.shape == shape
+    assert np.array_equal(read, tensor.float().numpy())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_every_half_precision_number_has_torchs_value(tmp_path: Path, kind: torch.dtype) -> None:
+    tensor = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(kind)
+    read, expected = Checkpoint(save(tmp_path, weight=tensor))["weight"], tensor.float().numpy()
+    number = ~np.isnan(expected)
+    assert np.array_equal(np.isnan(read), ~number)
+    assert np.array_equal(bits(read[number]), bits(expected[number]))
+
+
+def test_infinities_signed_zeros_and_tiny_numbers_survive(tmp_path: Path) -> None:
+    tensor = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-45, -1e-40, 3.4e38])
+    assert np.array_equal(bits(Checkpoint(save(tmp_path, weight=tensor))["weight"]), bits(tensor.numpy()))
+
+
+def test_shards_are_read_as_one(tmp_path: Path) -> None:
+    model = torch_model(save_tiny_t5(tmp_path / "whole", seed=3))
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    shards = list((tmp_path / "shards").glob("*.safetensors"))
+    assert len(shards) > 2
+    read = Checkpoint(tmp_path / "shards")
+    assert read.config["d_model"] == CONFIG["d_model"]
+    for shard in shards:
+        for name, tensor in load_file(shard).items():
+            assert name in read
+            assert np.array_equal(read[name], tensor.numpy())
+    assert np.array_equal(read["lm_head.weight"], model.lm_head.weight.detach().numpy())
+
+
+def test_all_weights_of_a_t5_are_there(checkpoint: Path) -> None:
+    read = Checkpoint(checkpoint)
+    weights = load_file(checkpoint / "model.safetensors")
+    assert "lm_head.weight" in weights
+    assert all(np.array_equal(read[name], tensor.numpy()) for name, tensor in weights.items())
+
+
+def test_a_weight_that_is_not_there_is_named(checkpoint: Path) -> None:
+    read = Checkpoint(checkpoint)
+    assert "decoder.no.weight" not in read
+    with pytest.raises(LoraFtError, match=r"no weight named decoder\.no\.weight") as caught:
+        read["decoder.no.weight"]
+    assert caught.value.exit_code == 1
+
+
+def test_tensors_of_whole_numbers_are_passed_over(tmp_path: Path) -> None:
+    read = Checkpoint(save(tmp_path, positions=torch.arange(3), weight=torch.ones(2)))
+    assert "positions" not in read
+    assert np.array_equal(read["weight"], np.ones(2))
+
+
+@pytest.mark.parametrize("size", [0, 4, 8, 60, -200, -1])
+def test_a_truncated_file_is_refused(tmp_path: Path, size: int) -> None:
+    path = save_tiny_t5(tmp_path) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(LoraFtError, match=r"model\.safetensors is not a whole safetensors file") as caught:
+        Checkpoint(tmp_path)
+    assert caught.value.exit_code == 1
+
+
+def test_a_file_without_its_data_is_refused(tmp_path: Path) -> None:
+    path = save_tiny_t5(tmp_path) / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+    with pytest.raises(LoraFtError, match="is not a whole safetensors file"):
+        Checkpoint(tmp_path)
+
+
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    (save_tiny_t5(tmp_path) / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n" * 3)
+    with pytest.raises(LoraFtError, match=r"model\.safetensors is not a whole safetensors file"):
+        Checkpoint(tmp_path)
+
+
+def test_one_damaged_shard_is_refused_by_its_name(tmp_path: Path) -> None:
+    folder = save(tmp_path, weight=torch.ones(4))
+    save_file({"more": torch.ones(4)}, folder / "model-2.safetensors")
+    (folder / "model-2.safetensors").write_bytes((folder / "model-2.safetensors").read_bytes()[:-1])
+    with pytest.raises(LoraFtError, match=r"model-2\.safetensors"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize("what", ["a folder without config.json", "no folder"])
+def test_a_missing_config_is_refused(tmp_path: Path, what: str) -> None:
+    folder = save_tiny_t5(tmp_path / "base")
+    (folder / "config.json").unlink()
+    if what == "no folder":
+        folder = tmp_path / "none"
+    with pytest.raises(UsageError, match=r"not a checkpoint: it has no config\.json") as caught:
+        Checkpoint(folder)
+    assert caught.value.exit_code == 2
+
+
+def test_weights_are_read_from_safetensors_only(tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (proof,)
+
+    folder = save_tiny_t5(tmp_path / "base")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(UsageError, match=r"has no \*\.safetensors") as caught:
+        Checkpoint(folder)
+    assert caught.value.exit_code == 2
+    assert not proof.exists()

@@ -1,0 +1,315 @@
+"""Writing: a reader sees all or nothing, and nothing is left behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export import files
+from export.errors import UsageError
+from export.files import folder_size, refuse_existing, sha256, staged_folder, write_json, write_text
+from tests.export.oracle import entries
+
+ROOT = Path(__file__).parents[2]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def make_folder(path: Path, **texts: str) -> Path:
+    path.mkdir(parents=True)
+    for name, text in texts.items():
+        (path / name).write_text(text)
+    return path
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, at: int = 1) -> None:
+    """From the `at`-th call on, fsync says that the disk is full."""
+    calls = iter(range(1, 1000))
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if next(calls) >= at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_staged_folder_becomes_the_folder_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "deep" / "out"
+    with staged_folder(out) as staging:
+        (staging / "a.txt").write_text("a")
+        (staging / "sub").mkdir()
+        (staging / "sub" / "b.txt").write_text("b")
+        assert not out.exists()
+    assert contents(out) == {"a.txt": "a", "sub/b.txt": "b"}
+    assert entries(out.parent) == {"out"}
+
+
+def test_what_is_staged_lies_on_the_same_file_system_as_its_place(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "out") as staging:
+        assert staging.parent == tmp_path
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_failure_inside_leaves_nothing(tmp_path: Path, failure: type[BaseException]) -> None:
+    with pytest.raises(failure), staged_folder(tmp_path / "out") as staging:
+        (staging / "half.txt").write_text("half")
+        raise failure
+    assert entries(tmp_path) == set()
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_failure_inside_keeps_the_folder_that_was_there(tmp_path: Path, failure: type[BaseException]) -> None:
+    out = make_folder(tmp_path / "out", old="old")
+    with pytest.raises(failure), staged_folder(out, overwrite=True) as staging:
+        (staging / "half.txt").write_text("half")
+        raise failure
+    assert entries(tmp_path) == {"out"}
+    assert contents(out) == {"old": "old"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_exists_is_refused_before_any_work(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    if kind == "file":
+        out.write_text("old")
+    else:
+        make_folder(out, old="old")
+    entered = False
+    with pytest.raises(UsageError, match="already exists.*--overwrite") as caught, staged_folder(out):
+        entered = True
+    assert not entered
+    assert caught.value.exit_code == 2
+    assert entries(tmp_path) == {"out"}
+    with pytest.raises(UsageError, match="already exists"):
+        refuse_existing(out, overwrite=False)
+
+
+def test_an_empty_folder_is_not_in_the_way(tmp_path: Path) -> None:
+    out = make_folder(tmp_path / "out")
+    with staged_folder(out) as staging:
+        (staging / "a.txt").write_text("a")
+    assert entries(tmp_path) == {"out"}
+    assert contents(out) == {"a.txt": "a"}
+
+
+def test_overwriting_swaps_the_whole_folder_at_the_end(tmp_path: Path) -> None:
+    out = make_folder(tmp_path / "out", old="old", both="old")
+    with staged_folder(out, overwrite=True) as staging:
+        (staging / "both").write_text("new")
+        assert contents(out) == {"old": "old", "both": "old"}
+    assert contents(out) == {"both": "new"}
+    assert entries(tmp_path) == {"out"}
+
+
+def test_overwriting_replaces_a_file(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("old")
+    with staged_folder(out, overwrite=True) as staging:
+        (staging / "a.txt").write_text("a")
+    assert contents(out) == {"a.txt": "a"}
+    assert entries(tmp_path) == {"out"}
+
+
+def test_overwriting_what_is_not_there_just_writes(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "out", overwrite=True) as staging:
+        (staging / "a.txt").write_text("a")
+    assert contents(tmp_path / "out") == {"a.txt": "a"}
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    fill_disk(monkeypatch, at)  # four things are flushed before the swap: two files and two folders
+    with pytest.raises(OSError, match="No space left"), staged_folder(tmp_path / "out") as staging:
+        make_folder(staging / "sub", b="b")
+        (staging / "a.txt").write_text("a")
+    assert entries(tmp_path) == set()
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_full_disk_keeps_the_folder_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    out = make_folder(tmp_path / "out", old="old")
+    fill_disk(monkeypatch, at)
+    with pytest.raises(OSError, match="No space left"), staged_folder(out, overwrite=True) as staging:
+        (staging / "a.txt").write_text("a")
+    assert entries(tmp_path) == {"out"}
+    assert contents(out) == {"old": "old"}
+
+
+def test_everything_is_flushed_before_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    before_publishing: list[Path] = []
+    fsync, rename = os.fsync, os.rename
+
+    def note_fsync(descriptor: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    def note_rename(old: Path, new: Path) -> None:
+        before_publishing.extend(flushed)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    with staged_folder(tmp_path / "out") as staging:
+        make_folder(staging / "sub", b="b")
+        (staging / "a.txt").write_text("a")
+    assert set(before_publishing) == {staging, staging / "a.txt", staging / "sub", staging / "sub" / "b"}
+    assert flushed[-1] == tmp_path
+
+
+@pytest.mark.parametrize("suffix", [".partial", ".old.partial"])
+def test_what_a_dead_process_left_is_removed(tmp_path: Path, dead_pid: int, suffix: str) -> None:
+    make_folder(tmp_path / f".out.{dead_pid}{suffix}", half="half")
+    with staged_folder(tmp_path / "out") as staging:
+        assert entries(tmp_path) == {staging.name}
+    assert entries(tmp_path) == {"out"}
+
+
+def test_a_file_that_a_dead_process_left_is_removed(tmp_path: Path, dead_pid: int) -> None:
+    (tmp_path / f".out.{dead_pid}.partial").write_text("half")
+    with staged_folder(tmp_path / "out"):
+        pass
+    assert entries(tmp_path) == {"out"}
+
+
+def test_what_a_living_process_is_writing_is_kept(tmp_path: Path) -> None:
+    others = make_folder(tmp_path / f".out.{os.getppid()}.partial", half="half")
+    with staged_folder(tmp_path / "out"):
+        pass
+    assert entries(tmp_path) == {"out", others.name}
+    assert contents(others) == {"half": "half"}
+
+
+def test_what_another_user_is_writing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(pid: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    others = make_folder(tmp_path / ".out.4242.partial", half="half")
+    monkeypatch.setattr(os, "kill", kill)
+    with staged_folder(tmp_path / "out"):
+        pass
+    assert entries(tmp_path) == {"out", others.name}
+
+
+def test_what_belongs_to_another_place_is_kept(tmp_path: Path, dead_pid: int) -> None:
+    others = {f".other.{dead_pid}.partial", f".out2.{dead_pid}.partial", ".out.notes.partial", f".out.{dead_pid}"}
+    for name in others:
+        make_folder(tmp_path / name)
+    with staged_folder(tmp_path / "out"):
+        pass
+    assert entries(tmp_path) == {"out"} | others
+
+
+def test_a_killed_job_publishes_nothing_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = (
+        "import os, signal, sys, pathlib; from export.files import staged_folder\n"
+        "with staged_folder(pathlib.Path(sys.argv[1])) as staging:\n"
+        "    (staging / 'half.txt').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(out)], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert len(entries(tmp_path)) == 1
+    with staged_folder(out) as staging:
+        (staging / "a.txt").write_text("a")
+    assert entries(tmp_path) == {"out"}
+    assert contents(out) == {"a.txt": "a"}
+
+
+def test_text_is_written_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "one\ntwo\r\nüñ→\n")
+    assert path.read_bytes() == "one\ntwo\r\nüñ→\n".encode()
+    write_text(path, "shorter")
+    assert path.read_bytes() == b"shorter"
+    assert entries(tmp_path) == {"a.txt"}
+
+
+@pytest.mark.parametrize("existing", [None, "old"])
+def test_a_full_disk_keeps_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: str | None) -> None:
+    path = tmp_path / "a.txt"
+    if existing is not None:
+        path.write_text(existing)
+    fill_disk(monkeypatch)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "new")
+    assert contents(tmp_path) == ({} if existing is None else {"a.txt": existing})
+
+
+def test_text_that_cannot_be_encoded_keeps_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "new \ud800")
+    assert contents(tmp_path) == {"a.txt": "old"}
+
+
+def test_the_old_text_is_there_until_the_new_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    seen: list[tuple[str, str]] = []
+    real = os.replace
+
+    def replace(staging: Path, target: Path) -> None:
+        seen.append((path.read_text(), Path(staging).read_text()))
+        real(staging, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    write_text(path, "new")
+    assert seen == [("old", "new")]
+    assert path.read_text() == "new"
+
+
+def test_json_is_read_back_as_it_was(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5, None], "a": {"ü": "→"}}
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert '"ü": "→"' in text and text.endswith("}\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "digest"),  # of FIPS 180-2, appendix B
+    [
+        (b"", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
+        (b"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+        (b"a" * 1_000_000, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"),
+    ],
+)
+def test_the_digest_is_that_of_the_standard(tmp_path: Path, content: bytes, digest: str) -> None:
+    (tmp_path / "a").write_bytes(content)
+    assert sha256(tmp_path / "a") == digest
+
+
+def test_the_size_of_a_folder_is_that_of_all_its_files(tmp_path: Path) -> None:
+    make_folder(tmp_path / "out" / "sub", b="12345")
+    (tmp_path / "out" / "a").write_text("123")
+    assert folder_size(tmp_path / "out") == 8
+
+
+def test_flushing_reaches_every_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path / "out" / "sub", b="b")
+    flushed: list[Path] = []
+    monkeypatch.setattr(files, "_sync", flushed.append)
+    files.sync_tree(tmp_path / "out")
+    assert set(flushed) == {tmp_path / "out", tmp_path / "out" / "sub", tmp_path / "out" / "sub" / "b"}

@@ -1,0 +1,145 @@
+"""ROUGE as rouge-score computes it, row by row and without the network, and honest intervals around its mean."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from lora_ft.metrics import ROUGE, estimate, rouge, sentence_splitter
+
+PREDICTIONS = [
+    "The cats were sleeping. Anna called the doctor.",
+    "A meeting on Monday",
+    "nothing in common",
+    "",
+    "the same words",
+]
+REFERENCES = [
+    ["Anna calls a doctor. The cat sleeps."],
+    ["They meet on Monday at ten.", "A meeting is held on Monday"],
+    ["wholly other text"],
+    ["some text"],
+    ["the same words"],
+]
+
+
+@pytest.fixture
+def fresh_splitter() -> Iterator[None]:
+    sentence_splitter.cache_clear()
+    yield
+    sentence_splitter.cache_clear()
+
+
+@pytest.mark.parametrize("use_stemmer", [True, False])
+def test_scores_are_those_of_rouge_score_row_by_row(use_stemmer: bool) -> None:
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=use_stemmer)
+    scores = rouge(PREDICTIONS, REFERENCES, use_stemmer=use_stemmer)
+    assert set(scores) == set(ROUGE)
+    for name in ("rouge1", "rouge2", "rougeL"):
+        expected = [
+            max(100 * scorer.score(reference, prediction)[name].fmeasure for reference in several)
+            for prediction, several in zip(PREDICTIONS, REFERENCES, strict=True)
+        ]
+        assert scores[name] == pytest.approx(expected)
+
+
+def test_the_stemmer_makes_a_difference() -> None:
+    with_stemmer, without = (rouge(PREDICTIONS[:1], REFERENCES[:1], use_stemmer=use)["rouge1"] for use in (True, False))
+    assert with_stemmer[0] > without[0]
+
+
+def test_scores_run_from_zero_to_a_hundred() -> None:
+    scores = rouge(PREDICTIONS, REFERENCES, use_stemmer=True)
+    for name in ROUGE:
+        assert scores[name][2] == scores[name][3] == 0
+        assert scores[name][4] == pytest.approx(100)
+        assert ((scores[name] >= 0) & (scores[name] <= 100)).all()
+
+
+def test_of_several_references_the_best_counts_for_each_type() -> None:
+    prediction, first, second = "a b c d", "d c b a x", "a b"
+    alone = [rouge([prediction], [[one]], use_stemmer=False) for one in (first, second)]
+    both = rouge([prediction], [[first, second]], use_stemmer=False)
+    for name in ROUGE:
+        assert both[name][0] == max(scores[name][0] for scores in alone)
+    assert both["rouge1"][0] == alone[0]["rouge1"][0] and both["rouge2"][0] == alone[1]["rouge2"][0]
+
+
+def test_rouge_lsum_sees_sentences_where_rouge_l_sees_one_text() -> None:
+    scores = rouge(
+        ["The dog barks loudly. The cat sleeps here."], [["The cat sleeps here. The dog barks loudly."]],
+        use_stemmer=True,
+    )  # fmt: skip
+    assert scores["rougeLsum"][0] == pytest.approx(100)
+    assert scores["rougeL"][0] == pytest.approx(50)
+
+
+def test_no_socket_is_opened(monkeypatch: pytest.MonkeyPatch, fresh_splitter: None) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert rouge(["one two"], [["one two"]], use_stemmer=True)["rouge1"] == pytest.approx([100])
+
+
+def test_without_nltk_data_sentences_are_split_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, fresh_splitter: None
+) -> None:
+    def lacking(*_: Any) -> list[str]:
+        raise LookupError("punkt_tab")
+
+    monkeypatch.setattr("nltk.tokenize.sent_tokenize", lacking)
+    split, name = sentence_splitter()
+    assert "untrained" in name
+    assert split("One is here. Two is there! Is it?") == ["One is here.", "Two is there!", "Is it?"]
+
+
+def test_with_nltk_data_its_model_splits(monkeypatch: pytest.MonkeyPatch, fresh_splitter: None) -> None:
+    monkeypatch.setattr("nltk.tokenize.sent_tokenize", str.split)
+    split, name = sentence_splitter()
+    assert split("a b") == ["a", "b"] and name == "nltk punkt_tab"
+
+
+SCORES = np.random.default_rng(0).uniform(10, 60, 200)
+
+
+def test_an_estimate_is_the_plain_mean_within_its_interval() -> None:
+    found = estimate(SCORES, seed=0, resamples=1000)
+    assert found.mean == SCORES.mean()
+    assert found.low < found.mean < found.high
+    # Normal theory for the mean of 200 rows; the bootstrap must come near to it.
+    half = 1.96 * SCORES.std() / 200**0.5
+    assert found.high - found.mean == pytest.approx(half, rel=0.15)
+    assert found.mean - found.low == pytest.approx(half, rel=0.15)
+
+
+def test_an_estimate_is_the_same_for_a_seed() -> None:
+    assert estimate(SCORES, seed=1, resamples=200) == estimate(SCORES, seed=1, resamples=200)
+    assert estimate(SCORES, seed=1, resamples=200) != estimate(SCORES, seed=2, resamples=200)
+
+
+def test_more_rows_give_a_narrower_interval() -> None:
+    few, many = (estimate(rows, seed=0, resamples=500) for rows in (SCORES[:20], np.tile(SCORES[:20], 16)))
+    assert few.mean == pytest.approx(many.mean)
+    assert (many.high - many.low) < 0.4 * (few.high - few.low)
+
+
+def test_models_that_answer_alike_differ_by_exactly_nothing() -> None:
+    same = estimate(SCORES - SCORES.copy(), seed=0, resamples=500)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+
+
+def test_the_interval_of_a_difference_is_paired() -> None:
+    paired = estimate((SCORES + 1) - SCORES, seed=0, resamples=500)
+    assert (paired.low, paired.mean, paired.high) == pytest.approx((1, 1, 1))
+
+
+def test_one_row_has_an_interval_of_no_width() -> None:
+    assert str(estimate(np.array([40.04]), seed=0, resamples=100)) == "40.0 [40.0, 40.0]"

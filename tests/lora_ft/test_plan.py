@@ -1,0 +1,151 @@
+"""The plan counts steps and parameters as training then has them, and says why it compiles or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, get_peft_model
+
+from lora_ft.adapters import count_parameters
+from lora_ft.bases import load_model
+from lora_ft.batches import Encoded, padding_share
+from lora_ft.plan import Plan, make_plan
+from lora_ft.task import Lora, load_task
+from tests.tiny import CONFIG
+
+MakeTask = Callable[..., Path]
+
+SMALL: dict[str, Any] = {
+    "model_type": "t5", "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8,
+    "num_decoder_layers": 8, "num_heads": 6, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+    "decoder_start_token_id": 0,
+}  # fmt: skip
+BASE = SMALL | {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_decoder_layers": 12, "num_heads": 12}
+
+
+def rows(count: int) -> list[Encoded]:
+    return [Encoded([5] * (3 + i % 20) + [1], [6] * (1 + i % 7) + [1]) for i in range(count)]
+
+
+def plan(path: Path, count: int = 24, processes: int = 1, **train: Any) -> Plan:
+    return make_plan(load_task(path, [f"train.{key}={value}" for key, value in train.items()]), CONFIG, rows(count),
+                     processes)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "processes", "train", "batch", "per_epoch", "steps"),
+    [
+        (24, 1, {"num_train_epochs": 2}, 4, 6, 12),
+        (25, 1, {"num_train_epochs": 2}, 4, 7, 14),
+        (24, 1, {"num_train_epochs": 1.5}, 4, 6, 9),
+        (24, 1, {"num_train_epochs": 0.1}, 4, 6, 1),
+        (24, 1, {"num_train_epochs": 2, "gradient_accumulation_steps": 4}, 16, 2, 4),
+        (24, 2, {"num_train_epochs": 2, "gradient_accumulation_steps": 2}, 16, 2, 4),
+        (24, 3, {"num_train_epochs": 2}, 12, 2, 4),
+        (24, 1, {"num_train_epochs": 2, "max_steps": 5}, 4, 6, 5),
+        (24, 1, {"num_train_epochs": 2, "max_steps": 500}, 4, 6, 500),
+    ],
+)
+def test_steps_follow_from_rows_batches_processes_and_epochs(
+    make_task: MakeTask, count: int, processes: int, train: dict[str, Any], batch: int, per_epoch: int, steps: int
+) -> None:
+    made = plan(make_task(), count, processes, **train)
+    assert (made.global_batch, made.steps_per_epoch, made.steps) == (batch, per_epoch, steps)
+
+
+@pytest.mark.parametrize(("ratio", "steps"), [(0, 0), (0.25, 3), (0.05, 1)])
+def test_the_warm_up_is_a_share_of_the_steps(make_task: MakeTask, ratio: float, steps: int) -> None:
+    assert plan(make_task(), warmup_ratio=ratio).warmup_steps == steps
+
+
+def test_padding_is_that_of_the_training_order(make_task: MakeTask) -> None:
+    assert plan(make_task(), seed=7).padding == padding_share(rows(24), 4, 7)
+
+
+@pytest.mark.parametrize(("r", "targets"), [(8, "q,v"), (3, ["wi_0", "wo"]), (4, "all-linear")])
+def test_parameters_are_counted_as_peft_has_them(tiny_base: Path, r: int, targets: str | list[str]) -> None:
+    lora = Lora.model_validate({"r": r, "target_modules": targets})
+    config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=r, target_modules=lora.target_modules)
+    model = load_model(tiny_base)
+    bare = sum(parameter.numel() for parameter in model.parameters())
+    trainable, everything = get_peft_model(model, config).get_nb_trainable_parameters()
+    counted = count_parameters(json.loads((tiny_base / "config.json").read_text(encoding="utf-8")), lora)
+    assert counted == (trainable, everything) == (trainable, bare + trainable)
+
+
+@pytest.mark.parametrize(
+    ("config", "r", "targets", "trainable", "bare"),
+    [
+        (SMALL, 16, "q,v", 688_128, 76_961_152),
+        (SMALL, 8, "q,v", 344_064, 76_961_152),
+        (SMALL, 16, "all-linear", 2_555_904, 76_961_152),
+        (BASE, 16, "q,v", 1_769_472, 247_577_856),
+        (BASE, 16, "all-linear", 6_782_976, 247_577_856),
+    ],
+)
+def test_flan_t5_has_the_published_numbers_of_parameters(
+    config: dict[str, Any], r: int, targets: str, trainable: int, bare: int
+) -> None:
+    lora = Lora.model_validate({"r": r, "target_modules": targets})
+    assert count_parameters(config, lora) == (trainable, bare + trainable)
+
+
+def test_a_tied_head_is_counted_once() -> None:
+    lora = Lora.model_validate({"preset": "tiny"})
+    tied, untied = (count_parameters(CONFIG | {"tie_word_embeddings": tie}, lora) for tie in (True, False))
+    assert tied[0] == untied[0] and untied[1] - tied[1] == CONFIG["vocab_size"] * CONFIG["d_model"]
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU of a known speed, with a compiler."""
+    monkeypatch.setattr("lora_ft.plan._device", lambda: "cpu")
+    monkeypatch.setattr("lora_ft.plan._measured_flops", lambda *_: 1e9)
+    monkeypatch.setattr("lora_ft.plan.shutil.which", lambda name: f"/usr/bin/{name}")
+
+
+@pytest.mark.parametrize("asked", ["on", "off"])
+def test_the_task_may_ask_to_compile_or_not(make_task: MakeTask, on_cpu: None, asked: str) -> None:
+    made = plan(make_task(train={"compile": asked, "max_steps": 10}))
+    assert made.compile == (asked == "on") and made.compile_reason == "as the task asks"
+
+
+def test_a_long_training_is_compiled_and_a_short_one_is_not(make_task: MakeTask, on_cpu: None) -> None:
+    long = plan(make_task(train={"compile": "auto", "max_steps": 1_000_000}))
+    assert long.compile and "of which it saves" in long.compile_reason
+    short = plan(make_task(train={"compile": "auto", "max_steps": 10}))
+    assert not short.compile and "compiling alone takes" in short.compile_reason
+
+
+def test_without_a_compiler_nothing_is_compiled(
+    make_task: MakeTask, on_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_task(train={"compile": "auto", "max_steps": 1_000_000})
+    monkeypatch.setattr("lora_ft.plan.shutil.which", lambda name: "/usr/bin/clang++" if name == "clang++" else None)
+    assert plan(path).compile
+    monkeypatch.setattr("lora_ft.plan.shutil.which", lambda _: None)
+    made = plan(path)
+    assert not made.compile and made.compile_reason == "no C++ compiler here"
+
+
+def test_on_an_apple_gpu_nothing_is_compiled(make_task: MakeTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_ft.plan._device", lambda: "mps")
+    made = plan(make_task(train={"compile": "auto", "max_steps": 1_000_000}))
+    assert not made.compile and made.device == "mps"
+
+
+def test_the_speed_of_this_machine_is_measured_without_help(make_task: MakeTask) -> None:
+    made = plan(make_task(train={"compile": "auto", "max_steps": 1}))
+    assert not made.compile and made.compile_reason
+
+
+def test_the_plan_says_what_it_found(make_task: MakeTask, on_cpu: None) -> None:
+    made = plan(make_task())
+    text = "\n".join(made.lines())
+    assert f"{made.trainable:,} of {made.parameters:,} parameters trained" in text
+    assert "12 steps of 4 rows (6 an epoch)" in text
+    assert "precision fp32: as the task asks" in text and "compile off: as the task asks" in text

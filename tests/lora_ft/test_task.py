@@ -1,0 +1,319 @@
+"""Task files: what is refused and how it is said, overrides, paths, presets, and that a saved task comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export.errors import UsageError
+from lora_ft.task import Fault, Task, TaskFaults, load_task, recipes, save_task
+
+MakeTask = Callable[..., Path]
+
+
+def faults_of(path: Path, *overrides: str) -> dict[str, Fault]:
+    with pytest.raises(TaskFaults) as caught:
+        load_task(path, overrides)
+    return {fault.key: fault for fault in caught.value.faults}
+
+
+def without(path: Path, key: str) -> Path:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del content[key]
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def test_all_faults_are_reported_at_once_with_key_value_and_remedy(make_task: MakeTask) -> None:
+    path = make_task(
+        train={"epochs": 3, "learning_rate": -0.5, "per_device_train_batch_size": "many", "optim": "sgd"},
+        lengths={"source": 4},
+        colour="red",
+    )
+    faults = faults_of(without(path, "prompt"))
+    expected = {
+        "prompt": (None, "missing; add it"),
+        "colour": ("red", "unknown key; remove it or correct its spelling"),
+        "lengths.source": (4, "greater than or equal to 8"),
+        "train.epochs": (3, "unknown key; remove it or correct its spelling"),
+        "train.learning_rate": (-0.5, "greater than 0"),
+        "train.per_device_train_batch_size": ("many", "valid integer"),
+        "train.optim": ("sgd", "adamw_torch, adamw_torch_fused, adafactor"),
+    }
+    assert faults.keys() == expected.keys()
+    for key, (value, remedy) in expected.items():
+        assert faults[key].value == value
+        assert remedy in faults[key].problem
+        assert str(faults[key]).startswith(f"{key} = {value!r}: ")
+
+
+def test_the_error_names_the_file_the_first_fault_and_how_to_see_the_others(make_task: MakeTask) -> None:
+    path = make_task(train={"seed": "x", "weight_decay": -1})
+    with pytest.raises(TaskFaults) as caught:
+        load_task(path)
+    assert str(caught.value).startswith(f"{path}: {caught.value.faults[0]} (and 1 more)")
+    assert f"lora-ft validate {path}" in caught.value.remedy
+    assert isinstance(caught.value, UsageError) and caught.value.exit_code == 2
+
+
+def test_a_single_fault_does_not_speak_of_more(make_task: MakeTask) -> None:
+    with pytest.raises(TaskFaults) as caught:
+        load_task(make_task(train={"seed": "x"}))
+    assert "more" not in str(caught.value) and not caught.value.remedy
+
+
+def test_a_long_value_is_shortened() -> None:
+    assert str(Fault("prompt", "x" * 500, "wrong")) == f"prompt = '{'x' * 56}...: wrong"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("name=a/b", "pattern"),
+        ("name=../up", "pattern"),
+        ("data.split.test=1.0", "less than 1"),
+        ("data.limit.train=0", "greater than or equal to 1"),
+        ("data.shuffle=true", "unknown key"),
+        ("lengths.target=1", "greater than or equal to 2"),
+        ("lengths.long_targets=keep", "'error', 'cut' or 'drop'"),
+        ("lora.r=0", "greater than or equal to 1"),
+        ("lora.lora_dropout=1", "less than 1"),
+        ("lora.target_modules=''", "name at least one layer"),
+        ("lora.target_modules=[q, '']", "name at least one layer"),
+        ("lora.rank=8", "unknown key"),
+        ("train.num_train_epochs=0", "greater than 0"),
+        ("train.lr_scheduler_type=step", "linear, cosine, constant"),
+        ("train.warmup_ratio=1", "less than 1"),
+        ("train.save_total_limit=0", "greater than or equal to 1"),
+        ("generate.top_p=1.5", "less than or equal to 1"),
+        ("generate.temperature=0", "greater than 0"),
+        ("generate.num_beams=2.5", "valid integer"),
+        ("evaluate.bootstrap=10", "greater than or equal to 100"),
+    ],
+)
+def test_a_value_out_of_range_is_named_by_its_key(make_task: MakeTask, override: str, words: str) -> None:
+    faults = faults_of(make_task(), override)
+    assert set(faults) == {override.partition("=")[0]}
+    assert words in faults[override.partition("=")[0]].problem
+
+
+def test_fp16_is_refused_with_its_reason(make_task: MakeTask) -> None:
+    fault = faults_of(make_task(train={"precision": "fp16"}))["train.precision"]
+    assert fault.value == "fp16"
+    assert all(word in fault.problem for word in ("transformers#5651", "65,504", "bf16 or fp32"))
+
+
+@pytest.mark.parametrize("prompt", ["no column", "{}", "{text", "{text:>8}", "{text!r}", "{{text}}"])
+def test_a_prompt_without_a_plain_column_is_refused(make_task: MakeTask, prompt: str) -> None:
+    assert set(faults_of(make_task(prompt=prompt))) == {"prompt"}
+
+
+def test_a_task_without_any_rows_is_refused(make_task: MakeTask) -> None:
+    path = make_task(data={"train": None, "validation": None, "test": None})
+    assert "set train" in faults_of(path)["data"].problem
+
+
+def test_a_hub_data_set_is_trained_on_its_train_split_by_default(make_task: MakeTask) -> None:
+    path = make_task(data={"hub": "someone/rows", "train": None, "validation": None, "test": None})
+    assert load_task(path).data.train == "train"
+
+
+def test_overrides_reach_nested_keys_and_are_read_as_yaml(make_task: MakeTask) -> None:
+    task = load_task(
+        make_task(train={"max_steps": 7}),
+        [
+            "generate.num_beams=4",  # a section that the file has not
+            "data.split.validation=0.25",
+            "train.learning_rate=2e-3",
+            "train.max_steps=null",
+            "train.report_to=[tensorboard, mlflow]",
+            "data.skip_empty=true",
+            "prompt='a = {text}'",
+            "train.seed=1",
+            "train.seed=2",
+        ],
+    )
+    assert task.generate.num_beams == 4
+    assert task.data.split is not None and task.data.split.validation == 0.25
+    assert task.train.learning_rate == 0.002 and task.train.max_steps is None
+    assert task.train.report_to == ["tensorboard", "mlflow"]
+    assert task.data.skip_empty is True
+    assert task.prompt == "a = {text}"
+    assert task.train.seed == 2
+    assert task.train.num_train_epochs == 2  # what is not named stays as the file has it
+
+
+@pytest.mark.parametrize(
+    "override", ["train.seed", "=3", "train..seed=3", ".seed=3", "train.=3", "train.report_to=[a", "name.first=x"]
+)
+def test_an_override_that_is_no_pair_is_refused_by_itself(make_task: MakeTask, override: str) -> None:
+    with pytest.raises(UsageError, match="--set") as caught:
+        load_task(make_task(), [override])
+    assert not isinstance(caught.value, TaskFaults)
+
+
+def test_paths_start_from_the_file_and_overrides_from_the_current_folder(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    path = make_task()
+    monkeypatch.chdir(here)
+    plain = load_task(path).data
+    assert plain.root == path.parent and plain.train == "train.jsonl"
+    data = load_task(path, ["data.train=mine.jsonl", "data.validation=[a.jsonl, b/*.jsonl]"]).data
+    assert data.train == str(here / "mine.jsonl")
+    assert data.validation == [str(here / "a.jsonl"), str(here / "b/*.jsonl")]
+    assert data.test == "test.jsonl" and data.root == path.parent
+    assert load_task(path, ["data.root=rows"]).data.root == here / "rows"
+    assert load_task(path, [f"data.train={tmp_path}/x.jsonl"]).data.train == f"{tmp_path}/x.jsonl"
+
+
+def test_names_of_hub_splits_are_no_paths(make_task: MakeTask) -> None:
+    assert load_task(make_task(), ["data.hub=someone/rows", "data.train=dev"]).data.train == "dev"
+
+
+def test_data_root_starts_from_the_task_file(make_task: MakeTask, tmp_path: Path) -> None:
+    path = make_task(data={"root": "rows"})
+    assert load_task(path).data.root == path.parent / "rows"
+    assert load_task(make_task(data={"root": str(tmp_path)})).data.root == tmp_path
+
+
+def test_a_base_beside_the_task_file_is_found_and_a_hub_name_is_left_alone(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_task(base="bases/mine")
+    assert load_task(path).base == "bases/mine"
+    (path.parent / "bases" / "mine").mkdir(parents=True)
+    assert load_task(path).base == str(path.parent / "bases" / "mine")
+    assert load_task(make_task(base="./later")).base == str(path.parent / "later")
+    (tmp_path / "own").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_task(path, ["base=own"]).base == str(tmp_path / "own")
+    assert load_task(path, ["base=offline"]).base == "offline"
+
+
+@pytest.mark.parametrize(
+    ("preset", "r", "alpha", "targets"),
+    [("tiny", 8, 16, ["q", "v"]), ("default", 16, 32, "all-linear"), ("large", 64, 64, "all-linear")],
+)
+def test_a_preset_fills_in_what_is_not_given(
+    make_task: MakeTask, preset: str, r: int, alpha: int, targets: str | list[str]
+) -> None:
+    lora = load_task(make_task(lora={"preset": preset})).lora
+    assert (lora.r, lora.lora_alpha, lora.target_modules) == (r, alpha, targets)
+    own = load_task(make_task(lora={"preset": preset, "r": 5, "target_modules": "o"})).lora
+    assert (own.r, own.lora_alpha, own.target_modules) == (5, alpha, ["o"])
+
+
+def test_without_a_lora_section_the_default_preset_holds(make_task: MakeTask) -> None:
+    lora = load_task(without(make_task(), "lora")).lora
+    assert (lora.r, lora.lora_alpha, lora.target_modules) == (16, 32, "all-linear")
+
+
+@pytest.mark.parametrize(
+    ("given_", "read"),
+    [("q,v", ["q", "v"]), (" q , v ", ["q", "v"]), (["q", "wo"], ["q", "wo"]), ("all-linear", "all-linear")],
+)
+def test_target_modules_are_a_list_of_names_or_all_linear(
+    make_task: MakeTask, given_: str | list[str], read: str | list[str]
+) -> None:
+    assert load_task(make_task(lora={"target_modules": given_})).lora.target_modules == read
+
+
+def test_generation_options_hold_what_differs_from_greedy_search_and_the_length(make_task: MakeTask) -> None:
+    assert load_task(make_task()).generation_options() == {"max_new_tokens": 24}
+    beams = make_task(generate={"num_beams": 4, "length_penalty": 0.8, "top_k": 50, "do_sample": False})
+    assert load_task(beams).generation_options() == {"max_new_tokens": 24, "num_beams": 4, "length_penalty": 0.8}
+    assert load_task(make_task(generate={"max_new_tokens": 5})).generation_options() == {"max_new_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"name: caf\xe9\n", "not UTF-8 (byte 9)"),
+        (b"name: [a\n", "is not YAML"),
+        (b"name: a\n  base: b\n", "is not YAML"),
+        (b"- name: a\n", "is not a task"),
+        (b"just words\n", "is not a task"),
+        (b"", "is not a task"),
+    ],
+)
+def test_a_file_that_is_no_task_is_refused_by_name(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        load_task(path)
+    assert str(path) in caught.value.message and words in caught.value.message
+
+
+def test_a_byte_order_mark_is_no_fault(make_task: MakeTask) -> None:
+    path = make_task()
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_task(path).name == "tiny"
+
+
+def test_recipes_are_found_by_name_and_named_where_none_is_found(tmp_path: Path) -> None:
+    assert load_task("dialogue-summary").name == "dialogue-summary"
+    with pytest.raises(UsageError) as caught:
+        load_task(tmp_path / "none.yaml")
+    assert all(name in caught.value.remedy for name in recipes())
+
+
+def test_a_file_goes_before_a_recipe_of_its_name(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dialogue-summary").write_bytes(make_task().read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert load_task("dialogue-summary").name == "tiny"
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}"), max_size=30)
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True)
+TASKS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {
+        "name": NAMES,
+        "prompt": st.tuples(TEXT, TEXT).map("{text}".join),
+        "data": st.fixed_dictionaries(
+            {"train": st.one_of(NAMES, st.lists(NAMES, min_size=1))},
+            optional={
+                "target": TEXT,
+                "references": TEXT,
+                "split": st.fixed_dictionaries({"test": st.floats(0, 0.99)}),
+                "limit": st.fixed_dictionaries({"train": st.integers(1, 10**9)}),
+            },
+        ),
+    },
+    optional={
+        "lora": st.fixed_dictionaries(
+            {"preset": st.sampled_from(["tiny", "default", "large"])},
+            optional={"r": st.integers(1, 999), "target_modules": st.lists(NAMES, min_size=1)},
+        ),
+        "train": st.fixed_dictionaries(
+            {},
+            optional={
+                "learning_rate": st.floats(1e-12, 1e3),
+                "eval_every": st.one_of(st.just("epoch"), st.integers(1)),
+                "compile": st.sampled_from(["on", "off", "auto"]),
+                "report_to": st.lists(st.sampled_from(["tensorboard", "wandb"])),
+            },
+        ),
+        "generate": st.fixed_dictionaries({"length_penalty": st.floats(-9, 9)}),
+    },
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(content=TASKS)
+def test_a_saved_task_comes_back_the_same(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    task = Task.model_validate(content)
+    task.data.root = folder
+    save_task(task, folder / "saved.yaml")
+    assert load_task(folder / "saved.yaml") == task

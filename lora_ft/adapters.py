@@ -74,7 +74,7 @@ def check_fits(model: PreTrainedModel, folder: Path) -> None:
         raise UsageError(f"{folder} has no {WEIGHTS}", "adapters are read from safetensors only")
     layers = dict(model.named_modules())
     with safe_open(folder / WEIGHTS, "np") as weights:
-        for name in weights:
+        for name in weights.keys():  # noqa: SIM118  (it is no dictionary)
             layer, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
             if not rest:
                 continue

@@ -119,4 +119,5 @@ class OnnxEngine:
 
 
 def _answer(tokens: np.ndarray, tokenizer: Tokenizer, end: int) -> Answer:
-    return Answer(tokenizer.decode([tokens])[0], len(tokens), len(tokens) == 0 or tokens[-1] != end)
+    cut = len(tokens) == 0 or int(tokens[-1]) != end
+    return Answer(tokenizer.decode([tokens])[0], len(tokens), cut)

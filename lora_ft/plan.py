@@ -24,6 +24,14 @@ _STEP_EFFICIENCY = 0.35
 
 
 @dataclass(frozen=True)
+class Choices:
+    """What depends on the machine and its load, and must not change when a run is resumed."""
+
+    precision: Precision
+    compile: bool
+
+
+@dataclass(frozen=True)
 class Plan:
     """The plan of one training run.
 
@@ -61,17 +69,29 @@ class Plan:
         ]
 
 
-def make_plan(task: Task, config: dict[str, Any], rows: Sequence[Encoded], processes: int = 1) -> Plan:
-    """The plan for training on encoded rows with a base of this config.json."""
+def make_plan(
+    task: Task, config: dict[str, Any], rows: Sequence[Encoded], processes: int = 1, started: Choices | None = None
+) -> Plan:
+    """The plan for training on encoded rows with a base of this config.json.
+
+    Args:
+        task, config, rows: what is trained.
+        processes: that share the work.
+        started: what an unfinished run chose when it began, to go on in the same way.
+    """
     train = task.train
     device = _device()
-    precision = choose_precision(train.precision, device)
+    precision = started.precision if started else choose_precision(train.precision, device)
     global_batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
     per_epoch = math.ceil(len(rows) / global_batch)
     steps = train.max_steps or math.ceil(train.num_train_epochs * per_epoch)
     trainable, parameters = count_parameters(config, task.lora)
     tokens = sum(len(row.input_ids) + len(row.labels) for row in rows) * steps / per_epoch
-    compiled, reason = _choose_compile(train.compile, device, precision, parameters * tokens)
+    compiled, reason = (
+        (started.compile, "as this run began")
+        if started
+        else _choose_compile(train.compile, device, precision, parameters * tokens, processes)
+    )
     return Plan(
         device=device,
         precision=precision,
@@ -95,10 +115,12 @@ def _device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _choose_compile(asked: str, device: str, precision: Precision, work: float) -> tuple[bool, str]:
+def _choose_compile(asked: str, device: str, precision: Precision, work: float, processes: int) -> tuple[bool, str]:
     """Whether to compile, and why. `work` is parameters times tokens of the whole plan."""
     if asked != "auto":
         return asked == "on", "as the task asks"
+    if processes > 1:
+        return False, "auto times one process only; several must all choose alike (train.compile=on compiles them all)"
     if device == "mps":
         return False, "not tried on this device"
     if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
@@ -118,9 +140,9 @@ def _measured_flops(device: str, precision: Precision) -> float:
     kind = torch.bfloat16 if precision.is_bf16 else torch.float32
     left, right = torch.ones(2048, 512, dtype=kind, device=device), torch.ones(512, 1024, dtype=kind, device=device)
     best = math.inf
-    for _ in range(5):
+    for _ in range(60):  # the best of many, as others may be using the machine
         start = time.perf_counter()
-        (left @ right).sum().item()
+        (left @ right)[0, 0].item()
         best = min(best, time.perf_counter() - start)
     return _STEP_EFFICIENCY * 2 * 2048 * 512 * 1024 / best
 

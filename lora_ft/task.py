@@ -165,6 +165,12 @@ class Train(Section):
     logging_steps: Positive = 10
     report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = ["tensorboard"]
 
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _yaml_switch(cls, value: Any) -> Any:
+        """YAML reads a bare on or off as a truth value."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
     @field_validator("precision")
     @classmethod
     def _refuse_fp16(cls, value: str) -> str:

@@ -27,11 +27,14 @@ from lora_ft.batches import Encoded, encode
 from lora_ft.card import model_card
 from lora_ft.data import Example, Splits, load_splits, require
 from lora_ft.metrics import ROUGE, rouge
-from lora_ft.plan import Plan, make_plan
+from lora_ft.plan import Choices, Plan, make_plan
+from lora_ft.precision import Precision
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import ADAPTER, CARD, LOG, METRICS, TASK, Run, unfinished
 from lora_ft.task import Task, load_task, save_task
 from lora_ft.trainer import Keeper, Reporter, Trainer
+
+_CHOICES = "choices.json"
 
 
 class Interrupted(LoraFtError):
@@ -71,11 +74,11 @@ def train(
     if splits.overlap:
         progress.note(f"warning: {splits.overlap:,} validation prompts are training prompts too; scores will flatter")
     validation = sorted(splits.validation, key=lambda example: -len(example.prompt))
-    plan = make_plan(task, base.config, rows, _processes())
+    plan = make_plan(task, base.config, rows, _processes(), _choices(working) if resume else None)
     for line in plan.lines():
         progress.note(line)
     trainer, keeper, reporter = _trainer(task, plan, base, tokenizer, rows, validation, working, progress)
-    checkpoint = _start(task, working, resume=resume)
+    checkpoint = _start(task, plan, working, resume=resume)
     if checkpoint is not None:
         progress.note(f"going on from step {checkpoint.name.removeprefix('checkpoint-')}")
     began = time.time()
@@ -120,11 +123,21 @@ def _claim(task: Task, out: Path, working: Path, *, resume: bool, overwrite: boo
         shutil.rmtree(working)
 
 
-def _start(task: Task, working: Path, *, resume: bool) -> Path | None:
-    """Write down what is being trained, and find the checkpoint to go on from."""
+def _choices(working: Path) -> Choices | None:
+    """What the unfinished run chose when it began; another machine, or the same one under load, might choose anew."""
+    path = working / _CHOICES
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return Choices(Precision(found["precision"], "as this run began"), found["compile"])
+
+
+def _start(task: Task, plan: Plan, working: Path, *, resume: bool) -> Path | None:
+    """Write down what is being trained and how, and find the checkpoint to go on from."""
     if _rank() == 0:
         working.mkdir(parents=True, exist_ok=True)
         save_task(task, working / TASK)
+        write_json(working / _CHOICES, {"precision": plan.precision.name, "compile": plan.compile})
         found = checkpoints.latest(working)
     if _processes() > 1:
         torch.distributed.barrier()
@@ -282,6 +295,7 @@ def _metrics(
 def _finish(task: Task, working: Path, out: Path, metrics: dict[str, Any], base: Base) -> None:
     write_json(working / METRICS, metrics)
     write_text(working / CARD, model_card(task, metrics))
+    (working / _CHOICES).unlink()
     for path in working.glob("checkpoint-*"):
         shutil.rmtree(path)
     sync_tree(working)

@@ -51,36 +51,41 @@ def make_task(tmp_path: Path, tiny_base: Path) -> Callable[..., Path]:
     """Write a task file with rows for the tiny base; keyword arguments replace its sections."""
 
     def make(rows: int = 24, name: str = "tiny", **sections: Any) -> Path:
-        folder = tmp_path / f"task-{name}"
-        folder.mkdir(exist_ok=True)
-        for split, count in (("train", rows), ("validation", 6), ("test", 6)):
-            lines = [json.dumps(tiny_row(i, split)) for i in range(count)]
-            (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        content: dict[str, Any] = {
-            "name": name,
-            "base": str(tiny_base),
-            "prompt": "say: {text}",
-            "data": {f"{split}": f"{split}.jsonl" for split in ("train", "validation", "test")} | {"target": "answer"},
-            "lengths": {"source": 48, "target": 24},
-            "lora": {"preset": "tiny"},
-            "train": {
-                "num_train_epochs": 2,
-                "per_device_train_batch_size": 4,
-                "learning_rate": 0.01,
-                "precision": "fp32",
-                "compile": "off",
-                "logging_steps": 1,
-                "report_to": [],
-            },
-        }
-        for section, values in sections.items():
-            known = content.get(section)
-            content[section] = {**known, **values} if isinstance(known, dict) and isinstance(values, dict) else values
-        path = folder / "task.yaml"
-        path.write_text(yaml.safe_dump(content), encoding="utf-8")
-        return path
+        return write_task(tmp_path, tiny_base, rows, name, **sections)
 
     return make
+
+
+def write_task(root: Path, tiny_base: Path, /, rows: int = 24, name: str = "tiny", **sections: Any) -> Path:
+    """Task file and rows below `root`."""
+    folder = root / f"task-{name}"
+    folder.mkdir(exist_ok=True)
+    for split, count in (("train", rows), ("validation", 6), ("test", 6)):
+        lines = [json.dumps(tiny_row(i, split)) for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    content: dict[str, Any] = {
+        "name": name,
+        "base": str(tiny_base),
+        "prompt": "say: {text}",
+        "data": {split: f"{split}.jsonl" for split in ("train", "validation", "test")} | {"target": "answer"},
+        "lengths": {"source": 48, "target": 24},
+        "lora": {"preset": "tiny"},
+        "train": {
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 0.01,
+            "precision": "fp32",
+            "compile": "off",
+            "logging_steps": 1,
+            "report_to": [],
+        },
+    }
+    for section, values in sections.items():
+        known = content.get(section)
+        content[section] = {**known, **values} if isinstance(known, dict) and isinstance(values, dict) else values
+    path = folder / "task.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
 
 
 def tiny_row(i: int, split: str) -> dict[str, str]:

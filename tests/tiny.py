@@ -62,7 +62,11 @@ def save_tiny_t5(folder: Path, seed: int = 0, **changes: Any) -> Path:
     files = {
         "config.json": config,
         "generation_config.json": {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0},
-        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "<pad>"},
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "</s>",
+            "pad_token": "<pad>",
+        },
     }
     for name, value in files.items():
         (folder / name).write_text(json.dumps(value, indent=2), encoding="utf-8")

@@ -21,12 +21,10 @@ def main() -> None:
 
 def run(arguments: list[str], *, debug: bool = False) -> int:
     """Run one command and return its exit code; errors become one line on stderr."""
-    import click
-
     from lora_ft.cli.verbs import app
 
     try:
-        result = app(arguments, standalone_mode=False, prog_name="lora-ft")
+        result = app(arguments or ["--help"], standalone_mode=False, prog_name="lora-ft")
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -36,21 +34,16 @@ def run(arguments: list[str], *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
     return result if isinstance(result, int) else 0
 
 
 def _explain(error: Exception) -> tuple[str, int]:
     """What to say of an exception, and the exit code."""
-    import click
-
     if isinstance(error, LoraFtError):
         return str(error), error.exit_code
-    if isinstance(error, click.ClickException):
-        return f"{error.format_message()}; `lora-ft --help` lists what there is", error.exit_code
-    if isinstance(error, click.Abort):
-        return "interrupted", 130
+    wrong_usage = getattr(error, "format_message", None)  # click's, or the copy of it that newer typer carries
+    if callable(wrong_usage):
+        return f"{wrong_usage()}; `lora-ft --help` and `lora-ft VERB --help` list what there is", 2
     full = "no space left on the disk; free some, or give an --out on another disk. Nothing half-written was left"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename}: {full}" if error.filename else full, 1

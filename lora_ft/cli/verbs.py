@@ -16,7 +16,6 @@ app = typer.Typer(
     name="lora-ft",
     help="Small LoRA adapters for FLAN-T5: train, merge, score with ROUGE, generate, export to ONNX. "
     "Any command takes --debug for a full traceback.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

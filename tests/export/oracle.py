@@ -89,12 +89,29 @@ def make_bundle(checkpoint: Path, out: Path, **changes: Any) -> Report:
     )
 
 
-def favour_end(folder: Path, factor: float) -> Path:
-    """Enlarge the head's row of </s>, so that a random model ends some of its rows early."""
+def redraw(folder: Path, seed: int, end: float = 1.0) -> Path:
+    """Give a checkpoint new weights: the same under every version of transformers, and such that each of them matters.
+
+    As transformers draws them, norms are ones and the biases of distances hardly move a logit, so that to mistake one
+    for another would not show.
+
+    Args:
+        folder: the checkpoint.
+        seed: of the weights.
+        end: factor of the head's row of </s>, to have some rows end early.
+    """
     path = folder / "model.safetensors"
-    weights = load_file(path)
-    weights["lm_head.weight"][END] *= factor
-    save_file(weights, path, metadata={"format": "pt"})
+    rng = np.random.default_rng(seed)
+    weights = {name: rng.standard_normal(tensor.shape, np.float32) for name, tensor in sorted(load_file(path).items())}
+    for name, weight in weights.items():
+        if "norm" in name:
+            weights[name] = 1 + weight / 4
+        elif "block" in name and "relative_attention_bias" not in name:
+            weights[name] = weight / np.float32(np.sqrt(weight.shape[1]))
+    if "lm_head.weight" in weights:
+        weights["lm_head.weight"][END] *= end
+    tensors = {name: torch.from_numpy(weight) for name, weight in weights.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
     return folder
 
 

@@ -93,7 +93,7 @@ def test_what_exists_is_refused_before_any_work(tmp_path: Path, kind: str) -> No
     else:
         make_folder(out, old="old")
     entered = False
-    with pytest.raises(UsageError, match="already exists.*--overwrite") as caught, staged_folder(out):
+    with pytest.raises(UsageError, match=r"already exists.*--overwrite") as caught, staged_folder(out):
         entered = True
     assert not entered
     assert caught.value.exit_code == 2

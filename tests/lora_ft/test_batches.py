@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -120,9 +121,11 @@ def test_an_epoch_visits_every_row_once_in_batches_of_like_length(
     assert sorted(order) == list(range(len(rows))) and len(sampler) == len(rows)
     assert order == list(again) == list(sampler)
     # Cut into batches in this order, no two batches interleave in length: the short one must then be the last.
-    widths = [[len(rows[i].input_ids) // 16 for i in order[start : start + size]] for start in range(0, len(rows), size)]
+    widths = [
+        [len(rows[i].input_ids) // 16 for i in order[start : start + size]] for start in range(0, len(rows), size)
+    ]
     widths.sort(key=lambda batch: (min(batch), max(batch)))
-    assert all(max(a) <= min(b) for a, b in zip(widths, widths[1:], strict=False))
+    assert all(max(a) <= min(b) for a, b in itertools.pairwise(widths))
 
 
 def test_epochs_and_seeds_differ_in_their_order() -> None:

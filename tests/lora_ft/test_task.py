@@ -30,6 +30,12 @@ def without(path: Path, key: str) -> Path:
     return path
 
 
+def with_base(path: Path, base: str) -> Path:
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) | {"base": base}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
 def test_all_faults_are_reported_at_once_with_key_value_and_remedy(make_task: MakeTask) -> None:
     path = make_task(
         train={"epochs": 3, "learning_rate": -0.5, "per_device_train_batch_size": "many", "optim": "sgd"},
@@ -188,15 +194,15 @@ def test_data_root_starts_from_the_task_file(make_task: MakeTask, tmp_path: Path
 def test_a_base_beside_the_task_file_is_found_and_a_hub_name_is_left_alone(
     make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = make_task(base="bases/mine")
+    path = with_base(make_task(), "bases/mine")
     assert load_task(path).base == "bases/mine"
     (path.parent / "bases" / "mine").mkdir(parents=True)
     assert load_task(path).base == str(path.parent / "bases" / "mine")
-    assert load_task(make_task(base="./later")).base == str(path.parent / "later")
     (tmp_path / "own").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_task(path, ["base=own"]).base == str(tmp_path / "own")
     assert load_task(path, ["base=offline"]).base == "offline"
+    assert load_task(with_base(path, "./later")).base == str(path.parent / "later")
 
 
 @pytest.mark.parametrize(

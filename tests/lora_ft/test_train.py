@@ -165,7 +165,9 @@ def test_a_loss_of_exactly_zero_stops_the_run(
     make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """artidoro/qlora#135: FLAN-T5 with LoRA in fp16 trains on a loss of 0.0 and learns nothing."""
-    monkeypatch.setattr("lora_ft.trainer.token_loss", lambda outputs, labels, num_items_in_batch: outputs.logits.sum() * 0)
+    monkeypatch.setattr(
+        "lora_ft.trainer.token_loss", lambda outputs, labels, num_items_in_batch: outputs.logits.sum() * 0
+    )
     with pytest.raises(LoraFtError, match="exactly 0"):
         train(load_task(make_task()), tmp_path / "run")
 
@@ -192,7 +194,9 @@ def test_resume_needs_something_to_resume(make_task: MakeTask, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[Task], dict[str, torch.Tensor]]:
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path
+) -> Callable[[Task], dict[str, torch.Tensor]]:
     """Weights of the run that nothing disturbed, trained once for a module."""
     found: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -209,9 +213,9 @@ MOMENTS: dict[str, Callable[[Path], object]] = {
     "before the first checkpoint": lambda run: (run / "log.jsonl").exists(),
     "while a checkpoint is written": lambda run: (run / "checkpoint-6").exists(),
     "after a checkpoint": lambda run: (run / "checkpoint-9" / "complete").exists(),
-    "between checkpoints": lambda run: len((run / "log.jsonl").read_text().splitlines()) > 8
-    if (run / "log.jsonl").exists()
-    else False,
+    "between checkpoints": lambda run: (
+        len((run / "log.jsonl").read_text().splitlines()) > 8 if (run / "log.jsonl").exists() else False
+    ),
 }
 
 
@@ -270,3 +274,19 @@ def test_two_processes_follow_the_loss_curve_of_one(make_task: MakeTask, tmp_pat
 
 def test_an_interrupt_is_an_error_of_its_own() -> None:
     assert Interrupted("stopped").exit_code == 130
+
+
+def test_a_resumed_run_keeps_the_precision_it_began_with(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine, or the same one under load, would choose otherwise, and the bits would differ."""
+    task = load_task(make_task(train={"precision": "auto", "learning_rate": 3e37, "max_grad_norm": 0.0}))
+    monkeypatch.setattr("lora_ft.precision.cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    with pytest.raises(LoraFtError, match="not finite"):
+        train(task, tmp_path / "run")
+    monkeypatch.setattr("lora_ft.precision.cpu_flags", lambda: frozenset())
+    began = json.loads((unfinished(tmp_path / "run") / "choices.json").read_text())
+    assert began == {"precision": "bf16", "compile": False}
+    with pytest.raises(LoraFtError, match="not finite"):
+        train(task, tmp_path / "run", resume=True)
+    assert json.loads((unfinished(tmp_path / "run") / "choices.json").read_text()) == began

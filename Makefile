@@ -1,0 +1,49 @@
+# Two commands matter: `make quickstart` and `make test`. Both install what they need the first time.
+PYTHON ?= python3
+VENV   ?= .venv
+COMPAT ?= .venv-transformers4
+BIN    := $(VENV)/bin
+PIP    := -m pip install -qq --disable-pip-version-check
+
+.PHONY: help quickstart test test-fast test-transformers4 lint format install clean
+help: ## show this
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+quickstart: install ## the whole path on the embedded example: train, score, export, verify, generate (6 min)
+	@$(BIN)/lora-ft quickstart --overwrite
+
+test: install ## the whole test suite (15 min on 2 cores)
+	@$(BIN)/python -m pytest -n auto
+
+test-fast: install ## without the real base
+	@$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-transformers4: $(COMPAT)/.installed ## the fast tests on transformers 4.57 with optimum-onnx
+	@$(COMPAT)/bin/python -m pytest -n auto -m "not slow"
+
+lint: install ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: install ## let ruff format and mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+install: $(BIN)/.installed ## the environment in .venv, at the versions of constraints.txt
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	@echo "installing into $(VENV) (a minute or three) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(PIP) -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+$(COMPAT)/.installed: pyproject.toml constraints-transformers4.txt
+	@echo "installing into $(COMPAT) (a minute or three) ..."
+	@$(PYTHON) -m venv $(COMPAT)
+	@$(COMPAT)/bin/python $(PIP) -c constraints-transformers4.txt -e '.[train,export,offline,optimum,dev]'
+	@touch $@
+
+clean: ## remove the environments and what quickstart made
+	rm -rf $(VENV) $(COMPAT) quickstart

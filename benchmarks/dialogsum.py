@@ -1,0 +1,84 @@
+"""The whole job on DialogSum, measured: training speed, ROUGE, parity with PyTorch, generation latency.
+
+    python -m benchmarks.dialogsum DATA_FOLDER [--out FOLDER] [--json FILE] [--set train.compile=on]
+
+DATA_FOLDER holds train.jsonl, dev.jsonl and test.jsonl as benchmarks/dialogsum.yaml describes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.latency import compare
+from export.files import folder_size, write_json
+from lora_ft.cli.screen import Screen
+from lora_ft.doctor import examine
+from lora_ft.evaluate import evaluate
+from lora_ft.export_run import export
+from lora_ft.merge import merge
+from lora_ft.task import load_task
+from lora_ft.train import train
+
+TASK = Path(__file__).with_name("dialogsum.yaml")
+
+
+def measure(data: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
+    """Train, score, export and time below `out`; the figures as JSON."""
+    task = load_task(TASK, [f"data.root={data}", *overrides])
+    checkpoint, bundle = out / "checkpoint", out / "bundle"
+    with Screen() as screen:
+        run = train(task, out / "run", overwrite=True, progress=screen)
+        scores = evaluate(str(run.folder), baseline=True, progress=screen)
+        merged = merge(run, checkpoint, overwrite=True, progress=screen)
+        exported = export(
+            str(checkpoint), bundle, verify_rows=scores.rows, verify_split="test", overwrite=True, progress=screen
+        )
+        screen.stage("timing torch and ONNX", 14)
+        latency = compare(checkpoint, bundle, done=screen.advance)
+    return {
+        "environment": examine(),
+        "task": task.model_dump(mode="json", exclude={"data"}),
+        "training": run.metrics,
+        "evaluation": scores.as_dict() | {"predictions": None},
+        "megabytes": {
+            "adapter": folder_size(run.adapter) / 1e6,
+            "checkpoint": merged.bytes / 1e6,
+            "bundle": exported.bytes / 1e6,
+        },
+        "parity": exported.parity.as_dict(),
+        "latency": [asdict(result) for result in latency],
+    }
+
+
+def _main(
+    data: Path,
+    out: Annotated[Path, typer.Option(help="Folder for run, checkpoint and bundle.")] = Path("runs/dialogsum"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    set_: Annotated[list[str], typer.Option("--set", help="Override a key of the task.")] = [],  # noqa: B006
+) -> None:
+    """Run it and print the figures."""
+    found = measure(data, out, set_)
+    if json_file is not None:
+        write_json(json_file, found)
+    speed, evaluation, parity = found["training"]["speed"], found["evaluation"], found["parity"]
+    score, before = (evaluation[who]["rouge"]["rouge1"] for who in ("scores", "baseline"))
+    print(
+        f"training: {speed['samples_per_second']} samples/s, "
+        f"{speed['samples_per_second_second_half']} in the second half ({found['training']['precision']}, {'compiled' if found['training']['compiled'] else 'not compiled'})"
+    )
+    print(f"ROUGE-1 on {evaluation['rows']} test rows: {score['mean']:.1f} [{score['low']:.1f}, {score['high']:.1f}]; "
+          f"base {before['mean']:.1f}")  # fmt: skip
+    print(f"ONNX gives PyTorch's text on {parity['identical_rows']} of {parity['rows']} rows")
+    for row in found["latency"]:
+        print(
+            f"batch {row['batch']}: torch {1000 * row['median']['torch']:.0f} ms, "
+            f"ONNX {1000 * row['median']['onnx']:.0f} ms, {row['ratio']:.2f} times as fast"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(_main)

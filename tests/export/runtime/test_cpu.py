@@ -1,0 +1,107 @@
+"""Threads: no more than affinity and the cgroup's quota allow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from export.runtime.cpu import allowed_cpus
+
+
+@pytest.fixture(autouse=True)
+def sixteen_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+
+
+def tree(root: Path, group: str, quotas: dict[str, str]) -> tuple[Path, Path]:
+    """A cgroup v2 tree with a cpu.max in some of its folders, and the file that says where this process is."""
+    (root / "cgroup" / group.strip("/")).mkdir(parents=True, exist_ok=True)
+    for folder, quota in quotas.items():
+        (root / "cgroup" / folder / "cpu.max").write_text(quota)
+    (root / "self").write_text(f"1:name=systemd:/elsewhere\n0::{group}\n")
+    return root / "cgroup", root / "self"
+
+
+def v1(root: Path, quota: str, period: str) -> tuple[Path, Path]:
+    folder = root / "cgroup" / "cpu"
+    folder.mkdir(parents=True)
+    (folder / "cpu.cfs_quota_us").write_text(quota)
+    (folder / "cpu.cfs_period_us").write_text(period)
+    (root / "self").write_text("4:cpu,cpuacct:/docker/abc\n")
+    return root / "cgroup", root / "self"
+
+
+def test_without_a_cgroup_the_affinity_counts(tmp_path: Path) -> None:
+    assert allowed_cpus(tmp_path / "none", tmp_path / "none") == 16
+
+
+def test_the_affinity_is_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5} if pid == 0 else {1})
+    assert allowed_cpus(tmp_path / "none", tmp_path / "none") == 2
+
+
+def test_without_affinity_the_machines_cores_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert allowed_cpus(tmp_path / "none", tmp_path / "none") == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert allowed_cpus(tmp_path / "none", tmp_path / "none") == 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("400000 100000\n", 4),
+        ("1000 100000", 1),
+        ("50000 10000", 5),
+        ("6400000 100000", 16),
+        ("max 100000", 16),
+    ],
+)
+def test_the_quota_of_the_group_is_rounded_up(tmp_path: Path, quota: str, expected: int) -> None:
+    assert allowed_cpus(*tree(tmp_path, "/a/b", {"a/b": quota})) == expected
+
+
+def test_the_smallest_quota_on_the_way_up_counts(tmp_path: Path) -> None:
+    paths = tree(tmp_path, "/a/b/c", {"a/b/c": "max 100000", "a/b": "800000 100000", "a": "300000 100000"})
+    assert allowed_cpus(*paths) == 3
+
+
+def test_a_quota_at_the_root_counts(tmp_path: Path) -> None:
+    assert allowed_cpus(*tree(tmp_path, "/", {"": "200000 100000"})) == 2
+    assert allowed_cpus(*tree(tmp_path, "/a", {"": "200000 100000", "a": "max 100000"})) == 2
+
+
+def test_the_quota_of_another_group_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "cgroup" / "a" / "other").mkdir(parents=True)
+    assert allowed_cpus(*tree(tmp_path, "/a/b", {"a/other": "100000 100000"})) == 16
+
+
+def test_the_affinity_counts_where_it_is_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    assert allowed_cpus(*tree(tmp_path, "/a", {"a": "800000 100000"})) == 3
+
+
+@pytest.mark.parametrize(("quota", "period", "expected"), [("250000", "100000", 3), ("-1", "100000", 16)])
+def test_a_quota_of_version_1_counts(tmp_path: Path, quota: str, period: str, expected: int) -> None:
+    assert allowed_cpus(*v1(tmp_path, quota, period)) == expected
+
+
+def test_half_a_quota_of_version_1_is_none(tmp_path: Path) -> None:
+    cgroup, membership = v1(tmp_path, "100000", "100000")
+    (cgroup / "cpu" / "cpu.cfs_period_us").unlink()
+    assert allowed_cpus(cgroup, membership) == 16
+
+
+def test_the_smaller_of_both_versions_counts(tmp_path: Path) -> None:
+    v1(tmp_path, "500000", "100000")
+    assert allowed_cpus(*tree(tmp_path, "/a", {"a": "700000 100000"})) == 5
+
+
+def test_this_machine_allows_no_more_than_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # of the sixteen cores
+    assert 1 <= allowed_cpus() <= (os.cpu_count() or 1)

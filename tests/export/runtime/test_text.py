@@ -1,0 +1,146 @@
+"""Tokens: encoding closes with </s>, batches cover every row, and decoding is of the text alone."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from export.errors import LoraFtError
+from export.runtime.text import IGNORED, PAD, Tokenizer, by_length, pad, trim
+from tests.tiny import tiny_tokenizer
+
+END, UNKNOWN = 1, 2
+KNOWN = st.text(string.ascii_letters + string.digits, min_size=1)
+ROWS = st.lists(st.lists(st.integers(0, 70), max_size=12), min_size=1, max_size=20)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tiny_tokenizer().save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(path: Path) -> Tokenizer:
+    return Tokenizer(path)
+
+
+@given(texts=st.lists(st.text(max_size=30), max_size=5), limit=st.one_of(st.none(), st.integers(1, 20)))
+def test_every_text_is_the_start_of_its_tokens_and_an_end(
+    tokenizer: Tokenizer, texts: list[str], limit: int | None
+) -> None:
+    whole = tokenizer.encode(texts)
+    cut = tokenizer.encode(texts, limit)
+    assert len(cut) == len(whole) == len(texts)
+    for ids, all_ids in zip(cut, whole, strict=True):
+        assert ids[-1] == all_ids[-1] == END
+        assert len(ids) == min(len(all_ids), limit or len(all_ids))
+        assert ids[:-1] == all_ids[: len(ids) - 1]
+
+
+@given(texts=st.lists(st.text(max_size=30), min_size=1, max_size=5))
+def test_tokens_are_those_of_transformers(tokenizer: Tokenizer, path: Path, texts: list[str]) -> None:
+    expected = PreTrainedTokenizerFast(tokenizer_file=str(path))(texts)["input_ids"]
+    assert tokenizer.encode(texts) == expected
+
+
+@given(word=KNOWN)
+def test_a_word_is_read_back(tokenizer: Tokenizer, word: str) -> None:
+    assert tokenizer.decode(tokenizer.encode([word])) == [word]
+
+
+def test_no_texts_are_no_rows(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode([]) == []
+    assert tokenizer.decode([]) == []
+
+
+def test_texts_may_come_from_a_generator(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode(word for word in ("a", "b")) == tokenizer.encode(["a", "b"])
+
+
+def test_an_empty_text_is_its_end(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode([""]) == [[END]]
+
+
+def test_padding_and_truncation_that_a_file_asks_for_are_switched_off(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    other = tiny_tokenizer()
+    other.enable_padding(length=32)
+    other.enable_truncation(4)
+    other.save(str(tmp_path / "tokenizer.json"))
+    texts = ["a", "longer than that"]
+    assert Tokenizer(tmp_path / "tokenizer.json").encode(texts) == tokenizer.encode(texts)
+
+
+def test_a_tokenizer_knows_its_size_and_its_unknown(tokenizer: Tokenizer) -> None:
+    assert tokenizer.size == 4 + 26 * 2 + 10 + 5
+    assert tokenizer.unknown == UNKNOWN
+    assert tokenizer.encode(["é"])[0][-2] == UNKNOWN
+
+
+@given(word=KNOWN, noise=st.lists(st.sampled_from([PAD, END, IGNORED, -1]), max_size=6))
+def test_decoding_drops_padding_and_special_tokens(tokenizer: Tokenizer, word: str, noise: list[int]) -> None:
+    [ids] = tokenizer.encode([word])
+    assert tokenizer.decode([[*noise, *ids, *noise]]) == [word]
+    assert tokenizer.decode([np.array([*noise, *ids, *noise])]) == [word]
+
+
+def test_a_tokenizer_is_saved_as_it_is_used(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.save(tmp_path / "tokenizer.json")
+    texts = ["a", "some words: 1, 2!"]
+    assert Tokenizer(tmp_path / "tokenizer.json").encode(texts) == tokenizer.encode(texts)
+    assert tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab_size() == tokenizer.size
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "{}", "[]"])
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(LoraFtError, match=r"tokenizer\.json cannot be read as a tokenizer") as caught:
+        Tokenizer(path)
+    assert caught.value.exit_code == 1
+
+
+@given(rows=ROWS, value=st.sampled_from([PAD, IGNORED]), multiple=st.integers(1, 16))
+def test_padding_fills_up_to_a_multiple_and_no_further(rows: list[list[int]], value: int, multiple: int) -> None:
+    out = pad(rows, value, multiple)
+    longest = max(map(len, rows))
+    assert out.dtype == np.int64
+    assert out.shape[0] == len(rows)
+    assert out.shape[1] % multiple == 0
+    assert longest <= out.shape[1] < longest + multiple
+    for array, row in zip(out, rows, strict=True):
+        assert array.tolist() == row + [value] * (len(array) - len(row))
+
+
+@given(rows=st.lists(st.lists(st.integers(), max_size=12), max_size=30), size=st.integers(1, 9))
+def test_batches_hold_each_row_once_the_longest_first(rows: list[list[int]], size: int) -> None:
+    batches = list(by_length(rows, size))
+    order = [i for batch in batches for i in batch]
+    assert sorted(order) == list(range(len(rows)))
+    lengths = [len(rows[i]) for i in order]
+    assert lengths == sorted(lengths, reverse=True)
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert all(0 < len(batch) <= size for batch in batches[-1:])
+
+
+def test_rows_of_one_length_keep_their_order() -> None:
+    assert list(by_length([[1], [2, 2], [3], [4, 4]], 3)) == [[1, 3, 0], [2]]
+
+
+@given(before=st.lists(st.integers(2, 70)), after=st.lists(st.integers(0, 70)))
+def test_trimming_ends_with_the_first_end(before: list[int], after: list[int]) -> None:
+    assert trim(np.array([*before, END, *after]), END).tolist() == [*before, END]
+
+
+@given(tokens=st.lists(st.integers(2, 70)))
+def test_trimming_keeps_a_row_without_an_end(tokens: list[int]) -> None:
+    assert trim(np.array(tokens, np.int64), END).tolist() == tokens

@@ -1,0 +1,90 @@
+"""A bundle runs where torch, transformers and the rest of training are not installed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export.runtime import Generator
+from tests.export.oracle import TEXTS
+
+ROOT = Path(__file__).parents[2]
+TRAINING = ["torch", "transformers", "peft", "datasets", "accelerate", "evaluate", "lora_ft"]
+NOT_OF_THE_RUNTIME = [*TRAINING, "onnx", "safetensors", "pydantic", "yaml"]
+BLOCK = """
+import importlib.abc, json, sys
+
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
+
+blocked = set(json.loads(sys.argv[1]))
+sys.meta_path.insert(0, Block())
+"""
+GENERATE = """
+import json, sys
+from export.runtime import Generator
+print(json.dumps(Generator.load(sys.argv[2], threads=1).generate(json.loads(sys.argv[3]))))
+"""
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "export").rglob("*.py")
+)
+
+
+def python(script: str, *args: str) -> str:
+    """What a script prints in a fresh interpreter."""
+    done = subprocess.run([sys.executable, "-c", script, *args], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_building_and_running_a_bundle_imports_nothing_of_training(published: Path) -> None:
+    script = (
+        GENERATE + f"for name in {MODULES}: __import__(name)\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    _, imported = python(script, "[]", str(published), json.dumps(TEXTS)).splitlines()
+    assert {"export", "onnx", "onnxruntime"} <= set(json.loads(imported))
+    assert not set(json.loads(imported)) & set(TRAINING)
+
+
+def test_a_bundle_runs_without_what_training_and_export_need(published: Path, generator: Generator) -> None:
+    printed = python(BLOCK + GENERATE, json.dumps(NOT_OF_THE_RUNTIME), str(published), json.dumps(TEXTS))
+    assert json.loads(printed) == generator.generate(TEXTS)
+
+
+def test_the_block_of_imports_does_block() -> None:
+    script = BLOCK + "try:\n    import yaml\nexcept ModuleNotFoundError as error:\n    print(error)"
+    assert python(script, json.dumps(NOT_OF_THE_RUNTIME)).strip() == "yaml is not installed here"
+
+
+def test_a_graph_is_built_without_training(checkpoint: Path) -> None:
+    script = (
+        BLOCK + "import pathlib\nfrom export.checkpoint import Checkpoint\nfrom export.t5 import T5\n"
+        "print(len(T5(Checkpoint(pathlib.Path(sys.argv[2]))).decoder().graph.node))"
+    )
+    assert int(python(script, json.dumps(TRAINING), str(checkpoint))) > 10
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_names_training_in_an_import(name: str) -> None:
+    path = ROOT.joinpath(*name.split("."))
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+    named = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            named |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            named.add(str(node.module).split(".")[0])
+    allowed = {"export", "numpy", "onnxruntime", "tokenizers"}
+    if not name.startswith("export.runtime"):
+        allowed |= {"onnx", "safetensors"}
+    assert named - set(sys.stdlib_module_names) <= allowed

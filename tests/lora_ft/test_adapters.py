@@ -1,0 +1,141 @@
+"""Adapters: what is saved is plain peft's, and what does not fit a base is refused before it is put on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import T5ForConditionalGeneration
+
+from export.errors import LoraFtError, UsageError
+from lora_ft.adapters import adapter_config, add_adapter, check_fits, load_adapter, name_base
+from lora_ft.bases import Base, load_model
+from lora_ft.task import Lora
+from tests.tiny import save_tiny_t5
+
+LORA = Lora.model_validate({"preset": "tiny"})
+IDS = torch.tensor([[5, 9, 23, 1]])
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS, decoder_input_ids=torch.tensor([[0, 7, 8]])).logits
+
+
+def new_adapter(base: Path, lora: Lora = LORA) -> PeftModel:
+    """One that changes the model: peft starts its B matrices at nothing."""
+    model = add_adapter(load_model(base), lora, Base("someone/base", base)).eval()
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.Tensor, Path]:
+    """The logits of an adapted model, and its saved adapter."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model = new_adapter(tiny_base)
+    model.save_pretrained(folder)
+    return logits(model), folder
+
+
+@pytest.fixture
+def copy(adapted: tuple[torch.Tensor, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(adapted[1], tmp_path / "copy"))
+
+
+def test_a_new_adapter_changes_nothing_and_alone_is_trained(tiny_base: Path) -> None:
+    model = add_adapter(load_model(tiny_base), LORA)
+    assert torch.equal(logits(model.eval()), logits(load_model(tiny_base)))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name and name.split(".lora_")[0].endswith((".q", ".v")) for name in trained)
+
+
+def test_all_linear_takes_every_layer_but_the_head(tiny_base: Path) -> None:
+    model = add_adapter(load_model(tiny_base), Lora.model_validate({"preset": "default"}))
+    layers = {name.split(".lora_")[0].rsplit(".", 1)[1] for name, p in model.named_parameters() if p.requires_grad}
+    assert layers == {"q", "k", "v", "o", "wi_0", "wi_1", "wo"}
+
+
+def test_plain_peft_loads_what_was_saved(tiny_base: Path, adapted: tuple[torch.Tensor, Path]) -> None:
+    expected, folder = adapted
+    fresh = T5ForConditionalGeneration.from_pretrained(tiny_base, dtype=torch.float32)
+    assert not torch.allclose(logits(fresh.eval()), expected)
+    assert torch.equal(logits(PeftModel.from_pretrained(fresh, folder).eval()), expected)
+
+
+def test_a_saved_adapter_is_loaded_for_use(tiny_base: Path, adapted: tuple[torch.Tensor, Path]) -> None:
+    model = load_adapter(load_model(tiny_base), adapted[1])
+    assert not model.training and torch.equal(logits(model), adapted[0])
+
+
+def test_the_saved_adapter_carries_what_the_task_says(adapted: tuple[torch.Tensor, Path], tiny_base: Path) -> None:
+    config = adapter_config(adapted[1])
+    assert (config["r"], config["lora_alpha"], set(config["target_modules"])) == (8, 16, {"q", "v"})
+    assert config["task_type"] == "SEQ_2_SEQ_LM" and config["base_model_name_or_path"] == str(tiny_base)
+    assert {path.suffix for path in adapted[1].iterdir()} <= {".json", ".safetensors", ".md"}
+
+
+def test_naming_the_base_changes_its_name_alone(copy: Path, tiny_base: Path) -> None:
+    before = adapter_config(copy)
+    name_base(copy, Base("google/flan-t5-small", tiny_base))
+    assert adapter_config(copy) == before | {"base_model_name_or_path": "google/flan-t5-small"}
+
+
+def test_layers_that_no_t5_has_are_refused_with_those_it_has(tiny_base: Path) -> None:
+    lora = Lora.model_validate({"target_modules": "query,value"})
+    with pytest.raises(UsageError) as caught:
+        add_adapter(load_model(tiny_base), lora)
+    assert "['query', 'value']" in caught.value.message
+    assert all(name in caught.value.remedy for name in ("q, k, v, o", "wi_0", "wo"))
+
+
+def test_an_adapter_of_another_width_is_refused(adapted: tuple[torch.Tensor, Path], tmp_path: Path) -> None:
+    wide = load_model(save_tiny_t5(tmp_path / "wide", d_model=40))
+    for refuse in (check_fits, load_adapter):
+        with pytest.raises(LoraFtError) as caught:
+            refuse(wide, adapted[1])
+        assert "is for another base" in caught.value.message
+        assert "width 32" in caught.value.message and "40 wide" in caught.value.message
+
+
+def test_an_adapter_of_other_heads_is_refused(adapted: tuple[torch.Tensor, Path], tmp_path: Path) -> None:
+    with pytest.raises(LoraFtError, match=r"width 24 at .* 32 wide in this base"):
+        check_fits(load_model(save_tiny_t5(tmp_path / "heads", num_heads=4)), adapted[1])
+
+
+def test_an_adapter_of_a_deeper_base_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    new_adapter(save_tiny_t5(tmp_path / "deep", num_layers=3)).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(LoraFtError, match=r"encoder\.block\.2\..*which this base has not") as caught:
+        check_fits(load_model(tiny_base), tmp_path / "adapter")
+    assert str(tmp_path / "deep") in caught.value.remedy
+
+
+def test_a_fitting_adapter_is_no_fault_and_leaves_the_model_alone(
+    tiny_base: Path, adapted: tuple[torch.Tensor, Path]
+) -> None:
+    model = load_model(tiny_base)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    check_fits(model, adapted[1])
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_adapter_of_pickles_is_refused(copy: Path, tiny_base: Path) -> None:
+    torch.save(load_file(copy / "adapter_model.safetensors"), copy / "adapter_model.bin")
+    (copy / "adapter_model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"has no adapter_model\.safetensors; .*safetensors only"):
+        load_adapter(load_model(tiny_base), copy)
+
+
+def test_a_folder_without_an_adapter_is_refused(tmp_path: Path, tiny_base: Path) -> None:
+    with pytest.raises(UsageError, match=r"is not an adapter: it has no adapter_config\.json"):
+        load_adapter(load_model(tiny_base), tmp_path)
+    assert json.loads((tiny_base / "config.json").read_text(encoding="utf-8"))["model_type"] == "t5"

@@ -1,0 +1,239 @@
+"""Bases: found by path, hub name or `offline`, refused with a remedy, and loaded as the checkpoint has them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers.utils import logging
+
+from export.errors import LoraFtError, UsageError
+from lora_ft.bases import (
+    Base,
+    cache_folder,
+    find_base,
+    is_offline_cached,
+    load_model,
+    load_tokenizer,
+    quiet_transformers,
+)
+from lora_ft.hub import hub_trouble
+from tests.tiny import save_tiny_t5
+
+
+@pytest.fixture(autouse=True)
+def _hub_asked_anew() -> Iterator[None]:
+    hub_trouble.cache_clear()
+    yield
+    hub_trouble.cache_clear()
+
+
+@pytest.fixture
+def copy(tiny_base: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_base, tmp_path / "copy"))
+
+
+def test_a_folder_is_taken_as_it_is(tiny_base: Path) -> None:
+    base = find_base(str(tiny_base))
+    assert base == Base(str(tiny_base), tiny_base, "")
+    assert base.config["d_model"] == 32
+
+
+def test_a_home_folder_is_found(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny_base.parent))
+    assert find_base(f"~/{tiny_base.name}").folder == tiny_base
+
+
+def test_a_path_without_a_config_is_refused(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    with pytest.raises(UsageError) as caught:
+        find_base(str(copy))
+    assert caught.value.message == f"the base {copy} has no config.json"
+    assert "checkpoint of a T5" in caught.value.remedy
+
+
+@pytest.mark.parametrize("kind", ["bart", None])
+def test_another_kind_of_model_is_refused(copy: Path, kind: str | None) -> None:
+    (copy / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        find_base(str(copy))
+    assert f"is a '{kind}'" in caught.value.message and "t5" in caught.value.remedy
+
+
+def test_a_checkpoint_of_pickles_is_refused(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(UsageError) as caught:
+        find_base(str(copy))
+    assert "has no *.safetensors" in caught.value.message and "never loaded" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./none", "~/none", "a/b/c"])
+def test_a_path_where_nothing_is_does_not_go_to_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    with pytest.raises(UsageError) as caught:
+        find_base(name)
+    assert caught.value.message == f"no base at {name}" and "offline" in caught.value.remedy
+
+
+def test_what_can_be_no_hub_name_is_refused() -> None:
+    with pytest.raises(UsageError, match="neither a folder nor a hub name"):
+        find_base("two words")
+
+
+def test_a_hub_name_without_a_hub_names_the_other_two_choices() -> None:
+    with pytest.raises(UsageError) as caught:
+        find_base("nobody/has-this-base")
+    assert caught.value.message == "the base nobody/has-this-base is on the hub, and HF_HUB_OFFLINE is set"
+    assert "base 'offline'" in caught.value.remedy and "path of a checkpoint" in caught.value.remedy
+
+
+class Hub:
+    """Stands for huggingface_hub.snapshot_download."""
+
+    def __init__(self, folder: Path, *, cached: bool, error: Exception | None = None) -> None:
+        self.folder, self.cached, self.error = folder, cached, error
+        self.downloads = 0
+
+    def __call__(self, name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        assert not any(pattern.endswith((".bin", ".pt", ".h5")) for pattern in allow_patterns)
+        if local_files_only and not self.cached:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
+        if not local_files_only:
+            self.downloads += 1
+            if self.error is not None:
+                raise self.error
+        return str(self.folder)
+
+
+def test_a_base_downloaded_before_needs_no_hub(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(tiny_base, cached=True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    assert find_base("someone/base") == Base("someone/base", tiny_base) and hub.downloads == 0
+
+
+def test_a_base_of_the_hub_is_downloaded(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(tiny_base, cached=False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    monkeypatch.setattr("lora_ft.bases.hub_trouble", lambda: None)
+    assert find_base("someone/base").folder == tiny_base and hub.downloads == 1
+
+
+def test_what_the_hub_says_of_an_unknown_base_is_passed_on(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(tiny_base, cached=False, error=ValueError("404 Client Error.\nlong advice"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    monkeypatch.setattr("lora_ft.bases.hub_trouble", lambda: None)
+    with pytest.raises(UsageError, match=r"someone/base cannot be downloaded \(404 Client Error\.\)$"):
+        find_base("someone/base")
+
+
+def test_offline_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_ft.offline.find_spec", lambda _: None)
+    with pytest.raises(UsageError) as caught:
+        find_base("offline")
+    assert "traceforge-title-model" in caught.value.message
+    assert caught.value.remedy == "pip install 'lora-ft[offline]'"
+    assert not is_offline_cached()
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LORA_FT_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("LORA_FT_CACHE")
+    assert cache_folder() == tmp_path / "xdg" / "lora-ft"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "lora-ft"
+
+
+def test_a_model_is_loaded_in_float32_and_evaluation_mode_with_its_own_head(tiny_base: Path) -> None:
+    model = load_model(tiny_base)
+    assert not model.training and {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    weights = load_file(tiny_base / "model.safetensors")
+    assert torch.equal(model.lm_head.weight, weights["lm_head.weight"])
+    assert torch.equal(model.shared.weight, weights["shared.weight"])
+    assert torch.equal(model.encoder.embed_tokens.weight, weights["shared.weight"])
+    assert not torch.equal(model.lm_head.weight, model.shared.weight)
+
+
+def test_a_checkpoint_in_bfloat16_is_loaded_in_float32(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder = save_tiny_t5(tmp_path / "half", torch_dtype="bfloat16")
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert {parameter.dtype for parameter in load_model(folder).parameters()} == {torch.float32}
+
+
+def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
+    model = load_model(save_tiny_t5(tmp_path / "tied", tie_word_embeddings=True))
+    assert torch.equal(model.lm_head.weight, model.shared.weight)
+
+
+def test_dropout_and_attention_are_as_asked(tiny_base: Path) -> None:
+    def rates(model: torch.nn.Module) -> set[float]:
+        return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+
+    assert rates(load_model(tiny_base)) == {0.1}
+    model = load_model(tiny_base, dropout=0.0, attention="eager")
+    assert rates(model) == {0.0} and model.config._attn_implementation == "eager"
+
+
+def test_loading_is_silent_and_leaves_the_logging_as_it_was(tiny_base: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    load_model(tiny_base)
+    out = capfd.readouterr()
+    assert (out.out, out.err) == ("", "")
+    with pytest.raises(KeyError), quiet_transformers():
+        raise KeyError
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (level, bar)
+
+
+def test_the_tokenizer_is_the_checkpoints_own(tiny_base: Path) -> None:
+    tokenizer = load_tokenizer(tiny_base)
+    rows = tokenizer.encode(["say: hi", ""])
+    assert rows[0][-1] == 1 and rows[1] == [1] and tokenizer.size == 71
+    assert tokenizer.decode(rows) == ["say: hi", ""]
+
+
+def test_a_tokenizer_that_cannot_be_converted_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_pretrained(_: Path) -> None:
+        raise ValueError("no sentencepiece model")
+
+    (copy / "tokenizer.json").unlink()
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+    with pytest.raises(LoraFtError) as caught:
+        load_tokenizer(copy)
+    assert caught.value.message == f"{copy} has no tokenizer that can be loaded (no sentencepiece model)"
+
+
+def test_a_tokenizer_that_was_cut_off_is_refused(copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(LoraFtError, match=r"tokenizer\.json cannot be read"):
+        load_tokenizer(copy)
+
+
+def test_a_slow_tokenizer_is_converted(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_tokenizer(copy)
+    loaded: list[Any] = []
+
+    class Loaded:
+        """What AutoTokenizer makes of a sentencepiece model."""
+
+        backend_tokenizer = whole._tokenizer
+
+    def from_pretrained(folder: Path) -> type[Loaded]:
+        loaded.append(folder)
+        return Loaded
+
+    (copy / "tokenizer.json").unlink()
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+    assert load_tokenizer(copy).encode(["hi"]) == whole.encode(["hi"]) and loaded == [copy]

@@ -1,0 +1,80 @@
+"""Evaluation: every model of a task gets the same scores, with intervals, and its answers on file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from export.errors import UsageError
+from lora_ft.evaluate import evaluate
+from lora_ft.export_run import export
+from lora_ft.merge import merge
+from lora_ft.metrics import ROUGE
+from lora_ft.runs import Run
+from lora_ft.task import load_task
+
+
+@pytest.fixture
+def run(tiny_run: Run, tmp_path: Path) -> Run:
+    """A copy, as evaluation writes into a run."""
+    return Run(shutil.copytree(tiny_run.folder, tmp_path / "run"))
+
+
+def test_scores_and_answers_are_kept_beside_the_run(run: Run) -> None:
+    result = evaluate(str(run.folder))
+    assert set(result.scores.rouge) == set(ROUGE)
+    lines = [json.loads(line) for line in (run.folder / "predictions-test.jsonl").read_text().splitlines()]
+    assert len(lines) == result.rows == 6
+    assert result.scores.rouge["rouge1"].mean == pytest.approx(sum(line["rouge1"] for line in lines) / 6, abs=0.01)
+    assert result.scores.cut_share == sum(line["cut"] for line in lines) / 6
+    assert json.loads((run.folder / "scores-test.json").read_text())["scores"]["model"] == str(run.folder)
+
+
+def test_run_checkpoint_and_bundle_score_alike(run: Run, tmp_path: Path) -> None:
+    merge(run, tmp_path / "merged")
+    export(str(run.folder), tmp_path / "bundle")
+    task = load_task(run.folder / "task.yaml")
+    scores = [
+        evaluate(str(run.folder)).scores.rouge,
+        evaluate(str(tmp_path / "merged")).scores.rouge,
+        evaluate(str(tmp_path / "bundle"), task=task).scores.rouge,
+    ]
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_the_baseline_is_the_untouched_base_and_the_difference_is_paired(run: Run, tiny_base: Path) -> None:
+    result = evaluate(str(run.folder), baseline=True)
+    alone = evaluate(str(tiny_base), task=run.task)
+    assert result.baseline is not None and result.difference is not None
+    assert result.baseline.rouge == alone.scores.rouge
+    for kind in ROUGE:
+        gain = result.scores.rouge[kind].mean - result.baseline.rouge[kind].mean
+        assert result.difference[kind].mean == pytest.approx(gain)
+
+
+def test_a_base_beside_itself_differs_by_exactly_nothing(run: Run, tiny_base: Path) -> None:
+    result = evaluate(str(tiny_base), task=run.task, baseline=True)
+    assert result.difference is not None
+    assert {(d.mean, d.low, d.high) for d in result.difference.values()} == {(0.0, 0.0, 0.0)}
+
+
+def test_limit_and_split_choose_the_rows(run: Run) -> None:
+    result = evaluate(str(run.folder), split="validation", limit=2)
+    assert (result.rows, result.split) == (2, "validation")
+    assert len((run.folder / "predictions-validation.jsonl").read_text().splitlines()) == 2
+
+
+def test_overlap_with_the_training_rows_is_told(make_task: Callable[..., Path], tiny_base: Path) -> None:
+    task = load_task(make_task(data={"test": "train.jsonl"}))
+    assert evaluate(str(tiny_base), task=task).warnings == [
+        "24 test prompts are training prompts too; the scores flatter"
+    ]
+
+
+def test_a_model_without_a_task_needs_one(tiny_base: Path) -> None:
+    with pytest.raises(UsageError, match="add --task"):
+        evaluate(str(tiny_base))

@@ -1,0 +1,84 @@
+"""Exporting runs and checkpoints: verified on the task's rows, published whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.errors import LoraFtError, UsageError
+from export.runtime import Generator
+from lora_ft.export_run import export
+from lora_ft.generate import generate
+from lora_ft.merge import merge
+from lora_ft.models import open_model
+from lora_ft.runs import Run
+from tests.tiny import save_tiny_t5
+
+
+def test_a_run_becomes_a_bundle_that_says_where_it_comes_from(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
+    done = export(str(tiny_run.folder), tmp_path / "bundle", verify_rows=5)
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert (manifest["base"], manifest["adapter"], manifest["precision"]) == (str(tiny_base), "tiny", "fp32")
+    assert manifest["parity"]["rows"] == manifest["parity"]["identical_rows"] == done.parity.rows == 5
+    assert manifest["parity"]["largest_difference"] <= 1e-3
+    assert {"torch", "transformers", "peft", "onnxruntime"} <= manifest["versions"].keys()
+    assert set(manifest["files"]) | {"manifest.json"} == {path.name for path in (tmp_path / "bundle").iterdir()}
+
+
+def test_bundle_and_run_answer_alike(tiny_run: Run, tmp_path: Path) -> None:
+    export(str(tiny_run.folder), tmp_path / "bundle")
+    texts = ["abc", "a much longer text that is cut somewhere at forty eight tokens or so", "x"]
+    answers = [generate(open_model(str(name)), texts, {}) for name in (tiny_run.folder, tmp_path / "bundle")]
+    assert answers[0] == answers[1]
+    generator = Generator.load(tmp_path / "bundle")
+    assert generator.prompt is not None and generator.prompt.template == "say: {text}"
+    assert generator.generate([generator.prompt.fill_text(text) for text in texts]) == answers[0]
+
+
+def test_a_merged_checkpoint_keeps_base_adapter_and_prompt(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
+    merge(tiny_run, tmp_path / "merged")
+    export(str(tmp_path / "merged"), tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert (manifest["base"], manifest["adapter"]) == (str(tiny_base), "tiny")
+    assert json.loads((tmp_path / "bundle" / "prompt.json").read_text())["template"] == "say: {text}"
+
+
+def test_a_bf16_checkpoint_exports(tiny_run: Run, tmp_path: Path) -> None:
+    merge(tiny_run, tmp_path / "merged", dtype="bf16")
+    assert export(str(tmp_path / "merged"), tmp_path / "bundle").parity.passed
+
+
+def test_a_bare_checkpoint_is_compared_on_sentences(tiny_base: Path, tmp_path: Path) -> None:
+    assert export(str(tiny_base), tmp_path / "bundle").parity.rows == 6
+    assert Generator.load(tmp_path / "bundle").prompt is None
+
+
+def test_a_relu_t5_with_a_tied_head_exports(tmp_path: Path) -> None:
+    base = save_tiny_t5(tmp_path / "base", feed_forward_proj="relu", tie_word_embeddings=True)
+    assert export(str(base), tmp_path / "bundle").parity.passed
+
+
+def test_graphs_that_differ_are_not_published(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that is slightly wrong must be caught, whatever it is that went wrong."""
+    from export.checkpoint import Checkpoint
+
+    original = Checkpoint.__getitem__
+
+    def wrong(self: Checkpoint, name: str) -> np.ndarray:
+        array = original(self, name)
+        return array * np.float32(1.01) if name == "decoder.block.1.layer.2.DenseReluDense.wo.weight" else array
+
+    monkeypatch.setattr(Checkpoint, "__getitem__", wrong)
+    with pytest.raises(LoraFtError, match="differ from PyTorch"):
+        export(str(tiny_run.folder), tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bundle_is_not_overwritten_unasked(tiny_base: Path, tmp_path: Path) -> None:
+    export(str(tiny_base), tmp_path / "bundle")
+    with pytest.raises(UsageError, match="already exists"):
+        export(str(tiny_base), tmp_path / "bundle")
+    export(str(tiny_base), tmp_path / "bundle", overwrite=True)

@@ -1,0 +1,131 @@
+"""What ships as an example: task files that load, and rows fit to be trained on and measured with."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_ft.data import Splits, load_splits
+from lora_ft.task import SPLITS, Task, load_task, recipe_file, recipes
+
+BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
+EXPORT = recipe_file("groupchat").with_suffix("") / "result.json"
+
+
+@pytest.fixture(scope="module")
+def example() -> tuple[Task, Splits]:
+    task = load_task("dialogue-summary")
+    return task, load_splits(task)
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_loads_under_its_own_name(name: str) -> None:
+    assert load_task(name).name == name
+
+
+def test_the_example_is_among_the_recipes() -> None:
+    assert "dialogue-summary" in recipes()
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_every_task_of_the_benchmarks_loads(path: Path) -> None:
+    assert load_task(path).name == path.stem
+
+
+def test_there_are_tasks_of_the_benchmarks() -> None:
+    assert BENCHMARKS
+
+
+def test_the_example_has_enough_rows_in_every_split(example: tuple[Task, Splits]) -> None:
+    counts = [len(example[1][name]) for name in SPLITS]
+    assert sum(counts) >= 240 and all(count >= 30 for count in counts)
+
+
+def test_the_row_counts_in_the_recipes_comments_are_true(example: tuple[Task, Splits]) -> None:
+    text = recipe_file("dialogue-summary").read_text(encoding="utf-8")
+    for name in SPLITS:
+        stated = re.search(rf"^  {name}: {name}\.jsonl # (\d+)", text, re.MULTILINE)
+        assert stated is not None and int(stated[1]) == len(example[1][name])
+    total = sum(len(example[1][name]) for name in SPLITS)
+    assert f"The {total} dialogues" in text
+
+
+def test_every_row_of_the_example_has_an_id_of_its_own(example: tuple[Task, Splits]) -> None:
+    ids = [row.row["id"] for name in SPLITS for row in example[1][name]]
+    assert len(set(ids)) == len(ids) and example[1].overlap == 0
+
+
+def test_t5_can_read_and_write_every_character_of_the_example(example: tuple[Task, Splits]) -> None:
+    for name in SPLITS:
+        for row in example[1][name]:
+            text = row.row["dialogue"] + row.row["summary"]
+            assert text.isascii() and not set(text) & set("{}<>~"), row.row["id"]
+            assert "\n" not in row.target
+
+
+def grams(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"[a-z0-9']+", text.lower())
+    return set(zip(*(words[i:] for i in range(5)), strict=False))
+
+
+@pytest.mark.parametrize("column", ["dialogue", "summary"])
+def test_no_row_of_the_example_stands_nearly_so_in_another_split(example: tuple[Task, Splits], column: str) -> None:
+    found = {name: [(row.row["id"], grams(row.row[column])) for row in example[1][name]] for name in SPLITS}
+    assert all(five_grams for name in SPLITS for _, five_grams in found[name])
+    alike = [
+        (mine, other)
+        for a, b in itertools.combinations(SPLITS, 2)
+        for (mine, left), (other, right) in itertools.product(found[a], found[b])
+        if len(left & right) / min(len(left), len(right)) >= 0.2
+    ]
+    assert alike == []
+
+
+def test_the_summaries_of_the_example_are_shorter_than_its_dialogues(example: tuple[Task, Splits]) -> None:
+    for name in SPLITS:
+        for row in example[1][name]:
+            assert len(row.row["summary"]) < 0.6 * len(row.row["dialogue"]), row.row["id"]
+
+
+@pytest.fixture(scope="module")
+def export() -> dict[str, Any]:
+    return json.loads(EXPORT.read_text(encoding="utf-8"))
+
+
+def test_the_group_chat_is_a_group_of_messages_with_increasing_ids(export: dict[str, Any]) -> None:
+    ids = [message["id"] for message in export["messages"]]
+    assert len(ids) >= 100 and all(a < b for a, b in itertools.pairwise(ids))
+    assert export["type"] == "private_group" and {message["type"] for message in export["messages"]} == {
+        "message",
+        "service",
+    }
+
+
+def test_the_group_chat_runs_forward_in_time_and_its_two_clocks_agree(export: dict[str, Any]) -> None:
+    dates = [datetime.datetime.fromisoformat(message["date"]) for message in export["messages"]]
+    seconds = [int(message["date_unixtime"]) for message in export["messages"]]
+    assert dates == sorted(dates) and seconds == sorted(seconds)
+
+
+def test_replies_in_the_group_chat_are_to_earlier_messages(export: dict[str, Any]) -> None:
+    seen: set[int] = set()
+    replies = 0
+    for message in export["messages"]:
+        if "reply_to_message_id" in message:
+            replies += 1
+            assert message["reply_to_message_id"] in seen
+        seen.add(message["id"])
+    assert replies > 0
+
+
+def test_the_texts_of_the_group_chat_are_those_of_their_parts(export: dict[str, Any]) -> None:
+    for message in export["messages"]:
+        parts = message["text"] if isinstance(message["text"], list) else [message["text"]]
+        text = "".join(part if isinstance(part, str) else part["text"] for part in parts)
+        assert text == "".join(entity["text"] for entity in message["text_entities"]), message["id"]

@@ -66,9 +66,10 @@ def _main(
         write_json(json_file, found)
     speed, evaluation, parity = found["training"]["speed"], found["evaluation"], found["parity"]
     score, before = (evaluation[who]["rouge"]["rouge1"] for who in ("scores", "baseline"))
+    how = f"{found['training']['precision']}, {'compiled' if found['training']['compiled'] else 'not compiled'}"
     print(
         f"training: {speed['samples_per_second']} samples/s, "
-        f"{speed['samples_per_second_second_half']} in the second half ({found['training']['precision']}, {'compiled' if found['training']['compiled'] else 'not compiled'})"
+        f"{speed['samples_per_second_second_half']} in the second half ({how})"
     )
     print(f"ROUGE-1 on {evaluation['rows']} test rows: {score['mean']:.1f} [{score['low']:.1f}, {score['high']:.1f}]; "
           f"base {before['mean']:.1f}")  # fmt: skip

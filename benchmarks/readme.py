@@ -21,21 +21,18 @@ def render(found: dict[str, Any]) -> str:
     scores, before = found["evaluation"]["scores"]["rouge"], found["evaluation"]["baseline"]["rouge"]
     difference, parity = found["evaluation"]["difference"]["rouge1"], found["parity"]
     training, size = found["training"], found["megabytes"]
-    one, eight = found["latency"]
+    speed = training["speed"]
     show = lambda e: f"{e['mean']:.1f} [{e['low']:.1f}, {e['high']:.1f}]"  # noqa: E731
+    kinds = ("rouge1", "rouge2", "rougeL")
     rows = [
-        (
-            "ROUGE-1 / 2 / L before",
-            " / ".join(f"{before[kind]['mean']:.1f}" for kind in ("rouge1", "rouge2", "rougeL")),
-        ),
-        ("ROUGE-1 / 2 / L after", " / ".join(f"{scores[kind]['mean']:.1f}" for kind in ("rouge1", "rouge2", "rougeL"))),
+        ("ROUGE-1 / 2 / L before", " / ".join(f"{before[kind]['mean']:.1f}" for kind in kinds)),
+        ("ROUGE-1 / 2 / L after", " / ".join(f"{scores[kind]['mean']:.1f}" for kind in kinds)),
         ("ROUGE-1 with its 95 % interval; gain, paired", f"{show(scores['rouge1'])}; {show(difference)}"),
         ("adapter / merged / ONNX", f"{size['adapter']:.1f} / {size['checkpoint']:.0f} / {size['bundle']:.0f} MB"),
         (
             "training",
-            f"{training['rows']['train']:,} rows, {training['steps']} steps in "
-            f"{training['speed']['seconds_in_steps'] / 60:.0f} min, {training['speed']['samples_per_second']} samples/s, "
-            f"{training['precision']}",
+            f"{training['rows']['train']:,} rows, {training['steps']} steps, {speed['seconds_in_steps'] / 60:.0f} min, "
+            f"{speed['samples_per_second']} samples/s, {training['precision']}",
         ),
         ("ONNX text equal to PyTorch's", f"{parity['identical_rows']} of {parity['rows']} rows"),
         *(
@@ -44,7 +41,7 @@ def render(found: dict[str, Any]) -> str:
                 f"{1000 * row['median']['torch']:.0f} / {1000 * row['median']['onnx']:.0f} ms: "
                 f"{row['ratio']:.1f} times as fast",
             )
-            for row in (one, eight)
+            for row in found["latency"]
         ),
     ]
     machine = found["environment"]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.errors import UsageError
+from export.errors import LoraFtError, UsageError
 from export.files import write_json, write_text
 from lora_ft.data import Example, load_splits, require
 from lora_ft.engines import BATCH_SIZE, Answer
@@ -94,9 +94,8 @@ def evaluate(
     task = task or model.task
     if task is None:
         raise UsageError(f"{name} carries no task to be scored on", "add --task TASK")
-    splits = load_splits(task, ["train", split] if task.data.train is not None and split != "train" else [split])
-    examples = require(splits, split, task)[:limit]
-    warnings = _overlap_warning(splits.overlap, split)
+    examples = require(load_splits(task, [split]), split, task)[:limit]
+    warnings = _overlap(task, split, examples)
     answers, scores, rows = _score(model, examples, task, batch_size, progress)
     before = difference = None
     if baseline:
@@ -143,8 +142,16 @@ def _score(
     return answers, scores, rows
 
 
-def _overlap_warning(overlap: int, split: str) -> list[str]:
-    return [f"{overlap:,} {split} prompts are training prompts too; the scores flatter"] if overlap else []
+def _overlap(task: Task, split: SplitName, examples: Sequence[Example]) -> list[str]:
+    """A warning where rows that are scored were trained on, or where that cannot be told."""
+    if split == "train" or task.data.train is None:
+        return []
+    try:
+        seen = {example.prompt for example in load_splits(task, ["train"]).train}
+    except (UsageError, LoraFtError) as error:
+        return [f"the training rows are not at hand, overlap was not checked ({error.message})"]
+    count = sum(example.prompt in seen for example in examples)
+    return [f"{count:,} {split} prompts are training prompts too; the scores flatter"] if count else []
 
 
 def _predictions(examples: Sequence[Example], answers: Sequence[Answer], rows: dict[str, Any]) -> str:

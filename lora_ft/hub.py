@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 
 from export.errors import UsageError
 
@@ -30,9 +29,3 @@ def require_hub(wanted: str, otherwise: str) -> None:
     trouble = hub_trouble()
     if trouble:
         raise UsageError(f"{wanted} is on the hub, and {trouble}", f"check the network, or use {otherwise}")
-
-
-def quiet() -> None:
-    """Keep the hub's client from drawing its own progress bars and warnings over ours."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -318,7 +318,7 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
         raise TaskFaults(file, [_fault(entry) for entry in error.errors()]) from error
     folder = file.resolve().parent
     task.data.root = (folder / task.data.root) if task.data.root else folder
-    if task.base.startswith((".", "~")) or (folder / task.base).is_dir():
+    if task.base.startswith((".", "~")) or (task.base != "offline" and (folder / task.base).is_dir()):
         task.base = str((folder / Path(task.base).expanduser()).resolve())
     return task
 

@@ -79,6 +79,7 @@ def train(
         progress.note(line)
     trainer, keeper, reporter = _trainer(task, plan, base, tokenizer, rows, validation, working, progress)
     checkpoint = _start(task, plan, working, resume=resume)
+    _trim_log(working / LOG, checkpoint)
     if checkpoint is not None:
         progress.note(f"going on from step {checkpoint.name.removeprefix('checkpoint-')}")
     began = time.time()
@@ -300,6 +301,16 @@ def _finish(task: Task, working: Path, out: Path, metrics: dict[str, Any], base:
         shutil.rmtree(path)
     sync_tree(working)
     replace_folder(working, out)
+
+
+def _trim_log(path: Path, checkpoint: Path | None) -> None:
+    """Forget what a stopped run logged after the checkpoint, as those steps are done again."""
+    if _rank() != 0 or not path.is_file():
+        return
+    step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
+    write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
 
 
 def _append(path: Path, entry: dict[str, Any]) -> None:

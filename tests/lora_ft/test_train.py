@@ -156,7 +156,7 @@ def test_bf16_autocast_keeps_the_adapter_in_float32(make_task: MakeTask, tmp_pat
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_task: MakeTask, tmp_path: Path) -> None:
     settings = {"learning_rate": 3e37, "warmup_ratio": 0.0, "max_grad_norm": 0.0}
-    with pytest.raises(LoraFtError, match="not finite; lower train.learning_rate"):
+    with pytest.raises(LoraFtError, match=r"not finite; lower train\.learning_rate"):
         train(load_task(make_task(train=settings)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -234,6 +234,8 @@ def test_a_killed_run_resumes_to_the_same_bits(
         train(load_task(task), out)
     run = train(load_task(task), out, resume=True)
     assert same(weights(run), uninterrupted(load_task(task)))
+    logged = [json.loads(line)["step"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert logged == sorted(logged) and len(losses(run.folder)) == run.metrics["steps"]  # no step is logged twice
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(

@@ -1,4 +1,4 @@
-"""The command line: what it prints, and one line with the remedy and the right exit code for everything that is wrong."""
+"""The command line: what it prints, and one line with the remedy and the right exit code for what is wrong."""
 
 from __future__ import annotations
 

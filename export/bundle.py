@@ -104,9 +104,9 @@ def write_bundle(
 def _generation(config: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
     """The generation settings of a T5, by transformers' names."""
     return {
-        "decoder_start_token_id": config.get("decoder_start_token_id", 0),
-        "eos_token_id": config.get("eos_token_id", 1),
-        "pad_token_id": config.get("pad_token_id", 0),
+        "decoder_start_token_id": config.get("decoder_start_token_id") or 0,
+        "eos_token_id": config.get("eos_token_id") or 1,
+        "pad_token_id": config.get("pad_token_id") or 0,
         "max_new_tokens": origin.max_new_tokens,
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import LoraFtError, UsageError
+from export.files import read_json
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
@@ -24,10 +25,9 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        path = folder / "config.json"
-        if not path.is_file():
+        if not (folder / "config.json").is_file():
             raise UsageError(f"{folder} is not a checkpoint: it has no config.json")
-        self.config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        self.config: dict[str, Any] = read_json(folder / "config.json")
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise UsageError(
@@ -67,6 +67,6 @@ def _mapped(path: Path) -> Mapping[str, np.ndarray]:
             if stop > len(data):
                 raise ValueError(f"{name} ends beyond the file")
             arrays[name] = data[start:stop].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoraFtError(f"{path} is not a whole safetensors file ({error})", "save or download it again") from error
     return arrays

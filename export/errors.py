@@ -16,6 +16,11 @@ class LoraFtError(Exception):
         self.message, self.remedy = message, remedy
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's exception says, cut to a line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class UsageError(LoraFtError):
     """What was asked for cannot be done: a missing file, an unknown key, a value out of range (exit code 2)."""
 

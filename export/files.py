@@ -10,14 +10,17 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from export.errors import UsageError
+from export.errors import LoraFtError, UsageError, first_line
 
 _STAGED = ".partial"
+_in_use: set[Path] = set()  # what this process is writing now
 
 
 @contextlib.contextmanager
@@ -29,16 +32,15 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     refuse_existing(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_orphans(out)
-    staging = out.with_name(f".{out.name}.{os.getpid()}{_STAGED}")
-    staging.mkdir()
-    try:
-        yield staging
-        sync_tree(staging)
-        replace_folder(staging, out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    with _staging(out) as staging:
+        staging.mkdir()
+        try:
+            yield staging
+            sync_tree(staging)
+            replace_folder(staging, out)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
@@ -49,34 +51,56 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
 
 def replace_folder(new: Path, out: Path) -> None:
     """Rename folder `new` to `out`, removing what was there only once the new one is in place."""
-    old = None
-    if out.exists():
-        old = out.with_name(f".{out.name}.{os.getpid()}.old{_STAGED}")
+    if not out.exists():
+        os.rename(new, out)
+        _sync(out.parent)
+        return
+    with _staging(out, ".old") as old:
         os.rename(out, old)
-    os.rename(new, out)
-    _sync(out.parent)
-    if old is not None:
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+        try:
+            os.rename(new, out)
+        except BaseException:
+            os.rename(old, out)
+            raise
+        try:
+            _sync(out.parent)
+        finally:
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text so that `path` holds either the old content or all of the new."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}{_STAGED}")
-    try:
-        with open(staging, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-    except BaseException:
-        staging.unlink(missing_ok=True)
-        raise
+    with _staging(path) as staging:
+        try:
+            with open(staging, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(staging, path)
+        except BaseException:
+            staging.unlink(missing_ok=True)
+            raise
     _sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, as `write_text` does."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file.
+
+    Raises:
+        LoraFtError: it cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"a {type(value).__name__}, not an object")
+    except (OSError, ValueError) as error:
+        raise LoraFtError(f"{path} is missing or damaged ({first_line(error)})", "copy or make it again") from error
+    return value
 
 
 def sha256(path: Path) -> str:
@@ -106,17 +130,40 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_orphans(out: Path) -> None:
-    for path in out.parent.glob(f".{out.name}.*{_STAGED}"):
-        pid = path.name.removeprefix(f".{out.name}.").split(".")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+@contextlib.contextmanager
+def _staging(out: Path, kind: str = "") -> Iterator[Path]:
+    """A name beside `out` that nobody else uses, after tidying up what killed processes left there."""
+    _tidy(out)
+    path = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}{kind}{_STAGED}")
+    _in_use.add(path)
+    try:
+        yield path
+    finally:
+        _in_use.discard(path)
+
+
+def _tidy(out: Path) -> None:
+    """Delete what dead processes left beside `out`; where one died in the middle of a swap, put the old folder back."""
+    pattern = re.compile(rf"\.{re.escape(out.name)}\.(\d+)-[0-9a-f]+(\.old)?{re.escape(_STAGED)}")
+    for path in list(out.parent.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match is None or path in _in_use or _alive(int(match[1])):
+            continue
+        if match[2] and not out.exists():
+            os.rename(path, out)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
+    """Whether another process of this number runs. Our own number may be that of a process killed before us."""
+    if pid == os.getpid():
+        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -19,12 +19,13 @@ import numpy as np
 import onnx
 
 from export.checkpoint import Checkpoint
-from export.errors import UsageError
+from export.errors import LoraFtError, UsageError
 from export.graph import FLOAT, INT64, MS, Graph
 
 _MASKED = -1e9  # added to the score of a position that must not be seen
 _KEY_VALUE = ("key", "value")
 _ACTIVATIONS = ("relu", "gated-gelu")
+_SIZES = ("num_layers", "num_heads", "d_kv", "d_ff", "d_model", "vocab_size")
 
 
 class T5:
@@ -32,6 +33,7 @@ class T5:
 
     Raises:
         UsageError: the checkpoint is not a T5, or has a feed-forward layer that is not relu or gated-gelu.
+        LoraFtError: the head is missing.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -48,6 +50,9 @@ class T5:
                 f"{checkpoint.folder}: feed_forward_proj '{self.activation}' is not supported",
                 f"supported: {', '.join(_ACTIVATIONS)}",
             )
+        missing = [key for key in _SIZES if not isinstance(config.get(key), int)]
+        if missing:
+            raise UsageError(f"{checkpoint.folder / 'config.json'} does not say {', '.join(missing)}")
         self.layers: int = config["num_layers"]
         self.decoder_layers: int = config.get("num_decoder_layers") or self.layers
         self.heads: int = config["num_heads"]
@@ -61,6 +66,11 @@ class T5:
         # transformers 5 writes `scale_decoder_outputs`; before, `tie_word_embeddings` meant the same (and more).
         scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
         self.output_scale = self.d_model**-0.5 if scaled else 1.0
+        if config.get("tie_word_embeddings", True) is False and "lm_head.weight" not in checkpoint:
+            raise LoraFtError(
+                f"{checkpoint.folder} lacks lm_head.weight, and its config says that the head is not tied",
+                "is a file of the checkpoint missing?",
+            )
 
     def encoder(self) -> onnx.ModelProto:
         """The encoder with the decoder's cross-attention projections at its end."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.errors import LoraFtError, UsageError
-from export.files import write_json
+from export.errors import LoraFtError, UsageError, first_line
+from export.files import read_json, write_json
 from lora_ft.task import Lora
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Base | None = None) ->
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
+    _check_targets(model, lora)
     config = LoraConfig(
         task_type=TaskType.SEQ_2_SEQ_LM,
         r=lora.r,
@@ -35,16 +35,25 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Base | None = None) ->
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
     )
-    try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        raise UsageError(
-            f"lora.target_modules = {lora.target_modules!r} fits no layer of the base",
-            "T5's linear layers are q, k, v, o, wi_0, wi_1, wo (wi instead of wi_0 and wi_1 in T5 1.0)",
-        ) from error
+    adapted = get_peft_model(model, config)
     # While training, peft looks the base's config up by this name at every save: it must be found without the network.
     adapted.peft_config["default"].base_model_name_or_path = str(base.folder) if base else None
     return adapted
+
+
+def _check_targets(model: PreTrainedModel, lora: Lora) -> None:
+    """peft itself is content when one of several names fits, and trains less than was asked for."""
+    if isinstance(lora.target_modules, str):
+        return
+    from torch.nn import Linear
+
+    layers = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    for target in lora.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            known = sorted({name.rsplit(".", 1)[-1] for name in layers})
+            raise UsageError(
+                f"lora.target_modules: the base has no linear layer '{target}'", f"it has {', '.join(known)}"
+            )
 
 
 def name_base(folder: Path, base: Base) -> None:
@@ -67,27 +76,30 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 def check_fits(model: PreTrainedModel, folder: Path) -> None:
     """Raise LoraFtError unless every weight of the adapter fits the layer it is for."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     adapter_config(folder)
     if not (folder / WEIGHTS).is_file():
         raise UsageError(f"{folder} has no {WEIGHTS}", "adapters are read from safetensors only")
     layers = dict(model.named_modules())
-    with safe_open(folder / WEIGHTS, "np") as weights:
-        for name in weights.keys():  # noqa: SIM118  (it is no dictionary)
-            layer, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
-            if not rest:
-                continue
-            side, shape = rest[0], weights.get_slice(name).get_shape()
-            module = layers.get(layer)
-            expected = None if module is None else module.in_features if side == "A" else module.out_features
-            found = shape[1] if side == "A" else shape[0]
-            if expected != found:
-                has = "which this base has not" if expected is None else f"which is {expected} wide in this base"
-                raise LoraFtError(
-                    f"the adapter {folder} is for another base: it has width {found} at {layer}, {has}",
-                    f"give the base it was trained on ({adapter_config(folder).get('base_model_name_or_path')})",
-                )
+    try:
+        with safe_open(folder / WEIGHTS, "np") as weights:
+            shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise LoraFtError(f"{folder / WEIGHTS} is damaged ({first_line(error)})", "train the adapter again") from error
+    for name, shape in shapes.items():
+        layer, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
+        if not rest:
+            continue
+        side, module = rest[0], layers.get(layer)
+        expected = None if module is None else module.in_features if side == "A" else module.out_features
+        found = shape[1] if side == "A" else shape[0]
+        if expected != found:
+            has = "which this base has not" if expected is None else f"which is {expected} wide in this base"
+            raise LoraFtError(
+                f"the adapter {folder} is for another base: it has width {found} at {layer}, {has}",
+                f"give the base it was trained on ({adapter_config(folder).get('base_model_name_or_path')})",
+            )
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
@@ -95,7 +107,7 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise UsageError(f"{folder} is not an adapter: it has no {CONFIG}", "give a run, or a folder saved by peft")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def count_parameters(config: dict[str, Any], lora: Lora) -> tuple[int, int]:

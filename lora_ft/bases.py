@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 import warnings
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.errors import LoraFtError, UsageError
+from export.errors import LoraFtError, UsageError, first_line
+from export.files import read_json
 from export.runtime.text import Tokenizer
 from lora_ft.hub import hub_trouble
 from lora_ft.offline import NOTICE, cached, offline_base
@@ -42,7 +42,7 @@ class Base:
     @property
     def config(self) -> dict[str, Any]:
         """config.json."""
-        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return read_json(self.folder / "config.json")
 
 
 def cache_folder() -> Path:
@@ -79,6 +79,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint: its tokenizer.json, or one converted from what else it has."""
     if (folder / "tokenizer.json").is_file():
         return Tokenizer(folder / "tokenizer.json")
+    if not (folder / "spiece.model").is_file():  # transformers 5 would make a tokenizer up
+        raise LoraFtError(f"{folder} has neither tokenizer.json nor spiece.model", "copy them from the original base")
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,15 +102,19 @@ def load_model(
         attention: transformers' attn_implementation; its default where None.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import T5ForConditionalGeneration
 
     options: dict[str, Any] = {} if dropout is None else {"dropout_rate": dropout}
     if attention is not None:
         options["attn_implementation"] = attention
-    with quiet_transformers():
-        model = T5ForConditionalGeneration.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, local_files_only=True, **options
-        )
+    try:
+        with quiet_transformers():
+            model = T5ForConditionalGeneration.from_pretrained(
+                folder, use_safetensors=True, dtype=torch.float32, local_files_only=True, **options
+            )
+    except SafetensorError as error:
+        raise LoraFtError(f"the weights in {folder} are damaged ({first_line(error)})", "copy them again") from error
     return model.eval()
 
 
@@ -153,4 +159,4 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_FILES))
     except Exception as error:  # the client raises many kinds
-        raise UsageError(f"the base {name} cannot be downloaded ({str(error).splitlines()[0]})") from error
+        raise UsageError(f"the base {name} cannot be downloaded ({first_line(error)})") from error

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from export.errors import LoraFtError
+from export.errors import LoraFtError, UsageError
 from export.runtime.text import IGNORED, PAD, Tokenizer, pad
 from lora_ft.data import Example
 from lora_ft.task import Lengths
@@ -50,7 +50,13 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, lengths: Lengths, 
         targets = [target if len(target) <= lengths.target else [*target[: lengths.target - 1], target[-1]]
                    for target in targets]  # fmt: skip
     rows = [Encoded(source, target) for source, target in zip(sources, targets, strict=True)]
-    return [row for row in rows if len(row.labels) <= lengths.target]
+    kept = [row for row in rows if len(row.labels) <= lengths.target]
+    if rows and not kept:
+        raise UsageError(
+            f"all {len(rows):,} {split} targets are longer than lengths.target = {lengths.target} tokens and dropped",
+            f"raise lengths.target (the shortest has {min(long):,})",
+        )
+    return kept
 
 
 def collate(rows: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -100,9 +106,9 @@ class LengthSampler(Sampler[int]):
             yield from batch
 
 
-def padding_share(rows: Sequence[Encoded], batch_size: int, seed: int) -> float:
-    """Share of an epoch's positions that is padding."""
-    order = list(LengthSampler(rows, batch_size, seed))
+def padding_share(rows: Sequence[Encoded], global_batch: int, batch_size: int, seed: int) -> float:
+    """Share of an epoch's positions that is padding, in batches of `batch_size` cut off the global ones."""
+    order = list(LengthSampler(rows, global_batch, seed))
     real = padded = 0
     for start in range(0, len(order), batch_size):
         counts = count_positions(collate([rows[i] for i in order[start : start + batch_size]]))

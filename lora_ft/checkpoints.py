@@ -29,7 +29,7 @@ def seal(folder: Path, step: int, *, keep: int, best: str | None) -> None:
     sync_tree(newest)
     write_text(newest / _MARK, "")
     for path in _by_step(folder)[:-keep]:
-        if best is None or not path.samefile(best):
+        if best is None or path.name != Path(best).name:
             shutil.rmtree(path)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from export.errors import LoraFtError, UsageError
+from export.errors import LoraFtError, UsageError, first_line
 from export.runtime.prompt import Prompt
 from lora_ft.hub import require_hub
 from lora_ft.readers import Row, read_rows
@@ -58,19 +58,18 @@ def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
     """
     data = task.data
     wanted = set(only)
-    given = {name: getattr(data, name) for name in SPLITS}
     cut = _shares_to_cut(data)
-    if wanted & set(cut):
-        wanted.add("train")
-    rows = {name: _read(data, name, given[name]) for name in SPLITS if name in wanted and given[name] is not None}
-    if wanted & set(cut):
+    rows = {
+        name: _read(data, name, source)
+        for name in SPLITS
+        if (source := getattr(data, name)) is not None and (name in wanted or (name == "train" and wanted & set(cut)))
+    }
+    if cut and "train" in rows:  # also where only training rows are wanted: what is cut off is not among them
         rows |= _cut(rows["train"], cut, data.split.seed if data.split else 0)
     prompt = Prompt(task.prompt)
-    made = {}
-    for name in SPLITS:
-        chosen = rows.get(name, []) if name in only else []
-        made[name] = _examples(chosen[: getattr(data.limit, name)], prompt, data, name)
-    return Splits(**made)
+    return Splits(
+        **{name: _examples(rows.get(name, []) if name in wanted else [], prompt, data, name) for name in SPLITS}
+    )
 
 
 def require(splits: Splits, name: str, task: Task) -> list[Example]:
@@ -125,13 +124,16 @@ def _read_hub(data: Data, split: str, key: str) -> list[tuple[str, Row]]:
     try:
         rows = datasets.load_dataset(data.hub, data.config, split=split, revision=data.revision)
     except Exception as error:  # the library raises many kinds
-        raise UsageError(f"{key}: cannot load {data.hub} ({str(error).splitlines()[0]})") from error
+        raise UsageError(f"{key}: cannot load {data.hub} ({first_line(error)})") from error
     return [(f"{data.hub} {split}[{i}]", dict(row)) for i, row in enumerate(rows)]
 
 
 def _examples(rows: list[tuple[str, Row]], prompt: Prompt, data: Data, name: str) -> list[Example]:
-    examples = []
+    examples: list[Example] = []
+    limit = getattr(data.limit, name)
     for where, row in rows:
+        if len(examples) == limit:
+            break
         lacking = [column for column in _columns(prompt, data) if column not in row]
         if lacking:
             raise UsageError(
@@ -144,6 +146,12 @@ def _examples(rows: list[tuple[str, Row]], prompt: Prompt, data: Data, name: str
         if empty:
             raise LoraFtError(
                 f"{where}: column '{empty[0]}' is empty", "fill it, or set data.skip_empty=true to leave such rows out"
+            )
+        nested = [column for column in (*prompt.columns, data.target) if isinstance(row[column], list | dict)]
+        if nested:
+            raise UsageError(
+                f"{where}: column '{nested[0]}' holds a {type(row[nested[0]]).__name__}, not text",
+                "write text there; several acceptable targets belong into data.references",
             )
         references = _references(row[data.references], where) if data.references else (str(row[data.target]),)
         examples.append(Example(prompt.fill(row), str(row[data.target]), references, row))

@@ -103,7 +103,7 @@ def make_plan(
         warmup_steps=round(train.warmup_ratio * steps),
         trainable=trainable,
         parameters=parameters,
-        padding=padding_share(rows, global_batch, train.seed),
+        padding=padding_share(rows, global_batch, train.per_device_train_batch_size, train.seed),
     )
 
 

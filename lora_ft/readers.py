@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from export.errors import LoraFtError, UsageError
+from export.errors import LoraFtError, UsageError, first_line
 
 Row = dict[str, Any]
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # its own 131,072 characters are fewer than some documents have
 
 
 def read_rows(root: Path, names: str | list[str], key: str) -> list[tuple[str, Row]]:
@@ -37,13 +40,19 @@ def read_rows(root: Path, names: str | list[str], key: str) -> list[tuple[str, R
 
 def _files(root: Path, names: str | list[str], key: str) -> Iterator[Path]:
     for name in [names] if isinstance(names, str) else names:
-        pattern = str(root / Path(name).expanduser())
-        found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  (root may be part of it)
+        path = root / Path(name).expanduser()
+        found = [path] if path.is_file() else _matching(root, str(Path(name).expanduser()))
         if not found:
             raise UsageError(
-                f"{key}: no file {pattern}", "correct the name, or set data.root to the folder it starts from"
+                f"{key}: no file {path}", "correct the name, or set data.root to the folder it starts from"
             )
-        yield from map(Path, found)
+        yield from found
+
+
+def _matching(root: Path, pattern: str) -> list[Path]:
+    """Files of a glob; marks of globs in the root itself are plain characters."""
+    full = pattern if Path(pattern).is_absolute() else f"{glob.escape(str(root))}/{pattern}"
+    return sorted(Path(name) for name in glob.glob(full, recursive=True))  # noqa: PTH207  (absolute ones too)
 
 
 def _text(file: Path) -> str:
@@ -57,7 +66,19 @@ def _text(file: Path) -> str:
 
 def _object(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
-        raise LoraFtError(f"{where} is no object but a {type(value).__name__}", 'write each row as {{"column": ...}}')
+        raise LoraFtError(f"{where} is no object but a {type(value).__name__}", 'write each row as {"column": ...}')
+    return value
+
+
+def _parsed(text: str, where: str) -> Any:
+    value = json.loads(text)
+    if "\\ud" in text.lower():  # JSON can spell half a character, which no tokenizer reads
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise LoraFtError(
+                f"{where} holds half a character (a lone surrogate)", "write the text as UTF-8"
+            ) from error
     return value
 
 
@@ -68,7 +89,7 @@ def _jsonl(file: Path) -> list[tuple[str, Row]]:
             continue
         where = f"{file}:{number}"
         try:
-            rows.append((where, _object(json.loads(line), where)))
+            rows.append((where, _object(_parsed(line, where), where)))
         except json.JSONDecodeError as error:
             raise LoraFtError(f"{where} is not JSON ({error.msg})", "is the file cut off or not jsonl?") from error
     return rows
@@ -76,7 +97,7 @@ def _jsonl(file: Path) -> list[tuple[str, Row]]:
 
 def _json(file: Path) -> list[tuple[str, Row]]:
     try:
-        content = json.loads(_text(file))
+        content = _parsed(_text(file), str(file))
     except json.JSONDecodeError as error:
         raise LoraFtError(f"{file}:{error.lineno} is not JSON ({error.msg})", "is the file cut off?") from error
     if not isinstance(content, list):
@@ -86,7 +107,7 @@ def _json(file: Path) -> list[tuple[str, Row]]:
 
 def _delimited(delimiter: str) -> Callable[[Path], list[tuple[str, Row]]]:
     def read(file: Path) -> list[tuple[str, Row]]:
-        lines = csv.DictReader(_text(file).splitlines(keepends=True), delimiter=delimiter, strict=True)
+        lines = csv.DictReader(io.StringIO(_text(file), newline=""), delimiter=delimiter, strict=True)
         rows: list[tuple[str, Row]] = []
         try:
             for row in lines:
@@ -95,7 +116,7 @@ def _delimited(delimiter: str) -> Callable[[Path], list[tuple[str, Row]]]:
                     raise LoraFtError(f"{where} has more cells than the header", "quote cells that hold the delimiter")
                 rows.append((where, row))
         except csv.Error as error:
-            raise LoraFtError(f"{file}:{lines.line_num} is damaged ({error})", "is the file cut off?") from error
+            raise LoraFtError(f"{file}:{lines.reader.line_num} is damaged ({error})", "is the file cut off?") from error
         return rows
 
     return read
@@ -108,9 +129,7 @@ def _parquet(file: Path) -> list[tuple[str, Row]]:
     try:
         rows = pyarrow.parquet.read_table(file).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise LoraFtError(
-            f"{file} is not a whole parquet file ({str(error).splitlines()[0]})", "copy it again"
-        ) from error
+        raise LoraFtError(f"{file} is not a whole parquet file ({first_line(error)})", "copy it again") from error
     return [(f"{file}[{i}]", row) for i, row in enumerate(rows)]
 
 

@@ -12,14 +12,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from export.errors import UsageError
 from export.files import write_text
 from export.runtime.prompt import Prompt
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("write a number, not true or false")
+    return value
+
+
+Positive = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
+NotNegative = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 SPLITS = ("train", "validation", "test")
 SplitName = Literal["train", "validation", "test"]
@@ -34,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Section(BaseModel):
     """A part of a task; unknown keys are faults."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Split(Section):
@@ -117,7 +124,8 @@ class Lora(Section):
         if not isinstance(values, Mapping):
             return values
         preset = values.get("preset", "default")
-        return {**PRESETS[preset], **values} if isinstance(preset, str) and preset in PRESETS else values
+        known = isinstance(preset, str) and preset in PRESETS
+        return {**PRESETS[preset if known else "default"], **values}  # an unknown one is a fault of its own
 
     @field_validator("target_modules")
     @classmethod
@@ -312,12 +320,13 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
     raw = _read_yaml(file)
     for override in overrides:
         _override(raw, override)
+    _from_here(raw, overrides)
     try:
         task = Task.model_validate(raw)
     except ValidationError as error:
         raise TaskFaults(file, [_fault(entry) for entry in error.errors()]) from error
     folder = file.resolve().parent
-    task.data.root = (folder / task.data.root) if task.data.root else folder
+    task.data.root = folder / task.data.root.expanduser() if task.data.root else folder
     if task.base.startswith((".", "~")) or (task.base != "offline" and (folder / task.base).is_dir()):
         task.base = str((folder / Path(task.base).expanduser()).resolve())
     return task
@@ -354,7 +363,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return raw
 
 
-_PATHS = ("data.root", "data.train", "data.validation", "data.test")
+_PATHS = ("root", *SPLITS)
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -371,10 +380,23 @@ def _override(raw: dict[str, Any], override: str) -> None:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             raise UsageError(f"--set {override}: {parent} has no keys of its own")
-    from_here = (key in _PATHS and "hub" not in raw.get("data", {})) or (key == "base" and Path(str(value)).is_dir())
-    if from_here and value is not None:
-        value = [str(Path.cwd() / item) for item in value] if isinstance(value, list) else str(Path.cwd() / value)
     section[last] = value
+
+
+def _from_here(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Let the paths among the overrides start from the current folder (those in the file start from the file's)."""
+    data = raw.get("data")
+    for key in (override.partition("=")[0] for override in overrides):
+        section, _, name = key.rpartition(".")
+        if key == "base" and Path(str(raw["base"])).expanduser().is_dir():
+            raw["base"] = _absolute(raw["base"])
+        elif section == "data" and name in _PATHS and isinstance(data, dict) and not data.get("hub"):
+            value = data[name]
+            data[name] = [_absolute(item) for item in value] if isinstance(value, list) else _absolute(value)
+
+
+def _absolute(value: Any) -> Any:
+    return str(Path.cwd() / Path(value).expanduser()) if isinstance(value, str) else value
 
 
 def _fault(entry: Mapping[str, Any]) -> Fault:

@@ -272,6 +272,7 @@ def _metrics(
         },
         "rows": {"train": len(splits.train), "validation": len(splits.validation)},
         "steps": trainer.state.global_step,
+        "global_batch": plan.global_batch,
         "trainable_parameters": plan.trainable,
         "precision": plan.precision.name,
         "compiled": plan.compile,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,7 +105,7 @@ def _try(faults: list[Fault], key: str, value: Any, job: Callable[[], Any]) -> A
     try:
         return job()
     except LoraFtError as error:
-        text = str(error).removeprefix(f"{key}: ")
+        text = re.sub(r"^data\.\w+: ", "", str(error))
         if all(text != fault.problem for fault in faults):  # a split cut off a broken file fails like the file
             faults.append(Fault(key, value, text))
         return None

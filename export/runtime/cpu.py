@@ -27,14 +27,15 @@ def _quota_v2(cgroup: Path, membership: Path) -> float | None:
     quotas = []
     for folder in (cgroup / group, *(cgroup / parent for parent in Path(group).parents)):
         fields = _words(folder / "cpu.max")
-        if len(fields) == 2 and fields[0] != "max":
+        if len(fields) == 2 and all(field.isdigit() for field in fields) and int(fields[1]):
             quotas.append(int(fields[0]) / int(fields[1]))
     return min(quotas, default=None)
 
 
 def _quota_v1(cgroup: Path) -> float | None:
     quota, period = _words(cgroup / "cpu" / "cpu.cfs_quota_us"), _words(cgroup / "cpu" / "cpu.cfs_period_us")
-    return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else None
+    known = quota and period and quota[0].isdigit() and period[0].isdigit()  # a quota of -1 is none
+    return int(quota[0]) / int(period[0]) if known and int(quota[0]) and int(period[0]) else None
 
 
 def _words(path: Path) -> list[str]:

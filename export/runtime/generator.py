@@ -119,6 +119,8 @@ class Generator:
             UsageError: a limit is out of range.
         """
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if len(input_ids) == 0:
+            return np.empty((0, 0), np.int64)
         if limit < 1 or not 0 <= min_new_tokens <= limit:
             raise UsageError(
                 f"min_new_tokens {min_new_tokens} and max_new_tokens {limit} need 0 <= min <= max, max >= 1"

@@ -47,9 +47,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check(folder: Path, name: str, expected: dict[str, Any] | None) -> None:
+def _check(folder: Path, name: str, expected: Any) -> None:
     file = folder / name
-    if expected is None:
+    if not isinstance(expected, dict):
         raise LoraFtError(f"{folder / NAME} says nothing about {name}", "export the bundle again")
     if not file.is_file():
         raise LoraFtError(f"the bundle {folder} lacks {name}", "copy or export it again")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from export.errors import LoraFtError
+from export.errors import LoraFtError, UsageError
 
 PAD = 0
 IGNORED = (
@@ -31,6 +31,8 @@ class Tokenizer:
 
     def encode(self, texts: Iterable[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each text, at most `max_length` with the closing </s>."""
+        if max_length is not None and max_length < 1:
+            raise UsageError(f"max_length {max_length} leaves no room for </s>")
         rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         if max_length is not None:
             rows = [ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]] for ids in rows]
@@ -57,6 +59,8 @@ def pad(rows: Sequence[Sequence[int]], value: int = PAD, multiple: int = 1) -> n
 
 def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
     """Numbers of rows of like length, a batch at a time, the longest first (the most memory is taken at once)."""
+    if batch_size < 1:
+        raise UsageError(f"batch_size {batch_size} is less than 1")
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

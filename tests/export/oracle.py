@@ -102,7 +102,8 @@ def redraw(folder: Path, seed: int, end: float = 1.0) -> Path:
     """
     path = folder / "model.safetensors"
     rng = np.random.default_rng(seed)
-    weights = {name: rng.standard_normal(tensor.shape, np.float32) for name, tensor in sorted(load_file(path).items())}
+    shapes = {name: tensor.shape for name, tensor in sorted(load_file(path).items())}
+    weights: dict[str, np.ndarray] = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     for name, weight in weights.items():
         if "norm" in name:
             weights[name] = 1 + weight / 4

@@ -19,6 +19,8 @@ from export.errors import LoraFtError, UsageError
 from export.parity import Reference
 from export.runtime import Generator
 from export.runtime.manifest import FILES
+from export.runtime.text import Tokenizer
+from export.t5 import T5
 from tests.export.oracle import ORIGIN, TEXTS, entries, make_bundle, references
 from tests.tiny import save_tiny_t5
 
@@ -188,7 +190,7 @@ def test_damaged_weights_leave_nothing(tmp_path: Path) -> None:
 def test_a_graph_that_computes_something_else_is_not_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Wrong(module.T5):
+    class Wrong(T5):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             self.epsilon = 0.1
@@ -208,7 +210,7 @@ def test_each_stage_is_told_as_it_begins(checkpoint: Path, tmp_path: Path) -> No
 
     module.write_bundle(
         checkpoint,
-        module.Tokenizer(checkpoint / "tokenizer.json"),
+        Tokenizer(checkpoint / "tokenizer.json"),
         ORIGIN,
         watched(),
         tmp_path / "bundle",

@@ -175,23 +175,78 @@ def test_everything_is_flushed_before_it_is_published(tmp_path: Path, monkeypatc
     assert flushed[-1] == tmp_path
 
 
-@pytest.mark.parametrize("suffix", [".partial", ".old.partial"])
-def test_what_a_dead_process_left_is_removed(tmp_path: Path, dead_pid: int, suffix: str) -> None:
-    make_folder(tmp_path / f".out.{dead_pid}{suffix}", half="half")
+def test_what_a_dead_process_left_is_removed(tmp_path: Path, dead_pid: int) -> None:
+    make_folder(tmp_path / f".out.{dead_pid}-0a.partial", half="half")
     with staged_folder(tmp_path / "out") as staging:
         assert entries(tmp_path) == {staging.name}
     assert entries(tmp_path) == {"out"}
 
 
+def test_a_process_killed_in_the_middle_of_a_swap_loses_nothing(tmp_path: Path, dead_pid: int) -> None:
+    make_folder(tmp_path / f".out.{dead_pid}-0a.old.partial", before="before")
+    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out", overwrite=True):
+        raise RuntimeError
+    assert entries(tmp_path) == {"out"}
+    assert contents(tmp_path / "out") == {"before": "before"}
+
+
+def test_a_swap_that_fails_halfway_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path / "out", before="before")
+    rename = os.rename
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(target).name == "out" and ".old" not in Path(source).name:
+            raise OSError("the disk is gone")
+        rename(source, target)
+
+    monkeypatch.setattr("export.files.os.rename", failing)
+    with pytest.raises(OSError, match="gone"), staged_folder(tmp_path / "out", overwrite=True) as staging:
+        (staging / "after").write_text("after")
+    assert entries(tmp_path) == {"out"}
+    assert contents(tmp_path / "out") == {"before": "before"}
+
+
+def test_what_a_job_of_our_own_number_left_before_a_restart_is_removed(tmp_path: Path) -> None:
+    """In containers the process often has the same number each time."""
+    make_folder(tmp_path / f".out.{os.getpid()}-0a.partial", half="half")
+    with staged_folder(tmp_path / "out") as one:
+        pass
+    assert entries(tmp_path) == {"out"} and not one.exists()
+
+
+def test_two_jobs_of_one_process_do_not_disturb_each_other(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "out") as one, staged_folder(tmp_path / "out", overwrite=True) as other:
+        assert one != other and one.is_dir() and other.is_dir()
+        (one / "one").write_text("1")
+        (other / "other").write_text("2")
+    assert contents(tmp_path / "out") == {"one": "1"}
+
+
+def test_a_folder_whose_name_begins_alike_is_not_ours(tmp_path: Path, dead_pid: int) -> None:
+    others = make_folder(tmp_path / f".out.{dead_pid}.{os.getppid()}-0a.partial", half="half")
+    with staged_folder(tmp_path / "out"):
+        pass
+    assert entries(tmp_path) == {"out", others.name}
+
+
+def test_a_link_to_a_folder_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
+    real = make_folder(tmp_path / "real", mine="mine")
+    (tmp_path / "out").symlink_to(real)
+    with staged_folder(tmp_path / "out", overwrite=True) as staging:
+        (staging / "after").write_text("after")
+    assert contents(tmp_path / "out") == {"after": "after"}
+    assert contents(real) == {"mine": "mine"} and entries(tmp_path) == {"out", "real"}
+
+
 def test_a_file_that_a_dead_process_left_is_removed(tmp_path: Path, dead_pid: int) -> None:
-    (tmp_path / f".out.{dead_pid}.partial").write_text("half")
+    (tmp_path / f".out.{dead_pid}-0a.partial").write_text("half")
     with staged_folder(tmp_path / "out"):
         pass
     assert entries(tmp_path) == {"out"}
 
 
 def test_what_a_living_process_is_writing_is_kept(tmp_path: Path) -> None:
-    others = make_folder(tmp_path / f".out.{os.getppid()}.partial", half="half")
+    others = make_folder(tmp_path / f".out.{os.getppid()}-0a.partial", half="half")
     with staged_folder(tmp_path / "out"):
         pass
     assert entries(tmp_path) == {"out", others.name}
@@ -202,7 +257,7 @@ def test_what_another_user_is_writing_is_kept(tmp_path: Path, monkeypatch: pytes
     def kill(pid: int, number: int) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    others = make_folder(tmp_path / ".out.4242.partial", half="half")
+    others = make_folder(tmp_path / ".out.4242-0a.partial", half="half")
     monkeypatch.setattr(os, "kill", kill)
     with staged_folder(tmp_path / "out"):
         pass
@@ -210,7 +265,7 @@ def test_what_another_user_is_writing_is_kept(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_belongs_to_another_place_is_kept(tmp_path: Path, dead_pid: int) -> None:
-    others = {f".other.{dead_pid}.partial", f".out2.{dead_pid}.partial", ".out.notes.partial", f".out.{dead_pid}"}
+    others = {f".other.{dead_pid}-0a.partial", f".out2.{dead_pid}-0a.partial", ".out.notes.partial", f".out.{dead_pid}"}
     for name in others:
         make_folder(tmp_path / name)
     with staged_folder(tmp_path / "out"):

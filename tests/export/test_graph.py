@@ -28,7 +28,7 @@ def test_a_graph_runs_at_any_size_of_its_free_axes() -> None:
     g.op("Add", x, g.constant(np.array([1, 2, 3], np.float32)), output=g.output("y", FLOAT, "b", 3))
     for rows in (1, 4):
         [y] = run(g, x=np.ones((rows, 3), np.float32))
-        assert np.array_equal(y, np.tile(np.float32([2, 3, 4]), (rows, 1)))
+        assert np.array_equal(y, np.tile(np.array([2, 3, 4], np.float32), (rows, 1)))
 
 
 def test_a_fixed_axis_is_held_to() -> None:
@@ -51,7 +51,7 @@ def test_a_node_of_several_outputs_names_each() -> None:
 def test_made_names_never_repeat() -> None:
     g = Graph("names")
     x = g.input("x", FLOAT, 1)
-    made = [g.op("Neg", x) for _ in range(20)] + [g.constant(np.float32([i])) for i in range(20)]
+    made = [g.op("Neg", x) for _ in range(20)] + [g.constant(np.array([i], np.float32)) for i in range(20)]
     assert len(set(made)) == 40
     nodes = [node.name for node in g.model().graph.node]
     assert len(set(nodes)) == 20

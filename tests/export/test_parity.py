@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_comparing_nothing_does_not_pass(generator: Generator) -> None:
         {"rows": 0, "identical_rows": 0},
     ],
 )
-def test_a_report_that_fails_is_an_error_that_says_why(change: dict[str, float]) -> None:
+def test_a_report_that_fails_is_an_error_that_says_why(change: dict[str, Any]) -> None:
     report = replace(PASSING, **change)
     assert not report.passed
     with pytest.raises(LoraFtError) as caught:

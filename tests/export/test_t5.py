@@ -79,11 +79,11 @@ class Graphs:
     @classmethod
     def of(cls, folder: Path) -> Graphs:
         t5 = T5(Checkpoint(folder))
-        sessions = [
+        encoder, decoder = (
             ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
             for model in (t5.encoder(), t5.decoder())
-        ]
-        return cls(*sessions, torch_model(folder), t5.decoder_layers, t5.heads, t5.d_kv, t5.max_distance)
+        )
+        return cls(encoder, decoder, torch_model(folder), t5.decoder_layers, t5.heads, t5.d_kv, t5.max_distance)
 
     def encode(self, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
         """The decoder's inputs that stay the same."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import huggingface_hub
 import pytest
@@ -62,12 +61,3 @@ def test_what_is_wanted_why_not_and_what_else_are_said(monkeypatch: pytest.Monke
         require_hub("the data set x", "a local file")
     assert caught.value.message.startswith("the data set x is on the hub, and ")
     assert "TimeoutError" in caught.value.message and caught.value.remedy.endswith("use a local file")
-
-
-def test_environment_that_the_user_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_ft.hub import quiet
-
-    environment: dict[str, Any] = {"TOKENIZERS_PARALLELISM": "true"}
-    monkeypatch.setattr("lora_ft.hub.os.environ", environment)
-    quiet()
-    assert environment == {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_DISABLE_TELEMETRY": "1"}

@@ -79,6 +79,21 @@ def test_rouge_lsum_sees_sentences_where_rouge_l_sees_one_text() -> None:
     assert scores["rougeL"][0] == pytest.approx(50)
 
 
+@pytest.mark.parametrize(
+    ("prediction", "reference"),
+    [
+        (["The dog barks loudly.", "The cat sleeps here."], ["The cat sleeps here while the dog barks loudly."]),
+        (["The cat sleeps here while the dog barks loudly."], ["The dog barks loudly.", "The cat sleeps here."]),
+    ],
+)
+def test_sentences_are_split_on_both_sides(prediction: list[str], reference: list[str]) -> None:
+    scorer = RougeScorer(["rougeLsum"], use_stemmer=False)
+    expected = scorer.score("\n".join(reference), "\n".join(prediction))["rougeLsum"].fmeasure
+    scores = rouge([" ".join(prediction)], [[" ".join(reference)]], use_stemmer=False)
+    assert scores["rougeLsum"][0] == pytest.approx(100 * expected)
+    assert scores["rougeLsum"][0] > scores["rougeL"][0]
+
+
 def test_no_socket_is_opened(monkeypatch: pytest.MonkeyPatch, fresh_splitter: None) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a socket was opened")

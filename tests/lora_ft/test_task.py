@@ -280,6 +280,14 @@ def test_a_file_goes_before_a_recipe_of_its_name(
     assert load_task("dialogue-summary").name == "tiny"
 
 
+def test_a_saved_task_has_every_default_filled_in(make_task: MakeTask, tmp_path: Path) -> None:
+    save_task(load_task(make_task()), tmp_path / "saved.yaml")
+    content = yaml.safe_load((tmp_path / "saved.yaml").read_text(encoding="utf-8"))
+    assert set(content) == set(Task.model_fields)
+    assert content["lora"]["target_modules"] == ["q", "v"] and content["train"]["lr_scheduler_type"] == "linear"
+    assert content["generate"]["num_beams"] == 1 and content["evaluate"]["use_stemmer"] is True
+
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}"), max_size=30)
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True)
 TASKS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(

@@ -111,9 +111,8 @@ def test_scores_are_transformers_logits_of_each_token(pair: Pair) -> None:
 @pytest.mark.parametrize("size", [1, 3, 8, 100])
 @pytest.mark.parametrize("least", [0, 6])
 def test_answers_do_not_depend_on_the_batch(generator: Generator, size: int, least: int) -> None:
-    limits = {"max_new_tokens": LIMIT, "min_new_tokens": least}
-    together = generator.generate_tokens(MANY, batch_size=size, **limits)
-    alone = [generator.generate_tokens([text], **limits)[0] for text in MANY]
+    together = generator.generate_tokens(MANY, max_new_tokens=LIMIT, min_new_tokens=least, batch_size=size)
+    alone = [generator.generate_tokens([text], max_new_tokens=LIMIT, min_new_tokens=least)[0] for text in MANY]
     assert len({len(tokens) for tokens in alone}) > 1
     assert len({tuple(tokens) for tokens in alone}) > len(MANY) // 2
     for tokens, expected in zip(together, alone, strict=True):

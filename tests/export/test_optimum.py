@@ -1,0 +1,32 @@
+"""Our bundle beside the field's: Optimum's ONNX export of the same checkpoint gives the same text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.runtime.text import Tokenizer, trim
+from lora_ft.export_run import export
+from lora_ft.generate import generate
+from lora_ft.models import open_model
+from tests.tiny import save_tiny_t5
+
+optimum = pytest.importorskip("optimum.onnxruntime", reason="optimum-onnx needs transformers below 4.58")
+
+
+def test_the_bundle_answers_as_optimums_export_does(tmp_path: Path) -> None:
+    # Optimum takes d_kv for d_model / heads, so this base is one of the few shapes for which that is true.
+    base = save_tiny_t5(tmp_path / "base", d_model=32, num_heads=4, d_kv=8)
+    theirs = optimum.ORTModelForSeq2SeqLM.from_pretrained(base, export=True, use_merged=False)
+    tokenizer = Tokenizer(base / "tokenizer.json")
+    texts = ["abc", "some more words here", "x y z"]
+    expected = []
+    for ids in tokenizer.encode(texts):
+        out = theirs.generate(
+            input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=16
+        )
+        expected.append(tokenizer.decode([trim(out[0, 1:].numpy(), 1)])[0])
+    ours = open_model(str(export(str(base), tmp_path / "bundle").out))
+    assert generate(ours, texts, {"max_new_tokens": 16}) == expected

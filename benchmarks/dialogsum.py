@@ -20,7 +20,7 @@ from lora_ft.doctor import examine
 from lora_ft.evaluate import evaluate
 from lora_ft.export_run import export
 from lora_ft.merge import merge
-from lora_ft.task import load_task
+from lora_ft.taskfile import load_task
 from lora_ft.train import train
 
 TASK = Path(__file__).with_name("dialogsum.yaml")

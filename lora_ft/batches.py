@@ -25,10 +25,11 @@ _POOL = 200  # batches worth of rows sorted together: DialogSum is then padded b
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as token ids, both ending with </s>."""
+    """One example as token ids, both ending with </s>, and the texts its answer may be scored against."""
 
     input_ids: list[int]
     labels: list[int]
+    references: tuple[str, ...] = ()
 
 
 def encode(examples: Sequence[Example], tokenizer: Tokenizer, lengths: Lengths, split: str) -> list[Encoded]:
@@ -49,7 +50,10 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, lengths: Lengths, 
     if long and lengths.long_targets == "cut":
         targets = [target if len(target) <= lengths.target else [*target[: lengths.target - 1], target[-1]]
                    for target in targets]  # fmt: skip
-    rows = [Encoded(source, target) for source, target in zip(sources, targets, strict=True)]
+    rows = [
+        Encoded(source, target, example.references)
+        for source, target, example in zip(sources, targets, examples, strict=True)
+    ]
     kept = [row for row in rows if len(row.labels) <= lengths.target]
     if rows and not kept:
         raise UsageError(

@@ -24,7 +24,8 @@ from lora_ft.data import load_splits
 from lora_ft.merge import MERGE, merge_in_memory
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import TASK, Run, is_run
-from lora_ft.task import SplitName, Task, load_task
+from lora_ft.task import SplitName, Task
+from lora_ft.taskfile import load_task
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration

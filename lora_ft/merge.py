@@ -19,7 +19,7 @@ from lora_ft.checkpoint import save_checkpoint
 from lora_ft.data import load_splits
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import TASK, Run
-from lora_ft.task import save_task
+from lora_ft.taskfile import save_task
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration

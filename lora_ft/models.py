@@ -78,7 +78,7 @@ def _open_run(name: str) -> Model:
 def _open_checkpoint(name: str) -> Model:
     from lora_ft.bases import find_base, load_model, load_tokenizer
     from lora_ft.runs import TASK
-    from lora_ft.task import load_task
+    from lora_ft.taskfile import load_task
 
     base = find_base(name)
     task = load_task(base.folder / TASK) if (base.folder / TASK).is_file() else None

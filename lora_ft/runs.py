@@ -8,7 +8,8 @@ from typing import Any
 
 from export.errors import LoraFtError, UsageError
 from lora_ft.adapters import CONFIG
-from lora_ft.task import Task, load_task
+from lora_ft.task import Task
+from lora_ft.taskfile import load_task
 
 TASK, METRICS, LOG, CARD, ADAPTER = "task.yaml", "metrics.json", "log.jsonl", "README.md", "adapter"
 

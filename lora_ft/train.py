@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from lora_ft.plan import Choices, Plan, make_plan
 from lora_ft.precision import Precision
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import ADAPTER, CARD, LOG, METRICS, TASK, Run, unfinished
-from lora_ft.task import Task, load_task, save_task
+from lora_ft.task import Task
+from lora_ft.taskfile import load_task, save_task
 from lora_ft.trainer import Keeper, Reporter, Trainer
 
 _CHOICES = "choices.json"
@@ -165,7 +166,8 @@ def _trainer(
     if plan.compile:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
         adapted.compile(dynamic=True)
-    arguments = _arguments(task, plan, working, bool(validation))
+    eval_rows = encode(validation, tokenizer, task.lengths, "validation")
+    arguments = _arguments(task, plan, working, bool(eval_rows))
     log = working / LOG
     trainer = Trainer(
         model=adapted,
@@ -173,15 +175,15 @@ def _trainer(
         bf16=plan.precision.is_bf16,
         compiled=plan.compile,
         train_rows=rows,
-        eval_rows=encode(validation, tokenizer, task.lengths, "validation"),
-        compute_metrics=_scorer(task, tokenizer, validation) if arguments.predict_with_generate else None,
+        eval_rows=eval_rows,
+        compute_metrics=_scorer(task, tokenizer, eval_rows) if arguments.predict_with_generate else None,
     )
     keeper = Keeper(trainer.sampler, working, train.save_total_limit)
     reporter = Reporter(progress, lambda: trainer.positions, lambda entry: _append(log, entry))
     trainer.add_callback(keeper)
     if arguments.should_save:
         trainer.add_callback(reporter)
-    if train.early_stopping_patience and validation:
+    if train.early_stopping_patience and eval_rows:
         trainer.add_callback(EarlyStoppingCallback(train.early_stopping_patience))
     return trainer, keeper, reporter
 
@@ -234,11 +236,9 @@ def _arguments(task: Task, plan: Plan, working: Path, validated: bool) -> Seq2Se
     )
 
 
-def _scorer(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]) -> Any:
-    """ROUGE of what was generated for the validation rows, in the order of `examples`."""
-    kept = [e for e, n in zip(examples, map(len, tokenizer.encode([e.target for e in examples])), strict=True)
-            if n <= task.lengths.target or task.lengths.long_targets != "drop"]  # fmt: skip
-    references = [example.references for example in kept]
+def _scorer(task: Task, tokenizer: Tokenizer, rows: Sequence[Encoded]) -> Callable[[EvalPrediction], dict[str, float]]:
+    """ROUGE of what was generated for the validation rows, in their order."""
+    references = [row.references for row in rows]
 
     def score(prediction: EvalPrediction) -> dict[str, float]:
         # several processes repeat the first rows at the end to fill their last batch

@@ -16,7 +16,8 @@ from lora_ft.batches import encode
 from lora_ft.data import Example, Splits, load_splits
 from lora_ft.plan import Plan, make_plan
 from lora_ft.progress import Progress, Silent
-from lora_ft.task import SPLITS, Fault, Task, load_task
+from lora_ft.task import SPLITS, Task
+from lora_ft.taskfile import Fault, load_task
 
 _PERCENTILES = (50, 90, 95, 100)
 

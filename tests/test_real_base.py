@@ -14,7 +14,7 @@ from lora_ft.bases import find_base
 from lora_ft.export_run import export
 from lora_ft.generate import generate
 from lora_ft.models import open_model
-from lora_ft.task import load_task
+from lora_ft.taskfile import load_task
 from lora_ft.train import train
 
 pytestmark = pytest.mark.slow

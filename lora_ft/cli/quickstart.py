@@ -18,7 +18,7 @@ from lora_ft.generate import generate
 from lora_ft.hub import hub_trouble
 from lora_ft.merge import merge
 from lora_ft.models import open_model
-from lora_ft.task import load_task
+from lora_ft.taskfile import load_task
 from lora_ft.train import train
 
 RECIPE = "dialogue-summary"

@@ -13,7 +13,7 @@ from export.files import folder_size
 if TYPE_CHECKING:
     from lora_ft.evaluate import Evaluation
     from lora_ft.runs import Run
-    from lora_ft.task import TaskFaults
+    from lora_ft.taskfile import TaskFaults
     from lora_ft.validate import Validation
 
 

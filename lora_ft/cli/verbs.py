@@ -50,7 +50,7 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Rows generated together.")]
 def validate(task: TaskArgument, set_: Overrides = []) -> int:  # noqa: B006  (typer copies it)
     """Check a task file and its data, and show what training would do. All faults are shown at once."""
     from lora_ft.cli.tables import show_faults, show_validation
-    from lora_ft.task import TaskFaults
+    from lora_ft.taskfile import TaskFaults
     from lora_ft.validate import validate as job
 
     try:
@@ -73,7 +73,7 @@ def train(
 ) -> None:
     """Train a task's adapter. Ctrl-C saves a checkpoint; --resume goes on from it."""
     from lora_ft.cli.tables import show_run
-    from lora_ft.task import load_task
+    from lora_ft.taskfile import load_task
     from lora_ft.train import train as job
 
     loaded = load_task(task, set_)
@@ -118,7 +118,7 @@ def evaluate(
     """Score a model with ROUGE: mean and 95 % interval on the 0-100 scale."""
     from lora_ft.cli.tables import show_evaluation
     from lora_ft.evaluate import evaluate as job
-    from lora_ft.task import load_task
+    from lora_ft.taskfile import load_task
 
     loaded = load_task(_task_of(model, task, set_), set_) if task or set_ else None
     with Screen() as screen:
@@ -209,7 +209,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 @app.command()
 def recipes() -> None:
     """List the task files that ship with lora-ft."""
-    from lora_ft.task import recipe_file, recipes
+    from lora_ft.taskfile import recipe_file, recipes
 
     for name in recipes():
         print(f"{name}\t{recipe_file(name)}")

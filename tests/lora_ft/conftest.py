@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_ft.runs import Run
-from lora_ft.task import load_task
+from lora_ft.taskfile import load_task
 from lora_ft.train import train
 from tests.conftest import write_task
 

@@ -11,7 +11,7 @@ import yaml
 
 from lora_ft.card import model_card
 from lora_ft.offline import NOTICE
-from lora_ft.task import load_task
+from lora_ft.taskfile import load_task
 
 MakeTask = Callable[..., Path]
 

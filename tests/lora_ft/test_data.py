@@ -16,7 +16,8 @@ import pytest
 from export.errors import LoraFtError, UsageError
 from lora_ft.data import Example, load_splits, require
 from lora_ft.hub import hub_trouble
-from lora_ft.task import Task, load_task
+from lora_ft.task import Task
+from lora_ft.taskfile import load_task
 
 MakeTask = Callable[..., Path]
 Rows = list[dict[str, Any]]

@@ -15,7 +15,7 @@ from lora_ft.export_run import export
 from lora_ft.merge import merge
 from lora_ft.metrics import ROUGE
 from lora_ft.runs import Run
-from lora_ft.task import load_task
+from lora_ft.taskfile import load_task
 
 
 @pytest.fixture

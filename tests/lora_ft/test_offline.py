@@ -19,7 +19,8 @@ from lora_ft.bases import find_base, is_offline_cached, load_model, load_tokeniz
 from lora_ft.batches import encode
 from lora_ft.data import load_splits
 from lora_ft.offline import NOTICE, offline_base
-from lora_ft.task import SPLITS, load_task
+from lora_ft.task import SPLITS
+from lora_ft.taskfile import load_task
 
 pytestmark = pytest.mark.slow
 

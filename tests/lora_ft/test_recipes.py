@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from lora_ft.data import Splits, load_splits
-from lora_ft.task import SPLITS, Task, load_task, recipe_file, recipes
+from lora_ft.task import SPLITS, Task
+from lora_ft.taskfile import load_task, recipe_file, recipes
 
 BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
 EXPORT = recipe_file("groupchat").with_suffix("") / "result.json"

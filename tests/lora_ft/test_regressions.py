@@ -9,7 +9,7 @@ from export.errors import LoraFtError, UsageError
 from lora_ft.bases import find_base, load_tokenizer
 from lora_ft.data import load_splits
 from lora_ft.readers import read_rows
-from lora_ft.task import TaskFaults, load_task
+from lora_ft.taskfile import TaskFaults, load_task
 from lora_ft.validate import validate
 
 CUT = {"validation": None, "test": None, "split": {"validation": 0.25, "test": 0.25}}

@@ -20,7 +20,8 @@ from transformers import T5ForConditionalGeneration
 
 from export.errors import LoraFtError, UsageError
 from lora_ft.runs import Run, unfinished
-from lora_ft.task import Task, load_task
+from lora_ft.task import Task
+from lora_ft.taskfile import load_task
 from lora_ft.train import Interrupted, train
 
 MakeTask = Callable[..., Path]

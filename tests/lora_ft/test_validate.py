@@ -13,7 +13,7 @@ from lora_ft.bases import load_tokenizer
 from lora_ft.batches import encode
 from lora_ft.data import load_splits
 from lora_ft.plan import make_plan
-from lora_ft.task import TaskFaults, load_task
+from lora_ft.taskfile import TaskFaults, load_task
 from lora_ft.validate import Validation, validate
 from tests.tiny import CONFIG
 

@@ -16,7 +16,7 @@ import typer
 from benchmarks.latency import compare
 from export.files import folder_size, write_json
 from lora_ft.cli.screen import Screen
-from lora_ft.doctor import examine
+from lora_ft.doctor import environment
 from lora_ft.evaluate import evaluate
 from lora_ft.export_run import export
 from lora_ft.merge import merge
@@ -40,7 +40,7 @@ def measure(data: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
         screen.stage("timing torch and ONNX", 14)
         latency = compare(checkpoint, bundle, done=screen.advance)
     return {
-        "environment": examine(),
+        "environment": environment(),
         "task": task.model_dump(mode="json", exclude={"data"}),
         "training": run.metrics,
         "evaluation": scores.as_dict() | {"predictions": None},

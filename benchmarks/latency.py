@@ -121,7 +121,7 @@ def _main(
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Print a line for each batch size; write all of it with --json."""
-    from lora_ft.doctor import examine
+    from lora_ft.doctor import environment
 
     results = compare(checkpoint, bundle, batches=batch, source=source, new=new, rounds=rounds)
     for result in results:
@@ -131,7 +131,7 @@ def _main(
             f"torch/onnx {result.ratio:.2f}"
         )
     if json_file is not None:
-        write_json(json_file, {"environment": examine(), "latency": [asdict(result) for result in results]})
+        write_json(json_file, {"environment": environment(), "latency": [asdict(result) for result in results]})
 
 
 if __name__ == "__main__":

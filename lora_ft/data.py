@@ -72,6 +72,11 @@ def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
     )
 
 
+def overlap_warning(splits: Splits) -> str:
+    """What to say of the overlap."""
+    return f"{splits.overlap:,} validation and test prompts are training prompts too; scores will flatter"
+
+
 def require(splits: Splits, name: str, task: Task) -> list[Example]:
     """The examples of a split that a job cannot do without."""
     examples = splits[name]

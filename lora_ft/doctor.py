@@ -22,6 +22,11 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8
 
 def examine() -> dict[str, str]:
     """Facts about this machine and installation, in the order to show them."""
+    return environment() | {"hub": _hub(), "offline base": _offline()}
+
+
+def environment() -> dict[str, str]:
+    """The facts that a measurement depends on."""
     return {
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
         **{name: _version(name) for name in _PACKAGES},
@@ -31,8 +36,6 @@ def examine() -> dict[str, str]:
         "memory": _memory(),
         "gpus": _gpus(),
         "onnxruntime providers": ", ".join(onnxruntime.get_available_providers()),
-        "hub": _hub(),
-        "offline base": _offline(),
     }
 
 

@@ -25,8 +25,9 @@ from lora_ft.adapters import add_adapter, name_base
 from lora_ft.bases import Base, cache_folder, find_base, load_model, load_tokenizer, quiet_transformers
 from lora_ft.batches import Encoded, encode
 from lora_ft.card import model_card
-from lora_ft.data import Example, Splits, load_splits, require
+from lora_ft.data import Example, Splits, load_splits, overlap_warning, require
 from lora_ft.metrics import ROUGE, rouge
+from lora_ft.memory import keep_freed_memory
 from lora_ft.plan import Choices, Plan, make_plan
 from lora_ft.precision import Precision
 from lora_ft.progress import Progress, Silent
@@ -70,10 +71,10 @@ def train(
     if base.notice:
         progress.note(base.notice)
     tokenizer = load_tokenizer(base.folder)
-    splits = load_splits(task, ("train", "validation"))
+    splits = load_splits(task)  # the test rows too: a fault in them, or an overlap, is better known now
     rows = encode(require(splits, "train", task), tokenizer, task.lengths, "train")
     if splits.overlap:
-        progress.note(f"warning: {splits.overlap:,} validation prompts are training prompts too; scores will flatter")
+        progress.note(f"warning: {overlap_warning(splits)}")
     validation = sorted(splits.validation, key=lambda example: -len(example.prompt))
     plan = make_plan(task, base.config, rows, _processes(), _choices(working) if resume else None)
     for line in plan.lines():
@@ -155,6 +156,7 @@ def _trainer(
     train = task.train
     if plan.device == "cpu":
         torch.set_num_threads(max(1, allowed_cpus() // _processes()))
+        keep_freed_memory()
     set_seed(train.seed)
     # Attention as matrix products: on CPUs they compile to faster code than the fused operator (9.9 to 7.8 samples/s).
     model = load_model(base.folder, dropout=train.base_dropout, attention="eager" if plan.device == "cpu" else None)

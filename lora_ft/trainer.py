@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -93,7 +94,7 @@ class Trainer(Seq2SeqTrainer):
 
     def _guard(self, loss: float) -> None:
         """Stop on a loss that says training is broken, instead of averaging it away."""
-        if loss != loss or loss in (float("inf"), 0.0):
+        if not math.isfinite(loss) or loss == 0.0:
             kind = "exactly 0" if loss == 0.0 else "not finite"
             raise LoraFtError(
                 f"the loss of step {self.state.global_step + 1} is {kind}",

@@ -13,7 +13,7 @@ from export.errors import LoraFtError
 from export.runtime.text import Tokenizer
 from lora_ft.bases import Base, find_base, load_tokenizer
 from lora_ft.batches import encode
-from lora_ft.data import Example, Splits, load_splits
+from lora_ft.data import Example, Splits, load_splits, overlap_warning
 from lora_ft.plan import Plan, make_plan
 from lora_ft.progress import Progress, Silent
 from lora_ft.task import SPLITS, Task
@@ -137,7 +137,7 @@ def _measure(what: str, texts: Sequence[str], tokenizer: Tokenizer, limit: int) 
 def _warnings(task: Task, base: Base, splits: Splits, lengths: Sequence[Lengths]) -> list[str]:
     warnings = [base.notice] if base.notice else []
     if splits.overlap:
-        warnings.append(f"{splits.overlap:,} validation and test prompts are training prompts too; scores will flatter")
+        warnings.append(overlap_warning(splits))
     if not splits.validation:
         warnings.append("no validation rows: the last state is kept, not the best (data.validation or data.split)")
     if not splits.test:

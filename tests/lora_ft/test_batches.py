@@ -172,6 +172,6 @@ def test_the_order_by_length_pads_far_less_than_chance() -> None:
     order = random.Random(1).sample(range(400), 400)
     counts = [count_positions(collate([rows[i] for i in order[start : start + 8]])) for start in range(0, 400, 8)]
     by_chance = 1 - sum(real for real, _ in counts) / sum(everything for _, everything in counts)
-    share = padding_share(rows, 8, seed=0)
+    share = padding_share(rows, 8, 8, seed=0)
     assert 0 < share < by_chance / 3
-    assert padding_share([row(16, 8)] * 10, 4, seed=0) == 0
+    assert padding_share([row(16, 8)] * 10, 4, 4, seed=0) == 0

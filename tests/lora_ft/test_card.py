@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import yaml
 
 from lora_ft.card import model_card
 from lora_ft.offline import NOTICE
+from lora_ft.runs import Run
 from lora_ft.taskfile import load_task
 
 MakeTask = Callable[..., Path]
@@ -21,6 +24,7 @@ def metrics(**changes: Any) -> dict[str, Any]:
         "base": {"name": "b", "notice": ""},
         "rows": {"train": 1234, "validation": 56},
         "steps": 12,
+        "global_batch": 16,
         "trainable_parameters": 688_128,
         "precision": "bf16",
         "compiled": False,
@@ -37,17 +41,26 @@ def metadata(card: str) -> dict[str, Any]:
     return yaml.safe_load(head)
 
 
-@pytest.mark.parametrize("base", ["google/flan-t5-small", "offline", "/some/folder: with # signs"])
-def test_the_metadata_is_yaml_that_names_the_base_and_peft(make_task: MakeTask, base: str) -> None:
-    task = load_task(make_task()).model_copy(update={"base": base})
-    head = metadata(model_card(task, metrics()))
-    assert head["base_model"] == base and head["library_name"] == "peft" and "lora" in head["tags"]
+@pytest.mark.parametrize("base", ["google/flan-t5-small", "offline", "a folder"])
+def test_the_metadata_is_yaml_that_names_a_base_on_the_hub_only(make_task: MakeTask, tmp_path: Path, base: str) -> None:
+    """The hub refuses a card whose base_model is no name on the hub."""
+    name = str(tmp_path) if base == "a folder" else base
+    head = metadata(model_card(load_task(make_task()).model_copy(update={"base": name}), metrics()))
+    assert head.get("base_model") == ("google/flan-t5-small" if base == "google/flan-t5-small" else None)
+    assert head["library_name"] == "peft" and "lora" in head["tags"]
+
+
+def test_the_example_of_the_card_runs(tiny_run: Run) -> None:
+    code = (tiny_run.folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    subprocess.run([sys.executable, "-c", code], cwd=tiny_run.folder, check=True, capture_output=True)
 
 
 def test_the_card_says_how_the_adapter_was_trained(make_task: MakeTask) -> None:
     card = model_card(load_task(make_task()), metrics())
-    for words in ("# tiny\n", "say: {text}", "r 8, alpha 16", "688,128", "1,234", "learning rate 0.01", "| bf16 |",
-                  "61 s, 8.0 samples/s", "torch 2.9, peft 0.18"):  # fmt: skip
+    for words in (
+        "# tiny\n", "say: {text}", "r 8, alpha 16", "688,128", "1,234", "12 of 16 rows, learning rate 0.01", "| bf16 |",
+        "61 s, 8.0 samples/s", "torch 2.9, peft 0.18",
+    ):  # fmt: skip
         assert words in card, words
 
 

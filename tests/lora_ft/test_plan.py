@@ -64,7 +64,7 @@ def test_the_warm_up_is_a_share_of_the_steps(make_task: MakeTask, ratio: float, 
 
 
 def test_padding_is_that_of_the_training_order(make_task: MakeTask) -> None:
-    assert plan(make_task(), seed=7).padding == padding_share(rows(24), 4, 7)
+    assert plan(make_task(), seed=7).padding == padding_share(rows(24), 4, 4, 7)
 
 
 @pytest.mark.parametrize(("r", "targets"), [(8, "q,v"), (3, ["wi_0", "wo"]), (4, "all-linear")])

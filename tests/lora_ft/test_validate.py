@@ -85,7 +85,7 @@ def test_targets_that_are_too_long_are_a_fault_with_the_lengths_beside_it(make_t
 def test_layers_that_the_base_lacks_are_a_fault(make_task: MakeTask) -> None:
     found = validated(make_task(lora={"target_modules": "query"}))
     assert [fault.value for fault in found.faults] == [["query"]]
-    assert "fits no layer" in found.faults[0].problem
+    assert "no linear layer 'query'" in found.faults[0].problem
 
 
 def test_lengths_are_percentiles_of_tokens_and_the_share_that_is_cut(make_task: MakeTask) -> None:

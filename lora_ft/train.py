@@ -26,8 +26,8 @@ from lora_ft.bases import Base, cache_folder, find_base, load_model, load_tokeni
 from lora_ft.batches import Encoded, encode
 from lora_ft.card import model_card
 from lora_ft.data import Example, Splits, load_splits, overlap_warning, require
-from lora_ft.metrics import ROUGE, rouge
 from lora_ft.memory import keep_freed_memory
+from lora_ft.metrics import ROUGE, rouge
 from lora_ft.plan import Choices, Plan, make_plan
 from lora_ft.precision import Precision
 from lora_ft.progress import Progress, Silent

@@ -46,10 +46,16 @@ def render(found: dict[str, Any]) -> str:
     ]
     machine = found["environment"]
     about = (
-        f"DialogSum, base `offline`, {found['evaluation']['rows']} test rows; two cores of an {machine['cpu']} "
+        f"Base `offline`, {found['evaluation']['rows']} test rows; two cores of an {machine['cpu']} "
         f"({machine['cpu flags']}), fp32 generation."
     )
-    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), "", about]
+    lines = [
+        "| FLAN-T5-small on DialogSum | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows),
+        "",
+        about,
+    ]
     return "\n".join(lines)
 
 

@@ -94,7 +94,6 @@ def write_bundle(
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES} | dict(origin.versions),
             "files": manifest.describe_files(staging),
         }
-        progress("comparing with PyTorch")
         report = compare(Generator(staging, content, allowed_cpus()), references)
         require(report)
         _write(staging / manifest.NAME, content | {"parity": report.as_dict()})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.files import write_json
+from lora_ft.bases import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
@@ -24,7 +25,8 @@ def save_checkpoint(model: T5ForConditionalGeneration, base: Path, out: Path) ->
     untied = is_untied(model)
     if untied:  # transformers 5 leaves a head that its config calls tied out of the file when both look equal
         model.config.tie_word_embeddings = False
-    model.save_pretrained(out, safe_serialization=True)
+    with quiet_transformers():
+        model.save_pretrained(out)
     path = out / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     write_json(path, config | {"tie_word_embeddings": not untied, "scale_decoder_outputs": not untied})

@@ -266,7 +266,7 @@ def test_two_processes_follow_the_loss_curve_of_one(make_task: MakeTask, tmp_pat
     alone = train(load_task(make_task(train={"per_device_train_batch_size": 4})), tmp_path / "alone")
     task = make_task(train={"per_device_train_batch_size": 2})
     out = tmp_path / "pair"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command = [*launch, "-m", "lora_ft", "train", str(task), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

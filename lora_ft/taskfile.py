@@ -78,7 +78,10 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
 def save_task(task: Task, path: Path) -> None:
     """Write a task with every default filled in, such that `load_task` gives it back."""
     content = task.model_dump(mode="json", exclude_none=True)
-    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100))
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    if yaml.safe_load(text) != content:  # PyYAML writes rare line breaks (U+0085) such that they do not come back
+        text = yaml.safe_dump(content, sort_keys=False, width=100)
+    write_text(path, text)
 
 
 def _recipe_folder() -> Path:

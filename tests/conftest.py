@@ -20,8 +20,16 @@ if hasattr(os, "sched_setaffinity"):
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 from tests.tiny import save_tiny_t5
+
+# How long an example takes says more of the machine's other jobs than of the code. CI tries the same examples each
+# time, so that it fails on what a change did; every other machine looks for new ones.
+settings.register_profile(
+    "house", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
+)
+settings.load_profile("house")
 
 
 @pytest.fixture(autouse=True)

@@ -6,15 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from export.runtime import Generator
 from tests.export.oracle import make_bundle, redraw
 from tests.tiny import save_tiny_t5
-
-# how long an example takes says more of the machine's other jobs than of the code
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

@@ -255,7 +255,7 @@ def _adopt_best(trainer: Trainer, working: Path, base: Base) -> None:
     """Write the adapter: the best checkpoint where there was validation, else the last state."""
     trainer.save_model(str(working / ADAPTER))
     if _rank() == 0:
-        for unwanted in ("training_args.bin", "README.md"):  # a pickle; peft's card, which names a folder of this machine
+        for unwanted in ("training_args.bin", "README.md"):  # a pickle; peft's card, which names a local folder
             (working / ADAPTER / unwanted).unlink(missing_ok=True)
         name_base(working / ADAPTER, base)
 

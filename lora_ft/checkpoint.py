@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.files import write_json
+from export.files import read_json, write_json
 from lora_ft.bases import quiet_transformers
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def save_checkpoint(model: T5ForConditionalGeneration, base: Path, out: Path) ->
     with quiet_transformers():
         model.save_pretrained(out)
     path = out / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     write_json(path, config | {"tie_word_embeddings": not untied, "scale_decoder_outputs": not untied})
     for name in _TOKENIZER_FILES:
         if (base / name).is_file():

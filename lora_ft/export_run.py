@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,14 +13,15 @@ import torch
 
 from export.bundle import Origin, write_bundle
 from export.errors import LoraFtError, UsageError
-from export.files import folder_size, refuse_existing
+from export.files import folder_size, read_json, refuse_existing
 from export.parity import Reference, Report
 from export.runtime.cpu import allowed_cpus
 from export.runtime.text import PAD, Tokenizer, by_length, pad
 from lora_ft.bases import find_base, load_model, load_tokenizer
 from lora_ft.checkpoint import save_checkpoint
 from lora_ft.data import load_splits
-from lora_ft.merge import MERGE, merge_in_memory
+from lora_ft.merge import MERGE, SENTENCES, merge_in_memory
+from lora_ft.models import MAX_NEW_TOKENS, SOURCE_LENGTH
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import TASK, Run, is_run
 from lora_ft.task import SplitName, Task
@@ -31,16 +31,6 @@ if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
 _BATCH = 8
-_SOURCE_LENGTH, _MAX_NEW_TOKENS = 512, 128  # of a checkpoint that came without a task
-_SENTENCES = (  # to compare on where no task's rows are at hand
-    "Translate English to German: The house at the end of the street is for sale.",
-    "Is this review positive or negative? I loved every minute of the film, even the slow ones.",
-    "Summarize the following conversation. Ana: The printer is out of paper again. Ben: I will bring two boxes at "
-    "noon. Ana: Make it three, the finance team prints everything. Ben: Fine, three.",
-    "Please answer this question: Why does bread rise?",
-    "Question: who feeds the cat? Context: Mia is away until Friday, so Tom feeds the cat and waters the plants.",
-    "Correct the sentence: She go to school every days with she brother.",
-)
 
 
 @dataclass(frozen=True)
@@ -91,8 +81,8 @@ def export(
             base=base,
             adapter=adapter,
             template=task.prompt if task else None,
-            source_length=task.lengths.source if task else _SOURCE_LENGTH,
-            max_new_tokens=task.max_new_tokens if task else _MAX_NEW_TOKENS,
+            source_length=task.lengths.source if task else SOURCE_LENGTH,
+            max_new_tokens=task.max_new_tokens if task else MAX_NEW_TOKENS,
             versions={package: version(package) for package in ("torch", "transformers", "peft")},
         )
         prompts = _prompts(task, verify_split, verify_rows, progress)
@@ -106,19 +96,19 @@ def _merged_from(folder: Path, name: str) -> tuple[str, str]:
     path = folder / MERGE
     if not path.is_file():
         return name, ""
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record: dict[str, Any] = read_json(path)
     return record["base"], record["adapter"]
 
 
 def _prompts(task: Task | None, split: SplitName, limit: int, progress: Progress) -> Sequence[str]:
     if task is None:
-        return _SENTENCES
+        return SENTENCES
     try:
         examples = load_splits(task, [split])[split]
     except (UsageError, LoraFtError) as error:
         progress.note(f"the task's {split} rows are not at hand ({error.message}); comparing on built-in sentences")
-        return _SENTENCES
-    return [example.prompt for example in examples[:limit]] or _SENTENCES
+        return SENTENCES
+    return [example.prompt for example in examples[:limit]] or SENTENCES
 
 
 def _references(

@@ -29,9 +29,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROWS = 4
 # The same sums in another order: more than this, relative to the logits, is not rounding.
 _TOLERANCE = 1e-3
-_SENTENCES = (
-    "Summarize the following conversation. Ana: The printer is out of paper. Ben: I will bring some at noon.",
+SENTENCES = (  # to compare on where no task's rows are at hand
     "Translate English to German: The house at the end of the street is for sale.",
+    "Is this review positive or negative? I loved every minute of the film, even the slow ones.",
+    "Summarize the following conversation. Ana: The printer is out of paper again. Ben: I will bring two boxes at "
+    "noon. Ana: Make it three, the finance team prints everything. Ben: Fine, three.",
+    "Please answer this question: Why does bread rise?",
+    "Question: who feeds the cat? Context: Mia is away until Friday, so Tom feeds the cat and waters the plants.",
+    "Correct the sentence: She go to school every days with she brother.",
 )
 
 
@@ -150,7 +155,7 @@ def _texts(run: Run) -> Sequence[str]:
             continue
         if examples:
             return [example.prompt for example in examples[:_ROWS]]
-    return _SENTENCES
+    return SENTENCES[:_ROWS]
 
 
 @torch.inference_mode()

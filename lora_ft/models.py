@@ -16,7 +16,7 @@ from lora_ft.engines import Engine, OnnxEngine, TorchEngine
 if TYPE_CHECKING:
     from lora_ft.task import Task
 
-_SOURCE_LENGTH, _MAX_NEW_TOKENS = 512, 128  # of a model that came without a task
+SOURCE_LENGTH, MAX_NEW_TOKENS = 512, 128  # of a model that came without a task
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ def _open_checkpoint(name: str) -> Model:
 
     base = find_base(name)
     task = load_task(base.folder / TASK) if (base.folder / TASK).is_file() else None
-    length = task.lengths.source if task else _SOURCE_LENGTH
+    length = task.lengths.source if task else SOURCE_LENGTH
     engine = TorchEngine(_placed(load_model(base.folder)), load_tokenizer(base.folder), length)
     return Model(
         "checkpoint" if Path(name).is_dir() else "base",
         name,
         engine,
         Prompt(task.prompt) if task else None,
-        task.generation_options() if task else {"max_new_tokens": _MAX_NEW_TOKENS},
+        task.generation_options() if task else {"max_new_tokens": MAX_NEW_TOKENS},
         base.notice,
         task,
     )

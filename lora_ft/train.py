@@ -17,7 +17,7 @@ import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingArguments, set_seed
 
 from export.errors import LoraFtError, UsageError
-from export.files import refuse_existing, replace_folder, sync_tree, write_json, write_text
+from export.files import read_json, refuse_existing, replace_folder, sync_tree, write_json, write_text
 from export.runtime.cpu import allowed_cpus
 from export.runtime.text import Tokenizer
 from lora_ft import checkpoints
@@ -131,7 +131,7 @@ def _choices(working: Path) -> Choices | None:
     path = working / _CHOICES
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
     return Choices(Precision(found["precision"], "as this run began"), found["compile"])
 
 

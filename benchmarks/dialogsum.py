@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.latency import compare
+from benchmarks.latency import Engine, compare
 from export.files import folder_size, write_json
 from lora_ft.cli.screen import Screen
 from lora_ft.doctor import environment
@@ -38,7 +38,7 @@ def measure(data: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
             str(checkpoint), bundle, verify_rows=scores.rows, verify_split="test", overwrite=True, progress=screen
         )
         screen.stage("timing torch and ONNX", 14)
-        latency = compare(checkpoint, bundle, done=screen.advance)
+        latency = compare([Engine("torch", checkpoint), Engine("onnx", bundle)], done=screen.advance)
     return {
         "environment": environment(),
         "task": task.model_dump(mode="json", exclude={"data"}),
@@ -77,7 +77,7 @@ def _main(
     for row in found["latency"]:
         print(
             f"batch {row['batch']}: torch {1000 * row['median']['torch']:.0f} ms, "
-            f"ONNX {1000 * row['median']['onnx']:.0f} ms, {row['ratio']:.2f} times as fast"
+            f"ONNX {1000 * row['median']['onnx']:.0f} ms, {row['ratio']['onnx']:.2f} times as fast"
         )
 
 

@@ -1,6 +1,6 @@
 """How long generation takes, engine against engine on the same model.
 
-    python -m benchmarks.latency CHECKPOINT BUNDLE [--batch 1 --batch 8] [--rounds 7] [--json FILE]
+    python -m benchmarks.latency torch:CHECKPOINT onnx:BUNDLE [--batch 1 --batch 8] [--rounds 7] [--json FILE]
 
 Each engine runs in a process of its own. The engines take turns in a random order, and a ratio is taken within a round,
 so that a machine whose speed drifts slows all of them alike. Every engine must make the same number of tokens.
@@ -8,6 +8,7 @@ so that a machine whose speed drifts slows all of them alike. Every engine must 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import statistics
@@ -21,8 +22,30 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.worker import ENGINES
 from export.errors import LoraFtError
 from export.files import write_json
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What is timed.
+
+    Attributes:
+        kind: of `benchmarks.worker`.
+        folder: what it loads.
+        python: the interpreter that has its packages.
+        label: its name in results; by default its kind.
+    """
+
+    kind: str
+    folder: Path
+    python: str = sys.executable
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.kind
 
 
 @dataclass(frozen=True)
@@ -34,7 +57,7 @@ class Latency:
         seconds: by engine, one for each round.
         median: by engine, seconds.
         milliseconds_per_token: by engine, of the median, over all rows.
-        ratio: median over the rounds of the first engine's time over the second's.
+        ratio: by engine, the median over the rounds of the first engine's time over its own: how many times as fast.
     """
 
     batch: int
@@ -43,16 +66,16 @@ class Latency:
     seconds: dict[str, list[float]]
     median: dict[str, float]
     milliseconds_per_token: dict[str, float]
-    ratio: float
+    ratio: dict[str, float]
 
 
 class Worker:
     """An engine in its process. Use it as a context manager."""
 
-    def __init__(self, engine: str, model: Path) -> None:
-        command = [sys.executable, "-m", "benchmarks.worker", engine, str(model)]
+    def __init__(self, engine: Engine) -> None:
+        command = [engine.python, "-m", "benchmarks.worker", engine.kind, str(engine.folder)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._engine = engine
+        self._engine = engine.name
 
     def __enter__(self) -> Worker:
         self._answer()
@@ -80,14 +103,14 @@ class Worker:
 
 
 def compare(
-    checkpoint: Path, bundle: Path, *, batches: Sequence[int] = (1, 8), source: int = 128, new: int = 64,
+    engines: Sequence[Engine], *, batches: Sequence[int] = (1, 8), source: int = 128, new: int = 64,
     rounds: int = 7, seed: int = 0, done: Callable[[int], None] = lambda rounds: None,
 ) -> list[Latency]:  # fmt: skip
-    """transformers in float32 against the bundle, for each batch size; `done` is told how many rounds are over."""
+    """Time some engines against each other for each batch size; `done` is told how many rounds are over."""
     order = random.Random(seed)
     results, finished = [], 0
-    with Worker("torch", checkpoint) as torch, Worker("onnx", bundle) as onnx:
-        workers = {"torch": torch, "onnx": onnx}
+    with contextlib.ExitStack() as running:
+        workers = {engine.name: running.enter_context(Worker(engine)) for engine in engines}
         for batch in batches:
             request = {"batch": batch, "source": source, "new": new}
             for worker in workers.values():
@@ -99,39 +122,58 @@ def compare(
                 finished += 1
                 done(finished)
             median = {name: statistics.median(values) for name, values in seconds.items()}
+            first = seconds[engines[0].name]
             results.append(
                 Latency(
                     **request,
                     seconds=seconds,
                     median=median,
                     milliseconds_per_token={name: 1000 * value / new for name, value in median.items()},
-                    ratio=statistics.median(a / b for a, b in zip(seconds["torch"], seconds["onnx"], strict=True)),
+                    ratio={
+                        name: statistics.median(a / b for a, b in zip(first, values, strict=True))
+                        for name, values in seconds.items()
+                    },
                 )
             )
     return results
 
 
 def _main(
-    checkpoint: Path,
-    bundle: Path,
+    engine: Annotated[list[str], typer.Argument(help="KIND:FOLDER, e.g. torch:runs/x/checkpoint onnx:runs/x/bundle.")],
     batch: Annotated[list[int], typer.Option(min=1)] = [1, 8],  # noqa: B006
     source: int = 128,
     new: int = 64,
     rounds: Annotated[int, typer.Option(min=1)] = 7,
+    peers: Annotated[str, typer.Option(help="Interpreter that has the packages of openvino and ctranslate2.")] = "",
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
-    """Print a line for each batch size; write all of it with --json."""
+    """Print a table for each batch size; write all of it with --json."""
     from lora_ft.doctor import environment
 
-    results = compare(checkpoint, bundle, batches=batch, source=source, new=new, rounds=rounds)
+    engines = [parse(text, peers or sys.executable) for text in engine]
+    results = compare(engines, batches=batch, source=source, new=new, rounds=rounds)
     for result in results:
-        print(
-            f"batch {result.batch}, {result.source} in, {result.new} out: "
-            f"torch {1000 * result.median['torch']:.0f} ms, onnx {1000 * result.median['onnx']:.0f} ms, "
-            f"torch/onnx {result.ratio:.2f}"
-        )
+        print(f"batch {result.batch}, {result.source} in, {result.new} out")
+        for name, seconds in result.median.items():
+            print(
+                f"  {name:24} {1000 * seconds:7.0f} ms   {result.ratio[name]:5.2f} times as fast as {engines[0].name}"
+            )
     if json_file is not None:
         write_json(json_file, {"environment": environment(), "latency": [asdict(result) for result in results]})
+
+
+def parse(text: str, peers: str) -> Engine:
+    """An engine from KIND:FOLDER; a bundle goes by its folder's name, as there may be several."""
+    kind, _, folder = text.partition(":")
+    if kind not in ENGINES or not folder:
+        raise typer.BadParameter(f"{text!r} is not KIND:FOLDER with a kind of {', '.join(ENGINES)}")
+    foreign = kind.startswith(("openvino", "ctranslate2"))
+    return Engine(
+        kind,
+        Path(folder),
+        peers if foreign else sys.executable,
+        f"{kind} {Path(folder).name}" if kind == "onnx" else "",
+    )
 
 
 if __name__ == "__main__":

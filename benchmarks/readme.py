@@ -39,7 +39,7 @@ def render(found: dict[str, Any]) -> str:
             (
                 f"128 tokens in, 64 out, batch {row['batch']}: PyTorch / ONNX",
                 f"{1000 * row['median']['torch']:.0f} / {1000 * row['median']['onnx']:.0f} ms: "
-                f"{row['ratio']:.1f} times as fast",
+                f"{row['ratio']['onnx']:.1f} times as fast",
             )
             for row in found["latency"]
         ),

@@ -1,7 +1,10 @@
 """One engine in a process of its own: answers each request line with one line, the seconds it took.
 
-python -m benchmarks.worker torch CHECKPOINT
-python -m benchmarks.worker onnx BUNDLE
+python -m benchmarks.worker ENGINE FOLDER
+
+Engines: torch (a checkpoint), onnx (a bundle), single (the layout of one file), and peers, which need packages of their
+own: openvino-fp32, -bf16, -int8, -int4 (optimum-intel) and ctranslate2-fp32, -int8, made from a checkpoint and kept
+beside it.
 """
 
 from __future__ import annotations
@@ -9,11 +12,16 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from export.runtime.cpu import allowed_cpus
+
+# (sources [b, s], how many tokens to make of each) -> tokens [b, n]
+Generate = Callable[[np.ndarray, int], np.ndarray]
 
 
 def main(engine: str, model: str) -> None:
@@ -32,13 +40,18 @@ def main(engine: str, model: str) -> None:
         print(json.dumps({"seconds": seconds}), flush=True)
 
 
-def _torch(folder: Path):  # type: ignore[no-untyped-def]
+def _torch(folder: Path) -> Generate:
     import torch
 
     from lora_ft.bases import load_model
 
     torch.set_num_threads(allowed_cpus())
-    model = load_model(folder)
+    return _by_transformers(load_model(folder))
+
+
+def _by_transformers(model) -> Generate:  # type: ignore[no-untyped-def]
+    """What has transformers' `generate`: its own models, and those of optimum."""
+    import torch
 
     def generate(ids: np.ndarray, new: int) -> np.ndarray:
         source = torch.from_numpy(ids)
@@ -47,23 +60,83 @@ def _torch(folder: Path):  # type: ignore[no-untyped-def]
                 input_ids=source, attention_mask=torch.ones_like(source), max_new_tokens=new, min_new_tokens=new,
                 do_sample=False, num_beams=1,
             )  # fmt: skip
-        return out[:, 1:].numpy()
+        return np.asarray(out[:, 1:])
 
     return generate
 
 
-def _onnx(folder: Path):  # type: ignore[no-untyped-def]
+def _onnx(folder: Path) -> Generate:
     from export.runtime import Generator
 
     generator = Generator.load(folder)
+    return lambda ids, new: generator.generate_ids(ids, np.ones_like(ids), max_new_tokens=new, min_new_tokens=new)
+
+
+def _single(folder: Path) -> Generate:
+    from export.layouts.single import MODEL
+    from export.runtime.session import open_session
+
+    session = open_session(folder / MODEL)
 
     def generate(ids: np.ndarray, new: int) -> np.ndarray:
-        return generator.generate_ids(ids, np.ones_like(ids), max_new_tokens=new, min_new_tokens=new)
+        limits = {"min_new_tokens": np.array(new), "max_new_tokens": np.array(new)}
+        (tokens,) = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids), **limits})
+        return np.asarray(tokens)
 
     return generate
 
 
-ENGINES = {"torch": _torch, "onnx": _onnx}
+def _openvino(precision: str, checkpoint: Path) -> Generate:
+    from optimum.intel import OVModelForSeq2SeqLM, OVWeightQuantizationConfig
+
+    folder = checkpoint.with_name(f"{checkpoint.name}-openvino-{precision}")
+    bits = {"int8": 8, "int4": 4}.get(precision)
+    hint = "bf16" if precision == "bf16" else "f32"
+    settings = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": str(allowed_cpus()),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if not folder.is_dir():
+        quantization = (
+            OVWeightQuantizationConfig(bits=bits, sym=bits == 4, group_size=64 if bits == 4 else -1) if bits else None
+        )
+        made = OVModelForSeq2SeqLM.from_pretrained(
+            checkpoint, export=True, compile=False, load_in_8bit=False, quantization_config=quantization
+        )
+        made.save_pretrained(folder)
+    return _by_transformers(OVModelForSeq2SeqLM.from_pretrained(folder, ov_config=settings))
+
+
+def _ctranslate2(precision: str, checkpoint: Path) -> Generate:
+    import ctranslate2
+    from ctranslate2.converters import TransformersConverter
+    from tokenizers import Tokenizer
+
+    folder = checkpoint.with_name(f"{checkpoint.name}-ctranslate2")
+    if not folder.is_dir():
+        TransformersConverter(str(checkpoint)).convert(str(folder))
+    kind = {"fp32": "float32"}.get(precision, precision)
+    translator = ctranslate2.Translator(str(folder), compute_type=kind, intra_threads=allowed_cpus())
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+
+    def generate(ids: np.ndarray, new: int) -> np.ndarray:
+        texts = [[tokenizer.id_to_token(int(i)) for i in row] for row in ids]
+        made = translator.translate_batch(
+            texts, beam_size=1, min_decoding_length=new, max_decoding_length=new, max_input_length=0
+        )
+        return np.array([[tokenizer.token_to_id(token) for token in one.hypotheses[0]] for one in made])
+
+    return generate
+
+
+ENGINES: dict[str, Callable[[Path], Generate]] = {
+    "torch": _torch,
+    "onnx": _onnx,
+    "single": _single,
+    **{f"openvino-{precision}": partial(_openvino, precision) for precision in ("fp32", "bf16", "int8", "int4")},
+    **{f"ctranslate2-{precision}": partial(_ctranslate2, precision) for precision in ("fp32", "int8")},
+}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

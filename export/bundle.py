@@ -1,4 +1,4 @@
-"""A bundle from a checkpoint: build the graphs, compare them with PyTorch's answers, publish the folder or nothing."""
+"""The files of a bundle: its graphs and weights in some precision, its tokenizer and prompt, its manifest."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import datetime
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from export.architecture import Architecture
 from export.checkpoint import Checkpoint
-from export.files import refuse_existing, staged_folder
-from export.parity import Reference, Report, compare, require
+from export.errors import LoraFtError
+from export.graph import WeightFile
+from export.graphs import decoder_model, encoder_model, greedy_model, rank_model, select_model
 from export.runtime import manifest
 from export.runtime.cpu import allowed_cpus
 from export.runtime.generator import Generator
@@ -46,58 +48,75 @@ class Origin:
     versions: Mapping[str, str]
 
 
-def write_bundle(
-    checkpoint: Path,
-    tokenizer: Tokenizer,
-    origin: Origin,
-    references: Iterable[Reference],
-    out: Path,
-    *,
-    overwrite: bool = False,
-    progress: Callable[[str], None] = lambda stage: None,
-) -> Report:
-    """Build, verify and publish the fp32 bundle of a checkpoint.
-
-    Args:
-        checkpoint: transformers folder (config.json, *.safetensors).
-        tokenizer: the one its prompts are encoded with.
-        origin: what to say of it, and its prompt.
-        references: PyTorch's answers on rows of the task; taken lazily, batch by batch.
-        out: folder to make.
-        overwrite: replace `out` where it exists.
-        progress: told the name of each stage as it begins.
-
-    Returns:
-        The comparison with PyTorch, which passed.
+def read_model(folder: Path) -> tuple[Architecture, Checkpoint]:
+    """A checkpoint's architecture and weights.
 
     Raises:
-        UsageError: `out` exists, or the checkpoint is no T5.
-        LoraFtError: the graphs differ from PyTorch; nothing is left behind.
+        UsageError: it is not of the T5 family.
+        LoraFtError: a weight file is damaged, or the head is missing.
     """
-    refuse_existing(out, overwrite=overwrite)
-    with staged_folder(out, overwrite=overwrite) as staging:
-        progress("building the graphs")
-        model = T5(Checkpoint(checkpoint))
-        onnx.save(model.encoder(), staging / "encoder.onnx")
-        onnx.save(model.decoder(), staging / "decoder.onnx")
-        tokenizer.save(staging / "tokenizer.json")
-        shutil.copyfile(checkpoint / "config.json", staging / "config.json")
-        _write(staging / "generation_config.json", _generation(model.weights.config, origin))
-        _write(staging / "prompt.json", {"template": origin.template, "source_length": origin.source_length})
-        content: dict[str, Any] = {
-            "format": manifest.FORMAT,
-            "version": manifest.VERSION,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "base": origin.base,
-            "adapter": origin.adapter,
-            "precision": "fp32",
-            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES} | dict(origin.versions),
-            "files": manifest.describe_files(staging),
+    checkpoint = Checkpoint(folder)
+    architecture = Architecture.read(checkpoint.config, folder)
+    if checkpoint.config.get("tie_word_embeddings", True) is False and "lm_head.weight" not in checkpoint:
+        raise LoraFtError(
+            f"{folder} lacks lm_head.weight, and its config says that the head is not tied",
+            "is a file of the checkpoint missing?",
+        )
+    return architecture, checkpoint
+
+
+def assemble(
+    folder: Path, t5: T5, precision: str, config: Mapping[str, Any], tokenizer: Tokenizer, origin: Origin
+) -> Generator:
+    """Write everything of a bundle but its manifest, and open it.
+
+    Args:
+        folder: an empty folder.
+        t5: the model.
+        precision: the name of how its weights are stored.
+        config: the model's config.json.
+        tokenizer: the one its prompts are encoded with.
+        origin: what to say of it, and its prompt.
+    """
+    with WeightFile(folder / manifest.WEIGHTS) as file:
+        models = {
+            "encoder": encoder_model(t5, file),
+            "decoder": decoder_model(t5, file),
+            "greedy": greedy_model(t5, file),
+            "rank": rank_model(t5),
+            "select": select_model(t5),
         }
-        report = compare(Generator(staging, content, allowed_cpus()), references)
-        require(report)
-        _write(staging / manifest.NAME, content | {"parity": report.as_dict()})
-    return report
+    for name, model in models.items():
+        onnx.save(model, folder / f"{name}.onnx")
+    tokenizer.save(folder / "tokenizer.json")
+    _write(folder / "config.json", config)
+    _write(folder / "generation_config.json", _generation(config, origin))
+    _write(folder / "prompt.json", {"template": origin.template, "source_length": origin.source_length})
+    content = {
+        "format": manifest.FORMAT,
+        "version": manifest.VERSION,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "base": origin.base,
+        "adapter": origin.adapter,
+        "precision": precision,
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES} | dict(origin.versions),
+    }
+    return Generator(folder, content, allowed_cpus())
+
+
+def seal(assembled: Path, content: Mapping[str, Any], staging: Path, *, prompt_lookup: bool) -> None:
+    """Copy an assembled bundle and write its manifest, which binds every file.
+
+    Args:
+        assembled: folder from `assemble`.
+        content: of the manifest.
+        staging: folder to make it in.
+        prompt_lookup: whether that is on by default.
+    """
+    shutil.copytree(assembled, staging, dirs_exist_ok=True)
+    path = staging / "generation_config.json"
+    _write(path, json.loads(path.read_text(encoding="utf-8")) | {"prompt_lookup": prompt_lookup})
+    _write(staging / manifest.NAME, {**content, "files": manifest.describe_files(staging)})
 
 
 def _generation(config: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
@@ -107,6 +126,7 @@ def _generation(config: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
         "eos_token_id": config.get("eos_token_id") or 1,
         "pad_token_id": config.get("pad_token_id") or 0,
         "max_new_tokens": origin.max_new_tokens,
+        "prompt_lookup": False,
     }
 
 

@@ -43,12 +43,23 @@ class Checkpoint:
 
     def __getitem__(self, name: str) -> np.ndarray:
         """float32 array of the weight `name`, in torch's layout (linear layers are [out, in])."""
-        if name not in self._tensors:
-            raise LoraFtError(f"{self.folder} has no weight named {name}", "is it a whole T5 checkpoint?")
-        array = self._tensors[name]
+        array = self._find(name)
         if array.dtype == np.uint16:  # bfloat16: the upper half of a float32
             return (array.astype(np.uint32) << 16).view(np.float32)
         return np.asarray(array, np.float32)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the weight `name`, without reading it."""
+        return self._find(name).shape
+
+    def peak(self, name: str) -> float:
+        """0: a checkpoint says nothing of the inputs its layers have."""
+        return 0.0
+
+    def _find(self, name: str) -> np.ndarray:
+        if name not in self._tensors:
+            raise LoraFtError(f"{self.folder} has no weight named {name}", "is it a whole T5 checkpoint?")
+        return self._tensors[name]
 
 
 def _mapped(path: Path) -> Mapping[str, np.ndarray]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from export.errors import LoraFtError
+from export.files import read_json, write_json
 from export.runtime.generator import Generator
-from export.runtime.text import PAD
+from export.runtime.processors import log_softmax
+from export.runtime.text import END, PAD, pad, trim
 
 TOLERANCE = 1e-3
 
@@ -42,18 +45,25 @@ class Report:
         rows, tokens: how much was compared.
         identical_rows: rows whose greedy tokens are all the same.
         largest_difference: of any logit of any token.
-        tolerance: what that difference may be at most.
+        lookup_rows: rows whose greedy tokens prompt lookup makes too.
+        tolerance: what that difference may be at most, where nothing is rounded.
     """
 
     rows: int
     tokens: int
     identical_rows: int
     largest_difference: float
+    lookup_rows: int
     tolerance: float
 
     @property
     def passed(self) -> bool:
         return self.identical_rows == self.rows > 0 and self.largest_difference <= self.tolerance
+
+    @property
+    def lookup_is_lossless(self) -> bool:
+        """Whether prompt lookup changed no answer."""
+        return self.lookup_rows == self.rows > 0
 
     def __str__(self) -> str:
         return (
@@ -68,7 +78,7 @@ class Report:
 
 def compare(generator: Generator, references: Iterable[Reference], tolerance: float = TOLERANCE) -> Report:
     """Put each batch through the bundle and compare. References are taken one at a time, as logits are large."""
-    rows = tokens = identical = 0
+    rows = tokens = identical = looked_up = 0
     largest = 0.0
     for reference in references:
         ids, mask = reference.input_ids, reference.attention_mask
@@ -76,11 +86,72 @@ def compare(generator: Generator, references: Iterable[Reference], tolerance: fl
         logits = generator.score(ids, mask, reference.tokens)
         # fmax would pass over a NaN; max does not, and a NaN fails the test below
         largest = float(np.max([largest, np.abs(logits - reference.logits)[real].max()]))
-        made = generator.generate_ids(ids, mask, max_new_tokens=reference.max_new_tokens)
-        width = max(made.shape[1], reference.tokens.shape[1])
-        same = _widen(made, width) == _widen(reference.tokens, width)
-        rows, tokens, identical = rows + len(ids), tokens + int(real.sum()), identical + int(same.all(axis=1).sum())
-    return Report(rows, tokens, identical, largest, tolerance)
+        made, drafted = (
+            generator.generate_ids(ids, mask, max_new_tokens=reference.max_new_tokens, prompt_lookup=lookup)
+            for lookup in (False, True)
+        )
+        rows, tokens = rows + len(ids), tokens + int(real.sum())
+        identical += identical_rows(made, reference.tokens)
+        looked_up += identical_rows(made, drafted)
+    return Report(rows, tokens, identical, largest, looked_up, tolerance)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """PyTorch's answers to a few sentences that are nobody's data, small enough to travel with the bundle.
+
+    Attributes:
+        sources: token ids of each sentence.
+        tokens: PyTorch's greedy answers, up to </s>.
+        log_probs: of those tokens.
+        max_new_tokens: the limit of the answers.
+    """
+
+    sources: list[list[int]]
+    tokens: list[list[int]]
+    log_probs: list[list[float]]
+    max_new_tokens: int
+
+    @classmethod
+    def of(cls, reference: Reference) -> Probe:
+        """What to keep of PyTorch's answers."""
+        log_probs = np.take_along_axis(log_softmax(reference.logits), reference.tokens[..., None], axis=2)[..., 0]
+        lengths = [len(trim(row, END)) for row in reference.tokens]
+        sources = [
+            row[mask > 0].tolist() for row, mask in zip(reference.input_ids, reference.attention_mask, strict=True)
+        ]
+        return cls(
+            sources,
+            [row[:length].tolist() for row, length in zip(reference.tokens, lengths, strict=True)],
+            [[round(float(x), 6) for x in row[:length]] for row, length in zip(log_probs, lengths, strict=True)],
+            reference.max_new_tokens,
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Probe:
+        """From a bundle."""
+        content: Mapping[str, Any] = read_json(path)
+        return cls(**content)
+
+    def write(self, path: Path) -> None:
+        """Into a bundle."""
+        write_json(path, asdict(self))
+
+    def check(self, generator: Generator) -> Report:
+        """How a bundle's answers compare; the differences are of log-probabilities."""
+        ids, tokens = pad(self.sources), pad(self.tokens)
+        mask = pad([[1] * len(row) for row in self.sources])
+        scored = np.take_along_axis(log_softmax(generator.score(ids, mask, tokens)), tokens[..., None], axis=2)[..., 0]
+        largest = max(
+            float(np.abs(row[: len(expected)] - expected).max())
+            for row, expected in zip(scored, self.log_probs, strict=True)
+        )
+        made, drafted = (
+            generator.generate_ids(ids, mask, max_new_tokens=self.max_new_tokens, prompt_lookup=lookup)
+            for lookup in (False, True)
+        )
+        count = sum(map(len, self.tokens))
+        return Report(len(ids), count, identical_rows(made, tokens), largest, identical_rows(made, drafted), TOLERANCE)
 
 
 def require(report: Report) -> None:
@@ -92,5 +163,8 @@ def require(report: Report) -> None:
         )
 
 
-def _widen(tokens: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=PAD)
+def identical_rows(a: np.ndarray, b: np.ndarray) -> int:
+    """How many rows of tokens are the same but for padding."""
+    width = max(a.shape[1], b.shape[1])
+    a, b = (np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=PAD) for tokens in (a, b))
+    return int((a == b).all(axis=1).sum())

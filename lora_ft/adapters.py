@@ -113,12 +113,12 @@ def adapter_config(folder: Path) -> dict[str, Any]:
 def count_parameters(config: dict[str, Any], lora: Lora) -> tuple[int, int]:
     """(trainable, all) parameters of an adapter on a base of this config.json, without loading any weight."""
     import torch
-    from transformers import T5Config, T5ForConditionalGeneration
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
     from lora_ft.bases import quiet_transformers
 
     with torch.device("meta"), quiet_transformers():
-        model = add_adapter(T5ForConditionalGeneration(T5Config(**config)), lora)
+        model = add_adapter(AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(**config)), lora)
     untied = config.get("tie_word_embeddings", True) is False
     tied_head = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     head = config["vocab_size"] * config["d_model"] if untied and tied_head else 0  # transformers 5 ties on meta

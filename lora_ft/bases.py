@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.architecture import FAMILY
 from export.errors import LoraFtError, UsageError, first_line
 from export.files import read_json
 from export.runtime.text import Tokenizer
+from lora_ft.byt5 import byte_tokenizer
 from lora_ft.hub import hub_trouble
 from lora_ft.offline import NOTICE, cached, offline_base
 
@@ -63,8 +65,10 @@ def find_base(name: str) -> Base:
     base = Base(name, folder if folder.is_dir() else _from_hub(name))
     if not (base.folder / "config.json").is_file():
         raise UsageError(f"the base {name} has no config.json", "give a transformers checkpoint of a T5")
-    if base.config.get("model_type") != "t5":
-        raise UsageError(f"the base {name} is a '{base.config.get('model_type')}'", "only t5 (FLAN-T5) is supported")
+    if base.config.get("model_type") not in FAMILY:
+        raise UsageError(
+            f"the base {name} is a '{base.config.get('model_type')}'", f"supported: {', '.join(FAMILY)} (FLAN-T5 is t5)"
+        )
     if not any(base.folder.glob("*.safetensors")):
         raise UsageError(f"the base {name} has no *.safetensors", "weights in other formats are never loaded")
     return base
@@ -79,6 +83,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint: its tokenizer.json, or one converted from what else it has."""
     if (folder / "tokenizer.json").is_file():
         return Tokenizer(folder / "tokenizer.json")
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file() and read_json(settings).get("tokenizer_class") == "ByT5Tokenizer":
+        return byte_tokenizer()
     if not (folder / "spiece.model").is_file():  # transformers 5 would make a tokenizer up
         raise LoraFtError(f"{folder} has neither tokenizer.json nor spiece.model", "copy them from the original base")
     from transformers import AutoTokenizer
@@ -103,14 +110,14 @@ def load_model(
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import T5ForConditionalGeneration
+    from transformers import AutoModelForSeq2SeqLM
 
     options: dict[str, Any] = {} if dropout is None else {"dropout_rate": dropout}
     if attention is not None:
         options["attn_implementation"] = attention
     try:
         with quiet_transformers():
-            model = T5ForConditionalGeneration.from_pretrained(
+            model = AutoModelForSeq2SeqLM.from_pretrained(
                 folder, use_safetensors=True, dtype=torch.float32, local_files_only=True, **options
             )
     except SafetensorError as error:

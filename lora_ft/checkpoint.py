@@ -21,14 +21,14 @@ def save_checkpoint(model: T5ForConditionalGeneration, base: Path, out: Path) ->
     FLAN-T5's head is a matrix of its own. transformers 5 loads it so but saves a config that says it is tied, which
     transformers 4 believes: the head would be lost there (transformers PR#47620). The config is put right here.
     """
-    untied = is_untied(model)
+    untied, scaled = is_untied(model), is_scaled(model)
     if untied:  # transformers 5 leaves a head that its config calls tied out of the file when both look equal
         model.config.tie_word_embeddings = False
     with quiet_transformers():
         model.save_pretrained(out)
     path = out / "config.json"
     config = read_json(path)
-    write_json(path, config | {"tie_word_embeddings": not untied, "scale_decoder_outputs": not untied})
+    write_json(path, config | {"tie_word_embeddings": not untied, "scale_decoder_outputs": scaled})
     for name in _TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, out / name)
@@ -37,3 +37,17 @@ def save_checkpoint(model: T5ForConditionalGeneration, base: Path, out: Path) ->
 def is_untied(model: T5ForConditionalGeneration) -> bool:
     """Whether the head has weights of its own."""
     return model.lm_head.weight.data_ptr() != model.shared.weight.data_ptr()
+
+
+def is_scaled(model: T5ForConditionalGeneration) -> bool:
+    """Whether transformers scales the hidden state before the head, in the version that is installed.
+
+    For t5 the config says so under a name of its own since version 5; mt5 is never scaled there, and umt5 always, as
+    its config calls every head tied.
+    """
+    import transformers
+
+    config = model.config
+    if config.model_type == "mt5" and int(transformers.__version__.split(".")[0]) >= 5:
+        return False
+    return bool(getattr(config, "scale_decoder_outputs", config.tie_word_embeddings))

@@ -76,6 +76,8 @@ class TorchEngine:
         import torch
 
         chosen = {"do_sample": False, "num_beams": 1, **options}
+        if chosen.pop("prompt_lookup", None):
+            raise UsageError("prompt lookup is for bundles", "export the model first")
         torch.manual_seed(chosen.pop("seed", 0))
         rows = self.tokenizer.encode(prompts, self.source_length)
         answers: list[Answer] = [Answer("", 0, False)] * len(rows)
@@ -96,7 +98,7 @@ class TorchEngine:
 
 
 class OnnxEngine:
-    """A bundle in the torch-free runtime: greedy."""
+    """A bundle in the torch-free runtime."""
 
     def __init__(self, generator: Generator) -> None:
         self.generator, self.tokenizer = generator, generator.tokenizer
@@ -109,13 +111,9 @@ class OnnxEngine:
         batch_size: int = BATCH_SIZE,
         done: Callable[[int], None] = lambda rows: None,
     ) -> list[Answer]:
-        unknown = sorted(set(options) - {"max_new_tokens", "min_new_tokens"})
-        if unknown:
-            raise UsageError(
-                f"a bundle generates greedily; it has no {', '.join(unknown)}", "use the run or its merged checkpoint"
-            )
-        made = self.generator.generate_tokens(prompts, **options, batch_size=batch_size, done=done)
-        return [_answer(tokens, self.tokenizer, self.generator.end) for tokens in made]
+        made = self.generator.answer(prompts, **options, batch_size=batch_size, done=done)
+        end = self.generator.special.end
+        return [_answer(answer.tokens, self.tokenizer, end) for answer in made]
 
 
 def _answer(tokens: np.ndarray, tokenizer: Tokenizer, end: int) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,60 +10,123 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from export.bundle import Origin, write_bundle
+from export.bundle import Origin
 from export.errors import LoraFtError, UsageError
 from export.files import folder_size, read_json, refuse_existing
-from export.parity import Reference, Report
+from export.layouts import LAYOUTS
+from export.parity import Reference, Report, compare
+from export.precision import FP32, NAMED, parse
+from export.publish import take_last, write_bundle
+from export.runtime import Generator
 from export.runtime.cpu import allowed_cpus
 from export.runtime.text import PAD, Tokenizer, by_length, pad
+from export.smooth import Sample
 from lora_ft.bases import find_base, load_model, load_tokenizer
-from lora_ft.checkpoint import save_checkpoint
-from lora_ft.data import load_splits
+from lora_ft.checkpoint import is_scaled, save_checkpoint
+from lora_ft.data import Example, load_splits
 from lora_ft.merge import MERGE, SENTENCES, merge_in_memory
 from lora_ft.models import MAX_NEW_TOKENS, SOURCE_LENGTH
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import TASK, Run, is_run
 from lora_ft.task import SplitName, Task
 from lora_ft.taskfile import load_task
+from lora_ft.tradeoff import Judge, Tradeoff
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
+AUTO = "auto"
 _BATCH = 8
+_CALIBRATION_ROWS = 32
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote: the folder, how it compares with PyTorch, and its size in bytes."""
+    """What `export` wrote.
+
+    Attributes:
+        out: the folder.
+        precision: of its weights.
+        parity: how it compares with PyTorch.
+        bytes: its size.
+        tradeoff: the precisions that were tried, where any was besides fp32.
+        max_drop: what the score might fall by.
+    """
 
     out: Path
+    precision: str
     parity: Report
     bytes: int
+    tradeoff: Sequence[Tradeoff] = ()
+    max_drop: float = 0.0
 
 
 def export(
-    name: str, out: Path, *, verify_rows: int = 16, verify_split: SplitName = "validation", overwrite: bool = False,
-    progress: Progress | None = None,
+    name: str, out: Path, *, precision: str = "fp32", max_drop: float = 0.5, score_rows: int = 200, force: bool = False,
+    layout: str = "bundle", triton: bool = False, verify_rows: int = 16,
+    verify_split: SplitName = "validation", overwrite: bool = False, progress: Progress | None = None,
 ) -> Exported:  # fmt: skip
-    """Export a model and verify the result against PyTorch before it is published.
+    """Export a model and verify the result before it is published.
 
     Args:
         name: run, checkpoint or base.
         out: folder to make.
-        verify_rows: how many rows of the task are compared.
-        verify_split: the split they are taken from.
+        precision: a name, a mixture (see `export.precision`), or "auto" for the fastest that keeps its score.
+        max_drop: points that the task's metric may lose against fp32.
+        score_rows: how many rows of the task a precision that rounds is scored on.
+        force: publish a precision that loses more, and say so in its manifest.
+        layout: "bundle", or what other consumers load: see `export.layouts`.
+        triton: also make a Triton model repository of the layout "single".
+        verify_rows: how many rows of the task are compared with PyTorch.
+        verify_split: the split that rows are taken from.
         overwrite: replace `out` where it exists.
         progress: told what happens.
 
     Raises:
-        UsageError: `out` is taken, or the model is not a T5.
-        LoraFtError: the ONNX graphs differ from PyTorch; nothing is left behind.
+        UsageError: `out` is taken, the model is not a T5, or there is no such precision.
+        LoraFtError: the ONNX graphs differ from PyTorch, or the precision costs too much; nothing is left behind.
     """
     progress = progress or Silent()
     refuse_existing(out, overwrite=overwrite)
+    if layout not in ("bundle", *LAYOUTS):
+        raise UsageError(f"there is no layout {layout!r}", f"there are bundle, {', '.join(LAYOUTS)}")
+    if triton and layout != "single":
+        raise UsageError("a Triton repository holds the layout single", "add --layout single")
+    precisions = list(NAMED.values()) if precision == AUTO else [parse(precision)]
     torch.set_num_threads(allowed_cpus())
+    with _opened(name, progress) as (folder, model, task, origin):
+        tokenizer = load_tokenizer(folder)
+        examples = _examples(task, verify_split, progress)
+        prompts = [example.prompt for example in examples[:verify_rows]] or SENTENCES
+        judge = None
+        if precisions != [FP32]:
+            judge = _judge(task, examples[:score_rows], precision, max_drop, force, progress)
+        published = write_bundle(
+            folder,
+            tokenizer,
+            origin,
+            _references(model, tokenizer, prompts, origin, progress),
+            next(_references(model, tokenizer, SENTENCES, origin, progress)),
+            out,
+            layout=layout,
+            triton=triton,
+            scaled=is_scaled(model),
+            precisions=precisions,
+            samples=_samples(task, tokenizer, progress),
+            choose=judge or take_last,
+            overwrite=overwrite,
+            progress=progress.stage,
+        )
+    table = judge.table if judge else ()
+    return Exported(out, str(published.precision), published.report, folder_size(out), table, max_drop)
+
+
+@contextlib.contextmanager
+def _opened(name: str, progress: Progress) -> Iterator[tuple[Path, T5ForConditionalGeneration, Task | None, Origin]]:
+    """(checkpoint, model, task, origin) of a run, a checkpoint or a base."""
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         if is_run(Path(name)):
             run = Run(name)
@@ -76,19 +140,60 @@ def export(
             folder, model = found.folder, load_model(found.folder)
             task = load_task(folder / TASK) if (folder / TASK).is_file() else None
             base, adapter = _merged_from(folder, found.name)
-        tokenizer = load_tokenizer(folder)
-        origin = Origin(
-            base=base,
-            adapter=adapter,
-            template=task.prompt if task else None,
-            source_length=task.lengths.source if task else SOURCE_LENGTH,
-            max_new_tokens=task.max_new_tokens if task else MAX_NEW_TOKENS,
-            versions={package: version(package) for package in ("torch", "transformers", "peft")},
+        yield (
+            folder,
+            model,
+            task,
+            Origin(
+                base=base,
+                adapter=adapter,
+                template=task.prompt if task else None,
+                source_length=task.lengths.source if task else SOURCE_LENGTH,
+                max_new_tokens=task.max_new_tokens if task else MAX_NEW_TOKENS,
+                versions={package: version(package) for package in ("torch", "transformers", "peft")},
+            ),
         )
-        prompts = _prompts(task, verify_split, verify_rows, progress)
-        references = _references(model, tokenizer, prompts, origin, progress)
-        parity = write_bundle(folder, tokenizer, origin, references, out, overwrite=overwrite, progress=progress.stage)
-    return Exported(out, parity, folder_size(out))
+
+
+def compare_again(
+    bundle: Path, name: str, *, rows: int = 16, split: SplitName = "validation", progress: Progress | None = None
+) -> Report:
+    """Compare a bundle with PyTorch once more, on rows of the task of the model it was made from.
+
+    Args:
+        bundle: folder.
+        name: run, checkpoint or base.
+        rows, split: which rows.
+        progress: told what happens.
+    """
+    progress = progress or Silent()
+    generator = Generator.load(bundle)
+    torch.set_num_threads(allowed_cpus())
+    with _opened(name, progress) as (folder, model, task, origin):
+        prompts = [example.prompt for example in _examples(task, split, progress)[:rows]] or SENTENCES
+        return compare(generator, _references(model, load_tokenizer(folder), prompts, origin, progress))
+
+
+def _judge(
+    task: Task | None, examples: Sequence[Example], precision: str, max_drop: float, force: bool, progress: Progress
+) -> Judge | None:
+    """What decides about precisions that round, or None where there are no rows to decide by."""
+    if task is not None and examples:
+        return Judge(task, examples, max_drop, force, progress)
+    if precision == AUTO:
+        raise UsageError("--precision auto needs a task's rows to score", "export a run, or name a precision")
+    progress.note(f"there are no rows to score {precision} on: what it costs is not known, its manifest has no gate")
+    return None
+
+
+def _samples(task: Task | None, tokenizer: Tokenizer, progress: Progress) -> Iterator[Sample]:
+    """Rows of the task's training split, or the built-in sentences as their own answers, to calibrate with."""
+    pairs = [(example.prompt, example.target) for example in _examples(task, "train", progress)]
+    pairs = pairs[:_CALIBRATION_ROWS] or [(sentence, sentence) for sentence in SENTENCES]
+    sources = tokenizer.encode([source for source, _ in pairs], task.lengths.source if task else SOURCE_LENGTH)
+    targets = tokenizer.encode([target for _, target in pairs], task.lengths.target if task else MAX_NEW_TOKENS)
+    for source, target in zip(sources, targets, strict=True):
+        yield Sample(np.array(source), np.array([PAD, *target[:-1]]))
 
 
 def _merged_from(folder: Path, name: str) -> tuple[str, str]:
@@ -100,15 +205,15 @@ def _merged_from(folder: Path, name: str) -> tuple[str, str]:
     return record["base"], record["adapter"]
 
 
-def _prompts(task: Task | None, split: SplitName, limit: int, progress: Progress) -> Sequence[str]:
+def _examples(task: Task | None, split: SplitName, progress: Progress) -> Sequence[Example]:
+    """Rows of a task, or none where they are not at hand."""
     if task is None:
-        return SENTENCES
+        return ()
     try:
-        examples = load_splits(task, [split])[split]
+        return load_splits(task, [split])[split]
     except (UsageError, LoraFtError) as error:
-        progress.note(f"the task's {split} rows are not at hand ({error.message}); comparing on built-in sentences")
-        return SENTENCES
-    return [example.prompt for example in examples[:limit]] or SENTENCES
+        progress.note(f"the task's {split} rows are not at hand ({error.message}); using built-in sentences")
+        return ()
 
 
 def _references(

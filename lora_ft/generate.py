@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from export.errors import UsageError
-from lora_ft.engines import BATCH_SIZE
+from lora_ft.engines import BATCH_SIZE, OnnxEngine
 from lora_ft.models import Model
 from lora_ft.progress import Progress, Silent
 
@@ -38,6 +38,21 @@ def generate(
     progress.stage("generating", len(prompts))
     answers = model.engine.generate(prompts, {**model.options, **options}, batch_size=batch_size, done=progress.advance)
     return [answer.text for answer in answers]
+
+
+def stream(
+    model: Model, rows: Sequence[str | Mapping[str, Any]], options: Mapping[str, Any], *, raw: bool = False
+) -> Iterator[str]:
+    """Bits of text as they are made, a line for each row; arguments as of `generate`.
+
+    Raises:
+        UsageError: the model is no bundle, or as `generate`.
+    """
+    if not isinstance(model.engine, OnnxEngine):
+        raise UsageError(f"{model.name} cannot stream", "export it: bundles can")
+    for prompt in [_prompt(model, row, raw) for row in rows]:
+        yield from model.engine.generator.stream(prompt, **options)
+        yield "\n"
 
 
 def _prompt(model: Model, row: str | Mapping[str, Any], raw: bool) -> str:

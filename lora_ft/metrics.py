@@ -14,6 +14,8 @@ import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+EXACT_MATCH = "exact_match"
+METRICS = (*ROUGE, EXACT_MATCH)
 
 
 class Rouge(evaluate.Metric):
@@ -54,6 +56,16 @@ def rouge(
             predictions=list(predictions), references=[list(several) for several in references], use_stemmer=use_stemmer
         )
     return {name: np.array(values) for name, values in scores.items()}
+
+
+def score(
+    metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]], *, use_stemmer: bool
+) -> np.ndarray:
+    """Scores [rows], 0 to 100, of one metric of `METRICS`."""
+    if metric != EXACT_MATCH:
+        return rouge(predictions, references, use_stemmer=use_stemmer)[metric]
+    pairs = zip(predictions, references, strict=True)
+    return np.array([100.0 * (text.strip() in {one.strip() for one in several}) for text, several in pairs])
 
 
 @functools.cache

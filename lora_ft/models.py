@@ -52,7 +52,7 @@ def open_model(name: str) -> Model:
     if is_bundle(folder):
         generator = Generator.load(folder)
         return Model("bundle", name, OnnxEngine(generator), generator.prompt,
-                     {"max_new_tokens": generator.max_new_tokens})  # fmt: skip
+                     generator.defaults)  # fmt: skip
     _require_torch(name)
     from lora_ft.runs import is_run
 

@@ -223,6 +223,8 @@ class Generate(Section):
 class Evaluate(Section):
     """How answers are scored."""
 
+    metric: Literal["rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match"] = "rouge1"
+    """What an ONNX precision must not lose; exact_match for classification."""
     use_stemmer: bool = True
     """Porter's stemmer before words are compared, as in most published English ROUGE."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000

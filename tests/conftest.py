@@ -12,11 +12,11 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network; those about the hub say so themselves
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# One core for each worker of pytest-xdist: two threads on a tiny model only wait for each other.
-if hasattr(os, "sched_setaffinity"):
+# One core for each worker of pytest-xdist: two threads on a tiny model only wait for each other. Not for the process
+# that starts the workers, or they would all inherit its one core.
+if (_worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     _cores = sorted(os.sched_getaffinity(0))
-    _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    os.sched_setaffinity(0, {_cores[_worker % len(_cores)]})
+    os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
 
 import pytest
 import yaml

@@ -20,7 +20,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORTER = {
     "lora-ft train": "--set train.max_steps=4 --set train.eval_every=4 --set data.limit.validation=4",
     "lora-ft evaluate": "--limit 4",
-    "lora-ft export": "--verify-rows 2",
+    "lora-ft export": "--verify-rows 2 --score-rows 4",
+    "lora-ft verify": "--rows 2",
 }
 
 

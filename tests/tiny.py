@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import Unigram
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 CONFIG: dict[str, Any] = {
     "model_type": "t5",
@@ -46,11 +46,11 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 def save_tiny_t5(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """Write a random checkpoint as the hub stores FLAN-T5; `changes` are of its config.json."""
+    """Write a random checkpoint as the hub stores FLAN-T5; `changes` are of its config.json, `model_type` too."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {**CONFIG, **changes}
     torch.manual_seed(seed)
-    model = T5ForConditionalGeneration(T5Config(**config))
+    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(**config))
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items() if "embed_tokens" not in name}
     weights["shared.weight"] = torch.randn_like(weights["shared.weight"])
     weights.pop("lm_head.weight", None)

@@ -11,8 +11,11 @@ from export.files import sha256
 
 NAME = "manifest.json"
 FORMAT = "lora-ft bundle"
-VERSION = 1
-FILES = ("encoder.onnx", "decoder.onnx", "tokenizer.json", "config.json", "generation_config.json", "prompt.json")
+VERSION = 2
+WEIGHTS = "weights.bin"  # the one file of external data that the graphs share
+PROBE = "probe.json"  # answers to repeat the verification with
+GRAPHS = ("encoder.onnx", "decoder.onnx", "greedy.onnx", "rank.onnx", "select.onnx")
+FILES = (*GRAPHS, WEIGHTS, PROBE, "tokenizer.json", "config.json", "generation_config.json", "prompt.json")
 
 
 def is_bundle(folder: Path) -> bool:
@@ -21,8 +24,13 @@ def is_bundle(folder: Path) -> bool:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """SHA-256 and size in bytes of every file a bundle has, for its manifest."""
-    return {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in FILES}
+    """What a manifest says of every file a bundle has."""
+    return {name: describe(folder / name) for name in FILES}
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """SHA-256 and size in bytes."""
+    return {"sha256": sha256(file), "bytes": file.stat().st_size}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -42,8 +50,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise LoraFtError(f"{path} is damaged ({type(error).__name__}: {error})", "export the bundle again") from error
     if kind != FORMAT or version != VERSION:
         raise UsageError(f"{path} is of format {kind!r} version {version!r}; this is for {FORMAT!r} version {VERSION}")
+    for name in sorted(files.keys() - set(FILES)):
+        raise LoraFtError(f"{path} names {name!r}, which is no file of a bundle", "export the bundle again")
     for name in FILES:
         _check(folder, name, files.get(name))
+    for name in GRAPHS:
+        _check_references(folder / name)
     return manifest
 
 
@@ -58,3 +70,15 @@ def _check(folder: Path, name: str, expected: Any) -> None:
             f"{file} is not the file that was published (size or SHA-256 differs from {NAME})",
             "copy or export it again",
         )
+
+
+def _check_references(graph: Path) -> None:
+    """A graph may have external data in the bundle's own weight file alone.
+
+    In a graph each reference is an entry with the key `location` (onnx.proto, StringStringEntryProto); a graph without
+    weights is small, so all of it is looked through.
+    """
+    content = graph.read_bytes()
+    ours = b"\n\x08location\x12" + bytes([len(WEIGHTS)]) + WEIGHTS.encode()
+    if content.count(b"location") != content.count(ours):
+        raise LoraFtError(f"{graph} refers to data outside {WEIGHTS}", "do not use it; export the bundle again")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import tokenizers
 
 from export.errors import LoraFtError, UsageError
 
-PAD = 0
+PAD, END = 0, 1  # <pad> and </s> of every T5; <pad> also starts the decoder
 IGNORED = (
     -100
 )  # marks label positions that carry no loss; transformers pads predictions with it too (transformers#22634)
@@ -42,12 +42,17 @@ class Tokenizer:
         """Text of each row of ids; special tokens and negative ids (padding of labels or predictions) are left out."""
         return self._tokenizer.decode_batch([[int(i) for i in row if i >= 0] for row in rows])
 
+    def stream(self) -> Callable[[int], str | None]:
+        """Takes an answer's ids one by one and gives the text that each adds, or None until there is some."""
+        decoder = tokenizers.decoders.DecodeStream(skip_special_tokens=True)
+        return lambda token: decoder.step(self._tokenizer, token)
+
     def save(self, path: Path) -> None:
         """Write tokenizer.json."""
         self._tokenizer.save(str(path))
 
 
-def pad(rows: Sequence[Sequence[int]], value: int = PAD, multiple: int = 1) -> np.ndarray:
+def pad(rows: Sequence[Sequence[int] | np.ndarray], value: int = PAD, multiple: int = 1) -> np.ndarray:
     """int64 [len(rows), longest], the length rounded up to a multiple."""
     longest = max(map(len, rows))
     width = -(-longest // multiple) * multiple
@@ -57,7 +62,7 @@ def pad(rows: Sequence[Sequence[int]], value: int = PAD, multiple: int = 1) -> n
     return out
 
 
-def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+def by_length(rows: Sequence[Sequence[int] | np.ndarray], batch_size: int) -> Iterator[list[int]]:
     """Numbers of rows of like length, a batch at a time, the longest first (the most memory is taken at once)."""
     if batch_size < 1:
         raise UsageError(f"batch_size {batch_size} is less than 1")

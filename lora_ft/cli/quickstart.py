@@ -6,7 +6,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from benchmarks.latency import Latency, compare
+from benchmarks.latency import Engine, Latency, compare
 from export.files import folder_size
 from lora_ft.bases import OFFLINE
 from lora_ft.cli.screen import Screen
@@ -41,7 +41,9 @@ def quickstart(out: Path, *, base: str | None, overwrite: bool) -> None:
         scores = evaluate(str(run_folder), baseline=True, progress=screen)
         exported = export(str(checkpoint), bundle, overwrite=overwrite, progress=screen)
         screen.stage("timing torch and ONNX", 5)
-        latency = compare(checkpoint, bundle, batches=(1,), rounds=5, done=screen.advance)[0]
+        latency = compare(
+            [Engine("torch", checkpoint), Engine("onnx", bundle)], batches=(1,), rounds=5, done=screen.advance
+        )[0]
         example = load_splits(task, ["test"]).test[0]
         answer = generate(open_model(str(bundle)), [example.row], {})[0]
     _show(out, scores, exported, latency, example, answer, time.monotonic() - began)
@@ -61,7 +63,7 @@ def _show(
         "ONNX": f"{exported.bytes / 1e6:.1f} MB   {out / 'bundle'}",
         "verified": str(exported.parity),
         "ms per token": f"torch {latency.milliseconds_per_token['torch']:.1f}, ONNX "
-        f"{latency.milliseconds_per_token['onnx']:.1f}: {latency.ratio:.1f} times as fast (batch 1, fp32)",
+        f"{latency.milliseconds_per_token['onnx']:.1f}: {latency.ratio['onnx']:.1f} times as fast (batch 1, fp32)",
         "asked": textwrap.shorten(example.row["dialogue"], 200, placeholder=" …"),
         "answered": answer,
         "took": f"{seconds:.0f} s",

@@ -12,6 +12,7 @@ from export.files import folder_size
 
 if TYPE_CHECKING:
     from lora_ft.evaluate import Evaluation
+    from lora_ft.export_run import Exported
     from lora_ft.runs import Run
     from lora_ft.taskfile import TaskFaults
     from lora_ft.validate import Validation
@@ -112,6 +113,28 @@ def show_evaluation(result: Evaluation) -> None:
         screen.print(f"warning: {warning}", markup=False)
     if result.predictions is not None:
         screen.print(f"answers: {result.predictions}", markup=False, soft_wrap=True)
+
+
+def show_export(done: Exported) -> None:
+    """What was published, and what the other precisions would have cost."""
+    screen = console()
+    if done.tradeoff:
+        made = table("precision", "MB", "ms/token b1", "b8", "score", "against fp32", "same", "holds")
+        for row in done.tradeoff:
+            made.add_row(
+                row.precision,
+                f"{row.megabytes:.0f}",
+                *(f"{milliseconds:.2f}" for milliseconds in row.milliseconds.values()),
+                f"{row.score.mean:.1f}",
+                f"{row.difference.mean:+.1f} [{row.difference.low:+.1f}, {row.difference.high:+.1f}]",
+                f"{row.identical:.0%}",
+                "yes" if row.holds else "no",
+            )
+        screen.print(made)
+        screen.print(f"a precision holds where its score loses no more than {done.max_drop:g}", style="dim")
+    screen.print(
+        f"{done.out}: {done.precision}, {done.bytes / 1e6:.1f} MB; {done.parity}", markup=False, soft_wrap=True
+    )
 
 
 def _shorten(name: str, width: int = 18) -> str:

@@ -146,6 +146,9 @@ def generate(
     min_new_tokens: Annotated[int | None, typer.Option(min=0)] = None,
     num_beams: Annotated[int | None, typer.Option(min=1)] = None,
     length_penalty: Annotated[float | None, typer.Option()] = None,
+    early_stopping: Annotated[
+        bool | None, typer.Option("--early-stopping", help="End when as many beams as wanted have ended.")
+    ] = None,
     do_sample: Annotated[bool | None, typer.Option("--do-sample", help="Sample instead of greedy search.")] = None,
     temperature: Annotated[float | None, typer.Option()] = None,
     top_k: Annotated[int | None, typer.Option(min=0)] = None,
@@ -153,18 +156,23 @@ def generate(
     no_repeat_ngram_size: Annotated[int | None, typer.Option(min=0)] = None,
     repetition_penalty: Annotated[float | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
+    prompt_lookup: Annotated[
+        bool | None, typer.Option(help="Of a bundle: draft from the source; by default where that was proven lossless.")
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Of a bundle: print each answer as it is made.")] = False,
     batch_size: BatchSize = 16,
 ) -> None:
     """Answer texts or rows, put through the model's own prompt."""
     from lora_ft.cli.rows import read_inputs, write_outputs
     from lora_ft.generate import generate as job
+    from lora_ft.generate import stream as stream_answers
     from lora_ft.models import open_model
 
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "num_beams": num_beams,
-        "length_penalty": length_penalty, "do_sample": do_sample, "temperature": temperature, "top_k": top_k,
-        "top_p": top_p, "no_repeat_ngram_size": no_repeat_ngram_size, "repetition_penalty": repetition_penalty,
-        "seed": seed,
+        "length_penalty": length_penalty, "early_stopping": early_stopping, "do_sample": do_sample,
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "no_repeat_ngram_size": no_repeat_ngram_size,
+        "repetition_penalty": repetition_penalty, "seed": seed, "prompt_lookup": prompt_lookup,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     rows = read_inputs(text or [], source, sys.stdin)
@@ -172,25 +180,73 @@ def generate(
         opened = open_model(model)
         if opened.notice:
             screen.note(opened.notice)
-        answers = job(opened, rows, given, raw=raw, batch_size=batch_size, progress=screen)
-    write_outputs(rows, answers, output)
+        if not stream:
+            answers = job(opened, rows, given, raw=raw, batch_size=batch_size, progress=screen)
+    if stream:
+        for bit in stream_answers(opened, rows, given, raw=raw):
+            print(bit, end="", flush=True)
+    else:
+        write_outputs(rows, answers, output)
 
 
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
     out: Out,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="fp32, int8, w8, w4, int8-w8, int8-w4, a mixture (encoder=int8,decoder=w4,…), or auto: "
+            "the fastest here that keeps its score."
+        ),
+    ] = "fp32",
+    max_rouge_drop: Annotated[
+        float, typer.Option(min=0, help="Points that a precision may lose of the task's evaluate.metric.")
+    ] = 0.5,
+    score_rows: Annotated[int, typer.Option(min=1, help="Rows of the task that precisions are scored on.")] = 200,
+    force: Annotated[bool, typer.Option("--force", help="Publish a precision that loses more.")] = False,
+    layout: Annotated[
+        str, typer.Option(help="bundle; optimum (also for transformers.js); single: one file that generates.")
+    ] = "bundle",
+    triton: Annotated[bool, typer.Option("--triton", help="With single: also a Triton model repository.")] = False,
     verify_rows: Annotated[int, typer.Option(min=1, help="Rows of the task compared with PyTorch.")] = 16,
-    verify_split: Annotated[SplitChoice, typer.Option(help="Where they are taken from.")] = SplitChoice.validation,
+    verify_split: Annotated[SplitChoice, typer.Option(help="Where rows are taken from.")] = SplitChoice.validation,
     overwrite: Overwrite = False,
 ) -> None:
     """Export to ONNX: a bundle, compared with PyTorch before it is published."""
+    from lora_ft.cli.tables import show_export
     from lora_ft.export_run import export as job
 
     with Screen() as screen:
-        done = job(model, out, verify_rows=verify_rows, verify_split=verify_split.value, overwrite=overwrite,
-                   progress=screen)  # fmt: skip
-    print(f"{done.out}: {done.bytes / 1e6:.1f} MB; {done.parity}")
+        done = job(
+            model, out, precision=precision, max_drop=max_rouge_drop, score_rows=score_rows, force=force,
+            layout=layout, triton=triton,
+            verify_rows=verify_rows, verify_split=verify_split.value, overwrite=overwrite, progress=screen,
+        )  # fmt: skip
+    show_export(done)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    against: Annotated[
+        str | None, typer.Option(metavar="RUN|CHECKPOINT", help="Also compare with PyTorch on rows of its task.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 16,
+    split: Annotated[SplitChoice, typer.Option(help="Which rows.")] = SplitChoice.validation,
+) -> None:
+    """Check a bundle's files, and that it still answers as when it was published."""
+    from lora_ft.verify import verify as job
+
+    found = job(bundle)
+    print(f"{bundle}: {len(found.manifest['files'])} files are as published ({found.manifest['precision']})")
+    print(f"built-in sentences: {found.now}")
+    if against is not None:
+        from lora_ft.export_run import compare_again
+
+        with Screen() as screen:
+            report = compare_again(bundle, against, rows=rows, split=split.value, progress=screen)
+        print(f"{split.value} rows of {against}: {report}")
 
 
 @app.command()

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 from transformers.utils import logging
 
-from export.bundle import Origin, write_bundle
+from export.bundle import Origin
 from export.parity import Reference, Report
+from export.publish import write_bundle
 from export.runtime.text import Tokenizer, pad
+from export.smooth import Sample
 
 PAD, END = 0, 1
 ORIGIN = Origin(
@@ -28,7 +30,7 @@ def torch_model(folder: Path) -> T5ForConditionalGeneration:
     """The checkpoint as transformers reads it."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def ragged(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -76,17 +78,20 @@ def references(folder: Path, texts: Sequence[str] = TEXTS, limit: int = 12, batc
 
 
 def make_bundle(checkpoint: Path, out: Path, **changes: Any) -> Report:
-    """Write the bundle of a tiny checkpoint; `changes` are of its origin, or `references` or `overwrite`."""
+    """Write the bundle of a tiny checkpoint; `changes` are of its origin, or arguments of `write_bundle`."""
     answers = changes.pop("references", None)
-    overwrite = changes.pop("overwrite", False)
+    origin = {name: changes.pop(name) for name in tuple(changes) if hasattr(ORIGIN, name)}
+    rng = np.random.default_rng(0)
+    samples = [Sample(rng.integers(3, 60, 12), np.array([PAD, *rng.integers(3, 60, 6)])) for _ in range(8)]
     return write_bundle(
         checkpoint,
         Tokenizer(checkpoint / "tokenizer.json"),
-        replace(ORIGIN, **changes),
+        replace(ORIGIN, **origin),
         references(checkpoint) if answers is None else answers,
+        changes.pop("probe", None) or next(references(checkpoint)),
         out,
-        overwrite=overwrite,
-    )
+        **{"samples": samples, **changes},
+    ).report
 
 
 def redraw(folder: Path, seed: int, end: float = 1.0) -> Path:

@@ -36,7 +36,7 @@ def test_weights_have_torchs_values(tmp_path: Path, kind: torch.dtype, shape: tu
     tensor = torch.randn(shape).to(kind)
     read = Checkpoint(save(tmp_path, other=torch.randn(3).to(torch.float16), weight=tensor))["weight"]
     assert read.dtype == np.float32
-    assert read.shape == shape
+    assert read.shape == shape == Checkpoint(tmp_path).shape("weight")
     assert np.array_equal(read, tensor.float().numpy())
 
 
@@ -78,9 +78,14 @@ def test_all_weights_of_a_t5_are_there(checkpoint: Path) -> None:
 def test_a_weight_that_is_not_there_is_named(checkpoint: Path) -> None:
     read = Checkpoint(checkpoint)
     assert "decoder.no.weight" not in read
-    with pytest.raises(LoraFtError, match=r"no weight named decoder\.no\.weight") as caught:
-        read["decoder.no.weight"]
-    assert caught.value.exit_code == 1
+    for ask in (read.__getitem__, read.shape):
+        with pytest.raises(LoraFtError, match=r"no weight named decoder\.no\.weight") as caught:
+            ask("decoder.no.weight")
+        assert caught.value.exit_code == 1
+
+
+def test_a_checkpoint_says_nothing_of_activations(checkpoint: Path) -> None:
+    assert Checkpoint(checkpoint).peak("encoder.block.0.layer.0.SelfAttention.q") == 0
 
 
 def test_tensors_of_whole_numbers_are_passed_over(tmp_path: Path) -> None:

@@ -67,8 +67,9 @@ def test_the_block_of_imports_does_block() -> None:
 
 def test_a_graph_is_built_without_training(checkpoint: Path) -> None:
     script = (
-        BLOCK + "import pathlib\nfrom export.checkpoint import Checkpoint\nfrom export.t5 import T5\n"
-        "print(len(T5(Checkpoint(pathlib.Path(sys.argv[2]))).decoder().graph.node))"
+        BLOCK + "import pathlib\nfrom export.bundle import read_model\nfrom export.graphs import decoder_model\n"
+        "from export.t5 import T5\n"
+        "print(len(decoder_model(T5(*read_model(pathlib.Path(sys.argv[2])))).graph.node))"
     )
     assert int(python(script, json.dumps(TRAINING), str(checkpoint))) > 10
 

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from export.errors import LoraFtError
-from export.parity import TOLERANCE, Reference, Report, compare, require
+from export.parity import TOLERANCE, Probe, Reference, Report, compare, identical_rows, require
 from export.runtime import Generator
+from export.runtime.text import trim
 from tests.export.oracle import END, PAD, references
 
-PASSING = Report(rows=3, tokens=9, identical_rows=3, largest_difference=1e-5, tolerance=1e-3)
+PASSING = Report(rows=3, tokens=9, identical_rows=3, largest_difference=1e-5, lookup_rows=3, tolerance=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,8 @@ def test_pytorchs_answers_pass(generator: Generator, answers: list[Reference]) -
     assert report.tokens == sum(int((answer.tokens != PAD).sum()) for answer in answers)
     assert 0 < report.largest_difference < 1e-4
     assert report.tolerance == TOLERANCE
+    assert report.lookup_rows == report.rows
+    assert report.lookup_is_lossless
     require(report)
 
 
@@ -113,6 +117,96 @@ def test_comparing_nothing_does_not_pass(generator: Generator) -> None:
     report = compare(generator, [])
     assert report.rows == 0
     assert not report.passed
+    assert not report.lookup_is_lossless
+
+
+def test_an_answer_that_prompt_lookup_changes_is_counted(
+    generator: Generator, answers: list[Reference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no difference from PyTorch: lookup is then left off."""
+    plain = generator.generate_ids
+
+    def wrong(*args: Any, prompt_lookup: bool, **options: Any) -> np.ndarray:
+        tokens = plain(*args, prompt_lookup=False, **options).copy()
+        tokens[1, 2] += prompt_lookup
+        return tokens
+
+    monkeypatch.setattr(generator, "generate_ids", wrong)
+    report = compare(generator, answers)
+    assert report.lookup_rows == report.rows - len(answers)
+    assert not report.lookup_is_lossless
+    assert report.passed
+
+
+@pytest.fixture
+def probe(answers: list[Reference]) -> Probe:
+    return Probe.of(answers[1])
+
+
+def test_a_probe_keeps_what_is_needed_to_repeat_the_comparison(answers: list[Reference], probe: Probe) -> None:
+    """Sources and answers without their padding, and PyTorch's log-probabilities of the answers."""
+    answer = answers[1]
+    log_probs = torch.log_softmax(torch.from_numpy(answer.logits), -1).numpy()
+    assert probe.max_new_tokens == answer.max_new_tokens
+    assert len(probe.sources) == len(probe.tokens) == len(probe.log_probs) == len(answer.tokens)
+    for i, (source, tokens, scores) in enumerate(zip(probe.sources, probe.tokens, probe.log_probs, strict=True)):
+        assert source == answer.input_ids[i, answer.attention_mask[i] > 0].tolist()
+        assert tokens == trim(answer.tokens[i], END).tolist()
+        np.testing.assert_allclose(scores, log_probs[i, np.arange(len(tokens)), tokens], atol=1e-5)
+
+
+def test_a_probe_keeps_answers_with_padding_inside(generator: Generator, answers: list[Reference]) -> None:
+    """A model may choose that token like any other."""
+    answer = next(answer for answer in answers if any(PAD in trim(row, END)[:-1] for row in answer.tokens))
+    probe = Probe.of(answer)
+    assert probe.tokens == [trim(row, END).tolist() for row in answer.tokens]
+    assert probe.check(generator).passed
+
+
+def test_a_probe_is_written_and_read(probe: Probe, tmp_path: Path) -> None:
+    probe.write(tmp_path / "probe.json")
+    assert Probe.read(tmp_path / "probe.json") == probe
+
+
+def test_a_probe_passes_where_it_comes_from(generator: Generator, probe: Probe) -> None:
+    report = probe.check(generator)
+    assert report.passed and report.lookup_is_lossless
+    assert report.rows == len(probe.sources)
+    assert report.tokens == sum(map(len, probe.tokens))
+    assert report.largest_difference < 1e-4
+
+
+@pytest.mark.parametrize("row", [0, -1])
+def test_a_probe_sees_an_answer_that_differs(generator: Generator, probe: Probe, row: int) -> None:
+    tokens = [list(answer) for answer in probe.tokens]
+    tokens[row][1] = tokens[row][1] % 70 + 5
+    report = replace(probe, tokens=tokens).check(generator)
+    assert report.identical_rows == report.rows - 1
+    assert not report.passed
+
+
+@pytest.mark.parametrize("row", [0, -1])
+def test_a_probe_sees_a_probability_that_differs(generator: Generator, probe: Probe, row: int) -> None:
+    log_probs = [list(scores) for scores in probe.log_probs]
+    log_probs[row][-1] -= 0.25
+    report = replace(probe, log_probs=log_probs).check(generator)
+    assert report.largest_difference == pytest.approx(0.25, abs=1e-3)
+    assert report.identical_rows == report.rows
+    assert not report.passed
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "count"),
+    [
+        ([[5, 1, 0], [7, 8, 1]], [[5, 1, 0], [7, 8, 1]], 2),
+        ([[5, 1, 0], [7, 8, 1]], [[5, 1], [7, 8]], 1),
+        ([[5, 1], [7, 1]], [[5, 1, 0, 0], [7, 1, 0, 2]], 1),
+        ([[5, 1]], [[6, 1]], 0),
+        (np.empty((2, 0)), [[0, 0], [0, 3]], 1),
+    ],
+)
+def test_rows_are_identical_whatever_their_padding(a: Any, b: Any, count: int) -> None:
+    assert identical_rows(np.array(a), np.array(b)) == identical_rows(np.array(b), np.array(a)) == count
 
 
 @pytest.mark.parametrize(
@@ -145,5 +239,6 @@ def test_a_report_reads_as_a_sentence_and_as_a_record() -> None:
         "tokens": 9,
         "identical_rows": 2,
         "largest_difference": 1e-5,
+        "lookup_rows": 3,
         "tolerance": 1e-3,
     }

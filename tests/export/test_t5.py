@@ -1,203 +1,149 @@
-"""The graphs of a T5 say what transformers' T5ForConditionalGeneration says."""
+"""The parts of a T5 compute what transformers computes, for every member of the family."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
-from transformers.models.t5.modeling_t5 import T5Attention
 
-from export.checkpoint import Checkpoint
-from export.errors import UsageError
-from export.graph import IR_VERSION
-from export.t5 import T5, _bucket
+from export.graph import Graph, WeightFile
+from export.graphs import decoder_model, encoder_model, greedy_model
+from tests.export.family import CONFIGS, Graphs, assert_close, inputs, save_member
 from tests.export.oracle import redraw, torch_logits, torch_model
 from tests.tiny import CONFIG, save_tiny_t5
 
-CLOSE = 1e-4  # logits of these models reach 25
-CONFIGS: dict[str, dict[str, Any]] = {
-    "flan": {},
-    "original": {
-        "feed_forward_proj": "relu",
-        "tie_word_embeddings": True,
-        "num_heads": 4,
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
-    },
-    "gated and tied": {
-        "tie_word_embeddings": True,
-        "num_heads": 5,
-        "d_kv": 4,
-        "d_model": 24,
-        "relative_attention_num_buckets": 16,
-        "relative_attention_max_distance": 40,
-    },
-    "relu and untied": {
-        "feed_forward_proj": "relu",
-        "num_heads": 2,
-        "d_kv": 16,
-        "d_model": 20,
-        "num_layers": 1,
-        "num_decoder_layers": 1,
-        "relative_attention_num_buckets": 4,
-        "relative_attention_max_distance": 6,
-    },
-    "deep": {
-        "num_layers": 4,
-        "num_decoder_layers": 4,
-        "num_heads": 1,
-        "layer_norm_epsilon": 1e-3,
-        "relative_attention_num_buckets": 12,
-        "relative_attention_max_distance": 15,
-    },
-}
-
 
 @dataclass
-class Graphs:
-    """The two graphs of a checkpoint under ONNX Runtime, and what transformers makes of the same files."""
+class Member:
+    """The graphs of a checkpoint, and what transformers makes of the same files."""
 
-    encoder: ort.InferenceSession
-    decoder: ort.InferenceSession
+    graphs: Graphs
     torch: T5ForConditionalGeneration
-    layers: int
-    heads: int
-    d_kv: int
-    max_distance: int
-
-    @classmethod
-    def of(cls, folder: Path) -> Graphs:
-        t5 = T5(Checkpoint(folder))
-        encoder, decoder = (
-            ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-            for model in (t5.encoder(), t5.decoder())
-        )
-        return cls(encoder, decoder, torch_model(folder), t5.decoder_layers, t5.heads, t5.d_kv, t5.max_distance)
-
-    def encode(self, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-        """The decoder's inputs that stay the same."""
-        names = [output.name for output in self.encoder.get_outputs()]
-        cross = self.encoder.run(names, {"input_ids": ids, "attention_mask": mask})
-        return dict(zip(names, cross, strict=True), encoder_attention_mask=mask)
-
-    def decode(
-        self, fixed: dict[str, np.ndarray], decoder_ids: np.ndarray, chunks: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(logits, best tokens) of all positions, so many of them at a time."""
-        names = [f"{layer}.{kind}" for layer in range(self.layers) for kind in ("key", "value")]
-        cache = [np.zeros((len(decoder_ids), self.heads, 0, self.d_kv), np.float32)] * len(names)
-        logits, best = [], []
-        for part in np.split(decoder_ids, np.cumsum(chunks)[:-1], axis=1):
-            feed = fixed | {f"past.{name}": value for name, value in zip(names, cache, strict=True)}
-            wanted = ["logits", "next", *(f"present.{name}" for name in names)]
-            some, chosen, *cache = self.decoder.run(wanted, feed | {"input_ids": part})
-            logits.append(some)
-            best.append(chosen)
-        assert {array.shape for array in cache} == {(len(decoder_ids), self.heads, decoder_ids.shape[1], self.d_kv)}
-        return np.concatenate(logits, axis=1), np.concatenate(best, axis=1)
-
-    def forced(self, ids: np.ndarray, mask: np.ndarray, decoder_ids: np.ndarray) -> np.ndarray:
-        """Logits of all positions in one call."""
-        return self.decode(self.encode(ids, mask), decoder_ids, [decoder_ids.shape[1]])[0]
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
-    folder = redraw(save_tiny_t5(tmp_path_factory.mktemp("t5"), **CONFIGS[request.param]), seed=3)
-    return Graphs.of(folder)
-
-
-def inputs(b: int, s: int, t: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sources, a mask of rows of unlike lengths (the first is whole), and decoder inputs."""
-    rng = np.random.default_rng(seed)
-    mask = (np.arange(s) < rng.integers(1, s + 1, b)[:, None]).astype(np.int64)
-    mask[0] = 1
-    decoder_ids = rng.integers(2, CONFIG["vocab_size"], (b, t))
-    decoder_ids[:, 0] = 0
-    return np.where(mask, rng.integers(2, CONFIG["vocab_size"], (b, s)), 0), mask, decoder_ids
-
-
-def assert_close(a: np.ndarray, b: np.ndarray) -> None:
-    assert a.shape == b.shape
-    assert np.abs(a - b).max() < CLOSE
+def member(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Member:
+    folder = save_member(tmp_path_factory.mktemp("t5"), request.param)
+    return Member(Graphs.of(folder), torch_model(folder))
 
 
 @pytest.mark.parametrize(("b", "s", "t"), [(1, 1, 1), (3, 7, 9), (2, 1, 12), (5, 16, 1), (8, 33, 5)])
-def test_forced_logits_are_those_of_transformers(graphs: Graphs, b: int, s: int, t: int) -> None:
+def test_forced_logits_are_those_of_transformers(member: Member, b: int, s: int, t: int) -> None:
     batch = inputs(b, s, t)
-    assert_close(graphs.forced(*batch), torch_logits(graphs.torch, *batch))
+    assert_close(member.graphs.forced(*batch), torch_logits(member.torch, *batch))
 
 
-def test_texts_beyond_the_largest_distance_agree(graphs: Graphs) -> None:
-    batch = inputs(2, graphs.max_distance + 15, graphs.max_distance + 11)
-    assert_close(graphs.forced(*batch), torch_logits(graphs.torch, *batch))
+def test_texts_beyond_the_largest_distance_agree(member: Member) -> None:
+    far = member.graphs.architecture.max_distance
+    batch = inputs(2, far + 15, far + 11)
+    assert_close(member.graphs.forced(*batch), torch_logits(member.torch, *batch))
 
 
-def test_a_mask_may_hide_any_positions(graphs: Graphs) -> None:
+def test_a_mask_may_hide_any_positions(member: Member) -> None:
     ids, _, decoder_ids = inputs(3, 9, 4)
     mask = np.array([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 1, 0, 1, 0, 1], [0, 0, 0, 0, 1, 0, 0, 0, 0]])
-    assert_close(graphs.forced(ids, mask, decoder_ids), torch_logits(graphs.torch, ids, mask, decoder_ids))
+    assert_close(member.graphs.forced(ids, mask, decoder_ids), torch_logits(member.torch, ids, mask, decoder_ids))
 
 
-def test_what_the_mask_hides_changes_nothing(graphs: Graphs) -> None:
+def test_what_the_mask_hides_changes_nothing(member: Member) -> None:
     ids, mask, decoder_ids = inputs(4, 12, 5, seed=2)
     assert (mask == 0).any()
     noise = np.where(mask, ids, 7)
-    assert_close(graphs.forced(ids, mask, decoder_ids), graphs.forced(noise, mask, decoder_ids))
+    assert_close(member.graphs.forced(ids, mask, decoder_ids), member.graphs.forced(noise, mask, decoder_ids))
 
 
-def test_cross_keys_and_values_are_those_of_transformers(graphs: Graphs) -> None:
+def test_cross_keys_and_values_are_those_of_transformers(member: Member) -> None:
     ids, mask, _ = inputs(3, 7, 1)
-    cross = graphs.encode(ids, mask)
+    a, cross = member.graphs.architecture, member.graphs.encode(ids, mask)
     with torch.inference_mode():
-        hidden = graphs.torch.encoder(torch.from_numpy(ids), torch.from_numpy(mask)).last_hidden_state
-        for i, block in enumerate(graphs.torch.decoder.block):
+        hidden = member.torch.encoder(torch.from_numpy(ids), torch.from_numpy(mask)).last_hidden_state
+        for i, block in enumerate(member.torch.decoder.block):
             attention = block.layer[1].EncDecAttention
             for kind, layer in (("key", attention.k), ("value", attention.v)):
-                expected = layer(hidden).view(3, 7, graphs.heads, graphs.d_kv).transpose(1, 2).numpy()
+                expected = layer(hidden).view(3, 7, a.heads, a.d_kv).transpose(1, 2).numpy()
                 assert_close(cross[f"cross.{i}.{kind}"], expected)
 
 
 @pytest.mark.parametrize("chunks", [[1] * 24, [3] * 8, [1, 5, 1, 2, 15], [20, 1, 1, 1, 1]], ids=str)
-def test_decoding_in_steps_equals_transformers_in_one(graphs: Graphs, chunks: list[int]) -> None:
+def test_decoding_in_steps_equals_transformers_in_one(member: Member, chunks: list[int]) -> None:
     ids, mask, decoder_ids = inputs(3, 7, sum(chunks), seed=1)
-    logits, best = graphs.decode(graphs.encode(ids, mask), decoder_ids, chunks)
-    assert_close(logits, torch_logits(graphs.torch, ids, mask, decoder_ids))
-    assert_close(logits, graphs.forced(ids, mask, decoder_ids))
+    a = member.graphs.architecture
+    logits, best, cache = member.graphs.decode(member.graphs.encode(ids, mask), decoder_ids, chunks)
+    assert_close(logits, torch_logits(member.torch, ids, mask, decoder_ids))
+    assert_close(logits, member.graphs.forced(ids, mask, decoder_ids))
     assert np.array_equal(best, logits.argmax(-1))
+    assert {array.shape for array in cache.values()} == {(3, a.heads, sum(chunks), a.d_kv)}
 
 
-def test_no_position_sees_a_later_one(graphs: Graphs) -> None:
+def test_no_position_sees_a_later_one(member: Member) -> None:
     ids, mask, decoder_ids = inputs(2, 6, 8)
     changed = decoder_ids.copy()
     changed[:, 5:] = (changed[:, 5:] + 11) % CONFIG["vocab_size"]
-    a, b = graphs.forced(ids, mask, decoder_ids), graphs.forced(ids, mask, changed)
+    a, b = member.graphs.forced(ids, mask, decoder_ids), member.graphs.forced(ids, mask, changed)
     assert_close(a[:, :5], b[:, :5])
     assert np.abs(a[:, 5:] - b[:, 5:]).max() > 0.1
 
 
-def test_a_row_does_not_depend_on_its_batch(graphs: Graphs) -> None:
+def test_a_row_does_not_depend_on_its_batch(member: Member) -> None:
     ids, mask, decoder_ids = inputs(4, 11, 6)
-    whole = graphs.forced(ids, mask, decoder_ids)
+    whole = member.graphs.forced(ids, mask, decoder_ids)
     for i, length in enumerate(mask.sum(1)):
-        alone = graphs.forced(ids[i : i + 1, :length], mask[i : i + 1, :length], decoder_ids[i : i + 1])
+        alone = member.graphs.forced(ids[i : i + 1, :length], mask[i : i + 1, :length], decoder_ids[i : i + 1])
         assert_close(whole[i : i + 1], alone)
 
 
-@pytest.mark.parametrize("name", ["flan", "original"])
+def distances(a: int, b: int) -> dict[str, int]:
+    return {"relative_attention_num_buckets": a, "relative_attention_max_distance": b}
+
+
+SHAPES = st.fixed_dictionaries(
+    {
+        "model_type": st.sampled_from(["t5", "mt5", "umt5"]),
+        "feed_forward_proj": st.sampled_from(["relu", "gated-relu", "gated-gelu", "gated-silu"]),
+        "tie_word_embeddings": st.booleans(),
+        "num_layers": st.integers(1, 3),
+        "num_decoder_layers": st.integers(1, 3),
+        "num_heads": st.integers(1, 5),
+        "d_kv": st.integers(1, 17),
+        "d_model": st.integers(8, 40),
+        "d_ff": st.integers(1, 70),
+        "vocab_size": st.integers(20, 90),
+        "distances": st.sampled_from([distances(4, 6), distances(8, 20), distances(12, 15), distances(32, 128)]),
+    }
+)
+
+
+@settings(max_examples=25)
+@given(shape=SHAPES, b=st.integers(1, 5), s=st.integers(1, 30), t=st.integers(2, 30), split=st.integers(1, 29))
+def test_models_of_any_shape_agree_as_transformers_saves_them(
+    shape: dict[str, Any], b: int, s: int, t: int, split: int
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        sizes = {name: value for name, value in shape.items() if name != "distances"}
+        model = torch_model(redraw(save_tiny_t5(Path(scratch, "first"), **sizes, **shape["distances"]), seed=0))
+        model.save_pretrained(Path(scratch, "again"))
+        graphs = Graphs.of(Path(scratch, "again"))
+        ids, mask, decoder_ids = inputs(b, s, t)
+        ids, decoder_ids = ids % shape["vocab_size"], decoder_ids % shape["vocab_size"]
+        expected = torch_logits(model, ids, mask, decoder_ids)
+        chunks = [split, t - split] if split < t else [t]
+        logits, _, _ = graphs.decode(graphs.encode(ids, mask), decoder_ids, chunks)
+        assert_close(logits, expected, 3e-5 * max(30, float(np.abs(expected).max())))
+
+
+@pytest.mark.parametrize("name", ["t5 1.1 and flan", "t5 1.0", "mt5", "tied mt5", "umt5"])
 def test_what_transformers_saved_again_is_the_same_model(tmp_path: Path, name: str) -> None:
-    model = torch_model(redraw(save_tiny_t5(tmp_path / "first", **CONFIGS[name]), seed=0))
+    model = torch_model(save_member(tmp_path / "first", name))
     model.save_pretrained(tmp_path / "again")
     batch = inputs(3, 7, 9)
     assert_close(Graphs.of(tmp_path / "again").forced(*batch), torch_logits(model, *batch))
@@ -207,93 +153,44 @@ def test_half_precision_weights_are_widened_as_transformers_does(tmp_path: Path)
     path = redraw(save_tiny_t5(tmp_path), seed=0) / "model.safetensors"
     half = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}
     save_file(half, path, metadata={"format": "pt"})
-    graphs, batch = Graphs.of(tmp_path), inputs(3, 7, 9)
-    assert_close(graphs.forced(*batch), torch_logits(graphs.torch, *batch))
+    batch = inputs(3, 7, 9)
+    assert_close(Graphs.of(tmp_path).forced(*batch), torch_logits(torch_model(tmp_path), *batch))
 
 
-def test_what_a_config_leaves_out_has_transformers_default(tmp_path: Path) -> None:
-    folder = save_tiny_t5(
-        tmp_path, feed_forward_proj="relu", tie_word_embeddings=True, relative_attention_num_buckets=32
-    )
-    redraw(folder, seed=0)
-    optional = {
-        "feed_forward_proj",
-        "tie_word_embeddings",
-        "relative_attention_num_buckets",
-        "relative_attention_max_distance",
-        "num_decoder_layers",
-    }
+@pytest.mark.parametrize(("kind", "forward"), [("t5", "relu"), ("mt5", "gated-gelu"), ("umt5", "gated-gelu")])
+def test_what_a_config_leaves_out_has_transformers_default(tmp_path: Path, kind: str, forward: str) -> None:
+    changes = {"model_type": kind, "feed_forward_proj": forward, "tie_word_embeddings": kind != "mt5"}
+    folder = redraw(save_tiny_t5(tmp_path, **changes, **distances(32, 128)), seed=0)
+    optional = {"feed_forward_proj", "tie_word_embeddings", "num_decoder_layers", *distances(0, 0)}
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in optional}))
-    graphs, batch = Graphs.of(folder), inputs(2, 150, 40)
-    assert_close(graphs.forced(*batch), torch_logits(graphs.torch, *batch))
+    batch = inputs(2, 150, 40)
+    assert_close(Graphs.of(folder).forced(*batch), torch_logits(torch_model(folder), *batch))
 
 
-def test_the_graphs_are_of_an_ir_that_old_runtimes_read(checkpoint: Path) -> None:
-    t5 = T5(Checkpoint(checkpoint))
-    assert t5.encoder().ir_version == t5.decoder().ir_version == IR_VERSION == 10
+@pytest.mark.parametrize("name", ["t5 1.0", "umt5", "tied mt5"])
+def test_only_umt5_has_a_bias_for_each_layer(tmp_path: Path, name: str) -> None:
+    graphs = Graphs.of(save_member(tmp_path, name))
+    for stack, model in (("encoder", encoder_model(graphs.t5)), ("decoder", decoder_model(graphs.t5))):
+        tables = [tensor.name for tensor in model.graph.initializer if "relative_attention_bias" in tensor.name]
+        count = getattr(graphs.architecture, "layers" if stack == "encoder" else "decoder_layers")
+        assert len(tables) == (count if name == "umt5" else 1)
+        assert all(table.startswith(f"{stack}.block.") for table in tables)
 
 
-def test_no_weight_is_stored_twice(checkpoint: Path) -> None:
-    t5 = T5(Checkpoint(checkpoint))
-    for model in (t5.encoder(), t5.decoder()):
-        large = [tensor.raw_data for tensor in model.graph.initializer if len(tensor.raw_data) > 256]
-        assert len(set(large)) == len(large)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_weight_is_stored_twice(tmp_path: Path, name: str) -> None:
+    t5 = Graphs.of(save_member(tmp_path, name)).t5
+    for build in (encoder_model, decoder_model, greedy_model):
+        large = [tensor.raw_data for tensor in build(t5).graph.initializer if len(tensor.raw_data) > 256]
+        assert len(set(large)) == len(large) > 5
 
 
-@pytest.mark.parametrize("kind", ["mt5", "bart", "umt5", None])
-def test_other_models_are_refused(tmp_path: Path, kind: str | None) -> None:
-    folder = save_tiny_t5(tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": kind}))
-    with pytest.raises(UsageError, match=f"model of type '{kind}'.*only t5") as caught:
-        T5(Checkpoint(folder))
-    assert caught.value.exit_code == 2
-
-
-@pytest.mark.parametrize("kind", ["gated-silu", "gelu", "gated-relu"])
-def test_other_activations_are_refused(tmp_path: Path, kind: str) -> None:
-    folder = save_tiny_t5(tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"feed_forward_proj": kind}))
-    with pytest.raises(UsageError, match=f"'{kind}' is not supported.*gated-gelu"):
-        T5(Checkpoint(folder))
-
-
-def transformers_bucket(offset: np.ndarray, buckets: int, far: int, *, bidirectional: bool) -> np.ndarray:
-    return T5Attention._relative_position_bucket(torch.from_numpy(offset), bidirectional, buckets, far).numpy()
-
-
-def at_an_edge(offset: np.ndarray, buckets: int, far: int, *, bidirectional: bool) -> np.ndarray:
-    """Whether a distance is where one logarithmic bucket ends and the next begins, but for rounding."""
-    one_way = buckets // 2 if bidirectional else buckets
-    exact = one_way // 2
-    place = np.log(np.maximum(np.abs(offset), 1) / exact) / np.log(far / exact) * (one_way - exact)
-    return (np.abs(place - place.round()) < 1e-5) & (np.abs(offset) > exact)
-
-
-@pytest.mark.parametrize("bidirectional", [True, False])
-@given(
-    offset=st.lists(st.integers(-2000, 2000), min_size=1, max_size=50).map(np.array),
-    buckets=st.integers(4, 64),
-    beyond=st.integers(1, 1000),
-)
-def test_buckets_are_those_of_transformers(offset: np.ndarray, buckets: int, beyond: int, bidirectional: bool) -> None:
-    far = buckets // 2 + beyond  # the largest distance lies beyond the exact buckets
-    expected = transformers_bucket(offset, buckets, far, bidirectional=bidirectional)
-    edge = at_an_edge(offset, buckets, far, bidirectional=bidirectional)
-    # the graphs look up no distance beyond the largest, so that must be its bucket's
-    for given_offset in (offset, offset.clip(-far, far)):
-        made = _bucket(given_offset, buckets, far, bidirectional=bidirectional)
-        assert np.array_equal(made[~edge], expected[~edge])
-        assert (np.abs(made - expected) <= edge).all()  # torch's and numpy's logarithms may differ in the last bit
-
-
-@pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize(("buckets", "far"), [(32, 128), (64, 256), (32, 256), (32, 64), (16, 128)])
-def test_every_bucket_of_real_models_is_that_of_transformers(buckets: int, far: int, bidirectional: bool) -> None:
-    offset = np.arange(-2 * far, 2 * far + 1)
-    made = _bucket(offset, buckets, far, bidirectional=bidirectional)
-    assert np.array_equal(made, transformers_bucket(offset, buckets, far, bidirectional=bidirectional))
-    never = {buckets // 2} if bidirectional else set()  # a key after the query is at least one step away
-    assert set(made) == set(range(buckets)) - never
+def test_a_layer_reads_its_weights_only_where_they_are_not_stored_yet(tmp_path: Path) -> None:
+    t5 = Graphs.of(save_member(tmp_path / "t5", "t5 1.0")).t5
+    with WeightFile(tmp_path / "weights.bin") as file:
+        decoder_model(t5, file)
+        written = (tmp_path / "weights.bin").stat().st_size
+        greedy_model(t5, file)
+    assert (tmp_path / "weights.bin").stat().st_size - written < 8192  # the tail of the buffer
+    assert Graph("another", file).weight("lm_head", lambda: pytest.fail("read again")) == "lm_head"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import T5ForConditionalGeneration
 from export.errors import UsageError
 from export.runtime.text import Tokenizer
 from lora_ft.export_run import export
-from lora_ft.generate import generate
+from lora_ft.generate import generate, stream
 from lora_ft.models import Model, open_model
 from lora_ft.runs import Run
 
@@ -62,10 +63,47 @@ def test_a_batch_answers_as_single_rows_do(model: Model) -> None:
     assert together == [generate(model, [text], {})[0] for text in texts]
 
 
-def test_a_bundle_says_what_it_cannot_do(tiny_run: Run, tmp_path: Path) -> None:
-    export(str(tiny_run.folder), tmp_path / "bundle")
-    with pytest.raises(UsageError, match="has no num_beams"):
-        generate(open_model(str(tmp_path / "bundle")), ["abc"], {"num_beams": 4})
+@pytest.fixture(scope="module")
+def bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("generate") / "bundle"
+    export(str(tiny_run.folder), folder)
+    return open_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "length_penalty": 0.5, "early_stopping": True},
+        {"num_beams": 2, "no_repeat_ngram_size": 2, "min_new_tokens": 5},
+        {"repetition_penalty": 1.5},
+        {"prompt_lookup": True},
+    ],
+)
+def test_a_bundle_answers_as_its_run(model: Model, bundle: Model, options: dict[str, Any]) -> None:
+    of_run = {name: value for name, value in options.items() if name != "prompt_lookup"}
+    texts = ["abc", "x", "some more words"]
+    assert generate(bundle, texts, options) == generate(model, texts, of_run)
+
+
+def test_a_bundle_samples_by_its_seed(bundle: Model) -> None:
+    first, same, other = (
+        generate(bundle, ["abc", "d"], {"do_sample": True, "temperature": 2.0, "seed": seed}) for seed in (3, 3, 4)
+    )
+    assert first == same != other
+
+
+def test_what_a_bundle_streams_is_what_it_answers(bundle: Model) -> None:
+    texts = ["abc", "x"]
+    assert "".join(stream(bundle, texts, {})).splitlines() == generate(bundle, texts, {})
+
+
+def test_what_an_engine_has_not_is_said(model: Model, bundle: Model) -> None:
+    with pytest.raises(UsageError, match="no generation option penalty_alpha"):
+        generate(bundle, ["abc"], {"penalty_alpha": 0.5})
+    with pytest.raises(UsageError, match="prompt lookup is for bundles"):
+        generate(model, ["abc"], {"prompt_lookup": True})
+    with pytest.raises(UsageError, match="cannot stream"):
+        list(stream(model, ["abc"], {}))
 
 
 def test_rows_need_a_prompt_to_go_into(tiny_base: Path, model: Model) -> None:

@@ -1,43 +1,32 @@
-"""Generation from a bundle says what transformers' greedy search says, in any batch and any order."""
+"""Generation from a bundle says what transformers' says, in any batch and any order, whole or bit by bit."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from transformers import T5ForConditionalGeneration
 
 from export.errors import UsageError
 from export.runtime import Generator
-from tests.export.oracle import (
-    END,
-    ORIGIN,
-    PAD,
-    TEXTS,
-    make_bundle,
-    ragged,
-    redraw,
-    shifted,
-    torch_greedy,
-    torch_logits,
-    torch_model,
-)
-from tests.tiny import CONFIG, save_tiny_t5
+from export.runtime.generator import BATCH_SIZE
+from export.runtime.manifest import describe_files
+from tests.export.oracle import END, ORIGIN, PAD, TEXTS, ragged, shifted, torch_greedy, torch_logits
+from tests.export.runtime.cases import Pair, words
+from tests.tiny import CONFIG
 
 LIMIT = 24
 MANY = [*TEXTS, "", "a", *(f"say: {'word ' * (i * 7 % 11)}{i}" for i in range(13))]
-Pair = tuple[Generator, T5ForConditionalGeneration]
-
-
-@pytest.fixture(scope="module", params=[1, 2, 4, 9])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """A bundle of a random checkpoint and transformers' model of it."""
-    folder = tmp_path_factory.mktemp("pair")
-    checkpoint = redraw(save_tiny_t5(folder / "checkpoint"), seed=request.param, end=2)
-    make_bundle(checkpoint, folder / "bundle")
-    return Generator.load(folder / "bundle", threads=1), torch_model(checkpoint)
+SAMPLED = {"do_sample": True, "top_k": 8}
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {"prompt_lookup": False},
+    "lookup": {"prompt_lookup": True},
+    "edited": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
+    "beams": {"num_beams": 3},
+    "beams and edits": {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 0.5},
+}
 
 
 def sources(seed: int, rows: int = 6, longest: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -46,30 +35,41 @@ def sources(seed: int, rows: int = 6, longest: int = 30) -> tuple[np.ndarray, np
     return ragged([[*rng.integers(3, CONFIG["vocab_size"], length - 1).tolist(), END] for length in lengths])
 
 
+def tokens_of(generator: Generator, texts: list[str], **options: Any) -> list[list[int]]:
+    return [answer.tokens.tolist() for answer in generator.answer(texts, **options)]
+
+
+def reopened(bundle: Path, **defaults: Any) -> Generator:
+    """A bundle whose generation_config.json says something else, as if it had been published so."""
+    path = bundle / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | defaults))
+    manifest = json.loads((bundle / "manifest.json").read_text()) | {"files": describe_files(bundle)}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return Generator.load(bundle, threads=1)
+
+
 @pytest.mark.parametrize("least", [0, 5, LIMIT])
-def test_tokens_are_those_of_transformers(pair: Pair, least: int) -> None:
-    generator, model = pair
-    for seed in range(3):
-        ids, mask = sources(seed)
-        made = generator.generate_ids(ids, mask, max_new_tokens=LIMIT, min_new_tokens=least)
-        assert made.dtype == np.int64
-        assert np.array_equal(made, torch_greedy(model, ids, mask, LIMIT, least))
+@pytest.mark.parametrize("lookup", [True, False])
+def test_tokens_are_those_of_transformers(pair: Pair, least: int, lookup: bool) -> None:
+    ids, mask = sources(least + lookup)
+    made = pair.generator.generate_ids(ids, mask, max_new_tokens=LIMIT, min_new_tokens=least, prompt_lookup=lookup)
+    assert made.dtype == np.int64
+    assert np.array_equal(made, torch_greedy(pair.torch, ids, mask, LIMIT, least))
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7])
 def test_the_limit_is_held_as_transformers_does(pair: Pair, limit: int) -> None:
-    generator, model = pair
     ids, mask = sources(3)
-    made = generator.generate_ids(ids, mask, max_new_tokens=limit)
-    assert np.array_equal(made, torch_greedy(model, ids, mask, limit))
+    made = pair.generator.generate_ids(ids, mask, max_new_tokens=limit)
+    assert np.array_equal(made, torch_greedy(pair.torch, ids, mask, limit))
     assert made.shape[1] <= limit
 
 
-def test_rows_end_with_the_end_and_then_padding(pair: Pair) -> None:
-    generator, _ = pair
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_end_with_the_end_and_then_padding(unsure: Pair, way: str) -> None:
     ended = []
-    for seed in range(4):
-        made = generator.generate_ids(*sources(seed), max_new_tokens=LIMIT)
+    for seed in range(2):
+        made = unsure.generator.generate_ids(*sources(seed), max_new_tokens=LIMIT, **WAYS[way])
         for row in made:
             ends = np.flatnonzero(row == END)
             ended.append(len(ends) > 0)
@@ -79,15 +79,16 @@ def test_rows_end_with_the_end_and_then_padding(pair: Pair) -> None:
     assert any(ended)
 
 
-def test_no_row_ends_before_the_least(generator: Generator) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_no_row_ends_before_the_least(unsure: Pair, way: str) -> None:
     ids, mask = sources(0)
-    free = generator.generate_ids(ids, mask, max_new_tokens=LIMIT)
-    held = generator.generate_ids(ids, mask, max_new_tokens=LIMIT, min_new_tokens=9)
+    free = unsure.generator.generate_ids(ids, mask, max_new_tokens=LIMIT, **WAYS[way])
+    held = unsure.generator.generate_ids(ids, mask, max_new_tokens=LIMIT, min_new_tokens=9, **WAYS[way])
     assert (free[:, :9] == END).any()
     assert not (held[:, :9] == END).any()
 
 
-def test_the_search_stops_once_every_row_has_ended(generator: Generator) -> None:
+def test_the_answers_array_is_as_wide_as_the_longest(generator: Generator) -> None:
     ids, mask = sources(0)
     free = generator.generate_ids(ids, mask, max_new_tokens=LIMIT)
     ends = [np.flatnonzero(row == END) for row in free]
@@ -97,35 +98,43 @@ def test_the_search_stops_once_every_row_has_ended(generator: Generator) -> None
     assert made.shape[1] == max(ends[i][0] for i in early) + 1
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_ids_are_answered_as_their_texts_are(unsure: Pair, way: str) -> None:
+    texts = words(1)
+    made = unsure.generator.generate_ids(*unsure.encode(texts), max_new_tokens=LIMIT, **WAYS[way])
+    answers = tokens_of(unsure.generator, texts, max_new_tokens=LIMIT, **WAYS[way])
+    assert made.tolist() == [[*tokens, *[PAD] * (made.shape[1] - len(tokens))] for tokens in answers]
+
+
 def test_scores_are_transformers_logits_of_each_token(pair: Pair) -> None:
-    generator, model = pair
     ids, mask = sources(5)
-    tokens = generator.generate_ids(ids, mask, max_new_tokens=LIMIT)
-    scores = generator.score(ids, mask, tokens)
+    tokens = pair.generator.generate_ids(ids, mask, max_new_tokens=LIMIT)
+    scores = pair.generator.score(ids, mask, tokens)
     assert scores.shape == (*tokens.shape, CONFIG["vocab_size"])
-    assert np.abs(scores - torch_logits(model, ids, mask, shifted(tokens))).max() < 1e-4
+    assert np.abs(scores - torch_logits(pair.torch, ids, mask, shifted(tokens))).max() < 1e-4
     before_the_end = np.cumsum(tokens == END, axis=1) - (tokens == END) == 0
     assert np.array_equal(scores.argmax(-1)[before_the_end], tokens[before_the_end])
 
 
-@pytest.mark.parametrize("size", [1, 3, 8, 100])
+@pytest.mark.parametrize("size", [1, 3, BATCH_SIZE, 100])
 @pytest.mark.parametrize("least", [0, 6])
 def test_answers_do_not_depend_on_the_batch(generator: Generator, size: int, least: int) -> None:
-    together = generator.generate_tokens(MANY, max_new_tokens=LIMIT, min_new_tokens=least, batch_size=size)
-    alone = [generator.generate_tokens([text], max_new_tokens=LIMIT, min_new_tokens=least)[0] for text in MANY]
+    together = tokens_of(generator, MANY, max_new_tokens=LIMIT, min_new_tokens=least, batch_size=size)
+    alone = [tokens_of(generator, [text], max_new_tokens=LIMIT, min_new_tokens=least)[0] for text in MANY]
     assert len({len(tokens) for tokens in alone}) > 1
     assert len({tuple(tokens) for tokens in alone}) > len(MANY) // 2
-    for tokens, expected in zip(together, alone, strict=True):
-        assert np.array_equal(tokens, expected)
+    assert together == alone
 
 
-def test_answers_come_in_the_order_of_their_texts(generator: Generator) -> None:
-    backwards = generator.generate(MANY[::-1], batch_size=4)
-    assert backwards[::-1] == generator.generate(MANY, batch_size=4)
+@pytest.mark.parametrize("way", WAYS)
+def test_answers_come_in_the_order_of_their_texts(generator: Generator, way: str) -> None:
+    backwards = generator.generate(MANY[::-1], batch_size=4, **WAYS[way])
+    assert backwards[::-1] == generator.generate(MANY, batch_size=4, **WAYS[way])
+    assert len(set(backwards)) > len(MANY) // 2
 
 
 def test_answers_are_the_text_of_their_tokens(generator: Generator) -> None:
-    tokens = generator.generate_tokens(MANY)
+    tokens = tokens_of(generator, MANY)
     assert generator.generate(MANY) == generator.tokenizer.decode(tokens)
     assert any("</s>" not in text and len(text) > 2 for text in generator.generate(MANY))
     for row in tokens:
@@ -133,10 +142,54 @@ def test_answers_are_the_text_of_their_tokens(generator: Generator) -> None:
         assert row[-1] == END or len(row) == ORIGIN.max_new_tokens
 
 
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_answers_to_one_text_stand_together(unsure: Pair, size: int) -> None:
+    texts, beams = words(2, 7), {"num_beams": 3, "max_new_tokens": LIMIT}
+    three = tokens_of(unsure.generator, texts, num_return_sequences=3, batch_size=size, **beams)
+    assert three[::3] == tokens_of(unsure.generator, texts, **beams)
+    sampled = tokens_of(unsure.generator, texts, num_return_sequences=3, batch_size=size, do_sample=True, top_k=1)
+    assert sampled == [tokens for tokens in tokens_of(unsure.generator, texts) for _ in range(3)]
+    assert len(unsure.generator.generate(texts, num_return_sequences=3, batch_size=size, **beams)) == 21
+    made = unsure.generator.generate_ids(*unsure.encode(texts), num_return_sequences=3, **beams)
+    assert [row[: len(tokens)] for row, tokens in zip(made.tolist(), three, strict=True)] == three
+
+
+def test_scores_are_given_where_they_are_asked_for(generator: Generator) -> None:
+    for options in ({}, SAMPLED, {"num_beams": 3}, {"repetition_penalty": 2.0}):
+        plain, scored = generator.answer(MANY, **options), generator.answer(MANY, output_scores=True, **options)
+        assert [a.tokens.tolist() for a in plain] == [a.tokens.tolist() for a in scored]
+        assert all(answer.scores is None for answer in plain)
+        for answer in scored:
+            assert answer.scores is not None
+            assert answer.scores.shape == ((1,) if "num_beams" in options else answer.tokens.shape)
+            assert (answer.scores <= 0).all()
+
+
 def test_the_bundles_limit_holds_unless_told_otherwise(generator: Generator) -> None:
-    assert generator.max_new_tokens == ORIGIN.max_new_tokens
-    assert max(map(len, generator.generate_tokens(MANY))) == ORIGIN.max_new_tokens
-    assert max(map(len, generator.generate_tokens(MANY, max_new_tokens=LIMIT))) > ORIGIN.max_new_tokens
+    assert generator.defaults["max_new_tokens"] == ORIGIN.max_new_tokens
+    assert max(map(len, tokens_of(generator, MANY))) == ORIGIN.max_new_tokens
+    assert max(map(len, tokens_of(generator, MANY, max_new_tokens=LIMIT))) > ORIGIN.max_new_tokens
+    assert tokens_of(generator, MANY, max_new_tokens=None) == tokens_of(generator, MANY)
+
+
+@pytest.mark.parametrize("name", ["beams and edits", "edited"])
+def test_options_that_a_bundle_carries_hold_unless_told_otherwise(
+    bundle: Path, generator: Generator, name: str
+) -> None:
+    plain, other = generator.generate(MANY), generator.generate(MANY, **WAYS[name])
+    assert plain != other
+    changed = reopened(bundle, **WAYS[name])
+    assert changed.generate(MANY) == other
+    assert changed.generate(MANY, **dict.fromkeys(WAYS[name])) == other
+    back = {"num_beams": 1, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "length_penalty": 1.0}
+    assert changed.generate(MANY, **back) == plain
+    assert "".join(changed.stream(MANY[2])) == other[2]
+
+
+def test_an_option_of_a_bundle_that_there_is_none_of_is_refused(bundle: Path) -> None:
+    changed = reopened(bundle, max_wit=3)
+    with pytest.raises(UsageError, match="no generation option max_wit"):
+        changed.generate(["a"])
 
 
 def test_texts_are_cut_at_the_bundles_length(generator: Generator) -> None:
@@ -144,39 +197,113 @@ def test_texts_are_cut_at_the_bundles_length(generator: Generator) -> None:
     long = "abc " * 100
     ids, mask = ragged(generator.tokenizer.encode([long], generator.source_length))
     assert ids.shape == (1, ORIGIN.source_length) and ids[0, -1] == END
-    expected = generator.generate_ids(ids, mask)[0]
-    assert np.array_equal(generator.generate_tokens([long])[0], expected)
+    expected = generator.generate_ids(ids, mask)[0].tolist()
+    assert tokens_of(generator, [long]) == [expected]
+    assert "".join(generator.stream(long)) == generator.tokenizer.decode([expected])[0]
 
 
-def test_no_texts_have_no_answers(generator: Generator) -> None:
-    assert generator.generate([]) == []
+@pytest.mark.parametrize("way", WAYS)
+def test_no_texts_have_no_answers(generator: Generator, way: str) -> None:
+    assert generator.generate([], **WAYS[way]) == []
+    assert generator.answer([], **WAYS[way]) == []
+    nothing = np.empty((0, 0), np.int64)
+    assert generator.generate_ids(nothing, nothing, **WAYS[way]).shape == (0, 0)
 
 
 def test_one_is_told_how_many_texts_are_finished(generator: Generator) -> None:
-    told: list[int] = []
-    generator.generate_tokens(MANY[:10], batch_size=4, done=told.append)
-    assert told == [4, 8, 10]
+    for copies in (1, 2):
+        told: list[int] = []
+        options = {"num_beams": 2, "num_return_sequences": copies}
+        generator.answer(MANY[:10], batch_size=4, done=told.append, **options)
+        assert told == [4, 8, 10]
 
 
 @pytest.mark.parametrize(
-    "limits",
+    ("options", "words"),
     [
-        {"max_new_tokens": 0},
-        {"max_new_tokens": -1},
-        {"min_new_tokens": -1},
-        {"min_new_tokens": 5, "max_new_tokens": 4},
-        {"min_new_tokens": ORIGIN.max_new_tokens + 1},
+        ({"max_new_tokens": 0}, r"min_new_tokens .* and max_new_tokens"),
+        ({"min_new_tokens": 5, "max_new_tokens": 4}, r"min_new_tokens .* and max_new_tokens"),
+        ({"min_new_tokens": ORIGIN.max_new_tokens + 1}, r"min_new_tokens .* and max_new_tokens"),
+        ({"num_return_sequences": 2}, "num_return_sequences 2"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"beams": 2}, "no generation option beams"),
     ],
 )
-def test_limits_out_of_range_are_refused(generator: Generator, limits: dict[str, Any]) -> None:
+def test_options_out_of_range_are_refused_before_any_work(
+    generator: Generator, options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generator.model, "step", None)
+    monkeypatch.setattr(generator.model, "greedy", None)
     for call in (
-        lambda: generator.generate_ids(*sources(0), **limits),
-        lambda: generator.generate_tokens(["a"], **limits),
-        lambda: generator.generate(["a"], **limits),
+        lambda: generator.generate_ids(*sources(0), **options),
+        lambda: generator.answer(["a"], **options),
+        lambda: generator.generate(["a"], **options),
+        lambda: next(generator.stream("a", **options)),
     ):
-        with pytest.raises(UsageError, match=r"min_new_tokens .* and max_new_tokens") as caught:
+        with pytest.raises(UsageError, match=words) as caught:
             call()
         assert caught.value.exit_code == 2
+
+
+def test_a_batch_of_no_texts_is_refused(generator: Generator) -> None:
+    with pytest.raises(UsageError, match="batch_size 0"):
+        generator.generate(["a"], batch_size=0)
+
+
+@pytest.mark.parametrize("way", [*WAYS, "sampled", "scored"])
+def test_a_stream_adds_up_to_the_answer(pair: Pair, way: str) -> None:
+    options = WAYS.get(way, {"output_scores": True}) if way != "sampled" else SAMPLED | {"seed": 3}
+    lengths = set()
+    for text in words(4, 4):
+        bits = list(pair.generator.stream(text, max_new_tokens=LIMIT, **options))
+        assert [("".join(bits))] == pair.generator.generate([text], max_new_tokens=LIMIT, **options)
+        assert all(bits)
+        lengths.add(len(bits))
+    assert len(lengths) > 1
+
+
+@pytest.mark.parametrize("way", ["greedy", "lookup", "edited"])
+def test_a_stream_of_a_least_length_adds_up_to_the_answer(pair: Pair, way: str) -> None:
+    limits, texts = {"max_new_tokens": LIMIT, "min_new_tokens": 9}, words(4, 6)
+    held = pair.generator.generate(texts, **limits, **WAYS[way])
+    assert held != pair.generator.generate(texts, max_new_tokens=LIMIT, **WAYS[way])
+    assert ["".join(pair.generator.stream(text, **limits, **WAYS[way])) for text in texts] == held
+
+
+@pytest.mark.parametrize("way", ["greedy", "lookup", "edited", "sampled"])
+def test_a_stream_comes_while_the_answer_is_made(
+    generator: Generator, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    for name in ("step", "logits", "likeliest"):
+        real = getattr(generator.model, name)
+        monkeypatch.setattr(
+            generator.model, name, lambda *args, real=real, **keys: calls.append(1) or real(*args, **keys)
+        )
+    stream = generator.stream("say: hello", max_new_tokens=LIMIT, **WAYS.get(way, SAMPLED))
+    assert calls == []
+    next(stream)
+    after_one = len(calls)
+    assert 0 < after_one < 5
+    rest = list(stream)
+    assert len(rest) > 2
+    assert len(calls) > after_one + 2
+
+
+def test_a_stream_is_of_the_first_of_several_answers(pair: Pair) -> None:
+    for options in ({"num_beams": 4}, {"do_sample": True, "seed": 7}):
+        options |= {"num_return_sequences": 3, "max_new_tokens": LIMIT}
+        for text in words(5, 4):
+            assert "".join(pair.generator.stream(text, **options)) == pair.generator.generate([text], **options)[0]
+
+
+def test_a_stream_that_is_left_does_no_harm(generator: Generator) -> None:
+    expected = generator.generate(["say: hello"])
+    one, other = generator.stream("say: hello"), generator.stream("say: hello")
+    assert next(one) == next(other)
+    one.close()
+    assert generator.generate(["say: hello"]) == expected
+    assert expected[0].endswith("".join(other))
 
 
 def test_the_number_of_threads_changes_no_answer(published: Path, generator: Generator) -> None:
@@ -184,7 +311,9 @@ def test_the_number_of_threads_changes_no_answer(published: Path, generator: Gen
     assert Generator.load(str(published)).generate(MANY) == generator.generate(MANY)
 
 
-def test_a_loaded_bundle_says_what_it_is(generator: Generator) -> None:
+def test_a_loaded_bundle_says_what_it_is(generator: Generator, published: Path) -> None:
     assert generator.prompt is not None and generator.prompt.template == "say: {text}"
     assert generator.manifest["adapter"] == "say"
-    assert generator.end == END
+    assert generator.folder == published
+    assert (generator.special.start, generator.special.end, generator.special.pad) == (PAD, END, PAD)
+    assert not {name for name in generator.defaults if name.endswith("token_id")}

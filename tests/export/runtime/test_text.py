@@ -92,6 +92,53 @@ def test_decoding_drops_padding_and_special_tokens(tokenizer: Tokenizer, word: s
     assert tokenizer.decode([np.array([*noise, *ids, *noise])]) == [word]
 
 
+def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    """The text that each id adds, "" for none."""
+    detokenize = tokenizer.stream()
+    return [detokenize(token) or "" for token in ids]
+
+
+@given(ids=st.lists(st.integers(0, 70), max_size=20))
+def test_a_stream_adds_up_to_the_text(tokenizer: Tokenizer, ids: list[int]) -> None:
+    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode([ids])[0]
+
+
+def test_a_stream_gives_text_as_it_comes(tokenizer: Tokenizer) -> None:
+    [ids] = tokenizer.encode(["two words"])
+    assert streamed(tokenizer, ids) == ["", *"two", " ", *"words", ""]
+
+
+def test_each_stream_is_one_of_its_own(tokenizer: Tokenizer) -> None:
+    [[_, *one, _], [_, *other, _]] = tokenizer.encode(["abc", "xyz"])
+    first, second = tokenizer.stream(), tokenizer.stream()
+    bits = [(first(a), second(b)) for a, b in zip(one, other, strict=True)]
+    assert ["".join(filter(None, some)) for some in zip(*bits, strict=True)] == ["abc", "xyz"]
+
+
+@pytest.fixture(scope="module")
+def of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """One byte a token, as some of the family have it: most letters take several tokens."""
+    special = ["<pad>", "</s>", "<unk>"]
+    pieces = [*special, *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())]
+    model = tokenizers.models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>")
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
+    made.add_special_tokens(special)
+    path = tmp_path_factory.mktemp("bytes") / "tokenizer.json"
+    made.save(str(path))
+    return Tokenizer(path)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=12))
+def test_a_stream_of_bytes_gives_whole_characters(of_bytes: Tokenizer, text: str) -> None:
+    [ids] = of_bytes.encode([text])
+    bits = streamed(of_bytes, ids)
+    assert len(bits) == len(text.encode()) + 1
+    assert [bit for bit in bits if bit] == list(text)
+
+
 def test_a_tokenizer_is_saved_as_it_is_used(tmp_path: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(tmp_path / "tokenizer.json")
     texts = ["a", "some words: 1, 2!"]

@@ -147,7 +147,7 @@ def test_faults_of_the_base(make_task: MakeTask, tmp_path: Path, capsys: Capture
     fails(capsys, ["train", make_task(base="./gone")], 2, "no base at", "offline")
     bart = save_tiny_t5(tmp_path / "bart")
     (bart / "config.json").write_text('{"model_type": "bart"}')
-    fails(capsys, ["train", make_task(base=str(bart))], 2, "is a 'bart'", "only t5")
+    fails(capsys, ["train", make_task(base=str(bart))], 2, "is a 'bart'", "supported: t5")
     pickled = save_tiny_t5(tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     fails(capsys, ["train", make_task(base=str(pickled))], 2, "has no *.safetensors")

@@ -1,0 +1,192 @@
+"""The graphs of a bundle, put together from the parts of a T5.
+
+    encoder  input_ids[b,s], attention_mask[b,s] -> cross.<layer>.key|value [b,heads,s,d_kv]
+    decoder  one call for tokens of any number: what beams, sampling, streaming, drafts and scoring are made of
+    greedy   the whole greedy loop in one call, by the standard operator Loop
+    rank     the likeliest tokens of a step, for beams and sampling
+    select   rows of a cache, for beams that change places and rows that are finished
+
+The cross keys and values are computed once, by the encoder (microsoft/onnxruntime PR#23949). One decoder serves the
+first step (p = 0), every later one (q = 1), drafts and whole texts (q > 1), so no weight is stored twice and no branch
+is taken at run time (a merged decoder's `If` costs latency: huggingface/optimum#530).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from export.graph import BOOL, FLOAT, INT64, Graph, WeightFile
+from export.runtime.text import END, PAD
+from export.t5 import T5, KeyValue
+
+
+def encoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
+    """The encoder with the decoder's cross-attention projections at its end."""
+    g = Graph("t5_encoder", weights)
+    ids, mask = g.input("input_ids", INT64, "b", "s"), g.input("attention_mask", INT64, "b", "s")
+    t5.cross(g, t5.encode(g, ids, mask), _outputs(g, t5, "cross", "b", "s"))
+    return g.model()
+
+
+def decoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
+    """One call of the decoder.
+
+        input_ids[b,q], positions[b,q], key_positions[b,p+q], encoder_attention_mask[sources,s],
+        past.<layer>.key|value [b,heads,p,d_kv], cross.<layer>.key|value [sources,heads,s,d_kv]
+        -> logits[b,q,vocabulary], next[b,q] (their argmax), present.<layer>.key|value [b,heads,p+q,d_kv]
+
+    Rows b = sources * k share a source, k in a row. A key whose position lies after all others is never seen, which is
+    how rejected drafts stay in the cache without being copied out of it.
+    """
+    g = Graph("t5_decoder", weights)
+    ids = g.input("input_ids", INT64, "b", "q")
+    positions = g.input("positions", INT64, "b", "q"), g.input("key_positions", INT64, "b", "t")
+    mask = g.input("encoder_attention_mask", INT64, "sources", "s")
+    past = _inputs(g, t5, "past", "b", "p")
+    cross = _inputs(g, t5, "cross", "sources", "s")
+    logits = g.output("logits", FLOAT, "b", "q", t5.architecture.vocabulary)
+    best = g.output("next", INT64, "b", "q")
+    presents = _outputs(g, t5, "present", "b", "t")
+    hidden = t5.decode(g, ids, mask, past, cross, presents, positions, grouped=True)
+    t5.head(g, hidden, logits)
+    g.op("ArgMax", logits, output=best, axis=-1, keepdims=0)
+    return g.model()
+
+
+def greedy_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
+    """Many greedy steps in one call; what it returns of the cache goes into the next call.
+
+    input_ids[b,1], encoder_attention_mask[b,s], past.…[b,heads,p,d_kv], cross.…[b,heads,s,d_kv],
+    min_new_tokens[], max_new_tokens[] -> sequences[b,n], n <= max_new_tokens, padded after </s>; present.…
+    """
+    g = Graph("t5_greedy", weights)
+    ids, mask = g.input("input_ids", INT64, "b", 1), g.input("encoder_attention_mask", INT64, "b", "s")
+    past, cross = _inputs(g, t5, "past", "b", "p"), _inputs(g, t5, "cross", "b", "s")
+    least, most = g.input("min_new_tokens", INT64), g.input("max_new_tokens", INT64)
+    presents = _outputs(g, t5, "present", "b", "t")
+    greedy_loop(g, t5, ids, mask, past, cross, (least, most), presents, g.output("sequences", INT64, "b", "n"))
+    return g.model()
+
+
+def single_model(t5: T5) -> onnx.ModelProto:
+    """Encoder and greedy loop in one graph, for callers without a runtime of ours.
+
+    input_ids[b,s], attention_mask[b,s], min_new_tokens[], max_new_tokens[] -> sequences[b,n], padded after </s>
+    """
+    g = Graph("t5_generate")
+    ids, mask = g.input("input_ids", INT64, "b", "s"), g.input("attention_mask", INT64, "b", "s")
+    least, most = g.input("min_new_tokens", INT64), g.input("max_new_tokens", INT64)
+    a = t5.architecture
+    cross = [KeyValue(f"cross.{i}.key", f"cross.{i}.value") for i in range(a.decoder_layers)]
+    t5.cross(g, t5.encode(g, ids, mask), cross)
+    batch = g.op("Shape", ids, start=0, end=1)
+    first = g.op("Expand", g.constant(np.array([[PAD]], np.int64)), g.op("Concat", batch, g.ints(1), axis=0))
+    no_past = g.op("Concat", batch, g.ints(a.heads, 0, a.d_kv), axis=0)
+    empty = g.op("Expand", g.constant(np.zeros((1, 1, 1, 1), np.float32)), no_past)
+    past = [KeyValue(empty, empty)] * a.decoder_layers
+    sequences = g.output("sequences", INT64, "b", "n")
+    greedy_loop(g, t5, first, mask, past, cross, (least, most), None, sequences)
+    return g.model()
+
+
+def select_model(t5: T5) -> onnx.ModelProto:
+    """rows[n], <layer>.key|value [b,heads,t,d_kv] -> selected.<layer>.key|value [n,heads,t,d_kv]"""
+    g = Graph("select")
+    rows = g.input("rows", INT64, "n")
+    sources = _inputs(g, t5, "", "b", "t")
+    for source, chosen in zip(sources, _outputs(g, t5, "selected", "n", "t"), strict=True):
+        g.op("Gather", source.key, rows, output=chosen.key, axis=0)
+        g.op("Gather", source.value, rows, output=chosen.value, axis=0)
+    return g.model()
+
+
+def rank_model(t5: T5) -> onnx.ModelProto:
+    """logits[b,q,vocabulary], count[1] -> log_probs[b,q,count], falling, and their tokens[b,q,count]"""
+    g = Graph("rank")
+    logits = g.input("logits", FLOAT, "b", "q", t5.architecture.vocabulary)
+    count = g.op("Min", g.input("count", INT64, 1), g.ints(t5.architecture.vocabulary))
+    outputs = [g.output("log_probs", FLOAT, "b", "q", "k"), g.output("tokens", INT64, "b", "q", "k")]
+    g.ops("TopK", g.op("LogSoftmax", logits, axis=-1), count, outputs=outputs, axis=-1)
+    return g.model()
+
+
+def greedy_loop(
+    g: Graph, t5: T5, first: str, mask: str, past: Sequence[KeyValue], cross: Sequence[KeyValue],
+    limits: tuple[str, str], presents: Sequence[KeyValue] | None, sequences: str,
+) -> None:  # fmt: skip
+    """Append the loop: each turn makes a token for every row until all have ended or the most are made.
+
+    Args:
+        g, t5: where and what.
+        first: the tokens [b,1] to go on from.
+        mask, past, cross: as `T5.decode` takes them.
+        limits: names of the least and the most new tokens, 0-D int64.
+        presents: names for the longer cache, or None where it is not wanted.
+        sequences: name for the tokens [b,n].
+    """
+    a = t5.architecture
+    none_done = g.op("ConstantOfShape", g.op("Shape", first), value=_tensor(np.array([False])))
+    g.scalar(END), g.scalar(PAD)
+    body = g.body("step")
+    turn, _ = body.input("turn", INT64), body.input("go", BOOL)
+    token, done = body.input("token", INT64, "b", 1), body.input("done", BOOL, "b", 1)
+    inner_past = _inputs(body, t5, "step.past", "b", "p")
+    inner_presents = [KeyValue(f"step.present.{i}.key", f"step.present.{i}.value") for i in range(a.decoder_layers)]
+    hidden = t5.decode(body, token, mask, inner_past, cross, inner_presents)
+    logits = t5.head(body, hidden)
+    best = body.op("ArgMax", logits, axis=-1, keepdims=0)
+    best = _without_early_end(body, logits, best, turn, limits[0])
+    emitted = body.op("Where", done, body.scalar(PAD), best)
+    ended = body.op("Or", done, body.op("Equal", emitted, body.scalar(END)))
+    all_ended = body.op("ReduceMin", body.op("Cast", ended, to=onnx.TensorProto.INT32), keepdims=0)
+    body.output(body.op("Not", body.op("Cast", all_ended, to=BOOL)), BOOL)
+    body.output(emitted, INT64, "b", 1)
+    body.output(ended, BOOL, "b", 1)
+    for present in inner_presents:
+        body.output(present.key, FLOAT, "b", a.heads, "t", a.d_kv)
+        body.output(present.value, FLOAT, "b", a.heads, "t", a.d_kv)
+    body.output(body.op("Identity", emitted), INT64, "b", 1)
+    final = [name for kv in presents for name in (kv.key, kv.value)] if presents else [None] * (2 * a.decoder_layers)
+    carried = [first, none_done, *(name for kv in past for name in (kv.key, kv.value))]
+    true = g.constant(np.array(True), "true")
+    *_, steps = g.ops("Loop", limits[1], true, *carried, outputs=[None, None, *final, None], body=body.proto())
+    g.op("Transpose", g.op("Squeeze", steps, g.ints(2)), output=sequences, perm=[1, 0])
+
+
+def _without_early_end(body: Graph, logits: str, best: str, turn: str, least: str) -> str:
+    """`best`, but not </s> while fewer than `least` tokens are made; costs nothing unless </s> was best."""
+    too_early = body.op("Less", turn, least)
+    is_end = body.op("Cast", body.op("Equal", best, body.scalar(END)), to=onnx.TensorProto.INT32)
+    some_end = body.op("Cast", body.op("ReduceMax", is_end, keepdims=0), to=BOOL)
+    other, same = body.body("other"), body.body("same")
+    before = other.op("Slice", logits, other.ints(0), other.ints(END), other.ints(2))
+    after = other.op("Slice", logits, other.ints(END + 1), other.ints(2**31), other.ints(2))
+    hidden = other.op("Slice", logits, other.ints(END), other.ints(END + 1), other.ints(2))
+    lowest = other.op("Add", hidden, other.constant(np.float32(-np.inf), "minus.infinity"))
+    without = other.op("Concat", before, lowest, after, axis=2)
+    other.output(other.op("ArgMax", without, axis=-1, keepdims=0), INT64, "b", 1)
+    same.output(same.op("Identity", best), INT64, "b", 1)
+    return body.op("If", body.op("And", too_early, some_end), then_branch=other.proto(), else_branch=same.proto())
+
+
+def _inputs(g: Graph, t5: T5, prefix: str, batch: str, length: str) -> list[KeyValue]:
+    return [KeyValue(*(g.input(name, FLOAT, batch, t5.architecture.heads, length, t5.architecture.d_kv)
+                       for name in names)) for names in _names(t5, prefix)]  # fmt: skip
+
+
+def _outputs(g: Graph, t5: T5, prefix: str, batch: str, length: str) -> list[KeyValue]:
+    return [KeyValue(*(g.output(name, FLOAT, batch, t5.architecture.heads, length, t5.architecture.d_kv)
+                       for name in names)) for names in _names(t5, prefix)]  # fmt: skip
+
+
+def _names(t5: T5, prefix: str) -> list[tuple[str, str]]:
+    """Of the keys and the values, layer by layer."""
+    stem = f"{prefix}." if prefix else ""
+    return [(f"{stem}{i}.key", f"{stem}{i}.value") for i in range(t5.architecture.decoder_layers)]
+
+
+def _tensor(array: np.ndarray) -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(array)

@@ -1,0 +1,192 @@
+"""The four graphs that Optimum's ORTModelForSeq2SeqLM and transformers.js load, by their names and axes.
+
+    encoder_model            input_ids, attention_mask -> last_hidden_state
+    decoder_model            input_ids, encoder_attention_mask, encoder_hidden_states -> logits, present.*
+    decoder_with_past_model  the same from past_key_values.* instead of hidden states, one token a row
+    decoder_model_merged     both, switched by use_cache_branch[1]
+
+They compute more and copy more than this project's own (cross keys and values travel through every call).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from export.graph import BOOL, FLOAT, INT64, Graph, save
+from export.runtime.session import open_session
+from export.runtime.text import END, PAD
+from export.t5 import T5, KeyValue
+
+NAMES = ("encoder_model", "decoder_model", "decoder_with_past_model", "decoder_model_merged")
+_MASK, _HIDDEN, _PAST = "encoder_attention_mask", "encoder_hidden_states", "past_key_values"
+
+
+def write(folder: Path, t5: T5) -> None:
+    """Write the four graphs into `folder`/onnx, where transformers.js looks for them."""
+    (folder / "onnx").mkdir()
+    for name, build in zip(NAMES, (_encoder, _decoder, _decoder_with_past, _merged), strict=True):
+        save(build(t5), folder / "onnx" / f"{name}.onnx")
+
+
+def answer_split(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) -> np.ndarray:
+    """What encoder, first decoder and decoder with past generate."""
+    encoder, first, later = (open_session(folder / "onnx" / f"{name}.onnx") for name in NAMES[:3])
+    names = [output.name for output in first.get_outputs()]
+
+    def step(tokens: np.ndarray, hidden: np.ndarray, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        session, feed = (later, past) if past else (first, {_HIDDEN: hidden})
+        wanted = [name for name in names if not past or ".encoder." not in name]
+        made = session.run(wanted, {**feed, "input_ids": tokens, _MASK: mask})
+        return dict(zip(wanted, made, strict=True))
+
+    return _generate(encoder, step, ids, mask, limit)
+
+
+def answer_merged(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) -> np.ndarray:
+    """What encoder and merged decoder generate."""
+    encoder, merged = (open_session(folder / "onnx" / f"{name}.onnx") for name in (NAMES[0], NAMES[3]))
+    names = [output.name for output in merged.get_outputs()]
+    shape = {entry.name: entry.shape[1::2] for entry in merged.get_inputs() if entry.name.startswith(_PAST)}
+    empty = {name: np.zeros((len(ids), heads, 0, width), np.float32) for name, (heads, width) in shape.items()}
+
+    def step(tokens: np.ndarray, hidden: np.ndarray, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        feed = {**(past or empty), "input_ids": tokens, _MASK: mask, _HIDDEN: hidden}
+        made = dict(zip(names, merged.run(names, feed | {"use_cache_branch": np.array([bool(past)])}), strict=True))
+        return {name: value for name, value in made.items() if not past or ".encoder." not in name}
+
+    return _generate(encoder, step, ids, mask, limit)
+
+
+def _generate(
+    encoder: ort.InferenceSession, step: Callable[..., dict[str, np.ndarray]], ids: np.ndarray, mask: np.ndarray,
+    limit: int,
+) -> np.ndarray:  # fmt: skip
+    (hidden,) = encoder.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
+    tokens, made = np.full((len(ids), 1), PAD), list[np.ndarray]()
+    past: dict[str, np.ndarray] = {}
+    done = np.zeros((len(ids), 1), bool)
+    while len(made) < limit and not done.all():
+        out = step(tokens, hidden, past)
+        past = past | {name.replace("present", _PAST): value for name, value in out.items() if name != "logits"}
+        tokens = np.where(done, PAD, out["logits"][:, -1:].argmax(-1))
+        done = done | (tokens == END)
+        made.append(tokens)
+    return np.concatenate(made, axis=1)
+
+
+def _encoder(t5: T5) -> onnx.ModelProto:
+    g = Graph("encoder_model")
+    ids, mask = (
+        g.input(name, INT64, "batch_size", "encoder_sequence_length") for name in ("input_ids", "attention_mask")
+    )
+    hidden = t5.encode(g, ids, mask)
+    output = g.output("last_hidden_state", FLOAT, "batch_size", "encoder_sequence_length", t5.architecture.d_model)
+    g.op("Identity", hidden, output=output)
+    return g.model()
+
+
+def _decoder(t5: T5) -> onnx.ModelProto:
+    g = Graph("decoder_model")
+    ids, mask, hidden = _inputs(g, t5, "decoder_sequence_length")
+    own, cross = _presents(g, t5, "decoder"), _presents(g, t5, "encoder")
+    _first_step(g, t5, ids, mask, hidden, own, cross, _logits(g, t5))
+    return g.model()
+
+
+def _decoder_with_past(t5: T5) -> onnx.ModelProto:
+    g = Graph("decoder_with_past_model")
+    mask = g.input(_MASK, INT64, "batch_size", "encoder_sequence_length")
+    ids = g.input("input_ids", INT64, "batch_size", 1)
+    past, cross = _pasts(g, t5, "decoder"), _pasts(g, t5, "encoder")
+    t5.head(g, t5.decode(g, ids, mask, past, cross, _presents(g, t5, "decoder")), _logits(g, t5))
+    return g.model()
+
+
+def _merged(t5: T5) -> onnx.ModelProto:
+    g = Graph("decoder_model_merged")
+    ids, mask, hidden = _inputs(g, t5, "decoder_sequence_length")
+    past, crossed = _pasts(g, t5, "decoder"), _pasts(g, t5, "encoder")
+    switch = g.op("Squeeze", g.input("use_cache_branch", BOOL, 1), g.ints(0))
+    logits, own, cross = _logits(g, t5), _presents(g, t5, "decoder"), _presents(g, t5, "encoder")
+
+    first = g.body("first")
+    made_own, made_cross = _named(t5, "first.decoder"), _named(t5, "first.encoder")
+    _declare(first, t5, _first_step(first, t5, ids, mask, hidden, made_own, made_cross, None), made_own, made_cross)
+
+    later = g.body("later")
+    made_own, made_cross = _named(t5, "later.decoder"), _named(t5, "later.encoder")
+    made = t5.head(later, t5.decode(later, ids, mask, past, crossed, made_own))
+    a = t5.architecture
+    nothing = later.constant(np.zeros((0, a.heads, 1, a.d_kv), np.float32), "nothing")
+    for name in _flat(made_cross):  # those who call keep what the first step gave them, so nothing is copied
+        later.op("Identity", nothing, output=name)
+    _declare(later, t5, made, made_own, made_cross)
+
+    outputs = [logits, *_flat(own), *_flat(cross)]
+    g.ops("If", switch, outputs=outputs, then_branch=later.proto(), else_branch=first.proto())
+    return g.model()
+
+
+def _declare(g: Graph, t5: T5, logits: str, own: Sequence[KeyValue], cross: Sequence[KeyValue]) -> None:
+    """Make these the outputs of a branch."""
+    a = t5.architecture
+    g.output(logits, FLOAT, "b", "q", a.vocabulary)
+    for name in (*_flat(own), *_flat(cross)):
+        g.output(name, FLOAT, "b", a.heads, "t", a.d_kv)
+
+
+def _first_step(
+    g: Graph, t5: T5, ids: str, mask: str, hidden: str, own: Sequence[KeyValue], cross: Sequence[KeyValue],
+    logits: str | None,
+) -> str:  # fmt: skip
+    a = t5.architecture
+    t5.cross(g, hidden, cross)
+    shape = g.op("Concat", g.op("Shape", ids, start=0, end=1), g.ints(a.heads, 0, a.d_kv), axis=0)
+    empty = g.op("Expand", g.constant(np.zeros((1, 1, 1, 1), np.float32), "zero"), shape)
+    past = [KeyValue(empty, empty)] * a.decoder_layers
+    return t5.head(g, t5.decode(g, ids, mask, past, cross, own), logits)
+
+
+def _inputs(g: Graph, t5: T5, length: str) -> tuple[str, str, str]:
+    """(input_ids, encoder_attention_mask, encoder_hidden_states)"""
+    mask = g.input(_MASK, INT64, "batch_size", "encoder_sequence_length")
+    ids = g.input("input_ids", INT64, "batch_size", length)
+    width = t5.architecture.d_model
+    return ids, mask, g.input(_HIDDEN, FLOAT, "batch_size", "encoder_sequence_length", width)
+
+
+def _logits(g: Graph, t5: T5) -> str:
+    return g.output("logits", FLOAT, "batch_size", "decoder_sequence_length", t5.architecture.vocabulary)
+
+
+def _pasts(g: Graph, t5: T5, side: str) -> list[KeyValue]:
+    length = "past_decoder_sequence_length" if side == "decoder" else "encoder_sequence_length_out"
+    names = [KeyValue(f"past_key_values.{i}.{side}.key", f"past_key_values.{i}.{side}.value") for i in _layers(t5)]
+    for name in _flat(names):
+        g.input(name, FLOAT, "batch_size", t5.architecture.heads, length, t5.architecture.d_kv)
+    return names
+
+
+def _presents(g: Graph, t5: T5, side: str) -> list[KeyValue]:
+    length = "past_decoder_sequence_length + 1" if side == "decoder" else "encoder_sequence_length_out"
+    names = [KeyValue(f"present.{i}.{side}.key", f"present.{i}.{side}.value") for i in _layers(t5)]
+    for name in _flat(names):
+        g.output(name, FLOAT, "batch_size", t5.architecture.heads, length, t5.architecture.d_kv)
+    return names
+
+
+def _named(t5: T5, stem: str) -> list[KeyValue]:
+    return [KeyValue(f"{stem}.{i}.key", f"{stem}.{i}.value") for i in _layers(t5)]
+
+
+def _layers(t5: T5) -> range:
+    return range(t5.architecture.decoder_layers)
+
+
+def _flat(names: Sequence[KeyValue]) -> list[str]:
+    return [name for kv in names for name in (kv.key, kv.value)]

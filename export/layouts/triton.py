@@ -1,0 +1,45 @@
+"""A Triton model repository around the single file: its ONNX Runtime backend generates without Python.
+
+NAME/config.pbtxt, NAME/1/model.onnx
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from export.layouts.single import MODEL
+
+
+def write_triton(folder: Path, name: str, max_new_tokens: int) -> None:
+    """Add the repository to a folder with generate.onnx.
+
+    Args:
+        folder: of the layout "single".
+        name: of the model in Triton.
+        max_new_tokens: what the task's limit is; a request says its own.
+    """
+    version = folder / name / "1"
+    version.mkdir(parents=True)
+    for file in folder.glob(f"{MODEL}*"):
+        # external data is found by the name that the graph says
+        shutil.copyfile(file, version / ("model.onnx" if file.name == MODEL else file.name))
+    inputs = [("input_ids", "-1, -1"), ("attention_mask", "-1, -1"), ("min_new_tokens", ""), ("max_new_tokens", "")]
+    entry = '  {{ name: "{}" data_type: TYPE_INT64 dims: [ {} ]{} }}'
+    scalar = " reshape: { shape: [ ] }"  # Triton has no 0-D tensors: a request gives one value
+    listed = [entry.format(key, dims or "1", "" if dims else scalar) for key, dims in inputs]
+    lines = [
+        f'name: "{name}"',
+        'backend: "onnxruntime"',
+        "# batches come padded with 0; one token sequence a row comes back, ending with 1",
+        "max_batch_size: 0",
+        f"# max_new_tokens of the task: {max_new_tokens}; min_new_tokens: 0",
+        "input [",
+        ",\n".join(listed),
+        "]",
+        "output [",
+        entry.format("sequences", "-1, -1", ""),
+        "]",
+        "",
+    ]
+    (folder / name / "config.pbtxt").write_text("\n".join(lines), encoding="utf-8")

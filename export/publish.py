@@ -1,0 +1,132 @@
+"""A model built in one or several precisions and compared with PyTorch; one of them is published, or none."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from export.architecture import Architecture
+from export.bundle import Origin, assemble, read_model, seal
+from export.checkpoint import Checkpoint
+from export.files import folder_size, refuse_existing, staged_folder
+from export.layouts import write_layout
+from export.layouts.triton import write_triton
+from export.parity import Probe, Reference, Report, compare, require
+from export.precision import FP32, Precision
+from export.runtime import manifest
+from export.runtime.generator import Generator
+from export.runtime.text import Tokenizer
+from export.smooth import Folded, Sample, calibrate
+from export.t5 import T5, Weights
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A bundle that could be published.
+
+    Attributes:
+        precision: of it.
+        t5: the model as its graphs were built from it.
+        generator: to try it with.
+        report: how it compares with PyTorch; of fp32, a comparison that passed.
+        bytes: its size.
+    """
+
+    precision: Precision
+    t5: T5
+    generator: Generator
+    report: Report
+    bytes: int
+
+
+# From all candidates, fp32 first: the one to publish, and what to say in the manifest of how it was chosen.
+Choose = Callable[[Sequence[Candidate]], tuple[Candidate, Mapping[str, Any]]]
+
+
+def take_last(candidates: Sequence[Candidate]) -> tuple[Candidate, Mapping[str, Any]]:
+    """The last candidate, unjudged."""
+    return candidates[-1], {}
+
+
+def write_bundle(
+    checkpoint: Path, tokenizer: Tokenizer, origin: Origin, references: Iterable[Reference], probe: Reference,
+    out: Path, *, layout: str = "bundle", triton: bool = False, scaled: bool | None = None,
+    precisions: Sequence[Precision] = (FP32,), samples: Iterable[Sample] = (), choose: Choose = take_last,
+    overwrite: bool = False, progress: Callable[[str], None] = lambda stage: None,
+) -> Candidate:  # fmt: skip
+    """Build the bundle of a checkpoint in some precisions, compare all with PyTorch and publish one.
+
+    Args:
+        checkpoint: transformers folder (config.json, *.safetensors).
+        tokenizer: the one its prompts are encoded with.
+        origin: what to say of it, and its prompt.
+        references: PyTorch's answers on rows of the task.
+        probe: and on sentences that may travel with the bundle, for `lora-ft verify`.
+        out: folder to make.
+        layout: "bundle", or one of `export.layouts`.
+        triton: around the layout "single", also write a Triton model repository.
+        scaled: whether PyTorch scales the hidden state before the head; by default what config.json says.
+        precisions: to build besides fp32, which is always built, as it proves the graphs.
+        samples: rows to calibrate precisions with that round.
+        choose: picks the one to publish, or raises LoraFtError to publish none.
+        overwrite: replace `out` where it exists.
+        progress: told the name of each stage as it begins.
+
+    Returns:
+        What was published.
+
+    Raises:
+        UsageError: `out` exists, or the checkpoint is no T5.
+        LoraFtError: the fp32 graphs differ from PyTorch, or none was chosen; nothing is left behind.
+    """
+    refuse_existing(out, overwrite=overwrite)
+    progress("building the graphs")
+    architecture, weights = read_model(checkpoint)
+    if scaled is not None:
+        architecture = replace(architecture, output_scale=architecture.d_model**-0.5 if scaled else 1.0)
+    with staged_folder(out, overwrite=overwrite) as staging, tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
+        build = _Builder(Path(scratch), architecture, weights, tokenizer, origin)
+        candidates = [build(FP32, weights, references := list(references))]
+        require(candidates[0].report)
+        if rounded := [precision for precision in precisions if precision != FP32]:
+            progress("calibrating")
+            peaks = calibrate(architecture, weights, samples)
+            for precision in rounded:
+                progress(f"building {precision}")
+                folded = Folded(architecture, weights, peaks, precision.storage)
+                candidates.append(build(precision, folded, references))
+        chosen, why = choose(candidates)
+        kept = Probe.of(probe)
+        kept.write(chosen.generator.folder / manifest.PROBE)
+        found = {"parity": chosen.report.as_dict(), "probe": kept.check(chosen.generator).as_dict()}
+        content = {**chosen.generator.manifest, **found, **why}
+        if layout == "bundle":
+            seal(chosen.generator.folder, content, staging, prompt_lookup=chosen.report.lookup_is_lossless)
+        else:
+            progress(f"writing the layout {layout}")
+            write_layout(layout, staging, chosen.t5, chosen.generator, checkpoint, references, content)
+            if triton:
+                write_triton(staging, out.name, origin.max_new_tokens)
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Assembles one model in a folder for each precision and compares it."""
+
+    scratch: Path
+    architecture: Architecture
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    origin: Origin
+
+    def __call__(self, precision: Precision, weights: Weights, references: Sequence[Reference]) -> Candidate:
+        folder = self.scratch / str(precision)
+        folder.mkdir()
+        config = self.checkpoint.config
+        t5 = T5(self.architecture, weights, precision.storage)
+        generator = assemble(folder, t5, str(precision), config, self.tokenizer, self.origin)
+        return Candidate(precision, t5, generator, compare(generator, references), folder_size(folder))

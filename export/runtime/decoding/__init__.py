@@ -1,0 +1,33 @@
+"""The ways to choose tokens, one module each behind one signature, and which of them some options ask for.
+
+greedy    the likeliest token, many steps in one call of the graph's own loop
+lookup    the same tokens, several a call: drafts from the source are checked (prompt lookup)
+stepwise  a token a call: sampling, edited logits, streaming, scores
+beam      beam search
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from export.runtime.decoding import beam, greedy, lookup, stepwise
+from export.runtime.decoding.piece import Piece, Special
+from export.runtime.model import Model, Source
+from export.runtime.options import Options
+
+Strategy = Callable[[Model, Source, Sequence[np.ndarray], Options, Special], Iterator[Piece]]
+
+__all__ = ["Piece", "Special", "Strategy", "strategy"]
+
+
+def strategy(options: Options, *, stream: bool = False) -> Strategy:
+    """What generates under these options; with `stream`, tokens come as soon as they are chosen."""
+    if options.num_beams > 1:
+        return beam.search
+    if not options.plain:
+        return stepwise.search
+    if options.prompt_lookup and not options.min_new_tokens:
+        return lookup.search
+    return stepwise.search if stream else greedy.search

@@ -1,0 +1,130 @@
+"""Beam search, decision for decision that of transformers' `_beam_search`, with each source on its own.
+
+There, a source whose beams can no longer improve is frozen until all others are; here it leaves the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from export.runtime.decoding.piece import Piece, Special
+from export.runtime.model import Cache, Model, Source
+from export.runtime.options import Options
+from export.runtime.processors import Processor, log_softmax, processors
+from export.runtime.text import trim
+
+_WORST = np.float32(-1e9)
+
+
+def search(
+    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: Special
+) -> Iterator[Piece]:
+    """The best of the answers that `num_beams` beams find, `num_return_sequences` of them for each source."""
+    beams = options.num_beams
+    edits = processors(options, special.end)
+    numbers = np.arange(source.rows)
+    cache = model.empty(source.rows * beams)
+    running = np.full((source.rows, beams, 1), special.start)
+    scores = np.zeros((source.rows, beams), np.float32)
+    scores[:, 1:] = _WORST  # all beams begin alike: only the first may go on at first
+    finished = _Finished.none(source.rows, options, special)
+    while len(numbers):
+        made = running.shape[2] - 1
+        log_probs, tokens = _candidates(model, source, cache, running.reshape(-1, made + 1), 2 * beams, edits)
+        total = log_probs.reshape(len(numbers), -1) + np.repeat(scores, log_probs.shape[1], axis=1)
+        best = _top(total, 2 * beams)
+        total = np.take_along_axis(total, best, axis=1)
+        parent, token = best // log_probs.shape[1], np.take_along_axis(tokens.reshape(len(numbers), -1), best, axis=1)
+        extended = np.concatenate([_of_beams(running, parent), token[..., None]], axis=2)
+        ended = (token == special.end) | (made + 1 == options.max_new_tokens)
+        open_total = total + ended * _WORST
+        kept = _top(open_total, beams)
+        finished.add(extended, total, ended)
+        running, scores = _of_beams(extended, kept), np.take_along_axis(open_total, kept, axis=1)
+        going = finished.may_improve(scores[:, 0], made + 1) & ~ended.all(axis=1)
+        for row in np.flatnonzero(~going):
+            for rank in range(options.num_return_sequences):
+                answer = int(numbers[row]) * options.num_return_sequences + rank
+                yield Piece(answer, trim(finished.tokens[row, rank, 1:], special.end), finished.scores[row, rank, None])
+        origin = np.take_along_axis(parent, kept, axis=1) + beams * np.arange(len(numbers))[:, None]
+        rows = np.flatnonzero(going)
+        if len(rows) and not np.array_equal(order := origin[rows].reshape(-1), np.arange(len(cache.positions))):
+            model.select_cache(cache, order)
+        if 0 < len(rows) < len(numbers):
+            source = model.select_source(source, rows)
+        numbers, running, scores, finished = numbers[rows], running[rows], scores[rows], finished.of(rows)
+
+
+class _Finished:
+    """The best ended answers of each source, `num_beams` of them, with length-penalised scores."""
+
+    def __init__(self, options: Options, tokens: np.ndarray, scores: np.ndarray, real: np.ndarray, hope: np.ndarray):
+        self._options = options
+        self.tokens = tokens  # [b, beams, max_new_tokens + 1]
+        self.scores = scores  # [b, beams]
+        self._real = real  # [b, beams]: not just a place held
+        self._hope = hope  # [b]: whether a running beam may still beat the worst of these
+
+    @classmethod
+    def none(cls, rows: int, options: Options, special: Special) -> _Finished:
+        shape = rows, options.num_beams
+        tokens = np.full((*shape, options.max_new_tokens + 1), special.pad)
+        return cls(options, tokens, np.full(shape, _WORST), np.zeros(shape, bool), np.ones(rows, bool))
+
+    def of(self, rows: np.ndarray) -> _Finished:
+        return _Finished(self._options, self.tokens[rows], self.scores[rows], self._real[rows], self._hope[rows])
+
+    def add(self, extended: np.ndarray, total: np.ndarray, ended: np.ndarray) -> None:
+        """Take in those that just ended [b, 2*beams] among the first `num_beams`."""
+        beams, made = self._options.num_beams, extended.shape[2] - 1
+        just = ended & (np.arange(ended.shape[1]) < beams)
+        full = self._real.all(axis=1, keepdims=True) & (self._options.early_stopping is True)
+        score = total / np.float32(made**self._options.length_penalty)
+        score = score + full * _WORST + ~self._hope[:, None] * _WORST + ~just * _WORST
+        filled = np.full((*ended.shape, self.tokens.shape[2]), 0)
+        filled[:, :, : extended.shape[2]] = extended
+        merged = np.concatenate([self.scores, score], axis=1)
+        best = _top(merged, beams)
+        self.tokens = _of_beams(np.concatenate([self.tokens, filled], axis=1), best)
+        self.scores = np.take_along_axis(merged, best, axis=1)
+        self._real = np.take_along_axis(np.concatenate([self._real, just], axis=1), best, axis=1)
+
+    def may_improve(self, running: np.ndarray, made: int) -> np.ndarray:
+        """Whether each source [b] should go on, given its best running score [b] after `made` tokens."""
+        o = self._options
+        length = o.max_new_tokens if o.early_stopping == "never" and o.length_penalty > 0 else made
+        worst = np.where(self._real, self.scores.min(axis=1, keepdims=True), _WORST)
+        self._hope = self._hope & ((running / np.float32(length**o.length_penalty))[:, None] > worst).any(axis=1)
+        return self._hope & ~(self._real.all(axis=1) & (o.early_stopping is True))
+
+
+def _candidates(
+    model: Model, source: Source, cache: Cache, tokens: np.ndarray, count: int, edits: list[Processor]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(log-probabilities, tokens) of each row's likeliest next tokens [b, count]."""
+    last = tokens[:, -1:], np.full((len(tokens), 1), tokens.shape[1] - 1)
+    if not edits:
+        return model.likeliest(source, cache, *last, count)
+    log_probs = log_softmax(model.logits(source, cache, *last)[:, -1])
+    for edit in edits:
+        log_probs = edit(tokens, log_probs)
+    best = _top(log_probs, count)
+    return np.take_along_axis(log_probs, best, axis=1), best
+
+
+def _of_beams(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """values [b, n, t] of the places [b, k] -> [b, k, t]."""
+    return np.take_along_axis(values, chosen[..., None], axis=1)
+
+
+def _top(values: np.ndarray, count: int) -> np.ndarray:
+    """Places [b, count] of the largest of [b, n], in falling order."""
+    count = min(count, values.shape[1])
+    some = np.argpartition(-values, count - 1, axis=1)[:, :count] if count < values.shape[1] else None
+    if some is None:
+        return np.argsort(-values, axis=1, kind="stable")
+    some = np.sort(some, axis=1)
+    order = np.argsort(-np.take_along_axis(values, some, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(some, order, axis=1)

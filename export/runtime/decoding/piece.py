@@ -1,0 +1,31 @@
+"""What decoding puts out: some tokens of one answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Special:
+    """Tokens that have a meaning of their own: the decoder's first one, the last one, and what fills up."""
+
+    start: int
+    end: int
+    pad: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next tokens of an answer.
+
+    Attributes:
+        answer: its number, source * num_return_sequences + its rank.
+        tokens: int64 [k], not beyond </s>.
+        scores: log-probabilities [k], or for beams the answer's score [1]; None where none were asked for.
+    """
+
+    answer: int
+    tokens: np.ndarray
+    scores: np.ndarray | None = None

@@ -1,0 +1,76 @@
+"""One token a call: sampling, greedy search over edited logits, scores, streaming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from export.runtime.decoding.piece import Piece, Special
+from export.runtime.model import Cache, Model, Source
+from export.runtime.options import Options
+from export.runtime.processors import Processor, log_softmax, processors, softmax
+
+
+def search(
+    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: Special
+) -> Iterator[Piece]:
+    """Tokens as the options choose them; a source leaves the batch when all its answers have ended."""
+    copies = options.num_return_sequences
+    rng = np.random.default_rng(options.seed)
+    edits = processors(options, special.end)
+    answers = np.arange(source.rows * copies)
+    cache = model.empty(len(answers))
+    tokens = np.full((len(answers), 1), special.start)
+    going = np.ones(len(answers), bool)
+    while going.any() and tokens.shape[1] <= options.max_new_tokens:
+        chosen, scores = _next(model, source, cache, tokens, options, edits, rng)
+        for i in np.flatnonzero(going):
+            yield Piece(int(answers[i]), chosen[i : i + 1], scores[i : i + 1] if options.output_scores else None)
+        going = going & (chosen != special.end)
+        tokens = np.concatenate([tokens, np.where(going, chosen, special.pad)[:, None]], axis=1)
+        wanted = going.reshape(-1, copies).any(axis=1)
+        if going.any() and not wanted.all():
+            kept = np.flatnonzero(np.repeat(wanted, copies))
+            source = model.select_source(source, np.flatnonzero(wanted))
+            model.select_cache(cache, kept)
+            answers, tokens, going = answers[kept], tokens[kept], going[kept]
+
+
+def _next(
+    model: Model, source: Source, cache: Cache, tokens: np.ndarray, options: Options, edits: list[Processor],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The next token of each row [b], and its log-probability."""
+    last = tokens[:, -1:], np.full((len(tokens), 1), tokens.shape[1] - 1)
+    if options.plain and not edits:
+        return model.step(source, cache, *last)[:, -1], np.empty(len(tokens))
+    candidates = options.top_k if options.do_sample else 1
+    if edits or not candidates:
+        logits = model.logits(source, cache, *last)[:, -1]
+        for edit in edits:
+            logits = edit(tokens, logits)
+        kinds = np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
+        if candidates:  # the likeliest few, as below
+            kinds = np.argpartition(-logits, min(candidates, logits.shape[1]) - 1, axis=1)[:, :candidates]
+        scores = np.take_along_axis(logits, kinds, axis=1)
+        if not options.do_sample:
+            scores = np.take_along_axis(log_softmax(logits), kinds, axis=1)
+    else:
+        scores, kinds = model.likeliest(source, cache, *last, candidates)
+    place, score = _sample(scores, options, rng) if options.do_sample else (np.zeros(len(tokens), int), scores[:, 0])
+    return np.take_along_axis(kinds, place[:, None], axis=1)[:, 0], score
+
+
+def _sample(scores: np.ndarray, options: Options, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(place [b] of what was drawn among the candidates [b, k], its log-probability among them)."""
+    scores = np.asarray(scores, np.float64) / options.temperature
+    if options.top_p < 1:  # the fewest of the likeliest whose probabilities reach top_p together (arXiv 1904.09751)
+        order = np.argsort(-scores, axis=1, kind="stable")
+        probabilities = softmax(np.take_along_axis(scores, order, axis=1))
+        before = np.cumsum(probabilities, axis=1) - probabilities
+        removed = np.empty(scores.shape, bool)
+        np.put_along_axis(removed, order, before >= options.top_p, axis=1)
+        scores = np.where(removed, -np.inf, scores)
+    place = (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)  # draws from their softmax
+    return place, np.take_along_axis(log_softmax(scores), place[:, None], axis=1)[:, 0]

@@ -1,0 +1,105 @@
+"""How to generate, by the names and with the defaults of transformers' GenerationConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from export.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of one generation.
+
+    Attributes:
+        max_new_tokens, min_new_tokens: limits of an answer; no </s> before the least.
+        num_beams: of beam search; 1 is greedy search or sampling.
+        num_return_sequences: answers to each text.
+        length_penalty, early_stopping: of beam search.
+        do_sample, temperature, top_k, top_p, seed: of sampling; top_k 0 is no limit.
+        repetition_penalty, no_repeat_ngram_size: against repetition; 1.0 and 0 are none.
+        bad_words_ids: token sequences that must not be made.
+        suppress_tokens, begin_suppress_tokens: tokens that must not be made, at all or at first.
+        forced_bos_token_id, forced_eos_token_id: the first token, the last where the limit is reached.
+        prompt_lookup: draft tokens from the source and check them, where greedy search allows it.
+        output_scores: also the log-probability of every token (beam search: the score of the answer).
+
+    Raises:
+        UsageError: a value is out of its range, or two exclude each other.
+    """
+
+    max_new_tokens: int = 20
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    seed: int = 0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
+    prompt_lookup: bool = False
+    output_scores: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise UsageError(
+                f"min_new_tokens {self.min_new_tokens} and max_new_tokens {self.max_new_tokens} "
+                "need 0 <= min <= max, max >= 1"
+            )
+        for name, least in (("num_beams", 1), ("num_return_sequences", 1), ("top_k", 0), ("no_repeat_ngram_size", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} {getattr(self, name)} is less than {least}")
+        for name in ("temperature", "repetition_penalty"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} {getattr(self, name)} is not greater than 0")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p {self.top_p} is not in 0..1")
+        if self.early_stopping not in (True, False, "never"):
+            raise UsageError(f"early_stopping {self.early_stopping!r} is not true, false or never")
+        if self.do_sample and self.num_beams > 1:
+            raise UsageError("do_sample and num_beams exclude each other here", "choose sampling or beams")
+        if self.num_return_sequences > max(1, self.num_beams) and not self.do_sample:
+            raise UsageError(
+                f"num_return_sequences {self.num_return_sequences} wants as many beams, or do_sample",
+                f"num_beams is {self.num_beams}",
+            )
+        if any(not words for words in self.bad_words_ids):
+            raise UsageError("bad_words_ids has an empty sequence")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Options:
+        """Options from a mapping; lists become tuples, and None is the default.
+
+        Raises:
+            UsageError: a name is unknown, or as the class.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise UsageError(
+                f"there is no generation option {', '.join(unknown)}", f"there are {', '.join(sorted(known))}"
+            )
+        return cls(**{name: _frozen(value) for name, value in values.items() if value is not None})
+
+    @property
+    def plain(self) -> bool:
+        """Whether each token is simply the most likely one, so that the loop may run inside the graph."""
+        forced = self.forced_bos_token_id is not None or self.forced_eos_token_id is not None
+        banned = any((self.no_repeat_ngram_size, self.bad_words_ids, self.suppress_tokens, self.begin_suppress_tokens))
+        edited = forced or banned or self.repetition_penalty != 1.0
+        return not (edited or self.do_sample or self.output_scores or self.num_beams > 1)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

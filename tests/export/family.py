@@ -1,0 +1,195 @@
+"""Small models from all over the T5 family, and their graphs under ONNX Runtime behind arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from export.architecture import Architecture
+from export.bundle import read_model
+from export.graphs import decoder_model, encoder_model, greedy_model, single_model
+from export.precision import FP32, Precision
+from export.runtime.session import open_session
+from export.t5 import T5, Weights
+from tests.export.oracle import END, PAD, redraw
+from tests.tiny import CONFIG, save_tiny_t5
+
+Arrays = dict[str, np.ndarray]
+
+# transformers 5 takes no two sizes of stack in `generate`, ties and scales umt5 always, and never scales mt5.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "t5 1.1 and flan": {},
+    "t5 1.0": {
+        "feed_forward_proj": "relu",
+        "tie_word_embeddings": True,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+    },
+    "byt5": {"num_layers": 3, "num_decoder_layers": 1, "vocab_size": 96, "d_ff": 56},
+    "mt5": {"model_type": "mt5", "num_heads": 2, "d_kv": 16, "d_model": 20},
+    "tied mt5": {
+        "model_type": "mt5",
+        "tie_word_embeddings": True,
+        "transformers_version": transformers.__version__,
+        "relative_attention_num_buckets": 12,
+        "relative_attention_max_distance": 15,
+    },
+    "umt5": {"model_type": "umt5", "tie_word_embeddings": True, "num_layers": 3, "num_decoder_layers": 3},
+    "tied gated-gelu": {
+        "tie_word_embeddings": True,
+        "num_heads": 5,
+        "d_kv": 4,
+        "d_model": 24,
+        "relative_attention_num_buckets": 16,
+        "relative_attention_max_distance": 40,
+    },
+    "untied relu": {
+        "feed_forward_proj": "relu",
+        "num_layers": 1,
+        "num_decoder_layers": 1,
+        "relative_attention_num_buckets": 4,
+        "relative_attention_max_distance": 6,
+    },
+    "gated-silu": {"feed_forward_proj": "gated-silu", "num_layers": 4, "num_decoder_layers": 4, "num_heads": 1},
+    "gated-relu": {"feed_forward_proj": "gated-relu", "layer_norm_epsilon": 1e-3},
+}
+
+
+def save_member(folder: Path, name: str, seed: int = 3, end: float = 1.0) -> Path:
+    """The checkpoint of one of CONFIGS, with weights as `redraw` makes them.
+
+    A tied head's embedding is made small: else a token stands out in its own hidden state, and is its own successor.
+    """
+    redraw(save_tiny_t5(folder, **CONFIGS[name]), seed, end)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    if "lm_head.weight" not in weights:
+        weights["shared.weight"] *= 0.2
+        weights["shared.weight"][END] *= end
+        save_file(weights, path, metadata={"format": "pt"})
+    return folder
+
+
+def inputs(b: int, s: int, t: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sources, a mask of rows of unlike lengths (the first is whole), and decoder inputs."""
+    rng = np.random.default_rng(seed)
+    mask = (np.arange(s) < rng.integers(1, s + 1, b)[:, None]).astype(np.int64)
+    mask[0] = 1
+    decoder_ids = rng.integers(2, CONFIG["vocab_size"], (b, t))
+    decoder_ids[:, 0] = PAD
+    return np.where(mask, rng.integers(2, CONFIG["vocab_size"], (b, s)), PAD), mask, decoder_ids
+
+
+def assert_close(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-4) -> None:
+    """Logits of these models reach 60."""
+    assert a.shape == b.shape
+    assert np.abs(a - b).max() < tolerance
+
+
+class Graphs:
+    """The graphs of a model, each built when it is first used.
+
+    Args:
+        architecture, weights: of the model.
+        precision: how it is stored.
+    """
+
+    def __init__(self, architecture: Architecture, weights: Weights, precision: Precision = FP32) -> None:
+        self.architecture = architecture
+        self.t5 = T5(architecture, weights, precision.storage)
+        self._names = [f"{i}.{kind}" for i in range(architecture.decoder_layers) for kind in ("key", "value")]
+
+    @classmethod
+    def of(cls, folder: Path, precision: Precision = FP32) -> Graphs:
+        return cls(*read_model(folder), precision)
+
+    def encode(self, ids: np.ndarray, mask: np.ndarray) -> Arrays:
+        """The decoder's inputs that stay the same."""
+        names = [f"cross.{name}" for name in self._names]
+        cross = self._encoder.run(names, {"input_ids": ids, "attention_mask": mask})
+        return dict(zip(names, cross, strict=True), encoder_attention_mask=mask)
+
+    def empty(self, rows: int) -> Arrays:
+        """The cache before the first token."""
+        nothing = np.zeros((rows, self.architecture.heads, 0, self.architecture.d_kv), np.float32)
+        return {f"past.{name}": nothing for name in self._names}
+
+    def step(
+        self, fixed: Arrays, cache: Arrays, ids: np.ndarray, positions: np.ndarray, keys: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Arrays]:
+        """(logits, best tokens, longer cache) of one call; `keys` are the positions of all keys so far."""
+        feed = {"input_ids": ids, "positions": positions, "key_positions": keys}
+        wanted = ["logits", "next", *self._prefixed("present")]
+        logits, best, *made = self._decoder.run(wanted, fixed | cache | feed)
+        return logits, best, self._past(made)
+
+    def decode(
+        self, fixed: Arrays, decoder_ids: np.ndarray, chunks: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray, Arrays]:
+        """(logits, best tokens, cache) of all positions, so many of them at a time."""
+        cache = self.empty(len(decoder_ids))
+        position = np.tile(np.arange(decoder_ids.shape[1]), (len(decoder_ids), 1))
+        logits, best, end = [], [], 0
+        for length in chunks:
+            start, end = end, end + length
+            part = decoder_ids[:, start:end], position[:, start:end]
+            some, chosen, cache = self.step(fixed, cache, *part, position[:, :end])
+            logits.append(some)
+            best.append(chosen)
+        return np.concatenate(logits, axis=1), np.concatenate(best, axis=1), cache
+
+    def forced(self, ids: np.ndarray, mask: np.ndarray, decoder_ids: np.ndarray) -> np.ndarray:
+        """Logits of all positions in one call."""
+        return self.decode(self.encode(ids, mask), decoder_ids, [decoder_ids.shape[1]])[0]
+
+    def loop(
+        self, fixed: Arrays, cache: Arrays, first: np.ndarray, limit: int, least: int = 0
+    ) -> tuple[np.ndarray, Arrays]:
+        """(greedy tokens, longer cache) of the loop after the tokens [b,1]."""
+        feed = {"input_ids": first, "min_new_tokens": np.array(least), "max_new_tokens": np.array(limit)}
+        sequences, *made = self._greedy.run(["sequences", *self._prefixed("present")], fixed | cache | feed)
+        return sequences, self._past(made)
+
+    def greedy(self, ids: np.ndarray, mask: np.ndarray, limit: int, least: int = 0) -> np.ndarray:
+        """Greedy tokens of the encoder and the loop."""
+        first = np.full((len(ids), 1), PAD)
+        return self.loop(self.encode(ids, mask), self.empty(len(ids)), first, limit, least)[0]
+
+    def single(self, ids: np.ndarray, mask: np.ndarray, limit: int, least: int = 0) -> np.ndarray:
+        """Greedy tokens of the graph that holds both."""
+        limits = {"min_new_tokens": np.array(least), "max_new_tokens": np.array(limit)}
+        return self._single.run(None, {"input_ids": ids, "attention_mask": mask} | limits)[0]
+
+    def _prefixed(self, prefix: str) -> list[str]:
+        return [f"{prefix}.{name}" for name in self._names]
+
+    def _past(self, values: Sequence[np.ndarray]) -> Arrays:
+        return dict(zip(self._prefixed("past"), values, strict=True))
+
+    @cached_property
+    def _encoder(self) -> ort.InferenceSession:
+        return self._open(encoder_model)
+
+    @cached_property
+    def _decoder(self) -> ort.InferenceSession:
+        return self._open(decoder_model)
+
+    @cached_property
+    def _greedy(self) -> ort.InferenceSession:
+        return self._open(greedy_model)
+
+    @cached_property
+    def _single(self) -> ort.InferenceSession:
+        return self._open(single_model)
+
+    def _open(self, build: Callable[[T5], onnx.ModelProto]) -> ort.InferenceSession:
+        return open_session(build(self.t5).SerializeToString(), threads=1)

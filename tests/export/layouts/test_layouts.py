@@ -1,0 +1,97 @@
+"""Every layout generates what the bundle does, and has the names that its consumers look for."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from export import layouts
+from export.errors import LoraFtError
+from export.files import sha256
+from export.layouts.optimum import NAMES
+from export.precision import parse
+from tests.export.oracle import entries, make_bundle, redraw, torch_greedy, torch_model
+from tests.tiny import save_tiny_t5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return redraw(save_tiny_t5(tmp_path_factory.mktemp("layouts") / "tiny"), seed=4, end=1.5)
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int8-w4"])
+def test_a_layout_passes_its_own_check(checkpoint: Path, tmp_path: Path, layout: str, precision: str) -> None:
+    """Publishing runs every graph of the layout and compares it with the bundle."""
+    make_bundle(checkpoint, tmp_path / "out", layout=layout, precisions=[parse(precision)])
+    record = json.loads((tmp_path / "out" / layouts.RECORD).read_text())
+    assert (record["layout"], record["precision"]) == (layout, precision)
+    files = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert files == record["files"].keys() | {layouts.RECORD}
+    assert all(sha256(tmp_path / "out" / name) == entry["sha256"] for name, entry in record["files"].items())
+
+
+def test_one_call_of_plain_onnxruntime_generates(checkpoint: Path, tmp_path: Path) -> None:
+    make_bundle(checkpoint, tmp_path / "out", layout="single")
+    session = ort.InferenceSession(tmp_path / "out" / "generate.onnx", providers=["CPUExecutionProvider"])
+    ids = np.array([[5, 9, 30, 1], [7, 1, 0, 0]])
+    mask = (ids > 0).astype(np.int64)
+    for least in (0, 7):
+        limits = {"min_new_tokens": np.array(least), "max_new_tokens": np.array(12)}
+        (made,) = session.run(None, {"input_ids": ids, "attention_mask": mask, **limits})
+        assert np.array_equal(made, torch_greedy(torch_model(checkpoint), ids, mask, 12, least))
+
+
+def test_a_triton_repository_says_what_the_model_takes(checkpoint: Path, tmp_path: Path) -> None:
+    make_bundle(checkpoint, tmp_path / "titles", layout="single", triton=True)
+    repository = tmp_path / "titles" / "titles"
+    assert entries(repository) == {"config.pbtxt", "1"}
+    session = ort.InferenceSession(repository / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    config = (repository / "config.pbtxt").read_text()
+    named = dict(re.findall(r'\{ name: "(\w+)" data_type: TYPE_INT64 dims: \[ ([-\d, ]+) \]', config))
+    taken = {entry.name: len(entry.shape) for entry in (*session.get_inputs(), *session.get_outputs())}
+    assert named.keys() == taken.keys()
+    for name, rank in taken.items():
+        assert len(named[name].split(",")) == (rank or 1)
+    assert config.count("reshape: { shape: [ ] }") == sum(rank == 0 for rank in taken.values()) == 2
+    assert 'name: "titles"' in config and 'backend: "onnxruntime"' in config
+
+
+def test_optimums_names_and_axes(checkpoint: Path, tmp_path: Path) -> None:
+    """Those that Optimum's own export of a T5 has."""
+    make_bundle(checkpoint, tmp_path / "out", layout="optimum")
+    opened = {
+        name: ort.InferenceSession(tmp_path / "out" / "onnx" / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in NAMES
+    }
+    takes = {name: {entry.name for entry in session.get_inputs()} for name, session in opened.items()}
+    gives = {name: {entry.name for entry in session.get_outputs()} for name, session in opened.items()}
+    sides = {
+        side: {f"{i}.{side}.{kind}" for i in range(2) for kind in ("key", "value")} for side in ("decoder", "encoder")
+    }
+    past = {f"past_key_values.{name}" for name in sides["decoder"] | sides["encoder"]}
+    present = {f"present.{name}" for name in sides["decoder"] | sides["encoder"]}
+    first = {"input_ids", "encoder_attention_mask", "encoder_hidden_states"}
+    assert takes["encoder_model"] == {"input_ids", "attention_mask"} and gives["encoder_model"] == {"last_hidden_state"}
+    assert takes["decoder_model"] == first and gives["decoder_model"] == {"logits"} | present
+    assert takes["decoder_with_past_model"] == past | {"input_ids", "encoder_attention_mask"}
+    assert gives["decoder_with_past_model"] == {"logits"} | {f"present.{name}" for name in sides["decoder"]}
+    assert takes["decoder_model_merged"] == first | past | {"use_cache_branch"}
+    assert gives["decoder_model_merged"] == {"logits"} | present
+
+
+def test_a_layout_that_differs_is_not_published(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, _ = layouts.LAYOUTS["single"]
+    wrong = lambda folder, ids, mask, limit: np.full((len(ids), limit), 7)  # noqa: E731
+    wrong.__name__ = "wrong"
+    monkeypatch.setitem(layouts.LAYOUTS, "single", (write, (wrong,)))
+    with pytest.raises(LoraFtError, match=r"the layout single .*differs from the bundle"):
+        make_bundle(checkpoint, tmp_path / "out", layout="single")
+    assert list(tmp_path.iterdir()) == []

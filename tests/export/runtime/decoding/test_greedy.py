@@ -1,0 +1,119 @@
+"""Greedy search in the graph's loop says what transformers' says, while rows leave the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.runtime.decoding import Special, greedy
+from export.runtime.decoding.greedy import _CHUNK
+from export.runtime.model import Cache, Source
+from export.runtime.options import Options
+from tests.export.oracle import END, PAD
+from tests.export.runtime.cases import Pair, words
+
+LIMIT = 2 * _CHUNK + 8
+PLAIN = {"prompt_lookup": False}
+
+
+@pytest.mark.parametrize("limit", [1, 2, _CHUNK - 1, _CHUNK, _CHUNK + 1, 2 * _CHUNK, LIMIT])
+def test_answers_are_those_of_transformers(pair: Pair, limit: int) -> None:
+    texts = words(limit, 10)
+    assert pair.made(texts, max_new_tokens=limit, **PLAIN) == pair.expected(texts, max_new_tokens=limit)
+
+
+@pytest.mark.parametrize("least", [1, 3, _CHUNK - 1, _CHUNK, _CHUNK + 1, LIMIT])
+def test_answers_of_a_least_length_are_those_of_transformers(pair: Pair, least: int) -> None:
+    texts, limits = words(0, 10), {"max_new_tokens": LIMIT, "min_new_tokens": least}
+    made = pair.made(texts, **limits, **PLAIN)
+    assert made == pair.expected(texts, **limits)
+    for tokens, free in zip(made, pair.made(texts, max_new_tokens=LIMIT, **PLAIN), strict=True):
+        assert (tokens != free) == (free[-1] == END and len(free) <= least)
+        assert len(tokens) >= min(least + 1, LIMIT)
+
+
+@pytest.mark.parametrize("least", [0, _CHUNK + 2])
+def test_answers_do_not_depend_on_the_batch(pair: Pair, least: int) -> None:
+    limits = {"max_new_tokens": LIMIT, "min_new_tokens": least}
+    texts = words(1, 12)
+    together = pair.made(texts, **limits, **PLAIN)
+    assert together == [pair.made([text], **limits, **PLAIN)[0] for text in texts]
+    assert len({len(tokens) for tokens in together}) > 2
+
+
+class Watched:
+    """A model that remembers what its loop was asked."""
+
+    def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        self.least: list[int] = []
+        self.most: list[int] = []
+        self._greedy = model.greedy
+        monkeypatch.setattr(model, "greedy", self._ask)
+
+    def _ask(self, source: Source, cache: Cache, tokens: np.ndarray, least: int, most: int) -> np.ndarray:
+        assert source.rows == len(cache.positions) == len(tokens)
+        self.rows.append(len(tokens))
+        self.least.append(least)
+        self.most.append(most)
+        return self._greedy(source, cache, tokens, least, most)
+
+
+def test_rows_that_have_ended_leave_the_batch(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = words(2, 12)
+    lengths = [len(tokens) for tokens in pair.made(texts, max_new_tokens=LIMIT, **PLAIN)]
+    open_ended = [sum(length > begun for length in lengths) for begun in (_CHUNK, 2 * _CHUNK)]
+    asked = Watched(pair.generator.model, monkeypatch)
+    pair.made(texts, max_new_tokens=LIMIT, **PLAIN)
+    assert asked.rows == [12, *open_ended]
+    assert 1 < open_ended[0] < 12
+    assert asked.most == [_CHUNK, _CHUNK, LIMIT - 2 * _CHUNK]
+
+
+def test_the_last_row_takes_one_more_call_at_most(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = words(3, 12)
+    made = pair.made(texts, max_new_tokens=100, **PLAIN)
+    longest, shortest = (texts[choose(range(12), key=lambda i: len(made[i]))] for choose in (max, min))
+    asked = Watched(pair.generator.model, monkeypatch)
+    both = pair.made([shortest, longest], max_new_tokens=100, **PLAIN)
+    assert sorted(map(len, both)) == [min(map(len, made)), 100]
+    assert asked.rows == [2, 1]
+    assert asked.most == [_CHUNK, 100 - _CHUNK]
+
+
+def test_a_single_row_takes_one_call(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Watched(pair.generator.model, monkeypatch)
+    for text in words(4, 3):
+        pair.made([text], max_new_tokens=100, min_new_tokens=30, **PLAIN)
+    assert (asked.rows, asked.least, asked.most) == ([1] * 3, [30] * 3, [100] * 3)
+
+
+def test_the_least_length_is_counted_over_all_calls(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Watched(pair.generator.model, monkeypatch)
+    pair.made(words(5), max_new_tokens=LIMIT, min_new_tokens=_CHUNK + 3, **PLAIN)
+    assert asked.least == [_CHUNK + 3, 3, 0][: len(asked.least)]
+    assert len(asked.least) > 1
+
+
+def test_the_search_stops_once_every_row_has_ended(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = words(6, 20)
+    made = pair.made(texts, max_new_tokens=LIMIT, **PLAIN)
+    short = [text for text, tokens in zip(texts, made, strict=True) if len(tokens) < _CHUNK]
+    assert len(short) > 2
+    asked = Watched(pair.generator.model, monkeypatch)
+    pair.made(short, max_new_tokens=LIMIT, **PLAIN)
+    assert asked.rows == [len(short)]
+
+
+def test_pieces_hold_the_rows_tokens_up_to_the_end(pair: Pair) -> None:
+    model, options = pair.generator.model, Options(max_new_tokens=LIMIT)
+    ids, mask = pair.encode(words(2, 12))
+    expected = pair.made(words(2, 12), max_new_tokens=LIMIT, **PLAIN)
+    answers: list[list[int]] = [[] for _ in expected]
+    for piece in greedy.search(model, model.encode(ids, mask), list(ids), options, Special(PAD, END, PAD)):
+        assert piece.scores is None
+        assert END not in answers[piece.answer]
+        answers[piece.answer] += piece.tokens.tolist()
+    assert answers == expected

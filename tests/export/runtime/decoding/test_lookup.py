@@ -1,0 +1,376 @@
+"""Prompt lookup says what greedy search says, in fewer calls where the answer copies from its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.runtime.decoding import Special, lookup
+from export.runtime.decoding.lookup import _Pace, _Row
+from export.runtime.model import HOLE, Cache, Source
+from export.runtime.options import Options
+from export.runtime.text import trim
+from tests.export.oracle import END, PAD, torch_greedy
+from tests.export.runtime.cases import Pair, words
+
+START, WRONG = 0, 99
+SPECIAL = Special(START, END, PAD)
+Token = st.integers(2, 6)  # few, so that sequences of them repeat
+
+
+@pytest.fixture(autouse=True)
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What calls cost depends on the machine; drafts must not, here."""
+    monkeypatch.setattr(lookup, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+
+
+class Known:
+    """Stands for a model whose greedy answers are known: it has them only for the tokens that lead there.
+
+    A query must see a token at each position up to its own, and none twice; what it says is right only where all of
+    those are the answer's.
+    """
+
+    def __init__(self, answers: Sequence[Sequence[int]], limit: int) -> None:
+        self._answers = [list(answer) for answer in answers]
+        self._limit = limit
+        self.widths: list[int] = []
+        self.rows: list[int] = []
+
+    def source(self) -> Source:
+        return Source(len(self._answers), [np.arange(len(self._answers))])
+
+    def empty(self, rows: int) -> Cache:
+        return Cache([np.empty((rows, 0), np.int64)], np.empty((rows, 0), np.int64))
+
+    def step(
+        self, source: Source, cache: Cache, tokens: np.ndarray, positions: np.ndarray, keys: np.ndarray
+    ) -> np.ndarray:
+        assert tokens.shape == positions.shape == keys.shape == (source.rows, tokens.shape[1])
+        self.widths.append(tokens.shape[1])
+        self.rows.append(source.rows)
+        cache.values = [np.concatenate([cache.values[0], tokens], axis=1)]
+        cache.positions = np.concatenate([cache.positions, keys], axis=1)
+        best = np.full(tokens.shape, WRONG)
+        for i, number in enumerate(source.values[0]):
+            for j in np.flatnonzero(keys[i] != HOLE):
+                best[i, j] = self._next(self._answers[number], cache.values[0][i], cache.positions[i], positions[i, j])
+        return best
+
+    def _next(self, answer: list[int], tokens: np.ndarray, positions: np.ndarray, position: int) -> int:
+        assert position < self._limit
+        seen = np.flatnonzero(positions <= position)
+        seen = seen[np.argsort(positions[seen])]
+        assert positions[seen].tolist() == list(range(position + 1))
+        right = tokens[seen].tolist() == [START, *answer[:position]]
+        return answer[position] if right and position < len(answer) else WRONG
+
+    def select_source(self, source: Source, rows: np.ndarray) -> Source:
+        return Source(len(rows), [source.values[0][rows]])
+
+    def select_cache(self, cache: Cache, rows: np.ndarray) -> None:
+        cache.values, cache.positions = [cache.values[0][rows]], cache.positions[rows]
+
+
+def found(model: Known, sources: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
+    """The answers that prompt lookup finds."""
+    answers: list[list[int]] = [[] for _ in sources]
+    ids = [np.array(row) for row in sources]
+    for piece in lookup.search(model, model.source(), ids, Options(max_new_tokens=limit), SPECIAL):  # type: ignore[arg-type]
+        assert len(piece.tokens)
+        answers[piece.answer] += piece.tokens.tolist()
+    return answers
+
+
+def alone(source: Sequence[int], answer: Sequence[int]) -> Known:
+    """The model after it found one answer, without a limit."""
+    model = Known([answer], len(answer))
+    assert found(model, [source], len(answer)) == [list(answer)]
+    return model
+
+
+@st.composite
+def copying(draw: st.DrawFn) -> tuple[list[int], list[int]]:
+    """A source, and an answer of parts of it and other tokens, with an end or without."""
+    source = draw(st.lists(Token, max_size=25))
+    part = st.tuples(st.integers(0, len(source)), st.integers(0, 12)).map(lambda place: source[place[0] :][: place[1]])
+    parts = draw(st.lists(st.one_of(part, st.lists(Token, max_size=3)), max_size=6))
+    end = [END] if draw(st.booleans()) else [2] * 40
+    return [*source, END], [*(token for some in parts for token in some), *end]
+
+
+@given(rows=st.lists(copying(), min_size=1, max_size=5), limit=st.integers(1, 30), data=st.data())
+def test_answers_are_those_of_the_model_whatever_calls_cost(
+    rows: list[tuple[list[int], list[int]]], limit: int, data: st.DataObject
+) -> None:
+    times = iter(np.cumsum(data.draw(st.lists(st.floats(0, 0.1), min_size=1, max_size=80))).tolist())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lookup, "time", SimpleNamespace(perf_counter=lambda: next(times, 100.0)))
+        model = Known([answer for _, answer in rows], limit)
+        made = found(model, [source for source, _ in rows], limit)
+    assert made == [answer[:limit] for _, answer in rows]
+    assert len(model.widths) <= max(map(len, made))
+    assert model.rows == sorted(model.rows, reverse=True)
+
+
+@pytest.mark.parametrize(("length", "calls", "widest"), [(20, 5, 9), (60, 9, 13), (200, 20, 17)])
+def test_a_copy_of_the_source_takes_a_fraction_of_the_calls(length: int, calls: int, widest: int) -> None:
+    source = list(range(100, 100 + length))
+    model = alone([*source, END], [*source, END])
+    assert len(model.widths) <= calls
+    assert max(model.widths) >= widest
+
+
+def test_copied_parts_are_found_wherever_they_stand() -> None:
+    source = list(range(100, 160))
+    answer = [*source[40:], 5, *source[10:30], 6, 7, *source[:20], END]
+    assert len(alone([*source, END], answer).widths) < len(answer) / 3
+
+
+def test_an_answer_of_its_own_takes_a_call_for_each_token() -> None:
+    model = alone([*range(100, 130), END], [*range(30, 60), END])
+    assert model.widths == [1] * 31
+
+
+def test_drafts_grow_rare_where_they_are_rejected() -> None:
+    source = [token for other in range(100, 130) for token in (5, other)]
+    model = alone([*source, END], [5] * 300)
+    drafted = [turn for turn, width in enumerate(model.widths) if width > 1]
+    assert len(model.widths) == 300
+    assert 1 <= drafted[0] < 5
+    assert len(drafted) < 30
+    assert drafted[-1] > 250  # it keeps trying
+    assert set(model.widths[100:]) == {1, 2}
+
+
+def test_an_end_that_was_drafted_ends_the_answer() -> None:
+    source = [10, 11, 12, 13, END, 14, 15, END]
+    model = Known([[10, 11, 12, 13, END]], 20)
+    assert found(model, [source], 20) == [[10, 11, 12, 13, END]]
+    assert max(model.widths) > 1
+
+
+@pytest.mark.parametrize("limit", range(1, 12))
+def test_no_draft_goes_beyond_the_limit(limit: int) -> None:
+    source = [*range(100, 140), END]
+    assert found(Known([source], limit), [source], limit) == [source[:limit]]  # the model checks each position
+
+
+def test_rows_leave_as_they_end_and_keep_their_answers() -> None:
+    sources = [[*range(100 * i, 100 * i + 20), END] for i in range(1, 5)]
+    answers = [[7, END], sources[1], [*range(30, 45), END], [END]]
+    model = Known(answers, 40)
+    assert found(model, sources, 40) == answers
+    assert model.rows[:3] == [4, 3, 2]
+    assert model.rows[-1] == 1
+    assert len(model.rows) == 16
+
+
+def test_a_row_that_drafts_does_not_hold_up_one_that_cannot() -> None:
+    source = [*range(100, 130), END]
+    model = Known([source, [*range(30, 60), END]], 40)
+    assert found(model, [source, [40, END]], 40) == [source, [*range(30, 60), END]]
+    assert len(model.rows) == 31
+    assert model.rows.count(2) < 12
+
+
+@pytest.mark.parametrize("limit", [1, 7, 40])
+def test_answers_are_those_of_greedy_search_and_of_transformers(pair: Pair, limit: int) -> None:
+    ids, mask = pair.encode(words(limit, 9))
+    made = pair.generator.generate_ids(ids, mask, max_new_tokens=limit, prompt_lookup=True)
+    assert np.array_equal(made, torch_greedy(pair.torch, ids, mask, limit))
+    for start in range(0, len(ids), 4):
+        some = ids[start : start + 4], mask[start : start + 4]
+        drafted, plain = (
+            pair.generator.generate_ids(*some, max_new_tokens=limit, prompt_lookup=lookup) for lookup in (True, False)
+        )
+        assert np.array_equal(drafted, plain)
+
+
+@pytest.mark.parametrize(("noise", "share"), [(0.0, 0.5), (0.1, 0.9), (0.3, 1.0)])
+@pytest.mark.parametrize("size", [1, 5])
+def test_answers_are_those_of_greedy_search_where_drafts_are_taken(
+    pair: Pair, noise: float, share: float, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts are of what the model will say, with some tokens changed: random models copy no sources."""
+    model, limit, rng = pair.generator.model, 40, np.random.default_rng(5)
+    queries: list[int] = []
+    step = model.step
+
+    def counted(source: Source, cache: Cache, tokens: np.ndarray, *rest: Any, **keys: Any) -> np.ndarray:
+        queries.append(tokens.shape[1])
+        return step(source, cache, tokens, *rest, **keys)
+
+    monkeypatch.setattr(model, "step", counted)
+    most = 0
+    for start in range(0, 9, size):
+        ids, mask = (array[start : start + size] for array in pair.encode(words(2, 9)))
+        expected = torch_greedy(pair.torch, ids, mask, limit)
+        hints = [np.where(rng.random(row.shape) < noise, rng.integers(2, 70, row.shape), row) for row in expected]
+        answers: list[list[int]] = [[] for _ in hints]
+        for piece in lookup.search(model, model.encode(ids, mask), hints, Options(max_new_tokens=limit), SPECIAL):
+            answers[piece.answer] += piece.tokens.tolist()
+        assert answers == [trim(row, END).tolist() for row in expected]
+        most += max(map(len, answers))
+    assert len(queries) <= most * share
+    if size == 1 and noise:
+        assert sum(queries) > most  # some drafts are rejected
+
+
+class Fixed(_Pace):
+    """A pace of one length, that remembers what it was asked."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.fixed, self.asked = length, []  # type: ignore[var-annotated]
+
+    def length(self, found: int) -> int:
+        self.asked.append(found)
+        return self.fixed
+
+
+def row_of(source: Sequence[int], answer: Sequence[int]) -> _Row:
+    row = _Row(0, list(source), START)
+    if answer:
+        row.extend(list(answer))
+    return row
+
+
+@pytest.mark.parametrize(
+    ("source", "answer", "matched", "draft"),
+    [
+        ([5, 6, 7, 8, 9, END], [], 0, []),
+        ([5, 6, 7, 8, 9, END], [4], 0, []),
+        ([5, 6, 7, 8, 9, END], [7], 1, [8, 9, END]),
+        ([5, 6, 7, 8, 9, END], [6, 7], 2, [8, 9, END]),
+        ([5, 6, 7, 8, 9, END], [5, 6, 7], 3, [8, 9, END]),
+        ([5, 6, 7, 8, 9, END], [4, 5, 6, 7, 8], 3, [9, END]),
+        ([5, 6, 7, 8, 9, END], [9, 9, END], 0, []),  # nothing follows the end
+        ([5, 6, 7, 5, 8, 9], [6], 1, [7, 5, 8, 9]),
+        ([5, 1, 7, 6, 5, 8, 9], [6, 5], 2, [8, 9]),  # the longer match, though the shorter is earlier
+        ([4, 5, 6, 10, 3, 5, 6, 11, 2, 5, 6, 12], [3, 5, 6], 3, [11, 2, 5, 6, 12]),
+        ([END], [5], 0, []),
+    ],
+)
+def test_the_longest_sequence_that_the_source_has_is_gone_on_with(
+    source: list[int], answer: list[int], matched: int, draft: list[int]
+) -> None:
+    row, pace = row_of(source, answer), Fixed(16)
+    assert row.draft(pace, 16) == draft
+    assert row.found == matched
+    assert pace.asked == ([matched] if matched else [])
+
+
+def test_the_next_of_several_places_is_taken() -> None:
+    source = [5, 10, 20, 21, 5, 11, 22, 23, 5, 12]
+    row = row_of(source, [5])
+    assert row.draft(Fixed(1), 16) == [10]
+    row.extend([21])
+    assert row.draft(Fixed(1), 16) == [5]
+    row.extend([5])  # with 21 before it
+    assert row.draft(Fixed(1), 16) == [11]
+    row.extend([9, 5])
+    assert row.draft(Fixed(2), 16) == [11, 22]
+    row.extend([23])
+    assert row.draft(Fixed(1), 16) == [5]
+    row.extend([9, 5])
+    assert row.draft(Fixed(2), 16) == [12]
+
+
+def test_where_none_is_left_the_last_place_is_taken() -> None:
+    row = row_of([5, 10, 5, 11, 30, 31], [30])
+    assert row.draft(Fixed(1), 16) == [31]
+    row.extend([8, 5])
+    assert row.draft(Fixed(1), 16) == [11]
+
+
+@given(source=st.lists(Token, min_size=1, max_size=30), answer=st.lists(Token, max_size=10),
+       length=st.integers(0, 20), most=st.integers(0, 20))  # fmt: skip
+def test_a_draft_is_what_follows_the_last_tokens_somewhere_in_the_source(
+    source: list[int], answer: list[int], length: int, most: int
+) -> None:
+    row = row_of(source, answer)
+    draft = row.draft(Fixed(length), most)
+    longest = max((n for n in range(4) if n <= len(answer) and follow(source, answer[len(answer) - n :])), default=0)
+    assert row.found == (longest if min(length, most) else 0)
+    assert bool(draft) == bool(row.found)
+    if draft:
+        assert any(rest[: min(length, most)] == draft for rest in follow(source, answer[-longest:]))
+
+
+def follow(source: list[int], tokens: list[int]) -> list[list[int]]:
+    """What stands behind each occurrence of some tokens in the source, where anything does."""
+    n = len(tokens)
+    return [source[i:] for i in range(n, len(source)) if source[i - n : i] == tokens] if n else []
+
+
+def longest_of(pace: _Pace, found: int = 2) -> int:
+    """The longest draft in some turns, as now and then one is tried."""
+    return max(pace.length(found) for _ in range(3))
+
+
+def test_drafts_are_longer_the_more_of_them_is_accepted() -> None:
+    pace = _Pace()
+    lengths = []
+    for _ in range(30):
+        lengths.append(longest_of(pace))
+        pace.accepted(2, lengths[-1], lengths[-1])
+    assert lengths == sorted(lengths)
+    assert lengths[-1] == 16
+
+
+def test_a_rejected_draft_says_nothing_of_longer_or_shorter_matches() -> None:
+    pace = _Pace()
+    before = longest_of(pace, 1), longest_of(pace, 3)
+    for _ in range(40):
+        pace.accepted(2, 0, 4)
+    assert longest_of(pace, 2) == 0
+    assert (longest_of(pace, 1), longest_of(pace, 3)) == before
+    assert min(before) > 0
+
+
+def test_what_was_not_tried_counts_neither_way() -> None:
+    one, other = _Pace(), _Pace()
+    for _ in range(10):
+        one.accepted(2, 1, 2)
+        other.accepted(2, 1, 16)
+        one.accepted(3, 0, 0)
+    assert [one.length(n) for n in (1, 2, 3)] == [other.length(n) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("cost", "longest"), [(0.001, 16), (0.2, 6), (1.0, 2)])
+def test_drafts_are_shorter_the_more_they_cost(cost: float, longest: int) -> None:
+    lengths: Callable[[_Pace], list[int]] = lambda pace: [pace.length(n) for n in (1, 2, 3)]  # noqa: E731
+    pace = _Pace()
+    before = lengths(pace)
+    for _ in range(40):
+        pace.took(1, 0.01)
+        pace.took(5, 0.01 * (1 + 4 * cost))
+    after = lengths(pace)
+    assert after == sorted(after)
+    assert max(after) <= longest
+    assert (after > before) == (cost < 0.06)
+
+
+def test_without_a_plain_step_to_compare_with_a_call_says_nothing_of_costs() -> None:
+    pace, untold = _Pace(), _Pace()
+    for _ in range(40):
+        pace.took(9, 5.0)
+    assert [pace.length(n) for n in (1, 2, 3)] == [untold.length(n) for n in (1, 2, 3)]
+
+
+def test_options_without_drafts_go_another_way(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: Any) -> None:
+        raise AssertionError("lookup was asked")
+
+    monkeypatch.setattr(lookup, "search", never)
+    for options in ({"prompt_lookup": False}, {"min_new_tokens": 3}, {"num_beams": 2}, {"repetition_penalty": 1.5}):
+        pair.made(words(0), **({"prompt_lookup": True, "max_new_tokens": 5} | options))
+    with pytest.raises(AssertionError, match="lookup was asked"):
+        pair.made(words(0), prompt_lookup=True)

@@ -1,0 +1,142 @@
+"""Options of generation: transformers' names and defaults; what cannot be meant is refused."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import GenerationConfig
+
+from export.errors import UsageError
+from export.runtime.options import Options
+
+OURS = {"seed", "prompt_lookup"}  # what transformers has no such option for
+NAMES = [field.name for field in fields(Options)]
+
+
+def transformers_default(name: str) -> Any:
+    """What transformers takes where nothing is said: from version 5 on a config leaves that open."""
+    value = getattr(GenerationConfig(), name)
+    later = getattr(GenerationConfig, "_get_default_generation_params", dict)()
+    return later.get(name) if value is None else value
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - OURS - {"max_new_tokens"}))
+def test_names_and_defaults_are_those_of_transformers(name: str) -> None:
+    assert getattr(Options(), name) == (transformers_default(name) or type(getattr(Options(), name))())
+
+
+def test_an_answer_is_as_long_as_transformers_makes_it_where_nothing_is_said() -> None:
+    assert Options().max_new_tokens == transformers_default("max_length")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens -1"),
+        ({"min_new_tokens": -1}, "min_new_tokens -1"),
+        ({"min_new_tokens": 5, "max_new_tokens": 4}, "min_new_tokens 5 and max_new_tokens 4"),
+        ({"num_beams": 0}, "num_beams 0"),
+        ({"num_return_sequences": 0}, "num_return_sequences 0"),
+        ({"top_k": -1}, "top_k -1"),
+        ({"no_repeat_ngram_size": -2}, "no_repeat_ngram_size -2"),
+        ({"temperature": 0.0}, "temperature 0.0"),
+        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty 0.0"),
+        ({"top_p": 0.0}, "top_p 0.0"),
+        ({"top_p": 1.1}, "top_p 1.1"),
+        ({"top_p": float("nan")}, "top_p nan"),
+        ({"early_stopping": "always"}, "early_stopping 'always'"),
+        ({"do_sample": True, "num_beams": 2}, "do_sample and num_beams exclude each other"),
+        ({"num_return_sequences": 2}, "num_return_sequences 2"),
+        ({"num_return_sequences": 4, "num_beams": 3}, "num_return_sequences 4"),
+        ({"bad_words_ids": [[5], []]}, "bad_words_ids has an empty sequence"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Options.of(values)
+    assert words in caught.value.message
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_new_tokens": 1, "min_new_tokens": 1},
+        {"max_new_tokens": 1, "min_new_tokens": 0},
+        {"num_beams": 3, "num_return_sequences": 3},
+        {"do_sample": True, "num_return_sequences": 9},
+        {"top_k": 0, "top_p": 1.0, "no_repeat_ngram_size": 0},
+        {"temperature": 1e-3, "repetition_penalty": 1e-3, "top_p": 1e-3},
+        {"early_stopping": "never", "length_penalty": -2.0},
+        {"early_stopping": True, "length_penalty": 0.0},
+    ],
+)
+def test_values_at_the_edge_of_their_range_are_taken(values: dict[str, Any]) -> None:
+    options = Options.of(values)
+    assert {name: getattr(options, name) for name in values} == values
+
+
+@pytest.mark.parametrize("unknown", [["beams"], ["max_length"], ["z", "a"]])
+def test_unknown_names_are_refused_with_those_there_are(unknown: list[str]) -> None:
+    with pytest.raises(UsageError, match=f"no generation option {', '.join(sorted(unknown))}") as caught:
+        Options.of(dict.fromkeys(unknown, 1) | {"num_beams": 2})
+    assert all(name in caught.value.remedy for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_none_is_the_default(name: str) -> None:
+    assert Options.of({name: None}) == Options()
+
+
+@given(words=st.lists(st.lists(st.integers(0, 9), min_size=1), max_size=4), banned=st.lists(st.integers(0, 9)))
+def test_lists_become_tuples(words: list[list[int]], banned: list[int]) -> None:
+    options = Options.of({"bad_words_ids": words, "suppress_tokens": banned, "begin_suppress_tokens": tuple(banned)})
+    assert options.bad_words_ids == tuple(map(tuple, words))
+    assert options.suppress_tokens == options.begin_suppress_tokens == tuple(banned)
+    assert isinstance(hash(options), int)
+
+
+def test_options_do_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Options().num_beams = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"max_new_tokens": 90, "min_new_tokens": 3},
+        {"prompt_lookup": True},
+        {"length_penalty": 2.0, "early_stopping": True},  # of beams that there are none of
+        {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "seed": 4},  # of samples that are not drawn
+        {"bad_words_ids": [], "suppress_tokens": [], "begin_suppress_tokens": []},
+    ],
+)
+def test_the_likeliest_token_is_plain(values: dict[str, Any]) -> None:
+    assert Options.of(values).plain
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_beams": 2},
+        {"do_sample": True},
+        {"output_scores": True},
+        {"repetition_penalty": 1.1},
+        {"no_repeat_ngram_size": 3},
+        {"bad_words_ids": [[5]]},
+        {"suppress_tokens": [5]},
+        {"begin_suppress_tokens": [5]},
+        {"forced_bos_token_id": 0},
+        {"forced_eos_token_id": 0},
+    ],
+)
+def test_anything_else_is_not_plain(values: dict[str, Any]) -> None:
+    assert not Options.of(values).plain

@@ -1,0 +1,187 @@
+"""Each processor does to logits what transformers' of the same purpose does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import (
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
+
+from export.runtime.options import Options
+from export.runtime.processors import (
+    Processor,
+    force,
+    log_softmax,
+    no_bad_words,
+    no_repeat_ngram,
+    only_while,
+    processors,
+    repetition_penalty,
+    softmax,
+    suppress,
+)
+
+START, END = 0, 1
+VOCABULARY = 7  # few, so that tokens and sequences of them repeat
+TOKEN = st.integers(2, VOCABULARY - 1)
+Step = tuple[np.ndarray, np.ndarray]
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> Step:
+    """Tokens so far of some rows, of any one length, and the logits of the next."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows, made = draw(st.integers(1, 4)), draw(st.integers(0, 12))
+    tokens = np.pad(rng.integers(2, draw(st.integers(3, VOCABULARY)), (rows, made)), ((0, 0), (1, 0)))
+    return tokens, rng.normal(scale=5, size=(rows, VOCABULARY)).astype(np.float32)
+
+
+def assert_same(ours: Processor | Sequence[Processor], theirs: LogitsProcessor | LogitsProcessorList, at: Step) -> None:
+    tokens, logits = at
+    made = logits.copy()
+    for process in [ours] if callable(ours) else ours:
+        made = process(tokens, made)
+    expected = theirs(torch.from_numpy(tokens), torch.from_numpy(logits.copy())).numpy()
+    np.testing.assert_allclose(made, expected, rtol=1e-6)
+
+
+@given(at=steps(), penalty=st.floats(0.1, 10))
+def test_a_repetition_penalty_is_transformers(at: Step, penalty: float) -> None:
+    assert_same(repetition_penalty(penalty), RepetitionPenaltyLogitsProcessor(penalty), at)
+
+
+def test_what_is_said_twice_is_penalised_once() -> None:
+    logits = np.array([[8.0, 0.0, 4.0, -4.0, 1.0]], np.float32)
+    made = repetition_penalty(2.0)(np.array([[0, 2, 3, 2, 3, 2]]), logits)
+    assert made.tolist() == [[4, 0, 2, -8, 1]]
+
+
+@given(at=steps(), size=st.integers(1, 5))
+def test_sequences_that_must_not_repeat_are_transformers(at: Step, size: int) -> None:
+    assert_same(no_repeat_ngram(size), NoRepeatNGramLogitsProcessor(size), at)
+
+
+def test_each_row_has_sequences_of_its_own() -> None:
+    tokens = np.array([[0, 3, 4, 3], [0, 4, 3, 4], [0, 3, 4, 2]])
+    made = no_repeat_ngram(2)(tokens, np.zeros((3, 5), np.float32))
+    assert np.argwhere(np.isinf(made)).tolist() == [[0, 4], [1, 3]]
+
+
+@given(at=steps(), words=st.lists(st.lists(TOKEN, min_size=1, max_size=4), min_size=1, max_size=5))
+def test_bad_words_are_transformers(at: Step, words: list[list[int]]) -> None:
+    assert_same(no_bad_words([tuple(word) for word in words]), NoBadWordsLogitsProcessor(words, END), at)
+
+
+def test_a_bad_word_is_banned_only_where_it_would_be_whole() -> None:
+    tokens = np.array([[0, 5, 2, 3], [0, 2, 3, 5], [0, 3, 2, 3]])
+    made = no_bad_words([(2, 3, 4), (6, 6, 6, 6, 6, 6, 1)])(tokens, np.zeros((3, 7), np.float32))
+    assert np.argwhere(np.isinf(made)).tolist() == [[0, 4], [2, 4]]
+
+
+@given(at=steps(), banned=st.lists(st.integers(0, VOCABULARY - 1), min_size=1))
+def test_suppressed_tokens_are_transformers(at: Step, banned: list[int]) -> None:
+    assert_same(suppress(tuple(banned)), SuppressTokensLogitsProcessor(banned), at)
+
+
+@given(at=steps(), token=st.integers(0, VOCABULARY - 1))
+def test_a_forced_token_is_transformers(at: Step, token: int) -> None:
+    made = at[0].shape[1]
+    assert_same(force(token), ForcedEOSTokenLogitsProcessor(made + 1, token), at)
+
+
+@given(at=steps(), count=st.integers(0, 12))
+def test_a_condition_is_on_how_many_tokens_are_made(at: Step, count: int) -> None:
+    told: list[int] = []
+
+    def condition(made: int) -> bool:
+        told.append(made)
+        return made == count
+
+    tokens, logits = at
+    made = only_while(condition, force(3))(tokens, logits.copy())
+    assert told == [tokens.shape[1] - 1]
+    assert np.array_equal(made, logits) == (told != [count])
+
+
+CHOSEN: dict[str, tuple[dict[str, Any], Callable[[int], list[LogitsProcessor]]]] = {
+    "nothing": ({}, lambda limit: []),
+    "repetition_penalty": ({"repetition_penalty": 1.5}, lambda limit: [RepetitionPenaltyLogitsProcessor(1.5)]),
+    "no_repeat_ngram_size": ({"no_repeat_ngram_size": 2}, lambda limit: [NoRepeatNGramLogitsProcessor(2)]),
+    "bad_words_ids": (
+        {"bad_words_ids": [[2], [3, 4], [END], [2, END]]},
+        lambda limit: [NoBadWordsLogitsProcessor([[2], [3, 4], [END], [2, END]], END)],
+    ),
+    "the end as the only bad word": ({"bad_words_ids": [[END]]}, lambda limit: []),
+    "min_new_tokens": ({"min_new_tokens": 4}, lambda limit: [MinNewTokensLengthLogitsProcessor(1, 4, END)]),
+    "forced_bos_token_id": ({"forced_bos_token_id": 5}, lambda limit: [ForcedBOSTokenLogitsProcessor(5)]),
+    "forced_bos_token_id that is the start": (
+        {"forced_bos_token_id": START},
+        lambda limit: [ForcedBOSTokenLogitsProcessor(START)],
+    ),
+    "forced_eos_token_id": (
+        {"forced_eos_token_id": END},
+        lambda limit: [ForcedEOSTokenLogitsProcessor(limit + 1, END)],
+    ),
+    "suppress_tokens": ({"suppress_tokens": [2, 5]}, lambda limit: [SuppressTokensLogitsProcessor([2, 5])]),
+    "begin_suppress_tokens": (
+        {"begin_suppress_tokens": [2, 5]},
+        lambda limit: [SuppressTokensAtBeginLogitsProcessor([2, 5], 1)],
+    ),
+    "all of them": (
+        {
+            "repetition_penalty": 0.7,
+            "no_repeat_ngram_size": 3,
+            "bad_words_ids": [[3], [2, 4]],
+            "min_new_tokens": 6,
+            "forced_bos_token_id": 4,
+            "forced_eos_token_id": 6,
+            "suppress_tokens": [5],
+            "begin_suppress_tokens": [2],
+        },
+        lambda limit: [  # in transformers' order
+            RepetitionPenaltyLogitsProcessor(0.7),
+            NoRepeatNGramLogitsProcessor(3),
+            NoBadWordsLogitsProcessor([[3], [2, 4]], END),
+            MinNewTokensLengthLogitsProcessor(1, 6, END),
+            ForcedBOSTokenLogitsProcessor(4),
+            ForcedEOSTokenLogitsProcessor(limit + 1, 6),
+            SuppressTokensLogitsProcessor([5]),
+            SuppressTokensAtBeginLogitsProcessor([2], 2),  # the first that is not forced
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+@given(at=steps(), limit=st.integers(6, 14))
+def test_options_choose_what_transformers_would(name: str, at: Step, limit: int) -> None:
+    values, theirs = CHOSEN[name]
+    ours = processors(Options.of({"max_new_tokens": limit, **values}), END)
+    assert len(ours) == len(theirs(limit))
+    assert_same(ours, LogitsProcessorList(theirs(limit)), at)
+
+
+@given(at=steps(), scale=st.sampled_from([1e-3, 1.0, 1e3]), hidden=st.integers(0, VOCABULARY - 1))
+def test_probabilities_are_torchs(at: Step, scale: float, hidden: int) -> None:
+    logits = at[1] * np.float32(scale)
+    logits[:, :hidden] = -np.inf
+    given_logits = torch.from_numpy(logits)
+    np.testing.assert_allclose(softmax(logits), given_logits.softmax(-1).numpy(), rtol=1e-5, atol=1e-30)
+    np.testing.assert_allclose(log_softmax(logits), given_logits.log_softmax(-1).numpy(), rtol=1e-5, atol=1e-6)
+    assert softmax(logits).dtype == log_softmax(logits).dtype == np.float32

@@ -1,0 +1,127 @@
+"""A config.json is read as transformers reads it, and what the graphs could not compute is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from export.architecture import FAMILY, Architecture
+from export.errors import UsageError
+from tests.tiny import CONFIG
+
+FOLDER = Path("some", "folder")
+SIZES = ("num_layers", "num_heads", "d_kv", "d_ff", "d_model", "vocab_size")
+BARE = {"model_type": "t5"} | {size: CONFIG[size] for size in SIZES}
+
+
+def read(**changes: Any) -> Architecture:
+    """Of the sizes and `changes` alone."""
+    return Architecture.read(BARE | changes, FOLDER)
+
+
+def test_sizes_are_those_of_the_config() -> None:
+    changes = {
+        "num_layers": 5, "num_decoder_layers": 7, "num_heads": 3, "d_kv": 8, "d_ff": 48, "d_model": 32,
+        "vocab_size": 80, "layer_norm_epsilon": 1e-3, "relative_attention_num_buckets": 12,
+        "relative_attention_max_distance": 15, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu",
+    }  # fmt: skip
+    assert read(**changes) == Architecture(
+        kind="t5", layers=5, decoder_layers=7, heads=3, d_kv=8, d_ff=48, d_model=32, vocabulary=80, gated=True,
+        activation="gelu_new", epsilon=1e-3, buckets=12, max_distance=15, bias_per_layer=False, output_scale=1.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_what_is_left_out_has_transformers_default(kind: str) -> None:
+    config = AutoConfig.for_model(**BARE | {"model_type": kind})
+    made = read(model_type=kind)
+    assert (made.gated, made.activation) == (config.is_gated_act, config.dense_act_fn)
+    assert made.decoder_layers == config.num_decoder_layers
+    assert made.epsilon == config.layer_norm_epsilon
+    assert made.buckets == config.relative_attention_num_buckets
+    assert made.max_distance == config.relative_attention_max_distance
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+@pytest.mark.parametrize("forward", ["relu", "gated-relu", "gated-gelu", "gated-silu"])
+def test_what_transformers_writes_down_is_read_as_it_was(kind: str, forward: str) -> None:
+    changes = {"model_type": kind, "feed_forward_proj": forward, "tie_word_embeddings": True}
+    config = AutoConfig.for_model(**CONFIG | changes)
+    made = Architecture.read(config.to_dict(), FOLDER)
+    assert (made.gated, made.activation) == (config.is_gated_act, config.dense_act_fn)
+    assert replace(made, output_scale=0.0) == replace(Architecture.read(CONFIG | changes, FOLDER), output_scale=0.0)
+
+
+@pytest.mark.parametrize("value", [None, 0])
+def test_a_decoder_without_a_size_of_its_own_is_as_deep_as_the_encoder(value: int | None) -> None:
+    assert read(num_layers=3, num_decoder_layers=value).decoder_layers == 3
+
+
+def test_the_heads_need_not_be_as_wide_as_the_model() -> None:
+    assert read(num_heads=6, d_kv=64, d_model=512).width == 384
+
+
+def test_only_umt5_has_a_bias_in_every_layer() -> None:
+    assert {kind: read(model_type=kind).bias_per_layer for kind in FAMILY} == {"t5": False, "mt5": False, "umt5": True}
+
+
+@pytest.mark.parametrize(
+    ("scaled", "config"),
+    [
+        (True, {"model_type": "t5"}),
+        (True, {"model_type": "t5", "tie_word_embeddings": True}),
+        (False, {"model_type": "t5", "tie_word_embeddings": False}),
+        # transformers 5 says that every head is tied
+        (False, {"model_type": "t5", "tie_word_embeddings": True, "scale_decoder_outputs": False}),
+        (True, {"model_type": "t5", "tie_word_embeddings": True, "scale_decoder_outputs": True}),
+        (False, {"model_type": "mt5"}),
+        (False, {"model_type": "mt5", "tie_word_embeddings": False}),
+        (True, {"model_type": "mt5", "tie_word_embeddings": True}),
+        (True, {"model_type": "mt5", "tie_word_embeddings": True, "transformers_version": "4.57.6"}),
+        (False, {"model_type": "mt5", "tie_word_embeddings": True, "transformers_version": "5.23.0"}),
+        (True, {"model_type": "umt5"}),
+        (True, {"model_type": "umt5", "tie_word_embeddings": True, "transformers_version": "4.57.6"}),
+        (True, {"model_type": "umt5", "tie_word_embeddings": True, "transformers_version": "5.23.0"}),
+    ],
+    ids=str,
+)
+def test_the_head_is_scaled_as_by_the_transformers_that_saved_it(scaled: bool, config: dict[str, Any]) -> None:
+    assert read(d_model=16, **config).output_scale == (0.25 if scaled else 1.0)
+
+
+@pytest.mark.parametrize("kind", ["bart", "longt5", "switch_transformers", "T5", "", None, 5])
+def test_other_models_are_refused(kind: Any) -> None:
+    with pytest.raises(
+        UsageError, match=f"{FOLDER} holds a model of type '{kind}'.*only the T5 family.*umt5"
+    ) as caught:
+        read(model_type=kind)
+    assert caught.value.exit_code == 2
+
+
+def test_a_config_that_says_no_type_is_refused() -> None:
+    with pytest.raises(UsageError, match="of type 'None'"):
+        Architecture.read(dict.fromkeys(SIZES, 1), FOLDER)
+
+
+@pytest.mark.parametrize("forward", ["gelu", "silu", "gated-tanh", "gated-gelu_new", "gated", "", None])
+def test_other_feed_forward_layers_are_refused(forward: str | None) -> None:
+    with pytest.raises(UsageError, match=f"{FOLDER}: feed_forward_proj '{forward}' is not.*gated-silu") as caught:
+        read(feed_forward_proj=forward)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("value", [None, "8", 8.0])
+def test_a_size_that_is_no_number_is_named(size: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"config\.json does not say {size}$") as caught:
+        read(**{size: value})
+    assert caught.value.exit_code == 2
+
+
+def test_all_missing_sizes_are_named() -> None:
+    with pytest.raises(UsageError, match=", ".join(SIZES)):
+        Architecture.read({"model_type": "t5"}, FOLDER)

@@ -1,0 +1,321 @@
+"""The graphs of a bundle: the decoder at any positions, the greedy loops, ranks and selections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto
+from safetensors.numpy import load_file
+from transformers import T5ForConditionalGeneration
+
+from export.checkpoint import Checkpoint
+from export.graph import IR_VERSION, WeightFile
+from export.graphs import decoder_model, encoder_model, greedy_model, rank_model, select_model, single_model
+from export.runtime.model import HOLE
+from export.runtime.session import open_session
+from tests.export.family import Graphs, assert_close, inputs, save_member
+from tests.export.oracle import END, PAD, torch_greedy, torch_logits, torch_model
+
+LIMIT = 14
+# Of weights with which some rows end and others go on; seeds were searched.
+ENDING = {
+    "t5 1.1 and flan": (0, 1.5),
+    "t5 1.0": (22, 2.5),
+    "mt5": (6, 1.5),
+    "tied mt5": (3, 1.5),
+    "umt5": (46, 2.5),
+    "gated-silu": (36, 1.5),
+}
+
+
+@dataclass
+class Member:
+    """The graphs of a checkpoint, what transformers makes of the same files, and sources of unlike lengths."""
+
+    graphs: Graphs
+    torch: T5ForConditionalGeneration
+    ids: np.ndarray
+    mask: np.ndarray
+
+    def rows(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Some of the sources, without columns that none of them has."""
+        mask = self.mask[chosen]
+        longest = mask.sum(1).max()
+        return self.ids[chosen, :longest], mask[:, :longest]
+
+
+@pytest.fixture(scope="module", params=ENDING)
+def member(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Member:
+    folder = save_member(tmp_path_factory.mktemp("graphs"), request.param, *ENDING[request.param])
+    ids, mask, _ = inputs(10, 15, 1, seed=5)
+    return Member(Graphs.of(folder), torch_model(folder), ids, mask)
+
+
+@pytest.fixture(scope="module")
+def flan(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
+    return Graphs.of(save_member(tmp_path_factory.mktemp("flan"), "t5 1.1 and flan"))
+
+
+def ended(tokens: np.ndarray) -> np.ndarray:
+    """Which rows have their </s>."""
+    return (tokens == END).any(axis=1)
+
+
+@pytest.mark.parametrize("least", [0, 1, 6, LIMIT])
+def test_the_loop_makes_transformers_greedy_tokens(member: Member, least: int) -> None:
+    expected = torch_greedy(member.torch, member.ids, member.mask, LIMIT, least)
+    assert least == LIMIT or 0 < ended(expected).sum() < len(expected)
+    assert np.array_equal(member.graphs.greedy(member.ids, member.mask, LIMIT, least), expected)
+    assert np.array_equal(member.graphs.single(member.ids, member.mask, LIMIT, least), expected)
+
+
+def test_no_row_ends_before_its_least_tokens(member: Member) -> None:
+    free, held = (member.graphs.greedy(member.ids, member.mask, LIMIT, least) for least in (0, 9))
+    assert (free[:, :9] == END).any()
+    assert not (held[:, :9] == END).any()
+    going = ~ended(free[:, :9])  # nobody held these back
+    assert going.any()
+    assert np.array_equal(free[going, :9], held[going, :9])
+
+
+def test_the_loop_stops_when_every_row_has_ended(member: Member) -> None:
+    tokens = member.graphs.greedy(member.ids, member.mask, LIMIT)
+    ids, mask = member.rows(np.flatnonzero(ended(tokens)))
+    longest = np.where(tokens == END, np.arange(1, tokens.shape[1] + 1), 0).max()
+    assert longest < LIMIT
+    for made in (member.graphs.greedy(ids, mask, LIMIT), member.graphs.single(ids, mask, LIMIT)):
+        assert made.shape == (len(ids), longest)
+
+
+def test_only_padding_follows_the_end_of_a_row(member: Member) -> None:
+    tokens = member.graphs.greedy(member.ids, member.mask, LIMIT)
+    after = np.cumsum(tokens == END, axis=1) - (tokens == END) > 0
+    assert after.any() and (tokens[after] == PAD).all()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_the_loop_stops_at_its_limit(member: Member, limit: int) -> None:
+    whole = member.graphs.greedy(member.ids, member.mask, LIMIT)
+    assert not ended(whole[:, :limit]).all()
+    assert np.array_equal(member.graphs.greedy(member.ids, member.mask, limit), whole[:, :limit])
+    assert np.array_equal(member.graphs.single(member.ids, member.mask, limit), whole[:, :limit])
+
+
+def test_a_row_alone_has_the_tokens_it_has_among_others(member: Member) -> None:
+    together = member.graphs.greedy(member.ids, member.mask, LIMIT)
+    for i in range(len(member.ids)):
+        alone = member.graphs.greedy(*member.rows(np.array([i])), LIMIT)[0]
+        assert np.array_equal(alone, together[i, : len(alone)])
+        assert (together[i, len(alone) :] == PAD).all()
+
+
+def test_the_loop_goes_on_where_it_stopped(member: Member) -> None:
+    whole = member.graphs.greedy(member.ids, member.mask, LIMIT, least=8)
+    fixed, cache = member.graphs.encode(member.ids, member.mask), member.graphs.empty(len(member.ids))
+    token, made = np.full((len(member.ids), 1), PAD), []
+    for length, least in ((3, 8), (1, 5), (4, 4), (6, 0)):
+        some, cache = member.graphs.loop(fixed, cache, token, length, least)
+        token = some[:, -1:]
+        made.append(some)
+    assert np.array_equal(np.concatenate(made, axis=1), whole)
+    assert next(iter(cache.values())).shape[2] == sum(some.shape[1] for some in made)
+
+
+def test_the_loop_leaves_the_cache_that_the_decoder_would(member: Member) -> None:
+    """Also where the loop began from a cache that the decoder made."""
+    fixed = member.graphs.encode(member.ids, member.mask)
+    tokens = member.graphs.greedy(member.ids, member.mask, 7, least=7)
+    fed = np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=PAD)
+    _, _, expected = member.graphs.decode(fixed, fed, [7])
+    _, _, begun = member.graphs.decode(fixed, fed[:, :2], [2])
+    made, cache = member.graphs.loop(fixed, begun, fed[:, 2:3], 5, least=5)
+    assert np.array_equal(made, tokens[:, 2:])
+    for name, values in expected.items():
+        assert_close(cache[name], values)
+
+
+def test_positions_say_in_what_order_tokens_stand(member: Member) -> None:
+    """The same tokens in another order, each at its own position, have the same logits."""
+    ids, mask, decoder_ids = inputs(3, 7, 9)
+    fixed, order = member.graphs.encode(ids, mask), np.random.default_rng(0).permutation(9)
+    position = np.tile(np.arange(9), (3, 1))
+    empty = member.graphs.empty(3)
+    logits, _, _ = member.graphs.step(fixed, empty, decoder_ids, position, position)
+    moved, best, _ = member.graphs.step(fixed, empty, decoder_ids[:, order], position[:, order], position[:, order])
+    assert_close(moved, logits[:, order])
+    assert np.array_equal(best, moved.argmax(-1))
+
+
+@pytest.mark.parametrize("begin", [1, 511, 10**9])
+def test_only_distances_between_positions_matter(member: Member, begin: int) -> None:
+    ids, mask, decoder_ids = inputs(3, 7, 9)
+    position = np.tile(np.arange(9), (3, 1)) + begin
+    logits, _, _ = member.graphs.step(
+        member.graphs.encode(ids, mask), member.graphs.empty(3), decoder_ids, position, position
+    )
+    assert_close(logits, torch_logits(member.torch, ids, mask, decoder_ids))
+
+
+def test_a_hole_in_the_cache_is_never_seen(member: Member) -> None:
+    """Rejected drafts: rows keep 1, 3, 2 and 0 of the three tokens that follow the first, then go on."""
+    ids, mask, decoder_ids = inputs(4, 7, 9)
+    kept = np.array([1, 3, 2, 0])
+    fixed = member.graphs.encode(ids, mask)
+    drafted = decoder_ids[:, :4].copy()
+    rejected = np.arange(4) > kept[:, None]
+    drafted[rejected] = (drafted[rejected] + 17) % 60 + 2
+    position = np.tile(np.arange(4), (4, 1))
+    _, _, cache = member.graphs.step(fixed, member.graphs.empty(4), drafted, position, position)
+    keys = np.where(rejected, HOLE, position)
+    later = kept[:, None] + 1 + np.arange(5)
+    following = np.take_along_axis(decoder_ids, later, axis=1)
+    logits, _, _ = member.graphs.step(fixed, cache, following, later, np.concatenate([keys, later], axis=1))
+    expected = np.take_along_axis(torch_logits(member.torch, ids, mask, decoder_ids), later[..., None], axis=1)
+    assert_close(logits, expected)
+
+
+def test_a_hole_among_the_new_tokens_is_never_seen(member: Member) -> None:
+    """Rows with shorter drafts than others are filled up."""
+    ids, mask, decoder_ids = inputs(2, 7, 5)
+    fixed = member.graphs.encode(ids, mask)
+    filled, position = decoder_ids.copy(), np.tile(np.arange(5), (2, 1))
+    filled[1, 3:] = PAD
+    keys = position.copy()
+    keys[1, 3:] = HOLE
+    logits, _, cache = member.graphs.step(fixed, member.graphs.empty(2), filled, position, keys)
+    expected = torch_logits(member.torch, ids, mask, decoder_ids)
+    assert_close(logits[0], expected[0])
+    assert_close(logits[1, :3], expected[1, :3])
+    last = np.array([[5], [3]])
+    again, _, _ = member.graphs.step(fixed, cache, np.array([[7], [7]]), last, np.concatenate([keys, last], axis=1))
+    longer = [np.append(decoder_ids[0], 7)[None], np.append(decoder_ids[1, :3], 7)[None]]
+    for i, tokens in enumerate(longer):
+        assert_close(again[i, 0], torch_logits(member.torch, ids[i : i + 1], mask[i : i + 1], tokens)[0, -1])
+
+
+@settings(max_examples=30)
+@given(data=st.data(), cut=st.integers(0, 6), holes=st.integers(1, 4))
+def test_holes_anywhere_change_nothing(flan: Graphs, data: st.DataObject, cut: int, holes: int) -> None:
+    ids, mask, decoder_ids = inputs(2, 6, 6, seed=cut)
+    fixed = flan.encode(ids, mask)
+    places = np.array([sorted(data.draw(st.permutations(range(6 + holes)))[:6]) for _ in range(2)])
+    tokens = np.full((2, 6 + holes), 11)
+    position = np.full((2, 6 + holes), 3)
+    keys = np.full((2, 6 + holes), HOLE)
+    np.put_along_axis(tokens, places, decoder_ids, axis=1)
+    for array in (position, keys):
+        np.put_along_axis(array, places, np.tile(np.arange(6), (2, 1)), axis=1)
+    made, cache = [], flan.empty(2)
+    for start, end in ((0, cut), (cut, 6 + holes)):
+        if start < end:
+            logits, _, cache = flan.step(fixed, cache, tokens[:, start:end], position[:, start:end], keys[:, :end])
+            made.append(logits)
+    found = np.take_along_axis(np.concatenate(made, axis=1), places[..., None], axis=1)
+    assert_close(found, flan.forced(ids, mask, decoder_ids))
+
+
+@pytest.mark.parametrize("copies", [2, 3, 5])
+@pytest.mark.parametrize("sources", [1, 3])
+def test_rows_may_share_a_source(member: Member, sources: int, copies: int) -> None:
+    ids, mask, _ = inputs(sources, 7, 1, seed=3)
+    _, _, decoder_ids = inputs(sources * copies, 7, 6, seed=4)
+    apart = np.repeat(ids, copies, axis=0), np.repeat(mask, copies, axis=0)
+    logits, best, cache = member.graphs.decode(member.graphs.encode(ids, mask), decoder_ids, [1, 3, 2])
+    assert_close(logits, torch_logits(member.torch, *apart, decoder_ids))
+    expected, chosen, caches = member.graphs.decode(member.graphs.encode(*apart), decoder_ids, [1, 3, 2])
+    assert_close(logits, expected)
+    assert np.array_equal(best, chosen)
+    for name, values in caches.items():
+        assert_close(cache[name], values)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 1], [2], [1, 1, 1, 0, 3, 3], []])
+@pytest.mark.parametrize("length", [0, 5])
+def test_rows_of_a_cache_are_selected(flan: Graphs, rows: list[int], length: int) -> None:
+    a, rng = flan.architecture, np.random.default_rng(0)
+    names = [f"{i}.{kind}" for i in range(a.decoder_layers) for kind in ("key", "value")]
+    values = {name: rng.standard_normal((4, a.heads, length, a.d_kv), np.float32) for name in names}
+    session = open_session(select_model(flan.t5).SerializeToString(), threads=1)
+    made = session.run([f"selected.{name}" for name in names], values | {"rows": np.array(rows, np.int64)})
+    assert all(np.array_equal(array, values[name][rows]) for name, array in zip(names, made, strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 4, 80, 500])
+def test_the_likeliest_tokens_are_ranked_with_their_log_probabilities(flan: Graphs, count: int) -> None:
+    logits = np.random.default_rng(0).standard_normal((3, 2, flan.architecture.vocabulary), np.float32) * 9
+    session = open_session(rank_model(flan.t5).SerializeToString(), threads=1)
+    log_probs, tokens = session.run(["log_probs", "tokens"], {"logits": logits, "count": np.array([count])})
+    expected = torch.log_softmax(torch.from_numpy(logits), -1).topk(min(count, flan.architecture.vocabulary))
+    assert_close(log_probs, expected.values.numpy())
+    assert np.array_equal(tokens, expected.indices.numpy())
+
+
+def test_a_token_that_cannot_be_made_is_ranked_last(flan: Graphs) -> None:
+    logits = np.zeros((1, 1, flan.architecture.vocabulary), np.float32)
+    logits[0, 0, 7], logits[0, 0, 5] = -np.inf, 2
+    session = open_session(rank_model(flan.t5).SerializeToString(), threads=1)
+    log_probs, tokens = session.run(["log_probs", "tokens"], {"logits": logits, "count": np.array([80])})
+    assert (tokens[0, 0, 0], tokens[0, 0, -1]) == (5, 7)
+    assert np.isneginf(log_probs[0, 0, -1]) and np.isfinite(log_probs[0, 0, :-1]).all()
+
+
+def test_the_graphs_are_of_an_ir_that_old_runtimes_read(flan: Graphs) -> None:
+    models = [build(flan.t5) for build in (encoder_model, decoder_model, greedy_model, rank_model, select_model)]
+    for model in (*models, single_model(flan.t5)):
+        assert model.ir_version == IR_VERSION == 10
+        assert {entry.domain for entry in model.opset_import} == {"", "com.microsoft"}
+
+
+def test_the_graphs_of_a_folder_share_every_weight(member: Member, tmp_path: Path) -> None:
+    used: dict[str, dict[int, int]] = {}
+    with WeightFile(tmp_path / "weights.bin") as file:
+        for name, build in (("encoder", encoder_model), ("decoder", decoder_model), ("greedy", greedy_model)):
+            model = build(member.graphs.t5, file)
+            entries = [
+                {entry.key: entry.value for entry in tensor.external_data}
+                for tensor in model.graph.initializer
+                if tensor.data_location == TensorProto.EXTERNAL
+            ]
+            used[name] = {int(entry["offset"]): int(entry["length"]) for entry in entries}
+            assert sum(len(tensor.raw_data) for tensor in model.graph.initializer) < 10_000
+    assert used["decoder"] == used["greedy"]
+    assert len(used["encoder"].keys() & used["decoder"].keys()) == 1  # the embedding
+    end = 0
+    for offset, length in sorted((used["encoder"] | used["decoder"]).items()):
+        assert 0 <= offset - end < 4096
+        end = offset + length
+    assert end == (tmp_path / "weights.bin").stat().st_size
+
+
+def test_every_weight_of_a_checkpoint_takes_part(tmp_path: Path) -> None:
+    """What is changed in a checkpoint is changed in what its graphs say."""
+    folder = save_member(tmp_path / "t5", "t5 1.1 and flan")
+    weights = Checkpoint(folder)
+
+    class Changed:
+        name = ""
+
+        def __contains__(self, name: str) -> bool:
+            return name in weights
+
+        def __getitem__(self, name: str) -> np.ndarray:
+            return weights[name] * np.float32(1.5) if name == self.name else weights[name]
+
+        def shape(self, name: str) -> tuple[int, ...]:
+            return weights.shape(name)
+
+        def peak(self, name: str) -> float:
+            return 0.0
+
+    original, changed = Graphs.of(folder), Changed()
+    batch = inputs(2, 9, 9)
+    expected = original.forced(*batch)
+    for name in load_file(folder / "model.safetensors"):
+        changed.name = name
+        assert np.abs(Graphs(original.architecture, changed).forced(*batch) - expected).max() > 1e-3, name

@@ -1,0 +1,76 @@
+"""Precisions are read from and written as one text, and say how each kind of layer is stored."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.errors import UsageError
+from export.precision import FP32, KINDS, NAMED, Precision, parse
+from export.quantize import STORAGES
+
+MIXED = Precision(encoder="int8", decoder="w8", head="w4", embedding="fp32")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_name_is_read_and_written(name: str) -> None:
+    assert parse(name) == NAMED[name]
+    assert str(parse(name)) == name
+
+
+@given(st.builds(Precision, *[st.sampled_from(sorted(STORAGES))] * len(KINDS)))
+def test_what_is_written_is_read_again(precision: Precision) -> None:
+    assert parse(str(precision)) == precision
+
+
+def test_a_mixture_without_a_name_is_written_out() -> None:
+    assert str(MIXED) == "encoder=int8,decoder=w8,head=w4,embedding=fp32"
+    assert parse("embedding=fp32,head=w4,encoder=int8,decoder=w8") == MIXED
+
+
+def test_kinds_left_out_are_not_rounded() -> None:
+    assert parse("head=w4") == Precision("fp32", "fp32", "w4", "fp32")
+
+
+def test_a_mixture_that_has_a_name_goes_by_it() -> None:
+    assert str(parse("encoder=int8,decoder=w4,head=w4,embedding=int8")) == "int8-w4"
+    assert str(parse("encoder=fp32")) == "fp32"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "fp16", "INT8", "w4,", "int8,w4", "head", "head=", "=w4", "head=w2", "heads=w4", "head:w4", "head=w4=w8",
+     "head=w4, decoder=w4", "encoder=int8;head=w4", "auto"],
+)  # fmt: skip
+def test_what_is_no_precision_is_refused_with_what_there_is(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    assert caught.value.exit_code == 2
+    assert repr(text) in caught.value.message
+    assert all(name in caught.value.remedy for name in (*NAMED, *STORAGES, *KINDS))
+
+
+@pytest.mark.parametrize(
+    ("layer", "storage"),
+    [
+        ("encoder.block.0.layer.0.SelfAttention.q", "int8"),
+        ("encoder.block.11.layer.1.DenseReluDense.wo", "int8"),
+        ("decoder.block.0.layer.1.EncDecAttention.k", "int8"),
+        ("decoder.block.7.layer.1.EncDecAttention.v", "int8"),
+        ("decoder.block.0.layer.1.EncDecAttention.q", "w8"),
+        ("decoder.block.0.layer.1.EncDecAttention.o", "w8"),
+        ("decoder.block.0.layer.0.SelfAttention.k", "w8"),
+        ("decoder.block.0.layer.0.SelfAttention.v", "w8"),
+        ("decoder.block.3.layer.2.DenseReluDense.wi_0", "w8"),
+        ("lm_head", "w4"),
+        ("shared", "fp32"),
+    ],
+)
+def test_a_layer_is_stored_as_its_kind_is(layer: str, storage: str) -> None:
+    assert MIXED.storage(layer) is STORAGES[storage]
+
+
+def test_only_a_precision_that_rounds_nothing_is_exact() -> None:
+    assert FP32.exact
+    assert not any(parse(f"{kind}={storage}").exact for kind in KINDS for storage in STORAGES if storage != "fp32")

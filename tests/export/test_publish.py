@@ -1,0 +1,350 @@
+"""One of some precisions is published, only when fp32 says what PyTorch says, and whole or not at all."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from export import publish as module
+from export.architecture import Architecture
+from export.errors import LoraFtError, UsageError
+from export.parity import Probe, Reference
+from export.precision import FP32, NAMED, Precision, parse
+from export.publish import Candidate, write_bundle
+from export.runtime import Generator
+from export.runtime.manifest import FILES
+from export.runtime.text import Tokenizer
+from export.smooth import Sample
+from export.t5 import T5
+from tests.export.family import CONFIGS, save_member
+from tests.export.oracle import ORIGIN, TEXTS, entries, make_bundle, redraw, references, torch_model
+from tests.tiny import save_tiny_t5
+
+WHOLE = {*FILES, "manifest.json"}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def manifest_of(bundle: Path) -> dict[str, Any]:
+    return json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+
+
+def wrong_logits(answer: Reference) -> Reference:
+    logits = answer.logits.copy()
+    logits[0, 0, 5] += 0.01
+    return replace(answer, logits=logits)
+
+
+def wrong_tokens(answer: Reference) -> Reference:
+    tokens = answer.tokens.copy()
+    tokens[0, 0] = tokens[0, 0] % 70 + 5
+    return replace(answer, tokens=tokens)
+
+
+def no_number(answer: Reference) -> Reference:
+    return replace(answer, logits=np.full_like(answer.logits, np.nan))
+
+
+def test_a_bundle_holds_exactly_the_files_it_should(checkpoint: Path, tmp_path: Path) -> None:
+    report = make_bundle(checkpoint, tmp_path / "new" / "bundle")
+    assert report.passed
+    assert report.rows == len(TEXTS)
+    assert entries(tmp_path / "new" / "bundle") == WHOLE
+    assert entries(tmp_path / "new") == {"bundle"}
+
+
+def test_the_manifest_lists_hash_and_size_of_each_file(published: Path) -> None:
+    assert manifest_of(published)["files"] == {
+        name: {"sha256": digests(published)[name], "bytes": (published / name).stat().st_size} for name in FILES
+    }
+
+
+def test_the_manifest_says_where_the_bundle_comes_from(checkpoint: Path, tmp_path: Path) -> None:
+    report = make_bundle(checkpoint, tmp_path / "bundle", base="a/base", adapter="mine", versions={"torch": "9.9"})
+    manifest = manifest_of(tmp_path / "bundle")
+    assert (manifest["format"], manifest["version"]) == ("lora-ft bundle", 2)
+    assert (manifest["base"], manifest["adapter"], manifest["precision"]) == ("a/base", "mine", "fp32")
+    assert manifest["parity"] == report.as_dict()
+    assert manifest["versions"]["torch"] == "9.9"
+    assert manifest["versions"]["onnx"] == onnx.__version__
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(manifest["created"])
+    assert datetime.timedelta() <= age < datetime.timedelta(minutes=5)
+
+
+def test_a_bundle_carries_its_prompt_and_limits(published: Path, checkpoint: Path) -> None:
+    assert json.loads((published / "prompt.json").read_text()) == {"template": "say: {text}", "source_length": 48}
+    assert json.loads((published / "generation_config.json").read_text()) == {
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "max_new_tokens": ORIGIN.max_new_tokens,
+        "prompt_lookup": True,
+    }
+    assert json.loads((published / "config.json").read_text()) == json.loads((checkpoint / "config.json").read_text())
+
+
+@pytest.mark.parametrize("wrong", [wrong_logits, wrong_tokens, no_number])
+@pytest.mark.parametrize("batch", [0, 1])
+def test_a_bundle_that_differs_from_pytorch_is_not_written(
+    checkpoint: Path, tmp_path: Path, wrong: Any, batch: int
+) -> None:
+    answers = list(references(checkpoint))
+    answers[batch] = wrong(answers[batch])
+    with pytest.raises(LoraFtError, match="differ from PyTorch") as caught:
+        make_bundle(checkpoint, tmp_path / "bundle", references=answers)
+    assert caught.value.exit_code == 1
+    assert entries(tmp_path) == set()
+
+
+def test_another_models_answers_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    other = references(save_tiny_t5(tmp_path / "other", seed=7))
+    with pytest.raises(LoraFtError, match="differ from PyTorch"):
+        make_bundle(checkpoint, tmp_path / "bundle", references=other)
+    assert entries(tmp_path) == {"other"}
+
+
+def test_a_bundle_that_was_compared_with_nothing_is_not_written(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(LoraFtError, match="0 of 0 rows"):
+        make_bundle(checkpoint, tmp_path / "bundle", references=[])
+    assert entries(tmp_path) == set()
+
+
+def test_pytorchs_failure_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    def failing() -> Iterator[Reference]:
+        yield next(references(checkpoint))
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        make_bundle(checkpoint, tmp_path / "bundle", references=failing())
+    assert entries(tmp_path) == set()
+
+
+def test_a_failure_keeps_the_bundle_that_was_there(bundle: Path, checkpoint: Path) -> None:
+    before = digests(bundle)
+    answers = [wrong_logits(answer) for answer in references(checkpoint)]
+    with pytest.raises(LoraFtError, match="differ from PyTorch"):
+        make_bundle(checkpoint, bundle, references=answers, overwrite=True)
+    assert digests(bundle) == before
+    assert entries(bundle.parent) == {"bundle"}
+    Generator.load(bundle, threads=1)
+
+
+def test_an_existing_bundle_is_refused_before_any_work(bundle: Path, checkpoint: Path) -> None:
+    before = digests(bundle)
+
+    def untouched() -> Iterator[Reference]:
+        raise AssertionError("references were taken")
+        yield
+
+    with pytest.raises(UsageError, match="already exists"):
+        make_bundle(checkpoint, bundle, references=untouched())
+    assert digests(bundle) == before
+    assert entries(bundle.parent) == {"bundle"}
+
+
+def test_overwriting_replaces_the_whole_bundle(bundle: Path, checkpoint: Path) -> None:
+    (bundle / "notes.txt").write_text("of the old one")
+    make_bundle(checkpoint, bundle, adapter="newer", overwrite=True)
+    assert entries(bundle) == WHOLE
+    assert entries(bundle.parent) == {"bundle"}
+    assert manifest_of(bundle)["adapter"] == "newer"
+
+
+def test_what_is_no_t5_leaves_nothing(tmp_path: Path) -> None:
+    folder = save_tiny_t5(tmp_path / "base")
+    answers = list(references(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bart"}))
+    with pytest.raises(UsageError, match="only the T5 family"):
+        make_bundle(folder, tmp_path / "bundle", references=answers, probe=answers[0])
+    assert entries(tmp_path) == {"base"}
+
+
+def test_damaged_weights_leave_nothing(tmp_path: Path) -> None:
+    folder = save_tiny_t5(tmp_path / "base")
+    answers = list(references(folder))
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(LoraFtError, match=r"model\.safetensors"):
+        make_bundle(folder, tmp_path / "bundle", references=answers, probe=answers[0])
+    assert entries(tmp_path) == {"base"}
+
+
+def test_a_graph_that_computes_something_else_is_not_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(T5):
+        def __init__(self, architecture: Architecture, *args: Any) -> None:
+            super().__init__(replace(architecture, epsilon=0.1), *args)
+
+    monkeypatch.setattr(module, "T5", Wrong)
+    with pytest.raises(LoraFtError, match="differ from PyTorch"):
+        make_bundle(checkpoint, tmp_path / "bundle")
+    assert entries(tmp_path) == set()
+
+
+@pytest.fixture(scope="module")
+def answers(checkpoint: Path) -> list[Reference]:
+    return list(references(checkpoint))
+
+
+SAMPLES = [Sample(np.arange(5, 30), np.array([0, 9, 8, 7])), Sample(np.arange(40, 60), np.array([0, 30, 40]))]
+ROUNDED = [NAMED["int8"], NAMED["int8-w4"]]
+
+
+@pytest.fixture
+def publish(checkpoint: Path, tmp_path: Path, answers: list[Reference]) -> Callable[..., Candidate]:
+    """Write `out` below the test's folder."""
+
+    def write(**options: Any) -> Candidate:
+        arguments = {"references": answers, "samples": SAMPLES, "precisions": ROUNDED} | options
+        tokenizer = Tokenizer(checkpoint / "tokenizer.json")
+        return write_bundle(
+            checkpoint, tokenizer, ORIGIN, arguments.pop("references"), answers[1], tmp_path / "out", **arguments
+        )
+
+    return write
+
+
+def test_each_stage_is_told_as_it_begins(answers: list[Reference], publish: Callable[..., Candidate]) -> None:
+    told: list[str] = []
+
+    def watched(name: str, items: Sequence[Any]) -> Iterator[Any]:
+        told.append(name)
+        yield from items
+
+    publish(references=watched("references", answers), samples=watched("samples", SAMPLES), progress=told.append)
+    assert told == [
+        "building the graphs", "references", "calibrating", "samples", "building int8", "building int8-w4"
+    ]  # fmt: skip
+
+
+def test_fp32_is_always_tried_first_and_once(publish: Callable[..., Candidate]) -> None:
+    seen: list[Precision] = []
+
+    def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, dict[str, Any]]:
+        seen.extend(candidate.precision for candidate in candidates)
+        assert candidates[0].report.passed
+        assert not any(candidate.report.passed for candidate in candidates[1:])
+        return candidates[0], {}
+
+    assert publish(precisions=[NAMED["int8"], FP32, NAMED["w4"]], choose=choose).precision == FP32
+    assert seen == [FP32, NAMED["int8"], NAMED["w4"]]
+
+
+@pytest.mark.parametrize("chosen", [0, 1, 2])
+def test_what_was_tried_is_what_is_published(tmp_path: Path, publish: Callable[..., Candidate], chosen: int) -> None:
+    tried: dict[str, Any] = {}
+
+    def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, dict[str, Any]]:
+        for candidate in candidates:
+            folder = candidate.generator.folder
+            assert candidate.bytes == sum(path.stat().st_size for path in folder.iterdir())
+        generator = candidates[chosen].generator
+        tried["greedy"], tried["beams"] = generator.generate(TEXTS), generator.generate(TEXTS, num_beams=3)
+        return candidates[chosen], {"gate": {"passed": chosen == 0}}
+
+    done = publish(choose=choose)
+    manifest, generator = manifest_of(tmp_path / "out"), Generator.load(tmp_path / "out", threads=1)
+    assert manifest["precision"] == str(done.precision) == ["fp32", "int8", "int8-w4"][chosen]
+    assert manifest["parity"] == done.report.as_dict()
+    assert manifest["gate"] == {"passed": chosen == 0}
+    assert tried == {"greedy": generator.generate(TEXTS), "beams": generator.generate(TEXTS, num_beams=3)}
+    assert entries(tmp_path / "out") == WHOLE
+
+
+def test_the_last_precision_is_published_unless_chosen(tmp_path: Path, publish: Callable[..., Candidate]) -> None:
+    publish(precisions=[NAMED["w8"], parse("encoder=int8,head=w4")])
+    assert manifest_of(tmp_path / "out")["precision"] == "encoder=int8,decoder=fp32,head=w4,embedding=fp32"
+
+
+def test_nothing_is_left_where_none_is_good_enough(tmp_path: Path, publish: Callable[..., Candidate]) -> None:
+    def refuse(candidates: Sequence[Candidate]) -> tuple[Candidate, dict[str, Any]]:
+        raise LoraFtError("costs too much")
+
+    with pytest.raises(LoraFtError, match="costs too much"):
+        publish(choose=refuse)
+    assert entries(tmp_path) == set()
+
+
+def test_graphs_that_differ_are_found_before_anything_is_rounded(
+    tmp_path: Path, answers: list[Reference], publish: Callable[..., Candidate]
+) -> None:
+    untouched = (pytest.fail(what) for what in ["samples were taken"])
+    with pytest.raises(LoraFtError, match="differ from PyTorch"):
+        publish(
+            references=[wrong_logits(answers[0])], samples=untouched, choose=lambda _: pytest.fail("there was a choice")
+        )
+    assert entries(tmp_path) == set()
+
+
+def test_fp32_alone_needs_no_samples(publish: Callable[..., Candidate]) -> None:
+    publish(precisions=[FP32], samples=(pytest.fail(what) for what in ["samples were taken"]))
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_prompt_lookup_is_on_where_it_changed_no_answer(
+    tmp_path: Path, publish: Callable[..., Candidate], lossless: bool
+) -> None:
+    def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, dict[str, Any]]:
+        report = candidates[0].report
+        assert report.lookup_rows == report.rows
+        return replace(candidates[0], report=replace(report, lookup_rows=report.rows - (not lossless))), {}
+
+    publish(choose=choose)
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["prompt_lookup"] is lossless
+    assert Generator.load(tmp_path / "out").defaults["prompt_lookup"] is lossless
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_no_folder_for_scratch_is_left(
+    tmp_path: Path, publish: Callable[..., Candidate], monkeypatch: pytest.MonkeyPatch, good: bool
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    if good:
+        publish()
+    else:
+        with pytest.raises(LoraFtError):
+            publish(references=[])
+    assert entries(tmp_path / "scratch") == set()
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "byt5"])
+def test_every_member_of_the_family_is_published(tmp_path: Path, name: str) -> None:
+    report = make_bundle(save_member(tmp_path / "t5", name, end=1.5), tmp_path / "bundle")
+    assert report.passed and report.lookup_is_lossless
+    assert len(Generator.load(tmp_path / "bundle", threads=1).generate(TEXTS)) == len(TEXTS)
+
+
+def test_whether_the_head_is_scaled_is_for_pytorch_to_say(tmp_path: Path) -> None:
+    """transformers 5 scales every umt5, 4.57 those whose config says that the head is tied."""
+    folder = redraw(save_tiny_t5(tmp_path / "umt5", model_type="umt5", tie_word_embeddings=False), seed=3, end=1.5)
+    scaled = torch_model(folder).config.tie_word_embeddings
+    assert make_bundle(folder, tmp_path / "bundle", scaled=scaled).passed
+    with pytest.raises(LoraFtError, match="differ from PyTorch"):
+        make_bundle(folder, tmp_path / "other", scaled=not scaled)
+    assert entries(tmp_path) == {"umt5", "bundle"}
+
+
+def test_the_probe_travels_with_the_bundle(
+    tmp_path: Path, publish: Callable[..., Candidate], answers: list[Reference]
+) -> None:
+    publish(precisions=[FP32])
+    kept, generator = Probe.read(tmp_path / "out" / "probe.json"), Generator.load(tmp_path / "out", threads=1)
+    assert kept == Probe.of(answers[1])
+    found = kept.check(generator)
+    assert found.passed and found.rows == len(answers[1].tokens)
+    assert manifest_of(tmp_path / "out")["probe"] == found.as_dict()

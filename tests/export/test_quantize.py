@@ -1,0 +1,265 @@
+"""What is stored in fewer bits is close to what it was, and its products are those of what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import numpy_helper
+
+from export.graph import FLOAT, INT64, Graph, WeightFile
+from export.quantize import STORAGES, Weight
+from export.runtime.session import open_session
+
+ROUNDED = ["int8", "w8", "w4"]
+BLOCK = 32
+SHAPES = [(1, 1), (5, 7), (16, 32), (33, 31), (17, 96), (48, 100), (3, 1000), (256, 320)]  # outputs, inputs
+PEAK = 4.0
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def weights(outputs: int, inputs: int, seed: int = 0) -> np.ndarray:
+    """Channels of unlike size."""
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((outputs, inputs), np.float32) * np.exp(rng.normal(0, 2, (outputs, 1))).astype(
+        np.float32
+    )
+
+
+def activations(rows: int, inputs: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, inputs), np.float32).clip(-PEAK, PEAK)
+
+
+def product(storage: str, weight: np.ndarray, peak: float = PEAK) -> tuple[Run, dict[str, np.ndarray]]:
+    """What multiplies rows with a weight, and what it stores."""
+    outputs, inputs = weight.shape
+    g = Graph("product")
+    y = g.output("y", FLOAT, "b", outputs)
+    STORAGES[storage].linear(
+        g, g.input("x", FLOAT, "b", inputs), Weight(("w",), outputs, inputs, lambda: weight, peak), y
+    )
+    model = g.model()
+    session = open_session(model.SerializeToString(), threads=1)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return lambda x: session.run(None, {"x": x})[0], stored
+
+
+def read_back(storage: str, stored: dict[str, np.ndarray], inputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the weight that is stored, the step between neighbouring values), both [outputs, inputs]."""
+    values, step = stored[f"w.{storage}"], stored[f"w.{storage}.scale"]
+    if storage == "int8":
+        return values.T * step[:, None], np.repeat(step[:, None], inputs, axis=1)
+    if storage == "w4":
+        values = np.stack([values & 15, values >> 4], axis=-1).reshape(*values.shape[:2], -1)
+    zero = 8 if storage == "w4" else 128
+    blocks = (values.astype(np.float32) - zero) * step[..., None]
+    steps = np.broadcast_to(np.abs(step)[..., None], blocks.shape)
+    return tuple(array.reshape(len(values), -1)[:, :inputs] for array in (blocks, steps))
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> np.ndarray:
+    """Of any shape and size, here and there with zeros or one value that is far from all others."""
+    outputs, inputs = draw(st.integers(1, 12)), draw(st.integers(1, 100))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    weight = rng.standard_normal((outputs, inputs)) * 10.0 ** draw(st.integers(-6, 6))
+    weight[rng.random(outputs) < draw(st.sampled_from([0, 0.3, 1]))] = 0
+    weight[:, rng.random(inputs) < draw(st.sampled_from([0, 0.7]))] = 0
+    weight[rng.integers(outputs), rng.integers(inputs)] *= draw(st.sampled_from([1, 1000, -1000]))
+    return weight.astype(np.float32)
+
+
+@pytest.mark.parametrize("storage", ROUNDED)
+@given(weight=matrices())
+def test_what_is_stored_is_within_half_a_step(storage: str, weight: np.ndarray) -> None:
+    _, stored = product(storage, weight)
+    made, step = read_back(storage, stored, weight.shape[1])
+    error = np.abs(made - weight)
+    # in a block the side opposite to its peak has one value less: what would take it is a whole step off
+    cut = np.abs(weight) > step * {"int8": 127.5, "w8": 127.5, "w4": 7.5}[storage]
+    assert (error <= step * np.where(cut, 1, 0.5) * 1.0001).all()
+
+
+@pytest.mark.parametrize("storage", ROUNDED)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_largest_of_each_group_is_kept(storage: str, shape: tuple[int, int]) -> None:
+    weight = weights(*shape)
+    made, _ = read_back(storage, product(storage, weight)[1], shape[1])
+    for start in range(0, shape[1], shape[1] if storage == "int8" else BLOCK):
+        part = slice(start, start + (shape[1] if storage == "int8" else BLOCK))
+        largest = np.abs(weight[:, part]).argmax(1)[:, None]
+        kept, was = (np.take_along_axis(array[:, part], largest, axis=1) for array in (made, weight))
+        np.testing.assert_allclose(kept, was, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("storage", "bits"), [("int8", 8), ("w8", 9), ("w4", 5)])
+def test_weights_take_few_bits(storage: str, bits: float) -> None:
+    """A scale for every block of 32 is a bit a weight."""
+    _, stored = product(storage, weights(512, 512))
+    assert 8 * sum(array.nbytes for array in stored.values()) / 512**2 < bits + 0.1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fp32_is_the_product(shape: tuple[int, int]) -> None:
+    weight, x = weights(*shape), activations(6, shape[1])
+    run, stored = product("fp32", weight)
+    assert np.array_equal(stored["w"], weight.T)
+    np.testing.assert_allclose(run(x), x @ weight.T, rtol=1e-4, atol=1e-4 * np.abs(weight).max())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_calibrated_int8_is_integer_arithmetic(shape: tuple[int, int]) -> None:
+    weight, x = weights(*shape), activations(6, shape[1])
+    run, stored = product("int8", weight)
+    step = np.float32(PEAK / 127)
+    whole = np.rint(x / step).astype(np.int64) @ stored["w.int8"].astype(np.int64)
+    np.testing.assert_allclose(run(x), whole * (step * stored["w.int8.scale"]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_exceeds_the_calibrated_peak_counts_as_the_peak(sign: int) -> None:
+    weight = np.eye(40, dtype=np.float32)
+    run, _ = product("int8", weight)
+    x = np.full((1, 40), sign * PEAK, np.float32)
+    np.testing.assert_allclose(run(1000 * x), run(x), rtol=0.01)
+    np.testing.assert_allclose(run(x), x, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_int8_do_not_overflow(sign: int) -> None:
+    """Instructions of older machines add pairs of products in 16 bits."""
+    run, _ = product("int8", np.full((3, 2048), 0.5, np.float32))
+    np.testing.assert_allclose(run(np.full((2, 2048), sign * PEAK, np.float32)), sign * PEAK * 1024, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_without_calibration_takes_the_range_of_what_comes(shape: tuple[int, int]) -> None:
+    weight, x = weights(*shape), 50 * activations(6, shape[1])
+    run, stored = product("int8", weight, peak=0)
+    kept, _ = read_back("int8", stored, shape[1])
+    step = (max(x.max(), 0) - min(x.min(), 0)) / 255
+    assert (np.abs(run(x) - x @ kept.T) <= 1.01 * step * np.abs(kept).sum(1) + 1e-5).all()
+
+
+@pytest.mark.parametrize("storage", ["w8", "w4"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rows", [1, 6])
+def test_blocks_are_multiplied_as_they_are_stored(storage: str, shape: tuple[int, int], rows: int) -> None:
+    """But for the rounding of activations to 8 bits, by blocks of a row."""
+    weight, x = weights(*shape), activations(rows, shape[1])
+    run, stored = product(storage, weight)
+    kept, _ = read_back(storage, stored, shape[1])
+    blocks = np.pad(np.abs(x), ((0, 0), (0, -shape[1] % BLOCK))).reshape(rows, -1, BLOCK)
+    error = np.repeat(blocks.max(-1) / 127 / 2, BLOCK, axis=1)[:, : shape[1]]
+    allowed = error @ np.abs(kept).T
+    assert (np.abs(run(x) - x @ kept.T) <= 1.02 * allowed + 1e-5 * np.abs(kept).max()).all()
+
+
+@pytest.mark.parametrize("storage", ROUNDED)
+def test_rounding_costs_little(storage: str) -> None:
+    weight, x = weights(64, 256), activations(32, 256)
+    exact = x @ weight.T
+    lost = np.linalg.norm(product(storage, weight)[0](x) - exact, axis=0) / np.linalg.norm(exact, axis=0)
+    assert lost.max() < (0.15 if storage == "w4" else 0.02)
+
+
+@pytest.mark.parametrize("storage", ["fp32", *ROUNDED])
+@pytest.mark.parametrize("peak", [0.0, PEAK])
+def test_weights_that_are_zero_give_zero(storage: str, peak: float) -> None:
+    """However large their inputs are."""
+    x = 100 * activations(20, 70)
+    assert np.abs(product(storage, np.zeros((5, 70), np.float32), peak)[0](x)).max() < 1e-6
+    weight = weights(6, 70)
+    weight[2] = 0
+    assert np.abs(product(storage, weight, peak)[0](x)[:, 2]).max() < 1e-6
+
+
+@pytest.mark.parametrize("storage", ["fp32", *ROUNDED])
+def test_inputs_whose_weights_are_zero_do_not_matter(storage: str) -> None:
+    weight, x = weights(6, 96), activations(4, 96)
+    weight[:, BLOCK:] = 0
+    run, _ = product(storage, weight)
+    other = x.copy()
+    other[:, BLOCK:] *= 100
+    np.testing.assert_allclose(run(other), run(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("storage", ["fp32", *ROUNDED])
+@pytest.mark.parametrize("peak", [0.0, PEAK])
+def test_inputs_that_are_zero_give_zero(storage: str, peak: float) -> None:
+    assert (product(storage, weights(6, 70), peak)[0](np.zeros((4, 70), np.float32)) == 0).all()
+
+
+@pytest.mark.parametrize("storage", ["fp32", *ROUNDED])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_row_does_not_depend_on_those_beside_it(storage: str, shape: tuple[int, int]) -> None:
+    run, _ = product(storage, weights(*shape))
+    x = activations(9, shape[1])
+    other = 1000 * activations(9, shape[1], seed=7)
+    other[[2, 5]] = x[[2, 5]]
+    assert np.array_equal(run(x)[[2, 5]], run(other)[[2, 5]])
+
+
+@pytest.mark.parametrize("storage", ROUNDED)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_row_alone_is_bit_for_bit_what_it_is_in_a_batch(storage: str, shape: tuple[int, int]) -> None:
+    run, _ = product(storage, weights(*shape))
+    x = activations(9, shape[1])
+    x[3] *= 100
+    assert np.array_equal(np.concatenate([run(x[i : i + 1]) for i in range(9)]), run(x))
+    assert np.array_equal(run(x[:4]), run(x)[:4])
+
+
+@pytest.mark.parametrize("storage", ["fp32", *ROUNDED])
+def test_any_number_of_axes_is_multiplied(storage: str) -> None:
+    weight, x = weights(5, 40), activations(6, 40)
+    g = Graph("product")
+    layer = Weight(("w",), 5, 40, lambda: weight, PEAK)
+    made = STORAGES[storage].linear(g, g.input("x", FLOAT, "b", "q", 40), layer)
+    g.op("Identity", made, output=g.output("y", FLOAT, "b", "q", 5))
+    session = open_session(g.model().SerializeToString(), threads=1)
+    [y] = session.run(None, {"x": x.reshape(2, 3, 40)})
+    np.testing.assert_allclose(y.reshape(6, 5), product(storage, weight)[0](x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_rows_of_a_table_are_looked_up(storage: str) -> None:
+    table = weights(20, 33)
+    table[7] = 0
+    g = Graph("rows")
+    found = STORAGES[storage].rows(g, g.input("ids", INT64, "b", "q"), Weight(("t",), 20, 33, lambda: table))
+    g.op("Identity", found, output=g.output("y", FLOAT, "b", "q", 33))
+    session = open_session(g.model().SerializeToString(), threads=1)
+    ids = np.array([[0, 19, 7], [7, 3, 3]])
+    [y] = session.run(None, {"ids": ids})
+    step = 0 if storage == "fp32" else np.abs(table).max(1) / 127
+    assert (np.abs(y - table[ids]) <= (step / 2 * 1.0001 + np.zeros(20))[ids][..., None]).all()
+    assert (y[0, 2] == 0).all()
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_second_graph_reads_no_weight_again(storage: str, tmp_path: Path) -> None:
+    arrays = [weights(300, 64)] * 4
+    layer, graphs = Weight(("w",), 300, 64, arrays.pop, PEAK), []
+    with WeightFile(tmp_path / "weights.bin") as file:
+        for name in ("first", "second"):
+            graphs.append(g := Graph(name, file))
+            STORAGES[storage].linear(g, g.input("x", FLOAT, "b", 64), layer)
+            STORAGES[storage].rows(g, g.input("ids", INT64, "b"), layer)
+            arrays.clear()
+    outside = [[tensor for tensor in g.model().graph.initializer if tensor.external_data] for g in graphs]
+    assert outside[0] == outside[1]
+    assert len(outside[0]) == (2 if storage == "fp32" else 4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "name"),
+    [(("a",), "a"), (("a", "b", "c"), "a+b+c"), (("a", "b", "c", "d"), "a+3"), (("a", *"bcdefghijkl"), "a+11")],
+)
+def test_a_weight_is_named_for_its_layers(layers: tuple[str, ...], name: str) -> None:
+    assert Weight(layers, 1, 1, lambda: np.zeros((1, 1), np.float32)).name == name

@@ -1,0 +1,231 @@
+"""Folding outliers of activations into weights: the same function, which eight bits then hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from export.architecture import Architecture
+from export.bundle import read_model
+from export.checkpoint import Checkpoint
+from export.precision import NAMED
+from export.smooth import Folded, Sample, calibrate
+from tests.export.family import CONFIGS, Graphs, assert_close, inputs, save_member
+from tests.export.oracle import PAD, torch_model
+from tests.tiny import CONFIG
+
+
+def samples(count: int = 24, seed: int = 0) -> list[Sample]:
+    """Rows of unlike lengths."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 25, (count, 2))
+    draw = lambda length: rng.integers(2, CONFIG["vocab_size"], length)  # noqa: E731
+    return [Sample(draw(s), np.array([PAD, *draw(t)])) for s, t in lengths]
+
+
+@dataclass
+class Member:
+    """A checkpoint, what calibration found, and the weights folded by it."""
+
+    folder: Path
+    architecture: Architecture
+    weights: Checkpoint
+    peaks: Mapping[str, np.ndarray]
+    folded: Folded
+
+    @classmethod
+    def of(cls, folder: Path, rows: Sequence[Sample] | None = None) -> Member:
+        architecture, weights = read_model(folder)
+        peaks = calibrate(architecture, weights, rows or samples())
+        return cls(folder, architecture, weights, peaks, Folded(architecture, weights, peaks, NAMED["int8"].storage))
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def member(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Member:
+    return Member.of(save_member(tmp_path_factory.mktemp("smooth"), request.param))
+
+
+@pytest.fixture(scope="module")
+def flan(tmp_path_factory: pytest.TempPathFactory) -> Member:
+    return Member.of(save_member(tmp_path_factory.mktemp("flan"), "t5 1.1 and flan"))
+
+
+def torch_peaks(folder: Path, scale: float) -> dict[str, np.ndarray]:
+    """The largest magnitude of each input channel of transformers' linear layers; the head's before its scaling."""
+    model, peaks = torch_model(folder), {}
+
+    def watch(name: str) -> None:
+        def hook(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            peak = given[0].abs().amax((0, 1)).numpy() / (scale if name == "lm_head" else 1)
+            peaks[name] = np.maximum(peaks.get(name, 0), peak)
+
+        model.get_submodule(name).register_forward_pre_hook(hook)
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            watch(name)
+    with torch.inference_mode():
+        for sample in samples():
+            model(input_ids=torch.tensor(sample.source[None]), decoder_input_ids=torch.tensor(sample.decoder[None]))
+    return peaks
+
+
+def test_peaks_are_those_of_transformers_layers(member: Member) -> None:
+    expected = torch_peaks(member.folder, member.architecture.output_scale)
+    assert member.peaks.keys() == expected.keys()
+    for layer, peak in expected.items():
+        np.testing.assert_allclose(member.peaks[layer], peak, rtol=1e-4, atol=1e-5, err_msg=layer)
+
+
+def test_peaks_of_rows_are_the_largest_of_each_row(flan: Member) -> None:
+    alone = [calibrate(flan.architecture, flan.weights, [sample]) for sample in samples()]
+    for layer, peak in flan.peaks.items():
+        assert np.array_equal(peak, np.max([row[layer] for row in alone], axis=0))
+
+
+def test_rows_are_taken_one_at_a_time(flan: Member) -> None:
+    found = calibrate(flan.architecture, flan.weights, iter(samples()))
+    assert all(np.array_equal(found[layer], peak) for layer, peak in flan.peaks.items())
+
+
+def test_folded_weights_are_the_same_function(member: Member) -> None:
+    batch = inputs(4, 20, 20, seed=8)
+    expected = Graphs(member.architecture, member.weights).forced(*batch)
+    assert_close(Graphs(member.architecture, member.folded).forced(*batch), expected)
+
+
+def test_every_linear_layer_is_folded(member: Member) -> None:
+    """And no weight but theirs and what makes their inputs."""
+    for layer in member.peaks:
+        original = member.weights["shared.weight"] if layer == "lm_head" and tied(member) else None
+        original = member.weights[f"{layer}.weight"] if original is None else original
+        assert not np.allclose(member.folded[f"{layer}.weight"], original, rtol=0.01)
+        assert (member.folded.peak(layer) == 0) == layer.endswith(("wo", "lm_head"))  # those are scaled by row
+    names = [name for name in load_file(member.folder / "model.safetensors") if "bias" in name or "shared" in name]
+    assert len(names) > 2
+    assert all(np.array_equal(member.folded[name], member.weights[name]) for name in names)
+
+
+def test_folded_inputs_have_the_peaks_that_are_said(member: Member) -> None:
+    """Of the rows of the calibration none exceeds what its activations are rounded by."""
+    for layer, peak in calibrate(member.architecture, member.folded, samples()).items():
+        said = member.folded.peak(layer)
+        assert said in (0, pytest.approx(peak.max(), rel=1e-3)), layer
+
+
+def test_shapes_stay_the_same(member: Member) -> None:
+    for name in load_file(member.folder / "model.safetensors"):
+        assert name in member.folded
+        assert member.folded.shape(name) == member.folded[name].shape == member.weights.shape(name)
+        assert member.folded[name].dtype == np.float32
+
+
+def tied(member: Member) -> bool:
+    return "lm_head.weight" not in member.weights
+
+
+@pytest.mark.parametrize("name", ["t5 1.0", "umt5", "tied mt5", "tied gated-gelu"])
+def test_a_tied_head_is_folded_and_the_embedding_is_not(tmp_path: Path, name: str) -> None:
+    member = Member.of(save_member(tmp_path, name))
+    assert tied(member)
+    assert "lm_head.weight" in member.folded
+    factors = member.folded["lm_head.weight"] / member.weights["shared.weight"]
+    assert np.allclose(factors, factors[0], rtol=1e-4)
+    assert factors[0].std() > 0.01
+    assert np.array_equal(member.folded["shared.weight"], member.weights["shared.weight"])
+
+
+@pytest.mark.parametrize("name", ["t5 1.0", "untied relu"])
+def test_a_relu_lets_the_factors_of_its_channels_through(tmp_path: Path, name: str) -> None:
+    member = Member.of(save_member(tmp_path, name))
+    layer = "encoder.block.0.layer.1.DenseReluDense"
+    factors = (member.folded[f"{layer}.wo.weight"] / member.weights[f"{layer}.wo.weight"])[0]
+    assert (factors > 0).all() and factors.std() > 0.01
+    inner = member.folded[f"{layer}.wi.weight"] / member.weights[f"{layer}.wi.weight"] * factors[:, None]
+    assert np.allclose(inner, inner[0], rtol=1e-3)  # what is left is of the norm before it
+
+
+def test_a_channel_that_is_always_zero_is_no_trouble(tmp_path: Path) -> None:
+    """Neither one that nothing comes in by, nor one that no weight reads."""
+    folder = save_member(tmp_path, "t5 1.0")
+    values = load_file(folder / "model.safetensors")
+    values["encoder.block.0.layer.1.layer_norm.weight"][3] = 0
+    values["encoder.block.0.layer.1.DenseReluDense.wi.weight"][:, 5] = 0
+    values["encoder.block.0.layer.1.DenseReluDense.wi.weight"][7] = 0
+    values["decoder.block.1.layer.0.SelfAttention.v.weight"][2] = 0
+    save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
+    member, batch = Member.of(folder), inputs(4, 20, 20, seed=8)
+    assert all(np.isfinite(member.folded[name]).all() for name in values)
+    expected = Graphs(member.architecture, member.weights).forced(*batch)
+    assert_close(Graphs(member.architecture, member.folded).forced(*batch), expected)
+
+
+def plant(folder: Path, factor: float) -> Path:
+    """Outliers as real T5s have them: a channel of each norm is large, and its weights are small.
+
+    The function stays the same.
+    """
+    values = load_file(folder / "model.safetensors")
+    norms = sorted(name for name in values if "layer_norm" in name)
+    for i, norm in enumerate(norms):
+        if norm.endswith("final_layer_norm.weight"):
+            readers = [
+                name for name in values if name.endswith(("EncDecAttention.k.weight", "EncDecAttention.v.weight"))
+            ]
+            readers = readers if norm.startswith("encoder") else ["lm_head.weight"]
+        else:
+            layer = norm.removesuffix("layer_norm.weight")
+            kinds = (f"{layer}SelfAttention.{kind}.weight" for kind in "qkv")
+            kinds = (*kinds, f"{layer}EncDecAttention.q.weight")
+            readers = [name for name in values if name in kinds or name.startswith(f"{layer}DenseReluDense.wi")]
+        assert readers
+        channel = 5 * i % len(values[norm])
+        values[norm][channel] *= factor
+        for reader in readers:
+            values[reader][:, channel] /= factor
+    save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def loss(member: Member, precision: str, *, folded: bool = True) -> float:
+    """How far the logits are from those of fp32, as a share of their size."""
+    batch = inputs(4, 20, 20, seed=8)
+    exact = Graphs(member.architecture, member.weights).forced(*batch)
+    weights = member.folded if folded else member.weights
+    rounded = Graphs(member.architecture, weights, NAMED[precision]).forced(*batch)
+    return float(np.linalg.norm(rounded - exact) / np.linalg.norm(exact))
+
+
+@pytest.mark.parametrize("name", ["t5 1.1 and flan", "untied relu", "mt5", "gated-silu"])
+def test_outliers_make_eight_bits_wrong_until_they_are_folded(tmp_path: Path, name: str) -> None:
+    even = Member.of(save_member(tmp_path / "even", name))
+    outliers = Member.of(plant(save_member(tmp_path / "outliers", name), 300))
+    batch = inputs(4, 20, 20, seed=8)
+    assert_close(Graphs.of(outliers.folder).forced(*batch), Graphs.of(even.folder).forced(*batch), 1e-3)
+    for precision in ("int8", "w8", "int8-w8"):
+        assert loss(even, precision, folded=False) < 0.2
+        assert loss(outliers, precision, folded=False) > 0.7
+        assert loss(outliers, precision) < 0.3
+        assert loss(outliers, precision) == pytest.approx(loss(even, precision), rel=0.1)
+
+
+@pytest.mark.parametrize(("precision", "most"), [("int8", 0.3), ("w8", 0.2), ("int8-w8", 0.3), ("w4", 0.8)])
+def test_a_rounded_model_is_close_to_its_original(member: Member, precision: str, most: float) -> None:
+    assert 0 < loss(member, precision) < most
+
+
+@pytest.mark.parametrize("precision", [name for name in NAMED if name != "fp32"])
+def test_a_row_of_a_rounded_model_does_not_depend_on_those_beside_it(flan: Member, precision: str) -> None:
+    graphs = Graphs(flan.architecture, flan.folded, NAMED[precision])
+    batch, others = inputs(6, 20, 12, seed=8), inputs(6, 20, 12, seed=9)
+    for array, changed in zip(batch, others, strict=True):
+        changed[[1, 4]] = array[[1, 4]]
+    a, b = graphs.forced(*batch), graphs.forced(*others)
+    assert np.array_equal(a[[1, 4]], b[[1, 4]])
+    assert not np.array_equal(a[0], b[0])

@@ -108,7 +108,11 @@ class Graph:
 
     def constant(self, array: np.ndarray | np.generic, name: str = "") -> str:
         """Store an array once under its name and return the name."""
-        return self.weight(name or self._fresh("constant"), lambda: np.asarray(array))
+        if name:
+            return self.weight(name, lambda: np.asarray(array))
+        name = self._fresh("constant")  # of this graph alone: another one's may have the same name
+        self._root._constants[name] = _inline(name, np.asarray(array))
+        return name
 
     def weight(self, name: str, make: Callable[[], np.ndarray]) -> str:
         """Store the array that `make` returns, which is called only where the name is new, and return the name."""
@@ -123,7 +127,7 @@ class Graph:
             root._weights.put(name, array)
             root._constants[name] = root._weights.tensor(name)
         else:
-            root._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+            root._constants[name] = _inline(name, array)
         return name
 
     def ints(self, *values: int) -> str:
@@ -170,6 +174,10 @@ class Graph:
         root = self._root
         root._count += 1
         return f"{prefix}_{root._count}"
+
+
+def _inline(name: str, array: np.ndarray) -> TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

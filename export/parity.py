@@ -85,7 +85,7 @@ def compare(generator: Generator, references: Iterable[Reference], tolerance: fl
         real = reference.tokens != PAD
         logits = generator.score(ids, mask, reference.tokens)
         # fmax would pass over a NaN; max does not, and a NaN fails the test below
-        largest = float(np.max([largest, np.abs(logits - reference.logits)[real].max()]))
+        largest = float(np.max([largest, np.abs(logits - reference.logits)[real].max(initial=0)]))
         made, drafted = (
             generator.generate_ids(ids, mask, max_new_tokens=reference.max_new_tokens, prompt_lookup=lookup)
             for lookup in (False, True)

@@ -42,6 +42,14 @@ class Candidate:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Published:
+    """What was published: its precision, and how it compares with PyTorch."""
+
+    precision: Precision
+    report: Report
+
+
 # From all candidates, fp32 first: the one to publish, and what to say in the manifest of how it was chosen.
 Choose = Callable[[Sequence[Candidate]], tuple[Candidate, Mapping[str, Any]]]
 
@@ -56,7 +64,7 @@ def write_bundle(
     out: Path, *, layout: str = "bundle", triton: bool = False, scaled: bool | None = None,
     precisions: Sequence[Precision] = (FP32,), samples: Iterable[Sample] = (), choose: Choose = take_last,
     overwrite: bool = False, progress: Callable[[str], None] = lambda stage: None,
-) -> Candidate:  # fmt: skip
+) -> Published:  # fmt: skip
     """Build the bundle of a checkpoint in some precisions, compare all with PyTorch and publish one.
 
     Args:
@@ -75,9 +83,6 @@ def write_bundle(
         overwrite: replace `out` where it exists.
         progress: told the name of each stage as it begins.
 
-    Returns:
-        What was published.
-
     Raises:
         UsageError: `out` exists, or the checkpoint is no T5.
         LoraFtError: the fp32 graphs differ from PyTorch, or none was chosen; nothing is left behind.
@@ -90,8 +95,10 @@ def write_bundle(
     with staged_folder(out, overwrite=overwrite) as staging, tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         build = _Builder(Path(scratch), architecture, weights, tokenizer, origin)
         candidates = [build(FP32, weights, references := list(references))]
+        kept = Probe.of(probe)
         require(candidates[0].report)
-        if rounded := [precision for precision in precisions if precision != FP32]:
+        require(kept.check(candidates[0].generator))
+        if rounded := [precision for precision in dict.fromkeys(precisions) if precision != FP32]:
             progress("calibrating")
             peaks = calibrate(architecture, weights, samples)
             for precision in rounded:
@@ -99,7 +106,6 @@ def write_bundle(
                 folded = Folded(architecture, weights, peaks, precision.storage)
                 candidates.append(build(precision, folded, references))
         chosen, why = choose(candidates)
-        kept = Probe.of(probe)
         kept.write(chosen.generator.folder / manifest.PROBE)
         found = {"parity": chosen.report.as_dict(), "probe": kept.check(chosen.generator).as_dict()}
         content = {**chosen.generator.manifest, **found, **why}
@@ -110,7 +116,7 @@ def write_bundle(
             write_layout(layout, staging, chosen.t5, chosen.generator, checkpoint, references, content)
             if triton:
                 write_triton(staging, out.name, origin.max_new_tokens)
-    return chosen
+    return Published(chosen.precision, chosen.report)
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ import numpy as np
 import onnx
 
 from export.architecture import Architecture
+from export.errors import LoraFtError
 from export.graph import FLOAT, INT64, Graph, WeightFile
 from export.quantize import Float32, Storage, Weight
 from export.runtime.session import open_session
 from export.t5 import T5, KeyValue, Weights
 
-_SMALLEST = 1e-5
+_SMALLEST, _QUIET = 1e-5, 0.1
 # Inputs whose outliers are rows (whole tokens), not channels, so that no fixed scale serves them. With one, these two
 # are nine tenths of what int8 loses on DialogSum: a divergence of 0.006 from fp32's next tokens against 0.0006.
 _BY_ROW = ("wo", "lm_head")
@@ -41,7 +42,11 @@ class Sample:
 
 
 def calibrate(architecture: Architecture, weights: Weights, samples: Iterable[Sample]) -> dict[str, np.ndarray]:
-    """The largest magnitude of each input channel of every linear layer over some rows, by the layer's name."""
+    """The largest magnitude of each input channel of every linear layer over some rows, by the layer's name.
+
+    Raises:
+        LoraFtError: there are no rows.
+    """
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         session = open_session(_watched_model(architecture, weights, Path(scratch)))
     names = [output.name for output in session.get_outputs()]
@@ -54,6 +59,8 @@ def calibrate(architecture: Architecture, weights: Weights, samples: Iterable[Sa
         }
         for name, peak in zip(names, session.run(names, feed), strict=True):
             peaks[name] = np.maximum(peaks.get(name, 0), peak)
+    if not peaks:
+        raise LoraFtError("there are no rows to calibrate with", "give some, or export fp32")
     return {layer: peak for name, peak in peaks.items() for layer in name.removeprefix(_PEAK).split("+")}
 
 
@@ -80,7 +87,9 @@ class Folded:
         for producer, layers in _folds(architecture):
             weight = np.max([np.abs(self._original(layer)).max(0) for layer in layers], axis=0)
             alpha = storage(layers[0]).alpha
-            scale = np.maximum(peaks[layers[0]], _SMALLEST) ** alpha / np.maximum(weight, _SMALLEST) ** (1 - alpha)
+            # a channel that no row of the calibration used may be used later: it counts as a quiet one, not as none
+            peak = np.maximum(peaks[layers[0]], max(_QUIET * peaks[layers[0]].mean(), _SMALLEST))
+            scale = peak**alpha / np.maximum(weight, _SMALLEST) ** (1 - alpha)
             self._rows[producer] = scale
             for layer in layers:
                 self._columns[layer] = scale
@@ -101,7 +110,8 @@ class Folded:
         return weight.astype(np.float32, copy=False)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._weights.shape(name)
+        tied = name == "lm_head.weight" and name not in self._weights
+        return self._weights.shape("shared.weight" if tied else name)
 
     def peak(self, layer: str) -> float:
         return self._peaks.get(layer, 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def samples(count: int = 24, seed: int = 0) -> list[Sample]:
 
 @dataclass
 class Member:
-    """A checkpoint, what calibration found, and the weights folded by it."""
+    """A checkpoint, what calibration found, and the weights folded by it for int8."""
 
     folder: Path
     architecture: Architecture
@@ -40,10 +40,14 @@ class Member:
     folded: Folded
 
     @classmethod
-    def of(cls, folder: Path, rows: Sequence[Sample] | None = None) -> Member:
+    def of(cls, folder: Path) -> Member:
         architecture, weights = read_model(folder)
-        peaks = calibrate(architecture, weights, rows or samples())
+        peaks = calibrate(architecture, weights, samples())
         return cls(folder, architecture, weights, peaks, Folded(architecture, weights, peaks, NAMED["int8"].storage))
+
+    def fold(self, precision: str) -> Folded:
+        """For another precision."""
+        return Folded(self.architecture, self.weights, self.peaks, NAMED[precision].storage)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -94,18 +98,33 @@ def test_rows_are_taken_one_at_a_time(flan: Member) -> None:
     assert all(np.array_equal(found[layer], peak) for layer, peak in flan.peaks.items())
 
 
-def test_folded_weights_are_the_same_function(member: Member) -> None:
+@pytest.mark.parametrize("precision", ["int8", "w4", "int8-w8"])
+def test_folded_weights_are_the_same_function(member: Member, precision: str) -> None:
     batch = inputs(4, 20, 20, seed=8)
     expected = Graphs(member.architecture, member.weights).forced(*batch)
-    assert_close(Graphs(member.architecture, member.folded).forced(*batch), expected)
+    assert_close(Graphs(member.architecture, member.fold(precision)).forced(*batch), expected)
+
+
+def test_each_layer_is_folded_as_its_own_storage_asks(flan: Member) -> None:
+    """In int8-w4 the encoder is folded as in int8 and the decoder as in w4."""
+    mixed, like_int8, like_w4 = (flan.fold(precision) for precision in ("int8-w4", "int8", "w4"))
+    for layer in flan.peaks:
+        once = layer.startswith("encoder.") or layer.endswith(("EncDecAttention.k", "EncDecAttention.v"))
+        like, other = (like_int8, like_w4) if once else (like_w4, like_int8)
+        columns = [
+            np.linalg.norm(folded[f"{layer}.weight"] / flan.weights[f"{layer}.weight"], axis=0)
+            for folded in (mixed, like, other)
+        ]
+        if not layer.endswith("EncDecAttention.v"):  # whose rows are folded into o, of the decoder
+            np.testing.assert_allclose(columns[0], columns[1], rtol=1e-4, err_msg=layer)
+        assert not np.allclose(columns[0], columns[2], rtol=1e-2), layer
 
 
 def test_every_linear_layer_is_folded(member: Member) -> None:
     """And no weight but theirs and what makes their inputs."""
     for layer in member.peaks:
-        original = member.weights["shared.weight"] if layer == "lm_head" and tied(member) else None
-        original = member.weights[f"{layer}.weight"] if original is None else original
-        assert not np.allclose(member.folded[f"{layer}.weight"], original, rtol=0.01)
+        name = "shared" if layer == "lm_head" and tied(member) else layer
+        assert not np.allclose(member.folded[f"{layer}.weight"], member.weights[f"{name}.weight"], rtol=0.01)
         assert (member.folded.peak(layer) == 0) == layer.endswith(("wo", "lm_head"))  # those are scaled by row
     names = [name for name in load_file(member.folder / "model.safetensors") if "bias" in name or "shared" in name]
     assert len(names) > 2
@@ -197,7 +216,7 @@ def loss(member: Member, precision: str, *, folded: bool = True) -> float:
     """How far the logits are from those of fp32, as a share of their size."""
     batch = inputs(4, 20, 20, seed=8)
     exact = Graphs(member.architecture, member.weights).forced(*batch)
-    weights = member.folded if folded else member.weights
+    weights = member.fold(precision) if folded else member.weights
     rounded = Graphs(member.architecture, weights, NAMED[precision]).forced(*batch)
     return float(np.linalg.norm(rounded - exact) / np.linalg.norm(exact))
 
@@ -211,18 +230,18 @@ def test_outliers_make_eight_bits_wrong_until_they_are_folded(tmp_path: Path, na
     for precision in ("int8", "w8", "int8-w8"):
         assert loss(even, precision, folded=False) < 0.2
         assert loss(outliers, precision, folded=False) > 0.7
-        assert loss(outliers, precision) < 0.3
+        assert loss(outliers, precision) < 0.2
         assert loss(outliers, precision) == pytest.approx(loss(even, precision), rel=0.1)
 
 
-@pytest.mark.parametrize(("precision", "most"), [("int8", 0.3), ("w8", 0.2), ("int8-w8", 0.3), ("w4", 0.8)])
+@pytest.mark.parametrize(("precision", "most"), [("int8", 0.2), ("w8", 0.15), ("int8-w8", 0.2), ("w4", 0.8)])
 def test_a_rounded_model_is_close_to_its_original(member: Member, precision: str, most: float) -> None:
     assert 0 < loss(member, precision) < most
 
 
 @pytest.mark.parametrize("precision", [name for name in NAMED if name != "fp32"])
 def test_a_row_of_a_rounded_model_does_not_depend_on_those_beside_it(flan: Member, precision: str) -> None:
-    graphs = Graphs(flan.architecture, flan.folded, NAMED[precision])
+    graphs = Graphs(flan.architecture, flan.fold(precision), NAMED[precision])
     batch, others = inputs(6, 20, 12, seed=8), inputs(6, 20, 12, seed=9)
     for array, changed in zip(batch, others, strict=True):
         changed[[1, 4]] = array[[1, 4]]

@@ -88,7 +88,7 @@ class Folded:
             weight = np.max([np.abs(self._original(layer)).max(0) for layer in layers], axis=0)
             alpha = storage(layers[0]).alpha
             # a channel that no row of the calibration used may be used later: it counts as a quiet one, not as none
-            peak = np.maximum(peaks[layers[0]], max(_QUIET * peaks[layers[0]].mean(), _SMALLEST))
+            peak = np.maximum(peaks[layers[0]], max(_QUIET * np.median(peaks[layers[0]]), _SMALLEST))
             scale = peak**alpha / np.maximum(weight, _SMALLEST) ** (1 - alpha)
             self._rows[producer] = scale
             for layer in layers:

@@ -348,3 +348,29 @@ def test_the_probe_travels_with_the_bundle(
     found = kept.check(generator)
     assert found.passed and found.rows == len(answers[1].tokens)
     assert manifest_of(tmp_path / "out")["probe"] == found.as_dict()
+
+
+@pytest.mark.parametrize("damage", [wrong_logits, wrong_tokens])
+def test_a_bundle_that_would_not_verify_is_not_written(
+    tmp_path: Path, checkpoint: Path, answers: list[Reference], damage: Callable[[Reference], Reference]
+) -> None:
+    wrong = replace(answers[1], tokens=damage(answers[1]).tokens, logits=10 * damage(answers[1]).logits)
+    with pytest.raises(LoraFtError, match="differ from PyTorch"):
+        make_bundle(checkpoint, tmp_path / "out", probe=wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rounding_wants_rows_to_calibrate_with(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(LoraFtError, match="no rows to calibrate with"):
+        make_bundle(checkpoint, tmp_path / "out", precisions=[NAMED["int8"]], samples=())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_precision_that_is_named_twice_is_tried_once(tmp_path: Path, checkpoint: Path) -> None:
+    make_bundle(checkpoint, tmp_path / "out", precisions=[NAMED["w8"], NAMED["w8"]])
+    assert manifest_of(tmp_path / "out")["precision"] == "w8"
+
+
+def test_answers_of_padding_alone_are_compared(tmp_path: Path) -> None:
+    folder = save_tiny_t5(tmp_path / "tiny", tie_word_embeddings=True, feed_forward_proj="relu")
+    assert make_bundle(redraw(folder, seed=0), tmp_path / "out").passed

@@ -248,3 +248,13 @@ def test_a_row_of_a_rounded_model_does_not_depend_on_those_beside_it(flan: Membe
     a, b = graphs.forced(*batch), graphs.forced(*others)
     assert np.array_equal(a[[1, 4]], b[[1, 4]])
     assert not np.array_equal(a[0], b[0])
+
+
+@pytest.mark.parametrize("name", ["untied relu", "t5 1.1 and flan"])
+def test_a_channel_that_calibration_never_saw_in_use_keeps_its_weights(tmp_path: Path, name: str) -> None:
+    member = Member.of(save_member(tmp_path, name))
+    layer = "encoder.block.0.layer.1.DenseReluDense.wo"
+    member.peaks[layer][3] = 0  # type: ignore[index]
+    folded = Folded(member.architecture, member.weights, member.peaks, NAMED["int8"].storage)
+    factors = (folded[f"{layer}.weight"] / member.weights[f"{layer}.weight"])[0]
+    assert factors[3] > np.median(factors) / 10

@@ -1,0 +1,72 @@
+"""The most that training can reach here: the matrix products of one step alone, without anything around them.
+
+    python -m benchmarks.ceiling [--base offline] [--rows 8] [--source 256] [--target 48] [--rank 16]
+
+A step of LoRA on a frozen base multiplies every weight twice (forward, and back to its input) and both small factors
+three times. Whatever a compiler does, a step takes at least as long as these.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+import typer
+
+from export.architecture import Architecture
+from export.runtime.cpu import allowed_cpus
+from lora_ft.bases import find_base
+from lora_ft.precision import choose_precision
+
+
+def products(a: Architecture, source: int, target: int, rank: int) -> Iterator[tuple[int, int, int, int]]:
+    """(how often, rows, in, out) of the products of a step over so many source and target tokens."""
+    inner = (2 if a.gated else 1) * a.d_ff
+    attention = [(3, a.d_model, a.width), (1, a.width, a.d_model)]
+    forward = [(1, a.d_model, inner), (1, a.d_ff, a.d_model)]
+    layers = [
+        (a.layers, source, attention + forward),
+        (a.decoder_layers, target, [*attention, (1, a.d_model, a.width), (1, a.width, a.d_model), *forward]),
+        (a.decoder_layers, source, [(2, a.d_model, a.width)]),
+    ]
+    for count, rows, linears in layers:
+        for times, inputs, outputs in linears:
+            yield from [(count * times, rows, inputs, outputs), (count * times, rows, outputs, inputs)]
+            for _ in range(3):
+                yield from [(count * times, rows, inputs, rank), (count * times, rows, rank, outputs)]
+    yield from [(1, target, a.d_model, a.vocabulary), (1, target, a.vocabulary, a.d_model)]
+
+
+def seconds(rows: int, inputs: int, outputs: int, kind: torch.dtype) -> float:
+    """Median time of one product."""
+    left, right = torch.randn(rows, inputs).to(kind), torch.randn(outputs, inputs).to(kind)
+    times = []
+    for _ in range(9):
+        began = time.perf_counter()
+        torch.nn.functional.linear(left, right)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def main(base: str = "offline", rows: int = 8, source: int = 256, target: int = 48, rank: int = 16) -> None:
+    """Print it for the precision that training would choose, and for fp32."""
+    torch.set_num_threads(allowed_cpus())
+    found = find_base(base)
+    architecture = Architecture.read(found.config, found.folder)
+    chosen = choose_precision("auto", "cpu")
+    for name, kind in dict.fromkeys([(chosen.name, torch.bfloat16 if chosen.is_bf16 else torch.float32),
+                                     ("fp32", torch.float32)]):  # fmt: skip
+        total = work = 0.0
+        for count, height, inputs, outputs in products(architecture, rows * source, rows * target, rank):
+            total += count * seconds(height, inputs, outputs, kind)
+            work += count * 2 * height * inputs * outputs
+        print(
+            f"{name}: {work / 1e9:.0f} GFLOP a step take {total:.2f} s ({work / total / 1e9:.0f} GFLOP/s): "
+            f"at most {rows / total:.1f} samples/s of {source}+{target} tokens"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Generator:
         tokens = (generation.pop(f"{name}_token_id") for name in ("decoder_start", "eos", "pad"))
         self.special = Special(*tokens)
         self.defaults: dict[str, Any] = generation
+        self._vocabulary: int = config["vocab_size"]
         layers = config.get("num_decoder_layers") or config["num_layers"]
         self.model = Model(folder, (layers, config["num_heads"], config["d_kv"]), threads)
 
@@ -99,8 +100,8 @@ class Generator:
         rows = [np.array(row) for row in self.tokenizer.encode(texts, self.source_length)]
         answers: list[Generated] = [Generated(np.empty(0, np.int64))] * (len(rows) * copies)
         finished = 0
-        for batch in by_length(rows, batch_size):
-            made = self._answer_batch([rows[i] for i in batch], chosen)
+        for number, batch in enumerate(by_length(rows, batch_size)):
+            made = self._answer_batch([rows[i] for i in batch], replace(chosen, seed=(*_flat(chosen.seed), number)))
             for i, start in zip(batch, range(0, len(made), copies), strict=True):
                 answers[i * copies : (i + 1) * copies] = made[start : start + copies]
             finished += len(batch)
@@ -139,7 +140,9 @@ class Generator:
         return self.model.logits(source, self.model.empty(len(tokens)), shifted, positions)
 
     def _options(self, given: dict[str, Any]) -> Options:
-        return Options.of(self.defaults | {name: value for name, value in given.items() if value is not None})
+        options = Options.of(self.defaults | {name: value for name, value in given.items() if value is not None})
+        options.check_tokens(self._vocabulary)
+        return options
 
     def _answer_batch(self, rows: Sequence[np.ndarray], options: Options) -> list[Generated]:
         ids = pad(rows, PAD)
@@ -154,3 +157,7 @@ class Generator:
             )
             for answer in pieces
         ]
+
+
+def _flat(seed: int | tuple[int, ...]) -> tuple[int, ...]:
+    return seed if isinstance(seed, tuple) else (seed,)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
+
+import numpy as np
 
 from export.errors import UsageError
 
@@ -18,7 +21,8 @@ class Options:
         num_beams: of beam search; 1 is greedy search or sampling.
         num_return_sequences: answers to each text.
         length_penalty, early_stopping: of beam search.
-        do_sample, temperature, top_k, top_p, seed: of sampling; top_k 0 is no limit.
+        do_sample, temperature, top_k, top_p, seed: of sampling; top_k 0 is no limit. Each batch draws anew: a tuple of
+            the seed and the batch's number is a seed too.
         repetition_penalty, no_repeat_ngram_size: against repetition; 1.0 and 0 are none.
         bad_words_ids: token sequences that must not be made.
         suppress_tokens, begin_suppress_tokens: tokens that must not be made, at all or at first.
@@ -40,7 +44,7 @@ class Options:
     temperature: float = 1.0
     top_k: int = 50
     top_p: float = 1.0
-    seed: int = 0
+    seed: int | tuple[int, ...] = 0
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
@@ -52,6 +56,7 @@ class Options:
     output_scores: bool = False
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         if self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise UsageError(
                 f"min_new_tokens {self.min_new_tokens} and max_new_tokens {self.max_new_tokens} "
@@ -76,6 +81,35 @@ class Options:
             )
         if any(not words for words in self.bad_words_ids):
             raise UsageError("bad_words_ids has an empty sequence")
+
+    def _check_kinds(self) -> None:
+        for name in ("max_new_tokens", "min_new_tokens", "num_beams", "num_return_sequences", "top_k",
+                     "no_repeat_ngram_size"):  # fmt: skip
+            if not isinstance(getattr(self, name), int | np.integer):
+                raise UsageError(f"{name} {getattr(self, name)!r} is not a whole number")
+        for name in ("length_penalty", "temperature", "top_p", "repetition_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise UsageError(f"{name} {getattr(self, name)!r} is not a finite number")
+        if min(self.seed if isinstance(self.seed, tuple) else (self.seed,)) < 0:
+            raise UsageError(f"seed {self.seed} is less than 0")
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            if not isinstance(getattr(self, name), tuple):
+                raise UsageError(f"{name} {getattr(self, name)!r} is not a list of tokens")
+        if not isinstance(self.bad_words_ids, tuple) or not all(isinstance(row, tuple) for row in self.bad_words_ids):
+            raise UsageError(f"bad_words_ids {self.bad_words_ids!r} is not a list of lists of tokens")
+
+    def check_tokens(self, vocabulary: int) -> None:
+        """Raise UsageError where a token is named that the vocabulary does not have."""
+        forced = [token for token in (self.forced_bos_token_id, self.forced_eos_token_id) if token is not None]
+        named = [
+            *self.suppress_tokens,
+            *self.begin_suppress_tokens,
+            *forced,
+            *(t for w in self.bad_words_ids for t in w),
+        ]
+        for token in named:
+            if not 0 <= token < vocabulary:
+                raise UsageError(f"there is no token {token}", f"tokens are 0 to {vocabulary - 1}")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Options:

@@ -317,3 +317,8 @@ def test_a_loaded_bundle_says_what_it_is(generator: Generator, published: Path) 
     assert generator.folder == published
     assert (generator.special.start, generator.special.end, generator.special.pad) == (PAD, END, PAD)
     assert not {name for name in generator.defaults if name.endswith("token_id")}
+
+
+def test_equal_texts_are_drawn_apart_whatever_the_batch(generator: Generator) -> None:
+    options = {"do_sample": True, "temperature": 3.0, "max_new_tokens": 6}
+    assert len(set(generator.generate(["abc"] * 4, batch_size=1, **options))) > 1

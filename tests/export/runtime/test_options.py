@@ -140,3 +140,29 @@ def test_the_likeliest_token_is_plain(values: dict[str, Any]) -> None:
 )
 def test_anything_else_is_not_plain(values: dict[str, Any]) -> None:
     assert not Options.of(values).plain
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"seed": -1},
+        {"suppress_tokens": 5},
+        {"bad_words_ids": [5, 6]},
+        {"max_new_tokens": 2.5},
+        {"max_new_tokens": "3"},
+        {"num_beams": 2.0},
+        {"top_k": 2.5},
+        {"length_penalty": float("nan")},
+    ],
+    ids=str,
+)
+def test_what_is_of_the_wrong_kind_is_named(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(values))):
+        Options.of(values)
+
+
+def test_tokens_that_do_not_exist_are_named() -> None:
+    for values in ({"suppress_tokens": [999]}, {"bad_words_ids": [[1, -1]]}, {"forced_bos_token_id": 80}):
+        with pytest.raises(UsageError, match="there is no token"):
+            Options.of(values).check_tokens(80)
+    Options.of({"suppress_tokens": [79], "bad_words_ids": [[0]]}).check_tokens(80)

@@ -166,7 +166,7 @@ def _logits(g: Graph, t5: T5) -> str:
 
 def _pasts(g: Graph, t5: T5, side: str) -> list[KeyValue]:
     length = "past_decoder_sequence_length" if side == "decoder" else "encoder_sequence_length_out"
-    names = [KeyValue(f"past_key_values.{i}.{side}.key", f"past_key_values.{i}.{side}.value") for i in _layers(t5)]
+    names = [KeyValue(f"{_PAST}.{i}.{side}.key", f"{_PAST}.{i}.{side}.value") for i in _layers(t5)]
     for name in _flat(names):
         g.input(name, FLOAT, "batch_size", t5.architecture.heads, length, t5.architecture.d_kv)
     return names

@@ -60,6 +60,7 @@ class Model:
     def __init__(self, folder: Path, shape: tuple[int, int, int], threads: int) -> None:
         layers, self._heads, self._d_kv = shape
         self._folder, self._threads = folder, threads
+        self._sessions: dict[str, ort.InferenceSession] = {}
         self._names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
         self._device = native.OrtDevice(native.OrtDevice.cpu(), native.OrtDevice.default_memory(), 0)
 
@@ -70,12 +71,12 @@ class Model:
             LoraFtError: a graph takes other inputs than it should.
         """
         for name in self._inputs:
-            getattr(self, f"_{name}")
+            self._session(name)
 
     def encode(self, ids: np.ndarray, mask: np.ndarray) -> Source:
         """Encode sources [b, s], int64."""
         held = _value(mask)
-        values = self._run(self._encoder, self._inputs["encoder"], [_value(ids), held], self._prefixed("cross"))
+        values = self._run("encoder", [_value(ids), held], self._prefixed("cross"))
         return Source(len(ids), [held, *values])
 
     def empty(self, rows: int) -> Cache:
@@ -105,7 +106,7 @@ class Model:
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `step` for single tokens [b, 1]: (log-probabilities, tokens) of the likeliest, falling, [b, count]."""
         logits = self._advance(source, cache, tokens, positions, None, "logits")
-        made = self._run(self._rank, self._inputs["rank"], [logits, _value(np.array([count]))], ["log_probs", "tokens"])
+        made = self._run("rank", [logits, _value(np.array([count]))], ["log_probs", "tokens"])
         log_probs, best = (value.numpy()[:, -1] for value in made)
         return log_probs, best
 
@@ -115,7 +116,7 @@ class Model:
     ) -> ort.OrtValue:  # fmt: skip
         cache.positions = np.concatenate([cache.positions, positions if keys is None else keys], axis=1)
         feeds = [_value(tokens), _value(positions), _value(cache.positions), *source.values, *cache.values]
-        first, *cache.values = self._run(self._decoder, self._inputs["decoder"], feeds, [wanted, *self._presents])
+        first, *cache.values = self._run("decoder", feeds, [wanted, *self._presents])
         return first
 
     def greedy(self, source: Source, cache: Cache, tokens: np.ndarray, least: int, most: int) -> np.ndarray:
@@ -124,7 +125,7 @@ class Model:
         The cache grows by n; it must have no holes.
         """
         feeds = [_value(tokens), *source.values, *cache.values, _value(np.array(least)), _value(np.array(most))]
-        made, *cache.values = self._run(self._greedy, self._inputs["greedy"], feeds, ["sequences", *self._presents])
+        made, *cache.values = self._run("greedy", feeds, ["sequences", *self._presents])
         sequences = made.numpy()
         begin = cache.positions.shape[1]
         added = np.arange(begin, begin + sequences.shape[1])
@@ -141,15 +142,14 @@ class Model:
         cache.values, cache.positions = self._selected(cache.values, rows), cache.positions[rows]
 
     def _selected(self, values: list[ort.OrtValue], rows: np.ndarray) -> list[ort.OrtValue]:
-        return self._run(self._select, self._inputs["select"], [_value(rows), *values], self._prefixed("selected"))
+        return self._run("select", [_value(rows), *values], self._prefixed("selected"))
 
-    def _run(
-        self, session: ort.InferenceSession, names: Sequence[str], values: Sequence[ort.OrtValue], wanted: list[str]
-    ) -> list[ort.OrtValue]:
+    def _run(self, graph: str, values: Sequence[ort.OrtValue], wanted: list[str]) -> list[ort.OrtValue]:
         feeds, fetched = native.OrtValueVector(), native.OrtValueVector()
         for value in values:
             feeds.push_back(value._ortvalue)
-        session.run_with_ortvaluevector(_RUN, names, feeds, wanted, fetched, [self._device] * len(wanted))
+        devices = [self._device] * len(wanted)
+        self._session(graph).run_with_ortvaluevector(_RUN, self._inputs[graph], feeds, wanted, fetched, devices)
         return [ort.OrtValue(value) for value in fetched]
 
     def _prefixed(self, prefix: str) -> list[str]:
@@ -158,26 +158,6 @@ class Model:
     @cached_property
     def _presents(self) -> list[str]:
         return self._prefixed("present")
-
-    @cached_property
-    def _encoder(self) -> ort.InferenceSession:
-        return self._open("encoder")
-
-    @cached_property
-    def _decoder(self) -> ort.InferenceSession:
-        return self._open("decoder")
-
-    @cached_property
-    def _greedy(self) -> ort.InferenceSession:
-        return self._open("greedy")
-
-    @cached_property
-    def _select(self) -> ort.InferenceSession:
-        return self._open("select")
-
-    @cached_property
-    def _rank(self) -> ort.InferenceSession:
-        return self._open("rank")
 
     @cached_property
     def _inputs(self) -> dict[str, list[str]]:
@@ -191,6 +171,11 @@ class Model:
             "rank": ["logits", "count"],
             "select": ["rows", *self._names],
         }
+
+    def _session(self, name: str) -> ort.InferenceSession:
+        if name not in self._sessions:
+            self._sessions[name] = self._open(name)
+        return self._sessions[name]
 
     def _open(self, name: str) -> ort.InferenceSession:
         path = self._folder / f"{name}.onnx"

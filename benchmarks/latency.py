@@ -25,6 +25,7 @@ import typer
 from benchmarks.worker import ENGINES
 from export.errors import LoraFtError
 from export.files import write_json
+from export.runtime.cpu import allowed_cpus
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Worker:
     """An engine in its process. Use it as a context manager."""
 
     def __init__(self, engine: Engine) -> None:
-        command = [engine.python, "-m", "benchmarks.worker", engine.kind, str(engine.folder)]
+        command = [engine.python, "-m", "benchmarks.worker", engine.kind, str(engine.folder), str(allowed_cpus())]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._engine = engine.name
 

@@ -1,10 +1,10 @@
 """One engine in a process of its own: answers each request line with one line, the seconds it took.
 
-python -m benchmarks.worker ENGINE FOLDER
+python -m benchmarks.worker ENGINE FOLDER THREADS
 
 Engines: torch (a checkpoint), onnx (a bundle), single (the layout of one file), and peers, which need packages of their
 own: openvino-fp32, -bf16, -int8, -int4 (optimum-intel) and ctranslate2-fp32, -int8, made from a checkpoint and kept
-beside it.
+beside it. A peer's environment needs nothing of this project's.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from export.runtime.cpu import allowed_cpus
-
 # (sources [b, s], how many tokens to make of each) -> tokens [b, n]
 Generate = Callable[[np.ndarray, int], np.ndarray]
 
 
-def main(engine: str, model: str) -> None:
+def main(engine: str, model: str, threads: str) -> None:
     """Serve requests {"batch", "source", "new"} until stdin ends. Sources are random tokens, the same for all."""
-    generate = ENGINES[engine](Path(model))
+    generate = ENGINES[engine](Path(model), int(threads))
     print(json.dumps({"ready": engine}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -40,12 +38,12 @@ def main(engine: str, model: str) -> None:
         print(json.dumps({"seconds": seconds}), flush=True)
 
 
-def _torch(folder: Path) -> Generate:
+def _torch(folder: Path, threads: int) -> Generate:
     import torch
 
     from lora_ft.bases import load_model
 
-    torch.set_num_threads(allowed_cpus())
+    torch.set_num_threads(threads)
     return _by_transformers(load_model(folder))
 
 
@@ -65,18 +63,18 @@ def _by_transformers(model) -> Generate:  # type: ignore[no-untyped-def]
     return generate
 
 
-def _onnx(folder: Path) -> Generate:
+def _onnx(folder: Path, threads: int) -> Generate:
     from export.runtime import Generator
 
-    generator = Generator.load(folder)
+    generator = Generator.load(folder, threads=threads)
     return lambda ids, new: generator.generate_ids(ids, np.ones_like(ids), max_new_tokens=new, min_new_tokens=new)
 
 
-def _single(folder: Path) -> Generate:
+def _single(folder: Path, threads: int) -> Generate:
     from export.layouts.single import MODEL
     from export.runtime.session import open_session
 
-    session = open_session(folder / MODEL)
+    session = open_session(folder / MODEL, threads)
 
     def generate(ids: np.ndarray, new: int) -> np.ndarray:
         limits = {"min_new_tokens": np.array(new), "max_new_tokens": np.array(new)}
@@ -86,7 +84,7 @@ def _single(folder: Path) -> Generate:
     return generate
 
 
-def _openvino(precision: str, checkpoint: Path) -> Generate:
+def _openvino(precision: str, checkpoint: Path, threads: int) -> Generate:
     from optimum.intel import OVModelForSeq2SeqLM, OVWeightQuantizationConfig
 
     folder = checkpoint.with_name(f"{checkpoint.name}-openvino-{precision}")
@@ -94,7 +92,7 @@ def _openvino(precision: str, checkpoint: Path) -> Generate:
     hint = "bf16" if precision == "bf16" else "f32"
     settings = {
         "INFERENCE_PRECISION_HINT": hint,
-        "INFERENCE_NUM_THREADS": str(allowed_cpus()),
+        "INFERENCE_NUM_THREADS": str(threads),
         "PERFORMANCE_HINT": "LATENCY",
     }
     if not folder.is_dir():
@@ -108,7 +106,7 @@ def _openvino(precision: str, checkpoint: Path) -> Generate:
     return _by_transformers(OVModelForSeq2SeqLM.from_pretrained(folder, ov_config=settings))
 
 
-def _ctranslate2(precision: str, checkpoint: Path) -> Generate:
+def _ctranslate2(precision: str, checkpoint: Path, threads: int) -> Generate:
     import ctranslate2
     from ctranslate2.converters import TransformersConverter
     from tokenizers import Tokenizer
@@ -117,7 +115,7 @@ def _ctranslate2(precision: str, checkpoint: Path) -> Generate:
     if not folder.is_dir():
         TransformersConverter(str(checkpoint)).convert(str(folder))
     kind = {"fp32": "float32"}.get(precision, precision)
-    translator = ctranslate2.Translator(str(folder), compute_type=kind, intra_threads=allowed_cpus())
+    translator = ctranslate2.Translator(str(folder), compute_type=kind, intra_threads=threads)
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
 
     def generate(ids: np.ndarray, new: int) -> np.ndarray:
@@ -130,7 +128,7 @@ def _ctranslate2(precision: str, checkpoint: Path) -> Generate:
     return generate
 
 
-ENGINES: dict[str, Callable[[Path], Generate]] = {
+ENGINES: dict[str, Callable[[Path, int], Generate]] = {
     "torch": _torch,
     "onnx": _onnx,
     "single": _single,

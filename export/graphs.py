@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 
 from export.graph import BOOL, FLOAT, INT64, Graph, WeightFile
+from export.likeliest import likeliest
 from export.runtime.text import END, PAD
 from export.t5 import T5, KeyValue
 
@@ -52,7 +53,7 @@ def decoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
     presents = _outputs(g, t5, "present", "b", "t")
     hidden = t5.decode(g, ids, mask, past, cross, presents, positions, grouped=True)
     t5.head(g, hidden, logits)
-    g.op("ArgMax", logits, output=best, axis=-1, keepdims=0)
+    likeliest(g, logits, t5.architecture.vocabulary, output=best)
     return g.model()
 
 
@@ -137,8 +138,7 @@ def greedy_loop(
     inner_presents = [KeyValue(f"step.present.{i}.key", f"step.present.{i}.value") for i in range(a.decoder_layers)]
     hidden = t5.decode(body, token, mask, inner_past, cross, inner_presents)
     logits = t5.head(body, hidden)
-    best = body.op("ArgMax", logits, axis=-1, keepdims=0)
-    best = _without_early_end(body, logits, best, turn, limits[0])
+    best = likeliest(body, logits, a.vocabulary, barred=(END, body.op("Less", turn, limits[0])))
     emitted = body.op("Where", done, body.scalar(PAD), best)
     ended = body.op("Or", done, body.op("Equal", emitted, body.scalar(END)))
     all_ended = body.op("ReduceMin", body.op("Cast", ended, to=onnx.TensorProto.INT32), keepdims=0)
@@ -154,22 +154,6 @@ def greedy_loop(
     true = g.constant(np.array(True), "true")
     *_, steps = g.ops("Loop", limits[1], true, *carried, outputs=[None, None, *final, None], body=body.proto())
     g.op("Transpose", g.op("Squeeze", steps, g.ints(2)), output=sequences, perm=[1, 0])
-
-
-def _without_early_end(body: Graph, logits: str, best: str, turn: str, least: str) -> str:
-    """`best`, but not </s> while fewer than `least` tokens are made; costs nothing unless </s> was best."""
-    too_early = body.op("Less", turn, least)
-    is_end = body.op("Cast", body.op("Equal", best, body.scalar(END)), to=onnx.TensorProto.INT32)
-    some_end = body.op("Cast", body.op("ReduceMax", is_end, keepdims=0), to=BOOL)
-    other, same = body.body("other"), body.body("same")
-    before = other.op("Slice", logits, other.ints(0), other.ints(END), other.ints(2))
-    after = other.op("Slice", logits, other.ints(END + 1), other.ints(2**31), other.ints(2))
-    hidden = other.op("Slice", logits, other.ints(END), other.ints(END + 1), other.ints(2))
-    lowest = other.op("Add", hidden, other.constant(np.float32(-np.inf), "minus.infinity"))
-    without = other.op("Concat", before, lowest, after, axis=2)
-    other.output(other.op("ArgMax", without, axis=-1, keepdims=0), INT64, "b", 1)
-    same.output(same.op("Identity", best), INT64, "b", 1)
-    return body.op("If", body.op("And", too_early, some_end), then_branch=other.proto(), else_branch=same.proto())
 
 
 def _inputs(g: Graph, t5: T5, prefix: str, batch: str, length: str) -> list[KeyValue]:

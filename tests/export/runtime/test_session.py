@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.runtime import session as module
 from export.runtime.session import open_session
@@ -39,9 +40,34 @@ def test_by_default_a_session_has_the_threads_of_this_process(graph: bytes, monk
     assert open_session(graph).get_session_options().intra_op_num_threads == 5
 
 
-def test_products_of_bytes_are_exact_on_machines_without_vnni(graph: bytes) -> None:
+def product() -> onnx.ModelProto:
+    """x uint8 [4,64] times the int8 [64,16] that is 127 everywhere."""
+    size = numpy_helper.from_array(np.array([64, 16]), "s")
+    fill = helper.make_node("ConstantOfShape", ["s"], ["w"], value=numpy_helper.from_array(np.array([127], np.int8)))
+    multiply = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    x = helper.make_tensor_value_info("x", TensorProto.UINT8, [4, 64])
+    y = helper.make_tensor_value_info("y", TensorProto.INT32, [4, 16])
+    made = helper.make_graph([fill, multiply], "product", [x], [y], [size])
+    return helper.make_model(made, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+
+
+def test_the_product_that_the_processor_is_asked_for_is_the_one_that_overflows() -> None:
+    assert onnx.load_from_string(module._PRODUCT) == product()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_products_of_bytes_take_the_exact_way_where_the_fast_one_is_not(
+    graph: bytes, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_products_are_exact", lambda: exact)
     options = open_session(graph, 1).get_session_options()
-    assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    with contextlib.nullcontext() if not exact else pytest.raises(RuntimeError, match="does not have"):
+        assert options.get_session_config_entry(module._EXACT) == "1"
+
+
+def test_products_of_bytes_are_exact() -> None:
+    [made] = open_session(product().SerializeToString()).run(None, {"x": np.full((4, 64), 255, np.uint8)})
+    assert (made == 255 * 127 * 64).all()
 
 
 def test_a_session_runs_on_the_processor(graph: bytes) -> None:

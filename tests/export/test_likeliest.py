@@ -1,0 +1,51 @@
+"""The token that the blocks find is the one that numpy's argmax finds, over every vocabulary."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.graph import BOOL, FLOAT, INT64, Graph
+from export.likeliest import likeliest
+from export.runtime.session import open_session
+
+VOCABULARIES = [1, 2, 97, 384, 1009, 32100, 32128]  # 97 and 1009 are prime
+
+
+def found(logits: np.ndarray, barred: int | None = None, when: bool = True) -> np.ndarray:
+    g = Graph("likeliest")
+    x = g.input("logits", FLOAT, "b", "q", logits.shape[2])
+    condition = g.input("when", BOOL)
+    likeliest(g, x, logits.shape[2], g.output("token", INT64, "b", "q"),
+              None if barred is None else (barred, condition))  # fmt: skip
+    session = open_session(g.model().SerializeToString(), 1)
+    return np.asarray(session.run(None, {"logits": logits, "when": np.array(when)})[0])
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5))
+def test_it_is_the_first_of_the_highest(vocabulary: int, seed: int, rows: int, length: int, kinds: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(0, 2**kinds, (rows, length, vocabulary)).astype(np.float32)  # many are equal
+    assert np.array_equal(found(logits), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES[1:])
+@given(st.data())
+def test_a_token_that_is_barred_is_not_chosen(vocabulary: int, data: st.DataObject) -> None:
+    barred = data.draw(st.integers(0, vocabulary - 1))
+    logits = np.random.default_rng(data.draw(st.integers(0, 9))).normal(size=(2, 2, vocabulary)).astype(np.float32)
+    logits[0, :, barred] = 50
+    without = logits.copy()
+    without[..., barred] = -np.inf
+    assert np.array_equal(found(logits, barred), without.argmax(-1))
+    assert np.array_equal(found(logits, barred, when=False), logits.argmax(-1))
+
+
+def test_logits_that_are_ruled_out_leave_what_remains() -> None:
+    logits = np.full((1, 1, 384), -np.inf, np.float32)
+    logits[0, 0, 300] = -1e30
+    assert found(logits).item() == 300
+    assert found(logits, 1).item() == 300

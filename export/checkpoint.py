@@ -56,6 +56,10 @@ class Checkpoint:
         """0: a checkpoint says nothing of the inputs its layers have."""
         return 0.0
 
+    def moments(self, name: str) -> np.ndarray | None:
+        """None, for the same reason."""
+        return None
+
     def _find(self, name: str) -> np.ndarray:
         if name not in self._tensors:
             raise LoraFtError(f"{self.folder} has no weight named {name}", "is it a whole T5 checkpoint?")

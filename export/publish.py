@@ -100,10 +100,11 @@ def write_bundle(
         require(kept.check(candidates[0].generator))
         if rounded := [precision for precision in dict.fromkeys(precisions) if precision != FP32]:
             progress("calibrating")
-            peaks = calibrate(architecture, weights, samples)
+            wanted = lambda layer: any(precision.storage(layer).compensates for precision in rounded)  # noqa: E731
+            calibration = calibrate(architecture, weights, samples, wanted)
             for precision in rounded:
                 progress(f"building {precision}")
-                folded = Folded(architecture, weights, peaks, precision.storage)
+                folded = Folded(architecture, weights, calibration, precision.storage)
                 candidates.append(build(precision, folded, references))
         chosen, why = choose(candidates)
         kept.write(chosen.generator.folder / manifest.PROBE)

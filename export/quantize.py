@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
 
 from export.graph import FLOAT, MS, Graph
+from export.rounding import BLOCK, TINY, compensated, nearest
 
-_BLOCK = 32  # inputs that share a scale, the smallest that MatMulNBits takes
 _INT8_ARITHMETIC = 4  # accuracy_level: activations are quantised to int8 by blocks
-_TINY = 1e-12  # keeps the scale of an all-zero channel positive
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Weight:
         outputs, inputs: its shape.
         read: makes the float32 array [outputs, inputs].
         peak: the largest magnitude that the layer's input had in calibration; 0 where no single scale does.
+        moments: sums of products of the layer's inputs in calibration [inputs, inputs], or None.
     """
 
     layers: tuple[str, ...]
@@ -40,6 +41,7 @@ class Weight:
     inputs: int
     read: Callable[[], np.ndarray]
     peak: float = 0.0
+    moments: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -52,9 +54,11 @@ class Storage(Protocol):
 
     Attributes:
         alpha: how much of the outliers of a layer's input is to be folded into its weights (see `smooth`).
+        compensates: whether `Weight.moments` make it better.
     """
 
     alpha: float
+    compensates: bool
 
     def linear(self, g: Graph, x: str, weight: Weight, output: str | None = None) -> str:
         """Append x [..., inputs] @ weight.T and return its name, a new one unless given."""
@@ -67,6 +71,7 @@ class Float32:
     """Weights as they are."""
 
     alpha = 0.5
+    compensates = False
 
     def linear(self, g: Graph, x: str, weight: Weight, output: str | None = None) -> str:
         return g.op("MatMul", x, g.weight(weight.name, lambda: weight.read().T), output=output)
@@ -82,6 +87,7 @@ class Int8:
     """
 
     alpha = 0.65  # divergence from fp32's next tokens on DialogSum: 0.0038 with 0.5, 0.0022, 0.0039 with 0.8
+    compensates = False
 
     def linear(self, g: Graph, x: str, weight: Weight, output: str | None = None) -> str:
         key = f"{weight.name}.int8"
@@ -89,11 +95,11 @@ class Int8:
         scale = g.weight(f"{key}.scale", lambda: _scale(weight.read()))
         one, zero = g.constant(np.float32(1), "float.1"), g.constant(np.uint8(128), "uint8.128")
         if weight.peak:
-            step = g.constant(np.float32(max(weight.peak / 127, _TINY)), f"{key}.step")
+            step = g.constant(np.float32(max(weight.peak / 127, TINY)), f"{key}.step")
             quantised = g.op("QuantizeLinear", x, step, zero)
             return g.op("MatMulIntegerToFloat", quantised, values, step, scale, zero, output=output, domain=MS)
         top = g.op("ReduceMax", g.op("Abs", x), g.ints(-1), keepdims=1)
-        step = g.op("Max", g.op("Mul", top, g.constant(np.float32(1 / 127))), g.constant(np.float32(_TINY)))
+        step = g.op("Max", g.op("Mul", top, g.constant(np.float32(1 / 127))), g.constant(np.float32(TINY)))
         quantised = g.op("QuantizeLinear", g.op("Div", x, step), one, zero)
         product = g.op("MatMulIntegerToFloat", quantised, values, one, scale, zero, domain=MS)
         return g.op("Mul", product, step, output=output)
@@ -112,31 +118,28 @@ class Blocks:
 
     def __init__(self, bits: int) -> None:
         self._bits = bits
-        self._zero = 1 << (bits - 1)
+        self.compensates = bits == 4
 
     def linear(self, g: Graph, x: str, weight: Weight, output: str | None = None) -> str:
         key = f"{weight.name}.w{self._bits}"
-        values = g.weight(key, lambda: self._pack(weight.read()))
-        scale = g.weight(f"{key}.scale", lambda: self._scale(weight.read()))
+        rounded = cache(lambda: self._round(weight))
+        values = g.weight(key, lambda: rounded()[0])
+        scale = g.weight(f"{key}.scale", lambda: rounded()[1])
         return g.op(
             "MatMulNBits", x, values, scale, output=output, domain=MS, K=weight.inputs, N=weight.outputs,
-            bits=self._bits, block_size=_BLOCK, accuracy_level=_INT8_ARITHMETIC,
+            bits=self._bits, block_size=BLOCK, accuracy_level=_INT8_ARITHMETIC,
         )  # fmt: skip
 
     def rows(self, g: Graph, ids: str, weight: Weight) -> str:
         return Int8().rows(g, ids, weight)  # a table is read a row at a time: fewer bits would save no time
 
-    def _scale(self, weight: np.ndarray) -> np.ndarray:
-        """[outputs, blocks]; signed, such that the largest magnitude takes the value furthest from zero."""
-        blocks = _blocks(weight)
-        peak = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
-        return np.where(peak == 0, _TINY, -peak / self._zero).astype(np.float32)
-
-    def _pack(self, weight: np.ndarray) -> np.ndarray:
-        """uint8 [outputs, blocks, bytes]; of two 4-bit values in a byte the first is the lower half."""
-        steps = np.rint(_blocks(weight) / self._scale(weight)[..., None]) + self._zero
-        values = np.clip(steps, 0, 2 * self._zero - 1).astype(np.uint8)
-        return values if self._bits == 8 else values[..., 0::2] | (values[..., 1::2] << 4)
+    def _round(self, weight: Weight) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [outputs, blocks, bytes], of two 4-bit values in a byte the first the lower half; scales."""
+        if self.compensates and weight.moments is not None:
+            values, scale = compensated(weight.read(), weight.moments, self._bits)
+        else:
+            values, scale = nearest(weight.read(), self._bits)
+        return values if self._bits == 8 else values[..., 0::2] | (values[..., 1::2] << 4), scale
 
 
 STORAGES: dict[str, Storage] = {"fp32": Float32(), "int8": Int8(), "w8": Blocks(8), "w4": Blocks(4)}
@@ -144,13 +147,8 @@ STORAGES: dict[str, Storage] = {"fp32": Float32(), "int8": Int8(), "w8": Blocks(
 
 def _scale(weight: np.ndarray) -> np.ndarray:
     """Of each output channel, for 8 bits."""
-    return np.maximum(np.abs(weight).max(1) / 127, _TINY).astype(np.float32)
+    return np.maximum(np.abs(weight).max(1) / 127, TINY).astype(np.float32)
 
 
 def _int8(weight: np.ndarray) -> np.ndarray:
     return np.rint(weight / _scale(weight)[:, None]).astype(np.int8)
-
-
-def _blocks(weight: np.ndarray) -> np.ndarray:
-    """[outputs, blocks, 32], the last block filled up with zeros."""
-    return np.pad(weight, ((0, 0), (0, -weight.shape[1] % _BLOCK))).reshape(len(weight), -1, _BLOCK)

@@ -12,7 +12,7 @@ so nothing is added to the graph:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ _SMALLEST, _QUIET = 1e-5, 0.1
 # Inputs whose outliers are rows (whole tokens), not channels, so that no fixed scale serves them. With one, these two
 # are nine tenths of what int8 loses on DialogSum: a divergence of 0.006 from fp32's next tokens against 0.0006.
 _BY_ROW = ("wo", "lm_head")
-_PEAK = "peak "
+_PEAK, _MOMENTS = "peak ", "moments "
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,54 @@ class Sample:
     decoder: np.ndarray
 
 
-def calibrate(architecture: Architecture, weights: Weights, samples: Iterable[Sample]) -> dict[str, np.ndarray]:
-    """The largest magnitude of each input channel of every linear layer over some rows, by the layer's name.
+@dataclass(frozen=True)
+class Calibration:
+    """What the inputs of linear layers were like over some rows, by the layer's name.
+
+    Attributes:
+        peaks: the largest magnitude of each channel [in].
+        moments: sums of products of the channels [in, in], of the layers for which they were wanted.
+    """
+
+    peaks: dict[str, np.ndarray]
+    moments: dict[str, np.ndarray]
+
+
+def calibrate(
+    architecture: Architecture, weights: Weights, samples: Iterable[Sample],
+    moments: Callable[[str], bool] = lambda layer: False,
+) -> Calibration:  # fmt: skip
+    """See what the inputs of every linear layer are like.
+
+    Args:
+        architecture, weights: of the model.
+        samples: the rows.
+        moments: whether those of a layer are wanted.
 
     Raises:
         LoraFtError: there are no rows.
     """
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
-        session = open_session(_watched_model(architecture, weights, Path(scratch)))
+        session = open_session(_watched_model(architecture, weights, moments, Path(scratch)))
     names = [output.name for output in session.get_outputs()]
-    peaks: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray] = {}
     for sample in samples:
         feed = {
             "input_ids": sample.source[None],
             "attention_mask": np.ones_like(sample.source[None]),
             "decoder_input_ids": sample.decoder[None],
         }
-        for name, peak in zip(names, session.run(names, feed), strict=True):
-            peaks[name] = np.maximum(peaks.get(name, 0), peak)
-    if not peaks:
+        for name, value in zip(names, session.run(names, feed), strict=True):
+            if name not in found:
+                found[name] = np.array(value)
+            else:
+                merge = np.maximum if name.startswith(_PEAK) else np.add
+                merge(found[name], value, out=found[name])
+    if not found:
         raise LoraFtError("there are no rows to calibrate with", "give some, or export fp32")
-    return {layer: peak for name, peak in peaks.items() for layer in name.removeprefix(_PEAK).split("+")}
+    kinds = ({layer: value for name, value in found.items() if name.startswith(kind)
+              for layer in name.removeprefix(kind).split("+")} for kind in (_PEAK, _MOMENTS))  # fmt: skip
+    return Calibration(*kinds)
 
 
 class Folded:
@@ -69,7 +96,7 @@ class Folded:
 
     Args:
         architecture, weights: of the model.
-        peaks: from `calibrate`.
+        calibration: of it.
         storage: how each layer will be stored, which says how much is folded.
     """
 
@@ -77,10 +104,11 @@ class Folded:
         self,
         architecture: Architecture,
         weights: Weights,
-        peaks: Mapping[str, np.ndarray],
+        calibration: Calibration,
         storage: Callable[[str], Storage],
     ) -> None:
         self._weights = weights
+        self._moments, peaks = calibration.moments, calibration.peaks
         self._columns: dict[str, np.ndarray] = {}  # by layer: factors of its input channels
         self._rows: dict[str, np.ndarray] = {}  # by layer or norm: divisors of its output channels
         self._peaks: dict[str, float] = {}
@@ -116,6 +144,10 @@ class Folded:
     def peak(self, layer: str) -> float:
         return self._peaks.get(layer, 0.0)
 
+    def moments(self, layer: str) -> np.ndarray | None:
+        found = self._moments.get(layer)
+        return None if found is None else found / np.outer(self._columns[layer], self._columns[layer])
+
     def _original(self, layer: str) -> np.ndarray:
         if layer == "lm_head" and "lm_head.weight" not in self._weights:
             layer = "shared"  # tied: only the head's copy is folded
@@ -142,19 +174,27 @@ def _folds(a: Architecture) -> Iterator[tuple[str, list[str]]]:
 
 
 class _Watched(Float32):
-    """Linear layers that put out the peaks of their input, under the layer's name."""
+    """Linear layers that put out what `calibrate` wants of their input, under the layer's name."""
+
+    def __init__(self, moments: Callable[[str], bool]) -> None:
+        self._moments = moments
 
     def linear(self, g: Graph, x: str, weight: Weight, output: str | None = None) -> str:
-        peak = g.output(_PEAK + "+".join(weight.layers), FLOAT, weight.inputs)
+        name = "+".join(weight.layers)
+        peak = g.output(_PEAK + name, FLOAT, weight.inputs)
         g.op("ReduceMax", g.op("Abs", x), g.ints(0, 1), output=peak, keepdims=0)
+        if any(map(self._moments, weight.layers)):
+            rows = g.op("Reshape", x, g.ints(-1, weight.inputs))
+            products = g.output(_MOMENTS + name, FLOAT, weight.inputs, weight.inputs)
+            g.op("MatMul", g.op("Transpose", rows, perm=[1, 0]), rows, output=products)
         return super().linear(g, x, weight, output)
 
 
-def _watched_model(architecture: Architecture, weights: Weights, folder: Path) -> Path:
-    """input_ids[1,s], attention_mask[1,s], decoder_input_ids[1,t] -> the peaks of every layer's input [in]."""
-    a, storage = architecture, _Watched()
+def _watched_model(architecture: Architecture, weights: Weights, moments: Callable[[str], bool], folder: Path) -> Path:
+    """input_ids[1,s], attention_mask[1,s], decoder_input_ids[1,t] -> what was wanted of every layer's input."""
+    storage = _Watched(moments)
     with WeightFile(folder / "weights.bin") as file:
-        model = _watched_graph(T5(a, weights, lambda layer: storage), Graph("t5_watched", file))
+        model = _watched_graph(T5(architecture, weights, lambda layer: storage), Graph("t5_watched", file))
     onnx.save(model, folder / "watched.onnx")
     return folder / "watched.onnx"
 

@@ -31,6 +31,9 @@ class Weights(Protocol):
     def peak(self, name: str) -> float:
         """The largest magnitude that the input of a linear layer had in calibration, or 0 without one."""
 
+    def moments(self, layer: str) -> np.ndarray | None:
+        """Sums of products of the inputs of a linear layer in calibration [in, in], or None without one."""
+
 
 @dataclass(frozen=True)
 class KeyValue:
@@ -140,7 +143,7 @@ class T5:
         a = self.architecture
         name = "lm_head.weight" if "lm_head.weight" in self._weights else "shared.weight"
         weight = Weight(("lm_head",), a.vocabulary, a.d_model, lambda: self._weights[name] * np.float32(a.output_scale),
-                        self._weights.peak("lm_head"))  # fmt: skip
+                        self._weights.peak("lm_head"), self._weights.moments("lm_head"))  # fmt: skip
         return self._storage("lm_head").linear(g, hidden, weight, output)
 
     def _embed(self, g: Graph, ids: str) -> str:
@@ -158,6 +161,7 @@ class T5:
             shapes[0][1],
             lambda: np.concatenate([self._weights[name] for name in names]),
             max(self._weights.peak(layer) for layer in layers),
+            self._weights.moments(layers[0]),  # which is that of all: they share their input
         )
         return self._storage(layers[0]).linear(g, x, weight)
 

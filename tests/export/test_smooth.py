@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from export.architecture import Architecture
 from export.bundle import read_model
 from export.checkpoint import Checkpoint
 from export.precision import NAMED
-from export.smooth import Folded, Sample, calibrate
+from export.smooth import Calibration, Folded, Sample, calibrate
 from tests.export.family import CONFIGS, Graphs, assert_close, inputs, save_member
 from tests.export.oracle import PAD, torch_model
 from tests.tiny import CONFIG
@@ -36,18 +35,22 @@ class Member:
     folder: Path
     architecture: Architecture
     weights: Checkpoint
-    peaks: Mapping[str, np.ndarray]
+    calibration: Calibration
     folded: Folded
 
     @classmethod
     def of(cls, folder: Path) -> Member:
         architecture, weights = read_model(folder)
-        peaks = calibrate(architecture, weights, samples())
-        return cls(folder, architecture, weights, peaks, Folded(architecture, weights, peaks, NAMED["int8"].storage))
+        found = calibrate(architecture, weights, samples(), lambda layer: True)
+        return cls(folder, architecture, weights, found, Folded(architecture, weights, found, NAMED["int8"].storage))
+
+    @property
+    def peaks(self) -> dict[str, np.ndarray]:
+        return self.calibration.peaks
 
     def fold(self, precision: str) -> Folded:
         """For another precision."""
-        return Folded(self.architecture, self.weights, self.peaks, NAMED[precision].storage)
+        return Folded(self.architecture, self.weights, self.calibration, NAMED[precision].storage)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -90,12 +93,54 @@ def test_peaks_are_those_of_transformers_layers(member: Member) -> None:
 def test_peaks_of_rows_are_the_largest_of_each_row(flan: Member) -> None:
     alone = [calibrate(flan.architecture, flan.weights, [sample]) for sample in samples()]
     for layer, peak in flan.peaks.items():
-        assert np.array_equal(peak, np.max([row[layer] for row in alone], axis=0))
+        assert np.array_equal(peak, np.max([row.peaks[layer] for row in alone], axis=0))
 
 
 def test_rows_are_taken_one_at_a_time(flan: Member) -> None:
     found = calibrate(flan.architecture, flan.weights, iter(samples()))
-    assert all(np.array_equal(found[layer], peak) for layer, peak in flan.peaks.items())
+    assert all(np.array_equal(found.peaks[layer], peak) for layer, peak in flan.peaks.items())
+
+
+def torch_moments(folder: Path, scale: float) -> dict[str, np.ndarray]:
+    """Sums of products of the input channels of transformers' linear layers; the head's before its scaling."""
+    model, moments = torch_model(folder), {}
+
+    def watch(name: str) -> None:
+        def hook(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            rows = given[0][0].numpy() / (scale if name == "lm_head" else 1)
+            moments[name] = moments.get(name, 0) + rows.T @ rows
+
+        model.get_submodule(name).register_forward_pre_hook(hook)
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            watch(name)
+    with torch.inference_mode():
+        for sample in samples():
+            model(input_ids=torch.tensor(sample.source[None]), decoder_input_ids=torch.tensor(sample.decoder[None]))
+    return moments
+
+
+def test_moments_are_those_of_transformers_layers(member: Member) -> None:
+    expected = torch_moments(member.folder, member.architecture.output_scale)
+    assert member.calibration.moments.keys() == expected.keys()
+    for layer, moments in expected.items():
+        found = member.calibration.moments[layer]
+        np.testing.assert_allclose(found, moments, rtol=1e-3, atol=1e-4 * np.abs(moments).max(), err_msg=layer)
+
+
+def test_only_the_moments_that_are_wanted_are_taken(flan: Member) -> None:
+    wanted = {"lm_head", "decoder.block.0.layer.2.DenseReluDense.wo"}
+    found = calibrate(flan.architecture, flan.weights, samples(), wanted.__contains__)
+    assert found.moments.keys() == wanted
+    assert not calibrate(flan.architecture, flan.weights, samples()).moments
+
+
+def test_folded_moments_are_of_the_inputs_that_folded_layers_have(member: Member) -> None:
+    anew = calibrate(member.architecture, member.folded, samples(), lambda layer: True).moments
+    for layer, moments in anew.items():
+        said = member.folded.moments(layer)
+        np.testing.assert_allclose(said, moments, rtol=1e-2, atol=1e-3 * np.abs(moments).max(), err_msg=layer)
 
 
 @pytest.mark.parametrize("precision", ["int8", "w4", "int8-w8"])
@@ -133,7 +178,7 @@ def test_every_linear_layer_is_folded(member: Member) -> None:
 
 def test_folded_inputs_have_the_peaks_that_are_said(member: Member) -> None:
     """Of the rows of the calibration none exceeds what its activations are rounded by."""
-    for layer, peak in calibrate(member.architecture, member.folded, samples()).items():
+    for layer, peak in calibrate(member.architecture, member.folded, samples()).peaks.items():
         said = member.folded.peak(layer)
         assert said in (0, pytest.approx(peak.max(), rel=1e-3)), layer
 
@@ -254,7 +299,7 @@ def test_a_row_of_a_rounded_model_does_not_depend_on_those_beside_it(flan: Membe
 def test_a_channel_that_calibration_never_saw_in_use_keeps_its_weights(tmp_path: Path, name: str) -> None:
     member = Member.of(save_member(tmp_path, name))
     layer = "encoder.block.0.layer.1.DenseReluDense.wo"
-    member.peaks[layer][3] = 0  # type: ignore[index]
-    folded = Folded(member.architecture, member.weights, member.peaks, NAMED["int8"].storage)
+    member.peaks[layer][3] = 0
+    folded = Folded(member.architecture, member.weights, member.calibration, NAMED["int8"].storage)
     factors = (folded[f"{layer}.weight"] / member.weights[f"{layer}.weight"])[0]
     assert factors[3] > np.median(factors) / 10

@@ -1,0 +1,88 @@
+"""Weights rounded in blocks: on their grid, and with compensation closer in what they put out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export import rounding
+from export.rounding import BLOCK, compensated, nearest
+
+
+def weights(outputs: int, inputs: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((outputs, inputs), np.float32)
+
+
+def correlated(rows: int, inputs: int, seed: int = 1) -> np.ndarray:
+    """Inputs of a layer: a few directions and a little of all others."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(rows, 6)) @ rng.normal(size=(6, inputs)) + 0.1 * rng.normal(size=(rows, inputs))
+
+
+def read_back(steps: np.ndarray, scale: np.ndarray, bits: int, inputs: int) -> np.ndarray:
+    values = (steps.astype(np.float64) - (1 << (bits - 1))) * scale[..., None]
+    return values.reshape(len(steps), -1)[:, :inputs]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (3, 31), (5, 32), (7, 100), (64, 256)])
+def test_the_nearest_step_is_at_most_half_a_step_away(bits: int, outputs: int, inputs: int) -> None:
+    weight = weights(outputs, inputs)
+    steps, scale = nearest(weight, bits)
+    assert steps.shape == (outputs, -(-inputs // BLOCK), BLOCK) and scale.shape == steps.shape[:2]
+    away = np.abs(read_back(steps, scale, bits, inputs) - weight)
+    width = np.repeat(np.abs(scale), BLOCK, axis=1)[:, :inputs]
+    short = steps.reshape(outputs, -1)[:, :inputs] == (1 << bits) - 1  # of the other sign there is a step less
+    assert (away <= np.where(short, 1, 0.5) * width * 1.001).all()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 100), st.integers(0, 9))
+def test_compensated_weights_put_out_what_is_closer(outputs: int, inputs: int, seed: int) -> None:
+    weight, rows = weights(outputs, inputs, seed), correlated(300, inputs, seed)
+    exact = rows @ weight.T
+    errors = [
+        np.linalg.norm(rows @ read_back(*found, 4, inputs).T - exact)
+        for found in (compensated(weight, rows.T @ rows, 4), nearest(weight, 4))
+    ]
+    assert errors[0] <= errors[1] * (1.05 if inputs > 8 else 2)
+
+
+def test_compensation_takes_away_most_of_the_error_where_inputs_are_alike() -> None:
+    weight, rows = weights(200, 256), correlated(2000, 256)
+    exact = rows @ weight.T
+    compensated_error, nearest_error = (
+        np.linalg.norm(rows @ read_back(*found, 4, 256).T - exact)
+        for found in (compensated(weight, rows.T @ rows, 4), nearest(weight, 4))
+    )
+    assert compensated_error < 0.4 * nearest_error
+
+
+def test_inputs_that_have_nothing_in_common_are_rounded_to_the_nearest() -> None:
+    weight = weights(9, 96)
+    for made, plain in zip(compensated(weight, np.diag(np.arange(1.0, 97)), 4), nearest(weight, 4), strict=True):
+        np.testing.assert_allclose(made, plain, rtol=1e-6)
+
+
+def test_outputs_are_rounded_alike_together_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, rows = weights(37, 70), correlated(50, 70)
+    whole = compensated(weight, rows.T @ rows, 4)
+    monkeypatch.setattr(rounding, "_OUTPUTS", 5)
+    parts = compensated(weight, rows.T @ rows, 4)
+    assert (whole[0] != parts[0]).mean() < 0.01  # a sum in another order may fall to the other side of a half
+    np.testing.assert_allclose(whole[1], parts[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("moments", [np.zeros((40, 40)), np.full((40, 40), 1e-30), np.ones((40, 40))])
+def test_a_calibration_that_says_little_does_no_harm(moments: np.ndarray) -> None:
+    weight = weights(6, 40)
+    steps, scale = compensated(weight, moments, 4)
+    assert np.isfinite(scale).all()
+    assert np.abs(read_back(steps, scale, 4, 40) - weight).max() < 2
+
+
+def test_weights_that_are_zero_stay_zero() -> None:
+    for steps, scale in (nearest(np.zeros((2, 33), np.float32), 4), compensated(np.zeros((2, 33)), np.eye(33), 4)):
+        assert not read_back(steps, scale, 4, 33).any()

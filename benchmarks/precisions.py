@@ -51,7 +51,7 @@ def step_bytes(bundle: Path) -> int:
     """Bytes of weights that one step of the decoder reads: all that its graph refers to but the embedding's rows."""
     import onnx
 
-    graph = onnx.load(bundle / "decoder.onnx", load_external_data=False).graph
+    graph = onnx.load(bundle / "step.onnx", load_external_data=False).graph
     looked_up = {node.input[0] for node in graph.node if node.op_type == "Gather"}
     lengths = (
         int(next(entry.value for entry in tensor.external_data if entry.key == "length"))
@@ -80,7 +80,6 @@ def measure(run: Path, out: Path, rows: int, peers: str, screen: Screen) -> dict
     latency = compare(engines, done=screen.advance)
     return {
         "environment": environment(),
-        "rows": rows,
         "export_seconds_with_verification_of_one_row": seconds,
         "quality": quality,
         "latency": [asdict(entry) for entry in latency],
@@ -91,7 +90,9 @@ def measure(run: Path, out: Path, rows: int, peers: str, screen: Screen) -> dict
 def _quality(run: Run, bundles: dict[str, Path], rows: int, screen: Screen) -> dict[str, Any]:
     """ROUGE-1 of each bundle on test rows, and the paired difference from fp32."""
     task = run.task
-    examples = load_splits(task, ["test"]).test[:rows]
+    limit = task.data.limit.model_copy(update={"test": rows})  # the run may have scored fewer
+    task = task.model_copy(update={"data": task.data.model_copy(update={"limit": limit})})
+    examples = load_splits(task, ["test"]).test
     found: dict[str, Any] = {}
     exact: tuple[np.ndarray, list[str]] | None = None
     for name, folder in bundles.items():

@@ -17,7 +17,7 @@ from export.architecture import Architecture
 from export.checkpoint import Checkpoint
 from export.errors import LoraFtError
 from export.graph import WeightFile
-from export.graphs import decoder_model, encoder_model, greedy_model, rank_model, select_model
+from export.graphs import decoder_model, encoder_model, rank_model, select_model, step_model
 from export.runtime import manifest
 from export.runtime.cpu import allowed_cpus
 from export.runtime.generator import Generator
@@ -81,8 +81,8 @@ def assemble(
     with WeightFile(folder / manifest.WEIGHTS) as file:
         models = {
             "encoder": encoder_model(t5, file),
+            "step": step_model(t5, file),
             "decoder": decoder_model(t5, file),
-            "greedy": greedy_model(t5, file),
             "rank": rank_model(t5),
             "select": select_model(t5),
         }

@@ -1,14 +1,18 @@
 """The graphs of a bundle, put together from the parts of a T5.
 
     encoder  input_ids[b,s], attention_mask[b,s] -> cross.<layer>.key|value [b,heads,s,d_kv]
-    decoder  one call for tokens of any number: what beams, sampling, streaming, drafts and scoring are made of
-    greedy   the whole greedy loop in one call, by the standard operator Loop
+    step     the next token of every row, its keys and values written where the cache lies
+    decoder  any number of tokens of every row, each row at its own position: beams, and drafts in batches
     rank     the likeliest tokens of a step, for beams and sampling
     select   rows of a cache, for beams that change places and rows that are finished
 
 The cross keys and values are computed once, by the encoder (microsoft/onnxruntime PR#23949). One decoder serves the
 first step (p = 0), every later one (q = 1), drafts and whole texts (q > 1), so no weight is stored twice and no branch
 is taken at run time (a merged decoder's `If` costs latency: huggingface/optimum#530).
+
+Where a caller holds the cache, a step in place is the fastest: a loop within the graph (`Loop`) copies the cache every
+turn, which took 7 to 25 % more with FLAN-T5-small, more with longer answers and larger batches. Only `single`, for
+callers who want one call, has such a loop.
 """
 
 from __future__ import annotations
@@ -57,18 +61,25 @@ def decoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
     return g.model()
 
 
-def greedy_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
-    """Many greedy steps in one call; what it returns of the cache goes into the next call.
+def step_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
+    """Tokens that follow those in a cache with room for more.
 
-    input_ids[b,1], encoder_attention_mask[b,s], past.…[b,heads,p,d_kv], cross.…[b,heads,s,d_kv],
-    min_new_tokens[], max_new_tokens[] -> sequences[b,n], n <= max_new_tokens, padded after </s>; present.…
+        input_ids[b,q], length[], early[] (bool: </s> may not come yet), encoder_attention_mask[sources,s],
+        past.<layer>.key|value [b,heads,room,d_kv], of which the first `length` are filled,
+        cross.<layer>.key|value [sources,heads,s,d_kv]
+        -> logits[b,q,vocabulary], next[b,q] (the likeliest), present.<layer>.key|value [b,heads,room,d_kv]
+
+    Give `present` the memory of `past`, and nothing is copied. q is 1 but for the first call or a single row.
     """
-    g = Graph("t5_greedy", weights)
-    ids, mask = g.input("input_ids", INT64, "b", 1), g.input("encoder_attention_mask", INT64, "b", "s")
-    past, cross = _inputs(g, t5, "past", "b", "p"), _inputs(g, t5, "cross", "b", "s")
-    least, most = g.input("min_new_tokens", INT64), g.input("max_new_tokens", INT64)
-    presents = _outputs(g, t5, "present", "b", "t")
-    greedy_loop(g, t5, ids, mask, past, cross, (least, most), presents, g.output("sequences", INT64, "b", "n"))
+    g = Graph("t5_step", weights)
+    ids, length, early = g.input("input_ids", INT64, "b", "q"), g.input("length", INT64), g.input("early", BOOL)
+    mask = g.input("encoder_attention_mask", INT64, "sources", "s")
+    past, cross = _inputs(g, t5, "past", "b", "room"), _inputs(g, t5, "cross", "sources", "s")
+    logits = g.output("logits", FLOAT, "b", "q", t5.architecture.vocabulary)
+    best = g.output("next", INT64, "b", "q")
+    presents = _outputs(g, t5, "present", "b", "room")
+    t5.head(g, t5.decode(g, ids, mask, past, cross, presents, grouped=True, length=length), logits)
+    likeliest(g, logits, t5.architecture.vocabulary, output=best, barred=(END, early))
     return g.model()
 
 
@@ -89,7 +100,7 @@ def single_model(t5: T5) -> onnx.ModelProto:
     empty = g.op("Expand", g.constant(np.zeros((1, 1, 1, 1), np.float32)), no_past)
     past = [KeyValue(empty, empty)] * a.decoder_layers
     sequences = g.output("sequences", INT64, "b", "n")
-    greedy_loop(g, t5, first, mask, past, cross, (least, most), None, sequences)
+    _greedy_loop(g, t5, first, mask, past, cross, (least, most), sequences)
     return g.model()
 
 
@@ -114,9 +125,9 @@ def rank_model(t5: T5) -> onnx.ModelProto:
     return g.model()
 
 
-def greedy_loop(
+def _greedy_loop(
     g: Graph, t5: T5, first: str, mask: str, past: Sequence[KeyValue], cross: Sequence[KeyValue],
-    limits: tuple[str, str], presents: Sequence[KeyValue] | None, sequences: str,
+    limits: tuple[str, str], sequences: str,
 ) -> None:  # fmt: skip
     """Append the loop: each turn makes a token for every row until all have ended or the most are made.
 
@@ -125,7 +136,6 @@ def greedy_loop(
         first: the tokens [b,1] to go on from.
         mask, past, cross: as `T5.decode` takes them.
         limits: names of the least and the most new tokens, 0-D int64.
-        presents: names for the longer cache, or None where it is not wanted.
         sequences: name for the tokens [b,n].
     """
     a = t5.architecture
@@ -149,10 +159,10 @@ def greedy_loop(
         body.output(present.key, FLOAT, "b", a.heads, "t", a.d_kv)
         body.output(present.value, FLOAT, "b", a.heads, "t", a.d_kv)
     body.output(body.op("Identity", emitted), INT64, "b", 1)
-    final = [name for kv in presents for name in (kv.key, kv.value)] if presents else [None] * (2 * a.decoder_layers)
     carried = [first, none_done, *(name for kv in past for name in (kv.key, kv.value))]
     true = g.constant(np.array(True), "true")
-    *_, steps = g.ops("Loop", limits[1], true, *carried, outputs=[None, None, *final, None], body=body.proto())
+    outputs = [None] * (len(carried) + 1)
+    *_, steps = g.ops("Loop", limits[1], true, *carried, outputs=outputs, body=body.proto())
     g.op("Transpose", g.op("Squeeze", steps, g.ints(2)), output=sequences, perm=[1, 0])
 
 

@@ -95,6 +95,7 @@ class T5:
     def decode(
         self, g: Graph, ids: str, mask: str, past: Sequence[KeyValue], cross: Sequence[KeyValue],
         presents: Sequence[KeyValue], positions: tuple[str, str] | None = None, grouped: bool = False,
+        length: str = "",
     ) -> str:  # fmt: skip
         """The decoder's last hidden state [b,q,d_model].
 
@@ -108,9 +109,13 @@ class T5:
             positions: (queries [b,q], keys [b,p+q]), int64; a key is seen by the queries that are not before it. By
                 default the tokens of all rows stand one after the other.
             grouped: rows b = sources * k share a source, k in a row; otherwise each row has its own.
+            length: 0-D int64, how much of `past` holds keys and values; the rest is room, into which the new ones go
+                where a caller gives `presents` the memory of `past`. Then nothing is copied. q > 1 only with length 0
+                or b = 1, and d_kv must be a multiple of 8 (both of ONNX Runtime's GroupQueryAttention).
         """
         a = self.architecture
-        query_position, key_position = positions or self._running_positions(g, ids, past[0].key)
+        query_position, key_position = positions or self._running_positions(g, ids, length or g.size(past[0].key, 2))
+        lengths = self._lengths(g, ids, length) if length else ("", "")
         index = index_rows(g, query_position, key_position, a.max_distance, causal=True)
         attended = g.op("Cast", mask, to=onnx.TensorProto.INT32)
         groups = g.op("Concat", g.op("Shape", mask, start=0, end=1), g.ints(-1, a.width), axis=0) if grouped else ""
@@ -119,9 +124,13 @@ class T5:
         rows = g.op("Concat", g.op("Shape", ids), g.ints(a.width), axis=0) if grouped else ""
         for i in range(a.decoder_layers):
             block = f"decoder.block.{i}.layer"
-            query, key, value = self._project_qkv(g, h, f"{block}.0.SelfAttention")
             bias = self._bias(g, "decoder", i, index)
-            mixed = self._attend_cached(g, query, KeyValue(key, value), bias, past[i], presents[i])
+            if length:
+                joined = self._project(g, h, f"{block}.0.SelfAttention")
+                mixed = self._attend_in_place(g, joined, bias, past[i], presents[i], lengths)
+            else:
+                query, key, value = self._project_qkv(g, h, f"{block}.0.SelfAttention")
+                mixed = self._attend_cached(g, query, KeyValue(key, value), bias, past[i], presents[i])
             change = self._linear(g, mixed, f"{block}.0.SelfAttention.o")
             h, residual = self._add_norm(g, residual, change, f"{block}.1.layer_norm")
             query = self._linear(g, h, f"{block}.1.EncDecAttention.q")
@@ -165,8 +174,11 @@ class T5:
         )
         return self._storage(layers[0]).linear(g, x, weight)
 
+    def _project(self, g: Graph, h: str, attention: str) -> str:
+        return self._linear(g, h, *(f"{attention}.{name}" for name in "qkv"))
+
     def _project_qkv(self, g: Graph, h: str, attention: str) -> tuple[str, ...]:
-        joined = self._linear(g, h, *(f"{attention}.{name}" for name in "qkv"))
+        joined = self._project(g, h, attention)
         return g.ops("Split", joined, g.ints(*[self.architecture.width] * 3), outputs=[None] * 3, axis=-1)
 
     def _feed_forward(self, g: Graph, h: str, layer: str) -> str:
@@ -204,6 +216,15 @@ class T5:
             num_heads=self.architecture.heads, scale=1.0, mask_filter_value=MASKED,
         )[0]  # fmt: skip
 
+    def _attend_in_place(
+        self, g: Graph, joined: str, bias: str, past: KeyValue, present: KeyValue, lengths: tuple[str, str]
+    ) -> str:
+        heads = self.architecture.heads
+        return g.ops(
+            "GroupQueryAttention", joined, "", "", past.key, past.value, *lengths, "", "", "", bias,
+            outputs=[None, present.key, present.value], domain=MS, num_heads=heads, kv_num_heads=heads, scale=1.0,
+        )[0]  # fmt: skip
+
     def _by_head(self, g: Graph, x: str) -> str:
         return g.op("Reshape", x, g.ints(0, 0, self.architecture.heads, self.architecture.d_kv))
 
@@ -216,12 +237,18 @@ class T5:
         return g.once(f"{name}@{index}", lambda: g.op("Transpose", g.op("Gather", table, index), perm=[0, 3, 1, 2]))
 
     @staticmethod
-    def _running_positions(g: Graph, ids: str, past_key: str) -> tuple[str, str]:
-        past = g.size(past_key, 2)
+    def _running_positions(g: Graph, ids: str, past: str) -> tuple[str, str]:
         total = g.op("Add", past, g.size(ids, 1))
         query = g.op("Range", past, total, g.scalar(1))
         key = g.op("Range", g.scalar(0), total, g.scalar(1))
         return g.op("Unsqueeze", query, g.ints(0)), g.op("Unsqueeze", key, g.ints(0))
+
+    @staticmethod
+    def _lengths(g: Graph, ids: str, past: str) -> tuple[str, str]:
+        """As GroupQueryAttention takes them: the last position of each row [b], and the number of keys []; int32."""
+        total = g.op("Cast", g.op("Add", past, g.size(ids, 1)), to=onnx.TensorProto.INT32)
+        last = g.op("Sub", total, g.constant(np.int32(1), "int32.1"))
+        return g.op("Expand", last, g.op("Shape", ids, start=0, end=1)), total
 
 
 def _activate(g: Graph, x: str, activation: str) -> str:

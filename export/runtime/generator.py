@@ -60,7 +60,7 @@ class Generator:
         self.defaults: dict[str, Any] = generation
         self._vocabulary: int = config["vocab_size"]
         layers = config.get("num_decoder_layers") or config["num_layers"]
-        self.model = Model(folder, (layers, config["num_heads"], config["d_kv"]), threads)
+        self.model = Model(folder, (layers, config["num_heads"], config["d_kv"], self._vocabulary), threads)
 
     @classmethod
     def load(cls, folder: str | Path, *, threads: int | None = None) -> Generator:
@@ -136,8 +136,7 @@ class Generator:
         source = self.model.encode(input_ids, attention_mask)
         start = np.full((len(tokens), 1), self.special.start)
         shifted = np.concatenate([start, tokens[:, :-1]], axis=1)
-        positions = np.tile(np.arange(tokens.shape[1]), (len(tokens), 1))
-        return self.model.logits(source, self.model.empty(len(tokens)), shifted, positions)
+        return self.model.logits(source, self.model.cache(len(tokens)), shifted)
 
     def _options(self, given: dict[str, Any]) -> Options:
         options = Options.of(self.defaults | {name: value for name, value in given.items() if value is not None})

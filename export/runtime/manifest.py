@@ -11,10 +11,10 @@ from export.files import sha256
 
 NAME = "manifest.json"
 FORMAT = "lora-ft bundle"
-VERSION = 2
+VERSION = 3
 WEIGHTS = "weights.bin"  # the one file of external data that the graphs share
 PROBE = "probe.json"  # answers to repeat the verification with
-GRAPHS = ("encoder.onnx", "decoder.onnx", "greedy.onnx", "rank.onnx", "select.onnx")
+GRAPHS = ("encoder.onnx", "step.onnx", "decoder.onnx", "rank.onnx", "select.onnx")
 FILES = (*GRAPHS, WEIGHTS, PROBE, "tokenizer.json", "config.json", "generation_config.json", "prompt.json")
 
 

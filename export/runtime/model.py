@@ -1,13 +1,14 @@
 """The graphs of a bundle behind arrays: encode sources, take decoder steps, keep the cache inside ONNX Runtime.
 
-A step's values are handed over as one vector in a fixed order, without a dictionary or a copy: between two steps of
-FLAN-T5-small at 4 bits there is 1 ms, of which Python may take a twentieth.
+Where steps follow each other, their values are bound to the graph once (`Step`); other calls hand theirs over as one
+vector in a fixed order. Either way there is no dictionary and no copy: of a step of 1 to 4 ms, Python may take a
+twentieth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from export.errors import LoraFtError
 from export.runtime.session import open_session
 
 HOLE = 1 << 40  # the position of a key that no query may see
+_ROOM = 64  # tokens that a cache has room for at first
 _MASK = "encoder_attention_mask"
 
 
@@ -35,30 +37,96 @@ class Source:
     values: list[ort.OrtValue]
 
 
+class Step:
+    """The step graph bound to memory, so that nothing is bound or allocated between two tokens.
+
+    Args:
+        session: of the graph.
+        source: what it reads.
+        fixed: names and values of the inputs that stay the same.
+        cache: names and values of what it writes.
+        shape: of the tokens.
+        made: name and memory of what it puts out.
+
+    Attributes:
+        source: as above.
+        array, value: what the last run put out, in two forms.
+    """
+
+    def __init__(
+        self, session: ort.InferenceSession, source: Source, fixed: Mapping[str, ort.OrtValue],
+        cache: Mapping[str, ort.OrtValue], shape: tuple[int, ...], made: tuple[str, np.ndarray],
+    ) -> None:  # fmt: skip
+        self.source, self._session, (name, self.array) = source, session, made
+        self._tokens, self._length, self._early = np.zeros(shape, np.int64), np.zeros((), np.int64), np.zeros((), bool)
+        self.value = _value(self.array)
+        self._held = [_value(array) for array in (self._tokens, self._length, self._early)]
+        self._binding = session.io_binding()
+        inputs = dict(zip(("input_ids", "length", "early"), self._held, strict=True))
+        for key, value in {**inputs, **fixed}.items():
+            self._binding.bind_ortvalue_input(key, value)
+        for key, value in {name: self.value, **cache}.items():
+            self._binding.bind_ortvalue_output(key, value)
+
+    def run(self, tokens: np.ndarray, length: int, early: bool) -> None:
+        """Put tokens in after so many others; `array` and `value` then hold what is made of them."""
+        self._tokens[:], self._length[...], self._early[...] = tokens, length, early
+        self._session.run_with_iobinding(self._binding, _RUN)
+
+
 @dataclass
 class Cache:
-    """Self-attention keys and values of the tokens made so far.
+    """Self-attention keys and values of the tokens made so far, with room for more, which steps write there.
+
+    Attributes:
+        values: keys and values in the graphs' order, each [b, heads, room, d_kv].
+        rows, length: how many rows, and how many tokens of each.
+        steps: by what they put out for how many tokens a row, those that are bound to these values.
+    """
+
+    values: list[ort.OrtValue]
+    rows: int
+    length: int = 0
+    steps: dict[tuple[str, int], Step] = field(default_factory=dict)
+
+    def forget(self, counts: np.ndarray) -> None:
+        """Take back the last tokens of each row [b], as many of all."""
+        assert (counts == counts[0]).all()
+        self.length -= int(counts[0])
+
+
+@dataclass
+class RaggedCache:
+    """As `Cache`, each row at a length of its own. It is copied as it grows; what was taken back stays as a hole.
 
     Attributes:
         values: keys and values in the graphs' order, each [b, heads, p, d_kv].
         positions: int64 [b, p], of the keys; HOLE where a key is not to be seen.
+        lengths: int64 [b], of each row.
     """
 
     values: list[ort.OrtValue]
     positions: np.ndarray
+    lengths: np.ndarray
+
+    def forget(self, counts: np.ndarray) -> None:
+        """Take back the last tokens of each row [b], at most as many as the last call put in."""
+        width = self.positions.shape[1]
+        self.positions[np.arange(width) >= width - counts[:, None]] = HOLE
+        self.lengths = self.lengths - counts
 
 
 class Model:
-    """The graphs in a folder. A graph is loaded when it is first used: greedy search needs no step decoder.
+    """The graphs in a folder. A graph is loaded when it is first used: few callers need them all.
 
     Args:
         folder: of the bundle.
-        shape: (decoder layers, heads, d_kv).
+        shape: (decoder layers, heads, d_kv, vocabulary).
         threads: for one call.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int], threads: int) -> None:
-        layers, self._heads, self._d_kv = shape
+    def __init__(self, folder: Path, shape: tuple[int, int, int, int], threads: int) -> None:
+        layers, self._heads, self._d_kv, self._vocabulary = shape
         self._folder, self._threads = folder, threads
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
@@ -79,67 +147,94 @@ class Model:
         values = self._run("encoder", [_value(ids), held], self._prefixed("cross"))
         return Source(len(ids), [held, *values])
 
-    def empty(self, rows: int) -> Cache:
+    def cache(self, rows: int) -> Cache:
         """The cache before the first token."""
-        nothing = _value(np.zeros((rows, self._heads, 0, self._d_kv), np.float32))
-        return Cache([nothing] * len(self._names), np.empty((rows, 0), np.int64))
+        return Cache([self._room(rows, _ROOM) for _ in self._names], rows)
+
+    def ragged_cache(self, rows: int) -> RaggedCache:
+        """The same, for rows that go on by unlike numbers of tokens."""
+        return RaggedCache([self._room(rows, 0) for _ in self._names], np.empty((rows, 0), np.int64),
+                           np.zeros(rows, np.int64))  # fmt: skip
 
     def step(
-        self, source: Source, cache: Cache, tokens: np.ndarray, positions: np.ndarray, keys: np.ndarray | None = None
+        self, source: Source, cache: Cache | RaggedCache, tokens: np.ndarray, *, early: bool = False
     ) -> np.ndarray:
         """Put tokens through the decoder; the likeliest token after each of them, int64 [b, q].
 
         Args:
             source: rows of `cache` that stand together share one of its rows.
             cache: grows by q.
-            tokens, positions: int64 [b, q].
-            keys: positions under which the tokens are seen later, HOLE for never; by default `positions`.
+            tokens: int64 [b, q]; for a `Cache` of several rows that holds tokens already, q is 1.
+            early: </s> may not come yet (of a `Cache` alone).
         """
-        return self._advance(source, cache, tokens, positions, keys, "next").numpy()
+        return self._advance(source, cache, tokens, "next", early)
 
-    def logits(self, source: Source, cache: Cache, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def logits(self, source: Source, cache: Cache | RaggedCache, tokens: np.ndarray) -> np.ndarray:
         """As `step`, the logits float32 [b, q, vocabulary]."""
-        return self._advance(source, cache, tokens, positions, None, "logits").numpy()
+        return self._advance(source, cache, tokens, "logits")
 
-    def likeliest(
-        self, source: Source, cache: Cache, tokens: np.ndarray, positions: np.ndarray, count: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def likeliest(self, source: Source, cache: Cache, tokens: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """As `step` for single tokens [b, 1]: (log-probabilities, tokens) of the likeliest, falling, [b, count]."""
-        logits = self._advance(source, cache, tokens, positions, None, "logits")
+        logits = self._write(source, cache, tokens, "logits").value
         made = self._run("rank", [logits, _value(np.array([count]))], ["log_probs", "tokens"])
         log_probs, best = (value.numpy()[:, -1] for value in made)
         return log_probs, best
 
     def _advance(
-        self, source: Source, cache: Cache, tokens: np.ndarray, positions: np.ndarray, keys: np.ndarray | None,
-        wanted: str,
-    ) -> ort.OrtValue:  # fmt: skip
-        cache.positions = np.concatenate([cache.positions, positions if keys is None else keys], axis=1)
+        self, source: Source, cache: Cache | RaggedCache, tokens: np.ndarray, wanted: str, early: bool = False
+    ) -> np.ndarray:
+        if isinstance(cache, Cache):
+            return self._write(source, cache, tokens, wanted, early).array.copy()
+        positions = cache.lengths[:, None] + np.arange(tokens.shape[1])
+        cache.positions = np.concatenate([cache.positions, positions], axis=1)
+        cache.lengths = cache.lengths + tokens.shape[1]
         feeds = [_value(tokens), _value(positions), _value(cache.positions), *source.values, *cache.values]
         first, *cache.values = self._run("decoder", feeds, [wanted, *self._presents])
-        return first
+        return first.numpy()
 
-    def greedy(self, source: Source, cache: Cache, tokens: np.ndarray, least: int, most: int) -> np.ndarray:
-        """Up to `most` greedy tokens [b, n] after `tokens` [b, 1] in one call, padded after </s>, none before `least`.
+    def _write(self, source: Source, cache: Cache, tokens: np.ndarray, wanted: str, early: bool = False) -> Step:
+        """The step that has put these tokens into the cache."""
+        length, key = cache.length + tokens.shape[1], (wanted, tokens.shape[1])
+        if length > cache.values[0].shape()[2]:
+            self._make_room(cache, length)
+        if key not in cache.steps or cache.steps[key].source is not source:
+            cache.steps[key] = self._bound(source, cache, tokens.shape, wanted)
+        cache.steps[key].run(tokens, cache.length, early)
+        cache.length = length
+        return cache.steps[key]
 
-        The cache grows by n; it must have no holes.
-        """
-        feeds = [_value(tokens), *source.values, *cache.values, _value(np.array(least)), _value(np.array(most))]
-        made, *cache.values = self._run("greedy", feeds, ["sequences", *self._presents])
-        sequences = made.numpy()
-        begin = cache.positions.shape[1]
-        added = np.arange(begin, begin + sequences.shape[1])
-        cache.positions = np.concatenate([cache.positions, np.broadcast_to(added, sequences.shape)], axis=1)
-        return sequences
+    def _bound(self, source: Source, cache: Cache, shape: tuple[int, ...], wanted: str) -> Step:
+        made = np.empty(shape, np.int64) if wanted == "next" else np.empty((*shape, self._vocabulary), np.float32)
+        names = [_MASK, *self._prefixed("cross"), *self._prefixed("past")]
+        fixed = dict(zip(names, [*source.values, *cache.values], strict=True))
+        presents = dict(zip(self._presents, cache.values, strict=True))
+        return Step(self._session("step"), source, fixed, presents, shape, (wanted, made))
+
+    def _make_room(self, cache: Cache, length: int) -> None:
+        """Twice the room as often as it takes, so that copying stays a small part however long an answer is."""
+        room: int = cache.values[0].shape()[2]
+        while room < length:
+            room *= 2
+        for i, value in enumerate(cache.values):
+            cache.values[i] = self._room(cache.rows, room)
+            cache.values[i].numpy()[:, :, : cache.length] = value.numpy()[:, :, : cache.length]
+        cache.steps = {}
+
+    def _room(self, rows: int, room: int) -> ort.OrtValue:
+        return _value(np.zeros((rows, self._heads, room, self._d_kv), np.float32))
 
     def select_source(self, source: Source, rows: np.ndarray) -> Source:
         """Those rows of the sources, int64 [n]."""
         mask, *cross = source.values
         return Source(len(rows), [_value(mask.numpy()[rows]), *self._selected(cross, rows)])
 
-    def select_cache(self, cache: Cache, rows: np.ndarray) -> None:
+    def select_cache(self, cache: Cache | RaggedCache, rows: np.ndarray) -> None:
         """Make the cache one of those of its rows, int64 [n]."""
-        cache.values, cache.positions = self._selected(cache.values, rows), cache.positions[rows]
+        cache.values = self._selected(cache.values, rows)
+        if isinstance(cache, Cache):
+            cache.rows, cache.steps = len(rows), {}
+        else:
+            cache.positions, cache.lengths = cache.positions[rows], cache.lengths[rows]
 
     def _selected(self, values: list[ort.OrtValue], rows: np.ndarray) -> list[ort.OrtValue]:
         return self._run("select", [_value(rows), *values], self._prefixed("selected"))
@@ -162,12 +257,11 @@ class Model:
     @cached_property
     def _inputs(self) -> dict[str, list[str]]:
         """What each graph takes, in the order in which it is given."""
-        limits = ["min_new_tokens", "max_new_tokens"]
         state = [_MASK, *self._prefixed("cross"), *self._prefixed("past")]
         return {
             "encoder": ["input_ids", "attention_mask"],
+            "step": ["input_ids", "length", "early", *state],
             "decoder": ["input_ids", "positions", "key_positions", *state],
-            "greedy": ["input_ids", *state, *limits],
             "rank": ["logits", "count"],
             "select": ["rows", *self._names],
         }
@@ -193,4 +287,4 @@ _RUN = ort.RunOptions()
 
 
 def _value(array: np.ndarray) -> ort.OrtValue:
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))  # which keeps the array alive
+    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))  # which keeps the array alive

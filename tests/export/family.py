@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from export.architecture import Architecture
 from export.bundle import read_model
-from export.graphs import decoder_model, encoder_model, greedy_model, single_model
+from export.graphs import decoder_model, encoder_model, single_model, step_model
 from export.precision import FP32, Precision
 from export.runtime.session import open_session
 from export.t5 import T5, Weights
@@ -47,7 +47,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "tied gated-gelu": {
         "tie_word_embeddings": True,
         "num_heads": 5,
-        "d_kv": 4,
+        "d_kv": 8,
         "d_model": 24,
         "relative_attention_num_buckets": 16,
         "relative_attention_max_distance": 40,
@@ -151,18 +151,30 @@ class Graphs:
         """Logits of all positions in one call."""
         return self.decode(self.encode(ids, mask), decoder_ids, [decoder_ids.shape[1]])[0]
 
-    def loop(
-        self, fixed: Arrays, cache: Arrays, first: np.ndarray, limit: int, least: int = 0
-    ) -> tuple[np.ndarray, Arrays]:
-        """(greedy tokens, longer cache) of the loop after the tokens [b,1]."""
-        feed = {"input_ids": first, "min_new_tokens": np.array(least), "max_new_tokens": np.array(limit)}
-        sequences, *made = self._greedy.run(["sequences", *self._prefixed("present")], fixed | cache | feed)
-        return sequences, self._past(made)
+    def write(
+        self, fixed: Arrays, cache: Arrays, length: int, ids: np.ndarray, early: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, Arrays]:
+        """(logits, best tokens, cache) of one call of the step graph; the cache has room, of which `length` is used."""
+        feed = {"input_ids": ids, "length": np.array(length), "early": np.array(early)}
+        wanted = ["logits", "next", *self._prefixed("present")]
+        logits, best, *made = self._step.run(wanted, fixed | cache | feed)
+        return logits, best, self._past(made)
+
+    def room(self, rows: int, length: int) -> Arrays:
+        """A cache with room for so many tokens, full of what must not be read."""
+        return {name: np.full((*a.shape[:2], length, a.shape[3]), np.nan, np.float32)
+                for name, a in self.empty(rows).items()}  # fmt: skip
 
     def greedy(self, ids: np.ndarray, mask: np.ndarray, limit: int, least: int = 0) -> np.ndarray:
-        """Greedy tokens of the encoder and the loop."""
-        first = np.full((len(ids), 1), PAD)
-        return self.loop(self.encode(ids, mask), self.empty(len(ids)), first, limit, least)[0]
+        """Greedy tokens of the encoder and the step graph."""
+        fixed, cache = self.encode(ids, mask), self.room(len(ids), limit)
+        token, done, made = np.full((len(ids), 1), PAD), np.zeros((len(ids), 1), bool), list[np.ndarray]()
+        while len(made) < limit and not done.all():
+            _, best, cache = self.write(fixed, cache, len(made), token, early=len(made) < least)
+            token = np.where(done, PAD, best)
+            done = done | (token == END)
+            made.append(token)
+        return np.concatenate(made, axis=1)
 
     def single(self, ids: np.ndarray, mask: np.ndarray, limit: int, least: int = 0) -> np.ndarray:
         """Greedy tokens of the graph that holds both."""
@@ -184,8 +196,8 @@ class Graphs:
         return self._open(decoder_model)
 
     @cached_property
-    def _greedy(self) -> ort.InferenceSession:
-        return self._open(greedy_model)
+    def _step(self) -> ort.InferenceSession:
+        return self._open(step_model)
 
     @cached_property
     def _single(self) -> ort.InferenceSession:

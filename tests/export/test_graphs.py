@@ -16,7 +16,7 @@ from transformers import T5ForConditionalGeneration
 
 from export.checkpoint import Checkpoint
 from export.graph import IR_VERSION, WeightFile
-from export.graphs import decoder_model, encoder_model, greedy_model, rank_model, select_model, single_model
+from export.graphs import decoder_model, encoder_model, rank_model, select_model, single_model, step_model
 from export.runtime.model import HOLE
 from export.runtime.session import open_session
 from tests.export.family import Graphs, assert_close, inputs, save_member
@@ -68,7 +68,7 @@ def ended(tokens: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("least", [0, 1, 6, LIMIT])
-def test_the_loop_makes_transformers_greedy_tokens(member: Member, least: int) -> None:
+def test_the_graphs_make_transformers_greedy_tokens(member: Member, least: int) -> None:
     expected = torch_greedy(member.torch, member.ids, member.mask, LIMIT, least)
     assert least == LIMIT or 0 < ended(expected).sum() < len(expected)
     assert np.array_equal(member.graphs.greedy(member.ids, member.mask, LIMIT, least), expected)
@@ -115,29 +115,31 @@ def test_a_row_alone_has_the_tokens_it_has_among_others(member: Member) -> None:
         assert (together[i, len(alone) :] == PAD).all()
 
 
-def test_the_loop_goes_on_where_it_stopped(member: Member) -> None:
-    whole = member.graphs.greedy(member.ids, member.mask, LIMIT, least=8)
-    fixed, cache = member.graphs.encode(member.ids, member.mask), member.graphs.empty(len(member.ids))
-    token, made = np.full((len(member.ids), 1), PAD), []
-    for length, least in ((3, 8), (1, 5), (4, 4), (6, 0)):
-        some, cache = member.graphs.loop(fixed, cache, token, length, least)
-        token = some[:, -1:]
-        made.append(some)
-    assert np.array_equal(np.concatenate(made, axis=1), whole)
-    assert next(iter(cache.values())).shape[2] == sum(some.shape[1] for some in made)
+@pytest.mark.parametrize("length", [6, 11])
+def test_steps_write_the_cache_that_the_decoder_makes(member: Member, length: int) -> None:
+    """A first call with several tokens, then one at a time, in room that is filled to its end or is not."""
+    ids, mask, decoder_ids = inputs(3, 7, 6)
+    fixed, cache = member.graphs.encode(ids, mask), member.graphs.room(3, length)
+    expected, best, caches = member.graphs.decode(fixed, decoder_ids, [6])
+    begun = 0
+    for count in (3, 1, 1, 1):
+        some, chosen, cache = member.graphs.write(fixed, cache, begun, decoder_ids[:, begun : begun + count])
+        assert_close(some, expected[:, begun : begun + count])
+        assert np.array_equal(chosen, best[:, begun : begun + count])
+        begun += count
+    for name, values in caches.items():
+        assert_close(cache[name][:, :, :6], values)
 
 
-def test_the_loop_leaves_the_cache_that_the_decoder_would(member: Member) -> None:
-    """Also where the loop began from a cache that the decoder made."""
-    fixed = member.graphs.encode(member.ids, member.mask)
-    tokens = member.graphs.greedy(member.ids, member.mask, 7, least=7)
-    fed = np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=PAD)
-    _, _, expected = member.graphs.decode(fixed, fed, [7])
-    _, _, begun = member.graphs.decode(fixed, fed[:, :2], [2])
-    made, cache = member.graphs.loop(fixed, begun, fed[:, 2:3], 5, least=5)
-    assert np.array_equal(made, tokens[:, 2:])
-    for name, values in expected.items():
-        assert_close(cache[name], values)
+def test_a_single_row_may_step_by_several_tokens_and_back(member: Member) -> None:
+    ids, mask, decoder_ids = inputs(1, 7, 9)
+    fixed, cache = member.graphs.encode(ids, mask), member.graphs.room(1, 12)
+    expected = member.graphs.forced(ids, mask, decoder_ids)
+    _, _, cache = member.graphs.write(fixed, cache, 0, decoder_ids[:, :2])
+    _, _, cache = member.graphs.write(fixed, cache, 2, (decoder_ids[:, 2:7] + 9) % 60 + 2)
+    some, _, cache = member.graphs.write(fixed, cache, 2, decoder_ids[:, 2:5])
+    assert_close(some, expected[:, 2:5])
+    assert_close(member.graphs.write(fixed, cache, 5, decoder_ids[:, 5:])[0], expected[:, 5:])
 
 
 def test_positions_say_in_what_order_tokens_stand(member: Member) -> None:
@@ -266,7 +268,7 @@ def test_a_token_that_cannot_be_made_is_ranked_last(flan: Graphs) -> None:
 
 
 def test_the_graphs_are_of_an_ir_that_old_runtimes_read(flan: Graphs) -> None:
-    models = [build(flan.t5) for build in (encoder_model, decoder_model, greedy_model, rank_model, select_model)]
+    models = [build(flan.t5) for build in (encoder_model, decoder_model, step_model, rank_model, select_model)]
     for model in (*models, single_model(flan.t5)):
         assert model.ir_version == IR_VERSION == 10
         assert {entry.domain for entry in model.opset_import} == {"", "com.microsoft"}
@@ -275,7 +277,7 @@ def test_the_graphs_are_of_an_ir_that_old_runtimes_read(flan: Graphs) -> None:
 def test_the_graphs_of_a_folder_share_every_weight(member: Member, tmp_path: Path) -> None:
     used: dict[str, dict[int, int]] = {}
     with WeightFile(tmp_path / "weights.bin") as file:
-        for name, build in (("encoder", encoder_model), ("decoder", decoder_model), ("greedy", greedy_model)):
+        for name, build in (("encoder", encoder_model), ("decoder", decoder_model), ("greedy", step_model)):
             model = build(member.graphs.t5, file)
             entries = [
                 {entry.key: entry.value for entry in tensor.external_data}
@@ -312,6 +314,9 @@ def test_every_weight_of_a_checkpoint_takes_part(tmp_path: Path) -> None:
 
         def peak(self, name: str) -> float:
             return 0.0
+
+        def moments(self, name: str) -> np.ndarray | None:
+            return None
 
     original, changed = Graphs.of(folder), Changed()
     batch = inputs(2, 9, 9)

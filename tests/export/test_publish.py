@@ -74,7 +74,7 @@ def test_the_manifest_lists_hash_and_size_of_each_file(published: Path) -> None:
 def test_the_manifest_says_where_the_bundle_comes_from(checkpoint: Path, tmp_path: Path) -> None:
     report = make_bundle(checkpoint, tmp_path / "bundle", base="a/base", adapter="mine", versions={"torch": "9.9"})
     manifest = manifest_of(tmp_path / "bundle")
-    assert (manifest["format"], manifest["version"]) == ("lora-ft bundle", 2)
+    assert (manifest["format"], manifest["version"]) == ("lora-ft bundle", 3)
     assert (manifest["base"], manifest["adapter"], manifest["precision"]) == ("a/base", "mine", "fp32")
     assert manifest["parity"] == report.as_dict()
     assert manifest["versions"]["torch"] == "9.9"
@@ -364,6 +364,13 @@ def test_rounding_wants_rows_to_calibrate_with(tmp_path: Path, checkpoint: Path)
     with pytest.raises(LoraFtError, match="no rows to calibrate with"):
         make_bundle(checkpoint, tmp_path / "out", precisions=[NAMED["int8"]], samples=())
     assert not (tmp_path / "out").exists()
+
+
+def test_heads_of_odd_sizes_are_refused(tmp_path: Path) -> None:
+    checkpoint = save_tiny_t5(tmp_path / "odd", d_kv=12)
+    with pytest.raises(UsageError, match="d_kv of 12; .*multiple of 8"):
+        make_bundle(checkpoint, tmp_path / "bundle")
+    assert entries(tmp_path) == {"odd"}
 
 
 def test_a_precision_that_is_named_twice_is_tried_once(tmp_path: Path, checkpoint: Path) -> None:

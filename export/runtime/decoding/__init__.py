@@ -1,6 +1,6 @@
 """The ways to choose tokens, one module each behind one signature, and which of them some options ask for.
 
-greedy    the likeliest token, many steps in one call of the graph's own loop
+greedy    the likeliest token
 lookup    the same tokens, several a call: drafts from the source are checked (prompt lookup)
 stepwise  a token a call: sampling, edited logits, streaming, scores
 beam      beam search

@@ -25,7 +25,7 @@ def search(
     beams = options.num_beams
     edits = processors(options, special.end)
     numbers = np.arange(source.rows)
-    cache = model.empty(source.rows * beams)
+    cache = model.cache(source.rows * beams)
     running = np.full((source.rows, beams, 1), special.start)
     scores = np.zeros((source.rows, beams), np.float32)
     scores[:, 1:] = _WORST  # all beams begin alike: only the first may go on at first
@@ -50,7 +50,7 @@ def search(
                 yield Piece(answer, trim(finished.tokens[row, rank, 1:], special.end), finished.scores[row, rank, None])
         origin = np.take_along_axis(parent, kept, axis=1) + beams * np.arange(len(numbers))[:, None]
         rows = np.flatnonzero(going)
-        if len(rows) and not np.array_equal(order := origin[rows].reshape(-1), np.arange(len(cache.positions))):
+        if len(rows) and not np.array_equal(order := origin[rows].reshape(-1), np.arange(cache.rows)):
             model.select_cache(cache, order)
         if 0 < len(rows) < len(numbers):
             source = model.select_source(source, rows)
@@ -104,10 +104,10 @@ def _candidates(
     model: Model, source: Source, cache: Cache, tokens: np.ndarray, count: int, edits: list[Processor]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(log-probabilities, tokens) of each row's likeliest next tokens [b, count]."""
-    last = tokens[:, -1:], np.full((len(tokens), 1), tokens.shape[1] - 1)
+    last = tokens[:, -1:]
     if not edits:
-        return model.likeliest(source, cache, *last, count)
-    log_probs = log_softmax(model.logits(source, cache, *last)[:, -1])
+        return model.likeliest(source, cache, last, count)
+    log_probs = log_softmax(model.logits(source, cache, last)[:, -1])
     for edit in edits:
         log_probs = edit(tokens, log_probs)
     best = _top(log_probs, count)

@@ -1,4 +1,4 @@
-"""Greedy search in the graph's own loop; rows that have ended leave the batch between calls."""
+"""Greedy search; rows that have ended leave the batch now and then."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from export.runtime.model import Model, Source
 from export.runtime.options import Options
 from export.runtime.text import trim
 
-_CHUNK = 16  # steps between looks at which rows have ended; a single row never waits for another
+_CHUNK = 16  # steps between looks at which rows have ended
 
 
 def search(
@@ -19,21 +19,20 @@ def search(
 ) -> Iterator[Piece]:
     """The likeliest token, again and again."""
     rows = np.arange(source.rows)
-    cache = model.empty(source.rows)
+    cache = model.cache(source.rows)
     tokens = np.full((source.rows, 1), special.start)
-    made = 0
-    while True:
-        left = options.max_new_tokens - made
-        out = model.greedy(
-            source, cache, tokens, max(0, options.min_new_tokens - made), left if len(rows) == 1 else min(_CHUNK, left)
-        )
-        made += out.shape[1]
-        for row, new in zip(rows, out, strict=True):
+    made, going = 0, rows
+    while len(going) and made < options.max_new_tokens:
+        steps: list[np.ndarray] = []
+        done = np.zeros(len(rows), bool)
+        while not done.all() and len(steps) < _CHUNK and made < options.max_new_tokens:
+            tokens = model.step(source, cache, tokens, early=made < options.min_new_tokens)
+            steps.append(tokens)
+            done |= tokens[:, 0] == special.end
+            made += 1
+        for row, new in zip(rows, np.concatenate(steps, axis=1), strict=True):
             yield Piece(int(row), trim(new, special.end))
-        going = np.flatnonzero((out != special.end).all(axis=1))
-        if len(going) == 0 or made == options.max_new_tokens:
-            return
-        tokens = out[going, -1:]
-        if len(going) < len(rows):
-            rows, source = rows[going], model.select_source(source, going)
+        going = np.flatnonzero(~done)
+        if 0 < len(going) < len(rows):
+            rows, tokens, source = rows[going], tokens[going], model.select_source(source, going)
             model.select_cache(cache, going)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from export.runtime.decoding.piece import Piece, Special
-from export.runtime.model import HOLE, Model, Source
+from export.runtime.model import Cache, Model, RaggedCache, Source
 from export.runtime.options import Options
 from export.runtime.text import trim
 
@@ -28,24 +28,22 @@ def search(
 ) -> Iterator[Piece]:
     """The likeliest token, again and again, several a call."""
     rows = [_Row(i, row.tolist(), special.start) for i, row in enumerate(ids)]
-    cache, pace = model.empty(source.rows), _Pace()
+    cache: Cache | RaggedCache = model.cache(1) if len(rows) == 1 else model.ragged_cache(len(rows))
+    pace = _Pace()
     while rows:
         drafts = [row.draft(pace, options.max_new_tokens - row.made - 1) for row in rows]
         width = 1 + max(map(len, drafts))
         tokens = np.full((len(rows), width), special.pad)
-        real = np.zeros((len(rows), width), bool)
         for i, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
             tokens[i, : 1 + len(draft)] = [row.last, *draft]
-            real[i, : 1 + len(draft)] = True
-        positions = np.array([[row.made] for row in rows]) + np.arange(width)
         began = time.perf_counter()
-        best = model.step(source, cache, tokens, positions, keys=np.where(real, positions, HOLE))
+        best = model.step(source, cache, tokens)
         pace.took(width, time.perf_counter() - began)
-        for i, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
-            accepted = _agreeing(draft, best[i])
+        agreed = np.array([_agreeing(draft, chosen) for draft, chosen in zip(drafts, best, strict=True)])
+        cache.forget(width - 1 - agreed)
+        for row, draft, accepted, chosen in zip(rows, drafts, agreed.tolist(), best, strict=True):
             pace.accepted(row.found, accepted, len(draft))
-            cache.positions[i, cache.positions.shape[1] - width + 1 + accepted :] = HOLE
-            new = trim(best[i, : accepted + 1], special.end)
+            new = trim(chosen[: accepted + 1], special.end)
             row.extend(new.tolist())
             yield Piece(row.number, new)
         going = [i for i, row in enumerate(rows) if row.last != special.end and row.made < options.max_new_tokens]

@@ -20,7 +20,7 @@ def search(
     rng = np.random.default_rng(options.seed)
     edits = processors(options, special.end)
     answers = np.arange(source.rows * copies)
-    cache = model.empty(len(answers))
+    cache = model.cache(len(answers))
     tokens = np.full((len(answers), 1), special.start)
     going = np.ones(len(answers), bool)
     while going.any() and tokens.shape[1] <= options.max_new_tokens:
@@ -42,12 +42,12 @@ def _next(
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The next token of each row [b], and its log-probability."""
-    last = tokens[:, -1:], np.full((len(tokens), 1), tokens.shape[1] - 1)
+    last = tokens[:, -1:]
     if options.plain and not edits:
-        return model.step(source, cache, *last)[:, -1], np.empty(len(tokens))
+        return model.step(source, cache, last)[:, -1], np.empty(len(tokens))
     candidates = options.top_k if options.do_sample else 1
     if edits or not candidates:
-        logits = model.logits(source, cache, *last)[:, -1]
+        logits = model.logits(source, cache, last)[:, -1]
         for edit in edits:
             logits = edit(tokens, logits)
         kinds = np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
@@ -57,7 +57,7 @@ def _next(
         if not options.do_sample:
             scores = np.take_along_axis(log_softmax(logits), kinds, axis=1)
     else:
-        scores, kinds = model.likeliest(source, cache, *last, candidates)
+        scores, kinds = model.likeliest(source, cache, last, candidates)
     place, score = _sample(scores, options, rng) if options.do_sample else (np.zeros(len(tokens), int), scores[:, 0])
     return np.take_along_axis(kinds, place[:, None], axis=1)[:, 0], score
 

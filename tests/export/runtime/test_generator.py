@@ -233,7 +233,6 @@ def test_options_out_of_range_are_refused_before_any_work(
     generator: Generator, options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generator.model, "step", None)
-    monkeypatch.setattr(generator.model, "greedy", None)
     for call in (
         lambda: generator.generate_ids(*sources(0), **options),
         lambda: generator.answer(["a"], **options),

@@ -145,7 +145,7 @@ def test_finished_sources_leave_the_batch_with_all_their_beams(pair: Pair, monke
     likeliest = model.likeliest
 
     def watched(source: Source, cache: Cache, tokens: np.ndarray, *rest: Any) -> tuple[np.ndarray, np.ndarray]:
-        asked.append((source.rows, len(tokens), len(cache.positions)))
+        asked.append((source.rows, len(tokens), cache.rows))
         return likeliest(source, cache, tokens, *rest)
 
     texts, options = words(8, 12), {"num_beams": 3, "max_new_tokens": 2 * LIMIT}

@@ -44,21 +44,19 @@ def test_answers_do_not_depend_on_the_batch(pair: Pair, least: int) -> None:
 
 
 class Watched:
-    """A model that remembers what its loop was asked."""
+    """A model that remembers what its steps were asked."""
 
     def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[int] = []
-        self.least: list[int] = []
-        self.most: list[int] = []
-        self._greedy = model.greedy
-        monkeypatch.setattr(model, "greedy", self._ask)
+        self.early: list[bool] = []
+        self._step = model.step
+        monkeypatch.setattr(model, "step", self._ask)
 
-    def _ask(self, source: Source, cache: Cache, tokens: np.ndarray, least: int, most: int) -> np.ndarray:
-        assert source.rows == len(cache.positions) == len(tokens)
+    def _ask(self, source: Source, cache: Cache, tokens: np.ndarray, *, early: bool) -> np.ndarray:
+        assert source.rows == cache.rows == len(tokens)
         self.rows.append(len(tokens))
-        self.least.append(least)
-        self.most.append(most)
-        return self._greedy(source, cache, tokens, least, most)
+        self.early.append(early)
+        return self._step(source, cache, tokens, early=early)
 
 
 def test_rows_that_have_ended_leave_the_batch(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,44 +65,26 @@ def test_rows_that_have_ended_leave_the_batch(pair: Pair, monkeypatch: pytest.Mo
     open_ended = [sum(length > begun for length in lengths) for begun in (_CHUNK, 2 * _CHUNK)]
     asked = Watched(pair.generator.model, monkeypatch)
     pair.made(texts, max_new_tokens=LIMIT, **PLAIN)
-    assert asked.rows == [12, *open_ended]
+    expected = [12] * _CHUNK + [open_ended[0]] * _CHUNK + [open_ended[1]] * (LIMIT - 2 * _CHUNK)
+    assert asked.rows == expected
     assert 1 < open_ended[0] < 12
-    assert asked.most == [_CHUNK, _CHUNK, LIMIT - 2 * _CHUNK]
 
 
-def test_the_last_row_takes_one_more_call_at_most(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = words(3, 12)
-    made = pair.made(texts, max_new_tokens=100, **PLAIN)
-    longest, shortest = (texts[choose(range(12), key=lambda i: len(made[i]))] for choose in (max, min))
-    asked = Watched(pair.generator.model, monkeypatch)
-    both = pair.made([shortest, longest], max_new_tokens=100, **PLAIN)
-    assert sorted(map(len, both)) == [min(map(len, made)), 100]
-    assert asked.rows == [2, 1]
-    assert asked.most == [_CHUNK, 100 - _CHUNK]
-
-
-def test_a_single_row_takes_one_call(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Watched(pair.generator.model, monkeypatch)
-    for text in words(4, 3):
-        pair.made([text], max_new_tokens=100, min_new_tokens=30, **PLAIN)
-    assert (asked.rows, asked.least, asked.most) == ([1] * 3, [30] * 3, [100] * 3)
-
-
-def test_the_least_length_is_counted_over_all_calls(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_length_is_counted_over_all_steps(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Watched(pair.generator.model, monkeypatch)
     pair.made(words(5), max_new_tokens=LIMIT, min_new_tokens=_CHUNK + 3, **PLAIN)
-    assert asked.least == [_CHUNK + 3, 3, 0][: len(asked.least)]
-    assert len(asked.least) > 1
+    assert asked.early == [turn < _CHUNK + 3 for turn in range(len(asked.early))]
+    assert len(asked.early) > _CHUNK + 3
 
 
 def test_the_search_stops_once_every_row_has_ended(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = words(6, 20)
     made = pair.made(texts, max_new_tokens=LIMIT, **PLAIN)
-    short = [text for text, tokens in zip(texts, made, strict=True) if len(tokens) < _CHUNK]
+    short = [(text, len(tokens)) for text, tokens in zip(texts, made, strict=True) if len(tokens) < _CHUNK]
     assert len(short) > 2
     asked = Watched(pair.generator.model, monkeypatch)
-    pair.made(short, max_new_tokens=LIMIT, **PLAIN)
-    assert asked.rows == [len(short)]
+    pair.made([text for text, _ in short], max_new_tokens=LIMIT, **PLAIN)
+    assert asked.rows == [len(short)] * max(length for _, length in short)
 
 
 def test_pieces_hold_the_rows_tokens_up_to_the_end(pair: Pair) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from export.runtime.decoding import Special, lookup
 from export.runtime.decoding.lookup import _Pace, _Row
-from export.runtime.model import HOLE, Cache, Source
+from export.runtime.model import Cache, RaggedCache, Source
 from export.runtime.options import Options
 from export.runtime.text import trim
 from tests.export.oracle import END, PAD, torch_greedy
@@ -46,20 +46,26 @@ class Known:
     def source(self) -> Source:
         return Source(len(self._answers), [np.arange(len(self._answers))])
 
-    def empty(self, rows: int) -> Cache:
-        return Cache([np.empty((rows, 0), np.int64)], np.empty((rows, 0), np.int64))
+    def cache(self, rows: int) -> RaggedCache:
+        assert rows == 1
+        return self.ragged_cache(rows)
 
-    def step(
-        self, source: Source, cache: Cache, tokens: np.ndarray, positions: np.ndarray, keys: np.ndarray
-    ) -> np.ndarray:
-        assert tokens.shape == positions.shape == keys.shape == (source.rows, tokens.shape[1])
+    def ragged_cache(self, rows: int) -> RaggedCache:
+        return RaggedCache([np.empty((rows, 0), np.int64)], np.empty((rows, 0), np.int64), np.zeros(rows, np.int64))
+
+    def step(self, source: Source, cache: RaggedCache, tokens: np.ndarray) -> np.ndarray:
+        assert len(tokens) == source.rows
         self.widths.append(tokens.shape[1])
         self.rows.append(source.rows)
+        positions = cache.lengths[:, None] + np.arange(tokens.shape[1])
+        cache.lengths = cache.lengths + tokens.shape[1]
         cache.values = [np.concatenate([cache.values[0], tokens], axis=1)]
-        cache.positions = np.concatenate([cache.positions, keys], axis=1)
+        cache.positions = np.concatenate([cache.positions, positions], axis=1)
         best = np.full(tokens.shape, WRONG)
         for i, number in enumerate(source.values[0]):
-            for j in np.flatnonzero(keys[i] != HOLE):
+            for j in range(tokens.shape[1]):
+                if j and tokens[i, j] == SPECIAL.pad:
+                    break  # a shorter draft than another row's
                 best[i, j] = self._next(self._answers[number], cache.values[0][i], cache.positions[i], positions[i, j])
         return best
 
@@ -74,8 +80,9 @@ class Known:
     def select_source(self, source: Source, rows: np.ndarray) -> Source:
         return Source(len(rows), [source.values[0][rows]])
 
-    def select_cache(self, cache: Cache, rows: np.ndarray) -> None:
-        cache.values, cache.positions = [cache.values[0][rows]], cache.positions[rows]
+    def select_cache(self, cache: RaggedCache, rows: np.ndarray) -> None:
+        cache.values = [cache.values[0][rows]]
+        cache.positions, cache.lengths = cache.positions[rows], cache.lengths[rows]
 
 
 def found(model: Known, sources: Sequence[Sequence[int]], limit: int) -> list[list[int]]:

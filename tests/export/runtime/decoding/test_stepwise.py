@@ -84,7 +84,7 @@ def test_sources_leave_the_batch_when_all_their_answers_have_ended(
     likeliest = model.likeliest
 
     def watched(source: Source, cache: Cache, tokens: np.ndarray, *rest: Any) -> tuple[np.ndarray, np.ndarray]:
-        asked.append((source.rows, len(tokens), len(cache.positions)))
+        asked.append((source.rows, len(tokens), cache.rows))
         return likeliest(source, cache, tokens, *rest)
 
     monkeypatch.setattr(model, "likeliest", watched)

@@ -1,0 +1,125 @@
+"""What prompt lookup gains: real rows answered with it and by plain greedy search, in turns, alone and in batches.
+
+    python -m benchmarks.lookup RUN BUNDLE… [--rows 64] [--batch 1 --batch 8] [--rounds 5] [--json FILE]
+
+RUN is the trained run whose task names the rows. The ratio is taken within a round: greedy's time over lookup's.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from export.files import write_json
+from export.runtime import Generator
+from lora_ft.data import load_splits
+from lora_ft.doctor import environment
+from lora_ft.runs import Run
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What was measured of one bundle with one batch size.
+
+    Attributes:
+        bundle, batch: which.
+        rows, tokens: answered, of greedy's answers.
+        same: share of the answers that lookup has the same.
+        calls: of the decoder, by lookup; plain search takes one for every token of the longest row of a batch.
+        plain_calls: of the decoder, by greedy search.
+        ratio: greedy's seconds over lookup's, the median of the rounds.
+        worst: the lowest of the rounds.
+        milliseconds_per_row: of greedy and of lookup, medians.
+    """
+
+    bundle: str
+    batch: int
+    rows: int
+    tokens: int
+    same: float
+    calls: int
+    plain_calls: int
+    ratio: float
+    worst: float
+    milliseconds_per_row: tuple[float, float]
+
+
+def measure(bundle: Path, prompts: list[str], batch: int, rounds: int) -> Gain:
+    """Answer the prompts both ways, in turns."""
+    generator = Generator.load(bundle)
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    answers: dict[bool, list[list[int]]] = {}
+    calls = {}
+    for turn in range(rounds + 1):
+        for lookup in (False, True):
+            with _Counted(generator) as counted:
+                began = time.perf_counter()
+                made = generator.answer(prompts, batch_size=batch, prompt_lookup=lookup)
+                if turn:  # the first one allocates
+                    seconds[lookup].append(time.perf_counter() - began)
+            answers[lookup] = [answer.tokens.tolist() for answer in made]
+            calls[lookup] = counted.calls
+    ratios = [plain / drafted for plain, drafted in zip(seconds[False], seconds[True], strict=True)]
+    per_row = [1000 * statistics.median(seconds[lookup]) / len(prompts) for lookup in (False, True)]
+    return Gain(
+        bundle=bundle.name,
+        batch=batch,
+        rows=len(prompts),
+        tokens=sum(map(len, answers[False])),
+        same=statistics.mean(a == b for a, b in zip(answers[False], answers[True], strict=True)),
+        calls=calls[True],
+        plain_calls=calls[False],
+        ratio=statistics.median(ratios),
+        worst=min(ratios),
+        milliseconds_per_row=(per_row[0], per_row[1]),
+    )
+
+
+class _Counted:
+    """Counts the calls of a generator's decoder. Use it as a context manager."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.calls = 0
+        self._model, self._step = generator.model, generator.model.step
+
+    def __enter__(self) -> _Counted:
+        def step(*args, **keys):  # type: ignore[no-untyped-def]
+            self.calls += 1
+            return self._step(*args, **keys)
+
+        self._model.step = step  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._model.step = self._step  # type: ignore[method-assign]
+
+
+def _main(
+    run: Path,
+    bundle: list[Path],
+    rows: Annotated[int, typer.Option(min=1, help="Test rows to answer.")] = 64,
+    batch: Annotated[list[int], typer.Option(min=1)] = [1, 8],  # noqa: B006
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Print a line for each bundle and batch size."""
+    prompts = [example.prompt for example in load_splits(Run(run).task, ["test"]).test[:rows]]
+    gains = [measure(folder, prompts, size, rounds) for folder in bundle for size in batch]
+    for gain in gains:
+        print(
+            f"{gain.bundle:10} batch {gain.batch:2}: {gain.ratio:.2f} times as fast as greedy (worst round "
+            f"{gain.worst:.2f}), {gain.calls} calls for {gain.plain_calls}, {gain.same:.0%} of texts the same, "
+            f"{gain.milliseconds_per_row[0]:.0f} -> {gain.milliseconds_per_row[1]:.0f} ms a row"
+        )
+    if json_file is not None:
+        write_json(json_file, {"environment": environment(), "task": Run(run).task.name,
+                               "lookup": [asdict(gain) for gain in gains]})  # fmt: skip
+
+
+if __name__ == "__main__":
+    typer.run(_main)

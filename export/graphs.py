@@ -39,7 +39,7 @@ def encoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
 def decoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
     """One call of the decoder.
 
-        input_ids[b,q], positions[b,q], key_positions[b,p+q], encoder_attention_mask[sources,s],
+        input_ids[b,q], positions[b,q], key_positions[b,p+q], early[], encoder_attention_mask[sources,s],
         past.<layer>.key|value [b,heads,p,d_kv], cross.<layer>.key|value [sources,heads,s,d_kv]
         -> logits[b,q,vocabulary], next[b,q] (their argmax), present.<layer>.key|value [b,heads,p+q,d_kv]
 
@@ -49,6 +49,7 @@ def decoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
     g = Graph("t5_decoder", weights)
     ids = g.input("input_ids", INT64, "b", "q")
     positions = g.input("positions", INT64, "b", "q"), g.input("key_positions", INT64, "b", "t")
+    early = g.input("early", BOOL)
     mask = g.input("encoder_attention_mask", INT64, "sources", "s")
     past = _inputs(g, t5, "past", "b", "p")
     cross = _inputs(g, t5, "cross", "sources", "s")
@@ -57,7 +58,7 @@ def decoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
     presents = _outputs(g, t5, "present", "b", "t")
     hidden = t5.decode(g, ids, mask, past, cross, presents, positions, grouped=True)
     t5.head(g, hidden, logits)
-    likeliest(g, logits, t5.architecture.vocabulary, output=best)
+    likeliest(g, logits, t5.architecture.vocabulary, output=best, barred=(END, early))
     return g.model()
 
 

@@ -42,17 +42,23 @@ class Model:
     task: Task | None = None
 
 
-def open_model(name: str) -> Model:
+def open_model(name: str, *, provider: str = "auto") -> Model:
     """Load a run (merged in memory), a checkpoint, a bundle, or a base.
+
+    Args:
+        name: which.
+        provider: of a bundle: what runs it, as `Generator.load` takes it.
 
     Raises:
         UsageError, LoraFtError: there is none of this name, or it is damaged.
     """
     folder = Path(name)
     if is_bundle(folder):
-        generator = Generator.load(folder)
+        generator = Generator.load(folder, provider=provider)
         return Model("bundle", name, OnnxEngine(generator), generator.prompt,
                      generator.defaults)  # fmt: skip
+    if provider != "auto":
+        raise UsageError(f"{name} is no bundle, and --provider is for bundles", "export it first")
     _require_torch(name)
     from lora_ft.runs import is_run
 

@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from export.errors import UsageError
 from export.runtime.cpu import allowed_cpus
 from export.runtime.decoding import Special, strategy
 from export.runtime.manifest import read_manifest
 from export.runtime.model import Model
 from export.runtime.options import Options
 from export.runtime.prompt import Prompt
+from export.runtime.session import choose_provider
 from export.runtime.text import PAD, Tokenizer, by_length, pad
 
 BATCH_SIZE = 8
+GPU_PRECISIONS = ("fp32",)  # the others multiply bytes, for which CUDA has no kernels in ONNX Runtime
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Generator:
         model: its graphs.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int, provider: str = "cpu") -> None:
         read = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))  # noqa: E731
         config, generation, task = read("config.json"), read("generation_config.json"), read("prompt.json")
         self.folder, self.manifest = folder, manifest
@@ -60,20 +63,31 @@ class Generator:
         self.defaults: dict[str, Any] = generation
         self._vocabulary: int = config["vocab_size"]
         layers = config.get("num_decoder_layers") or config["num_layers"]
-        self.model = Model(folder, (layers, config["num_heads"], config["d_kv"], self._vocabulary), threads)
+        self.model = Model(folder, (layers, config["num_heads"], config["d_kv"], self._vocabulary), threads, provider)
 
     @classmethod
-    def load(cls, folder: str | Path, *, threads: int | None = None) -> Generator:
+    def load(cls, folder: str | Path, *, threads: int | None = None, provider: str = "auto") -> Generator:
         """Check a bundle's hashes and load it.
 
         Args:
             folder: the bundle.
             threads: for one call; by default the cores this process may use (affinity and cgroup quota).
+            provider: "cpu", "cuda", or "auto": CUDA where this onnxruntime has it and the bundle is of a precision for
+                GPUs, else the processor.
 
         Raises:
             UsageError, LoraFtError: as `export.runtime.manifest.read_manifest`.
         """
-        return cls(Path(folder), read_manifest(Path(folder)), threads or allowed_cpus())
+        manifest = read_manifest(Path(folder))
+        chosen = choose_provider(provider)
+        if chosen == "cuda" and manifest["precision"] not in GPU_PRECISIONS:
+            if provider == "cuda":
+                raise UsageError(
+                    f"{folder} is {manifest['precision']}, which is for processors",
+                    f"export {' or '.join(GPU_PRECISIONS)} for a GPU",
+                )
+            chosen = "cpu"
+        return cls(Path(folder), manifest, threads or allowed_cpus(), chosen)
 
     def generate(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, **options: Any) -> list[str]:
         """The answers to each text, taken as it is (`prompt.fill` puts a row into the task's words).

@@ -22,6 +22,7 @@ from export.runtime.session import open_session
 HOLE = 1 << 40  # the position of a key that no query may see
 _ROOM = 64  # tokens that a cache has room for at first
 _MASK = "encoder_attention_mask"
+_READ = ("next", "log_probs", "tokens")
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,11 @@ class RaggedCache:
     positions: np.ndarray
     lengths: np.ndarray
 
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.lengths)
+
     def forget(self, counts: np.ndarray) -> None:
         """Take back the last tokens of each row [b], at most as many as the last call put in."""
         width = self.positions.shape[1]
@@ -123,14 +129,19 @@ class Model:
         folder: of the bundle.
         shape: (decoder layers, heads, d_kv, vocabulary).
         threads: for one call.
+        provider: "cpu", or "cuda", where keys and values stay in the GPU's memory.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int, int], threads: int) -> None:
+    def __init__(
+        self, folder: Path, shape: tuple[int, int, int, int], threads: int, provider: str = "cpu"
+    ) -> None:  # fmt: skip
         layers, self._heads, self._d_kv, self._vocabulary = shape
-        self._folder, self._threads = folder, threads
+        self._folder, self._threads, self._provider = folder, threads, provider
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
-        self._device = native.OrtDevice(native.OrtDevice.cpu(), native.OrtDevice.default_memory(), 0)
+        self._here = native.OrtDevice(native.OrtDevice.cpu(), native.OrtDevice.default_memory(), 0)
+        kind = getattr(native.OrtDevice, provider)()
+        self._there = native.OrtDevice(kind, native.OrtDevice.default_memory(), 0)
 
     def open_all(self) -> None:
         """Load every graph now.
@@ -143,12 +154,17 @@ class Model:
 
     def encode(self, ids: np.ndarray, mask: np.ndarray) -> Source:
         """Encode sources [b, s], int64."""
-        held = _value(mask)
+        held = _value(mask, self._provider)
         values = self._run("encoder", [_value(ids), held], self._prefixed("cross"))
         return Source(len(ids), [held, *values])
 
-    def cache(self, rows: int) -> Cache:
-        """The cache before the first token."""
+    def cache(self, rows: int) -> Cache | RaggedCache:
+        """The cache before the first token, of the kind that is the fastest here.
+
+        Attention in place, with a bias, is for processors alone (onnxruntime's GroupQueryAttention on CUDA has none).
+        """
+        if self._provider != "cpu":
+            return self.ragged_cache(rows)
         return Cache([self._room(rows, _ROOM) for _ in self._names], rows)
 
     def ragged_cache(self, rows: int) -> RaggedCache:
@@ -165,7 +181,7 @@ class Model:
             source: rows of `cache` that stand together share one of its rows.
             cache: grows by q.
             tokens: int64 [b, q]; for a `Cache` of several rows that holds tokens already, q is 1.
-            early: </s> may not come yet (of a `Cache` alone).
+            early: </s> may not come yet.
         """
         return self._advance(source, cache, tokens, "next", early)
 
@@ -173,9 +189,14 @@ class Model:
         """As `step`, the logits float32 [b, q, vocabulary]."""
         return self._advance(source, cache, tokens, "logits")
 
-    def likeliest(self, source: Source, cache: Cache, tokens: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def likeliest(
+        self, source: Source, cache: Cache | RaggedCache, tokens: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """As `step` for single tokens [b, 1]: (log-probabilities, tokens) of the likeliest, falling, [b, count]."""
-        logits = self._write(source, cache, tokens, "logits").value
+        if isinstance(cache, Cache):
+            logits = self._write(source, cache, tokens, "logits").value
+        else:
+            logits = self._append(source, cache, tokens, "logits")
         made = self._run("rank", [logits, _value(np.array([count]))], ["log_probs", "tokens"])
         log_probs, best = (value.numpy()[:, -1] for value in made)
         return log_probs, best
@@ -185,12 +206,19 @@ class Model:
     ) -> np.ndarray:
         if isinstance(cache, Cache):
             return self._write(source, cache, tokens, wanted, early).array.copy()
+        return self._append(source, cache, tokens, wanted, early).numpy()
+
+    def _append(
+        self, source: Source, cache: RaggedCache, tokens: np.ndarray, wanted: str, early: bool = False
+    ) -> ort.OrtValue:
+        """What is made of these tokens, where the provider keeps it."""
         positions = cache.lengths[:, None] + np.arange(tokens.shape[1])
         cache.positions = np.concatenate([cache.positions, positions], axis=1)
         cache.lengths = cache.lengths + tokens.shape[1]
-        feeds = [_value(tokens), _value(positions), _value(cache.positions), *source.values, *cache.values]
+        state = (_value(array) for array in (tokens, positions, cache.positions, np.array(early)))
+        feeds = [*state, *source.values, *cache.values]
         first, *cache.values = self._run("decoder", feeds, [wanted, *self._presents])
-        return first.numpy()
+        return first
 
     def _write(self, source: Source, cache: Cache, tokens: np.ndarray, wanted: str, early: bool = False) -> Step:
         """The step that has put these tokens into the cache."""
@@ -226,7 +254,7 @@ class Model:
     def select_source(self, source: Source, rows: np.ndarray) -> Source:
         """Those rows of the sources, int64 [n]."""
         mask, *cross = source.values
-        return Source(len(rows), [_value(mask.numpy()[rows]), *self._selected(cross, rows)])
+        return Source(len(rows), [_value(mask.numpy()[rows], self._provider), *self._selected(cross, rows)])
 
     def select_cache(self, cache: Cache | RaggedCache, rows: np.ndarray) -> None:
         """Make the cache one of those of its rows, int64 [n]."""
@@ -243,7 +271,8 @@ class Model:
         feeds, fetched = native.OrtValueVector(), native.OrtValueVector()
         for value in values:
             feeds.push_back(value._ortvalue)
-        devices = [self._device] * len(wanted)
+        # what Python reads next comes back; all else stays where it is made
+        devices = [self._here if name in _READ else self._there for name in wanted]
         self._session(graph).run_with_ortvaluevector(_RUN, self._inputs[graph], feeds, wanted, fetched, devices)
         return [ort.OrtValue(value) for value in fetched]
 
@@ -261,7 +290,7 @@ class Model:
         return {
             "encoder": ["input_ids", "attention_mask"],
             "step": ["input_ids", "length", "early", *state],
-            "decoder": ["input_ids", "positions", "key_positions", *state],
+            "decoder": ["input_ids", "positions", "key_positions", "early", *state],
             "rank": ["logits", "count"],
             "select": ["rows", *self._names],
         }
@@ -273,7 +302,7 @@ class Model:
 
     def _open(self, name: str) -> ort.InferenceSession:
         path = self._folder / f"{name}.onnx"
-        session = open_session(path, self._threads)
+        session = open_session(path, self._threads, self._provider)
         found = {entry.name for entry in session.get_inputs()}
         if found != set(self._inputs[name]):
             raise LoraFtError(
@@ -286,5 +315,6 @@ class Model:
 _RUN = ort.RunOptions()
 
 
-def _value(array: np.ndarray) -> ort.OrtValue:
-    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))  # which keeps the array alive
+def _value(array: np.ndarray, device: str = "cpu") -> ort.OrtValue:
+    """Of an array, on the processor in the array's own memory, which it keeps alive."""
+    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from export.errors import LoraFtError, UsageError
 from export.runtime.cpu import allowed_cpus
 
 # MatMulInteger: x uint8 [4,64] times the constant int8 [64,16] that is 127 everywhere, as made by
@@ -20,17 +21,54 @@ _PRODUCT = base64.b64decode(
 _EXACT = "session.x64quantprecision"
 
 
-def open_session(model: Path | bytes, threads: int | None = None) -> ort.InferenceSession:
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def choose_provider(wanted: str) -> str:
+    """The provider that "auto" means here, or the one that is named.
+
+    Raises:
+        UsageError: there is no such provider, or this onnxruntime lacks it.
+    """
+    here = [name for name, provider in PROVIDERS.items() if provider in ort.get_available_providers()]
+    if wanted == "auto":
+        return here[-1]
+    if wanted not in PROVIDERS:
+        raise UsageError(f"there is no provider {wanted!r}", f"one of auto, {', '.join(PROVIDERS)}")
+    if wanted not in here:
+        raise UsageError(
+            f"this onnxruntime {ort.__version__} has no provider {wanted!r}, only {', '.join(here)}",
+            "install onnxruntime-gpu in place of onnxruntime, or take another provider",
+        )
+    return wanted
+
+
+def open_session(
+    model: Path | bytes, threads: int | None = None, provider: str = "cpu"
+) -> ort.InferenceSession:  # fmt: skip
     """A session over a file or a serialised model.
 
     Args:
         model: what to run.
         threads: for one call; by default the cores this process may use (affinity and cgroup quota).
+        provider: "cpu" or "cuda".
+
+    Raises:
+        LoraFtError: the provider cannot be used, though this onnxruntime has it (a driver or a library is missing).
     """
     options = _options(threads or allowed_cpus())
     if not _products_are_exact():
         options.add_session_config_entry(_EXACT, "1")
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    # those the first provider has no kernel for fall to the processor
+    session = ort.InferenceSession(
+        model, options, providers=list(dict.fromkeys((PROVIDERS[provider], PROVIDERS["cpu"])))
+    )
+    if session.get_providers()[0] != PROVIDERS[provider]:  # ONNX Runtime only warns, and goes on without it
+        raise LoraFtError(
+            f"ONNX Runtime could not start its provider {provider!r}",
+            "is there a GPU with its driver, CUDA and cuDNN? or take the provider cpu",
+        )
+    return session
 
 
 def _options(threads: int) -> ort.SessionOptions:

@@ -160,6 +160,7 @@ def generate(
         bool | None, typer.Option(help="Of a bundle: draft from the source; by default where that was proven lossless.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Of a bundle: print each answer as it is made.")] = False,
+    provider: Annotated[str, typer.Option(help="Of a bundle: cpu, cuda or auto.")] = "auto",
     batch_size: BatchSize = 16,
 ) -> None:
     """Answer texts or rows, put through the model's own prompt."""
@@ -177,7 +178,7 @@ def generate(
     given = {name: value for name, value in options.items() if value is not None}
     rows = read_inputs(text or [], source, sys.stdin)
     with Screen() as screen:
-        opened = open_model(model)
+        opened = open_model(model, provider=provider)
         if opened.notice:
             screen.note(opened.notice)
         if not stream:

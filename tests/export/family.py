@@ -127,7 +127,7 @@ class Graphs:
         self, fixed: Arrays, cache: Arrays, ids: np.ndarray, positions: np.ndarray, keys: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, Arrays]:
         """(logits, best tokens, longer cache) of one call; `keys` are the positions of all keys so far."""
-        feed = {"input_ids": ids, "positions": positions, "key_positions": keys}
+        feed = {"input_ids": ids, "positions": positions, "key_positions": keys, "early": np.array(False)}
         wanted = ["logits", "next", *self._prefixed("present")]
         logits, best, *made = self._decoder.run(wanted, fixed | cache | feed)
         return logits, best, self._past(made)

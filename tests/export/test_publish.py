@@ -368,7 +368,7 @@ def test_rounding_wants_rows_to_calibrate_with(tmp_path: Path, checkpoint: Path)
 
 def test_heads_of_odd_sizes_are_refused(tmp_path: Path) -> None:
     checkpoint = save_tiny_t5(tmp_path / "odd", d_kv=12)
-    with pytest.raises(UsageError, match="d_kv of 12; .*multiple of 8"):
+    with pytest.raises(UsageError, match=r"d_kv of 12; .*multiple of 8"):
         make_bundle(checkpoint, tmp_path / "bundle")
     assert entries(tmp_path) == {"odd"}
 

@@ -11,6 +11,7 @@ import pytest
 
 from export.errors import UsageError
 from export.runtime import Generator
+from export.runtime import generator as module
 from export.runtime.generator import BATCH_SIZE
 from export.runtime.manifest import describe_files
 from tests.export.oracle import END, ORIGIN, PAD, TEXTS, ragged, shifted, torch_greedy, torch_logits
@@ -321,3 +322,21 @@ def test_a_loaded_bundle_says_what_it_is(generator: Generator, published: Path) 
 def test_equal_texts_are_drawn_apart_whatever_the_batch(generator: Generator) -> None:
     options = {"do_sample": True, "temperature": 3.0, "max_new_tokens": 6}
     assert len(set(generator.generate(["abc"] * 4, batch_size=1, **options))) > 1
+
+
+def test_a_bundle_for_processors_is_not_given_to_a_gpu(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GPU_PRECISIONS", ("fp16",))
+    monkeypatch.setattr(module, "choose_provider", lambda wanted: "cuda")
+    assert Generator.load(published).model._provider == "cpu"
+    with pytest.raises(UsageError, match="is fp32, which is for processors; export fp16 for a GPU"):
+        Generator.load(published, provider="cuda")
+
+
+def test_a_generator_decodes_as_on_a_gpu(pair: Pair, published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the cache in place, which CUDA does not have: the same answers whatever the way."""
+    texts = words(3, 6)
+    for options in ({}, {"min_new_tokens": 9}, {"num_beams": 3}, {"do_sample": True, "seed": 4, "top_k": 7}):
+        expected = pair.generator.generate(texts, max_new_tokens=LIMIT, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(pair.generator.model, "cache", pair.generator.model.ragged_cache)
+            assert pair.generator.generate(texts, max_new_tokens=LIMIT, **options) == expected

@@ -230,9 +230,9 @@ def test_a_graph_is_loaded_when_it_is_first_used(published: Path, monkeypatch: p
     opened: list[tuple[str, int]] = []
     real = module.open_session
 
-    def watched(path: Path, threads: int) -> object:
+    def watched(path: Path, threads: int, provider: str) -> object:
         opened.append((path.name, threads))
-        return real(path, threads)
+        return real(path, threads, provider)
 
     monkeypatch.setattr(module, "open_session", watched)
     model = Model(published, SHAPE, 1)

@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from export.errors import LoraFtError, UsageError
 from export.runtime import session as module
-from export.runtime.session import open_session
+from export.runtime.session import PROVIDERS, choose_provider, open_session
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,33 @@ def test_products_of_bytes_take_the_exact_way_where_the_fast_one_is_not(
 def test_products_of_bytes_are_exact() -> None:
     [made] = open_session(product().SerializeToString()).run(None, {"x": np.full((4, 64), 255, np.uint8)})
     assert (made == 255 * 127 * 64).all()
+
+
+@pytest.fixture
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An onnxruntime that has CUDA's provider, on a machine that cannot start it."""
+    monkeypatch.setattr(module.ort, "get_available_providers", lambda: list(PROVIDERS.values())[::-1])
+
+
+def test_the_provider_is_the_one_that_is_there() -> None:
+    assert choose_provider("auto") == choose_provider("cpu") == "cpu"
+
+
+def test_a_gpu_is_taken_where_there_is_one(with_cuda: None) -> None:
+    assert (choose_provider("auto"), choose_provider("cuda"), choose_provider("cpu")) == ("cuda", "cuda", "cpu")
+
+
+@pytest.mark.parametrize(("wanted", "words"), [("cuda", "no provider 'cuda', only cpu; .*onnxruntime-gpu"),
+                                               ("tpu", "no provider 'tpu'; one of auto, cpu, cuda")])  # fmt: skip
+def test_a_provider_that_is_not_there_is_named(wanted: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        choose_provider(wanted)
+
+
+def test_a_provider_that_does_not_start_is_an_error(graph: bytes) -> None:
+    """ONNX Runtime itself would only warn and take the processor."""
+    with pytest.raises(LoraFtError, match="could not start its provider 'cuda'"), pytest.warns(UserWarning):
+        open_session(graph, 1, "cuda")
 
 
 def test_a_session_runs_on_the_processor(graph: bytes) -> None:

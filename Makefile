@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV   ?= .venv
 COMPAT ?= .venv-transformers4
+NODE   ?= .node
 BIN    := $(VENV)/bin
 PIP    := -m pip install -qq --disable-pip-version-check
 
-.PHONY: help quickstart test test-fast test-transformers4 lint format install clean
+.PHONY: help quickstart test test-fast test-transformers4 test-transformers-js lint format install clean
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
@@ -20,6 +21,9 @@ test-fast: install ## without the real base
 
 test-transformers4: $(COMPAT)/.installed ## the fast tests on transformers 4.57 with optimum-onnx
 	@$(COMPAT)/bin/python -m pytest -n auto -m "not slow"
+
+test-transformers-js: install $(NODE)/.installed ## the layout optimum under transformers.js (needs Node.js and npm)
+	@LORA_FT_NODE=$(abspath $(NODE)) $(BIN)/python -m pytest tests/export/layouts/test_transformers_js.py
 
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -45,5 +49,10 @@ $(COMPAT)/.installed: pyproject.toml constraints-transformers4.txt
 	@$(COMPAT)/bin/python $(PIP) -c constraints-transformers4.txt -e '.[train,export,offline,optimum,dev]'
 	@touch $@
 
+$(NODE)/.installed:
+	@mkdir -p $(NODE)
+	@npm install --prefix $(NODE) --silent --no-fund --no-audit --ignore-scripts @huggingface/transformers@4.3.1
+	@touch $@
+
 clean: ## remove the environments and what quickstart made
-	rm -rf $(VENV) $(COMPAT) quickstart
+	rm -rf $(VENV) $(COMPAT) $(NODE) quickstart

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +19,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.latency import Engine, Latency, compare
-from export.files import write_json
-from export.precision import NAMED
+from benchmarks.latency import Engine, compare
+from export.files import folder_size, read_json, write_json
+from export.precision import candidates
 from export.runtime import Generator
 from export.runtime.cpu import allowed_cpus
 from lora_ft.cli.screen import Screen
@@ -29,6 +30,7 @@ from lora_ft.doctor import environment
 from lora_ft.export_run import export
 from lora_ft.merge import merge
 from lora_ft.metrics import estimate, score
+from lora_ft.precision import cpu_flags
 from lora_ft.runs import Run
 
 PEERS = ("openvino-fp32", "openvino-bf16", "openvino-int8", "openvino-int4", "ctranslate2-fp32", "ctranslate2-int8")
@@ -61,30 +63,39 @@ def step_bytes(bundle: Path) -> int:
     return sum(lengths)
 
 
-def measure(run: Path, out: Path, rows: int, peers: str, screen: Screen) -> dict[str, Any]:
-    """Every figure, as JSON."""
+def measure(run: Path, out: Path, rows: int, peers: str, screen: Screen, found: dict[str, Any]) -> Iterator[None]:
+    """Fill in every figure that is not in `found` yet, stage by stage: all of them take half an hour."""
     checkpoint = out / "checkpoint"
-    merge(Run(run), checkpoint, overwrite=True, progress=screen)
-    bundles, seconds = {}, {}
-    for name in NAMED:
-        began = time.perf_counter()
-        bundles[name] = export(str(checkpoint), out / name, precision=name, score_rows=1, verify_rows=1, force=True,
-                               overwrite=True, progress=screen).out  # fmt: skip
-        seconds[name] = time.perf_counter() - began
-    quality = _quality(Run(run), bundles, rows, screen)
-    engines = [Engine("onnx", folder, label=name) for name, folder in bundles.items()]
-    engines.append(Engine("torch", checkpoint))
-    if peers:
-        engines += [Engine(kind, checkpoint, peers) for kind in PEERS]
-    screen.stage("timing", 14)
-    latency = compare(engines, done=screen.advance)
-    return {
-        "environment": environment(),
-        "export_seconds_with_verification_of_one_row": seconds,
-        "quality": quality,
-        "latency": [asdict(entry) for entry in latency],
-        "floor": {name: _floor(folder, name, latency[0]) for name, folder in bundles.items()},
-    }
+    bundles = {str(precision): out / str(precision) for precision in candidates("cpu")}
+    if "quality" not in found:
+        merge(Run(run), checkpoint, overwrite=True, progress=screen)
+        seconds = {}
+        for name, folder in bundles.items():
+            began = time.perf_counter()
+            export(str(checkpoint), folder, precision=name, score_rows=1, verify_rows=1, force=True, overwrite=True,
+                   progress=screen)  # fmt: skip
+            seconds[name] = time.perf_counter() - began
+        found["environment"] = environment()
+        found["export_seconds_with_verification_of_one_row"] = seconds
+        found["megabytes"] = {name: folder_size(folder) / 1e6 for name, folder in bundles.items()}
+        found["quality"] = _quality(Run(run), bundles, rows, screen)
+        yield
+    if "latency" not in found:
+        engines = [Engine("onnx", folder, label=name) for name, folder in bundles.items()]
+        engines.append(Engine("torch", checkpoint))
+        if peers:
+            engines += [Engine(kind, checkpoint, peers) for kind in PEERS if "bf16" not in kind or has_bf16()]
+        screen.stage("timing", 14)
+        found["latency"] = [asdict(entry) for entry in compare(engines, done=screen.advance)]
+        yield
+    if "floor" not in found:
+        found["floor"] = {name: _floor(folder, found["latency"][0]["source"]) for name, folder in bundles.items()}
+        yield
+
+
+def has_bf16() -> bool:
+    """Whether the processor computes in bfloat16; without, OpenVINO emulates it at a tenth of the speed."""
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
 
 
 def _quality(run: Run, bundles: dict[str, Path], rows: int, screen: Screen) -> dict[str, Any]:
@@ -110,12 +121,12 @@ def _quality(run: Run, bundles: dict[str, Path], rows: int, screen: Screen) -> d
     return found
 
 
-def _floor(bundle: Path, name: str, latency: Latency) -> dict[str, float]:
+def _floor(bundle: Path, source: int) -> dict[str, float]:
     """What a step costs at batch 1, and what reading its weights would."""
     size = step_bytes(bundle)
     bandwidth = read_bandwidth(size)
     generator = Generator.load(bundle)
-    ids = np.random.default_rng(0).integers(3, 30000, (1, latency.source))
+    ids = np.random.default_rng(0).integers(3, 30000, (1, source))
     times = []
     for _ in range(7):
         began = time.perf_counter()
@@ -138,13 +149,16 @@ def _main(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the bundles.")] = Path("runs/precisions"),
     rows: Annotated[int, typer.Option(min=1, help="Test rows to score.")] = 500,
     peers: Annotated[str, typer.Option(help="Interpreter that has optimum-intel and ctranslate2.")] = "",
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Written after each stage; a stage that it holds is not repeated.")
+    ] = None,
 ) -> None:
     """Run it and print the figures."""
+    found = read_json(json_file) if json_file and json_file.is_file() else {}
     with Screen() as screen:
-        found = measure(run, out, rows, peers, screen)
-    if json_file is not None:
-        write_json(json_file, found)
+        for _ in measure(run, out, rows, peers, screen, found):
+            if json_file:
+                write_json(json_file, found)
     for name, quality in found["quality"].items():
         floor, difference = found["floor"][name], quality["difference"]
         print(

@@ -10,6 +10,7 @@ beside it. A peer's environment needs nothing of this project's.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -24,8 +25,10 @@ Generate = Callable[[np.ndarray, int], np.ndarray]
 
 def main(engine: str, model: str, threads: str) -> None:
     """Serve requests {"batch", "source", "new"} until stdin ends. Sources are random tokens, the same for all."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what an engine prints is no answer
     generate = ENGINES[engine](Path(model), int(threads))
-    print(json.dumps({"ready": engine}), flush=True)
+    print(json.dumps({"ready": engine}), file=replies)
     for line in sys.stdin:
         request = json.loads(line)
         shape = (request["batch"], request["source"])
@@ -35,7 +38,7 @@ def main(engine: str, model: str, threads: str) -> None:
         seconds = time.perf_counter() - began
         if made.shape != (request["batch"], request["new"]):
             raise SystemExit(f"{engine} made {made.shape} tokens, not {request['batch']} x {request['new']}")
-        print(json.dumps({"seconds": seconds}), flush=True)
+        print(json.dumps({"seconds": seconds}), file=replies)
 
 
 def _torch(folder: Path, threads: int) -> Generate:
@@ -71,14 +74,13 @@ def _onnx(folder: Path, threads: int) -> Generate:
 
 
 def _single(folder: Path, threads: int) -> Generate:
-    from export.layouts.single import MODEL
+    from export.layouts.single import MODEL, greedy_feed
     from export.runtime.session import open_session
 
     session = open_session(folder / MODEL, threads)
 
     def generate(ids: np.ndarray, new: int) -> np.ndarray:
-        limits = {"min_new_tokens": np.array(new), "max_new_tokens": np.array(new)}
-        (tokens,) = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids), **limits})
+        (tokens,) = session.run(None, greedy_feed(ids, np.ones_like(ids), new, new))
         return np.asarray(tokens)
 
     return generate

@@ -17,10 +17,11 @@ from export.architecture import Architecture
 from export.checkpoint import Checkpoint
 from export.errors import LoraFtError
 from export.graph import WeightFile
-from export.graphs import decoder_model, encoder_model, rank_model, select_model, step_model
+from export.graphs import decoder_model, encoder_model, rank_model, select_model
 from export.runtime import manifest
 from export.runtime.cpu import allowed_cpus
 from export.runtime.generator import Generator
+from export.runtime.session import choose_provider
 from export.runtime.text import Tokenizer
 from export.t5 import T5
 
@@ -81,8 +82,8 @@ def assemble(
     with WeightFile(folder / manifest.WEIGHTS) as file:
         models = {
             "encoder": encoder_model(t5, file),
-            "step": step_model(t5, file),
             "decoder": decoder_model(t5, file),
+            "step": decoder_model(t5, file, step=True),
             "rank": rank_model(t5),
             "select": select_model(t5),
         }
@@ -101,7 +102,7 @@ def assemble(
         "precision": precision,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES} | dict(origin.versions),
     }
-    return Generator(folder, content, allowed_cpus())
+    return Generator(folder, content, allowed_cpus(), choose_provider("auto", precision))
 
 
 def seal(assembled: Path, content: Mapping[str, Any], staging: Path, *, prompt_lookup: bool) -> None:

@@ -1,14 +1,13 @@
 """The graphs of a bundle, put together from the parts of a T5.
 
     encoder  input_ids[b,s], attention_mask[b,s] -> cross.<layer>.key|value [b,heads,s,d_kv]
-    step     the next token of every row, its keys and values written where the cache lies
-    decoder  any number of tokens of every row, each row at its own position: beams, and drafts in batches
+    decoder  tokens of every row, each row at its own position, keys and values written where the cache lies
+    step     the same and faster for a single token of each row, any number of one row, or the first call
     rank     the likeliest tokens of a step, for beams and sampling
     select   rows of a cache, for beams that change places and rows that are finished
 
-The cross keys and values are computed once, by the encoder (microsoft/onnxruntime PR#23949). One decoder serves the
-first step (p = 0), every later one (q = 1), drafts and whole texts (q > 1), so no weight is stored twice and no branch
-is taken at run time (a merged decoder's `If` costs latency: huggingface/optimum#530).
+The cross keys and values are computed once, by the encoder (microsoft/onnxruntime PR#23949). First and later steps are
+one graph, so no branch is taken at run time (a merged decoder's `If` costs latency: huggingface/optimum#530).
 
 Where a caller holds the cache, a step in place is the fastest: a loop within the graph (`Loop`) copies the cache every
 turn, which took 7 to 25 % more with FLAN-T5-small, more with longer answers and larger batches. Only `single`, for
@@ -25,6 +24,7 @@ import onnx
 from export.graph import BOOL, FLOAT, INT64, Graph, WeightFile
 from export.likeliest import likeliest
 from export.runtime.text import END, PAD
+from export.sampling import Sampling, choose
 from export.t5 import T5, KeyValue
 
 
@@ -36,58 +36,40 @@ def encoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
     return g.model()
 
 
-def decoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
-    """One call of the decoder.
-
-        input_ids[b,q], positions[b,q], key_positions[b,p+q], early[], encoder_attention_mask[sources,s],
-        past.<layer>.key|value [b,heads,p,d_kv], cross.<layer>.key|value [sources,heads,s,d_kv]
-        -> logits[b,q,vocabulary], next[b,q] (their argmax), present.<layer>.key|value [b,heads,p+q,d_kv]
-
-    Rows b = sources * k share a source, k in a row. A key whose position lies after all others is never seen, which is
-    how rejected drafts stay in the cache without being copied out of it.
-    """
-    g = Graph("t5_decoder", weights)
-    ids = g.input("input_ids", INT64, "b", "q")
-    positions = g.input("positions", INT64, "b", "q"), g.input("key_positions", INT64, "b", "t")
-    early = g.input("early", BOOL)
-    mask = g.input("encoder_attention_mask", INT64, "sources", "s")
-    past = _inputs(g, t5, "past", "b", "p")
-    cross = _inputs(g, t5, "cross", "sources", "s")
-    logits = g.output("logits", FLOAT, "b", "q", t5.architecture.vocabulary)
-    best = g.output("next", INT64, "b", "q")
-    presents = _outputs(g, t5, "present", "b", "t")
-    hidden = t5.decode(g, ids, mask, past, cross, presents, positions, grouped=True)
-    t5.head(g, hidden, logits)
-    likeliest(g, logits, t5.architecture.vocabulary, output=best, barred=(END, early))
-    return g.model()
-
-
-def step_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
+def decoder_model(t5: T5, weights: WeightFile | None = None, *, step: bool = False) -> onnx.ModelProto:
     """Tokens that follow those in a cache with room for more.
 
-        input_ids[b,q], length[], early[] (bool: </s> may not come yet), encoder_attention_mask[sources,s],
-        past.<layer>.key|value [b,heads,room,d_kv], of which the first `length` are filled,
-        cross.<layer>.key|value [sources,heads,s,d_kv]
+        input_ids[b,q], lengths[b] (or [1], where all rows are alike), early[] (bool: </s> may not come yet),
+        encoder_attention_mask[sources,s], past.<layer>.key|value [b,heads,room,d_kv], of which the first `lengths` are
+        filled, cross.<layer>.key|value [sources,heads,s,d_kv]
         -> logits[b,q,vocabulary], next[b,q] (the likeliest), present.<layer>.key|value [b,heads,room,d_kv]
 
-    Give `present` the memory of `past`, and nothing is copied. q is 1 but for the first call or a single row.
+    Give `present` the memory of `past`, and nothing is copied. What lies behind a row's length is never seen, so tokens
+    are taken back by saying a smaller length. Rows b = sources * k share a source, k in a row.
+
+    Args:
+        t5: the model.
+        weights: where to store its weights.
+        step: faster, but q is 1, unless it is the first call or there is one row.
     """
-    g = Graph("t5_step", weights)
-    ids, length, early = g.input("input_ids", INT64, "b", "q"), g.input("length", INT64), g.input("early", BOOL)
+    g = Graph("t5_step" if step else "t5_decoder", weights)
+    ids, lengths, early = g.input("input_ids", INT64, "b", "q"), g.input("lengths", INT64, "n"), g.input("early", BOOL)
     mask = g.input("encoder_attention_mask", INT64, "sources", "s")
     past, cross = _inputs(g, t5, "past", "b", "room"), _inputs(g, t5, "cross", "sources", "s")
     logits = g.output("logits", FLOAT, "b", "q", t5.architecture.vocabulary)
     best = g.output("next", INT64, "b", "q")
     presents = _outputs(g, t5, "present", "b", "room")
-    t5.head(g, t5.decode(g, ids, mask, past, cross, presents, grouped=True, length=length), logits)
+    hidden = t5.decode(g, ids, mask, past, cross, presents, grouped=True, lengths=lengths, step=step)
+    t5.head(g, hidden, logits)
     likeliest(g, logits, t5.architecture.vocabulary, output=best, barred=(END, early))
     return g.model()
 
 
 def single_model(t5: T5) -> onnx.ModelProto:
-    """Encoder and greedy loop in one graph, for callers without a runtime of ours.
+    """Encoder and loop in one graph, for callers without a runtime of ours.
 
-    input_ids[b,s], attention_mask[b,s], min_new_tokens[], max_new_tokens[] -> sequences[b,n], padded after </s>
+    input_ids[b,s], attention_mask[b,s], min_new_tokens[], max_new_tokens[], and those of `sampling.Sampling`
+    -> sequences[b,n], padded after </s>
     """
     g = Graph("t5_generate")
     ids, mask = g.input("input_ids", INT64, "b", "s"), g.input("attention_mask", INT64, "b", "s")
@@ -101,7 +83,7 @@ def single_model(t5: T5) -> onnx.ModelProto:
     empty = g.op("Expand", g.constant(np.zeros((1, 1, 1, 1), np.float32)), no_past)
     past = [KeyValue(empty, empty)] * a.decoder_layers
     sequences = g.output("sequences", INT64, "b", "n")
-    _greedy_loop(g, t5, first, mask, past, cross, (least, most), sequences)
+    _loop(g, t5, first, mask, past, cross, (least, most), Sampling.inputs(g), sequences)
     return g.model()
 
 
@@ -126,9 +108,9 @@ def rank_model(t5: T5) -> onnx.ModelProto:
     return g.model()
 
 
-def _greedy_loop(
+def _loop(
     g: Graph, t5: T5, first: str, mask: str, past: Sequence[KeyValue], cross: Sequence[KeyValue],
-    limits: tuple[str, str], sequences: str,
+    limits: tuple[str, str], sampling: Sampling, sequences: str,
 ) -> None:  # fmt: skip
     """Append the loop: each turn makes a token for every row until all have ended or the most are made.
 
@@ -137,6 +119,7 @@ def _greedy_loop(
         first: the tokens [b,1] to go on from.
         mask, past, cross: as `T5.decode` takes them.
         limits: names of the least and the most new tokens, 0-D int64.
+        sampling: how tokens are drawn, where a caller asks for it.
         sequences: name for the tokens [b,n].
     """
     a = t5.architecture
@@ -149,8 +132,8 @@ def _greedy_loop(
     inner_presents = [KeyValue(f"step.present.{i}.key", f"step.present.{i}.value") for i in range(a.decoder_layers)]
     hidden = t5.decode(body, token, mask, inner_past, cross, inner_presents)
     logits = t5.head(body, hidden)
-    best = likeliest(body, logits, a.vocabulary, barred=(END, body.op("Less", turn, limits[0])))
-    emitted = body.op("Where", done, body.scalar(PAD), best)
+    chosen = choose(body, logits, a.vocabulary, (END, body.op("Less", turn, limits[0])), sampling, turn)
+    emitted = body.op("Where", done, body.scalar(PAD), chosen)
     ended = body.op("Or", done, body.op("Equal", emitted, body.scalar(END)))
     all_ended = body.op("ReduceMin", body.op("Cast", ended, to=onnx.TensorProto.INT32), keepdims=0)
     body.output(body.op("Not", body.op("Cast", all_ended, to=BOOL)), BOOL)

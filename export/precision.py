@@ -47,12 +47,19 @@ class Precision:
 FP32 = Precision("fp32", "fp32", "fp32", "fp32")
 NAMED = {
     "fp32": FP32,
+    "fp16": Precision("fp16", "fp16", "fp16", "fp16"),
+    "bf16": Precision("bf16", "bf16", "bf16", "bf16"),
     "int8": Precision("int8", "int8", "int8", "int8"),
     "w8": Precision("w8", "w8", "w8", "int8"),
     "w4": Precision("w4", "w4", "w4", "int8"),
     "int8-w8": Precision("int8", "w8", "w8", "int8"),
     "int8-w4": Precision("int8", "w4", "w4", "int8"),
 }
+
+
+def candidates(provider: str) -> list[Precision]:
+    """Those with a name that are worth trying on a provider ("cpu" or "cuda"): half floats only pay on GPUs."""
+    return [NAMED[name] for name in NAMED if name == "fp32" or (name in ("fp16", "bf16")) == (provider == "cuda")]
 
 
 def parse(text: str) -> Precision:

@@ -11,7 +11,6 @@ from typing import Any
 from export.architecture import Architecture
 from export.bundle import Origin, assemble, read_model, seal
 from export.checkpoint import Checkpoint
-from export.errors import UsageError
 from export.files import folder_size, refuse_existing, staged_folder
 from export.layouts import write_layout
 from export.layouts.triton import write_triton
@@ -91,11 +90,6 @@ def write_bundle(
     refuse_existing(out, overwrite=overwrite)
     progress("building the graphs")
     architecture, weights = read_model(checkpoint)
-    if architecture.d_kv % 8:
-        raise UsageError(
-            f"{checkpoint} has a d_kv of {architecture.d_kv}",
-            "a bundle needs a multiple of 8, as every published T5 has",
-        )
     if scaled is not None:
         architecture = replace(architecture, output_scale=architecture.d_model**-0.5 if scaled else 1.0)
     with staged_folder(out, overwrite=overwrite) as staging, tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:

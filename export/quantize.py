@@ -1,6 +1,8 @@
 """How weights are stored and multiplied: one small class for each storage, found by name in STORAGES.
 
     fp32  plain MatMul
+    fp16  16-bit floats, for GPUs; the feed-forward's last product stays fp32, as all that is no product does
+    bf16  the same in bfloat16, for GPUs alone
     int8  weights int8 per output channel, activations uint8 with a scale that calibration fixed, or one of each row
     w8    weights 8 bit in blocks of 32 inputs, activations quantised at run time within a row's block
     w4    the same with 4 bit
@@ -17,6 +19,7 @@ from functools import cache
 from typing import Protocol
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from export.graph import FLOAT, MS, Graph
 from export.rounding import BLOCK, TINY, compensated, nearest
@@ -33,7 +36,7 @@ class Weight:
         outputs, inputs: its shape.
         read: makes the float32 array [outputs, inputs].
         peak: the largest magnitude that the layer's input had in calibration; 0 where no single scale does.
-        moments: sums of products of the layer's inputs in calibration [inputs, inputs], or None.
+        moments: makes the sums of products of the layer's inputs in calibration [inputs, inputs], or None.
     """
 
     layers: tuple[str, ...]
@@ -41,7 +44,7 @@ class Weight:
     inputs: int
     read: Callable[[], np.ndarray]
     peak: float = 0.0
-    moments: np.ndarray | None = None
+    moments: Callable[[], np.ndarray | None] = lambda: None
 
     @property
     def name(self) -> str:
@@ -78,6 +81,34 @@ class Float32:
 
     def rows(self, g: Graph, ids: str, weight: Weight) -> str:
         return g.op("Gather", g.weight(f"{weight.name}.rows", weight.read), ids)
+
+
+class Half:
+    """16-bit floats, half the bytes, multiplied by a GPU's tensor cores.
+
+    What overflows 16 bits in a T5 is not touched (huggingface/transformers#20287, `_keep_in_fp32_modules`): `wo`, and
+    between the products norms, attention and the residual sum.
+
+    Args:
+        kind: TensorProto.FLOAT16 or TensorProto.BFLOAT16.
+    """
+
+    alpha = 0.5
+    compensates = False
+
+    def __init__(self, kind: int) -> None:
+        self._kind = kind
+        self._dtype = helper.tensor_dtype_to_np_dtype(kind)
+
+    def linear(self, g: Graph, x: str, weight: Weight, output: str | None = None) -> str:
+        if weight.layers[0].endswith(".wo"):
+            return Float32().linear(g, x, weight, output)
+        values = g.weight(f"{weight.name}.{self._dtype}", lambda: weight.read().T.astype(self._dtype))
+        return g.op("Cast", g.op("MatMul", g.op("Cast", x, to=self._kind), values), to=FLOAT, output=output)
+
+    def rows(self, g: Graph, ids: str, weight: Weight) -> str:
+        values = g.weight(f"{weight.name}.rows.{self._dtype}", lambda: weight.read().astype(self._dtype))
+        return g.op("Cast", g.op("Gather", values, ids), to=FLOAT)
 
 
 class Int8:
@@ -135,14 +166,22 @@ class Blocks:
 
     def _round(self, weight: Weight) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [outputs, blocks, bytes], of two 4-bit values in a byte the first the lower half; scales."""
-        if self.compensates and weight.moments is not None:
-            values, scale = compensated(weight.read(), weight.moments, self._bits)
-        else:
+        moments = weight.moments() if self.compensates else None
+        if moments is None:
             values, scale = nearest(weight.read(), self._bits)
+        else:
+            values, scale = compensated(weight.read(), moments, self._bits)
         return values if self._bits == 8 else values[..., 0::2] | (values[..., 1::2] << 4), scale
 
 
-STORAGES: dict[str, Storage] = {"fp32": Float32(), "int8": Int8(), "w8": Blocks(8), "w4": Blocks(4)}
+STORAGES: dict[str, Storage] = {
+    "fp32": Float32(),
+    "fp16": Half(TensorProto.FLOAT16),
+    "bf16": Half(TensorProto.BFLOAT16),
+    "int8": Int8(),
+    "w8": Blocks(8),
+    "w4": Blocks(4),
+}
 
 
 def _scale(weight: np.ndarray) -> np.ndarray:

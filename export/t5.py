@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
-import onnx
 
 from export.architecture import Architecture
-from export.graph import MS, Graph
+from export.graph import INT32, MS, Graph
 from export.position import MASKED, bias_rows, index_rows
 from export.precision import FP32
 from export.quantize import Storage, Weight
@@ -62,14 +62,14 @@ class T5:
     def encode(self, g: Graph, ids: str, mask: str) -> str:
         """The encoder's last hidden state [b,s,d_model] for ids [b,s] and mask [b,s], both int64."""
         a = self.architecture
-        position = g.op("Unsqueeze", g.op("Range", g.scalar(0), g.size(ids, 1), g.scalar(1)), g.ints(0))
+        position = _range(g, g.size(ids, 1))
         index = index_rows(g, position, position, a.max_distance, causal=False)
-        attended = g.op("Cast", mask, to=onnx.TensorProto.INT32)
+        attended = g.op("Cast", mask, to=INT32)
         residual = self._embed(g, ids)
         h = self._norm(g, residual, "encoder.block.0.layer.0.layer_norm")
         for i in range(a.layers):
             block = f"encoder.block.{i}.layer"
-            query, key, value = self._project_qkv(g, h, f"{block}.0.SelfAttention")
+            query, key, value = self._split(g, self._project(g, h, f"{block}.0.SelfAttention"))
             mixed = self._attend(g, query, KeyValue(key, value), attended, self._bias(g, "encoder", i, index))
             change = self._linear(g, mixed, f"{block}.0.SelfAttention.o")
             h, residual = self._add_norm(g, residual, change, f"{block}.1.layer_norm")
@@ -94,8 +94,7 @@ class T5:
 
     def decode(
         self, g: Graph, ids: str, mask: str, past: Sequence[KeyValue], cross: Sequence[KeyValue],
-        presents: Sequence[KeyValue], positions: tuple[str, str] | None = None, grouped: bool = False,
-        length: str = "",
+        presents: Sequence[KeyValue], *, grouped: bool = False, lengths: str = "", step: bool = False,
     ) -> str:  # fmt: skip
         """The decoder's last hidden state [b,q,d_model].
 
@@ -106,18 +105,27 @@ class T5:
             past: self-attention keys and values of what came before, of length p.
             cross: keys and values of the sources.
             presents: names to give past with these tokens appended, of length p+q.
-            positions: (queries [b,q], keys [b,p+q]), int64; a key is seen by the queries that are not before it. By
-                default the tokens of all rows stand one after the other.
             grouped: rows b = sources * k share a source, k in a row; otherwise each row has its own.
-            length: 0-D int64, how much of `past` holds keys and values; the rest is room, into which the new ones go
-                where a caller gives `presents` the memory of `past`. Then nothing is copied. q > 1 only with length 0
-                or b = 1, and d_kv must be a multiple of 8 (both of ONNX Runtime's GroupQueryAttention).
+            lengths: int64 [b], or [1] where all are alike: how much of `past` holds keys and values of each row; the
+                rest is room, into which the new ones go where a caller gives `presents` the memory of `past`. Then
+                nothing is copied.
+            step: with `lengths`, only single tokens follow others, unless there is but one row. That is faster where
+                d_kv is a multiple of 8 (both are conditions of ONNX Runtime's GroupQueryAttention).
         """
         a = self.architecture
-        query_position, key_position = positions or self._running_positions(g, ids, length or g.size(past[0].key, 2))
-        lengths = self._lengths(g, ids, length) if length else ("", "")
-        index = index_rows(g, query_position, key_position, a.max_distance, causal=True)
-        attended = g.op("Cast", mask, to=onnx.TensorProto.INT32)
+        step = step and a.d_kv % 8 == 0
+        begin = lengths or g.op("Unsqueeze", g.size(past[0].key, 2), g.ints(0))
+        position = g.op("Add", g.op("Unsqueeze", begin, g.ints(1)), _range(g, g.size(ids, 1)))
+        total = g.op("Add", g.op("ReduceMax", begin, keepdims=0), g.size(ids, 1))
+        seen = g.size(past[0].key, 2) if lengths and not step else total
+        index = index_rows(g, position, _range(g, seen), a.max_distance, causal=True)
+        attend: Callable[[str, str, KeyValue, KeyValue], str] = partial(self._attend_appended, g)
+        if step:
+            ends = self._last_positions(g, ids, begin), g.op("Cast", total, to=INT32)
+            attend = partial(self._attend_next, g, ends)
+        elif lengths:
+            attend = partial(self._attend_placed, g, self._places(g, ids, position))
+        attended = g.op("Cast", mask, to=INT32)
         groups = g.op("Concat", g.op("Shape", mask, start=0, end=1), g.ints(-1, a.width), axis=0) if grouped else ""
         residual = self._embed(g, ids)
         h = self._norm(g, residual, "decoder.block.0.layer.0.layer_norm")
@@ -125,12 +133,8 @@ class T5:
         for i in range(a.decoder_layers):
             block = f"decoder.block.{i}.layer"
             bias = self._bias(g, "decoder", i, index)
-            if length:
-                joined = self._project(g, h, f"{block}.0.SelfAttention")
-                mixed = self._attend_in_place(g, joined, bias, past[i], presents[i], lengths)
-            else:
-                query, key, value = self._project_qkv(g, h, f"{block}.0.SelfAttention")
-                mixed = self._attend_cached(g, query, KeyValue(key, value), bias, past[i], presents[i])
+            joined = self._project(g, h, f"{block}.0.SelfAttention")
+            mixed = attend(joined, bias, past[i], presents[i])
             change = self._linear(g, mixed, f"{block}.0.SelfAttention.o")
             h, residual = self._add_norm(g, residual, change, f"{block}.1.layer_norm")
             query = self._linear(g, h, f"{block}.1.EncDecAttention.q")
@@ -152,7 +156,7 @@ class T5:
         a = self.architecture
         name = "lm_head.weight" if "lm_head.weight" in self._weights else "shared.weight"
         weight = Weight(("lm_head",), a.vocabulary, a.d_model, lambda: self._weights[name] * np.float32(a.output_scale),
-                        self._weights.peak("lm_head"), self._weights.moments("lm_head"))  # fmt: skip
+                        self._weights.peak("lm_head"), lambda: self._weights.moments("lm_head"))  # fmt: skip
         return self._storage("lm_head").linear(g, hidden, weight, output)
 
     def _embed(self, g: Graph, ids: str) -> str:
@@ -170,15 +174,15 @@ class T5:
             shapes[0][1],
             lambda: np.concatenate([self._weights[name] for name in names]),
             max(self._weights.peak(layer) for layer in layers),
-            self._weights.moments(layers[0]),  # which is that of all: they share their input
+            lambda: self._weights.moments(layers[0]),  # which is that of all: they share their input
         )
         return self._storage(layers[0]).linear(g, x, weight)
 
     def _project(self, g: Graph, h: str, attention: str) -> str:
         return self._linear(g, h, *(f"{attention}.{name}" for name in "qkv"))
 
-    def _project_qkv(self, g: Graph, h: str, attention: str) -> tuple[str, ...]:
-        joined = self._project(g, h, attention)
+    def _split(self, g: Graph, joined: str) -> tuple[str, ...]:
+        """Queries, keys and values."""
         return g.ops("Split", joined, g.ints(*[self.architecture.width] * 3), outputs=[None] * 3, axis=-1)
 
     def _feed_forward(self, g: Graph, h: str, layer: str) -> str:
@@ -209,21 +213,27 @@ class T5:
             num_heads=self.architecture.heads, scale=1.0, mask_filter_value=MASKED,
         )  # fmt: skip
 
-    def _attend_cached(self, g: Graph, query: str, new: KeyValue, bias: str, past: KeyValue, present: KeyValue) -> str:
+    def _attend_appended(self, g: Graph, joined: str, bias: str, past: KeyValue, present: KeyValue) -> str:
         return g.ops(
-            "MultiHeadAttention", query, new.key, new.value, "", "", bias, past.key, past.value,
+            "MultiHeadAttention", *self._split(g, joined), "", "", bias, past.key, past.value,
             outputs=[None, present.key, present.value], domain=MS,
             num_heads=self.architecture.heads, scale=1.0, mask_filter_value=MASKED,
         )[0]  # fmt: skip
 
-    def _attend_in_place(
-        self, g: Graph, joined: str, bias: str, past: KeyValue, present: KeyValue, lengths: tuple[str, str]
+    def _attend_next(
+        self, g: Graph, ends: tuple[str, str], joined: str, bias: str, past: KeyValue, present: KeyValue
     ) -> str:
         heads = self.architecture.heads
         return g.ops(
-            "GroupQueryAttention", joined, "", "", past.key, past.value, *lengths, "", "", "", bias,
+            "GroupQueryAttention", joined, "", "", past.key, past.value, *ends, "", "", "", bias,
             outputs=[None, present.key, present.value], domain=MS, num_heads=heads, kv_num_heads=heads, scale=1.0,
         )[0]  # fmt: skip
+
+    def _attend_placed(self, g: Graph, places: str, joined: str, bias: str, past: KeyValue, present: KeyValue) -> str:
+        query, key, value = self._split(g, joined)
+        for new, old, whole in ((key, past.key, present.key), (value, past.value, present.value)):
+            g.op("ScatterND", old, places, g.op("Transpose", self._by_head(g, new), perm=[0, 2, 1, 3]), output=whole)
+        return self._attend(g, query, present, "", bias)
 
     def _by_head(self, g: Graph, x: str) -> str:
         return g.op("Reshape", x, g.ints(0, 0, self.architecture.heads, self.architecture.d_kv))
@@ -237,18 +247,24 @@ class T5:
         return g.once(f"{name}@{index}", lambda: g.op("Transpose", g.op("Gather", table, index), perm=[0, 3, 1, 2]))
 
     @staticmethod
-    def _running_positions(g: Graph, ids: str, past: str) -> tuple[str, str]:
-        total = g.op("Add", past, g.size(ids, 1))
-        query = g.op("Range", past, total, g.scalar(1))
-        key = g.op("Range", g.scalar(0), total, g.scalar(1))
-        return g.op("Unsqueeze", query, g.ints(0)), g.op("Unsqueeze", key, g.ints(0))
+    def _last_positions(g: Graph, ids: str, lengths: str) -> str:
+        """Of the new tokens of each row [b], int32."""
+        last = g.op("Sub", g.op("Add", lengths, g.size(ids, 1)), g.scalar(1))
+        return g.op("Expand", g.op("Cast", last, to=INT32), g.op("Shape", ids, start=0, end=1))
 
-    @staticmethod
-    def _lengths(g: Graph, ids: str, past: str) -> tuple[str, str]:
-        """As GroupQueryAttention takes them: the last position of each row [b], and the number of keys []; int32."""
-        total = g.op("Cast", g.op("Add", past, g.size(ids, 1)), to=onnx.TensorProto.INT32)
-        last = g.op("Sub", total, g.constant(np.int32(1), "int32.1"))
-        return g.op("Expand", last, g.op("Shape", ids, start=0, end=1)), total
+    def _places(self, g: Graph, ids: str, position: str) -> str:
+        """(row, head, position) of every new key [b,heads,q,3]."""
+        row = g.op("Reshape", _range(g, g.size(ids, 0)), g.ints(-1, 1, 1, 1))
+        head = g.constant(np.arange(self.architecture.heads).reshape(1, -1, 1, 1))
+        shape = g.op("Concat", g.op("Shape", ids, start=0, end=1), g.ints(self.architecture.heads),
+                     g.op("Shape", ids, start=1, end=2), g.ints(1), axis=0)  # fmt: skip
+        coordinates = row, head, g.op("Unsqueeze", position, g.ints(1, 3))
+        return g.op("Concat", *(g.op("Expand", each, shape) for each in coordinates), axis=-1)
+
+
+def _range(g: Graph, end: str) -> str:
+    """0 to below `end`, a 0-D int64, as [1,end]."""
+    return g.op("Unsqueeze", g.op("Range", g.scalar(0), end, g.scalar(1)), g.ints(0))
 
 
 def _activate(g: Graph, x: str, activation: str) -> str:

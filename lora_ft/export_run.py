@@ -18,10 +18,11 @@ from export.errors import LoraFtError, UsageError
 from export.files import folder_size, read_json, refuse_existing
 from export.layouts import LAYOUTS
 from export.parity import Reference, Report, compare
-from export.precision import FP32, NAMED, parse
+from export.precision import FP32, candidates, parse
 from export.publish import take_last, write_bundle
 from export.runtime import Generator
 from export.runtime.cpu import allowed_cpus
+from export.runtime.session import choose_provider
 from export.runtime.text import PAD, Tokenizer, by_length, pad
 from export.smooth import Sample
 from lora_ft.bases import find_base, load_model, load_tokenizer
@@ -95,7 +96,9 @@ def export(
         raise UsageError(f"there is no layout {layout!r}", f"there are bundle, {', '.join(LAYOUTS)}")
     if triton and layout != "single":
         raise UsageError("a Triton repository holds the layout single", "add --layout single")
-    precisions = list(NAMED.values()) if precision == AUTO else [parse(precision)]
+    precisions = candidates(choose_provider("auto")) if precision == AUTO else [parse(precision)]
+    for one in precisions:
+        choose_provider("auto", str(one))  # it is compared with PyTorch here, so it must run here
     torch.set_num_threads(allowed_cpus())
     with _opened(name, progress) as (folder, model, task, origin):
         tokenizer = load_tokenizer(folder)

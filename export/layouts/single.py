@@ -1,8 +1,12 @@
-"""One ONNX file that generates: encoder and greedy loop inside, so any language with ONNX Runtime needs a single call.
+"""One ONNX file that generates: encoder and loop inside, so any language with ONNX Runtime needs a single call.
 
-    input_ids[b,s], attention_mask[b,s], min_new_tokens[], max_new_tokens[] (int64) -> sequences[b,n], padded after </s>
+    input_ids[b,s], attention_mask[b,s], min_new_tokens[], max_new_tokens[] (all int64),
+    temperature[] (float; 0 for the likeliest tokens), top_k[] (int64; 0 for all), top_p[] (float; 1 for all),
+    uniform[b,max_new_tokens] (float: random numbers from 0 to below 1; [0,0] for the likeliest tokens)
+    -> sequences[b,n] (int64), padded with 0 after </s>, which is 1
 
-It is what a Triton model repository is written around, see `triton.py`.
+The caller brings the random numbers, so it holds the seed. A Triton model repository is written around the file by
+`triton.py`.
 """
 
 from __future__ import annotations
@@ -24,8 +28,21 @@ def write(folder: Path, t5: T5) -> None:
     save(single_model(t5), folder / MODEL)
 
 
+def greedy_feed(ids: np.ndarray, mask: np.ndarray, least: int, most: int) -> dict[str, np.ndarray]:
+    """Everything that the file takes, for the likeliest tokens, of which there are so many at least and at most."""
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "min_new_tokens": np.array(least),
+        "max_new_tokens": np.array(most),
+        "temperature": np.array(0, np.float32),
+        "top_k": np.array(0),
+        "top_p": np.array(1, np.float32),
+        "uniform": np.empty((0, 0), np.float32),
+    }
+
+
 def answer(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) -> np.ndarray:
     """What the file generates, in one call of plain ONNX Runtime."""
-    feed = {"input_ids": ids, "attention_mask": mask, "min_new_tokens": np.array(0), "max_new_tokens": np.array(limit)}
-    (tokens,) = open_session(folder / MODEL).run(["sequences"], feed)
+    (tokens,) = open_session(folder / MODEL).run(["sequences"], greedy_feed(ids, mask, 0, limit))
     return np.asarray(tokens)

@@ -8,7 +8,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from export.layouts.single import MODEL
+import numpy as np
+
+from export.layouts.single import MODEL, greedy_feed
+
+_TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32"}
 
 
 def write_triton(folder: Path, name: str, max_new_tokens: int) -> None:
@@ -24,21 +28,25 @@ def write_triton(folder: Path, name: str, max_new_tokens: int) -> None:
     for file in folder.glob(f"{MODEL}*"):
         # external data is found by the name that the graph says
         shutil.copyfile(file, version / ("model.onnx" if file.name == MODEL else file.name))
-    inputs = [("input_ids", "-1, -1"), ("attention_mask", "-1, -1"), ("min_new_tokens", ""), ("max_new_tokens", "")]
-    entry = '  {{ name: "{}" data_type: TYPE_INT64 dims: [ {} ]{} }}'
+    entry = '  {{ name: "{}" data_type: {} dims: [ {} ]{} }}'
     scalar = " reshape: { shape: [ ] }"  # Triton has no 0-D tensors: a request gives one value
-    listed = [entry.format(key, dims or "1", "" if dims else scalar) for key, dims in inputs]
+    some = np.zeros((1, 1), np.int64)
+    listed = [
+        entry.format(key, _TYPES[array.dtype.name], ", ".join(["-1"] * array.ndim) or "1", "" if array.ndim else scalar)
+        for key, array in greedy_feed(some, some, 0, 0).items()
+    ]
     lines = [
         f'name: "{name}"',
         'backend: "onnxruntime"',
-        "# batches come padded with 0; one token sequence a row comes back, ending with 1",
+        "# batches come padded with 0; one token sequence a row comes back, ending with 1; temperature 0 asks for the",
+        "# likeliest tokens, another one for tokens drawn by the random numbers in uniform, one for each token",
         "max_batch_size: 0",
         f"# max_new_tokens of the task: {max_new_tokens}; min_new_tokens: 0",
         "input [",
         ",\n".join(listed),
         "]",
         "output [",
-        entry.format("sequences", "-1, -1", ""),
+        entry.format("sequences", _TYPES["int64"], "-1, -1", ""),
         "]",
         "",
     ]

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import UsageError
 from export.runtime.cpu import allowed_cpus
 from export.runtime.decoding import Special, strategy
 from export.runtime.manifest import read_manifest
@@ -21,7 +20,6 @@ from export.runtime.session import choose_provider
 from export.runtime.text import PAD, Tokenizer, by_length, pad
 
 BATCH_SIZE = 8
-GPU_PRECISIONS = ("fp32",)  # the others multiply bytes, for which CUDA has no kernels in ONNX Runtime
 
 
 @dataclass(frozen=True)
@@ -72,21 +70,14 @@ class Generator:
         Args:
             folder: the bundle.
             threads: for one call; by default the cores this process may use (affinity and cgroup quota).
-            provider: "cpu", "cuda", or "auto": CUDA where this onnxruntime has it and the bundle is of a precision for
-                GPUs, else the processor.
+            provider: "cpu", "cuda", or "auto": CUDA where this onnxruntime has it and that runs the bundle's precision,
+                else the processor.
 
         Raises:
-            UsageError, LoraFtError: as `export.runtime.manifest.read_manifest`.
+            UsageError, LoraFtError: as `export.runtime.manifest.read_manifest` and `choose_provider`.
         """
         manifest = read_manifest(Path(folder))
-        chosen = choose_provider(provider)
-        if chosen == "cuda" and manifest["precision"] not in GPU_PRECISIONS:
-            if provider == "cuda":
-                raise UsageError(
-                    f"{folder} is {manifest['precision']}, which is for processors",
-                    f"export {' or '.join(GPU_PRECISIONS)} for a GPU",
-                )
-            chosen = "cpu"
+        chosen = choose_provider(provider, manifest["precision"])
         return cls(Path(folder), manifest, threads or allowed_cpus(), chosen)
 
     def generate(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, **options: Any) -> list[str]:
@@ -131,11 +122,17 @@ class Generator:
         chosen = self._options(options)
         source = self.model.encode(np.array([row]), np.ones((1, len(row)), np.int64))
         detokenize = self.tokenizer.stream()
+        tokens, said = list[int](), ""
         for piece in strategy(chosen, stream=True)(self.model, source, [np.array(row)], chosen, self.special):
             if piece.answer == 0:
-                for token in piece.tokens:
-                    if bit := detokenize(int(token)):
+                for token in piece.tokens.tolist():
+                    tokens.append(token)
+                    if bit := detokenize(token):
+                        said += bit
                         yield bit
+        (whole,) = self.tokenizer.decode([tokens])
+        if whole != said and whole.startswith(said):  # a character whose last bytes never came
+            yield whole[len(said) :]
 
     def generate_ids(self, input_ids: np.ndarray, attention_mask: np.ndarray, **options: Any) -> np.ndarray:
         """Tokens [b, n] for int64 sources [b, s] padded on the right; after a row's </s> come padding tokens."""

@@ -19,7 +19,6 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from export.errors import LoraFtError
 from export.runtime.session import open_session
 
-HOLE = 1 << 40  # the position of a key that no query may see
 _ROOM = 64  # tokens that a cache has room for at first
 _MASK = "encoder_attention_mask"
 _READ = ("next", "log_probs", "tokens")
@@ -39,40 +38,50 @@ class Source:
 
 
 class Step:
-    """The step graph bound to memory, so that nothing is bound or allocated between two tokens.
+    """A graph of the decoder bound to memory, so that nothing is bound or allocated between two calls of one kind.
 
     Args:
         session: of the graph.
         source: what it reads.
         fixed: names and values of the inputs that stay the same.
         cache: names and values of what it writes.
-        shape: of the tokens.
+        given: tokens and lengths, of the shapes that all calls have.
         made: name and memory of what it puts out.
+        device: where it runs.
 
     Attributes:
         source: as above.
-        array, value: what the last run put out, in two forms.
+        made: the memory as above, with what the last call put out.
     """
 
     def __init__(
         self, session: ort.InferenceSession, source: Source, fixed: Mapping[str, ort.OrtValue],
-        cache: Mapping[str, ort.OrtValue], shape: tuple[int, ...], made: tuple[str, np.ndarray],
+        cache: Mapping[str, ort.OrtValue], given: tuple[np.ndarray, np.ndarray], made: tuple[str, ort.OrtValue],
+        device: str,
     ) -> None:  # fmt: skip
-        self.source, self._session, (name, self.array) = source, session, made
-        self._tokens, self._length, self._early = np.zeros(shape, np.int64), np.zeros((), np.int64), np.zeros((), bool)
-        self.value = _value(self.array)
-        self._held = [_value(array) for array in (self._tokens, self._length, self._early)]
+        self.source, (name, self.made), self._device = source, made, device
+        # onnxruntime's own wrapper looks an option up first, by way of an exception: 50 µs
+        self._run = session._sess.run_with_iobinding
+        self._given = [np.array(array) for array in (*given, False)]
+        self._values = [_value(array) for array in self._given]
         self._binding = session.io_binding()
-        inputs = dict(zip(("input_ids", "length", "early"), self._held, strict=True))
-        for key, value in {**inputs, **fixed}.items():
+        for key, value in fixed.items():
             self._binding.bind_ortvalue_input(key, value)
-        for key, value in {name: self.value, **cache}.items():
+        for key, value in {name: self.made, **cache}.items():
             self._binding.bind_ortvalue_output(key, value)
+        self._bind_given()
 
-    def run(self, tokens: np.ndarray, length: int, early: bool) -> None:
-        """Put tokens in after so many others; `array` and `value` then hold what is made of them."""
-        self._tokens[:], self._length[...], self._early[...] = tokens, length, early
-        self._session.run_with_iobinding(self._binding, _RUN)
+    def run(self, tokens: np.ndarray, lengths: np.ndarray, early: bool) -> None:
+        """Put tokens in after so many others of each row; `made` is then what is made of them."""
+        for array, new in zip(self._given, (tokens, lengths, early), strict=True):
+            array[...] = new
+        if self._device != "cpu":
+            self._bind_given()  # which copies them there
+        self._run(self._binding._iobinding, _RUN)
+
+    def _bind_given(self) -> None:
+        for key, value in zip(("input_ids", "lengths", "early"), self._values, strict=True):
+            self._binding.bind_ortvalue_input(key, value)
 
 
 @dataclass
@@ -81,45 +90,19 @@ class Cache:
 
     Attributes:
         values: keys and values in the graphs' order, each [b, heads, room, d_kv].
-        rows, length: how many rows, and how many tokens of each.
-        steps: by what they put out for how many tokens a row, those that are bound to these values.
+        rows: how many.
+        lengths: int64 [b], or [1] where all are alike: of how many tokens of each row there are keys and values.
+        steps: those that are bound to these values, by graph, what they put out and the shapes of what they take.
     """
 
     values: list[ort.OrtValue]
     rows: int
-    length: int = 0
-    steps: dict[tuple[str, int], Step] = field(default_factory=dict)
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    steps: dict[tuple[str, str, int, int], Step] = field(default_factory=dict)
 
     def forget(self, counts: np.ndarray) -> None:
-        """Take back the last tokens of each row [b], as many of all."""
-        assert (counts == counts[0]).all()
-        self.length -= int(counts[0])
-
-
-@dataclass
-class RaggedCache:
-    """As `Cache`, each row at a length of its own. It is copied as it grows; what was taken back stays as a hole.
-
-    Attributes:
-        values: keys and values in the graphs' order, each [b, heads, p, d_kv].
-        positions: int64 [b, p], of the keys; HOLE where a key is not to be seen.
-        lengths: int64 [b], of each row.
-    """
-
-    values: list[ort.OrtValue]
-    positions: np.ndarray
-    lengths: np.ndarray
-
-    @property
-    def rows(self) -> int:
-        """How many."""
-        return len(self.lengths)
-
-    def forget(self, counts: np.ndarray) -> None:
-        """Take back the last tokens of each row [b], at most as many as the last call put in."""
-        width = self.positions.shape[1]
-        self.positions[np.arange(width) >= width - counts[:, None]] = HOLE
-        self.lengths = self.lengths - counts
+        """Take back the last tokens of each row [b]."""
+        self.lengths = self.lengths - (counts[:1] if (counts == counts[0]).all() else counts)
 
 
 class Model:
@@ -132,9 +115,7 @@ class Model:
         provider: "cpu", or "cuda", where keys and values stay in the GPU's memory.
     """
 
-    def __init__(
-        self, folder: Path, shape: tuple[int, int, int, int], threads: int, provider: str = "cpu"
-    ) -> None:  # fmt: skip
+    def __init__(self, folder: Path, shape: tuple[int, int, int, int], threads: int, provider: str = "cpu") -> None:
         layers, self._heads, self._d_kv, self._vocabulary = shape
         self._folder, self._threads, self._provider = folder, threads, provider
         self._sessions: dict[str, ort.InferenceSession] = {}
@@ -158,85 +139,61 @@ class Model:
         values = self._run("encoder", [_value(ids), held], self._prefixed("cross"))
         return Source(len(ids), [held, *values])
 
-    def cache(self, rows: int) -> Cache | RaggedCache:
-        """The cache before the first token, of the kind that is the fastest here.
-
-        Attention in place, with a bias, is for processors alone (onnxruntime's GroupQueryAttention on CUDA has none).
-        """
-        if self._provider != "cpu":
-            return self.ragged_cache(rows)
+    def cache(self, rows: int) -> Cache:
+        """The cache before the first token."""
         return Cache([self._room(rows, _ROOM) for _ in self._names], rows)
 
-    def ragged_cache(self, rows: int) -> RaggedCache:
-        """The same, for rows that go on by unlike numbers of tokens."""
-        return RaggedCache([self._room(rows, 0) for _ in self._names], np.empty((rows, 0), np.int64),
-                           np.zeros(rows, np.int64))  # fmt: skip
-
-    def step(
-        self, source: Source, cache: Cache | RaggedCache, tokens: np.ndarray, *, early: bool = False
-    ) -> np.ndarray:
+    def step(self, source: Source, cache: Cache, tokens: np.ndarray, *, early: bool = False) -> np.ndarray:
         """Put tokens through the decoder; the likeliest token after each of them, int64 [b, q].
 
         Args:
             source: rows of `cache` that stand together share one of its rows.
             cache: grows by q.
-            tokens: int64 [b, q]; for a `Cache` of several rows that holds tokens already, q is 1.
+            tokens: int64 [b, q].
             early: </s> may not come yet.
         """
-        return self._advance(source, cache, tokens, "next", early)
+        return self._advance(source, cache, tokens, "next", early).numpy().copy()
 
-    def logits(self, source: Source, cache: Cache | RaggedCache, tokens: np.ndarray) -> np.ndarray:
+    def logits(self, source: Source, cache: Cache, tokens: np.ndarray) -> np.ndarray:
         """As `step`, the logits float32 [b, q, vocabulary]."""
-        return self._advance(source, cache, tokens, "logits")
+        return self._advance(source, cache, tokens, "logits").numpy().copy()
 
     def likeliest(
-        self, source: Source, cache: Cache | RaggedCache, tokens: np.ndarray, count: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, source: Source, cache: Cache, tokens: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """As `step` for single tokens [b, 1]: (log-probabilities, tokens) of the likeliest, falling, [b, count]."""
-        if isinstance(cache, Cache):
-            logits = self._write(source, cache, tokens, "logits").value
-        else:
-            logits = self._append(source, cache, tokens, "logits")
+        logits = self._advance(source, cache, tokens, "logits")
         made = self._run("rank", [logits, _value(np.array([count]))], ["log_probs", "tokens"])
         log_probs, best = (value.numpy()[:, -1] for value in made)
         return log_probs, best
 
     def _advance(
-        self, source: Source, cache: Cache | RaggedCache, tokens: np.ndarray, wanted: str, early: bool = False
-    ) -> np.ndarray:
-        if isinstance(cache, Cache):
-            return self._write(source, cache, tokens, wanted, early).array.copy()
-        return self._append(source, cache, tokens, wanted, early).numpy()
+        self, source: Source, cache: Cache, tokens: np.ndarray, wanted: str, early: bool = False
+    ) -> ort.OrtValue:  # fmt: skip
+        """What is made of these tokens, in memory that the next call writes into."""
+        count, lengths = tokens.shape[1], cache.lengths
+        longest = int(lengths.max()) + count
+        if longest > cache.values[0].shape()[2]:
+            self._make_room(cache, longest)
+        # the faster attention of `step` takes a bias on processors alone
+        alone = self._provider == "cpu" and (count == 1 or cache.rows == 1 or longest == count)
+        key = "step" if alone else "decoder", wanted, count, len(lengths)
+        step = cache.steps.get(key)
+        if step is None or step.source is not source:
+            step = cache.steps[key] = self._bound(key[0], source, cache, tokens, wanted)
+        step.run(tokens, lengths, early)
+        cache.lengths = lengths + count
+        return step.made
 
-    def _append(
-        self, source: Source, cache: RaggedCache, tokens: np.ndarray, wanted: str, early: bool = False
-    ) -> ort.OrtValue:
-        """What is made of these tokens, where the provider keeps it."""
-        positions = cache.lengths[:, None] + np.arange(tokens.shape[1])
-        cache.positions = np.concatenate([cache.positions, positions], axis=1)
-        cache.lengths = cache.lengths + tokens.shape[1]
-        state = (_value(array) for array in (tokens, positions, cache.positions, np.array(early)))
-        feeds = [*state, *source.values, *cache.values]
-        first, *cache.values = self._run("decoder", feeds, [wanted, *self._presents])
-        return first
-
-    def _write(self, source: Source, cache: Cache, tokens: np.ndarray, wanted: str, early: bool = False) -> Step:
-        """The step that has put these tokens into the cache."""
-        length, key = cache.length + tokens.shape[1], (wanted, tokens.shape[1])
-        if length > cache.values[0].shape()[2]:
-            self._make_room(cache, length)
-        if key not in cache.steps or cache.steps[key].source is not source:
-            cache.steps[key] = self._bound(source, cache, tokens.shape, wanted)
-        cache.steps[key].run(tokens, cache.length, early)
-        cache.length = length
-        return cache.steps[key]
-
-    def _bound(self, source: Source, cache: Cache, shape: tuple[int, ...], wanted: str) -> Step:
-        made = np.empty(shape, np.int64) if wanted == "next" else np.empty((*shape, self._vocabulary), np.float32)
+    def _bound(self, graph: str, source: Source, cache: Cache, tokens: np.ndarray, wanted: str) -> Step:
+        made = np.empty(tokens.shape if wanted == "next" else (*tokens.shape, self._vocabulary),
+                        np.int64 if wanted == "next" else np.float32)  # fmt: skip
         names = [_MASK, *self._prefixed("cross"), *self._prefixed("past")]
         fixed = dict(zip(names, [*source.values, *cache.values], strict=True))
         presents = dict(zip(self._presents, cache.values, strict=True))
-        return Step(self._session("step"), source, fixed, presents, shape, (wanted, made))
+        memory = _value(made, "cpu" if wanted in _READ else self._provider)
+        given = tokens, cache.lengths
+        return Step(self._session(graph), source, fixed, presents, given, (wanted, memory), self._provider)
 
     def _make_room(self, cache: Cache, length: int) -> None:
         """Twice the room as often as it takes, so that copying stays a small part however long an answer is."""
@@ -244,25 +201,25 @@ class Model:
         while room < length:
             room *= 2
         for i, value in enumerate(cache.values):
-            cache.values[i] = self._room(cache.rows, room)
-            cache.values[i].numpy()[:, :, : cache.length] = value.numpy()[:, :, : cache.length]
+            larger = np.zeros((cache.rows, self._heads, room, self._d_kv), np.float32)
+            larger[:, :, : value.shape()[2]] = value.numpy()
+            cache.values[i] = _value(larger, self._provider)
         cache.steps = {}
 
     def _room(self, rows: int, room: int) -> ort.OrtValue:
-        return _value(np.zeros((rows, self._heads, room, self._d_kv), np.float32))
+        return _value(np.zeros((rows, self._heads, room, self._d_kv), np.float32), self._provider)
 
     def select_source(self, source: Source, rows: np.ndarray) -> Source:
         """Those rows of the sources, int64 [n]."""
         mask, *cross = source.values
         return Source(len(rows), [_value(mask.numpy()[rows], self._provider), *self._selected(cross, rows)])
 
-    def select_cache(self, cache: Cache | RaggedCache, rows: np.ndarray) -> None:
+    def select_cache(self, cache: Cache, rows: np.ndarray) -> None:
         """Make the cache one of those of its rows, int64 [n]."""
         cache.values = self._selected(cache.values, rows)
-        if isinstance(cache, Cache):
-            cache.rows, cache.steps = len(rows), {}
-        else:
-            cache.positions, cache.lengths = cache.positions[rows], cache.lengths[rows]
+        cache.rows, cache.steps = len(rows), {}
+        if len(cache.lengths) > 1:
+            cache.lengths = cache.lengths[rows]
 
     def _selected(self, values: list[ort.OrtValue], rows: np.ndarray) -> list[ort.OrtValue]:
         return self._run("select", [_value(rows), *values], self._prefixed("selected"))
@@ -289,8 +246,8 @@ class Model:
         state = [_MASK, *self._prefixed("cross"), *self._prefixed("past")]
         return {
             "encoder": ["input_ids", "attention_mask"],
-            "step": ["input_ids", "length", "early", *state],
-            "decoder": ["input_ids", "positions", "key_positions", "early", *state],
+            "decoder": ["input_ids", "lengths", "early", *state],
+            "step": ["input_ids", "lengths", "early", *state],
             "rank": ["logits", "count"],
             "select": ["rows", *self._names],
         }

@@ -79,6 +79,9 @@ class Options:
                 f"num_return_sequences {self.num_return_sequences} wants as many beams, or do_sample",
                 f"num_beams is {self.num_beams}",
             )
+        banned = {*self.suppress_tokens, *(words[0] for words in self.bad_words_ids if len(words) == 1)}
+        if self.forced_eos_token_id in banned or self.forced_bos_token_id in banned.union(self.begin_suppress_tokens):
+            raise UsageError("a token is both forced and suppressed", "then none is left to choose")
         if any(not words for words in self.bad_words_ids):
             raise UsageError("bad_words_ids has an empty sequence")
 
@@ -128,7 +131,7 @@ class Options:
 
     @property
     def plain(self) -> bool:
-        """Whether each token is simply the most likely one, so that the loop may run inside the graph."""
+        """Whether each token is simply the most likely one, and nothing else is asked for."""
         forced = self.forced_bos_token_id is not None or self.forced_eos_token_id is not None
         banned = any((self.no_repeat_ngram_size, self.bad_words_ids, self.suppress_tokens, self.begin_suppress_tokens))
         edited = forced or banned or self.repetition_penalty != 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from export.architecture import Architecture
 from export.bundle import read_model
-from export.graphs import decoder_model, encoder_model, single_model, step_model
+from export.graphs import decoder_model, encoder_model, single_model
+from export.layouts.single import greedy_feed
 from export.precision import FP32, Precision
 from export.runtime.session import open_session
 from export.t5 import T5, Weights
@@ -118,31 +119,30 @@ class Graphs:
         cross = self._encoder.run(names, {"input_ids": ids, "attention_mask": mask})
         return dict(zip(names, cross, strict=True), encoder_attention_mask=mask)
 
-    def empty(self, rows: int) -> Arrays:
-        """The cache before the first token."""
-        nothing = np.zeros((rows, self.architecture.heads, 0, self.architecture.d_kv), np.float32)
-        return {f"past.{name}": nothing for name in self._names}
+    def room(self, rows: int, length: int, full_of: float = 50) -> Arrays:
+        """A cache with room for so many tokens, full of what must not be seen."""
+        a = self.architecture
+        return {f"past.{name}": np.full((rows, a.heads, length, a.d_kv), full_of, np.float32) for name in self._names}
 
-    def step(
-        self, fixed: Arrays, cache: Arrays, ids: np.ndarray, positions: np.ndarray, keys: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, Arrays]:
-        """(logits, best tokens, longer cache) of one call; `keys` are the positions of all keys so far."""
-        feed = {"input_ids": ids, "positions": positions, "key_positions": keys, "early": np.array(False)}
+    def call(
+        self, fixed: Arrays, cache: Arrays, lengths: int | Sequence[int], ids: np.ndarray, *, early: bool = False,
+        step: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, Arrays]:  # fmt: skip
+        """(logits, best tokens, cache) of one call, after so many tokens of each row, or of all."""
+        feed = {"input_ids": ids, "lengths": np.atleast_1d(lengths), "early": np.array(early)}
         wanted = ["logits", "next", *self._prefixed("present")]
-        logits, best, *made = self._decoder.run(wanted, fixed | cache | feed)
-        return logits, best, self._past(made)
+        logits, best, *made = (self._step if step else self._decoder).run(wanted, fixed | cache | feed)
+        return logits, best, dict(zip(self._prefixed("past"), made, strict=True))
 
     def decode(
         self, fixed: Arrays, decoder_ids: np.ndarray, chunks: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, Arrays]:
         """(logits, best tokens, cache) of all positions, so many of them at a time."""
-        cache = self.empty(len(decoder_ids))
-        position = np.tile(np.arange(decoder_ids.shape[1]), (len(decoder_ids), 1))
+        cache = self.room(*decoder_ids.shape)
         logits, best, end = [], [], 0
         for length in chunks:
             start, end = end, end + length
-            part = decoder_ids[:, start:end], position[:, start:end]
-            some, chosen, cache = self.step(fixed, cache, *part, position[:, :end])
+            some, chosen, cache = self.call(fixed, cache, start, decoder_ids[:, start:end])
             logits.append(some)
             best.append(chosen)
         return np.concatenate(logits, axis=1), np.concatenate(best, axis=1), cache
@@ -151,26 +151,12 @@ class Graphs:
         """Logits of all positions in one call."""
         return self.decode(self.encode(ids, mask), decoder_ids, [decoder_ids.shape[1]])[0]
 
-    def write(
-        self, fixed: Arrays, cache: Arrays, length: int, ids: np.ndarray, early: bool = False
-    ) -> tuple[np.ndarray, np.ndarray, Arrays]:
-        """(logits, best tokens, cache) of one call of the step graph; the cache has room, of which `length` is used."""
-        feed = {"input_ids": ids, "length": np.array(length), "early": np.array(early)}
-        wanted = ["logits", "next", *self._prefixed("present")]
-        logits, best, *made = self._step.run(wanted, fixed | cache | feed)
-        return logits, best, self._past(made)
-
-    def room(self, rows: int, length: int) -> Arrays:
-        """A cache with room for so many tokens, full of what must not be read."""
-        return {name: np.full((*a.shape[:2], length, a.shape[3]), np.nan, np.float32)
-                for name, a in self.empty(rows).items()}  # fmt: skip
-
     def greedy(self, ids: np.ndarray, mask: np.ndarray, limit: int, least: int = 0) -> np.ndarray:
         """Greedy tokens of the encoder and the step graph."""
-        fixed, cache = self.encode(ids, mask), self.room(len(ids), limit)
+        fixed, cache = self.encode(ids, mask), self.room(len(ids), limit, np.nan)
         token, done, made = np.full((len(ids), 1), PAD), np.zeros((len(ids), 1), bool), list[np.ndarray]()
         while len(made) < limit and not done.all():
-            _, best, cache = self.write(fixed, cache, len(made), token, early=len(made) < least)
+            _, best, cache = self.call(fixed, cache, len(made), token, early=len(made) < least, step=True)
             token = np.where(done, PAD, best)
             done = done | (token == END)
             made.append(token)
@@ -178,14 +164,10 @@ class Graphs:
 
     def single(self, ids: np.ndarray, mask: np.ndarray, limit: int, least: int = 0) -> np.ndarray:
         """Greedy tokens of the graph that holds both."""
-        limits = {"min_new_tokens": np.array(least), "max_new_tokens": np.array(limit)}
-        return self._single.run(None, {"input_ids": ids, "attention_mask": mask} | limits)[0]
+        return self._single.run(None, greedy_feed(ids, mask, least, limit))[0]
 
     def _prefixed(self, prefix: str) -> list[str]:
         return [f"{prefix}.{name}" for name in self._names]
-
-    def _past(self, values: Sequence[np.ndarray]) -> Arrays:
-        return dict(zip(self._prefixed("past"), values, strict=True))
 
     @cached_property
     def _encoder(self) -> ort.InferenceSession:
@@ -197,7 +179,7 @@ class Graphs:
 
     @cached_property
     def _step(self) -> ort.InferenceSession:
-        return self._open(step_model)
+        return self._open(partial(decoder_model, step=True))
 
     @cached_property
     def _single(self) -> ort.InferenceSession:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,7 @@ from transformers import T5ForConditionalGeneration
 
 from export.checkpoint import Checkpoint
 from export.graph import IR_VERSION, WeightFile
-from export.graphs import decoder_model, encoder_model, rank_model, select_model, single_model, step_model
-from export.runtime.model import HOLE
+from export.graphs import decoder_model, encoder_model, rank_model, select_model, single_model
 from export.runtime.session import open_session
 from tests.export.family import Graphs, assert_close, inputs, save_member
 from tests.export.oracle import END, PAD, torch_greedy, torch_logits, torch_model
@@ -116,14 +116,15 @@ def test_a_row_alone_has_the_tokens_it_has_among_others(member: Member) -> None:
 
 
 @pytest.mark.parametrize("length", [6, 11])
-def test_steps_write_the_cache_that_the_decoder_makes(member: Member, length: int) -> None:
+def test_steps_write_the_cache_that_the_decoder_writes(member: Member, length: int) -> None:
     """A first call with several tokens, then one at a time, in room that is filled to its end or is not."""
     ids, mask, decoder_ids = inputs(3, 7, 6)
-    fixed, cache = member.graphs.encode(ids, mask), member.graphs.room(3, length)
+    fixed, cache = member.graphs.encode(ids, mask), member.graphs.room(3, length, np.nan)
     expected, best, caches = member.graphs.decode(fixed, decoder_ids, [6])
     begun = 0
     for count in (3, 1, 1, 1):
-        some, chosen, cache = member.graphs.write(fixed, cache, begun, decoder_ids[:, begun : begun + count])
+        new = decoder_ids[:, begun : begun + count]
+        some, chosen, cache = member.graphs.call(fixed, cache, begun, new, step=True)
         assert_close(some, expected[:, begun : begun + count])
         assert np.array_equal(chosen, best[:, begun : begun + count])
         begun += count
@@ -133,93 +134,48 @@ def test_steps_write_the_cache_that_the_decoder_makes(member: Member, length: in
 
 def test_a_single_row_may_step_by_several_tokens_and_back(member: Member) -> None:
     ids, mask, decoder_ids = inputs(1, 7, 9)
-    fixed, cache = member.graphs.encode(ids, mask), member.graphs.room(1, 12)
+    fixed, cache = member.graphs.encode(ids, mask), member.graphs.room(1, 12, np.nan)
     expected = member.graphs.forced(ids, mask, decoder_ids)
-    _, _, cache = member.graphs.write(fixed, cache, 0, decoder_ids[:, :2])
-    _, _, cache = member.graphs.write(fixed, cache, 2, (decoder_ids[:, 2:7] + 9) % 60 + 2)
-    some, _, cache = member.graphs.write(fixed, cache, 2, decoder_ids[:, 2:5])
+    _, _, cache = member.graphs.call(fixed, cache, 0, decoder_ids[:, :2], step=True)
+    _, _, cache = member.graphs.call(fixed, cache, 2, (decoder_ids[:, 2:7] + 9) % 60 + 2, step=True)
+    some, _, cache = member.graphs.call(fixed, cache, 2, decoder_ids[:, 2:5], step=True)
     assert_close(some, expected[:, 2:5])
-    assert_close(member.graphs.write(fixed, cache, 5, decoder_ids[:, 5:])[0], expected[:, 5:])
+    assert_close(member.graphs.call(fixed, cache, 5, decoder_ids[:, 5:], step=True)[0], expected[:, 5:])
 
 
-def test_positions_say_in_what_order_tokens_stand(member: Member) -> None:
-    """The same tokens in another order, each at its own position, have the same logits."""
-    ids, mask, decoder_ids = inputs(3, 7, 9)
-    fixed, order = member.graphs.encode(ids, mask), np.random.default_rng(0).permutation(9)
-    position = np.tile(np.arange(9), (3, 1))
-    empty = member.graphs.empty(3)
-    logits, _, _ = member.graphs.step(fixed, empty, decoder_ids, position, position)
-    moved, best, _ = member.graphs.step(fixed, empty, decoder_ids[:, order], position[:, order], position[:, order])
-    assert_close(moved, logits[:, order])
-    assert np.array_equal(best, moved.argmax(-1))
-
-
-@pytest.mark.parametrize("begin", [1, 511, 10**9])
-def test_only_distances_between_positions_matter(member: Member, begin: int) -> None:
-    ids, mask, decoder_ids = inputs(3, 7, 9)
-    position = np.tile(np.arange(9), (3, 1)) + begin
-    logits, _, _ = member.graphs.step(
-        member.graphs.encode(ids, mask), member.graphs.empty(3), decoder_ids, position, position
-    )
-    assert_close(logits, torch_logits(member.torch, ids, mask, decoder_ids))
-
-
-def test_a_hole_in_the_cache_is_never_seen(member: Member) -> None:
+@pytest.mark.parametrize("step", [True, False])
+def test_each_row_goes_on_from_a_length_of_its_own(member: Member, step: bool) -> None:
     """Rejected drafts: rows keep 1, 3, 2 and 0 of the three tokens that follow the first, then go on."""
     ids, mask, decoder_ids = inputs(4, 7, 9)
-    kept = np.array([1, 3, 2, 0])
-    fixed = member.graphs.encode(ids, mask)
+    fixed, kept = member.graphs.encode(ids, mask), np.array([1, 3, 2, 0])
     drafted = decoder_ids[:, :4].copy()
     rejected = np.arange(4) > kept[:, None]
     drafted[rejected] = (drafted[rejected] + 17) % 60 + 2
-    position = np.tile(np.arange(4), (4, 1))
-    _, _, cache = member.graphs.step(fixed, member.graphs.empty(4), drafted, position, position)
-    keys = np.where(rejected, HOLE, position)
-    later = kept[:, None] + 1 + np.arange(5)
-    following = np.take_along_axis(decoder_ids, later, axis=1)
-    logits, _, _ = member.graphs.step(fixed, cache, following, later, np.concatenate([keys, later], axis=1))
-    expected = np.take_along_axis(torch_logits(member.torch, ids, mask, decoder_ids), later[..., None], axis=1)
-    assert_close(logits, expected)
-
-
-def test_a_hole_among_the_new_tokens_is_never_seen(member: Member) -> None:
-    """Rows with shorter drafts than others are filled up."""
-    ids, mask, decoder_ids = inputs(2, 7, 5)
-    fixed = member.graphs.encode(ids, mask)
-    filled, position = decoder_ids.copy(), np.tile(np.arange(5), (2, 1))
-    filled[1, 3:] = PAD
-    keys = position.copy()
-    keys[1, 3:] = HOLE
-    logits, _, cache = member.graphs.step(fixed, member.graphs.empty(2), filled, position, keys)
     expected = torch_logits(member.torch, ids, mask, decoder_ids)
-    assert_close(logits[0], expected[0])
-    assert_close(logits[1, :3], expected[1, :3])
-    last = np.array([[5], [3]])
-    again, _, _ = member.graphs.step(fixed, cache, np.array([[7], [7]]), last, np.concatenate([keys, last], axis=1))
-    longer = [np.append(decoder_ids[0], 7)[None], np.append(decoder_ids[1, :3], 7)[None]]
-    for i, tokens in enumerate(longer):
-        assert_close(again[i, 0], torch_logits(member.torch, ids[i : i + 1], mask[i : i + 1], tokens)[0, -1])
+    _, _, cache = member.graphs.call(fixed, member.graphs.room(4, 9), 0, drafted)
+    for turn in range(5):
+        now = (kept + 1 + turn)[:, None]
+        token = np.take_along_axis(decoder_ids, now, axis=1)
+        logits, _, cache = member.graphs.call(fixed, cache, now[:, 0], token, step=step)
+        assert_close(logits, np.take_along_axis(expected, now[..., None], axis=1))
 
 
 @settings(max_examples=30)
-@given(data=st.data(), cut=st.integers(0, 6), holes=st.integers(1, 4))
-def test_holes_anywhere_change_nothing(flan: Graphs, data: st.DataObject, cut: int, holes: int) -> None:
-    ids, mask, decoder_ids = inputs(2, 6, 6, seed=cut)
-    fixed = flan.encode(ids, mask)
-    places = np.array([sorted(data.draw(st.permutations(range(6 + holes)))[:6]) for _ in range(2)])
-    tokens = np.full((2, 6 + holes), 11)
-    position = np.full((2, 6 + holes), 3)
-    keys = np.full((2, 6 + holes), HOLE)
-    np.put_along_axis(tokens, places, decoder_ids, axis=1)
-    for array in (position, keys):
-        np.put_along_axis(array, places, np.tile(np.arange(6), (2, 1)), axis=1)
-    made, cache = [], flan.empty(2)
-    for start, end in ((0, cut), (cut, 6 + holes)):
-        if start < end:
-            logits, _, cache = flan.step(fixed, cache, tokens[:, start:end], position[:, start:end], keys[:, :end])
-            made.append(logits)
-    found = np.take_along_axis(np.concatenate(made, axis=1), places[..., None], axis=1)
-    assert_close(found, flan.forced(ids, mask, decoder_ids))
+@given(data=st.data(), room=st.integers(12, 20))
+def test_tokens_taken_back_anywhere_change_nothing(flan: Graphs, data: st.DataObject, room: int) -> None:
+    ids, mask, decoder_ids = inputs(3, 6, 12)
+    fixed, expected = flan.encode(ids, mask), flan.forced(ids, mask, decoder_ids)
+    cache, lengths = flan.room(3, room), np.zeros(3, np.int64)
+    while lengths.max() < 12:
+        count = data.draw(st.integers(1, 12 - int(lengths.max())))
+        kept = np.array([data.draw(st.integers(1, count)) for _ in lengths])
+        places = lengths[:, None] + np.arange(count)
+        tokens = np.take_along_axis(decoder_ids, places, axis=1)
+        right = np.arange(count) < kept[:, None]
+        logits, best, cache = flan.call(fixed, cache, lengths, np.where(right, tokens, (tokens + 5) % 60 + 2))
+        assert np.array_equal(best, logits.argmax(-1))
+        assert_close(logits[right], np.take_along_axis(expected, places[..., None], axis=1)[right])
+        lengths = lengths + kept
 
 
 @pytest.mark.parametrize("copies", [2, 3, 5])
@@ -268,8 +224,8 @@ def test_a_token_that_cannot_be_made_is_ranked_last(flan: Graphs) -> None:
 
 
 def test_the_graphs_are_of_an_ir_that_old_runtimes_read(flan: Graphs) -> None:
-    models = [build(flan.t5) for build in (encoder_model, decoder_model, step_model, rank_model, select_model)]
-    for model in (*models, single_model(flan.t5)):
+    builds = encoder_model, decoder_model, rank_model, select_model, single_model
+    for model in (*(build(flan.t5) for build in builds), decoder_model(flan.t5, step=True)):
         assert model.ir_version == IR_VERSION == 10
         assert {entry.domain for entry in model.opset_import} == {"", "com.microsoft"}
 
@@ -277,7 +233,8 @@ def test_the_graphs_are_of_an_ir_that_old_runtimes_read(flan: Graphs) -> None:
 def test_the_graphs_of_a_folder_share_every_weight(member: Member, tmp_path: Path) -> None:
     used: dict[str, dict[int, int]] = {}
     with WeightFile(tmp_path / "weights.bin") as file:
-        for name, build in (("encoder", encoder_model), ("decoder", decoder_model), ("greedy", step_model)):
+        step = partial(decoder_model, step=True)
+        for name, build in (("encoder", encoder_model), ("decoder", decoder_model), ("step", step)):
             model = build(member.graphs.t5, file)
             entries = [
                 {entry.key: entry.value for entry in tensor.external_data}
@@ -286,7 +243,7 @@ def test_the_graphs_of_a_folder_share_every_weight(member: Member, tmp_path: Pat
             ]
             used[name] = {int(entry["offset"]): int(entry["length"]) for entry in entries}
             assert sum(len(tensor.raw_data) for tensor in model.graph.initializer) < 10_000
-    assert used["decoder"] == used["greedy"]
+    assert used["decoder"] == used["step"]
     assert len(used["encoder"].keys() & used["decoder"].keys()) == 1  # the embedding
     end = 0
     for offset, length in sorted((used["encoder"] | used["decoder"]).items()):

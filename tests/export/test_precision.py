@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.errors import UsageError
-from export.precision import FP32, KINDS, NAMED, Precision, parse
+from export.precision import FP32, KINDS, NAMED, Precision, candidates, parse
 from export.quantize import STORAGES
+from export.runtime.session import STORAGES as STORAGES_THERE
 
 MIXED = Precision(encoder="int8", decoder="w8", head="w4", embedding="fp32")
 
@@ -40,7 +41,7 @@ def test_a_mixture_that_has_a_name_goes_by_it() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "fp16", "INT8", "w4,", "int8,w4", "head", "head=", "=w4", "head=w2", "heads=w4", "head:w4", "head=w4=w8",
+    ["", "fp8", "INT8", "w4,", "int8,w4", "head", "head=", "=w4", "head=w2", "heads=w4", "head:w4", "head=w4=w8",
      "head=w4, decoder=w4", "encoder=int8;head=w4", "auto"],
 )  # fmt: skip
 def test_what_is_no_precision_is_refused_with_what_there_is(text: str) -> None:
@@ -74,3 +75,11 @@ def test_a_layer_is_stored_as_its_kind_is(layer: str, storage: str) -> None:
 def test_only_a_precision_that_rounds_nothing_is_exact() -> None:
     assert FP32.exact
     assert not any(parse(f"{kind}={storage}").exact for kind in KINDS for storage in STORAGES if storage != "fp32")
+
+
+def test_what_is_tried_runs_there() -> None:
+    assert [str(precision) for precision in candidates("cuda")] == ["fp32", "fp16", "bf16"]
+    assert [str(precision) for precision in candidates("cpu")] == ["fp32", "int8", "w8", "w4", "int8-w8", "int8-w4"]
+    for provider, storages in STORAGES_THERE.items():
+        for precision in candidates(provider):
+            assert {precision.storage(layer) for layer in ("shared", "lm_head")} <= {STORAGES[s] for s in storages}

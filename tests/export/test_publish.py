@@ -366,13 +366,6 @@ def test_rounding_wants_rows_to_calibrate_with(tmp_path: Path, checkpoint: Path)
     assert not (tmp_path / "out").exists()
 
 
-def test_heads_of_odd_sizes_are_refused(tmp_path: Path) -> None:
-    checkpoint = save_tiny_t5(tmp_path / "odd", d_kv=12)
-    with pytest.raises(UsageError, match=r"d_kv of 12; .*multiple of 8"):
-        make_bundle(checkpoint, tmp_path / "bundle")
-    assert entries(tmp_path) == {"odd"}
-
-
 def test_a_precision_that_is_named_twice_is_tried_once(tmp_path: Path, checkpoint: Path) -> None:
     make_bundle(checkpoint, tmp_path / "out", precisions=[NAMED["w8"], NAMED["w8"]])
     assert manifest_of(tmp_path / "out")["precision"] == "w8"

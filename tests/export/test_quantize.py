@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from export.graph import FLOAT, INT64, Graph, WeightFile
 from export.quantize import STORAGES, Weight
@@ -170,6 +172,42 @@ def test_rounding_costs_little(storage: str, peak: float) -> None:
     assert lost.max() < (0.15 if storage == "w4" else 0.02)
 
 
+def half_product(storage: str, layer: str, weight: np.ndarray) -> onnx.ModelProto:
+    outputs, inputs = weight.shape
+    g = Graph("product")
+    y = g.output("y", FLOAT, "b", outputs)
+    STORAGES[storage].linear(g, g.input("x", FLOAT, "b", inputs), Weight((layer,), outputs, inputs, lambda: weight), y)
+    return g.model()
+
+
+@pytest.mark.parametrize(("storage", "error"), [("fp16", 2**-11), ("bf16", 2**-8)])
+def test_half_floats_are_multiplied_as_half_floats(storage: str, error: float) -> None:
+    """By the definition of the operators, as not every processor has kernels for them."""
+    weight, x = weights(17, 96), activations(5, 96)
+    model = half_product(storage, "q", weight)
+    onnx.checker.check_model(model, full_check=True)
+    [made] = ReferenceEvaluator(model).run(None, {"x": x})
+    off = np.abs(made - x @ weight.T) / (np.abs(x) @ np.abs(weight.T))
+    assert error / 100 < off.max() < 2 * error
+
+
+@pytest.mark.parametrize("storage", ["fp16", "bf16"])
+def test_half_floats_take_half_the_bytes(storage: str) -> None:
+    weight = weights(48, 100)
+    g = Graph("rows")
+    STORAGES[storage].rows(g, g.input("ids", INT64, "b"), Weight(("shared",), 48, 100, lambda: weight))
+    for model in (half_product(storage, "q", weight), g.model()):
+        assert sum(len(tensor.raw_data) for tensor in model.graph.initializer) == 2 * weight.size
+
+
+@pytest.mark.parametrize("storage", ["fp16", "bf16"])
+def test_the_last_product_of_a_feed_forward_stays_fp32(storage: str) -> None:
+    """transformers keeps it so, as its sums go beyond what 16 bits hold."""
+    model = half_product(storage, "encoder.block.0.layer.1.DenseReluDense.wo", np.full((3, 4), 3e4, np.float32))
+    [made] = open_session(model.SerializeToString(), 1).run(None, {"x": np.full((2, 4), 10, np.float32)})
+    assert (made == 1.2e6).all()
+
+
 @pytest.mark.parametrize("storage", ["fp32", *ROUNDED])
 @pytest.mark.parametrize("peak", [0.0, PEAK])
 def test_weights_that_are_zero_give_zero(storage: str, peak: float) -> None:
@@ -256,7 +294,7 @@ def test_a_second_graph_reads_no_weight_again(storage: str, tmp_path: Path) -> N
             arrays.clear()
     outside = [[tensor for tensor in g.model().graph.initializer if tensor.external_data] for g in graphs]
     assert outside[0] == outside[1]
-    assert len(outside[0]) == (2 if storage == "fp32" else 4)
+    assert len(outside[0]) == (4 if storage in ROUNDED else 2)
 
 
 @pytest.mark.parametrize(

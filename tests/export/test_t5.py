@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
 
 from export.graph import Graph, WeightFile
-from export.graphs import decoder_model, encoder_model, step_model
+from export.graphs import decoder_model, encoder_model
 from tests.export.family import CONFIGS, Graphs, assert_close, inputs, save_member
 from tests.export.oracle import redraw, torch_logits, torch_model
 from tests.tiny import CONFIG, save_tiny_t5
@@ -140,11 +140,10 @@ def test_models_of_any_shape_agree_as_transformers_saves_them(
         logits, _, _ = graphs.decode(graphs.encode(ids, mask), decoder_ids, chunks)
         close = 3e-5 * max(30, float(np.abs(expected).max()))
         assert_close(logits, expected, close)
-        if shape["d_kv"] % 8 == 0:
-            fixed, cache = graphs.encode(ids, mask), graphs.room(b, t + split)
-            first, _, cache = graphs.write(fixed, cache, 0, decoder_ids[:, :-1])
-            last, _, _ = graphs.write(fixed, cache, t - 1, decoder_ids[:, -1:])
-            assert_close(np.concatenate([first, last], axis=1), expected, close)
+        fixed, cache = graphs.encode(ids, mask), graphs.room(b, t + split)
+        first, _, cache = graphs.call(fixed, cache, 0, decoder_ids[:, :-1], step=True)
+        last, _, _ = graphs.call(fixed, cache, t - 1, decoder_ids[:, -1:], step=True)
+        assert_close(np.concatenate([first, last], axis=1), expected, close)
 
 
 @pytest.mark.parametrize("name", ["t5 1.1 and flan", "t5 1.0", "mt5", "tied mt5", "umt5"])
@@ -187,8 +186,8 @@ def test_only_umt5_has_a_bias_for_each_layer(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_weight_is_stored_twice(tmp_path: Path, name: str) -> None:
     t5 = Graphs.of(save_member(tmp_path, name)).t5
-    for build in (encoder_model, decoder_model, step_model):
-        large = [tensor.raw_data for tensor in build(t5).graph.initializer if len(tensor.raw_data) > 256]
+    for model in (encoder_model(t5), decoder_model(t5), decoder_model(t5, step=True)):
+        large = [tensor.raw_data for tensor in model.graph.initializer if len(tensor.raw_data) > 256]
         assert len(set(large)) == len(large) > 5
 
 
@@ -197,6 +196,6 @@ def test_a_layer_reads_its_weights_only_where_they_are_not_stored_yet(tmp_path: 
     with WeightFile(tmp_path / "weights.bin") as file:
         decoder_model(t5, file)
         written = (tmp_path / "weights.bin").stat().st_size
-        step_model(t5, file)
+        decoder_model(t5, file, step=True)
     assert (tmp_path / "weights.bin").stat().st_size - written < 8192  # the tail of the buffer
     assert Graph("another", file).weight("lm_head", lambda: pytest.fail("read again")) == "lm_head"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from export.errors import LoraFtError, UsageError
-from export.precision import NAMED
+from export.precision import candidates
 from export.runtime import Generator
 from lora_ft import tradeoff
 from lora_ft.export_run import export
@@ -35,8 +35,9 @@ def test_a_small_difference_holds(mean: float, low: float, high: float, expected
 def test_auto_tries_every_precision_and_says_what_it_found(tiny_run: Run, tmp_path: Path) -> None:
     done = export(str(tiny_run.folder), tmp_path / "bundle", precision="auto", max_drop=100)
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
-    assert [row.precision for row in done.tradeoff] == [row["precision"] for row in manifest["tradeoff"]] == list(NAMED)
-    assert manifest["precision"] == done.precision in NAMED
+    tried = [str(precision) for precision in candidates("cpu")]
+    assert [row.precision for row in done.tradeoff] == [row["precision"] for row in manifest["tradeoff"]] == tried
+    assert manifest["precision"] == done.precision in tried
     assert manifest["gate"] == {"metric": "rouge1", "rows": 6, "max_drop": 100, "passed": True, "forced": False}
     exact = done.tradeoff[0]
     assert (exact.precision, exact.identical, exact.difference.mean) == ("fp32", 1.0, 0.0)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from export.runtime.decoding.piece import Piece, Special
-from export.runtime.model import Cache, Model, RaggedCache, Source
+from export.runtime.model import Cache, Model, Source
 from export.runtime.options import Options
 from export.runtime.processors import Processor, log_softmax, processors
 from export.runtime.text import trim
@@ -101,7 +101,7 @@ class _Finished:
 
 
 def _candidates(
-    model: Model, source: Source, cache: Cache | RaggedCache, tokens: np.ndarray, count: int, edits: list[Processor]
+    model: Model, source: Source, cache: Cache, tokens: np.ndarray, count: int, edits: list[Processor]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(log-probabilities, tokens) of each row's likeliest next tokens [b, count]."""
     last = tokens[:, -1:]

@@ -1,26 +1,28 @@
 """Prompt lookup: greedy search that makes several tokens a call, by drafts copied out of the source.
 
-The last tokens of the answer are looked for in the source; what follows them there is the draft. One call of the
-decoder checks the whole draft, so what comes out is what greedy search gives (apoorvumang/prompt-lookup-decoding). A
-rejected draft costs only a little more than a plain step, as a step waits for weights, not for arithmetic; how much
-more is measured as it goes, and drafts are as long as that and the share accepted so far make worth while.
+The last tokens of the answer are looked for in the source, and in the answer itself; what follows them there is the
+draft. One call of the decoder checks the whole draft, so what comes out is what greedy search gives
+(apoorvumang/prompt-lookup-decoding). While a step waits for weights and not for arithmetic, a rejected draft costs only
+a little more than a plain step. Where that ends depends on machine, precision and batch, so both what calls cost and
+what share of drafts is accepted are learnt as it goes, once for all that a model answers (`pace`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from export.runtime.decoding.pace import LONGEST, Pace
 from export.runtime.decoding.piece import Piece, Special
-from export.runtime.model import Cache, Model, RaggedCache, Source
+from export.runtime.model import Model, Source
 from export.runtime.options import Options
 from export.runtime.text import trim
 
 _NGRAM = 3  # most tokens that are looked for
-_LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
-_WEIGHT = 0.2  # of the newest observation in a running mean
+_PACES: WeakKeyDictionary[Model, Pace] = WeakKeyDictionary()
 
 
 def search(
@@ -28,30 +30,34 @@ def search(
 ) -> Iterator[Piece]:
     """The likeliest token, again and again, several a call."""
     rows = [_Row(i, row.tolist(), special.start) for i, row in enumerate(ids)]
-    cache: Cache | RaggedCache = model.cache(1) if len(rows) == 1 else model.ragged_cache(len(rows))
-    pace = _Pace()
-    while rows:
-        drafts = [row.draft(pace, options.max_new_tokens - row.made - 1) for row in rows]
-        width = 1 + max(map(len, drafts))
+    cache = model.cache(len(rows))
+    pace = _PACES.setdefault(model, Pace())
+    going = rows
+    while going:
+        drafts = {row.number: row.draft(options.max_new_tokens - row.made - 1) for row in going}
+        width = pace.width(len(rows), [(row.found, len(drafts[row.number])) for row in going])
         tokens = np.full((len(rows), width), special.pad)
-        for i, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
-            tokens[i, : 1 + len(draft)] = [row.last, *draft]
+        for i, row in enumerate(rows):
+            known = [row.last, *drafts.get(row.number, [])][:width]
+            tokens[i, : len(known)] = known
         began = time.perf_counter()
         best = model.step(source, cache, tokens)
-        pace.took(width, time.perf_counter() - began)
-        agreed = np.array([_agreeing(draft, chosen) for draft, chosen in zip(drafts, best, strict=True)])
+        pace.took(len(rows), width, time.perf_counter() - began)
+        agreed = np.full(len(rows), -1)  # of a row that has ended, not even the first token stays
+        for i, row in enumerate(rows):
+            if row.number in drafts:
+                draft = drafts[row.number][: width - 1]
+                agreed[i] = _agreeing(draft, best[i])
+                pace.accepted(row.found, int(agreed[i]), len(draft))
+                new = trim(best[i, : agreed[i] + 1], special.end)
+                row.extend(new.tolist())
+                yield Piece(row.number, new)
         cache.forget(width - 1 - agreed)
-        for row, draft, accepted, chosen in zip(rows, drafts, agreed.tolist(), best, strict=True):
-            pace.accepted(row.found, accepted, len(draft))
-            new = trim(chosen[: accepted + 1], special.end)
-            row.extend(new.tolist())
-            yield Piece(row.number, new)
-        going = [i for i, row in enumerate(rows) if row.last != special.end and row.made < options.max_new_tokens]
-        if 0 < len(going) < len(rows):
-            chosen = np.array(going)
-            source = model.select_source(source, chosen)
+        going = [row for row in going if row.last != special.end and row.made < options.max_new_tokens]
+        if going and 4 * len(going) <= 3 * len(rows):  # leaving copies all that stay
+            chosen = np.array([i for i, row in enumerate(rows) if row in going])
+            source, rows = model.select_source(source, chosen), going
             model.select_cache(cache, chosen)
-        rows = [rows[i] for i in going]
 
 
 def _agreeing(draft: Sequence[int], best: np.ndarray) -> int:
@@ -74,9 +80,9 @@ class _Row:
 
     def __init__(self, number: int, source: list[int], start: int) -> None:
         self.number, self.last, self.made, self.found = number, start, 0, 0
-        self._source = source
-        self._answer: list[int] = []
-        self._after: dict[tuple[int, ...], list[int]] = {}  # where in the source each sequence ends
+        self._text = list(source)  # and the answer behind it
+        self._source_length = len(source)
+        self._after: dict[tuple[int, ...], list[int]] = {}  # where in the text each sequence has ended
         self._cursor = 0  # where in the source the answer last was
         for n in range(1, _NGRAM + 1):
             for i in range(n, len(source)):
@@ -84,53 +90,23 @@ class _Row:
 
     def extend(self, tokens: list[int]) -> None:
         """Append to the answer."""
-        self._answer += tokens
-        self.made += len(tokens)
+        for token in tokens:
+            for n in range(2, min(_NGRAM, self.made) + 1):  # a single token of an answer says little of the next
+                self._after.setdefault(tuple(self._text[-n:]), []).append(len(self._text))
+            self._text.append(token)
+            self.made += 1
         self.last = tokens[-1]
 
-    def draft(self, pace: _Pace, most: int) -> list[int]:
+    def draft(self, most: int) -> list[int]:
         """What may come next, at most so many tokens."""
         self.found = 0
         for n in range(min(_NGRAM, self.made), 0, -1):
-            places = self._after.get(tuple(self._answer[-n:]))
+            places = self._after.get(tuple(self._text[-n:]))
             if places:
-                length = min(pace.length(n), most)
-                if not length:
-                    return []
                 # an answer follows its source: the next occurrence is likelier than an earlier one
                 place = next((i for i in places if i >= self._cursor), places[-1])
-                self.found, self._cursor = n, place
-                return self._source[place : place + length]
+                self.found, end = n, len(self._text)
+                if place < self._source_length:
+                    self._cursor, end = place, self._source_length
+                return self._text[place : min(place + most, place + LONGEST, end)]
         return []
-
-
-class _Pace:
-    """How long drafts should be: what share of them is accepted, and what a longer call costs."""
-
-    def __init__(self) -> None:
-        self._share = {1: 0.5, 2: 0.7, 3: 0.8}  # of drafted tokens accepted, by the tokens that were matched
-        self._step = 0.0  # seconds of a call with one token
-        self._slope = 0.06  # what every further token adds, as a share of that
-        self._idle = 0
-
-    def length(self, found: int) -> int:
-        """The length with the most tokens for the time, now and then one more than that to learn from."""
-        share = min(self._share[found], 0.97)
-        rate = {n: (1 - share ** (n + 1)) / (1 - share) / (1 + self._slope * n) for n in _LENGTHS}
-        best = max(rate, key=rate.__getitem__)
-        self._idle = 0 if best else self._idle + 1
-        return best or (1 if self._idle % 16 == 0 else 0)
-
-    def took(self, width: int, seconds: float) -> None:
-        """A call with so many tokens a row took so long."""
-        if width == 1:
-            self._step += (seconds - self._step) * (_WEIGHT if self._step else 1)
-        elif self._step:
-            slope = min(max((seconds / self._step - 1) / (width - 1), 0.005), 1.0)
-            self._slope += (slope - self._slope) * _WEIGHT
-
-    def accepted(self, found: int, accepted: int, drafted: int) -> None:
-        """So many tokens of a draft were accepted."""
-        if drafted:
-            trials = min(accepted + 1, drafted)  # what follows the first rejected token was not tried
-            self._share[found] += (accepted / trials - self._share[found]) * _WEIGHT

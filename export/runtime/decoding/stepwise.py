@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from export.runtime.decoding.piece import Piece, Special
-from export.runtime.model import Cache, Model, RaggedCache, Source
+from export.runtime.model import Cache, Model, Source
 from export.runtime.options import Options
 from export.runtime.processors import Processor, log_softmax, processors, softmax
 
@@ -38,7 +38,7 @@ def search(
 
 
 def _next(
-    model: Model, source: Source, cache: Cache | RaggedCache, tokens: np.ndarray, options: Options,
+    model: Model, source: Source, cache: Cache, tokens: np.ndarray, options: Options,
     edits: list[Processor], rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The next token of each row [b], and its log-probability."""

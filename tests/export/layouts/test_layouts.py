@@ -14,8 +14,9 @@ from export import layouts
 from export.errors import LoraFtError
 from export.files import sha256
 from export.layouts.optimum import NAMES
+from export.layouts.single import greedy_feed
 from export.precision import parse
-from tests.export.oracle import entries, make_bundle, redraw, torch_greedy, torch_model
+from tests.export.oracle import END, PAD, entries, make_bundle, redraw, torch_greedy, torch_logits, torch_model
 from tests.tiny import save_tiny_t5
 
 
@@ -43,8 +44,32 @@ def test_one_call_of_plain_onnxruntime_generates(checkpoint: Path, tmp_path: Pat
     mask = (ids > 0).astype(np.int64)
     for least in (0, 7):
         limits = {"min_new_tokens": np.array(least), "max_new_tokens": np.array(12)}
-        (made,) = session.run(None, {"input_ids": ids, "attention_mask": mask, **limits})
+        plain = {"temperature": np.array(0, np.float32), "top_k": np.array(0), "top_p": np.array(1, np.float32)}
+        unread = {"uniform": np.empty((0, 0), np.float32)}
+        (made,) = session.run(None, {"input_ids": ids, "attention_mask": mask, **limits, **plain, **unread})
         assert np.array_equal(made, torch_greedy(torch_model(checkpoint), ids, mask, 12, least))
+
+
+def test_one_call_draws_what_the_random_numbers_say(checkpoint: Path, tmp_path: Path) -> None:
+    make_bundle(checkpoint, tmp_path / "out", layout="single")
+    session = ort.InferenceSession(tmp_path / "out" / "generate.onnx", providers=["CPUExecutionProvider"])
+    ids = np.array([[5, 9, 30, 1], [7, 1, 0, 0]])
+    feed = greedy_feed(ids, (ids > 0).astype(np.int64), 0, 9)
+    feed |= {"temperature": np.array(1.5, np.float32), "top_k": np.array(50)}
+    rng = np.random.default_rng(0)
+    draws = [feed | {"uniform": rng.random((2, 9), np.float32)} for _ in range(3)]
+    (first,), (again,), *others = (session.run(None, draw) for draw in (draws[0], draws[0], *draws[1:]))
+    assert np.array_equal(first, again)
+    assert any(not np.array_equal(first, other) for (other,) in others)
+    shifted = np.concatenate([np.full((2, 1), PAD), first[:, :-1]], axis=1)
+    logits = torch_logits(torch_model(checkpoint), ids, feed["attention_mask"], shifted) / 1.5
+    order = np.argsort(-logits, axis=-1, kind="stable")[..., :50]
+    shares = np.exp(np.take_along_axis(logits, order, axis=-1))
+    reached = np.cumsum(shares, -1) / shares.sum(-1, keepdims=True)
+    place = (reached <= draws[0]["uniform"][:, : first.shape[1], None]).sum(-1)
+    expected = np.take_along_axis(order, place[..., None], axis=-1)[..., 0]
+    before_end = np.cumsum(first == END, axis=1) - (first == END) == 0
+    assert np.array_equal(first[before_end], expected[before_end])
 
 
 def test_a_triton_repository_says_what_the_model_takes(checkpoint: Path, tmp_path: Path) -> None:
@@ -53,12 +78,12 @@ def test_a_triton_repository_says_what_the_model_takes(checkpoint: Path, tmp_pat
     assert entries(repository) == {"config.pbtxt", "1"}
     session = ort.InferenceSession(repository / "1" / "model.onnx", providers=["CPUExecutionProvider"])
     config = (repository / "config.pbtxt").read_text()
-    named = dict(re.findall(r'\{ name: "(\w+)" data_type: TYPE_INT64 dims: \[ ([-\d, ]+) \]', config))
+    named = dict(re.findall(r'\{ name: "(\w+)" data_type: TYPE_(?:INT64|FP32) dims: \[ ([-\d, ]+) \]', config))
     taken = {entry.name: len(entry.shape) for entry in (*session.get_inputs(), *session.get_outputs())}
     assert named.keys() == taken.keys()
     for name, rank in taken.items():
         assert len(named[name].split(",")) == (rank or 1)
-    assert config.count("reshape: { shape: [ ] }") == sum(rank == 0 for rank in taken.values()) == 2
+    assert config.count("reshape: { shape: [ ] }") == sum(rank == 0 for rank in taken.values()) == 5
     assert 'name: "titles"' in config and 'backend: "onnxruntime"' in config
 
 

@@ -12,8 +12,10 @@ import pytest
 from export.errors import UsageError
 from export.runtime import Generator
 from export.runtime import generator as module
+from export.runtime.decoding import Piece
 from export.runtime.generator import BATCH_SIZE
 from export.runtime.manifest import describe_files
+from lora_ft.byt5 import byte_tokenizer
 from tests.export.oracle import END, ORIGIN, PAD, TEXTS, ragged, shifted, torch_greedy, torch_logits
 from tests.export.runtime.cases import Pair, words
 from tests.tiny import CONFIG
@@ -297,6 +299,17 @@ def test_a_stream_is_of_the_first_of_several_answers(pair: Pair) -> None:
             assert "".join(pair.generator.stream(text, **options)) == pair.generator.generate([text], **options)[0]
 
 
+def test_a_stream_says_a_character_that_was_cut_short(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ByT5 makes bytes: the limit may fall within a character, which the whole answer has as a sign of its own."""
+    monkeypatch.setattr(generator, "tokenizer", byte_tokenizer())
+    tokens = np.array([byte + 3 for byte in "naïve ☕".encode()[:-1]])
+    pieces = [Piece(0, tokens[:4]), Piece(0, tokens[4:])]
+    monkeypatch.setattr(module, "strategy", lambda options, stream: lambda *rest: iter(pieces))
+    said = "".join(generator.stream("!", max_new_tokens=len(tokens)))  # within the tiny vocabulary
+    assert said == generator.tokenizer.decode([tokens])[0]
+    assert said.startswith("naïve ") and len(said) > len("naïve ")
+
+
 def test_a_stream_that_is_left_does_no_harm(generator: Generator) -> None:
     expected = generator.generate(["say: hello"])
     one, other = generator.stream("say: hello"), generator.stream("say: hello")
@@ -324,19 +337,12 @@ def test_equal_texts_are_drawn_apart_whatever_the_batch(generator: Generator) ->
     assert len(set(generator.generate(["abc"] * 4, batch_size=1, **options))) > 1
 
 
-def test_a_bundle_for_processors_is_not_given_to_a_gpu(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GPU_PRECISIONS", ("fp16",))
-    monkeypatch.setattr(module, "choose_provider", lambda wanted: "cuda")
-    assert Generator.load(published).model._provider == "cpu"
-    with pytest.raises(UsageError, match="is fp32, which is for processors; export fp16 for a GPU"):
-        Generator.load(published, provider="cuda")
-
-
 def test_a_generator_decodes_as_on_a_gpu(pair: Pair, published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the cache in place, which CUDA does not have: the same answers whatever the way."""
-    texts = words(3, 6)
+    """Without the graph for single tokens, which CUDA has no kernels for: the same answers whatever the way."""
+    model, texts = pair.generator.model, words(3, 6)
+    bound = model._bound
     for options in ({}, {"min_new_tokens": 9}, {"num_beams": 3}, {"do_sample": True, "seed": 4, "top_k": 7}):
         expected = pair.generator.generate(texts, max_new_tokens=LIMIT, **options)
         with monkeypatch.context() as patch:
-            patch.setattr(pair.generator.model, "cache", pair.generator.model.ragged_cache)
+            patch.setattr(model, "_bound", lambda graph, *rest: bound("decoder", *rest))
             assert pair.generator.generate(texts, max_new_tokens=LIMIT, **options) == expected

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from export.runtime import model as module
-from export.runtime.model import Cache, Model, RaggedCache, Source
+from export.runtime.model import Cache, Model, Source
 from tests.export.oracle import END, PAD, ragged, shifted, torch_greedy, torch_logits, torch_model
 from tests.tiny import CONFIG
 
@@ -32,14 +32,9 @@ def logits(checkpoint: Path) -> np.ndarray:
     return torch_logits(torch_model(checkpoint), IDS, MASK, TOKENS)
 
 
-def read(cache: Cache | RaggedCache) -> list[np.ndarray]:
+def read(cache: Cache) -> list[np.ndarray]:
     """What it holds of each row, without the room it has for more."""
-    end = cache.length if isinstance(cache, Cache) else None
-    return [value.numpy()[:, :, :end].copy() for value in cache.values]
-
-
-def new_cache(model: Model, kind: str, rows: int = len(ROWS)) -> Cache | RaggedCache:
-    return model.cache(rows) if kind == "cache" else model.ragged_cache(rows)
+    return [value.numpy()[:, :, : cache.lengths.max()].copy() for value in cache.values]
 
 
 def assert_close(a: np.ndarray, b: np.ndarray) -> None:
@@ -48,8 +43,7 @@ def assert_close(a: np.ndarray, b: np.ndarray) -> None:
 
 
 def test_an_empty_cache_holds_nothing(model: Model) -> None:
-    for cache in (model.cache(3), model.ragged_cache(3)):
-        assert [value.shape for value in read(cache)] == [(3, HEADS, 0, D_KV)] * (2 * LAYERS)
+    assert [value.shape for value in read(model.cache(3))] == [(3, HEADS, 0, D_KV)] * (2 * LAYERS)
 
 
 def test_a_source_holds_its_mask_and_a_key_and_a_value_of_each_layer(model: Model) -> None:
@@ -60,17 +54,14 @@ def test_a_source_holds_its_mask_and_a_key_and_a_value_of_each_layer(model: Mode
     assert [value.shape for value in cross] == [(len(ROWS), HEADS, IDS.shape[1], D_KV)] * (2 * LAYERS)
 
 
-PORTIONS = [
-    ("cache", [9]), ("cache", [1] * 9), ("cache", [4, *[1] * 5]), ("ragged", [9]), ("ragged", [1] * 9),
-    ("ragged", [4, 5]), ("ragged", [1, 7, 1]),
-]  # fmt: skip
+PORTIONS = [9], [1] * 9, [4, *[1] * 5], [4, 5], [1, 7, 1], [3, 3, 3]
 
 
-@pytest.mark.parametrize(("kind", "portions"), PORTIONS, ids=str)
+@pytest.mark.parametrize("portions", PORTIONS, ids=str)
 def test_logits_of_tokens_in_any_portions_are_those_of_transformers(
-    model: Model, logits: np.ndarray, kind: str, portions: list[int]
+    model: Model, logits: np.ndarray, portions: list[int]
 ) -> None:
-    source, cache = model.encode(IDS, MASK), new_cache(model, kind)
+    source, cache = model.encode(IDS, MASK), model.cache(len(ROWS))
     begin = 0
     for count in portions:
         made = model.logits(source, cache, TOKENS[:, begin : begin + count])
@@ -79,11 +70,9 @@ def test_logits_of_tokens_in_any_portions_are_those_of_transformers(
         assert {value.shape for value in read(cache)} == {(len(ROWS), HEADS, begin, D_KV)}
 
 
-@pytest.mark.parametrize(("kind", "portions"), PORTIONS, ids=str)
-def test_a_step_gives_the_likeliest_token_after_each(
-    model: Model, logits: np.ndarray, kind: str, portions: list[int]
-) -> None:
-    source, cache = model.encode(IDS, MASK), new_cache(model, kind)
+@pytest.mark.parametrize("portions", PORTIONS, ids=str)
+def test_a_step_gives_the_likeliest_token_after_each(model: Model, logits: np.ndarray, portions: list[int]) -> None:
+    source, cache = model.encode(IDS, MASK), model.cache(len(ROWS))
     begin = 0
     for count in portions:
         best = model.step(source, cache, TOKENS[:, begin : begin + count])
@@ -124,7 +113,7 @@ def test_a_step_writes_where_the_cache_lies(model: Model) -> None:
 
 
 def test_rows_may_take_back_unlike_numbers_of_tokens(model: Model, logits: np.ndarray) -> None:
-    source, cache = model.encode(IDS, MASK), model.ragged_cache(len(ROWS))
+    source, cache = model.encode(IDS, MASK), model.cache(len(ROWS))
     kept = np.array([1, 4, 2, 0])
     drafted = np.where(np.arange(4) < kept[:, None], TOKENS[:, 1:5], (TOKENS[:, 1:5] + 7) % VOCABULARY)
     model.step(source, cache, TOKENS[:, :1])
@@ -144,7 +133,7 @@ def test_a_row_alone_takes_back_tokens_without_a_trace(model: Model, logits: np.
     model.step(source, cache, TOKENS[:1, :3])
     model.step(source, cache, (TOKENS[:1, 3:8] + 7) % VOCABULARY)
     cache.forget(np.array([5]))
-    assert cache.length == 3
+    assert cache.lengths.tolist() == [3]
     assert_close(model.logits(source, cache, TOKENS[:1, 3:6]), logits[:1, 3:6])
 
 
@@ -160,21 +149,19 @@ def test_the_likeliest_tokens_come_with_their_log_probabilities(model: Model, lo
         assert_close(log_probs, np.take_along_axis(expected[:, turn], order, axis=1))
 
 
-@pytest.mark.parametrize("kind", ["cache", "ragged"])
 @pytest.mark.parametrize("copies", [1, 2, 5])
-def test_rows_that_stand_together_share_a_source(model: Model, checkpoint: Path, copies: int, kind: str) -> None:
+def test_rows_that_stand_together_share_a_source(model: Model, checkpoint: Path, copies: int) -> None:
     tokens = np.random.default_rng(copies).integers(2, VOCABULARY, (len(ROWS) * copies, 6))
     ids, mask = (np.repeat(array, copies, axis=0) for array in (IDS, MASK))
     expected = torch_logits(torch_model(checkpoint), ids, mask, tokens)
-    source, cache = model.encode(IDS, MASK), new_cache(model, kind, len(tokens))
+    source, cache = model.encode(IDS, MASK), model.cache(len(tokens))
     assert_close(model.logits(source, cache, tokens[:, :5]), expected[:, :5])
     assert_close(model.logits(source, cache, tokens[:, 5:]), expected[:, 5:])
 
 
-@pytest.mark.parametrize("kind", ["cache", "ragged"])
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 2, 1, 0], [2], [0, 3], [1, 1, 1, 2, 0]], ids=str)
-def test_chosen_rows_go_on_as_themselves(model: Model, logits: np.ndarray, rows: list[int], kind: str) -> None:
-    source, cache = model.encode(IDS, MASK), new_cache(model, kind)
+def test_chosen_rows_go_on_as_themselves(model: Model, logits: np.ndarray, rows: list[int]) -> None:
+    source, cache = model.encode(IDS, MASK), model.cache(len(ROWS))
     model.logits(source, cache, TOKENS[:, :5])
     chosen = np.array(rows)
     before = read(cache)
@@ -187,8 +174,8 @@ def test_chosen_rows_go_on_as_themselves(model: Model, logits: np.ndarray, rows:
         assert_close(model.logits(source, cache, TOKENS[chosen, turn][:, None])[:, 0], logits[chosen, turn])
 
 
-def test_rows_are_chosen_with_the_holes_they_have(model: Model, logits: np.ndarray) -> None:
-    source, cache = model.encode(IDS, MASK), model.ragged_cache(len(ROWS))
+def test_rows_are_chosen_with_the_lengths_they_have(model: Model, logits: np.ndarray) -> None:
+    source, cache = model.encode(IDS, MASK), model.cache(len(ROWS))
     model.logits(source, cache, TOKENS[:, :5])
     kept = np.array([1, 3, 5, 2])
     cache.forget(5 - kept)
@@ -248,7 +235,9 @@ def test_a_graph_is_loaded_when_it_is_first_used(published: Path, monkeypatch: p
     start = np.full((len(ROWS), 1), PAD)
     assert opened == [("encoder.onnx", 1)]
     assert asked(lambda: model.step(source, model.cache(4), start)) == [("step.onnx", 1)]
-    assert asked(lambda: model.step(source, model.ragged_cache(4), start)) == [("decoder.onnx", 1)]
+    cache = model.cache(4)
+    model.step(source, cache, start)
+    assert asked(lambda: model.step(source, cache, np.repeat(start, 2, axis=1))) == [("decoder.onnx", 1)]
     assert asked(lambda: model.likeliest(source, model.cache(4), start, 3)) == [("rank.onnx", 1)]
     assert asked(lambda: model.select_source(source, np.array([0]))) == [("select.onnx", 1)]
     assert asked(lambda: model.encode(IDS, MASK)) == []

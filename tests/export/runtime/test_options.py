@@ -166,3 +166,17 @@ def test_tokens_that_do_not_exist_are_named() -> None:
         with pytest.raises(UsageError, match="there is no token"):
             Options.of(values).check_tokens(80)
     Options.of({"suppress_tokens": [79], "bad_words_ids": [[0]]}).check_tokens(80)
+
+
+@pytest.mark.parametrize("values", [
+    {"forced_bos_token_id": 7, "suppress_tokens": [3, 7]}, {"forced_bos_token_id": 7, "begin_suppress_tokens": [7]},
+    {"forced_eos_token_id": 1, "suppress_tokens": [1]}, {"forced_eos_token_id": 1, "bad_words_ids": [[4, 5], [1]]},
+])  # fmt: skip
+def test_a_token_is_not_forced_and_suppressed_at_once(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="both forced and suppressed"):
+        Options.of(values)
+
+
+def test_a_token_is_forced_where_only_others_are_suppressed() -> None:
+    Options.of({"forced_bos_token_id": 7, "forced_eos_token_id": 1, "suppress_tokens": [3],
+                "begin_suppress_tokens": [1], "bad_words_ids": [[7, 8]]})  # fmt: skip

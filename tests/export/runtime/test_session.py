@@ -41,6 +41,10 @@ def test_by_default_a_session_has_the_threads_of_this_process(graph: bytes, monk
     assert open_session(graph).get_session_options().intra_op_num_threads == 5
 
 
+def test_threads_do_not_go_on_spinning_while_another_session_runs(graph: bytes) -> None:
+    assert open_session(graph).get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 def product() -> onnx.ModelProto:
     """x uint8 [4,64] times the int8 [64,16] that is 127 everywhere."""
     size = numpy_helper.from_array(np.array([64, 16]), "s")
@@ -90,6 +94,31 @@ def test_a_gpu_is_taken_where_there_is_one(with_cuda: None) -> None:
 def test_a_provider_that_is_not_there_is_named(wanted: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         choose_provider(wanted)
+
+
+@pytest.mark.parametrize(
+    ("precision", "provider"),
+    [("fp32", "cuda"), ("fp16", "cuda"), ("bf16", "cuda"), ("int8", "cpu"), ("w4", "cpu"), ("int8-w4", "cpu"),
+     ("encoder=fp16,decoder=fp32,head=bf16,embedding=fp32", "cuda"), ("encoder=fp16,head=w4", "cpu")],
+)  # fmt: skip
+def test_a_gpu_is_taken_for_what_it_can_run(with_cuda: None, precision: str, provider: str) -> None:
+    assert choose_provider("auto", precision) == provider
+
+
+@pytest.mark.parametrize(("wanted", "precision", "words"), [
+    ("cuda", "int8-w4", "int8-w4 does not run on cuda; there run fp32, fp16, bf16"),
+    ("cpu", "bf16", "bf16 does not run on cpu; there run fp32, fp16, int8, w8, w4"),
+    ("auto", "encoder=bf16,head=w4", "does not run on cpu"),
+    ("auto", "what", "what does not run on cpu"),
+])  # fmt: skip
+def test_a_precision_is_refused_where_it_cannot_run(with_cuda: None, wanted: str, precision: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        choose_provider(wanted, precision)
+
+
+def test_what_only_a_gpu_runs_wants_one() -> None:
+    with pytest.raises(UsageError, match=r"has no provider 'cuda', only cpu; .*onnxruntime-gpu"):
+        choose_provider("auto", "bf16")
 
 
 def test_a_provider_that_does_not_start_is_an_error(graph: bytes) -> None:

@@ -1,0 +1,101 @@
+"""How long drafts should be: what share of them is accepted, and what a call costs with so many tokens."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections import Counter
+from collections.abc import Sequence
+
+LONGEST = 16  # tokens in a draft
+_WIDTHS = (1, 2, 3, 4, 5, 7, 9, 13, 1 + LONGEST)
+_WEIGHT = 0.1  # of the newest observation in a running mean
+_FASTER, _SLOWER = 0.3, 0.03  # the same of a call's time, as what else the machine does only makes it longer
+_TRIES = 3  # calls before their time is believed: the first may load a graph, and any may be disturbed
+_SLOPE = 0.06  # what each further token of a call adds, as a share of the shortest, until it is known
+_WORTH = 1.05  # times as many tokens for the time as without a draft, or none is made
+_OFTEN, _SELDOM = 16, 256  # calls between two that try more than pays as far as is known
+
+
+class Pace:
+    """What was learnt of a model's calls and of the drafts it was given."""
+
+    def __init__(self) -> None:
+        self._share = {1: 0.5, 2: 0.7, 3: 0.8}  # of drafted tokens accepted, by the tokens that were matched
+        self._costs: dict[int, _Cost] = {}  # by the rows of a call
+        self._turn, self._pause = 0, _OFTEN
+
+    def width(self, rows: int, drafts: Sequence[tuple[int, int]]) -> int:
+        """How many tokens a row the next call should have: those that come for the time are the most.
+
+        Args:
+            rows: of the call.
+            drafts: (tokens that were matched, tokens drafted) of each row that is not at its end.
+        """
+        longest = max(length for _, length in drafts)
+        if not longest:
+            return 1
+        cost = self._of(rows)
+        widths = [width for width in _WIDTHS if width <= longest] + [longest + 1]
+        rates = {width: self._expected(drafts, width) / cost(width) for width in widths}
+        best = max(widths, key=rates.__getitem__)
+        if rates[best] < _WORTH * rates[1]:
+            best = 1
+        self._turn += 1
+        if self._turn < self._pause or best == widths[-1]:
+            return best
+        self._turn, self._pause = 0, min(2 * self._pause, _SELDOM) if best == 1 else _OFTEN
+        return widths[widths.index(best) + 1]
+
+    def took(self, rows: int, width: int, seconds: float) -> None:
+        """A call with so many tokens a row took so long."""
+        if seconds > 0:  # else the clock stood still
+            self._of(rows).took(width, seconds)
+
+    def accepted(self, found: int, accepted: int, drafted: int) -> None:
+        """So many tokens of a draft were accepted."""
+        if drafted:
+            trials = min(accepted + 1, drafted)  # what follows the first rejected token was not tried
+            self._share[found] += (accepted / trials - self._share[found]) * _WEIGHT
+
+    def _of(self, rows: int) -> _Cost:
+        return self._costs.setdefault(rows, _Cost(rows))
+
+    def _expected(self, drafts: Sequence[tuple[int, int]], width: int) -> float:
+        """Tokens that a call gives."""
+        total = 0.0
+        for found, length in drafts:
+            share = min(self._share[found], 0.97) if length else 0.0
+            total += (1 - share ** (min(length, width - 1) + 1)) / (1 - share)
+        return total
+
+
+class _Cost:
+    """Seconds of a call by its width: as measured, on the line between what was, or on with it."""
+
+    def __init__(self, rows: int) -> None:
+        self._slope = _SLOPE * rows
+        self._seconds: dict[int, float] = {}
+        self._calls: Counter[int] = Counter()
+
+    def took(self, width: int, seconds: float) -> None:
+        self._calls[width] += 1
+        known = self._seconds.setdefault(width, seconds)
+        if self._calls[width] <= _TRIES:
+            self._seconds[width] = min(known, seconds)
+        else:
+            self._seconds[width] = known + (seconds - known) * (_FASTER if seconds < known else _SLOWER)
+
+    def __call__(self, width: int) -> float:
+        known = sorted(item for item in self._seconds.items() if self._calls[item[0]] >= _TRIES)
+        if not known:
+            return 1 + self._slope * (width - 1)
+        after = bisect(known, (width, 0.0))
+        if after < len(known) and (after == 0 or known[after][0] == width):
+            return known[after][1]
+        below, seconds = known[after - 1]
+        if after < len(known):
+            above, more = known[after]
+            return seconds + (more - seconds) * (width - below) / (above - below)
+        fewest, least = known[0]
+        slope = (seconds - least) / (below - fewest) if below > fewest else self._slope * least
+        return seconds + max(slope, 0.0) * (width - below)

@@ -16,7 +16,7 @@ from export.architecture import Architecture
 from export.graph import INT32, MS, Graph
 from export.position import MASKED, bias_rows, index_rows
 from export.precision import FP32
-from export.quantize import Storage, Weight
+from export.quantize import Storage, Weight, portable
 
 
 class Weights(Protocol):
@@ -58,6 +58,10 @@ class T5:
         self.architecture = architecture
         self._weights = weights
         self._storage = storage
+
+    def portable(self) -> T5:
+        """The same model, stored so that any consumer's session gives the same results on every processor."""
+        return T5(self.architecture, self._weights, lambda layer: portable(self._storage(layer)))
 
     def encode(self, g: Graph, ids: str, mask: str) -> str:
         """The encoder's last hidden state [b,s,d_model] for ids [b,s] and mask [b,s], both int64."""

@@ -56,7 +56,7 @@ def write_layout(
     settings = json.loads((bundle.folder / "generation_config.json").read_text(encoding="utf-8"))
     settings.pop("prompt_lookup")
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    write(folder, t5)
+    write(folder, t5.portable())
     for reference in references:
         ids, mask, limit = reference.input_ids, reference.attention_mask, reference.max_new_tokens
         tokens = bundle.generate_ids(ids, mask, max_new_tokens=limit)

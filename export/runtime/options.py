@@ -80,7 +80,7 @@ class Options:
                 f"num_beams is {self.num_beams}",
             )
         banned = {*self.suppress_tokens, *(words[0] for words in self.bad_words_ids if len(words) == 1)}
-        if self.forced_eos_token_id in banned or self.forced_bos_token_id in banned.union(self.begin_suppress_tokens):
+        if banned & {self.forced_bos_token_id, self.forced_eos_token_id}:
             raise UsageError("a token is both forced and suppressed", "then none is left to choose")
         if any(not words for words in self.bad_words_ids):
             raise UsageError("bad_words_ids has an empty sequence")

@@ -14,7 +14,6 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from export.graph import FLOAT, INT64, Graph
 from export.position import MASKED, bias_rows, bucket, index_rows
-from export.runtime.model import HOLE
 from export.runtime.session import open_session
 
 BUCKETS, FAR, HEADS = 8, 20, 3
@@ -109,7 +108,7 @@ def test_the_bias_of_running_positions_is_that_of_transformers(direction: tuple[
 
 
 ROWS = st.integers(1, 3)
-POSITION = st.one_of(st.integers(0, 50), st.just(HOLE), st.integers(10**6, 10**6 + 50))
+POSITION = st.one_of(st.integers(0, 50), st.integers(10**6, 10**6 + 50))
 
 
 @given(data=st.data(), b=ROWS, q=st.integers(1, 4), k=st.integers(1, 6))
@@ -123,8 +122,3 @@ def test_a_bias_depends_on_the_offset_alone(
     if causal:
         expected[offset > 0] = MASKED
     assert np.array_equal(bias(query, key), expected)
-
-
-@pytest.mark.parametrize("position", [0, 512, 10**9])
-def test_no_query_sees_a_hole(position: int) -> None:
-    assert (looked_up(causal=True)(np.array([[position]]), np.array([[HOLE]])) == MASKED).all()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from export.graph import FLOAT, INT64, Graph, WeightFile
-from export.quantize import STORAGES, Weight
+from export.quantize import STORAGES, Weight, portable
 from export.runtime.session import open_session
 
 ROUNDED = ["int8", "w8", "w4"]
@@ -247,12 +248,28 @@ def test_a_row_does_not_depend_on_those_beside_it(storage: str, peak: float, sha
 
 @pytest.mark.parametrize(("storage", "peak"), WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_row_alone_is_bit_for_bit_what_it_is_in_a_batch(storage: str, peak: float, shape: tuple[int, int]) -> None:
+def test_a_row_alone_is_what_it_is_in_a_batch(storage: str, peak: float, shape: tuple[int, int]) -> None:
     run, _ = product(storage, weights(*shape), peak)
     x = activations(9, shape[1])
     x[3] *= 100
-    assert np.array_equal(np.concatenate([run(x[i : i + 1]) for i in range(9)]), run(x))
-    assert np.array_equal(run(x[:4]), run(x)[:4])
+    whole = run(x)
+    # on x86 without AVX-512 the kernel of w4 for one row adds the blocks' sums in another order than that for several
+    rounding = np.abs(whole).max(1, keepdims=True) * (1e-5 if storage == "w4" else 0)
+    assert (np.abs(np.concatenate([run(x[i : i + 1]) for i in range(9)]) - whole) <= rounding).all()
+    assert (np.abs(run(x[:4]) - whole[:4]) <= rounding[:4]).all()
+
+
+@pytest.mark.parametrize("peak", [0.0, PEAK])
+def test_a_portable_product_is_the_same_in_a_session_of_anyone(peak: float) -> None:
+    """Sums of pairs of products that do not fit 16 bits."""
+    weight, x = np.full((5, 64), 3, np.float32), np.full((4, 64), PEAK, np.float32)
+    layer = Weight(("w",), 5, 64, lambda: weight, peak)
+    g = Graph("portable")
+    portable(STORAGES["int8"]).linear(g, g.input("x", FLOAT, "b", 64), layer, g.output("y", FLOAT, "b", 5))
+    session = ort.InferenceSession(g.model().SerializeToString(), providers=["CPUExecutionProvider"])
+    made = session.run(None, {"x": x})[0]
+    assert np.array_equal(made, product("int8", weight, peak)[0](x))
+    np.testing.assert_allclose(made, x @ weight.T, rtol=0.01)
 
 
 @pytest.mark.parametrize(("storage", "peak"), [("fp32", PEAK), *WAYS])

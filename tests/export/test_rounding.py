@@ -47,7 +47,8 @@ def test_compensated_weights_put_out_what_is_closer(outputs: int, inputs: int, s
         np.linalg.norm(rows @ read_back(*found, 4, inputs).T - exact)
         for found in (compensated(weight, rows.T @ rows, 4), nearest(weight, 4))
     ]
-    assert errors[0] <= errors[1] * (1.05 if inputs > 8 else 2)
+    few = inputs < 16 or outputs < 5  # where chance may take as much as compensation gives
+    assert errors[0] <= errors[1] * (2 if few else 0.9)
 
 
 def test_compensation_takes_away_most_of_the_error_where_inputs_are_alike() -> None:

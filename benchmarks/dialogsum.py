@@ -7,13 +7,15 @@ DATA_FOLDER holds train.jsonl, dev.jsonl and test.jsonl as benchmarks/dialogsum.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import statistics
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.latency import Engine, compare
+from benchmarks.bench import measure as bench
+from benchmarks.subjects import Subject
+from benchmarks.suite import Suite
 from export.files import folder_size, write_json
 from lora_ft.cli.screen import Screen
 from lora_ft.doctor import environment
@@ -37,8 +39,9 @@ def measure(data: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
         exported = export(
             str(checkpoint), bundle, verify_rows=scores.rows, verify_split="test", overwrite=True, progress=screen
         )
-        screen.stage("timing torch and ONNX", 14)
-        latency = compare([Engine("torch", checkpoint), Engine("onnx", bundle)], done=screen.advance)
+        subject = Subject("dialogsum", out, checkpoint, bundle)
+        suite = Suite(name="dialogsum", engines=("torch/fp32", "onnx/fp32"), rounds=7)
+        timed = bench([subject], suite, out / "bench", task=task, overwrite=True, progress=screen)
     return {
         "environment": environment(),
         "task": task.model_dump(mode="json", exclude={"data"}),
@@ -50,7 +53,16 @@ def measure(data: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
             "bundle": exported.bytes / 1e6,
         },
         "parity": exported.parity.as_dict(),
-        "latency": [asdict(result) for result in latency],
+        "latency": [
+            {
+                "batch": case.batch,
+                "median": {
+                    name.split("/")[0]: statistics.median(timing.total) for name, timing in case.timings.items()
+                },
+                "ratio": {name.split("/")[0]: timing.ratio.value for name, timing in case.timings.items()},
+            }
+            for case in timed.cases
+        ],
     }
 
 

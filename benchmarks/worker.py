@@ -1,141 +1,329 @@
-"""One engine in a process of its own: answers each request line with one line, the seconds it took.
+"""One engine in a process of its own. It answers each line on stdin, a request, with a line of JSON.
 
-python -m benchmarks.worker ENGINE FOLDER THREADS
+    python -P worker.py KIND PRECISION CHECKPOINT MADE THREADS PROVIDER
 
-Engines: torch (a checkpoint), onnx (a bundle), single (the layout of one file), and peers, which need packages of their
-own: openvino-fp32, -bf16, -int8, -int4 (optimum-intel) and ctranslate2-fp32, -int8, made from a checkpoint and kept
-beside it. A peer's environment needs nothing of this project's.
+KIND is of `benchmarks.engines`, or a Python file. MADE is the folder with what the engine loads; peers convert the
+checkpoint into it. A peer's environment needs nothing of this project: this file imports only what its engine needs.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-# (sources [b, s], how many tokens to make of each) -> tokens [b, n]
-Generate = Callable[[np.ndarray, int], np.ndarray]
+END = 1
+BEAMS, TOP_K = 4, 50
 
 
-def main(engine: str, model: str, threads: str) -> None:
-    """Serve requests {"batch", "source", "new"} until stdin ends. Sources are random tokens, the same for all."""
+class Loaded(Protocol):
+    """An engine that is ready."""
+
+    def generate(self, ids: np.ndarray, mask: np.ndarray, new: int, least: int, decoding: str, room: int) -> np.ndarray:
+        """Tokens [b, n], n <= new, of sources [b, s]; no </s> before `least`. Caches may be made for `room` tokens."""
+
+    def encode(self, ids: np.ndarray, mask: np.ndarray) -> Any:
+        """Run the encoder alone. Engines that do not let it be called have no such method."""
+
+
+def main(kind: str, precision: str, checkpoint: str, made: str, threads: str, provider: str) -> None:
+    """Serve requests until stdin ends."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what an engine prints is no answer
-    generate = ENGINES[engine](Path(model), int(threads))
-    print(json.dumps({"ready": engine}), file=replies)
+    engine = Process(kind, precision, Path(checkpoint), Path(made), int(threads), provider)
     for line in sys.stdin:
         request = json.loads(line)
-        shape = (request["batch"], request["source"])
-        ids = np.random.default_rng(0).integers(3, 30000, shape).astype(np.int64)
+        try:
+            reply = getattr(engine, request.pop("call"))(**request)
+        except Exception as error:
+            text = next(iter(str(error).strip().splitlines()), "")
+            reply = {"error": f"{type(error).__name__}: {text}"}
+        print(json.dumps(reply), file=replies)
+
+
+class Process:
+    """What can be asked of the engine; a method for each call."""
+
+    def __init__(
+        self, kind: str, precision: str, checkpoint: Path, made: Path, threads: int, provider: str
+    ) -> None:  # fmt: skip
+        self._kind, self._precision, self._threads, self._provider = kind, precision, threads, provider
+        self._checkpoint, self._made = checkpoint, made
+        self._engine: Any = None
+
+    def imports(self) -> dict[str, float]:
+        """Import the engine's packages."""
         began = time.perf_counter()
-        made = generate(ids, request["new"])
-        seconds = time.perf_counter() - began
-        if made.shape != (request["batch"], request["new"]):
-            raise SystemExit(f"{engine} made {made.shape} tokens, not {request['batch']} x {request['new']}")
-        print(json.dumps({"seconds": seconds}), file=replies)
+        for name in PACKAGES.get(self._kind, ()):
+            importlib.import_module(name)
+        return {"seconds": time.perf_counter() - began}
+
+    def prepare(self) -> dict[str, float]:
+        """Convert the checkpoint, where the engine wants another format and that is not there yet."""
+        began = time.perf_counter()
+        if self._kind in CONVERT and not self._made.is_dir():
+            partial = self._made.with_name(f"{self._made.name}.partial-{os.getpid()}")
+            CONVERT[self._kind](self._checkpoint, partial, self._precision)
+            partial.rename(self._made)
+        return {"seconds": time.perf_counter() - began}
+
+    def load(self) -> dict[str, float]:
+        """Load the model."""
+        began = time.perf_counter()
+        if self._kind in LOAD:
+            self._engine = LOAD[self._kind](self._made, self._precision, self._threads, self._provider)
+        else:
+            self._engine = _own(Path(self._kind), self._checkpoint, self._threads)
+        return {"seconds": time.perf_counter() - began}
+
+    def generate(self, ids: list[list[int]], new: int, least: int, decoding: str, room: int) -> dict[str, Any]:
+        """Answer sources, lists of tokens of any lengths: seconds of wall and of all cores, and tokens up to </s>."""
+        rows, mask = _padded(ids)
+        busy, began = time.process_time(), time.perf_counter()
+        made = self._engine.generate(rows, mask, new, least, decoding, room)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - busy
+        return {"seconds": seconds, "cpu": cpu, "tokens": [_trimmed(row) for row in made.tolist()]}
+
+    def encode(self, ids: list[list[int]]) -> dict[str, float | None]:
+        """Seconds of the encoder alone, or None."""
+        if not hasattr(self._engine, "encode"):
+            return {"seconds": None}
+        rows, mask = _padded(ids)
+        began = time.perf_counter()
+        self._engine.encode(rows, mask)
+        return {"seconds": time.perf_counter() - began}
 
 
-def _torch(folder: Path, threads: int) -> Generate:
-    import torch
-
-    from lora_ft.bases import load_model
-
-    torch.set_num_threads(threads)
-    return _by_transformers(load_model(folder))
+def _padded(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    longest = max(map(len, ids))
+    rows = np.array([row + [0] * (longest - len(row)) for row in ids], np.int64)
+    mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in ids], np.int64)
+    return rows, mask
 
 
-def _by_transformers(model) -> Generate:  # type: ignore[no-untyped-def]
-    """What has transformers' `generate`: its own models, and those of optimum."""
-    import torch
+def _trimmed(row: list[int]) -> list[int]:
+    return row[: row.index(END)] if END in row else row
 
-    def generate(ids: np.ndarray, new: int) -> np.ndarray:
-        source = torch.from_numpy(ids)
+
+class _Onnx:
+    def __init__(self, made: Path, precision: str, threads: int, provider: str) -> None:
+        from export.runtime import Generator
+
+        self._generator = Generator.load(made, threads=threads, provider=provider)
+
+    def generate(self, ids: np.ndarray, mask: np.ndarray, new: int, least: int, decoding: str, room: int) -> np.ndarray:
+        options = {"max_new_tokens": new, "min_new_tokens": least, "prompt_lookup": decoding == "lookup"}
+        return self._generator.generate_ids(ids, mask, **options, **_options(decoding), seed=0)
+
+    def encode(self, ids: np.ndarray, mask: np.ndarray) -> Any:
+        return self._generator.model.encode(ids, mask)
+
+
+class _Single:
+    def __init__(self, made: Path, precision: str, threads: int, provider: str) -> None:
+        from export.layouts import single
+        from export.runtime.session import open_session
+
+        self._session = open_session(made / single.MODEL, threads, provider)
+        self._feed = single.greedy_feed
+
+    def generate(self, ids: np.ndarray, mask: np.ndarray, new: int, least: int, decoding: str, room: int) -> np.ndarray:
+        feed = self._feed(ids, mask, least, new)
+        if decoding == "sample":
+            uniform = np.random.default_rng(0).random((len(ids), new), np.float32)
+            feed |= {"top_k": np.array(TOP_K), "temperature": np.array(1, np.float32), "uniform": uniform}
+        return np.asarray(self._session.run(None, feed)[0])
+
+
+class _Torch:
+    """transformers' `generate`, of its own models and of those that other packages give it."""
+
+    def __init__(self, model: Any, compiled: bool = False) -> None:
+        self._model, self._compiled = model, compiled
+
+    @classmethod
+    def load(cls, made: Path, precision: str, threads: int, provider: str) -> _Torch:
+        import torch
+
+        from lora_ft.bases import load_model
+
+        torch.set_num_threads(threads)
+        model = load_model(made).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+        return cls(model.to("cuda") if provider == "cuda" else model)
+
+    @classmethod
+    def compiled(cls, made: Path, precision: str, threads: int, provider: str) -> _Torch:
+        made_ready = cls.load(made, precision, threads, provider)
+        made_ready._compiled = True
+        return made_ready
+
+    def generate(self, ids: np.ndarray, mask: np.ndarray, new: int, least: int, decoding: str, room: int) -> np.ndarray:
+        import torch
+
+        torch.manual_seed(0)
+        limits: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": least}
+        if self._compiled:
+            limits = self._in_static_cache(new, room)
         with torch.inference_mode():
-            out = model.generate(
-                input_ids=source, attention_mask=torch.ones_like(source), max_new_tokens=new, min_new_tokens=new,
-                do_sample=False, num_beams=1,
-            )  # fmt: skip
-        return np.asarray(out[:, 1:])
+            out = self._model.generate(**self._inputs(ids, mask), **limits, **_options(decoding))
+        return np.asarray(out[:, 1:].cpu())
 
-    return generate
+    def encode(self, ids: np.ndarray, mask: np.ndarray) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return self._model.get_encoder()(**self._inputs(ids, mask)).last_hidden_state.float().sum().item()
+
+    def _inputs(self, ids: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+        import torch
+
+        device = self._model.device
+        return {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
+
+    def _in_static_cache(self, new: int, room: int) -> dict[str, Any]:
+        """One cache of `room` tokens whatever is generated: for another size all would be compiled again."""
+        from transformers import CompileConfig, StoppingCriteria
+
+        class Enough(StoppingCriteria):
+            def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+                import torch
+
+                return torch.full((len(input_ids),), input_ids.shape[1] > new, device=input_ids.device)
+
+        config = CompileConfig(fullgraph=False)
+        config._compile_all_devices = True  # transformers compiles for GPUs alone, unless told
+        return {
+            "max_new_tokens": room, "min_new_tokens": room, "stopping_criteria": [Enough()],
+            "cache_implementation": "static", "compile_config": config,
+        }  # fmt: skip
 
 
-def _onnx(folder: Path, threads: int) -> Generate:
-    from export.runtime import Generator
-
-    generator = Generator.load(folder, threads=threads)
-    return lambda ids, new: generator.generate_ids(ids, np.ones_like(ids), max_new_tokens=new, min_new_tokens=new)
-
-
-def _single(folder: Path, threads: int) -> Generate:
-    from export.layouts.single import MODEL, greedy_feed
-    from export.runtime.session import open_session
-
-    session = open_session(folder / MODEL, threads)
-
-    def generate(ids: np.ndarray, new: int) -> np.ndarray:
-        (tokens,) = session.run(None, greedy_feed(ids, np.ones_like(ids), new, new))
-        return np.asarray(tokens)
-
-    return generate
+def _options(decoding: str) -> dict[str, Any]:
+    """By transformers' names."""
+    beams = {"num_beams": BEAMS, "early_stopping": True} if decoding == "beams" else {"num_beams": 1}
+    return beams | ({"do_sample": True, "top_k": TOP_K} if decoding == "sample" else {"do_sample": False})
 
 
-def _openvino(precision: str, checkpoint: Path, threads: int) -> Generate:
+def _convert_openvino(checkpoint: Path, made: Path, precision: str) -> None:
     from optimum.intel import OVModelForSeq2SeqLM, OVWeightQuantizationConfig
 
-    folder = checkpoint.with_name(f"{checkpoint.name}-openvino-{precision}")
     bits = {"int8": 8, "int4": 4}.get(precision)
-    hint = "bf16" if precision == "bf16" else "f32"
+    rounding = (
+        OVWeightQuantizationConfig(bits=bits, sym=bits == 4, group_size=64 if bits == 4 else -1) if bits else None
+    )
+    OVModelForSeq2SeqLM.from_pretrained(
+        checkpoint, export=True, compile=False, load_in_8bit=False, quantization_config=rounding
+    ).save_pretrained(made)
+
+
+def _openvino(made: Path, precision: str, threads: int, provider: str) -> _Torch:
+    from optimum.intel import OVModelForSeq2SeqLM
+
     settings = {
-        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "INFERENCE_NUM_THREADS": str(threads),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    if not folder.is_dir():
-        quantization = (
-            OVWeightQuantizationConfig(bits=bits, sym=bits == 4, group_size=64 if bits == 4 else -1) if bits else None
-        )
-        made = OVModelForSeq2SeqLM.from_pretrained(
-            checkpoint, export=True, compile=False, load_in_8bit=False, quantization_config=quantization
-        )
-        made.save_pretrained(folder)
-    return _by_transformers(OVModelForSeq2SeqLM.from_pretrained(folder, ov_config=settings))
+    return _Torch(OVModelForSeq2SeqLM.from_pretrained(made, ov_config=settings))
 
 
-def _ctranslate2(precision: str, checkpoint: Path, threads: int) -> Generate:
-    import ctranslate2
+def _convert_optimum(checkpoint: Path, made: Path, precision: str) -> None:
+    from optimum.onnxruntime import AutoQuantizationConfig, ORTModelForSeq2SeqLM, ORTQuantizer
+
+    # its merged decoder takes d_kv for d_model / heads, which FLAN-T5-small's is not
+    plain = made.with_name(f"{made.name}.fp32") if precision == "int8" else made
+    ORTModelForSeq2SeqLM.from_pretrained(checkpoint, export=True, use_merged=False).save_pretrained(plain)
+    if precision == "int8":
+        for file in sorted(plain.glob("*.onnx")):
+            config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
+            ORTQuantizer.from_pretrained(plain, file_name=file.name).quantize(config, save_dir=made, file_suffix="")
+        for file in plain.glob("*.json"):
+            (made / file.name).write_bytes(file.read_bytes())
+
+
+def _optimum(made: Path, precision: str, threads: int, provider: str) -> _Torch:
+    import onnxruntime as ort
+    from optimum.onnxruntime import ORTModelForSeq2SeqLM
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    return _Torch(ORTModelForSeq2SeqLM.from_pretrained(made, use_merged=False, session_options=options))
+
+
+def _convert_ctranslate2(checkpoint: Path, made: Path, precision: str) -> None:
+    import shutil
+
     from ctranslate2.converters import TransformersConverter
-    from tokenizers import Tokenizer
 
-    folder = checkpoint.with_name(f"{checkpoint.name}-ctranslate2")
-    if not folder.is_dir():
-        TransformersConverter(str(checkpoint)).convert(str(folder))
-    kind = {"fp32": "float32"}.get(precision, precision)
-    translator = ctranslate2.Translator(str(folder), compute_type=kind, intra_threads=threads)
-    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-
-    def generate(ids: np.ndarray, new: int) -> np.ndarray:
-        texts = [[tokenizer.id_to_token(int(i)) for i in row] for row in ids]
-        made = translator.translate_batch(
-            texts, beam_size=1, min_decoding_length=new, max_decoding_length=new, max_input_length=0
-        )
-        return np.array([[tokenizer.token_to_id(token) for token in one.hypotheses[0]] for one in made])
-
-    return generate
+    TransformersConverter(str(checkpoint)).convert(str(made), quantization=None if precision == "fp32" else precision)
+    shutil.copyfile(checkpoint / "tokenizer.json", made / "tokenizer.json")
 
 
-ENGINES: dict[str, Callable[[Path, int], Generate]] = {
-    "torch": _torch,
-    "onnx": _onnx,
-    "single": _single,
-    **{f"openvino-{precision}": partial(_openvino, precision) for precision in ("fp32", "bf16", "int8", "int4")},
-    **{f"ctranslate2-{precision}": partial(_ctranslate2, precision) for precision in ("fp32", "int8")},
+class _CTranslate2:
+    def __init__(self, made: Path, precision: str, threads: int, provider: str) -> None:
+        import ctranslate2
+        from tokenizers import Tokenizer
+
+        kind = {"fp32": "float32"}.get(precision, precision)
+        self._translator = ctranslate2.Translator(str(made), device=provider, compute_type=kind, intra_threads=threads)
+        self._tokenizer = Tokenizer.from_file(str(made / "tokenizer.json"))
+
+    def generate(self, ids: np.ndarray, mask: np.ndarray, new: int, least: int, decoding: str, room: int) -> np.ndarray:
+        name, number = self._tokenizer.id_to_token, self._tokenizer.token_to_id
+        rows = [[name(int(i)) for i in row[: int(seen.sum())]] for row, seen in zip(ids, mask, strict=True)]
+        made = self._translator.translate_batch(
+            rows, beam_size=BEAMS if decoding == "beams" else 1, sampling_topk=TOP_K if decoding == "sample" else 1,
+            min_decoding_length=least, max_decoding_length=new, max_input_length=0,
+        )  # fmt: skip
+        answers = [[number(token) for token in one.hypotheses[0]] for one in made]
+        longest = max(map(len, answers))
+        return np.array([answer + [END] * (longest - len(answer)) for answer in answers], np.int64)
+
+
+class _Plain:
+    """An engine of the user's own."""
+
+    def __init__(self, function: Callable[..., np.ndarray]) -> None:
+        self._function = function
+
+    def generate(self, ids: np.ndarray, mask: np.ndarray, new: int, least: int, decoding: str, room: int) -> np.ndarray:
+        return self._function(ids, mask, new, least)
+
+
+def _own(file: Path, checkpoint: Path, threads: int) -> _Plain:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return _Plain(module.load(checkpoint, threads))
+
+
+PACKAGES = {
+    "onnx": ("export.runtime",),
+    "single": ("onnxruntime", "export.layouts.single"),
+    "torch": ("torch", "lora_ft.bases", "transformers.models.t5.modeling_t5"),
+    "torch-compile": ("torch", "lora_ft.bases", "transformers.models.t5.modeling_t5"),
+    "optimum": ("optimum.onnxruntime",),
+    "openvino": ("optimum.intel",),
+    "ctranslate2": ("ctranslate2", "tokenizers"),
+}
+CONVERT = {"optimum": _convert_optimum, "openvino": _convert_openvino, "ctranslate2": _convert_ctranslate2}
+LOAD: dict[str, Callable[[Path, str, int, str], Any]] = {
+    "onnx": _Onnx,
+    "single": _Single,
+    "torch": _Torch.load,
+    "torch-compile": _Torch.compiled,
+    "optimum": _optimum,
+    "openvino": _openvino,
+    "ctranslate2": _CTranslate2,
 }
 
 if __name__ == "__main__":

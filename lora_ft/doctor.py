@@ -33,10 +33,19 @@ def environment() -> dict[str, str]:
         "cpu": _cpu_name(),
         "cpu flags": " ".join(flag for flag in _FLAGS if flag in _cpu_flags()) or "none of interest",
         "cores": f"{allowed_cpus()} allowed of {os.cpu_count()}",
+        "frequency governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or "not shown",
+        "container": _container(),
         "memory": _memory(),
         "gpus": _gpus(),
         "onnxruntime providers": ", ".join(onnxruntime.get_available_providers()),
+        "commit": _commit(),
     }
+
+
+def stolen() -> float:
+    """Seconds, over all cores since it started, that this machine's host gave to others; 0 where it does not say."""
+    fields = _first_line(Path("/proc/stat")).split()
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK") if len(fields) > 8 else 0.0
 
 
 def _version(package: str) -> str:
@@ -58,6 +67,42 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor() or "unknown"
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return next(iter(path.read_text(encoding="utf-8").splitlines()), "")
+    except OSError:
+        return ""
+
+
+def _container() -> str:
+    """What this process is shut in, as far as it shows."""
+    if Path("/.dockerenv").exists():
+        return "docker"
+    if Path("/run/.containerenv").exists():
+        return "podman"
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return "kubernetes"
+    return os.environ.get("container", "none seen")  # noqa: SIM112  (systemd writes it so)
+
+
+def _commit() -> str:
+    """The commit of this source tree, with a + where files differ from it; nothing of an installed package."""
+    import subprocess
+
+    def git(*arguments: str) -> str:
+        made = subprocess.run(
+            ["git", "-C", str(Path(__file__).parents[1]), *arguments], capture_output=True, text=True, check=False
+        )
+        return made.stdout.strip() if made.returncode == 0 else ""
+
+    try:
+        if not (Path(__file__).parents[1] / ".git").exists():
+            return "no source tree"
+        return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+" if git("status", "--porcelain") else "")
+    except OSError:
+        return "unknown (no git here)"
 
 
 def _memory() -> str:

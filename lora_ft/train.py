@@ -79,7 +79,7 @@ def train(
     plan = make_plan(task, base.config, rows, _processes(), _choices(working) if resume else None)
     for line in plan.lines():
         progress.note(line)
-    trainer, keeper, reporter = _trainer(task, plan, base, tokenizer, rows, validation, working, progress)
+    trainer, keeper, reporter = build_trainer(task, plan, base, tokenizer, rows, validation, working, progress)
     checkpoint = _start(task, plan, working, resume=resume)
     _trim_log(working / LOG, checkpoint)
     if checkpoint is not None:
@@ -149,10 +149,18 @@ def _start(task: Task, plan: Plan, working: Path, *, resume: bool) -> Path | Non
     return found if resume else None
 
 
-def _trainer(
+def build_trainer(
     task: Task, plan: Plan, base: Base, tokenizer: Tokenizer, rows: Sequence[Encoded], validation: Sequence[Example],
     working: Path, progress: Progress,
 ) -> tuple[Trainer, Keeper, Reporter]:  # fmt: skip
+    """The trainer of a task, ready to start, with an adapter on its base; and its callbacks that others ask later.
+
+    Args:
+        task, plan, base, tokenizer: what is trained, and how.
+        rows, validation: encoded rows to train on, and examples to choose the best checkpoint by (may be none).
+        working: folder of checkpoints and the log; it exists before the first step.
+        progress: told what happens.
+    """
     train = task.train
     if plan.device == "cpu":
         torch.set_num_threads(max(1, allowed_cpus() // _processes()))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 import textwrap
 import time
 from pathlib import Path
 
-from benchmarks.latency import Engine, Latency, compare
+from benchmarks.bench import PAGE, measure
+from benchmarks.report import Report
+from benchmarks.subjects import Subject
+from benchmarks.suite import Suite
 from export.files import folder_size
 from lora_ft.bases import OFFLINE
 from lora_ft.cli.screen import Screen
@@ -40,19 +44,21 @@ def quickstart(out: Path, *, base: str | None, overwrite: bool) -> None:
         merge(run, checkpoint, overwrite=overwrite, progress=screen)
         scores = evaluate(str(run_folder), baseline=True, progress=screen)
         exported = export(str(checkpoint), bundle, overwrite=overwrite, progress=screen)
-        screen.stage("timing torch and ONNX", 5)
-        latency = compare(
-            [Engine("torch", checkpoint), Engine("onnx", bundle)], batches=(1,), rounds=5, done=screen.advance
-        )[0]
+        suite = Suite(name="quickstart", engines=("torch/fp32", "onnx/fp32"), batch=(1,), rounds=5)
+        speed = measure(
+            [Subject("quickstart", out, checkpoint, bundle)], suite, out / "bench", task=task, overwrite=overwrite,
+            progress=screen,
+        )  # fmt: skip
         example = load_splits(task, ["test"]).test[0]
         answer = generate(open_model(str(bundle)), [example.row], {})[0]
-    _show(out, scores, exported, latency, example, answer, time.monotonic() - began)
+    _show(out, scores, exported, speed, example, answer, time.monotonic() - began)
 
 
 def _show(
-    out: Path, scores: Evaluation, exported: Exported, latency: Latency, example: Example, answer: str, seconds: float
+    out: Path, scores: Evaluation, exported: Exported, speed: Report, example: Example, answer: str, seconds: float
 ) -> None:
     assert scores.baseline is not None and scores.difference is not None  # asked for above
+    torch, onnx = speed.cases[0].timings.values()
     screen = console()
     rouge = table("ROUGE, 0-100 [95 %]", "before", "after", "difference")
     for kind, after in scores.scores.rouge.items():
@@ -62,8 +68,9 @@ def _show(
         "merged": f"{folder_size(out / 'checkpoint') / 1e6:.1f} MB   {out / 'checkpoint'}",
         "ONNX": f"{exported.bytes / 1e6:.1f} MB   {out / 'bundle'}",
         "verified": str(exported.parity),
-        "ms per token": f"torch {latency.milliseconds_per_token['torch']:.1f}, ONNX "
-        f"{latency.milliseconds_per_token['onnx']:.1f}: {latency.ratio['onnx']:.1f} times as fast (batch 1, fp32)",
+        "64 tokens": f"torch {1000 * statistics.median(torch.total):.0f} ms, ONNX "
+        f"{1000 * statistics.median(onnx.total):.0f} ms: {onnx.ratio.value:.1f} times as fast (batch 1, fp32)",
+        "speed report": str(out / "bench" / PAGE),
         "asked": textwrap.shorten(example.row["dialogue"], 200, placeholder=" …"),
         "answered": answer,
         "took": f"{seconds:.0f} s",

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lora_ft.cli import bench
 from lora_ft.cli.screen import Screen
 
 app = typer.Typer(
@@ -270,6 +271,9 @@ def recipes() -> None:
 
     for name in recipes():
         print(f"{name}\t{recipe_file(name)}")
+
+
+app.add_typer(bench.app, name="bench")
 
 
 @app.command()

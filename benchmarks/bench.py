@@ -1,0 +1,246 @@
+"""The job `bench`: models and a suite in, a report out, which is written again and again while it grows."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import markdown, page, quality, serving
+from benchmarks.contest import Contest, Contestant, contestants, disqualify, reference
+from benchmarks.figures import steadiness
+from benchmarks.floor import MEMORY, read_bandwidth
+from benchmarks.report import Case, Quality, Report, Service
+from benchmarks.subjects import Subject, open_subject
+from benchmarks.suite import Suite
+from export.errors import LoraFtError, UsageError
+from export.files import refuse_existing, write_text
+from lora_ft.data import Example, load_splits
+from lora_ft.doctor import environment, stolen
+from lora_ft.merge import SENTENCES
+from lora_ft.progress import Progress, Silent
+from lora_ft.task import Task
+
+REPORT, PAGE, MARKDOWN = "report.json", "report.html", "report.md"
+MODELS = Path("runs/bench/models")
+_SAVE_EVERY = 10.0  # seconds
+_STOLEN = 0.05
+
+
+def bench(
+    models: Sequence[str], suite: Suite, out: Path, *, task: Task | None = None, work: Path = MODELS,
+    overwrite: bool = False, progress: Progress | None = None,
+) -> Report:  # fmt: skip
+    """Time every engine of a suite on every model: see `measure`.
+
+    Args:
+        models: runs, checkpoints, bases or bundles.
+        work: folder where what is made of the models is kept for the next time.
+
+    Raises:
+        UsageError: a model is not there; and as `measure`.
+    """
+    refuse_existing(out / REPORT, overwrite=overwrite)
+    progress = progress or Silent()
+    subjects = [open_subject(name, work, progress) for name in models]
+    return measure(subjects, suite, out, task=task, overwrite=overwrite, progress=progress)
+
+
+def measure(
+    subjects: Sequence[Subject], suite: Suite, out: Path, *, task: Task | None = None, overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Report:  # fmt: skip
+    """Time every engine of a suite on every subject.
+
+    Ctrl-C ends it early: what was found by then is written, and KeyboardInterrupt goes on to the caller.
+
+    Args:
+        subjects: what is measured.
+        suite: how.
+        out: folder for report.json, report.html and report.md.
+        task: whose rows are asked, where the subjects have none.
+        overwrite: replace an earlier report.
+        progress: told what happens.
+
+    Raises:
+        UsageError: `out` holds a report, or rows are asked for and there is no task.
+        LoraFtError: no engine could be started, and why the first one could not.
+    """
+    refuse_existing(out / REPORT, overwrite=overwrite)
+    progress = progress or Silent()
+    task = task or next((subject.task for subject in subjects if subject.task), None)
+    if suite.rows and task is None:
+        raise UsageError(f"the suite {suite.name} scores rows, and no model has a task", "add --task TASK or --rows 0")
+    out.mkdir(parents=True, exist_ok=True)
+    return _Bench(suite, out, subjects, task, progress).run()
+
+
+class _Bench:
+    """One run of the job: what is known of it so far, and where it is written."""
+
+    def __init__(
+        self, suite: Suite, out: Path, subjects: Sequence[Subject], task: Task | None, progress: Progress
+    ) -> None:
+        self._suite, self._out, self._task, self._progress = suite, out, task, progress
+        self._tokenizer = subjects[0].tokenizer()
+        self._examples = _examples(suite, task)
+        self._everyone = contestants(subjects, suite)
+        self._contest = Contest(suite, self._everyone, self._sources)
+        self._bandwidth = cache(lambda size: read_bandwidth(int(size)))
+        self._quality: dict[str, Quality] = {}
+        self._serving: dict[str, Service] = {}
+        self._began, self._clock, self._saved = datetime.now(UTC), time.monotonic(), 0.0
+        self._stolen, self._interrupted = stolen(), False
+
+    def run(self) -> Report:
+        with contextlib.ExitStack() as running:
+            try:
+                self._start(running)
+                self._time()
+                self._score()
+                self._serve()
+            except KeyboardInterrupt:
+                self._interrupted = True
+                raise
+            finally:
+                if any(one.facts.get("warm") for one in self._everyone):
+                    report = self._save(final=True)
+        return report
+
+    def _start(self, running: contextlib.ExitStack) -> None:
+        for one in self._everyone:
+            self._progress.stage(f"starting {one.name}")
+            try:
+                one.start(running, self._progress)
+            except LoraFtError as error:
+                one.fail(str(error))
+                self._progress.note(f"left out: {one.name}: {error}")
+        if not any(one.process for one in self._everyone):
+            raise LoraFtError(f"no engine could be started: {self._everyone[0].facts['error']}")
+
+    def _time(self) -> None:
+        turns = 0
+
+        def done() -> None:
+            nonlocal turns
+            turns += 1
+            self._progress.advance(turns)
+
+        for one in self._everyone:
+            if one.step:
+                self._bandwidth(one.step)  # before the engines' turns, not among them
+        self._progress.stage("timing", self._contest.turns)
+        for _ in self._contest.rounds(done):
+            if time.monotonic() - self._saved > _SAVE_EVERY:
+                self._save()
+
+    def _score(self) -> None:
+        if not self._suite.rows or self._task is None:
+            return
+
+        def stage(name: str) -> Callable[[int], None]:
+            self._progress.stage(f"scoring {name}", len(self._examples))
+            return self._progress.advance
+
+        examples = self._examples[: self._suite.rows]
+        self._quality = quality.compare(self._everyone, self._task, examples, self._tokenizer, stage)
+        self._save()
+
+    def _serve(self) -> None:
+        settings = self._suite.serving
+        running = [one for one in self._everyone if one.process is not None]
+        if settings is None or not running:
+            return
+        ids = self._tokenizer.encode(self._prompts(), self._task.lengths.source if self._task else 512)
+        most = self._task.generation_options()["max_new_tokens"] if self._task else max(self._suite.new)
+        full = serving.capacity(running[0], ids[: 8 * settings.max_batch], most, settings.max_batch)
+        for number, share in enumerate(settings.loads):
+            self._progress.stage(f"serving {share * full:.2g} requests/s", settings.requests * len(running))
+            finished = 0
+
+            def done() -> None:
+                nonlocal finished
+                finished += 1
+                self._progress.advance(finished)
+
+            for one in running:
+                if one.process is None:
+                    continue
+                try:
+                    load = serving.serve(one, ids, share * full, most, settings, self._suite.seed + number, done)
+                except LoraFtError as error:
+                    one.fail(str(error))
+                    continue
+                loads = [*(self._serving[one.name].loads if one.name in self._serving else ()), load]
+                self._serving[one.name] = Service(loads=loads, knee=serving.knee(loads, settings.slo))
+                self._save()
+
+    def _sources(self, batch: int, length: int) -> list[list[int]]:
+        """Real rows one after another where there are any, else random tokens: so many, all of one length."""
+        rng = np.random.default_rng(self._suite.seed)
+        if self._task is None:
+            return rng.integers(3, min(self._tokenizer.size, 32000), (batch, length)).tolist()
+        rows = [ids[:-1] for ids in self._tokenizer.encode(self._prompts())]
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+        made: list[list[int]] = []
+        for start in range(batch):
+            ids, i = list[int](), start
+            while len(ids) < length - 1:
+                ids += rows[i % len(rows)]
+                i += batch
+            made.append([*ids[: length - 1], _END])
+        return made
+
+    def _prompts(self) -> list[str]:
+        return [example.prompt for example in self._examples] or list(SENTENCES)
+
+    def _save(self, *, final: bool = False) -> Report:
+        cases = self._contest.cases(self._bandwidth)
+        if final:
+            disqualify(self._everyone, cases)
+        found = self._report(cases)
+        found.write(self._out / REPORT)
+        if final:
+            write_text(self._out / PAGE, page.render(found))
+            write_text(self._out / MARKDOWN, markdown.render(found))
+        self._saved = time.monotonic()
+        return found
+
+    def _report(self, cases: Sequence[Case]) -> Report:
+        shaking = steadiness(
+            {
+                f"{name} at batch {case.batch}, {case.source} in, {case.new} out, {case.decoding}": timing.spread
+                for case in cases
+                for name, timing in case.timings.items()
+            }
+        )
+        taken = stolen() - self._stolen
+        share = taken / max(time.monotonic() - self._clock, 1e-9)
+        if share > _STOLEN:
+            shaking.append(f"the host took {share:.0%} of a core away (steal)")
+        described = [one.described() for one in self._everyone]
+        wrong = [f"{one.name}: {one.error}" for one in described if one.error]
+        return Report(
+            suite=self._suite, environment=environment(), began=self._began.isoformat(timespec="seconds"),
+            seconds=time.monotonic() - self._clock, interrupted=self._interrupted,
+            reference=reference([one for one in self._everyone if "error" not in one.facts] or self._everyone),
+            bandwidth=self._bandwidth(MEMORY), contestants=described, cases=list(cases), quality=self._quality,
+            serving=self._serving, harness=self._contest.clock.harness,
+            verdict="unstable" if shaking else "stable", warnings=[*wrong, *shaking],
+        )  # fmt: skip
+
+
+_END = 1
+
+
+def _examples(suite: Suite, task: Task | None) -> list[Example]:
+    """Test rows of the task, as many as are scored and some to time with."""
+    if task is None:
+        return []
+    limit = task.data.limit.model_copy(update={"test": max(suite.rows, 64)})  # the run may have scored fewer
+    return load_splits(task.model_copy(update={"data": task.data.model_copy(update={"limit": limit})}), ["test"]).test

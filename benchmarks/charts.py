@@ -1,0 +1,213 @@
+"""The charts of a report: which of its figures are drawn against which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from operator import attrgetter
+
+import numpy as np
+
+from benchmarks import tables
+from benchmarks.plots import Axis, Plot, Point, Rule, Series
+from benchmarks.report import Case, Load, Report
+from benchmarks.tables import SHARES, milliseconds, name_of, number, percent, seconds_of
+
+_WIDE = 5  # values that differ by more than so many times are drawn on a logarithmic axis
+
+
+def charts(report: Report) -> dict[str, list[Plot]]:
+    """All charts by the heading of `tables` that they stand under; headings without any are left out."""
+    found = {
+        tables.SUMMARY: [*_latencies(report), *_rooflines(report)],
+        tables.QUALITY: _quality(report),
+        tables.SERVING: _serving(report),
+        tables.DETAILS: [_distribution(report, case) for case in report.cases if case.timings],
+    }
+    return {heading: plots for heading, plots in found.items() if plots}
+
+
+def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other is to the right of and as high, or above and as far right; from left to right."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(set(points), reverse=True):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front[::-1]
+
+
+def _styles(report: Report) -> dict[str, int]:
+    """A contestant looks the same in all charts."""
+    return {contestant.name: number for number, contestant in enumerate(report.contestants)}
+
+
+def _wide(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) > _WIDE * min(values)
+
+
+def _latencies(report: Report) -> list[Plot]:
+    """The total against the batch: a chart for each shape of text, way to decode and number of threads."""
+    threads = {contestant.name: contestant.threads for contestant in report.contestants}
+    groups: dict[tuple[int, int, str, int], list[Case]] = {}
+    for case in report.cases:
+        for count in sorted({threads[name] for name in case.timings if name in threads}):
+            groups.setdefault((case.source, case.new, case.decoding, count), []).append(case)
+    plots = []
+    for (source, new, decoding, count), cases in groups.items():
+        batches = sorted({case.batch for case in cases})
+        series = [
+            Series(
+                name, [_total(case, name) for case in sorted(cases, key=lambda c: c.batch) if name in case.timings], at
+            )
+            for name, at in _styles(report).items()
+            if threads[name] == count
+        ]
+        if len(batches) < 2:
+            continue
+        plots.append(
+            Plot(
+                f"Latency: {source} tokens in, {new} out, {decoding}, {count} thread{'s' if count > 1 else ''}",
+                Axis("batch", log=True, ticks=tuple(batches)),
+                Axis("total, ms", log=True),
+                series,
+                note="Medians of rounds; bars are their quartiles.",
+            )
+        )
+    return plots
+
+
+def _total(case: Case, name: str) -> Point:
+    low, high = (1000 * float(value) for value in np.percentile(case.timings[name].total, [25, 75]))
+    hint = f"{name}, batch {case.batch}: {milliseconds(seconds_of(case, name))} ms"
+    return Point(case.batch, 1000 * seconds_of(case, name), low, high, hint)
+
+
+def _rooflines(report: Report) -> list[Plot]:
+    """What a token took against what it takes at least: a chart for each shape of text and way to decode."""
+    groups: dict[tuple[int, int, str], list[Case]] = {}
+    for case in report.cases:
+        groups.setdefault((case.source, case.new, case.decoding), []).append(case)
+    plots = (_roofline(report, cases) for cases in groups.values())
+    return [plot for plot in plots if any(entry.points for entry in plot.series)]
+
+
+def _roofline(report: Report, cases: Sequence[Case]) -> Plot:
+    series = [
+        Series(
+            name,
+            [
+                Point(
+                    1000 * timing.floor * timing.per_token,
+                    1000 * timing.per_token,
+                    hint=f"{name}, batch {case.batch}: {percent(timing.floor)} % of the floor",
+                    label=str(case.batch),
+                )
+                for case in cases
+                if (timing := case.timings.get(name)) and timing.floor
+            ],
+            at,
+            line=False,
+        )
+        for name, at in _styles(report).items()
+    ]
+    floors = [point.x for entry in series for point in entry.points]
+    # The line of 100 % is what all points are compared with, so it is always in view, however far below them.
+    y = Axis("measured, ms/token", log=True, include=(min(floors, default=1.0),))
+    rules = [Rule(f"{share} %", 100 / share, diagonal=True) for share in (100, 50, 25)]
+    note = (
+        "The floor is what reading the bytes of a step takes at the measured bandwidth. Along a line the same share of "
+        "it is reached; at 100 % nothing but memory is waited for. Numbers are batches."
+    )
+    title = f"A token against its floor: {cases[0].source} tokens in, {cases[0].new} out, {cases[0].decoding}"
+    return Plot(title, Axis("floor, ms/token", log=True), y, series, rules, note)
+
+
+def _quality(report: Report) -> list[Plot]:
+    """The score against the speed, and who is beaten in neither."""
+    speeds = {name: found.rows / found.seconds for name, found in report.quality.items() if found.seconds}
+    if not speeds:
+        return []
+    entries = [
+        Series(name, [Point(speeds[name], score.value, score.low, score.high, hint, label=name)], at, line=False)
+        for name, at in _styles(report).items()
+        if name in speeds
+        for score in (report.quality[name].score,)
+        for hint in (f"{name}: {tables.interval(score, 1)} at {number(speeds[name])} rows/s",)
+    ]
+    failed = {contestant.name for contestant in report.contestants if contestant.error}
+    best = pareto((point.x, point.y) for entry in entries if entry.name not in failed for point in entry.points)
+    steps = [Point(x, y, bare=True) for x, y in best[:1]]
+    for (before, _), (to, level) in pairwise(best):
+        steps += [Point(before, level, bare=True), Point(to, level, bare=True)]
+    series = [*([Series("Pareto front", steps)] if len(best) > 1 else []), *entries]
+    metric = next(iter(report.quality.values())).metric
+    note = (
+        "Bars are 95 % intervals. The line is the front: who is on it is beaten in score and speed at once by nobody; "
+        "below it, and to its left, somebody is better in both."
+    )
+    x = Axis("speed, rows/s", log=_wide(list(speeds.values())))
+    return [Plot("Quality against speed", x, Axis(metric), series, note=note)]
+
+
+def _distribution(report: Report, case: Case) -> Plot:
+    """Which share of the totals is no longer than x, with the percentiles that there are samples enough for."""
+    series = []
+    for name, at in _styles(report).items():
+        if name not in case.timings:
+            continue
+        timing = case.timings[name]
+        ordered = [1000 * value for value in sorted(timing.total)]
+        steps = [Point(ordered[0], 0, bare=True)]
+        for count, value in enumerate(ordered, 1):
+            steps += [Point(value, steps[-1].y, bare=True), Point(value, 100 * count / len(ordered), bare=True)]
+        for key, share in SHARES.items():
+            value = getattr(timing.percentiles, key)
+            if value is not None:
+                # The line passes there: the point is put before the first that is as high.
+                mark = Point(1000 * value, 100 * share, hint=f"{name}, {key}: {milliseconds(value)} ms")
+                index = next((i for i, p in enumerate(steps) if p.y >= mark.y), len(steps))
+                steps.insert(index, mark)
+        series.append(Series(name, steps, at))
+    values = [point.x for entry in series for point in entry.points]
+    note = "Markers are p50, p90 and p99, where there are samples enough."
+    y = Axis("rounds that took no longer, %", include=(0.0, 100.0), ticks=(0, 25, 50, 75, 90, 100))
+    return Plot(name_of(case).capitalize(), Axis("total, ms", log=_wide(values)), y, series, note=note)
+
+
+def _serving(report: Report) -> list[Plot]:
+    """Latency and goodput against the load."""
+    suite = report.suite.serving
+    rules = [Rule(f"SLO {1000 * suite.slo:,g} ms", 1000 * suite.slo)] if suite else []
+    ring = "Rings are knees: the largest load that is kept up with, within the SLO."
+    x = Axis("offered, requests/s")
+    plots = []
+    for key in ("p50", "p90"):
+        series = _loads(report, attrgetter(f"percentiles.{key}"), 1000, "ms")
+        title = f"Latency under load, {key}"
+        plots.append(Plot(title, x, Axis(f"{key} from arrival to answer, ms", log=True), series, rules, ring))
+    good = _loads(report, attrgetter("goodput"), 1, "good answers/s")
+    even = [Rule("all are good", 1.0, diagonal=True)]
+    y = Axis("answers within the SLO, 1/s", include=(0.0,))
+    plots.append(Plot("Goodput under load", x, y, good, even, ring))
+    return [plot for plot in plots if any(entry.points for entry in plot.series)]
+
+
+def _loads(report: Report, figure: Callable[[Load], float | None], times: float, unit: str) -> list[Series]:
+    return [
+        Series(
+            name,
+            [
+                Point(
+                    load.offered,
+                    times * value,
+                    hint=f"{name} at {number(load.offered)} requests/s: {number(times * value)} {unit}",
+                    ring=tables.is_knee(load.offered, service.knee),
+                )
+                for load in service.loads
+                if (value := figure(load)) is not None
+            ],
+            at,
+        )
+        for name, at in _styles(report).items()
+        if (service := report.serving.get(name))
+    ]

@@ -1,0 +1,80 @@
+"""Two reports against each other: what became slower, or worse, beyond what chance gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.report import Interval, Report, Timing
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure in both reports.
+
+    Attributes:
+        what: contestant and case.
+        figure: "total", "per token", or the metric of a score.
+        ratio: of times: new over old, above 1 is slower. Of scores: new minus old, in points.
+        worse: beyond the tolerance, its interval included.
+    """
+
+    what: str
+    figure: str
+    ratio: Interval
+    worse: bool
+
+
+def compare(old: Report, new: Report, *, tolerance: float, max_drop: float) -> list[Change]:
+    """Every figure that both have.
+
+    Args:
+        old, new: reports.
+        tolerance: share by which times may grow.
+        max_drop: points that scores may fall by.
+    """
+    seed = old.suite.seed
+    found = []
+    cases = {(case.batch, case.source, case.new, case.decoding): case for case in old.cases}
+    for case in new.cases:
+        before = cases.get((case.batch, case.source, case.new, case.decoding))
+        for name in case.timings.keys() & (before.timings.keys() if before else set()):
+            assert before is not None
+            what = f"{name}, batch {case.batch}, {case.source} in, {case.new} out, {case.decoding}"
+            a, b = before.timings[name], case.timings[name]
+            for figure, one, other in (("total", a.total, b.total), ("per token", later(a), later(b))):
+                ratio = unpaired(one, other, seed)
+                found.append(Change(what, figure, ratio, ratio.low > 1 and ratio.value > 1 + tolerance))
+    for name in sorted(old.quality.keys() & new.quality.keys()):
+        a_score, b_score = old.quality[name], new.quality[name]
+        change = b_score.score.value - a_score.score.value
+        found.append(Change(name, b_score.metric, Interval(value=change, low=change, high=change), change < -max_drop))
+    return found
+
+
+def missing(old: Report, new: Report) -> list[str]:
+    """Contestants of the old report that the new one lacks, or in which they failed."""
+    there = {one.name for one in new.contestants if not one.error}
+    return [one.name for one in old.contestants if not one.error and one.name not in there]
+
+
+def later(timing: Timing) -> list[float]:
+    """Seconds of all tokens after the first, by round."""
+    return [total - first for total, first in zip(timing.total, timing.first, strict=True)]
+
+
+def unpaired(old: Sequence[float], new: Sequence[float], seed: int) -> Interval:
+    """New median over old median, with the interval from rounds of each drawn with replacement.
+
+    The reports come from different times, so rounds are no pairs: what a drift of the machine does is in the ratio.
+    """
+    rng = np.random.default_rng(seed)
+    before, after = np.asarray(old), np.asarray(new)
+    medians = [np.median(values[rng.integers(len(values), size=(_RESAMPLES, len(values)))], axis=1)
+               for values in (before, after)]  # fmt: skip
+    low, high = np.percentile(medians[1] / medians[0], [2.5, 97.5])
+    return Interval(value=float(np.median(after) / np.median(before)), low=float(low), high=float(high))

@@ -1,0 +1,293 @@
+"""Contestants, each running in its process, and their timings: turn by turn, in a random order, round after round."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import figures, report
+from benchmarks.energy import meter
+from benchmarks.engines import EXACT, Engine, parse
+from benchmarks.environments import interpreter
+from benchmarks.floor import step_bytes
+from benchmarks.process import Process, evict
+from benchmarks.subjects import Subject, size
+from benchmarks.suite import Suite
+from export.errors import LoraFtError
+from export.runtime.cpu import allowed_cpus
+from lora_ft.progress import Progress
+
+_DIFFERS = 0.1  # share of rows beyond which an engine that rounds nothing is wrong, not unlucky with ties
+
+
+@dataclass
+class Contestant:
+    """An engine with a model in so many threads; `process` is there once it has been started.
+
+    Attributes:
+        name: of rows in tables.
+        subject, engine, threads, provider: what it is.
+        facts: fields of the report's contestant that are known by now.
+        step: bytes of weights that a step reads, or None.
+    """
+
+    name: str
+    subject: Subject
+    engine: Engine
+    threads: int
+    provider: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    process: Process | None = None
+    step: float | None = None
+
+    def start(self, running: contextlib.ExitStack, progress: Progress) -> None:
+        """Prepare what it loads, load it with a cold file cache, then with a warm one, and keep it running.
+
+        Raises:
+            LoraFtError: it cannot.
+        """
+        python = interpreter(self.engine.peer)
+        made = self.subject.made(self.engine, progress)
+        checkpoint = self.subject.checkpoint or made
+        kind = str(self.engine.file) if self.engine.file else self.engine.kind
+        arguments = [kind, self.engine.precision, str(checkpoint), str(made), str(self.threads), self.provider]
+        with self._process(python, arguments) as first:
+            first.ask("prepare")
+            self.facts["imports"] = first.ask("imports")["seconds"]
+            evict(made)
+            self.facts["cold"] = first.ask("load")["seconds"]
+        process = running.enter_context(self._process(python, arguments))
+        process.ask("imports")
+        self.facts["warm"] = process.ask("load")["seconds"]
+        self.facts["megabytes"] = size(made, checkpoint)
+        self.step = step_bytes(self.engine, made, self.subject.checkpoint)
+        self.process = process
+
+    def _process(self, python: str, arguments: Sequence[str]) -> Process:
+        return Process(self.name, python, arguments, self.threads)
+
+    def generate(self, ids: Sequence[Sequence[int]], **options: Any) -> dict[str, Any]:
+        """Tokens and times of some sources."""
+        assert self.process is not None
+        return self.process.ask("generate", ids=ids, **options)
+
+    def fail(self, error: str) -> None:
+        """Take it out: it says why, and takes no further part."""
+        self.facts["error"] = error
+        self.process = None
+
+    def described(self) -> report.Contestant:
+        """As the report has it, with its memory as it is now."""
+        if self.process is not None:
+            self.facts |= self.process.memory()
+        return report.Contestant(
+            name=self.name, engine=self.engine.kind or str(self.engine.file), precision=self.engine.precision,
+            model=self.subject.name, threads=self.threads, provider=self.provider, **self.facts,
+        )  # fmt: skip
+
+
+def contestants(subjects: Sequence[Subject], suite: Suite) -> list[Contestant]:
+    """Every model, engine and number of threads; names say only what differs."""
+    found = []
+    for subject, threads in itertools.product(subjects, suite.threads):
+        for text in subject.engines(suite.engines):
+            engine = parse(text)
+            name = f"{Path(subject.name).name} {engine.name}" if len(subjects) > 1 else engine.name
+            if len(suite.threads) > 1:
+                name += f" x{threads or allowed_cpus()}"
+            found.append(Contestant(name, subject, engine, threads or allowed_cpus(), suite.provider))
+    return found
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is generated: rows, tokens in, tokens out, and how they are chosen."""
+
+    batch: int
+    source: int
+    new: int
+    decoding: str
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, {self.source} in, {self.new} out, {self.decoding}"
+
+
+def shapes(suite: Suite) -> list[Shape]:
+    """All of a suite's."""
+    return [Shape(*one) for one in itertools.product(suite.batch, suite.source, suite.new, suite.decoding)]
+
+
+@dataclass
+class Samples:
+    """What one contestant was measured at for one shape; a value a round."""
+
+    total: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    encoder: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    joules: list[float] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+
+
+@dataclass
+class Clock:
+    """Seconds of timed calls inside engines, and of the whole phase around them."""
+
+    inside: float = 0.0
+    around: float = 0.0
+
+    @property
+    def harness(self) -> report.Harness:
+        """What is left for the harness."""
+        seconds = max(self.around - self.inside, 0.0)
+        return report.Harness(seconds=seconds, share=seconds / self.around if self.around else 0.0)
+
+
+class Contest:
+    """Times contestants against each other.
+
+    Attributes:
+        samples: by shape and contestant.
+        clock: what the harness takes of it.
+    """
+
+    def __init__(self, suite: Suite, everyone: Sequence[Contestant], sources: Callable[[int, int], list[list[int]]]):
+        self._suite, self._everyone, self._sources = suite, everyone, sources
+        self._order = random.Random(suite.seed)
+        self._joules = meter(suite.provider)
+        self.samples: dict[Shape, dict[str, Samples]] = {}
+        self.clock = Clock()
+
+    @property
+    def turns(self) -> int:
+        """How many turns there are in all, the first ones of each shape included."""
+        return sum(len(self._able(shape)) for shape in shapes(self._suite)) * (self._suite.rounds + 1)
+
+    def rounds(self, done: Callable[[], None]) -> Iterator[None]:
+        """Time everything, yielding after each round; `done` is called after each turn."""
+        for shape in shapes(self._suite):
+            ids = self._sources(shape.batch, shape.source)
+            self.samples[shape] = {one.name: Samples() for one in self._able(shape)}
+            for number in range(self._suite.rounds + 1):
+                able = self._able(shape)
+                for one in self._order.sample(able, len(able)):
+                    self._turn(one, shape, ids, keep=number > 0)  # the first round allocates, and compiles
+                    done()
+                yield
+
+    def _able(self, shape: Shape) -> list[Contestant]:
+        return [one for one in self._everyone if one.process is not None and one.engine.can(shape.decoding)]
+
+    def _turn(self, one: Contestant, shape: Shape, ids: list[list[int]], *, keep: bool) -> None:
+        samples = self.samples[shape][one.name]
+        forced = {"decoding": shape.decoding, "room": shape.new}
+        began = time.perf_counter()
+        try:
+            assert one.process is not None
+            encoder = one.process.ask("encode", ids=ids)["seconds"]
+            first = one.generate(ids, new=1, least=1, **forced)
+            before = self._joules() if self._joules else 0.0
+            whole = one.generate(ids, new=shape.new, least=shape.new, **forced)
+            joules = self._joules() - before if self._joules else None
+            _check_lengths(whole["tokens"], shape)
+        except LoraFtError as error:
+            one.fail(str(error))
+            del self.samples[shape][one.name]
+            return
+        if not keep:
+            return
+        samples.total.append(whole["seconds"])
+        samples.first.append(first["seconds"])
+        samples.cpu.append(whole["cpu"])
+        samples.encoder += [encoder] if encoder is not None else []
+        samples.joules += [joules] if joules is not None else []
+        samples.tokens = samples.tokens or whole["tokens"]
+        self.clock.inside += (encoder or 0.0) + first["seconds"] + whole["seconds"]
+        self.clock.around += time.perf_counter() - began
+
+    def cases(self, bandwidth: Callable[[float], float]) -> list[report.Case]:
+        """What was found, of shapes that at least one round was finished of.
+
+        Args:
+            bandwidth: gives the bytes a second that are read of so many.
+        """
+        return [
+            report.Case(
+                batch=shape.batch,
+                source=shape.source,
+                new=shape.new,
+                decoding=shape.decoding,
+                timings=self._timings(shape, whole, bandwidth),
+            )  # fmt: skip
+            for shape, found in self.samples.items()
+            if (whole := {name: samples for name, samples in found.items() if samples.total})
+        ]
+
+    def _timings(
+        self, shape: Shape, found: Mapping[str, Samples], bandwidth: Callable[[float], float]
+    ) -> dict[str, report.Timing]:
+        by_name = {one.name: one for one in self._everyone}
+        base = next(iter(found.values()))
+        # a search whose draws differ from engine to engine says nothing about being right
+        compared = None if shape.decoding == "sample" else reference([by_name[name] for name in found])
+        made: dict[str, report.Timing] = {}
+        for name, samples in found.items():
+            count = min(len(samples.total), len(base.total))  # a round may have been cut short
+            later = [
+                (total - first) / (shape.new - 1) for total, first in zip(samples.total, samples.first, strict=True)
+            ]
+            per_token = statistics.median(later)
+            step = by_name[name].step
+            made[name] = report.Timing(
+                total=samples.total, first=samples.first, encoder=samples.encoder, cpu=samples.cpu,
+                joules=samples.joules, per_token=per_token,
+                tokens_per_second=shape.batch * shape.new / statistics.median(samples.total),
+                percentiles=figures.percentiles(samples.total),
+                ratio=figures.ratio(base.total[:count], samples.total[:count], self._suite.seed),
+                floor=step / bandwidth(step) / per_token if step and per_token > 0 else None,
+                identical=share_alike(samples.tokens, found[compared].tokens) if compared else None,
+                spread=figures.spread(samples.total),
+            )  # fmt: skip
+        return made
+
+
+def reference(everyone: Sequence[Contestant]) -> str:
+    """The name of the contestant that others are compared with: the first that rounds nothing, else the first."""
+    exact = [one.name for one in everyone if one.engine.precision == EXACT]
+    return (exact or [one.name for one in everyone])[0]
+
+
+def disqualify(everyone: Sequence[Contestant], cases: Sequence[report.Case]) -> None:
+    """Note as an error where an engine that rounds nothing makes other tokens than the reference does."""
+    for one in everyone:
+        shares = [
+            (timing.identical, case.batch)
+            for case in cases
+            if (timing := case.timings.get(one.name)) and timing.identical is not None
+        ]
+        rows = sum(batch for _, batch in shares)
+        alike = sum(share * batch for share, batch in shares)
+        if one.engine.precision == EXACT and rows and alike < (1 - _DIFFERS) * rows and "error" not in one.facts:
+            one.facts["error"] = f"wrong: its tokens are not the reference's in {rows - alike:.0f} of {rows} rows"
+
+
+def share_alike(some: Sequence[Any], others: Sequence[Any]) -> float:
+    """Share of pairs that are equal."""
+    return float(np.mean([a == b for a, b in zip(some, others, strict=True)]))
+
+
+def _check_lengths(tokens: Sequence[Sequence[int]], shape: Shape) -> None:
+    lengths = {len(row) for row in tokens}
+    if len(tokens) != shape.batch or lengths != {shape.new}:
+        raise LoraFtError(
+            f"wrong: it made {len(tokens)} rows of {sorted(lengths)} tokens, not {shape.batch} of {shape.new}"
+        )

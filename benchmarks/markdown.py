@@ -1,0 +1,40 @@
+"""A report as GitHub's Markdown: the tables of the page, without its charts."""
+
+from __future__ import annotations
+
+import re
+
+from benchmarks.report import Report
+from benchmarks.tables import Cell, Table, facts, method, sections, warnings
+
+
+def render(report: Report) -> str:
+    """The text, which ends with a newline."""
+    blocks = [f"# {escaped(report.suite.name)}: {report.verdict}"]
+    if report.suite.about:
+        blocks.append(escaped(report.suite.about))
+    blocks.append(escaped(" · ".join(facts(report))))
+    if told := warnings(report):
+        blocks.append("\n".join(f"- **{escaped(warning)}**" for warning in told))
+    for heading, tables in sections(report).items():
+        blocks += [f"## {heading}", *map(_table, tables)]
+    blocks += ["## How it was measured", *map(escaped, method(report))]
+    return "\n\n".join(blocks) + "\n"
+
+
+def escaped(text: str) -> str:
+    """A text as it is: nothing in it is markup, the end of a cell or of a line."""
+    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", plain)
+
+
+def _table(table: Table) -> str:
+    rule = [":--" if at < table.words else "--:" for at in range(len(table.columns))]
+    rows = [map(escaped, table.columns), rule, *(map(_cell, row) for row in table.rows)]
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    note = f"{escaped(table.note)}\n\n" if table.note else ""
+    return f"{note}### {escaped(table.title)}\n\n{lines}"
+
+
+def _cell(cell: Cell) -> str:
+    return f"**{escaped(cell.text)}**" if cell.best else escaped(cell.text)

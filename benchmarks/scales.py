@@ -1,0 +1,66 @@
+"""Axes of charts: what they span, where a value lies on them, and the round numbers that are written at them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_TICKS = 5
+_STEPS = (1, 2, 2.5, 5, 10)
+_MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7))
+_FAR = 1e99
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values from `low` to `high` onto `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Where a value lies."""
+        low, high, at = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
+
+
+def ticks(low: float, high: float, log: bool = False) -> list[float]:
+    """Round numbers between two values: two to eight of them."""
+    if log:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for mantissas in _MANTISSAS:
+            found = [m * 10.0**e for e in decades for m in mantissas if low <= m * 10.0**e <= high]
+            if len(found) >= 4:
+                return found[:: math.ceil(len(found) / 8)]
+    raw = (high - low) / _TICKS
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next((m * power for m in _STEPS if m * power >= raw * (1 - 1e-9)), 10 * power)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def bounds(values: Iterable[float], log: bool = False) -> tuple[float, float]:
+    """What an axis of these values spans: a little more than they do, and not below 0 unless they are."""
+    known = [value for value in values if drawable(value, log)] or [1.0]
+    low, high = (math.log10(v) if log else v for v in (min(known), max(known)))
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        margin = 0.1 if log else abs(high) / 10 or 1.0
+    else:
+        margin = 0.06 * (high - low)
+    if log:
+        return 10.0 ** (low - margin), 10.0 ** (high + margin)
+    return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
+
+
+def drawable(value: float, log: bool = False) -> bool:
+    """Whether an axis has a place for it: no axis reaches to where differences and quotients are lost."""
+    return (1 / _FAR if log else -_FAR) < value < _FAR
+
+
+def number(value: float) -> str:
+    """A tick's text."""
+    return f"{value:,.10g}" if 1e-4 <= abs(value) < 1e9 or not value else f"{value:.3g}"

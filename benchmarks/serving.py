@@ -1,0 +1,91 @@
+"""An engine as a service: requests arrive as they please, wait in a queue, and are answered together."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from benchmarks import figures, report
+from benchmarks.contest import Contestant
+from benchmarks.suite import Serving
+from export.errors import LoraFtError
+
+_PATIENCE = 900.0  # seconds for one answer
+
+
+def capacity(one: Contestant, sources: Sequence[Sequence[int]], most: int, batch: int) -> float:
+    """Requests a second that an engine answers in full batches, the first of which is not counted."""
+    batches = [sources[i : i + batch] for i in range(0, len(sources), batch)]
+    ask = {"new": most, "least": 0, "decoding": "greedy", "room": most}
+    one.generate(batches[0], **ask)
+    seconds = sum(one.generate(some, **ask)["seconds"] for some in batches)
+    return len(sources) / seconds
+
+
+def serve(
+    one: Contestant, sources: Sequence[Sequence[int]], rate: float, most: int, settings: Serving, seed: int,
+    done: Callable[[], None],
+) -> report.Load:  # fmt: skip
+    """Offer Poisson arrivals at a rate, open loop: they do not wait for answers. The order of rows is drawn, too.
+
+    Args:
+        one: contestant; its process is only asked by this.
+        sources: rows' tokens.
+        rate: requests a second.
+        most: tokens of an answer.
+        settings: of the queue.
+        seed: of arrivals; every contestant is offered the same.
+        done: called after each answer.
+    """
+    process = one.process
+    assert process is not None
+    rng = np.random.default_rng(seed)
+    arrivals = np.cumsum(rng.exponential(1 / rate, settings.requests)).tolist()
+    rows = rng.integers(len(sources), size=settings.requests).tolist()
+    waiting, running = deque[int](), list[int]()
+    latencies, sizes, arrived = [0.0] * settings.requests, list[int](), 0
+    began = time.perf_counter()
+    while running or waiting or arrived < settings.requests:
+        now = time.perf_counter() - began
+        while arrived < settings.requests and arrivals[arrived] <= now:
+            waiting.append(arrived)
+            arrived += 1
+        if not running and waiting:
+            due = arrivals[waiting[0]] + settings.max_wait
+            if len(waiting) >= settings.max_batch or now >= due or arrived == settings.requests:
+                running = [waiting.popleft() for _ in range(min(len(waiting), settings.max_batch))]
+                sizes.append(len(running))
+                ids = [sources[rows[i]] for i in running]
+                process.send("generate", ids=ids, new=most, least=0, decoding="greedy", room=most)
+        if running:
+            # arrivals are known beforehand, so nobody needs to be watched until the answer is there
+            if process.reply(_PATIENCE) is None:
+                raise LoraFtError(f"the engine {one.name} did not answer in {_PATIENCE:.0f} s")
+            now = time.perf_counter() - began
+            for i in running:
+                latencies[i] = now - arrivals[i]
+                done()
+            running = []
+            continue
+        nexts = [arrivals[arrived]] if arrived < settings.requests else []
+        nexts += [arrivals[waiting[0]] + settings.max_wait] if waiting else []
+        time.sleep(max(min(nexts) - (time.perf_counter() - began), 0.0))
+    wall = time.perf_counter() - began
+    return report.Load(
+        offered=rate, answered=settings.requests / wall, seconds=latencies,
+        percentiles=figures.percentiles(latencies),
+        goodput=sum(value <= settings.slo for value in latencies) / wall, batch=float(np.mean(sizes)),
+    )  # fmt: skip
+
+
+def knee(loads: Sequence[report.Load], slo: float) -> float | None:
+    """The largest offered load at which, as at all smaller ones, nine of ten answers come within the SLO."""
+    found = None
+    for load in sorted(loads, key=lambda load: load.offered):
+        if float(np.mean([seconds <= slo for seconds in load.seconds])) < 0.9:
+            break
+        found = load.offered
+    return found

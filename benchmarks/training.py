@@ -1,0 +1,369 @@
+"""How fast three ways to train the same adapter are: as tutorials have it, with batches padded less, and ours.
+
+Each recipe (of `benchmarks.training_worker`) trains in a process of its own. A round is one pass of every recipe over
+the same rows, the first steps * batch of the task, in a random order of recipes; the others wait meanwhile, so that a
+machine whose speed drifts slows all of them alike. The first pass of each warms it up and counts as its start.
+
+Ours sorts by length only among the rows that it is given, so in a short measurement it pads more than in a training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.table import Table
+
+from benchmarks import figures
+from benchmarks.report import Interval
+from benchmarks.training_worker import RECIPES
+from export.errors import LoraFtError, UsageError
+from export.files import write_text
+from lora_ft.adapters import count_parameters
+from lora_ft.bases import find_base, load_tokenizer
+from lora_ft.batches import encode
+from lora_ft.cli.tables import table
+from lora_ft.data import load_splits, require
+from lora_ft.doctor import environment
+from lora_ft.progress import Progress, Silent
+from lora_ft.runs import TASK
+from lora_ft.task import Lengths, Lora, Task
+from lora_ft.taskfile import save_task
+
+VERSION = 1
+USUAL = "usual"  # ratios are to it
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recipe(_Strict):
+    """One recipe's figures. Lists hold a value for each round; tokens and positions are of sources and targets.
+
+    Attributes:
+        precision: "fp32" or "bf16" (autocast).
+        compiled: whether torch.compile was used.
+        base_dropout: rate inside the frozen base.
+        why: the reasons of these choices, where the recipe chose.
+        start: seconds from nothing to a steady pace: imports, base, rows, first allocations, compiling. Code that was
+            compiled before is reused, as it is in training.
+        seconds: of a pass.
+        loss: mean of a pass, as the trainer logs it. Dropout raises it, and where gradients are accumulated
+            transformers may log the sum over the micro-batches of a step.
+        positions: of a pass, padding too.
+        padding: share of all positions.
+        seconds_per_step: median over the rounds.
+        samples_per_second, tokens_per_second: of the median pass; padding is no token.
+        ratio: how many times as fast as the usual recipe, within a round.
+        spread: between rounds: the interquartile range of `seconds` over its median.
+        memory: megabytes resident at most; None where the system does not tell.
+        gpu_memory: megabytes allocated on the GPU at most, or None.
+    """
+
+    precision: str
+    compiled: bool
+    base_dropout: float
+    why: list[str]
+    start: float
+    seconds: list[float]
+    loss: list[float]
+    positions: list[int]
+    padding: float
+    seconds_per_step: float
+    samples_per_second: float
+    tokens_per_second: float
+    ratio: Interval
+    spread: float
+    memory: float | None
+    gpu_memory: float | None
+
+
+class TrainingReport(_Strict):
+    """All of it.
+
+    Attributes:
+        version: of this format.
+        task, base: their names.
+        lora, lengths: of the task.
+        trainable, parameters: how many are trained, of how many.
+        batch: rows of an optimizer step.
+        steps, samples, tokens: of a pass; the same for every recipe.
+        rounds, seed: of the measurement.
+        environment: facts by name.
+        began: UTC, ISO 8601.
+        seconds: it took.
+        recipes: figures by name, the usual one first.
+        warnings: what else a reader must know.
+    """
+
+    version: Literal[1] = VERSION  # type: ignore[assignment]
+    task: str
+    base: str
+    lora: Lora
+    lengths: Lengths
+    trainable: int
+    parameters: int
+    batch: int
+    steps: int
+    samples: int
+    tokens: int
+    rounds: int
+    seed: int
+    environment: dict[str, str]
+    began: str
+    seconds: float
+    recipes: dict[str, Recipe]
+    warnings: list[str]
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_text(path, self.model_dump_json(indent=1) + "\n")
+
+    def table(self) -> Table:
+        """A column for each recipe, within 80 columns."""
+        made = table(f"{self.steps} steps of {self.batch} rows", *self.recipes)
+        for what, show in _SHOWN.items():
+            cells = [show(recipe) for recipe in self.recipes.values()]
+            if any(cells):
+                made.add_row(what, *cells)
+        return made
+
+
+def _interval(ratio: Interval) -> str:
+    digits = 2 if ratio.high < 10 else 1
+    return f"{ratio.value:.{digits}f} [{ratio.low:.{digits}f}, {ratio.high:.{digits}f}]"
+
+
+_SHOWN: dict[str, Callable[[Recipe], str]] = {
+    "computes in": lambda recipe: f"{recipe.precision}{', compiled' * recipe.compiled}",
+    "samples/s": lambda recipe: f"{recipe.samples_per_second:.2f}",
+    "tokens/s": lambda recipe: f"{recipe.tokens_per_second:,.0f}",
+    "padding": lambda recipe: f"{recipe.padding:.1%}",
+    "seconds a step": lambda recipe: f"{recipe.seconds_per_step:.3f}",
+    "times as fast [95 %]": lambda recipe: _interval(recipe.ratio),
+    "spread of rounds": lambda recipe: f"{recipe.spread:.1%}",
+    "seconds to start": lambda recipe: f"{recipe.start:.1f}",
+    "MB at most": lambda recipe: "" if recipe.memory is None else f"{recipe.memory:,.0f}",
+    "MB on the GPU": lambda recipe: "" if recipe.gpu_memory is None else f"{recipe.gpu_memory:,.0f}",
+    "loss, first and last": lambda recipe: f"{recipe.loss[0]:.3f} {recipe.loss[-1]:.3f}",
+}
+
+
+def read(path: Path) -> TrainingReport:
+    """A report from its file.
+
+    Raises:
+        UsageError: there is no such file.
+        LoraFtError: it is none, or of another version.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", "give the file that `lora-ft bench train` wrote") from error
+    except ValueError as error:
+        raise LoraFtError(f"{path} is no JSON ({error})") from error
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != VERSION:
+        raise LoraFtError(
+            f"{path} is a training report of version {version!r}", f"this lora-ft reads version {VERSION}"
+        )
+    try:
+        return TrainingReport.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise LoraFtError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+@dataclass
+class _Taken:
+    """What a recipe's process has said so far, and the seconds from its start to the end of its first pass."""
+
+    choice: dict[str, Any]
+    first: float
+    passes: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Worker:
+    """A recipe in its process, which ends with the block. What it writes to stderr is kept to explain its death."""
+
+    def __init__(self, recipe: str, folder: Path, *numbers: int) -> None:
+        command = [sys.executable, "-P", "-m", "benchmarks.training_worker", recipe, str(folder), *map(str, numbers)]
+        self._recipe = recipe
+        self._errors = folder / "stderr.txt"
+        with open(self._errors, "w", encoding="utf-8") as errors:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=_one_gpu()
+            )
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def next_pass(self) -> dict[str, Any]:
+        """Let it train for one more pass."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it is dead; `answer` says why
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """What it says next.
+
+        Raises:
+            LoraFtError: it ended instead.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        code = self._process.wait()
+        said = self._errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        why = said[-1] if code > 0 and said else f"signal {-code}" if code < 0 else f"exit code {code}"
+        remedy = "was there memory enough? set train.per_device_train_batch_size lower" if code == -9 else ""
+        raise LoraFtError(f"the recipe {self._recipe} ended: {why}", remedy)
+
+
+def _one_gpu() -> dict[str, str]:
+    """The environment with the first visible GPU alone: on several, transformers would make larger batches."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    return os.environ | {"CUDA_VISIBLE_DEVICES": visible.split(",")[0]}
+
+
+def measure(task: Task, *, steps: int, rounds: int, seed: int = 0, progress: Progress | None = None) -> TrainingReport:
+    """Time every recipe on the first steps * batch rows of a task.
+
+    Args:
+        task: its adapter, lengths, batch size and optimizer are every recipe's; the rest of `train` is ours alone.
+        steps: optimizer steps of a pass, of which there are one for each round and one to warm up.
+        rounds: passes that are measured.
+        seed: of the order of recipes and rows, of weights and dropout, and of the intervals.
+        progress: told what happens.
+
+    Raises:
+        UsageError: the task, its data or its base cannot be used, or it has too few rows.
+        LoraFtError: a recipe ended before its time; the error names it and says why.
+    """
+    progress = progress or Silent()
+    if steps < 1 or rounds < 1:
+        raise UsageError(f"{steps} steps in {rounds} rounds are nothing to measure", "give at least 1 of each")
+    began, clock = datetime.now(UTC), time.perf_counter()
+    base = find_base(task.base)
+    if base.notice:
+        progress.note(base.notice)
+    batch = task.train.per_device_train_batch_size * task.train.gradient_accumulation_steps
+    _check_rows(task, base.folder, steps * batch)
+    taken = _run(task, steps, rounds, seed, progress)
+    found = {name: _figures(taken[name], taken[USUAL], steps, seed) for name in RECIPES}
+    first = taken[USUAL].passes[0]
+    trainable, parameters = count_parameters(base.config, task.lora)
+    return TrainingReport(
+        task=task.name,
+        base=base.name,
+        lora=task.lora,
+        lengths=task.lengths,
+        trainable=trainable,
+        parameters=parameters,
+        batch=batch,
+        steps=steps,
+        samples=first["samples"],
+        tokens=first["real"],
+        rounds=rounds,
+        seed=seed,
+        environment=environment(),
+        began=began.isoformat(timespec="seconds"),
+        seconds=time.perf_counter() - clock,
+        recipes=found,
+        warnings=figures.steadiness({name: recipe.spread for name, recipe in found.items()}),
+    )
+
+
+def _check_rows(task: Task, base: Path, wanted: int) -> None:
+    """Find out that there are too few before anything is started."""
+    examples = require(load_splits(task, ["train"]), "train", task)
+    count = len(encode(examples, load_tokenizer(base), task.lengths, "train"))
+    if count < wanted:
+        raise UsageError(
+            f"task '{task.name}' has {count:,} training rows, a pass needs {wanted:,}", "measure fewer steps"
+        )
+
+
+def _run(task: Task, steps: int, rounds: int, seed: int, progress: Progress) -> dict[str, _Taken]:
+    """Start every recipe, one after the other, and let them take turns."""
+    order = random.Random(seed)
+    taken: dict[str, _Taken] = {}
+    with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch, contextlib.ExitStack() as running:
+        workers: dict[str, _Worker] = {}
+        progress.stage("starting", len(RECIPES))
+        for name in order.sample(list(RECIPES), len(RECIPES)):
+            folder = Path(scratch, name)
+            folder.mkdir()
+            save_task(task, folder / TASK)
+            clock = time.perf_counter()
+            workers[name] = running.enter_context(_Worker(name, folder, steps, rounds, seed))
+            choice = workers[name].answer()
+            workers[name].answer()  # the first pass
+            taken[name] = _Taken(choice, time.perf_counter() - clock)
+            progress.advance(len(taken), f"{name}: {taken[name].first:.0f} s")
+        progress.stage("timing", rounds * len(RECIPES))
+        for i in range(rounds):
+            for j, name in enumerate(order.sample(list(RECIPES), len(RECIPES))):
+                done = workers[name].next_pass()
+                taken[name].passes.append(done)
+                progress.advance(i * len(RECIPES) + j + 1, f"{name}: {done['samples'] / done['seconds']:.1f} samples/s")
+            _check_equal({name: taken[name].passes[-1] for name in RECIPES})
+    return taken
+
+
+def _check_equal(passes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Speeds at unequal work say nothing."""
+    work = {name: (found["samples"], found["real"]) for name, found in passes.items()}
+    if len(set(work.values())) > 1:
+        said = ", ".join(f"{name} {samples:,} rows of {real:,} tokens" for name, (samples, real) in work.items())
+        raise LoraFtError(f"the recipes did not train on the same rows: {said}", "report this as a bug")
+
+
+def _figures(mine: _Taken, usual: _Taken, steps: int, seed: int) -> Recipe:
+    seconds = _values(mine, "seconds")
+    median = statistics.median(seconds)
+    last = mine.passes[-1]
+    positions = _values(mine, "positions")
+    return Recipe(
+        **mine.choice,
+        start=mine.first - median,  # the first pass itself is no part of the start
+        seconds=seconds,
+        loss=_values(mine, "loss"),
+        positions=positions,
+        padding=1 - sum(_values(mine, "real")) / sum(positions),
+        seconds_per_step=median / steps,
+        samples_per_second=last["samples"] / median,
+        tokens_per_second=last["real"] / median,
+        ratio=figures.ratio(_values(usual, "seconds"), seconds, seed),
+        spread=figures.spread(seconds),
+        memory=last["memory"],
+        gpu_memory=last["gpu_memory"],
+    )
+
+
+def _values(taken: _Taken, key: str) -> list[Any]:
+    return [found[key] for found in taken.passes]

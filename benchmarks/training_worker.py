@@ -1,0 +1,255 @@
+"""One way to train in a process of its own: it trains one pass for each line that it reads, and says what that took.
+
+python -m benchmarks.training_worker RECIPE FOLDER STEPS ROUNDS SEED
+
+FOLDER holds task.yaml. The first line says what the recipe chose. The first pass is done unasked, to warm up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerFast,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+
+from export.errors import LoraFtError
+from export.runtime.cpu import allowed_cpus
+from export.runtime.text import IGNORED, PAD, Tokenizer
+from lora_ft.adapters import add_adapter
+from lora_ft.bases import Base, find_base, load_model, load_tokenizer, quiet_transformers
+from lora_ft.batches import Encoded, count_positions, encode
+from lora_ft.data import load_splits, require
+from lora_ft.plan import Choices, make_plan
+from lora_ft.progress import Silent
+from lora_ft.runs import TASK
+from lora_ft.task import Lengths, Task
+from lora_ft.taskfile import load_task
+from lora_ft.train import build_trainer
+
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every recipe trains.
+
+    Attributes:
+        task: with the steps, seed and logging of the measurement.
+        asked: the task as it was given.
+        base, tokenizer: of the task.
+        rows: those that are trained on.
+        all_rows: of the task.
+        folder: for whatever the trainer writes.
+    """
+
+    task: Task
+    asked: Task
+    base: Base
+    tokenizer: Tokenizer
+    rows: list[Encoded]
+    all_rows: list[Encoded]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a recipe computes in: "fp32" or "bf16", compiled or not, the rate of dropout inside the base, and why."""
+
+    precision: str
+    compiled: bool
+    base_dropout: float
+    why: list[str]
+
+
+def usual(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
+    """As tutorials have it: every row is padded to the longest that the task allows before training begins."""
+    rows = [_padded(row, work.task.lengths) for row in work.rows]
+    return _vanilla(work, rows, lambda model: default_data_collator)
+
+
+def dynamic(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
+    """As the better tutorials have it: a batch is padded to the longest of its rows."""
+    file = work.folder / "tokenizer.json"
+    work.tokenizer.save(file)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token="<pad>", eos_token="</s>")
+    rows: list[dict[str, list[int]]] = [
+        {"input_ids": row.input_ids, "attention_mask": [1] * len(row.input_ids), "labels": row.labels}
+        for row in work.rows
+    ]
+    return _vanilla(work, rows, lambda model: DataCollatorForSeq2Seq(tokenizer, model=model))
+
+
+def ours(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
+    """As `lora-ft train` does it, with what it would choose for all of the task's rows and steps."""
+    chosen = make_plan(work.asked, work.base.config, work.all_rows)
+    plan = make_plan(work.task, work.base.config, work.rows, started=Choices(chosen.precision, chosen.compile))
+    trainer, _, _ = build_trainer(work.task, plan, work.base, work.tokenizer, work.rows, [], work.folder, Silent())
+    why = [
+        f"precision {chosen.precision.name}: {chosen.precision.reason}",
+        f"compile {'on' if chosen.compile else 'off'}: {chosen.compile_reason}",
+    ]
+    return trainer, Choice(chosen.precision.name, chosen.compile, work.task.train.base_dropout, why)
+
+
+RECIPES: dict[str, Callable[[Work], tuple[Seq2SeqTrainer, Choice]]] = {
+    "usual": usual, "dynamic": dynamic, "ours": ours,
+}  # fmt: skip
+
+
+def _padded(row: Encoded, lengths: Lengths) -> dict[str, list[int]]:
+    source, target = lengths.source - len(row.input_ids), lengths.target - len(row.labels)
+    return {
+        "input_ids": row.input_ids + [PAD] * source,
+        "attention_mask": [1] * len(row.input_ids) + [0] * source,
+        "labels": row.labels + [IGNORED] * target,
+    }
+
+
+def _vanilla(
+    work: Work, rows: list[dict[str, list[int]]], collator: Callable[[Any], Collate]
+) -> tuple[Seq2SeqTrainer, Choice]:
+    """transformers' trainer in fp32 with the base as it is; adapter, optimizer and batch size are the task's."""
+    train = work.task.train
+    assert train.max_steps is not None  # `_shortened` sets it
+    set_seed(train.seed)
+    model = load_model(work.base.folder)
+    adapted = add_adapter(model, work.task.lora, work.base)
+    if train.gradient_checkpointing:
+        adapted.enable_input_require_grads()
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(work.folder),
+        max_steps=train.max_steps,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        gradient_checkpointing=train.gradient_checkpointing,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_steps=round(train.warmup_ratio * train.max_steps),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim=train.optim,
+        seed=train.seed,
+        logging_steps=train.logging_steps,
+        save_strategy="no",
+        report_to=[],
+        label_names=["labels"],
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+    trainer = Seq2SeqTrainer(model=adapted, args=arguments, train_dataset=rows, data_collator=collator(adapted))
+    return trainer, Choice("fp32", False, model.config.dropout_rate, [])
+
+
+class Counter:
+    """A collator that counts what it was given.
+
+    Attributes:
+        samples: rows so far.
+        real, positions: tokens so far, and all positions, padding too; source and target.
+    """
+
+    def __init__(self, collate: Collate) -> None:
+        self._collate = collate
+        self.samples = self.real = self.positions = 0
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
+        batch = self._collate(rows)
+        real, positions = count_positions(batch)
+        self.samples, self.real, self.positions = self.samples + len(rows), self.real + real, self.positions + positions
+        return batch
+
+    def take(self) -> dict[str, int]:
+        """The counts since the last time. Between two passes they are exact: no batch is fetched across them."""
+        counts = {"samples": self.samples, "real": self.real, "positions": self.positions}
+        self.samples = self.real = self.positions = 0
+        return counts
+
+
+class Turns(TrainerCallback):
+    """Stops the trainer after each pass, says what the pass took, and lets it go on when a line is read.
+
+    The loss of a pass is logged right after its last step, so that is where the trainer stops.
+    """
+
+    def __init__(self, steps: int, counter: Counter, replies: TextIO) -> None:
+        self._steps, self._counter, self._replies = steps, counter, replies
+        self._began = self._seconds = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step % self._steps == 0:
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
+            self._seconds = time.perf_counter() - self._began
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        found = {"seconds": self._seconds, "loss": logs["loss"], **self._counter.take(), **_peaks()}
+        print(json.dumps(found), file=self._replies)
+        if not sys.stdin.readline():
+            raise SystemExit(0)  # nobody asks any more
+        self._began = time.perf_counter()
+
+
+def _peaks() -> dict[str, float | None]:
+    """Megabytes that this process had at most: resident (where the system tells), and on the GPU (where there is)."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    resident = next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), None)
+    gpu = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
+    return {"memory": resident, "gpu_memory": gpu}
+
+
+def _shortened(task: Task, steps: int, rounds: int, seed: int) -> Task:
+    """The task with the measurement's steps and seed; it logs once a pass, and has nothing to save or to report."""
+    total = steps * (rounds + 1)
+    changes = {"max_steps": total, "seed": seed, "logging_steps": steps, "report_to": [], "eval_every": total}
+    return task.model_copy(update={"train": task.train.model_copy(update=changes)})
+
+
+def main(recipe: str, folder: str, steps: int, rounds: int, seed: int) -> None:
+    """Train until nobody asks any more."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a trainer prints is no answer
+    torch.set_num_threads(allowed_cpus())  # all alike: torch's own choice may not know how many cores it may use
+    asked = load_task(Path(folder) / TASK)
+    task = _shortened(asked, steps, rounds, seed)
+    base = find_base(task.base)
+    tokenizer = load_tokenizer(base.folder)
+    rows = encode(require(load_splits(task, ["train"]), "train", task), tokenizer, task.lengths, "train")
+    batch = task.train.per_device_train_batch_size * task.train.gradient_accumulation_steps
+    work = Work(task, asked, base, tokenizer, rows[: steps * batch], rows, Path(folder))
+    with quiet_transformers():
+        trainer, choice = RECIPES[recipe](work)
+        trainer.data_collator = counter = Counter(trainer.data_collator)
+        trainer.add_callback(Turns(steps, counter, replies))
+        print(json.dumps(asdict(choice)), file=replies)
+        trainer.train()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
+    except LoraFtError as error:
+        raise SystemExit(str(error)) from error

@@ -1,0 +1,43 @@
+"""Engines are found by name; what they cannot do is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.engines import KINDS, parse
+from benchmarks.worker import LOAD, PACKAGES
+from export.errors import UsageError
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_engine_and_precision_is_parsed_from_its_name(kind: str) -> None:
+    for precision in KINDS[kind].precisions:
+        engine = parse(f"{kind}/{precision}")
+        assert (engine.kind, engine.precision, engine.name) == (kind, precision, f"{kind}/{precision}")
+    assert parse(kind).precision == "fp32"
+    assert kind in LOAD and kind in PACKAGES
+
+
+def test_a_mixture_has_the_name_that_the_exporter_gives_it() -> None:
+    assert parse("onnx/encoder=int8,decoder=w4,head=w4,embedding=int8").name == "onnx/int8-w4"
+    assert parse("onnx/encoder=int8").precision.startswith("encoder=int8,")
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("tvm", "no engine 'tvm'"), ("torch/int8", "no precision 'int8'"), ("onnx/int3", "no precision 'int3'"),
+    ("openvino/w4", "has fp32, bf16, int8, int4"), ("mine.py", "no file mine.py"),
+])  # fmt: skip
+def test_what_is_not_there_is_refused(text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        parse(text)
+
+
+def test_a_file_is_an_engine(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.touch()
+    assert parse(str(file)).name == "mine/fp32"
+    engine = parse(f"{file}/int8")
+    assert (engine.file, engine.precision, engine.loads, engine.peer) == (file, "int8", "checkpoint", "")
+    assert engine.can("greedy") and not engine.can("beams")

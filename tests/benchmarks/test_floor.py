@@ -1,0 +1,50 @@
+"""The floor of a step: bytes of a bundle's step are those that its file refers to; of others, parameters by width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.engines import parse
+from benchmarks.floor import read_bandwidth, step_bytes
+from lora_ft.export_run import export
+from tests.tiny import CONFIG, save_tiny_t5
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_t5(tmp_path_factory.mktemp("floor") / "base")
+
+
+def test_parameters_of_a_step_are_counted_at_the_width_of_the_precision(base: Path) -> None:
+    d, width, ff = CONFIG["d_model"], CONFIG["d_kv"] * CONFIG["num_heads"], CONFIG["d_ff"]
+    layers = 2 * (4 * d * width + 2 * d * width + 3 * d * ff)
+    head = d * CONFIG["vocab_size"]
+    for engine, expected in (
+        ("torch/fp32", 4 * (layers + head)),
+        ("torch/bf16", 2 * (layers + head)),
+        ("openvino/int4", (layers + head) / 2),
+        ("single/int8-w4", (layers + head) / 2),
+        ("single/encoder=int8,head=w8", 4 * layers + head),
+    ):
+        assert step_bytes(parse(engine), base, base) == expected
+
+
+def test_bytes_of_a_bundle_are_those_of_its_weights(base: Path) -> None:
+    export(str(base), base.parent / "bundle")
+    found = step_bytes(parse("onnx/fp32"), base.parent / "bundle", base)
+    counted = step_bytes(parse("torch/fp32"), base, base)
+    assert found is not None and counted is not None
+    assert counted <= found < 1.2 * counted  # norms and tables of positions are stored, too
+
+
+def test_of_an_engine_of_ones_own_nothing_is_known(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").touch()
+    assert step_bytes(parse(str(tmp_path / "mine.py")), tmp_path, tmp_path) is None
+
+
+def test_the_bandwidth_is_that_of_a_machine() -> None:
+    assert 1e8 < read_bandwidth(2**20, rounds=3) < 1e13
+    assert np.isfinite(read_bandwidth(4096, rounds=1))

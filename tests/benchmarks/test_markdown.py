@@ -1,0 +1,47 @@
+"""The Markdown of a report: the page's tables, and nothing in a name is markup."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import markdown
+from benchmarks.tables import sections
+from tests.benchmarks.reports import broken, complete
+
+
+def test_it_has_every_table_with_as_many_cells_in_each_row() -> None:
+    for report in (complete(), broken()):
+        text = markdown.render(report)
+        assert text.startswith(f"# {markdown.escaped(report.suite.name)}: {report.verdict}\n")
+        blocks = re.findall(r"^### .*\n\n((?:\|.*\n?)+)", text, re.MULTILINE)
+        tables = [table for some in sections(report).values() for table in some]
+        assert len(blocks) == len(tables)
+        for block, table in zip(blocks, tables, strict=True):
+            lines = block.strip().splitlines()
+            assert len(lines) == 2 + len(table.rows)
+            assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(table.columns) + 1}
+
+
+def test_it_tells_what_a_reader_must_know() -> None:
+    text = markdown.render(broken())
+    assert "unstable" in text and "It was stopped" in text and "no kernel for bf16" in text
+    assert "How it was measured" in text and "avx512\\_vnni" in text
+    assert "**onnx/fp32**" in text and "**onnx/int8" not in text
+
+
+def test_names_are_no_markup() -> None:
+    text = markdown.render(complete())
+    assert "<script" not in text
+    assert '| torch/fp32 &lt;script&gt;alert("1")&lt;/script&gt; |' in text
+    assert "| onnx/fp32 &amp; more |" in text
+    assert r"| **my\|own\_engine/\*int8\*** |" in text
+
+
+@given(st.text())
+def test_a_text_stays_on_its_line_and_in_its_cell(text: str) -> None:
+    found = markdown.escaped(text)
+    assert len(found.splitlines()) <= 1
+    assert not re.search(r"(?<!\\)(?:\\\\)*[|*_`]", re.sub(r"\\[\\|*_`]", "", found))

@@ -1,0 +1,103 @@
+"""Engines' processes: they stand still between calls, and their failures become one line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.process import EngineFailed, Process, evict
+
+ENGINE = """
+import os, sys, time
+import numpy as np
+
+def load(folder, threads):
+    print("noise on stdout")
+    def generate(ids, mask, new, least):
+        if new == 7:
+            raise ValueError("seven\\nlines")
+        if new == 8:
+            print("the last words", file=sys.stderr)
+            os._exit(3)
+        if new == 9:
+            os.kill(os.getpid(), 9)
+        return np.full((len(ids), new), 5)
+    return generate
+"""
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Process:
+    file = tmp_path / "engine.py"
+    file.write_text(ENGINE)
+    process = Process("mine", sys.executable, [str(file), "fp32", str(tmp_path), str(tmp_path), "1", "cpu"], threads=1)
+    process.ask("load")
+    return process
+
+
+def generate(process: Process, new: int, rows: int = 2) -> dict:  # type: ignore[type-arg]
+    return process.ask("generate", ids=[[3, 4, 1]] * rows, new=new, least=new, decoding="greedy", room=new)
+
+
+def state(process: Process) -> str:
+    stat = Path(f"/proc/{process._process.pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0]
+
+
+def test_a_call_is_answered_with_times_and_tokens(engine: Process) -> None:
+    with engine:
+        reply = generate(engine, 3)
+        assert reply["tokens"] == [[5, 5, 5]] * 2
+        assert reply["seconds"] >= 0 and reply["cpu"] >= 0
+        assert engine.ask("encode", ids=[[3]])["seconds"] is None  # it has no encoder to call
+        memory = engine.memory()
+        assert 1 < memory["steady"] <= memory["peak"] < 10_000
+
+
+def test_it_stands_still_between_calls(engine: Process) -> None:
+    with engine:
+        for new in (1, 2):
+            generate(engine, new)
+            end = time.monotonic() + 5
+            while state(engine) != "T" and time.monotonic() < end:
+                time.sleep(0.01)
+            assert state(engine) == "T"
+
+
+@pytest.mark.parametrize(("new", "why"), [
+    (7, "the engine mine: ValueError: seven$"), (8, "ended with exit code 3: the last words"), (9, "with signal 9"),
+])  # fmt: skip
+def test_a_failure_says_what_happened(engine: Process, new: int, why: str) -> None:
+    with engine, pytest.raises(EngineFailed, match=why):
+        generate(engine, new)
+
+
+def test_an_error_of_one_call_is_not_the_end(engine: Process) -> None:
+    with engine:
+        with pytest.raises(EngineFailed):
+            generate(engine, 7)
+        assert generate(engine, 2)["tokens"] == [[5, 5]] * 2
+
+
+def test_a_process_that_is_gone_is_an_error_of_the_next_call(engine: Process) -> None:
+    with engine:
+        engine._process.kill()
+        engine._process.wait()
+        with pytest.raises(EngineFailed, match="signal 9"):
+            generate(engine, 1)
+
+
+def test_it_ends_with_the_block_even_while_it_stands_still(engine: Process) -> None:
+    with engine:
+        generate(engine, 1)
+    assert engine._process.returncode is not None
+
+
+def test_evicted_files_are_whole(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "weights").write_bytes(b"x" * 10_000)
+    evict(tmp_path)
+    assert (tmp_path / "a" / "weights").read_bytes() == b"x" * 10_000

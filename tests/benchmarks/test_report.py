@@ -1,0 +1,41 @@
+"""Reports survive writing and reading; what is none is refused; the schema is that of the code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import SCHEMA, read, schema
+from export.errors import LoraFtError, UsageError
+from tests.benchmarks.reports import broken, complete
+
+
+def test_the_schema_in_the_repository_is_that_of_the_code() -> None:
+    assert SCHEMA.read_text(encoding="utf-8") == schema()
+
+
+@pytest.mark.parametrize("make", [complete, broken])
+def test_a_report_is_read_as_it_was_written(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    found = make()
+    found.write(tmp_path / "report.json")
+    assert read(tmp_path / "report.json") == found
+
+
+def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    with pytest.raises(UsageError, match=r"report\.json: No such file"):
+        read(path)
+    complete().write(path)
+    content = json.loads(path.read_text())
+    for text, why in (
+        ("{", "is no JSON"),
+        ("[]", "version None"),
+        (json.dumps(content | {"version": 2}), "version 2; this lora-ft reads version 1"),
+        (json.dumps(content | {"bandwidth": "fast"}), "bandwidth: "),
+        (json.dumps(content | {"more": 1}), "more: "),
+    ):
+        path.write_text(text)
+        with pytest.raises(LoraFtError, match=why):
+            read(path)

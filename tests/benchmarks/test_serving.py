@@ -1,0 +1,105 @@
+"""A queue with dynamic batching: every request is answered once, batches grow with the load, the knee is found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import serving
+from benchmarks.contest import Contestant
+from benchmarks.engines import parse
+from benchmarks.figures import percentiles
+from benchmarks.report import Load
+from benchmarks.subjects import Subject
+from benchmarks.suite import Serving
+
+
+class Clock:
+    """Time that passes only where somebody waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.now += seconds + 1e-9
+
+
+class Service:
+    """An engine that takes so long for a batch, and a little for each row of it."""
+
+    def __init__(self, clock: Clock, base: float, row: float) -> None:
+        self._clock, self._base, self._row = clock, base, row
+        self.batches: list[int] = []
+
+    def send(self, call: str, *, ids: Sequence[Sequence[int]], **_: Any) -> None:
+        assert call == "generate"
+        self.batches.append(len(ids))
+        self._clock.now += self._base + self._row * len(ids)
+
+    def reply(self, timeout: float) -> dict[str, Any]:
+        return {"tokens": [[1]] * self.batches[-1]}
+
+
+def offered(rate: float, settings: Serving, base: float = 0.1, row: float = 0.01) -> tuple[Load, Service]:
+    """What `serve` finds of such an engine, in time that is made up."""
+    clock = Clock()
+    one = Contestant("x", Subject("x", None, None), parse("onnx/fp32"), 1, "cpu")  # type: ignore[arg-type]
+    service = Service(clock, base, row)
+    one.process = service  # type: ignore[assignment]
+    answered: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving, "time", clock)
+        load = serving.serve(one, [[3, 1], [4, 1]], rate, 8, settings, seed=1, done=lambda: answered.append(1))
+    assert len(answered) == sum(service.batches) == settings.requests
+    return load, service
+
+
+@given(
+    st.floats(0.1, 100), st.integers(1, 60), st.integers(1, 9), st.floats(0, 0.5), st.floats(0, 0.2), st.floats(0, 0.1)
+)
+def test_every_request_is_answered_after_it_arrived(
+    rate: float, requests: int, batch: int, wait: float, base: float, row: float
+) -> None:
+    settings = Serving(requests=requests, max_batch=batch, max_wait=wait, slo=1.0)
+    load, service = offered(rate, settings, base, row)
+    assert len(load.seconds) == requests
+    assert min(load.seconds) >= base + row - 1e-6
+    assert max(service.batches) <= batch
+    assert math.isclose(load.batch, float(np.mean(service.batches)))
+    assert load.goodput <= load.answered * (1 + 1e-9)
+
+
+def test_batches_and_latency_grow_with_the_load() -> None:
+    settings = Serving(requests=300, max_batch=8, slo=0.5)
+    loads = [offered(rate, settings)[0] for rate in (1, 5, 20, 60)]
+    assert [load.batch for load in loads] == sorted(load.batch for load in loads)
+    assert loads[0].batch < 1.2 and loads[-1].batch > 7
+    middles = [float(np.median(load.seconds)) for load in loads]
+    assert middles == pytest.approx(sorted(middles))
+    assert loads[0].goodput == pytest.approx(loads[0].answered)
+    assert loads[-1].goodput < loads[-1].answered / 2  # 8 in 0.18 s are 44 a second, not 60: the queue grows
+    assert serving.knee(loads, 0.5) == 20
+
+
+def test_an_idle_engine_waits_for_company_where_it_may() -> None:
+    alone = offered(10, Serving(requests=100, max_batch=8))[0]
+    together = offered(10, Serving(requests=100, max_batch=8, max_wait=0.5))[0]
+    assert together.batch > 1.5 * alone.batch
+
+
+def test_there_is_no_knee_where_the_smallest_load_is_too_much() -> None:
+    slow = Load(offered=1, answered=1, seconds=[2.0] * 20, percentiles=percentiles([2.0] * 20), goodput=0, batch=1)
+    fast = slow.model_copy(update={"offered": 2.0, "seconds": [0.1] * 20})
+    assert serving.knee([slow, fast], 1.0) is None
+    assert serving.knee([fast], 1.0) == 2
+    assert serving.knee([], 1.0) is None

@@ -1,0 +1,43 @@
+"""Suites that ship are whole, flags take the place of keys, and faults are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.suite import Suite, names
+from export.errors import UsageError
+
+
+def test_the_ready_suites() -> None:
+    assert names() == ["latency", "peers", "serving", "smoke", "throughput"]
+    for name in names():
+        suite = Suite.load(name)
+        assert suite.name == name and suite.about
+    assert Suite.load("serving").serving is not None
+
+
+def test_given_values_take_the_place_of_those_of_the_file() -> None:
+    suite = Suite.load("peers", {"engines": ["onnx/int8"], "batch": [3], "rounds": None, "new": []})
+    assert (suite.engines, suite.batch, suite.rounds, suite.new) == (("onnx/int8",), (3,), 11, (64,))
+    assert Suite.load("peers", {"rows": 0}).rows == 0
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("engines: [", "is no YAML"), ("- torch", "no mapping"), ("about: x", r"engines = .*: Field required"),
+    ("engines: []", "at least one engine"), ("engines: [torch, torch]", "none twice"),
+    ("engines: [tvm]", "no engine 'tvm'"), ("engines: [torch]\nspeed: 1", r"speed = 1"),
+    ("engines: [torch]\nnew: [1]", r"new\.0 = 1"), ("engines: [torch]\ndecoding: [wild]", r"decoding\.0 = 'wild'"),
+    ("engines: [torch]\nserving: {slo: 0}", r"serving\.slo = 0"),
+])  # fmt: skip
+def test_a_fault_is_named_with_its_key_and_value(tmp_path: Path, text: str, why: str) -> None:
+    file = tmp_path / "suite.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=why):
+        Suite.load(str(file))
+
+
+def test_a_suite_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match="one of latency, peers, serving, smoke, throughput"):
+        Suite.load("fast")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import markdown, page, quality, serving
-from benchmarks.contest import Contest, Contestant, contestants, disqualify, reference
+from benchmarks.contest import Contest, contestants, disqualify, reference
 from benchmarks.figures import steadiness
 from benchmarks.floor import MEMORY, read_bandwidth
 from benchmarks.report import Case, Quality, Report, Service

@@ -26,6 +26,7 @@ from export.errors import LoraFtError
 from export.runtime.cpu import allowed_cpus
 from lora_ft.progress import Progress
 
+_WORKER = Path(__file__).with_name("worker.py")
 _DIFFERS = 0.1  # share of rows beyond which an engine that rounds nothing is wrong, not unlucky with ties
 
 
@@ -60,8 +61,10 @@ class Contestant:
         checkpoint = self.subject.checkpoint or made
         kind = str(self.engine.file) if self.engine.file else self.engine.kind
         arguments = [kind, self.engine.precision, str(checkpoint), str(made), str(self.threads), self.provider]
+        if not made.is_dir():
+            with self._process(python, arguments) as converter:
+                converter.ask("convert")
         with self._process(python, arguments) as first:
-            first.ask("prepare")
             self.facts["imports"] = first.ask("imports")["seconds"]
             evict(made)
             self.facts["cold"] = first.ask("load")["seconds"]
@@ -73,7 +76,11 @@ class Contestant:
         self.process = process
 
     def _process(self, python: str, arguments: Sequence[str]) -> Process:
-        return Process(self.name, python, arguments, self.threads)
+        return Process(
+            f"the engine {self.name}",
+            [python, "-P", str(_WORKER), *arguments],  # -P: its folder's names are not those of packages
+            {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"},
+        )
 
     def generate(self, ids: Sequence[Sequence[int]], **options: Any) -> dict[str, Any]:
         """Tokens and times of some sources."""
@@ -174,6 +181,7 @@ class Contest:
 
     def rounds(self, done: Callable[[], None]) -> Iterator[None]:
         """Time everything, yielding after each round; `done` is called after each turn."""
+        phase = time.perf_counter()
         for shape in shapes(self._suite):
             ids = self._sources(shape.batch, shape.source)
             self.samples[shape] = {one.name: Samples() for one in self._able(shape)}
@@ -183,6 +191,7 @@ class Contest:
                     self._turn(one, shape, ids, keep=number > 0)  # the first round allocates, and compiles
                     done()
                 yield
+                self.clock.around = time.perf_counter() - phase
 
     def _able(self, shape: Shape) -> list[Contestant]:
         return [one for one in self._everyone if one.process is not None and one.engine.can(shape.decoding)]
@@ -190,7 +199,6 @@ class Contest:
     def _turn(self, one: Contestant, shape: Shape, ids: list[list[int]], *, keep: bool) -> None:
         samples = self.samples[shape][one.name]
         forced = {"decoding": shape.decoding, "room": shape.new}
-        began = time.perf_counter()
         try:
             assert one.process is not None
             encoder = one.process.ask("encode", ids=ids)["seconds"]
@@ -203,6 +211,7 @@ class Contest:
             one.fail(str(error))
             del self.samples[shape][one.name]
             return
+        self.clock.inside += (encoder or 0.0) + first["seconds"] + whole["seconds"]
         if not keep:
             return
         samples.total.append(whole["seconds"])
@@ -211,8 +220,6 @@ class Contest:
         samples.encoder += [encoder] if encoder is not None else []
         samples.joules += [joules] if joules is not None else []
         samples.tokens = samples.tokens or whole["tokens"]
-        self.clock.inside += (encoder or 0.0) + first["seconds"] + whole["seconds"]
-        self.clock.around += time.perf_counter() - began
 
     def cases(self, bandwidth: Callable[[float], float]) -> list[report.Case]:
         """What was found, of shapes that at least one round was finished of.
@@ -227,7 +234,7 @@ class Contest:
                 new=shape.new,
                 decoding=shape.decoding,
                 timings=self._timings(shape, whole, bandwidth),
-            )  # fmt: skip
+            )
             for shape, found in self.samples.items()
             if (whole := {name: samples for name, samples in found.items() if samples.total})
         ]

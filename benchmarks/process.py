@@ -1,47 +1,45 @@
-"""The parent's side of an engine's process: asks it, pauses it while others run, and notices when it dies or hangs."""
+"""The parent's side of a process that is measured: asks it, pauses it while others run, notices when it dies."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from export.errors import LoraFtError
 
-_WORKER = Path(__file__).with_name("worker.py")
 _LIMIT = 900.0  # seconds that one call may take; compiling takes minutes
 
 
-class EngineFailed(LoraFtError):
-    """An engine answered with an error, died, or did not answer."""
+class Failed(LoraFtError):
+    """A process answered with an error, died, or did not answer."""
 
 
 class Process:
-    """An engine's process. Use it as a context manager; it ends when the block does.
+    """A process that answers in lines of JSON. Use it as a context manager; it ends when the block does.
 
-    Between two calls it is stopped: threads of one engine that spin for work cannot take the cores from another.
+    Between two replies it is stopped: threads of one engine that spin for work cannot take the cores from another.
 
     Args:
-        name: of the engine, for errors.
-        python: the interpreter that has its packages.
-        arguments: of `benchmarks.worker`.
-        threads: of one call.
+        what: it is, for errors, e.g. "the engine torch/fp32".
+        command: that starts it.
+        environment: variables besides our own.
     """
 
-    def __init__(self, name: str, python: str, arguments: Sequence[str], threads: int) -> None:
-        self._name = name
+    def __init__(self, what: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._what = what
         self._errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  (closed with the process)
         self._process = subprocess.Popen(
-            [python, "-P", str(_WORKER), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._errors, text=True, bufsize=1, start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, bufsize=1,
+            start_new_session=True, env=os.environ | environment,
         )  # fmt: skip
         self._replies = selectors.DefaultSelector()
         assert self._process.stdout is not None
@@ -60,33 +58,34 @@ class Process:
         self._errors.close()
 
     def ask(self, call: str, **fields: Any) -> dict[str, Any]:
-        """The reply to one call, after which the process stands still again.
+        """The reply to one call: its name and what goes with it.
 
         Raises:
-            EngineFailed: it has none.
+            Failed: there is none, or it is an error.
         """
         self.send(call, **fields)
-        reply = self.reply(_LIMIT)
-        if reply is None:
-            raise EngineFailed(f"the engine {self._name} did not answer a call ({call}) in {_LIMIT:.0f} s")
-        return reply
+        return self.reply()
 
     def send(self, call: str, **fields: Any) -> None:
         """Begin a call; `reply` ends it."""
         assert self._process.stdin is not None
-        if self._stopped:
-            self._process.send_signal(signal.SIGCONT)
-            self._stopped = False
-        try:
+        self._go_on()
+        with contextlib.suppress(BrokenPipeError):  # it is dead; `reply` says why
             self._process.stdin.write(json.dumps({"call": call, **fields}) + "\n")
-        except (BrokenPipeError, OSError):
-            raise self._death() from None
 
-    def reply(self, timeout: float) -> dict[str, Any] | None:
-        """The reply to the call that was begun, or None where there is none after so many seconds."""
+    def reply(self, limit: float = _LIMIT) -> dict[str, Any]:
+        """What it says next, after which it stands still.
+
+        Args:
+            limit: seconds to wait.
+
+        Raises:
+            Failed: it says nothing, or an error, or has died.
+        """
         assert self._process.stdout is not None
-        if not self._replies.select(timeout):
-            return None
+        self._go_on()
+        if not self._replies.select(limit):
+            raise Failed(f"{self._what} has not answered for {limit:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise self._death()
@@ -94,8 +93,13 @@ class Process:
         self._stopped = True
         reply = json.loads(line)
         if "error" in reply:
-            raise EngineFailed(f"the engine {self._name}: {reply['error']}")
+            raise Failed(f"{self._what}: {reply['error']}")
         return reply
+
+    def _go_on(self) -> None:
+        if self._stopped:
+            self._process.send_signal(signal.SIGCONT)
+            self._stopped = False
 
     def memory(self) -> dict[str, float]:
         """Megabytes resident now and at most: "steady" and "peak"."""
@@ -104,12 +108,13 @@ class Process:
             name: int(fields[key].split()[0]) * 1024 / 1e6 for name, key in (("steady", "VmRSS"), ("peak", "VmHWM"))
         }
 
-    def _death(self) -> EngineFailed:
+    def _death(self) -> Failed:
         code = self._process.wait()
         self._errors.seek(0)
         said = [line for line in self._errors.read().splitlines() if line.strip()]
         why = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return EngineFailed(f"the engine {self._name} ended with {why}" + (f": {said[-1].strip()}" if said else ""))
+        remedy = "was there memory enough?" if code == -signal.SIGKILL else ""
+        return Failed(f"{self._what} ended with {why}" + (f": {said[-1].strip()}" if said else ""), remedy)
 
 
 def evict(folder: Path) -> None:

@@ -75,7 +75,7 @@ def compare(
             identical=share_alike(texts[name], texts[base]),
             seconds=facts[name][0],
             tokens=facts[name][1],
-        )  # fmt: skip
+        )
         for name in texts
     }
 

@@ -6,9 +6,12 @@ python -m benchmarks.readme          # rewrite the tables in README.md
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import Report
+from benchmarks.training import TrainingReport
 from export.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +89,67 @@ def precisions(found: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
-TABLES = {"dialogsum": dialogsum, "precisions": precisions}
+def peers(found: dict[str, Any]) -> str:
+    """The suite of the same name: score, speed and share of the floor of every engine."""
+    report = Report.model_validate(found)
+    alone, together = (case.timings for case in report.cases)
+    lines = [
+        "| engine | MB | ROUGE-1 | against fp32, paired | batch 1, ms | batch 8, ms | times as fast | of the floor |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in report.contestants:
+        if one.name not in alone or one.name not in together:
+            continue
+        quality, first, several = report.quality.get(one.name), alone[one.name], together[one.name]
+        change = quality.difference if quality else None
+        cells = (
+            one.name,
+            f"{one.megabytes:.0f}",
+            f"{quality.score.value:.1f}" if quality else "",
+            f"{change.value:+.1f} [{change.low:+.1f}, {change.high:+.1f}]" if change else "",
+            f"{1000 * statistics.median(first.total):,.0f}",
+            f"{1000 * statistics.median(several.total):,.0f}",
+            f"{first.ratio.value:.1f} / {several.ratio.value:.1f}",
+            f"{first.floor:.0%}" if first.floor else "",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    case, rows = report.cases[0], max((quality.rows for quality in report.quality.values()), default=0)
+    return "\n".join([
+        *lines,
+        "",
+        f"{case.source} tokens in, {case.new} out, greedy; {rows} test rows; medians of {report.suite.rounds} rounds "
+        f"({report.verdict}); {_machine(report.environment)}; the harness took {report.harness.share:.1%}.",
+    ])  # fmt: skip
+
+
+def training(found: dict[str, Any]) -> str:
+    """What `lora-ft bench train` found."""
+    report = TrainingReport.model_validate(found)
+    lines = [
+        "| recipe | samples/s | tokens/s | padding | times as fast | start, s | memory, MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, recipe in report.recipes.items():
+        ratio = recipe.ratio
+        how = ", ".join([recipe.precision, *(["compiled"] if recipe.compiled else [])])
+        lines.append(
+            f"| {name} ({how}) | {recipe.samples_per_second:.2f} | {recipe.tokens_per_second:,.0f} | "
+            f"{recipe.padding:.0%} | {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] | {recipe.start:.0f} | "
+            f"{recipe.memory or 0:,.0f} |"
+        )
+    return "\n".join([
+        *lines,
+        "",
+        f"{report.task}, {report.steps} steps of {report.batch} rows, the same for all, in {report.rounds} rounds; "
+        f"{_machine(report.environment)}.",
+    ])  # fmt: skip
+
+
+def _machine(environment: dict[str, str]) -> str:
+    return f"{environment['cores'].split()[0]} cores of {environment['cpu']} ({environment['cpu flags']})"
+
+
+TABLES = {"dialogsum": dialogsum, "precisions": precisions, "peers": peers, "training": training}
 
 
 def updated(readme: str) -> str:

@@ -14,7 +14,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,13 +21,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.table import Table
 
 from benchmarks import figures
+from benchmarks.process import Process
 from benchmarks.report import Interval
 from benchmarks.training_worker import RECIPES
 from export.errors import LoraFtError, UsageError
@@ -46,6 +45,7 @@ from lora_ft.taskfile import save_task
 
 VERSION = 1
 USUAL = "usual"  # ratios are to it
+_LIMIT = 7200.0  # seconds of a pass
 
 
 class _Strict(BaseModel):
@@ -198,56 +198,11 @@ class _Taken:
     passes: list[dict[str, Any]] = field(default_factory=list)
 
 
-class _Worker:
-    """A recipe in its process, which ends with the block. What it writes to stderr is kept to explain its death."""
-
-    def __init__(self, recipe: str, folder: Path, *numbers: int) -> None:
-        command = [sys.executable, "-P", "-m", "benchmarks.training_worker", recipe, str(folder), *map(str, numbers)]
-        self._recipe = recipe
-        self._errors = folder / "stderr.txt"
-        with open(self._errors, "w", encoding="utf-8") as errors:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=_one_gpu()
-            )
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def next_pass(self) -> dict[str, Any]:
-        """Let it train for one more pass."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it is dead; `answer` says why
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
-        return self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        """What it says next.
-
-        Raises:
-            LoraFtError: it ended instead.
-        """
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if line:
-            return json.loads(line)
-        code = self._process.wait()
-        said = self._errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        why = said[-1] if code > 0 and said else f"signal {-code}" if code < 0 else f"exit code {code}"
-        remedy = "was there memory enough? set train.per_device_train_batch_size lower" if code == -9 else ""
-        raise LoraFtError(f"the recipe {self._recipe} ended: {why}", remedy)
-
-
-def _one_gpu() -> dict[str, str]:
-    """The environment with the first visible GPU alone: on several, transformers would make larger batches."""
+def _process(recipe: str, folder: Path, *numbers: int) -> Process:
+    """A recipe in its process. It sees one GPU alone: on several, transformers would make larger batches."""
+    command = [sys.executable, "-P", "-m", "benchmarks.training_worker", recipe, str(folder), *map(str, numbers)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    return os.environ | {"CUDA_VISIBLE_DEVICES": visible.split(",")[0]}
+    return Process(f"the recipe {recipe}", command, {"CUDA_VISIBLE_DEVICES": visible.split(",")[0]})
 
 
 def measure(task: Task, *, steps: int, rounds: int, seed: int = 0, progress: Progress | None = None) -> TrainingReport:
@@ -313,22 +268,23 @@ def _run(task: Task, steps: int, rounds: int, seed: int, progress: Progress) -> 
     order = random.Random(seed)
     taken: dict[str, _Taken] = {}
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch, contextlib.ExitStack() as running:
-        workers: dict[str, _Worker] = {}
+        workers: dict[str, Process] = {}
         progress.stage("starting", len(RECIPES))
         for name in order.sample(list(RECIPES), len(RECIPES)):
             folder = Path(scratch, name)
             folder.mkdir()
             save_task(task, folder / TASK)
             clock = time.perf_counter()
-            workers[name] = running.enter_context(_Worker(name, folder, steps, rounds, seed))
-            choice = workers[name].answer()
-            workers[name].answer()  # the first pass
+            workers[name] = running.enter_context(_process(name, folder, steps, rounds, seed))
+            choice = workers[name].reply(_LIMIT)
+            workers[name].reply(_LIMIT)  # the first pass
             taken[name] = _Taken(choice, time.perf_counter() - clock)
             progress.advance(len(taken), f"{name}: {taken[name].first:.0f} s")
         progress.stage("timing", rounds * len(RECIPES))
         for i in range(rounds):
             for j, name in enumerate(order.sample(list(RECIPES), len(RECIPES))):
-                done = workers[name].next_pass()
+                workers[name].send("pass")
+                done = workers[name].reply(_LIMIT)
                 taken[name].passes.append(done)
                 progress.advance(i * len(RECIPES) + j + 1, f"{name}: {done['samples'] / done['seconds']:.1f} samples/s")
             _check_equal({name: taken[name].passes[-1] for name in RECIPES})

@@ -38,6 +38,8 @@ def main(kind: str, precision: str, checkpoint: str, made: str, threads: str, pr
     """Serve requests until stdin ends."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what an engine prints is no answer
+    # no text model needs it, and one that was built for another torch keeps transformers from being imported
+    sys.modules["torchvision"] = None  # type: ignore[assignment]
     engine = Process(kind, precision, Path(checkpoint), Path(made), int(threads), provider)
     for line in sys.stdin:
         request = json.loads(line)
@@ -63,16 +65,16 @@ class Process:
         """Import the engine's packages."""
         began = time.perf_counter()
         for name in PACKAGES.get(self._kind, ()):
-            importlib.import_module(name)
+            module, _, attribute = name.partition(":")
+            getattr(importlib.import_module(module), attribute)  # some packages import their parts when they are named
         return {"seconds": time.perf_counter() - began}
 
-    def prepare(self) -> dict[str, float]:
-        """Convert the checkpoint, where the engine wants another format and that is not there yet."""
+    def convert(self) -> dict[str, float]:
+        """Bring the checkpoint into the format that the engine loads."""
         began = time.perf_counter()
-        if self._kind in CONVERT and not self._made.is_dir():
-            partial = self._made.with_name(f"{self._made.name}.partial-{os.getpid()}")
-            CONVERT[self._kind](self._checkpoint, partial, self._precision)
-            partial.rename(self._made)
+        partial = self._made.with_name(f"{self._made.name}.partial-{os.getpid()}")
+        CONVERT[self._kind](self._checkpoint, partial, self._precision)
+        partial.rename(self._made)
         return {"seconds": time.perf_counter() - began}
 
     def load(self) -> dict[str, float]:
@@ -307,13 +309,13 @@ def _own(file: Path, checkpoint: Path, threads: int) -> _Plain:
 
 
 PACKAGES = {
-    "onnx": ("export.runtime",),
-    "single": ("onnxruntime", "export.layouts.single"),
-    "torch": ("torch", "lora_ft.bases", "transformers.models.t5.modeling_t5"),
-    "torch-compile": ("torch", "lora_ft.bases", "transformers.models.t5.modeling_t5"),
-    "optimum": ("optimum.onnxruntime",),
-    "openvino": ("optimum.intel",),
-    "ctranslate2": ("ctranslate2", "tokenizers"),
+    "onnx": ("export.runtime:Generator",),
+    "single": ("onnxruntime:InferenceSession", "export.layouts.single:greedy_feed"),
+    "torch": ("transformers:T5ForConditionalGeneration", "lora_ft.bases:load_model"),
+    "torch-compile": ("transformers:T5ForConditionalGeneration", "lora_ft.bases:load_model"),
+    "optimum": ("optimum.onnxruntime:ORTModelForSeq2SeqLM",),
+    "openvino": ("optimum.intel:OVModelForSeq2SeqLM",),
+    "ctranslate2": ("ctranslate2:Translator", "tokenizers:Tokenizer"),
 }
 CONVERT = {"optimum": _convert_optimum, "openvino": _convert_openvino, "ctranslate2": _convert_ctranslate2}
 LOAD: dict[str, Callable[[Path, str, int, str], Any]] = {

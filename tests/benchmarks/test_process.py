@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.process import EngineFailed, Process, evict
+from benchmarks import worker
+from benchmarks.process import Failed, Process, evict
 
 ENGINE = """
 import os, sys, time
@@ -24,6 +25,8 @@ def load(folder, threads):
             os._exit(3)
         if new == 9:
             os.kill(os.getpid(), 9)
+        if new == 10:
+            time.sleep(60)
         return np.full((len(ids), new), 5)
     return generate
 """
@@ -33,7 +36,8 @@ def load(folder, threads):
 def engine(tmp_path: Path) -> Process:
     file = tmp_path / "engine.py"
     file.write_text(ENGINE)
-    process = Process("mine", sys.executable, [str(file), "fp32", str(tmp_path), str(tmp_path), "1", "cpu"], threads=1)
+    arguments = [str(file), "fp32", str(tmp_path), str(tmp_path), "1", "cpu"]
+    process = Process("the engine mine", [sys.executable, "-P", worker.__file__, *arguments], {"OMP_NUM_THREADS": "1"})
     process.ask("load")
     return process
 
@@ -71,13 +75,20 @@ def test_it_stands_still_between_calls(engine: Process) -> None:
     (7, "the engine mine: ValueError: seven$"), (8, "ended with exit code 3: the last words"), (9, "with signal 9"),
 ])  # fmt: skip
 def test_a_failure_says_what_happened(engine: Process, new: int, why: str) -> None:
-    with engine, pytest.raises(EngineFailed, match=why):
+    with engine, pytest.raises(Failed, match=why):
         generate(engine, new)
+
+
+def test_one_that_hangs_is_not_waited_for(engine: Process) -> None:
+    with engine:
+        engine.send("generate", ids=[[1]], new=10, least=10, decoding="greedy", room=1)
+        with pytest.raises(Failed, match="has not answered for 0 s"):
+            engine.reply(0.2)
 
 
 def test_an_error_of_one_call_is_not_the_end(engine: Process) -> None:
     with engine:
-        with pytest.raises(EngineFailed):
+        with pytest.raises(Failed):
             generate(engine, 7)
         assert generate(engine, 2)["tokens"] == [[5, 5]] * 2
 
@@ -86,7 +97,7 @@ def test_a_process_that_is_gone_is_an_error_of_the_next_call(engine: Process) ->
     with engine:
         engine._process.kill()
         engine._process.wait()
-        with pytest.raises(EngineFailed, match="signal 9"):
+        with pytest.raises(Failed, match="signal 9"):
             generate(engine, 1)
 
 

@@ -46,7 +46,7 @@ class Service:
         self.batches.append(len(ids))
         self._clock.now += self._base + self._row * len(ids)
 
-    def reply(self, timeout: float) -> dict[str, Any]:
+    def reply(self) -> dict[str, Any]:
         return {"tokens": [[1]] * self.batches[-1]}
 
 

@@ -153,15 +153,15 @@ def test_a_recipe_that_dies_is_named_with_its_reason(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = task_of(tmp_path, tiny_base, lora={"target_modules": "nothing"})
-    with pytest.raises(LoraFtError, match=r"the recipe (usual|dynamic|ours) ended: .*no linear layer 'nothing'"):
+    with pytest.raises(LoraFtError, match=r"the recipe (usual|dynamic|ours) ended with .*no linear layer 'nothing'"):
         measure(task, steps=STEPS, rounds=1)
 
 
 def test_a_recipe_that_is_killed_is_named(tmp_path: Path) -> None:
-    worker = training._Worker("ours", tmp_path, 1, 1, 0)
-    worker._process.kill()
-    with pytest.raises(LoraFtError, match="the recipe ours ended: signal 9; was there memory"), worker:
-        worker.next_pass()
+    process = training._process("ours", tmp_path, 1, 1, 0)
+    process._process.kill()
+    with pytest.raises(LoraFtError, match="the recipe ours ended with signal 9; was there memory"), process:
+        process.reply()
 
 
 def test_unequal_work_is_an_error() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import markdown, page, quality, serving
-from benchmarks.contest import Contest, contestants, disqualify, reference
+from benchmarks.contest import Contest, contestants, differing, reference
 from benchmarks.figures import steadiness
 from benchmarks.floor import MEMORY, read_bandwidth
 from benchmarks.report import Case, Quality, Report, Service
@@ -95,7 +95,7 @@ class _Bench:
         self._quality: dict[str, Quality] = {}
         self._serving: dict[str, Service] = {}
         self._began, self._clock, self._saved = datetime.now(UTC), time.monotonic(), 0.0
-        self._stolen, self._interrupted = stolen(), False
+        self._stolen, self._interrupted, self._environment = stolen(), False, environment()
 
     def run(self) -> Report:
         with contextlib.ExitStack() as running:
@@ -131,9 +131,8 @@ class _Bench:
             turns += 1
             self._progress.advance(turns)
 
-        for one in self._everyone:
-            if one.step:
-                self._bandwidth(one.step)  # before the engines' turns, not among them
+        for size in (MEMORY, *(one.step for one in self._everyone if one.step)):
+            self._bandwidth(size)  # before the engines' turns, not among them
         self._progress.stage("timing", self._contest.turns)
         for _ in self._contest.rounds(done):
             if time.monotonic() - self._saved > _SAVE_EVERY:
@@ -143,11 +142,12 @@ class _Bench:
         if not self._suite.rows or self._task is None:
             return
 
+        examples = self._examples[: self._suite.rows]
+
         def stage(name: str) -> Callable[[int], None]:
-            self._progress.stage(f"scoring {name}", len(self._examples))
+            self._progress.stage(f"scoring {name}", len(examples))
             return self._progress.advance
 
-        examples = self._examples[: self._suite.rows]
         self._quality = quality.compare(self._everyone, self._task, examples, self._tokenizer, stage)
         self._save()
 
@@ -201,9 +201,7 @@ class _Bench:
 
     def _save(self, *, final: bool = False) -> Report:
         cases = self._contest.cases(self._bandwidth)
-        if final:
-            disqualify(self._everyone, cases)
-        found = self._report(cases)
+        found = self._report(cases, differing(self._everyone, cases) if final else [])
         found.write(self._out / REPORT)
         if final:
             write_text(self._out / PAGE, page.render(found))
@@ -211,7 +209,7 @@ class _Bench:
         self._saved = time.monotonic()
         return found
 
-    def _report(self, cases: Sequence[Case]) -> Report:
+    def _report(self, cases: Sequence[Case], unlike: Sequence[str]) -> Report:
         shaking = steadiness(
             {
                 f"{name} at batch {case.batch}, {case.source} in, {case.new} out, {case.decoding}": timing.spread
@@ -226,12 +224,12 @@ class _Bench:
         described = [one.described() for one in self._everyone]
         wrong = [f"{one.name}: {one.error}" for one in described if one.error]
         return Report(
-            suite=self._suite, environment=environment(), began=self._began.isoformat(timespec="seconds"),
+            suite=self._suite, environment=self._environment, began=self._began.isoformat(timespec="seconds"),
             seconds=time.monotonic() - self._clock, interrupted=self._interrupted,
             reference=reference([one for one in self._everyone if "error" not in one.facts] or self._everyone),
             bandwidth=self._bandwidth(MEMORY), contestants=described, cases=list(cases), quality=self._quality,
             serving=self._serving, harness=self._contest.clock.harness,
-            verdict="unstable" if shaking else "stable", warnings=[*wrong, *shaking],
+            verdict="unstable" if shaking else "stable", warnings=[*wrong, *unlike, *shaking],
         )  # fmt: skip
 
 

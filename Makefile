@@ -10,7 +10,7 @@ PIP    := -m pip install -qq --disable-pip-version-check
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
-quickstart: install ## the whole path on the embedded example: train, score, export, verify, generate (6 min)
+quickstart: install ## the whole path on the embedded example: train, score, export, verify, generate (5 to 10 min)
 	@$(BIN)/lora-ft quickstart --overwrite
 
 test: install ## the whole test suite (15 min on 2 cores)

@@ -41,7 +41,7 @@ def load(folder, threads):
 """
 CHANGES = {
     "same": "",
-    "slow": "time.sleep(0.05)",
+    "slow": "time.sleep(0.3)",
     "wrong": "made[:, -1] = 7 + (made[:, -1] == 7)",
     "short": "made = made[:, : max(1, new - 1)]",
     "broken": "raise ValueError('no more')",
@@ -106,9 +106,9 @@ def test_every_engine_is_timed_in_every_round_at_every_shape(base: Path, tmp_pat
 
 
 def test_a_slow_engine_is_caught(base: Path, tmp_path: Path) -> None:
-    found = run(base, tmp_path / "both", "same", "slow", rounds=7)
+    found = run(base, tmp_path / "both", "same", "slow")
     timing = found.cases[0].timings["slow/fp32"]
-    assert timing.ratio.high < 0.5
+    assert timing.ratio.value < 0.5
     before, after = (run(base, tmp_path / name, name) for name in ("same", "slow"))
     renamed = after.model_dump_json().replace("slow/fp32", "same/fp32")
     changes = compare(before, Report.model_validate_json(renamed), tolerance=0.5, max_drop=1)
@@ -181,6 +181,7 @@ def test_ctrl_c_keeps_what_was_found(base: Path, tmp_path: Path) -> None:
     end = time.monotonic() + 120
     while not (tmp_path / REPORT).is_file() and time.monotonic() < end:
         time.sleep(0.2)
+    time.sleep(3)  # for some rounds
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import figures, report
-from benchmarks.energy import meter
+from benchmarks import energy, figures, report
 from benchmarks.engines import EXACT, Engine, parse
 from benchmarks.environments import interpreter
 from benchmarks.floor import step_bytes
@@ -103,15 +102,17 @@ class Contestant:
 
 
 def contestants(subjects: Sequence[Subject], suite: Suite) -> list[Contestant]:
-    """Every model, engine and number of threads; names say only what differs."""
+    """Every model, engine, number of threads and provider; names say only what differs."""
     found = []
-    for subject, threads in itertools.product(subjects, suite.threads):
+    for subject, threads, provider in itertools.product(subjects, suite.threads, suite.provider):
         for text in subject.engines(suite.engines):
             engine = parse(text)
             name = f"{Path(subject.name).name} {engine.name}" if len(subjects) > 1 else engine.name
             if len(suite.threads) > 1:
                 name += f" x{threads or allowed_cpus()}"
-            found.append(Contestant(name, subject, engine, threads or allowed_cpus(), suite.provider))
+            if len(suite.provider) > 1:
+                name += f" on {provider}"
+            found.append(Contestant(name, subject, engine, threads or allowed_cpus(), provider))
     return found
 
 
@@ -170,7 +171,7 @@ class Contest:
     def __init__(self, suite: Suite, everyone: Sequence[Contestant], sources: Callable[[int, int], list[list[int]]]):
         self._suite, self._everyone, self._sources = suite, everyone, sources
         self._order = random.Random(suite.seed)
-        self._joules = meter(suite.provider)
+        self._joules: dict[str, Callable[[], float] | None] = {name: energy.meter(name) for name in suite.provider}
         self.samples: dict[Shape, dict[str, Samples]] = {}
         self.clock = Clock()
 
@@ -203,9 +204,10 @@ class Contest:
             assert one.process is not None
             encoder = one.process.ask("encode", ids=ids)["seconds"]
             first = one.generate(ids, new=1, least=1, **forced)
-            before = self._joules() if self._joules else 0.0
+            meter = self._joules[one.provider]
+            before = meter() if meter else 0.0
             whole = one.generate(ids, new=shape.new, least=shape.new, **forced)
-            joules = self._joules() - before if self._joules else None
+            joules = meter() - before if meter else None
             _check_lengths(whole["tokens"], shape)
         except LoraFtError as error:
             one.fail(str(error))

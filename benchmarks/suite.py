@@ -50,7 +50,7 @@ class Suite(_Strict):
     threads: tuple[PositiveInt | None, ...] = (None,)
     """Of one call; none: the cores this process may use."""
     decoding: tuple[Decoding, ...] = ("greedy",)
-    provider: Literal["cpu", "cuda"] = "cpu"
+    provider: tuple[Literal["cpu", "cuda"], ...] = ("cpu",)
     rounds: PositiveInt = 11
     rows: Annotated[int, Field(ge=0)] = 0
     """Rows of the task's test split that every engine answers at their natural length, for ROUGE; 0: none."""

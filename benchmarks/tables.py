@@ -96,7 +96,7 @@ def facts(report: Report) -> list[str]:
         f"{report.began[:16].replace('T', ' ')} UTC",
         f"took {duration(report.seconds)}",
         f"{suite.rounds} rounds",
-        suite.provider,
+        " and ".join(suite.provider),
         f"reference {report.reference}",
         f"memory read at {report.bandwidth / 1e9:.1f} GB/s",
     ]
@@ -164,19 +164,26 @@ def _speeds(report: Report, case: Case) -> Table:
                 percent(timing.floor),
                 percent(timing.identical),
                 percent(timing.spread),
+                interval(quality.score, 1) if quality else NONE,
+                percent(quality.identical if quality else None),
             ),
         ]
         for name, timing in case.timings.items()
-        for best in (name == fastest,)
+        for best, quality in [(name == fastest, report.quality.get(name))]
     ]
     columns = ("contestant", "total, ms", "ms/token", "tokens/s", "times as fast", "of the floor, %", "identical, %",
-               "spread, %")  # fmt: skip
+               "spread, %", _metric(report), "same texts, %")  # fmt: skip
     note = (
         "Medians of rounds; bold is the fastest. Times as fast as the first row, within a round, with the 95 % "
         "interval. Of the floor: what reading the bytes of a step takes at least, over what the step took. "
-        f"Identical: rows whose tokens are those of {report.reference}. Spread: interquartile range over median."
+        f"Identical: rows whose tokens are those of {report.reference}, here where the number of tokens is forced; the "
+        "score and the same texts are of real rows at their natural length. Spread: interquartile range over median."
     )
-    return Table(name_of(case).capitalize(), columns, rows, note=note if case is report.cases[0] else "")
+    return Table(name_of(case).capitalize(), columns, rows, note=note if case is report.cases[0] else "").filled()
+
+
+def _metric(report: Report) -> str:
+    return next((quality.metric for quality in report.quality.values()), "")
 
 
 def _failed(report: Report) -> list[Table]:

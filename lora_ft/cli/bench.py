@@ -37,7 +37,7 @@ def run(
     new: Annotated[list[int], typer.Option(help="Tokens out.")] = [],  # noqa: B006
     threads: Annotated[list[int], typer.Option(help="Threads of one call.")] = [],  # noqa: B006
     decoding: Annotated[list[str], typer.Option(help="greedy, beams, sample or lookup.")] = [],  # noqa: B006
-    provider: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    provider: Annotated[list[str], typer.Option(help="cpu or cuda.")] = [],  # noqa: B006
     rounds: Annotated[int | None, typer.Option(help="Timings of each.")] = None,
     rows: Annotated[int | None, typer.Option(help="Test rows to score; 0 for none.")] = None,
     task: Annotated[str | None, typer.Option(help="Task whose rows are asked, where the models have none.")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,18 +54,20 @@ def show_report(found: Report, page: Path) -> None:
 
 
 def _case(found: Report, case: Case):  # type: ignore[no-untyped-def]  # rich's Table
+    metric = next((quality.metric for quality in found.quality.values()), "")
     made = table(
-        "", "ms", "first", "/token", "times as fast", "floor", "same",
+        "", "ms", "/token", "times as fast", "floor", "same", metric or "first",
         title=f"batch {case.batch}, {case.source} in, {case.new} out, {case.decoding}",
     )  # fmt: skip
     for name, timing in case.timings.items():
-        middle = sorted(timing.total)[len(timing.total) // 2]
-        first = sorted(timing.first)[len(timing.first) // 2]
+        quality = found.quality.get(name)
+        score = f"{quality.score.value:.1f}" if quality else "–"
         made.add_row(
-            name, f"{1000 * middle:,.0f}", f"{1000 * first:,.0f}", f"{1000 * timing.per_token:.2f}",
+            name, f"{1000 * statistics.median(timing.total):,.0f}", f"{1000 * timing.per_token:.2f}",
             f"{timing.ratio.value:.2f} [{timing.ratio.low:.2f}, {timing.ratio.high:.2f}]",
             "–" if timing.floor is None else f"{timing.floor:.0%}",
             "–" if timing.identical is None else f"{timing.identical:.0%}",
+            score if metric else f"{1000 * statistics.median(timing.first):,.0f}",
         )  # fmt: skip
     return made
 

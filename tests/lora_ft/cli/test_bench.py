@@ -59,7 +59,7 @@ def test_a_regression_ends_with_1(tmp_path: Path, capsys: Capture) -> None:
     (["BUNDLE", "--engine", "tvm"], 2, "no engine 'tvm'"),
     (["BUNDLE", "--rounds", "0"], 2, "rounds = 0"),
     (["BUNDLE", "--rows", "5"], 2, "--task TASK or --rows 0"),
-    (["BUNDLE", "--provider", "tpu"], 2, "provider = 'tpu'"),
+    (["BUNDLE", "--provider", "tpu"], 2, "provider.0 = 'tpu'"),
     (["compare", "BUNDLE", "BUNDLE"], 2, "report.json"),
     (["train", "nothing"], 2, "nothing"),
 ])  # fmt: skip

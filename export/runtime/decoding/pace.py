@@ -12,7 +12,9 @@ _WEIGHT = 0.1  # of the newest observation in a running mean
 _FASTER, _SLOWER = 0.3, 0.03  # the same of a call's time, as what else the machine does only makes it longer
 _TRIES = 3  # calls before their time is believed: the first may load a graph, and any may be disturbed
 _SLOPE = 0.06  # what each further token of a call adds, as a share of the shortest, until it is known
-_WORTH = 1.05  # times as many tokens for the time as without a draft, or none is made
+# times as many tokens for the time as without a draft, or none is made: costs and shares are known with some noise, and
+# a batch waits for its slowest row, so that what another row gains is worth less
+_WORTH, _WORTH_TOGETHER = 1.15, 1.25
 _OFTEN, _SELDOM = 16, 256  # calls between two that try more than pays as far as is known
 
 
@@ -38,7 +40,7 @@ class Pace:
         widths = [width for width in _WIDTHS if width <= longest] + [longest + 1]
         rates = {width: self._expected(drafts, width) / cost(width) for width in widths}
         best = max(widths, key=rates.__getitem__)
-        if rates[best] < _WORTH * rates[1]:
+        if rates[best] < (_WORTH if rows == 1 else _WORTH_TOGETHER) * rates[1]:
             best = 1
         self._turn += 1
         if self._turn < self._pause or best == widths[-1]:

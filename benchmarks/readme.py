@@ -126,15 +126,15 @@ def training(found: dict[str, Any]) -> str:
     """What `lora-ft bench train` found."""
     report = TrainingReport.model_validate(found)
     lines = [
-        "| recipe | samples/s | tokens/s | padding | times as fast | start, s | memory, MB |",
-        "|---|---|---|---|---|---|---|",
+        "| recipe | samples/s | tokens/s | padding | times as fast | memory, MB |",
+        "|---|---|---|---|---|---|",
     ]
     for name, recipe in report.recipes.items():
         ratio = recipe.ratio
         how = ", ".join([recipe.precision, *(["compiled"] if recipe.compiled else [])])
         lines.append(
             f"| {name} ({how}) | {recipe.samples_per_second:.2f} | {recipe.tokens_per_second:,.0f} | "
-            f"{recipe.padding:.0%} | {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] | {recipe.start:.0f} | "
+            f"{recipe.padding:.0%} | {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] | "
             f"{recipe.memory or 0:,.0f} |"
         )
     return "\n".join([

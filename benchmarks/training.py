@@ -191,9 +191,10 @@ def read(path: Path) -> TrainingReport:
 
 @dataclass
 class _Taken:
-    """What a recipe's process has said so far, and the seconds from its start to the end of its first pass."""
+    """What a recipe's process has said so far; the seconds until it was ready, and those of its first pass."""
 
     choice: dict[str, Any]
+    ready: float
     first: float
     passes: list[dict[str, Any]] = field(default_factory=list)
 
@@ -277,9 +278,9 @@ def _run(task: Task, steps: int, rounds: int, seed: int, progress: Progress) -> 
             clock = time.perf_counter()
             workers[name] = running.enter_context(_process(name, folder, steps, rounds, seed))
             choice = workers[name].reply(_LIMIT)
-            workers[name].reply(_LIMIT)  # the first pass
-            taken[name] = _Taken(choice, time.perf_counter() - clock)
-            progress.advance(len(taken), f"{name}: {taken[name].first:.0f} s")
+            ready = time.perf_counter() - clock
+            taken[name] = _Taken(choice, ready, workers[name].reply(_LIMIT)["seconds"])
+            progress.advance(len(taken), f"{name}: {time.perf_counter() - clock:.0f} s")
         progress.stage("timing", rounds * len(RECIPES))
         for i in range(rounds):
             for j, name in enumerate(order.sample(list(RECIPES), len(RECIPES))):
@@ -306,7 +307,7 @@ def _figures(mine: _Taken, usual: _Taken, steps: int, seed: int) -> Recipe:
     positions = _values(mine, "positions")
     return Recipe(
         **mine.choice,
-        start=mine.first - median,  # the first pass itself is no part of the start
+        start=mine.ready + max(mine.first - median, 0.0),  # what the first pass takes longer is still starting
         seconds=seconds,
         loss=_values(mine, "loss"),
         positions=positions,

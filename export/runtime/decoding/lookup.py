@@ -34,8 +34,11 @@ def search(
     pace = _PACES.setdefault(model, Pace())
     going = rows
     while going:
-        drafts = {row.number: row.draft(options.max_new_tokens - row.made - 1) for row in going}
-        width = pace.width(len(rows), [(row.found, len(drafts[row.number])) for row in going])
+        if pace.rests(len(rows)):
+            drafts, width = {row.number: list[int]() for row in going}, 1
+        else:
+            drafts = {row.number: row.draft(options.max_new_tokens - row.made - 1) for row in going}
+            width = pace.width(len(rows), [(row.found, len(drafts[row.number])) for row in going])
         tokens = np.full((len(rows), width), special.pad)
         for i, row in enumerate(rows):
             known = [row.last, *drafts.get(row.number, [])][:width]

@@ -14,8 +14,10 @@ _TRIES = 3  # calls before their time is believed: the first may load a graph, a
 _SLOPE = 0.06  # what each further token of a call adds, as a share of the shortest, until it is known
 # times as many tokens for the time as without a draft, or none is made: costs and shares are known with some noise, and
 # a batch waits for its slowest row, so that what another row gains is worth less
-_WORTH, _WORTH_TOGETHER = 1.15, 1.25
+_WORTH, _WORTH_TOGETHER = 1.15, 1.4
 _OFTEN, _SELDOM = 16, 256  # calls between two that try more than pays as far as is known
+_REFUSALS = 8  # drafts refused in a row before none is looked for: looking takes time, too
+_SHORT, _LONG = 8, 32  # calls of such a rest: the first one, and the longest
 
 
 class Pace:
@@ -24,7 +26,12 @@ class Pace:
     def __init__(self) -> None:
         self._share = {1: 0.5, 2: 0.7, 3: 0.8}  # of drafted tokens accepted, by the tokens that were matched
         self._costs: dict[int, _Cost] = {}  # by the rows of a call
+        self._rests: dict[int, _Rest] = {}  # likewise
         self._turn, self._pause = 0, _OFTEN
+
+    def rests(self, rows: int) -> bool:
+        """Whether the next call is to do without drafts, and without looking for any."""
+        return self._rests.setdefault(rows, _Rest()).take()
 
     def width(self, rows: int, drafts: Sequence[tuple[int, int]]) -> int:
         """How many tokens a row the next call should have: those that come for the time are the most.
@@ -42,6 +49,7 @@ class Pace:
         best = max(widths, key=rates.__getitem__)
         if rates[best] < (_WORTH if rows == 1 else _WORTH_TOGETHER) * rates[1]:
             best = 1
+        self._rests.setdefault(rows, _Rest()).refused(best == 1)
         self._turn += 1
         if self._turn < self._pause or best == widths[-1]:
             return best
@@ -69,6 +77,26 @@ class Pace:
             share = min(self._share[found], 0.97) if length else 0.0
             total += (1 - share ** (min(length, width - 1) + 1)) / (1 - share)
         return total
+
+
+class _Rest:
+    """When drafts were refused again and again, some calls without; more of them each time until one is taken."""
+
+    def __init__(self) -> None:
+        self._refusals, self._left, self._length = 0, 0, _SHORT
+
+    def take(self) -> bool:
+        """Whether this call is one of them."""
+        self._left -= self._left > 0
+        return self._left > 0
+
+    def refused(self, refused: bool) -> None:
+        """A draft was refused, or taken."""
+        self._refusals = self._refusals + 1 if refused else 0
+        if not refused:
+            self._length = _SHORT
+        elif self._refusals == _REFUSALS:
+            self._refusals, self._left, self._length = 0, self._length, min(2 * self._length, _LONG)
 
 
 class _Cost:

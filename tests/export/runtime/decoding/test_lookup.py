@@ -148,7 +148,7 @@ def test_drafts_grow_rare_where_they_are_rejected() -> None:
     assert len(model.widths) == 300
     assert 1 <= drafted[0] < 5
     assert len(drafted) < 30
-    assert drafted[-1] > 200  # it keeps trying
+    assert drafted[-1] > 150  # it keeps trying
     assert set(model.widths[100:]) == {1, 2}
 
 

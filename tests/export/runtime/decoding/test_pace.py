@@ -57,7 +57,7 @@ def test_what_was_not_tried_counts_neither_way() -> None:
 
 @pytest.mark.parametrize("rows", [1, 8])
 def test_drafts_are_shorter_the_more_they_cost(rows: int) -> None:
-    widths = [usual(steady(0.01, slope), rows) for slope in (0.001, 0.05, 0.3, 5.0)]
+    widths = [usual(steady(0.01, slope), rows) for slope in (0.001, 0.1 / rows, 0.3, 5.0)]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > widths[1] > widths[-1] == 1
 
@@ -102,8 +102,8 @@ def test_a_size_that_was_slow_once_is_tried_again() -> None:
     assert usual(pace) == before
 
 
-def test_one_row_that_copies_carries_others_that_do_not_only_where_calls_are_cheap() -> None:
-    drafts = [(3, LONGEST), *[(0, 0)] * 7]
+def test_rows_that_copy_carry_others_that_do_not_only_where_calls_are_cheap() -> None:
+    drafts = [*[(3, LONGEST)] * 4, *[(0, 0)] * 4]
     assert steady(0.01, 0.001).width(8, drafts) > 1
     assert steady(0.01, 0.2).width(8, drafts) == 1
 
@@ -139,3 +139,23 @@ def test_no_call_is_wider_than_the_longest_draft(
         pace.accepted(found, min(accepted, drafted), drafted)
     for _ in range(20):
         assert 1 <= pace.width(len(drafts), drafts) <= 1 + max(length for _, length in drafts)
+
+
+def test_drafts_are_not_even_looked_for_where_they_are_refused_again_and_again() -> None:
+    pace = steady(0.01, 5.0)
+    rests = []
+    for _ in range(200):
+        rests.append(pace.rests(1))
+        if not rests[-1]:
+            pace.width(1, [(2, 4)])
+    assert not any(rests[:8])
+    assert sum(rests) > 100
+    assert not all(rests[-40:])  # it looks again
+    assert not pace.rests(8)  # of other batches nothing is known
+
+
+def test_a_draft_that_is_taken_ends_the_rests() -> None:
+    pace = steady(0.01, 0.01)
+    for _ in range(50):
+        assert not pace.rests(1)
+        pace.width(1, [(2, LONGEST)])

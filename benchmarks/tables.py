@@ -164,7 +164,7 @@ def _speeds(report: Report, case: Case) -> Table:
                 percent(timing.floor),
                 percent(timing.identical),
                 percent(timing.spread),
-                interval(quality.score, 1) if quality else NONE,
+                f"{quality.score.value:.1f}" if quality else NONE,
                 percent(quality.identical if quality else None),
             ),
         ]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.tiny import save_tiny_t5
 # Each wraps the runtime of a bundle that lies beside the checkpoint.
 ENGINE = """
 import time
+from functools import partial
 from pathlib import Path
 
 from export.runtime import Generator
@@ -177,7 +179,9 @@ def test_ctrl_c_keeps_what_was_found(base: Path, tmp_path: Path) -> None:
         "--source", "8", "--new", "4", "--rounds", "100000", "--out", str(tmp_path),
         "--work", str(base.parent / "models"),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # where the tests themselves run in the background, Ctrl-C is ignored, and a child would inherit that
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
     end = time.monotonic() + 120
     while not (tmp_path / REPORT).is_file() and time.monotonic() < end:
         time.sleep(0.2)

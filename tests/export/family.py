@@ -90,8 +90,8 @@ def inputs(b: int, s: int, t: int, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     return np.where(mask, rng.integers(2, CONFIG["vocab_size"], (b, s)), PAD), mask, decoder_ids
 
 
-def assert_close(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-4) -> None:
-    """Logits of these models reach 60."""
+def assert_close(a: np.ndarray, b: np.ndarray, tolerance: float = 3e-4) -> None:
+    """Logits of these models reach 60, and processors add sums in unlike orders."""
     assert a.shape == b.shape
     assert np.abs(a - b).max() < tolerance
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from benchmarks.figures import unpaired
 from benchmarks.report import Interval, Report, Timing
-
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -65,16 +61,3 @@ def missing(old: Report, new: Report) -> list[str]:
 def later(timing: Timing) -> list[float]:
     """Seconds of all tokens after the first, by round."""
     return [total - first for total, first in zip(timing.total, timing.first, strict=True)]
-
-
-def unpaired(old: Sequence[float], new: Sequence[float], seed: int) -> Interval:
-    """New median over old median, with the interval from rounds of each drawn with replacement.
-
-    The reports come from different times, so rounds are no pairs: what a drift of the machine does is in the ratio.
-    """
-    rng = np.random.default_rng(seed)
-    before, after = np.asarray(old), np.asarray(new)
-    medians = [np.median(values[rng.integers(len(values), size=(_RESAMPLES, len(values)))], axis=1)
-               for values in (before, after)]  # fmt: skip
-    low, high = np.percentile(medians[1] / medians[0], [2.5, 97.5])
-    return Interval(value=float(np.median(after) / np.median(before)), low=float(low), high=float(high))

@@ -50,10 +50,28 @@ def ratio(base: Sequence[float], other: Sequence[float], seed: int) -> Interval:
 
 def median(values: Sequence[float] | np.ndarray, seed: int) -> Interval:
     """The median with its bootstrap interval."""
+    return _interval(float(np.median(values)), _medians(values, np.random.default_rng(seed)))
+
+
+def unpaired(old: Sequence[float], new: Sequence[float], seed: int) -> Interval:
+    """New median over old median, with the interval from values of each drawn with replacement.
+
+    The two come from different times, so rounds are no pairs: what a drift of the machine does is in the ratio.
+    """
+    rng = np.random.default_rng(seed)
+    before, after = _medians(old, rng), _medians(new, rng)
+    return _interval(float(np.median(new) / np.median(old)), after / before)
+
+
+def _medians(values: Sequence[float] | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Of values drawn with replacement, many times."""
     array = np.asarray(values, np.float64)
-    drawn = np.random.default_rng(seed).integers(len(array), size=(_RESAMPLES, len(array)))
-    low, high = np.percentile(np.median(array[drawn], axis=1), [2.5, 97.5])
-    return Interval(value=float(np.median(array)), low=float(low), high=float(high))
+    return np.median(array[rng.integers(len(array), size=(_RESAMPLES, len(array)))], axis=1)
+
+
+def _interval(value: float, drawn: np.ndarray) -> Interval:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value=value, low=float(low), high=float(high))
 
 
 def spread(values: Sequence[float]) -> float:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from benchmarks.record import VERSION, Record, Strict
 from benchmarks.suite import Suite
-from export.errors import LoraFtError, UsageError
-from export.files import write_text
 
-VERSION = 1
 SCHEMA = Path(__file__).with_name("report.schema.json")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Interval(_Strict):
+class Interval(Strict):
     """A median or mean with its 95 % bootstrap interval."""
 
     value: float
@@ -28,7 +20,7 @@ class Interval(_Strict):
     high: float
 
 
-class Contestant(_Strict):
+class Contestant(Strict):
     """An engine with a model, a precision and a number of threads.
 
     Attributes:
@@ -56,7 +48,7 @@ class Contestant(_Strict):
     error: str = ""
 
 
-class Percentiles(_Strict):
+class Percentiles(Strict):
     """Seconds. None where there are fewer samples than MLPerf's rules ask for: 11, 64 and 662."""
 
     samples: int
@@ -65,7 +57,7 @@ class Percentiles(_Strict):
     p99: float | None
 
 
-class Timing(_Strict):
+class Timing(Strict):
     """One contestant at one case. Lists hold a value for each round.
 
     Attributes:
@@ -97,7 +89,7 @@ class Timing(_Strict):
     spread: float
 
 
-class Case(_Strict):
+class Case(Strict):
     """Rows, tokens in, tokens out (forced) and how they are chosen; timings by contestant."""
 
     batch: int
@@ -107,7 +99,7 @@ class Case(_Strict):
     timings: dict[str, Timing]
 
 
-class Quality(_Strict):
+class Quality(Strict):
     """Answers of one contestant to real rows, at the length that they come to.
 
     Attributes:
@@ -129,7 +121,7 @@ class Quality(_Strict):
     seconds: float
 
 
-class Load(_Strict):
+class Load(Strict):
     """One contestant under one offered load. Latencies are from a request's arrival to its answer.
 
     Attributes:
@@ -148,21 +140,21 @@ class Load(_Strict):
     batch: float
 
 
-class Service(_Strict):
+class Service(Strict):
     """One contestant under growing load. The knee is the largest load that it keeps up with, within the SLO."""
 
     loads: list[Load]
     knee: float | None
 
 
-class Harness(_Strict):
+class Harness(Strict):
     """What the harness itself took: share of the time of all timed calls."""
 
     seconds: float
     share: float
 
 
-class Report(_Strict):
+class Report(Record):
     """All of it.
 
     Attributes:
@@ -192,33 +184,6 @@ class Report(_Strict):
     harness: Harness
     verdict: Literal["stable", "unstable"]
     warnings: list[str]
-
-    def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        write_text(path, self.model_dump_json(indent=1) + "\n")
-
-
-def read(path: Path) -> Report:
-    """A report from its file.
-
-    Raises:
-        UsageError: there is no such file.
-        LoraFtError: it is none, or of another version.
-    """
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", "give the report.json that `lora-ft bench` wrote") from error
-    except ValueError as error:
-        raise LoraFtError(f"{path} is no JSON ({error})") from error
-    version = content.get("version") if isinstance(content, dict) else None
-    if version != VERSION:
-        raise LoraFtError(f"{path} is a report of version {version!r}", f"this lora-ft reads version {VERSION}")
-    try:
-        return Report.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise LoraFtError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def schema() -> str:

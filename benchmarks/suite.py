@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from benchmarks.engines import parse
+from benchmarks.record import Strict, first_fault
 from export.errors import UsageError
 
 Decoding = Literal["greedy", "beams", "sample", "lookup"]
@@ -17,11 +18,7 @@ Positive = Annotated[float, Field(gt=0)]
 SUITES = Path(__file__).with_name("suites")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Serving(_Strict):
+class Serving(Strict):
     """Poisson arrivals of real rows at a queue whose waiting requests are answered together."""
 
     loads: tuple[Positive, ...] = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2)
@@ -35,7 +32,7 @@ class Serving(_Strict):
     """Seconds within which an answer is good."""
 
 
-class Suite(_Strict):
+class Suite(Strict):
     """Every combination of the lists is timed."""
 
     name: str
@@ -86,9 +83,7 @@ class Suite(_Strict):
         try:
             return cls.model_validate({"name": file.stem, **raw, **given})
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise UsageError(f"{file}: {key} = {first['input']!r}: {first['msg']}") from error
+            raise UsageError(f"{file}: {first_fault(error)}") from error
 
 
 def names() -> list[str]:

@@ -10,7 +10,6 @@ Ours sorts by length only among the rows that it is given, so in a short measure
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import statistics
@@ -23,15 +22,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.table import Table
 
 from benchmarks import figures
 from benchmarks.process import Process
+from benchmarks.record import VERSION, Record, Strict
 from benchmarks.report import Interval
 from benchmarks.training_worker import RECIPES
 from export.errors import LoraFtError, UsageError
-from export.files import write_text
 from lora_ft.adapters import count_parameters
 from lora_ft.bases import find_base, load_tokenizer
 from lora_ft.batches import encode
@@ -43,16 +41,11 @@ from lora_ft.runs import TASK
 from lora_ft.task import Lengths, Lora, Task
 from lora_ft.taskfile import save_task
 
-VERSION = 1
 USUAL = "usual"  # ratios are to it
 _LIMIT = 7200.0  # seconds of a pass
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Recipe(_Strict):
+class Recipe(Strict):
     """One recipe's figures. Lists hold a value for each round; tokens and positions are of sources and targets.
 
     Attributes:
@@ -93,7 +86,7 @@ class Recipe(_Strict):
     gpu_memory: float | None
 
 
-class TrainingReport(_Strict):
+class TrainingReport(Record):
     """All of it.
 
     Attributes:
@@ -130,10 +123,6 @@ class TrainingReport(_Strict):
     recipes: dict[str, Recipe]
     warnings: list[str]
 
-    def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        write_text(path, self.model_dump_json(indent=1) + "\n")
-
     def table(self) -> Table:
         """A column for each recipe, within 80 columns."""
         made = table(f"{self.steps} steps of {self.batch} rows", *self.recipes)
@@ -162,31 +151,6 @@ _SHOWN: dict[str, Callable[[Recipe], str]] = {
     "MB on the GPU": lambda recipe: "" if recipe.gpu_memory is None else f"{recipe.gpu_memory:,.0f}",
     "loss, first and last": lambda recipe: f"{recipe.loss[0]:.3f} {recipe.loss[-1]:.3f}",
 }
-
-
-def read(path: Path) -> TrainingReport:
-    """A report from its file.
-
-    Raises:
-        UsageError: there is no such file.
-        LoraFtError: it is none, or of another version.
-    """
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", "give the file that `lora-ft bench train` wrote") from error
-    except ValueError as error:
-        raise LoraFtError(f"{path} is no JSON ({error})") from error
-    version = content.get("version") if isinstance(content, dict) else None
-    if version != VERSION:
-        raise LoraFtError(
-            f"{path} is a training report of version {version!r}", f"this lora-ft reads version {VERSION}"
-        )
-    try:
-        return TrainingReport.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise LoraFtError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 @dataclass

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.compare import compare, later, missing, unpaired
+from benchmarks.compare import compare, later, missing
+from benchmarks.figures import unpaired
 from benchmarks.report import Interval, Report
 from tests.benchmarks.reports import complete as report
 

@@ -54,6 +54,7 @@ NAMED = {
     "w4": Precision("w4", "w4", "w4", "int8"),
     "int8-w8": Precision("int8", "w8", "w8", "int8"),
     "int8-w4": Precision("int8", "w4", "w4", "int8"),
+    "int8-w4g128": Precision("int8", "w4g128", "w4g128", "int8"),
 }
 
 

@@ -34,7 +34,7 @@ _EXACT = "session.x64quantprecision"
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # What ONNX Runtime has kernels for: products of bytes on processors, of bfloat16 on GPUs.
-STORAGES = {"cpu": ("fp32", "fp16", "int8", "w8", "w4"), "cuda": ("fp32", "fp16", "bf16")}
+STORAGES = {"cpu": ("fp32", "fp16", "int8", "w8", "w4", "w4g128"), "cuda": ("fp32", "fp16", "bf16")}
 
 
 def choose_provider(wanted: str, precision: str = "fp32") -> str:

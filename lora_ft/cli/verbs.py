@@ -198,7 +198,7 @@ def export(
     precision: Annotated[
         str,
         typer.Option(
-            help="fp32, int8, w8, w4, int8-w8, int8-w4, for GPUs fp16 and bf16, a mixture "
+            help="fp32, int8, w8, w4, int8-w8, int8-w4, int8-w4g128, for GPUs fp16 and bf16, a mixture "
             "(encoder=int8,decoder=w4,…), or auto: the fastest here that keeps its score."
         ),
     ] = "fp32",

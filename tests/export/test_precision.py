@@ -79,7 +79,15 @@ def test_only_a_precision_that_rounds_nothing_is_exact() -> None:
 
 def test_what_is_tried_runs_there() -> None:
     assert [str(precision) for precision in candidates("cuda")] == ["fp32", "fp16", "bf16"]
-    assert [str(precision) for precision in candidates("cpu")] == ["fp32", "int8", "w8", "w4", "int8-w8", "int8-w4"]
+    assert [str(precision) for precision in candidates("cpu")] == [
+        "fp32",
+        "int8",
+        "w8",
+        "w4",
+        "int8-w8",
+        "int8-w4",
+        "int8-w4g128",
+    ]
     for provider, storages in STORAGES_THERE.items():
         for precision in candidates(provider):
             assert {precision.storage(layer) for layer in ("shared", "lm_head")} <= {STORAGES[s] for s in storages}

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export import rounding
-from export.rounding import BLOCK, compensated, nearest
+from export.rounding import compensated, nearest
+
+SIZES = [32, 128]
 
 
 def weights(outputs: int, inputs: int, seed: int = 0) -> np.ndarray:
@@ -26,14 +28,15 @@ def read_back(steps: np.ndarray, scale: np.ndarray, bits: int, inputs: int) -> n
     return values.reshape(len(steps), -1)[:, :inputs]
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (3, 31), (5, 32), (7, 100), (64, 256)])
-def test_the_nearest_step_is_at_most_half_a_step_away(bits: int, outputs: int, inputs: int) -> None:
+def test_the_nearest_step_is_at_most_half_a_step_away(size: int, bits: int, outputs: int, inputs: int) -> None:
     weight = weights(outputs, inputs)
-    steps, scale = nearest(weight, bits)
-    assert steps.shape == (outputs, -(-inputs // BLOCK), BLOCK) and scale.shape == steps.shape[:2]
+    steps, scale = nearest(weight, bits, size)
+    assert steps.shape == (outputs, -(-inputs // size), size) and scale.shape == steps.shape[:2]
     away = np.abs(read_back(steps, scale, bits, inputs) - weight)
-    width = np.repeat(np.abs(scale), BLOCK, axis=1)[:, :inputs]
+    width = np.repeat(np.abs(scale), size, axis=1)[:, :inputs]
     short = steps.reshape(outputs, -1)[:, :inputs] == (1 << bits) - 1  # of the other sign there is a step less
     assert (away <= np.where(short, 1, 0.5) * width * 1.001).all()
 
@@ -45,7 +48,7 @@ def test_compensated_weights_put_out_what_is_closer(outputs: int, inputs: int, s
     exact = rows @ weight.T
     errors = [
         np.linalg.norm(rows @ read_back(*found, 4, inputs).T - exact)
-        for found in (compensated(weight, rows.T @ rows, 4), nearest(weight, 4))
+        for found in (compensated(weight, rows.T @ rows, 4, 32), nearest(weight, 4, 32))
     ]
     few = inputs < 16 or outputs < 5  # where chance may take as much as compensation gives
     assert errors[0] <= errors[1] * (2 if few else 0.9)
@@ -56,22 +59,24 @@ def test_compensation_takes_away_most_of_the_error_where_inputs_are_alike() -> N
     exact = rows @ weight.T
     compensated_error, nearest_error = (
         np.linalg.norm(rows @ read_back(*found, 4, 256).T - exact)
-        for found in (compensated(weight, rows.T @ rows, 4), nearest(weight, 4))
+        for found in (compensated(weight, rows.T @ rows, 4, 32), nearest(weight, 4, 32))
     )
     assert compensated_error < 0.4 * nearest_error
 
 
 def test_inputs_that_have_nothing_in_common_are_rounded_to_the_nearest() -> None:
     weight = weights(9, 96)
-    for made, plain in zip(compensated(weight, np.diag(np.arange(1.0, 97)), 4), nearest(weight, 4), strict=True):
+    for made, plain in zip(
+        compensated(weight, np.diag(np.arange(1.0, 97)), 4, 32), nearest(weight, 4, 32), strict=True
+    ):
         np.testing.assert_allclose(made, plain, rtol=1e-6)
 
 
 def test_outputs_are_rounded_alike_together_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, rows = weights(37, 70), correlated(50, 70)
-    whole = compensated(weight, rows.T @ rows, 4)
+    whole = compensated(weight, rows.T @ rows, 4, 32)
     monkeypatch.setattr(rounding, "_OUTPUTS", 5)
-    parts = compensated(weight, rows.T @ rows, 4)
+    parts = compensated(weight, rows.T @ rows, 4, 32)
     assert (whole[0] != parts[0]).mean() < 0.01  # a sum in another order may fall to the other side of a half
     np.testing.assert_allclose(whole[1], parts[1], rtol=1e-3)
 
@@ -79,11 +84,14 @@ def test_outputs_are_rounded_alike_together_and_alone(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("moments", [np.zeros((40, 40)), np.full((40, 40), 1e-30), np.ones((40, 40))])
 def test_a_calibration_that_says_little_does_no_harm(moments: np.ndarray) -> None:
     weight = weights(6, 40)
-    steps, scale = compensated(weight, moments, 4)
+    steps, scale = compensated(weight, moments, 4, 32)
     assert np.isfinite(scale).all()
     assert np.abs(read_back(steps, scale, 4, 40) - weight).max() < 2
 
 
 def test_weights_that_are_zero_stay_zero() -> None:
-    for steps, scale in (nearest(np.zeros((2, 33), np.float32), 4), compensated(np.zeros((2, 33)), np.eye(33), 4)):
+    for steps, scale in (
+        nearest(np.zeros((2, 33), np.float32), 4, 32),
+        compensated(np.zeros((2, 33)), np.eye(33), 4, 32),
+    ):
         assert not read_back(steps, scale, 4, 33).any()

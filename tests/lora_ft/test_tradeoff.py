@@ -46,13 +46,13 @@ def test_auto_tries_every_precision_and_says_what_it_found(tiny_run: Run, tmp_pa
 
 
 def test_auto_takes_the_fastest_that_holds(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    speeds = {"fp32": 5.0, "int8": 1.0, "w8": 3.0, "w4": 2.0, "int8-w8": 4.0, "int8-w4": 1.5}
+    speeds = {"fp32": 5.0, "int8": 1.0, "w8": 3.0, "w4": 2.0, "int8-w8": 4.0, "int8-w4": 1.5, "int8-w4g128": 1.2}
     monkeypatch.setattr(
         tradeoff,
         "milliseconds_per_token",
         lambda candidates, progress: [{1: speeds[str(c.precision)], 8: 1.0} for c in candidates],
     )
-    lost = {"int8", "w4", "int8-w4"}
+    lost = {"int8", "w4", "int8-w4", "int8-w4g128"}
     original = tradeoff.Judge._row
 
     def row(self: tradeoff.Judge, candidate, *rest):  # type: ignore[no-untyped-def]

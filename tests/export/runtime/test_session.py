@@ -107,7 +107,7 @@ def test_a_gpu_is_taken_for_what_it_can_run(with_cuda: None, precision: str, pro
 
 @pytest.mark.parametrize(("wanted", "precision", "words"), [
     ("cuda", "int8-w4", "int8-w4 does not run on cuda; there run fp32, fp16, bf16"),
-    ("cpu", "bf16", "bf16 does not run on cpu; there run fp32, fp16, int8, w8, w4"),
+    ("cpu", "bf16", "bf16 does not run on cpu; there run fp32, fp16, int8, w8, w4, w4g128"),
     ("auto", "encoder=bf16,head=w4", "does not run on cpu"),
     ("auto", "what", "what does not run on cpu"),
 ])  # fmt: skip

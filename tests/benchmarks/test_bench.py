@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.bench import MARKDOWN, PAGE, REPORT, bench
 from benchmarks.compare import compare
-from benchmarks.report import Report, read
+from benchmarks.report import Report
 from benchmarks.suite import Serving, Suite
 from export.errors import LoraFtError, UsageError
 from lora_ft.export_run import export
@@ -103,7 +103,7 @@ def test_every_engine_is_timed_in_every_round_at_every_shape(base: Path, tmp_pat
         for figure in (one.imports, one.cold, one.warm, one.megabytes, one.peak, one.steady):
             assert figure is not None and figure > 0
     assert found.reference == "torch/fp32"
-    assert read(tmp_path / REPORT) == found
+    assert Report.read(tmp_path / REPORT) == found
     assert found.suite.name in (tmp_path / PAGE).read_text() and "torch/fp32" in (tmp_path / MARKDOWN).read_text()
 
 
@@ -189,7 +189,7 @@ def test_ctrl_c_keeps_what_was_found(base: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    found = read(tmp_path / REPORT)
+    found = Report.read(tmp_path / REPORT)
     assert found.interrupted and [case.batch for case in found.cases] == [1]
     assert len(found.cases[0].timings["onnx/fp32"].total) > 3
     assert "interrupted" in printed and "batch 1" in printed

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks import training
 from benchmarks.report import Interval
-from benchmarks.training import TrainingReport, measure, read
+from benchmarks.training import TrainingReport, measure
 from export.errors import LoraFtError, UsageError
 from lora_ft.task import Task
 from lora_ft.taskfile import load_task
@@ -117,7 +117,7 @@ def test_progress_is_told(measured: tuple[TrainingReport, Stages]) -> None:
 
 def test_a_report_comes_back_from_its_file(report: TrainingReport, tmp_path: Path) -> None:
     report.write(tmp_path / "training.json")
-    assert read(tmp_path / "training.json") == report
+    assert TrainingReport.read(tmp_path / "training.json") == report
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None, error
     if content is not None:
         file.write_text(content, encoding="utf-8")
     with pytest.raises(error, match=says):
-        read(file)
+        TrainingReport.read(file)
 
 
 def test_the_table_fits_80_columns(report: TrainingReport) -> None:

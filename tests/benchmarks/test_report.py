@@ -33,8 +33,8 @@ def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
         ("{", "is no JSON"),
         ("[]", "version None"),
         (json.dumps(content | {"version": 2}), "version 2; this lora-ft reads version 1"),
-        (json.dumps(content | {"bandwidth": "fast"}), "bandwidth: "),
-        (json.dumps(content | {"more": 1}), "more: "),
+        (json.dumps(content | {"bandwidth": "fast"}), "bandwidth = "),
+        (json.dumps(content | {"more": 1}), "more = "),
     ):
         path.write_text(text)
         with pytest.raises(LoraFtError, match=why):

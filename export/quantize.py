@@ -136,8 +136,8 @@ class Int8:
         one, zero = g.constant(np.float32(1), "float.1"), g.constant(np.uint8(128), "uint8.128")
         zeros = (zero, zero) if self._portable else (zero,)
         if weight.peak:
-            step = g.constant(np.float32(max(weight.peak / 127, TINY)), f"{key}.step")
-            quantised = g.op("QuantizeLinear", x, step, zero)
+            step = g.constant(width := np.float32(max(weight.peak / 127, TINY)), f"float.{width:.9g}")
+            quantised = g.once(f"{x}/{step}", lambda: g.op("QuantizeLinear", x, step, zero))
             return g.op("MatMulIntegerToFloat", quantised, values, step, scale, *zeros, output=output, domain=MS)
         top = g.op("ReduceMax", g.op("Abs", x), g.ints(-1), keepdims=1)
         step = g.op("Max", g.op("Mul", top, g.constant(np.float32(1 / 127))), g.constant(np.float32(TINY)))

@@ -73,28 +73,23 @@ class T5:
         h = self._norm(g, residual, "encoder.block.0.layer.0.layer_norm")
         for i in range(a.layers):
             block = f"encoder.block.{i}.layer"
-            query, key, value = self._split(g, self._project(g, h, f"{block}.0.SelfAttention"))
+            query, key, value = (self._linear(g, h, f"{block}.0.SelfAttention.{name}") for name in "qkv")
             mixed = self._attend(g, query, KeyValue(key, value), attended, self._bias(g, "encoder", i, index))
             change = self._linear(g, mixed, f"{block}.0.SelfAttention.o")
             h, residual = self._add_norm(g, residual, change, f"{block}.1.layer_norm")
-            change = self._feed_forward(g, h, f"{block}.1.DenseReluDense")
+            change = self._feed_forward(g, h, f"{block}.1.DenseReluDense", joined=False)
             last = i + 1 == a.layers
             norm = "encoder.final_layer_norm" if last else f"encoder.block.{i + 1}.layer.0.layer_norm"
             h, residual = self._add_norm(g, residual, change, norm)
         return h
 
     def cross(self, g: Graph, hidden: str, outputs: Sequence[KeyValue]) -> None:
-        """The decoder's keys and values of the encoder's last hidden state, under the given names, layer by layer.
-
-        All are one product, which reads (and quantises) the hidden state once.
-        """
+        """The decoder's keys and values of the encoder's last hidden state, under the given names, layer by layer."""
         a = self.architecture
         names = [f"decoder.block.{i}.layer.1.EncDecAttention.{kind}" for i in range(a.decoder_layers) for kind in "kv"]
-        joined = self._linear(g, hidden, *names)
-        parts = g.ops("Split", joined, g.ints(*[a.width] * len(names)), outputs=[None] * len(names), axis=-1)
         wanted = [name for layer in outputs for name in (layer.key, layer.value)]
-        for part, name in zip(parts, wanted, strict=True):
-            g.op("Transpose", self._by_head(g, part), output=name, perm=[0, 2, 1, 3])
+        for layer, name in zip(names, wanted, strict=True):
+            g.op("Transpose", self._by_head(g, self._linear(g, hidden, layer)), output=name, perm=[0, 2, 1, 3])
 
     def decode(
         self, g: Graph, ids: str, mask: str, past: Sequence[KeyValue], cross: Sequence[KeyValue],
@@ -189,12 +184,15 @@ class T5:
         """Queries, keys and values."""
         return g.ops("Split", joined, g.ints(*[self.architecture.width] * 3), outputs=[None] * 3, axis=-1)
 
-    def _feed_forward(self, g: Graph, h: str, layer: str) -> str:
+    def _feed_forward(self, g: Graph, h: str, layer: str, *, joined: bool = True) -> str:
         a = self.architecture
         if not a.gated:
             return self._linear(g, _activate(g, self._linear(g, h, f"{layer}.wi"), a.activation), f"{layer}.wo")
-        joined = self._linear(g, h, f"{layer}.wi_0", f"{layer}.wi_1")
-        gate, up = g.ops("Split", joined, g.ints(a.d_ff, a.d_ff), outputs=[None] * 2, axis=-1)
+        if joined:
+            both = self._linear(g, h, f"{layer}.wi_0", f"{layer}.wi_1")
+            gate, up = g.ops("Split", both, g.ints(a.d_ff, a.d_ff), outputs=[None] * 2, axis=-1)
+        else:
+            gate, up = (self._linear(g, h, f"{layer}.{name}") for name in ("wi_0", "wi_1"))
         return self._linear(g, g.op("Mul", _activate(g, gate, a.activation), up), f"{layer}.wo")
 
     def _norm(self, g: Graph, x: str, layer: str) -> str:

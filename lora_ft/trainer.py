@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torch.utils.tensorboard import SummaryWriter
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -220,6 +219,8 @@ class Curves(TensorBoardCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
     ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         # what a stopped run wrote after the step it is resumed at is not shown
         purge = state.global_step + 1 if state.global_step else None
         self.tb_writer = SummaryWriter(str(self._folder), purge_step=purge)

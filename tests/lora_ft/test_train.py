@@ -303,9 +303,8 @@ def test_tensorboard_shows_one_set_of_curves_and_the_task_even_of_a_resumed_run(
 
     settings = {"report_to": ["tensorboard"], "eval_every": 3, "num_train_epochs": 2}
     task = load_task(make_task(train=settings))
-    patch = pytest.MonkeyPatch()
-    patch.setattr("lora_ft.trainer.Trainer._guard", stop_at(8))
-    with patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lora_ft.trainer.Trainer._guard", stop_at(8))
         train(task, tmp_path / "run")
     run = train(task, tmp_path / "run", resume=True)
     assert run.metrics["resumed_at"] == 6

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import energy, figures, report
+from benchmarks import figures, report
 from benchmarks.engines import EXACT, Engine, parse
 from benchmarks.environments import interpreter
 from benchmarks.floor import step_bytes
@@ -23,6 +23,7 @@ from benchmarks.subjects import Subject, size
 from benchmarks.suite import Suite
 from export.errors import LoraFtError
 from export.runtime.cpu import allowed_cpus
+from lora_ft import energy
 from lora_ft.progress import Progress
 
 _WORKER = Path(__file__).with_name("worker.py")

@@ -1,60 +1,346 @@
-"""The model card of a run, as Markdown with the metadata the hub reads."""
+"""Model cards: README.md of a run, a merged checkpoint or a bundle, with the metadata that the hub reads.
+
+A card holds no path of the machine it was written on, and ends with a digest of itself: one that somebody edited is
+known by it, and is never written over.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
+from export.files import read_json, write_text
 from lora_ft.bases import OFFLINE
+from lora_ft.checkpoint import MERGE
+from lora_ft.privacy import base_name, is_hub_name, without_paths
+from lora_ft.runs import CARD, TASK, Run
 from lora_ft.task import Task
+from lora_ft.taskfile import load_task
+
+_SEAL = "\n<!-- written by lora-ft, {} -->\n"
+_SEALED = re.compile(r"\n<!-- written by lora-ft, ([0-9a-f]{16}) -->\n\Z")
+_FINETUNE = "finetune"  # the hub's word for weights that were trained on; its "merge" is of several models
 
 
-def model_card(task: Task, metrics: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class Facts:
+    """What a card tells of the training.
+
+    Attributes:
+        task: what was trained.
+        metrics: what training measured.
+        scores: what `evaluate` found, by split.
+    """
+
+    task: Task
+    metrics: Mapping[str, Any]
+    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def run_card(facts: Facts) -> str:
     """README.md of a run."""
-    speed, rows = metrics["speed"], metrics["rows"]
-    local = task.base == OFFLINE or Path(task.base).is_dir()
-    metadata = {"library_name": "peft", "pipeline_tag": "text2text-generation", "tags": ["lora", "t5"]}
-    head = yaml.safe_dump(metadata if local else {"base_model": task.base, **metadata})
-    found = 'find_base("offline").folder' if task.base == OFFLINE else repr(task.base)
-    best = metrics["best_metric"]
-    score = (
-        f"Best {task.train.metric_for_best_model} on {rows['validation']:,} validation rows: {best:.2f} "
-        f"(step {metrics['best_step']:,})."
-        if best is not None
-        else "Trained without validation rows."
-    )
-    lora, train = task.lora, task.train
-    notice = f"\n> {metrics['base']['notice']}\n" if metrics["base"]["notice"] else ""
-    return f"""---
-{head}---
-
-# {task.name}
-
-A LoRA adapter for `{task.base}`, trained with lora-ft.
-{notice}
-Prompt: `{task.prompt!r}`
-
-{score} `lora-ft evaluate` on the test rows gives the score to quote.
-
-| | |
-|---|---|
-| adapter | r {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout:g}, {lora.target_modules} |
-| trained parameters | {metrics["trainable_parameters"]:,} |
-| rows | {rows["train"]:,} |
-| steps | {metrics["steps"]:,} of {metrics["global_batch"]} rows, learning rate {train.learning_rate:g} |
-| precision | {metrics["precision"]}{", compiled" if metrics["compiled"] else ""} |
-| time | {speed["seconds"]:,.0f} s, {speed["samples_per_second"] or 0:.1f} samples/s |
-| versions | {", ".join(f"{name} {number}" for name, number in metrics["versions"].items())} |
-
-```python
-{"from lora_ft.bases import find_base" + chr(10) if task.base == OFFLINE else ""}from peft import PeftModel
+    task = facts.task
+    head = _metadata(facts, "peft", "adapter", ["lora", "t5"])
+    imports = "from lora_ft.bases import find_base\n" if task.base == OFFLINE else ""
+    base = 'find_base("offline").folder' if task.base == OFFLINE else f'"{base_name(task.base)}"'
+    code = f"""{imports}from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM
 
-base = AutoModelForSeq2SeqLM.from_pretrained({found})
-model = PeftModel.from_pretrained(base, "adapter")
-```
+where = "adapter"
+base = AutoModelForSeq2SeqLM.from_pretrained({base})
+model = PeftModel.from_pretrained(base, where)"""
+    return _card(head, task.name, f"A LoRA adapter for `{base_name(task.base)}`", facts, [], code)
 
-Every setting is in `task.yaml`, every measurement in `metrics.json` and `log.jsonl`.
-"""
+
+def checkpoint_card(facts: Facts, record: Mapping[str, Any]) -> str:
+    """README.md of a checkpoint that a run was merged into; `record` is its merge.json."""
+    task = facts.task
+    head = _metadata(facts, "transformers", _FINETUNE, ["lora", "t5"])
+    rows = [
+        ("weights", f"{record['dtype']}, an adapter merged in float32"),
+        ("merged against adapter", f"logits differ by at most {record['largest_logit_difference']:.2g}"),
+    ]
+    code = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+where = "."
+tokenizer = AutoTokenizer.from_pretrained(where)
+model = AutoModelForSeq2SeqLM.from_pretrained(where)"""
+    return _card(head, task.name, f"`{base_name(task.base)}` with a LoRA adapter merged into it", facts, rows, code)
+
+
+def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -> str:
+    """README.md of an exported model.
+
+    Args:
+        facts: of the training, where they are known.
+        manifest: what was exported and how it was checked.
+        layout: "bundle", or one of `export.layouts`.
+    """
+    base, precision = base_name(manifest["base"]), manifest["precision"]
+    parity = manifest["parity"]
+    rounded = not manifest["adapter"] and precision != "fp32"
+    if facts and precision != "fp32":  # the scores are of what was not rounded
+        facts = replace(facts, scores={})
+    head = _metadata(facts, "onnx", "quantized" if rounded else _FINETUNE, ["onnx", "t5"], manifest["base"])
+    rows = [
+        ("weights", f"{precision}, ONNX, layout {layout}"),
+        ("checked against PyTorch", f"{parity['identical_rows']} of {parity['rows']} texts are the same"),
+        *_gate(manifest),
+    ]
+    lines = {
+        "bundle": 'from export.runtime import Generator\n\nfolder = "."\nmodel = Generator.load(folder)',
+        "optimum": "from optimum.onnxruntime import ORTModelForSeq2SeqLM\n\n"
+        'where = "."\nmodel = ORTModelForSeq2SeqLM.from_pretrained(where)',
+        "single": 'from onnxruntime import InferenceSession\n\nfolder = "."\n'
+        'session = InferenceSession(f"{folder}/generate.onnx")\nprint([entry.name for entry in session.get_inputs()])',
+    }
+    name = facts.task.name if facts else manifest["adapter"] or base
+    adapted = " with a LoRA adapter" if manifest["adapter"] else ""
+    return _card(head, name, f"`{base}`{adapted}, exported to ONNX", facts, rows, lines[layout])
+
+
+def _gate(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the rounded weights scored on rows of the task, and what they lost."""
+    tried = [entry for entry in manifest.get("tradeoff", []) if entry["precision"] == manifest["precision"]]
+    if not tried:
+        return []
+    gate, (entry,) = manifest["gate"], tried
+    rows = f"{gate['rows']:,} rows that precisions were chosen by"
+    score = f"{gate['metric']} {_estimate(entry['score'])}, against fp32 {_estimate(entry['difference'])}, on {rows}"
+    return [("score as exported", score)]
+
+
+def facts_of(folder: Path) -> Facts | None:
+    """What is known of the training behind a checkpoint; None of one that `merge` did not write."""
+    training = read_json(folder / MERGE).get("training") if (folder / MERGE).is_file() else None
+    return Facts(load_task(folder / TASK), training["metrics"], training["scores"]) if training else None
+
+
+def facts_of_run(run: Run) -> Facts:
+    """What is known of a run."""
+    return Facts(run.task, run.metrics, run.scores)
+
+
+def refresh_card(folder: Path) -> None:
+    """Write a run's card anew, with the scores that are there now, unless somebody has edited it."""
+    path = folder / CARD
+    if not path.is_file() or is_untouched(path.read_text(encoding="utf-8")):
+        write_text(path, run_card(facts_of_run(Run(folder))))
+
+
+def is_untouched(card: str) -> bool:
+    """Whether a card is as lora-ft wrote it."""
+    match = _SEALED.search(card)
+    return match is not None and match[1] == _digest(card[: match.start()])
+
+
+def addressed(card: str, repo: str) -> str:
+    """A card whose example loads from a repository on the hub; one that somebody edited stays as it is."""
+    if not is_untouched(card):
+        return card
+    text = _SEALED.sub("", card)
+    text = re.sub(r'^where = ".*"$', f'where = "{repo}"', text, flags=re.MULTILINE)
+    found = f'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{repo}")'
+    return _sealed(re.sub(r'^folder = "\."$', found, text, flags=re.MULTILINE))
+
+
+def _card(
+    head: str, name: str, what: str, facts: Facts | None, rows: Sequence[tuple[str, str]], code: str
+) -> str:  # fmt: skip
+    parts = [f"---\n{head}\n---\n\n# {name}\n"]
+    if facts is None:
+        parts.append(f"{what} with lora-ft.\n")
+        parts.append(_table(rows))
+    else:
+        notice = facts.metrics["base"]["notice"]
+        parts.append(f"{what}. Made with lora-ft.\n" + (f"\n> {notice}\n" if notice else ""))
+        parts.append(f"Prompt: `{facts.task.prompt!r}`\n")
+        parts.append("## Scores\n\n" + _scores(facts))
+        parts.append("## Training\n\n" + _table([*rows, *_training(facts)]) + _carbon_note(facts))
+        parts.append("## Limits\n\n" + _limits(facts))
+    parts.append(f"## Use\n\n```python\n{code}\n```\n")
+    parts.append(
+        "With lora-ft, from a copy of this folder (`hf download REPOSITORY --local-dir FOLDER` makes one):\n\n"
+        '```sh\nlora-ft generate FOLDER "a text, which is put through the prompt"\n```\n'
+    )
+    return _sealed("\n".join(parts))
+
+
+def _metadata(
+    facts: Facts | None, library: str, relation: str, tags: Sequence[str], base: str | None = None
+) -> str:  # fmt: skip
+    """The YAML at the top. The hub refuses a base_model that is no name on the hub."""
+    base = facts.task.base if facts else base
+    named = base is not None and is_hub_name(base)
+    known: dict[str, Any] = {}
+    if facts:
+        task, card = facts.task, facts.task.card
+        datasets = list(dict.fromkeys([*([task.data.hub] if task.data.hub else []), *card.datasets]))
+        results = _results(facts)
+        known = {
+            "license": card.license,
+            "language": card.language or None,
+            "datasets": datasets or None,
+            "metrics": sorted({result.metric_type for result in results}) or None,
+            "pipeline_tag": card.pipeline_tag,
+            "model_name": task.name,
+            "eval_results": results or None,
+            "co2_eq_emissions": _emissions(facts),
+        }
+        tags = [*tags, *card.tags]
+    data = ModelCardData(
+        base_model=base if named else None,
+        base_model_relation=relation if named else None,
+        library_name=library,
+        tags=list(tags),
+        **({"pipeline_tag": "text-generation"} | known),
+    )
+    if data.eval_results is None:
+        data.pop("model_name", None)
+    return data.to_yaml()
+
+
+def _results(facts: Facts) -> list[EvalResult]:
+    """Scores for the hub's model-index. It has no field for an interval, so that is part of the name."""
+    task = facts.task
+    return [
+        EvalResult(
+            task_type=task.card.pipeline_tag,
+            dataset_type=task.data.hub or next(iter(task.card.datasets), task.name),
+            dataset_name=task.name,
+            dataset_split=split,
+            metric_type="rouge" if kind.startswith("rouge") else kind,
+            metric_name=f"{kind}, 95 % interval {found['low']:.1f} to {found['high']:.1f}, {entry['rows']:,} rows",
+            metric_value=round(found["mean"], 2),
+        )
+        for split, entry in facts.scores.items()
+        for kind, found in _figures(entry["scores"]).items()
+    ]
+
+
+def _figures(scores: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
+    """Mean and interval by metric, of one model in a scores file."""
+    return scores["rouge"]
+
+
+def _scores(facts: Facts) -> str:
+    """What `evaluate` found; without it, the validation score that chose the checkpoint."""
+    metrics, parts = facts.metrics, []
+    for split, entry in facts.scores.items():
+        base, gain = entry["baseline"], entry["difference"]
+        columns = ["", "score", *(["base alone", "difference"] if base else [])]
+        lines = [f"{entry['rows']:,} {split} rows, 0 to 100, with 95 % bootstrap intervals:", "", _row(columns)]
+        lines.append(_row(["---"] * len(columns)))
+        for kind, found in _figures(entry["scores"]).items():
+            beside = [_figures(base)[kind], gain[kind]] if base else []
+            lines.append(_row([kind, *(_estimate(one) for one in (found, *beside))]))
+        parts += ["\n".join(lines) + "\n", *(f"Note: {without_paths(warning)}.\n" for warning in entry["warnings"])]
+    if metrics["best_metric"] is None:
+        parts.append("Trained without validation rows.\n")
+    else:
+        parts.append(
+            f"Best {facts.task.train.metric_for_best_model} on {metrics['rows']['validation']:,} validation rows: "
+            f"{metrics['best_metric']:.2f} (step {metrics['best_step']:,}); it chose the checkpoint, so it flatters.\n"
+        )
+    if not facts.scores:
+        parts.append("Not scored on test rows yet: `lora-ft evaluate` gives the score to quote.\n")
+    return "\n".join(parts)
+
+
+def _training(facts: Facts) -> list[tuple[str, str]]:
+    """Hyper-parameters, time and energy."""
+    task, metrics = facts.task, facts.metrics
+    lora, train, speed = task.lora, task.train, metrics["speed"]
+    schedule = (
+        f"learning rate {train.learning_rate:g}, {train.lr_scheduler_type}, {train.optim}, "
+        f"weight decay {train.weight_decay:g}, seed {train.seed}"
+    )
+    energy, carbon = _energy(facts), _emissions(facts)
+    return [
+        ("adapter", f"r {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout:g}, {lora.target_modules}"),
+        ("trained parameters", f"{metrics['trainable_parameters']:,}"),
+        ("rows", f"{metrics['rows']['train']:,}" + (f" of {task.data.hub}" if task.data.hub else "")),
+        ("steps", f"{metrics['steps']:,} of {metrics['global_batch']} rows, {schedule}"),
+        ("precision", metrics["precision"] + (", compiled" if metrics["compiled"] else "")),
+        ("time", f"{speed['seconds']:,.0f} s, {speed['samples_per_second'] or 0:.1f} samples/s{_since(metrics)}"),
+        ("hardware", metrics.get("hardware") or "not recorded"),
+        ("energy", f"{energy[0]:.3g} kWh, {energy[1]}" if energy else "not known: no counter could be read here"),
+        *([("carbon", f"{carbon['emissions']:.3g} g of CO2, an estimate")] if carbon else []),
+        ("versions", ", ".join(f"{name} {number}" for name, number in metrics["versions"].items())),
+    ]
+
+
+def _since(metrics: Mapping[str, Any]) -> str:
+    step = metrics.get("resumed_at")
+    return f", from step {step:,} on, where it was resumed" if step else ""
+
+
+def _energy(facts: Facts) -> tuple[float, str] | None:
+    """kWh of the training and how they are known, or None."""
+    counted, watts = facts.metrics.get("energy"), facts.task.card.watts
+    if counted:
+        return counted["joules"] / 3.6e6, f"counted by {counted['source']}"
+    if watts:
+        return watts * facts.metrics["speed"]["seconds"] / 3.6e6, f"if it drew {watts:g} W, as its task says"
+    return None
+
+
+def _emissions(facts: Facts) -> dict[str, Any] | None:
+    """The hub's co2_eq_emissions: claimed only where the task says how clean the electricity is."""
+    energy, card = _energy(facts), facts.task.card
+    if energy is None or card.grams_per_kwh is None:
+        return None
+    source = (
+        f"{energy[0]:.3g} kWh, {energy[1]}, at {card.grams_per_kwh:g} g/kWh, as its task says{_since(facts.metrics)}"
+    )
+    found = {
+        "emissions": float(f"{energy[0] * card.grams_per_kwh:.3g}"),
+        "source": source,
+        "training_type": "fine-tuning",
+        "geographical_location": card.location,
+        "hardware_used": facts.metrics.get("hardware"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _carbon_note(facts: Facts) -> str:
+    carbon = _emissions(facts)
+    return f"\nCarbon: {carbon['source']}.\n" if carbon else ""
+
+
+def _limits(facts: Facts) -> str:
+    task = facts.task
+    spoken = ", ".join(task.card.language) or "not stated"
+    lines = [
+        f"Prompts are cut after {task.lengths.source} tokens, answers after {task.max_new_tokens}.",
+        f"Language of the rows: {spoken}. Other languages, subjects and formats than those of its rows were not tried.",
+        "A model that generates text may state what is not in its input; check what matters.",
+        *([task.card.limits] if task.card.limits else []),
+    ]
+    return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(_row(row) for row in rows)]) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _estimate(found: Mapping[str, float]) -> str:
+    return f"{found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}]"
+
+
+def _sealed(text: str) -> str:
+    return text + _SEAL.format(_digest(text))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

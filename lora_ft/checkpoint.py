@@ -12,7 +12,8 @@ from lora_ft.bases import quiet_transformers
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+MERGE = "merge.json"  # what was merged, and of which training
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 
 
 def save_checkpoint(model: T5ForConditionalGeneration, base: Path, out: Path) -> None:
@@ -29,7 +30,7 @@ def save_checkpoint(model: T5ForConditionalGeneration, base: Path, out: Path) ->
     path = out / "config.json"
     config = read_json(path)
     write_json(path, config | {"tie_word_embeddings": not untied, "scale_decoder_outputs": scaled})
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, out / name)
 

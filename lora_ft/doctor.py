@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from export.runtime.cpu import allowed_cpus
+from export.runtime.cpu import allowed_cpus, cpu_name
 
 _PACKAGES = (
     "lora-ft", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "rouge-score", "nltk",
@@ -30,7 +30,7 @@ def environment() -> dict[str, str]:
     return {
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
         **{name: _version(name) for name in _PACKAGES},
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu flags": " ".join(flag for flag in _FLAGS if flag in _cpu_flags()) or "none of interest",
         "cores": f"{allowed_cpus()} allowed of {os.cpu_count()}",
         "frequency governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or "not shown",
@@ -59,14 +59,6 @@ def _cpu_flags() -> frozenset[str]:
     from lora_ft.precision import cpu_flags
 
     return cpu_flags()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _first_line(path: Path) -> str:

@@ -11,11 +11,13 @@ from typing import Any
 
 from export.errors import LoraFtError, UsageError
 from export.files import write_json, write_text
+from lora_ft.card import refresh_card
 from lora_ft.data import Example, load_splits, require
 from lora_ft.engines import BATCH_SIZE, Answer
 from lora_ft.metrics import Estimate, estimate, rouge, sentence_splitter
 from lora_ft.models import Model, open_model
 from lora_ft.progress import Progress, Silent
+from lora_ft.runs import PREDICTIONS, SCORES
 from lora_ft.task import SplitName, Task
 
 
@@ -106,14 +108,15 @@ def evaluate(
             for kind in rows
         }
     if predictions is None and model.kind == "run":
-        predictions = Path(name) / f"predictions-{split}.jsonl"
+        predictions = Path(name) / PREDICTIONS.format(split)
     evaluation = Evaluation(
         task.name, split, len(examples), scores, before, difference, sentence_splitter()[1], predictions, warnings
     )
     if predictions is not None:
         write_text(predictions, _predictions(examples, answers, rows))
     if model.kind == "run":
-        write_json(Path(name) / f"scores-{split}.json", evaluation.as_dict())
+        write_json(Path(name) / SCORES.format(split), evaluation.as_dict())
+        refresh_card(Path(name))
     return evaluation
 
 

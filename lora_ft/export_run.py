@@ -15,23 +15,24 @@ import torch
 
 from export.bundle import Origin
 from export.errors import LoraFtError, UsageError
-from export.files import folder_size, read_json, refuse_existing
-from export.layouts import LAYOUTS
+from export.files import folder_size, read_json, refuse_existing, write_text
+from export.layouts import LAYOUTS, RECORD
 from export.parity import Reference, Report, compare
 from export.precision import FP32, candidates, parse
 from export.publish import take_last, write_bundle
-from export.runtime import Generator
+from export.runtime import Generator, manifest
 from export.runtime.cpu import allowed_cpus
 from export.runtime.session import choose_provider
 from export.runtime.text import PAD, Tokenizer, by_length, pad
 from export.smooth import Sample
 from lora_ft.bases import find_base, load_model, load_tokenizer
-from lora_ft.checkpoint import is_scaled, save_checkpoint
+from lora_ft.card import Facts, bundle_card, facts_of, facts_of_run
+from lora_ft.checkpoint import MERGE, is_scaled, save_checkpoint
 from lora_ft.data import Example, load_splits
-from lora_ft.merge import MERGE, SENTENCES, merge_in_memory
+from lora_ft.merge import SENTENCES, merge_in_memory
 from lora_ft.models import MAX_NEW_TOKENS, SOURCE_LENGTH
 from lora_ft.progress import Progress, Silent
-from lora_ft.runs import TASK, Run, is_run
+from lora_ft.runs import CARD, TASK, Run, is_run
 from lora_ft.task import SplitName, Task
 from lora_ft.taskfile import load_task
 from lora_ft.tradeoff import Judge, Tradeoff
@@ -123,6 +124,8 @@ def export(
             overwrite=overwrite,
             progress=progress.stage,
         )
+        record = read_json(out / (manifest.NAME if layout == "bundle" else RECORD))
+        write_text(out / CARD, bundle_card(_facts(name, folder), record, layout))
     table = judge.table if judge else ()
     return Exported(out, str(published.precision), published.report, folder_size(out), table, max_drop)
 
@@ -156,6 +159,11 @@ def _opened(name: str, progress: Progress) -> Iterator[tuple[Path, T5ForConditio
                 versions={package: version(package) for package in ("torch", "transformers", "peft")},
             ),
         )
+
+
+def _facts(name: str, folder: Path) -> Facts | None:
+    """What the card may tell of the training of a run or a merged checkpoint."""
+    return facts_of_run(Run(name)) if is_run(Path(name)) else facts_of(folder)
 
 
 def compare_again(

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from export.errors import LoraFtError, UsageError
-from export.files import folder_size, refuse_existing, staged_folder, write_json
+from export.files import folder_size, refuse_existing, staged_folder, write_json, write_text
 from export.runtime.text import pad
 from lora_ft.adapters import adapter_config, load_adapter
 from lora_ft.bases import Base, find_base, load_model, load_tokenizer
-from lora_ft.checkpoint import save_checkpoint
+from lora_ft.card import checkpoint_card, facts_of_run
+from lora_ft.checkpoint import MERGE, save_checkpoint
 from lora_ft.data import load_splits
 from lora_ft.progress import Progress, Silent
-from lora_ft.runs import TASK, Run
+from lora_ft.runs import CARD, TASK, Run
 from lora_ft.taskfile import save_task
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
-MERGE = "merge.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROWS = 4
 # The same sums in another order: more than this, relative to the logits, is not rounding.
@@ -89,17 +89,17 @@ def merge(
     with staged_folder(out, overwrite=overwrite) as staging:
         save_checkpoint(merged.model.to(DTYPES[dtype]), merged.base.folder, staging)
         save_task(run.task, staging / TASK)
-        write_json(
-            staging / MERGE,
-            {
-                "base": merged.base.name,
-                "adapter": run.task.name,
-                "dtype": dtype,
-                "largest_logit_difference": merged.difference,
-                "rows": merged.rows,
-                "versions": {name: version(name) for name in ("lora-ft", "torch", "transformers", "peft")},
-            },
-        )
+        record = {
+            "base": merged.base.name,
+            "adapter": run.task.name,
+            "dtype": dtype,
+            "largest_logit_difference": merged.difference,
+            "rows": merged.rows,
+            "versions": {name: version(name) for name in ("lora-ft", "torch", "transformers", "peft")},
+            "training": {"metrics": run.metrics, "scores": run.scores},
+        }
+        write_json(staging / MERGE, record)
+        write_text(staging / CARD, checkpoint_card(facts_of_run(run), record))
     return Report(out, merged.difference, merged.rows, folder_size(out))
 
 

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import LoraFtError, UsageError
+from export.files import read_json
 from lora_ft.adapters import CONFIG
-from lora_ft.task import Task
+from lora_ft.task import SPLITS, Task
 from lora_ft.taskfile import load_task
 
 TASK, METRICS, LOG, CARD, ADAPTER = "task.yaml", "metrics.json", "log.jsonl", "README.md", "adapter"
+CURVES = "tensorboard"
+SCORES, PREDICTIONS = "scores-{}.json", "predictions-{}.jsonl"  # of a split
 
 
 class Run:
@@ -37,13 +40,21 @@ class Run:
 
     @property
     def adapter(self) -> Path:
-        """The adapter, in peft's format."""
-        return self.folder / ADAPTER
+        """The adapter, in peft's format. On the hub its files lie at the top, where peft looks for them."""
+        inside = self.folder / ADAPTER
+        return inside if (inside / CONFIG).is_file() else self.folder
+
+    @property
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """What `evaluate` found on this run's own task, by split."""
+        files = {split: self.folder / SCORES.format(split) for split in SPLITS}
+        found = {split: read_json(file) for split, file in files.items() if file.is_file()}
+        return {split: entry for split, entry in found.items() if entry.get("task") == self.task.name}
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run."""
-    return (folder / TASK).is_file() and (folder / ADAPTER / CONFIG).is_file()
+    return (folder / TASK).is_file() and any((place / CONFIG).is_file() for place in (folder / ADAPTER, folder))
 
 
 def unfinished(out: Path) -> Path:

@@ -232,6 +232,30 @@ class Evaluate(Section):
     seed: int = 0
 
 
+class Card(Section):
+    """What the model card says that nothing else knows, by the hub's names; see `lora_ft.card`."""
+
+    license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
+    """Of the adapter, as the hub abbreviates it, e.g. apache-2.0 or cc-by-4.0."""
+    language: list[Annotated[str, Field(pattern=r"^([a-z]{2,3}|code|multilingual)$")]] = []
+    """Of the rows: ISO 639 codes."""
+    datasets: list[Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")]] = []
+    """Names on the hub of what local rows were taken from; data.hub is named anyway."""
+    pipeline_tag: Literal[
+        "text-generation", "summarization", "translation", "question-answering", "text-classification"
+    ] = "text-generation"
+    """The hub has no text2text-generation any more (huggingface.js#1590)."""
+    tags: list[str] = []
+    limits: str = ""
+    """What the model should not be used for, or is known to do badly."""
+    watts: Annotated[float, Field(gt=0)] | None = None
+    """What the machine draws while it trains, where no energy counter can be read."""
+    grams_per_kwh: Annotated[float, Field(ge=0)] | None = None
+    """CO2 of the electricity; without it no carbon is claimed."""
+    location: str | None = None
+    """Where that electricity is from, e.g. "Quebec, Canada"."""
+
+
 class Task(Section):
     """One task, with every default filled in."""
 
@@ -247,6 +271,7 @@ class Task(Section):
     train: Train = Train()
     generate: Generate = Generate()
     evaluate: Evaluate = Evaluate()
+    card: Card = Card()
 
     @field_validator("prompt")
     @classmethod

@@ -77,11 +77,16 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
 
 def save_task(task: Task, path: Path) -> None:
     """Write a task with every default filled in, such that `load_task` gives it back."""
+    write_text(path, task_text(task))
+
+
+def task_text(task: Task) -> str:
+    """A task as YAML, with every default filled in."""
     content = task.model_dump(mode="json", exclude_none=True)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
     if yaml.safe_load(text) != content:  # PyYAML writes rare line breaks (U+0085) such that they do not come back
         text = yaml.safe_dump(content, sort_keys=False, width=100)
-    write_text(path, text)
+    return text
 
 
 def _recipe_folder() -> Path:

@@ -18,23 +18,24 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingA
 
 from export.errors import LoraFtError, UsageError
 from export.files import read_json, refuse_existing, replace_folder, sync_tree, write_json, write_text
-from export.runtime.cpu import allowed_cpus
+from export.runtime.cpu import allowed_cpus, cpu_name
 from export.runtime.text import Tokenizer
 from lora_ft import checkpoints
 from lora_ft.adapters import add_adapter, name_base
 from lora_ft.bases import Base, cache_folder, find_base, load_model, load_tokenizer, quiet_transformers
 from lora_ft.batches import Encoded, encode
-from lora_ft.card import model_card
+from lora_ft.card import Facts, run_card
 from lora_ft.data import Example, Splits, load_splits, overlap_warning, require
+from lora_ft.energy import SOURCES, meter
 from lora_ft.memory import keep_freed_memory
 from lora_ft.metrics import ROUGE, rouge
 from lora_ft.plan import Choices, Plan, make_plan
 from lora_ft.precision import Precision
 from lora_ft.progress import Progress, Silent
-from lora_ft.runs import ADAPTER, CARD, LOG, METRICS, TASK, Run, unfinished
+from lora_ft.runs import ADAPTER, CARD, CURVES, LOG, METRICS, TASK, Run, unfinished
 from lora_ft.task import Task
-from lora_ft.taskfile import load_task, save_task
-from lora_ft.trainer import Keeper, Reporter, Trainer
+from lora_ft.taskfile import load_task, save_task, task_text
+from lora_ft.trainer import Curves, Keeper, Reporter, Trainer
 
 _CHOICES = "choices.json"
 
@@ -81,10 +82,12 @@ def train(
         progress.note(line)
     trainer, keeper, reporter = build_trainer(task, plan, base, tokenizer, rows, validation, working, progress)
     checkpoint = _start(task, plan, working, resume=resume)
-    _trim_log(working / LOG, checkpoint)
+    resumed = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
+    _trim_log(working / LOG, resumed)
     if checkpoint is not None:
-        progress.note(f"going on from step {checkpoint.name.removeprefix('checkpoint-')}")
-    began = time.time()
+        progress.note(f"going on from step {resumed}")
+    began, joules = time.time(), meter(plan.device)
+    before = joules() if joules else 0.0
     with quiet_transformers():
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -97,7 +100,11 @@ def train(
         )
     _adopt_best(trainer, working, base)
     if _rank() == 0:
-        metrics = _metrics(task, plan, base, trainer, reporter, splits, time.time() - began)
+        metrics = _metrics(task, plan, base, trainer, reporter, splits, time.time() - began) | {
+            "resumed_at": resumed,
+            "energy": {"joules": round(joules() - before, 1), "source": SOURCES[plan.device]} if joules else None,
+            "hardware": _hardware(plan),
+        }
         _finish(task, working, out, metrics, base)
     if _processes() > 1:
         torch.distributed.barrier()
@@ -193,6 +200,8 @@ def build_trainer(
     trainer.add_callback(keeper)
     if arguments.should_save:
         trainer.add_callback(reporter)
+        if "tensorboard" in train.report_to:
+            trainer.add_callback(Curves(working / CURVES, task_text(task)))
     if train.early_stopping_patience and eval_rows:
         trainer.add_callback(EarlyStoppingCallback(train.early_stopping_patience))
     return trainer, keeper, reporter
@@ -234,7 +243,7 @@ def _arguments(task: Task, plan: Plan, working: Path, validated: bool) -> Seq2Se
         predict_with_generate=validated and train.metric_for_best_model != "loss",
         logging_steps=train.logging_steps,
         logging_nan_inf_filter=False,  # the trainer stops on such a loss
-        report_to=train.report_to if _rank() == 0 else [],
+        report_to=[name for name in train.report_to if name != "tensorboard"] if _rank() == 0 else [],  # see `Curves`
         run_name=task.name,
         label_names=["labels"],  # a PeftModel hides them, and eval_loss would be missing (peft#1881)
         remove_unused_columns=False,
@@ -305,9 +314,15 @@ def _metrics(
     }
 
 
+def _hardware(plan: Plan) -> str:
+    if plan.device == "cuda":
+        return f"{_processes()} x {torch.cuda.get_device_name(0)}"
+    return f"{allowed_cpus()} cores of {cpu_name()}"
+
+
 def _finish(task: Task, working: Path, out: Path, metrics: dict[str, Any], base: Base) -> None:
     write_json(working / METRICS, metrics)
-    write_text(working / CARD, model_card(task, metrics))
+    write_text(working / CARD, run_card(Facts(task, metrics)))
     (working / _CHOICES).unlink()
     for path in working.glob("checkpoint-*"):
         shutil.rmtree(path)
@@ -315,11 +330,10 @@ def _finish(task: Task, working: Path, out: Path, metrics: dict[str, Any], base:
     replace_folder(working, out)
 
 
-def _trim_log(path: Path, checkpoint: Path | None) -> None:
-    """Forget what a stopped run logged after the checkpoint, as those steps are done again."""
+def _trim_log(path: Path, step: int) -> None:
+    """Forget what a stopped run logged after the step it is resumed at, as those steps are done again."""
     if _rank() != 0 or not path.is_file():
         return
-    step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
     write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from export.errors import LoraFtError
@@ -206,6 +207,25 @@ class Reporter(TrainerCallback):
         self._score = f"  eval {' '.join(shown)}"
         self._progress.note(f"step {state.global_step}: validation {', '.join(shown)}")
         self._mark = (time.perf_counter(), state.global_step, self._positions())
+
+
+class Curves(TensorBoardCallback):
+    """TensorBoard's events in a folder of the run, one set of curves however often it is resumed, and the task."""
+
+    def __init__(self, folder: Path, task: str) -> None:
+        super().__init__()
+        self._folder, self._task = folder, task
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # what a stopped run wrote after the step it is resumed at is not shown
+        purge = state.global_step + 1 if state.global_step else None
+        self.tb_writer = SummaryWriter(str(self._folder), purge_step=purge)
+        self.tb_writer.add_text("task", f"```yaml\n{self._task}```")
+        super().on_train_begin(args, state, control, **options)
 
 
 def _any_process(flag: bool, args: TrainingArguments) -> bool:

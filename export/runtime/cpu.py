@@ -1,9 +1,10 @@
-"""How many threads this process may really use."""
+"""The processor: its name, and how many threads this process may really use."""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 from pathlib import Path
 
 
@@ -15,6 +16,15 @@ def allowed_cpus(cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path(
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for quota in (_quota_v2(cgroup, membership), _quota_v1(cgroup)) if quota]
     return max(1, min([affinity, *(math.ceil(quota) for quota in quotas)]))
+
+
+def cpu_name() -> str:
+    """The processor's name as it gives it, or "unknown"."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _quota_v2(cgroup: Path, membership: Path) -> float | None:

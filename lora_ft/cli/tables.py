@@ -70,6 +70,8 @@ def show_validation(report: Validation) -> None:
 
 def show_run(run: Run) -> None:
     """What training left."""
+    from lora_ft.runs import CURVES
+
     metrics, speed = run.metrics, run.metrics["speed"]
     best = metrics["best_metric"]
     pairs = {
@@ -85,6 +87,8 @@ def show_run(run: Run) -> None:
             f"{speed['samples_per_second']} samples/s ({speed['samples_per_second_second_half']} in the second half), "
             f"{speed['padding_share']:.1%} padding, {speed['seconds']:,.0f} s in all"
         )
+    if (run.folder / CURVES).is_dir():
+        pairs["curves"] = f"tensorboard --logdir {run.folder / CURVES}"
     show_pairs(pairs)
 
 

@@ -1,7 +1,8 @@
-"""The model card: metadata that the hub can read, and what a user of the adapter must know."""
+"""The model card: metadata that the hub accepts, what a user must know, and no path of this machine."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from huggingface_hub import ModelCard
 
-from lora_ft.card import model_card
+from lora_ft.card import Facts, addressed, bundle_card, checkpoint_card, facts_of, is_untouched, refresh_card, run_card
+from lora_ft.evaluate import evaluate
+from lora_ft.export_run import export
+from lora_ft.merge import merge
 from lora_ft.offline import NOTICE
 from lora_ft.runs import Run
+from lora_ft.task import Task
 from lora_ft.taskfile import load_task
+from tests.fakehub import card_faults
 
 MakeTask = Callable[..., Path]
+HUB = "google/flan-t5-small"
 
 
 def metrics(**changes: Any) -> dict[str, Any]:
@@ -32,56 +39,224 @@ def metrics(**changes: Any) -> dict[str, Any]:
         "best_step": 6,
         "speed": {"seconds": 61.4, "samples_per_second": 8.04},
         "versions": {"torch": "2.9", "peft": "0.18"},
+        "resumed_at": 0,
+        "energy": None,
+        "hardware": "2 cores of a processor",
     } | changes
 
 
+def scores(**changes: Any) -> dict[str, Any]:
+    one = {"mean": 37.74, "low": 35.5, "high": 40.04}
+    rouge = {"rouge": {"rouge1": one, "rougeL": {"mean": 30.2, "low": 28.0, "high": 32.0}}}
+    return {"rows": 500, "scores": rouge, "baseline": None, "difference": None, "warnings": []} | changes
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    return {"base": HUB, "adapter": "tiny", "precision": "fp32", "parity": {"identical_rows": 6, "rows": 6}} | changes
+
+
+@pytest.fixture
+def task(make_task: MakeTask) -> Task:
+    """On a base of the hub."""
+    return load_task(make_task(), [f"base={HUB}"])
+
+
 def metadata(card: str) -> dict[str, Any]:
-    opening, head, _ = card.split("---\n", 2)
-    assert opening == ""
-    return yaml.safe_load(head)
+    """As the hub's own library reads it; what the fake hub's validator says is said first."""
+    assert card_faults(card) == []
+    return ModelCard(card).data.to_dict()
 
 
-@pytest.mark.parametrize("base", ["google/flan-t5-small", "offline", "a folder"])
-def test_the_metadata_is_yaml_that_names_a_base_on_the_hub_only(make_task: MakeTask, tmp_path: Path, base: str) -> None:
+@pytest.mark.parametrize("base", [HUB, "offline", "a folder"])
+def test_the_metadata_names_a_base_on_the_hub_only(make_task: MakeTask, tmp_path: Path, base: str) -> None:
     """The hub refuses a card whose base_model is no name on the hub."""
     name = str(tmp_path) if base == "a folder" else base
-    head = metadata(model_card(load_task(make_task()).model_copy(update={"base": name}), metrics()))
-    assert head.get("base_model") == ("google/flan-t5-small" if base == "google/flan-t5-small" else None)
+    head = metadata(run_card(Facts(load_task(make_task()).model_copy(update={"base": name}), metrics())))
+    assert head.get("base_model") == (HUB if base == HUB else None)
+    assert head.get("base_model_relation") == ("adapter" if base == HUB else None)
     assert head["library_name"] == "peft" and "lora" in head["tags"]
 
 
-def test_the_example_of_the_card_runs(tiny_run: Run) -> None:
-    code = (tiny_run.folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    subprocess.run([sys.executable, "-c", code], cwd=tiny_run.folder, check=True, capture_output=True)
+def test_what_the_task_says_of_itself_is_in_the_metadata(make_task: MakeTask) -> None:
+    card = {"license": "cc-by-4.0", "language": ["en"], "datasets": ["knkarthick/dialogsum"], "tags": ["dialogue"],
+            "pipeline_tag": "summarization", "limits": "Not for court records."}  # fmt: skip
+    facts = Facts(load_task(make_task(card=card)), metrics())
+    head = metadata(run_card(facts))
+    assert {name: head[name] for name in ("license", "language", "datasets", "pipeline_tag")} == {
+        name: card[name] for name in ("license", "language", "datasets", "pipeline_tag")
+    }
+    assert head["tags"] == ["lora", "t5", "dialogue"]
+    assert "- Not for court records.\n" in run_card(facts) and "Language of the rows: en." in run_card(facts)
 
 
-def test_the_card_says_how_the_adapter_was_trained(make_task: MakeTask) -> None:
-    card = model_card(load_task(make_task()), metrics())
+def test_a_data_set_of_the_hub_is_named(make_task: MakeTask) -> None:
+    task = load_task(make_task(data={"hub": "a/b", "train": "train", "validation": None, "test": None}))
+    assert metadata(run_card(Facts(task, metrics())))["datasets"] == ["a/b"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"license": "Apache 2"}, {"language": ["English"]}, {"pipeline_tag": "text2text-generation"}]
+)
+def test_what_the_hub_would_refuse_is_a_fault_of_the_task(make_task: MakeTask, wrong: dict[str, Any]) -> None:
+    with pytest.raises(Exception, match=f"card.{next(iter(wrong))}"):
+        load_task(make_task(card=wrong))
+
+
+def test_scores_are_in_the_model_index_with_their_intervals(task: Task) -> None:
+    (model,) = metadata(run_card(Facts(task, metrics(), {"test": scores()})))["model-index"]
+    (result,) = model["results"]
+    assert model["name"] == "tiny" and result["dataset"] == {"name": "tiny", "type": "tiny", "split": "test"}
+    assert result["metrics"][0] == {
+        "type": "rouge", "value": 37.74, "name": "rouge1, 95 % interval 35.5 to 40.0, 500 rows",
+    }  # fmt: skip
+
+
+def test_scores_are_in_the_text_beside_the_base_and_what_the_evaluation_warned_of(task: Task) -> None:
+    base = {
+        "rouge": {
+            "rouge1": {"mean": 12.0, "low": 11.0, "high": 13.0},
+            "rougeL": {"mean": 10.0, "low": 9.0, "high": 11.0},
+        }
+    }
+    gain = {"rouge1": {"mean": 25.7, "low": 23.0, "high": 28.3}, "rougeL": {"mean": 20.2, "low": 18.0, "high": 22.0}}
+    entry = scores(baseline=base, difference=gain, warnings=["no file /home/ana/rows/train.jsonl"])
+    card = run_card(Facts(task, metrics(), {"test": entry}))
+    assert "| rouge1 | 37.7 [35.5, 40.0] | 12.0 [11.0, 13.0] | 25.7 [23.0, 28.3] |" in card
+    assert "Note: no file train.jsonl." in card
+
+
+def test_evaluating_writes_the_scores_into_the_card_unless_it_was_edited(tiny_run: Run, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
+    assert "Not scored on test rows yet" in (run / "README.md").read_text()
+    evaluate(str(run))
+    card = (run / "README.md").read_text()
+    assert "6 test rows, 0 to 100" in card and "Not scored" not in card and is_untouched(card)
+    (run / "README.md").write_text(card.replace("## Limits", "## What it cannot do"))
+    refresh_card(run)
+    assert "## What it cannot do" in (run / "README.md").read_text()
+
+
+def test_scores_on_another_task_are_not_the_runs(tiny_run: Run, tmp_path: Path, make_task: MakeTask) -> None:
+    run = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
+    evaluate(str(run), task=load_task(make_task(name="another")))
+    assert "Not scored on test rows yet" in (run / "README.md").read_text()
+
+
+def test_the_example_of_the_run_card_runs(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
+    """A base in a folder is named by its last part, so it lies beside the card here."""
+    run = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
+    (run / tiny_base.name).symlink_to(tiny_base)
+    run_example(run)
+
+
+def test_the_examples_of_checkpoint_and_bundle_run(tiny_run: Run, tmp_path: Path) -> None:
+    run_example(merge(tiny_run, tmp_path / "merged").out)
+    run_example(export(str(tmp_path / "merged"), tmp_path / "bundle").out)
+
+
+def run_example(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    assert str(folder.parent) not in card and metadata(card)
+    code = card.split("```python\n")[1].split("```")[0]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, capture_output=True)
+
+
+def test_the_card_says_how_the_adapter_was_trained(task: Task) -> None:
+    card = run_card(Facts(task, metrics()))
     for words in (
         "# tiny\n", "say: {text}", "r 8, alpha 16", "688,128", "1,234", "12 of 16 rows, learning rate 0.01", "| bf16 |",
-        "61 s, 8.0 samples/s", "torch 2.9, peft 0.18",
+        "61 s, 8.0 samples/s |", "torch 2.9, peft 0.18", "seed 42", "| hardware | 2 cores of a processor |",
+        "cut after 48 tokens, answers after 24",
     ):  # fmt: skip
         assert words in card, words
 
 
-def test_the_score_is_the_best_one_with_its_step(make_task: MakeTask) -> None:
-    assert "Best rouge1 on 56 validation rows: 41.26 (step 6)." in model_card(load_task(make_task()), metrics())
+def test_the_validation_score_is_the_best_one_with_its_step(task: Task) -> None:
+    assert "Best rouge1 on 56 validation rows: 41.26 (step 6); it chose" in run_card(Facts(task, metrics()))
 
 
-def test_without_validation_no_score_is_claimed(make_task: MakeTask) -> None:
-    card = model_card(
-        load_task(make_task()), metrics(best_metric=None, best_step=None, rows={"train": 9, "validation": 0})
-    )
-    assert "Trained without validation rows." in card and "Best" not in card
+def test_without_validation_no_score_is_claimed(task: Task) -> None:
+    nothing = metrics(best_metric=None, best_step=None, rows={"train": 9, "validation": 0})
+    card = run_card(Facts(task, nothing))
+    assert "Trained without validation rows." in card and "Best" not in card and "model-index" not in metadata(card)
 
 
 def test_the_offline_base_is_not_passed_off_as_the_original(make_task: MakeTask) -> None:
     task = load_task(make_task(), ["base=offline"])
-    assert f"\n> {NOTICE}\n" in model_card(task, metrics(base={"name": "offline", "notice": NOTICE}))
-    assert "> " not in model_card(task, metrics())
+    assert f"\n> {NOTICE}\n" in run_card(Facts(task, metrics(base={"name": "offline", "notice": NOTICE})))
+    assert "> " not in run_card(Facts(task, metrics())).replace("-->", "")
 
 
-def test_a_compiled_run_and_one_without_a_speed_have_cards_too(make_task: MakeTask) -> None:
+def test_a_compiled_run_and_one_without_a_speed_have_cards_too(task: Task) -> None:
     speed = {"seconds": 0.2, "samples_per_second": None}
-    card = model_card(load_task(make_task()), metrics(compiled=True, speed=speed))
+    card = run_card(Facts(task, metrics(compiled=True, speed=speed)))
     assert "bf16, compiled" in card and "0.0 samples/s" in card
+
+
+def test_without_a_counter_and_a_word_in_the_task_no_energy_is_claimed(task: Task) -> None:
+    card = run_card(Facts(task, metrics()))
+    assert "| energy | not known" in card and "co2_eq_emissions" not in metadata(card)
+
+
+def test_counted_energy_is_told_and_carbon_only_with_what_the_electricity_is(make_task: MakeTask) -> None:
+    counted = metrics(energy={"joules": 3.6e6, "source": "RAPL"})
+    card = run_card(Facts(load_task(make_task()), counted))
+    assert "| energy | 1 kWh, counted by RAPL |" in card and "co2_eq_emissions" not in metadata(card)
+    clean = load_task(make_task(card={"grams_per_kwh": 34, "location": "Quebec, Canada"}))
+    assert metadata(run_card(Facts(clean, counted)))["co2_eq_emissions"] == {
+        "emissions": 34.0,
+        "source": "1 kWh, counted by RAPL, at 34 g/kWh, as its task says",
+        "training_type": "fine-tuning",
+        "geographical_location": "Quebec, Canada",
+        "hardware_used": "2 cores of a processor",
+    }
+
+
+def test_stated_watts_give_an_estimate_that_says_so_and_what_a_resumed_run_left_out(make_task: MakeTask) -> None:
+    task = load_task(make_task(card={"watts": 100, "grams_per_kwh": 400}))
+    resumed = metrics(speed={"seconds": 3600, "samples_per_second": 1}, resumed_at=6)
+    found = metadata(run_card(Facts(task, resumed)))["co2_eq_emissions"]
+    assert found["emissions"] == 40.0
+    assert found["source"].startswith("0.1 kWh, if it drew 100 W, as its task says")
+    assert found["source"].endswith("from step 6 on, where it was resumed")
+
+
+def test_a_merged_checkpoint_tells_of_its_training_and_is_a_finetune(tiny_run: Run, tmp_path: Path, task: Task) -> None:
+    run = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
+    evaluate(str(run))
+    out = merge(Run(run), tmp_path / "merged").out
+    facts = facts_of(out)
+    assert facts is not None and facts.metrics == tiny_run.metrics and set(facts.scores) == {"test"}
+    assert "6 test rows" in (out / "README.md").read_text()
+    known = {"dtype": "fp32", "largest_logit_difference": 1e-6}
+    head = metadata(checkpoint_card(Facts(task, metrics()), known))
+    assert (head["base_model_relation"], head["library_name"]) == ("finetune", "transformers")
+
+
+def test_scores_of_the_adapter_are_not_claimed_for_rounded_weights(task: Task) -> None:
+    facts = Facts(task, metrics(), {"test": scores()})
+    exact = metadata(bundle_card(facts, record(), "bundle"))
+    assert exact["model-index"] and (exact["base_model_relation"], exact["library_name"]) == ("finetune", "onnx")
+    tried = {"precision": "int8", "score": {"mean": 38.8, "low": 36.0, "high": 41.0},
+             "difference": {"mean": 0.3, "low": -0.3, "high": 0.8}}  # fmt: skip
+    rounded = record(
+        precision="int8", tradeoff=[{**tried, "precision": "fp32"}, tried], gate={"metric": "rouge1", "rows": 200}
+    )
+    card = bundle_card(facts, rounded, "bundle")
+    assert "model-index" not in metadata(card)
+    assert "rouge1 38.8 [36.0, 41.0], against fp32 0.3 [-0.3, 0.8], on 200 rows" in card
+
+
+def test_an_exported_base_has_a_card_and_is_quantized_where_it_was_rounded() -> None:
+    for precision, relation in (("fp32", "finetune"), ("int8", "quantized")):
+        card = bundle_card(None, record(adapter="", precision=precision), "optimum")
+        assert metadata(card)["base_model_relation"] == relation
+        assert "ORTModelForSeq2SeqLM" in card and "## Training" not in card
+
+
+def test_a_card_moves_to_its_repository_and_stays_untouched(task: Task) -> None:
+    card = addressed(run_card(Facts(task, metrics())), "me/tiny")
+    assert '\nwhere = "me/tiny"\n' in card and is_untouched(card)
+    assert not is_untouched(card.replace("tiny", "other")) and not is_untouched("# mine\n")
+    assert addressed("# mine\n", "me/tiny") == "# mine\n"

@@ -25,7 +25,9 @@ def test_a_run_becomes_a_bundle_that_says_where_it_comes_from(tiny_run: Run, tin
     assert manifest["parity"]["rows"] == manifest["parity"]["identical_rows"] == done.parity.rows == 5
     assert manifest["parity"]["largest_difference"] <= 1e-3
     assert {"torch", "transformers", "peft", "onnxruntime"} <= manifest["versions"].keys()
-    assert set(manifest["files"]) | {"manifest.json"} == {path.name for path in (tmp_path / "bundle").iterdir()}
+    assert set(manifest["files"]) | {"manifest.json", "README.md"} == {
+        path.name for path in (tmp_path / "bundle").iterdir()
+    }
 
 
 def test_bundle_and_run_answer_alike(tiny_run: Run, tmp_path: Path) -> None:

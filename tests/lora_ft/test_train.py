@@ -293,3 +293,35 @@ def test_a_resumed_run_keeps_the_precision_it_began_with(
     with pytest.raises(LoraFtError, match="not finite"):
         train(task, tmp_path / "run", resume=True)
     assert json.loads((unfinished(tmp_path / "run") / "choices.json").read_text()) == began
+
+
+def test_tensorboard_shows_one_set_of_curves_and_the_task_even_of_a_resumed_run(
+    make_task: MakeTask, tmp_path: Path
+) -> None:
+    """Read back as TensorBoard does; steps that a stopped run did after its checkpoint are not shown twice."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"report_to": ["tensorboard"], "eval_every": 3, "num_train_epochs": 2}
+    task = load_task(make_task(train=settings))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lora_ft.trainer.Trainer._guard", stop_at(8))
+        train(task, tmp_path / "run")
+    run = train(task, tmp_path / "run", resume=True)
+    assert run.metrics["resumed_at"] == 6
+    events = EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    steps = {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert steps["train/loss"] == list(range(1, 13)) and steps["train/learning_rate"] == list(range(1, 13))
+    for name in ("loss", "rouge1", "rouge2", "rougeL", "rougeLsum"):
+        assert steps[f"eval/{name}"] == [3, 6, 9, 12]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses(run.folder), rel=1e-6)
+    shown = events.Tensors("task/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "learning_rate: 0.01" in shown and "r: 8" in shown
+
+
+def stop_at(step: int) -> Callable[[Any, float], None]:
+    def guard(self: Any, loss: float) -> None:
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+
+    return guard

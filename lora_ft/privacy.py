@@ -1,0 +1,64 @@
+"""What leaves this machine says nothing of its folders: tasks and records without local paths."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePath
+from typing import Any
+
+from lora_ft.bases import OFFLINE
+from lora_ft.task import Task
+
+# An absolute path of two parts or more within a text; what follows a word, a colon or a slash (URLs) is none.
+_PATH = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+-]+){2,}[/\\]?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def is_hub_name(base: str) -> bool:
+    """Whether a task's base is a name on the hub, rather than a folder or the base offline."""
+    return base != OFFLINE and _HUB_NAME.fullmatch(base) is not None and not Path(base).is_dir()
+
+
+def base_name(base: str) -> str:
+    """A base as others may be told of it: "offline", its name on the hub, or of a folder `./` and its last part."""
+    return base if base == OFFLINE or is_hub_name(base) else f"./{PurePath(base).name}"
+
+
+def public_task(task: Task) -> Task:
+    """A task without local paths: rows are named from the task file's folder on, as far as they lie below it.
+
+    Files elsewhere keep only their names, as does a base in a folder: whoever has them puts them beside the task.
+    """
+    root = task.data.root
+    content = task.model_dump(exclude_none=True)
+    content["data"].pop("root", None)
+    content["data"] = _each(content["data"], lambda text: _below(text, root))
+    return Task.model_validate(content | {"base": base_name(task.base)})
+
+
+def public_record(record: Any) -> Any:
+    """A JSON value in which every absolute path is cut to its last part."""
+    return _each(record, without_paths)
+
+
+def without_paths(text: str) -> str:
+    """A text in which every absolute path is cut to its last part."""
+    if "\n" not in text and PurePath(text).is_absolute():
+        return PurePath(text).name
+    return _PATH.sub(lambda match: PurePath(match[0].replace("\\", "/")).name, text)
+
+
+def _below(text: str, root: Path | None) -> str:
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        return text
+    return str(path.relative_to(root)) if root is not None and path.is_relative_to(root) else path.name
+
+
+def _each(value: Any, change: Any) -> Any:
+    """A JSON value with every text in it changed; keys stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _each(one, change) for key, one in value.items()}
+    return [_each(one, change) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,188 @@
+"""The job `push`: a run, a merged checkpoint or an exported model to the hub, in one commit."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.errors import LoraFtError, UsageError, first_line
+from lora_ft.progress import Progress, Silent
+from lora_ft.uploads import uploads
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+TIMEOUT = 120.0  # seconds without any answer; the client itself would wait for ever
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where to push to.
+
+    Attributes:
+        repo: NAMESPACE/NAME, or NAME below the token's own user.
+        token: with the right to write there; it is shown nowhere.
+        private: make the repository private, where it is made now.
+        branch: made where there is none; by default main.
+        message: of the commit; by default what is pushed.
+        predictions: send a run's answers too, which hold the rows they answer.
+    """
+
+    repo: str
+    token: str = field(repr=False)
+    private: bool = False
+    branch: str | None = None
+    message: str = ""
+    predictions: bool = False
+
+    def __post_init__(self) -> None:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(self.repo)
+        except HFValidationError as error:
+            raise UsageError(f"'{self.repo}' is no name of a repository ({first_line(error)})") from error
+        if not self.token:
+            raise UsageError(
+                "pushing to the hub needs HF_TOKEN in the environment",
+                "make a token that may write at https://huggingface.co/settings/tokens and export HF_TOKEN",
+            )
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What `push` did.
+
+    Attributes:
+        kind: what was pushed.
+        repo: its full name.
+        url: of the commit.
+        files: how many files the commit was made of.
+        bytes: their size.
+    """
+
+    kind: str
+    repo: str
+    url: str
+    files: int
+    bytes: int
+
+
+def check(destination: Destination) -> None:
+    """Ask the hub who the token is of, before hours of work that are to end with a push.
+
+    Raises:
+        UsageError: pushing is switched off (HF_HUB_OFFLINE).
+        LoraFtError: the hub does not know the token, or cannot be reached.
+    """
+    with _explained(destination, "nothing was started"):
+        _api(destination).whoami()
+
+
+def push(folder: Path, destination: Destination, *, progress: Progress | None = None) -> Pushed:
+    """Upload a folder's files, as far as `lora_ft.uploads` names them, in one commit: all of them or none.
+
+    Nothing in `folder` is changed. The hub checks the card's metadata before anything is uploaded.
+
+    Raises:
+        UsageError: the folder is nothing that can be pushed, or pushing is switched off (HF_HUB_OFFLINE).
+        LoraFtError: the hub refused, or could not be reached.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    progress = progress or Silent()
+    found = uploads(folder, destination.repo, predictions=destination.predictions)
+    remedy = f"nothing in {folder} was changed; repeat with `lora-ft push {folder} {destination.repo}`"
+    with _explained(destination, remedy), _no_progress_bars():
+        progress.stage(f"pushing {found.size / 1e6:.1f} MB to {destination.repo}")
+        made = _api(destination).create_repo(destination.repo, private=destination.private or None, exist_ok=True)
+        if destination.branch:
+            _api(destination).create_branch(made.repo_id, branch=destination.branch, exist_ok=True)
+        commit = _api(destination).create_commit(
+            made.repo_id,
+            [CommitOperationAdd(name, file) for name, file in found.files.items()],
+            commit_message=destination.message or f"{found.kind.capitalize()} {found.name}, by lora-ft",
+            revision=destination.branch,
+        )
+    return Pushed(found.kind, made.repo_id, str(commit.commit_url), len(found.files), found.size)
+
+
+def _api(destination: Destination) -> HfApi:
+    from huggingface_hub import HfApi, constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        raise UsageError("HF_HUB_OFFLINE is set", "unset it to push to the hub")
+    get_session().timeout = TIMEOUT  # of httpx; requests, with older versions of the client, has no such setting
+    return HfApi(token=destination.token, library_name="lora-ft")
+
+
+@contextlib.contextmanager
+def _explained(destination: Destination, remedy: str) -> Iterator[None]:
+    """Turn whatever the client raises into one line, and keep the token out of it and out of the traceback."""
+    try:
+        yield
+    except LoraFtError:
+        raise
+    except Exception as error:  # the client raises many kinds, its HTTP library's among them
+        # What the server said may repeat the token: then the traceback ends here.
+        told = destination.token in "".join(traceback.format_exception(error))
+        raise _explain(error, destination, remedy) from (None if told else error)
+
+
+def _explain(error: Exception, destination: Destination, remedy: str) -> LoraFtError:
+    refused, told = _find(error, "response"), _find(error, "server_message")
+    status = refused.response.status_code if refused else None
+    root = list(_chain(error))[-1]
+    said = told.server_message.splitlines()[0] if told and told.server_message else first_line(refused or root)
+    repo = destination.repo
+    if status == 401:
+        what, remedy = "the hub does not accept HF_TOKEN", f"give a valid one; {remedy}"
+    elif status == 403:
+        what, remedy = f"HF_TOKEN may not write to {repo}", f"give one with the right to write there; {remedy}"
+    elif status == 404:
+        what = f"the hub has no {repo}, or does not show it to HF_TOKEN"
+    elif status == 409:
+        what = f"{repo} is being changed by somebody else"
+    elif status == 429:
+        what = "the hub was asked too often, and wants to be left alone for a while"
+    elif status is not None and status >= 500:
+        what = f"the hub is in trouble (HTTP {status})"
+    elif "Invalid metadata" in str(error):
+        what, said = "the hub refuses the card", " ".join(str(error).splitlines()[1:])
+    elif status is not None:
+        what = f"the hub refuses (HTTP {status})"
+    else:
+        what = f"{repo} could not be pushed to ({type(root).__name__})"
+    text = f"{what}: {said}".replace(destination.token, "(HF_TOKEN)")
+    return LoraFtError(text, remedy)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _find(error: BaseException, attribute: str) -> Any:
+    """The first exception of the chain that carries something by this name, or None."""
+    return next((one for one in _chain(error) if getattr(one, attribute, None) is not None), None)
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """The client draws bars of its own, across those of the screen."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()

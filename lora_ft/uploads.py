@@ -1,0 +1,123 @@
+"""Which files of a folder go to the hub, under which names, and as what: nothing goes that is not named here.
+
+No checkpoints to resume from, no optimizer states, no curves; predictions hold rows, so they go only where asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.errors import UsageError
+from export.files import read_json
+from export.layouts import RECORD
+from export.runtime import manifest
+from lora_ft.adapters import CONFIG, adapter_config
+from lora_ft.card import addressed
+from lora_ft.checkpoint import MERGE, TOKENIZER_FILES
+from lora_ft.privacy import base_name, is_hub_name, public_record, public_task
+from lora_ft.runs import CARD, LOG, METRICS, PREDICTIONS, SCORES, TASK, Run, is_run
+from lora_ft.task import SPLITS, Task
+from lora_ft.taskfile import load_task, task_text
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """What to upload.
+
+    Attributes:
+        kind: "run", "checkpoint", "bundle", or the name of a layout.
+        name: of the task or model, for messages.
+        files: by name in the repository: a file of this machine, or what is sent in place of one.
+    """
+
+    kind: str
+    name: str
+    files: dict[str, Path | bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values())
+
+
+def uploads(folder: Path, repo: str, *, predictions: bool = False) -> Uploads:
+    """What of a run, a merged checkpoint or an exported model goes to the repository `repo`.
+
+    Raises:
+        UsageError: it is none of these.
+        LoraFtError: it is damaged.
+    """
+    if manifest.is_bundle(folder):
+        found = _bundle(folder)
+    elif (folder / RECORD).is_file():
+        found = _layout(folder)
+    elif is_run(folder):
+        found = _run(folder, predictions)
+    elif (folder / MERGE).is_file():
+        found = _checkpoint(folder)
+    else:
+        raise UsageError(f"{folder} is neither a run, a merged checkpoint nor a bundle", "give what a job wrote")
+    if (folder / CARD).is_file():
+        found.files[CARD] = addressed((folder / CARD).read_text(encoding="utf-8"), repo).encode()
+    return found
+
+
+def _run(folder: Path, predictions: bool) -> Uploads:
+    """Adapter files at the top, where peft looks for them; `lora_ft.runs.Run` reads both arrangements."""
+    run = Run(folder)
+    config = adapter_config(run.adapter)
+    if not is_hub_name(str(config.get("base_model_name_or_path"))):
+        config["base_model_name_or_path"] = None  # peft would look for that folder, or for a stranger's model
+    files: dict[str, Path | bytes] = {path.name: path for path in sorted(run.adapter.glob("*.safetensors"))}
+    files[CONFIG] = _json(config)
+    files[TASK] = _task(run.task)
+    files[METRICS] = _json(public_record(run.metrics))
+    if (folder / LOG).is_file():
+        files[LOG] = folder / LOG
+    for split in SPLITS:
+        if (folder / SCORES.format(split)).is_file():
+            files[SCORES.format(split)] = _json(public_record(read_json(folder / SCORES.format(split))))
+        if predictions and (folder / PREDICTIONS.format(split)).is_file():
+            files[PREDICTIONS.format(split)] = folder / PREDICTIONS.format(split)
+    return Uploads("run", run.task.name, files)
+
+
+def _checkpoint(folder: Path) -> Uploads:
+
+    task = load_task(folder / TASK)
+    files: dict[str, Path | bytes] = {path.name: path for path in sorted(folder.glob("model*.safetensors"))}
+    for name in ("config.json", "generation_config.json", "model.safetensors.index.json", *TOKENIZER_FILES):
+        if (folder / name).is_file():
+            files[name] = folder / name
+    if "tokenizer_config.json" in files:  # a copy of the base's, which may say where that lay
+        files["tokenizer_config.json"] = _json(public_record(read_json(folder / "tokenizer_config.json")))
+    files |= {MERGE: _json(public_record(read_json(folder / MERGE))), TASK: _task(task)}
+    return Uploads("checkpoint", task.name, files)
+
+
+def _bundle(folder: Path) -> Uploads:
+
+    content = manifest.read_manifest(folder)  # and every file is as it says
+    files: dict[str, Path | bytes] = {name: folder / name for name in content["files"]}
+    files[manifest.NAME] = _json(content | {"base": base_name(content["base"])})
+    return Uploads("bundle", content["adapter"] or base_name(content["base"]), files)
+
+
+def _layout(folder: Path) -> Uploads:
+
+    content = read_json(folder / RECORD)
+    files: dict[str, Path | bytes] = {name: folder / name for name in content["files"]}
+    files[RECORD] = _json(content | {"base": base_name(content["base"])})
+    return Uploads(content["layout"], content["adapter"] or base_name(content["base"]), files)
+
+
+def _task(task: Task) -> bytes:
+
+    return task_text(public_task(task)).encode()
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

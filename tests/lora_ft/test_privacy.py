@@ -1,0 +1,73 @@
+"""What is uploaded names no folder of this machine, and keeps what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_ft.privacy import base_name, is_hub_name, public_record, public_task, without_paths
+from lora_ft.taskfile import load_task, save_task
+
+MakeTask = Callable[..., Path]
+WORDS = st.text("abcxyz0189_-", min_size=1, max_size=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/ana/base", "base"),
+        ("/home/ana/my models/base v2", "base v2"),
+        ("no file /home/ana/rows/train.jsonl; set data.root", "no file train.jsonl; set data.root"),
+        ("see ~/rows/train.jsonl", "see train.jsonl"),
+        ("C:\\Users\\ana\\base", "base"),
+        ("https://huggingface.co/google/flan-t5-small", "https://huggingface.co/google/flan-t5-small"),
+        ("google/flan-t5-small", "google/flan-t5-small"),
+        ("and/or, 1/2, a / b", "and/or, 1/2, a / b"),
+        ("samples/s", "samples/s"),
+    ],
+)
+def test_absolute_paths_are_cut_to_their_last_part_and_nothing_else(text: str, expected: str) -> None:
+    assert without_paths(text) == expected
+
+
+@given(
+    st.lists(WORDS, min_size=2, max_size=5), st.sampled_from(["", "in ", "(", "'"]), st.sampled_from(["", " is", ")"])
+)
+def test_no_folder_of_a_path_remains(parts: list[str], before: str, after: str) -> None:
+    assert "/" not in without_paths(f"{before}/{'/'.join(parts)}{after}")
+
+
+def test_a_record_is_cleaned_throughout_and_keeps_its_shape() -> None:
+    record = {"base": {"name": "/a/b"}, "list": ["/c/d/e", 1.5, None], "/f/g": True}
+    assert public_record(record) == {"base": {"name": "b"}, "list": ["e", 1.5, None], "/f/g": True}
+
+
+def test_which_bases_are_on_the_hub(tmp_path: Path) -> None:
+    names = ("google/flan-t5-small", "t5-small", "offline", "./base", "~/base", str(tmp_path))
+    assert [is_hub_name(name) for name in names] == [True, True, False, False, False, False]
+    assert [base_name(name) for name in names[:4]] == ["google/flan-t5-small", "t5-small", "offline", "./base"]
+    assert base_name(str(tmp_path)) == f"./{tmp_path.name}"
+
+
+def test_a_public_task_is_the_same_task_with_its_rows_and_base_beside_it(make_task: MakeTask, tmp_path: Path) -> None:
+    """A prompt that looks like a path is text, and stays."""
+    elsewhere = tmp_path / "elsewhere" / "test.jsonl"
+    elsewhere.parent.mkdir()
+    path = make_task(prompt="/say/it: {text}", data={"validation": str(path_below(tmp_path)), "test": [str(elsewhere)]})
+    task = load_task(path)
+    public = public_task(task)
+    assert public.data.root is None and public.base == "./base" and public.prompt == task.prompt
+    assert (public.data.train, public.data.validation, public.data.test) == (
+        "train.jsonl", "validation.jsonl", ["test.jsonl"],
+    )  # fmt: skip
+    assert public.model_copy(update={"data": task.data, "base": task.base}) == task
+    save_task(public, tmp_path / "task.yaml")
+    assert load_task(tmp_path / "task.yaml").base == str(tmp_path / "base")
+
+
+def path_below(tmp_path: Path) -> Path:
+    return tmp_path / "task-tiny" / "validation.jsonl"

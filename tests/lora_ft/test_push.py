@@ -1,0 +1,315 @@
+"""Pushing to a hub on 127.0.0.1: what goes there and what does not, in one commit, and what is said when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.utils import _http
+from peft import PeftModel
+from transformers import AutoModelForSeq2SeqLM
+
+from export.errors import LoraFtError, UsageError
+from export.runtime import Generator
+from lora_ft import push as push_module
+from lora_ft.cli import run as lora_ft
+from lora_ft.evaluate import evaluate
+from lora_ft.export_run import export
+from lora_ft.generate import generate
+from lora_ft.merge import merge
+from lora_ft.models import open_model
+from lora_ft.push import Destination, check, push
+from lora_ft.runs import Run
+from tests.fakehub import FakeHub
+
+TOKEN = "hf_verySecretTokenOfMine"
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """An empty hub, which this process takes for the real one."""
+    with FakeHub(TOKEN).running() as fake:
+        monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint)
+        template = fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the fake stores large files by LFS
+        monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))  # retries without the waiting
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield fake
+    getattr(_http, "close_session", lambda: None)()  # its client, with the timeouts that were set
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An evaluated run, with what training may leave beside it."""
+    folder = shutil.copytree(tiny_run.folder, tmp_path_factory.mktemp("push") / "run")
+    evaluate(str(folder), baseline=True)
+    for name in ("checkpoint-6/optimizer.pt", "tensorboard/events.out.tfevents.1", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    return Run(folder)
+
+
+@pytest.fixture(scope="module")
+def merged(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return merge(run, tmp_path_factory.mktemp("push") / "merged").out
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(str(run.folder), tmp_path_factory.mktemp("push") / "bundle").out
+
+
+def to(repo: str = "me/tiny", **settings: str | bool) -> Destination:
+    return Destination(repo, TOKEN, **settings)  # type: ignore[arg-type]
+
+
+def download(hub: FakeHub, folder: Path, repo: str = "me/tiny") -> Path:
+    """As `hf download REPOSITORY --local-dir FOLDER` does."""
+    return Path(snapshot_download(repo, endpoint=hub.endpoint, token=TOKEN, local_dir=folder / "downloaded"))
+
+
+def test_of_a_run_only_what_is_named_goes_to_the_hub_in_one_commit(hub: FakeHub, run: Run) -> None:
+    done = push(run.folder, to())
+    names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "log.jsonl", "metrics.json",
+             "scores-test.json", "task.yaml"]  # fmt: skip
+    assert hub.commits == [("me/tiny", "main", "Run tiny, by lora-ft", names)]
+    assert (done.kind, done.repo, done.files) == ("run", "me/tiny", 7)
+    assert done.url.startswith(f"{hub.endpoint}/me/tiny/commit/")
+    sent, local = hub.files("me/tiny"), run.adapter / "adapter_model.safetensors"
+    assert sent["adapter_model.safetensors"] == local.read_bytes() and len(hub.large) == 1  # by LFS
+    assert sent["log.jsonl"] == (run.folder / "log.jsonl").read_bytes()
+    assert sum(map(len, sent.values())) == done.bytes
+
+
+def test_predictions_hold_rows_and_go_only_when_asked_for(hub: FakeHub, run: Run) -> None:
+    push(run.folder, to(predictions=True))
+    name = "predictions-test.jsonl"
+    assert hub.files("me/tiny")[name] == (run.folder / name).read_bytes()
+
+
+def test_of_a_bundle_the_files_of_its_manifest_go_to_the_hub_byte_for_byte(hub: FakeHub, bundle: Path) -> None:
+    (bundle / "notes.txt").write_text("mine")
+    push(bundle, to())
+    sent = hub.files("me/tiny")
+    assert set(sent) == {path.name for path in bundle.iterdir()} - {"notes.txt"}
+    changed = {name for name in sent if sent[name] != (bundle / name).read_bytes()}
+    assert changed == {"README.md", "manifest.json"}
+
+
+def test_of_a_checkpoint_weights_tokenizer_and_origin_go_to_the_hub(hub: FakeHub, merged: Path) -> None:
+    push(merged, to())
+    assert set(hub.files("me/tiny")) == {path.name for path in merged.iterdir()}
+    assert hub.files("me/tiny")["model.safetensors"] == (merged / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("layout", ["optimum", "single"])
+def test_other_layouts_go_with_what_their_record_names(hub: FakeHub, run: Run, tmp_path: Path, layout: str) -> None:
+    out = export(str(run.folder), tmp_path / "out", layout=layout, triton=layout == "single").out
+    push(out, to())
+    record = json.loads((out / "lora-ft.json").read_text())
+    assert set(hub.files("me/tiny")) >= {*record["files"], "lora-ft.json", "README.md"}
+
+
+def test_no_uploaded_file_names_a_folder_of_this_machine(
+    hub: FakeHub, run: Run, merged: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    here = str(tmp_path_factory.getbasetemp()).encode()
+    assert here in (run.folder / "task.yaml").read_bytes()  # or this test would show nothing
+    for folder in (run.folder, merged, bundle):
+        push(folder, to(f"me/{folder.name}"))
+        for name, content in hub.files(f"me/{folder.name}").items():
+            assert here not in content, (folder.name, name)
+
+
+def test_a_pushed_bundle_comes_back_and_answers_alike(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
+    push(bundle, to())
+    asked = ["say: abc", "say: xyz"]
+    assert Generator.load(download(hub, tmp_path)).generate(asked) == Generator.load(bundle).generate(asked)
+
+
+def test_a_pushed_run_comes_back_for_lora_ft_and_for_peft(
+    hub: FakeHub, run: Run, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Its base was a folder: the task then asks for one of that name beside it."""
+    push(run.folder, to())
+    found = download(hub, tmp_path)
+    assert Run(found).task.base == str(found / tiny_base.name)
+    (found / tiny_base.name).symlink_to(tiny_base)
+    rows = [{"text": "abc"}, {"text": "defg"}]
+    assert generate(open_model(str(found)), rows, {}) == generate(open_model(str(run.folder)), rows, {})
+    PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(tiny_base), str(found))
+
+
+def test_a_pushed_checkpoint_comes_back(hub: FakeHub, merged: Path, tmp_path: Path) -> None:
+    push(merged, to())
+    rows = [{"text": "abc"}]
+    assert generate(open_model(str(download(hub, tmp_path))), rows, {}) == generate(open_model(str(merged)), rows, {})
+
+
+def test_the_card_on_the_hub_loads_from_there_and_an_edited_one_goes_as_it_is(
+    hub: FakeHub, run: Run, bundle: Path, tmp_path: Path
+) -> None:
+    push(run.folder, to())
+    assert '\nwhere = "me/tiny"\n' in hub.files("me/tiny")["README.md"].decode()
+    push(bundle, to("me/onnx"))
+    assert '\nfolder = snapshot_download("me/onnx")\n' in hub.files("me/onnx")["README.md"].decode()
+    edited = Path(shutil.copytree(run.folder, tmp_path / "edited"))
+    text = (edited / "README.md").read_text().replace("## Limits", "## What it cannot do")
+    (edited / "README.md").write_text(text)
+    push(edited, to("me/edited"))
+    assert hub.files("me/edited")["README.md"].decode() == text
+
+
+def test_a_repository_may_be_private_named_by_its_last_part_and_have_branches(hub: FakeHub, run: Run) -> None:
+    done = push(run.folder, to("tiny", private=True, branch="second", message="A better one"))
+    assert done.repo == "me/tiny" and hub.private == {"me/tiny": True}
+    assert hub.commits[0][:3] == ("me/tiny", "second", "A better one")
+    assert hub.files("me/tiny") == {}  # main
+
+
+def test_pushing_again_updates(hub: FakeHub, run: Run) -> None:
+    push(run.folder, to())
+    push(run.folder, to(branch="main"))
+    assert len(hub.commits) == 2
+
+
+FAILURES = {
+    "unknown token": ("repos/create", 401, "Invalid username or password.", "does not accept HF_TOKEN"),
+    "no right": ("repos/create", 403, "Not your repository", "may not write to me/tiny: Not your repository"),
+    "no right to commit": ("/commit/", 403, "Forbidden", "may not write to me/tiny"),
+    "gone": ("preupload", 404, "Repository not found", "the hub has no me/tiny"),
+    "conflict": ("/commit/", 409, "Conflict", "is being changed by somebody else"),
+    "broken": ("repos/create", 500, "Internal Error", "is in trouble (HTTP 500): Internal Error"),
+    "broken while storing": ("/upload/", 503, "Slow down", "is in trouble (HTTP 503)"),
+    "too often": ("/commit/", 429, "Too many", "asked too often"),
+    "too large": ("/commit/", 413, "Payload too large", "refuses (HTTP 413): Payload too large"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_every_refusal_is_one_line_that_says_how_to_repeat(
+    hub: FakeHub, run: Run, failure: str, capsys: Capture
+) -> None:
+    part, status, said, expected = FAILURES[failure]
+    hub.failures[part] = (status, said)
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    assert lora_ft(["push", str(run.folder), "me/tiny"]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and expected in lines[0]
+    assert f"repeat with `lora-ft push {run.folder} me/tiny`" in lines[0]
+    assert not hub.commits and not any(files for files in hub.branches.get("me/tiny", {}).values())
+    assert before == {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    hub.failures.clear()
+    push(run.folder, to())
+    assert len(hub.commits) == 1
+
+
+def test_what_passes_is_tried_again_by_the_client(hub: FakeHub, run: Run) -> None:
+    hub.passing = {"preupload": (503, "busy"), "/upload/": (500, "oops")}
+    push(run.folder, to())
+    assert not hub.passing and len(hub.commits) == 1
+
+
+@pytest.mark.skipif(not hasattr(_http, "close_session"), reason="clients before 1.0 have no timeout to set")
+def test_a_hub_that_does_not_answer_is_given_up_on(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.stalled = 2
+    monkeypatch.setattr(push_module, "TIMEOUT", 0.2)
+    with pytest.raises(LoraFtError, match=r"could not be pushed to \(\w*Time\w*\)"):
+        push(run.folder, to())
+
+
+def test_a_hub_that_is_not_there_is_an_error(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(LoraFtError, match=r"could not be pushed to \(Connect"):
+        push(run.folder, to())
+
+
+def test_a_card_that_the_hub_refuses_is_not_pushed(hub: FakeHub, run: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    (folder / "README.md").write_text("---\nbase_model: /home/me/base\n---\n")
+    with pytest.raises(LoraFtError, match=r'the hub refuses the card: - "base_model" with value "/home/me/base"'):
+        push(folder, to())
+    assert not hub.commits and not hub.large
+
+
+def test_what_cannot_be_pushed_is_refused(hub: FakeHub, run: Run, tmp_path: Path, tiny_base: Path) -> None:
+    with pytest.raises(UsageError, match="neither a run, a merged checkpoint nor a bundle"):
+        push(tiny_base, to())
+    with pytest.raises(UsageError, match="no name of a repository"):
+        to("a/b/c")
+    with pytest.raises(UsageError, match="needs HF_TOKEN in the environment; make a token"):
+        Destination("me/tiny", "")
+    assert not hub.requests
+
+
+def test_a_damaged_bundle_is_not_pushed(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    (damaged / "config.json").write_text("{}")
+    with pytest.raises(LoraFtError, match="is not the file that was published"):
+        push(damaged, to())
+    assert not hub.requests
+
+
+def test_offline_is_respected(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set; unset it"):
+        push(run.folder, to())
+
+
+def test_the_token_is_tried_before_the_work(hub: FakeHub) -> None:
+    check(to())
+    with pytest.raises(LoraFtError, match="does not accept HF_TOKEN"):
+        check(Destination("me/tiny", "hf_another"))
+    assert [path for _, path in hub.requests] == ["/api/whoami-v2"] * 2
+
+
+def test_the_token_is_not_in_what_a_destination_shows() -> None:
+    assert TOKEN not in repr(to())
+
+
+@pytest.mark.parametrize("debug", ["", "--debug"])
+def test_the_token_is_shown_nowhere(hub: FakeHub, run: Run, debug: str) -> None:
+    """Not even where the hub repeats it, or where the client logs every request."""
+    hub.failures["/commit/"] = (403, f"the token {TOKEN} may only read")
+    environment = {
+        **os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+        "HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "lora_ft", "push", str(run.folder), "me/tiny", *debug.split()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "may not write to me/tiny: the token (HF_TOKEN) may only read" in done.stderr
+    assert ("LoraFtError" in done.stderr) == bool(debug)
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_merge_and_export_push_what_they_made(hub: FakeHub, run: Run, tmp_path: Path, capsys: Capture) -> None:
+    out = str(tmp_path / "merged")
+    assert lora_ft(["merge", str(run.folder), "--out", out, "--push-to-hub", "me/merged", "--private"]) == 0
+    shown = capsys.readouterr().out
+    assert "me/merged: checkpoint, 8 files" in shown and f"{hub.endpoint}/me/merged/commit/" in shown
+    assert hub.private == {"me/merged": True}
+    assert lora_ft(["export", out, "--out", str(tmp_path / "bundle"), "--push-to-hub", "me/onnx"]) == 0
+    assert "manifest.json" in hub.files("me/onnx")
+
+
+def test_a_job_that_cannot_end_with_a_push_does_not_begin(
+    hub: FakeHub, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    arguments = ["merge", str(run.folder), "--out", str(tmp_path / "out"), "--push-to-hub", "me/merged"]
+    monkeypatch.setenv("HF_TOKEN", "hf_another")
+    assert lora_ft(arguments) == 1
+    monkeypatch.delenv("HF_TOKEN")
+    assert lora_ft(arguments) == 2
+    assert "needs HF_TOKEN in the environment" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

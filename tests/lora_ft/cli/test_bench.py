@@ -60,7 +60,7 @@ def test_a_regression_ends_with_1(tmp_path: Path, capsys: Capture) -> None:
     (["BUNDLE", "--rounds", "0"], 2, "rounds = 0"),
     (["BUNDLE", "--rows", "5"], 2, "--task TASK or --rows 0"),
     (["BUNDLE", "--provider", "tpu"], 2, "provider.0 = 'tpu'"),
-    (["compare", "BUNDLE", "BUNDLE"], 2, "report.json"),
+    (["compare", "BUNDLE", "BUNDLE"], 2, "Is a directory"),
     (["train", "nothing"], 2, "nothing"),
 ])  # fmt: skip
 def test_what_is_wrong_is_one_line(

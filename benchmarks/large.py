@@ -1,0 +1,71 @@
+"""A model beyond 2 GB, end to end: a random T5 as wide as FLAN-T5-large is exported in every layout and compared.
+
+    python -m benchmarks.large [--out FOLDER] [--json FILE]
+
+Protobuf ends at 2 GiB, so each layout must lay its weights beside its graphs. It takes about 10 GB of disk and as much
+memory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers import T5Config, T5ForConditionalGeneration
+
+from export.files import folder_size, write_json
+from lora_ft.bases import find_base
+from lora_ft.checkpoint import save_checkpoint
+from lora_ft.doctor import environment
+from lora_ft.export_run import export
+
+# google/flan-t5-large's config.json, but for 24 layers: 2.3 GB in fp32
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 32128, "d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 17, "num_heads": 16,
+    "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+}  # fmt: skip
+_EXPORTS = (("bundle", "fp32"), ("bundle", "int8-w4"), ("optimum", "fp32"), ("single", "fp32"))
+
+
+def measure(out: Path) -> list[dict[str, Any]]:
+    """Seconds, megabytes and agreement with PyTorch of each export below `out`, which is made."""
+    torch.manual_seed(0)
+    checkpoint = out / "checkpoint"
+    save_checkpoint(T5ForConditionalGeneration(T5Config(**_SHAPE)).eval(), find_base("offline").folder, checkpoint)
+    found = []
+    for layout, precision in _EXPORTS:
+        began = time.perf_counter()
+        done = export(
+            str(checkpoint), out / f"{layout}-{precision}", layout=layout, precision=precision, verify_rows=1,
+            force=True,
+        )  # fmt: skip
+        found.append({
+            "layout": layout, "precision": precision, "seconds": round(time.perf_counter() - began, 1),
+            "megabytes": round(folder_size(done.out) / 1e6, 1), "parity": done.parity.as_dict(),
+        })  # fmt: skip
+    return found
+
+
+def main(
+    out: Annotated[Path | None, typer.Option(help="Folder to keep it in; by default nothing is kept.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+) -> None:
+    """Print it for each layout."""
+    with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
+        found = measure(out or Path(scratch))
+    if json_file is not None:
+        write_json(json_file, {"environment": environment(), "exports": found})
+    for one in found:
+        parity = one["parity"]
+        print(
+            f"{one['layout']} {one['precision']}: {one['megabytes']:,.0f} MB in {one['seconds']:.0f} s; "
+            f"{parity['identical_rows']} of {parity['rows']} rows give PyTorch's text"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

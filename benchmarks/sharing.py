@@ -1,0 +1,92 @@
+"""What several processes that serve one bundle share: its file is mapped, but ONNX Runtime packs weights anew for each.
+
+    python -m benchmarks.sharing BUNDLE... [--processes 4] [--json FILE]
+
+A process's private memory is what each further one costs. Linux tells it (/proc/PID/smaps_rollup).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from export.errors import LoraFtError
+from export.files import write_json
+from export.runtime.manifest import read_manifest
+from lora_ft.doctor import environment
+
+# loads a bundle, answers once so that every graph is open, says so, and waits to be ended
+_SERVE = """
+import sys
+import numpy as np
+from export.runtime import Generator
+
+model = Generator.load(sys.argv[1])
+model.generate_ids(np.full((1, 32), 5), np.ones((1, 32), np.int64), max_new_tokens=4, min_new_tokens=4)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def measure(bundle: Path, processes: int) -> dict[str, Any]:
+    """Megabytes of each of so many processes: resident, of which private, and its share of all that is mapped.
+
+    Raises:
+        LoraFtError: a process died, or this system does not tell memory by process.
+    """
+    precision = read_manifest(bundle)["precision"]
+    serving = [
+        subprocess.Popen(
+            [sys.executable, "-c", _SERVE, str(bundle)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(processes)
+    ]
+    try:
+        for process in serving:
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise LoraFtError(f"a process that serves {bundle} died", "run it alone: `lora-ft generate`")
+        found = [_memory(process.pid) for process in serving]
+    finally:
+        for process in serving:
+            process.kill()
+            process.communicate()
+    mean = {key: round(sum(one[key] for one in found) / processes, 1) for key in found[0]}
+    return {"bundle": bundle.name, "precision": precision, "processes": processes, **mean}
+
+
+def _memory(pid: int) -> dict[str, float]:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
+    except OSError as error:
+        raise LoraFtError(f"this system does not tell the memory of process {pid} ({error})") from error
+    kilobytes = {key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines)}
+    return {
+        "resident": kilobytes["Rss"] / 1e3,
+        "private": (kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]) / 1e3,
+        "share": kilobytes["Pss"] / 1e3,
+    }
+
+
+def main(
+    bundles: list[Path],
+    processes: Annotated[int, typer.Option(min=1)] = 4,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+) -> None:
+    """Print it for each bundle."""
+    found = [measure(bundle, processes) for bundle in bundles]
+    if json_file is not None:
+        write_json(json_file, {"environment": environment(), "bundles": found})
+    for one in found:
+        print(
+            f"{one['precision']}: {processes} processes, each {one['resident']:.0f} MB resident, of which "
+            f"{one['private']:.0f} MB its own and {one['resident'] - one['private']:.0f} MB shared"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

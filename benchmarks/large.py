@@ -26,7 +26,7 @@ from lora_ft.export_run import export
 # google/flan-t5-large's config.json, but for 24 layers: 2.3 GB in fp32
 _SHAPE: dict[str, Any] = {
     "vocab_size": 32128, "d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 17, "num_heads": 16,
-    "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+    "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
 }  # fmt: skip
 _EXPORTS = (("bundle", "fp32"), ("bundle", "int8-w4"), ("optimum", "fp32"), ("single", "fp32"))
 

@@ -139,13 +139,15 @@ def _examples(rows: list[tuple[str, Row]], prompt: Prompt, data: Data, name: str
     for where, row in rows:
         if len(examples) == limit:
             break
-        lacking = [column for column in _columns(prompt, data) if column not in row]
+        several = data.references if name != "train" or data.references in row else None  # training needs the target
+        columns = [*prompt.columns, data.target, *([several] if several else [])]
+        lacking = [column for column in columns if column not in row]
         if lacking:
             raise UsageError(
                 f"{where} has no column '{lacking[0]}'",
                 f"it has {', '.join(map(str, row))}; correct prompt, data.target or data.references",
             )
-        empty = [column for column in _columns(prompt, data) if _is_empty(row[column])]
+        empty = [column for column in columns if _is_empty(row[column])]
         if empty and data.skip_empty:
             continue
         if empty:
@@ -158,15 +160,11 @@ def _examples(rows: list[tuple[str, Row]], prompt: Prompt, data: Data, name: str
                 f"{where}: column '{nested[0]}' holds a {type(row[nested[0]]).__name__}, not text",
                 "write text there; several acceptable targets belong into data.references",
             )
-        references = _references(row[data.references], where) if data.references else (str(row[data.target]),)
+        references = _references(row[several], where) if several else (str(row[data.target]),)
         examples.append(Example(prompt.fill(row), str(row[data.target]), references, row))
     if rows and not examples:
         raise UsageError(f"data.{name}: every row has an empty cell", "look at the columns named in the task")
     return examples
-
-
-def _columns(prompt: Prompt, data: Data) -> list[str]:
-    return [*prompt.columns, data.target, *([data.references] if data.references else [])]
 
 
 def _is_empty(value: Any) -> bool:

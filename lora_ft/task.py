@@ -242,6 +242,13 @@ class Task(Section):
     data: Data
     prompt: str
     """What the model is asked, with {column} where a row's text goes."""
+    codec: Literal["none", "text", "json"] = "none"
+    """What prompts and targets go through before T5's tokenizer, which has no newline, tab, indentation, brace …
+
+    text: any text, in marks that it has. json: targets are JSON values (text, or objects and lists in jsonl rows), in
+    a form with few quotes and no braces; prompts as with text. Answers come back in their own characters. lengths
+    count tokens of the form.
+    """
     lengths: Lengths = Lengths()
     lora: Lora = Field(default_factory=lambda: Lora.model_validate({}))
     train: Train = Train()

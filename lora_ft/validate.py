@@ -77,7 +77,7 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
     splits = _load(task, faults)
     if base is None or splits is None or faults:
         return Validation(task.name, faults)
-    tokenizer = load_tokenizer(base.folder)
+    tokenizer = load_tokenizer(base.folder, task.codec)
     lengths = [_measure(f"{name} {side}", texts, tokenizer, limit)
                for name in SPLITS if splits[name] for side, texts, limit in _sides(task, splits[name])]  # fmt: skip
     for name in ("train", "validation"):

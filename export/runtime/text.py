@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -39,7 +42,7 @@ class Tokenizer:
 
     def encode(self, texts: Iterable[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each prompt, at most `max_length` with the closing </s>."""
-        return self._encode([self.codec.encode_prompt(text) for text in texts], max_length)
+        return self.encode_forms([self.codec.encode_prompt(text) for text in texts], max_length)
 
     def encode_targets(self, texts: Iterable[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each text that a model is to write, likewise.
@@ -47,12 +50,13 @@ class Tokenizer:
         Raises:
             UsageError: the codec does not take a text.
         """
-        return self._encode([self.codec.encode(text) for text in texts], max_length)
+        return self.encode_forms([self.codec.encode(text) for text in texts], max_length)
 
-    def _encode(self, forms: list[str], max_length: int | None) -> list[list[int]]:
+    def encode_forms(self, forms: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+        """Token ids of each text that has been through the codec."""
         if max_length is not None and max_length < 1:
             raise UsageError(f"max_length {max_length} leaves no room for </s>")
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(forms)]
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(forms))]
         if max_length is not None:
             rows = [ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]] for ids in rows]
         return rows
@@ -61,6 +65,13 @@ class Tokenizer:
         """Text of each row of ids; special tokens and negative ids (padding of labels or predictions) are left out."""
         forms = self._tokenizer.decode_batch([[int(i) for i in row if i >= 0] for row in rows])
         return [self.codec.decode(form) for form in forms]
+
+    def lacking(self, texts: Iterable[str]) -> Counter[str]:
+        """How often texts have each character that the vocabulary lacks, whatever the codec."""
+        counts = Counter(itertools.chain.from_iterable(unicodedata.normalize("NFC", text) for text in texts))
+        characters = list(counts)
+        found = self._tokenizer.encode_batch(characters, add_special_tokens=False)
+        return Counter({c: counts[c] for c, made in zip(characters, found, strict=True) if self.unknown in made.ids})
 
     def stream(self) -> Callable[[int], str]:
         """Takes an answer's ids one by one and gives the text that each adds, "" until there is some."""

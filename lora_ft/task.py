@@ -24,6 +24,7 @@ def _no_truth_value(value: Any) -> Any:
 Positive = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
 NotNegative = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+FHIR_R4 = "fhir-r4"  # the schema that ships
 SPLITS = ("train", "validation", "test")
 SplitName = Literal["train", "validation", "test"]
 
@@ -227,6 +228,8 @@ class Evaluate(Section):
     """What an ONNX precision must not lose; exact_match for classification."""
     use_stemmer: bool = True
     """Porter's stemmer before words are compared, as in most published English ROUGE."""
+    json_schema: str | None = None
+    """What answers must be valid JSON by: `fhir-r4`, or a JSON schema file. Needs the extra `structured`."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples behind each interval."""
     seed: int = 0

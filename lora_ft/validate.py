@@ -17,6 +17,7 @@ from lora_ft.batches import encode
 from lora_ft.data import Example, Splits, load_splits, overlap_warning
 from lora_ft.plan import Plan, make_plan
 from lora_ft.progress import Progress, Silent
+from lora_ft.structured import VALID, structured
 from lora_ft.task import SPLITS, Task
 from lora_ft.taskfile import Fault, load_task
 
@@ -88,11 +89,12 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
     for name in ("train", "validation"):
         _try(faults, "lengths.target", task.lengths.target,
              lambda name=name: encode(splits[name], tokenizer, task.lengths, name))  # type: ignore[misc]  # fmt: skip
+    invalid = _try(faults, "evaluate.json_schema", task.evaluate.json_schema, lambda: _invalid(task, splits))
     plan = None
     if not faults:
         rows = encode(splits.train, tokenizer, task.lengths, "train")
         plan = _try(faults, "lora", task.lora.target_modules, lambda: make_plan(task, base.config, rows))
-    return Validation(task.name, faults, lengths, _warnings(task, base, splits, lengths), plan)
+    return Validation(task.name, faults, lengths, [*_warnings(task, base, splits, lengths), *(invalid or [])], plan)
 
 
 def _load(task: Task, faults: list[Fault]) -> Splits | None:
@@ -161,6 +163,21 @@ def _warnings(task: Task, base: Base, splits: Splits, lengths: Sequence[Lengths]
         if side.newline_share:
             trouble = "T5 cannot write" if "targets" in side.what else "T5 reads as spaces"
             warnings.append(f"{side.what}: {side.newline_share:.0%} have newlines, which {trouble}; set codec: text")
+    return warnings
+
+
+def _invalid(task: Task, splits: Splits) -> list[str]:
+    """What to say of references that the task's own schema refuses."""
+    if task.evaluate.json_schema is None:
+        return []
+    warnings = []
+    for name in (name for name in SPLITS if splits[name]):
+        targets = [example.target for example in splits[name]]
+        refused = np.flatnonzero(structured(targets, [()] * len(targets), task.evaluate.json_schema)[VALID] == 0)
+        if len(refused):
+            warnings.append(
+                f"{name} targets: {len(refused):,} are not valid by {task.evaluate.json_schema}, first row {refused[0]}"
+            )
     return warnings
 
 

@@ -161,11 +161,8 @@ def _examples(rows: list[tuple[str, Row]], prompt: Prompt, codec: Codec, data: D
                 f"{where}: column '{nested[0]}' holds a {type(row[nested[0]]).__name__}, not text",
                 "write text there; several acceptable targets belong into data.references",
             )
-        try:
-            target = _target(row[data.target], codec)
-            references = _references(row[data.references], codec) if data.references else (target,)
-        except UsageError as error:
-            raise LoraFtError(f"{where}: {error.message}", error.remedy) from error
+        target = _canonical(row[data.target], data.target, codec, where)
+        references = _references(row, data.references, codec, where) if data.references else (target,)
         examples.append(Example(prompt.fill(row), target, references, row))
     if rows and not examples:
         raise UsageError(f"data.{name}: every row has an empty cell", "look at the columns named in the task")
@@ -183,11 +180,15 @@ def _is_empty(value: Any) -> bool:
     return value is None or value != value or not str(value).strip()
 
 
-def _target(value: Any, codec: Codec) -> str:
-    plain = isinstance(value, str) or not codec.nests
-    return codec.canonical(str(value) if plain else json.dumps(value, ensure_ascii=False, default=str))
-
-
-def _references(value: Any, codec: Codec) -> tuple[str, ...]:
+def _references(row: Row, column: str, codec: Codec, where: str) -> tuple[str, ...]:
+    value = row[column]
     values = [item for item in value if not _is_empty(item)] if isinstance(value, list) else [value]
-    return tuple(_target(item, codec) for item in values)
+    return tuple(_canonical(item, column, codec, where) for item in values)
+
+
+def _canonical(value: Any, column: str, codec: Codec, where: str) -> str:
+    plain = isinstance(value, str) or not codec.nests
+    try:
+        return codec.canonical(str(value) if plain else json.dumps(value, ensure_ascii=False, default=str))
+    except UsageError as error:
+        raise LoraFtError(f"{where}: column '{column}': {error.message}", error.remedy) from error

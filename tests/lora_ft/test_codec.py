@@ -20,7 +20,7 @@ from lora_ft.taskfile import load_task
 from lora_ft.train import train
 
 MakeTask = Callable[..., Path]
-PROMPTS = ["t abc", "one\n  two {x}", "v ca"]
+PROMPTS = ["t bcd", "one\n  two {x}"]
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(make_task: MakeTask, base: Path, out: Path, codec: str, answer: object) -> Run:
     """A run that has learned to give one answer to everything."""
-    path = make_task(name=codec, codec=codec, base=str(base), train={"max_steps": 60, "learning_rate": 0.03},
-                     lora={"r": 16, "lora_alpha": 32, "target_modules": "all-linear"})  # fmt: skip
+    path = make_task(name=codec, codec=codec, base=str(base), lora={"preset": "default"},
+                     train={"max_steps": 150, "learning_rate": 0.02, "eval_every": 150})  # fmt: skip
     for split in ("train", "validation", "test"):
         file = path.parent / f"{split}.jsonl"
         rows = [json.loads(line) | {"answer": answer} for line in file.read_text(encoding="utf-8").splitlines()]
@@ -48,8 +48,8 @@ def trained(make_task: MakeTask, base: Path, out: Path, codec: str, answer: obje
 @pytest.mark.parametrize(
     ("codec", "answer", "written"),
     [
-        ("text", "ab\n\n  c {d}\n", "ab\n\n  c {d}\n"),
-        ("json", {"a": [1, "b c"], "d": "e\nf"}, '{"a": [1, "b c"], "d": "e\\nf"}'),
+        ("text", "a\n{b}\n", "a\n{b}\n"),
+        ("json", {"a": "b\nc"}, '{"a": "b\\nc"}'),
     ],
 )
 def test_torch_a_checkpoint_and_a_bundle_write_what_was_trained(
@@ -57,15 +57,15 @@ def test_torch_a_checkpoint_and_a_bundle_write_what_was_trained(
 ) -> None:
     run = trained(make_task, base, tmp_path / "run", codec, answer)
     torch = open_model(str(run.folder))
-    assert generate(torch, PROMPTS, {}) == [written] * 3
+    assert generate(torch, PROMPTS, {}) == [written] * 2
 
     merge(run, tmp_path / "merged")
-    assert generate(open_model(str(tmp_path / "merged")), PROMPTS, {}) == [written] * 3
+    assert generate(open_model(str(tmp_path / "merged")), PROMPTS, {}) == [written] * 2
 
     export(str(run.folder), tmp_path / "bundle")
     bundle = open_model(str(tmp_path / "bundle"))
     assert bundle.engine.tokenizer.encode(PROMPTS) == torch.engine.tokenizer.encode(PROMPTS)
-    assert generate(bundle, PROMPTS, {}) == [written] * 3
+    assert generate(bundle, PROMPTS, {}) == [written] * 2
     assert "".join(stream(bundle, PROMPTS[:1], {})) == written + "\n"
 
     found = evaluate(str(run.folder))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.engines import Engine
 from export.errors import UsageError
-from export.files import folder_size, sha256
+from export.files import folder_size, read_json, sha256
 from export.runtime.manifest import is_bundle, read_manifest
 from export.runtime.text import Tokenizer
 from lora_ft.progress import Progress
@@ -66,7 +66,10 @@ class Subject:
         """The model's."""
         from lora_ft.bases import load_tokenizer
 
-        return load_tokenizer(self.checkpoint or self.bundle)  # type: ignore[arg-type]  # it has one of them
+        if self.checkpoint is None and self.bundle is not None:
+            return load_tokenizer(self.bundle, read_json(self.bundle / "prompt.json")["codec"])
+        assert self.checkpoint is not None  # it has one of them
+        return load_tokenizer(self.checkpoint, self.task.codec if self.task else "none")
 
     def engines(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """Those of some engines that can load it: of a bundle alone the runtime, in the bundle's own precision."""

@@ -221,7 +221,7 @@ def measure(task: Task, *, steps: int, rounds: int, seed: int = 0, progress: Pro
 def _check_rows(task: Task, base: Path, wanted: int) -> None:
     """Find out that there are too few before anything is started."""
     examples = require(load_splits(task, ["train"]), "train", task)
-    count = len(encode(examples, load_tokenizer(base), task.lengths, "train"))
+    count = len(encode(examples, load_tokenizer(base, task.codec), task.lengths, "train"))
     if count < wanted:
         raise UsageError(
             f"task '{task.name}' has {count:,} training rows, a pass needs {wanted:,}", "measure fewer steps"

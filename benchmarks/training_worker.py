@@ -236,7 +236,7 @@ def main(recipe: str, folder: str, steps: int, rounds: int, seed: int) -> None:
     asked = load_task(Path(folder) / TASK)
     task = _shortened(asked, steps, rounds, seed)
     base = find_base(task.base)
-    tokenizer = load_tokenizer(base.folder)
+    tokenizer = load_tokenizer(base.folder, task.codec)
     rows = encode(require(load_splits(task, ["train"]), "train", task), tokenizer, task.lengths, "train")
     batch = task.train.per_device_train_batch_size * task.train.gradient_accumulation_steps
     work = Work(task, asked, base, tokenizer, rows[: steps * batch], rows, Path(folder))

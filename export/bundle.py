@@ -76,7 +76,7 @@ def assemble(
         t5: the model.
         precision: the name of how its weights are stored.
         config: the model's config.json.
-        tokenizer: the one its prompts are encoded with.
+        tokenizer: the one its prompts are encoded with, and the codec.
         origin: what to say of it, and its prompt.
     """
     with WeightFile(folder / manifest.WEIGHTS) as file:
@@ -92,7 +92,8 @@ def assemble(
     tokenizer.save(folder / "tokenizer.json")
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", _generation(config, origin))
-    _write(folder / "prompt.json", {"template": origin.template, "source_length": origin.source_length})
+    prompt = {"template": origin.template, "codec": tokenizer.codec.name, "source_length": origin.source_length}
+    _write(folder / "prompt.json", prompt)
     content = {
         "format": manifest.FORMAT,
         "version": manifest.VERSION,

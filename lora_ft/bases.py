@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from export.architecture import FAMILY
 from export.errors import LoraFtError, UsageError, first_line
 from export.files import read_json
+from export.runtime.codec import codec_named
 from export.runtime.text import Tokenizer
 from lora_ft.byt5 import byte_tokenizer
 from lora_ft.hub import hub_trouble
@@ -79,13 +80,19 @@ def is_offline_cached() -> bool:
     return cached(cache_folder()).is_dir()
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint: its tokenizer.json, or one converted from what else it has."""
+def load_tokenizer(folder: Path, codec: str = "none") -> Tokenizer:
+    """The tokenizer of a checkpoint: its tokenizer.json, or one converted from what else it has.
+
+    Args:
+        folder: transformers checkpoint.
+        codec: name of the task's codec.
+    """
+    through = codec_named(codec)
     if (folder / "tokenizer.json").is_file():
-        return Tokenizer(folder / "tokenizer.json")
+        return Tokenizer(folder / "tokenizer.json", through)
     settings = folder / "tokenizer_config.json"
     if settings.is_file() and read_json(settings).get("tokenizer_class") == "ByT5Tokenizer":
-        return byte_tokenizer()
+        return byte_tokenizer(through)
     if not (folder / "spiece.model").is_file():  # transformers 5 would make a tokenizer up
         raise LoraFtError(f"{folder} has neither tokenizer.json nor spiece.model", "copy them from the original base")
     from transformers import AutoTokenizer
@@ -95,7 +102,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             AutoTokenizer.from_pretrained(folder).backend_tokenizer.save(f"{scratch}/tokenizer.json")
         except Exception as error:  # the library raises many kinds
             raise LoraFtError(f"{folder} has no tokenizer that can be loaded ({error})") from error
-        return Tokenizer(Path(scratch, "tokenizer.json"))
+        return Tokenizer(Path(scratch, "tokenizer.json"), through)
 
 
 def load_model(

@@ -39,7 +39,7 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, lengths: Lengths, 
         LoraFtError: targets are longer than lengths.target and the task does not say to cut or drop them.
     """
     sources = tokenizer.encode([example.prompt for example in examples], lengths.source)
-    targets = tokenizer.encode([example.target for example in examples])
+    targets = tokenizer.encode_targets([example.target for example in examples])
     long = [len(target) for target in targets if len(target) > lengths.target]
     if long and lengths.long_targets == "error":
         raise LoraFtError(

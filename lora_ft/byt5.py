@@ -8,13 +8,14 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from export.runtime.codec import Codec
 from export.runtime.text import Tokenizer
 
 _SPECIAL = ("<pad>", "</s>", "<unk>")  # 0, 1, 2; then the 256 bytes, then the sentinels (arXiv 2105.13626)
 _SENTINELS = 125
 
 
-def byte_tokenizer() -> Tokenizer:
+def byte_tokenizer(codec: Codec | None = None) -> Tokenizer:
     """Each byte of UTF-8 is a token, its value plus 3; </s> at the end."""
     byte_names = _byte_names()
     vocabulary = {name: i for i, name in enumerate(_SPECIAL)}
@@ -27,7 +28,7 @@ def byte_tokenizer() -> Tokenizer:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "tokenizer.json")
         made.save(str(path))
-        return Tokenizer(path)
+        return Tokenizer(path, codec)
 
 
 def _byte_names() -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from export.errors import LoraFtError, UsageError, first_line
+from export.runtime.codec import Codec, codec_named
 from export.runtime.prompt import Prompt
 from lora_ft.hub import require_hub
 from lora_ft.readers import Row, read_rows
@@ -19,8 +21,8 @@ class Example:
     """One row, ready to be asked.
 
     Attributes:
-        prompt: what the model reads.
-        target: what it is taught to write.
+        prompt: what the model reads, before the task's codec.
+        target: what it is taught to write, before the task's codec.
         references: what its answer is scored against, at least one.
         row: the columns it came from.
     """
@@ -66,9 +68,9 @@ def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
     }
     if cut and "train" in rows:  # also where only training rows are wanted: what is cut off is not among them
         rows |= _cut(rows["train"], cut, data.split.seed if data.split else 0)
-    prompt = Prompt(task.prompt)
+    prompt, codec = Prompt(task.prompt), codec_named(task.codec)
     return Splits(
-        **{name: _examples(rows.get(name, []) if name in wanted else [], prompt, data, name) for name in SPLITS}
+        **{name: _examples(rows.get(name, []) if name in wanted else [], prompt, codec, data, name) for name in SPLITS}
     )
 
 
@@ -133,7 +135,7 @@ def _read_hub(data: Data, split: str, key: str) -> list[tuple[str, Row]]:
     return [(f"{data.hub} {split}[{i}]", dict(row)) for i, row in enumerate(rows)]
 
 
-def _examples(rows: list[tuple[str, Row]], prompt: Prompt, data: Data, name: str) -> list[Example]:
+def _examples(rows: list[tuple[str, Row]], prompt: Prompt, codec: Codec, data: Data, name: str) -> list[Example]:
     examples: list[Example] = []
     limit = getattr(data.limit, name)
     for where, row in rows:
@@ -154,14 +156,16 @@ def _examples(rows: list[tuple[str, Row]], prompt: Prompt, data: Data, name: str
             raise LoraFtError(
                 f"{where}: column '{empty[0]}' is empty", "fill it, or set data.skip_empty=true to leave such rows out"
             )
-        nested = [column for column in (*prompt.columns, data.target) if isinstance(row[column], list | dict)]
+        textual = prompt.columns if codec.nests else (*prompt.columns, data.target)
+        nested = [column for column in textual if isinstance(row[column], list | dict)]
         if nested:
             raise UsageError(
                 f"{where}: column '{nested[0]}' holds a {type(row[nested[0]]).__name__}, not text",
                 "write text there; several acceptable targets belong into data.references",
             )
-        references = _references(row[several], where) if several else (str(row[data.target]),)
-        examples.append(Example(prompt.fill(row), str(row[data.target]), references, row))
+        target = _canonical(row[data.target], data.target, codec, where)
+        references = _references(row, several, codec, where) if several else (target,)
+        examples.append(Example(prompt.fill(row), target, references, row))
     if rows and not examples:
         raise UsageError(f"data.{name}: every row has an empty cell", "look at the columns named in the task")
     return examples
@@ -174,7 +178,15 @@ def _is_empty(value: Any) -> bool:
     return value is None or value != value or not str(value).strip()
 
 
-def _references(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        return (str(value),)
-    return tuple(str(item) for item in value if not _is_empty(item))
+def _references(row: Row, column: str, codec: Codec, where: str) -> tuple[str, ...]:
+    value = row[column]
+    values = [item for item in value if not _is_empty(item)] if isinstance(value, list) else [value]
+    return tuple(_canonical(item, column, codec, where) for item in values)
+
+
+def _canonical(value: Any, column: str, codec: Codec, where: str) -> str:
+    plain = isinstance(value, str) or not codec.nests
+    try:
+        return codec.canonical(str(value) if plain else json.dumps(value, ensure_ascii=False, default=str))
+    except UsageError as error:
+        raise LoraFtError(f"{where}: column '{column}': {error.message}", error.remedy) from error

@@ -18,6 +18,7 @@ from lora_ft.metrics import Estimate, estimate, rouge, sentence_splitter
 from lora_ft.models import Model, open_model
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import PREDICTIONS, SCORES
+from lora_ft.structured import structured
 from lora_ft.task import SplitName, Task
 
 
@@ -27,7 +28,7 @@ class Scores:
 
     Attributes:
         model: what was scored.
-        rouge: mean and 95 % interval by ROUGE type, 0 to 100.
+        rouge: mean and 95 % interval by ROUGE type, 0 to 100; of JSON also those of `lora_ft.structured`.
         cut_share: of answers that ended at the length limit.
         mean_tokens: generated per answer.
         samples_per_second: generation alone.
@@ -135,6 +136,10 @@ def _score(
         use_stemmer=task.evaluate.use_stemmer,
     )
     settings = task.evaluate
+    if task.codec == "json" or settings.json_schema:
+        rows |= structured(
+            [answer.text for answer in answers], [example.references for example in examples], settings.json_schema
+        )
     scores = Scores(
         model=model.name,
         rouge={kind: estimate(rows[kind], seed=settings.seed, resamples=settings.bootstrap) for kind in rows},

@@ -102,7 +102,7 @@ def export(
         choose_provider("auto", str(one))  # it is compared with PyTorch here, so it must run here
     torch.set_num_threads(allowed_cpus())
     with _opened(name, progress) as (folder, model, task, origin):
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, _codec(task))
         examples = _examples(task, verify_split, progress)
         prompts = [example.prompt for example in examples[:verify_rows]] or SENTENCES
         judge = None
@@ -166,6 +166,10 @@ def _facts(name: str, folder: Path) -> Facts | None:
     return facts_of_run(Run(name)) if is_run(Path(name)) else facts_of(folder)
 
 
+def _codec(task: Task | None) -> str:
+    return task.codec if task else "none"
+
+
 def compare_again(
     bundle: Path, name: str, *, rows: int = 16, split: SplitName = "validation", progress: Progress | None = None
 ) -> Report:
@@ -182,7 +186,7 @@ def compare_again(
     torch.set_num_threads(allowed_cpus())
     with _opened(name, progress) as (folder, model, task, origin):
         prompts = [example.prompt for example in _examples(task, split, progress)[:rows]] or SENTENCES
-        return compare(generator, _references(model, load_tokenizer(folder), prompts, origin, progress))
+        return compare(generator, _references(model, load_tokenizer(folder, _codec(task)), prompts, origin, progress))
 
 
 def _judge(
@@ -202,7 +206,7 @@ def _samples(task: Task | None, tokenizer: Tokenizer, progress: Progress) -> Ite
     pairs = [(example.prompt, example.target) for example in _examples(task, "train", progress)]
     pairs = pairs[:_CALIBRATION_ROWS] or [(sentence, sentence) for sentence in SENTENCES]
     sources = tokenizer.encode([source for source, _ in pairs], task.lengths.source if task else SOURCE_LENGTH)
-    targets = tokenizer.encode([target for _, target in pairs], task.lengths.target if task else MAX_NEW_TOKENS)
+    targets = tokenizer.encode_targets([target for _, target in pairs], task.lengths.target if task else MAX_NEW_TOKENS)
     for source, target in zip(sources, targets, strict=True):
         yield Sample(np.array(source), np.array([PAD, *target[:-1]]))
 

@@ -77,7 +77,7 @@ def _open_run(name: str) -> Model:
     run = Run(name)
     merged = merge_in_memory(run)
     task = run.task
-    engine = TorchEngine(_placed(merged.model), load_tokenizer(merged.base.folder), task.lengths.source)
+    engine = TorchEngine(_placed(merged.model), load_tokenizer(merged.base.folder, task.codec), task.lengths.source)
     return Model("run", name, engine, Prompt(task.prompt), task.generation_options(), merged.base.notice, task)
 
 
@@ -89,7 +89,8 @@ def _open_checkpoint(name: str) -> Model:
     base = find_base(name)
     task = load_task(base.folder / TASK) if (base.folder / TASK).is_file() else None
     length = task.lengths.source if task else SOURCE_LENGTH
-    engine = TorchEngine(_placed(load_model(base.folder)), load_tokenizer(base.folder), length)
+    tokenizer = load_tokenizer(base.folder, task.codec if task else "none")
+    engine = TorchEngine(_placed(load_model(base.folder)), tokenizer, length)
     return Model(
         "checkpoint" if Path(name).is_dir() else "base",
         name,

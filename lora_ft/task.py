@@ -24,6 +24,7 @@ def _no_truth_value(value: Any) -> Any:
 Positive = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
 NotNegative = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+FHIR_R4 = "fhir-r4"  # the schema that ships
 SPLITS = ("train", "validation", "test")
 SplitName = Literal["train", "validation", "test"]
 
@@ -227,6 +228,8 @@ class Evaluate(Section):
     """What an ONNX precision must not lose; exact_match for classification."""
     use_stemmer: bool = True
     """Porter's stemmer before words are compared, as in most published English ROUGE."""
+    json_schema: str | None = None
+    """What answers must be valid JSON by: `fhir-r4`, or a JSON schema file. Needs the extra `structured`."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples behind each interval."""
     seed: int = 0
@@ -266,6 +269,13 @@ class Task(Section):
     data: Data
     prompt: str
     """What the model is asked, with {column} where a row's text goes."""
+    codec: Literal["none", "text", "json"] = "none"
+    """What prompts and targets go through before T5's tokenizer, which has no newline, tab, indentation, brace …
+
+    text: any text, in marks that it has. json: targets are JSON values (text, or objects and lists in jsonl rows), in
+    a form with few quotes and no braces; prompts as with text. Answers come back in their own characters. lengths
+    count tokens of the form.
+    """
     lengths: Lengths = Lengths()
     lora: Lora = Field(default_factory=lambda: Lora.model_validate({}))
     train: Train = Train()

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from export.errors import UsageError
 from export.files import write_text
-from lora_ft.task import SPLITS, Task
+from lora_ft.task import FHIR_R4, SPLITS, Task
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,9 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
         raise TaskFaults(file, [_fault(entry) for entry in error.errors()]) from error
     folder = file.resolve().parent
     task.data.root = folder / task.data.root.expanduser() if task.data.root else folder
+    schema = task.evaluate.json_schema
+    if schema is not None and schema != FHIR_R4:
+        task.evaluate.json_schema = str(folder / Path(schema).expanduser())
     if task.base.startswith((".", "~")) or (task.base != "offline" and (folder / task.base).is_dir()):
         task.base = str((folder / Path(task.base).expanduser()).resolve())
     return task
@@ -144,6 +147,8 @@ def _from_here(raw: dict[str, Any], overrides: Sequence[str]) -> None:
         elif section == "data" and name in _PATHS and isinstance(data, dict) and not data.get("hub"):
             value = data[name]
             data[name] = [_absolute(item) for item in value] if isinstance(value, list) else _absolute(value)
+        elif key == "evaluate.json_schema" and raw["evaluate"]["json_schema"] != FHIR_R4:
+            raw["evaluate"]["json_schema"] = _absolute(raw["evaluate"]["json_schema"])
 
 
 def _absolute(value: Any) -> Any:

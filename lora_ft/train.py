@@ -71,7 +71,7 @@ def train(
     base = find_base(task.base)
     if base.notice:
         progress.note(base.notice)
-    tokenizer = load_tokenizer(base.folder)
+    tokenizer = load_tokenizer(base.folder, task.codec)
     splits = load_splits(task)  # the test rows too: a fault in them, or an overlap, is better known now
     rows = encode(require(splits, "train", task), tokenizer, task.lengths, "train")
     if splits.overlap:

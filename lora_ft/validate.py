@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from export.errors import LoraFtError
+from export.runtime.codec import Codec, codec_named
 from export.runtime.text import Tokenizer
 from lora_ft.bases import Base, find_base, load_tokenizer
 from lora_ft.batches import encode
 from lora_ft.data import Example, Splits, load_splits, overlap_warning
 from lora_ft.plan import Plan, make_plan
 from lora_ft.progress import Progress, Silent
+from lora_ft.structured import VALID, structured
 from lora_ft.task import SPLITS, Task
 from lora_ft.taskfile import Fault, load_task
 
 _PERCENTILES = (50, 90, 95, 100)
+_SHOWN = 8  # characters
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Lengths:
         limit: most tokens that are used.
         cut_share: of texts that are longer than that.
         unknown_share: of tokens that the vocabulary lacks (<unk>).
+        lacking: characters that it lacks, the most frequent first, and how often they occur. This and the next are
+            counted after the task's codec.
         newline_share: of texts with newlines, which T5's tokenizer reads as spaces.
     """
 
@@ -42,6 +47,7 @@ class Lengths:
     limit: int
     cut_share: float
     unknown_share: float
+    lacking: dict[str, int]
     newline_share: float
 
 
@@ -77,17 +83,18 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
     splits = _load(task, faults)
     if base is None or splits is None or faults:
         return Validation(task.name, faults)
-    tokenizer = load_tokenizer(base.folder)
-    lengths = [_measure(f"{name} {side}", texts, tokenizer, limit)
-               for name in SPLITS if splits[name] for side, texts, limit in _sides(task, splits[name])]  # fmt: skip
+    tokenizer = load_tokenizer(base.folder, task.codec)
+    lengths = [_measure(f"{name} {side}", texts, tokenizer, limit) for name in SPLITS if splits[name]
+               for side, texts, limit in _sides(task, tokenizer.codec, splits[name])]  # fmt: skip
     for name in ("train", "validation"):
         _try(faults, "lengths.target", task.lengths.target,
              lambda name=name: encode(splits[name], tokenizer, task.lengths, name))  # type: ignore[misc]  # fmt: skip
+    invalid = _try(faults, "evaluate.json_schema", task.evaluate.json_schema, lambda: _invalid(task, splits))
     plan = None
     if not faults:
         rows = encode(splits.train, tokenizer, task.lengths, "train")
         plan = _try(faults, "lora", task.lora.target_modules, lambda: make_plan(task, base.config, rows))
-    return Validation(task.name, faults, lengths, _warnings(task, base, splits, lengths), plan)
+    return Validation(task.name, faults, lengths, [*_warnings(task, base, splits, lengths), *(invalid or [])], plan)
 
 
 def _load(task: Task, faults: list[Fault]) -> Splits | None:
@@ -112,25 +119,27 @@ def _try(faults: list[Fault], key: str, value: Any, job: Callable[[], Any]) -> A
         return None
 
 
-def _sides(task: Task, examples: Sequence[Example]) -> list[tuple[str, list[str], int]]:
+def _sides(task: Task, codec: Codec, examples: Sequence[Example]) -> list[tuple[str, list[str], int]]:
     return [
-        ("prompts", [example.prompt for example in examples], task.lengths.source),
-        ("targets", [example.target for example in examples], task.lengths.target),
+        ("prompts", [codec.encode_prompt(example.prompt) for example in examples], task.lengths.source),
+        ("targets", [codec.encode(example.target) for example in examples], task.lengths.target),
     ]
 
 
-def _measure(what: str, texts: Sequence[str], tokenizer: Tokenizer, limit: int) -> Lengths:
-    rows = tokenizer.encode(texts)
+def _measure(what: str, forms: Sequence[str], tokenizer: Tokenizer, limit: int) -> Lengths:
+    rows = tokenizer.encode_forms(forms)
     lengths = np.array([len(row) for row in rows])
+    keeps_lines = tokenizer.decode(tokenizer.encode_forms(["a\nb"])) == ["a\nb"]
     unknown = sum(row.count(tokenizer.unknown) for row in rows) if tokenizer.unknown is not None else 0
     return Lengths(
         what=what,
-        rows=len(texts),
+        rows=len(forms),
         percentiles=tuple(int(value) for value in np.percentile(lengths, _PERCENTILES, method="nearest")),
         limit=limit,
         cut_share=float((lengths > limit).mean()),
         unknown_share=unknown / int(lengths.sum()),
-        newline_share=sum("\n" in text for text in texts) / len(texts),
+        lacking=dict(tokenizer.lacking(forms).most_common()),
+        newline_share=0.0 if keeps_lines else sum("\n" in form for form in forms) / len(forms),
     )
 
 
@@ -144,9 +153,35 @@ def _warnings(task: Task, base: Base, splits: Splits, lengths: Sequence[Lengths]
         warnings.append("no test rows: `lora-ft evaluate` needs --split validation (data.test or data.split.test)")
     for side in lengths:
         if side.unknown_share > 0.001:
-            warnings.append(f"{side.what}: {side.unknown_share:.1%} of the tokens are <unk>, characters that T5 lacks")
+            most = " ".join(list(side.lacking)[:_SHOWN])
+            warnings.append(
+                f"{side.what}: {side.unknown_share:.1%} of the tokens are <unk>, {sum(side.lacking.values()):,} "
+                f"characters that T5 lacks, most often {most}{_advice(task, side.lacking)}"
+            )
         if side.cut_share > 0.05 and "prompts" in side.what:
             warnings.append(f"{side.what}: {side.cut_share:.0%} are cut at lengths.source = {side.limit}")
-        if side.newline_share and "targets" in side.what:
-            warnings.append(f"{side.what}: {side.newline_share:.0%} have newlines, which T5 cannot write")
+        if side.newline_share:
+            trouble = "T5 cannot write" if "targets" in side.what else "T5 reads as spaces"
+            warnings.append(f"{side.what}: {side.newline_share:.0%} have newlines, which {trouble}; set codec: text")
     return warnings
+
+
+def _invalid(task: Task, splits: Splits) -> list[str]:
+    """What to say of references that the task's own schema refuses."""
+    if task.evaluate.json_schema is None:
+        return []
+    warnings = []
+    for name in (name for name in SPLITS if splits[name]):
+        targets = [example.target for example in splits[name]]
+        refused = np.flatnonzero(structured(targets, [()] * len(targets), task.evaluate.json_schema)[VALID] == 0)
+        if len(refused):
+            warnings.append(
+                f"{name} targets: {len(refused):,} are not valid by {task.evaluate.json_schema}, first row {refused[0]}"
+            )
+    return warnings
+
+
+def _advice(task: Task, lacking: Iterable[str]) -> str:
+    """To set a codec, where that would save some of the characters."""
+    text = codec_named("text")
+    return "; set codec: text" if task.codec == "none" and any(text.encode(one) != one for one in lacking) else ""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from export.runtime.codec import codec_named
 from export.runtime.cpu import allowed_cpus
 from export.runtime.decoding import Special, strategy
 from export.runtime.manifest import read_manifest
@@ -41,7 +42,7 @@ class Generator:
     Attributes:
         folder: the bundle.
         manifest: what it says of itself.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer, with its task's codec.
         prompt: its task's prompt, or None where it was exported without a task.
         source_length: most tokens of a prompt; what is longer is cut.
         defaults: its own options of generation.
@@ -53,7 +54,7 @@ class Generator:
         read = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))  # noqa: E731
         config, generation, task = read("config.json"), read("generation_config.json"), read("prompt.json")
         self.folder, self.manifest = folder, manifest
-        self.tokenizer = Tokenizer(folder / "tokenizer.json")
+        self.tokenizer = Tokenizer(folder / "tokenizer.json", codec_named(task["codec"]))
         self.prompt = Prompt(task["template"]) if task["template"] is not None else None
         self.source_length: int = task["source_length"]
         tokens = (generation.pop(f"{name}_token_id") for name in ("decoder_start", "eos", "pad"))
@@ -116,7 +117,7 @@ class Generator:
     def stream(self, text: str, **options: Any) -> Iterator[str]:
         """The answer to one text, bit by bit as it is made.
 
-        Beam search knows its answer only at the end, which is then all that comes.
+        Beam search knows its answer only at the end, which is then all that comes; so does the codec `json`.
         """
         (row,) = self.tokenizer.encode([text], self.source_length)
         chosen = self._options(options)

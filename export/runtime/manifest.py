@@ -11,7 +11,7 @@ from export.files import sha256
 
 NAME = "manifest.json"
 FORMAT = "lora-ft bundle"
-VERSION = 3
+VERSION = 4
 WEIGHTS = "weights.bin"  # the one file of external data that the graphs share
 PROBE = "probe.json"  # answers to repeat the verification with
 GRAPHS = ("encoder.onnx", "step.onnx", "decoder.onnx", "rank.onnx", "select.onnx")

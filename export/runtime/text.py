@@ -1,7 +1,10 @@
-"""Text to token ids and back, by the one tokenizer.json that training, export and the runtime share."""
+"""Text to token ids and back, by the one tokenizer.json and codec that training, export and the runtime share."""
 
 from __future__ import annotations
 
+import itertools
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import tokenizers
 
 from export.errors import LoraFtError, UsageError
+from export.runtime.codec import Codec
 
 PAD, END = 0, 1  # <pad> and </s> of every T5; <pad> also starts the decoder
 IGNORED = (
@@ -17,9 +21,16 @@ IGNORED = (
 
 
 class Tokenizer:
-    """tokenizer.json of a T5; every encoded text ends with </s>, also when it was cut."""
+    """tokenizer.json of a T5 behind a task's codec; every encoded text ends with </s>, also when it was cut.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        codec: what texts go through before they become tokens, and answers after.
+        unknown: the token of what the vocabulary lacks, or None.
+        size: of the vocabulary.
+    """
+
+    def __init__(self, path: Path, codec: Codec | None = None) -> None:
+        self.codec = codec or Codec()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
@@ -30,22 +41,50 @@ class Tokenizer:
         self.size: int = self._tokenizer.get_vocab_size()
 
     def encode(self, texts: Iterable[str], max_length: int | None = None) -> list[list[int]]:
-        """Token ids of each text, at most `max_length` with the closing </s>."""
+        """Token ids of each prompt, at most `max_length` with the closing </s>."""
+        return self.encode_forms([self.codec.encode_prompt(text) for text in texts], max_length)
+
+    def encode_targets(self, texts: Iterable[str], max_length: int | None = None) -> list[list[int]]:
+        """Token ids of each text that a model is to write, likewise.
+
+        Raises:
+            UsageError: the codec does not take a text.
+        """
+        return self.encode_forms([self.codec.encode(text) for text in texts], max_length)
+
+    def encode_forms(self, forms: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+        """Token ids of each text that has been through the codec."""
         if max_length is not None and max_length < 1:
             raise UsageError(f"max_length {max_length} leaves no room for </s>")
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(forms))]
         if max_length is not None:
             rows = [ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]] for ids in rows]
         return rows
 
     def decode(self, rows: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
         """Text of each row of ids; special tokens and negative ids (padding of labels or predictions) are left out."""
-        return self._tokenizer.decode_batch([[int(i) for i in row if i >= 0] for row in rows])
+        forms = self._tokenizer.decode_batch([[int(i) for i in row if i >= 0] for row in rows])
+        return [self.codec.decode(form) for form in forms]
 
-    def stream(self) -> Callable[[int], str | None]:
-        """Takes an answer's ids one by one and gives the text that each adds, or None until there is some."""
+    def lacking(self, texts: Iterable[str]) -> Counter[str]:
+        """How often texts have each character that the vocabulary lacks, whatever the codec."""
+        counts = Counter(itertools.chain.from_iterable(unicodedata.normalize("NFC", text) for text in texts))
+        characters = list(counts)
+        found = self._tokenizer.encode_batch(characters, add_special_tokens=False)
+        return Counter({c: counts[c] for c, made in zip(characters, found, strict=True) if self.unknown in made.ids})
+
+    def stream(self) -> Callable[[int], str]:
+        """Takes an answer's ids one by one and gives the text that each adds, "" until there is some."""
         decoder = tokenizers.decoders.DecodeStream(skip_special_tokens=True)
-        return lambda token: decoder.step(self._tokenizer, token)
+        form = text = ""
+
+        def step(token: int) -> str:
+            nonlocal form, text
+            form += decoder.step(self._tokenizer, token) or ""
+            said, text = text, self.codec.decode(self.codec.settled(form))
+            return text[len(said) :]
+
+        return step
 
     def save(self, path: Path) -> None:
         """Write tokenizer.json."""

@@ -74,7 +74,7 @@ def test_the_manifest_lists_hash_and_size_of_each_file(published: Path) -> None:
 def test_the_manifest_says_where_the_bundle_comes_from(checkpoint: Path, tmp_path: Path) -> None:
     report = make_bundle(checkpoint, tmp_path / "bundle", base="a/base", adapter="mine", versions={"torch": "9.9"})
     manifest = manifest_of(tmp_path / "bundle")
-    assert (manifest["format"], manifest["version"]) == ("lora-ft bundle", 3)
+    assert (manifest["format"], manifest["version"]) == ("lora-ft bundle", 4)
     assert (manifest["base"], manifest["adapter"], manifest["precision"]) == ("a/base", "mine", "fp32")
     assert manifest["parity"] == report.as_dict()
     assert manifest["versions"]["torch"] == "9.9"
@@ -84,7 +84,11 @@ def test_the_manifest_says_where_the_bundle_comes_from(checkpoint: Path, tmp_pat
 
 
 def test_a_bundle_carries_its_prompt_and_limits(published: Path, checkpoint: Path) -> None:
-    assert json.loads((published / "prompt.json").read_text()) == {"template": "say: {text}", "source_length": 48}
+    assert json.loads((published / "prompt.json").read_text()) == {
+        "template": "say: {text}",
+        "codec": "none",
+        "source_length": 48,
+    }
     assert json.loads((published / "generation_config.json").read_text()) == {
         "decoder_start_token_id": 0,
         "eos_token_id": 1,

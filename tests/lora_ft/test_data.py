@@ -253,3 +253,19 @@ def test_what_the_hub_says_is_passed_on(make_task: MakeTask, monkeypatch: pytest
     with pytest.raises(UsageError) as caught:
         load_splits(load_task(make_task(data=HUB)))
     assert caught.value.message == "data.train: cannot load someone/rows (Unknown split 'train'.)"
+
+
+@pytest.mark.parametrize("value", [{"b": [1, None]}, '{"b":[1,null]}'])
+def test_a_json_target_may_be_written_as_text_or_as_itself(make_task: MakeTask, value: Any) -> None:
+    path = make_task(codec="json")
+    (path.parent / "train.jsonl").write_text(json.dumps({"text": "a", "answer": value}), encoding="utf-8")
+    (example,) = load_splits(load_task(path), ["train"]).train
+    assert example.target == '{"b": [1, null]}' and example.references == (example.target,)
+
+
+def test_a_row_whose_target_is_no_json_is_named(make_task: MakeTask) -> None:
+    path = make_task(codec="json")
+    rows = [{"text": "a", "answer": "1"}, {"text": "b", "answer": "{"}]
+    (path.parent / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(LoraFtError, match=r"train\.jsonl:2: column 'answer': the text is not JSON .*codec: text takes"):
+        load_splits(load_task(path), ["train"])

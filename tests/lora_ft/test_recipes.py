@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from lora_ft.data import Splits, load_splits
-from lora_ft.task import SPLITS, Task
+from lora_ft.structured import SAME_VALUE, VALID, structured
+from lora_ft.task import FHIR_R4, SPLITS, Task
 from lora_ft.taskfile import load_task, recipe_file, recipes
 
 BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
@@ -130,3 +131,39 @@ def test_the_texts_of_the_group_chat_are_those_of_their_parts(export: dict[str, 
         parts = message["text"] if isinstance(message["text"], list) else [message["text"]]
         text = "".join(part if isinstance(part, str) else part["text"] for part in parts)
         assert text == "".join(entity["text"] for entity in message["text_entities"]), message["id"]
+
+
+@pytest.fixture(scope="module")
+def clinical() -> tuple[Task, Splits]:
+    task = load_task("clinical-fhir")
+    return task, load_splits(task)
+
+
+def test_every_resource_of_the_clinical_notes_is_valid(clinical: tuple[Task, Splits]) -> None:
+    task, splits = clinical
+    assert task.evaluate.json_schema == FHIR_R4
+    for name in SPLITS:
+        targets = [row.target for row in splits[name]]
+        scores = structured(targets, [[target] for target in targets], FHIR_R4)
+        assert scores[VALID].min() == scores[SAME_VALUE].min() == 100
+
+
+def test_the_clinical_notes_have_their_kinds_in_every_split_and_nobody_in_two(clinical: tuple[Task, Splits]) -> None:
+    _, splits = clinical
+    people: list[str] = []
+    for name in SPLITS:
+        kinds = [row.row["resource"]["resourceType"] for row in splits[name]]
+        assert len(set(kinds)) == 7 and min(map(kinds.count, set(kinds))) >= 6
+        for row in splits[name]:
+            about = row.row["resource"].get("subject") or row.row["resource"].get("patient")
+            called = row.row["resource"].get("name", [{}])[0]
+            people.append(about["display"] if about else f"{called['given'][0]} {called['family']}")
+    assert len(set(people)) == len(people) and splits.overlap == 0
+
+
+def test_what_the_clinical_recipe_says_of_its_rows_is_true(clinical: tuple[Task, Splits]) -> None:
+    text = recipe_file("clinical-fhir").read_text(encoding="utf-8")
+    for name in SPLITS:
+        stated = re.search(rf"^  {name}: {name}\.jsonl # (\d+)", text, re.MULTILINE)
+        assert stated is not None and int(stated[1]) == len(clinical[1][name])
+    assert f"The {sum(len(clinical[1][name]) for name in SPLITS)} notes" in text

@@ -186,6 +186,16 @@ def test_names_of_hub_splits_are_no_paths(make_task: MakeTask) -> None:
     assert load_task(make_task(), ["data.hub=someone/rows", "data.train=dev"]).data.train == "dev"
 
 
+def test_a_schema_file_starts_from_where_it_is_named_and_fhir_is_none(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = make_task(evaluate={"json_schema": "schema.json"})
+    assert load_task(path).evaluate.json_schema == str(path.parent / "schema.json")
+    assert load_task(path, ["evaluate.json_schema=other.json"]).evaluate.json_schema == str(tmp_path / "other.json")
+    assert load_task(path, ["evaluate.json_schema=fhir-r4"]).evaluate.json_schema == "fhir-r4"
+
+
 def test_data_root_starts_from_the_task_file(make_task: MakeTask, tmp_path: Path) -> None:
     path = make_task(data={"root": "rows"})
     assert load_task(path).data.root == path.parent / "rows"

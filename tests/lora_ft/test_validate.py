@@ -168,3 +168,24 @@ def test_progress_is_told_what_happens(make_task: MakeTask) -> None:
     told = Told()
     validate(str(make_task()), progress=told)
     assert told.stages == ["finding the base", "reading the rows"]
+
+
+def test_a_codec_is_recommended_where_it_would_help_and_no_more_once_it_is_set(make_task: MakeTask) -> None:
+    path = make_task(codec="none")
+    write_rows(path.parent / "train.jsonl", [{"text": "a", "answer": "{a}\nb"}, {"text": "漢", "answer": "c"}])
+    warnings = validated(path).warnings
+    assert has(warnings, "train targets: 50% have newlines, which T5 cannot write; set codec: text")
+    assert has(warnings, "train targets:", "3 characters that T5 lacks, most often", "{", "; set codec: text")
+    assert has(warnings, "train prompts:", "1 characters that T5 lacks, most often 漢")
+    assert not has(warnings, "train prompts:", "set codec")
+    assert not has(validated(path, "codec=text").warnings, "newlines")
+    assert not has(validated(path, "codec=text").warnings, "set codec")
+
+
+def test_targets_that_the_schema_refuses_are_warned_of(make_task: MakeTask) -> None:
+    path = make_task(data={"validation": None, "test": None}, codec="json", evaluate={"json_schema": "schema.json"})
+    write_rows(path.parent / "train.jsonl", [{"text": "a", "answer": {"b": 1}}, {"text": "b", "answer": [1]}])
+    (path.parent / "schema.json").write_text('{"type": "object"}', encoding="utf-8")
+    assert has(validated(path).warnings, "train targets: 1 are not valid by", "schema.json, first row 1")
+    (path.parent / "schema.json").unlink()
+    assert [fault.key for fault in validated(path).faults] == ["evaluate.json_schema"]

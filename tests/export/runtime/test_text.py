@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from export.errors import LoraFtError
+from export.runtime.codec import codec_named
 from export.runtime.text import IGNORED, PAD, Tokenizer, by_length, pad, trim
 from tests.tiny import tiny_tokenizer
 
@@ -106,6 +108,28 @@ def test_a_stream_adds_up_to_the_text(tokenizer: Tokenizer, ids: list[int]) -> N
 def test_a_stream_gives_text_as_it_comes(tokenizer: Tokenizer) -> None:
     [ids] = tokenizer.encode(["two words"])
     assert streamed(tokenizer, ids) == ["", *"two", " ", *"words", ""]
+
+
+@pytest.fixture(scope="module")
+def of_marks(path: Path) -> Tokenizer:
+    """With pieces for the marks of codecs, behind the codec `text`."""
+    made = json.loads(path.read_text(encoding="utf-8"))
+    made["model"]["vocab"] += [[piece, -1.0] for piece in "•′«»#;[>"]
+    file = path.with_name("marks.json")
+    file.write_text(json.dumps(made), encoding="utf-8")
+    return Tokenizer(file, codec_named("text"))
+
+
+@given(text=st.text(st.sampled_from("ab {}\n\t<😀•")))
+def test_what_a_codec_makes_of_a_text_is_read_back_at_once_and_in_a_stream(of_marks: Tokenizer, text: str) -> None:
+    (ids,) = of_marks.encode([text])
+    assert of_marks.encode_targets([text]) == [ids]
+    assert of_marks.decode([ids]) == ["".join(streamed(of_marks, ids))]
+    assert of_marks.decode([ids]) == [text]
+
+
+def test_the_characters_that_the_vocabulary_lacks_are_counted(of_marks: Tokenizer) -> None:
+    assert of_marks.lacking(["a漢{", "漢 b", "•"]) == {"漢": 2, "{": 1}
 
 
 def test_each_stream_is_one_of_its_own(tokenizer: Tokenizer) -> None:

@@ -1,0 +1,120 @@
+"""JSON answers: whether they are valid by a schema, and whether they are the value that was asked for."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.errors import UsageError
+from export.files import read_json
+from lora_ft.task import FHIR_R4
+
+VALID, SAME_VALUE = "valid", "same_value"
+_FHIR_SCHEMA = Path(__file__).parent / "schemas" / "fhir-r4.schema.json.gz"
+
+Check = Callable[[Any], bool]
+
+
+def structured(
+    answers: Sequence[str], references: Sequence[Sequence[str]], schema: str | None = None
+) -> dict[str, np.ndarray]:
+    """Scores [rows], 0 or 100: VALID of answers that are JSON and accepted, SAME_VALUE of those equal to a reference.
+
+    Args:
+        answers: decoded.
+        references: JSON texts, several for each answer.
+        schema: as `checker` takes it; None accepts all JSON.
+    """
+    accepts: Check = checker(schema) if schema else lambda value: True
+    values = [_parsed(answer) for answer in answers]
+    valid = [bool(value) and accepts(value[0]) for value in values]
+    wanted = [{_spelling(_parsed(one)) for one in several} - {""} for several in references]
+    same = [_spelling(value) in several for value, several in zip(values, wanted, strict=True)]
+    return {VALID: 100.0 * np.array(valid), SAME_VALUE: 100.0 * np.array(same)}
+
+
+def checker(schema: str) -> Check:
+    """What says whether a JSON value is valid.
+
+    Args:
+        schema: a JSON schema file, or `fhir-r4`: HL7's published schema of R4, and what it does not say (which values
+            must be there, which exclude each other) by the models of fhir.resources. These are of R4B, whose clinical
+            resources are R4's.
+
+    Raises:
+        UsageError: there is no such file, or it is no JSON schema.
+    """
+    if schema == FHIR_R4:
+        return _is_fhir
+    from jsonschema import SchemaError
+    from jsonschema.validators import validator_for
+
+    if not Path(schema).is_file():
+        raise UsageError(f"there is no schema {schema}", f"name a JSON schema file, or {FHIR_R4}")
+    content = read_json(Path(schema))
+    kind = validator_for(content)
+    try:
+        kind.check_schema(content)
+    except SchemaError as error:
+        raise UsageError(f"{schema} is no JSON schema ({error.message})") from error
+    return kind(content).is_valid
+
+
+def _is_fhir(value: Any) -> bool:
+    from fhir.resources.R4B import get_fhir_model_class
+
+    name = value.get("resourceType") if isinstance(value, dict) else None
+    known = isinstance(name, str) and name in _fhir_schema()["discriminator"]["mapping"]
+    if not known or not _fhir_validator(name).is_valid(value):
+        return False
+    try:
+        get_fhir_model_class(name).model_validate(value)
+    except ValueError:  # pydantic's error is one
+        return False
+    return True
+
+
+@functools.cache
+def _fhir_schema() -> dict[str, Any]:
+    """As published, and what it leaves to FHIR's prose: an object is no text, and neither it nor an array is empty."""
+    schema: dict[str, Any] = json.loads(gzip.decompress(_FHIR_SCHEMA.read_bytes()))
+    for definition in schema["definitions"].values():
+        if "properties" in definition:
+            definition |= {"type": "object", "minProperties": 1}
+            for value in definition["properties"].values():
+                if value.get("type") == "array":
+                    value["minItems"] = 1
+    return schema
+
+
+@functools.cache
+def _fhir_validator(name: str) -> Any:
+    """Of one resource: the schema as a whole would try all 146 in turn."""
+    from jsonschema import Draft6Validator
+
+    schema = _fhir_schema()
+    return Draft6Validator({"$ref": schema["discriminator"]["mapping"][name], "definitions": schema["definitions"]})
+
+
+def _parsed(text: str) -> tuple[Any, ...]:
+    """The value of a JSON text, alone in a tuple; an empty one where it is no JSON."""
+    try:
+        return (json.loads(text, parse_constant=_refuse),)
+    except (ValueError, RecursionError):
+        return ()
+
+
+def _spelling(value: tuple[Any, ...]) -> str:
+    """One text for all spellings of a JSON value (1 is 1.0 and not true), "" for none."""
+    text = json.dumps(value, sort_keys=True)
+    return json.dumps(json.loads(text, parse_int=float), sort_keys=True) if value else ""
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

@@ -1,0 +1,75 @@
+"""A task's codec all the way: what was trained with newlines is written with newlines, by torch and by the bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from lora_ft.evaluate import evaluate
+from lora_ft.export_run import export
+from lora_ft.generate import generate, stream
+from lora_ft.merge import merge
+from lora_ft.models import open_model
+from lora_ft.runs import Run
+from lora_ft.taskfile import load_task
+from lora_ft.train import train
+
+MakeTask = Callable[..., Path]
+PROMPTS = ["t bcd", "one\n  two {x}"]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base with pieces for the marks, as T5's vocabulary has them."""
+    folder = shutil.copytree(tiny_base, tmp_path_factory.mktemp("marks") / "base")
+    made = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    made["model"]["vocab"] += [[piece, -1.0] for piece in "•′«»;[]"]
+    (folder / "tokenizer.json").write_text(json.dumps(made), encoding="utf-8")
+    assert Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size() <= 80
+    return folder
+
+
+def trained(make_task: MakeTask, base: Path, out: Path, codec: str, answer: object) -> Run:
+    """A run that has learned to give one answer to everything."""
+    path = make_task(name=codec, codec=codec, base=str(base), lora={"preset": "default"},
+                     train={"max_steps": 150, "learning_rate": 0.02, "eval_every": 150})  # fmt: skip
+    for split in ("train", "validation", "test"):
+        file = path.parent / f"{split}.jsonl"
+        rows = [json.loads(line) | {"answer": answer} for line in file.read_text(encoding="utf-8").splitlines()]
+        file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return train(load_task(path), out)
+
+
+@pytest.mark.parametrize(
+    ("codec", "answer", "written"),
+    [
+        ("text", "a\n{b}\n", "a\n{b}\n"),
+        ("json", {"a": "b\nc"}, '{"a": "b\\nc"}'),
+    ],
+)
+def test_torch_a_checkpoint_and_a_bundle_write_what_was_trained(
+    make_task: MakeTask, base: Path, tmp_path: Path, codec: str, answer: object, written: str
+) -> None:
+    run = trained(make_task, base, tmp_path / "run", codec, answer)
+    torch = open_model(str(run.folder))
+    assert generate(torch, PROMPTS, {}) == [written] * 2
+
+    merge(run, tmp_path / "merged")
+    assert generate(open_model(str(tmp_path / "merged")), PROMPTS, {}) == [written] * 2
+
+    export(str(run.folder), tmp_path / "bundle")
+    bundle = open_model(str(tmp_path / "bundle"))
+    assert bundle.engine.tokenizer.encode(PROMPTS) == torch.engine.tokenizer.encode(PROMPTS)
+    assert generate(bundle, PROMPTS, {}) == [written] * 2
+    assert "".join(stream(bundle, PROMPTS[:1], {})) == written + "\n"
+
+    found = evaluate(str(run.folder))
+    assert found.scores.rouge["rouge1"].mean == 100
+    assert [json.loads(line)["output"] for line in (run.folder / "predictions-test.jsonl").open()] == [written] * 6
+    if codec == "json":
+        assert found.scores.rouge["valid"].mean == found.scores.rouge["same_value"].mean == 100

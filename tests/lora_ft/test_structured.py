@@ -1,0 +1,101 @@
+"""JSON answers: which are valid by FHIR or a schema of one's own, and which are the value that was asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.errors import UsageError
+from lora_ft.structured import checker, structured
+
+OBSERVATION: dict[str, Any] = {
+    "resourceType": "Observation",
+    "status": "final",
+    "code": {"coding": [{"system": "http://loinc.org", "code": "8867-4"}]},
+    "subject": {"display": "Ida Weiss"},
+    "effectiveDateTime": "2024-03-05",
+    "valueQuantity": {"value": 72.5, "comparator": "<", "unit": "beats/minute"},
+}
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in OBSERVATION.items() if name != key}
+
+
+def test_a_resource_is_valid() -> None:
+    assert checker("fhir-r4")(OBSERVATION)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        OBSERVATION | {"status": "finished"},
+        OBSERVATION | {"bloodPressure": 1},
+        OBSERVATION | {"effectiveDateTime": "yesterday"},
+        OBSERVATION | {"effectiveDateTime": "2024-13-05"},
+        OBSERVATION | {"valueString": "72"},
+        OBSERVATION | {"valueQuantity": {"value": "72"}},
+        OBSERVATION | {"subject": '{"display": "Ida Weiss"}'},
+        OBSERVATION | {"subject": {}},
+        OBSERVATION | {"code": {"coding": []}},
+        OBSERVATION | {"resourceType": "Measurement"},
+        OBSERVATION | {"resourceType": ["Observation"]},
+        OBSERVATION | {"resourceType": "Patient"},
+        without("status"),
+        without("code"),
+        without("resourceType"),
+        {},
+        [OBSERVATION],
+        "Observation",
+        None,
+    ],
+    ids=str,
+)
+def test_what_is_no_resource_of_r4_is_not_valid(wrong: Any) -> None:
+    assert not checker("fhir-r4")(wrong)
+
+
+def test_a_schema_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps({"type": "object", "required": ["a"]}), encoding="utf-8")
+    assert checker(str(path))({"a": 1}) and not checker(str(path))({"b": 1})
+
+
+def test_a_schema_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    with pytest.raises(UsageError, match=r"there is no schema .*schema\.json; name a JSON schema file, or fhir-r4"):
+        checker(str(path))
+    path.write_text(json.dumps({"type": "thing"}), encoding="utf-8")
+    with pytest.raises(UsageError, match="is no JSON schema"):
+        checker(str(path))
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "valid", "same"),
+    [
+        ('{"a": 1, "b": [true]}', ['{"b":[true],"a":1.0}'], 100, 100),
+        ('{"a": 1}', ['{"a": 2}', '{"a": 1}'], 100, 100),
+        ('{"a": 1}', ['{"a": true}'], 100, 0),
+        ('{"a": 1}', ['{"a": "1"}'], 100, 0),
+        ("[1, 2]", ["[2, 1]"], 100, 0),
+        ("null", ["null"], 100, 100),
+        ("«a: 1", ["«a: 1"], 0, 0),
+        ("", [""], 0, 0),
+        ('{"a": NaN}', ['{"a": NaN}'], 0, 0),
+        ("[" * 100_000, ["[]"], 0, 0),
+    ],
+    ids=range(10),
+)
+def test_valid_and_same_value(answer: str, references: list[str], valid: int, same: int) -> None:
+    assert {name: row.tolist() for name, row in structured([answer], [references]).items()} == {
+        "valid": [valid],
+        "same_value": [same],
+    }
+
+
+def test_an_answer_can_be_the_value_and_not_be_valid() -> None:
+    scores = structured([json.dumps(OBSERVATION), "{}"], [[json.dumps(OBSERVATION)], ["{}"]], "fhir-r4")
+    assert scores["valid"].tolist() == [100, 0] and scores["same_value"].tolist() == [100, 100]

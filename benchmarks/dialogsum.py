@@ -77,7 +77,7 @@ def _main(
     if json_file is not None:
         write_json(json_file, found)
     speed, evaluation, parity = found["training"]["speed"], found["evaluation"], found["parity"]
-    score, before = (evaluation[who]["rouge"]["rouge1"] for who in ("scores", "baseline"))
+    score, before = (evaluation[who]["scores"]["rouge1"] for who in ("scores", "baseline"))
     how = f"{found['training']['precision']}, {'compiled' if found['training']['compiled'] else 'not compiled'}"
     print(
         f"training: {speed['samples_per_second']} samples/s, "

@@ -11,7 +11,7 @@ from benchmarks.contest import Contestant, reference, share_alike
 from export.errors import LoraFtError
 from export.runtime.text import Tokenizer, by_length
 from lora_ft.data import Example
-from lora_ft.metrics import Estimate, estimate, score
+from lora_ft.metrics import Estimate, Scored, difference, score
 from lora_ft.task import Task
 
 _BATCH = 8
@@ -50,7 +50,7 @@ def compare(
     most = task.generation_options()["max_new_tokens"]
     settings, references = task.evaluate, [example.references for example in examples]
     texts: dict[str, list[str]] = {}
-    scores: dict[str, np.ndarray] = {}
+    scores: dict[str, Scored] = {}
     facts: dict[str, tuple[float, float]] = {}
     running = [one for one in everyone if one.process is not None]
     for one in running:
@@ -60,7 +60,7 @@ def compare(
             one.fail(str(error))
             continue
         texts[one.name] = tokenizer.decode(tokens)
-        scores[one.name] = score(settings.metric, texts[one.name], references, use_stemmer=settings.use_stemmer)
+        scores[one.name] = score(settings.metric, texts[one.name], references, settings)
         facts[one.name] = seconds, float(np.mean([len(row) for row in tokens]))
     if not texts:
         return {}
@@ -70,8 +70,8 @@ def compare(
         name: report.Quality(
             rows=len(examples),
             metric=settings.metric,
-            score=_interval(estimate(scores[name], **seeds)),
-            difference=None if name == base else _interval(estimate(scores[name] - scores[base], **seeds)),
+            score=_interval(scores[name].estimate(**seeds)),
+            difference=None if name == base else _interval(difference(scores[name], scores[base], **seeds)),
             identical=share_alike(texts[name], texts[base]),
             seconds=facts[name][0],
             tokens=facts[name][1],

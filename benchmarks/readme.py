@@ -21,7 +21,7 @@ END = "<!-- end of results -->"
 
 def dialogsum(found: dict[str, Any]) -> str:
     """What training, ROUGE and the fp32 bundle came to."""
-    scores, before = found["evaluation"]["scores"]["rouge"], found["evaluation"]["baseline"]["rouge"]
+    scores, before = found["evaluation"]["scores"]["scores"], found["evaluation"]["baseline"]["scores"]
     difference, parity = found["evaluation"]["difference"]["rouge1"], found["parity"]
     training, size = found["training"], found["megabytes"]
     speed = training["speed"]

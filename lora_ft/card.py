@@ -226,7 +226,7 @@ def _results(facts: Facts) -> list[EvalResult]:
 
 def _figures(scores: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
     """Mean and interval by metric, of one model in a scores file."""
-    return scores["rouge"]
+    return scores["scores"] if "scores" in scores else scores["rouge"]  # of version 1
 
 
 def _scores(facts: Facts) -> str:

@@ -1,4 +1,4 @@
-"""The job `evaluate`: a model and a split in, ROUGE with intervals out."""
+"""The job `evaluate`: a model and a split in, scores with intervals out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from export.files import write_json, write_text
 from lora_ft.card import refresh_card
 from lora_ft.data import Example, load_splits, require
 from lora_ft.engines import BATCH_SIZE, Answer
-from lora_ft.metrics import Estimate, estimate, rouge, sentence_splitter
+from lora_ft.metrics import Estimate, Scored, difference, measure
 from lora_ft.models import Model, open_model
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import PREDICTIONS, SCORES
-from lora_ft.structured import structured
 from lora_ft.task import SplitName, Task
+
+VERSION = 2  # of the JSON
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,14 @@ class Scores:
 
     Attributes:
         model: what was scored.
-        rouge: mean and 95 % interval by ROUGE type, 0 to 100; of JSON also those of `lora_ft.structured`.
+        scores: each score of the task's metrics with its 95 % interval, 0 to 100.
         cut_share: of answers that ended at the length limit.
         mean_tokens: generated per answer.
         samples_per_second: generation alone.
     """
 
     model: str
-    rouge: dict[str, Estimate]
+    scores: dict[str, Estimate]
     cut_share: float
     mean_tokens: float
     samples_per_second: float
@@ -50,7 +51,7 @@ class Evaluation:
         scores: of the model.
         baseline: of the untouched base, where it was asked for.
         difference: model minus base, row by row, with the paired interval.
-        sentences: how sentences were split for rougeLsum.
+        how: what each score rests on, where there is something to say: words, sentences, sacrebleu's signature.
         predictions: file with every answer, or None.
         warnings: what a reader of the scores should know.
     """
@@ -61,13 +62,14 @@ class Evaluation:
     scores: Scores
     baseline: Scores | None
     difference: dict[str, Estimate] | None
-    sentences: str
+    how: dict[str, str]
     predictions: Path | None
     warnings: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {"predictions": None if self.predictions is None else str(self.predictions)}
+        predictions = None if self.predictions is None else str(self.predictions)
+        return {"version": VERSION} | asdict(self) | {"predictions": predictions}
 
 
 def evaluate(
@@ -100,19 +102,18 @@ def evaluate(
     examples = require(load_splits(task, [split]), split, task)[:limit]
     warnings = _overlap(task, split, examples)
     answers, scores, rows = _score(model, examples, task, batch_size, progress)
-    before = difference = None
+    before = gain = None
     if baseline:
         base = open_model(task.base)
         _, before, base_rows = _score(base, examples, task, batch_size, progress)
-        difference = {
-            kind: estimate(rows[kind] - base_rows[kind], seed=task.evaluate.seed, resamples=task.evaluate.bootstrap)
-            for kind in rows
+        gain = {
+            name: difference(rows[name], base_rows[name], seed=task.evaluate.seed, resamples=task.evaluate.bootstrap)
+            for name in rows
         }
     if predictions is None and model.kind == "run":
         predictions = Path(name) / PREDICTIONS.format(split)
-    evaluation = Evaluation(
-        task.name, split, len(examples), scores, before, difference, sentence_splitter()[1], predictions, warnings
-    )
+    how = {name: scored.how for name, scored in rows.items() if scored.how}
+    evaluation = Evaluation(task.name, split, len(examples), scores, before, gain, how, predictions, warnings)
     if predictions is not None:
         write_text(predictions, _predictions(examples, answers, rows))
     if model.kind == "run":
@@ -123,26 +124,19 @@ def evaluate(
 
 def _score(
     model: Model, examples: Sequence[Example], task: Task, batch_size: int, progress: Progress
-) -> tuple[list[Answer], Scores, dict[str, Any]]:
+) -> tuple[list[Answer], Scores, dict[str, Scored]]:
     progress.stage(f"generating with {model.name}", len(examples))
     began = time.perf_counter()
     prompts = [example.prompt for example in examples]
     options = task.generation_options()
     answers = model.engine.generate(prompts, options, batch_size=batch_size, done=progress.advance)
     seconds = time.perf_counter() - began
-    rows = rouge(
-        [answer.text for answer in answers],
-        [example.references for example in examples],
-        use_stemmer=task.evaluate.use_stemmer,
-    )
     settings = task.evaluate
-    if task.codec == "json" or settings.json_schema:
-        rows |= structured(
-            [answer.text for answer in answers], [example.references for example in examples], settings.json_schema
-        )
+    texts, references = [answer.text for answer in answers], [example.references for example in examples]
+    rows = measure(task.metrics, texts, references, settings)
     scores = Scores(
         model=model.name,
-        rouge={kind: estimate(rows[kind], seed=settings.seed, resamples=settings.bootstrap) for kind in rows},
+        scores={name: one.estimate(seed=settings.seed, resamples=settings.bootstrap) for name, one in rows.items()},
         cut_share=sum(answer.cut for answer in answers) / len(answers),
         mean_tokens=sum(answer.tokens for answer in answers) / len(answers),
         samples_per_second=len(answers) / seconds,
@@ -162,7 +156,7 @@ def _overlap(task: Task, split: SplitName, examples: Sequence[Example]) -> list[
     return [f"{count:,} {split} prompts are training prompts too; the scores flatter"] if count else []
 
 
-def _predictions(examples: Sequence[Example], answers: Sequence[Answer], rows: dict[str, Any]) -> str:
+def _predictions(examples: Sequence[Example], answers: Sequence[Answer], rows: dict[str, Scored]) -> str:
     lines = []
     for i, (example, answer) in enumerate(zip(examples, answers, strict=True)):
         entry = {
@@ -171,7 +165,7 @@ def _predictions(examples: Sequence[Example], answers: Sequence[Answer], rows: d
             "references": list(example.references),
             "tokens": answer.tokens,
             "cut": answer.cut,
-            **{kind: round(float(rows[kind][i]), 2) for kind in rows},
+            **{name: round(float(one.rows[i]), 2) for name, one in rows.items()},
         }
         lines.append(json.dumps(entry, ensure_ascii=False))
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from export.errors import UsageError
 from export.runtime.prompt import Prompt
+from lora_ft.metrics import GIVES, SCORES
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -33,6 +34,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
     "large": {"r": 64, "lora_alpha": 64, "target_modules": "all-linear"},
 }
+
+
+def known_score(value: str) -> str:
+    """The name, if it is one of a score; a fault of a task where it is not."""
+    if value not in SCORES:
+        raise ValueError(f"unknown score; use one of {', '.join(SCORES)}")
+    return value
 
 
 class Section(BaseModel):
@@ -161,8 +169,9 @@ class Train(Section):
     """Recompute activations in the backward pass: less memory, a third slower."""
     eval_every: Positive | Literal["epoch"] = "epoch"
     """Steps between evaluations on the validation rows; each is also a point to resume from."""
-    metric_for_best_model: Literal["loss", "rouge1", "rouge2", "rougeL", "rougeLsum"] = "rouge1"
-    """Chooses the checkpoint that becomes the adapter. With loss no text is generated while training."""
+    metric_for_best_model: str = "rouge1"
+    """Chooses the checkpoint that becomes the adapter: loss, or a score as in evaluate.metric. With loss no text is
+    generated while training."""
     early_stopping_patience: Positive | None = None
     """Stop after so many evaluations without a better score."""
     save_total_limit: Positive = 2
@@ -185,6 +194,11 @@ class Train(Section):
                 "use auto, bf16 or fp32"
             )
         return value
+
+    @field_validator("metric_for_best_model")
+    @classmethod
+    def _known_metric(cls, value: str) -> str:
+        return value if value == "loss" else known_score(value)
 
     @field_validator("lr_scheduler_type")
     @classmethod
@@ -224,15 +238,48 @@ class Generate(Section):
 class Evaluate(Section):
     """How answers are scored."""
 
-    metric: Literal["rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match"] = "rouge1"
-    """What an ONNX precision must not lose; exact_match for classification."""
+    metrics: Annotated[list[str], Field(min_length=1)] = ["rouge"]
+    """What `lora-ft evaluate` gives: rouge, rougeSU4, bleu, chrf, exact_match, f1, meteor, bertscore."""
+    metric: str = "rouge1"
+    """The score that an ONNX precision must not lose: rouge1, rouge2, rougeL, rougeLsum, or any other of `metrics`;
+    exact_match for classification."""
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "en"
+    """ISO 639 code of what the answers are written in."""
+    rouge_tokenizer: Literal["auto", "ascii", "unicode"] = "auto"
+    """What ROUGE takes for words. ascii: rouge-score's own, which drops every letter but a to z. unicode: letters of
+    any script, each character of scripts without spaces. auto: ascii for English, else unicode."""
     use_stemmer: bool = True
-    """Porter's stemmer before words are compared, as in most published English ROUGE."""
+    """Porter's stemmer before ROUGE compares words, as in most published English ROUGE; it knows English only."""
+    stop_words: bool = False
+    """Leave out the commonest English words before ROUGE compares."""
+    bertscore_model: str | None = None
+    """Folder or hub name of the encoder that bertscore compares with."""
     json_schema: str | None = None
     """What answers must be valid JSON by: `fhir-r4`, or a JSON schema file. Needs the extra `structured`."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples behind each interval."""
     seed: int = 0
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in GIVES:
+                raise ValueError(f"unknown metric {name}; use one of {', '.join(GIVES)}")
+        return list(dict.fromkeys(value))
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, value: str) -> str:
+        return known_score(value)
+
+    @model_validator(mode="after")
+    def _can_be_scored(self) -> Evaluate:
+        if self.stop_words and self.language != "en":
+            raise ValueError("stop_words: there is a list for English only; set it to false, or language to en")
+        if "bertscore" in (*self.metrics, self.metric) and self.bertscore_model is None:
+            raise ValueError("bertscore needs bertscore_model: the folder or hub name of an encoder")
+        return self
 
 
 class Card(Section):
@@ -296,6 +343,12 @@ class Task(Section):
     def max_new_tokens(self) -> int:
         """Most tokens of an answer."""
         return self.generate.max_new_tokens or self.lengths.target
+
+    @property
+    def metrics(self) -> list[str]:
+        """Of `evaluate.metrics`, and what JSON answers are measured by."""
+        structured = self.codec == "json" or self.evaluate.json_schema is not None
+        return list(dict.fromkeys([*self.evaluate.metrics, *(["structured"] if structured else [])]))
 
     def generation_options(self) -> dict[str, Any]:
         """What differs from greedy search, by transformers' names, and max_new_tokens."""

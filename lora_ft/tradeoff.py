@@ -13,7 +13,7 @@ import numpy as np
 from export.errors import LoraFtError
 from export.publish import Candidate
 from lora_ft.data import Example
-from lora_ft.metrics import Estimate, estimate, score
+from lora_ft.metrics import Estimate, Scored, difference, score
 from lora_ft.progress import Progress
 from lora_ft.task import Task
 
@@ -106,27 +106,26 @@ class Judge:
         made = candidate.generator.answer(prompts, done=self.progress.advance, prompt_lookup=False)
         return candidate.generator.tokenizer.decode([answer.tokens for answer in made])
 
-    def _scores(self, answers: Sequence[str]) -> np.ndarray:
+    def _scores(self, answers: Sequence[str]) -> Scored:
         settings = self.task.evaluate
-        references = [example.references for example in self.examples]
-        return score(settings.metric, answers, references, use_stemmer=settings.use_stemmer)
+        return score(settings.metric, answers, [example.references for example in self.examples], settings)
 
     def _row(
-        self, candidate: Candidate, speed: dict[int, float], answers: Sequence[str], scores: np.ndarray,
-        exact_answers: Sequence[str], exact_scores: np.ndarray,
+        self, candidate: Candidate, speed: dict[int, float], answers: Sequence[str], scores: Scored,
+        exact_answers: Sequence[str], exact_scores: Scored,
     ) -> Tradeoff:  # fmt: skip
         settings = self.task.evaluate
         seeds = {"seed": settings.seed, "resamples": settings.bootstrap}
-        difference = estimate(scores - exact_scores, **seeds)
+        lost = difference(scores, exact_scores, **seeds)
         same = [a == b for a, b in zip(answers, exact_answers, strict=True)]
         return Tradeoff(
             precision=str(candidate.precision),
             megabytes=candidate.bytes / 1e6,
             milliseconds=speed,
-            score=estimate(scores, **seeds),
-            difference=difference,
+            score=scores.estimate(**seeds),
+            difference=lost,
             identical=float(np.mean(same)),
-            holds=holds(difference, self.max_drop),
+            holds=holds(lost, self.max_drop),
         )
 
 

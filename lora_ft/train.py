@@ -28,7 +28,7 @@ from lora_ft.card import Facts, run_card
 from lora_ft.data import Example, Splits, load_splits, overlap_warning, require
 from lora_ft.energy import SOURCES, meter
 from lora_ft.memory import keep_freed_memory
-from lora_ft.metrics import ROUGE, rouge
+from lora_ft.metrics import measure, score
 from lora_ft.plan import Choices, Plan, make_plan
 from lora_ft.precision import Precision
 from lora_ft.progress import Progress, Silent
@@ -256,16 +256,19 @@ def _arguments(task: Task, plan: Plan, working: Path, validated: bool) -> Seq2Se
 
 
 def _scorer(task: Task, tokenizer: Tokenizer, rows: Sequence[Encoded]) -> Callable[[EvalPrediction], dict[str, float]]:
-    """ROUGE of what was generated for the validation rows, in their order."""
+    """Scores of what was generated for the validation rows, in their order; the one that chooses is among them."""
     references = [row.references for row in rows]
 
-    def score(prediction: EvalPrediction) -> dict[str, float]:
+    def score_all(prediction: EvalPrediction) -> dict[str, float]:
         # several processes repeat the first rows at the end to fill their last batch
         texts = tokenizer.decode(prediction.predictions[: len(references)])
-        scores = rouge(texts, references, use_stemmer=task.evaluate.use_stemmer)
-        return {name: float(scores[name].mean()) for name in ROUGE}
+        scores = measure(task.evaluate.metrics, texts, references, task.evaluate)
+        chooses = task.train.metric_for_best_model
+        if chooses not in scores:
+            scores[chooses] = score(chooses, texts, references, task.evaluate)
+        return {name: found.value for name, found in scores.items()}
 
-    return score
+    return score_all
 
 
 def _adopt_best(trainer: Trainer, working: Path, base: Base) -> None:

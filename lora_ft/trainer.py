@@ -203,7 +203,9 @@ class Reporter(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> None:
-        shown = [f"{name} {metrics[f'eval_{name}']:.3g}" for name in ("loss", "rouge1") if f"eval_{name}" in metrics]
+        chooses = args.metric_for_best_model
+        names = dict.fromkeys(("loss", str(chooses).removeprefix("eval_")))
+        shown = [f"{name} {metrics[f'eval_{name}']:.3g}" for name in names if f"eval_{name}" in metrics]
         self._score = f"  eval {' '.join(shown)}"
         self._progress.note(f"step {state.global_step}: validation {', '.join(shown)}")
         self._mark = (time.perf_counter(), state.global_step, self._positions())

@@ -15,9 +15,9 @@ from export.runtime.text import Tokenizer
 from lora_ft.bases import Base, find_base, load_tokenizer
 from lora_ft.batches import encode
 from lora_ft.data import Example, Splits, load_splits, overlap_warning
+from lora_ft.metrics.structured import VALID, structured
 from lora_ft.plan import Plan, make_plan
 from lora_ft.progress import Progress, Silent
-from lora_ft.structured import VALID, structured
 from lora_ft.task import SPLITS, Task
 from lora_ft.taskfile import Fault, load_task
 

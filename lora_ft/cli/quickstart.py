@@ -61,8 +61,8 @@ def _show(
     torch, onnx = speed.cases[0].timings.values()
     screen = console()
     rouge = table("ROUGE, 0-100 [95 %]", "before", "after", "difference")
-    for kind, after in scores.scores.rouge.items():
-        rouge.add_row(kind, str(scores.baseline.rouge[kind]), str(after), str(scores.difference[kind]))
+    for kind, after in scores.scores.scores.items():
+        rouge.add_row(kind, str(scores.baseline.scores[kind]), str(after), str(scores.difference[kind]))
     facts = {
         "adapter": f"{folder_size(out / 'run' / 'adapter') / 1e6:.1f} MB   {out / 'run'}",
         "merged": f"{folder_size(out / 'checkpoint') / 1e6:.1f} MB   {out / 'checkpoint'}",

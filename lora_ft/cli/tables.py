@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -97,13 +98,13 @@ def show_evaluation(result: Evaluation) -> None:
     screen = console()
     models = [result.scores, *([result.baseline] if result.baseline else [])]
     made = table(
-        "ROUGE, 0-100 [95 %]",
+        "0-100 [95 %]",
         *(_shorten(scores.model) for scores in models),
         *(["difference"] if result.baseline else []),
     )
-    for kind in result.scores.rouge:
-        cells = [str(scores.rouge[kind]) for scores in models]
-        made.add_row(kind, *cells, *([str(result.difference[kind])] if result.difference else []))
+    for name in result.scores.scores:
+        cells = [str(scores.scores[name]) for scores in models]
+        made.add_row(name, *cells, *([str(result.difference[name])] if result.difference else []))
     rows: Sequence[tuple[str, list[str]]] = [
         ("cut at the limit", [f"{scores.cut_share:.1%}" for scores in models]),
         ("tokens", [f"{scores.mean_tokens:.1f}" for scores in models]),
@@ -112,7 +113,9 @@ def show_evaluation(result: Evaluation) -> None:
     for name, cells in rows:
         made.add_row(name, *cells)
     screen.print(made)
-    screen.print(f"{result.rows:,} {result.split} rows of '{result.task}'; sentences: {result.sentences}", markup=False)
+    screen.print(f"{result.rows:,} {result.split} rows of '{result.task}'", markup=False)
+    for how, names in groupby(result.how, result.how.__getitem__):
+        screen.print(f"{', '.join(names)}: {how}", markup=False)
     for warning in result.warnings:
         screen.print(f"warning: {warning}", markup=False)
     if result.predictions is not None:

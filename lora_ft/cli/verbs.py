@@ -132,7 +132,7 @@ def evaluate(
     batch_size: BatchSize = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Score a model with ROUGE: mean and 95 % interval on the 0-100 scale."""
+    """Score a model by the task's metrics, each with its 95 % interval, on the 0-100 scale."""
     from lora_ft.cli.tables import show_evaluation
     from lora_ft.evaluate import evaluate as job
     from lora_ft.taskfile import load_task

@@ -47,7 +47,7 @@ def metrics(**changes: Any) -> dict[str, Any]:
 
 def scores(**changes: Any) -> dict[str, Any]:
     one = {"mean": 37.74, "low": 35.5, "high": 40.04}
-    rouge = {"rouge": {"rouge1": one, "rougeL": {"mean": 30.2, "low": 28.0, "high": 32.0}}}
+    rouge = {"scores": {"rouge1": one, "rougeL": {"mean": 30.2, "low": 28.0, "high": 32.0}}}
     return {"rows": 500, "scores": rouge, "baseline": None, "difference": None, "warnings": []} | changes
 
 

@@ -77,7 +77,7 @@ def test_lines_of_stdin_are_answered_on_stdout(tiny_run: Run) -> None:
 def test_evaluate_prints_json_when_asked(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
     run = shutil.copytree(tiny_run.folder, tmp_path / "run")
     assert lora_ft(["evaluate", str(run), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["scores"]["rouge"]["rouge1"].keys() == {"mean", "low", "high"}
+    assert json.loads(capsys.readouterr().out)["scores"]["scores"]["rouge1"].keys() == {"mean", "low", "high"}
 
 
 def test_set_changes_the_task_of_a_run_for_its_evaluation(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:

@@ -7,18 +7,29 @@ import gzip
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from export.errors import UsageError
 from export.files import read_json
+from lora_ft.metrics.statistics import Scored
 from lora_ft.task import FHIR_R4
 
+if TYPE_CHECKING:
+    from lora_ft.task import Evaluate
+
 VALID, SAME_VALUE = "valid", "same_value"
-_FHIR_SCHEMA = Path(__file__).parent / "schemas" / "fhir-r4.schema.json.gz"
+_FHIR_SCHEMA = Path(__file__).parents[1] / "schemas" / "fhir-r4.schema.json.gz"
 
 Check = Callable[[Any], bool]
+
+
+def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
+    """Shares of answers that are valid by `evaluate.json_schema`, and that are the value of a reference."""
+    rows = structured(answers, references, settings.json_schema)
+    how = f"valid by {settings.json_schema or 'JSON'}"
+    return {name: Scored.mean(found, how) for name, found in rows.items()}
 
 
 def structured(

@@ -1,4 +1,4 @@
-"""ROUGE as rouge-score computes it, row by row and without the network, and honest intervals around its mean."""
+"""ROUGE as rouge-score computes it, row by row and without the network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from lora_ft.metrics import ROUGE, estimate, rouge, sentence_splitter
+from lora_ft.metrics import ROUGE, measure
+from lora_ft.metrics.words import sentence_splitter
+from lora_ft.task import Evaluate
 
 PREDICTIONS = [
     "The cats were sleeping. Anna called the doctor.",
@@ -26,6 +28,12 @@ REFERENCES = [
     ["some text"],
     ["the same words"],
 ]
+
+
+def rouge(predictions: list[str], references: list[list[str]], **settings: Any) -> dict[str, np.ndarray]:
+    """The rows' scores."""
+    found = measure(["rouge"], predictions, references, Evaluate(**settings))
+    return {name: scored.rows for name, scored in found.items()}
 
 
 @pytest.fixture
@@ -120,41 +128,3 @@ def test_with_nltk_data_its_model_splits(monkeypatch: pytest.MonkeyPatch, fresh_
     monkeypatch.setattr("nltk.tokenize.sent_tokenize", str.split)
     split, name = sentence_splitter()
     assert split("a b") == ["a", "b"] and name == "nltk punkt_tab"
-
-
-SCORES = np.random.default_rng(0).uniform(10, 60, 200)
-
-
-def test_an_estimate_is_the_plain_mean_within_its_interval() -> None:
-    found = estimate(SCORES, seed=0, resamples=1000)
-    assert found.mean == SCORES.mean()
-    assert found.low < found.mean < found.high
-    # Normal theory for the mean of 200 rows; the bootstrap must come near to it.
-    half = 1.96 * SCORES.std() / 200**0.5
-    assert found.high - found.mean == pytest.approx(half, rel=0.15)
-    assert found.mean - found.low == pytest.approx(half, rel=0.15)
-
-
-def test_an_estimate_is_the_same_for_a_seed() -> None:
-    assert estimate(SCORES, seed=1, resamples=200) == estimate(SCORES, seed=1, resamples=200)
-    assert estimate(SCORES, seed=1, resamples=200) != estimate(SCORES, seed=2, resamples=200)
-
-
-def test_more_rows_give_a_narrower_interval() -> None:
-    few, many = (estimate(rows, seed=0, resamples=500) for rows in (SCORES[:20], np.tile(SCORES[:20], 16)))
-    assert few.mean == pytest.approx(many.mean)
-    assert (many.high - many.low) < 0.4 * (few.high - few.low)
-
-
-def test_models_that_answer_alike_differ_by_exactly_nothing() -> None:
-    same = estimate(SCORES - SCORES.copy(), seed=0, resamples=500)
-    assert (same.mean, same.low, same.high) == (0, 0, 0)
-
-
-def test_the_interval_of_a_difference_is_paired() -> None:
-    paired = estimate((SCORES + 1) - SCORES, seed=0, resamples=500)
-    assert (paired.low, paired.mean, paired.high) == pytest.approx((1, 1, 1))
-
-
-def test_one_row_has_an_interval_of_no_width() -> None:
-    assert str(estimate(np.array([40.04]), seed=0, resamples=100)) == "40.0 [40.0, 40.0]"

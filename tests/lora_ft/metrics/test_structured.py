@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from export.errors import UsageError
-from lora_ft.structured import checker, structured
+from lora_ft.metrics.structured import checker, structured
 
 OBSERVATION: dict[str, Any] = {
     "resourceType": "Observation",

@@ -1,0 +1,71 @@
+"""Scores of answers against references, 0 to 100. One file a metric, found by its name; none needs the network.
+
+A metric is a module with `measure(answers, references, settings) -> {name of a score: Scored}` and a line in `GIVES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from lora_ft.metrics.statistics import Estimate, Scored, difference, estimate
+
+if TYPE_CHECKING:
+    from lora_ft.task import Evaluate
+
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+EXACT_MATCH = "exact_match"
+GIVES: dict[str, tuple[str, ...]] = {
+    "rouge": ROUGE,
+    "rougeSU4": ("rougeSU4",),
+    "bleu": ("bleu",),
+    "chrf": ("chrf",),
+    EXACT_MATCH: (EXACT_MATCH,),
+    "f1": ("f1",),
+    "meteor": ("meteor",),
+    "bertscore": ("bertscore",),
+    "structured": ("valid", "same_value"),
+}
+"""What each metric gives. Its module has the metric's name in small letters."""
+SCORES = tuple(score for scores in GIVES.values() for score in scores)
+
+__all__ = [
+    "EXACT_MATCH",
+    "GIVES",
+    "ROUGE",
+    "SCORES",
+    "Estimate",
+    "Scored",
+    "difference",
+    "estimate",
+    "measure",
+    "score",
+]
+
+
+def measure(
+    names: Iterable[str], answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate
+) -> dict[str, Scored]:
+    """Scores by name, in the order of the metrics.
+
+    Args:
+        names: metrics of `GIVES`.
+        answers: [rows].
+        references: acceptable texts of each row, at least one.
+        settings: of a task: language, stemmer, stop words.
+
+    Raises:
+        UsageError: a metric's package, data or model is not here.
+    """
+    found: dict[str, Scored] = {}
+    for name in names:
+        module = import_module(f"{__name__}.{name.lower()}")
+        found |= module.measure(answers, references, settings)
+    return found
+
+
+def score(name: str, answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> Scored:
+    """One score of `SCORES`; arguments are those of `measure`."""
+    metric = next(metric for metric, scores in GIVES.items() if name in scores)
+    return measure([metric], answers, references, settings)[name]

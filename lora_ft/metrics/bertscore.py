@@ -1,0 +1,38 @@
+"""BERTScore's F1 by the package bert-score, with an encoder that the task names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from export.errors import UsageError, first_line
+from lora_ft.metrics.statistics import Scored
+
+if TYPE_CHECKING:
+    from lora_ft.task import Evaluate
+
+
+def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
+    """F1 of each row with the best of its references, from the encoder's last layer, as it is (not rescaled).
+
+    Raises:
+        UsageError: the package is not installed, or the encoder cannot be loaded.
+    """
+    try:
+        from bert_score import BERTScorer
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"bertscore needs the package {error.name}, which is not installed",
+            "pip install bert-score, or take bertscore out of evaluate.metrics",
+        ) from error
+    from transformers import AutoConfig
+
+    model = settings.bertscore_model
+    try:
+        scorer = BERTScorer(model_type=model, num_layers=AutoConfig.from_pretrained(model).num_hidden_layers)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"evaluate.bertscore_model: cannot load {model} ({first_line(error)})", "give the folder of an encoder"
+        ) from error
+    _, _, f1 = scorer.score(list(answers), [list(several) for several in references])
+    return {"bertscore": Scored.mean(100 * f1.double().numpy(), f"bert-score, last layer of {model}")}

@@ -1,0 +1,24 @@
+"""BLEU by sacrebleu, over all rows at once; a row's own score is its sentence BLEU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sacrebleu.metrics import BLEU
+
+from lora_ft.metrics.statistics import Scored
+from lora_ft.metrics.sums import by_sums
+
+if TYPE_CHECKING:
+    from lora_ft.task import Evaluate
+
+# sacrebleu's own for Chinese; characters where sacrebleu asks for a dictionary (MeCab), and where nothing is spaced.
+_TOKENIZERS = {"zh": "zh"} | dict.fromkeys(("ja", "th", "lo", "km", "my"), "char")
+
+
+def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
+    """Corpus BLEU as `sacrebleu.corpus_bleu` gives it."""
+    tokenize = _TOKENIZERS.get(settings.language, BLEU.TOKENIZER_DEFAULT)
+    whole, alone = (BLEU(tokenize=tokenize, force=True, effective_order=one) for one in (False, True))
+    return {"bleu": by_sums(whole, alone, answers, references)}

@@ -1,0 +1,21 @@
+"""Share of answers that are a reference, but for blanks around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lora_ft.metrics import EXACT_MATCH
+from lora_ft.metrics.statistics import Scored
+
+if TYPE_CHECKING:
+    from lora_ft.task import Evaluate
+
+
+def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
+    """100 for each answer that is one of its references, 0 for any other."""
+    pairs = zip(answers, references, strict=True)
+    rows = np.array([100.0 * (text.strip() in {one.strip() for one in several}) for text, several in pairs])
+    return {EXACT_MATCH: Scored.mean(rows)}

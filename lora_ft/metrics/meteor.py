@@ -1,0 +1,41 @@
+"""METEOR by nltk, where the data of WordNet is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from export.errors import UsageError
+from lora_ft.metrics.statistics import Scored
+from lora_ft.metrics.words import UnicodeTokenizer
+
+if TYPE_CHECKING:
+    from lora_ft.task import Evaluate
+
+
+def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
+    """METEOR of each row with the best of its references.
+
+    Raises:
+        UsageError: WordNet is not here, or the language is not English.
+    """
+    from nltk.corpus import wordnet
+    from nltk.translate.meteor_score import meteor_score
+
+    if settings.language != "en":
+        raise UsageError(f"meteor knows English only, and evaluate.language is {settings.language}", "use chrf")
+    try:
+        wordnet.ensure_loaded()
+    except LookupError as error:
+        raise UsageError(
+            "meteor needs nltk's data of WordNet, which is not here",
+            "python -m nltk.downloader wordnet, or take meteor out of evaluate.metrics",
+        ) from error
+    words = UnicodeTokenizer().tokenize
+    rows = [
+        100 * meteor_score([words(reference) for reference in several], words(answer))
+        for answer, several in zip(answers, references, strict=True)
+    ]
+    return {"meteor": Scored.mean(np.array(rows), "nltk, Porter stems and WordNet synonyms")}

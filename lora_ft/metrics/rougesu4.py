@@ -1,0 +1,48 @@
+"""ROUGE-SU4: pairs of words in their order with at most four words between them, and single words (Lin 2004, 3.5)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lora_ft.metrics.statistics import Scored
+from lora_ft.metrics.words import tokenizer_of
+
+if TYPE_CHECKING:
+    from lora_ft.task import Evaluate
+
+GAP = 4
+
+
+def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
+    """F-measures (beta 1); of several references the best one counts, as in `rouge`. Texts are not cut at sentences."""
+    words = tokenizer_of(settings).tokenize
+    rows = [
+        100 * max(f_measure(units(words(answer)), units(words(reference))) for reference in several)
+        for answer, several in zip(answers, references, strict=True)
+    ]
+    return {"rougeSU4": Scored.mean(np.array(rows))}
+
+
+def units(words: Sequence[str], gap: int | None = GAP, *, single: bool = True) -> Counter[tuple[str, ...]]:
+    """Skip-bigrams, and words by themselves.
+
+    Args:
+        words: of a text.
+        gap: most words between those of a pair; None is any number (ROUGE-S*).
+        single: count single words, too (the U of SU).
+    """
+    reach = len(words) if gap is None else gap + 1
+    found: Counter[tuple[str, ...]] = Counter((word,) for word in words if single)
+    for at, word in enumerate(words):
+        found.update((word, other) for other in words[at + 1 : at + 1 + reach])
+    return found
+
+
+def f_measure(answer: Counter[tuple[str, ...]], reference: Counter[tuple[str, ...]]) -> float:
+    """Of units in common, each counted as often as both have it; 0 where either has none."""
+    common = (answer & reference).total()
+    return 2 * common / (answer.total() + reference.total()) if common else 0.0

@@ -1,0 +1,117 @@
+"""What a metric found on rows, and what of it is chance: bootstrap intervals and paired tests, for any metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+_CHUNK = 1 << 22  # numbers drawn at a time, so that many rows need no more memory than few
+_ROUNDING = 1e-9  # sums of the same numbers in another order are still the same score
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score with its bootstrap 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one metric found.
+
+    Attributes:
+        rows: [rows], 0 to 100: the score of each answer by itself.
+        parts: [rows, n]: numbers whose sums over rows make the score of all rows.
+        whole: sums [n] to the score of all rows.
+        how: what a reader needs to get the same score elsewhere, or "".
+    """
+
+    rows: np.ndarray
+    parts: np.ndarray
+    whole: Callable[[np.ndarray], float]
+    how: str = ""
+
+    @classmethod
+    def mean(cls, rows: np.ndarray, how: str = "") -> Scored:
+        """A metric whose score of all rows is the mean of theirs."""
+        return cls(rows, rows[:, None], lambda sums: float(sums[0]) / len(rows), how)
+
+    @property
+    def value(self) -> float:
+        """The score of all rows."""
+        return self.whole(self.parts.sum(axis=0))
+
+    def estimate(self, *, seed: int, resamples: int) -> Estimate:
+        """The score of all rows and the percentile interval of scores of rows drawn with replacement."""
+        drawn = [self.whole(sums) for sums in _resampled(self.parts, seed, resamples)]
+        return _interval(self.value, drawn)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One model minus another on the same rows.
+
+    Attributes:
+        estimate: of the difference, with the paired interval.
+        p: two-sided, of the paired randomization test: how often a difference at least as large comes about where each
+            row's two answers are swapped by the toss of a coin. For means it is the sign-flip test.
+    """
+
+    estimate: Estimate
+    p: float
+
+
+def estimate(scores: np.ndarray, *, seed: int, resamples: int) -> Estimate:
+    """Plain mean of the rows' scores and the percentile interval of means of rows drawn with replacement."""
+    return Scored.mean(scores).estimate(seed=seed, resamples=resamples)
+
+
+def difference(model: Scored, other: Scored, *, seed: int, resamples: int) -> Estimate:
+    """`model` minus `other` with the paired interval: both are scored on the same draws of rows."""
+    drawn = [
+        model.whole(sums[: model.parts.shape[1]]) - other.whole(sums[model.parts.shape[1] :])
+        for sums in _resampled(np.hstack([model.parts, other.parts]), seed, resamples)
+    ]
+    return _interval(model.value - other.value, drawn)
+
+
+def compare(model: Scored, other: Scored, *, seed: int, resamples: int) -> Difference:
+    """`model` minus `other` with the paired interval and the p-value of as many swaps as resamples."""
+    found = difference(model, other, seed=seed, resamples=resamples)
+    change = model.parts - other.parts
+    ours, theirs = model.parts.sum(axis=0), other.parts.sum(axis=0)
+    rng = np.random.default_rng(seed)
+    extreme = tried = 0
+    for size in _chunks(resamples, len(change)):
+        moved = rng.integers(2, size=(size, len(change))).astype(np.float64) @ change
+        swapped = [model.whole(ours - sums) - other.whole(theirs + sums) for sums in moved]
+        extreme += sum(abs(value) >= abs(found.mean) - _ROUNDING for value in swapped)
+        tried += size
+    return Difference(found, (extreme + 1) / (tried + 1))
+
+
+def _resampled(parts: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """Sums [n] of the rows of each resample."""
+    rng, rows = np.random.default_rng(seed), len(parts)
+    for size in _chunks(resamples, rows):
+        for drawn in rng.integers(rows, size=(size, rows)):
+            yield np.bincount(drawn, minlength=rows) @ parts
+
+
+def _chunks(count: int, rows: int) -> Iterator[int]:
+    step = max(1, _CHUNK // rows)
+    for start in range(0, count, step):
+        yield min(step, count - start)
+
+
+def _interval(value: float, drawn: list[float]) -> Estimate:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(float(value), float(low), float(high))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from benchmarks.report import Report
-from benchmarks.tables import Cell, Table, facts, method, sections, warnings
+from benchmarks.tables import facts, method, sections, warnings
+from lora_ft.pages import Cell, Table
 
 
 def render(report: Report) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from benchmarks.figures import needed
 from benchmarks.report import Case, Contestant, Interval, Percentiles, Report
+from lora_ft.pages import NONE, Cell, Table
 
-NONE = "–"
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 SUMMARY = "Summary"
@@ -21,31 +19,6 @@ SERVING = "Serving"
 LOADING = "Loading, memory and size"
 DETAILS = "Percentiles, parts and costs"
 ENVIRONMENT = "Environment"
-
-
-class Cell(NamedTuple):
-    """A figure. `hint` says more of it; `best` sets it off from its column."""
-
-    text: str
-    hint: str = ""
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells. `words` columns at the left are text, the others figures; `note` says how to read them."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    words: int = 1
-    note: str = ""
-
-    def filled(self) -> Table:
-        """Without the columns that hold nothing in any row, and no reason for it either."""
-        kept = [at for at in range(len(self.columns)) if any(row[at] != Cell(NONE) for row in self.rows)]
-        rows = [[row[at] for at in kept] for row in self.rows]
-        return Table(self.title, [self.columns[at] for at in kept], rows, self.words, self.note)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -9,14 +10,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.errors import LoraFtError, UsageError
+from export.errors import UsageError
 from export.files import write_json, write_text
+from lora_ft import guards
 from lora_ft.card import refresh_card
 from lora_ft.data import Example, load_splits, require
 from lora_ft.engines import BATCH_SIZE, Answer
 from lora_ft.metrics import Estimate, Scored, difference, measure
 from lora_ft.models import Model, open_model
 from lora_ft.progress import Progress, Silent
+from lora_ft.readers import Row
 from lora_ft.runs import PREDICTIONS, SCORES
 from lora_ft.task import SplitName, Task
 
@@ -100,8 +103,10 @@ def evaluate(
     if task is None:
         raise UsageError(f"{name} carries no task to be scored on", "add --task TASK")
     examples = require(load_splits(task, [split]), split, task)[:limit]
-    warnings = _overlap(task, split, examples)
+    progress.stage("looking for rows seen before")
+    warnings = guards.of_rows(task, split, examples, chosen=model.kind in ("run", "bundle") or model.task is not None)
     answers, scores, rows = _score(model, examples, task, batch_size, progress)
+    warnings += guards.of_answers(task, examples, answers, model.engine.tokenizer)
     before = gain = None
     if baseline:
         base = open_model(task.base)
@@ -144,22 +149,17 @@ def _score(
     return answers, scores, rows
 
 
-def _overlap(task: Task, split: SplitName, examples: Sequence[Example]) -> list[str]:
-    """A warning where rows that are scored were trained on, or where that cannot be told."""
-    if split == "train" or task.data.train is None:
-        return []
-    try:
-        seen = {example.prompt for example in load_splits(task, ["train"]).train}
-    except (UsageError, LoraFtError) as error:
-        return [f"the training rows are not at hand, overlap was not checked ({error.message})"]
-    count = sum(example.prompt in seen for example in examples)
-    return [f"{count:,} {split} prompts are training prompts too; the scores flatter"] if count else []
+def _digest(row: Row) -> str:
+    """Tells rows apart whatever the prompt makes of them."""
+    text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _predictions(examples: Sequence[Example], answers: Sequence[Answer], rows: dict[str, Scored]) -> str:
     lines = []
     for i, (example, answer) in enumerate(zip(examples, answers, strict=True)):
         entry = {
+            "row": _digest(example.row),
             "prompt": example.prompt,
             "output": answer.text,
             "references": list(example.references),

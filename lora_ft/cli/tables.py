@@ -12,6 +12,7 @@ from rich.table import Table
 from export.files import folder_size
 
 if TYPE_CHECKING:
+    from lora_ft.compare import Comparison
     from lora_ft.evaluate import Evaluation
     from lora_ft.export_run import Exported
     from lora_ft.runs import Run
@@ -122,6 +123,25 @@ def show_evaluation(result: Evaluation) -> None:
         screen.print(f"answers: {result.predictions}", markup=False, soft_wrap=True)
 
 
+def show_comparison(found: Comparison, rows: int) -> None:
+    """Scores and differences, and so many of the rows that changed most, with what was answered to them."""
+    screen = console()
+    made = table("score", "model", "0-100 [95 %]", "difference [95 %]", "p")
+    made.columns[1].justify = "left"
+    for score, name, *figures in found.lines():
+        made.add_row(score, _shorten(name), *figures)
+    screen.print(made)
+    for how, names in found.how.items():
+        screen.print(f"{', '.join(names)}: {how}", markup=False)
+    screen.print(f"{len(found.prompts):,} rows; {found.note}", markup=False)
+    for at in found.order[:rows]:
+        screen.print(f"\nrow {at + 1}, {found.by}", markup=False, style="bold")
+        for one in found.contenders:
+            answer = " ".join(one.answers[at].split())
+            screen.print(f"  {_shorten(one.name)} {one.rows[found.by][at]:.1f}: {answer}", markup=False)
+        screen.print(f"  reference: {' '.join(found.references[at][0].split())}", markup=False)
+
+
 def show_export(done: Exported) -> None:
     """What was published, and what the other precisions would have cost."""
     screen = console()
@@ -133,7 +153,7 @@ def show_export(done: Exported) -> None:
                 f"{row.megabytes:.0f}",
                 *(f"{milliseconds:.2f}" for milliseconds in row.milliseconds.values()),
                 f"{row.score.mean:.1f}",
-                f"{row.difference.mean:+.1f} [{row.difference.low:+.1f}, {row.difference.high:+.1f}]",
+                row.difference.signed,
                 f"{row.identical:.0%}",
                 "yes" if row.holds else "no",
             )

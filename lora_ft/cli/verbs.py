@@ -150,6 +150,31 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs, or files of answers (jsonl).")],
+    split: Annotated[SplitChoice, typer.Option(help="Which rows.")] = SplitChoice.test,
+    metric: Annotated[
+        list[str], typer.Option("--metric", help="Instead of the task's: rouge, bleu, chrf, f1, …; repeatable.")
+    ] = [],  # noqa: B006
+    task: Annotated[str | None, typer.Option(help="Task file whose settings hold; by default the first run's.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with all texts side by side.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to show of those that changed most.")] = 3,
+    page_rows: Annotated[int, typer.Option(min=1, help="The same, on the page.")] = 200,
+) -> None:
+    """Compare what evaluated runs answered: differences to the first, 95 % interval, p, the rows that changed most."""
+    from export.files import write_text
+    from lora_ft.cli.tables import show_comparison
+    from lora_ft.compare import compare as job
+    from lora_ft.compare_page import render
+
+    found = job(models, split=split.value, metrics=metric, task=task)
+    show_comparison(found, rows)
+    if html is not None:
+        write_text(html, render(found, rows=page_rows))
+        print(f"page: {html}")
+
+
+@app.command()
 def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a checkpoint, a bundle or a base.")],
     text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; else lines of stdin.")] = None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from export.errors import UsageError, first_line
 from lora_ft.metrics.statistics import Scored
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
     """F1 of each row with the best of its references, from the encoder's last layer, as it is (not rescaled).
+
+    An empty answer has 0.
 
     Raises:
         UsageError: the package is not installed, or the encoder cannot be loaded.
@@ -34,5 +38,10 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
         raise UsageError(
             f"evaluate.bertscore_model: cannot load {model} ({first_line(error)})", "give the folder of an encoder"
         ) from error
-    _, _, f1 = scorer.score(list(answers), [list(several) for several in references])
-    return {"bertscore": Scored.mean(100 * f1.double().numpy(), f"bert-score, last layer of {model}")}
+    rows = np.zeros(len(answers))
+    # bert-score 0.3.13 fails on texts without words in transformers 5
+    said = [at for at, text in enumerate(answers) if text.strip()]
+    if said:
+        _, _, f1 = scorer.score([answers[at] for at in said], [list(references[at]) for at in said])
+        rows[said] = 100 * f1.double().numpy()
+    return {"bertscore": Scored.mean(rows, f"bert-score, last layer of {model}")}

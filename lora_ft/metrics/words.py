@@ -19,6 +19,7 @@ _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar
 _TOKEN = regex.compile(
     rf"(?V1)[[\p{{L}}\p{{N}}]&&{_UNSPACED}]\p{{M}}*|[\p{{L}}\p{{N}}\p{{M}}--{_UNSPACED}]+", regex.UNICODE
 )
+_PIECE = regex.compile(rf"(?V1){_UNSPACED}\p{{M}}*|[\w\p{{M}}--{_UNSPACED}]+|\s+|.", regex.DOTALL)
 _CHARACTER = regex.compile(r"[\p{L}\p{N}]")
 _ENDS = regex.compile(r"(?<=[。！？])\s*")
 
@@ -72,6 +73,11 @@ class WithoutStopWords(Tokenizer):
         words, spelt = self._tokenizer.tokenize(text), self._plain.tokenize(text)
         kept = [word for word, spelling in zip(words, spelt, strict=True) if spelling not in STOP_WORDS]
         return kept or words
+
+
+def pieces(text: str) -> list[str]:
+    """All of a text, in words, blanks and marks: joined again it is the text."""
+    return _PIECE.findall(text)
 
 
 def is_unicode(settings: Evaluate) -> bool:

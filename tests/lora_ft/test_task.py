@@ -102,12 +102,23 @@ def test_a_long_value_is_shortened() -> None:
         ("generate.temperature=0", "greater than 0"),
         ("generate.num_beams=2.5", "valid integer"),
         ("evaluate.bootstrap=10", "greater than or equal to 100"),
+        ("evaluate.metrics=[rogue]", "unknown metric rogue; use one of rouge, rougeSU4, bleu"),
+        ("evaluate.metrics=[]", "at least 1"),
+        ("evaluate.metric=rouge", "unknown score; use one of rouge1, "),
+        ("train.metric_for_best_model=accuracy", "unknown score; use one of rouge1, "),
     ],
 )
 def test_a_value_out_of_range_is_named_by_its_key(make_task: MakeTask, override: str, words: str) -> None:
     faults = faults_of(make_task(), override)
     assert set(faults) == {override.partition("=")[0]}
     assert words in faults[override.partition("=")[0]].problem
+
+
+def test_scores_that_need_more_than_they_are_given_are_faults(make_task: MakeTask) -> None:
+    faults = faults_of(make_task(), "evaluate.metrics=[rouge, bertscore]")
+    assert "bertscore needs bertscore_model" in faults["evaluate"].problem
+    faults = faults_of(make_task(evaluate={"language": "de"}), "evaluate.stop_words=true")
+    assert "a list for English only" in faults["evaluate"].problem
 
 
 def test_fp16_is_refused_with_its_reason(make_task: MakeTask) -> None:

@@ -74,6 +74,20 @@ def test_lines_of_stdin_are_answered_on_stdout(tiny_run: Run) -> None:
     assert len(done.stdout.splitlines()) == 2
 
 
+def test_compare_prints_differences_and_writes_a_page(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
+    runs = [str(shutil.copytree(tiny_run.folder, tmp_path / name)) for name in ("one", "other")]
+    for run in runs:
+        assert lora_ft(["evaluate", run]) == 0
+    capsys.readouterr()
+    assert (
+        lora_ft(["compare", *runs, "--html", str(tmp_path / "page.html"), "--metric", "rouge", "--metric", "bleu"]) == 0
+    )
+    shown = capsys.readouterr().out
+    assert "+0.0 [+0.0, +0.0]" in shown and "1.000" in shown and "bleu" in shown and "reference:" in shown
+    assert max(map(len, shown.splitlines())) <= 80 or str(tmp_path) in shown
+    assert "</html>" in (tmp_path / "page.html").read_text()
+
+
 def test_evaluate_prints_json_when_asked(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
     run = shutil.copytree(tiny_run.folder, tmp_path / "run")
     assert lora_ft(["evaluate", str(run), "--json"]) == 0

@@ -1,0 +1,198 @@
+"""The job `compare`: answers that several models gave to the same rows, against each other. Nothing is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export.errors import LoraFtError, UsageError
+from lora_ft.metrics import Estimate, Scored, measure
+from lora_ft.metrics.statistics import Difference  # fmt: skip
+from lora_ft.metrics.statistics import compare as test
+from lora_ft.readers import Row, read_rows
+from lora_ft.runs import PREDICTIONS, TASK, is_run
+from lora_ft.task import Evaluate, SplitName
+from lora_ft.taskfile import load_task
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One model's answers, scored.
+
+    Attributes:
+        name: as the user called it.
+        answers: [rows].
+        scores: of all rows, by name.
+        rows: [rows] of each score, 0 to 100.
+        differences: from the first contender, by name; empty for the first one itself.
+    """
+
+    name: str
+    answers: list[str]
+    scores: dict[str, Estimate]
+    rows: dict[str, np.ndarray]
+    differences: dict[str, Difference]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        contenders: the first is what the others are compared with.
+        prompts, references: of each row.
+        how: what scores rest on, with their names.
+        by: the score that rows are ordered by.
+        order: indices of the rows, those that changed most by that score first.
+    """
+
+    contenders: list[Contender]
+    prompts: list[str]
+    references: list[list[str]]
+    how: dict[str, list[str]]
+    by: str
+    order: list[int]
+
+    @property
+    def note(self) -> str:
+        """How to read the table."""
+        several = "; p is not corrected for several models" if len(self.contenders) > 2 else ""
+        return f"differences from {self.contenders[0].name}, paired by row; p by random swaps, two-sided{several}"
+
+    def lines(self) -> list[tuple[str, str, str, str, str]]:
+        """Score, model, value, difference and p of each score of each model."""
+        found = []
+        for score in self.contenders[0].scores:
+            for one in self.contenders:
+                change = one.differences.get(score)
+                found.append((
+                    score if one is self.contenders[0] else "",
+                    one.name,
+                    str(one.scores[score]),
+                    change.estimate.signed if change else "",
+                    f"{change.p:.3f}" if change else "",
+                ))  # fmt: skip
+        return found
+
+    def change(self, row: int, contender: Contender) -> float:
+        """Points by which a row's score differs from the first contender's."""
+        return float(contender.rows[self.by][row] - self.contenders[0].rows[self.by][row])
+
+
+def compare(
+    names: Sequence[str], *, split: SplitName = "test", metrics: Sequence[str] = (), task: str | None = None
+) -> Comparison:
+    """Score what models answered, and test the differences to the first one.
+
+    Args:
+        names: runs that were evaluated, or files that `lora-ft evaluate --predictions` wrote; at least two.
+        split: of the runs.
+        metrics: instead of those of the task.
+        task: task file whose settings hold; by default those of the first run.
+
+    Raises:
+        UsageError: answers are missing, or were given to different rows.
+    """
+    if len(names) < 2:
+        raise UsageError("there is nothing to compare", "name two runs, or files of answers, or more")
+    files = [_file(name, split) for name in names]
+    given = [_read(file) for file in files]
+    for name, rows in zip(names[1:], given[1:], strict=True):
+        _require_same(names[0], given[0], name, rows)
+    settings, measured = _settings(names, task, metrics)
+    references = [[str(text) for text in row["references"]] for row in given[0]]
+    answers = [[row["output"] for row in rows] for rows in given]
+    scored = [measure(measured, texts, references, settings) for texts in answers]
+    contenders = [
+        _contender(name, texts, found, scored[0] if at else None, settings)
+        for at, (name, texts, found) in enumerate(zip(names, answers, scored, strict=True))
+    ]
+    by = settings.metric if settings.metric in scored[0] else next(iter(scored[0]))
+    most = np.max([np.abs(one[by].rows - scored[0][by].rows) for one in scored[1:]], axis=0)
+    return Comparison(
+        contenders,
+        [row["prompt"] for row in given[0]],
+        references,
+        {how: [name for name, one in scored[0].items() if one.how == how] for how in _ways(scored[0])},
+        by,
+        [int(row) for row in np.argsort(-most, kind="stable")],
+    )
+
+
+def _ways(scored: dict[str, Scored]) -> list[str]:
+    return list(dict.fromkeys(one.how for one in scored.values() if one.how))
+
+
+def _contender(
+    name: str, answers: list[str], found: dict[str, Scored], first: dict[str, Scored] | None, settings: Evaluate
+) -> Contender:
+    seeds = {"seed": settings.seed, "resamples": settings.bootstrap}
+    return Contender(
+        name,
+        answers,
+        {score: one.estimate(**seeds) for score, one in found.items()},
+        {score: one.rows for score, one in found.items()},
+        {} if first is None else {score: test(one, first[score], **seeds) for score, one in found.items()},
+    )
+
+
+def _file(name: str, split: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    if not is_run(path):
+        raise UsageError(
+            f"{name} is neither a run nor a file of answers",
+            "a checkpoint, bundle or base answers with `lora-ft evaluate MODEL --task TASK --predictions FILE`",
+        )
+    file = path / PREDICTIONS.format(split)
+    if not file.is_file():
+        raise UsageError(f"{name} has not answered its {split} rows", f"lora-ft evaluate {name} --split {split}")
+    return file
+
+
+def _read(file: Path) -> list[Row]:
+    found = read_rows(Path(), str(file), "answers")
+    for where, row in found:
+        if not (isinstance(row.get("output"), str) and isinstance(row.get("references"), list) and row["references"]
+                and isinstance(row.get("prompt"), str)):  # fmt: skip
+            raise LoraFtError(f"{where} is no answer with prompt, output and references", "evaluate the model again")
+    if not found:
+        raise LoraFtError(f"{file} holds no answers", "evaluate the model again")
+    return [row for _, row in found]
+
+
+def _require_same(name: str, rows: Sequence[Row], other: str, theirs: Sequence[Row]) -> None:
+    """The same rows in the same order. Prompts may differ where both files say which rows they come from."""
+    for at, (row, their) in enumerate(zip(rows, theirs, strict=False)):
+        which = "row" if "row" in row and "row" in their else "prompt"
+        for key in (which, "references"):
+            if row[key] != their[key]:
+                raise UsageError(
+                    f"{name} and {other} answered different rows: row {at + 1} has another {key}, "
+                    f"'{_start(row)}' and '{_start(their)}'",
+                    "evaluate both on the same task and split",
+                )
+    if len(rows) != len(theirs):
+        raise UsageError(
+            f"{name} and {other} answered different rows: {len(rows):,} and {len(theirs):,} of them; row "
+            f"{min(len(rows), len(theirs)) + 1} is in one only",
+            "evaluate both with the same --limit",
+        )
+
+
+def _start(row: Row) -> str:
+    return " ".join(row["prompt"].split())[:40]
+
+
+def _settings(names: Sequence[str], task: str | None, metrics: Sequence[str]) -> tuple[Evaluate, list[str]]:
+    """How answers are scored, and by which metrics."""
+    file = task or next((str(Path(name) / TASK) for name in names if is_run(Path(name))), None)
+    if file is None:
+        settings = Evaluate(metrics=list(metrics or ("rouge",)))
+        return settings, settings.metrics
+    loaded = load_task(file, [f"evaluate.metrics=[{', '.join(metrics)}]"] if metrics else [])
+    return loaded.evaluate, loaded.evaluate.metrics if metrics else loaded.metrics

@@ -1,0 +1,133 @@
+"""What makes scores say more, or less, than they seem to. Each guard gives warnings, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from export.errors import LoraFtError
+from export.runtime.prompt import Prompt
+from export.runtime.text import Tokenizer
+from lora_ft.data import Example, load_splits
+from lora_ft.duplicates import near_duplicates
+from lora_ft.engines import Answer
+from lora_ft.metrics.words import dropped_share, is_unicode, sentence_splitter
+from lora_ft.task import SplitName, Task
+
+_FEW = 0.01  # shares below it move no score that anyone would quote
+_MANY_CUT = 0.05
+
+
+def of_rows(task: Task, split: SplitName, examples: Sequence[Example], *, chosen: bool) -> list[str]:
+    """Warnings about the rows to score.
+
+    Args:
+        task: whose they are.
+        split: that they come from.
+        examples: the rows.
+        chosen: the model may be a checkpoint that was chosen by the task's validation rows.
+    """
+    found: list[str] = []
+    if split == "train":
+        return ["these are the training rows; the scores say nothing about new ones"]
+    if task.data.train is not None:
+        try:
+            found += seen_in_training(task, split, examples, load_splits(task, ["train"]).train)
+        except LoraFtError as error:
+            found.append(f"the training rows are not at hand, overlap was not checked ({error.message})")
+    if not chosen:
+        return found
+    if split == "validation":
+        return [*found, "the checkpoint was chosen by these validation rows; the scores flatter"]
+    try:
+        return found + chose_the_checkpoint(split, examples, load_splits(task, ["validation"]).validation)
+    except LoraFtError:
+        return [*found, "the validation rows are not at hand; whether they chose the checkpoint was not checked"]
+
+
+def of_answers(task: Task, examples: Sequence[Example], answers: Sequence[Answer], tokenizer: Tokenizer) -> list[str]:
+    """Warnings about what was answered, and what it was scored against."""
+    texts = [answer.text for answer in answers]
+    references = [text for example in examples for text in example.references]
+    return [
+        *long_references(task, references, tokenizer),
+        *cut_answers(task, answers),
+        *empty_answers(texts),
+        *same_answers(texts),
+        *unsplit_sentences(task, [*texts, *references]),
+        *dropped_letters(task, [*texts, *references]),
+    ]
+
+
+def seen_in_training(task: Task, split: str, examples: Sequence[Example], train: Sequence[Example]) -> list[str]:
+    """Rows that are training rows, word for word or nearly. The template, which all have in common, is left out."""
+    prompts = {example.prompt for example in train}
+    same = sum(example.prompt in prompts for example in examples)
+    found = [f"{same:,} {split} prompts are training prompts too; the scores flatter"] if same else []
+    columns = Prompt(task.prompt).columns
+    new = [i for i, example in enumerate(examples) if example.prompt not in prompts]
+    near = near_duplicates([_text(examples[i], columns) for i in new], (_text(one, columns) for one in train))
+    if near:
+        first = min(near)
+        found.append(
+            f"{len(near):,} {split} rows are nearly training rows, such as row {new[first] + 1} and training row "
+            f"{near[first] + 1}; the scores flatter"
+        )
+    return found
+
+
+def chose_the_checkpoint(split: str, examples: Sequence[Example], validation: Sequence[Example]) -> list[str]:
+    """Rows by which the checkpoint was chosen (train.metric_for_best_model)."""
+    chose = {example.prompt for example in validation}
+    count = sum(example.prompt in chose for example in examples)
+    return [f"{count:,} {split} prompts are validation prompts too, which chose the checkpoint"] if count else []
+
+
+def long_references(task: Task, references: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+    """References that no answer can reach, as it ends before they do."""
+    limit = task.max_new_tokens
+    share = sum(len(row) > limit for row in tokenizer.encode_targets(references)) / len(references)
+    cut = ", and training cut its targets (lengths.long_targets)" if task.lengths.long_targets == "cut" else ""
+    if share < _FEW:
+        return []
+    return [f"{share:.0%} of the references have more than the {limit} tokens that an answer may have{cut}"]
+
+
+def cut_answers(task: Task, answers: Sequence[Answer]) -> list[str]:
+    """Answers that ended because they had to."""
+    share = sum(answer.cut for answer in answers) / len(answers)
+    if share < _MANY_CUT:
+        return []
+    return [f"{share:.0%} of the answers were cut at {task.max_new_tokens} tokens (generate.max_new_tokens)"]
+
+
+def empty_answers(texts: Sequence[str]) -> list[str]:
+    """Answers that say nothing."""
+    count = sum(not text.strip() for text in texts)
+    return [f"{count:,} of {len(texts):,} answers are empty"] if count else []
+
+
+def same_answers(texts: Sequence[str]) -> list[str]:
+    """One answer to everything."""
+    return ["every answer is the same text"] if len(texts) > 1 and len(set(texts)) == 1 else []
+
+
+def unsplit_sentences(task: Task, texts: Sequence[str]) -> list[str]:
+    """rougeLsum where it can be nothing but rougeL."""
+    split, _ = sentence_splitter()
+    if "rouge" not in task.evaluate.metrics or any(len(split(text)) > 1 for text in texts):
+        return []
+    return ["no text has more than one sentence, so rougeLsum is rougeL"]
+
+
+def dropped_letters(task: Task, texts: Sequence[str]) -> list[str]:
+    """Letters and digits that ROUGE does not see."""
+    if is_unicode(task.evaluate) or not any(name.startswith("rouge") for name in task.evaluate.metrics):
+        return []
+    share = dropped_share(texts)
+    if share <= _FEW:
+        return []
+    return [f"ROUGE drops {share:.0%} of the letters, which are not a to z: set evaluate.language or rouge_tokenizer"]
+
+
+def _text(example: Example, columns: Sequence[str]) -> str:
+    return "\n".join(str(example.row[column]) for column in columns)

@@ -1,0 +1,56 @@
+"""The page of a comparison: every text, safely, with what changed marked."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_ft.compare import compare
+from lora_ft.compare_page import marked, render
+from tests.lora_ft.test_compare import BAD, GOOD, write
+
+NASTY = '<script>alert(1)</script> & "quotes" </p><img src=x onerror=alert(1)>'
+
+
+def words(html: str) -> str:
+    return unescape(re.sub(r"</?(?:ins|del)>", "", html))
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_without_the_marks_the_texts_are_what_they_were(old: str, new: str) -> None:
+    assert tuple(map(words, marked(old, new))) == (old, new)
+
+
+def test_words_are_marked_and_not_letters() -> None:
+    assert marked("the cat sat", "the cats sat down") == (
+        "the <del>cat</del> sat", "the <ins>cats</ins> sat<ins> down</ins>",
+    )  # fmt: skip
+    assert marked("今日は雨", "今日は晴") == ("今日は<del>雨</del>", "今日は<ins>晴</ins>")
+    assert marked("", "new") == ("", "<ins>new</ins>")
+
+
+def test_the_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
+    names = [write(tmp_path / "a.jsonl", GOOD), write(tmp_path / "b.jsonl", [NASTY, *BAD[1:]])]
+    found = compare(names)
+    page = render(found, rows=3)
+    assert page.startswith("<!doctype html>") and page.rstrip().endswith("</html>")
+    assert "<script" not in page and "<img" not in page and "http:" not in page and "https:" not in page
+    assert "default-src 'none'" in page and "prefers-color-scheme: dark" in page
+    assert page.count("<article") == 3 and "3 of 4 rows" in page
+    assert NASTY in words(page)
+    for name in ("rouge1", "rougeLsum"):
+        assert f">{name}</th>" in page
+    change = found.contenders[1].differences["rouge1"]
+    assert change.estimate.signed in page and f"{change.p:.3f}" in page
+    assert "struck out" in page
+
+
+def test_of_three_models_each_is_marked_against_the_first(tmp_path: Path) -> None:
+    three = [write(tmp_path / f"{i}.jsonl", texts) for i, texts in enumerate((GOOD, BAD, GOOD))]
+    page = render(compare(three), rows=4)
+    assert "<del>" not in page and "<ins>sun</ins>" in page
+    assert page.count('<div class="texts">') == 4

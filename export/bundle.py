@@ -17,7 +17,7 @@ from export.architecture import Architecture
 from export.checkpoint import Checkpoint
 from export.errors import LoraFtError
 from export.graph import WeightFile
-from export.graphs import decoder_model, encoder_model, rank_model, select_model
+from export.graphs import best_model, decoder_model, encoder_model, normal_model, select_model
 from export.runtime import manifest
 from export.runtime.cpu import allowed_cpus
 from export.runtime.generator import Generator
@@ -84,7 +84,8 @@ def assemble(
             "encoder": encoder_model(t5, file),
             "decoder": decoder_model(t5, file),
             "step": decoder_model(t5, file, step=True),
-            "rank": rank_model(t5),
+            "normal": normal_model(t5),
+            "best": best_model(t5),
             "select": select_model(t5),
         }
     for name, model in models.items():

@@ -3,7 +3,8 @@
     encoder  input_ids[b,s], attention_mask[b,s] -> cross.<layer>.key|value [b,heads,s,d_kv]
     decoder  tokens of every row, each row at its own position, keys and values written where the cache lies
     step     the same and faster for a single token of each row, any number of one row, or the first call
-    rank     the likeliest tokens of a step, for beams and sampling
+    normal   log-probabilities of logits, for beams
+    best     the likeliest tokens of a step, for beams and sampling
     select   rows of a cache, for beams that change places and rows that are finished
 
 The cross keys and values are computed once, by the encoder (microsoft/onnxruntime PR#23949). First and later steps are
@@ -98,13 +99,21 @@ def select_model(t5: T5) -> onnx.ModelProto:
     return g.model()
 
 
-def rank_model(t5: T5) -> onnx.ModelProto:
-    """logits[b,q,vocabulary], count[1] -> log_probs[b,q,count], falling, and their tokens[b,q,count]"""
-    g = Graph("rank")
+def normal_model(t5: T5) -> onnx.ModelProto:
+    """logits[b,q,vocabulary] -> log_probs[b,q,vocabulary]"""
+    g = Graph("normal")
     logits = g.input("logits", FLOAT, "b", "q", t5.architecture.vocabulary)
+    g.op("LogSoftmax", logits, output=g.output("log_probs", FLOAT, "b", "q", t5.architecture.vocabulary), axis=-1)
+    return g.model()
+
+
+def best_model(t5: T5) -> onnx.ModelProto:
+    """scores[b,q,vocabulary], count[1] -> highest[b,q,count], falling, and their tokens[b,q,count]"""
+    g = Graph("best")
+    scores = g.input("scores", FLOAT, "b", "q", t5.architecture.vocabulary)
     count = g.op("Min", g.input("count", INT64, 1), g.ints(t5.architecture.vocabulary))
-    outputs = [g.output("log_probs", FLOAT, "b", "q", "k"), g.output("tokens", INT64, "b", "q", "k")]
-    g.ops("TopK", g.op("LogSoftmax", logits, axis=-1), count, outputs=outputs, axis=-1)
+    outputs = [g.output("highest", FLOAT, "b", "q", "k"), g.output("tokens", INT64, "b", "q", "k")]
+    g.ops("TopK", scores, count, outputs=outputs, axis=-1)
     return g.model()
 
 

@@ -14,7 +14,7 @@ FORMAT = "lora-ft bundle"
 VERSION = 4
 WEIGHTS = "weights.bin"  # the one file of external data that the graphs share
 PROBE = "probe.json"  # answers to repeat the verification with
-GRAPHS = ("encoder.onnx", "step.onnx", "decoder.onnx", "rank.onnx", "select.onnx")
+GRAPHS = ("encoder.onnx", "step.onnx", "decoder.onnx", "normal.onnx", "best.onnx", "select.onnx")
 FILES = (*GRAPHS, WEIGHTS, PROBE, "tokenizer.json", "config.json", "generation_config.json", "prompt.json")
 
 

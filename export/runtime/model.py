@@ -21,7 +21,7 @@ from export.runtime.session import open_session
 
 _ROOM = 64  # tokens that a cache has room for at first
 _MASK = "encoder_attention_mask"
-_READ = ("next", "log_probs", "tokens")
+_READ = ("next", "highest", "tokens")
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,21 @@ class Model:
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """As `step` for single tokens [b, 1]: (log-probabilities, tokens) of the likeliest, falling, [b, count]."""
         logits = self._advance(source, cache, tokens, "logits")
-        made = self._run("rank", [logits, _value(np.array([count]))], ["log_probs", "tokens"])
-        log_probs, best = (value.numpy()[:, -1] for value in made)
-        return log_probs, best
+        return self._best(*self._run("normal", [logits], ["log_probs"]), count)
+
+    def log_probs(self, source: Source, cache: Cache, tokens: np.ndarray) -> np.ndarray:
+        """As `step` for single tokens [b, 1]: log-probabilities of every next one float32 [b, vocabulary]."""
+        (made,) = self._run("normal", [self._advance(source, cache, tokens, "logits")], ["log_probs"])
+        return made.numpy()[:, -1]
+
+    def best(self, scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the highest of some scores [b, vocabulary], falling, their tokens), each [b, count]."""
+        return self._best(_value(scores[:, None]), count)
+
+    def _best(self, scores: ort.OrtValue, count: int) -> tuple[np.ndarray, np.ndarray]:
+        made = self._run("best", [scores, _value(np.array([count]))], ["highest", "tokens"])
+        highest, tokens = (value.numpy()[:, -1] for value in made)
+        return highest, tokens
 
     def _advance(
         self, source: Source, cache: Cache, tokens: np.ndarray, wanted: str, early: bool = False
@@ -248,7 +260,8 @@ class Model:
             "encoder": ["input_ids", "attention_mask"],
             "decoder": ["input_ids", "lengths", "early", *state],
             "step": ["input_ids", "lengths", "early", *state],
-            "rank": ["logits", "count"],
+            "normal": ["logits"],
+            "best": ["scores", "count"],
             "select": ["rows", *self._names],
         }
 

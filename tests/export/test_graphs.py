@@ -17,8 +17,9 @@ from transformers import T5ForConditionalGeneration
 
 from export.checkpoint import Checkpoint
 from export.graph import IR_VERSION, WeightFile
-from export.graphs import decoder_model, encoder_model, rank_model, select_model, single_model
+from export.graphs import best_model, decoder_model, encoder_model, normal_model, select_model, single_model
 from export.runtime.session import open_session
+from export.t5 import T5
 from tests.export.family import Graphs, assert_close, inputs, save_member
 from tests.export.oracle import END, PAD, torch_greedy, torch_logits, torch_model
 
@@ -204,11 +205,17 @@ def test_rows_of_a_cache_are_selected(flan: Graphs, rows: list[int], length: int
     assert all(np.array_equal(array, values[name][rows]) for name, array in zip(names, made, strict=True))
 
 
+def ranked(t5: T5, logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of the likeliest tokens, and those."""
+    normal, best = (open_session(build(t5).SerializeToString(), threads=1) for build in (normal_model, best_model))
+    (log_probs,) = normal.run(["log_probs"], {"logits": logits})
+    return tuple(best.run(["highest", "tokens"], {"scores": log_probs, "count": np.array([count])}))
+
+
 @pytest.mark.parametrize("count", [1, 4, 80, 500])
 def test_the_likeliest_tokens_are_ranked_with_their_log_probabilities(flan: Graphs, count: int) -> None:
     logits = np.random.default_rng(0).standard_normal((3, 2, flan.architecture.vocabulary), np.float32) * 9
-    session = open_session(rank_model(flan.t5).SerializeToString(), threads=1)
-    log_probs, tokens = session.run(["log_probs", "tokens"], {"logits": logits, "count": np.array([count])})
+    log_probs, tokens = ranked(flan.t5, logits, count)
     expected = torch.log_softmax(torch.from_numpy(logits), -1).topk(min(count, flan.architecture.vocabulary))
     assert_close(log_probs, expected.values.numpy())
     assert np.array_equal(tokens, expected.indices.numpy())
@@ -217,14 +224,13 @@ def test_the_likeliest_tokens_are_ranked_with_their_log_probabilities(flan: Grap
 def test_a_token_that_cannot_be_made_is_ranked_last(flan: Graphs) -> None:
     logits = np.zeros((1, 1, flan.architecture.vocabulary), np.float32)
     logits[0, 0, 7], logits[0, 0, 5] = -np.inf, 2
-    session = open_session(rank_model(flan.t5).SerializeToString(), threads=1)
-    log_probs, tokens = session.run(["log_probs", "tokens"], {"logits": logits, "count": np.array([80])})
+    log_probs, tokens = ranked(flan.t5, logits, 80)
     assert (tokens[0, 0, 0], tokens[0, 0, -1]) == (5, 7)
     assert np.isneginf(log_probs[0, 0, -1]) and np.isfinite(log_probs[0, 0, :-1]).all()
 
 
 def test_the_graphs_are_of_an_ir_that_old_runtimes_read(flan: Graphs) -> None:
-    builds = encoder_model, decoder_model, rank_model, select_model, single_model
+    builds = encoder_model, decoder_model, normal_model, best_model, select_model, single_model
     for model in (*(build(flan.t5) for build in builds), decoder_model(flan.t5, step=True)):
         assert model.ir_version == IR_VERSION == 10
         assert {entry.domain for entry in model.opset_import} == {"", "com.microsoft"}

@@ -12,7 +12,7 @@ import numpy as np
 from export.runtime.decoding.piece import Piece, Special
 from export.runtime.model import Cache, Model, Source
 from export.runtime.options import Options
-from export.runtime.processors import Processor, log_softmax, processors
+from export.runtime.processors import Processor, processors
 from export.runtime.text import trim
 
 _WORST = np.float32(-1e9)
@@ -107,11 +107,10 @@ def _candidates(
     last = tokens[:, -1:]
     if not edits:
         return model.likeliest(source, cache, last, count)
-    log_probs = log_softmax(model.logits(source, cache, last)[:, -1])
+    log_probs = model.log_probs(source, cache, last)
     for edit in edits:
         log_probs = edit(tokens, log_probs)
-    best = _top(log_probs, count)
-    return np.take_along_axis(log_probs, best, axis=1), best
+    return model.best(log_probs, count)
 
 
 def _of_beams(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:

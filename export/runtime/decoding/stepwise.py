@@ -50,12 +50,11 @@ def _next(
         logits = model.logits(source, cache, last)[:, -1]
         for edit in edits:
             logits = edit(tokens, logits)
-        kinds = np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
-        if candidates:  # the likeliest few, as below
-            kinds = np.argpartition(-logits, min(candidates, logits.shape[1]) - 1, axis=1)[:, :candidates]
-        scores = np.take_along_axis(logits, kinds, axis=1)
-        if not options.do_sample:
-            scores = np.take_along_axis(log_softmax(logits), kinds, axis=1)
+        if candidates:
+            wanted = log_softmax(logits) if options.output_scores and not options.do_sample else logits
+            scores, kinds = model.best(wanted, candidates)
+        else:
+            scores, kinds = logits, np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
     else:
         scores, kinds = model.likeliest(source, cache, last, candidates)
     place, score = _sample(scores, options, rng) if options.do_sample else (np.zeros(len(tokens), int), scores[:, 0])

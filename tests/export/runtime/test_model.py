@@ -238,6 +238,6 @@ def test_a_graph_is_loaded_when_it_is_first_used(published: Path, monkeypatch: p
     cache = model.cache(4)
     model.step(source, cache, start)
     assert asked(lambda: model.step(source, cache, np.repeat(start, 2, axis=1))) == [("decoder.onnx", 1)]
-    assert asked(lambda: model.likeliest(source, model.cache(4), start, 3)) == [("rank.onnx", 1)]
+    assert asked(lambda: model.likeliest(source, model.cache(4), start, 3)) == [("normal.onnx", 1), ("best.onnx", 1)]
     assert asked(lambda: model.select_source(source, np.array([0]))) == [("select.onnx", 1)]
     assert asked(lambda: model.encode(IDS, MASK)) == []

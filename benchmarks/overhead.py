@@ -1,0 +1,110 @@
+"""What share of generating is not spent inside ONNX Runtime: feeding it, choosing tokens, keeping rows apart.
+
+    python -m benchmarks.overhead BUNDLE... [--rounds 7] [--json FILE]
+
+128 tokens in, 64 out; medians over rounds. The clock is read twice a call, which counts as outside.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from export.files import write_json
+from export.runtime import Generator
+from export.runtime.model import Model, Step
+from lora_ft.doctor import environment
+
+_SOURCE, _NEW = 128, 64
+_WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "top_k": 50},
+    "beams of 4": {"num_beams": 4},
+}
+
+
+class Clock:
+    """Seconds inside ONNX Runtime since it was set to 0."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its time added up."""
+
+        def run(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - began
+
+        return run
+
+
+class _TimedStep(Step):
+    clock = Clock()
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._run = self.clock.timed(self._run)
+
+
+def measure(bundle: Path, rounds: int, clock: Clock) -> list[dict[str, Any]]:
+    """Milliseconds, and the share of them outside, of each way to choose tokens at batch 1 and 8."""
+    generator = Generator.load(bundle)
+    found = []
+    for batch in (1, 8):
+        ids = np.random.default_rng(0).integers(3, generator.tokenizer.size, (batch, _SOURCE))
+        for name, options in _WAYS.items():
+            times, shares = [], []
+            for turn in range(rounds + 1):
+                clock.seconds, began = 0.0, time.perf_counter()
+                generator.generate_ids(
+                    ids, np.ones_like(ids), max_new_tokens=_NEW, min_new_tokens=_NEW, prompt_lookup=False, **options
+                )
+                seconds = time.perf_counter() - began
+                if turn:  # the first one loads and allocates
+                    times.append(seconds)
+                    shares.append(1 - clock.seconds / seconds)
+            found.append({
+                "bundle": bundle.name, "precision": generator.manifest["precision"], "batch": batch, "decoding": name,
+                "milliseconds": round(1000 * statistics.median(times), 1),
+                "outside": round(statistics.median(shares), 4),
+            })  # fmt: skip
+    return found
+
+
+def main(
+    bundles: list[Path],
+    rounds: Annotated[int, typer.Option(min=1)] = 7,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+) -> None:
+    """Print it for each bundle."""
+    import export.runtime.model as runtime
+
+    runtime.Step = _TimedStep  # type: ignore[misc]
+    Model._run = _timed_run(_TimedStep.clock, Model._run)  # type: ignore[method-assign]
+    found = [one for bundle in bundles for one in measure(bundle, rounds, _TimedStep.clock)]
+    if json_file is not None:
+        write_json(json_file, {"environment": environment(), "cases": found})
+    for one in found:
+        print(
+            f"{one['precision']}, batch {one['batch']}, {one['decoding']}: {one['milliseconds']:.0f} ms, "
+            f"{one['outside']:.1%} of them outside ONNX Runtime"
+        )
+
+
+def _timed_run(clock: Clock, run: Callable[..., Any]) -> Callable[..., Any]:
+    timed = clock.timed(run)
+    return lambda model, *arguments: timed(model, *arguments)
+
+
+if __name__ == "__main__":
+    typer.run(main)

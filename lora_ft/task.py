@@ -239,7 +239,8 @@ class Evaluate(Section):
     """How answers are scored."""
 
     metrics: Annotated[list[str], Field(min_length=1)] = ["rouge"]
-    """What `lora-ft evaluate` gives: rouge, rougeSU4, bleu, chrf, exact_match, f1, meteor, bertscore."""
+    """What `lora-ft evaluate` gives: rouge, rougeSU4, bleu, chrf, exact_match, f1, meteor, bertscore;
+    structured comes by itself where answers are JSON."""
     metric: str = "rouge1"
     """The score that an ONNX precision must not lose: rouge1, rouge2, rougeL, rougeLsum, or any other of `metrics`;
     exact_match for classification."""

@@ -23,7 +23,7 @@ from lora_ft.task import Evaluate
 ANSWERS = ["The cat sat on the mat.", "A man, walking his dog", "", "same text here", "no words shared"]
 ONE = [["The cat is on the mat."], ["A man walks the dog."], ["something"], ["same text here"], ["wholly other"]]
 MORE = [[*ONE[0], "There is a cat on the mat."], ONE[1], [*ONE[2], "else", "more"], *ONE[3:]]
-OFFLINE = [name for name in GIVES if name not in ("meteor", "bertscore")]
+OFFLINE = [name for name in GIVES if name not in ("meteor", "bertscore", "structured")]
 some_words = st.lists(st.sampled_from("abcde"), max_size=9)
 
 

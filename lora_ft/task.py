@@ -386,3 +386,10 @@ class Task(Section):
             name: value for name, value in self.generate.model_dump().items() if value != getattr(defaults, name)
         }
         return changed | {"max_new_tokens": self.max_new_tokens}
+
+    def chat_settings(self) -> dict[str, Any] | None:
+        """What going on with a chat takes besides the prompt, or None where the rows are no chats."""
+        chat = self.data.chat
+        if chat is None:
+            return None
+        return {"context": chat.context, "characters": chat.characters, "generate": self.generation_options()}

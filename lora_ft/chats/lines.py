@@ -51,5 +51,5 @@ def parse_lines(text: str) -> list[Line]:
         if line is not None:
             found.append(line)
         elif found:
-            found[-1] = Line(found[-1].name, f"{found[-1].text}\n{row}".rstrip())
-    return found
+            found[-1] = Line(found[-1].name, f"{found[-1].text}\n{row}")
+    return [Line(name, said.rstrip()) for name, said in found]

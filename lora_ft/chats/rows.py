@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from export.errors import UsageError
 from lora_ft.chats.formats import read_chats
 from lora_ft.chats.lines import Line, context_of
 from lora_ft.chats.message import Message
@@ -24,14 +25,18 @@ def read_chat_rows(
         shares: of the splits to cut off the sessions of "train", if that is among the sources.
 
     Raises:
-        UsageError: a file is missing or no export, or too few sessions are there to split.
+        UsageError: a file is missing or no export, or there is too little in it.
         LoraFtError: a file is damaged.
     """
     assert data.root is not None and data.chat is not None  # load_task sets the one, the caller looked at the other
     parts = {name: _sessions(data, source, f"data.{name}") for name, source in sources.items()}
     if shares and "train" in parts:
         parts |= cut(parts["train"], shares)
-    return {name: list(_rows(sessions, data.chat)) for name, sessions in parts.items()}
+    rows = {name: list(_rows(sessions, data.chat)) for name, sessions in parts.items()}
+    for name in (name for name, found in rows.items() if not found):
+        source = f"data.{name}: {sources[name]}" if name in sources else f"data.split.{name}"
+        raise UsageError(f"{source} holds no message that another one precedes", "give a longer chat")
+    return rows
 
 
 def _sessions(data: Data, source: str | list[str], key: str) -> list[Session]:

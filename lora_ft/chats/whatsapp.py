@@ -94,18 +94,18 @@ class _Reading:
 
     impossible: int = 0
     backward: int = 0
-    days: list[int] = field(default_factory=list)
+    days: list[int] = field(default_factory=list)  # the first and the last
 
     def add(self, day: int | None) -> None:
         if day is None:
             self.impossible += 1
             return
-        self.backward += bool(self.days) and day < self.days[-1]
-        self.days = [min(self.days[0], day), day] if self.days else [day, day]
+        self.backward += bool(self.days) and day < self.days[1]
+        self.days = [self.days[0] if self.days else day, day]
 
-    def badness(self) -> tuple[int, int, int]:
-        """An export runs forward in time, and a chat is dense rather than sparse."""
-        return self.impossible, self.backward, self.days[-1] - self.days[0] if self.days else 0
+    def badness(self, order: str) -> tuple[int, int, bool, int]:
+        """An export runs forward in time, two digits of a year seldom come first, and chats are dense, not sparse."""
+        return self.impossible, self.backward, order == "ymd", self.days[1] - self.days[0] if self.days else 0
 
 
 def _order(file: File) -> str:
@@ -122,7 +122,7 @@ def _order(file: File) -> str:
     if not any(reading.days for reading in readings.values()):
         raise UsageError(f"{file} holds no WhatsApp message", "is it the text that WhatsApp's Export chat made?")
     likely = ("mdy", "dmy", "ymd") if american else _ORDERS
-    return min(likely, key=lambda order: readings[order].badness())
+    return min(likely, key=lambda order: readings[order].badness(order))
 
 
 @functools.lru_cache(maxsize=1024)

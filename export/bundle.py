@@ -39,6 +39,7 @@ class Origin:
         source_length: most tokens of a prompt.
         max_new_tokens: most tokens of an answer.
         versions: of packages that took part before (torch, transformers, peft).
+        chat: what going on with a chat takes besides the prompt, or None.
     """
 
     base: str
@@ -47,6 +48,7 @@ class Origin:
     source_length: int
     max_new_tokens: int
     versions: Mapping[str, str]
+    chat: Mapping[str, Any] | None = None
 
 
 def read_model(folder: Path) -> tuple[Architecture, Checkpoint]:
@@ -94,7 +96,7 @@ def assemble(
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", _generation(config, origin))
     prompt = {"template": origin.template, "codec": tokenizer.codec.name, "source_length": origin.source_length}
-    _write(folder / "prompt.json", prompt)
+    _write(folder / "prompt.json", prompt | ({"chat": origin.chat} if origin.chat else {}))
     content = {
         "format": manifest.FORMAT,
         "version": manifest.VERSION,

@@ -11,6 +11,7 @@ from typing import Any
 from export.errors import LoraFtError, UsageError, first_line
 from export.runtime.codec import Codec, codec_named
 from export.runtime.prompt import Prompt
+from lora_ft.chats.rows import read_chat_rows
 from lora_ft.hub import require_hub
 from lora_ft.readers import Row, read_rows
 from lora_ft.task import SPLITS, Data, Task
@@ -61,13 +62,17 @@ def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
     data = task.data
     wanted = set(only)
     cut = _shares_to_cut(data)
-    rows = {
-        name: _read(data, name, source)
+    sources = {
+        name: source
         for name in SPLITS
         if (source := getattr(data, name)) is not None and (name in wanted or (name == "train" and wanted & set(cut)))
     }
-    if cut and "train" in rows:  # also where only training rows are wanted: what is cut off is not among them
-        rows |= _cut(rows["train"], cut, data.split.seed if data.split else 0)
+    if data.chat is not None:
+        rows = read_chat_rows(data, sources, cut)
+    else:
+        rows = {name: _read(data, name, source) for name, source in sources.items()}
+        if cut and "train" in rows:  # also where only training rows are wanted: what is cut off is not among them
+            rows |= _cut(rows["train"], cut, data.split.seed if data.split else 0)
     prompt, codec = Prompt(task.prompt), codec_named(task.codec)
     return Splits(
         **{name: _examples(rows.get(name, []) if name in wanted else [], prompt, codec, data, name) for name in SPLITS}

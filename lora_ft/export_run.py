@@ -157,6 +157,7 @@ def _opened(name: str, progress: Progress) -> Iterator[tuple[Path, T5ForConditio
                 source_length=task.lengths.source if task else SOURCE_LENGTH,
                 max_new_tokens=task.max_new_tokens if task else MAX_NEW_TOKENS,
                 versions={package: version(package) for package in ("torch", "transformers", "peft")},
+                chat=task.chat_settings() if task else None,
             ),
         )
 

@@ -31,6 +31,7 @@ class Model:
         options: its task's generation options, max_new_tokens among them.
         notice: what a user of it must know, or "".
         task: where it has one (a bundle carries only its prompt).
+        chat: of a task about chats, what `lora_ft.chat` needs.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Model:
     options: dict[str, Any]
     notice: str = ""
     task: Task | None = None
+    chat: dict[str, Any] | None = None
 
 
 def open_model(name: str, *, provider: str = "auto") -> Model:
@@ -56,7 +58,7 @@ def open_model(name: str, *, provider: str = "auto") -> Model:
     if is_bundle(folder):
         generator = Generator.load(folder, provider=provider)
         return Model("bundle", name, OnnxEngine(generator), generator.prompt,
-                     generator.defaults)  # fmt: skip
+                     generator.defaults, chat=generator.chat)  # fmt: skip
     if provider != "auto":
         raise UsageError(f"{name} is no bundle, and --provider is for bundles", "export it first")
     _require_torch(name)
@@ -78,7 +80,8 @@ def _open_run(name: str) -> Model:
     merged = merge_in_memory(run)
     task = run.task
     engine = TorchEngine(_placed(merged.model), load_tokenizer(merged.base.folder, task.codec), task.lengths.source)
-    return Model("run", name, engine, Prompt(task.prompt), task.generation_options(), merged.base.notice, task)
+    return Model("run", name, engine, Prompt(task.prompt), task.generation_options(), merged.base.notice, task,
+                 task.chat_settings())  # fmt: skip
 
 
 def _open_checkpoint(name: str) -> Model:
@@ -99,6 +102,7 @@ def _open_checkpoint(name: str) -> Model:
         task.generation_options() if task else {"max_new_tokens": MAX_NEW_TOKENS},
         base.notice,
         task,
+        task.chat_settings() if task else None,
     )
 
 

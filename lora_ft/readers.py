@@ -30,7 +30,7 @@ def read_rows(root: Path, names: str | list[str], key: str) -> list[tuple[str, R
         LoraFtError: a file is damaged or not UTF-8.
     """
     rows: list[tuple[str, Row]] = []
-    for file in _files(root, names, key):
+    for file in find_files(root, names, key):
         reader = READERS.get(file.suffix.lower())
         if reader is None:
             raise UsageError(f"{key}: {file} has no reader", f"formats: {', '.join(READERS)}")
@@ -38,10 +38,16 @@ def read_rows(root: Path, names: str | list[str], key: str) -> list[tuple[str, R
     return rows
 
 
-def _files(root: Path, names: str | list[str], key: str) -> Iterator[Path]:
+def find_files(root: Path, names: str | list[str], key: str, *, folders: bool = False) -> Iterator[Path]:
+    """The files that `names` stand for, in order; with `folders`, a folder may be named too.
+
+    Raises:
+        UsageError: a name stands for none.
+    """
     for name in [names] if isinstance(names, str) else names:
         path = root / Path(name).expanduser()
-        found = [path] if path.is_file() else _matching(root, str(Path(name).expanduser()))
+        named = path.is_file() or (folders and path.is_dir())
+        found = [path] if named else _matching(root, str(Path(name).expanduser()))
         if not found:
             raise UsageError(
                 f"{key}: no file {path}", "correct the name, or set data.root to the folder it starts from"

@@ -57,7 +57,7 @@ class Split(Section):
     test: Share = 0.0
     """Share of the rows for testing, where none is given."""
     seed: int = 0
-    """Of the shuffle before the cut."""
+    """Of the shuffle before the cut; sessions of chats are not shuffled."""
 
 
 class Limits(Section):
@@ -66,6 +66,29 @@ class Limits(Section):
     train: Positive | None = None
     validation: Positive | None = None
     test: Positive | None = None
+
+
+class Chat(Section):
+    """The files are exports of chats; a row is a message and what precedes it: context, response, sender."""
+
+    format: Literal["auto", "telegram", "whatsapp", "slack", "discord"] = "auto"
+    """auto: by the file's name and its first keys."""
+    only: list[str] | None = None
+    """Chats of an export of several, by name; by default all."""
+    keep: Positive = 20_000
+    """The newest so many messages of each file."""
+    gap_minutes: Annotated[float, Field(gt=0)] = 120
+    """A session ends where nobody speaks for longer."""
+    context: Positive = 10
+    """Most messages of a context."""
+    before: NotNegative = 5
+    """Messages from before the session, where fewer than two precede within it."""
+    characters: Annotated[int, Field(ge=80)] = 1500
+    """Longest context; the oldest messages leave first. Prompts are cut at their end, where the newest ones are."""
+    anonymize: bool = False
+    """Give everybody another name, also in mentions and texts."""
+    seed: int = 0
+    """Of the other names."""
 
 
 class Data(Section):
@@ -83,6 +106,8 @@ class Data(Section):
     """File, glob or list of them."""
     validation: str | list[str] | None = None
     test: str | list[str] | None = None
+    chat: Chat | None = None
+    """The files are exports of chats instead; data.split then cuts whole sessions, the newest for testing."""
     target: str = "target"
     """Column with the text to be generated."""
     references: str | None = None
@@ -94,6 +119,10 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _has_rows(self) -> Data:
+        if self.chat is not None and self.hub is not None:
+            raise ValueError("chat reads local files; remove hub")
+        if self.chat is not None and "target" not in self.model_fields_set:
+            self.target = "response"
         if self.train is None and self.hub is not None:
             self.train = "train"
         if self.train is None and self.validation is None and self.test is None:
@@ -358,3 +387,10 @@ class Task(Section):
             name: value for name, value in self.generate.model_dump().items() if value != getattr(defaults, name)
         }
         return changed | {"max_new_tokens": self.max_new_tokens}
+
+    def chat_settings(self) -> dict[str, Any] | None:
+        """What going on with a chat takes besides the prompt, or None where the rows are no chats."""
+        chat = self.data.chat
+        if chat is None:
+            return None
+        return {"context": chat.context, "characters": chat.characters, "generate": self.generation_options()}

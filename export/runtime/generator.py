@@ -45,6 +45,7 @@ class Generator:
         tokenizer: its tokenizer, with its task's codec.
         prompt: its task's prompt, or None where it was exported without a task.
         source_length: most tokens of a prompt; what is longer is cut.
+        chat: of a task about chats, what going on with one takes besides the prompt; else None.
         defaults: its own options of generation.
         special: its start, end and padding tokens.
         model: its graphs.
@@ -57,6 +58,7 @@ class Generator:
         self.tokenizer = Tokenizer(folder / "tokenizer.json", codec_named(task["codec"]))
         self.prompt = Prompt(task["template"]) if task["template"] is not None else None
         self.source_length: int = task["source_length"]
+        self.chat: dict[str, Any] | None = task.get("chat")
         tokens = (generation.pop(f"{name}_token_id") for name in ("decoder_start", "eos", "pad"))
         self.special = Special(*tokens)
         self.defaults: dict[str, Any] = generation

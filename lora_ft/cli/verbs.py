@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_ft.cli import bench
+from lora_ft.cli.chat import chat
 from lora_ft.cli.screen import Screen
 
 if TYPE_CHECKING:
@@ -335,6 +336,7 @@ def recipes() -> None:
         print(f"{name}\t{recipe_file(name)}")
 
 
+app.command()(chat)
 app.add_typer(bench.app, name="bench")
 
 

@@ -167,3 +167,15 @@ def test_what_the_clinical_recipe_says_of_its_rows_is_true(clinical: tuple[Task,
         stated = re.search(rf"^  {name}: {name}\.jsonl # (\d+)", text, re.MULTILINE)
         assert stated is not None and int(stated[1]) == len(clinical[1][name])
     assert f"The {sum(len(clinical[1][name]) for name in SPLITS)} notes" in text
+
+
+def test_the_group_chat_is_split_by_session_into_people_who_speak_in_every_part(export: dict[str, Any]) -> None:
+    task = load_task("group-chat")
+    splits = load_splits(task)
+    people = [{example.row["sender"] for example in splits[name]} for name in SPLITS]
+    assert people == [{"Brannagh", "Lumi", "Oswin", "Tuck", "Zsófi"}] * 3
+    assert splits.overlap == 0 and task.generate.do_sample
+    spoken = [message for message in export["messages"] if message["type"] == "message"]
+    firsts = 3  # of each part, which nothing precedes
+    assert sum(len(splits[name]) for name in SPLITS) == sum(bool(message["text"]) for message in spoken) - firsts
+    assert f"The {len(spoken)} messages" in recipe_file("group-chat").read_text(encoding="utf-8")

@@ -1,0 +1,67 @@
+"""Rows of chats: the columns `context`, `response` and `sender`, split such that no split saw another's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from export.errors import UsageError
+from lora_ft.chats.formats import read_chats
+from lora_ft.chats.lines import Line, context_of
+from lora_ft.chats.message import Message
+from lora_ft.chats.names import anonymize
+from lora_ft.chats.sessions import Session, cut, sessions_of, turns
+from lora_ft.readers import Row, find_files
+from lora_ft.task import Chat, Data
+
+
+def read_chat_rows(
+    data: Data, sources: Mapping[str, str | list[str]], shares: Mapping[str, float]
+) -> dict[str, list[tuple[str, Row]]]:
+    """(where, row) of each split; where is "file chat#message".
+
+    Args:
+        data: with `chat`, and `root`.
+        sources: files of the splits to read.
+        shares: of the splits to cut off the sessions of "train", if that is among the sources.
+
+    Raises:
+        UsageError: a file is missing or no export, or there is too little in it.
+        LoraFtError: a file is damaged.
+    """
+    assert data.root is not None and data.chat is not None  # load_task sets the one, the caller looked at the other
+    parts = {name: _sessions(data, source, f"data.{name}") for name, source in sources.items()}
+    if shares and "train" in parts:
+        parts |= cut(parts["train"], shares)
+    rows = {name: list(_rows(sessions, data.chat)) for name, sessions in parts.items()}
+    for name in (name for name, found in rows.items() if not found):
+        source = f"data.{name}: {sources[name]}" if name in sources else f"data.split.{name}"
+        raise UsageError(f"{source} holds no message that another one precedes", "give a longer chat")
+    return rows
+
+
+def _sessions(data: Data, source: str | list[str], key: str) -> list[Session]:
+    """Sessions of every chat in some files, in the order of files and chats."""
+    assert data.root is not None and data.chat is not None
+    settings = data.chat
+    found: list[Session] = []
+    for file in find_files(data.root, source, key, folders=True):
+        chats = read_chats(file, settings.format, settings.keep, settings.only)
+        if settings.anonymize:
+            chats = anonymize(chats, settings.seed)
+        for chat, messages in chats.items():
+            found += sessions_of(f"{file} {chat}".strip(), messages, 60 * settings.gap_minutes)
+    return found
+
+
+def _rows(sessions: Sequence[Session], settings: Chat) -> Iterator[tuple[str, Row]]:
+    for turn in turns(sessions, context=settings.context, before=settings.before):
+        row = {
+            "context": context_of([_line(message) for message in turn.context], settings.characters),
+            "response": str(_line(turn.response)),
+            "sender": turn.response.sender,
+        }
+        yield f"{turn.chat}#{turn.response.id}", row
+
+
+def _line(message: Message) -> Line:
+    return Line(message.sender, message.text)

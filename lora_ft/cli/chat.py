@@ -1,0 +1,119 @@
+"""The verb `chat`: what is typed and what is drawn."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from lora_ft.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from lora_ft.chat import Conversation, Event
+    from lora_ft.chats.lines import Line
+
+
+def chat(
+    model: Annotated[str, typer.Argument(metavar="RUN|BUNDLE", help="A model that was trained on a chat.")],
+    you: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Whom you speak as.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Let the model speak so many times by itself, then end.")
+    ] = None,
+    start: Annotated[str, typer.Option(metavar="FILE|TEXT", help="What was said before, in `Name: text` lines.")] = "",
+    context: Annotated[int | None, typer.Option(min=1, help="Lines the model sees; by default the task's.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    do_sample: Annotated[bool | None, typer.Option("--do-sample/--greedy", help="By default as the task says.")] = None,
+    temperature: Annotated[float | None, typer.Option()] = None,
+    top_k: Annotated[int | None, typer.Option(min=0)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    repetition_penalty: Annotated[float | None, typer.Option()] = None,
+    no_repeat_ngram_size: Annotated[int | None, typer.Option(min=0)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and lines give the same chat.")] = 0,
+    provider: Annotated[str, typer.Option(help="Of a bundle: cpu, cuda or auto.")] = "auto",
+) -> None:
+    """Talk with a group chat: your lines join it, the model answers as its people. Lines also come from a pipe."""
+    from export.errors import UsageError
+    from lora_ft.chat import converse
+    from lora_ft.models import open_model
+
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature, "top_k": top_k,
+        "top_p": top_p, "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    said = _start(start)
+    if rounds is not None and not said:
+        raise UsageError("--rounds needs something to go on with", "add --start FILE, or --start 'Name: text'")
+    with Screen() as screen:
+        screen.stage("loading the model")
+        opened = open_model(model, provider=provider)
+        conversation = converse(opened, given, start=said, you=you, context=context, seed=seed)
+    if opened.notice:
+        screen.note(opened.notice)
+    if rounds is not None:
+        _draw(conversation.rounds(rounds), screen)
+    else:
+        _talk(conversation, screen)
+
+
+def _start(start: str) -> str:
+    """The text, or that of the file of this name."""
+    from export.errors import LoraFtError
+
+    path = Path(start)
+    try:
+        if not start or "\n" in start or not path.is_file():
+            return start
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LoraFtError(f"--start: {path} is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
+    except OSError:  # too long for the name of a file
+        return start
+
+
+def _talk(conversation: Conversation, screen: Screen) -> None:
+    """Line by line, until the input ends."""
+    from lora_ft.chat import HELP
+
+    live = sys.stdin.isatty()
+    if live:
+        screen.note(HELP)
+        for line in conversation.lines:
+            _say(line)
+    while not _draw(conversation.respond(_typed(conversation.you, live)), screen):
+        pass
+
+
+def _typed(you: str | None, live: bool) -> str | None:
+    """The next line, or None at the end of the input."""
+    if not live:
+        line = sys.stdin.readline()
+        return line if line else None
+    try:
+        return input(f"{you}: " if you else "> ")
+    except EOFError:
+        print()
+        return None
+
+
+def _draw(events: Iterable[Event], screen: Screen) -> bool:
+    """Lines to stdout, notes to stderr. Returns whether the conversation is over."""
+    for event in events:
+        if event.note:
+            screen.note(f"({event.note})")
+        if event.line is not None:
+            _say(event.line)
+        if event.end:
+            return True
+    return False
+
+
+def _say(line: Line) -> None:
+    from lora_ft.cli.tables import console
+
+    console().print(Text.assemble((f"{line.name}: ", "bold"), line.text))
+    sys.stdout.flush()

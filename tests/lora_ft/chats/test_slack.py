@@ -1,0 +1,104 @@
+"""Slack's exports: days in order, people by name, marks as a reader sees them, threads as replies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.errors import LoraFtError, UsageError
+from lora_ft.chats.message import Message
+from lora_ft.chats.slack import read_slack
+
+USERS = [
+    {"id": "U1", "name": "ana.oak", "profile": {"display_name": "Ana", "real_name": "Ana Oak"}},
+    {"id": "U2", "name": "ben", "profile": {"display_name": "", "real_name": "Ben Ash"}},
+]
+
+
+def message(ts: str, text: str, user: str | None = "U1", **more: Any) -> dict[str, Any]:
+    return {"type": "message", "ts": ts, "text": text, "user": user, **more}
+
+
+def export(folder: Path, days: dict[str, list[dict[str, Any]]]) -> Path:
+    folder.mkdir()
+    (folder / "users.json").write_text(json.dumps(USERS))
+    (folder / "channels.json").write_text(json.dumps([{"id": "C1", "name": "garden"}]))
+    for name, messages in days.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(messages))
+    return folder
+
+
+def texts(folder: Path) -> list[str]:
+    return [found.text for _, found in read_slack(folder)]
+
+
+def test_days_of_every_channel_in_a_folder_and_in_a_zip_file(tmp_path: Path) -> None:
+    folder = export(
+        tmp_path / "slack",
+        {
+            "garden/2024-01-02.json": [message("1704164645.000200", "second", "U2")],
+            "garden/2024-01-01.json": [message("1704078245.000100", "first")],
+            "random/2024-01-01.json": [message("1704078245.000100", "elsewhere")],
+        },
+    )
+    expected = [
+        ("garden", Message("1704078245.000100", 1704078245.0001, "Ana", "first")),
+        ("garden", Message("1704164645.000200", 1704164645.0002, "Ben Ash", "second")),
+        ("random", Message("1704078245.000100", 1704078245.0001, "Ana", "elsewhere")),
+    ]
+    assert list(read_slack(folder)) == expected
+    assert list(read_slack(Path(shutil.make_archive(str(tmp_path / "zipped"), "zip", folder)))) == expected
+
+
+def test_the_folder_of_one_channel_takes_names_from_its_messages(tmp_path: Path) -> None:
+    named = message("1.0", "hello", "U9", user_profile={"display_name": "Cleo"})
+    folder = export(tmp_path / "slack", {"garden/2024-01-01.json": [named, message("2.0", "hi", "U8")]}) / "garden"
+    assert [(chat, found.sender) for chat, found in read_slack(folder)] == [("garden", "Cleo"), ("garden", "U8")]
+
+
+def test_what_no_person_wrote_is_left_out(tmp_path: Path) -> None:
+    day = [
+        message("1.0", "joined", subtype="channel_join"),
+        message("2.0", "beep", None, subtype="bot_message", bot_id="B1"),
+        message("3.0", "boop", bot_id="B1"),
+        message("4.0", ""),
+        message("5.0", "waves", subtype="me_message"),
+        {"type": "event", "ts": "6.0", "text": "no message"},
+    ]
+    assert texts(export(tmp_path / "slack", {"garden/2024-01-01.json": day})) == ["waves"]
+
+
+def test_marks_are_what_a_reader_sees(tmp_path: Path) -> None:
+    text = (
+        "<@U1> and <@U2|old> and <@U7>, see <#C1|garden>, <!here>, <https://example.org|this> &amp; 1 &lt; 2 "
+        "<!subteam^S1|@cooks>"
+    )
+    folder = export(tmp_path / "slack", {"garden/2024-01-01.json": [message("1.0", text)]})
+    assert texts(folder) == ["@Ana and @Ben Ash and @U7, see #garden, @here, this & 1 < 2 @cooks"]
+
+
+def test_messages_of_a_thread_answer_its_first(tmp_path: Path) -> None:
+    day = [message("1.0", "who?", thread_ts="1.0"), message("2.0", "me", "U2", thread_ts="1.0")]
+    found = [found for _, found in read_slack(export(tmp_path / "slack", {"garden/2024-01-01.json": day}))]
+    assert [one.reply_to for one in found] == [None, "1.0"]
+
+
+def test_a_folder_without_days_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no export of Slack: it has no days"):
+        texts(export(tmp_path / "slack", {}))
+
+
+def test_a_damaged_day_is_named(tmp_path: Path) -> None:
+    folder = export(tmp_path / "slack", {"garden/2024-01-01.json": [message("1.0", "a"), message("2.0", "b")]})
+    day = folder / "garden" / "2024-01-01.json"
+    day.write_text(day.read_text()[:-20])
+    with pytest.raises(LoraFtError, match=r"2024-01-01\.json, after 1 objects, is cut off"):
+        texts(folder)
+    day.write_text(json.dumps([message("soon", "a")]))
+    with pytest.raises(LoraFtError, match=r"2024-01-01\.json has a message without a date \(ts 'soon'\)"):
+        texts(folder)

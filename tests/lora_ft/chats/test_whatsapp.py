@@ -1,0 +1,214 @@
+"""WhatsApp's text exports: both programs, every order of dates, both clocks, and lines that nobody wrote."""
+
+from __future__ import annotations
+
+import datetime
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.errors import LoraFtError, UsageError
+from lora_ft.chats.whatsapp import read_whatsapp
+
+NARROW, MARK = "\u202f", "\u200e"
+
+
+def export(path: Path, *lines: str, ends: str = "\n") -> Path:
+    path.write_bytes((ends.join(lines) + ends).encode("utf-8"))
+    return path
+
+
+def said(path: Path) -> list[tuple[str, str]]:
+    return [(message.sender, message.text) for _, message in read_whatsapp(path)]
+
+
+def times(path: Path) -> list[str]:
+    return [f"{datetime.datetime.fromtimestamp(message.time, datetime.UTC):%Y-%m-%d %H:%M:%S}"
+            for _, message in read_whatsapp(path)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("head", "time"),
+    [
+        ("12/31/23, 10:15 PM - ", "2023-12-31 22:15:00"),
+        (f"12/31/23, 10:15{NARROW}PM - ", "2023-12-31 22:15:00"),
+        ("12/31/2023, 12:15 AM - ", "2023-12-31 00:15:00"),
+        ("31/12/2023, 22:15 - ", "2023-12-31 22:15:00"),
+        ("31/12/2023, 12:15 pm - ", "2023-12-31 12:15:00"),
+        ("31.12.23, 22:15 - ", "2023-12-31 22:15:00"),
+        ("31/12/2023 à 22:15 - ", "2023-12-31 22:15:00"),
+        ("31-12-23 22:15 - ", "2023-12-31 22:15:00"),
+        ("2023-12-31, 22:15 - ", "2023-12-31 22:15:00"),
+        ("2023. 12. 31. 22:15 - ", "2023-12-31 22:15:00"),
+        ("2023. 12. 31. 오후 10:15 - ", "2023-12-31 22:15:00"),
+        ("31/12/23 10:15 p. m. - ", "2023-12-31 22:15:00"),
+        ("[12/31/23, 10:15:30 PM] ", "2023-12-31 22:15:30"),
+        (f"[12/31/23, 10:15:30{NARROW}PM] ", "2023-12-31 22:15:30"),
+        (f"{MARK}[31.12.23, 22:15:30] ", "2023-12-31 22:15:30"),
+        ("[31/12/2023, 22:15:30] ", "2023-12-31 22:15:30"),
+        ("[31.12.2023 klo 22.15.30] ", "2023-12-31 22:15:30"),
+        ("[2023/12/31 下午10:15:30] ", "2023-12-31 22:15:30"),
+    ],
+)
+def test_every_form_of_a_head(tmp_path: Path, head: str, time: str) -> None:
+    file = export(tmp_path / "chat.txt", f"{head}Ana: hello: you")
+    assert said(file) == [("Ana", "hello: you")] and times(file) == [time]
+
+
+def test_the_order_of_dates_is_that_in_which_all_are_possible(tmp_path: Path) -> None:
+    file = export(tmp_path / "a.txt", "05/06/24, 10:00 - Ana: x", "13/06/24, 10:00 - Ana: y")
+    assert times(file) == ["2024-06-05 10:00:00", "2024-06-13 10:00:00"]
+    file = export(tmp_path / "b.txt", "05/06/24, 10:00 - Ana: x", "05/13/24, 10:00 - Ana: y")
+    assert times(file) == ["2024-05-06 10:00:00", "2024-05-13 10:00:00"]
+
+
+def test_the_order_of_dates_is_that_in_which_they_run_forward(tmp_path: Path) -> None:
+    lines = [f"{date}, 10:00 - Ana: x" for date in ("11/01/24", "12/01/24", "01/02/24")]
+    assert times(export(tmp_path / "chat.txt", *lines))[-1] == "2024-02-01 10:00:00"
+
+
+def test_dates_of_which_nothing_tells_the_order_are_those_of_a_dense_chat(tmp_path: Path) -> None:
+    lines = [f"{date}/24, 10:00 - Ana: x" for date in ("06/05", "06/06", "06/07")]
+    assert times(export(tmp_path / "chat.txt", *lines))[0] == "2024-06-05 10:00:00"
+
+
+def test_a_lone_date_is_american_where_the_clock_is(tmp_path: Path) -> None:
+    assert times(export(tmp_path / "a.txt", "05/06/24, 1:00 PM - Ana: x")) == ["2024-05-06 13:00:00"]
+    assert times(export(tmp_path / "b.txt", "05/06/24, 1:00 pm - Ana: x")) == ["2024-06-05 13:00:00"]
+
+
+def test_lines_without_a_head_go_on_with_the_message(tmp_path: Path) -> None:
+    lines = [
+        "31.12.23, 22:15 - Ana: one",
+        "",
+        "two: with a colon",
+        "99.99.23, 22:15 - no date",
+        "31.12.23, 22:16 - Ben: x",
+    ]
+    expected = [("Ana", "one\n\ntwo: with a colon\n99.99.23, 22:15 - no date"), ("Ben", "x")]
+    for ends in ("\n", "\r\n"):
+        assert said(export(tmp_path / "chat.txt", *lines, ends=ends)) == expected
+
+
+def test_what_nobody_wrote_is_left_out_on_android(tmp_path: Path) -> None:
+    head = "31.12.23, 22:15 - "
+    lines = [
+        "Messages and calls are end-to-end encrypted. Tap to learn more.",
+        "Ana created group “Garden: plot 14”",
+        "Ana added Ben",
+        "Ana: <Media omitted>",
+        "Ana: <Medien ausgeschlossen>",
+        "Ana: This message was deleted",
+        "Ana: null",
+        "Ana: IMG-20231231-WA0001.jpg (file attached)",
+        "Ana: ",
+        "Ana:",
+    ]
+    assert said(export(tmp_path / "chat.txt", *(head + line for line in lines), f"{head}Ben: hello")) == [
+        ("Ben", "hello")
+    ]
+
+
+def test_what_nobody_wrote_is_left_out_on_ios(tmp_path: Path) -> None:
+    head = "[31.12.23, 22:15:30] "
+    lines = [
+        f"{head}Garden: {MARK}Messages and calls are end-to-end encrypted.",
+        f"{head}Ana: {MARK}image omitted",
+        f"{MARK}{head}Ana: {MARK}<attached: 00000012-PHOTO.jpg>",
+        f"{head}Ana: {MARK}You deleted this message.",
+        f"{head}~{NARROW}Ben: look {MARK}<This message was edited>",
+    ]
+    assert said(export(tmp_path / "chat.txt", *lines)) == [("Ben", "look")]
+
+
+def test_captions_and_edited_texts_stay(tmp_path: Path) -> None:
+    head = "31.12.23, 22:15 - "
+    lines = [
+        f"{head}Ana: VID-20231231-WA0001.mp4 (Datei angehängt)",
+        "the goat",
+        f"{head}Ben: two goats <This message was edited>",
+        f"{head}Ben: see notes.txt (it is short)",
+        f"{head}Ben: <3",
+    ]
+    assert said(export(tmp_path / "chat.txt", *lines)) == [
+        ("Ana", "the goat"),
+        ("Ben", "two goats"),
+        ("Ben", "see notes.txt (it is short)"),
+        ("Ben", "<3"),
+    ]
+
+
+def test_marks_of_direction_and_the_byte_order_mark_go(tmp_path: Path) -> None:
+    file = export(tmp_path / "chat.txt", "\ufeff31.12.23, 22:15 - \u202aAna\u202c: hi @\u2068Ben\u2069")
+    assert said(file) == [("Ana", "hi @Ben")]
+
+
+def test_a_message_is_known_by_the_number_of_its_line(tmp_path: Path) -> None:
+    file = export(tmp_path / "Garden.txt", "31.12.23, 22:15 - Ana: one", "two", "31.12.23, 22:16 - Ben: x")
+    assert [(chat, message.id) for chat, message in read_whatsapp(file)] == [("Garden", "1"), ("Garden", "3")]
+
+
+def test_the_zip_file_of_ios_is_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "Garden.zip", "w") as archive:
+        archive.writestr("_chat.txt", "[31.12.23, 22:15:30] Ana: hello\r\n")
+        archive.writestr("00000012-PHOTO.jpg", b"\xff")
+    assert [(chat, message.text) for chat, message in read_whatsapp(tmp_path / "Garden.zip")] == [("Garden", "hello")]
+    with zipfile.ZipFile(tmp_path / "none.zip", "w") as archive:
+        archive.writestr("photo.jpg", b"\xff")
+    with pytest.raises(UsageError, match=r"none\.zip holds 0 text files"):
+        list(read_whatsapp(tmp_path / "none.zip"))
+
+
+def test_a_text_without_a_message_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"shopping\.txt holds no WhatsApp message"):
+        said(export(tmp_path / "shopping.txt", "twine", "12/31: canes", "99/99/99, 10:00 - Ana: x"))
+
+
+def test_a_line_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "chat.txt"
+    file.write_bytes(b"31.12.23, 22:15 - Ana: one\n31.12.23, 22:16 - Ana: caf\xe9\n")
+    with pytest.raises(LoraFtError, match=r"chat\.txt:2 is not UTF-8 \(byte 26 of the line\)"):
+        said(file)
+
+
+words = st.text("abc xyz.!?é漢🙂", min_size=1, max_size=30).map(str.strip).filter(bool)
+moments = st.datetimes(datetime.datetime(2015, 1, 1), datetime.datetime(2030, 12, 31)).map(
+    lambda moment: moment.replace(second=0, microsecond=0)
+)
+people = st.sampled_from(["Ana", "Ben Oak", "+49 170 1"])
+FORMS = {
+    "us": lambda t: f"{t.month}/{t.day}/{t:%y}, {t.hour % 12 or 12}:{t:%M}{NARROW}{'AM' if t.hour < 12 else 'PM'} - ",
+    "uk": lambda t: f"{t:%d/%m/%Y, %H:%M} - ",
+    "de": lambda t: f"{t:%d.%m.%y, %H:%M} - ",
+    "iso": lambda t: f"{t:%Y-%m-%d, %H:%M} - ",
+    "ios-de": lambda t: f"[{t:%d.%m.%y, %H:%M:%S}] ",
+    "ios-us": lambda t: f"[{t.month}/{t.day}/{t:%y}, {t.hour % 12 or 12}:{t:%M:%S} {'AM' if t.hour < 12 else 'PM'}] ",
+}
+
+
+@given(
+    st.lists(st.tuples(moments, people, st.lists(words, min_size=1, max_size=3)), min_size=1, max_size=12),
+    st.sampled_from(sorted(FORMS)),
+)
+def test_what_was_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, spoken: list[tuple[datetime.datetime, str, list[str]]], form: str
+) -> None:
+    # A day that is no month tells the order for sure; without one the dates may mean something else.
+    spoken = sorted([*spoken, (datetime.datetime(2031, 1, 25), "Ana", ["end"])])
+    lines = [FORMS[form](moment) + f"{name}: " + "\n".join(text) for moment, name, text in spoken]
+    file = export(tmp_path_factory.mktemp("whatsapp") / "chat.txt", *lines)
+    read = [(message.time, message.sender, message.text) for _, message in read_whatsapp(file)]
+    assert read == [(t.replace(tzinfo=datetime.UTC).timestamp(), name, "\n".join(text)) for t, name, text in spoken]
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    file = tmp_path_factory.mktemp("bytes") / "chat.txt"
+    file.write_bytes(b"31.12.23, 22:15 - Ana: x\n" + content)
+    try:
+        assert all(message.text and message.sender for _, message in read_whatsapp(file))
+    except LoraFtError as error:
+        assert str(file) in str(error)

@@ -1,0 +1,97 @@
+"""`lora-ft chat`: lines from a pipe, rounds by itself, beginnings from files, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_ft.cli import run as lora_ft
+from lora_ft.export_run import export
+from lora_ft.runs import Run
+
+Capture = pytest.CaptureFixture[str]
+GO_ON = ["--greedy", "--max-new-tokens", "8"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: Run) -> Path:
+    """Its prompt takes one column, which is all that talking with it needs."""
+    out = tmp_path_factory.mktemp("chat") / "bundle"
+    export(str(tiny_run.folder), out)
+    return out
+
+
+def test_rounds_go_on_from_a_beginning(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "start.txt").write_text("\ufeffAna: hello\nthere\nBen: hi\n", encoding="utf-8")
+    for start in (str(tmp_path / "start.txt"), "Ana: hello\nthere\nBen: hi"):
+        assert lora_ft(["chat", str(bundle), "--rounds", "2", "--start", start, *GO_ON]) == 0
+        shown = capsys.readouterr()
+        assert re.match(r"\w+: .", shown.out) and "named nobody; taken as said by Ben" in shown.err
+        assert max(map(len, shown.out.splitlines())) <= 80
+
+
+def test_lines_of_a_pipe_are_answered_without_torch(bundle: Path) -> None:
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = sys.modules['ijson'] = None\n"
+        "sys.modules['yaml'] = sys.modules['peft'] = None\n"
+        "from lora_ft.cli import run; sys.exit(run(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "chat", str(bundle), "--as", "Ana", *GO_ON]
+    done = subprocess.run(
+        command, input="hello\n\n/who\n/quit\nnever read\n", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\(.*Ana.*\)$", done.stderr, re.MULTILINE)
+    assert done.stdout.strip() or "said nothing" in done.stderr
+
+
+def test_the_end_of_the_input_ends_it(bundle: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert lora_ft(["chat", str(bundle), "--as", "Ana"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_is_asked_for_lines(bundle: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    typed = iter(["hello", "/who"])
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("builtins.input", answer)
+    assert lora_ft(["chat", str(bundle), "--as", "Ana", "--start", "Ben: hi", *GO_ON]) == 0
+    shown = capsys.readouterr()
+    assert asked == ["Ana: "] * 3 and shown.out.startswith("Ben: hi\n") and "/quit" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--rounds", "2"], "--rounds needs something to go on with; add --start"),
+        (["--rounds", "2", "--start", "good morning"], "is no line of a chat; write `Name: text` lines"),
+        (["--rounds", "0"], "rounds"),
+    ],
+)
+def test_what_is_asked_wrongly(bundle: Path, capsys: Capture, arguments: list[str], part: str) -> None:
+    assert lora_ft(["chat", str(bundle), *arguments]) == 2
+    assert part in capsys.readouterr().err
+
+
+def test_a_beginning_that_is_not_utf_8(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "start.txt").write_bytes(b"Ana: caf\xe9")
+    assert lora_ft(["chat", str(bundle), "--start", str(tmp_path / "start.txt")]) == 1
+    assert "start.txt is not UTF-8 (byte 8)" in capsys.readouterr().err

@@ -89,7 +89,7 @@ def main(
     """Print it for each bundle."""
     import export.runtime.model as runtime
 
-    runtime.Step = _TimedStep  # type: ignore[misc]
+    runtime.Step = _TimedStep  # type: ignore[assignment,misc]
     Model._run = _timed_run(_TimedStep.clock, Model._run)  # type: ignore[method-assign]
     found = [one for bundle in bundles for one in measure(bundle, rounds, _TimedStep.clock)]
     if json_file is not None:

@@ -145,16 +145,46 @@ def training(found: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
+def methods(found: dict[str, Any]) -> str:
+    """Every way to train that `benchmarks.methods` has tried."""
+    show = lambda e: f"{e['mean']:.1f} [{e['low']:.1f}, {e['high']:.1f}]"  # noqa: E731
+    lines = [
+        "| method | ROUGE-1 | ROUGE-Lsum | trained parameters | MB | samples/s | minutes in all |",
+        "|---|---|---|---|---|---|---|",
+        f"| *the base* | {show(found['base']['rouge1'])} | {show(found['base']['rougeLsum'])} | | | | |",
+    ]
+    for name, one in found["methods"].items():
+        cells = (
+            name,
+            *(show(one["scores"][kind]) for kind in ("rouge1", "rougeLsum")),
+            f"{one['trainable_parameters']:,}",
+            f"{one['megabytes']:.1f}",
+            f"{one['samples_per_second']:.2f}",
+            f"{one['seconds'] / 60:.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    task, rows, first = found["task"], found["rows"], next(iter(found["methods"].values()))
+    return "\n".join([
+        *lines,
+        "",
+        f"{task['name']}, base `{task['base']}`, {rows['train']:,} rows, {first['steps']} steps, {rows['test']} test "
+        f"rows; learning rate {first['learning_rate']:g}, full {found['methods']['full']['learning_rate']:g}; "
+        f"{first['precision']}; {_machine(found['environment'])}.",
+    ])  # fmt: skip
+
+
 def _machine(environment: dict[str, str]) -> str:
     return f"{environment['cores'].split()[0]} cores of {environment['cpu']} ({environment['cpu flags']})"
 
 
-TABLES = {"dialogsum": dialogsum, "precisions": precisions, "peers": peers, "training": training}
+TABLES = {"dialogsum": dialogsum, "precisions": precisions, "peers": peers, "training": training, "methods": methods}
 
 
 def updated(readme: str) -> str:
-    """The README's text with every table in its place."""
+    """The README's text with every table that was measured in its place."""
     for name, render in TABLES.items():
+        if not (RESULTS / f"{name}.json").is_file():
+            continue
         begin = f"<!-- results: {name} (python -m benchmarks.readme) -->"
         head, _, rest = readme.partition(begin)
         _, _, tail = rest.partition(END)

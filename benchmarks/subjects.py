@@ -87,7 +87,6 @@ def open_subject(name: str, work: Path, progress: Progress) -> Subject:
     folder = Path(name)
     if is_bundle(folder):
         return Subject(name, work, None, bundle=folder)
-    from lora_ft.adapters import WEIGHTS
     from lora_ft.bases import find_base
     from lora_ft.merge import merge
     from lora_ft.runs import TASK, Run, is_run
@@ -95,7 +94,7 @@ def open_subject(name: str, work: Path, progress: Progress) -> Subject:
 
     if is_run(folder):
         run = Run(folder)
-        place = work / _key(run.adapter / WEIGHTS, folder.name)
+        place = work / _key(sorted(run.trained.glob("*.safetensors"))[0], folder.name)
         if not (place / "checkpoint").is_dir():
             merge(run, place / "checkpoint", progress=progress)
         return Subject(name, place, place / "checkpoint", task=run.task)

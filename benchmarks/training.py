@@ -36,9 +36,10 @@ from lora_ft.batches import encode
 from lora_ft.cli.tables import table
 from lora_ft.data import load_splits, require
 from lora_ft.doctor import environment
+from lora_ft.lora import Lora
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import TASK
-from lora_ft.task import Lengths, Lora, Task
+from lora_ft.task import Lengths, Task
 from lora_ft.taskfile import save_task
 
 USUAL = "usual"  # ratios are to it
@@ -196,7 +197,7 @@ def measure(task: Task, *, steps: int, rounds: int, seed: int = 0, progress: Pro
     taken = _run(task, steps, rounds, seed, progress)
     found = {name: _figures(taken[name], taken[USUAL], steps, seed) for name in RECIPES}
     first = taken[USUAL].passes[0]
-    trainable, parameters = count_parameters(base.config, task.lora)
+    trainable, parameters = count_parameters(base.config, task.lora if task.method == "lora" else None)
     return TrainingReport(
         task=task.name,
         base=base.name,

@@ -106,7 +106,7 @@ def ours(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
         f"precision {chosen.precision.name}: {chosen.precision.reason}",
         f"compile {'on' if chosen.compile else 'off'}: {chosen.compile_reason}",
     ]
-    return trainer, Choice(chosen.precision.name, chosen.compile, work.task.train.base_dropout, why)
+    return trainer, Choice(chosen.precision.name, chosen.compile, trainer.model.config.dropout_rate, why)
 
 
 RECIPES: dict[str, Callable[[Work], tuple[Seq2SeqTrainer, Choice]]] = {
@@ -131,7 +131,7 @@ def _vanilla(
     assert train.max_steps is not None  # `_shortened` sets it
     set_seed(train.seed)
     model = load_model(work.base.folder)
-    adapted = add_adapter(model, work.task.lora, work.base)
+    adapted = add_adapter(model, work.task.lora, work.base) if work.task.method == "lora" else model
     if train.gradient_checkpointing:
         adapted.enable_input_require_grads()
     arguments = Seq2SeqTrainingArguments(

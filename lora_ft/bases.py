@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from export.architecture import FAMILY
 from export.errors import LoraFtError, UsageError, first_line
 from export.files import read_json
-from export.runtime.codec import codec_named
+from export.runtime.codec import Codec, codec_named
 from export.runtime.text import Tokenizer
 from lora_ft.byt5 import byte_tokenizer
 from lora_ft.hub import hub_trouble
@@ -80,14 +80,31 @@ def is_offline_cached() -> bool:
     return cached(cache_folder()).is_dir()
 
 
-def load_tokenizer(folder: Path, codec: str = "none") -> Tokenizer:
+def load_tokenizer(folder: Path, codec: str = "none", new_tokens: Sequence[str] = ()) -> Tokenizer:
     """The tokenizer of a checkpoint: its tokenizer.json, or one converted from what else it has.
 
     Args:
         folder: transformers checkpoint.
         codec: name of the task's codec.
+        new_tokens: added behind the tokens that there are, in rows of the embedding that no token has.
+
+    Raises:
+        UsageError: a new token is none, or there are more than spare rows.
+        LoraFtError: there is no tokenizer that can be read.
     """
-    through = codec_named(codec)
+    tokenizer = _own_tokenizer(folder, codec_named(codec))
+    if new_tokens:
+        spare = read_json(folder / "config.json")["vocab_size"] - tokenizer.size
+        if len(new_tokens) > spare:
+            raise UsageError(
+                f"lora.new_tokens: {len(new_tokens)} tokens, and the base has {max(spare, 0)} rows to spare",
+                "name fewer",
+            )
+        tokenizer.add(new_tokens)
+    return tokenizer
+
+
+def _own_tokenizer(folder: Path, through: Codec) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
         return Tokenizer(folder / "tokenizer.json", through)
     settings = folder / "tokenizer_config.json"
@@ -106,7 +123,7 @@ def load_tokenizer(folder: Path, codec: str = "none") -> Tokenizer:
 
 
 def load_model(
-    folder: Path, *, dropout: float | None = None, attention: str | None = None
+    folder: Path, *, dropout: float | None = None, attention: str | None = None, **more: Any
 ) -> T5ForConditionalGeneration:
     """A checkpoint's model in float32, in evaluation mode.
 
@@ -114,12 +131,13 @@ def load_model(
         folder: transformers checkpoint.
         dropout: replaces the checkpoint's own rate.
         attention: transformers' attn_implementation; its default where None.
+        more: options of transformers' from_pretrained.
     """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForSeq2SeqLM
 
-    options: dict[str, Any] = {} if dropout is None else {"dropout_rate": dropout}
+    options = more if dropout is None else {**more, "dropout_rate": dropout}
     if attention is not None:
         options["attn_implementation"] = attention
     try:

@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from export.files import read_json, write_text
 from lora_ft.bases import OFFLINE
 from lora_ft.checkpoint import MERGE
+from lora_ft.lora import Lora
 from lora_ft.privacy import base_name, is_hub_name, without_paths
 from lora_ft.runs import CARD, TASK, Run
 from lora_ft.task import Task
@@ -46,6 +47,13 @@ class Facts:
 def run_card(facts: Facts) -> str:
     """README.md of a run."""
     task = facts.task
+    if task.method == "full":
+        head = _metadata(facts, "transformers", _FINETUNE, ["t5"])
+        code = """from transformers import AutoModelForSeq2SeqLM
+
+where = "."
+model = AutoModelForSeq2SeqLM.from_pretrained(where, subfolder="checkpoint")"""
+        return _card(head, task.name, f"`{base_name(task.base)}`, every weight of it trained", facts, [], code)
     head = _metadata(facts, "peft", "adapter", ["lora", "t5"])
     imports = "from lora_ft.bases import find_base\n" if task.base == OFFLINE else ""
     base = 'find_base("offline").folder' if task.base == OFFLINE else f'"{base_name(task.base)}"'
@@ -55,23 +63,28 @@ from transformers import AutoModelForSeq2SeqLM
 where = "adapter"
 base = AutoModelForSeq2SeqLM.from_pretrained({base})
 model = PeftModel.from_pretrained(base, where)"""
+    if task.lora.new_tokens or task.lora.trainable_token_indices:
+        code = (
+            "# peft alone takes the head for the embedding, and would lose the trained tokens: `lora-ft merge` it first"
+        )
     return _card(head, task.name, f"A LoRA adapter for `{base_name(task.base)}`", facts, [], code)
 
 
 def checkpoint_card(facts: Facts, record: Mapping[str, Any]) -> str:
     """README.md of a checkpoint that a run was merged into; `record` is its merge.json."""
     task = facts.task
-    head = _metadata(facts, "transformers", _FINETUNE, ["lora", "t5"])
-    rows = [
-        ("weights", f"{record['dtype']}, an adapter merged in float32"),
-        ("merged against adapter", f"logits differ by at most {record['largest_logit_difference']:.2g}"),
-    ]
+    adapted = task.method == "lora"
+    head = _metadata(facts, "transformers", _FINETUNE, [*(["lora"] if adapted else []), "t5"])
+    rows = [("weights", f"{record['dtype']}, {'an adapter merged' if adapted else 'trained'} in float32")]
+    if adapted:
+        rows.append(("merged against adapter", f"logits differ by at most {record['largest_logit_difference']:.2g}"))
     code = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 where = "."
 tokenizer = AutoTokenizer.from_pretrained(where)
 model = AutoModelForSeq2SeqLM.from_pretrained(where)"""
-    return _card(head, task.name, f"`{base_name(task.base)}` with a LoRA adapter merged into it", facts, rows, code)
+    how = "with a LoRA adapter merged into it" if adapted else "every weight of it trained"
+    return _card(head, task.name, f"`{base_name(task.base)}`{' ' if adapted else ', '}{how}", facts, rows, code)
 
 
 def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -> str:
@@ -263,7 +276,7 @@ def _training(facts: Facts) -> list[tuple[str, str]]:
     )
     energy, carbon = _energy(facts), _emissions(facts)
     return [
-        ("adapter", f"r {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout:g}, {lora.target_modules}"),
+        ("method", _method(lora) if task.method == "lora" else "full fine-tuning"),
         ("trained parameters", f"{metrics['trainable_parameters']:,}"),
         ("rows", f"{metrics['rows']['train']:,}" + (f" of {task.data.hub}" if task.data.hub else "")),
         ("steps", f"{metrics['steps']:,} of {metrics['global_batch']} rows, {schedule}"),
@@ -274,6 +287,14 @@ def _training(facts: Facts) -> list[tuple[str, str]]:
         *([("carbon", f"{carbon['emissions']:.3g} g of CO2, an estimate")] if carbon else []),
         ("versions", ", ".join(f"{name} {number}" for name, number in metrics["versions"].items())),
     ]
+
+
+def _method(lora: Lora) -> str:
+    """The adapter in words: its size, then what differs from plain LoRA."""
+    plain = f"LoRA, r {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout:g}, {lora.target_modules}"
+    said = ("preset", "r", "lora_alpha", "lora_dropout", "target_modules")
+    usual = {name: field.get_default(call_default_factory=True) for name, field in Lora.model_fields.items()}
+    return ", ".join([plain, *(f"{k} {v}" for k, v in lora if k not in said and v != usual[k])])
 
 
 def _since(metrics: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.files import read_json, write_json
+from export.runtime.text import Tokenizer
 from lora_ft.bases import quiet_transformers
 
 if TYPE_CHECKING:
@@ -16,15 +17,16 @@ MERGE = "merge.json"  # what was merged, and of which training
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 
 
-def save_checkpoint(model: T5ForConditionalGeneration, base: Path, out: Path) -> None:
-    """Write weights (safetensors), configs and the base's tokenizer into the folder `out`.
+def save_checkpoint(
+    model: T5ForConditionalGeneration, base: Path, out: Path, extended: Tokenizer | None = None
+) -> None:
+    """Write weights (safetensors), configs and the tokenizer, the base's or an `extended` one, into the folder `out`.
 
     FLAN-T5's head is a matrix of its own. transformers 5 loads it so but saves a config that says it is tied, which
     transformers 4 believes: the head would be lost there (transformers PR#47620). The config is put right here.
     """
     untied, scaled = is_untied(model), is_scaled(model)
-    if untied:  # transformers 5 leaves a head that its config calls tied out of the file when both look equal
-        model.config.tie_word_embeddings = False
+    tell_ties(model)
     with quiet_transformers():
         model.save_pretrained(out)
     path = out / "config.json"
@@ -33,11 +35,23 @@ def save_checkpoint(model: T5ForConditionalGeneration, base: Path, out: Path) ->
     for name in TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, out / name)
+    if extended is not None:
+        extended.save(out / "tokenizer.json")
+
+
+def tell_ties(model: T5ForConditionalGeneration) -> None:
+    """Let the config of a model with a head of its own say so, which transformers 5 does not.
+
+    It would leave the head out of a file when it looks like the embedding, and peft would tie the two.
+    """
+    if is_untied(model):
+        model.config.tie_word_embeddings = False
 
 
 def is_untied(model: T5ForConditionalGeneration) -> bool:
     """Whether the head has weights of its own."""
-    return model.lm_head.weight.data_ptr() != model.shared.weight.data_ptr()
+    head, embedding = model.lm_head.weight, model.shared.weight
+    return head is not embedding and (head.is_meta or head.data_ptr() != embedding.data_ptr())
 
 
 def is_scaled(model: T5ForConditionalGeneration) -> bool:

@@ -139,7 +139,7 @@ def _opened(name: str, progress: Progress) -> Iterator[tuple[Path, T5ForConditio
             merged = merge_in_memory(run, progress=progress)
             model, folder = merged.model, Path(scratch)
             task: Task | None = run.task
-            save_checkpoint(model, merged.base.folder, folder)
+            save_checkpoint(model, merged.base.folder, folder, merged.extended)
             base, adapter = merged.base.name, str(run.task.name)
         else:
             found = find_base(name)

@@ -1,4 +1,4 @@
-"""The job `merge`: a run in, a checkpoint out that needs no peft."""
+"""The job `merge`: a run in, a checkpoint out that needs no peft. What was trained whole is one already."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 from export.errors import LoraFtError, UsageError
 from export.files import folder_size, refuse_existing, staged_folder, write_json, write_text
-from export.runtime.text import pad
-from lora_ft.adapters import adapter_config, load_adapter
+from export.runtime.text import Tokenizer, pad
+from lora_ft.adapters import adapter_config, load_adapter, merge_adapter
 from lora_ft.bases import Base, find_base, load_model, load_tokenizer
 from lora_ft.card import checkpoint_card, facts_of_run
 from lora_ft.checkpoint import MERGE, save_checkpoint
@@ -46,15 +46,19 @@ class Merged:
 
     Attributes:
         model: in evaluation mode.
-        base: what it was merged into.
+        base: what it was merged into; its folder has the tokenizer's files.
+        tokenizer: the base's, with the task's new tokens.
+        extended: `tokenizer` where it has new tokens.
         difference: the largest difference of any logit, merged against base plus adapter, on `rows` rows.
-        rows: how many rows that was measured on.
+        rows: how many rows that was measured on; none where all weights were trained.
     """
 
     model: T5ForConditionalGeneration
     base: Base
-    difference: float
-    rows: int
+    tokenizer: Tokenizer
+    extended: Tokenizer | None = None
+    difference: float = 0.0
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def merge(
     refuse_existing(out, overwrite=overwrite)
     merged = merge_in_memory(run, base=base, progress=progress)
     with staged_folder(out, overwrite=overwrite) as staging:
-        save_checkpoint(merged.model.to(DTYPES[dtype]), merged.base.folder, staging)
+        save_checkpoint(merged.model.to(DTYPES[dtype]), merged.base.folder, staging, merged.extended)
         save_task(run.task, staging / TASK)
         record = {
             "base": merged.base.name,
@@ -107,18 +111,22 @@ def merge_in_memory(run: Run, *, base: str | None = None, progress: Progress | N
     """Load the base in float32, merge the adapter in float32, and measure what merging changed.
 
     Raises:
+        UsageError: a base was named for a run that has weights of its own.
         LoraFtError: the adapter is for another base, or merging changed more than rounding does.
     """
     progress = progress or Silent()
     progress.stage("merging")
+    if run.task.method == "full":
+        return _whole(run, base)
     found = find_base(base or run.task.base)
     _check_base(run, found, named=base is not None)
     texts = _texts(run)
-    tokenizer = load_tokenizer(found.folder, run.task.codec)
+    new_tokens = run.task.lora.new_tokens
+    tokenizer = load_tokenizer(found.folder, run.task.codec, new_tokens)
     ids = tokenizer.encode(texts, run.task.lengths.source)
     adapted = load_adapter(load_model(found.folder), run.adapter)
     before = _logits(adapted, ids)
-    model = adapted.merge_and_unload(safe_merge=True).eval()
+    model = merge_adapter(adapted)
     after = _logits(model, ids)
     difference = float((before - after).abs().max())
     if not difference <= _TOLERANCE * max(1.0, float(before.abs().max())):
@@ -126,7 +134,15 @@ def merge_in_memory(run: Run, *, base: str | None = None, progress: Progress | N
             f"merging changed logits by {difference:.3g}, which rounding does not explain",
             "please report this with the output of `lora-ft doctor`",
         )
-    return Merged(model, found, difference, len(ids))
+    return Merged(model, found, tokenizer, tokenizer if new_tokens else None, difference, len(ids))
+
+
+def _whole(run: Run, base: str | None) -> Merged:
+    """A run whose every weight was trained: there is nothing to merge."""
+    if base is not None:
+        raise UsageError(f"the run {run.folder} has all weights of its own", "leave out --base")
+    as_base = Base(run.task.base, run.trained, run.metrics["base"]["notice"])
+    return Merged(load_model(run.trained), as_base, load_tokenizer(run.trained, run.task.codec))
 
 
 def _check_base(run: Run, base: Base, *, named: bool) -> None:

@@ -72,14 +72,13 @@ def open_model(name: str, *, provider: str = "auto") -> Model:
 
 
 def _open_run(name: str) -> Model:
-    from lora_ft.bases import load_tokenizer
     from lora_ft.merge import merge_in_memory
     from lora_ft.runs import Run
 
     run = Run(name)
     merged = merge_in_memory(run)
     task = run.task
-    engine = TorchEngine(_placed(merged.model), load_tokenizer(merged.base.folder, task.codec), task.lengths.source)
+    engine = TorchEngine(_placed(merged.model), merged.tokenizer, task.lengths.source)
     return Model("run", name, engine, Prompt(task.prompt), task.generation_options(), merged.base.notice, task,
                  task.chat_settings())  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lora_ft.adapters import count_parameters
 from lora_ft.batches import Encoded, padding_share
 from lora_ft.precision import Precision, choose_precision
+from lora_ft.quantization import require_quantization
 from lora_ft.task import Task
 
 if TYPE_CHECKING:
@@ -78,19 +79,26 @@ def make_plan(
         task, config, rows: what is trained.
         processes: that share the work.
         started: what an unfinished run chose when it began, to go on in the same way.
+
+    Raises:
+        UsageError: `lora` asks for what the base or this machine has not.
     """
     train = task.train
+    if task.lora.quantization:
+        require_quantization(task.lora.quantization)
     device = _device()
     precision = started.precision if started else choose_precision(train.precision, device)
     global_batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
     per_epoch = math.ceil(len(rows) / global_batch)
     steps = train.max_steps or math.ceil(train.num_train_epochs * per_epoch)
-    trainable, parameters = count_parameters(config, task.lora)
+    trainable, parameters = count_parameters(config, task.lora if task.method == "lora" else None)
     tokens = sum(len(row.input_ids) + len(row.labels) for row in rows) * steps / per_epoch
     compiled, reason = (
         (started.compile, "as this run began")
         if started
-        else _choose_compile(train.compile, device, precision, parameters * tokens, processes)
+        else _choose_compile(
+            train.compile, device, precision, parameters * tokens, processes, quantized=bool(task.lora.quantization)
+        )
     )
     return Plan(
         device=device,
@@ -115,10 +123,14 @@ def _device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _choose_compile(asked: str, device: str, precision: Precision, work: float, processes: int) -> tuple[bool, str]:
+def _choose_compile(
+    asked: str, device: str, precision: Precision, work: float, processes: int, *, quantized: bool = False
+) -> tuple[bool, str]:
     """Whether to compile, and why. `work` is parameters times tokens of the whole plan."""
     if asked != "auto":
         return asked == "on", "as the task asks"
+    if quantized:
+        return False, "not tried on a quantised base"
     if processes > 1:
         return False, "auto times one process only; several must all choose alike (train.compile=on compiles them all)"
     if device == "mps":

@@ -12,7 +12,8 @@ from lora_ft.adapters import CONFIG
 from lora_ft.task import SPLITS, Task
 from lora_ft.taskfile import load_task
 
-TASK, METRICS, LOG, CARD, ADAPTER = "task.yaml", "metrics.json", "log.jsonl", "README.md", "adapter"
+TASK, METRICS, LOG, CARD = "task.yaml", "metrics.json", "log.jsonl", "README.md"
+ADAPTER, CHECKPOINT = "adapter", "checkpoint"  # what training leaves: the one, or with method full the other
 CURVES = "tensorboard"
 SCORES, PREDICTIONS = "scores-{}.json", "predictions-{}.jsonl"  # of a split
 
@@ -51,10 +52,16 @@ class Run:
         found = {split: read_json(file) for split, file in files.items() if file.is_file()}
         return {split: entry for split, entry in found.items() if entry.get("task") == self.task.name}
 
+    @property
+    def trained(self) -> Path:
+        """The adapter, or with method full the whole checkpoint."""
+        return self.adapter if self.task.method == "lora" else self.folder / CHECKPOINT
+
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run."""
-    return (folder / TASK).is_file() and any((place / CONFIG).is_file() for place in (folder / ADAPTER, folder))
+    trained = (folder / ADAPTER / CONFIG, folder / CONFIG, folder / CHECKPOINT / "config.json")
+    return (folder / TASK).is_file() and any(path.is_file() for path in trained)
 
 
 def unfinished(out: Path) -> Path:

@@ -5,35 +5,20 @@ Names are transformers' and peft's where they mean the same thing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from export.errors import UsageError
 from export.runtime.prompt import Prompt
+from lora_ft.lora import Lora
 from lora_ft.metrics import GIVES, SCORES
+from lora_ft.sections import NotNegative, Positive, Section, Share
 
-
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("write a number, not true or false")
-    return value
-
-
-Positive = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
-NotNegative = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 FHIR_R4 = "fhir-r4"  # the schema that ships
 SPLITS = ("train", "validation", "test")
 SplitName = Literal["train", "validation", "test"]
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"r": 8, "lora_alpha": 16, "target_modules": "q,v"},
-    "default": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
-    "large": {"r": 64, "lora_alpha": 64, "target_modules": "all-linear"},
-}
 
 
 def known_score(value: str) -> str:
@@ -41,12 +26,6 @@ def known_score(value: str) -> str:
     if value not in SCORES:
         raise ValueError(f"unknown score; use one of {', '.join(SCORES)}")
     return value
-
-
-class Section(BaseModel):
-    """A part of a task; unknown keys are faults."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Split(Section):
@@ -141,37 +120,6 @@ class Lengths(Section):
     """What happens to a training or validation row whose target is longer."""
 
 
-class Lora(Section):
-    """The adapter, by peft's names. A preset fills in what is not given."""
-
-    preset: Literal["tiny", "default", "large"] = "default"
-    """tiny: r 8 on q,v. default: r 16 on all linear layers. large: r 64 on all linear layers."""
-    r: Positive
-    lora_alpha: Positive
-    lora_dropout: Share = 0.0
-    target_modules: str | list[str]
-    """"q,v", "all-linear" (every linear layer but the head), or names of layers."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        preset = values.get("preset", "default")
-        known = isinstance(preset, str) and preset in PRESETS
-        return {**PRESETS[preset if known else "default"], **values}  # an unknown one is a fault of its own
-
-    @field_validator("target_modules")
-    @classmethod
-    def _as_list(cls, value: str | list[str]) -> str | list[str]:
-        if value == "all-linear":
-            return value
-        names = [name.strip() for name in (value.split(",") if isinstance(value, str) else value)]
-        if not names or not all(names):
-            raise ValueError("name at least one layer, e.g. q,v or all-linear")
-        return names
-
-
 class Train(Section):
     """The training run, by the names of transformers' Seq2SeqTrainingArguments."""
 
@@ -192,8 +140,9 @@ class Train(Section):
     """auto: bf16 where the GPU or CPU computes in it, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile with free shapes: minutes of compiling, then faster steps. auto weighs one against the other."""
-    base_dropout: Share = 0.0
-    """Dropout inside the frozen base. 0 is a quarter faster on CPUs, and DialogSum's ROUGE is no worse for it."""
+    base_dropout: Share | None = None
+    """Dropout inside the base. A frozen one has 0 unless given, which is a quarter faster on CPUs, and DialogSum's
+    ROUGE is no worse for it; with method full the base keeps its own rate."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third slower."""
     eval_every: Positive | Literal["epoch"] = "epoch"
@@ -343,6 +292,8 @@ class Task(Section):
     """Names the run's folder: letters, digits, . _ -"""
     base: str = "google/flan-t5-small"
     """Hub name, path of a checkpoint, or `offline`."""
+    method: Literal["lora", "full"] = "lora"
+    """lora: an adapter on the frozen base. full: every weight, which wants a learning rate of 1e-4 to 3e-4."""
     data: Data
     prompt: str
     """What the model is asked, with {column} where a row's text goes."""
@@ -368,6 +319,22 @@ class Task(Section):
         except UsageError as error:
             raise ValueError(str(error)) from error
         return value
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Task:
+        if self.method == "full":
+            for name in ("quantization", "loraplus_lr_ratio", "trainable_token_indices"):
+                if getattr(self.lora, name):
+                    raise ValueError(
+                        f"lora.{name} is for method lora, and every weight is trained; remove one of the two"
+                    )
+        return self
+
+    @property
+    def base_dropout(self) -> float | None:
+        """Dropout inside the base; None: its own rate."""
+        given = self.train.base_dropout
+        return 0.0 if given is None and self.method == "lora" else given
 
     @property
     def max_new_tokens(self) -> int:

@@ -14,28 +14,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingArguments
 
 from export.errors import LoraFtError, UsageError
 from export.files import read_json, refuse_existing, replace_folder, sync_tree, write_json, write_text
 from export.runtime.cpu import allowed_cpus, cpu_name
 from export.runtime.text import Tokenizer
 from lora_ft import checkpoints
-from lora_ft.adapters import add_adapter, name_base
-from lora_ft.bases import Base, cache_folder, find_base, load_model, load_tokenizer, quiet_transformers
+from lora_ft.bases import Base, cache_folder, find_base, load_tokenizer, quiet_transformers
 from lora_ft.batches import Encoded, encode
 from lora_ft.card import Facts, run_card
 from lora_ft.data import Example, Splits, load_splits, overlap_warning, require
 from lora_ft.energy import SOURCES, meter
+from lora_ft.initial import INITIAL, keep_start
 from lora_ft.memory import keep_freed_memory
 from lora_ft.metrics import measure, score
 from lora_ft.plan import Choices, Plan, make_plan
 from lora_ft.precision import Precision
 from lora_ft.progress import Progress, Silent
-from lora_ft.runs import ADAPTER, CARD, CURVES, LOG, METRICS, TASK, Run, unfinished
+from lora_ft.runs import CARD, CURVES, LOG, METRICS, TASK, Run, unfinished
 from lora_ft.task import Task
 from lora_ft.taskfile import load_task, save_task, task_text
 from lora_ft.trainer import Curves, Keeper, Reporter, Trainer
+from lora_ft.weights import open_weights, save_weights
 
 _CHOICES = "choices.json"
 
@@ -49,7 +50,7 @@ class Interrupted(LoraFtError):
 def train(
     task: Task, out: Path, *, resume: bool = False, overwrite: bool = False, progress: Progress | None = None
 ) -> Run:
-    """Train a task's adapter.
+    """Train a task's adapter, or with method full all of its base.
 
     While it trains, the run lies in `<out>.unfinished`; it becomes `out` when all of it is written.
 
@@ -71,7 +72,7 @@ def train(
     base = find_base(task.base)
     if base.notice:
         progress.note(base.notice)
-    tokenizer = load_tokenizer(base.folder, task.codec)
+    tokenizer = load_tokenizer(base.folder, task.codec, task.lora.new_tokens)
     splits = load_splits(task)  # the test rows too: a fault in them, or an overlap, is better known now
     rows = encode(require(splits, "train", task), tokenizer, task.lengths, "train")
     if splits.overlap:
@@ -81,7 +82,7 @@ def train(
     for line in plan.lines():
         progress.note(line)
     trainer, keeper, reporter = build_trainer(task, plan, base, tokenizer, rows, validation, working, progress)
-    checkpoint = _start(task, plan, working, resume=resume)
+    checkpoint = _start(task, plan, working, trainer, resume=resume)
     resumed = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
     _trim_log(working / LOG, resumed)
     if checkpoint is not None:
@@ -98,8 +99,8 @@ def train(
             f"stopped after step {trainer.state.global_step:,} of {plan.steps:,}; its checkpoint is in {working}",
             "the same command with --resume goes on from there",
         )
-    _adopt_best(trainer, working, base)
     if _rank() == 0:
+        save_weights(task, trainer.model, base, tokenizer, working)
         metrics = _metrics(task, plan, base, trainer, reporter, splits, time.time() - began) | {
             "resumed_at": resumed,
             "energy": {"joules": round(joules() - before, 1), "source": SOURCES[plan.device]} if joules else None,
@@ -142,12 +143,14 @@ def _choices(working: Path) -> Choices | None:
     return Choices(Precision(found["precision"], "as this run began"), found["compile"])
 
 
-def _start(task: Task, plan: Plan, working: Path, *, resume: bool) -> Path | None:
+def _start(task: Task, plan: Plan, working: Path, trainer: Trainer, *, resume: bool) -> Path | None:
     """Write down what is being trained and how, and find the checkpoint to go on from."""
     if _rank() == 0:
         working.mkdir(parents=True, exist_ok=True)
         save_task(task, working / TASK)
         write_json(working / _CHOICES, {"precision": plan.precision.name, "compile": plan.compile})
+        if task.method == "lora" and task.lora.starts_elsewhere:
+            keep_start(trainer.model, working / INITIAL)
         found = checkpoints.latest(working)
     if _processes() > 1:
         torch.distributed.barrier()
@@ -160,35 +163,30 @@ def build_trainer(
     task: Task, plan: Plan, base: Base, tokenizer: Tokenizer, rows: Sequence[Encoded], validation: Sequence[Example],
     working: Path, progress: Progress,
 ) -> tuple[Trainer, Keeper, Reporter]:  # fmt: skip
-    """The trainer of a task, ready to start, with an adapter on its base; and its callbacks that others ask later.
+    """The trainer of a task, ready to start; and its callbacks that others ask later.
 
     Args:
         task, plan, base, tokenizer: what is trained, and how.
         rows, validation: encoded rows to train on, and examples to choose the best checkpoint by (may be none).
-        working: folder of checkpoints and the log; it exists before the first step.
+        working: folder of checkpoints and the log; it exists before the first step. Where it holds the start of an
+            adapter, that is gone on from.
         progress: told what happens.
     """
     train = task.train
     if plan.device == "cpu":
         torch.set_num_threads(max(1, allowed_cpus() // _processes()))
         keep_freed_memory()
-    set_seed(train.seed)
-    # Attention as matrix products: on CPUs they compile to faster code than the fused operator (9.9 to 7.8 samples/s).
-    model = load_model(base.folder, dropout=train.base_dropout, attention="eager" if plan.device == "cpu" else None)
-    # On the base itself: peft's encoder-decoder ignores a configuration given to the Trainer, and stops at 20 tokens.
-    model.generation_config.max_new_tokens = task.max_new_tokens
-    adapted = add_adapter(model, task.lora, base)
-    if train.gradient_checkpointing:
-        adapted.enable_input_require_grads()  # or no gradient reaches layers below a frozen embedding (peft#80)
+    model = open_weights(task, plan, base, tokenizer, rows, working / INITIAL)
     if plan.compile:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-        adapted.compile(dynamic=True)
+        model.compile(dynamic=True)
     eval_rows = encode(validation, tokenizer, task.lengths, "validation")
     arguments = _arguments(task, plan, working, bool(eval_rows))
     log = working / LOG
     trainer = Trainer(
-        model=adapted,
+        model=model,
         args=arguments,
+        loraplus_lr_ratio=task.lora.loraplus_lr_ratio,
         bf16=plan.precision.is_bf16,
         compiled=plan.compile,
         train_rows=rows,
@@ -271,15 +269,6 @@ def _scorer(task: Task, tokenizer: Tokenizer, rows: Sequence[Encoded]) -> Callab
     return score_all
 
 
-def _adopt_best(trainer: Trainer, working: Path, base: Base) -> None:
-    """Write the adapter: the best checkpoint where there was validation, else the last state."""
-    trainer.save_model(str(working / ADAPTER))
-    if _rank() == 0:
-        for unwanted in ("training_args.bin", "README.md"):  # a pickle; peft's card, which names a local folder
-            (working / ADAPTER / unwanted).unlink(missing_ok=True)
-        name_base(working / ADAPTER, base)
-
-
 def _metrics(
     task: Task, plan: Plan, base: Base, trainer: Trainer, reporter: Reporter, splits: Splits, seconds: float
 ) -> dict[str, Any]:
@@ -296,7 +285,7 @@ def _metrics(
         "rows": {"train": len(splits.train), "validation": len(splits.validation)},
         "steps": trainer.state.global_step,
         "global_batch": plan.global_batch,
-        "trainable_parameters": plan.trainable,
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "precision": plan.precision.name,
         "compiled": plan.compile,
         "train_loss": next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), math.nan),
@@ -327,7 +316,7 @@ def _finish(task: Task, working: Path, out: Path, metrics: dict[str, Any], base:
     write_json(working / METRICS, metrics)
     write_text(working / CARD, run_card(Facts(task, metrics)))
     (working / _CHOICES).unlink()
-    for path in working.glob("checkpoint-*"):
+    for path in [*working.glob("checkpoint-*"), *working.glob(INITIAL)]:
         shutil.rmtree(path)
     sync_tree(working)
     replace_folder(working, out)

@@ -51,16 +51,19 @@ def token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | 
 
 
 class Trainer(Seq2SeqTrainer):
-    """Trains an adapter.
+    """Trains an adapter, or a whole model.
 
     Args:
+        loraplus_lr_ratio: how many times faster B learns than A (LoRA+), or None for alike.
         bf16: compute the forward pass under bf16 autocast; weights and optimizer stay float32.
         compiled: the model was compiled; evaluation then runs it uncompiled, as compiling once more would cost minutes.
     """
 
+    optimizer: Any  # transformers', set by `create_optimizer`
+
     def __init__(self, *, bf16: bool, compiled: bool, train_rows: Sequence[Encoded], eval_rows: Sequence[Encoded],
-                 args: Any, **options: Any) -> None:  # fmt: skip
-        self._bf16, self._compiled = bf16, compiled
+                 args: Any, loraplus_lr_ratio: float | None = None, **options: Any) -> None:  # fmt: skip
+        self._bf16, self._compiled, self._loraplus_lr_ratio = bf16, compiled, loraplus_lr_ratio
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.sampler = LengthSampler(train_rows, batch, args.seed)
         self.positions = (0, 0)
@@ -77,6 +80,17 @@ class Trainer(Seq2SeqTrainer):
 
     def _get_train_sampler(self, *_: Any) -> LengthSampler:
         return self.sampler
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self._loraplus_lr_ratio and self.optimizer is None:
+            from peft.optimizers import create_loraplus_optimizer
+
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = create_loraplus_optimizer(
+                self.model, kind, loraplus_lr_ratio=self._loraplus_lr_ratio,
+                loraplus_weight_decay=self.args.weight_decay, **options,
+            )  # fmt: skip
+        return super().create_optimizer(model)
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._bf16)
@@ -104,7 +118,9 @@ class Trainer(Seq2SeqTrainer):
                 else "the targets carry nothing to learn, or the precision underflows: set train.precision=fp32",
             )
         if self.state.global_step == 0 and not self._learns():
-            raise LoraFtError("no gradient reaches the adapter in step 1", "set train.gradient_checkpointing=false")
+            raise LoraFtError(
+                "no gradient reaches the trained weights in step 1", "set train.gradient_checkpointing=false"
+            )
 
     def _learns(self) -> bool:
         gradients = [p.grad for p in self.model.parameters() if p.requires_grad]

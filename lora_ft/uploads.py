@@ -18,7 +18,7 @@ from lora_ft.adapters import CONFIG, adapter_config
 from lora_ft.card import addressed
 from lora_ft.checkpoint import MERGE, TOKENIZER_FILES
 from lora_ft.privacy import base_name, is_hub_name, public_record, public_task
-from lora_ft.runs import CARD, LOG, METRICS, PREDICTIONS, SCORES, TASK, Run, is_run
+from lora_ft.runs import CARD, CHECKPOINT, LOG, METRICS, PREDICTIONS, SCORES, TASK, Run, is_run
 from lora_ft.task import SPLITS, Task
 from lora_ft.taskfile import load_task, task_text
 
@@ -68,11 +68,14 @@ def uploads(folder: Path, repo: str, *, predictions: bool = False) -> Uploads:
 def _run(folder: Path, predictions: bool) -> Uploads:
     """Adapter files at the top, where peft looks for them; `lora_ft.runs.Run` reads both arrangements."""
     run = Run(folder)
-    config = adapter_config(run.adapter)
-    if not is_hub_name(str(config.get("base_model_name_or_path"))):
-        config["base_model_name_or_path"] = None  # peft would look for that folder, or for a stranger's model
-    files: dict[str, Path | bytes] = {path.name: path for path in sorted(run.adapter.glob("*.safetensors"))}
-    files[CONFIG] = _json(config)
+    if run.task.method == "full":
+        files = {f"{CHECKPOINT}/{name}": file for name, file in _weights(run.trained).items()}
+    else:
+        config = adapter_config(run.adapter)
+        if not is_hub_name(str(config.get("base_model_name_or_path"))):
+            config["base_model_name_or_path"] = None  # peft would look for that folder, or for a stranger's model
+        files = {path.name: path for path in sorted(run.adapter.glob("*.safetensors"))}
+        files[CONFIG] = _json(config)
     files[TASK] = _task(run.task)
     files[METRICS] = _json(public_record(run.metrics))
     if (folder / LOG).is_file():
@@ -88,14 +91,20 @@ def _run(folder: Path, predictions: bool) -> Uploads:
 def _checkpoint(folder: Path) -> Uploads:
 
     task = load_task(folder / TASK)
+    files = _weights(folder)
+    files |= {MERGE: _json(public_record(read_json(folder / MERGE))), TASK: _task(task)}
+    return Uploads("checkpoint", task.name, files)
+
+
+def _weights(folder: Path) -> dict[str, Path | bytes]:
+    """Of a transformers folder: weights, configs and tokenizer."""
     files: dict[str, Path | bytes] = {path.name: path for path in sorted(folder.glob("model*.safetensors"))}
     for name in ("config.json", "generation_config.json", "model.safetensors.index.json", *TOKENIZER_FILES):
         if (folder / name).is_file():
             files[name] = folder / name
     if "tokenizer_config.json" in files:  # a copy of the base's, which may say where that lay
         files["tokenizer_config.json"] = _json(public_record(read_json(folder / "tokenizer_config.json")))
-    files |= {MERGE: _json(public_record(read_json(folder / MERGE))), TASK: _task(task)}
-    return Uploads("checkpoint", task.name, files)
+    return files
 
 
 def _bundle(folder: Path) -> Uploads:

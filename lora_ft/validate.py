@@ -83,7 +83,12 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
     splits = _load(task, faults)
     if base is None or splits is None or faults:
         return Validation(task.name, faults)
-    tokenizer = load_tokenizer(base.folder, task.codec)
+    tokenizer = _try(
+        faults, "lora.new_tokens", task.lora.new_tokens,
+        lambda: load_tokenizer(base.folder, task.codec, task.lora.new_tokens),
+    )  # fmt: skip
+    if tokenizer is None:
+        return Validation(task.name, faults)
     lengths = [_measure(f"{name} {side}", texts, tokenizer, limit) for name in SPLITS if splits[name]
                for side, texts, limit in _sides(task, tokenizer.codec, splits[name])]  # fmt: skip
     for name in ("train", "validation"):

@@ -163,7 +163,8 @@ class Model:
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """As `step` for single tokens [b, 1]: (log-probabilities, tokens) of the likeliest, falling, [b, count]."""
         logits = self._advance(source, cache, tokens, "logits")
-        return self._best(*self._run("normal", [logits], ["log_probs"]), count)
+        (log_probs,) = self._run("normal", [logits], ["log_probs"])
+        return self._best(log_probs, count)
 
     def log_probs(self, source: Source, cache: Cache, tokens: np.ndarray) -> np.ndarray:
         """As `step` for single tokens [b, 1]: log-probabilities of every next one float32 [b, vocabulary]."""

@@ -40,6 +40,25 @@ class Tokenizer:
         self.unknown: int | None = self._tokenizer.token_to_id("<unk>")
         self.size: int = self._tokenizer.get_vocab_size()
 
+    def add(self, tokens: Sequence[str]) -> None:
+        """Give each of some words a token of its own, behind those that there are.
+
+        Raises:
+            UsageError: one is a token already, or the codec would write it otherwise.
+        """
+        for token in tokens:
+            if self.codec.encode_prompt(token) != token:
+                raise UsageError(f"the codec {self.codec.name} writes {token!r} otherwise", "use letters and digits")
+            if self._tokenizer.token_to_id(token) is not None:
+                raise UsageError(f"{token!r} is a token of the vocabulary already", "choose another name for it")
+            self._tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False)])
+        self.size = self._tokenizer.get_vocab_size()
+
+    def ids(self, tokens: Sequence[str]) -> list[int]:
+        """The ids of those tokens that the vocabulary has."""
+        found = map(self._tokenizer.token_to_id, tokens)
+        return [index for index in found if index is not None]
+
     def encode(self, texts: Iterable[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each prompt, at most `max_length` with the closing </s>."""
         return self.encode_forms([self.codec.encode_prompt(text) for text in texts], max_length)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,6 +14,7 @@ from export.files import write_text
 from lora_ft.readers import READERS, read_rows
 
 Input = str | Mapping[str, Any]
+_COLUMNS = 80
 
 
 def read_inputs(texts: Sequence[str], source: Path | None, stdin: TextIO) -> list[Input]:
@@ -38,11 +41,18 @@ def read_inputs(texts: Sequence[str], source: Path | None, stdin: TextIO) -> lis
     return rows
 
 
-def write_outputs(rows: Sequence[Input], answers: Sequence[str], output: Path | None) -> None:
-    """Answers as lines on stdout, or as jsonl with the row's own columns."""
+def write_outputs(rows: Sequence[Input], answers: Sequence[str], output: Path | None, wrap: int | None = None) -> None:
+    """Answers on stdout, or as jsonl with the row's own columns.
+
+    Args:
+        rows, answers: one answer a row.
+        output: jsonl file to write.
+        wrap: columns to break answers at on stdout; by default 80 for a person to read, and a line each in a pipe.
+    """
     if output is None:
+        columns_wide = wrap or (_COLUMNS if sys.stdout.isatty() else None)
         for answer in answers:
-            print(answer)
+            print(textwrap.fill(answer, columns_wide, break_long_words=False) if columns_wide else answer)
         return
     columns = [{"input": row} if isinstance(row, str) else dict(row) for row in rows]
     lines = [

@@ -78,7 +78,8 @@ def show_run(run: Run) -> None:
     best = metrics["best_metric"]
     pairs = {
         "run": str(run.folder),
-        "adapter": f"{metrics['trainable_parameters']:,} parameters, {folder_size(run.adapter) / 1e6:.1f} MB",
+        run.trained.name: f"{metrics['trainable_parameters']:,} parameters trained, "
+        f"{folder_size(run.trained) / 1e6:.1f} MB",
         "steps": f"{metrics['steps']:,}" + (f" (best: {metrics['best_step']:,})" if best is not None else ""),
         "loss": f"{metrics['train_loss']:.3f}",
     }

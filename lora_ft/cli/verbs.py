@@ -83,7 +83,7 @@ def train(
     push_to_hub: PushTo = None,
     private: Private = False,
 ) -> None:
-    """Train a task's adapter. Ctrl-C saves a checkpoint; --resume goes on from it."""
+    """Train a task's adapter, or all weights. Ctrl-C saves a checkpoint; --resume goes on from it."""
     from lora_ft.cli.tables import show_run
     from lora_ft.taskfile import load_task
     from lora_ft.train import train as job
@@ -114,10 +114,12 @@ def merge(
     destination = _destination(push_to_hub, private=private)
     with Screen() as screen:
         report = job(Run(run), out, base=base, dtype=dtype.value, overwrite=overwrite, progress=screen)
-    print(
-        f"{report.out}: {report.bytes / 1e6:.1f} MB; merged and adapter logits differ by at most "
-        f"{report.difference:.2g} on {report.rows} rows"
+    found = (
+        f"merged and adapter logits differ by at most {report.difference:.2g} on {report.rows} rows"
+        if report.rows
+        else "all weights are the run's own"
     )
+    print(f"{report.out}: {report.bytes / 1e6:.1f} MB; {found}")
     _push(out, destination)
 
 
@@ -204,9 +206,13 @@ def generate(
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Of a bundle: print each answer as it is made.")] = False,
     provider: Annotated[str, typer.Option(help="Of a bundle: cpu, cuda or auto.")] = "auto",
+    wrap: Annotated[
+        int | None, typer.Option(min=10, help="Break answers at so many columns; on a terminal at 80.")
+    ] = None,
     batch_size: BatchSize = 16,
 ) -> None:
     """Answer texts or rows, put through the model's own prompt."""
+    from export.errors import UsageError
     from lora_ft.cli.rows import read_inputs, write_outputs
     from lora_ft.generate import generate as job
     from lora_ft.generate import stream as stream_answers
@@ -219,6 +225,8 @@ def generate(
         "repetition_penalty": repetition_penalty, "seed": seed, "prompt_lookup": prompt_lookup,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
+    if wrap and (stream or output):
+        raise UsageError("--wrap is for answers on stdout that are not streamed", "leave one of them out")
     rows = read_inputs(text or [], source, sys.stdin)
     with Screen() as screen:
         opened = open_model(model, provider=provider)
@@ -230,7 +238,7 @@ def generate(
         for bit in stream_answers(opened, rows, given, raw=raw):
             print(bit, end="", flush=True)
     else:
-        write_outputs(rows, answers, output)
+        write_outputs(rows, answers, output, wrap)
 
 
 @app.command()

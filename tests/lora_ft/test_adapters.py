@@ -15,7 +15,7 @@ from transformers import T5ForConditionalGeneration
 from export.errors import LoraFtError, UsageError
 from lora_ft.adapters import adapter_config, add_adapter, check_fits, load_adapter, name_base
 from lora_ft.bases import Base, load_model
-from lora_ft.task import Lora
+from lora_ft.lora import Lora
 from tests.tiny import save_tiny_t5
 
 LORA = Lora.model_validate({"preset": "tiny"})

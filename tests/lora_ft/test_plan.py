@@ -13,8 +13,8 @@ from peft import LoraConfig, get_peft_model
 from lora_ft.adapters import count_parameters
 from lora_ft.bases import load_model
 from lora_ft.batches import Encoded, padding_share
+from lora_ft.lora import Lora
 from lora_ft.plan import Plan, make_plan
-from lora_ft.task import Lora
 from lora_ft.taskfile import load_task
 from tests.tiny import CONFIG
 

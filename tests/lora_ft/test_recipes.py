@@ -71,6 +71,30 @@ def test_t5_can_read_and_write_every_character_of_the_example(example: tuple[Tas
             assert "\n" not in row.target
 
 
+def test_the_recipe_qa_has_the_guides_settings() -> None:
+    task = load_task("qa")
+    assert (task.base, task.data.hub, task.prompt) == (
+        "google/flan-t5-base", "yahoo_answers_qa", "Please answer this question: {question}",
+    )  # fmt: skip
+    assert task.data.split is not None and task.data.split.test == 0.3
+    assert (task.lengths.source, task.lengths.target) == (128, 512)
+    train = task.train
+    assert (train.learning_rate, train.per_device_train_batch_size, train.weight_decay) == (3e-4, 8, 0.01)
+    assert (train.num_train_epochs, train.save_total_limit, task.evaluate.use_stemmer) == (3, 3, True)
+    assert load_task("qa", ["method=full"]).method == "full"
+
+
+def test_the_recipe_qa_takes_rows_of_its_own(tmp_path: Path) -> None:
+    """With the words of its comment."""
+    command = re.search(r"lora-ft train qa (--set base=offline .*)", recipe_file("qa").read_text(encoding="utf-8"))
+    assert command is not None
+    rows = [{"question": f"Why {i}?", "answer": f"Because {i}."} for i in range(100)]
+    (tmp_path / "my-rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    overrides = [word for word in command[1].split() if word != "--set"]
+    splits = load_splits(load_task("qa", [word.replace("my-rows", f"{tmp_path}/my-rows") for word in overrides]))
+    assert [len(splits[name]) for name in SPLITS] == [68, 2, 30]
+
+
 def grams(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"[a-z0-9']+", text.lower())
     return set(zip(*(words[i:] for i in range(5)), strict=False))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lora_ft.cli import run as lora_ft
+from lora_ft.cli.rows import write_outputs
 from lora_ft.runs import Run
 from tests.tiny import save_tiny_t5
 
@@ -86,6 +87,27 @@ def test_compare_prints_differences_and_writes_a_page(tiny_run: Run, tmp_path: P
     assert "+0.0 [+0.0, +0.0]" in shown and "1.000" in shown and "bleu" in shown and "reference:" in shown
     assert max(map(len, shown.splitlines())) <= 80 or str(tmp_path) in shown
     assert "</html>" in (tmp_path / "page.html").read_text()
+
+
+def test_answers_are_broken_for_a_person_and_never_in_a_pipe(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = ["word " * 40 + "end", "short"]
+    write_outputs(["a", "b"], answers, None)
+    assert capsys.readouterr().out.splitlines() == answers
+    write_outputs(["a", "b"], answers, None, wrap=30)
+    narrow = capsys.readouterr().out
+    assert max(map(len, narrow.splitlines())) <= 30 and narrow.split() == " ".join(answers).split()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    write_outputs(["a", "b"], answers, None)
+    lines = capsys.readouterr().out.splitlines()
+    assert 70 < max(map(len, lines)) <= 80 and lines[-1] == "short"
+
+
+def test_generate_wraps_where_it_is_told_to(tiny_run: Run, capsys: Capture) -> None:
+    assert lora_ft(["generate", str(tiny_run.folder), "abc", "--wrap", "10", "--min-new-tokens", "24"]) == 0
+    assert all(len(line) <= 10 or " " not in line for line in capsys.readouterr().out.splitlines())
+    fails(
+        capsys, ["generate", tiny_run.folder, "abc", "--wrap", "20", "--stream"], 2, "--wrap is for answers on stdout"
+    )
 
 
 def test_evaluate_prints_json_when_asked(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:

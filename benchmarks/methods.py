@@ -1,0 +1,144 @@
+"""Every way to train, on the same rows and steps of one task: its score, its time, its size.
+
+    python -m benchmarks.methods DATA_FOLDER [--task FILE] [--out FOLDER] [--only dora] [--set train.max_steps=100]
+
+DATA_FOLDER holds the files that the task names. Methods that the JSON has already for this task are not run again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from export.errors import LoraFtError, UsageError
+from export.files import folder_size, read_json, write_json
+from lora_ft.cli.screen import Screen
+from lora_ft.cli.tables import console, table
+from lora_ft.data import load_splits
+from lora_ft.doctor import environment
+from lora_ft.evaluate import Evaluation, evaluate
+from lora_ft.progress import Progress
+from lora_ft.task import Task
+from lora_ft.taskfile import load_task
+from lora_ft.train import train
+
+VERSION = 1
+TASK = Path(__file__).with_name("dialogsum.yaml")
+RESULTS = Path(__file__).parent / "results" / "methods.json"
+# What each changes of the task. All but full fine-tuning leave the learning rate alone.
+METHODS: dict[str, tuple[str, ...]] = {
+    "LoRA, tiny": ("lora={preset: tiny}",),
+    "LoRA": ("lora={preset: default}",),
+    "rsLoRA": ("lora={preset: default, use_rslora: true}",),
+    "DoRA": ("lora={preset: default, use_dora: true}",),
+    "PiSSA": ("lora={preset: default, init_lora_weights: pissa}",),
+    "OLoRA": ("lora={preset: default, init_lora_weights: olora}",),
+    "EVA": ("lora={preset: default, init_lora_weights: eva}",),
+    "LoRA+": ("lora={preset: default, loraplus_lr_ratio: 16}",),
+    "full": ("method=full", "train.learning_rate=3.0e-4"),
+}
+_BASE = "base"  # scored without any training
+
+
+def measure(task: Path, overrides: list[str], out: Path, results: Path, only: list[str], progress: Progress) -> None:
+    """Train and score each method below `out`, and write `results` after each.
+
+    Args:
+        task: task file.
+        overrides: as of `load_task`; the same for all methods.
+        out: folder of the runs.
+        results: JSON; what it has is kept, if it is of the same task.
+        only: names of methods, or none for all.
+        progress: told what happens.
+
+    Raises:
+        UsageError: no such method, or `results` is of another task or machine.
+        LoraFtError: the task, its data or its base cannot be used.
+    """
+    unknown = [name for name in only if name not in METHODS]
+    if unknown:
+        raise UsageError(f"there is no method {unknown[0]!r}", f"there are {', '.join(METHODS)}")
+    common = load_task(task, overrides)
+    found = _begun(common, results)
+    if found[_BASE] is None:
+        found[_BASE] = _scores(evaluate(common.base, task=common, progress=progress))
+        write_json(results, found)
+    for name in only or METHODS:
+        if name in found["methods"]:
+            progress.note(f"{name}: measured before")
+            continue
+        progress.note(name)
+        found["methods"][name] = _measured(load_task(task, [*overrides, *METHODS[name]]), out / name, progress)
+        write_json(results, found)
+
+
+def _begun(task: Task, results: Path) -> dict[str, Any]:
+    """What was measured before, or the frame of it."""
+    about = task.model_dump(mode="json", exclude={"lora", "method", "data"})
+    splits = load_splits(task)
+    rows = {name: len(splits[name]) for name in ("train", "validation", "test")}
+    frame = {"version": VERSION, "task": about, "rows": rows, "environment": environment(), _BASE: None, "methods": {}}
+    if not results.is_file():
+        return frame
+    found = read_json(results)
+    if any(found.get(key) != frame[key] for key in ("version", "task", "rows")):
+        raise UsageError(f"{results} is of another task or other rows", "delete it, or give another --json")
+    if found["environment"]["cpu"] != environment()["cpu"]:
+        raise UsageError(f"{results} was measured on another processor", "delete it, or give another --json")
+    return found
+
+
+def _measured(task: Task, out: Path, progress: Progress) -> dict[str, Any]:
+    run = train(task, out, overwrite=True, progress=progress)
+    speed = run.metrics["speed"]
+    found = {
+        "lora": None if task.method == "full" else task.lora.model_dump(mode="json"),
+        "learning_rate": task.train.learning_rate,
+        "trainable_parameters": run.metrics["trainable_parameters"],
+        "precision": run.metrics["precision"],
+        "steps": run.metrics["steps"],
+        "seconds": speed["seconds"],  # of training, with its evaluations and checkpoints
+        "samples_per_second": speed["samples_per_second"],
+        "megabytes": folder_size(run.trained) / 1e6,
+        "best_step": run.metrics["best_step"],
+        "scores": _scores(evaluate(str(run.folder), progress=progress)),
+    }
+    shutil.rmtree(out)  # nine runs, one of them with all weights
+    return found
+
+
+def _scores(evaluation: Evaluation) -> dict[str, Any]:
+    return {name: asdict(found) for name, found in evaluation.scores.scores.items()}
+
+
+def _main(
+    data: Path,
+    task: Annotated[Path, typer.Option(help="Task file.")] = TASK,
+    out: Annotated[Path, typer.Option(help="Folder for the runs, which are deleted.")] = Path("runs/methods"),
+    json_file: Annotated[Path, typer.Option("--json", help="Where figures go, and are looked up.")] = RESULTS,
+    only: Annotated[list[str], typer.Option("--only", help="A method, by its name.")] = [],  # noqa: B006
+    set_: Annotated[list[str], typer.Option("--set", help="Override a key of the task, for all methods.")] = [],  # noqa: B006
+) -> None:
+    """Measure what is not measured yet, and print the table."""
+    try:
+        with Screen() as screen:
+            measure(task, [f"data.root={data}", *set_], out, json_file, only, screen)
+    except LoraFtError as error:
+        raise SystemExit(f"error: {error}") from error
+    found = read_json(json_file)
+    made = table("method", "rouge1", "rougeLsum", "trained", "MB", "samples/s", "s")
+    for name, one in found["methods"].items():
+        made.add_row(
+            name, f"{one['scores']['rouge1']['mean']:.1f}", f"{one['scores']['rougeLsum']['mean']:.1f}",
+            f"{one['trainable_parameters']:,}", f"{one['megabytes']:.1f}", f"{one['samples_per_second']:.2f}",
+            f"{one['seconds']:.0f}",
+        )  # fmt: skip
+    console().print(made)
+
+
+if __name__ == "__main__":
+    typer.run(_main)

@@ -1,0 +1,160 @@
+"""Starts other than LoRA's own: EVA's from rows; PiSSA's and OLoRA's, which are taken out of the base, and back again.
+
+What is trained then sits on a base that is not the one that others have. So the start is kept beside the checkpoints:
+a resumed run goes on from it, and the adapter that is saved in the end is what training added to it, on the base as
+everyone has it (of twice the rank: trained minus start).
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from export.errors import UsageError
+from export.files import staged_folder
+from export.runtime.text import IGNORED
+from lora_ft.adapters import CONFIG, load_adapter
+from lora_ft.batches import Encoded, LengthSampler, collate
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from lora_ft.lora import Lora
+
+INITIAL = "initial"
+_BATCH, _BATCHES = 8, 16  # rows that EVA looks at
+# Layers that are given the same: the first name stands for all of them.
+_ALIKE = (
+    (r"SelfAttention\.[qkv]$", "SelfAttention.q"),
+    (r"wi_[01]$", "wi_0"),
+    (r".*EncDecAttention\.[kv]$", "encoded"),
+)
+
+
+def start_from_rows(adapted: PeftModel, rows: Sequence[Encoded], seed: int, device: str) -> None:
+    """EVA (arXiv 2410.07170): A becomes the main components of a layer's inputs; ranks go where they explain most.
+
+    peft's own search goes on until its estimates stand still: for FLAN-T5-small minutes on a CPU, and without end where
+    batches hold too few tokens. Here they are worked out once, from covariances.
+
+    Args:
+        adapted: an adapter made with init_lora_weights eva.
+        rows: of the training split.
+        seed: of their order.
+        device: to compute on.
+
+    Raises:
+        UsageError: the ranks are larger than a layer, or than the rows can fill.
+    """
+    from peft import initialize_lora_eva_weights
+
+    config = adapted.peft_config["default"]
+    order = list(LengthSampler(rows, _BATCH, seed))[: _BATCH * _BATCHES]
+    batches = [collate([rows[i] for i in order[start : start + _BATCH]]) for start in range(0, len(order), _BATCH)]
+    components = _components(adapted.to(device), batches, device, config.eva_config.rho)
+    initialize_lora_eva_weights(adapted, eva_state_dict=components)
+    config.init_lora_weights, config.eva_config = True, None
+
+
+@torch.inference_mode()
+def _components(adapted: PeftModel, batches: Sequence[dict[str, Tensor]], device: str, rho: float) -> dict[str, Tensor]:
+    """[rank, width] of each layer: of all layers' components those that explain the largest shares of their variance.
+
+    The ranks sum up to what they would without; none is more than rho times that (peft's eva_config).
+    """
+    layers = {name: module for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
+    found = _covariances(adapted, layers, batches, device)
+    spectra = {key: torch.linalg.eigh(covariance) for key, covariance in found.items()}  # ascending
+    shares: list[tuple[float, str]] = []
+    for name, module in layers.items():
+        values, wanted = spectra[_inputs_of(name)].eigenvalues, round(module.r["default"] * rho)
+        full = int((values > values[-1] * 1e-6).sum())
+        if wanted > full:
+            raise UsageError(
+                f"init_lora_weights eva looks for {wanted} components of the inputs of {name}, which have {full}",
+                "a smaller lora.r, more or longer rows, or another init_lora_weights",
+            )
+        shares += [(float(share), name) for share in values.flip(0)[:wanted] / values.sum()]
+    budget = sum(module.r["default"] for module in layers.values())
+    ranks = Counter(name for _, name in sorted(shares, reverse=True)[:budget])
+    return {name: spectra[_inputs_of(name)].eigenvectors.T.flip(0)[: ranks[name]].clone() for name in layers}
+
+
+def _covariances(
+    adapted: PeftModel, layers: dict[str, Any], batches: Sequence[dict[str, Tensor]], device: str
+) -> dict[str, Tensor]:
+    """[width, width] of what layers are given, by `_inputs_of` their names."""
+    sums: dict[str, list[Any]] = {}
+    seen: set[str] = set()
+    masks: dict[str, Tensor] = {}
+
+    def add(name: str, states: Tensor) -> None:
+        key = _inputs_of(name)
+        if key in seen:
+            return
+        seen.add(key)
+        real = states[masks["decoder" if ".decoder." in key else "encoder"]].float()
+        entry = sums.setdefault(key, [0, 0, 0])
+        for i, value in enumerate((len(real), real.sum(0), real.T @ real)):
+            entry[i] = entry[i] + value
+
+    handles = [
+        module.register_forward_pre_hook(lambda _, given, name=name: add(name, given[0]))
+        for name, module in layers.items()
+    ]
+    was_training = adapted.training
+    adapted.eval()
+    try:
+        with adapted.disable_adapter():
+            for batch in batches:
+                batch = {name: tensor.to(device) for name, tensor in batch.items()}
+                masks |= {"encoder": batch["attention_mask"].bool(), "decoder": batch["labels"] != IGNORED}
+                seen.clear()
+                adapted(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        adapted.train(was_training)
+    return {
+        key: outer / count - torch.outer(total / count, total / count) for key, (count, total, outer) in sums.items()
+    }
+
+
+def _inputs_of(name: str) -> str:
+    """What a layer is given, by a name that other layers may share."""
+    for pattern, shared in _ALIKE:
+        name = re.sub(pattern, shared, name)
+    return name
+
+
+def keep_start(adapted: PeftModel, folder: Path) -> None:
+    """Write a fresh adapter, such as it starts, into `folder`, unless it is there already."""
+    if not (folder / CONFIG).is_file():
+        with staged_folder(folder, overwrite=True) as staging:
+            adapted.save_pretrained(staging)
+
+
+def load_start(model: PreTrainedModel, folder: Path, lora: Lora) -> PeftModel:
+    """A base with the adapter that `keep_start` wrote, ready to be trained, as when that run began."""
+    adapted = load_adapter(model, folder, trainable=True)
+    if lora.moves_base:
+        for module in adapted.modules():
+            if hasattr(module, "lora_A"):  # as peft does it at the start, to the same bits
+                start = module.scaling["default"] * module.lora_B["default"].weight @ module.lora_A["default"].weight
+                module.get_base_layer().weight.data -= start.data
+    return adapted
+
+
+def save_difference(adapted: PeftModel, folder: Path, start: Path) -> None:
+    """Write what training added to the start: a LoRA adapter on the base as it was before."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*path_initial_model_for_weight_conversion")
+        adapted.save_pretrained(folder, path_initial_model_for_weight_conversion=str(start))

@@ -1,0 +1,104 @@
+"""The section `lora` of a task: the adapter, by peft's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lora_ft.sections import NotNegative, Positive, Section, Share
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"r": 8, "lora_alpha": 16, "target_modules": "q,v"},
+    "default": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+    "large": {"r": 64, "lora_alpha": 64, "target_modules": "all-linear"},
+}
+
+
+class Lora(Section):
+    """The adapter, by peft's names. A preset fills in what is not given."""
+
+    preset: Literal["tiny", "default", "large"] = "default"
+    """tiny: r 8 on q,v. default: r 16 on all linear layers. large: r 64 on all linear layers."""
+    r: Positive
+    lora_alpha: Positive
+    lora_dropout: Share = 0.0
+    target_modules: str | list[str]
+    """"q,v", "all-linear" (every linear layer but the head), or names of layers."""
+    use_dora: bool = False
+    """Train each weight's magnitude apart from its direction (arXiv 2402.09353): slower, sometimes better."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead of lora_alpha / r (arXiv 2312.03732): for large r."""
+    init_lora_weights: bool | str = True
+    """true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, or eva (from the training rows)."""
+    rank_pattern: dict[str, Positive] = {}
+    """r of layers by their names' ends or regular expressions, instead of `r`."""
+    alpha_pattern: dict[str, Positive] = {}
+    """Likewise for lora_alpha."""
+    trainable_token_indices: list[NotNegative] = []
+    """Tokens whose rows of the embedding, and of a head that is not tied to it, are trained too."""
+    new_tokens: list[Annotated[str, Field(min_length=1)]] = []
+    """Tokens to add to the vocabulary and to train so, in the base's spare rows (FLAN-T5 has 28)."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
+    """LoRA+ (arXiv 2402.12354): the learning rate of B over that of A, e.g. 16."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Store the frozen base so while training, through bitsandbytes on CUDA; merging takes the base as it is."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        preset = values.get("preset", "default")
+        known = isinstance(preset, str) and preset in PRESETS
+        return {**PRESETS[preset if known else "default"], **values}  # an unknown one is a fault of its own
+
+    @field_validator("target_modules")
+    @classmethod
+    def _as_list(cls, value: str | list[str]) -> str | list[str]:
+        if value == "all-linear":
+            return value
+        names = [name.strip() for name in (value.split(",") if isinstance(value, str) else value)]
+        if not names or not all(names):
+            raise ValueError("name at least one layer, e.g. q,v or all-linear")
+        return names
+
+    @field_validator("init_lora_weights")
+    @classmethod
+    def _known_start(cls, value: bool | str) -> bool | str:
+        known = ("gaussian", "orthogonal", "pissa", "olora", "eva")
+        if isinstance(value, str) and value not in known and not re.fullmatch(r"pissa_niter_[1-9]\d*", value):
+            raise ValueError(f"unknown start; use true, false, {', '.join(known)} or pissa_niter_N")
+        return value
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Lora:
+        ranks = [self.r, *self.rank_pattern.values()]
+        if self.init_lora_weights == "orthogonal" and any(rank % 2 for rank in ranks):
+            raise ValueError("init_lora_weights orthogonal needs even ranks; change r or rank_pattern")
+        if self.quantization and (self.moves_base or self.init_lora_weights == "orthogonal"):
+            raise ValueError(
+                f"init_lora_weights {self.init_lora_weights} needs a base that is not quantised; remove one"
+            )
+        if self.moves_base and (self.use_dora or self.new_tokens or self.trainable_token_indices):
+            raise ValueError(
+                f"what starts from {self.init_lora_weights} is saved as a difference, which DoRA's magnitudes and "
+                "trained tokens cannot be; use another init_lora_weights"
+            )
+        if self.moves_base and self.use_rslora and (self.rank_pattern or self.alpha_pattern):
+            raise ValueError(
+                f"peft cannot save what starts from {self.init_lora_weights} with use_rslora and patterns; remove one"
+            )
+        return self
+
+    @property
+    def moves_base(self) -> bool:
+        """Whether peft takes the adapter's start out of the base's weights, so that the two together are the base."""
+        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(("pissa", "olora"))
+
+    @property
+    def starts_elsewhere(self) -> bool:
+        """Whether the start comes from the base's weights or from data, and is kept to resume from."""
+        return self.moves_base or self.init_lora_weights == "eva"

@@ -1,0 +1,57 @@
+"""Frozen bases in 4 or 8 bits while an adapter is trained on them, through bitsandbytes on CUDA."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.errors import UsageError
+from lora_ft.bases import load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def require_quantization(kind: str) -> None:
+    """Raise UsageError unless this machine can store a base in `kind`, "4bit" or "8bit"."""
+    import torch
+
+    remedy = "train on one, or leave lora.quantization out"
+    if not torch.cuda.is_available():
+        raise UsageError(f"lora.quantization {kind} needs an NVIDIA GPU, and this machine has none", remedy)
+    if find_spec("bitsandbytes") is None:
+        raise UsageError(f"lora.quantization {kind} needs bitsandbytes", "pip install 'lora-ft[quantization]'")
+
+
+def load_quantized(folder: Path, kind: str, *, dropout: float | None = None, device: int = 0) -> PreTrainedModel:
+    """A checkpoint's model with its linear layers in `kind`, ready for an adapter; the rest stays float32.
+
+    Args:
+        folder: transformers checkpoint.
+        kind: "4bit" (NF4, its scales quantised too: arXiv 2305.14314) or "8bit" (arXiv 2208.07339).
+        dropout: replaces the checkpoint's own rate.
+        device: number of the GPU.
+
+    Raises:
+        UsageError: this machine cannot.
+    """
+    require_quantization(kind)
+    from peft import prepare_model_for_kbit_training
+
+    model = load_model(folder, dropout=dropout, quantization_config=_config(kind), device_map={"": device})
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `build_trainer` sees to that
+
+
+def _config(kind: str) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32,  # not T5 in fp16
+    )

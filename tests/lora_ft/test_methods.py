@@ -1,0 +1,371 @@
+"""Methods beside plain LoRA: each trains, merges, scores and exports as LoRA does, and resumes to the same bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
+
+from export.errors import LoraFtError, UsageError
+from lora_ft import trainer as training
+from lora_ft.adapters import adapter_config, check_fits, count_parameters
+from lora_ft.bases import load_model, load_tokenizer
+from lora_ft.evaluate import evaluate
+from lora_ft.export_run import export
+from lora_ft.generate import generate
+from lora_ft.merge import merge
+from lora_ft.models import open_model
+from lora_ft.runs import Run, unfinished
+from lora_ft.task import Task
+from lora_ft.taskfile import load_task
+from lora_ft.train import train
+from lora_ft.uploads import uploads
+from lora_ft.validate import validate
+from tests.tiny import CONFIG, save_tiny_t5
+
+MakeTask = Callable[..., Path]
+IDS = torch.tensor([[5, 9, 23, 1], [7, 8, 1, 0]])
+INPUTS = {"input_ids": IDS, "attention_mask": (IDS != 0).long(), "decoder_input_ids": torch.tensor([[0, 7, 8]] * 2)}
+METHODS: dict[str, dict[str, Any]] = {
+    "dora": {"lora": {"use_dora": True}},
+    "rslora": {"lora": {"use_rslora": True}},
+    "gaussian": {"lora": {"init_lora_weights": "gaussian"}},
+    "random": {"lora": {"init_lora_weights": False}},
+    "orthogonal": {"lora": {"init_lora_weights": "orthogonal"}},
+    "pissa": {"lora": {"init_lora_weights": "pissa", "target_modules": "all-linear"}},
+    "pissa by subspaces": {"lora": {"init_lora_weights": "pissa_niter_4"}},
+    "pissa, rslora": {"lora": {"init_lora_weights": "pissa", "use_rslora": True}},
+    "pissa, patterns": {"lora": {"init_lora_weights": "pissa", "rank_pattern": {"v": 3}, "alpha_pattern": {"q": 5}}},
+    "olora": {"lora": {"init_lora_weights": "olora"}},
+    "eva": {"lora": {"init_lora_weights": "eva", "r": 4, "target_modules": "all-linear"}},
+    "eva, dora": {"lora": {"init_lora_weights": "eva", "r": 4, "use_dora": True}},
+    "patterns": {"lora": {"rank_pattern": {"encoder.*.q": 3}, "alpha_pattern": {"v": 5}}},
+    "lora+": {"lora": {"loraplus_lr_ratio": 16}},
+    "trained tokens": {"lora": {"trainable_token_indices": [4, 9, 23]}},
+    "full": {"method": "full"},
+}
+STARTS_ELSEWHERE = ("pissa", "pissa by subspaces", "olora", "eva", "eva, dora")
+
+
+@torch.inference_mode()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    return model.eval()(**INPUTS).logits
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[str], Run]:
+    """A run of each method, trained once for the module. Do not write into it."""
+    from tests.conftest import write_task
+
+    runs: dict[str, Run] = {}
+
+    def get(name: str) -> Run:
+        if name not in runs:
+            folder = tmp_path_factory.mktemp("method")
+            settings = {"metric_for_best_model": "loss", "eval_every": 3}
+            task = write_task(folder, tiny_base, train=settings, **METHODS[name])
+            runs[name] = train(load_task(task), folder / "run")
+        return runs[name]
+
+    return get
+
+
+def losses(run: Run) -> list[float]:
+    entries = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_learns_and_leaves_a_run(name: str, trained: Callable[[str], Run]) -> None:
+    run = trained(name)
+    seen = losses(run)
+    assert sum(seen[-3:]) < sum(seen[:3])
+    assert {path.name for path in run.folder.iterdir()} == {
+        "checkpoint" if name == "full" else "adapter", "task.yaml", "metrics.json", "log.jsonl", "README.md",
+    }  # fmt: skip
+    assert not {path.suffix for path in run.trained.iterdir()} - {".json", ".safetensors"}
+    assert run.metrics["best_step"] in {entry["step"] for entry in run.metrics["evaluations"]}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("full", "trained tokens")])
+def test_the_saved_adapter_is_plain_pefts_on_the_base_as_it_is(
+    name: str, trained: Callable[[str], Run], tiny_base: Path, tmp_path: Path
+) -> None:
+    run = trained(name)
+    base = T5ForConditionalGeneration.from_pretrained(tiny_base)
+    before = {key: value.clone() for key, value in base.state_dict().items()}
+    adapted = PeftModel.from_pretrained(base, str(run.adapter))
+    kept = {key.replace(".base_layer", ""): value for key, value in adapted.base_model.model.state_dict().items()}
+    assert all(torch.equal(kept[key], value) for key, value in before.items())
+    merge(run, tmp_path / "merged")
+    merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(logits(merged), logits(adapted), atol=1e-4)
+    assert not torch.allclose(logits(merged), logits(load_model(tiny_base)), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_the_best_checkpoint_scored_is_what_the_run_scores(name: str, trained: Callable[[str], Run]) -> None:
+    """The loss that training saw, on whatever base it trained, is that of the merged model on the base as it is."""
+    run = trained(name)
+    best = next(e["eval_loss"] for e in run.metrics["evaluations"] if e["step"] == run.metrics["best_step"])
+    model = open_model(str(run.folder))
+    assert validation_loss(model.engine.model, run.task) == pytest.approx(best, rel=1e-4)  # type: ignore[attr-defined]
+
+
+@torch.inference_mode()
+def validation_loss(model: torch.nn.Module, task: Task) -> float:
+    from lora_ft.batches import collate, encode
+    from lora_ft.data import load_splits
+
+    tokenizer = load_tokenizer(Path(task.base), task.lora.new_tokens)
+    batch = collate(encode(load_splits(task).validation, tokenizer, task.lengths, "validation"))
+    labels = batch.pop("labels")
+    return float(training.token_loss(model(**batch), labels))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_exports_with_the_texts_of_pytorch(name: str, trained: Callable[[str], Run], tmp_path: Path) -> None:
+    done = export(str(trained(name).folder), tmp_path / "bundle", verify_rows=4)
+    assert done.parity.identical_rows == done.parity.rows == 4
+    texts = ["abc", "some more"]
+    assert generate(open_model(str(tmp_path / "bundle")), texts, {}) == generate(
+        open_model(str(trained(name).folder)), texts, {}
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_counts_what_it_trains_before_it_does(name: str, trained: Callable[[str], Run]) -> None:
+    run = trained(name)
+    lora = None if name == "full" else run.task.lora
+    trainable, everything = count_parameters(CONFIG, lora)
+    whole = sum(parameter.numel() for parameter in load_model(Path(run.task.base)).parameters())
+    assert everything == (whole if name == "full" else whole + trainable)
+    if "eva" in name:  # its ranks move between layers of unlike width
+        assert run.metrics["trainable_parameters"] == pytest.approx(trainable, rel=0.3)
+    else:
+        assert run.metrics["trainable_parameters"] == trainable
+
+
+class Stopped(Exception):
+    """Stands for a machine that loses power."""
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = training.Trainer.training_step
+
+    def training_step(self: Any, *args: Any, **options: Any) -> Any:
+        if self.state.global_step == step:
+            raise Stopped
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(training.Trainer, "training_step", training_step)
+
+
+@pytest.mark.parametrize("step", [1, 4], ids=["before a checkpoint", "after one"])
+@pytest.mark.parametrize("name", ["dora", "pissa by subspaces", "olora", "eva", "lora+", "trained tokens", "full"])
+def test_a_stopped_run_resumes_to_the_same_bits(
+    name: str, step: int, make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"metric_for_best_model": "loss", "eval_every": 3, "num_train_epochs": 1, "base_dropout": 0.1}
+    method = METHODS[name] | {"lora": METHODS[name].get("lora", {}) | {"lora_dropout": 0.1}}
+    task = load_task(make_task(train=settings, **method))
+    whole = train(task, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(step, patch)
+        with pytest.raises(Stopped):
+            train(task, tmp_path / "run")
+    assert (unfinished(tmp_path / "run") / "initial").is_dir() == (name in STARTS_ELSEWHERE)
+    resumed = train(task, tmp_path / "run", resume=True)
+    ours, theirs = (load_file(next(run.trained.glob("*.safetensors"))) for run in (resumed, whole))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert losses(resumed) == losses(whole)
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora"])
+def test_a_start_out_of_the_base_is_saved_as_a_difference_of_twice_the_rank(
+    name: str, trained: Callable[[str], Run]
+) -> None:
+    config = adapter_config(trained(name).adapter)
+    assert (config["r"], config["init_lora_weights"]) == (16, True)
+
+
+def test_eva_puts_rank_where_the_rows_vary(trained: Callable[[str], Run]) -> None:
+    config = adapter_config(trained("eva").adapter)
+    ranks = [tensor.shape[0] for key, tensor in load_file(trained("eva").adapter / "adapter_model.safetensors").items()
+             if "lora_A" in key]  # fmt: skip
+    assert config["init_lora_weights"] is True and len(set(ranks)) > 1 and sum(ranks) == 4 * len(ranks)
+
+
+def test_eva_finds_what_pefts_own_search_finds(tiny_base: Path) -> None:
+    """peft's estimates are of low rank and a little off, so directions and shares agree nearly."""
+    from peft import get_eva_state_dict
+
+    from lora_ft import initial
+    from lora_ft.adapters import add_adapter
+    from lora_ft.batches import Encoded, collate
+    from lora_ft.lora import Lora
+
+    torch.manual_seed(0)
+    rows = [Encoded([*torch.randint(3, 70, (9 + i % 5,)).tolist(), 1], [*torch.randint(3, 70, (8,)).tolist(), 1])
+            for i in range(24)]  # fmt: skip
+    lora = Lora.model_validate({"r": 2, "lora_alpha": 4, "target_modules": "all-linear", "init_lora_weights": "eva"})
+    adapted = add_adapter(load_model(tiny_base), lora)
+    batch = collate(rows)
+    ours = initial._components(adapted, [batch], "cpu", 2.0)
+
+    def real(states: Any, batch: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+        decoded = ".decoder." in name and not name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
+        return states[0][batch["labels"] != -100] if decoded else states[0][batch["attention_mask"].bool()]
+
+    found = get_eva_state_dict(
+        adapted, [batch], prepare_model_inputs_fn=None, prepare_layer_inputs_fn=real, show_progress_bar=False
+    )
+    theirs = {name: components.float() for name, components in found.items()}
+    assert ours.keys() == theirs.keys()
+    assert sum(map(len, ours.values())) == sum(map(len, theirs.values()))
+    close = [abs(float(ours[n][0] @ theirs[n][0])) > 0.98 for n in ours if len(ours[n]) and len(theirs[n])]
+    assert sum(close) > 0.9 * len(ours)
+    assert sum(abs(len(ours[n]) - len(theirs[n])) for n in ours) < 0.2 * 2 * len(ours)
+    assert all(torch.allclose(u @ u.T, torch.eye(len(u)), atol=1e-4) for u in ours.values())
+
+
+def test_eva_needs_as_many_components_as_it_looks_for(make_task: MakeTask, tmp_path: Path) -> None:
+    task = load_task(make_task(rows=2, lora={"init_lora_weights": "eva", "r": 20}))
+    with pytest.raises(UsageError, match=r"eva looks for 40 components of the inputs of .*, which have"):
+        train(task, tmp_path / "run")
+
+
+def test_lora_plus_has_pefts_groups(make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Any, torch.optim.Optimizer]] = []
+    original = training.Trainer.create_optimizer
+
+    def spy(self: Any, *args: Any) -> torch.optim.Optimizer:
+        made.append((self.model, original(self, *args)))
+        return made[-1][1]
+
+    monkeypatch.setattr(training.Trainer, "create_optimizer", spy)
+    settings = {"max_steps": 1, "weight_decay": 0.02, "learning_rate": 0.003}
+    train(load_task(make_task(lora={"loraplus_lr_ratio": 16}, train=settings)), tmp_path / "run")
+    model, ours = made[0]
+    theirs = create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=0.003, loraplus_lr_ratio=16, loraplus_weight_decay=0.02
+    )
+    assert type(ours) is torch.optim.AdamW and len(ours.param_groups) == len(theirs.param_groups)
+    for mine, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+        assert mine["initial_lr"] == other["lr"] and mine["weight_decay"] == other["weight_decay"]
+        assert [id(p) for p in mine["params"]] == [id(p) for p in other["params"]]
+
+
+def test_a_pattern_gives_its_layers_another_rank(trained: Callable[[str], Run]) -> None:
+    for key, tensor in load_file(trained("patterns").adapter / "adapter_model.safetensors").items():
+        if "lora_A" in key:
+            special = ".encoder." in key and ".q." in key
+            assert tensor.shape[0] == (3 if special else 8), key
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_fits_no_layer_is_refused(key: str, make_task: MakeTask) -> None:
+    report = validate(str(make_task(lora={key: {"query": 4}})))
+    assert f"lora.{key}: the base has no linear layer 'query'" in str(report.faults[0])
+
+
+def test_a_full_run_keeps_its_head_apart_and_its_embedding_shared(
+    trained: Callable[[str], Run], tiny_base: Path, tmp_path: Path
+) -> None:
+    """transformers PR#47620: version 5 saves FLAN's config as tied, and the head is lost."""
+    run = trained("full")
+    stored, base = load_file(run.trained / "model.safetensors"), load_file(tiny_base / "model.safetensors")
+    assert stored.keys() == base.keys()
+    assert not [name for name in stored if torch.equal(stored[name], base[name])]  # every weight was trained
+    config = json.loads((run.trained / "config.json").read_text())
+    assert (config["tie_word_embeddings"], config["scale_decoder_outputs"]) == (False, False)
+    reloaded = load_model(run.trained)
+    assert torch.equal(reloaded.lm_head.weight, stored["lm_head.weight"])
+    assert torch.equal(reloaded.encoder.embed_tokens.weight, stored["shared.weight"])
+    assert not torch.equal(reloaded.lm_head.weight, reloaded.shared.weight)
+    report = merge(run, tmp_path / "merged")
+    assert (report.difference, report.rows) == (0.0, 0)
+    assert torch.equal(logits(load_model(tmp_path / "merged")), logits(reloaded))
+
+
+def test_a_tied_head_stays_tied_when_all_is_trained(make_task: MakeTask, tmp_path: Path) -> None:
+    tied = save_tiny_t5(tmp_path / "tied", tie_word_embeddings=True)
+    run = train(load_task(make_task(method="full", base=str(tied), train={"num_train_epochs": 1})), tmp_path / "run")
+    assert "lm_head.weight" not in load_file(run.trained / "model.safetensors")
+    reloaded = load_model(run.trained)
+    assert reloaded.lm_head.weight is reloaded.shared.weight
+    assert json.loads((run.trained / "config.json").read_text())["scale_decoder_outputs"] is True
+    assert export(str(run.folder), tmp_path / "bundle", verify_rows=2).parity.passed
+
+
+def test_a_full_run_goes_to_the_hub_as_it_lies_here(trained: Callable[[str], Run]) -> None:
+    files = uploads(trained("full").folder, "me/mine").files
+    assert {"checkpoint/model.safetensors", "checkpoint/config.json", "checkpoint/tokenizer.json", "task.yaml"} <= set(
+        files
+    )
+    card = bytes(files["README.md"]).decode()  # type: ignore[arg-type]
+    assert "library_name: transformers" in card and 'where = "me/mine"' in card and "full fine-tuning" in card
+
+
+def test_a_full_run_needs_its_base_no_more(trained: Callable[[str], Run], tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(trained("full").folder, tmp_path / "run"))
+    text = (folder / "task.yaml").read_text()
+    (folder / "task.yaml").write_text(text.replace(f"base: {trained('full').task.base}", "base: /gone/base"))
+    assert evaluate(str(folder), limit=2).rows == 2
+    with pytest.raises(UsageError, match="has all weights of its own; leave out --base"):
+        merge(Run(folder), tmp_path / "merged", base="/gone/base")
+
+
+def test_dropout_of_the_base_is_its_own_unless_it_is_frozen(make_task: MakeTask) -> None:
+    assert load_task(make_task()).base_dropout == 0.0
+    full = make_task(method="full")
+    assert load_task(full).base_dropout is None
+    assert load_task(full, ["train.base_dropout=0.2"]).base_dropout == 0.2
+
+
+def test_a_full_run_trains_with_adafactor_and_in_accumulated_batches(make_task: MakeTask, tmp_path: Path) -> None:
+    settings = {"optim": "adafactor", "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+    run = train(load_task(make_task(method="full", train=settings)), tmp_path / "run")
+    seen = losses(run)
+    assert seen[-1] < seen[0]
+
+
+def test_trained_tokens_of_another_width_do_not_fit(trained: Callable[[str], Run], tmp_path: Path) -> None:
+    other = load_model(save_tiny_t5(tmp_path / "wide", d_model=40))
+    with pytest.raises(LoraFtError, match="is for another base"):
+        check_fits(other, trained("trained tokens").adapter)
+
+
+CLASHES: list[tuple[dict[str, Any], str]] = [
+    ({"init_lora_weights": "svd"}, "unknown start; use true, false, gaussian"),
+    ({"init_lora_weights": "pissa_niter_0"}, "unknown start"),
+    ({"init_lora_weights": "pissa", "use_dora": True}, "saved as a difference"),
+    ({"init_lora_weights": "olora", "new_tokens": ["<a>"]}, "saved as a difference"),
+    ({"init_lora_weights": "pissa", "use_rslora": True, "rank_pattern": {"q": 2}}, "peft cannot save"),
+    ({"init_lora_weights": "orthogonal", "r": 3}, "needs even ranks"),
+    ({"init_lora_weights": "pissa", "quantization": "4bit"}, "not quantised"),
+    ({"quantization": "3bit"}, "'4bit' or '8bit'"),
+    ({"loraplus_lr_ratio": 0.5}, "greater than or equal to 1"),
+]
+
+
+@pytest.mark.parametrize(("lora", "said"), CLASHES, ids=lambda value: str(value)[:40])
+def test_what_does_not_go_together_is_a_fault(lora: dict[str, Any], said: str, make_task: MakeTask) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_task(make_task(lora=lora))
+
+
+@pytest.mark.parametrize("key", ["quantization=4bit", "loraplus_lr_ratio=16", "trainable_token_indices=[4]"])
+def test_what_a_full_run_would_ignore_is_a_fault(key: str, make_task: MakeTask) -> None:
+    with pytest.raises(UsageError, match=f"{key.partition('=')[0]} is for method lora"):
+        load_task(make_task(method="full"), [f"lora.{key}"])

@@ -1,0 +1,96 @@
+"""New tokens: learnt in spare rows, read by encoder and decoder alike, and kept by whatever is made of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from export.errors import UsageError
+from export.runtime import Generator
+from lora_ft.bases import load_model, load_tokenizer
+from lora_ft.export_run import export
+from lora_ft.generate import generate
+from lora_ft.merge import merge
+from lora_ft.models import open_model
+from lora_ft.runs import Run
+from lora_ft.taskfile import load_task
+from lora_ft.train import train
+from lora_ft.validate import validate
+from tests.conftest import tiny_row, write_task
+from tests.tiny import save_tiny_t5
+
+MakeTask = Callable[..., Path]
+NEW = ["<start>", "<end>"]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
+def taught(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that was taught to answer `<start> … <end>`."""
+    folder = tmp_path_factory.mktemp("tokens")
+    base = save_tiny_t5(folder / "base", tie_word_embeddings=request.param)
+    path = write_task(
+        folder, base, lora={"new_tokens": NEW, "target_modules": "all-linear"},
+        train={"num_train_epochs": 40, "metric_for_best_model": "loss", "learning_rate": 0.02},
+    )  # fmt: skip
+    for split, count in (("train", 24), ("validation", 6), ("test", 6)):
+        rows: list[Mapping[str, str]] = [
+            {"text": tiny_row(i, split)["text"], "answer": f"{NEW[0]} {'ab'[i % 2]} {NEW[1]}"} for i in range(count)
+        ]
+        (path.parent / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return train(load_task(path), folder / "run")
+
+
+def test_new_tokens_are_learnt_and_survive_merging_and_export(taught: Run, tmp_path: Path) -> None:
+    answers = generate(open_model(str(taught.folder)), ["abc", "<start> x"], {})
+    assert all(answer.startswith("<start> ") and answer.endswith(" <end>") for answer in answers)
+    merge(taught, tmp_path / "merged")
+    assert generate(open_model(str(tmp_path / "merged")), ["abc", "<start> x"], {}) == answers
+    done = export(str(taught.folder), tmp_path / "bundle", verify_rows=4)
+    assert done.parity.passed
+    generator = Generator.load(tmp_path / "bundle")
+    assert generator.tokenizer.ids(NEW) == [71, 72]
+    assert generate(open_model(str(tmp_path / "bundle")), ["abc", "<start> x"], {}) == answers
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert theirs("a <start>b")["input_ids"] == generator.tokenizer.encode(["a <start>b"])[0]
+
+
+def test_new_tokens_alone_are_changed_in_the_embedding(taught: Run, tmp_path: Path) -> None:
+    merge(taught, tmp_path / "merged")
+    before, after = load_model(Path(taught.task.base)), load_model(tmp_path / "merged")
+    for name in ("shared", "lm_head"):
+        old, new = getattr(before, name).weight, getattr(after, name).weight
+        assert (old != new).any(1).nonzero().flatten().tolist() == [71, 72]
+    assert load_tokenizer(taught.adapter.parent / "adapter", ()).ids(NEW) == [71, 72]
+
+
+def test_encoder_and_decoder_read_the_same_new_token(taught: Run) -> None:
+    base, weights = load_model(Path(taught.task.base)), load_file(taught.adapter / "adapter_model.safetensors")
+    rows = {name.split(".")[2]: tensor.shape for name, tensor in weights.items() if "trainable_tokens" in name}
+    tied = base.lm_head.weight is base.shared.weight
+    assert rows == {"shared": (2, 32)} | ({} if tied else {"lm_head": (2, 32)})
+
+
+def test_more_new_tokens_than_spare_rows_are_refused(make_task: MakeTask) -> None:
+    many = [f"<{i}>" for i in range(10)]
+    report = validate(str(make_task(lora={"new_tokens": many})))
+    assert "lora.new_tokens: 10 tokens, and the base has 9 rows to spare" in str(report.faults[0])
+
+
+def test_a_token_that_is_there_is_no_new_one(make_task: MakeTask, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'a' is a token of the vocabulary already"):
+        train(load_task(make_task(lora={"new_tokens": ["a"]})), tmp_path / "run")
+
+
+def test_rows_that_the_base_has_not_cannot_be_trained(make_task: MakeTask) -> None:
+    report = validate(str(make_task(lora={"trainable_token_indices": [80]})))
+    assert "the base has no row 80; it has 80 rows" in str(report.faults[0])
+
+
+def test_a_token_that_the_codec_rewrites_is_refused(make_task: MakeTask) -> None:
+    report = validate(str(make_task(codec="text", lora={"new_tokens": ["<a>"]})))
+    assert "the codec text writes '<a>' otherwise; use letters and digits" in str(report.faults[0])

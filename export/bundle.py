@@ -39,6 +39,7 @@ class Origin:
         source_length: most tokens of a prompt.
         max_new_tokens: most tokens of an answer.
         versions: of packages that took part before (torch, transformers, peft).
+        labels: the only answers it may give, or none where it answers freely.
     """
 
     base: str
@@ -47,6 +48,7 @@ class Origin:
     source_length: int
     max_new_tokens: int
     versions: Mapping[str, str]
+    labels: tuple[str, ...] = ()
 
 
 def read_model(folder: Path) -> tuple[Architecture, Checkpoint]:
@@ -93,7 +95,12 @@ def assemble(
     tokenizer.save(folder / "tokenizer.json")
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", _generation(config, origin))
-    prompt = {"template": origin.template, "codec": tokenizer.codec.name, "source_length": origin.source_length}
+    prompt = {
+        "template": origin.template,
+        "codec": tokenizer.codec.name,
+        "source_length": origin.source_length,
+        "labels": origin.labels,
+    }
     _write(folder / "prompt.json", prompt)
     content = {
         "format": manifest.FORMAT,

@@ -59,7 +59,7 @@ class Generator:
         self.prompt = Prompt(task["template"]) if task["template"] is not None else None
         self.source_length: int = task["source_length"]
         self.labels: tuple[str, ...] = tuple(task.get("labels", ()))
-        self._allowed = [row[:-1] for row in self.tokenizer.encode(self.labels)]
+        self._allowed = [row[:-1] for row in self.tokenizer.encode_targets(self.labels)]
         tokens = (generation.pop(f"{name}_token_id") for name in ("decoder_start", "eos", "pad"))
         self.special = Special(*tokens)
         self.defaults: dict[str, Any] = generation

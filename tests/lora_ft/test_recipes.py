@@ -6,6 +6,7 @@ import datetime
 import itertools
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,30 @@ def test_what_the_clinical_recipe_says_of_its_rows_is_true(clinical: tuple[Task,
         stated = re.search(rf"^  {name}: {name}\.jsonl # (\d+)", text, re.MULTILINE)
         assert stated is not None and int(stated[1]) == len(clinical[1][name])
     assert f"The {sum(len(clinical[1][name]) for name in SPLITS)} notes" in text
+
+
+@pytest.fixture(scope="module")
+def tickets() -> tuple[Task, Splits]:
+    task = load_task("text-classification")
+    return task, load_splits(task)
+
+
+def test_every_label_of_the_tickets_is_in_every_split_about_as_often_as_the_others(
+    tickets: tuple[Task, Splits],
+) -> None:
+    task, splits = tickets
+    assert [len(splits[name]) for name in SPLITS] == [248, 40, 80]
+    for name in SPLITS:
+        counts = Counter(example.target for example in splits[name])
+        assert sorted(counts) == task.known_labels and len(set(counts.values())) == 1
+    assert all(label in task.prompt for label in task.known_labels)
+
+
+def test_tickets_are_unlike_each_other_and_t5_can_read_them(tickets: tuple[Task, Splits]) -> None:
+    messages = [example.row["message"] for name in SPLITS for example in tickets[1][name]]
+    ids = [example.row["id"] for name in SPLITS for example in tickets[1][name]]
+    assert len(set(ids)) == len(ids) == 368
+    assert all(text.isascii() and not set(text) & set("{}<>~\n\t") for text in messages)
+    words = [set(re.findall(r"[a-z0-9']+", text.lower())) for text in messages]
+    for left, right in itertools.combinations(words, 2):
+        assert len(left & right) / len(left | right) < 0.6

@@ -25,9 +25,7 @@ SETS: dict[str, list[list[int]]] = {
 
 def constrained(pair: Pair, texts: list[str], allowed: list[list[int]], **options: Any) -> Any:
     trie = Trie(allowed, END)
-    return pair.generate(
-        texts, prefix_allowed_tokens_fn=lambda _, tokens: trie.after(tokens[1:].tolist()), **options
-    )
+    return pair.generate(texts, prefix_allowed_tokens_fn=lambda _, tokens: trie.after(tokens[1:].tolist()), **options)
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -13,6 +13,9 @@ from typing import Any
 from benchmarks.report import Report
 from benchmarks.training import TrainingReport
 from export.files import write_text
+from lora_ft.sizes import GIB, HEAP, task_batch
+from lora_ft.sizes import sizes as computed_sizes
+from lora_ft.taskfile import load_task
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -177,20 +180,47 @@ def _machine(environment: dict[str, str]) -> str:
     return f"{environment['cores'].split()[0]} cores of {environment['cpu']} ({environment['cpu flags']})"
 
 
+def sizes() -> str:
+    """Parameters and memory of every FLAN-T5, computed (`lora_ft.sizes`)."""
+    task = load_task("dialogue-summary", ["lengths.source=512", "lengths.target=128"])
+    batch = task_batch(task)
+    lines = [
+        "| GiB | parameters | generate, fp32 / bf16 | LoRA | checkpointed | full | checkpointed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for size in computed_sizes(task):
+        pairs = (" / ".join(f"{way / GIB:,.1f}" for way in ways) for ways in (size.generate, size.lora, size.full))
+        generate, lora, full = pairs
+        checkpointed = [f"{way / GIB:,.1f}" for way in size.checkpointed]
+        cells = (size.name, f"{size.parameters / 1e6:,.0f} M", generate, lora, checkpointed[0], full, checkpointed[1])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([
+        *lines,
+        "",
+        f"{batch.rows} rows of {batch.source} tokens in and {batch.target} out; LoRA of r {task.lora.r} on all linear "
+        "layers; AdamW with float32 weights; checkpointed: bf16 with gradient checkpointing. On a "
+        f"CPU the heap grows to {HEAP:g} times the activations.",
+    ])  # fmt: skip
+
+
 TABLES = {"dialogsum": dialogsum, "precisions": precisions, "peers": peers, "training": training, "methods": methods}
 
 
 def updated(readme: str) -> str:
-    """The README's text with every table that was measured in its place."""
-    for name, render in TABLES.items():
-        if not (RESULTS / f"{name}.json").is_file():
+    """The README's text with every table in its place."""
+    for name in (*TABLES, "sizes"):
+        if name in TABLES and not (RESULTS / f"{name}.json").is_file():
             continue
         begin = f"<!-- results: {name} (python -m benchmarks.readme) -->"
         head, _, rest = readme.partition(begin)
         _, _, tail = rest.partition(END)
-        found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        readme = f"{head}{begin}\n{render(found)}\n{END}{tail}"
+        table = sizes() if name == "sizes" else TABLES[name](_result(name))
+        readme = f"{head}{begin}\n{table}\n{END}{tail}"
     return readme
+
+
+def _result(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class Origin:
         max_new_tokens: most tokens of an answer.
         versions: of packages that took part before (torch, transformers, peft).
         chat: what going on with a chat takes besides the prompt, or None.
+        labels: the only answers it may give, or none where it answers freely.
     """
 
     base: str
@@ -49,6 +50,7 @@ class Origin:
     max_new_tokens: int
     versions: Mapping[str, str]
     chat: Mapping[str, Any] | None = None
+    labels: tuple[str, ...] = ()
 
 
 def read_model(folder: Path) -> tuple[Architecture, Checkpoint]:
@@ -95,7 +97,12 @@ def assemble(
     tokenizer.save(folder / "tokenizer.json")
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", _generation(config, origin))
-    prompt = {"template": origin.template, "codec": tokenizer.codec.name, "source_length": origin.source_length}
+    prompt = {
+        "template": origin.template,
+        "codec": tokenizer.codec.name,
+        "source_length": origin.source_length,
+        "labels": origin.labels,
+    }
     _write(folder / "prompt.json", prompt | ({"chat": origin.chat} if origin.chat else {}))
     content = {
         "format": manifest.FORMAT,

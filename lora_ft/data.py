@@ -13,8 +13,9 @@ from export.runtime.codec import Codec, codec_named
 from export.runtime.prompt import Prompt
 from lora_ft.chats.rows import read_chat_rows
 from lora_ft.hub import require_hub
+from lora_ft.labels import require_label
 from lora_ft.readers import Row, read_rows
-from lora_ft.task import SPLITS, Data, Task
+from lora_ft.task import AUTO, SPLITS, Data, Task
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
 
     Raises:
         UsageError: a file or column is missing, or a split that is asked for is empty.
-        LoraFtError: a file is damaged, or a cell is empty.
+        LoraFtError: a file is damaged, a cell is empty, or a target is none of the task's labels.
     """
     data = task.data
     wanted = set(only)
@@ -75,8 +76,29 @@ def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
             rows |= _cut(rows["train"], cut, data.split.seed if data.split else 0)
     prompt, codec = Prompt(task.prompt), codec_named(task.codec)
     return Splits(
-        **{name: _examples(rows.get(name, []) if name in wanted else [], prompt, codec, data, name) for name in SPLITS}
+        **{
+            name: _examples(rows.get(name, []) if name in wanted else [], prompt, codec, data, name, task.known_labels)
+            for name in SPLITS
+        }
     )
+
+
+def with_labels(task: Task, train: Sequence[Example] | None = None) -> Task:
+    """The task with `labels: auto` replaced by the distinct targets of its training rows, sorted.
+
+    Args:
+        task: left as it is where its labels are known, or where it has none.
+        train: its training rows, where they are read already.
+
+    Raises:
+        UsageError, LoraFtError: there are no training rows, or they cannot be read.
+    """
+    if task.labels != AUTO:
+        return task
+    train = load_splits(task, ["train"]).train if train is None else train
+    if not train:
+        raise UsageError("labels = auto are the targets of training rows, and there are none", "list the labels")
+    return task.model_copy(update={"labels": sorted({example.target.strip() for example in train})})
 
 
 def overlap_warning(splits: Splits) -> str:
@@ -140,7 +162,9 @@ def _read_hub(data: Data, split: str, key: str) -> list[tuple[str, Row]]:
     return [(f"{data.hub} {split}[{i}]", dict(row)) for i, row in enumerate(rows)]
 
 
-def _examples(rows: list[tuple[str, Row]], prompt: Prompt, codec: Codec, data: Data, name: str) -> list[Example]:
+def _examples(
+    rows: list[tuple[str, Row]], prompt: Prompt, codec: Codec, data: Data, name: str, labels: Sequence[str]
+) -> list[Example]:
     examples: list[Example] = []
     limit = getattr(data.limit, name)
     for where, row in rows:
@@ -170,6 +194,8 @@ def _examples(rows: list[tuple[str, Row]], prompt: Prompt, codec: Codec, data: D
             )
         target = _canonical(row[data.target], data.target, codec, where)
         references = _references(row, several, codec, where) if several else (target,)
+        for text in (target, *references) if labels else ():
+            require_label(text, labels, where)
         examples.append(Example(prompt.fill(row), target, references, row))
     if rows and not examples:
         raise UsageError(f"data.{name}: every row has an empty cell", "look at the columns named in the task")

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnxruntime
 
 from export.runtime.cpu import allowed_cpus, cpu_name
+from lora_ft.memory import allowed_memory
 
 _PACKAGES = (
     "lora-ft", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "rouge-score", "sacrebleu",
@@ -103,7 +104,9 @@ def _memory() -> str:
     except OSError:
         return "unknown"
     total, free = (int(fields[key].split()[0]) / 2**20 for key in ("MemTotal", "MemAvailable"))
-    return f"{total:.1f} GiB, {free:.1f} GiB available"
+    allowed = allowed_memory() / 2**30
+    limit = f", {allowed:.1f} GiB allowed here" if allowed < 0.99 * total else ""
+    return f"{total:.1f} GiB, {free:.1f} GiB available{limit}"
 
 
 def _gpus() -> str:

@@ -11,8 +11,11 @@ import numpy as np
 from export.errors import UsageError
 from export.runtime.generator import Generator
 from export.runtime.text import PAD, Tokenizer, by_length, pad, trim
+from export.runtime.trie import Trie
+from lora_ft.labels import label_tokens
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import T5ForConditionalGeneration
 
 BATCH_SIZE = 16
@@ -50,7 +53,8 @@ class Engine(Protocol):
 
         Args:
             prompts: taken as they are.
-            options: of generation, by transformers' names; max_new_tokens must be among them.
+            options: of generation, by transformers' names; max_new_tokens must be among them, and `labels` may be:
+                texts, the only answers there may be.
             batch_size: prompts of like length generated together.
             done: told how many prompts are finished.
 
@@ -78,6 +82,8 @@ class TorchEngine:
         chosen = {"do_sample": False, "num_beams": 1, **options}
         if chosen.pop("prompt_lookup", None):
             raise UsageError("prompt lookup is for bundles", "export the model first")
+        if labels := chosen.pop("labels", ()):
+            chosen["prefix_allowed_tokens_fn"] = allowed_tokens(labels, self.tokenizer, self._end)
         torch.manual_seed(chosen.pop("seed", 0))
         rows = self.tokenizer.encode(prompts, self.source_length)
         answers: list[Answer] = [Answer("", 0, False)] * len(rows)
@@ -111,9 +117,18 @@ class OnnxEngine:
         batch_size: int = BATCH_SIZE,
         done: Callable[[int], None] = lambda rows: None,
     ) -> list[Answer]:
-        made = self.generator.answer(prompts, **options, batch_size=batch_size, done=done)
+        chosen = dict(options)
+        if "labels" in chosen:
+            chosen["allowed"] = label_tokens(chosen.pop("labels"), self.tokenizer)
+        made = self.generator.answer(prompts, **chosen, batch_size=batch_size, done=done)
         end = self.generator.special.end
         return [_answer(answer.tokens, self.tokenizer, end) for answer in made]
+
+
+def allowed_tokens(labels: Sequence[str], tokenizer: Tokenizer, end: int) -> Callable[[int, Tensor], list[int]]:
+    """transformers' `prefix_allowed_tokens_fn` under which the labels are the only answers."""
+    trie = Trie(label_tokens(labels, tokenizer), end)
+    return lambda row, tokens: trie.after(tokens[1:].tolist())
 
 
 def _answer(tokens: np.ndarray, tokenizer: Tokenizer, end: int) -> Answer:

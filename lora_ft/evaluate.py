@@ -14,9 +14,10 @@ from export.errors import UsageError
 from export.files import write_json, write_text
 from lora_ft import guards
 from lora_ft.card import refresh_card
-from lora_ft.data import Example, load_splits, require
+from lora_ft.data import Example, load_splits, require, with_labels
 from lora_ft.engines import BATCH_SIZE, Answer
 from lora_ft.metrics import Estimate, Scored, difference, measure
+from lora_ft.metrics.classification import LabelScore, by_label
 from lora_ft.models import Model, open_model
 from lora_ft.progress import Progress, Silent
 from lora_ft.readers import Row
@@ -36,6 +37,8 @@ class Scores:
         cut_share: of answers that ended at the length limit.
         mean_tokens: generated per answer.
         samples_per_second: generation alone.
+        valid_labels: of a task with labels, the share of answers that are one.
+        labels: and how each did.
     """
 
     model: str
@@ -43,6 +46,8 @@ class Scores:
     cut_share: float
     mean_tokens: float
     samples_per_second: float
+    valid_labels: float | None = None
+    labels: dict[str, LabelScore] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ def evaluate(
     task = task or model.task
     if task is None:
         raise UsageError(f"{name} carries no task to be scored on", "add --task TASK")
+    task = with_labels(task)
     examples = require(load_splits(task, [split]), split, task)[:limit]
     progress.stage("looking for rows seen before")
     warnings = guards.of_rows(task, split, examples, chosen=model.kind in ("run", "bundle") or model.task is not None)
@@ -145,6 +151,8 @@ def _score(
         cut_share=sum(answer.cut for answer in answers) / len(answers),
         mean_tokens=sum(answer.tokens for answer in answers) / len(answers),
         samples_per_second=len(answers) / seconds,
+        valid_labels=sum(text.strip() in task.known_labels for text in texts) / len(texts) if task.labels else None,
+        labels=by_label(texts, references, task.known_labels) if task.labels else None,
     )
     return answers, scores, rows
 

@@ -103,6 +103,8 @@ def export(
     torch.set_num_threads(allowed_cpus())
     with _opened(name, progress) as (folder, model, task, origin):
         tokenizer = load_tokenizer(folder, _codec(task))
+        if origin.labels and layout != "bundle":
+            progress.note(f"the layout {layout} answers freely: only bundles hold answers to the task's labels")
         examples = _examples(task, verify_split, progress)
         prompts = [example.prompt for example in examples[:verify_rows]] or SENTENCES
         judge = None
@@ -158,6 +160,7 @@ def _opened(name: str, progress: Progress) -> Iterator[tuple[Path, T5ForConditio
                 max_new_tokens=task.max_new_tokens if task else MAX_NEW_TOKENS,
                 versions={package: version(package) for package in ("torch", "transformers", "peft")},
                 chat=task.chat_settings() if task else None,
+                labels=tuple(task.generation_options().get("labels", ())) if task else (),
             ),
         )
 

@@ -114,7 +114,7 @@ def same_answers(texts: Sequence[str]) -> list[str]:
 def unsplit_sentences(task: Task, texts: Sequence[str]) -> list[str]:
     """rougeLsum where it can be nothing but rougeL."""
     split, _ = sentence_splitter()
-    if "rouge" not in task.evaluate.metrics or any(len(split(text)) > 1 for text in texts):
+    if task.labels or "rouge" not in task.evaluate.metrics or any(len(split(text)) > 1 for text in texts):
         return []
     return ["no text has more than one sentence, so rougeLsum is rougeL"]
 

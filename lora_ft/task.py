@@ -18,6 +18,7 @@ from lora_ft.sections import NotNegative, Positive, Section, Share
 
 FHIR_R4 = "fhir-r4"  # the schema that ships
 SPLITS = ("train", "validation", "test")
+AUTO = "auto"
 SplitName = Literal["train", "validation", "test"]
 
 
@@ -211,6 +212,8 @@ class Generate(Section):
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     seed: int = 0
     """Of sampling."""
+    constrained: bool = True
+    """Where the task has labels, answers are labels and nothing else."""
 
 
 class Evaluate(Section):
@@ -304,6 +307,8 @@ class Task(Section):
     a form with few quotes and no braces; prompts as with text. Answers come back in their own characters. lengths
     count tokens of the form.
     """
+    labels: list[str] | Literal["auto"] | None = None
+    """The only texts that targets may be, for classification; auto: the distinct targets of the training rows."""
     lengths: Lengths = Lengths()
     lora: Lora = Field(default_factory=lambda: Lora.model_validate({}))
     train: Train = Train()
@@ -336,6 +341,42 @@ class Task(Section):
         given = self.train.base_dropout
         return 0.0 if given is None and self.method == "lora" else given
 
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, value: list[str] | str | None) -> list[str] | str | None:
+        if not isinstance(value, list):
+            return value
+        if len(value) < 2:
+            raise ValueError("give at least two labels, or auto")
+        for label in value:
+            if not label or label != label.strip():
+                raise ValueError(f"the label {label!r} is empty or has blanks around it; remove them")
+            if value.count(label) > 1:
+                raise ValueError(f"the label {label!r} stands there twice; remove one")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_labels(self) -> Task:
+        if self.labels is not None and self.codec == "json":
+            raise ValueError("labels are text, not JSON; leave out codec: json")
+        chosen = {
+            "train.metric_for_best_model": self.train.metric_for_best_model,
+            "evaluate.metric": self.evaluate.metric,
+        }
+        for key, metric in chosen.items():
+            if self.labels is None and metric in GIVES["classification"]:
+                raise ValueError(f"{key} = {metric} needs labels; list them, or labels: auto")
+        if self.labels is not None and self.generate.constrained:
+            for name in ("min_new_tokens", "no_repeat_ngram_size"):
+                if getattr(self.generate, name):
+                    raise ValueError(f"generate.{name} may leave no label to answer with; remove it")
+        return self
+
+    @property
+    def known_labels(self) -> list[str]:
+        """The labels, or none: `lora_ft.data.with_labels` finds those of `auto`."""
+        return self.labels if isinstance(self.labels, list) else []
+
     @property
     def max_new_tokens(self) -> int:
         """Most tokens of an answer."""
@@ -343,17 +384,20 @@ class Task(Section):
 
     @property
     def metrics(self) -> list[str]:
-        """Of `evaluate.metrics`, and what JSON answers are measured by."""
+        """Of `evaluate.metrics`, and what JSON answers and labels are measured by."""
         structured = self.codec == "json" or self.evaluate.json_schema is not None
-        return list(dict.fromkeys([*self.evaluate.metrics, *(["structured"] if structured else [])]))
+        more = [*(["structured"] if structured else []), *(["classification"] if self.labels else [])]
+        return list(dict.fromkeys([*self.evaluate.metrics, *more]))
 
     def generation_options(self) -> dict[str, Any]:
-        """What differs from greedy search, by transformers' names, and max_new_tokens."""
+        """What differs from greedy search, by transformers' names, max_new_tokens, and labels where there are some."""
         defaults = Generate()
         changed = {
             name: value for name, value in self.generate.model_dump().items() if value != getattr(defaults, name)
         }
-        return changed | {"max_new_tokens": self.max_new_tokens}
+        constrained = changed.pop("constrained", True)
+        labels = {"labels": self.known_labels if constrained else []} if self.known_labels else {}
+        return changed | labels | {"max_new_tokens": self.max_new_tokens}
 
     def chat_settings(self) -> dict[str, Any] | None:
         """What going on with a chat takes besides the prompt, or None where the rows are no chats."""

@@ -19,21 +19,23 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingA
 from export.errors import LoraFtError, UsageError
 from export.files import read_json, refuse_existing, replace_folder, sync_tree, write_json, write_text
 from export.runtime.cpu import allowed_cpus, cpu_name
-from export.runtime.text import Tokenizer
+from export.runtime.text import END, Tokenizer
 from lora_ft import checkpoints
 from lora_ft.bases import Base, cache_folder, find_base, load_tokenizer, quiet_transformers
 from lora_ft.batches import Encoded, encode
 from lora_ft.card import Facts, run_card
-from lora_ft.data import Example, Splits, load_splits, overlap_warning, require
+from lora_ft.data import Example, Splits, load_splits, overlap_warning, require, with_labels
 from lora_ft.energy import SOURCES, meter
+from lora_ft.engines import allowed_tokens
 from lora_ft.initial import INITIAL, keep_start
+from lora_ft.labels import check_labels
 from lora_ft.memory import keep_freed_memory
 from lora_ft.metrics import measure, score
 from lora_ft.plan import Choices, Plan, make_plan
 from lora_ft.precision import Precision
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import CARD, CURVES, LOG, METRICS, TASK, Run, unfinished
-from lora_ft.task import Task
+from lora_ft.task import AUTO, Task
 from lora_ft.taskfile import load_task, save_task, task_text
 from lora_ft.trainer import Curves, Keeper, Reporter, Trainer
 from lora_ft.weights import open_weights, save_weights
@@ -73,6 +75,8 @@ def train(
     if base.notice:
         progress.note(base.notice)
     tokenizer = load_tokenizer(base.folder, task.codec, task.lora.new_tokens)
+    task = with_labels(task)
+    check_labels(task, tokenizer)
     splits = load_splits(task)  # the test rows too: a fault in them, or an overlap, is better known now
     rows = encode(require(splits, "train", task), tokenizer, task.lengths, "train")
     if splits.overlap:
@@ -122,6 +126,8 @@ def _claim(task: Task, out: Path, working: Path, *, resume: bool, overwrite: boo
         if not (working / TASK).is_file():
             raise UsageError(f"there is no unfinished run {working} to resume", "leave out --resume")
         before = load_task(working / TASK)
+        if task.labels == AUTO:  # they were found when it began
+            task = task.model_copy(update={"labels": before.labels})
         if before != task:
             changed = [name for name in Task.model_fields if getattr(before, name) != getattr(task, name)]
             raise UsageError(
@@ -183,6 +189,7 @@ def build_trainer(
     eval_rows = encode(validation, tokenizer, task.lengths, "validation")
     arguments = _arguments(task, plan, working, bool(eval_rows))
     log = working / LOG
+    labels = task.generation_options().get("labels")
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -191,6 +198,7 @@ def build_trainer(
         compiled=plan.compile,
         train_rows=rows,
         eval_rows=eval_rows,
+        generation={"prefix_allowed_tokens_fn": allowed_tokens(labels, tokenizer, END)} if labels else {},
         compute_metrics=_scorer(task, tokenizer, eval_rows) if arguments.predict_with_generate else None,
     )
     keeper = Keeper(trainer.sampler, working, train.save_total_limit)

@@ -57,13 +57,16 @@ class Trainer(Seq2SeqTrainer):
         loraplus_lr_ratio: how many times faster B learns than A (LoRA+), or None for alike.
         bf16: compute the forward pass under bf16 autocast; weights and optimizer stay float32.
         compiled: the model was compiled; evaluation then runs it uncompiled, as compiling once more would cost minutes.
+        generation: options of `generate` in evaluation.
     """
 
     optimizer: Any  # transformers', set by `create_optimizer`
 
     def __init__(self, *, bf16: bool, compiled: bool, train_rows: Sequence[Encoded], eval_rows: Sequence[Encoded],
-                 args: Any, loraplus_lr_ratio: float | None = None, **options: Any) -> None:  # fmt: skip
+                 args: Any, loraplus_lr_ratio: float | None = None, generation: dict[str, Any] | None = None,
+                 **options: Any) -> None:  # fmt: skip
         self._bf16, self._compiled, self._loraplus_lr_ratio = bf16, compiled, loraplus_lr_ratio
+        self._generation = generation or {}
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.sampler = LengthSampler(train_rows, batch, args.seed)
         self.positions = (0, 0)
@@ -105,7 +108,7 @@ class Trainer(Seq2SeqTrainer):
     def prediction_step(self, *rest: Any, **options: Any) -> Any:
         eager = torch.compiler.set_stance("force_eager") if self._compiled else contextlib.nullcontext()
         with eager:
-            return super().prediction_step(*rest, **options)
+            return super().prediction_step(*rest, **self._generation, **options)
 
     def _guard(self, loss: float) -> None:
         """Stop on a loss that says training is broken, instead of averaging it away."""

@@ -13,11 +13,14 @@ from export.errors import LoraFtError
 from export.runtime.codec import Codec, codec_named
 from export.runtime.text import Tokenizer
 from lora_ft.bases import Base, find_base, load_tokenizer
-from lora_ft.batches import encode
-from lora_ft.data import Example, Splits, load_splits, overlap_warning
+from lora_ft.batches import Encoded, encode
+from lora_ft.data import Example, Splits, load_splits, overlap_warning, with_labels
+from lora_ft.labels import check_labels
+from lora_ft.memory import device_memory
 from lora_ft.metrics.structured import VALID, structured
 from lora_ft.plan import Plan, make_plan
 from lora_ft.progress import Progress, Silent
+from lora_ft.sizes import GIB, Batch, Shape, task_memory, what_fits
 from lora_ft.task import SPLITS, Task
 from lora_ft.taskfile import Fault, load_task
 
@@ -80,6 +83,7 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
     progress.stage("finding the base")
     base = _try(faults, "base", task.base, lambda: find_base(task.base))
     progress.stage("reading the rows")
+    task = _try([], "labels", task.labels, lambda: with_labels(task)) or task  # what is wrong with rows is said below
     splits = _load(task, faults)
     if base is None or splits is None or faults:
         return Validation(task.name, faults)
@@ -91,15 +95,17 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
         return Validation(task.name, faults)
     lengths = [_measure(f"{name} {side}", texts, tokenizer, limit) for name in SPLITS if splits[name]
                for side, texts, limit in _sides(task, tokenizer.codec, splits[name])]  # fmt: skip
+    _try(faults, "labels", task.labels, lambda: check_labels(task, tokenizer))
     for name in ("train", "validation"):
         _try(faults, "lengths.target", task.lengths.target,
              lambda name=name: encode(splits[name], tokenizer, task.lengths, name))  # type: ignore[misc]  # fmt: skip
     invalid = _try(faults, "evaluate.json_schema", task.evaluate.json_schema, lambda: _invalid(task, splits))
-    plan = None
+    plan, warnings = None, [*_warnings(task, base, splits, lengths), *(invalid or [])]
     if not faults:
         rows = encode(splits.train, tokenizer, task.lengths, "train")
         plan = _try(faults, "lora", task.lora.target_modules, lambda: make_plan(task, base.config, rows))
-    return Validation(task.name, faults, lengths, [*_warnings(task, base, splits, lengths), *(invalid or [])], plan)
+        warnings += _memory_warnings(task, base, plan, rows) if plan else []
+    return Validation(task.name, faults, lengths, warnings, plan)
 
 
 def _load(task: Task, faults: list[Fault]) -> Splits | None:
@@ -146,6 +152,26 @@ def _measure(what: str, forms: Sequence[str], tokenizer: Tokenizer, limit: int) 
         lacking=dict(tokenizer.lacking(forms).most_common()),
         newline_share=0.0 if keeps_lines else sum("\n" in form for form in forms) / len(forms),
     )
+
+
+def _memory_warnings(task: Task, base: Base, plan: Plan, rows: Sequence[Encoded]) -> list[str]:
+    """A warning where a step on the longest rows needs more memory than there is."""
+    batch = Batch(
+        min(task.train.per_device_train_batch_size, len(rows)),
+        max(len(row.input_ids) for row in rows),
+        max(len(row.labels) for row in rows),
+    )
+    shape, bf16, room = Shape.of(base.config), plan.precision.is_bf16, device_memory(plan.device)
+    cpu = plan.device == "cpu"
+    need = task_memory(task, shape, batch, plan.trainable, bf16=bf16, cpu=cpu)
+    if need.total <= room:
+        return []
+    where = "the GPU" if plan.device == "cuda" else "this machine"
+    return [
+        f"training needs about {need.total / GIB:.1f} GiB, of which activations {need.activations / GIB:.1f}, and "
+        f"{where} has {room / GIB:.1f}; what fits: "
+        f"{what_fits(task, shape, batch, plan.trainable, bf16=bf16, cpu=cpu, room=room)}"
+    ]
 
 
 def _warnings(task: Task, base: Base, splits: Splits, lengths: Sequence[Lengths]) -> list[str]:

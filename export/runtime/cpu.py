@@ -27,15 +27,20 @@ def cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def _quota_v2(cgroup: Path, membership: Path) -> float | None:
-    """The smallest cpu.max from this process's group up to the root."""
+def own_groups(cgroup: Path, membership: Path) -> list[Path]:
+    """Folders of this process's cgroup (v2) and of all above it; none where there are no cgroups."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
-        return None
+        return []
     group = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    return [cgroup / group, *(cgroup / parent for parent in Path(group).parents)]
+
+
+def _quota_v2(cgroup: Path, membership: Path) -> float | None:
+    """The smallest cpu.max of this process's groups."""
     quotas = []
-    for folder in (cgroup / group, *(cgroup / parent for parent in Path(group).parents)):
+    for folder in own_groups(cgroup, membership):
         fields = _words(folder / "cpu.max")
         if len(fields) == 2 and all(field.isdigit() for field in fields) and int(fields[1]):
             quotas.append(int(fields[0]) / int(fields[1]))

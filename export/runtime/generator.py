@@ -46,6 +46,7 @@ class Generator:
         prompt: its task's prompt, or None where it was exported without a task.
         source_length: most tokens of a prompt; what is longer is cut.
         chat: of a task about chats, what going on with one takes besides the prompt; else None.
+        labels: of a task that has them: its answers are these and nothing else.
         defaults: its own options of generation.
         special: its start, end and padding tokens.
         model: its graphs.
@@ -59,6 +60,8 @@ class Generator:
         self.prompt = Prompt(task["template"]) if task["template"] is not None else None
         self.source_length: int = task["source_length"]
         self.chat: dict[str, Any] | None = task.get("chat")
+        self.labels: tuple[str, ...] = tuple(task.get("labels", ()))
+        self._allowed = [row[:-1] for row in self.tokenizer.encode_targets(self.labels)]
         tokens = (generation.pop(f"{name}_token_id") for name in ("decoder_start", "eos", "pad"))
         self.special = Special(*tokens)
         self.defaults: dict[str, Any] = generation
@@ -101,9 +104,9 @@ class Generator:
             texts: cut at `source_length` tokens.
             batch_size: texts generated together.
             done: told how many texts are finished.
-            options: instead of the bundle's own.
+            options: instead of the bundle's own; `allowed=()` lets it answer freely where it has labels.
         """
-        chosen = self._options(options)
+        chosen = self._options({"allowed": self._allowed} | options)
         copies = chosen.num_return_sequences
         rows = [np.array(row) for row in self.tokenizer.encode(texts, self.source_length)]
         answers: list[Generated] = [Generated(np.empty(0, np.int64))] * (len(rows) * copies)
@@ -122,7 +125,7 @@ class Generator:
         Beam search knows its answer only at the end, which is then all that comes; so does the codec `json`.
         """
         (row,) = self.tokenizer.encode([text], self.source_length)
-        chosen = self._options(options)
+        chosen = self._options({"allowed": self._allowed} | options)
         source = self.model.encode(np.array([row]), np.ones((1, len(row)), np.int64))
         detokenize = self.tokenizer.stream()
         tokens, said = list[int](), ""
@@ -138,7 +141,10 @@ class Generator:
             yield whole[len(said) :]
 
     def generate_ids(self, input_ids: np.ndarray, attention_mask: np.ndarray, **options: Any) -> np.ndarray:
-        """Tokens [b, n] for int64 sources [b, s] padded on the right; after a row's </s> come padding tokens."""
+        """Tokens [b, n] for int64 sources [b, s] padded on the right; after a row's </s> come padding tokens.
+
+        They are free: labels are of texts.
+        """
         lengths = np.asarray(attention_mask).sum(axis=1)
         rows = [row[:length] for row, length in zip(input_ids, lengths, strict=True)]
         if not rows:

@@ -11,6 +11,11 @@ import numpy as np
 
 from export.errors import UsageError
 
+_BANS = (  # what might leave no token of an allowed answer
+    "min_new_tokens", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
+    "forced_bos_token_id", "forced_eos_token_id",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Options:
@@ -27,6 +32,7 @@ class Options:
         bad_words_ids: token sequences that must not be made.
         suppress_tokens, begin_suppress_tokens: tokens that must not be made, at all or at first.
         forced_bos_token_id, forced_eos_token_id: the first token, the last where the limit is reached.
+        allowed: token sequences, the only answers there may be, without </s>; none is no limit.
         prompt_lookup: draft tokens from the source and check them, where greedy search allows it.
         output_scores: also the log-probability of every token (beam search: the score of the answer).
 
@@ -52,6 +58,7 @@ class Options:
     begin_suppress_tokens: tuple[int, ...] = ()
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
+    allowed: tuple[tuple[int, ...], ...] = ()
     prompt_lookup: bool = False
     output_scores: bool = False
 
@@ -84,6 +91,26 @@ class Options:
             raise UsageError("a token is both forced and suppressed", "then none is left to choose")
         if any(not words for words in self.bad_words_ids):
             raise UsageError("bad_words_ids has an empty sequence")
+        if self.allowed:
+            self._check_allowed()
+
+    def _check_allowed(self) -> None:
+        if not all(self.allowed):
+            raise UsageError("allowed has an empty sequence")
+        longest = 1 + max(map(len, self.allowed))
+        if longest > self.max_new_tokens:
+            raise UsageError(
+                f"max_new_tokens {self.max_new_tokens} cuts allowed answers, the longest of which has {longest} tokens",
+                "raise it",
+            )
+        if self.num_return_sequences > len(set(self.allowed)) and not self.do_sample:
+            raise UsageError(
+                f"num_return_sequences {self.num_return_sequences} wants as many allowed answers",
+                f"there are {len(set(self.allowed))}",
+            )
+        for name in _BANS:
+            if getattr(self, name) != getattr(Options, name):
+                raise UsageError(f"{name} and allowed answers exclude each other", "leave one of them out")
 
     def _check_kinds(self) -> None:
         for name in ("max_new_tokens", "min_new_tokens", "num_beams", "num_return_sequences", "top_k",
@@ -98,8 +125,10 @@ class Options:
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             if not isinstance(getattr(self, name), tuple):
                 raise UsageError(f"{name} {getattr(self, name)!r} is not a list of tokens")
-        if not isinstance(self.bad_words_ids, tuple) or not all(isinstance(row, tuple) for row in self.bad_words_ids):
-            raise UsageError(f"bad_words_ids {self.bad_words_ids!r} is not a list of lists of tokens")
+        for name in ("bad_words_ids", "allowed"):
+            rows = getattr(self, name)
+            if not isinstance(rows, tuple) or not all(isinstance(row, tuple) for row in rows):
+                raise UsageError(f"{name} {rows!r} is not a list of lists of tokens")
 
     def check_tokens(self, vocabulary: int) -> None:
         """Raise UsageError where a token is named that the vocabulary does not have."""
@@ -108,7 +137,7 @@ class Options:
             *self.suppress_tokens,
             *self.begin_suppress_tokens,
             *forced,
-            *(t for w in self.bad_words_ids for t in w),
+            *(t for w in (*self.bad_words_ids, *self.allowed) for t in w),
         ]
         for token in named:
             if not 0 <= token < vocabulary:
@@ -134,7 +163,7 @@ class Options:
         """Whether each token is simply the most likely one, and nothing else is asked for."""
         forced = self.forced_bos_token_id is not None or self.forced_eos_token_id is not None
         banned = any((self.no_repeat_ngram_size, self.bad_words_ids, self.suppress_tokens, self.begin_suppress_tokens))
-        edited = forced or banned or self.repetition_penalty != 1.0
+        edited = forced or banned or self.repetition_penalty != 1.0 or self.allowed
         return not (edited or self.do_sample or self.output_scores or self.num_beams > 1)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from export.runtime.options import Options
+from export.runtime.trie import Trie
 
 # (tokens so far [b, n] with the start token, logits [b, vocabulary], which may be changed) -> logits
 Processor = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -26,6 +27,8 @@ def processors(options: Options, end: int) -> list[Processor]:
         chosen.append(no_bad_words(bad_words))
     if options.min_new_tokens:
         chosen.append(only_while(lambda made: made < options.min_new_tokens, suppress((end,))))
+    if options.allowed:
+        chosen.append(only(Trie(options.allowed, end)))
     if options.forced_bos_token_id is not None:
         chosen.append(only_while(lambda made: made == 0, force(options.forced_bos_token_id)))
     if options.forced_eos_token_id is not None:
@@ -49,6 +52,19 @@ def suppress(banned: tuple[int, ...]) -> Processor:
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
         logits[:, list(banned)] = _NEVER
         return logits
+
+    return process
+
+
+def only(trie: Trie) -> Processor:
+    """No token but those that continue an allowed answer."""
+
+    def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        made = np.full_like(logits, _NEVER)
+        for said, before, after in zip(tokens.tolist(), logits, made, strict=True):
+            kinds = trie.after(said[1:])
+            after[kinds] = before[kinds]
+        return made
 
     return process
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lora_ft.evaluate import Evaluation
     from lora_ft.export_run import Exported
     from lora_ft.runs import Run
+    from lora_ft.task import Task
     from lora_ft.taskfile import TaskFaults
     from lora_ft.validate import Validation
 
@@ -107,6 +108,8 @@ def show_evaluation(result: Evaluation) -> None:
     for name in result.scores.scores:
         cells = [str(scores.scores[name]) for scores in models]
         made.add_row(name, *cells, *([str(result.difference[name])] if result.difference else []))
+    if result.scores.valid_labels is not None:
+        made.add_row("valid labels", *(f"{scores.valid_labels:.1%}" for scores in models))
     rows: Sequence[tuple[str, list[str]]] = [
         ("cut at the limit", [f"{scores.cut_share:.1%}" for scores in models]),
         ("tokens", [f"{scores.mean_tokens:.1f}" for scores in models]),
@@ -162,6 +165,25 @@ def show_export(done: Exported) -> None:
         screen.print(f"a precision holds where its score loses no more than {done.max_drop:g}", style="dim")
     screen.print(
         f"{done.out}: {done.precision}, {done.bytes / 1e6:.1f} MB; {done.parity}", markup=False, soft_wrap=True
+    )
+
+
+def show_sizes(task: Task) -> None:
+    """The memory of every FLAN-T5 under a task's limits."""
+    from lora_ft.sizes import GIB, HEAP, sizes, task_batch
+
+    screen, batch = console(), task_batch(task)
+    made = table("GiB", "parameters", "generate", "bf16", "LoRA", "bf16", "ckpt", "full", "bf16", "ckpt")
+    for size in sizes(task):
+        lora, full = size.checkpointed
+        ways = (*size.generate, *size.lora, lora, *size.full, full)
+        made.add_row(size.name, f"{size.parameters / 1e6:,.0f} M", *(f"{way / GIB:,.1f}" for way in ways))
+    screen.print(made)
+    screen.print(
+        f"{batch.rows} rows of {batch.source} tokens in, {batch.target} out; LoRA r {task.lora.r} on all layers, "
+        "AdamW; fp32, bf16 autocast, and that with gradient checkpointing (ckpt). "
+        f"On a CPU the heap grows to {HEAP:g} times the activations.",
+        markup=False,
     )
 
 

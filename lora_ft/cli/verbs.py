@@ -336,6 +336,20 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 @app.command()
+def sizes(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Its batch, lengths and rank of LoRA are used.")] = (
+        "dialogue-summary"
+    ),
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Parameters of every FLAN-T5, and the memory that generating and training take."""
+    from lora_ft.cli.tables import show_sizes
+    from lora_ft.taskfile import load_task
+
+    show_sizes(load_task(task, set_))
+
+
+@app.command()
 def recipes() -> None:
     """List the task files that ship with lora-ft."""
     from lora_ft.taskfile import recipe_file, recipes

@@ -26,6 +26,7 @@ GIVES: dict[str, tuple[str, ...]] = {
     "meteor": ("meteor",),
     "bertscore": ("bertscore",),
     "structured": ("valid", "same_value"),
+    "classification": ("accuracy", "macro_f1"),
 }
 """What each metric gives. Its module has the metric's name in small letters."""
 SCORES = tuple(score for scores in GIVES.values() for score in scores)

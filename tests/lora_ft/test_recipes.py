@@ -6,6 +6,7 @@ import datetime
 import itertools
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,30 @@ def test_the_group_chat_is_split_by_session_into_people_who_speak_in_every_part(
     firsts = 3  # of each part, which nothing precedes
     assert sum(len(splits[name]) for name in SPLITS) == sum(bool(message["text"]) for message in spoken) - firsts
     assert f"The {len(spoken)} messages" in recipe_file("group-chat").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tickets() -> tuple[Task, Splits]:
+    task = load_task("text-classification")
+    return task, load_splits(task)
+
+
+def test_every_label_of_the_tickets_is_in_every_split_about_as_often_as_the_others(
+    tickets: tuple[Task, Splits],
+) -> None:
+    task, splits = tickets
+    assert [len(splits[name]) for name in SPLITS] == [248, 40, 80]
+    for name in SPLITS:
+        counts = Counter(example.target for example in splits[name])
+        assert sorted(counts) == task.known_labels and len(set(counts.values())) == 1
+    assert all(label in task.prompt for label in task.known_labels)
+
+
+def test_tickets_are_unlike_each_other_and_t5_can_read_them(tickets: tuple[Task, Splits]) -> None:
+    messages = [example.row["message"] for name in SPLITS for example in tickets[1][name]]
+    ids = [example.row["id"] for name in SPLITS for example in tickets[1][name]]
+    assert len(set(ids)) == len(ids) == 368
+    assert all(text.isascii() and not set(text) & set("{}<>~\n\t") for text in messages)
+    words = [set(re.findall(r"[a-z0-9']+", text.lower())) for text in messages]
+    for left, right in itertools.combinations(words, 2):
+        assert len(left & right) / len(left | right) < 0.6

@@ -2,6 +2,7 @@
 
 greedy    the likeliest token
 lookup    the same tokens, several a call: drafts from the source are checked (prompt lookup)
+labels    the same among allowed answers alone
 stepwise  a token a call: sampling, edited logits, streaming, scores
 beam      beam search
 """
@@ -9,10 +10,11 @@ beam      beam search
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from export.runtime.decoding import beam, greedy, lookup, stepwise
+from export.runtime.decoding import beam, greedy, labels, lookup, stepwise
 from export.runtime.decoding.piece import Piece, Special
 from export.runtime.model import Model, Source
 from export.runtime.options import Options
@@ -26,6 +28,8 @@ def strategy(options: Options, *, stream: bool = False) -> Strategy:
     """What generates under these options; with `stream`, tokens come as soon as they are chosen."""
     if options.num_beams > 1:
         return beam.search
+    if options.allowed and replace(options, allowed=()).plain:
+        return labels.search
     if not options.plain:
         return stepwise.search
     if options.prompt_lookup and not options.min_new_tokens:

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from export.errors import UsageError
 from export.runtime.options import Options
 
-OURS = {"seed", "prompt_lookup"}  # what transformers has no such option for
+OURS = {"seed", "prompt_lookup", "allowed"}  # what transformers has no such option for
 NAMES = [field.name for field in fields(Options)]
 
 
@@ -56,6 +56,12 @@ def test_an_answer_is_as_long_as_transformers_makes_it_where_nothing_is_said() -
         ({"num_return_sequences": 2}, "num_return_sequences 2"),
         ({"num_return_sequences": 4, "num_beams": 3}, "num_return_sequences 4"),
         ({"bad_words_ids": [[5], []]}, "bad_words_ids has an empty sequence"),
+        ({"allowed": [[5], []]}, "allowed has an empty sequence"),
+        ({"allowed": [[5], [6, 7, 8]], "max_new_tokens": 3}, "the longest of which has 4 tokens"),
+        ({"allowed": [[5], [6], [5]], "num_return_sequences": 3, "num_beams": 3}, "num_return_sequences 3"),
+        ({"allowed": [[5]], "min_new_tokens": 1}, "min_new_tokens and allowed answers exclude each other"),
+        ({"allowed": [[5]], "forced_bos_token_id": 0}, "forced_bos_token_id and allowed answers"),
+        ({"allowed": [[5]], "suppress_tokens": [9]}, "suppress_tokens and allowed answers"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(values: dict[str, Any], words: str) -> None:
@@ -76,6 +82,7 @@ def test_values_out_of_range_are_refused_by_name(values: dict[str, Any], words: 
         {"temperature": 1e-3, "repetition_penalty": 1e-3, "top_p": 1e-3},
         {"early_stopping": "never", "length_penalty": -2.0},
         {"early_stopping": True, "length_penalty": 0.0},
+        {"allowed": ((5,), (6, 7)), "max_new_tokens": 3, "num_beams": 3, "num_return_sequences": 2},
     ],
 )
 def test_values_at_the_edge_of_their_range_are_taken(values: dict[str, Any]) -> None:
@@ -134,6 +141,7 @@ def test_the_likeliest_token_is_plain(values: dict[str, Any]) -> None:
         {"bad_words_ids": [[5]]},
         {"suppress_tokens": [5]},
         {"begin_suppress_tokens": [5]},
+        {"allowed": [[5]]},
         {"forced_bos_token_id": 0},
         {"forced_eos_token_id": 0},
     ],
@@ -148,6 +156,7 @@ def test_anything_else_is_not_plain(values: dict[str, Any]) -> None:
         {"seed": -1},
         {"suppress_tokens": 5},
         {"bad_words_ids": [5, 6]},
+        {"allowed": [5, 6]},
         {"max_new_tokens": 2.5},
         {"max_new_tokens": "3"},
         {"num_beams": 2.0},
@@ -162,7 +171,8 @@ def test_what_is_of_the_wrong_kind_is_named(values: dict[str, Any]) -> None:
 
 
 def test_tokens_that_do_not_exist_are_named() -> None:
-    for values in ({"suppress_tokens": [999]}, {"bad_words_ids": [[1, -1]]}, {"forced_bos_token_id": 80}):
+    for values in ({"suppress_tokens": [999]}, {"bad_words_ids": [[1, -1]]}, {"allowed": [[2], [3, 80]]},
+                   {"forced_bos_token_id": 80}):  # fmt: skip
         with pytest.raises(UsageError, match="there is no token"):
             Options.of(values).check_tokens(80)
     Options.of({"suppress_tokens": [79], "bad_words_ids": [[0]]}).check_tokens(80)

@@ -18,6 +18,7 @@ from transformers import (
     MinNewTokensLengthLogitsProcessor,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
@@ -30,12 +31,14 @@ from export.runtime.processors import (
     log_softmax,
     no_bad_words,
     no_repeat_ngram,
+    only,
     only_while,
     processors,
     repetition_penalty,
     softmax,
     suppress,
 )
+from export.runtime.trie import Trie
 
 START, END = 0, 1
 VOCABULARY = 7  # few, so that tokens and sequences of them repeat
@@ -99,6 +102,16 @@ def test_suppressed_tokens_are_transformers(at: Step, banned: list[int]) -> None
     assert_same(suppress(tuple(banned)), SuppressTokensLogitsProcessor(banned), at)
 
 
+def prefix_allowed(trie: Trie) -> LogitsProcessor:
+    return PrefixConstrainedLogitsProcessor(lambda _, tokens: trie.after(tokens[1:].tolist()), num_beams=1)
+
+
+@given(at=steps(), allowed=st.lists(st.lists(TOKEN, min_size=1, max_size=4), min_size=1, max_size=9))
+def test_allowed_answers_are_transformers(at: Step, allowed: list[list[int]]) -> None:
+    trie = Trie(allowed, END)
+    assert_same(only(trie), prefix_allowed(trie), at)
+
+
 @given(at=steps(), token=st.integers(0, VOCABULARY - 1))
 def test_a_forced_token_is_transformers(at: Step, token: int) -> None:
     made = at[0].shape[1]
@@ -142,6 +155,10 @@ CHOSEN: dict[str, tuple[dict[str, Any], Callable[[int], list[LogitsProcessor]]]]
     "begin_suppress_tokens": (
         {"begin_suppress_tokens": [2, 5]},
         lambda limit: [SuppressTokensAtBeginLogitsProcessor([2, 5], 1)],
+    ),
+    "allowed": (
+        {"allowed": [[3, 4], [3], [2, 2, 2]]},
+        lambda limit: [prefix_allowed(Trie([[3, 4], [3], [2, 2, 2]], END))],
     ),
     "all of them": (
         {

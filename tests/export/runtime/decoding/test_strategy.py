@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from export.runtime.decoding import Strategy, beam, greedy, lookup, stepwise, strategy
+from export.runtime.decoding import Strategy, beam, greedy, labels, lookup, stepwise, strategy
 from export.runtime.options import Options
 
 
@@ -25,6 +25,11 @@ from export.runtime.options import Options
         ({"do_sample": True, "prompt_lookup": True, "num_return_sequences": 3}, stepwise.search, stepwise.search),
         ({"output_scores": True, "prompt_lookup": True}, stepwise.search, stepwise.search),
         ({"repetition_penalty": 1.2, "prompt_lookup": True}, stepwise.search, stepwise.search),
+        ({"allowed": [[5], [6]], "prompt_lookup": True}, labels.search, labels.search),
+        ({"allowed": [[5], [6]], "num_beams": 2}, beam.search, beam.search),
+        ({"allowed": [[5], [6]], "do_sample": True}, stepwise.search, stepwise.search),
+        ({"allowed": [[5], [6]], "output_scores": True}, stepwise.search, stepwise.search),
+        ({"allowed": [[5], [6]], "repetition_penalty": 1.2}, stepwise.search, stepwise.search),
         ({"forced_eos_token_id": 1, "prompt_lookup": True}, stepwise.search, stepwise.search),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else value.__module__,  # a function's address varies

@@ -1,0 +1,46 @@
+"""Greedy search among allowed answers: where a token leaves one of them only, its other tokens need no step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from export.runtime.decoding.piece import Piece, Special
+from export.runtime.model import Model, Source
+from export.runtime.options import Options
+from export.runtime.trie import Trie
+
+
+def search(
+    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: Special
+) -> Iterator[Piece]:
+    """The likeliest token that an allowed answer has there, again and again; a decided row leaves the batch."""
+    trie = Trie(options.allowed, special.end)
+    rows = np.arange(source.rows)
+    shared = trie.forced([])
+    if shared:
+        yield from (Piece(int(row), np.array(shared)) for row in rows)
+    if shared[-1:] == [special.end]:  # a single answer is allowed
+        return
+    cache = model.cache(source.rows)
+    said = [list(shared) for _ in rows]
+    tokens = np.tile([special.start, *shared], (source.rows, 1))
+    while len(rows):
+        logits = model.logits(source, cache, tokens)[:, -1]
+        decided = np.zeros(len(rows), bool)
+        for i, row in enumerate(rows):
+            kinds = trie.after(said[i])
+            new = [kinds[int(logits[i, kinds].argmax())]]
+            rest = trie.forced([*said[i], *new])
+            decided[i] = [*new, *rest][-1] == special.end
+            if decided[i]:
+                new += rest
+            said[i] += new
+            yield Piece(int(row), np.array(new))
+        going = np.flatnonzero(~decided)
+        if 0 < len(going) < len(rows):
+            source = model.select_source(source, going)
+            model.select_cache(cache, going)
+        rows, said = rows[going], [said[i] for i in going]
+        tokens = np.array([[row[-1]] for row in said])

@@ -1,0 +1,48 @@
+"""A task's labels: the answers it may give, where they are few and known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from export.errors import LoraFtError, UsageError
+from export.runtime.text import Tokenizer
+from lora_ft.task import Task
+
+
+def label_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of each label, without the closing </s>."""
+    return [row[:-1] for row in tokenizer.encode_targets(labels)]
+
+
+def check_labels(task: Task, tokenizer: Tokenizer) -> None:
+    """Raise UsageError unless each label can be written, by tokens that no other label has.
+
+    What is checked: <unk> among its tokens, the same tokens as another's, text that does not come back, and its length
+    against `lengths.target` and `generate.max_new_tokens`.
+    """
+    rows = label_tokens(task.known_labels, tokenizer)
+    limits = {"lengths.target": task.lengths.target, "generate.max_new_tokens": task.max_new_tokens}
+    seen: dict[tuple[int, ...], str] = {}
+    for label, row, text in zip(task.known_labels, rows, tokenizer.decode(rows), strict=True):
+        if tokenizer.unknown in row:
+            raise UsageError(f"the label {label!r} has characters that T5's vocabulary lacks", "spell it otherwise")
+        if (other := seen.setdefault(tuple(row), label)) != label:
+            raise UsageError(f"the labels {other!r} and {label!r} are the same to T5's tokenizer", "rename one of them")
+        if text != label:
+            raise UsageError(f"the label {label!r} comes back from T5's tokenizer as {text!r}", "write it so")
+        for name, limit in limits.items():
+            if len(row) + 1 > limit:
+                raise UsageError(
+                    f"the label {label!r} has {len(row) + 1} tokens, more than {name} = {limit}", f"raise {name}"
+                )
+
+
+def require_label(text: str, labels: Sequence[str], where: str) -> None:
+    """Raise LoraFtError where a text is none of the labels, with the one that is meant."""
+    if text.strip() in labels:
+        return
+    near = difflib.get_close_matches(text.strip(), labels, n=1, cutoff=0.5)
+    several = ", ".join(map(repr, labels[:8])) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
+    meant = f"did you mean {near[0]!r}?" if near else f"it has {several}"
+    raise LoraFtError(f"{where}: {text!r} is not among the task's labels", meant)

@@ -1,0 +1,164 @@
+"""Labels of a task: found, checked, and the only answers of a run and of its bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.errors import LoraFtError, UsageError
+from lora_ft.cli.tables import show_evaluation
+from lora_ft.data import load_splits, with_labels
+from lora_ft.evaluate import evaluate
+from lora_ft.export_run import export
+from lora_ft.generate import generate
+from lora_ft.models import open_model
+from lora_ft.runs import Run
+from lora_ft.task import Task
+from lora_ft.taskfile import TaskFaults, load_task
+from lora_ft.train import train
+from lora_ft.validate import validate
+from tests.conftest import tiny_row, write_task
+
+MakeTask = Callable[..., Path]
+LABELS = ["red", "reddish", "blue green", "grey"]
+METRIC = {"metric_for_best_model": "macro_f1", "num_train_epochs": 1}
+
+
+def label_rows(path: Path, **changes: str) -> Path:
+    """Let the rows of a task have labels as targets; a change is of the first row of a split."""
+    for split in ("train", "validation", "test"):
+        rows = [tiny_row(i, split) | {"answer": LABELS[i % 4]} for i in range(24 if split == "train" else 6)]
+        if split in changes:
+            rows[0]["answer"] = changes[split]
+        (path.parent / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Run:
+    """Trained with `labels: auto`."""
+    folder = tmp_path_factory.mktemp("labels")
+    task = label_rows(write_task(folder, tiny_base, labels="auto", train=METRIC))
+    return train(load_task(task), folder / "run")
+
+
+def test_a_run_holds_the_labels_it_found(run: Run) -> None:
+    assert run.task.labels == sorted(LABELS)
+    assert run.metrics["best_metric"] == run.metrics["evaluations"][0]["eval_macro_f1"]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 3}], ids=str)
+def test_run_and_bundle_answer_with_labels_alone(run: Run, tmp_path: Path, options: dict[str, Any]) -> None:
+    texts = ["abc", "the colour of rust", "", "x" * 40]
+    export(str(run.folder), tmp_path / "bundle")
+    made = {kind: generate(open_model(str(model)), texts, options)
+            for kind, model in (("run", run.folder), ("bundle", tmp_path / "bundle"))}  # fmt: skip
+    assert set(made["run"]) | set(made["bundle"]) <= set(LABELS)
+    if "do_sample" not in options:
+        assert made["run"] == made["bundle"]
+    free = open_model(str(tmp_path / "bundle")).engine.generate(texts, {"max_new_tokens": 24, "labels": []})
+    assert not {answer.text for answer in free} & set(LABELS)
+
+
+def test_scores_of_labels_stand_beside_rouge(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(run.folder, tmp_path / "run")
+    result = evaluate(str(copy), baseline=True)
+    show_evaluation(result)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("accuracy", "macro_f1", "valid labels", "100.0%"))
+    assert max(map(len, shown.split("answers:")[0].splitlines())) <= 80
+    found = json.loads((copy / "scores-test.json").read_text())["scores"]
+    assert found["valid_labels"] == 1.0 and set(found["labels"]) == set(LABELS)
+    assert found["scores"]["accuracy"]["low"] <= found["scores"]["accuracy"]["mean"]
+    assert not any("rougeLsum" in warning for warning in result.warnings)  # labels are no sentences
+    assert sum(label["rows"] for label in found["labels"].values()) == result.rows == 6
+    assert result.difference is not None and {"accuracy", "macro_f1"} <= result.difference.keys()
+    free = run.task.model_copy(update={"generate": run.task.generate.model_copy(update={"constrained": False})})
+    loose = evaluate(str(copy), task=free).scores.valid_labels
+    assert loose is not None and loose < 1
+
+
+def test_a_precision_is_scored_on_labels(run: Run, tmp_path: Path) -> None:
+    exported = export(str(run.folder), tmp_path / "bundle", precision="int8", force=True)
+    assert len(exported.tradeoff) == 2
+    assert open_model(str(tmp_path / "bundle")).engine.generate(["say: a"], {})[0].text in LABELS
+
+
+def test_labels_that_are_given_stay_as_they_are(make_task: MakeTask) -> None:
+    task = load_task(label_rows(make_task(labels=LABELS)))
+    assert with_labels(task) is task and task.known_labels == LABELS
+    assert load_splits(task).test[1].target == "reddish"
+
+
+def test_a_stopped_run_with_found_labels_can_be_resumed(make_task: MakeTask, tmp_path: Path) -> None:
+    task = load_task(label_rows(make_task(labels="auto", train={**METRIC, "num_train_epochs": 2})))
+    whole = train(task, tmp_path / "whole")
+    working = tmp_path / "again.unfinished"
+    shutil.copytree(whole.folder, working)
+    shutil.rmtree(working / "adapter")
+    assert train(task, tmp_path / "again", resume=True).task.labels == sorted(LABELS)
+
+
+def test_a_target_that_is_no_label_is_named_with_its_row_and_what_was_meant(make_task: MakeTask) -> None:
+    task = load_task(label_rows(make_task(labels=LABELS), validation="blue  green"))
+    with pytest.raises(LoraFtError, match=r"validation\.jsonl:1: 'blue  green' is not among.*'blue green'\?"):
+        load_splits(task)
+    task = load_task(label_rows(make_task(labels="auto"), test="zzz"))
+    with pytest.raises(LoraFtError, match=r"test\.jsonl:1: 'zzz' is not among the task's labels; it has 'blue green'"):
+        load_splits(with_labels(task))
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes", "part"),
+    [
+        (["red", "réd"], {}, "characters that T5's vocabulary lacks"),
+        (["red", "red▁ish"], {}, "'red▁ish' comes back from T5's tokenizer as 'red ish'"),
+        (["red ish", "red▁ish"], {}, "'red ish' and 'red▁ish' are the same"),
+        (LABELS[1:], {"lengths": {"target": 8}}, "'reddish' has 9 tokens, more than lengths.target = 8"),
+        (LABELS, {"generate": {"max_new_tokens": 10}}, "more than generate.max_new_tokens = 10"),
+    ],
+)
+def test_labels_that_cannot_be_written_are_faults(
+    make_task: MakeTask, labels: list[str], changes: dict[str, Any], part: str
+) -> None:
+    path = make_task(labels=labels, **changes)
+    for split in ("train", "validation", "test"):
+        rows = [tiny_row(i, split) | {"answer": labels[i % 2]} for i in range(6)]
+        (path.parent / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    faults = {fault.key: fault.problem for fault in validate(str(path)).faults}
+    assert part in faults["labels"]
+    with pytest.raises(UsageError, match="the label"):
+        train(load_task(path), path.parent / "run")
+
+
+def test_validate_names_targets_that_are_no_labels(make_task: MakeTask) -> None:
+    found = validate(str(label_rows(make_task(labels=LABELS), train="rde")))
+    assert [fault.key for fault in found.faults] == ["data.train"] and "'rde'" in found.faults[0].problem
+    assert validate(str(label_rows(make_task(labels="auto")))).faults == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "part"),
+    [
+        ({"labels": ["red"]}, "at least two labels"),
+        ({"labels": ["red", "red"]}, "stands there twice"),
+        ({"labels": ["red", " "]}, "is empty or has blanks"),
+        ({"train": {"metric_for_best_model": "accuracy"}}, "train.metric_for_best_model = accuracy needs labels"),
+        ({"evaluate": {"metric": "macro_f1"}}, "evaluate.metric = macro_f1 needs labels"),
+        ({"labels": LABELS, "codec": "json"}, "labels are text, not JSON"),
+        ({"labels": "auto", "generate": {"min_new_tokens": 2}}, "generate.min_new_tokens may leave no label"),
+    ],
+)
+def test_faults_of_the_schema(make_task: MakeTask, sections: dict[str, Any], part: str) -> None:
+    with pytest.raises(TaskFaults, match=part):
+        load_task(make_task(**sections))
+
+
+def test_tasks_without_labels_have_no_option_for_them(make_task: MakeTask) -> None:
+    task: Task = load_task(make_task())
+    assert task.known_labels == [] and task.generation_options() == {"max_new_tokens": 24}

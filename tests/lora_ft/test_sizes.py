@@ -1,0 +1,135 @@
+"""Sizes: parameters as transformers counts them, activations as autograd keeps them, warnings that say what fits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+from lora_ft.adapters import add_adapter, count_parameters
+from lora_ft.cli import run as lora_ft
+from lora_ft.memory import allowed_memory
+from lora_ft.sizes import FLAN, GIB, Batch, Shape, generation, sizes, stored, training
+from lora_ft.task import Lora
+from lora_ft.taskfile import load_task
+from lora_ft.trainer import token_loss
+from lora_ft.validate import validate
+from tests.tiny import CONFIG
+
+MakeTask = Callable[..., Path]
+LORA = Lora.model_validate({})
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gated": CONFIG,
+    "relu": {**CONFIG, "feed_forward_proj": "relu"},
+    "wide": {**CONFIG, "d_model": 64, "num_heads": 4, "d_kv": 16, "d_ff": 160, "num_layers": 3},
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_parameters_are_those_of_transformers_and_peft(config: dict[str, Any]) -> None:
+    shape = Shape.of({**config, "relative_attention_num_buckets": 32})
+    model = {**config, "relative_attention_num_buckets": 32}
+    trainable, everything = count_parameters(model, LORA)
+    assert (shape.lora(LORA.r), shape.parameters + shape.lora(LORA.r)) == (trainable, everything)
+
+
+def test_the_sizes_of_flan_t5_are_as_published() -> None:
+    counts = {name: shape.parameters for name, shape in FLAN.items()}
+    assert counts == {
+        "small": 76_961_152, "base": 247_577_856, "large": 783_150_080, "xl": 2_849_757_184, "xxl": 11_135_332_352,
+    }  # fmt: skip
+
+
+def kept_by_autograd(config: dict[str, Any], batch: Batch, *, bf16: bool, rank: int) -> int:
+    """Bytes of all tensors kept for the backward pass, but for the parameters, casts of them, and the head's."""
+    base = AutoModelForSeq2SeqLM.from_config(
+        AutoConfig.for_model(**{**config, "dropout_rate": 0.0}), attn_implementation="eager"
+    )
+    model = add_adapter(base, LORA) if rank else base
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage  # held, so that no other tensor takes its place
+        return tensor
+
+    source, target = (torch.randint(3, 60, (batch.rows, length)) for length in (batch.source, batch.target))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = model(input_ids=source, attention_mask=source.sign(), decoder_input_ids=target, use_cache=False)
+        token_loss(out, target)
+    shape = Shape.of(config)
+    casts = 2 * (shape.products + (shape.lora(rank) if rank else 0)) if bf16 else 0
+    head = 4 * batch.rows * batch.target * shape.vocab_size
+    return sum(storage.nbytes() for storage in found.values()) - casts - head
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("batch", [Batch(2, 40, 25), Batch(5, 60, 13)], ids=str)
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("rank", [LORA.r, 0])
+def test_activations_are_what_autograd_keeps(config: dict[str, Any], batch: Batch, bf16: bool, rank: int) -> None:
+    counted = kept_by_autograd(config, batch, bf16=bf16, rank=rank)
+    assert stored(Shape.of(config), batch, rank=rank, bf16=bf16) == pytest.approx(counted, rel=0.1)
+
+
+def test_each_way_to_use_less_memory_does() -> None:
+    shape, batch = FLAN["base"], Batch(8, 512, 128)
+    full, lora = training(shape, batch), training(shape, batch, rank=16)
+    assert full.total > lora.total > training(shape, batch, rank=16, checkpointing=True).total
+    assert training(shape, Batch(4, 512, 128), rank=16).activations < 0.6 * lora.activations
+    assert full.optimizer == 8 * shape.parameters and full.gradients == 4 * shape.parameters
+    assert generation(shape, batch, bf16=True).weights == 2 * shape.parameters
+    assert generation(shape, batch).total < lora.total
+    assert training(shape, batch, rank=16, cpu=True).activations > 1.5 * lora.activations
+
+
+def test_the_table_grows_from_small_to_xxl(make_task: MakeTask) -> None:
+    rows = sizes(load_task(make_task()))
+    assert [row.name for row in rows] == list(FLAN)
+    for less, more in itertools.pairwise(rows):
+        for way in ("generate", "lora", "full", "checkpointed"):
+            assert all(a < b for a, b in zip(getattr(less, way), getattr(more, way), strict=True))
+
+
+def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lora_ft(["sizes", "--set", "lengths.source=4096"]) == 0
+    shown = capsys.readouterr().out
+    assert "11,135 M" in shown and "4096 tokens in" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_machine_that_is_too_small_is_warned_of_with_what_fits(
+    make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_task()
+    assert validate(str(path)).warnings == []
+    monkeypatch.setattr("lora_ft.validate.device_memory", lambda device: GIB // 2 + 10**6)
+    (warning,) = validate(str(path)).warnings
+    assert warning.startswith("training needs about 0.5 GiB") and "this machine has 0.5" in warning
+    assert "--set train.gradient_checkpointing=true" in warning
+    assert "train.per_device_train_batch_size=" in warning
+    monkeypatch.setattr("lora_ft.validate.device_memory", lambda device: 10**6)
+    assert validate(str(path)).warnings[0].endswith("no smaller batch or size does")
+
+
+def test_memory_is_cut_by_the_limits_of_cgroups(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    member = tmp_path / "member"
+    member.write_text("0::/a/b\n")
+    whole = allowed_memory(tmp_path, tmp_path / "none")
+    assert whole > 10**8
+    (tmp_path / "a" / "b" / "memory.max").write_text("max\n")
+    assert allowed_memory(tmp_path, member) == whole
+    (tmp_path / "a" / "memory.max").write_text("12345678\n")
+    assert allowed_memory(tmp_path, member) == 12345678
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("1234567\n")
+    assert allowed_memory(tmp_path, tmp_path / "none") == 1234567

@@ -22,12 +22,16 @@ from lora_ft.bases import find_base
 from lora_ft.checkpoint import save_checkpoint
 from lora_ft.doctor import environment
 from lora_ft.export_run import export
+from lora_ft.runs import TASK
+from lora_ft.task import Task
+from lora_ft.taskfile import save_task
 
 # google/flan-t5-large's config.json, but for 24 layers: 2.3 GB in fp32
 _SHAPE: dict[str, Any] = {
     "vocab_size": 32128, "d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 17, "num_heads": 16,
     "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
 }  # fmt: skip
+_NEW = 8  # tokens of an answer: random weights do not come to an end
 _EXPORTS = (("bundle", "fp32"), ("bundle", "int8-w4"), ("optimum", "fp32"), ("single", "fp32"))
 
 
@@ -36,6 +40,8 @@ def measure(out: Path) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     checkpoint = out / "checkpoint"
     save_checkpoint(T5ForConditionalGeneration(T5Config(**_SHAPE)).eval(), find_base("offline").folder, checkpoint)
+    task = {"name": "large", "prompt": "{text}", "data": {"test": "none"}, "generate": {"max_new_tokens": _NEW}}
+    save_task(Task.model_validate(task), checkpoint / TASK)
     found = []
     for layout, precision in _EXPORTS:
         began = time.perf_counter()

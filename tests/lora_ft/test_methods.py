@@ -125,7 +125,7 @@ def validation_loss(model: torch.nn.Module, task: Task) -> float:
     from lora_ft.batches import collate, encode
     from lora_ft.data import load_splits
 
-    tokenizer = load_tokenizer(Path(task.base), task.lora.new_tokens)
+    tokenizer = load_tokenizer(Path(task.base), new_tokens=task.lora.new_tokens)
     batch = collate(encode(load_splits(task).validation, tokenizer, task.lengths, "validation"))
     labels = batch.pop("labels")
     return float(training.token_loss(model(**batch), labels))

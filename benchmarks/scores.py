@@ -1,0 +1,154 @@
+"""What adapters give on real tasks: each is trained once, and scored beside its untouched base.
+
+    python -m benchmarks.scores DATA_FOLDER [--only jfleg] [--out FOLDER]
+
+DATA_FOLDER holds a folder for each task file of `TASKS`. What the JSON has already is not measured again; a run that
+lies in FOLDER is scored as it is. docs/scores.md is written from the JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from export.errors import LoraFtError, UsageError
+from export.files import read_json, write_json, write_text
+from lora_ft.cli.screen import Screen
+from lora_ft.doctor import environment
+from lora_ft.evaluate import evaluate
+from lora_ft.progress import Progress
+from lora_ft.runs import Run, is_run
+from lora_ft.taskfile import load_task
+from lora_ft.train import train
+
+VERSION = 1
+RESULTS = Path(__file__).parent / "results" / "scores.json"
+PAGE = Path(__file__).parents[1] / "docs" / "scores.md"
+# Task file, and the folder of its rows.
+TASKS = {
+    "dialogsum-full": "dialogsum",
+    "jfleg": "jfleg_grammar",
+    "e2e": "e2e_nlg",
+    "medquad": "medquad_short",
+    "banking77": "banking77",
+    "groupchat": "groupchat",
+}
+_SHOWN = ("rouge1", "rouge2", "rougeL", "bleu", "chrf", "accuracy", "macro_f1")
+
+
+def measure(data: Path, tasks: Path, out: Path, results: Path, only: list[str], progress: Progress) -> None:
+    """Train and score each task below `out`, and write `results` after each.
+
+    Args:
+        data: folder of folders with rows.
+        tasks: folder of the task files.
+        out: folder of the runs.
+        results: JSON; what it has is kept.
+        only: names of tasks, or none for all.
+        progress: told what happens.
+
+    Raises:
+        UsageError: no such task.
+        LoraFtError: a task or its data cannot be used.
+    """
+    unknown = [name for name in only if name not in TASKS]
+    if unknown:
+        raise UsageError(f"there is no task {unknown[0]!r}", f"there are {', '.join(TASKS)}")
+    found = read_json(results) if results.is_file() else {"version": VERSION, "tasks": {}}
+    for name in only or TASKS:
+        if name in found["tasks"]:
+            progress.note(f"{name}: measured before")
+            continue
+        progress.note(name)
+        run = out / name
+        if not is_run(run):
+            train(load_task(tasks / f"{name}.yaml", [f"data.root={data / TASKS[name]}"]), run, progress=progress)
+        found["tasks"][name] = _measured(run, name, progress)
+        write_json(results, found)
+
+
+def _measured(folder: Path, name: str, progress: Progress) -> dict[str, Any]:
+    run = Run(folder)
+    scored = evaluate(str(folder), baseline=True, progress=progress).as_dict()
+    return {
+        "environment": environment(),
+        "command": f"lora-ft train benchmarks/{name}.yaml --set data.root=DATA/{TASKS[name]}",
+        "training": {
+            key: run.metrics[key] for key in ("rows", "steps", "global_batch", "precision", "best_step", "speed")
+        },
+        "rows": scored["rows"],
+        "scores": scored["scores"]["scores"],
+        "baseline": scored["baseline"]["scores"],
+        "difference": scored["difference"],
+        "valid_labels": scored["scores"]["valid_labels"],
+        "cut_share": scored["scores"]["cut_share"],
+        "warnings": scored["warnings"],
+    }
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """docs/scores.md."""
+    lines = [
+        "# What adapters give",
+        "",
+        "One LoRA adapter a task, on the base `offline` (a FLAN-T5-small, see the README), scored on test rows beside",
+        "the untouched base: means with 95 % bootstrap intervals, 0 to 100. Written by",
+        "`python -m benchmarks.scores DATA` from `benchmarks/results/scores.json`.",
+    ]
+    for name, one in found["tasks"].items():
+        training = one["training"]
+        rows, speed = training["rows"], training["speed"]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            "```console",
+            one["command"],
+            f"lora-ft evaluate runs/{name} --baseline",
+            "```",
+            "",
+            f"{rows['train']:,} training rows, {training['steps']:,} steps of {training['global_batch']}, "
+            f"{speed['seconds'] / 60:,.0f} min on {one['environment']['cores'].split()[0]} cores of "
+            f"{one['environment']['cpu']} ({training['precision']}); {one['rows']:,} test rows.",
+            "",
+            "| | before | after | difference, paired |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {metric} | {_interval(one['baseline'][metric])} | {_interval(one['scores'][metric])} | "
+            f"{_interval(one['difference'][metric], sign='+')} |"
+            for metric in _SHOWN
+            if metric in one["scores"]
+        ]
+        if one["valid_labels"] is not None:
+            lines += ["", f"Answers that are a label: {one['valid_labels']:.1%}."]
+        lines += [f"\nWarning: {text}." for text in one["warnings"]]
+    return "\n".join(lines) + "\n"
+
+
+def _interval(estimate: Mapping[str, float], sign: str = "") -> str:
+    return f"{estimate['mean']:{sign}.1f} [{estimate['low']:{sign}.1f}, {estimate['high']:{sign}.1f}]"
+
+
+def _main(
+    data: Path,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/scores"),
+    json_file: Annotated[Path, typer.Option("--json", help="Where figures go, and are looked up.")] = RESULTS,
+    only: Annotated[list[str], typer.Option("--only", help="A task, by its name.")] = [],  # noqa: B006
+) -> None:
+    """Measure what is not measured yet, and write the page."""
+    try:
+        with Screen() as screen:
+            measure(data, Path(__file__).parent, out, json_file, only, screen)
+    except LoraFtError as error:
+        raise SystemExit(f"error: {error}") from error
+    if json_file == RESULTS:
+        PAGE.parent.mkdir(exist_ok=True)
+        write_text(PAGE, page(read_json(RESULTS)))
+
+
+if __name__ == "__main__":
+    typer.run(_main)

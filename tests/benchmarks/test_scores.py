@@ -1,0 +1,48 @@
+"""Scores of real tasks: measured once, and shown as they were measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import scores
+from benchmarks.scores import PAGE, RESULTS, TASKS, measure, page
+from export.errors import UsageError
+from lora_ft.progress import Silent
+from lora_ft.taskfile import load_task
+from tests.conftest import write_task
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_file_is_a_task_of_its_name(name: str) -> None:
+    assert load_task(Path(scores.__file__).with_name(f"{name}.yaml")).name == name
+
+
+def test_tasks_are_trained_and_scored_once(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = write_task(tmp_path, tiny_base, train={"max_steps": 2})
+    task.rename(tmp_path / "tiny.yaml")
+    monkeypatch.setattr(scores, "TASKS", {"tiny": task.parent.name})
+    results = tmp_path / "scores.json"
+    measure(tmp_path, tmp_path, tmp_path / "runs", results, [], Silent())
+    found = json.loads(results.read_text())
+    one = found["tasks"]["tiny"]
+    assert one["rows"] == 6 and one["training"]["steps"] == 2
+    shown = page(found)
+    before, after = (f"{one[who]['rouge1']['mean']:.1f} [" for who in ("baseline", "scores"))
+    assert (
+        f"| rouge1 | {before}" in shown and f"| {after}" in shown and "lora-ft evaluate runs/tiny --baseline" in shown
+    )
+    monkeypatch.setattr(scores, "train", None)  # nothing is left to train
+    measure(tmp_path, tmp_path, tmp_path / "runs", results, ["tiny"], Silent())
+    assert json.loads(results.read_text()) == found
+    results.unlink()
+    measure(tmp_path, tmp_path, tmp_path / "runs", results, [], Silent())  # the run lies there
+    with pytest.raises(UsageError, match="no task 'nothing'"):
+        measure(tmp_path, tmp_path, tmp_path / "runs", results, ["nothing"], Silent())
+
+
+@pytest.mark.skipif(not RESULTS.is_file(), reason="nothing is measured yet")
+def test_the_page_is_what_was_measured() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(json.loads(RESULTS.read_text(encoding="utf-8")))

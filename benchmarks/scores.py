@@ -57,7 +57,7 @@ def measure(data: Path, tasks: Path, out: Path, results: Path, only: list[str], 
     unknown = [name for name in only if name not in TASKS]
     if unknown:
         raise UsageError(f"there is no task {unknown[0]!r}", f"there are {', '.join(TASKS)}")
-    found = read_json(results) if results.is_file() else {"version": VERSION, "tasks": {}}
+    found: dict[str, Any] = read_json(results) if results.is_file() else {"version": VERSION, "tasks": {}}
     for name in only or TASKS:
         if name in found["tasks"]:
             progress.note(f"{name}: measured before")

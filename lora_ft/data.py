@@ -15,7 +15,8 @@ from lora_ft.chats.rows import read_chat_rows
 from lora_ft.hub import require_hub
 from lora_ft.labels import require_label
 from lora_ft.readers import Row, read_rows
-from lora_ft.task import AUTO, SPLITS, Data, Task
+from lora_ft.source import Data
+from lora_ft.task import AUTO, SPLITS, Task
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Names are transformers' and peft's where they mean the same thing.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -15,6 +14,7 @@ from export.runtime.prompt import Prompt
 from lora_ft.lora import Lora
 from lora_ft.metrics import GIVES, SCORES
 from lora_ft.sections import NotNegative, Positive, Section, Share
+from lora_ft.source import Data
 
 FHIR_R4 = "fhir-r4"  # the schema that ships
 SPLITS = ("train", "validation", "test")
@@ -27,87 +27,6 @@ def known_score(value: str) -> str:
     if value not in SCORES:
         raise ValueError(f"unknown score; use one of {', '.join(SCORES)}")
     return value
-
-
-class Split(Section):
-    """How to cut missing splits off the training rows."""
-
-    validation: Share = 0.1
-    """Share of the rows for validation, where none is given."""
-    test: Share = 0.0
-    """Share of the rows for testing, where none is given."""
-    seed: int = 0
-    """Of the shuffle before the cut; sessions of chats are not shuffled."""
-
-
-class Limits(Section):
-    """At most the first so many rows of each split."""
-
-    train: Positive | None = None
-    validation: Positive | None = None
-    test: Positive | None = None
-
-
-class Chat(Section):
-    """The files are exports of chats; a row is a message and what precedes it: context, response, sender."""
-
-    format: Literal["auto", "telegram", "whatsapp", "slack", "discord"] = "auto"
-    """auto: by the file's name and its first keys."""
-    only: list[str] | None = None
-    """Chats of an export of several, by name; by default all."""
-    keep: Positive = 20_000
-    """The newest so many messages of each file."""
-    gap_minutes: Annotated[float, Field(gt=0)] = 120
-    """A session ends where nobody speaks for longer."""
-    context: Positive = 10
-    """Most messages of a context."""
-    before: NotNegative = 5
-    """Messages from before the session, where fewer than two precede within it."""
-    characters: Annotated[int, Field(ge=80)] = 1500
-    """Longest context; the oldest messages leave first. Prompts are cut at their end, where the newest ones are."""
-    anonymize: bool = False
-    """Give everybody another name, also in mentions and texts."""
-    seed: int = 0
-    """Of the other names."""
-
-
-class Data(Section):
-    """Where rows come from: a data set on the hub (`hub`), or local jsonl, json, csv, tsv or parquet files."""
-
-    hub: str | None = None
-    """Name of a data set on the hub; `train`, `validation` and `test` are then names of its splits."""
-    config: str | None = None
-    """Configuration of the hub data set."""
-    revision: str | None = None
-    """Revision of the hub data set."""
-    root: Path | None = None
-    """Folder that relative file names start from; by default the folder of the task file."""
-    train: str | list[str] | None = None
-    """File, glob or list of them."""
-    validation: str | list[str] | None = None
-    test: str | list[str] | None = None
-    chat: Chat | None = None
-    """The files are exports of chats instead; data.split then cuts whole sessions, the newest for testing."""
-    target: str = "target"
-    """Column with the text to be generated."""
-    references: str | None = None
-    """Column with a list of acceptable texts to score against, instead of `target` alone."""
-    split: Split | None = None
-    limit: Limits = Limits()
-    skip_empty: bool = False
-    """Leave out rows with an empty cell instead of refusing them."""
-
-    @model_validator(mode="after")
-    def _has_rows(self) -> Data:
-        if self.chat is not None and self.hub is not None:
-            raise ValueError("chat reads local files; remove hub")
-        if self.chat is not None and "target" not in self.model_fields_set:
-            self.target = "response"
-        if self.train is None and self.hub is not None:
-            self.train = "train"
-        if self.train is None and self.validation is None and self.test is None:
-            raise ValueError("no rows are named; set train (a file, glob or list), or hub")
-        return self
 
 
 class Lengths(Section):

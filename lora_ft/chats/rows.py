@@ -11,7 +11,7 @@ from lora_ft.chats.message import Message
 from lora_ft.chats.names import anonymize
 from lora_ft.chats.sessions import Session, cut, sessions_of, turns
 from lora_ft.readers import Row, find_files
-from lora_ft.task import Chat, Data
+from lora_ft.source import Chat, Data
 
 
 def read_chat_rows(

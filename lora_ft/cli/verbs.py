@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from lora_ft.cli import bench
+from lora_ft.cli import bench, hub
 from lora_ft.cli.chat import chat
 from lora_ft.cli.screen import Screen
-
-if TYPE_CHECKING:
-    from lora_ft.push import Destination
 
 app = typer.Typer(
     name="lora-ft",
@@ -49,10 +45,6 @@ Overrides = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder to make.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-PushTo = Annotated[
-    str | None, typer.Option("--push-to-hub", metavar="REPO", help="Then upload it; HF_TOKEN must be set.")
-]
-Private = Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made now.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows generated together.")]
 
 
@@ -80,8 +72,8 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")] = False,
     overwrite: Overwrite = False,
-    push_to_hub: PushTo = None,
-    private: Private = False,
+    push_to_hub: hub.PushTo = None,
+    private: hub.Private = False,
 ) -> None:
     """Train a task's adapter, or all weights. Ctrl-C saves a checkpoint; --resume goes on from it."""
     from lora_ft.cli.tables import show_run
@@ -89,12 +81,12 @@ def train(
     from lora_ft.train import train as job
 
     loaded = load_task(task, set_)
-    destination = _destination(push_to_hub, private=private)
+    destination = hub.destination(push_to_hub, private=private)
     with Screen() as screen:
         run = job(loaded, out or Path("runs") / loaded.name, resume=resume, overwrite=overwrite, progress=screen)
     if not screen.console.quiet:
         show_run(run)
-        _push(run.folder, destination)
+        hub.upload(run.folder, destination)
 
 
 @app.command()
@@ -104,14 +96,14 @@ def merge(
     base: Annotated[str | None, typer.Option(help="Another copy of the base the run was trained on.")] = None,
     dtype: Annotated[DtypeChoice, typer.Option(help="Stored as; the merge itself is done in fp32.")] = DtypeChoice.fp32,
     overwrite: Overwrite = False,
-    push_to_hub: PushTo = None,
-    private: Private = False,
+    push_to_hub: hub.PushTo = None,
+    private: hub.Private = False,
 ) -> None:
     """Merge a run's adapter into its base: a checkpoint that needs no peft."""
     from lora_ft.merge import merge as job
     from lora_ft.runs import Run
 
-    destination = _destination(push_to_hub, private=private)
+    destination = hub.destination(push_to_hub, private=private)
     with Screen() as screen:
         report = job(Run(run), out, base=base, dtype=dtype.value, overwrite=overwrite, progress=screen)
     found = (
@@ -120,7 +112,7 @@ def merge(
         else "all weights are the run's own"
     )
     print(f"{report.out}: {report.bytes / 1e6:.1f} MB; {found}")
-    _push(out, destination)
+    hub.upload(out, destination)
 
 
 @app.command()
@@ -264,14 +256,14 @@ def export(
     verify_rows: Annotated[int, typer.Option(min=1, help="Rows of the task compared with PyTorch.")] = 16,
     verify_split: Annotated[SplitChoice, typer.Option(help="Where rows are taken from.")] = SplitChoice.validation,
     overwrite: Overwrite = False,
-    push_to_hub: PushTo = None,
-    private: Private = False,
+    push_to_hub: hub.PushTo = None,
+    private: hub.Private = False,
 ) -> None:
     """Export to ONNX: a bundle, compared with PyTorch before it is published."""
     from lora_ft.cli.tables import show_export
     from lora_ft.export_run import export as job
 
-    destination = _destination(push_to_hub, private=private)
+    destination = hub.destination(push_to_hub, private=private)
     with Screen() as screen:
         done = job(
             model, out, precision=precision, max_drop=max_rouge_drop, score_rows=score_rows, force=force,
@@ -279,24 +271,7 @@ def export(
             verify_rows=verify_rows, verify_split=verify_split.value, overwrite=overwrite, progress=screen,
         )  # fmt: skip
     show_export(done)
-    _push(out, destination)
-
-
-@app.command()
-def push(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run, a merged checkpoint or a bundle.")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="NAMESPACE/NAME; made where there is none.")],
-    private: Private = False,
-    branch: Annotated[str | None, typer.Option("--branch", "--revision", help="Made where there is none.")] = None,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "",
-    predictions: Annotated[
-        bool, typer.Option("--predictions", help="Of a run: also its answers, with the rows they answer.")
-    ] = False,
-) -> None:
-    """Upload to the model hub, in one commit. The token is taken from HF_TOKEN and shown nowhere."""
-    from lora_ft.push import Destination
-
-    _push(folder, Destination(repo, _token(), private, branch, message, predictions))
+    hub.upload(out, destination)
 
 
 @app.command()
@@ -359,6 +334,7 @@ def recipes() -> None:
 
 
 app.command()(chat)
+app.command()(hub.push)
 app.add_typer(bench.app, name="bench")
 
 
@@ -374,32 +350,6 @@ def quickstart(
     from lora_ft.cli.quickstart import quickstart as job
 
     job(out, base=base, overwrite=overwrite)
-
-
-def _token() -> str:
-    return os.environ.get("HF_TOKEN", "").strip()
-
-
-def _destination(repo: str | None, *, private: bool) -> Destination | None:
-    """Where to push to after a job, once the hub has said that it knows the token."""
-    if repo is None:
-        return None
-    from lora_ft.push import Destination, check
-
-    destination = Destination(repo, _token(), private)
-    if os.environ.get("RANK", "0") == "0":
-        check(destination)
-    return destination
-
-
-def _push(folder: Path, destination: Destination | None) -> None:
-    if destination is None:
-        return
-    from lora_ft.push import push as job
-
-    with Screen() as screen:
-        done = job(folder, destination, progress=screen)
-    print(f"{done.repo}: {done.kind}, {done.files} files, {done.bytes / 1e6:.1f} MB\n{done.url}")
 
 
 def _task_of(model: str, task: str | None, overrides: list[str]) -> str:

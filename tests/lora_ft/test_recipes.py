@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_ft.structured import SAME_VALUE, VALID, structured
 
 from lora_ft.data import Splits, load_splits
+from lora_ft.metrics.structured import SAME_VALUE, VALID, structured
 from lora_ft.task import FHIR_R4, SPLITS, Task
 from lora_ft.taskfile import load_task, recipe_file, recipes
 

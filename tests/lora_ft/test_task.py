@@ -105,7 +105,7 @@ def test_a_long_value_is_shortened() -> None:
         ("evaluate.metrics=[rogue]", "unknown metric rogue; use one of rouge, rougeSU4, bleu"),
         ("evaluate.metrics=[]", "at least 1"),
         ("evaluate.metric=rouge", "unknown score; use one of rouge1, "),
-        ("train.metric_for_best_model=accuracy", "unknown score; use one of rouge1, "),
+        ("train.metric_for_best_model=accurate", "unknown score; use one of rouge1, "),
     ],
 )
 def test_a_value_out_of_range_is_named_by_its_key(make_task: MakeTask, override: str, words: str) -> None:

@@ -8,6 +8,8 @@ lies in FOLDER is scored as it is. docs/scores.md is written from the JSON.
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,10 +19,12 @@ import typer
 from export.errors import LoraFtError, UsageError
 from export.files import read_json, write_json, write_text
 from lora_ft.cli.screen import Screen
+from lora_ft.data import load_splits
 from lora_ft.doctor import environment
 from lora_ft.evaluate import evaluate
+from lora_ft.metrics import measure as measured
 from lora_ft.progress import Progress
-from lora_ft.runs import Run, is_run
+from lora_ft.runs import PREDICTIONS, Run, is_run
 from lora_ft.taskfile import load_task
 from lora_ft.train import train
 
@@ -36,6 +40,7 @@ TASKS = {
     "banking77": "banking77",
     "groupchat": "groupchat",
 }
+_REFERENCES = "refs"  # column of further references, where rows that are scored against one have several
 _SHOWN = ("rouge1", "rouge2", "rougeL", "bleu", "chrf", "accuracy", "macro_f1")
 
 
@@ -86,6 +91,25 @@ def _measured(folder: Path, name: str, progress: Progress) -> dict[str, Any]:
         "valid_labels": scored["scores"]["valid_labels"],
         "cut_share": scored["scores"]["cut_share"],
         "warnings": scored["warnings"],
+        "several": _several(run),
+    }
+
+
+def _several(run: Run) -> dict[str, Any] | None:
+    """ROUGE against each of several references, on average, and against the best of them; None where there is one."""
+    examples = load_splits(run.task, ["test"]).test
+    references: list[Any] = [example.row.get(_REFERENCES) for example in examples]
+    if run.task.data.references or not all(isinstance(texts, list) and len(texts) > 1 for texts in references):
+        return None
+    lines = (run.folder / PREDICTIONS.format("test")).read_text(encoding="utf-8").splitlines()
+    answers = [json.loads(line)["output"] for line in lines]
+    count = min(map(len, references))
+    score = lambda texts: measured(["rouge"], answers, texts, run.task.evaluate)  # noqa: E731
+    each, best = [score([[texts[i]] for texts in references]) for i in range(count)], score(references)
+    return {
+        "references": count,
+        "average": {name: statistics.mean(one[name].value for one in each) for name in best},
+        "best": {name: one.value for name, one in best.items()},
     }
 
 
@@ -125,6 +149,15 @@ def page(found: Mapping[str, Any]) -> str:
         ]
         if one["valid_labels"] is not None:
             lines += ["", f"Answers that are a label: {one['valid_labels']:.1%}."]
+        if one["several"] is not None:
+            figures = [
+                " / ".join(f"{one['several'][how][name]:.1f}" for name in _SHOWN[:3]) for how in ("average", "best")
+            ]
+            lines += [
+                "",
+                f"ROUGE-1 / 2 / L against each of {several['references']} references, on average: {average}; "
+                f"against the best of them: {best}.",
+            ]
         lines += [f"\nWarning: {text}." for text in one["warnings"]]
     return "\n".join(lines) + "\n"
 

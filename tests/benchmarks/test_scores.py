@@ -23,6 +23,9 @@ def test_every_task_file_is_a_task_of_its_name(name: str) -> None:
 def test_tasks_are_trained_and_scored_once(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = write_task(tmp_path, tiny_base, train={"max_steps": 2})
     task.rename(tmp_path / "tiny.yaml")
+    rows = [json.loads(line) for line in (task.parent / "test.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row | {"refs": [row["answer"], "zz"]}) for row in rows]
+    (task.parent / "test.jsonl").write_text("\n".join(lines) + "\n")
     monkeypatch.setattr(scores, "TASKS", {"tiny": task.parent.name})
     results = tmp_path / "scores.json"
     measure(tmp_path, tmp_path, tmp_path / "runs", results, [], Silent())
@@ -34,6 +37,11 @@ def test_tasks_are_trained_and_scored_once(tmp_path: Path, tiny_base: Path, monk
     assert (
         f"| rouge1 | {before}" in shown and f"| {after}" in shown and "lora-ft evaluate runs/tiny --baseline" in shown
     )
+    several, alone = one["several"], one["scores"]["rouge1"]["mean"]
+    assert several["references"] == 2
+    assert several["best"]["rouge1"] == pytest.approx(alone)  # nobody says "zz"
+    assert several["average"]["rouge1"] == pytest.approx(alone / 2)
+    assert "against each of 2 references, on average" in shown
     monkeypatch.setattr(scores, "train", None)  # nothing is left to train
     measure(tmp_path, tmp_path, tmp_path / "runs", results, ["tiny"], Silent())
     assert json.loads(results.read_text()) == found

@@ -150,9 +150,10 @@ def page(found: Mapping[str, Any]) -> str:
         if one["valid_labels"] is not None:
             lines += ["", f"Answers that are a label: {one['valid_labels']:.1%}."]
         if one["several"] is not None:
-            figures = [
-                " / ".join(f"{one['several'][how][name]:.1f}" for name in _SHOWN[:3]) for how in ("average", "best")
-            ]
+            several = one["several"]
+            average, best = (
+                " / ".join(f"{several[how][name]:.1f}" for name in _SHOWN[:3]) for how in ("average", "best")
+            )
             lines += [
                 "",
                 f"ROUGE-1 / 2 / L against each of {several['references']} references, on average: {average}; "

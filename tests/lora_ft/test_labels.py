@@ -178,6 +178,7 @@ def test_validate_names_targets_that_are_no_labels(make_task: MakeTask) -> None:
         ({"labels": ["red", " "]}, "is empty or has blanks"),
         ({"train": {"metric_for_best_model": "accuracy"}}, "train.metric_for_best_model = accuracy needs labels"),
         ({"evaluate": {"metric": "macro_f1"}}, "evaluate.metric = macro_f1 needs labels"),
+        ({"evaluate": {"metrics": ["rouge", "classification"]}}, "evaluate.metrics = classification needs labels"),
         ({"labels": LABELS, "codec": "json"}, "labels are text, not JSON"),
         ({"labels": "auto", "generate": {"min_new_tokens": 2}}, "generate.min_new_tokens may leave no label"),
     ],

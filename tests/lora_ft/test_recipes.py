@@ -41,6 +41,12 @@ def test_every_task_of_the_benchmarks_loads(path: Path) -> None:
     assert load_task(path).name == path.stem
 
 
+def test_tasks_of_the_benchmarks_with_several_references_are_scored_by_bleu_and_chrf() -> None:
+    several = [task for task in map(load_task, BENCHMARKS) if task.data.references]
+    assert {task.name for task in several} >= {"jfleg", "e2e"}
+    assert all({"bleu", "chrf"} <= set(task.evaluate.metrics) for task in several)
+
+
 def test_there_are_tasks_of_the_benchmarks() -> None:
     assert BENCHMARKS
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from export.errors import LoraFtError, UsageError
 from lora_ft.metrics import Estimate, Scored, measure
-from lora_ft.metrics.statistics import Difference  # fmt: skip
+from lora_ft.metrics.statistics import Difference
 from lora_ft.metrics.statistics import compare as test
 from lora_ft.readers import Row, read_rows
 from lora_ft.runs import PREDICTIONS, TASK, is_run

@@ -10,6 +10,7 @@ import numpy as np
 
 from export.errors import UsageError
 from export.runtime.generator import Generator
+from export.runtime.options import check_allowed
 from export.runtime.text import PAD, Tokenizer, by_length, pad, trim
 from export.runtime.trie import Trie
 from lora_ft.labels import label_tokens
@@ -59,7 +60,7 @@ class Engine(Protocol):
             done: told how many prompts are finished.
 
         Raises:
-            UsageError: an option that this engine does not have.
+            UsageError: an option that this engine does not have, or that may leave no label to answer with.
         """
 
 
@@ -83,6 +84,7 @@ class TorchEngine:
         if chosen.pop("prompt_lookup", None):
             raise UsageError("prompt lookup is for bundles", "export the model first")
         if labels := chosen.pop("labels", ()):
+            check_allowed(label_tokens(labels, self.tokenizer), {**self.model.generation_config.to_dict(), **chosen})
             chosen["prefix_allowed_tokens_fn"] = allowed_tokens(labels, self.tokenizer, self._end)
         torch.manual_seed(chosen.pop("seed", 0))
         rows = self.tokenizer.encode(prompts, self.source_length)

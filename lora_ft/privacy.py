@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from lora_ft.bases import OFFLINE
-from lora_ft.task import Task
+from lora_ft.task import FHIR_R4, Task
 
 # An absolute path of two parts or more within a text; what follows a word, a colon or a slash (URLs) is none.
 _PATH = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+-]+){2,}[/\\]?")
@@ -27,12 +27,18 @@ def base_name(base: str) -> str:
 def public_task(task: Task) -> Task:
     """A task without local paths: rows are named from the task file's folder on, as far as they lie below it.
 
-    Files elsewhere keep only their names, as does a base in a folder: whoever has them puts them beside the task.
+    Files elsewhere keep only their names, as do a base, an encoder or a JSON schema in a folder: whoever has them puts
+    them beside the task.
     """
     root = task.data.root
     content = task.model_dump(exclude_none=True)
     content["data"].pop("root", None)
     content["data"] = _each(content["data"], lambda text: _below(text, root))
+    scoring = content["evaluate"]
+    if scoring.get("json_schema", FHIR_R4) != FHIR_R4:
+        scoring["json_schema"] = f"./{PurePath(scoring['json_schema']).name}"
+    if "bertscore_model" in scoring:
+        scoring["bertscore_model"] = base_name(scoring["bertscore_model"])
     return Task.model_validate(content | {"base": base_name(task.base)})
 
 

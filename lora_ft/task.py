@@ -139,11 +139,13 @@ class Evaluate(Section):
     """How answers are scored."""
 
     metrics: Annotated[list[str], Field(min_length=1)] = ["rouge"]
-    """What `lora-ft evaluate` gives: rouge, rougeSU4, bleu, chrf, exact_match, f1, meteor, bertscore;
-    structured comes by itself where answers are JSON."""
+    """What `lora-ft evaluate` gives: rouge, rougeSU4, bleu, chrf, exact_match, f1, meteor, bertscore.
+    Two come by themselves: structured (valid, same_value) where answers are JSON, and classification (accuracy,
+    macro_f1) where the task has labels, without which it is a fault."""
     metric: str = "rouge1"
-    """The score that an ONNX precision must not lose: rouge1, rouge2, rougeL, rougeLsum, or any other of `metrics`;
-    exact_match for classification."""
+    """The score that an ONNX precision must not lose: rouge1, rouge2, rougeL, rougeLsum, or what another of the
+    metrics gives: rougeSU4, bleu, chrf, exact_match, f1, meteor, bertscore; valid or same_value where answers are JSON,
+    accuracy or macro_f1 with labels."""
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "en"
     """ISO 639 code of what the answers are written in."""
     rouge_tokenizer: Literal["auto", "ascii", "unicode"] = "auto"
@@ -278,12 +280,13 @@ class Task(Section):
     def _fits_labels(self) -> Task:
         if self.labels is not None and self.codec == "json":
             raise ValueError("labels are text, not JSON; leave out codec: json")
-        chosen = {
-            "train.metric_for_best_model": self.train.metric_for_best_model,
-            "evaluate.metric": self.evaluate.metric,
-        }
-        for key, metric in chosen.items():
-            if self.labels is None and metric in GIVES["classification"]:
+        chosen = [
+            ("train.metric_for_best_model", self.train.metric_for_best_model),
+            ("evaluate.metric", self.evaluate.metric),
+            *(("evaluate.metrics", name) for name in self.evaluate.metrics),
+        ]
+        for key, metric in chosen:
+            if self.labels is None and metric in ("classification", *GIVES["classification"]):
                 raise ValueError(f"{key} = {metric} needs labels; list them, or labels: auto")
         if self.labels is not None and self.generate.constrained:
             for name in ("min_new_tokens", "no_repeat_ngram_size"):

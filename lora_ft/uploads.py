@@ -89,7 +89,6 @@ def _run(folder: Path, predictions: bool) -> Uploads:
 
 
 def _checkpoint(folder: Path) -> Uploads:
-
     task = load_task(folder / TASK)
     files = _weights(folder)
     files |= {MERGE: _json(public_record(read_json(folder / MERGE))), TASK: _task(task)}
@@ -108,7 +107,6 @@ def _weights(folder: Path) -> dict[str, Path | bytes]:
 
 
 def _bundle(folder: Path) -> Uploads:
-
     content = manifest.read_manifest(folder)  # and every file is as it says
     files: dict[str, Path | bytes] = {name: folder / name for name in content["files"]}
     files[manifest.NAME] = _json(content | {"base": base_name(content["base"])})
@@ -116,7 +114,6 @@ def _bundle(folder: Path) -> Uploads:
 
 
 def _layout(folder: Path) -> Uploads:
-
     content = read_json(folder / RECORD)
     files: dict[str, Path | bytes] = {name: folder / name for name in content["files"]}
     files[RECORD] = _json(content | {"base": base_name(content["base"])})
@@ -124,7 +121,6 @@ def _layout(folder: Path) -> Uploads:
 
 
 def _task(task: Task) -> bytes:
-
     return task_text(public_task(task)).encode()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -92,25 +92,7 @@ class Options:
         if any(not words for words in self.bad_words_ids):
             raise UsageError("bad_words_ids has an empty sequence")
         if self.allowed:
-            self._check_allowed()
-
-    def _check_allowed(self) -> None:
-        if not all(self.allowed):
-            raise UsageError("allowed has an empty sequence")
-        longest = 1 + max(map(len, self.allowed))
-        if longest > self.max_new_tokens:
-            raise UsageError(
-                f"max_new_tokens {self.max_new_tokens} cuts allowed answers, the longest of which has {longest} tokens",
-                "raise it",
-            )
-        if self.num_return_sequences > len(set(self.allowed)) and not self.do_sample:
-            raise UsageError(
-                f"num_return_sequences {self.num_return_sequences} wants as many allowed answers",
-                f"there are {len(set(self.allowed))}",
-            )
-        for name in _BANS:
-            if getattr(self, name) != getattr(Options, name):
-                raise UsageError(f"{name} and allowed answers exclude each other", "leave one of them out")
+            check_allowed(self.allowed, vars(self))
 
     def _check_kinds(self) -> None:
         for name in ("max_new_tokens", "min_new_tokens", "num_beams", "num_return_sequences", "top_k",
@@ -165,6 +147,28 @@ class Options:
         banned = any((self.no_repeat_ngram_size, self.bad_words_ids, self.suppress_tokens, self.begin_suppress_tokens))
         edited = forced or banned or self.repetition_penalty != 1.0 or self.allowed
         return not (edited or self.do_sample or self.output_scores or self.num_beams > 1)
+
+
+def check_allowed(allowed: Sequence[Sequence[int]], options: Mapping[str, Any]) -> None:
+    """Raise UsageError where options would cut an allowed answer, or leave no token of one.
+
+    Args:
+        allowed: token sequences without </s>.
+        options: by the names of `Options`, max_new_tokens among them; other names and None do not matter.
+    """
+    if not all(allowed):
+        raise UsageError("allowed has an empty sequence")
+    longest, limit = 1 + max(map(len, allowed)), options["max_new_tokens"]
+    if longest > limit:
+        raise UsageError(
+            f"max_new_tokens {limit} cuts allowed answers, the longest of which has {longest} tokens", "raise it"
+        )
+    several, count = options.get("num_return_sequences") or 1, len(set(map(tuple, allowed)))
+    if several > count and not options.get("do_sample"):
+        raise UsageError(f"num_return_sequences {several} wants as many allowed answers", f"there are {count}")
+    for name in _BANS:
+        if _frozen(options.get(name)) not in (None, getattr(Options, name)):
+            raise UsageError(f"{name} and allowed answers exclude each other", "leave one of them out")
 
 
 def _frozen(value: Any) -> Any:

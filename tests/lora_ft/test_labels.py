@@ -47,22 +47,50 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Run:
     return train(load_task(task), folder / "run")
 
 
+@pytest.fixture(scope="module")
+def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    export(str(run.folder), folder := tmp_path_factory.mktemp("labels-onnx") / "bundle")
+    return folder
+
+
 def test_a_run_holds_the_labels_it_found(run: Run) -> None:
     assert run.task.labels == sorted(LABELS)
     assert run.metrics["best_metric"] == run.metrics["evaluations"][0]["eval_macro_f1"]
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 3}], ids=str)
-def test_run_and_bundle_answer_with_labels_alone(run: Run, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_run_and_bundle_answer_with_labels_alone(run: Run, bundle: Path, options: dict[str, Any]) -> None:
     texts = ["abc", "the colour of rust", "", "x" * 40]
-    export(str(run.folder), tmp_path / "bundle")
     made = {kind: generate(open_model(str(model)), texts, options)
-            for kind, model in (("run", run.folder), ("bundle", tmp_path / "bundle"))}  # fmt: skip
+            for kind, model in (("run", run.folder), ("bundle", bundle))}  # fmt: skip
     assert set(made["run"]) | set(made["bundle"]) <= set(LABELS)
     if "do_sample" not in options:
         assert made["run"] == made["bundle"]
-    free = open_model(str(tmp_path / "bundle")).engine.generate(texts, {"max_new_tokens": 24, "labels": []})
+    free = open_model(str(bundle)).engine.generate(texts, {"max_new_tokens": 24, "labels": []})
     assert not {answer.text for answer in free} & set(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"max_new_tokens": 4}, "max_new_tokens 4 cuts allowed answers"),
+        ({"min_new_tokens": 12}, "min_new_tokens and allowed answers exclude"),
+        ({"no_repeat_ngram_size": 1}, "no_repeat_ngram_size and allowed answers exclude"),
+        ({"bad_words_ids": [[5]]}, "bad_words_ids and allowed answers exclude"),
+    ],
+    ids=str,
+)
+def test_options_that_cut_or_ban_a_label_are_refused_by_run_and_bundle_alike(
+    run: Run, bundle: Path, options: dict[str, Any], part: str
+) -> None:
+    for model in (run.folder, bundle):
+        with pytest.raises(UsageError, match=part):
+            generate(open_model(str(model)), ["abc"], options)
+
+
+def test_options_that_ban_nothing_are_taken(run: Run) -> None:
+    options = {"no_repeat_ngram_size": 0, "bad_words_ids": None, "suppress_tokens": None}
+    assert generate(open_model(str(run.folder)), ["abc"], options)[0] in LABELS
 
 
 def test_scores_of_labels_stand_beside_rouge(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,6 +178,7 @@ def test_validate_names_targets_that_are_no_labels(make_task: MakeTask) -> None:
         ({"labels": ["red", " "]}, "is empty or has blanks"),
         ({"train": {"metric_for_best_model": "accuracy"}}, "train.metric_for_best_model = accuracy needs labels"),
         ({"evaluate": {"metric": "macro_f1"}}, "evaluate.metric = macro_f1 needs labels"),
+        ({"evaluate": {"metrics": ["rouge", "classification"]}}, "evaluate.metrics = classification needs labels"),
         ({"labels": LABELS, "codec": "json"}, "labels are text, not JSON"),
         ({"labels": "auto", "generate": {"min_new_tokens": 2}}, "generate.min_new_tokens may leave no label"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.privacy import base_name, is_hub_name, public_record, public_task, without_paths
-from lora_ft.taskfile import load_task, save_task
+from lora_ft.taskfile import load_task, save_task, task_text
 
 MakeTask = Callable[..., Path]
 WORDS = st.text("abcxyz0189_-", min_size=1, max_size=8)
@@ -67,6 +67,19 @@ def test_a_public_task_is_the_same_task_with_its_rows_and_base_beside_it(make_ta
     assert public.model_copy(update={"data": task.data, "base": task.base}) == task
     save_task(public, tmp_path / "task.yaml")
     assert load_task(tmp_path / "task.yaml").base == str(tmp_path / "base")
+
+
+def test_a_public_task_scores_by_a_schema_and_an_encoder_beside_it(make_task: MakeTask, tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    for schema, model, expected in (
+        ("schemas/note.json", str(encoder), ("./note.json", "./encoder")),
+        ("fhir-r4", "org/encoder", ("fhir-r4", "org/encoder")),
+    ):
+        task = load_task(make_task(evaluate={"json_schema": schema, "bertscore_model": model}))
+        public = public_task(task).evaluate
+        assert (public.json_schema, public.bertscore_model) == expected
+        assert str(tmp_path) not in task_text(public_task(task))
 
 
 def path_below(tmp_path: Path) -> Path:

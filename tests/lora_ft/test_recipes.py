@@ -32,6 +32,13 @@ def test_every_recipe_loads_under_its_own_name(name: str) -> None:
     assert load_task(name).name == name
 
 
+@pytest.mark.parametrize("name", recipes())
+def test_the_card_of_a_recipe_has_the_licence_of_its_rows(name: str) -> None:
+    ours = "(Apache-2.0)" in recipe_file(name).read_text(encoding="utf-8")
+    card = load_task(name).card
+    assert (card.license, card.language) == (("apache-2.0", ["en"]) if ours else (None, []))
+
+
 def test_the_example_is_among_the_recipes() -> None:
     assert "dialogue-summary" in recipes()
 
@@ -39,6 +46,12 @@ def test_the_example_is_among_the_recipes() -> None:
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
 def test_every_task_of_the_benchmarks_loads(path: Path) -> None:
     assert load_task(path).name == path.stem
+
+
+def test_tasks_of_the_benchmarks_with_several_references_are_scored_by_bleu_and_chrf() -> None:
+    several = [task for task in map(load_task, BENCHMARKS) if task.data.references]
+    assert {task.name for task in several} >= {"jfleg", "e2e"}
+    assert all({"bleu", "chrf"} <= set(task.evaluate.metrics) for task in several)
 
 
 def test_there_are_tasks_of_the_benchmarks() -> None:

@@ -97,13 +97,9 @@ def assemble(
     tokenizer.save(folder / "tokenizer.json")
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", _generation(config, origin))
-    prompt = {
-        "template": origin.template,
-        "codec": tokenizer.codec.name,
-        "source_length": origin.source_length,
-        "labels": origin.labels,
-    }
-    _write(folder / "prompt.json", prompt | ({"chat": origin.chat} if origin.chat else {}))
+    prompt = {"template": origin.template, "codec": tokenizer.codec.name, "source_length": origin.source_length}
+    special = {"chat": origin.chat, "labels": origin.labels}
+    _write(folder / "prompt.json", prompt | {name: value for name, value in special.items() if value})
     content = {
         "format": manifest.FORMAT,
         "version": manifest.VERSION,

@@ -46,7 +46,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 $(COMPAT)/.installed: pyproject.toml constraints-transformers4.txt
 	@echo "installing into $(COMPAT) (a minute or three) ..."
 	@$(PYTHON) -m venv $(COMPAT)
-	@$(COMPAT)/bin/python $(PIP) -c constraints-transformers4.txt -e '.[train,export,offline,optimum,dev]'
+	@$(COMPAT)/bin/python $(PIP) -c constraints-transformers4.txt -e '.[train,export,offline,optimum,structured,dev]'
 	@touch $@
 
 $(NODE)/.installed:

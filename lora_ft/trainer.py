@@ -84,7 +84,7 @@ class Trainer(Seq2SeqTrainer):
     def _get_train_sampler(self, *_: Any) -> LengthSampler:
         return self.sampler
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, *rest: Any) -> torch.optim.Optimizer:
         if self._loraplus_lr_ratio and self.optimizer is None:
             from peft.optimizers import create_loraplus_optimizer
 
@@ -93,7 +93,7 @@ class Trainer(Seq2SeqTrainer):
                 self.model, kind, loraplus_lr_ratio=self._loraplus_lr_ratio,
                 loraplus_weight_decay=self.args.weight_decay, **options,
             )  # fmt: skip
-        return super().create_optimizer(model)
+        return super().create_optimizer(*rest)  # transformers 5 gives it the model
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._bf16)

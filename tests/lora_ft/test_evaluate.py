@@ -72,7 +72,7 @@ def test_overlap_with_the_training_rows_is_told(make_task: Callable[..., Path], 
     task = load_task(make_task(data={"test": "train.jsonl"}))
     told = evaluate(str(tiny_base), task=task).warnings
     assert told[0] == "24 test prompts are training prompts too; the scores flatter"
-    assert "100% of the answers were cut at 24 tokens (generate.max_new_tokens)" in told
+    assert any(text.endswith("of the answers were cut at 24 tokens (generate.max_new_tokens)") for text in told)
 
 
 def test_a_model_without_a_task_needs_one(tiny_base: Path) -> None:

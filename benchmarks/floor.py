@@ -12,7 +12,7 @@ from export.precision import parse
 from export.runtime.cpu import allowed_cpus
 
 MEMORY = 2**28  # bytes: more than caches hold
-_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "w8": 1.0, "w4": 0.5, "int4": 0.5}
+_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "w8": 1.0, "w4": 0.5, "w4g128": 0.5, "int4": 0.5}
 
 
 def step_bytes(engine: Engine, made: Path, checkpoint: Path | None) -> float | None:

@@ -53,7 +53,7 @@ NAMED = {
     "w8": Precision("w8", "w8", "w8", "int8"),
     "w4": Precision("w4", "w4", "w4", "int8"),
     "int8-w8": Precision("int8", "w8", "w8", "int8"),
-    "int8-w4": Precision("int8", "w4", "w4", "int8"),
+    "int8-w4": Precision("int8", "w4g128", "w8", "int8"),
     "int8-w4g128": Precision("int8", "w4g128", "w4g128", "int8"),
 }
 

@@ -10,6 +10,7 @@ from export.runtime.cpu import allowed_cpus
 
 TINY = 1e-12  # keeps the scale of a block of zeros positive
 _DAMPING = 0.01  # of the mean square of an input, as in the paper
+_SHARES = np.array([sign * part for part in np.linspace(1, 0.6, 9) for sign in (1, -1)], np.float32)  # of the widest
 _OUTPUTS = 4096  # rounded together, so that a block of them stays in a core's cache
 
 
@@ -30,8 +31,9 @@ def nearest(weight: np.ndarray, bits: int, size: int) -> tuple[np.ndarray, np.nd
 def compensated(weight: np.ndarray, moments: np.ndarray, bits: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """As `nearest`, each input's error made good by the inputs that are still to be rounded (GPTQ, arXiv 2210.17323).
 
-    With 4 bits it takes more than half of what rounding FLAN-T5-small costs: the divergence from fp32's next tokens on
-    DialogSum falls from 0.024 to 0.010.
+    The inputs that weigh most are rounded first (GPTQ's `act_order` with static groups), and a block's scale is the one
+    of several that costs its outputs least. With 4 bits it takes more than half of what rounding FLAN-T5-small costs;
+    order and scales are a tenth of that, in blocks of 128.
 
     Args:
         weight: [outputs, inputs].
@@ -43,26 +45,30 @@ def compensated(weight: np.ndarray, moments: np.ndarray, bits: int, size: int) -
     padded = inputs + -inputs % size
     damped = np.eye(padded) * max(_DAMPING * float(np.mean(np.diag(moments))), TINY)
     damped[:inputs, :inputs] += moments
-    factor = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)  # upper: each input's share in later ones
+    order = np.argsort(-np.diag(damped), kind="stable")
+    inverse = np.linalg.inv(damped[np.ix_(order, order)])
+    factor = np.linalg.cholesky(inverse).T.astype(np.float32)  # upper: each input's share in later ones
+    weights = np.diag(damped).astype(np.float32)
 
     def round_some(first: int) -> tuple[np.ndarray, np.ndarray]:
         rest = np.zeros((padded, len(weight[first : first + _OUTPUTS])), np.float32)
         rest[:inputs] = weight[first : first + _OUTPUTS].T
-        steps, scales = np.empty(rest.shape, np.uint8), []
-        for begin in range(0, padded, size):
+        starts = range(0, padded, size)
+        scales = np.stack([_best_scale(rest[at : at + size], weights[at : at + size], zero) for at in starts])
+        rest, steps = rest[order], np.empty(rest.shape, np.uint8)
+        for begin in starts:
             end = begin + size
             block = rest[begin:end]
-            scale = _scale(block, zero, axis=0)
             errors = np.empty_like(block)
-            for i, row in enumerate(block):
+            for i, (row, at) in enumerate(zip(block, order[begin:end], strict=True)):
+                scale = scales[at // size]
                 step = np.clip(np.rint(row / scale), -zero, zero - 1)
-                steps[begin + i] = step + zero
+                steps[at] = step + zero
                 shares = factor[begin + i, begin:end]
                 errors[i] = (row - step * scale) / shares[i]
                 block[i + 1 :] -= shares[i + 1 :, None] * errors[i]
             rest[end:] -= factor[begin:end, end:].T @ errors
-            scales.append(scale)
-        return steps.T.reshape(rest.shape[1], -1, size), np.stack(scales, axis=1)
+        return steps.T.reshape(rest.shape[1], -1, size), scales.T
 
     with ThreadPoolExecutor(allowed_cpus()) as pool:
         steps, scales = zip(*pool.map(round_some, range(0, len(weight), _OUTPUTS)), strict=True)
@@ -72,3 +78,15 @@ def compensated(weight: np.ndarray, moments: np.ndarray, bits: int, size: int) -
 def _scale(blocks: np.ndarray, zero: int, axis: int) -> np.ndarray:
     peak = np.take_along_axis(blocks, np.expand_dims(np.abs(blocks).argmax(axis), axis), axis).squeeze(axis)
     return np.where(peak == 0, TINY, -peak / zero).astype(np.float32)
+
+
+def _best_scale(block: np.ndarray, weights: np.ndarray, zero: int) -> np.ndarray:
+    """Of a block [inputs, outputs], for each output: the least sum of squared errors, weighted by input."""
+    widest = _scale(block, zero, axis=0)
+    best, least = widest, np.full(len(widest), np.inf, np.float32)
+    for share in _SHARES:
+        scale = widest * share
+        error = np.clip(np.rint(block / scale), -zero, zero - 1) * scale - block
+        cost = weights @ np.square(error)
+        best, least = np.where(cost < least, scale, best), np.minimum(cost, least)
+    return best

@@ -21,7 +21,7 @@ def test_every_engine_and_precision_is_parsed_from_its_name(kind: str) -> None:
 
 
 def test_a_mixture_has_the_name_that_the_exporter_gives_it() -> None:
-    assert parse("onnx/encoder=int8,decoder=w4,head=w4,embedding=int8").name == "onnx/int8-w4"
+    assert parse("onnx/encoder=int8,decoder=w4g128,head=w8,embedding=int8").name == "onnx/int8-w4"
     assert parse("onnx/encoder=int8").precision.startswith("encoder=int8,")
 
 

@@ -26,7 +26,7 @@ def test_parameters_of_a_step_are_counted_at_the_width_of_the_precision(base: Pa
         ("torch/fp32", 4 * (layers + head)),
         ("torch/bf16", 2 * (layers + head)),
         ("openvino/int4", (layers + head) / 2),
-        ("single/int8-w4", (layers + head) / 2),
+        ("single/int8-w4", layers / 2 + head),
         ("single/encoder=int8,head=w8", 4 * layers + head),
     ):
         assert step_bytes(parse(engine), base, base) == expected

@@ -35,7 +35,7 @@ def test_kinds_left_out_are_not_rounded() -> None:
 
 
 def test_a_mixture_that_has_a_name_goes_by_it() -> None:
-    assert str(parse("encoder=int8,decoder=w4,head=w4,embedding=int8")) == "int8-w4"
+    assert str(parse("encoder=int8,decoder=w4g128,head=w8,embedding=int8")) == "int8-w4"
     assert str(parse("encoder=fp32")) == "fp32"
 
 

@@ -65,33 +65,6 @@ def dialogsum(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def precisions(found: dict[str, Any]) -> str:
-    """What each precision costs and gives, and how fast the engines are that one could take instead."""
-    alone, together = ({name: f"{1000 * seconds:,.0f}" for name, seconds in entry["median"].items()}
-                       for entry in found["latency"])  # fmt: skip
-    lines = [
-        "| precision | MB | ROUGE-1 | against fp32, paired | batch 1, ms | batch 8, ms | a step, times its floor |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, quality in found["quality"].items():
-        difference = quality["difference"]
-        change = f"{difference['mean']:+.1f} [{difference['low']:+.1f}, {difference['high']:+.1f}]"
-        lines.append(
-            f"| {name} | {found['megabytes'][name]:.0f} | {quality['rouge1']['mean']:.1f} | "
-            f"{'' if name == 'fp32' else change} | {alone[name]} | {together[name]} | "
-            f"{found['floor'][name]['times_the_floor']:.1f} |"
-        )
-    others = [name for name in alone if name not in found["quality"]]
-    lines += [f"| *{name}* | | | | {alone[name]} | {together[name]} | |" for name in others]
-    machine, size = found["environment"], found["latency"][0]
-    return "\n".join([
-        *lines,
-        "",
-        f"{size['source']} tokens in, {size['new']} out, greedy, an engine a process, in turns; two cores of an "
-        f"{machine['cpu']} ({machine['cpu flags']}).",
-    ])  # fmt: skip
-
-
 def peers(found: dict[str, Any]) -> str:
     """The suite of the same name: score, speed and share of the floor of every engine."""
     report = Report.model_validate(found)
@@ -203,7 +176,7 @@ def sizes() -> str:
     ])  # fmt: skip
 
 
-TABLES = {"dialogsum": dialogsum, "precisions": precisions, "peers": peers, "training": training, "methods": methods}
+TABLES = {"dialogsum": dialogsum, "peers": peers, "training": training, "methods": methods}
 
 
 def updated(readme: str) -> str:

@@ -18,7 +18,7 @@ import typer
 
 from export.files import write_json
 from export.runtime import Generator
-from export.runtime.model import Model, Step
+from export.runtime.model import Bound, Model
 from lora_ft.doctor import environment
 
 _SOURCE, _NEW = 128, 64
@@ -48,7 +48,7 @@ class Clock:
         return run
 
 
-class _TimedStep(Step):
+class _TimedBound(Bound):
     clock = Clock()
 
     def __init__(self, *arguments: Any) -> None:
@@ -89,9 +89,9 @@ def main(
     """Print it for each bundle."""
     import export.runtime.model as runtime
 
-    runtime.Step = _TimedStep  # type: ignore[assignment,misc]
-    Model._run = _timed_run(_TimedStep.clock, Model._run)  # type: ignore[method-assign]
-    found = [one for bundle in bundles for one in measure(bundle, rounds, _TimedStep.clock)]
+    runtime.Bound = _TimedBound  # type: ignore[assignment,misc]
+    Model._run = _timed_run(_TimedBound.clock, Model._run)  # type: ignore[method-assign]
+    found = [one for bundle in bundles for one in measure(bundle, rounds, _TimedBound.clock)]
     if json_file is not None:
         write_json(json_file, {"environment": environment(), "cases": found})
     for one in found:

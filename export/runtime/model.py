@@ -1,6 +1,6 @@
 """The graphs of a bundle behind arrays: encode sources, take decoder steps, keep the cache inside ONNX Runtime.
 
-Where steps follow each other, their values are bound to the graph once (`Step`); other calls hand theirs over as one
+Where steps follow each other, their values are bound to the graph once (`Bound`); other calls hand theirs over as one
 vector in a fixed order. Either way there is no dictionary and no copy: of a step of 1 to 4 ms, Python may take a
 twentieth.
 """
@@ -37,51 +37,41 @@ class Source:
     values: list[ort.OrtValue]
 
 
-class Step:
-    """A graph of the decoder bound to memory, so that nothing is bound or allocated between two calls of one kind.
+class Bound:
+    """A graph bound to memory, so that nothing is bound or allocated between two calls of one kind.
 
     Args:
         session: of the graph.
-        source: what it reads.
         fixed: names and values of the inputs that stay the same.
-        cache: names and values of what it writes.
-        given: tokens and lengths, of the shapes that all calls have.
-        made: name and memory of what it puts out.
+        made: names and memory of what it puts out.
+        given: names and examples of the other inputs, of the types and shapes that all calls have.
         device: where it runs.
-
-    Attributes:
-        source: as above.
-        made: the memory as above, with what the last call put out.
     """
 
     def __init__(
-        self, session: ort.InferenceSession, source: Source, fixed: Mapping[str, ort.OrtValue],
-        cache: Mapping[str, ort.OrtValue], given: tuple[np.ndarray, np.ndarray], made: tuple[str, ort.OrtValue],
-        device: str,
+        self, session: ort.InferenceSession, fixed: Mapping[str, ort.OrtValue], made: Mapping[str, ort.OrtValue],
+        given: Mapping[str, np.ndarray], device: str,
     ) -> None:  # fmt: skip
-        self.source, (name, self.made), self._device = source, made, device
         # onnxruntime's own wrapper looks an option up first, by way of an exception: 50 µs
         self._run = session._sess.run_with_iobinding
-        self._given = [np.array(array) for array in (*given, False)]
-        self._values = [_value(array) for array in self._given]
-        self._binding = session.io_binding()
-        for key, value in fixed.items():
-            self._binding.bind_ortvalue_input(key, value)
-        for key, value in {name: self.made, **cache}.items():
-            self._binding.bind_ortvalue_output(key, value)
-        self._bind_given()
+        self._given = {name: np.array(array) for name, array in given.items()}
+        self._values = {name: _value(array) for name, array in self._given.items()}
+        self._copied = device != "cpu"
+        self._kept = {**fixed, **made}
+        self._binding = session.io_binding()._iobinding
+        for name, value in {**fixed, **self._values}.items():
+            self._binding.bind_ortvalue_input(name, value._ortvalue)
+        for name, value in made.items():
+            self._binding.bind_ortvalue_output(name, value._ortvalue)
 
-    def run(self, tokens: np.ndarray, lengths: np.ndarray, early: bool) -> None:
-        """Put tokens in after so many others of each row; `made` is then what is made of them."""
-        for array, new in zip(self._given, (tokens, lengths, early), strict=True):
+    def run(self, *given: np.ndarray | bool) -> None:
+        """Fill the bound memory for these inputs, in the order of `given`."""
+        for array, new in zip(self._given.values(), given, strict=True):
             array[...] = new
-        if self._device != "cpu":
-            self._bind_given()  # which copies them there
-        self._run(self._binding._iobinding, _RUN)
-
-    def _bind_given(self) -> None:
-        for key, value in zip(("input_ids", "lengths", "early"), self._values, strict=True):
-            self._binding.bind_ortvalue_input(key, value)
+        if self._copied:
+            for name, value in self._values.items():
+                self._binding.bind_ortvalue_input(name, value._ortvalue)  # which copies it there
+        self._run(self._binding, _RUN)
 
 
 @dataclass
@@ -92,17 +82,36 @@ class Cache:
         values: keys and values in the graphs' order, each [b, heads, room, d_kv].
         rows: how many.
         lengths: int64 [b], or [1] where all are alike: of how many tokens of each row there are keys and values.
-        steps: those that are bound to these values, by graph, what they put out and the shapes of what they take.
+        source: what the steps read.
+        steps: those that are bound to these values, by graph, what they put out and the shapes of what they take; and
+            the memory of what they put out.
+        spare: the same again, for `values` in another order.
     """
 
     values: list[ort.OrtValue]
     rows: int
     lengths: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
-    steps: dict[tuple[str, str, int, int], Step] = field(default_factory=dict)
+    source: Source | None = None
+    steps: dict[tuple[str, str, int, int], tuple[Bound, ort.OrtValue]] = field(default_factory=dict)
+    spare: _Spare | None = None
 
     def forget(self, counts: np.ndarray) -> None:
         """Take back the last tokens of each row [b]."""
         self.lengths = self.lengths - (counts[:1] if (counts == counts[0]).all() else counts)
+
+    def hold(self, values: list[ort.OrtValue], rows: int) -> None:
+        """Other values, to which nothing is bound."""
+        self.values, self.rows, self.steps, self.spare = values, rows, {}, None
+
+
+@dataclass
+class _Spare:
+    """What a cache swaps with when its rows change places, and how they get there and back."""
+
+    values: list[ort.OrtValue]
+    steps: dict[tuple[str, str, int, int], tuple[Bound, ort.OrtValue]]
+    there: Bound
+    back: Bound
 
 
 class Model:
@@ -154,9 +163,10 @@ class Model:
         """
         return self._advance(source, cache, tokens, "next", early).numpy().copy()
 
-    def logits(self, source: Source, cache: Cache, tokens: np.ndarray) -> np.ndarray:
-        """As `step`, the logits float32 [b, q, vocabulary]."""
-        return self._advance(source, cache, tokens, "logits").numpy().copy()
+    def logits(self, source: Source, cache: Cache, tokens: np.ndarray, *, copy: bool = True) -> np.ndarray:
+        """As `step`, the logits float32 [b, q, vocabulary]; without `copy` the cache's memory, until the next call."""
+        made = self._advance(source, cache, tokens, "logits").numpy()
+        return made.copy() if copy else made
 
     def likeliest(
         self, source: Source, cache: Cache, tokens: np.ndarray, count: int
@@ -188,36 +198,41 @@ class Model:
         longest = int(lengths.max()) + count
         if longest > cache.values[0].shape()[2]:
             self._make_room(cache, longest)
+        if cache.source is not source:
+            cache.source, cache.steps, cache.spare = source, {}, None
         # the faster attention of `step` takes a bias on processors alone
         alone = self._provider == "cpu" and (count == 1 or cache.rows == 1 or longest == count)
         key = "step" if alone else "decoder", wanted, count, len(lengths)
-        step = cache.steps.get(key)
-        if step is None or step.source is not source:
-            step = cache.steps[key] = self._bound(key[0], source, cache, tokens, wanted)
+        if key not in cache.steps:
+            cache.steps[key] = self._bound(key[0], source, cache, tokens, wanted)
+        step, made = cache.steps[key]
         step.run(tokens, lengths, early)
         cache.lengths = lengths + count
-        return step.made
+        return made
 
-    def _bound(self, graph: str, source: Source, cache: Cache, tokens: np.ndarray, wanted: str) -> Step:
+    def _bound(
+        self, graph: str, source: Source, cache: Cache, tokens: np.ndarray, wanted: str
+    ) -> tuple[Bound, ort.OrtValue]:  # fmt: skip
         made = np.empty(tokens.shape if wanted == "next" else (*tokens.shape, self._vocabulary),
                         np.int64 if wanted == "next" else np.float32)  # fmt: skip
         names = [_MASK, *self._prefixed("cross"), *self._prefixed("past")]
         fixed = dict(zip(names, [*source.values, *cache.values], strict=True))
         presents = dict(zip(self._presents, cache.values, strict=True))
         memory = _value(made, "cpu" if wanted in _READ else self._provider)
-        given = tokens, cache.lengths
-        return Step(self._session(graph), source, fixed, presents, given, (wanted, memory), self._provider)
+        given = {"input_ids": tokens, "lengths": cache.lengths, "early": np.array(False)}
+        return Bound(self._session(graph), fixed, {wanted: memory, **presents}, given, self._provider), memory
 
     def _make_room(self, cache: Cache, length: int) -> None:
         """Twice the room as often as it takes, so that copying stays a small part however long an answer is."""
         room: int = cache.values[0].shape()[2]
         while room < length:
             room *= 2
-        for i, value in enumerate(cache.values):
+        made = []
+        for value in cache.values:
             larger = np.zeros((cache.rows, self._heads, room, self._d_kv), np.float32)
             larger[:, :, : value.shape()[2]] = value.numpy()
-            cache.values[i] = _value(larger, self._provider)
-        cache.steps = {}
+            made.append(_value(larger, self._provider))
+        cache.hold(made, cache.rows)
 
     def _room(self, rows: int, room: int) -> ort.OrtValue:
         return _value(np.zeros((rows, self._heads, room, self._d_kv), np.float32), self._provider)
@@ -229,10 +244,28 @@ class Model:
 
     def select_cache(self, cache: Cache, rows: np.ndarray) -> None:
         """Make the cache one of those of its rows, int64 [n]."""
-        cache.values = self._selected(cache.values, rows)
-        cache.rows, cache.steps = len(rows), {}
+        if len(rows) == cache.rows:
+            self._reorder(cache, rows)
+        else:
+            cache.hold(self._selected(cache.values, rows), len(rows))
         if len(cache.lengths) > 1:
             cache.lengths = cache.lengths[rows]
+
+    def _reorder(self, cache: Cache, rows: np.ndarray) -> None:
+        """As many rows as before, as every step of a beam search has them: two memories take turns, bound once."""
+        if cache.spare is None:
+            other = [self._room(cache.rows, value.shape()[2]) for value in cache.values]
+            names, given = self._prefixed("selected"), {"rows": rows}
+            there, back = (
+                Bound(self._session("select"), dict(zip(self._names, source, strict=True)),
+                      dict(zip(names, target, strict=True)), given, self._provider)
+                for source, target in ((cache.values, other), (other, cache.values))
+            )  # fmt: skip
+            cache.spare = _Spare(other, {}, there, back)
+        spare = cache.spare
+        spare.there.run(rows)
+        cache.spare = _Spare(cache.values, cache.steps, spare.back, spare.there)
+        cache.values, cache.steps = spare.values, spare.steps
 
     def _selected(self, values: list[ort.OrtValue], rows: np.ndarray) -> list[ort.OrtValue]:
         return self._run("select", [_value(rows), *values], self._prefixed("selected"))
@@ -244,7 +277,7 @@ class Model:
         # what Python reads next comes back; all else stays where it is made
         devices = [self._here if name in _READ else self._there for name in wanted]
         self._session(graph).run_with_ortvaluevector(_RUN, self._inputs[graph], feeds, wanted, fetched, devices)
-        return [ort.OrtValue(value) for value in fetched]
+        return [ort.OrtValue(fetched[i]) for i in range(len(wanted))]  # its iterator ends by an exception: 40 µs
 
     def _prefixed(self, prefix: str) -> list[str]:
         return [f"{prefix}.{name}" for name in self._names]

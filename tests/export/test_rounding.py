@@ -67,9 +67,7 @@ def test_compensation_takes_away_most_of_the_error_where_inputs_are_alike() -> N
 def test_inputs_that_have_nothing_in_common_are_rounded_to_the_nearest() -> None:
     weight = weights(9, 96)
     steps, scale = compensated(weight, np.diag(np.arange(1.0, 97)), 4, 32)
-    np.testing.assert_array_equal(
-        steps, np.clip(np.rint(weight.reshape(9, 3, 32) / scale[..., None]) + 8, 0, 15)
-    )
+    np.testing.assert_array_equal(steps, np.clip(np.rint(weight.reshape(9, 3, 32) / scale[..., None]) + 8, 0, 15))
 
 
 def test_the_scale_of_a_block_is_the_one_that_costs_least() -> None:

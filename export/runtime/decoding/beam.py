@@ -35,20 +35,20 @@ def search(
         log_probs, tokens = _candidates(model, source, cache, running.reshape(-1, made + 1), 2 * beams, edits)
         total = log_probs.reshape(len(numbers), -1) + np.repeat(scores, log_probs.shape[1], axis=1)
         best = _top(total, 2 * beams)
-        total = np.take_along_axis(total, best, axis=1)
-        parent, token = best // log_probs.shape[1], np.take_along_axis(tokens.reshape(len(numbers), -1), best, axis=1)
-        extended = np.concatenate([_of_beams(running, parent), token[..., None]], axis=2)
+        total = _of(total, best)
+        parent, token = best // log_probs.shape[1], _of(tokens.reshape(len(numbers), -1), best)
+        extended = np.concatenate([_of(running, parent), token[..., None]], axis=2)
         ended = (token == special.end) | (made + 1 == options.max_new_tokens)
         open_total = total + ended * _WORST
         kept = _top(open_total, beams)
         finished.add(extended, total, ended)
-        running, scores = _of_beams(extended, kept), np.take_along_axis(open_total, kept, axis=1)
+        running, scores = _of(extended, kept), _of(open_total, kept)
         going = finished.may_improve(scores[:, 0], made + 1) & ~ended.all(axis=1)
         for row in np.flatnonzero(~going):
             for rank in range(options.num_return_sequences):
                 answer = int(numbers[row]) * options.num_return_sequences + rank
                 yield Piece(answer, trim(finished.tokens[row, rank, 1:], special.end), finished.scores[row, rank, None])
-        origin = np.take_along_axis(parent, kept, axis=1) + beams * np.arange(len(numbers))[:, None]
+        origin = _of(parent, kept) + beams * np.arange(len(numbers))[:, None]
         rows = np.flatnonzero(going)
         if len(rows) and not np.array_equal(order := origin[rows].reshape(-1), np.arange(cache.rows)):
             model.select_cache(cache, order)
@@ -80,6 +80,8 @@ class _Finished:
         """Take in those that just ended [b, 2*beams] among the first `num_beams`."""
         beams, made = self._options.num_beams, extended.shape[2] - 1
         just = ended & (np.arange(ended.shape[1]) < beams)
+        if not just.any():
+            return
         full = self._real.all(axis=1, keepdims=True) & (self._options.early_stopping is True)
         score = total / np.float32(made**self._options.length_penalty)
         score = score + full * _WORST + ~self._hope[:, None] * _WORST + ~just * _WORST
@@ -87,9 +89,9 @@ class _Finished:
         filled[:, :, : extended.shape[2]] = extended
         merged = np.concatenate([self.scores, score], axis=1)
         best = _top(merged, beams)
-        self.tokens = _of_beams(np.concatenate([self.tokens, filled], axis=1), best)
-        self.scores = np.take_along_axis(merged, best, axis=1)
-        self._real = np.take_along_axis(np.concatenate([self._real, just], axis=1), best, axis=1)
+        self.tokens = _of(np.concatenate([self.tokens, filled], axis=1), best)
+        self.scores = _of(merged, best)
+        self._real = _of(np.concatenate([self._real, just], axis=1), best)
 
     def may_improve(self, running: np.ndarray, made: int) -> np.ndarray:
         """Whether each source [b] should go on, given its best running score [b] after `made` tokens."""
@@ -113,17 +115,11 @@ def _candidates(
     return model.best(log_probs, count)
 
 
-def _of_beams(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """values [b, n, t] of the places [b, k] -> [b, k, t]."""
-    return np.take_along_axis(values, chosen[..., None], axis=1)
+def _of(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """values [b, n] or [b, n, t] of the places [b, k] -> [b, k] or [b, k, t]."""
+    return values[np.arange(len(values))[:, None], places]  # type: ignore[no-any-return]
 
 
 def _top(values: np.ndarray, count: int) -> np.ndarray:
     """Places [b, count] of the largest of [b, n], in falling order."""
-    count = min(count, values.shape[1])
-    some = np.argpartition(-values, count - 1, axis=1)[:, :count] if count < values.shape[1] else None
-    if some is None:
-        return np.argsort(-values, axis=1, kind="stable")
-    some = np.sort(some, axis=1)
-    order = np.argsort(-np.take_along_axis(values, some, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(some, order, axis=1)
+    return np.argsort(-values, axis=1, kind="stable")[:, :count]

@@ -27,7 +27,7 @@ def search(
     said = [list(shared) for _ in rows]
     tokens = np.tile([special.start, *shared], (source.rows, 1))
     while len(rows):
-        logits = model.logits(source, cache, tokens)[:, -1]
+        logits = model.logits(source, cache, tokens, copy=False)[:, -1]
         decided = np.zeros(len(rows), bool)
         for i, row in enumerate(rows):
             kinds = trie.after(said[i])

@@ -11,6 +11,8 @@ from export.runtime.model import Cache, Model, Source
 from export.runtime.options import Options
 from export.runtime.processors import Processor, log_softmax, processors, softmax
 
+_NONE = np.empty(0)
+
 
 def search(
     model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: Special
@@ -41,13 +43,13 @@ def _next(
     model: Model, source: Source, cache: Cache, tokens: np.ndarray, options: Options,
     edits: list[Processor], rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """The next token of each row [b], and its log-probability."""
+    """The next token of each row [b], and where asked for its log-probability."""
     last = tokens[:, -1:]
     if options.plain and not edits:
-        return model.step(source, cache, last)[:, -1], np.empty(len(tokens))
+        return model.step(source, cache, last)[:, -1], _NONE
     candidates = options.top_k if options.do_sample else 1
     if edits or not candidates:
-        logits = model.logits(source, cache, last)[:, -1]
+        logits = model.logits(source, cache, last, copy=False)[:, -1]
         for edit in edits:
             logits = edit(tokens, logits)
         if candidates:
@@ -58,18 +60,17 @@ def _next(
     else:
         scores, kinds = model.likeliest(source, cache, last, candidates)
     place, score = _sample(scores, options, rng) if options.do_sample else (np.zeros(len(tokens), int), scores[:, 0])
-    return np.take_along_axis(kinds, place[:, None], axis=1)[:, 0], score
+    return kinds[np.arange(len(place)), place], score
 
 
 def _sample(scores: np.ndarray, options: Options, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(place [b] of what was drawn among the candidates [b, k], its log-probability among them)."""
+    """(place [b] of what was drawn among the candidates [b, k], where asked for its log-probability among them)."""
     scores = np.asarray(scores, np.float64) / options.temperature
     if options.top_p < 1:  # the fewest of the likeliest whose probabilities reach top_p together (arXiv 1904.09751)
         order = np.argsort(-scores, axis=1, kind="stable")
         probabilities = softmax(np.take_along_axis(scores, order, axis=1))
         before = np.cumsum(probabilities, axis=1) - probabilities
-        removed = np.empty(scores.shape, bool)
-        np.put_along_axis(removed, order, before >= options.top_p, axis=1)
-        scores = np.where(removed, -np.inf, scores)
+        rows = np.arange(len(scores))[:, None]
+        scores[rows, order] = np.where(before < options.top_p, scores[rows, order], -np.inf)
     place = (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)  # draws from their softmax
-    return place, np.take_along_axis(log_softmax(scores), place[:, None], axis=1)[:, 0]
+    return place, log_softmax(scores)[np.arange(len(place)), place] if options.output_scores else _NONE

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import export.runtime.model as runtime_model
 from export.runtime import model as module
 from export.runtime.model import Cache, Model, Source
 from tests.export.oracle import END, PAD, ragged, shifted, torch_greedy, torch_logits, torch_model
@@ -172,6 +173,22 @@ def test_chosen_rows_go_on_as_themselves(model: Model, logits: np.ndarray, rows:
     assert all(np.array_equal(now, then[chosen]) for now, then in zip(read(cache), before, strict=True))
     for turn in range(5, 9):
         assert_close(model.logits(source, cache, TOKENS[chosen, turn][:, None])[:, 0], logits[chosen, turn])
+
+
+def test_rows_change_places_again_and_again(model: Model, logits: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a beam search's do: two memories take turns, also where their room grows and the source is another one."""
+    monkeypatch.setattr(runtime_model, "_ROOM", 4)
+    rng = np.random.default_rng(0)
+    source, cache, order = model.encode(IDS, MASK), model.cache(len(ROWS)), np.arange(len(ROWS))
+    model.logits(source, cache, TOKENS[:, :1])
+    for turn in range(1, TOKENS.shape[1]):
+        chosen = rng.integers(0, len(ROWS), len(ROWS))
+        model.select_cache(cache, chosen)
+        if turn % 3 == 0 or (order[chosen] != order).any():
+            source = model.encode(IDS[order[chosen]], MASK[order[chosen]])
+        order = order[chosen]
+        made = model.logits(source, cache, TOKENS[order, turn][:, None])
+        assert_close(made[:, 0], logits[order, turn])
 
 
 def test_rows_are_chosen_with_the_lengths_they_have(model: Model, logits: np.ndarray) -> None:

@@ -85,9 +85,9 @@ def test_answers_do_not_depend_on_the_batch_and_leave_it_when_decided(
     model, asked = pair.generator.model, []
     logits = model.logits
 
-    def watched(source: Source, cache: Cache, tokens: np.ndarray) -> np.ndarray:
+    def watched(source: Source, cache: Cache, tokens: np.ndarray, **keys: Any) -> np.ndarray:
         asked.append((source.rows, cache.rows, len(tokens)))
-        return logits(source, cache, tokens)
+        return logits(source, cache, tokens, **keys)
 
     monkeypatch.setattr(model, "logits", watched)
     assert pair.made(texts, allowed=allowed, max_new_tokens=LIMIT) == alone
@@ -100,7 +100,12 @@ def test_answers_do_not_depend_on_the_batch_and_leave_it_when_decided(
 def test_a_start_that_all_share_takes_no_step_of_its_own(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     logits = pair.generator.model.logits
-    monkeypatch.setattr(pair.generator.model, "logits", lambda *args: asked.append(args[2].shape[1]) or logits(*args))
+
+    def watched(source: Source, cache: Cache, tokens: np.ndarray, **keys: Any) -> np.ndarray:
+        asked.append(tokens.shape[1])
+        return logits(source, cache, tokens, **keys)
+
+    monkeypatch.setattr(pair.generator.model, "logits", watched)
     pair.made(["ab"], allowed=SETS["one"], max_new_tokens=LIMIT)
     assert asked == []
     pair.made(["ab"], allowed=[[4, 5, 6], [4, 5, 7]], max_new_tokens=LIMIT)

@@ -117,7 +117,7 @@ def _candidates(
 
 def _of(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     """values [b, n] or [b, n, t] of the places [b, k] -> [b, k] or [b, k, t]."""
-    return values[np.arange(len(values))[:, None], places]  # type: ignore[no-any-return]
+    return values[np.arange(len(values))[:, None], places]
 
 
 def _top(values: np.ndarray, count: int) -> np.ndarray:

@@ -37,7 +37,7 @@ class Origin:
         adapter: name of the adapter merged into it, or "".
         template: the task's prompt, or None.
         source_length: most tokens of a prompt.
-        max_new_tokens: most tokens of an answer.
+        generation: how it answers, by the names of `Options`; max_new_tokens is among them.
         versions: of packages that took part before (torch, transformers, peft).
         chat: what going on with a chat takes besides the prompt, or None.
         labels: the only answers it may give, or none where it answers freely.
@@ -47,7 +47,7 @@ class Origin:
     adapter: str
     template: str | None
     source_length: int
-    max_new_tokens: int
+    generation: Mapping[str, Any]
     versions: Mapping[str, str]
     chat: Mapping[str, Any] | None = None
     labels: tuple[str, ...] = ()
@@ -128,12 +128,12 @@ def seal(assembled: Path, content: Mapping[str, Any], staging: Path, *, prompt_l
 
 
 def _generation(config: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
-    """The generation settings of a T5, by transformers' names."""
+    """The task's generation settings and the special tokens of a T5, by transformers' names."""
     return {
         "decoder_start_token_id": config.get("decoder_start_token_id") or 0,
         "eos_token_id": config.get("eos_token_id") or 1,
         "pad_token_id": config.get("pad_token_id") or 0,
-        "max_new_tokens": origin.max_new_tokens,
+        **origin.generation,
         "prompt_lookup": False,
     }
 

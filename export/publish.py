@@ -116,7 +116,7 @@ def write_bundle(
             progress(f"writing the layout {layout}")
             write_layout(layout, staging, chosen.t5, chosen.generator, checkpoint, references, content)
             if triton:
-                write_triton(staging, out.name, origin.max_new_tokens)
+                write_triton(staging, out.name, origin.generation["max_new_tokens"])
     return Published(chosen.precision, chosen.report)
 
 

@@ -148,10 +148,9 @@ def converse(
     if start.strip() and not said:
         raise UsageError(f"--start {start.strip().splitlines()[0]!r} is no line of a chat", "write `Name: text` lines")
     settings = model.chat or {}
-    chosen = {**settings.get("generate", {}), **options}
-    sampled = {**model.options, **chosen}.get("do_sample", False)
+    sampled = {**model.options, **options}.get("do_sample", False)
     return Conversation(
-        lambda text, draw: generate(model, [text], {**chosen, "seed": draw})[0],
+        lambda text, draw: generate(model, [text], {**options, "seed": draw})[0],
         start=said,
         you=you,
         context=context or settings.get("context", CONTEXT),

@@ -148,6 +148,8 @@ def _opened(name: str, progress: Progress) -> Iterator[tuple[Path, T5ForConditio
             folder, model = found.folder, load_model(found.folder)
             task = load_task(folder / TASK) if (folder / TASK).is_file() else None
             base, adapter = _merged_from(folder, found.name)
+        options = task.generation_options() if task else {"max_new_tokens": MAX_NEW_TOKENS}
+        labels = options.pop("labels", ())
         yield (
             folder,
             model,
@@ -157,10 +159,10 @@ def _opened(name: str, progress: Progress) -> Iterator[tuple[Path, T5ForConditio
                 adapter=adapter,
                 template=task.prompt if task else None,
                 source_length=task.lengths.source if task else SOURCE_LENGTH,
-                max_new_tokens=task.max_new_tokens if task else MAX_NEW_TOKENS,
+                generation=options,
                 versions={package: version(package) for package in ("torch", "transformers", "peft")},
                 chat=task.chat_settings() if task else None,
-                labels=tuple(task.generation_options().get("labels", ())) if task else (),
+                labels=tuple(labels),
             ),
         )
 
@@ -240,7 +242,7 @@ def _references(
 ) -> Iterator[Reference]:
     """PyTorch's greedy text and its logits, in float32 on the CPU, a batch at a time."""
     model = model.to("cpu", torch.float32).eval()
-    rows = tokenizer.encode(prompts, origin.source_length)
+    rows, limit = tokenizer.encode(prompts, origin.source_length), origin.generation["max_new_tokens"]
     progress.stage("comparing with PyTorch", len(rows))
     finished = 0
     for batch in by_length(rows, _BATCH):
@@ -248,9 +250,9 @@ def _references(
         mask = (ids != PAD).long()
         with torch.inference_mode():
             made = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=origin.max_new_tokens, do_sample=False, num_beams=1
+                input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, num_beams=1
             )
             logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=made[:, :-1]).logits
-        yield Reference(ids.numpy(), mask.numpy(), made[:, 1:].numpy(), logits.float().numpy(), origin.max_new_tokens)
+        yield Reference(ids.numpy(), mask.numpy(), made[:, 1:].numpy(), logits.float().numpy(), limit)
         finished += len(batch)
         progress.advance(finished)

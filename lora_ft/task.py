@@ -326,4 +326,4 @@ class Task(Section):
         chat = self.data.chat
         if chat is None:
             return None
-        return {"context": chat.context, "characters": chat.characters, "generate": self.generation_options()}
+        return {"context": chat.context, "characters": chat.characters}

@@ -103,7 +103,7 @@ class Judge:
     def _answers(self, candidate: Candidate) -> list[str]:
         self.progress.stage(f"scoring {candidate.precision}", len(self.examples))
         prompts = [example.prompt for example in self.examples]
-        made = candidate.generator.answer(prompts, done=self.progress.advance, prompt_lookup=False)
+        made = candidate.generator.answer(prompts, done=self.progress.advance, prompt_lookup=False, do_sample=False)
         return candidate.generator.tokenizer.decode([answer.tokens for answer in made])
 
     def _scores(self, answers: Sequence[str]) -> Scored:

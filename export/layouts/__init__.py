@@ -54,7 +54,8 @@ def write_layout(
         if source.is_file():
             shutil.copyfile(source, folder / file)
     settings = json.loads((bundle.folder / "generation_config.json").read_text(encoding="utf-8"))
-    settings.pop("prompt_lookup")
+    for ours in ("prompt_lookup", "seed"):
+        settings.pop(ours, None)
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     write(folder, t5.portable())
     for reference in references:

@@ -106,7 +106,7 @@ class Generator:
             done: told how many texts are finished.
             options: instead of the bundle's own; `allowed=()` lets it answer freely where it has labels.
         """
-        chosen = self._options({"allowed": self._allowed} | options)
+        chosen = self._options({"allowed": self._allowed} | options, self.defaults)
         copies = chosen.num_return_sequences
         rows = [np.array(row) for row in self.tokenizer.encode(texts, self.source_length)]
         answers: list[Generated] = [Generated(np.empty(0, np.int64))] * (len(rows) * copies)
@@ -125,7 +125,7 @@ class Generator:
         Beam search knows its answer only at the end, which is then all that comes; so does the codec `json`.
         """
         (row,) = self.tokenizer.encode([text], self.source_length)
-        chosen = self._options({"allowed": self._allowed} | options)
+        chosen = self._options({"allowed": self._allowed} | options, self.defaults)
         source = self.model.encode(np.array([row]), np.ones((1, len(row)), np.int64))
         detokenize = self.tokenizer.stream()
         tokens, said = list[int](), ""
@@ -143,13 +143,16 @@ class Generator:
     def generate_ids(self, input_ids: np.ndarray, attention_mask: np.ndarray, **options: Any) -> np.ndarray:
         """Tokens [b, n] for int64 sources [b, s] padded on the right; after a row's </s> come padding tokens.
 
-        They are free: labels are of texts.
+        Greedy and free unless the options say otherwise: of the bundle's own only `max_new_tokens` and `prompt_lookup`
+        hold here, and labels are of texts.
         """
         lengths = np.asarray(attention_mask).sum(axis=1)
         rows = [row[:length] for row, length in zip(input_ids, lengths, strict=True)]
         if not rows:
             return np.empty((0, 0), np.int64)
-        return pad([answer.tokens for answer in self._answer_batch(rows, self._options(options))], self.special.pad)
+        own = {name: self.defaults[name] for name in ("max_new_tokens", "prompt_lookup") if name in self.defaults}
+        chosen = self._options(options, own)
+        return pad([answer.tokens for answer in self._answer_batch(rows, chosen)], self.special.pad)
 
     def score(self, input_ids: np.ndarray, attention_mask: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Logits [b, n, vocabulary] of each of the given next tokens [b, n], all in one call."""
@@ -158,8 +161,8 @@ class Generator:
         shifted = np.concatenate([start, tokens[:, :-1]], axis=1)
         return self.model.logits(source, self.model.cache(len(tokens)), shifted)
 
-    def _options(self, given: dict[str, Any]) -> Options:
-        options = Options.of(self.defaults | {name: value for name, value in given.items() if value is not None})
+    def _options(self, given: dict[str, Any], own: dict[str, Any]) -> Options:
+        options = Options.of(own | {name: value for name, value in given.items() if value is not None})
         options.check_tokens(self._vocabulary)
         return options
 

@@ -21,7 +21,12 @@ from export.smooth import Sample
 
 PAD, END = 0, 1
 ORIGIN = Origin(
-    base="tiny", adapter="say", template="say: {text}", source_length=48, max_new_tokens=12, versions={"torch": "2"}
+    base="tiny",
+    adapter="say",
+    template="say: {text}",
+    source_length=48,
+    generation={"max_new_tokens": 12},
+    versions={"torch": "2"},
 )
 TEXTS = ("say: a", "say: hello there", "say: some words, and then some more of them", "no prompt", "X", "9 8 7 6")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from export.errors import LoraFtError, UsageError
 from export.runtime import Generator
@@ -38,6 +41,30 @@ def test_bundle_and_run_answer_alike(tiny_run: Run, tmp_path: Path) -> None:
     generator = Generator.load(tmp_path / "bundle")
     assert generator.prompt is not None and generator.prompt.template == "say: {text}"
     assert generator.generate([generator.prompt.fill_text(text) for text in texts]) == answers[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "length_penalty": 0.5, "no_repeat_ngram_size": 2},
+        {"repetition_penalty": 1.7, "min_new_tokens": 6, "max_new_tokens": 9},
+    ],
+)
+def test_how_a_task_generates_travels_with_the_bundle(tiny_run: Run, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Its verification stays greedy, and who asks for something else gets it."""
+    run = shutil.copytree(tiny_run.folder, tmp_path / "run")
+    task = yaml.safe_load((run / "task.yaml").read_text(encoding="utf-8"))
+    (run / "task.yaml").write_text(yaml.safe_dump(task | {"generate": options}), encoding="utf-8")
+    texts = ["abc", "some text", "x"]
+    assert export(str(run), tmp_path / "bundle").parity.passed
+    expected = generate(open_model(str(run)), texts, {})
+    assert generate(open_model(str(tmp_path / "bundle")), texts, {}) == expected
+    generator = Generator.load(tmp_path / "bundle")
+    assert generator.prompt is not None
+    prompts = [generator.prompt.fill_text(text) for text in texts]
+    assert generator.generate(prompts) == expected
+    plain = {"num_beams": 1, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "min_new_tokens": 0}
+    assert generator.generate(prompts, **plain) == generate(open_model(str(run)), texts, plain) != expected
 
 
 def test_a_merged_checkpoint_keeps_base_adapter_and_prompt(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:

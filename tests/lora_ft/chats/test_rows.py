@@ -91,7 +91,7 @@ def test_the_target_of_chats_is_the_response(make_task: MakeTask, tmp_path: Path
     path = make_task(prompt=PROMPT)
     loaded = load_task(path, ["data={train: x.json, chat: {}}"])
     assert loaded.data.target == "response"
-    assert loaded.chat_settings() == {"context": 10, "characters": 1500, "generate": {"max_new_tokens": 24}}
+    assert loaded.chat_settings() == {"context": 10, "characters": 1500}
     assert load_task(path).chat_settings() is None
 
 

@@ -6,6 +6,7 @@ import re
 
 from benchmarks.report import Report
 from benchmarks.tables import facts, method, sections, warnings
+from lora_ft import markdown
 from lora_ft.pages import Cell, Table
 
 
@@ -30,9 +31,8 @@ def escaped(text: str) -> str:
 
 
 def _table(table: Table) -> str:
-    rule = [":--" if at < table.words else "--:" for at in range(len(table.columns))]
-    rows = [map(escaped, table.columns), rule, *(map(_cell, row) for row in table.rows)]
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    columns, rows = [escaped(column) for column in table.columns], [[*map(_cell, row)] for row in table.rows]
+    lines = markdown.table(columns, rows, words=table.words)
     note = f"{escaped(table.note)}\n\n" if table.note else ""
     return f"{note}### {escaped(table.title)}\n\n{lines}"
 

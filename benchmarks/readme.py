@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.report import Report
 from benchmarks.training import TrainingReport
 from export.files import write_text
+from lora_ft.markdown import interval, table
 from lora_ft.sizes import GIB, HEAP, task_batch
 from lora_ft.sizes import sizes as computed_sizes
 from lora_ft.taskfile import load_task
@@ -28,12 +29,11 @@ def dialogsum(found: dict[str, Any]) -> str:
     difference, parity = found["evaluation"]["difference"]["rouge1"], found["parity"]
     training, size = found["training"], found["megabytes"]
     speed = training["speed"]
-    show = lambda e: f"{e['mean']:.1f} [{e['low']:.1f}, {e['high']:.1f}]"  # noqa: E731
     kinds = ("rouge1", "rouge2", "rougeL")
     rows = [
         ("ROUGE-1 / 2 / L before", " / ".join(f"{before[kind]['mean']:.1f}" for kind in kinds)),
         ("ROUGE-1 / 2 / L after", " / ".join(f"{scores[kind]['mean']:.1f}" for kind in kinds)),
-        ("ROUGE-1 with its 95 % interval; gain, paired", f"{show(scores['rouge1'])}; {show(difference)}"),
+        ("ROUGE-1 with its 95 % interval; gain, paired", f"{interval(scores['rouge1'])}; {interval(difference)}"),
         ("adapter / merged / ONNX", f"{size['adapter']:.1f} / {size['checkpoint']:.0f} / {size['bundle']:.0f} MB"),
         (
             "training",
@@ -55,30 +55,22 @@ def dialogsum(found: dict[str, Any]) -> str:
         f"Base `offline`, {found['evaluation']['rows']} test rows; two cores of an {machine['cpu']} "
         f"({machine['cpu flags']}), fp32 generation."
     )
-    lines = [
-        "| FLAN-T5-small on DialogSum | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows),
-        "",
-        about,
-    ]
-    return "\n".join(lines)
+    return f"{table(['FLAN-T5-small on DialogSum', ''], rows)}\n\n{about}"
 
 
 def peers(found: dict[str, Any]) -> str:
     """The suite of the same name: score, speed and share of the floor of every engine."""
     report = Report.model_validate(found)
     alone, together = (case.timings for case in report.cases)
-    lines = [
-        "| engine | MB | ROUGE-1 | against fp32, paired | batch 1, ms | batch 8, ms | times as fast | of the floor |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["engine", "MB", "ROUGE-1", "against fp32, paired", "batch 1, ms", "batch 8, ms", "times as fast",
+               "of the floor"]  # fmt: skip
+    lines = []
     for one in report.contestants:
         if one.name not in alone or one.name not in together:
             continue
         quality, first, several = report.quality.get(one.name), alone[one.name], together[one.name]
         change = quality.difference if quality else None
-        cells = (
+        lines.append((
             one.name,
             f"{one.megabytes:.0f}",
             f"{quality.score.value:.1f}" if quality else "",
@@ -87,11 +79,10 @@ def peers(found: dict[str, Any]) -> str:
             f"{1000 * statistics.median(several.total):,.0f}",
             f"{first.ratio.value:.1f} / {several.ratio.value:.1f}",
             f"{first.floor:.0%}" if first.floor else "",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+        ))  # fmt: skip
     case, rows = report.cases[0], max((quality.rows for quality in report.quality.values()), default=0)
     return "\n".join([
-        *lines,
+        table(columns, lines),
         "",
         f"{case.source} tokens in, {case.new} out, greedy; {rows} test rows; medians of {report.suite.rounds} rounds "
         f"({report.verdict}); {_machine(report.environment)}; the harness took {report.harness.share:.1%}.",
@@ -101,20 +92,20 @@ def peers(found: dict[str, Any]) -> str:
 def training(found: dict[str, Any]) -> str:
     """What `lora-ft bench train` found."""
     report = TrainingReport.model_validate(found)
-    lines = [
-        "| recipe | samples/s | tokens/s | padding | times as fast | memory, MB |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     for name, recipe in report.recipes.items():
         ratio = recipe.ratio
         how = ", ".join([recipe.precision, *(["compiled"] if recipe.compiled else [])])
-        lines.append(
-            f"| {name} ({how}) | {recipe.samples_per_second:.2f} | {recipe.tokens_per_second:,.0f} | "
-            f"{recipe.padding:.0%} | {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] | "
-            f"{recipe.memory or 0:,.0f} |"
-        )
+        lines.append((
+            f"{name} ({how})",
+            f"{recipe.samples_per_second:.2f}",
+            f"{recipe.tokens_per_second:,.0f}",
+            f"{recipe.padding:.0%}",
+            f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+            f"{recipe.memory or 0:,.0f}",
+        ))  # fmt: skip
     return "\n".join([
-        *lines,
+        table(["recipe", "samples/s", "tokens/s", "padding", "times as fast", "memory, MB"], lines),
         "",
         f"{report.task}, {report.steps} steps of {report.batch} rows, the same for all, in {report.rounds} rounds; "
         f"{_machine(report.environment)}.",
@@ -123,25 +114,20 @@ def training(found: dict[str, Any]) -> str:
 
 def methods(found: dict[str, Any]) -> str:
     """Every way to train that `benchmarks.methods` has tried."""
-    show = lambda e: f"{e['mean']:.1f} [{e['low']:.1f}, {e['high']:.1f}]"  # noqa: E731
-    lines = [
-        "| method | ROUGE-1 | ROUGE-Lsum | trained parameters | MB | samples/s | minutes in all |",
-        "|---|---|---|---|---|---|---|",
-        f"| *the base* | {show(found['base']['rouge1'])} | {show(found['base']['rougeLsum'])} | | | | |",
-    ]
+    kinds = "rouge1", "rougeLsum"
+    lines = [("*the base*", *(interval(found["base"][kind]) for kind in kinds), *[""] * 4)]
     for name, one in found["methods"].items():
-        cells = (
+        lines.append((
             name,
-            *(show(one["scores"][kind]) for kind in ("rouge1", "rougeLsum")),
+            *(interval(one["scores"][kind]) for kind in kinds),
             f"{one['trainable_parameters']:,}",
             f"{one['megabytes']:.1f}",
             f"{one['samples_per_second']:.2f}",
             f"{one['seconds'] / 60:.0f}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+        ))  # fmt: skip
     task, rows, first = found["task"], found["rows"], next(iter(found["methods"].values()))
     return "\n".join([
-        *lines,
+        table(["method", "ROUGE-1", "ROUGE-Lsum", "trained parameters", "MB", "samples/s", "minutes in all"], lines),
         "",
         f"{task['name']}, base `{task['base']}`, {rows['train']:,} rows, {first['steps']} steps, {rows['test']} test "
         f"rows; learning rate {first['learning_rate']:g}, full {found['methods']['full']['learning_rate']:g}; "
@@ -157,18 +143,16 @@ def sizes() -> str:
     """Parameters and memory of every FLAN-T5, computed (`lora_ft.sizes`)."""
     task = load_task("dialogue-summary", ["lengths.source=512", "lengths.target=128"])
     batch = task_batch(task)
-    lines = [
-        "| GiB | parameters | generate, fp32 / bf16 | LoRA | checkpointed | full | checkpointed |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ["GiB", "parameters", "generate, fp32 / bf16", "LoRA", "checkpointed", "full", "checkpointed"]
+    lines = []
     for size in computed_sizes(task):
         pairs = (" / ".join(f"{way / GIB:,.1f}" for way in ways) for ways in (size.generate, size.lora, size.full))
         generate, lora, full = pairs
         checkpointed = [f"{way / GIB:,.1f}" for way in size.checkpointed]
-        cells = (size.name, f"{size.parameters / 1e6:,.0f} M", generate, lora, checkpointed[0], full, checkpointed[1])
-        lines.append(f"| {' | '.join(cells)} |")
+        parameters = f"{size.parameters / 1e6:,.0f} M"
+        lines.append((size.name, parameters, generate, lora, checkpointed[0], full, checkpointed[1]))
     return "\n".join([
-        *lines,
+        table(columns, lines),
         "",
         f"{batch.rows} rows of {batch.source} tokens in and {batch.target} out; LoRA of r {task.lora.r} on all linear "
         "layers; AdamW with float32 weights; checkpointed: bf16 with gradient checkpointing. On a "

@@ -22,6 +22,7 @@ from lora_ft.cli.screen import Screen
 from lora_ft.data import load_splits
 from lora_ft.doctor import environment
 from lora_ft.evaluate import evaluate
+from lora_ft.markdown import interval, table
 from lora_ft.metrics import measure as measured
 from lora_ft.progress import Progress
 from lora_ft.runs import PREDICTIONS, Run, is_run
@@ -41,7 +42,7 @@ TASKS = {
     "groupchat": "groupchat",
 }
 _REFERENCES = "refs"  # column of further references, where rows that are scored against one have several
-_SHOWN = ("rouge1", "rouge2", "rougeL", "bleu", "chrf", "accuracy", "macro_f1")
+_SHOWN = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exact_match", "accuracy", "macro_f1")
 
 
 def measure(data: Path, tasks: Path, out: Path, results: Path, only: list[str], progress: Progress) -> None:
@@ -138,15 +139,16 @@ def page(found: Mapping[str, Any]) -> str:
             f"{speed['seconds'] / 60:,.0f} min on {one['environment']['cores'].split()[0]} cores of "
             f"{one['environment']['cpu']} ({training['precision']}); {one['rows']:,} test rows.",
             "",
-            "| | before | after | difference, paired |",
-            "|---|---|---|---|",
-        ]
-        lines += [
-            f"| {metric} | {_interval(one['baseline'][metric])} | {_interval(one['scores'][metric])} | "
-            f"{_interval(one['difference'][metric], sign='+')} |"
-            for metric in _SHOWN
-            if metric in one["scores"]
-        ]
+            table(
+                ["", "before", "after", "difference, paired"],
+                [
+                    (metric, interval(one["baseline"][metric]), interval(one["scores"][metric]),
+                     interval(one["difference"][metric], sign="+"))
+                    for metric in _SHOWN
+                    if metric in one["scores"]
+                ],
+            ),
+        ]  # fmt: skip
         if one["valid_labels"] is not None:
             lines += ["", f"Answers that are a label: {one['valid_labels']:.1%}."]
         if one["several"] is not None:
@@ -161,10 +163,6 @@ def page(found: Mapping[str, Any]) -> str:
             ]
         lines += [f"\nWarning: {text}." for text in one["warnings"]]
     return "\n".join(lines) + "\n"
-
-
-def _interval(estimate: Mapping[str, float], sign: str = "") -> str:
-    return f"{estimate['mean']:{sign}.1f} [{estimate['low']:{sign}.1f}, {estimate['high']:{sign}.1f}]"
 
 
 def _main(

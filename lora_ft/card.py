@@ -19,6 +19,7 @@ from export.files import read_json, write_text
 from lora_ft.bases import OFFLINE
 from lora_ft.checkpoint import MERGE
 from lora_ft.lora import Lora
+from lora_ft.markdown import interval, table
 from lora_ft.privacy import base_name, is_hub_name, without_paths
 from lora_ft.runs import CARD, TASK, Run
 from lora_ft.task import Task
@@ -125,7 +126,7 @@ def _gate(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     gate, (entry,) = manifest["gate"], tried
     rows = f"{gate['rows']:,} rows that precisions were chosen by"
-    score = f"{gate['metric']} {_estimate(entry['score'])}, against fp32 {_estimate(entry['difference'])}, on {rows}"
+    score = f"{gate['metric']} {interval(entry['score'])}, against fp32 {interval(entry['difference'])}, on {rows}"
     return [("score as exported", score)]
 
 
@@ -169,13 +170,13 @@ def _card(
     parts = [f"---\n{head}\n---\n\n# {name}\n"]
     if facts is None:
         parts.append(f"{what} with lora-ft.\n")
-        parts.append(_table(rows))
+        parts.append(_facts_table(rows))
     else:
         notice = facts.metrics["base"]["notice"]
         parts.append(f"{what}. Made with lora-ft.\n" + (f"\n> {notice}\n" if notice else ""))
         parts.append(f"Prompt: `{facts.task.prompt!r}`\n")
         parts.append("## Scores\n\n" + _scores(facts))
-        parts.append("## Training\n\n" + _table([*rows, *_training(facts)]) + _carbon_note(facts))
+        parts.append("## Training\n\n" + _facts_table([*rows, *_training(facts)]) + _carbon_note(facts))
         parts.append("## Limits\n\n" + _limits(facts))
     parts.append(f"## Use\n\n```python\n{code}\n```\n")
     parts.append(
@@ -248,12 +249,15 @@ def _scores(facts: Facts) -> str:
     for split, entry in facts.scores.items():
         base, gain = entry["baseline"], entry["difference"]
         columns = ["", "score", *(["base alone", "difference"] if base else [])]
-        lines = [f"{entry['rows']:,} {split} rows, 0 to 100, with 95 % bootstrap intervals:", "", _row(columns)]
-        lines.append(_row(["---"] * len(columns)))
-        for kind, found in _figures(entry["scores"]).items():
-            beside = [_figures(base)[kind], gain[kind]] if base else []
-            lines.append(_row([kind, *(_estimate(one) for one in (found, *beside))]))
-        parts += ["\n".join(lines) + "\n", *(f"Note: {without_paths(warning)}.\n" for warning in entry["warnings"])]
+        rows = [
+            [kind, *map(interval, [found, *([_figures(base)[kind], gain[kind]] if base else [])])]
+            for kind, found in _figures(entry["scores"]).items()
+        ]
+        about = f"{entry['rows']:,} {split} rows, 0 to 100, with 95 % bootstrap intervals:"
+        parts += [
+            f"{about}\n\n{table(columns, rows)}\n",
+            *(f"Note: {without_paths(warning)}.\n" for warning in entry["warnings"]),
+        ]
     if metrics["best_metric"] is None:
         parts.append("Trained without validation rows.\n")
     else:
@@ -347,16 +351,8 @@ def _limits(facts: Facts) -> str:
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(_row(row) for row in rows)]) + "\n"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _estimate(found: Mapping[str, float]) -> str:
-    return f"{found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}]"
+def _facts_table(rows: Sequence[tuple[str, str]]) -> str:
+    return table(["", ""], rows) + "\n"
 
 
 def _sealed(text: str) -> str:

@@ -102,11 +102,6 @@ def with_labels(task: Task, train: Sequence[Example] | None = None) -> Task:
     return task.model_copy(update={"labels": sorted({example.target.strip() for example in train})})
 
 
-def overlap_warning(splits: Splits) -> str:
-    """What to say of the overlap."""
-    return f"{splits.overlap:,} validation and test prompts are training prompts too; scores will flatter"
-
-
 def require(splits: Splits, name: str, task: Task) -> list[Example]:
     """The examples of a split that a job cannot do without."""
     examples = splits[name]

@@ -3,9 +3,10 @@
 Training holds, in bytes (P parameters, T of them trained):
 
     weights      4 P, as they stay float32; under bf16 autocast also 2 for each weight of a product, which keeps what it
-                 was cast to for the backward pass
+                 was cast to for the backward pass; a linear layer of a base in 8 or 4 bits takes 1 or 0.5 for each
+                 weight instead, and a few scales
     gradients    4 T
-    optimizer    8 T, AdamW's two moments
+    optimizer    8 T, AdamW's two moments; next to nothing with Adafactor, which keeps their rows' and columns' means
     activations  what autograd keeps for the backward pass (`stored`), and twice the logits in float32: the
                  log-probabilities, with the logits before and their gradient after
 
@@ -135,6 +136,8 @@ def training(
     bf16: bool = False,
     checkpointing: bool = False,
     cpu: bool = False,
+    bits: int = 32,
+    factored: bool = False,
 ) -> Memory:
     """Memory of a training step.
 
@@ -146,9 +149,13 @@ def training(
         bf16: the step computes under bf16 autocast.
         checkpointing: activations are computed anew in the backward pass.
         cpu: it runs on a CPU, where the heap grows beyond what is in use.
+        bits: of a weight of the frozen base's linear layers: 32, 8 or 4.
+        factored: the optimizer is Adafactor.
     """
     trained = adapter or (shape.lora(rank) if rank else shape.parameters)
-    weights = 4 * (shape.parameters + (trained if rank else 0))
+    linear = sum(a * b for a, b in shape.matrices)
+    weights = 4 * (shape.parameters + (trained if rank else 0)) - (32 - bits) * linear // 8
+    products = shape.products if bits == 32 else shape.products - linear
     logits = batch.rows * batch.target * shape.vocab_size
     kept = stored(shape, batch, rank=rank, bf16=bf16)
     if checkpointing:
@@ -156,9 +163,9 @@ def training(
         inputs = sum(4 * layers * batch.rows * length * shape.d_model for layers, length in sides)
         kept = inputs + max(stored(one, batch, rank=rank, bf16=bf16) for one in _single_layers(shape))
     return Memory(
-        weights=weights + (2 * shape.products if bf16 else 0),
+        weights=weights + (2 * products if bf16 else 0),
         gradients=4 * trained,
-        optimizer=8 * trained,
+        optimizer=0 if factored else 8 * trained,
         activations=round((kept + (10 if bf16 else 8) * logits) * (HEAP if cpu else 1)),
     )
 
@@ -210,9 +217,8 @@ def task_batch(task: Task) -> Batch:
 
 def task_memory(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: bool, cpu: bool) -> Memory:
     """Memory of a task's training step; `adapter` are the parameters that it trains."""
-    checkpointing = task.train.gradient_checkpointing
-    return training(shape, batch, rank=_rank(shape, adapter, task), adapter=adapter, bf16=bf16,
-                    checkpointing=checkpointing, cpu=cpu)  # fmt: skip
+    return training(shape, batch, rank=_rank(shape, adapter, task), adapter=adapter, bf16=bf16, cpu=cpu,
+                    checkpointing=task.train.gradient_checkpointing, **_storage(task))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -263,7 +269,8 @@ def what_fits(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: boo
     rank, checkpointing = _rank(shape, adapter, task), train.gradient_checkpointing
 
     def need(shape: Shape, batch: Batch, checkpointing: bool, adapter: int = 0) -> int:
-        return training(shape, batch, rank=rank, adapter=adapter, bf16=bf16, checkpointing=checkpointing, cpu=cpu).total
+        return training(shape, batch, rank=rank, adapter=adapter, bf16=bf16, checkpointing=checkpointing, cpu=cpu,
+                        **_storage(task)).total  # fmt: skip
 
     found = []
     for recompute in dict.fromkeys((checkpointing, True)):
@@ -286,3 +293,10 @@ def what_fits(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: boo
 def _rank(shape: Shape, adapter: int, task: Task) -> int:
     """Of the task's LoRA; 0 where all parameters are trained."""
     return 0 if adapter >= shape.parameters else task.lora.r
+
+
+def _storage(task: Task) -> dict[str, Any]:
+    """How the task stores a frozen base and the optimizer's state, as arguments of `training`."""
+    quantization = task.lora.quantization if task.method == "lora" else None
+    return {"bits": 32 if quantization is None else int(quantization.removesuffix("bit")),
+            "factored": task.train.optim == "adafactor"}  # fmt: skip

@@ -24,7 +24,7 @@ from lora_ft import checkpoints
 from lora_ft.bases import Base, cache_folder, find_base, load_tokenizer, quiet_transformers
 from lora_ft.batches import Encoded, encode
 from lora_ft.card import Facts, run_card
-from lora_ft.data import Example, Splits, load_splits, overlap_warning, require, with_labels
+from lora_ft.data import Example, Splits, load_splits, require, with_labels
 from lora_ft.energy import SOURCES, meter
 from lora_ft.engines import allowed_tokens
 from lora_ft.initial import INITIAL, keep_start
@@ -80,7 +80,9 @@ def train(
     splits = load_splits(task)  # the test rows too: a fault in them, or an overlap, is better known now
     rows = encode(require(splits, "train", task), tokenizer, task.lengths, "train")
     if splits.overlap:
-        progress.note(f"warning: {overlap_warning(splits)}")
+        progress.note(
+            f"warning: {splits.overlap:,} prompts of other rows are training prompts too; scores will flatter"
+        )
     validation = sorted(splits.validation, key=lambda example: -len(example.prompt))
     plan = make_plan(task, base.config, rows, _processes(), _choices(working) if resume else None)
     for line in plan.lines():

@@ -14,7 +14,8 @@ from export.runtime.codec import Codec, codec_named
 from export.runtime.text import Tokenizer
 from lora_ft.bases import Base, find_base, load_tokenizer
 from lora_ft.batches import Encoded, encode
-from lora_ft.data import Example, Splits, load_splits, overlap_warning, with_labels
+from lora_ft.data import Example, Splits, load_splits, with_labels
+from lora_ft.guards import seen_in_training
 from lora_ft.labels import check_labels
 from lora_ft.memory import device_memory
 from lora_ft.metrics.structured import VALID, structured
@@ -176,8 +177,8 @@ def _memory_warnings(task: Task, base: Base, plan: Plan, rows: Sequence[Encoded]
 
 def _warnings(task: Task, base: Base, splits: Splits, lengths: Sequence[Lengths]) -> list[str]:
     warnings = [base.notice] if base.notice else []
-    if splits.overlap:
-        warnings.append(overlap_warning(splits))
+    for split in ("validation", "test"):
+        warnings += seen_in_training(task, split, splits[split], splits.train)
     if not splits.validation:
         warnings.append("no validation rows: the last state is kept, not the best (data.validation or data.split)")
     if not splits.test:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from lora_ft.adapters import add_adapter, count_parameters
 from lora_ft.cli import run as lora_ft
 from lora_ft.memory import allowed_memory
-from lora_ft.sizes import FLAN, GIB, Batch, Shape, generation, sizes, stored, training
+from lora_ft.sizes import FLAN, GIB, Batch, Shape, generation, sizes, stored, task_batch, task_memory, training
 from lora_ft.task import Lora
 from lora_ft.taskfile import load_task
 from lora_ft.trainer import token_loss
@@ -92,6 +92,17 @@ def test_each_way_to_use_less_memory_does() -> None:
     assert generation(shape, batch, bf16=True).weights == 2 * shape.parameters
     assert generation(shape, batch).total < lora.total
     assert training(shape, batch, rank=16, cpu=True).activations > 1.5 * lora.activations
+
+
+def test_a_quantised_base_and_a_factored_optimizer_take_less(make_task: MakeTask) -> None:
+    shape, batch = FLAN["base"], Batch(8, 512, 128)
+    linear = sum(a * b for a, b in shape.matrices)
+    plain, four = (training(shape, batch, rank=16, bf16=True, bits=bits) for bits in (32, 4))
+    assert plain.weights - four.weights == 3.5 * linear + 2 * linear  # float32, and what autocast keeps
+    task = load_task(make_task(lora={"quantization": "8bit"}, train={"optim": "adafactor"}))
+    found = task_memory(task, shape, task_batch(task), shape.lora(8), bf16=True, cpu=False)
+    assert found.optimizer == 0
+    assert found.weights == training(shape, batch, rank=8, bf16=True, bits=8).weights
 
 
 def test_the_table_grows_from_small_to_xxl(make_task: MakeTask) -> None:

@@ -118,7 +118,15 @@ def test_missing_splits_are_warned_of(make_task: MakeTask) -> None:
 
 
 def test_overlap_is_warned_of(make_task: MakeTask) -> None:
-    assert has(validated(make_task(data={"test": "train.jsonl"})).warnings, "24 validation and test prompts")
+    assert has(validated(make_task(data={"test": "train.jsonl"})).warnings, "24 test prompts are training prompts too")
+
+
+def test_rows_that_are_nearly_training_rows_are_warned_of(make_task: MakeTask) -> None:
+    path = make_task()
+    words = " ".join(f"word{i}" for i in range(40))
+    write_rows(path.parent / "train.jsonl", [{"text": words, "answer": "a"}, {"text": "other", "answer": "b"}])
+    write_rows(path.parent / "test.jsonl", [{"text": f"{words} more", "answer": "a"}])
+    assert has(validated(path).warnings, "1 test rows are nearly training rows, such as row 1 and training row 1")
 
 
 def test_texts_that_t5_cannot_write_are_warned_of(make_task: MakeTask) -> None:

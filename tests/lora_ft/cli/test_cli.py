@@ -168,7 +168,7 @@ def test_faults_of_the_data(make_task: MakeTask, tmp_path: Path, capsys: Capture
 def test_overlap_of_the_splits_is_warned_about(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
     task = make_task(data={"test": "train.jsonl"})
     assert lora_ft(["train", str(task), "--out", str(tmp_path / "run"), "--set", "train.max_steps=1"]) == 0
-    assert "24 validation and test prompts are training prompts too" in capsys.readouterr().err
+    assert "24 prompts of other rows are training prompts too" in capsys.readouterr().err
 
 
 def test_faults_of_the_base(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:

@@ -14,7 +14,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: int |
         words: how many of the first columns are words; the others' cells then stand to the right.
     """
     rule = ["---" if words is None else ":--" if at < words else "--:" for at in range(len(columns))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))
+    head, *body = (f"| {' | '.join(row)} |" for row in (columns, *rows))
+    return "\n".join([head, f"|{'|'.join(rule)}|", *body])
 
 
 def interval(estimate: Mapping[str, float], *, sign: str = "") -> str:

@@ -34,31 +34,42 @@ def search(
     pace = _PACES.setdefault(model, Pace())
     going = rows
     while going:
-        if pace.rests(len(rows)):
-            drafts, width = {row.number: list[int]() for row in going}, 1
-        else:
+        drafts, width = {}, 1
+        if not pace.rests(len(rows)):
             drafts = {row.number: row.draft(options.max_new_tokens - row.made - 1) for row in going}
             width = pace.width(len(rows), [(row.found, len(drafts[row.number])) for row in going])
-        tokens = np.full((len(rows), width), special.pad)
-        for i, row in enumerate(rows):
-            known = [row.last, *drafts.get(row.number, [])][:width]
-            tokens[i, : len(known)] = known
+        tokens = np.array([[row.last] for row in rows])
+        if width > 1:
+            tokens = np.pad(tokens, ((0, 0), (0, width - 1)), constant_values=special.pad)
+            for i, row in enumerate(rows):
+                draft = drafts.get(row.number, [])[: width - 1]
+                tokens[i, 1 : 1 + len(draft)] = draft
         began = time.perf_counter()
         best = model.step(source, cache, tokens)
-        pace.took(len(rows), width, time.perf_counter() - began)
-        agreed = np.full(len(rows), -1)  # of a row that has ended, not even the first token stays
-        for i, row in enumerate(rows):
-            if row.number in drafts:
-                draft = drafts[row.number][: width - 1]
-                agreed[i] = _agreeing(draft, best[i])
-                pace.accepted(row.found, int(agreed[i]), len(draft))
-                new = trim(best[i, : agreed[i] + 1], special.end)
-                row.extend(new.tolist())
-                yield Piece(row.number, new)
-        cache.forget(width - 1 - agreed)
-        going = [row for row in going if row.last != special.end and row.made < options.max_new_tokens]
+        seconds = time.perf_counter() - began
+        pace.took(len(rows), width, seconds)
+        if width == 1:  # what rows that have ended make of it is not looked at
+            for i, row in enumerate(rows):
+                if row.going:
+                    row.extend(best[i].tolist())
+                    yield Piece(row.number, best[i])
+        else:
+            agreed = np.full(len(rows), -1)  # of a row that has ended, not even the first token stays
+            for i, row in enumerate(rows):
+                if row.going:
+                    draft = drafts[row.number][: width - 1]
+                    agreed[i] = _agreeing(draft, best[i])
+                    pace.accepted(row.found, int(agreed[i]), len(draft))
+                    new = trim(best[i, : agreed[i] + 1], special.end)
+                    row.extend(new.tolist())
+                    yield Piece(row.number, new)
+            pace.gave(len(rows), width, seconds, len(going), int(agreed.sum()) + len(rows))
+            cache.forget(width - 1 - agreed)
+        for row in going:
+            row.going = row.last != special.end and row.made < options.max_new_tokens
+        going = [row for row in going if row.going]
         if going and 4 * len(going) <= 3 * len(rows):  # leaving copies all that stay
-            chosen = np.array([i for i, row in enumerate(rows) if row in going])
+            chosen = np.array([i for i, row in enumerate(rows) if row.going])
             source, rows = model.select_source(source, chosen), going
             model.select_cache(cache, chosen)
 
@@ -78,31 +89,33 @@ class _Row:
         number: of the source.
         last: token of the answer.
         made: how many tokens it has.
+        going: whether it has not ended.
         found: how many tokens the last look-up matched, 0 for none.
     """
 
     def __init__(self, number: int, source: list[int], start: int) -> None:
-        self.number, self.last, self.made, self.found = number, start, 0, 0
+        self.number, self.last, self.made, self.going, self.found = number, start, 0, True, 0
         self._text = list(source)  # and the answer behind it
         self._source_length = len(source)
         self._after: dict[tuple[int, ...], list[int]] = {}  # where in the text each sequence has ended
+        self._known = 1  # so many tokens of the text are among them
         self._cursor = 0  # where in the source the answer last was
-        for n in range(1, _NGRAM + 1):
-            for i in range(n, len(source)):
-                self._after.setdefault(tuple(source[i - n : i]), []).append(i)
 
     def extend(self, tokens: list[int]) -> None:
         """Append to the answer."""
-        for token in tokens:
-            for n in range(2, min(_NGRAM, self.made) + 1):  # a single token of an answer says little of the next
-                self._after.setdefault(tuple(self._text[-n:]), []).append(len(self._text))
-            self._text.append(token)
-            self.made += 1
+        self._text += tokens
+        self.made += len(tokens)
         self.last = tokens[-1]
 
     def draft(self, most: int) -> list[int]:
         """What may come next, at most so many tokens."""
         self.found = 0
+        for i in range(self._known, len(self._text)):
+            answered = i - self._source_length
+            least, most_known = (1, i) if answered < 0 else (2, answered)  # a single token of an answer says little
+            for n in range(least, min(_NGRAM, most_known) + 1):
+                self._after.setdefault(tuple(self._text[i - n : i]), []).append(i)
+        self._known = len(self._text)
         for n in range(min(_NGRAM, self.made), 0, -1):
             places = self._after.get(tuple(self._text[-n:]))
             if places:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 LONGEST = 16  # tokens in a draft
 _WIDTHS = (1, 2, 3, 4, 5, 7, 9, 13, 1 + LONGEST)
-_WEIGHT = 0.1  # of the newest observation in a running mean
+_KEPT = 0.97  # of what was counted, at each new draft: a text is unlike the one before
 _FASTER, _SLOWER = 0.3, 0.03  # the same of a call's time, as what else the machine does only makes it longer
 _TRIES = 3  # calls before their time is believed: the first may load a graph, and any may be disturbed
 _SLOPE = 0.06  # what each further token of a call adds, as a share of the shortest, until it is known
@@ -18,15 +18,21 @@ _WORTH, _WORTH_TOGETHER = 1.15, 1.4
 _OFTEN, _SELDOM = 16, 256  # calls between two that try more than pays as far as is known
 _REFUSALS = 8  # drafts refused in a row before none is looked for: looking takes time, too
 _SHORT, _LONG = 8, 32  # calls of such a rest: the first one, and the longest
+_PAID = 1.05  # times as many tokens for the time as without drafts is what drafts must have given lately, all together
+_DRAFTED = 16  # calls with drafts before that is asked
+_OFF, _LONGEST_OFF = 64, 1024  # calls without any where they did not
 
 
 class Pace:
     """What was learnt of a model's calls and of the drafts it was given."""
 
     def __init__(self) -> None:
-        self._share = {1: 0.5, 2: 0.7, 3: 0.8}  # of drafted tokens accepted, by the tokens that were matched
+        # a draft's first token is often wrong, but where it is right, the answer copies, and so are most after it
+        self._first = {1: _Share(0.5), 2: _Share(0.7), 3: _Share(0.8)}  # by the tokens that were matched
+        self._onward = _Share(0.8)
         self._costs: dict[int, _Cost] = {}  # by the rows of a call
         self._rests: dict[int, _Rest] = {}  # likewise
+        self._gains: dict[int, _Gain] = {}  # likewise
         self._turn, self._pause = 0, _OFTEN
 
     def rests(self, rows: int) -> bool:
@@ -61,29 +67,51 @@ class Pace:
         if seconds > 0:  # else the clock stood still
             self._of(rows).took(width, seconds)
 
+    def gave(self, rows: int, width: int, seconds: float, plain: int, tokens: int) -> None:
+        """A call gave so many tokens, where without drafts it would have given `plain`, one for each row not ended."""
+        if width > 1:
+            gain = self._gains.setdefault(rows, _Gain())
+            if not gain.pays(plain / self._of(rows)(1), tokens, seconds):
+                self._rests.setdefault(rows, _Rest()).off()
+
     def accepted(self, found: int, accepted: int, drafted: int) -> None:
         """So many tokens of a draft were accepted."""
         if drafted:
-            trials = min(accepted + 1, drafted)  # what follows the first rejected token was not tried
-            self._share[found] += (accepted / trials - self._share[found]) * _WEIGHT
+            self._first[found].count(min(accepted, 1), 1)
+        if accepted:
+            self._onward.count(accepted - 1, min(accepted, drafted - 1))  # after one rejected token none was tried
 
     def _of(self, rows: int) -> _Cost:
         return self._costs.setdefault(rows, _Cost(rows))
 
     def _expected(self, drafts: Sequence[tuple[int, int]], width: int) -> float:
         """Tokens that a call gives."""
-        total = 0.0
+        total, onward = float(len(drafts)), self._onward.value
         for found, length in drafts:
-            share = min(self._share[found], 0.97) if length else 0.0
-            total += (1 - share ** (min(length, width - 1) + 1)) / (1 - share)
+            if length:
+                total += self._first[found].value * (1 - onward ** min(length, width - 1)) / (1 - onward)
         return total
+
+
+class _Share:
+    """Of tokens tried, how many were accepted; what was counted lately weighs most."""
+
+    def __init__(self, expected: float) -> None:
+        self._accepted, self._tried = 4 * expected, 4.0
+
+    def count(self, accepted: int, tried: int) -> None:
+        self._accepted, self._tried = self._accepted * _KEPT + accepted, self._tried * _KEPT + tried
+
+    @property
+    def value(self) -> float:
+        return min(self._accepted / self._tried, 0.97)
 
 
 class _Rest:
     """When drafts were refused again and again, some calls without; more of them each time until one is taken."""
 
     def __init__(self) -> None:
-        self._refusals, self._left, self._length = 0, 0, _SHORT
+        self._refusals, self._left, self._length, self._off = 0, 0, _SHORT, _OFF
 
     def take(self) -> bool:
         """Whether this call is one of them."""
@@ -97,6 +125,26 @@ class _Rest:
             self._length = _SHORT
         elif self._refusals == _REFUSALS:
             self._refusals, self._left, self._length = 0, self._length, min(2 * self._length, _LONG)
+
+    def off(self) -> None:
+        """Drafts that were taken gave less than plain calls."""
+        self._left, self._off = self._off, min(2 * self._off, _LONGEST_OFF)
+
+
+class _Gain:
+    """What drafts gave lately, as a multiple of what plain calls would have given in the same time."""
+
+    def __init__(self) -> None:
+        self._calls, self._tokens, self._instead = 0, 0.0, 0.0
+
+    def pays(self, rate: float, tokens: int, seconds: float) -> bool:
+        """Count a call, where plain ones give tokens at some rate; whether the drafts of late are worth making."""
+        self._calls += 1
+        self._tokens, self._instead = self._tokens * _KEPT + tokens, self._instead * _KEPT + rate * seconds
+        if self._calls < _DRAFTED or self._tokens >= _PAID * self._instead:
+            return True
+        self._calls, self._tokens, self._instead = 0, 0.0, 0.0
+        return False
 
 
 class _Cost:

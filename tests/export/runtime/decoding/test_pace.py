@@ -159,3 +159,25 @@ def test_a_draft_that_is_taken_ends_the_rests() -> None:
     for _ in range(50):
         assert not pace.rests(1)
         pace.width(1, [(2, LONGEST)])
+
+
+def test_drafts_that_gave_less_than_plain_calls_are_left_out_for_ever_longer() -> None:
+    """Whatever was reckoned: what counts is what came of it."""
+    pace, rests = steady(0.01, 0.02), list[int]()
+    for _ in range(4):
+        for _ in range(100):
+            pace.gave(1, 4, 0.02, 1, 2)  # twice the time of a plain call for two tokens
+            if pace.rests(1):
+                break
+        rests.append(1)
+        while pace.rests(1):
+            rests[-1] += 1
+    assert rests[0] > 50
+    assert all(more > 1.5 * less for less, more in pairwise(rests))
+
+
+def test_drafts_that_gave_more_go_on() -> None:
+    pace = steady(0.01, 0.02)
+    for _ in range(200):
+        pace.gave(1, 4, 0.02, 1, 3)
+        assert not pace.rests(1)

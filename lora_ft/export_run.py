@@ -110,6 +110,8 @@ def export(
         judge = None
         if precisions != [FP32]:
             judge = _judge(task, examples[:score_rows], precision, max_drop, force, progress)
+            if judge and precision == AUTO and verify_split == "test":
+                progress.note("warning: test rows choose the precision; its scores on them will flatter")
         published = write_bundle(
             folder,
             tokenizer,

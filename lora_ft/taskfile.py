@@ -53,7 +53,8 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
 
     Args:
         path: the file.
-        overrides: `key.path=value` pairs, values in YAML; paths among them start from the current folder.
+        overrides: `key.path=value` pairs, values in YAML; paths among them start from the current folder,
+            those of rows from data.root where it is given, too.
 
     Raises:
         TaskFaults: with every fault of the schema at once.
@@ -138,13 +139,18 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 
 def _from_here(raw: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Let the paths among the overrides start from the current folder (those in the file start from the file's)."""
+    """Let the paths among the overrides start from the current folder (those in the file start from the file's).
+
+    Rows start from data.root where that is given, too.
+    """
     data = raw.get("data")
-    for key in (override.partition("=")[0] for override in overrides):
+    keys = [override.partition("=")[0] for override in overrides]
+    paths = ("root",) if "data.root" in keys else _PATHS
+    for key in keys:
         section, _, name = key.rpartition(".")
         if key == "base" and Path(str(raw["base"])).expanduser().is_dir():
             raw["base"] = _absolute(raw["base"])
-        elif section == "data" and name in _PATHS and isinstance(data, dict) and not data.get("hub"):
+        elif section == "data" and name in paths and isinstance(data, dict) and not data.get("hub"):
             value = data[name]
             data[name] = [_absolute(item) for item in value] if isinstance(value, list) else _absolute(value)
         elif key == "evaluate.json_schema" and raw["evaluate"]["json_schema"] != FHIR_R4:

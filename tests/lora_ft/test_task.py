@@ -193,6 +193,18 @@ def test_paths_start_from_the_file_and_overrides_from_the_current_folder(
     assert load_task(path, [f"data.train={tmp_path}/x.jsonl"]).data.train == f"{tmp_path}/x.jsonl"
 
 
+def test_rows_start_from_a_data_root_that_is_overridden_too(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_task()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for overrides in (["data.root=../rows", "data.train=a.jsonl"], ["data.train=a.jsonl", "data.root=../rows"]):
+        data = load_task(path, overrides).data
+        assert data.root is not None and data.train == "a.jsonl"
+        assert (data.root / data.train).resolve() == (tmp_path / "rows" / "a.jsonl").resolve()
+
+
 def test_names_of_hub_splits_are_no_paths(make_task: MakeTask) -> None:
     assert load_task(make_task(), ["data.hub=someone/rows", "data.train=dev"]).data.train == "dev"
 

@@ -150,7 +150,7 @@ def _opened(name: str, progress: Progress) -> Iterator[tuple[Path, T5ForConditio
             folder, model = found.folder, load_model(found.folder)
             task = load_task(folder / TASK) if (folder / TASK).is_file() else None
             base, adapter = _merged_from(folder, found.name)
-        options = task.generation_options() if task else {"max_new_tokens": MAX_NEW_TOKENS}
+        options: dict[str, Any] = task.generation_options() if task else {"max_new_tokens": MAX_NEW_TOKENS}
         labels = options.pop("labels", ())
         yield (
             folder,

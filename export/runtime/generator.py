@@ -150,7 +150,7 @@ class Generator:
         rows = [row[:length] for row, length in zip(input_ids, lengths, strict=True)]
         if not rows:
             return np.empty((0, 0), np.int64)
-        own = {name: self.defaults[name] for name in ("max_new_tokens", "prompt_lookup") if name in self.defaults}
+        own = {name: value for name, value in self.defaults.items() if name in ("max_new_tokens", "prompt_lookup")}
         chosen = self._options(options, own)
         return pad([answer.tokens for answer in self._answer_batch(rows, chosen)], self.special.pad)
 

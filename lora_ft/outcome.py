@@ -82,7 +82,7 @@ def finish(task: Task, working: Path, out: Path, metrics: dict[str, Any]) -> Non
     """Write metrics and card into the folder of a run whose weights are there, and put it into its place."""
     write_json(working / METRICS, metrics)
     write_text(working / CARD, run_card(Facts(task, metrics)))
-    (working / CHOICES).unlink()
+    (working / CHOICES).unlink(missing_ok=True)
     for path in [*working.glob("checkpoint-*"), *working.glob(INITIAL)]:
         shutil.rmtree(path)
     sync_tree(working)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from export.errors import LoraFtError, UsageError
-from export.files import read_json, refuse_existing, write_json
+from export.files import read_json, write_json
 from export.runtime.cpu import allowed_cpus
 from export.runtime.text import Tokenizer
 from lora_ft import checkpoints
 from lora_ft.bases import Base, cache_folder, find_base, quiet_transformers
 from lora_ft.batches import Encoded
+from lora_ft.claim import claim
 from lora_ft.data import Example
 from lora_ft.energy import SOURCES, meter
 from lora_ft.initial import INITIAL, keep_start
+from lora_ft.interrupts import Interrupted
 from lora_ft.material import gather
 from lora_ft.memory import keep_freed_memory
 from lora_ft.outcome import CHOICES, finish, hardware, measured, trim_log
@@ -29,16 +29,10 @@ from lora_ft.processes import processes, rank
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import LOG, TASK, Run, unfinished
 from lora_ft.setup import equip
-from lora_ft.task import AUTO, Task
-from lora_ft.taskfile import load_task, save_task
+from lora_ft.task import Task
+from lora_ft.taskfile import save_task
 from lora_ft.trainer import Keeper, Reporter, Trainer
 from lora_ft.weights import open_weights, save_weights
-
-
-class Interrupted(LoraFtError):
-    """Training was stopped by Ctrl-C after a checkpoint."""
-
-    exit_code = 130
 
 
 def train(
@@ -62,7 +56,7 @@ def train(
     """
     progress = progress if progress is not None and rank() == 0 else Silent()
     working = unfinished(out)
-    _claim(task, out, working, resume=resume, overwrite=overwrite)
+    claim(task, out, working, resume=resume, overwrite=overwrite)
     base = find_base(task.base)
     if base.notice:
         progress.note(base.notice)
@@ -101,29 +95,6 @@ def train(
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     return Run(out)
-
-
-def _claim(task: Task, out: Path, working: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that this run may be written, before anything else is done."""
-    if rank() != 0:
-        return
-    refuse_existing(out, overwrite=overwrite)
-    if resume:
-        if not (working / TASK).is_file():
-            raise UsageError(f"there is no unfinished run {working} to resume", "leave out --resume")
-        before = load_task(working / TASK)
-        if task.labels == AUTO:  # they were found when it began
-            task = task.model_copy(update={"labels": before.labels})
-        if before != task:
-            changed = [name for name in Task.model_fields if getattr(before, name) != getattr(task, name)]
-            raise UsageError(
-                f"the unfinished run {working} was started with another {', '.join(changed)}",
-                "resume with the same task and --set, or start anew with --overwrite",
-            )
-    elif working.exists() and not overwrite:
-        raise UsageError(f"an unfinished run lies in {working}", "add --resume to go on, or --overwrite to start anew")
-    elif working.exists():
-        shutil.rmtree(working)
 
 
 def _choices(working: Path) -> Choices | None:

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-_LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 class Screen:
@@ -58,7 +58,7 @@ class Screen:
         if self._task is not None:
             self._bar.update(self._task, completed=done)
             self._figures.plain = figures
-        elif time.monotonic() - self._last_line > _LINE_EVERY:
+        elif time.monotonic() - self._last_line > LINE_EVERY:
             self._last_line = time.monotonic()
             self.console.print(f"{self._name}: {done:,} of {self._total:,}  {figures}".rstrip(), soft_wrap=True)
 

@@ -1,0 +1,78 @@
+"""A linear layer under several adapters: the base's product once for all rows, the adapters' in blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+
+class Route:
+    """Which rows of the batch at hand belong to which adapters. All layers of a pack look here.
+
+    Attributes:
+        blocks: (adapters, rows of each) of neighbours that have equally many rows; -1 rows: all there are.
+        order: numbers of the adapters as they come in the batch [m]; None: as they are stacked, every one.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: list[tuple[int, int]] = []
+        self.order: Tensor | None = None
+
+    def send(self, rows: Sequence[tuple[int, int]], adapters: int, device: torch.device) -> None:
+        """The batch holds so many rows of each: (number of an adapter, rows), one after another, of `adapters` ones."""
+        self.blocks = [(len(list(same)), count) for count, same in groupby(count for _, count in rows)]
+        numbers = [number for number, _ in rows]
+        self.order = None if numbers == list(range(adapters)) else torch.tensor(numbers, device=device)
+
+    def send_all(self, adapter: int, device: torch.device) -> None:
+        """All rows belong to one adapter, however many there will be."""
+        self.blocks, self.order = [(1, -1)], torch.tensor([adapter], device=device)
+
+
+class PackedLinear(nn.Module):
+    """y = x W' + s (x A) B, with A, B and s of the adapter that a row belongs to.
+
+    Adapters of a smaller rank, or without this layer, have zeros in the columns of A and the rows of B that are left
+    over. Their gradients are zero, too, so they stay zero under AdamW.
+
+    Args:
+        base: the frozen layer.
+        route: of the pack.
+        a: [n, in, r] of n adapters.
+        b: [n, r, out].
+        scale: [n], float32.
+    """
+
+    def __init__(self, base: nn.Linear, route: Route, a: Tensor, b: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.base, self.route = base, route
+        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
+        self.register_buffer("scale", scale, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's: T5 asks for its type."""
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, t, in] to [rows, t, out]."""
+        parts: list[Tensor] = [self.a, self.b, self.get_buffer("scale")]
+        if self.route.order is not None:
+            parts = [part.index_select(0, self.route.order) for part in parts]
+        blocks = self.route.blocks
+        if len(blocks) == 1:
+            return self.base(x) + _product(x, *parts)
+        several = [adapters for adapters, _ in blocks]
+        inputs = x.split([adapters * rows for adapters, rows in blocks])
+        deltas = [_product(*one) for one in zip(inputs, *(part.split(several) for part in parts), strict=True)]
+        return self.base(x) + torch.cat(deltas)
+
+
+def _product(x: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    """Equally many rows of each adapter: [n * rows, t, in] to [n * rows, t, out]."""
+    delta = torch.bmm(torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a), b)
+    # Under autocast the product is bf16; the scale is not rounded to it, as peft does not round its own either.
+    return (delta * scale[:, None, None]).to(delta.dtype).view(*x.shape[:-1], b.shape[-1])

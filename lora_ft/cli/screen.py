@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -32,7 +33,7 @@ class Screen:
         self._task: TaskID | None = None
         self._name, self._total, self._last_line = "", 0, 0.0
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live.start()
         return self

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_ft.cli import bench, hub
+from lora_ft.cli import adapters, bench, hub
 from lora_ft.cli.chat import chat
+from lora_ft.cli.choices import SplitChoice
 from lora_ft.cli.screen import Screen
 from lora_ft.cli.train import train
 
@@ -23,14 +24,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-class SplitChoice(StrEnum):
-    """A split of a task."""
-
-    train = "train"
-    validation = "validation"
-    test = "test"
 
 
 class DtypeChoice(StrEnum):
@@ -315,6 +308,7 @@ def recipes() -> None:
 
 app.command()(chat)
 app.command()(hub.push)
+app.add_typer(adapters.app, name="adapters")
 app.add_typer(bench.app, name="bench")
 
 

@@ -93,6 +93,7 @@ class Member:
         trainer.create_scheduler(self.plan.steps, self._optimizer())
         for _ in range(self.resumed):
             self._advance_rate()
+        trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)  # once, or each evaluation times it
         self._began = time.time()
         trainer.control = trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
 

@@ -164,13 +164,13 @@ class Pack:
 
     def _share(self, member: Member) -> dict[str, Any]:
         """What a member's metrics say of the pack, and of the energy that all took, by its rows."""
+        share = (member.state.global_step - member.resumed) * member.plan.global_batch / max(self._samples, 1)
         energy = None
         if self._joules:
-            rows = (member.state.global_step - member.resumed) * member.plan.global_batch
-            joules = (self._joules() - self._joules_before) * rows / max(self._samples, 1)
+            joules = (self._joules() - self._joules_before) * share
             source = f"{SOURCES[member.plan.device]}; this adapter's share by rows"
             energy = {"joules": round(joules, 1), "source": source}
-        return {"pack": {"adapters": len(self.members)}, "energy": energy}
+        return {"pack": {"adapters": len(self.members), "share": round(share, 4)}, "energy": energy}
 
     def _may_save(self) -> bool:
         return time.perf_counter() - self._saved_at >= _OVERHEAD * self._saving

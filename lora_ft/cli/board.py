@@ -46,10 +46,10 @@ def _table(rows: Sequence[Row], room: int) -> Table:
 
 
 def line(row: Row) -> str:
-    """One adapter in a line."""
+    """One adapter in a line; so many of its samples a second."""
     step, loss, score, speed, left = _cells(row)
-    figures = f"loss {loss}  {row.metric} {score}  {speed} samples/s  {left} left"
-    return f"{shorten(row.name, 22)}  {step}  {row.note or figures}"
+    figures = f"loss {loss}  {row.metric} {score}  {speed}/s  {left} left"
+    return f"{shorten(row.name, 20)}  {step}  {row.note or figures}"
 
 
 def _cells(row: Row) -> tuple[str, str, str, str, str]:

@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+
+SOURCE, TARGET = 0, 1
+
+
+@dataclass(frozen=True)
+class Drop:
+    """LoRA's dropout of one adapter, from random numbers of its own: those of training alone.
+
+    Attributes:
+        rate: share of inputs that is zeroed.
+        generator: on the device.
+        lengths: of its own source and target, padded as alone; what a longer neighbour adds draws no numbers.
+    """
+
+    rate: float
+    generator: torch.Generator
+    lengths: tuple[int, int]
+
+    def __call__(self, x: Tensor, side: int) -> Tensor:
+        """[rows, t, in] as torch's dropout gives it, in float32 as peft has it; zeros behind its own length."""
+        own = x[:, : self.lengths[side]].float()
+        noise = torch.empty(own.shape, device=x.device).bernoulli_(1 - self.rate, generator=self.generator)
+        return pad(own * noise.div_(1 - self.rate), (0, 0, 0, x.shape[1] - own.shape[1]))
 
 
 class Route:
@@ -15,21 +40,36 @@ class Route:
     Attributes:
         blocks: (adapters, rows of each) of neighbours that have equally many rows; -1 rows: all there are.
         order: numbers of the adapters as they come in the batch [m]; None: as they are stacked, every one.
+        drops: (number of the adapter, rows, its dropout or None) as they come; none where no adapter drops.
     """
 
     def __init__(self) -> None:
         self.blocks: list[tuple[int, int]] = []
         self.order: Tensor | None = None
+        self.drops: list[tuple[int, int, Drop | None]] = []
 
-    def send(self, rows: Sequence[tuple[int, int]], adapters: int, device: torch.device) -> None:
+    def send(
+        self, rows: Sequence[tuple[int, int]], adapters: int, device: torch.device, drops: Sequence[Drop | None] = ()
+    ) -> None:
         """The batch holds so many rows of each: (number of an adapter, rows), one after another, of `adapters` ones."""
         self.blocks = [(len(list(same)), count) for count, same in groupby(count for _, count in rows)]
         numbers = [number for number, _ in rows]
         self.order = None if numbers == list(range(adapters)) else torch.tensor(numbers, device=device)
+        self.drops = [(*one, drop) for one, drop in zip(rows, drops, strict=True)] if any(drops) else []
 
     def send_all(self, adapter: int, device: torch.device) -> None:
         """All rows belong to one adapter, however many there will be."""
-        self.blocks, self.order = [(1, -1)], torch.tensor([adapter], device=device)
+        self.blocks, self.order, self.drops = [(1, -1)], torch.tensor([adapter], device=device), []
+
+    def drop(self, x: Tensor, side: int, adapted: Sequence[bool]) -> Tensor:
+        """What the adapters of a layer are given: x, or of those with dropout what that leaves."""
+        if not self.drops:
+            return x
+        parts = x.split([rows for _, rows, _ in self.drops])
+        return torch.cat([
+            drop(part, side) if drop is not None and adapted[number] else part
+            for (number, _, drop), part in zip(self.drops, parts, strict=True)
+        ])  # fmt: skip
 
 
 class PackedLinear(nn.Module):
@@ -44,11 +84,13 @@ class PackedLinear(nn.Module):
         a: [n, in, r] of n adapters.
         b: [n, r, out].
         scale: [n], float32.
+        side: SOURCE or TARGET: whose positions it is given.
     """
 
-    def __init__(self, base: nn.Linear, route: Route, a: Tensor, b: Tensor, scale: Tensor) -> None:
+    def __init__(self, base: nn.Linear, route: Route, a: Tensor, b: Tensor, scale: Tensor, side: int = SOURCE) -> None:
         super().__init__()
-        self.base, self.route = base, route
+        self.base, self.route, self.side = base, route, side
+        self.adapted = [True] * len(scale)
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
         self.register_buffer("scale", scale, persistent=False)
 
@@ -62,11 +104,11 @@ class PackedLinear(nn.Module):
         parts: list[Tensor] = [self.a, self.b, self.get_buffer("scale")]
         if self.route.order is not None:
             parts = [part.index_select(0, self.route.order) for part in parts]
-        blocks = self.route.blocks
+        blocks, given = self.route.blocks, self.route.drop(x, self.side, self.adapted)
         if len(blocks) == 1:
-            return self.base(x) + _product(x, *parts)
+            return self.base(x) + _product(given, *parts)
         several = [adapters for adapters, _ in blocks]
-        inputs = x.split([adapters * rows for adapters, rows in blocks])
+        inputs = given.split([adapters * rows for adapters, rows in blocks])
         deltas = [_product(*one) for one in zip(inputs, *(part.split(several) for part in parts), strict=True)]
         return self.base(x) + torch.cat(deltas)
 

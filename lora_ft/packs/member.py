@@ -6,7 +6,7 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from lora_ft.outcome import CHOICES, finish, hardware, measured, trim_log
 from lora_ft.packs.adamw import Rate
 from lora_ft.packs.adapter import Adapter
 from lora_ft.packs.board import Row
+from lora_ft.packs.linear import Drop
 from lora_ft.plan import Plan
 from lora_ft.progress import Silent
 from lora_ft.runs import ADAPTER, LOG, METRICS, TASK, unfinished
@@ -62,6 +63,8 @@ class Member:
         self._order: list[int] = []
         self._loss, self._norm, self._rate = 0.0, 0.0, 0.0  # the first since what was logged last
         self._logged = 0
+        # Random numbers of its own, in the order in which training alone draws them from torch's: see `_draw`.
+        self.generator = torch.Generator(device=model.device).manual_seed(self.task.train.seed)
 
     @property
     def state(self) -> TrainerState:
@@ -86,6 +89,7 @@ class Member:
         state.compute_steps(trainer.args, self.plan.steps)
         if saved:
             self._loss, self._logged = saved["loss"], saved["logged"]
+            self.generator.set_state(torch.frombuffer(bytearray.fromhex(saved["random"]), dtype=torch.uint8))
             for callback in self._stoppers():
                 callback.early_stopping_patience_counter = saved["patience"]
         self.resumed = state.global_step
@@ -102,6 +106,7 @@ class Member:
         patience = [callback.early_stopping_patience_counter for callback in self._stoppers()]
         return {
             "state": dataclasses.asdict(self.state) | {"stateful_callbacks": None},
+            "random": self.generator.get_state().numpy().tobytes().hex(),
             "loss": self._loss, "logged": self._logged, "patience": patience[0] if patience else 0,
         }  # fmt: skip
 
@@ -125,6 +130,7 @@ class Member:
             trainer.sampler.set_epoch(epoch)
             self._order = list(trainer.sampler)
         if at == 0:
+            self._draw()
             trainer.control = trainer.callback_handler.on_epoch_begin(trainer.args, self.state, trainer.control)
         trainer.control = trainer.callback_handler.on_step_begin(trainer.args, self.state, trainer.control)
         numbers = self._order[at * self.plan.global_batch : (at + 1) * self.plan.global_batch]
@@ -135,6 +141,18 @@ class Member:
             counted = count_positions(batch)
             trainer.positions = (trainer.positions[0] + counted[0], trainer.positions[1] + counted[1])
         return batches
+
+    def _draw(self) -> None:
+        """The number that a DataLoader draws when it begins an epoch, or an evaluation, and that we have no use for."""
+        if self.generator.device.type == "cpu":
+            torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+
+    def drop(self, batch: Mapping[str, Tensor]) -> Drop | None:
+        """LoRA's dropout for a pass over a batch of its own, if it has any."""
+        rate = self.task.lora.lora_dropout
+        if not rate:
+            return None
+        return Drop(rate, self.generator, (batch["input_ids"].shape[1], batch["labels"].shape[1]))
 
     def rate(self) -> Rate:
         """How the next step is taken."""
@@ -187,6 +205,7 @@ class Member:
             turn()
             model: Any = trainer.model
             model.generation_config.max_new_tokens = self.task.max_new_tokens
+            self._draw()
             if self._is_best(trainer.evaluate()):
                 self._keep_best(read())
         self.due = self.due or trainer.control.should_save

@@ -111,7 +111,9 @@ class Pack:
         device, rows = self._stack.device, [share.rows for share in shares]
         batch = join(shares, device)
         labels = batch.pop("labels")
-        self._stack.route.send([(share.adapter, share.rows) for share in shares], len(self.members), device)
+        counts = [(share.adapter, share.rows) for share in shares]
+        drops = [self.members[share.adapter].drop(share.batch) for share in shares]
+        self._stack.route.send(counts, len(self.members), device, drops)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
             outputs = self._model(**batch, use_cache=False)
             losses = [

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_ft.packs.adapter import Adapter, weight_name
-from lora_ft.packs.linear import PackedLinear, Route
+from lora_ft.packs.linear import SOURCE, TARGET, PackedLinear, Route
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Stack:
         for layer, (name, module, _) in zip(self.layers, found, strict=True):
             scale = torch.ones(len(adapters), device=self.device)
             a_view, b_view = layer.view(self.weights, "A"), layer.view(self.weights, "B")
-            linear = PackedLinear(module, self.route, a_view, b_view, scale)
+            linear = PackedLinear(module, self.route, a_view, b_view, scale, _side(name))
             _replace(model, name, linear)
             self._linears.append(linear)
         self._bind()
@@ -93,6 +93,7 @@ class Stack:
                 setattr(linear, side.lower(), parameter)
             scales = [adapter.scales.get(layer.name, 0.0) for adapter in self.adapters]
             linear.scale = torch.tensor(scales, device=self.device)
+            linear.adapted = [adapter.rank(layer.name) > 0 for adapter in self.adapters]
 
     def load(self, adapter: int, weights: Mapping[str, Tensor]) -> None:
         """Copy an adapter's weights, by peft's names, into its row."""
@@ -144,3 +145,10 @@ def _apart(view: Tensor) -> Tensor:
 def _replace(model: Any, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
+
+
+def _side(name: str) -> int:
+    """Whose positions a layer of T5 is given: the decoder's attention reads keys and values of the source."""
+    return (
+        SOURCE if name.startswith("encoder.") or name.endswith(("EncDecAttention.k", "EncDecAttention.v")) else TARGET
+    )

@@ -32,7 +32,10 @@ def need(name: str, rows: int = 8, source: int = 64, target: int = 16, adapter: 
         ({"lora": {"init_lora_weights": "pissa"}}, r"lora\.init_lora_weights = pissa"),
         ({"lora": {"trainable_token_indices": [3]}}, r"lora\.trainable_token_indices = \[3\]"),
         ({"lora": {"new_tokens": ["<a>"]}}, r"lora\.new_tokens = \['<a>'\]"),
-        ({"lora": {"lora_dropout": 0.1}}, r"lora\.lora_dropout = 0\.1"),
+        (
+            {"lora": {"lora_dropout": 0.1}, "train": {"gradient_checkpointing": True}},
+            r"train\.gradient_checkpointing = True",
+        ),
         ({"train": {"base_dropout": 0.1}}, r"train\.base_dropout = 0\.1"),
         ({"train": {"optim": "adafactor"}}, r"train\.optim = adafactor"),
         ({"train": {"compile": "on"}}, r"train\.compile = on"),

@@ -26,12 +26,12 @@ from tests.conftest import write_task
 from tests.lora_ft.test_train import closeness, losses, wait_for, weights
 
 MakeTask = Callable[..., Path]
-# Unlike in rank, layers, learning rate, schedule, decay, seed, lengths, batch, accumulation and number of rows.
+# Unlike in rank, layers, dropout, rate, schedule, decay, seed, lengths, batch, accumulation and number of rows.
 UNLIKE: list[dict[str, Any]] = [
     {"rows": 24, "train": {"learning_rate": 0.001}},
     {
         "rows": 41,
-        "lora": {"r": 3, "lora_alpha": 9, "target_modules": "all-linear"},
+        "lora": {"r": 3, "lora_alpha": 9, "target_modules": "all-linear", "lora_dropout": 0.1},
         "train": {"learning_rate": 0.003, "lr_scheduler_type": "cosine", "weight_decay": 0.1, "seed": 7},
     },
     {
@@ -47,7 +47,13 @@ UNLIKE: list[dict[str, Any]] = [
     },
     {
         "rows": 17,
-        "lora": {"r": 4, "rank_pattern": {"q": 6}, "alpha_pattern": {"v": 5}, "loraplus_lr_ratio": 4.0},
+        "lora": {
+            "r": 4,
+            "rank_pattern": {"q": 6},
+            "alpha_pattern": {"v": 5},
+            "loraplus_lr_ratio": 4.0,
+            "lora_dropout": 0.3,
+        },
         "train": {"max_grad_norm": 0.0, "learning_rate": 0.002, "lr_scheduler_type": "constant"},
     },
     {

@@ -89,9 +89,8 @@ def measure(
     if device == "cpu":
         torch.set_num_threads(allowed_cpus())
         keep_freed_memory()
-    works = [
-        _work(base, precision, source, target, number, rows, rank, steps, targets) for number in range(max(counts))
-    ]
+    shape = (source, target, rows, rank, steps, targets)
+    works = [_work(base, precision, number, *shape) for number in range(max(counts))]
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch, quiet_transformers():
         alone = rows / _alone(base, *works[0], Path(scratch))
         found = [Timing(precision, source, target, 0, round(alone, 2), 1.0)]

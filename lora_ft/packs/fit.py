@@ -37,6 +37,7 @@ def _obstacles(task: Task) -> list[tuple[str, object, str]]:
     """(key, value, why) of what a pack cannot do."""
     lora, train = task.lora, task.train
     trackers = [name for name in train.report_to if name != "tensorboard"]
+    recomputed = train.gradient_checkpointing and lora.lora_dropout
     found = [
         ("method", task.method, task.method != "lora", "a pack trains adapters on a frozen base"),
         ("lora.quantization", lora.quantization, lora.quantization, "a pack's base is not quantised"),
@@ -47,7 +48,7 @@ def _obstacles(task: Task) -> list[tuple[str, object, str]]:
         ("lora.new_tokens", lora.new_tokens, lora.new_tokens, "new tokens change the embedding that others train on"),
         ("train.base_dropout", train.base_dropout, train.base_dropout,
          "its random numbers would not be those of training alone"),
-        ("train.gradient_checkpointing", train.gradient_checkpointing, train.gradient_checkpointing and lora.lora_dropout,
+        ("train.gradient_checkpointing", train.gradient_checkpointing, recomputed,
          "with lora.lora_dropout it would draw other random numbers"),
         ("train.optim", train.optim, train.optim == "adafactor", "a pack's optimizer is AdamW"),
         ("train.compile", train.compile, train.compile == "on", "a pack is not compiled"),

@@ -45,6 +45,8 @@ def train(
     found = _load(tasks, set_)
     if len(found) > 1 and push_to_hub:
         raise UsageError("--push-to-hub uploads one run", "push each with `lora-ft push RUN REPO`")
+    if len(found) == 1 and pack_size:
+        raise UsageError("--pack-size is for several tasks", "leave it out")
     if len(found) > 1:
         return _several(found, out or Path("runs"), resume=resume, overwrite=overwrite, most=pack_size)
     from lora_ft.cli.tables import show_run

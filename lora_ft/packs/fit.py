@@ -128,15 +128,10 @@ def fit(
     return [Chosen(sorted((need.name for need in pack), key=order.__getitem__), total(pack)) for pack in packs]
 
 
-def lines(packs: Sequence[Chosen], room: int, longest: int) -> list[str]:
-    """What was chosen, in words.
-
-    Args:
-        packs: from `fit`.
-        room: bytes there are.
-        longest: how many tasks there are in all.
-    """
-    said = [f"{longest} adapters on one base in {len(packs)} pack{'s' * (len(packs) > 1)}"]
+def lines(packs: Sequence[Chosen], room: int) -> list[str]:
+    """What was chosen, in words; `room` are the bytes there are."""
+    count = sum(len(pack.names) for pack in packs)
+    said = [f"{count} adapters on one base in {len(packs)} pack{'s' * (len(packs) > 1)}"]
     for at, pack in enumerate(packs, 1):
         over = " (more than there is: the task's own batch is too large)" if pack.total > room else ""
         said.append(

@@ -39,13 +39,13 @@ class Route:
 
     Attributes:
         blocks: (adapters, rows of each) of neighbours that have equally many rows; -1 rows: all there are.
-        order: numbers of the adapters as they come in the batch [m]; None: as they are stacked, every one.
+        order: numbers of the adapters as they come in the batch [m]; or as one piece of the stack, without a copy.
         drops: (number of the adapter, rows, its dropout or None) as they come; none where no adapter drops.
     """
 
     def __init__(self) -> None:
         self.blocks: list[tuple[int, int]] = []
-        self.order: Tensor | None = None
+        self.order: Tensor | slice = slice(None)
         self.drops: list[tuple[int, int, Drop | None]] = []
 
     def send(
@@ -54,12 +54,13 @@ class Route:
         """The batch holds so many rows of each: (number of an adapter, rows), one after another, of `adapters` ones."""
         self.blocks = [(len(list(same)), count) for count, same in groupby(count for _, count in rows)]
         numbers = [number for number, _ in rows]
-        self.order = None if numbers == list(range(adapters)) else torch.tensor(numbers, device=device)
+        whole = numbers == list(range(adapters))
+        self.order = slice(None) if whole else torch.tensor(numbers, device=device)
         self.drops = [(*one, drop) for one, drop in zip(rows, drops, strict=True)] if any(drops) else []
 
-    def send_all(self, adapter: int, device: torch.device) -> None:
+    def send_all(self, adapter: int) -> None:
         """All rows belong to one adapter, however many there will be."""
-        self.blocks, self.order, self.drops = [(1, -1)], torch.tensor([adapter], device=device), []
+        self.blocks, self.order, self.drops = [(1, -1)], slice(adapter, adapter + 1), []
 
     def drop(self, x: Tensor, side: int, adapted: Sequence[bool]) -> Tensor:
         """What the adapters of a layer are given: x, or of those with dropout what that leaves."""
@@ -102,8 +103,11 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[rows, t, in] to [rows, t, out]."""
         parts: list[Tensor] = [self.a, self.b, self.get_buffer("scale")]
-        if self.route.order is not None:
-            parts = [part.index_select(0, self.route.order) for part in parts]
+        order = self.route.order
+        if isinstance(order, Tensor):
+            parts = [part.index_select(0, order) for part in parts]
+        elif order != slice(None):
+            parts = [part[order] for part in parts]
         blocks, given = self.route.blocks, self.route.drop(x, self.side, self.adapted)
         if len(blocks) == 1:
             return self.base(x) + _product(given, *parts)

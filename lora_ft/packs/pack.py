@@ -128,7 +128,7 @@ class Pack:
         return found
 
     def _turn(self, number: int) -> None:
-        self._stack.route.send_all(number, self._stack.device)
+        self._stack.route.send_all(number)
 
     def _attempt(self, member: Member, work: Any) -> None:
         """What fails for one adapter ends that one alone; a full disk ends all."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from export.errors import UsageError
+from export.errors import LoraFtError, UsageError
 from export.files import read_json, write_json
 from export.runtime.cpu import allowed_cpus
 from lora_ft.bases import Base, find_base, quiet_transformers
@@ -89,30 +89,17 @@ def train_pack(
         keep_freed_memory()
     board.stage("reading tasks", len(tasks))
     materials = _gather(tasks, base, board)
+    plans = {name: _plan(material, base, precision) for name, material in materials.items()}
+    board.note(f"precision {precision.name}: {precision.reason}")
+    if record is None:
+        packs = _choose(materials, plans, base, most, board)
+        record = {"version": _VERSION, "precision": precision.name, "packs": packs}
+        (out / WORK).mkdir(parents=True, exist_ok=True)
+        write_json(out / WORK / _RECORD, record)
     model = open_base(tasks[0], base, device).to(device)
     if tasks[0].train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    plans, needs = {}, []
-    for material in materials.values():
-        task, lora = material.task, material.task.lora
-        plan = make_plan(task, base.config, material.rows, 1, Choices(precision, False))
-        plans[task.name] = replace(plan, compile_reason="packs are not compiled")
-        longest = [max(len(getattr(row, side)) for row in material.rows) for side in ("input_ids", "labels")]
-        batch = Batch(task.train.per_device_train_batch_size, *longest)
-        needs.append(Need(task.name, plan.trainable, max(lora.r, *lora.rank_pattern.values(), 1), batch))
-    room = device_memory(device)
-    chosen = fit(
-        Shape.of(base.config), needs, room, bf16=precision.is_bf16, checkpointing=tasks[0].train.gradient_checkpointing,
-        cpu=device == "cpu", most=most,
-    )  # fmt: skip
-    board.note(f"precision {precision.name}: {precision.reason}")
-    if record is None:
-        for line in lines(chosen, room, len(tasks)):
-            board.note(line)
-        record = {"version": _VERSION, "precision": precision.name, "packs": [one.names for one in chosen]}
-        (out / WORK).mkdir(parents=True, exist_ok=True)
-        write_json(out / WORK / _RECORD, record)
     failed: dict[str, str] = {}
     interrupts = Interrupts()
     interrupts.take()
@@ -123,8 +110,36 @@ def train_pack(
             failed |= _train_one(work, board, interrupts)
     finally:
         interrupts.release()
+    (out / WORK / _RECORD).unlink()
     shutil.rmtree(out / WORK)
     return Packed([Run(out / task.name) for task in tasks if task.name not in failed], failed)
+
+
+def _plan(material: Material, base: Base, precision: Precision) -> Plan:
+    """A task's plan as alone, but for compiling."""
+    plan = make_plan(material.task, base.config, material.rows, 1, Choices(precision, False))
+    return replace(plan, compile_reason="packs are not compiled")
+
+
+def _choose(
+    materials: Mapping[str, Material], plans: Mapping[str, Plan], base: Base, most: int | None, board: Board
+) -> list[list[str]]:
+    """Names of the tasks of each pack, and a word about them."""
+    needs = []
+    for name, material in materials.items():
+        lora, train = material.task.lora, material.task.train
+        longest = [max(len(getattr(row, side)) for row in material.rows) for side in ("input_ids", "labels")]
+        batch = Batch(train.per_device_train_batch_size, *longest)
+        needs.append(Need(name, plans[name].trainable, max(lora.r, *lora.rank_pattern.values(), 1), batch))
+    first = next(iter(plans.values()))
+    room = device_memory(first.device)
+    chosen = fit(
+        Shape.of(base.config), needs, room, bf16=first.precision.is_bf16, cpu=first.device == "cpu", most=most,
+        checkpointing=train.gradient_checkpointing,
+    )  # fmt: skip
+    for line in lines(chosen, room):
+        board.note(line)
+    return [one.names for one in chosen]
 
 
 @dataclass(frozen=True)
@@ -208,6 +223,10 @@ def _claim(tasks: Sequence[Task], out: Path, *, resume: bool, overwrite: bool) -
         if not record.is_file():
             raise UsageError(f"there are no unfinished packs in {out} to resume", "leave out --resume")
         found = read_json(record)
+        if found["version"] != _VERSION:
+            raise LoraFtError(
+                f"{record} is of version {found['version']}, not {_VERSION}", "start anew with --overwrite"
+            )
         before = {name for pack in found["packs"] for name in pack}
         if before != {task.name for task in tasks}:
             raise UsageError(f"the unfinished packs in {out} are of other tasks", "resume with the same ones")
@@ -216,7 +235,7 @@ def _claim(tasks: Sequence[Task], out: Path, *, resume: bool, overwrite: bool) -
             if (unfinished(place) / TASK).is_file():
                 claim(task, place, unfinished(place), resume=True, overwrite=overwrite or is_run(place))
         return found
-    if (out / WORK).exists() and not overwrite:
+    if record.is_file() and not overwrite:
         raise UsageError(f"unfinished packs lie in {out / WORK}", "add --resume to go on, or --overwrite to start anew")
     for task in tasks:
         claim(task, out / task.name, unfinished(out / task.name), resume=False, overwrite=overwrite)

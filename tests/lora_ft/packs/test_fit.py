@@ -90,5 +90,5 @@ def test_packs_are_as_large_as_memory_allows_and_alike_in_length() -> None:
 def test_a_task_that_is_too_large_alone_is_tried_alone_and_said_so() -> None:
     packs = fit(SMALL, [need("a"), need("b")], 10**6, **PLAIN, most=None)
     assert [pack.names for pack in packs] == [["a"], ["b"]]
-    said = lines(packs, 10**6, 2)
+    said = lines(packs, 10**6)
     assert said[0] == "2 adapters on one base in 2 packs" and "more than there is" in said[1]

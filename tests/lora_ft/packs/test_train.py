@@ -28,7 +28,7 @@ from tests.lora_ft.test_train import closeness, losses, wait_for, weights
 MakeTask = Callable[..., Path]
 # Unlike in rank, layers, dropout, rate, schedule, decay, seed, lengths, batch, accumulation and number of rows.
 UNLIKE: list[dict[str, Any]] = [
-    {"rows": 24, "train": {"learning_rate": 0.001}},
+    {"rows": 24, "lora": {"r": 4, "init_lora_weights": "eva"}, "train": {"learning_rate": 0.001}},
     {
         "rows": 41,
         "lora": {"r": 3, "lora_alpha": 9, "target_modules": "all-linear", "lora_dropout": 0.1},

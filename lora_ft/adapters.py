@@ -110,8 +110,8 @@ def name_base(folder: Path, base: Base) -> None:
     write_json(folder / CONFIG, adapter_config(folder) | {"base_model_name_or_path": base.name})
 
 
-def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-    """A base with the adapter of `folder` on it, in evaluation mode unless it is to be trained.
+def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False, name: str = "default") -> PeftModel:
+    """A base with the adapter of `folder` on it, under a name, in evaluation mode unless it is to be trained.
 
     Raises:
         UsageError: no adapter there, or not of safetensors.
@@ -123,8 +123,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     if adapter_config(folder).get("trainable_token_indices"):
         tell_ties(model)
     with quiet_transformers():
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-    _share_embedding(model, adapted.peft_config["default"])
+        adapted = PeftModel.from_pretrained(model, folder, name, is_trainable=trainable)
+    _share_embedding(model, adapted.peft_config[name])
     return adapted.train(trainable)
 
 

@@ -312,7 +312,8 @@ def _energy(facts: Facts) -> tuple[float, str] | None:
     if counted:
         return counted["joules"] / 3.6e6, f"counted by {counted['source']}"
     if watts:
-        return watts * facts.metrics["speed"]["seconds"] / 3.6e6, f"if it drew {watts:g} W, as its task says"
+        seconds = facts.metrics["speed"]["seconds"] * facts.metrics.get("pack", {}).get("share", 1)
+        return watts * seconds / 3.6e6, f"if it drew {watts:g} W, as its task says"
     return None
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,6 +17,8 @@ from pydantic import ValidationError
 from export.errors import UsageError
 from export.files import write_text
 from lora_ft.task import FHIR_R4, SPLITS, Task
+
+GRID = "grid"  # of a file: values by key, a task for each combination
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,57 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
         TaskFaults: with every fault of the schema at once.
         UsageError: no such file, no YAML, or an override that is no pair.
     """
+    file, raw = _read(path, overrides)
+    if GRID in raw:
+        raise UsageError(f"{file} is a grid of tasks", "train it, or give the task.yaml of one of its runs")
+    return _checked(file, raw)
+
+
+def load_tasks(path: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Task, dict[str, Any]]]:
+    """The tasks of a file with a `grid`: one for each combination of its values; of another file its one task.
+
+    `grid: {lora.r: [8, 16], train.seed: [1, 2]}` makes four, named NAME-r-8-seed-1 and so on.
+
+    Returns:
+        Each with what the grid sets in it, by key.
+
+    Raises:
+        UsageError: as of `load_task`, or `grid` is no lists of values by key.
+    """
+    file, raw = _read(path, overrides)
+    if GRID not in raw:
+        return [(_checked(file, raw), {})]
+    grid = raw.pop(GRID)
+    if not isinstance(grid, dict) or not grid or not all(isinstance(value, list) and value for value in grid.values()):
+        raise UsageError(f"{file}: grid is not lists of values by key", "e.g. grid: {lora.r: [8, 16]}")
+    for key in grid:
+        if key == "name" or not all(str(key).split(".")):
+            raise UsageError(f"{file}: grid cannot set '{key}'", "name keys of the task, e.g. train.learning_rate")
+        if any(override.partition("=")[0] == key for override in overrides):
+            raise UsageError(f"--set {key} and the grid of {file} both set it", "change the grid")
+    found = []
+    for values in itertools.product(*grid.values()):
+        settings = dict(zip(grid, values, strict=True))
+        one = copy.deepcopy(raw)
+        for key, value in settings.items():
+            _set(one, key, value, f"{file}: grid.{key}")
+        parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in settings.items()]
+        one["name"] = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([str(raw.get("name")), *parts]))
+        found.append((_checked(file, one), settings))
+    return found
+
+
+def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """The file, and what it holds under the overrides."""
     file = _find(path)
     raw = _read_yaml(file)
     for override in overrides:
         _override(raw, override)
     _from_here(raw, overrides)
+    return file, raw
+
+
+def _checked(file: Path, raw: dict[str, Any]) -> Task:
     try:
         task = Task.model_validate(raw)
     except ValidationError as error:
@@ -129,12 +180,16 @@ def _override(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"--set {key}: {text!r} is not YAML", "quote it") from error
+    _set(raw, key, value, f"--set {override}")
+
+
+def _set(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
     section: Any = raw
     *parents, last = key.split(".")
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise UsageError(f"--set {override}: {parent} has no keys of its own")
+            raise UsageError(f"{where}: {parent} has no keys of its own")
     section[last] = value
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +21,7 @@ from export.errors import LoraFtError
 from export.runtime.text import IGNORED
 from lora_ft import checkpoints
 from lora_ft.batches import Encoded, LengthSampler, collate, count_positions
+from lora_ft.interrupts import Interrupts
 from lora_ft.progress import Progress
 
 
@@ -112,22 +111,32 @@ class Trainer(Seq2SeqTrainer):
 
     def _guard(self, loss: float) -> None:
         """Stop on a loss that says training is broken, instead of averaging it away."""
-        if not math.isfinite(loss) or loss == 0.0:
-            kind = "exactly 0" if loss == 0.0 else "not finite"
-            raise LoraFtError(
-                f"the loss of step {self.state.global_step + 1} is {kind}",
-                "lower train.learning_rate, or set train.precision=fp32; the last checkpoint is kept for --resume"
-                if loss
-                else "the targets carry nothing to learn, or the precision underflows: set train.precision=fp32",
-            )
+        if broken := fault_of(loss, self.state.global_step + 1):
+            raise broken
         if self.state.global_step == 0 and not self._learns():
-            raise LoraFtError(
-                "no gradient reaches the trained weights in step 1", "set train.gradient_checkpointing=false"
-            )
+            raise no_gradient()
 
     def _learns(self) -> bool:
         gradients = [p.grad for p in self.model.parameters() if p.requires_grad]
         return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+
+def fault_of(loss: float, step: int) -> LoraFtError | None:
+    """What is wrong with the loss of a step, if it says that training is broken."""
+    if math.isfinite(loss) and loss != 0.0:
+        return None
+    kind = "exactly 0" if loss == 0.0 else "not finite"
+    return LoraFtError(
+        f"the loss of step {step} is {kind}",
+        "lower train.learning_rate, or set train.precision=fp32; the last checkpoint is kept for --resume"
+        if loss
+        else "the targets carry nothing to learn, or the precision underflows: set train.precision=fp32",
+    )
+
+
+def no_gradient() -> LoraFtError:
+    """The fault of a first step whose loss tells the trained weights nothing."""
+    return LoraFtError("no gradient reaches the trained weights in step 1", "set train.gradient_checkpointing=false")
 
 
 class Keeper(TrainerCallback):
@@ -135,28 +144,29 @@ class Keeper(TrainerCallback):
 
     def __init__(self, sampler: LengthSampler, folder: Path, keep: int) -> None:
         self._sampler, self._folder, self._keep = sampler, folder, keep
-        self.interrupted = False
-        self._previous: Any = None
+        self._interrupts = Interrupts()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C came, in any process."""
+        return self._interrupts.caught
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_interrupt)
+        self._interrupts.take()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.release()
 
     def release(self) -> None:
         """Give Ctrl-C back to whoever had it."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        self._interrupts.release()
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._sampler.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if _any_process(self.interrupted, args):
-            self.interrupted = True
+            self._interrupts.caught = True
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -164,11 +174,6 @@ class Keeper(TrainerCallback):
             torch.distributed.barrier()
         if args.should_save:
             checkpoints.seal(self._folder, state.global_step, keep=self._keep, best=state.best_model_checkpoint)
-
-    def _on_interrupt(self, *_: Any) -> None:
-        if self.interrupted:  # twice: the user means it
-            raise KeyboardInterrupt
-        self.interrupted = True
 
 
 class Reporter(TrainerCallback):

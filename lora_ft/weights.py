@@ -40,9 +40,7 @@ def open_weights(
         device = int(os.environ.get("LOCAL_RANK", "0"))
         model = load_quantized(base.folder, lora.quantization, dropout=task.base_dropout, device=device)
     else:
-        # As matrix products: on CPUs they compile to faster code than the fused operator (9.9 to 7.8 samples/s).
-        attention = "eager" if plan.device == "cpu" else None
-        model = load_model(base.folder, dropout=task.base_dropout, attention=attention)
+        model = open_base(task, base, plan.device)
     # On the base itself: peft's encoder-decoder ignores a configuration given to the Trainer, and stops at 20 tokens.
     model.generation_config.max_new_tokens = task.max_new_tokens
     if task.method == "full":
@@ -51,13 +49,29 @@ def open_weights(
     if (start / CONFIG).is_file():
         adapted = load_start(model, start, lora)
     else:
-        adapted = add_adapter(model, lora, base, tokenizer.ids(lora.new_tokens))
-        if lora.init_lora_weights == "eva":
-            start_from_rows(adapted, rows, task.train.seed, plan.device)
+        adapted = fresh_adapter(model, task, base, tokenizer.ids(lora.new_tokens), rows, plan.device)
     if lora.starts_elsewhere:
         set_seed(task.train.seed)  # a start that is loaded draws fewer random numbers than one that is made
     if task.train.gradient_checkpointing:
         adapted.enable_input_require_grads()  # or no gradient reaches layers below a frozen embedding (peft#80)
+    return adapted
+
+
+def open_base(task: Task, base: Base, device: str) -> Any:
+    """A task's base as training takes it, not quantised."""
+    # As matrix products: on CPUs they compile to faster code than the fused operator (9.9 to 7.8 samples/s).
+    attention = "eager" if device == "cpu" else None
+    return load_model(base.folder, dropout=task.base_dropout, attention=attention)
+
+
+def fresh_adapter(
+    model: Any, task: Task, base: Base, new_tokens: Sequence[int], rows: Sequence[Encoded], device: str
+) -> Any:
+    """A task's adapter as it starts, on a model of its base; arguments as of `add_adapter` and `start_from_rows`."""
+    set_seed(task.train.seed)  # whatever was drawn before
+    adapted = add_adapter(model, task.lora, base, new_tokens)
+    if task.lora.init_lora_weights == "eva":
+        start_from_rows(adapted, rows, task.train.seed, device)
     return adapted
 
 

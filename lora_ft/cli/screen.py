@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-_LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 class Screen:
@@ -32,7 +33,7 @@ class Screen:
         self._task: TaskID | None = None
         self._name, self._total, self._last_line = "", 0, 0.0
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live.start()
         return self
@@ -58,7 +59,7 @@ class Screen:
         if self._task is not None:
             self._bar.update(self._task, completed=done)
             self._figures.plain = figures
-        elif time.monotonic() - self._last_line > _LINE_EVERY:
+        elif time.monotonic() - self._last_line > LINE_EVERY:
             self._last_line = time.monotonic()
             self.console.print(f"{self._name}: {done:,} of {self._total:,}  {figures}".rstrip(), soft_wrap=True)
 

@@ -102,7 +102,7 @@ def show_evaluation(result: Evaluation) -> None:
     models = [result.scores, *([result.baseline] if result.baseline else [])]
     made = table(
         "0-100 [95 %]",
-        *(_shorten(scores.model) for scores in models),
+        *(shorten(scores.model) for scores in models),
         *(["difference"] if result.baseline else []),
     )
     for name in result.scores.scores:
@@ -133,7 +133,7 @@ def show_comparison(found: Comparison, rows: int) -> None:
     made = table("score", "model", "0-100 [95 %]", "difference [95 %]", "p")
     made.columns[1].justify = "left"
     for score, name, *figures in found.lines():
-        made.add_row(score, _shorten(name), *figures)
+        made.add_row(score, shorten(name), *figures)
     screen.print(made)
     for how, names in found.how.items():
         screen.print(f"{', '.join(names)}: {how}", markup=False)
@@ -142,7 +142,7 @@ def show_comparison(found: Comparison, rows: int) -> None:
         screen.print(f"\nrow {at + 1}, {found.by}", markup=False, style="bold")
         for one in found.contenders:
             answer = " ".join(one.answers[at].split())
-            screen.print(f"  {_shorten(one.name)} {one.rows[found.by][at]:.1f}: {answer}", markup=False)
+            screen.print(f"  {shorten(one.name)} {one.rows[found.by][at]:.1f}: {answer}", markup=False)
         screen.print(f"  reference: {' '.join(found.references[at][0].split())}", markup=False)
 
 
@@ -187,5 +187,6 @@ def show_sizes(task: Task) -> None:
     )
 
 
-def _shorten(name: str, width: int = 18) -> str:
+def shorten(name: str, width: int = 18) -> str:
+    """The end of a name that is too long for a cell."""
     return name if len(name) <= width else "…" + name[1 - width :]

@@ -10,9 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_ft.cli import bench, hub
+from lora_ft.cli import adapters, bench, hub
 from lora_ft.cli.chat import chat
+from lora_ft.cli.choices import SplitChoice
 from lora_ft.cli.screen import Screen
+from lora_ft.cli.train import train
 
 app = typer.Typer(
     name="lora-ft",
@@ -22,14 +24,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-class SplitChoice(StrEnum):
-    """A split of a task."""
-
-    train = "train"
-    validation = "validation"
-    test = "test"
 
 
 class DtypeChoice(StrEnum):
@@ -65,28 +59,7 @@ def validate(task: TaskArgument, set_: Overrides = []) -> int:  # noqa: B006  (t
     return 2 if report.faults else 0
 
 
-@app.command()
-def train(
-    task: TaskArgument,
-    set_: Overrides = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")] = False,
-    overwrite: Overwrite = False,
-    push_to_hub: hub.PushTo = None,
-    private: hub.Private = False,
-) -> None:
-    """Train a task's adapter, or all weights. Ctrl-C saves a checkpoint; --resume goes on from it."""
-    from lora_ft.cli.tables import show_run
-    from lora_ft.taskfile import load_task
-    from lora_ft.train import train as job
-
-    loaded = load_task(task, set_)
-    destination = hub.destination(push_to_hub, private=private)
-    with Screen() as screen:
-        run = job(loaded, out or Path("runs") / loaded.name, resume=resume, overwrite=overwrite, progress=screen)
-    if not screen.console.quiet:
-        show_run(run)
-        hub.upload(run.folder, destination)
+app.command()(train)
 
 
 @app.command()
@@ -335,6 +308,7 @@ def recipes() -> None:
 
 app.command()(chat)
 app.command()(hub.push)
+app.add_typer(adapters.app, name="adapters")
 app.add_typer(bench.app, name="bench")
 
 

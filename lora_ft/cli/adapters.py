@@ -1,0 +1,131 @@
+"""The verbs of `lora-ft adapters`: a folder of runs, looked through."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lora_ft.cli.choices import SplitChoice
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look through the adapters in a folder of runs.")
+
+
+@app.command("list")
+def list_(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Of runs.")] = Path("runs"),
+) -> None:
+    """List the adapters of all runs in a folder; * is the best of a grid."""
+    from lora_ft.cli.tables import console, shorten, table
+    from lora_ft.shelf import shelf
+
+    made = table("adapter", "base", "rank", "MB", "validation", "trained")
+    for one in shelf(folder):
+        score = "–" if one.score is None else f"{one.metric} {one.score:.2f}"
+        made.add_row(
+            f"{shorten(one.name, 26)}{' *' if one.best else ''}", shorten(one.run.task.base, 14), f"{one.rank}",
+            f"{one.bytes / 1e6:.1f}", score, f"{one.trained:%Y-%m-%d}",
+        )  # fmt: skip
+    console().print(made)
+
+
+@app.command()
+def show(run: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
+    """Show one adapter: what it was trained on and how, and every score there is of it."""
+    from lora_ft.adapters import adapter_config
+    from lora_ft.cli.tables import show_pairs
+    from lora_ft.shelf import entry
+
+    one = entry(run)
+    task, metrics = one.run.task, one.run.metrics
+    layers = adapter_config(one.run.adapter)["target_modules"]
+    pairs = {
+        "adapter": str(one.run.adapter),
+        "task": task.name,
+        "base": task.base,
+        "layers": layers if isinstance(layers, str) else ", ".join(sorted(layers)),
+        "rank": f"{one.rank}, {metrics['trainable_parameters']:,} parameters, {one.bytes / 1e6:.1f} MB",
+        "rows": f"{metrics['rows']['train']:,} to train on, {metrics['rows']['validation']:,} to choose by",
+        "steps": f"{metrics['steps']:,} of {metrics['global_batch']} rows, learning rate {task.train.learning_rate:g}",
+        "loss": f"{metrics['train_loss']:.3f}",
+        "trained": f"{one.trained:%Y-%m-%d %H:%M}, {metrics['hardware']}",
+    }
+    if one.score is not None:
+        pairs[f"validation {one.metric}"] = f"{one.score:.2f} at step {metrics['best_step']:,}"
+    for split, found in one.run.scores.items():
+        scores = found["scores"]["scores"].items()
+        pairs[f"{split} rows"] = ", ".join(f"{name} {score['mean']:.1f}" for name, score in scores)
+    show_pairs(pairs)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="FOLDER|RUN...", help="Evaluated runs, or a folder of them.")],
+    split: Annotated[SplitChoice, typer.Option(help="Which rows.")] = SplitChoice.test,
+    metric: Annotated[list[str], typer.Option("--metric", help="Instead of the task's; repeatable.")] = [],  # noqa: B006
+    rows: Annotated[int, typer.Option(min=0, help="Rows to show of those that changed most.")] = 3,
+) -> None:
+    """Compare what evaluated runs answered, as `lora-ft compare` does; a folder stands for all its runs."""
+    from lora_ft.cli.tables import show_comparison
+    from lora_ft.compare import compare as job
+    from lora_ft.runs import is_run
+    from lora_ft.shelf import shelf
+
+    names = [str(run) for one in runs for run in ([one] if is_run(one) else [entry.run.folder for entry in shelf(one)])]
+    show_comparison(job(names, split=split.value, metrics=metric), rows)
+
+
+@app.command()
+def merge(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="On one base.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make, a run of the first one's task.")],
+    way: Annotated[str, typer.Option(help="weighted, ties or dare.")] = "weighted",
+    weight: Annotated[list[float], typer.Option(help="Of each run, in order; by default alike.")] = [],  # noqa: B006
+    density: Annotated[float, typer.Option(min=0.01, max=1, help="Share that ties and dare keep.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of what dare drops.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score the first so many rows of each task.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Combine adapters into one, and score it on the validation rows of every task beside the task's own."""
+    from lora_ft.cli.screen import Screen
+    from lora_ft.cli.tables import console, shorten, table
+    from lora_ft.combine import combine as job
+    from lora_ft.runs import Run
+
+    with Screen() as screen:
+        done = job(
+            [Run(run) for run in runs], out, way=way, weights=weight, density=density, seed=seed, limit=limit,
+            overwrite=overwrite, progress=screen,
+        )  # fmt: skip
+    made = table("task", "rows", "score", "its own", "combined", "change")
+    for one in done.scores:
+        made.add_row(
+            shorten(one.task, 28), f"{one.rows:,}", one.metric, f"{one.alone:.1f}", f"{one.combined:.1f}",
+            f"{one.combined - one.alone:+.1f}",
+        )  # fmt: skip
+    console().print(made)
+    console().print(f"{out}: {way}, rank {done.rank}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def rm(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> int:
+    """Delete runs, with adapter, log and scores. Asks first; exit code 1 if the answer is no."""
+    from export.errors import UsageError
+    from lora_ft.shelf import entry, remove
+
+    for run in runs:
+        entry(run)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("there is nobody to ask whether to delete", "add --yes")
+        named = ", ".join(map(str, runs))
+        if input(f"delete {named}? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing was deleted")
+            return 1
+    print(f"{remove(runs) / 1e6:.1f} MB freed")
+    return 0

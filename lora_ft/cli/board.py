@@ -1,0 +1,68 @@
+"""The screen of a pack: a row for each adapter on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+
+from lora_ft.cli.screen import LINE_EVERY, Screen
+from lora_ft.cli.tables import shorten, table
+from lora_ft.packs.board import Row
+
+
+class PackScreen(Screen):
+    """Draws `lora_ft.packs.board.Board`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last_rows = time.monotonic()
+
+    def rows(self, rows: Sequence[Row]) -> None:
+        """See `Board.rows`."""
+        if self.console.is_terminal:
+            room = max(self.console.height - 5, 1)
+            self._live.update(Group(self._bar, _table(rows, room)))
+        elif time.monotonic() - self._last_rows > LINE_EVERY:
+            self._last_rows = time.monotonic()
+            for row in rows:
+                self.console.print(line(row), soft_wrap=True, markup=False)
+
+    def advance(self, done: int, figures: str = "") -> None:
+        """See `Progress.advance`; without a terminal the rows' lines say it."""
+        if self.console.is_terminal:
+            super().advance(done, figures)
+
+
+def _table(rows: Sequence[Row], room: int) -> Table:
+    made = table("adapter", "step", "loss", "score", "samples/s", "left", "")
+    for row in rows[:room]:
+        made.add_row(shorten(row.name, 22), *_cells(row), shorten(row.note, 14))
+    if len(rows) > room:
+        made.add_row(f"and {len(rows) - room} more")
+    return made
+
+
+def line(row: Row) -> str:
+    """One adapter in a line; so many of its samples a second."""
+    step, loss, score, speed, left = _cells(row)
+    figures = f"loss {loss}  {row.metric} {score}  {speed}/s  {left} left"
+    return f"{shorten(row.name, 20)}  {step}  {row.note or figures}"
+
+
+def _cells(row: Row) -> tuple[str, str, str, str, str]:
+    return (
+        f"{row.step:,}/{row.steps:,}",
+        "–" if row.loss is None else f"{row.loss:.3f}",
+        "–" if row.score is None else f"{row.score:.3g}",
+        "–" if row.samples_per_second is None else f"{row.samples_per_second:.1f}",
+        "–" if row.seconds_left is None else _clock(row.seconds_left),
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

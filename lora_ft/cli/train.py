@@ -1,0 +1,118 @@
+"""The verb `train`: one task, or several in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lora_ft.cli import hub
+from lora_ft.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from lora_ft.packs.train import Packed
+    from lora_ft.task import Task
+
+
+def train(
+    tasks: Annotated[
+        list[str],
+        typer.Argument(metavar="TASK...", help="Task files (YAML), recipes by name, or folders of task files."),
+    ],
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. --set train.learning_rate=5e-4."),
+    ] = [],  # noqa: B006  (typer copies it)
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the run, runs/NAME by default; of several, of the runs.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    pack_size: Annotated[
+        int | None, typer.Option(min=1, help="Of several tasks: most adapters in one pass; by default what fits.")
+    ] = None,
+    push_to_hub: hub.PushTo = None,
+    private: hub.Private = False,
+) -> int:
+    """Train a task's adapter, or all weights; several tasks, or a `grid` of one, on one base in one pass.
+
+    Ctrl-C saves a checkpoint; --resume goes on from it. Exit code 1 if any of several failed.
+    """
+    from export.errors import UsageError
+
+    found = _load(tasks, set_)
+    if len(found) > 1 and push_to_hub:
+        raise UsageError("--push-to-hub uploads one run", "push each with `lora-ft push RUN REPO`")
+    if len(found) == 1 and pack_size:
+        raise UsageError("--pack-size is for several tasks", "leave it out")
+    if len(found) > 1:
+        return _several(found, out or Path("runs"), resume=resume, overwrite=overwrite, most=pack_size)
+    from lora_ft.cli.tables import show_run
+    from lora_ft.train import train as job
+
+    task, _ = found[0]
+    destination = hub.destination(push_to_hub, private=private)
+    with Screen() as screen:
+        run = job(task, out or Path("runs") / task.name, resume=resume, overwrite=overwrite, progress=screen)
+    if not screen.console.quiet:
+        show_run(run)
+        hub.upload(run.folder, destination)
+    return 0
+
+
+def _load(given: Sequence[str], overrides: Sequence[str]) -> list[tuple[Task, dict[str, Any]]]:
+    """All tasks of files, folders and grids, each with what a grid sets in it."""
+    from export.errors import UsageError
+    from lora_ft.taskfile import load_tasks
+
+    found = []
+    for name in given:
+        files: list[str | Path] = [name]
+        if Path(name).is_dir():
+            files = sorted(path for ending in ("yaml", "yml") for path in Path(name).glob(f"*.{ending}"))
+            if not files:
+                raise UsageError(f"the folder {name} holds no task files (*.yaml)", "name files, or another folder")
+        for file in files:
+            found += load_tasks(file, overrides)
+    return found
+
+
+def _several(
+    found: Sequence[tuple[Task, Mapping[str, Any]]], out: Path, *, resume: bool, overwrite: bool, most: int | None
+) -> int:
+    from lora_ft.cli.board import PackScreen
+    from lora_ft.packs.best import mark_best
+    from lora_ft.packs.train import train_pack
+
+    with PackScreen() as screen:
+        packed = train_pack(
+            [task for task, _ in found], out, resume=resume, overwrite=overwrite, most=most, board=screen
+        )
+    settings = {task.name: values for task, values in found if values}
+    of_grid = [run for run in packed.runs if run.task.name in settings]
+    best = mark_best(of_grid, settings, out) if of_grid else None
+    _show(packed, out, best.task.name if best else None)
+    return int(bool(packed.failed))
+
+
+def _show(packed: Packed, out: Path, best: str | None) -> None:
+    """Every adapter, a row each."""
+    from lora_ft.cli.tables import console, shorten, table
+
+    screen = console()
+    made = table("adapter", "steps", "best", "loss", "validation", "samples/s", "")
+    for run in packed.runs:
+        metrics = run.metrics
+        score = metrics["best_metric"]
+        shown = "–" if score is None else f"{run.task.train.metric_for_best_model} {score:.2f}"
+        made.add_row(
+            shorten(run.task.name, 28), f"{metrics['steps']:,}", f"{metrics['best_step'] or '–'}",
+            f"{metrics['train_loss']:.3f}", shown, f"{metrics['speed']['samples_per_second'] or '–'}",
+            "best" if run.task.name == best else "",
+        )  # fmt: skip
+    screen.print(made)
+    for name, why in packed.failed.items():
+        screen.print(f"failed: {name}: {why}", markup=False, soft_wrap=True)
+    screen.print(f"{len(packed.runs)} runs in {out}", markup=False, soft_wrap=True)

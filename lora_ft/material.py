@@ -1,0 +1,50 @@
+"""What a task is trained from, read and checked: its rows, encoded, and its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from export.runtime.text import Tokenizer
+from lora_ft.bases import Base, load_tokenizer
+from lora_ft.batches import Encoded, encode
+from lora_ft.data import Example, Splits, load_splits, require, with_labels
+from lora_ft.labels import check_labels
+from lora_ft.progress import Progress
+from lora_ft.task import Task
+
+
+@dataclass(frozen=True)
+class Material:
+    """A task with what it is trained from.
+
+    Attributes:
+        task: its labels found.
+        tokenizer: the base's, with the task's codec and new tokens.
+        splits: examples of all splits.
+        rows: the training rows, encoded.
+        validation: examples to choose the best checkpoint by, the longest first; may be none.
+    """
+
+    task: Task
+    tokenizer: Tokenizer
+    splits: Splits
+    rows: list[Encoded]
+    validation: list[Example]
+
+
+def gather(task: Task, base: Base, progress: Progress) -> Material:
+    """Read a task's rows, the test rows too: a fault in them, or an overlap, is better known before training.
+
+    Raises:
+        UsageError, LoraFtError: as of `load_splits`, `check_labels` and `encode`.
+    """
+    tokenizer = load_tokenizer(base.folder, task.codec, task.lora.new_tokens)
+    task = with_labels(task)
+    check_labels(task, tokenizer)
+    splits = load_splits(task)
+    rows = encode(require(splits, "train", task), tokenizer, task.lengths, "train")
+    if splits.overlap:
+        progress.note(
+            f"warning: {splits.overlap:,} prompts of other rows are training prompts too; scores will flatter"
+        )
+    return Material(task, tokenizer, splits, rows, sorted(splits.validation, key=lambda one: -len(one.prompt)))

@@ -1,0 +1,86 @@
+"""AdamW on all adapters of a pack at once, each with its own learning rate, decay, clipping and number of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_ft.packs.stack import Stack
+
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8  # torch's and transformers' defaults
+_AT_ONCE = {"cpu": 2**18}  # elements that stay in the cache
+_AT_ONCE_ELSEWHERE = 2**26
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How one adapter takes one step.
+
+    Attributes:
+        step: its number, from 1.
+        rate: learning rate; of the B matrices `ratio` times as much (LoRA+).
+        decay: weight decay.
+        max_norm: its gradient is scaled down to that norm; 0: it is left as it is.
+    """
+
+    step: int
+    rate: float
+    decay: float
+    max_norm: float
+    ratio: float = 1.0
+
+
+class StackedAdamW:
+    """torch.optim.AdamW, element by element the same, with scalars that differ from row to row.
+
+    Attributes:
+        means, squares: [adapters, width], the two moments.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self.means, self.squares = torch.zeros_like(stack.weights), torch.zeros_like(stack.weights)
+
+    @torch.no_grad()
+    def step(self, rates: Sequence[Rate]) -> Tensor:
+        """One step of every adapter.
+
+        Args:
+            rates: of each, in the order of the stack.
+
+        Returns:
+            The norms of the gradients before clipping [adapters].
+        """
+        stack, norms = self._stack, self._stack.norms
+        limits = self._column([rate.max_norm or math.inf for rate in rates])
+        shrink = (limits / (norms[:, None] + 1e-6)).clamp(max=1.0)
+        for start, end, rated in (
+            (0, stack.split, [rate.rate for rate in rates]),
+            (stack.split, stack.weights.shape[1], [rate.rate * rate.ratio for rate in rates]),
+        ):
+            decays = self._column([1 - rate * one.decay for rate, one in zip(rated, rates, strict=True)])
+            sizes = self._column([-rate / (1 - _BETAS[0] ** one.step) for rate, one in zip(rated, rates, strict=True)])
+            roots = self._column([math.sqrt(1 - _BETAS[1] ** rate.step) for rate in rates])
+            width = max(1, _AT_ONCE.get(stack.device.type, _AT_ONCE_ELSEWHERE) // len(rates))
+            for at in range(start, end, width):
+                part = slice(at, min(at + width, end))
+                weights, gradients = stack.weights[:, part], stack.gradients[:, part]
+                means, squares = self.means[:, part], self.squares[:, part]
+                gradients.mul_(shrink)
+                weights.mul_(decays)
+                means.lerp_(gradients, 1 - _BETAS[0])
+                squares.mul_(_BETAS[1]).addcmul_(gradients, gradients, value=1 - _BETAS[1])
+                weights.add_((means * sizes).div_(squares.sqrt().div_(roots).add_(_EPSILON)))
+        return norms
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Let the moments of the others go."""
+        chosen = torch.tensor(rows, dtype=torch.long, device=self._stack.device)
+        self.means, self.squares = self.means.index_select(0, chosen), self.squares.index_select(0, chosen)
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=self._stack.device)[:, None]

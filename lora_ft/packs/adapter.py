@@ -1,0 +1,88 @@
+"""An adapter that peft made, apart from the base it was made on: put into a pack, and written as peft writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lora_ft.adapters import WEIGHTS, name_base
+from lora_ft.bases import Base
+from lora_ft.batches import Encoded
+from lora_ft.task import Task
+from lora_ft.weights import fresh_adapter
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What there is to know of an adapter besides its weights.
+
+    Attributes:
+        config: peft's.
+        shapes: (out, in) of each weight by peft's name in a file, in peft's order.
+        scales: by the name of the layer.
+    """
+
+    config: LoraConfig
+    shapes: dict[str, tuple[int, int]]
+    scales: dict[str, float]
+
+    @property
+    def parameters(self) -> int:
+        """How many."""
+        return sum(rows * columns for rows, columns in self.shapes.values())
+
+    def rank(self, layer: str) -> int:
+        """Of a layer; 0 where it is not adapted."""
+        return self.shapes.get(weight_name(layer, "A"), (0, 0))[0]
+
+    def write(self, weights: Mapping[str, Tensor], folder: Path, base: Base) -> None:
+        """Write weights and config into `folder`, as peft would, with the base's own name."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(exist_ok=True)
+        save_file({name: weights[name] for name in self.shapes}, folder / WEIGHTS, metadata={"format": "pt"})
+        config = copy(self.config)
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        name_base(folder, base)
+
+
+def weight_name(layer: str, side: str) -> str:
+    """peft's name of a layer's "A" or "B" in a file."""
+    return f"{_PREFIX}{layer}.lora_{side}.weight"
+
+
+def make_adapter(
+    model: Any, task: Task, base: Base, rows: Sequence[Encoded], device: str
+) -> tuple[Adapter, dict[str, Tensor]]:
+    """A task's adapter as training alone would start it, and its weights. The model is left as it was.
+
+    Args:
+        model: the base, without adapters.
+        task: whose.
+        base: where the model comes from.
+        rows: to train on, which EVA looks at.
+        device: to compute that on.
+    """
+    from peft import get_peft_model_state_dict
+
+    adapted = fresh_adapter(model, task, base, [], rows, device)
+    weights = {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(adapted).items()}
+    scales = {
+        name.removeprefix(_PREFIX): float(module.scaling["default"])
+        for name, module in adapted.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    config = adapted.peft_config["default"]
+    adapted.unload()
+    return Adapter(config, {name: tuple(weight.shape) for name, weight in weights.items()}, scales), weights

@@ -1,0 +1,44 @@
+"""Which run of a grid did best, and a note of it in their folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from export.files import write_json
+from lora_ft.runs import Run
+
+GRID = "grid.json"
+_VERSION = 1
+
+
+def best_run(runs: Sequence[Run]) -> Run | None:
+    """The one with the best validation score; None where there is none, or they were chosen by different scores."""
+    scored = [run for run in runs if run.metrics["best_metric"] is not None]
+    metrics = {run.task.train.metric_for_best_model for run in scored}
+    if len(metrics) != 1:
+        return None
+    sign = -1 if metrics == {"loss"} else 1
+    return max(scored, key=lambda run: sign * run.metrics["best_metric"])
+
+
+def mark_best(runs: Sequence[Run], settings: Mapping[str, Mapping[str, Any]], out: Path) -> Run | None:
+    """Write `grid.json` into `out`: every run of a grid with its settings and score, and the best one's name.
+
+    Args:
+        runs: of the grid.
+        settings: what the grid set, by the run's name and by key.
+        out: their folder.
+    """
+    best = best_run(runs)
+    entries = [
+        {
+            "name": run.task.name, "settings": settings[run.task.name],
+            "metric": run.task.train.metric_for_best_model, "score": run.metrics["best_metric"],
+            "step": run.metrics["best_step"],
+        }
+        for run in runs
+    ]  # fmt: skip
+    write_json(out / GRID, {"version": _VERSION, "best": best.task.name if best else None, "runs": entries})
+    return best

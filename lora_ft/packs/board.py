@@ -1,0 +1,46 @@
+"""How a pack says where its adapters are. The command line draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lora_ft.progress import Progress, Silent
+
+
+@dataclass(frozen=True)
+class Row:
+    """One adapter now.
+
+    Attributes:
+        name: of its task.
+        step, steps: done, and of how many.
+        loss: logged last.
+        metric, score: what chooses its checkpoint, and its latest value.
+        samples_per_second, seconds_left: of its own rows.
+        note: "finished", "stopped early", why it failed, or "".
+    """
+
+    name: str
+    step: int
+    steps: int
+    loss: float | None
+    metric: str
+    score: float | None
+    samples_per_second: float | None
+    seconds_left: float | None
+    note: str
+
+
+class Board(Progress, Protocol):
+    """A progress display with a row for each adapter."""
+
+    def rows(self, rows: Sequence[Row]) -> None:
+        """How all adapters of the pack are now."""
+
+
+class SilentBoard(Silent):
+    """Says nothing."""
+
+    def rows(self, rows: Sequence[Row]) -> None: ...

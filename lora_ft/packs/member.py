@@ -1,0 +1,283 @@
+"""One adapter of a pack: its order of rows, schedule, log, evaluations and best weights, as training alone has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import EarlyStoppingCallback, TrainerState
+from transformers.trainer_utils import speed_metrics
+
+from export.errors import LoraFtError
+from export.files import read_json, sync_tree, write_json
+from lora_ft.adapters import WEIGHTS
+from lora_ft.bases import Base
+from lora_ft.batches import collate, count_positions
+from lora_ft.material import Material
+from lora_ft.outcome import CHOICES, finish, hardware, measured, trim_log
+from lora_ft.packs.adamw import Rate
+from lora_ft.packs.adapter import Adapter
+from lora_ft.packs.board import Row
+from lora_ft.packs.linear import Drop
+from lora_ft.plan import Plan
+from lora_ft.progress import Silent
+from lora_ft.runs import ADAPTER, LOG, METRICS, TASK, unfinished
+from lora_ft.setup import equip
+from lora_ft.taskfile import save_task
+from lora_ft.trainer import fault_of, no_gradient
+
+
+class Member:
+    """What is one adapter's own while it trains with others. `Pack` drives it, a step at a time.
+
+    Attributes:
+        name: of its task.
+        task, plan: what is trained, and how.
+        adapter: see there.
+        out, working: its run's folder, and where that lies while it trains.
+        trainer: transformers', which evaluates, logs and keeps the state; it takes no steps.
+        resumed: step that it went on from.
+        due: it has come to a point to resume from.
+        failure: why it left the pack without a run, or "".
+    """
+
+    def __init__(self, material: Material, plan: Plan, base: Base, adapter: Adapter, model: Any, out: Path) -> None:
+        self.task, self.plan, self.adapter, self.out = material.task, plan, adapter, out
+        self.name, self.working = self.task.name, unfinished(out)
+        self._material, self._base = material, base
+        self.working.mkdir(parents=True, exist_ok=True)
+        save_task(self.task, self.working / TASK)
+        write_json(self.working / CHOICES, {"precision": plan.precision.name, "compile": plan.compile})
+        self.trainer, self._reporter = equip(
+            self.task, plan, model, material.tokenizer, material.rows, material.validation, self.working, Silent()
+        )
+        self.resumed, self.due, self.failure = 0, False, ""
+        self._order: list[int] = []
+        self._loss, self._norm, self._rate = 0.0, 0.0, 0.0  # the first since what was logged last
+        self._logged = 0
+        # Random numbers of its own, in the order in which training alone draws them from torch's: see `_draw`.
+        self.generator = torch.Generator(device=model.device).manual_seed(self.task.train.seed)
+
+    @property
+    def state(self) -> TrainerState:
+        """transformers' own."""
+        return self.trainer.state
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it takes no more steps."""
+        return bool(self.failure) or self.trainer.control.should_training_stop
+
+    def begin(self, saved: dict[str, Any] | None) -> None:
+        """Start, or go on from what `export` gave."""
+        trainer = self.trainer
+        trainer.state = TrainerState(**saved["state"]) if saved else TrainerState(epoch=0.0)
+        state = trainer.state
+        state.max_steps, state.num_train_epochs = (
+            self.plan.steps,
+            math.ceil(self.plan.steps / self.plan.steps_per_epoch),
+        )
+        state.train_batch_size = self.task.train.per_device_train_batch_size
+        state.compute_steps(trainer.args, self.plan.steps)
+        if saved:
+            self._loss, self._logged = saved["loss"], saved["logged"]
+            self.generator.set_state(torch.frombuffer(bytearray.fromhex(saved["random"]), dtype=torch.uint8))
+            for callback in self._stoppers():
+                callback.early_stopping_patience_counter = saved["patience"]
+        self.resumed = state.global_step
+        trim_log(self.working / LOG, self.resumed)
+        trainer.create_scheduler(self.plan.steps, self._optimizer())
+        for _ in range(self.resumed):
+            self._advance_rate()
+        trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)  # once, or each evaluation times it
+        self._began = time.time()
+        trainer.control = trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
+
+    def export(self) -> dict[str, Any]:
+        """What `begin` goes on from, for JSON."""
+        patience = [callback.early_stopping_patience_counter for callback in self._stoppers()]
+        return {
+            "state": dataclasses.asdict(self.state) | {"stateful_callbacks": None},
+            "random": self.generator.get_state().numpy().tobytes().hex(),
+            "loss": self._loss, "logged": self._logged, "patience": patience[0] if patience else 0,
+        }  # fmt: skip
+
+    def _stoppers(self) -> list[EarlyStoppingCallback]:
+        return [one for one in self.trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """One that trains nothing: schedulers of transformers and torch want one to tell the rate to."""
+        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], self.task.train.learning_rate)
+
+    def _advance_rate(self) -> None:
+        scheduler: Any = self.trainer.lr_scheduler
+        scheduler.optimizer.step()  # or torch warns that the rate was changed before a step
+        scheduler.step()
+
+    def window(self) -> list[dict[str, Tensor]]:
+        """The batches of the next step, on the CPU: as many as gradients are accumulated over."""
+        trainer, train = self.trainer, self.task.train
+        epoch, at = divmod(self.state.global_step, self.plan.steps_per_epoch)
+        if at == 0 or not self._order:
+            trainer.sampler.set_epoch(epoch)
+            self._order = list(trainer.sampler)
+        if at == 0:
+            self._draw()
+            trainer.control = trainer.callback_handler.on_epoch_begin(trainer.args, self.state, trainer.control)
+        trainer.control = trainer.callback_handler.on_step_begin(trainer.args, self.state, trainer.control)
+        numbers = self._order[at * self.plan.global_batch : (at + 1) * self.plan.global_batch]
+        size = train.per_device_train_batch_size
+        rows = self._material.rows
+        batches = [collate([rows[i] for i in numbers[start : start + size]]) for start in range(0, len(numbers), size)]
+        for batch in batches:
+            counted = count_positions(batch)
+            trainer.positions = (trainer.positions[0] + counted[0], trainer.positions[1] + counted[1])
+        return batches
+
+    def _draw(self) -> None:
+        """The number that a DataLoader draws when it begins an epoch, or an evaluation, and that we have no use for."""
+        if self.generator.device.type == "cpu":
+            torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+
+    def drop(self, batch: Mapping[str, Tensor]) -> Drop | None:
+        """LoRA's dropout for a pass over a batch of its own, if it has any."""
+        rate = self.task.lora.lora_dropout
+        if not rate:
+            return None
+        return Drop(rate, self.generator, (batch["input_ids"].shape[1], batch["labels"].shape[1]))
+
+    def rate(self) -> Rate:
+        """How the next step is taken."""
+        train = self.task.train
+        scheduler: Any = self.trainer.lr_scheduler
+        self._rate = float(scheduler.get_last_lr()[0])
+        return Rate(self.state.global_step + 1, self._rate, train.weight_decay, train.max_grad_norm,
+                    self.task.lora.loraplus_lr_ratio or 1.0)  # fmt: skip
+
+    def check(self, loss: float, norm: float) -> None:
+        """Leave the pack, if the loss or the first gradient says that training is broken."""
+        fault = fault_of(loss, self.state.global_step + 1)
+        if fault is None and self.state.global_step == 0 and norm == 0.0:
+            fault = no_gradient()
+        if fault is not None:
+            self.failure = fault.message
+
+    def stepped(self, loss: float, norm: float) -> None:
+        """The step was taken, with this loss, and this norm of the gradient before clipping."""
+        trainer = self.trainer
+        epoch, at = divmod(self.state.global_step, self.plan.steps_per_epoch)
+        accumulated = self.task.train.gradient_accumulation_steps
+        batches = math.ceil(len(self._material.rows) / self.task.train.per_device_train_batch_size)
+        self._advance_rate()
+        self._loss, self._norm = self._loss + loss, norm
+        self.state.global_step += 1
+        self.state.epoch = epoch + min((at + 1) * accumulated, batches) / batches
+        trainer.control = trainer.callback_handler.on_step_end(trainer.args, self.state, trainer.control)
+
+    def settle(self, turn: Callable[[], None], read: Callable[[], dict[str, Tensor]]) -> None:
+        """Log, evaluate, and end the epoch, where that is due.
+
+        Args:
+            turn: lets the model compute with this adapter alone.
+            read: its weights.
+        """
+        trainer = self.trainer
+        self._log_and_evaluate(turn, read)
+        if self.state.global_step % self.plan.steps_per_epoch == 0 or trainer.control.should_training_stop:
+            trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, self.state, trainer.control)
+            self._log_and_evaluate(turn, read)
+
+    def _log_and_evaluate(self, turn: Callable[[], None], read: Callable[[], dict[str, Tensor]]) -> None:
+        trainer, state = self.trainer, self.state
+        if trainer.control.should_log and state.global_step > self._logged:
+            mean = self._loss / (state.global_step - self._logged)
+            self._loss, self._logged = 0.0, state.global_step
+            trainer.log({"loss": mean, "grad_norm": self._norm, "learning_rate": self._rate})
+        if trainer.control.should_evaluate:
+            turn()
+            model: Any = trainer.model
+            model.generation_config.max_new_tokens = self.task.max_new_tokens
+            self._draw()
+            if self._is_best(trainer.evaluate()):
+                self._keep_best(read())
+        self.due = self.due or trainer.control.should_save
+        trainer.control.should_save = False
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        args, state = self.trainer.args, self.state
+        value = metrics[f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"]
+        better = value > (state.best_metric or 0.0) if args.greater_is_better else value < (state.best_metric or 0.0)
+        if math.isnan(value) or not (better or state.best_metric is None):
+            return False
+        state.best_metric, state.best_global_step = value, state.global_step
+        return True
+
+    def _keep_best(self, weights: dict[str, Tensor]) -> None:
+        folder = self._best_folder()
+        folder.mkdir(exist_ok=True)
+        save_file(weights, folder / WEIGHTS)
+        sync_tree(folder)
+
+    def _best_folder(self) -> Path:
+        return self.working / f"checkpoint-{self.state.best_global_step}"
+
+    def prune(self) -> None:
+        """Delete best weights that a better score has overtaken, once no snapshot goes back to them."""
+        for folder in self.working.glob("checkpoint-*"):
+            if folder != self._best_folder():
+                shutil.rmtree(folder)
+
+    def close(self, weights: dict[str, Tensor], share: dict[str, Any]) -> None:
+        """Write the adapter and what was measured; `publish` comes next.
+
+        Args:
+            weights: as they are now; those of the best step are taken where it was another one.
+            share: of what the pack measured for all, to be put into the metrics.
+        """
+        trainer, state = self.trainer, self.state
+        if state.best_metric is not None and state.best_global_step != state.global_step:
+            weights = load_file(self._best_folder() / WEIGHTS)
+        steps = state.global_step - self.resumed
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        trainer.log(
+            speed_metrics("train", self._began, num_samples=steps * self.plan.global_batch, num_steps=steps)
+            | {"train_loss": sum(losses) / max(len(losses), 1)}
+        )
+        trainer.control = trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
+        self.adapter.write(weights, self.working / ADAPTER, self._base)
+        seconds = time.time() - self._began
+        metrics = measured(self.task, self.plan, self._base, trainer, self._reporter, self._material.splits, seconds)
+        write_json(self.working / METRICS, metrics | {
+            "trainable_parameters": self.adapter.parameters, "resumed_at": self.resumed,
+            "hardware": hardware(self.plan), **share,
+        })  # fmt: skip
+
+    def row(self, seconds: float, note: str = "") -> Row:
+        """How it does now, for the screen; a step takes so many seconds."""
+        state, train = self.state, self.task.train
+        found = [entry for entry in state.log_history if "loss" in entry]
+        metric = train.metric_for_best_model
+        scores = [entry[f"eval_{metric}"] for entry in state.log_history if f"eval_{metric}" in entry]
+        return Row(
+            self.name, state.global_step, self.plan.steps, found[-1]["loss"] if found else None,
+            metric, scores[-1] if scores else None, self.plan.global_batch / seconds if seconds else None,
+            (self.plan.steps - state.global_step) * seconds if seconds else None, note,
+        )  # fmt: skip
+
+
+def publish(member: Member) -> None:
+    """Put the run of a member that was closed into its place."""
+    finish(member.task, member.working, member.out, read_json(member.working / METRICS))
+
+
+def describe(error: Exception) -> str:
+    """Why an adapter left, from what was raised while it was evaluated or written."""
+    return error.message if isinstance(error, LoraFtError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,200 @@
+"""Several adapters on one base, a step of all of them at a time."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export.runtime.text import IGNORED
+from lora_ft.energy import SOURCES, meter
+from lora_ft.packs.adamw import StackedAdamW
+from lora_ft.packs.board import Board, Row
+from lora_ft.packs.joint import Share, group, join
+from lora_ft.packs.member import Member, describe, publish
+from lora_ft.packs.snapshot import Snapshot
+from lora_ft.packs.stack import Stack
+from lora_ft.trainer import token_loss
+
+_OVERHEAD = 10  # snapshots take no more than one part in so many of the time
+_TICKS = 20  # that a step's time is the mean of
+
+
+class Pack:
+    """Trains members until each of them has finished, stopped early or failed.
+
+    Args:
+        model: the base with `stack` on it.
+        stack: the members' adapters, in their order.
+        members: begun.
+        folder: of snapshots.
+        bf16: compute the forward pass under bf16 autocast.
+        board: told how all are.
+        snapshot: to go on from; the members are those of it, in its order.
+    """
+
+    def __init__(
+        self, model: Any, stack: Stack, members: Sequence[Member], folder: Path, *, bf16: bool, board: Board,
+        snapshot: Snapshot | None = None,
+    ) -> None:  # fmt: skip
+        self._model, self._stack, self._folder, self._bf16, self._board = model, stack, folder, bf16, board
+        self.members = list(members)
+        self._optimizer = StackedAdamW(stack)
+        self._tick = snapshot.tick if snapshot else 0
+        self._closed: list[str] = list(snapshot.closed) if snapshot else []
+        self.failed: dict[str, str] = dict(snapshot.failed) if snapshot else {}
+        self._gone: list[Row] = []
+        self._seconds: deque[float] = deque(maxlen=_TICKS)
+        self._saved_at, self._saving, self._saved_tick = time.perf_counter(), 0.0, snapshot.tick if snapshot else -1
+        self._samples, self._joules = 0, meter(stack.device.type)
+        self._joules_before = self._joules() if self._joules else 0.0
+        if snapshot:
+            stack.restore(snapshot.rows["weights"])
+            self._optimizer.means.copy_(snapshot.rows["means"])
+            self._optimizer.squares.copy_(snapshot.rows["squares"])
+
+    @property
+    def steps(self) -> int:
+        """Steps that its members have left: of the one with the most."""
+        return max((member.plan.steps - member.state.global_step for member in self.members), default=0)
+
+    def step(self) -> None:
+        """One step of every member; those that are done leave, and their runs are put into place."""
+        began = time.perf_counter()
+        losses, norms = self._train()
+        for member, loss, norm in zip(self.members, losses, norms, strict=True):
+            member.check(loss, norm)
+            if not member.failure:
+                member.stepped(loss, norm)
+        self._seconds.append(time.perf_counter() - began)
+        self._tick += 1
+        for number, member in enumerate(self.members):
+            if not member.failure:
+                self._attempt(member, lambda number=number, member=member: member.settle(
+                    lambda: self._turn(number), lambda: self._stack.read(number)
+                ))  # fmt: skip
+        if any(member.stopped for member in self.members):
+            self._part()
+        elif any(member.due for member in self.members) and self._may_save():
+            self.save()
+        self._board.rows(self.rows())
+
+    def rows(self) -> list[Row]:
+        """How each one is, those that have left last."""
+        seconds = sum(self._seconds) / max(len(self._seconds), 1)
+        return [*(member.row(seconds) for member in self.members), *self._gone]
+
+    def _train(self) -> tuple[list[float], list[float]]:
+        """Forward, backward and the optimizer's step; loss and norm of the gradient of each member."""
+        self._model.train()
+        self._stack.gradients.zero_()
+        windows = [member.window() for member in self.members]
+        tokens = [int(sum((batch["labels"] != IGNORED).sum() for batch in window)) for window in windows]
+        self._samples += sum(len(batch["labels"]) for window in windows for batch in window)
+        losses = [0.0] * len(windows)
+        for i in range(max(map(len, windows))):
+            shares = [Share(number, window[i]) for number, window in enumerate(windows) if i < len(window)]
+            for one in group(shares, self._stack.device.type):
+                for share, loss in zip(one, self._backward(one, tokens), strict=True):
+                    losses[share.adapter] += loss
+        norms: list[float] = self._optimizer.step([member.rate() for member in self.members]).tolist()
+        return losses, norms
+
+    def _backward(self, shares: Sequence[Share], tokens: Sequence[int]) -> list[float]:
+        """Add one pass to the gradients. No row sees another one, so each adapter's loss is its own affair."""
+        device, rows = self._stack.device, [share.rows for share in shares]
+        batch = join(shares, device)
+        labels = batch.pop("labels")
+        counts = [(share.adapter, share.rows) for share in shares]
+        drops = [self.members[share.adapter].drop(share.batch) for share in shares]
+        self._stack.route.send(counts, len(self.members), device, drops)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
+            outputs = self._model(**batch, use_cache=False)
+            losses = [
+                token_loss(_Outputs(logits), own, tokens[share.adapter])
+                for share, logits, own in zip(shares, outputs.logits.split(rows), labels.split(rows), strict=True)
+            ]
+        together = torch.stack(losses)
+        with warnings.catch_warnings():  # gradients lie in rows, as their weights do
+            warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
+            together.sum().backward()
+        found: list[float] = together.detach().tolist()
+        return found
+
+    def _turn(self, number: int) -> None:
+        self._stack.route.send_all(number)
+
+    def _attempt(self, member: Member, work: Any) -> None:
+        """What fails for one adapter ends that one alone; a full disk ends all."""
+        try:
+            work()
+        except OSError:
+            raise
+        except Exception as error:
+            member.failure = describe(error)
+
+    def _part(self) -> None:
+        """Let members go that are done. A snapshot without them comes before their runs are put into place, as what a
+        killed process repeats must find what it needs."""
+        leaving = [member for member in self.members if member.stopped]
+        for number, member in enumerate(self.members):
+            if member in leaving and not member.failure:
+                weights = self._stack.read(number)
+                self._attempt(member, lambda member=member, weights=weights: member.close(weights, self._share(member)))
+        for member in leaving:
+            if member.failure:
+                self.failed[member.name] = member.failure
+                self._board.note(f"{member.name} failed: {member.failure}")
+            else:
+                self._closed.append(member.name)
+            early = "" if member.state.global_step >= member.plan.steps else "stopped early"
+            self._gone.append(member.row(0.0, member.failure or early or "finished"))
+        staying = [number for number, member in enumerate(self.members) if member not in leaving]
+        self.members = [self.members[number] for number in staying]
+        self._stack.keep(staying)
+        self._optimizer.keep(staying)
+        self.save()
+        for member in leaving:
+            if not member.failure:
+                publish(member)
+
+    def _share(self, member: Member) -> dict[str, Any]:
+        """What a member's metrics say of the pack, and of the energy that all took, by its rows."""
+        share = (member.state.global_step - member.resumed) * member.plan.global_batch / max(self._samples, 1)
+        energy = None
+        if self._joules:
+            joules = (self._joules() - self._joules_before) * share
+            source = f"{SOURCES[member.plan.device]}; this adapter's share by rows"
+            energy = {"joules": round(joules, 1), "source": source}
+        return {"pack": {"adapters": len(self.members), "share": round(share, 4)}, "energy": energy}
+
+    def _may_save(self) -> bool:
+        return time.perf_counter() - self._saved_at >= _OVERHEAD * self._saving
+
+    def save(self) -> None:
+        """Write a snapshot, unless there is one of this tick."""
+        if self._saved_tick == self._tick:
+            return
+        began = time.perf_counter()
+        rows = {"weights": self._stack.weights, "means": self._optimizer.means, "squares": self._optimizer.squares}
+        members = {member.name: member.export() for member in self.members}
+        cpu = {name: tensor.cpu() for name, tensor in rows.items()}
+        Snapshot(self._tick, cpu, members, self._closed, self.failed).write(self._folder)
+        for member in self.members:
+            member.due = False
+            member.prune()
+        self._saved_tick, self._saved_at = self._tick, time.perf_counter()
+        self._saving = self._saved_at - began
+
+
+class _Outputs:
+    """One adapter's part of what the model gave."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits

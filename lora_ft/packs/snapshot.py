@@ -1,0 +1,64 @@
+"""A point that a pack goes on from: the rows of all its adapters and where each of them is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from export.errors import LoraFtError
+from export.files import read_json, write_text
+from lora_ft import checkpoints
+
+VERSION = 1
+_ROWS, _MEMBERS = "rows.safetensors", "members.json"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a pack is after a tick.
+
+    Attributes:
+        tick: how many were done.
+        rows: weights, means and squares [adapters, width] of those that still train.
+        members: and what `Member.export` gave of them, by name, in the order of the rows.
+        closed: names of those that are done; their runs may not be in place yet.
+        failed: names of those that left without a run, and why.
+    """
+
+    tick: int
+    rows: dict[str, Tensor]
+    members: dict[str, dict[str, Any]]
+    closed: list[str]
+    failed: dict[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Write it below `folder`, and delete older ones when it is whole."""
+        path = folder / f"checkpoint-{self.tick}"
+        path.mkdir(parents=True)
+        if self.members:
+            save_file(self.rows, path / _ROWS)
+        content = {"version": VERSION, "members": self.members, "closed": self.closed, "failed": self.failed}
+        write_text(path / _MEMBERS, json.dumps(content, default=float))
+        checkpoints.seal(folder, self.tick, keep=1, best=None)
+
+
+def latest(folder: Path) -> Snapshot | None:
+    """The newest whole one below `folder`.
+
+    Raises:
+        LoraFtError: it is of another version.
+    """
+    path = checkpoints.latest(folder) if folder.is_dir() else None
+    if path is None:
+        return None
+    content = read_json(path / _MEMBERS)
+    if content["version"] != VERSION:
+        raise LoraFtError(f"{path} is of version {content['version']}, not {VERSION}", "start anew with --overwrite")
+    tick = int(path.name.removeprefix("checkpoint-"))
+    rows = load_file(path / _ROWS) if content["members"] else {}
+    return Snapshot(tick, rows, content["members"], content["closed"], content["failed"])

@@ -1,0 +1,154 @@
+"""The weights of all adapters of a pack: one matrix, a row for each adapter, that every packed layer looks into.
+
+A row holds the adapter's A matrices, layer after layer, then its B matrices. So the optimizer's step, clipping and what
+an adapter takes along when it leaves are operations on rows, whatever the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_ft.packs.adapter import Adapter, weight_name
+from lora_ft.packs.linear import SOURCE, TARGET, PackedLinear, Route
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One adapted layer.
+
+    Attributes:
+        name: in the base.
+        inputs, outputs: its widths.
+        rank: the largest of any adapter.
+        a, b: where its A [inputs, rank] and B [rank, outputs] begin in a row.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    rank: int
+    a: int
+    b: int
+
+    def view(self, rows: Tensor, side: str) -> Tensor:
+        """[n, inputs, rank] or [n, rank, outputs] of [n, width] rows, in the same memory."""
+        start, height, width = (self.a, self.inputs, self.rank) if side == "A" else (self.b, self.rank, self.outputs)
+        return rows[:, start : start + height * width].view(len(rows), height, width)
+
+
+class Stack:
+    """Adapters put on a base, which is frozen. Its layers compute what `route` says.
+
+    Attributes:
+        adapters: in the order of the rows.
+        layers: that any of them adapts, in the base's order.
+        weights, gradients: [adapters, width], float32. `backward` adds to the gradients.
+        split: column where the B matrices begin.
+
+    Args:
+        model: the base, on the device it stays on.
+        adapters: see there.
+    """
+
+    def __init__(self, model: Any, adapters: Sequence[Adapter]) -> None:
+        self.adapters = list(adapters)
+        self.route = Route()
+        model.requires_grad_(False)
+        found = [
+            (name, module, rank)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and (rank := max(adapter.rank(name) for adapter in adapters))
+        ]
+        self.split = sum(module.in_features * rank for _, module, rank in found)
+        a, b = 0, self.split
+        self.layers: list[Layer] = []
+        for name, module, rank in found:
+            self.layers.append(Layer(name, module.in_features, module.out_features, rank, a, b))
+            a, b = a + module.in_features * rank, b + module.out_features * rank
+        self.device = found[0][1].weight.device
+        self.weights = torch.zeros(len(adapters), b, device=self.device)
+        self.gradients = torch.zeros_like(self.weights)
+        self._linears: list[PackedLinear] = []
+        for layer, (name, module, _) in zip(self.layers, found, strict=True):
+            scale = torch.ones(len(adapters), device=self.device)
+            a_view, b_view = layer.view(self.weights, "A"), layer.view(self.weights, "B")
+            linear = PackedLinear(module, self.route, a_view, b_view, scale, _side(name))
+            _replace(model, name, linear)
+            self._linears.append(linear)
+        self._bind()
+
+    def _bind(self) -> None:
+        """Let the layers use the rows as they are now."""
+        for layer, linear in zip(self.layers, self._linears, strict=True):
+            for side in "AB":
+                # Leaves of their own in the same memory: gradients are added up where the optimizer finds them,
+                # without a matrix of zeros for each layer, which slices of one leaf would make.
+                parameter = nn.Parameter(layer.view(self.weights, side))
+                parameter.grad = layer.view(self.gradients, side)
+                setattr(linear, side.lower(), parameter)
+            scales = [adapter.scales.get(layer.name, 0.0) for adapter in self.adapters]
+            linear.scale = torch.tensor(scales, device=self.device)
+            linear.adapted = [adapter.rank(layer.name) > 0 for adapter in self.adapters]
+
+    def load(self, adapter: int, weights: Mapping[str, Tensor]) -> None:
+        """Copy an adapter's weights, by peft's names, into its row."""
+        row = self.weights[adapter : adapter + 1]
+        row.zero_()
+        for layer in self.layers:
+            rank = self.adapters[adapter].rank(layer.name)
+            if rank:
+                layer.view(row, "A")[0, :, :rank] = weights[weight_name(layer.name, "A")].T
+                layer.view(row, "B")[0, :rank] = weights[weight_name(layer.name, "B")].T
+
+    def read(self, adapter: int) -> dict[str, Tensor]:
+        """Copies of an adapter's weights, by peft's names and in its shapes, on the CPU."""
+        row = self.weights[adapter : adapter + 1]
+        found = {}
+        for layer in self.layers:
+            rank = self.adapters[adapter].rank(layer.name)
+            if rank:
+                found[weight_name(layer.name, "A")] = _apart(layer.view(row, "A")[0, :, :rank])
+                found[weight_name(layer.name, "B")] = _apart(layer.view(row, "B")[0, :rank])
+        return found
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Let the others go, and what memory they took."""
+        self.adapters = [self.adapters[row] for row in rows]
+        self.weights = self.weights.index_select(0, torch.tensor(rows, dtype=torch.long, device=self.device))
+        self.gradients = torch.zeros_like(self.weights)
+        self._bind()
+
+    def restore(self, weights: Tensor) -> None:
+        """Go on from the rows that a stack of the same adapters had."""
+        self.weights.copy_(weights)
+
+    def remove(self, model: Any) -> None:
+        """Give the base its own layers back."""
+        for layer, linear in zip(self.layers, self._linears, strict=True):
+            _replace(model, layer.name, linear.base)
+
+    @property
+    def norms(self) -> Tensor:
+        """[adapters]: the norm of each one's gradient."""
+        return torch.linalg.vector_norm(self.gradients, dim=1)
+
+
+def _apart(view: Tensor) -> Tensor:
+    return view.T.to("cpu", copy=True).contiguous()
+
+
+def _replace(model: Any, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+def _side(name: str) -> int:
+    """Whose positions a layer of T5 is given: the decoder's attention reads keys and values of the source."""
+    return (
+        SOURCE if name.startswith("encoder.") or name.endswith(("EncDecAttention.k", "EncDecAttention.v")) else TARGET
+    )

@@ -1,0 +1,127 @@
+"""A trainer for a task, around a model that is ready to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingArguments
+
+from export.runtime.text import END, Tokenizer
+from lora_ft.batches import Encoded, encode
+from lora_ft.data import Example
+from lora_ft.engines import allowed_tokens
+from lora_ft.metrics import measure, score
+from lora_ft.outcome import append_entry
+from lora_ft.plan import Plan
+from lora_ft.processes import processes, rank
+from lora_ft.progress import Progress
+from lora_ft.runs import CURVES, LOG
+from lora_ft.task import Task
+from lora_ft.taskfile import task_text
+from lora_ft.trainer import Curves, Reporter, Trainer
+
+
+def equip(
+    task: Task, plan: Plan, model: torch.nn.Module, tokenizer: Tokenizer, rows: Sequence[Encoded],
+    validation: Sequence[Example], working: Path, progress: Progress,
+) -> tuple[Trainer, Reporter]:  # fmt: skip
+    """A trainer with the callbacks that log, report and stop early; and the one among them that is asked later.
+
+    Args:
+        task, plan: what is trained, and how.
+        model: with an adapter on it, or whole.
+        tokenizer: of the task.
+        rows, validation: encoded rows to train on, and examples to choose the best checkpoint by (may be none).
+        working: folder of the log.
+        progress: told what happens.
+    """
+    eval_rows = encode(validation, tokenizer, task.lengths, "validation")
+    arguments = _arguments(task, plan, working, bool(eval_rows))
+    log = working / LOG
+    labels = task.generation_options().get("labels")
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        loraplus_lr_ratio=task.lora.loraplus_lr_ratio,
+        bf16=plan.precision.is_bf16,
+        compiled=plan.compile,
+        train_rows=rows,
+        eval_rows=eval_rows,
+        generation={"prefix_allowed_tokens_fn": allowed_tokens(labels, tokenizer, END)} if labels else {},
+        compute_metrics=_scorer(task, tokenizer, eval_rows) if arguments.predict_with_generate else None,
+    )
+    reporter = Reporter(progress, lambda: trainer.positions, lambda entry: append_entry(log, entry))
+    if arguments.should_save:
+        trainer.add_callback(reporter)
+        if "tensorboard" in task.train.report_to:
+            trainer.add_callback(Curves(working / CURVES, task_text(task)))
+    if task.train.early_stopping_patience and eval_rows:
+        trainer.add_callback(EarlyStoppingCallback(task.train.early_stopping_patience))
+    return trainer, reporter
+
+
+def _arguments(task: Task, plan: Plan, working: Path, validated: bool) -> Seq2SeqTrainingArguments:
+    train = task.train
+    every = "epoch" if train.eval_every == "epoch" else "steps"
+    interval = {} if train.eval_every == "epoch" else {"eval_steps": train.eval_every, "save_steps": train.eval_every}
+    recompute: dict[str, Any] = (
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        if train.gradient_checkpointing
+        else {}
+    )
+    distributed: dict[str, Any] = {"ddp_find_unused_parameters": False}  # every adapter takes part in every step
+    if plan.device == "cpu" and processes() > 1:
+        distributed["ddp_backend"] = "gloo"
+    return Seq2SeqTrainingArguments(
+        output_dir=str(working),
+        num_train_epochs=train.num_train_epochs,
+        max_steps=train.max_steps or -1,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        per_device_eval_batch_size=train.per_device_eval_batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_steps=plan.warmup_steps,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim=train.optim,
+        seed=train.seed,
+        use_cpu=plan.device == "cpu",
+        eval_strategy=every if validated else "no",
+        save_strategy=every,
+        load_best_model_at_end=validated,
+        metric_for_best_model=train.metric_for_best_model if validated else None,
+        greater_is_better=train.metric_for_best_model != "loss" if validated else None,
+        save_total_limit=None,  # `Keeper` deletes checkpoints, after the newer one is sealed
+        predict_with_generate=validated and train.metric_for_best_model != "loss",
+        logging_steps=train.logging_steps,
+        logging_nan_inf_filter=False,  # the trainer stops on such a loss
+        report_to=[name for name in train.report_to if name != "tensorboard"] if rank() == 0 else [],  # see `Curves`
+        run_name=task.name,
+        label_names=["labels"],  # a PeftModel hides them, and eval_loss would be missing (peft#1881)
+        remove_unused_columns=False,
+        dataloader_pin_memory=plan.device == "cuda",
+        disable_tqdm=True,
+        **interval,
+        **recompute,
+        **distributed,
+    )
+
+
+def _scorer(task: Task, tokenizer: Tokenizer, rows: Sequence[Encoded]) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Scores of what was generated for the validation rows, in their order; the one that chooses is among them."""
+    references = [row.references for row in rows]
+
+    def score_all(prediction: EvalPrediction) -> dict[str, float]:
+        # several processes repeat the first rows at the end to fill their last batch
+        texts = tokenizer.decode(prediction.predictions[: len(references)])
+        scores = measure(task.evaluate.metrics, texts, references, task.evaluate)
+        chooses = task.train.metric_for_best_model
+        if chooses not in scores:
+            scores[chooses] = score(chooses, texts, references, task.evaluate)
+        return {name: found.value for name, found in scores.items()}
+
+    return score_all

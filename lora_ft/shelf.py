@@ -1,0 +1,92 @@
+"""The adapters in a folder of runs: listed, looked at, removed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from export.errors import UsageError
+from export.files import folder_size, read_json
+from lora_ft.adapters import adapter_config
+from lora_ft.packs.best import GRID
+from lora_ft.runs import METRICS, Run, is_run
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapter on the shelf.
+
+    Attributes:
+        run: it came out of.
+        rank: largest of its layers'.
+        bytes: of the adapter alone.
+        metric, score: what chose its checkpoint, and the best value; None without validation rows.
+        trained: when it was finished.
+        best: whether it is the best of a grid.
+    """
+
+    run: Run
+    rank: int
+    bytes: int
+    metric: str
+    score: float | None
+    trained: datetime
+    best: bool
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder: two runs of one task differ in it."""
+        return self.run.folder.name
+
+
+def entry(folder: Path) -> Entry:
+    """A run's adapter.
+
+    Raises:
+        UsageError: the folder is no run, or one of method full.
+    """
+    run = Run(folder)
+    if run.task.method != "lora":
+        raise UsageError(f"{folder} is a run of method {run.task.method}, which leaves no adapter", "give another run")
+    config = adapter_config(run.adapter)
+    grid = folder.parent / GRID
+    return Entry(
+        run,
+        max(config["r"], *(config.get("rank_pattern") or {}).values(), 0),
+        folder_size(run.adapter),
+        run.task.train.metric_for_best_model,
+        run.metrics["best_metric"],
+        datetime.fromtimestamp((folder / METRICS).stat().st_mtime),
+        grid.is_file() and read_json(grid).get("best") == run.task.name,
+    )
+
+
+def shelf(folder: Path) -> list[Entry]:
+    """The adapters of all runs right below a folder, by name; runs of method full are left out.
+
+    Raises:
+        UsageError: there are none.
+    """
+    runs = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
+    found = [entry(path) for path in runs if Run(path).task.method == "lora"]
+    if not found:
+        raise UsageError(f"{folder} holds no runs with adapters", "give the folder that `lora-ft train --out` made")
+    return found
+
+
+def remove(folders: Sequence[Path]) -> int:
+    """Delete runs; the bytes that are free now.
+
+    Raises:
+        UsageError: one of them is no run; none is deleted then.
+    """
+    for folder in folders:
+        if folder.is_symlink() or not is_run(folder):
+            raise UsageError(f"{folder} is not a run", "only runs are removed")
+    freed = sum(folder_size(folder) for folder in folders)
+    for folder in folders:
+        shutil.rmtree(folder)
+    return freed

@@ -1,0 +1,118 @@
+"""`lora-ft train` of several tasks: files, folders and grids, the screen, the summary and what is said of faults."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lora_ft.cli import board
+from lora_ft.cli import run as lora_ft
+from lora_ft.packs.board import Row
+from lora_ft.runs import Run, is_run
+
+MakeTask = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+SHORT = {"max_steps": 4, "metric_for_best_model": "loss", "learning_rate": 0.001}
+
+
+def test_a_grid_is_trained_and_its_best_run_is_marked(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
+    task = make_task(train=SHORT, grid={"lora.r": [2, 4], "train.learning_rate": [0.001, 0.01]})
+    out = tmp_path / "runs"
+    assert lora_ft(["train", str(task), "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    grid = json.loads((out / "grid.json").read_text())
+    assert len(grid["runs"]) == 4 and all(is_run(out / entry["name"]) for entry in grid["runs"])
+    assert grid["best"] == min(grid["runs"], key=lambda entry: entry["score"])["name"]
+    assert "4 adapters on one base in 1 pack" in printed.err
+    assert printed.out.count("best") == 2  # a column, and one run
+    assert f"4 runs in {out}" in printed.out
+    assert all(len(line) <= 80 for line in printed.out.splitlines()[:-1])
+    assert lora_ft(["adapters", "list", str(out)]) == 0
+    listed = capsys.readouterr().out
+    assert listed.count(" *") == 1 and listed.count("loss") == 4
+
+
+def test_a_folder_of_tasks_is_trained(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name in ("one", "two"):
+        path = make_task(name=name, train=SHORT)
+        shutil.copytree(path.parent, folder, dirs_exist_ok=True)
+        (folder / "task.yaml").rename(folder / f"{name}.yaml")
+    assert lora_ft(["train", str(folder), "--out", str(tmp_path / "runs"), "--pack-size", "1"]) == 0
+    assert "2 adapters on one base in 2 packs" in capsys.readouterr().err
+    assert [Run(tmp_path / "runs" / name).task.name for name in ("one", "two")] == ["one", "two"]
+    assert not (tmp_path / "runs" / "grid.json").exists()
+
+
+def test_one_task_is_trained_as_ever(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
+    assert lora_ft(["train", str(make_task(train=SHORT)), "--out", str(tmp_path / "run")]) == 0
+    assert is_run(tmp_path / "run") and "parameters trained" in capsys.readouterr().out
+
+
+def test_a_task_that_fails_is_told_and_ends_with_1(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
+    broken = {**SHORT, "learning_rate": 3e37, "warmup_ratio": 0.0, "max_grad_norm": 0.0}
+    tasks = [str(make_task(name="sound", train=SHORT)), str(make_task(name="broken", train=broken))]
+    assert lora_ft(["train", *tasks, "--out", str(tmp_path / "runs")]) == 1
+    printed = capsys.readouterr().out
+    assert "failed: broken: the loss of step" in printed and "1 runs in" in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--push-to-hub", "me/it"], "uploads one run"),
+        (["--resume"], "no unfinished packs"),
+        (["--set", "lora.use_dora=true"], "lora.use_dora = True"),
+    ],
+)
+def test_what_several_tasks_cannot(
+    make_task: MakeTask, tmp_path: Path, capsys: Capture, more: list[str], said: str
+) -> None:
+    tasks = [str(make_task(name=name, train=SHORT)) for name in ("one", "two")]
+    assert lora_ft(["train", *tasks, "--out", str(tmp_path / "runs"), *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_empty_folder_is_no_task(tmp_path: Path, capsys: Capture) -> None:
+    assert lora_ft(["train", str(tmp_path)]) == 2
+    assert "holds no task files" in capsys.readouterr().err
+
+
+ROWS = [
+    Row("summaries-of-long-dialogues-r-16-seed-2", 1200, 12000, 2.3456, "rouge1", 31.23, 4.56, 3700.0, ""),
+    Row("qa", 3, 40, None, "rouge1", None, None, None, ""),
+    Row("chat", 40, 40, 1.5, "loss", 1.2, None, None, "finished"),
+]
+
+
+def test_the_screen_has_a_row_for_each_adapter() -> None:
+    screen = board.PackScreen()
+    screen.console = screen._live.console = Console(file=io.StringIO(), force_terminal=True, width=80, height=8)
+    screen.rows(ROWS)
+    shown = Console(file=io.StringIO(), width=80)
+    shown.print(board._table(ROWS, 2))
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert "1,200/12,000" in text and "1:01:40" in text and "and 1 more" in text
+    assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
+
+
+def test_without_a_terminal_a_line_says_all() -> None:
+    assert board.line(ROWS[1]) == "qa  3/40  loss –  rouge1 –  –/s  – left"
+    assert board.line(ROWS[2]) == "chat  40/40  finished"
+    assert len(board.line(ROWS[0])) <= 80
+
+
+def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    screen = board.PackScreen()
+    screen.rows(ROWS)
+    assert "qa" not in capsys.readouterr().err
+    monkeypatch.setattr(board, "LINE_EVERY", -1.0)
+    screen.rows(ROWS)
+    assert "qa  3/40" in capsys.readouterr().err

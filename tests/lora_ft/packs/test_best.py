@@ -1,0 +1,33 @@
+"""The best run of a grid."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from lora_ft.packs.best import best_run, mark_best
+
+
+def run(name: str, metric: str, score: float | None) -> Any:
+    task = SimpleNamespace(name=name, train=SimpleNamespace(metric_for_best_model=metric))
+    return SimpleNamespace(task=task, metrics={"best_metric": score, "best_step": 3})
+
+
+def test_the_highest_score_or_the_lowest_loss_is_best() -> None:
+    assert best_run([run("a", "rouge1", 3.0), run("b", "rouge1", 5.0), run("c", "rouge1", None)]).task.name == "b"  # type: ignore[union-attr]
+    assert best_run([run("a", "loss", 3.0), run("b", "loss", 5.0)]).task.name == "a"  # type: ignore[union-attr]
+
+
+def test_nothing_is_best_where_scores_cannot_be_compared() -> None:
+    assert best_run([run("a", "rouge1", 3.0), run("b", "loss", 5.0)]) is None
+    assert best_run([run("a", "rouge1", None)]) is None
+
+
+def test_the_folder_says_which_settings_did_how_well(tmp_path: Path) -> None:
+    runs = [run("a", "rouge1", 3.0), run("b", "rouge1", 5.0)]
+    assert mark_best(runs, {"a": {"lora.r": 8}, "b": {"lora.r": 16}}, tmp_path) is runs[1]
+    written = json.loads((tmp_path / "grid.json").read_text())
+    assert written["best"] == "b" and written["version"] == 1
+    assert written["runs"][0] == {"name": "a", "settings": {"lora.r": 8}, "metric": "rouge1", "score": 3.0, "step": 3}

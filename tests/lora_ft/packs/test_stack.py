@@ -1,0 +1,138 @@
+"""A stack of adapters and its optimizer: against peft's weights and torch's AdamW; what all of it weighs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+from lora_ft.adapters import add_adapter
+from lora_ft.bases import Base, load_model
+from lora_ft.packs.adamw import Rate, StackedAdamW
+from lora_ft.packs.adapter import Adapter, make_adapter
+from lora_ft.packs.linear import PackedLinear
+from lora_ft.packs.stack import Stack
+from lora_ft.task import Task
+
+LORAS: list[dict[str, Any]] = [
+    {"r": 2, "lora_alpha": 4, "target_modules": "q,v"},
+    {"r": 5, "lora_alpha": 4, "target_modules": "all-linear"},
+    {"r": 3, "lora_alpha": 4, "target_modules": "q,wo"},
+]
+
+
+def made(tiny_base: Path, loras: list[dict[str, Any]]) -> tuple[Any, Stack, list[dict[str, torch.Tensor]]]:
+    """A model, its stack, and the weights that were loaded, B's drawn at random."""
+    model, base = load_model(tiny_base), Base("tiny", tiny_base)
+    found = []
+    for lora in loras:
+        content = {"name": "x", "prompt": "{text}", "data": {"train": "x"}, "lora": lora}
+        found.append(make_adapter(model, Task.model_validate(content), base, [], "cpu"))
+    for _, weights in found:
+        for weight in weights.values():
+            weight.normal_()
+    stack = Stack(model, [adapter for adapter, _ in found])
+    for number, (_, weights) in enumerate(found):
+        stack.load(number, weights)
+    return model, stack, [weights for _, weights in found]
+
+
+def test_what_is_read_is_what_was_loaded(tiny_base: Path) -> None:
+    _, stack, loaded = made(tiny_base, LORAS)
+    for number, weights in enumerate(loaded):
+        read = stack.read(number)
+        assert read.keys() == weights.keys() and all(torch.equal(read[name], weights[name]) for name in read)
+
+
+def test_those_that_stay_keep_their_weights(tiny_base: Path) -> None:
+    model, stack, loaded = made(tiny_base, LORAS)
+    stack.keep([0, 2])
+    assert stack.weights.shape[0] == 2
+    for number, weights in enumerate([loaded[0], loaded[2]]):
+        assert all(torch.equal(stack.read(number)[name], weights[name]) for name in weights)
+    layer = model.get_submodule("encoder.block.0.layer.0.SelfAttention.q")
+    assert layer.a.shape[0] == 2 and layer.a.data_ptr() == stack.weights.data_ptr()
+    stack.keep([])
+    assert stack.weights.shape[0] == 0
+
+
+def test_a_base_gets_its_layers_back(tiny_base: Path) -> None:
+    model, stack, _ = made(tiny_base, LORAS)
+    assert any(isinstance(module, PackedLinear) for module in model.modules())
+    stack.remove(model)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    assert model.state_dict().keys() == load_model(tiny_base).state_dict().keys()
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5])
+def test_a_step_is_torchs(tiny_base: Path, max_norm: float) -> None:
+    """Each row as torch.optim.AdamW does it alone: other rates, decays, steps, and LoRA+."""
+    _, stack, _ = made(tiny_base, LORAS[:2])
+    optimizer = StackedAdamW(stack)
+    settings = [(0.01, 0.1, 1.0), (0.002, 0.0, 4.0)]
+    alone = []
+    for row, (rate, decay, ratio) in enumerate(settings):
+        a = torch.nn.Parameter(stack.weights[row, : stack.split].clone())
+        b = torch.nn.Parameter(stack.weights[row, stack.split :].clone())
+        groups = [{"params": [a], "lr": rate}, {"params": [b], "lr": rate * ratio}]
+        alone.append((a, b, torch.optim.AdamW(groups, weight_decay=decay)))
+    for step in range(1, 6):
+        stack.gradients.normal_()
+        for row, (a, b, single) in enumerate(alone):
+            a.grad, b.grad = (part.clone() for part in stack.gradients[row].tensor_split([stack.split]))
+            if max_norm:
+                torch.nn.utils.clip_grad_norm_([a, b], max_norm)
+            single.step()
+        optimizer.step([Rate(step, rate, decay, max_norm, ratio) for rate, decay, ratio in settings])
+    for row, (a, b, _) in enumerate(alone):
+        torch.testing.assert_close(stack.weights[row], torch.cat([a, b]).detach(), rtol=2e-6, atol=1e-7)
+
+
+def test_no_row_spoils_another(tiny_base: Path) -> None:
+    _, stack, loaded = made(tiny_base, LORAS)
+    stack.gradients[1] = float("nan")
+    StackedAdamW(stack).step([Rate(1, 0.01, 0.0, 1.0)] * 3)
+    assert torch.isfinite(stack.weights[[0, 2]]).all() and not torch.isfinite(stack.weights[1]).all()
+    assert all(torch.equal(stack.read(0)[name], weight) for name, weight in loaded[0].items())
+
+
+def test_padding_stays_zero(tiny_base: Path) -> None:
+    """Ranks are filled up with zeros, which neither gradients, moments nor decay move."""
+    model, stack, _ = made(tiny_base, LORAS)
+    optimizer = StackedAdamW(stack)
+    padded = stack.weights == 0
+    ids = torch.randint(3, 60, (3, 8))
+    for step in range(1, 4):
+        stack.gradients.zero_()
+        stack.route.send([(0, 1), (1, 1), (2, 1)], 3, torch.device("cpu"))
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step([Rate(step, 0.1, 0.1, 1.0)] * 3)
+    assert padded.any() and not stack.weights[padded].any()
+
+
+def test_the_state_of_a_hundred_adapters_of_flan_t5_base_is_below_3_gb() -> None:
+    """Weights, gradients and both moments of r 16 on q and v, without the base."""
+    config = {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_decoder_layers": 12, "num_heads": 12, "d_kv": 64,
+              "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}  # fmt: skip
+    content = {"name": "x", "prompt": "{t}", "data": {"train": "x"}, "lora": {"r": 16, "target_modules": "q,v"}}
+    lora = Task.model_validate(content).lora
+    with torch.device("meta"):
+        model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", **config))
+        adapted = add_adapter(model, lora)
+    layers = [(name.removeprefix("base_model.model."), module) for name, module in adapted.named_modules()
+              if hasattr(module, "lora_A")]  # fmt: skip
+    shapes = {
+        f"base_model.model.{name}.lora_{side}.weight": tuple(getattr(module, f"lora_{side}")["default"].weight.shape)
+        for name, module in layers
+        for side in "AB"
+    }
+    adapter = Adapter(None, shapes, {name: 1.0 for name, _ in layers})  # type: ignore[arg-type]
+    assert adapter.parameters == 1_769_472
+    stack = Stack(adapted.unload(), [adapter] * 100)
+    optimizer = StackedAdamW(stack)
+    tensors = (stack.weights, stack.gradients, optimizer.means, optimizer.squares)
+    assert all(tensor.is_meta for tensor in tensors)
+    assert sum(tensor.nbytes for tensor in tensors) == 100 * 16 * 1_769_472 <= 3e9

@@ -1,0 +1,278 @@
+"""Packs: each adapter is what training alone gives, none harms another, and a killed pack resumes to the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from export.errors import UsageError
+from lora_ft.packs.board import SilentBoard
+from lora_ft.packs.train import WORK, train_pack
+from lora_ft.runs import Run
+from lora_ft.task import Task
+from lora_ft.taskfile import load_task, save_task
+from lora_ft.train import train
+from lora_ft.trainer import Trainer
+from tests.conftest import write_task
+from tests.lora_ft.test_train import closeness, losses, wait_for, weights
+
+MakeTask = Callable[..., Path]
+# Unlike in rank, layers, dropout, rate, schedule, decay, seed, lengths, batch, accumulation and number of rows.
+UNLIKE: list[dict[str, Any]] = [
+    {"rows": 24, "lora": {"r": 4, "init_lora_weights": "eva"}, "train": {"learning_rate": 0.001}},
+    {
+        "rows": 41,
+        "lora": {"r": 3, "lora_alpha": 9, "target_modules": "all-linear", "lora_dropout": 0.1},
+        "train": {"learning_rate": 0.003, "lr_scheduler_type": "cosine", "weight_decay": 0.1, "seed": 7},
+    },
+    {
+        "rows": 30,
+        "lora": {"preset": "default", "use_rslora": True},
+        "lengths": {"source": 12, "target": 24},
+        "train": {
+            "per_device_train_batch_size": 3,
+            "gradient_accumulation_steps": 2,
+            "warmup_ratio": 0.2,
+            "learning_rate": 0.002,
+        },
+    },
+    {
+        "rows": 17,
+        "lora": {
+            "r": 4,
+            "rank_pattern": {"q": 6},
+            "alpha_pattern": {"v": 5},
+            "loraplus_lr_ratio": 4.0,
+            "lora_dropout": 0.3,
+        },
+        "train": {"max_grad_norm": 0.0, "learning_rate": 0.002, "lr_scheduler_type": "constant"},
+    },
+    {
+        "rows": 24,
+        "lora": {"target_modules": "o,wi_0,wo", "init_lora_weights": "gaussian"},
+        "train": {
+            "per_device_train_batch_size": 8,
+            "max_grad_norm": 0.1,
+            "learning_rate": 0.0005,
+            "lr_scheduler_type": "polynomial",
+        },
+    },
+]
+
+
+def start(tasks: list[str], out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """`lora-ft train` of several tasks in a process of its own."""
+    command = [sys.executable, "-m", "lora_ft", "train", *tasks, "--out", str(out), *more]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def unlike(make_task: MakeTask, count: int, **train: Any) -> list[Task]:
+    """So many tasks that differ in what they can."""
+    made = []
+    for at, sections in enumerate(UNLIKE[:count]):
+        settings = {**sections, "train": {**sections.get("train", {}), **train}}
+        made.append(load_task(make_task(name=f"t{at}", **settings)))
+    return made
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_adapters_are_those_of_training_alone(make_task: MakeTask, tmp_path: Path, count: int) -> None:
+    tasks = unlike(make_task, count, max_steps=50, eval_every=25, metric_for_best_model="loss")
+    packed = train_pack(tasks, tmp_path / "packed")
+    assert not packed.failed
+    for task, run in zip(tasks, packed.runs, strict=True):
+        alone = train(task, tmp_path / "alone" / task.name)
+        assert closeness(weights(run), weights(alone)) < 1e-5
+        assert run.metrics["best_step"] == alone.metrics["best_step"]
+        assert run.task == alone.task
+        assert {path.name for path in run.folder.iterdir()} == {path.name for path in alone.folder.iterdir()}
+        configs = [json.loads((one.adapter / "adapter_config.json").read_text()) for one in (run, alone)]
+        for config in configs:
+            config["target_modules"].sort()
+        assert configs[0] == configs[1]
+        logs = [
+            [json.loads(line) for line in (one.folder / "log.jsonl").read_text().splitlines()] for one in (run, alone)
+        ]
+        assert [(entry["step"], entry["epoch"]) for entry in logs[0]] == [
+            (entry["step"], entry["epoch"]) for entry in logs[1]
+        ]
+        for key in ("loss", "learning_rate", "grad_norm", "eval_loss"):
+            mine, theirs = ([entry[key] for entry in log if key in entry] for log in logs)
+            assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+def same(a: Run, b: Run) -> bool:
+    mine, theirs = weights(a), weights(b)
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_diverged_adapter_leaves_and_harms_no_other(make_task: MakeTask, tmp_path: Path) -> None:
+    diverging = {"learning_rate": 3e37, "warmup_ratio": 0.0, "max_grad_norm": 0.0}
+    sound = load_task(make_task(name="sound", train={"metric_for_best_model": "loss", "learning_rate": 0.001}))
+    broken = load_task(make_task(name="broken", train={**diverging, "metric_for_best_model": "loss"}))
+    packed = train_pack([broken, sound], tmp_path / "runs")
+    assert [run.task.name for run in packed.runs] == ["sound"]
+    assert "not finite" in packed.failed["broken"]
+    assert not (tmp_path / "runs" / "broken").exists()
+    assert closeness(weights(packed.runs[0]), weights(train(sound, tmp_path / "alone"))) < 1e-5
+
+
+def test_a_score_that_cannot_be_taken_ends_one_adapter_only(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = unlike(make_task, 2, max_steps=6)
+    original = Trainer.evaluate
+
+    def evaluate(self: Any, *args: Any, **options: Any) -> Any:
+        if self.args.seed == 7:
+            raise ValueError("no score")
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    packed = train_pack(tasks, tmp_path / "runs")
+    assert packed.failed == {"t1": "ValueError: no score"} and [run.task.name for run in packed.runs] == ["t0"]
+
+
+def test_adapters_stop_early_by_themselves(make_task: MakeTask, tmp_path: Path) -> None:
+    overfitting: dict[str, Any] = {
+        "metric_for_best_model": "loss", "num_train_epochs": 40, "eval_every": 2, "early_stopping_patience": 2,
+        "learning_rate": 0.03, "lr_scheduler_type": "constant", "warmup_ratio": 0.0,
+    }  # fmt: skip
+    early = load_task(make_task(rows=8, name="early", train=overfitting))
+    longer = load_task(make_task(rows=8, name="longer", train={"max_steps": 30, "metric_for_best_model": "loss"}))
+    packed = train_pack([early, longer], tmp_path / "runs")
+    first, second = packed.runs
+    assert first.metrics["steps"] == first.metrics["best_step"] + 4 < 80
+    assert second.metrics["steps"] == 30
+    assert first.metrics["pack"]["adapters"] == 2 and 0.4 < first.metrics["pack"]["share"] < 0.6
+    assert second.metrics["pack"]["adapters"] == 1
+
+
+def test_what_does_not_fit_together_is_trained_in_several_packs(make_task: MakeTask, tmp_path: Path) -> None:
+    tasks = unlike(make_task, 3, max_steps=4)
+    said: list[str] = []
+    board = Noting(said)
+    packed = train_pack(tasks, tmp_path / "runs", most=2, board=board)
+    assert [run.task.name for run in packed.runs] == ["t0", "t1", "t2"]
+    assert "3 adapters on one base in 2 packs" in said
+    assert sum(line.startswith("pack ") for line in said) == 2
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"t0", "t1", "t2"}
+
+
+class Noting(SilentBoard):
+    """Remembers what was said."""
+
+    def __init__(self, said: list[str]) -> None:
+        self.said = said
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_answers_are_generated_as_in_training_alone(make_task: MakeTask, tmp_path: Path) -> None:
+    tasks = unlike(make_task, 2, num_train_epochs=2)
+    packed = train_pack(tasks, tmp_path / "runs")
+    for task, run in zip(tasks, packed.runs, strict=True):
+        alone = train(task, tmp_path / "alone" / task.name)
+        for mine, theirs in zip(run.metrics["evaluations"], alone.metrics["evaluations"], strict=True):
+            assert mine.keys() == theirs.keys() and mine["eval_rouge1"] == theirs["eval_rouge1"]
+
+
+# Long enough that there is something to kill, with evaluations at unlike steps.
+RESUMED: dict[str, Any] = {"max_steps": 40, "eval_every": 3, "metric_for_best_model": "loss"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list[Run]:
+    """The pack that nothing disturbed, trained once for a module."""
+    root = tmp_path_factory.mktemp("undisturbed")
+
+    def make(rows: int = 24, name: str = "tiny", **sections: Any) -> Path:
+        return write_task(root, tiny_base, rows, name, **sections)
+
+    return train_pack(resumable(make), root / "runs").runs
+
+
+def resumable(make_task: MakeTask) -> list[Task]:
+    """Three tasks, of which the first has finished when the second is half done."""
+    tasks = unlike(make_task, 3, **RESUMED)
+    short = tasks[0].model_copy(update={"train": tasks[0].train.model_copy(update={"max_steps": 20})})
+    save_task(short, short.data.root / "task.yaml")  # type: ignore[operator]
+    return [short, *tasks[1:]]
+
+
+def files(tasks: list[Task]) -> list[str]:
+    return [str(task.data.root / "task.yaml") for task in tasks]  # type: ignore[operator]
+
+
+def snapshots(out: Path) -> list[int]:
+    return [int(path.parent.name.removeprefix("checkpoint-")) for path in out.glob(f"{WORK}/1/checkpoint-*/complete")]
+
+
+MOMENTS: dict[str, Callable[[Path], object]] = {
+    "before the first snapshot": lambda out: (out / "t1.unfinished" / "log.jsonl").exists(),
+    "after a snapshot": lambda out: any(tick >= 3 for tick in snapshots(out)),
+    "after an adapter has left": lambda out: (out / "t0").is_dir(),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_pack_resumes_to_the_same_bits(
+    moment: str, make_task: MakeTask, tmp_path: Path, undisturbed: list[Run]
+) -> None:
+    tasks, out = resumable(make_task), tmp_path / "runs"
+    process = start(files(tasks), out)
+    wait_for(lambda: MOMENTS[moment](out), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (out / "t1").exists()
+    with pytest.raises(UsageError, match="--resume to go on"):
+        train_pack(tasks, out)
+    packed = train_pack(tasks, out, resume=True)
+    assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, undisturbed, strict=True))
+    for run in packed.runs:
+        steps = [json.loads(line)["step"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
+        assert steps == sorted(steps) and len(losses(run.folder)) == run.metrics["steps"]  # no step is logged twice
+    assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2"}
+
+
+def test_ctrl_c_saves_a_snapshot_and_says_how_to_go_on(
+    make_task: MakeTask, tmp_path: Path, undisturbed: list[Run]
+) -> None:
+    tasks, out = resumable(make_task), tmp_path / "runs"
+    process = start(files(tasks), out)
+    wait_for(lambda: (out / "t1.unfinished" / "log.jsonl").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"--resume goes on from there" in errors and b"Traceback" not in errors
+    packed = train_pack(tasks, out, resume=True)
+    assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, undisturbed, strict=True))
+
+
+def test_resuming_needs_unfinished_packs_of_the_same_tasks(make_task: MakeTask, tmp_path: Path) -> None:
+    tasks, out = unlike(make_task, 2, max_steps=4), tmp_path / "runs"
+    with pytest.raises(UsageError, match="no unfinished packs"):
+        train_pack(tasks, out, resume=True)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lora_ft.packs.pack.Pack.step", interrupt)
+        train_pack(tasks, out)
+    with pytest.raises(UsageError, match="of other tasks"):
+        train_pack(tasks[:1], out, resume=True)
+    changed = tasks[0].model_copy(update={"train": tasks[0].train.model_copy(update={"learning_rate": 0.5})})
+    with pytest.raises(UsageError, match="started with another train"):
+        train_pack([changed, tasks[1]], out, resume=True)
+    assert len(train_pack(tasks, out, overwrite=True).runs) == 2
+
+
+def interrupt(self: Any) -> None:
+    raise KeyboardInterrupt

@@ -182,6 +182,7 @@ def _inline(name: str, array: np.ndarray) -> TensorProto:
 
 def save(model: onnx.ModelProto, path: Path) -> None:
     """Write a model that shares no weights, with its own beside it where they are beyond what one file may hold."""
-    external = model.ByteSize() > _LARGEST
+    # protobuf's own count fails where there is too much to count (a T5 as wide as FLAN-T5-large)
+    external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST
     location = f"{path.name}_data" if external else None  # the name that transformers.js looks for
     onnx.save(model, path, save_as_external_data=external, location=location)

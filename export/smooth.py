@@ -162,6 +162,14 @@ class Folded:
                 if not layer.endswith(_BY_ROW):
                     self._peaks[layer] = float((peaks[layer] / scale).max())
 
+    @classmethod
+    def by(cls, weights: Weights, fold: Fold) -> Folded:
+        """Other weights, with the same folded in as before; nothing is known of their inputs' moments."""
+        made = cls.__new__(cls)
+        made._weights, made._moments, made.fold = weights, {}, fold
+        made._columns, made._rows, made._peaks = dict(fold.columns), dict(fold.rows), dict(fold.peaks)
+        return made
+
     def __contains__(self, name: str) -> bool:
         return name == "lm_head.weight" or name in self._weights
 

@@ -55,7 +55,9 @@ class Group:
         down, up = (self.inputs, parts * self.rank), (parts, self.rank, self.width)
         shapes = {"A": down, "B": up if parts > 1 else up[1:]}
         dtype = "float32" if self.exact else "int8"
-        found = {f"{PREFIX}{self.name}.{side}": (dtype, shape) for side, shape in shapes.items()}
+        found: dict[str, tuple[str, tuple[int, ...]]] = {
+            f"{PREFIX}{self.name}.{side}": (dtype, shape) for side, shape in shapes.items()
+        }
         if not self.exact:
             scales = {"A": (1, parts * self.rank), "B": (1, parts * self.width)}
             found |= {f"{PREFIX}{self.name}.{side}.scale": ("float32", shape) for side, shape in scales.items()}

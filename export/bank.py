@@ -54,7 +54,9 @@ class Plan:
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Plan:
         """From what `as_dict` made."""
-        groups = {name: Group(**{**group, "layers": tuple(group["layers"])}) for name, group in content["groups"].items()}
+        groups = {
+            name: Group(**{**group, "layers": tuple(group["layers"])}) for name, group in content["groups"].items()
+        }
         return cls(content["ranks"], groups)
 
     def as_dict(self) -> dict[str, Any]:
@@ -150,7 +152,7 @@ def packed(plan: Plan, adapter: Adapter, peaks: Mapping[str, np.ndarray]) -> dic
         adapter: folded as the bank's weights are.
         peaks: from `inner_peaks`, of the groups that are not exact.
     """
-    made = {}
+    made: dict[str, np.ndarray] = {}
     for group in plan.groups.values():
         a = np.zeros((len(group.layers), group.inputs, group.rank), np.float32)
         b = np.zeros((len(group.layers), group.rank, group.width), np.float32)
@@ -190,7 +192,7 @@ class _Inner(Float32):
             if layer not in self._adapter:
                 continue
             a = self._adapter[layer].a.T
-            inner = g.op("Abs", g.op("MatMul", x, g.weight(f"{PREFIX}{layer}", lambda a=a: a)))
+            inner = g.op("Abs", g.op("MatMul", x, g.constant(a, f"{PREFIX}{layer}")))
             if layer in self._by_row:
                 top = g.op("ReduceMax", g.op("Abs", x), g.ints(-1), keepdims=1)
                 tiny = g.constant(np.float32(TINY), "float.tiny")

@@ -61,4 +61,3 @@ class Checkpoint:
         if name not in self._tensors:
             raise LoraFtError(f"{self.folder} has no weight named {name}", "is it a whole T5 checkpoint?")
         return self._tensors[name]
-

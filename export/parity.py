@@ -90,8 +90,7 @@ def compare(
         logits = generator.score(ids, mask, reference.tokens, adapter=adapter)
         # fmax would pass over a NaN; max does not, and a NaN fails the test below
         largest = float(np.max([largest, np.abs(logits - reference.logits)[real].max(initial=0)]))
-        expected = log_softmax(reference.logits[real])
-        diverged += float((np.exp(expected) * (expected - log_softmax(logits[real]))).sum())
+        diverged += _divergence(reference, logits) * int(real.sum())
         made, drafted = (
             generator.generate_ids(
                 ids, mask, adapter=adapter, max_new_tokens=reference.max_new_tokens, prompt_lookup=lookup
@@ -102,6 +101,23 @@ def compare(
         identical += identical_rows(made, reference.tokens)
         looked_up += identical_rows(made, drafted)
     return Report(rows, tokens, identical, largest, looked_up, tolerance, diverged / max(1, tokens))
+
+
+def divergence(generator: Generator, references: Iterable[Reference], adapter: str | None) -> float:
+    """That of `compare` alone, also where the answers are not meant to be PyTorch's."""
+    counts, found = [], []
+    for reference in references:
+        logits = generator.score(reference.input_ids, reference.attention_mask, reference.tokens, adapter=adapter)
+        counts.append(int((reference.tokens != PAD).sum()))
+        found.append(_divergence(reference, logits))
+    return float(np.average(found, weights=counts))
+
+
+def _divergence(reference: Reference, logits: np.ndarray) -> float:
+    """Mean of the Kullback-Leibler divergences of all real tokens."""
+    real = reference.tokens != PAD
+    expected = log_softmax(reference.logits[real])
+    return float((np.exp(expected) * (expected - log_softmax(logits[real]))).sum(-1).mean())
 
 
 @dataclass(frozen=True)
@@ -156,9 +172,7 @@ class Probe:
             for row, expected in zip(scored, self.log_probs, strict=True)
         )
         made, drafted = (
-            generator.generate_ids(
-                ids, mask, adapter=adapter, max_new_tokens=self.max_new_tokens, prompt_lookup=lookup
-            )
+            generator.generate_ids(ids, mask, adapter=adapter, max_new_tokens=self.max_new_tokens, prompt_lookup=lookup)
             for lookup in (False, True)
         )
         count = sum(map(len, self.tokens))

@@ -100,7 +100,7 @@ class _Builder:
 
     def __call__(self, folder: Path, precision: Precision, weights: Weights, fold: Fold) -> Generator:
         folder.mkdir()
-        groups: dict[str, Group] = {}
+        groups: dict[str, Group] = {}  # filled as the graphs are built
         plain = T5(self.architecture, weights, precision.storage)
         with_adapters = T5(self.architecture, weights, adapted(precision.storage, self.ranks, groups))
         made = assemble(folder, plain, str(precision), self.config, self.tokenizer, self.origin, with_adapters)

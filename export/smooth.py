@@ -106,7 +106,8 @@ def observe(
 def joined(calibrations: Sequence[Calibration]) -> Calibration:
     """What the inputs were like over the rows of all."""
     peaks = {layer: np.max([one.peaks[layer] for one in calibrations], axis=0) for layer in calibrations[0].peaks}
-    moments = {layer: sum(one.moments[layer] for one in calibrations) for layer in calibrations[0].moments}
+    moments = {layer: np.sum([one.moments[layer] for one in calibrations], axis=0)
+               for layer in calibrations[0].moments}  # fmt: skip
     return Calibration(peaks, moments)
 
 

@@ -126,9 +126,8 @@ class T5:
             attend = partial(self._attend_placed, g, self._places(g, ids, position))
         attended = g.op("Cast", mask, to=INT32)
         # rows of one source are like more tokens of it [sources,k*q]: its keys, and an adapter, are read once for all
-        by_source, by_row = partial(_regroup, g, mask, 0, 1), partial(_regroup, g, ids, 0, 2)
-        if not grouped:
-            by_source = by_row = lambda x, width: x
+        by_source = partial(_regroup, g, mask, 1) if grouped else _unchanged
+        by_row = partial(_regroup, g, ids, 2) if grouped else _unchanged
         residual = by_source(self._embed(g, ids), a.d_model)
         h = self._norm(g, residual, "decoder.block.0.layer.0.layer_norm")
         for i in range(a.decoder_layers):
@@ -262,14 +261,15 @@ class T5:
         return g.op("Concat", *(g.op("Expand", each, shape) for each in coordinates), axis=-1)
 
 
-def _regroup(g: Graph, like: str, start: int, end: int, x: str, width: int) -> str:
-    """x as [*some axes of `like`, the rest, width]."""
-    rest = g.ints(width) if end - start > 1 else g.ints(-1, width)
-    shape = g.once(
-        f"{like}[{start}:{end}]x{width}",
-        lambda: g.op("Concat", g.op("Shape", like, start=start, end=end), rest, axis=0),
-    )
+def _regroup(g: Graph, like: str, axes: int, x: str, width: int) -> str:
+    """x as [the first axes of `like`, what is left, width]."""
+    rest = g.ints(width) if axes == 2 else g.ints(-1, width)
+    shape = g.once(f"{like}x{width}", lambda: g.op("Concat", g.op("Shape", like, end=axes), rest, axis=0))
     return g.op("Reshape", x, shape)
+
+
+def _unchanged(x: str, width: int) -> str:
+    return x
 
 
 def _range(g: Graph, end: str) -> str:

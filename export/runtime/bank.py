@@ -36,25 +36,26 @@ class Bank:
         folder: of the bundle.
         entries: what its manifest says of each adapter, by name.
         shapes: what each must hold.
+        inputs: which of that each graph takes.
         provider: where the graphs run.
     """
 
     def __init__(
-        self, folder: Path, entries: Mapping[str, Mapping[str, Any]], shapes: Shapes, provider: str = "cpu"
+        self, folder: Path, entries: Mapping[str, Mapping[str, Any]], shapes: Shapes,
+        inputs: Mapping[str, Sequence[str]], provider: str = "cpu",
     ) -> None:  # fmt: skip
-        self._folder, self._entries, self.shapes, self.provider = folder, entries, shapes, provider
+        self._folder, self._entries = folder, entries
+        self.shapes, self.inputs, self.provider = shapes, inputs, provider
         self._read: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {}
 
     @classmethod
-    def open(
-        cls, folder: Path, entries: Mapping[str, Mapping[str, Any]], provider: str
-    ) -> tuple[Bank, dict[str, list[str]]]:
-        """(the adapters of a bundle, the names of their inputs by graph)."""
+    def open(cls, folder: Path, entries: Mapping[str, Mapping[str, Any]], provider: str) -> Bank:
+        """That of a bundle."""
         content = json.loads((folder / BANK).read_text(encoding="utf-8"))
         if content.get("version") != VERSION:
             raise UsageError(f"{folder / BANK} is of version {content.get('version')!r}; this is for {VERSION}")
         shapes = {name: (dtype, tuple(shape)) for name, (dtype, shape) in content["values"].items()}
-        return cls(folder, entries, shapes, provider), content["inputs"]
+        return cls(folder, entries, shapes, content["inputs"], provider)
 
     @property
     def names(self) -> list[str]:

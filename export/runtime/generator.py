@@ -67,10 +67,8 @@ class Generator:
         self._vocabulary: int = config["vocab_size"]
         layers = config.get("num_decoder_layers") or config["num_layers"]
         shape = layers, config["num_heads"], config["d_kv"], self._vocabulary
-        self.bank, inputs = None, {}
-        if ADAPTERS in manifest:
-            self.bank, inputs = Bank.open(folder, manifest[ADAPTERS], provider)
-        self.model = Model(folder, shape, threads, provider, inputs)
+        self.bank = Bank.open(folder, manifest[ADAPTERS], provider) if ADAPTERS in manifest else None
+        self.model = Model(folder, shape, threads, provider, self.bank.inputs if self.bank else {})
 
     @classmethod
     def load(cls, folder: str | Path, *, threads: int | None = None, provider: str = "auto") -> Generator:
@@ -172,7 +170,7 @@ class Generator:
         own = {}
         for name in dict.fromkeys(names):
             defaults = self.of(name).defaults
-            kept = {key: defaults[key] for key in ("max_new_tokens", "prompt_lookup") if key in defaults}
+            kept = {key: value for key, value in defaults.items() if key in ("max_new_tokens", "prompt_lookup")}
             own[name] = self._options(options, kept)
         answers = self._in_batches(rows, names, [own[name] for name in names], len(rows), lambda rows: None, False)
         return pad([answer.tokens for some in answers for answer in some], self.special.pad)

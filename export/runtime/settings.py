@@ -1,4 +1,4 @@
-"""What a task says of its texts: its prompt, codec, lengths, labels and options, as they travel with what it trained."""
+"""What a task says of its texts: prompt, codec, lengths, labels and options, as they travel with what it trained."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from export.bank import Adapter, LowRank
-from export.parity import Report
+from export.parity import Probe, Report
 from export.publish_bank import write_bank
 from export.runtime.codec import codec_named
 from export.runtime.text import Tokenizer
@@ -67,7 +67,7 @@ def member(name: str, adapter: Adapter, whole: Path, **origin: Any) -> Member:
     tokenizer = Tokenizer(whole / "tokenizer.json", codec_named(origin.pop("codec", "none")))
     return Member(
         name, adapter, replace(ORIGIN, adapter=name, **origin), tokenizer, lambda: references(whole),
-        next(references(whole)), samples(),
+        Probe.of(next(references(whole))), samples(),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ def read_model(folder: Path) -> tuple[Architecture, Checkpoint]:
             "is a file of the checkpoint missing?",
         )
     return architecture, checkpoint
+
+
+def rescaled(architecture: Architecture, scaled: bool) -> Architecture:
+    """The architecture with the hidden state scaled before the head, or not, as PyTorch does it here."""
+    return replace(architecture, output_scale=architecture.d_model**-0.5 if scaled else 1.0)
 
 
 def assemble(

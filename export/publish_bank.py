@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from export.adapted import Group
 from export.architecture import Architecture
 from export.bank import Changed, Plan, adapted, ranks_of
-from export.bundle import Origin, assemble, read_model, seal
+from export.bundle import Origin, assemble, read_model, rescaled, seal
 from export.files import refuse_existing, sha256, staged_folder
 from export.parity import Probe, Reference, Report, compare, require
 from export.precision import FP32, Precision
@@ -50,7 +50,7 @@ def write_bank(
     refuse_existing(out, overwrite=overwrite)
     architecture, weights = read_model(checkpoint)
     if scaled is not None:
-        architecture = replace(architecture, output_scale=architecture.d_model**-0.5 if scaled else 1.0)
+        architecture = rescaled(architecture, scaled)
     build = _Builder(architecture, tokenizer, origin, weights.config, ranks_of(one.adapter for one in members),
                      base_hash(checkpoint))  # fmt: skip
     with staged_folder(out, overwrite=overwrite) as staging, tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:

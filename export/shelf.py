@@ -164,9 +164,10 @@ def remove(folder: Path, names: Iterable[str]) -> None:
     """
     Room.read(folder)
     with _locked(folder) as content:
+        there = sorted(content[manifest.ADAPTERS])
         for name in names:
             if content[manifest.ADAPTERS].pop(name, None) is None:
-                raise unknown(name, sorted(content[manifest.ADAPTERS]))
+                raise unknown(name, there)
         write_json(folder / manifest.NAME, content)
 
 

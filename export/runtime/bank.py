@@ -1,8 +1,8 @@
 """A bundle's adapters: one file each, mapped when it is first asked for, and stacked for the rows of a batch.
 
 An adapter's file is safetensors: mapped as it lies, its arrays are the graphs' inputs where all rows have that adapter,
-and only where rows differ are they copied, once for a batch. ONNX Runtime's own `.onnx_adapter` gives all rows of a call
-the same adapter, and not to a bound call.
+and only where rows differ are they copied, once for a batch. ONNX Runtime's own `.onnx_adapter` gives all rows of a
+call the same adapter, and not to a bound call.
 """
 
 from __future__ import annotations
@@ -73,10 +73,9 @@ class Bank:
         lookup = {"prompt_lookup": self._entries[name]["prompt_lookup"]}
         return Settings.of(task["prompt"], task["generation"] | lookup, tokenizer)
 
-    def probe(self, name: str) -> dict[str, Any]:
-        """PyTorch's answers to repeat the verification with."""
-        probe: dict[str, Any] = self._adapter(name)[1]["probe"]
-        return probe
+    def probes(self) -> list[tuple[str, dict[str, Any]]]:
+        """Of each adapter, PyTorch's answers to repeat the verification with."""
+        return [(name, self._adapter(name)[1]["probe"]) for name in self.names]
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Of one adapter, by the graphs' inputs."""

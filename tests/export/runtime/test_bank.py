@@ -12,7 +12,7 @@ import pytest
 
 from export.errors import LoraFtError, UsageError
 from export.runtime import Generator
-from export.runtime.manifest import describe_files
+from export.runtime.manifest import adapter_file, describe, describe_files
 from export.runtime.tensors import map_tensors, write_tensors
 from tests.export.banks import draw_adapter, make_bank, member, merged
 from tests.export.oracle import TEXTS, make_bundle, ragged
@@ -46,10 +46,10 @@ WAYS: dict[str, dict[str, Any]] = {
 def wholes(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, Path]:
     """Merged checkpoints."""
     root = tmp_path_factory.mktemp("merged")
-    adapters = {
-        name: draw_adapter(checkpoint, seed, **changes) for seed, (name, changes) in enumerate(ADAPTERS.items())
-    }
-    return {None: checkpoint} | {name: merged(checkpoint, adapter, root / name) for name, adapter in adapters.items()}
+    found: dict[str | None, Path] = {None: checkpoint}
+    for seed, (name, changes) in enumerate(ADAPTERS.items()):
+        found[name] = merged(checkpoint, draw_adapter(checkpoint, seed, **changes), root / name)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +152,8 @@ def test_each_adapter_has_the_settings_of_its_task(bank: Generator) -> None:
 def test_one_name_is_that_of_all_texts(bank: Generator) -> None:
     assert bank.generate(TEXTS, adapter="few") == bank.generate(TEXTS, adapter=["few"] * len(TEXTS))
     assert bank.generate([], adapter=[]) == []
-    assert (
-        bank.generate(TEXTS) == bank.generate(TEXTS, adapter=[None] * len(TEXTS)) != bank.generate(TEXTS, adapter="few")
-    )
+    assert bank.generate(TEXTS) == bank.generate(TEXTS, adapter=[None] * len(TEXTS))
+    assert bank.generate(TEXTS) != bank.generate(TEXTS, adapter="few")
 
 
 def test_an_adapter_that_there_is_not_is_named_with_those_there_are(bank: Generator, generator: Generator) -> None:
@@ -195,8 +194,6 @@ def damage(bundle: Path, name: str, change: Any) -> None:
     change(arrays, texts)
     path.unlink()
     write_tensors(path, arrays, texts)
-    from export.runtime.manifest import adapter_file, describe
-
     manifest["adapters"][name] |= describe(path)
     path.rename(bundle / adapter_file(name, manifest["adapters"][name]["sha256"]))
     (bundle / "manifest.json").write_text(json.dumps(manifest))

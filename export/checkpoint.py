@@ -35,6 +35,11 @@ class Checkpoint:
         for file in files:
             self._tensors |= map_tensors(file)[0]
 
+    @property
+    def names(self) -> list[str]:
+        """Of all weights."""
+        return list(self._tensors)
+
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 

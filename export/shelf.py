@@ -97,6 +97,21 @@ class Room:
         fold = Fold(columns, rows, json.loads(texts["peaks"]))
         return cls(Plan.read(content["plan"]), fold, content["base_sha256"])
 
+    def arrays(
+        self, adapter: Adapter, architecture: Architecture, base: Weights, samples: Iterable[Sample]
+    ) -> dict[str, np.ndarray]:
+        """An adapter as its file has it.
+
+        Args:
+            adapter: which fits in here.
+            architecture, base: of the bank's base, as its checkpoint has it.
+            samples: rows to calibrate with, where weights are rounded.
+        """
+        own, peaks = folded(adapter, self.fold), {}
+        if any(not group.exact for group in self.plan.groups.values()):
+            peaks = inner_peaks(architecture, Folded.by(base, self.fold), own, self.plan, samples)
+        return packed(self.plan, own, peaks)
+
     def write(self, folder: Path) -> None:
         """Into a bundle that is being made."""
         values = {name: entry for group in self.plan.groups.values() for name, entry in group.values.items()}
@@ -124,18 +139,15 @@ def put(folder: Path, member: Member, architecture: Architecture, base: Weights,
     """
     room = Room.read(folder)
     room.plan.check(member.name, member.adapter)
-    own = folded(member.adapter, room.fold)
-    rounds = any(not group.exact for group in room.plan.groups.values())
-    weights = Folded.by(base, room.fold)
-    peaks = inner_peaks(architecture, weights, own, room.plan, member.samples) if rounds else {}
+    arrays = room.arrays(member.adapter, architecture, base, member.samples)
     prompt = prompt_of(member.origin, member.tokenizer)
     task = {"prompt": prompt, "generation": dict(member.origin.generation), "probe": asdict(member.probe)}
-    with _locked(folder) as content:
+    with locked(folder) as content:
         if member.name in content[manifest.ADAPTERS] and not overwrite:
             raise UsageError(
                 f"{folder} has an adapter {member.name!r}", "take NAME=RUN with another name, or --overwrite"
             )
-        entry = _store(folder, member.name, packed(room.plan, own, peaks), json.dumps(task, ensure_ascii=False))
+        entry = store(folder, member.name, arrays, json.dumps(task, ensure_ascii=False))
         content[manifest.ADAPTERS][member.name] = entry
         generator = Generator(folder, content, allowed_cpus(), choose_provider("auto", content["precision"]))
         report = compare(generator, references := list(member.references()), adapter=member.name)
@@ -163,7 +175,7 @@ def remove(folder: Path, names: Iterable[str]) -> None:
         UsageError: there is none of some name; then none is taken out.
     """
     Room.read(folder)
-    with _locked(folder) as content:
+    with locked(folder) as content:
         there = sorted(content[manifest.ADAPTERS])
         for name in names:
             if content[manifest.ADAPTERS].pop(name, None) is None:
@@ -171,8 +183,18 @@ def remove(folder: Path, names: Iterable[str]) -> None:
         write_json(folder / manifest.NAME, content)
 
 
-def _store(folder: Path, name: str, arrays: Mapping[str, np.ndarray], task: str) -> dict[str, Any]:
-    """Write an adapter's file; what the manifest has to say of it."""
+def store(folder: Path, name: str, arrays: Mapping[str, np.ndarray], task: str) -> dict[str, Any]:
+    """Write an adapter's file into a bank that is `locked`; what its manifest has to say of it.
+
+    Args:
+        folder: of the bank.
+        name: of the adapter.
+        arrays: from `Room.arrays`.
+        task: what it is for, as JSON.
+
+    Raises:
+        UsageError: no file can have this name.
+    """
     staged = folder / manifest.ADAPTERS / f".{os.getpid()}.partial"
     write_tensors(staged, arrays, {TASK: task})
     entry = manifest.describe(staged)
@@ -181,7 +203,7 @@ def _store(folder: Path, name: str, arrays: Mapping[str, np.ndarray], task: str)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[dict[str, Any]]:
+def locked(folder: Path) -> Iterator[dict[str, Any]]:
     """The manifest of a bank that no other process changes meanwhile; then what it names no more is deleted."""
     shelf = folder / manifest.ADAPTERS
     shelf.mkdir(exist_ok=True)

@@ -47,6 +47,7 @@ class Bank:
         self._folder, self._entries = folder, entries
         self.shapes, self.inputs, self.provider = shapes, inputs, provider
         self._read: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {}
+        self._settings: dict[str, Settings] = {}
 
     @classmethod
     def open(cls, folder: Path, entries: Mapping[str, Mapping[str, Any]], provider: str) -> Bank:
@@ -70,8 +71,10 @@ class Bank:
             LoraFtError: its file is not as it should be.
         """
         task = self._adapter(name)[1]
-        lookup = {"prompt_lookup": self._entries[name]["prompt_lookup"]}
-        return Settings.of(task["prompt"], task["generation"] | lookup, tokenizer)
+        if name not in self._settings:
+            lookup = {"prompt_lookup": self._entries[name]["prompt_lookup"]}
+            self._settings[name] = Settings.of(task["prompt"], task["generation"] | lookup, tokenizer)
+        return self._settings[name]
 
     def probes(self) -> list[tuple[str, dict[str, Any]]]:
         """Of each adapter, PyTorch's answers to repeat the verification with."""

@@ -103,7 +103,7 @@ def test_the_command_line_makes_a_bank_and_changes_it(
     tiny_run: Run, other_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, first, second = str(tmp_path / "bank"), str(other_run.folder), str(tiny_run.folder)
-    assert command(["export", "--adapters", first, "--out", out, "--verify-rows", "2"]) == 0
+    assert command(["export", "--adapters", first, second, "--out", out, "--verify-rows", "2"]) == 0
     assert command(["bank", "add", out, f"a={second}", f"b={second}", "--verify-rows", "2"]) == 0
     assert command(["bank", "remove", out, "a"]) == 0
     assert "without a" in capsys.readouterr().out
@@ -115,7 +115,7 @@ def test_the_command_line_makes_a_bank_and_changes_it(
     assert command(["generate", out, "--adapter", "b", "abc"]) == 0
     assert capsys.readouterr().out.strip() == generate(open_model(second), ["abc"], {})[0]
     assert command(["generate", out, "--adapter", "a", "abc"]) == 2
-    assert "no adapter 'a'; there are b, other" in capsys.readouterr().err
+    assert "no adapter 'a'; there are b, other, tiny" in capsys.readouterr().err
     assert command(["export", first, second, "--out", out]) == 2
     assert "--adapters" in capsys.readouterr().err
 

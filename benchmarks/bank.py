@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,8 +111,8 @@ def random_adapter(checkpoint: Path, seed: int, rank: int, targets: Sequence[str
 def make_bank(base: Base, out: Path, precision: str, rank: int, targets: Sequence[str]) -> None:
     """A verified bank with one random adapter, by the name of a0."""
     adapter = random_adapter(base.folder, 0, rank, targets)
-    origin, tokenizer = origin_of(None, base.name, ""), load_tokenizer(base.folder)
-    origin.generation["max_new_tokens"] = _LIMIT
+    origin = replace(origin_of(None, base.name, ""), generation={"max_new_tokens": _LIMIT})
+    tokenizer = load_tokenizer(base.folder)
     plain, changed = load_model(base.folder), load_model(base.folder)
     for layer, change in adapter.items():
         weight = changed.get_parameter(f"{layer}.weight")

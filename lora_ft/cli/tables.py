@@ -183,7 +183,7 @@ def show_entries(entries: Sequence[Entry]) -> None:
     for one in entries:
         score = f"{one.gate['metric']} {one.gate['difference']:+.1f}" if one.gate else ""
         same = f"{one.report.identical_rows} of {one.report.rows}"
-        made.add_row(_shorten(one.name, 24), f"{one.bytes / 1e6:.1f}", same, f"{one.report.divergence:.2g}", score)
+        made.add_row(shorten(one.name, 24), f"{one.bytes / 1e6:.1f}", same, f"{one.report.divergence:.2g}", score)
     console().print(made)
 
 

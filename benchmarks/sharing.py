@@ -50,7 +50,7 @@ def measure(bundle: Path, processes: int) -> dict[str, Any]:
             assert process.stdout is not None
             if not process.stdout.readline():
                 raise LoraFtError(f"a process that serves {bundle} died", "run it alone: `lora-ft generate`")
-        found = [_memory(process.pid) for process in serving]
+        found = [memory(process.pid) for process in serving]
     finally:
         for process in serving:
             process.kill()
@@ -59,7 +59,8 @@ def measure(bundle: Path, processes: int) -> dict[str, Any]:
     return {"bundle": bundle.name, "precision": precision, "processes": processes, **mean}
 
 
-def _memory(pid: int) -> dict[str, float]:
+def memory(pid: int) -> dict[str, float]:
+    """Megabytes of a process: resident, private, and its share of what is mapped."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
     except OSError as error:

@@ -122,8 +122,9 @@ class _Onnx:
         self._generator = Generator.load(made, threads=threads, provider=provider)
 
     def generate(self, ids: np.ndarray, mask: np.ndarray, new: int, least: int, decoding: str, room: int) -> np.ndarray:
-        options = {"max_new_tokens": new, "min_new_tokens": least, "prompt_lookup": decoding == "lookup"}
-        return self._generator.generate_ids(ids, mask, **options, **_options(decoding), seed=0)
+        limits: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": least}
+        lookup = decoding == "lookup"
+        return self._generator.generate_ids(ids, mask, **limits, prompt_lookup=lookup, **_options(decoding), seed=0)
 
     def encode(self, ids: np.ndarray, mask: np.ndarray) -> Any:
         return self._generator.model.encode(ids, mask)

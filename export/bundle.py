@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,15 @@ def read_model(folder: Path) -> tuple[Architecture, Checkpoint]:
     return architecture, checkpoint
 
 
+def rescaled(architecture: Architecture, scaled: bool) -> Architecture:
+    """The architecture with the hidden state scaled before the head, or not, as PyTorch does it here."""
+    return replace(architecture, output_scale=architecture.d_model**-0.5 if scaled else 1.0)
+
+
 def assemble(
-    folder: Path, t5: T5, precision: str, config: Mapping[str, Any], tokenizer: Tokenizer, origin: Origin
-) -> Generator:
+    folder: Path, t5: T5, precision: str, config: Mapping[str, Any], tokenizer: Tokenizer, origin: Origin,
+    adapted: T5 | None = None,
+) -> Generator:  # fmt: skip
     """Write everything of a bundle but its manifest, and open it.
 
     Args:
@@ -82,6 +88,7 @@ def assemble(
         config: the model's config.json.
         tokenizer: the one its prompts are encoded with, and the codec.
         origin: what to say of it, and its prompt.
+        adapted: of a bank: the model whose graphs take adapters.
     """
     with WeightFile(folder / manifest.WEIGHTS) as file:
         models = {
@@ -92,14 +99,18 @@ def assemble(
             "best": best_model(t5),
             "select": select_model(t5),
         }
+        if adapted:
+            models |= {
+                f"{manifest.ADAPTED}encoder": encoder_model(adapted, file),
+                f"{manifest.ADAPTED}decoder": decoder_model(adapted, file),
+                f"{manifest.ADAPTED}step": decoder_model(adapted, file, step=True),
+            }
     for name, model in models.items():
         onnx.save(model, folder / f"{name}.onnx")
     tokenizer.save(folder / "tokenizer.json")
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", _generation(config, origin))
-    prompt = {"template": origin.template, "codec": tokenizer.codec.name, "source_length": origin.source_length}
-    special = {"chat": origin.chat, "labels": origin.labels}
-    _write(folder / "prompt.json", prompt | {name: value for name, value in special.items() if value})
+    _write(folder / "prompt.json", prompt_of(origin, tokenizer))
     content = {
         "format": manifest.FORMAT,
         "version": manifest.VERSION,
@@ -110,6 +121,13 @@ def assemble(
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES} | dict(origin.versions),
     }
     return Generator(folder, content, allowed_cpus(), choose_provider("auto", precision))
+
+
+def prompt_of(origin: Origin, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a prompt.json says."""
+    prompt = {"template": origin.template, "codec": tokenizer.codec.name, "source_length": origin.source_length}
+    special = {"chat": origin.chat, "labels": origin.labels}
+    return prompt | {name: value for name, value in special.items() if value}
 
 
 def seal(assembled: Path, content: Mapping[str, Any], staging: Path, *, prompt_lookup: bool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,7 @@ import numpy as np
 
 from export.errors import LoraFtError, UsageError
 from export.files import read_json
-
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+from export.runtime.tensors import map_tensors
 
 
 class Checkpoint:
@@ -34,9 +31,14 @@ class Checkpoint:
                 f"{folder} has no *.safetensors",
                 "weights are read from safetensors only; save the model in that format",
             )
-        self._tensors: dict[str, np.memmap | np.ndarray] = {}
+        self._tensors: dict[str, np.ndarray] = {}
         for file in files:
-            self._tensors |= _mapped(file)
+            self._tensors |= map_tensors(file)[0]
+
+    @property
+    def names(self) -> list[str]:
+        """Of all weights."""
+        return list(self._tensors)
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -64,24 +66,3 @@ class Checkpoint:
         if name not in self._tensors:
             raise LoraFtError(f"{self.folder} has no weight named {name}", "is it a whole T5 checkpoint?")
         return self._tensors[name]
-
-
-def _mapped(path: Path) -> Mapping[str, np.ndarray]:
-    """Arrays of one file. The format is a length, a JSON header, then the bytes (huggingface/safetensors, README)."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header_and_more = file.read(min(length, path.stat().st_size))
-    try:
-        header = json.loads(header_and_more)
-        data = np.memmap(path, np.uint8, "r", offset=8 + length)
-        arrays = {}
-        for name, entry in header.items():
-            if name == "__metadata__" or entry["dtype"] not in _DTYPES:
-                continue
-            start, stop = entry["data_offsets"]
-            if stop > len(data):
-                raise ValueError(f"{name} ends beyond the file")
-            arrays[name] = data[start:stop].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LoraFtError(f"{path} is not a whole safetensors file ({error})", "save or download it again") from error
-    return arrays

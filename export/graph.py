@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 IR_VERSION = 10
 OPSET = 18
 MS = "com.microsoft"
-FLOAT, INT64, INT32, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL
+FLOAT, INT64, INT32, INT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.INT8
+BOOL = TensorProto.BOOL
 
 _INLINE = 1024  # bytes; what is smaller stays in the graph
 _LARGEST = 1_800_000_000  # bytes in one file; protobuf ends at 2 GiB

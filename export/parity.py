@@ -47,6 +47,7 @@ class Report:
         largest_difference: of any logit of any token.
         lookup_rows: rows whose greedy tokens prompt lookup makes too.
         tolerance: what that difference may be at most, where nothing is rounded.
+        divergence: of the next token's probabilities from PyTorch's (Kullback-Leibler, nats), mean of all tokens.
     """
 
     rows: int
@@ -55,6 +56,7 @@ class Report:
     largest_difference: float
     lookup_rows: int
     tolerance: float
+    divergence: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -76,24 +78,46 @@ class Report:
         return asdict(self)
 
 
-def compare(generator: Generator, references: Iterable[Reference], tolerance: float = TOLERANCE) -> Report:
+def compare(
+    generator: Generator, references: Iterable[Reference], tolerance: float = TOLERANCE, adapter: str | None = None
+) -> Report:
     """Put each batch through the bundle and compare. References are taken one at a time, as logits are large."""
     rows = tokens = identical = looked_up = 0
-    largest = 0.0
+    largest = diverged = 0.0
     for reference in references:
         ids, mask = reference.input_ids, reference.attention_mask
         real = reference.tokens != PAD
-        logits = generator.score(ids, mask, reference.tokens)
+        logits = generator.score(ids, mask, reference.tokens, adapter=adapter)
         # fmax would pass over a NaN; max does not, and a NaN fails the test below
         largest = float(np.max([largest, np.abs(logits - reference.logits)[real].max(initial=0)]))
+        diverged += _divergence(reference, logits) * int(real.sum())
         made, drafted = (
-            generator.generate_ids(ids, mask, max_new_tokens=reference.max_new_tokens, prompt_lookup=lookup)
+            generator.generate_ids(
+                ids, mask, adapter=adapter, max_new_tokens=reference.max_new_tokens, prompt_lookup=lookup
+            )
             for lookup in (False, True)
         )
         rows, tokens = rows + len(ids), tokens + int(real.sum())
         identical += identical_rows(made, reference.tokens)
         looked_up += identical_rows(made, drafted)
-    return Report(rows, tokens, identical, largest, looked_up, tolerance)
+    return Report(rows, tokens, identical, largest, looked_up, tolerance, diverged / max(1, tokens))
+
+
+def divergence(generator: Generator, references: Iterable[Reference], adapter: str | None) -> float:
+    """That of `compare` alone, also where the answers are not meant to be PyTorch's."""
+    counts, found = [], []
+    for reference in references:
+        logits = generator.score(reference.input_ids, reference.attention_mask, reference.tokens, adapter=adapter)
+        counts.append(int((reference.tokens != PAD).sum()))
+        found.append(_divergence(reference, logits))
+    return float(np.average(found, weights=counts))
+
+
+def _divergence(reference: Reference, logits: np.ndarray) -> float:
+    """Mean of the Kullback-Leibler divergences of all real tokens."""
+    real = reference.tokens != PAD
+    expected = log_softmax(reference.logits[real])
+    return float((np.exp(expected) * (expected - log_softmax(logits[real]))).sum(-1).mean())
 
 
 @dataclass(frozen=True)
@@ -137,17 +161,18 @@ class Probe:
         """Into a bundle."""
         write_json(path, asdict(self))
 
-    def check(self, generator: Generator) -> Report:
+    def check(self, generator: Generator, adapter: str | None = None) -> Report:
         """How a bundle's answers compare; the differences are of log-probabilities."""
         ids, tokens = pad(self.sources), pad(self.tokens)
         mask = pad([[1] * len(row) for row in self.sources])
-        scored = np.take_along_axis(log_softmax(generator.score(ids, mask, tokens)), tokens[..., None], axis=2)[..., 0]
+        log_probs = log_softmax(generator.score(ids, mask, tokens, adapter=adapter))
+        scored = np.take_along_axis(log_probs, tokens[..., None], axis=2)[..., 0]
         largest = max(
             float(np.abs(row[: len(expected)] - expected).max())
             for row, expected in zip(scored, self.log_probs, strict=True)
         )
         made, drafted = (
-            generator.generate_ids(ids, mask, max_new_tokens=self.max_new_tokens, prompt_lookup=lookup)
+            generator.generate_ids(ids, mask, adapter=adapter, max_new_tokens=self.max_new_tokens, prompt_lookup=lookup)
             for lookup in (False, True)
         )
         count = sum(map(len, self.tokens))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export.architecture import Architecture
-from export.bundle import Origin, assemble, read_model, seal
+from export.bundle import Origin, assemble, read_model, rescaled, seal
 from export.checkpoint import Checkpoint
 from export.files import folder_size, refuse_existing, staged_folder
 from export.layouts import write_layout
@@ -91,7 +91,7 @@ def write_bundle(
     progress("building the graphs")
     architecture, weights = read_model(checkpoint)
     if scaled is not None:
-        architecture = replace(architecture, output_scale=architecture.d_model**-0.5 if scaled else 1.0)
+        architecture = rescaled(architecture, scaled)
     with staged_folder(out, overwrite=overwrite) as staging, tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         build = _Builder(Path(scratch), architecture, weights, tokenizer, origin)
         candidates = [build(FP32, weights, references := list(references))]

@@ -135,13 +135,9 @@ class Int8:
         scale = g.weight(f"{key}.scale", lambda: _scale(weight.read()))
         one, zero = g.constant(np.float32(1), "float.1"), g.constant(np.uint8(128), "uint8.128")
         zeros = (zero, zero) if self._portable else (zero,)
-        if weight.peak:
-            step = g.constant(width := np.float32(max(weight.peak / 127, TINY)), f"float.{width:.9g}")
-            quantised = g.once(f"{x}/{step}", lambda: g.op("QuantizeLinear", x, step, zero))
+        quantised, step, by_row = quantised_input(g, x, weight.peak)
+        if not by_row:
             return g.op("MatMulIntegerToFloat", quantised, values, step, scale, *zeros, output=output, domain=MS)
-        top = g.op("ReduceMax", g.op("Abs", x), g.ints(-1), keepdims=1)
-        step = g.op("Max", g.op("Mul", top, g.constant(np.float32(1 / 127))), g.constant(np.float32(TINY)))
-        quantised = g.op("QuantizeLinear", g.op("Div", x, step), one, zero)
         product = g.op("MatMulIntegerToFloat", quantised, values, one, scale, *zeros, domain=MS)
         return g.op("Mul", product, step, output=output)
 
@@ -205,6 +201,25 @@ STORAGES: dict[str, Storage] = {
     "w4": Blocks(4, 32),
     "w4g128": Blocks(4, 128),
 }
+
+
+def quantised_input(g: Graph, x: str, peak: float) -> tuple[str, str, bool]:
+    """Append x as uint8 around 128, once for all that share it: (its name, that of its step, whether that is by row).
+
+    Args:
+        g, x: where and what.
+        peak: the largest magnitude of x that is kept, or 0: then each row has a step of its own [..., 1].
+    """
+    zero = g.constant(np.uint8(128), "uint8.128")
+    if peak:
+        step = g.constant(width := np.float32(max(peak / 127, TINY)), f"float.{width:.9g}")
+        return g.once(f"{x}/{step}", lambda: g.op("QuantizeLinear", x, step, zero)), step, False
+    top = g.once(f"top of {x}", lambda: g.op("ReduceMax", g.op("Abs", x), g.ints(-1), keepdims=1))
+    share, tiny = g.constant(np.float32(1 / 127), "float.1/127"), g.constant(np.float32(TINY), "float.tiny")
+    step = g.once(f"step of {x}", lambda: g.op("Max", g.op("Mul", top, share), tiny))
+    one = g.constant(np.float32(1), "float.1")
+    whole = g.once(f"{x}/{step}", lambda: g.op("QuantizeLinear", g.op("Div", x, step), one, zero))
+    return whole, step, True
 
 
 def portable(storage: Storage) -> Storage:

@@ -12,7 +12,7 @@ so nothing is added to the graph:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ _SMALLEST, _QUIET = 1e-5, 0.1
 # Inputs whose outliers are rows (whole tokens), not channels, so that no fixed scale serves them. With one, these two
 # are nine tenths of what int8 loses on DialogSum: a divergence of 0.006 from fp32's next tokens against 0.0006.
 _BY_ROW = ("wo", "lm_head")
-_PEAK, _MOMENTS = "peak ", "moments "
+PEAK, _MOMENTS = "peak ", "moments "  # how outputs of watched layers begin
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,22 @@ def calibrate(
     Raises:
         LoraFtError: there are no rows.
     """
+    found = observe(architecture, weights, _Watched(moments), samples)
+    kinds = ({layer: value for name, value in found.items() if name.startswith(kind)
+              for layer in name.removeprefix(kind).split("+")} for kind in (PEAK, _MOMENTS))  # fmt: skip
+    return Calibration(*kinds)
+
+
+def observe(
+    architecture: Architecture, weights: Weights, watcher: Storage, samples: Iterable[Sample]
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """What a storage that adds outputs to the graph puts out over some rows: maxima where named `PEAK`, else sums.
+
+    Raises:
+        LoraFtError: there are no rows.
+    """
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
-        session = open_session(_watched_model(architecture, weights, moments, Path(scratch)))
+        session = open_session(_watched_model(architecture, weights, watcher, Path(scratch)))
     names = [output.name for output in session.get_outputs()]
     found: dict[str, np.ndarray] = {}
     for sample in samples:
@@ -82,13 +96,34 @@ def calibrate(
             if name not in found:
                 found[name] = np.array(value)
             else:
-                merge = np.maximum if name.startswith(_PEAK) else np.add
+                merge = np.maximum if name.startswith(PEAK) else np.add
                 merge(found[name], value, out=found[name])
     if not found:
         raise LoraFtError("there are no rows to calibrate with", "give some, or export fp32")
-    kinds = ({layer: value for name, value in found.items() if name.startswith(kind)
-              for layer in name.removeprefix(kind).split("+")} for kind in (_PEAK, _MOMENTS))  # fmt: skip
-    return Calibration(*kinds)
+    return found
+
+
+def joined(calibrations: Sequence[Calibration]) -> Calibration:
+    """What the inputs were like over the rows of all."""
+    peaks = {layer: np.max([one.peaks[layer] for one in calibrations], axis=0) for layer in calibrations[0].peaks}
+    moments = {layer: np.sum([one.moments[layer] for one in calibrations], axis=0)
+               for layer in calibrations[0].moments}  # fmt: skip
+    return Calibration(peaks, moments)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """How outliers are folded into weights; nothing is where it says nothing of a layer.
+
+    Attributes:
+        columns: by layer: factors of its input channels.
+        rows: by layer or norm: divisors of its output channels.
+        peaks: by layer: the largest magnitude of what its input became, where a fixed scale serves it.
+    """
+
+    columns: Mapping[str, np.ndarray]
+    rows: Mapping[str, np.ndarray]
+    peaks: Mapping[str, float]
 
 
 class Folded:
@@ -98,6 +133,9 @@ class Folded:
         architecture, weights: of the model.
         calibration: of it.
         storage: how each layer will be stored, which says how much is folded.
+
+    Attributes:
+        fold: what was folded.
     """
 
     def __init__(
@@ -109,9 +147,10 @@ class Folded:
     ) -> None:
         self._weights = weights
         self._moments, peaks = calibration.moments, calibration.peaks
-        self._columns: dict[str, np.ndarray] = {}  # by layer: factors of its input channels
-        self._rows: dict[str, np.ndarray] = {}  # by layer or norm: divisors of its output channels
+        self._columns: dict[str, np.ndarray] = {}
+        self._rows: dict[str, np.ndarray] = {}
         self._peaks: dict[str, float] = {}
+        self.fold = Fold(self._columns, self._rows, self._peaks)
         for producer, layers in _folds(architecture):
             weight = np.max([np.abs(self._original(layer)).max(0) for layer in layers], axis=0)
             alpha = storage(layers[0]).alpha
@@ -123,6 +162,14 @@ class Folded:
                 self._columns[layer] = scale
                 if not layer.endswith(_BY_ROW):
                     self._peaks[layer] = float((peaks[layer] / scale).max())
+
+    @classmethod
+    def by(cls, weights: Weights, fold: Fold) -> Folded:
+        """Other weights, with the same folded in as before; nothing is known of their inputs' moments."""
+        made = cls.__new__(cls)
+        made._weights, made._moments, made.fold = weights, {}, fold
+        made._columns, made._rows, made._peaks = dict(fold.columns), dict(fold.rows), dict(fold.peaks)
+        return made
 
     def __contains__(self, name: str) -> bool:
         return name == "lm_head.weight" or name in self._weights
@@ -181,7 +228,7 @@ class _Watched(Float32):
 
     def linear(self, g: Graph, x: str, weight: Weight, output: str | None = None) -> str:
         name = "+".join(weight.layers)
-        peak = g.output(_PEAK + name, FLOAT, weight.inputs)
+        peak = g.output(PEAK + name, FLOAT, weight.inputs)
         g.op("ReduceMax", g.op("Abs", x), g.ints(0, 1), output=peak, keepdims=0)
         if any(map(self._moments, weight.layers)):
             rows = g.op("Reshape", x, g.ints(-1, weight.inputs))
@@ -190,11 +237,10 @@ class _Watched(Float32):
         return super().linear(g, x, weight, output)
 
 
-def _watched_model(architecture: Architecture, weights: Weights, moments: Callable[[str], bool], folder: Path) -> Path:
+def _watched_model(architecture: Architecture, weights: Weights, watcher: Storage, folder: Path) -> Path:
     """input_ids[1,s], attention_mask[1,s], decoder_input_ids[1,t] -> what was wanted of every layer's input."""
-    storage = _Watched(moments)
     with WeightFile(folder / "weights.bin") as file:
-        model = _watched_graph(T5(architecture, weights, lambda layer: storage), Graph("t5_watched", file))
+        model = _watched_graph(T5(architecture, weights, lambda layer: watcher), Graph("t5_watched", file))
     onnx.save(model, folder / "watched.onnx")
     return folder / "watched.onnx"
 

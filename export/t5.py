@@ -125,30 +125,27 @@ class T5:
         elif lengths:
             attend = partial(self._attend_placed, g, self._places(g, ids, position))
         attended = g.op("Cast", mask, to=INT32)
-        groups = g.op("Concat", g.op("Shape", mask, start=0, end=1), g.ints(-1, a.width), axis=0) if grouped else ""
-        residual = self._embed(g, ids)
+        # rows of one source are like more tokens of it [sources,k*q]: its keys, and an adapter, are read once for all
+        by_source = partial(_regroup, g, mask, 1) if grouped else _unchanged
+        by_row = partial(_regroup, g, ids, 2) if grouped else _unchanged
+        residual = by_source(self._embed(g, ids), a.d_model)
         h = self._norm(g, residual, "decoder.block.0.layer.0.layer_norm")
-        rows = g.op("Concat", g.op("Shape", ids), g.ints(a.width), axis=0) if grouped else ""
         for i in range(a.decoder_layers):
             block = f"decoder.block.{i}.layer"
             bias = self._bias(g, "decoder", i, index)
-            joined = self._project(g, h, f"{block}.0.SelfAttention")
-            mixed = attend(joined, bias, past[i], presents[i])
+            joined = by_row(self._project(g, h, f"{block}.0.SelfAttention"), 3 * a.width)
+            mixed = by_source(attend(joined, bias, past[i], presents[i]), a.width)
             change = self._linear(g, mixed, f"{block}.0.SelfAttention.o")
             h, residual = self._add_norm(g, residual, change, f"{block}.1.layer_norm")
             query = self._linear(g, h, f"{block}.1.EncDecAttention.q")
-            if grouped:  # rows of one source are like more queries of it: its keys are read once for all
-                query = g.op("Reshape", query, groups)
             mixed = self._attend(g, query, cross[i], attended)
-            if grouped:
-                mixed = g.op("Reshape", mixed, rows)
             change = self._linear(g, mixed, f"{block}.1.EncDecAttention.o")
             h, residual = self._add_norm(g, residual, change, f"{block}.2.layer_norm")
             change = self._feed_forward(g, h, f"{block}.2.DenseReluDense")
             last = i + 1 == a.decoder_layers
             norm = "decoder.final_layer_norm" if last else f"decoder.block.{i + 1}.layer.0.layer_norm"
             h, residual = self._add_norm(g, residual, change, norm)
-        return h
+        return by_row(h, a.d_model)
 
     def head(self, g: Graph, hidden: str, output: str | None = None) -> str:
         """Logits [b,q,vocabulary] of the decoder's last hidden state."""
@@ -262,6 +259,17 @@ class T5:
                      g.op("Shape", ids, start=1, end=2), g.ints(1), axis=0)  # fmt: skip
         coordinates = row, head, g.op("Unsqueeze", position, g.ints(1, 3))
         return g.op("Concat", *(g.op("Expand", each, shape) for each in coordinates), axis=-1)
+
+
+def _regroup(g: Graph, like: str, axes: int, x: str, width: int) -> str:
+    """x as [the first axes of `like`, what is left, width]."""
+    rest = g.ints(width) if axes == 2 else g.ints(-1, width)
+    shape = g.once(f"{like}x{width}", lambda: g.op("Concat", g.op("Shape", like, end=axes), rest, axis=0))
+    return g.op("Reshape", x, shape)
+
+
+def _unchanged(x: str, width: int) -> str:
+    return x
 
 
 def _range(g: Graph, end: str) -> str:

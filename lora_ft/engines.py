@@ -108,8 +108,9 @@ class TorchEngine:
 class OnnxEngine:
     """A bundle in the torch-free runtime."""
 
-    def __init__(self, generator: Generator) -> None:
-        self.generator, self.tokenizer = generator, generator.tokenizer
+    def __init__(self, generator: Generator, adapter: str | None = None) -> None:
+        self.generator, self.adapter = generator, adapter
+        self.tokenizer = generator.of(adapter).tokenizer
 
     def generate(
         self,
@@ -122,7 +123,7 @@ class OnnxEngine:
         chosen = dict(options)
         if "labels" in chosen:
             chosen["allowed"] = label_tokens(chosen.pop("labels"), self.tokenizer)
-        made = self.generator.answer(prompts, **chosen, batch_size=batch_size, done=done)
+        made = self.generator.answer(prompts, **chosen, adapter=self.adapter, batch_size=batch_size, done=done)
         end = self.generator.special.end
         return [_answer(answer.tokens, self.tokenizer, end) for answer in made]
 

@@ -6,32 +6,28 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from export.bundle import Origin
-from export.errors import LoraFtError, UsageError
+from export.errors import UsageError
 from export.files import folder_size, read_json, refuse_existing, write_text
 from export.layouts import LAYOUTS, RECORD
-from export.parity import Reference, Report, compare
+from export.parity import Report, compare
 from export.precision import FP32, candidates, parse
 from export.publish import take_last, write_bundle
 from export.runtime import Generator, manifest
 from export.runtime.cpu import allowed_cpus
 from export.runtime.session import choose_provider
-from export.runtime.text import PAD, Tokenizer, by_length, pad
-from export.smooth import Sample
 from lora_ft.bases import find_base, load_model, load_tokenizer
 from lora_ft.card import Facts, bundle_card, facts_of, facts_of_run
 from lora_ft.checkpoint import MERGE, is_scaled, save_checkpoint
-from lora_ft.data import Example, load_splits
+from lora_ft.data import Example
 from lora_ft.merge import SENTENCES, merge_in_memory
-from lora_ft.models import MAX_NEW_TOKENS, SOURCE_LENGTH
 from lora_ft.progress import Progress, Silent
+from lora_ft.references import codec_of, examples_of, origin_of, references_of, samples_of
 from lora_ft.runs import CARD, TASK, Run, is_run
 from lora_ft.task import SplitName, Task
 from lora_ft.taskfile import load_task
@@ -41,8 +37,6 @@ if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
 AUTO = "auto"
-_BATCH = 8
-_CALIBRATION_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -102,10 +96,10 @@ def export(
         choose_provider("auto", str(one))  # it is compared with PyTorch here, so it must run here
     torch.set_num_threads(allowed_cpus())
     with _opened(name, progress) as (folder, model, task, origin):
-        tokenizer = load_tokenizer(folder, _codec(task))
+        tokenizer = load_tokenizer(folder, codec_of(task))
         if origin.labels and layout != "bundle":
             progress.note(f"the layout {layout} answers freely: only bundles hold answers to the task's labels")
-        examples = _examples(task, verify_split, progress)
+        examples = examples_of(task, verify_split, progress)
         prompts = [example.prompt for example in examples[:verify_rows]] or SENTENCES
         judge = None
         if precisions != [FP32]:
@@ -116,14 +110,14 @@ def export(
             folder,
             tokenizer,
             origin,
-            _references(model, tokenizer, prompts, origin, progress),
-            next(_references(model, tokenizer, SENTENCES, origin, progress)),
+            references_of(model, tokenizer, prompts, origin, progress),
+            next(references_of(model, tokenizer, SENTENCES, origin, progress)),
             out,
             layout=layout,
             triton=triton,
             scaled=is_scaled(model),
             precisions=precisions,
-            samples=_samples(task, tokenizer, progress),
+            samples=samples_of(task, tokenizer, progress),
             choose=judge or take_last,
             overwrite=overwrite,
             progress=progress.stage,
@@ -150,32 +144,12 @@ def _opened(name: str, progress: Progress) -> Iterator[tuple[Path, T5ForConditio
             folder, model = found.folder, load_model(found.folder)
             task = load_task(folder / TASK) if (folder / TASK).is_file() else None
             base, adapter = _merged_from(folder, found.name)
-        options: dict[str, Any] = task.generation_options() if task else {"max_new_tokens": MAX_NEW_TOKENS}
-        labels = options.pop("labels", ())
-        yield (
-            folder,
-            model,
-            task,
-            Origin(
-                base=base,
-                adapter=adapter,
-                template=task.prompt if task else None,
-                source_length=task.lengths.source if task else SOURCE_LENGTH,
-                generation=options,
-                versions={package: version(package) for package in ("torch", "transformers", "peft")},
-                chat=task.chat_settings() if task else None,
-                labels=tuple(labels),
-            ),
-        )
+        yield folder, model, task, origin_of(task, base, adapter)
 
 
 def _facts(name: str, folder: Path) -> Facts | None:
     """What the card may tell of the training of a run or a merged checkpoint."""
     return facts_of_run(Run(name)) if is_run(Path(name)) else facts_of(folder)
-
-
-def _codec(task: Task | None) -> str:
-    return task.codec if task else "none"
 
 
 def compare_again(
@@ -193,8 +167,10 @@ def compare_again(
     generator = Generator.load(bundle)
     torch.set_num_threads(allowed_cpus())
     with _opened(name, progress) as (folder, model, task, origin):
-        prompts = [example.prompt for example in _examples(task, split, progress)[:rows]] or SENTENCES
-        return compare(generator, _references(model, load_tokenizer(folder, _codec(task)), prompts, origin, progress))
+        prompts = [example.prompt for example in examples_of(task, split, progress)[:rows]] or SENTENCES
+        return compare(
+            generator, references_of(model, load_tokenizer(folder, codec_of(task)), prompts, origin, progress)
+        )
 
 
 def _judge(
@@ -209,16 +185,6 @@ def _judge(
     return None
 
 
-def _samples(task: Task | None, tokenizer: Tokenizer, progress: Progress) -> Iterator[Sample]:
-    """Rows of the task's training split, or the built-in sentences as their own answers, to calibrate with."""
-    pairs = [(example.prompt, example.target) for example in _examples(task, "train", progress)]
-    pairs = pairs[:_CALIBRATION_ROWS] or [(sentence, sentence) for sentence in SENTENCES]
-    sources = tokenizer.encode([source for source, _ in pairs], task.lengths.source if task else SOURCE_LENGTH)
-    targets = tokenizer.encode_targets([target for _, target in pairs], task.lengths.target if task else MAX_NEW_TOKENS)
-    for source, target in zip(sources, targets, strict=True):
-        yield Sample(np.array(source), np.array([PAD, *target[:-1]]))
-
-
 def _merged_from(folder: Path, name: str) -> tuple[str, str]:
     """(base, adapter) of a checkpoint: what `merge` wrote down, else just its own name and ""."""
     path = folder / MERGE
@@ -226,35 +192,3 @@ def _merged_from(folder: Path, name: str) -> tuple[str, str]:
         return name, ""
     record: dict[str, Any] = read_json(path)
     return record["base"], record["adapter"]
-
-
-def _examples(task: Task | None, split: SplitName, progress: Progress) -> Sequence[Example]:
-    """Rows of a task, or none where they are not at hand."""
-    if task is None:
-        return ()
-    try:
-        return load_splits(task, [split])[split]
-    except (UsageError, LoraFtError) as error:
-        progress.note(f"the task's {split} rows are not at hand ({error.message}); using built-in sentences")
-        return ()
-
-
-def _references(
-    model: T5ForConditionalGeneration, tokenizer: Tokenizer, prompts: Sequence[str], origin: Origin, progress: Progress
-) -> Iterator[Reference]:
-    """PyTorch's greedy text and its logits, in float32 on the CPU, a batch at a time."""
-    model = model.to("cpu", torch.float32).eval()
-    rows, limit = tokenizer.encode(prompts, origin.source_length), origin.generation["max_new_tokens"]
-    progress.stage("comparing with PyTorch", len(rows))
-    finished = 0
-    for batch in by_length(rows, _BATCH):
-        ids = torch.from_numpy(pad([rows[i] for i in batch]))
-        mask = (ids != PAD).long()
-        with torch.inference_mode():
-            made = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, num_beams=1
-            )
-            logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=made[:, :-1]).logits
-        yield Reference(ids.numpy(), mask.numpy(), made[:, 1:].numpy(), logits.float().numpy(), limit)
-        finished += len(batch)
-        progress.advance(finished)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from export.errors import UsageError
@@ -34,6 +35,10 @@ def generate(
         UsageError: a row does not fit the prompt, or an option the engine.
     """
     progress = progress or Silent()
+    if (names := _adapters(model, rows)) and isinstance(model.engine, OnnxEngine):
+        prompts = [_prompt(_as_asked(model, name), row, raw) for row, name in zip(rows, names, strict=True)]
+        progress.stage("generating", len(prompts))
+        return model.engine.generator.generate(prompts, adapter=names, batch_size=batch_size, **options)
     prompts = [_prompt(model, row, raw) for row in rows]
     progress.stage("generating", len(prompts))
     answers = model.engine.generate(prompts, {**model.options, **options}, batch_size=batch_size, done=progress.advance)
@@ -50,9 +55,26 @@ def stream(
     """
     if not isinstance(model.engine, OnnxEngine):
         raise UsageError(f"{model.name} cannot stream", "export it: bundles can")
-    for prompt in [_prompt(model, row, raw) for row in rows]:
-        yield from model.engine.generator.stream(prompt, **options)
+    names = _adapters(model, rows) or [model.engine.adapter] * len(rows)
+    prompts = [_prompt(_as_asked(model, name), row, raw) for row, name in zip(rows, names, strict=True)]
+    for prompt, name in zip(prompts, names, strict=True):
+        yield from model.engine.generator.stream(prompt, adapter=name, **options)
         yield "\n"
+
+
+def _adapters(model: Model, rows: Sequence[str | Mapping[str, Any]]) -> list[str | None]:
+    """The adapter of each row, where a bank is asked by rows that name theirs in a column `adapter`; else none."""
+    engine = model.engine
+    if not (isinstance(engine, OnnxEngine) and engine.generator.bank and engine.adapter is None):
+        return []
+    names = [None if isinstance(row, str) else row.get("adapter") or None for row in rows]
+    return names if any(names) else []
+
+
+def _as_asked(model: Model, adapter: str | None) -> Model:
+    """The model with the prompt of one of its adapters."""
+    assert isinstance(model.engine, OnnxEngine)
+    return replace(model, prompt=model.engine.generator.of(adapter).prompt)
 
 
 def _prompt(model: Model, row: str | Mapping[str, Any], raw: bool) -> str:

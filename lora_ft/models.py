@@ -44,12 +44,13 @@ class Model:
     chat: dict[str, Any] | None = None
 
 
-def open_model(name: str, *, provider: str = "auto") -> Model:
+def open_model(name: str, *, provider: str = "auto", adapter: str | None = None) -> Model:
     """Load a run (merged in memory), a checkpoint, a bundle, or a base.
 
     Args:
         name: which.
         provider: of a bundle: what runs it, as `Generator.load` takes it.
+        adapter: of a bank: the adapter to answer with; by default the base.
 
     Raises:
         UsageError, LoraFtError: there is none of this name, or it is damaged.
@@ -57,8 +58,10 @@ def open_model(name: str, *, provider: str = "auto") -> Model:
     folder = Path(name)
     if is_bundle(folder):
         generator = Generator.load(folder, provider=provider)
-        return Model("bundle", name, OnnxEngine(generator), generator.prompt,
-                     generator.defaults, chat=generator.chat)  # fmt: skip
+        own = generator.of(adapter)
+        return Model("bundle", name, OnnxEngine(generator, adapter), own.prompt, dict(own.defaults), chat=own.chat)
+    if adapter is not None:
+        raise UsageError(f"{name} is no bank, and --adapter is for banks", "make one with `lora-ft export --adapters`")
     if provider != "auto":
         raise UsageError(f"{name} is no bundle, and --provider is for bundles", "export it first")
     _require_torch(name)

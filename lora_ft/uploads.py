@@ -108,7 +108,9 @@ def _weights(folder: Path) -> dict[str, Path | bytes]:
 
 def _bundle(folder: Path) -> Uploads:
     content = manifest.read_manifest(folder)  # and every file is as it says
-    files: dict[str, Path | bytes] = {name: folder / name for name in content["files"]}
+    files: dict[str, Path | bytes] = {
+        name: folder / name for name in (*content["files"], *manifest.adapter_files(content))
+    }
     files[manifest.NAME] = _json(content | {"base": base_name(content["base"])})
     return Uploads("bundle", content["adapter"] or base_name(content["base"]), files)
 

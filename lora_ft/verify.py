@@ -9,7 +9,7 @@ from typing import Any
 from export.errors import LoraFtError
 from export.parity import Probe, Report
 from export.runtime import Generator
-from export.runtime.manifest import PROBE
+from export.runtime.manifest import ADAPTERS, PROBE
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class Verified:
         manifest: of the bundle.
         then: what the manifest says of the built-in sentences.
         now: what this machine makes of them.
+        adapters: of a bank, what it makes of them with each adapter.
     """
 
     manifest: dict[str, Any]
     then: Report
     now: Report
+    adapters: dict[str, Report]
 
 
 def verify(bundle: Path) -> Verified:
@@ -39,9 +41,18 @@ def verify(bundle: Path) -> Verified:
     then = Report(**generator.manifest["probe"])
     now = Probe.read(bundle / PROBE).check(generator)
     exact = generator.manifest["precision"] == "fp32"
+    _require(f"{bundle}", then, now, exact)
+    adapters = {}
+    for name, probe in generator.bank.probes() if generator.bank else ():
+        adapters[name] = Probe(**probe).check(generator, name)
+        _require(f"{bundle} with {name}", Report(**generator.manifest[ADAPTERS][name]["probe"]), adapters[name], exact)
+    return Verified(generator.manifest, then, now, adapters)
+
+
+def _require(what: str, then: Report, now: Report, exact: bool) -> None:
+    """Raise LoraFtError where fewer answers are PyTorch's than there were."""
     if now.identical_rows < then.identical_rows or (exact and not now.passed):
         raise LoraFtError(
-            f"{bundle} does not answer here as it did when it was published: {now}; then: {then}",
+            f"{what} does not answer here as it did when it was published: {now}; then: {then}",
             "export it on a machine like this one, or please report it with the output of `lora-ft doctor`",
         )
-    return Verified(generator.manifest, then, now)

@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from export.runtime.codec import codec_named
+from export.errors import UsageError
+from export.runtime.bank import Bank, Chosen, unknown
 from export.runtime.cpu import allowed_cpus
 from export.runtime.decoding import Special, strategy
-from export.runtime.manifest import read_manifest
+from export.runtime.manifest import ADAPTERS, read_manifest
 from export.runtime.model import Model
 from export.runtime.options import Options
-from export.runtime.prompt import Prompt
 from export.runtime.session import choose_provider
-from export.runtime.text import PAD, Tokenizer, by_length, pad
+from export.runtime.settings import Settings
+from export.runtime.text import PAD, Tokenizer, by_adapter, pad
 
 BATCH_SIZE = 8
+Adapters = str | Sequence[str | None] | None  # of all rows, or of each; None is the base
 
 
 @dataclass(frozen=True)
@@ -39,35 +41,34 @@ class Generated:
 class Generator:
     """A loaded bundle. Options of generation go by transformers' names, see `Options`.
 
+    Where the bundle has a bank of adapters, each text has the one that is named for it, with that task's codec, length
+    and options; the attributes here are those of the base.
+
     Attributes:
         folder: the bundle.
         manifest: what it says of itself.
-        tokenizer: its tokenizer, with its task's codec.
-        prompt: its task's prompt, or None where it was exported without a task.
-        source_length: most tokens of a prompt; what is longer is cut.
-        chat: of a task about chats, what going on with one takes besides the prompt; else None.
-        labels: of a task that has them: its answers are these and nothing else.
-        defaults: its own options of generation.
+        settings: what its task says of texts.
+        tokenizer, prompt, source_length, chat, labels, defaults: of `settings`.
+        adapters: names of its adapters.
         special: its start, end and padding tokens.
         model: its graphs.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int, provider: str = "cpu") -> None:
         read = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))  # noqa: E731
-        config, generation, task = read("config.json"), read("generation_config.json"), read("prompt.json")
+        config, generation = read("config.json"), read("generation_config.json")
         self.folder, self.manifest = folder, manifest
-        self.tokenizer = Tokenizer(folder / "tokenizer.json", codec_named(task["codec"]))
-        self.prompt = Prompt(task["template"]) if task["template"] is not None else None
-        self.source_length: int = task["source_length"]
-        self.chat: dict[str, Any] | None = task.get("chat")
-        self.labels: tuple[str, ...] = tuple(task.get("labels", ()))
-        self._allowed = [row[:-1] for row in self.tokenizer.encode_targets(self.labels)]
         tokens = (generation.pop(f"{name}_token_id") for name in ("decoder_start", "eos", "pad"))
         self.special = Special(*tokens)
-        self.defaults: dict[str, Any] = generation
+        self.settings = Settings.of(read("prompt.json"), generation, Tokenizer(folder / "tokenizer.json"))
+        self.tokenizer, self.prompt = self.settings.tokenizer, self.settings.prompt
+        self.source_length, self.chat = self.settings.source_length, self.settings.chat
+        self.labels, self.defaults = self.settings.labels, self.settings.defaults
         self._vocabulary: int = config["vocab_size"]
         layers = config.get("num_decoder_layers") or config["num_layers"]
-        self.model = Model(folder, (layers, config["num_heads"], config["d_kv"], self._vocabulary), threads, provider)
+        shape = layers, config["num_heads"], config["d_kv"], self._vocabulary
+        self.bank = Bank.open(folder, manifest[ADAPTERS], provider) if ADAPTERS in manifest else None
+        self.model = Model(folder, shape, threads, provider, self.bank.inputs if self.bank else {})
 
     @classmethod
     def load(cls, folder: str | Path, *, threads: int | None = None, provider: str = "auto") -> Generator:
@@ -86,48 +87,61 @@ class Generator:
         chosen = choose_provider(provider, manifest["precision"])
         return cls(Path(folder), manifest, threads or allowed_cpus(), chosen)
 
-    def generate(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, **options: Any) -> list[str]:
+    @property
+    def adapters(self) -> list[str]:
+        return self.bank.names if self.bank else []
+
+    def of(self, adapter: str | None) -> Settings:
+        """What the task of an adapter says of texts, or with None the base's.
+
+        Raises:
+            UsageError: there is no such adapter.
+        """
+        if adapter is None:
+            return self.settings
+        if self.bank is None:
+            raise unknown(adapter, [])
+        return self.bank.settings(adapter, self.settings.tokenizer)
+
+    def generate(
+        self, texts: Sequence[str], *, adapter: Adapters = None, batch_size: int = BATCH_SIZE, **options: Any
+    ) -> list[str]:  # fmt: skip
         """The answers to each text, taken as it is (`prompt.fill` puts a row into the task's words).
 
         `num_return_sequences` answers to a text stand together.
         """
-        made = self.answer(texts, batch_size=batch_size, **options)
-        return self.tokenizer.decode([answer.tokens for answer in made])
+        found = self._answers(texts, self._names(adapter, len(texts)), batch_size, lambda rows: None, options)
+        return [text for settings, some in found for text in settings.tokenizer.decode([one.tokens for one in some])]
 
     def answer(
-        self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, done: Callable[[int], None] = lambda rows: None,
-        **options: Any,
+        self, texts: Sequence[str], *, adapter: Adapters = None, batch_size: int = BATCH_SIZE,
+        done: Callable[[int], None] = lambda rows: None, **options: Any,
     ) -> list[Generated]:  # fmt: skip
         """As `generate`, the tokens and their scores; texts of like length are generated together.
 
         Args:
             texts: cut at `source_length` tokens.
+            adapter: of all texts, or of each; texts with unlike ones are generated together where their options agree.
             batch_size: texts generated together.
             done: told how many texts are finished.
-            options: instead of the bundle's own; `allowed=()` lets it answer freely where it has labels.
-        """
-        chosen = self._options({"allowed": self._allowed} | options, self.defaults)
-        copies = chosen.num_return_sequences
-        rows = [np.array(row) for row in self.tokenizer.encode(texts, self.source_length)]
-        answers: list[Generated] = [Generated(np.empty(0, np.int64))] * (len(rows) * copies)
-        finished = 0
-        for number, batch in enumerate(by_length(rows, batch_size)):
-            made = self._answer_batch([rows[i] for i in batch], replace(chosen, seed=(*_flat(chosen.seed), number)))
-            for i, start in zip(batch, range(0, len(made), copies), strict=True):
-                answers[i * copies : (i + 1) * copies] = made[start : start + copies]
-            finished += len(batch)
-            done(finished)
-        return answers
+            options: instead of the task's own; `allowed=()` lets it answer freely where it has labels.
 
-    def stream(self, text: str, **options: Any) -> Iterator[str]:
+        Raises:
+            UsageError: there is no such adapter or option, or not as many adapters as texts.
+        """
+        found = self._answers(texts, self._names(adapter, len(texts)), batch_size, done, options)
+        return [answer for _, some in found for answer in some]
+
+    def stream(self, text: str, *, adapter: str | None = None, **options: Any) -> Iterator[str]:
         """The answer to one text, bit by bit as it is made.
 
         Beam search knows its answer only at the end, which is then all that comes; so does the codec `json`.
         """
-        (row,) = self.tokenizer.encode([text], self.source_length)
-        chosen = self._options({"allowed": self._allowed} | options, self.defaults)
-        source = self.model.encode(np.array([row]), np.ones((1, len(row)), np.int64))
-        detokenize = self.tokenizer.stream()
+        settings = self.of(adapter)
+        (row,) = settings.tokenizer.encode([text], settings.source_length)
+        chosen = self._options({"allowed": settings.allowed} | options, settings.defaults)
+        source = self.model.encode(np.array([row]), np.ones((1, len(row)), np.int64), self._chosen([adapter]))
+        detokenize = settings.tokenizer.stream()
         tokens, said = list[int](), ""
         for piece in strategy(chosen, stream=True)(self.model, source, [np.array(row)], chosen, self.special):
             if piece.answer == 0:
@@ -136,39 +150,105 @@ class Generator:
                     if bit := detokenize(token):
                         said += bit
                         yield bit
-        (whole,) = self.tokenizer.decode([tokens])
+        (whole,) = settings.tokenizer.decode([tokens])
         if whole != said and whole.startswith(said):  # a character whose last bytes never came
             yield whole[len(said) :]
 
-    def generate_ids(self, input_ids: np.ndarray, attention_mask: np.ndarray, **options: Any) -> np.ndarray:
+    def generate_ids(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, *, adapter: Adapters = None, **options: Any
+    ) -> np.ndarray:  # fmt: skip
         """Tokens [b, n] for int64 sources [b, s] padded on the right; after a row's </s> come padding tokens.
 
-        Greedy and free unless the options say otherwise: of the bundle's own only `max_new_tokens` and `prompt_lookup`
+        Greedy and free unless the options say otherwise: of the tasks' own only `max_new_tokens` and `prompt_lookup`
         hold here, and labels are of texts.
         """
+        names = self._names(adapter, len(input_ids))
         lengths = np.asarray(attention_mask).sum(axis=1)
         rows = [row[:length] for row, length in zip(input_ids, lengths, strict=True)]
         if not rows:
             return np.empty((0, 0), np.int64)
-        own = {name: value for name, value in self.defaults.items() if name in ("max_new_tokens", "prompt_lookup")}
-        chosen = self._options(options, own)
-        return pad([answer.tokens for answer in self._answer_batch(rows, chosen)], self.special.pad)
+        own = {}
+        for name in dict.fromkeys(names):
+            defaults = self.of(name).defaults
+            kept = {key: value for key, value in defaults.items() if key in ("max_new_tokens", "prompt_lookup")}
+            own[name] = self._options(options, kept)
+        answers = self._in_batches(rows, names, [own[name] for name in names], len(rows), lambda rows: None, False)
+        return pad([answer.tokens for some in answers for answer in some], self.special.pad)
 
-    def score(self, input_ids: np.ndarray, attention_mask: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    def score(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, tokens: np.ndarray, *, adapter: Adapters = None
+    ) -> np.ndarray:  # fmt: skip
         """Logits [b, n, vocabulary] of each of the given next tokens [b, n], all in one call."""
-        source = self.model.encode(input_ids, attention_mask)
+        chosen = self._chosen(self._names(adapter, len(tokens)))
+        source = self.model.encode(input_ids, attention_mask, chosen)
         start = np.full((len(tokens), 1), self.special.start)
         shifted = np.concatenate([start, tokens[:, :-1]], axis=1)
         return self.model.logits(source, self.model.cache(len(tokens)), shifted)
+
+    def _names(self, adapter: Adapters, rows: int) -> list[str | None]:
+        """The adapter of each row."""
+        names = [adapter] * rows if adapter is None or isinstance(adapter, str) else list(adapter)
+        if len(names) != rows:
+            raise UsageError(f"{len(names)} adapters were named for {rows} texts", "name one, or one for each")
+        for name in set(names) - set(self.adapters) - {None}:
+            raise unknown(str(name), self.adapters)
+        return names
+
+    def _chosen(self, names: Sequence[str | None]) -> Chosen | None:
+        return self.bank.choose(names) if self.bank else None
 
     def _options(self, given: dict[str, Any], own: dict[str, Any]) -> Options:
         options = Options.of(own | {name: value for name, value in given.items() if value is not None})
         options.check_tokens(self._vocabulary)
         return options
 
-    def _answer_batch(self, rows: Sequence[np.ndarray], options: Options) -> list[Generated]:
+    def _answers(
+        self, texts: Sequence[str], names: Sequence[str | None], batch_size: int, done: Callable[[int], None],
+        options: dict[str, Any],
+    ) -> list[tuple[Settings, list[Generated]]]:  # fmt: skip
+        """The answers to each text, with the settings of its adapter."""
+        tasks = {name: self.of(name) for name in dict.fromkeys(names)}
+        chosen = {name: self._options({"allowed": task.allowed} | options, task.defaults)
+                  for name, task in tasks.items()}  # fmt: skip
+        rows = [np.empty(0, np.int64)] * len(texts)
+        for name, task in tasks.items():
+            own = [i for i, other in enumerate(names) if other == name]
+            for i, row in zip(own, task.tokenizer.encode([texts[i] for i in own], task.source_length), strict=True):
+                rows[i] = np.array(row)
+        answers = self._in_batches(rows, names, [chosen[name] for name in names], batch_size, done, True)
+        return [(tasks[name], some) for name, some in zip(names, answers, strict=True)]
+
+    def _in_batches(
+        self, rows: Sequence[np.ndarray], names: Sequence[str | None], options: Sequence[Options], batch_size: int,
+        done: Callable[[int], None], anew: bool,
+    ) -> list[list[Generated]]:  # fmt: skip
+        """The answers to each row; with `anew`, each batch draws by a seed of its own."""
+        answers: list[list[Generated]] = [[] for _ in rows]
+        groups: dict[Options, list[int]] = {}
+        for i, own in enumerate(options):
+            # what greedy search finds within a limit it also finds within a higher one, so such rows go together
+            groups.setdefault(replace(own, max_new_tokens=1) if _cuts(own) else own, []).append(i)
+        number = finished = 0
+        for places in groups.values():
+            limit = max(options[i].max_new_tokens for i in places)
+            shared = replace(options[places[0]], max_new_tokens=limit)
+            for batch in by_adapter([rows[i] for i in places], [names[i] for i in places], batch_size):
+                some = [places[i] for i in batch]
+                seeded = replace(shared, seed=(*_flat(shared.seed), number)) if anew else shared
+                copies, made = shared.num_return_sequences, self._answer_batch(rows, names, some, seeded)
+                for i, start in zip(some, range(0, len(made), copies), strict=True):
+                    answers[i] = [_cut(one, options[i].max_new_tokens) for one in made[start : start + copies]]
+                number, finished = number + 1, finished + len(some)
+                done(finished)
+        return answers
+
+    def _answer_batch(
+        self, all_rows: Sequence[np.ndarray], names: Sequence[str | None], batch: Sequence[int], options: Options
+    ) -> list[Generated]:  # fmt: skip
+        rows = [all_rows[i] for i in batch]
         ids = pad(rows, PAD)
-        source = self.model.encode(ids, (np.arange(ids.shape[1]) < [[len(row)] for row in rows]).astype(np.int64))
+        mask = (np.arange(ids.shape[1]) < [[len(row)] for row in rows]).astype(np.int64)
+        source = self.model.encode(ids, mask, self._chosen([names[i] for i in batch]))
         pieces: list[list[Any]] = [[] for _ in range(len(rows) * options.num_return_sequences)]
         for piece in strategy(options)(self.model, source, rows, options, self.special):
             pieces[piece.answer].append(piece)
@@ -179,6 +259,15 @@ class Generator:
             )
             for answer in pieces
         ]
+
+
+def _cuts(options: Options) -> bool:
+    """Whether a lower limit only cuts the answer."""
+    return options.plain and not options.min_new_tokens
+
+
+def _cut(answer: Generated, limit: int) -> Generated:
+    return answer if len(answer.tokens) <= limit else Generated(answer.tokens[:limit], answer.scores)
 
 
 def _flat(seed: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,15 @@ VERSION = 4
 WEIGHTS = "weights.bin"  # the one file of external data that the graphs share
 PROBE = "probe.json"  # answers to repeat the verification with
 GRAPHS = ("encoder.onnx", "step.onnx", "decoder.onnx", "normal.onnx", "best.onnx", "select.onnx")
+ADAPTED = "bank."  # begins the names of graphs that take adapters
+ADAPTED_GRAPHS = tuple(f"{ADAPTED}{name}.onnx" for name in ("encoder", "step", "decoder"))
+BANK = "bank.json"  # what the bank has room for
+FOLD = "fold.safetensors"  # what was folded into its weights, and has to be into its adapters
+BANK_FILES = (*ADAPTED_GRAPHS, BANK, FOLD)  # of a bundle with adapters
+ADAPTERS = "adapters"  # the folder of their files, and what the manifest says of each
 FILES = (*GRAPHS, WEIGHTS, PROBE, "tokenizer.json", "config.json", "generation_config.json", "prompt.json")
+
+_NAME, _DIGEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"), re.compile(r"[0-9a-f]{64}")
 
 
 def is_bundle(folder: Path) -> bool:
@@ -24,13 +34,30 @@ def is_bundle(folder: Path) -> bool:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """What a manifest says of every file a bundle has."""
-    return {name: describe(folder / name) for name in FILES}
+    """What a manifest says of every file a bundle has, but for its adapters."""
+    bank = BANK_FILES if (folder / BANK).is_file() else ()
+    return {name: describe(folder / name) for name in (*FILES, *bank)}
+
+
+def adapter_file(name: str, digest: str) -> str:
+    """Where in a bundle an adapter lies: another content is another file, so that none is ever written over.
+
+    Raises:
+        UsageError: the name is not one that a file can have everywhere.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name for an adapter", "use up to 64 letters, digits, dots, - and _")
+    return f"{ADAPTERS}/{name}.{digest[:16]}.safetensors"
 
 
 def describe(file: Path) -> dict[str, Any]:
     """SHA-256 and size in bytes."""
     return {"sha256": sha256(file), "bytes": file.stat().st_size}
+
+
+def adapter_files(manifest: Mapping[str, Any]) -> list[str]:
+    """Where the adapters lie that a manifest names, if it does."""
+    return [adapter_file(name, entry["sha256"]) for name, entry in manifest.get(ADAPTERS, {}).items()]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -50,13 +77,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise LoraFtError(f"{path} is damaged ({type(error).__name__}: {error})", "export the bundle again") from error
     if kind != FORMAT or version != VERSION:
         raise UsageError(f"{path} is of format {kind!r} version {version!r}; this is for {FORMAT!r} version {VERSION}")
-    for name in sorted(files.keys() - set(FILES)):
+    adapters = manifest.get(ADAPTERS)
+    known = FILES if adapters is None else (*FILES, *BANK_FILES)
+    for name in sorted(files.keys() - set(known)):
         raise LoraFtError(f"{path} names {name!r}, which is no file of a bundle", "export the bundle again")
-    for name in FILES:
+    for name in known:
         _check(folder, name, files.get(name))
-    for name in GRAPHS:
-        _check_references(folder / name)
+    for name in known:
+        if name.endswith(".onnx"):
+            _check_references(folder / name)
+    for name, entry in _entries(path, adapters):
+        _check(folder, adapter_file(name, entry["sha256"]), entry)
     return manifest
+
+
+def _entries(path: Path, adapters: Any) -> list[tuple[str, dict[str, Any]]]:
+    """(name, entry) of each adapter that a manifest speaks of."""
+    if adapters is None:
+        return []
+    damaged = not isinstance(adapters, dict) or any(
+        not _NAME.fullmatch(name) or not isinstance(entry, dict) or not _DIGEST.fullmatch(str(entry.get("sha256")))
+        for name, entry in adapters.items()
+    )
+    if damaged:
+        raise LoraFtError(f"{path} says of adapters what it cannot", "export the bundle again")
+    return list(adapters.items())
 
 
 def _check(folder: Path, name: str, expected: Any) -> None:

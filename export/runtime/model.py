@@ -17,7 +17,9 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from export.errors import LoraFtError
-from export.runtime.session import open_session
+from export.runtime.bank import Chosen
+from export.runtime.manifest import ADAPTED
+from export.runtime.session import open_session, ort_value
 
 _ROOM = 64  # tokens that a cache has room for at first
 _MASK = "encoder_attention_mask"
@@ -31,10 +33,12 @@ class Source:
     Attributes:
         rows: how many.
         values: the mask, then keys and values in the graphs' order.
+        adapters: of the rows, or None where none has one.
     """
 
     rows: int
     values: list[ort.OrtValue]
+    adapters: Chosen | None = None
 
 
 class Bound:
@@ -55,7 +59,7 @@ class Bound:
         # onnxruntime's own wrapper looks an option up first, by way of an exception: 50 µs
         self._run = session._sess.run_with_iobinding
         self._given = {name: np.array(array) for name, array in given.items()}
-        self._values = {name: _value(array) for name, array in self._given.items()}
+        self._values = {name: ort_value(array) for name, array in self._given.items()}
         self._copied = device != "cpu"
         self._kept = {**fixed, **made}
         self._binding = session.io_binding()._iobinding
@@ -122,12 +126,17 @@ class Model:
         shape: (decoder layers, heads, d_kv, vocabulary).
         threads: for one call.
         provider: "cpu", or "cuda", where keys and values stay in the GPU's memory.
+        inputs: names of the adapters' inputs, by graph, where the bundle has a bank.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int, int], threads: int, provider: str = "cpu") -> None:
+    def __init__(
+        self, folder: Path, shape: tuple[int, int, int, int], threads: int, provider: str = "cpu",
+        inputs: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:  # fmt: skip
         layers, self._heads, self._d_kv, self._vocabulary = shape
         self._folder, self._threads, self._provider = folder, threads, provider
         self._sessions: dict[str, ort.InferenceSession] = {}
+        self._adapters = inputs or {}
         self._names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
         self._here = native.OrtDevice(native.OrtDevice.cpu(), native.OrtDevice.default_memory(), 0)
         kind = getattr(native.OrtDevice, provider)()
@@ -142,11 +151,14 @@ class Model:
         for name in self._inputs:
             self._session(name)
 
-    def encode(self, ids: np.ndarray, mask: np.ndarray) -> Source:
-        """Encode sources [b, s], int64."""
-        held = _value(mask, self._provider)
-        values = self._run("encoder", [_value(ids), held], self._prefixed("cross"))
-        return Source(len(ids), [held, *values])
+    def encode(self, ids: np.ndarray, mask: np.ndarray, adapters: Chosen | None = None) -> Source:
+        """Encode sources [b, s], int64, each with its adapter."""
+        held = ort_value(mask, self._provider)
+        graph, given = "encoder", [ort_value(ids), held]
+        if adapters:
+            graph = ADAPTED + graph
+            given += adapters.values(self._adapters[graph])
+        return Source(len(ids), [held, *self._run(graph, given, self._prefixed("cross"))], adapters)
 
     def cache(self, rows: int) -> Cache:
         """The cache before the first token."""
@@ -183,10 +195,10 @@ class Model:
 
     def best(self, scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(the highest of some scores [b, vocabulary], falling, their tokens), each [b, count]."""
-        return self._best(_value(scores[:, None]), count)
+        return self._best(ort_value(scores[:, None]), count)
 
     def _best(self, scores: ort.OrtValue, count: int) -> tuple[np.ndarray, np.ndarray]:
-        made = self._run("best", [scores, _value(np.array([count]))], ["highest", "tokens"])
+        made = self._run("best", [scores, ort_value(np.array([count]))], ["highest", "tokens"])
         highest, tokens = (value.numpy()[:, -1] for value in made)
         return highest, tokens
 
@@ -202,7 +214,8 @@ class Model:
             cache.source, cache.steps, cache.spare = source, {}, None
         # the faster attention of `step` takes a bias on processors alone
         alone = self._provider == "cpu" and (count == 1 or cache.rows == 1 or longest == count)
-        key = "step" if alone else "decoder", wanted, count, len(lengths)
+        graph = "step" if alone else "decoder"
+        key = ADAPTED + graph if source.adapters else graph, wanted, count, len(lengths)
         if key not in cache.steps:
             cache.steps[key] = self._bound(key[0], source, cache, tokens, wanted)
         step, made = cache.steps[key]
@@ -217,8 +230,11 @@ class Model:
                         np.int64 if wanted == "next" else np.float32)  # fmt: skip
         names = [_MASK, *self._prefixed("cross"), *self._prefixed("past")]
         fixed = dict(zip(names, [*source.values, *cache.values], strict=True))
+        if source.adapters:
+            inputs = self._adapters[graph]
+            fixed |= zip(inputs, source.adapters.held(inputs), strict=True)
         presents = dict(zip(self._presents, cache.values, strict=True))
-        memory = _value(made, "cpu" if wanted in _READ else self._provider)
+        memory = ort_value(made, "cpu" if wanted in _READ else self._provider)
         given = {"input_ids": tokens, "lengths": cache.lengths, "early": np.array(False)}
         return Bound(self._session(graph), fixed, {wanted: memory, **presents}, given, self._provider), memory
 
@@ -231,16 +247,17 @@ class Model:
         for value in cache.values:
             larger = np.zeros((cache.rows, self._heads, room, self._d_kv), np.float32)
             larger[:, :, : value.shape()[2]] = value.numpy()
-            made.append(_value(larger, self._provider))
+            made.append(ort_value(larger, self._provider))
         cache.hold(made, cache.rows)
 
     def _room(self, rows: int, room: int) -> ort.OrtValue:
-        return _value(np.zeros((rows, self._heads, room, self._d_kv), np.float32), self._provider)
+        return ort_value(np.zeros((rows, self._heads, room, self._d_kv), np.float32), self._provider)
 
     def select_source(self, source: Source, rows: np.ndarray) -> Source:
         """Those rows of the sources, int64 [n]."""
         mask, *cross = source.values
-        return Source(len(rows), [_value(mask.numpy()[rows], self._provider), *self._selected(cross, rows)])
+        values = [ort_value(mask.numpy()[rows], self._provider), *self._selected(cross, rows)]
+        return Source(len(rows), values, source.adapters and source.adapters.take(rows))
 
     def select_cache(self, cache: Cache, rows: np.ndarray) -> None:
         """Make the cache one of those of its rows, int64 [n]."""
@@ -268,7 +285,7 @@ class Model:
         cache.values, cache.steps = spare.values, spare.steps
 
     def _selected(self, values: list[ort.OrtValue], rows: np.ndarray) -> list[ort.OrtValue]:
-        return self._run("select", [_value(rows), *values], self._prefixed("selected"))
+        return self._run("select", [ort_value(rows), *values], self._prefixed("selected"))
 
     def _run(self, graph: str, values: Sequence[ort.OrtValue], wanted: list[str]) -> list[ort.OrtValue]:
         feeds, fetched = native.OrtValueVector(), native.OrtValueVector()
@@ -290,7 +307,7 @@ class Model:
     def _inputs(self) -> dict[str, list[str]]:
         """What each graph takes, in the order in which it is given."""
         state = [_MASK, *self._prefixed("cross"), *self._prefixed("past")]
-        return {
+        plain = {
             "encoder": ["input_ids", "attention_mask"],
             "decoder": ["input_ids", "lengths", "early", *state],
             "step": ["input_ids", "lengths", "early", *state],
@@ -298,6 +315,7 @@ class Model:
             "best": ["scores", "count"],
             "select": ["rows", *self._names],
         }
+        return plain | {name: plain[name.removeprefix(ADAPTED)] + list(more) for name, more in self._adapters.items()}
 
     def _session(self, name: str) -> ort.InferenceSession:
         if name not in self._sessions:
@@ -317,8 +335,3 @@ class Model:
 
 
 _RUN = ort.RunOptions()
-
-
-def _value(array: np.ndarray, device: str = "cpu") -> ort.OrtValue:
-    """Of an array, on the processor in the array's own memory, which it keeps alive."""
-    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device)

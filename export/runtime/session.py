@@ -91,6 +91,11 @@ def open_session(model: Path | bytes, threads: int | None = None, provider: str 
     return session
 
 
+def ort_value(array: np.ndarray, device: str = "cpu") -> ort.OrtValue:
+    """Of an array, on the processor in the array's own memory, which it keeps alive."""
+    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device)
+
+
 def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

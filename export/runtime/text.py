@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import unicodedata
 from collections import Counter
@@ -39,6 +40,12 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self.unknown: int | None = self._tokenizer.token_to_id("<unk>")
         self.size: int = self._tokenizer.get_vocab_size()
+
+    def through(self, codec: Codec) -> Tokenizer:
+        """The same vocabulary behind another codec."""
+        other = copy.copy(self)
+        other.codec = codec
+        return other
 
     def add(self, tokens: Sequence[str]) -> None:
         """Give each of some words a token of its own, behind those that there are.
@@ -127,6 +134,22 @@ def by_length(rows: Sequence[Sequence[int] | np.ndarray], batch_size: int) -> It
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
+
+
+def by_adapter(
+    rows: Sequence[Sequence[int] | np.ndarray], names: Sequence[str | None], batch_size: int
+) -> Iterator[list[int]]:
+    """As `by_length`, whole batches of one adapter first, as far as its rows make one: they cost the least."""
+    rest: list[int] = []
+    for name in dict.fromkeys(names):
+        own = [i for i, other in enumerate(names) if other == name]
+        for batch in by_length([rows[i] for i in own], batch_size):
+            if len(batch) == batch_size:
+                yield [own[i] for i in batch]
+            else:
+                rest += [own[i] for i in batch]
+    for batch in by_length([rows[i] for i in rest], batch_size):
+        yield [rest[i] for i in batch]
 
 
 def trim(tokens: np.ndarray, end: int) -> np.ndarray:

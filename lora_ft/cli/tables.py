@@ -12,6 +12,7 @@ from rich.table import Table
 from export.files import folder_size
 
 if TYPE_CHECKING:
+    from lora_ft.bank import Entry, Shelved
     from lora_ft.compare import Comparison
     from lora_ft.evaluate import Evaluation
     from lora_ft.export_run import Exported
@@ -166,6 +167,24 @@ def show_export(done: Exported) -> None:
     screen.print(
         f"{done.out}: {done.precision}, {done.bytes / 1e6:.1f} MB; {done.parity}", markup=False, soft_wrap=True
     )
+
+
+def show_shelved(done: Shelved) -> None:
+    """The adapters that were put into a bank."""
+    screen = console()
+    for name, report in done.reports.items():
+        screen.print(f"{name}: {report}", markup=False, soft_wrap=True)
+    screen.print(f"{done.out}: {done.precision}, {done.bytes / 1e6:.1f} MB", markup=False, soft_wrap=True)
+
+
+def show_entries(entries: Sequence[Entry]) -> None:
+    """The adapters of a bank."""
+    made = table("adapter", "MB", "PyTorch's text", "divergence", "score")
+    for one in entries:
+        score = f"{one.gate['metric']} {one.gate['difference']:+.1f}" if one.gate else ""
+        same = f"{one.report.identical_rows} of {one.report.rows}"
+        made.add_row(shorten(one.name, 24), f"{one.bytes / 1e6:.1f}", same, f"{one.report.divergence:.2g}", score)
+    console().print(made)
 
 
 def show_sizes(task: Task) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_ft.cli import adapters, bench, hub
+from lora_ft.cli import adapters, bank, bench, hub
 from lora_ft.cli.chat import chat
 from lora_ft.cli.choices import SplitChoice
 from lora_ft.cli.screen import Screen
@@ -171,6 +171,9 @@ def generate(
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Of a bundle: print each answer as it is made.")] = False,
     provider: Annotated[str, typer.Option(help="Of a bundle: cpu, cuda or auto.")] = "auto",
+    adapter: Annotated[
+        str | None, typer.Option(help="Of a bank: which one; by default a row's own column `adapter`, else the base.")
+    ] = None,
     wrap: Annotated[
         int | None, typer.Option(min=10, help="Break answers at so many columns; on a terminal at 80.")
     ] = None,
@@ -194,7 +197,7 @@ def generate(
         raise UsageError("--wrap is for answers on stdout that are not streamed", "leave one of them out")
     rows = read_inputs(text or [], source, sys.stdin)
     with Screen() as screen:
-        opened = open_model(model, provider=provider)
+        opened = open_model(model, provider=provider, adapter=adapter)
         if opened.notice:
             screen.note(opened.notice)
         if not stream:
@@ -208,8 +211,13 @@ def generate(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
+    model: Annotated[
+        list[str], typer.Argument(metavar="RUN|CHECKPOINT...", help="With --adapters any number of RUN or NAME=RUN.")
+    ],
     out: Out,
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="One bundle of the runs' base and all their adapters: a bank.")
+    ] = False,
     precision: Annotated[
         str,
         typer.Option(
@@ -233,13 +241,28 @@ def export(
     private: hub.Private = False,
 ) -> None:
     """Export to ONNX: a bundle, compared with PyTorch before it is published."""
-    from lora_ft.cli.tables import show_export
+    from export.errors import UsageError
+    from lora_ft.cli.tables import show_export, show_shelved
     from lora_ft.export_run import export as job
 
+    if len(model) > 1 and not adapters:
+        raise UsageError(f"{len(model)} models were given", "add --adapters to put runs into one bundle")
+    if adapters and (layout != "bundle" or triton):
+        raise UsageError("a bank has the layout bundle", "leave out --layout and --triton")
     destination = hub.destination(push_to_hub, private=private)
+    if adapters:
+        from lora_ft.bank import export_bank
+        from lora_ft.member import Checks
+
+        checks = Checks(verify_rows, verify_split.value, score_rows, max_rouge_drop, force)
+        with Screen() as screen:
+            made = export_bank(model, out, precision=precision, checks=checks, overwrite=overwrite, progress=screen)
+        show_shelved(made)
+        hub.upload(out, destination)
+        return
     with Screen() as screen:
         done = job(
-            model, out, precision=precision, max_drop=max_rouge_drop, score_rows=score_rows, force=force,
+            model[0], out, precision=precision, max_drop=max_rouge_drop, score_rows=score_rows, force=force,
             layout=layout, triton=triton,
             verify_rows=verify_rows, verify_split=verify_split.value, overwrite=overwrite, progress=screen,
         )  # fmt: skip
@@ -262,6 +285,8 @@ def verify(
     found = job(bundle)
     print(f"{bundle}: {len(found.manifest['files'])} files are as published ({found.manifest['precision']})")
     print(f"built-in sentences: {found.now}")
+    for name, report in found.adapters.items():
+        print(f"with the adapter {name}: {report}")
     if against is not None:
         from lora_ft.export_run import compare_again
 
@@ -309,6 +334,7 @@ def recipes() -> None:
 app.command()(chat)
 app.command()(hub.push)
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(bank.app, name="bank")
 app.add_typer(bench.app, name="bench")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_answers_are_the_text_of_their_tokens(generator: Generator) -> None:
     assert any("</s>" not in text and len(text) > 2 for text in generator.generate(MANY))
     for row in tokens:
         assert END not in row[:-1]
-        assert row[-1] == END or len(row) == ORIGIN.max_new_tokens
+        assert row[-1] == END or len(row) == ORIGIN.generation["max_new_tokens"]
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
@@ -169,9 +170,9 @@ def test_scores_are_given_where_they_are_asked_for(generator: Generator) -> None
 
 
 def test_the_bundles_limit_holds_unless_told_otherwise(generator: Generator) -> None:
-    assert generator.defaults["max_new_tokens"] == ORIGIN.max_new_tokens
-    assert max(map(len, tokens_of(generator, MANY))) == ORIGIN.max_new_tokens
-    assert max(map(len, tokens_of(generator, MANY, max_new_tokens=LIMIT))) > ORIGIN.max_new_tokens
+    assert generator.defaults["max_new_tokens"] == ORIGIN.generation["max_new_tokens"]
+    assert max(map(len, tokens_of(generator, MANY))) == ORIGIN.generation["max_new_tokens"]
+    assert max(map(len, tokens_of(generator, MANY, max_new_tokens=LIMIT))) > ORIGIN.generation["max_new_tokens"]
     assert tokens_of(generator, MANY, max_new_tokens=None) == tokens_of(generator, MANY)
 
 
@@ -226,7 +227,7 @@ def test_one_is_told_how_many_texts_are_finished(generator: Generator) -> None:
     [
         ({"max_new_tokens": 0}, r"min_new_tokens .* and max_new_tokens"),
         ({"min_new_tokens": 5, "max_new_tokens": 4}, r"min_new_tokens .* and max_new_tokens"),
-        ({"min_new_tokens": ORIGIN.max_new_tokens + 1}, r"min_new_tokens .* and max_new_tokens"),
+        ({"min_new_tokens": ORIGIN.generation["max_new_tokens"] + 1}, r"min_new_tokens .* and max_new_tokens"),
         ({"num_return_sequences": 2}, "num_return_sequences 2"),
         ({"temperature": 0.0}, "temperature"),
         ({"beams": 2}, "no generation option beams"),
@@ -301,12 +302,12 @@ def test_a_stream_is_of_the_first_of_several_answers(pair: Pair) -> None:
 
 def test_a_stream_says_a_character_that_was_cut_short(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """ByT5 makes bytes: the limit may fall within a character, which the whole answer has as a sign of its own."""
-    monkeypatch.setattr(generator, "tokenizer", byte_tokenizer())
+    monkeypatch.setattr(generator, "settings", replace(generator.settings, tokenizer=byte_tokenizer()))
     tokens = np.array([byte + 3 for byte in "naïve ☕".encode()[:-1]])
     pieces = [Piece(0, tokens[:4]), Piece(0, tokens[4:])]
     monkeypatch.setattr(module, "strategy", lambda options, stream: lambda *rest: iter(pieces))
     said = "".join(generator.stream("!", max_new_tokens=len(tokens)))  # within the tiny vocabulary
-    assert said == generator.tokenizer.decode([tokens])[0]
+    assert said == generator.settings.tokenizer.decode([tokens])[0]
     assert said.startswith("naïve ") and len(said) > len("naïve ")
 
 

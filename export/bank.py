@@ -1,0 +1,202 @@
+"""What a bank holds of adapters: the layers it has room for, and one adapter as arrays for the graphs' inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from export.adapted import PREFIX, Adapted, Group
+from export.architecture import Architecture
+from export.errors import UsageError
+from export.graph import FLOAT, Graph
+from export.quantize import Float32, Storage, Weight
+from export.rounding import TINY
+from export.smooth import PEAK, Fold, Sample, observe
+from export.t5 import Weights
+
+# Sums of two products of a byte without sign and one within these stay below 16 bits, which x86 without VNNI adds in;
+# an adapter's bytes are no constants, so that ONNX Runtime could not take another way there.
+_MOST = 63
+_MARGIN = 1.25  # times what a calibration saw inside an adapter, as it sees few rows
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """An adapter's change of one layer's weight, b @ a.
+
+    Attributes:
+        a: [rank, inputs] float32.
+        b: [outputs, rank] float32, with the adapter's scale in it.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+
+
+Adapter = Mapping[str, LowRank]  # by layer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a bank has room for.
+
+    Attributes:
+        ranks: the highest of an adapter, by layer.
+        groups: of its graphs, by name.
+    """
+
+    ranks: Mapping[str, int]
+    groups: Mapping[str, Group]
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Plan:
+        """From what `as_dict` made."""
+        groups = {
+            name: Group(**{**group, "layers": tuple(group["layers"])}) for name, group in content["groups"].items()
+        }
+        return cls(content["ranks"], groups)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a file."""
+        return {"ranks": dict(self.ranks), "groups": {name: asdict(group) for name, group in self.groups.items()}}
+
+    def check(self, name: str, adapter: Adapter) -> None:
+        """Raise UsageError where an adapter is larger than the bank."""
+        wider = "to make a wider bank, export it again with this adapter among --adapters"
+        beyond = sorted(adapter.keys() - self.ranks.keys())
+        if beyond:
+            raise UsageError(f"{name} adapts {beyond[0]}, which this bank has no room for", wider)
+        for layer, change in adapter.items():
+            if len(change.a) > self.ranks[layer]:
+                rank, most = len(change.a), self.ranks[layer]
+                raise UsageError(f"{name} has rank {rank} at {layer}, and this bank {most}", wider)
+
+
+def ranks_of(adapters: Iterable[Adapter]) -> dict[str, int]:
+    """The highest rank of some adapters, by layer."""
+    found: dict[str, int] = {}
+    for adapter in adapters:
+        for layer, change in adapter.items():
+            found[layer] = max(found.get(layer, 0), len(change.a))
+    return dict(sorted(found.items()))
+
+
+def adapted(
+    storage: Callable[[str], Storage], ranks: Mapping[str, int], groups: dict[str, Group]
+) -> Callable[[str], Storage]:
+    """How layers are stored, with adapters where there are ranks; `groups` fills as graphs are built."""
+    return lambda layer: Adapted(storage(layer), ranks, groups)
+
+
+class Changed:
+    """Weights with one adapter merged in."""
+
+    def __init__(self, weights: Weights, adapter: Adapter) -> None:
+        self._weights, self._adapter = weights, adapter
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._weights
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        change = self._adapter.get(name.removesuffix(".weight"))
+        return self._weights[name] if change is None else self._weights[name] + change.b @ change.a
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._weights.shape(name)
+
+    def peak(self, name: str) -> float:
+        return self._weights.peak(name)
+
+    def moments(self, layer: str) -> np.ndarray | None:
+        return self._weights.moments(layer)
+
+
+def folded(adapter: Adapter, fold: Fold) -> dict[str, LowRank]:
+    """An adapter for weights that outliers are folded into."""
+    made = {}
+    for layer, change in adapter.items():
+        a, b = change.a, change.b
+        if layer in fold.columns:
+            a = a * fold.columns[layer]
+        if layer in fold.rows:
+            b = b / fold.rows[layer][:, None]
+        made[layer] = LowRank(a.astype(np.float32), b.astype(np.float32))
+    return made
+
+
+def inner_peaks(
+    architecture: Architecture, weights: Weights, adapter: Adapter, plan: Plan, samples: Iterable[Sample]
+) -> dict[str, np.ndarray]:
+    """The largest magnitudes [rank] of what A makes of its input, by layer, over some rows.
+
+    Args:
+        architecture: of the model.
+        weights: of the base as the bank stores it, outliers folded.
+        adapter: likewise.
+        plan: of the bank; where a group's input has a scale for each row, magnitudes are in steps of that row.
+        samples: the rows, which the base and the adapter together see.
+    """
+    by_row = {layer for group in plan.groups.values() if group.by_row for layer in group.layers}
+    found = observe(architecture, Changed(weights, adapter), _Inner(adapter, by_row), samples)
+    return {name.removeprefix(PEAK): peaks for name, peaks in found.items()}
+
+
+def packed(plan: Plan, adapter: Adapter, peaks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of one adapter for all inputs of a bank's graphs.
+
+    Args:
+        plan: of the bank.
+        adapter: folded as the bank's weights are.
+        peaks: from `inner_peaks`, of the groups that are not exact.
+    """
+    made: dict[str, np.ndarray] = {}
+    for group in plan.groups.values():
+        a = np.zeros((len(group.layers), group.inputs, group.rank), np.float32)
+        b = np.zeros((len(group.layers), group.rank, group.width), np.float32)
+        peak = np.zeros((len(group.layers), group.rank), np.float32)
+        for part, layer in enumerate(group.layers):
+            if layer in adapter:
+                rank = len(adapter[layer].a)
+                a[part, :, :rank], b[part, :rank] = adapter[layer].a.T, adapter[layer].b.T
+                peak[part, :rank] = 1 if group.exact else peaks[layer]
+        joined = a.transpose(1, 0, 2).reshape(group.inputs, -1)
+        values = [joined, b] if group.exact else _rounded(joined, b, peak)
+        made |= {name: value.reshape(shape).astype(dtype, copy=False) for (name, (dtype, shape)), value
+                 in zip(group.values.items(), values, strict=True)}  # fmt: skip
+    return made
+
+
+def _rounded(a: np.ndarray, b: np.ndarray, peak: np.ndarray) -> list[np.ndarray]:
+    """A as bytes [inputs, parts*rank], B as bytes [parts, rank, width], the scales of A's columns and of the outputs.
+
+    What A makes of the input comes out of its product in steps of 1/127 of its peak, which B takes back.
+    """
+    peak = np.maximum(_MARGIN * peak, TINY)
+    b = b * (peak / 127)[..., None]
+    a_step = np.maximum(np.abs(a).max(axis=0) / _MOST, TINY)
+    b_step = np.maximum(np.abs(b).max(axis=1) / _MOST, TINY)
+    return [np.rint(a / a_step), np.rint(b / b_step[:, None]), a_step * (127 / peak.reshape(-1)), b_step]
+
+
+class _Inner(Float32):
+    """Linear layers that put out how large A's product is, under the layer's name."""
+
+    def __init__(self, adapter: Adapter, by_row: set[str]) -> None:
+        self._adapter, self._by_row = adapter, by_row
+
+    def linear(self, g: Graph, x: str, weight: Weight, output: str | None = None) -> str:
+        for layer in weight.layers:
+            if layer not in self._adapter:
+                continue
+            a = self._adapter[layer].a.T
+            inner = g.op("Abs", g.op("MatMul", x, g.constant(a, f"{PREFIX}{layer}")))
+            if layer in self._by_row:
+                top = g.op("ReduceMax", g.op("Abs", x), g.ints(-1), keepdims=1)
+                tiny = g.constant(np.float32(TINY), "float.tiny")
+                inner = g.op("Div", inner, g.op("Max", g.op("Div", top, g.constant(np.float32(127))), tiny))
+            peak = g.output(PEAK + layer, FLOAT, a.shape[1])
+            g.op("ReduceMax", inner, g.ints(0, 1), output=peak, keepdims=0)
+        return super().linear(g, x, weight, output)

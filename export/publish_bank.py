@@ -1,0 +1,108 @@
+"""A bank published: one base in one precision, with graphs that take adapters, and the first adapters beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.adapted import Group
+from export.architecture import Architecture
+from export.bank import Changed, Plan, adapted, ranks_of
+from export.bundle import Origin, assemble, read_model, rescaled, seal
+from export.files import refuse_existing, sha256, staged_folder
+from export.parity import Probe, Reference, Report, compare, require
+from export.precision import FP32, Precision
+from export.runtime import manifest
+from export.runtime.generator import Generator
+from export.runtime.text import Tokenizer
+from export.shelf import Member, Room, put
+from export.smooth import Fold, Folded, Sample, calibrate, joined
+from export.t5 import T5, Weights
+
+
+def write_bank(
+    checkpoint: Path, tokenizer: Tokenizer, origin: Origin, references: Iterable[Reference], probe: Reference,
+    members: Sequence[Member], out: Path, *, precision: Precision = FP32, samples: Sequence[Sample] = (),
+    scaled: bool | None = None, overwrite: bool = False, progress: Callable[[str], None] = lambda stage: None,
+) -> dict[str, Report]:  # fmt: skip
+    """Build a bank, compare the base and every adapter with PyTorch, and publish it.
+
+    Args:
+        checkpoint: transformers folder of the base.
+        tokenizer, origin, references, probe, scaled: as `publish.write_bundle` takes them, of the base alone.
+        members: the adapters; the bank has room for their layers and ranks.
+        out: folder to make.
+        precision: of the base; adapters are bytes where its weights are integers.
+        samples: rows to calibrate the base with; adapters bring their own.
+        overwrite: replace `out` where it exists.
+        progress: told the name of each stage as it begins.
+
+    Returns:
+        How each adapter compares with PyTorch, by name.
+
+    Raises:
+        UsageError: `out` exists, the checkpoint is no T5, or two adapters have the same name.
+        LoraFtError: the base or an adapter differs from PyTorch; nothing is left behind.
+    """
+    refuse_existing(out, overwrite=overwrite)
+    architecture, weights = read_model(checkpoint)
+    if scaled is not None:
+        architecture = rescaled(architecture, scaled)
+    build = _Builder(architecture, tokenizer, origin, weights.config, ranks_of(one.adapter for one in members),
+                     base_hash(checkpoint))  # fmt: skip
+    with staged_folder(out, overwrite=overwrite) as staging, tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
+        progress("building the graphs")
+        exact = build(Path(scratch, "fp32"), FP32, weights, Fold({}, {}, {}))
+        report = compare(exact, references := list(references))
+        require(report)
+        require(Probe.of(probe).check(exact))
+        chosen = exact
+        if precision != FP32:
+            progress("calibrating")
+            wanted = lambda layer: precision.storage(layer).compensates  # noqa: E731
+            seen = [calibrate(architecture, weights, samples, wanted)]
+            # what an adapter makes of its own rows may be larger than what the base makes of them
+            seen += [calibrate(architecture, Changed(weights, one.adapter), one.samples, wanted) for one in members]
+            rounded = Folded(architecture, weights, joined(seen), precision.storage)
+            progress(f"building {precision}")
+            chosen = build(Path(scratch, "chosen"), precision, rounded, rounded.fold)
+            report = compare(chosen, references)
+        kept = Probe.of(probe)
+        kept.write(chosen.folder / manifest.PROBE)
+        found = {"parity": report.as_dict(), "probe": kept.check(chosen).as_dict(), manifest.ADAPTERS: {}}
+        seal(chosen.folder, {**chosen.manifest, **found}, staging, prompt_lookup=report.lookup_is_lossless)
+        reports = {}
+        for one in members:
+            progress(f"adding {one.name}")
+            reports[one.name] = put(staging, one, architecture, weights)
+    return reports
+
+
+def base_hash(checkpoint: Path) -> str:
+    """Of a base's weights, by which adapters and banks are told to belong together."""
+    digests = [sha256(file) for file in sorted(checkpoint.glob("*.safetensors"))]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Assembles a bank without adapters in some precision."""
+
+    architecture: Architecture
+    tokenizer: Tokenizer
+    origin: Origin
+    config: dict[str, object]
+    ranks: dict[str, int]
+    base: str
+
+    def __call__(self, folder: Path, precision: Precision, weights: Weights, fold: Fold) -> Generator:
+        folder.mkdir()
+        groups: dict[str, Group] = {}  # filled as the graphs are built
+        plain = T5(self.architecture, weights, precision.storage)
+        with_adapters = T5(self.architecture, weights, adapted(precision.storage, self.ranks, groups))
+        made = assemble(folder, plain, str(precision), self.config, self.tokenizer, self.origin, with_adapters)
+        Room(Plan(self.ranks, groups), fold, self.base).write(folder)
+        return made

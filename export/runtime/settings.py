@@ -1,0 +1,53 @@
+"""What a task says of its texts: prompt, codec, lengths, labels and options, as they travel with what it trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from export.runtime.codec import codec_named
+from export.runtime.prompt import Prompt
+from export.runtime.text import Tokenizer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Those of one task.
+
+    Attributes:
+        tokenizer: the model's, with the task's codec.
+        prompt: the task's, or None where there was no task.
+        source_length: most tokens of a prompt; what is longer is cut.
+        chat: of a task about chats, what going on with one takes besides the prompt; else None.
+        labels: of a task that has them: its answers are these and nothing else.
+        allowed: the same as tokens, without </s>.
+        defaults: its own options of generation.
+    """
+
+    tokenizer: Tokenizer
+    prompt: Prompt | None
+    source_length: int
+    chat: dict[str, Any] | None
+    labels: tuple[str, ...]
+    allowed: list[list[int]]
+    defaults: dict[str, Any]
+
+    @classmethod
+    def of(cls, task: Mapping[str, Any], defaults: Mapping[str, Any], tokenizer: Tokenizer) -> Settings:
+        """From the content of a prompt.json and the options of generation.
+
+        Raises:
+            UsageError: the prompt is malformed, or there is no such codec.
+        """
+        through = tokenizer.through(codec_named(task["codec"]))
+        labels = tuple(task.get("labels", ()))
+        return cls(
+            tokenizer=through,
+            prompt=Prompt(task["template"]) if task["template"] is not None else None,
+            source_length=task["source_length"],
+            chat=task.get("chat"),
+            labels=labels,
+            allowed=[row[:-1] for row in through.encode_targets(labels)],
+            defaults=dict(defaults),
+        )

@@ -1,0 +1,230 @@
+"""The adapters of a bank: put into it and taken out, each a file of its own, without touching the base.
+
+A file is written and synced beside its name, renamed, and only then named by the manifest, which is replaced as a
+whole; who is reading the bank sees it before or after. Files that no manifest names any more are deleted last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from export.architecture import Architecture
+from export.bank import Adapter, Plan, folded, inner_peaks, packed
+from export.bundle import Origin, prompt_of
+from export.errors import LoraFtError, UsageError
+from export.files import read_json, write_json
+from export.parity import Probe, Reference, Report, compare, divergence, require
+from export.runtime import manifest
+from export.runtime.bank import TASK, VERSION, unknown
+from export.runtime.cpu import allowed_cpus
+from export.runtime.generator import Generator
+from export.runtime.session import choose_provider
+from export.runtime.tensors import map_tensors, write_tensors
+from export.runtime.text import Tokenizer
+from export.smooth import Fold, Folded, Sample
+from export.t5 import Weights
+
+# A bank that rounds may diverge from PyTorch by this share of what the adapter changes, or by so many nats, which is
+# what rounding costs a T5 anyway (int8 0.002 to 0.006, 4 bits 0.03 to 0.07). An adapter's own bundle of the same
+# precision diverges as much; in the place of another one, or lost, it diverges by all of what it changes, or more.
+_SHARE, _NATS = 0.25, 0.05
+
+# From a bank with a new adapter in it and the adapter's name: what to say in the manifest of how it was judged.
+Judge = Callable[[Generator, str], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Member:
+    """An adapter to put into a bank.
+
+    Attributes:
+        name: by which texts choose it.
+        adapter: its weights.
+        origin: its task's prompt, lengths, labels and options.
+        tokenizer: with its task's codec.
+        references: makes PyTorch's answers on rows of its task, base and adapter together.
+        probe: some of them on sentences that may travel with it.
+        samples: rows to calibrate with.
+        judge: what else decides whether it is kept, where weights are rounded; raises LoraFtError.
+    """
+
+    name: str
+    adapter: Adapter
+    origin: Origin
+    tokenizer: Tokenizer
+    references: Callable[[], Iterable[Reference]]
+    probe: Probe
+    samples: tuple[Sample, ...]
+    judge: Judge = lambda generator, name: {}
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a bank takes adapters for, as its files say.
+
+    Attributes:
+        plan: layers and ranks.
+        fold: what was folded into its weights.
+        base: hash of the base's weights.
+    """
+
+    plan: Plan
+    fold: Fold
+    base: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Room:
+        """Of a bank.
+
+        Raises:
+            UsageError: the bundle has no bank.
+        """
+        if not (folder / manifest.BANK).is_file():
+            raise UsageError(f"{folder} takes no adapters", "make a bank with `lora-ft export --adapters RUN…`")
+        content = read_json(folder / manifest.BANK)
+        arrays, texts = map_tensors(folder / manifest.FOLD)
+        columns, rows = ({key.removeprefix(kind): array for key, array in arrays.items() if key.startswith(kind)}
+                         for kind in ("columns.", "rows."))  # fmt: skip
+        fold = Fold(columns, rows, json.loads(texts["peaks"]))
+        return cls(Plan.read(content["plan"]), fold, content["base_sha256"])
+
+    def arrays(
+        self, adapter: Adapter, architecture: Architecture, base: Weights, samples: Iterable[Sample]
+    ) -> dict[str, np.ndarray]:
+        """An adapter as its file has it.
+
+        Args:
+            adapter: which fits in here.
+            architecture, base: of the bank's base, as its checkpoint has it.
+            samples: rows to calibrate with, where weights are rounded.
+        """
+        own, peaks = folded(adapter, self.fold), {}
+        if any(not group.exact for group in self.plan.groups.values()):
+            peaks = inner_peaks(architecture, Folded.by(base, self.fold), own, self.plan, samples)
+        return packed(self.plan, own, peaks)
+
+    def write(self, folder: Path) -> None:
+        """Into a bundle that is being made."""
+        values = {name: entry for group in self.plan.groups.values() for name, entry in group.values.items()}
+        inputs = {name.removesuffix(".onnx"): _inputs(folder / name, values) for name in manifest.ADAPTED_GRAPHS}
+        content = {"version": VERSION, "base_sha256": self.base, "plan": self.plan.as_dict(), "values": values}
+        write_json(folder / manifest.BANK, {**content, "inputs": inputs})
+        arrays = {f"columns.{layer}": scale for layer, scale in self.fold.columns.items()}
+        arrays |= {f"rows.{layer}": scale for layer, scale in self.fold.rows.items()}
+        arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+        write_tensors(folder / manifest.FOLD, arrays, {"peaks": json.dumps(dict(self.fold.peaks))})
+
+
+def put(folder: Path, member: Member, architecture: Architecture, base: Weights, *, overwrite: bool = False) -> Report:
+    """Put an adapter into a bank, and compare it with PyTorch before the bank names it.
+
+    Args:
+        folder: of the bank.
+        member: the adapter.
+        architecture, base: of the bank's base, as its checkpoint has it.
+        overwrite: replace an adapter of this name.
+
+    Raises:
+        UsageError: the name is taken, or the bank is too small.
+        LoraFtError: the bank differs from PyTorch with it; the bank stays as it was.
+    """
+    room = Room.read(folder)
+    room.plan.check(member.name, member.adapter)
+    arrays = room.arrays(member.adapter, architecture, base, member.samples)
+    prompt = prompt_of(member.origin, member.tokenizer)
+    task = {"prompt": prompt, "generation": dict(member.origin.generation), "probe": asdict(member.probe)}
+    with locked(folder) as content:
+        if member.name in content[manifest.ADAPTERS] and not overwrite:
+            raise UsageError(
+                f"{folder} has an adapter {member.name!r}", "take NAME=RUN with another name, or --overwrite"
+            )
+        entry = store(folder, member.name, arrays, json.dumps(task, ensure_ascii=False))
+        content[manifest.ADAPTERS][member.name] = entry
+        generator = Generator(folder, content, allowed_cpus(), choose_provider("auto", content["precision"]))
+        report = compare(generator, references := list(member.references()), adapter=member.name)
+        found = member.probe.check(generator, member.name)
+        if content["precision"] == "fp32":
+            require(report)
+            require(found)
+        elif not report.divergence <= (most := max(_NATS, _SHARE * divergence(generator, references, None))):
+            raise LoraFtError(
+                f"the adapter {member.name!r} diverges from PyTorch by {report.divergence:.3g} nats in this bank "
+                f"(allowed: {most:.3g}); nothing was changed",
+                "export the bank again with it among --adapters, or in another --precision",
+            )
+        judged = dict(member.judge(generator, member.name))
+        entry |= {"parity": report.as_dict(), "probe": found.as_dict(), "base": member.origin.base, **judged}
+        entry["prompt_lookup"] = report.lookup_is_lossless
+        write_json(folder / manifest.NAME, content)
+    return report
+
+
+def remove(folder: Path, names: Iterable[str]) -> None:
+    """Take adapters out of a bank.
+
+    Raises:
+        UsageError: there is none of some name; then none is taken out.
+    """
+    Room.read(folder)
+    with locked(folder) as content:
+        there = sorted(content[manifest.ADAPTERS])
+        for name in names:
+            if content[manifest.ADAPTERS].pop(name, None) is None:
+                raise unknown(name, there)
+        write_json(folder / manifest.NAME, content)
+
+
+def store(folder: Path, name: str, arrays: Mapping[str, np.ndarray], task: str) -> dict[str, Any]:
+    """Write an adapter's file into a bank that is `locked`; what its manifest has to say of it.
+
+    Args:
+        folder: of the bank.
+        name: of the adapter.
+        arrays: from `Room.arrays`.
+        task: what it is for, as JSON.
+
+    Raises:
+        UsageError: no file can have this name.
+    """
+    staged = folder / manifest.ADAPTERS / f".{os.getpid()}.partial"
+    write_tensors(staged, arrays, {TASK: task})
+    entry = manifest.describe(staged)
+    os.replace(staged, folder / manifest.adapter_file(name, entry["sha256"]))
+    return {**entry, "prompt_lookup": False}
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[dict[str, Any]]:
+    """The manifest of a bank that no other process changes meanwhile; then what it names no more is deleted."""
+    shelf = folder / manifest.ADAPTERS
+    shelf.mkdir(exist_ok=True)
+    lock = os.open(shelf, os.O_RDONLY)
+    try:
+        with contextlib.suppress(ImportError):  # not on Windows
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield manifest.read_manifest(folder)
+        finally:
+            named = set(manifest.adapter_files(read_json(folder / manifest.NAME)))
+            for path in shelf.iterdir():
+                if path.relative_to(folder).as_posix() not in named:
+                    path.unlink()
+            os.fsync(lock)
+    finally:
+        os.close(lock)
+
+
+def _inputs(graph: Path, values: Mapping[str, Any]) -> list[str]:
+    """The adapters' inputs of a graph."""
+    return [entry.name for entry in onnx.load(graph, load_external_data=False).graph.input if entry.name in values]

@@ -1,0 +1,168 @@
+"""The jobs on a bank: one base and many adapters in one bundle, made, added to, and taken from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.bundle import read_model, rescaled
+from export.errors import UsageError
+from export.files import folder_size, refuse_existing
+from export.parity import Report
+from export.precision import parse
+from export.publish_bank import base_hash, write_bank
+from export.runtime import manifest
+from export.runtime.cpu import allowed_cpus
+from export.runtime.session import choose_provider
+from export.shelf import Room, put
+from export.shelf import remove as take_out
+from export.smooth import Sample
+from lora_ft.bases import Base, find_base, load_model, load_tokenizer
+from lora_ft.checkpoint import is_scaled
+from lora_ft.member import Checks, member_of, named_runs
+from lora_ft.merge import SENTENCES
+from lora_ft.progress import Progress, Silent
+from lora_ft.references import origin_of, references_of
+from lora_ft.runs import Run
+
+_CALIBRATION_ROWS = 64  # of the base; each adapter has its own besides
+
+
+@dataclass(frozen=True)
+class Shelved:
+    """What a job left.
+
+    Attributes:
+        out: the bank.
+        precision: of its base.
+        bytes: its size, with its adapters.
+        reports: how each adapter that was put in compares with PyTorch, by name.
+    """
+
+    out: Path
+    precision: str
+    bytes: int
+    reports: dict[str, Report]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An adapter of a bank: its name, its file's size, how it compared with PyTorch, and its gate, if it had one."""
+
+    name: str
+    bytes: int
+    report: Report
+    gate: dict[str, Any] | None
+
+
+def export_bank(
+    runs: Sequence[str], out: Path, *, precision: str = "fp32", checks: Checks | None = None, overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Shelved:  # fmt: skip
+    """Make a bank of the runs' base and their adapters; each is compared with PyTorch before any of it is published.
+
+    Args:
+        runs: folders, or NAME=FOLDER; by default an adapter has its task's name.
+        out: folder to make.
+        precision: of the base, by name.
+        checks: how adapters are compared.
+        overwrite: replace `out` where it exists.
+        progress: told what happens.
+
+    Raises:
+        UsageError: `out` is taken, a run has no adapter that a bank can hold, or they are of several bases.
+        LoraFtError: the base or an adapter differs from PyTorch, or loses too much; nothing is left behind.
+    """
+    progress, checks = progress or Silent(), checks or Checks()
+    refuse_existing(out, overwrite=overwrite)
+    found = named_runs(runs)
+    if precision == "auto":
+        raise UsageError("a bank has the precision that is named", "try auto on one of the runs first")
+    chosen = parse(precision)
+    choose_provider("auto", str(chosen))
+    torch.set_num_threads(allowed_cpus())
+    base = _common_base(found)
+    members = [member_of(name, run, base, checks, progress) for name, run in found.items()]
+    tokenizer, origin = load_tokenizer(base.folder), origin_of(None, base.name, "")
+    model = load_model(base.folder)
+    sentences = list(references_of(model, tokenizer, SENTENCES, origin, progress))
+    share = -(-_CALIBRATION_ROWS // len(members))
+    samples: list[Sample] = [sample for one in members for sample in one.samples[:share]]
+    reports = write_bank(
+        base.folder, tokenizer, origin, sentences, sentences[0], members, out, precision=chosen, samples=samples,
+        scaled=is_scaled(model), overwrite=overwrite, progress=progress.stage,
+    )  # fmt: skip
+    return Shelved(out, str(chosen), folder_size(out), reports)
+
+
+def add(
+    bank: Path, runs: Sequence[str], *, checks: Checks | None = None, overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Shelved:  # fmt: skip
+    """Put more runs' adapters into a bank, one after another; its base is not touched.
+
+    Raises:
+        UsageError: no bank, a name that is taken, another base, an adapter that does not fit.
+        LoraFtError: an adapter differs from PyTorch or loses too much; those before it stay.
+    """
+    progress, checks = progress or Silent(), checks or Checks()
+    content, room, found = manifest.read_manifest(bank), Room.read(bank), named_runs(runs)
+    torch.set_num_threads(allowed_cpus())
+    reports = {}
+    for name, run in found.items():
+        base = find_base(run.task.base)
+        if base_hash(base.folder) != room.base:
+            raise UsageError(
+                f"{name} was trained on {base.name}, whose weights are not those of this bank's base "
+                f"({content['base']})",
+                "make another bank for it with `lora-ft export --adapters`",
+            )
+        architecture, weights = read_model(base.folder)
+        architecture = rescaled(architecture, is_scaled(load_model(base.folder)))
+        member = member_of(name, run, base, checks, progress)
+        progress.stage(f"adding {name}")
+        reports[name] = put(bank, member, architecture, weights, overwrite=overwrite)
+    return Shelved(bank, content["precision"], folder_size(bank), reports)
+
+
+def remove(bank: Path, names: Iterable[str]) -> None:
+    """Take adapters out of a bank.
+
+    Raises:
+        UsageError: no bank, or it has none of some name; then it stays as it was.
+    """
+    take_out(bank, names)
+
+
+def entries(bank: Path) -> list[Entry]:
+    """The adapters of a bank, by name.
+
+    Raises:
+        UsageError: no bank.
+    """
+    Room.read(bank)
+    adapters = manifest.read_manifest(bank)[manifest.ADAPTERS]
+    return [Entry(name, entry["bytes"], Report(**entry["parity"]), entry.get("gate"))
+            for name, entry in sorted(adapters.items())]  # fmt: skip
+
+
+def _common_base(runs: dict[str, Run]) -> Base:
+    """The base that all runs were trained on.
+
+    Raises:
+        UsageError: there are several.
+    """
+    bases = {name: find_base(run.task.base) for name, run in runs.items()}
+    folders = {base.folder: base_hash(base.folder) for base in bases.values()}
+    (first, chosen), *others = bases.items()
+    for name, base in others:
+        if folders[base.folder] != folders[chosen.folder]:
+            raise UsageError(
+                f"{first} and {name} were trained on different bases: {chosen.name} and {base.name}",
+                "make a bank for each base",
+            )
+    return chosen

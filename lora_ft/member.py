@@ -1,0 +1,170 @@
+"""A run as an adapter for a bank: what of it a bank can hold, and PyTorch's answers to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from export.bank import LowRank
+from export.errors import LoraFtError, UsageError
+from export.parity import Probe, Reference
+from export.runtime import Generator
+from export.shelf import Member
+from lora_ft.adapters import WEIGHTS, adapter_config, load_adapter
+from lora_ft.bases import Base, load_model, load_tokenizer
+from lora_ft.data import Example
+from lora_ft.engines import TorchEngine
+from lora_ft.merge import SENTENCES
+from lora_ft.metrics import difference, score
+from lora_ft.progress import Progress
+from lora_ft.references import examples_of, origin_of, references_of, samples_of
+from lora_ft.runs import Run
+from lora_ft.task import SplitName, Task
+from lora_ft.tradeoff import holds
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# What peft can save beside A and B, and the value that says that it did not.
+_MORE: dict[str, Any] = {
+    "use_dora": False, "bias": "none", "lora_bias": False, "modules_to_save": None, "trainable_token_indices": None,
+    "target_parameters": None, "layer_replication": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checks:
+    """How an adapter is compared with PyTorch.
+
+    Attributes:
+        rows, split: how many rows of its task, and which.
+        score_rows: how many the bank's answers are scored on, where its weights are rounded.
+        max_drop: points that the task's metric may lose there.
+        force: keep it whatever it loses.
+    """
+
+    rows: int = 16
+    split: SplitName = "validation"
+    score_rows: int = 200
+    max_drop: float = 0.5
+    force: bool = False
+
+
+def named_runs(runs: Sequence[str]) -> dict[str, Run]:
+    """Runs by the name of their task, or by NAME where one is given as NAME=RUN.
+
+    Raises:
+        UsageError: one is no run with an adapter, or two have the same name.
+    """
+    found: dict[str, Run] = {}
+    for text in runs:
+        name, _, folder = text.rpartition("=")
+        run = Run(folder)
+        if run.task.method != "lora":
+            raise UsageError(f"the run {folder} has all weights of its own", "a bank holds adapters: method lora")
+        name = name or run.task.name
+        if name in found:
+            raise UsageError(f"two adapters would have the name {name!r}", f"give one as NAME={folder}")
+        found[name] = run
+    return found
+
+
+def member_of(name: str, run: Run, base: Base, checks: Checks, progress: Progress) -> Member:
+    """A run's adapter, as `export.shelf.put` takes it.
+
+    Raises:
+        UsageError: the adapter is more than A and B of linear layers.
+        LoraFtError: it is for a base of other dimensions, or damaged.
+    """
+    progress.stage(f"reading {name}")
+    _check(run)
+    task = run.task
+    tokenizer, origin = load_tokenizer(base.folder, task.codec), origin_of(task, base.name, name)
+    load = lambda: load_adapter(load_model(base.folder), run.adapter)  # noqa: E731
+    model = load()
+    adapter = _low_rank(model, run)
+    examples = examples_of(task, checks.split, progress)
+    prompts = [example.prompt for example in examples[: checks.rows]] or SENTENCES
+
+    def references() -> Iterator[Reference]:  # loaded again: where many adapters wait, their models do not
+        yield from references_of(load(), tokenizer, prompts, origin, progress)
+
+    def judge(generator: Generator, name: str) -> Mapping[str, Any]:
+        if generator.manifest["precision"] == "fp32" or not examples:
+            return {}
+        engine = TorchEngine(load(), tokenizer, task.lengths.source)
+        return _gate(generator, name, engine, task, examples[: checks.score_rows], checks, progress)
+
+    sentences = next(references_of(model, tokenizer, SENTENCES, origin, progress))
+    samples = tuple(samples_of(task, tokenizer, progress))
+    return Member(name, adapter, origin, tokenizer, references, Probe.of(sentences), samples, judge)
+
+
+def _check(run: Run) -> None:
+    """Raise UsageError where a run's adapter is more than A and B."""
+    from safetensors import safe_open
+
+    config = adapter_config(run.adapter)
+    more = [f"{key} {config[key]!r}" for key, none in _MORE.items() if config.get(key) not in (none, [], {}, None)]
+    if config.get("peft_type") != "LORA":
+        more.insert(0, f"peft_type {config.get('peft_type')!r}")
+    if not more and (run.adapter / WEIGHTS).is_file():
+        with safe_open(run.adapter / WEIGHTS, "np") as weights:
+            more = [name for name in weights.keys() if not name.endswith((".lora_A.weight", ".lora_B.weight"))]  # noqa: SIM118
+    if more:
+        raise UsageError(
+            f"the adapter of {run.folder} is more than A and B of linear layers: it has {more[0]}",
+            "a bank cannot hold it; export it as a bundle of its own",
+        )
+
+
+def _low_rank(model: PeftModel, run: Run) -> dict[str, LowRank]:
+    """A and B of every adapted layer, the scale in B."""
+    found = {}
+    for layer, module in model.base_model.model.named_modules():
+        if "default" in getattr(module, "lora_A", {}):
+            a, b = (getattr(module, side)["default"].weight.detach().float().numpy() for side in ("lora_A", "lora_B"))
+            found[layer] = LowRank(np.array(a), b * np.float32(module.scaling["default"]))
+    if "lm_head" in found:
+        raise UsageError(
+            f"the adapter of {run.folder} adapts the head", "a bank cannot hold it; export it as a bundle of its own"
+        )
+    return found
+
+
+def _gate(
+    generator: Generator, name: str, engine: TorchEngine, task: Task, examples: Sequence[Example], checks: Checks,
+    progress: Progress,
+) -> Mapping[str, Any]:  # fmt: skip
+    """Score the bank's answers and PyTorch's; what the manifest says of it.
+
+    Raises:
+        LoraFtError: the bank loses more than it may.
+    """
+    progress.stage(f"scoring {name}", 2 * len(examples))
+    prompts = [example.prompt for example in examples]
+    references, settings = [example.references for example in examples], task.evaluate
+    options = {**task.generation_options(), "do_sample": False}
+    exact = [answer.text for answer in engine.generate(prompts, options, done=progress.advance)]
+    made = generator.generate(prompts, adapter=name, prompt_lookup=False, do_sample=False)
+    progress.advance(2 * len(examples))
+    lost = difference(
+        score(settings.metric, made, references, settings), score(settings.metric, exact, references, settings),
+        seed=settings.seed, resamples=settings.bootstrap,
+    )  # fmt: skip
+    passed = holds(lost, checks.max_drop)
+    if not (passed or checks.force):
+        raise LoraFtError(
+            f"the adapter {name!r} loses too much in this bank: {settings.metric} changes by {lost} against PyTorch "
+            f"on {len(examples)} rows (allowed: -{checks.max_drop:g}); nothing was changed",
+            "another --precision of the bank, a larger --max-rouge-drop, or --force",
+        )
+    return {
+        "gate": {
+            "metric": settings.metric, "rows": len(examples), "max_drop": checks.max_drop, "difference": lost.mean,
+            "passed": passed, "forced": checks.force and not passed,
+        }
+    }  # fmt: skip

@@ -1,0 +1,95 @@
+"""What an export needs of a task and its model: rows, PyTorch's answers to them, and rows to calibrate with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from export.bundle import Origin
+from export.errors import LoraFtError, UsageError
+from export.parity import Reference
+from export.runtime.text import PAD, Tokenizer, by_length, pad
+from export.smooth import Sample
+from lora_ft.data import Example, load_splits
+from lora_ft.merge import SENTENCES
+from lora_ft.models import MAX_NEW_TOKENS, SOURCE_LENGTH
+from lora_ft.progress import Progress
+from lora_ft.task import SplitName, Task
+
+if TYPE_CHECKING:
+    from transformers import T5ForConditionalGeneration
+
+_BATCH = 8
+_CALIBRATION_ROWS = 32
+
+
+def codec_of(task: Task | None) -> str:
+    """The name of a task's codec."""
+    return task.codec if task else "none"
+
+
+def origin_of(task: Task | None, base: str, adapter: str) -> Origin:
+    """What a bundle says of itself and its prompts.
+
+    Args:
+        task: of the model, if it has one.
+        base, adapter: names; an adapter of "" is none.
+    """
+    options: dict[str, Any] = task.generation_options() if task else {"max_new_tokens": MAX_NEW_TOKENS}
+    labels = options.pop("labels", ())
+    return Origin(
+        base=base,
+        adapter=adapter,
+        template=task.prompt if task else None,
+        source_length=task.lengths.source if task else SOURCE_LENGTH,
+        generation=options,
+        versions={package: version(package) for package in ("torch", "transformers", "peft")},
+        chat=task.chat_settings() if task else None,
+        labels=tuple(labels),
+    )
+
+
+def examples_of(task: Task | None, split: SplitName, progress: Progress) -> Sequence[Example]:
+    """Rows of a task, or none where they are not at hand."""
+    if task is None:
+        return ()
+    try:
+        return load_splits(task, [split])[split]
+    except (UsageError, LoraFtError) as error:
+        progress.note(f"the task's {split} rows are not at hand ({error.message}); using built-in sentences")
+        return ()
+
+
+def references_of(
+    model: T5ForConditionalGeneration, tokenizer: Tokenizer, prompts: Sequence[str], origin: Origin, progress: Progress
+) -> Iterator[Reference]:
+    """PyTorch's greedy text and its logits, in float32 on the CPU, a batch at a time."""
+    model = model.to("cpu", torch.float32).eval()
+    rows, limit = tokenizer.encode(prompts, origin.source_length), origin.generation["max_new_tokens"]
+    progress.stage("comparing with PyTorch", len(rows))
+    finished = 0
+    for batch in by_length(rows, _BATCH):
+        ids = torch.from_numpy(pad([rows[i] for i in batch]))
+        mask = (ids != PAD).long()
+        with torch.inference_mode():
+            made = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, num_beams=1
+            )
+            logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=made[:, :-1]).logits
+        yield Reference(ids.numpy(), mask.numpy(), made[:, 1:].numpy(), logits.float().numpy(), limit)
+        finished += len(batch)
+        progress.advance(finished)
+
+
+def samples_of(task: Task | None, tokenizer: Tokenizer, progress: Progress) -> Iterator[Sample]:
+    """Rows of the task's training split, or the built-in sentences as their own answers, to calibrate with."""
+    pairs = [(example.prompt, example.target) for example in examples_of(task, "train", progress)]
+    pairs = pairs[:_CALIBRATION_ROWS] or [(sentence, sentence) for sentence in SENTENCES]
+    sources = tokenizer.encode([source for source, _ in pairs], task.lengths.source if task else SOURCE_LENGTH)
+    targets = tokenizer.encode_targets([target for _, target in pairs], task.lengths.target if task else MAX_NEW_TOKENS)
+    for source, target in zip(sources, targets, strict=True):
+        yield Sample(np.array(source), np.array([PAD, *target[:-1]]))

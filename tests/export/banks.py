@@ -1,0 +1,79 @@
+"""Adapters on tiny checkpoints, their own merged checkpoints, and banks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from export.bank import Adapter, LowRank
+from export.parity import Probe, Report
+from export.publish_bank import write_bank
+from export.runtime.codec import codec_named
+from export.runtime.text import Tokenizer
+from export.shelf import Member
+from export.smooth import Sample
+from tests.export.oracle import ORIGIN, PAD, references
+
+LINEAR = (".q", ".k", ".v", ".o", ".wi", ".wi_0", ".wi_1", ".wo")
+
+
+def draw_adapter(
+    checkpoint: Path, seed: int, rank: int = 4, endings: Sequence[str] = LINEAR, size: float = 0.7
+) -> dict[str, LowRank]:  # fmt: skip
+    """An adapter of the linear layers with these endings, large enough that every part of it matters."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for name, weight in sorted(load_file(checkpoint / "model.safetensors").items()):
+        layer = name.removesuffix(".weight")
+        if "block" in layer and layer.endswith(tuple(endings)):
+            a = rng.standard_normal((rank, weight.shape[1])) / np.sqrt(weight.shape[1])
+            b = rng.standard_normal((weight.shape[0], rank)) * size / np.sqrt(rank)
+            made[layer] = LowRank(a.astype(np.float32), b.astype(np.float32))
+    return made
+
+
+def merged(checkpoint: Path, adapter: Adapter, out: Path) -> Path:
+    """The checkpoint with the adapter in its weights."""
+    out.mkdir(parents=True)
+    for file in checkpoint.iterdir():
+        if file.suffix != ".safetensors":
+            (out / file.name).write_bytes(file.read_bytes())
+    weights = load_file(checkpoint / "model.safetensors")
+    for layer, change in adapter.items():
+        weights[f"{layer}.weight"] = weights[f"{layer}.weight"] + change.b @ change.a
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def samples(seed: int = 0, rows: int = 8) -> tuple[Sample, ...]:
+    rng = np.random.default_rng(seed)
+    return tuple(Sample(rng.integers(3, 60, 12), np.array([PAD, *rng.integers(3, 60, 6)])) for _ in range(rows))
+
+
+def member(name: str, adapter: Adapter, whole: Path, **origin: Any) -> Member:
+    """An adapter as `put` takes it.
+
+    Args:
+        name: of it.
+        adapter: its weights.
+        whole: its merged checkpoint, which PyTorch is asked about.
+        origin: what differs from `ORIGIN`.
+    """
+    tokenizer = Tokenizer(whole / "tokenizer.json", codec_named(origin.pop("codec", "none")))
+    return Member(
+        name, adapter, replace(ORIGIN, adapter=name, **origin), tokenizer, lambda: references(whole),
+        Probe.of(next(references(whole))), samples(),
+    )  # fmt: skip
+
+
+def make_bank(checkpoint: Path, members: Sequence[Member], out: Path, **changes: Any) -> dict[str, Report]:
+    """A bank on a tiny checkpoint; `changes` are arguments of `write_bank`."""
+    return write_bank(
+        checkpoint, Tokenizer(checkpoint / "tokenizer.json"), replace(ORIGIN, adapter=""), references(checkpoint),
+        next(references(checkpoint)), members, out, **{"samples": samples(), **changes},
+    )  # fmt: skip

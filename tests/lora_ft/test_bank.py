@@ -1,0 +1,251 @@
+"""Banks of runs: made, added to and taken from; what cannot go into one is refused and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+
+from export.errors import LoraFtError, UsageError
+from export.runtime import Generator
+from lora_ft.bank import add, entries, export_bank, remove
+from lora_ft.cli import run as command
+from lora_ft.export_run import export
+from lora_ft.generate import generate, stream
+from lora_ft.member import Checks
+from lora_ft.models import open_model
+from lora_ft.runs import Run
+from lora_ft.taskfile import load_task
+from lora_ft.train import train
+from lora_ft.verify import verify
+from tests.conftest import write_task
+from tests.tiny import save_tiny_t5
+
+TEXTS = ["abc", "a much longer text that is cut somewhere at forty eight tokens or so", "x", "some words"]
+CHECKS = Checks(rows=4)
+
+
+@pytest.fixture(scope="session")
+def other_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Run:
+    """Another task on the same base: all linear layers, rsLoRA, ranks and scales of their own, another prompt."""
+    folder = tmp_path_factory.mktemp("other")
+    lora = {"preset": "default", "r": 3, "lora_alpha": 9, "use_rslora": True, "rank_pattern": {"wo": 2}}
+    task = write_task(folder, tiny_base, name="other", prompt="echo {text}!", lora=lora,
+                      lengths={"source": 30, "target": 9}, generate={"num_beams": 2})  # fmt: skip
+    return train(load_task(task), folder / "run")
+
+
+@pytest.fixture(scope="session")
+def published(tiny_run: Run, other_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bank of both runs, only to be read."""
+    out = tmp_path_factory.mktemp("bank") / "bank"
+    export_bank([str(tiny_run.folder), f"second={other_run.folder}"], out, checks=CHECKS)
+    return out
+
+
+@pytest.fixture
+def bank(published: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return shutil.copytree(published, tmp_path / "bank")
+
+
+def edited(run: Run, folder: Path, **config: Any) -> Path:
+    """A copy of a run, with another adapter_config.json."""
+    shutil.copytree(run.folder, folder)
+    path = folder / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return folder
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"repetition_penalty": 1.4}, {"num_beams": 1}])
+def test_a_bank_answers_as_each_runs_own_bundle(
+    published: Path, tiny_run: Run, other_run: Run, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    for name, run in (("tiny", tiny_run), ("second", other_run)):
+        export(str(run.folder), tmp_path / name, verify_rows=2)
+        expected = generate(open_model(str(tmp_path / name)), TEXTS, options)
+        assert generate(open_model(str(published), adapter=name), TEXTS, options) == expected
+    expected_base = generate(open_model(str(published)), TEXTS, options)
+    export(tiny_run.task.base, tmp_path / "base")
+    assert generate(open_model(str(tmp_path / "base")), TEXTS, options) == expected_base
+
+
+def test_rows_name_their_adapters(published: Path, tmp_path: Path) -> None:
+    rows = [
+        {"text": text, "adapter": name} for text, name in zip(TEXTS, ["second", "tiny", "tiny", "second"], strict=True)
+    ]
+    model = open_model(str(published))
+    made = generate(model, rows, {})
+    for name in ("tiny", "second"):
+        alone = open_model(str(published), adapter=name)
+        own = [i for i, row in enumerate(rows) if row["adapter"] == name]
+        assert [made[i] for i in own] == generate(alone, [rows[i]["text"] for i in own], {})
+    said = "".join(stream(model, rows, {"num_beams": 1})).splitlines()
+    assert said == generate(model, rows, {"num_beams": 1})
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert command(["generate", str(published), "--input", str(file), "--output", str(tmp_path / "out.jsonl")]) == 0
+    assert [json.loads(line)["output"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == made
+
+
+def test_the_command_line_makes_a_bank_and_changes_it(
+    tiny_run: Run, other_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, first, second = str(tmp_path / "bank"), str(other_run.folder), str(tiny_run.folder)
+    assert command(["export", "--adapters", first, second, "--out", out, "--verify-rows", "2"]) == 0
+    assert command(["bank", "add", out, f"a={second}", f"b={second}", "--verify-rows", "2"]) == 0
+    assert command(["bank", "remove", out, "a"]) == 0
+    assert "without a" in capsys.readouterr().out
+    assert command(["bank", "list", out]) == 0
+    listed = capsys.readouterr().out
+    assert "other" in listed and "2 of 2" in listed and max(map(len, listed.splitlines())) <= 80
+    assert command(["verify", out]) == 0
+    assert "with the adapter b: 6 of 6" in capsys.readouterr().out
+    assert command(["generate", out, "--adapter", "b", "abc"]) == 0
+    assert capsys.readouterr().out.strip() == generate(open_model(second), ["abc"], {})[0]
+    assert command(["generate", out, "--adapter", "a", "abc"]) == 2
+    assert "no adapter 'a'; there are b, other, tiny" in capsys.readouterr().err
+    assert command(["export", first, second, "--out", out]) == 2
+    assert "--adapters" in capsys.readouterr().err
+
+
+def test_an_adapter_that_is_added_later_is_as_one_that_was_there(bank: Path, other_run: Run) -> None:
+    before = state(bank)
+    done = add(bank, [f"third={other_run.folder}"], checks=CHECKS)
+    assert done.reports["third"].passed
+    after = state(bank)
+    assert {name for name in before if after.get(name) != before[name]} == {"manifest.json"}
+    (new,) = after.keys() - before.keys()
+    assert new.startswith("adapters/third.")
+    generator = Generator.load(bank)
+    assert generator.adapters == ["second", "third", "tiny"]
+    assert generator.generate(TEXTS, adapter="third") == generator.generate(TEXTS, adapter="second")
+    assert verify(bank).adapters["third"].passed
+    remove(bank, ["third"])
+    assert state(bank).keys() == before.keys()
+    assert [entry.name for entry in entries(bank)] == ["second", "tiny"]
+
+
+def test_a_rounded_bank_keeps_the_score(tiny_run: Run, other_run: Run, tmp_path: Path) -> None:
+    checks = Checks(rows=4, score_rows=6, max_drop=100)
+    done = export_bank([str(tiny_run.folder)], tmp_path / "bank", precision="int8", checks=checks)
+    assert 0 < done.reports["tiny"].divergence < 0.05
+    (entry,) = entries(tmp_path / "bank")
+    assert entry.gate is not None and entry.gate["passed"] and entry.gate["rows"] == 6
+    assert verify(tmp_path / "bank").manifest["precision"] == "int8"
+
+
+def test_a_score_that_falls_is_refused_unless_forced(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_ft.member.holds", lambda lost, most: False)
+    with pytest.raises(LoraFtError, match="loses too much in this bank"):
+        export_bank([str(tiny_run.folder)], tmp_path / "bank", precision="int8", checks=CHECKS)
+    assert list(tmp_path.iterdir()) == []
+    export_bank([str(tiny_run.folder)], tmp_path / "bank", precision="int8", checks=Checks(rows=2, force=True))
+    (entry,) = entries(tmp_path / "bank")
+    assert entry.gate is not None and entry.gate["forced"]
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"use_dora": True}, "use_dora True"),
+        ({"bias": "lora_only"}, "bias 'lora_only'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"trainable_token_indices": {"shared": [3]}}, "trainable_token_indices"),
+        ({"peft_type": "LOHA"}, "peft_type 'LOHA'"),
+    ],
+)
+def test_what_is_more_than_a_and_b_is_refused(
+    bank: Path, tiny_run: Run, tmp_path: Path, config: dict[str, Any], named: str
+) -> None:
+    before = state(bank)
+    with pytest.raises(UsageError, match=f"more than A and B of linear layers: it has .*{named}"):
+        add(bank, [f"new={edited(tiny_run, tmp_path / 'run', **config)}"])
+    assert state(bank) == before
+
+
+def test_another_base_is_refused(bank: Path, tiny_run: Run, tmp_path: Path) -> None:
+    base = save_tiny_t5(tmp_path / "base", seed=5)
+    run = shutil.copytree(tiny_run.folder, tmp_path / "run")
+    task = yaml.safe_load((run / "task.yaml").read_text())
+    (run / "task.yaml").write_text(yaml.safe_dump(task | {"base": str(base)}))
+    with pytest.raises(UsageError, match="whose weights are not those of this bank's base"):
+        add(bank, [f"new={run}"])
+    with pytest.raises(UsageError, match="trained on different bases"):
+        export_bank([str(tiny_run.folder), f"new={run}"], tmp_path / "out")
+
+
+def test_a_bank_has_room_for_what_it_was_made_for(tiny_run: Run, other_run: Run, tmp_path: Path) -> None:
+    export_bank([str(tiny_run.folder)], tmp_path / "narrow", checks=CHECKS)
+    with pytest.raises(UsageError, match="no room for; to make a wider bank, export it again"):
+        add(tmp_path / "narrow", [str(other_run.folder)])
+    export_bank([str(other_run.folder)], tmp_path / "wide", checks=CHECKS)
+    with pytest.raises(UsageError, match=r"has rank 8 at .*, and this bank 3; to make a wider bank"):
+        add(tmp_path / "wide", [str(tiny_run.folder)])
+
+
+def test_an_adapter_that_differs_from_pytorch_is_refused(
+    bank: Path, other_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import export.shelf
+
+    def wrong(*arguments: Any) -> dict[str, np.ndarray]:
+        return {name: array * np.float32(1.01) for name, array in packed(*arguments).items()}
+
+    packed: Callable[..., dict[str, np.ndarray]] = export.shelf.packed
+    monkeypatch.setattr(export.shelf, "packed", wrong)
+    before = state(bank)
+    with pytest.raises(LoraFtError, match="differ from PyTorch"):
+        add(bank, [f"new={other_run.folder}"], checks=CHECKS)
+    assert state(bank) == before
+    with pytest.raises(LoraFtError, match="differ from PyTorch"):
+        export_bank([str(other_run.folder)], tmp_path / "out", checks=CHECKS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_are_taken_once(bank: Path, tiny_run: Run) -> None:
+    with pytest.raises(UsageError, match=r"has an adapter 'tiny'; take NAME=RUN"):
+        add(bank, [str(tiny_run.folder)])
+    with pytest.raises(UsageError, match=r"two adapters would have the name 'tiny'; give one as NAME="):
+        add(bank, [str(tiny_run.folder), str(tiny_run.folder)])
+    assert add(bank, [str(tiny_run.folder)], checks=CHECKS, overwrite=True).reports["tiny"].passed
+    with pytest.raises(UsageError, match=r"no name for an adapter"):
+        add(bank, [f"../up={tiny_run.folder}"], checks=CHECKS)
+    with pytest.raises(UsageError, match=r"no adapter 'none'; there are second, tiny"):
+        remove(bank, ["tiny", "none"])
+    assert [entry.name for entry in entries(bank)] == ["second", "tiny"]
+
+
+def test_a_head_that_is_adapted_is_refused(bank: Path, tiny_run: Run, tmp_path: Path) -> None:
+    run = edited(tiny_run, tmp_path / "run", target_modules=["q", "v", "lm_head"])
+    weights = load_file(run / "adapter" / "adapter_model.safetensors")
+    weights["base_model.model.lm_head.lora_A.weight"] = np.ones((8, 32), np.float32)
+    weights["base_model.model.lm_head.lora_B.weight"] = np.ones((80, 8), np.float32)
+    save_file(weights, run / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(UsageError, match="adapts the head"):
+        add(bank, [f"new={run}"])
+
+
+def test_only_bundles_with_a_bank_take_adapters(tiny_base: Path, tiny_run: Run, tmp_path: Path) -> None:
+    export(str(tiny_base), tmp_path / "plain")
+    with pytest.raises(UsageError, match="takes no adapters; make a bank"):
+        add(tmp_path / "plain", [str(tiny_run.folder)])
+    with pytest.raises(UsageError, match="no adapter 'tiny'; it has none"):
+        open_model(str(tmp_path / "plain"), adapter="tiny")
+    with pytest.raises(UsageError, match="--adapter is for banks"):
+        open_model(str(tiny_run.folder), adapter="tiny")
+    with pytest.raises(UsageError, match="precision that is named"):
+        export_bank([str(tiny_run.folder)], tmp_path / "out", precision="auto")

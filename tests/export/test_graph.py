@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from export import graph
 from export.graph import BOOL, FLOAT, INT64, IR_VERSION, MS, OPSET, Graph, WeightFile
 
 
@@ -223,3 +224,17 @@ def test_the_model_says_what_reads_it() -> None:
     assert model.ir_version == IR_VERSION == 10
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": OPSET, MS: 1}
     assert [node.domain for node in model.graph.node] == [MS]
+
+
+@pytest.mark.parametrize("largest", [10_000, 10_000_000])
+def test_what_one_file_cannot_hold_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    """Protobuf ends at 2 GiB, and cannot even count beyond (benchmarks.large does that in earnest)."""
+    monkeypatch.setattr(graph, "_LARGEST", largest)
+    table = np.arange(10_000, dtype=np.float32)
+    made = onnx.helper.make_graph([], "g", [], [], [numpy_helper.from_array(table, "table")])
+    graph.save(onnx.helper.make_model(made, ir_version=10), tmp_path / "one.onnx")
+    assert (tmp_path / "one.onnx_data").is_file() == (largest < table.nbytes)
+    (read,) = onnx.load(tmp_path / "one.onnx").graph.initializer
+    assert np.array_equal(numpy_helper.to_array(read), table)

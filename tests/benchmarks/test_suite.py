@@ -20,7 +20,7 @@ def test_the_ready_suites() -> None:
 
 def test_given_values_take_the_place_of_those_of_the_file() -> None:
     suite = Suite.load("peers", {"engines": ["onnx/int8"], "batch": [3], "rounds": None, "new": []})
-    assert (suite.engines, suite.batch, suite.rounds, suite.new) == (("onnx/int8",), (3,), 11, (64,))
+    assert (suite.engines, suite.batch, suite.rounds, suite.new) == (("onnx/int8",), (3,), 9, (64,))
     assert Suite.load("peers", {"rows": 0}).rows == 0
 
 

@@ -82,9 +82,9 @@ def test_a_prompt_in_any_script_is_kept(assembled: Assemble) -> None:
 
 
 def test_limits_are_the_origins(assembled: Assemble) -> None:
-    made = assembled(source_length=5, max_new_tokens=3)
+    made = assembled(source_length=5, generation={"max_new_tokens": 3, "num_beams": 2})
     assert made.source_length == 5
-    assert made.defaults == {"max_new_tokens": 3, "prompt_lookup": False}
+    assert made.defaults == {"max_new_tokens": 3, "num_beams": 2, "prompt_lookup": False}
     assert max(len(answer.tokens) for answer in made.answer(TEXTS)) == 3
 
 

@@ -241,4 +241,12 @@ def test_a_report_reads_as_a_sentence_and_as_a_record() -> None:
         "largest_difference": 1e-5,
         "lookup_rows": 3,
         "tolerance": 1e-3,
+        "divergence": 0.0,
     }
+
+
+def test_answers_without_a_token_diverge_by_nothing(generator: Generator, answers: list[Reference]) -> None:
+    """A random model may answer with nothing but padding; a manifest holds no NaN."""
+    (first, *_) = answers
+    empty = replace(first, tokens=np.full_like(first.tokens, PAD))
+    assert compare(generator, [empty]).divergence == 0.0

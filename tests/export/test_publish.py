@@ -93,7 +93,7 @@ def test_a_bundle_carries_its_prompt_and_limits(published: Path, checkpoint: Pat
         "decoder_start_token_id": 0,
         "eos_token_id": 1,
         "pad_token_id": 0,
-        "max_new_tokens": ORIGIN.max_new_tokens,
+        **ORIGIN.generation,
         "prompt_lookup": True,
     }
     assert json.loads((published / "config.json").read_text()) == json.loads((checkpoint / "config.json").read_text())

@@ -49,7 +49,7 @@ def test_each_row_goes_through_its_own_adapter(rows: list[tuple[int, int]], leng
     found = ours(x)
     parts = x.split([count for _, count in rows])
     expected = torch.cat([layers[number](part) for (number, _), part in zip(rows, parts, strict=True)])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     weight = torch.randn_like(found)
     (found * weight).sum().backward()
     (expected * weight).sum().backward()
@@ -58,8 +58,8 @@ def test_each_row_goes_through_its_own_adapter(rows: list[tuple[int, int]], leng
     for number, (layer, rank) in enumerate(zip(layers, ranks, strict=True)):
         if number in present:
             theirs = layer.lora_A["default"].weight.grad.T, layer.lora_B["default"].weight.grad.T  # type: ignore[index, union-attr]
-            torch.testing.assert_close(ours.a.grad[number, :, :rank], theirs[0])
-            torch.testing.assert_close(ours.b.grad[number, :rank], theirs[1])
+            torch.testing.assert_close(ours.a.grad[number, :, :rank], theirs[0], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(ours.b.grad[number, :rank], theirs[1], rtol=1e-4, atol=1e-4)
         assert not ours.a.grad[number, :, rank:].any() and not ours.b.grad[number, rank:].any()
         assert number in present or not ours.a.grad[number].any()
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from export.architecture import Architecture
 from export.bundle import read_model, rescaled
+from export.checkpoint import Checkpoint
 from export.errors import UsageError
 from export.files import folder_size, refuse_existing
 from export.parity import Report
@@ -113,16 +116,16 @@ def add(
     content, room, found = manifest.read_manifest(bank), Room.read(bank), named_runs(runs)
     torch.set_num_threads(allowed_cpus())
     reports = {}
+    hash_of, opened = cache(base_hash), cache(_opened)  # runs have the base of the bank, so there is one to read
     for name, run in found.items():
         base = find_base(run.task.base)
-        if base_hash(base.folder) != room.base:
+        if hash_of(base.folder) != room.base:
             raise UsageError(
                 f"{name} was trained on {base.name}, whose weights are not those of this bank's base "
                 f"({content['base']})",
                 "make another bank for it with `lora-ft export --adapters`",
             )
-        architecture, weights = read_model(base.folder)
-        architecture = rescaled(architecture, is_scaled(load_model(base.folder)))
+        architecture, weights = opened(base.folder)
         member = member_of(name, run, base, checks, progress)
         progress.stage(f"adding {name}")
         reports[name] = put(bank, member, architecture, weights, overwrite=overwrite)
@@ -150,6 +153,12 @@ def entries(bank: Path) -> list[Entry]:
             for name, entry in sorted(adapters.items())]  # fmt: skip
 
 
+def _opened(folder: Path) -> tuple[Architecture, Checkpoint]:
+    """A base as banks are built from it."""
+    architecture, weights = read_model(folder)
+    return rescaled(architecture, is_scaled(load_model(folder))), weights
+
+
 def _common_base(runs: dict[str, Run]) -> Base:
     """The base that all runs were trained on.
 
@@ -157,7 +166,7 @@ def _common_base(runs: dict[str, Run]) -> Base:
         UsageError: there are several.
     """
     bases = {name: find_base(run.task.base) for name, run in runs.items()}
-    folders = {base.folder: base_hash(base.folder) for base in bases.values()}
+    folders = {folder: base_hash(folder) for folder in {base.folder for base in bases.values()}}
     (first, chosen), *others = bases.items()
     for name, base in others:
         if folders[base.folder] != folders[chosen.folder]:

@@ -135,7 +135,7 @@ def _choose(
     room = device_memory(first.device)
     chosen = fit(
         Shape.of(base.config), needs, room, bf16=first.precision.is_bf16, cpu=first.device == "cpu", most=most,
-        checkpointing=train.gradient_checkpointing,
+        checkpointing=train.gradient_checkpointing,  # which all share
     )  # fmt: skip
     for line in lines(chosen, room):
         board.note(line)

@@ -63,7 +63,7 @@ def search(
                     new = trim(best[i, : agreed[i] + 1], special.end)
                     row.extend(new.tolist())
                     yield Piece(row.number, new)
-            pace.gave(len(rows), width, seconds, len(going), int(agreed.sum()) + len(rows))
+            pace.gave(len(rows), seconds, len(going), int(agreed.sum()) + len(rows))
             cache.forget(width - 1 - agreed)
         for row in going:
             row.going = row.last != special.end and row.made < options.max_new_tokens

@@ -67,12 +67,11 @@ class Pace:
         if seconds > 0:  # else the clock stood still
             self._of(rows).took(width, seconds)
 
-    def gave(self, rows: int, width: int, seconds: float, plain: int, tokens: int) -> None:
-        """A call gave so many tokens, where without drafts it would have given `plain`, one for each row not ended."""
-        if width > 1:
-            gain = self._gains.setdefault(rows, _Gain())
-            if not gain.pays(plain / self._of(rows)(1), tokens, seconds):
-                self._rests.setdefault(rows, _Rest()).off()
+    def gave(self, rows: int, seconds: float, plain: int, tokens: int) -> None:
+        """A call with drafts gave so many tokens; without, it would have given `plain`, one for each row not ended."""
+        gain = self._gains.setdefault(rows, _Gain())
+        if not gain.pays(plain / self._of(rows)(1), tokens, seconds):
+            self._rests.setdefault(rows, _Rest()).off()
 
     def accepted(self, found: int, accepted: int, drafted: int) -> None:
         """So many tokens of a draft were accepted."""

@@ -166,7 +166,7 @@ def test_drafts_that_gave_less_than_plain_calls_are_left_out_for_ever_longer() -
     pace, rests = steady(0.01, 0.02), list[int]()
     for _ in range(4):
         for _ in range(100):
-            pace.gave(1, 4, 0.02, 1, 2)  # twice the time of a plain call for two tokens
+            pace.gave(1, 0.02, 1, 2)  # twice the time of a plain call for two tokens
             if pace.rests(1):
                 break
         rests.append(1)
@@ -179,5 +179,5 @@ def test_drafts_that_gave_less_than_plain_calls_are_left_out_for_ever_longer() -
 def test_drafts_that_gave_more_go_on() -> None:
     pace = steady(0.01, 0.02)
     for _ in range(200):
-        pace.gave(1, 4, 0.02, 1, 3)
+        pace.gave(1, 0.02, 1, 3)
         assert not pace.rests(1)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """METEOR of each row with the best of its references.
+    """METEOR of each row with the best of its references; synonyms are looked up by their stems, as nltk does.
 
     Raises:
         UsageError: WordNet is not here, or the language is not English.

@@ -56,9 +56,9 @@ from export.runtime import Generator
 model = Generator.load(sys.argv[1])
 loaded = time.perf_counter() - began
 names = model.adapters
+ids = np.full((8, 32), 5)  # as many rows for one adapter as for a hundred
 for start in range(0, len(names), 8):
-    some = names[start : start + 8]
-    ids = np.full((len(some), 32), 5)
+    some = [names[(start + i) % len(names)] for i in range(8)]
     model.generate_ids(ids, np.ones_like(ids), adapter=some, max_new_tokens=4, min_new_tokens=4)
 print(loaded, flush=True)
 sys.stdin.read()

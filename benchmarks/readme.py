@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bank import tables as bank_tables
 from benchmarks.report import Report
 from benchmarks.training import TrainingReport
 from export.files import write_text
@@ -135,8 +136,31 @@ def methods(found: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
+def packs(found: dict[str, Any]) -> str:
+    """Samples a second of packs, by the lengths of rows and the precision."""
+    kinds = list(dict.fromkeys((one["source"], one["target"], one["precision"]) for one in found["timings"]))
+    by_count: dict[int, list[str]] = {}
+    for one in found["timings"]:
+        speed, times = one["samples_per_second"], one["times"]
+        cell = "does not fit" if speed is None else f"{speed:,.1f} ({times:.2f})"
+        by_count.setdefault(one["adapters"], []).append(cell)
+    columns = ["adapters", *(f"{source} + {target} tokens, {precision}" for source, target, precision in kinds)]
+    return "\n".join([
+        table(columns, [(str(count or "alone"), *cells) for count, cells in by_count.items()]),
+        "",
+        f"Samples/s (times as many as alone) of r {found['rank']} on {found['targets']}, {found['rows']} rows of each "
+        f"adapter a step; {_machine(found['environment'])}.",
+    ])  # fmt: skip
+
+
+def bank(found: dict[str, Any]) -> str:
+    """What `benchmarks.bank` found."""
+    return f"{bank_tables(found)}; {_machine(found['environment'])}."
+
+
 def _machine(environment: dict[str, str]) -> str:
-    return f"{environment['cores'].split()[0]} cores of {environment['cpu']} ({environment['cpu flags']})"
+    count = environment["cores"].split()[0]
+    return f"{count} core{'s' * (count != '1')} of {environment['cpu']} ({environment['cpu flags']})"
 
 
 def sizes() -> str:
@@ -160,7 +184,7 @@ def sizes() -> str:
     ])  # fmt: skip
 
 
-TABLES = {"dialogsum": dialogsum, "peers": peers, "training": training, "methods": methods}
+TABLES = {written.__name__: written for written in (dialogsum, peers, training, methods, packs, bank)}
 
 
 def updated(readme: str) -> str:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.scores DATA_FOLDER [--only jfleg] [--out FOLDER]
 
-DATA_FOLDER holds a folder for each task file of `TASKS`. What the JSON has already is not measured again; a run that
-lies in FOLDER is scored as it is. docs/scores.md is written from the JSON.
+DATA_FOLDER holds a folder for each task file of `TASKS`; recipes bring their own rows. What the JSON has already is
+not measured again; a run that lies in FOLDER is scored as it is. docs/scores.md is written from the JSON.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from lora_ft.doctor import environment
 from lora_ft.evaluate import evaluate
 from lora_ft.markdown import interval, table
 from lora_ft.metrics import measure as measured
+from lora_ft.metrics.structured import SAME_VALUE, VALID
 from lora_ft.progress import Progress
 from lora_ft.runs import PREDICTIONS, Run, is_run
 from lora_ft.taskfile import load_task
@@ -32,17 +33,22 @@ from lora_ft.train import train
 VERSION = 1
 RESULTS = Path(__file__).parent / "results" / "scores.json"
 PAGE = Path(__file__).parents[1] / "docs" / "scores.md"
-# Task file, and the folder of its rows.
-TASKS = {
+# Task file, and the folder of its rows; None: a recipe.
+TASKS: dict[str, str | None] = {
     "dialogsum-full": "dialogsum",
     "jfleg": "jfleg_grammar",
     "e2e": "e2e_nlg",
     "medquad": "medquad_short",
     "banking77": "banking77",
     "groupchat": "groupchat",
+    "clinical-fhir": None,
+    "text-classification": None,
+    "group-chat": None,
 }
 _REFERENCES = "refs"  # column of further references, where rows that are scored against one have several
-_SHOWN = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exact_match", "accuracy", "macro_f1")
+_SHOWN = (
+    "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exact_match", SAME_VALUE, VALID, "accuracy", "macro_f1",
+)  # fmt: skip
 
 
 def measure(data: Path, tasks: Path, out: Path, results: Path, only: list[str], progress: Progress) -> None:
@@ -71,17 +77,26 @@ def measure(data: Path, tasks: Path, out: Path, results: Path, only: list[str], 
         progress.note(name)
         run = out / name
         if not is_run(run):
-            train(load_task(tasks / f"{name}.yaml", [f"data.root={data / TASKS[name]}"]), run, progress=progress)
+            train(load_task(*_asked(name, data, tasks)), run, progress=progress)
         found["tasks"][name] = _measured(run, name, progress)
         write_json(results, found)
 
 
+def _asked(name: str, data: Path | str, tasks: Path | None) -> tuple[Path | str, list[str]]:
+    """What is trained, as `lora-ft train` takes it: a file below `tasks`, or a recipe by its name."""
+    folder = TASKS[name]
+    if folder is None:
+        return name, ["base=offline"]
+    file = f"{name}.yaml"
+    return tasks / file if tasks else f"benchmarks/{file}", [f"data.root={data}/{folder}"]
+
+
 def _measured(folder: Path, name: str, progress: Progress) -> dict[str, Any]:
-    run = Run(folder)
+    run, (file, overrides) = Run(folder), _asked(name, "DATA", None)
     scored = evaluate(str(folder), baseline=True, progress=progress).as_dict()
     return {
         "environment": environment(),
-        "command": f"lora-ft train benchmarks/{name}.yaml --set data.root=DATA/{TASKS[name]}",
+        "command": f"lora-ft train {file} --set {overrides[0]}",
         "training": {
             key: run.metrics[key] for key in ("rows", "steps", "global_batch", "precision", "best_step", "speed")
         },

@@ -14,6 +14,7 @@ from benchmarks.bank import tables as bank_tables
 from benchmarks.report import Report
 from benchmarks.training import TrainingReport
 from export.files import write_text
+from export.runtime.cpu import cores
 from lora_ft.markdown import interval, table
 from lora_ft.sizes import GIB, HEAP, task_batch
 from lora_ft.sizes import sizes as computed_sizes
@@ -51,11 +52,8 @@ def dialogsum(found: dict[str, Any]) -> str:
             for row in found["latency"]
         ),
     ]
-    machine = found["environment"]
-    about = (
-        f"Base `offline`, {found['evaluation']['rows']} test rows; two cores of an {machine['cpu']} "
-        f"({machine['cpu flags']}), fp32 generation."
-    )
+    tested, machine = found["evaluation"]["rows"], _machine(found["environment"])
+    about = f"Base `offline`, {tested} test rows; {machine}, fp32 generation."
     return f"{table(['FLAN-T5-small on DialogSum', ''], rows)}\n\n{about}"
 
 
@@ -159,8 +157,7 @@ def bank(found: dict[str, Any]) -> str:
 
 
 def _machine(environment: dict[str, str]) -> str:
-    count = environment["cores"].split()[0]
-    return f"{count} core{'s' * (count != '1')} of {environment['cpu']} ({environment['cpu flags']})"
+    return f"{cores(int(environment['cores'].split()[0]), environment['cpu'])} ({environment['cpu flags']})"
 
 
 def sizes() -> str:

@@ -18,6 +18,7 @@ import typer
 
 from export.errors import LoraFtError, UsageError
 from export.files import read_json, write_json, write_text
+from export.runtime.cpu import cores
 from lora_ft.cli.screen import Screen
 from lora_ft.data import load_splits
 from lora_ft.doctor import environment
@@ -140,7 +141,7 @@ def page(found: Mapping[str, Any]) -> str:
     ]
     for name, one in found["tasks"].items():
         training = one["training"]
-        rows, speed = training["rows"], training["speed"]
+        rows, speed, machine = training["rows"], training["speed"], one["environment"]
         lines += [
             "",
             f"## {name}",
@@ -151,8 +152,8 @@ def page(found: Mapping[str, Any]) -> str:
             "```",
             "",
             f"{rows['train']:,} training rows, {training['steps']:,} steps of {training['global_batch']}, "
-            f"{speed['seconds'] / 60:,.0f} min on {one['environment']['cores'].split()[0]} cores of "
-            f"{one['environment']['cpu']} ({training['precision']}); {one['rows']:,} test rows.",
+            f"{speed['seconds'] / 60:,.0f} min on {cores(int(machine['cores'].split()[0]), machine['cpu'])} "
+            f"({training['precision']}); {one['rows']:,} test rows.",
             "",
             table(
                 ["", "before", "after", "difference, paired"],

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from export.files import replace_folder, sync_tree, write_json, write_text
-from export.runtime.cpu import allowed_cpus, cpu_name
+from export.runtime.cpu import allowed_cpus, cores, cpu_name
 from lora_ft.bases import Base
 from lora_ft.card import Facts, run_card
 from lora_ft.data import Splits
@@ -75,7 +75,7 @@ def hardware(plan: Plan) -> str:
     """What a plan was carried out on."""
     if plan.device == "cuda":
         return f"{processes()} x {torch.cuda.get_device_name(0)}"
-    return f"{allowed_cpus()} cores of {cpu_name()}"
+    return cores(allowed_cpus(), cpu_name())
 
 
 def finish(task: Task, working: Path, out: Path, metrics: dict[str, Any]) -> None:

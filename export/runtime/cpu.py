@@ -18,6 +18,11 @@ def allowed_cpus(cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path(
     return max(1, min([affinity, *(math.ceil(quota) for quota in quotas)]))
 
 
+def cores(count: int, name: str) -> str:
+    """So many of a processor, in words."""
+    return f"{count} {'core' if count == 1 else 'cores'} of {name}"
+
+
 def cpu_name() -> str:
     """The processor's name as it gives it, or "unknown"."""
     try:

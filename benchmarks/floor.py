@@ -23,7 +23,7 @@ def step_bytes(engine: Engine, made: Path, checkpoint: Path | None) -> float | N
     which are computed once.
     """
     if (made / "step.onnx").is_file():
-        return float(_stored(made))
+        return float(stored_bytes(made))
     if checkpoint is None or engine.file is not None:
         return None
     architecture = Architecture.read(read_json(checkpoint / "config.json"), checkpoint)
@@ -47,7 +47,8 @@ def read_bandwidth(size: int, rounds: int = 15) -> float:
     return best
 
 
-def _stored(bundle: Path) -> int:
+def stored_bytes(bundle: Path) -> int:
+    """Bytes of the weights that the graph of a bundle's step refers to, but for those it looks rows up in."""
     import onnx
 
     graph = onnx.load(bundle / "step.onnx", load_external_data=False).graph

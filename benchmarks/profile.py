@@ -1,0 +1,203 @@
+"""Where a bundle's time goes: its encoder and a step of its decoder, by part and operator, beside what memory allows.
+
+    python -m benchmarks.profile BUNDLE... [--batch 8] [--source 128] [--json FILE]
+
+ONNX Runtime's own profile, which takes some time itself: what it counts is scaled to the time of a step without it.
+The floor of a step is its weights, and the keys and values of its sources, over the bandwidth measured on the spot.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import typer
+
+from benchmarks.floor import MEMORY, read_bandwidth, stored_bytes
+from export.files import write_json
+from export.runtime import Generator, session
+from lora_ft.doctor import environment
+from lora_ft.markdown import table
+
+_STEP = 40  # the decoder's position that is profiled: the middle of an answer
+_ROUNDS = 25
+_LAST = "choosing the token"
+# What an operator belongs to whose inputs name no weight.
+_OPERATORS = {"GroupQueryAttention": "self-attention", "MultiHeadAttention": "attention over the source",
+              "SkipSimplifiedLayerNormalization": "norms", "SimplifiedLayerNormalization": "norms"}  # fmt: skip
+# What a weight belongs to, by a piece of its name.
+_WEIGHTS = {"EncDecAttention": "attention over the source", "SelfAttention": "self-attention",
+            "DenseReluDense": "feed-forward", "lm_head": "head", "shared": "embedding"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """Milliseconds of one call that a part of a graph takes, in all and by its operators."""
+
+    name: str
+    milliseconds: float
+    operators: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One bundle at one batch size.
+
+    Attributes:
+        precision, batch, source: what was run.
+        encoder, step: milliseconds of a call, without the profile.
+        weights, keys_and_values: megabytes that a step reads.
+        bandwidth: gigabytes a second.
+        parts: of each graph, the longest first.
+    """
+
+    precision: str
+    batch: int
+    source: int
+    encoder: float
+    step: float
+    weights: float
+    keys_and_values: float
+    bandwidth: float
+    parts: dict[str, list[Part]]
+
+    @property
+    def floor(self) -> float:
+        """Milliseconds that reading takes a step."""
+        return (self.weights + self.keys_and_values) / self.bandwidth
+
+
+def measure(bundle: Path, batch: int, source: int) -> Profile:
+    """Time the bundle's graphs, then profile them."""
+    calls = _calls(Generator.load(bundle), batch, source)
+    took = {graph: _median(call) for graph, call in calls.items()}
+    parts = {}
+    with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
+        for graph, seconds in took.items():
+            found = _profiled(bundle, graph, batch, source, Path(scratch, graph))
+            scale = 1000 * seconds / sum(sum(kinds.values()) for kinds in found.values())
+            parts[graph] = sorted(
+                (Part(part, scale * sum(kinds.values()), {kind: scale * one for kind, one in kinds.items()})
+                 for part, kinds in found.items()),
+                key=lambda part: -part.milliseconds,
+            )  # fmt: skip
+    generator = Generator.load(bundle)
+    cross = generator.model.encode(*_sources(generator, batch, source)).values[1:]
+    weights = stored_bytes(bundle) / 1e6
+    return Profile(
+        generator.manifest["precision"], batch, source, 1000 * took["encoder"], 1000 * took["step"], weights,
+        sum(value.numpy().nbytes for value in cross) / 1e6, read_bandwidth(MEMORY) / 1e9, parts,
+    )  # fmt: skip
+
+
+def _sources(generator: Generator, batch: int, source: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.random.default_rng(0).integers(3, generator.tokenizer.size, (batch, source))
+    return ids, np.ones_like(ids)
+
+
+def _calls(generator: Generator, batch: int, source: int) -> dict[str, Callable[[], Any]]:
+    """One call of each graph, again and again at the same place."""
+    model, sources = generator.model, _sources(generator, batch, source)
+    encoded, cache, tokens = model.encode(*sources), model.cache(batch), np.full((batch, 1), 5)
+    for _ in range(_STEP):
+        model.step(encoded, cache, tokens)
+
+    def step() -> None:
+        model.step(encoded, cache, tokens)
+        cache.forget(np.ones(batch, np.int64))
+
+    return {"encoder": lambda: model.encode(*sources), "step": step}
+
+
+def _median(call: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _profiled(bundle: Path, graph: str, batch: int, source: int, prefix: Path) -> dict[str, dict[str, float]]:
+    """Microseconds of all calls of a graph, by part and operator."""
+    generator = Generator.load(bundle)
+    options = session._options
+
+    def profiling(threads: int) -> ort.SessionOptions:
+        made = options(threads)
+        made.enable_profiling, made.profile_file_prefix = True, str(prefix)
+        return made
+
+    session._options = profiling
+    try:
+        call = _calls(generator, batch, source)[graph]
+        for _ in range(_ROUNDS):
+            call()
+    finally:
+        session._options = options
+    written = Path(generator.model._session(graph).end_profiling())
+    names = part_of(onnx.load(bundle / f"{graph}.onnx", load_external_data=False).graph)
+    found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for event in json.loads(written.read_text(encoding="utf-8")):
+        name = event["name"].removesuffix("_kernel_time")
+        if event["cat"] == "Node" and name != event["name"]:
+            kind = event["args"]["op_name"]
+            found[names.get(name) or _OPERATORS.get(kind, "rest")][kind] += event["dur"]
+    return found
+
+
+def part_of(graph: onnx.GraphProto) -> dict[str, str]:
+    """The part of each node, by its name: that of its weight, of its operator, or of what first takes what it makes."""
+    takers: dict[str, str] = {}  # the part of the first node that takes a value
+    found = {}
+    for node in reversed(graph.node):
+        own = _OPERATORS.get(node.op_type) or next(
+            (part for name in node.input for piece, part in _WEIGHTS.items() if piece in name), None
+        )
+        found[node.name] = own or next((takers[name] for name in node.output if name in takers), _LAST)
+        takers |= dict.fromkeys(node.input, found[node.name])
+    return found
+
+
+def text(found: Profile) -> str:
+    """In Markdown."""
+    lines = []
+    for graph, total in (("encoder", found.encoder), ("step", found.step)):
+        for part in found.parts[graph]:
+            most = sorted(part.operators.items(), key=lambda item: -item[1])[:3]
+            kinds = ", ".join(f"{kind} {one:.2f}" for kind, one in most)
+            lines.append((graph, part.name, f"{part.milliseconds:.2f}", f"{part.milliseconds / total:.0%}", kinds))
+    return "\n".join([
+        table(["graph", "part", "ms", "share", "most of it"], lines, words=2),
+        "",
+        f"{found.precision}, {found.batch} rows of {found.source} tokens: encoder {found.encoder:.1f} ms, a step "
+        f"{found.step:.2f} ms. It reads {found.weights:.1f} MB of weights and {found.keys_and_values:.1f} MB of the "
+        f"sources' keys and values: {found.floor:.2f} ms at {found.bandwidth:.0f} GB/s.",
+    ])  # fmt: skip
+
+
+def main(
+    bundles: list[Path],
+    batch: Annotated[int, typer.Option(min=1, help="Rows.")] = 8,
+    source: Annotated[int, typer.Option(min=1, help="Tokens in.")] = 128,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+) -> None:
+    """Print it for each bundle."""
+    found = [measure(bundle, batch, source) for bundle in bundles]
+    if json_file is not None:
+        write_json(json_file, {"environment": environment(), "profiles": [asdict(one) for one in found]})
+    print("\n\n".join(map(text, found)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -31,12 +31,12 @@ from lora_ft.markdown import table
 
 _STEP = 40  # the decoder's position that is profiled: the middle of an answer
 _ROUNDS = 25
-_LAST = "choosing the token"
+_LAST, _CROSS = "choosing the token", "attention over the source"
 # What an operator belongs to whose inputs name no weight.
-_OPERATORS = {"GroupQueryAttention": "self-attention", "MultiHeadAttention": "attention over the source",
+_OPERATORS = {"GroupQueryAttention": "self-attention", "MultiHeadAttention": "self-attention",
               "SkipSimplifiedLayerNormalization": "norms", "SimplifiedLayerNormalization": "norms"}  # fmt: skip
-# What a weight belongs to, by a piece of its name.
-_WEIGHTS = {"EncDecAttention": "attention over the source", "SelfAttention": "self-attention",
+# What a weight or an input belongs to, by a piece of its name.
+_WEIGHTS = {"EncDecAttention": _CROSS, "cross.": _CROSS, "SelfAttention": "self-attention",
             "DenseReluDense": "feed-forward", "lm_head": "head", "shared": "embedding"}  # fmt: skip
 
 
@@ -158,12 +158,12 @@ def _profiled(bundle: Path, graph: str, batch: int, source: int, prefix: Path) -
 
 def part_of(graph: onnx.GraphProto) -> dict[str, str]:
     """The part of each node, by its name: that of its weight, of its operator, or of what first takes what it makes."""
-    takers: dict[str, str] = {}  # the part of the first node that takes a value
+    # the part of the first node that takes a value; what an encoder puts out, the decoder attends to
+    takers = {value.name: _CROSS for value in graph.output if value.name.startswith("cross.")}
     found = {}
     for node in reversed(graph.node):
-        own = _OPERATORS.get(node.op_type) or next(
-            (part for name in node.input for piece, part in _WEIGHTS.items() if piece in name), None
-        )
+        named = (part for name in node.input for piece, part in _WEIGHTS.items() if piece in name)
+        own = next(named, None) or _OPERATORS.get(node.op_type)
         found[node.name] = own or next((takers[name] for name in node.output if name in takers), _LAST)
         takers |= dict.fromkeys(node.input, found[node.name])
     return found

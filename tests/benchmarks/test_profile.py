@@ -28,7 +28,9 @@ def test_parts_are_those_of_the_weights_and_add_up(bundle: Path, monkeypatch: py
     found = measure(bundle, 2, 5)
     names = {part.name for part in found.parts["step"]}
     assert names >= PARTS
-    assert "attention over the source" in {part.name for part in found.parts["encoder"]}  # its keys and values
+    encoder = {part.name for part in found.parts["encoder"]}
+    assert encoder >= {"self-attention", "attention over the source"}  # whose keys and values it makes
+    assert "choosing the token" not in encoder
     for graph, total in (("encoder", found.encoder), ("step", found.step)):
         assert sum(part.milliseconds for part in found.parts[graph]) == pytest.approx(total)
     assert found.floor == pytest.approx(found.weights + found.keys_and_values)

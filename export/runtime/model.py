@@ -85,6 +85,7 @@ class Cache:
     Attributes:
         values: keys and values in the graphs' order, each [b, heads, room, d_kv].
         rows: how many.
+        room: tokens.
         lengths: int64 [b], or [1] where all are alike: of how many tokens of each row there are keys and values.
         source: what the steps read.
         steps: those that are bound to these values, by graph, what they put out and the shapes of what they take; and
@@ -94,6 +95,7 @@ class Cache:
 
     values: list[ort.OrtValue]
     rows: int
+    room: int
     lengths: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     source: Source | None = None
     steps: dict[tuple[str, str, int, int], tuple[Bound, ort.OrtValue]] = field(default_factory=dict)
@@ -103,9 +105,9 @@ class Cache:
         """Take back the last tokens of each row [b]."""
         self.lengths = self.lengths - (counts[:1] if (counts == counts[0]).all() else counts)
 
-    def hold(self, values: list[ort.OrtValue], rows: int) -> None:
+    def hold(self, values: list[ort.OrtValue], rows: int, room: int) -> None:
         """Other values, to which nothing is bound."""
-        self.values, self.rows, self.steps, self.spare = values, rows, {}, None
+        self.values, self.rows, self.room, self.steps, self.spare = values, rows, room, {}, None
 
 
 @dataclass
@@ -162,7 +164,7 @@ class Model:
 
     def cache(self, rows: int) -> Cache:
         """The cache before the first token."""
-        return Cache([self._room(rows, _ROOM) for _ in self._names], rows)
+        return Cache([self._room(rows, _ROOM) for _ in self._names], rows, _ROOM)
 
     def step(self, source: Source, cache: Cache, tokens: np.ndarray, *, early: bool = False) -> np.ndarray:
         """Put tokens through the decoder; the likeliest token after each of them, int64 [b, q].
@@ -207,8 +209,8 @@ class Model:
     ) -> ort.OrtValue:  # fmt: skip
         """What is made of these tokens, in memory that the next call writes into."""
         count, lengths = tokens.shape[1], cache.lengths
-        longest = int(lengths.max()) + count
-        if longest > cache.values[0].shape()[2]:
+        longest = max(lengths.tolist()) + count
+        if longest > cache.room:
             self._make_room(cache, longest)
         if cache.source is not source:
             cache.source, cache.steps, cache.spare = source, {}, None
@@ -240,15 +242,15 @@ class Model:
 
     def _make_room(self, cache: Cache, length: int) -> None:
         """Twice the room as often as it takes, so that copying stays a small part however long an answer is."""
-        room: int = cache.values[0].shape()[2]
+        room = cache.room
         while room < length:
             room *= 2
         made = []
         for value in cache.values:
             larger = np.zeros((cache.rows, self._heads, room, self._d_kv), np.float32)
-            larger[:, :, : value.shape()[2]] = value.numpy()
+            larger[:, :, : cache.room] = value.numpy()
             made.append(ort_value(larger, self._provider))
-        cache.hold(made, cache.rows)
+        cache.hold(made, cache.rows, room)
 
     def _room(self, rows: int, room: int) -> ort.OrtValue:
         return ort_value(np.zeros((rows, self._heads, room, self._d_kv), np.float32), self._provider)
@@ -264,14 +266,14 @@ class Model:
         if len(rows) == cache.rows:
             self._reorder(cache, rows)
         else:
-            cache.hold(self._selected(cache.values, rows), len(rows))
+            cache.hold(self._selected(cache.values, rows), len(rows), cache.room)
         if len(cache.lengths) > 1:
             cache.lengths = cache.lengths[rows]
 
     def _reorder(self, cache: Cache, rows: np.ndarray) -> None:
         """As many rows as before, as every step of a beam search has them: two memories take turns, bound once."""
         if cache.spare is None:
-            other = [self._room(cache.rows, value.shape()[2]) for value in cache.values]
+            other = [self._room(cache.rows, cache.room) for _ in cache.values]
             names, given = self._prefixed("selected"), {"rows": rows}
             there, back = (
                 Bound(self._session("select"), dict(zip(self._names, source, strict=True)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 LONGEST = 16  # tokens in a draft
@@ -31,13 +31,13 @@ class Pace:
         self._first = {1: _Share(0.5), 2: _Share(0.7), 3: _Share(0.8)}  # by the tokens that were matched
         self._onward = _Share(0.8)
         self._costs: dict[int, _Cost] = {}  # by the rows of a call
-        self._rests: dict[int, _Rest] = {}  # likewise
-        self._gains: dict[int, _Gain] = {}  # likewise
+        self._rests: defaultdict[int, _Rest] = defaultdict(_Rest)  # likewise
+        self._gains: defaultdict[int, _Gain] = defaultdict(_Gain)  # likewise
         self._turn, self._pause = 0, _OFTEN
 
     def rests(self, rows: int) -> bool:
         """Whether the next call is to do without drafts, and without looking for any."""
-        return self._rests.setdefault(rows, _Rest()).take()
+        return self._rests[rows].take()
 
     def width(self, rows: int, drafts: Sequence[tuple[int, int]]) -> int:
         """How many tokens a row the next call should have: those that come for the time are the most.
@@ -55,7 +55,7 @@ class Pace:
         best = max(widths, key=rates.__getitem__)
         if rates[best] < (_WORTH if rows == 1 else _WORTH_TOGETHER) * rates[1]:
             best = 1
-        self._rests.setdefault(rows, _Rest()).refused(best == 1)
+        self._rests[rows].refused(best == 1)
         self._turn += 1
         if self._turn < self._pause or best == widths[-1]:
             return best
@@ -69,9 +69,8 @@ class Pace:
 
     def gave(self, rows: int, seconds: float, plain: int, tokens: int) -> None:
         """A call with drafts gave so many tokens; without, it would have given `plain`, one for each row not ended."""
-        gain = self._gains.setdefault(rows, _Gain())
-        if not gain.pays(plain / self._of(rows)(1), tokens, seconds):
-            self._rests.setdefault(rows, _Rest()).off()
+        if not self._gains[rows].pays(plain / self._of(rows)(1), tokens, seconds):
+            self._rests[rows].off()
 
     def accepted(self, found: int, accepted: int, drafted: int) -> None:
         """So many tokens of a draft were accepted."""
@@ -81,7 +80,9 @@ class Pace:
             self._onward.count(accepted - 1, min(accepted, drafted - 1))  # after one rejected token none was tried
 
     def _of(self, rows: int) -> _Cost:
-        return self._costs.setdefault(rows, _Cost(rows))
+        if rows not in self._costs:
+            self._costs[rows] = _Cost(rows)
+        return self._costs[rows]
 
     def _expected(self, drafts: Sequence[tuple[int, int]], width: int) -> float:
         """Tokens that a call gives."""

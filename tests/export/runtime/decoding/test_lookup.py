@@ -49,7 +49,7 @@ class Known:
         return Source(len(self._answers), [np.arange(len(self._answers))])
 
     def cache(self, rows: int) -> Cache:
-        return Cache([np.full((rows, self._limit + LONGEST), WRONG)], rows)
+        return Cache([np.full((rows, self._limit + LONGEST), WRONG)], rows, self._limit + LONGEST)
 
     def step(self, source: Source, cache: Cache, tokens: np.ndarray) -> np.ndarray:
         assert len(tokens) == source.rows == cache.rows

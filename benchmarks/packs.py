@@ -35,6 +35,7 @@ from lora_ft.packs.board import SilentBoard
 from lora_ft.packs.fit import Need, memory
 from lora_ft.packs.member import Member
 from lora_ft.packs.pack import Pack
+from lora_ft.packs.snapshot import Snapshots
 from lora_ft.packs.stack import Stack
 from lora_ft.plan import Choices, Plan, make_plan, this_device
 from lora_ft.precision import Precision
@@ -151,7 +152,7 @@ def _packed(base: Base, works: Sequence[tuple[Material, Plan]], folder: Path, st
         longer = replace(plan, steps=plan.steps + 1)
         members.append(Member(material, longer, base, adapter, model, folder / material.task.name))
         members[-1].begin(None)
-    pack = Pack(model, stack, members, folder / "snapshots", bf16=precision == "bf16", board=SilentBoard())
+    pack = Pack(model, stack, members, Snapshots(folder / "snapshots"), bf16=precision == "bf16", board=SilentBoard())
     times = []
     for _ in range(_WARM_UP + steps):
         began = time.perf_counter()

@@ -18,14 +18,16 @@ def list_(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Of runs.")] = Path("runs"),
 ) -> None:
     """List the adapters of all runs in a folder; * is the best of a grid."""
-    from lora_ft.cli.tables import console, shorten, table
+    from lora_ft.cli.tables import console, distinct, shorten, table
     from lora_ft.shelf import shelf
 
     made = table("adapter", "base", "rank", "MB", "validation", "trained")
-    for one in shelf(folder):
+    found = shelf(folder)
+    names = distinct([one.name for one in found], 26)
+    for one in found:
         score = "–" if one.score is None else f"{one.metric} {one.score:.2f}"
         made.add_row(
-            f"{shorten(one.name, 26)}{' *' if one.best else ''}", shorten(one.run.task.base, 14), f"{one.rank}",
+            f"{names[one.name]}{' *' if one.best else ''}", shorten(one.run.task.base, 14), f"{one.rank}",
             f"{one.bytes / 1e6:.1f}", score, f"{one.trained:%Y-%m-%d}",
         )  # fmt: skip
     console().print(made)

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 
 from lora_ft.cli.screen import LINE_EVERY, Screen
-from lora_ft.cli.tables import shorten, table
+from lora_ft.cli.tables import distinct, shorten, table
 from lora_ft.packs.board import Row
 
 
@@ -27,8 +27,9 @@ class PackScreen(Screen):
             self._live.update(Group(self._bar, _table(rows, room)))
         elif time.monotonic() - self._last_rows > LINE_EVERY:
             self._last_rows = time.monotonic()
+            names = distinct([row.name for row in rows], 20)
             for row in rows:
-                self.console.print(line(row), soft_wrap=True, markup=False)
+                self.console.print(line(row, names[row.name]), soft_wrap=True, markup=False)
 
     def advance(self, done: int, figures: str = "") -> None:
         """See `Progress.advance`; without a terminal the rows' lines say it."""
@@ -38,18 +39,19 @@ class PackScreen(Screen):
 
 def _table(rows: Sequence[Row], room: int) -> Table:
     made = table("adapter", "step", "loss", "score", "samples/s", "left", "")
+    names = distinct([row.name for row in rows], 22)
     for row in rows[:room]:
-        made.add_row(shorten(row.name, 22), *_cells(row), shorten(row.note, 14))
+        made.add_row(names[row.name], *_cells(row), shorten(row.note, 14))
     if len(rows) > room:
         made.add_row(f"and {len(rows) - room} more")
     return made
 
 
-def line(row: Row) -> str:
-    """One adapter in a line; so many of its samples a second."""
+def line(row: Row, name: str) -> str:
+    """One adapter in a line, by its name as it is shown; so many of its samples a second."""
     step, loss, score, speed, left = _cells(row)
     figures = f"loss {loss}  {row.metric} {score}  {speed}/s  {left} left"
-    return f"{shorten(row.name, 20)}  {step}  {row.note or figures}"
+    return f"{name}  {step}  {row.note or figures}"
 
 
 def _cells(row: Row) -> tuple[str, str, str, str, str]:

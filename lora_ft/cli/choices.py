@@ -11,3 +11,10 @@ class SplitChoice(StrEnum):
     train = "train"
     validation = "validation"
     test = "test"
+
+
+class EngineChoice(StrEnum):
+    """Where packs train."""
+
+    local = "local"
+    ray = "ray"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -209,3 +210,42 @@ def show_sizes(task: Task) -> None:
 def shorten(name: str, width: int = 18) -> str:
     """The end of a name that is too long for a cell."""
     return name if len(name) <= width else "…" + name[1 - width :]
+
+
+def distinct(names: Sequence[str], width: int) -> dict[str, str]:
+    """Names as they fit into the cells of a column, no two alike: what the long ones share is left out.
+
+    Args:
+        names: as of a grid: `NAME-r-8-seed-1`.
+        width: of a cell.
+    """
+    long = [name for name in dict.fromkeys(names) if len(name) > width]
+    split = [name.split("-") for name in long]
+    shown = {name: name for name in names}
+    if len(long) > 1 and len({len(parts) for parts in split}) == 1:
+        shared = [len(set(column)) == 1 for column in zip(*split, strict=True)]
+        ways = [[_without(parts, shared, keys=keys) for parts in split] for keys in (True, False)]
+        chosen = next((way for way in ways if all(len(text) <= width for text in way)), ways[-1])
+        shown |= dict(zip(long, chosen, strict=True))
+    for name in long:
+        if len(shown[name]) > width:
+            head = (width - 1) // 2
+            shown[name] = f"{name[:head]}…{name[head + 1 - width :]}"
+    taken = Counter(shown.values())
+    for number, name in enumerate(long, 1):
+        if taken[shown[name]] > 1:
+            mark = f"…#{number}"
+            shown[name] = name[: width - len(mark)] + mark
+    return shown
+
+
+def _without(parts: Sequence[str], shared: Sequence[bool], *, keys: bool) -> str:
+    """A name in parts, without those that all names share; with the part before each that differs, if `keys`."""
+    made, gap = "", False
+    for at, part in enumerate(parts):
+        if not shared[at] or (keys and at + 1 < len(parts) and not shared[at + 1]):
+            made += ("…" if gap else "-" * bool(made)) + part
+            gap = False
+        else:
+            gap = True
+    return made + "…" * gap

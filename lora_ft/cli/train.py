@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_ft.cli import hub
+from lora_ft.cli.choices import EngineChoice
 from lora_ft.cli.screen import Screen
 
 if TYPE_CHECKING:
+    from lora_ft.packs.engine import Engine
     from lora_ft.packs.train import Packed
     from lora_ft.task import Task
 
@@ -26,12 +28,32 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. --set train.learning_rate=5e-4."),
     ] = [],  # noqa: B006  (typer copies it)
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the run, runs/NAME by default; of several, of the runs.")
+        Path | None,
+        typer.Option("--out", help="Folder of the run, runs/NAME by default; of several, or with Ray, of the runs."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     pack_size: Annotated[
         int | None, typer.Option(min=1, help="Of several tasks: most adapters in one pass; by default what fits.")
+    ] = None,
+    engine: Annotated[
+        EngineChoice, typer.Option(help="Where passes run: this process, or a Ray cluster.")
+    ] = EngineChoice.local,
+    address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the Ray cluster; by default the one this machine is part of.")
+    ] = None,
+    cpus_per_pack: Annotated[
+        float | None, typer.Option(min=0.01, help="With Ray: of a pass; by default 1 beside a GPU, else all of a node.")
+    ] = None,
+    gpus_per_pack: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="With Ray: of a pass, e.g. 0.5; by default 1 if there is any."),
+    ] = None,
+    retries: Annotated[
+        int | None, typer.Option(min=-1, help="With Ray: of a pass whose worker was lost; 3 by default, -1 for any.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="With Ray: for snapshots, where nodes share no --out folder.")
     ] = None,
     push_to_hub: hub.PushTo = None,
     private: hub.Private = False,
@@ -42,13 +64,23 @@ def train(
     """
     from export.errors import UsageError
 
+    of_ray = {"address": address, "cpus": cpus_per_pack, "gpus": gpus_per_pack, "retries": retries, "storage": storage}
+    given = {key: value for key, value in of_ray.items() if value is not None}
+    if given and engine is EngineChoice.local:
+        raise UsageError("--address, --cpus-per-pack, --gpus-per-pack, --retries and --storage are Ray's",
+                         "add --engine ray, or leave them out")  # fmt: skip
     found = _load(tasks, set_)
-    if len(found) > 1 and push_to_hub:
+    if (len(found) > 1 or engine is EngineChoice.ray) and push_to_hub:
         raise UsageError("--push-to-hub uploads one run", "push each with `lora-ft push RUN REPO`")
     if len(found) == 1 and pack_size:
         raise UsageError("--pack-size is for several tasks", "leave it out")
+    if engine is EngineChoice.ray:
+        from lora_ft.packs.cluster import Cluster
+
+        cluster = Cluster(**given)
+        return _several(found, out or Path("runs"), cluster, resume=resume, overwrite=overwrite, most=pack_size)
     if len(found) > 1:
-        return _several(found, out or Path("runs"), resume=resume, overwrite=overwrite, most=pack_size)
+        return _several(found, out or Path("runs"), None, resume=resume, overwrite=overwrite, most=pack_size)
     from lora_ft.cli.tables import show_run
     from lora_ft.train import train as job
 
@@ -80,15 +112,16 @@ def _load(given: Sequence[str], overrides: Sequence[str]) -> list[tuple[Task, di
 
 
 def _several(
-    found: Sequence[tuple[Task, Mapping[str, Any]]], out: Path, *, resume: bool, overwrite: bool, most: int | None
-) -> int:
+    found: Sequence[tuple[Task, Mapping[str, Any]]], out: Path, engine: Engine | None, *, resume: bool, overwrite: bool,
+    most: int | None,
+) -> int:  # fmt: skip
     from lora_ft.cli.board import PackScreen
     from lora_ft.packs.best import mark_best
     from lora_ft.packs.train import train_pack
 
     with PackScreen() as screen:
         packed = train_pack(
-            [task for task, _ in found], out, resume=resume, overwrite=overwrite, most=most, board=screen
+            [task for task, _ in found], out, resume=resume, overwrite=overwrite, most=most, engine=engine, board=screen
         )
     settings = {task.name: values for task, values in found if values}
     of_grid = [run for run in packed.runs if run.task.name in settings]
@@ -99,16 +132,17 @@ def _several(
 
 def _show(packed: Packed, out: Path, best: str | None) -> None:
     """Every adapter, a row each."""
-    from lora_ft.cli.tables import console, shorten, table
+    from lora_ft.cli.tables import console, distinct, table
 
     screen = console()
     made = table("adapter", "steps", "best", "loss", "validation", "samples/s", "")
+    names = distinct([run.task.name for run in packed.runs], 28)
     for run in packed.runs:
         metrics = run.metrics
         score = metrics["best_metric"]
         shown = "–" if score is None else f"{run.task.train.metric_for_best_model} {score:.2f}"
         made.add_row(
-            shorten(run.task.name, 28), f"{metrics['steps']:,}", f"{metrics['best_step'] or '–'}",
+            names[run.task.name], f"{metrics['steps']:,}", f"{metrics['best_step'] or '–'}",
             f"{metrics['train_loss']:.3f}", shown, f"{metrics['speed']['samples_per_second'] or '–'}",
             "best" if run.task.name == best else "",
         )  # fmt: skip

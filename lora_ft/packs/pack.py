@@ -6,7 +6,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from lora_ft.packs.adamw import StackedAdamW
 from lora_ft.packs.board import Board, Row
 from lora_ft.packs.joint import Share, group, join
 from lora_ft.packs.member import Member, describe, publish
-from lora_ft.packs.snapshot import Snapshot
+from lora_ft.packs.snapshot import Snapshot, Snapshots
 from lora_ft.packs.stack import Stack
 from lora_ft.trainer import token_loss
 
@@ -33,17 +32,17 @@ class Pack:
         model: the base with `stack` on it.
         stack: the members' adapters, in their order.
         members: begun.
-        folder: of snapshots.
+        snapshots: where they are written.
         bf16: compute the forward pass under bf16 autocast.
         board: told how all are.
         snapshot: to go on from; the members are those of it, in its order.
     """
 
     def __init__(
-        self, model: Any, stack: Stack, members: Sequence[Member], folder: Path, *, bf16: bool, board: Board,
-        snapshot: Snapshot | None = None,
+        self, model: Any, stack: Stack, members: Sequence[Member], snapshots: Snapshots, *, bf16: bool,
+        board: Board, snapshot: Snapshot | None = None,
     ) -> None:  # fmt: skip
-        self._model, self._stack, self._folder, self._bf16, self._board = model, stack, folder, bf16, board
+        self._model, self._stack, self._snapshots, self._bf16, self._board = model, stack, snapshots, bf16, board
         self.members = list(members)
         self._optimizer = StackedAdamW(stack)
         self._tick = snapshot.tick if snapshot else 0
@@ -185,7 +184,7 @@ class Pack:
         rows = {"weights": self._stack.weights, "means": self._optimizer.means, "squares": self._optimizer.squares}
         members = {member.name: member.export() for member in self.members}
         cpu = {name: tensor.cpu() for name, tensor in rows.items()}
-        Snapshot(self._tick, cpu, members, self._closed, self.failed).write(self._folder)
+        self._snapshots.write(Snapshot(self._tick, cpu, members, self._closed, self.failed))
         for member in self.members:
             member.due = False
             member.prune()

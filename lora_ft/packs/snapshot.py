@@ -36,29 +36,39 @@ class Snapshot:
     closed: list[str]
     failed: dict[str, str]
 
-    def write(self, folder: Path) -> None:
-        """Write it below `folder`, and delete older ones when it is whole."""
-        path = folder / f"checkpoint-{self.tick}"
+
+class Snapshots:
+    """Those of one pack, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Write one, and delete older ones when it is whole."""
+        path = self.folder / f"checkpoint-{snapshot.tick}"
         path.mkdir(parents=True)
-        if self.members:
-            save_file(self.rows, path / _ROWS)
-        content = {"version": VERSION, "members": self.members, "closed": self.closed, "failed": self.failed}
+        if snapshot.members:
+            save_file(snapshot.rows, path / _ROWS)
+        content = {
+            "version": VERSION, "members": snapshot.members, "closed": snapshot.closed, "failed": snapshot.failed,
+        }  # fmt: skip
         write_text(path / _MEMBERS, json.dumps(content, default=float))
-        checkpoints.seal(folder, self.tick, keep=1, best=None)
+        checkpoints.seal(self.folder, snapshot.tick, keep=1, best=None)
 
+    def latest(self) -> Snapshot | None:
+        """The newest whole one.
 
-def latest(folder: Path) -> Snapshot | None:
-    """The newest whole one below `folder`.
-
-    Raises:
-        LoraFtError: it is of another version.
-    """
-    path = checkpoints.latest(folder) if folder.is_dir() else None
-    if path is None:
-        return None
-    content = read_json(path / _MEMBERS)
-    if content["version"] != VERSION:
-        raise LoraFtError(f"{path} is of version {content['version']}, not {VERSION}", "start anew with --overwrite")
-    tick = int(path.name.removeprefix("checkpoint-"))
-    rows = load_file(path / _ROWS) if content["members"] else {}
-    return Snapshot(tick, rows, content["members"], content["closed"], content["failed"])
+        Raises:
+            LoraFtError: it is of another version.
+        """
+        path = checkpoints.latest(self.folder) if self.folder.is_dir() else None
+        if path is None:
+            return None
+        content = read_json(path / _MEMBERS)
+        if content["version"] != VERSION:
+            raise LoraFtError(
+                f"{path} is of version {content['version']}, not {VERSION}", "start anew with --overwrite"
+            )
+        tick = int(path.name.removeprefix("checkpoint-"))
+        rows = load_file(path / _ROWS) if content["members"] else {}
+        return Snapshot(tick, rows, content["members"], content["closed"], content["failed"])

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from export.errors import LoraFtError, UsageError
 from export.files import read_json, write_json
-from export.runtime.cpu import allowed_cpus
-from lora_ft.bases import Base, find_base, quiet_transformers
+from lora_ft.bases import Base, find_base
 from lora_ft.claim import claim
-from lora_ft.interrupts import Interrupted, Interrupts
 from lora_ft.material import Material, gather
-from lora_ft.memory import device_memory, keep_freed_memory
-from lora_ft.outcome import finish
-from lora_ft.packs import snapshot
-from lora_ft.packs.adapter import make_adapter
 from lora_ft.packs.board import Board, SilentBoard
+from lora_ft.packs.engine import Engine, Here, Site
 from lora_ft.packs.fit import Need, fit, lines, require_packable
-from lora_ft.packs.member import Member
-from lora_ft.packs.pack import Pack
-from lora_ft.packs.stack import Stack
-from lora_ft.plan import Choices, Plan, make_plan, this_device
-from lora_ft.precision import Precision, choose_precision
+from lora_ft.packs.work import RECORD, WORK, Work
+from lora_ft.plan import Choices, Plan, make_plan
+from lora_ft.precision import Precision
 from lora_ft.processes import processes
-from lora_ft.runs import METRICS, TASK, Run, is_run, unfinished
+from lora_ft.runs import TASK, Run, is_run, unfinished
 from lora_ft.sizes import Batch, Shape
 from lora_ft.task import AUTO, Task
-from lora_ft.weights import open_base
 
-WORK, _RECORD = "_packs.unfinished", "packs.json"  # no task's name begins with _
 _VERSION = 1
 
 
@@ -53,19 +44,20 @@ class Packed:
 
 def train_pack(
     tasks: Sequence[Task], out: Path, *, resume: bool = False, overwrite: bool = False, most: int | None = None,
-    board: Board | None = None,
+    engine: Engine | None = None, board: Board | None = None,
 ) -> Packed:  # fmt: skip
     """Train an adapter for each task, all on one copy of their base, each as `lora_ft.train.train` would.
 
-    Tasks that do not fit into memory together are trained in several packs, one after another. An adapter whose loss
-    is not finite leaves its pack; the others go on.
+    Tasks that do not fit into memory together are trained in several packs. An adapter whose loss is not finite leaves
+    its pack; the others go on.
 
     Args:
         tasks: what to train.
         out: folder of the runs, each by its task's name. While they train they lie in `<name>.unfinished` there.
         resume: go on from the last snapshot, exactly as if it had not stopped.
         overwrite: replace runs that are there, and discard unfinished ones.
-        most: adapters in a pack; by default as many as fit.
+        most: adapters in a pack; by default as many as fit, shared out evenly where several packs train at a time.
+        engine: where packs train; by default one after another in this process.
         board: told how all adapters are.
 
     Raises:
@@ -81,124 +73,56 @@ def train_pack(
     base = find_base(tasks[0].base)
     if base.notice:
         board.note(base.notice)
-    device = this_device()
-    asked = tasks[0].train.precision
-    precision = Precision(record["precision"], "as this began") if record else choose_precision(asked, device)
-    if device == "cpu":
-        torch.set_num_threads(allowed_cpus())
-        keep_freed_memory()
-    board.stage("reading tasks", len(tasks))
-    materials = _gather(tasks, base, board)
-    plans = {name: _plan(material, base, precision) for name, material in materials.items()}
-    board.note(f"precision {precision.name}: {precision.reason}")
-    if record is None:
-        packs = _choose(materials, plans, base, most, board)
-        record = {"version": _VERSION, "precision": precision.name, "packs": packs}
-        (out / WORK).mkdir(parents=True, exist_ok=True)
-        write_json(out / WORK / _RECORD, record)
-    model = open_base(tasks[0], base, device).to(device)
-    if tasks[0].train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    failed: dict[str, str] = {}
-    interrupts = Interrupts()
-    interrupts.take()
-    try:
-        for at, names in enumerate(record["packs"], 1):
-            some = [materials[name] for name in names]
-            work = _Work(model, base, out, some, plans, device, precision.is_bf16, out / WORK / str(at))
-            failed |= _train_one(work, board, interrupts)
-    finally:
-        interrupts.release()
-    (out / WORK / _RECORD).unlink()
-    shutil.rmtree(out / WORK)
+    with closing(engine or Here()) as chosen:
+        site = chosen.survey(out, tasks[0].train.precision, record.get("storage") if record else None, board)
+        if record:
+            site = replace(site, precision=Precision(record["precision"], "as this began"))
+        board.stage("reading tasks", len(tasks))
+        materials = _gather(tasks, base, board)
+        plans = {name: _plan(material, base, site) for name, material in materials.items()}
+        board.note(f"precision {site.precision.name}: {site.precision.reason}")
+        if record is None:
+            packs = _choose(materials, plans, base, site, most, board)
+            record = {"version": _VERSION, "precision": site.precision.name, "storage": site.storage, "packs": packs}
+            (out / WORK).mkdir(parents=True, exist_ok=True)
+            write_json(out / WORK / RECORD, record)
+        works = [
+            Work(at, [materials[name] for name in names], {name: plans[name] for name in names}, out.absolute())
+            for at, names in enumerate(record["packs"], 1)
+        ]
+        ended = chosen.run(works, site, board)
+    if not ended.broken:
+        (out / WORK / RECORD).unlink()
+        shutil.rmtree(out / WORK)
+    failed = ended.failed | {name: f"{why}; --resume goes on" for name, why in ended.broken.items()}
     return Packed([Run(out / task.name) for task in tasks if task.name not in failed], failed)
 
 
-def _plan(material: Material, base: Base, precision: Precision) -> Plan:
+def _plan(material: Material, base: Base, site: Site) -> Plan:
     """A task's plan as alone, but for compiling."""
-    plan = make_plan(material.task, base.config, material.rows, 1, Choices(precision, False))
-    return replace(plan, compile_reason="packs are not compiled")
+    plan = make_plan(material.task, base.config, material.rows, 1, Choices(site.precision, False))
+    return replace(plan, device=site.device, compile_reason="packs are not compiled")
 
 
 def _choose(
-    materials: Mapping[str, Material], plans: Mapping[str, Plan], base: Base, most: int | None, board: Board
+    materials: Mapping[str, Material], plans: Mapping[str, Plan], base: Base, site: Site, most: int | None, board: Board
 ) -> list[list[str]]:
     """Names of the tasks of each pack, and a word about them."""
+    if most is None and site.places > 1:
+        most = math.ceil(len(materials) / site.places)
     needs = []
     for name, material in materials.items():
         lora, train = material.task.lora, material.task.train
         longest = [max(len(getattr(row, side)) for row in material.rows) for side in ("input_ids", "labels")]
         batch = Batch(train.per_device_train_batch_size, *longest)
         needs.append(Need(name, plans[name].trainable, max(lora.r, *lora.rank_pattern.values(), 1), batch))
-    first = next(iter(plans.values()))
-    room = device_memory(first.device)
     chosen = fit(
-        Shape.of(base.config), needs, room, bf16=first.precision.is_bf16, cpu=first.device == "cpu", most=most,
+        Shape.of(base.config), needs, site.room, bf16=site.precision.is_bf16, cpu=site.device == "cpu", most=most,
         checkpointing=train.gradient_checkpointing,  # which all share
     )  # fmt: skip
-    for line in lines(chosen, room):
+    for line in lines(chosen, site.room):
         board.note(line)
     return [one.names for one in chosen]
-
-
-@dataclass(frozen=True)
-class _Work:
-    """One pack to train: the base, where runs go, its tasks, and where its snapshots lie."""
-
-    model: Any
-    base: Base
-    out: Path
-    materials: list[Material]
-    plans: dict[str, Plan]
-    device: str
-    bf16: bool
-    folder: Path
-
-
-def _train_one(work: _Work, board: Board, interrupts: Interrupts) -> dict[str, str]:
-    """Train a pack to its end; why some of it failed, by name."""
-    found = snapshot.latest(work.folder)
-    for name in found.closed if found else []:  # a process was killed before it put them into place
-        working = unfinished(work.out / name)
-        task = next(one.task for one in work.materials if one.task.name == name)
-        if working.is_dir():
-            finish(task, working, work.out / name, read_json(working / METRICS))
-    names = list(found.members) if found else [material.task.name for material in work.materials]
-    if not names:
-        return found.failed if found else {}
-    by_name = {material.task.name: material for material in work.materials}
-    with quiet_transformers():
-        made = [
-            make_adapter(work.model, by_name[name].task, work.base, by_name[name].rows, work.device) for name in names
-        ]
-        stack = Stack(work.model, [adapter for adapter, _ in made])
-        for number, (_, weights) in enumerate(made):
-            stack.load(number, weights)
-            weights.clear()
-        members = [
-            Member(by_name[name], work.plans[name], work.base, adapter, work.model, work.out / name)
-            for name, (adapter, _) in zip(names, made, strict=True)
-        ]
-        for member in members:
-            member.begin(found.members[member.name] if found else None)
-        pack = Pack(work.model, stack, members, work.folder, bf16=work.bf16, board=board, snapshot=found)
-        done = found.tick if found else 0
-        if found:
-            board.note(f"going on from step {done}")
-        board.stage("training", done + pack.steps, done)
-        while pack.members:
-            pack.step()
-            done += 1
-            board.advance(done)
-            if interrupts.caught and pack.members:
-                pack.save()
-                raise Interrupted(
-                    f"stopped with {len(pack.members)} adapters unfinished; their snapshot is in {work.folder}",
-                    "the same command with --resume goes on from there",
-                )
-    stack.remove(work.model)
-    return pack.failed
 
 
 def _gather(tasks: Sequence[Task], base: Base, board: Board) -> dict[str, Material]:
@@ -218,7 +142,7 @@ def _gather(tasks: Sequence[Task], base: Base, board: Board) -> dict[str, Materi
 
 def _claim(tasks: Sequence[Task], out: Path, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
     """Make sure that all runs may be written; the record of what is resumed."""
-    record = out / WORK / _RECORD
+    record = out / WORK / RECORD
     if resume:
         if not record.is_file():
             raise UsageError(f"there are no unfinished packs in {out} to resume", "leave out --resume")

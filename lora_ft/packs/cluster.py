@@ -1,0 +1,300 @@
+"""Packs as tasks of a Ray cluster. Ray starts the task of a lost worker again, and that goes on from its snapshot."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from export.errors import LoraFtError, UsageError, first_line
+from export.files import replace_folder
+from export.runtime.cpu import allowed_cpus
+from lora_ft.interrupts import Interrupted, Interrupts
+from lora_ft.packs.board import Board, Row
+from lora_ft.packs.desk import WAITING, Desk, Wall
+from lora_ft.packs.engine import Ended, Site
+from lora_ft.packs.remote import Node, Portion, Result, examine, train_here
+from lora_ft.packs.storage import Storage
+from lora_ft.packs.work import WORK, Work
+from lora_ft.runs import TASK, is_run, unfinished
+from lora_ft.taskfile import save_task
+
+_LOOK = 0.5  # seconds between looks at what packs report
+_PATIENCE = 30.0  # seconds to wait for nodes that are busy to say what they are
+
+
+class Cluster:
+    """An engine: packs train on the nodes of a Ray cluster, several at a time.
+
+    Args:
+        address: HOST:PORT of its head; by default what $RAY_ADDRESS names, or the cluster that this machine belongs
+            to, or one of this machine alone.
+        cpus: of a pack; by default 1 beside a GPU, and all CPUs of the smallest node otherwise.
+        gpus: part of one GPU that a pack takes; by default a whole one, where the cluster has any.
+        retries: how often a pack may be begun again whose worker was lost; -1: any number of times.
+        storage: URL that snapshots and runs are sent to, where nodes do not share the runs' folder.
+
+    Raises:
+        UsageError: Ray is not installed, or more than one GPU is asked for.
+    """
+
+    def __init__(
+        self, address: str | None = None, *, cpus: float | None = None, gpus: float | None = None, retries: int = 3,
+        storage: str | None = None,
+    ) -> None:  # fmt: skip
+        self._address, self._cpus, self._gpus = address, cpus, gpus
+        self._retries, self._storage = retries, storage
+        if gpus is not None and gpus > 1:
+            raise UsageError(f"{gpus:g} GPUs for a pack: a pack trains on one", "give a part of one, e.g. 0.5")
+        self._ray, self._ours = _import_ray(), False
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        if self._ours:
+            self._ray.shutdown()
+
+    def survey(self, out: Path, asked: str, storage: str | None, board: Board) -> Site:
+        """See `Engine.survey`.
+
+        Raises:
+            UsageError: no node could ever train a pack, or a node lacks what it needs.
+            LoraFtError: the cluster does not answer.
+        """
+        board.stage("connecting")
+        self._ours = not self._ray.is_initialized()
+        if self._ours:
+            _connect(self._ray, self._address)
+        nodes = {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
+        self._portion = portion = self._choose([node["Resources"] for node in nodes.values()])
+        places = {key: _places(node["Resources"], portion) for key, node in nodes.items()}
+        able = {key: node for key, node in nodes.items() if places[key]}
+        if not able:
+            has = "; ".join(f"{node['NodeManagerHostname']} has {_size(node['Resources'])}" for node in nodes.values())
+            raise UsageError(f"no node of the cluster has {portion} for a pack", f"ask for less, or add a node: {has}")
+        if self._storage and storage is None:
+            storage = f"{self._storage.rstrip('/')}/lora-ft-{secrets.token_hex(4)}"
+        place = storage or str(out.absolute() / WORK)
+        board.stage("asking nodes", len(able))
+        found = self._ask(able, Storage(place), asked)
+        first = next((node for node in found.values() if not node.precision.is_bf16), next(iter(found.values())))
+        room = min(
+            node.memory * (portion.gpus or min(portion.cpus / able[key]["Resources"]["CPU"], 1.0))
+            for key, node in found.items()
+        )
+        total = sum(places.values())
+        board.note(f"{len(able)} nodes with room for {total} packs of {portion} at a time")
+        return Site(first.device, first.precision, int(room), total, storage)
+
+    def _choose(self, resources: Sequence[Mapping[str, float]]) -> Portion:
+        """What a pack takes."""
+        gpus = self._gpus
+        if gpus is None:
+            gpus = 1.0 if any(has.get("GPU") for has in resources) else 0.0
+        cpus = self._cpus
+        if cpus is None:
+            cpus = 1.0 if gpus else min((has["CPU"] for has in resources if has.get("CPU")), default=1.0)
+        return Portion(cpus, gpus)
+
+    def _ask(self, nodes: Mapping[str, Any], storage: Storage, asked: str) -> dict[str, Node]:
+        """What nodes say of themselves; those that are busy with something else may not answer."""
+        ray, name, token = self._ray, f"token-{secrets.token_hex(8)}", secrets.token_hex(8)
+        storage.put(name, token)
+        task = ray.remote(examine)
+        asking = {}
+        for key in nodes:
+            there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(key, soft=False)
+            options = {"num_cpus": 0, "num_gpus": self._portion.gpus, "scheduling_strategy": there}
+            asking[task.options(**options).remote(storage.place, name, asked, self._portion)] = key
+        try:
+            answered, _ = ray.wait(list(asking), num_returns=len(asking), timeout=_PATIENCE)
+            found: dict[str, Node] = {}
+            for answer in answered or ray.wait(list(asking))[0]:
+                key = asking[answer]
+                try:
+                    found[key] = ray.get(answer)
+                except ray.exceptions.RayError as error:
+                    raise LoraFtError(
+                        f"{nodes[key]['NodeManagerHostname']} cannot run lora-ft ({first_line(error)})",
+                        "install the same lora-ft[train,ray] on every node",
+                    ) from error
+        finally:
+            storage.drop(name)
+        for node in found.values():
+            self._require(node, storage.place, token)
+        return found
+
+    def _require(self, node: Node, place: str, token: str) -> None:
+        """Raise UsageError for a node on which packs cannot train."""
+        if node.version != version("lora-ft"):
+            raise UsageError(
+                f"{node.host} has lora-ft {node.version}, this machine {version('lora-ft')}",
+                "install the same on every node",
+            )
+        if self._portion.gpus and node.device == "cpu":
+            raise UsageError(f"torch finds no GPU on {node.host}", "install torch for it there, or --gpus-per-pack 0")
+        if node.token != token:
+            raise UsageError(
+                f"{node.host} does not see what this machine writes to {place}",
+                "give an --out on storage that all nodes share, or --storage URL, e.g. s3://bucket/folder",
+            )
+
+    def run(self, works: Sequence[Work], site: Site, board: Board) -> Ended:
+        """See `Engine.run`."""
+        ray = self._ray
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
+        # A process of its own for each pack: what one leaves behind in torch and in memory is no other one's.
+        task = ray.remote(max_calls=1)(train_here).options(
+            num_cpus=self._portion.cpus, num_gpus=self._portion.gpus, max_retries=self._retries,
+            scheduling_strategy="SPREAD",
+        )  # fmt: skip
+        storage = Storage(site.storage or str(works[0].out / WORK))
+        if site.storage:
+            for work in works:
+                _leave_tasks(work)
+        waiting = {work.number: _waiting(work) for work in works}
+        wall = Wall(waiting, {work.number: max(row.steps for row in waiting[work.number]) for work in works}, board)
+        pending = {
+            task.options(name=f"pack {work.number}").remote(
+                work, storage.place, site.storage is None, self._portion, desk
+            ): work
+            for work in works
+        }
+        ended = Ended({}, {})
+        interrupts = Interrupts()
+        interrupts.take()
+        try:
+            self._follow(pending, desk, wall, ended, storage if site.storage else None, interrupts)
+        finally:
+            interrupts.release()
+        if site.storage and not ended.broken:
+            storage.clear()
+        return ended
+
+    def _follow(
+        self, pending: dict[Any, Work], desk: Any, wall: Wall, ended: Ended, storage: Storage | None,
+        interrupts: Interrupts,
+    ) -> None:  # fmt: skip
+        """Watch packs until all have ended."""
+        ray, begun, told, stopped = self._ray, set[int](), False, 0
+        while pending:
+            done, _ = ray.wait(list(pending), timeout=_LOOK)
+            reports = ray.get(desk.hear.remote())
+            wall.show(reports)
+            begun |= {report.pack for report in reports}
+            for reference in done:
+                work = pending.pop(reference)
+                result = self._result(reference)
+                stopped += result.stopped
+                ended.failed.update(result.failed)
+                if result.fault:
+                    ended.broken.update(dict.fromkeys(work.names, result.fault))
+                if not result.stopped:
+                    wall.end(work.number, result.fault)
+                if storage and not result.stopped and not result.fault:
+                    _collect(work, storage)
+            if interrupts.caught and not told:
+                told = True
+                ray.get(desk.stop.remote())
+            if told and not any(work.number in begun for work in pending.values()):
+                break
+        wall.show([])
+        if stopped or pending:
+            raise Interrupted(
+                f"stopped with {stopped + len(pending)} packs unfinished", "the same command with --resume goes on"
+            )
+
+    def _result(self, reference: Any) -> Result:
+        """Of a task that is done; a worker lost too often is a fault."""
+        try:
+            found: Result = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            lost = f"its worker was lost more than {self._retries} times"
+            return Result(fault=f"{lost} ({type(error).__name__}: {first_line(error)})")
+        return found
+
+
+def _leave_tasks(work: Work) -> None:
+    """Write down which tasks train, where `claim` looks for them when they are resumed."""
+    for material in work.materials:
+        working = unfinished(work.out / material.task.name)
+        working.mkdir(exist_ok=True)
+        save_task(material.task, working / TASK)
+
+
+def _collect(work: Work, storage: Storage) -> None:
+    """Bring the runs of a pack out of the storage into their places."""
+    shutil.rmtree(work.folder, ignore_errors=True)
+    work.folder.mkdir(parents=True)
+    storage.fetch(work.number, work.folder)
+    for name in work.names:
+        if is_run(work.folder / name):
+            replace_folder(work.folder / name, work.out / name)
+            shutil.rmtree(unfinished(work.out / name), ignore_errors=True)
+
+
+def _waiting(work: Work) -> list[Row]:
+    """How its adapters are before it begins."""
+    return [
+        Row(one.task.name, 0, work.plans[one.task.name].steps, None, one.task.train.metric_for_best_model, None, None,
+            None, WAITING)
+        for one in work.materials
+    ]  # fmt: skip
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--engine ray needs the package {error.name}", "pip install 'lora-ft[ray]'") from error
+    return ray
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone that the user did not ask for
+    named = address or os.environ.get("RAY_ADDRESS")
+    if named not in (None, "auto"):
+        _require_open(named)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(named or "auto", **options)
+    except ConnectionError as error:
+        if named:
+            said = f"the cluster at {named} does not answer ({first_line(error)})"
+            raise LoraFtError(said, "see `ray status` there") from error
+        ray.init("local", num_cpus=allowed_cpus(), include_dashboard=False, **options)
+
+
+def _require_open(address: str) -> None:
+    """Raise where nothing listens: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in address:
+        raise UsageError(f"the cluster's address {address} is not HOST:PORT", "give what `ray start --head` printed")
+    try:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
+    except OSError as error:
+        raise LoraFtError(
+            f"no cluster answers at {address} ({error.strerror or first_line(error)})",
+            "start one with `ray start --head`, or correct --address",
+        ) from error
+
+
+def _places(resources: Mapping[str, float], portion: Portion) -> int:
+    """How many packs a node has room for at a time."""
+    counts = [resources.get("CPU", 0.0) / portion.cpus]
+    if portion.gpus:
+        counts.append(resources.get("GPU", 0.0) // 1 * (1 / portion.gpus // 1))
+    return int(min(counts))
+
+
+def _size(resources: Mapping[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"

@@ -1,0 +1,110 @@
+"""Where packs train: in this process one after another, or wherever another engine takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+from export.errors import UsageError
+from export.runtime.cpu import allowed_cpus
+from lora_ft.bases import find_base
+from lora_ft.interrupts import Interrupts
+from lora_ft.memory import device_memory
+from lora_ft.packs.board import Board
+from lora_ft.packs.snapshot import Snapshots
+from lora_ft.packs.work import Work, open_frozen, train_one, use_threads
+from lora_ft.plan import this_device
+from lora_ft.precision import Precision, choose_precision
+
+
+@dataclass(frozen=True)
+class Site:
+    """What packs find where they train.
+
+    Attributes:
+        device: "cpu", "cuda" or "mps".
+        precision: for tasks that ask for that of the survey.
+        room: bytes that a pack may take.
+        places: packs that train at the same time.
+        storage: where snapshots lie, if not below the runs.
+    """
+
+    device: str
+    precision: Precision
+    room: int
+    places: int = 1
+    storage: str | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How packs ended.
+
+    Attributes:
+        failed: names of tasks that left without a run, and why.
+        broken: names of tasks whose pack broke down with them, and why; it can be resumed.
+    """
+
+    failed: dict[str, str]
+    broken: dict[str, str]
+
+
+class Engine(Protocol):
+    """Trains packs."""
+
+    def survey(self, out: Path, asked: str, storage: str | None, board: Board) -> Site:
+        """Look at where packs would train, before they are planned.
+
+        Args:
+            out: folder of the runs.
+            asked: train.precision of the tasks.
+            storage: as of the site on which what is resumed began; None also where it is new.
+            board: told what there is to know.
+
+        Raises:
+            UsageError: nothing can train there.
+        """
+
+    def run(self, works: Sequence[Work], site: Site, board: Board) -> Ended:
+        """Train packs, each to its end or until Ctrl-C.
+
+        Raises:
+            Interrupted: Ctrl-C; everything can be resumed.
+        """
+
+    def close(self) -> None:
+        """Leave the place as it was."""
+
+
+class Here:
+    """This process: packs train one after another, on one copy of their base."""
+
+    def survey(self, out: Path, asked: str, storage: str | None, board: Board) -> Site:
+        """See `Engine.survey`."""
+        if storage:
+            raise UsageError(f"the snapshots of {out} lie in {storage}", "resume with --engine ray")
+        device = this_device()
+        return Site(device, choose_precision(asked, device), device_memory(device))
+
+    def run(self, works: Sequence[Work], site: Site, board: Board) -> Ended:
+        """See `Engine.run`; what breaks one pack is raised."""
+        use_threads(site.device, allowed_cpus())
+        task, _ = works[0].first
+        base = find_base(task.base)
+        open_model = cache(lambda: open_frozen(task, base, site.device))
+        failed: dict[str, str] = {}
+        interrupts = Interrupts()
+        interrupts.take()
+        stop: Callable[[], bool] = lambda: interrupts.caught  # noqa: E731
+        try:
+            for work in works:
+                failed |= train_one(work, base, open_model, Snapshots(work.folder), board, stop)
+        finally:
+            interrupts.release()
+        return Ended(failed, {})
+
+    def close(self) -> None:
+        """See `Engine.close`."""

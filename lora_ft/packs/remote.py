@@ -1,0 +1,136 @@
+"""What a node of a cluster runs: a look at itself, and one pack."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_ft.bases import find_base
+from lora_ft.interrupts import Interrupted
+from lora_ft.memory import device_memory
+from lora_ft.packs.desk import Reporter
+from lora_ft.packs.member import describe
+from lora_ft.packs.storage import Held, Storage
+from lora_ft.packs.work import RECORD, Work, open_frozen, train_one, use_threads
+from lora_ft.plan import this_device
+from lora_ft.precision import Precision, choose_precision
+
+_EVERY = 0.5  # seconds between reports
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node says of itself.
+
+    Attributes:
+        host: its name.
+        device: that packs would train on.
+        memory: of that device, in bytes.
+        precision: that it would choose.
+        version: of lora-ft.
+        token: that it found in the storage, or None.
+    """
+
+    host: str
+    device: str
+    memory: int
+    precision: Precision
+    version: str
+    token: str | None
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What of a node a pack may use: CPUs, and the part of one GPU."""
+
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPU{'s' * (self.cpus != 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a pack ended.
+
+    Attributes:
+        failed: names of tasks that left without a run, and why.
+        stopped: it was told to, and left a snapshot.
+        fault: what broke it down, or "".
+    """
+
+    failed: dict[str, str] = field(default_factory=dict)
+    stopped: bool = False
+    fault: str = ""
+
+
+def examine(place: str, name: str, asked: str, portion: Portion) -> Node:
+    """Look at this node.
+
+    Args:
+        place, name: of the storage, and of a file in it.
+        asked: train.precision of the tasks.
+        portion: that a pack may use.
+    """
+    device = this_device() if portion.gpus else "cpu"
+    return Node(
+        platform.node(), device, device_memory(device), choose_precision(asked, device), version("lora-ft"),
+        Storage(place).get(name),
+    )  # fmt: skip
+
+
+def train_here(work: Work, place: str, shared: bool, portion: Portion, desk: Any) -> Result:
+    """Train a pack on this node, from its last snapshot if there is one. Nothing is raised but by a second Ctrl-C.
+
+    Args:
+        work: the pack.
+        place: of the storage.
+        shared: whether the runs' folder is one that all nodes reach.
+        portion: that it may use.
+        desk: handle of the actor `Desk`.
+    """
+    import ray
+
+    reporter = Reporter(work.number, lambda said: bool(ray.get(desk.report.remote(said))), _EVERY, time.monotonic)
+    reporter.note(f"{len(work.names)} adapters on {platform.node()}")
+    reporter.flush()
+    if reporter.stopping:
+        return Result(stopped=True)
+    try:
+        storage = Storage(place)
+        if shared:
+            if storage.get(RECORD) is None:
+                return Result(fault=f"{platform.node()} does not see {place}")
+            return Result(_train(work, Held(work.folder, storage, work.number), portion, reporter))
+        with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
+            moved = replace(work, out=Path(scratch))
+            storage.fetch(work.number, moved.out)
+            held = Held(moved.folder, storage, work.number, moved.out)
+            failed = _train(moved, held, portion, reporter)
+            held.send()
+            return Result(failed)
+    except Interrupted:
+        return Result(stopped=True)
+    except Exception as error:
+        return Result(fault=describe(error))
+    finally:
+        reporter.flush()
+
+
+def _train(work: Work, held: Held, portion: Portion, reporter: Reporter) -> dict[str, str]:
+    task, plan = work.first
+    use_threads(plan.device, max(1, int(portion.cpus)))
+    if plan.device == "cuda" and portion.gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(portion.gpus)  # or one pack could take another one's memory
+    base = find_base(task.base)
+    return train_one(
+        work, base, lambda: open_frozen(task, base, plan.device), held, reporter, lambda: reporter.stopping
+    )

@@ -1,0 +1,133 @@
+"""Where the packs of a cluster leave what they go on from: a folder that all nodes share, or a URL of fsspec."""
+
+from __future__ import annotations
+
+import secrets
+import tarfile
+from pathlib import Path
+
+import fsspec
+
+from export.errors import LoraFtError, UsageError, first_line
+from lora_ft.packs.snapshot import Snapshot, Snapshots
+
+_MARK = ".complete"
+
+
+class Storage:
+    """Files by name in a folder or below a URL.
+
+    Raises:
+        UsageError: no package here knows such URLs.
+    """
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        try:
+            self._files, self._root = fsspec.url_to_fs(place)
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"storage {place}: {first_line(error)}", "e.g. s3://bucket/folder needs s3fs") from error
+
+    def put(self, name: str, text: str) -> None:
+        """Write a small file."""
+        self._files.makedirs(self._root, exist_ok=True)
+        self._files.pipe_file(self._path(name), text.encode())
+
+    def get(self, name: str) -> str | None:
+        """What a small file holds; None where there is none."""
+        self._files.invalidate_cache()
+        try:
+            return self._files.cat_file(self._path(name)).decode()
+        except FileNotFoundError:
+            return None
+
+    def drop(self, name: str) -> None:
+        """Delete a file."""
+        self._files.rm_file(self._path(name))
+
+    def clear(self) -> None:
+        """Delete everything."""
+        if self._files.exists(self._root):
+            self._files.rm(self._root, recursive=True)
+
+    def send(self, folder: Path, pack: int) -> None:
+        """Keep a copy of a pack's folder, and delete older ones when it is whole. It is an archive, as an object store
+        has no renames."""
+        number = (self._newest(pack) or 0) + 1
+        name = self._archive(pack, number)
+        self._files.makedirs(self._root, exist_ok=True)
+        with (
+            self._files.open(self._path(name), "wb") as file,
+            tarfile.open(fileobj=file, mode="w|") as archive,
+        ):
+            archive.add(folder, ".")
+        self.put(name + _MARK, "")
+        for other in self._names(pack):
+            if not other.startswith(name):
+                self.drop(other)
+
+    def fetch(self, pack: int, folder: Path) -> bool:
+        """Bring a pack's newest copy into a folder; whether there is one."""
+        number = self._newest(pack)
+        if number is None:
+            return False
+        with (
+            self._files.open(self._path(self._archive(pack, number)), "rb") as file,
+            tarfile.open(fileobj=file, mode="r|") as archive,
+        ):
+            archive.extractall(folder, filter="data")
+        return True
+
+    def _newest(self, pack: int) -> int | None:
+        whole = [name.removesuffix(_MARK) for name in self._names(pack) if name.endswith(_MARK)]
+        return max((int(name.split("-")[2].removesuffix(".tar")) for name in whole), default=None)
+
+    def _names(self, pack: int) -> list[str]:
+        self._files.invalidate_cache()
+        found = self._files.glob(self._path(f"pack-{pack}-*"))
+        return [str(path).rpartition("/")[2] for path in found]
+
+    def _archive(self, pack: int, number: int) -> str:
+        return f"pack-{pack}-{number:06}.tar"
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+class Held(Snapshots):
+    """Snapshots of a pack that one attempt to train it writes, until the next one takes the pack over.
+
+    A node that a cluster has lost sight of may still train when the pack has begun again elsewhere.
+
+    Args:
+        folder: of the snapshots.
+        storage: that all attempts share.
+        pack: its number.
+        tree: what to send into the storage with each snapshot; None where it lies in a shared folder.
+    """
+
+    def __init__(self, folder: Path, storage: Storage, pack: int, tree: Path | None = None) -> None:
+        super().__init__(folder)
+        self._storage, self._pack, self._tree = storage, pack, tree
+        self._attempt = secrets.token_hex(8)
+        storage.put(self._holder, self._attempt)
+
+    @property
+    def _holder(self) -> str:
+        return f"holder-{self._pack}"
+
+    def write(self, snapshot: Snapshot) -> None:
+        """See `Snapshots.write`.
+
+        Raises:
+            LoraFtError: another attempt has taken over.
+        """
+        if self._storage.get(self._holder) != self._attempt:
+            raise LoraFtError(f"pack {self._pack} is trained by another process now")
+        super().write(snapshot)
+        self.send()
+
+    def send(self) -> None:
+        """Keep a copy in the storage, where the files lie nowhere that all nodes reach."""
+        if self._tree is not None:
+            self._storage.send(self._tree, self._pack)

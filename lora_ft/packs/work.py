@@ -1,0 +1,146 @@
+"""One pack from its tasks to their runs, on whichever machine: what it takes, and the way through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.files import read_json
+from lora_ft.bases import Base, quiet_transformers
+from lora_ft.interrupts import Interrupted
+from lora_ft.material import Material
+from lora_ft.memory import keep_freed_memory
+from lora_ft.outcome import finish
+from lora_ft.packs.adapter import make_adapter
+from lora_ft.packs.board import Board
+from lora_ft.packs.member import Member
+from lora_ft.packs.pack import Pack
+from lora_ft.packs.snapshot import Snapshot, Snapshots
+from lora_ft.packs.stack import Stack
+from lora_ft.plan import Plan
+from lora_ft.runs import METRICS, unfinished
+from lora_ft.task import Task
+from lora_ft.weights import open_base
+
+# Below the folder of the runs; no task's name begins with _. What was chosen when the packs began lies in it.
+WORK, RECORD = "_packs.unfinished", "packs.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One pack to train.
+
+    Attributes:
+        number: of the pack, from 1.
+        materials: of its tasks.
+        plans: theirs, by name.
+        out: folder of the runs.
+    """
+
+    number: int
+    materials: list[Material]
+    plans: dict[str, Plan]
+    out: Path
+
+    @property
+    def names(self) -> list[str]:
+        """Of its tasks."""
+        return [material.task.name for material in self.materials]
+
+    @property
+    def first(self) -> tuple[Task, Plan]:
+        """A task and its plan: they share the base, its device and the precision."""
+        task = self.materials[0].task
+        return task, self.plans[task.name]
+
+    @property
+    def folder(self) -> Path:
+        """Of its snapshots."""
+        return self.out / WORK / str(self.number)
+
+
+def use_threads(device: str, count: int) -> None:
+    """Let this process compute on a device with so many threads."""
+    if device == "cpu":
+        torch.set_num_threads(count)
+        keep_freed_memory()
+
+
+def open_frozen(task: Task, base: Base, device: str) -> Any:
+    """The base that a pack trains on."""
+    model = open_base(task, base, device).to(device)
+    if task.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model
+
+
+def train_one(
+    work: Work, base: Base, open_model: Callable[[], Any], snapshots: Snapshots, board: Board, stop: Callable[[], bool]
+) -> dict[str, str]:
+    """Train a pack to its end, from its last snapshot if there is one; why some of it failed, by name.
+
+    Args:
+        work: the pack.
+        base: of its tasks.
+        open_model: gives the base; called if there is something left to train, and left as it was found.
+        snapshots: of this pack.
+        board: told how all adapters are.
+        stop: asked after each step whether to end with a snapshot.
+
+    Raises:
+        Interrupted: `stop` said so.
+    """
+    found = snapshots.latest()
+    by_name = {material.task.name: material for material in work.materials}
+    for name in found.closed if found else []:  # a process was killed before it put them into place
+        working = unfinished(work.out / name)
+        if working.is_dir():
+            finish(by_name[name].task, working, work.out / name, read_json(working / METRICS))
+    if found and not found.members:
+        return found.failed
+    model = open_model()
+    with quiet_transformers():
+        pack, stack = _make(work, by_name, base, model, found, snapshots, board)
+        done = found.tick if found else 0
+        if found:
+            board.note(f"going on from step {done}")
+        board.stage("training", done + pack.steps, done)
+        while pack.members:
+            pack.step()
+            done += 1
+            board.advance(done)
+            if pack.members and stop():
+                pack.save()
+                raise Interrupted(
+                    f"stopped with {len(pack.members)} adapters unfinished; their snapshot is in {work.folder}",
+                    "the same command with --resume goes on from there",
+                )
+    stack.remove(model)
+    return pack.failed
+
+
+def _make(
+    work: Work, by_name: dict[str, Material], base: Base, model: Any, found: Snapshot | None, snapshots: Snapshots,
+    board: Board,
+) -> tuple[Pack, Stack]:  # fmt: skip
+    """The pack with all its members, as new or as a snapshot has them."""
+    plan = work.first[1]
+    names: Sequence[str] = list(found.members) if found else work.names
+    made = [make_adapter(model, by_name[name].task, base, by_name[name].rows, plan.device) for name in names]
+    stack = Stack(model, [adapter for adapter, _ in made])
+    for number, (_, weights) in enumerate(made):
+        stack.load(number, weights)
+        weights.clear()
+    members = [
+        Member(by_name[name], work.plans[name], base, adapter, model, work.out / name)
+        for name, (adapter, _) in zip(names, made, strict=True)
+    ]
+    for member in members:
+        member.begin(found.members[member.name] if found else None)
+    bf16 = plan.precision.is_bf16
+    return Pack(model, stack, members, snapshots, bf16=bf16, board=board, snapshot=found), stack

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import secrets
 import tarfile
 from pathlib import Path
@@ -109,7 +111,7 @@ class Held(Snapshots):
     def __init__(self, folder: Path, storage: Storage, pack: int, tree: Path | None = None) -> None:
         super().__init__(folder)
         self._storage, self._pack, self._tree = storage, pack, tree
-        self._attempt = secrets.token_hex(8)
+        self._attempt = f"{platform.node()} {os.getpid()} {secrets.token_hex(8)}"
         storage.put(self._holder, self._attempt)
 
     @property
@@ -122,8 +124,10 @@ class Held(Snapshots):
         Raises:
             LoraFtError: another attempt has taken over.
         """
-        if self._storage.get(self._holder) != self._attempt:
-            raise LoraFtError(f"pack {self._pack} is trained by another process now")
+        holder = self._storage.get(self._holder)
+        if holder != self._attempt:
+            host, _, process = str(holder).partition(" ")
+            raise LoraFtError(f"pack {self._pack} was taken over by {host}, process {process.partition(' ')[0]}")
         super().write(snapshot)
         self.send()
 

@@ -268,9 +268,8 @@ def _connect(ray: Any, address: str | None) -> None:
     try:
         ray.init(named or "auto", **options)
     except ConnectionError as error:
-        if named:
-            said = f"the cluster at {named} does not answer ({first_line(error)})"
-            raise LoraFtError(said, "see `ray status` there") from error
+        if named not in (None, "auto") or "Could not find any" not in str(error):
+            raise LoraFtError(f"no cluster to train on: {first_line(error)}", "see `ray status`") from error
         ray.init("local", num_cpus=allowed_cpus(), include_dashboard=False, **options)
 
 

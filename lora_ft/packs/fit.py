@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -126,6 +127,13 @@ def fit(
             packs.append([need])
     order = {need.name: at for at, need in enumerate(needs)}
     return [Chosen(sorted((need.name for need in pack), key=order.__getitem__), total(pack)) for pack in packs]
+
+
+def even(count: int, places: int, most: int) -> int:
+    """Tasks in a pack, where so many packs train at a time and none may be larger than `most`: in as few rounds as
+    that allows, all packs are alike."""
+    rounds = math.ceil(count / (places * most))
+    return math.ceil(count / (places * rounds))
 
 
 def lines(packs: Sequence[Chosen], room: int) -> list[str]:

@@ -22,6 +22,7 @@ from lora_ft.packs.stack import Stack
 from lora_ft.trainer import token_loss
 
 _OVERHEAD = 10  # snapshots take no more than one part in so many of the time
+_LONGEST = 600.0  # seconds without one
 _TICKS = 20  # that a step's time is the mean of
 
 
@@ -80,7 +81,7 @@ class Pack:
                 ))  # fmt: skip
         if any(member.stopped for member in self.members):
             self._part()
-        elif any(member.due for member in self.members) and self._may_save():
+        elif self._is_due() and self._may_save():
             self.save()
         self._board.rows(self.rows())
 
@@ -172,6 +173,10 @@ class Pack:
             source = f"{SOURCES[member.plan.device]}; this adapter's share by rows"
             energy = {"joules": round(joules, 1), "source": source}
         return {"pack": {"adapters": len(self.members), "share": round(share, 4)}, "energy": energy}
+
+    def _is_due(self) -> bool:
+        """Whether there is something to lose: an evaluation, or minutes of work."""
+        return any(member.due for member in self.members) or time.perf_counter() - self._saved_at >= _LONGEST
 
     def _may_save(self) -> bool:
         return time.perf_counter() - self._saved_at >= _OVERHEAD * self._saving

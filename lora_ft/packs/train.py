@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -17,7 +16,7 @@ from lora_ft.claim import claim
 from lora_ft.material import Material, gather
 from lora_ft.packs.board import Board, SilentBoard
 from lora_ft.packs.engine import Engine, Here, Site
-from lora_ft.packs.fit import Need, fit, lines, require_packable
+from lora_ft.packs.fit import Chosen, Need, even, fit, lines, require_packable
 from lora_ft.packs.work import RECORD, WORK, Work
 from lora_ft.plan import Choices, Plan, make_plan
 from lora_ft.precision import Precision
@@ -108,18 +107,22 @@ def _choose(
     materials: Mapping[str, Material], plans: Mapping[str, Plan], base: Base, site: Site, most: int | None, board: Board
 ) -> list[list[str]]:
     """Names of the tasks of each pack, and a word about them."""
-    if most is None and site.places > 1:
-        most = math.ceil(len(materials) / site.places)
     needs = []
     for name, material in materials.items():
         lora, train = material.task.lora, material.task.train
         longest = [max(len(getattr(row, side)) for row in material.rows) for side in ("input_ids", "labels")]
         batch = Batch(train.per_device_train_batch_size, *longest)
         needs.append(Need(name, plans[name].trainable, max(lora.r, *lora.rank_pattern.values(), 1), batch))
-    chosen = fit(
-        Shape.of(base.config), needs, site.room, bf16=site.precision.is_bf16, cpu=site.device == "cpu", most=most,
-        checkpointing=train.gradient_checkpointing,  # which all share
-    )  # fmt: skip
+
+    def packs(most: int | None) -> list[Chosen]:
+        return fit(
+            Shape.of(base.config), needs, site.room, bf16=site.precision.is_bf16, cpu=site.device == "cpu", most=most,
+            checkpointing=train.gradient_checkpointing,  # which all share
+        )  # fmt: skip
+
+    chosen = packs(most)
+    if most is None and site.places > 1:
+        chosen = packs(even(len(needs), site.places, max(len(pack.names) for pack in chosen)))
     for line in lines(chosen, site.room):
         board.note(line)
     return [one.names for one in chosen]

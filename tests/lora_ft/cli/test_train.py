@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from lora_ft.cli import board
 from lora_ft.cli import run as lora_ft
+from lora_ft.cli.tables import distinct
 from lora_ft.packs.board import Row
 from lora_ft.runs import Run, is_run
 
@@ -70,6 +73,8 @@ def test_a_task_that_fails_is_told_and_ends_with_1(make_task: MakeTask, tmp_path
         (["--push-to-hub", "me/it"], "uploads one run"),
         (["--resume"], "no unfinished packs"),
         (["--set", "lora.use_dora=true"], "lora.use_dora = True"),
+        (["--gpus-per-pack", "0.5"], "add --engine ray"),
+        (["--engine", "ray", "--push-to-hub", "me/it"], "uploads one run"),
     ],
 )
 def test_what_several_tasks_cannot(
@@ -104,9 +109,9 @@ def test_the_screen_has_a_row_for_each_adapter() -> None:
 
 
 def test_without_a_terminal_a_line_says_all() -> None:
-    assert board.line(ROWS[1]) == "qa  3/40  loss –  rouge1 –  –/s  – left"
-    assert board.line(ROWS[2]) == "chat  40/40  finished"
-    assert len(board.line(ROWS[0])) <= 80
+    assert board.line(ROWS[1], "qa") == "qa  3/40  loss –  rouge1 –  –/s  – left"
+    assert board.line(ROWS[2], "talk") == "talk  40/40  finished"
+    assert len(board.line(ROWS[0], ROWS[0].name[:20])) <= 80
 
 
 def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -116,3 +121,37 @@ def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Captur
     monkeypatch.setattr(board, "LINE_EVERY", -1.0)
     screen.rows(ROWS)
     assert "qa  3/40" in capsys.readouterr().err
+
+
+GRID = [f"summaries-of-long-dialogues-r-{rank}-learning_rate-{rate}" for rank in (8, 16) for rate in (0.001, 0.0003)]
+
+
+@pytest.mark.parametrize(
+    ("names", "width", "shown"),
+    [
+        (["qa", "chat"], 20, ["qa", "chat"]),
+        (GRID[:2], 28, ["…learning_rate-0.001", "…learning_rate-0.0003"]),
+        (GRID[::2], 20, ["…r-8…", "…r-16…"]),
+        (GRID, 22, ["…8…0.001", "…8…0.0003", "…16…0.001", "…16…0.0003"]),
+        (["qa", *GRID[:2]], 22, ["qa", "…learning_rate-0.001", "…learning_rate-0.0003"]),
+        ([GRID[0]], 11, ["summa…0.001"]),
+        ([f"{'a' * 20}{letter}{'z' * 20}" for letter in "bc"], 10, ["aaaaaaa…#1", "aaaaaaa…#2"]),
+    ],
+)
+def test_long_names_are_shortened_to_where_they_differ(names: list[str], width: int, shown: list[str]) -> None:
+    assert list(distinct(names, width).values()) == shown
+
+
+@given(st.lists(st.from_regex(r"[ab]{1,9}(-[ab]{1,9}){0,6}", fullmatch=True), unique=True, max_size=30))
+def test_no_two_names_are_shown_alike(names: list[str]) -> None:
+    shown = distinct(names, 12)
+    assert list(shown) == names and len(set(shown.values())) == len(names)
+    assert all(len(text) <= 12 for text in shown.values())
+
+
+def test_the_screen_tells_runs_of_a_grid_apart() -> None:
+    rows = [Row(name, 3, 40, None, "rouge1", None, None, None, "") for name in GRID]
+    shown = Console(file=io.StringIO(), width=80)
+    shown.print(board._table(rows, 10))
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert all(part in text for part in ("…8…0.001 ", "…8…0.0003 ", "…16…0.001 ", "…16…0.0003 "))

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from export.errors import UsageError
-from lora_ft.packs.fit import Need, fit, lines, memory, require_packable
+from lora_ft.packs.fit import Need, even, fit, lines, memory, require_packable
 from lora_ft.sizes import FLAN, Batch, training
 from lora_ft.task import Task
 from lora_ft.taskfile import load_task
@@ -92,3 +94,18 @@ def test_a_task_that_is_too_large_alone_is_tried_alone_and_said_so() -> None:
     assert [pack.names for pack in packs] == [["a"], ["b"]]
     said = lines(packs, 10**6)
     assert said[0] == "2 adapters on one base in 2 packs" and "more than there is" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("count", "places", "most", "size"),
+    [(16, 8, 100, 2), (1000, 8, 94, 63), (3, 8, 5, 1), (10, 4, 3, 3), (100, 1, 30, 25)],
+)
+def test_packs_that_train_at_a_time_are_alike(count: int, places: int, most: int, size: int) -> None:
+    assert even(count, places, most) == size
+
+
+@given(st.integers(1, 500), st.integers(1, 70), st.integers(1, 100))
+def test_even_packs_need_no_more_rounds_than_full_ones(count: int, places: int, most: int) -> None:
+    size = even(count, places, most)
+    assert 1 <= size <= most
+    assert -(-count // size) <= places * -(-count // (places * most))

@@ -1,0 +1,247 @@
+"""What 1,000 adapters cost on 1, 8 and 64 devices, on paper: measured packs on CPUs, and assumptions about GPUs.
+
+    python -m benchmarks.scale [--packs FILE]       # as `benchmarks.packs --json` wrote it
+
+Writes docs/scale.md. A step of a pack of n adapters with b rows each takes
+
+    fixed + n * own + n * b * flops / (peak * share)
+
+on a device that nothing was measured on; where `benchmarks.packs` was run, its samples a second are taken instead.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from export.files import read_json, write_text
+from lora_ft.markdown import table
+from lora_ft.packs.fit import Need, even, memory
+from lora_ft.sizes import FLAN, GIB, Batch, Shape
+
+RESULTS = Path(__file__).parent / "results" / "packs.json"
+PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
+ADAPTERS, SAMPLES, DEVICES = 1000, 10_000, (1, 8, 64)
+START = 30.0  # seconds from a pack's task to its first step: Python, torch, the base, peft's start
+SNAPSHOT_EVERY = 60.0  # seconds
+# bf16 products a second without sparsity, and GiB, from NVIDIA's data sheets.
+CPU_MEMORY, GPU_MEMORY = 24, 80  # GiB of a device that was measured
+GPUS = {"L4": (121e12, 24), "A100": (312e12, 80), "H100": (989e12, 80)}
+# Assumed, worst and best: share of those products that a step reaches; seconds of a step that no adapter causes, as
+# kernels are launched one by one; and those of each adapter in Python.
+ASSUMED = ((0.05, 0.060, 0.0015), (0.30, 0.020, 0.0005))
+
+
+def step_flops(shape: Shape, source: int, target: int) -> float:
+    """Operations of a row: forward, and backward to the activations alone, as the base is frozen."""
+    d, inner = shape.d_model, shape.inner
+    feed_forward = (3 if shape.gated else 2) * d * shape.d_ff
+    encoder = shape.num_layers * (4 * d * inner + feed_forward) + shape.num_decoder_layers * 2 * d * inner
+    decoder = shape.num_decoder_layers * (6 * d * inner + feed_forward) + shape.vocab_size * d
+    return 4.0 * (encoder * source + decoder * target)
+
+
+def measured(timings: Sequence[dict[str, Any]], source: int, target: int, precision: str) -> Callable[[int], float]:
+    """Samples a second by adapters in a pack: as measured, straight lines between, and no more than the last."""
+    points = [
+        (one["adapters"], one["samples_per_second"])
+        for one in timings
+        if one["adapters"] and one["samples_per_second"] and one["precision"] == precision
+        and (one["source"], one["target"]) == (source, target)
+    ]  # fmt: skip
+
+    def speed(count: int) -> float:
+        if count >= points[-1][0]:
+            return float(points[-1][1])
+        for (low, slow), (high, fast) in itertools.pairwise(points):
+            if count <= high:
+                return float(slow + (fast - slow) * (count - low) / (high - low))
+        return float(points[0][1])
+
+    return speed
+
+
+def assumed(peak: float, flops: float, rows: int, how: tuple[float, float, float]) -> Callable[[int], float]:
+    """The same for a device that nothing was measured on."""
+    share, fixed, own = how
+    return lambda count: count * rows / (fixed + count * own + count * rows * flops / (peak * share))
+
+
+def largest(shape: Shape, rank: int, batch: Batch, room: float, *, cpu: bool, bf16: bool = True) -> int:
+    """Adapters on queries and values that fit into so many bytes beside the base."""
+    layers = shape.num_layers + 2 * shape.num_decoder_layers
+    need = Need("", 2 * layers * rank * (shape.d_model + shape.inner), rank, batch)
+
+    def fits(count: int) -> bool:
+        return memory(shape, [need] * count, bf16=bf16, checkpointing=False, cpu=cpu).total <= room
+
+    count = 0
+    while fits(count + 1) and count < ADAPTERS:
+        count += 1
+    return count
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of all adapters on some devices: adapters in a pack, packs, seconds in all."""
+
+    devices: int
+    pack: int
+    packs: int
+    seconds: float
+
+    @property
+    def hours(self) -> float:
+        """Of all devices together."""
+        return self.devices * self.seconds / 3600
+
+
+def cost(devices: int, most: int, speed: Callable[[int], float]) -> Cost:
+    """Packs as `--engine ray` makes them: as few rounds as memory allows, shared out evenly."""
+    pack = even(ADAPTERS, devices, most)
+    packs = math.ceil(ADAPTERS / pack)
+    rounds = math.ceil(packs / devices)
+    return Cost(devices, pack, packs, rounds * (START + pack * SAMPLES / speed(pack)))
+
+
+def page(found: dict[str, Any]) -> str:
+    """docs/scale.md, from what `benchmarks.packs` wrote."""
+    shape, rank = FLAN["small"], found["rank"]
+    lengths = dict.fromkeys((one["source"], one["target"]) for one in found["timings"])
+    (low, slow, much), (high, fast, little) = ASSUMED
+    return _TEXT.format(
+        adapters=f"{ADAPTERS:,}", samples=f"{SAMPLES:,}", rank=rank, targets=found["targets"], rows=found["rows"],
+        device=_device(found), tables="\n\n".join(_table(found, shape, *pair) for pair in lengths),
+        peaks=", ".join(f"{name} {peak / 1e12:.0f} T" for name, (peak, _) in GPUS.items()), low=f"{low:.0%}",
+        high=f"{high:.0%}", fast=f"{1000 * fast:.0f}", slow=f"{1000 * slow:.0f}", little=f"{1000 * little:g}",
+        much=f"{1000 * much:g}", memory=_memory(rank, found["rows"]), start=f"{START:.0f}", **_traffic(shape, rank),
+    )  # fmt: skip
+
+
+def _device(found: dict[str, Any]) -> str:
+    machine = found["environment"]
+    return f"{machine['cores'].split()[0]} cores of {machine['cpu']}" if found["device"] == "cpu" else machine["gpus"]
+
+
+def _table(found: dict[str, Any], shape: Shape, source: int, target: int) -> str:
+    """What rows of one length cost on each device."""
+    batch, cpu = Batch(found["rows"], source, target), found["device"] == "cpu"
+    kinds = dict.fromkeys(one["precision"] for one in found["timings"])
+    best = max((measured(found["timings"], source, target, kind) for kind in kinds), key=lambda speed: speed(ADAPTERS))
+    most = largest(shape, found["rank"], batch, (CPU_MEMORY if cpu else GPU_MEMORY) * GIB, cpu=cpu)
+    ways = [(f"{_device(found)}, measured", [best], most)]
+    for name, (peak, gib) in GPUS.items():
+        speeds = [assumed(peak, step_flops(shape, source, target), batch.rows, how) for how in ASSUMED]
+        ways.append((f"{name}, assumed", speeds, largest(shape, found["rank"], batch, gib * GIB, cpu=False)))
+    lines = []
+    for name, speeds, most in ways:
+        alone = [cost(1, most, speed) for speed in speeds]
+        for count in DEVICES:
+            costs = [cost(count, most, speed) for speed in speeds]
+            lines.append((
+                f"{count} x {name}", f"{costs[0].packs} of {costs[0].pack}",
+                _range([speed(costs[0].pack) for speed in speeds], "{:,.0f}"),
+                _range([one.seconds / 60 for one in costs], "{:,.0f}"),
+                _range([one.hours for one in costs], "{:,.1f}"),
+                _range([one.seconds / two.seconds for one, two in zip(alone, costs, strict=True)], "{:,.0f}"),
+            ))  # fmt: skip
+    columns = ["", "packs", "samples/s of one device", "minutes", "device-hours", "times as fast as one"]
+    return f"{source} + {target} tokens:\n\n{table(columns, lines, words=1)}"
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _memory(rank: int, rows: int) -> str:
+    lines = []
+    for name, shape in FLAN.items():
+        cells = [
+            str(largest(shape, rank, Batch(rows, source, target), gib * GIB, cpu=False))
+            for gib in (16, 24, 80)
+            for source, target in ((24, 16), (256, 48))
+        ]
+        lines.append((name, *(f"{ADAPTERS:,} or more" if cell == str(ADAPTERS) else cell for cell in cells)))
+    heads = [f"{gib} GiB, {lengths}" for gib in (16, 24, 80) for lengths in ("24 + 16", "256 + 48")]
+    return table(["FLAN-T5", *heads], lines)
+
+
+def _traffic(shape: Shape, rank: int) -> dict[str, str]:
+    """What snapshots bring to the shared storage."""
+    layers = shape.num_layers + 2 * shape.num_decoder_layers
+    adapter = 2 * layers * rank * (shape.d_model + shape.inner)
+    snapshot = 12 * adapter
+    return {
+        "snapshot": f"{snapshot / 1e6:.0f}", "all_snapshots": f"{ADAPTERS * snapshot / 1e9:.1f}",
+        "rate": f"{ADAPTERS * snapshot / SNAPSHOT_EVERY / 1e6:,.0f}", "every": f"{SNAPSHOT_EVERY:.0f}",
+        "runs": f"{ADAPTERS * 4 * adapter / 1e9:.1f}",
+    }  # fmt: skip
+
+
+_TEXT = """\
+# What {adapters} adapters cost, on paper
+
+`lora-ft train TASKS… --engine ray` on 1, 8 and 64 devices: {adapters} adapters of FLAN-T5-small, r {rank} on
+{targets}, {samples} samples each, in steps of {rows} rows. Written by `python -m benchmarks.scale`; nothing here was
+run at this size.
+
+- **Measured** is the speed of packs on {device} (`python -m benchmarks.packs`): straight lines between the
+  sizes that were measured, and no gain beyond the largest.
+- **Assumed** is all of what stands for GPUs, as none was at hand: steps reach {low} to {high} of the products a second
+  in NVIDIA's data sheets ({peaks}; bf16, dense), and take another {fast} to {slow} ms for
+  kernels that are launched one by one, and {little} to {much} ms of Python for each adapter. These are no bounds.
+
+`python -m benchmarks.packs --json FILE` measures your device, `python -m benchmarks.scale --packs FILE` writes this
+page from it.
+
+{tables}
+
+Packs are those of `--engine ray`: adapters shared out evenly, in as few rounds as memory allows. A pack takes {start} s
+until its first step (assumed). Evaluation, and waiting for machines, are left out. Device-hours times your price is the
+cost.
+
+## What fits beside one base
+
+Adapters in a pack, by the planner's formula (`lora_ft/packs/fit.py`), in bf16 with {rows} rows of each: the base once,
+16 bytes for each parameter of an adapter, and the activations of all rows, which are most of it.
+
+{memory}
+
+Several packs on one GPU (`--gpus-per-pack 0.5`) hold the base twice and share its speed: of use where Python or
+launches, not products, are what a step waits for.
+
+## Where it stops scaling
+
+- **Packs get small.** More devices mean fewer adapters in each pack, and a pack of few leaves a device idle. A perfect
+  cluster would keep device-hours equal.
+- **An adapter is not divided.** No more devices are of use than there are adapters.
+- **Rounds end together.** A round takes as long as its longest pack: tasks of unlike length leave devices idle, unless
+  `--pack-size` makes packs so small that each device gets several.
+- **Packs start.** Each is a process that imports torch and opens the base: {start} s are nothing in hours, and most of
+  it where training takes a minute.
+- **Snapshots travel.** One is an adapter's weights and two moments: {snapshot} MB, {all_snapshots} GB for all. Written
+  every {every} s by all at once, they bring {rate} MB/s to the shared storage; a pack that it slows down writes less
+  often, as snapshots take a tenth of its time at most. The runs in the end are {runs} GB.
+- **Ray itself is far away.** A pack is one task, and tells the screen how it is twice a second. Ray's releases record
+  350 to 440 tasks a second (`many_tasks` of its release tests).
+- **The first machine** reads and encodes all rows, and sends each pack its share, before anything starts.
+"""
+
+
+def main(
+    packs: Annotated[Path, typer.Option(help="What `benchmarks.packs --json` wrote.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="The page.")] = PAGE,
+) -> None:
+    """Write the page."""
+    write_text(out, page(read_json(packs)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,73 @@
+"""Costs on paper: the arithmetic, and the page that is committed."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import scale
+from benchmarks.scale import PAGE, RESULTS, assumed, cost, largest, measured, page, step_flops
+from export.files import read_json
+from lora_ft.sizes import FLAN, GIB, Batch
+
+TIMINGS = [
+    {"precision": precision, "source": source, "target": 16, "adapters": count, "samples_per_second": speed}
+    for precision, source in product(("fp32", "bf16"), (24, 256))
+    for count, speed in ((0, 18.0), (1, 20.0), (4, 38.0), (8, 40.0), (16, None))
+]
+FOUND = {
+    "environment": {"cores": "2 allowed of 2", "cpu": "A CPU", "gpus": "A GPU"}, "device": "cpu", "rows": 8, "rank": 16,
+    "targets": "q,v", "timings": TIMINGS,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "speed"), [(1, 20), (2, 26), (4, 38), (6, 39), (8, 40), (100, 40)])
+def test_speeds_are_as_measured_and_straight_between(count: int, speed: float) -> None:
+    assert measured(TIMINGS, 24, 16, "bf16")(count) == pytest.approx(speed)
+
+
+def test_operations_are_four_for_each_weight_that_a_token_meets() -> None:
+    shape = FLAN["small"]
+    embedding = shape.vocab_size * shape.d_model
+    norms = shape.d_model * (2 * shape.num_layers + 3 * shape.num_decoder_layers + 2)
+    biases = 2 * 32 * shape.num_heads
+    assert step_flops(shape, 1, 1) == 4 * (shape.parameters - embedding - norms - biases)
+
+
+@given(st.integers(1, 2000), st.integers(1, 300))
+def test_more_devices_are_never_slower_and_never_more_than_their_number_faster(devices: int, most: int) -> None:
+    def even(count: int) -> float:
+        return 100.0
+
+    one, many = cost(1, most, even), cost(devices, most, even)
+    assert many.pack <= most and many.packs * many.pack >= scale.ADAPTERS
+    assert many.seconds <= one.seconds * 1.1  # packs of one device need not come out even
+    assert many.hours >= scale.ADAPTERS * scale.SAMPLES / 100 / 3600 * 0.99
+
+
+def test_packs_that_get_small_cost_more_device_hours() -> None:
+    speed = assumed(312e12, step_flops(FLAN["small"], 256, 48), 8, scale.ASSUMED[0])
+    assert speed(1) < speed(16) < speed(128) < 2 * speed(64)
+    assert cost(1, 90, speed).hours < cost(64, 90, speed).hours < cost(500, 90, speed).hours
+
+
+def test_what_fits_is_what_the_planner_lets_in() -> None:
+    batch = Batch(8, 256, 48)
+    few, many = (largest(FLAN["small"], 16, batch, gib * GIB, cpu=False) for gib in (24, 80))
+    assert 1 < few < many / 3
+    assert largest(FLAN["xxl"], 16, batch, 24 * GIB, cpu=False) == 0
+
+
+def test_the_page_says_what_is_measured_and_what_is_not() -> None:
+    shown = page(FOUND)
+    assert "2 cores of A CPU, measured" in shown and "64 x H100, assumed" in shown
+    assert "24 + 16 tokens:" in shown and "256 + 16 tokens:" in shown
+    assert "1 x A GPU, measured" in page({**FOUND, "device": "cuda"})
+
+
+@pytest.mark.skipif(not RESULTS.is_file(), reason="packs were not measured yet")
+def test_the_page_is_of_the_committed_measurement() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(read_json(RESULTS))

@@ -152,10 +152,9 @@ class Cluster:
         )
         desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
         # A process of its own for each pack: what one leaves behind in torch and in memory is no other one's.
-        task = ray.remote(max_calls=1)(train_here).options(
-            num_cpus=self._portion.cpus, num_gpus=self._portion.gpus, max_retries=self._retries,
-            scheduling_strategy="SPREAD",
-        )  # fmt: skip
+        task = ray.remote(max_calls=1)(train_here)
+        options = {"num_cpus": self._portion.cpus, "num_gpus": self._portion.gpus, "max_retries": self._retries,
+                   "scheduling_strategy": "SPREAD"}  # fmt: skip
         storage = Storage(site.storage or str(works[0].out / WORK))
         if site.storage:
             for work in works:
@@ -163,7 +162,7 @@ class Cluster:
         waiting = {work.number: _waiting(work) for work in works}
         wall = Wall(waiting, {work.number: max(row.steps for row in waiting[work.number]) for work in works}, board)
         pending = {
-            task.options(name=f"pack {work.number}").remote(
+            task.options(name=f"pack {work.number}", **options).remote(
                 work, storage.place, site.storage is None, self._portion, desk
             ): work
             for work in works

@@ -1,4 +1,4 @@
-"""What a node of a cluster runs: a look at itself, and one pack."""
+"""What a node of a cluster runs: one pack."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import platform
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +13,14 @@ import torch
 
 from lora_ft.bases import find_base
 from lora_ft.interrupts import Interrupted
-from lora_ft.memory import device_memory
 from lora_ft.packs.desk import Reporter
+from lora_ft.packs.held import Held
 from lora_ft.packs.member import describe
-from lora_ft.packs.storage import Held, Storage
+from lora_ft.packs.node import Portion
+from lora_ft.packs.storage import Storage
 from lora_ft.packs.work import RECORD, Work, open_frozen, train_one, use_threads
-from lora_ft.plan import this_device
-from lora_ft.precision import Precision, choose_precision
 
 _EVERY = 0.5  # seconds between reports
-
-
-@dataclass(frozen=True)
-class Node:
-    """What a node says of itself.
-
-    Attributes:
-        host: its name.
-        device: that packs would train on.
-        memory: of that device, in bytes.
-        precision: that it would choose.
-        version: of lora-ft.
-        token: that it found in the storage, or None.
-    """
-
-    host: str
-    device: str
-    memory: int
-    precision: Precision
-    version: str
-    token: str | None
-
-
-@dataclass(frozen=True)
-class Portion:
-    """What of a node a pack may use: CPUs, and the part of one GPU."""
-
-    cpus: float
-    gpus: float
-
-    def __str__(self) -> str:
-        return f"{self.cpus:g} CPU{'s' * (self.cpus != 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
 
 
 @dataclass(frozen=True)
@@ -70,21 +36,6 @@ class Result:
     failed: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
     fault: str = ""
-
-
-def examine(place: str, name: str, asked: str, portion: Portion) -> Node:
-    """Look at this node.
-
-    Args:
-        place, name: of the storage, and of a file in it.
-        asked: train.precision of the tasks.
-        portion: that a pack may use.
-    """
-    device = this_device() if portion.gpus else "cpu"
-    return Node(
-        platform.node(), device, device_memory(device), choose_precision(asked, device), version("lora-ft"),
-        Storage(place).get(name),
-    )  # fmt: skip
 
 
 def train_here(work: Work, place: str, shared: bool, portion: Portion, desk: Any) -> Result:

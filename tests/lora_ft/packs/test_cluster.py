@@ -17,7 +17,7 @@ import pytest
 from export.errors import LoraFtError, UsageError
 from lora_ft.packs.board import SilentBoard
 from lora_ft.packs.cluster import Cluster, _places
-from lora_ft.packs.remote import Portion
+from lora_ft.packs.node import Portion
 from lora_ft.packs.train import WORK, train_pack
 from lora_ft.runs import Run
 from lora_ft.task import Task
@@ -31,8 +31,11 @@ STEPS: dict[str, Any] = {"max_steps": 60, "eval_every": 3, "metric_for_best_mode
 PORTION = ["--cpus-per-pack", "1", "--pack-size", "2"]
 
 
-def test_training_here_does_not_import_ray() -> None:
-    code = "import sys, lora_ft.cli.train, lora_ft.packs.train; sys.exit('ray' in sys.modules)"
+@pytest.mark.parametrize(
+    ("modules", "unwanted"), [("lora_ft.cli.train, lora_ft.packs.train", "ray"), ("lora_ft.packs.node", "torch")]
+)
+def test_what_is_imported_for_nothing(modules: str, unwanted: str) -> None:
+    code = f"import sys, {modules}; sys.exit({unwanted!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -101,6 +104,7 @@ def sealed(out: Path, pack: int) -> bool:
     return any(out.glob(f"{WORK}/{pack}/checkpoint-*/complete"))
 
 
+@pytest.mark.slow
 def test_lost_workers_and_lost_nodes_go_on_to_the_same_bits(
     cluster: Any, make_task: MakeTask, tmp_path: Path, undisturbed: list[Run]
 ) -> None:
@@ -125,6 +129,7 @@ def _raylets(node: Any) -> list[int]:
     return [one.process.pid for one in node.all_processes["raylet"]]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_all_in_a_storage_that_nodes_reach_and_resume_brings_it_back(
     cluster: Any, make_task: MakeTask, tmp_path: Path, undisturbed: list[Run]
 ) -> None:
@@ -146,6 +151,7 @@ def test_ctrl_c_leaves_all_in_a_storage_that_nodes_reach_and_resume_brings_it_ba
     assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2"} and not list(far.iterdir())
 
 
+@pytest.mark.slow
 def test_a_pack_that_breaks_down_harms_no_other_and_goes_on_later(
     cluster: Any, make_task: MakeTask, tmp_path: Path, undisturbed: list[Run]
 ) -> None:
@@ -165,6 +171,7 @@ def test_a_pack_that_breaks_down_harms_no_other_and_goes_on_later(
     assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, undisturbed, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [

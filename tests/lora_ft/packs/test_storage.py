@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from export.errors import LoraFtError, UsageError
+from lora_ft.packs.held import Held
 from lora_ft.packs.snapshot import Snapshot, Snapshots
-from lora_ft.packs.storage import Held, Storage
+from lora_ft.packs.storage import Storage
 
 
 @pytest.fixture(params=["folder", "file", "memory"])

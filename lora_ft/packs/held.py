@@ -1,0 +1,53 @@
+"""The snapshots of a pack that may be begun again elsewhere."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+from pathlib import Path
+
+from export.errors import LoraFtError
+from lora_ft.packs.snapshot import Snapshot, Snapshots
+from lora_ft.packs.storage import Storage
+
+
+class Held(Snapshots):
+    """Snapshots of a pack that one attempt to train it writes, until the next one takes the pack over.
+
+    A node that a cluster has lost sight of may still train when the pack has begun again elsewhere.
+
+    Args:
+        folder: of the snapshots.
+        storage: that all attempts share.
+        pack: its number.
+        tree: what to send into the storage with each snapshot; None where it lies in a shared folder.
+    """
+
+    def __init__(self, folder: Path, storage: Storage, pack: int, tree: Path | None = None) -> None:
+        super().__init__(folder)
+        self._storage, self._pack, self._tree = storage, pack, tree
+        self._attempt = f"{platform.node()} {os.getpid()} {secrets.token_hex(8)}"
+        storage.put(self._holder, self._attempt)
+
+    @property
+    def _holder(self) -> str:
+        return f"holder-{self._pack}"
+
+    def write(self, snapshot: Snapshot) -> None:
+        """See `Snapshots.write`.
+
+        Raises:
+            LoraFtError: another attempt has taken over.
+        """
+        holder = self._storage.get(self._holder)
+        if holder != self._attempt:
+            host, _, process = str(holder).partition(" ")
+            raise LoraFtError(f"pack {self._pack} was taken over by {host}, process {process.partition(' ')[0]}")
+        super().write(snapshot)
+        self.send()
+
+    def send(self) -> None:
+        """Keep a copy in the storage, where the files lie nowhere that all nodes reach."""
+        if self._tree is not None:
+            self._storage.send(self._tree, self._pack)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,7 +67,7 @@ def train(
     from export.errors import UsageError
 
     of_ray = {"address": address, "cpus": cpus_per_pack, "gpus": gpus_per_pack, "retries": retries, "storage": storage}
-    given = {key: value for key, value in of_ray.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in of_ray.items() if value is not None}
     if given and engine is EngineChoice.local:
         raise UsageError("--address, --cpus-per-pack, --gpus-per-pack, --retries and --storage are Ray's",
                          "add --engine ray, or leave them out")  # fmt: skip
@@ -119,7 +121,7 @@ def _several(
     from lora_ft.packs.best import mark_best
     from lora_ft.packs.train import train_pack
 
-    with PackScreen() as screen:
+    with PackScreen() as screen, redirect_stdout(sys.stderr):  # Ray prints what it hears of lost workers
         packed = train_pack(
             [task for task, _ in found], out, resume=resume, overwrite=overwrite, most=most, engine=engine, board=screen
         )

@@ -89,7 +89,7 @@ class Cluster:
             for key, node in found.items()
         )
         total = sum(places.values())
-        board.note(f"{len(able)} nodes with room for {total} packs of {portion} at a time")
+        board.note(f"{len(able)} node{'s' * (len(able) > 1)} with room for {total} packs of {portion} at a time")
         return Site(first.device, first.precision, int(room), total, storage)
 
     def _choose(self, resources: Sequence[Mapping[str, float]]) -> Portion:

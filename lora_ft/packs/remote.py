@@ -51,7 +51,7 @@ def train_here(work: Work, place: str, shared: bool, portion: Portion, desk: Any
     import ray
 
     reporter = Reporter(work.number, lambda said: bool(ray.get(desk.report.remote(said))), _EVERY, time.monotonic)
-    reporter.note(f"{len(work.names)} adapters on {platform.node()}")
+    reporter.note(f"{len(work.names)} adapter{'s' * (len(work.names) > 1)} on {platform.node()}")
     reporter.flush()
     if reporter.stopping:
         return Result(stopped=True)

@@ -35,7 +35,7 @@ CPU_MEMORY, GPU_MEMORY = 24, 80  # GiB of a device that was measured
 GPUS = {"L4": (121e12, 24), "A100": (312e12, 80), "H100": (989e12, 80)}
 # Assumed, worst and best: share of those products that a step reaches; seconds of a step that no adapter causes, as
 # kernels are launched one by one; and those of each adapter in Python.
-ASSUMED = ((0.05, 0.060, 0.0015), (0.30, 0.020, 0.0005))
+ASSUMED = ((0.05, 0.060, 0.0006), (0.30, 0.020, 0.0002))
 
 
 def step_flops(shape: Shape, source: int, target: int) -> float:
@@ -196,7 +196,8 @@ run at this size.
   sizes that were measured, and no gain beyond the largest.
 - **Assumed** is all of what stands for GPUs, as none was at hand: steps reach {low} to {high} of the products a second
   in NVIDIA's data sheets ({peaks}; bf16, dense), and take another {fast} to {slow} ms for
-  kernels that are launched one by one, and {little} to {much} ms of Python for each adapter. These are no bounds.
+  kernels that are launched one by one, and {little} to {much} ms of Python for each adapter ({little} were measured,
+  on a CPU). These are no bounds.
 
 `python -m benchmarks.packs --json FILE` measures your device, `python -m benchmarks.scale --packs FILE` writes this
 page from it.

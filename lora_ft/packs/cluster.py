@@ -216,6 +216,8 @@ class Cluster:
         """Of a task that is done; a worker lost too often is a fault."""
         try:
             found: Result = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            return Result(fault=first_line(error.cause or error))
         except self._ray.exceptions.RayError as error:
             lost = f"its worker was lost more than {self._retries} times"
             return Result(fault=f"{lost} ({type(error).__name__}: {first_line(error)})")

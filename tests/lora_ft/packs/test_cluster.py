@@ -116,7 +116,7 @@ def test_lost_workers_and_lost_nodes_go_on_to_the_same_bits(
     raylet = psutil.Process(holder(out / WORK, 2)).ppid()
     lost = next(node for node in cluster.worker_nodes if raylet in _raylets(node))
     cluster.remove_node(lost, allow_graceful=False)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=240)
     cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
     assert process.returncode == 0, said.decode()
     assert b"pack 1: going on from step" in said and b"pack 2: going on from step" in said
@@ -143,7 +143,7 @@ def test_ctrl_c_leaves_all_in_a_storage_that_nodes_reach_and_resume_brings_it_ba
     with pytest.raises(UsageError, match="resume with --engine ray"):
         train_pack(three(make_task), out, resume=True)
     process = start(tasks, out, *more, "--resume")
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said.decode()
     assert b"going on from step" in said
     for task, theirs in zip(("t0", "t1", "t2"), undisturbed, strict=True):

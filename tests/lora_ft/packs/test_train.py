@@ -16,6 +16,7 @@ import torch
 
 from export.errors import UsageError
 from lora_ft.packs.board import SilentBoard
+from lora_ft.packs.snapshot import Snapshots
 from lora_ft.packs.train import WORK, train_pack
 from lora_ft.runs import Run
 from lora_ft.task import Task
@@ -244,6 +245,17 @@ def test_a_killed_pack_resumes_to_the_same_bits(
         steps = [json.loads(line)["step"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
         assert steps == sorted(steps) and len(losses(run.folder)) == run.metrics["steps"]  # no step is logged twice
     assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2"}
+
+
+def test_minutes_of_work_are_not_left_to_the_next_evaluation(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks: list[int] = []
+    monkeypatch.setattr("lora_ft.packs.pack._LONGEST", 0.0)
+    monkeypatch.setattr("lora_ft.packs.pack._OVERHEAD", 0)
+    monkeypatch.setattr(Snapshots, "write", lambda self, snapshot: ticks.append(snapshot.tick))
+    train_pack(unlike(make_task, 1, max_steps=5, eval_every=4, metric_for_best_model="loss"), tmp_path / "runs")
+    assert ticks == [1, 2, 3, 4, 5]
 
 
 def test_ctrl_c_saves_a_snapshot_and_says_how_to_go_on(

@@ -31,7 +31,7 @@ ADAPTERS, SAMPLES, DEVICES = 1000, 10_000, (1, 8, 64)
 START = 30.0  # seconds from a pack's task to its first step: Python, torch, the base, peft's start
 SNAPSHOT_EVERY = 60.0  # seconds
 # bf16 products a second without sparsity, and GiB, from NVIDIA's data sheets.
-CPU_MEMORY, GPU_MEMORY = 24, 80  # GiB of a device that was measured
+GPU_MEMORY = 80.0  # GiB of a GPU that was measured
 GPUS = {"L4": (121e12, 24), "A100": (312e12, 80), "H100": (989e12, 80)}
 # Assumed, worst and best: share of those products that a step reaches; seconds of a step that no adapter causes, as
 # kernels are launched one by one; and those of each adapter in Python.
@@ -110,6 +110,15 @@ def cost(devices: int, most: int, speed: Callable[[int], float]) -> Cost:
     return Cost(devices, pack, packs, rounds * (START + pack * SAMPLES / speed(pack)))
 
 
+def limit(most: int, speed: Callable[[int], float]) -> int:
+    """Devices from which on twice as many are less than 1.5 times as fast."""
+    return next(
+        devices
+        for devices in (2**power for power in range(20))
+        if cost(devices, most, speed).seconds < 1.5 * cost(2 * devices, most, speed).seconds
+    )
+
+
 def page(found: dict[str, Any]) -> str:
     """docs/scale.md, from what `benchmarks.packs` wrote."""
     shape, rank = FLAN["small"], found["rank"]
@@ -134,13 +143,15 @@ def _table(found: dict[str, Any], shape: Shape, source: int, target: int) -> str
     batch, cpu = Batch(found["rows"], source, target), found["device"] == "cpu"
     kinds = dict.fromkeys(one["precision"] for one in found["timings"])
     best = max((measured(found["timings"], source, target, kind) for kind in kinds), key=lambda speed: speed(ADAPTERS))
-    most = largest(shape, found["rank"], batch, (CPU_MEMORY if cpu else GPU_MEMORY) * GIB, cpu=cpu)
-    ways = [(f"{_device(found)}, measured", [best], most)]
-    for name, (peak, gib) in GPUS.items():
+    gib = float(found["environment"]["memory"].split()[0]) if cpu else GPU_MEMORY
+    most = largest(shape, found["rank"], batch, gib * GIB, cpu=cpu)
+    ways = [(f"{_device(found)} (speed measured)", [best], most)]
+    for name, (peak, size) in GPUS.items():
         speeds = [assumed(peak, step_flops(shape, source, target), batch.rows, how) for how in ASSUMED]
-        ways.append((f"{name}, assumed", speeds, largest(shape, found["rank"], batch, gib * GIB, cpu=False)))
-    lines = []
+        ways.append((f"{name} (speed assumed)", speeds, largest(shape, found["rank"], batch, size * GIB, cpu=False)))
+    lines, ends = [], []
     for name, speeds, most in ways:
+        ends.append(f"{name.partition(' (')[0]} {_range([limit(most, speed) for speed in speeds], '{:,}')}")
         alone = [cost(1, most, speed) for speed in speeds]
         for count in DEVICES:
             costs = [cost(count, most, speed) for speed in speeds]
@@ -152,7 +163,8 @@ def _table(found: dict[str, Any], shape: Shape, source: int, target: int) -> str
                 _range([one.seconds / two.seconds for one, two in zip(alone, costs, strict=True)], "{:,.0f}"),
             ))  # fmt: skip
     columns = ["", "packs", "samples/s of one device", "minutes", "device-hours", "times as fast as one"]
-    return f"{source} + {target} tokens:\n\n{table(columns, lines, words=1)}"
+    end = f"From so many on, twice as many are less than 1.5 times as fast: {', '.join(ends)}."
+    return f"{source} + {target} tokens:\n\n{table(columns, lines, words=1)}\n\n{end}"
 
 
 def _range(values: Sequence[float], form: str) -> str:
@@ -196,7 +208,7 @@ run at this size.
   sizes that were measured, and no gain beyond the largest.
 - **Assumed** is all of what stands for GPUs, as none was at hand: steps reach {low} to {high} of the products a second
   in NVIDIA's data sheets ({peaks}; bf16, dense), and take another {fast} to {slow} ms for
-  kernels that are launched one by one, and {little} to {much} ms of Python for each adapter ({little} were measured,
+  kernels that are launched one by one, and {little} to {much} ms of Python for each adapter ({little} was measured,
   on a CPU). These are no bounds.
 
 `python -m benchmarks.packs --json FILE` measures your device, `python -m benchmarks.scale --packs FILE` writes this

@@ -18,10 +18,8 @@ TIMINGS = [
     for precision, source in product(("fp32", "bf16"), (24, 256))
     for count, speed in ((0, 18.0), (1, 20.0), (4, 38.0), (8, 40.0), (16, None))
 ]
-FOUND = {
-    "environment": {"cores": "2 allowed of 2", "cpu": "A CPU", "gpus": "A GPU"}, "device": "cpu", "rows": 8, "rank": 16,
-    "targets": "q,v", "timings": TIMINGS,
-}  # fmt: skip
+MACHINE = {"cores": "2 allowed of 2", "cpu": "A CPU", "gpus": "A GPU", "memory": "23.5 GiB, 20 GiB available"}
+FOUND = {"environment": MACHINE, "device": "cpu", "rows": 8, "rank": 16, "targets": "q,v", "timings": TIMINGS}
 
 
 @pytest.mark.parametrize(("count", "speed"), [(1, 20), (2, 26), (4, 38), (6, 39), (8, 40), (100, 40)])
@@ -54,6 +52,11 @@ def test_packs_that_get_small_cost_more_device_hours() -> None:
     assert cost(1, 90, speed).hours < cost(64, 90, speed).hours < cost(500, 90, speed).hours
 
 
+def test_doubling_ends_no_later_than_with_an_adapter_a_device() -> None:
+    slow, fast = (assumed(peak, 1e10, 8, scale.ASSUMED[0]) for peak in (1e12, 1e15))
+    assert scale.limit(90, fast) < scale.limit(90, slow) < 2 * scale.ADAPTERS
+
+
 def test_what_fits_is_what_the_planner_lets_in() -> None:
     batch = Batch(8, 256, 48)
     few, many = (largest(FLAN["small"], 16, batch, gib * GIB, cpu=False) for gib in (24, 80))
@@ -63,9 +66,9 @@ def test_what_fits_is_what_the_planner_lets_in() -> None:
 
 def test_the_page_says_what_is_measured_and_what_is_not() -> None:
     shown = page(FOUND)
-    assert "2 cores of A CPU, measured" in shown and "64 x H100, assumed" in shown
+    assert "2 cores of A CPU (speed measured)" in shown and "64 x H100 (speed assumed)" in shown
     assert "24 + 16 tokens:" in shown and "256 + 16 tokens:" in shown
-    assert "1 x A GPU, measured" in page({**FOUND, "device": "cuda"})
+    assert "1 x A GPU (speed measured)" in page({**FOUND, "device": "cuda"})
 
 
 @pytest.mark.skipif(not RESULTS.is_file(), reason="packs were not measured yet")

@@ -121,7 +121,7 @@ class Cluster:
                     found[key] = ray.get(answer)
                 except ray.exceptions.RayError as error:
                     raise LoraFtError(
-                        f"{nodes[key]['NodeManagerHostname']} cannot run lora-ft ({first_line(error)})",
+                        f"{nodes[key]['NodeManagerHostname']} cannot run lora-ft ({_cause(error)})",
                         "install the same lora-ft[train,ray] on every node",
                     ) from error
         finally:
@@ -217,11 +217,16 @@ class Cluster:
         try:
             found: Result = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
-            return Result(fault=first_line(error.cause or error))
+            return Result(fault=_cause(error))
         except self._ray.exceptions.RayError as error:
             lost = f"its worker was lost more than {self._retries} times"
             return Result(fault=f"{lost} ({type(error).__name__}: {first_line(error)})")
         return found
+
+
+def _cause(error: Exception) -> str:
+    """What was raised on the node, where Ray wraps that, in a line."""
+    return first_line(getattr(error, "cause", None) or error)
 
 
 def _leave_tasks(work: Work) -> None:

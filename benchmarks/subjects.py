@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.engines import Engine
 from export.errors import UsageError
 from export.files import folder_size, read_json, sha256
-from export.runtime.manifest import is_bundle, read_manifest
+from export.runtime.manifest import is_bank, is_bundle, read_manifest
 from export.runtime.text import Tokenizer
 from lora_ft.progress import Progress
 from lora_ft.task import Task
@@ -82,9 +82,14 @@ def open_subject(name: str, work: Path, progress: Progress) -> Subject:
     """A run (merged below `work`), a checkpoint, a base or a bundle.
 
     Raises:
-        UsageError, LoraFtError: there is none of this name, or it is damaged.
+        UsageError, LoraFtError: there is none of this name, it is damaged, or a bank.
     """
     folder = Path(name)
+    if is_bank(folder):
+        raise UsageError(
+            f"{name} is a bank, of which engines would be timed on its base alone",
+            "time a run that is in it; `python -m benchmarks.bank` measures what adapters cost",
+        )
     if is_bundle(folder):
         return Subject(name, work, None, bundle=folder)
     from lora_ft.bases import find_base

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Member:
         probe: some of them on sentences that may travel with it.
         samples: rows to calibrate with.
         judge: what else decides whether it is kept, where weights are rounded; raises LoraFtError.
+        task: what it was trained on, for the manifest; whoever scores adapters reads it.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Member:
     probe: Probe
     samples: tuple[Sample, ...]
     judge: Judge = lambda generator, name: {}
+    task: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def put(folder: Path, member: Member, architecture: Architecture, base: Weights,
             )
         judged = dict(member.judge(generator, member.name))
         entry |= {"parity": report.as_dict(), "probe": found.as_dict(), "base": member.origin.base, **judged}
-        entry["prompt_lookup"] = report.lookup_is_lossless
+        entry |= {"prompt_lookup": report.lookup_is_lossless, "task": dict(member.task)}
         write_json(folder / manifest.NAME, content)
     return report
 

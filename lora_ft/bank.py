@@ -24,9 +24,9 @@ from export.runtime.session import choose_provider
 from export.shelf import Room, put
 from export.shelf import remove as take_out
 from export.smooth import Sample
-from lora_ft.bases import Base, find_base, load_model, load_tokenizer
+from lora_ft.bases import Base, find_base
 from lora_ft.checkpoint import is_scaled
-from lora_ft.member import Checks, member_of, named_runs
+from lora_ft.member import Checks, Oracle, member_of, named_runs
 from lora_ft.merge import SENTENCES
 from lora_ft.progress import Progress, Silent
 from lora_ft.references import origin_of, references_of
@@ -88,16 +88,15 @@ def export_bank(
     chosen = parse(precision)
     choose_provider("auto", str(chosen))
     torch.set_num_threads(allowed_cpus())
-    base = _common_base(found)
-    members = [member_of(name, run, base, checks, progress) for name, run in found.items()]
-    tokenizer, origin = load_tokenizer(base.folder), origin_of(None, base.name, "")
-    model = load_model(base.folder)
-    sentences = list(references_of(model, tokenizer, SENTENCES, origin, progress))
+    oracle = Oracle(base := _common_base(found))
+    members = [member_of(name, run, oracle, checks, progress) for name, run in found.items()]
+    tokenizer, origin = oracle.tokenizer, origin_of(None, base.name, "")
+    sentences = list(references_of(oracle.model, tokenizer, SENTENCES, origin, progress))
     share = -(-_CALIBRATION_ROWS // len(members))
     samples: list[Sample] = [sample for one in members for sample in one.samples[:share]]
     reports = write_bank(
         base.folder, tokenizer, origin, sentences, sentences[0], members, out, precision=chosen, samples=samples,
-        scaled=is_scaled(model), overwrite=overwrite, progress=progress.stage,
+        scaled=is_scaled(oracle.model), overwrite=overwrite, progress=progress.stage,
     )  # fmt: skip
     return Shelved(out, str(chosen), folder_size(out), reports)
 
@@ -116,7 +115,7 @@ def add(
     content, room, found = manifest.read_manifest(bank), Room.read(bank), named_runs(runs)
     torch.set_num_threads(allowed_cpus())
     reports = {}
-    hash_of, opened = cache(base_hash), cache(_opened)  # runs have the base of the bank, so there is one to read
+    hash_of, opened = cache(base_hash), cache(_opened)  # runs have the base of the bank, so there is one to open
     for name, run in found.items():
         base = find_base(run.task.base)
         if hash_of(base.folder) != room.base:
@@ -125,8 +124,8 @@ def add(
                 f"({content['base']})",
                 "make another bank for it with `lora-ft export --adapters`",
             )
-        architecture, weights = opened(base.folder)
-        member = member_of(name, run, base, checks, progress)
+        oracle, architecture, weights = opened(base)
+        member = member_of(name, run, oracle, checks, progress)
         progress.stage(f"adding {name}")
         reports[name] = put(bank, member, architecture, weights, overwrite=overwrite)
     return Shelved(bank, content["precision"], folder_size(bank), reports)
@@ -153,10 +152,11 @@ def entries(bank: Path) -> list[Entry]:
             for name, entry in sorted(adapters.items())]  # fmt: skip
 
 
-def _opened(folder: Path) -> tuple[Architecture, Checkpoint]:
-    """A base as banks are built from it."""
-    architecture, weights = read_model(folder)
-    return rescaled(architecture, is_scaled(load_model(folder))), weights
+def _opened(base: Base) -> tuple[Oracle, Architecture, Checkpoint]:
+    """A base in PyTorch, and as banks are built from it."""
+    oracle = Oracle(base)
+    architecture, weights = read_model(base.folder)
+    return oracle, rescaled(architecture, is_scaled(oracle.model)), weights
 
 
 def _common_base(runs: dict[str, Run]) -> Base:

@@ -9,7 +9,7 @@ from typing import Any
 from export.errors import UsageError
 from lora_ft.chats.lines import Line, context_of, parse_line, parse_lines
 from lora_ft.generate import generate
-from lora_ft.models import Model
+from lora_ft.models import Model, adapters_of
 
 CONTEXT, CHARACTERS = 10, 1500  # of a model that does not say
 _ATTEMPTS = 4  # draws before a line that is of no use is taken or given up
@@ -143,7 +143,11 @@ def converse(
         UsageError: the model's prompt takes no bare text, or `start` has no line with a name.
     """
     if model.prompt is None or len(model.prompt.columns) != 1:
-        raise UsageError(f"{model.name} was not trained on chats", "give a run or a bundle of a task with data.chat")
+        there = adapters_of(model)
+        others = f", or --adapter NAME: there are {', '.join(there)}" if there else ""
+        raise UsageError(
+            f"{model.name} was not trained on chats", f"give a run or a bundle of a task with data.chat{others}"
+        )
     said = parse_lines(start)
     if start.strip() and not said:
         raise UsageError(f"--start {start.strip().splitlines()[0]!r} is no line of a chat", "write `Name: text` lines")

@@ -146,7 +146,8 @@ def _file(name: str, split: str) -> Path:
     if not is_run(path):
         raise UsageError(
             f"{name} is neither a run nor a file of answers",
-            "a checkpoint, bundle or base answers with `lora-ft evaluate MODEL --task TASK --predictions FILE`",
+            "a checkpoint, bundle or base answers with `lora-ft evaluate MODEL --task TASK --predictions FILE`, and an "
+            "adapter of a bank with --adapter NAME",
         )
     file = path / PREDICTIONS.format(split)
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""The job `evaluate`: a model and a split in, scores with intervals out."""
+"""The job `evaluate`: a model and a split in, scores with intervals out; of a bank, each adapter's on its own task."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.errors import UsageError
+from export.errors import LoraFtError, UsageError
 from export.files import write_json, write_text
+from export.runtime.manifest import ADAPTERS, NAME
 from lora_ft import guards
 from lora_ft.card import refresh_card
 from lora_ft.data import Example, load_splits, require, with_labels
-from lora_ft.engines import BATCH_SIZE, Answer
+from lora_ft.engines import BATCH_SIZE, Answer, OnnxEngine
 from lora_ft.metrics import Estimate, Scored, difference, measure
 from lora_ft.metrics.classification import LabelScore, by_label
-from lora_ft.models import Model, open_model
+from lora_ft.models import Model, adapters_of, open_model, with_adapter
 from lora_ft.progress import Progress, Silent
 from lora_ft.readers import Row
 from lora_ft.runs import PREDICTIONS, SCORES
 from lora_ft.task import SplitName, Task
+from lora_ft.taskfile import read_task
 
 VERSION = 2  # of the JSON
 
@@ -80,18 +82,41 @@ class Evaluation:
         return {"version": VERSION} | asdict(self) | {"predictions": predictions}
 
 
+@dataclass(frozen=True)
+class BankEvaluation:
+    """What `evaluate_bank` found.
+
+    Attributes:
+        scored: of each adapter, on its own task.
+        by: the score that its task goes by (`evaluate.metric`).
+        failed: why others could not be scored.
+    """
+
+    scored: dict[str, Evaluation] = field(default_factory=dict)
+    by: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        scored = {name: one.as_dict() for name, one in self.scored.items()}
+        return {"version": VERSION, "scored": scored, "by": self.by, "failed": self.failed}
+
+
 def evaluate(
-    name: str, *, task: Task | None = None, split: SplitName = "test", limit: int | None = None, baseline: bool = False,
-    batch_size: int = BATCH_SIZE, predictions: Path | None = None, progress: Progress | None = None,
+    name: str, *, task: Task | None = None, adapter: str | None = None, overrides: Sequence[str] = (),
+    split: SplitName = "test", limit: int | None = None, baseline: bool = False, batch_size: int = BATCH_SIZE,
+    predictions: Path | None = None, progress: Progress | None = None,
 ) -> Evaluation:  # fmt: skip
     """Score a model.
 
     Args:
         name: run, checkpoint, bundle or base.
         task: whose rows and settings; by default the model's own.
+        adapter: of a bank, the one to score; by default its base.
+        overrides: of the task that an adapter brings, as `load_task` takes them.
         split: of the task.
         limit: score the first so many rows.
-        baseline: score the task's untouched base on the same rows too.
+        baseline: score the task's untouched base on the same rows too; of a bank the base in it.
         batch_size: rows generated together.
         predictions: jsonl file for the answers; a run keeps them beside itself by default, with the scores.
         progress: told what happens.
@@ -101,12 +126,65 @@ def evaluate(
     """
     progress = progress or Silent()
     progress.stage("loading")
-    model = open_model(name)
+    model = open_model(name, adapter=adapter)
     if model.notice:
         progress.note(model.notice)
-    task = task or model.task
-    if task is None:
-        raise UsageError(f"{name} carries no task to be scored on", "add --task TASK")
+    task = task or model.task or _carried(model, overrides)
+    if predictions is None and model.kind == "run":
+        predictions = Path(name) / PREDICTIONS.format(split)
+    found = _evaluate(model, task, split, limit, baseline, batch_size, predictions, progress)
+    if model.kind == "run":
+        write_json(Path(name) / SCORES.format(split), found.as_dict())
+        refresh_card(Path(name))
+    return found
+
+
+def evaluate_bank(
+    name: str, *, overrides: Sequence[str] = (), split: SplitName = "test", limit: int | None = None,
+    baseline: bool = False, batch_size: int = BATCH_SIZE, progress: Progress | None = None,
+) -> BankEvaluation:  # fmt: skip
+    """Score every adapter of a bank on the task that it brings; arguments as of `evaluate`.
+
+    Raises:
+        UsageError: it is no bank, or an empty one.
+        LoraFtError: a file of it is damaged.
+    """
+    progress = progress or Silent()
+    progress.stage("loading")
+    bank = open_model(name)
+    if not (names := adapters_of(bank)):
+        raise UsageError(f"{name} has no adapters", "score its base with --task TASK")
+    found = BankEvaluation()
+    for adapter in names:
+        model = with_adapter(bank, adapter)
+        try:
+            task = _carried(model, overrides)
+            one = _evaluate(model, task, split, limit, baseline, batch_size, None, progress)
+        except LoraFtError as error:  # rows that are not at hand, mostly; others' may be
+            found.failed[adapter] = str(error)
+            continue
+        scores = one.scores.scores
+        found.scored[adapter] = one
+        found.by[adapter] = task.evaluate.metric if task.evaluate.metric in scores else next(iter(scores))
+    return found
+
+
+def _carried(model: Model, overrides: Sequence[str]) -> Task:
+    """The task that an adapter brought into a bank."""
+    engine = model.engine
+    if isinstance(engine, OnnxEngine) and engine.adapter is not None:
+        generator = engine.generator
+        if content := generator.manifest[ADAPTERS][engine.adapter].get("task"):
+            return read_task(content, generator.folder / NAME, overrides)
+        raise UsageError(f"{model.name} carries no task to be scored on", "add --task TASK")
+    more = "name an adapter, or " if adapters_of(model) else ""
+    raise UsageError(f"{model.name} carries no task to be scored on", f"{more}add --task TASK")
+
+
+def _evaluate(
+    model: Model, task: Task, split: SplitName, limit: int | None, baseline: bool, batch_size: int,
+    predictions: Path | None, progress: Progress,
+) -> Evaluation:  # fmt: skip
     task = with_labels(task)
     examples = require(load_splits(task, [split]), split, task)[:limit]
     progress.stage("looking for rows seen before")
@@ -115,21 +193,16 @@ def evaluate(
     warnings += guards.of_answers(task, examples, answers, model.engine.tokenizer)
     before = gain = None
     if baseline:
-        base = open_model(task.base)
+        base = with_adapter(model, None) if adapters_of(model) else open_model(task.base)
         _, before, base_rows = _score(base, examples, task, batch_size, progress)
         gain = {
             name: difference(rows[name], base_rows[name], seed=task.evaluate.seed, resamples=task.evaluate.bootstrap)
             for name in rows
         }
-    if predictions is None and model.kind == "run":
-        predictions = Path(name) / PREDICTIONS.format(split)
     how = {name: scored.how for name, scored in rows.items() if scored.how}
     evaluation = Evaluation(task.name, split, len(examples), scores, before, gain, how, predictions, warnings)
     if predictions is not None:
         write_text(predictions, _predictions(examples, answers, rows))
-    if model.kind == "run":
-        write_json(Path(name) / SCORES.format(split), evaluation.as_dict())
-        refresh_card(Path(name))
     return evaluation
 
 

@@ -153,24 +153,29 @@ def _facts(name: str, folder: Path) -> Facts | None:
 
 
 def compare_again(
-    bundle: Path, name: str, *, rows: int = 16, split: SplitName = "validation", progress: Progress | None = None
-) -> Report:
+    bundle: Path, name: str, *, adapter: str | None = None, rows: int = 16, split: SplitName = "validation",
+    progress: Progress | None = None,
+) -> Report:  # fmt: skip
     """Compare a bundle with PyTorch once more, on rows of the task of the model it was made from.
 
     Args:
         bundle: folder.
         name: run, checkpoint or base.
+        adapter: of a bank, the one to compare; by default its base.
         rows, split: which rows.
         progress: told what happens.
+
+    Raises:
+        UsageError: there is no such adapter or model.
     """
     progress = progress or Silent()
     generator = Generator.load(bundle)
+    generator.of(adapter)
     torch.set_num_threads(allowed_cpus())
     with _opened(name, progress) as (folder, model, task, origin):
         prompts = [example.prompt for example in examples_of(task, split, progress)[:rows]] or SENTENCES
-        return compare(
-            generator, references_of(model, load_tokenizer(folder, codec_of(task)), prompts, origin, progress)
-        )
+        references = references_of(model, load_tokenizer(folder, codec_of(task)), prompts, origin, progress)
+        return compare(generator, references, adapter=adapter)
 
 
 def _judge(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from export.bank import LowRank
 from export.errors import LoraFtError, UsageError
 from export.parity import Probe, Reference
 from export.runtime import Generator
+from export.runtime.codec import codec_named
 from export.shelf import Member
 from lora_ft.adapters import WEIGHTS, adapter_config, load_adapter
 from lora_ft.bases import Base, load_model, load_tokenizer
@@ -53,6 +55,32 @@ class Checks:
     force: bool = False
 
 
+class Oracle:
+    """A base in PyTorch, on which the adapters of runs take turns: it is loaded once, however many there are.
+
+    Attributes:
+        base: which.
+        model: it, with no adapter on it but within `adapted`.
+        tokenizer: its own.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self.base, self.model, self.tokenizer = base, load_model(base.folder), load_tokenizer(base.folder)
+
+    @contextlib.contextmanager
+    def adapted(self, run: Run) -> Iterator[PeftModel]:
+        """The base with a run's adapter on it, as peft puts it there and takes it off again.
+
+        Raises:
+            UsageError, LoraFtError: as of `load_adapter`.
+        """
+        model = load_adapter(self.model, run.adapter)
+        try:
+            yield model
+        finally:
+            model.unload()
+
+
 def named_runs(runs: Sequence[str]) -> dict[str, Run]:
     """Runs by the name of their task, or by NAME where one is given as NAME=RUN.
 
@@ -72,8 +100,15 @@ def named_runs(runs: Sequence[str]) -> dict[str, Run]:
     return found
 
 
-def member_of(name: str, run: Run, base: Base, checks: Checks, progress: Progress) -> Member:
+def member_of(name: str, run: Run, oracle: Oracle, checks: Checks, progress: Progress) -> Member:
     """A run's adapter, as `export.shelf.put` takes it.
+
+    Args:
+        name: of the adapter.
+        run: whose it is.
+        oracle: its base, which is asked again when the adapter is put into the bank.
+        checks: how it is compared.
+        progress: told what happens.
 
     Raises:
         UsageError: the adapter is more than A and B of linear layers.
@@ -82,25 +117,27 @@ def member_of(name: str, run: Run, base: Base, checks: Checks, progress: Progres
     progress.stage(f"reading {name}")
     _check(run)
     task = run.task
-    tokenizer, origin = load_tokenizer(base.folder, task.codec), origin_of(task, base.name, name)
-    load = lambda: load_adapter(load_model(base.folder), run.adapter)  # noqa: E731
-    model = load()
-    adapter = _low_rank(model, run)
+    tokenizer, origin = oracle.tokenizer.through(codec_named(task.codec)), origin_of(task, oracle.base.name, name)
     examples = examples_of(task, checks.split, progress)
     prompts = [example.prompt for example in examples[: checks.rows]] or SENTENCES
 
-    def references() -> Iterator[Reference]:  # loaded again: where many adapters wait, their models do not
-        yield from references_of(load(), tokenizer, prompts, origin, progress)
+    def references() -> Iterator[Reference]:  # asked when they are needed: logits of many adapters are large
+        with oracle.adapted(run) as model:
+            yield from references_of(model, tokenizer, prompts, origin, progress)
 
     def judge(generator: Generator, name: str) -> Mapping[str, Any]:
         if generator.manifest["precision"] == "fp32" or not examples:
             return {}
-        engine = TorchEngine(load(), tokenizer, task.lengths.source)
-        return _gate(generator, name, engine, task, examples[: checks.score_rows], checks, progress)
+        with oracle.adapted(run) as model:
+            engine = TorchEngine(model, tokenizer, task.lengths.source)
+            return _gate(generator, name, engine, task, examples[: checks.score_rows], checks, progress)
 
-    sentences = next(references_of(model, tokenizer, SENTENCES, origin, progress))
+    with oracle.adapted(run) as model:
+        adapter = _low_rank(model, run)
+        sentences = next(references_of(model, tokenizer, SENTENCES, origin, progress))
     samples = tuple(samples_of(task, tokenizer, progress))
-    return Member(name, adapter, origin, tokenizer, references, Probe.of(sentences), samples, judge)
+    return Member(name, adapter, origin, tokenizer, references, Probe.of(sentences), samples, judge,
+                  task.model_dump(mode="json", exclude_none=True))  # fmt: skip
 
 
 def _check(run: Run) -> None:

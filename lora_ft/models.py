@@ -25,7 +25,7 @@ class Model:
 
     Attributes:
         kind: "run", "checkpoint", "bundle" or "base".
-        name: as the user called it.
+        name: as the user called it; of a bank's adapter with that in brackets.
         engine: what generates.
         prompt: of its task, or None.
         options: its task's generation options, max_new_tokens among them.
@@ -57,11 +57,9 @@ def open_model(name: str, *, provider: str = "auto", adapter: str | None = None)
     """
     folder = Path(name)
     if is_bundle(folder):
-        generator = Generator.load(folder, provider=provider)
-        own = generator.of(adapter)
-        return Model("bundle", name, OnnxEngine(generator, adapter), own.prompt, dict(own.defaults), chat=own.chat)
+        return _of_bundle(name, Generator.load(folder, provider=provider), adapter)
     if adapter is not None:
-        raise UsageError(f"{name} is no bank, and --adapter is for banks", "make one with `lora-ft export --adapters`")
+        raise _no_bank(name)
     if provider != "auto":
         raise UsageError(f"{name} is no bundle, and --provider is for bundles", "export it first")
     _require_torch(name)
@@ -72,6 +70,33 @@ def open_model(name: str, *, provider: str = "auto", adapter: str | None = None)
     if folder.exists() and not (folder / "config.json").is_file():
         raise UsageError(f"{name} is neither a run, a checkpoint nor a bundle", "give the folder that a job wrote")
     return _open_checkpoint(name)
+
+
+def with_adapter(model: Model, adapter: str | None) -> Model:
+    """The same bank, answering with another of its adapters, or with its base.
+
+    Raises:
+        UsageError: it has none of this name, or is no bank.
+    """
+    if not isinstance(model.engine, OnnxEngine):
+        raise _no_bank(model.name)
+    generator = model.engine.generator
+    return _of_bundle(str(generator.folder), generator, adapter)
+
+
+def adapters_of(model: Model) -> list[str]:
+    """The names of a bank's adapters; of another model none."""
+    return model.engine.generator.adapters if isinstance(model.engine, OnnxEngine) else []
+
+
+def _of_bundle(name: str, generator: Generator, adapter: str | None) -> Model:
+    own = generator.of(adapter)
+    called = name if adapter is None else f"{name} ({adapter})"
+    return Model("bundle", called, OnnxEngine(generator, adapter), own.prompt, dict(own.defaults), chat=own.chat)
+
+
+def _no_bank(name: str) -> UsageError:
+    return UsageError(f"{name} is no bank, and --adapter is for banks", "make one with `lora-ft export --adapters`")
 
 
 def _open_run(name: str) -> Model:

@@ -71,6 +71,11 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
     return _checked(file, raw)
 
 
+def read_task(content: Mapping[str, Any], file: Path, overrides: Sequence[str] = ()) -> Task:
+    """A task that another file holds, a bank's manifest say; overrides and errors as of `load_task`."""
+    return _checked(file, _overridden(copy.deepcopy(dict(content)), overrides))
+
+
 def load_tasks(path: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Task, dict[str, Any]]]:
     """The tasks of a file with a `grid`: one for each combination of its values; of another file its one task.
 
@@ -108,11 +113,14 @@ def load_tasks(path: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Ta
 def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     """The file, and what it holds under the overrides."""
     file = _find(path)
-    raw = _read_yaml(file)
+    return file, _overridden(_read_yaml(file), overrides)
+
+
+def _overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         _override(raw, override)
     _from_here(raw, overrides)
-    return file, raw
+    return raw
 
 
 def _checked(file: Path, raw: dict[str, Any]) -> Task:

@@ -111,8 +111,18 @@ def _bundle(folder: Path) -> Uploads:
     files: dict[str, Path | bytes] = {
         name: folder / name for name in (*content["files"], *manifest.adapter_files(content))
     }
-    files[manifest.NAME] = _json(content | {"base": base_name(content["base"])})
+    changed: dict[str, Any] = {"base": base_name(content["base"])}
+    if manifest.ADAPTERS in content:
+        changed[manifest.ADAPTERS] = {name: _entry(entry) for name, entry in content[manifest.ADAPTERS].items()}
+    files[manifest.NAME] = _json(content | changed)
     return Uploads("bundle", content["adapter"] or base_name(content["base"]), files)
+
+
+def _entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """What a bank's manifest says of an adapter."""
+    task = public_task(Task.model_validate(entry["task"])) if entry.get("task") else None
+    content = task.model_dump(mode="json", exclude_none=True) if task else {}
+    return entry | {"base": base_name(entry["base"]), "task": content}
 
 
 def _layout(folder: Path) -> Uploads:

@@ -33,6 +33,11 @@ def is_bundle(folder: Path) -> bool:
     return (folder / NAME).is_file()
 
 
+def is_bank(folder: Path) -> bool:
+    """Whether `folder` says it is a bundle with a bank of adapters."""
+    return is_bundle(folder) and (folder / BANK).is_file()
+
+
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """What a manifest says of every file a bundle has, but for its adapters."""
     bank = BANK_FILES if (folder / BANK).is_file() else ()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def chat(
     model: Annotated[str, typer.Argument(metavar="RUN|BUNDLE", help="A model that was trained on a chat.")],
+    adapter: Annotated[str | None, typer.Option(help="Of a bank: which one talks.")] = None,
     you: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Whom you speak as.")] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Let the model speak so many times by itself, then end.")
@@ -50,7 +51,7 @@ def chat(
         raise UsageError("--rounds needs something to go on with", "add --start FILE, or --start 'Name: text'")
     with Screen() as screen:
         screen.stage("loading the model")
-        opened = open_model(model, provider=provider)
+        opened = open_model(model, provider=provider, adapter=adapter)
         conversation = converse(opened, given, start=said, you=you, context=context, seed=seed)
     if opened.notice:
         screen.note(opened.notice)

@@ -15,7 +15,7 @@ from export.files import folder_size
 if TYPE_CHECKING:
     from lora_ft.bank import Entry, Shelved
     from lora_ft.compare import Comparison
-    from lora_ft.evaluate import Evaluation
+    from lora_ft.evaluate import BankEvaluation, Evaluation
     from lora_ft.export_run import Exported
     from lora_ft.runs import Run
     from lora_ft.task import Task
@@ -127,6 +127,26 @@ def show_evaluation(result: Evaluation) -> None:
         screen.print(f"warning: {warning}", markup=False)
     if result.predictions is not None:
         screen.print(f"answers: {result.predictions}", markup=False, soft_wrap=True)
+
+
+def show_bank_evaluation(found: BankEvaluation) -> None:
+    """A line for each adapter of a bank with the score that its task goes by, and warnings below."""
+    screen = console()
+    compared = any(one.difference for one in found.scored.values())
+    made = table("adapter", "rows", "score", "0-100 [95 %]", *(["over the base"] if compared else []), "cut")
+    made.columns[2].justify = "left"
+    for name, one in found.scored.items():
+        score = found.by[name]
+        gain = [one.difference[score].signed if one.difference else ""] if compared else []
+        made.add_row(shorten(name), f"{one.rows:,}", score, str(one.scores.scores[score]), *gain,
+                     f"{one.scores.cut_share:.1%}")  # fmt: skip
+    if found.scored:
+        screen.print(made)
+    for name, one in found.scored.items():
+        for warning in one.warnings:
+            screen.print(f"{name}: warning: {warning}", markup=False)
+    for name, reason in found.failed.items():
+        screen.print(f"{name}: not scored: {reason}", markup=False, soft_wrap=True)
 
 
 def show_comparison(found: Comparison, rows: int) -> None:

@@ -90,31 +90,48 @@ def merge(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="RUN", help="A run; or a checkpoint, bundle or base with --task.")],
+    model: Annotated[str, typer.Argument(metavar="RUN|BANK", help="A run, a bank; or another model with --task.")],
     split: Annotated[SplitChoice, typer.Option(help="Which rows.")] = SplitChoice.test,
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first so many rows.")] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Score the untouched base beside it.")] = False,
     task: Annotated[str | None, typer.Option(help="Task file to score on, where the model carries none.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Of a bank: which one; by default each on its own task, with --task the base.")
+    ] = None,
     set_: Overrides = [],  # noqa: B006
     predictions: Annotated[Path | None, typer.Option(help="Write every answer there (jsonl).")] = None,
     batch_size: BatchSize = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
+) -> int:
     """Score a model by the task's metrics, each with its 95 % interval, on the 0-100 scale."""
-    from lora_ft.cli.tables import show_evaluation
+    from export.errors import UsageError
+    from export.runtime.manifest import is_bank
+    from lora_ft.cli.tables import show_bank_evaluation, show_evaluation
     from lora_ft.evaluate import evaluate as job
+    from lora_ft.evaluate import evaluate_bank
     from lora_ft.taskfile import load_task
 
-    loaded = load_task(_task_of(model, task, set_), set_) if task or set_ else None
+    options: dict[str, Any] = {"split": split.value, "limit": limit, "baseline": baseline, "batch_size": batch_size}
+    if not task and not adapter and is_bank(Path(model)):
+        if predictions:
+            raise UsageError("--predictions is one file, and a bank has many adapters", "name one with --adapter")
+        with Screen() as screen:
+            every = evaluate_bank(model, overrides=set_, progress=screen, **options)
+        if as_json:
+            print(json.dumps(every.as_dict(), indent=2, ensure_ascii=False))
+        else:
+            show_bank_evaluation(every)
+        return int(bool(every.failed))
+    loaded = load_task(_task_of(model, task, set_), set_) if task or (set_ and not adapter) else None
     with Screen() as screen:
         result = job(
-            model, task=loaded, split=split.value, limit=limit, baseline=baseline,
-            batch_size=batch_size, predictions=predictions, progress=screen,
-        )  # fmt: skip
+            model, task=loaded, adapter=adapter, overrides=set_, predictions=predictions, progress=screen, **options
+        )
     if as_json:
         print(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
     else:
         show_evaluation(result)
+    return 0
 
 
 @app.command()
@@ -276,12 +293,18 @@ def verify(
     against: Annotated[
         str | None, typer.Option(metavar="RUN|CHECKPOINT", help="Also compare with PyTorch on rows of its task.")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Of a bank, with --against: the adapter that is compared; else its base.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 16,
     split: Annotated[SplitChoice, typer.Option(help="Which rows.")] = SplitChoice.validation,
 ) -> None:
     """Check a bundle's files, and that it still answers as when it was published."""
+    from export.errors import UsageError
     from lora_ft.verify import verify as job
 
+    if adapter and against is None:
+        raise UsageError("--adapter goes with --against", "without either, all adapters are verified")
     found = job(bundle)
     print(f"{bundle}: {len(found.manifest['files'])} files are as published ({found.manifest['precision']})")
     print(f"built-in sentences: {found.now}")
@@ -291,7 +314,7 @@ def verify(
         from lora_ft.export_run import compare_again
 
         with Screen() as screen:
-            report = compare_again(bundle, against, rows=rows, split=split.value, progress=screen)
+            report = compare_again(bundle, against, adapter=adapter, rows=rows, split=split.value, progress=screen)
         print(f"{split.value} rows of {against}: {report}")
 
 

@@ -16,10 +16,14 @@ from safetensors.numpy import load_file, save_file
 from export.errors import LoraFtError, UsageError
 from export.runtime import Generator
 from lora_ft.bank import add, entries, export_bank, remove
+from lora_ft.bases import find_base, load_model
 from lora_ft.cli import run as command
+from lora_ft.compare import compare
+from lora_ft.evaluate import evaluate, evaluate_bank
 from lora_ft.export_run import export
 from lora_ft.generate import generate, stream
-from lora_ft.member import Checks
+from lora_ft.member import Checks, Oracle
+from lora_ft.metrics import GIVES
 from lora_ft.models import open_model
 from lora_ft.runs import Run
 from lora_ft.taskfile import load_task
@@ -249,3 +253,95 @@ def test_only_bundles_with_a_bank_take_adapters(tiny_base: Path, tiny_run: Run, 
         open_model(str(tiny_run.folder), adapter="tiny")
     with pytest.raises(UsageError, match="precision that is named"):
         export_bank([str(tiny_run.folder)], tmp_path / "out", precision="auto")
+
+
+def test_an_adapter_is_scored_on_its_own_task(published: Path, other_run: Run, tmp_path: Path) -> None:
+    run = shutil.copytree(other_run.folder, tmp_path / "run")
+    expected = evaluate(str(run), baseline=True)
+    found = evaluate(str(published), adapter="second", baseline=True, predictions=tmp_path / "answers.jsonl")
+    assert (found.task, found.rows, found.scores.scores) == ("other", expected.rows, expected.scores.scores)
+    assert found.baseline is not None and expected.baseline is not None
+    assert found.baseline.scores == expected.baseline.scores and found.warnings == expected.warnings
+    compared = compare([str(run), str(tmp_path / "answers.jsonl")])
+    assert compared.contenders[0].answers == compared.contenders[1].answers
+    one = evaluate(str(published), adapter="second", overrides=["evaluate.metrics=[f1]"], limit=2)
+    assert one.rows == 2 and set(one.scores.scores) == set(GIVES["f1"])
+
+
+def test_a_bank_is_scored_adapter_by_adapter(bank: Path, tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluate_bank(str(bank))
+    assert found.scored["tiny"].scores.scores == evaluate(str(bank), adapter="tiny").scores.scores
+    assert {name: one.task for name, one in found.scored.items()} == {"second": "other", "tiny": "tiny"}
+    assert command(["evaluate", str(bank), "--baseline", "--limit", "3"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "over the base" in shown[0] and max(map(len, shown)) <= 80
+    assert [line.split()[0] for line in shown[1:3]] == ["second", "tiny"]
+    content = json.loads((bank / "manifest.json").read_text())
+    content["adapters"]["second"]["task"]["data"]["test"] = "gone.jsonl"
+    (bank / "manifest.json").write_text(json.dumps(content))
+    assert command(["evaluate", str(bank), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert list(told["scored"]) == ["tiny"] and "gone.jsonl" in told["failed"]["second"]
+    assert command(["evaluate", str(bank)]) == 1
+    assert "second: not scored: " in capsys.readouterr().out
+    with pytest.raises(UsageError, match="gone.jsonl"):
+        evaluate(str(bank), adapter="second")
+
+
+def test_what_names_an_adapter_wrongly_is_told(
+    published: Path, tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank, run = str(published), str(tiny_run.folder)
+    for asked, said in (
+        (["evaluate", bank, "--adapter", "a"], "no adapter 'a'; there are second, tiny"),
+        (["evaluate", run, "--adapter", "a"], "--adapter is for banks"),
+        (["evaluate", bank, "--predictions", str(tmp_path / "file")], "name one with --adapter"),
+        (["chat", bank, "--adapter", "a"], "no adapter 'a'; there are second, tiny"),
+        (["chat", bank], "or --adapter NAME: there are second, tiny"),
+        (["verify", bank, "--adapter", "tiny"], "--adapter goes with --against"),
+        (["verify", bank, "--against", run, "--adapter", "a"], "no adapter 'a'"),
+        (["bench", bank], "is a bank, of which engines would be timed on its base alone"),
+        (["compare", bank, run], "an adapter of a bank with --adapter NAME"),
+    ):
+        assert command(asked) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UsageError, match="carries no task to be scored on; name an adapter, or add --task"):
+        evaluate(bank)
+    remaining = shutil.copytree(published, tmp_path / "bank")
+    remove(remaining, ["second", "tiny"])
+    with pytest.raises(UsageError, match="has no adapters; score its base with --task"):
+        evaluate_bank(str(remaining))
+    assert (
+        evaluate(bank, task=tiny_run.task).scores.scores
+        == evaluate(tiny_run.task.base, task=tiny_run.task).scores.scores
+    )
+
+
+def test_an_adapter_talks_and_is_compared_again(
+    published: Path, tiny_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = ["--rounds", "2", "--start", "Ana: hello", "--greedy", "--max-new-tokens", "8"]
+    said = []
+    for asked in ([str(published), "--adapter", "tiny"], [str(tiny_run.folder)]):
+        assert command(["chat", *asked, *talk]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != ""
+    against = ["--against", str(tiny_run.folder), "--rows", "2"]
+    assert command(["verify", str(published), "--adapter", "tiny", *against]) == 0
+    assert "2 of 2 rows give PyTorch's text" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_one_base_serves_every_adapter(
+    tiny_run: Run, other_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    monkeypatch.setattr("lora_ft.member.load_model", lambda folder: loaded.append(folder) or load_model(folder))
+    export_bank([str(tiny_run.folder), str(other_run.folder)], tmp_path / "bank", checks=CHECKS, precision="int8")
+    add(tmp_path / "bank", [f"a={other_run.folder}", f"b={tiny_run.folder}"], checks=CHECKS)
+    assert len(loaded) == 2  # one a job
+    oracle = Oracle(find_base(tiny_run.task.base))
+    before = {name: value.clone() for name, value in oracle.model.state_dict().items()}
+    with oracle.adapted(other_run) as model:
+        assert model.state_dict().keys() > before.keys()
+    after = oracle.model.state_dict()
+    assert after.keys() == before.keys() and all(after[name].equal(value) for name, value in before.items())

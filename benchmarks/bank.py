@@ -43,7 +43,7 @@ from lora_ft.merge import SENTENCES
 from lora_ft.progress import Silent
 from lora_ft.references import origin_of, references_of, samples_of
 
-_LINEAR = "q,k,v,o,wi,wi_0,wi_1,wo"
+LINEAR = "q,k,v,o,wi,wi_0,wi_1,wo"
 _LIMIT = 8  # tokens of the answers that a bank is verified on
 # loads a bank, answers a row with each adapter, eight rows at a time, says how long loading took, and waits to be ended
 _SERVE = """
@@ -167,7 +167,7 @@ def measure_steps(generator: Generator, rows: Sequence[int], source: int, steps:
     for count in rows:
         for distinct in sorted({0, 1, count // 2, count} & set(range(len(generator.adapters) + 1))):
             names = [generator.adapters[i % distinct] if distinct else None for i in range(count)]
-            cases[count, distinct] = _stepper(generator, names, source, steps)
+            cases[count, distinct] = stepper(generator, names, source, steps)
     times: dict[tuple[int, int], list[float]] = {case: [] for case in cases}
     for turn in range(rounds + 1):
         for case, run in cases.items():
@@ -181,8 +181,8 @@ def measure_steps(generator: Generator, rows: Sequence[int], source: int, steps:
     ]  # fmt: skip
 
 
-def _stepper(generator: Generator, names: Sequence[str | None], source: int, steps: int) -> Callable[[], float]:
-    """Takes some steps of these rows and says how many seconds they took, without the encoder."""
+def stepper(generator: Generator, names: Sequence[str | None], source: int, steps: int) -> Callable[[], float]:
+    """What takes some steps of these rows and says how many seconds they took, without the encoder."""
     model = generator.model
     ids = np.random.default_rng(0).integers(3, generator.tokenizer.size, (len(names), source))
     encoded = model.encode(ids, np.ones_like(ids), generator.bank.choose(names) if generator.bank else None)
@@ -279,7 +279,7 @@ def main(
     precision: str = "int8",
     counts: Annotated[str, typer.Option(help="Adapters of the banks.")] = "1,10,100",
     rank: Annotated[int, typer.Option(min=1)] = 16,
-    targets: Annotated[str, typer.Option(help="Ends of the adapted layers' names.")] = _LINEAR,
+    targets: Annotated[str, typer.Option(help="Ends of the adapted layers' names.")] = LINEAR,
     rows: Annotated[str, typer.Option(help="Rows of a step.")] = "1,8",
     source: Annotated[int, typer.Option(min=1, help="Tokens in.")] = 64,
     steps: Annotated[int, typer.Option(min=1)] = 32,

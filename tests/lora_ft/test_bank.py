@@ -284,7 +284,7 @@ def test_a_bank_is_scored_adapter_by_adapter(bank: Path, tiny_run: Run, capsys: 
     assert list(told["scored"]) == ["tiny"] and "gone.jsonl" in told["failed"]["second"]
     assert command(["evaluate", str(bank)]) == 1
     assert "second: not scored: " in capsys.readouterr().out
-    with pytest.raises(UsageError, match="gone.jsonl"):
+    with pytest.raises(UsageError, match=r"gone\.jsonl"):
         evaluate(str(bank), adapter="second")
 
 

@@ -1,0 +1,52 @@
+"""Adapters in two formats: the same tokens come of both, and every case is measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import benchmarks.adapter_files as module
+from benchmarks.bank import make_bank
+from export.errors import LoraFtError
+from export.runtime import Generator
+from lora_ft.bases import Base
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory by process is Linux's")
+
+
+def test_every_case_is_measured(tiny_base: Path, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(module.main)
+    given = ["--base", str(tiny_base), "--counts", "1,2", "--rank", "2", "--rows", "1,3", "--steps", "2"]
+    done = CliRunner().invoke(app, [*given, "--rounds", "2", "--json", str(tmp_path / "found.json")])
+    assert done.exit_code == 0, done.exception
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [(one["format"], one["adapters"]) for one in found["loading"]] == [
+        (form, count) for count in (1, 2) for form in module.FORMATS
+    ]
+    assert all(one["seconds"] > 0 and one["resident"] > one["private"] > 0 for one in found["loading"])
+    assert [one["rows"] for one in found["steps"]] == [1, 3]
+    assert len([line for line in done.stdout.splitlines() if line.startswith("|")]) == 2 + 4 + 2 + 2
+
+
+def test_an_adapter_is_the_same_in_both_formats(tiny_base: Path, tmp_path: Path) -> None:
+    make_bank(Base("tiny", tiny_base), tmp_path / "bank", "fp32", 2, ["q", "v"])
+    bank = Generator.load(tmp_path / "bank").bank
+    assert bank is not None
+    arrays = {name: bank.arrays("a0")[name] * np.float32(50) for name in bank.inputs["bank.step"]}
+    step = module.Step(tmp_path / "bank", 2)
+    made = []
+    for form in module.FORMATS.values():
+        form.write(tmp_path / "file", arrays)
+        made.append(step.run(*form.given(form.load(tmp_path / "file"))))
+    assert (made[0] == made[1]).all() and made[0].shape == (2, 1)
+
+
+def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
+    with pytest.raises(LoraFtError, match="a process that loads .* died"):
+        module.measure_loading(tmp_path, "safetensors", tmp_path)

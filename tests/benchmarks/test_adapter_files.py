@@ -48,5 +48,5 @@ def test_an_adapter_is_the_same_in_both_formats(tiny_base: Path, tmp_path: Path)
 
 
 def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
-    with pytest.raises(LoraFtError, match="a process that loads .* died"):
+    with pytest.raises(LoraFtError, match=r"a process that loads .* died"):
         module.measure_loading(tmp_path, "safetensors", tmp_path)

@@ -21,6 +21,7 @@ from transformers import AutoModelForSeq2SeqLM
 from export.errors import LoraFtError, UsageError
 from export.runtime import Generator
 from lora_ft import push as push_module
+from lora_ft.bank import export_bank
 from lora_ft.cli import run as lora_ft
 from lora_ft.evaluate import evaluate
 from lora_ft.export_run import export
@@ -139,6 +140,18 @@ def test_no_uploaded_file_names_a_folder_of_this_machine(
 
 
 @recent_client
+def test_a_pushed_bank_names_no_folder_and_its_adapters_keep_their_tasks(
+    hub: FakeHub, run: Run, tmp_path: Path
+) -> None:
+    export_bank([str(run.folder)], tmp_path / "bank")
+    push(tmp_path / "bank", to("me/bank"))
+    sent = hub.files("me/bank")["manifest.json"].decode()
+    assert str(run.task.data.root) not in sent and str(Path(run.task.base).parent) not in sent
+    back = download(hub, tmp_path, "me/bank")
+    found = evaluate(str(back), adapter="tiny", overrides=[f"data.root={run.task.data.root}"])
+    assert found.scores.scores == evaluate(str(tmp_path / "bank"), adapter="tiny").scores.scores
+
+
 def test_a_pushed_bundle_comes_back_and_answers_alike(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
     push(bundle, to())
     asked = ["say: abc", "say: xyz"]

@@ -171,13 +171,11 @@ def evaluate_bank(
 
 def _carried(model: Model, overrides: Sequence[str]) -> Task:
     """The task that an adapter brought into a bank."""
-    engine = model.engine
-    if isinstance(engine, OnnxEngine) and engine.adapter is not None:
-        generator = engine.generator
-        if content := generator.manifest[ADAPTERS][engine.adapter].get("task"):
+    engine, more = model.engine, "name an adapter, or " if adapters_of(model) else ""
+    if model.adapter is not None and isinstance(engine, OnnxEngine):
+        generator, more = engine.generator, ""
+        if content := generator.manifest[ADAPTERS][model.adapter].get("task"):
             return read_task(content, generator.folder / NAME, overrides)
-        raise UsageError(f"{model.name} carries no task to be scored on", "add --task TASK")
-    more = "name an adapter, or " if adapters_of(model) else ""
     raise UsageError(f"{model.name} carries no task to be scored on", f"{more}add --task TASK")
 
 
@@ -193,7 +191,7 @@ def _evaluate(
     warnings += guards.of_answers(task, examples, answers, model.engine.tokenizer)
     before = gain = None
     if baseline:
-        base = with_adapter(model, None) if adapters_of(model) else open_model(task.base)
+        base = open_model(task.base) if model.adapter is None else with_adapter(model, None)
         _, before, base_rows = _score(base, examples, task, batch_size, progress)
         gain = {
             name: difference(rows[name], base_rows[name], seed=task.evaluate.seed, resamples=task.evaluate.bootstrap)

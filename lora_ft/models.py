@@ -30,8 +30,9 @@ class Model:
         prompt: of its task, or None.
         options: its task's generation options, max_new_tokens among them.
         notice: what a user of it must know, or "".
-        task: where it has one (a bundle carries only its prompt).
+        task: where it has one (a bundle carries only its prompt; of a bank `evaluate` reads those of the adapters).
         chat: of a task about chats, what `lora_ft.chat` needs.
+        adapter: of a bank, the one that answers; None is its base.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Model:
     notice: str = ""
     task: Task | None = None
     chat: dict[str, Any] | None = None
+    adapter: str | None = None
 
 
 def open_model(name: str, *, provider: str = "auto", adapter: str | None = None) -> Model:
@@ -92,7 +94,8 @@ def adapters_of(model: Model) -> list[str]:
 def _of_bundle(name: str, generator: Generator, adapter: str | None) -> Model:
     own = generator.of(adapter)
     called = name if adapter is None else f"{name} ({adapter})"
-    return Model("bundle", called, OnnxEngine(generator, adapter), own.prompt, dict(own.defaults), chat=own.chat)
+    return Model("bundle", called, OnnxEngine(generator, adapter), own.prompt, dict(own.defaults), chat=own.chat,
+                 adapter=adapter)  # fmt: skip
 
 
 def _no_bank(name: str) -> UsageError:

@@ -161,7 +161,8 @@ def measure_steps(bank: Path, files: Mapping[str, Path], rows: int, steps: int, 
     from export.runtime import Generator
 
     step, generator = Step(bank, rows), Generator.load(bank)
-    given = {form: FORMATS[form].given(FORMATS[form].load(file)) for form, file in files.items()}
+    loaded = {form: FORMATS[form].load(file) for form, file in files.items()}  # kept: RunOptions only points there
+    given = {form: FORMATS[form].given(one) for form, one in loaded.items()}
     first, *others = (step.run(*one) for one in given.values())
     if not all((first == other).all() for other in others):
         raise LoraFtError("an adapter gives other tokens in another format", "please report this")

@@ -43,7 +43,8 @@ def test_an_adapter_is_the_same_in_both_formats(tiny_base: Path, tmp_path: Path)
     made = []
     for form in module.FORMATS.values():
         form.write(tmp_path / "file", arrays)
-        made.append(step.run(*form.given(form.load(tmp_path / "file"))))
+        loaded = form.load(tmp_path / "file")
+        made.append(step.run(*form.given(loaded)))
     assert (made[0] == made[1]).all() and made[0].shape == (2, 1)
 
 

@@ -342,6 +342,6 @@ def test_one_base_serves_every_adapter(
     oracle = Oracle(find_base(tiny_run.task.base))
     before = {name: value.clone() for name, value in oracle.model.state_dict().items()}
     with oracle.adapted(other_run) as model:
-        assert model.state_dict().keys() > before.keys()
+        assert any("lora_A" in name for name in model.state_dict())
     after = oracle.model.state_dict()
     assert after.keys() == before.keys() and all(after[name].equal(value) for name, value in before.items())

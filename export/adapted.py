@@ -48,12 +48,12 @@ class Group:
     def values(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """(dtype, shape) of each array of one adapter, by the name of the graph's input.
 
-        A is [inputs, parts * rank] and B [parts, rank, width], without the first axis where there is one part. Bytes
-        have scales: of A's columns, and of the outputs.
+        A is [inputs, parts * rank] and B [1, parts, rank, width], where the first axis is for tokens, or of a single
+        part [rank, width]. Bytes have scales: of A's columns, and of the outputs.
         """
         parts = len(self.layers)
-        down, up = (self.inputs, parts * self.rank), (parts, self.rank, self.width)
-        shapes = {"A": down, "B": up if parts > 1 else up[1:]}
+        down, up = (self.inputs, parts * self.rank), (self.rank, self.width)
+        shapes = {"A": down, "B": (1, parts, *up) if parts > 1 else up}
         dtype = "float32" if self.exact else "int8"
         found: dict[str, tuple[str, tuple[int, ...]]] = {
             f"{PREFIX}{self.name}.{side}": (dtype, shape) for side, shape in shapes.items()
@@ -86,34 +86,40 @@ class Adapted:
         group = Group(weight.layers, weight.inputs, width, rank, exact, by_row=not exact and not weight.peak)
         self._groups[group.name] = group
         names = [g.input(name, KINDS[dtype], "adapters", *shape) for name, (dtype, shape) in group.values.items()]
-        product = self._storage.linear(g, x, weight)
-        added = _exact(g, x, group, *names) if exact else _rounded(g, x, group, weight.peak, *names)
-        return g.op("Add", product, added, output=output)
+        added, step = _exact(g, x, group, *names) if exact else _rounded(g, x, group, weight.peak, *names)
+        if step and isinstance(self._storage, Int8):  # rows' steps multiply the sum once, not both of its parts
+            return g.op("Mul", g.op("Add", self._storage.unscaled(g, x, weight), added), step, output=output)
+        added = g.op("Mul", added, step) if step else added
+        return g.op("Add", self._storage.linear(g, x, weight), added, output=output)
 
     def rows(self, g: Graph, ids: str, weight: Weight) -> str:
         return self._storage.rows(g, ids, weight)
 
 
-def _exact(g: Graph, x: str, group: Group, a: str, b: str) -> str:
-    return _by_part(g, g.op("MatMul", x, a), group, lambda inner: g.op("MatMul", inner, b))
+def _exact(g: Graph, x: str, group: Group, a: str, b: str) -> tuple[str, str]:
+    return _by_part(g, g.op("MatMul", x, a), group, lambda inner: g.op("MatMul", inner, b)), ""
 
 
-def _rounded(g: Graph, x: str, group: Group, peak: float, a: str, b: str, a_scale: str, b_scale: str) -> str:
+def _rounded(
+    g: Graph, x: str, group: Group, peak: float, a: str, b: str, a_scale: str, b_scale: str
+) -> tuple[str, str]:  # fmt: skip
+    """What an adapter adds, and the steps of the rows that it is in, or ""."""
     one, zero = g.constant(np.float32(1), "float.1"), g.constant(np.uint8(128), "uint8.128")
+    signed = g.constant(np.int8(0), "int8.0")
     quantised, step, by_row = quantised_input(g, x, peak)
-    inner = g.op("MatMulIntegerToFloat", quantised, a, one if by_row else step, a_scale, zero, domain=MS)
-    inner = g.op("QuantizeLinear", inner, one, zero)
-    # one scale for all of B here, its own ones after: with scales by column this operator takes four times as long
+    inner = g.op("QLinearMatMul", quantised, one if by_row else step, zero, a, a_scale, signed, one, zero)
+    # one scale for all of B here, its own ones after: with scales by column this operator takes twice as long
     outer = _by_part(g, inner, group, lambda part: g.op("MatMulIntegerToFloat", part, b, one, one, zero, domain=MS))
-    outer = g.op("Mul", outer, b_scale)
-    return g.op("Mul", outer, step) if by_row else outer
+    return g.op("Mul", outer, b_scale), step if by_row else ""
 
 
 def _by_part(g: Graph, inner: str, group: Group, product: Callable[[str], str]) -> str:
-    """The product [b,q,parts*width] of each part's columns of inner [b,q,parts*rank]."""
+    """The product [b,q,parts*width] of each part's columns of inner [b,q,parts*rank], token by token.
+
+    Parts are many in a decoder alone, where tokens are few: nothing has to be put in another order then.
+    """
     parts = len(group.layers)
     if parts == 1:
         return product(inner)
-    apart = g.op("Transpose", g.op("Reshape", inner, g.ints(0, 0, parts, group.rank)), perm=[0, 2, 1, 3])
-    together = g.op("Transpose", product(apart), perm=[0, 2, 1, 3])
-    return g.op("Reshape", together, g.ints(0, 0, parts * group.width))
+    apart = g.op("Reshape", inner, g.ints(0, 0, parts, 1, group.rank))
+    return g.op("Reshape", product(apart), g.ints(0, 0, parts * group.width))

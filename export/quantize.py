@@ -130,16 +130,21 @@ class Int8:
         self._portable = portable
 
     def linear(self, g: Graph, x: str, weight: Weight, output: str | None = None) -> str:
+        _, step, by_row = quantised_input(g, x, weight.peak)
+        if by_row:
+            return g.op("Mul", self.unscaled(g, x, weight), step, output=output)
+        return self.unscaled(g, x, weight, output)
+
+    def unscaled(self, g: Graph, x: str, weight: Weight, output: str | None = None) -> str:
+        """As `linear`; where rows of the input have steps of their own, in these steps."""
         key = f"{weight.name}.{'u' * self._portable}int8"
         values = g.weight(key, lambda: self._values(weight.read()).T)
         scale = g.weight(f"{key}.scale", lambda: _scale(weight.read()))
         one, zero = g.constant(np.float32(1), "float.1"), g.constant(np.uint8(128), "uint8.128")
         zeros = (zero, zero) if self._portable else (zero,)
         quantised, step, by_row = quantised_input(g, x, weight.peak)
-        if not by_row:
-            return g.op("MatMulIntegerToFloat", quantised, values, step, scale, *zeros, output=output, domain=MS)
-        product = g.op("MatMulIntegerToFloat", quantised, values, one, scale, *zeros, domain=MS)
-        return g.op("Mul", product, step, output=output)
+        factor = one if by_row else step
+        return g.op("MatMulIntegerToFloat", quantised, values, factor, scale, *zeros, output=output, domain=MS)
 
     def _values(self, weight: np.ndarray) -> np.ndarray:
         values = _int8(weight)

@@ -24,7 +24,7 @@ from export.runtime.settings import Settings
 from export.runtime.tensors import map_tensors
 from export.runtime.text import Tokenizer
 
-VERSION = 1
+VERSION = 2
 TASK = "lora-ft"  # the text in an adapter's file that says what it is for
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # (dtype, shape) of one adapter's arrays, by the graphs' inputs
 

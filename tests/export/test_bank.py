@@ -31,7 +31,7 @@ def plan(exact: bool, **changes: bool) -> Plan:
 
 def whole(arrays: dict[str, np.ndarray], part: int, group: Group) -> np.ndarray:
     """The change of one layer's weight that exact arrays make."""
-    a, b = arrays[f"adapter.{group.name}.A"], arrays[f"adapter.{group.name}.B"][part]
+    a, b = arrays[f"adapter.{group.name}.A"], arrays[f"adapter.{group.name}.B"][0, part]
     return (a[:, part * group.rank :][:, : group.rank] @ b).T
 
 
@@ -60,7 +60,7 @@ def test_bytes_are_nearly_the_adapter_and_within_seven_bits() -> None:
     inner = np.rint((x @ a) * a_scale)
     assert 90 < np.abs(inner).max() <= 127
     for part, layer in enumerate(LAYERS):
-        made = inner[:, part * 4 : part * 4 + 4] @ b[part] * b_scale[:, part * 5 : part * 5 + 5]
+        made = inner[:, part * 4 : part * 4 + 4] @ b[0, part] * b_scale[:, part * 5 : part * 5 + 5]
         expected = x @ adapter[layer].a.T @ adapter[layer].b.T if layer in adapter else np.zeros((200, 5))
         assert np.abs(made - expected).max() <= 0.05 * max(1, np.abs(expected).max())
 

@@ -248,5 +248,5 @@ def test_a_bank_of_another_version_is_refused(folder: Path, tmp_path: Path) -> N
     (bundle / "bank.json").write_text(json.dumps(json.loads((bundle / "bank.json").read_text()) | {"version": 9}))
     manifest = json.loads((bundle / "manifest.json").read_text()) | {"files": describe_files(bundle)}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match=r"bank.json is of version 9; this is for 1"):
+    with pytest.raises(UsageError, match=r"bank.json is of version 9; this is for 2"):
         Generator.load(bundle)

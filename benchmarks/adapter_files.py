@@ -6,6 +6,10 @@ A `.onnx_adapter` goes to a call, not to a row (`RunOptions.add_active_adapter`)
 so that it cannot mix them, and a bound call does not take it. So what both can do is compared: the step of some rows
 that have one adapter. Both formats hold the same arrays, those of the step's graph; a graph refuses a `.onnx_adapter`
 that holds more than it takes, so that an adapter would need one file for each graph.
+
+Measured (results/adapter_files.json, FLAN-T5-small int8, r 16, on a busy machine): 100 adapters load in 0.04 s against
+0.6 s of safetensors, take 2 % more memory than their files against 12 %, and steps take the same; safetensors stayed
+for the rows that they can mix, for bound calls, which are a tenth faster, and as one file serves all graphs.
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -167,13 +172,13 @@ def measure_steps(bank: Path, files: Mapping[str, Path], rows: int, steps: int, 
     if not all((first == other).all() for other in others):
         raise LoraFtError("an adapter gives other tokens in another format", "please report this")
 
-    def calls(one: Given) -> float:
+    def calls(form: str) -> float:
         began = time.perf_counter()
         for _ in range(steps):
-            step.run(*one)
+            step.run(*given[form])
         return time.perf_counter() - began
 
-    cases = {form: lambda one=one: calls(one) for form, one in given.items()}
+    cases: dict[str, Callable[[], float]] = {form: partial(calls, form) for form in given}
     cases["bound"] = stepper(generator, generator.adapters[:1] * rows, _SOURCE, steps)
     times: dict[str, list[float]] = {case: [] for case in cases}
     for turn in range(rounds + 1):

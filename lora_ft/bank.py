@@ -91,12 +91,12 @@ def export_bank(
     oracle = Oracle(base := _common_base(found))
     members = [member_of(name, run, oracle, checks, progress) for name, run in found.items()]
     tokenizer, origin = oracle.tokenizer, origin_of(None, base.name, "")
-    sentences = list(references_of(oracle.model, tokenizer, SENTENCES, origin, progress))
+    sentences = list(references_of(oracle.plain(), tokenizer, SENTENCES, origin, progress))
     share = -(-_CALIBRATION_ROWS // len(members))
     samples: list[Sample] = [sample for one in members for sample in one.samples[:share]]
     reports = write_bank(
         base.folder, tokenizer, origin, sentences, sentences[0], members, out, precision=chosen, samples=samples,
-        scaled=is_scaled(oracle.model), overwrite=overwrite, progress=progress.stage,
+        scaled=is_scaled(oracle.plain()), overwrite=overwrite, progress=progress.stage,
     )  # fmt: skip
     return Shelved(out, str(chosen), folder_size(out), reports)
 
@@ -156,7 +156,7 @@ def _opened(base: Base) -> tuple[Oracle, Architecture, Checkpoint]:
     """A base in PyTorch, and as banks are built from it."""
     oracle = Oracle(base)
     architecture, weights = read_model(base.folder)
-    return oracle, rescaled(architecture, is_scaled(oracle.model)), weights
+    return oracle, rescaled(architecture, is_scaled(oracle.plain())), weights
 
 
 def _common_base(runs: dict[str, Run]) -> Base:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from lora_ft.tradeoff import holds
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import T5ForConditionalGeneration
 
 # What peft can save beside A and B, and the value that says that it did not.
 _MORE: dict[str, Any] = {
@@ -60,25 +60,30 @@ class Oracle:
 
     Attributes:
         base: which.
-        model: it, with no adapter on it but within `adapted`.
         tokenizer: its own.
     """
 
     def __init__(self, base: Base) -> None:
-        self.base, self.model, self.tokenizer = base, load_model(base.folder), load_tokenizer(base.folder)
+        self.base, self.tokenizer = base, load_tokenizer(base.folder)
+        self._model = load_model(base.folder)
+        self._on: tuple[Run, PeftModel] | None = None
 
-    @contextlib.contextmanager
-    def adapted(self, run: Run) -> Iterator[PeftModel]:
-        """The base with a run's adapter on it, as peft puts it there and takes it off again.
+    def plain(self) -> T5ForConditionalGeneration:
+        """The base with no adapter on it, until `adapted` is called."""
+        if self._on is not None:
+            self._on[1].unload()
+            self._on = None
+        return self._model
+
+    def adapted(self, run: Run) -> PeftModel:
+        """The base with a run's adapter on it, as peft puts it there, until `plain` or another run is asked for.
 
         Raises:
             UsageError, LoraFtError: as of `load_adapter`.
         """
-        model = load_adapter(self.model, run.adapter)
-        try:
-            yield model
-        finally:
-            model.unload()
+        if self._on is None or self._on[0] is not run:
+            self._on = run, load_adapter(self.plain(), run.adapter)
+        return self._on[1]
 
 
 def named_runs(runs: Sequence[str]) -> dict[str, Run]:
@@ -122,19 +127,16 @@ def member_of(name: str, run: Run, oracle: Oracle, checks: Checks, progress: Pro
     prompts = [example.prompt for example in examples[: checks.rows]] or SENTENCES
 
     def references() -> Iterator[Reference]:  # asked when they are needed: logits of many adapters are large
-        with oracle.adapted(run) as model:
-            yield from references_of(model, tokenizer, prompts, origin, progress)
+        return references_of(oracle.adapted(run), tokenizer, prompts, origin, progress)
 
     def judge(generator: Generator, name: str) -> Mapping[str, Any]:
         if generator.manifest["precision"] == "fp32" or not examples:
             return {}
-        with oracle.adapted(run) as model:
-            engine = TorchEngine(model, tokenizer, task.lengths.source)
-            return _gate(generator, name, engine, task, examples[: checks.score_rows], checks, progress)
+        engine = TorchEngine(oracle.adapted(run), tokenizer, task.lengths.source)
+        return _gate(generator, name, engine, task, examples[: checks.score_rows], checks, progress)
 
-    with oracle.adapted(run) as model:
-        adapter = _low_rank(model, run)
-        sentences = next(references_of(model, tokenizer, SENTENCES, origin, progress))
+    adapter = _low_rank(oracle.adapted(run), run)
+    sentences = next(references_of(oracle.adapted(run), tokenizer, SENTENCES, origin, progress))
     samples = tuple(samples_of(task, tokenizer, progress))
     return Member(name, adapter, origin, tokenizer, references, Probe.of(sentences), samples, judge,
                   task.model_dump(mode="json", exclude_none=True))  # fmt: skip

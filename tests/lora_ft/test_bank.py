@@ -340,8 +340,9 @@ def test_one_base_serves_every_adapter(
     add(tmp_path / "bank", [f"a={other_run.folder}", f"b={tiny_run.folder}"], checks=CHECKS)
     assert len(loaded) == 2  # one a job
     oracle = Oracle(find_base(tiny_run.task.base))
-    before = {name: value.clone() for name, value in oracle.model.state_dict().items()}
-    with oracle.adapted(other_run) as model:
-        assert any("lora_A" in name for name in model.state_dict())
-    after = oracle.model.state_dict()
+    before = {name: value.clone() for name, value in oracle.plain().state_dict().items()}
+    for run in (other_run, tiny_run):
+        model = oracle.adapted(run)
+        assert oracle.adapted(run) is model and any("lora_A" in name for name in model.state_dict())
+    after = oracle.plain().state_dict()
     assert after.keys() == before.keys() and all(after[name].equal(value) for name, value in before.items())

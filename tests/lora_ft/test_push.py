@@ -152,6 +152,7 @@ def test_a_pushed_bank_names_no_folder_and_its_adapters_keep_their_tasks(
     assert found.scores.scores == evaluate(str(tmp_path / "bank"), adapter="tiny").scores.scores
 
 
+@recent_client
 def test_a_pushed_bundle_comes_back_and_answers_alike(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
     push(bundle, to())
     asked = ["say: abc", "say: xyz"]

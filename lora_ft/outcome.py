@@ -53,7 +53,7 @@ def measured(
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "precision": plan.precision.name,
         "compiled": plan.compile,
-        "train_loss": next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), math.nan),
+        "train_loss": _last_loss(trainer.state.log_history),
         "best_metric": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step,
         "evaluations": [{k: v for k, v in e.items() if k == "step" or k.startswith("eval_")} for e in evaluations],
@@ -69,6 +69,12 @@ def measured(
         "versions": {name: version(name) for name in ("lora-ft", "torch", "transformers", "peft")}
         | {"python": platform.python_version()},
     }
+
+
+def _last_loss(logged: list[dict[str, float]]) -> float:
+    """The last one logged, or the mean of a training that was over before any was."""
+    found = [entry[key] for key in ("train_loss", "loss") for entry in logged if key in entry]
+    return found[-1] if found else math.nan
 
 
 def hardware(plan: Plan) -> str:

@@ -106,8 +106,16 @@ class Trainer(Seq2SeqTrainer):
 
     def prediction_step(self, *rest: Any, **options: Any) -> Any:
         eager = torch.compiler.set_stance("force_eager") if self._compiled else contextlib.nullcontext()
-        with eager:
-            return super().prediction_step(*rest, **self._generation, **options)
+        # transformers fills the model's own settings up with its defaults (max_length 20 among them), for good: they
+        # would be saved with a whole model, and warned about with every batch that it generates
+        settings = vars(self.model.generation_config)
+        kept = dict(settings)
+        try:
+            with eager:
+                return super().prediction_step(*rest, **self._generation, **options)
+        finally:
+            settings.clear()
+            settings.update(kept)
 
     def _guard(self, loss: float) -> None:
         """Stop on a loss that says training is broken, instead of averaging it away."""

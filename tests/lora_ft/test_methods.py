@@ -296,6 +296,19 @@ def test_a_full_run_keeps_its_head_apart_and_its_embedding_shared(
     assert torch.equal(logits(load_model(tmp_path / "merged")), logits(reloaded))
 
 
+def test_a_full_runs_generation_settings_are_its_own(make_task: MakeTask, tmp_path: Path) -> None:
+    """transformers fills them with its defaults when it evaluates; `max_length` among them brings a warning a batch."""
+    task = make_task(method="full", train={"num_train_epochs": 1, "metric_for_best_model": "rouge1"})
+    run = train(load_task(task), tmp_path / "run")
+    settings = json.loads((run.trained / "generation_config.json").read_text())
+    del settings["transformers_version"]
+    special = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+    assert {name: value for name, value in settings.items() if value is not None} == {
+        **special,
+        "max_new_tokens": run.task.max_new_tokens,
+    }
+
+
 def test_a_tied_head_stays_tied_when_all_is_trained(make_task: MakeTask, tmp_path: Path) -> None:
     tied = save_tiny_t5(tmp_path / "tied", tie_word_embeddings=True)
     run = train(load_task(make_task(method="full", base=str(tied), train={"num_train_epochs": 1})), tmp_path / "run")

@@ -85,6 +85,11 @@ def test_training_learns_and_vanilla_peft_loads_the_adapter(
     assert len(changed) == 12  # q and v of two encoder layers, and of two decoder layers twice
 
 
+def test_a_run_that_ends_before_a_loss_is_logged_tells_its_loss(make_task: MakeTask, tmp_path: Path) -> None:
+    run = train(load_task(make_task(train={"num_train_epochs": 1, "logging_steps": 1000})), tmp_path / "run")
+    assert 0 < run.metrics["train_loss"] < 100
+
+
 def test_answers_of_the_validation_are_not_cut_at_twenty_tokens(make_task: MakeTask, tmp_path: Path) -> None:
     """peft#1120, transformers#10032: an encoder-decoder in peft ignores the Trainer's generation settings."""
     lengths: list[int] = []

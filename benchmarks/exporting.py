@@ -1,0 +1,114 @@
+"""How long an export takes, stage by stage, in each precision.
+
+    python -m benchmarks.exporting RUN [--precision int8 --precision int8-w4] [--json FILE]
+
+Each export is a process of its own, as for who types the command; the time before its first stage is Python's imports.
+Comparing with PyTorch and scoring are what verification takes, the rest is the export.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from export.errors import LoraFtError
+from export.files import write_json
+from lora_ft.doctor import environment
+from lora_ft.markdown import table
+
+Stages = dict[str, float]  # seconds by the stage's name, in their order
+IMPORTS = "imports"
+_VERIFYING = ("comparing", "scoring", "timing")  # how the names of stages begin that verify or choose
+_BEGIN = "stage "
+# says each stage as it begins; a line of its own says that all is done
+_EXPORT = """
+import sys
+from pathlib import Path
+from lora_ft.export_run import export
+from lora_ft.progress import Silent
+class Told(Silent):
+    def stage(self, name, total=0, done=0):
+        print("stage", name, flush=True)
+name, out, precision = sys.argv[1:]
+export(name, Path(out), precision=precision, force=True, progress=Told())
+"""
+
+
+def measure(name: str, precision: str, clock: Callable[[], float] = time.perf_counter) -> Stages:
+    """Of one export.
+
+    Args:
+        name: run, checkpoint or base.
+        precision: as `lora-ft export` takes it.
+        clock: in seconds.
+
+    Raises:
+        LoraFtError: the export failed.
+    """
+    found: Stages = {}
+    with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
+        stage, began = IMPORTS, clock()
+        command = [sys.executable, "-c", _EXPORT, name, str(Path(scratch, "bundle")), precision]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith(_BEGIN):
+                    now = clock()
+                    found[stage] = found.get(stage, 0.0) + now - began
+                    stage, began = line.removeprefix(_BEGIN).strip(), now
+        found[stage] = found.get(stage, 0.0) + clock() - began
+    if process.returncode:
+        raise LoraFtError(f"the export of {name} in {precision} failed", "its message is above")
+    return found
+
+
+def is_verification(stage: str) -> bool:
+    """Whether a stage compares, scores or times what was exported."""
+    return stage.startswith(_VERIFYING)
+
+
+def text(found: dict[str, Stages]) -> str:
+    """By precision, in Markdown."""
+    stages = list(dict.fromkeys(stage for one in found.values() for stage in one))
+    stages.sort(key=is_verification)
+    lines = [[stage, *(f"{one[stage]:.1f}" if stage in one else "" for one in found.values())] for stage in stages]
+    lines += [
+        [f"**{name}**", *(f"{sum(took for stage, took in one.items() if counts(stage)):.1f}" for one in found.values())]
+        for name, counts in (
+            ("export", lambda stage: not is_verification(stage)),
+            ("verification", is_verification),
+        )
+    ]
+    return table(["seconds", *found], lines)
+
+
+def main(
+    name: str,
+    precision: Annotated[list[str] | None, typer.Option(help="Several, one after another.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Exports of each, of which medians are shown.")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+) -> None:
+    """Export a run in several precisions and print what each stage took."""
+    every: dict[str, list[Stages]] = {one: [] for one in precision or ["fp32", "int8", "int8-w8", "int8-w4"]}
+    for _ in range(rounds):
+        for one, measured in every.items():
+            measured.append(measure(name, one))
+    found = {
+        one: {stage: statistics.median(turn[stage] for turn in turns) for stage in turns[0]}
+        for one, turns in every.items()
+    }
+    if json_file is not None:
+        write_json(json_file, {"environment": environment(), "rounds": rounds, "seconds": found})
+    print(text(found))
+
+
+if __name__ == "__main__":
+    typer.run(main)

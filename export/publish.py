@@ -88,13 +88,12 @@ def write_bundle(
         LoraFtError: the fp32 graphs differ from PyTorch, or none was chosen; nothing is left behind.
     """
     refuse_existing(out, overwrite=overwrite)
-    progress("building the graphs")
     architecture, weights = read_model(checkpoint)
     if scaled is not None:
         architecture = rescaled(architecture, scaled)
     with staged_folder(out, overwrite=overwrite) as staging, tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
-        build = _Builder(Path(scratch), architecture, weights, tokenizer, origin)
-        candidates = [build(FP32, weights, references := list(references))]
+        build = _Builder(Path(scratch), architecture, weights, tokenizer, origin, list(references), progress)
+        candidates = [build(FP32, weights)]
         kept = Probe.of(probe)
         require(candidates[0].report)
         require(kept.check(candidates[0].generator))
@@ -103,9 +102,7 @@ def write_bundle(
             wanted = lambda layer: any(precision.storage(layer).compensates for precision in rounded)  # noqa: E731
             calibration = calibrate(architecture, weights, samples, wanted)
             for precision in rounded:
-                progress(f"building {precision}")
-                folded = Folded(architecture, weights, calibration, precision.storage)
-                candidates.append(build(precision, folded, references))
+                candidates.append(build(precision, Folded(architecture, weights, calibration, precision.storage)))
         chosen, why = choose(candidates)
         kept.write(chosen.generator.folder / manifest.PROBE)
         found = {"parity": chosen.report.as_dict(), "probe": kept.check(chosen.generator).as_dict()}
@@ -114,7 +111,7 @@ def write_bundle(
             seal(chosen.generator.folder, content, staging, prompt_lookup=chosen.report.lookup_is_lossless)
         else:
             progress(f"writing the layout {layout}")
-            write_layout(layout, staging, chosen.t5, chosen.generator, checkpoint, references, content)
+            write_layout(layout, staging, chosen.t5, chosen.generator, checkpoint, build.references, content)
             if triton:
                 write_triton(staging, out.name, origin.generation["max_new_tokens"])
     return Published(chosen.precision, chosen.report)
@@ -129,11 +126,15 @@ class _Builder:
     checkpoint: Checkpoint
     tokenizer: Tokenizer
     origin: Origin
+    references: Sequence[Reference]
+    progress: Callable[[str], None]
 
-    def __call__(self, precision: Precision, weights: Weights, references: Sequence[Reference]) -> Candidate:
+    def __call__(self, precision: Precision, weights: Weights) -> Candidate:
+        self.progress(f"building {precision}")
         folder = self.scratch / str(precision)
         folder.mkdir()
         config = self.checkpoint.config
         t5 = T5(self.architecture, weights, precision.storage)
         generator = assemble(folder, t5, str(precision), config, self.tokenizer, self.origin)
-        return Candidate(precision, t5, generator, compare(generator, references), folder_size(folder))
+        self.progress(f"comparing {precision}")
+        return Candidate(precision, t5, generator, compare(generator, self.references), folder_size(folder))

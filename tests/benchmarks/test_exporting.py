@@ -14,7 +14,7 @@ def test_stages_of_an_export_add_up(tiny_base: Path) -> None:
     ticks = iter(range(100))
     found = measure(str(tiny_base), "int8", lambda: float(next(ticks)))
     assert next(iter(found)) == IMPORTS and {"calibrating", "building int8"} <= found.keys()
-    assert set(filter(is_verification, found)) == {"comparing with PyTorch"}
+    assert set(filter(is_verification, found)) == {"comparing with PyTorch", "comparing fp32", "comparing int8"}
     assert sum(found.values()) == next(ticks) - 1  # every moment is in some stage
 
 

@@ -88,8 +88,7 @@ class Cache:
         room: tokens.
         lengths: int64 [b], or [1] where all are alike: of how many tokens of each row there are keys and values.
         source: what the steps read.
-        steps: those that are bound to these values, by graph, what they put out and the shapes of what they take; and
-            the memory of what they put out.
+        steps: those that are bound to these values, by graph, what they put out and the shapes of what they take.
         spare: the same again, for `values` in another order.
     """
 
@@ -98,7 +97,7 @@ class Cache:
     room: int
     lengths: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     source: Source | None = None
-    steps: dict[tuple[str, str, int, int], tuple[Bound, ort.OrtValue]] = field(default_factory=dict)
+    steps: dict[tuple[str, str, int, int], _Step] = field(default_factory=dict)
     spare: _Spare | None = None
 
     def forget(self, counts: np.ndarray) -> None:
@@ -110,12 +109,31 @@ class Cache:
         self.values, self.rows, self.room, self.steps, self.spare = values, rows, room, {}, None
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A step, the memory that it writes into, and what ranks the tokens that lie there, by how many are wanted."""
+
+    bound: Bound
+    made: ort.OrtValue
+    rankings: dict[int, _Ranking] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Log-probabilities of some logits, then the highest of them and their tokens, in memory that is bound once."""
+
+    normal: Bound
+    best: Bound
+    highest: np.ndarray
+    tokens: np.ndarray
+
+
 @dataclass
 class _Spare:
     """What a cache swaps with when its rows change places, and how they get there and back."""
 
     values: list[ort.OrtValue]
-    steps: dict[tuple[str, str, int, int], tuple[Bound, ort.OrtValue]]
+    steps: dict[tuple[str, str, int, int], _Step]
     there: Bound
     back: Bound
 
@@ -175,39 +193,50 @@ class Model:
             tokens: int64 [b, q].
             early: </s> may not come yet.
         """
-        return self._advance(source, cache, tokens, "next", early).numpy().copy()
+        return self._advance(source, cache, tokens, "next", early).made.numpy().copy()
 
     def logits(self, source: Source, cache: Cache, tokens: np.ndarray, *, copy: bool = True) -> np.ndarray:
         """As `step`, the logits float32 [b, q, vocabulary]; without `copy` the cache's memory, until the next call."""
-        made = self._advance(source, cache, tokens, "logits").numpy()
+        made = self._advance(source, cache, tokens, "logits").made.numpy()
         return made.copy() if copy else made
 
     def likeliest(
         self, source: Source, cache: Cache, tokens: np.ndarray, count: int
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """As `step` for single tokens [b, 1]: (log-probabilities, tokens) of the likeliest, falling, [b, count]."""
-        logits = self._advance(source, cache, tokens, "logits")
-        (log_probs,) = self._run("normal", [logits], ["log_probs"])
-        return self._best(log_probs, count)
+        step = self._advance(source, cache, tokens, "logits")
+        if count not in step.rankings:
+            step.rankings[count] = self._ranking(step.made, count)
+        ranking = step.rankings[count]
+        ranking.normal.run()
+        ranking.best.run()
+        return ranking.highest[:, -1].copy(), ranking.tokens[:, -1].copy()
 
     def log_probs(self, source: Source, cache: Cache, tokens: np.ndarray) -> np.ndarray:
         """As `step` for single tokens [b, 1]: log-probabilities of every next one float32 [b, vocabulary]."""
-        (made,) = self._run("normal", [self._advance(source, cache, tokens, "logits")], ["log_probs"])
+        (made,) = self._run("normal", [self._advance(source, cache, tokens, "logits").made], ["log_probs"])
         return made.numpy()[:, -1]
 
     def best(self, scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(the highest of some scores [b, vocabulary], falling, their tokens), each [b, count]."""
-        return self._best(ort_value(scores[:, None]), count)
-
-    def _best(self, scores: ort.OrtValue, count: int) -> tuple[np.ndarray, np.ndarray]:
-        made = self._run("best", [scores, ort_value(np.array([count]))], ["highest", "tokens"])
+        made = self._run("best", [ort_value(scores[:, None]), ort_value(np.array([count]))], ["highest", "tokens"])
         highest, tokens = (value.numpy()[:, -1] for value in made)
         return highest, tokens
 
+    def _ranking(self, logits: ort.OrtValue, count: int) -> _Ranking:
+        rows, width, vocabulary = logits.shape()
+        log_probs = ort_value(np.empty((rows, width, vocabulary), np.float32), self._provider)
+        highest = np.empty((rows, width, min(count, vocabulary)), np.float32)
+        tokens = np.empty(highest.shape, np.int64)
+        normal = Bound(self._session("normal"), {"logits": logits}, {"log_probs": log_probs}, {}, self._provider)
+        given = {"scores": log_probs, "count": ort_value(np.array([count]))}
+        made = {"highest": ort_value(highest), "tokens": ort_value(tokens)}
+        return _Ranking(normal, Bound(self._session("best"), given, made, {}, self._provider), highest, tokens)
+
     def _advance(
         self, source: Source, cache: Cache, tokens: np.ndarray, wanted: str, early: bool = False
-    ) -> ort.OrtValue:  # fmt: skip
-        """What is made of these tokens, in memory that the next call writes into."""
+    ) -> _Step:  # fmt: skip
+        """Put these tokens through the decoder; what is made of them lies in memory that the next call writes into."""
         count, lengths = tokens.shape[1], cache.lengths
         longest = max(lengths.tolist()) + count
         if longest > cache.room:
@@ -220,14 +249,14 @@ class Model:
         key = ADAPTED + graph if source.adapters else graph, wanted, count, len(lengths)
         if key not in cache.steps:
             cache.steps[key] = self._bound(key[0], source, cache, tokens, wanted)
-        step, made = cache.steps[key]
-        step.run(tokens, lengths, early)
+        step = cache.steps[key]
+        step.bound.run(tokens, lengths, early)
         cache.lengths = lengths + count
-        return made
+        return step
 
     def _bound(
         self, graph: str, source: Source, cache: Cache, tokens: np.ndarray, wanted: str
-    ) -> tuple[Bound, ort.OrtValue]:  # fmt: skip
+    ) -> _Step:  # fmt: skip
         made = np.empty(tokens.shape if wanted == "next" else (*tokens.shape, self._vocabulary),
                         np.int64 if wanted == "next" else np.float32)  # fmt: skip
         names = [_MASK, *self._prefixed("cross"), *self._prefixed("past")]
@@ -238,7 +267,7 @@ class Model:
         presents = dict(zip(self._presents, cache.values, strict=True))
         memory = ort_value(made, "cpu" if wanted in _READ else self._provider)
         given = {"input_ids": tokens, "lengths": cache.lengths, "early": np.array(False)}
-        return Bound(self._session(graph), fixed, {wanted: memory, **presents}, given, self._provider), memory
+        return _Step(Bound(self._session(graph), fixed, {wanted: memory, **presents}, given, self._provider), memory)
 
     def _make_room(self, cache: Cache, length: int) -> None:
         """Twice the room as often as it takes, so that copying stays a small part however long an answer is."""

@@ -30,7 +30,7 @@ def search(
     scores = np.zeros((source.rows, beams), np.float32)
     scores[:, 1:] = _WORST  # all beams begin alike: only the first may go on at first
     finished = _Finished.none(source.rows, options, special)
-    while len(numbers):
+    while True:
         made = running.shape[2] - 1
         log_probs, tokens = _candidates(model, source, cache, running.reshape(-1, made + 1), 2 * beams, edits)
         total = log_probs.reshape(len(numbers), -1) + np.repeat(scores, log_probs.shape[1], axis=1)
@@ -44,17 +44,21 @@ def search(
         finished.add(extended, total, ended)
         running, scores = _of(extended, kept), _of(open_total, kept)
         going = finished.may_improve(scores[:, 0], made + 1) & ~ended.all(axis=1)
-        for row in np.flatnonzero(~going):
-            for rank in range(options.num_return_sequences):
-                answer = int(numbers[row]) * options.num_return_sequences + rank
-                yield Piece(answer, trim(finished.tokens[row, rank, 1:], special.end), finished.scores[row, rank, None])
         origin = _of(parent, kept) + beams * np.arange(len(numbers))[:, None]
-        rows = np.flatnonzero(going)
-        if len(rows) and not np.array_equal(order := origin[rows].reshape(-1), np.arange(cache.rows)):
-            model.select_cache(cache, order)
-        if 0 < len(rows) < len(numbers):
+        if not going.all():
+            for row in np.flatnonzero(~going):
+                for rank in range(options.num_return_sequences):
+                    answer = int(numbers[row]) * options.num_return_sequences + rank
+                    said = trim(finished.tokens[row, rank, 1:], special.end)
+                    yield Piece(answer, said, finished.scores[row, rank, None])
+            rows = np.flatnonzero(going)
+            if not len(rows):
+                return
             source = model.select_source(source, rows)
-        numbers, running, scores, finished = numbers[rows], running[rows], scores[rows], finished.of(rows)
+            numbers, running, scores, finished = numbers[rows], running[rows], scores[rows], finished.of(rows)
+            origin = origin[rows]
+        if not np.array_equal(order := origin.reshape(-1), np.arange(cache.rows)):
+            model.select_cache(cache, order)
 
 
 class _Finished:

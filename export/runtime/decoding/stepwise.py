@@ -23,16 +23,22 @@ def search(
     edits = processors(options, special.end)
     answers = np.arange(source.rows * copies)
     cache = model.cache(len(answers))
-    tokens = np.full((len(answers), 1), special.start)
+    tokens = np.full((len(answers), options.max_new_tokens + 1), special.pad)
+    tokens[:, 0] = special.start
     going = np.ones(len(answers), bool)
-    while going.any() and tokens.shape[1] <= options.max_new_tokens:
-        chosen, scores = _next(model, source, cache, tokens, options, edits, rng)
-        for i in np.flatnonzero(going):
+    for made in range(1, options.max_new_tokens + 1):
+        chosen, scores = _next(model, source, cache, tokens[:, :made], options, edits, rng)
+        for i in np.flatnonzero(going).tolist():
             yield Piece(int(answers[i]), chosen[i : i + 1], scores[i : i + 1] if options.output_scores else None)
-        going = going & (chosen != special.end)
-        tokens = np.concatenate([tokens, np.where(going, chosen, special.pad)[:, None]], axis=1)
+        ended = going & (chosen == special.end)
+        going = going & ~ended
+        tokens[going, made] = chosen[going]
+        if not ended.any():
+            continue
+        if not going.any():
+            return
         wanted = going.reshape(-1, copies).any(axis=1)
-        if going.any() and not wanted.all():
+        if not wanted.all():
             kept = np.flatnonzero(np.repeat(wanted, copies))
             source = model.select_source(source, np.flatnonzero(wanted))
             model.select_cache(cache, kept)

@@ -138,6 +138,14 @@ def test_a_row_alone_takes_back_tokens_without_a_trace(model: Model, logits: np.
     assert_close(model.logits(source, cache, TOKENS[:1, 3:6]), logits[:1, 3:6])
 
 
+def test_the_likeliest_of_one_step_outlive_the_next(model: Model, logits: np.ndarray) -> None:
+    """They are read from memory that every step fills anew."""
+    source, cache = model.encode(IDS, MASK), model.cache(len(ROWS))
+    made = [model.likeliest(source, cache, TOKENS[:, at : at + 1], 3) for at in range(3)]
+    for at, (_, tokens) in enumerate(made):
+        assert np.array_equal(tokens[:, 0], logits.argmax(-1)[:, at])
+
+
 @pytest.mark.parametrize("count", [1, 2, 10, VOCABULARY, VOCABULARY + 20])
 def test_the_likeliest_tokens_come_with_their_log_probabilities(model: Model, logits: np.ndarray, count: int) -> None:
     source, cache = model.encode(IDS, MASK), model.cache(len(ROWS))

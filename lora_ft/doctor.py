@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from export.runtime.cpu import allowed_cpus, cpu_name
+from export.runtime.cpu import allowed_cpus, cpu_generation, cpu_name
 from lora_ft.memory import allowed_memory
 
 _PACKAGES = (
@@ -32,6 +32,7 @@ def environment() -> dict[str, str]:
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
         **{name: _version(name) for name in _PACKAGES},
         "cpu": cpu_name(),
+        "cpu generation": cpu_generation(),
         "cpu flags": " ".join(flag for flag in _FLAGS if flag in _cpu_flags()) or "none of interest",
         "cores": f"{allowed_cpus()} allowed of {os.cpu_count()}",
         "frequency governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or "not shown",

@@ -23,13 +23,25 @@ def cores(count: int, name: str) -> str:
     return f"{count} {'core' if count == 1 else 'cores'} of {name}"
 
 
-def cpu_name() -> str:
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name as it gives it, or "unknown"."""
+    return _said(cpuinfo, "model name") or platform.processor() or "unknown"
+
+
+def cpu_generation(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What tells generations of one name apart, such as "family 26, model 2", or "unknown"."""
+    family, model = _said(cpuinfo, "cpu family"), _said(cpuinfo, "model")
+    return f"family {family}, model {model}" if family and model else "unknown"
+
+
+def _said(cpuinfo: Path, key: str) -> str:
+    """What the first processor says under a key, or ""."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor() or "unknown"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+        return ""
+    pairs = (line.partition(":")[::2] for line in lines)
+    return next((value.strip() for name, value in pairs if name.strip() == key), "")
 
 
 def own_groups(cgroup: Path, membership: Path) -> list[Path]:

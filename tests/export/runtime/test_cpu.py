@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export.runtime.cpu import allowed_cpus
+from export.runtime.cpu import allowed_cpus, cpu_generation, cpu_name
 
 
 @pytest.fixture(autouse=True)
@@ -105,3 +105,14 @@ def test_the_smaller_of_both_versions_counts(tmp_path: Path) -> None:
 def test_this_machine_allows_no_more_than_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # of the sixteen cores
     assert 1 <= allowed_cpus() <= (os.cpu_count() or 1)
+
+
+def test_a_processor_has_a_name_and_a_generation(tmp_path: Path) -> None:
+    """Clouds hide the number in the name: Zen 4 and Zen 5 are both an AMD EPYC, with the same flags."""
+    info = tmp_path / "cpuinfo"
+    lines = ["processor\t: 0", "cpu family\t: 26", "model\t\t: 2", "model name\t: AMD EPYC", "", "model\t\t: 3"]
+    info.write_text("\n".join(lines))
+    assert (cpu_name(info), cpu_generation(info)) == ("AMD EPYC", "family 26, model 2")
+    info.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")  # an ARM
+    assert cpu_name(info) and cpu_generation(info) == "unknown"
+    assert cpu_generation(tmp_path / "none") == "unknown"

@@ -28,7 +28,7 @@ Stages = dict[str, float]  # seconds by the stage's name, in their order
 IMPORTS = "imports"
 _VERIFYING = ("comparing", "scoring", "timing")  # how the names of stages begin that verify or choose
 _BEGIN = "stage "
-# says each stage as it begins; a line of its own says that all is done
+# says each stage as it begins
 _EXPORT = """
 import sys
 from pathlib import Path
@@ -77,16 +77,11 @@ def is_verification(stage: str) -> bool:
 
 def text(found: dict[str, Stages]) -> str:
     """By precision, in Markdown."""
-    stages = list(dict.fromkeys(stage for one in found.values() for stage in one))
-    stages.sort(key=is_verification)
+    stages = sorted(dict.fromkeys(stage for one in found.values() for stage in one), key=is_verification)
     lines = [[stage, *(f"{one[stage]:.1f}" if stage in one else "" for one in found.values())] for stage in stages]
-    lines += [
-        [f"**{name}**", *(f"{sum(took for stage, took in one.items() if counts(stage)):.1f}" for one in found.values())]
-        for name, counts in (
-            ("export", lambda stage: not is_verification(stage)),
-            ("verification", is_verification),
-        )
-    ]
+    for name, verifies in (("export", False), ("verification", True)):
+        sums = (sum(one[stage] for stage in one if is_verification(stage) == verifies) for one in found.values())
+        lines.append([f"**{name}**", *(f"{seconds:.1f}" for seconds in sums)])
     return table(["seconds", *found], lines)
 
 

@@ -154,13 +154,11 @@ def packs(found: dict[str, Any]) -> str:
 def bank(found: dict[str, Any]) -> str:
     """What `benchmarks.bank` found, for adapters of all linear layers and for those of a few."""
     few = _result("bank-qv")
-    alone, together = (
-        [one["ratio"] - 1 for one in few["steps_of"] if one["rows"] == one["adapters"] == rows] for rows in (1, 8)
-    )
+    longer = {one["rows"]: one["ratio"] - 1 for one in few["steps_of"] if one["rows"] == one["adapters"]}
     return (
         f"{bank_tables(found)}; {_machine(found['environment'])}.\n\nOn {few['targets']} alone an adapter has "
-        f"{few['loading'][0]['megabytes_each']:.1f} MB, and a step takes {alone[0]:.0%} longer than the base's for one "
-        f"row, {together[0]:.0%} for eight rows with unlike adapters."
+        f"{few['loading'][0]['megabytes_each']:.1f} MB, and a step takes {longer[1]:.0%} longer than the base's for "
+        f"one row, {longer[8]:.0%} for eight rows with unlike adapters."
     )
 
 

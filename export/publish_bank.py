@@ -54,9 +54,11 @@ def write_bank(
     build = _Builder(architecture, tokenizer, origin, weights.config, ranks_of(one.adapter for one in members),
                      base_hash(checkpoint))  # fmt: skip
     with staged_folder(out, overwrite=overwrite) as staging, tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
-        progress("building the graphs")
+        references = list(references)
+        progress(f"building {FP32}")
         exact = build(Path(scratch, "fp32"), FP32, weights, Fold({}, {}, {}))
-        report = compare(exact, references := list(references))
+        progress(f"comparing {FP32}")
+        report = compare(exact, references)
         require(report)
         require(Probe.of(probe).check(exact))
         chosen = exact
@@ -69,6 +71,7 @@ def write_bank(
             rounded = Folded(architecture, weights, joined(seen), precision.storage)
             progress(f"building {precision}")
             chosen = build(Path(scratch, "chosen"), precision, rounded, rounded.fold)
+            progress(f"comparing {precision}")
             report = compare(chosen, references)
         kept = Probe.of(probe)
         kept.write(chosen.folder / manifest.PROBE)

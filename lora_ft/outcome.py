@@ -73,8 +73,11 @@ def measured(
 
 def _last_loss(logged: list[dict[str, float]]) -> float:
     """The last one logged, or the mean of a training that was over before any was."""
-    found = [entry[key] for key in ("train_loss", "loss") for entry in logged if key in entry]
-    return found[-1] if found else math.nan
+    for key in ("loss", "train_loss"):
+        for entry in reversed(logged):
+            if key in entry:
+                return entry[key]
+    return math.nan
 
 
 def hardware(plan: Plan) -> str:

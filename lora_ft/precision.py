@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.runtime.cpu import CPUINFO, cpu_says
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -36,10 +38,6 @@ def choose_precision(asked: str, device: str) -> Precision:
     return Precision("fp32", f"bf16 is not tried on {device}")
 
 
-def cpu_flags() -> frozenset[str]:
+def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     """The instruction sets of this CPU as Linux names them; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
+    return frozenset(cpu_says("flags", cpuinfo).split())

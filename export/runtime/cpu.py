@@ -7,6 +7,8 @@ import os
 import platform
 from pathlib import Path
 
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def allowed_cpus(cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
     """Cores this process may use: its affinity, cut by the cgroup's CPU quota (v2 and v1), at least 1.
@@ -23,19 +25,19 @@ def cores(count: int, name: str) -> str:
     return f"{count} {'core' if count == 1 else 'cores'} of {name}"
 
 
-def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def cpu_name(cpuinfo: Path = CPUINFO) -> str:
     """The processor's name as it gives it, or "unknown"."""
-    return _said(cpuinfo, "model name") or platform.processor() or "unknown"
+    return cpu_says("model name", cpuinfo) or platform.processor() or "unknown"
 
 
-def cpu_generation(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def cpu_generation(cpuinfo: Path = CPUINFO) -> str:
     """What tells generations of one name apart, such as "family 26, model 2", or "unknown"."""
-    family, model = _said(cpuinfo, "cpu family"), _said(cpuinfo, "model")
+    family, model = cpu_says("cpu family", cpuinfo), cpu_says("model", cpuinfo)
     return f"family {family}, model {model}" if family and model else "unknown"
 
 
-def _said(cpuinfo: Path, key: str) -> str:
-    """What the first processor says under a key, or ""."""
+def cpu_says(key: str, cpuinfo: Path = CPUINFO) -> str:
+    """What Linux says of the first processor under a key, or "" where it does not."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -52,14 +52,13 @@ def test_what_the_task_asks_for_wins(monkeypatch: pytest.MonkeyPatch, device: st
     assert (precision.name, precision.reason) == (asked, "as the task asks")
 
 
-def test_flags_are_those_of_the_first_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:
     file = tmp_path / "cpuinfo"
     file.write_text(
         "processor\t: 0\nflags\t\t: fpu avx2 amx_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n", encoding="utf-8"
     )
-    monkeypatch.setattr("lora_ft.precision.Path", lambda _: file)
-    assert cpu_flags() == {"fpu", "avx2", "amx_bf16"}
+    assert cpu_flags(file) == {"fpu", "avx2", "amx_bf16"}
     file.write_text("Features\t: fp asimd bf16\n", encoding="utf-8")
-    assert cpu_flags() == frozenset()
+    assert cpu_flags(file) == frozenset()
     file.unlink()
-    assert cpu_flags() == frozenset()
+    assert cpu_flags(file) == frozenset()

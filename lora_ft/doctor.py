@@ -31,6 +31,7 @@ def environment() -> dict[str, str]:
     return {
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
         **{name: _version(name) for name in _PACKAGES},
+        "onnxruntime": _onnxruntime(),
         "cpu": cpu_name(),
         "cpu generation": cpu_generation(),
         "cpu flags": " ".join(flag for flag in _FLAGS if flag in _cpu_flags()) or "none of interest",
@@ -55,6 +56,12 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _onnxruntime() -> str:
+    """Its version, and which of its packages it is: they share one module, so the last that was installed counts."""
+    package = onnxruntime.package_name
+    return onnxruntime.__version__ + (f" ({package})" if package != "onnxruntime" else "")
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,9 @@ from lora_ft.bases import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# warns with every product of 8 bits that its input is cast: 39,000 lines in 40 steps
+_PRODUCTS = "bitsandbytes.autograd._functions"
 
 
 def require_quantization(kind: str) -> None:
@@ -39,6 +43,7 @@ def load_quantized(folder: Path, kind: str, *, dropout: float | None = None, dev
     require_quantization(kind)
     from peft import prepare_model_for_kbit_training
 
+    logging.getLogger(_PRODUCTS).setLevel(logging.ERROR)
     model = load_model(folder, dropout=dropout, quantization_config=_config(kind), device_map={"": device})
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `build_trainer` sees to that
 

@@ -14,6 +14,8 @@ What was measured of its settings, with FLAN-T5-small on two cores (Xeon with VN
 from __future__ import annotations
 
 import base64
+import contextlib
+import io
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +32,7 @@ _PRODUCT = base64.b64decode(
     "B3Byb2R1Y3QqGQgCEAdCAXNKEEAAAAAAAAAAEAAAAAAAAABaEwoBeBIOCgwIAhIICgIIBAoCCEBiEwoBeRIOCgwIBhIICgIIBAoCCBBCBAoAEBI="
 )
 _EXACT = "session.x64quantprecision"
+_WARNING, _FATAL = 2, 4  # ONNX Runtime's levels of logging; the first is its default
 
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -40,13 +43,16 @@ STORAGES = {"cpu": ("fp32", "fp16", "int8", "w8", "w4", "w4g128"), "cuda": ("fp3
 def choose_provider(wanted: str, precision: str = "fp32") -> str:
     """The provider that "auto" means here for a bundle of some precision, or the one that is named.
 
+    "auto" is CUDA where that starts and runs the precision, else the processor.
+
     Raises:
         UsageError: there is no such provider, this onnxruntime lacks it, or it cannot run this precision.
+        LoraFtError: the one that is wanted cannot be used, as for `open_session`.
     """
     here = [name for name, provider in PROVIDERS.items() if provider in ort.get_available_providers()]
     able = [name for name in PROVIDERS if _runs(name, precision)]
     if wanted == "auto":
-        wanted = next((name for name in reversed(here) if name in able), (able or here)[0])
+        wanted = next((name for name in reversed(here) if name in able and not _trouble(name)), (able or here)[0])
     if wanted not in PROVIDERS:
         raise UsageError(f"there is no provider {wanted!r}", f"one of auto, {', '.join(PROVIDERS)}")
     if wanted not in able:
@@ -56,6 +62,7 @@ def choose_provider(wanted: str, precision: str = "fp32") -> str:
             f"this onnxruntime {ort.__version__} has no provider {wanted!r}, only {', '.join(here)}",
             "install onnxruntime-gpu in place of onnxruntime, or take another provider",
         )
+    _require(wanted)
     return wanted
 
 
@@ -76,24 +83,48 @@ def open_session(model: Path | bytes, threads: int | None = None, provider: str 
     Raises:
         LoraFtError: the provider cannot be used, though this onnxruntime has it (a driver or a library is missing).
     """
+    _require(provider)
     options = _options(threads or allowed_cpus())
     if not _products_are_exact():
         options.add_session_config_entry(_EXACT, "1")
     # those the first provider has no kernel for fall to the processor
     exactly = [{"use_tf32": "0"}, {}] if provider == "cuda" else [{}]  # fp32 means fp32
     providers = list(dict.fromkeys((PROVIDERS[provider], PROVIDERS["cpu"])))
-    session = ort.InferenceSession(model, options, providers=providers, provider_options=exactly)
-    if session.get_providers()[0] != PROVIDERS[provider]:  # ONNX Runtime only warns, and goes on without it
-        raise LoraFtError(
-            f"ONNX Runtime could not start its provider {provider!r}",
-            "is there a GPU with its driver, CUDA and cuDNN? or take the provider cpu",
-        )
-    return session
+    return ort.InferenceSession(model, options, providers=providers, provider_options=exactly)
 
 
 def ort_value(array: np.ndarray, device: str = "cpu") -> ort.OrtValue:
     """Of an array, on the processor in the array's own memory, which it keeps alive."""
     return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device)
+
+
+def _require(provider: str) -> None:
+    """Raise LoraFtError unless this machine can use the provider."""
+    if trouble := _trouble(provider):
+        raise LoraFtError(
+            f"ONNX Runtime could not start its provider {provider!r}: {trouble}",
+            "pip install 'onnxruntime-gpu[cuda,cudnn]' and see what nvidia-smi says, or take the provider cpu",
+        )
+
+
+@cache
+def _trouble(provider: str) -> str:
+    """Why a provider that this onnxruntime has cannot be used (no GPU, no driver, a library is missing), or "".
+
+    ONNX Runtime itself logs the place in its source and goes on with the processor.
+    """
+    if provider == "cpu":
+        return ""
+    ort.set_default_logger_severity(_FATAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            ort.preload_dlls()  # CUDA's, where they were installed as packages
+            session = ort.InferenceSession(_PRODUCT, providers=[PROVIDERS[provider]])
+    finally:
+        ort.set_default_logger_severity(_WARNING)
+    if session.get_providers()[0] == PROVIDERS[provider]:
+        return ""
+    return next((line for line in said.getvalue().splitlines() if line.strip("* ")), "it does not say why")
 
 
 def _options(threads: int) -> ort.SessionOptions:

@@ -28,6 +28,11 @@ def test_versions_are_those_installed() -> None:
         assert facts[package] == importlib.metadata.version(package)
 
 
+def test_an_onnxruntime_for_gpus_is_told_from_that_for_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.package_name", "onnxruntime-gpu")
+    assert examine()["onnxruntime"].endswith(" (onnxruntime-gpu)")
+
+
 def test_every_fact_is_said_in_words() -> None:
     assert all(isinstance(fact, str) and fact for fact in examine().values())
 

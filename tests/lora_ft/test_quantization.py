@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def test_four_bits_are_nf4_and_never_compute_in_fp16(
 def test_eight_bits_are_asked_for(asked: list[dict[str, Any]], tiny_base: Path) -> None:
     load_quantized(tiny_base, "8bit")
     assert asked[0]["quantization_config"].load_in_8bit
+    assert not logging.getLogger("bitsandbytes.autograd._functions").isEnabledFor(logging.WARNING)
 
 
 def test_what_was_trained_on_a_quantised_base_is_merged_into_the_base_as_it_is(

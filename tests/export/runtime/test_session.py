@@ -77,11 +77,23 @@ def test_products_of_bytes_are_exact() -> None:
 
 @pytest.fixture
 def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An onnxruntime that has CUDA's provider, on a machine that cannot start it."""
+    """An onnxruntime that has CUDA's provider, and a GPU to run it."""
     monkeypatch.setattr(module.ort, "get_available_providers", lambda: list(PROVIDERS.values())[::-1])
+    monkeypatch.setattr(module, "_trouble", lambda provider: "")
 
 
-def test_the_provider_is_the_one_that_is_there() -> None:
+@pytest.fixture
+def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An onnxruntime for processors."""
+    monkeypatch.setattr(module.ort, "get_available_providers", lambda: [PROVIDERS["cpu"]])
+
+
+@pytest.fixture
+def without_a_gpu(with_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_trouble", lambda provider: "libcudart.so is missing" if provider == "cuda" else "")
+
+
+def test_the_provider_is_the_one_that_is_there(without_cuda: None) -> None:
     assert choose_provider("auto") == choose_provider("cpu") == "cpu"
 
 
@@ -89,9 +101,19 @@ def test_a_gpu_is_taken_where_there_is_one(with_cuda: None) -> None:
     assert (choose_provider("auto"), choose_provider("cuda"), choose_provider("cpu")) == ("cuda", "cuda", "cpu")
 
 
+def test_without_a_gpu_the_processor_is_taken(without_a_gpu: None) -> None:
+    assert (choose_provider("auto"), choose_provider("cpu")) == ("cpu", "cpu")
+
+
+@pytest.mark.parametrize(("wanted", "precision"), [("cuda", "fp32"), ("auto", "bf16")])
+def test_without_a_gpu_it_is_said_what_is_missing(without_a_gpu: None, wanted: str, precision: str) -> None:
+    with pytest.raises(LoraFtError, match=r"could not start its provider 'cuda': libcudart.so is missing; pip install"):
+        choose_provider(wanted, precision)
+
+
 @pytest.mark.parametrize(("wanted", "words"), [("cuda", "no provider 'cuda', only cpu; .*onnxruntime-gpu"),
                                                ("tpu", "no provider 'tpu'; one of auto, cpu, cuda")])  # fmt: skip
-def test_a_provider_that_is_not_there_is_named(wanted: str, words: str) -> None:
+def test_a_provider_that_is_not_there_is_named(without_cuda: None, wanted: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         choose_provider(wanted)
 
@@ -116,15 +138,19 @@ def test_a_precision_is_refused_where_it_cannot_run(with_cuda: None, wanted: str
         choose_provider(wanted, precision)
 
 
-def test_what_only_a_gpu_runs_wants_one() -> None:
+def test_what_only_a_gpu_runs_wants_one(without_cuda: None) -> None:
     with pytest.raises(UsageError, match=r"has no provider 'cuda', only cpu; .*onnxruntime-gpu"):
         choose_provider("auto", "bf16")
 
 
-def test_a_provider_that_does_not_start_is_an_error(graph: bytes) -> None:
+def test_a_provider_that_does_not_start_is_an_error(graph: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     """ONNX Runtime itself would only warn and take the processor."""
+    if module.PROVIDERS["cuda"] in module.ort.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    module._trouble.cache_clear()
     with pytest.raises(LoraFtError, match="could not start its provider 'cuda'"), pytest.warns(UserWarning):
         open_session(graph, 1, "cuda")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_session_runs_on_the_processor(graph: bytes) -> None:

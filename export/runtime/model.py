@@ -7,7 +7,7 @@ twentieth.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from export.runtime.session import open_session, ort_value
 
 _ROOM = 64  # tokens that a cache has room for at first
 _MASK = "encoder_attention_mask"
-_READ = ("next", "highest", "tokens")
+Edit = Callable[[np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -110,19 +110,45 @@ class Cache:
 
 
 @dataclass(frozen=True)
+class _Memory:
+    """What a graph writes and the next one reads; `array` shows it where it lies in the processor's memory."""
+
+    value: ort.OrtValue
+    array: np.ndarray | None
+
+    @classmethod
+    def of(cls, array: np.ndarray, device: str) -> _Memory:
+        """Memory like an array; the array's own on the processor."""
+        return cls(ort_value(array, device), array if device == "cpu" else None)
+
+    def read(self) -> np.ndarray:
+        """It, or where it lies elsewhere a copy."""
+        return self.value.numpy() if self.array is None else self.array
+
+    def edit(self, change: Edit) -> None:
+        """Let `change` write into it, as of the last token: [b, vocabulary]."""
+        array = self.read()
+        change(array[:, -1])
+        if self.array is None:
+            self.value.update_inplace(array)
+
+
+@dataclass(frozen=True)
 class _Step:
-    """A step, the memory that it writes into, and what ranks the tokens that lie there, by how many are wanted."""
+    """A step, the memory that it writes into, and what ranks the tokens that lie there, by how many are wanted and
+    whether by their log-probabilities."""
 
     bound: Bound
-    made: ort.OrtValue
-    rankings: dict[int, _Ranking] = field(default_factory=dict)
+    made: _Memory
+    rankings: dict[tuple[int, bool], _Ranking] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Ranking:
-    """Log-probabilities of some logits, then the highest of them and their tokens, in memory that is bound once."""
+    """The highest of some scores, logits or what `normal` makes of them, and their tokens, in memory bound once."""
 
-    normal: Bound
+    normal: Bound | None
+    scores: _Memory
     best: Bound
     highest: np.ndarray
     tokens: np.ndarray
@@ -158,7 +184,6 @@ class Model:
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._adapters = inputs or {}
         self._names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
-        self._here = native.OrtDevice(native.OrtDevice.cpu(), native.OrtDevice.default_memory(), 0)
         kind = getattr(native.OrtDevice, provider)()
         self._there = native.OrtDevice(kind, native.OrtDevice.default_memory(), 0)
 
@@ -193,45 +218,57 @@ class Model:
             tokens: int64 [b, q].
             early: </s> may not come yet.
         """
-        return self._advance(source, cache, tokens, "next", early).made.numpy().copy()
+        return self._advance(source, cache, tokens, "next", early).made.read().copy()
 
     def logits(self, source: Source, cache: Cache, tokens: np.ndarray, *, copy: bool = True) -> np.ndarray:
         """As `step`, the logits float32 [b, q, vocabulary]; without `copy` the cache's memory, until the next call."""
-        made = self._advance(source, cache, tokens, "logits").made.numpy()
+        made = self._advance(source, cache, tokens, "logits").made.read()
         return made.copy() if copy else made
 
     def likeliest(
-        self, source: Source, cache: Cache, tokens: np.ndarray, count: int
+        self, source: Source, cache: Cache, tokens: np.ndarray, count: int, *, normal: bool = True,
+        before: Edit | None = None, after: Edit | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """As `step` for single tokens [b, 1]: (log-probabilities, tokens) of the likeliest, falling, [b, count]."""
+        """As `step` for single tokens [b, 1]: the likeliest next ones and their scores.
+
+        Args:
+            source, cache, tokens: as for `step`.
+            count: how many.
+            normal: scores are log-probabilities, otherwise logits, which takes less time.
+            before: changes the logits [b, vocabulary].
+            after: changes the log-probabilities [b, vocabulary].
+
+        Returns:
+            (scores, tokens), falling, each [b, count].
+        """
         step = self._advance(source, cache, tokens, "logits")
-        if count not in step.rankings:
-            step.rankings[count] = self._ranking(step.made, count)
-        ranking = step.rankings[count]
-        ranking.normal.run()
+        key = count, normal
+        if key not in step.rankings:
+            step.rankings[key] = self._ranking(step.made, *key)
+        ranking = step.rankings[key]
+        if before:
+            step.made.edit(before)
+        if ranking.normal:
+            ranking.normal.run()
+        if after:
+            ranking.scores.edit(after)
         ranking.best.run()
         return ranking.highest[:, -1].copy(), ranking.tokens[:, -1].copy()
 
-    def log_probs(self, source: Source, cache: Cache, tokens: np.ndarray) -> np.ndarray:
-        """As `step` for single tokens [b, 1]: log-probabilities of every next one float32 [b, vocabulary]."""
-        (made,) = self._run("normal", [self._advance(source, cache, tokens, "logits").made], ["log_probs"])
-        return made.numpy()[:, -1]
-
-    def best(self, scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(the highest of some scores [b, vocabulary], falling, their tokens), each [b, count]."""
-        made = self._run("best", [ort_value(scores[:, None]), ort_value(np.array([count]))], ["highest", "tokens"])
-        highest, tokens = (value.numpy()[:, -1] for value in made)
-        return highest, tokens
-
-    def _ranking(self, logits: ort.OrtValue, count: int) -> _Ranking:
-        rows, width, vocabulary = logits.shape()
-        log_probs = ort_value(np.empty((rows, width, vocabulary), np.float32), self._provider)
+    def _ranking(self, logits: _Memory, count: int, normal: bool) -> _Ranking:
+        rows, width, vocabulary = logits.value.shape()
+        scores, normalise = logits, None
+        if normal:
+            scores = _Memory.of(np.empty((rows, width, vocabulary), np.float32), self._provider)
+            normalise = Bound(
+                self._session("normal"), {"logits": logits.value}, {"log_probs": scores.value}, {}, self._provider
+            )
         highest = np.empty((rows, width, min(count, vocabulary)), np.float32)
         tokens = np.empty(highest.shape, np.int64)
-        normal = Bound(self._session("normal"), {"logits": logits}, {"log_probs": log_probs}, {}, self._provider)
-        given = {"scores": log_probs, "count": ort_value(np.array([count]))}
+        given = {"scores": scores.value, "count": ort_value(np.array([count]))}
         made = {"highest": ort_value(highest), "tokens": ort_value(tokens)}
-        return _Ranking(normal, Bound(self._session("best"), given, made, {}, self._provider), highest, tokens)
+        best = Bound(self._session("best"), given, made, {}, self._provider)
+        return _Ranking(normalise, scores, best, highest, tokens)
 
     def _advance(
         self, source: Source, cache: Cache, tokens: np.ndarray, wanted: str, early: bool = False
@@ -265,9 +302,11 @@ class Model:
             inputs = self._adapters[graph]
             fixed |= zip(inputs, source.adapters.held(inputs), strict=True)
         presents = dict(zip(self._presents, cache.values, strict=True))
-        memory = ort_value(made, "cpu" if wanted in _READ else self._provider)
+        memory = _Memory.of(made, "cpu" if wanted == "next" else self._provider)  # which Python reads
         given = {"input_ids": tokens, "lengths": cache.lengths, "early": np.array(False)}
-        return _Step(Bound(self._session(graph), fixed, {wanted: memory, **presents}, given, self._provider), memory)
+        return _Step(
+            Bound(self._session(graph), fixed, {wanted: memory.value, **presents}, given, self._provider), memory
+        )
 
     def _make_room(self, cache: Cache, length: int) -> None:
         """Twice the room as often as it takes, so that copying stays a small part however long an answer is."""
@@ -319,11 +358,11 @@ class Model:
         return self._run("select", [ort_value(rows), *values], self._prefixed("selected"))
 
     def _run(self, graph: str, values: Sequence[ort.OrtValue], wanted: list[str]) -> list[ort.OrtValue]:
+        """What a graph makes; it stays where it is made."""
         feeds, fetched = native.OrtValueVector(), native.OrtValueVector()
         for value in values:
             feeds.push_back(value._ortvalue)
-        # what Python reads next comes back; all else stays where it is made
-        devices = [self._here if name in _READ else self._there for name in wanted]
+        devices = [self._there] * len(wanted)
         self._session(graph).run_with_ortvaluevector(_RUN, self._inputs[graph], feeds, wanted, fetched, devices)
         return [ort.OrtValue(fetched[i]) for i in range(len(wanted))]  # its iterator ends by an exception: 40 µs
 

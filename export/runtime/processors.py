@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -41,6 +41,21 @@ def processors(options: Options, end: int) -> list[Processor]:
     return chosen
 
 
+def editing(edits: Sequence[Processor], tokens: np.ndarray) -> Callable[[np.ndarray], None] | None:
+    """All of them in turn as one change, in place, of what follows these tokens; None where there are none."""
+    if not edits:
+        return None
+
+    def change(logits: np.ndarray) -> None:
+        made = logits
+        for edit in edits:
+            made = edit(tokens, made)
+        if made is not logits:
+            logits[...] = made
+
+    return change
+
+
 def only_while(condition: Callable[[int], bool], inner: Processor) -> Processor:
     """`inner`, where the count of tokens made so far meets a condition."""
     return lambda tokens, logits: inner(tokens, logits) if condition(tokens.shape[1] - 1) else logits
@@ -48,9 +63,10 @@ def only_while(condition: Callable[[int], bool], inner: Processor) -> Processor:
 
 def suppress(banned: tuple[int, ...]) -> Processor:
     """No token of these."""
+    columns = list(banned) if len(banned) > 1 else banned[0]  # numpy finds one column in a tenth of the time
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        logits[:, list(banned)] = _NEVER
+        logits[:, columns] = _NEVER
         return logits
 
     return process

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from export.runtime.decoding.piece import Piece, Special
-from export.runtime.model import Cache, Model, Source
+from export.runtime.model import Model, Source
 from export.runtime.options import Options
-from export.runtime.processors import Processor, processors
+from export.runtime.processors import editing, processors
 from export.runtime.text import trim
 
 _WORST = np.float32(-1e9)
@@ -32,7 +32,8 @@ def search(
     finished = _Finished.none(source.rows, options, special)
     while True:
         made = running.shape[2] - 1
-        log_probs, tokens = _candidates(model, source, cache, running.reshape(-1, made + 1), 2 * beams, edits)
+        said = running.reshape(-1, made + 1)
+        log_probs, tokens = model.likeliest(source, cache, said[:, -1:], 2 * beams, after=editing(edits, said))
         total = log_probs.reshape(len(numbers), -1) + np.repeat(scores, log_probs.shape[1], axis=1)
         best = _top(total, 2 * beams)
         total = _of(total, best)
@@ -49,8 +50,8 @@ def search(
             for row in np.flatnonzero(~going):
                 for rank in range(options.num_return_sequences):
                     answer = int(numbers[row]) * options.num_return_sequences + rank
-                    said = trim(finished.tokens[row, rank, 1:], special.end)
-                    yield Piece(answer, said, finished.scores[row, rank, None])
+                    whole = trim(finished.tokens[row, rank, 1:], special.end)
+                    yield Piece(answer, whole, finished.scores[row, rank, None])
             rows = np.flatnonzero(going)
             if not len(rows):
                 return
@@ -104,19 +105,6 @@ class _Finished:
         worst = np.where(self._real, self.scores.min(axis=1, keepdims=True), _WORST)
         self._hope = self._hope & ((running / np.float32(length**o.length_penalty))[:, None] > worst).any(axis=1)
         return self._hope & ~(self._real.all(axis=1) & (o.early_stopping is True))
-
-
-def _candidates(
-    model: Model, source: Source, cache: Cache, tokens: np.ndarray, count: int, edits: list[Processor]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(log-probabilities, tokens) of each row's likeliest next tokens [b, count]."""
-    last = tokens[:, -1:]
-    if not edits:
-        return model.likeliest(source, cache, last, count)
-    log_probs = model.log_probs(source, cache, last)
-    for edit in edits:
-        log_probs = edit(tokens, log_probs)
-    return model.best(log_probs, count)
 
 
 def _of(values: np.ndarray, places: np.ndarray) -> np.ndarray:

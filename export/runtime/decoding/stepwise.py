@@ -9,7 +9,7 @@ import numpy as np
 from export.runtime.decoding.piece import Piece, Special
 from export.runtime.model import Cache, Model, Source
 from export.runtime.options import Options
-from export.runtime.processors import Processor, log_softmax, processors, softmax
+from export.runtime.processors import Processor, editing, log_softmax, processors, softmax
 
 _NONE = np.empty(0)
 
@@ -25,16 +25,16 @@ def search(
     cache = model.cache(len(answers))
     tokens = np.full((len(answers), options.max_new_tokens + 1), special.pad)
     tokens[:, 0] = special.start
-    going = np.ones(len(answers), bool)
+    going, numbers = np.ones(len(answers), bool), list(enumerate(answers.tolist()))
     for made in range(1, options.max_new_tokens + 1):
         chosen, scores = _next(model, source, cache, tokens[:, :made], options, edits, rng)
-        for i in np.flatnonzero(going).tolist():
-            yield Piece(int(answers[i]), chosen[i : i + 1], scores[i : i + 1] if options.output_scores else None)
-        ended = going & (chosen == special.end)
-        going = going & ~ended
-        tokens[going, made] = chosen[going]
+        for i, answer in numbers:
+            yield Piece(answer, chosen[i : i + 1], scores[i : i + 1] if options.output_scores else None)
+        tokens[:, made] = chosen
+        ended = chosen == special.end
         if not ended.any():
             continue
+        going = going & ~ended
         if not going.any():
             return
         wanted = going.reshape(-1, copies).any(axis=1)
@@ -43,6 +43,7 @@ def search(
             source = model.select_source(source, np.flatnonzero(wanted))
             model.select_cache(cache, kept)
             answers, tokens, going = answers[kept], tokens[kept], going[kept]
+        numbers = [(i, int(answers[i])) for i in np.flatnonzero(going).tolist()]
 
 
 def _next(
@@ -53,18 +54,15 @@ def _next(
     last = tokens[:, -1:]
     if options.plain and not edits:
         return model.step(source, cache, last)[:, -1], _NONE
-    candidates = options.top_k if options.do_sample else 1
-    if edits or not candidates:
-        logits = model.logits(source, cache, last, copy=False)[:, -1]
-        for edit in edits:
-            logits = edit(tokens, logits)
-        if candidates:
-            wanted = log_softmax(logits) if options.output_scores and not options.do_sample else logits
-            scores, kinds = model.best(wanted, candidates)
-        else:
-            scores, kinds = logits, np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
+    edit = editing(edits, tokens)
+    if candidates := options.top_k if options.do_sample else 1:
+        normal = options.output_scores and not options.do_sample  # samples are scored among the candidates
+        scores, kinds = model.likeliest(source, cache, last, candidates, normal=normal, before=edit)
     else:
-        scores, kinds = model.likeliest(source, cache, last, candidates)
+        scores = model.logits(source, cache, last, copy=False)[:, -1]
+        if edit:
+            edit(scores)
+        kinds = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     place, score = _sample(scores, options, rng) if options.do_sample else (np.zeros(len(tokens), int), scores[:, 0])
     return kinds[np.arange(len(place)), place], score
 

@@ -144,9 +144,9 @@ def test_finished_sources_leave_the_batch_with_all_their_beams(pair: Pair, monke
     model, asked = pair.generator.model, []
     likeliest = model.likeliest
 
-    def watched(source: Source, cache: Cache, tokens: np.ndarray, *rest: Any) -> tuple[np.ndarray, np.ndarray]:
+    def watched(source: Source, cache: Cache, tokens: np.ndarray, *rest: Any, **how: Any) -> Any:
         asked.append((source.rows, len(tokens), cache.rows))
-        return likeliest(source, cache, tokens, *rest)
+        return likeliest(source, cache, tokens, *rest, **how)
 
     texts, options = words(8, 12), {"num_beams": 3, "max_new_tokens": 2 * LIMIT}
     alone = [calls_of_one(pair, text, **options) for text in texts]
@@ -162,7 +162,9 @@ def calls_of_one(pair: Pair, text: str, **options: Any) -> int:
     calls: list[int] = []
     likeliest = pair.generator.model.likeliest
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pair.generator.model, "likeliest", lambda *args: calls.append(1) or likeliest(*args))
+        patch.setattr(
+            pair.generator.model, "likeliest", lambda *args, **how: calls.append(1) or likeliest(*args, **how)
+        )
         pair.made([text], **options)
     return len(calls)
 

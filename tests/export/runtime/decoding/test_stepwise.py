@@ -83,9 +83,9 @@ def test_sources_leave_the_batch_when_all_their_answers_have_ended(
     model, asked = unsure.generator.model, []
     likeliest = model.likeliest
 
-    def watched(source: Source, cache: Cache, tokens: np.ndarray, *rest: Any) -> tuple[np.ndarray, np.ndarray]:
+    def watched(source: Source, cache: Cache, tokens: np.ndarray, *rest: Any, **how: Any) -> Any:
         asked.append((source.rows, len(tokens), cache.rows))
-        return likeliest(source, cache, tokens, *rest)
+        return likeliest(source, cache, tokens, *rest, **how)
 
     monkeypatch.setattr(model, "likeliest", watched)
     options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 20, "top_k": 5}

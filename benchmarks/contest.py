@@ -38,7 +38,7 @@ class Contestant:
         name: of rows in tables.
         subject, engine, threads, provider: what it is.
         facts: fields of the report's contestant that are known by now.
-        step: bytes of weights that a step reads, or None.
+        step: bytes of weights that a step reads from the processor's memory, or None.
     """
 
     name: str
@@ -72,7 +72,8 @@ class Contestant:
         process.ask("imports")
         self.facts["warm"] = process.ask("load")["seconds"]
         self.facts["megabytes"] = size(made, checkpoint)
-        self.step = step_bytes(self.engine, made, self.subject.checkpoint)
+        if self.provider == "cpu":
+            self.step = step_bytes(self.engine, made, self.subject.checkpoint)
         self.process = process
 
     def _process(self, python: str, arguments: Sequence[str]) -> Process:

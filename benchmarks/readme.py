@@ -57,34 +57,35 @@ def dialogsum(found: dict[str, Any]) -> str:
     return f"{table(['FLAN-T5-small on DialogSum', ''], rows)}\n\n{about}"
 
 
-def peers(found: dict[str, Any]) -> str:
-    """The suite of the same name: score, speed and share of the floor of every engine."""
+def engines(found: dict[str, Any]) -> str:
+    """What `lora-ft bench` found of engines at several batches: score, speed, and on processors share of the floor."""
     report = Report.model_validate(found)
-    alone, together = (case.timings for case in report.cases)
-    columns = ["engine", "MB", "ROUGE-1", "against fp32, paired", "batch 1, ms", "batch 8, ms", "times as fast",
-               "of the floor"]  # fmt: skip
+    timings = [case.timings for case in report.cases]
+    floors = any(one.floor for one in timings[0].values())
+    columns = ["engine", "MB", "ROUGE-1", "against fp32, paired", *(f"batch {case.batch}, ms" for case in report.cases),
+               "times as fast", *["of the floor"] * floors]  # fmt: skip
     lines = []
     for one in report.contestants:
-        if one.name not in alone or one.name not in together:
+        if any(one.name not in timing for timing in timings):
             continue
-        quality, first, several = report.quality.get(one.name), alone[one.name], together[one.name]
+        quality, own = report.quality.get(one.name), [timing[one.name] for timing in timings]
         change = quality.difference if quality else None
         lines.append((
             one.name,
             f"{one.megabytes:.0f}",
             f"{quality.score.value:.1f}" if quality else "",
             f"{change.value:+.1f} [{change.low:+.1f}, {change.high:+.1f}]" if change else "",
-            f"{1000 * statistics.median(first.total):,.0f}",
-            f"{1000 * statistics.median(several.total):,.0f}",
-            f"{first.ratio.value:.1f} / {several.ratio.value:.1f}",
-            f"{first.floor:.0%}" if first.floor else "",
+            *(f"{1000 * statistics.median(timing.total):,.0f}" for timing in own),
+            " / ".join(f"{timing.ratio.value:.1f}" for timing in own),
+            *[f"{own[0].floor:.0%}" if own[0].floor else ""] * floors,
         ))  # fmt: skip
     case, rows = report.cases[0], max((quality.rows for quality in report.quality.values()), default=0)
     return "\n".join([
         table(columns, lines),
         "",
         f"{case.source} tokens in, {case.new} out, greedy; {rows} test rows; medians of {report.suite.rounds} rounds "
-        f"({report.verdict}); {_machine(report.environment)}; the harness took {report.harness.share:.1%}.",
+        f"({report.verdict}); {_machine(report.environment, report.contestants[0].provider)}; the harness took "
+        f"{report.harness.share:.1%}.",
     ])  # fmt: skip
 
 
@@ -135,19 +136,24 @@ def methods(found: dict[str, Any]) -> str:
 
 
 def packs(found: dict[str, Any]) -> str:
-    """Samples a second of packs, by the lengths of rows and the precision."""
+    """Samples a second of packs, by the lengths of rows and the precision, on each device that was measured."""
+    return "\n\n".join(_packs(one) for one in (found, _result("packs-h100")))
+
+
+def _packs(found: dict[str, Any]) -> str:
     kinds = list(dict.fromkeys((one["source"], one["target"], one["precision"]) for one in found["timings"]))
-    by_count: dict[int, list[str]] = {}
+    cells: dict[int, dict[tuple[int, int, str], str]] = {}
     for one in found["timings"]:
         speed, times = one["samples_per_second"], one["times"]
         cell = "does not fit" if speed is None else f"{speed:,.1f} ({times:.2f})"
-        by_count.setdefault(one["adapters"], []).append(cell)
+        cells.setdefault(one["adapters"], {})[one["source"], one["target"], one["precision"]] = cell
+    lines = [(str(count or "alone"), *(row.get(kind, "") for kind in kinds)) for count, row in cells.items()]
     columns = ["adapters", *(f"{source} + {target} tokens, {precision}" for source, target, precision in kinds)]
     return "\n".join([
-        table(columns, [(str(count or "alone"), *cells) for count, cells in by_count.items()]),
+        table(columns, lines),
         "",
         f"Samples/s (times as many as alone) of r {found['rank']} on {found['targets']}, {found['rows']} rows of each "
-        f"adapter a step; {_machine(found['environment'])}.",
+        f"adapter a step; {_machine(found['environment'], found['device'])}.",
     ])  # fmt: skip
 
 
@@ -162,7 +168,9 @@ def bank(found: dict[str, Any]) -> str:
     )
 
 
-def _machine(environment: dict[str, str]) -> str:
+def _machine(environment: dict[str, str], device: str = "cpu") -> str:
+    if device != "cpu":
+        return f"{environment['gpus']} beside {environment['cores'].split()[0]} cores of {environment['cpu']}"
     return f"{cores(int(environment['cores'].split()[0]), environment['cpu'])} ({environment['cpu flags']})"
 
 
@@ -187,7 +195,10 @@ def sizes() -> str:
     ])  # fmt: skip
 
 
-TABLES = {written.__name__: written for written in (dialogsum, peers, training, methods, packs, bank)}
+TABLES = {
+    "dialogsum": dialogsum, "peers": engines, "cuda": engines, "training": training, "methods": methods,
+    "packs": packs, "bank": bank,
+}  # fmt: skip
 
 
 def updated(readme: str) -> str:

@@ -70,7 +70,7 @@ class Timing(Strict):
         percentiles: of `total`.
         ratio: how many times as fast as the first contestant, within a round.
         floor: share of the physical floor: seconds that the bytes of a step take at the measured bandwidth, over
-            `per_token`; None where the bytes are not known.
+            `per_token`; None where the bytes are not known, and on GPUs.
         identical: share of rows whose tokens are the reference's (the first contestant that rounds nothing).
         spread: between rounds: the interquartile range of `total` over its median.
     """

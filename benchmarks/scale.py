@@ -1,6 +1,6 @@
-"""What 1,000 adapters cost on 1, 8 and 64 devices, on paper: measured packs on CPUs, and assumptions about GPUs.
+"""What 1,000 adapters cost on 1, 8 and 64 devices, on paper: from measured packs, and assumptions about other GPUs.
 
-    python -m benchmarks.scale [--packs FILE]       # as `benchmarks.packs --json` wrote it
+    python -m benchmarks.scale [--packs FILE]...    # as `benchmarks.packs --json` wrote them
 
 Writes docs/scale.md. A step of a pack of n adapters with b rows each takes
 
@@ -25,7 +25,7 @@ from lora_ft.markdown import table
 from lora_ft.packs.fit import Need, even, memory
 from lora_ft.sizes import FLAN, GIB, Batch, Shape
 
-RESULTS = Path(__file__).parent / "results" / "packs.json"
+RESULTS = [Path(__file__).parent / "results" / f"{name}.json" for name in ("packs", "packs-h100")]
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 ADAPTERS, SAMPLES, DEVICES = 1000, 10_000, (1, 8, 64)
 START = 30.0  # seconds from a pack's task to its first step: Python, torch, the base, peft's start
@@ -119,18 +119,27 @@ def limit(most: int, speed: Callable[[int], float]) -> int:
     )
 
 
-def page(found: dict[str, Any]) -> str:
-    """docs/scale.md, from what `benchmarks.packs` wrote."""
-    shape, rank = FLAN["small"], found["rank"]
+def page(measurements: Sequence[dict[str, Any]]) -> str:
+    """docs/scale.md, from what `benchmarks.packs` wrote on one device or several, of one setting."""
+    found, shape = measurements[0], FLAN["small"]
     lengths = dict.fromkeys((one["source"], one["target"]) for one in found["timings"])
     (low, slow, much), (high, fast, little) = ASSUMED
+    guessed = _guessed(measurements)
     return _TEXT.format(
-        adapters=f"{ADAPTERS:,}", samples=f"{SAMPLES:,}", rank=rank, targets=found["targets"], rows=found["rows"],
-        device=_device(found), tables="\n\n".join(_table(found, shape, *pair) for pair in lengths),
-        peaks=", ".join(f"{name} {peak / 1e12:.0f} T" for name, (peak, _) in GPUS.items()), low=f"{low:.0%}",
+        adapters=f"{ADAPTERS:,}", samples=f"{SAMPLES:,}", rank=found["rank"], targets=found["targets"],
+        rows=found["rows"], devices=" and ".join(map(_device, measurements)),
+        tables="\n\n".join(_table(measurements, shape, *pair) for pair in lengths),
+        peaks=", ".join(f"{name} {peak / 1e12:.0f} T" for name, (peak, _) in guessed.items()), low=f"{low:.0%}",
         high=f"{high:.0%}", fast=f"{1000 * fast:.0f}", slow=f"{1000 * slow:.0f}", little=f"{1000 * little:g}",
-        much=f"{1000 * much:g}", memory=_memory(rank, found["rows"]), start=f"{START:.0f}", **_traffic(shape, rank),
+        much=f"{1000 * much:g}", memory=_memory(found["rank"], found["rows"]), start=f"{START:.0f}",
+        **_traffic(shape, found["rank"]),
     )  # fmt: skip
+
+
+def _guessed(measurements: Sequence[dict[str, Any]]) -> dict[str, tuple[float, int]]:
+    """The GPUs that were not measured."""
+    seen = " ".join(found["environment"]["gpus"] for found in measurements if found["device"] != "cpu")
+    return {name: gpu for name, gpu in GPUS.items() if name not in seen.split()}
 
 
 def _device(found: dict[str, Any]) -> str:
@@ -138,17 +147,19 @@ def _device(found: dict[str, Any]) -> str:
     return f"{machine['cores'].split()[0]} cores of {machine['cpu']}" if found["device"] == "cpu" else machine["gpus"]
 
 
-def _table(found: dict[str, Any], shape: Shape, source: int, target: int) -> str:
+def _table(measurements: Sequence[dict[str, Any]], shape: Shape, source: int, target: int) -> str:
     """What rows of one length cost on each device."""
-    batch, cpu = Batch(found["rows"], source, target), found["device"] == "cpu"
-    kinds = dict.fromkeys(one["precision"] for one in found["timings"])
-    best = max((measured(found["timings"], source, target, kind) for kind in kinds), key=lambda speed: speed(ADAPTERS))
-    gib = float(found["environment"]["memory"].split()[0]) if cpu else GPU_MEMORY
-    most = largest(shape, found["rank"], batch, gib * GIB, cpu=cpu)
-    ways = [(f"{_device(found)} (speed measured)", [best], most)]
-    for name, (peak, size) in GPUS.items():
+    rank, batch = measurements[0]["rank"], Batch(measurements[0]["rows"], source, target)
+    ways = []
+    for found in measurements:
+        cpu, kinds = found["device"] == "cpu", dict.fromkeys(one["precision"] for one in found["timings"])
+        curves = [measured(found["timings"], source, target, kind) for kind in kinds]
+        best = max(curves, key=lambda speed: speed(ADAPTERS))
+        gib = float(found["environment"]["memory"].split()[0]) if cpu else GPU_MEMORY
+        ways.append((f"{_device(found)} (speed measured)", [best], largest(shape, rank, batch, gib * GIB, cpu=cpu)))
+    for name, (peak, size) in _guessed(measurements).items():
         speeds = [assumed(peak, step_flops(shape, source, target), batch.rows, how) for how in ASSUMED]
-        ways.append((f"{name} (speed assumed)", speeds, largest(shape, found["rank"], batch, size * GIB, cpu=False)))
+        ways.append((f"{name} (speed assumed)", speeds, largest(shape, rank, batch, size * GIB, cpu=False)))
     lines, ends = [], []
     for name, speeds, most in ways:
         ends.append(f"{name.partition(' (')[0]} {_range([limit(most, speed) for speed in speeds], '{:,}')}")
@@ -204,12 +215,12 @@ _TEXT = """\
 {targets}, {samples} samples each, in steps of {rows} rows. Written by `python -m benchmarks.scale`; nothing here was
 run at this size.
 
-- **Measured** is the speed of packs on {device} (`python -m benchmarks.packs`): straight lines between the
-  sizes that were measured, and no gain beyond the largest.
-- **Assumed** is all of what stands for GPUs, as none was at hand: steps reach {low} to {high} of the products a second
-  in NVIDIA's data sheets ({peaks}; bf16, dense), and take another {fast} to {slow} ms for
-  kernels that are launched one by one, and {little} to {much} ms of Python for each adapter ({little} was measured,
-  on a CPU). These are no bounds.
+- **Measured** is the speed of packs (`python -m benchmarks.packs`) on {devices}: straight
+  lines between the sizes that were measured, and no gain beyond the largest.
+- **Assumed** is all of what stands for other GPUs: steps reach {low} to {high} of the products a second in NVIDIA's
+  data sheets ({peaks}; bf16, dense), and take another {fast} to {slow} ms for kernels that are launched
+  one by one, and {little} to {much} ms of Python for each adapter ({little} was measured, on a CPU). These are no
+  bounds.
 
 `python -m benchmarks.packs --json FILE` measures your device, `python -m benchmarks.scale --packs FILE` writes this
 page from it.
@@ -249,11 +260,11 @@ launches, not products, are what a step waits for.
 
 
 def main(
-    packs: Annotated[Path, typer.Option(help="What `benchmarks.packs --json` wrote.")] = RESULTS,
+    packs: Annotated[list[Path], typer.Option(help="What `benchmarks.packs --json` wrote.")] = RESULTS,
     out: Annotated[Path, typer.Option(help="The page.")] = PAGE,
 ) -> None:
     """Write the page."""
-    write_text(out, page(read_json(packs)))
+    write_text(out, page([read_json(file) for file in packs]))
 
 
 if __name__ == "__main__":

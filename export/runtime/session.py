@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -32,7 +33,7 @@ _PRODUCT = base64.b64decode(
     "B3Byb2R1Y3QqGQgCEAdCAXNKEEAAAAAAAAAAEAAAAAAAAABaEwoBeBIOCgwIAhIICgIIBAoCCEBiEwoBeRIOCgwIBhIICgIIBAoCCBBCBAoAEBI="
 )
 _EXACT = "session.x64quantprecision"
-_WARNING, _FATAL = 2, 4  # ONNX Runtime's levels of logging; the first is its default
+_WARNING, _ERROR, _FATAL = 2, 3, 4  # ONNX Runtime's levels of logging; the first is its default
 
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -90,7 +91,9 @@ def open_session(model: Path | bytes, threads: int | None = None, provider: str 
     # those the first provider has no kernel for fall to the processor
     exactly = [{"use_tf32": "0"}, {}] if provider == "cuda" else [{}]  # fp32 means fp32
     providers = list(dict.fromkeys((PROVIDERS[provider], PROVIDERS["cpu"])))
-    return ort.InferenceSession(model, options, providers=providers, provider_options=exactly)
+    # CUDA's ScatterND warns, for each of a graph's, of what would be wrong if two places were the same
+    with _log_level(_ERROR if provider == "cuda" else _WARNING):
+        return ort.InferenceSession(model, options, providers=providers, provider_options=exactly)
 
 
 def ort_value(array: np.ndarray, device: str = "cpu") -> ort.OrtValue:
@@ -115,16 +118,25 @@ def _trouble(provider: str) -> str:
     """
     if provider == "cpu":
         return ""
-    ort.set_default_logger_severity(_FATAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            ort.preload_dlls()  # CUDA's, where they were installed as packages
-            session = ort.InferenceSession(_PRODUCT, providers=[PROVIDERS[provider]])
-    finally:
-        ort.set_default_logger_severity(_WARNING)
+    with _log_level(_FATAL), contextlib.redirect_stdout(io.StringIO()) as said:
+        ort.preload_dlls()  # CUDA's, where they were installed as packages
+        session = ort.InferenceSession(_PRODUCT, providers=[PROVIDERS[provider]])
     if session.get_providers()[0] == PROVIDERS[provider]:
         return ""
     return next((line for line in said.getvalue().splitlines() if line.strip("* ")), "it does not say why")
+
+
+@contextlib.contextmanager
+def _log_level(level: int) -> Iterator[None]:
+    """What ONNX Runtime says outside of a session's own log; it does not tell which level there was before."""
+    if level == _WARNING:
+        yield
+        return
+    ort.set_default_logger_severity(level)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(_WARNING)
 
 
 def _options(threads: int) -> ort.SessionOptions:

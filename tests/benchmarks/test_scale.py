@@ -65,12 +65,18 @@ def test_what_fits_is_what_the_planner_lets_in() -> None:
 
 
 def test_the_page_says_what_is_measured_and_what_is_not() -> None:
-    shown = page(FOUND)
+    shown = page([FOUND])
     assert "2 cores of A CPU (speed measured)" in shown and "64 x H100 (speed assumed)" in shown
     assert "24 + 16 tokens:" in shown and "256 + 16 tokens:" in shown
-    assert "1 x A GPU (speed measured)" in page({**FOUND, "device": "cuda"})
 
 
-@pytest.mark.skipif(not RESULTS.is_file(), reason="packs were not measured yet")
+def test_a_gpu_that_is_measured_is_not_assumed() -> None:
+    shown = page([FOUND, {**FOUND, "environment": {**MACHINE, "gpus": "NVIDIA H100 80GB"}, "device": "cuda"}])
+    assert (
+        "packs on 2 cores of A CPU and NVIDIA H100 80GB" in shown and "8 x NVIDIA H100 80GB (speed measured)" in shown
+    )
+    assert "A100 312 T" in shown and "H100 989 T" not in shown and " H100 (speed assumed)" not in shown
+
+
 def test_the_page_is_of_the_committed_measurement() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(read_json(RESULTS))
+    assert PAGE.read_text(encoding="utf-8") == page([read_json(file) for file in RESULTS])

@@ -38,14 +38,18 @@ def search(
         best = _top(total, 2 * beams)
         total = _of(total, best)
         parent, token = best // log_probs.shape[1], _of(tokens.reshape(len(numbers), -1), best)
-        extended = np.concatenate([_of(running, parent), token[..., None]], axis=2)
         ended = (token == special.end) | (made + 1 == options.max_new_tokens)
-        open_total = total + ended * _WORST
-        kept = _top(open_total, beams)
-        finished.add(extended, total, ended)
-        running, scores = _of(extended, kept), _of(open_total, kept)
+        if ended.any():
+            extended = np.concatenate([_of(running, parent), token[..., None]], axis=2)
+            open_total = total + ended * _WORST
+            kept = _top(open_total, beams)
+            finished.add(extended, total, ended)
+            running, scores, parent = _of(extended, kept), _of(open_total, kept), _of(parent, kept)
+        else:  # the best of them go on
+            parent, scores = parent[:, :beams], total[:, :beams]
+            running = np.concatenate([_of(running, parent), token[:, :beams, None]], axis=2)
         going = finished.may_improve(scores[:, 0], made + 1) & ~ended.all(axis=1)
-        origin = _of(parent, kept) + beams * np.arange(len(numbers))[:, None]
+        origin = parent + beams * np.arange(len(numbers))[:, None]
         if not going.all():
             for row in np.flatnonzero(~going):
                 for rank in range(options.num_return_sequences):
@@ -102,8 +106,12 @@ class _Finished:
         """Whether each source [b] should go on, given its best running score [b] after `made` tokens."""
         o = self._options
         length = o.max_new_tokens if o.early_stopping == "never" and o.length_penalty > 0 else made
+        best = running / np.float32(length**o.length_penalty)
+        if not self._real.any():
+            self._hope = self._hope & (best > _WORST)
+            return self._hope
         worst = np.where(self._real, self.scores.min(axis=1, keepdims=True), _WORST)
-        self._hope = self._hope & ((running / np.float32(length**o.length_penalty))[:, None] > worst).any(axis=1)
+        self._hope = self._hope & (best[:, None] > worst).any(axis=1)
         return self._hope & ~(self._real.all(axis=1) & (o.early_stopping is True))
 
 

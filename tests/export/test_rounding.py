@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from export import rounding
@@ -41,17 +41,24 @@ def test_the_nearest_step_is_at_most_half_a_step_away(size: int, bits: int, outp
     assert (away <= np.where(short, 1, 0.5) * width * 1.001).all()
 
 
-@settings(deadline=None)
-@given(st.integers(1, 40), st.integers(1, 100), st.integers(0, 9))
+@given(st.integers(5, 40), st.integers(16, 100), st.integers(0, 9))
 def test_compensated_weights_put_out_what_is_closer(outputs: int, inputs: int, seed: int) -> None:
+    """Of fewer weights chance may take more than compensation gives."""
     weight, rows = weights(outputs, inputs, seed), correlated(300, inputs, seed)
     exact = rows @ weight.T
     errors = [
         np.linalg.norm(rows @ read_back(*found, 4, inputs).T - exact)
         for found in (compensated(weight, rows.T @ rows, 4, 32), nearest(weight, 4, 32))
     ]
-    few = inputs < 16 or outputs < 5  # where chance may take as much as compensation gives
-    assert errors[0] <= errors[1] * (2 if few else 0.9)
+    assert errors[0] <= errors[1] * 0.8
+
+
+@given(st.integers(1, 40), st.integers(1, 100), st.sampled_from([4, 8]), st.integers(0, 9))
+def test_compensated_weights_lie_on_the_grid(outputs: int, inputs: int, bits: int, seed: int) -> None:
+    rows = correlated(300, inputs, seed)
+    steps, scale = compensated(weights(outputs, inputs, seed), rows.T @ rows, bits, 32)
+    assert steps.shape == (outputs, -(-inputs // 32), 32) and scale.shape == steps.shape[:2]
+    assert steps.max() < 1 << bits and np.isfinite(scale).all() and scale.all()
 
 
 def test_compensation_takes_away_most_of_the_error_where_inputs_are_alike() -> None:

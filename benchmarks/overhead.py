@@ -18,7 +18,8 @@ import typer
 
 from export.files import write_json
 from export.runtime import Generator
-from export.runtime.model import Bound, Model
+from export.runtime.bound import Bound
+from export.runtime.model import Model
 from lora_ft.doctor import environment
 
 _SOURCE, _NEW = 128, 64
@@ -46,14 +47,6 @@ class Clock:
                 self.seconds += time.perf_counter() - began
 
         return run
-
-
-class _TimedBound(Bound):
-    clock = Clock()
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._run = self.clock.timed(self._run)
 
 
 def measure(bundle: Path, rounds: int, clock: Clock) -> list[dict[str, Any]]:
@@ -87,11 +80,9 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
 ) -> None:
     """Print it for each bundle."""
-    import export.runtime.model as runtime
-
-    runtime.Bound = _TimedBound  # type: ignore[assignment,misc]
-    Model._run = _timed_run(_TimedBound.clock, Model._run)  # type: ignore[method-assign]
-    found = [one for bundle in bundles for one in measure(bundle, rounds, _TimedBound.clock)]
+    clock = Clock()
+    _watch(clock)
+    found = [one for bundle in bundles for one in measure(bundle, rounds, clock)]
     if json_file is not None:
         write_json(json_file, {"environment": environment(), "cases": found})
     for one in found:
@@ -101,9 +92,16 @@ def main(
         )
 
 
-def _timed_run(clock: Clock, run: Callable[..., Any]) -> Callable[..., Any]:
-    timed = clock.timed(run)
-    return lambda model, *arguments: timed(model, *arguments)
+def _watch(clock: Clock) -> None:
+    """Let the clock run within every call of ONNX Runtime."""
+    begin = Bound.__init__
+
+    def timed(bound: Bound, *arguments: Any) -> None:
+        begin(bound, *arguments)
+        bound._run = clock.timed(bound._run)
+
+    Bound.__init__ = timed  # type: ignore[assignment,method-assign]
+    Model._run = clock.timed(Model._run)  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from lora_ft.memory import allowed_memory
 
 _PACKAGES = (
     "lora-ft", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "rouge-score", "sacrebleu",
-    "nltk", "tokenizers", "safetensors", "onnx", "onnxruntime", "optimum-onnx", "numpy", "pydantic", "huggingface-hub",
+    "nltk", "tokenizers", "safetensors", "onnx", "optimum-onnx", "numpy", "pydantic", "huggingface-hub",
     "traceforge-title-model",
 )  # fmt: skip
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")

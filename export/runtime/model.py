@@ -7,7 +7,7 @@ twentieth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,12 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from export.errors import LoraFtError
 from export.runtime.bank import Chosen
+from export.runtime.bound import RUN, Bound, Edit, Memory, Ranking
 from export.runtime.manifest import ADAPTED
 from export.runtime.session import open_session, ort_value
 
 _ROOM = 64  # tokens that a cache has room for at first
 _MASK = "encoder_attention_mask"
-Edit = Callable[[np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -39,43 +39,6 @@ class Source:
     rows: int
     values: list[ort.OrtValue]
     adapters: Chosen | None = None
-
-
-class Bound:
-    """A graph bound to memory, so that nothing is bound or allocated between two calls of one kind.
-
-    Args:
-        session: of the graph.
-        fixed: names and values of the inputs that stay the same.
-        made: names and memory of what it puts out.
-        given: names and examples of the other inputs, of the types and shapes that all calls have.
-        device: where it runs.
-    """
-
-    def __init__(
-        self, session: ort.InferenceSession, fixed: Mapping[str, ort.OrtValue], made: Mapping[str, ort.OrtValue],
-        given: Mapping[str, np.ndarray], device: str,
-    ) -> None:  # fmt: skip
-        # onnxruntime's own wrapper looks an option up first, by way of an exception: 50 µs
-        self._run = session._sess.run_with_iobinding
-        self._given = {name: np.array(array) for name, array in given.items()}
-        self._values = {name: ort_value(array) for name, array in self._given.items()}
-        self._copied = device != "cpu"
-        self._kept = {**fixed, **made}
-        self._binding = session.io_binding()._iobinding
-        for name, value in {**fixed, **self._values}.items():
-            self._binding.bind_ortvalue_input(name, value._ortvalue)
-        for name, value in made.items():
-            self._binding.bind_ortvalue_output(name, value._ortvalue)
-
-    def run(self, *given: np.ndarray | bool) -> None:
-        """Fill the bound memory for these inputs, in the order of `given`."""
-        for array, new in zip(self._given.values(), given, strict=True):
-            array[...] = new
-        if self._copied:
-            for name, value in self._values.items():
-                self._binding.bind_ortvalue_input(name, value._ortvalue)  # which copies it there
-        self._run(self._binding, _RUN)
 
 
 @dataclass
@@ -110,48 +73,13 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class _Memory:
-    """What a graph writes and the next one reads; `array` shows it where it lies in the processor's memory."""
-
-    value: ort.OrtValue
-    array: np.ndarray | None
-
-    @classmethod
-    def of(cls, array: np.ndarray, device: str) -> _Memory:
-        """Memory like an array; the array's own on the processor."""
-        return cls(ort_value(array, device), array if device == "cpu" else None)
-
-    def read(self) -> np.ndarray:
-        """It, or where it lies elsewhere a copy."""
-        return self.value.numpy() if self.array is None else self.array
-
-    def edit(self, change: Edit) -> None:
-        """Let `change` write into it, as of the last token: [b, vocabulary]."""
-        array = self.read()
-        change(array[:, -1])
-        if self.array is None:
-            self.value.update_inplace(array)
-
-
-@dataclass(frozen=True)
 class _Step:
     """A step, the memory that it writes into, and what ranks the tokens that lie there, by how many are wanted and
     whether by their log-probabilities."""
 
     bound: Bound
-    made: _Memory
-    rankings: dict[tuple[int, bool], _Ranking] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Ranking:
-    """The highest of some scores, logits or what `normal` makes of them, and their tokens, in memory bound once."""
-
-    normal: Bound | None
-    scores: _Memory
-    best: Bound
-    highest: np.ndarray
-    tokens: np.ndarray
+    made: Memory
+    rankings: dict[tuple[int, bool], Ranking] = field(default_factory=dict)
 
 
 @dataclass
@@ -244,31 +172,9 @@ class Model:
         step = self._advance(source, cache, tokens, "logits")
         key = count, normal
         if key not in step.rankings:
-            step.rankings[key] = self._ranking(step.made, *key)
-        ranking = step.rankings[key]
-        if before:
-            step.made.edit(before)
-        if ranking.normal:
-            ranking.normal.run()
-        if after:
-            ranking.scores.edit(after)
-        ranking.best.run()
-        return ranking.highest[:, -1].copy(), ranking.tokens[:, -1].copy()
-
-    def _ranking(self, logits: _Memory, count: int, normal: bool) -> _Ranking:
-        rows, width, vocabulary = logits.value.shape()
-        scores, normalise = logits, None
-        if normal:
-            scores = _Memory.of(np.empty((rows, width, vocabulary), np.float32), self._provider)
-            normalise = Bound(
-                self._session("normal"), {"logits": logits.value}, {"log_probs": scores.value}, {}, self._provider
-            )
-        highest = np.empty((rows, width, min(count, vocabulary)), np.float32)
-        tokens = np.empty(highest.shape, np.int64)
-        given = {"scores": scores.value, "count": ort_value(np.array([count]))}
-        made = {"highest": ort_value(highest), "tokens": ort_value(tokens)}
-        best = Bound(self._session("best"), given, made, {}, self._provider)
-        return _Ranking(normalise, scores, best, highest, tokens)
+            normalise = self._session("normal") if normal else None
+            step.rankings[key] = Ranking(step.made, count, normalise, self._session("best"), self._provider)
+        return step.rankings[key].run(before, after)
 
     def _advance(
         self, source: Source, cache: Cache, tokens: np.ndarray, wanted: str, early: bool = False
@@ -302,7 +208,7 @@ class Model:
             inputs = self._adapters[graph]
             fixed |= zip(inputs, source.adapters.held(inputs), strict=True)
         presents = dict(zip(self._presents, cache.values, strict=True))
-        memory = _Memory.of(made, "cpu" if wanted == "next" else self._provider)  # which Python reads
+        memory = Memory.of(made, "cpu" if wanted == "next" else self._provider)  # which Python reads
         given = {"input_ids": tokens, "lengths": cache.lengths, "early": np.array(False)}
         return _Step(
             Bound(self._session(graph), fixed, {wanted: memory.value, **presents}, given, self._provider), memory
@@ -363,7 +269,7 @@ class Model:
         for value in values:
             feeds.push_back(value._ortvalue)
         devices = [self._there] * len(wanted)
-        self._session(graph).run_with_ortvaluevector(_RUN, self._inputs[graph], feeds, wanted, fetched, devices)
+        self._session(graph).run_with_ortvaluevector(RUN, self._inputs[graph], feeds, wanted, fetched, devices)
         return [ort.OrtValue(fetched[i]) for i in range(len(wanted))]  # its iterator ends by an exception: 40 µs
 
     def _prefixed(self, prefix: str) -> list[str]:
@@ -402,6 +308,3 @@ class Model:
                 "export the bundle again",
             )
         return session
-
-
-_RUN = ort.RunOptions()

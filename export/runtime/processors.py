@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from export.runtime.bound import Edit
 from export.runtime.options import Options
 from export.runtime.trie import Trie
 
@@ -41,7 +42,7 @@ def processors(options: Options, end: int) -> list[Processor]:
     return chosen
 
 
-def editing(edits: Sequence[Processor], tokens: np.ndarray) -> Callable[[np.ndarray], None] | None:
+def editing(edits: Sequence[Processor], tokens: np.ndarray) -> Edit | None:
     """All of them in turn as one change, in place, of what follows these tokens; None where there are none."""
     if not edits:
         return None
@@ -63,7 +64,7 @@ def only_while(condition: Callable[[int], bool], inner: Processor) -> Processor:
 
 def suppress(banned: tuple[int, ...]) -> Processor:
     """No token of these."""
-    columns = list(banned) if len(banned) > 1 else banned[0]  # numpy finds one column in a tenth of the time
+    columns = list(banned) if len(banned) > 1 else banned[0]  # numpy finds one column in a sixth of the time
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
         logits[:, columns] = _NEVER

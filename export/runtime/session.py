@@ -92,8 +92,11 @@ def open_session(model: Path | bytes, threads: int | None = None, provider: str 
     exactly = [{"use_tf32": "0"}, {}] if provider == "cuda" else [{}]  # fp32 means fp32
     providers = list(dict.fromkeys((PROVIDERS[provider], PROVIDERS["cpu"])))
     # CUDA's ScatterND warns, for each of a graph's, of what would be wrong if two places were the same
-    with _log_level(_ERROR if provider == "cuda" else _WARNING):
-        return ort.InferenceSession(model, options, providers=providers, provider_options=exactly)
+    with _log_level(_ERROR) if provider == "cuda" else contextlib.nullcontext():
+        session = ort.InferenceSession(model, options, providers=providers, provider_options=exactly)
+    if session.get_providers()[0] != PROVIDERS[provider]:  # ONNX Runtime only warns, and goes on without it
+        raise _not_started(provider, "it did before; is the GPU's memory full?")
+    return session
 
 
 def ort_value(array: np.ndarray, device: str = "cpu") -> ort.OrtValue:
@@ -104,10 +107,14 @@ def ort_value(array: np.ndarray, device: str = "cpu") -> ort.OrtValue:
 def _require(provider: str) -> None:
     """Raise LoraFtError unless this machine can use the provider."""
     if trouble := _trouble(provider):
-        raise LoraFtError(
-            f"ONNX Runtime could not start its provider {provider!r}: {trouble}",
-            "pip install 'onnxruntime-gpu[cuda,cudnn]' and see what nvidia-smi says, or take the provider cpu",
-        )
+        raise _not_started(provider, trouble)
+
+
+def _not_started(provider: str, why: str) -> LoraFtError:
+    return LoraFtError(
+        f"ONNX Runtime could not start its provider {provider!r}: {why}",
+        "pip install 'onnxruntime-gpu[cuda,cudnn]' and see what nvidia-smi says, or take the provider cpu",
+    )
 
 
 @cache
@@ -129,9 +136,6 @@ def _trouble(provider: str) -> str:
 @contextlib.contextmanager
 def _log_level(level: int) -> Iterator[None]:
     """What ONNX Runtime says outside of a session's own log; it does not tell which level there was before."""
-    if level == _WARNING:
-        yield
-        return
     ort.set_default_logger_severity(level)
     try:
         yield

@@ -143,14 +143,27 @@ def test_what_only_a_gpu_runs_wants_one(without_cuda: None) -> None:
         choose_provider("auto", "bf16")
 
 
-def test_a_provider_that_does_not_start_is_an_error(graph: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def none_that_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime itself would only warn and take the processor."""
-    if module.PROVIDERS["cuda"] in module.ort.get_available_providers():
-        pytest.skip("this onnxruntime has CUDA")
-    module._trouble.cache_clear()
+    monkeypatch.setitem(PROVIDERS, "cuda", "NoExecutionProvider")
+    monkeypatch.setattr(module, "_trouble", module._trouble.__wrapped__)  # what is cached is of this machine
+
+
+def test_a_provider_that_does_not_start_is_an_error(
+    graph: bytes, none_that_starts: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(LoraFtError, match="could not start its provider 'cuda'"), pytest.warns(UserWarning):
         open_session(graph, 1, "cuda")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_provider_that_starts_once_and_not_again_is_an_error(
+    graph: bytes, none_that_starts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_trouble", lambda provider: "")
+    with pytest.raises(LoraFtError, match="it did before"), pytest.warns(UserWarning):
+        open_session(graph, 1, "cuda")
 
 
 def test_a_session_runs_on_the_processor(graph: bytes) -> None:

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import LoraFtError, UsageError, first_line
+from export.json_limits import parse_json as parse_json
 
 _STAGED = ".partial"
+_MAX_JSON = 1 << 28  # bytes; a value takes up to 25 times as many, and the largest tokenizer has 17 million
 _in_use: set[Path] = set()  # what this process is writing now
 
 
@@ -89,17 +91,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file.
+    """Return the object that a JSON file holds.
 
     Raises:
-        LoraFtError: it cannot be read, or holds something else.
+        LoraFtError: the file cannot be read, holds something else, or is larger than `_MAX_JSON`.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        if size > _MAX_JSON:
+            raise ValueError(f"{size:,} bytes, more than {_MAX_JSON:,}")
+        value = parse_json(path.read_bytes(), path)
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__}, not an object")
-    except (OSError, ValueError) as error:
-        raise LoraFtError(f"{path} is missing or damaged ({first_line(error)})", "copy or make it again") from error
+    except (OSError, ValueError, LoraFtError) as error:
+        said = error.message.removeprefix(f"{path} ") if isinstance(error, LoraFtError) else first_line(error)
+        raise LoraFtError(f"{path} is missing or damaged ({said})", "copy or make it again") from error
     return value
 
 

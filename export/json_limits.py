@@ -1,0 +1,182 @@
+"""Bounds on JSON from elsewhere, checked before any parser sees it.
+
+Parsers trust their input: 200 KB of brackets take ijson 8 GB, and a number of 4,301 digits ends the process. What JSON
+costs is decided by three things that can be counted without parsing: how deep its brackets nest, how long its numbers
+are, and how long its strings are. `JsonLimits` counts them chunk by chunk with numpy, several hundred MB a second, so
+that files of any size can be checked while they are read. Where text is no JSON, its count may be wrong from the first
+invalid byte on; the parser stops at that byte.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from export.errors import LoraFtError
+
+MAX_DEPTH = 200
+"""Deepest nesting of lists and objects; formats in use stay below 50."""
+MAX_DIGITS = 300
+"""Longest number, in characters; integers up to 308 digits are still floats."""
+MAX_STRING = 1 << 24
+"""Longest string of a file that is read in chunks, in bytes."""
+_SLICE = 1 << 18  # bytes of a text that are checked at once
+_SHOWN = 40  # characters of a foreign key in an error
+_ESCAPED_HALF = re.compile(r"\\u[dD][89abA-F]")
+
+_QUOTE, _OPEN, _CLOSE = b"\1\2\3"
+_KINDS = bytes(
+    {ord('"'): _QUOTE, **dict.fromkeys(b"[{", _OPEN), **dict.fromkeys(b"]}", _CLOSE)}.get(byte, 0)
+    for byte in range(256)
+)
+_STEPS = np.array([0, 0, 1, -1], np.int32)  # of the depth, by kind
+_IN_NUMBER = bytes(byte in b"0123456789+-.eE" for byte in range(256))
+_TOO_LONG = (MAX_DIGITS + 1) * b"\1"
+
+
+class JsonLimits:
+    """A check of JSON that comes in chunks, cut anywhere.
+
+    Args:
+        where: name of the source, for errors.
+        max_string: longest string, in bytes.
+    """
+
+    def __init__(self, where: object, *, max_string: int = MAX_STRING) -> None:
+        self._where, self._max_string = where, max_string
+        self._offset = 0  # bytes before this chunk
+        self._depth = 0
+        self._inside = False  # a string
+        self._escaped = False  # the next byte follows a backslash
+        self._string = self._number = 0  # bytes so far of what the last chunk ended in
+
+    def check(self, chunk: bytes) -> None:
+        """Check the next chunk.
+
+        Raises:
+            LoraFtError: a bound is exceeded; it names the source and the byte.
+        """
+        if not chunk:
+            return
+        letters = self._without_escapes(chunk)
+        kinds = np.frombuffer(letters.translate(_KINDS), np.uint8)
+        places = np.flatnonzero(kinds)
+        kinds = kinds[places]
+        quotes = places[kinds == _QUOTE]
+        inside = (np.cumsum(kinds == _QUOTE) + self._inside) % 2 == 1
+        self._check_depth(places, np.where(inside, 0, _STEPS[kinds]))
+        self._check_numbers(letters, quotes)
+        self._check_strings(quotes, len(chunk))
+        self._offset += len(chunk)
+
+    def _without_escapes(self, chunk: bytes) -> bytes:
+        """The chunk at its length, with other bytes in place of escaped quotes and backslashes."""
+        if self._escaped:
+            chunk = b"_" + chunk[1:]
+        if b"\\" in chunk:
+            chunk = chunk.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+        self._escaped = chunk.endswith(b"\\")
+        return chunk
+
+    def _check_depth(self, places: np.ndarray, steps: np.ndarray) -> None:
+        depths = self._depth + np.cumsum(steps)
+        if depths.size and depths.max() > MAX_DEPTH:
+            place = places[int(np.argmax(depths > MAX_DEPTH))]
+            raise self._fault(place, f"nested deeper than {MAX_DEPTH} levels")
+        self._depth = int(depths[-1]) if depths.size else self._depth
+
+    def _check_numbers(self, letters: bytes, quotes: np.ndarray) -> None:
+        marks = self._number * b"\1" + letters.translate(_IN_NUMBER)
+        start = marks.find(_TOO_LONG)
+        while start >= 0:
+            place = max(0, start - self._number)
+            if (np.searchsorted(quotes, place) + self._inside) % 2 == 0:
+                raise self._fault(place, f"a number of more than {MAX_DIGITS} characters")
+            end = marks.find(b"\0", start)
+            start = marks.find(_TOO_LONG, end) if end >= 0 else -1
+        ends_inside = (len(quotes) + self._inside) % 2
+        self._number = 0 if ends_inside else len(marks) - len(marks.rstrip(b"\1"))
+
+    def _check_strings(self, quotes: np.ndarray, size: int) -> None:
+        bounds = [[-1 - self._string]] if self._inside else []
+        self._inside = bool((len(quotes) + self._inside) % 2)
+        pairs = np.concatenate((*bounds, quotes, [size] if self._inside else [])).reshape(-1, 2)
+        lengths = pairs[:, 1] - pairs[:, 0] - 1
+        if lengths.size and lengths.max() > self._max_string:
+            raise self._fault(
+                max(0, int(pairs[np.argmax(lengths), 0])), f"a string of more than {self._max_string:,} bytes"
+            )
+        self._string = int(lengths[-1]) if self._inside else 0
+
+    def _fault(self, place: int, what: str) -> LoraFtError:
+        return LoraFtError(f"{self._where} is out of bounds at byte {self._offset + place:,} ({what})", _REMEDY)
+
+
+_REMEDY = "check where the file comes from; no program in use writes such JSON"
+
+
+def parse_json(text: str | bytes, where: object) -> Any:
+    """The value of a JSON text that somebody else may have written.
+
+    Args:
+        text: the whole JSON, with or without a byte order mark.
+        where: name of the source, for errors.
+
+    Raises:
+        LoraFtError: it is not UTF-8 or not JSON, has a key twice or half a character, is nested deeper than
+            `MAX_DEPTH`, or has an integer longer than `MAX_DIGITS`.
+    """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise LoraFtError(f"{where} is not UTF-8 (byte {error.start:,})", "save the file as UTF-8") from error
+    text = text.removeprefix("\ufeff")
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        limits, data = JsonLimits(where, max_string=len(text) * 4), text.encode("utf-8", "surrogatepass")
+        for start in range(0, len(data), _SLICE):
+            limits.check(data[start : start + _SLICE])
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+        if not text.isascii() or _ESCAPED_HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if "\n" not in text else f"line {error.lineno}, column {error.colno}"
+        raise LoraFtError(
+            f"{where} is not JSON ({error.msg}: {place})", "correct it, or copy the file again"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise LoraFtError(f"{where} holds half a character (a lone surrogate)", "write the text as UTF-8") from error
+    except _OutOfBoundsError as error:
+        raise LoraFtError(f"{where} {error}", error.remedy) from error
+    except RecursionError as error:
+        raise LoraFtError(f"{where} is nested too deeply", _REMEDY) from error
+    return value
+
+
+class _OutOfBoundsError(ValueError):
+    """A fault of a value, without its source."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
+def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    items = list(pairs)
+    value = dict(items)
+    if len(value) < len(items):
+        seen: set[str] = set()
+        twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _OutOfBoundsError(f"has the key {twice[:_SHOWN]!r} twice in one object", "remove one of the two")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise _OutOfBoundsError(f"has a number of {len(digits):,} digits (at most {MAX_DIGITS})", "write it in quotes")
+    return int(digits)

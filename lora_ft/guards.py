@@ -10,7 +10,8 @@ from export.runtime.text import Tokenizer
 from lora_ft.data import Example, load_splits
 from lora_ft.duplicates import near_duplicates
 from lora_ft.engines import Answer
-from lora_ft.metrics.words import dropped_share, is_unicode, sentence_splitter
+from lora_ft.metrics.sentences import split_sentences
+from lora_ft.metrics.words import dropped_share, is_unicode
 from lora_ft.task import SplitName, Task
 
 _FEW = 0.01  # shares below it move no score that anyone would quote
@@ -113,8 +114,7 @@ def same_answers(texts: Sequence[str]) -> list[str]:
 
 def unsplit_sentences(task: Task, texts: Sequence[str]) -> list[str]:
     """rougeLsum where it can be nothing but rougeL."""
-    split, _ = sentence_splitter()
-    if task.labels or "rouge" not in task.evaluate.metrics or any(len(split(text)) > 1 for text in texts):
+    if task.labels or "rouge" not in task.evaluate.metrics or any(len(split_sentences(text)) > 1 for text in texts):
         return []
     return ["no text has more than one sentence, so rougeLsum is rougeL"]
 

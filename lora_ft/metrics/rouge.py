@@ -13,8 +13,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
 from lora_ft.metrics import ROUGE
+from lora_ft.metrics.sentences import SPLITTER, split_sentences
 from lora_ft.metrics.statistics import Scored
-from lora_ft.metrics.words import is_unicode, sentence_splitter, tokenizer_of
+from lora_ft.metrics.words import is_unicode, tokenizer_of
 
 if TYPE_CHECKING:
     from lora_ft.task import Evaluate
@@ -41,9 +42,8 @@ class Rouge(evaluate.Metric):
         self, predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: Tokenizer | None = None
     ) -> dict[str, list[float]]:
         scorer = RougeScorer(list(ROUGE), tokenizer=tokenizer or DefaultTokenizer(use_stemmer=True))
-        split, _ = sentence_splitter()
         rows = [
-            scorer.score_multi(["\n".join(split(text)) for text in several], "\n".join(split(prediction)))
+            scorer.score_multi([_by_sentence(text) for text in several], _by_sentence(prediction))
             for prediction, several in zip(predictions, references, strict=True)
         ]
         return {name: [100 * row[name].fmeasure for row in rows] for name in ROUGE}
@@ -61,11 +61,16 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
 
 
 def describe(settings: Evaluate) -> str:
-    """What words and sentences were compared."""
+    """Return the signature of the scores: which words and sentences were compared."""
     words = ["Unicode words" if is_unicode(settings) else "ASCII words"]
     words += ["stemmed"] if settings.use_stemmer and settings.language == "en" else []
     words += ["without stop words"] if settings.stop_words else []
-    return f"{', '.join(words)}; sentences by {sentence_splitter()[1]}"
+    return f"{', '.join(words)}; sentences by {SPLITTER}"
+
+
+def _by_sentence(text: str) -> str:
+    """Return a text with a sentence a line, as rouge-score reads it."""
+    return "\n".join(split_sentences(text))
 
 
 @contextlib.contextmanager

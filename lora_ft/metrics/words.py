@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import regex
@@ -21,7 +20,6 @@ _TOKEN = regex.compile(
 )
 _PIECE = regex.compile(rf"(?V1){_UNSPACED}\p{{M}}*|[\w\p{{M}}--{_UNSPACED}]+|\s+|.", regex.DOTALL)
 _CHARACTER = regex.compile(r"[\p{L}\p{N}]")
-_ENDS = regex.compile(r"(?<=[。！？])\s*")
 
 # English words of closed classes and their stems without apostrophes, as the tokenizers leave them. The lists of
 # packages are made for search engines: they hold `problem`, `research` and `microsoft`, too.
@@ -102,20 +100,3 @@ def dropped_share(texts: Iterable[str]) -> float:
         every += len(found)
         dropped += sum(not character.isascii() for character in found)
     return dropped / every if every else 0.0
-
-
-@functools.cache
-def sentence_splitter() -> tuple[Callable[[str], list[str]], str]:
-    """How sentences are split, and its name for reports: nltk's English model where its data is, else untrained Punkt.
-
-    Either one is followed by a split after the full stops of Chinese and Japanese. Data is never downloaded
-    (transformers PR#49014).
-    """
-    from nltk.tokenize import PunktSentenceTokenizer, sent_tokenize
-
-    split, name = sent_tokenize, "nltk punkt_tab"
-    try:
-        sent_tokenize("One. Two.")
-    except LookupError:
-        split, name = PunktSentenceTokenizer().tokenize, "nltk Punkt, untrained (no punkt_tab data here)"
-    return lambda text: [part for sentence in split(text) for part in _ENDS.split(sentence) if part], name

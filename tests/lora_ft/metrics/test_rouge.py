@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from lora_ft.metrics import ROUGE, measure
-from lora_ft.metrics.words import sentence_splitter
+from lora_ft.metrics.sentences import SPLITTER
 from lora_ft.task import Evaluate
 
 PREDICTIONS = [
@@ -34,13 +33,6 @@ def rouge(predictions: list[str], references: list[list[str]], **settings: Any) 
     """The rows' scores."""
     found = measure(["rouge"], predictions, references, Evaluate(**settings))
     return {name: scored.rows for name, scored in found.items()}
-
-
-@pytest.fixture
-def fresh_splitter() -> Iterator[None]:
-    sentence_splitter.cache_clear()
-    yield
-    sentence_splitter.cache_clear()
 
 
 @pytest.mark.parametrize("use_stemmer", [True, False])
@@ -102,7 +94,7 @@ def test_sentences_are_split_on_both_sides(prediction: list[str], reference: lis
     assert scores["rougeLsum"][0] > scores["rougeL"][0]
 
 
-def test_no_socket_is_opened(monkeypatch: pytest.MonkeyPatch, fresh_splitter: None) -> None:
+def test_no_socket_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a socket was opened")
 
@@ -112,19 +104,18 @@ def test_no_socket_is_opened(monkeypatch: pytest.MonkeyPatch, fresh_splitter: No
     assert rouge(["one two"], [["one two"]], use_stemmer=True)["rouge1"] == pytest.approx([100])
 
 
-def test_without_nltk_data_sentences_are_split_all_the_same(
-    monkeypatch: pytest.MonkeyPatch, fresh_splitter: None
-) -> None:
-    def lacking(*_: Any) -> list[str]:
+@pytest.mark.parametrize("loader", ["nltk.tokenize.sent_tokenize", "nltk.data.find", "nltk.data.load"])
+def test_scores_are_the_same_whatever_data_of_nltk_is_installed(loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["Dr. Smith left. He was late!"], [["He was late! Dr. Smith left."]]
+    expected = {name: rows.tolist() for name, rows in rouge(*texts).items()}
+
+    def other(*_: Any, **__: Any) -> list[str]:
         raise LookupError("punkt_tab")
 
-    monkeypatch.setattr("nltk.tokenize.sent_tokenize", lacking)
-    split, name = sentence_splitter()
-    assert "untrained" in name
-    assert split("One is here. Two is there! Is it?") == ["One is here.", "Two is there!", "Is it?"]
+    monkeypatch.setattr(loader, other)
+    assert {name: rows.tolist() for name, rows in rouge(*texts).items()} == expected
+    assert expected["rougeLsum"] == [pytest.approx(100)]
 
 
-def test_with_nltk_data_its_model_splits(monkeypatch: pytest.MonkeyPatch, fresh_splitter: None) -> None:
-    monkeypatch.setattr("nltk.tokenize.sent_tokenize", str.split)
-    split, name = sentence_splitter()
-    assert split("a b") == ["a", "b"] and name == "nltk punkt_tab"
+def test_the_signature_names_the_splitter_and_its_version() -> None:
+    assert all(SPLITTER in one.how for one in measure(["rouge"], ["a"], [["a"]], Evaluate()).values())

@@ -12,7 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from lora_ft.metrics import measure
-from lora_ft.metrics.words import UnicodeTokenizer, dropped_share, sentence_splitter, tokenizer_of
+from lora_ft.metrics.words import UnicodeTokenizer, dropped_share, tokenizer_of
 from lora_ft.task import Evaluate
 
 # Two sentences about different things; rouge-score's tokenizer leaves splinters of both: ng, t, c, i, ...
@@ -105,9 +105,3 @@ def test_what_the_ascii_tokenizer_drops() -> None:
     assert dropped_share(["", "?!"]) == 0
     assert dropped_share(["häuser"]) == pytest.approx(1 / 6)
     assert dropped_share([JAPANESE]) == 1
-
-
-def test_sentences_end_where_chinese_and_japanese_ends_them() -> None:
-    split, _ = sentence_splitter()
-    assert split(JAPANESE) == ["今日は天気がいいです。", "明日は雨が降るでしょう。"]
-    assert split("One is here. Two is there.") == ["One is here.", "Two is there."]

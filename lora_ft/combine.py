@@ -146,9 +146,7 @@ def _scores(
             progress.stage(f"scoring {task.name} with {'its own' if adapter == name else 'the combined'} adapter",
                            len(examples))  # fmt: skip
             engine = TorchEngine(adapted, tokenizer, task.lengths.source)
-            answers = engine.generate(
-                [one.prompt for one in examples], task.generation_options(), done=progress.advance
-            )
+            answers = engine.generate([one.prompt for one in examples], task.scoring_options(), done=progress.advance)
             texts, references = [answer.text for answer in answers], [one.references for one in examples]
             values.append(float(score(task.evaluate.metric, texts, references, task.evaluate).value))
         found.append(Score(task.name, task.evaluate.metric, len(examples), *values))

@@ -10,7 +10,7 @@ import numpy as np
 
 from export.errors import UsageError
 from export.runtime.generator import Generator
-from export.runtime.options import check_allowed
+from export.runtime.options import check_allowed, check_ranges
 from export.runtime.text import PAD, Tokenizer, by_length, pad, trim
 from export.runtime.trie import Trie
 from lora_ft.labels import label_tokens
@@ -83,10 +83,15 @@ class TorchEngine:
         chosen = {"do_sample": False, "num_beams": 1, **options}
         if chosen.pop("prompt_lookup", None):
             raise UsageError("prompt lookup is for bundles", "export the model first")
+        check_ranges(chosen)
         if labels := chosen.pop("labels", ()):
             check_allowed(label_tokens(labels, self.tokenizer), {**self.model.generation_config.to_dict(), **chosen})
             chosen["prefix_allowed_tokens_fn"] = allowed_tokens(labels, self.tokenizer, self._end)
-        torch.manual_seed(chosen.pop("seed", 0))
+        seed = chosen.pop("seed", None)
+        if seed is not None:
+            torch.manual_seed(seed)
+        elif chosen["do_sample"]:
+            torch.seed()  # torch itself starts every process with the same one
         rows = self.tokenizer.encode(prompts, self.source_length)
         answers: list[Answer] = [Answer("", 0, False)] * len(rows)
         finished = 0

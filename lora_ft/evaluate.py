@@ -210,7 +210,7 @@ def _score(
     progress.stage(f"generating with {model.name}", len(examples))
     began = time.perf_counter()
     prompts = [example.prompt for example in examples]
-    options = task.generation_options()
+    options = task.scoring_options()
     answers = model.engine.generate(prompts, options, batch_size=batch_size, done=progress.advance)
     seconds = time.perf_counter() - began
     settings = task.evaluate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,7 +27,8 @@ def generate(
     Args:
         model: from `open_model`.
         rows: texts, or rows with the columns of the model's prompt.
-        options: of generation, by transformers' names; they take precedence over the task's own.
+        options: of generation, by transformers' names; they take precedence over the task's own. Answers that are
+            sampled without a seed differ from call to call.
         raw: the texts are prompts already.
         batch_size: rows generated together.
         progress: told what happens.
@@ -62,6 +64,21 @@ def stream(
         yield "\n"
 
 
+def drawn_seed(model: Model, options: Mapping[str, Any], rows: Sequence[str | Mapping[str, Any]] = ()) -> int | None:
+    """Return a fresh seed where answers would be sampled without one, so that it can be told; else None.
+
+    Args:
+        model: from `open_model`.
+        options: of generation; they take precedence over the task's own.
+        rows: the inputs; those of a bank may name adapters, whose tasks have options of their own.
+    """
+    own = [_as_asked(model, name).options for name in dict.fromkeys(_adapters(model, rows))] or [model.options]
+    every = [{**settings, **options} for settings in own]
+    if not any(one.get("do_sample") for one in every) or any(one.get("seed") is not None for one in every):
+        return None
+    return secrets.randbelow(2**31)
+
+
 def _adapters(model: Model, rows: Sequence[str | Mapping[str, Any]]) -> list[str | None]:
     """The adapter of each row, where a bank is asked by rows that name theirs in a column `adapter`; else none."""
     engine = model.engine
@@ -74,7 +91,8 @@ def _adapters(model: Model, rows: Sequence[str | Mapping[str, Any]]) -> list[str
 def _as_asked(model: Model, adapter: str | None) -> Model:
     """The model with the prompt of one of its adapters."""
     assert isinstance(model.engine, OnnxEngine)
-    return replace(model, prompt=model.engine.generator.of(adapter).prompt)
+    settings = model.engine.generator.of(adapter)
+    return replace(model, prompt=settings.prompt, options=dict(settings.defaults))
 
 
 def _prompt(model: Model, row: str | Mapping[str, Any], raw: bool) -> str:

@@ -15,6 +15,7 @@ def _no_truth_value(value: Any) -> Any:
 
 Positive = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
 NotNegative = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0)]
+Seed = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 

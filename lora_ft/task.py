@@ -13,7 +13,7 @@ from export.errors import UsageError
 from export.runtime.prompt import Prompt
 from lora_ft.lora import Lora
 from lora_ft.metrics import GIVES, SCORES
-from lora_ft.sections import NotNegative, Positive, Section, Share
+from lora_ft.sections import NotNegative, Positive, Section, Seed, Share
 from lora_ft.source import Data
 
 FHIR_R4 = "fhir-r4"  # the schema that ships
@@ -129,8 +129,8 @@ class Generate(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     no_repeat_ngram_size: NotNegative = 0
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    seed: int = 0
-    """Of sampling."""
+    seed: Seed | None = None
+    """Seed of sampling. Without one, every call draws another, and says which; scores are of `evaluate.seed`."""
     constrained: bool = True
     """Where the task has labels, answers are labels and nothing else."""
 
@@ -320,6 +320,11 @@ class Task(Section):
         constrained = changed.pop("constrained", True)
         labels = {"labels": self.known_labels if constrained else []} if self.known_labels else {}
         return changed | labels | {"max_new_tokens": self.max_new_tokens}
+
+    def scoring_options(self) -> dict[str, Any]:
+        """Return the options of answers that are scored: where they are sampled, a score can be had again."""
+        options = self.generation_options()
+        return {"seed": self.evaluate.seed} | options if options.get("do_sample") else options
 
     def chat_settings(self) -> dict[str, Any] | None:
         """What going on with a chat takes besides the prompt, or None where the rows are no chats."""

@@ -234,7 +234,9 @@ class Generator:
             shared = replace(options[places[0]], max_new_tokens=limit)
             for batch in by_adapter([rows[i] for i in places], [names[i] for i in places], batch_size):
                 some = [places[i] for i in batch]
-                seeded = replace(shared, seed=(*_flat(shared.seed), number)) if anew else shared
+                seeded = shared
+                if anew and shared.seed is not None:
+                    seeded = replace(shared, seed=(*_flat(shared.seed), number))
                 copies, made = shared.num_return_sequences, self._answer_batch(rows, names, some, seeded)
                 for i, start in zip(some, range(0, len(made), copies), strict=True):
                     answers[i] = [_cut(one, options[i].max_new_tokens) for one in made[start : start + copies]]

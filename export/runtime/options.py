@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -16,6 +15,20 @@ _BANS = (  # what might leave no token of an allowed answer
     "forced_bos_token_id", "forced_eos_token_id",
 )  # fmt: skip
 
+BOUNDS: dict[str, tuple[float, float]] = {
+    "max_new_tokens": (1, 100_000),
+    "min_new_tokens": (0, 100_000),
+    "num_beams": (1, 1_000),
+    "num_return_sequences": (1, 10_000),
+    "length_penalty": (-10.0, 10.0),
+    "temperature": (1e-6, 1e6),
+    "top_k": (0, 1_000_000),
+    "top_p": (1e-6, 1.0),
+    "repetition_penalty": (1e-3, 1e3),
+    "no_repeat_ngram_size": (0, 100_000),
+}
+"""Least and most of each number. Beyond them a call would not end, fill the memory or compute with infinities."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -26,8 +39,8 @@ class Options:
         num_beams: of beam search; 1 is greedy search or sampling.
         num_return_sequences: answers to each text.
         length_penalty, early_stopping: of beam search.
-        do_sample, temperature, top_k, top_p, seed: of sampling; top_k 0 is no limit. Each batch draws anew: a tuple of
-            the seed and the batch's number is a seed too.
+        do_sample, temperature, top_k, top_p, seed: of sampling; top_k 0 is no limit. Without a seed every call draws
+            other tokens. Each batch has its own draws: a tuple of the seed and the batch's number is a seed, too.
         repetition_penalty, no_repeat_ngram_size: against repetition; 1.0 and 0 are none.
         bad_words_ids: token sequences that must not be made.
         suppress_tokens, begin_suppress_tokens: tokens that must not be made, at all or at first.
@@ -50,7 +63,7 @@ class Options:
     temperature: float = 1.0
     top_k: int = 50
     top_p: float = 1.0
-    seed: int | tuple[int, ...] = 0
+    seed: int | tuple[int, ...] | None = None
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
@@ -64,19 +77,12 @@ class Options:
 
     def __post_init__(self) -> None:
         self._check_kinds()
-        if self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
+        check_ranges(vars(self))
+        if self.min_new_tokens > self.max_new_tokens:
             raise UsageError(
                 f"min_new_tokens {self.min_new_tokens} and max_new_tokens {self.max_new_tokens} "
                 "need 0 <= min <= max, max >= 1"
             )
-        for name, least in (("num_beams", 1), ("num_return_sequences", 1), ("top_k", 0), ("no_repeat_ngram_size", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} {getattr(self, name)} is less than {least}")
-        for name in ("temperature", "repetition_penalty"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} {getattr(self, name)} is not greater than 0")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p {self.top_p} is not in 0..1")
         if self.early_stopping not in (True, False, "never"):
             raise UsageError(f"early_stopping {self.early_stopping!r} is not true, false or never")
         if self.do_sample and self.num_beams > 1:
@@ -95,14 +101,10 @@ class Options:
             check_allowed(self.allowed, vars(self))
 
     def _check_kinds(self) -> None:
-        for name in ("max_new_tokens", "min_new_tokens", "num_beams", "num_return_sequences", "top_k",
-                     "no_repeat_ngram_size"):  # fmt: skip
-            if not isinstance(getattr(self, name), int | np.integer):
-                raise UsageError(f"{name} {getattr(self, name)!r} is not a whole number")
-        for name in ("length_penalty", "temperature", "top_p", "repetition_penalty"):
-            if not math.isfinite(getattr(self, name)):
-                raise UsageError(f"{name} {getattr(self, name)!r} is not a finite number")
-        if min(self.seed if isinstance(self.seed, tuple) else (self.seed,)) < 0:
+        seeds = self.seed if isinstance(self.seed, tuple) else () if self.seed is None else (self.seed,)
+        if not all(isinstance(seed, int | np.integer) and not isinstance(seed, bool) for seed in seeds):
+            raise UsageError(f"seed is not a whole number (got {self.seed!r})", "Give 0 or more.")
+        if min(seeds, default=0) < 0:
             raise UsageError(f"seed {self.seed} is less than 0")
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             if not isinstance(getattr(self, name), tuple):
@@ -147,6 +149,19 @@ class Options:
         banned = any((self.no_repeat_ngram_size, self.bad_words_ids, self.suppress_tokens, self.begin_suppress_tokens))
         edited = forced or banned or self.repetition_penalty != 1.0 or self.allowed
         return not (edited or self.do_sample or self.output_scores or self.num_beams > 1)
+
+
+def check_ranges(values: Mapping[str, Any]) -> None:
+    """Raise UsageError where an option of `BOUNDS` is of another kind or out of its range; None is the default."""
+    for name, (least, most) in BOUNDS.items():
+        value = values.get(name)
+        if value is None:
+            continue
+        whole = isinstance(least, int)
+        if isinstance(value, bool) or not isinstance(value, int | np.integer if whole else int | float | np.number):
+            raise UsageError(f"{name} {value!r} is not a {'whole ' if whole else ''}number", f"give {least} to {most}")
+        if not least <= value <= most:
+            raise UsageError(f"{name} {value!r} is not in {least:g}..{most:g}", f"give {least:g} to {most:,}")
 
 
 def check_allowed(allowed: Sequence[Sequence[int]], options: Mapping[str, Any]) -> None:

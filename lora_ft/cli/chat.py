@@ -33,12 +33,16 @@ def chat(
     top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
     repetition_penalty: Annotated[float | None, typer.Option()] = None,
     no_repeat_ngram_size: Annotated[int | None, typer.Option(min=0)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed and lines give the same chat.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**32 - 1, help="Seed of sampling; the same seed and lines give the same chat."),
+    ] = None,
     provider: Annotated[str, typer.Option(help="Of a bundle: cpu, cuda or auto.")] = "auto",
 ) -> None:
     """Talk with a group chat: your lines join it, the model answers as its people. Lines also come from a pipe."""
     from export.errors import UsageError
     from lora_ft.chat import converse
+    from lora_ft.generate import drawn_seed
     from lora_ft.models import open_model
 
     options: dict[str, Any] = {
@@ -52,9 +56,13 @@ def chat(
     with Screen() as screen:
         screen.stage("loading the model")
         opened = open_model(model, provider=provider, adapter=adapter)
-        conversation = converse(opened, given, start=said, you=you, context=context, seed=seed)
+        drawn = drawn_seed(opened, given) if seed is None else None
+        chosen = drawn if seed is None else seed
+        conversation = converse(opened, given, start=said, you=you, context=context, seed=chosen or 0)
     if opened.notice:
         screen.note(opened.notice)
+    if drawn is not None:
+        screen.note(f"sampled with seed {drawn}; repeat it with --seed {drawn}")
     if rounds is not None:
         _draw(conversation.rounds(rounds), screen)
     else:

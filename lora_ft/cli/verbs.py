@@ -182,7 +182,9 @@ def generate(
     top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
     no_repeat_ngram_size: Annotated[int | None, typer.Option(min=0)] = None,
     repetition_penalty: Annotated[float | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of sampling; without one each call draws another.")
+    ] = None,
     prompt_lookup: Annotated[
         bool | None, typer.Option(help="Of a bundle: draft from the source; by default where that was proven lossless.")
     ] = None,
@@ -199,6 +201,7 @@ def generate(
     """Answer texts or rows, put through the model's own prompt."""
     from export.errors import UsageError
     from lora_ft.cli.rows import read_inputs, write_outputs
+    from lora_ft.generate import drawn_seed
     from lora_ft.generate import generate as job
     from lora_ft.generate import stream as stream_answers
     from lora_ft.models import open_model
@@ -217,6 +220,9 @@ def generate(
         opened = open_model(model, provider=provider, adapter=adapter)
         if opened.notice:
             screen.note(opened.notice)
+        if (drawn := drawn_seed(opened, given, rows)) is not None:
+            given["seed"] = drawn
+            screen.note(f"sampled with seed {drawn}; repeat it with --seed {drawn}")
         if not stream:
             answers = job(opened, rows, given, raw=raw, batch_size=batch_size, progress=screen)
     if stream:

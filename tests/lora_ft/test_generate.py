@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from transformers import T5ForConditionalGeneration
 
 from export.errors import UsageError
 from export.runtime.text import Tokenizer
+from lora_ft.cli import run as lora_ft
 from lora_ft.export_run import export
-from lora_ft.generate import generate, stream
+from lora_ft.generate import drawn_seed, generate, stream
 from lora_ft.models import Model, open_model
 from lora_ft.runs import Run
 
@@ -116,3 +118,32 @@ def test_rows_need_a_prompt_to_go_into(tiny_base: Path, model: Model) -> None:
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a run, a checkpoint nor a bundle"):
         open_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 1_000_000}, {"max_new_tokens": 10**12}, {"temperature": -1.0}])
+def test_numbers_out_of_range_are_refused_by_every_engine(model: Model, bundle: Model, options: dict[str, Any]) -> None:
+    for one in (model, bundle):
+        with pytest.raises(UsageError, match=next(iter(options))):
+            generate(one, ["abc"], options)
+
+
+def test_sampling_without_a_seed_draws_anew_and_tells_the_seed(model: Model, bundle: Model) -> None:
+    options = {"do_sample": True, "temperature": 5.0}
+    for one in (model, bundle):
+        assert len({generate(one, ["abc"], options)[0] for _ in range(4)}) > 1
+        seed = drawn_seed(one, options)
+        assert seed is not None and seed != drawn_seed(one, options)
+        first, again = (generate(one, ["abc"], {**options, "seed": seed}) for _ in range(2))
+        assert first == again
+    assert drawn_seed(model, {}) is drawn_seed(model, {**options, "seed": 0}) is None
+
+
+def test_the_command_says_the_seed_that_repeats_its_answer(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", str(tiny_run.folder), "abc", "--do-sample", "--temperature", "5"]
+    assert lora_ft(command) == 0
+    first = capsys.readouterr()
+    seed = re.search(r"sampled with seed (\d+); repeat it with --seed \1", first.err)
+    assert seed is not None
+    assert lora_ft([*command, "--seed", seed[1]]) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out and "sampled with seed" not in again.err

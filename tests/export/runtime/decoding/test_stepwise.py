@@ -176,7 +176,7 @@ def test_the_same_seed_draws_the_same_and_another_another(unsure: Pair, name: st
     one = unsure.made(texts, seed=1, **options)
     assert unsure.made(texts, seed=1, **options) == one
     assert unsure.made(texts, seed=2, **options) != one
-    assert unsure.made(texts, **options) == unsure.made(texts, seed=0, **options)
+    assert unsure.made(texts, **options) != unsure.made(texts, **options)  # without a seed each call draws another
     assert len({tuple(tokens) for tokens in one}) > len(one) // 2
 
 

@@ -22,6 +22,8 @@ READERS: dict[str, Callable[[Path], Iterator[tuple[str, Message]]]] = {
     "slack": read_slack,
     "discord": read_discord,
 }
+# Text exports state local clock times, which jump when a clock is set. Their order in the file is authoritative.
+_ORDERED_BY_FILE = {"whatsapp"}
 _SHOWN = 8  # names of chats in an error
 _OF_DISCORD, _OF_TELEGRAM = {"guild", "channel"}, {"messages", "chats", "left_chats"}
 
@@ -29,7 +31,7 @@ _OF_DISCORD, _OF_TELEGRAM = {"guild", "channel"}, {"messages", "chats", "left_ch
 def read_chats(
     file: Path, kind: str = "auto", keep: int = 20_000, only: Collection[str] | None = None
 ) -> dict[str, list[Message]]:
-    """The newest messages of an export by chat, each chat sorted by time.
+    """The newest messages of an export by chat, each chat sorted by time; of WhatsApp, in the order of the file.
 
     Memory holds `keep` messages, however large the file.
 
@@ -45,7 +47,7 @@ def read_chats(
     """
     chosen = find_format(file) if kind == "auto" else kind
     names: dict[str, None] = {}
-    found = _newest(_noted(READERS[chosen](file), names, only), keep)
+    found = _newest(_noted(READERS[chosen](file), names, only), keep, by_time=chosen not in _ORDERED_BY_FILE)
     if not found and names:
         shown = ", ".join(list(names)[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
         raise UsageError(f"{file} has no chat of data.chat.only = {only}", f"it has {shown}")
@@ -92,11 +94,11 @@ def _has_days(file: Path) -> bool:
         raise LoraFtError(f"{file} is no whole zip file ({error})", "export or copy it again") from error
 
 
-def _newest(messages: Iterable[tuple[str, Message]], keep: int) -> dict[str, list[Message]]:
-    """The newest messages; those of one time stay in the order of the export."""
+def _newest(messages: Iterable[tuple[str, Message]], keep: int, *, by_time: bool) -> dict[str, list[Message]]:
+    """Return the newest messages by chat: sorted by time (stable) if `by_time`, else the last ones of the file."""
     heap: list[tuple[float, int, str, Message]] = []
     for order, (chat, message) in enumerate(messages):
-        entry = (message.time, order, chat, message)
+        entry = (message.time if by_time else 0.0, order, chat, message)
         if len(heap) < keep:
             heapq.heappush(heap, entry)
         else:

@@ -75,6 +75,13 @@ def test_the_newest_are_kept_in_order_of_time_then_of_the_export(tmp_path: Path)
     assert texts(100) == ["a", "b", "c", "d1", "d2", "e"] and texts(3) == ["d1", "d2", "e"]
 
 
+def test_whatsapp_messages_keep_the_order_of_the_file_when_the_clock_goes_back(tmp_path: Path) -> None:
+    lines = [f"31.12.23, {clock} - Ana: {text}" for clock, text in (("02:59", "a"), ("02:00", "b"), ("02:01", "c"))]
+    (tmp_path / "chat.txt").write_text("\n".join(lines))
+    texts = lambda keep: [message.text for message in read_chats(tmp_path / "chat.txt", keep=keep)["chat"]]  # noqa: E731
+    assert texts(10) == ["a", "b", "c"] and texts(2) == ["b", "c"]
+
+
 def test_chats_are_chosen_by_name(tmp_path: Path) -> None:
     chats: list[dict[str, Any]] = [
         {"name": name, "messages": [{"id": 1, "type": "message", "date_unixtime": "1", "from": "Ana", "text": name}]}

@@ -29,6 +29,7 @@ import numpy as np
 import onnxruntime as ort
 import typer
 
+from benchmarks.command import run_command
 from benchmarks.sharing import memory
 from export.errors import LoraFtError
 from export.files import write_json
@@ -249,4 +250,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from benchmarks.command import run_command
 from benchmarks.sharing import memory
 from export.bank import LowRank
 from export.bundle import read_model
@@ -299,4 +300,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

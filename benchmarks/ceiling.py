@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 
 import torch
-import typer
 
+from benchmarks.command import run_command
 from export.architecture import Architecture
 from export.runtime.cpu import allowed_cpus
 from lora_ft.bases import find_base
@@ -69,4 +69,4 @@ def main(base: str = "offline", rows: int = 8, source: int = 256, target: int = 
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

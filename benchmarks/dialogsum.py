@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.bench import measure as bench
+from benchmarks.command import run_command
 from benchmarks.subjects import Subject
 from benchmarks.suite import Suite
 from export.files import folder_size, write_json
@@ -94,4 +95,4 @@ def _main(
 
 
 if __name__ == "__main__":
-    typer.run(_main)
+    run_command(_main)

@@ -19,6 +19,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.command import run_command
 from export.errors import LoraFtError
 from export.files import write_json
 from lora_ft.doctor import environment
@@ -106,4 +107,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

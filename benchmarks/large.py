@@ -17,6 +17,7 @@ import torch
 import typer
 from transformers import T5Config, T5ForConditionalGeneration
 
+from benchmarks.command import run_command
 from export.files import folder_size, write_json
 from lora_ft.bases import find_base
 from lora_ft.checkpoint import save_checkpoint
@@ -76,4 +77,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.command import run_command
 from export.files import write_json
 from export.runtime import Generator
 from lora_ft.data import load_splits
@@ -122,4 +123,4 @@ def _main(
 
 
 if __name__ == "__main__":
-    typer.run(_main)
+    run_command(_main)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.command import run_command
 from export.errors import LoraFtError, UsageError
 from export.files import folder_size, read_json, write_json
 from lora_ft.cli.screen import Screen
@@ -141,4 +142,4 @@ def _main(
 
 
 if __name__ == "__main__":
-    typer.run(_main)
+    run_command(_main)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from benchmarks.command import run_command
 from export.files import write_json
 from export.runtime import Generator
 from export.runtime.bound import Bound
@@ -105,4 +106,4 @@ def _watch(clock: Clock) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.command import run_command
 from export.files import write_json
 from export.runtime.cpu import allowed_cpus
 from lora_ft.bases import Base, find_base, load_tokenizer, quiet_transformers
@@ -199,4 +200,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

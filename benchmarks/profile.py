@@ -23,6 +23,7 @@ import onnx
 import onnxruntime as ort
 import typer
 
+from benchmarks.command import run_command
 from benchmarks.floor import MEMORY, read_bandwidth, stored_bytes
 from export.files import write_json
 from export.runtime import Generator, session
@@ -200,4 +201,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bank import tables as bank_tables
+from benchmarks.command import run_command
 from benchmarks.report import Report
 from benchmarks.training import TrainingReport
 from export.files import write_text
@@ -218,6 +219,11 @@ def _result(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the tables of the README again."""
     path = ROOT / "README.md"
     write_text(path, updated(path.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    run_command(main)

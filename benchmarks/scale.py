@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.command import run_command
 from export.files import read_json, write_text
 from lora_ft.markdown import table
 from lora_ft.packs.fit import Need, even, memory
@@ -268,4 +269,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.command import run_command
 from export.errors import LoraFtError, UsageError
 from export.files import read_json, write_json, write_text
 from export.runtime.cpu import cores
@@ -199,4 +200,4 @@ def _main(
 
 
 if __name__ == "__main__":
-    typer.run(_main)
+    run_command(_main)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.command import run_command
 from export.errors import LoraFtError
 from export.files import write_json
 from export.runtime.manifest import read_manifest
@@ -90,4 +91,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from export.printable import printable
 from lora_ft.cli.choices import SplitChoice
+from lora_ft.cli.output import is_terminal, say
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look through the adapters in a folder of runs.")
 
@@ -108,7 +110,7 @@ def merge(
             f"{one.combined - one.alone:+.1f}",
         )  # fmt: skip
     console().print(made)
-    console().print(f"{out}: {way}, rank {done.rank}", markup=False, soft_wrap=True)
+    console().print(f"{out}: {way}, rank {done.rank}", soft_wrap=True)
 
 
 @app.command()
@@ -123,11 +125,11 @@ def rm(
     for run in runs:
         entry(run)
     if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError("there is nobody to ask whether to delete", "add --yes")
-        named = ", ".join(map(str, runs))
+        if not is_terminal(sys.stdin):
+            raise UsageError("stdin is not a terminal, so deletion cannot be confirmed", "pass --yes")
+        named = printable(", ".join(map(str, runs)))
         if input(f"delete {named}? [y/N] ").strip().lower() not in ("y", "yes"):
-            print("nothing was deleted")
+            say("nothing was deleted")
             return 1
-    print(f"{remove(runs) / 1e6:.1f} MB freed")
+    say(f"{remove(runs) / 1e6:.1f} MB freed")
     return 0

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lora_ft.cli.output import say
 from lora_ft.cli.screen import Screen
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ def remove(bank: Bank, names: Annotated[list[str], typer.Argument(metavar="NAME.
     from lora_ft.bank import remove as job
 
     job(bank, names)
-    print(f"{bank}: without {', '.join(names)}")
+    say(f"{bank}: without {', '.join(names)}")
 
 
 @app.command(name="list")

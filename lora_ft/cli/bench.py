@@ -111,4 +111,4 @@ def train(
         found.write(json_file)
     console().print(found.table())
     for warning in found.warnings:
-        console().print(f"warning: {warning}", markup=False, soft_wrap=True)
+        console().print(f"warning: {warning}", soft_wrap=True)

@@ -42,15 +42,14 @@ def show_report(found: Report, page: Path) -> None:
         screen.print(made)
         assert found.suite.serving is not None
         knee = f"{service.knee:.2f} requests/s" if service.knee else "none of these loads"
-        screen.print(f"within {found.suite.serving.slo:g} s for nine of ten: {knee}\n", markup=False)
+        screen.print(f"within {found.suite.serving.slo:g} s for nine of ten: {knee}\n")
     screen.print(
         f"{found.verdict}{', interrupted' if found.interrupted else ''}; {found.suite.rounds} rounds; "
         f"harness {found.harness.share:.2%}; memory read at {found.bandwidth / 1e9:.1f} GB/s",
-        markup=False,
     )
     for warning in found.warnings:
-        screen.print(f"warning: {warning}", markup=False, soft_wrap=True)
-    screen.print(f"page: {page}", markup=False, soft_wrap=True)
+        screen.print(f"warning: {warning}", soft_wrap=True)
+    screen.print(f"page: {page}", soft_wrap=True)
 
 
 def _case(found: Report, case: Case):  # type: ignore[no-untyped-def]  # rich's Table
@@ -82,10 +81,10 @@ def show_changes(changes: Sequence[Change], gone: Sequence[str], old: Report, ne
                      "worse" if change.worse else "")  # fmt: skip
     screen.print(made)
     for name in gone:
-        screen.print(f"missing: {name}", markup=False)
+        screen.print(f"missing: {name}")
     for key, value in old.environment.items():
         if new.environment.get(key) != value and key not in ("memory", "commit"):
-            screen.print(f"differs: {key}: {value} | {new.environment.get(key)}", markup=False, soft_wrap=True)
+            screen.print(f"differs: {key}: {value} | {new.environment.get(key)}", soft_wrap=True)
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -29,7 +29,7 @@ class PackScreen(Screen):
             self._last_rows = time.monotonic()
             names = distinct([row.name for row in rows], 20)
             for row in rows:
-                self.console.print(line(row, names[row.name]), soft_wrap=True, markup=False)
+                self.console.print(line(row, names[row.name]), soft_wrap=True)
 
     def advance(self, done: int, figures: str = "") -> None:
         """See `Progress.advance`; without a terminal the rows' lines say it."""

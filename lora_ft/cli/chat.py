@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from export.printable import printable
+from lora_ft.cli.output import is_terminal, say, stdin_lines
 from lora_ft.cli.screen import Screen
 
 if TYPE_CHECKING:
@@ -88,24 +90,22 @@ def _talk(conversation: Conversation, screen: Screen) -> None:
     """Line by line, until the input ends."""
     from lora_ft.chat import HELP
 
-    live = sys.stdin.isatty()
+    live = is_terminal(sys.stdin)
     if live:
         screen.note(HELP)
         for line in conversation.lines:
             _say(line)
-    while not _draw(conversation.respond(_typed(conversation.you, live)), screen):
+    piped = stdin_lines()
+    while not _draw(conversation.respond(_typed(conversation.you) if live else next(piped, None)), screen):
         pass
 
 
-def _typed(you: str | None, live: bool) -> str | None:
-    """The next line, or None at the end of the input."""
-    if not live:
-        line = sys.stdin.readline()
-        return line if line else None
+def _typed(you: str | None) -> str | None:
+    """Ask for the next line; None at the end of the input."""
     try:
-        return input(f"{you}: " if you else "> ")
+        return input(f"{printable(you)}: " if you else "> ")
     except EOFError:
-        print()
+        say("")
         return None
 
 
@@ -125,4 +125,4 @@ def _say(line: Line) -> None:
     from lora_ft.cli.tables import console
 
     console().print(Text.assemble((f"{line.name}: ", "bold"), line.text))
-    sys.stdout.flush()
+    say("", end="", flush=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lora_ft.cli.output import say
 from lora_ft.cli.screen import Screen
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def upload(folder: Path, destination: Destination | None) -> None:
 
     with Screen() as screen:
         done = job(folder, destination, progress=screen)
-    print(f"{done.repo}: {done.kind}, {done.files} files, {done.bytes / 1e6:.1f} MB\n{done.url}")
+    say(f"{done.repo}: {done.kind}, {done.files} files, {done.bytes / 1e6:.1f} MB\n{done.url}")
 
 
 def _token() -> str:

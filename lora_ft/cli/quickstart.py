@@ -86,4 +86,4 @@ def _show(
         f"lora-ft evaluate {out / 'run'} --baseline",
         "lora-ft validate my-task.yaml    # start from: lora-ft recipes",
     ):
-        screen.print(f"  {command}", markup=False, soft_wrap=True)
+        screen.print(f"  {command}", soft_wrap=True)

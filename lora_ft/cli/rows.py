@@ -7,17 +7,18 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from export.errors import LoraFtError, UsageError
 from export.files import write_text
+from lora_ft.cli.output import answer, is_terminal, stdin_lines
 from lora_ft.readers import READERS, read_rows
 
 Input = str | Mapping[str, Any]
 _COLUMNS = 80
 
 
-def read_inputs(texts: Sequence[str], source: Path | None, stdin: TextIO) -> list[Input]:
+def read_inputs(texts: Sequence[str], source: Path | None) -> list[Input]:
     """The texts given, the rows of a file, or the lines of stdin.
 
     Raises:
@@ -32,10 +33,10 @@ def read_inputs(texts: Sequence[str], source: Path | None, stdin: TextIO) -> lis
         rows: list[Input] = [row for _, row in read_rows(Path.cwd(), str(source), "--input")]
     elif source is not None:
         rows = _lines(source)
-    elif stdin.isatty():
+    elif is_terminal(sys.stdin):
         raise UsageError("nothing to answer", "give a text, --input FILE, or lines on stdin")
     else:
-        rows = [line for line in stdin.read().splitlines() if line.strip()]
+        rows = [line for line in stdin_lines() if line.strip()]
     if not rows:
         raise UsageError(f"{source or 'stdin'} holds nothing to answer")
     return rows
@@ -50,14 +51,14 @@ def write_outputs(rows: Sequence[Input], answers: Sequence[str], output: Path | 
         wrap: columns to break answers at on stdout; by default 80 for a person to read, and a line each in a pipe.
     """
     if output is None:
-        columns_wide = wrap or (_COLUMNS if sys.stdout.isatty() else None)
-        for answer in answers:
-            print(textwrap.fill(answer, columns_wide, break_long_words=False) if columns_wide else answer)
+        columns_wide = wrap or (_COLUMNS if is_terminal(sys.stdout) else None)
+        for text in answers:
+            answer(textwrap.fill(text, columns_wide, break_long_words=False) if columns_wide else text)
         return
     columns = [{"input": row} if isinstance(row, str) else dict(row) for row in rows]
     lines = [
-        json.dumps({**row, "output": answer}, ensure_ascii=False, default=str)
-        for row, answer in zip(columns, answers, strict=True)
+        json.dumps({**row, "output": text}, ensure_ascii=False, default=str)
+        for row, text in zip(columns, answers, strict=True)
     ]
     write_text(output, "\n".join(lines) + "\n")
 

@@ -7,10 +7,12 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from lora_ft.cli.output import Console
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
@@ -19,9 +21,9 @@ class Screen:
     """Draws a job's progress (`lora_ft.progress.Progress`). Use it as a context manager around the job."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", highlight=False)
+        self.console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("left"),
@@ -65,4 +67,4 @@ class Screen:
 
     def note(self, text: str) -> None:
         """See `Progress.note`."""
-        self.console.print(text, soft_wrap=not self.console.is_terminal, markup=False)
+        self.console.print(text, soft_wrap=not self.console.is_terminal)

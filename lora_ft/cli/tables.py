@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from export.files import folder_size
+from lora_ft.cli.output import Console
 
 if TYPE_CHECKING:
     from lora_ft.bank import Entry, Shelved
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def console() -> Console:
     """Where results go."""
-    return Console(highlight=False)
+    return Console()
 
 
 def table(*columns: str, title: str = "") -> Table:
@@ -41,22 +41,22 @@ def show_pairs(pairs: Mapping[str, str]) -> None:
     made = Table(box=None, pad_edge=False, show_header=False)
     for name, value in pairs.items():
         made.add_row(name, value)
-    console().print(made, markup=False)
+    console().print(made)
 
 
 def show_faults(error: TaskFaults) -> None:
     """Every fault of a task file."""
     screen = console()
-    screen.print(f"{error.path}: {len(error.faults)} fault{'s' * (len(error.faults) > 1)}", markup=False)
+    screen.print(f"{error.path}: {len(error.faults)} fault{'s' * (len(error.faults) > 1)}")
     for fault in error.faults:
-        screen.print(f"  {fault}", markup=False, soft_wrap=True)
+        screen.print(f"  {fault}", soft_wrap=True)
 
 
 def show_validation(report: Validation) -> None:
     """What `validate` found."""
     screen = console()
     for fault in report.faults:
-        screen.print(f"fault: {fault}", markup=False, soft_wrap=True)
+        screen.print(f"fault: {fault}", soft_wrap=True)
     if report.lengths:
         lengths = table("tokens", "rows", "50 %", "90 %", "95 %", "longest", "limit", "cut", "<unk>")
         for side in report.lengths:
@@ -66,11 +66,11 @@ def show_validation(report: Validation) -> None:
             )  # fmt: skip
         screen.print(lengths)
     for warning in report.warnings:
-        screen.print(f"warning: {warning}", markup=False)
+        screen.print(f"warning: {warning}")
     if report.plan is not None:
         for line in report.plan.lines():
-            screen.print(f"plan: {line}", markup=False)
-    screen.print(f"task '{report.task}' {'has faults' if report.faults else 'is ready to train'}", markup=False)
+            screen.print(f"plan: {line}")
+    screen.print(f"task '{report.task}' {'has faults' if report.faults else 'is ready to train'}")
 
 
 def show_run(run: Run) -> None:
@@ -120,13 +120,13 @@ def show_evaluation(result: Evaluation) -> None:
     for name, cells in rows:
         made.add_row(name, *cells)
     screen.print(made)
-    screen.print(f"{result.rows:,} {result.split} rows of '{result.task}'", markup=False)
+    screen.print(f"{result.rows:,} {result.split} rows of '{result.task}'")
     for how, names in groupby(result.how, result.how.__getitem__):
-        screen.print(f"{', '.join(names)}: {how}", markup=False)
+        screen.print(f"{', '.join(names)}: {how}")
     for warning in result.warnings:
-        screen.print(f"warning: {warning}", markup=False)
+        screen.print(f"warning: {warning}")
     if result.predictions is not None:
-        screen.print(f"answers: {result.predictions}", markup=False, soft_wrap=True)
+        screen.print(f"answers: {result.predictions}", soft_wrap=True)
 
 
 def show_bank_evaluation(found: BankEvaluation) -> None:
@@ -144,9 +144,9 @@ def show_bank_evaluation(found: BankEvaluation) -> None:
         screen.print(made)
     for name, one in found.scored.items():
         for warning in one.warnings:
-            screen.print(f"{name}: warning: {warning}", markup=False)
+            screen.print(f"{name}: warning: {warning}")
     for name, reason in found.failed.items():
-        screen.print(f"{name}: not scored: {reason}", markup=False, soft_wrap=True)
+        screen.print(f"{name}: not scored: {reason}", soft_wrap=True)
 
 
 def show_comparison(found: Comparison, rows: int) -> None:
@@ -158,14 +158,14 @@ def show_comparison(found: Comparison, rows: int) -> None:
         made.add_row(score, shorten(name), *figures)
     screen.print(made)
     for how, names in found.how.items():
-        screen.print(f"{', '.join(names)}: {how}", markup=False)
-    screen.print(f"{len(found.prompts):,} rows; {found.note}", markup=False)
+        screen.print(f"{', '.join(names)}: {how}")
+    screen.print(f"{len(found.prompts):,} rows; {found.note}")
     for at in found.order[:rows]:
-        screen.print(f"\nrow {at + 1}, {found.by}", markup=False, style="bold")
+        screen.print(f"\nrow {at + 1}, {found.by}", style="bold")
         for one in found.contenders:
             answer = " ".join(one.answers[at].split())
-            screen.print(f"  {shorten(one.name)} {one.rows[found.by][at]:.1f}: {answer}", markup=False)
-        screen.print(f"  reference: {' '.join(found.references[at][0].split())}", markup=False)
+            screen.print(f"  {shorten(one.name)} {one.rows[found.by][at]:.1f}: {answer}")
+        screen.print(f"  reference: {' '.join(found.references[at][0].split())}")
 
 
 def show_export(done: Exported) -> None:
@@ -185,17 +185,15 @@ def show_export(done: Exported) -> None:
             )
         screen.print(made)
         screen.print(f"a precision holds where its score loses no more than {done.max_drop:g}", style="dim")
-    screen.print(
-        f"{done.out}: {done.precision}, {done.bytes / 1e6:.1f} MB; {done.parity}", markup=False, soft_wrap=True
-    )
+    screen.print(f"{done.out}: {done.precision}, {done.bytes / 1e6:.1f} MB; {done.parity}", soft_wrap=True)
 
 
 def show_shelved(done: Shelved) -> None:
     """The adapters that were put into a bank."""
     screen = console()
     for name, report in done.reports.items():
-        screen.print(f"{name}: {report}", markup=False, soft_wrap=True)
-    screen.print(f"{done.out}: {done.precision}, {done.bytes / 1e6:.1f} MB", markup=False, soft_wrap=True)
+        screen.print(f"{name}: {report}", soft_wrap=True)
+    screen.print(f"{done.out}: {done.precision}, {done.bytes / 1e6:.1f} MB", soft_wrap=True)
 
 
 def show_entries(entries: Sequence[Entry]) -> None:
@@ -223,7 +221,6 @@ def show_sizes(task: Task) -> None:
         f"{batch.rows} rows of {batch.source} tokens in, {batch.target} out; LoRA r {task.lora.r} on all layers, "
         "AdamW; fp32, bf16 autocast, and that with gradient checkpointing (ckpt). "
         f"On a CPU the heap grows to {HEAP:g} times the activations.",
-        markup=False,
     )
 
 

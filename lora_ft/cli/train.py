@@ -150,5 +150,5 @@ def _show(packed: Packed, out: Path, best: str | None) -> None:
         )  # fmt: skip
     screen.print(made)
     for name, why in packed.failed.items():
-        screen.print(f"failed: {name}: {why}", markup=False, soft_wrap=True)
-    screen.print(f"{len(packed.runs)} runs in {out}", markup=False, soft_wrap=True)
+        screen.print(f"failed: {name}: {why}", soft_wrap=True)
+    screen.print(f"{len(packed.runs)} runs in {out}", soft_wrap=True)

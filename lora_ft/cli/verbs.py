@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ import typer
 from lora_ft.cli import adapters, bank, bench, hub
 from lora_ft.cli.chat import chat
 from lora_ft.cli.choices import SplitChoice
+from lora_ft.cli.output import answer, say
 from lora_ft.cli.screen import Screen
 from lora_ft.cli.train import train
 
@@ -84,7 +84,7 @@ def merge(
         if report.rows
         else "all weights are the run's own"
     )
-    print(f"{report.out}: {report.bytes / 1e6:.1f} MB; {found}")
+    say(f"{report.out}: {report.bytes / 1e6:.1f} MB; {found}")
     hub.upload(out, destination)
 
 
@@ -118,7 +118,7 @@ def evaluate(
         with Screen() as screen:
             every = evaluate_bank(model, overrides=set_, progress=screen, **options)
         if as_json:
-            print(json.dumps(every.as_dict(), indent=2, ensure_ascii=False))
+            say(json.dumps(every.as_dict(), indent=2, ensure_ascii=False))
         else:
             show_bank_evaluation(every)
         return int(bool(every.failed))
@@ -128,7 +128,7 @@ def evaluate(
             model, task=loaded, adapter=adapter, overrides=set_, predictions=predictions, progress=screen, **options
         )
     if as_json:
-        print(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
+        say(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
     else:
         show_evaluation(result)
     return 0
@@ -156,7 +156,7 @@ def compare(
     show_comparison(found, rows)
     if html is not None:
         write_text(html, render(found, rows=page_rows))
-        print(f"page: {html}")
+        say(f"page: {html}")
 
 
 @app.command()
@@ -215,7 +215,7 @@ def generate(
     given = {name: value for name, value in options.items() if value is not None}
     if wrap and (stream or output):
         raise UsageError("--wrap is for answers on stdout that are not streamed", "leave one of them out")
-    rows = read_inputs(text or [], source, sys.stdin)
+    rows = read_inputs(text or [], source)
     with Screen() as screen:
         opened = open_model(model, provider=provider, adapter=adapter)
         if opened.notice:
@@ -227,7 +227,7 @@ def generate(
             answers = job(opened, rows, given, raw=raw, batch_size=batch_size, progress=screen)
     if stream:
         for bit in stream_answers(opened, rows, given, raw=raw):
-            print(bit, end="", flush=True)
+            answer(bit, end="")
     else:
         write_outputs(rows, answers, output, wrap)
 
@@ -312,16 +312,16 @@ def verify(
     if adapter and against is None:
         raise UsageError("--adapter goes with --against", "without either, all adapters are verified")
     found = job(bundle)
-    print(f"{bundle}: {len(found.manifest['files'])} files are as published ({found.manifest['precision']})")
-    print(f"built-in sentences: {found.now}")
+    say(f"{bundle}: {len(found.manifest['files'])} files are as published ({found.manifest['precision']})")
+    say(f"built-in sentences: {found.now}")
     for name, report in found.adapters.items():
-        print(f"with the adapter {name}: {report}")
+        say(f"with the adapter {name}: {report}")
     if against is not None:
         from lora_ft.export_run import compare_again
 
         with Screen() as screen:
             report = compare_again(bundle, against, adapter=adapter, rows=rows, split=split.value, progress=screen)
-        print(f"{split.value} rows of {against}: {report}")
+        say(f"{split.value} rows of {against}: {report}")
 
 
 @app.command()
@@ -332,7 +332,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     facts = examine()
     if as_json:
-        print(json.dumps(facts, indent=2))
+        say(json.dumps(facts, indent=2))
     else:
         show_pairs(facts)
 
@@ -357,7 +357,7 @@ def recipes() -> None:
     from lora_ft.taskfile import recipe_file, recipes
 
     for name in recipes():
-        print(f"{name}\t{recipe_file(name)}")
+        say(f"{name}\t{recipe_file(name)}")
 
 
 app.command()(chat)

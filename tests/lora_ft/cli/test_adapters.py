@@ -50,7 +50,7 @@ def test_rm_deletes_runs_only_and_asks_first(folder: Path, capsys: Capture, monk
     assert lora_ft(["adapters", "rm", str(folder / "notes"), "--yes"]) == 2
     assert "not a run" in capsys.readouterr().err
     assert lora_ft(["adapters", "rm", str(folder / "first")]) == 2
-    assert "add --yes" in capsys.readouterr().err
+    assert "pass --yes" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: "n")
     assert lora_ft(["adapters", "rm", str(folder / "first")]) == 1

@@ -1,0 +1,103 @@
+"""How a command fails: one line on stderr that says what to do, and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from export.errors import LoraFtError
+from export.printable import printable
+
+INTERRUPTED, BROKEN_PIPE = 130, 141
+_FULL = "no space left on the disk; free some, or give an --out on another disk. Nothing half-written was left"
+_TOO_LARGE = "a file reached the size limit of this shell (ulimit -f); raise it"
+
+
+def run_safely(command: Callable[[], object], *, debug: bool = False) -> int:
+    """Run a command and return its exit code; an error becomes one line on stderr.
+
+    Args:
+        command: returns the exit code, or anything else for 0.
+        debug: also print the traceback of an error.
+    """
+    try:
+        result = command()
+        _flush()
+    except BrokenPipeError:  # `lora-ft … | head`: the reader has seen enough
+        _discard_stdout()
+        return BROKEN_PIPE
+    except Exception as error:
+        return _fail(error, debug)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """Return the line to print for an exception, and the exit code."""
+    if isinstance(error, LoraFtError):
+        return str(error), error.exit_code
+    usage = getattr(error, "format_message", None)  # click's, or the copy of it that newer typer carries
+    if callable(usage):
+        return f"{usage()}; --help lists commands and options", 2
+    if isinstance(error, OSError):
+        return _explain_system(error)
+    if "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
+        return _FULL, 1  # safetensors, onnx and torch wrap the system's error in their own
+    if isinstance(error, MemoryError) or "not enough memory" in str(error):
+        return "out of memory; use a smaller batch, shorter lengths or a smaller base, or raise ulimit -v", 1
+    if isinstance(error, ModuleNotFoundError):
+        return f"this needs the package {error.name}, which is not installed; pip install 'lora-ft[all]'", 2
+    if "can't start new thread" in str(error):
+        return "no new thread or process can be started; raise ulimit -u, or run fewer jobs at once", 1
+    return f"unexpected {type(error).__name__}: {error}; add --debug for the traceback, and please report it", 1
+
+
+def _explain_system(error: OSError) -> tuple[str, int]:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}{_FULL}", 1
+    if error.errno == errno.EFBIG:
+        return f"{where}{_TOO_LARGE}", 1
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{where}too many open files; raise ulimit -n", 1
+    if error.errno == errno.ENOMEM:
+        return f"{where}out of memory; run fewer jobs at once, or raise ulimit -v", 1
+    if "usable temporary directory" in str(error):
+        return "no folder for temporary files can be written to; set TMPDIR to one that can", 1
+    return f"{where}{error.strerror or first_words(error)}", 1
+
+
+def first_words(error: BaseException) -> str:
+    """Return the message of an exception on one line, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    message, code = explain(error)
+    _complain(f"error: {' '.join(message.split())}")
+    return code
+
+
+def _complain(line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # stderr may be closed, too
+        print(printable(line), file=sys.stderr)
+
+
+def _flush() -> None:
+    """Write out what stdout still holds, so that a full disk is an error and not a message of the interpreter."""
+    if sys.stdout is not None and not sys.stdout.closed:
+        sys.stdout.flush()
+
+
+def _discard_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter does not fail to flush it at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,99 @@
+"""The standard streams: a console that shows foreign text as text, output in any encoding, input by lines."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
+
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from export.errors import UsageError
+from export.printable import printable
+
+_ASCII = str.maketrans({"…": "...", "–": "-", "—": "-", "→": "->", "·": "*", "’": "'", "“": '"', "”": '"'})
+
+
+class Console(RichConsole):
+    """A rich console that never interprets what it prints: no markup, no emoji codes, no escape sequences."""
+
+    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
+        super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Measure and render a string as it will be shown, so that columns stay aligned."""
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as rich does, with unsafe characters shown as their codes."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def say(text: str, *, end: str = "\n", flush: bool = False) -> None:
+    """Print a line on stdout, with unsafe characters shown as their codes."""
+    print(printable(text), end=end, flush=flush)
+
+
+def answer(text: str, *, end: str = "\n") -> None:
+    """Print what a model wrote: as it is into a file or pipe, and safe to look at on a terminal."""
+    print(printable(text) if is_terminal(sys.stdout) else text, end=end, flush=True)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether `stream` is open and a terminal."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def stdin_lines() -> Iterator[str]:
+    """Yield the lines of stdin as they come, without their ends.
+
+    Raises:
+        UsageError: stdin is closed, or a line is not text in stdin's encoding.
+    """
+    stream = sys.stdin
+    if stream is None or stream.closed:
+        raise UsageError("stdin is closed", "give a text or --input FILE, or open it with < FILE")
+    number = 0
+    while True:
+        try:
+            line = stream.readline()
+        except UnicodeError as error:
+            raise _not_text(number + 1, stream) from error
+        if not line:
+            return
+        number += 1
+        if any("\ud800" <= character <= "\udfff" for character in line):
+            raise _not_text(number, stream)
+        yield line.removesuffix("\n")
+
+
+def prepare_streams() -> None:
+    """Let stdout and stderr write any text, so that results are not lost to a terminal's encoding.
+
+    A character that the encoding lacks becomes its nearest ASCII form where there is one, else its code. Bytes of stdin
+    that are no text are kept apart, so that `stdin_lines` can name their line.
+    """
+    codecs.register_error("lora-ft", _replace)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="lora-ft")
+    reconfigure = getattr(sys.stdin, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="surrogateescape")
+
+
+def _not_text(number: int, stream: TextIO) -> UsageError:
+    return UsageError(f"line {number} of stdin is not {stream.encoding} text", "convert it, or give --input FILE")
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end].translate(_ASCII)
+    return characters.encode("ascii", "backslashreplace").decode("ascii"), error.end

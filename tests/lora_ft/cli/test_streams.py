@@ -1,0 +1,82 @@
+"""Commands with standard streams as terminals, pipes and services leave them."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from lora_ft.cli.failures import explain
+from lora_ft.cli.output import Console
+from lora_ft.runs import Run
+
+COMMAND = (sys.executable, "-m", "lora_ft")
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a shell command in which `lora-ft` stands for this one."""
+    line = command.replace("lora-ft", " ".join(COMMAND))
+    return subprocess.run(["bash", "-c", line], capture_output=True, env=os.environ | environment, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\x1b[31mred", "[red]red[/red]", "[/none]", ":smile:", "\x9b2J"],
+    ids=["esc", "tags", "tag", "emoji", "c1"],
+)
+def test_the_console_interprets_nothing(value: str) -> None:
+    console, plain = Console(), io.StringIO()
+    console.file = plain
+    cells = Table(box=None)
+    cells.add_column(value)
+    cells.add_row(value)
+    console.print(cells)
+    console.print(value)
+    assert "\x1b" not in plain.getvalue() and "\x9b" not in plain.getvalue()
+    assert plain.getvalue().count(value.replace("\x1b", "\\u001b").replace("\x9b", "\\u009b")) == 3
+
+
+def test_an_ascii_terminal_gets_every_result(tmp_path: Path) -> None:
+    task = tmp_path / "tâsk.yaml"
+    task.write_text("name: [", encoding="utf-8")
+    done = shell(f"lora-ft validate '{task}'", PYTHONIOENCODING="ascii")
+    assert done.returncode == 2
+    assert b"t\\xe2sk.yaml" in done.stdout + done.stderr and b"Traceback" not in done.stderr
+
+
+def test_results_survive_a_closed_stdout_and_stderr() -> None:
+    assert shell("lora-ft recipes >&-").returncode == 0
+    assert shell("lora-ft recipes 2>&-").returncode == 0
+    assert shell("lora-ft validate no-such-task 2>&- >&-").returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_is_an_error() -> None:
+    done = shell("lora-ft recipes > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith("error: ") and "no space" in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    done = shell("lora-ft recipes | true; exit ${PIPESTATUS[0]}")
+    assert done.returncode in (0, 1, 141) and not done.stderr  # click answers some with 1
+
+
+def test_stdin_that_cannot_be_read_is_named(tiny_run: Run) -> None:
+    closed = shell(f"lora-ft generate {tiny_run.folder} <&-")
+    assert closed.returncode == 2 and b"stdin is closed" in closed.stderr
+    binary = shell(f"printf 'abc\\nd\\xffe\\n' | lora-ft generate {tiny_run.folder}")
+    assert binary.returncode == 2 and b"line 2 of stdin" in binary.stderr
+    asked = shell(f"lora-ft adapters rm {tiny_run.folder} <&-")
+    assert asked.returncode == 2 and b"--yes" in asked.stderr and tiny_run.folder.is_dir()
+
+
+def test_without_a_folder_for_temporary_files_it_says_so() -> None:
+    error = FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+    assert explain(error) == ("no folder for temporary files can be written to; set TMPDIR to one that can", 1)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from benchmarks.report import Report
 from benchmarks.tables import facts, method, sections, warnings
 from lora_ft import markdown
+from lora_ft.markdown import escaped
 from lora_ft.pages import Cell, Table
 
 
@@ -22,12 +21,6 @@ def render(report: Report) -> str:
         blocks += [f"## {heading}", *map(_table, tables)]
     blocks += ["## How it was measured", *map(escaped, method(report))]
     return "\n\n".join(blocks) + "\n"
-
-
-def escaped(text: str) -> str:
-    """A text as it is: nothing in it is markup, the end of a cell or of a line."""
-    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", plain)
 
 
 def _table(table: Table) -> str:

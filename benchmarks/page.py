@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from html import escape
-
 from benchmarks.charts import charts
 from benchmarks.plots import STYLE, Plot, svg
 from benchmarks.report import Report
 from benchmarks.tables import facts, method, sections, warnings
-from lora_ft.pages import aside, document, section, table
+from lora_ft.pages import aside, document, escape, section, table
 
 _VERDICTS = {"stable": "Rounds agree.", "unstable": "Rounds disagree; the warnings say where."}
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 
 from benchmarks.scales import Scale, bounds, drawable, number, ticks
+from lora_ft.pages import escape
 
 WIDTH, HEIGHT = 420, 225  # of a chart with its margins; of the area that data is drawn in
 _TOP, _RIGHT, _BOTTOM, _FONT, _ROW = 26, 14, 44, 12, 19

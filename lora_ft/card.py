@@ -7,6 +7,7 @@ known by it, and is never written over.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from export.files import read_json, write_text
 from lora_ft.bases import OFFLINE
 from lora_ft.checkpoint import MERGE
 from lora_ft.lora import Lora
-from lora_ft.markdown import interval, table
+from lora_ft.markdown import code_span, escaped, interval, table, without_html
 from lora_ft.privacy import base_name, is_hub_name, without_paths
 from lora_ft.runs import CARD, TASK, Run
 from lora_ft.task import Task
@@ -54,10 +55,12 @@ def run_card(facts: Facts) -> str:
 
 where = "."
 model = AutoModelForSeq2SeqLM.from_pretrained(where, subfolder="checkpoint")"""
-        return _card(head, task.name, f"`{base_name(task.base)}`, every weight of it trained", facts, [], code)
+        return _card(head, task.name, f"{code_span(base_name(task.base))}, every weight of it trained", facts, [], code)
     head = _metadata(facts, "peft", "adapter", ["lora", "t5"])
     imports = "from lora_ft.bases import find_base\n" if task.base == OFFLINE else ""
-    base = 'find_base("offline").folder' if task.base == OFFLINE else f'"{base_name(task.base)}"'
+    base = (
+        'find_base("offline").folder' if task.base == OFFLINE else json.dumps(base_name(task.base), ensure_ascii=False)
+    )
     code = f"""{imports}from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM
 
@@ -68,7 +71,7 @@ model = PeftModel.from_pretrained(base, where)"""
         code = (
             "# peft alone takes the head for the embedding, and would lose the trained tokens: `lora-ft merge` it first"
         )
-    return _card(head, task.name, f"A LoRA adapter for `{base_name(task.base)}`", facts, [], code)
+    return _card(head, task.name, f"A LoRA adapter for {code_span(base_name(task.base))}", facts, [], code)
 
 
 def checkpoint_card(facts: Facts, record: Mapping[str, Any]) -> str:
@@ -85,7 +88,9 @@ where = "."
 tokenizer = AutoTokenizer.from_pretrained(where)
 model = AutoModelForSeq2SeqLM.from_pretrained(where)"""
     how = "with a LoRA adapter merged into it" if adapted else "every weight of it trained"
-    return _card(head, task.name, f"`{base_name(task.base)}`{' ' if adapted else ', '}{how}", facts, rows, code)
+    return _card(
+        head, task.name, f"{code_span(base_name(task.base))}{' ' if adapted else ', '}{how}", facts, rows, code
+    )
 
 
 def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -> str:
@@ -116,7 +121,7 @@ def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -
     }
     name = facts.task.name if facts else manifest["adapter"] or base
     adapted = " with a LoRA adapter" if manifest["adapter"] else ""
-    return _card(head, name, f"`{base}`{adapted}, exported to ONNX", facts, rows, lines[layout])
+    return _card(head, name, f"{code_span(base)}{adapted}, exported to ONNX", facts, rows, lines[layout])
 
 
 def _gate(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -167,14 +172,14 @@ def addressed(card: str, repo: str) -> str:
 def _card(
     head: str, name: str, what: str, facts: Facts | None, rows: Sequence[tuple[str, str]], code: str
 ) -> str:  # fmt: skip
-    parts = [f"---\n{head}\n---\n\n# {name}\n"]
+    parts = [f"---\n{head}\n---\n\n# {escaped(name)}\n"]
     if facts is None:
         parts.append(f"{what} with lora-ft.\n")
         parts.append(_facts_table(rows))
     else:
         notice = facts.metrics["base"]["notice"]
         parts.append(f"{what}. Made with lora-ft.\n" + (f"\n> {notice}\n" if notice else ""))
-        parts.append(f"Prompt: `{facts.task.prompt!r}`\n")
+        parts.append(f"Prompt: {code_span(repr(facts.task.prompt))}\n")
         parts.append("## Scores\n\n" + _scores(facts))
         parts.append("## Training\n\n" + _facts_table([*rows, *_training(facts)]) + _carbon_note(facts))
         parts.append("## Limits\n\n" + _limits(facts))
@@ -256,7 +261,7 @@ def _scores(facts: Facts) -> str:
         about = f"{entry['rows']:,} {split} rows, 0 to 100, with 95 % bootstrap intervals:"
         parts += [
             f"{about}\n\n{table(columns, rows)}\n",
-            *(f"Note: {without_paths(warning)}.\n" for warning in entry["warnings"]),
+            *(f"Note: {escaped(without_paths(warning))}.\n" for warning in entry["warnings"]),
         ]
     if metrics["best_metric"] is None:
         parts.append("Trained without validation rows.\n")
@@ -342,12 +347,12 @@ def _carbon_note(facts: Facts) -> str:
 
 def _limits(facts: Facts) -> str:
     task = facts.task
-    spoken = ", ".join(task.card.language) or "not stated"
+    spoken = escaped(", ".join(task.card.language)) or "not stated"
     lines = [
         f"Prompts are cut after {task.lengths.source} tokens, answers after {task.max_new_tokens}.",
         f"Language of the rows: {spoken}. Other languages, subjects and formats than those of its rows were not tried.",
         "A model that generates text may state what is not in its input; check what matters.",
-        *([task.card.limits] if task.card.limits else []),
+        *([without_html(task.card.limits)] if task.card.limits else []),
     ]
     return "\n".join(f"- {line}" for line in lines) + "\n"
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from difflib import SequenceMatcher
-from html import escape
 
 from lora_ft.compare import Comparison, Contender
 from lora_ft.metrics.words import pieces
-from lora_ft.pages import Cell, Table, document, section, table
+from lora_ft.pages import Cell, Table, document, escape, section, table
 
 _STYLE = """
 .row { border: 1px solid var(--edge); border-radius: 6px; margin: 0 0 20px; padding: 12px 16px; break-inside: avoid; }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+
+from export.printable import printable
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: int | None = None) -> str:
@@ -21,3 +24,21 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: int |
 def interval(estimate: Mapping[str, float], *, sign: str = "") -> str:
     """An estimate (mean, low, high) as `37.7 [35.5, 40.0]`; with `sign` "+" each number has its own."""
     return f"{estimate['mean']:{sign}.1f} [{estimate['low']:{sign}.1f}, {estimate['high']:{sign}.1f}]"
+
+
+def escaped(text: str) -> str:
+    """Return plain text on one line of Markdown: nothing in it is markup, the end of a cell or of a line."""
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", without_html(text))
+
+
+def without_html(text: str) -> str:
+    """Return Markdown on one line in which HTML is shown as text."""
+    return " ".join(printable(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def code_span(text: str) -> str:
+    """Return a text as a code span, whatever backquotes it has (CommonMark 6.1)."""
+    shown = " ".join(printable(text).split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    edge = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{edge}{shown}{edge}{fence}"

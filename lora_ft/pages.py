@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as escape_markup
 from typing import NamedTuple
+
+from export.printable import printable
 
 NONE = "–"
 
@@ -80,6 +82,11 @@ figcaption { font-weight: 600; margin-bottom: 4px; }
 
 # The page has no script and loads nothing; with this it could not, whatever the texts in it hold.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def escape(text: str) -> str:
+    """Return plain text as HTML: no character of it is markup, a control character or turns the text around."""
+    return escape_markup(printable(text))
 
 
 def document(title: str, header: Sequence[str], main: Sequence[str], style: str = "") -> str:

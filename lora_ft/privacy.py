@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from pathlib import Path, PurePath
 from typing import Any
 
 from lora_ft.bases import OFFLINE
-from lora_ft.task import FHIR_R4, Task
+from lora_ft.task import FHIR_R4, SPLITS, Task
 
-# An absolute path of two parts or more within a text; what follows a word, a colon or a slash (URLs) is none.
-_PATH = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+-]+){2,}[/\\]?")
+# A path of two parts or more within a text that starts at the root, at home or in a folder above: `/a/b`, `~/a`,
+# `C:\a\b`, `../a`. What follows a word, a colon or a slash (URLs) is none.
+_PATH = re.compile(
+    r"(?<![\w:/.~-])(?:(?:~\w*|[A-Za-z]:)?(?:[/\\][\w.@+-]+){2,}|(?:~\w*|\.\.)(?:[/\\][\w.@+-]+)+)[/\\]?"
+)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -33,7 +38,9 @@ def public_task(task: Task) -> Task:
     root = task.data.root
     content = task.model_dump(exclude_none=True)
     content["data"].pop("root", None)
-    content["data"] = _each(content["data"], lambda text: _below(text, root))
+    if task.data.hub is None:  # there they are names of splits
+        files = {name: content["data"][name] for name in SPLITS if name in content["data"]}
+        content["data"] |= _each(files, lambda text: _below(text, root))
     scoring = content["evaluate"]
     if scoring.get("json_schema", FHIR_R4) != FHIR_R4:
         scoring["json_schema"] = f"./{PurePath(scoring['json_schema']).name}"
@@ -55,10 +62,16 @@ def without_paths(text: str) -> str:
 
 
 def _below(text: str, root: Path | None) -> str:
-    path = Path(text).expanduser()
-    if not path.is_absolute():
-        return text
-    return str(path.relative_to(root)) if root is not None and path.is_relative_to(root) else path.name
+    """Return a file or glob as named from `root` on if it lies below, else its last part.
+
+    A path is judged by its letters alone, as `..` and `~` also name folders of this machine.
+    """
+    path = Path(text)
+    with contextlib.suppress(RuntimeError):  # no user of that name: then it is a folder's name
+        path = path.expanduser()
+    top = Path.cwd() / (root or "")
+    path = Path(os.path.normpath(top / path))
+    return str(path.relative_to(top)) if path.is_relative_to(top) else path.name
 
 
 def _each(value: Any, change: Any) -> Any:

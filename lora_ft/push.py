@@ -52,6 +52,12 @@ class Destination:
                 "pushing to the hub needs HF_TOKEN in the environment",
                 "make a token that may write at https://huggingface.co/settings/tokens and export HF_TOKEN",
             )
+        # An HTTP library refuses such a header by printing it, so it must not get there.
+        if not self.token.isascii() or not self.token.isprintable() or " " in self.token:
+            raise UsageError(
+                f"HF_TOKEN holds characters that no token has (got {len(self.token)} characters, not shown)",
+                "copy the token again, without line breaks, blanks or quotes",
+            )
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ def _explain(error: Exception, destination: Destination, remedy: str) -> LoraFtE
     elif status == 409:
         what = f"{repo} is being changed by somebody else"
     elif status == 429:
-        what = "the hub was asked too often, and wants to be left alone for a while"
+        what, remedy = "rate-limited by the Hub (HTTP 429)", f"retry in a few minutes; {remedy}"
     elif status is not None and status >= 500:
         what = f"the hub is in trouble (HTTP {status})"
     elif "Invalid metadata" in str(error):

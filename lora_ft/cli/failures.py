@@ -13,6 +13,8 @@ from export.errors import LoraFtError
 from export.printable import printable
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
+_SECRET = ("TOKEN", "_KEY", "SECRET", "PASSWORD")  # how names of such variables end
+_SHORTEST_SECRET = 8  # characters; shorter values are words
 _FULL = "no space left on the disk; free some, or give an --out on another disk. Nothing half-written was left"
 _TOO_LARGE = "a file reached the size limit of this shell (ulimit -f); raise it"
 
@@ -82,8 +84,20 @@ def _fail(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     message, code = explain(error)
-    _complain(f"error: {' '.join(message.split())}")
+    _complain(f"error: {without_secrets(' '.join(message.split()))}")
     return code
+
+
+def without_secrets(line: str) -> str:
+    """Return a line without the values of secrets in the environment, as they are or as Python writes them.
+
+    Libraries print the request that failed, and with it the token that it carried.
+    """
+    for name, value in os.environ.items():
+        if name.endswith(_SECRET) and len(value.strip()) >= _SHORTEST_SECRET:
+            for form in (value.strip(), repr(value.strip())[1:-1], " ".join(value.split())):
+                line = line.replace(form, f"({name})")
+    return line
 
 
 def _complain(line: str) -> None:

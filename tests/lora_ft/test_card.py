@@ -260,3 +260,13 @@ def test_a_card_moves_to_its_repository_and_stays_untouched(task: Task) -> None:
     assert '\nwhere = "me/tiny"\n' in card and is_untouched(card)
     assert not is_untouched(card.replace("tiny", "other")) and not is_untouched("# mine\n")
     assert addressed("# mine\n", "me/tiny") == "# mine\n"
+
+
+def test_texts_of_the_task_are_no_markup_of_the_card(make_task: MakeTask) -> None:
+    limits = "only <b>short</b> texts\n</li><script>alert(1)</script>\x1b[31m"
+    task = load_task(make_task(prompt="say `it`: {text}", card={"limits": limits}))
+    card = run_card(Facts(task.model_copy(update={"base": '/x/a"b`c'}), metrics()))
+    assert "<script>" not in card and "<b>" not in card and "\x1b" not in card
+    assert "- only &lt;b&gt;short&lt;/b&gt; texts &lt;/li&gt;&lt;script&gt;" in card
+    assert "Prompt: ``'say `it`: {text}'``" in card
+    assert r'from_pretrained("./a\"b`c")' in card

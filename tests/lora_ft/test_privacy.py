@@ -26,6 +26,9 @@ WORDS = st.text("abcxyz0189_-", min_size=1, max_size=8)
         ("C:\\Users\\ana\\base", "base"),
         ("https://huggingface.co/google/flan-t5-small", "https://huggingface.co/google/flan-t5-small"),
         ("google/flan-t5-small", "google/flan-t5-small"),
+        ("rows of ../../ana/secret/train.jsonl", "rows of train.jsonl"),
+        ("~ana/rows.jsonl is empty", "rows.jsonl is empty"),
+        ("wait... and ../ or ~ alone", "wait... and ../ or ~ alone"),
         ("and/or, 1/2, a / b", "and/or, 1/2, a / b"),
         ("samples/s", "samples/s"),
     ],
@@ -67,6 +70,22 @@ def test_a_public_task_is_the_same_task_with_its_rows_and_base_beside_it(make_ta
     assert public.model_copy(update={"data": task.data, "base": task.base}) == task
     save_task(public, tmp_path / "task.yaml")
     assert load_task(tmp_path / "task.yaml").base == str(tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("../secret-client/train.jsonl", "train.jsonl"),
+        ("rows/../../secret-client/*.jsonl", "*.jsonl"),
+        ("~/secret-client/train.jsonl", "train.jsonl"),
+        ("./rows/../train.jsonl", "train.jsonl"),
+        ("rows/train.jsonl", "rows/train.jsonl"),
+    ],
+)
+def test_a_public_task_names_no_folder_above_its_own(make_task: MakeTask, name: str, expected: str) -> None:
+    path = make_task(data={"train": name, "validation": [name, "b.jsonl"]})
+    public = public_task(load_task(path)).data
+    assert (public.train, public.validation) == (expected, [expected, "b.jsonl"])
 
 
 def test_a_public_task_scores_by_a_schema_and_an_encoder_beside_it(make_task: MakeTask, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ FAILURES = {
     "conflict": ("/commit/", 409, "Conflict", "is being changed by somebody else"),
     "broken": ("repos/create", 500, "Internal Error", "is in trouble (HTTP 500): Internal Error"),
     "broken while storing": ("/upload/", 503, "Slow down", "is in trouble (HTTP 503)"),
-    "too often": ("/commit/", 429, "Too many", "asked too often"),
+    "too often": ("/commit/", 429, "Too many", "rate-limited by the Hub (HTTP 429)"),
     "too large": ("/commit/", 413, "Payload too large", "refuses (HTTP 413): Payload too large"),
 }  # fmt: skip
 
@@ -337,3 +337,10 @@ def test_a_job_that_cannot_end_with_a_push_does_not_begin(
     assert lora_ft(arguments) == 2
     assert "needs HF_TOKEN in the environment" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("token", ["hf_first\nsecond", "hf_first second", "hf_ünïcode", "hf_tab\tbed"])
+def test_a_token_with_a_line_break_inside_is_refused_unseen(token: str) -> None:
+    with pytest.raises(UsageError, match="HF_TOKEN holds characters") as error:
+        Destination("me/demo", token)
+    assert token[:4] not in str(error.value).replace("HF_TOKEN", "")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from lora_ft.cli.failures import explain
+from lora_ft.cli.failures import explain, without_secrets
 from lora_ft.cli.output import Console
 from lora_ft.runs import Run
 
@@ -75,6 +75,12 @@ def test_stdin_that_cannot_be_read_is_named(tiny_run: Run) -> None:
     assert binary.returncode == 2 and b"line 2 of stdin" in binary.stderr
     asked = shell(f"lora-ft adapters rm {tiny_run.folder} <&-")
     assert asked.returncode == 2 and b"--yes" in asked.stderr and tiny_run.folder.is_dir()
+
+
+def test_a_secret_of_the_environment_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_first\nsecond half")
+    for line in ("Illegal header value b'Bearer hf_first\\nsecond half'", "Bearer hf_first second half"):
+        assert "hf_first" not in without_secrets(line) and "(HF_TOKEN)" in without_secrets(line)
 
 
 def test_without_a_folder_for_temporary_files_it_says_so() -> None:

@@ -35,7 +35,13 @@ class Chat(Section):
     format: Literal["auto", "telegram", "whatsapp", "slack", "discord"] = "auto"
     """auto: by the file's name and its first keys."""
     only: list[str] | None = None
-    """Chats of an export of several, by name; by default all."""
+    """Chats of an export of several, by name; by default all. A topic or thread is named "chat › topic"."""
+    forwarded: bool = False
+    """Keep what somebody forwarded; by default it is left out, as others wrote it."""
+    bots: bool = False
+    """Keep what bots wrote, and what was sent through one; by default it is left out."""
+    leave_out: list[str] | None = None
+    """Names of people whose messages are left out, e.g. bots that an export does not mark."""
     keep: Positive = 20_000
     """The newest so many messages of each file."""
     gap_minutes: Annotated[float, Field(gt=0)] = 120

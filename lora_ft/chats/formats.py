@@ -5,13 +5,14 @@ from __future__ import annotations
 import heapq
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from export.errors import LoraFtError, UsageError
 from lora_ft.chats.discord import read_discord
 from lora_ft.chats.message import Message
 from lora_ft.chats.slack import read_slack
-from lora_ft.chats.stream import read, top_keys
+from lora_ft.chats.stream import top_keys
 from lora_ft.chats.telegram import read_telegram
 from lora_ft.chats.whatsapp import read_whatsapp
 
@@ -28,18 +29,49 @@ _SHOWN = 8  # names of chats in an error
 _OF_DISCORD, _OF_TELEGRAM = {"guild", "channel"}, {"messages", "chats", "left_chats"}
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which messages of an export are read.
+
+    Attributes:
+        only: names of chats, or of "chat › topic"; None for all.
+        forwarded: whether to keep what was forwarded.
+        bots: whether to keep what programs wrote.
+        leave_out: names of people whose messages are left out.
+    """
+
+    only: Collection[str] | None = None
+    forwarded: bool = False
+    bots: bool = False
+    leave_out: Collection[str] = ()
+
+    def has_chat(self, chat: str, conversation: str) -> bool:
+        """Return whether a conversation of a chat is read."""
+        return self.only is None or chat in self.only or conversation in self.only
+
+    def has(self, message: Message) -> bool:
+        """Return whether a message of a chat that is read is kept."""
+        left_out = (message.forwarded and not self.forwarded) or (message.bot and not self.bots)
+        return not left_out and message.sender not in self.leave_out
+
+
+EVERY_CHAT = Choice()
+
+
 def read_chats(
-    file: Path, kind: str = "auto", keep: int = 20_000, only: Collection[str] | None = None
+    file: Path, kind: str = "auto", keep: int = 20_000, choice: Choice = EVERY_CHAT
 ) -> dict[str, list[Message]]:
-    """The newest messages of an export by chat, each chat sorted by time; of WhatsApp, in the order of the file.
+    """Return the newest messages of an export by conversation: a chat, or a topic or thread of it.
+
+    A conversation is sorted by time, one of WhatsApp stays in the order of the file.
 
     Memory holds `keep` messages, however large the file.
 
     Args:
-        file: of the export; of Slack also its folder.
+        file: of the export, or its folder.
         kind: one of `READERS`, or "auto" to find out.
-        keep: how many messages of all its chats together.
-        only: names of the chats to read; by default all.
+        keep: maximum number of messages of all its chats together.
+        choice: chats and messages to read.
 
     Raises:
         UsageError: the file is no export of that kind, or of none that is known.
@@ -47,10 +79,14 @@ def read_chats(
     """
     chosen = find_format(file) if kind == "auto" else kind
     names: dict[str, None] = {}
-    found = _newest(_noted(READERS[chosen](file), names, only), keep, by_time=chosen not in _ORDERED_BY_FILE)
-    if not found and names:
+    found = _newest(_noted(READERS[chosen](file), names, choice), keep, by_time=chosen not in _ORDERED_BY_FILE)
+    if not found and choice.only is not None and names and names.keys().isdisjoint(choice.only):
         shown = ", ".join(list(names)[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-        raise UsageError(f"{file} has no chat of data.chat.only = {only}", f"it has {shown}")
+        raise UsageError(f"{file} has no chat of data.chat.only = {choice.only}", f"it has {shown}")
+    if not found and names:
+        raise UsageError(
+            f"{file} holds no message that is not left out", "check data.chat: forwarded, bots, leave_out, only"
+        )
     if not found:
         raise UsageError(f"{file} holds no messages of {chosen}", "is it the export of another program?")
     return found
@@ -70,20 +106,21 @@ def find_format(file: Path) -> str:
     if file.suffix.lower() == ".txt":
         return "whatsapp"
     if file.suffix.lower() == ".json":
-        for key in read(file, top_keys):
+        for key in top_keys(file):
             if key in _OF_DISCORD | _OF_TELEGRAM:
                 return "discord" if key in _OF_DISCORD else "telegram"
     raise UsageError(f"{file} is no export of a chat that is known", f"data.chat.format: {', '.join(READERS)}")
 
 
 def _noted(
-    messages: Iterable[tuple[str, Message]], names: dict[str, None], only: Collection[str] | None
+    messages: Iterable[tuple[str, Message]], names: dict[str, None], choice: Choice
 ) -> Iterator[tuple[str, Message]]:
-    """The messages of the chats wanted; the names of all go into `names`."""
+    """Yield (conversation, message) of the messages chosen; the names of all chats go into `names`."""
     for chat, message in messages:
         names[chat] = None
-        if only is None or chat in only:
-            yield chat, message
+        conversation = f"{chat} › {message.thread}" if message.thread else chat
+        if choice.has_chat(chat, conversation) and choice.has(message):
+            yield conversation, message
 
 
 def _has_days(file: Path) -> bool:

@@ -18,6 +18,9 @@ class Message:
         sender: name, on one line.
         text: not empty; may have several lines.
         reply_to: id of the message that it answers, where the export says so.
+        thread: topic or thread of the chat that it stands in, "" for the chat itself. Each is a conversation.
+        forwarded: whether somebody else wrote the text.
+        bot: whether a program wrote the text.
     """
 
     id: str
@@ -25,15 +28,18 @@ class Message:
     sender: str
     text: str
     reply_to: str | None = None
+    thread: str = ""
+    forwarded: bool = False
+    bot: bool = False
 
 
 def clean_text(text: str) -> str:
-    """A text without direction marks, halves of characters and space around it."""
+    """Return a text without direction marks, halves of characters and space around it."""
     whole = text.encode("utf-8", "replace").decode("utf-8")
     lines = _INVISIBLE.sub("", whole).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "\n".join(line.rstrip() for line in lines).strip()
 
 
 def clean_name(name: str) -> str:
-    """A name as it stands before a colon: on one line, its own colons gone."""
+    """Return a name as it stands before a colon: on one line, its own colons gone."""
     return " ".join(clean_text(name).replace(":", " ").split())

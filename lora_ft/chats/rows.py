@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from export.errors import UsageError
-from lora_ft.chats.formats import read_chats
+from lora_ft.chats.formats import Choice, read_chats
 from lora_ft.chats.lines import Line, context_of
-from lora_ft.chats.message import Message
+from lora_ft.chats.message import Message, clean_name
 from lora_ft.chats.names import anonymize
 from lora_ft.chats.sessions import Session, cut, sessions_of, turns
 from lora_ft.readers import Row, find_files
@@ -43,9 +43,11 @@ def _sessions(data: Data, source: str | list[str], key: str) -> list[Session]:
     """Sessions of every chat in some files, in the order of files and chats."""
     assert data.root is not None and data.chat is not None
     settings = data.chat
+    left_out = frozenset(map(clean_name, settings.leave_out or ()))
+    choice = Choice(settings.only, settings.forwarded, settings.bots, left_out)
     found: list[Session] = []
     for file in find_files(data.root, source, key, folders=True):
-        chats = read_chats(file, settings.format, settings.keep, settings.only)
+        chats = read_chats(file, settings.format, settings.keep, choice=choice)
         if settings.anonymize:
             chats = anonymize(chats, settings.seed)
         for chat, messages in chats.items():

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from export.errors import LoraFtError, UsageError
-from lora_ft.chats.formats import find_format, read_chats
+from lora_ft.chats.formats import Choice, find_format, read_chats
 from lora_ft.taskfile import recipe_file
 
 EXPORT = recipe_file("groupchat").with_suffix("") / "result.json"
@@ -89,9 +89,9 @@ def test_chats_are_chosen_by_name(tmp_path: Path) -> None:
     ]
     (tmp_path / "result.json").write_text(json.dumps({"chats": {"list": chats}}))
     assert list(read_chats(tmp_path / "result.json")) == ["Garden", "Work"]
-    assert list(read_chats(tmp_path / "result.json", only=["Work"])) == ["Work"]
+    assert list(read_chats(tmp_path / "result.json", choice=Choice(["Work"]))) == ["Work"]
     with pytest.raises(UsageError, match=r"has no chat of data\.chat\.only = \['Home'\]; it has Garden, Work"):
-        read_chats(tmp_path / "result.json", only=["Home"])
+        read_chats(tmp_path / "result.json", choice=Choice(["Home"]))
 
 
 PEAK = """

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from export.errors import LoraFtError
 from lora_ft.chats.message import Message
-from lora_ft.chats.telegram import read_telegram
+from lora_ft.chats.telegram import read_telegram, telegram_repair
 
 
 def message(number: int, text: Any, **more: Any) -> dict[str, Any]:
@@ -127,4 +129,123 @@ def test_a_file_that_is_not_utf_8_says_where(tmp_path: Path) -> None:
 def test_a_message_without_a_date_is_named(tmp_path: Path, broken: dict[str, Any]) -> None:
     file = export(tmp_path / "result.json", message(41, "hello", **broken))
     with pytest.raises(LoraFtError, match=r"result\.json, message 41, has no date that can be read"):
+        read(file)
+
+
+def read_all(path: Path) -> list[tuple[str, str]]:
+    return [(found.thread, found.text) for found in read(path)]
+
+
+def test_what_was_forwarded_or_sent_through_a_bot_is_marked(tmp_path: Path) -> None:
+    file = export(
+        tmp_path / "result.json",
+        message(1, "own"),
+        message(2, "news", forwarded_from="City News"),
+        message(3, "from a deleted account", forwarded_from=None),
+        message(4, "kept", saved_from="Garden"),
+        message(5, "cat", via_bot="@gif"),
+    )
+    assert [(found.forwarded, found.bot) for found in read(file)] == [
+        (False, False), (True, False), (True, False), (True, False), (False, True),
+    ]  # fmt: skip
+
+
+def test_answers_of_a_bot_are_marked_in_the_chat_with_it(tmp_path: Path) -> None:
+    asked, answer = message(1, "/start"), message(2, "Welcome!", **{"from": "Helper", "from_id": "user7"})
+    found = read(export(tmp_path / "result.json", asked, answer, type="bot_chat", id=7))
+    assert [(one.text, one.bot) for one in found] == [("/start", False), ("Welcome!", True)]
+
+
+def topic(number: int, title: str) -> dict[str, Any]:
+    return {**message(number, "", actor="Ana", action="topic_created", title=title), "type": "service"}
+
+
+def test_topics_of_a_forum_are_told_by_the_chain_of_answers(tmp_path: Path) -> None:
+    file = export(
+        tmp_path / "result.json",
+        message(3, "before the forum"),
+        topic(10, "Goats"),
+        message(11, "general"),
+        topic(12, "Goats"),
+        message(20, "goat", reply_to_message_id=10),
+        message(21, "other goat", reply_to_message_id=12),
+        message(22, "answer to goat", reply_to_message_id=20),
+        message(23, "answer to answer", reply_to_message_id=22),
+        message(24, "answer to general", reply_to_message_id=11),
+        message(25, "answer to what was before", reply_to_message_id=3),
+        message(26, "answer to what is gone", reply_to_message_id=15),
+        message(27, "and to that", reply_to_message_id=26),
+        message(28, "answer to what was before the export", reply_to_message_id=2),
+        message(29, "elsewhere", reply_to_message_id=10, reply_to_peer_id="channel9"),
+    )
+    assert read_all(file) == [
+        ("", "before the forum"),
+        ("", "general"),
+        ("Goats", "goat"),
+        ("Goats #12", "other goat"),
+        ("Goats", "answer to goat"),
+        ("Goats", "answer to answer"),
+        ("", "answer to general"),
+        ("", "answer to what was before"),
+        ("#15", "answer to what is gone"),
+        ("#15", "and to that"),
+        ("#2", "answer to what was before the export"),
+        ("", "elsewhere"),
+    ]
+
+
+def test_keys_of_a_chat_may_come_in_any_order(tmp_path: Path) -> None:
+    file = export(tmp_path / "result.json", message(1, "hello"))
+    file.write_text(json.dumps(json.loads(file.read_text()), sort_keys=True))
+    assert next(read_telegram(file))[0] == "Garden"
+    chats = {"list": [{"messages": [message(1, "hello")], "name": "Garden"}]}
+    file.write_text(json.dumps({"chats": chats}))
+    with pytest.raises(LoraFtError, match=r"has a chat's name after its messages"):
+        read(file)
+
+
+INVALID = rb"""{
+ "name": "Garden \x0C \\x0C \\\x1f",
+ "type": "private_group",
+ "messages": [
+  {
+   "id": 1,
+   "type": "message",
+   "date_unixtime": "1704164645",
+   "from": "Ana",
+   "from_id": user1,
+   "text": ["say \"\x0B\" ", {
+     "type": "mention_name",
+     "text": "Ben: user5",
+     "user_id": user5
+   }]
+  }
+ ]
+}"""
+VALID = INVALID.replace(rb" \x0C", rb" \u000C").replace(rb"\\\x1f", rb"\\\u001f").replace(rb"\x0B", rb"\u000B")
+VALID = VALID.replace(b": user1,", b': "user1",').replace(b'"user_id": user5', b'"user_id": "user5"')
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 1000])
+def test_invalid_json_of_telegram_is_put_right_at_any_cut(size: int) -> None:
+    repair = telegram_repair()
+    chunks = [INVALID[start : start + size] for start in range(0, len(INVALID), size)]
+    assert b"".join(map(repair, [*chunks, b""])) == VALID
+    json.loads(VALID)
+
+
+@given(st.text(alphabet='\\x0Cf"\n :user1,a', max_size=400).map(json.dumps), st.integers(1, 40))
+def test_valid_json_is_not_changed_by_the_repair(text: str, size: int) -> None:
+    data, repair = f'{{\n "a": {text},\n "b": 1}}'.encode(), telegram_repair()
+    chunks = [data[start : start + size] for start in range(0, len(data), size)]
+    assert b"".join(map(repair, [*chunks, b""])) == data
+
+
+def test_a_number_that_ends_other_parsers_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(f'{{"name": "x", "type": "y", "messages": [{4301 * "1"}]}}')
+    with pytest.raises(LoraFtError, match=r"result\.json is out of bounds at byte 40 \(a number of more than 300"):
+        read(file)
+    file.write_text(f'{{"name": "x", "type": "y", "messages": {200_000 * "["}')
+    with pytest.raises(LoraFtError, match=r"out of bounds at byte 238 \(nested deeper than 200 levels\)"):
         read(file)

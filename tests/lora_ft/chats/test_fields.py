@@ -1,0 +1,60 @@
+"""Fields of foreign objects: right types are read, wrong ones named with file, message and field."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from export.errors import LoraFtError
+from lora_ft.chats.fields import Fields
+
+
+def fields(**value: Any) -> Fields:
+    return Fields(value, "x.json", "Slack")
+
+
+def test_right_types_are_read() -> None:
+    found = fields(
+        a="x", n=7, t=True, d={"b": "y"}, l=[{"c": "z"}], none=None, s="1700000000.5", at="2024-01-02T03:04:05Z"
+    )
+    assert (found.text("a"), found.text("none"), found.text("missing"), found.key("n")) == ("x", "", "", "7")
+    assert found.flag("t") and not found.flag("none") and found.child("none") is None
+    child = found.child("d")
+    assert child is not None and child.text("b") == "y" and [one.text("c") for one in found.children("l")] == ["z"]
+    assert found.seconds("s") == 1700000000.5 and found.date("at") == 1704164645.0
+    assert "none" in found and "missing" not in found
+
+
+@pytest.mark.parametrize(
+    ("read", "value", "part"),
+    [
+        ("text", 7, "x.json, message m1: a is a number, not a text (got 7); export it again from Slack"),
+        ("text", ["x"], "a is a list, not a text (got ['x'])"),
+        ("key", 1.5, "a is a number, not a text (got 1.5)"),
+        ("key", True, "a is true or false, not a text"),
+        ("flag", "yes", "a is a text, not true or false (got yes)"),
+        ("child", [], "a is a list, not an object"),
+        ("values", {}, "a is an object, not a list"),
+        ("children", [1], "a is a number, not a list of objects"),
+        ("seconds", "soon", "x.json, message m1, has no date that can be read (a: soon)"),
+        ("seconds", None, "has no date that can be read (a: None)"),
+        ("seconds", "nan", "has no date that can be read (a: nan)"),
+        ("seconds", 10**300, "has no date that can be read (a: 1000"),
+        ("seconds", True, "has no date that can be read"),
+        ("date", 7, "has no date that can be read (a: 7)"),
+        ("date", "2024-13-01", "has no date that can be read (a: 2024-13-01)"),
+        ("text", {"\x1b[31m": 100 * "x"}, "(got {'\\x1b[31m': 'xxxxxx"),
+    ],
+)
+def test_wrong_types_are_named(read: str, value: Any, part: str) -> None:
+    found = Fields({"a": value, "id": "m1"}, "x.json", "Slack").named("id")
+    with pytest.raises(LoraFtError, match=re.escape(part)):
+        result = getattr(found, read)("a")
+        list(result)
+
+
+def test_what_is_no_object_is_named() -> None:
+    with pytest.raises(LoraFtError, match=r"x\.json is a list, not an object \(got \[1\]\)"):
+        Fields([1], "x.json", "Slack")

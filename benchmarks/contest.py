@@ -80,7 +80,8 @@ class Contestant:
         return Process(
             f"the engine {self.name}",
             [python, "-P", str(_WORKER), *arguments],  # -P: its folder's names are not those of packages
-            {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"},
+            # CI: openvino_telemetry, which OpenVINO's converters load, knows no other switch than this one
+            {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false", "CI": "true"},
         )
 
     def generate(self, ids: Sequence[Sequence[int]], **options: Any) -> dict[str, Any]:

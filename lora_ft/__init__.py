@@ -2,6 +2,10 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from export.telemetry import opt_out
+
+opt_out()  # before anything imports a library that would call home
+
 try:
     __version__ = version("lora-ft")
 except PackageNotFoundError:  # a source tree that was never installed

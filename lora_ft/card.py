@@ -112,12 +112,13 @@ def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -
         ("checked against PyTorch", f"{parity['identical_rows']} of {parity['rows']} texts are the same"),
         *_gate(manifest),
     ]
+    quiet = 'import os\n\nos.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported\n'
     lines = {
         "bundle": 'from export.runtime import Generator\n\nfolder = "."\nmodel = Generator.load(folder)',
-        "optimum": "from optimum.onnxruntime import ORTModelForSeq2SeqLM\n\n"
+        "optimum": f"{quiet}from optimum.onnxruntime import ORTModelForSeq2SeqLM\n\n"
         'where = "."\nmodel = ORTModelForSeq2SeqLM.from_pretrained(where)',
-        "single": 'from onnxruntime import InferenceSession\n\nfolder = "."\n'
-        'session = InferenceSession(f"{folder}/generate.onnx")\nprint([entry.name for entry in session.get_inputs()])',
+        "single": f'{quiet}from onnxruntime import InferenceSession\n\nfolder = "."\n'
+        'session = InferenceSession(f"{{folder}}/generate.onnx")\nprint([entry.name for entry in session.get_inputs()])',
     }
     name = facts.task.name if facts else manifest["adapter"] or base
     adapted = " with a LoRA adapter" if manifest["adapter"] else ""

@@ -267,7 +267,6 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, address: str | None) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone that the user did not ask for
     named = address or os.environ.get("RAY_ADDRESS")
     if named not in (None, "auto"):
         _require_open(named)

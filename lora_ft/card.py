@@ -117,8 +117,8 @@ def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -
         "bundle": 'from export.runtime import Generator\n\nfolder = "."\nmodel = Generator.load(folder)',
         "optimum": f"{quiet}from optimum.onnxruntime import ORTModelForSeq2SeqLM\n\n"
         'where = "."\nmodel = ORTModelForSeq2SeqLM.from_pretrained(where)',
-        "single": f'{quiet}from onnxruntime import InferenceSession\n\nfolder = "."\n'
-        'session = InferenceSession(f"{{folder}}/generate.onnx")\nprint([entry.name for entry in session.get_inputs()])',
+        "single": quiet + 'from onnxruntime import InferenceSession\n\nfolder = "."\n'
+        'session = InferenceSession(f"{folder}/generate.onnx")\nprint([entry.name for entry in session.get_inputs()])',
     }
     name = facts.task.name if facts else manifest["adapter"] or base
     adapted = " with a LoRA adapter" if manifest["adapter"] else ""

@@ -41,7 +41,7 @@ def write_triton(folder: Path, name: str, max_new_tokens: int) -> None:
         "# batches come padded with 0; one token sequence a row comes back, ending with 1; temperature 0 asks for the",
         "# likeliest tokens, another one for tokens drawn by the random numbers in uniform, one for each token",
         "max_batch_size: 0",
-        "# start the server with ORT_DISABLE_TELEMETRY=1 in its environment: ONNX Runtime reports to Microsoft by default",
+        "# start the server with ORT_DISABLE_TELEMETRY=1 in its environment, or ONNX Runtime reports to Microsoft",
         f"# max_new_tokens of the task: {max_new_tokens}; min_new_tokens: 0",
         "input [",
         ",\n".join(listed),

@@ -17,6 +17,9 @@ _FEED_FORWARD = {
     "gated-gelu": (True, "gelu_new"),
     "gated-silu": (True, "silu"),
 }
+_MORE_SIZES = ("num_decoder_layers", "relative_attention_num_buckets", "relative_attention_max_distance")
+_LARGE = 2**24
+_LARGEST = {"num_layers": 1_000, "num_decoder_layers": 1_000}  # T5's largest has 24
 _SIZES = ("num_layers", "num_heads", "d_kv", "d_ff", "d_model", "vocab_size")
 
 
@@ -69,13 +72,29 @@ class Architecture:
                 f"only the T5 family is supported: {', '.join(FAMILY)} (FLAN-T5, T5 1.1 and ByT5 are t5)",
             )
         forward = config.get("feed_forward_proj", "relu" if kind == "t5" else "gated-gelu")
-        if forward not in _FEED_FORWARD:
+        if not isinstance(forward, str) or forward not in _FEED_FORWARD:
             raise UsageError(
                 f"{folder}: feed_forward_proj '{forward}' is not supported", f"supported: {', '.join(_FEED_FORWARD)}"
             )
-        missing = [key for key in _SIZES if not isinstance(config.get(key), int)]
+        missing = [key for key in _SIZES if config.get(key) is None]
         if missing:
-            raise UsageError(f"{folder / 'config.json'} does not say {', '.join(missing)}")
+            raise UsageError(f"{folder / 'config.json'} is missing {', '.join(missing)}", "copy it again")
+        for key in (*_SIZES, *_MORE_SIZES):
+            value = config.get(key)
+            if key == "num_decoder_layers" and not value:  # as many as the encoder
+                continue
+            if value is not None and not (type(value) is int and 1 <= value <= _LARGEST.get(key, _LARGE)):
+                raise UsageError(
+                    f"{folder / 'config.json'}: {key} is out of range (got {value!r}, "
+                    f"not a number from 1 to {_LARGEST.get(key, _LARGE):,})",
+                    "copy it again",
+                )
+        epsilon = config.get("layer_norm_epsilon", 1e-6)
+        if type(epsilon) not in (int, float) or not 0 <= epsilon < 1:
+            raise UsageError(
+                f"{folder / 'config.json'}: layer_norm_epsilon is out of range (got {epsilon!r}, not from 0 to 1)",
+                "copy it again",
+            )
         gated, activation = _FEED_FORWARD[forward]
         return cls(
             kind=kind,
@@ -88,7 +107,7 @@ class Architecture:
             vocabulary=config["vocab_size"],
             gated=gated,
             activation=activation,
-            epsilon=config.get("layer_norm_epsilon", 1e-6),
+            epsilon=epsilon,
             buckets=config.get("relative_attention_num_buckets", 32),
             max_distance=config.get("relative_attention_max_distance", 128),
             bias_per_layer=kind == "umt5",

@@ -13,9 +13,9 @@ from typing import Any
 
 import onnx
 
+from export.accounting import check_names, check_numbers
 from export.architecture import Architecture
 from export.checkpoint import Checkpoint
-from export.errors import LoraFtError
 from export.graph import WeightFile
 from export.graphs import best_model, decoder_model, encoder_model, normal_model, select_model
 from export.runtime import manifest
@@ -58,15 +58,12 @@ def read_model(folder: Path) -> tuple[Architecture, Checkpoint]:
 
     Raises:
         UsageError: it is not of the T5 family.
-        LoraFtError: a weight file is damaged, or the head is missing.
+        LoraFtError: a weight file is damaged, or its tensors are not those of its config.json.
     """
     checkpoint = Checkpoint(folder)
     architecture = Architecture.read(checkpoint.config, folder)
-    if checkpoint.config.get("tie_word_embeddings", True) is False and "lm_head.weight" not in checkpoint:
-        raise LoraFtError(
-            f"{folder} lacks lm_head.weight, and its config says that the head is not tied",
-            "is a file of the checkpoint missing?",
-        )
+    check_names(checkpoint, architecture)
+    check_numbers(checkpoint)
     return architecture, checkpoint
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from export.accounting import COPIES, EMBEDDING, HEAD
 from export.errors import LoraFtError, UsageError
 from export.files import read_json
-from export.runtime.tensors import map_tensors
+from export.runtime.tensors import describe_tensors, map_tensors
+from export.weight_files import weight_files
 
 
 class Checkpoint:
@@ -18,6 +20,8 @@ class Checkpoint:
     Attributes:
         folder: where it lies.
         config: config.json as a dictionary.
+        files: that hold the weights.
+        described: (dtype, shape) of every tensor in them, by name.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,15 +29,15 @@ class Checkpoint:
         if not (folder / "config.json").is_file():
             raise UsageError(f"{folder} is not a checkpoint: it has no config.json")
         self.config: dict[str, Any] = read_json(folder / "config.json")
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise UsageError(
-                f"{folder} has no *.safetensors",
-                "weights are read from safetensors only; save the model in that format",
-            )
+        self.files = weight_files(folder)
+        self.described = {name: entry for file in self.files for name, entry in describe_tensors(file).items()}
         self._tensors: dict[str, np.ndarray] = {}
-        for file in files:
+        for file in self.files:
             self._tensors |= map_tensors(file)[0]
+        # Savers that keep one name of tensors that share their memory may have kept another than transformers' own.
+        copies = [name for name in (*COPIES, HEAD) if name in self._tensors]
+        if EMBEDDING not in self._tensors and copies:
+            self._tensors[EMBEDDING] = self._tensors[copies[0]]
 
     @property
     def names(self) -> list[str]:
@@ -45,14 +49,14 @@ class Checkpoint:
 
     def __getitem__(self, name: str) -> np.ndarray:
         """float32 array of the weight `name`, in torch's layout (linear layers are [out, in])."""
-        array = self._find(name)
+        array = self.stored(name)
         if array.dtype == np.uint16:  # bfloat16: the upper half of a float32
             return (array.astype(np.uint32) << 16).view(np.float32)
         return np.asarray(array, np.float32)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the weight `name`, without reading it."""
-        return self._find(name).shape
+        return self.stored(name).shape
 
     def peak(self, name: str) -> float:
         """0: a checkpoint says nothing of the inputs its layers have."""
@@ -62,7 +66,8 @@ class Checkpoint:
         """None, for the same reason."""
         return None
 
-    def _find(self, name: str) -> np.ndarray:
+    def stored(self, name: str) -> np.ndarray:
+        """Return the weight `name` as the file has it, mapped; uint16 holds the bits of bfloat16."""
         if name not in self._tensors:
             raise LoraFtError(f"{self.folder} has no weight named {name}", "is it a whole T5 checkpoint?")
         return self._tensors[name]

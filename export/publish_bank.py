@@ -21,6 +21,7 @@ from export.runtime.text import Tokenizer
 from export.shelf import Member, Room, put
 from export.smooth import Fold, Folded, Sample, calibrate, joined
 from export.t5 import T5, Weights
+from export.weight_files import weight_files
 
 
 def write_bank(
@@ -86,7 +87,7 @@ def write_bank(
 
 def base_hash(checkpoint: Path) -> str:
     """Of a base's weights, by which adapters and banks are told to belong together."""
-    digests = [sha256(file) for file in sorted(checkpoint.glob("*.safetensors"))]
+    digests = [sha256(file) for file in weight_files(checkpoint)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

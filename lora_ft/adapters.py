@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.errors import LoraFtError, UsageError, first_line
 from export.files import read_json, write_json
-from lora_ft.bases import quiet_transformers
+from lora_ft.bases import ADAPTER_CONFIG, quiet_transformers
 from lora_ft.checkpoint import is_untied, tell_ties
 from lora_ft.lora import Lora
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lora_ft.bases import Base
 
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
+CONFIG = ADAPTER_CONFIG
 
 
 def add_adapter(

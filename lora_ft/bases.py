@@ -6,16 +6,19 @@ import contextlib
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.architecture import FAMILY
+from export.accounting import UNUSED, check_names, check_numbers, listed
+from export.architecture import FAMILY, Architecture
+from export.checkpoint import Checkpoint
 from export.errors import LoraFtError, UsageError, first_line
 from export.files import read_json
 from export.runtime.codec import Codec, codec_named
 from export.runtime.text import Tokenizer
+from export.weight_files import conversion, has_weights
 from lora_ft.byt5 import byte_tokenizer
 from lora_ft.hub import hub_trouble
 from lora_ft.offline import NOTICE, cached, offline_base
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
 OFFLINE = "offline"
+ADAPTER_CONFIG = "adapter_config.json"
 _FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json",
           "special_tokens_map.json", "spiece.model"]  # fmt: skip
 
@@ -70,9 +74,33 @@ def find_base(name: str) -> Base:
         raise UsageError(
             f"the base {name} is a '{base.config.get('model_type')}'", f"supported: {', '.join(FAMILY)} (FLAN-T5 is t5)"
         )
-    if not any(base.folder.glob("*.safetensors")):
-        raise UsageError(f"the base {name} has no *.safetensors", "weights in other formats are never loaded")
+    if not folder.is_dir() and not has_weights(base.folder):
+        raise UsageError(
+            f"the base {name} has no safetensors on the hub, and pickles are never loaded",
+            "have it converted (huggingface.co/spaces/safetensors/convert), or download pytorch_model.bin and run "
+            + conversion(Path("pytorch_model.bin"), Path("model.safetensors")),
+        )
+    _account(base.folder)
     return base
+
+
+def _account(folder: Path) -> Checkpoint:
+    """Return a checkpoint whose names and shapes are those that its config.json asks for.
+
+    Raises:
+        UsageError: it is quantized, or is also an adapter.
+        LoraFtError: as of `check_names`.
+    """
+    checkpoint = Checkpoint(folder)
+    if checkpoint.config.get("quantization_config"):
+        raise UsageError(f"the weights in {folder} are quantized", "take the checkpoint that was not quantized")
+    if (folder / ADAPTER_CONFIG).is_file():  # transformers would put it on the weights
+        raise UsageError(
+            f"{folder} is a checkpoint and an adapter at once (it has {ADAPTER_CONFIG})",
+            "move the adapter's files into a folder of their own",
+        )
+    check_names(checkpoint, Architecture.read(checkpoint.config, folder))
+    return checkpoint
 
 
 def is_offline_cached() -> bool:
@@ -89,16 +117,26 @@ def load_tokenizer(folder: Path, codec: str = "none", new_tokens: Sequence[str] 
         new_tokens: added behind the tokens that there are, in rows of the embedding that no token has.
 
     Raises:
-        UsageError: a new token is none, or there are more than spare rows.
+        UsageError: a new token is none, there are more than spare rows, or the model has no row for some token.
         LoraFtError: there is no tokenizer that can be read.
     """
     tokenizer = _own_tokenizer(folder, codec_named(codec))
+    if not (folder / "config.json").is_file():  # an adapter's folder, whose base was checked
+        return tokenizer
+    rows = read_json(folder / "config.json").get("vocab_size")
+    if not isinstance(rows, int):
+        raise UsageError(f"{folder / 'config.json'} is missing vocab_size", "copy it again")
+    if tokenizer.rows > rows:
+        raise UsageError(
+            f"the tokenizer in {folder} has ids for {tokenizer.rows:,} rows, and the model has {rows:,}",
+            "resize the model (model.resize_token_embeddings(len(tokenizer))) and save both, or copy the tokenizer "
+            "that belongs to it",
+        )
     if new_tokens:
-        spare = read_json(folder / "config.json")["vocab_size"] - tokenizer.size
+        spare = rows - tokenizer.rows
         if len(new_tokens) > spare:
             raise UsageError(
-                f"lora.new_tokens: {len(new_tokens)} tokens, and the base has {max(spare, 0)} rows to spare",
-                "name fewer",
+                f"lora.new_tokens: {len(new_tokens)} tokens, and the base has {spare} rows to spare", "name fewer"
             )
         tokenizer.add(new_tokens)
     return tokenizer
@@ -132,22 +170,40 @@ def load_model(
         dropout: replaces the checkpoint's own rate.
         attention: transformers' attn_implementation; its default where None.
         more: options of transformers' from_pretrained.
+
+    Raises:
+        UsageError, LoraFtError: a tensor is missing, unknown, of another shape or no number, or transformers says so.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForSeq2SeqLM
 
+    check_numbers(_account(folder))
     options = more if dropout is None else {**more, "dropout_rate": dropout}
     if attention is not None:
         options["attn_implementation"] = attention
     try:
         with quiet_transformers():
-            model = AutoModelForSeq2SeqLM.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, local_files_only=True, **options
-            )
-    except SafetensorError as error:
-        raise LoraFtError(f"the weights in {folder} are damaged ({first_line(error)})", "copy them again") from error
+            model, info = AutoModelForSeq2SeqLM.from_pretrained(
+                folder, use_safetensors=True, dtype=torch.float32, local_files_only=True, output_loading_info=True,
+                **options,
+            )  # fmt: skip
+    except (ImportError, torch.OutOfMemoryError):  # of quantization, which say what to do themselves
+        raise
+    except Exception as error:  # the library raises many kinds
+        raise LoraFtError(
+            f"transformers cannot load {folder} ({first_line(error)})", "copy its config.json again"
+        ) from error
+    _require_loaded(folder, info)
     return model.eval()
+
+
+def _require_loaded(folder: Path, info: Mapping[str, Any]) -> None:
+    """Raise LoraFtError where transformers reports weights that it drew at random or left out."""
+    for key, what in (("missing_keys", "found no weights for"), ("mismatched_keys", "found other shapes for"),
+                      ("unexpected_keys", "left out"), ("error_msgs", "failed with")):  # fmt: skip
+        names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get(key) or ())
+        if names := [name for name in names if name not in UNUSED]:
+            raise LoraFtError(f"transformers {what} {listed(names)} in {folder}", "copy the whole checkpoint again")
 
 
 @contextlib.contextmanager
@@ -176,7 +232,7 @@ def _from_hub(name: str) -> Path:
         raise UsageError(f"no base at {name}", "give an existing folder, a hub name, or offline")
     try:
         folder = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
-        if any(folder.glob("*.safetensors")):
+        if has_weights(folder):
             return folder
     except HFValidationError as error:
         raise UsageError(f"'{name}' is neither a folder nor a hub name", "or use the base offline") from error

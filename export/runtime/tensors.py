@@ -25,12 +25,31 @@ _LONGEST = 100_000_000  # bytes of a header, as the library has it
 _ALIGNMENT = 64  # of the data's beginning
 
 
+Place = tuple[str, int, int, str, tuple[int, ...]]  # name, first byte, byte behind the last, dtype, shape
+
+
 def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(arrays, texts) of a file; arrays are mapped, of floats and signed bytes alone (bfloat16 as uint16).
 
     Raises:
         LoraFtError: it is not a whole file of this format.
     """
+    places, texts, data = _read(path)
+    kept = [place for place in places if place[3] in _DTYPES]
+    return {name: data[start:stop].view(_DTYPES[kind]).reshape(shape) for name, start, stop, kind, shape in kept}, texts
+
+
+def describe_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return (dtype, shape) of every array of a file, of the kinds that are never mapped too, without reading them.
+
+    Raises:
+        LoraFtError: as of `map_tensors`.
+    """
+    return {name: (kind, shape) for name, _, _, kind, shape in _read(path)[0]}
+
+
+def _read(path: Path) -> tuple[list[Place], dict[str, str], np.ndarray]:
+    """Return the places of the arrays of a file, its texts, and its bytes, mapped."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -54,8 +73,7 @@ def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             raise ValueError(f"its arrays have {end} bytes, and there are {size}")
     except (OSError, ValueError, RecursionError) as error:
         raise LoraFtError(f"{path} is not a whole safetensors file ({error})", "save or download it again") from error
-    kept = [place for place in places if place[3] in _DTYPES]
-    return {name: data[start:stop].view(_DTYPES[kind]).reshape(shape) for name, start, stop, kind, shape in kept}, texts
+    return places, texts, data
 
 
 def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
@@ -78,7 +96,7 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], texts: Mapping[s
         os.fsync(file.fileno())
 
 
-def _place(name: str, entry: Any) -> tuple[str, int, int, str, tuple[int, ...]]:
+def _place(name: str, entry: Any) -> Place:
     """(name, first byte, byte behind the last, dtype, shape) as a header's entry says."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name} is not described by dtype, shape and data_offsets")

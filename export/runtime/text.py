@@ -41,6 +41,11 @@ class Tokenizer:
         self.unknown: int | None = self._tokenizer.token_to_id("<unk>")
         self.size: int = self._tokenizer.get_vocab_size()
 
+    @property
+    def rows(self) -> int:
+        """Rows that an embedding needs for all ids; more than `size` where ids have gaps."""
+        return 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+
     def through(self, codec: Codec) -> Tokenizer:
         """The same vocabulary behind another codec."""
         other = copy.copy(self)

@@ -115,11 +115,24 @@ def test_other_feed_forward_layers_are_refused(forward: str | None) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("value", [None, "8", 8.0])
-def test_a_size_that_is_no_number_is_named(size: str, value: Any) -> None:
-    with pytest.raises(UsageError, match=rf"config\.json does not say {size}$") as caught:
-        read(**{size: value})
+def test_missing_size_is_named(size: str) -> None:
+    with pytest.raises(UsageError, match=rf"config\.json is missing {size}; copy it again$") as caught:
+        read(**{size: None})
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("value", ["8", 8.0, True, -1, 0, 10**9, [8]])
+def test_size_that_is_no_size_is_refused_with_its_value(size: str, value: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(**{size: value})
+    assert f"config.json: {size} is out of range (got {value!r}, not a number from 1 to " in caught.value.message
+
+
+@pytest.mark.parametrize("value", ["1e-6", -1e-6, 1, True, float("nan"), [1e-6]])
+def test_epsilon_that_is_no_small_number_is_refused(value: Any) -> None:
+    with pytest.raises(UsageError, match="layer_norm_epsilon is out of range"):
+        read(layer_norm_epsilon=value)
 
 
 def test_all_missing_sizes_are_named() -> None:

@@ -147,7 +147,9 @@ def test_a_head_that_is_missing_is_named(tmp_path: Path) -> None:
     values = load_file(folder / "model.safetensors")
     del values["lm_head.weight"]
     save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LoraFtError, match=r"lacks lm_head\.weight.*not tied") as caught:
+    with pytest.raises(
+        LoraFtError, match=r"lacks lm_head\.weight.*correct config\.json.*tie_word_embeddings"
+    ) as caught:
         read_model(folder)
     assert caught.value.exit_code == 1
 

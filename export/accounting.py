@@ -1,0 +1,149 @@
+"""Every tensor of a checkpoint accounted for: none missing, none unknown, each of its shape and made of numbers.
+
+transformers draws random weights for what a checkpoint lacks, ties a head that is missing, and skips what it does not
+know, each with a warning at most. Here the config says which tensors there must be, and the files are held against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from export.errors import LoraFtError
+
+if TYPE_CHECKING:
+    from export.architecture import Architecture
+    from export.checkpoint import Checkpoint
+
+EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # of the embedding, as some savers write them
+# A bias of cross-attention that the first T5 checkpoints have, and no version of transformers ever used.
+UNUSED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"})
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_CHUNK = 1 << 22  # numbers that are checked at a time: their copies in float32 stay in the processor's cache
+_SHOWN = 3
+
+
+def check_names(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Compare names, shapes and number formats with what the config asks for. Reads no weight.
+
+    Raises:
+        LoraFtError: tensors are missing, unknown, of another shape, or not stored as floats.
+    """
+    where = checkpoint.folder
+    found = checkpoint.described
+    expected = dict(_layers(architecture))
+    table = (architecture.vocabulary, architecture.d_model)
+    tied = checkpoint.config.get("tie_word_embeddings", True) is not False
+    same = (EMBEDDING, *COPIES, HEAD) if tied else (EMBEDDING, *COPIES)
+    expected[next((name for name in same if name in found), EMBEDDING)] = table
+    optional = dict.fromkeys((EMBEDDING, HEAD, *COPIES), table)
+    if not tied:
+        expected[HEAD] = table
+    missing = [name for name in expected if name not in found]
+    if missing:
+        shard = f" ({len(found)} tensors in {', '.join(file.name for file in checkpoint.files[:_SHOWN])})"
+        raise LoraFtError(
+            f"{where} lacks {listed(missing)}, which its config.json asks for{shard}",
+            "copy the whole checkpoint again, or correct config.json (num_layers, feed_forward_proj, "
+            "tie_word_embeddings)",
+        )
+    unknown = [name for name in found if name not in expected and name not in optional and name not in UNUSED]
+    if unknown:
+        raise LoraFtError(
+            f"{where} holds {listed(unknown)}, which a {architecture.kind} of its config.json does not have",
+            _remedy(unknown),
+        )
+    for name, (kind, shape) in found.items():
+        needed = expected.get(name) or optional.get(name)
+        if needed is not None and shape != needed:
+            raise LoraFtError(
+                f"{where}: {name} has the shape {_by(shape)}, and config.json asks for {_by(needed)}",
+                "copy the config.json that belongs to the weights (d_model, d_kv, d_ff, num_heads, vocab_size)",
+            )
+        if needed is not None and kind not in _FLOATS:
+            raise LoraFtError(
+                f"{where}: {name} is stored as {kind} (supported: {', '.join(_FLOATS)})",
+                "take the checkpoint that was not quantized",
+            )
+
+
+def check_numbers(checkpoint: Checkpoint) -> None:
+    """Read every weight once: all are numbers in float32, and copies of the embedding are equal to it.
+
+    Raises:
+        LoraFtError: a weight is NaN or infinite, or a copy differs.
+    """
+    for name in checkpoint.names:
+        if name in UNUSED:
+            continue
+        if odd := not_finite(checkpoint.stored(name)):
+            raise LoraFtError(
+                f"{checkpoint.folder}: {odd:,} of {checkpoint.stored(name).size:,} numbers of {name} are NaN or "
+                "infinite",
+                "copy the checkpoint again; if it was trained so, take an earlier one",
+            )
+    copies = [name for name in (EMBEDDING, *COPIES) if name in checkpoint]
+    for name in copies[1:]:
+        if not np.array_equal(checkpoint.stored(copies[0]), checkpoint.stored(name)):
+            raise LoraFtError(
+                f"{checkpoint.folder}: {name} differs from {copies[0]}, and a T5 has one embedding",
+                "save the model with its embeddings tied",
+            )
+
+
+def not_finite(stored: np.ndarray) -> int:
+    """Return how many numbers of an array are NaN or infinite in float32 (uint16 holds bfloat16's bits)."""
+    count = 0
+    flat = stored.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        chunk = flat[start : start + _CHUNK]
+        if chunk.dtype == np.uint16:
+            count += int(np.count_nonzero((chunk & 0x7F80) == 0x7F80))
+            continue
+        with np.errstate(all="ignore"):
+            # One pass without a copy: a sum of finite numbers is finite, unless it overflows.
+            if chunk.dtype == np.float32 and np.isfinite(chunk.sum()):
+                continue
+            count += int(np.count_nonzero(~np.isfinite(chunk.astype(np.float32))))
+    return count
+
+
+def listed(names: Collection[str]) -> str:
+    """Return the first few of some names, and how many more there are."""
+    shown = ", ".join(list(names)[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN:,} more tensors" if len(names) > _SHOWN else shown
+
+
+def _layers(a: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield name and shape of every weight but the embedding and the head."""
+    for stack, layers in (("encoder", a.layers), ("decoder", a.decoder_layers)):
+        attentions = ("SelfAttention",) if stack == "encoder" else ("SelfAttention", "EncDecAttention")
+        for i in range(layers):
+            block = f"{stack}.block.{i}.layer"
+            for at, attention in enumerate(attentions):
+                yield from ((f"{block}.{at}.{attention}.{x}.weight", (a.width, a.d_model)) for x in "qkv")
+                yield f"{block}.{at}.{attention}.o.weight", (a.d_model, a.width)
+                yield f"{block}.{at}.layer_norm.weight", (a.d_model,)
+            if i == 0 or a.bias_per_layer:
+                yield f"{block}.0.SelfAttention.relative_attention_bias.weight", (a.buckets, a.heads)
+            last = f"{block}.{len(attentions)}"
+            for name in ("wi_0", "wi_1") if a.gated else ("wi",):
+                yield f"{last}.DenseReluDense.{name}.weight", (a.d_ff, a.d_model)
+            yield f"{last}.DenseReluDense.wo.weight", (a.d_model, a.d_ff)
+            yield f"{last}.layer_norm.weight", (a.d_model,)
+        yield f"{stack}.final_layer_norm.weight", (a.d_model,)
+
+
+def _remedy(unknown: Sequence[str]) -> str:
+    if any(".lora_" in name or ".base_layer." in name for name in unknown):
+        return "merge the adapter first (peft's merge_and_unload), then save the model"
+    if any(name.startswith(("module.", "_orig_mod.", "model.")) for name in unknown):
+        return "save the model itself, not its DDP or torch.compile wrapper"
+    return "correct config.json (num_layers, feed_forward_proj), or save the model as T5ForConditionalGeneration"
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "()"

@@ -1,0 +1,129 @@
+"""The files that hold a checkpoint's weights: `model.safetensors`, or the shards that its index names, and no other.
+
+A folder may hold more `*.safetensors` than its weights: averages, other precisions, adapters, leftovers. Only the two
+names that transformers loads decide, so that training, export and everyone else read the same weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from export.errors import LoraFtError, UsageError
+from export.files import read_json
+from export.runtime.tensors import describe_tensors
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_LFS = b"version https://git-lfs"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a checkpoint's weights, in the order of their names.
+
+    Raises:
+        UsageError: the folder has no weights in safetensors, or two sets of them.
+        LoraFtError: the index and the shards disagree, or a file is only a pointer to its content.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    if not index.is_file():
+        if not _is_there(single):
+            raise _no_weights(folder)
+        return [single]
+    shards = _shards(index)
+    if _is_there(single) and SINGLE not in shards:
+        # `save_pretrained` leaves the index of an earlier, larger save behind; transformers loads the single file.
+        if all((folder / shard).is_file() for shard in shards):
+            raise UsageError(
+                f"{folder} holds weights twice: {SINGLE}, and the shards of {INDEX}", "delete the old ones"
+            )
+        return [single]
+    _check_shards(folder, shards)
+    return [folder / shard for shard in sorted(shards)]
+
+
+def has_weights(folder: Path) -> bool:
+    """Return whether a folder has weights in safetensors that transformers would load, whole or not."""
+    return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+
+
+def conversion(pickled: Path, safe: Path, *, metadata: bool = True) -> str:
+    """Return a command that rewrites a pickled state dict as safetensors without running any code in it."""
+    kept = ", {'format': 'pt'}" if metadata else ""
+    return (
+        'python -c "import torch, safetensors.torch as s; '
+        f"w = torch.load('{pickled}', map_location='cpu', weights_only=True); "
+        f"s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, '{safe}'{kept})\""
+    )
+
+
+def check_content(path: Path) -> None:
+    """Raise LoraFtError where a file is a link to nothing, or Git LFS's pointer instead of its content."""
+    if path.is_symlink() and not path.exists():
+        raise LoraFtError(f"{path} is a link to a file that is missing ({path.readlink()})", "download it again")
+    with open(path, "rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise LoraFtError(f"{path} is a Git LFS pointer, not the weights", "run `git lfs pull` in its repository")
+
+
+def _is_there(path: Path) -> bool:
+    if path.is_symlink() or path.is_file():
+        check_content(path)
+        return True
+    return False
+
+
+def _no_weights(folder: Path) -> UsageError:
+    pickled = next(iter(sorted(folder.glob("pytorch_model*.bin"))), None)
+    if pickled is not None:
+        if (folder / "pytorch_model.bin.index.json").is_file():
+            remedy = f"convert each shard, e.g. {conversion(pickled, folder / f'{pickled.stem}.safetensors')}"
+        else:
+            remedy = f"convert it without running its code: {conversion(pickled, folder / SINGLE)}"
+        return UsageError(f"{folder} has no {SINGLE}, only {pickled.name}, and pickles are never loaded", remedy)
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not others:
+        return UsageError(f"{folder} has no {SINGLE}", "weights are read from safetensors only; save the model so")
+    what = f"only {', '.join(others[:3])}{', …' if len(others) > 3 else ''}"
+    if any(_SHARD.fullmatch(name) for name in others):
+        return UsageError(f"{folder} has no {INDEX}, {what}", "copy the index that belongs to the shards")
+    return UsageError(f"{folder} has no {SINGLE}, {what}", f"rename the weights to load to {SINGLE}")
+
+
+def _shards(index: Path) -> Mapping[str, set[str]]:
+    """Return the names of the tensors of each shard, as an index has them."""
+    weights = read_json(index).get("weight_map")
+    if not isinstance(weights, dict) or not weights or not all(isinstance(file, str) for file in weights.values()):
+        raise LoraFtError(f"{index} has no weight_map of names to files", "copy it again")
+    shards: dict[str, set[str]] = {}
+    for name, file in weights.items():
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise LoraFtError(f"{index} names {file!r}, which is no safetensors file beside it", "copy it again")
+        shards.setdefault(file, set()).add(name)
+    return shards
+
+
+def _check_shards(folder: Path, shards: Mapping[str, set[str]]) -> None:
+    """Raise LoraFtError unless the shards are all there, and hold exactly what the index says."""
+    missing = sorted(shard for shard in shards if not _is_there(folder / shard))
+    if missing:
+        raise LoraFtError(f"{folder} lacks {missing[0]}, which {INDEX} names", "copy or download the shard")
+    stray = sorted(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name) and path.name not in shards)
+    if stray:
+        raise LoraFtError(f"{folder} has the shard {stray[0]}, which {INDEX} does not name", "delete it, or the index")
+    places: dict[str, str] = {}
+    for shard, named in sorted(shards.items()):
+        held = set(describe_tensors(folder / shard))
+        for name in sorted(held):
+            if name in places:
+                raise LoraFtError(f"{folder}: {places[name]} and {shard} both hold {name}", "copy the checkpoint again")
+            places[name] = shard
+        if held != named:
+            name = min(held ^ named)
+            says = (
+                f"lacks {name}, which {INDEX} puts there"
+                if name in named
+                else f"holds {name}, which {INDEX} does not say"
+            )
+            raise LoraFtError(f"{folder / shard} {says}", "copy the checkpoint again")

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+_LONGEST = 800  # characters of a message and of a remedy: a value out of a file can have millions
+
+
+def clipped(text: str, longest: int) -> str:
+    """Return a text of at most `longest` characters, the middle of a longer one left out."""
+    if len(text) <= longest:
+        return text
+    left = f" … ({len(text):,} characters) … "
+    half = (longest - len(left)) // 2
+    return text[:half] + left + text[-half:]
+
 
 class LoraFtError(Exception):
     """A failure to tell the user about in one line: what went wrong and where, then what to do about it.
@@ -12,8 +23,8 @@ class LoraFtError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(f"{message}; {remedy}" if remedy else message)
-        self.message, self.remedy = message, remedy
+        self.message, self.remedy = clipped(message, _LONGEST), clipped(remedy, _LONGEST)
+        super().__init__(f"{self.message}; {self.remedy}" if remedy else self.message)
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lora_ft.sections import NotNegative, Positive, Section, Share
+from lora_ft.sections import NotNegative, Real, Section, Share, Whole
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"r": 8, "lora_alpha": 16, "target_modules": "q,v"},
@@ -16,14 +16,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "large": {"r": 64, "lora_alpha": 64, "target_modules": "all-linear"},
 }
 
+Rank = Annotated[Whole, Field(ge=1, le=10_000)]
+Scale = Annotated[Whole, Field(ge=1, le=1_000_000)]
+Pattern = Annotated[str, Field(min_length=1, max_length=500)]
+"""The end of a layer's name, or a regular expression for it; see `lora_ft.patterns`."""
+
 
 class Lora(Section):
     """The adapter, by peft's names. A preset fills in what is not given."""
 
     preset: Literal["tiny", "default", "large"] = "default"
     """tiny: r 8 on q,v. default: r 16 on all linear layers. large: r 64 on all linear layers."""
-    r: Positive
-    lora_alpha: Positive
+    r: Rank
+    lora_alpha: Scale
     lora_dropout: Share = 0.0
     target_modules: str | list[str]
     """"q,v", "all-linear" (every linear layer but the head), or names of layers."""
@@ -33,15 +38,15 @@ class Lora(Section):
     """Scale by lora_alpha / sqrt(r) instead of lora_alpha / r (arXiv 2312.03732): for large r."""
     init_lora_weights: bool | str = True
     """true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, or eva (from the training rows)."""
-    rank_pattern: dict[str, Positive] = {}
+    rank_pattern: dict[Pattern, Rank] = {}
     """r of layers by their names' ends or regular expressions, instead of `r`."""
-    alpha_pattern: dict[str, Positive] = {}
+    alpha_pattern: dict[Pattern, Scale] = {}
     """Likewise for lora_alpha."""
     trainable_token_indices: list[NotNegative] = []
     """Tokens whose rows of the embedding, and of a head that is not tied to it, are trained too."""
     new_tokens: list[Annotated[str, Field(min_length=1)]] = []
     """Tokens to add to the vocabulary and to train so, in the base's spare rows (FLAN-T5 has 28)."""
-    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
+    loraplus_lr_ratio: Annotated[Real, Field(ge=1, le=1e6)] | None = None
     """LoRA+ (arXiv 2402.12354): the learning rate of B over that of A, e.g. 16."""
     quantization: Literal["4bit", "8bit"] | None = None
     """Store the frozen base so while training, through bitsandbytes on CUDA; merging takes the base as it is."""
@@ -69,7 +74,7 @@ class Lora(Section):
     @classmethod
     def _known_start(cls, value: bool | str) -> bool | str:
         known = ("gaussian", "orthogonal", "pissa", "olora", "eva")
-        if isinstance(value, str) and value not in known and not re.fullmatch(r"pissa_niter_[1-9]\d*", value):
+        if isinstance(value, str) and value not in known and not re.fullmatch(r"pissa_niter_[1-9]\d{0,2}", value):
             raise ValueError(f"unknown start; use true, false, {', '.join(known)} or pissa_niter_N")
         return value
 

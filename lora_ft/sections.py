@@ -13,10 +13,15 @@ def _no_truth_value(value: Any) -> Any:
     return value
 
 
-Positive = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
-NotNegative = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0)]
-Seed = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0, lt=2**32)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+Real = Annotated[float, BeforeValidator(_no_truth_value)]
+Positive = Annotated[Whole, Field(ge=1, le=10**9)]
+NotNegative = Annotated[Whole, Field(ge=0, le=10**9)]
+Rows = Annotated[Whole, Field(ge=1, le=100_000)]
+"""Rows of a batch."""
+Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
+"""What numpy, torch and transformers all take."""
+Share = Annotated[Real, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):

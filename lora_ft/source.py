@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lora_ft.sections import NotNegative, Positive, Section, Share
+from lora_ft.sections import NotNegative, Positive, Real, Section, Seed, Share, Whole
 
 
 class Split(Section):
@@ -17,7 +17,7 @@ class Split(Section):
     """Share of the rows for validation, where none is given."""
     test: Share = 0.0
     """Share of the rows for testing, where none is given."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the shuffle before the cut; sessions of chats are not shuffled."""
 
 
@@ -44,17 +44,17 @@ class Chat(Section):
     """Names of people whose messages are left out, e.g. bots that an export does not mark."""
     keep: Positive = 20_000
     """The newest so many messages of each file."""
-    gap_minutes: Annotated[float, Field(gt=0)] = 120
+    gap_minutes: Annotated[Real, Field(gt=0, le=10**7)] = 120
     """A session ends where nobody speaks for longer."""
     context: Positive = 10
     """Most messages of a context."""
     before: NotNegative = 5
     """Messages from before the session, where fewer than two precede within it."""
-    characters: Annotated[int, Field(ge=80)] = 1500
+    characters: Annotated[Whole, Field(ge=80, le=10**7)] = 1500
     """Longest context; the oldest messages leave first. Prompts are cut at their end, where the newest ones are."""
     anonymize: bool = False
     """Give everybody another name, also in mentions and texts."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the other names."""
 
 

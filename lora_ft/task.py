@@ -10,16 +10,25 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from export.errors import UsageError
+from export.runtime.options import BOUNDS
 from export.runtime.prompt import Prompt
+from lora_ft.faults import shown
 from lora_ft.lora import Lora
 from lora_ft.metrics import GIVES, SCORES
-from lora_ft.sections import NotNegative, Positive, Section, Seed, Share
+from lora_ft.sections import Positive, Real, Rows, Section, Seed, Share, Whole
 from lora_ft.source import Data
 
 FHIR_R4 = "fhir-r4"  # the schema that ships
 SPLITS = ("train", "validation", "test")
 AUTO = "auto"
+MAX_LABELS = 10_000
 SplitName = Literal["train", "validation", "test"]
+
+
+def within(option: str) -> Any:
+    """Return the field's bounds of an option of generation, the same as everywhere else."""
+    least, most = BOUNDS[option]
+    return Field(ge=least, le=most)
 
 
 def known_score(value: str) -> str:
@@ -32,9 +41,9 @@ def known_score(value: str) -> str:
 class Lengths(Section):
     """Limits in tokens, </s> included."""
 
-    source: Annotated[int, Field(ge=8)] = 512
+    source: Annotated[Whole, Field(ge=8, le=100_000)] = 512
     """Prompts are cut here."""
-    target: Annotated[int, Field(ge=2)] = 128
+    target: Annotated[Whole, Field(ge=2, le=100_000)] = 128
     """Longest target in training."""
     long_targets: Literal["error", "cut", "drop"] = "error"
     """What happens to a training or validation row whose target is longer."""
@@ -43,19 +52,19 @@ class Lengths(Section):
 class Train(Section):
     """The training run, by the names of transformers' Seq2SeqTrainingArguments."""
 
-    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    num_train_epochs: Annotated[Real, Field(gt=0, le=100_000)] = 3.0
     max_steps: Positive | None = None
     """Stops there whatever the epochs."""
-    per_device_train_batch_size: Positive = 8
-    per_device_eval_batch_size: Positive = 16
-    gradient_accumulation_steps: Positive = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    per_device_train_batch_size: Rows = 8
+    per_device_eval_batch_size: Rows = 16
+    gradient_accumulation_steps: Rows = 1
+    learning_rate: Annotated[Real, Field(gt=0, le=1e3)] = 1e-3
     lr_scheduler_type: str = "linear"
     warmup_ratio: Share = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    weight_decay: Annotated[Real, Field(ge=0, le=100)] = 0.0
+    max_grad_norm: Annotated[Real, Field(ge=0, le=1e9)] = 1.0
     optim: str = "adamw_torch"
-    seed: int = 42
+    seed: Seed = 42
     precision: Literal["auto", "bf16", "fp32", "fp16"] = "auto"
     """auto: bf16 where the GPU or CPU computes in it, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -118,17 +127,17 @@ class Train(Section):
 class Generate(Section):
     """How answers are generated, by the names of transformers' GenerationConfig."""
 
-    max_new_tokens: Positive | None = None
+    max_new_tokens: Annotated[Whole, within("max_new_tokens")] | None = None
     """By default lengths.target (transformers alone would stop after 20 tokens)."""
-    min_new_tokens: NotNegative = 0
-    num_beams: Positive = 1
-    length_penalty: float = 1.0
+    min_new_tokens: Annotated[Whole, within("min_new_tokens")] = 0
+    num_beams: Annotated[Whole, within("num_beams")] = 1
+    length_penalty: Annotated[Real, within("length_penalty")] = 1.0
     do_sample: bool = False
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    top_k: NotNegative = 50
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    no_repeat_ngram_size: NotNegative = 0
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[Real, within("temperature")] = 1.0
+    top_k: Annotated[Whole, within("top_k")] = 50
+    top_p: Annotated[Real, within("top_p")] = 1.0
+    no_repeat_ngram_size: Annotated[Whole, within("no_repeat_ngram_size")] = 0
+    repetition_penalty: Annotated[Real, within("repetition_penalty")] = 1.0
     seed: Seed | None = None
     """Seed of sampling. Without one, every call draws another, and says which; scores are of `evaluate.seed`."""
     constrained: bool = True
@@ -159,9 +168,10 @@ class Evaluate(Section):
     """Folder or hub name of the encoder that bertscore compares with."""
     json_schema: str | None = None
     """What answers must be valid JSON by: `fhir-r4`, or a JSON schema file. Needs the extra `structured`."""
-    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    bootstrap: Annotated[Whole, Field(ge=100, le=100_000)] = 1000
     """Resamples behind each interval."""
-    seed: int = 0
+    seed: Seed = 0
+    """Seed of the resamples, and of sampled answers that are scored."""
 
     @field_validator("metrics")
     @classmethod
@@ -201,9 +211,9 @@ class Card(Section):
     tags: list[str] = []
     limits: str = ""
     """What the model should not be used for, or is known to do badly."""
-    watts: Annotated[float, Field(gt=0)] | None = None
+    watts: Annotated[Real, Field(gt=0, le=1e9)] | None = None
     """What the machine draws while it trains, where no energy counter can be read."""
-    grams_per_kwh: Annotated[float, Field(ge=0)] | None = None
+    grams_per_kwh: Annotated[Real, Field(ge=0, le=1e6)] | None = None
     """CO2 of the electricity; without it no carbon is claimed."""
     location: str | None = None
     """Where that electricity is from, e.g. "Quebec, Canada"."""
@@ -212,7 +222,7 @@ class Card(Section):
 class Task(Section):
     """One task, with every default filled in."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
     """Names the run's folder: letters, digits, . _ -"""
     base: str = "google/flan-t5-small"
     """Hub name, path of a checkpoint, or `offline`."""
@@ -247,6 +257,19 @@ class Task(Section):
         return value
 
     @model_validator(mode="after")
+    def _fits_itself(self) -> Task:
+        generate = self.generate
+        if generate.min_new_tokens > self.max_new_tokens:
+            named = "generate.max_new_tokens" if generate.max_new_tokens else "lengths.target"
+            raise ValueError(
+                f"generate.min_new_tokens is {generate.min_new_tokens}, more than {named} = {self.max_new_tokens}; "
+                "lower it"
+            )
+        if generate.do_sample and generate.num_beams > 1:
+            raise ValueError("generate.do_sample and generate.num_beams exclude each other; choose sampling or beams")
+        return self
+
+    @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Task:
         if self.method == "full":
             for name in ("quantization", "loraplus_lr_ratio", "trainable_token_indices"):
@@ -269,11 +292,15 @@ class Task(Section):
             return value
         if len(value) < 2:
             raise ValueError("give at least two labels, or auto")
+        if len(value) > MAX_LABELS:
+            raise ValueError(f"at most {MAX_LABELS} labels may be listed (got {len(value)}); leave labels out")
+        seen = set[str]()
         for label in value:
             if not label or label != label.strip():
-                raise ValueError(f"the label {label!r} is empty or has blanks around it; remove them")
-            if value.count(label) > 1:
-                raise ValueError(f"the label {label!r} stands there twice; remove one")
+                raise ValueError(f"the label {shown(label)} is empty or has blanks around it; remove them")
+            if label in seen:
+                raise ValueError(f"the label {shown(label)} stands there twice; remove one")
+            seen.add(label)
         return value
 
     @model_validator(mode="after")

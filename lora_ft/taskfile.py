@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,31 +13,13 @@ from pydantic import ValidationError
 
 from export.errors import UsageError
 from export.files import write_text
+from lora_ft.faults import Fault as Fault
+from lora_ft.faults import TaskFaults as TaskFaults
+from lora_ft.faults import faults_of, shown
+from lora_ft.grid import GRID, combinations, set_key
+from lora_ft.paths import expanded
+from lora_ft.plain_yaml import Document, Mark, Place, parse_yaml, plain_text, read_yaml
 from lora_ft.task import FHIR_R4, SPLITS, Task
-
-GRID = "grid"  # of a file: values by key, a task for each combination
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing wrong with a task: the key path, the value found there, what is wrong and what to do."""
-
-    key: str
-    value: Any
-    problem: str
-
-    def __str__(self) -> str:
-        shown = repr(self.value)
-        return f"{self.key} = {shown if len(shown) <= 60 else shown[:57] + '...'}: {self.problem}"
-
-
-class TaskFaults(UsageError):
-    """A task file with faults, all of them in `faults`."""
-
-    def __init__(self, path: Path, faults: Sequence[Fault]) -> None:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        super().__init__(f"{path}: {faults[0]}{more}", f"`lora-ft validate {path}` shows all" if more else "")
-        self.path, self.faults = path, list(faults)
 
 
 def recipes() -> list[str]:
@@ -65,15 +44,15 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
         TaskFaults: with every fault of the schema at once.
         UsageError: no such file, no YAML, or an override that is no pair.
     """
-    file, raw = _read(path, overrides)
-    if GRID in raw:
+    file, document = _read(path, overrides)
+    if GRID in document.value:
         raise UsageError(f"{file} is a grid of tasks", "train it, or give the task.yaml of one of its runs")
-    return _checked(file, raw)
+    return _checked(file, document)
 
 
 def read_task(content: Mapping[str, Any], file: Path, overrides: Sequence[str] = ()) -> Task:
     """A task that another file holds, a bank's manifest say; overrides and errors as of `load_task`."""
-    return _checked(file, _overridden(copy.deepcopy(dict(content)), overrides))
+    return _checked(file, _overridden(Document(copy.deepcopy(dict(content))), overrides))
 
 
 def load_tasks(path: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Task, dict[str, Any]]]:
@@ -87,54 +66,44 @@ def load_tasks(path: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Ta
     Raises:
         UsageError: as of `load_task`, or `grid` is no lists of values by key.
     """
-    file, raw = _read(path, overrides)
-    if GRID not in raw:
-        return [(_checked(file, raw), {})]
-    grid = raw.pop(GRID)
-    if not isinstance(grid, dict) or not grid or not all(isinstance(value, list) and value for value in grid.values()):
-        raise UsageError(f"{file}: grid is not lists of values by key", "e.g. grid: {lora.r: [8, 16]}")
-    for key in grid:
-        if key == "name" or not all(str(key).split(".")):
-            raise UsageError(f"{file}: grid cannot set '{key}'", "name keys of the task, e.g. train.learning_rate")
-        if any(override.partition("=")[0] == key for override in overrides):
-            raise UsageError(f"--set {key} and the grid of {file} both set it", "change the grid")
-    found = []
-    for values in itertools.product(*grid.values()):
-        settings = dict(zip(grid, values, strict=True))
-        one = copy.deepcopy(raw)
-        for key, value in settings.items():
-            _set(one, key, value, f"{file}: grid.{key}")
-        parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in settings.items()]
-        one["name"] = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([str(raw.get("name")), *parts]))
-        found.append((_checked(file, one), settings))
-    return found
+    file, document = _read(path, overrides)
+    if GRID not in document.value:
+        return [(_checked(file, document), {})]
+    return [
+        (_checked(file, Document(raw, document.marks)), settings)
+        for raw, settings in combinations(document.value, str(file), overrides)
+    ]
 
 
-def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Path, Document]:
     """The file, and what it holds under the overrides."""
     file = _find(path)
-    return file, _overridden(_read_yaml(file), overrides)
+    document = read_yaml(file)
+    if not isinstance(document.value, dict):
+        raise UsageError(f"{file} is not a task: it holds no keys", "see the recipes for examples")
+    return file, _overridden(document, overrides)
 
 
-def _overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def _overridden(document: Document, overrides: Sequence[str]) -> Document:
+    marks = document.marks
     for override in overrides:
-        _override(raw, override)
-    _from_here(raw, overrides)
-    return raw
+        marks = _override(document.value, marks, override)
+    _from_here(document.value, overrides)
+    return Document(document.value, marks)
 
 
-def _checked(file: Path, raw: dict[str, Any]) -> Task:
+def _checked(file: Path, document: Document) -> Task:
     try:
-        task = Task.model_validate(raw)
+        task = Task.model_validate(document.value)
     except ValidationError as error:
-        raise TaskFaults(file, [_fault(entry) for entry in error.errors()]) from error
+        raise TaskFaults(file, faults_of(error, document.value, document.marks)) from error
     folder = file.resolve().parent
-    task.data.root = folder / task.data.root.expanduser() if task.data.root else folder
+    task.data.root = folder / expanded(task.data.root) if task.data.root else folder
     schema = task.evaluate.json_schema
     if schema is not None and schema != FHIR_R4:
-        task.evaluate.json_schema = str(folder / Path(schema).expanduser())
-    if task.base.startswith((".", "~")) or (task.base != "offline" and (folder / task.base).is_dir()):
-        task.base = str((folder / Path(task.base).expanduser()).resolve())
+        task.evaluate.json_schema = str(folder / expanded(schema))
+    if task.base.startswith((".", "~")) or (task.base != "offline" and _is_folder(folder / task.base)):
+        task.base = str((folder / expanded(task.base)).resolve())
     return task
 
 
@@ -146,10 +115,21 @@ def save_task(task: Task, path: Path) -> None:
 def task_text(task: Task) -> str:
     """A task as YAML, with every default filled in."""
     content = task.model_dump(mode="json", exclude_none=True)
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
-    if yaml.safe_load(text) != content:  # PyYAML writes rare line breaks (U+0085) such that they do not come back
-        text = yaml.safe_dump(content, sort_keys=False, width=100)
+    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    if parse_yaml(text, "the task").value != content:  # PyYAML writes U+0085 such that it does not come back
+        text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=100)
     return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that `plain_yaml` would take for something else."""
+
+
+def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain_text(text) else '"')
+
+
+_Dumper.add_representer(str, _text_node)
 
 
 def _recipe_folder() -> Path:
@@ -158,47 +138,31 @@ def _recipe_folder() -> Path:
 
 def _find(path: str | Path) -> Path:
     file = Path(path)
-    if file.is_file():
-        return file
-    if str(path) in recipes():
-        return recipe_file(str(path))
-    raise UsageError(f"no task file {path}", f"give a YAML file, or a recipe: {', '.join(recipes())}")
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise UsageError(f"{file} is not a task: it holds no keys", "see the recipes for examples")
-    return raw
+        if file.is_file():
+            return file
+        if str(path) in recipes():
+            return recipe_file(str(path))
+        kind = "a folder" if file.is_dir() else "not a file" if file.exists() else ""
+    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+        kind = ""
+    known = f"give a YAML file, or a recipe: {', '.join(recipes())}"
+    raise UsageError(f"{shown(str(path))[1:-1]} is {kind}" if kind else f"no task file {shown(str(path))[1:-1]}", known)
 
 
 _PATHS = ("root", *SPLITS)
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def _override(raw: dict[str, Any], marks: Mapping[Place, Mark], override: str) -> dict[Place, Mark]:
+    """Apply a `key.path=value` pair, and return the marks with those of the new value in place of the old one's."""
     key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UsageError(f"--set {override} is not key.path=value", "e.g. --set train.num_train_epochs=2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {key}: {text!r} is not YAML", "quote it") from error
-    _set(raw, key, value, f"--set {override}")
-
-
-def _set(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
-    section: Any = raw
-    *parents, last = key.split(".")
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise UsageError(f"{where}: {parent} has no keys of its own")
-    section[last] = value
+    parts = tuple(key.split("."))
+    if not equals or not all(parts):
+        raise UsageError(f"--set {shown(override)} is not key.path=value", "e.g. --set train.num_train_epochs=2")
+    document = parse_yaml(text, f"--set {shown(override)}")
+    set_key(raw, key, document.value, f"--set {shown(override)}")
+    kept = {place: mark for place, mark in marks.items() if place[: len(parts)] != parts}
+    return kept | {(*parts, *place): Mark(0, mark.text) for place, mark in document.marks.items()}
 
 
 def _from_here(raw: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -211,7 +175,7 @@ def _from_here(raw: dict[str, Any], overrides: Sequence[str]) -> None:
     paths = ("root",) if "data.root" in keys else _PATHS
     for key in keys:
         section, _, name = key.rpartition(".")
-        if key == "base" and Path(str(raw["base"])).expanduser().is_dir():
+        if key == "base" and isinstance(raw["base"], str) and _is_folder(expanded(raw["base"])):
             raw["base"] = _absolute(raw["base"])
         elif section == "data" and name in paths and isinstance(data, dict) and not data.get("hub"):
             value = data[name]
@@ -221,16 +185,11 @@ def _from_here(raw: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _absolute(value: Any) -> Any:
-    return str(Path.cwd() / Path(value).expanduser()) if isinstance(value, str) else value
+    return str(Path.cwd() / expanded(value)) if isinstance(value, str) else value
 
 
-def _fault(entry: Mapping[str, Any]) -> Fault:
-    """A pydantic error in our words."""
-    parts = [str(part) for part in entry["loc"] if not str(part).startswith(("function-", "constrained", "literal["))]
-    parts = [part for part in parts if part not in ("int", "str", "list[str]", "float")]
-    problem = {
-        "extra_forbidden": "unknown key; remove it or correct its spelling",
-        "missing": "missing; add it",
-    }.get(entry["type"], entry["msg"].removeprefix("Value error, "))
-    value = None if entry["type"] == "missing" else entry["input"]
-    return Fault(".".join(parts) or "task", value, problem)
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+        return False

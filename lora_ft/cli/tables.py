@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lora_ft.taskfile import TaskFaults
     from lora_ft.validate import Validation
 
+_MOST_FAULTS = 50  # that are shown of a file
+
 
 def console() -> Console:
     """Where results go."""
@@ -48,8 +50,10 @@ def show_faults(error: TaskFaults) -> None:
     """Every fault of a task file."""
     screen = console()
     screen.print(f"{error.path}: {len(error.faults)} fault{'s' * (len(error.faults) > 1)}")
-    for fault in error.faults:
+    for fault in error.faults[:_MOST_FAULTS]:
         screen.print(f"  {fault}", soft_wrap=True)
+    if len(error.faults) > _MOST_FAULTS:
+        screen.print(f"  and {len(error.faults) - _MOST_FAULTS:,} more")
 
 
 def show_validation(report: Validation) -> None:

@@ -70,3 +70,16 @@ def test_a_key_is_set_once(make_task: MakeTask) -> None:
 def test_commands_for_one_task_say_that_a_grid_is_several(make_task: MakeTask) -> None:
     with pytest.raises(UsageError, match="a grid of tasks; train it"):
         load_task(make_task(grid={"lora.r": [4, 8]}))
+
+
+def test_a_grid_of_millions_is_refused_before_it_is_made(make_task: MakeTask) -> None:
+    path = make_task(
+        grid={f"train.{key}": list(range(100)) for key in ("seed", "max_steps", "logging_steps", "eval_every")}
+    )
+    with pytest.raises(UsageError, match="100,000,000 tasks, more than 10,000"):
+        load_tasks(path)
+
+
+def test_a_grid_is_no_key_of_a_grid(make_task: MakeTask) -> None:
+    with pytest.raises(UsageError, match="cannot set 'grid"):
+        load_tasks(make_task(grid={"grid.lora.r": [1]}))

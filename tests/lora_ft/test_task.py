@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,24 @@ def test_a_long_value_is_shortened() -> None:
         ("train.warmup_ratio=1", "less than 1"),
         ("train.save_total_limit=0", "greater than or equal to 1"),
         ("generate.top_p=1.5", "less than or equal to 1"),
-        ("generate.temperature=0", "greater than 0"),
+        ("generate.temperature=0", "greater than or equal to"),
         ("generate.num_beams=2.5", "valid integer"),
+        ("generate.num_beams=1000000", "less than or equal to 1000"),
+        ("train.max_steps=1e23", "too large"),
+        ("train.num_train_epochs=1e300", "less than or equal to"),
+        ("train.learning_rate=.nan", "finite number"),
+        ("train.weight_decay=1e9999", "finite number"),
+        ("train.seed=-1", "greater than or equal to 0"),
+        ("train.seed=4294967296", "less than 4294967296"),
+        ("train.per_device_train_batch_size=1000000000", "less than or equal to 100000"),
+        ("lengths.source=1000000000", "less than or equal to 100000"),
+        ("lora.r=1000000000", "less than or equal to 10000"),
+        ("lora.lora_alpha=1e18", "less than or equal to"),
+        ("lora.loraplus_lr_ratio=1e300", "less than or equal to"),
+        ("lora.init_lora_weights=pissa_niter_9999999", "unknown start"),
+        ("evaluate.bootstrap=1000000000", "less than or equal to 100000"),
+        ("card.watts=1e300", "less than or equal to"),
+        ("data.split.seed=-1", "greater than or equal to 0"),
         ("evaluate.bootstrap=10", "greater than or equal to 100"),
         ("evaluate.metrics=[rogue]", "unknown metric rogue; use one of rouge, rougeSU4, bleu"),
         ("evaluate.metrics=[]", "at least 1"),
@@ -347,7 +364,7 @@ TASKS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
             {},
             optional={
                 "learning_rate": st.floats(1e-12, 1e3),
-                "eval_every": st.one_of(st.just("epoch"), st.integers(1)),
+                "eval_every": st.one_of(st.just("epoch"), st.integers(1, 10**9)),
                 "compile": st.sampled_from(["on", "off", "auto"]),
                 "report_to": st.lists(st.sampled_from(["tensorboard", "wandb"])),
             },
@@ -365,3 +382,77 @@ def test_a_saved_task_comes_back_the_same(content: dict[str, Any], tmp_path_fact
     task.data.root = folder
     save_task(task, folder / "saved.yaml")
     assert load_task(folder / "saved.yaml") == task
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("labels=[yes, no]", "labels.0", 'YAML reads yes as true; quote it: "yes"'),
+        ("labels=[0, 1]", "labels.0", 'YAML reads 0 as a number; quote it: "0"'),
+        ("labels=[a, 1.50]", "labels.1", 'YAML reads 1.50 as a number; quote it: "1.50"'),
+        ("labels=[a, On]", "labels.1", 'YAML reads On as true; quote it: "On"'),
+        ("evaluate.language=no", "evaluate.language", 'YAML reads no as false; quote it: "no"'),
+        ("card.language=[en, no]", "card.language.1", 'quote it: "no"'),
+        ("name=2024", "name", 'quote it: "2024"'),
+        ("data.target=1", "data.target", 'quote it: "1"'),
+        ("data.train=[1, b.jsonl]", "data.train.0", 'quote it: "1"'),
+        ("lora.new_tokens=[on]", "lora.new_tokens.0", 'quote it: "on"'),
+    ],
+)
+def test_text_that_yaml_takes_for_something_else_must_be_quoted(
+    make_task: MakeTask, override: str, key: str, words: str
+) -> None:
+    faults = faults_of(make_task(), override)
+    assert words in faults[key].problem
+    quoted = override.replace("[a, 1.50]", "[a, '1.50']")
+    assert quoted  # and in the file, with its line:
+    path = make_task()
+    path.write_text(path.read_text(encoding="utf-8") + "labels: [Yes, 'no']\n", encoding="utf-8")
+    fault = faults_of(path)["labels.0"]
+    assert 'quote it: "Yes"' in fault.problem and fault.line == len(path.read_text().splitlines())
+    assert str(fault).endswith(f"(line {fault.line})")
+
+
+def test_quoted_words_are_labels(make_task: MakeTask) -> None:
+    assert load_task(make_task(), ["labels=['yes', 'no', '1']"]).labels == ["yes", "no", "1"]
+
+
+def test_numbers_are_not_written_as_truth_values(make_task: MakeTask) -> None:
+    for key in ("train.learning_rate", "train.weight_decay", "generate.temperature", "data.split.test", "lora.r"):
+        assert "write a number" in faults_of(make_task(), f"{key}=yes")[key].problem
+
+
+@pytest.mark.parametrize("key", ["data.root", "base", "evaluate.json_schema"])
+def test_the_home_of_nobody_is_refused(make_task: MakeTask, key: str) -> None:
+    with pytest.raises(UsageError, match="~nosuchuser is the home folder of nobody"):
+        load_task(make_task(), [f"{key}=~nosuchuser/x"])
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path, words in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "fifo", "is not a file"),
+        (tmp_path / ("x" * 5000), "no task file"),
+        ("a\0b", "no task file"),
+    ):
+        with pytest.raises(UsageError, match=words) as caught:
+            load_task(path)
+        assert len(caught.value.message) < 200
+
+
+def test_no_message_holds_a_whole_value(make_task: MakeTask) -> None:
+    path = make_task()
+    huge = "[" + ", ".join(["[" + "'xxxxxxxxxx', " * 50 + "]"] * 300) + "]"
+    for override in (f"train.seed={huge}", f"lengths={huge}", f"labels={huge}", f"train.optim={'y' * 10_000}",
+                     f"labels=['{'z' * 9_000} ', b]", f"{'k' * 5_000}=1", f"prompt={'{' * 9_000}"):  # fmt: skip
+        with pytest.raises(UsageError) as caught:
+            load_task(path, [override])
+        assert len(str(caught.value)) < 1_000
+
+
+def test_many_labels_are_checked_in_linear_time(make_task: MakeTask) -> None:
+    labels = [f"label{i}" for i in range(10_000)]
+    assert load_task(make_task(labels=labels)).labels == labels
+    assert "at most 10000 labels" in faults_of(make_task(labels=[*labels, "one more"]))["labels"].problem
+    assert "'label7' stands there twice" in faults_of(make_task(labels=[*labels[:9_000], "label7"]))["labels"].problem

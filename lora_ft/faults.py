@@ -1,0 +1,110 @@
+"""Faults of a task: which key, which value, what is wrong with it, and in which line it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import Repr
+from typing import Any
+
+from pydantic import ValidationError
+
+from export.errors import UsageError
+from lora_ft.plain_yaml import Mark, Place
+
+_SHOWN = 60  # characters
+_KINDS = frozenset(("int", "str", "float", "bool", "list", "dict", "none"))  # of a union, as pydantic names its parts
+_short = Repr()
+_short.maxlist = _short.maxdict = _short.maxtuple = 4
+_short.maxlevel = 3
+_short.maxstring = _short.maxother = _short.maxlong = 2 * _SHOWN
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages show it: at most 60 characters, however large it is."""
+    text = repr(value[: 2 * _SHOWN]) if isinstance(value, str) else _short.repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a task.
+
+    Attributes:
+        key: its path, such as `train.seed`.
+        value: what stands there.
+        problem: what is wrong, and what to do.
+        line: of the task file, or 0 where the value comes from elsewhere.
+    """
+
+    key: str
+    value: Any
+    problem: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        place = f" (line {self.line})" if self.line else ""
+        return f"{self.key} = {shown(self.value)}: {self.problem}{place}"
+
+
+class TaskFaults(UsageError):
+    """A task file with faults, all of them in `faults`."""
+
+    def __init__(self, path: Path, faults: Sequence[Fault]) -> None:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        super().__init__(f"{path}: {faults[0]}{more}", f"`lora-ft validate {path}` shows all" if more else "")
+        self.path, self.faults = path, list(faults)
+
+
+def faults_of(error: ValidationError, raw: Any, marks: Mapping[Place, Mark]) -> list[Fault]:
+    """Return pydantic's errors in our words, one fault a key.
+
+    Args:
+        error: of checking a task.
+        raw: what was checked.
+        marks: of its values, where they are known.
+    """
+    found: dict[tuple[str, int], Fault] = {}
+    for entry in error.errors(include_url=False):
+        place, key = _place(entry["loc"], raw)
+        mark = marks.get(place)
+        problem = _problem(entry, mark)
+        fault = Fault(key, None if entry["type"] == "missing" else entry["input"], problem, mark.line if mark else 0)
+        known = found.setdefault((key, fault.line), fault)
+        if known is not fault and problem not in known.problem:  # another part of a union
+            found[key, fault.line] = Fault(key, fault.value, f"{known.problem}; or {problem}", fault.line)
+    return list(found.values())
+
+
+def _place(location: Sequence[str | int], raw: Any) -> tuple[Place, str]:
+    """Return the path of a value, and its key in words; pydantic also names the parts of unions, which are no keys."""
+    place: list[str | int] = []
+    names: list[str] = []
+    for part in location:
+        if (isinstance(raw, Mapping) and part in raw) or (
+            isinstance(raw, list) and isinstance(part, int) and part < len(raw)
+        ):
+            raw = raw[part]
+        elif not isinstance(part, str) or not re.fullmatch(r"[a-z_]+", part) or part in _KINDS:
+            continue
+        place.append(part)
+        names.append(str(part) if len(str(part)) <= _SHOWN else str(part)[: _SHOWN - 3] + "...")
+    return tuple(place), ".".join(names) or "task"
+
+
+def _problem(entry: Mapping[str, Any], mark: Mark | None) -> str:
+    kind, value = entry["type"], entry["input"]
+    if kind == "extra_forbidden":
+        return "unknown key; remove it or correct its spelling"
+    if kind == "missing":
+        return "missing; add it"
+    if kind in ("int_parsing_size", "int_from_float") and isinstance(value, float) and value.is_integer():
+        return "the number is too large; write a smaller one"
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        written = mark.text if mark and mark.text else str(value)
+        read = str(value).lower() if isinstance(value, bool) else "a number"
+        return f"text is needed, and YAML reads {written[:_SHOWN]} as {read}; quote it: {json.dumps(written[:_SHOWN])}"
+    return str(entry["msg"]).removeprefix("Value error, ")

@@ -1,0 +1,72 @@
+"""Grids: one task file that stands for many tasks, one for each combination of its values."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from export.errors import UsageError
+
+GRID = "grid"  # the key of a task file: values by key
+MAX_TASKS = 10_000
+
+
+def combinations(
+    raw: dict[str, Any], where: str, overrides: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield each task of a grid, and what the grid sets in it, by key.
+
+    Args:
+        raw: content of a task file with the key `grid`.
+        where: its name, for errors.
+        overrides: `key.path=value` pairs that were applied to it.
+
+    Raises:
+        UsageError: the grid is no lists of values by key, is larger than `MAX_TASKS`, or sets what an override sets.
+    """
+    raw = dict(raw)
+    grid = raw.pop(GRID)
+    if not isinstance(grid, dict) or not grid or not all(isinstance(value, list) and value for value in grid.values()):
+        raise UsageError(f"{where}: grid is not lists of values by key", "e.g. grid: {lora.r: [8, 16]}")
+    for key in grid:
+        if key.split(".")[0] in ("name", GRID) or not all(key.split(".")):
+            raise UsageError(
+                f"{where}: grid cannot set '{key[:60]}'", "name keys of the task, e.g. train.learning_rate"
+            )
+        if any(override.partition("=")[0] == key for override in overrides):
+            raise UsageError(f"--set {key} and the grid of {where} both set it", "change the grid")
+    count = math.prod(map(len, grid.values()))
+    if count > MAX_TASKS:
+        raise UsageError(f"{where}: grid is of {count:,} tasks, more than {MAX_TASKS:,}", "name fewer values")
+    for values in itertools.product(*grid.values()):
+        settings = dict(zip(grid, values, strict=True))
+        one = copy.deepcopy(raw)
+        for key, value in settings.items():
+            set_key(one, key, value, f"{where}: grid.{key}")
+        one["name"] = _name(raw.get("name"), settings)
+        yield one, settings
+
+
+def set_key(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set a value by its key's path; sections that are not there are added.
+
+    Raises:
+        UsageError: a part of the path holds a value instead of keys.
+    """
+    section: Any = raw
+    *parents, last = key.split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise UsageError(f"{where}: {parent} has no keys of its own", "name a key of a section, e.g. lora.r")
+    section[last] = value
+
+
+def _name(name: Any, settings: dict[str, Any]) -> str:
+    """Return the name of one combination: NAME-r-8-seed-1."""
+    parts = [f"{key.rpartition('.')[2]}-{str(value)[:200]}" for key, value in settings.items()]
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([str(name), *parts]))

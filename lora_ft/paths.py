@@ -1,0 +1,20 @@
+"""Paths as users write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from export.errors import UsageError
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with ~ or ~user replaced by the folder it stands for.
+
+    Raises:
+        UsageError: there is no such user, or no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        user = Path(path).parts[0]
+        raise UsageError(f"{path}: {user} is the home folder of nobody here", "write the folder out") from error

@@ -151,15 +151,28 @@ def parse_json(text: str | bytes, where: object) -> Any:
         ) from error
     except UnicodeEncodeError as error:
         raise LoraFtError(f"{where} holds half a character (a lone surrogate)", "write the text as UTF-8") from error
-    except _OutOfBoundsError as error:
+    except OutOfBoundsError as error:
         raise LoraFtError(f"{where} {error}", error.remedy) from error
     except RecursionError as error:
         raise LoraFtError(f"{where} is nested too deeply", _REMEDY) from error
     return value
 
 
-class _OutOfBoundsError(ValueError):
-    """A fault of a value, without its source."""
+def bounded_decoder() -> json.JSONDecoder:
+    """Return a decoder for texts of several values, one after the other (JSON Lines).
+
+    It raises json.JSONDecodeError, RecursionError, or OutOfBoundsError for an equal key and for a long integer. Depth
+    is for `JsonLimits` to check.
+    """
+    return json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
+
+
+class OutOfBoundsError(ValueError):
+    """A fault of a value, without its source.
+
+    Attributes:
+        remedy: what to do about it.
+    """
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
@@ -172,11 +185,11 @@ def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(items):
         seen: set[str] = set()
         twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _OutOfBoundsError(f"has the key {twice[:_SHOWN]!r} twice in one object", "remove one of the two")
+        raise OutOfBoundsError(f"has the key {twice[:_SHOWN]!r} twice in one object", "remove one of the two")
     return value
 
 
 def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise _OutOfBoundsError(f"has a number of {len(digits):,} digits (at most {MAX_DIGITS})", "write it in quotes")
+        raise OutOfBoundsError(f"has a number of {len(digits):,} digits (at most {MAX_DIGITS})", "write it in quotes")
     return int(digits)

@@ -142,7 +142,7 @@ def converse(
     Raises:
         UsageError: the model's prompt takes no bare text, or `start` has no line with a name.
     """
-    if model.prompt is None or len(model.prompt.columns) != 1:
+    if model.prompt is None or model.prompt.single is None:
         there = adapters_of(model)
         others = f", or --adapter NAME: there are {', '.join(there)}" if there else ""
         raise UsageError(

@@ -184,9 +184,12 @@ def _evaluate(
     predictions: Path | None, progress: Progress,
 ) -> Evaluation:  # fmt: skip
     task = with_labels(task)
-    examples = require(load_splits(task, [split]), split, task)[:limit]
+    splits = load_splits(task, [split])
+    examples = require(splits, split, task)[:limit]
     progress.stage("looking for rows seen before")
-    warnings = guards.of_rows(task, split, examples, chosen=model.kind in ("run", "bundle") or model.task is not None)
+    warnings = splits.warnings + guards.of_rows(
+        task, split, examples, chosen=model.kind in ("run", "bundle") or model.task is not None
+    )
     answers, scores, rows = _score(model, examples, task, batch_size, progress)
     warnings += guards.of_answers(task, examples, answers, model.engine.tokenizer)
     before = gain = None

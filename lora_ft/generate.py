@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from export.errors import UsageError
+from export.runtime.text import whole
 from lora_ft.engines import BATCH_SIZE, OnnxEngine
 from lora_ft.models import Model
 from lora_ft.progress import Progress, Silent
@@ -38,10 +39,10 @@ def generate(
     """
     progress = progress or Silent()
     if (names := _adapters(model, rows)) and isinstance(model.engine, OnnxEngine):
-        prompts = [_prompt(_as_asked(model, name), row, raw) for row, name in zip(rows, names, strict=True)]
+        prompts = _prompts([_as_asked(model, name) for name in names], rows, raw, progress)
         progress.stage("generating", len(prompts))
         return model.engine.generator.generate(prompts, adapter=names, batch_size=batch_size, **options)
-    prompts = [_prompt(model, row, raw) for row in rows]
+    prompts = _prompts([model] * len(rows), rows, raw, progress)
     progress.stage("generating", len(prompts))
     answers = model.engine.generate(prompts, {**model.options, **options}, batch_size=batch_size, done=progress.advance)
     return [answer.text for answer in answers]
@@ -58,7 +59,7 @@ def stream(
     if not isinstance(model.engine, OnnxEngine):
         raise UsageError(f"{model.name} cannot stream", "export it: bundles can")
     names = _adapters(model, rows) or [model.engine.adapter] * len(rows)
-    prompts = [_prompt(_as_asked(model, name), row, raw) for row, name in zip(rows, names, strict=True)]
+    prompts = _prompts([_as_asked(model, name) for name in names], rows, raw, Silent())
     for prompt, name in zip(prompts, names, strict=True):
         yield from model.engine.generator.stream(prompt, adapter=name, **options)
         yield "\n"
@@ -93,6 +94,27 @@ def _as_asked(model: Model, adapter: str | None) -> Model:
     assert isinstance(model.engine, OnnxEngine)
     settings = model.engine.generator.of(adapter)
     return replace(model, prompt=settings.prompt, options=dict(settings.defaults))
+
+
+def _prompts(
+    models: Sequence[Model], rows: Sequence[str | Mapping[str, Any]], raw: bool, progress: Progress
+) -> list[str]:
+    """Return the prompt of each row, by the model that it is for, without half characters."""
+    prompts = []
+    for number, (model, row) in enumerate(zip(models, rows, strict=True), 1):
+        try:
+            prompts.append(_prompt(model, row, raw))
+        except UsageError as error:
+            place = "" if isinstance(row, str) or len(rows) == 1 else f"row {number}: "
+            raise UsageError(f"{place}{error.message}", error.remedy) from error
+    sound = [whole(prompt) for prompt in prompts]
+    halves = [number for number, (text, other) in enumerate(zip(prompts, sound, strict=True), 1) if text != other]
+    if halves:
+        progress.note(
+            f"warning: {len(halves):,} of {len(rows):,} rows hold half a character (a lone surrogate), which is read "
+            f"as U+FFFD, first row {halves[0]}; write the text as UTF-8"
+        )
+    return sound
 
 
 def _prompt(model: Model, row: str | Mapping[str, Any], raw: bool) -> str:

@@ -64,9 +64,9 @@ def seen_in_training(task: Task, split: str, examples: Sequence[Example], train:
     prompts = {example.prompt for example in train}
     same = sum(example.prompt in prompts for example in examples)
     found = [f"{same:,} {split} prompts are training prompts too; the scores flatter"] if same else []
-    columns = Prompt(task.prompt).columns
+    prompt = Prompt(task.prompt)
     new = [i for i, example in enumerate(examples) if example.prompt not in prompts]
-    near = near_duplicates([_text(examples[i], columns) for i in new], (_text(one, columns) for one in train))
+    near = near_duplicates([_text(examples[i], prompt) for i in new], (_text(one, prompt) for one in train))
     if near:
         first = min(near)
         found.append(
@@ -129,5 +129,5 @@ def dropped_letters(task: Task, texts: Sequence[str]) -> list[str]:
     return [f"ROUGE drops {share:.0%} of the letters, which are not a to z: set evaluate.language or rouge_tokenizer"]
 
 
-def _text(example: Example, columns: Sequence[str]) -> str:
-    return "\n".join(str(example.row[column]) for column in columns)
+def _text(example: Example, prompt: Prompt) -> str:
+    return "\n".join(prompt.texts(example.row))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from export.runtime.text import Tokenizer
 from lora_ft.bases import Base, load_tokenizer
 from lora_ft.batches import Encoded, encode
-from lora_ft.data import Example, Splits, load_splits, require, with_labels
+from lora_ft.data import Example, Splits, load_splits, require, training_examples, with_labels
 from lora_ft.labels import check_labels
 from lora_ft.progress import Progress
 from lora_ft.task import Task
@@ -42,7 +42,12 @@ def gather(task: Task, base: Base, progress: Progress) -> Material:
     task = with_labels(task)
     check_labels(task, tokenizer)
     splits = load_splits(task)
-    rows = encode(require(splits, "train", task), tokenizer, task.lengths, "train")
+    for warning in splits.warnings:
+        progress.note(f"warning: {warning}")
+    require(splits, "train", task)
+    rows = encode(training_examples(task, splits), tokenizer, task.lengths, "train")
+    if task.data.oversample:
+        progress.note(f"oversampled: {len(splits.train):,} training rows are {len(rows):,} now")
     if splits.overlap:
         progress.note(
             f"warning: {splits.overlap:,} prompts of other rows are training prompts too; scores will flatter"

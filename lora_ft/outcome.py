@@ -47,7 +47,11 @@ def measured(
             "notice": base.notice,
             **{key: base.config[key] for key in ("d_model", "vocab_size", "num_layers")},
         },
-        "rows": {"train": len(splits.train), "validation": len(splits.validation)},
+        "rows": {
+            "train": len(splits.train),
+            "validation": len(splits.validation),
+            **({"left_out": splits.left_out} if splits.left_out else {}),
+        },
         "steps": trainer.state.global_step,
         "global_batch": plan.global_batch,
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),

@@ -1,148 +1,120 @@
-"""Rows out of local files, one reader a format, found by the file's ending. Faults name the file and the line."""
+"""Rows out of local files: which files are meant, and which format each has. Faults name the file and the line."""
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
-import json
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 
-from export.errors import LoraFtError, UsageError, first_line
+from export.errors import UsageError, first_line
+from lora_ft.formats.content import COMPRESSED, Content, Located, Row, content_of, kind_of_file
+from lora_ft.formats.delimited import read_delimited
+from lora_ft.formats.json_rows import read_json_rows
+from lora_ft.formats.table import read_parquet
 
-Row = dict[str, Any]
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # its own 131,072 characters are fewer than some documents have
+__all__ = ["READERS", "Layout", "Located", "Row", "find_files", "is_readable", "read_rows"]
+
+READERS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+"""Endings of files that hold rows; one of `COMPRESSED` may follow. JSON is also read from .txt."""
+_TEXT = ".txt"
 
 
-def read_rows(root: Path, names: str | list[str], key: str) -> list[tuple[str, Row]]:
-    """(where, row) of every row in the files that `names` stand for, in order; where is "file:line".
+@dataclass(frozen=True)
+class Layout:
+    """How files are written, where they do not say it themselves.
+
+    Attributes:
+        encoding: of text, by Python's name.
+        delimiter: between the cells of CSV.
+        field: column or path of the rows in a JSON document.
+    """
+
+    encoding: str | None = None
+    delimiter: str | None = None
+    field: str | None = None
+
+
+def read_rows(root: Path, names: str | list[str], key: str, layout: Layout | None = None) -> list[Located]:
+    """Return (where, row) of every row in the files that `names` stand for, in order; where is "file:line".
 
     Args:
         root: folder that relative names start from.
         names: file, glob or list of them.
-        key: of the task that holds them, for errors.
+        key: key of the task that holds them, for errors.
+        layout: how they are written; by default as they say themselves.
 
     Raises:
-        UsageError: a file is missing, or of a format with no reader.
-        LoraFtError: a file is damaged or not UTF-8.
+        UsageError: a file is missing, of a format with no reader, or cannot be read in this layout.
+        LoraFtError: a file is damaged, or of another encoding.
     """
-    rows: list[tuple[str, Row]] = []
+    rows: list[Located] = []
     for file in find_files(root, names, key):
-        reader = READERS.get(file.suffix.lower())
-        if reader is None:
-            raise UsageError(f"{key}: {file} has no reader", f"formats: {', '.join(READERS)}")
-        rows += reader(file)
+        if not is_readable(file) and _ending(file) != _TEXT:
+            raise _unreadable(file, key)
+        content = content_of(file)
+        if content.ending not in (*READERS, _TEXT):
+            raise _unreadable(file, key)
+        rows += _read(content, key, layout or Layout())
     return rows
 
 
+def is_readable(file: Path) -> bool:
+    """Return whether a file holds rows, by its name."""
+    return _ending(file) in READERS or file.suffix.lower() == ".zip"
+
+
 def find_files(root: Path, names: str | list[str], key: str, *, folders: bool = False) -> Iterator[Path]:
-    """The files that `names` stand for, in order; with `folders`, a folder may be named too.
+    """Yield the files that `names` stand for, in order; with `folders`, a folder may be named too.
 
     Raises:
-        UsageError: a name stands for none.
+        UsageError: a name stands for none, or for what is no file.
     """
     for name in [names] if isinstance(names, str) else names:
-        path = root / Path(name).expanduser()
-        named = path.is_file() or (folders and path.is_dir())
-        found = [path] if named else _matching(root, str(Path(name).expanduser()))
+        try:
+            expanded = Path(name).expanduser()
+            path = root / expanded
+            found = [path] if path.exists() else _matching(root, str(expanded), folders=folders)
+        except (OSError, ValueError, RuntimeError) as error:  # a user that is not there, a zero, a name too long
+            raise UsageError(f"{key}: {name!r} is no usable name ({first_line(error)})", "correct the name") from error
         if not found:
             raise UsageError(
                 f"{key}: no file {path}", "correct the name, or set data.root to the folder it starts from"
             )
+        if not (path.is_file() or found != [path] or (folders and path.is_dir())):
+            raise UsageError(f"{key}: {path} is {kind_of_file(path)}, not a file", "name files with rows")
         yield from found
 
 
-def _matching(root: Path, pattern: str) -> list[Path]:
-    """Files of a glob; marks of globs in the root itself are plain characters."""
+def _matching(root: Path, pattern: str, *, folders: bool) -> list[Path]:
+    """Return the files of a glob; marks of globs in the root itself are plain characters."""
     full = pattern if Path(pattern).is_absolute() else f"{glob.escape(str(root))}/{pattern}"
-    return sorted(Path(name) for name in glob.glob(full, recursive=True))  # noqa: PTH207  (absolute ones too)
+    paths = sorted(Path(name) for name in glob.glob(full, recursive=True))  # noqa: PTH207  (absolute ones too)
+    return [path for path in paths if path.is_file() or (folders and path.is_dir())]
 
 
-def _text(file: Path) -> str:
-    data = file.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise LoraFtError(f"{file}:{line} is not UTF-8 (byte {error.start})", "save the file as UTF-8") from error
+def _read(content: Content, key: str, layout: Layout) -> list[Located]:
+    ending = content.ending
+    is_json = ending in (".jsonl", ".ndjson", ".json", _TEXT)
+    if layout.field is not None and not is_json:
+        raise UsageError(f"{key}: {content.file} is not JSON, and data.field is for JSON", "remove data.field")
+    if ending == ".parquet":
+        return read_parquet(content)
+    if not is_json:
+        return read_delimited(content, encoding=layout.encoding, delimiter=layout.delimiter)
+    if ending == _TEXT and not content.text(layout.encoding).lstrip().startswith(("{", "[")):
+        raise _unreadable(content.file, key)
+    return read_json_rows(content, encoding=layout.encoding, field=layout.field)
 
 
-def _object(value: Any, where: str) -> Row:
-    if not isinstance(value, dict):
-        raise LoraFtError(f"{where} is no object but a {type(value).__name__}", 'write each row as {"column": ...}')
-    return value
+def _ending(file: Path) -> str:
+    """Return the ending of a file's name below that of a compression, in small letters."""
+    name = file.name if file.suffix.lower() not in COMPRESSED else file.stem
+    return PurePath(name).suffix.lower()
 
 
-def _parsed(text: str, where: str) -> Any:
-    value = json.loads(text)
-    if "\\ud" in text.lower():  # JSON can spell half a character, which no tokenizer reads
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise LoraFtError(
-                f"{where} holds half a character (a lone surrogate)", "write the text as UTF-8"
-            ) from error
-    return value
-
-
-def _jsonl(file: Path) -> list[tuple[str, Row]]:
-    rows = []
-    for number, line in enumerate(_text(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            rows.append((where, _object(_parsed(line, where), where)))
-        except json.JSONDecodeError as error:
-            raise LoraFtError(f"{where} is not JSON ({error.msg})", "is the file cut off or not jsonl?") from error
-    return rows
-
-
-def _json(file: Path) -> list[tuple[str, Row]]:
-    try:
-        content = _parsed(_text(file), str(file))
-    except json.JSONDecodeError as error:
-        raise LoraFtError(f"{file}:{error.lineno} is not JSON ({error.msg})", "is the file cut off?") from error
-    if not isinstance(content, list):
-        raise LoraFtError(f"{file} is no list of objects", "write [{...}, {...}], or use jsonl")
-    return [(f"{file}[{i}]", _object(row, f"{file}[{i}]")) for i, row in enumerate(content)]
-
-
-def _delimited(delimiter: str) -> Callable[[Path], list[tuple[str, Row]]]:
-    def read(file: Path) -> list[tuple[str, Row]]:
-        lines = csv.DictReader(io.StringIO(_text(file), newline=""), delimiter=delimiter, strict=True)
-        rows: list[tuple[str, Row]] = []
-        try:
-            for row in lines:
-                where = f"{file}:{lines.line_num}"
-                if None in row:
-                    raise LoraFtError(f"{where} has more cells than the header", "quote cells that hold the delimiter")
-                rows.append((where, row))
-        except csv.Error as error:
-            raise LoraFtError(f"{file}:{lines.reader.line_num} is damaged ({error})", "is the file cut off?") from error
-        return rows
-
-    return read
-
-
-def _parquet(file: Path) -> list[tuple[str, Row]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(file).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise LoraFtError(f"{file} is not a whole parquet file ({first_line(error)})", "copy it again") from error
-    return [(f"{file}[{i}]", row) for i, row in enumerate(rows)]
-
-
-READERS: dict[str, Callable[[Path], list[tuple[str, Row]]]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _delimited(","),
-    ".tsv": _delimited("\t"),
-    ".parquet": _parquet,
-}
+def _unreadable(file: Path, key: str) -> UsageError:
+    return UsageError(
+        f"{key}: {file} has no reader",
+        f"formats: {', '.join(READERS)}, each also compressed ({', '.join(COMPRESSED)}); JSON also in {_TEXT}",
+    )

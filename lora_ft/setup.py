@@ -45,6 +45,7 @@ def equip(
     trainer = Trainer(
         model=model,
         args=arguments,
+        smoothing=task.train.label_smoothing_factor,
         loraplus_lr_ratio=task.lora.loraplus_lr_ratio,
         bf16=plan.precision.is_bf16,
         compiled=plan.compile,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from lora_ft.formats.content import check_encoding
 from lora_ft.sections import NotNegative, Positive, Real, Section, Seed, Share, Whole
 
 
 class Split(Section):
-    """How to cut missing splits off the training rows."""
+    """How to cut missing splits off the training rows; with labels, each gets its share of every label."""
 
     validation: Share = 0.1
     """Share of the rows for validation, where none is given."""
@@ -59,7 +60,12 @@ class Chat(Section):
 
 
 class Data(Section):
-    """Where rows come from: a data set on the hub (`hub`), or local jsonl, json, csv, tsv or parquet files."""
+    """Where rows come from: a data set on the hub (`hub`), or local jsonl, json, csv, tsv or parquet files.
+
+    Files may be compressed (.gz, .bz2, .xz, .zst, .zip). Columns may lie inside others: `translation.en`,
+    `answers.text`, `messages[-1].content`. Cells are text, numbers, or true and false, which are written like this;
+    references may be lists of them. Anything else is refused.
+    """
 
     hub: str | None = None
     """Name of a data set on the hub; `train`, `validation` and `test` are then names of its splits."""
@@ -75,6 +81,12 @@ class Data(Section):
     test: str | list[str] | None = None
     chat: Chat | None = None
     """The files are exports of chats instead; data.split then cuts whole sessions, the newest for testing."""
+    encoding: str | None = None
+    """Encoding of text files, by Python's name, e.g. cp1252; by default UTF-8, or that of a byte order mark."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """Character between the cells of csv and tsv; by default found among , ; tab and |."""
+    field: str | None = None
+    """Where the rows are in a JSON object, e.g. data; by default its only list of objects."""
     target: str = "target"
     """Column with the text to be generated."""
     references: str | None = None
@@ -82,12 +94,29 @@ class Data(Section):
     split: Split | None = None
     limit: Limits = Limits()
     skip_empty: bool = False
-    """Leave out rows with an empty cell instead of refusing them."""
+    """Leave out rows with an empty cell instead of refusing them; how many is said."""
+    oversample: bool = False
+    """With labels: repeat training rows until every label is as frequent as the commonest one."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        return None if value is None else check_encoding(value)
+
+    @field_validator("delimiter")
+    @classmethod
+    def _usable_delimiter(cls, value: str | None) -> str | None:
+        if value is not None and value in '"\\\r\n ':
+            raise ValueError("a delimiter is a character between cells, e.g. ; or |")
+        return value
 
     @model_validator(mode="after")
     def _has_rows(self) -> Data:
         if self.chat is not None and self.hub is not None:
             raise ValueError("chat reads local files; remove hub")
+        for name in ("encoding", "delimiter", "field"):
+            if getattr(self, name) is not None and (self.hub is not None or self.chat is not None):
+                raise ValueError(f"{name} is for files of rows; remove it, or {'hub' if self.hub else 'chat'}")
         if self.chat is not None and "target" not in self.model_fields_set:
             self.target = "response"
         if self.train is None and self.hub is not None:

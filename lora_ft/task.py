@@ -63,6 +63,8 @@ class Train(Section):
     warmup_ratio: Share = 0.05
     weight_decay: Annotated[Real, Field(ge=0, le=100)] = 0.0
     max_grad_norm: Annotated[Real, Field(ge=0, le=1e9)] = 1.0
+    label_smoothing_factor: Annotated[Real, Field(ge=0, le=0.9)] = 0.0
+    """Share of each target token's probability that is spread over the vocabulary; of training, not of eval_loss."""
     optim: str = "adamw_torch"
     seed: Seed = 42
     precision: Literal["auto", "bf16", "fp32", "fp16"] = "auto"
@@ -307,6 +309,8 @@ class Task(Section):
     def _fits_labels(self) -> Task:
         if self.labels is not None and self.codec == "json":
             raise ValueError("labels are text, not JSON; leave out codec: json")
+        if self.labels is None and self.data.oversample:
+            raise ValueError("data.oversample needs labels; list them, or labels: auto")
         chosen = [
             ("train.metric_for_best_model", self.train.metric_for_best_model),
             ("evaluate.metric", self.evaluate.metric),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -38,14 +39,19 @@ class Rows(Dataset[Encoded]):
         return self.rows[index]
 
 
-def token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+def token_loss(
+    outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None, *, smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy summed over this batch's tokens, divided by the tokens of the whole step.
 
     T5's own loss is the mean of each micro-batch, so with accumulation or several processes short batches would
-    weigh as much as long ones.
+    weigh as much as long ones. `smoothing` is train.label_smoothing_factor: transformers applies its own only where no
+    loss function is given.
     """
     logits = outputs.logits.float()
-    total = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    total = nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+    )
     return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
@@ -53,6 +59,7 @@ class Trainer(Seq2SeqTrainer):
     """Trains an adapter, or a whole model.
 
     Args:
+        smoothing: train.label_smoothing_factor.
         loraplus_lr_ratio: how many times faster B learns than A (LoRA+), or None for alike.
         bf16: compute the forward pass under bf16 autocast; weights and optimizer stay float32.
         compiled: the model was compiled; evaluation then runs it uncompiled, as compiling once more would cost minutes.
@@ -62,8 +69,8 @@ class Trainer(Seq2SeqTrainer):
     optimizer: Any  # transformers', set by `create_optimizer`
 
     def __init__(self, *, bf16: bool, compiled: bool, train_rows: Sequence[Encoded], eval_rows: Sequence[Encoded],
-                 args: Any, loraplus_lr_ratio: float | None = None, generation: dict[str, Any] | None = None,
-                 **options: Any) -> None:  # fmt: skip
+                 args: Any, smoothing: float = 0.0, loraplus_lr_ratio: float | None = None,
+                 generation: dict[str, Any] | None = None, **options: Any) -> None:  # fmt: skip
         self._bf16, self._compiled, self._loraplus_lr_ratio = bf16, compiled, loraplus_lr_ratio
         self._generation = generation or {}
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -74,7 +81,7 @@ class Trainer(Seq2SeqTrainer):
             train_dataset=Rows(train_rows),
             eval_dataset=Rows(eval_rows) if eval_rows else None,
             data_collator=collate,
-            compute_loss_func=token_loss,
+            compute_loss_func=functools.partial(token_loss, smoothing=smoothing) if smoothing else token_loss,
             **options,
         )
         self.remove_callback(ProgressCallback)

@@ -14,8 +14,9 @@ from export.runtime.codec import Codec, codec_named
 from export.runtime.text import Tokenizer
 from lora_ft.bases import Base, find_base, load_tokenizer
 from lora_ft.batches import Encoded, encode
-from lora_ft.data import Example, Splits, load_splits, with_labels
+from lora_ft.data import Example, Splits, load_splits, training_examples, with_labels
 from lora_ft.guards import seen_in_training
+from lora_ft.label_counts import label_counts, label_warnings
 from lora_ft.labels import check_labels
 from lora_ft.memory import device_memory
 from lora_ft.metrics.structured import VALID, structured
@@ -57,13 +58,14 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Validation:
-    """What `validate` found. Without faults there are lengths and a plan."""
+    """What `validate` found. Without faults there are lengths and a plan; with labels their rows by split."""
 
     task: str
     faults: list[Fault]
     lengths: list[Lengths] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     plan: Plan | None = None
+    labels: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> Validation:
@@ -101,24 +103,31 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
         _try(faults, "lengths.target", task.lengths.target,
              lambda name=name: encode(splits[name], tokenizer, task.lengths, name))  # type: ignore[misc]  # fmt: skip
     invalid = _try(faults, "evaluate.json_schema", task.evaluate.json_schema, lambda: _invalid(task, splits))
-    plan, warnings = None, [*_warnings(task, base, splits, lengths), *(invalid or [])]
+    counts = label_counts(task, splits)
+    plan, warnings = None, [*_warnings(task, base, splits, lengths), *label_warnings(task, counts), *(invalid or [])]
     if not faults:
-        rows = encode(splits.train, tokenizer, task.lengths, "train")
+        rows = encode(training_examples(task, splits), tokenizer, task.lengths, "train")
         plan = _try(faults, "lora", task.lora.target_modules, lambda: make_plan(task, base.config, rows))
         warnings += _memory_warnings(task, base, plan, rows) if plan else []
-    return Validation(task.name, faults, lengths, warnings, plan)
+    return Validation(task.name, faults, lengths, warnings, plan, counts)
 
 
 def _load(task: Task, faults: list[Fault]) -> Splits | None:
     """The splits, each read by itself so that the faults of all are found."""
     found: dict[str, list[Example]] = {}
+    left_out: dict[str, int] = {}
+    warnings: list[str] = []
     for name in SPLITS:
         alone = _try(faults, f"data.{name}", getattr(task.data, name), lambda name=name: load_splits(task, [name]))  # type: ignore[misc]
         if alone is not None:
             found[name] = alone[name]
+            left_out |= alone.left_out
+            warnings += alone.warnings
     if "train" in found and not found["train"]:
         faults.append(Fault("data.train", task.data.train, "there are no training rows; name a file"))
-    return Splits(**found) if len(found) == len(SPLITS) else None
+    if len(found) < len(SPLITS):
+        return None
+    return Splits(**found, left_out=left_out, warnings=list(dict.fromkeys(warnings)))  # a source is read for each split
 
 
 def _try(faults: list[Fault], key: str, value: Any, job: Callable[[], Any]) -> Any:
@@ -176,7 +185,7 @@ def _memory_warnings(task: Task, base: Base, plan: Plan, rows: Sequence[Encoded]
 
 
 def _warnings(task: Task, base: Base, splits: Splits, lengths: Sequence[Lengths]) -> list[str]:
-    warnings = [base.notice] if base.notice else []
+    warnings = [*([base.notice] if base.notice else []), *splits.warnings]
     for split in ("validation", "test"):
         warnings += seen_in_training(task, split, splits[split], splits.train)
     if not splits.validation:

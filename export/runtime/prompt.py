@@ -4,16 +4,50 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from export.errors import UsageError
+from export.runtime.columns import ABSENT, Column, is_empty, text_of
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """One `{column}` of a template.
+
+    Attributes:
+        column: column or path that is put there.
+        default: text where the row has none, or None where the row must have one.
+        literal: a column of exactly this name comes before `column`, as names may end with a question mark.
+    """
+
+    column: Column
+    default: str | None
+    literal: Column
+
+    @property
+    def name(self) -> str:
+        """Name of the column, without its default."""
+        return self.column.name
+
+    def find(self, row: Mapping[str, Any]) -> Any:
+        """Return the value of a row, the default where it has none, ABSENT or None where it must have one."""
+        if self.default is None or self.literal.name in row:
+            return self.literal.find(row)
+        value = self.column.find(row)
+        return self.default if is_empty(value) else value
 
 
 class Prompt:
-    """A template with `{column}` placeholders (`{{` and `}}` are braces).
+    """A template with placeholders; `{{` and `}}` are braces.
+
+    `{column}` is a column or a path inside one (see `export.runtime.columns`), which each row must have. `{column?}`
+    may be missing or empty, and is empty then; `{column?none}` is "none" then.
 
     Attributes:
         template: as written.
-        columns: the columns it names, in order of first use.
+        placeholders: the distinct ones, in order of first use.
+        columns: their columns, without defaults.
 
     Raises:
         UsageError: the template is malformed or names no column.
@@ -22,40 +56,60 @@ class Prompt:
     def __init__(self, template: str) -> None:
         self.template = template
         self._parts = _parse(template)
-        self.columns = tuple(dict.fromkeys(column for _, column in self._parts if column is not None))
+        distinct = {place.literal.name: place for _, place in self._parts if place is not None}
+        self.placeholders = tuple(distinct.values())
+        self.columns = tuple(dict.fromkeys(place.name for place in self.placeholders))
         if not self.columns:
             raise UsageError(f"the prompt {template!r} names no column", "write one as {column}, e.g. {dialogue}")
 
-    def fill(self, row: Mapping[str, object]) -> str:
-        """The prompt of one row.
+    @property
+    def single(self) -> str | None:
+        """The column that a bare text fills: the only one that a row must have, or the only one at all; else None."""
+        required = dict.fromkeys(place.name for place in self.placeholders if place.default is None)
+        names = list(required or dict.fromkeys(self.columns))
+        return names[0] if len(names) == 1 else None
+
+    def texts(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the texts that a row puts into the placeholders.
 
         Raises:
-            UsageError: the row lacks a column of the template.
+            UsageError: the row lacks a column of the template, or holds no text in one.
         """
-        missing = [name for name in self.columns if row.get(name) is None]
-        if missing:
-            raise UsageError(
-                f"a row lacks the column '{missing[0]}' of the prompt {self.template!r}",
-                f"it has {', '.join(map(repr, row)) or 'none'}; use --raw for text that is already a prompt",
-            )
-        return "".join(literal + ("" if column is None else str(row[column])) for literal, column in self._parts)
+        return tuple(self._texts(row).values())
+
+    def fill(self, row: Mapping[str, Any]) -> str:
+        """Return the prompt of one row; errors as of `texts`."""
+        texts = self._texts(row)
+        return "".join(literal + ("" if place is None else texts[place.literal.name]) for literal, place in self._parts)
 
     def fill_text(self, text: str) -> str:
-        """The prompt of a bare text, for templates of one column.
+        """Return the prompt of a bare text, for templates that need one column.
 
         Raises:
-            UsageError: the template has several columns.
+            UsageError: the template needs several.
         """
-        if len(self.columns) != 1:
+        if self.single is None:
             raise UsageError(
                 f"the prompt {self.template!r} needs the columns {', '.join(self.columns)}",
                 "give jsonl rows with these keys, or --raw",
             )
-        return self.fill({self.columns[0]: text})
+        return self.fill({self.single: text})
+
+    def _texts(self, row: Mapping[str, Any]) -> dict[str, str]:
+        texts = {}
+        for place in self.placeholders:
+            value = place.find(row)
+            if value is ABSENT or value is None:
+                raise UsageError(
+                    f"a row lacks the column '{place.name}' of the prompt {self.template!r}",
+                    f"it has {', '.join(map(repr, row)) or 'none'}; use --raw for text that is already a prompt",
+                )
+            texts[place.literal.name] = text_of(value, place.name)
+        return texts
 
 
-def _parse(template: str) -> list[tuple[str, str | None]]:
-    """(literal text, column after it) pairs."""
+def _parse(template: str) -> list[tuple[str, Placeholder | None]]:
+    """Return pairs of literal text and the placeholder after it."""
     try:
         fields = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -63,4 +117,10 @@ def _parse(template: str) -> list[tuple[str, str | None]]:
     for _, name, spec, conversion in fields:
         if name == "" or spec or conversion:
             raise UsageError(f"the prompt {template!r} has a placeholder that is no column's name", "write {column}")
-    return [(literal, name) for literal, name, _, _ in fields]
+    return [(literal, None if name is None else _placeholder(name)) for literal, name, _, _ in fields]
+
+
+def _placeholder(name: str) -> Placeholder:
+    column, mark, default = name.partition("?")
+    optional = mark and column
+    return Placeholder(Column(column if optional else name), default if optional else None, Column(name))

@@ -87,7 +87,7 @@ class Tokenizer:
         """Token ids of each text that has been through the codec."""
         if max_length is not None and max_length < 1:
             raise UsageError(f"max_length {max_length} leaves no room for </s>")
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(forms))]
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch([whole(form) for form in forms])]
         if max_length is not None:
             rows = [ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]] for ids in rows]
         return rows
@@ -120,6 +120,18 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Write tokenizer.json."""
         self._tokenizer.save(str(path))
+
+
+def whole(text: str) -> str:
+    """Return a text with U+FFFD in place of each half of a character (a lone surrogate).
+
+    JSON can spell one, "\\ud83d", and tokenizers then refuse the whole batch that the text is in.
+    """
+    try:
+        text.isascii() or text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def pad(rows: Sequence[Sequence[int] | np.ndarray], value: int = PAD, multiple: int = 1) -> np.ndarray:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
+import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from export.errors import LoraFtError, UsageError
+from export.errors import UsageError
 from export.files import write_text
+from export.runtime.text import whole
 from lora_ft.cli.output import answer, is_terminal, stdin_lines
-from lora_ft.readers import READERS, read_rows
+from lora_ft.formats.content import content_of, kind_of_file
+from lora_ft.readers import is_readable, read_rows
 
 Input = str | Mapping[str, Any]
 _COLUMNS = 80
@@ -29,7 +36,7 @@ def read_inputs(texts: Sequence[str], source: Path | None) -> list[Input]:
         raise UsageError("both texts and --input were given", "give one of them")
     if texts:
         return list(texts)
-    if source is not None and source.suffix.lower() in READERS:
+    if source is not None and is_readable(source):
         rows: list[Input] = [row for _, row in read_rows(Path.cwd(), str(source), "--input")]
     elif source is not None:
         rows = _lines(source)
@@ -56,17 +63,45 @@ def write_outputs(rows: Sequence[Input], answers: Sequence[str], output: Path | 
             answer(textwrap.fill(text, columns_wide, break_long_words=False) if columns_wide else text)
         return
     columns = [{"input": row} if isinstance(row, str) else dict(row) for row in rows]
-    lines = [
-        json.dumps({**row, "output": text}, ensure_ascii=False, default=str)
-        for row, text in zip(columns, answers, strict=True)
-    ]
+    lines = [_line({**row, "output": text}) for row, text in zip(columns, answers, strict=True)]
     write_text(output, "\n".join(lines) + "\n")
+
+
+def _line(row: dict[str, Any]) -> str:
+    """Return a row as JSON; escapes keep half characters (lone surrogates), which UTF-8 cannot hold."""
+    plain = _plain(row)
+    text = json.dumps(plain, ensure_ascii=False)
+    return text if text == whole(text) else json.dumps(plain)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a table as JSON has it: times in ISO 8601, bytes in base64, exact numbers in digits."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def _lines(source: Path) -> list[Input]:
     if not source.is_file():
-        raise UsageError(f"--input: no file {source}")
-    try:
-        return [line for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise LoraFtError(f"{source} is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
+        raise UsageError(
+            f"--input: {source} is {kind_of_file(source)}, not a file" if source.exists() else
+            f"--input: no file {source}"
+        )  # fmt: skip
+    return _split(content_of(source).text())
+
+
+def _split(text: str) -> list[Input]:
+    """Return the lines of a text that say something; characters that Unicode breaks lines at are part of them."""
+    return [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]

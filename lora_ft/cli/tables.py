@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from export.files import folder_size
 from lora_ft.cli.output import Console
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from lora_ft.validate import Validation
 
 _MOST_FAULTS = 50  # that are shown of a file
+
+
+_LABELS = 20  # in a table
 
 
 def console() -> Console:
@@ -69,12 +73,24 @@ def show_validation(report: Validation) -> None:
                 f"{side.cut_share:.1%}", f"{side.unknown_share:.2%}",
             )  # fmt: skip
         screen.print(lengths)
+    if report.labels:
+        screen.print(_label_table(report.labels))
     for warning in report.warnings:
         screen.print(f"warning: {warning}")
     if report.plan is not None:
         for line in report.plan.lines():
             screen.print(f"plan: {line}")
     screen.print(f"task '{report.task}' {'has faults' if report.faults else 'is ready to train'}")
+
+
+def _label_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
+    """Return the rows of each label by split; of many labels the commonest and the rarest."""
+    made = table("label", *next(iter(counts.values())))
+    labels = list(counts)
+    shown = labels if len(labels) <= _LABELS else [*labels[: _LABELS // 2], "…", *labels[-_LABELS // 2 :]]
+    for label in shown:
+        made.add_row(Text(shorten(label)), *(f"{count:,}" for count in counts.get(label, {}).values()))
+    return made
 
 
 def show_run(run: Run) -> None:

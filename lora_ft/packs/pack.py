@@ -117,7 +117,12 @@ class Pack:
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
             outputs = self._model(**batch, use_cache=False)
             losses = [
-                token_loss(_Outputs(logits), own, tokens[share.adapter])
+                token_loss(
+                    _Outputs(logits),
+                    own,
+                    tokens[share.adapter],
+                    smoothing=self.members[share.adapter].task.train.label_smoothing_factor,
+                )
                 for share, logits, own in zip(shares, outputs.logits.split(rows), labels.split(rows), strict=True)
             ]
         together = torch.stack(losses)

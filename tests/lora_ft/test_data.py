@@ -98,11 +98,11 @@ def test_an_empty_cell_is_refused_with_its_line_or_left_out(load: Load, column: 
     assert prompts(load_splits(load(rows, skip_empty=True)).train) == ["say: row 0", "say: row 1"]
 
 
-def test_an_empty_cell_of_a_csv_table_is_refused_too(load: Load) -> None:
+def test_a_short_row_of_a_csv_table_is_refused(load: Load) -> None:
     task = load([], train="rows.csv")
     assert task.data.root is not None
     (task.data.root / "rows.csv").write_text("text,answer\na,b\nc\n", encoding="utf-8")
-    with pytest.raises(LoraFtError, match=r"rows\.csv:3: column 'answer' is empty"):
+    with pytest.raises(LoraFtError, match=r"rows\.csv:3 has fewer cells than the header \(1, not 2\)"):
         load_splits(task)
 
 
@@ -116,7 +116,7 @@ def test_a_null_of_a_parquet_table_is_refused_too(load: Load) -> None:
 
 
 def test_zero_and_false_are_no_empty_cells(load: Load) -> None:
-    assert [e.target for e in load_splits(load([{"text": 0, "answer": False}])).train] == ["False"]
+    assert [e.target for e in load_splits(load([{"text": 0, "answer": False}])).train] == ["false"]
 
 
 def test_columns_the_task_does_not_name_may_be_empty(load: Load) -> None:

@@ -1,0 +1,172 @@
+"""Columns of a row, also those inside another: `input`, `translation.en`, `answers.text`, `messages[-1].content`.
+
+A column whose name is the whole path comes first, so that names with dots or brackets stay usable. A key after a list
+of objects is taken from each of them: `answers.text` is ["Oslo"] in `{"answers": [{"text": "Oslo"}]}`.
+
+Only text and numbers become text. Everything else that a row can hold would become the text of a Python object, which
+no file contains and no metric can score, so it is refused together with the path that leads to text inside it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from export.errors import UsageError
+
+ABSENT: Any = object()
+"""The value of a column that a row does not have; None is one that is empty."""
+
+_INDEX = re.compile(r"\[(-?\d{1,9})\]")
+_SEPARATOR = re.compile(r"[.\[]")
+_LIKELY = ("text", "content", "value", "answer", "label", "name")  # keys of text in common data sets, best first
+_SHOWN = 12  # names in an error
+
+
+class Column:
+    """A column, by its name or by a path.
+
+    Attributes:
+        name: as written.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._ends = _ends(name)
+
+    def find(self, row: Mapping[str, Any]) -> Any:
+        """Return the column's value in a row; None where a list is too short, ABSENT where a key is missing."""
+        return row[self.name] if self.name in row else _find(row, self.name, self._ends)
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether a cell holds nothing: null, NaN (how tables write null), blank text, or a list of such cells."""
+    if isinstance(value, list):
+        return all(map(is_empty, value))
+    if isinstance(value, float | Decimal | np.floating):
+        return bool(math.isnan(value))
+    return value is None or value is ABSENT or (isinstance(value, str) and not value.strip())
+
+
+def text_of(value: Any, column: str, *, several: bool = False) -> str:
+    """Return the text of a cell: text as it is, numbers in digits, booleans as JSON writes them (true, false).
+
+    Args:
+        value: content of the cell.
+        column: name of the column, for errors.
+        several: the column may hold a list of texts, of which this is one.
+
+    Raises:
+        UsageError: the cell holds something else; it says where there is text inside.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return str(value)
+    if isinstance(value, Decimal) and value.is_finite():
+        return format(value, "f")
+    raise UsageError(f"column '{column}' holds {_kind(value)}, not text", _remedy(value, column, several))
+
+
+def names_of(row: Mapping[str, Any]) -> str:
+    """Return the columns of a row for an error, with the keys of objects in brackets."""
+    names = []
+    for name, value in row.items():
+        keys = f" ({_listed(map(str, value))})" if isinstance(value, Mapping) and value else ""
+        names.append(f"{name!r}{keys}" if not str(name).isprintable() else f"{name}{keys}")
+    return _listed(names) or "none"
+
+
+def _ends(path: str) -> list[int]:
+    """Return where a leading name may end within a path, the longest name first."""
+    return [match.start() for match in _SEPARATOR.finditer(path)][::-1]
+
+
+def _find(value: Any, path: str, ends: list[int]) -> Any:
+    """Return what lies at a path inside an object; `ends` is where its first name may end."""
+    if path in value:
+        return value[path]
+    for end in ends:
+        if path[:end] in value:
+            found = _follow(value[path[:end]], path[end:])
+            if found is not ABSENT:
+                return found
+    return ABSENT
+
+
+def _follow(value: Any, rest: str) -> Any:
+    """Return what lies at the rest of a path, which begins with a dot or a bracket."""
+    if not rest or value is None:
+        return value
+    if rest[0] == ".":
+        if isinstance(value, Mapping):
+            return _find(value, rest[1:], _ends(rest[1:]))
+        if not isinstance(value, list):
+            return ABSENT
+        parts = [_follow(item, rest) for item in value]
+        return ABSENT if any(part is ABSENT for part in parts) else parts
+    index = _INDEX.match(rest)
+    if index is None or not isinstance(value, list):
+        return ABSENT
+    place = int(index[1])
+    inside = -len(value) <= place < len(value)
+    return _follow(value[place], rest[index.end() :]) if inside else None
+
+
+def _kind(value: Any) -> str:
+    """Return what a cell holds, in the words of data files."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, float | Decimal):
+        return f"the number {value}"
+    if isinstance(value, Mapping):
+        return f"an object (keys: {_listed(map(str, value))})"
+    if isinstance(value, list):
+        return "a list" if not value or not isinstance(value[0], Mapping) else "a list of objects"
+    if isinstance(value, bytes | bytearray):
+        return "bytes"
+    return f"a {type(value).__name__}"
+
+
+def _remedy(value: Any, column: str, several: bool) -> str:
+    if isinstance(value, Mapping | list):
+        paths = list(_paths(value, column, several))
+        if paths:
+            return f"use {paths[0]}" if several else f"name the text inside: {paths[0]}"
+        return "write text there"
+    if isinstance(value, bytes | bytearray):
+        return "decode them to text where the file is written"
+    if value is None or isinstance(value, float | Decimal):
+        return "write text or a finite number there"
+    return "write it as text where the file is made, in the form that a model should read"
+
+
+def _paths(value: Any, path: str, several: bool) -> Iterator[str]:
+    """Yield paths of text inside a value, the likeliest first."""
+    if isinstance(value, Mapping):
+        for key in sorted(map(str, value), key=lambda key: _LIKELY.index(key) if key in _LIKELY else len(_LIKELY)):
+            yield from _paths(value.get(key), f"{path}.{key}", several)
+    elif isinstance(value, list) and value:
+        plain = not isinstance(value[0], Mapping | list)
+        if several and plain:
+            yield path
+        elif several:
+            yield from _paths(value[0], path, several)
+        else:
+            yield from _paths(value[0], f"{path}[0]", several)
+    elif isinstance(value, str | int | float):
+        yield path
+
+
+def _listed(names: Any) -> str:
+    found = list(names)
+    return ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")

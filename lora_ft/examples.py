@@ -1,0 +1,235 @@
+"""Rows become examples: cells checked one by one, put into the prompt, and counted where they say nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from export.errors import LoraFtError, UsageError
+from export.runtime.codec import codec_named
+from export.runtime.columns import ABSENT, Column, is_empty, names_of, text_of
+from export.runtime.prompt import Prompt
+from lora_ft.formats.content import MAX_CELL, Located, Row
+from lora_ft.labels import require_label
+from lora_ft.task import Task
+
+# How spreadsheets, pandas, R and databases write a missing value where it was turned into text.
+_MISSING = frozenset(("nan", "null", "none", "na", "n/a", "#n/a", "<na>", "nat"))
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, ready to be asked.
+
+    Attributes:
+        prompt: what the model reads, before the task's codec.
+        target: what it is taught to write, before the task's codec.
+        references: what its answer is scored against, at least one.
+        row: the columns it came from.
+    """
+
+    prompt: str
+    target: str
+    references: tuple[str, ...]
+    row: Row = field(compare=False, hash=False)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The rows of a source that are used, and what is to be said about it.
+
+    Attributes:
+        rows: those that are kept.
+        left_out: number of the others.
+        warnings: counted.
+    """
+
+    rows: list[Located]
+    left_out: int
+    warnings: list[str]
+
+
+class ExampleMaker:
+    """Makes the examples of a task.
+
+    Args:
+        task: names the columns, the prompt, the codec and the labels.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._prompt, self._codec, self._labels = Prompt(task.prompt), codec_named(task.codec), task.known_labels
+        self._target = Column(task.data.target)
+        self._references = Column(task.data.references) if task.data.references is not None else None
+        self._skips = task.data.skip_empty
+
+    def survey(self, rows: Sequence[Located], split: str) -> Survey:
+        """Leave out rows with an empty cell, if the task says so, and count what looks like a mistake.
+
+        Raises:
+            UsageError: no row is left.
+        """
+        kept: list[Located] = []
+        left_out: Counter[str] = Counter()
+        words: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        first: dict[str, str] = {}
+        optional = {place.name for place in self._prompt.placeholders if place.default is not None}
+        for where, row in rows:
+            cells = self._cells(row, split)
+            empty = next((name for name, value in cells.items() if value is not ABSENT and is_empty(value)), None)
+            if empty is not None and self._skips:
+                left_out[empty] += 1
+                continue
+            kept.append((where, row))
+            for name, value in cells.items():
+                for word in _missing_words(value):
+                    if name != self._target.name or word not in self._labels:
+                        words[name][word] += 1
+                        first.setdefault(name, where)
+            if optional:
+                optional = {name for name in optional if Column(name).find(row) is ABSENT}
+        if rows and not kept:
+            raise UsageError(f"data.{split}: every row has an empty cell", "look at the columns named in the task")
+        warnings = [
+            f"{split}: column '{name}': {sum(counts.values()):,} of {len(kept):,} cells are {_either(counts)} as text, "
+            f"first in {first[name]}; leave them empty where they stand for missing values"
+            for name, counts in words.items()
+        ]
+        warnings += [f"{split}: no row has the column '{name}', which is optional in the prompt" for name in optional]
+        if left_out:
+            columns = " and ".join(f"column '{name}' is empty in {count:,}" for name, count in left_out.items())
+            warnings.append(f"{split}: {left_out.total():,} of {len(rows):,} rows left out (skip_empty): {columns}")
+        return Survey(kept, left_out.total(), warnings)
+
+    def target(self, where: str, row: Row, split: str) -> str:
+        """Return the target of a row.
+
+        Raises:
+            UsageError: the row lacks a column, or a cell holds no text.
+            LoraFtError: a cell is empty, cannot be written, or is none of the task's labels.
+        """
+        self._check(where, self._cells(row, split), row)
+        text = self._text(self._target.find(row), self._target.name, where)
+        if self._labels:
+            require_label(text, self._labels, where)
+        return text
+
+    def example(self, where: str, row: Row, split: str) -> Example:
+        """Return the example of a row; errors as of `target`."""
+        target = self.target(where, row, split)
+        prompt = self._filled(where, row)
+        references: tuple[str, ...] = (target,)
+        if (several := self._several(row, split)) is not None:
+            value = several.find(row)
+            values = [item for item in value if not is_empty(item)] if isinstance(value, list) else [value]
+            references = tuple(self._text(item, several.name, where, several=True) for item in values)
+        for text in references if self._labels else ():
+            require_label(text, self._labels, where)
+        return Example(prompt, target, references, row)
+
+    def _several(self, row: Row, split: str) -> Column | None:
+        """Return the column of references; training rows may lack it, as they need a target alone."""
+        if self._references is None or (split == "train" and self._references.find(row) is ABSENT):
+            return None
+        return self._references
+
+    def _cells(self, row: Row, split: str) -> dict[str, Any]:
+        """Return the columns that a row must have, and their values."""
+        cells = {place.name: place.find(row) for place in self._prompt.placeholders if place.default is None}
+        cells[self._target.name] = self._target.find(row)
+        if (several := self._several(row, split)) is not None:
+            cells[several.name] = several.find(row)
+        return cells
+
+    def _check(self, where: str, cells: dict[str, Any], row: Row) -> None:
+        for name, value in cells.items():
+            if value is ABSENT:
+                raise UsageError(
+                    f"{where} has no column '{name}'",
+                    f"it has {names_of(row)}; correct prompt, data.target or data.references",
+                )
+            if is_empty(value):
+                raise LoraFtError(
+                    f"{where}: column '{name}' is empty",
+                    "fill it, or set data.skip_empty=true to leave such rows out",
+                )
+
+    def _filled(self, where: str, row: Row) -> str:
+        try:
+            prompt = self._prompt.fill(row)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error.message}", error.remedy) from error
+        if len(prompt) > MAX_CELL or not _is_whole(prompt):
+            for name, text in zip(self._prompt.placeholders, self._prompt.texts(row), strict=True):
+                _require_sound(text, name.name, where)
+        return prompt
+
+    def _text(self, value: Any, column: str, where: str, *, several: bool = False) -> str:
+        """Return the text of a target or reference, as the codec reads it back."""
+        try:
+            if self._codec.nests and not isinstance(value, str):
+                text = _json(value, column)
+            elif isinstance(value, list) and not several:
+                text_of(value, column)
+                raise AssertionError
+            else:
+                text = text_of(value, column, several=several)
+        except UsageError as error:
+            lists = isinstance(value, list) and not several and not self._codec.nests
+            more = "; several acceptable targets belong into data.references" if lists else ""
+            raise UsageError(f"{where}: {error.message}", error.remedy + more) from error
+        _require_sound(text, column, where)
+        try:
+            return self._codec.canonical(text)
+        except UsageError as error:
+            raise LoraFtError(f"{where}: column '{column}': {error.message}", error.remedy) from error
+
+
+def _json(value: Any, column: str) -> str:
+    """Return a JSON value as text; what JSON has not is refused as `text_of` refuses it."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=lambda other: _plain(other, column))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"column '{column}' holds a number that JSON has not (NaN or Infinity)", "write null or text"
+        ) from error
+
+
+def _plain(value: Any, column: str) -> Any:
+    """Return a value of a table's own kinds as JSON has it."""
+    return float(value) if isinstance(value, Decimal) and value.is_finite() else text_of(value, column)
+
+
+def _require_sound(text: str, column: str, where: str) -> None:
+    """Raise LoraFtError where a text cannot be read by a tokenizer, or not in any time."""
+    if not _is_whole(text):
+        raise LoraFtError(
+            f"{where}: column '{column}' holds half a character (a lone surrogate)", "write the text as UTF-8"
+        )
+    if len(text) > MAX_CELL:
+        raise LoraFtError(
+            f"{where}: column '{column}' has {len(text):,} characters (at most {MAX_CELL:,})", "cut it into rows"
+        )
+
+
+def _is_whole(text: str) -> bool:
+    """Return whether a text can be written as UTF-8; JSON can spell half a character, "\\ud83d"."""
+    try:
+        return text.isascii() or bool(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
+def _missing_words(value: Any) -> Iterator[str]:
+    for item in value if isinstance(value, list) else (value,):
+        if isinstance(item, str) and len(item) < 8 and item.strip().lower() in _MISSING:
+            yield item.strip()
+
+
+def _either(words: Counter[str]) -> str:
+    """Return words in quotes, the most frequent first: "'nan', 'NULL' or 'None'"."""
+    quoted = [f"'{word}'" for word, _ in words.most_common()]
+    return " or ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))

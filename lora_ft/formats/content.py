@@ -1,0 +1,199 @@
+"""The content of a data file: opened, decompressed and decoded, with bounds on what it may take."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import IO, Any
+
+from export.errors import LoraFtError, UsageError, first_line
+from lora_ft.memory import allowed_memory
+
+Row = dict[str, Any]
+Located = tuple[str, Row]
+"""A row and where it stands, "file:line"."""
+
+MAX_CELL = 10_000_000
+"""Longest cell, in characters: a hundred times the longest prompt that T5 is used with."""
+_ROW_COST = 8  # bytes of rows in Python for a byte of text; short cells cost the most
+_CHUNK = 1 << 20
+_SAMPLE = 16  # characters; a header or the first key of JSON is that long, and ASCII nearly always
+
+_DAMAGED = (
+    OSError, EOFError, ValueError, RuntimeError, NotImplementedError,
+    zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error,
+)  # fmt: skip
+
+# Byte order marks, the longest first: that of UTF-32 begins with that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be", codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Content:
+    """A data file with its compression taken off.
+
+    Attributes:
+        file: where it lies.
+        name: file name without the ending of a compression; of the file inside a zip that file's name.
+        data: bytes.
+    """
+
+    file: Path
+    name: str
+    data: bytes
+
+    @property
+    def ending(self) -> str:
+        """Ending of `name` in small letters, ".csv" say."""
+        return PurePath(self.name).suffix.lower()
+
+    def text(self, encoding: str | None = None) -> str:
+        """Return the text; a byte order mark decides over `encoding`, which by default is UTF-8.
+
+        Raises:
+            LoraFtError: the bytes are not of that encoding.
+        """
+        for mark, name in _MARKS.items():
+            if self.data.startswith(mark):
+                return self._decoded(self.data[len(mark) :], name)
+        return self._decoded(self.data, encoding or _unmarked(self.data))
+
+    def _decoded(self, data: bytes, encoding: str) -> str:
+        try:
+            return data.decode(encoding).removeprefix("\ufeff")
+        except UnicodeError as error:  # not all codecs raise UnicodeDecodeError
+            start = error.start if isinstance(error, UnicodeDecodeError) else 0
+            line = data.count(b"\n", 0, start) + 1
+            name = "UTF-8" if encoding == "utf-8" else encoding
+            raise LoraFtError(
+                f"{self.file}:{line} is not {name} (byte {start})", _encoding_remedy(data, encoding)
+            ) from error
+
+
+def content_of(file: Path) -> Content:
+    """Read a file; what is compressed by gzip, bzip2, xz, zstd or zip is decompressed, whatever its name.
+
+    Raises:
+        UsageError: the file is no regular file, is a zip of several files, or is too large for this machine.
+        LoraFtError: the file cannot be read, or its compressed content is damaged.
+    """
+    name = file.name
+    if file.suffix.lower() in COMPRESSED:
+        name = file.stem
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a FIFO would wait for ever for whoever writes to it
+            raise UsageError(f"{file} is {kind_of_file(file)}, not a file", "write its content to a file first")
+        with open(file, "rb") as raw:
+            beginning = raw.read(8)
+            raw.seek(0)
+            if beginning.startswith(b"PK\x03\x04"):
+                inside, data = _unzipped(file, raw)
+                return Content(file, inside, data)
+            unpack = next((unpack for magic, unpack in _MAGIC.items() if beginning.startswith(magic)), None)
+            if unpack is None and name != file.name:
+                raise LoraFtError(
+                    f"{file} is not compressed by {file.suffix[1:]}", "copy it again, or correct its ending"
+                )
+            return Content(file, name, _bounded(file, unpack(raw) if unpack else raw))
+    except _DAMAGED as error:
+        raise LoraFtError(f"{file} cannot be read ({first_line(error)})", "copy it again") from error
+
+
+def kind_of_file(file: Path) -> str:
+    """Return what something in a folder is that is no regular file."""
+    mode = file.stat().st_mode
+    kinds: dict[str, Callable[[int], bool]] = {
+        "a folder": stat.S_ISDIR, "a FIFO": stat.S_ISFIFO, "a socket": stat.S_ISSOCK,
+    }  # fmt: skip
+    return next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "a device")
+
+
+def check_encoding(name: str) -> str:
+    """Return the name of an encoding, if it is one of text; raise ValueError otherwise."""
+    try:
+        known = codecs.lookup(name)._is_text_encoding
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"unknown encoding {name!r}; use a name of Python's, e.g. cp1252 or utf-16") from error
+    if not known:
+        raise ValueError(f"{name} is no encoding of text; use a name of Python's, e.g. cp1252 or utf-16")
+    return name
+
+
+def _encoding_remedy(data: bytes, encoding: str) -> str:
+    """Return what to do about bytes of another encoding, with a guess where there is a good one."""
+    remedy = "save the file as UTF-8, or set data.encoding" if encoding == "utf-8" else "correct data.encoding"
+    try:
+        from charset_normalizer import from_bytes
+    except ImportError:  # it comes with the extra `train`
+        return remedy
+    guess = from_bytes(data[: 1 << 16]).best()
+    return f"{remedy} (it looks like {guess.encoding.replace('_', '-')})" if guess else f"{remedy} (e.g. cp1252)"
+
+
+def _unmarked(data: bytes) -> str:
+    """Return the encoding of text without a mark: UTF-8, or UTF-16 where every other byte of its beginning is zero."""
+    even, odd = data[: 2 * _SAMPLE : 2], data[1 : 2 * _SAMPLE : 2]
+    if len(odd) > 2 and even.count(0) == 0 and odd.count(0) == len(odd):
+        return "utf-16-le"
+    return "utf-16-be" if len(odd) > 2 and odd.count(0) == 0 and even.count(0) == len(even) else "utf-8"
+
+
+def _unzipped(file: Path, raw: IO[bytes]) -> tuple[str, bytes]:
+    """Return the name and content of the one file in a zip."""
+    with zipfile.ZipFile(raw) as archive:
+        entries = [
+            entry for entry in archive.infolist()
+            if not entry.is_dir() and not any(part.startswith((".", "__MACOSX")) for part in entry.filename.split("/"))
+        ]  # fmt: skip
+        if len(entries) != 1:
+            raise UsageError(f"{file} is a zip of {len(entries)} files", "unpack it, and name the files with rows")
+        if entries[0].flag_bits & 1:
+            raise UsageError(f"{file} is encrypted", "unpack it first")
+        with archive.open(entries[0]) as content:
+            return entries[0].filename, _bounded(file, content)
+
+
+def _zstd(raw: IO[bytes]) -> IO[bytes]:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise UsageError("zstd needs pyarrow", "pip install 'lora-ft[train]', or decompress the file") from error
+    stream: IO[bytes] = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+    return stream
+
+
+_MAGIC: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"\x28\xb5\x2f\xfd": _zstd,
+}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+"""Endings that stand behind that of the format, `rows.csv.gz` say."""
+
+
+def _bounded(file: Path, stream: Any) -> bytes:
+    """Return all of a stream, unless its rows could not be held in memory."""
+    limit = allowed_memory() // _ROW_COST
+    out = io.BytesIO()
+    while chunk := stream.read(_CHUNK):
+        out.write(chunk)
+        if out.tell() > limit:
+            raise UsageError(
+                f"{file} holds more than {limit / 2**30:.1f} GiB, and its rows take {_ROW_COST} times as much memory",
+                "take a part of its rows, or a machine with more memory",
+            )
+    return out.getvalue()

@@ -1,0 +1,188 @@
+"""Rows of JSON: lists of objects, JSON Lines, and the shapes that pandas, datasets and SQuAD write.
+
+What a file is follows from its content, not from its name: a file of several values is JSON Lines, a file of one value
+is a document whose rows are found by its shape. Shapes that can mean two things are refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from export.errors import LoraFtError, UsageError
+from export.json_limits import MAX_DEPTH, JsonLimits, OutOfBoundsError, bounded_decoder
+from export.runtime.columns import ABSENT, Column
+from lora_ft.formats.content import MAX_CELL, Content, Located, Row
+
+LINES = (".jsonl", ".ndjson")
+"""Endings of files in which one object is a row, not a document."""
+_BLANK = re.compile(r"[ \t\r\n]*")
+_INDEX = re.compile(r"\d{1,12}")
+
+
+def read_json_rows(content: Content, *, encoding: str | None = None, field: str | None = None) -> list[Located]:
+    """Return the rows of a JSON file; where is "file:line" for JSON Lines and "file[row]" for a document.
+
+    Args:
+        content: of the file.
+        encoding: as the task names it; by default UTF-8, or that of a byte order mark.
+        field: column or path of the rows in a document that is an object.
+
+    Raises:
+        LoraFtError: the file is damaged, or a row is no object.
+        UsageError: the document has no rows where they are looked for, or has several candidates.
+    """
+    text, file = content.text(encoding), content.file
+    values = list(_values(text, str(file)))
+    document = values[0][1] if len(values) == 1 else None
+    if field is not None:
+        if not isinstance(document, dict):
+            raise UsageError(f"{file} is not one JSON object", "remove data.field, which names rows inside one")
+        return _rows(_of_field(document, field, str(file)), f"{file}: {field}")
+    if isinstance(document, list) and not (document and content.ending in LINES and _is_scalars(document)):
+        return _rows(document, str(file))
+    if isinstance(document, dict) and content.ending not in LINES:
+        return _of_document(document, str(file))
+    return [(f"{file}:{line}", _object(value, f"{file}:{line}")) for line, value in values]
+
+
+def _values(text: str, file: str) -> Iterator[tuple[int, Any]]:
+    """Yield the line and content of each JSON value in a text."""
+    decoder, place, line, counted = bounded_decoder(), 0, 1, 0
+    while (place := _BLANK.match(text, place).end()) < len(text):  # type: ignore[union-attr]
+        line, counted = line + text.count("\n", counted, place), place
+        where = f"{file}:{line}"
+        try:
+            value, end = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            raise LoraFtError(
+                f"{file}:{text.count(chr(10), 0, error.pos) + 1} is not JSON ({error.msg})",
+                "is the file cut off, or of another format?",
+            ) from error
+        except OutOfBoundsError as error:
+            raise LoraFtError(f"{where} {error}", error.remedy) from error
+        except RecursionError as error:
+            raise LoraFtError(f"{where} is nested deeper than {MAX_DEPTH} levels", "write flat rows") from error
+        part = text[place:end]
+        if part.count("[") + part.count("{") > MAX_DEPTH:
+            JsonLimits(where, max_string=4 * MAX_CELL).check(part.encode("utf-8", "surrogatepass"))
+        yield line, value
+        place = end
+
+
+def _of_field(document: dict[str, Any], field: str, file: str) -> list[Any]:
+    found = Column(field).find(document)
+    if isinstance(found, list):
+        return found
+    if isinstance(found, dict):
+        return [row for _, row in _of_document(found, f"{file}: {field}")]
+    missing = f"has no field '{field}'" if found is ABSENT else f"has no list in the field '{field}'"
+    raise UsageError(f"{file} {missing}", f"correct data.field; the document has {', '.join(map(str, document))}")
+
+
+def _of_document(document: dict[str, Any], file: str) -> list[Located]:
+    """Return the rows of an object, by its shape."""
+    if {"columns", "data"} <= document.keys() <= {"columns", "index", "data"}:
+        return _of_split(document, file)
+    lists = [key for key, value in document.items() if isinstance(value, list) and value and _is_objects(value)]
+    if "data" in lists or len(lists) == 1:
+        key = "data" if "data" in lists else lists[0]
+        return _rows(document[key], f"{file}: {key}")
+    if lists:
+        raise UsageError(f"{file} has several lists of objects", f"set data.field to one of {', '.join(lists)}")
+    values = list(document.values())
+    if len(values) > 0 and all(isinstance(value, list) for value in values):
+        return _of_columns(document, file)
+    if values and all(isinstance(value, dict) and value for value in values):
+        return _of_frame(document, file)
+    raise LoraFtError(f"{file} is no list of objects", "write [{...}, {...}], JSON Lines, or set data.field")
+
+
+def _of_split(document: dict[str, Any], file: str) -> list[Located]:
+    """Return the rows of pandas' orient "split"."""
+    names, rows = document["columns"], document["data"]
+    if not (isinstance(names, list) and isinstance(rows, list) and all(isinstance(name, str) for name in names)):
+        raise LoraFtError(f"{file} has the keys of pandas' orient 'split', but not its lists", _RECORDS)
+    if len(set(names)) < len(names):
+        raise UsageError(f"{file} has two columns of one name", "rename or remove one of them")
+    for i, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != len(names):
+            raise LoraFtError(f"{file}: data[{i}] is no list of {len(names)} values", _RECORDS)
+    return [(f"{file}: data[{i}]", dict(zip(names, row, strict=True))) for i, row in enumerate(rows)]
+
+
+def _of_columns(document: dict[str, list[Any]], file: str) -> list[Located]:
+    """Return the rows of an object of columns, as `Dataset.to_dict` and pandas' "list" make it."""
+    lengths = {len(values) for values in document.values()}
+    if len(lengths) > 1:
+        raise LoraFtError(f"{file} has columns of different lengths", _RECORDS)
+    return [
+        (f"{file}[{i}]", dict(zip(document, row, strict=True)))
+        for i, row in enumerate(zip(*document.values(), strict=True))
+    ]
+
+
+def _of_frame(document: dict[str, dict[str, Any]], file: str) -> list[Located]:
+    """Return the rows of pandas' orient "index" or "columns", which differ in which of the two keys are numbers."""
+    outer, inner = _is_index(document), all(_is_index(value) for value in document.values())
+    if outer and not inner:
+        return [(f"{file}[{key}]", row) for key, row in document.items()]
+    keys = list(next(iter(document.values())))
+    if inner and not outer and all(list(value) == keys for value in document.values()):
+        return [(f"{file}[{key}]", {name: value[key] for name, value in document.items()}) for key in keys]
+    raise UsageError(f"{file} is an object of objects, which may be rows or columns", _RECORDS)
+
+
+def _rows(values: Iterable[Any], file: str) -> list[Located]:
+    """Return the rows of a list; those of SQuAD's own files are its questions."""
+    values = list(values)
+    if values and all(isinstance(value, dict) and isinstance(value.get("paragraphs"), list) for value in values):
+        return list(_of_squad(values, file))
+    if values and all(isinstance(value, list) for value in values):
+        raise LoraFtError(f"{file} is a list of lists, without names of columns", _RECORDS)
+    return [(f"{file}[{i}]", _object(value, f"{file}[{i}]")) for i, value in enumerate(values)]
+
+
+def _of_squad(articles: list[dict[str, Any]], file: str) -> Iterator[Located]:
+    """Yield the questions of SQuAD's articles and paragraphs, in the columns that the hub's `squad` has."""
+    for i, article in enumerate(articles):
+        for j, paragraph in enumerate(article["paragraphs"]):
+            place = f"{file}[{i}].paragraphs[{j}]"
+            for k, question in enumerate(_list(_object(paragraph, place).get("qas"), f"{place}.qas")):
+                where = f"{place}.qas[{k}]"
+                answers = _list(_object(question, where).get("answers", []), f"{where}.answers")
+                columns: dict[str, list[Any]] = {"text": [], "answer_start": []}
+                for n, answer in enumerate(answers):
+                    for key, values in columns.items():
+                        values.append(_object(answer, f"{where}.answers[{n}]").get(key))
+                yield where, {"title": article.get("title"), "context": paragraph.get("context"), **question,
+                              "answers": columns}  # fmt: skip
+
+
+def _object(value: Any, where: str) -> Row:
+    if not isinstance(value, dict):
+        raise LoraFtError(f"{where} is no object but a {type(value).__name__}", 'write each row as {"column": ...}')
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise LoraFtError(f"{where} is no list", "correct it, or write flat rows")
+    return value
+
+
+def _is_objects(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
+def _is_scalars(values: list[Any]) -> bool:
+    return not any(isinstance(value, dict | list) for value in values)
+
+
+def _is_index(value: Mapping[str, Any]) -> bool:
+    return all(_INDEX.fullmatch(key) for key in value)
+
+
+_RECORDS = 'write pandas\' orient="records", or JSON Lines'

@@ -1,0 +1,56 @@
+"""Rows of a parquet file, batch by batch, so that what is small on the disk and large in memory is noticed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from export.errors import LoraFtError, UsageError, first_line
+from lora_ft.formats.content import Content, Located
+from lora_ft.memory import allowed_memory
+
+_BATCH = 1024  # rows
+_ROW_COST = 4  # bytes of rows in Python for a byte of Arrow's
+
+
+def read_parquet(content: Content) -> list[Located]:
+    """Return the rows of a parquet file; where is "file[row]".
+
+    Categories come as their values, structs as objects, decimals as exact numbers; times and bytes stay what they are.
+
+    Raises:
+        LoraFtError: the file is damaged, or a column cannot be read.
+        UsageError: two columns have the same name, or the rows do not fit into memory.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    file, limit, taken = content.file, allowed_memory() // _ROW_COST, 0
+    rows: list[Located] = []
+    try:
+        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content.data))
+        twice = [name for name, count in Counter(table.schema_arrow.names).items() if count > 1]
+        if twice:
+            raise UsageError(f"{file} has two columns of the name '{twice[0]}'", "rename or remove one of them")
+        for batch in table.iter_batches(_BATCH):
+            taken += batch.nbytes + 16 * batch.num_rows * batch.num_columns
+            if taken > limit:
+                raise UsageError(f"{file} holds more rows than fit into memory", "take a part of its rows")
+            columns = {name: _values(content, name, batch.column(name)) for name in batch.schema.names}
+            for i in range(batch.num_rows):
+                rows.append((f"{file}[{len(rows)}]", {name: values[i] for name, values in columns.items()}))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise LoraFtError(f"{file} is not a whole parquet file ({first_line(error)})", "copy it again") from error
+    return rows
+
+
+def _values(content: Content, name: str, column: Any) -> list[Any]:
+    """Return the values of a column, some kinds of which Python cannot hold."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError, ArithmeticError, ImportError) as error:
+        raise LoraFtError(
+            f"{content.file}: column '{name}' cannot be read as {column.type} ({first_line(error)})",
+            "write it as text, or leave it out",
+        ) from error
+    return values

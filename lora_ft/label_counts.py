@@ -1,0 +1,46 @@
+"""How often each label stands in each split, and what is to be said about labels that are rare or missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from lora_ft.data import Splits
+from lora_ft.task import SPLITS, Task
+
+_IMBALANCED = 10  # times as many rows of the commonest label as of the rarest
+_SHOWN = 5  # labels in a warning
+
+
+def label_counts(task: Task, splits: Splits) -> dict[str, dict[str, int]]:
+    """Return the rows of each label by split, the commonest label first; nothing for tasks without labels."""
+    if task.labels is None:
+        return {}
+    counts = {name: Counter(example.target.strip() for example in splits[name]) for name in SPLITS if splits[name]}
+    total = sum(counts.values(), Counter(dict.fromkeys(task.known_labels, 0)))
+    labels = sorted({*total, *task.known_labels}, key=lambda label: (-total[label], label))
+    return {label: {name: counted[label] for name, counted in counts.items()} for label in labels}
+
+
+def label_warnings(task: Task, counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return warnings about labels that a split lacks, and about labels that are much rarer than others."""
+    warnings = []
+    for name in (name for name in SPLITS if any(name in row for row in counts.values())):
+        lacking = [label for label, row in counts.items() if not row[name]]
+        if lacking:
+            meaning = "cannot be learned" if name == "train" else "are not scored there"
+            warnings.append(f"{name}: {len(lacking):,} of {len(counts):,} labels have no rows and {meaning}: "
+                            f"{_listed(lacking)}")  # fmt: skip
+    trained = {label: row["train"] for label, row in counts.items() if row.get("train")}
+    if trained and max(trained.values()) >= _IMBALANCED * min(trained.values()) and not task.data.oversample:
+        most, least = (choose(trained, key=trained.__getitem__) for choose in (max, min))
+        warnings.append(
+            f"labels are imbalanced: {trained[most]:,} training rows of {most!r}, {trained[least]:,} of {least!r}; "
+            "set data.oversample=true, and choose by macro_f1 (train.metric_for_best_model)"
+        )
+    return warnings
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+    return ", ".join(map(repr, labels[:_SHOWN])) + more

@@ -1,0 +1,95 @@
+"""Splits cut off the training rows: at random, or with labels such that each split has its share of every label."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from export.errors import UsageError
+
+
+def cut(
+    count: int, shares: Mapping[str, float], seed: int, labels: Sequence[str] | None = None
+) -> dict[str, list[int]]:
+    """Return the numbers of the rows of each split; those that no split takes are of "train".
+
+    Args:
+        count: number of rows.
+        shares: share of the rows for each split to cut off.
+        seed: seed of the shuffle before the cut.
+        labels: label of each row, to stratify by.
+
+    Raises:
+        UsageError: a split is left without rows, or a label has a single row, which one split alone could have.
+    """
+    order = random.Random(seed).sample(range(count), count)
+    sizes = {name: round(share * count) for name, share in shares.items()}
+    for name, size in sizes.items():
+        if size == 0:
+            raise UsageError(
+                f"data.split.{name} = {shares[name]:g} of {count:,} row{'s' * (count != 1)} leaves {name} empty",
+                f"give more rows or a larger share, or set data.split.{name}=0",
+            )
+    if sum(sizes.values()) >= count:
+        raise UsageError(f"data.split leaves no training rows of {count}", "give smaller shares")
+    if labels is not None:
+        return _stratified(order, sizes, shares, labels)
+    out, start = {}, 0
+    for name, size in sizes.items():
+        out[name], start = order[start : start + size], start + size
+    return out | {"train": order[start:]}
+
+
+def oversampled(labels: Sequence[str], seed: int) -> list[int]:
+    """Return row numbers in which every label is as frequent as the commonest; each row comes as often as it can.
+
+    Args:
+        labels: label of each row.
+        seed: seed of which rows come once more than others of their label.
+    """
+    groups = _grouped(range(len(labels)), labels)
+    most, draw = max(map(len, groups.values()), default=0), random.Random(seed)
+    numbers = list(range(len(labels)))
+    for own in groups.values():
+        whole, rest = divmod(most - len(own), len(own))
+        numbers += own * whole + sorted(draw.sample(own, rest))
+    return numbers
+
+
+def _stratified(
+    order: Sequence[int], sizes: Mapping[str, int], shares: Mapping[str, float], labels: Sequence[str]
+) -> dict[str, list[int]]:
+    """Share out the rows of each label by largest remainders; one row of each stays for training."""
+    counts = Counter(labels)
+    alone = [label for label in counts if counts[label] == 1]
+    if alone:
+        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
+        raise UsageError(
+            f"the label {alone[0]!r}{more} has a single row, and data.split cuts splits that should each have one",
+            "add rows of it, leave it out, or name files in data.validation and data.test",
+        )
+    groups = _grouped(order, labels)
+    free = {label: groups[label] for label in sorted(groups)}
+    out: dict[str, list[int]] = {}
+    for name, size in sizes.items():
+        exact = {label: shares[name] * counts[label] for label in free}
+        quota = {label: min(int(exact[label]), len(free[label]) - 1) for label in free}
+        while sum(quota.values()) < size:
+            able = [label for label in free if quota[label] < len(free[label]) - 1]
+            if not able:
+                break
+            quota[max(able, key=lambda label: exact[label] - quota[label])] += 1
+        taken = {i for label in free for i in free[label][: quota[label]]}
+        out[name] = [i for i in order if i in taken]
+        free = {label: rows[quota[label] :] for label, rows in free.items()}
+    left = {i for rows in free.values() for i in rows}
+    return out | {"train": [i for i in order if i in left]}
+
+
+def _grouped(order: Iterable[int], labels: Sequence[str]) -> dict[str, list[int]]:
+    """Return the row numbers of each label, in the order given."""
+    groups: dict[str, list[int]] = {}
+    for i in order:
+        groups.setdefault(labels[i], []).append(i)
+    return groups

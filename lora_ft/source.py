@@ -33,8 +33,10 @@ class Limits(Section):
 class Chat(Section):
     """The files are exports of chats; a row is a message and what precedes it: context, response, sender."""
 
-    format: Literal["auto", "telegram", "whatsapp", "slack", "discord"] = "auto"
-    """auto: by the file's name and its first keys."""
+    format: Literal["auto", "telegram", "whatsapp", "slack", "discord", "messenger", "signal", "line", "kakaotalk"] = (
+        "auto"
+    )
+    """auto: by what the file holds. messenger: also Instagram's."""
     only: list[str] | None = None
     """Chats of an export of several, by name; by default all. A topic or thread is named "chat › topic"."""
     forwarded: bool = False

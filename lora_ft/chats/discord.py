@@ -1,56 +1,85 @@
-"""The JSON of DiscordChatExporter, one channel a file."""
+"""DiscordChatExporter's exports of a channel: JSON; text and CSV are in `discord_text`."""
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
-from export.errors import LoraFtError
+from lora_ft.chats.discord_text import is_discord_table, is_discord_text, read_discord_table, read_discord_text
+from lora_ft.chats.fields import Fields
 from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.stream import File, objects
+from lora_ft.chats.places import File
+from lora_ft.chats.stream import walk
 
 _SPOKEN = ("Default", "Reply")  # every other type is Discord's own
 _MENTION, _EMOJI = re.compile(r"<@!?(\d+)>"), re.compile(r"<a?(:\w+:)\d+>")
+_HEADER = ("channel.type", "channel.category", "channel.name")
+_PROGRAM = "DiscordChatExporter as JSON"
 
 
-def read_discord(file: File) -> Iterator[tuple[str, Message]]:
-    """(channel, message) of every message that a person wrote.
+def read_discord(file: Path) -> Iterator[tuple[str, Message]]:
+    """Yield (channel, message) of every message with a text, in whatever format the file is.
 
     Raises:
-        LoraFtError: the file is damaged, or a message has no author or date.
+        LoraFtError: the file is damaged, or a message is not as DiscordChatExporter writes it.
     """
-    channel = clean_text(str(next(objects(file, "channel.name"), "")))
-    for value in objects(file, "messages.item"):
-        if not isinstance(value, dict) or value.get("type") not in _SPOKEN:
+    if is_discord_text(file):
+        return read_discord_text(file)
+    return read_discord_table(file) if is_discord_table(file) else _read_json(file)
+
+
+def _read_json(file: File) -> Iterator[tuple[str, Message]]:
+    header: dict[str, str] = {}
+    for key, value in walk(file, (*_HEADER, "messages.item")):
+        if key != "messages.item":
+            header[key] = clean_text(Fields({key: value}, f"{file}", _PROGRAM).text(key)).replace("\n", " ")
             continue
-        try:
-            author = value["author"]
-            text = _text(value)
-            if text and not author.get("isBot"):
-                yield (
-                    channel,
-                    Message(
-                        id=str(value["id"]),
-                        time=datetime.datetime.fromisoformat(value["timestamp"]).timestamp(),
-                        sender=_name(author),
-                        text=text,
-                        reply_to=(value.get("reference") or {}).get("messageId"),
-                    ),
-                )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LoraFtError(
-                f"{file}, message {value.get('id')}, is not as DiscordChatExporter writes it ({error!r})",
-                "export the channel again, as JSON",
-            ) from error
+        message = _message(Fields(value, f"{file}", _PROGRAM).named("id"), header)
+        if message is not None:
+            yield _chat(header), message
 
 
-def _text(value: dict[str, Any]) -> str:
-    names = {str(person["id"]): _name(person) for person in value.get("mentions") or ()}
-    text = _MENTION.sub(lambda found: f"@{names.get(found[1], found[1])}", value["content"])
+def _chat(header: dict[str, str]) -> str:
+    """Return the name of the channel; for a thread, that of the channel it is in, which is exported as its category."""
+    return header.get("channel.category", "") if _thread(header) else header.get("channel.name", "")
+
+
+def _thread(header: dict[str, str]) -> str:
+    is_thread = "Thread" in header.get("channel.type", "") and header.get("channel.category")
+    return header.get("channel.name", "") if is_thread else ""
+
+
+def _message(fields: Fields, header: dict[str, str]) -> Message | None:
+    if fields.text("type") not in _SPOKEN:
+        return None
+    author, reference, original = (fields.child(key) for key in ("author", "reference", "forwardedMessage"))
+    if author is None:
+        raise fields.refuse("author", "an object")
+    if "content" in fields and fields.raw("content") is None:
+        raise fields.refuse("content", "a text")
+    own = _text(fields, fields)
+    text = own or (_text(original, fields) if original is not None else "")
+    sender = _name(author)
+    if not text or not sender:
+        return None
+    return Message(
+        id=fields.key("id"),
+        time=fields.date("timestamp"),
+        sender=sender,
+        text=text,
+        reply_to=(reference.key("messageId") if reference is not None and own else "") or None,
+        thread=_thread(header),
+        forwarded=not own,
+        bot=author.flag("isBot"),
+    )
+
+
+def _text(fields: Fields, message: Fields) -> str:
+    names = {person.key("id"): _name(person) for person in message.children("mentions")}
+    text = _MENTION.sub(lambda found: f"@{names.get(found[1], found[1])}", fields.text("content"))
     return clean_text(_EMOJI.sub(r"\1", text))
 
 
-def _name(person: dict[str, Any]) -> str:
-    return clean_name(person.get("nickname") or person["name"])
+def _name(person: Fields) -> str:
+    return clean_name(person.text("nickname")) or clean_name(person.text("name"))

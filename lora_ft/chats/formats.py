@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import heapq
-import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.errors import LoraFtError, UsageError
+from export.errors import UsageError
+from lora_ft.chats.detect import find_format
 from lora_ft.chats.discord import read_discord
+from lora_ft.chats.kakaotalk import read_kakaotalk
+from lora_ft.chats.line import read_line
 from lora_ft.chats.message import Message
+from lora_ft.chats.messenger import read_messenger
+from lora_ft.chats.signal import read_signal
 from lora_ft.chats.slack import read_slack
-from lora_ft.chats.stream import top_keys
-from lora_ft.chats.telegram import read_telegram
+from lora_ft.chats.telegram_folder import read_telegram_export
 from lora_ft.chats.whatsapp import read_whatsapp
 
 # (chat, message) of each message with a text, in the order of the export. None reads a file as a whole.
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, Message]]]] = {
-    "telegram": read_telegram,
+    "telegram": read_telegram_export,
     "whatsapp": read_whatsapp,
     "slack": read_slack,
     "discord": read_discord,
+    "messenger": read_messenger,
+    "signal": read_signal,
+    "line": read_line,
+    "kakaotalk": read_kakaotalk,
 }
 # Text exports state local clock times, which jump when a clock is set. Their order in the file is authoritative.
-_ORDERED_BY_FILE = {"whatsapp"}
+_ORDERED_BY_FILE = {"whatsapp", "line", "kakaotalk"}
 _SHOWN = 8  # names of chats in an error
-_OF_DISCORD, _OF_TELEGRAM = {"guild", "channel"}, {"messages", "chats", "left_chats"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def read_chats(
 ) -> dict[str, list[Message]]:
     """Return the newest messages of an export by conversation: a chat, or a topic or thread of it.
 
-    A conversation is sorted by time, one of WhatsApp stays in the order of the file.
+    A conversation is sorted by time, one of a text export stays in the order of the file.
 
     Memory holds `keep` messages, however large the file.
 
@@ -92,26 +98,6 @@ def read_chats(
     return found
 
 
-def find_format(file: Path) -> str:
-    """The format of an export, by its name and its first keys.
-
-    Raises:
-        UsageError: none that is known.
-        LoraFtError: the file is damaged.
-    """
-    if file.is_dir():
-        return "slack"
-    if file.suffix.lower() == ".zip":
-        return "slack" if _has_days(file) else "whatsapp"
-    if file.suffix.lower() == ".txt":
-        return "whatsapp"
-    if file.suffix.lower() == ".json":
-        for key in top_keys(file):
-            if key in _OF_DISCORD | _OF_TELEGRAM:
-                return "discord" if key in _OF_DISCORD else "telegram"
-    raise UsageError(f"{file} is no export of a chat that is known", f"data.chat.format: {', '.join(READERS)}")
-
-
 def _noted(
     messages: Iterable[tuple[str, Message]], names: dict[str, None], choice: Choice
 ) -> Iterator[tuple[str, Message]]:
@@ -121,14 +107,6 @@ def _noted(
         conversation = f"{chat} › {message.thread}" if message.thread else chat
         if choice.has_chat(chat, conversation) and choice.has(message):
             yield conversation, message
-
-
-def _has_days(file: Path) -> bool:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(name.endswith(".json") for name in archive.namelist())
-    except zipfile.BadZipFile as error:
-        raise LoraFtError(f"{file} is no whole zip file ({error})", "export or copy it again") from error
 
 
 def _newest(messages: Iterable[tuple[str, Message]], keep: int, *, by_time: bool) -> dict[str, list[Message]]:

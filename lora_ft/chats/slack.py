@@ -1,85 +1,210 @@
-"""Slack's export: a folder or a zip file with users.json and, for each channel, a file a day."""
+"""Slack's export: a folder or a zip file with users.json and, for each channel, a file a day; slackdump's files too.
+
+What somebody wrote stands in `text` as marks (`<@U123>`), or in `blocks` alone where an app or a newer client wrote it.
+Replies carry the time of the message that began their thread (`thread_ts`); a thread is a conversation of its own.
+"""
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from zipfile import Path as ZipPath
 
-from export.errors import LoraFtError, UsageError
+from export.errors import UsageError
+from lora_ft.chats.fields import Fields
 from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.stream import File, objects
+from lora_ft.chats.places import File, files_below, is_zip, root_of
+from lora_ft.chats.stream import objects, top_keys, walk
 
-_SPOKEN = (None, "me_message", "thread_broadcast", "file_share")  # every other subtype is a bot's or Slack's own
+_SPOKEN = ("", "me_message", "thread_broadcast", "file_share")  # every other subtype is Slack's own
+_BOT = "bot_message"
 _DAY = re.compile(r"\d{4}-\d\d-\d\d\.json")
+_CHANNELS = ("channels.json", "groups.json", "mpims.json")
 _MARKS = re.compile(r"<([@#!]?)([^<>|]*)(?:\|([^<>]*))?>")
+_PROGRAM = "Slack"
 
 
 def read_slack(file: Path) -> Iterator[tuple[str, Message]]:
-    """(channel, message) of every message that a person wrote, day by day.
+    """Yield (channel, message) of every message with a text, day by day.
+
+    Args:
+        file: the folder or zip file of an export, the folder of a channel, or the file of a day or of slackdump.
 
     Raises:
         UsageError: there are no days.
-        LoraFtError: a file is damaged, or a message has no date.
+        LoraFtError: a file is damaged, or a message is not as Slack writes it.
     """
-    root: File = ZipPath(file) if file.is_file() else file
-    names = _names(root)
-    channels = [folder for folder in _listed(root) if folder.is_dir()]
-    days = [(folder.name, day) for folder in (*channels, root) for day in _listed(folder) if _DAY.fullmatch(day.name)]
+    if file.is_file() and not is_zip(file):
+        yield from _channel_file(file)
+        return
+    root = root_of(file)
+    people = _people(root)
+    days = files_below(root, _DAY)
     if not days:
         raise UsageError(f"{file} is no export of Slack: it has no days", "give the folder with users.json, or the zip")
-    for channel, day in days:
+    for day in days:
         for value in objects(day, "item"):
-            message = _message(value, names, day) if isinstance(value, dict) else None
+            message = people.read(Fields(value, f"{day}", _PROGRAM).named("ts"))
             if message is not None:
-                yield channel, message
+                yield day.parent.name, message
 
 
-def _listed(folder: File) -> list[File]:
-    return sorted(folder.iterdir(), key=lambda entry: entry.name)
+def _channel_file(file: Path) -> Iterator[tuple[str, Message]]:
+    """Yield (channel, message) of one file: of a day, or slackdump's of a channel with its threads."""
+    people = _people(file.parent)
+    if next(top_keys(file), None) is None:
+        for value in objects(file, "item"):
+            message = people.read(Fields(value, f"{file}", _PROGRAM).named("ts"))
+            if message is not None:
+                yield file.parent.name, message
+        return
+    channel = file.stem
+    for key, value in walk(file, {"name", "messages.item"}):
+        if key == "name":
+            channel = Fields({key: value}, f"{file}", _PROGRAM).text(key) or channel
+            continue
+        fields = Fields(value, f"{file}", _PROGRAM).named("ts")
+        replies = list(fields.children("slackdump_thread_replies"))
+        root = fields.key("ts") if replies else ""
+        read = [(reply.key("ts"), people.read(reply.named("ts"), root)) for reply in replies]
+        told = dict([(fields.key("ts"), people.read(fields, root)), *read])  # the first may be repeated
+        yield from ((channel, message) for message in told.values() if message is not None)
 
 
-def _names(root: File) -> dict[str, str]:
-    """A name for each user's id; of a channel's folder alone none are known."""
+@dataclass
+class _People:
+    """Names of users and channels by id, and which users are bots."""
+
+    names: dict[str, str] = field(default_factory=dict)
+    bots: set[str] = field(default_factory=set)
+    channels: dict[str, str] = field(default_factory=dict)
+
+    def read(self, fields: Fields, root: str = "") -> Message | None:
+        """Return a message, or None where it is Slack's own or has no text.
+
+        Args:
+            fields: of the message.
+            root: time of the message that began its thread, where the file says so by its place.
+        """
+        subtype = fields.text("subtype")
+        if fields.text("type") != "message" or subtype not in (*_SPOKEN, _BOT):
+            return None
+        text, forwarded = clean_text(self._shown(fields.text("text"))) or clean_text(self._blocks(fields)), False
+        if not text:
+            text, forwarded = self._attached(fields)
+        sender = self._sender(fields)
+        if not text or not sender:
+            return None
+        stamp, thread = fields.key("ts"), fields.key("thread_ts") or root
+        return Message(
+            id=stamp,
+            time=fields.seconds("ts"),
+            sender=sender,
+            text=text,
+            reply_to=thread if thread and thread != stamp else None,
+            thread=thread,
+            forwarded=forwarded,
+            bot=subtype == _BOT or bool(fields.text("bot_id")) or fields.text("user") in self.bots,
+        )
+
+    def _sender(self, fields: Fields) -> str:
+        user, profile = fields.text("user"), fields.child("user_profile")
+        if not user:
+            return clean_name(fields.text("username") or fields.text("bot_id"))
+        return self.names.get(user) or (_name(profile, user) if profile is not None else clean_name(user))
+
+    def _attached(self, fields: Fields) -> tuple[str, bool]:
+        """Return the text of attachments and whether somebody else wrote it; previews of links are none."""
+        own = [one for one in fields.children("attachments") if not one.text("from_url") or _is_shared(one)]
+        texts = [clean_text(self._shown(one.text("text")) or self._blocks(one) or one.text("fallback")) for one in own]
+        return "\n".join(filter(None, texts)), any(map(_is_shared, own))
+
+    def _shown(self, text: str) -> str:
+        """Return what a reader of Slack sees of <@U123>, <#C1|name>, <!here>, <address|text>."""
+        return html.unescape(_MARKS.sub(self._mark, text))
+
+    def _mark(self, found: re.Match[str]) -> str:
+        kind, target, label = found.groups()
+        if kind == "@":
+            return "@" + (self.names.get(target) or label or target)
+        if kind == "#":
+            return f"#{label or self.channels.get(target) or target}"
+        if kind == "!":
+            return label or f"@{target.partition('^')[0]}"
+        return label or target
+
+    def _blocks(self, fields: Fields) -> str:
+        """Return the text of `blocks`, one below the other."""
+        return "\n".join(filter(None, (self._block(block) for block in fields.children("blocks"))))
+
+    def _block(self, block: Fields) -> str:
+        kind = block.text("type")
+        if kind == "rich_text":
+            return "\n".join(self._rich(part) for part in block.children("elements"))
+        if kind == "context":
+            return " ".join(self._composed(part) for part in block.children("elements"))
+        if kind in ("section", "header"):
+            own = block.child("text")
+            parts = [*([own] if own is not None else []), *block.children("fields")]
+            return "\n".join(self._composed(part) for part in parts)
+        return ""
+
+    def _composed(self, part: Fields) -> str:
+        if part.text("type") not in ("mrkdwn", "plain_text"):
+            return ""  # an image or a button
+        return self._shown(part.text("text")) if part.text("type") == "mrkdwn" else part.text("text")
+
+    def _rich(self, part: Fields) -> str:
+        """Return the text of a section, list, quote or code of rich text, or of one of its elements."""
+        kind = part.text("type")
+        if kind == "rich_text_list":
+            return "\n".join(f"• {self._rich(line)}" for line in part.children("elements"))
+        if kind.startswith("rich_text_"):
+            return "".join(self._rich(element) for element in part.children("elements"))
+        if kind == "user":
+            user = part.text("user_id")
+            return "@" + self.names.get(user, user)
+        if kind == "channel":
+            channel = part.text("channel_id")
+            return "#" + self.channels.get(channel, channel)
+        if kind == "emoji":
+            return f":{part.text('name')}:"
+        if kind == "broadcast":
+            return f"@{part.text('range')}"
+        if kind == "usergroup":
+            return f"@{part.text('usergroup_id')}"
+        return part.text("text") or part.text("url") or part.text("fallback") or part.text("value")
+
+
+def _is_shared(attachment: Fields) -> bool:
+    return attachment.flag("is_share") or attachment.flag("is_msg_unfurl")
+
+
+def _people(root: File) -> _People:
+    """Return the names in an export's folder; of a channel's folder alone none are known."""
+    people = _People()
     users = root / "users.json"
-    if not users.is_file():
-        return {}
-    return {str(user.get("id")): _name(user) for user in objects(users, "item")}
+    if users.is_file():
+        for value in objects(users, "item"):
+            user = Fields(value, f"{users}", _PROGRAM)
+            number, profile = user.text("id"), user.child("profile")
+            people.names[number] = _name(profile, number, user)
+            if user.flag("is_bot"):
+                people.bots.add(number)
+    for name in _CHANNELS:
+        listed = root / name
+        if listed.is_file():
+            for value in objects(listed, "item"):
+                channel = Fields(value, f"{listed}", _PROGRAM)
+                people.channels[channel.text("id")] = clean_name(channel.text("name"))
+    return people
 
 
-def _name(user: Mapping[str, Any]) -> str:
-    profile = user.get("profile") or user
-    known = (profile.get("display_name"), profile.get("real_name"), user.get("real_name"), user.get("name"))
-    return clean_name(next((name for name in known if name), str(user.get("id"))))
-
-
-def _message(value: Mapping[str, Any], names: Mapping[str, str], day: File) -> Message | None:
-    if value.get("type") != "message" or value.get("subtype") not in _SPOKEN or value.get("bot_id"):
-        return None
-    user = value.get("user")
-    text = clean_text(html.unescape(_MARKS.sub(lambda found: _shown(found, names), str(value.get("text") or ""))))
-    if not text or not user:
-        return None
-    stamp, thread = value.get("ts"), value.get("thread_ts")
-    try:
-        time = float(str(stamp))
-    except ValueError as error:
-        raise LoraFtError(f"{day} has a message without a date (ts {stamp!r})", "export the workspace again") from error
-    profile = value.get("user_profile")
-    sender = names.get(user) or (_name(profile | {"id": user}) if isinstance(profile, dict) else clean_name(user))
-    return Message(str(stamp), time, sender, text, thread if thread != stamp else None)
-
-
-def _shown(found: re.Match[str], names: Mapping[str, str]) -> str:
-    """What a reader of Slack sees of <@U123>, <#C1|name>, <!here>, <address|text>."""
-    kind, target, label = found.groups()
-    if kind == "@":
-        return "@" + (names.get(target) or label or target)
-    if kind == "#":
-        return f"#{label or target}"
-    if kind == "!":
-        return label or f"@{target.partition('^')[0]}"
-    return label or target
+def _name(profile: Fields | None, number: str, user: Fields | None = None) -> str:
+    sources: list[tuple[Fields | None, str]] = [
+        (profile, "display_name"), (profile, "real_name"), (user, "real_name"), (user, "name"), (profile, "name"),
+    ]  # fmt: skip
+    names = (clean_name(source.text(key)) for source, key in sources if source is not None)
+    return next(filter(None, names), clean_name(number))

@@ -7,17 +7,16 @@ ijson parses; `_Source` stands between it and the file. Every chunk is checked b
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
 from typing import IO, Any, TypeVar
-from zipfile import Path as ZipPath
 
 import ijson
 from ijson.common import ObjectBuilder
 
 from export.errors import LoraFtError
 from export.json_limits import JsonLimits
+from lora_ft.chats.places import File as File
+from lora_ft.chats.places import opened
 
-File = Path | ZipPath
 Repair = Callable[[bytes], bytes]
 T = TypeVar("T")
 
@@ -151,7 +150,7 @@ def _keys(source: _Source) -> Iterator[str]:
 
 def _read(file: File, parse: Callable[[_Source], Iterator[T]], repair: Callable[[], Repair] | None) -> Iterator[T]:
     count = 0
-    with file.open("rb") as content:
+    with opened(file) as content:
         try:
             for value in parse(_Source(content, file, repair)):
                 yield value

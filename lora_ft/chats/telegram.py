@@ -126,7 +126,7 @@ class _Chat:
         seen[name] += 1
         self.name = name if seen[name] == 1 else f"{name} #{seen[name]}"
         self._bot = f"user{header.key('id')}" if kind == "bot_chat" else None
-        self._topics = _Topics()
+        self._topics = Topics()
 
     def read(self, fields: Fields) -> Message | None:
         """Return a message, or None where it is none of a person or has no text."""
@@ -160,7 +160,7 @@ def _nameless(header: Fields, kind: str) -> str:
     return "Saved Messages" if kind == "saved_messages" or header.key("id") else ""
 
 
-class _Topics:
+class Topics:
     """The topics of a forum, and which message stands in which. A chat without topics remembers no messages."""
 
     def __init__(self) -> None:

@@ -40,3 +40,9 @@ def check_kinds_and_ids_are_as_before(folder: Path, scratch: Path) -> None:
     migrated = read_chats(folder / "migrated.json")["Garden"]
     assert [message.text for message in migrated[:3]] == ["old one", "old two", "morning all"]
     assert migrated[1].reply_to == migrated[0].id == "-999999000"
+
+
+def check_html_pages_and_folders_are_read(folder: Path, scratch: Path) -> None:
+    for name in ("messages.html", "ChatExport_2023-11-20"):
+        (messages,) = read_chats(folder / name).values()
+        assert _texts(messages) == ["Ana: morning all"] and messages[0].time == 1700467200.0  # 9:00 at UTC+01:00

@@ -28,39 +28,130 @@ def telegram(path: Path, *spoken: tuple[int, float, str]) -> Path:
     return path
 
 
-def test_formats_are_found(tmp_path: Path) -> None:
-    assert find_format(EXPORT) == "telegram" and find_format(tmp_path) == "slack"
-    for name, content, expected in (
-        ("account.json", {"about": "", "chats": {"list": []}}, "telegram"),
-        ("discord.json", {"guild": {}, "channel": {}, "messages": []}, "discord"),
-    ):
-        (tmp_path / name).write_text(json.dumps(content))
-        assert find_format(tmp_path / name) == expected
-    (tmp_path / "chat.txt").write_text("x")
-    assert find_format(tmp_path / "chat.txt") == "whatsapp"
-    for name, entry, expected in (("w.zip", "_chat.txt", "whatsapp"), ("s.zip", "users.json", "slack")):
-        with zipfile.ZipFile(tmp_path / name, "w") as archive:
-            archive.writestr(entry, "x")
-        assert find_format(tmp_path / name) == expected
+TEXTS = {
+    "telegram": '{"name": "x", "type": "y", "id": 1, "messages": [{"id": 1, "type": "message"}]}',
+    "telegram account": '{"about": "", "chats": {"list": []}}',
+    "telegram sorted": '{"id": 1, "messages": [], "name": "x", "type": "y"}',
+    "telegram invalid": '{"name": "\\x0C", "type": "y", "messages": []}',
+    "telegram page": '<!DOCTYPE html><html><body><div class="page_wrap"></div></body></html>',
+    "discord": '{"guild": {}, "channel": {}, "messages": []}',
+    "discord text": 62 * "=" + "\nGuild: G\nChannel: c\n" + 62 * "=" + "\n",
+    "discord table": "AuthorID,Author,Date,Content,Attachments,Reactions\n",
+    "slack day": '[{"type": "message", "user": "U1", "ts": "1.0", "text": "x"}]',
+    "slack dump": '{"channel_id": "C1", "name": "x", "messages": []}',
+    "messenger": '{"participants": [], "messages": [{"sender_name": "A", "timestamp_ms": 1}], "title": "x"}',
+    "messenger encrypted": '{"participants": ["A"], "threadName": "x_1", "messages": [{"senderName": "A"}]}',
+    "signal": '{"date": "2024-01-01T00:00:00", "sender": "A", "body": "x", "quote": ""}\n',
+    "signal backup": '{"version": "1", "backupTimeMs": "1"}\n{"account": {}}\n',
+    "signal markdown": "[2024-01-01 10:00:00] Ana: hello  \n\n",
+    "line": "[LINE] Chat history with Ana\nSaved on: 2024/01/15 10:30\n",
+    "line bare": "2024/01/15(Mon)\n10:30\tAna\thello\n",
+    "kakaotalk": "Ana 님과 카카오톡 대화\n저장한 날짜 : 2024-01-15 10:00:00\n",
+    "kakaotalk bare": "2024년 1월 15일 오전 10:30, Ana : hello\n",
+    "kakaotalk table": 'Date,User,Message\n2024-01-15 10:30:00,"Ana","hello"\n',
+    "whatsapp": "15.01.24, 10:30 - Ana: hello\n",
+    "whatsapp ios": "[2024-01-15 10:30:00] Ana: hello\n",
+    "whatsapp arabic": "\u200f15\u200f/1\u200f/2024\u060c 10:30 \u0645 - Ana: hello\n",
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("name", ["export", "chat.txt", "a.json", "b.html"])
+def test_a_format_is_found_by_what_a_file_holds(tmp_path: Path, kind: str, name: str) -> None:
+    for mark in ("", "\ufeff"):
+        (tmp_path / name).write_text(mark + TEXTS[kind], encoding="utf-8")
+        assert find_format(tmp_path / name) == kind.split()[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["result.json", "photos/x.jpg"], "telegram"),
+        (["messages.html", "messages2.html", "css/style.css"], "telegram"),
+        (["export_results.html", "chats/chat_001/messages.html"], "telegram"),
+        (["users.json", "channels.json", "general/2024-01-01.json"], "slack"),
+        (["2024-01-01.json"], "slack"),
+        (["your_facebook_activity/messages/inbox/garden_1/message_1.json"], "messenger"),
+        (["Ana/chat.md", "Ana/index.html", "Ben/chat.md"], "signal"),
+        (["main.jsonl", "files/1.jpg"], "signal"),
+    ],
+)
+@pytest.mark.parametrize("form", ["folder", "zip", "zip with a top folder"])
+def test_a_format_is_found_by_the_files_of_a_folder(tmp_path: Path, files: list[str], expected: str, form: str) -> None:
+    top = tmp_path / "export"
+    for name in files:
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text("x")
+    if form == "folder":
+        assert find_format(top) == expected
+        return
+    with zipfile.ZipFile(tmp_path / "export.ZIP", "w") as archive:
+        for name in files:
+            archive.writestr(f"export/{name}" if "top" in form else name, "x")
+        archive.writestr("__MACOSX/._x", "x")
+    assert find_format(tmp_path / "export.ZIP") == expected
+
+
+def test_a_zip_with_a_text_is_of_whatsapp(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        archive.writestr("_chat.txt", "x")
+    assert find_format(tmp_path / "w.zip") == "whatsapp"
+
+
+@pytest.mark.parametrize(
+    ("content", "program"),
+    [
+        ('{"userId": "8:a", "exportDate": "x", "conversations": []}', "Skype or Teams"),
+        ('{"@odata.context": "x", "value": []}', "Microsoft Teams"),
+        ('{"room_name": "x", "messages": []}', "Matrix (Element)"),
+        ('{"messages": [{"creator": {"name": "A"}, "text": "x"}]}', "Google Chat"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "a chat model"),
+        ("<html><body><div class=chatlog__message></div></body></html>", "DiscordChatExporter's HTML"),
+        ('<html><body><div class="_a6-g">x</div></body></html>', "Messenger's or Instagram's HTML"),
+        ("Nov 20, 2023  9:00:00 AM\nAna\nhello\n", "iMessage (imessage-exporter)"),
+        ("Conversation: Ana (+49)\n\nFrom: Ana\n", "Signal by sigtop"),
+        ("<?xml version='1.0'?>\n<smses count='1'>", "SMS Backup & Restore"),
+        ("09:00:00\t From Ana to Everyone:\n\thello", "Zoom"),
+    ],
+)
+def test_a_program_that_is_not_read_is_named(tmp_path: Path, content: str, program: str) -> None:
+    (tmp_path / "chat.txt").write_text(content)
+    with pytest.raises(UsageError, match=re.escape(f"chat.txt is an export of {program}, which is not read; ")):
+        read_chats(tmp_path / "chat.txt")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "kind", "part"),
     [
-        ("rows.jsonl", "{}", UsageError, "is no export of a chat that is known; data.chat.format: telegram, whatsapp"),
+        (
+            "rows.jsonl",
+            "{}",
+            UsageError,
+            "is no export of a chat that is known; readable are telegram, whatsapp, slack",
+        ),
         ("rows.json", '[{"text": "x"}]', UsageError, "is no export of a chat that is known"),
         ("other.json", '{"text": "x"}', UsageError, "is no export of a chat that is known"),
+        ("picture.txt", "\x89PNG\0\0", UsageError, "is no export of a chat that is known"),
+        ("notes.md", "nothing", UsageError, "is no export of a chat that is known"),
         ("cut.json", '{"name": "x", ', LoraFtError, "cut.json, after 1 objects, is cut off"),
-        ("page.json", "<html>", LoraFtError, "page.json, after 0 objects, is not JSON"),
+        ("page.json", "<html>", UsageError, "page.json is no export of a chat that is known"),
         ("cut.zip", "PK", LoraFtError, "cut.zip is no whole zip file"),
         ("empty.json", '{"messages": []}', UsageError, "empty.json holds no messages of telegram"),
+        ("deep.json", 200_000 * "[", LoraFtError, "deep.json is out of bounds at byte 200 (nested deeper"),
+        ("long.json", "[" + 4301 * "1", LoraFtError, "long.json is out of bounds at byte 1 (a number of more than"),
     ],
+    ids=range(11),
 )
 def test_a_wrong_file_is_named(tmp_path: Path, name: str, content: str, kind: type[LoraFtError], part: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(kind, match=re.escape(part)) as caught:
         read_chats(tmp_path / name)
     assert type(caught.value) is kind
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no export of a chat that is known"):
+        read_chats(tmp_path)
 
 
 def test_a_format_that_is_named_is_taken(tmp_path: Path) -> None:

@@ -64,13 +64,67 @@ def test_the_folder_of_one_channel_takes_names_from_its_messages(tmp_path: Path)
 def test_what_no_person_wrote_is_left_out(tmp_path: Path) -> None:
     day = [
         message("1.0", "joined", subtype="channel_join"),
-        message("2.0", "beep", None, subtype="bot_message", bot_id="B1"),
-        message("3.0", "boop", bot_id="B1"),
+        message("2.0", "gone", subtype="tombstone"),
         message("4.0", ""),
         message("5.0", "waves", subtype="me_message"),
         {"type": "event", "ts": "6.0", "text": "no message"},
     ]
     assert texts(export(tmp_path / "slack", {"garden/2024-01-01.json": day})) == ["waves"]
+
+
+def test_bots_are_marked(tmp_path: Path) -> None:
+    day = [
+        message("1.0", "beep", None, subtype="bot_message", bot_id="B1", username="Deploy"),
+        message("2.0", "boop", bot_id="B1"),
+        message("3.0", "bap", "U3"),
+        message("4.0", "hello"),
+    ]
+    folder = export(tmp_path / "slack", {"garden/2024-01-01.json": day})
+    (folder / "users.json").write_text(json.dumps([*USERS, {"id": "U3", "name": "bot", "is_bot": True}]))
+    found = [(one.sender, one.text, one.bot) for _, one in read_slack(folder)]
+    expected = [("Deploy", "beep", True), ("Ana", "boop", True), ("bot", "bap", True), ("Ana", "hello", False)]
+    assert found == expected
+
+
+def test_text_in_blocks_and_attachments_alone_is_read(tmp_path: Path) -> None:
+    section = [
+        {"type": "text", "text": "see "},
+        {"type": "user", "user_id": "U2"},
+        {"type": "text", "text": " in "},
+        {"type": "channel", "channel_id": "C1"},
+        {"type": "emoji", "name": "wave"},
+        {"type": "link", "url": "https://example.org"},
+    ]
+    items = [{"type": "rich_text_section", "elements": [{"type": "text", "text": word}]} for word in ("a", "b")]
+    rich = {
+        "type": "rich_text",
+        "elements": [{"type": "rich_text_section", "elements": section}, {"type": "rich_text_list", "elements": items}],
+    }
+    marked = {"type": "section", "text": {"type": "mrkdwn", "text": "for <@U1>"}}
+    day = [
+        message("1.0", "", blocks=[rich]),
+        message("2.0", "", blocks=[marked, {"type": "divider"}, {"type": "image", "alt_text": "x"}]),
+        message("3.0", "own", blocks=[marked]),
+        message("4.0", "", attachments=[{"text": "said by others", "is_share": True, "author_name": "Cleo"}]),
+        message("5.0", "", attachments=[{"from_url": "https://example.org", "text": "a preview"}]),
+    ]
+    found = [(one.text, one.forwarded) for _, one in read_slack(export(tmp_path / "slack", {"g/2024-01-01.json": day}))]
+    assert found == [
+        ("see @Ben Ash in #garden:wave:https://example.org\n• a\n• b", False),
+        ("for @Ana", False),
+        ("own", False),
+        ("said by others", True),
+    ]
+
+
+def test_a_file_of_slackdump_is_read_with_its_threads(tmp_path: Path) -> None:
+    root = message("1.0", "who?", "U1")
+    replies = [message("1.0", "who?", "U1"), message("2.0", "me", "U2")]
+    content = {"channel_id": "C1", "name": "garden", "messages": [{**root, "slackdump_thread_replies": replies}]}
+    (tmp_path / "C1.json").write_text(json.dumps(content))
+    (tmp_path / "users.json").write_text(json.dumps(USERS))
+    found = [(chat, one.sender, one.text, one.thread, one.reply_to) for chat, one in read_slack(tmp_path / "C1.json")]
+    assert found == [("garden", "Ana", "who?", "1.0", None), ("garden", "Ben Ash", "me", "1.0", "1.0")]
 
 
 def test_marks_are_what_a_reader_sees(tmp_path: Path) -> None:
@@ -85,7 +139,7 @@ def test_marks_are_what_a_reader_sees(tmp_path: Path) -> None:
 def test_messages_of_a_thread_answer_its_first(tmp_path: Path) -> None:
     day = [message("1.0", "who?", thread_ts="1.0"), message("2.0", "me", "U2", thread_ts="1.0")]
     found = [found for _, found in read_slack(export(tmp_path / "slack", {"garden/2024-01-01.json": day}))]
-    assert [one.reply_to for one in found] == [None, "1.0"]
+    assert [(one.reply_to, one.thread) for one in found] == [(None, "1.0"), ("1.0", "1.0")]
 
 
 def test_a_folder_without_days_is_refused(tmp_path: Path) -> None:
@@ -100,5 +154,5 @@ def test_a_damaged_day_is_named(tmp_path: Path) -> None:
     with pytest.raises(LoraFtError, match=r"2024-01-01\.json, after 1 objects, is cut off"):
         texts(folder)
     day.write_text(json.dumps([message("soon", "a")]))
-    with pytest.raises(LoraFtError, match=r"2024-01-01\.json has a message without a date \(ts 'soon'\)"):
+    with pytest.raises(LoraFtError, match=r"2024-01-01\.json, message soon, has no date that can be read"):
         texts(folder)

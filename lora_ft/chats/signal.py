@@ -1,0 +1,181 @@
+"""Signal: folders of signal-export (chat.md, data.json), and the plain text export of Signal itself (main.jsonl)."""
+
+from __future__ import annotations
+
+import calendar
+import datetime
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from export.errors import LoraFtError, UsageError
+from export.files import parse_json
+from lora_ft.chats.fields import Fields
+from lora_ft.chats.message import Message, clean_name, clean_text
+from lora_ft.chats.places import File, files_below, is_zip, root_of, text_lines
+
+FILES = re.compile(r"data\.json|chat\.md|main\.jsonl")
+_HEAD = re.compile(r"\[(\d{4})-(\d{2})-(\d{2}) (\d{2}):(\d{2})(?::(\d{2}))?\] (.{1,200}?): (.*)")
+_CALL = re.compile(r"(?:Incoming|Outgoing|Missed) (?:(?:voice|video|group) )?call(?: \([^()\n]*\))?")
+_DELETED = "(This message was deleted)"
+_REACTIONS = re.compile(r"\(- [^\n]* -\)")
+_STICKER = re.compile(r"\(\( [^\n]* \)\)")
+_ATTACHMENT = re.compile(r"!?\[[^\[\]\n]*\]\(\.{1,2}/[^()\n]*\) {0,2}")
+_PROGRAM = "Signal"
+
+
+def is_signal(start: str) -> bool:
+    """Return whether a text begins as one of the files does."""
+    first = start.partition("\n")[0]
+    if first.startswith("{"):
+        exported = '"date"' in first and '"sender"' in first and '"body"' in first
+        return exported or ('"backupTimeMs"' in first and '"version"' in first)
+    return _HEAD.fullmatch(first) is not None and first.endswith("  ")
+
+
+def read_signal(file: Path) -> Iterator[tuple[str, Message]]:
+    """Yield (chat, message) of every message with a text.
+
+    Args:
+        file: a data.json, chat.md or main.jsonl; or a folder or zip file with chats. Where a chat has a data.json and a
+            chat.md, the first is read.
+
+    Raises:
+        UsageError: there are no such files.
+        LoraFtError: a file is damaged, or a message is not as Signal or signal-export writes it.
+    """
+    if not file.is_dir() and not is_zip(file):
+        yield from _file(file)
+        return
+    files = files_below(root_of(file), FILES)
+    structured = {str(one.parent) for one in files if one.name == "data.json"}
+    chosen = [one for one in files if one.name != "chat.md" or str(one.parent) not in structured]
+    if not chosen:
+        raise UsageError(f"{file} has no data.json, chat.md or main.jsonl of Signal", "export it with signal-export")
+    for one in chosen:
+        yield from _file(one)
+
+
+def _file(file: File) -> Iterator[tuple[str, Message]]:
+    first = next((line for _, line in text_lines(file)), "")
+    if not first.startswith("{"):
+        return _markdown(file)
+    return _backup(file) if '"backupTimeMs"' in first else _lines(file)
+
+
+def _objects(file: File) -> Iterator[tuple[int, Fields]]:
+    for number, line in text_lines(file):
+        if line.strip():
+            yield number, Fields(parse_json(line, f"{file}:{number}"), f"{file}:{number}", _PROGRAM)
+
+
+def _chat(file: File) -> str:
+    return clean_name(file.parent.name) or clean_name(Path(file.name).stem)
+
+
+def _lines(file: File) -> Iterator[tuple[str, Message]]:
+    """Yield (chat, message) of a data.json of signal-export: an object a line."""
+    chat = _chat(file)
+    for number, fields in _objects(file):
+        text, sender = clean_text(fields.text("body")), clean_name(fields.text("sender"))
+        if not text or not sender or fields.flag("deleted") or fields.flag("call") or _CALL.fullmatch(text):
+            continue
+        yield chat, Message(f"{number}", fields.date("date"), sender, text)
+
+
+def _markdown(file: File) -> Iterator[tuple[str, Message]]:
+    """Yield (chat, message) of a chat.md of signal-export."""
+    chat = _chat(file)
+    head: tuple[int, re.Match[str]] | None = None
+    lines: list[str] = []
+    for number, line in text_lines(file):
+        found = _HEAD.fullmatch(line)
+        if found is None:
+            lines.append(line)
+            continue
+        if (message := _told(file, head, lines)) is not None:
+            yield chat, message
+        head, lines = (number, found), [found[8]]
+    if (message := _told(file, head, lines)) is not None:
+        yield chat, message
+
+
+def _told(file: File, head: tuple[int, re.Match[str]] | None, lines: list[str]) -> Message | None:
+    if head is None:
+        return None
+    number, found = head
+    text = _spoken(lines)
+    sender = clean_name(found[7])
+    if not text or not sender or text == _DELETED or _CALL.fullmatch(text):
+        return None
+    try:
+        year, month, day, hour, minute = map(int, found.groups()[:5])
+        date = datetime.datetime(year, month, day, hour, minute, int(found[6] or 0))
+    except ValueError as error:
+        where = f"{file}:{number}"
+        raise LoraFtError(f"{where} has no date that can be read ({found[0][:22]})", "export the chat again") from error
+    return Message(f"{number}", float(calendar.timegm(date.timetuple())), sender, text)
+
+
+def _spoken(lines: list[str]) -> str:
+    """Return a body without the quote before it, reactions, stickers and attachments."""
+    place = 0
+    while place < len(lines) and (not lines[place].strip() or lines[place].startswith("> ")):
+        place += 1
+    quoted = any(line.startswith("> ") for line in lines[:place])
+    body = lines[place:] if quoted else lines
+    kept = [
+        _ATTACHMENT.sub("", line)
+        for line in body
+        if not _REACTIONS.fullmatch(line.strip()) and not _STICKER.fullmatch(line.strip())
+    ]
+    return clean_text("\n".join(kept))
+
+
+def _backup(file: File) -> Iterator[tuple[str, Message]]:
+    """Yield (chat, message) of Signal's own plain text export: a frame a line, people and chats before messages."""
+    names: dict[str, str] = {}
+    chats: dict[str, str] = {}
+    taken: dict[str, int] = {}
+    for number, frame in _objects(file):
+        if (recipient := frame.child("recipient")) is not None:
+            names[recipient.key("id")] = _recipient(recipient)
+        elif (chat := frame.child("chat")) is not None:
+            name = names.get(chat.key("recipientId"), "") or "Note to Self"
+            taken[name] = taken.get(name, 0) + 1
+            chats[chat.key("id")] = name if taken[name] == 1 else f"{name} #{taken[name]}"
+        elif (item := frame.child("chatItem")) is not None:
+            said = item.child("standardMessage")
+            words = said.child("text") if said is not None else None
+            text = clean_text(words.text("body")) if words is not None else ""
+            if not text or said is None:
+                continue
+            where = chats.get(item.key("chatId"))
+            sender = names.get(item.key("authorId"))
+            if where is None or not sender:
+                raise LoraFtError(f"{file}:{number} is a message of an unknown chat or author", "export it again")
+            sent = item.seconds("dateSent", per_second=1000)
+            quote = said.child("quote")
+            answered = quote.key("targetSentTimestamp") if quote is not None else ""
+            yield where, Message(item.key("dateSent"), sent, sender, text, answered or None)
+
+
+def _recipient(recipient: Fields) -> str:
+    """Return the name of a person or group."""
+    if (contact := recipient.child("contact")) is not None:
+        nickname = contact.child("nickname")
+        given = clean_name(f"{nickname.text('given')} {nickname.text('family')}") if nickname is not None else ""
+        system = clean_name(f"{contact.text('systemGivenName')} {contact.text('systemFamilyName')}")
+        profile = clean_name(f"{contact.text('profileGivenName')} {contact.text('profileFamilyName')}")
+        return (
+            given
+            or system
+            or profile
+            or clean_name(contact.text("username") or contact.key("e164"))
+            or f"#{recipient.key('id')}"
+        )
+    if (group := recipient.child("group")) is not None:
+        snapshot = group.child("snapshot")
+        title = snapshot.child("title") if snapshot is not None else None
+        return (clean_name(title.text("title")) if title is not None else "") or f"#{recipient.key('id')}"
+    return "Me" if "self" in recipient else ""

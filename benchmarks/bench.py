@@ -19,7 +19,9 @@ from benchmarks.report import Case, Quality, Report, Service
 from benchmarks.subjects import Subject, open_subject
 from benchmarks.suite import Suite
 from export.errors import LoraFtError, UsageError
-from export.files import refuse_existing, write_text
+from export.files import write_text
+from export.locks import locked
+from export.places import refuse_file
 from lora_ft.data import Example, load_splits
 from lora_ft.doctor import environment, stolen
 from lora_ft.merge import SENTENCES
@@ -45,7 +47,7 @@ def bench(
     Raises:
         UsageError: a model is not there; and as `measure`.
     """
-    refuse_existing(out / REPORT, overwrite=overwrite)
+    _refuse_report(out, overwrite=overwrite)
     progress = progress or Silent()
     subjects = [open_subject(name, work, progress) for name in models]
     return measure(subjects, suite, out, task=task, overwrite=overwrite, progress=progress)
@@ -71,13 +73,21 @@ def measure(
         UsageError: `out` holds a report, or rows are asked for and there is no task.
         LoraFtError: no engine could be started, and why the first one could not.
     """
-    refuse_existing(out / REPORT, overwrite=overwrite)
+    _refuse_report(out, overwrite=overwrite)
     progress = progress or Silent()
     task = task or next((subject.task for subject in subjects if subject.task), None)
     if suite.rows and task is None:
         raise UsageError(f"the suite {suite.name} scores rows, and no model has a task", "add --task TASK or --rows 0")
-    out.mkdir(parents=True, exist_ok=True)
-    return _Bench(suite, out, subjects, task, progress).run()
+    with locked(out.resolve() / REPORT):
+        return _Bench(suite, out, subjects, task, progress).run()
+
+
+def _refuse_report(out: Path, *, overwrite: bool) -> None:
+    """Raise UsageError if `out` holds a report and `overwrite` is False, or files of others by the report's names."""
+    if (out / REPORT).is_file() and not overwrite:
+        raise UsageError(f"{out / REPORT} already exists", "give another --out or add --overwrite")
+    for name in (REPORT, PAGE, MARKDOWN):
+        refuse_file(out / name, "--out")
 
 
 class _Bench:

@@ -10,79 +10,86 @@ import contextlib
 import hashlib
 import json
 import os
-import re
-import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from export.errors import LoraFtError, UsageError, first_line
+from export.errors import LoraFtError, first_line
 from export.json_limits import parse_json as parse_json
+from export.leftovers import staging_name, tidy
+from export.locks import try_lock
+from export.ownership import foreign_reason
+from export.places import making
 
-_STAGED = ".partial"
 _MAX_JSON = 1 << 28  # bytes; a value takes up to 25 times as many, and the largest tokenizer has 17 million
-_in_use: set[Path] = set()  # what this process is writing now
 
 
 @contextlib.contextmanager
 def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a new folder beside `out`; when the block ends well it becomes `out`, otherwise it is deleted.
 
+    The lock of `out` is held meanwhile. A link at `out` stays; the folder that it leads to is made or replaced.
+
     Raises:
-        UsageError: `out` exists and `overwrite` is False. An existing folder stays as it was until the swap.
+        UsageError: `out` may not be made (see `export.places.refuse_existing`), or another job is making it. An
+            existing folder stays as it was until the swap.
     """
-    refuse_existing(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _staging(out) as staging:
+    with making(out, overwrite=overwrite) as place:
+        staging = staging_name(place)
         staging.mkdir()
         try:
             yield staging
             sync_tree(staging)
-            replace_folder(staging, out)
+            replace_folder(staging, place)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
 
 
-def refuse_existing(out: Path, *, overwrite: bool) -> None:
-    """Raise UsageError where `out` is taken. Jobs call this first, before the work that would be lost."""
-    if not overwrite and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
-        raise UsageError(f"{out} already exists", "give another --out or add --overwrite")
-
-
 def replace_folder(new: Path, out: Path) -> None:
-    """Rename folder `new` to `out`, removing what was there only once the new one is in place."""
-    if not out.exists():
+    """Rename folder `new` to `out`, removing what was there only once the new one is in place.
+
+    Raises:
+        LoraFtError: What lies at `out` was not made by lora-ft; `new` stays where it is.
+    """
+    if not os.path.lexists(out):
         os.rename(new, out)
-        _sync(out.parent)
+        sync(out.parent)
         return
-    with _staging(out, ".old") as old:
-        os.rename(out, old)
-        try:
-            os.rename(new, out)
-        except BaseException:
-            os.rename(old, out)
-            raise
-        try:
-            _sync(out.parent)
-        finally:
-            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    reason = "is not a folder" if out.is_symlink() or not out.is_dir() else foreign_reason(out)
+    if reason:
+        raise LoraFtError(f"{out} {reason}, so it was not replaced by {new}", "move it away and do this again")
+    old = staging_name(out, ".old")
+    os.rename(out, old)
+    try:
+        os.rename(new, out)
+    except BaseException:
+        os.rename(old, out)
+        raise
+    try:
+        sync(out.parent)
+    finally:
+        shutil.rmtree(old)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text so that `path` holds either the old content or all of the new."""
-    with _staging(path) as staging:
-        try:
-            with open(staging, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+    """Write UTF-8 text so that `path` holds either the old content or all of the new. Links are followed."""
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tidy(path)
+    staging, descriptor = _locked_file(path)
+    try:
+        with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
             os.replace(staging, path)
-        except BaseException:
-            staging.unlink(missing_ok=True)
-            raise
-    _sync(path.parent)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -116,11 +123,19 @@ def sha256(path: Path) -> str:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush every file and folder below `folder`, and `folder` itself, to the disk."""
+    """Flush every file and folder below `folder`, and `folder` itself, to the disk.
+
+    Files get the modes that the umask gives to `folder`: some libraries write theirs for their own user alone.
+    """
+    allowed = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for root, _, names in os.walk(folder):
         for name in names:
-            _sync(Path(root, name))
-        _sync(Path(root))
+            path = Path(root, name)
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode | allowed != mode:
+                path.chmod(mode | allowed)
+            sync(path)
+        sync(Path(root))
 
 
 def folder_size(folder: Path) -> int:
@@ -128,7 +143,8 @@ def folder_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -136,41 +152,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _staging(out: Path, kind: str = "") -> Iterator[Path]:
-    """A name beside `out` that nobody else uses, after tidying up what killed processes left there."""
-    _tidy(out)
-    path = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}{kind}{_STAGED}")
-    _in_use.add(path)
-    try:
-        yield path
-    finally:
-        _in_use.discard(path)
-
-
-def _tidy(out: Path) -> None:
-    """Delete what dead processes left beside `out`; where one died in the middle of a swap, put the old folder back."""
-    pattern = re.compile(rf"\.{re.escape(out.name)}\.(\d+)-[0-9a-f]+(\.old)?{re.escape(_STAGED)}")
-    for path in list(out.parent.iterdir()):
-        match = pattern.fullmatch(path.name)
-        if match is None or path in _in_use or _alive(int(match[1])):
-            continue
-        if match[2] and not out.exists():
-            os.rename(path, out)
-        elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    """Whether another process of this number runs. Our own number may be that of a process killed before us."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+def _locked_file(out: Path) -> tuple[Path, int]:
+    """Create a file beside `out` and lock it for as long as it is open: `tidy` deletes those that nobody locks."""
+    while True:
+        path = staging_name(out)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try_lock(descriptor, wait=True)
+        if os.fstat(descriptor).st_nlink:
+            return path, descriptor
+        os.close(descriptor)  # it was tidied up before it was locked

@@ -11,10 +11,11 @@ from typing import Any
 from export.architecture import Architecture
 from export.bundle import Origin, assemble, read_model, rescaled, seal
 from export.checkpoint import Checkpoint
-from export.files import folder_size, refuse_existing, staged_folder
+from export.files import folder_size, staged_folder
 from export.layouts import write_layout
 from export.layouts.triton import write_triton
 from export.parity import Probe, Reference, Report, compare, require
+from export.places import refuse_existing
 from export.precision import FP32, Precision
 from export.runtime import manifest
 from export.runtime.generator import Generator

@@ -12,8 +12,9 @@ from export.adapted import Group
 from export.architecture import Architecture
 from export.bank import Changed, Plan, adapted, ranks_of
 from export.bundle import Origin, assemble, read_model, rescaled, seal
-from export.files import refuse_existing, sha256, staged_folder
+from export.files import sha256, staged_folder
 from export.parity import Probe, Reference, Report, compare, require
+from export.places import refuse_existing
 from export.precision import FP32, Precision
 from export.runtime import manifest
 from export.runtime.generator import Generator

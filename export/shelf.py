@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from export import locks
 from export.architecture import Architecture
 from export.bank import Adapter, Plan, folded, inner_peaks, packed
 from export.bundle import Origin, prompt_of
 from export.errors import LoraFtError, UsageError
-from export.files import read_json, write_json
+from export.files import read_json, sync, write_json
 from export.parity import Probe, Reference, Report, compare, divergence, require
 from export.runtime import manifest
 from export.runtime.bank import TASK, VERSION, unknown
@@ -206,15 +207,10 @@ def store(folder: Path, name: str, arrays: Mapping[str, np.ndarray], task: str) 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[dict[str, Any]]:
-    """The manifest of a bank that no other process changes meanwhile; then what it names no more is deleted."""
+    """Yield the manifest of a bank that no other process changes meanwhile; then delete the files it does not name."""
     shelf = folder / manifest.ADAPTERS
-    shelf.mkdir(exist_ok=True)
-    lock = os.open(shelf, os.O_RDONLY)
-    try:
-        with contextlib.suppress(ImportError):  # not on Windows
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.locked(folder.resolve(), wait=True):
+        shelf.mkdir(exist_ok=True)
         try:
             yield manifest.read_manifest(folder)
         finally:
@@ -222,9 +218,7 @@ def locked(folder: Path) -> Iterator[dict[str, Any]]:
             for path in shelf.iterdir():
                 if path.relative_to(folder).as_posix() not in named:
                     path.unlink()
-            os.fsync(lock)
-    finally:
-        os.close(lock)
+            sync(shelf)
 
 
 def _inputs(graph: Path, values: Mapping[str, Any]) -> list[str]:

@@ -14,8 +14,9 @@ from export.architecture import Architecture
 from export.bundle import read_model, rescaled
 from export.checkpoint import Checkpoint
 from export.errors import UsageError
-from export.files import folder_size, refuse_existing
+from export.files import folder_size
 from export.parity import Report
+from export.places import making
 from export.precision import parse
 from export.publish_bank import base_hash, write_bank
 from export.runtime import manifest
@@ -81,24 +82,25 @@ def export_bank(
         LoraFtError: the base or an adapter differs from PyTorch, or loses too much; nothing is left behind.
     """
     progress, checks = progress or Silent(), checks or Checks()
-    refuse_existing(out, overwrite=overwrite)
     found = named_runs(runs)
-    if precision == "auto":
-        raise UsageError("a bank has the precision that is named", "try auto on one of the runs first")
-    chosen = parse(precision)
-    choose_provider("auto", str(chosen))
-    torch.set_num_threads(allowed_cpus())
-    oracle = Oracle(base := _common_base(found))
-    members = [member_of(name, run, oracle, checks, progress) for name, run in found.items()]
-    tokenizer, origin = oracle.tokenizer, origin_of(None, base.name, "")
-    sentences = list(references_of(oracle.plain(), tokenizer, SENTENCES, origin, progress))
-    share = -(-_CALIBRATION_ROWS // len(members))
-    samples: list[Sample] = [sample for one in members for sample in one.samples[:share]]
-    reports = write_bank(
-        base.folder, tokenizer, origin, sentences, sentences[0], members, out, precision=chosen, samples=samples,
-        scaled=is_scaled(oracle.plain()), overwrite=overwrite, progress=progress.stage,
-    )  # fmt: skip
-    return Shelved(out, str(chosen), folder_size(out), reports)
+    inputs = [path for run in found.values() for path in (run.folder, run.task.base)]
+    with making(out, overwrite=overwrite, inputs=inputs):
+        if precision == "auto":
+            raise UsageError("a bank has the precision that is named", "try auto on one of the runs first")
+        chosen = parse(precision)
+        choose_provider("auto", str(chosen))
+        torch.set_num_threads(allowed_cpus())
+        oracle = Oracle(base := _common_base(found))
+        members = [member_of(name, run, oracle, checks, progress) for name, run in found.items()]
+        tokenizer, origin = oracle.tokenizer, origin_of(None, base.name, "")
+        sentences = list(references_of(oracle.plain(), tokenizer, SENTENCES, origin, progress))
+        share = -(-_CALIBRATION_ROWS // len(members))
+        samples: list[Sample] = [sample for one in members for sample in one.samples[:share]]
+        reports = write_bank(
+            base.folder, tokenizer, origin, sentences, sentences[0], members, out, precision=chosen, samples=samples,
+            scaled=is_scaled(oracle.plain()), overwrite=overwrite, progress=progress.stage,
+        )  # fmt: skip
+        return Shelved(out, str(chosen), folder_size(out), reports)
 
 
 def add(

@@ -1,38 +1,116 @@
-"""Points to resume from: folders that the Trainer writes, marked when they are whole."""
+"""Points to resume from: folders that the Trainer writes, marked when they are whole with the run they belong to."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
-from export.files import sync_tree, write_text
+from export.errors import LoraFtError
+from export.files import read_json, sync_tree, write_json, write_text
 
 _MARK = "complete"
+_STATE = "trainer_state.json"  # transformers'
+# What a checkpoint holds besides weights: a best checkpoint that is only loaded needs none of it.
+_FOR_RESUMING = ("optimizer.*", "scheduler.*", "rng_state*", "scaler.*", "training_args.bin", "README.md")
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint; torn ones, left by a killed process, are deleted."""
-    found = _by_step(folder)
-    for path in found:
+def latest(folder: Path, run: str = "") -> Path | None:
+    """Return the newest whole checkpoint of a run; delete torn ones, which a killed process left.
+
+    Checkpoints of other runs are passed over.
+    """
+    checkpoints = _by_step(folder)
+    for path in checkpoints:
         if not (path / _MARK).is_file():
             shutil.rmtree(path)
-    return next((path for path in reversed(found) if path.is_dir()), None)
+    return next((path for path in reversed(checkpoints) if path.is_dir() and _run_of(path) == run), None)
 
 
-def seal(folder: Path, step: int, *, keep: int, best: str | None) -> None:
+def seal(folder: Path, step: int, *, keep: int, best: str | None, run: str = "") -> None:
     """Mark the checkpoint of `step` whole, then delete all but the newest `keep` and the best.
 
     The mark is written after everything else has reached the disk, and nothing older is deleted before that, so a
     process killed at any moment leaves at least one checkpoint that can be resumed.
+
+    Args:
+        folder: Folder of the checkpoints.
+        step: Step of the newest.
+        keep: Number of checkpoints to keep.
+        best: Path of the best one, which is kept too; only its name counts.
+        run: Identifier of the run, which goes into the mark.
     """
     newest = folder / f"checkpoint-{step}"
     sync_tree(newest)
-    write_text(newest / _MARK, "")
+    write_text(newest / _MARK, run)
     for path in _by_step(folder)[:-keep]:
         if best is None or path.name != Path(best).name:
             shutil.rmtree(path)
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def settle_best(checkpoint: Path) -> None:
+    """Let a checkpoint name its best checkpoint where that lies now: its run may have been moved.
+
+    transformers ignores a best checkpoint that it does not find, and the last weights would be published instead.
+
+    Raises:
+        LoraFtError: The best checkpoint is not there.
+    """
+    state = read_json(checkpoint / _STATE)
+    best = state.get("best_model_checkpoint")
+    if best is None:
+        return
+    path = checkpoint.parent / Path(str(best)).name
+    if not path.is_dir():
+        raise LoraFtError(f"{path}, the best checkpoint so far, is missing", "restore it, or start with --overwrite")
+    if str(path) != best:
+        write_json(checkpoint / _STATE, state | {"best_model_checkpoint": str(path)})
+
+
+def keep_resume_point(folder: Path, into: Path, run: str) -> None:
+    """Keep the newest checkpoint of a finished run, and the weights of its best, so that it can be trained longer.
+
+    Files are linked, so that a process killed before the checkpoints in `folder` are deleted loses none of them.
+    """
+    newest = latest(folder, run)
+    if newest is None:
+        return
+    if into.exists():  # a process was killed here
+        shutil.rmtree(into)
+    best = read_json(newest / _STATE).get("best_model_checkpoint")
+    if best is not None and Path(str(best)).name != newest.name:
+        path = folder / Path(str(best)).name
+        shutil.copytree(path, into / path.name, copy_function=_link, ignore=shutil.ignore_patterns(*_FOR_RESUMING))
+    skipped = shutil.ignore_patterns("training_args.bin")  # a pickle with folders of this machine
+    shutil.copytree(newest, into / newest.name, copy_function=_link, ignore=skipped)
+
+
+def restore_resume_point(kept: Path) -> None:
+    """Undo `keep_resume_point` for a run that was killed before it got to its place."""
+    if not kept.is_dir():
+        return
+    for path in kept.iterdir():
+        if not (kept.parent / path.name).exists():
+            path.rename(kept.parent / path.name)
+    shutil.rmtree(kept)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # the file system has no links
+        shutil.copyfile(source, target)
+
+
+def _run_of(path: Path) -> str:
+    return (path / _MARK).read_text(encoding="utf-8")
+
+
 def _by_step(folder: Path) -> list[Path]:
     paths = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return sorted(paths, key=step_of)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import set_seed
 
 from export.errors import UsageError
-from export.files import refuse_existing, staged_folder, write_json, write_text
+from export.files import staged_folder, write_json, write_text
+from export.places import refuse_existing
 from lora_ft.adapters import WEIGHTS, adapter_config, load_adapter, name_base
 from lora_ft.bases import Base, find_base, load_model, load_tokenizer, quiet_transformers
 from lora_ft.card import Facts, run_card
@@ -78,7 +79,7 @@ def combine(
         UsageError: runs that cannot be combined, or `out` is taken.
     """
     progress = progress or Silent()
-    refuse_existing(out, overwrite=overwrite)
+    refuse_existing(out, overwrite=overwrite, inputs=[run.folder for run in runs])
     _require_alike(runs, way, weights)
     shares = list(weights) or [1 / len(runs)] * len(runs)
     base = find_base(runs[0].task.base)

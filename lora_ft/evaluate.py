@@ -12,6 +12,7 @@ from typing import Any
 
 from export.errors import LoraFtError, UsageError
 from export.files import write_json, write_text
+from export.places import refuse_file
 from export.runtime.manifest import ADAPTERS, NAME
 from lora_ft import guards
 from lora_ft.card import refresh_card
@@ -125,6 +126,8 @@ def evaluate(
         UsageError, LoraFtError: the model or the rows cannot be used.
     """
     progress = progress or Silent()
+    if predictions is not None:
+        refuse_file(predictions, "--predictions")
     progress.stage("loading")
     model = open_model(name, adapter=adapter)
     if model.notice:

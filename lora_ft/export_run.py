@@ -13,9 +13,10 @@ import torch
 
 from export.bundle import Origin
 from export.errors import UsageError
-from export.files import folder_size, read_json, refuse_existing, write_text
+from export.files import folder_size, read_json, write_text
 from export.layouts import LAYOUTS, RECORD
 from export.parity import Report, compare
+from export.places import making, refuse_existing
 from export.precision import FP32, candidates, parse
 from export.publish import take_last, write_bundle
 from export.runtime import Generator, manifest
@@ -86,7 +87,7 @@ def export(
         LoraFtError: the ONNX graphs differ from PyTorch, or the precision costs too much; nothing is left behind.
     """
     progress = progress or Silent()
-    refuse_existing(out, overwrite=overwrite)
+    refuse_existing(out, overwrite=overwrite, inputs=[name])
     if layout not in ("bundle", *LAYOUTS):
         raise UsageError(f"there is no layout {layout!r}", f"there are bundle, {', '.join(LAYOUTS)}")
     if triton and layout != "single":
@@ -95,7 +96,10 @@ def export(
     for one in precisions:
         choose_provider("auto", str(one))  # it is compared with PyTorch here, so it must run here
     torch.set_num_threads(allowed_cpus())
-    with _opened(name, progress) as (folder, model, task, origin):
+    with (
+        making(out, overwrite=overwrite, inputs=[name]),
+        _opened(name, progress) as (folder, model, task, origin),
+    ):
         tokenizer = load_tokenizer(folder, codec_of(task))
         if origin.labels and layout != "bundle":
             progress.note(f"the layout {layout} answers freely: only bundles hold answers to the task's labels")

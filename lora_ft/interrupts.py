@@ -1,39 +1,70 @@
-"""Ctrl-C while training: the first one asks for a checkpoint, the second one ends at once."""
+"""Signals that ask training to end: the first one asks for a checkpoint, the second one ends at once."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from typing import Any
 
 from export.errors import LoraFtError
+from lora_ft.processes import processes
+
+# Ctrl-C; what `kill`, Docker, Slurm and Kubernetes send; a terminal or a connection that was closed.
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# torchrun passes on a signal that its processes, being of one group, may have got already.
+_ECHO = 2.0  # seconds
 
 
 class Interrupted(LoraFtError):
-    """Training was stopped by Ctrl-C after a checkpoint."""
+    """Training was stopped by a signal after a checkpoint. The exit code is 128 and the signal's number."""
 
-    exit_code = 130
+    exit_code = 128 + signal.SIGINT
+
+    def by(self, number: int) -> Interrupted:
+        """Return the same for the signal that caused it."""
+        self.exit_code = 128 + number
+        return self
 
 
 class Interrupts:
-    """Listens for Ctrl-C between `take` and `release`; `caught` tells whether it came."""
+    """Listens for SIGINT, SIGTERM and SIGHUP between `take` and `release`.
+
+    Attributes:
+        caught: Number of the signal that came, or 0.
+    """
 
     def __init__(self) -> None:
-        self.caught = False
-        self._previous: Any = None
+        self.caught = 0
+        self._at = 0.0
+        self._previous: dict[int, Any] = {}
 
     def take(self) -> None:
-        """Listen, where this is the main thread; others cannot."""
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_interrupt)
+        """Listen, where this is the main thread; others cannot. A signal that is ignored (nohup) stays so."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in _SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._previous[number] = signal.signal(number, self._on_signal)
 
     def release(self) -> None:
-        """Give Ctrl-C back to whoever had it."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        """Give the signals back to whoever had them."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
-    def _on_interrupt(self, *_: Any) -> None:
-        if self.caught:  # twice: the user means it
+    def _on_signal(self, number: int, *_: Any) -> None:
+        if not self.caught:
+            self.caught, self._at = number, time.monotonic()
+            return
+        if processes() > 1 and number == self.caught and time.monotonic() - self._at < _ECHO:
+            return
+        if number == signal.SIGINT:  # twice: the user means it
             raise KeyboardInterrupt
-        self.caught = True
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def name_of(number: int) -> str:
+    """Return what a person calls a signal."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

@@ -10,6 +10,7 @@ from lora_ft.batches import Encoded, encode
 from lora_ft.data import Example, Splits, load_splits, require, training_examples, with_labels
 from lora_ft.labels import check_labels
 from lora_ft.progress import Progress
+from lora_ft.row_record import RowRecord
 from lora_ft.task import Task
 
 
@@ -23,6 +24,7 @@ class Material:
         splits: examples of all splits.
         rows: the training rows, encoded.
         validation: examples to choose the best checkpoint by, the longest first; may be none.
+        record: of the rows of all splits.
     """
 
     task: Task
@@ -30,6 +32,7 @@ class Material:
     splits: Splits
     rows: list[Encoded]
     validation: list[Example]
+    record: RowRecord
 
 
 def gather(task: Task, base: Base, progress: Progress) -> Material:
@@ -52,4 +55,5 @@ def gather(task: Task, base: Base, progress: Progress) -> Material:
         progress.note(
             f"warning: {splits.overlap:,} prompts of other rows are training prompts too; scores will flatter"
         )
-    return Material(task, tokenizer, splits, rows, sorted(splits.validation, key=lambda one: -len(one.prompt)))
+    validation = sorted(splits.validation, key=lambda one: -len(one.prompt))
+    return Material(task, tokenizer, splits, rows, validation, RowRecord.of(splits))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from export.errors import LoraFtError, UsageError
-from export.files import folder_size, refuse_existing, staged_folder, write_json, write_text
+from export.files import folder_size, staged_folder, write_json, write_text
+from export.places import making
 from export.runtime.text import Tokenizer, pad
 from lora_ft.adapters import adapter_config, load_adapter, merge_adapter
 from lora_ft.bases import Base, find_base, load_model, load_tokenizer
@@ -88,9 +89,9 @@ def merge(
     Raises:
         UsageError, LoraFtError: `out` is taken, or the adapter does not belong to the base.
     """
-    refuse_existing(out, overwrite=overwrite)
-    merged = merge_in_memory(run, base=base, progress=progress)
-    with staged_folder(out, overwrite=overwrite) as staging:
+    inputs = [run.folder, base or run.task.base]
+    with making(out, overwrite=overwrite, inputs=inputs), staged_folder(out, overwrite=overwrite) as staging:
+        merged = merge_in_memory(run, base=base, progress=progress)
         save_checkpoint(merged.model.to(DTYPES[dtype]), merged.base.folder, staging, merged.extended)
         save_task(run.task, staging / TASK)
         record = {

@@ -14,13 +14,15 @@ import torch
 
 from export.files import replace_folder, sync_tree, write_json, write_text
 from export.runtime.cpu import allowed_cpus, cores, cpu_name
+from lora_ft import checkpoints
 from lora_ft.bases import Base
 from lora_ft.card import Facts, run_card
+from lora_ft.claim import run_of
 from lora_ft.data import Splits
 from lora_ft.initial import INITIAL
 from lora_ft.plan import Plan
 from lora_ft.processes import processes, rank
-from lora_ft.runs import CARD, METRICS
+from lora_ft.runs import CARD, METRICS, RESUME
 from lora_ft.task import Task
 from lora_ft.trainer import Reporter, Trainer
 
@@ -92,10 +94,21 @@ def hardware(plan: Plan) -> str:
 
 
 def finish(task: Task, working: Path, out: Path, metrics: dict[str, Any]) -> None:
-    """Write metrics and card into the folder of a run whose weights are there, and put it into its place."""
+    """Write metrics and card into the folder of a run whose weights are there, and put it into its place.
+
+    A run with an adapter keeps its last state in the folder `resume`; of a whole model that would be three times its
+    size.
+
+    Raises:
+        LoraFtError: What lies at `out` was not made by lora-ft; the run stays in `working`.
+    """
     write_json(working / METRICS, metrics)
     write_text(working / CARD, run_card(Facts(task, metrics)))
     (working / CHOICES).unlink(missing_ok=True)
+    if task.method == "lora":
+        checkpoints.keep_resume_point(working, working / RESUME, run_of(working))
+        if (working / RESUME).is_dir() and (working / INITIAL).is_dir():
+            shutil.copytree(working / INITIAL, working / RESUME / INITIAL)
     for path in [*working.glob("checkpoint-*"), *working.glob(INITIAL)]:
         shutil.rmtree(path)
     sync_tree(working)

@@ -8,26 +8,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import EarlyStoppingCallback
 
+from export.disk import keeping
+from export.errors import UsageError
 from export.files import read_json, write_json
 from export.runtime.cpu import allowed_cpus
 from export.runtime.text import Tokenizer
 from lora_ft import checkpoints
 from lora_ft.bases import Base, cache_folder, find_base, quiet_transformers
 from lora_ft.batches import Encoded
-from lora_ft.claim import claim
+from lora_ft.claim import Claim, claimed, run_of
 from lora_ft.data import Example
 from lora_ft.energy import SOURCES, meter
 from lora_ft.initial import INITIAL, keep_start
-from lora_ft.interrupts import Interrupted
-from lora_ft.material import gather
+from lora_ft.interrupts import Interrupted, name_of
+from lora_ft.material import Material, gather
 from lora_ft.memory import keep_freed_memory
 from lora_ft.outcome import CHOICES, finish, hardware, measured, trim_log
 from lora_ft.plan import Choices, Plan, make_plan
 from lora_ft.precision import Precision
 from lora_ft.processes import processes, rank
 from lora_ft.progress import Progress, Silent
-from lora_ft.runs import LOG, TASK, Run, unfinished
+from lora_ft.runs import LOG, RESUME, TASK, Run
 from lora_ft.setup import equip
 from lora_ft.task import Task
 from lora_ft.taskfile import save_task
@@ -40,37 +43,59 @@ def train(
 ) -> Run:
     """Train a task's adapter, or with method full all of its base.
 
-    While it trains, the run lies in `<out>.unfinished`; it becomes `out` when all of it is written.
+    While it trains, the run lies in `<out>.unfinished`; it becomes `out` when all of it is written. Another job is
+    refused there meanwhile.
 
     Args:
-        task: what to train.
-        out: folder of the run.
-        resume: go on from the last checkpoint of an unfinished run, exactly as if it had not stopped.
-        overwrite: replace a run that is there, once the new one is finished, and discard an unfinished one.
-        progress: told what happens.
+        task: Task to train.
+        out: Folder of the run. A link is followed.
+        resume: Go on from the last checkpoint of an unfinished run, exactly as if it had not stopped; or train a
+            finished run longer, whose task differs in `train.num_train_epochs` or `train.max_steps` only. The learning
+            rate then follows its schedule over all steps, those that are done included.
+        overwrite: Replace a run that is there, once the new one is finished, and discard an unfinished one.
+        progress: Told what happens.
 
     Raises:
-        UsageError: the task, its data or its base cannot be used, or `out` is taken.
-        LoraFtError: the data is damaged, or training broke down.
-        Interrupted: Ctrl-C.
+        UsageError: The task, its data or its base cannot be used, `out` is taken, or a run would go on with other rows.
+        LoraFtError: The data is damaged, the disk is full, or training broke down.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was saved.
     """
     progress = progress if progress is not None and rank() == 0 else Silent()
-    working = unfinished(out)
-    claim(task, out, working, resume=resume, overwrite=overwrite)
+    with claimed(task, out, resume=resume, overwrite=overwrite, progress=progress) as claim:
+        remedy = "free some, then add --resume to go on from the last checkpoint"
+        with keeping(claim.working, remedy):
+            _train(task, claim, progress, resume=resume)
+    return Run(out)
+
+
+def _train(task: Task, claim: Claim, progress: Progress, *, resume: bool) -> None:
+    """Train a claimed run and put it into its place."""
+    working = claim.working
     base = find_base(task.base)
     if base.notice:
         progress.note(base.notice)
     material = gather(task, base, progress)
     task, tokenizer, splits, rows = material.task, material.tokenizer, material.splits, material.rows
-    plan = make_plan(task, base.config, rows, processes(), _choices(working) if resume else None)
+    claim.check_rows(material.record)
+    started = _choices(claim) if resume else None
+    plan = make_plan(task, base.config, rows, processes(), started)
+    require_steps_left(claim, plan.steps)
     for line in plan.lines():
         progress.note(line)
-    trainer, keeper, reporter = build_trainer(task, plan, base, tokenizer, rows, material.validation, working, progress)
-    checkpoint = _start(task, plan, working, trainer, resume=resume)
-    resumed = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
+    if rank() == 0:
+        claim.reopen()
+    trainer, keeper, reporter = build_trainer(
+        task, plan, base, tokenizer, rows, material.validation, working, progress, claim
+    )
+    checkpoint = _start(material, plan, claim, trainer, resume=resume)
+    resumed = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
     trim_log(working / LOG, resumed)
     if checkpoint is not None:
         progress.note(f"going on from step {resumed}")
+        if claim.finished is None:
+            restore_patience(trainer, checkpoint)
+        else:
+            progress.note(_schedule(claim.finished, task, plan))
     began, joules = time.time(), meter(plan.device)
     before = joules() if joules else 0.0
     with quiet_transformers():
@@ -80,9 +105,11 @@ def train(
             keeper.release()
     if keeper.interrupted:
         raise Interrupted(
-            f"stopped after step {trainer.state.global_step:,} of {plan.steps:,}; its checkpoint is in {working}",
+            f"stopped by {name_of(keeper.interrupted)} after step {trainer.state.global_step:,} of {plan.steps:,}; "
+            f"its checkpoint is in {working}",
             "the same command with --resume goes on from there",
-        )
+        ).by(keeper.interrupted)
+    claim.require_own()
     if rank() == 0:
         save_weights(task, trainer.model, base, tokenizer, working)
         metrics = measured(task, plan, base, trainer, reporter, splits, time.time() - began) | {
@@ -90,41 +117,76 @@ def train(
             "energy": {"joules": round(joules() - before, 1), "source": SOURCES[plan.device]} if joules else None,
             "hardware": hardware(plan),
         }
-        finish(task, working, out, metrics)
+        finish(task, working, claim.place, metrics)
     if processes() > 1:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    return Run(out)
 
 
-def _choices(working: Path) -> Choices | None:
-    """What the unfinished run chose when it began; another machine, or the same one under load, might choose anew."""
-    path = working / CHOICES
+def require_steps_left(claim: Claim, steps: int) -> None:
+    """Raise UsageError if a finished run that is to be trained longer has done all steps of its new plan."""
+    if claim.finished is None:
+        return
+    done = max(checkpoints.step_of(path) for path in (claim.finished / RESUME).glob("checkpoint-*"))
+    if done >= steps:
+        raise UsageError(
+            f"the run {claim.finished} is finished: it did {done:,} of {steps:,} steps",
+            "raise train.num_train_epochs (or train.max_steps) to train it longer, or start anew with --overwrite",
+        )
+
+
+def _schedule(finished: Path, task: Task, plan: Plan) -> str:
+    """Say how the learning rate of a run that is trained longer goes on."""
+    done = Run(finished).metrics["steps"]
+    return (
+        f"the finished run did {done:,} steps; the {task.train.lr_scheduler_type} schedule now runs over "
+        f"{plan.steps:,} steps, so the learning rate jumps to where that has it at step {done:,}"
+    )
+
+
+def restore_patience(trainer: Trainer, checkpoint: Path) -> None:
+    """Let early stopping count on where the checkpoint was saved, which transformers does only with all callbacks."""
+    saved = read_json(checkpoint / "trainer_state.json").get("stateful_callbacks") or {}
+    counted = (saved.get(EarlyStoppingCallback.__name__) or {}).get("attributes") or {}
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, EarlyStoppingCallback):
+            callback.early_stopping_patience_counter = int(counted.get("early_stopping_patience_counter", 0))
+
+
+def _choices(claim: Claim) -> Choices | None:
+    """What the run chose when it began; another machine, or the same one under load, might choose otherwise."""
+    if claim.finished is not None:
+        metrics = Run(claim.finished).metrics
+        return Choices(Precision(metrics["precision"], "as this run began"), metrics["compiled"])
+    path = claim.working / CHOICES
     if not path.is_file():
         return None
     found = read_json(path)
     return Choices(Precision(found["precision"], "as this run began"), found["compile"])
 
 
-def _start(task: Task, plan: Plan, working: Path, trainer: Trainer, *, resume: bool) -> Path | None:
+def _start(material: Material, plan: Plan, claim: Claim, trainer: Trainer, *, resume: bool) -> Path | None:
     """Write down what is being trained and how, and find the checkpoint to go on from."""
+    task, working = material.task, claim.working
     if rank() == 0:
-        working.mkdir(parents=True, exist_ok=True)
+        claim.record(material.record)
         save_task(task, working / TASK)
         write_json(working / CHOICES, {"precision": plan.precision.name, "compile": plan.compile})
         if task.method == "lora" and task.lora.starts_elsewhere:
             keep_start(trainer.model, working / INITIAL)
-        found = checkpoints.latest(working)
+        found = checkpoints.latest(working, run_of(working))
+        if found is not None:
+            checkpoints.settle_best(found)
     if processes() > 1:
         torch.distributed.barrier()
     if rank() != 0:
-        found = checkpoints.latest(working)
+        found = checkpoints.latest(working, run_of(working))
     return found if resume else None
 
 
 def build_trainer(
     task: Task, plan: Plan, base: Base, tokenizer: Tokenizer, rows: Sequence[Encoded], validation: Sequence[Example],
-    working: Path, progress: Progress,
+    working: Path, progress: Progress, claim: Claim | None = None,
 ) -> tuple[Trainer, Keeper, Reporter]:  # fmt: skip
     """The trainer of a task, ready to start; and its callbacks that others ask later.
 
@@ -134,6 +196,7 @@ def build_trainer(
         working: folder of checkpoints and the log; it exists before the first step. Where it holds the start of an
             adapter, that is gone on from.
         progress: told what happens.
+        claim: Claim of the run, whose identifier its checkpoints carry; None where nothing is resumed.
     """
     if plan.device == "cpu":
         torch.set_num_threads(max(1, allowed_cpus() // processes()))
@@ -143,6 +206,6 @@ def build_trainer(
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
         model.compile(dynamic=True)
     trainer, reporter = equip(task, plan, model, tokenizer, rows, validation, working, progress)
-    keeper = Keeper(trainer.sampler, working, task.train.save_total_limit)
+    keeper = Keeper(trainer.sampler, working, task.train.save_total_limit, claim)
     trainer.add_callback(keeper)
     return trainer, keeper, reporter

@@ -22,6 +22,7 @@ from export.errors import LoraFtError
 from export.runtime.text import IGNORED
 from lora_ft import checkpoints
 from lora_ft.batches import Encoded, LengthSampler, collate, count_positions
+from lora_ft.claim import Claim
 from lora_ft.interrupts import Interrupts
 from lora_ft.progress import Progress
 
@@ -155,15 +156,15 @@ def no_gradient() -> LoraFtError:
 
 
 class Keeper(TrainerCallback):
-    """Keeps what can be resumed: sets the epoch's order, seals checkpoints, and turns Ctrl-C into one more of them."""
+    """Keeps what can be resumed: sets the epoch's order, seals checkpoints, and turns a signal into one more."""
 
-    def __init__(self, sampler: LengthSampler, folder: Path, keep: int) -> None:
-        self._sampler, self._folder, self._keep = sampler, folder, keep
+    def __init__(self, sampler: LengthSampler, folder: Path, keep: int, claim: Claim | None = None) -> None:
+        self._sampler, self._folder, self._keep, self._claim = sampler, folder, keep, claim
         self._interrupts = Interrupts()
 
     @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C came, in any process."""
+    def interrupted(self) -> int:
+        """Number of the signal that came, in any process, or 0."""
         return self._interrupts.caught
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -173,22 +174,26 @@ class Keeper(TrainerCallback):
         self.release()
 
     def release(self) -> None:
-        """Give Ctrl-C back to whoever had it."""
+        """Give the signals back to whoever had them."""
         self._interrupts.release()
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._sampler.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if _any_process(self.interrupted, args):
-            self._interrupts.caught = True
+        if number := _in_any_process(self.interrupted, args):
+            self._interrupts.caught = number
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if args.world_size > 1:
             torch.distributed.barrier()
         if args.should_save:
-            checkpoints.seal(self._folder, state.global_step, keep=self._keep, best=state.best_model_checkpoint)
+            if self._claim is not None:
+                self._claim.require_own()
+            run = "" if self._claim is None else self._claim.run
+            best = state.best_model_checkpoint
+            checkpoints.seal(self._folder, state.global_step, keep=self._keep, best=best, run=run)
 
 
 class Reporter(TrainerCallback):
@@ -269,10 +274,10 @@ class Curves(TensorBoardCallback):
         super().on_train_begin(args, state, control, **options)
 
 
-def _any_process(flag: bool, args: TrainingArguments) -> bool:
-    """Whether the flag is up in any process: all must stop at the same step."""
+def _in_any_process(number: int, args: TrainingArguments) -> int:
+    """Return the largest number of any process: all must stop at the same step."""
     if args.world_size == 1:
-        return flag
-    shared = torch.tensor(int(flag), device=args.device)
+        return number
+    shared = torch.tensor(number, device=args.device)
     torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
-    return bool(shared.item())
+    return int(shared.item())

@@ -101,9 +101,12 @@ def train(
 ) -> None:
     """Time training: the usual recipe (pad to the maximum, fp32), the same padded by batch, and ours."""
     from benchmarks.training import measure
+    from export.places import refuse_file
     from lora_ft.cli.tables import console
     from lora_ft.taskfile import load_task
 
+    if json_file is not None:
+        refuse_file(json_file, "--json")
     loaded = load_task(task, set_)
     with Screen() as screen:
         found = measure(loaded, steps=steps, rounds=rounds, progress=screen)

@@ -148,10 +148,13 @@ def compare(
 ) -> None:
     """Compare what evaluated runs answered: differences to the first, 95 % interval, p, the rows that changed most."""
     from export.files import write_text
+    from export.places import refuse_file
     from lora_ft.cli.tables import show_comparison
     from lora_ft.compare import compare as job
     from lora_ft.compare_page import render
 
+    if html is not None:
+        refuse_file(html, "--html", inputs=models)
     found = job(models, split=split.value, metrics=metric, task=task)
     show_comparison(found, rows)
     if html is not None:
@@ -168,6 +171,7 @@ def generate(
         typer.Option("--input", help="Rows (jsonl, json, csv, tsv, parquet) or lines of text (other files)."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Write jsonl: each row and its output.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --output.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="The text is the whole prompt; use no template.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     min_new_tokens: Annotated[int | None, typer.Option(min=0)] = None,
@@ -200,6 +204,7 @@ def generate(
 ) -> None:
     """Answer texts or rows, put through the model's own prompt."""
     from export.errors import UsageError
+    from export.places import refuse_file
     from lora_ft.cli.rows import read_inputs, write_outputs
     from lora_ft.generate import drawn_seed
     from lora_ft.generate import generate as job
@@ -215,6 +220,8 @@ def generate(
     given = {name: value for name, value in options.items() if value is not None}
     if wrap and (stream or output):
         raise UsageError("--wrap is for answers on stdout that are not streamed", "leave one of them out")
+    if output is not None:
+        refuse_file(output, "--output", inputs=[source] if source else [], own=overwrite)
     rows = read_inputs(text or [], source)
     with Screen() as screen:
         opened = open_model(model, provider=provider, adapter=adapter)

@@ -210,7 +210,7 @@ class Cluster:
         if stopped or pending:
             raise Interrupted(
                 f"stopped with {stopped + len(pending)} packs unfinished", "the same command with --resume goes on"
-            )
+            ).by(interrupts.caught)
 
     def _result(self, reference: Any) -> Result:
         """Of a task that is done; a worker lost too often is a fault."""

@@ -11,7 +11,7 @@ from typing import Protocol
 from export.errors import UsageError
 from export.runtime.cpu import allowed_cpus
 from lora_ft.bases import find_base
-from lora_ft.interrupts import Interrupts
+from lora_ft.interrupts import Interrupted, Interrupts
 from lora_ft.memory import device_memory
 from lora_ft.packs.board import Board
 from lora_ft.packs.snapshot import Snapshots
@@ -72,7 +72,7 @@ class Engine(Protocol):
         """Train packs, each to its end or until Ctrl-C.
 
         Raises:
-            Interrupted: Ctrl-C; everything can be resumed.
+            Interrupted: A signal came; everything can be resumed.
         """
 
     def close(self) -> None:
@@ -98,10 +98,12 @@ class Here:
         failed: dict[str, str] = {}
         interrupts = Interrupts()
         interrupts.take()
-        stop: Callable[[], bool] = lambda: interrupts.caught  # noqa: E731
+        stop: Callable[[], bool] = lambda: bool(interrupts.caught)  # noqa: E731
         try:
             for work in works:
-                failed |= train_one(work, base, open_model, Snapshots(work.folder), board, stop)
+                failed |= train_one(work, base, open_model, Snapshots(work.folder, work.run), board, stop)
+        except Interrupted as error:
+            raise error.by(interrupts.caught) from None
         finally:
             interrupts.release()
         return Ended(failed, {})

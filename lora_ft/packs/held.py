@@ -21,11 +21,12 @@ class Held(Snapshots):
         folder: of the snapshots.
         storage: that all attempts share.
         pack: its number.
+        run: Identifier of the training.
         tree: what to send into the storage with each snapshot; None where it lies in a shared folder.
     """
 
-    def __init__(self, folder: Path, storage: Storage, pack: int, tree: Path | None = None) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, storage: Storage, pack: int, run: str = "", tree: Path | None = None) -> None:
+        super().__init__(folder, run)
         self._storage, self._pack, self._tree = storage, pack, tree
         self._attempt = f"{platform.node()} {os.getpid()} {secrets.token_hex(8)}"
         storage.put(self._holder, self._attempt)

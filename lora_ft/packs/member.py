@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from export.files import read_json, sync_tree, write_json
 from lora_ft.adapters import WEIGHTS
 from lora_ft.bases import Base
 from lora_ft.batches import collate, count_positions
+from lora_ft.claim import record_rows, run_of
 from lora_ft.material import Material
 from lora_ft.outcome import CHOICES, finish, hardware, measured, trim_log
 from lora_ft.packs.adamw import Rate
@@ -55,6 +57,7 @@ class Member:
         self._material, self._base = material, base
         self.working.mkdir(parents=True, exist_ok=True)
         save_task(self.task, self.working / TASK)
+        record_rows(self.working, run_of(self.working) or secrets.token_hex(8), material.record)
         write_json(self.working / CHOICES, {"precision": plan.precision.name, "compile": plan.compile})
         self.trainer, self._reporter = equip(
             self.task, plan, model, material.tokenizer, material.rows, material.validation, self.working, Silent()

@@ -38,10 +38,15 @@ class Snapshot:
 
 
 class Snapshots:
-    """Those of one pack, in a folder."""
+    """Snapshots of one pack, in a folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: Folder of the snapshots.
+        run: Identifier of the training that they belong to.
+    """
+
+    def __init__(self, folder: Path, run: str = "") -> None:
+        self.folder, self.run = folder, run
 
     def write(self, snapshot: Snapshot) -> None:
         """Write one, and delete older ones when it is whole."""
@@ -53,7 +58,7 @@ class Snapshots:
             "version": VERSION, "members": snapshot.members, "closed": snapshot.closed, "failed": snapshot.failed,
         }  # fmt: skip
         write_text(path / _MEMBERS, json.dumps(content, default=float))
-        checkpoints.seal(self.folder, snapshot.tick, keep=1, best=None)
+        checkpoints.seal(self.folder, snapshot.tick, keep=1, best=None, run=self.run)
 
     def latest(self) -> Snapshot | None:
         """The newest whole one.
@@ -61,7 +66,7 @@ class Snapshots:
         Raises:
             LoraFtError: it is of another version.
         """
-        path = checkpoints.latest(self.folder) if self.folder.is_dir() else None
+        path = checkpoints.latest(self.folder, self.run) if self.folder.is_dir() else None
         if path is None:
             return None
         content = read_json(path / _MEMBERS)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from export.disk import keeping
 from export.errors import LoraFtError, UsageError
 from export.files import read_json, write_json
+from export.leftovers import tidy
+from export.locks import locked
+from export.places import followed
 from lora_ft.bases import Base, find_base
-from lora_ft.claim import claim
+from lora_ft.claim import require_same_rows, resumable, startable
 from lora_ft.material import Material, gather
 from lora_ft.packs.board import Board, SilentBoard
 from lora_ft.packs.engine import Engine, Here, Site
@@ -21,6 +26,7 @@ from lora_ft.packs.work import RECORD, WORK, Work
 from lora_ft.plan import Choices, Plan, make_plan
 from lora_ft.precision import Precision
 from lora_ft.processes import processes
+from lora_ft.row_record import RowRecord
 from lora_ft.runs import TASK, Run, is_run, unfinished
 from lora_ft.sizes import Batch, Shape
 from lora_ft.task import AUTO, Task
@@ -68,6 +74,19 @@ def train_pack(
     if processes() > 1:
         raise UsageError("several tasks train in one process", "start it without torchrun, or one task at a time")
     require_packable(tasks)
+    out = followed(out)
+    with ExitStack() as held, keeping(out, "free some, then add --resume to go on from the last snapshot"):
+        for place in (out / WORK, *(out / task.name for task in tasks)):
+            held.enter_context(locked(place))
+            tidy(place)
+        return _train(tasks, out, resume, overwrite, most, engine, board)
+
+
+def _train(
+    tasks: Sequence[Task], out: Path, resume: bool, overwrite: bool, most: int | None, engine: Engine | None,
+    board: Board,
+) -> Packed:  # fmt: skip
+    """Train tasks whose places are locked."""
     record = _claim(tasks, out, resume=resume, overwrite=overwrite)
     base = find_base(tasks[0].base)
     if base.notice:
@@ -78,15 +97,25 @@ def train_pack(
             site = replace(site, precision=Precision(record["precision"], "as this began"))
         board.stage("reading tasks", len(tasks))
         materials = _gather(tasks, base, board)
+        if record:
+            _check_rows(record, materials, out)
         plans = {name: _plan(material, base, site) for name, material in materials.items()}
         board.note(f"precision {site.precision.name}: {site.precision.reason}")
         if record is None:
             packs = _choose(materials, plans, base, site, most, board)
-            record = {"version": _VERSION, "precision": site.precision.name, "storage": site.storage, "packs": packs}
-            (out / WORK).mkdir(parents=True, exist_ok=True)
+            record = {
+                "version": _VERSION, "run": secrets.token_hex(8), "precision": site.precision.name,
+                "storage": site.storage, "packs": packs, "rows": _record_rows(materials, out),
+            }  # fmt: skip
             write_json(out / WORK / RECORD, record)
         works = [
-            Work(at, [materials[name] for name in names], {name: plans[name] for name in names}, out.absolute())
+            Work(
+                at,
+                [materials[name] for name in names],
+                {name: plans[name] for name in names},
+                out,
+                record.get("run", ""),
+            )
             for at, names in enumerate(record["packs"], 1)
         ]
         ended = chosen.run(works, site, board)
@@ -143,6 +172,28 @@ def _gather(tasks: Sequence[Task], base: Base, board: Board) -> dict[str, Materi
     return found
 
 
+def _record_rows(materials: Mapping[str, Material], out: Path) -> dict[str, str]:
+    """Write the records of all rows, those that tasks share once; return the digest of each task's, by name."""
+    digests = {name: material.record.digest for name, material in materials.items()}
+    for name, digest in digests.items():
+        if not (path := _rows_file(out, digest)).is_file():
+            write_json(path, materials[name].record.as_dict())
+    return digests
+
+
+def _check_rows(record: Mapping[str, Any], materials: Mapping[str, Material], out: Path) -> None:
+    """Raise UsageError if a task has other rows than when the packs began. 0.1.0 recorded none."""
+    for name, digest in record.get("rows", {}).items():
+        now = materials[name].record
+        if now.digest != digest:
+            path = _rows_file(out, digest)
+            require_same_rows(RowRecord.read(read_json(path), path), now, out / name)
+
+
+def _rows_file(out: Path, digest: str) -> Path:
+    return out / WORK / f"rows-{digest}.json"
+
+
 def _claim(tasks: Sequence[Task], out: Path, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
     """Make sure that all runs may be written; the record of what is resumed."""
     record = out / WORK / RECORD
@@ -160,11 +211,11 @@ def _claim(tasks: Sequence[Task], out: Path, *, resume: bool, overwrite: bool) -
         for task in tasks:
             place = out / task.name
             if (unfinished(place) / TASK).is_file():
-                claim(task, place, unfinished(place), resume=True, overwrite=overwrite or is_run(place))
+                resumable(task, place, overwrite=overwrite or is_run(place))
         return found
     if record.is_file() and not overwrite:
         raise UsageError(f"unfinished packs lie in {out / WORK}", "add --resume to go on, or --overwrite to start anew")
     for task in tasks:
-        claim(task, out / task.name, unfinished(out / task.name), resume=False, overwrite=overwrite)
+        startable(task, out / task.name, overwrite=overwrite)
     shutil.rmtree(out / WORK, ignore_errors=True)
     return None

@@ -39,12 +39,14 @@ class Work:
         materials: of its tasks.
         plans: theirs, by name.
         out: folder of the runs.
+        run: Identifier of the training, which snapshots carry.
     """
 
     number: int
     materials: list[Material]
     plans: dict[str, Plan]
     out: Path
+    run: str = ""
 
     @property
     def names(self) -> list[str]:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from export import files
-from export.errors import UsageError
-from export.files import folder_size, refuse_existing, sha256, staged_folder, write_json, write_text
+from export.errors import LoraFtError, UsageError
+from export.files import folder_size, sha256, staged_folder, write_json, write_text
 from tests.export.oracle import entries
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +28,14 @@ def make_folder(path: Path, **texts: str) -> Path:
     path.mkdir(parents=True)
     for name, text in texts.items():
         (path / name).write_text(text)
+    return path
+
+
+def make_checkpoint(path: Path, text: str = "old") -> Path:
+    """Make a folder that lora-ft may replace."""
+    path.mkdir()
+    (path / "merge.json").write_text('{"versions": {"lora-ft": "0.1.0"}}')
+    (path / "README.md").write_text(text)
     return path
 
 
@@ -77,29 +85,23 @@ def test_a_failure_inside_leaves_nothing(tmp_path: Path, failure: type[BaseExcep
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
 def test_a_failure_inside_keeps_the_folder_that_was_there(tmp_path: Path, failure: type[BaseException]) -> None:
-    out = make_folder(tmp_path / "out", old="old")
+    out = make_checkpoint(tmp_path / "out")
+    before = contents(out)
     with pytest.raises(failure), staged_folder(out, overwrite=True) as staging:
         (staging / "half.txt").write_text("half")
         raise failure
     assert entries(tmp_path) == {"out"}
-    assert contents(out) == {"old": "old"}
+    assert contents(out) == before
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_what_exists_is_refused_before_any_work(tmp_path: Path, kind: str) -> None:
-    out = tmp_path / "out"
-    if kind == "file":
-        out.write_text("old")
-    else:
-        make_folder(out, old="old")
+def test_an_existing_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    out = make_folder(tmp_path / "out", old="old")
     entered = False
     with pytest.raises(UsageError, match=r"already exists.*--overwrite") as caught, staged_folder(out):
         entered = True
     assert not entered
     assert caught.value.exit_code == 2
     assert entries(tmp_path) == {"out"}
-    with pytest.raises(UsageError, match="already exists"):
-        refuse_existing(out, overwrite=False)
 
 
 def test_an_empty_folder_is_not_in_the_way(tmp_path: Path) -> None:
@@ -111,20 +113,12 @@ def test_an_empty_folder_is_not_in_the_way(tmp_path: Path) -> None:
 
 
 def test_overwriting_swaps_the_whole_folder_at_the_end(tmp_path: Path) -> None:
-    out = make_folder(tmp_path / "out", old="old", both="old")
+    out = make_checkpoint(tmp_path / "out")
+    before = contents(out)
     with staged_folder(out, overwrite=True) as staging:
-        (staging / "both").write_text("new")
-        assert contents(out) == {"old": "old", "both": "old"}
-    assert contents(out) == {"both": "new"}
-    assert entries(tmp_path) == {"out"}
-
-
-def test_overwriting_replaces_a_file(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.write_text("old")
-    with staged_folder(out, overwrite=True) as staging:
-        (staging / "a.txt").write_text("a")
-    assert contents(out) == {"a.txt": "a"}
+        (staging / "README.md").write_text("new")
+        assert contents(out) == before
+    assert contents(out) == {"README.md": "new"}
     assert entries(tmp_path) == {"out"}
 
 
@@ -145,12 +139,13 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("at", [1, 2])
 def test_a_full_disk_keeps_the_folder_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    out = make_folder(tmp_path / "out", old="old")
+    out = make_checkpoint(tmp_path / "out")
+    before = contents(out)
     fill_disk(monkeypatch, at)
     with pytest.raises(OSError, match="No space left"), staged_folder(out, overwrite=True) as staging:
         (staging / "a.txt").write_text("a")
     assert entries(tmp_path) == {"out"}
-    assert contents(out) == {"old": "old"}
+    assert contents(out) == before
 
 
 def test_everything_is_flushed_before_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,20 +173,20 @@ def test_everything_is_flushed_before_it_is_published(tmp_path: Path, monkeypatc
 def test_what_a_dead_process_left_is_removed(tmp_path: Path, dead_pid: int) -> None:
     make_folder(tmp_path / f".out.{dead_pid}-0a.partial", half="half")
     with staged_folder(tmp_path / "out") as staging:
-        assert entries(tmp_path) == {staging.name}
+        assert entries(tmp_path) == {staging.name, ".out.lock"}
     assert entries(tmp_path) == {"out"}
 
 
 def test_a_process_killed_in_the_middle_of_a_swap_loses_nothing(tmp_path: Path, dead_pid: int) -> None:
-    make_folder(tmp_path / f".out.{dead_pid}-0a.old.partial", before="before")
+    make_checkpoint(tmp_path / f".out.{dead_pid}-0a.old.partial", "before")
     with pytest.raises(RuntimeError), staged_folder(tmp_path / "out", overwrite=True):
         raise RuntimeError
     assert entries(tmp_path) == {"out"}
-    assert contents(tmp_path / "out") == {"before": "before"}
+    assert contents(tmp_path / "out")["README.md"] == "before"
 
 
 def test_a_swap_that_fails_halfway_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_folder(tmp_path / "out", before="before")
+    make_checkpoint(tmp_path / "out", "before")
     rename = os.rename
 
     def failing(source: Path, target: Path) -> None:
@@ -203,7 +198,7 @@ def test_a_swap_that_fails_halfway_is_undone(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="gone"), staged_folder(tmp_path / "out", overwrite=True) as staging:
         (staging / "after").write_text("after")
     assert entries(tmp_path) == {"out"}
-    assert contents(tmp_path / "out") == {"before": "before"}
+    assert contents(tmp_path / "out")["README.md"] == "before"
 
 
 def test_what_a_job_of_our_own_number_left_before_a_restart_is_removed(tmp_path: Path) -> None:
@@ -214,14 +209,6 @@ def test_what_a_job_of_our_own_number_left_before_a_restart_is_removed(tmp_path:
     assert entries(tmp_path) == {"out"} and not one.exists()
 
 
-def test_two_jobs_of_one_process_do_not_disturb_each_other(tmp_path: Path) -> None:
-    with staged_folder(tmp_path / "out") as one, staged_folder(tmp_path / "out", overwrite=True) as other:
-        assert one != other and one.is_dir() and other.is_dir()
-        (one / "one").write_text("1")
-        (other / "other").write_text("2")
-    assert contents(tmp_path / "out") == {"one": "1"}
-
-
 def test_a_folder_whose_name_begins_alike_is_not_ours(tmp_path: Path, dead_pid: int) -> None:
     others = make_folder(tmp_path / f".out.{dead_pid}.{os.getppid()}-0a.partial", half="half")
     with staged_folder(tmp_path / "out"):
@@ -229,39 +216,56 @@ def test_a_folder_whose_name_begins_alike_is_not_ours(tmp_path: Path, dead_pid: 
     assert entries(tmp_path) == {"out", others.name}
 
 
-def test_a_link_to_a_folder_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
-    real = make_folder(tmp_path / "real", mine="mine")
-    (tmp_path / "out").symlink_to(real)
+def test_a_link_to_a_folder_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    real = make_checkpoint(tmp_path / "real")
+    (tmp_path / "out").symlink_to("real")
     with staged_folder(tmp_path / "out", overwrite=True) as staging:
-        (staging / "after").write_text("after")
-    assert contents(tmp_path / "out") == {"after": "after"}
-    assert contents(real) == {"mine": "mine"} and entries(tmp_path) == {"out", "real"}
+        (staging / "README.md").write_text("after")
+    assert (tmp_path / "out").readlink() == Path("real")
+    assert contents(real) == {"README.md": "after"} and entries(tmp_path) == {"out", "real"}
 
 
 def test_a_file_that_a_dead_process_left_is_removed(tmp_path: Path, dead_pid: int) -> None:
     (tmp_path / f".out.{dead_pid}-0a.partial").write_text("half")
-    with staged_folder(tmp_path / "out"):
-        pass
-    assert entries(tmp_path) == {"out"}
+    write_text(tmp_path / "out", "new")
+    assert contents(tmp_path) == {"out": "new"}
 
 
-def test_what_a_living_process_is_writing_is_kept(tmp_path: Path) -> None:
-    others = make_folder(tmp_path / f".out.{os.getppid()}-0a.partial", half="half")
-    with staged_folder(tmp_path / "out"):
-        pass
-    assert entries(tmp_path) == {"out", others.name}
-    assert contents(others) == {"half": "half"}
+def test_a_file_that_another_thread_is_writing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real = tmp_path / "a.txt", os.replace
+    nested = iter([True])
+
+    def replace(staging: Path, target: Path) -> None:
+        if next(nested, False):
+            write_text(path, "inner")
+        real(staging, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    write_text(path, "outer")
+    assert contents(tmp_path) == {"a.txt": "outer"}
 
 
-def test_what_another_user_is_writing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def kill(pid: int, number: int) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
+def test_what_lora_ft_did_not_make_is_kept_even_where_a_finished_folder_is_to_lie(tmp_path: Path) -> None:
+    """It may have been put there while a job worked for hours."""
+    with pytest.raises(LoraFtError, match="it holds notes"), staged_folder(tmp_path / "out") as staging:
+        (staging / "a.txt").write_text("a")
+        make_folder(tmp_path / "out", notes="mine")
+    assert contents(tmp_path / "out") == {"notes": "mine"}
 
-    others = make_folder(tmp_path / ".out.4242-0a.partial", half="half")
-    monkeypatch.setattr(os, "kill", kill)
-    with staged_folder(tmp_path / "out"):
-        pass
-    assert entries(tmp_path) == {"out", others.name}
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_modes_follow_the_umask_whatever_a_library_wrote(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with staged_folder(tmp_path / "out") as staging:
+            os.close(os.open(staging / "private", os.O_CREAT | os.O_WRONLY, 0o600))
+            os.close(os.open(staging / "script", os.O_CREAT | os.O_WRONLY, 0o700))
+        write_text(tmp_path / "text", "")
+    finally:
+        os.umask(before)
+    modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("out", "out/private", "out/script", "text")}
+    assert modes == {"out": 0o777 & ~mask, "out/private": 0o666 & ~mask, "out/script": 0o700 | (0o666 & ~mask),
+                     "text": 0o666 & ~mask}  # fmt: skip
 
 
 def test_what_belongs_to_another_place_is_kept(tmp_path: Path, dead_pid: int) -> None:
@@ -284,7 +288,7 @@ def test_a_killed_job_publishes_nothing_and_the_next_one_cleans_up(tmp_path: Pat
     killed = subprocess.run([sys.executable, "-c", script, str(out)], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not out.exists()
-    assert len(entries(tmp_path)) == 1
+    assert len(entries(tmp_path)) == 2  # the half folder, and the lock that nobody holds any more
     with staged_folder(out) as staging:
         (staging / "a.txt").write_text("a")
     assert entries(tmp_path) == {"out"}
@@ -365,6 +369,6 @@ def test_the_size_of_a_folder_is_that_of_all_its_files(tmp_path: Path) -> None:
 def test_flushing_reaches_every_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path / "out" / "sub", b="b")
     flushed: list[Path] = []
-    monkeypatch.setattr(files, "_sync", flushed.append)
+    monkeypatch.setattr(files, "sync", flushed.append)
     files.sync_tree(tmp_path / "out")
     assert set(flushed) == {tmp_path / "out", tmp_path / "out" / "sub", tmp_path / "out" / "sub" / "b"}

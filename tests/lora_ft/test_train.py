@@ -64,7 +64,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes]) 
 def test_a_run_holds_what_it_should(make_task: MakeTask, tmp_path: Path, tiny_base: Path) -> None:
     run = train(load_task(make_task()), tmp_path / "run")
     assert {path.name for path in run.folder.iterdir()} == {
-        "adapter", "task.yaml", "metrics.json", "log.jsonl", "README.md",
+        "adapter", "task.yaml", "metrics.json", "log.jsonl", "README.md", "claim.json", "resume",
     }  # fmt: skip
     assert {path.suffix for path in run.adapter.iterdir()} == {".json", ".safetensors"}  # no pickles
     assert not unfinished(run.folder).exists()

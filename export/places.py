@@ -1,0 +1,171 @@
+"""Places that jobs write to: where a path leads, what may be replaced there, and what is never touched.
+
+Every job asks before it works, so that nothing is lost to a place that turns out to be taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from export.errors import UsageError
+from export.leftovers import tidy
+from export.locks import locked
+from export.ownership import foreign_reason, is_own_file
+
+_OTHER = "give another --out"
+_KINDS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+@contextlib.contextmanager
+def making(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> Iterator[Path]:
+    """Check that a folder may be made and hold its lock; yield where it will lie (links followed).
+
+    Args:
+        out: Folder to make.
+        overwrite: Allow replacing a folder that lora-ft made.
+        inputs: Paths that the job reads; those that are not there (names on a hub) are ignored.
+
+    Raises:
+        UsageError: It may not be made, or another job is making it.
+    """
+    place = refuse_existing(out, overwrite=overwrite, inputs=inputs)
+    with locked(place):
+        tidy(place)
+        yield refuse_existing(out, overwrite=overwrite, inputs=inputs)  # the holder before may have made it
+
+
+def refuse_existing(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> Path:
+    """Raise UsageError if a folder may not be made at `out`; return where it will lie (links followed).
+
+    Arguments are those of `making`.
+    """
+    place = followed(out)
+    _refuse_vital(out, place)
+    _require_writable(out, place)
+    if not place.exists():
+        return place
+    _refuse_special(out, place, _OTHER)
+    if not place.is_dir():
+        raise UsageError(f"{out} is a file, and a folder is to be made", _OTHER)
+    if os.path.ismount(place):
+        raise UsageError(f"{out} is a mount point, which cannot be replaced", "give a folder inside it as --out")
+    if not any(place.iterdir()):
+        return place
+    if not overwrite:
+        raise UsageError(f"{out} already exists", "give another --out or add --overwrite")
+    for path in inputs:
+        if clash := _clash(place, Path(path)):
+            raise UsageError(f"{out} {clash} {path}, which is read here, so it is not replaced", _OTHER)
+    if reason := foreign_reason(place):
+        raise UsageError(f"{out} {reason}, so --overwrite does not replace it", f"move it away, or {_OTHER}")
+    return place
+
+
+def refuse_file(out: Path, option: str, *, inputs: Iterable[str | Path] = (), own: bool = False) -> Path:
+    """Raise UsageError if a file may not be written at `out`; return where it will lie (links followed).
+
+    Args:
+        out: File to write. One that lora-ft made is replaced.
+        option: The option that named it, for the message.
+        inputs: Files that the job reads, which are never replaced.
+        own: Take any file there for one that lora-ft made, as the user says so.
+    """
+    other = f"give another {option}"
+    place = followed(out, option)
+    _require_writable(out, place, option)
+    if not place.exists():
+        return place
+    _refuse_special(out, place, other)
+    if place.is_dir():
+        raise UsageError(f"{out} is a folder, and a file is to be written", f"{other}, e.g. {out / 'file'}")
+    for path in inputs:
+        if _identity(Path(path)) == _identity(place):
+            raise UsageError(f"{out} is read here, so it is not replaced", other)
+    if not own and not is_own_file(place):
+        raise UsageError(f"{out} already exists and was not made by lora-ft", f"move it away, or {other}")
+    return place
+
+
+def followed(out: Path, option: str = "--out") -> Path:
+    """Return where a path leads: a link stays, and its target is written.
+
+    Raises:
+        UsageError: It is a link to nothing, or leads in a circle.
+    """
+    try:
+        place = out.resolve()
+        if out.is_symlink() and not place.exists():
+            raise UsageError(f"{out} is a link to {place}, which does not exist", f"make it, or give another {option}")
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{out} cannot be followed ({error})", f"give another {option}") from error
+    return place
+
+
+def _refuse_vital(out: Path, place: Path) -> None:
+    """Refuse the file system's root, the home folder, the current folder, and whatever holds one of these."""
+    vital = {}
+    with contextlib.suppress(RuntimeError):  # this user has none
+        vital["the home folder"] = Path.home()
+    with contextlib.suppress(FileNotFoundError):  # it was deleted
+        vital["the current folder"] = Path.cwd()
+    own = _identity(place)
+    for name, folder in vital.items():
+        if own is not None and own in _lineage(folder):
+            what = name if own == _identity(folder) else f"a folder that holds {name}"
+            raise UsageError(f"{out} is {what}", "give a folder of its own as --out")
+    if place == Path(place.anchor):
+        raise UsageError(f"{out} is the root of the file system", "give a folder of its own as --out")
+
+
+def _require_writable(out: Path, place: Path, option: str = "--out") -> None:
+    """Refuse a place whose nearest folder is a file or may not be written to."""
+    parent = place.parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise UsageError(f"{out} cannot be made, as {parent} is a file", f"give another {option}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{out} cannot be made, as {parent} is read-only", f"give another {option}")
+
+
+def _refuse_special(out: Path, place: Path, remedy: str) -> None:
+    mode = place.stat().st_mode
+    for is_kind, name in _KINDS:
+        if is_kind(mode):
+            raise UsageError(f"{out} is {name}", remedy)
+
+
+def _clash(place: Path, path: Path) -> str:
+    """Return how a folder that would be replaced concerns a path that is read, or ""."""
+    own, other = _identity(place), _identity(path)
+    if other is None:
+        return ""
+    if own == other:
+        return "is the same as"
+    if own in _lineage(path):
+        return "holds"
+    return "lies in" if other in _lineage(place) and path.is_dir() else ""
+
+
+def _lineage(path: Path) -> set[tuple[int, int] | None]:
+    """Return the identities of a path, links followed, and of all folders above it."""
+    real = path.resolve()
+    return {_identity(one) for one in (real, *real.parents)}
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what is the same for two names of one file or folder (case, links, bind mounts); None if it is absent."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,90 @@
+"""A record of the rows that a run began with, so that it never goes on with others.
+
+It keeps a short digest of each row, not the row: enough to say which rows are new, gone or in another split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.errors import LoraFtError
+from lora_ft.data import Example, Splits
+from lora_ft.task import SPLITS
+
+_DIGITS = 16  # of a row's digest: 64 bits, so that among 10 million rows two are alike with a chance of 3 in a million
+# Splits whose order decides what is trained: which rows share a batch, and in which order sums are rounded.
+_ORDERED = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class RowRecord:
+    """Digests of all rows, in their order, by split."""
+
+    splits: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of(cls, splits: Splits) -> RowRecord:
+        """Return the record of a task's rows."""
+        return cls({name: [_digest(example) for example in splits[name]] for name in SPLITS})
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any], where: Path) -> RowRecord:
+        """Return the record that `as_dict` wrote.
+
+        Raises:
+            LoraFtError: It is damaged.
+        """
+        try:
+            splits = {}
+            for name in SPLITS:
+                text, count = str(content[name]["rows"]), int(content[name]["count"])
+                splits[name] = [text[at : at + _DIGITS] for at in range(0, len(text), _DIGITS)]
+                if len(text) != count * _DIGITS:
+                    raise ValueError(f"{name} has {count} rows and {len(text)} digits")
+        except (LookupError, TypeError, ValueError) as error:
+            raise LoraFtError(f"{where} is damaged ({error})", "train again with --overwrite") from error
+        return cls(splits)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {name: {"count": len(rows), "rows": "".join(rows)} for name, rows in self.splits.items()}
+
+    @property
+    def digest(self) -> str:
+        """Digest of all splits."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:_DIGITS]
+
+    def changes(self, now: RowRecord) -> list[str]:
+        """Return how rows differ from those of this record, a phrase each; none if a run may go on with them."""
+        found = []
+        for name in SPLITS:
+            before, after = self.splits[name], now.splits[name]
+            others = sum((Counter(after) - Counter(before)).values())
+            if len(before) != len(after):
+                found.append(f"{name}: {_rows(len(after))}, was {len(before):,}")
+            elif others:
+                found.append(f"{name}: {others:,} of {_rows(len(after))} are others")
+            elif name in _ORDERED and list(before) != list(after):
+                found.append(f"{name}: the same rows in another order")
+        trained = set(self.splits["train"])
+        for name in ("validation", "test"):
+            moved = sum(row in trained for row in set(now.splits[name]) - set(self.splits[name]))
+            if moved:
+                found.append(f"{_rows(moved)} that {'was' if moved == 1 else 'were'} trained on "
+                             f"{'is' if moved == 1 else 'are'} now {name} rows")  # fmt: skip
+        return found
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"
+
+
+def _digest(example: Example) -> str:
+    text = json.dumps([example.prompt, example.target, example.references], ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]

@@ -1,0 +1,214 @@
+"""Places that jobs write to: nothing is replaced but what lora-ft made, and never what a job reads."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from export.errors import UsageError
+from export.files import staged_folder, write_text
+from export.places import refuse_existing, refuse_file
+from tests.export.test_files import contents, make_checkpoint, make_folder
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    here = Path.cwd()
+    os.chdir(path.parent)  # a socket's name is short
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+SPECIAL: dict[str, Callable[[Path], object]] = {"a FIFO": make_fifo, "a socket": make_socket}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("linked", [False, True])
+def test_special_files_are_refused(tmp_path: Path, kind: str, linked: bool) -> None:
+    SPECIAL[kind](tmp_path / "out")
+    before = (tmp_path / "out").stat()
+    out = tmp_path / "out"
+    if linked:
+        out = tmp_path / "link"
+        out.symlink_to("out")
+    with pytest.raises(UsageError, match=rf"out is {kind}|link is {kind}"):
+        refuse_existing(out, overwrite=True)
+    with pytest.raises(UsageError, match=f"is {kind}"):
+        refuse_file(out, "--html")
+    assert (tmp_path / "out").stat() == before
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/zero"])
+def test_devices_are_refused(device: str) -> None:
+    with pytest.raises(UsageError, match="is a device"):
+        refuse_existing(Path(device), overwrite=True)
+    with pytest.raises(UsageError, match="is a device"):
+        refuse_file(Path(device), "--predictions")
+    assert Path(device).is_char_device()
+
+
+def test_a_file_where_a_folder_is_meant_and_the_other_way_round(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="is a file, and a folder"):
+        refuse_existing(tmp_path / "file", overwrite=True)
+    with pytest.raises(UsageError, match=r"file is a file|as .*file is a file"):
+        refuse_existing(tmp_path / "file" / "out", overwrite=True)
+    with pytest.raises(UsageError, match="is a folder, and a file"):
+        refuse_file(tmp_path, "--html")
+
+
+@pytest.mark.parametrize("name", [".", "..", "sub", "sub/deeper/..", "~"])
+def test_the_home_and_the_current_folder_and_what_holds_them_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    home = make_checkpoint(tmp_path / "home")  # even where it looks like ours
+    deep = make_checkpoint(tmp_path / "sub")
+    (deep / "deeper").mkdir()
+    monkeypatch.chdir(deep / "deeper")
+    monkeypatch.setenv("HOME", str(home))
+    out = home if name == "~" else Path(name) if name.startswith(".") else tmp_path / name
+    with pytest.raises(UsageError, match=r"the (home|current) folder"):
+        refuse_existing(out, overwrite=True)
+
+
+def test_the_root_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"root|holds the"):
+        refuse_existing(Path("/"), overwrite=True)
+
+
+def test_what_others_made_is_not_overwritten_and_named(tmp_path: Path) -> None:
+    out = make_folder(tmp_path / "out", thesis="years")
+    with pytest.raises(UsageError, match=r"was not made by lora-ft \(it holds thesis\).*move it away"):
+        refuse_existing(out, overwrite=True)
+    assert contents(out) == {"thesis": "years"}
+
+
+def test_what_a_person_added_to_ours_is_kept(tmp_path: Path) -> None:
+    out = make_checkpoint(tmp_path / "out")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"is a checkpoint that also holds notes\.txt"):
+        refuse_existing(out, overwrite=True)
+
+
+def test_an_input_and_what_holds_it_are_not_replaced(tmp_path: Path) -> None:
+    out = make_checkpoint(tmp_path / "out")
+    inside = out / "tokenizer.json"
+    inside.write_text("{}")
+    (tmp_path / "link").symlink_to("out")
+    for path, said in [(out, "is the same as"), (inside, "holds"), (tmp_path / "link", "is the same as")]:
+        with pytest.raises(UsageError, match=rf"out {said} .*which is read here"):
+            refuse_existing(out, overwrite=True, inputs=["google/flan-t5-small", path])
+    assert refuse_existing(out, overwrite=True, inputs=["google/flan-t5-small", tmp_path / "other"]) == out
+    with pytest.raises(UsageError, match="lies in"):
+        refuse_existing(make_checkpoint(out / "adapter"), overwrite=True, inputs=[out])
+
+
+def test_a_link_to_nothing_is_refused_and_a_circle_too(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(UsageError, match=r"is a link to .*nowhere, which does not exist"):
+        refuse_existing(tmp_path / "out", overwrite=True)
+    with pytest.raises(UsageError, match=r"link to|cannot be followed"):
+        refuse_file(tmp_path / "round", "--html")
+    assert (tmp_path / "out").is_symlink()
+
+
+def test_a_link_to_a_file_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("")
+    (tmp_path / "out").symlink_to("real")
+    write_text(tmp_path / "out", "new")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "real").read_text() == "new"
+
+
+def test_a_mount_point_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    script = f'mount -t tmpfs none {tmp_path}/out && python -c "{MOUNTED}" {tmp_path}/out'
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    try:
+        probe = subprocess.run([*prefix, f"mount -t tmpfs none {tmp_path}/out"], check=False, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("this machine has no unshare")
+    if probe.returncode:
+        pytest.skip("this machine mounts nothing for us")
+    root = Path(__file__).parents[2]
+    done = subprocess.run([*prefix, script], cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert "is a mount point" in done.stdout, done.stderr
+
+
+MOUNTED = """
+import pathlib, sys
+from export.errors import UsageError
+from export.places import refuse_existing
+try:
+    refuse_existing(pathlib.Path(sys.argv[1]), overwrite=False)
+except UsageError as error:
+    print(error)
+"""
+
+
+def test_a_read_only_folder_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser may write everywhere
+    with pytest.raises(UsageError, match=f"as {tmp_path} is read-only"):
+        refuse_existing(tmp_path / "new" / "out", overwrite=False)
+    with pytest.raises(UsageError, match=r"is read-only.*another --html"):
+        refuse_file(tmp_path / "out.html", "--html")
+
+
+PAGE = '<!doctype html>\n<html><head><meta name="generator" content="lora-ft"></head></html>'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "ours"),
+    [
+        ("empty", "", True),
+        ("page.html", PAGE, True),
+        ("page.html", "<!doctype html>\n<html><head><title>mine</title></head></html>", False),
+        ("answers.jsonl", '{"row": "0", "prompt": "p", "output": "o", "references": ["r"]}\n', True),
+        ("alpaca.jsonl", '{"instruction": "i", "input": "", "output": "o"}\n', False),
+        ("rows.jsonl", '{"text": "t"}\n', False),
+        ("report.json", '{\n "version": 1,\n "suite": {}\n}', True),
+        ("package.json", '{\n "version": "1.0.0"\n}', False),
+        ("notes.txt", "mine", False),
+        ("binary", "\x00\x01", False),
+        ("report.md", "# mine\n", False),
+    ],
+)
+def test_only_files_of_ours_are_replaced(tmp_path: Path, name: str, text: str, ours: bool) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    if ours:
+        assert refuse_file(path, "--html") == path
+    else:
+        with pytest.raises(UsageError, match=r"was not made by lora-ft.*another --html"):
+            refuse_file(path, "--html")
+    assert path.read_text() == text
+
+
+def test_a_file_that_is_read_is_not_replaced_whoever_made_it(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(PAGE)
+    os.link(path, tmp_path / "other")
+    for own in (False, True):
+        with pytest.raises(UsageError, match="is read here"):
+            refuse_file(path, "--html", inputs=[tmp_path / "other"], own=own)
+
+
+def test_staging_under_a_link_lies_beside_its_target(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    make_checkpoint(tmp_path / "disk" / "real")
+    (tmp_path / "out").symlink_to("disk/real")
+    with staged_folder(tmp_path / "out", overwrite=True) as staging:
+        assert staging.parent == tmp_path / "disk"

@@ -13,6 +13,7 @@ from lora_ft.processes import processes
 
 # Ctrl-C; what `kill`, Docker, Slurm and Kubernetes send; a terminal or a connection that was closed.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_ASKED_FOR = (signal.SIGINT, signal.SIGTERM)  # shells ignore SIGINT for jobs in the background
 # torchrun passes on a signal that its processes, being of one group, may have got already.
 _ECHO = 2.0  # seconds
 
@@ -41,11 +42,12 @@ class Interrupts:
         self._previous: dict[int, Any] = {}
 
     def take(self) -> None:
-        """Listen, where this is the main thread; others cannot. A signal that is ignored (nohup) stays so."""
+        """Listen, where this is the main thread; others cannot. SIGHUP stays ignored under nohup."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            previous = signal.getsignal(number)
+            if previous is not None and (number in _ASKED_FOR or previous is not signal.SIG_IGN):
                 self._previous[number] = signal.signal(number, self._on_signal)
 
     def release(self) -> None:

@@ -75,9 +75,10 @@ class RowRecord:
         trained = set(self.splits["train"])
         for name in ("validation", "test"):
             moved = sum(row in trained for row in set(now.splits[name]) - set(self.splits[name]))
-            if moved:
-                found.append(f"{_rows(moved)} that {'was' if moved == 1 else 'were'} trained on "
-                             f"{'is' if moved == 1 else 'are'} now {name} rows")  # fmt: skip
+            if moved == 1:
+                found.append(f"1 row that was trained on is now a {name} row")
+            elif moved:
+                found.append(f"{moved:,} rows that were trained on are now {name} rows")
         return found
 
 

@@ -167,8 +167,12 @@ class Keeper(TrainerCallback):
         """Number of the signal that came, in any process, or 0."""
         return self._interrupts.caught
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
+    ) -> None:
         self._interrupts.take()
+        if self._claim is not None and self._claim.finished is not None:
+            reschedule(options["lr_scheduler"], options["optimizer"])
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.release()
@@ -194,6 +198,18 @@ class Keeper(TrainerCallback):
             run = "" if self._claim is None else self._claim.run
             best = state.best_model_checkpoint
             checkpoints.seal(self._folder, state.global_step, keep=self._keep, best=best, run=run)
+
+
+def reschedule(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Set the rate of the next step by a schedule over more steps; a loaded optimizer has that of the old one."""
+    if not hasattr(scheduler, "lr_lambdas"):  # reduce_lr_on_plateau follows no plan
+        return
+    rates = [
+        rate * share(scheduler.last_epoch) for rate, share in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates  # which is logged
 
 
 class Reporter(TrainerCallback):

@@ -159,7 +159,7 @@ def test_an_existing_bundle_is_refused_before_any_work(bundle: Path, checkpoint:
 
 
 def test_overwriting_replaces_the_whole_bundle(bundle: Path, checkpoint: Path) -> None:
-    (bundle / "notes.txt").write_text("of the old one")
+    (bundle / "stale.onnx").write_text("of the old one")
     make_bundle(checkpoint, bundle, adapter="newer", overwrite=True)
     assert entries(bundle) == WHOLE
     assert entries(bundle.parent) == {"bundle"}

@@ -1,27 +1,82 @@
-"""Ctrl-C while training: caught once, meant the second time, and given back."""
+"""Signals while training: caught once, meant the second time, and given back."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from lora_ft.interrupts import Interrupts
+from lora_ft.interrupts import Interrupted, Interrupts
+
+ROOT = Path(__file__).parents[2]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
-def test_the_first_is_caught_the_second_ends_and_then_it_is_given_back() -> None:
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def interrupts() -> Iterator[Interrupts]:
+    made = Interrupts()
+    made.take()
+    yield made
+    made.release()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_is_caught_and_then_it_is_given_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     interrupts = Interrupts()
     interrupts.take()
     try:
         assert not interrupts.caught
-        os.kill(os.getpid(), signal.SIGINT)
-        assert interrupts.caught
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
+        assert interrupts.caught == number
     finally:
         interrupts.release()
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     interrupts.release()  # twice does no harm
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_ends_at_once(interrupts: Interrupts) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("first", SIGNALS)
+def test_a_second_signal_kills(first: signal.Signals, number: signal.Signals) -> None:
+    script = (
+        "import os; from lora_ft.interrupts import Interrupts\n"
+        f"Interrupts().take(); os.kill(os.getpid(), {first}); print('alive', flush=True)\n"
+        f"os.kill(os.getpid(), {number}); print('still alive')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-number, "alive\n")
+
+
+def test_what_torchrun_passes_on_is_no_second_signal(interrupts: Interrupts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert interrupts.caught == signal.SIGINT
+
+
+def test_nohup_stays_in_force() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    interrupts = Interrupts()
+    try:
+        interrupts.take()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        interrupts.release()
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_exit_codes_are_those_of_a_shell(number: signal.Signals, code: int) -> None:
+    assert Interrupted("stopped").by(number).exit_code == code

@@ -1,0 +1,131 @@
+"""A finished run is trained longer: from its last state, by the schedule over all steps, to the best of all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from export.errors import UsageError
+from lora_ft.runs import Run, unfinished
+from lora_ft.taskfile import load_task
+from lora_ft.train import train
+from tests.lora_ft.test_claim import APPENDED, rewrite
+from tests.lora_ft.test_train import losses, same, stop_at, weights
+
+MakeTask = Callable[..., Path]
+RANDOM: dict[str, Any] = {
+    "eval_every": 3, "num_train_epochs": 2, "base_dropout": 0.1, "lr_scheduler_type": "constant", "warmup_ratio": 0.0,
+    "metric_for_best_model": "loss",
+}  # fmt: skip
+FOUR = ["train.num_train_epochs=4"]
+
+
+def logged(run: Run, key: str) -> dict[int, float]:
+    entries = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry[key] for entry in entries if key in entry}
+
+
+def test_with_a_constant_rate_it_is_the_run_that_never_stopped(make_task: MakeTask, tmp_path: Path) -> None:
+    task = make_task(train=RANDOM, lora={"lora_dropout": 0.1})
+    train(load_task(task), tmp_path / "run")
+    longer = train(load_task(task, FOUR), tmp_path / "run", resume=True)
+    whole = train(load_task(task, FOUR), tmp_path / "whole")
+    assert same(weights(longer), weights(whole)) and losses(longer.folder) == losses(whole.folder)
+    assert longer.metrics["steps"] == 24 and longer.metrics["resumed_at"] == 12
+    assert longer.metrics["best_step"] == whole.metrics["best_step"]
+    assert longer.task.train.num_train_epochs == 4 and not unfinished(longer.folder).exists()
+
+
+def test_the_rate_follows_the_schedule_over_all_steps(make_task: MakeTask, tmp_path: Path) -> None:
+    settings = {"num_train_epochs": 2, "learning_rate": 0.01, "warmup_ratio": 0.0, "lr_scheduler_type": "linear"}
+    task = make_task(train=settings)
+    train(load_task(task), tmp_path / "run")
+    rates = logged(train(load_task(task, FOUR), tmp_path / "run", resume=True), "learning_rate")
+    assert rates[12] == pytest.approx(0.01 * 1 / 12) and rates[13] == pytest.approx(0.01 * 12 / 24)
+    assert rates[24] == pytest.approx(0.01 * 1 / 24)
+
+
+def test_a_best_checkpoint_from_before_is_kept_where_nothing_better_comes(make_task: MakeTask, tmp_path: Path) -> None:
+    overfitting = {"learning_rate": 0.03, "num_train_epochs": 20, "eval_every": 2, "save_total_limit": 1}
+    task = make_task(rows=8, train=RANDOM | overfitting | {"base_dropout": 0.0})
+    first = train(load_task(task), tmp_path / "run")
+    before, best = weights(first), first.metrics["best_step"]
+    assert best < first.metrics["steps"]
+    longer = train(load_task(task, ["train.num_train_epochs=24"]), tmp_path / "run", resume=True)
+    assert longer.metrics["best_step"] == best and same(weights(longer), before)
+
+
+def test_it_can_be_interrupted_killed_and_trained_longer_again(make_task: MakeTask, tmp_path: Path) -> None:
+    task = make_task(train=RANDOM)
+    out = tmp_path / "run"
+    train(load_task(task), out)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lora_ft.trainer.Trainer._guard", stop_at(16))
+        train(load_task(task, FOUR), out, resume=True)
+    assert Run(out).metrics["steps"] == 12  # the finished run stays until the longer one is finished
+    assert train(load_task(task, FOUR), out, resume=True).metrics["resumed_at"] == 15
+    six = train(load_task(task, ["train.num_train_epochs=6"]), out, resume=True)
+    assert same(weights(six), weights(train(load_task(task, ["train.num_train_epochs=6"]), tmp_path / "whole")))
+
+
+@pytest.mark.parametrize("moment", ["sync_tree", "replace_folder"])
+def test_a_run_killed_while_it_is_finished_loses_no_step(make_task: MakeTask, tmp_path: Path, moment: str) -> None:
+    task = load_task(make_task(train=RANDOM))
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"lora_ft.outcome.{moment}", killed)
+        train(task, tmp_path / "run")
+    run = train(task, tmp_path / "run", resume=True)
+    assert run.metrics["resumed_at"] == 12
+    assert same(weights(run), weights(train(task, tmp_path / "whole")))
+
+
+@pytest.mark.parametrize("start", ["pissa", "eva"])
+def test_adapters_that_start_elsewhere(make_task: MakeTask, tmp_path: Path, start: str) -> None:
+    task = make_task(train=RANDOM, lora={"init_lora_weights": start})
+    train(load_task(task), tmp_path / "run")
+    longer = train(load_task(task, FOUR), tmp_path / "run", resume=True)
+    whole = train(load_task(task, FOUR), tmp_path / "whole")
+    mine, theirs = weights(longer), weights(whole)
+    assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in theirs)
+
+
+def test_what_is_refused(make_task: MakeTask, tmp_path: Path) -> None:
+    task = make_task(train=RANDOM)
+    out = tmp_path / "run"
+    train(load_task(task), out)
+    for overrides, said in [
+        ([], r"is finished: it did 12 of 12 steps; raise train\.num_train_epochs"),
+        (["train.num_train_epochs=1"], "it did 12 of 6 steps"),
+        (["train.max_steps=12"], "it did 12 of 12 steps"),
+        ([*FOUR, "train.learning_rate=0.5"], "trained with another train; only"),
+        ([*FOUR, "lora.r=4"], "trained with another lora"),
+    ]:
+        with pytest.raises(UsageError, match=said):
+            train(load_task(task, overrides), out, resume=True)
+    rewrite(task.parent / "train.jsonl", lambda lines: [*lines, APPENDED])
+    with pytest.raises(UsageError, match=r"run began with: train: 25 rows, was 24"):
+        train(load_task(task, FOUR), out, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "task-tiny"}
+
+
+def test_whole_models_keep_no_state(make_task: MakeTask, tmp_path: Path) -> None:
+    task = make_task(method="full", lora={}, train={"num_train_epochs": 1})
+    train(load_task(task), tmp_path / "run")
+    with pytest.raises(UsageError, match="keeps no state to go on from"):
+        train(load_task(task, FOUR), tmp_path / "run", resume=True)
+
+
+def test_what_is_kept_is_small_and_holds_no_pickled_arguments(make_task: MakeTask, tmp_path: Path) -> None:
+    run = train(load_task(make_task(train=RANDOM)), tmp_path / "run")
+    kept = {path.name for path in (run.folder / "resume").iterdir()}
+    assert "checkpoint-12" in kept and len(kept) <= 2
+    assert not list((run.folder / "resume").rglob("training_args.bin"))

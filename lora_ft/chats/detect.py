@@ -15,6 +15,7 @@ from lora_ft.chats import discord_text, kakaotalk, line, messenger, signal, tele
 from lora_ft.chats.places import File, files_below, is_zip, opened, root_of
 from lora_ft.chats.stream import objects, top_keys
 from lora_ft.chats.telegram import telegram_repair
+from lora_ft.chats.whatsapp_files import is_whatsapp
 
 FORMATS = ("telegram", "whatsapp", "slack", "discord", "messenger", "signal", "line", "kakaotalk")
 _START = 1 << 16  # bytes that are looked at
@@ -76,6 +77,8 @@ def _in_folder(file: Path, root: File) -> str:
     names = {entry.name for entry in root.iterdir()}
     found = files_below(root, _ANY_NAME)
     all_names = {entry.name for entry in found}
+    if is_whatsapp(all_names):  # before the others, because anything may have been sent
+        return "whatsapp"
     if "result.json" in names or any(telegram_html.PAGE.fullmatch(name) for name in all_names):
         return "telegram"
     if any(messenger.PAGE.fullmatch(name) for name in all_names):

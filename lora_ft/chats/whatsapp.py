@@ -1,175 +1,165 @@
-"""WhatsApp's text export, of Android and iOS, in any order of day, month and year.
+"""WhatsApp's text export, of Android and iOS, in every language, region and clock that it offers.
 
-A message begins with `12/31/23, 10:15 PM - Name: ` (Android) or `[31.12.23, 22:15:30] Name: ` (iOS); lines without such
-a head go on with the one before. The export does not say in which order its dates are; all of them together do.
+A message begins with a head (`lora_ft.chats.heads`); lines without one go on with the one before. The file is read
+three times and never held: a survey finds how its heads are read, a second pass notes time and sender of each head,
+from which pasted heads are told (`_pasted`), and the third yields the messages in the order of the file.
 """
 
 from __future__ import annotations
 
-import calendar
-import datetime
-import functools
 import re
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import Path as ZipPath
 
-from export.errors import LoraFtError, UsageError
+from export.errors import UsageError
+from lora_ft.chats.heads import Head, Survey, earliest, find_head
 from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.stream import File
+from lora_ft.chats.pasted import LONGEST_PASTE, find_pasted
+from lora_ft.chats.places import File, text_lines
+from lora_ft.chats.senders import Senders
+from lora_ft.chats.whatsapp_files import chat_name, chat_text
+from lora_ft.chats.whatsapp_words import MARK, written
 
-_MARKS = "\ufeff\u200e\u200f\u202a\u202b\u202c"
-_HEAD = re.compile(
-    r"(?P<ios>\[)?(\d{1,4})[./-] ?(\d{1,2})[./-] ?(\d{1,4})\.?[,،]?\s*"
-    r"(?P<before>[^\W\d]+\.?\s*)?(\d{1,2})[:.](\d{2})(?:[:.](\d{2}))?"
-    r"(?:\s*(?P<after>[^\W\d]\.?\s?[^\W\d]?\.?))?(?(ios)\]\s?|\s[-–]\s)"
-)
-_FORENOON = ("am", "πμ", "ص", "午前", "上午", "오전")
-_AFTERNOON = ("pm", "μμ", "م", "午後", "下午", "오후")
-_ORDERS = ("dmy", "mdy", "ymd")
-# What Android writes in place of a text. iOS marks all of its own words with U+200E.
-_PLACEHOLDER = re.compile(
-    r"<[^\W\d_][^<>]{2,60}>|This message was deleted\.?|You deleted this message\.?|null|Missed (voice|video) call"
-)
-_ATTACHED = re.compile(
-    r"\A(?:(?:IMG|VID|AUD|PTT|STK|DOC)-\d+-WA\d+\.\w+ \([^()\n]+\)|[^\n]+\.\w{2,5} \(file attached\))(?:\n|\Z)"
-)
-_EDITED = re.compile(r"\s*<This message was edited>$")
-_QUOTED = re.compile('["“”„«»]')  # of the old and new subject, in a line of WhatsApp's own
-
-Parts = tuple[str, str, str]
+_LOOSE_HEAD = re.compile(r"\[?[^\n]{2,40}?\d[:.]\d\d[^\n]{0,20}?(?:\]| [-–—] )")
+_SHOWN = 60  # characters of a line in an error
+_DAY = 86400.0  # seconds
+_LONGEST_MESSAGE = 1 << 20  # characters; WhatsApp allows 65,536
+_REMEDY = "if it is text of a message, put a blank before it; otherwise report its form"
 
 
 def read_whatsapp(file: Path) -> Iterator[tuple[str, Message]]:
-    """(chat, message) of every message with a text; the id is the number of its line.
+    """Yield (chat, message) of every message with a text, in the order of the file; the id is the number of its line.
 
     Args:
-        file: the text, or the zip file that iOS makes of it.
+        file: the text, or the zip file that WhatsApp makes of it, or what is inside as a folder.
 
     Raises:
-        UsageError: no line begins a message.
-        LoraFtError: the file is not UTF-8.
+        UsageError: no line begins a message, or one begins like a message and cannot be read as one.
+        LoraFtError: the file is damaged or not UTF-8.
     """
-    text = _unzipped(file)
-    order = _order(text)
-    chat = clean_text(file.name.removesuffix(".zip").removesuffix(".txt"))
-    head, lines = None, list[str]()
-    for number, line in _lines(text):
-        found = _head(line, order)
-        if found is None:
-            lines.append(line)
-            continue
-        if (message := _message(head, lines)) is not None:
-            yield chat, message
-        head, lines = (number, *found), [line.lstrip(_MARKS)[found[2] :]]
-    if (message := _message(head, lines)) is not None:
+    text, chat = chat_text(file), chat_name(file)
+    survey = _survey(text)
+    assert survey.shape is not None
+    senders = Senders(bracket=survey.shape.bracket)
+    times, names = _timeline(text, survey, senders)
+    pasted = find_pasted(times, names)
+    open_message: _Open | None = None
+    ordinal = -1
+    for number, line in text_lines(text):
+        head = find_head(line)
+        own = head is not None and _is_own(head, line, survey)
+        ordinal += own
+        if head is not None and own and ordinal not in pasted:
+            if open_message is not None and (message := open_message.close()) is not None:
+                yield chat, message
+            open_message = _Open(text, number, times[ordinal], head, senders.split(line[head.end :]))
+        elif open_message is not None:
+            if head is not None and not own:
+                _refuse_later(text, number, line, head, open_message.time)
+            open_message.add(line)
+    if open_message is not None and (message := open_message.close()) is not None:
         yield chat, message
 
 
-def _unzipped(file: Path) -> File:
-    if not file.name.endswith(".zip"):
-        return file
-    texts = [entry for entry in ZipPath(str(file)).iterdir() if entry.name.endswith(".txt")]
-    if len(texts) != 1:
-        raise UsageError(f"{file} holds {len(texts)} text files, not the one of a WhatsApp export", "unpack it")
-    return texts[0]
+class _Open:
+    """A message whose end has not been read yet."""
+
+    def __init__(self, text: File, number: int, time: float, head: Head, spoken: tuple[str, str] | None) -> None:
+        self.time = time
+        self._place, self._ios = f"{text}:{number}", head.shape.bracket
+        self._number = number
+        self._sender, first = spoken or ("", "")
+        self._lines = [first]
+        self._length = len(first)
+
+    def add(self, line: str) -> None:
+        """Go on with the next line.
+
+        Raises:
+            UsageError: the message becomes longer than any of WhatsApp's.
+        """
+        self._length += len(line) + 1
+        if self._length > _LONGEST_MESSAGE:
+            raise UsageError(f"{self._place} is a message of over a million characters", "is it WhatsApp's export?")
+        self._lines.append(line)
+
+    def close(self) -> Message | None:
+        """Return the message, or None where WhatsApp wrote it, or where it has no text."""
+        sender = clean_name(self._sender).removeprefix("~").strip()
+        text = clean_text(written("\n".join(self._lines), ios=self._ios)) if sender else ""
+        return Message(str(self._number), self.time, sender, text) if text else None
 
 
-def _lines(file: File) -> Iterator[tuple[int, str]]:
-    """(number, text) of each line; U+2028 and its like end none."""
-    with file.open("rb") as content:
-        for number, line in enumerate(content, 1):
-            try:
-                yield number, line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise LoraFtError(
-                    f"{file}:{number} is not UTF-8 (byte {error.start} of the line)", "save the file as UTF-8"
-                ) from error
+def _survey(text: File) -> Survey:
+    """Find how the heads of a file are read.
+
+    Raises:
+        UsageError: there are none, or a line before them seems to be one.
+    """
+    survey, foreign, loose, first = Survey(), 0, "", ""
+    for number, line in text_lines(text):
+        head = find_head(line)
+        if head is not None:
+            first = first or f"; {text}:{number} begins like one, but its date is not understood (got {_shown(line)})"
+            survey.add(head, line)
+            foreign += head.shape != survey.shape and not head.shape.colons
+        elif survey.shape is None and not loose and _LOOSE_HEAD.match(line[:_SHOWN]):
+            loose = f"{text}:{number} begins like a message, but its date is not understood (got {_shown(line)})"
+    if loose:
+        raise UsageError(loose, _REMEDY)
+    if survey.shape is None or not survey.has_dates:
+        raise UsageError(f"{text} holds no WhatsApp message{first}", "is it the text that WhatsApp's Export chat made?")
+    if survey.lacks_words:
+        raise UsageError(
+            f"{text} has times of a 12-hour clock without AM and PM", "export the chat with the phone's 24-hour clock"
+        )
+    if foreign > max(survey.count, LONGEST_PASTE):
+        raise UsageError(f"{text} has heads of two forms ({survey.count:,} and {foreign:,})", "give each a file")
+    return survey
 
 
-@dataclass
-class _Reading:
-    """How the dates of a file fare when they are read in one order."""
+def _timeline(text: File, survey: Survey, senders: Senders) -> tuple[array[float], array[int]]:
+    """Return the time of each head, and the number of its sender, -1 where WhatsApp itself speaks: 16 bytes a head.
 
-    impossible: int = 0
-    backward: int = 0
-    days: list[int] = field(default_factory=list)  # the first and the last
-
-    def add(self, day: int | None) -> None:
-        if day is None:
-            self.impossible += 1
-            return
-        self.backward += bool(self.days) and day < self.days[1]
-        self.days = [self.days[0] if self.days else day, day]
-
-    def badness(self, order: str) -> tuple[int, int, bool, int]:
-        """An export runs forward in time, two digits of a year seldom come first, and chats are dense, not sparse."""
-        return self.impossible, self.backward, order == "ymd", self.days[1] - self.days[0] if self.days else 0
-
-
-def _order(file: File) -> str:
-    """The order of the dates: the one in which most are possible, then run forward, then span the least."""
-    readings = {order: _Reading() for order in _ORDERS}
-    american = False
-    for _, line in _lines(file):
-        found = _HEAD.match(line.lstrip(_MARKS))
-        if found is None:
+    Raises:
+        UsageError: a head has no time.
+    """
+    times, names, numbers = array("d"), array("l"), dict[str, int]()
+    for number, line in text_lines(text):
+        head = find_head(line)
+        if head is None or not _is_own(head, line, survey):
             continue
-        american = american or (found["after"] or "").strip() in ("AM", "PM")
-        for order, reading in readings.items():
-            reading.add(_day(found.group(2, 3, 4), order))
-    if not any(reading.days for reading in readings.values()):
-        raise UsageError(f"{file} holds no WhatsApp message", "is it the text that WhatsApp's Export chat made?")
-    likely = ("mdy", "dmy", "ymd") if american else _ORDERS
-    return min(likely, key=lambda order: readings[order].badness(order))
+        time = survey.time_of(head)
+        if time is None:
+            raise UsageError(
+                f"{text}:{number} begins like a message, but its date or time is not understood (got {_shown(line)})",
+                _REMEDY,
+            )
+        name = senders.add(line[head.end :])
+        is_own = not name or line[head.end + len(name) :].startswith(f": {MARK}")
+        times.append(time)
+        names.append(-1 if is_own else numbers.setdefault(name, len(numbers)))
+    return times, names
 
 
-@functools.lru_cache(maxsize=1024)
-def _day(parts: Parts, order: str) -> int | None:
-    """A date as a count of days, or None where it is none in that order."""
-    named = dict(zip(order, parts, strict=True))
-    if len(named["y"]) not in (2, 4) or max(len(named["d"]), len(named["m"])) > 2:
-        return None
-    year = int(named["y"]) + (2000 if len(named["y"]) == 2 else 0)
-    try:
-        return datetime.date(year, int(named["m"]), int(named["d"])).toordinal()
-    except ValueError:
-        return None
+def _is_own(head: Head, line: str, survey: Survey) -> bool:
+    """Whether a head has the shape of the file's; `99.99.23, 22:15 - ` without a sender is text."""
+    return head.shape == survey.shape and (earliest(head) is not None or ": " in line[head.end :])
 
 
-def _head(line: str, order: str) -> tuple[float, bool, int] | None:
-    """(time, whether of iOS, length) of the head that a line begins with, or None."""
-    found = _HEAD.match(line.lstrip(_MARKS))
-    if found is None:
-        return None
-    day = _day(found.group(2, 3, 4), order)
-    hour, minute, second = int(found[6]), int(found[7]), int(found[8] or 0)
-    half = [re.sub(r"[.\s]", "", found[name] or "").lower() for name in ("before", "after")]
-    if any(mark in _AFTERNOON for mark in half):
-        hour = hour % 12 + 12
-    elif any(mark in _FORENOON for mark in half):
-        hour %= 12
-    if day is None or hour > 23 or minute > 59 or second > 59:
-        return None
-    date = datetime.date.fromordinal(day)
-    time = calendar.timegm((date.year, date.month, date.day, hour, minute, second))
-    return float(time), found["ios"] is not None, found.end()
+def _refuse_later(text: File, number: int, line: str, head: Head, time: float) -> None:
+    """Raise if a head of another shape is later than the message that it stands in: nobody can have pasted that.
+
+    Appointments (`25.12.2023 18:00: dinner`) name no sender, so that they stay text.
+    """
+    other = earliest(head)
+    if head.shape.colons or other is None or other <= time + _DAY or ": " not in line[head.end :]:
+        return
+    raise UsageError(
+        f"{text}:{number} begins like a message, but in another form than those before (got {_shown(line)})", _REMEDY
+    )
 
 
-def _message(head: tuple[int, float, bool, int] | None, lines: list[str]) -> Message | None:
-    """The message of a head and the lines after it; None where it is WhatsApp's own, or has no text."""
-    if head is None:
-        return None
-    number, time, ios, _ = head
-    name, colon, first = f"{lines[0]} ".partition(": ")
-    if not colon or _QUOTED.search(name):
-        return None
-    spoken = [first, *lines[1:]]
-    if ios:
-        spoken = [line.partition("\u200e")[0] for line in spoken]
-    text = _ATTACHED.sub("", _EDITED.sub("", clean_text("\n".join(spoken)))).strip()
-    sender = clean_name(name).removeprefix("~").strip()
-    if not sender or not text or _PLACEHOLDER.fullmatch(text):
-        return None
-    return Message(str(number), time, sender, text)
+def _shown(line: str) -> str:
+    return repr(line[:_SHOWN] + "…" * (len(line) > _SHOWN))

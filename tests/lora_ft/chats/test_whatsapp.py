@@ -7,10 +7,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from babel import Locale
+from babel.dates import format_date, format_skeleton, format_time
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from export.errors import LoraFtError, UsageError
+from lora_ft.chats.clock import LOCALES
 from lora_ft.chats.whatsapp import read_whatsapp
 
 NARROW, MARK = "\u202f", "\u200e"
@@ -202,6 +205,62 @@ def test_what_was_written_is_read(
     file = export(tmp_path_factory.mktemp("whatsapp") / "chat.txt", *lines)
     read = [(message.time, message.sender, message.text) for _, message in read_whatsapp(file)]
     assert read == [(t.replace(tzinfo=datetime.UTC).timestamp(), name, "\n".join(text)) for t, name, text in spoken]
+
+
+MOMENTS = st.lists(
+    st.tuples(st.integers(1, 2000), st.integers(0, 59)), min_size=1, max_size=8
+)  # minutes since the one before, and seconds
+
+
+# The Spanish of Argentina has a 12-hour clock with seconds that tells no morning from evening.
+@pytest.mark.parametrize("name", LOCALES)
+@settings(max_examples=10)
+@given(
+    gaps=MOMENTS,
+    clock=st.sampled_from(["hm", "Hm", "Bhm", "short"]),
+    ios=st.booleans(),
+    native=st.booleans(),
+    width=st.sampled_from(["short", "yMd"]),
+)
+def test_exports_of_every_language_are_read_to_the_minute(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    clock: str,
+    gaps: list[tuple[int, int]],
+    ios: bool,
+    native: bool,
+    width: str,
+) -> None:
+    assume(not (name == "es_AR" and clock == "hm" and ios))
+    locale = Locale.parse(name)
+    moment, moments = datetime.datetime(2023, 11, 14, 8), [datetime.datetime(2023, 11, 13, 7)]
+    for minutes, seconds in gaps:
+        moment += datetime.timedelta(minutes=minutes)
+        moments.append(moment.replace(second=seconds if ios else 0))
+    moments = sorted(moments)
+    heads = [head_of(moment, locale, clock, width, ios=ios, native=native) for moment in moments]
+    spoken = [("Ana", "x"), ("Ben Oak", "y: z\nw"), ("+49 170 1", "ok")]
+    lines = [f"{head}{': '.join(spoken[at % 3])}" for at, head in enumerate(heads)]
+    file = export(tmp_path_factory.mktemp("locale") / "chat.txt", *lines)
+    read = [(message.time, message.sender, message.text) for _, message in read_whatsapp(file)]
+    expected = [moment.replace(tzinfo=datetime.UTC).timestamp() for moment in moments]
+    assert read == [(time, *spoken[at % 3]) for at, time in enumerate(expected)]
+
+
+def head_of(moment: datetime.datetime, locale: Locale, clock: str, width: str, *, ios: bool, native: bool) -> str:
+    """Write a head as a phone does: the short date and the time of its language, Android without seconds."""
+    date = format_date(moment, "short", locale) if width == "short" else format_skeleton("yMd", moment, locale=locale)
+    if clock == "short":
+        time = format_time(moment, "medium" if ios else "short", locale=locale)
+    else:
+        time = format_skeleton(clock + "s" * ios, moment, locale=locale)
+    both = str(locale.datetime_formats["medium" if ios else "short"]).replace("{1}", date).replace("{0}", time)
+    zero = {"arab": 0x660, "arabext": 0x6F0, "beng": 0x9E6, "deva": 0x966, "mymr": 0x1040}.get(
+        locale.default_numbering_system
+    )
+    if native and zero:
+        both = both.translate({ord(str(digit)): chr(zero + digit) for digit in range(10)})
+    return f"[{both}] " if ios else f"{both} - "
 
 
 @given(st.binary(max_size=300))

@@ -1,0 +1,299 @@
+"""Heads of WhatsApp's messages: `12/31/23, 10:15 PM - ` of Android, `[31.12.23, 22:15:30] ` of iOS, and their kin.
+
+A phone writes dates and times by its language, region and clock, and an export says nothing of these. Yet all heads of
+one export have one *shape* (brackets, separators, order of date and time, whether a word stands beside the time), and
+one order of day, month and year explains all of them. So a file is surveyed before it is read. Its first head sets the
+shape; a line of this shape that cannot be read is an error, because it would otherwise be glued to the message before.
+A head of another shape is text that somebody pasted.
+"""
+
+from __future__ import annotations
+
+import calendar
+import datetime
+import functools
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from lora_ft.chats.clock import hour_of_day, plain
+
+MARKS = "\ufeff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+ORDERS = ("dmy", "mdy", "ymd")
+_ENOUGH = 20  # messages of which some are sent after noon, or at night
+_SPARSE = 20  # times that a wrong order of dates stretches a chat, at least
+_LONGEST = 160  # characters of a head; what follows is not looked at, so that no line takes long
+_STARTS = re.compile(f"[{MARKS}]*(\\[[{MARKS}]*)?\\d")  # \d is a digit of any script
+
+_BETWEEN = r" ?[./\-‐‑–−年月년월] ?"
+_DATE = rf"(?P<date>(\d{{1,4}})({_BETWEEN})(\d{{1,2}})({_BETWEEN})(\d{{1,4}}))(?!\d)"
+_TIME = (
+    r"(?P<hour>\d{1,2}) ?(?P<colon>[:：∶.٫h點点時时시]) ?(?P<minute>\d{2})"
+    r"(?: ?(?:[:：∶.٫]|min|分|분) ?(?P<second>\d{2})(?: ?[s秒초]\b)?)?(?!\d)"
+)
+_FORMS = tuple(
+    re.compile(rf"(?P<bracket>\[ ?)?{form}(?(bracket) ?\](?: |$)?|(?: [-–—](?: |$)|(?P<colons>:(?: |$))))")
+    for form in (
+        rf"{_DATE}(?P<before>[^\d\[\]]{{1,40}}?){_TIME}(?P<after>[^\d\[\]:]{{0,40}}?)",
+        rf"{_TIME}(?P<after>[^\d\[\]]{{1,40}}?){_DATE}(?P<before>[^\d\[\]:]{{0,12}}?)",
+    )
+)
+_WORD = re.compile(r"[^\s,،;()·日일號号-][^\s,،;()日일號号]*")
+# Words that are no part of a day, as "klo" and "à" before a time, and "Uhr" after it.
+_LITERALS = {
+    "before": re.compile("[гржaàouовуyж]|às|las|la|ao|um|om|at|on|об|klo?|klokken|klukkan|ob|saat|ساعت|lúc"),
+    "after": re.compile("[гчนh]|uhr|ին"),
+}
+
+
+class Shape(NamedTuple):
+    """What all heads of one export have in common."""
+
+    bracket: bool
+    colons: bool
+    time_first: bool
+    separators: str
+    colon: str
+    seconds: bool
+    words: tuple[bool, bool]  # before the time, after it
+    dotted: bool  # 23. 11. 20.
+
+
+class Head(NamedTuple):
+    """A head as it is written.
+
+    Attributes:
+        shape: what it shares with the other heads of its export.
+        date: three numbers, in the order of the export.
+        clock: hour, minute and second as written.
+        word: part of the day beside the time, as `clock.plain` returns it, or empty.
+        end: characters of the line that it takes.
+    """
+
+    shape: Shape
+    date: tuple[str, str, str]
+    clock: tuple[int, int, int]
+    word: str
+    end: int
+
+
+def find_head(line: str) -> Head | None:
+    """Return the head that a line begins with, whatever its shape, or None."""
+    if not _STARTS.match(line):
+        return None
+    text, offsets = _normalize(line[:_LONGEST])
+    for time_first, form in enumerate(_FORMS):
+        match = form.match(text)
+        if match is None:
+            continue
+        words = {side: _WORD.findall(match[side]) for side in _LITERALS}
+        kept = [
+            word for side, literals in _LITERALS.items() for word in words[side] if not literals.fullmatch(plain(word))
+        ]
+        groups = re.split(r"(\d+)", match["date"])
+        shape = Shape(
+            match["bracket"] is not None,
+            match["colons"] is not None,
+            bool(time_first),
+            "".join(groups[2::2]).replace(" ", ""),
+            match["colon"],
+            match["second"] is not None,
+            (bool(words["before"]), bool(words["after"])),
+            ". " in match["date"] and match["before"].startswith("."),
+        )
+        clock = (int(match["hour"]), int(match["minute"]), int(match["second"] or 0))
+        date = (groups[1], groups[3], groups[5])
+        end = offsets[match.end()] if match.end() < len(offsets) else len(line)
+        return Head(shape, date, clock, plain("".join(kept)), end)
+    return None
+
+
+def _normalize(text: str) -> tuple[str, list[int]]:
+    """Return a text with plain digits and blanks and without marks, and where each of its characters comes from."""
+    if text.isascii():
+        return text.replace("\t", " "), list(range(len(text)))
+    kept = [(at, letter) for at, letter in enumerate(text) if not _is_mark(letter)]
+    return "".join(_plain_letter(letter) for _, letter in kept), [at for at, _ in kept]
+
+
+@functools.cache
+def _is_mark(letter: str) -> bool:
+    return re.match(f"[{MARKS}]", letter) is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain_letter(letter: str) -> str:
+    if letter.isspace():
+        return " "
+    return str(unicodedata.decimal(letter)) if letter.isdecimal() else letter
+
+
+@dataclass
+class _Fit:
+    """How the dates of a file fare when they are read in one order."""
+
+    impossible: int = 0
+    backward: int = 0
+    days: list[int] = field(default_factory=list)  # the first and the last
+
+    def add(self, day: int | None) -> None:
+        if day is None:
+            self.impossible += 1
+            return
+        self.backward += bool(self.days) and day < self.days[1]
+        self.days = [self.days[0] if self.days else day, day]
+
+    @property
+    def faults(self) -> tuple[int, int]:
+        """How little the order explains: dates that are none, then steps back."""
+        return self.impossible, self.backward
+
+    @property
+    def span(self) -> int:
+        """Days from the first to the last."""
+        return self.days[1] - self.days[0] if self.days else 0
+
+
+class Survey:
+    """What the heads of one file say about how to read them.
+
+    Attributes:
+        shape: of the first head, or None before one was added.
+        count: heads of this shape.
+    """
+
+    def __init__(self) -> None:
+        self.shape: Shape | None = None
+        self.count = 0
+        self._fits = {order: _Fit() for order in ORDERS}
+        self._literals: set[str] = set()
+        self._words: set[str] = set()
+        self._american = False
+        self._last: tuple[tuple[str, str, str], int] | None = None
+        self._hours = set[int]()
+        self._restarts = 0
+
+    def add(self, head: Head, line: str) -> None:
+        """Take a head of the file into account; those of another shape than the first are left out."""
+        self.shape = self.shape or head.shape
+        if head.shape != self.shape:
+            return
+        self.count += 1
+        date, hour = head.date, head.clock[0]
+        self._restarts += self._last is not None and self._last[0] == date and self._last[1] - 1 > hour
+        self._last = date, hour
+        self._hours.add(hour)
+        for order, fit in self._fits.items():
+            fit.add(day_of(head.date, order))
+        if head.word:
+            self._words.add(head.word)
+            self._american = self._american or (
+                head.word in ("am", "pm") and line[: head.end].upper() == line[: head.end]
+            )
+            if head.clock[0] > 12 and hour_of_day(head.clock[0], head.word) is None:
+                self._literals.add(head.word)  # no part of the day stands beside 13 and later, but for a known one
+
+    @property
+    def lacks_words(self) -> bool:
+        """Whether the clock has 12 hours and nothing tells morning from evening, as in some Spanish exports of iOS."""
+        unspoken = not self._words - self._literals and self._hours <= set(range(1, 13))
+        return unspoken and self._restarts > 0 and self.count >= _ENOUGH
+
+    @property
+    def has_dates(self) -> bool:
+        """Whether any head has a date, in whatever order."""
+        return any(fit.days for fit in self._fits.values())
+
+    @functools.cached_property
+    def order(self) -> str:
+        """The order of day, month and year.
+
+        Dates must be possible and run forward. Where several orders fit alike, the year does not come first unless the
+        export is Chinese, Japanese or Korean, then the order with the shortest chat wins, since chats are dense; then
+        American dates if the clock says AM and PM in capitals, else day before month.
+        """
+        likely = [order for order in (("mdy", "dmy", "ymd") if self._american else ORDERS) if self._has(order)]
+        return min(likely, key=self._badness)
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether another order explains the dates as well, so that convention decided."""
+        chosen = self._badness(self.order)[:3]
+        days = self._fits[self.order].days
+        return any(
+            self._has(order) and self._badness(order)[:3] == chosen and fit.days != days
+            for order, fit in self._fits.items()
+        )
+
+    def time_of(self, head: Head) -> float | None:
+        """Return the time of a head in seconds since 1970 on the export's own clock, or None if it has none."""
+        day = day_of(head.date, self.order)
+        hour = hour_of_day(head.clock[0], "" if head.word in self._literals else head.word)
+        return None if day is None or hour is None else _seconds(day, hour, *head.clock[1:])
+
+    def _has(self, order: str) -> bool:
+        """Whether any language writes dates in this order with the separators of the file."""
+        assert self.shape is not None
+        return order != "mdy" or self.shape.separators == "//"
+
+    def _badness(self, order: str) -> tuple[int, int, bool, int]:
+        fit = self._fits[order]
+        return *fit.faults, (order == "ymd") != self._year_first, fit.span
+
+    @functools.cached_property
+    def _year_first(self) -> bool:
+        """Whether two digits of a year may come first: in Korean dates, beside Chinese words, in far denser chats."""
+        assert self.shape is not None
+        letters = "".join(self._words)
+        if self.shape.dotted or any(unicodedata.name(letter, "").startswith(("CJK", "HANGUL")) for letter in letters):
+            return True
+        first = self._fits["ymd"]
+        return all(
+            _SPARSE * first.span < fit.span
+            for order, fit in self._fits.items()
+            if order != "ymd"
+            and self._has(order)
+            and (fit.impossible, fit.backward) <= (first.impossible, first.backward)
+        )
+
+
+def _is_latin(text: str) -> bool:
+    return not any(letter.isdecimal() and not letter.isascii() for letter in text)
+
+
+def earliest(head: Head) -> float | None:
+    """Return the earliest time that a head of any shape may mean, or None if it means none."""
+    days = [day for day in (day_of(head.date, order) for order in ORDERS) if day is not None]
+    hour = hour_of_day(head.clock[0], head.word)
+    times = [_seconds(day, head.clock[0] if hour is None else hour, *head.clock[1:]) for day in days]
+    return min((time for time in times if time is not None), default=None)
+
+
+@functools.lru_cache(maxsize=4096)
+def day_of(date: tuple[str, str, str], order: str) -> int | None:
+    """Return a date as a count of days, or None where it is no date of WhatsApp's in that order.
+
+    Years have two or four digits. Those of the Buddhist calendar (Thai phones) are 543 ahead.
+    """
+    named = dict(zip(order, date, strict=True))
+    if len(named["y"]) not in (2, 4) or max(len(named["d"]), len(named["m"])) > 2:
+        return None
+    year = int(named["y"])
+    if len(named["y"]) == 2:
+        year += 2000 if 9 <= year < 52 else 1957 if year >= 52 else 0
+    elif 2552 <= year < 2643:
+        year -= 543
+    if not 1970 <= year < 2100:
+        return None
+    try:
+        return datetime.date(year, int(named["m"]), int(named["d"])).toordinal()
+    except ValueError:
+        return None
+
+
+def _seconds(day: int, hour: int, minute: int, second: int) -> float | None:
+    if hour > 23 or minute > 59 or second > 59:
+        return None
+    date = datetime.date.fromordinal(day)
+    return float(calendar.timegm((date.year, date.month, date.day, hour, minute, second)))

@@ -1,0 +1,79 @@
+"""Who sends a line of WhatsApp's export, told by all lines of the file.
+
+`Ana: hello` has one reading, `Ben:fine: thanks` has two, and `Ana added you to the community: Garden` has no sender: on
+Android, WhatsApp's own lines name none. So names are counted first. The more lines a name begins, the more it is
+believed, and a sentence that begins with somebody's name is about that person.
+"""
+
+from __future__ import annotations
+
+import re
+
+_LONGEST = 100  # characters; WhatsApp allows 25, contacts of a phone are longer
+_QUOTES = re.compile('["“”„«»「」『』]')
+_SENTENCE = 4  # words in small letters
+_SENTENCE_ABOUT = 3  # words in small letters after the name of somebody
+_FEW = 2  # lines that begin alike by chance
+
+
+class Senders:
+    """The senders of one file.
+
+    Args:
+        bracket: whether the file has heads in brackets (iOS): there, every line names a sender.
+    """
+
+    def __init__(self, *, bracket: bool) -> None:
+        self._bracket = bracket
+        self._counts: dict[str, int] = {}
+
+    def add(self, line: str) -> str:
+        """Count the name that a line begins with, and return it; empty if it names nobody."""
+        spaced, close = _candidates(line)
+        name = spaced or close
+        if name:
+            self._counts[name] = self._counts.get(name, 0) + 1
+        return name
+
+    def split(self, line: str) -> tuple[str, str] | None:
+        """Return (name, text) of a line, or None if WhatsApp itself wrote it.
+
+        Args:
+            line: without its head.
+        """
+        spaced, close = _candidates(line)
+        name = spaced or close
+        if close and self._counts.get(close, 0) >= max(1, self._counts.get(spaced, 0)):
+            name = close
+        if not name or (not self._bracket and self._is_sentence(name, alone=name == close and not spaced)):
+            return None
+        return name, line[len(name) + 1 :].removeprefix(" ")
+
+    def _is_sentence(self, name: str, *, alone: bool) -> bool:
+        """Whether a "name" is the beginning of a line of WhatsApp's own."""
+        count = self._counts.get(name, 0)
+        small = sum(word[0].islower() for word in name.split() if word[0].isalpha())
+        quotes = len(_QUOTES.findall(name))
+        if quotes % 2 or (quotes and small >= _FEW):
+            return True
+        if count > _FEW:
+            return False
+        if count == 1 and small >= (_FEW if alone else _SENTENCE):
+            return True
+        words = name.split(" ")
+        heads = (" ".join(words[:end]) for end in range(1, len(words)))
+        return small >= _SENTENCE_ABOUT and any(head in self._counts for head in heads)
+
+
+def _candidates(line: str) -> tuple[str, str]:
+    """Return the names before the first colon with a blank, and before the first colon without one; empty if none.
+
+    Addresses (`https://`) and clock times are no names.
+    """
+    start = line[:_LONGEST] if len(line) > _LONGEST else f"{line} "
+    spaced, colon, _ = start.partition(": ")
+    spaced = spaced if colon else ""
+    close, colon, rest = start.partition(":")
+    if not colon or close == spaced or rest.startswith("//") or (close[-1:].isdigit() and rest[:1].isdigit()):
+        close = ""
+    return spaced, close

@@ -1,0 +1,67 @@
+"""The text of a chat among the files of WhatsApp's export: `_chat.txt`, or one named after the chat, and its media."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from zipfile import Path as ZipPath
+
+from export.errors import UsageError
+from lora_ft.chats.heads import find_head
+from lora_ft.chats.message import clean_text
+from lora_ft.chats.places import File, files_below, is_zip, opened, root_of
+
+_CHAT = "_chat.txt"  # of iOS; Android's is named "WhatsApp Chat with Ana.txt", in its language
+_TEXT = re.compile(r".*\.txt", re.IGNORECASE)
+_LARGEST = 1 << 30  # bytes; exports end after 40,000 messages
+_BEGINNING = 1 << 12  # bytes
+_SHOWN = 4  # names in an error
+
+
+def chat_name(file: Path) -> str:
+    """Return the name of a chat, which is that of its file."""
+    name = file.name
+    for ending in (".zip", ".txt"):
+        name = name[: -len(ending)] if name.lower().endswith(ending) else name
+    return clean_text(name)
+
+
+def is_whatsapp(names: Iterable[str]) -> bool:
+    """Return whether any name of a file is one that WhatsApp gives a chat."""
+    return any(_TEXT.fullmatch(name) and (name.lower() == _CHAT or "whatsapp" in name.lower()) for name in names)
+
+
+def chat_text(file: Path) -> File:
+    """Return the text of an export: the file itself, or the chat inside of a zip file or folder.
+
+    Texts that somebody sent lie beside the chat, which WhatsApp named, or which begins with a message.
+
+    Raises:
+        UsageError: there is no text, there are several, or it is huge.
+        LoraFtError: the zip file is damaged or encrypted.
+    """
+    if not file.is_dir() and not is_zip(file):
+        return file
+    texts = files_below(root_of(file), _TEXT)
+    best = [text for text in texts if text.name.lower() == _CHAT]
+    best = best or [text for text in texts if is_whatsapp([text.name])] or texts
+    shallowest = min((str(text).count("/") for text in best), default=0)
+    best = [text for text in best if str(text).count("/") == shallowest]
+    if len(best) > 1:
+        best = [text for text in best if _begins_with_message(text)] or best
+    if len(best) != 1:
+        names = ", ".join(text.name for text in best[:_SHOWN])
+        raise UsageError(
+            f"{file} holds {len(best)} text files, not the one of a WhatsApp export" + f": {names}" * bool(names),
+            "unpack it and name the text",
+        )
+    (chat,) = best
+    if isinstance(chat, ZipPath) and chat.root.getinfo(chat.at).file_size > _LARGEST:
+        raise UsageError(f"{chat} has more than {_LARGEST:,} bytes", "is it WhatsApp's export?")
+    return chat
+
+
+def _begins_with_message(text: File) -> bool:
+    with opened(text) as content:
+        return find_head(content.read(_BEGINNING).decode("utf-8", "replace").partition("\n")[0]) is not None

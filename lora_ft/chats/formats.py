@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.errors import UsageError
+from lora_ft.chats import messenger, telegram_html
 from lora_ft.chats.detect import find_format
 from lora_ft.chats.discord import read_discord
 from lora_ft.chats.kakaotalk import read_kakaotalk
@@ -65,7 +66,11 @@ EVERY_CHAT = Choice()
 
 
 def read_chats(
-    file: Path, kind: str = "auto", keep: int = 20_000, choice: Choice = EVERY_CHAT
+    file: Path,
+    kind: str = "auto",
+    keep: int = 20_000,
+    choice: Choice = EVERY_CHAT,
+    people: set[str] | None = None,
 ) -> dict[str, list[Message]]:
     """Return the newest messages of an export by conversation: a chat, or a topic or thread of it.
 
@@ -78,6 +83,7 @@ def read_chats(
         kind: one of `READERS`, or "auto" to find out.
         keep: maximum number of messages of all its chats together.
         choice: chats and messages to read.
+        people: takes the names of all senders of the chats that are read, also of those who are left out.
 
     Raises:
         UsageError: the file is no export of that kind, or of none that is known.
@@ -85,7 +91,7 @@ def read_chats(
     """
     chosen = find_format(file) if kind == "auto" else kind
     names: dict[str, None] = {}
-    found = _newest(_noted(READERS[chosen](file), names, choice), keep, by_time=chosen not in _ORDERED_BY_FILE)
+    found = _newest(_noted(READERS[chosen](file), names, choice, people), keep, by_time=chosen not in _ORDERED_BY_FILE)
     if not found and choice.only is not None and names and names.keys().isdisjoint(choice.only):
         shown = ", ".join(list(names)[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
         raise UsageError(f"{file} has no chat of data.chat.only = {choice.only}", f"it has {shown}")
@@ -98,14 +104,26 @@ def read_chats(
     return found
 
 
+def pages_of(file: Path) -> list[Path]:
+    """Return the files that are read together with a file, itself among them: all pages of a chat for one of them."""
+    for pattern in (telegram_html.PAGE, messenger.PAGE):
+        if pattern.fullmatch(file.name) and file.is_file():
+            return sorted(page for page in file.parent.iterdir() if pattern.fullmatch(page.name))
+    return [file]
+
+
 def _noted(
-    messages: Iterable[tuple[str, Message]], names: dict[str, None], choice: Choice
+    messages: Iterable[tuple[str, Message]], names: dict[str, None], choice: Choice, people: set[str] | None
 ) -> Iterator[tuple[str, Message]]:
-    """Yield (conversation, message) of the messages chosen; the names of all chats go into `names`."""
+    """Yield (conversation, message) of the messages chosen; note the names of all chats and of their senders."""
     for chat, message in messages:
         names[chat] = None
         conversation = f"{chat} › {message.thread}" if message.thread else chat
-        if choice.has_chat(chat, conversation) and choice.has(message):
+        if not choice.has_chat(chat, conversation):
+            continue
+        if people is not None:
+            people.add(message.sender)
+        if choice.has(message):
             yield conversation, message
 
 

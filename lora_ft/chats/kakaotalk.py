@@ -31,7 +31,7 @@ _CLOCK = (
     r"(?:[ \u00a0\u202f]?(?P<after>[AaPp])\.?[Mm]\.?)?"
 )
 _HEADING = re.compile(rf"(?:-{{3,}} ?)?(?:[A-Za-z]+, )?{_DAY},? ?(?:[가-힣]요일|[A-Za-z]+)?(?: ?-{{3,}})?")
-_MOBILE = re.compile(rf"{_DAY}(?:,| at)? {_CLOCK}(?P<mark>,|:) ?(?P<rest>.*)")
+_MOBILE = re.compile(rf"{_DAY}(?:,| at)? {_CLOCK}(?:(?P<mark>,|:) ?(?P<rest>.*))?")
 _COMPUTER = re.compile(rf"\[(?P<name>[^\n]{{1,100}}?)\] \[{_CLOCK}\] ?(?P<text>.*)")
 _HALVES = {"오전": "a", "AM": "a", "오후": "p", "PM": "p"}
 # What KakaoTalk writes in place of a photo, a sticker, a call, a file or a message that was deleted.
@@ -57,7 +57,9 @@ def is_kakaotalk(start: str) -> bool:
     if lines and lines[0].replace('"', "") == "Date,User,Message":
         return True
     titled = any(_TITLE.fullmatch(line) or _SAVED.fullmatch(line) for line in lines[:3])
-    return titled or any(found["rest"].partition(" : ")[1] for line in lines if (found := _mobile(line)) is not None)
+    return titled or any(
+        (found["rest"] or "").partition(" : ")[1] for line in lines if (found := _mobile(line)) is not None
+    )
 
 
 def read_kakaotalk(file: File) -> Iterator[tuple[str, Message]]:
@@ -114,13 +116,10 @@ def _text(file: File) -> Iterator[tuple[str, Message]]:
         if heading is not None:
             day = _day(heading, where)
         elif mobile is not None:
-            name, colon, text = mobile["rest"].partition(" : ")
+            name, colon, text = (mobile["rest"] or "").partition(" : ")
+            spoken = bool(colon) and mobile["mark"] == ","  # the rest are notices, or a time alone before a new day
             time = _time(mobile, _day(mobile, where), where)
-            spoken = bool(colon) and mobile["mark"] == ","
-            entry, lines = (
-                _Entry(number, time, clean_name(name) if spoken else ""),
-                [text if spoken else mobile["rest"]],
-            )
+            entry, lines = _Entry(number, time, clean_name(name) if spoken else ""), [text]
         elif computer is not None:
             if day is None:
                 raise LoraFtError(f"{where} is a message before any date", "export the chat again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from lora_ft.chats.message import Message
@@ -33,7 +33,9 @@ _WORDS = frozenset(_ALSO_WORDS.split())
 _SHORTEST = 3  # letters that a part of a name must have to stand for it
 
 
-def anonymize(chats: Mapping[str, Sequence[Message]], seed: int) -> dict[str, list[Message]]:
+def anonymize(
+    chats: Mapping[str, Sequence[Message]], seed: int, people: Collection[str] = ()
+) -> dict[str, list[Message]]:
     """The same messages under other names.
 
     The same people get the same names, whatever file they come in; two people never share one. Full names, each of
@@ -43,9 +45,10 @@ def anonymize(chats: Mapping[str, Sequence[Message]], seed: int) -> dict[str, li
     Args:
         chats: messages by chat, all of one export.
         seed: of the choice.
+        people: names of others who may be named in texts, e.g. of senders who were left out.
     """
     messages = [message for chat in chats.values() for message in chat]
-    senders = sorted({message.sender for message in messages})
+    senders = sorted({message.sender for message in messages} | set(people))
     known = {part.casefold(): sender for sender in senders for part in _parts(sender)}
     known |= {sender.casefold(): sender for sender in senders}
     handles = {found.casefold() for message in messages for found in _MENTION.findall(message.text)}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from export.errors import UsageError
-from lora_ft.chats.formats import Choice, read_chats
+from lora_ft.chats.formats import Choice, pages_of, read_chats
 from lora_ft.chats.lines import Line, context_of
 from lora_ft.chats.message import Message, clean_name
 from lora_ft.chats.names import anonymize
@@ -46,12 +47,24 @@ def _sessions(data: Data, source: str | list[str], key: str) -> list[Session]:
     left_out = frozenset(map(clean_name, settings.leave_out or ()))
     choice = Choice(settings.only, settings.forwarded, settings.bots, left_out)
     found: list[Session] = []
+    people: set[str] = set()
+    covered: set[Path] = set()
     for file in find_files(data.root, source, key, folders=True):
-        chats = read_chats(file, settings.format, settings.keep, choice=choice)
+        if file in covered:  # a page of a chat that was read from its first page on
+            continue
+        covered.update(pages_of(file))
+        senders: set[str] = set()
+        chats = read_chats(file, settings.format, settings.keep, choice, senders)
+        people |= senders
         if settings.anonymize:
-            chats = anonymize(chats, settings.seed)
+            chats = anonymize(chats, settings.seed, senders)
         for chat, messages in chats.items():
             found += sessions_of(f"{file} {chat}".strip(), messages, 60 * settings.gap_minutes)
+    if key == "data.train" and (unknown := sorted(left_out - people)):
+        raise UsageError(
+            f"data.chat.leave_out names nobody in these chats: {', '.join(unknown)}",
+            "write names as the export has them",
+        )
     return found
 
 

@@ -71,3 +71,8 @@ def test_people_stay_apart_and_no_name_is_left(names: set[str]) -> None:
     for name, (sender, text) in zip(people, lines, strict=True):
         assert sender not in names
         assert name.casefold() not in re.split(r"[, ]+", text.casefold())
+
+
+def test_people_who_were_left_out_are_not_named_in_texts() -> None:
+    (message,) = anonymize(said(("Ana", "Carl Oak told me, and Carl knows")), 0, people=["Carl Oak"])["chat"]
+    assert "Carl" not in message.text and "Oak" not in message.text and message.text.count(message.sender) == 0

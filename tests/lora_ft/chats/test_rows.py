@@ -110,6 +110,48 @@ def test_faults(chat_task: Callable[..., Task], make_task: MakeTask, tmp_path: P
         load_splits(chat_task(train="cut.json"))
 
 
+def write_marked(file: Path) -> Path:
+    kinds: list[dict[str, Any]] = [{}, {"forwarded_from": "News"}, {"via_bot": "@gif"}, {}, {"from": "Combot"}, {}]
+    messages = [
+        {"id": i, "type": "message", "date_unixtime": str(i), "from": "AB"[i % 2], "text": f"text {i}", **kind}
+        for i, kind in enumerate(kinds)
+    ]
+    file.write_text(json.dumps({"name": "Garden", "messages": messages}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("chat", "left"),
+    [
+        ({}, "0345"),
+        ({"forwarded": True}, "01345"),
+        ({"bots": True}, "02345"),
+        ({"leave_out": ["Combot"]}, "035"),
+        ({"leave_out": ["B"], "bots": True, "forwarded": True}, "024"),
+    ],
+)
+def test_forwards_bots_and_named_people_are_left_out(
+    chat_task: Callable[..., Task], tmp_path: Path, chat: dict[str, Any], left: str
+) -> None:
+    write_marked(tmp_path / "task-tiny" / "result.json")
+    rows = load_splits(chat_task(chat)).train
+    assert [row.target[-1] for row in rows] == list(left[1:])
+
+
+def test_a_name_to_leave_out_that_nobody_has_is_refused(chat_task: Callable[..., Task]) -> None:
+    with pytest.raises(UsageError, match=r"data\.chat\.leave_out names nobody in these chats: Bot; write names as"):
+        load_splits(chat_task({"leave_out": ["A", "Bot"]}))
+
+
+def test_pages_of_a_chat_are_read_once(chat_task: Callable[..., Task], tmp_path: Path) -> None:
+    task = chat_task(train="message_*.json")
+    for number in (1, 2):
+        said = [{"sender_name": "AB"[i % 2], "timestamp_ms": i, "content": f"{number} {i}"} for i in range(3)]
+        content = {"participants": [], "title": "x", "messages": said}
+        (tmp_path / "task-tiny" / f"message_{number}.json").write_text(json.dumps(content))
+    assert len(load_splits(task).train) == 5
+
+
 @pytest.fixture(scope="module")
 def real(shared_data: Path) -> Splits:
     folder = shared_data / "groupchat"

@@ -5,12 +5,18 @@
     decoder_with_past_model  the same from past_key_values.* instead of hidden states, one token a row
     decoder_model_merged     both, switched by use_cache_branch[1]
 
+Consumers differ in the graphs that they load, so all four are written: Optimum takes the merged decoder unless it is
+told `use_merged=False`, then the other two; transformers.js takes the merged one. A copy for one of them can do
+without the rest. Optimum reads caches by the graph's order (own key, own value, cross key, cross value, layer by
+layer) and makes an empty past d_model / heads wide, which is not d_kv in FLAN-T5-small; so that axis is free there.
+Its `use_io_binding=True` takes the same width for outputs, and fails wherever d_kv differs (its own exports, too).
+
 They compute more and copy more than this project's own (cross keys and values travel through every call).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +57,8 @@ def answer_merged(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) -
     """What encoder and merged decoder generate."""
     encoder, merged = (open_session(folder / "onnx" / f"{name}.onnx") for name in (NAMES[0], NAMES[3]))
     names = [output.name for output in merged.get_outputs()]
-    shape = {entry.name: entry.shape[1::2] for entry in merged.get_inputs() if entry.name.startswith(_PAST)}
-    empty = {name: np.zeros((len(ids), heads, 0, width), np.float32) for name, (heads, width) in shape.items()}
+    heads = {entry.name: entry.shape[1] for entry in merged.get_inputs() if entry.name.startswith(_PAST)}
+    empty = {name: np.zeros((len(ids), count, 0, 1), np.float32) for name, count in heads.items()}
 
     def step(tokens: np.ndarray, hidden: np.ndarray, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         feed = {**(past or empty), "input_ids": tokens, _MASK: mask, _HIDDEN: hidden}
@@ -93,8 +99,9 @@ def _encoder(t5: T5) -> onnx.ModelProto:
 def _decoder(t5: T5) -> onnx.ModelProto:
     g = Graph("decoder_model")
     ids, mask, hidden = _inputs(g, t5, "decoder_sequence_length")
-    own, cross = _presents(g, t5, "decoder"), _presents(g, t5, "encoder")
-    _first_step(g, t5, ids, mask, hidden, own, cross, _logits(g, t5))
+    logits = _logits(g, t5)
+    own, cross = _presents(g, t5)
+    _first_step(g, t5, ids, mask, hidden, own, cross, logits)
     return g.model()
 
 
@@ -102,17 +109,20 @@ def _decoder_with_past(t5: T5) -> onnx.ModelProto:
     g = Graph("decoder_with_past_model")
     mask = g.input(_MASK, INT64, "batch_size", "encoder_sequence_length")
     ids = g.input("input_ids", INT64, "batch_size", 1)
-    past, cross = _pasts(g, t5, "decoder"), _pasts(g, t5, "encoder")
-    t5.head(g, t5.decode(g, ids, mask, past, cross, _presents(g, t5, "decoder")), _logits(g, t5))
+    logits = _logits(g, t5)
+    past, cross = _pasts(g, t5)
+    own, _ = _presents(g, t5, sides=("decoder",))
+    t5.head(g, t5.decode(g, ids, mask, past, cross, own), logits)
     return g.model()
 
 
 def _merged(t5: T5) -> onnx.ModelProto:
     g = Graph("decoder_model_merged")
     ids, mask, hidden = _inputs(g, t5, "decoder_sequence_length")
-    past, crossed = _pasts(g, t5, "decoder"), _pasts(g, t5, "encoder")
+    past, crossed = _pasts(g, t5, width="past_width")
     switch = g.op("Squeeze", g.input("use_cache_branch", BOOL, 1), g.ints(0))
-    logits, own, cross = _logits(g, t5), _presents(g, t5, "decoder"), _presents(g, t5, "encoder")
+    logits = _logits(g, t5)
+    own, cross = _presents(g, t5)
 
     first = g.body("first")
     made_own, made_cross = _named(t5, "first.decoder"), _named(t5, "first.encoder")
@@ -127,7 +137,7 @@ def _merged(t5: T5) -> onnx.ModelProto:
         later.op("Identity", nothing, output=name)
     _declare(later, t5, made, made_own, made_cross)
 
-    outputs = [logits, *_flat(own), *_flat(cross)]
+    outputs = [logits, *_flat(own), *_flat(cross)]  # in the order of `_declare`
     g.ops("If", switch, outputs=outputs, then_branch=later.proto(), else_branch=first.proto())
     return g.model()
 
@@ -164,20 +174,36 @@ def _logits(g: Graph, t5: T5) -> str:
     return g.output("logits", FLOAT, "batch_size", "decoder_sequence_length", t5.architecture.vocabulary)
 
 
-def _pasts(g: Graph, t5: T5, side: str) -> list[KeyValue]:
-    length = "past_decoder_sequence_length" if side == "decoder" else "encoder_sequence_length_out"
-    names = [KeyValue(f"{_PAST}.{i}.{side}.key", f"{_PAST}.{i}.{side}.value") for i in _layers(t5)]
-    for name in _flat(names):
-        g.input(name, FLOAT, "batch_size", t5.architecture.heads, length, t5.architecture.d_kv)
-    return names
+def _pasts(g: Graph, t5: T5, width: int | str | None = None) -> tuple[list[KeyValue], list[KeyValue]]:
+    """Declare the keys and values of earlier steps: (decoder's, encoder's), each by layer.
+
+    Args:
+        g, t5: where and of what.
+        width: their last axis, d_kv unless given.
+    """
+    width = t5.architecture.d_kv if width is None else width
+    lengths = {"decoder": "past_decoder_sequence_length", "encoder": "encoder_sequence_length_out"}
+    return _declared(g.input, t5, _PAST, lengths, width)
 
 
-def _presents(g: Graph, t5: T5, side: str) -> list[KeyValue]:
-    length = "past_decoder_sequence_length + 1" if side == "decoder" else "encoder_sequence_length_out"
-    names = [KeyValue(f"present.{i}.{side}.key", f"present.{i}.{side}.value") for i in _layers(t5)]
-    for name in _flat(names):
-        g.output(name, FLOAT, "batch_size", t5.architecture.heads, length, t5.architecture.d_kv)
-    return names
+def _presents(g: Graph, t5: T5, sides: Sequence[str] = ("decoder", "encoder")) -> tuple[list[KeyValue], list[KeyValue]]:
+    """Declare the keys and values after this step: (decoder's, encoder's), each by layer."""
+    lengths = {"decoder": "past_decoder_sequence_length + 1", "encoder": "encoder_sequence_length_out"}
+    return _declared(g.output, t5, "present", {side: lengths[side] for side in sides}, t5.architecture.d_kv)
+
+
+def _declared(
+    declare: Callable[..., str], t5: T5, stem: str, lengths: Mapping[str, str], width: int | str
+) -> tuple[list[KeyValue], list[KeyValue]]:
+    """Declare four by four, layer by layer: Optimum pairs them with its tuples by the graph's order, not by name."""
+    names: dict[str, list[KeyValue]] = {"decoder": [], "encoder": []}
+    for layer in _layers(t5):
+        for side, length in lengths.items():
+            pair = KeyValue(f"{stem}.{layer}.{side}.key", f"{stem}.{layer}.{side}.value")
+            for name in (pair.key, pair.value):
+                declare(name, FLOAT, "batch_size", t5.architecture.heads, length, width)
+            names[side].append(pair)
+    return names["decoder"], names["encoder"]
 
 
 def _named(t5: T5, stem: str) -> list[KeyValue]:

@@ -108,6 +108,16 @@ def test_optimums_names_and_axes(checkpoint: Path, tmp_path: Path) -> None:
     assert gives["decoder_with_past_model"] == {"logits"} | {f"present.{name}" for name in sides["decoder"]}
     assert takes["decoder_model_merged"] == first | past | {"use_cache_branch"}
     assert gives["decoder_model_merged"] == {"logits"} | present
+    # Optimum pairs its tuples (own key, own value, cross key, cross value; a layer each) with these by their order
+    order = [f"{i}.{side}.{kind}" for i in range(2) for side in ("decoder", "encoder") for kind in ("key", "value")]
+    for name, session in opened.items():
+        caches = [entry.name for entry in session.get_inputs() if entry.name.startswith("past_key_values.")]
+        assert caches == [f"past_key_values.{entry}" for entry in order] * ("past" in name or "merged" in name)
+        outputs = [entry.name for entry in session.get_outputs() if entry.name.startswith("present.")]
+        assert outputs == [f"present.{entry}" for entry in order if f"present.{entry}" in gives[name]]
+    # the empty past of Optimum is as wide as d_model / heads, whatever d_kv is
+    merged = {entry.name: entry.shape for entry in opened["decoder_model_merged"].get_inputs()}
+    assert all(isinstance(merged[name][3], str) for name in past)
 
 
 def test_a_layout_that_differs_is_not_published(

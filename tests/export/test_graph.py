@@ -222,7 +222,8 @@ def test_the_model_says_what_reads_it() -> None:
     g.op("FastGelu", g.input("x", FLOAT, "b"), output=g.output("y", FLOAT, "b"), domain=MS)
     model = g.model()
     assert model.ir_version == IR_VERSION == 10
-    assert {entry.domain: entry.version for entry in model.opset_import} == {"": OPSET, MS: 1}
+    # ONNX Runtime 1.20 ends at opset 21: it ignores masks of padded rows, and must refuse
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": OPSET, MS: 1} and OPSET == 22
     assert [node.domain for node in model.graph.node] == [MS]
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -35,6 +36,16 @@ def test_a_layout_passes_its_own_check(checkpoint: Path, tmp_path: Path, layout:
     files = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert files == record["files"].keys() | {layouts.RECORD}
     assert all(sha256(tmp_path / "out" / name) == entry["sha256"] for name, entry in record["files"].items())
+
+
+@pytest.mark.parametrize("layout", ["bundle", *layouts.LAYOUTS])
+@pytest.mark.parametrize("precision", ["fp32", "int8-w4"])
+def test_onnx_accepts_every_graph(checkpoint: Path, tmp_path: Path, layout: str, precision: str) -> None:
+    make_bundle(checkpoint, tmp_path / "out", layout=layout, precisions=[parse(precision)])
+    graphs = list((tmp_path / "out").rglob("*.onnx"))
+    assert graphs
+    for graph in graphs:
+        onnx.checker.check_model(graph, full_check=True)
 
 
 def test_one_call_of_plain_onnxruntime_generates(checkpoint: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def batch(lengths: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Of a base whose d_kv (8) is not d_model / heads (10), as in FLAN-T5-small: Optimum makes its empty past 10 wide."""
+    """Of a base whose d_kv (8) is not d_model / heads (10), as in FLAN-T5-small; Optimum's empty past is 10 wide."""
     folder = tmp_path_factory.mktemp("optimum")
     return Pair(redraw(save_tiny_t5(folder / "tiny"), seed=4, end=1.5), folder / "out")
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from export.errors import UsageError, first_line
-from lora_ft.chats.rows import read_chat_rows
+from lora_ft.chats.rows import ChatRows, read_chat_rows
+from lora_ft.chats.summary import ChatSummary
 from lora_ft.examples import Example, ExampleMaker
 from lora_ft.hub import require_hub
 from lora_ft.readers import Layout, Located, read_rows
@@ -25,6 +26,7 @@ class Splits:
         train, validation, test: the examples.
         left_out: rows of each source with an empty cell, where data.skip_empty leaves such rows out.
         warnings: what a user of the rows should know, with counts.
+        chats: the chats that the rows were made of, with `data.chat`.
     """
 
     train: list[Example]
@@ -32,6 +34,7 @@ class Splits:
     test: list[Example]
     left_out: dict[str, int] = field(default_factory=dict, compare=False)
     warnings: list[str] = field(default_factory=list, compare=False)
+    chats: list[ChatSummary] = field(default_factory=list, compare=False)
 
     def __getitem__(self, name: str) -> list[Example]:
         return getattr(self, name)
@@ -59,8 +62,10 @@ def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
         if (source := getattr(data, name)) is not None
         and (name in wanted or (name == "train" and wanted & set(shares)))
     }
+    chats = ChatRows()
     if data.chat is not None:
-        rows = read_chat_rows(data, sources, shares)
+        chats = read_chat_rows(data, sources, shares)
+        rows = chats.rows
     else:
         rows = {name: _read(data, name, source) for name, source in sources.items()}
     maker = ExampleMaker(task)
@@ -73,7 +78,8 @@ def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
     return Splits(
         **examples,
         left_out={name: survey.left_out for name, survey in surveys.items() if survey.left_out},
-        warnings=[warning for survey in surveys.values() for warning in survey.warnings],
+        warnings=[*chats.doubts, *(warning for survey in surveys.values() for warning in survey.warnings)],
+        chats=chats.chats,
     )
 
 

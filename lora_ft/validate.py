@@ -14,6 +14,7 @@ from export.runtime.codec import Codec, codec_named
 from export.runtime.text import Tokenizer
 from lora_ft.bases import Base, find_base, load_tokenizer
 from lora_ft.batches import Encoded, encode
+from lora_ft.chats.summary import ChatSummary
 from lora_ft.data import Example, Splits, load_splits, training_examples, with_labels
 from lora_ft.guards import seen_in_training
 from lora_ft.label_counts import label_counts, label_warnings
@@ -58,7 +59,10 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Validation:
-    """What `validate` found. Without faults there are lengths and a plan; with labels their rows by split."""
+    """What `validate` found.
+
+    Without faults there are lengths and a plan; with labels their rows by split, with chats what each holds.
+    """
 
     task: str
     faults: list[Fault]
@@ -66,6 +70,7 @@ class Validation:
     warnings: list[str] = field(default_factory=list)
     plan: Plan | None = None
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
+    chats: list[ChatSummary] = field(default_factory=list)
 
 
 def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> Validation:
@@ -89,7 +94,7 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
     task = _try([], "labels", task.labels, lambda: with_labels(task)) or task  # what is wrong with rows is said below
     splits = _load(task, faults)
     if base is None or splits is None or faults:
-        return Validation(task.name, faults)
+        return Validation(task.name, faults, chats=splits.chats if splits else [])
     tokenizer = _try(
         faults, "lora.new_tokens", task.lora.new_tokens,
         lambda: load_tokenizer(base.folder, task.codec, task.lora.new_tokens),
@@ -109,7 +114,7 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
         rows = encode(training_examples(task, splits), tokenizer, task.lengths, "train")
         plan = _try(faults, "lora", task.lora.target_modules, lambda: make_plan(task, base.config, rows))
         warnings += _memory_warnings(task, base, plan, rows) if plan else []
-    return Validation(task.name, faults, lengths, warnings, plan, counts)
+    return Validation(task.name, faults, lengths, warnings, plan, counts, splits.chats)
 
 
 def _load(task: Task, faults: list[Fault]) -> Splits | None:
@@ -117,17 +122,20 @@ def _load(task: Task, faults: list[Fault]) -> Splits | None:
     found: dict[str, list[Example]] = {}
     left_out: dict[str, int] = {}
     warnings: list[str] = []
+    chats: list[ChatSummary] = []
     for name in SPLITS:
         alone = _try(faults, f"data.{name}", getattr(task.data, name), lambda name=name: load_splits(task, [name]))  # type: ignore[misc]
         if alone is not None:
             found[name] = alone[name]
             left_out |= alone.left_out
             warnings += alone.warnings
+            chats += alone.chats
     if "train" in found and not found["train"]:
         faults.append(Fault("data.train", task.data.train, "there are no training rows; name a file"))
     if len(found) < len(SPLITS):
         return None
-    return Splits(**found, left_out=left_out, warnings=list(dict.fromkeys(warnings)))  # a source is read for each split
+    # A source is read for each split.
+    return Splits(**found, left_out=left_out, warnings=list(dict.fromkeys(warnings)), chats=list(dict.fromkeys(chats)))
 
 
 def _try(faults: list[Fault], key: str, value: Any, job: Callable[[], Any]) -> Any:

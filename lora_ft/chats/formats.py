@@ -18,7 +18,7 @@ from lora_ft.chats.messenger import read_messenger
 from lora_ft.chats.signal import read_signal
 from lora_ft.chats.slack import read_slack
 from lora_ft.chats.telegram_folder import read_telegram_export
-from lora_ft.chats.whatsapp import read_whatsapp
+from lora_ft.chats.whatsapp import doubts_of_whatsapp, read_whatsapp
 
 # (chat, message) of each message with a text, in the order of the export. None reads a file as a whole.
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, Message]]]] = {
@@ -110,6 +110,16 @@ def pages_of(file: Path) -> list[Path]:
         if pattern.fullmatch(file.name) and file.is_file():
             return sorted(page for page in file.parent.iterdir() if pattern.fullmatch(page.name))
     return [file]
+
+
+def doubts(file: Path, kind: str = "auto") -> list[str]:
+    """Return what of an export was read by convention, or may have been meant otherwise.
+
+    Args:
+        file, kind: as of `read_chats`.
+    """
+    chosen = find_format(file) if kind == "auto" else kind
+    return doubts_of_whatsapp(file) if chosen == "whatsapp" else []
 
 
 def _noted(

@@ -161,11 +161,13 @@ class Survey:
     Attributes:
         shape: of the first head, or None before one was added.
         count: heads of this shape.
+        others: heads of other shapes.
     """
 
     def __init__(self) -> None:
         self.shape: Shape | None = None
         self.count = 0
+        self.others = 0
         self._fits = {order: _Fit() for order in ORDERS}
         self._literals: set[str] = set()
         self._words: set[str] = set()
@@ -178,6 +180,7 @@ class Survey:
         """Take a head of the file into account; those of another shape than the first are left out."""
         self.shape = self.shape or head.shape
         if head.shape != self.shape:
+            self.others += not head.shape.colons
             return
         self.count += 1
         date, hour = head.date, head.clock[0]

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.errors import UsageError
-from lora_ft.chats.formats import Choice, pages_of, read_chats
+from lora_ft.chats.formats import Choice, doubts, pages_of, read_chats
 from lora_ft.chats.lines import Line, context_of
 from lora_ft.chats.message import Message, clean_name
 from lora_ft.chats.names import anonymize
 from lora_ft.chats.sessions import Session, cut, sessions_of, turns
+from lora_ft.chats.summary import ChatSummary, summarize
 from lora_ft.readers import Row, find_files
 from lora_ft.source import Chat, Data
 
 
-def read_chat_rows(
-    data: Data, sources: Mapping[str, str | list[str]], shares: Mapping[str, float]
-) -> dict[str, list[tuple[str, Row]]]:
-    """(where, row) of each split; where is "file chat#message".
+@dataclass(frozen=True)
+class ChatRows:
+    """Rows of chats.
+
+    Attributes:
+        rows: (where, row) of each split; where is "file chat#message".
+        chats: the chats that they were made of.
+        doubts: what was read by convention, or may have been meant otherwise.
+    """
+
+    rows: dict[str, list[tuple[str, Row]]] = field(default_factory=dict)
+    chats: list[ChatSummary] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+
+def read_chat_rows(data: Data, sources: Mapping[str, str | list[str]], shares: Mapping[str, float]) -> ChatRows:
+    """Read the chats of some splits, and make rows of them.
 
     Args:
         data: with `chat`, and `root`.
@@ -30,18 +45,19 @@ def read_chat_rows(
         LoraFtError: a file is damaged.
     """
     assert data.root is not None and data.chat is not None  # load_task sets the one, the caller looked at the other
-    parts = {name: _sessions(data, source, f"data.{name}") for name, source in sources.items()}
+    made = ChatRows()
+    parts = {name: _sessions(data, source, f"data.{name}", made) for name, source in sources.items()}
     if shares and "train" in parts:
         parts |= cut(parts["train"], shares)
-    rows = {name: list(_rows(sessions, data.chat)) for name, sessions in parts.items()}
-    for name in (name for name, found in rows.items() if not found):
+    made.rows.update({name: list(_rows(sessions, data.chat)) for name, sessions in parts.items()})
+    for name in (name for name, found in made.rows.items() if not found):
         source = f"data.{name}: {sources[name]}" if name in sources else f"data.split.{name}"
         raise UsageError(f"{source} holds no message that another one precedes", "give a longer chat")
-    return rows
+    return made
 
 
-def _sessions(data: Data, source: str | list[str], key: str) -> list[Session]:
-    """Sessions of every chat in some files, in the order of files and chats."""
+def _sessions(data: Data, source: str | list[str], key: str, made: ChatRows) -> list[Session]:
+    """Return the sessions of every chat in some files, in their order; note the chats and doubts in `made`."""
     assert data.root is not None and data.chat is not None
     settings = data.chat
     left_out = frozenset(map(clean_name, settings.leave_out or ()))
@@ -55,11 +71,14 @@ def _sessions(data: Data, source: str | list[str], key: str) -> list[Session]:
         covered.update(pages_of(file))
         senders: set[str] = set()
         chats = read_chats(file, settings.format, settings.keep, choice, senders)
+        made.doubts.extend(doubts(file, settings.format))
         people |= senders
         if settings.anonymize:
             chats = anonymize(chats, settings.seed, senders)
         for chat, messages in chats.items():
-            found += sessions_of(f"{file} {chat}".strip(), messages, 60 * settings.gap_minutes)
+            place = f"{file} {chat}".strip()
+            made.chats.append(summarize(place, messages))
+            found += sessions_of(place, messages, 60 * settings.gap_minutes)
     if key == "data.train" and (unknown := sorted(left_out - people)):
         raise UsageError(
             f"data.chat.leave_out names nobody in these chats: {', '.join(unknown)}",

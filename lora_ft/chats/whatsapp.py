@@ -24,6 +24,7 @@ from lora_ft.chats.whatsapp_words import MARK, written
 _LOOSE_HEAD = re.compile(r"\[?[^\n]{2,40}?\d[:.]\d\d[^\n]{0,20}?(?:\]| [-–—] )")
 _SHOWN = 60  # characters of a line in an error
 _DAY = 86400.0  # seconds
+_PARTS = {"d": "day", "m": "month", "y": "year"}
 _LONGEST_MESSAGE = 1 << 20  # characters; WhatsApp allows 65,536
 _REMEDY = "if it is text of a message, put a blank before it; otherwise report its form"
 
@@ -38,36 +39,69 @@ def read_whatsapp(file: Path) -> Iterator[tuple[str, Message]]:
         UsageError: no line begins a message, or one begins like a message and cannot be read as one.
         LoraFtError: the file is damaged or not UTF-8.
     """
-    text, chat = chat_text(file), chat_name(file)
-    survey = _survey(text)
-    assert survey.shape is not None
-    senders = Senders(bracket=survey.shape.bracket)
-    times, names = _timeline(text, survey, senders)
-    pasted = find_pasted(times, names)
+    export, chat = _Export(file), chat_name(file)
     open_message: _Open | None = None
     ordinal = -1
-    for number, line in text_lines(text):
+    for number, line in text_lines(export.text):
         head = find_head(line)
-        own = head is not None and _is_own(head, line, survey)
+        own = head is not None and _is_own(head, line, export.survey)
         ordinal += own
-        if head is not None and own and ordinal not in pasted:
+        if head is not None and own and ordinal not in export.pasted:
             if open_message is not None and (message := open_message.close()) is not None:
                 yield chat, message
-            open_message = _Open(text, number, times[ordinal], head, senders.split(line[head.end :]))
+            spoken = export.senders.split(line[head.end :])
+            open_message = _Open(f"{export.text}:{number}", number, export.times[ordinal], head, spoken)
         elif open_message is not None:
             if head is not None and not own:
-                _refuse_later(text, number, line, head, open_message.time)
+                _refuse_later(export.text, number, line, head, open_message.time)
             open_message.add(line)
     if open_message is not None and (message := open_message.close()) is not None:
         yield chat, message
 
 
+def doubts_of_whatsapp(file: Path) -> list[str]:
+    """Return what of an export was read by convention: an order of dates, and heads that are taken for pasted text.
+
+    Args:
+        file: as of `read_whatsapp`, which has read it.
+    """
+    export, found = _Export(file), []
+    if export.survey.is_ambiguous:
+        order = ", ".join(_PARTS[part] for part in export.survey.order)
+        found.append(f"{export.text}: its dates fit several orders; they are read as {order}")
+    if count := len(export.pasted) + export.survey.others:
+        found.append(f"{export.text}: {count:,} heads stand inside of messages, as pasted text")
+    return found
+
+
+class _Export:
+    """An export whose heads were read, and whose messages were not.
+
+    Attributes:
+        text: the file.
+        survey, senders: how its heads and senders are read.
+        times: seconds of each head.
+        pasted: indices of heads that are text.
+
+    Raises:
+        UsageError, LoraFtError: as of `read_whatsapp`.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.text = chat_text(file)
+        self.survey = _survey(self.text)
+        assert self.survey.shape is not None
+        self.senders = Senders(bracket=self.survey.shape.bracket)
+        self.times, names = _timeline(self.text, self.survey, self.senders)
+        self.pasted = find_pasted(self.times, names)
+
+
 class _Open:
     """A message whose end has not been read yet."""
 
-    def __init__(self, text: File, number: int, time: float, head: Head, spoken: tuple[str, str] | None) -> None:
+    def __init__(self, place: str, number: int, time: float, head: Head, spoken: tuple[str, str] | None) -> None:
         self.time = time
-        self._place, self._ios = f"{text}:{number}", head.shape.bracket
+        self._place, self._ios = place, head.shape.bracket
         self._number = number
         self._sender, first = spoken or ("", "")
         self._lines = [first]
@@ -97,13 +131,12 @@ def _survey(text: File) -> Survey:
     Raises:
         UsageError: there are none, or a line before them seems to be one.
     """
-    survey, foreign, loose, first = Survey(), 0, "", ""
+    survey, loose, first = Survey(), "", ""
     for number, line in text_lines(text):
         head = find_head(line)
         if head is not None:
             first = first or f"; {text}:{number} begins like one, but its date is not understood (got {_shown(line)})"
             survey.add(head, line)
-            foreign += head.shape != survey.shape and not head.shape.colons
         elif survey.shape is None and not loose and _LOOSE_HEAD.match(line[:_SHOWN]):
             loose = f"{text}:{number} begins like a message, but its date is not understood (got {_shown(line)})"
     if loose:
@@ -114,8 +147,8 @@ def _survey(text: File) -> Survey:
         raise UsageError(
             f"{text} has times of a 12-hour clock without AM and PM", "export the chat with the phone's 24-hour clock"
         )
-    if foreign > max(survey.count, LONGEST_PASTE):
-        raise UsageError(f"{text} has heads of two forms ({survey.count:,} and {foreign:,})", "give each a file")
+    if survey.others > max(survey.count, LONGEST_PASTE):
+        raise UsageError(f"{text} has heads of two forms ({survey.count:,} and {survey.others:,})", "give each a file")
     return survey
 
 

@@ -15,6 +15,7 @@ from lora_ft.cli.output import Console
 
 if TYPE_CHECKING:
     from lora_ft.bank import Entry, Shelved
+    from lora_ft.chats.summary import ChatSummary
     from lora_ft.compare import Comparison
     from lora_ft.evaluate import BankEvaluation, Evaluation
     from lora_ft.export_run import Exported
@@ -27,6 +28,7 @@ _MOST_FAULTS = 50  # that are shown of a file
 
 
 _LABELS = 20  # in a table
+_CHATS = 20
 
 
 def console() -> Console:
@@ -65,6 +67,8 @@ def show_validation(report: Validation) -> None:
     screen = console()
     for fault in report.faults:
         screen.print(f"fault: {fault}", soft_wrap=True)
+    if report.chats:
+        screen.print(_chat_table(report.chats))
     if report.lengths:
         lengths = table("tokens", "rows", "50 %", "90 %", "95 %", "longest", "limit", "cut", "<unk>")
         for side in report.lengths:
@@ -81,6 +85,20 @@ def show_validation(report: Validation) -> None:
         for line in report.plan.lines():
             screen.print(f"plan: {line}")
     screen.print(f"task '{report.task}' {'has faults' if report.faults else 'is ready to train'}")
+
+
+def _chat_table(chats: Sequence[ChatSummary]) -> Table:
+    """Return what each chat holds; of many chats the first ones, and all of the others together."""
+    made = table("chat", "messages", "people", "first", "last")
+    for chat in chats[:_CHATS]:
+        made.add_row(Text(shorten(chat.place, 32)), f"{chat.messages:,}", f"{chat.people:,}", *_days([chat]))
+    if rest := chats[_CHATS:]:
+        made.add_row(f"… {len(rest):,} more", f"{sum(chat.messages for chat in rest):,}", "", *_days(rest))
+    return made
+
+
+def _days(chats: Sequence[ChatSummary]) -> tuple[str, str]:
+    return f"{min(chat.first for chat in chats)}", f"{max(chat.last for chat in chats)}"
 
 
 def _label_table(counts: Mapping[str, Mapping[str, int]]) -> Table:

@@ -152,9 +152,10 @@ class ExampleMaker:
                     f"it has {names_of(row)}; correct prompt, data.target or data.references",
                 )
             if is_empty(value):
+                optional = f"write {{{name}?}} in the prompt if it may be, " if name in self._prompt.columns else ""
                 raise LoraFtError(
                     f"{where}: column '{name}' is empty",
-                    "fill it, or set data.skip_empty=true to leave such rows out",
+                    f"fill it, {optional}or set data.skip_empty=true to leave such rows out",
                 )
 
     def _filled(self, where: str, row: Row) -> str:

@@ -94,11 +94,10 @@ def _plain(value: Any) -> Any:
 
 
 def _lines(source: Path) -> list[Input]:
+    if source.exists() and not source.is_file():
+        raise UsageError(f"--input: {source} is {kind_of_file(source)}, not a file", "write its content to a file")
     if not source.is_file():
-        raise UsageError(
-            f"--input: {source} is {kind_of_file(source)}, not a file" if source.exists() else
-            f"--input: no file {source}"
-        )  # fmt: skip
+        raise UsageError(f"--input: no file {source}")
     return _split(content_of(source).text())
 
 

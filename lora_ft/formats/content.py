@@ -27,7 +27,8 @@ MAX_CELL = 10_000_000
 """Longest cell, in characters: a hundred times the longest prompt that T5 is used with."""
 _ROW_COST = 8  # bytes of rows in Python for a byte of text; short cells cost the most
 _CHUNK = 1 << 20
-_SAMPLE = 16  # characters; a header or the first key of JSON is that long, and ASCII nearly always
+_LFS = b"version https://git-lfs"
+_SAMPLE = 4  # characters; a header or the first key of JSON is that long, and ASCII nearly always
 
 _DAMAGED = (
     OSError, EOFError, ValueError, RuntimeError, NotImplementedError,
@@ -78,9 +79,11 @@ class Content:
             start = error.start if isinstance(error, UnicodeDecodeError) else 0
             line = data.count(b"\n", 0, start) + 1
             name = "UTF-8" if encoding == "utf-8" else encoding
-            raise LoraFtError(
-                f"{self.file}:{line} is not {name} (byte {start})", _encoding_remedy(data, encoding)
-            ) from error
+            remedy = (
+                "save the file as UTF-8, or set data.encoding, e.g. to cp1252 for Western Europe's old Windows files"
+                if encoding == "utf-8" else "correct data.encoding"
+            )  # fmt: skip
+            raise LoraFtError(f"{self.file}:{line} is not {name} (byte {start})", remedy) from error
 
 
 def content_of(file: Path) -> Content:
@@ -102,6 +105,9 @@ def content_of(file: Path) -> Content:
             if beginning.startswith(b"PK\x03\x04"):
                 inside, data = _unzipped(file, raw)
                 return Content(file, inside, data)
+            if raw.read(len(_LFS)) == _LFS:
+                raise LoraFtError(f"{file} is a pointer of Git LFS, not the file itself", "run `git lfs pull`")
+            raw.seek(0)
             unpack = next((unpack for magic, unpack in _MAGIC.items() if beginning.startswith(magic)), None)
             if unpack is None and name != file.name:
                 raise LoraFtError(
@@ -130,17 +136,6 @@ def check_encoding(name: str) -> str:
     if not known:
         raise ValueError(f"{name} is no encoding of text; use a name of Python's, e.g. cp1252 or utf-16")
     return name
-
-
-def _encoding_remedy(data: bytes, encoding: str) -> str:
-    """Return what to do about bytes of another encoding, with a guess where there is a good one."""
-    remedy = "save the file as UTF-8, or set data.encoding" if encoding == "utf-8" else "correct data.encoding"
-    try:
-        from charset_normalizer import from_bytes
-    except ImportError:  # it comes with the extra `train`
-        return remedy
-    guess = from_bytes(data[: 1 << 16]).best()
-    return f"{remedy} (it looks like {guess.encoding.replace('_', '-')})" if guess else f"{remedy} (e.g. cp1252)"
 
 
 def _unmarked(data: bytes) -> str:

@@ -1,7 +1,8 @@
 """Rows of CSV and its relatives: the delimiter and the way quotes are escaped are found by what reads the file whole.
 
 A dialect is right if every record has as many cells as the header, and wrong ones hardly ever are, so the first that
-fits is taken: the format's own delimiter, then `;`, tab, `|` and the comma, then the same with quotes escaped by `\\`.
+fits is taken: the format's own delimiter, then `;`, tab, `|` and the comma, then the same with quotes escaped by `\\`,
+then tabs between cells in which quotes are plain characters.
 Excel's line `sep=;` and the key `data.delimiter` decide without a trial. Nothing is guessed where no dialect fits: the
 file is read in its own one, and its first fault is told with the line.
 """
@@ -49,6 +50,8 @@ def read_delimited(content: Content, *, encoding: str | None = None, delimiter: 
     readers = [_Reader(text, one, first) for one in order]
     if '\\"' in text:
         readers += [_Reader(_BACKSLASHED.sub(_protected, text), one, first, escape="\\") for one in order]
+    if "\t" in order and '"' in text:
+        readers.append(_Reader(text, "\t", first, quotes=False))
     fitting = (reader for reader in readers if reader.fits())
     alone = (reader for reader in readers if reader.delimiter == order[0] and reader.fits(columns=1))
     return list(_rows(content, next(fitting, None) or next(alone, readers[0])))
@@ -61,9 +64,13 @@ class _Reader:
         delimiter: of its cells.
     """
 
-    def __init__(self, text: str, delimiter: str, first: int, escape: str | None = None) -> None:
+    def __init__(
+        self, text: str, delimiter: str, first: int, *, escape: str | None = None, quotes: bool = True
+    ) -> None:
         self.delimiter = delimiter
         self._text, self._first, self._escape = text, first, escape
+        self._quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+        self._is_sound = escape is not None or not quotes or not _is_escaped(text, delimiter)
         self._blanks = False
         try:
             header = next(self.records(), (0, []))[1]
@@ -76,7 +83,7 @@ class _Reader:
         """Yield the records that have cells; raise csv.Error with the line and what is wrong there."""
         lines = csv.reader(
             io.StringIO(self._text, newline=""), delimiter=self.delimiter, escapechar=self._escape,
-            skipinitialspace=self._blanks, strict=True,
+            quoting=self._quoting, skipinitialspace=self._blanks, strict=True,
         )  # fmt: skip
         line = self._first
         try:
@@ -85,15 +92,29 @@ class _Reader:
                     yield line, cells
                 line = self._first + lines.line_num
         except csv.Error as error:
-            raise csv.Error(self._first + lines.line_num - 1, str(error)) from error
+            whole = "end of data" in str(error) or "field larger" in str(error)  # where the quote was opened says more
+            raise csv.Error(line if whole else self._first + lines.line_num - 1, str(error)) from error
 
     def fits(self, *, columns: int = 0) -> bool:
         """Return whether all records have the same number of cells: that of `columns`, by default two or more."""
+        if not self._is_sound:
+            return False
         try:
             counts = {len(cells) for _, cells in self.records()}
         except csv.Error:
             return False
         return len(counts) == 1 and (counts == {columns} if columns else counts != {1})
+
+
+def _is_escaped(text: str, delimiter: str) -> bool:
+    """Return whether backslashes escape quotes, also outside quotes, where any dialect would read them.
+
+    Where quotes are doubled, a backslash comes before a quote only at the end of a cell or before another quote. Where
+    they are escaped, backslashes are, too, and none stands before other characters.
+    """
+    if '\\"' not in text or any(match[1] not in ("\\", '"') for match in _BACKSLASHED.finditer(text)):
+        return False
+    return re.search(rf'\\"(?!["\r\n{re.escape(delimiter)}]|\Z)', text) is not None
 
 
 def _rows(content: Content, reader: _Reader) -> Iterator[Located]:

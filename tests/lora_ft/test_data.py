@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from export.errors import LoraFtError, UsageError
-from lora_ft.data import Example, load_splits, require
+from lora_ft.data import Example, load_splits, require, training_examples
 from lora_ft.hub import hub_trouble
 from lora_ft.task import Task
 from lora_ft.taskfile import load_task
@@ -268,4 +269,128 @@ def test_a_row_whose_target_is_no_json_is_named(make_task: MakeTask) -> None:
     rows = [{"text": "a", "answer": "1"}, {"text": "b", "answer": "{"}]
     (path.parent / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     with pytest.raises(LoraFtError, match=r"train\.jsonl:2: column 'answer': the text is not JSON .*codec: text takes"):
+        load_splits(load_task(path), ["train"])
+
+
+@pytest.mark.parametrize(
+    ("row", "words", "remedy"),
+    [
+        ({"text": {"en": "a"}, "answer": "b"}, "column 'text' holds an object (keys: en), not text", "text.en"),
+        ({"text": "a", "answer": {"text": ["b"]}}, "column 'answer' holds an object", "answer.text[0]"),
+        ({"text": "a", "answer": ["b"]}, "column 'answer' holds a list, not text", "data.references"),
+        ({"text": "a", "answer": "b", "refs": {"text": ["b"]}}, "column 'refs' holds an object", "use refs.text"),
+        ({"text": "a", "answer": "b", "refs": [{"text": "b"}]}, "column 'refs' holds an object", "refs.text"),
+        ({"text": "a", "answer": "b", "refs": [["b"]]}, "column 'refs' holds a list", "refs"),
+        ({"text": "a", "answer": float("inf")}, "column 'answer' holds the number inf", "finite"),
+        ({"text": "a\ud83d", "answer": "b"}, "column 'text' holds half a character", "UTF-8"),
+        ({"text": "a", "answer": "\udc00"}, "column 'answer' holds half a character", "UTF-8"),
+        ({"text": "a", "answer": "b", "refs": ["c", "\udc00"]}, "column 'refs' holds half a character", "UTF-8"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_row_column_and_remedy(
+    load: Load, row: dict[str, Any], words: str, remedy: str
+) -> None:
+    task = load([{"text": "x", "answer": "y", "refs": "z"}, {"refs": "z", **row}], references="refs")
+    with pytest.raises(LoraFtError) as caught:
+        load_splits(task)
+    assert f"rows.jsonl:2: {words}" in caught.value.message and remedy in caught.value.remedy
+
+
+def test_half_a_character_in_a_column_that_is_not_used_does_no_harm(load: Load) -> None:
+    assert len(load_splits(load([{"text": "x", "answer": "y", "note": "\ud83d"}])).train) == 1
+
+
+def test_paths_lead_into_targets_and_references(load: Load) -> None:
+    row = {"text": "a", "answers": {"text": ["b", 3, True], "answer_start": [0]}}
+    (example,) = load_splits(load([row], target="answers.text[0]", references="answers.text")).train
+    assert (example.target, example.references) == ("b", ("b", "3", "true"))
+
+
+def test_a_path_without_an_end_names_the_keys_there_are(load: Load) -> None:
+    with pytest.raises(UsageError, match=r"has no column 'answer\.txt'") as caught:
+        load_splits(load([{"text": "a", "answer": {"text": "b"}}], target="answer.txt"))
+    assert "answer (text)" in caught.value.remedy
+
+
+def test_an_unanswered_question_is_an_empty_cell(load: Load) -> None:
+    rows = [{"text": "a", "answers": {"text": ["b"]}}, {"text": "c", "answers": {"text": []}}]
+    options: dict[str, Any] = {"target": "answers.text[0]", "references": "answers.text"}
+    with pytest.raises(LoraFtError, match=r"rows\.jsonl:2: column 'answers\.text\[0\]' is empty"):
+        load_splits(load(rows, **options))
+    splits = load_splits(load(rows, skip_empty=True, **options))
+    assert len(splits.train) == 1 and splits.left_out == {"train": 1}
+
+
+def test_rows_left_out_are_counted_by_column_and_before_the_cut(load: Load) -> None:
+    rows = [{"text": "" if i % 2 else f"row {i}", "answer": "a" if i else None} for i in range(20)]
+    splits = load_splits(load(rows, skip_empty=True, split={"validation": 0.5}))
+    assert splits.left_out == {"train": 11} and (len(splits.train), len(splits.validation)) == (5, 4)
+    assert splits.warnings == [
+        "train: 11 of 20 rows left out (skip_empty): column 'answer' is empty in 1 and column 'text' is empty in 10"
+    ]
+
+
+def test_missing_values_as_words_are_counted(load: Load) -> None:
+    rows = [*numbered(3), *({"text": "t", "answer": word} for word in ("nan", "NULL", "None", "none of them", "nano"))]
+    (warning,) = load_splits(load(rows)).warnings
+    assert "column 'answer': 3 of 8 cells are 'nan', 'NULL' or 'None' as text" in warning
+    assert "rows.jsonl:4" in warning
+
+
+def test_a_label_that_is_a_word_for_missing_is_meant(make_task: MakeTask) -> None:
+    path = make_task(labels=["none", "some"], data={"train": "rows.jsonl", "validation": None, "test": None})
+    rows = [{"text": "a", "answer": "none"}, {"text": "b", "answer": "some"}]
+    (path.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert load_splits(load_task(path)).warnings == []
+
+
+def test_an_optional_column_that_no_row_has_is_said(make_task: MakeTask) -> None:
+    path = make_task(prompt="{text} {txet?}", data={"validation": None, "test": None})
+    assert load_splits(load_task(path)).warnings == [
+        "train: no row has the column 'txet', which is optional in the prompt"
+    ]
+
+
+def test_splits_of_labels_are_stratified_and_oversampled(make_task: MakeTask) -> None:
+    path = make_task(
+        labels="auto",
+        data={"train": "rows.jsonl", "validation": None, "test": None, "oversample": True,
+              "split": {"validation": 0.2, "test": 0.2}},
+    )  # fmt: skip
+    rows = [{"text": f"row {i}", "answer": "rare" if i % 10 == 0 else "usual"} for i in range(50)]
+    (path.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    task = load_task(path)
+    splits = load_splits(task)
+    for name, rare, usual in (("train", 3, 27), ("validation", 1, 9), ("test", 1, 9)):
+        targets = [example.target for example in splits[name]]
+        assert (targets.count("rare"), targets.count("usual")) == (rare, usual)
+    targets = [example.target for example in training_examples(task, splits)]
+    assert (targets.count("rare"), targets.count("usual")) == (27, 27)
+    assert load_splits(task, ["validation"]).validation == splits.validation
+
+
+def test_oversampling_without_labels_is_refused(make_task: MakeTask) -> None:
+    with pytest.raises(UsageError, match="oversample needs labels"):
+        load_task(make_task(data={"oversample": True}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("encoding", "rot13"), ("encoding", "nope"), ("delimiter", '"'), ("delimiter", ";;")]
+)
+def test_layouts_that_cannot_be_are_refused(make_task: MakeTask, key: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"data.{key}"):
+        load_task(make_task(data={key: value}))
+
+
+@pytest.mark.parametrize("key", ["encoding", "delimiter", "field"])
+def test_layouts_are_for_files_of_rows(make_task: MakeTask, key: str) -> None:
+    with pytest.raises(UsageError, match=f"{key} is for files of rows"):
+        load_task(make_task(data={"hub": "a/b", key: "," if key == "delimiter" else "utf-8"}))
+
+
+def test_a_json_target_holds_json_alone(make_task: MakeTask) -> None:
+    path = make_task(codec="json", data={"train": "rows.parquet", "validation": None, "test": None})
+    column = pyarrow.array([{"when": datetime.date(2023, 1, 1), "n": 1}])
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "answer": column}), path.parent / "rows.parquet")
+    with pytest.raises(UsageError, match="column 'answer' holds a date, not text"):
         load_splits(load_task(path), ["train"])

@@ -16,7 +16,18 @@ from lora_ft.cli import run as lora_ft
 from lora_ft.export_run import export
 from lora_ft.generate import drawn_seed, generate, stream
 from lora_ft.models import Model, open_model
+from lora_ft.progress import Silent
 from lora_ft.runs import Run
+
+
+class Notes(Silent):
+    """Keeps what a job says."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +41,19 @@ def test_a_run_puts_texts_and_rows_through_its_prompt(model: Model) -> None:
     assert generate(model, [{"text": "abc", "other": 1}], {}) == text
     assert generate(model, ["say: abc"], {}, raw=True) == text
     assert generate(model, ["abc"], {}, raw=True) != text
+
+
+def test_half_a_character_is_replaced_and_the_other_rows_are_answered(model: Model) -> None:
+    progress = Notes()
+    answers = generate(model, ["abc", "a\ud83db", {"text": "abc"}], {}, progress=progress)
+    assert answers[0] == answers[2] == generate(model, ["abc"], {})[0]
+    assert answers[1] == generate(model, ["a\ufffdb"], {})[0]
+    assert any("1 of 3 rows hold half a character" in note and "first row 2" in note for note in progress.notes)
+
+
+def test_a_row_that_holds_no_text_is_named(model: Model) -> None:
+    with pytest.raises(UsageError, match="row 2: column 'text' holds an object"):
+        generate(model, ["a", {"text": {"en": "b"}}], {})
 
 
 @pytest.mark.parametrize(

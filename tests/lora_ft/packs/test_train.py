@@ -27,13 +27,19 @@ from tests.conftest import write_task
 from tests.lora_ft.test_train import closeness, losses, wait_for, weights
 
 MakeTask = Callable[..., Path]
-# Unlike in rank, layers, dropout, rate, schedule, decay, seed, lengths, batch, accumulation and number of rows.
+# Unlike in rank, layers, dropout, rate, schedule, decay, smoothing, seed, lengths, batch, accumulation, number of rows.
 UNLIKE: list[dict[str, Any]] = [
     {"rows": 24, "lora": {"r": 4, "init_lora_weights": "eva"}, "train": {"learning_rate": 0.001}},
     {
         "rows": 41,
         "lora": {"r": 3, "lora_alpha": 9, "target_modules": "all-linear", "lora_dropout": 0.1},
-        "train": {"learning_rate": 0.003, "lr_scheduler_type": "cosine", "weight_decay": 0.1, "seed": 7},
+        "train": {
+            "learning_rate": 0.003,
+            "lr_scheduler_type": "cosine",
+            "weight_decay": 0.1,
+            "seed": 7,
+            "label_smoothing_factor": 0.1,
+        },
     },
     {
         "rows": 30,
@@ -111,6 +117,19 @@ def test_the_adapters_are_those_of_training_alone(make_task: MakeTask, tmp_path:
             mine, theirs = ([entry[key] for entry in log if key in entry] for log in logs)
             if theirs or key != "grad_norm":  # transformers 4 logs none where nothing is clipped
                 assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+def test_rows_are_oversampled_as_in_training_alone(make_task: MakeTask, tmp_path: Path) -> None:
+    path = make_task(name="labels", labels="auto", data={"oversample": True},
+                     train={"max_steps": 12, "metric_for_best_model": "loss"})  # fmt: skip
+    for split in ("train", "validation", "test"):
+        rows = [{"text": f"{split} {i}", "answer": "no" if i % 6 else "yes"} for i in range(18)]
+        (path.parent / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    task = load_task(path)
+    packed = train_pack([task], tmp_path / "packed").runs[0]
+    alone = train(task, tmp_path / "alone")
+    assert closeness(weights(packed), weights(alone)) < 1e-5
+    assert packed.metrics["rows"] == alone.metrics["rows"] == {"train": 18, "validation": 18}
 
 
 def same(a: Run, b: Run) -> bool:

@@ -1,0 +1,41 @@
+"""Inputs of `generate`, and outputs that keep the columns of their rows."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from export.errors import UsageError
+from lora_ft.cli.rows import read_inputs, write_outputs
+
+
+def test_columns_come_back_as_json_has_them(tmp_path: Path) -> None:
+    row = {
+        "when": datetime.datetime(2023, 1, 1, 12), "day": datetime.date(2023, 1, 1), "price": Decimal("1.50"),
+        "raw": b"ab", "none": math.nan, "half": "\ud83d", "inside": {"list": [1, True, None, datetime.time(3)]},
+    }  # fmt: skip
+    write_outputs([row, "text"], ["a", "b"], tmp_path / "out.jsonl")
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())
+    assert first == {
+        "when": "2023-01-01T12:00:00", "day": "2023-01-01", "price": "1.50", "raw": "YWI=", "none": None,
+        "half": "\ud83d", "inside": {"list": [1, True, None, "03:00:00"]}, "output": "a",
+    }  # fmt: skip
+    assert second == {"input": "text", "output": "b"}
+
+
+def test_lines_end_at_line_ends_alone(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_bytes("a\u2028b\x85c\x0cd\r\n\ne\rf\n".encode("utf-16"))
+    assert read_inputs([], tmp_path / "in.txt") == ["a\u2028b\x85c\x0cd", "e", "f"]
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    for name in ("in.txt", "in.jsonl"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UsageError, match="is a FIFO, not a file"):
+            read_inputs([], tmp_path / name)

@@ -1,0 +1,73 @@
+"""Parquet: types as they are, faults in our words, and no memory that the machine does not have."""
+
+from __future__ import annotations
+
+import io
+import random
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from export.errors import LoraFtError, UsageError
+from lora_ft.formats import table
+from lora_ft.formats.content import Content
+from lora_ft.formats.table import read_parquet
+
+
+def content(columns: pyarrow.Table) -> Content:
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(columns, out)
+    return Content(Path("x.parquet"), "x.parquet", out.getvalue())
+
+
+def test_categories_structs_lists_and_decimals_are_values() -> None:
+    columns = pyarrow.table({
+        "cat": pyarrow.array(["a", "b", "a"]).dictionary_encode(),
+        "translation": [{"en": "x", "de": "y"}, None, {"en": None, "de": "z"}],
+        "answers": [["a"], [], None],
+        "price": [Decimal("1.50"), None, Decimal("2.00")],
+    })  # fmt: skip
+    rows = [row for _, row in read_parquet(content(columns))]
+    assert rows[0] == {"cat": "a", "translation": {"en": "x", "de": "y"}, "answers": ["a"], "price": Decimal("1.50")}
+    assert rows[1] == {"cat": "b", "translation": None, "answers": [], "price": None}
+
+
+def test_many_batches_are_numbered_through() -> None:
+    rows = read_parquet(content(pyarrow.table({"n": list(range(3000))})))
+    assert rows[2500] == ("x.parquet[2500]", {"n": 2500})
+
+
+def test_equal_names_are_refused() -> None:
+    columns = pyarrow.Table.from_arrays([pyarrow.array([1]), pyarrow.array([2])], names=["a", "a"])
+    with pytest.raises(UsageError, match="two columns of the name 'a'"):
+        read_parquet(content(columns))
+
+
+def test_what_is_small_on_the_disk_and_large_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = content(pyarrow.table({"text": ["a" * 1000] * 100_000}))
+    assert len(data.data) < 100_000
+    monkeypatch.setattr(table, "allowed_memory", lambda: 64 << 20)
+    with pytest.raises(UsageError, match="more rows than fit into memory"):
+        read_parquet(data)
+
+
+def test_a_column_that_python_cannot_hold_is_named() -> None:
+    column = pyarrow.array([2**62], pyarrow.timestamp("ms"))
+    with pytest.raises(LoraFtError, match="column 'when' cannot be read as timestamp"):
+        read_parquet(content(pyarrow.table({"when": column})))
+
+
+def test_damage_is_told_in_our_words() -> None:
+    data = content(pyarrow.table({"text": [f"row {i}" for i in range(200)], "n": list(range(200))})).data
+    draw = random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(draw.randint(1, 4)):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        try:
+            read_parquet(Content(Path("x.parquet"), "x.parquet", bytes(damaged)))
+        except LoraFtError as error:
+            assert error.message.startswith("x.parquet")

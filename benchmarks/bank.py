@@ -28,6 +28,7 @@ from export.bundle import read_model
 from export.checkpoint import Checkpoint
 from export.errors import LoraFtError
 from export.files import write_json
+from export.generation import read_generation
 from export.parity import Probe
 from export.precision import parse
 from export.publish_bank import write_bank
@@ -112,16 +113,16 @@ def random_adapter(checkpoint: Path, seed: int, rank: int, targets: Sequence[str
 def make_bank(base: Base, out: Path, precision: str, rank: int, targets: Sequence[str]) -> None:
     """A verified bank with one random adapter, by the name of a0."""
     adapter = random_adapter(base.folder, 0, rank, targets)
-    origin = replace(origin_of(None, base.name, ""), generation={"max_new_tokens": _LIMIT})
-    tokenizer = load_tokenizer(base.folder)
+    origin = replace(origin_of(None, base.name, "", {}), generation={"max_new_tokens": _LIMIT})
+    tokenizer, special = load_tokenizer(base.folder), read_generation(base.folder).special
     plain, changed = load_model(base.folder), load_model(base.folder)
     for layer, change in adapter.items():
         weight = changed.get_parameter(f"{layer}.weight")
         weight.data += weight.new_tensor(change.b @ change.a)
     answers = lambda model: list(references_of(model, tokenizer, SENTENCES, origin, Silent()))  # noqa: E731
     sentences, own = answers(plain), answers(changed)
-    samples = tuple(samples_of(None, tokenizer, Silent()))
-    member = Member("a0", adapter, origin, tokenizer, lambda: own, Probe.of(own[0]), samples)
+    samples = tuple(samples_of(None, tokenizer, special.start, Silent()))
+    member = Member("a0", adapter, origin, tokenizer, lambda: own, Probe.of(own[0], special), samples)
     write_bank(
         base.folder, tokenizer, origin, sentences, sentences[0], [member], out, precision=parse(precision),
         samples=samples, scaled=is_scaled(plain),
@@ -131,7 +132,7 @@ def make_bank(base: Base, out: Path, precision: str, rank: int, targets: Sequenc
 def fill(base: Base, bank: Path, count: int, rank: int, targets: Sequence[str]) -> None:
     """Put further random adapters into a bank, unverified, until it has so many."""
     (architecture, weights), room = read_model(base.folder), Room.read(bank)
-    samples = tuple(samples_of(None, load_tokenizer(base.folder), Silent()))[:2]
+    samples = tuple(samples_of(None, load_tokenizer(base.folder), architecture.special.start, Silent()))[:2]
     with locked(bank) as content:
         adapters = content[manifest.ADAPTERS]
         task = map_tensors(bank / manifest.adapter_files(content)[0])[1][TASK]

@@ -32,7 +32,7 @@ from transformers import (
 
 from export.errors import LoraFtError
 from export.runtime.cpu import allowed_cpus
-from export.runtime.text import IGNORED, PAD, Tokenizer
+from export.runtime.text import IGNORED, Tokenizer
 from lora_ft.adapters import add_adapter
 from lora_ft.bases import Base, find_base, load_model, load_tokenizer, quiet_transformers
 from lora_ft.batches import Encoded, count_positions, encode
@@ -117,7 +117,7 @@ RECIPES: dict[str, Callable[[Work], tuple[Seq2SeqTrainer, Choice]]] = {
 def _padded(row: Encoded, lengths: Lengths) -> dict[str, list[int]]:
     source, target = lengths.source - len(row.input_ids), lengths.target - len(row.labels)
     return {
-        "input_ids": row.input_ids + [PAD] * source,
+        "input_ids": row.input_ids + [0] * source,
         "attention_mask": [1] * len(row.input_ids) + [0] * source,
         "labels": row.labels + [IGNORED] * target,
     }

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-END = 1
 BEAMS, TOP_K = 4, 50
 
 
@@ -59,6 +58,7 @@ class Process:
     ) -> None:  # fmt: skip
         self._kind, self._precision, self._threads, self._provider = kind, precision, threads, provider
         self._checkpoint, self._made = checkpoint, made
+        self._ends = _ends(checkpoint)
         self._engine: Any = None
 
     def imports(self) -> dict[str, float]:
@@ -92,7 +92,7 @@ class Process:
         busy, began = time.process_time(), time.perf_counter()
         made = self._engine.generate(rows, mask, new, least, decoding, room)
         seconds, cpu = time.perf_counter() - began, time.process_time() - busy
-        return {"seconds": seconds, "cpu": cpu, "tokens": [_trimmed(row) for row in made.tolist()]}
+        return {"seconds": seconds, "cpu": cpu, "tokens": [_trimmed(row, self._ends) for row in made.tolist()]}
 
     def encode(self, ids: list[list[int]]) -> dict[str, float | None]:
         """Seconds of the encoder alone, or None."""
@@ -111,8 +111,19 @@ def _padded(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return rows, mask
 
 
-def _trimmed(row: list[int]) -> list[int]:
-    return row[: row.index(END)] if END in row else row
+def _ends(checkpoint: Path) -> list[int]:
+    """Return the tokens that end an answer of the checkpoint."""
+    for name in ("generation_config.json", "config.json"):
+        path = checkpoint / name
+        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        if ends is not None:
+            return ends if isinstance(ends, list) else [ends]
+    return [1]
+
+
+def _trimmed(row: list[int], ends: list[int]) -> list[int]:
+    """Return an answer without its end and what stands behind it; engines fill rows up with -1, too."""
+    return row[: next((i for i, token in enumerate(row) if token < 0 or token in ends), len(row))]
 
 
 class _Onnx:
@@ -288,7 +299,7 @@ class _CTranslate2:
         )  # fmt: skip
         answers = [[number(token) for token in one.hypotheses[0]] for one in made]
         longest = max(map(len, answers))
-        return np.array([answer + [END] * (longest - len(answer)) for answer in answers], np.int64)
+        return np.array([answer + [-1] * (longest - len(answer)) for answer in answers], np.int64)
 
 
 class _Plain:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import UsageError
+from export.runtime.special import Special
 
+T5_TOKENS = Special(start=0, ends=(1,), pad=0)
 FAMILY = ("t5", "mt5", "umt5")  # ByT5, T5 1.1, FLAN-T5 and UL2 call themselves t5
 # feed_forward_proj -> (gated, activation); transformers reads "gated-gelu" as the tanh form "gelu_new"
 _FEED_FORWARD = {
@@ -35,6 +37,7 @@ class Architecture:
         buckets, max_distance: of the relative position bias.
         bias_per_layer: every layer has a bias of its own (UMT5), not the first alone.
         output_scale: factor of the last hidden state before the head.
+        special: Special tokens, which its graphs know.
     """
 
     kind: str
@@ -52,6 +55,7 @@ class Architecture:
     max_distance: int
     bias_per_layer: bool
     output_scale: float
+    special: Special = T5_TOKENS
 
     @property
     def width(self) -> int:

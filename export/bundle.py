@@ -16,12 +16,14 @@ import onnx
 from export.accounting import check_names, check_numbers
 from export.architecture import Architecture
 from export.checkpoint import Checkpoint
+from export.generation import read_generation
 from export.graph import WeightFile
 from export.graphs import best_model, decoder_model, encoder_model, normal_model, select_model
 from export.runtime import manifest
 from export.runtime.cpu import allowed_cpus
 from export.runtime.generator import Generator
 from export.runtime.session import choose_provider
+from export.runtime.special import Special
 from export.runtime.text import Tokenizer
 from export.t5 import T5
 
@@ -61,7 +63,7 @@ def read_model(folder: Path) -> tuple[Architecture, Checkpoint]:
         LoraFtError: a weight file is damaged, or its tensors are not those of its config.json.
     """
     checkpoint = Checkpoint(folder)
-    architecture = Architecture.read(checkpoint.config, folder)
+    architecture = replace(Architecture.read(checkpoint.config, folder), special=read_generation(folder).special)
     check_names(checkpoint, architecture)
     check_numbers(checkpoint)
     return architecture, checkpoint
@@ -106,7 +108,7 @@ def assemble(
         onnx.save(model, folder / f"{name}.onnx")
     tokenizer.save(folder / "tokenizer.json")
     _write(folder / "config.json", config)
-    _write(folder / "generation_config.json", _generation(config, origin))
+    _write(folder / "generation_config.json", _generation(t5.architecture.special, origin))
     _write(folder / "prompt.json", prompt_of(origin, tokenizer))
     content = {
         "format": manifest.FORMAT,
@@ -142,15 +144,9 @@ def seal(assembled: Path, content: Mapping[str, Any], staging: Path, *, prompt_l
     _write(staging / manifest.NAME, {**content, "files": manifest.describe_files(staging)})
 
 
-def _generation(config: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
-    """The task's generation settings and the special tokens of a T5, by transformers' names."""
-    return {
-        "decoder_start_token_id": config.get("decoder_start_token_id") or 0,
-        "eos_token_id": config.get("eos_token_id") or 1,
-        "pad_token_id": config.get("pad_token_id") or 0,
-        **origin.generation,
-        "prompt_lookup": False,
-    }
+def _generation(special: Special, origin: Origin) -> dict[str, Any]:
+    """Return the special tokens and the generation settings, by transformers' names."""
+    return {**special.as_config(), **origin.generation, "prompt_lookup": False}
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

@@ -24,7 +24,6 @@ import onnx
 
 from export.graph import BOOL, FLOAT, INT64, Graph, WeightFile
 from export.likeliest import likeliest
-from export.runtime.text import END, PAD
 from export.sampling import Sampling, choose
 from export.t5 import T5, KeyValue
 
@@ -62,7 +61,7 @@ def decoder_model(t5: T5, weights: WeightFile | None = None, *, step: bool = Fal
     presents = _outputs(g, t5, "present", "b", "room")
     hidden = t5.decode(g, ids, mask, past, cross, presents, grouped=True, lengths=lengths, step=step)
     t5.head(g, hidden, logits)
-    likeliest(g, logits, t5.architecture.vocabulary, output=best, barred=(END, early))
+    likeliest(g, logits, t5.architecture.vocabulary, output=best, barred=(t5.architecture.special.ends, early))
     return g.model()
 
 
@@ -79,7 +78,9 @@ def single_model(t5: T5) -> onnx.ModelProto:
     cross = [KeyValue(f"cross.{i}.key", f"cross.{i}.value") for i in range(a.decoder_layers)]
     t5.cross(g, t5.encode(g, ids, mask), cross)
     batch = g.op("Shape", ids, start=0, end=1)
-    first = g.op("Expand", g.constant(np.array([[PAD]], np.int64)), g.op("Concat", batch, g.ints(1), axis=0))
+    first = g.op(
+        "Expand", g.constant(np.array([[a.special.start]], np.int64)), g.op("Concat", batch, g.ints(1), axis=0)
+    )
     no_past = g.op("Concat", batch, g.ints(a.heads, 0, a.d_kv), axis=0)
     empty = g.op("Expand", g.constant(np.zeros((1, 1, 1, 1), np.float32)), no_past)
     past = [KeyValue(empty, empty)] * a.decoder_layers
@@ -133,7 +134,8 @@ def _loop(
     """
     a = t5.architecture
     none_done = g.op("ConstantOfShape", g.op("Shape", first), value=_tensor(np.array([False])))
-    g.scalar(END), g.scalar(PAD)
+    for token in (*a.special.ends, a.special.pad):
+        g.scalar(token)  # the body finds them in the graph around it
     body = g.body("step")
     turn, _ = body.input("turn", INT64), body.input("go", BOOL)
     token, done = body.input("token", INT64, "b", 1), body.input("done", BOOL, "b", 1)
@@ -141,9 +143,11 @@ def _loop(
     inner_presents = [KeyValue(f"step.present.{i}.key", f"step.present.{i}.value") for i in range(a.decoder_layers)]
     hidden = t5.decode(body, token, mask, inner_past, cross, inner_presents)
     logits = t5.head(body, hidden)
-    chosen = choose(body, logits, a.vocabulary, (END, body.op("Less", turn, limits[0])), sampling, turn)
-    emitted = body.op("Where", done, body.scalar(PAD), chosen)
-    ended = body.op("Or", done, body.op("Equal", emitted, body.scalar(END)))
+    chosen = choose(body, logits, a.vocabulary, (a.special.ends, body.op("Less", turn, limits[0])), sampling, turn)
+    emitted = body.op("Where", done, body.scalar(a.special.pad), chosen)
+    ended = done
+    for end in a.special.ends:
+        ended = body.op("Or", ended, body.op("Equal", chosen, body.scalar(end)))
     all_ended = body.op("ReduceMin", body.op("Cast", ended, to=onnx.TensorProto.INT32), keepdims=0)
     body.output(body.op("Not", body.op("Cast", all_ended, to=BOOL)), BOOL)
     body.output(emitted, INT64, "b", 1)

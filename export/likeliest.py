@@ -6,6 +6,8 @@ and then ArgMax over the blocks and within the best one take 15.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from export.graph import Graph
@@ -14,32 +16,33 @@ _BLOCK = 256  # at most; one that divides the vocabulary is taken
 
 
 def likeliest(
-    g: Graph, logits: str, vocabulary: int, output: str | None = None, barred: tuple[int, str] | None = None
+    g: Graph, logits: str, vocabulary: int, output: str | None = None, barred: tuple[Sequence[int], str] | None = None
 ) -> str:
     """Append the token [b,q] with the highest of the logits [b,q,vocabulary], the first of those that are equal.
 
     Args:
         g, logits, vocabulary: where and of what.
         output: its name, a new one unless given.
-        barred: (a token, the name of a 0-D bool): while that is true, the token is not chosen.
+        barred: (tokens, the name of a 0-D bool): while that is true, none of the tokens is chosen.
     """
     size = next(n for n in range(_BLOCK, 0, -1) if vocabulary % n == 0)
     blocks = g.op("Reshape", logits, g.ints(0, 0, vocabulary // size, size))
     highest = g.op("ReduceMax", blocks, g.ints(-1), keepdims=0)
-    if barred:
-        token, when = barred
-        place, offset = divmod(token, size)
-        wall = np.where(np.arange(size) == offset, -np.inf, 0).astype(np.float32)
-        wall_now = g.op("Where", when, g.constant(wall, f"wall.{token}"), g.constant(np.float32(0), "float.0"))
+    walls: dict[int, str] = {}  # of each block that holds barred tokens: minus infinity there, as long as they are
+    for place in sorted({token // size for token in barred[0]}) if barred else ():
+        assert barred is not None
+        offsets = [token % size for token in barred[0] if token // size == place]
+        wall = np.where(np.isin(np.arange(size), offsets), -np.inf, 0).astype(np.float32)
+        walls[place] = g.op("Where", barred[1], g.constant(wall, f"wall.{place}"), g.constant(np.float32(0), "float.0"))
         block = g.op("Slice", blocks, g.ints(place), g.ints(place + 1), g.ints(2))
-        without = g.op("ReduceMax", g.op("Add", block, wall_now), g.ints(-1), keepdims=0)
+        without = g.op("ReduceMax", g.op("Add", block, walls[place]), g.ints(-1), keepdims=0)
         before, _, after = g.ops(
             "Split", highest, g.ints(place, 1, vocabulary // size - place - 1), outputs=[None, None, None], axis=2
         )
         highest = g.op("Concat", before, without, after, axis=2)
     best = g.op("ArgMax", highest, axis=2, keepdims=1)
     row = g.op("GatherND", blocks, best, batch_dims=2)
-    if barred:
+    for place, wall_now in walls.items():
         there = g.op("Equal", best, g.scalar(place))
         row = g.op("Add", row, g.op("Where", there, wall_now, g.constant(np.float32(0), "float.0")))
     within = g.op("ArgMax", row, axis=2, keepdims=1)

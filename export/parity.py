@@ -13,7 +13,8 @@ from export.errors import LoraFtError
 from export.files import read_json, write_json
 from export.runtime.generator import Generator
 from export.runtime.processors import log_softmax
-from export.runtime.text import END, PAD, pad, trim
+from export.runtime.special import Special
+from export.runtime.text import pad, ragged
 
 TOLERANCE = 1e-3
 
@@ -86,11 +87,11 @@ def compare(
     largest = diverged = 0.0
     for reference in references:
         ids, mask = reference.input_ids, reference.attention_mask
-        real = reference.tokens != PAD
+        real = answered(reference.tokens, generator.special)
         logits = generator.score(ids, mask, reference.tokens, adapter=adapter)
         # fmax would pass over a NaN; max does not, and a NaN fails the test below
         largest = float(np.max([largest, np.abs(logits - reference.logits)[real].max(initial=0)]))
-        diverged += _divergence(reference, logits)
+        diverged += _divergence(reference, logits, real)
         made, drafted = (
             generator.generate_ids(
                 ids, mask, adapter=adapter, max_new_tokens=reference.max_new_tokens, prompt_lookup=lookup
@@ -98,8 +99,8 @@ def compare(
             for lookup in (False, True)
         )
         rows, tokens = rows + len(ids), tokens + int(real.sum())
-        identical += identical_rows(made, reference.tokens)
-        looked_up += identical_rows(made, drafted)
+        identical += identical_rows(made, reference.tokens, generator.special)
+        looked_up += identical_rows(made, drafted, generator.special)
     return Report(rows, tokens, identical, largest, looked_up, tolerance, diverged / max(1, tokens))
 
 
@@ -108,14 +109,14 @@ def divergence(generator: Generator, references: Iterable[Reference], adapter: s
     tokens, found = 0, 0.0
     for reference in references:
         logits = generator.score(reference.input_ids, reference.attention_mask, reference.tokens, adapter=adapter)
-        tokens += int((reference.tokens != PAD).sum())
-        found += _divergence(reference, logits)
+        real = answered(reference.tokens, generator.special)
+        tokens += int(real.sum())
+        found += _divergence(reference, logits, real)
     return found / max(1, tokens)
 
 
-def _divergence(reference: Reference, logits: np.ndarray) -> float:
+def _divergence(reference: Reference, logits: np.ndarray, real: np.ndarray) -> float:
     """Sum of the Kullback-Leibler divergences of all real tokens."""
-    real = reference.tokens != PAD
     expected = log_softmax(reference.logits[real])
     return float((np.exp(expected) * (expected - log_softmax(logits[real]))).sum())
 
@@ -137,10 +138,10 @@ class Probe:
     max_new_tokens: int
 
     @classmethod
-    def of(cls, reference: Reference) -> Probe:
+    def of(cls, reference: Reference, special: Special) -> Probe:
         """What to keep of PyTorch's answers."""
         log_probs = np.take_along_axis(log_softmax(reference.logits), reference.tokens[..., None], axis=2)[..., 0]
-        lengths = [len(trim(row, END)) for row in reference.tokens]
+        lengths = [len(special.trim(row)) for row in reference.tokens]
         sources = [
             row[mask > 0].tolist() for row, mask in zip(reference.input_ids, reference.attention_mask, strict=True)
         ]
@@ -163,8 +164,10 @@ class Probe:
 
     def check(self, generator: Generator, adapter: str | None = None) -> Report:
         """How a bundle's answers compare; the differences are of log-probabilities."""
-        ids, tokens = pad(self.sources), pad(self.tokens)
-        mask = pad([[1] * len(row) for row in self.sources])
+        (ids, mask), tokens = (
+            ragged(self.sources, generator.special.pad),
+            pad(self.tokens, generator.special.pad),
+        )
         log_probs = log_softmax(generator.score(ids, mask, tokens, adapter=adapter))
         scored = np.take_along_axis(log_probs, tokens[..., None], axis=2)[..., 0]
         largest = max(
@@ -176,7 +179,8 @@ class Probe:
             for lookup in (False, True)
         )
         count = sum(map(len, self.tokens))
-        return Report(len(ids), count, identical_rows(made, tokens), largest, identical_rows(made, drafted), TOLERANCE)
+        identical, drafted_alike = (identical_rows(made, other, generator.special) for other in (tokens, drafted))
+        return Report(len(ids), count, identical, largest, drafted_alike, TOLERANCE)
 
 
 def require(report: Report) -> None:
@@ -188,8 +192,17 @@ def require(report: Report) -> None:
         )
 
 
-def identical_rows(a: np.ndarray, b: np.ndarray) -> int:
+def identical_rows(a: np.ndarray, b: np.ndarray, special: Special) -> int:
     """How many rows of tokens are the same but for padding."""
     width = max(a.shape[1], b.shape[1])
-    a, b = (np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=PAD) for tokens in (a, b))
+    a, b = (np.pad(one, ((0, 0), (0, width - one.shape[1])), constant_values=special.pad) for one in (a, b))
+    a, b = (np.where(answered(one, special), one, special.pad) for one in (a, b))
     return int((a == b).all(axis=1).sum())
+
+
+def answered(tokens: np.ndarray, special: Special) -> np.ndarray:
+    """Return which tokens [b, n] are an answer's: neither behind its end nor padding at the row's end; bool [b, n]."""
+    ended = special.ended(tokens)
+    behind = np.cumsum(ended, axis=1) - ended > 0
+    padding = np.cumprod(((tokens == special.pad) & ~ended)[:, ::-1], axis=1)[:, ::-1].astype(bool)
+    return ~(behind | padding)

@@ -95,7 +95,7 @@ def write_bundle(
     with staged_folder(out, overwrite=overwrite) as staging, tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         build = _Builder(Path(scratch), architecture, weights, tokenizer, origin, list(references), progress)
         candidates = [build(FP32, weights)]
-        kept = Probe.of(probe)
+        kept = Probe.of(probe, architecture.special)
         require(candidates[0].report)
         require(kept.check(candidates[0].generator))
         if rounded := [precision for precision in dict.fromkeys(precisions) if precision != FP32]:
@@ -109,7 +109,12 @@ def write_bundle(
         found = {"parity": chosen.report.as_dict(), "probe": kept.check(chosen.generator).as_dict()}
         content = {**chosen.generator.manifest, **found, **why}
         if layout == "bundle":
-            seal(chosen.generator.folder, content, staging, prompt_lookup=chosen.report.lookup_is_lossless)
+            seal(
+                chosen.generator.folder,
+                content,
+                staging,
+                prompt_lookup=chosen.precision.exact and chosen.report.lookup_is_lossless,
+            )
         else:
             progress(f"writing the layout {layout}")
             write_layout(layout, staging, chosen.t5, chosen.generator, checkpoint, build.references, content)

@@ -62,7 +62,7 @@ def write_bank(
         progress(f"comparing {FP32}")
         report = compare(exact, references)
         require(report)
-        require(Probe.of(probe).check(exact))
+        require(Probe.of(probe, architecture.special).check(exact))
         chosen = exact
         if precision != FP32:
             progress("calibrating")
@@ -75,10 +75,15 @@ def write_bank(
             chosen = build(Path(scratch, "chosen"), precision, rounded, rounded.fold)
             progress(f"comparing {precision}")
             report = compare(chosen, references)
-        kept = Probe.of(probe)
+        kept = Probe.of(probe, architecture.special)
         kept.write(chosen.folder / manifest.PROBE)
         found = {"parity": report.as_dict(), "probe": kept.check(chosen).as_dict(), manifest.ADAPTERS: {}}
-        seal(chosen.folder, {**chosen.manifest, **found}, staging, prompt_lookup=report.lookup_is_lossless)
+        seal(
+            chosen.folder,
+            {**chosen.manifest, **found},
+            staging,
+            prompt_lookup=precision.exact and report.lookup_is_lossless,
+        )
         reports = {}
         for one in members:
             progress(f"adding {one.name}")

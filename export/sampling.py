@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,14 +38,16 @@ class Sampling:
         )
 
 
-def choose(g: Graph, logits: str, vocabulary: int, barred: tuple[int, str], sampling: Sampling, turn: str) -> str:
+def choose(
+    g: Graph, logits: str, vocabulary: int, barred: tuple[Sequence[int], str], sampling: Sampling, turn: str
+) -> str:
     """Append the next token [b,1] after logits [b,1,vocabulary]: the likeliest, or one that is drawn.
 
     The order is transformers': temperature, top_k, top_p; then the distribution's inverse function.
 
     Args:
         g, logits, vocabulary: where and from what.
-        barred: (a token, the name of a 0-D bool): while that is true, the token is not chosen.
+        barred: (tokens, the name of a 0-D bool): while that is true, none of the tokens is chosen.
         sampling: how.
         turn: 0-D int64, the column of `uniform`.
     """
@@ -55,9 +58,11 @@ def choose(g: Graph, logits: str, vocabulary: int, barred: tuple[int, str], samp
     return g.op("If", is_drawn, then_branch=drawn.proto(), else_branch=greedy.proto())
 
 
-def _drawn(g: Graph, logits: str, vocabulary: int, barred: tuple[int, str], sampling: Sampling, turn: str) -> str:
-    (token, when), zero = barred, g.constant(np.float32(0), "float.0")
-    wall = g.constant(np.where(np.arange(vocabulary) == token, -np.inf, 0).astype(np.float32), "wall")
+def _drawn(
+    g: Graph, logits: str, vocabulary: int, barred: tuple[Sequence[int], str], sampling: Sampling, turn: str
+) -> str:
+    (tokens_barred, when), zero = barred, g.constant(np.float32(0), "float.0")
+    wall = g.constant(np.where(np.isin(np.arange(vocabulary), tokens_barred), -np.inf, 0).astype(np.float32), "wall")
     scores = g.op("Add", g.op("Squeeze", logits, g.ints(1)), g.op("Where", when, wall, zero))
     every = g.op("Equal", sampling.top_k, g.scalar(0))
     count = g.op("Where", every, g.scalar(vocabulary), g.op("Min", sampling.top_k, g.scalar(vocabulary)))

@@ -166,7 +166,10 @@ def put(folder: Path, member: Member, architecture: Architecture, base: Weights,
             )
         judged = dict(member.judge(generator, member.name))
         entry |= {"parity": report.as_dict(), "probe": found.as_dict(), "base": member.origin.base, **judged}
-        entry |= {"prompt_lookup": report.lookup_is_lossless, "task": dict(member.task)}
+        entry |= {
+            "prompt_lookup": content["precision"] == "fp32" and report.lookup_is_lossless,
+            "task": dict(member.task),
+        }
         write_json(folder / manifest.NAME, content)
     return report
 

@@ -15,6 +15,7 @@ from export.bundle import read_model, rescaled
 from export.checkpoint import Checkpoint
 from export.errors import UsageError
 from export.files import folder_size
+from export.generation import read_generation
 from export.parity import Report
 from export.places import making
 from export.precision import parse
@@ -92,7 +93,7 @@ def export_bank(
         torch.set_num_threads(allowed_cpus())
         oracle = Oracle(base := _common_base(found))
         members = [member_of(name, run, oracle, checks, progress) for name, run in found.items()]
-        tokenizer, origin = oracle.tokenizer, origin_of(None, base.name, "")
+        tokenizer, origin = oracle.tokenizer, origin_of(None, base.name, "", read_generation(base.folder).options)
         sentences = list(references_of(oracle.plain(), tokenizer, SENTENCES, origin, progress))
         share = -(-_CALIBRATION_ROWS // len(members))
         samples: list[Sample] = [sample for one in members for sample in one.samples[:share]]

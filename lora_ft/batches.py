@@ -11,13 +11,14 @@ import torch
 from torch.utils.data import Sampler
 
 from export.errors import LoraFtError, UsageError
-from export.runtime.text import IGNORED, PAD, Tokenizer, pad
+from export.runtime.text import IGNORED, Tokenizer, pad
 from lora_ft.data import Example
 from lora_ft.task import Lengths
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_FILL = 0
 MULTIPLE = 8  # lengths are padded to it: vector units and tensor cores work in such widths
 _GROUP = 16  # sources within so many tokens count as equally long, so that targets can be sorted among them
 _POOL = 200  # batches worth of rows sorted together: DialogSum is then padded by 8 %, with 16 by 16 %
@@ -63,16 +64,21 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, lengths: Lengths, 
     return kept
 
 
-def collate(rows: Sequence[Encoded]) -> dict[str, Tensor]:
-    """A padded batch: input_ids, attention_mask [b,s]; labels, decoder_input_ids [b,t], all int64."""
+def collate(rows: Sequence[Encoded], start: int) -> dict[str, Tensor]:
+    """A padded batch: input_ids, attention_mask [b,s]; labels, decoder_input_ids [b,t], all int64.
+
+    Args:
+        rows: of the batch.
+        start: The decoder's first token.
+    """
     labels = pad([row.labels for row in rows], IGNORED, MULTIPLE)
-    start = np.full((len(rows), 1), PAD, np.int64)  # T5 starts decoding from its padding token
-    shifted = np.concatenate([start, np.where(labels == IGNORED, PAD, labels)[:, :-1]], axis=1)
+    # What fills up is seen by nobody: the mask hides it in a source, and behind a target nothing has a loss.
+    before = np.concatenate([np.full((len(rows), 1), start), labels[:, :-1]], axis=1)
     arrays = {
-        "input_ids": pad([row.input_ids for row in rows], PAD, MULTIPLE),
+        "input_ids": pad([row.input_ids for row in rows], _FILL, MULTIPLE),
         "attention_mask": pad([[1] * len(row.input_ids) for row in rows], 0, MULTIPLE),
         "labels": labels,
-        "decoder_input_ids": shifted,
+        "decoder_input_ids": np.where(before == IGNORED, _FILL, before),
     }
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -115,7 +121,7 @@ def padding_share(rows: Sequence[Encoded], global_batch: int, batch_size: int, s
     order = list(LengthSampler(rows, global_batch, seed))
     real = padded = 0
     for start in range(0, len(order), batch_size):
-        counts = count_positions(collate([rows[i] for i in order[start : start + batch_size]]))
+        counts = count_positions(collate([rows[i] for i in order[start : start + batch_size]], _FILL))
         real, padded = real + counts[0], padded + counts[1]
     return 1 - real / padded
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from export.errors import UsageError
 from export.runtime.generator import Generator
-from export.runtime.options import check_allowed, check_ranges
-from export.runtime.text import PAD, Tokenizer, by_length, pad, trim
+from export.runtime.options import Options
+from export.runtime.special import Special
+from export.runtime.text import Tokenizer, by_length, ragged
 from export.runtime.trie import Trie
 from lora_ft.labels import label_tokens
 
@@ -65,10 +66,19 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """A transformers model, in the precision it is loaded in."""
+    """A transformers model, in the precision it is loaded in.
+
+    Attributes:
+        special: Its special tokens.
+        own: Generation settings of its checkpoint, which options take precedence over.
+    """
 
     def __init__(self, model: T5ForConditionalGeneration, tokenizer: Tokenizer, source_length: int) -> None:
+        from lora_ft.generation import own_generation
+
         self.model, self.tokenizer, self.source_length = model, tokenizer, source_length
+        own = own_generation(model)
+        self.special, self.own = own.special.closed_by(tokenizer.closing), own.options
 
     def generate(
         self,
@@ -80,34 +90,34 @@ class TorchEngine:
     ) -> list[Answer]:
         import torch
 
-        chosen = {"do_sample": False, "num_beams": 1, **options}
+        from lora_ft.generation import only, torch_options
+
+        chosen = {**self.own, **{name: value for name, value in options.items() if value is not None}}
         if chosen.pop("prompt_lookup", None):
             raise UsageError("prompt lookup is for bundles", "export the model first")
-        check_ranges(chosen)
-        if labels := chosen.pop("labels", ()):
-            check_allowed(label_tokens(labels, self.tokenizer), {**self.model.generation_config.to_dict(), **chosen})
-            chosen["prefix_allowed_tokens_fn"] = allowed_tokens(labels, self.tokenizer, self._end)
-        seed = chosen.pop("seed", None)
+        labels, seed = chosen.pop("labels", ()), chosen.pop("seed", None)
+        known = Options.of(chosen | ({"allowed": label_tokens(labels, self.tokenizer)} if labels else {}))
+        known.check_tokens(self.model.config.vocab_size)
+        settings = torch_options(known)
+        if labels:
+            settings["prefix_allowed_tokens_fn"] = allowed_tokens(labels, self.tokenizer, self.special.end)
         if seed is not None:
             torch.manual_seed(seed)
-        elif chosen["do_sample"]:
+        elif known.do_sample:
             torch.seed()  # torch itself starts every process with the same one
         rows = self.tokenizer.encode(prompts, self.source_length)
         answers: list[Answer] = [Answer("", 0, False)] * len(rows)
         finished = 0
         for batch in by_length(rows, batch_size):
-            ids = torch.from_numpy(pad([rows[i] for i in batch])).to(self.model.device)
-            with torch.inference_mode():
-                out = self.model.generate(input_ids=ids, attention_mask=(ids != PAD).long(), **chosen)
+            given = ragged([rows[i] for i in batch], self.special.pad)
+            ids, mask = (torch.from_numpy(array).to(self.model.device) for array in given)
+            with torch.inference_mode(), only(self.model, self.special):
+                out = self.model.generate(input_ids=ids, attention_mask=mask, **settings)
             for i, tokens in zip(batch, out[:, 1:].cpu().numpy(), strict=True):
-                answers[i] = _answer(trim(tokens, self._end), self.tokenizer, self._end)
+                answers[i] = _answer(self.special.trim(tokens), self.tokenizer, self.special)
             finished += len(batch)
             done(finished)
         return answers
-
-    @property
-    def _end(self) -> int:
-        return int(self.model.config.eos_token_id)
 
 
 class OnnxEngine:
@@ -129,8 +139,7 @@ class OnnxEngine:
         if "labels" in chosen:
             chosen["allowed"] = label_tokens(chosen.pop("labels"), self.tokenizer)
         made = self.generator.answer(prompts, **chosen, adapter=self.adapter, batch_size=batch_size, done=done)
-        end = self.generator.special.end
-        return [_answer(answer.tokens, self.tokenizer, end) for answer in made]
+        return [_answer(answer.tokens, self.tokenizer, self.generator.special) for answer in made]
 
 
 def allowed_tokens(labels: Sequence[str], tokenizer: Tokenizer, end: int) -> Callable[[int, Tensor], list[int]]:
@@ -139,6 +148,6 @@ def allowed_tokens(labels: Sequence[str], tokenizer: Tokenizer, end: int) -> Cal
     return lambda row, tokens: trie.after(tokens[1:].tolist())
 
 
-def _answer(tokens: np.ndarray, tokenizer: Tokenizer, end: int) -> Answer:
-    cut = len(tokens) == 0 or int(tokens[-1]) != end
+def _answer(tokens: np.ndarray, tokenizer: Tokenizer, special: Special) -> Answer:
+    cut = len(tokens) == 0 or int(tokens[-1]) not in special.ends
     return Answer(tokenizer.decode([tokens])[0], len(tokens), cut)

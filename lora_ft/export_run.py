@@ -26,6 +26,7 @@ from lora_ft.bases import find_base, load_model, load_tokenizer
 from lora_ft.card import Facts, bundle_card, facts_of, facts_of_run
 from lora_ft.checkpoint import MERGE, is_scaled, save_checkpoint
 from lora_ft.data import Example
+from lora_ft.generation import own_generation
 from lora_ft.merge import SENTENCES, merge_in_memory
 from lora_ft.progress import Progress, Silent
 from lora_ft.references import codec_of, examples_of, origin_of, references_of, samples_of
@@ -121,7 +122,7 @@ def export(
             triton=triton,
             scaled=is_scaled(model),
             precisions=precisions,
-            samples=samples_of(task, tokenizer, progress),
+            samples=samples_of(task, tokenizer, own_generation(model).special.start, progress),
             choose=judge or take_last,
             overwrite=overwrite,
             progress=progress.stage,
@@ -148,7 +149,7 @@ def _opened(name: str, progress: Progress) -> Iterator[tuple[Path, T5ForConditio
             folder, model = found.folder, load_model(found.folder)
             task = load_task(folder / TASK) if (folder / TASK).is_file() else None
             base, adapter = _merged_from(folder, found.name)
-        yield folder, model, task, origin_of(task, base, adapter)
+        yield folder, model, task, origin_of(task, base, adapter, own_generation(model).options)
 
 
 def _facts(name: str, folder: Path) -> Facts | None:

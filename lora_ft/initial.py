@@ -21,6 +21,7 @@ from export.files import staged_folder
 from export.runtime.text import IGNORED
 from lora_ft.adapters import CONFIG, load_adapter
 from lora_ft.batches import Encoded, LengthSampler, collate
+from lora_ft.generation import own_generation
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -57,8 +58,9 @@ def start_from_rows(adapted: PeftModel, rows: Sequence[Encoded], seed: int, devi
     from peft import initialize_lora_eva_weights
 
     config = adapted.peft_config["default"]
+    start = own_generation(adapted).special.start
     order = list(LengthSampler(rows, _BATCH, seed))[: _BATCH * _BATCHES]
-    batches = [collate([rows[i] for i in order[start : start + _BATCH]]) for start in range(0, len(order), _BATCH)]
+    batches = [collate([rows[i] for i in order[at : at + _BATCH]], start) for at in range(0, len(order), _BATCH)]
     components = _components(adapted.to(device), batches, device, config.eva_config.rho)
     initialize_lora_eva_weights(adapted, eva_state_dict=components)
     config.init_lora_weights, config.eva_config = True, None

@@ -8,6 +8,7 @@ from export.runtime.text import Tokenizer
 from lora_ft.bases import Base, load_tokenizer
 from lora_ft.batches import Encoded, encode
 from lora_ft.data import Example, Splits, load_splits, require, training_examples, with_labels
+from lora_ft.generation import check_generation, generation_notes
 from lora_ft.labels import check_labels
 from lora_ft.progress import Progress
 from lora_ft.row_record import RowRecord
@@ -39,11 +40,14 @@ def gather(task: Task, base: Base, progress: Progress) -> Material:
     """Read a task's rows, the test rows too: a fault in them, or an overlap, is better known before training.
 
     Raises:
-        UsageError, LoraFtError: as of `load_splits`, `check_labels` and `encode`.
+        UsageError, LoraFtError: as of `load_splits`, `check_labels`, `check_generation` and `encode`.
     """
     tokenizer = load_tokenizer(base.folder, task.codec, task.lora.new_tokens)
     task = with_labels(task)
     check_labels(task, tokenizer)
+    check_generation(task, base, tokenizer)
+    for note in generation_notes(base, tokenizer):
+        progress.note(note)
     splits = load_splits(task)
     for warning in splits.warnings:
         progress.note(f"warning: {warning}")

@@ -10,6 +10,7 @@ import numpy as np
 
 from export.bank import LowRank
 from export.errors import LoraFtError, UsageError
+from export.generation import read_generation
 from export.parity import Probe, Reference
 from export.runtime import Generator
 from export.runtime.codec import codec_named
@@ -121,8 +122,11 @@ def member_of(name: str, run: Run, oracle: Oracle, checks: Checks, progress: Pro
     """
     progress.stage(f"reading {name}")
     _check(run)
-    task = run.task
-    tokenizer, origin = oracle.tokenizer.through(codec_named(task.codec)), origin_of(task, oracle.base.name, name)
+    task, own = run.task, read_generation(oracle.base.folder)
+    tokenizer, origin = (
+        oracle.tokenizer.through(codec_named(task.codec)),
+        origin_of(task, oracle.base.name, name, own.options),
+    )
     examples = examples_of(task, checks.split, progress)
     prompts = [example.prompt for example in examples[: checks.rows]] or SENTENCES
 
@@ -137,8 +141,8 @@ def member_of(name: str, run: Run, oracle: Oracle, checks: Checks, progress: Pro
 
     adapter = _low_rank(oracle.adapted(run), run)
     sentences = next(references_of(oracle.adapted(run), tokenizer, SENTENCES, origin, progress))
-    samples = tuple(samples_of(task, tokenizer, progress))
-    return Member(name, adapter, origin, tokenizer, references, Probe.of(sentences), samples, judge,
+    samples = tuple(samples_of(task, tokenizer, own.special.start, progress))
+    return Member(name, adapter, origin, tokenizer, references, Probe.of(sentences, own.special), samples, judge,
                   task.model_dump(mode="json", exclude_none=True))  # fmt: skip
 
 

@@ -13,12 +13,13 @@ import torch
 from export.errors import LoraFtError, UsageError
 from export.files import folder_size, staged_folder, write_json, write_text
 from export.places import making
-from export.runtime.text import Tokenizer, pad
+from export.runtime.text import Tokenizer, ragged
 from lora_ft.adapters import adapter_config, load_adapter, merge_adapter
 from lora_ft.bases import Base, find_base, load_model, load_tokenizer
 from lora_ft.card import checkpoint_card, facts_of_run
 from lora_ft.checkpoint import MERGE, save_checkpoint
 from lora_ft.data import load_splits
+from lora_ft.generation import own_generation
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import CARD, TASK, Run
 from lora_ft.taskfile import save_task
@@ -178,7 +179,7 @@ def _texts(run: Run) -> Sequence[str]:
 @torch.inference_mode()
 def _logits(model: torch.nn.Module, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     """[rows, 8, vocabulary], each row after the same eight tokens."""
-    inputs = torch.from_numpy(pad(ids))
-    mask = torch.from_numpy(pad([[1] * len(row) for row in ids]))
-    start = torch.tensor([[0, *ids[0][:7]]]).repeat(len(ids), 1)
+    special = own_generation(model).special
+    inputs, mask = (torch.from_numpy(array) for array in ragged(ids, special.pad))
+    start = torch.tensor([[special.start, *ids[0][:7]]]).repeat(len(ids), 1)
     return model(input_ids=inputs, attention_mask=mask, decoder_input_ids=start).logits

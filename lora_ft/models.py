@@ -110,7 +110,8 @@ def _open_run(name: str) -> Model:
     merged = merge_in_memory(run)
     task = run.task
     engine = TorchEngine(_placed(merged.model), merged.tokenizer, task.lengths.source)
-    return Model("run", name, engine, Prompt(task.prompt), task.generation_options(), merged.base.notice, task,
+    options = engine.own | task.generation_options()
+    return Model("run", name, engine, Prompt(task.prompt), options, merged.base.notice, task,
                  task.chat_settings())  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def _open_checkpoint(name: str) -> Model:
         name,
         engine,
         Prompt(task.prompt) if task else None,
-        task.generation_options() if task else {"max_new_tokens": MAX_NEW_TOKENS},
+        {"max_new_tokens": MAX_NEW_TOKENS} | engine.own | (task.generation_options() if task else {}),
         base.notice,
         task,
         task.chat_settings() if task else None,

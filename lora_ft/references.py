@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,10 @@ import torch
 from export.bundle import Origin
 from export.errors import LoraFtError, UsageError
 from export.parity import Reference
-from export.runtime.text import PAD, Tokenizer, by_length, pad
+from export.runtime.text import Tokenizer, by_length, ragged
 from export.smooth import Sample
 from lora_ft.data import Example, load_splits
+from lora_ft.generation import only, own_generation
 from lora_ft.merge import SENTENCES
 from lora_ft.models import MAX_NEW_TOKENS, SOURCE_LENGTH
 from lora_ft.progress import Progress
@@ -32,14 +33,16 @@ def codec_of(task: Task | None) -> str:
     return task.codec if task else "none"
 
 
-def origin_of(task: Task | None, base: str, adapter: str) -> Origin:
+def origin_of(task: Task | None, base: str, adapter: str, own: Mapping[str, Any]) -> Origin:
     """What a bundle says of itself and its prompts.
 
     Args:
         task: of the model, if it has one.
         base, adapter: names; an adapter of "" is none.
+        own: Generation settings of the base, which the task's take precedence over.
     """
-    options: dict[str, Any] = task.generation_options() if task else {"max_new_tokens": MAX_NEW_TOKENS}
+    options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS} | dict(own)
+    options |= task.generation_options() if task else {}
     labels = options.pop("labels", ())
     return Origin(
         base=base,
@@ -69,13 +72,13 @@ def references_of(
 ) -> Iterator[Reference]:
     """PyTorch's greedy text and its logits, in float32 on the CPU, a batch at a time."""
     model = model.to("cpu", torch.float32).eval()
+    special = own_generation(model).special
     rows, limit = tokenizer.encode(prompts, origin.source_length), origin.generation["max_new_tokens"]
     progress.stage("comparing with PyTorch", len(rows))
     finished = 0
     for batch in by_length(rows, _BATCH):
-        ids = torch.from_numpy(pad([rows[i] for i in batch]))
-        mask = (ids != PAD).long()
-        with torch.inference_mode():
+        ids, mask = (torch.from_numpy(array) for array in ragged([rows[i] for i in batch], special.pad))
+        with torch.inference_mode(), only(model, special):
             made = model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, num_beams=1
             )
@@ -85,11 +88,17 @@ def references_of(
         progress.advance(finished)
 
 
-def samples_of(task: Task | None, tokenizer: Tokenizer, progress: Progress) -> Iterator[Sample]:
-    """Rows of the task's training split, or the built-in sentences as their own answers, to calibrate with."""
+def samples_of(task: Task | None, tokenizer: Tokenizer, start: int, progress: Progress) -> Iterator[Sample]:
+    """Rows of the task's training split, or the built-in sentences as their own answers, to calibrate with.
+
+    Args:
+        task, tokenizer: of the rows.
+        start: The decoder's first token.
+        progress: told what happens.
+    """
     pairs = [(example.prompt, example.target) for example in examples_of(task, "train", progress)]
     pairs = pairs[:_CALIBRATION_ROWS] or [(sentence, sentence) for sentence in SENTENCES]
     sources = tokenizer.encode([source for source, _ in pairs], task.lengths.source if task else SOURCE_LENGTH)
     targets = tokenizer.encode_targets([target for _, target in pairs], task.lengths.target if task else MAX_NEW_TOKENS)
     for source, target in zip(sources, targets, strict=True):
-        yield Sample(np.array(source), np.array([PAD, *target[:-1]]))
+        yield Sample(np.array(source), np.array([start, *target[:-1]]))

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingArguments
 
-from export.runtime.text import END, Tokenizer
+from export.generation import Generation
+from export.runtime.options import Options
+from export.runtime.text import Tokenizer
 from lora_ft.batches import Encoded, encode
 from lora_ft.data import Example
 from lora_ft.engines import allowed_tokens
+from lora_ft.generation import own_generation, torch_options
 from lora_ft.metrics import measure, score
 from lora_ft.outcome import append_entry
 from lora_ft.plan import Plan
@@ -41,7 +44,7 @@ def equip(
     eval_rows = encode(validation, tokenizer, task.lengths, "validation")
     arguments = _arguments(task, plan, working, bool(eval_rows))
     log = working / LOG
-    labels = task.generation_options().get("labels")
+    own = own_generation(model)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -51,7 +54,8 @@ def equip(
         compiled=plan.compile,
         train_rows=rows,
         eval_rows=eval_rows,
-        generation={"prefix_allowed_tokens_fn": allowed_tokens(labels, tokenizer, END)} if labels else {},
+        special=own.special,
+        generation=_generation(task, own, tokenizer),
         compute_metrics=_scorer(task, tokenizer, eval_rows) if arguments.predict_with_generate else None,
     )
     reporter = Reporter(progress, lambda: trainer.positions, lambda entry: append_entry(log, entry))
@@ -62,6 +66,17 @@ def equip(
     if task.train.early_stopping_patience and eval_rows:
         trainer.add_callback(EarlyStoppingCallback(task.train.early_stopping_patience))
     return trainer, reporter
+
+
+def _generation(task: Task, own: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return how validation rows are answered: as the task's answers are, but never sampled."""
+    options = own.options | task.generation_options() | {"do_sample": False}
+    labels, _ = options.pop("labels", ()), options.pop("seed", None)
+    settings = torch_options(Options.of(options))
+    if labels:
+        end = own.special.closed_by(tokenizer.closing).end
+        settings["prefix_allowed_tokens_fn"] = allowed_tokens(labels, tokenizer, end)
+    return settings
 
 
 def _arguments(task: Task, plan: Plan, working: Path, validated: bool) -> Seq2SeqTrainingArguments:

@@ -127,19 +127,32 @@ class Train(Section):
 
 
 class Generate(Section):
-    """How answers are generated, by the names of transformers' GenerationConfig."""
+    """How answers are generated, by the names of transformers' GenerationConfig.
+
+    A key that is left out is as the base's generation_config.json says, else the default named here. Options of a
+    command take precedence over these.
+    """
 
     max_new_tokens: Annotated[Whole, within("max_new_tokens")] | None = None
     """By default lengths.target (transformers alone would stop after 20 tokens)."""
-    min_new_tokens: Annotated[Whole, within("min_new_tokens")] = 0
-    num_beams: Annotated[Whole, within("num_beams")] = 1
-    length_penalty: Annotated[Real, within("length_penalty")] = 1.0
-    do_sample: bool = False
-    temperature: Annotated[Real, within("temperature")] = 1.0
-    top_k: Annotated[Whole, within("top_k")] = 50
-    top_p: Annotated[Real, within("top_p")] = 1.0
-    no_repeat_ngram_size: Annotated[Whole, within("no_repeat_ngram_size")] = 0
-    repetition_penalty: Annotated[Real, within("repetition_penalty")] = 1.0
+    min_new_tokens: Annotated[Whole, within("min_new_tokens")] | None = None
+    """Default: 0."""
+    num_beams: Annotated[Whole, within("num_beams")] | None = None
+    """Default: 1."""
+    length_penalty: Annotated[Real, within("length_penalty")] | None = None
+    """Default: 1.0."""
+    do_sample: bool | None = None
+    """Default: false."""
+    temperature: Annotated[Real, within("temperature")] | None = None
+    """Default: 1.0."""
+    top_k: Annotated[Whole, within("top_k")] | None = None
+    """Default: 50."""
+    top_p: Annotated[Real, within("top_p")] | None = None
+    """Default: 1.0."""
+    no_repeat_ngram_size: Annotated[Whole, within("no_repeat_ngram_size")] | None = None
+    """Default: 0."""
+    repetition_penalty: Annotated[Real, within("repetition_penalty")] | None = None
+    """Default: 1.0."""
     seed: Seed | None = None
     """Seed of sampling. Without one, every call draws another, and says which; scores are of `evaluate.seed`."""
     constrained: bool = True
@@ -261,13 +274,13 @@ class Task(Section):
     @model_validator(mode="after")
     def _fits_itself(self) -> Task:
         generate = self.generate
-        if generate.min_new_tokens > self.max_new_tokens:
+        if (generate.min_new_tokens or 0) > self.max_new_tokens:
             named = "generate.max_new_tokens" if generate.max_new_tokens else "lengths.target"
             raise ValueError(
                 f"generate.min_new_tokens is {generate.min_new_tokens}, more than {named} = {self.max_new_tokens}; "
                 "lower it"
             )
-        if generate.do_sample and generate.num_beams > 1:
+        if generate.do_sample and (generate.num_beams or 1) > 1:
             raise ValueError("generate.do_sample and generate.num_beams exclude each other; choose sampling or beams")
         return self
 
@@ -343,19 +356,15 @@ class Task(Section):
         return list(dict.fromkeys([*self.evaluate.metrics, *more]))
 
     def generation_options(self) -> dict[str, Any]:
-        """What differs from greedy search, by transformers' names, max_new_tokens, and labels where there are some."""
-        defaults = Generate()
-        changed = {
-            name: value for name, value in self.generate.model_dump().items() if value != getattr(defaults, name)
-        }
-        constrained = changed.pop("constrained", True)
+        """Return what the task itself sets, by transformers' names; max_new_tokens, and labels where there are some."""
+        own = self.generate.model_dump(exclude_none=True)
+        constrained = own.pop("constrained")
         labels = {"labels": self.known_labels if constrained else []} if self.known_labels else {}
-        return changed | labels | {"max_new_tokens": self.max_new_tokens}
+        return own | labels | {"max_new_tokens": self.max_new_tokens}
 
     def scoring_options(self) -> dict[str, Any]:
         """Return the options of answers that are scored: where they are sampled, a score can be had again."""
-        options = self.generation_options()
-        return {"seed": self.evaluate.seed} | options if options.get("do_sample") else options
+        return {"seed": self.evaluate.seed} | self.generation_options()
 
     def chat_settings(self) -> dict[str, Any] | None:
         """What going on with a chat takes besides the prompt, or None where the rows are no chats."""

@@ -19,10 +19,12 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from export.errors import LoraFtError
+from export.runtime.special import Special
 from export.runtime.text import IGNORED
 from lora_ft import checkpoints
 from lora_ft.batches import Encoded, LengthSampler, collate, count_positions
 from lora_ft.claim import Claim
+from lora_ft.generation import only
 from lora_ft.interrupts import Interrupts
 from lora_ft.progress import Progress
 
@@ -64,16 +66,17 @@ class Trainer(Seq2SeqTrainer):
         loraplus_lr_ratio: how many times faster B learns than A (LoRA+), or None for alike.
         bf16: compute the forward pass under bf16 autocast; weights and optimizer stay float32.
         compiled: the model was compiled; evaluation then runs it uncompiled, as compiling once more would cost minutes.
+        special: Special tokens of the model.
         generation: options of `generate` in evaluation.
     """
 
     optimizer: Any  # transformers', set by `create_optimizer`
 
     def __init__(self, *, bf16: bool, compiled: bool, train_rows: Sequence[Encoded], eval_rows: Sequence[Encoded],
-                 args: Any, smoothing: float = 0.0, loraplus_lr_ratio: float | None = None,
+                 args: Any, special: Special, smoothing: float = 0.0, loraplus_lr_ratio: float | None = None,
                  generation: dict[str, Any] | None = None, **options: Any) -> None:  # fmt: skip
         self._bf16, self._compiled, self._loraplus_lr_ratio = bf16, compiled, loraplus_lr_ratio
-        self._generation = generation or {}
+        self.special, self._generation = special, generation or {}
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.sampler = LengthSampler(train_rows, batch, args.seed)
         self.positions = (0, 0)
@@ -81,7 +84,7 @@ class Trainer(Seq2SeqTrainer):
             args=args,
             train_dataset=Rows(train_rows),
             eval_dataset=Rows(eval_rows) if eval_rows else None,
-            data_collator=collate,
+            data_collator=functools.partial(collate, start=special.start),
             compute_loss_func=functools.partial(token_loss, smoothing=smoothing) if smoothing else token_loss,
             **options,
         )
@@ -114,16 +117,8 @@ class Trainer(Seq2SeqTrainer):
 
     def prediction_step(self, *rest: Any, **options: Any) -> Any:
         eager = torch.compiler.set_stance("force_eager") if self._compiled else contextlib.nullcontext()
-        # transformers fills the model's own settings up with its defaults (max_length 20 among them), for good: they
-        # would be saved with a whole model, and warned about with every batch that it generates
-        settings = vars(self.model.generation_config)
-        kept = dict(settings)
-        try:
-            with eager:
-                return super().prediction_step(*rest, **self._generation, **options)
-        finally:
-            settings.clear()
-            settings.update(kept)
+        with eager, only(self.model, self.special):
+            return super().prediction_step(*rest, **self._generation, **options)
 
     def _guard(self, loss: float) -> None:
         """Stop on a loss that says training is broken, instead of averaging it away."""

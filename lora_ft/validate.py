@@ -16,6 +16,7 @@ from lora_ft.bases import Base, find_base, load_tokenizer
 from lora_ft.batches import Encoded, encode
 from lora_ft.chats.summary import ChatSummary
 from lora_ft.data import Example, Splits, load_splits, training_examples, with_labels
+from lora_ft.generation import check_generation, generation_notes
 from lora_ft.guards import seen_in_training
 from lora_ft.label_counts import label_counts, label_warnings
 from lora_ft.labels import check_labels
@@ -104,12 +105,20 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
     lengths = [_measure(f"{name} {side}", texts, tokenizer, limit) for name in SPLITS if splits[name]
                for side, texts, limit in _sides(task, tokenizer.codec, splits[name])]  # fmt: skip
     _try(faults, "labels", task.labels, lambda: check_labels(task, tokenizer))
+    notes = _try(faults, "generate", task.generate.model_dump(exclude_none=True),
+                 lambda: (check_generation(task, base, tokenizer), generation_notes(base, tokenizer))[1])  # fmt: skip
     for name in ("train", "validation"):
         _try(faults, "lengths.target", task.lengths.target,
              lambda name=name: encode(splits[name], tokenizer, task.lengths, name))  # type: ignore[misc]  # fmt: skip
     invalid = _try(faults, "evaluate.json_schema", task.evaluate.json_schema, lambda: _invalid(task, splits))
     counts = label_counts(task, splits)
-    plan, warnings = None, [*_warnings(task, base, splits, lengths), *label_warnings(task, counts), *(invalid or [])]
+    warnings = [
+        *_warnings(task, base, splits, lengths),
+        *label_warnings(task, counts),
+        *(invalid or []),
+        *(notes or []),
+    ]
+    plan = None
     if not faults:
         rows = encode(training_examples(task, splits), tokenizer, task.lengths, "train")
         plan = _try(faults, "lora", task.lora.target_modules, lambda: make_plan(task, base.config, rows))

@@ -63,7 +63,7 @@ def write_layout(
         tokens = bundle.generate_ids(ids, mask, max_new_tokens=limit)
         for answer in answers:
             made = answer(folder, ids, mask, limit)
-            if identical_rows(made, tokens) < len(tokens):
+            if identical_rows(made, tokens, bundle.special) < len(tokens):
                 raise LoraFtError(
                     f"the layout {name} ({answer.__name__}) differs from the bundle; nothing was written",
                     "please report this with the output of `lora-ft doctor`",

@@ -23,9 +23,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from export.generation import read_generation
 from export.graph import BOOL, FLOAT, INT64, Graph, save
 from export.runtime.session import open_session
-from export.runtime.text import END, PAD
+from export.runtime.special import Special
 from export.t5 import T5, KeyValue
 
 NAMES = ("encoder_model", "decoder_model", "decoder_with_past_model", "decoder_model_merged")
@@ -50,7 +51,7 @@ def answer_split(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) ->
         made = session.run(wanted, {**feed, "input_ids": tokens, _MASK: mask})
         return dict(zip(wanted, made, strict=True))
 
-    return _generate(encoder, step, ids, mask, limit)
+    return _generate(encoder, step, ids, mask, limit, _special(folder))
 
 
 def answer_merged(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) -> np.ndarray:
@@ -65,22 +66,26 @@ def answer_merged(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) -
         made = dict(zip(names, merged.run(names, feed | {"use_cache_branch": np.array([bool(past)])}), strict=True))
         return {name: value for name, value in made.items() if not past or ".encoder." not in name}
 
-    return _generate(encoder, step, ids, mask, limit)
+    return _generate(encoder, step, ids, mask, limit, _special(folder))
+
+
+def _special(folder: Path) -> Special:
+    return read_generation(folder).special
 
 
 def _generate(
     encoder: ort.InferenceSession, step: Callable[..., dict[str, np.ndarray]], ids: np.ndarray, mask: np.ndarray,
-    limit: int,
+    limit: int, special: Special,
 ) -> np.ndarray:  # fmt: skip
     (hidden,) = encoder.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
-    tokens, made = np.full((len(ids), 1), PAD), list[np.ndarray]()
+    tokens, made = np.full((len(ids), 1), special.start), list[np.ndarray]()
     past: dict[str, np.ndarray] = {}
     done = np.zeros((len(ids), 1), bool)
     while len(made) < limit and not done.all():
         out = step(tokens, hidden, past)
         past = past | {name.replace("present", _PAST): value for name, value in out.items() if name != "logits"}
-        tokens = np.where(done, PAD, out["logits"][:, -1:].argmax(-1))
-        done = done | (tokens == END)
+        tokens = np.where(done, special.pad, out["logits"][:, -1:].argmax(-1))
+        done = done | special.ended(tokens)
         made.append(tokens)
     return np.concatenate(made, axis=1)
 

@@ -19,7 +19,8 @@ from export.runtime.model import Model
 from export.runtime.options import Options
 from export.runtime.session import choose_provider
 from export.runtime.settings import Settings
-from export.runtime.text import PAD, Tokenizer, by_adapter, pad
+from export.runtime.special import SPECIAL
+from export.runtime.text import Tokenizer, by_adapter, pad, ragged
 
 BATCH_SIZE = 8
 Adapters = str | Sequence[str | None] | None  # of all rows, or of each; None is the base
@@ -58,9 +59,11 @@ class Generator:
         read = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))  # noqa: E731
         config, generation = read("config.json"), read("generation_config.json")
         self.folder, self.manifest = folder, manifest
-        tokens = (generation.pop(f"{name}_token_id") for name in ("decoder_start", "eos", "pad"))
-        self.special = Special(*tokens)
-        self.settings = Settings.of(read("prompt.json"), generation, Tokenizer(folder / "tokenizer.json"))
+        tokenizer = Tokenizer(folder / "tokenizer.json")
+        special = Special.of(generation, config["vocab_size"], str(folder / "generation_config.json"))
+        self.special = special.closed_by(tokenizer.closing)
+        own = {name: value for name, value in generation.items() if name not in SPECIAL}
+        self.settings = Settings.of(read("prompt.json"), own, tokenizer)
         self.tokenizer, self.prompt = self.settings.tokenizer, self.settings.prompt
         self.source_length, self.chat = self.settings.source_length, self.settings.chat
         self.labels, self.defaults = self.settings.labels, self.settings.defaults
@@ -248,8 +251,7 @@ class Generator:
         self, all_rows: Sequence[np.ndarray], names: Sequence[str | None], batch: Sequence[int], options: Options
     ) -> list[Generated]:  # fmt: skip
         rows = [all_rows[i] for i in batch]
-        ids = pad(rows, PAD)
-        mask = (np.arange(ids.shape[1]) < [[len(row)] for row in rows]).astype(np.int64)
+        ids, mask = ragged(rows, self.special.pad)
         source = self.model.encode(ids, mask, self._chosen([names[i] for i in batch]))
         pieces: list[list[Any]] = [[] for _ in range(len(rows) * options.num_return_sequences)]
         for piece in strategy(options)(self.model, source, rows, options, self.special):

@@ -70,7 +70,7 @@ class Options:
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
     forced_bos_token_id: int | None = None
-    forced_eos_token_id: int | None = None
+    forced_eos_token_id: int | tuple[int, ...] | None = None
     allowed: tuple[tuple[int, ...], ...] = ()
     prompt_lookup: bool = False
     output_scores: bool = False
@@ -93,7 +93,7 @@ class Options:
                 f"num_beams is {self.num_beams}",
             )
         banned = {*self.suppress_tokens, *(words[0] for words in self.bad_words_ids if len(words) == 1)}
-        if banned & {self.forced_bos_token_id, self.forced_eos_token_id}:
+        if banned & set(self._forced):
             raise UsageError("a token is both forced and suppressed", "then none is left to choose")
         if any(not words for words in self.bad_words_ids):
             raise UsageError("bad_words_ids has an empty sequence")
@@ -106,26 +106,39 @@ class Options:
             raise UsageError(f"seed is not a whole number (got {self.seed!r})", "Give 0 or more.")
         if min(seeds, default=0) < 0:
             raise UsageError(f"seed {self.seed} is less than 0")
+        for name in ("do_sample", "prompt_lookup", "output_scores"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise UsageError(f"{name} {getattr(self, name)!r} is not true or false")
         for name in ("suppress_tokens", "begin_suppress_tokens"):
-            if not isinstance(getattr(self, name), tuple):
+            if not _are_tokens(getattr(self, name)):
                 raise UsageError(f"{name} {getattr(self, name)!r} is not a list of tokens")
         for name in ("bad_words_ids", "allowed"):
             rows = getattr(self, name)
-            if not isinstance(rows, tuple) or not all(isinstance(row, tuple) for row in rows):
+            if not isinstance(rows, tuple) or not all(map(_are_tokens, rows)):
                 raise UsageError(f"{name} {rows!r} is not a list of lists of tokens")
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            token = getattr(self, name)
+            if token is not None and not _are_tokens((token,)) and not (name == "forced_eos_token_id" and token
+                                                                       and _are_tokens(token)):  # fmt: skip
+                raise UsageError(f"{name} {token!r} is not a token")
 
     def check_tokens(self, vocabulary: int) -> None:
         """Raise UsageError where a token is named that the vocabulary does not have."""
-        forced = [token for token in (self.forced_bos_token_id, self.forced_eos_token_id) if token is not None]
         named = [
             *self.suppress_tokens,
             *self.begin_suppress_tokens,
-            *forced,
+            *self._forced,
             *(t for w in (*self.bad_words_ids, *self.allowed) for t in w),
         ]
         for token in named:
             if not 0 <= token < vocabulary:
                 raise UsageError(f"there is no token {token}", f"tokens are 0 to {vocabulary - 1}")
+
+    @property
+    def _forced(self) -> tuple[int, ...]:
+        """The first and the last token where they are forced."""
+        last = self.forced_eos_token_id if isinstance(self.forced_eos_token_id, tuple) else (self.forced_eos_token_id,)
+        return tuple(token for token in (self.forced_bos_token_id, *last) if token is not None)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Options:
@@ -184,6 +197,13 @@ def check_allowed(allowed: Sequence[Sequence[int]], options: Mapping[str, Any]) 
     for name in _BANS:
         if _frozen(options.get(name)) not in (None, getattr(Options, name)):
             raise UsageError(f"{name} and allowed answers exclude each other", "leave one of them out")
+
+
+def _are_tokens(value: Any) -> bool:
+    """Whether a value is a tuple of whole numbers."""
+    return isinstance(value, tuple) and all(
+        isinstance(token, int | np.integer) and not isinstance(token, bool) for token in value
+    )
 
 
 def _frozen(value: Any) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 
 from export.runtime.bound import Edit
 from export.runtime.options import Options
+from export.runtime.special import Special
 from export.runtime.trie import Trie
 
 # (tokens so far [b, n] with the start token, logits [b, vocabulary], which may be changed) -> logits
@@ -16,24 +17,26 @@ Processor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _NEVER = -np.inf
 
 
-def processors(options: Options, end: int) -> list[Processor]:
+def processors(options: Options, special: Special) -> list[Processor]:
     """Those that the options ask for, in transformers' order."""
     chosen: list[Processor] = []
     if options.repetition_penalty != 1.0:
         chosen.append(repetition_penalty(options.repetition_penalty))
     if options.no_repeat_ngram_size:
         chosen.append(no_repeat_ngram(options.no_repeat_ngram_size))
-    bad_words = [words for words in options.bad_words_ids if words != (end,)]
+    bad_words = [words for words in options.bad_words_ids if words not in [(end,) for end in special.ends]]
     if bad_words:
         chosen.append(no_bad_words(bad_words))
     if options.min_new_tokens:
-        chosen.append(only_while(lambda made: made < options.min_new_tokens, suppress((end,))))
+        chosen.append(only_while(lambda made: made < options.min_new_tokens, suppress(special.ends)))
     if options.allowed:
-        chosen.append(only(Trie(options.allowed, end)))
+        chosen.append(only(Trie(options.allowed, special.end)))
     if options.forced_bos_token_id is not None:
-        chosen.append(only_while(lambda made: made == 0, force(options.forced_bos_token_id)))
+        chosen.append(only_while(lambda made: made == 0, force((options.forced_bos_token_id,))))
     if options.forced_eos_token_id is not None:
-        chosen.append(only_while(lambda made: made == options.max_new_tokens - 1, force(options.forced_eos_token_id)))
+        last = options.forced_eos_token_id
+        tokens = last if isinstance(last, tuple) else (last,)
+        chosen.append(only_while(lambda made: made == options.max_new_tokens - 1, force(tokens)))
     if options.suppress_tokens:
         chosen.append(suppress(options.suppress_tokens))
     if options.begin_suppress_tokens:
@@ -86,12 +89,13 @@ def only(trie: Trie) -> Processor:
     return process
 
 
-def force(token: int) -> Processor:
-    """This token and no other."""
+def force(forced: tuple[int, ...]) -> Processor:
+    """One of these tokens, all alike, and no other."""
+    columns = list(forced)
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
         logits[:] = _NEVER
-        logits[:, token] = 0
+        logits[:, columns] = 0
         return logits
 
     return process

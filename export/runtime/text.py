@@ -15,10 +15,8 @@ import tokenizers
 from export.errors import LoraFtError, UsageError
 from export.runtime.codec import Codec
 
-PAD, END = 0, 1  # <pad> and </s> of every T5; <pad> also starts the decoder
-IGNORED = (
-    -100
-)  # marks label positions that carry no loss; transformers pads predictions with it too (transformers#22634)
+# Marks label positions that carry no loss; transformers pads predictions with it, too (transformers#22634).
+IGNORED = -100
 
 
 class Tokenizer:
@@ -40,6 +38,12 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self.unknown: int | None = self._tokenizer.token_to_id("<unk>")
         self.size: int = self._tokenizer.get_vocab_size()
+
+    @property
+    def closing(self) -> int | None:
+        """The token that closes every text, or None where texts are not closed."""
+        closing = self._tokenizer.encode("").ids
+        return closing[-1] if closing else None
 
     @property
     def rows(self) -> int:
@@ -134,7 +138,7 @@ def whole(text: str) -> str:
     return text
 
 
-def pad(rows: Sequence[Sequence[int] | np.ndarray], value: int = PAD, multiple: int = 1) -> np.ndarray:
+def pad(rows: Sequence[Sequence[int] | np.ndarray], value: int, multiple: int = 1) -> np.ndarray:
     """int64 [len(rows), longest], the length rounded up to a multiple."""
     longest = max(map(len, rows))
     width = -(-longest // multiple) * multiple
@@ -142,6 +146,12 @@ def pad(rows: Sequence[Sequence[int] | np.ndarray], value: int = PAD, multiple: 
     for array, row in zip(out, rows, strict=True):
         array[: len(row)] = row
     return out
+
+
+def ragged(rows: Sequence[Sequence[int] | np.ndarray], fill: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return sources of unlike lengths as one batch: ids filled up with `fill`, and their mask, both int64 [b, s]."""
+    ids = pad(rows, fill)
+    return ids, (np.arange(ids.shape[1]) < [[len(row)] for row in rows]).astype(np.int64)
 
 
 def by_length(rows: Sequence[Sequence[int] | np.ndarray], batch_size: int) -> Iterator[list[int]]:
@@ -167,9 +177,3 @@ def by_adapter(
                 rest += [own[i] for i in batch]
     for batch in by_length([rows[i] for i in rest], batch_size):
         yield [rest[i] for i in batch]
-
-
-def trim(tokens: np.ndarray, end: int) -> np.ndarray:
-    """A row's tokens up to and with its first `end`."""
-    ends = np.flatnonzero(tokens == end)
-    return tokens[: ends[0] + 1] if len(ends) else tokens

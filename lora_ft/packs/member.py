@@ -139,7 +139,10 @@ class Member:
         numbers = self._order[at * self.plan.global_batch : (at + 1) * self.plan.global_batch]
         size = train.per_device_train_batch_size
         rows = self._material.rows
-        batches = [collate([rows[i] for i in numbers[start : start + size]]) for start in range(0, len(numbers), size)]
+        first = trainer.special.start
+        batches = [
+            collate([rows[i] for i in numbers[start : start + size]], first) for start in range(0, len(numbers), size)
+        ]
         for batch in batches:
             counted = count_positions(batch)
             trainer.positions = (trainer.positions[0] + counted[0], trainer.positions[1] + counted[1])

@@ -17,7 +17,7 @@ from export.runtime.codec import codec_named
 from export.runtime.text import Tokenizer
 from export.shelf import Member
 from export.smooth import Sample
-from tests.export.oracle import ORIGIN, PAD, references
+from tests.export.oracle import ORIGIN, PAD, SPECIAL, references
 
 LINEAR = (".q", ".k", ".v", ".o", ".wi", ".wi_0", ".wi_1", ".wo")
 
@@ -67,7 +67,7 @@ def member(name: str, adapter: Adapter, whole: Path, **origin: Any) -> Member:
     tokenizer = Tokenizer(whole / "tokenizer.json", codec_named(origin.pop("codec", "none")))
     return Member(
         name, adapter, replace(ORIGIN, adapter=name, **origin), tokenizer, lambda: references(whole),
-        Probe.of(next(references(whole))), samples(),
+        Probe.of(next(references(whole)), SPECIAL), samples(),
     )  # fmt: skip
 
 

@@ -16,10 +16,13 @@ from transformers.utils import logging
 from export.bundle import Origin
 from export.parity import Reference, Report
 from export.publish import write_bundle
-from export.runtime.text import Tokenizer, pad
+from export.runtime.special import Special
+from export.runtime.text import Tokenizer
+from export.runtime.text import ragged as filled
 from export.smooth import Sample
 
 PAD, END = 0, 1
+SPECIAL = Special(PAD, (END,), PAD)
 ORIGIN = Origin(
     base="tiny",
     adapter="say",
@@ -40,7 +43,7 @@ def torch_model(folder: Path) -> T5ForConditionalGeneration:
 
 def ragged(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of ids padded to one length, and their mask."""
-    return pad(rows), pad([[1] * len(row) for row in rows])
+    return filled(rows, PAD)
 
 
 def torch_greedy(

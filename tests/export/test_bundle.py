@@ -88,21 +88,6 @@ def test_limits_are_the_origins(assembled: Assemble) -> None:
     assert max(len(answer.tokens) for answer in made.answer(TEXTS)) == 3
 
 
-@pytest.mark.parametrize(
-    ("config", "special"),
-    [
-        ({}, (0, 1, 0)),
-        ({"decoder_start_token_id": None, "eos_token_id": None, "pad_token_id": None}, (0, 1, 0)),
-        ({"decoder_start_token_id": 5}, (5, 1, 0)),
-    ],
-)
-def test_special_tokens_are_the_configs(
-    assembled: Assemble, config: dict[str, Any], special: tuple[int, int, int]
-) -> None:
-    made = assembled(config=config).special
-    assert (made.start, made.end, made.pad) == special
-
-
 @pytest.mark.parametrize("lookup", [True, False])
 def test_a_sealed_bundle_can_be_loaded(assembled: Assemble, tmp_path: Path, lookup: bool) -> None:
     made, out = assembled(), tmp_path / "sealed"

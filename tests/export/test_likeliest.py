@@ -19,7 +19,7 @@ def found(logits: np.ndarray, barred: int | None = None, when: bool = True) -> n
     x = g.input("logits", FLOAT, "b", "q", logits.shape[2])
     condition = g.input("when", BOOL)
     likeliest(g, x, logits.shape[2], g.output("token", INT64, "b", "q"),
-              None if barred is None else (barred, condition))  # fmt: skip
+              None if barred is None else ((barred,), condition))  # fmt: skip
     session = open_session(g.model().SerializeToString(), 1)
     return np.asarray(session.run(None, {"logits": logits, "when": np.array(when)})[0])
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.runtime.text import Tokenizer, trim
+from export.runtime.text import Tokenizer
 from lora_ft.export_run import export
 from lora_ft.generate import generate
 from lora_ft.models import open_model
+from tests.export.oracle import SPECIAL
 from tests.tiny import save_tiny_t5
 
 optimum = pytest.importorskip("optimum.onnxruntime", reason="optimum-onnx needs transformers below 4.58")
@@ -27,6 +28,6 @@ def test_the_bundle_answers_as_optimums_export_does(tmp_path: Path) -> None:
         out = theirs.generate(
             input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=16
         )
-        expected.append(tokenizer.decode([trim(out[0, 1:].numpy(), 1)])[0])
+        expected.append(tokenizer.decode([SPECIAL.trim(out[0, 1:].numpy())])[0])
     ours = open_model(str(export(str(base), tmp_path / "bundle").out))
     assert generate(ours, texts, {"max_new_tokens": 16}) == expected

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from export.errors import LoraFtError
-from export.parity import TOLERANCE, Probe, Reference, Report, compare, identical_rows, require
+from export.parity import TOLERANCE, Probe, Reference, Report, answered, compare, identical_rows, require
 from export.runtime import Generator
-from export.runtime.text import trim
-from tests.export.oracle import END, PAD, references
+from tests.export.oracle import END, PAD, SPECIAL, references
 
 PASSING = Report(rows=3, tokens=9, identical_rows=3, largest_difference=1e-5, lookup_rows=3, tolerance=1e-3)
 
@@ -29,7 +28,7 @@ def test_pytorchs_answers_pass(generator: Generator, answers: list[Reference]) -
     report = compare(generator, answers)
     assert report.passed
     assert report.rows == report.identical_rows == sum(len(answer.tokens) for answer in answers)
-    assert report.tokens == sum(int((answer.tokens != PAD).sum()) for answer in answers)
+    assert report.tokens == sum(int(answered(answer.tokens, SPECIAL).sum()) for answer in answers)
     assert 0 < report.largest_difference < 1e-4
     assert report.tolerance == TOLERANCE
     assert report.lookup_rows == report.rows
@@ -65,8 +64,9 @@ def test_a_logit_that_differs_is_seen_in_the_last_batch(generator: Generator, an
 
 
 def test_logits_of_padding_do_not_matter(generator: Generator, answers: list[Reference]) -> None:
-    answer = next(answer for answer in answers if (answer.tokens == PAD).any())
-    logits = answer.logits + 100 * (answer.tokens == PAD)[..., None].astype(np.float32)
+    answer = next(answer for answer in answers if not answered(answer.tokens, SPECIAL).all())
+    noise = np.where(answered(answer.tokens, SPECIAL), 0, 100).astype(np.float32)
+    logits = answer.logits + noise[..., None]
     assert compare(generator, [replace(answer, logits=logits)]).passed
 
 
@@ -140,7 +140,7 @@ def test_an_answer_that_prompt_lookup_changes_is_counted(
 
 @pytest.fixture
 def probe(answers: list[Reference]) -> Probe:
-    return Probe.of(answers[1])
+    return Probe.of(answers[1], SPECIAL)
 
 
 def test_a_probe_keeps_what_is_needed_to_repeat_the_comparison(answers: list[Reference], probe: Probe) -> None:
@@ -151,15 +151,15 @@ def test_a_probe_keeps_what_is_needed_to_repeat_the_comparison(answers: list[Ref
     assert len(probe.sources) == len(probe.tokens) == len(probe.log_probs) == len(answer.tokens)
     for i, (source, tokens, scores) in enumerate(zip(probe.sources, probe.tokens, probe.log_probs, strict=True)):
         assert source == answer.input_ids[i, answer.attention_mask[i] > 0].tolist()
-        assert tokens == trim(answer.tokens[i], END).tolist()
+        assert tokens == SPECIAL.trim(answer.tokens[i]).tolist()
         np.testing.assert_allclose(scores, log_probs[i, np.arange(len(tokens)), tokens], atol=1e-5)
 
 
 def test_a_probe_keeps_answers_with_padding_inside(generator: Generator, answers: list[Reference]) -> None:
     """A model may choose that token like any other."""
-    answer = next(answer for answer in answers if any(PAD in trim(row, END)[:-1] for row in answer.tokens))
-    probe = Probe.of(answer)
-    assert probe.tokens == [trim(row, END).tolist() for row in answer.tokens]
+    answer = next(answer for answer in answers if any(PAD in SPECIAL.trim(row)[:-1] for row in answer.tokens))
+    probe = Probe.of(answer, SPECIAL)
+    assert probe.tokens == [SPECIAL.trim(row).tolist() for row in answer.tokens]
     assert probe.check(generator).passed
 
 
@@ -200,13 +200,14 @@ def test_a_probe_sees_a_probability_that_differs(generator: Generator, probe: Pr
     [
         ([[5, 1, 0], [7, 8, 1]], [[5, 1, 0], [7, 8, 1]], 2),
         ([[5, 1, 0], [7, 8, 1]], [[5, 1], [7, 8]], 1),
-        ([[5, 1], [7, 1]], [[5, 1, 0, 0], [7, 1, 0, 2]], 1),
+        ([[5, 1], [7, 1]], [[5, 1, 0, 0], [7, 1, 0, 2]], 2),
         ([[5, 1]], [[6, 1]], 0),
         (np.empty((2, 0)), [[0, 0], [0, 3]], 1),
     ],
 )
 def test_rows_are_identical_whatever_their_padding(a: Any, b: Any, count: int) -> None:
-    assert identical_rows(np.array(a), np.array(b)) == identical_rows(np.array(b), np.array(a)) == count
+    assert identical_rows(np.array(a), np.array(b), SPECIAL) == count
+    assert identical_rows(np.array(b), np.array(a), SPECIAL) == count
 
 
 @pytest.mark.parametrize(

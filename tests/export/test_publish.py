@@ -27,7 +27,7 @@ from export.runtime.text import Tokenizer
 from export.smooth import Sample
 from export.t5 import T5
 from tests.export.family import CONFIGS, save_member
-from tests.export.oracle import ORIGIN, TEXTS, entries, make_bundle, redraw, references, torch_model
+from tests.export.oracle import ORIGIN, SPECIAL, TEXTS, entries, make_bundle, redraw, references, torch_model
 from tests.tiny import save_tiny_t5
 
 WHOLE = {*FILES, "manifest.json"}
@@ -349,7 +349,7 @@ def test_the_probe_travels_with_the_bundle(
 ) -> None:
     publish(precisions=[FP32])
     kept, generator = Probe.read(tmp_path / "out" / "probe.json"), Generator.load(tmp_path / "out", threads=1)
-    assert kept == Probe.of(answers[1])
+    assert kept == Probe.of(answers[1], SPECIAL)
     found = kept.check(generator)
     assert found.passed and found.rows == len(answers[1].tokens)
     assert manifest_of(tmp_path / "out")["probe"] == found.as_dict()

@@ -22,7 +22,7 @@ def session() -> ort.InferenceSession:
     g = Graph("draw")
     logits, turn = g.input("logits", FLOAT, "b", 1, VOCABULARY), g.input("turn", INT64)
     early, token = g.input("early", BOOL), g.output("token", INT64, "b", 1)
-    g.op("Identity", choose(g, logits, VOCABULARY, (BARRED, early), Sampling.inputs(g), turn), output=token)
+    g.op("Identity", choose(g, logits, VOCABULARY, ((BARRED,), early), Sampling.inputs(g), turn), output=token)
     return open_session(g.model().SerializeToString(), 1)
 
 

@@ -83,7 +83,7 @@ def test_rows_of_long_targets_are_dropped(tokenizer: Tokenizer) -> None:
 
 
 def test_a_batch_is_padded_to_multiples_of_eight_and_masked() -> None:
-    batch = collate([row(9, 3), row(4, 8)])
+    batch = collate([row(9, 3), row(4, 8)], 0)
     assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {
         "input_ids": (2, 16), "attention_mask": (2, 16), "labels": (2, 8), "decoder_input_ids": (2, 8),
     }  # fmt: skip
@@ -97,13 +97,13 @@ def test_a_batch_is_padded_to_multiples_of_eight_and_masked() -> None:
 @given(lengths=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=6))
 def test_decoder_inputs_are_those_that_t5_makes_of_the_labels(lengths: list[tuple[int, int]]) -> None:
     model = T5ForConditionalGeneration(T5Config(**CONFIG | {"num_layers": 1, "num_decoder_layers": 1}))
-    batch = collate([row(*pair) for pair in lengths])
+    batch = collate([row(*pair) for pair in lengths], 0)
     assert torch.equal(batch["decoder_input_ids"], model._shift_right(batch["labels"]))
     assert torch.equal(batch["decoder_input_ids"], model.prepare_decoder_input_ids_from_labels(batch["labels"]))
 
 
 def test_positions_are_counted_on_both_sides() -> None:
-    assert count_positions(collate([row(9, 3), row(4, 8)])) == (9 + 4 + 3 + 8, 2 * 16 + 2 * 8)
+    assert count_positions(collate([row(9, 3), row(4, 8)], 0)) == (9 + 4 + 3 + 8, 2 * 16 + 2 * 8)
 
 
 ROWS = st.lists(st.builds(row, st.integers(1, 90), st.integers(1, 20)), min_size=1, max_size=60)
@@ -170,7 +170,7 @@ def test_several_processes_see_the_global_batches_of_one(processes: int) -> None
 def test_the_order_by_length_pads_far_less_than_chance() -> None:
     rows = mixed(400)
     order = random.Random(1).sample(range(400), 400)
-    counts = [count_positions(collate([rows[i] for i in order[start : start + 8]])) for start in range(0, 400, 8)]
+    counts = [count_positions(collate([rows[i] for i in order[start : start + 8]], 0)) for start in range(0, 400, 8)]
     by_chance = 1 - sum(real for real, _ in counts) / sum(everything for _, everything in counts)
     share = padding_share(rows, 8, 8, seed=0)
     assert 0 < share < by_chance / 3

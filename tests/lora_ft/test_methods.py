@@ -126,7 +126,7 @@ def validation_loss(model: torch.nn.Module, task: Task) -> float:
     from lora_ft.data import load_splits
 
     tokenizer = load_tokenizer(Path(task.base), new_tokens=task.lora.new_tokens)
-    batch = collate(encode(load_splits(task).validation, tokenizer, task.lengths, "validation"))
+    batch = collate(encode(load_splits(task).validation, tokenizer, task.lengths, "validation"), 0)
     labels = batch.pop("labels")
     return float(training.token_loss(model(**batch), labels))
 
@@ -218,7 +218,7 @@ def test_eva_finds_what_pefts_own_search_finds(tiny_base: Path) -> None:
             for i in range(24)]  # fmt: skip
     lora = Lora.model_validate({"r": 2, "lora_alpha": 4, "target_modules": "all-linear", "init_lora_weights": "eva"})
     adapted = add_adapter(load_model(tiny_base), lora)
-    batch = collate(rows)
+    batch = collate(rows, 0)
     ours = initial._components(adapted, [batch], "cpu", 2.0)
 
     def real(states: Any, batch: dict[str, torch.Tensor], name: str) -> torch.Tensor:

@@ -284,10 +284,12 @@ def test_target_modules_are_a_list_of_names_or_all_linear(
     assert load_task(make_task(lora={"target_modules": given_})).lora.target_modules == read
 
 
-def test_generation_options_hold_what_differs_from_greedy_search_and_the_length(make_task: MakeTask) -> None:
+def test_generation_options_hold_what_the_task_sets_and_the_length(make_task: MakeTask) -> None:
     assert load_task(make_task()).generation_options() == {"max_new_tokens": 24}
     beams = make_task(generate={"num_beams": 4, "length_penalty": 0.8, "top_k": 50, "do_sample": False})
-    assert load_task(beams).generation_options() == {"max_new_tokens": 24, "num_beams": 4, "length_penalty": 0.8}
+    # also what is the default: the base may say otherwise
+    own = {"num_beams": 4, "length_penalty": 0.8, "top_k": 50, "do_sample": False}
+    assert load_task(beams).generation_options() == {"max_new_tokens": 24, **own}
     assert load_task(make_task(generate={"max_new_tokens": 5})).generation_options() == {"max_new_tokens": 5}
 
 
@@ -336,7 +338,8 @@ def test_a_saved_task_has_every_default_filled_in(make_task: MakeTask, tmp_path:
     content = yaml.safe_load((tmp_path / "saved.yaml").read_text(encoding="utf-8"))
     assert set(content) == set(Task.model_fields) - {"labels"}  # without any, a task has none
     assert content["lora"]["target_modules"] == ["q", "v"] and content["train"]["lr_scheduler_type"] == "linear"
-    assert content["generate"]["num_beams"] == 1 and content["evaluate"]["use_stemmer"] is True
+    assert content["generate"] == {"constrained": True}  # the rest is as the base says
+    assert content["evaluate"]["use_stemmer"] is True
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}"), max_size=30)

@@ -96,7 +96,7 @@ def test_answers_of_the_validation_are_not_cut_at_twenty_tokens(make_task: MakeT
     original = T5ForConditionalGeneration.generate
 
     def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
-        lengths.append(self.generation_config.max_new_tokens)
+        lengths.append(kwargs["max_new_tokens"])
         return original(self, *args, **kwargs)
 
     patch = pytest.MonkeyPatch()

@@ -13,7 +13,6 @@ from export.runtime.decoding.piece import Piece, Special
 from export.runtime.model import Model, Source
 from export.runtime.options import Options
 from export.runtime.processors import editing, processors
-from export.runtime.text import trim
 
 _WORST = np.float32(-1e9)
 
@@ -23,7 +22,8 @@ def search(
 ) -> Iterator[Piece]:
     """The best of the answers that `num_beams` beams find, `num_return_sequences` of them for each source."""
     beams = options.num_beams
-    edits = processors(options, special.end)
+    edits = processors(options, special)
+    kept = (1 + len(special.ends)) * beams  # so many that as many as there are beams go on, whatever ends
     numbers = np.arange(source.rows)
     cache = model.cache(source.rows * beams)
     running = np.full((source.rows, beams, 1), special.start)
@@ -33,18 +33,18 @@ def search(
     while True:
         made = running.shape[2] - 1
         said = running.reshape(-1, made + 1)
-        log_probs, tokens = model.likeliest(source, cache, said[:, -1:], 2 * beams, after=editing(edits, said))
+        log_probs, tokens = model.likeliest(source, cache, said[:, -1:], kept, after=editing(edits, said))
         total = log_probs.reshape(len(numbers), -1) + np.repeat(scores, log_probs.shape[1], axis=1)
-        best = _top(total, 2 * beams)
+        best = _top(total, kept)
         total = _of(total, best)
         parent, token = best // log_probs.shape[1], _of(tokens.reshape(len(numbers), -1), best)
-        ended = (token == special.end) | (made + 1 == options.max_new_tokens)
+        ended = special.ended(token) | (made + 1 == options.max_new_tokens)
         if ended.any():
             extended = np.concatenate([_of(running, parent), token[..., None]], axis=2)
             open_total = total + ended * _WORST
-            kept = _top(open_total, beams)
+            going_on = _top(open_total, beams)
             finished.add(extended, total, ended)
-            running, scores, parent = _of(extended, kept), _of(open_total, kept), _of(parent, kept)
+            running, scores, parent = (_of(one, going_on) for one in (extended, open_total, parent))
         else:  # the best of them go on
             parent, scores = parent[:, :beams], total[:, :beams]
             running = np.concatenate([_of(running, parent), token[:, :beams, None]], axis=2)
@@ -54,7 +54,7 @@ def search(
             for row in np.flatnonzero(~going):
                 for rank in range(options.num_return_sequences):
                     answer = int(numbers[row]) * options.num_return_sequences + rank
-                    whole = trim(finished.tokens[row, rank, 1:], special.end)
+                    whole = special.trim(finished.tokens[row, rank, 1:])
                     yield Piece(answer, whole, finished.scores[row, rank, None])
             rows = np.flatnonzero(going)
             if not len(rows):
@@ -86,7 +86,7 @@ class _Finished:
         return _Finished(self._options, self.tokens[rows], self.scores[rows], self._real[rows], self._hope[rows])
 
     def add(self, extended: np.ndarray, total: np.ndarray, ended: np.ndarray) -> None:
-        """Take in those that just ended [b, 2*beams] among the first `num_beams`."""
+        """Take in those that just ended [b, candidates] among the first `num_beams`."""
         beams, made = self._options.num_beams, extended.shape[2] - 1
         just = ended & (np.arange(ended.shape[1]) < beams)
         if not just.any():

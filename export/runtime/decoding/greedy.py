@@ -9,7 +9,6 @@ import numpy as np
 from export.runtime.decoding.piece import Piece, Special
 from export.runtime.model import Model, Source
 from export.runtime.options import Options
-from export.runtime.text import trim
 
 _CHUNK = 16  # steps between looks at which rows have ended
 
@@ -28,10 +27,10 @@ def search(
         while not done.all() and len(steps) < _CHUNK and made < options.max_new_tokens:
             tokens = model.step(source, cache, tokens, early=made < options.min_new_tokens)
             steps.append(tokens)
-            done |= tokens[:, 0] == special.end
+            done |= special.ended(tokens[:, 0])
             made += 1
         for row, new in zip(rows, np.concatenate(steps, axis=1), strict=True):
-            yield Piece(int(row), trim(new, special.end))
+            yield Piece(int(row), special.trim(new))
         going = np.flatnonzero(~done)
         if 0 < len(going) < len(rows):
             rows, tokens, source = rows[going], tokens[going], model.select_source(source, going)

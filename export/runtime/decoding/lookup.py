@@ -19,7 +19,6 @@ from export.runtime.decoding.pace import LONGEST, Pace
 from export.runtime.decoding.piece import Piece, Special
 from export.runtime.model import Model, Source
 from export.runtime.options import Options
-from export.runtime.text import trim
 
 _NGRAM = 3  # most tokens that are looked for
 _PACES: WeakKeyDictionary[Model, Pace] = WeakKeyDictionary()
@@ -60,13 +59,13 @@ def search(
                     draft = drafts[row.number][: width - 1]
                     agreed[i] = _agreeing(draft, best[i])
                     pace.accepted(row.found, int(agreed[i]), len(draft))
-                    new = trim(best[i, : agreed[i] + 1], special.end)
+                    new = special.trim(best[i, : agreed[i] + 1])
                     row.extend(new.tolist())
                     yield Piece(row.number, new)
             pace.gave(len(rows), seconds, len(going), int(agreed.sum()) + len(rows))
             cache.forget(width - 1 - agreed)
         for row in going:
-            row.going = row.last != special.end and row.made < options.max_new_tokens
+            row.going = row.last not in special.ends and row.made < options.max_new_tokens
         going = [row for row in going if row.going]
         if going and 4 * len(going) <= 3 * len(rows):  # leaving copies all that stay
             chosen = np.array([i for i, row in enumerate(rows) if row.going])

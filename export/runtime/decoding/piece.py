@@ -6,14 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from export.runtime.special import Special
 
-@dataclass(frozen=True)
-class Special:
-    """Tokens that have a meaning of their own: the decoder's first one, the last one, and what fills up."""
-
-    start: int
-    end: int
-    pad: int
+__all__ = ["Piece", "Special"]
 
 
 @dataclass(frozen=True)

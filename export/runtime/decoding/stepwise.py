@@ -20,7 +20,7 @@ def search(
     """Tokens as the options choose them; a source leaves the batch when all its answers have ended."""
     copies = options.num_return_sequences
     rng = np.random.default_rng(options.seed)
-    edits = processors(options, special.end)
+    edits = processors(options, special)
     answers = np.arange(source.rows * copies)
     cache = model.cache(len(answers))
     tokens = np.full((len(answers), options.max_new_tokens + 1), special.pad)
@@ -31,7 +31,7 @@ def search(
         for i, answer in numbers:
             yield Piece(answer, chosen[i : i + 1], scores[i : i + 1] if options.output_scores else None)
         tokens[:, made] = chosen
-        ended = chosen == special.end
+        ended = special.ended(chosen)
         if not ended.any():
             continue
         going = going & ~ended

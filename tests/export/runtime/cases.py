@@ -15,8 +15,7 @@ from transformers import T5ForConditionalGeneration
 
 from export.runtime import Generator
 from export.runtime.generator import Generated
-from export.runtime.text import trim
-from tests.export.oracle import END, PAD, make_bundle, ragged, redraw, torch_model
+from tests.export.oracle import END, PAD, SPECIAL, make_bundle, ragged, redraw, torch_model
 from tests.tiny import save_tiny_t5
 
 LETTERS = [*string.ascii_letters, *string.digits]
@@ -68,7 +67,7 @@ class Pair:
 
 def answers(sequences: torch.Tensor) -> list[list[int]]:
     """Rows of transformers' sequences without the start token, up to </s>: it pads with 0 or with another </s>."""
-    return [trim(row[1:], END).tolist() for row in sequences.numpy()]
+    return [SPECIAL.trim(row[1:]).tolist() for row in sequences.numpy()]
 
 
 def words(seed: int, count: int = 8, longest: int = 28) -> list[str]:

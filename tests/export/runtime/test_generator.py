@@ -23,7 +23,7 @@ from tests.tiny import CONFIG
 
 LIMIT = 24
 MANY = [*TEXTS, "", "a", *(f"say: {'word ' * (i * 7 % 11)}{i}" for i in range(13))]
-SAMPLED = {"do_sample": True, "top_k": 8}
+SAMPLED = {"do_sample": True, "top_k": 8, "seed": 0}
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"prompt_lookup": False},
     "lookup": {"prompt_lookup": True},

@@ -38,9 +38,11 @@ from export.runtime.processors import (
     softmax,
     suppress,
 )
+from export.runtime.special import Special
 from export.runtime.trie import Trie
 
 START, END = 0, 1
+SPECIAL = Special(START, (END,), 0)
 VOCABULARY = 7  # few, so that tokens and sequences of them repeat
 TOKEN = st.integers(2, VOCABULARY - 1)
 Step = tuple[np.ndarray, np.ndarray]
@@ -115,7 +117,7 @@ def test_allowed_answers_are_transformers(at: Step, allowed: list[list[int]]) ->
 @given(at=steps(), token=st.integers(0, VOCABULARY - 1))
 def test_a_forced_token_is_transformers(at: Step, token: int) -> None:
     made = at[0].shape[1]
-    assert_same(force(token), ForcedEOSTokenLogitsProcessor(made + 1, token), at)
+    assert_same(force((token,)), ForcedEOSTokenLogitsProcessor(made + 1, token), at)
 
 
 @given(at=steps(), count=st.integers(0, 12))
@@ -127,7 +129,7 @@ def test_a_condition_is_on_how_many_tokens_are_made(at: Step, count: int) -> Non
         return made == count
 
     tokens, logits = at
-    made = only_while(condition, force(3))(tokens, logits.copy())
+    made = only_while(condition, force((3,)))(tokens, logits.copy())
     assert told == [tokens.shape[1] - 1]
     assert np.array_equal(made, logits) == (told != [count])
 
@@ -189,7 +191,7 @@ CHOSEN: dict[str, tuple[dict[str, Any], Callable[[int], list[LogitsProcessor]]]]
 @given(at=steps(), limit=st.integers(6, 14))
 def test_options_choose_what_transformers_would(name: str, at: Step, limit: int) -> None:
     values, theirs = CHOSEN[name]
-    ours = processors(Options.of({"max_new_tokens": limit, **values}), END)
+    ours = processors(Options.of({"max_new_tokens": limit, **values}), SPECIAL)
     assert len(ours) == len(theirs(limit))
     assert_same(ours, LogitsProcessorList(theirs(limit)), at)
 

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from export.errors import LoraFtError
 from export.runtime.codec import codec_named
-from export.runtime.text import IGNORED, PAD, Tokenizer, by_length, pad, trim
+from export.runtime.text import IGNORED, Tokenizer, by_length, pad
 from tests.tiny import tiny_tokenizer
 
-END, UNKNOWN = 1, 2
+PAD, END, UNKNOWN = 0, 1, 2
 KNOWN = st.text(string.ascii_letters + string.digits, min_size=1)
 ROWS = st.lists(st.lists(st.integers(0, 70), max_size=12), min_size=1, max_size=20)
 
@@ -205,13 +205,3 @@ def test_batches_hold_each_row_once_the_longest_first(rows: list[list[int]], siz
 
 def test_rows_of_one_length_keep_their_order() -> None:
     assert list(by_length([[1], [2, 2], [3], [4, 4]], 3)) == [[1, 3, 0], [2]]
-
-
-@given(before=st.lists(st.integers(2, 70)), after=st.lists(st.integers(0, 70)))
-def test_trimming_ends_with_the_first_end(before: list[int], after: list[int]) -> None:
-    assert trim(np.array([*before, END, *after]), END).tolist() == [*before, END]
-
-
-@given(tokens=st.lists(st.integers(2, 70)))
-def test_trimming_keeps_a_row_without_an_end(tokens: list[int]) -> None:
-    assert trim(np.array(tokens, np.int64), END).tolist() == tokens

@@ -13,7 +13,7 @@ from lora_ft.packs.joint import Share, group, join
 
 
 def share(adapter: int, rows: int, source: int, target: int) -> Share:
-    return Share(adapter, collate([Encoded([5] * (source - i % 2), [6] * target) for i in range(rows)]))
+    return Share(adapter, collate([Encoded([5] * (source - i % 2), [6] * target) for i in range(rows)], 0))
 
 
 def cost(passes: list[list[Share]]) -> int:

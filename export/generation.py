@@ -1,0 +1,107 @@
+"""Generation settings of a checkpoint: what its generation_config.json, or else its config.json, asks for.
+
+Settings take precedence in this order: command line or call, task, checkpoint, defaults of `Options`. As in
+transformers, settings in config.json count only where there is no generation_config.json; token ids are taken from
+either. A setting that the runtime does not have is refused by name, because answers would silently differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.errors import UsageError
+from export.files import read_json
+from export.runtime.options import Options, check_ranges
+from export.runtime.special import SPECIAL, Special
+
+FILE = "generation_config.json"
+_SUPPORTED = (
+    "max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "early_stopping", "do_sample", "temperature",
+    "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens",
+    "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
+)  # fmt: skip
+_LENGTHS = ("max_length", "min_length")  # of the decoder's tokens, its start included
+# Settings that change answers and that the runtime lacks, with the values at which they do nothing.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "num_return_sequences": (1,), "num_beam_groups": (1,), "diversity_penalty": (0,), "penalty_alpha": (0,),
+    "encoder_no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1,), "typical_p": (1,), "min_p": (0,),
+    "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_h": (0, 1), "guidance_scale": (1,), "constraints": (),
+    "exponential_decay_length_penalty": (), "force_words_ids": (), "forced_decoder_ids": (), "sequence_bias": (),
+    "renormalize_logits": (), "remove_invalid_values": (), "watermarking_config": (), "stop_strings": (),
+    "max_time": (), "dola_layers": (), "token_healing": (), "custom_generate": (),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a checkpoint generates when nothing else is asked for.
+
+    Attributes:
+        special: Its special tokens.
+        options: Its settings by the names of `Options`; only what it sets itself.
+    """
+
+    special: Special
+    options: dict[str, Any]
+
+
+def read_generation(folder: Path) -> Generation:
+    """Return the special tokens and generation settings of a checkpoint folder.
+
+    Raises:
+        UsageError: A setting is not supported or out of range, or an id is not in the vocabulary.
+    """
+    config = read_json(folder / "config.json")
+    path = folder / FILE
+    own = read_json(path) if path.is_file() else config
+    where = path if path.is_file() else folder / "config.json"
+    if not isinstance(own, dict) or not isinstance(config, dict):
+        raise UsageError(f"{where} is not a JSON object", "Copy it again from the original base.")
+    return generation_of(own, config, str(where))
+
+
+def generation_of(own: Mapping[str, Any], config: Mapping[str, Any], where: str) -> Generation:
+    """As `read_generation`, from the contents of the files.
+
+    Args:
+        own: Content of generation_config.json, or of config.json where there is none.
+        config: Content of config.json, for ids that `own` lacks and the size of the vocabulary.
+        where: File of `own`, for errors.
+    """
+    ids = {name: config.get(name) if own.get(name) is None else own[name] for name in SPECIAL}
+    vocabulary = config.get("vocab_size")
+    if type(vocabulary) is not int or vocabulary < 1:
+        raise UsageError(f"{where}: vocab_size of the model is not a size (got {vocabulary!r})")
+    special = Special.of(ids, vocabulary, where)
+    for name, neutral in _UNSUPPORTED.items():
+        value = own.get(name)
+        if value not in (None, False, [], {}, "") and not any(value == one for one in neutral):
+            raise UsageError(
+                f"{where}: {name} is not supported (got {value!r})", f"Remove it, or set it to {(*neutral, None)[0]!r}."
+            )
+    options = {name: own[name] for name in _SUPPORTED if own.get(name) is not None}
+    for name, value in (("max_new_tokens", own.get("max_length")), ("min_new_tokens", own.get("min_length"))):
+        if value is None:
+            continue
+        if type(value) is not int:
+            raise UsageError(f"{where}: {name.replace('new_tokens', 'length')} is not a whole number (got {value!r})")
+        if name == "min_new_tokens" or value > 1:
+            options.setdefault(name, max(0, value - 1))
+    _check(options, vocabulary, where)
+    return Generation(special, options)
+
+
+def _check(options: Mapping[str, Any], vocabulary: int, where: str) -> None:
+    """Raise UsageError, naming the file, where `Options` refuses a setting.
+
+    Whether the least tokens fit below the most is asked later, when the task's own limit is known.
+    """
+    try:
+        check_ranges(options)
+        shared = {name: value for name, value in options.items() if name != "min_new_tokens"}
+        Options.of(shared).check_tokens(vocabulary)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.message}", error.remedy or "Correct it there.") from error

@@ -1,0 +1,100 @@
+"""How a model in PyTorch generates: its checkpoint's settings, a task's, and what is asked for, in one order.
+
+What is asked for takes precedence over the task, the task over the checkpoint (`export.generation`), and that over the
+defaults of `Options`. transformers would mix its own defaults in and keep them; `only` prevents both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from export.errors import UsageError
+from export.generation import Generation, generation_of, read_generation
+from export.runtime.options import Options
+from export.runtime.special import Special
+from export.runtime.text import Tokenizer
+from lora_ft.bases import Base
+from lora_ft.labels import label_tokens
+
+if TYPE_CHECKING:
+    from lora_ft.task import Task
+
+_OURS = ("seed", "allowed", "prompt_lookup", "output_scores")  # options that `generate` has not, or not so
+_OF_SAMPLES = ("temperature", "top_k", "top_p")  # transformers warns of them where nothing is sampled
+
+
+def own_generation(model: Any) -> Generation:
+    """Return the special tokens and the settings of a loaded model, with or without an adapter.
+
+    Raises:
+        UsageError: A setting is not supported.
+    """
+    inner = _inner(model)
+    config = inner.config.to_dict()
+    return generation_of(inner.generation_config.to_diff_dict(), config, "the checkpoint's generation settings")
+
+
+@contextlib.contextmanager
+def only(model: Any, special: Special) -> Iterator[None]:
+    """Within it, the model's `generate` knows its special tokens and what the call says, and nothing else."""
+    from transformers import GenerationConfig
+
+    inner = _inner(model)
+    kept = inner.generation_config
+    inner.generation_config = GenerationConfig(**special.as_config())
+    try:
+        yield
+    finally:
+        inner.generation_config = kept
+
+
+def check_generation(task: Task, base: Base, tokenizer: Tokenizer) -> None:
+    """Raise UsageError where the answers of a task cannot be generated as its base and the task say together.
+
+    To be called before training: the base's settings are not supported, the base's and the task's exclude each other,
+    or labels could not be answered with.
+    """
+    generation = read_generation(base.folder)
+    options = {**generation.options, **task.generation_options()}
+    labels = options.pop("labels", ())
+    try:
+        chosen = Options.of(options | ({"allowed": label_tokens(labels, tokenizer)} if labels else {}))
+        chosen.check_tokens(base.config["vocab_size"])
+    except UsageError as error:
+        own = ", ".join(f"{name} = {value}" for name, value in generation.options.items())
+        where = f"; the base {base.name} sets {own}" if own else ""
+        raise UsageError(f"{error.message}{where}", error.remedy or "Set it in the task's `generate`.") from error
+
+
+def generation_notes(base: Base, tokenizer: Tokenizer) -> list[str]:
+    """Return what to say of a base's own settings: which it has, and whether its texts end as its answers do."""
+    generation = read_generation(base.folder)
+    notes = []
+    if generation.options:
+        own = ", ".join(f"{name} = {value}" for name, value in generation.options.items())
+        notes.append(f"the base generates with {own}, unless the task's `generate` says otherwise")
+    if tokenizer.closing not in generation.special.ends:
+        notes.append(
+            f"the tokenizer closes texts with token {tokenizer.closing}, and eos_token_id of the base is "
+            f"{', '.join(map(str, generation.special.ends))}; answers will not end where targets do"
+        )
+    return notes
+
+
+def torch_options(options: Options) -> dict[str, Any]:
+    """Return options as transformers' `generate` takes them within `only`; seed and labels are the caller's."""
+    settings = {
+        name: [list(words) for words in value] if name == "bad_words_ids" else list(value) if type(value) is tuple
+        else value
+        for name, value in vars(options).items() if name not in _OURS and value not in (None, ())
+    }  # fmt: skip
+    if not options.min_new_tokens:
+        del settings["min_new_tokens"]
+    return settings if options.do_sample else {name: settings[name] for name in settings if name not in _OF_SAMPLES}
+
+
+def _inner(model: Any) -> Any:
+    """The transformers model below an adapter."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,177 @@
+"""A checkpoint's own generation settings and token ids are those of PyTorch, of its bundle and of training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from export.errors import UsageError
+from export.generation import read_generation
+from export.runtime import Generator
+from export.runtime.special import Special
+from lora_ft.bases import find_base, load_model
+from lora_ft.export_run import export
+from lora_ft.generate import generate
+from lora_ft.models import open_model
+from lora_ft.taskfile import load_task
+from lora_ft.train import train
+from lora_ft.validate import validate
+from tests.export.oracle import redraw, torch_model
+from tests.tiny import save_tiny_t5
+
+T5 = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+TEXTS = ["say: a", "hello there", "some words, and then some more of them", "X", ""]
+CASES: dict[str, dict[str, Any]] = {
+    "min_length": {**T5, "min_length": 9, "max_length": 14},
+    "several ends": {**T5, "eos_token_id": [1, 5, 30, 41], "max_new_tokens": 12},
+    "several ends and beams": {**T5, "eos_token_id": [1, 5, 30, 41], "num_beams": 3, "max_new_tokens": 12},
+    "other ids": {"decoder_start_token_id": 3, "eos_token_id": 2, "pad_token_id": 1, "max_new_tokens": 12},
+    "the start is not the padding": {**T5, "decoder_start_token_id": 7, "min_new_tokens": 4, "max_new_tokens": 12},
+    "no_repeat_ngram_size": {**T5, "no_repeat_ngram_size": 2, "max_new_tokens": 12},
+    "repetition_penalty": {**T5, "repetition_penalty": 1.7, "max_new_tokens": 12},
+    "forced": {**T5, "forced_bos_token_id": 40, "forced_eos_token_id": 1, "max_new_tokens": 8},
+    "beams": {**T5, "num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "max_new_tokens": 12},
+    "bans": {**T5, "bad_words_ids": [[30], [41, 42]], "suppress_tokens": [12], "begin_suppress_tokens": [24],
+             "max_new_tokens": 12},
+}  # fmt: skip
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Write a tiny checkpoint with some generation_config.json, or with None without one."""
+
+    def write(generation: dict[str, Any] | None, name: str = "base", **config: Any) -> Path:
+        folder = redraw(save_tiny_t5(tmp_path / name, **config), seed=4, end=1.5)
+        path = folder / "generation_config.json"
+        path.unlink() if generation is None else path.write_text(json.dumps(generation), encoding="utf-8")
+        return folder
+
+    return write
+
+
+def expected(folder: Path, texts: list[str], special: Special) -> list[list[int]]:
+    """What transformers alone generates from a checkpoint, each text by itself."""
+    model, tokenizer = torch_model(folder), find_tokenizer(folder)
+    answers = []
+    for text in texts:
+        with torch.inference_mode():
+            ids = torch.tensor(tokenizer.encode([text]))
+            answers.append(special.trim(model.generate(ids)[0, 1:].numpy()).tolist())
+    return answers
+
+
+def find_tokenizer(folder: Path) -> Any:
+    from lora_ft.bases import load_tokenizer
+
+    return load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_checkpoint_generates_with_its_own_settings(save: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    folder = save(CASES[name])
+    special = read_generation(folder).special
+    answers = expected(folder, TEXTS, special)
+    texts = find_tokenizer(folder).decode(answers)
+    assert generate(open_model(str(folder)), TEXTS, {}) == texts
+    export(str(folder), tmp_path / "bundle")
+    generator = Generator.load(tmp_path / "bundle", threads=1)
+    assert [one.tokens.tolist() for one in generator.answer(TEXTS)] == answers
+    assert generate(open_model(str(tmp_path / "bundle")), TEXTS, {}) == texts
+
+
+def test_what_is_asked_for_precedes_the_task_and_that_the_checkpoint(
+    save: Callable[..., Path], make_task: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = save({**T5, "num_beams": 3, "min_length": 6, "repetition_penalty": 1.5})
+    path = make_task(base=str(base), generate={"num_beams": 1}, train={"max_steps": 1})
+    run = train(load_task(path), tmp_path / "run")
+    export(str(run.folder), tmp_path / "bundle")
+    for model in (open_model(str(run.folder)), open_model(str(tmp_path / "bundle"))):
+        own = {name: model.options.get(name) for name in ("num_beams", "min_new_tokens", "repetition_penalty")}
+        assert own == {"num_beams": 1, "min_new_tokens": 5, "repetition_penalty": 1.5}
+        assert model.options["max_new_tokens"] == 24
+    found = [generate(open_model(str(folder)), ["a b"], {"min_new_tokens": 20})
+             for folder in (run.folder, tmp_path / "bundle")]  # fmt: skip
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("layout", ["single", "optimum"])
+def test_layouts_have_the_ids_of_their_checkpoint(save: Callable[..., Path], tmp_path: Path, layout: str) -> None:
+    folder = save({"decoder_start_token_id": 3, "eos_token_id": [2, 5, 41], "pad_token_id": 1, "max_new_tokens": 12})
+    export(str(folder), tmp_path / layout, layout=layout)
+    own = json.loads((tmp_path / layout / "generation_config.json").read_text(encoding="utf-8"))
+    assert (own["decoder_start_token_id"], own["eos_token_id"], own["pad_token_id"]) == (3, [2, 5, 41], 1)
+
+
+@pytest.mark.parametrize(
+    ("generation", "says"),
+    [
+        ({"encoder_no_repeat_ngram_size": 3}, "encoder_no_repeat_ngram_size is not supported .got 3."),
+        ({"num_beam_groups": 2, "num_beams": 4}, "num_beam_groups is not supported .got 2."),
+        ({"min_length": 40}, "min_new_tokens 39 and max_new_tokens 24"),
+        ({"num_beams": 10**6}, "num_beams"),
+        ({"eos_token_id": 80}, "eos_token_id is not a token of the vocabulary .got 80."),
+        ({"suppress_tokens": [99]}, "no token 99"),
+        ({"num_beams": 4, "do_sample": True}, "do_sample and num_beams"),
+        ({"min_length": "6"}, "min_length is not a whole number"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_before_training(
+    save: Callable[..., Path], make_task: Callable[..., Path], tmp_path: Path, generation: dict[str, Any], says: str
+) -> None:
+    path = make_task(base=str(save({**T5, **generation})))
+    faults = validate(str(path)).faults
+    assert [fault.key for fault in faults] == ["generate"]
+    with pytest.raises(UsageError, match=says):
+        train(load_task(path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_in_config_json_count_where_there_is_no_generation_config(save: Callable[..., Path]) -> None:
+    both = save(T5, "both", num_beams=4, min_length=5)
+    assert read_generation(both).options == {}
+    alone = save(None, "alone", num_beams=4, min_length=5, eos_token_id=2)
+    assert read_generation(alone).options == {"num_beams": 4, "min_new_tokens": 4}
+    assert read_generation(alone).special == Special(0, (2,), 0)
+    assert read_generation(save({"max_length": 30}, "ids", eos_token_id=2, pad_token_id=1)).special.ends == (2,)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "min_length": st.integers(0, 12), "max_length": st.integers(2, 14), "num_beams": st.integers(1, 4),
+            "no_repeat_ngram_size": st.integers(0, 3), "repetition_penalty": st.sampled_from([0.8, 1.0, 1.4]),
+            "length_penalty": st.sampled_from([-1.0, 0.0, 1.0, 2.0]),
+            "early_stopping": st.sampled_from([True, False, "never"]), "forced_bos_token_id": st.integers(3, 60),
+            "eos_token_id": st.lists(st.integers(1, 70), min_size=1, max_size=3, unique=True),
+            "pad_token_id": st.integers(0, 5), "decoder_start_token_id": st.integers(0, 9),
+            "suppress_tokens": st.lists(st.integers(3, 70), max_size=3),
+        },
+    )
+)  # fmt: skip
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_torch_generates_as_transformers_does_alone(save: Callable[..., Path], generation: dict[str, Any]) -> None:
+    folder = save({**T5, "max_new_tokens": 10, **generation} if "max_length" not in generation else T5 | generation)
+    special = read_generation(folder).special
+    try:
+        made = generate(open_model(str(folder)), TEXTS[:2], {})
+    except UsageError as error:  # the least length is beyond the most
+        assert "min_new_tokens" in str(error)
+        return
+    assert made == find_tokenizer(folder).decode(expected(folder, TEXTS[:2], special))
+
+
+def test_a_model_keeps_its_own_generation_config(save: Callable[..., Path]) -> None:
+    model = open_model(str(save({**T5, "num_beams": 3})))
+    before = model.engine.model.generation_config.to_dict()  # type: ignore[attr-defined]
+    generate(model, ["a"], {"num_beams": 2})
+    assert model.engine.model.generation_config.to_dict() == before  # type: ignore[attr-defined]
+    assert load_model(find_base(model.name).folder).generation_config.num_beams == 3

@@ -21,7 +21,7 @@ EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # of the embedding, as some savers write them
 # A bias of cross-attention that the first T5 checkpoints have, and no version of transformers ever used.
 UNUSED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"})
-_FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16")
 _CHUNK = 1 << 22  # numbers that are checked at a time: their copies in float32 stay in the processor's cache
 _SHOWN = 3
 
@@ -60,12 +60,12 @@ def check_names(checkpoint: Checkpoint, architecture: Architecture) -> None:
         needed = expected.get(name) or optional.get(name)
         if needed is not None and shape != needed:
             raise LoraFtError(
-                f"{where}: {name} has the shape {_by(shape)}, and config.json asks for {_by(needed)}",
+                f"{where}: {name} has the shape {by(shape)}, and config.json asks for {by(needed)}",
                 "copy the config.json that belongs to the weights (d_model, d_kv, d_ff, num_heads, vocab_size)",
             )
-        if needed is not None and kind not in _FLOATS:
+        if needed is not None and kind not in FLOATS:
             raise LoraFtError(
-                f"{where}: {name} is stored as {kind} (supported: {', '.join(_FLOATS)})",
+                f"{where}: {name} is stored as {kind} (supported: {', '.join(FLOATS)})",
                 "take the checkpoint that was not quantized",
             )
 
@@ -145,5 +145,6 @@ def _remedy(unknown: Sequence[str]) -> str:
     return "correct config.json (num_layers, feed_forward_proj), or save the model as T5ForConditionalGeneration"
 
 
-def _by(shape: Sequence[int]) -> str:
+def by(shape: Sequence[int]) -> str:
+    """Return a shape as text."""
     return " x ".join(map(str, shape)) or "()"

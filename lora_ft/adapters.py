@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.accounting import listed
 from export.errors import LoraFtError, UsageError, first_line
-from export.files import read_json, write_json
-from lora_ft.bases import ADAPTER_CONFIG, quiet_transformers
-from lora_ft.checkpoint import is_untied, tell_ties
+from export.files import write_json
+from lora_ft.adapter_files import CONFIG, account, adapter_config, describe, lora_config, patterns_of
+from lora_ft.bases import quiet_transformers
+from lora_ft.checkpoint import is_scaled, is_untied, tell_ties
 from lora_ft.lora import Lora
+from lora_ft.patterns import check_patterns
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -20,8 +24,8 @@ if TYPE_CHECKING:
 
     from lora_ft.bases import Base
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = ADAPTER_CONFIG
+
+_TABLES = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
 
 
 def add_adapter(
@@ -79,6 +83,7 @@ def _check_targets(model: PreTrainedModel, lora: Lora) -> None:
                 f"lora.target_modules: the base has no linear layer '{target}'", f"it has {', '.join(known)}"
             )
     for key in ("rank_pattern", "alpha_pattern"):
+        check_patterns(f"lora.{key}", getattr(lora, key), layers)
         for pattern in getattr(lora, key):
             if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in layers):  # as peft looks them up
                 raise UsageError(f"lora.{key}: the base has no linear layer '{pattern}'", f"it has {', '.join(known)}")
@@ -114,65 +119,175 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     """A base with the adapter of `folder` on it, under a name, in evaluation mode unless it is to be trained.
 
     Raises:
-        UsageError: no adapter there, or not of safetensors.
-        LoraFtError: the adapter was made for a base of other dimensions.
+        UsageError: no adapter there, not of safetensors, or not one that a T5 can be merged with.
+        LoraFtError: the adapter was made for another base, or its tensors are not those of its config.
     """
-    from peft import PeftModel
+    from peft import PeftModelForSeq2SeqLM
 
-    check_fits(model, folder)
-    if adapter_config(folder).get("trainable_token_indices"):
-        tell_ties(model)
-    with quiet_transformers():
-        adapted = PeftModel.from_pretrained(model, folder, name, is_trainable=trainable)
+    config = _fitting(model, folder)
+    config.inference_mode = not trainable
+    tell_ties(model)
+    if _adapts_head(model, config) and not is_untied(model):  # merged, it would change the embedding as well
+        model.lm_head.weight = type(model.lm_head.weight)(model.lm_head.weight.detach().clone())
+    with _of_peft(folder):
+        adapted = PeftModelForSeq2SeqLM(model, config, adapter_name=name)
+    _load_tensors(adapted, folder, name, trainable=trainable)
     _share_embedding(model, adapted.peft_config[name])
     return adapted.train(trainable)
 
 
+def load_another(adapted: PeftModel, folder: Path, name: str) -> None:
+    """Load one more adapter beside those that are on a base, under a name of its own.
+
+    Raises:
+        UsageError, LoraFtError: as of `load_adapter`.
+    """
+    config = _fitting(adapted.get_base_model(), folder)
+    config.inference_mode = True
+    with _of_peft(folder):
+        adapted.add_adapter(name, config)
+    _load_tensors(adapted, folder, name, trainable=False)
+
+
+def load_tensors(adapted: PeftModel, folder: Path, *, name: str = "default") -> None:
+    """Replace the tensors of an adapter that is on a base, and trained, by those of `folder`.
+
+    Raises:
+        UsageError, LoraFtError: the folder's tensors are not exactly those of the adapter.
+    """
+    _load_tensors(adapted, folder, name, trainable=True)
+
+
+def _load_tensors(adapted: PeftModel, folder: Path, name: str, *, trainable: bool) -> None:
+    from peft import get_peft_model_state_dict
+
+    with quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        own = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+        # peft adds embedding and head of the base where the head is adapted, or the vocabulary was resized
+        more = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=True)
+    shapes = {key: tuple(tensor.shape) for key, tensor in more.items()}
+    account(folder, describe(folder), shapes, optional=more.keys() - own.keys())
+    with _of_peft(folder):
+        result = adapted.load_adapter(str(folder), name, is_trainable=trainable)
+    if left := [*result.missing_keys, *result.unexpected_keys]:
+        raise LoraFtError(f"peft did not load {listed(left)} of {folder}", "save the adapter again with this peft")
+
+
+@contextlib.contextmanager
+def _of_peft(folder: Path) -> Iterator[None]:
+    """Turn what peft complains of into one error that names the adapter."""
+    try:
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of keys, ties and devices: what matters is checked here
+            yield
+    except LoraFtError:
+        raise
+    except Exception as error:  # of many kinds
+        raise LoraFtError(
+            f"peft cannot put the adapter {folder} on this base ({first_line(error)})",
+            "name the base it was trained on, or train it again",
+        ) from error
+
+
 def merge_adapter(adapted: PeftModel) -> T5ForConditionalGeneration:
     """The base with the adapter in its weights, in evaluation mode."""
+    scaled = is_scaled(adapted.get_base_model())  # before peft changes what the config says of ties
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")  # FLAN's never were
         model = adapted.merge_and_unload(safe_merge=True).eval()
     _share_embedding(model)
+    if is_untied(model) and scaled and model.config.model_type != "umt5":  # whose config cannot say it
+        # An adapted head of a tied base. transformers 4 scales tied heads alone, so the factor moves into the weights.
+        model.lm_head.weight.data *= model.config.d_model**-0.5
+        model.config.tie_word_embeddings = model.config.scale_decoder_outputs = False
     return model
 
 
 def check_fits(model: PreTrainedModel, folder: Path) -> None:
-    """Raise LoraFtError unless every weight of the adapter fits the layer it is for."""
-    from safetensors import SafetensorError, safe_open
+    """Raise UsageError or LoraFtError unless an adapter can be put on a base; the base stays as it is.
 
-    adapter_config(folder)
-    if not (folder / WEIGHTS).is_file():
-        raise UsageError(f"{folder} has no {WEIGHTS}", "adapters are read from safetensors only")
-    layers = dict(model.named_modules())
-    try:
-        with safe_open(folder / WEIGHTS, "np") as weights:
-            shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise LoraFtError(f"{folder / WEIGHTS} is damaged ({first_line(error)})", "train the adapter again") from error
-    for name, shape in shapes.items():
+    Raises:
+        UsageError: an adapter that is not LoRA on linear layers.
+        LoraFtError: it was made for a base of other dimensions.
+    """
+    _fitting(model, folder)
+
+
+def _fitting(model: PreTrainedModel, folder: Path) -> LoraConfig:
+    """Return the config of an adapter that fits a base."""
+    config, found = lora_config(folder), describe(folder)
+    layers = _layers(model)
+    for key, patterns in patterns_of(config):
+        check_patterns(f"{folder / CONFIG}: {key}", patterns, layers)
+    _check_modules(layers, config, folder)
+    for name, (_, shape) in found.items():
         layer, of_layer, rest = name.removeprefix("base_model.model.").partition(".lora_")
-        if of_layer:
-            module = layers.get(layer)
-            side = "in" if rest.startswith("A") else "out"  # B and DoRA's magnitudes
-            expected = None if module is None else getattr(module, f"{side}_features")
-            found = shape[1] if side == "in" else shape[0]
-        else:  # rows of trained tokens
-            layer, expected, found = layer.partition(".token_adapter")[0], model.config.d_model, shape[1]
-        if expected != found:
-            has = "which this base has not" if expected is None else f"which is {expected} wide in this base"
-            raise LoraFtError(
-                f"the adapter {folder} is for another base: it has width {found} at {layer}, {has}",
-                f"give the base it was trained on ({adapter_config(folder).get('base_model_name_or_path')})",
-            )
+        if not of_layer or len(shape) == 0 or not isinstance(layers.get(layer), _linear()):
+            if of_layer and layer not in layers:
+                raise _other_base(folder, f"it has {layer}, which this base has not")
+            continue
+        side = "in" if rest.startswith("A") else "out"  # B and DoRA's magnitudes
+        expected, width = getattr(layers[layer], f"{side}_features"), shape[-1] if side == "in" else shape[0]
+        if expected != width:
+            raise _other_base(folder, f"it has width {width} at {layer}, which is {expected} wide in this base")
+    rows = model.config.vocab_size
+    tokens = config.trainable_token_indices or []
+    indices = [i for each in tokens.values() for i in each] if isinstance(tokens, dict) else list(tokens)
+    if beyond := [index for index in indices if not (type(index) is int and 0 <= index < rows)]:
+        raise _other_base(folder, f"it trains the token {beyond[0]}, and this base has {rows:,} rows")
+    return config
 
 
-def adapter_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json of an adapter's folder."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise UsageError(f"{folder} is not an adapter: it has no {CONFIG}", "give a run, or a folder saved by peft")
-    return read_json(path)
+def _layers(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the modules of a base by name, without what peft has put around and into them."""
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules(remove_duplicate=False):  # transformers 4 shares embed_tokens
+        if not any(part in ("base_layer", "original_module") or part.startswith("lora_") for part in name.split(".")):
+            found[name] = module.get_base_layer() if hasattr(module, "get_base_layer") else module
+    return found
+
+
+def _check_modules(layers: Mapping[str, Any], config: LoraConfig, folder: Path) -> None:
+    """Raise UsageError where an adapter is on more than linear layers, or trains an embedding whole."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from torch.nn import Embedding
+
+    if config.target_modules != "all-linear" and config.target_modules is not None:
+        for name, module in layers.items():
+            if check_target_module_exists(config, name) and not isinstance(module, _linear()):
+                raise UsageError(
+                    f"{folder} has LoRA on {name}, a {type(module).__name__} (supported: linear layers)",
+                    "train an adapter with target_modules of linear layers, e.g. q,v",
+                )
+    for key in config.modules_to_save or ():
+        for name, module in layers.items():
+            # peft puts a trained copy in the place of one name; T5's encoder and decoder look tokens up by others.
+            if name in _TABLES and isinstance(module, Embedding) and re.match(rf"(^|.*\.){key}$", name):
+                raise UsageError(
+                    f"{folder} trains the embedding whole (modules_to_save {key!r}), which is not supported",
+                    "train rows of it with trainable_token_indices instead",
+                )
+
+
+def _adapts_head(model: PreTrainedModel, config: LoraConfig) -> bool:
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    targets = config.target_modules
+    return targets not in (None, "all-linear") and bool(check_target_module_exists(config, "lm_head"))
+
+
+def _linear() -> type[Any]:
+    from torch.nn import Linear
+
+    return Linear
+
+
+def _other_base(folder: Path, why: str) -> LoraFtError:
+    trained_on = adapter_config(folder).get("base_model_name_or_path")
+    return LoraFtError(
+        f"the adapter {folder} is for another base: {why}", f"give the base it was trained on ({trained_on})"
+    )
 
 
 def count_parameters(config: dict[str, Any], lora: Lora | None) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from transformers import set_seed
 from export.errors import UsageError
 from export.files import staged_folder, write_json, write_text
 from export.places import refuse_existing
-from lora_ft.adapters import WEIGHTS, adapter_config, load_adapter, name_base
+from lora_ft.adapter_files import WEIGHTS, adapter_config
+from lora_ft.adapters import load_adapter, load_another, name_base
 from lora_ft.bases import Base, find_base, load_model, load_tokenizer, quiet_transformers
 from lora_ft.card import Facts, run_card
 from lora_ft.data import load_splits, require
@@ -88,7 +89,7 @@ def combine(
     with quiet_transformers():
         adapted = load_adapter(load_model(base.folder), runs[0].adapter, name=names[0])
         for name, run in zip(names[1:], runs[1:], strict=True):
-            adapted.load_adapter(str(run.adapter), name)
+            load_another(adapted, run.adapter, name)
         rank = _rank(adapted, names)
         set_seed(seed)
         kept = {} if way == "weighted" else {"density": density, "svd_rank": rank, "svd_full_matrices": False}

@@ -19,7 +19,8 @@ import torch
 from export.errors import UsageError
 from export.files import staged_folder
 from export.runtime.text import IGNORED
-from lora_ft.adapters import CONFIG, load_adapter
+from lora_ft.adapter_files import CONFIG
+from lora_ft.adapters import load_adapter
 from lora_ft.batches import Encoded, LengthSampler, collate
 from lora_ft.generation import own_generation
 

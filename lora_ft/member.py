@@ -15,7 +15,8 @@ from export.parity import Probe, Reference
 from export.runtime import Generator
 from export.runtime.codec import codec_named
 from export.shelf import Member
-from lora_ft.adapters import WEIGHTS, adapter_config, load_adapter
+from lora_ft.adapter_files import WEIGHTS, adapter_config
+from lora_ft.adapters import load_adapter
 from lora_ft.bases import Base, load_model, load_tokenizer
 from lora_ft.data import Example
 from lora_ft.engines import TorchEngine

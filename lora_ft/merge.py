@@ -14,7 +14,8 @@ from export.errors import LoraFtError, UsageError
 from export.files import folder_size, staged_folder, write_json, write_text
 from export.places import making
 from export.runtime.text import Tokenizer, ragged
-from lora_ft.adapters import adapter_config, load_adapter, merge_adapter
+from lora_ft.adapter_files import adapter_config
+from lora_ft.adapters import load_adapter, merge_adapter
 from lora_ft.bases import Base, find_base, load_model, load_tokenizer
 from lora_ft.card import checkpoint_card, facts_of_run
 from lora_ft.checkpoint import MERGE, save_checkpoint

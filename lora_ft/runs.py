@@ -8,7 +8,7 @@ from typing import Any
 
 from export.errors import LoraFtError, UsageError
 from export.files import read_json
-from lora_ft.adapters import CONFIG
+from lora_ft.adapter_files import CONFIG
 from lora_ft.task import SPLITS, Task
 from lora_ft.taskfile import load_task
 

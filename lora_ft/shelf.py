@@ -10,7 +10,7 @@ from pathlib import Path
 
 from export.errors import UsageError
 from export.files import folder_size, read_json
-from lora_ft.adapters import adapter_config
+from lora_ft.adapter_files import adapter_config
 from lora_ft.packs.best import GRID
 from lora_ft.runs import METRICS, Run, is_run
 

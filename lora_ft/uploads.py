@@ -14,7 +14,7 @@ from export.errors import UsageError
 from export.files import read_json
 from export.layouts import RECORD
 from export.runtime import manifest
-from lora_ft.adapters import CONFIG, adapter_config
+from lora_ft.adapter_files import CONFIG, adapter_config
 from lora_ft.card import addressed
 from lora_ft.checkpoint import MERGE, TOKENIZER_FILES
 from lora_ft.privacy import base_name, is_hub_name, public_record, public_task

@@ -11,7 +11,8 @@ import torch
 from transformers import set_seed
 
 from export.runtime.text import Tokenizer
-from lora_ft.adapters import CONFIG, add_adapter, name_base
+from lora_ft.adapter_files import CONFIG
+from lora_ft.adapters import add_adapter, name_base
 from lora_ft.bases import Base, load_model
 from lora_ft.batches import Encoded
 from lora_ft.checkpoint import save_checkpoint, tell_ties

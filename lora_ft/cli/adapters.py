@@ -38,7 +38,7 @@ def list_(
 @app.command()
 def show(run: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Show one adapter: what it was trained on and how, and every score there is of it."""
-    from lora_ft.adapters import adapter_config
+    from lora_ft.adapter_files import adapter_config
     from lora_ft.cli.tables import show_pairs
     from lora_ft.shelf import entry
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lora_ft.adapters import WEIGHTS, name_base
+from lora_ft.adapter_files import WEIGHTS
+from lora_ft.adapters import name_base
 from lora_ft.bases import Base
 from lora_ft.batches import Encoded
 from lora_ft.task import Task

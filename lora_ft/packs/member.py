@@ -19,7 +19,7 @@ from transformers.trainer_utils import speed_metrics
 
 from export.errors import LoraFtError
 from export.files import read_json, sync_tree, write_json
-from lora_ft.adapters import WEIGHTS
+from lora_ft.adapter_files import WEIGHTS
 from lora_ft.bases import Base
 from lora_ft.batches import collate, count_positions
 from lora_ft.claim import record_rows, run_of

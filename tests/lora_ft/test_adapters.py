@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
 from export.errors import LoraFtError, UsageError
-from lora_ft.adapters import adapter_config, add_adapter, check_fits, load_adapter, name_base
+from lora_ft.adapter_files import adapter_config
+from lora_ft.adapters import add_adapter, check_fits, load_adapter, name_base
 from lora_ft.bases import Base, load_model
 from lora_ft.lora import Lora
 from tests.tiny import save_tiny_t5
@@ -131,7 +132,7 @@ def test_a_fitting_adapter_is_no_fault_and_leaves_the_model_alone(
 def test_an_adapter_of_pickles_is_refused(copy: Path, tiny_base: Path) -> None:
     torch.save(load_file(copy / "adapter_model.safetensors"), copy / "adapter_model.bin")
     (copy / "adapter_model.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"has no adapter_model\.safetensors; .*safetensors only"):
+    with pytest.raises(UsageError, match=r"only adapter_model\.bin, and pickles are never loaded; .*weights_only"):
         load_adapter(load_model(tiny_base), copy)
 
 

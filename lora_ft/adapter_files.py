@@ -1,0 +1,215 @@
+"""A peft folder as files: found, its config read and checked, its tensors described, before peft loads any of it.
+
+peft is content with less than an adapter: it draws matrices that a file lacks, skips those that it does not know, and
+drops keys of newer versions. What cannot be honored is refused here by its own name.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.accounting import FLOATS, by, listed, not_finite
+from export.errors import LoraFtError, UsageError, first_line
+from export.files import read_json
+from export.runtime.tensors import describe_tensors, map_tensors
+from export.weight_files import check_content, conversion
+from lora_ft.bases import ADAPTER_CONFIG
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
+CONFIG = ADAPTER_CONFIG
+
+Described = Mapping[str, tuple[str, tuple[int, ...]]]
+
+_TASKS = (None, "SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION")
+# Keys of LoraConfig that change how a model computes in ways that a merged T5 cannot.
+_UNSUPPORTED = ("layer_replication", "lora_bias", "target_parameters", "alora_invocation_tokens", "use_qalora",
+                "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
+                "megatron_config")  # fmt: skip
+_WHOLE, _NUMBER, _SWITCH, _NAMES, _TABLE = "a whole number above 0", "a number", "true or false", "names", "a table"
+_KINDS: dict[str, str] = {
+    "r": _WHOLE, "lora_alpha": _NUMBER, "lora_dropout": _NUMBER, "target_modules": _NAMES, "exclude_modules": _NAMES,
+    "modules_to_save": _NAMES, "layers_pattern": _NAMES, "rank_pattern": _TABLE, "alpha_pattern": _TABLE,
+    "use_dora": _SWITCH, "use_rslora": _SWITCH, "fan_in_fan_out": _SWITCH,
+}  # fmt: skip
+_LARGEST_RANK = 1 << 16
+_OF_LOADING = ("auto_mapping", "revision", "runtime_config", "peft_version")
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """Return adapter_config.json of an adapter's folder.
+
+    Raises:
+        UsageError: there is none.
+        LoraFtError: it is damaged.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UsageError(f"{folder} is not an adapter: it has no {CONFIG}", "give a run, or a folder saved by peft")
+    return read_json(path)
+
+
+def find_adapter(folder: Path) -> Path | None:
+    """Return the peft folder that a path means: itself, its `adapter/`, or its only subfolder with an adapter.
+
+    The Trainer leaves `checkpoint-N/`, and peft a subfolder for each adapter that is not named "default".
+
+    Raises:
+        UsageError: several subfolders hold an adapter.
+    """
+    for place in (folder, folder / "adapter"):
+        if (place / CONFIG).is_file():
+            return place
+    inside = sorted(path.parent for path in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+    if len(inside) > 1:
+        raise UsageError(
+            f"{folder} holds {len(inside)} adapters ({', '.join(path.name for path in inside[:5])}"
+            f"{', …' if len(inside) > 5 else ''})",
+            f"name one, e.g. {inside[-1]}",
+        )
+    return inside[0] if inside else None
+
+
+def lora_config(folder: Path) -> LoraConfig:
+    """Return an adapter's config as the installed peft has it, whatever version wrote it.
+
+    Raises:
+        UsageError: no adapter, not LoRA, or LoRA with parts that a T5 cannot be merged with.
+        LoraFtError: a value is of another kind than peft's.
+    """
+    from peft import LoraConfig
+
+    content, path = adapter_config(folder), folder / CONFIG
+    kind = content.get("peft_type")
+    if kind != "LORA":
+        named = f"adapter of the kind {kind}" if kind else "adapter without a peft_type"
+        raise UsageError(
+            f"{folder} is an {named} (supported: LORA)",
+            "merge it with peft (merge_and_unload) and give the checkpoint, or train a LoRA adapter",
+        )
+    if content.get("task_type") not in _TASKS:
+        raise UsageError(
+            f"{folder} was trained for {content['task_type']!r} (supported: SEQ_2_SEQ_LM)",
+            "train an adapter of T5ForConditionalGeneration",
+        )
+    for key in _UNSUPPORTED:
+        if content.get(key) not in (None, False, [], {}):
+            raise UsageError(f"{folder} uses {key} of peft, which is not supported", "train an adapter without it")
+    for key, value in content.items():
+        if value is not None and not _is(_KINDS.get(key), value):
+            raise LoraFtError(f"{path}: {key} is no {_KINDS[key].removeprefix('a ')} (got {value!r})", "copy it again")
+    known = {field.name for field in fields(LoraConfig)}
+    chosen = {key: value for key, value in content.items() if key in known and key not in _OF_LOADING}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return LoraConfig(**chosen | {"task_type": "SEQ_2_SEQ_LM"})
+    except Exception as error:  # of many kinds
+        raise LoraFtError(f"peft cannot read {path} ({first_line(error)})", "copy it again") from error
+
+
+def unknown_keys(folder: Path) -> list[str]:
+    """Return the keys of an adapter's config that the installed peft does not know, and that say something."""
+    from peft import LoraConfig
+
+    # `enable_lora` and `merge_weights` are of peft 0.2 and say how it was loaded.
+    known = {field.name for field in fields(LoraConfig)} | {"enable_lora", "merge_weights", "peft_version"}
+    content = adapter_config(folder)
+    return [key for key, value in content.items() if key not in known and value not in (None, False, [], {}, "")]
+
+
+def describe(folder: Path) -> Described:
+    """Return (dtype, shape) of every tensor of an adapter, by name.
+
+    Raises:
+        UsageError: the adapter is not in safetensors.
+        LoraFtError: the file is damaged.
+    """
+    path = folder / WEIGHTS
+    if path.is_symlink() or path.is_file():
+        check_content(path)
+        return describe_tensors(path)
+    if (folder / PICKLED).is_file():
+        raise UsageError(
+            f"{folder} has no {WEIGHTS}, only {PICKLED}, and pickles are never loaded",
+            f"convert it without running its code: {conversion(folder / PICKLED, path)}",
+        )
+    raise UsageError(f"{folder} has no {WEIGHTS}", "adapters are read from safetensors only; save it again with peft")
+
+
+def account(
+    folder: Path, found: Described, expected: Mapping[str, tuple[int, ...]], optional: Set[str] = frozenset()
+) -> None:
+    """Compare an adapter's tensors with those that its config asks for on a base, and read each once.
+
+    Args:
+        folder: of the adapter.
+        found: from `describe`.
+        expected: shape by name, as peft would save the adapter.
+        optional: names among them that may be missing.
+
+    Raises:
+        LoraFtError: tensors are missing, unknown, of another shape, or not all numbers.
+    """
+    path = folder / WEIGHTS
+    if not found.keys() - optional:
+        raise LoraFtError(f"{path} holds no tensors of an adapter", "copy the adapter again, or train it again")
+    if missing := [name for name in expected if name not in found and name not in optional]:
+        raise LoraFtError(
+            f"{path} lacks {listed(missing)}, which {CONFIG} asks for",
+            "copy the adapter again; or correct target_modules, or name the base it was trained on",
+        )
+    if unknown := [name for name in found if name not in expected]:
+        raise LoraFtError(
+            f"{path} holds {listed(unknown)}, which {CONFIG} does not ask for on this base",
+            f"copy the {CONFIG} that belongs to it, or name the base it was trained on",
+        )
+    for name, (kind, shape) in found.items():
+        if shape != tuple(expected[name]):
+            raise LoraFtError(
+                f"{path}: {name} has the shape {by(shape)}, and {CONFIG} asks for {by(expected[name])}",
+                f"copy the {CONFIG} that belongs to it (r, rank_pattern), or name the base it was trained on",
+            )
+        if kind not in FLOATS:
+            raise LoraFtError(f"{path}: {name} is stored as {kind} (supported: {', '.join(FLOATS)})", "save it as F32")
+    for name, array in map_tensors(path)[0].items():
+        if odd := not_finite(array):
+            raise LoraFtError(
+                f"{path}: {odd:,} of {array.size:,} numbers of {name} are NaN or infinite",
+                "its training broke down; take an earlier checkpoint, or train it with a smaller learning rate",
+            )
+
+
+def patterns_of(config: LoraConfig) -> Iterator[tuple[str, list[str]]]:
+    """Yield each key of a config that peft takes for regular expressions, and those."""
+    for key in ("target_modules", "exclude_modules"):
+        value = getattr(config, key)
+        if isinstance(value, str) and value != "all-linear":
+            yield key, [value]
+    for key in ("rank_pattern", "alpha_pattern"):
+        yield key, list(getattr(config, key) or {})
+    for key in ("modules_to_save", "layers_pattern"):
+        value = getattr(config, key) or []
+        yield key, [value] if isinstance(value, str) else list(value)
+
+
+def _is(kind: str | None, value: Any) -> bool:
+    """Return whether a value of a config is of its kind."""
+    if kind == _WHOLE:
+        return type(value) is int and 1 <= value <= _LARGEST_RANK
+    if kind == _NUMBER:
+        return type(value) in (int, float) and math.isfinite(value) and value >= 0
+    if kind == _SWITCH:
+        return isinstance(value, bool)
+    if kind == _NAMES:
+        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+    if kind == _TABLE:
+        return isinstance(value, dict) and all(_is(_NUMBER, number) and number > 0 for number in value.values())
+    return True

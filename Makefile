@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 COMPAT ?= .venv-transformers4
+OLDEST ?= .venv-oldest
 NODE   ?= .node
 BIN    := $(VENV)/bin
 PIP    := -m pip install -qq --disable-pip-version-check
 
-.PHONY: help quickstart test test-fast test-transformers4 test-transformers-js lint format install clean
+.PHONY: help quickstart test test-fast test-transformers4 test-oldest test-transformers-js lint format install clean
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
@@ -21,6 +22,9 @@ test-fast: install ## without the real base
 
 test-transformers4: $(COMPAT)/.installed ## the fast tests on transformers 4.57 with optimum-onnx
 	@$(COMPAT)/bin/python -m pytest -n auto -m "not slow"
+
+test-oldest: install $(OLDEST)/.installed ## bundles on the lowest versions that pyproject.toml allows
+	@LORA_FT_OLDEST=$(abspath $(OLDEST))/bin/python $(BIN)/python -m pytest tests/test_base_install.py
 
 test-transformers-js: install $(NODE)/.installed ## the layout optimum under transformers.js (needs Node.js and npm)
 	@LORA_FT_NODE=$(abspath $(NODE)) $(BIN)/python -m pytest tests/export/layouts/test_transformers_js.py
@@ -49,10 +53,15 @@ $(COMPAT)/.installed: pyproject.toml constraints-transformers4.txt
 	@$(COMPAT)/bin/python $(PIP) -c constraints-transformers4.txt -e '.[train,export,offline,optimum,structured,dev]'
 	@touch $@
 
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python $(PIP) -c constraints-oldest.txt -e .
+	@touch $@
+
 $(NODE)/.installed:
 	@mkdir -p $(NODE)
 	@npm install --prefix $(NODE) --silent --no-fund --no-audit --ignore-scripts @huggingface/transformers@4.3.1
 	@touch $@
 
 clean: ## remove the environments and what quickstart made
-	rm -rf $(VENV) $(COMPAT) $(NODE) quickstart
+	rm -rf $(VENV) $(COMPAT) $(OLDEST) $(NODE) quickstart

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from export.errors import LoraFtError, UsageError
 from export.runtime.text import Tokenizer
-from lora_ft.task import Task
+
+if TYPE_CHECKING:  # bundles generate without pydantic
+    from lora_ft.task import Task
 
 
 def label_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:

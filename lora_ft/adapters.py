@@ -296,6 +296,13 @@ def count_parameters(config: dict[str, Any], lora: Lora | None) -> tuple[int, in
     EVA moves ranks between layers when it has seen the rows; its adapter is counted as if it did not. Without an
     adapter all are trained.
     """
+    model = sketch(config, lora)
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(count for count, trained in counts if trained), sum(count for count, _ in counts)
+
+
+def sketch(config: dict[str, Any], lora: Lora | None) -> Any:
+    """Return a model of this config.json with an adapter on it, without any weight (on torch's device `meta`)."""
     import torch
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
@@ -308,5 +315,4 @@ def count_parameters(config: dict[str, Any], lora: Lora | None) -> tuple[int, in
             plain = lora.model_copy(update={"init_lora_weights": True})
             last = config["vocab_size"] - len(lora.new_tokens)
             model = add_adapter(model, plain, new_tokens=range(last, config["vocab_size"]))
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(count for count, trained in counts if trained), sum(count for count, _ in counts)
+    return model

@@ -240,13 +240,13 @@ def _results(facts: Facts) -> list[EvalResult]:
             metric_value=round(found["mean"], 2),
         )
         for split, entry in facts.scores.items()
-        for kind, found in _figures(entry["scores"]).items()
+        for kind, found in figures(entry["scores"]).items()
     ]
 
 
-def _figures(scores: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
-    """Mean and interval by metric, of one model in a scores file."""
-    return scores["scores"] if "scores" in scores else scores["rouge"]  # of version 1
+def figures(scores: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
+    """Return mean and interval by metric, of one model in a scores file."""
+    return scores.get("scores") or scores.get("rouge") or {}  # the latter of version 1
 
 
 def _scores(facts: Facts) -> str:
@@ -256,8 +256,8 @@ def _scores(facts: Facts) -> str:
         base, gain = entry["baseline"], entry["difference"]
         columns = ["", "score", *(["base alone", "difference"] if base else [])]
         rows = [
-            [kind, *map(interval, [found, *([_figures(base)[kind], gain[kind]] if base else [])])]
-            for kind, found in _figures(entry["scores"]).items()
+            [kind, *map(interval, [found, *([figures(base)[kind], gain[kind]] if base else [])])]
+            for kind, found in figures(entry["scores"]).items()
         ]
         about = f"{entry['rows']:,} {split} rows, 0 to 100, with 95 % bootstrap intervals:"
         parts += [

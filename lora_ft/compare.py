@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from lora_ft.metrics import Estimate, Scored, measure
 from lora_ft.metrics.statistics import Difference
 from lora_ft.metrics.statistics import compare as test
 from lora_ft.readers import Row, read_rows
-from lora_ft.runs import PREDICTIONS, TASK, is_run
+from lora_ft.records import read_scores
+from lora_ft.runs import PREDICTIONS, SCORES, TASK, is_run
 from lora_ft.task import Evaluate, SplitName
 from lora_ft.taskfile import load_task
 
@@ -47,6 +48,7 @@ class Comparison:
         how: what scores rest on, with their names.
         by: the score that rows are ordered by.
         order: indices of the rows, those that changed most by that score first.
+        warnings: of runs whose own scores were taken in another way than here.
     """
 
     contenders: list[Contender]
@@ -55,6 +57,7 @@ class Comparison:
     how: dict[str, list[str]]
     by: str
     order: list[int]
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def note(self) -> str:
@@ -103,7 +106,7 @@ def compare(
     for name, rows in zip(names[1:], given[1:], strict=True):
         _require_same(names[0], given[0], name, rows)
     settings, measured = _settings(names, task, metrics)
-    references = [[str(text) for text in row["references"]] for row in given[0]]
+    references = [list(row["references"]) for row in given[0]]
     answers = [[row["output"] for row in rows] for rows in given]
     scored = [measure(measured, texts, references, settings) for texts in answers]
     contenders = [
@@ -119,7 +122,30 @@ def compare(
         {how: [name for name, one in scored[0].items() if one.how == how] for how in _ways(scored[0])},
         by,
         [int(row) for row in np.argsort(-most, kind="stable")],
+        [warning for name in names for warning in _other_signatures(name, split, scored[0])],
     )
+
+
+def _other_signatures(name: str, split: str, scored: dict[str, Scored]) -> list[str]:
+    """Return a warning where a run's own scores rest on other words, sentences or settings than those of here.
+
+    All contenders are scored here in one way, so that what is compared is the same; but the figures that the run was
+    published with are not these.
+    """
+    path = Path(name) / SCORES.format(split)
+    if not path.is_file():
+        return []
+    recorded = read_scores(path)
+    own, values = recorded.get("how", {}), recorded["scores"].get("scores") or recorded["scores"].get("rouge") or {}
+    found: dict[str, list[str]] = {}
+    for score, one in scored.items():
+        if score in values and own.get(score, "") != one.how:
+            found.setdefault(own.get(score) or "no signature", []).append(score)
+    return [
+        f"{name} was evaluated with other scores of this name ({', '.join(scores)}: {how}); all are scored anew here, "
+        f"`lora-ft evaluate {name} --split {split}` brings its own up to date"
+        for how, scores in found.items()
+    ]
 
 
 def _ways(scored: dict[str, Scored]) -> list[str]:
@@ -158,8 +184,14 @@ def _file(name: str, split: str) -> Path:
 def _read(file: Path) -> list[Row]:
     found = read_rows(Path(), str(file), "answers")
     for where, row in found:
-        if not (isinstance(row.get("output"), str) and isinstance(row.get("references"), list) and row["references"]
-                and isinstance(row.get("prompt"), str)):  # fmt: skip
+        texts = row.get("references")
+        if not (
+            isinstance(row.get("output"), str)
+            and isinstance(row.get("prompt"), str)
+            and isinstance(texts, list)
+            and texts
+            and all(isinstance(text, str) for text in texts)
+        ):
             raise LoraFtError(f"{where} is no answer with prompt, output and references", "evaluate the model again")
     if not found:
         raise LoraFtError(f"{file} holds no answers", "evaluate the model again")

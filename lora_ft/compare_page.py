@@ -55,7 +55,11 @@ def marked(old: str, new: str) -> tuple[str, str]:
 def _scores(found: Comparison) -> Table:
     columns = ("score", "model", "0-100 [95 %]", "difference [95 %]", "p")
     return Table(
-        "Means and differences", columns, [[Cell(text) for text in line] for line in found.lines()], 2, found.note
+        "Means and differences",
+        columns,
+        [[Cell(text) for text in line] for line in found.lines()],
+        2,
+        "; ".join((found.note, *found.warnings)),
     )
 
 

@@ -23,7 +23,7 @@ from lora_ft.metrics.classification import LabelScore, by_label
 from lora_ft.models import Model, adapters_of, open_model, with_adapter
 from lora_ft.progress import Progress, Silent
 from lora_ft.readers import Row
-from lora_ft.runs import PREDICTIONS, SCORES
+from lora_ft.runs import PREDICTIONS, SCORES, Run
 from lora_ft.task import SplitName, Task
 from lora_ft.taskfile import read_task
 
@@ -133,6 +133,8 @@ def evaluate(
     if model.notice:
         progress.note(model.notice)
     task = task or model.task or _carried(model, overrides)
+    if model.kind == "run":
+        _ = Run(name).scores  # the card is written from them; better refused now than after generating
     if predictions is None and model.kind == "run":
         predictions = Path(name) / PREDICTIONS.format(split)
     found = _evaluate(model, task, split, limit, baseline, batch_size, predictions, progress)

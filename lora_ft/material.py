@@ -8,6 +8,7 @@ from export.runtime.text import Tokenizer
 from lora_ft.bases import Base, load_tokenizer
 from lora_ft.batches import Encoded, encode
 from lora_ft.data import Example, Splits, load_splits, require, training_examples, with_labels
+from lora_ft.feasible import NO_VALIDATION, require_feasible
 from lora_ft.generation import check_generation, generation_notes
 from lora_ft.labels import check_labels
 from lora_ft.progress import Progress
@@ -40,7 +41,7 @@ def gather(task: Task, base: Base, progress: Progress) -> Material:
     """Read a task's rows, the test rows too: a fault in them, or an overlap, is better known before training.
 
     Raises:
-        UsageError, LoraFtError: as of `load_splits`, `check_labels`, `check_generation` and `encode`.
+        UsageError, LoraFtError: as of `load_splits`, `check_labels`, `check_generation`, `require_feasible`, `encode`.
     """
     tokenizer = load_tokenizer(base.folder, task.codec, task.lora.new_tokens)
     task = with_labels(task)
@@ -51,7 +52,10 @@ def gather(task: Task, base: Base, progress: Progress) -> Material:
     splits = load_splits(task)
     for warning in splits.warnings:
         progress.note(f"warning: {warning}")
+    if not splits.validation:
+        progress.note(f"warning: {NO_VALIDATION}")
     require(splits, "train", task)
+    require_feasible(task, base.config, splits)
     rows = encode(training_examples(task, splits), tokenizer, task.lengths, "train")
     if task.data.oversample:
         progress.note(f"oversampled: {len(splits.train):,} training rows are {len(rows):,} now")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from export.errors import LoraFtError, UsageError
-from export.files import read_json
+from export.errors import UsageError
 from lora_ft.adapter_files import CONFIG
+from lora_ft.records import read_metrics, read_scores
 from lora_ft.task import SPLITS, Task
 from lora_ft.taskfile import load_task
 
@@ -34,12 +33,7 @@ class Run:
         if not is_run(self.folder):
             raise UsageError(f"{folder} is not a run", "make one with `lora-ft train`")
         self.task: Task = load_task(self.folder / TASK)
-        try:
-            self.metrics: dict[str, Any] = json.loads((self.folder / METRICS).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LoraFtError(
-                f"{self.folder / METRICS} is missing or damaged ({error})", "train the run again"
-            ) from error
+        self.metrics: dict[str, Any] = read_metrics(self.folder / METRICS)
 
     @property
     def adapter(self) -> Path:
@@ -51,8 +45,8 @@ class Run:
     def scores(self) -> dict[str, dict[str, Any]]:
         """What `evaluate` found on this run's own task, by split."""
         files = {split: self.folder / SCORES.format(split) for split in SPLITS}
-        found = {split: read_json(file) for split, file in files.items() if file.is_file()}
-        return {split: entry for split, entry in found.items() if entry.get("task") == self.task.name}
+        found = {split: read_scores(file) for split, file in files.items() if file.is_file()}
+        return {split: entry for split, entry in found.items() if entry["task"] == self.task.name}
 
     @property
     def trained(self) -> Path:

@@ -58,7 +58,7 @@ class Train(Section):
     per_device_train_batch_size: Rows = 8
     per_device_eval_batch_size: Rows = 16
     gradient_accumulation_steps: Rows = 1
-    learning_rate: Annotated[Real, Field(gt=0, le=1e3)] = 1e-3
+    learning_rate: Annotated[Real, Field(gt=0, le=1e38)] = 1e-3
     lr_scheduler_type: str = "linear"
     warmup_ratio: Share = 0.05
     weight_decay: Annotated[Real, Field(ge=0, le=100)] = 0.0

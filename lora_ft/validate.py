@@ -16,6 +16,7 @@ from lora_ft.bases import Base, find_base, load_tokenizer
 from lora_ft.batches import Encoded, encode
 from lora_ft.chats.summary import ChatSummary
 from lora_ft.data import Example, Splits, load_splits, training_examples, with_labels
+from lora_ft.feasible import NO_VALIDATION, obstacles
 from lora_ft.generation import check_generation, generation_notes
 from lora_ft.guards import seen_in_training
 from lora_ft.label_counts import label_counts, label_warnings
@@ -110,6 +111,7 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
     for name in ("train", "validation"):
         _try(faults, "lengths.target", task.lengths.target,
              lambda name=name: encode(splits[name], tokenizer, task.lengths, name))  # type: ignore[misc]  # fmt: skip
+    faults += obstacles(task, base.config, splits)
     invalid = _try(faults, "evaluate.json_schema", task.evaluate.json_schema, lambda: _invalid(task, splits))
     counts = label_counts(task, splits)
     warnings = [
@@ -206,7 +208,7 @@ def _warnings(task: Task, base: Base, splits: Splits, lengths: Sequence[Lengths]
     for split in ("validation", "test"):
         warnings += seen_in_training(task, split, splits[split], splits.train)
     if not splits.validation:
-        warnings.append("no validation rows: the last state is kept, not the best (data.validation or data.split)")
+        warnings.append(NO_VALIDATION)
     if not splits.test:
         warnings.append("no test rows: `lora-ft evaluate` needs --split validation (data.test or data.split.test)")
     for side in lengths:

@@ -39,6 +39,7 @@ def list_(
 def show(run: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Show one adapter: what it was trained on and how, and every score there is of it."""
     from lora_ft.adapter_files import adapter_config
+    from lora_ft.card import figures
     from lora_ft.cli.tables import show_pairs
     from lora_ft.shelf import entry
 
@@ -54,12 +55,12 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
         "rows": f"{metrics['rows']['train']:,} to train on, {metrics['rows']['validation']:,} to choose by",
         "steps": f"{metrics['steps']:,} of {metrics['global_batch']} rows, learning rate {task.train.learning_rate:g}",
         "loss": f"{metrics['train_loss']:.3f}",
-        "trained": f"{one.trained:%Y-%m-%d %H:%M}, {metrics['hardware']}",
+        "trained": f"{one.trained:%Y-%m-%d %H:%M}, {metrics.get('hardware', 'hardware not recorded')}",
     }
     if one.score is not None:
-        pairs[f"validation {one.metric}"] = f"{one.score:.2f} at step {metrics['best_step']:,}"
+        pairs[f"validation {one.metric}"] = f"{one.score:.2f} at step {metrics['best_step'] or 0:,}"
     for split, found in one.run.scores.items():
-        scores = found["scores"]["scores"].items()
+        scores = figures(found["scores"]).items()
         pairs[f"{split} rows"] = ", ".join(f"{name} {score['mean']:.1f}" for name, score in scores)
     show_pairs(pairs)
 

@@ -198,6 +198,8 @@ def show_comparison(found: Comparison, rows: int) -> None:
     for how, names in found.how.items():
         screen.print(f"{', '.join(names)}: {how}")
     screen.print(f"{len(found.prompts):,} rows; {found.note}")
+    for warning in found.warnings:
+        screen.print(f"warning: {warning}", soft_wrap=True)
     for at in found.order[:rows]:
         screen.print(f"\nrow {at + 1}, {found.by}", style="bold")
         for one in found.contenders:

@@ -1,6 +1,7 @@
 """Scores of answers against references, 0 to 100. One file a metric, found by its name; none needs the network.
 
 A metric is a module with `measure(answers, references, settings) -> {name of a score: Scored}` and a line in `GIVES`.
+Where it needs what may be absent, it also has `require(settings)`, which raises UsageError.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ __all__ = [
     "difference",
     "estimate",
     "measure",
+    "require",
     "score",
 ]
 
@@ -66,7 +68,25 @@ def measure(
     return found
 
 
+def require(names: Iterable[str], settings: Evaluate) -> None:
+    """Raise UsageError where a metric's package, data or settings are not here, before anything is generated.
+
+    Args:
+        names: metrics or scores.
+        settings: of a task.
+    """
+    for name in names:
+        metric = name if name in GIVES else metric_of(name)
+        module = import_module(f"{__name__}.{metric.lower()}")
+        if check := getattr(module, "require", None):
+            check(settings)
+
+
+def metric_of(score: str) -> str:
+    """Return the metric that a score of `SCORES` is part of."""
+    return next(metric for metric, scores in GIVES.items() if score in scores)
+
+
 def score(name: str, answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> Scored:
     """One score of `SCORES`; arguments are those of `measure`."""
-    metric = next(metric for metric, scores in GIVES.items() if name in scores)
-    return measure([metric], answers, references, settings)[name]
+    return measure([metric_of(name)], answers, references, settings)[name]

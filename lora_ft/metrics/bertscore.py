@@ -22,13 +22,8 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
     Raises:
         UsageError: the package is not installed, or the encoder cannot be loaded.
     """
-    try:
-        from bert_score import BERTScorer
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"bertscore needs the package {error.name}, which is not installed",
-            "pip install bert-score, or take bertscore out of evaluate.metrics",
-        ) from error
+    require(settings)
+    from bert_score import BERTScorer
     from transformers import AutoConfig
 
     model = settings.bertscore_model
@@ -45,3 +40,16 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
         _, _, f1 = scorer.score([answers[at] for at in said], [list(references[at]) for at in said])
         rows[said] = 100 * f1.double().numpy()
     return {"bertscore": Scored.mean(rows, f"bert-score, last layer of {model}")}
+
+
+def require(settings: Evaluate) -> None:
+    """Raise UsageError where the package is not installed, or no encoder is named."""
+    if settings.bertscore_model is None:
+        raise UsageError("bertscore needs evaluate.bertscore_model", "give the folder or hub name of an encoder")
+    try:
+        import bert_score  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"bertscore needs the package {error.name}, which is not installed",
+            "pip install bert-score, or take bertscore out of evaluate.metrics",
+        ) from error

@@ -21,8 +21,20 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
     Raises:
         UsageError: WordNet is not here, or the language is not English.
     """
-    from nltk.corpus import wordnet
     from nltk.translate.meteor_score import meteor_score
+
+    require(settings)
+    words = UnicodeTokenizer().tokenize
+    rows = [
+        100 * meteor_score([words(reference) for reference in several], words(answer))
+        for answer, several in zip(answers, references, strict=True)
+    ]
+    return {"meteor": Scored.mean(np.array(rows), "nltk, Porter stems and WordNet synonyms")}
+
+
+def require(settings: Evaluate) -> None:
+    """Raise UsageError where WordNet is not here, or the language is not English."""
+    from nltk.corpus import wordnet
 
     if settings.language != "en":
         raise UsageError(f"meteor knows English only, and evaluate.language is {settings.language}", "use chrf")
@@ -33,9 +45,3 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
             "meteor needs nltk's data of WordNet, which is not here",
             "python -m nltk.downloader wordnet, or take meteor out of evaluate.metrics",
         ) from error
-    words = UnicodeTokenizer().tokenize
-    rows = [
-        100 * meteor_score([words(reference) for reference in several], words(answer))
-        for answer, several in zip(answers, references, strict=True)
-    ]
-    return {"meteor": Scored.mean(np.array(rows), "nltk, Porter stems and WordNet synonyms")}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.errors import UsageError
+from export.errors import UsageError, first_line
 from export.files import read_json
 from lora_ft.metrics.statistics import Scored
 from lora_ft.task import FHIR_R4
@@ -30,6 +30,19 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
     rows = structured(answers, references, settings.json_schema)
     how = f"valid by {settings.json_schema or 'JSON'}"
     return {name: Scored.mean(found, how) for name, found in rows.items()}
+
+
+def require(settings: Evaluate) -> None:
+    """Raise UsageError where the schema is not here, is no schema, or its packages are not installed."""
+    if not settings.json_schema:
+        return
+    try:
+        checker(settings.json_schema)({"resourceType": "Patient"})
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"evaluate.json_schema needs the package {error.name}, which is not installed",
+            "pip install 'lora-ft[structured]', or remove it",
+        ) from error
 
 
 def structured(
@@ -65,6 +78,7 @@ def checker(schema: str) -> Check:
         return _is_fhir
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
+    from referencing import Registry
 
     if not Path(schema).is_file():
         raise UsageError(f"there is no schema {schema}", f"name a JSON schema file, or {FHIR_R4}")
@@ -74,7 +88,17 @@ def checker(schema: str) -> Check:
         kind.check_schema(content)
     except SchemaError as error:
         raise UsageError(f"{schema} is no JSON schema ({error.message})") from error
-    return kind(content).is_valid
+    validator = kind(content, registry=Registry())  # jsonschema's own registry would look for $ref on the network
+
+    def accepts(value: Any) -> bool:
+        try:
+            return bool(validator.is_valid(value))
+        except Exception as error:  # a $ref to another file or without end, a pattern that is none
+            raise UsageError(
+                f"{schema} cannot be used as a JSON schema ({first_line(error)})", "keep all of it in one file"
+            ) from error
+
+    return accepts
 
 
 def _is_fhir(value: Any) -> bool:

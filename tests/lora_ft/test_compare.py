@@ -106,3 +106,27 @@ def test_what_is_no_contest_is_refused(tmp_path: Path, tiny_base: Path) -> None:
     (tmp_path / "other.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(LoraFtError, match=r"other.jsonl:1 is no answer"):
         compare([one, str(tmp_path / "other.jsonl")])
+
+
+def test_runs_that_were_scored_in_another_way_are_warned_of(tiny_run: Run, tmp_path: Path) -> None:
+    runs = [shutil.copytree(tiny_run.folder, tmp_path / name) for name in "ab"]
+    for run in runs:
+        evaluate(str(run))
+    assert compare([str(run) for run in runs]).warnings == []
+    path = runs[1] / "scores-test.json"
+    recorded = json.loads(path.read_text())
+    old = "ASCII words, stemmed; sentences by nltk punkt_tab"
+    path.write_text(json.dumps(recorded | {"how": recorded["how"] | {"rougeLsum": old}}))
+    (warning,) = compare([str(run) for run in runs]).warnings
+    assert str(runs[1]) in warning and f"rougeLsum: {old}" in warning
+    path.write_text(json.dumps({key: value for key, value in recorded.items() if key != "how"}))
+    (warning,) = compare([str(run) for run in runs]).warnings
+    assert "rouge1, rouge2, rougeL, rougeLsum: no signature" in warning
+
+
+def test_references_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", GOOD)
+    for value in ([[{"text": "a"}]] * 4, [[1]] * 4, [[]] * 4, ["text"] * 4):
+        other = write(tmp_path / "other.jsonl", BAD, references=value)
+        with pytest.raises(LoraFtError, match=r"other\.jsonl:1 is no answer"):
+            compare([one, other])

@@ -239,8 +239,8 @@ def test_eva_finds_what_pefts_own_search_finds(tiny_base: Path) -> None:
 
 
 def test_eva_needs_as_many_components_as_it_looks_for(make_task: MakeTask, tmp_path: Path) -> None:
-    task = load_task(make_task(rows=2, lora={"init_lora_weights": "eva", "r": 20}))
-    with pytest.raises(UsageError, match=r"eva looks for 40 components of the inputs of .*, which have"):
+    task = load_task(make_task(rows=2, lora={"init_lora_weights": "eva", "r": 16}))
+    with pytest.raises(UsageError, match=r"eva looks for 32 components of the inputs of .*, which have"):
         train(task, tmp_path / "run")
 
 

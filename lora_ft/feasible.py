@@ -1,0 +1,107 @@
+"""What this machine, these rows and this base can do of a task: asked by `validate` and, before training, by `train`.
+
+A task can be sound and yet fail hours later, when the first evaluation looks for a package or a data set of words. So
+everything that training or scoring will need is looked for first, in one place, and both jobs refuse the same tasks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
+
+from export.errors import LoraFtError, UsageError
+from lora_ft.adapters import sketch
+from lora_ft.data import Splits
+from lora_ft.faults import Fault, shown
+from lora_ft.metrics import require
+from lora_ft.plan import this_device
+from lora_ft.task import Task
+
+NO_VALIDATION = (
+    "no validation rows: the last state is kept, not the best, and train.metric_for_best_model is not used "
+    "(data.validation or data.split)"
+)
+_LEAST_POLYNOMIAL = 1e-7  # where transformers' polynomial schedule ends
+_EVA_RHO = 2.0  # peft's: EVA looks for this many times r components of a layer's inputs
+
+
+def obstacles(task: Task, config: dict[str, Any], splits: Splits) -> list[Fault]:
+    """Return what keeps a task from being trained and scored here.
+
+    Args:
+        task: to be trained.
+        config: of its base, as config.json has it.
+        splits: its rows.
+    """
+    train = task.train
+    found = [
+        Fault("train.report_to", name, f"the package {name} is not installed; pip install {name}, or remove it")
+        for name in train.report_to
+        if find_spec(name) is None
+    ]
+    if train.early_stopping_patience and not splits.validation:
+        found.append(
+            Fault(
+                "train.early_stopping_patience",
+                train.early_stopping_patience,
+                "there are no validation rows to stop by; add data.validation or data.split, or remove it",
+            )
+        )
+    if train.lr_scheduler_type == "polynomial" and train.learning_rate <= _LEAST_POLYNOMIAL:
+        found.append(
+            Fault("train.learning_rate", train.learning_rate, "polynomial ends at 1e-07; give more, or use linear")
+        )
+    if train.compile == "on" and this_device() == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        found.append(Fault("train.compile", "on", "there is no C++ compiler here; install g++, or set off"))
+    for key, name in _metrics(task, bool(splits.validation)):
+        schema = key == "evaluate.metrics" and name == "structured"
+        key, value = ("evaluate.json_schema", task.evaluate.json_schema) if schema else (key, name)
+        found += _fault(key, value, lambda name=name: require([name], task.evaluate))  # type: ignore[misc]
+    if task.method == "lora":
+        found += _fault("lora.r", task.lora.r, lambda: _check_ranks(task, config))
+    return found
+
+
+def require_feasible(task: Task, config: dict[str, Any], splits: Splits) -> None:
+    """Raise UsageError with the first of the obstacles; arguments as of `obstacles`."""
+    for fault in obstacles(task, config, splits):
+        raise UsageError(f"task '{task.name}': {fault}")
+
+
+def _metrics(task: Task, validated: bool) -> Iterator[tuple[str, str]]:
+    """Yield every score and metric that the task will be measured by, with the key that names it."""
+    yield from (("evaluate.metrics", name) for name in task.metrics)
+    if task.evaluate.metric not in task.metrics:
+        yield "evaluate.metric", task.evaluate.metric
+    chooses = task.train.metric_for_best_model
+    if validated and chooses != "loss" and chooses not in (*task.metrics, task.evaluate.metric):
+        yield "train.metric_for_best_model", chooses
+
+
+def _fault(key: str, value: Any, check: Callable[[], None]) -> list[Fault]:
+    try:
+        check()
+    except LoraFtError as error:
+        return [Fault(key, value, str(error))]
+    return []
+
+
+def _check_ranks(task: Task, config: dict[str, Any]) -> None:
+    """Raise UsageError where a start that is taken from a layer's weights or inputs has less components than r."""
+    lora = task.lora
+    if not lora.starts_elsewhere:
+        return
+    eva = lora.init_lora_weights == "eva"
+    for name, layer in sketch(config, lora).named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        rank = layer.r["default"]
+        needed, most = (round(rank * _EVA_RHO), layer.in_features) if eva else (rank, min(layer.weight.shape))
+        if needed > most:
+            raise UsageError(
+                f"init_lora_weights {shown(lora.init_lora_weights)} needs {needed} components of "
+                f"{name.removeprefix('base_model.model.')}, which has {most}",
+                "lower lora.r, or use another init_lora_weights",
+            )

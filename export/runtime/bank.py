@@ -7,7 +7,6 @@ call the same adapter, and not to a bound call.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from export.errors import LoraFtError, UsageError
+from export.json_limits import parse_json
 from export.runtime.manifest import BANK, adapter_file
 from export.runtime.session import ort_value
 from export.runtime.settings import Settings
@@ -52,7 +52,7 @@ class Bank:
     @classmethod
     def open(cls, folder: Path, entries: Mapping[str, Mapping[str, Any]], provider: str) -> Bank:
         """That of a bundle."""
-        content = json.loads((folder / BANK).read_text(encoding="utf-8"))
+        content = parse_json((folder / BANK).read_bytes(), folder / BANK)
         if content.get("version") != VERSION:
             raise UsageError(f"{folder / BANK} is of version {content.get('version')!r}; this is for {VERSION}")
         shapes = {name: (dtype, tuple(shape)) for name, (dtype, shape) in content["values"].items()}
@@ -103,8 +103,8 @@ class Bank:
             arrays, texts = map_tensors(path)
             found = {key: (array.dtype.name, array.shape) for key, array in arrays.items()}
             try:
-                task = json.loads(texts[TASK])
-            except (KeyError, ValueError) as error:
+                task = parse_json(texts[TASK], path)
+            except (KeyError, LoraFtError) as error:
                 raise LoraFtError(f"{path} does not say what it is for", "add the adapter again") from error
             if found != self.shapes:
                 odd = sorted(key for key in found.keys() | self.shapes.keys() if found.get(key) != self.shapes.get(key))

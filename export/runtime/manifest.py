@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from export.errors import LoraFtError, UsageError
 from export.files import sha256
+from export.json_limits import parse_json
 
 NAME = "manifest.json"
 FORMAT = "lora-ft bundle"
@@ -76,8 +76,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{folder} is not a bundle: it has no {NAME}", "make one with `lora-ft export`")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_bytes(), path)
         kind, version, files = manifest["format"], manifest["version"], dict(manifest["files"])
+    except LoraFtError as error:
+        said = error.message.removeprefix(f"{path} ")
+        raise LoraFtError(f"{path} is damaged ({said})", "export the bundle again") from error
     except (ValueError, KeyError, TypeError) as error:
         raise LoraFtError(f"{path} is damaged ({type(error).__name__}: {error})", "export the bundle again") from error
     if kind != FORMAT or version != VERSION:

@@ -9,7 +9,6 @@ A head of another shape is text that somebody pasted.
 
 from __future__ import annotations
 
-import calendar
 import datetime
 import functools
 import re
@@ -19,12 +18,20 @@ from typing import NamedTuple
 
 from lora_ft.chats.clock import hour_of_day, plain
 
-MARKS = "\ufeff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_FIRST_DAY = datetime.date(1970, 1, 1).toordinal()
 ORDERS = ("dmy", "mdy", "ymd")
 _ENOUGH = 20  # messages of which some are sent after noon, or at night
 _SPARSE = 20  # times that a wrong order of dates stretches a chat, at least
-_LONGEST = 160  # characters of a head; what follows is not looked at, so that no line takes long
-_STARTS = re.compile(f"[{MARKS}]*(\\[[{MARKS}]*)?\\d")  # \d is a digit of any script
+_WINDOWS = (64, 160)  # characters in which a head ends; what follows is not looked at, so that no line takes long
+_MARKED = frozenset("\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Digits of every script, every blank, no marks.
+_PLAIN: dict[int, str | None] = {
+    **{code: str(unicodedata.decimal(chr(code))) for code in range(0x80, 0x11000) if chr(code).isdecimal()},
+    **{code: " " for code in range(0x3001) if chr(code).isspace()},
+    **{ord(letter): None for letter in _MARKED},
+}
+_NUMBER = re.compile(r"(\d+)")
+_STARTS = re.compile(f"[{''.join(_MARKED)}]*(\\[[{''.join(_MARKED)}]*)?\\d")  # \d is a digit of any script
 
 _BETWEEN = r" ?[./\-‐‑–−年月년월] ?"
 _DATE = rf"(?P<date>(\d{{1,4}})({_BETWEEN})(\d{{1,2}})({_BETWEEN})(\d{{1,4}}))(?!\d)"
@@ -82,51 +89,49 @@ def find_head(line: str) -> Head | None:
     """Return the head that a line begins with, whatever its shape, or None."""
     if not _STARTS.match(line):
         return None
-    text, offsets = _normalize(line[:_LONGEST])
-    for time_first, form in enumerate(_FORMS):
-        match = form.match(text)
-        if match is None:
-            continue
-        words = {side: _WORD.findall(match[side]) for side in _LITERALS}
-        kept = [
-            word for side, literals in _LITERALS.items() for word in words[side] if not literals.fullmatch(plain(word))
-        ]
-        groups = re.split(r"(\d+)", match["date"])
-        shape = Shape(
-            match["bracket"] is not None,
-            match["colons"] is not None,
-            bool(time_first),
-            "".join(groups[2::2]).replace(" ", ""),
-            match["colon"],
-            match["second"] is not None,
-            (bool(words["before"]), bool(words["after"])),
-            ". " in match["date"] and match["before"].startswith("."),
-        )
-        clock = (int(match["hour"]), int(match["minute"]), int(match["second"] or 0))
-        date = (groups[1], groups[3], groups[5])
-        end = offsets[match.end()] if match.end() < len(offsets) else len(line)
-        return Head(shape, date, clock, plain("".join(kept)), end)
+    for window in (line[:length] for length in _WINDOWS):
+        text = window.translate(_PLAIN)
+        for time_first, form in enumerate(_FORMS):
+            match = form.match(text)
+            if match is not None and (match.end() < len(text) or len(window) == len(line)):
+                return _head(match, bool(time_first), window)
+        if len(window) == len(line):
+            break
     return None
 
 
-def _normalize(text: str) -> tuple[str, list[int]]:
-    """Return a text with plain digits and blanks and without marks, and where each of its characters comes from."""
-    if text.isascii():
-        return text.replace("\t", " "), list(range(len(text)))
-    kept = [(at, letter) for at, letter in enumerate(text) if not _is_mark(letter)]
-    return "".join(_plain_letter(letter) for _, letter in kept), [at for at, _ in kept]
+def _head(match: re.Match[str], time_first: bool, window: str) -> Head:
+    words, word = _words(match["before"], match["after"])
+    numbers = _NUMBER.split(match["date"])
+    shape = Shape(
+        match["bracket"] is not None,
+        match["colons"] is not None,
+        time_first,
+        "".join(numbers[2::2]).replace(" ", ""),
+        match["colon"],
+        match["second"] is not None,
+        words,
+        ". " in match["date"] and match["before"].startswith("."),
+    )
+    clock = (int(match["hour"]), int(match["minute"]), int(match["second"] or 0))
+    return Head(shape, (numbers[1], numbers[3], numbers[5]), clock, word, _end(match.end(), window))
 
 
-@functools.cache
-def _is_mark(letter: str) -> bool:
-    return re.match(f"[{MARKS}]", letter) is not None
+@functools.lru_cache(maxsize=1024)
+def _words(before: str, after: str) -> tuple[tuple[bool, bool], str]:
+    """Return whether words stand before and after a time, and the one that may be a part of the day."""
+    sides = [(_WORD.findall(text), _LITERALS[side]) for side, text in (("before", before), ("after", after))]
+    kept = [word for words, literals in sides for word in words if not literals.fullmatch(plain(word))]
+    return (bool(sides[0][0]), bool(sides[1][0])), plain("".join(kept))
 
 
-@functools.lru_cache(maxsize=4096)
-def _plain_letter(letter: str) -> str:
-    if letter.isspace():
-        return " "
-    return str(unicodedata.decimal(letter)) if letter.isdecimal() else letter
+def _end(end: int, window: str) -> int:
+    """Return where the first `end` characters without marks end among those with marks."""
+    for at, letter in enumerate(window):
+        if end == 0:
+            return at
+        end -= letter not in _MARKED
+    return len(window)
 
 
 @dataclass
@@ -298,5 +303,4 @@ def day_of(date: tuple[str, str, str], order: str) -> int | None:
 def _seconds(day: int, hour: int, minute: int, second: int) -> float | None:
     if hour > 23 or minute > 59 or second > 59:
         return None
-    date = datetime.date.fromordinal(day)
-    return float(calendar.timegm((date.year, date.month, date.day, hour, minute, second)))
+    return float((day - _FIRST_DAY) * 86400 + hour * 3600 + minute * 60 + second)

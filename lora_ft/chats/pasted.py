@@ -3,7 +3,8 @@
 An export runs forward in time. What is pasted was said before the message that it stands in, or, as an appointment, is
 still to come; after it the chat goes on where it was. Such an *excursion* also happens when a message arrives late or
 a clock is set, but then its people are those of the chat. So an excursion is text where all of its senders are
-strangers, who say nothing in the chat itself, or where it repeats messages that came before. In doubt it is messages.
+strangers, who say nothing in the chat itself, and there are several or it goes far; or where it repeats messages that
+came before. In doubt it is messages.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 
 LONGEST_PASTE = 200  # heads in one message
 _SLACK = 3600.0  # seconds that a clock goes back at the end of summer time
+_FAR = 12 * 3600.0  # seconds; a newcomer's message arrives late by less
 
 
 def find_pasted(times: Sequence[float], senders: Sequence[int]) -> set[int]:
@@ -31,7 +33,14 @@ def find_pasted(times: Sequence[float], senders: Sequence[int]) -> set[int]:
         strangers = {sender for sender in inside if inside[sender] == total[sender]}
         for run in runs:
             people = [at for at in run if senders[at] >= 0]
-            if people and all(senders[at] in strangers or _is_repeated(times, senders, run.start, at) for at in people):
+            known = [at for at in people if senders[at] not in strangers]
+            several = len({senders[at] for at in people}) > 1
+            far = min(abs(times[at] - times[run.start - 1]) for at in run) > _FAR
+            if (
+                people
+                and (several or far or known)
+                and all(_is_repeated(times, senders, run.start, at) for at in known)
+            ):
                 pasted.update(run)
     return pasted
 

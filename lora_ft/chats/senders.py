@@ -8,6 +8,9 @@ believed, and a sentence that begins with somebody's name is about that person.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+from lora_ft.chats.whatsapp_words import MARK
 
 _LONGEST = 100  # characters; WhatsApp allows 25, contacts of a phone are longer
 _QUOTES = re.compile('["“”„«»「」『』]')
@@ -29,7 +32,7 @@ class Senders:
 
     def add(self, line: str) -> str:
         """Count the name that a line begins with, and return it; empty if it names nobody."""
-        spaced, close = _candidates(line)
+        spaced, close = _candidates(line.lstrip(MARK))
         name = spaced or close
         if name:
             self._counts[name] = self._counts.get(name, 0) + 1
@@ -41,18 +44,23 @@ class Senders:
         Args:
             line: without its head.
         """
+        is_marked = line.startswith(MARK)
+        line = line.lstrip(MARK)
         spaced, close = _candidates(line)
         name = spaced or close
         if close and self._counts.get(close, 0) >= max(1, self._counts.get(spaced, 0)):
             name = close
         if not name or (not self._bracket and self._is_sentence(name, alone=name == close and not spaced)):
             return None
+        if is_marked and len(_QUOTES.findall(name)) % 2:
+            return None
         return name, line[len(name) + 1 :].removeprefix(" ")
 
     def _is_sentence(self, name: str, *, alone: bool) -> bool:
         """Whether a "name" is the beginning of a line of WhatsApp's own."""
         count = self._counts.get(name, 0)
-        small = sum(word[0].islower() for word in name.split() if word[0].isalpha())
+        words = name.split()
+        small = sum(word[0].islower() for word in words)
         quotes = len(_QUOTES.findall(name))
         if quotes % 2 or (quotes and small >= _FEW):
             return True
@@ -60,9 +68,14 @@ class Senders:
             return False
         if count == 1 and small >= (_FEW if alone else _SENTENCE):
             return True
-        words = name.split(" ")
-        heads = (" ".join(words[:end]) for end in range(1, len(words)))
-        return small >= _SENTENCE_ABOUT and any(head in self._counts for head in heads)
+        plain = sum(word[0].isalpha() and not word[0].isupper() for word in words)  # also of scripts without capitals
+        return plain >= _SENTENCE_ABOUT and self._names_somebody(words)
+
+    def _names_somebody(self, words: Sequence[str]) -> bool:
+        """Whether a sender's name stands among the words of a longer name."""
+        ends = range(1, len(words) + 1)
+        parts = (" ".join(words[start:end]) for end in ends for start in range(end) if end - start < len(words))
+        return any(self._counts.get(part, 0) for part in parts)
 
 
 def _candidates(line: str) -> tuple[str, str]:

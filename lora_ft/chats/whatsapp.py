@@ -41,20 +41,26 @@ def read_whatsapp(file: Path) -> Iterator[tuple[str, Message]]:
     """
     export, chat = _Export(file), chat_name(file)
     open_message: _Open | None = None
+    later: tuple[float, UsageError] | None = None
     ordinal = -1
     for number, line in text_lines(export.text):
         head = find_head(line)
         own = head is not None and _is_own(head, line, export.survey)
         ordinal += own
         if head is not None and own and ordinal not in export.pasted:
+            if later is not None and later[0] <= export.times[ordinal]:
+                raise later[1]
+            later = None
             if open_message is not None and (message := open_message.close()) is not None:
                 yield chat, message
             spoken = export.senders.split(line[head.end :])
             open_message = _Open(f"{export.text}:{number}", number, export.times[ordinal], head, spoken)
         elif open_message is not None:
             if head is not None and not own:
-                _refuse_later(export.text, number, line, head, open_message.time)
+                later = later or _later(export.text, number, line, head, open_message.time)
             open_message.add(line)
+    if later is not None:
+        raise later[1]
     if open_message is not None and (message := open_message.close()) is not None:
         yield chat, message
 
@@ -101,7 +107,7 @@ class _Open:
 
     def __init__(self, place: str, number: int, time: float, head: Head, spoken: tuple[str, str] | None) -> None:
         self.time = time
-        self._place, self._ios = place, head.shape.bracket
+        self._place, self._ios = place, head.shape.bracket or head.shape.colons
         self._number = number
         self._sender, first = spoken or ("", "")
         self._lines = [first]
@@ -169,8 +175,9 @@ def _timeline(text: File, survey: Survey, senders: Senders) -> tuple[array[float
                 f"{text}:{number} begins like a message, but its date or time is not understood (got {_shown(line)})",
                 _REMEDY,
             )
-        name = senders.add(line[head.end :])
-        is_own = not name or line[head.end + len(name) :].startswith(f": {MARK}")
+        rest = line[head.end :].lstrip(MARK)
+        name = senders.add(rest)
+        is_own = not name or rest[len(name) :].startswith(f": {MARK}")
         times.append(time)
         names.append(-1 if is_own else numbers.setdefault(name, len(numbers)))
     return times, names
@@ -178,18 +185,18 @@ def _timeline(text: File, survey: Survey, senders: Senders) -> tuple[array[float
 
 def _is_own(head: Head, line: str, survey: Survey) -> bool:
     """Whether a head has the shape of the file's; `99.99.23, 22:15 - ` without a sender is text."""
-    return head.shape == survey.shape and (earliest(head) is not None or ": " in line[head.end :])
+    return head.shape == survey.shape and (": " in line[head.end :] or earliest(head) is not None)
 
 
-def _refuse_later(text: File, number: int, line: str, head: Head, time: float) -> None:
-    """Raise if a head of another shape is later than the message that it stands in: nobody can have pasted that.
+def _later(text: File, number: int, line: str, head: Head, time: float) -> tuple[float, UsageError] | None:
+    """Return the time of a head of another shape, and what to say of it, if it is later than the message it stands in.
 
-    Appointments (`25.12.2023 18:00: dinner`) name no sender, so that they stay text.
+    Nobody can have pasted that. Appointments (`25.12.2023 18:00: dinner`) name no sender, or the chat goes on before.
     """
     other = earliest(head)
     if head.shape.colons or other is None or other <= time + _DAY or ": " not in line[head.end :]:
-        return
-    raise UsageError(
+        return None
+    return other, UsageError(
         f"{text}:{number} begins like a message, but in another form than those before (got {_shown(line)})", _REMEDY
     )
 

@@ -129,7 +129,7 @@ _ATTACHED = re.compile(
 _STANDARD_FILE = re.compile(r"(?:IMG|VID|AUD|PTT|STK|DOC)-\d+-WA\d+\.\w+ \([^()\n]+\)")
 _NAMED_FILE = re.compile(r"[^\n]{1,250}\.\w{1,5} \(([^()\n]{3,60})\)")
 _PLACEHOLDER = re.compile(r"<[^\W\d_][^<>\n]{2,80}>")
-_LOCATION = re.compile(r"[^:\n]{1,60}: ?https://(?:maps\.google\.com|www\.google\.com/maps)/\S{1,200}")
+_LOCATION = re.compile(r"(?:live )?[^:\s]{1,30} ?: ?https://maps\.google\.com/\?q=-?[\d.]{1,20},-?[\d.]{1,20}")
 _POLL = re.compile(
     r"(?:POLL|UMFRAGE|ENCUESTA|ENQUETE|SONDAGEM|SONDAGE|SONDAGGIO|PEILING|POLLING|JAJAK PENDAPAT|ANKET|ОПРОС|"
     r"ОПИТУВАННЯ|ANKIETA|ANKETA|OMRÖSTNING|AFSTEMNING|AVSTEMNING|KYSELY|SZAVAZÁS|SONDAJ|ΔΗΜΟΣΚΟΠΗΣΗ|סקר|استطلاع|"

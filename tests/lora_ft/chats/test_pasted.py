@@ -14,7 +14,7 @@ ANA, BEN, CARL, DORA = range(4)
 
 
 def test_strangers_from_the_past_are_pasted() -> None:
-    assert find_pasted([2 * DAY, HOUR, HOUR + 60, 2 * DAY + 60], [ANA, CARL, DORA, BEN]) == {1, 2}
+    assert find_pasted([DAY, DAY - 3 * HOUR, DAY - 2 * HOUR, DAY + 60], [ANA, CARL, DORA, BEN]) == {1, 2}
 
 
 def test_appointments_to_come_are_pasted() -> None:
@@ -27,6 +27,11 @@ def test_messages_that_the_chat_has_already_are_pasted() -> None:
 
 def test_late_messages_of_the_chats_own_people_stay() -> None:
     assert find_pasted([0, 60, DAY, HOUR * 3, DAY + 60], [ANA, BEN, ANA, BEN, ANA]) == set()
+
+
+def test_a_late_message_of_a_newcomer_stays() -> None:
+    assert find_pasted([DAY, DAY - 2 * HOUR, DAY + 60], [ANA, CARL, BEN]) == set()
+    assert find_pasted([DAY, DAY - 20 * HOUR, DAY + 60], [ANA, CARL, BEN]) == {1}
 
 
 def test_a_clock_that_was_set_back_stays() -> None:

@@ -39,6 +39,8 @@ def test_unusual_names_are_senders(name: str) -> None:
         "Ana cambió el asunto de Garden a Garden: plot 14",
         'Ana created group "Garden: plot 14"',
         "Ana hat die Gruppenbeschreibung geändert zu: keine Hunde",
+        "أضافك Ana إلى مجموعة في المجتمع: Green City",
+        "Ana ने आपको कम्युनिटी के ग्रुप में जोड़ा: Green City",
         "+1 555 0100 added you to a group in the community: Green City",
         "Ana changed this group's link to https://chat.whatsapp.com/x",
         "Messages and calls are end-to-end encrypted. Tap to learn more.",
@@ -47,6 +49,10 @@ def test_unusual_names_are_senders(name: str) -> None:
 )
 def test_whatsapps_own_lines_have_no_sender(line: str) -> None:
     assert split("Ana: hello", line)[1] is None
+
+
+def test_quotes_cut_by_a_colon_are_no_sender_on_ios() -> None:
+    assert split("Ana: hi", "\u200eAna hat „Garten: neu“ erstellt", bracket=True) == [("Ana", "hi"), None]
 
 
 def test_heads_in_brackets_name_a_sender_whatever_the_name() -> None:

@@ -165,6 +165,64 @@ def test_the_zip_file_of_ios_is_read(tmp_path: Path) -> None:
         list(read_whatsapp(tmp_path / "none.zip"))
 
 
+@pytest.mark.parametrize(
+    ("line", "number", "part"),
+    [
+        ("32/13/2023, 09:01 - Ben: x", 2, "its date or time is not understood"),
+        ("20/11/2023, 25:01 - Ben: x", 2, "its date or time is not understood"),
+        ("[25/11/2023, 09:02:00] Ben: x", 2, "in another form than those before"),
+    ],
+)
+def test_a_line_like_a_head_is_never_glued(tmp_path: Path, line: str, number: int, part: str) -> None:
+    file = export(tmp_path / "chat.txt", "20/11/2023, 09:00 - Ana: one", line, "26/11/2023, 09:03 - Ana: two")
+    with pytest.raises(UsageError, match=f"chat.txt:{number} begins like a message, but {part} .got '.+'.; if it is"):
+        said(file)
+    file = export(tmp_path / "chat.txt", "20/11/2023, 09:00 - Ana: one", f" {line}")
+    assert said(file) == [("Ana", f"one\n {line}")]
+
+
+@pytest.mark.parametrize(
+    "first", ["Nov 20, 2023, 9:05 PM - Ana: x", "[15/05, 00:29] Ana: x", "20/11/23, 9:05 XX - Ana: x"]
+)
+def test_a_file_whose_first_head_is_unknown_names_it(tmp_path: Path, first: str) -> None:
+    with pytest.raises(UsageError, match=r"chat\.txt:1 begins like a message, but its date .*is not understood"):
+        said(export(tmp_path / "chat.txt", first, "20/11/2023, 09:03 - Ana: two"))
+
+
+def test_a_clock_of_12_hours_without_words_is_refused(tmp_path: Path) -> None:
+    lines = [f"[20/11/23, {at % 12 or 12:02}:05:00] Ana: x" for at in range(8, 23)] * 2
+    with pytest.raises(UsageError, match=r"chat\.txt has times of a 12-hour clock without AM and PM"):
+        said(export(tmp_path / "chat.txt", *lines))
+
+
+def test_appointments_stay_in_their_message(tmp_path: Path) -> None:
+    plan = ["25.12.2023 18:00: dinner", "20.11.23, 19:00 Uhr - Training", "27.11.23, 19:00 Uhr - Spiel: 2 x 45"]
+    file = export(tmp_path / "chat.txt", "20.11.23, 09:00 - Ana: plan", *plan, "20.11.23, 09:05 - Ben: ok")
+    assert said(file) == [("Ana", "\n".join(["plan", *plan])), ("Ben", "ok")]
+
+
+def test_pasted_messages_of_the_same_form_stay_in_their_message(tmp_path: Path) -> None:
+    lines = [
+        "[20.11.23, 09:00:00] Ana: see:",
+        "[18.11.23, 22:15:00] Carl: I sold it",
+        "[18.11.23, 22:16:00] Dora: no!",
+        "[20.11.23, 09:01:00] Ben: well",
+    ]
+    assert said(export(tmp_path / "chat.txt", *lines)) == [("Ana", "\n".join(["see:", *lines[1:3]])), ("Ben", "well")]
+
+
+def test_a_long_blank_line_is_read_at_once(tmp_path: Path) -> None:
+    blanks = 60_000 * " "
+    file = export(tmp_path / "chat.txt", f"20.11.23, 09:00 - Ana: a{blanks}b", blanks, f"{60_000 * '1 '}<")
+    assert [len(text) for _, text in said(file)] == [60_002 + 2 + 120_001]
+
+
+def test_a_message_of_over_a_million_characters_is_refused(tmp_path: Path) -> None:
+    file = export(tmp_path / "chat.txt", "20.11.23, 09:00 - Ana: a", *(20 * [60_000 * "x"]))
+    with pytest.raises(UsageError, match=r"chat\.txt:1 is a message of over a million characters"):
+        said(file)
+
+
 def test_a_text_without_a_message_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"shopping\.txt holds no WhatsApp message"):
         said(export(tmp_path / "shopping.txt", "twine", "12/31: canes", "99/99/99, 10:00 - Ana: x"))

@@ -89,6 +89,7 @@ def test_what_stands_beside_whatsapps_words_stays(text: str, kept: str) -> None:
         "two • three",
         "option: https://example.org/maps",
         "poll: who comes?",
+        "meet me here: https://maps.google.com/?q=52.5,13.4",
     ],
 )
 def test_what_somebody_wrote_stays(text: str, ios: bool) -> None:

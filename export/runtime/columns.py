@@ -25,6 +25,7 @@ ABSENT: Any = object()
 _INDEX = re.compile(r"\[(-?\d{1,9})\]")
 _SEPARATOR = re.compile(r"[.\[]")
 _LIKELY = ("text", "content", "value", "answer", "label", "name")  # keys of text in common data sets, best first
+_MAX_DIGITS = 300  # of an exact number; that of parquet has at most 76
 _SHOWN = 12  # names in an error
 
 
@@ -48,7 +49,9 @@ def is_empty(value: Any) -> bool:
     """Return whether a cell holds nothing: null, NaN (how tables write null), blank text, or a list of such cells."""
     if isinstance(value, list):
         return all(map(is_empty, value))
-    if isinstance(value, float | Decimal | np.floating):
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    if isinstance(value, float | np.floating):
         return bool(math.isnan(value))
     return value is None or value is ABSENT or (isinstance(value, str) and not value.strip())
 
@@ -72,7 +75,7 @@ def text_of(value: Any, column: str, *, several: bool = False) -> str:
         return "true" if value else "false"
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
-    if isinstance(value, Decimal) and value.is_finite():
+    if isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) < _MAX_DIGITS:
         return format(value, "f")
     raise UsageError(f"column '{column}' holds {_kind(value)}, not text", _remedy(value, column, several))
 

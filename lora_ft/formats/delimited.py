@@ -13,6 +13,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 from export.errors import LoraFtError, UsageError
 from lora_ft.formats.content import MAX_CELL, Content, Located
@@ -69,7 +70,7 @@ class _Reader:
     ) -> None:
         self.delimiter = delimiter
         self._text, self._first, self._escape = text, first, escape
-        self._quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+        self._quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
         self._is_sound = escape is not None or not quotes or not _is_escaped(text, delimiter)
         self._blanks = False
         try:

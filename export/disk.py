@@ -11,7 +11,7 @@ from pathlib import Path
 from export.errors import LoraFtError
 
 _NUMBERS = {
-    errno.ENOSPC: "no space is left on the disk",
+    errno.ENOSPC: "no space left on the disk",
     errno.EDQUOT: "the quota of this user is used up",
     errno.EFBIG: "a file reached the size limit of this shell (ulimit -f)",
 }

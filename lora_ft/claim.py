@@ -189,7 +189,7 @@ def _longer(task: Task, place: Path, working: Path) -> Claim:
         )
     if not (place / RESUME).is_dir():
         raise UsageError(
-            f"the finished run {place} keeps no state to go on from (runs of one task with method lora do)",
+            f"the finished run {place} keeps no state to go on from (adapters that were trained alone do)",
             "train it again with --overwrite",
         )
     if working.exists() and (reason := foreign_reason(working)):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from export.errors import UsageError
 from export.files import folder_size, read_json
+from export.locks import locked
 from lora_ft.adapter_files import adapter_config
 from lora_ft.packs.best import GRID
 from lora_ft.runs import METRICS, Run, is_run
@@ -81,12 +82,13 @@ def remove(folders: Sequence[Path]) -> int:
     """Delete runs; the bytes that are free now.
 
     Raises:
-        UsageError: one of them is no run; none is deleted then.
+        UsageError: one of them is no run, and none is deleted then; or another job is training one longer.
     """
     for folder in folders:
         if folder.is_symlink() or not is_run(folder):
             raise UsageError(f"{folder} is not a run", "only runs are removed")
     freed = sum(folder_size(folder) for folder in folders)
     for folder in folders:
-        shutil.rmtree(folder)
+        with locked(folder.resolve()):
+            shutil.rmtree(folder)
     return freed

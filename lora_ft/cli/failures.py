@@ -9,14 +9,14 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from export.disk import disk_fault
 from export.errors import LoraFtError
 from export.printable import printable
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _SECRET = ("TOKEN", "_KEY", "SECRET", "PASSWORD")  # how names of such variables end
 _SHORTEST_SECRET = 8  # characters; shorter values are words
-_FULL = "no space left on the disk; free some, or give an --out on another disk. Nothing half-written was left"
-_TOO_LARGE = "a file reached the size limit of this shell (ulimit -f); raise it"
+_FREE = "free some or raise the limit, or give an --out on another disk. Nothing half-written was left"
 
 
 def run_safely(command: Callable[[], object], *, debug: bool = False) -> int:
@@ -49,8 +49,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"{usage()}; --help lists commands and options", 2
     if isinstance(error, OSError):
         return _explain_system(error)
-    if "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
-        return _FULL, 1  # safetensors, onnx and torch wrap the system's error in their own
+    if fault := disk_fault(error):  # safetensors, onnx and torch wrap the system's error in their own
+        return f"{fault}; {_FREE}", 1
     if isinstance(error, MemoryError) or "not enough memory" in str(error):
         return "out of memory; use a smaller batch, shorter lengths or a smaller base, or raise ulimit -v", 1
     if isinstance(error, ModuleNotFoundError):
@@ -62,10 +62,8 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 def _explain_system(error: OSError) -> tuple[str, int]:
     where = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}{_FULL}", 1
-    if error.errno == errno.EFBIG:
-        return f"{where}{_TOO_LARGE}", 1
+    if fault := disk_fault(error):
+        return f"{where}{fault}; {_FREE}", 1
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{where}too many open files; raise ulimit -n", 1
     if error.errno == errno.ENOMEM:

@@ -33,7 +33,7 @@ def train(
         Path | None,
         typer.Option("--out", help="Folder of the run, runs/NAME by default; of several, or with Ray, of the runs."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on exactly, or train a finished run longer.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     pack_size: Annotated[
         int | None, typer.Option(min=1, help="Of several tasks: most adapters in one pass; by default what fits.")
@@ -62,7 +62,8 @@ def train(
 ) -> int:
     """Train a task's adapter, or all weights; several tasks, or a `grid` of one, on one base in one pass.
 
-    Ctrl-C saves a checkpoint; --resume goes on from it. Exit code 1 if any of several failed.
+    Ctrl-C, SIGTERM and SIGHUP save a checkpoint; --resume goes on from it, or from a finished run with more epochs.
+    Exit code 1 if any of several failed; 130, 143 or 129 after a signal.
     """
     from export.errors import UsageError
 

@@ -41,6 +41,7 @@ from lora_ft.packs.stack import Stack
 from lora_ft.plan import Choices, Plan, make_plan, this_device
 from lora_ft.precision import Precision
 from lora_ft.progress import Silent
+from lora_ft.row_record import RowRecord
 from lora_ft.runs import TASK
 from lora_ft.setup import equip
 from lora_ft.sizes import Batch, Shape
@@ -125,7 +126,8 @@ def _work(
         for _ in range(rows * (_WARM_UP + steps))
     ]
     plan = make_plan(task, base.config, drawn, 1, Choices(Precision(precision, "as asked"), False))
-    return Material(task, load_tokenizer(base.folder), Splits([], [], []), drawn, []), plan
+    splits = Splits([], [], [])
+    return Material(task, load_tokenizer(base.folder), splits, drawn, [], RowRecord.of(splits)), plan
 
 
 def _alone(base: Base, material: Material, plan: Plan, folder: Path) -> float:

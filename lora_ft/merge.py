@@ -91,7 +91,7 @@ def merge(
     Raises:
         UsageError, LoraFtError: `out` is taken, or the adapter does not belong to the base.
     """
-    inputs = [run.folder, base or run.task.base]
+    inputs: list[str | Path] = [run.folder, base or run.task.base]
     with making(out, overwrite=overwrite, inputs=inputs), staged_folder(out, overwrite=overwrite) as staging:
         merged = merge_in_memory(run, base=base, progress=progress)
         save_checkpoint(merged.model.to(DTYPES[dtype]), merged.base.folder, staging, merged.extended)

@@ -21,11 +21,11 @@ class Held(Snapshots):
         folder: of the snapshots.
         storage: that all attempts share.
         pack: its number.
-        run: Identifier of the training.
         tree: what to send into the storage with each snapshot; None where it lies in a shared folder.
+        run: Identifier of the training.
     """
 
-    def __init__(self, folder: Path, storage: Storage, pack: int, run: str = "", tree: Path | None = None) -> None:
+    def __init__(self, folder: Path, storage: Storage, pack: int, tree: Path | None = None, run: str = "") -> None:
         super().__init__(folder, run)
         self._storage, self._pack, self._tree = storage, pack, tree
         self._attempt = f"{platform.node()} {os.getpid()} {secrets.token_hex(8)}"

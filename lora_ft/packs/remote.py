@@ -60,11 +60,11 @@ def train_here(work: Work, place: str, shared: bool, portion: Portion, desk: Any
         if shared:
             if storage.get(RECORD) is None:
                 return Result(fault=f"{platform.node()} does not see {place}")
-            return Result(_train(work, Held(work.folder, storage, work.number, work.run), portion, reporter))
+            return Result(_train(work, Held(work.folder, storage, work.number, run=work.run), portion, reporter))
         with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
             moved = replace(work, out=Path(scratch))
             storage.fetch(work.number, moved.out)
-            held = Held(moved.folder, storage, work.number, work.run, moved.out)
+            held = Held(moved.folder, storage, work.number, moved.out, work.run)
             failed = _train(moved, held, portion, reporter)
             held.send()
             return Result(failed)

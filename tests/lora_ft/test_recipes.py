@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from lora_ft.bases import find_base
 from lora_ft.data import Splits, load_splits
 from lora_ft.metrics.structured import SAME_VALUE, VALID, structured
 from lora_ft.task import FHIR_R4, SPLITS, Task
 from lora_ft.taskfile import load_task, recipe_file, recipes
+from lora_ft.validate import validate
 
 BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
 EXPORT = recipe_file("groupchat").with_suffix("") / "result.json"
@@ -245,3 +247,12 @@ def test_tickets_are_unlike_each_other_and_t5_can_read_them(tickets: tuple[Task,
     words = [set(re.findall(r"[a-z0-9']+", text.lower())) for text in messages]
     for left, right in itertools.combinations(words, 2):
         assert len(left & right) / len(left | right) < 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in recipes() if load_task(name).data.hub is None])
+def test_no_recipe_is_warned_of_what_it_could_mend_itself(name: str) -> None:
+    found = validate(name, ["base=offline"])
+    machine = (find_base("offline").notice, "training needs about")
+    assert found.faults == []
+    assert [warning for warning in found.warnings if not warning.startswith(machine)] == []

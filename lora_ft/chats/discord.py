@@ -10,7 +10,7 @@ from lora_ft.chats.discord_text import is_discord_table, is_discord_text, read_d
 from lora_ft.chats.fields import Fields
 from lora_ft.chats.message import Message, clean_name, clean_text
 from lora_ft.chats.places import File
-from lora_ft.chats.stream import walk
+from lora_ft.chats.stream import BEGIN, objects, walk
 
 _SPOKEN = ("Default", "Reply")  # every other type is Discord's own
 _MENTION, _EMOJI = re.compile(r"<@!?(\d+)>"), re.compile(r"<a?(:\w+:)\d+>")
@@ -31,10 +31,11 @@ def read_discord(file: Path) -> Iterator[tuple[str, Message]]:
 
 def _read_json(file: File) -> Iterator[tuple[str, Message]]:
     header: dict[str, str] = {}
-    for key, value in walk(file, (*_HEADER, "messages.item")):
-        if key != "messages.item":
-            header[key] = clean_text(Fields({key: value}, f"{file}", _PROGRAM).text(key)).replace("\n", " ")
-            continue
+    for key, value in walk(file, _HEADER, begins={"messages.item"}):
+        if value is BEGIN:  # the header comes first
+            break
+        header[key] = clean_text(Fields({key: value}, f"{file}", _PROGRAM).text(key)).replace("\n", " ")
+    for value in objects(file, "messages.item"):
         message = _message(Fields(value, f"{file}", _PROGRAM).named("id"), header)
         if message is not None:
             yield _chat(header), message

@@ -79,7 +79,8 @@ def _chats(file: Path) -> dict[str, list[File]]:
     """Return the files of each chat, in the order of their numbers."""
     if not file.is_dir() and not is_zip(file):
         numbered = PAGE.fullmatch(file.name)
-        pages = [page for page in files_below(file.parent, PAGE) if page.parent == file.parent] if numbered else [file]
+        beside = [page for page in files_below(file.parent, PAGE) if page.parent == file.parent] if numbered else []
+        pages: list[File] = [*beside] or [file]
         return {str(file.parent if numbered else file): pages}
     root = root_of(file)
     chats: dict[str, list[File]] = {}

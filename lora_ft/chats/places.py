@@ -39,6 +39,12 @@ def root_of(file: Path) -> File:
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else root
 
 
+def folder_name(file: File) -> str:
+    """Return the name of the folder that a file lies in; at the top of a zip file, that of the zip file."""
+    name = Path(str(file)).parent.name
+    return name[:-4] if name.lower().endswith(".zip") else name
+
+
 def is_zip(file: Path) -> bool:
     """Return whether a file begins like a zip file, whatever its name."""
     if not file.is_file():

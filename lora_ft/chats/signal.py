@@ -12,7 +12,7 @@ from export.errors import LoraFtError, UsageError
 from export.files import parse_json
 from lora_ft.chats.fields import Fields
 from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.places import File, files_below, is_zip, root_of, text_lines
+from lora_ft.chats.places import File, files_below, folder_name, is_zip, root_of, text_lines
 
 FILES = re.compile(r"data\.json|chat\.md|main\.jsonl")
 _HEAD = re.compile(r"\[(\d{4})-(\d{2})-(\d{2}) (\d{2}):(\d{2})(?::(\d{2}))?\] (.{1,200}?): (.*)")
@@ -70,7 +70,7 @@ def _objects(file: File) -> Iterator[tuple[int, Fields]]:
 
 
 def _chat(file: File) -> str:
-    return clean_name(file.parent.name) or clean_name(Path(file.name).stem)
+    return clean_name(folder_name(file)) or clean_name(Path(file.name).stem)
 
 
 def _lines(file: File) -> Iterator[tuple[str, Message]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from export.errors import UsageError
 from lora_ft.chats.fields import Fields
 from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.places import File, files_below, is_zip, root_of
+from lora_ft.chats.places import File, files_below, folder_name, is_zip, root_of
 from lora_ft.chats.stream import objects, top_keys, walk
 
 _SPOKEN = ("", "me_message", "thread_broadcast", "file_share")  # every other subtype is Slack's own
@@ -48,7 +48,7 @@ def read_slack(file: Path) -> Iterator[tuple[str, Message]]:
         for value in objects(day, "item"):
             message = people.read(Fields(value, f"{day}", _PROGRAM).named("ts"))
             if message is not None:
-                yield day.parent.name, message
+                yield folder_name(day), message
 
 
 def _channel_file(file: Path) -> Iterator[tuple[str, Message]]:
@@ -58,7 +58,7 @@ def _channel_file(file: Path) -> Iterator[tuple[str, Message]]:
         for value in objects(file, "item"):
             message = people.read(Fields(value, f"{file}", _PROGRAM).named("ts"))
             if message is not None:
-                yield file.parent.name, message
+                yield folder_name(file), message
         return
     channel = file.stem
     for key, value in walk(file, {"name", "messages.item"}):

@@ -17,7 +17,7 @@ from typing import Any
 from export.errors import LoraFtError
 from lora_ft.chats.fields import Fields
 from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.stream import BEGIN, File, Repair, top_keys, walk
+from lora_ft.chats.stream import BEGIN, File, Repair, objects, top_keys, walk
 
 _LISTS = ("chats.list.item", "left_chats.list.item")  # where chats stand in the export of an account
 _HEADER = ("name", "type", "id")
@@ -86,7 +86,7 @@ def _single(file: File) -> Iterator[tuple[_Chat, Any]]:
         if {"type", "id"} <= header.keys():  # the name comes before one of them, if there is one
             break
     chat = _Chat(Fields(header, f"{file}", "Telegram Desktop"), Counter())
-    for _, value in walk(file, {"messages.item"}, telegram_repair):
+    for value in objects(file, "messages.item", telegram_repair):  # twice as fast as `walk`
         yield chat, value
 
 

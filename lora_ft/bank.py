@@ -26,10 +26,11 @@ from export.runtime.session import choose_provider
 from export.shelf import Room, put
 from export.shelf import remove as take_out
 from export.smooth import Sample
-from lora_ft.bases import Base, find_base
+from lora_ft.bases import Base
 from lora_ft.checkpoint import is_scaled
 from lora_ft.member import Checks, Oracle, member_of, named_runs
 from lora_ft.merge import SENTENCES
+from lora_ft.peft_adapter import PeftAdapter, base_of
 from lora_ft.progress import Progress, Silent
 from lora_ft.references import origin_of, references_of
 from lora_ft.runs import Run
@@ -65,14 +66,21 @@ class Entry:
 
 
 def export_bank(
-    runs: Sequence[str], out: Path, *, precision: str = "fp32", checks: Checks | None = None, overwrite: bool = False,
+    runs: Sequence[str],
+    out: Path,
+    *,
+    base: str | None = None,
+    precision: str = "fp32",
+    checks: Checks | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
-) -> Shelved:  # fmt: skip
+) -> Shelved:
     """Make a bank of the runs' base and their adapters; each is compared with PyTorch before any of it is published.
 
     Args:
         runs: folders, or NAME=FOLDER; by default an adapter has its task's name.
         out: folder to make.
+        base: instead of the one that the runs and adapters name.
         precision: of the base, by name.
         checks: how adapters are compared.
         overwrite: replace `out` where it exists.
@@ -84,31 +92,39 @@ def export_bank(
     """
     progress, checks = progress or Silent(), checks or Checks()
     found = named_runs(runs)
-    inputs = [path for run in found.values() for path in (run.folder, run.task.base)]
+    inputs = [path for run in found.values() for path in (run.folder, run.task.base if run.task else run.base)]
     with making(out, overwrite=overwrite, inputs=inputs):
         if precision == "auto":
             raise UsageError("a bank has the precision that is named", "try auto on one of the runs first")
         chosen = parse(precision)
         choose_provider("auto", str(chosen))
         torch.set_num_threads(allowed_cpus())
-        oracle = Oracle(base := _common_base(found))
+        common = _common_base(found, base)
+        oracle = Oracle(common)
         members = [member_of(name, run, oracle, checks, progress) for name, run in found.items()]
-        tokenizer, origin = oracle.tokenizer, origin_of(None, base.name, "", read_generation(base.folder).options)
+        tokenizer, origin = oracle.tokenizer, origin_of(None, common.name, "", read_generation(common.folder).options)
         sentences = list(references_of(oracle.plain(), tokenizer, SENTENCES, origin, progress))
         share = -(-_CALIBRATION_ROWS // len(members))
         samples: list[Sample] = [sample for one in members for sample in one.samples[:share]]
         reports = write_bank(
-            base.folder, tokenizer, origin, sentences, sentences[0], members, out, precision=chosen, samples=samples,
+            common.folder, tokenizer, origin, sentences, sentences[0], members, out, precision=chosen, samples=samples,
             scaled=is_scaled(oracle.plain()), overwrite=overwrite, progress=progress.stage,
         )  # fmt: skip
         return Shelved(out, str(chosen), folder_size(out), reports)
 
 
 def add(
-    bank: Path, runs: Sequence[str], *, checks: Checks | None = None, overwrite: bool = False,
+    bank: Path,
+    runs: Sequence[str],
+    *,
+    base: str | None = None,
+    checks: Checks | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
-) -> Shelved:  # fmt: skip
+) -> Shelved:
     """Put more runs' adapters into a bank, one after another; its base is not touched.
+
+    Arguments as of `export_bank`.
 
     Raises:
         UsageError: no bank, a name that is taken, another base, an adapter that does not fit.
@@ -120,14 +136,14 @@ def add(
     reports = {}
     hash_of, opened = cache(base_hash), cache(_opened)  # runs have the base of the bank, so there is one to open
     for name, run in found.items():
-        base = find_base(run.task.base)
-        if hash_of(base.folder) != room.base:
+        own = base_of(run, base)
+        if hash_of(own.folder) != room.base:
             raise UsageError(
-                f"{name} was trained on {base.name}, whose weights are not those of this bank's base "
+                f"{name} was trained on {own.name}, whose weights are not those of this bank's base "
                 f"({content['base']})",
                 "make another bank for it with `lora-ft export --adapters`",
             )
-        oracle, architecture, weights = opened(base)
+        oracle, architecture, weights = opened(own)
         member = member_of(name, run, oracle, checks, progress)
         progress.stage(f"adding {name}")
         reports[name] = put(bank, member, architecture, weights, overwrite=overwrite)
@@ -162,13 +178,13 @@ def _opened(base: Base) -> tuple[Oracle, Architecture, Checkpoint]:
     return oracle, rescaled(architecture, is_scaled(oracle.plain())), weights
 
 
-def _common_base(runs: dict[str, Run]) -> Base:
-    """The base that all runs were trained on.
+def _common_base(runs: dict[str, Run | PeftAdapter], named: str | None) -> Base:
+    """The base that all runs were trained on, or the one that is named.
 
     Raises:
         UsageError: there are several.
     """
-    bases = {name: find_base(run.task.base) for name, run in runs.items()}
+    bases = {name: base_of(run, named) for name, run in runs.items()}
     folders = {folder: base_hash(folder) for folder in {base.folder for base in bases.values()}}
     (first, chosen), *others = bases.items()
     for name, base in others:

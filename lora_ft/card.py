@@ -74,11 +74,10 @@ model = PeftModel.from_pretrained(base, where)"""
     return _card(head, task.name, f"A LoRA adapter for {code_span(base_name(task.base))}", facts, [], code)
 
 
-def checkpoint_card(facts: Facts, record: Mapping[str, Any]) -> str:
-    """README.md of a checkpoint that a run was merged into; `record` is its merge.json."""
-    task = facts.task
-    adapted = task.method == "lora"
-    head = _metadata(facts, "transformers", _FINETUNE, [*(["lora"] if adapted else []), "t5"])
+def checkpoint_card(facts: Facts | None, record: Mapping[str, Any]) -> str:
+    """README.md of a checkpoint that a run, or an adapter without one, was merged into; `record` is its merge.json."""
+    adapted = facts is None or facts.task.method == "lora"
+    head = _metadata(facts, "transformers", _FINETUNE, [*(["lora"] if adapted else []), "t5"], record["base"])
     rows = [("weights", f"{record['dtype']}, {'an adapter merged' if adapted else 'trained'} in float32")]
     if adapted:
         rows.append(("merged against adapter", f"logits differ by at most {record['largest_logit_difference']:.2g}"))
@@ -88,9 +87,8 @@ where = "."
 tokenizer = AutoTokenizer.from_pretrained(where)
 model = AutoModelForSeq2SeqLM.from_pretrained(where)"""
     how = "with a LoRA adapter merged into it" if adapted else "every weight of it trained"
-    return _card(
-        head, task.name, f"{code_span(base_name(task.base))}{' ' if adapted else ', '}{how}", facts, rows, code
-    )
+    name, base = (facts.task.name, facts.task.base) if facts else (record["adapter"], record["base"])
+    return _card(head, name, f"{code_span(base_name(base))}{' ' if adapted else ', '}{how}", facts, rows, code)
 
 
 def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -> str:

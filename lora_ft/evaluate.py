@@ -104,16 +104,26 @@ class BankEvaluation:
 
 
 def evaluate(
-    name: str, *, task: Task | None = None, adapter: str | None = None, overrides: Sequence[str] = (),
-    split: SplitName = "test", limit: int | None = None, baseline: bool = False, batch_size: int = BATCH_SIZE,
-    predictions: Path | None = None, progress: Progress | None = None,
-) -> Evaluation:  # fmt: skip
+    name: str,
+    *,
+    task: Task | None = None,
+    adapter: str | None = None,
+    base: str | None = None,
+    overrides: Sequence[str] = (),
+    split: SplitName = "test",
+    limit: int | None = None,
+    baseline: bool = False,
+    batch_size: int = BATCH_SIZE,
+    predictions: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
     """Score a model.
 
     Args:
         name: run, checkpoint, bundle or base.
         task: whose rows and settings; by default the model's own.
         adapter: of a bank, the one to score; by default its base.
+        base: of a run or an adapter: instead of the one that it names.
         overrides: of the task that an adapter brings, as `load_task` takes them.
         split: of the task.
         limit: score the first so many rows.
@@ -129,7 +139,7 @@ def evaluate(
     if predictions is not None:
         refuse_file(predictions, "--predictions")
     progress.stage("loading")
-    model = open_model(name, adapter=adapter)
+    model = open_model(name, adapter=adapter, base=base, task=task)
     if model.notice:
         progress.note(model.notice)
     task = task or model.task or _carried(model, overrides)

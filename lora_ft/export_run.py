@@ -28,6 +28,7 @@ from lora_ft.checkpoint import MERGE, is_scaled, save_checkpoint
 from lora_ft.data import Example
 from lora_ft.generation import own_generation
 from lora_ft.merge import SENTENCES, merge_in_memory
+from lora_ft.peft_adapter import holds_adapter, name_of, open_adapter
 from lora_ft.progress import Progress, Silent
 from lora_ft.references import codec_of, examples_of, origin_of, references_of, samples_of
 from lora_ft.runs import CARD, TASK, Run, is_run
@@ -63,15 +64,27 @@ class Exported:
 
 
 def export(
-    name: str, out: Path, *, precision: str = "fp32", max_drop: float = 0.5, score_rows: int = 200, force: bool = False,
-    layout: str = "bundle", triton: bool = False, verify_rows: int = 16,
-    verify_split: SplitName = "validation", overwrite: bool = False, progress: Progress | None = None,
-) -> Exported:  # fmt: skip
+    name: str,
+    out: Path,
+    *,
+    base: str | None = None,
+    precision: str = "fp32",
+    max_drop: float = 0.5,
+    score_rows: int = 200,
+    force: bool = False,
+    layout: str = "bundle",
+    triton: bool = False,
+    verify_rows: int = 16,
+    verify_split: SplitName = "validation",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
     """Export a model and verify the result before it is published.
 
     Args:
-        name: run, checkpoint or base.
+        name: run, adapter, checkpoint or base.
         out: folder to make.
+        base: of a run or an adapter, instead of the one that it names.
         precision: a name, a mixture (see `export.precision`), or "auto" for the fastest that keeps its score.
         max_drop: points that the task's metric may lose against fp32.
         score_rows: how many rows of the task a precision that rounds is scored on.
@@ -99,7 +112,7 @@ def export(
     torch.set_num_threads(allowed_cpus())
     with (
         making(out, overwrite=overwrite, inputs=[name]),
-        _opened(name, progress) as (folder, model, task, origin),
+        _opened(name, progress, base) as (folder, model, task, origin),
     ):
         tokenizer = load_tokenizer(folder, codec_of(task))
         if origin.labels and layout != "bundle":
@@ -134,16 +147,20 @@ def export(
 
 
 @contextlib.contextmanager
-def _opened(name: str, progress: Progress) -> Iterator[tuple[Path, T5ForConditionalGeneration, Task | None, Origin]]:
-    """(checkpoint, model, task, origin) of a run, a checkpoint or a base."""
+def _opened(
+    name: str, progress: Progress, named: str | None = None
+) -> Iterator[tuple[Path, T5ForConditionalGeneration, Task | None, Origin]]:
+    """(checkpoint, model, task, origin) of a run, an adapter, a checkpoint or a base; `named`: the base of the two."""
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
-        if is_run(Path(name)):
-            run = Run(name)
-            merged = merge_in_memory(run, progress=progress)
+        if holds_adapter(Path(name)):
+            run = open_adapter(name)
+            merged = merge_in_memory(run, base=named, progress=progress)
             model, folder = merged.model, Path(scratch)
             task: Task | None = run.task
             save_checkpoint(model, merged.base.folder, folder, merged.extended)
-            base, adapter = merged.base.name, str(run.task.name)
+            base, adapter = merged.base.name, name_of(run)
+        elif named is not None:
+            raise UsageError(f"{name} has no adapter to put on --base", "leave out --base")
         else:
             found = find_base(name)
             folder, model = found.folder, load_model(found.folder)

@@ -22,8 +22,9 @@ from lora_ft.data import Example
 from lora_ft.engines import TorchEngine
 from lora_ft.merge import SENTENCES
 from lora_ft.metrics import difference, score
+from lora_ft.peft_adapter import PeftAdapter, name_of, open_adapter
 from lora_ft.progress import Progress
-from lora_ft.references import examples_of, origin_of, references_of, samples_of
+from lora_ft.references import codec_of, examples_of, origin_of, references_of, samples_of
 from lora_ft.runs import Run
 from lora_ft.task import SplitName, Task
 from lora_ft.tradeoff import holds
@@ -37,6 +38,10 @@ _MORE: dict[str, Any] = {
     "use_dora": False, "bias": "none", "lora_bias": False, "modules_to_save": None, "trainable_token_indices": None,
     "target_parameters": None, "layer_replication": None,
 }  # fmt: skip
+
+
+# Starts that peft takes out of the base's weights; saved without conversion, they need that base.
+_MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Oracle:
     def __init__(self, base: Base) -> None:
         self.base, self.tokenizer = base, load_tokenizer(base.folder)
         self._model = load_model(base.folder)
-        self._on: tuple[Run, PeftModel] | None = None
+        self._on: tuple[Run | PeftAdapter, PeftModel] | None = None
 
     def plain(self) -> T5ForConditionalGeneration:
         """The base with no adapter on it, until `adapted` is called."""
@@ -77,7 +82,7 @@ class Oracle:
             self._on = None
         return self._model
 
-    def adapted(self, run: Run) -> PeftModel:
+    def adapted(self, run: Run | PeftAdapter) -> PeftModel:
         """The base with a run's adapter on it, as peft puts it there, until `plain` or another run is asked for.
 
         Raises:
@@ -88,27 +93,27 @@ class Oracle:
         return self._on[1]
 
 
-def named_runs(runs: Sequence[str]) -> dict[str, Run]:
-    """Runs by the name of their task, or by NAME where one is given as NAME=RUN.
+def named_runs(runs: Sequence[str]) -> dict[str, Run | PeftAdapter]:
+    """Runs by the name of their task, adapters by their folder's, or by NAME where one is given as NAME=FOLDER.
 
     Raises:
         UsageError: one is no run with an adapter, or two have the same name.
     """
-    found: dict[str, Run] = {}
+    found: dict[str, Run | PeftAdapter] = {}
     for text in runs:
         name, _, folder = text.rpartition("=")
-        run = Run(folder)
-        if run.task.method != "lora":
+        run = open_adapter(folder)
+        if run.task is not None and run.task.method != "lora":
             raise UsageError(f"the run {folder} has all weights of its own", "a bank holds adapters: method lora")
-        name = name or run.task.name
+        name = name or name_of(run)
         if name in found:
             raise UsageError(f"two adapters would have the name {name!r}", f"give one as NAME={folder}")
         found[name] = run
     return found
 
 
-def member_of(name: str, run: Run, oracle: Oracle, checks: Checks, progress: Progress) -> Member:
-    """A run's adapter, as `export.shelf.put` takes it.
+def member_of(name: str, run: Run | PeftAdapter, oracle: Oracle, checks: Checks, progress: Progress) -> Member:
+    """A run's adapter, or one that peft saved elsewhere, as `export.shelf.put` takes it.
 
     Args:
         name: of the adapter.
@@ -125,7 +130,7 @@ def member_of(name: str, run: Run, oracle: Oracle, checks: Checks, progress: Pro
     _check(run)
     task, own = run.task, read_generation(oracle.base.folder)
     tokenizer, origin = (
-        oracle.tokenizer.through(codec_named(task.codec)),
+        oracle.tokenizer.through(codec_named(codec_of(task))),
         origin_of(task, oracle.base.name, name, own.options),
     )
     examples = examples_of(task, checks.split, progress)
@@ -135,7 +140,7 @@ def member_of(name: str, run: Run, oracle: Oracle, checks: Checks, progress: Pro
         return references_of(oracle.adapted(run), tokenizer, prompts, origin, progress)
 
     def judge(generator: Generator, name: str) -> Mapping[str, Any]:
-        if generator.manifest["precision"] == "fp32" or not examples:
+        if generator.manifest["precision"] == "fp32" or not examples or task is None:
             return {}
         engine = TorchEngine(oracle.adapted(run), tokenizer, task.lengths.source)
         return _gate(generator, name, engine, task, examples[: checks.score_rows], checks, progress)
@@ -144,10 +149,10 @@ def member_of(name: str, run: Run, oracle: Oracle, checks: Checks, progress: Pro
     sentences = next(references_of(oracle.adapted(run), tokenizer, SENTENCES, origin, progress))
     samples = tuple(samples_of(task, tokenizer, own.special.start, progress))
     return Member(name, adapter, origin, tokenizer, references, Probe.of(sentences, own.special), samples, judge,
-                  task.model_dump(mode="json", exclude_none=True))  # fmt: skip
+                  task.model_dump(mode="json", exclude_none=True) if task else {})  # fmt: skip
 
 
-def _check(run: Run) -> None:
+def _check(run: Run | PeftAdapter) -> None:
     """Raise UsageError where a run's adapter is more than A and B."""
     from safetensors import safe_open
 
@@ -155,6 +160,8 @@ def _check(run: Run) -> None:
     more = [f"{key} {config[key]!r}" for key, none in _MORE.items() if config.get(key) not in (none, [], {}, None)]
     if config.get("peft_type") != "LORA":
         more.insert(0, f"peft_type {config.get('peft_type')!r}")
+    if isinstance(start := config.get("init_lora_weights"), str) and start.startswith(_MOVING):
+        more.append(f"init_lora_weights {start!r}, which moves the base")
     if not more and (run.adapter / WEIGHTS).is_file():
         with safe_open(run.adapter / WEIGHTS, "np") as weights:
             more = [name for name in weights.keys() if not name.endswith((".lora_A.weight", ".lora_B.weight"))]  # noqa: SIM118
@@ -165,7 +172,7 @@ def _check(run: Run) -> None:
         )
 
 
-def _low_rank(model: PeftModel, run: Run) -> dict[str, LowRank]:
+def _low_rank(model: PeftModel, run: Run | PeftAdapter) -> dict[str, LowRank]:
     """A and B of every adapted layer, the scale in B."""
     found = {}
     for layer, module in model.base_model.model.named_modules():

@@ -16,11 +16,12 @@ from export.places import making
 from export.runtime.text import Tokenizer, ragged
 from lora_ft.adapter_files import adapter_config
 from lora_ft.adapters import load_adapter, merge_adapter
-from lora_ft.bases import Base, find_base, load_model, load_tokenizer
+from lora_ft.bases import Base, load_model, load_tokenizer
 from lora_ft.card import checkpoint_card, facts_of_run
 from lora_ft.checkpoint import MERGE, save_checkpoint
 from lora_ft.data import load_splits
 from lora_ft.generation import own_generation
+from lora_ft.peft_adapter import PeftAdapter, base_of, name_of
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import CARD, TASK, Run
 from lora_ft.taskfile import save_task
@@ -75,13 +76,13 @@ class Report:
 
 
 def merge(
-    run: Run, out: Path, *, base: str | None = None, dtype: str = "fp32", overwrite: bool = False,
+    run: Run | PeftAdapter, out: Path, *, base: str | None = None, dtype: str = "fp32", overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:  # fmt: skip
-    """Merge a run's adapter and write the checkpoint.
+    """Merge a run's adapter, or one that peft saved elsewhere, and write the checkpoint.
 
     Args:
-        run: the run.
+        run: the run, or the adapter.
         out: folder to make.
         base: instead of the one that the run names (a copy of it elsewhere, say).
         dtype: "fp32" or "bf16"; the merge itself is done in fp32 and cast once.
@@ -91,26 +92,27 @@ def merge(
     Raises:
         UsageError, LoraFtError: `out` is taken, or the adapter does not belong to the base.
     """
-    inputs: list[str | Path] = [run.folder, base or run.task.base]
+    inputs: list[str | Path] = [run.folder, base or (run.task.base if run.task else run.base)]
     with making(out, overwrite=overwrite, inputs=inputs), staged_folder(out, overwrite=overwrite) as staging:
         merged = merge_in_memory(run, base=base, progress=progress)
         save_checkpoint(merged.model.to(DTYPES[dtype]), merged.base.folder, staging, merged.extended)
-        save_task(run.task, staging / TASK)
+        if run.task is not None:
+            save_task(run.task, staging / TASK)
         record = {
             "base": merged.base.name,
-            "adapter": run.task.name,
+            "adapter": name_of(run),
             "dtype": dtype,
             "largest_logit_difference": merged.difference,
             "rows": merged.rows,
             "versions": {name: version(name) for name in ("lora-ft", "torch", "transformers", "peft")},
-            "training": {"metrics": run.metrics, "scores": run.scores},
+            "training": {"metrics": run.metrics, "scores": run.scores} if run.task else None,
         }
         write_json(staging / MERGE, record)
-        write_text(staging / CARD, checkpoint_card(facts_of_run(run), record))
+        write_text(staging / CARD, checkpoint_card(facts_of_run(run) if isinstance(run, Run) else None, record))
     return Report(out, merged.difference, merged.rows, folder_size(out))
 
 
-def merge_in_memory(run: Run, *, base: str | None = None, progress: Progress | None = None) -> Merged:
+def merge_in_memory(run: Run | PeftAdapter, *, base: str | None = None, progress: Progress | None = None) -> Merged:
     """Load the base in float32, merge the adapter in float32, and measure what merging changed.
 
     Raises:
@@ -119,14 +121,21 @@ def merge_in_memory(run: Run, *, base: str | None = None, progress: Progress | N
     """
     progress = progress or Silent()
     progress.stage("merging")
-    if run.task.method == "full":
-        return _whole(run, base)
-    found = find_base(base or run.task.base)
-    _check_base(run, found, named=base is not None)
-    texts = _texts(run)
-    new_tokens = run.task.lora.new_tokens
-    tokenizer = load_tokenizer(found.folder, run.task.codec, new_tokens)
-    ids = tokenizer.encode(texts, run.task.lengths.source)
+    if isinstance(run, Run):
+        if run.task.method == "full":
+            return _whole(run, base)
+        found = base_of(run, base)
+        _check_base(run, found, named=base is not None)
+        new_tokens = run.task.lora.new_tokens
+        tokenizer = load_tokenizer(found.folder, run.task.codec, new_tokens)
+        extended = tokenizer if new_tokens else None
+        ids = tokenizer.encode(_texts(run), run.task.lengths.source)
+    else:
+        if run.notice:
+            progress.note(f"warning: {run.notice}")
+        found = base_of(run, base)
+        tokenizer, extended = run.tokenizer(found, "none")
+        ids = tokenizer.encode(SENTENCES[:_ROWS])
     adapted = load_adapter(load_model(found.folder), run.adapter)
     before = _logits(adapted, ids)
     model = merge_adapter(adapted)
@@ -137,7 +146,7 @@ def merge_in_memory(run: Run, *, base: str | None = None, progress: Progress | N
             f"merging changed logits by {difference:.3g}, which rounding does not explain",
             "please report this with the output of `lora-ft doctor`",
         )
-    return Merged(model, found, tokenizer, tokenizer if new_tokens else None, difference, len(ids))
+    return Merged(model, found, tokenizer, extended, difference, len(ids))
 
 
 def _whole(run: Run, base: str | None) -> Merged:

@@ -24,7 +24,7 @@ class Model:
     """A model ready to generate.
 
     Attributes:
-        kind: "run", "checkpoint", "bundle" or "base".
+        kind: "run", "adapter", "checkpoint", "bundle" or "base".
         name: as the user called it; of a bank's adapter with that in brackets.
         engine: what generates.
         prompt: of its task, or None.
@@ -46,31 +46,39 @@ class Model:
     adapter: str | None = None
 
 
-def open_model(name: str, *, provider: str = "auto", adapter: str | None = None) -> Model:
-    """Load a run (merged in memory), a checkpoint, a bundle, or a base.
+def open_model(
+    name: str, *, provider: str = "auto", adapter: str | None = None, base: str | None = None, task: Task | None = None
+) -> Model:
+    """Load a run or an adapter (merged in memory), a checkpoint, a bundle, or a base.
 
     Args:
         name: which.
         provider: of a bundle: what runs it, as `Generator.load` takes it.
         adapter: of a bank: the adapter to answer with; by default the base.
+        base: of a run or an adapter: instead of the one that it names.
+        task: of an adapter that brings none: whose codec and length prompts have.
 
     Raises:
         UsageError, LoraFtError: there is none of this name, or it is damaged.
     """
     folder = Path(name)
     if is_bundle(folder):
+        _require_no_base(name, base)
         return _of_bundle(name, Generator.load(folder, provider=provider), adapter)
     if adapter is not None:
         raise _no_bank(name)
     if provider != "auto":
         raise UsageError(f"{name} is no bundle, and --provider is for bundles", "export it first")
     _require_torch(name)
-    from lora_ft.runs import is_run
+    from lora_ft.peft_adapter import holds_adapter
 
-    if is_run(folder):
-        return _open_run(name)
+    if holds_adapter(folder):
+        return _open_adapter(name, base, task)
+    _require_no_base(name, base)
     if folder.exists() and not (folder / "config.json").is_file():
-        raise UsageError(f"{name} is neither a run, a checkpoint nor a bundle", "give the folder that a job wrote")
+        raise UsageError(
+            f"{name} is neither a run, an adapter, a checkpoint nor a bundle", "give the folder that a job wrote"
+        )
     return _open_checkpoint(name)
 
 
@@ -102,12 +110,22 @@ def _no_bank(name: str) -> UsageError:
     return UsageError(f"{name} is no bank, and --adapter is for banks", "make one with `lora-ft export --adapters`")
 
 
-def _open_run(name: str) -> Model:
-    from lora_ft.merge import merge_in_memory
-    from lora_ft.runs import Run
+def _require_no_base(name: str, base: str | None) -> None:
+    if base is not None:
+        raise UsageError(f"{name} has no adapter to put on --base", "leave out --base")
 
-    run = Run(name)
-    merged = merge_in_memory(run)
+
+def _open_adapter(name: str, base: str | None, asked: Task | None) -> Model:
+    from lora_ft.merge import merge_in_memory
+    from lora_ft.peft_adapter import PeftAdapter, open_adapter
+
+    run = open_adapter(name)
+    merged = merge_in_memory(run, base=base)
+    if isinstance(run, PeftAdapter):
+        tokenizer, _ = run.tokenizer(merged.base, asked.codec if asked else "none")
+        engine = TorchEngine(_placed(merged.model), tokenizer, asked.lengths.source if asked else SOURCE_LENGTH)
+        notice = "; ".join(filter(None, [merged.base.notice, run.notice]))
+        return Model("adapter", name, engine, None, {"max_new_tokens": MAX_NEW_TOKENS} | engine.own, notice)
     task = run.task
     engine = TorchEngine(_placed(merged.model), merged.tokenizer, task.lengths.source)
     options = engine.own | task.generation_options()

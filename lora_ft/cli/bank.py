@@ -21,7 +21,8 @@ Bank = Annotated[Path, typer.Argument(metavar="BANK", help="A bundle made with `
 @app.command()
 def add(
     bank: Bank,
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or NAME=RUN.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, folders saved by peft, or NAME=RUN.")],
+    base: Annotated[str | None, typer.Option(help="Instead of the base that a run or an adapter names.")] = None,
     max_rouge_drop: Annotated[
         float, typer.Option(min=0, help="Points that the task's evaluate.metric may lose where weights are rounded.")
     ] = 0.5,
@@ -37,7 +38,7 @@ def add(
 
     checks = Checks(rows=verify_rows, score_rows=score_rows, max_drop=max_rouge_drop, force=force)
     with Screen() as screen:
-        done = job(bank, runs, checks=checks, overwrite=overwrite, progress=screen)
+        done = job(bank, runs, base=base, checks=checks, overwrite=overwrite, progress=screen)
     show_shelved(done)
 
 

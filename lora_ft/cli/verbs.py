@@ -64,7 +64,7 @@ app.command()(train)
 
 @app.command()
 def merge(
-    run: Annotated[Path, typer.Argument(metavar="RUN")],
+    run: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="A run, or a folder saved by peft.")],
     out: Out,
     base: Annotated[str | None, typer.Option(help="Another copy of the base the run was trained on.")] = None,
     dtype: Annotated[DtypeChoice, typer.Option(help="Stored as; the merge itself is done in fp32.")] = DtypeChoice.fp32,
@@ -74,11 +74,11 @@ def merge(
 ) -> None:
     """Merge a run's adapter into its base: a checkpoint that needs no peft."""
     from lora_ft.merge import merge as job
-    from lora_ft.runs import Run
+    from lora_ft.peft_adapter import open_adapter
 
     destination = hub.destination(push_to_hub, private=private)
     with Screen() as screen:
-        report = job(Run(run), out, base=base, dtype=dtype.value, overwrite=overwrite, progress=screen)
+        report = job(open_adapter(run), out, base=base, dtype=dtype.value, overwrite=overwrite, progress=screen)
     found = (
         f"merged and adapter logits differ by at most {report.difference:.2g} on {report.rows} rows"
         if report.rows
@@ -90,7 +90,10 @@ def merge(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="RUN|BANK", help="A run, a bank; or another model with --task.")],
+    model: Annotated[
+        str, typer.Argument(metavar="RUN|BANK", help="A run, a bank; or an adapter or another model, with --task.")
+    ],
+    base: Annotated[str | None, typer.Option(help="Instead of the base that a run or an adapter names.")] = None,
     split: Annotated[SplitChoice, typer.Option(help="Which rows.")] = SplitChoice.test,
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first so many rows.")] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Score the untouched base beside it.")] = False,
@@ -125,7 +128,14 @@ def evaluate(
     loaded = load_task(_task_of(model, task, set_), set_) if task or (set_ and not adapter) else None
     with Screen() as screen:
         result = job(
-            model, task=loaded, adapter=adapter, overrides=set_, predictions=predictions, progress=screen, **options
+            model,
+            task=loaded,
+            adapter=adapter,
+            base=base,
+            overrides=set_,
+            predictions=predictions,
+            progress=screen,
+            **options,
         )
     if as_json:
         say(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
@@ -164,7 +174,7 @@ def compare(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a checkpoint, a bundle or a base.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, an adapter, a checkpoint, a bundle or a base.")],
     text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; else lines of stdin.")] = None,
     source: Annotated[
         Path | None,
@@ -197,6 +207,7 @@ def generate(
     adapter: Annotated[
         str | None, typer.Option(help="Of a bank: which one; by default a row's own column `adapter`, else the base.")
     ] = None,
+    base: Annotated[str | None, typer.Option(help="Instead of the base that a run or an adapter names.")] = None,
     wrap: Annotated[
         int | None, typer.Option(min=10, help="Break answers at so many columns; on a terminal at 80.")
     ] = None,
@@ -224,7 +235,7 @@ def generate(
         refuse_file(output, "--output", inputs=[source] if source else [], own=overwrite)
     rows = read_inputs(text or [], source)
     with Screen() as screen:
-        opened = open_model(model, provider=provider, adapter=adapter)
+        opened = open_model(model, provider=provider, adapter=adapter, base=base)
         if opened.notice:
             screen.note(opened.notice)
         if (drawn := drawn_seed(opened, given, rows)) is not None:
@@ -242,9 +253,11 @@ def generate(
 @app.command()
 def export(
     model: Annotated[
-        list[str], typer.Argument(metavar="RUN|CHECKPOINT...", help="With --adapters any number of RUN or NAME=RUN.")
+        list[str],
+        typer.Argument(metavar="RUN|ADAPTER|CHECKPOINT...", help="With --adapters any number of RUN or NAME=RUN."),
     ],
     out: Out,
+    base: Annotated[str | None, typer.Option(help="Instead of the base that a run or an adapter names.")] = None,
     adapters: Annotated[
         bool, typer.Option("--adapters", help="One bundle of the runs' base and all their adapters: a bank.")
     ] = False,
@@ -286,13 +299,15 @@ def export(
 
         checks = Checks(verify_rows, verify_split.value, score_rows, max_rouge_drop, force)
         with Screen() as screen:
-            made = export_bank(model, out, precision=precision, checks=checks, overwrite=overwrite, progress=screen)
+            made = export_bank(
+                model, out, base=base, precision=precision, checks=checks, overwrite=overwrite, progress=screen
+            )
         show_shelved(made)
         hub.upload(out, destination)
         return
     with Screen() as screen:
         done = job(
-            model[0], out, precision=precision, max_drop=max_rouge_drop, score_rows=score_rows, force=force,
+            model[0], out, base=base, precision=precision, max_drop=max_rouge_drop, score_rows=score_rows, force=force,
             layout=layout, triton=triton,
             verify_rows=verify_rows, verify_split=verify_split.value, overwrite=overwrite, progress=screen,
         )  # fmt: skip

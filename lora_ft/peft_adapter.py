@@ -1,0 +1,114 @@
+"""An adapter that peft saved elsewhere, taken where a run is: it names its base, and has no task."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import peft
+
+from export.errors import UsageError
+from export.runtime.codec import codec_named
+from export.runtime.text import Tokenizer
+from lora_ft.adapter_files import CONFIG, adapter_config, find_adapter, lora_config, unknown_keys
+from lora_ft.bases import Base, find_base, load_tokenizer
+from lora_ft.runs import ADAPTER, TASK, Run, is_run
+
+
+class PeftAdapter:
+    """A peft folder without a task.
+
+    Attributes:
+        folder, adapter: the folder that holds it.
+        name: the folder's name, in letters that every name may have.
+        base: name of the base it was trained on, as its config has it, or "".
+        notice: what its user must know, or "".
+    """
+
+    task = None
+
+    def __init__(self, folder: Path) -> None:
+        lora_config(folder)
+        self.folder = self.adapter = folder
+        self.name = re.sub(r"[^A-Za-z0-9._-]+", "_", folder.resolve().name).lstrip("._-") or "adapter"
+        self.base = str(adapter_config(folder).get("base_model_name_or_path") or "")
+        unknown = unknown_keys(folder)
+        self.notice = (
+            f"{folder / CONFIG} has keys that peft {peft.__version__} does not know, and ignores: {', '.join(unknown)}"
+            if unknown
+            else ""
+        )
+        self.metrics: dict[str, Any] = {}
+        self.scores: dict[str, Any] = {}
+
+    def find_base(self, name: str | None = None) -> Base:
+        """Bring its base, or the one that is named instead, to a local folder.
+
+        Raises:
+            UsageError: its config names no base, or one that is not to be had here.
+        """
+        if not (name or self.base):
+            raise UsageError(f"{self.folder / CONFIG} does not name a base", "name it with --base")
+        if name:
+            return find_base(name)
+        try:
+            return find_base(self.base)
+        except UsageError as error:
+            raise UsageError(
+                f"the base of the adapter {self.folder} cannot be used: {error.message}", "name a copy with --base"
+            ) from error
+
+    def tokenizer(self, base: Base, codec: str) -> tuple[Tokenizer, Tokenizer | None]:
+        """Return the adapter's tokenizer, or else its base's; and again where it has more tokens than the base's.
+
+        Raises:
+            UsageError: it has more tokens than the base has rows.
+        """
+        own = load_tokenizer(base.folder, codec)
+        if not (self.folder / "tokenizer.json").is_file():
+            return own, None
+        saved = Tokenizer(self.folder / "tokenizer.json", codec_named(codec))
+        if saved.rows > base.config["vocab_size"]:
+            raise UsageError(
+                f"the tokenizer in {self.folder} has ids for {saved.rows:,} rows, and {base.name} has "
+                f"{base.config['vocab_size']:,}",
+                "name the resized base with --base",
+            )
+        return (saved, saved) if saved.rows > own.rows else (own, None)
+
+
+def open_adapter(folder: str | Path) -> Run | PeftAdapter:
+    """Open a run, or a peft folder; the folder `adapter` inside a run is the run.
+
+    Raises:
+        UsageError: it is neither, or a peft folder that is not supported.
+    """
+    folder = Path(folder)
+    if is_run(folder) or (folder / TASK).is_file():
+        return Run(folder)
+    if folder.name == ADAPTER and is_run(folder.parent):
+        return Run(folder.parent)
+    found = find_adapter(folder)
+    if found is None:
+        raise UsageError(f"{folder} is neither a run nor an adapter", "make one with `lora-ft train`")
+    return PeftAdapter(found)
+
+
+def base_of(run: Run | PeftAdapter, named: str | None = None) -> Base:
+    """Return the base of a run or an adapter, or the one that is named instead, in a local folder."""
+    return run.find_base(named) if isinstance(run, PeftAdapter) else find_base(named or run.task.base)
+
+
+def name_of(run: Run | PeftAdapter) -> str:
+    """Return the name of a run's task, or of an adapter's folder."""
+    return run.name if isinstance(run, PeftAdapter) else run.task.name
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Return whether a folder is a run or a peft folder, rather than a checkpoint, a bundle or no folder of ours."""
+    if is_run(folder):
+        return True
+    if (folder / "config.json").is_file():
+        return False
+    return (folder.name == ADAPTER and is_run(folder.parent)) or find_adapter(folder) is not None

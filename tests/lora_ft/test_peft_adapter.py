@@ -1,0 +1,131 @@
+"""A peft folder is taken wherever a run is: merged, scored, asked, exported, and put into banks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.errors import UsageError
+from export.runtime import Generator
+from lora_ft.bank import add, export_bank
+from lora_ft.cli import run as lora_ft
+from lora_ft.export_run import export
+from lora_ft.merge import merge
+from lora_ft.models import open_model
+from lora_ft.peft_adapter import PeftAdapter, holds_adapter, open_adapter
+from lora_ft.runs import Run
+from tests.export.oracle import torch_model
+from tests.lora_ft.test_foreign_adapters import by_peft, configure, logits, make
+from tests.tiny import save_tiny_t5
+
+
+@pytest.fixture
+def adapter(tiny_base: Path, tmp_path: Path) -> Path:
+    folder = make(tiny_base, tmp_path / "my adapter", target_modules=["q", "v"])
+    configure(folder, base_model_name_or_path=str(tiny_base))
+    return folder
+
+
+def test_adapter_is_merged_as_peft_merges_it(
+    tiny_base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lora_ft(["merge", str(adapter), "--out", str(tmp_path / "merged")]) == 0
+    assert "differ by at most" in capsys.readouterr().out
+    expected = by_peft(tiny_base, adapter)
+    torch.testing.assert_close(logits(torch_model(tmp_path / "merged")), expected, rtol=1e-4, atol=1e-4)
+    assert json.loads((tmp_path / "merged" / "merge.json").read_text())["adapter"] == "my_adapter"
+    assert open_model(str(tmp_path / "merged")).kind == "checkpoint"
+
+
+def test_adapter_without_a_base_needs_one_named(tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
+    configure(adapter, base_model_name_or_path=None)
+    with pytest.raises(UsageError, match=r"does not name a base; name it with --base"):
+        merge(open_adapter(adapter), tmp_path / "merged")
+    configure(adapter, base_model_name_or_path="/home/someone/else")
+    with pytest.raises(UsageError, match=r"no base at /home/someone/else; name a copy with --base"):
+        merge(open_adapter(adapter), tmp_path / "merged")
+    assert merge(open_adapter(adapter), tmp_path / "merged", base=str(tiny_base)).rows == 4
+
+
+def test_adapter_answers_and_is_scored_on_a_task_that_is_named(
+    adapter: Path, make_task: object, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = make_task()  # type: ignore[operator]
+    assert lora_ft(["generate", str(adapter), "hello", "--max-new-tokens", "3"]) == 0
+    assert lora_ft(["evaluate", str(adapter), "--base", str(tiny_base)]) == 2
+    assert "carries no task" in capsys.readouterr().err
+    assert lora_ft(["evaluate", str(adapter), "--task", str(task), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert lora_ft(["merge", str(adapter), "--out", str(tmp_path / "m")]) == 0
+    capsys.readouterr()
+    assert lora_ft(["evaluate", str(tmp_path / "m"), "--task", str(task), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"]["scores"] == scores["scores"]["scores"]
+    assert sorted(path.name for path in adapter.iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+
+
+def test_adapter_is_exported(adapter: Path, tmp_path: Path) -> None:
+    done = export(str(adapter), tmp_path / "bundle", verify_rows=4)
+    assert done.parity.identical_rows == done.parity.rows
+    assert Generator.load(tmp_path / "bundle").manifest["adapter"] == "my_adapter"
+
+
+def test_adapters_become_a_bank_and_are_added_to_one(
+    tiny_base: Path, adapter: Path, tiny_run: Run, tmp_path: Path
+) -> None:
+    other = make(tiny_base, tmp_path / "other", target_modules=["q"], r=2)
+    export_bank([str(adapter), str(tiny_run.folder)], tmp_path / "bank")
+    add(tmp_path / "bank", [f"second={other}"], base=str(tiny_base))
+    bank = Generator.load(tmp_path / "bank")
+    assert bank.adapters == ["my_adapter", "second", "tiny"]
+    alone = open_model(str(adapter))
+    texts = ["say: hello", "one two three"]
+    expected = [answer.text for answer in alone.engine.generate(texts, {"max_new_tokens": 8})]
+    assert bank.generate(texts, adapter="my_adapter", max_new_tokens=8) == expected
+
+
+@pytest.mark.parametrize(
+    "config, named",
+    [
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias"),
+        ({"use_dora": True}, "use_dora"),
+    ],
+)
+def test_banks_refuse_more_than_matrices_by_name(
+    tiny_base: Path, tmp_path: Path, config: dict[str, object], named: str
+) -> None:
+    folder = make(tiny_base, tmp_path / "more", target_modules=["q"], **config)
+    with pytest.raises(UsageError, match=rf"more than A and B of linear layers: it has {named}"):
+        export_bank([str(folder)], tmp_path / "bank", base=str(tiny_base))
+
+
+def test_unknown_keys_are_told(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure(adapter, use_hyper_lora=True)
+    assert lora_ft(["merge", str(adapter), "--out", str(tmp_path / "merged")]) == 0
+    assert "does not know, and ignores: use_hyper_lora" in capsys.readouterr().err
+    assert "use_hyper_lora" in open_model(str(adapter)).notice
+
+
+def test_folder_of_a_runs_adapter_is_the_run(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
+    assert isinstance(open_adapter(tiny_run.adapter), Run) and holds_adapter(tiny_run.adapter)
+    alone = Path(shutil.copytree(tiny_run.adapter, tmp_path / "alone"))
+    assert isinstance(open_adapter(alone), PeftAdapter)
+    assert not holds_adapter(tiny_base) and not holds_adapter(tmp_path / "none")
+    with pytest.raises(UsageError, match="neither a run nor an adapter"):
+        open_adapter(tmp_path / "none")
+
+
+def test_base_of_other_dimensions_is_refused(adapter: Path, tmp_path: Path) -> None:
+    wide = save_tiny_t5(tmp_path / "wide", d_model=40)
+    assert lora_ft(["merge", str(adapter), "--base", str(wide), "--out", str(tmp_path / "merged")]) == 1
+
+
+def test_base_is_for_what_has_an_adapter(tiny_base: Path) -> None:
+    with pytest.raises(UsageError, match="has no adapter to put on --base"):
+        open_model(str(tiny_base), base=str(tiny_base))

@@ -77,7 +77,7 @@ model = PeftModel.from_pretrained(base, where)"""
 def checkpoint_card(facts: Facts | None, record: Mapping[str, Any]) -> str:
     """README.md of a checkpoint that a run, or an adapter without one, was merged into; `record` is its merge.json."""
     adapted = facts is None or facts.task.method == "lora"
-    head = _metadata(facts, "transformers", _FINETUNE, [*(["lora"] if adapted else []), "t5"], record["base"])
+    head = _metadata(facts, "transformers", _FINETUNE, [*(["lora"] if adapted else []), "t5"], record.get("base"))
     rows = [("weights", f"{record['dtype']}, {'an adapter merged' if adapted else 'trained'} in float32")]
     if adapted:
         rows.append(("merged against adapter", f"logits differ by at most {record['largest_logit_difference']:.2g}"))

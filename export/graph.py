@@ -147,11 +147,21 @@ class Graph:
         return self.ops(kind, *inputs, outputs=[output], domain=domain, **attributes)[0]
 
     def ops(
-        self, kind: str, *inputs: str, outputs: Sequence[str | None], domain: str = "", **attributes: Any
+        self,
+        kind: str,
+        *inputs: str,
+        outputs: Sequence[str | None],
+        domain: str = "",
+        label: str = "",
+        **attributes: Any,
     ) -> tuple[str, ...]:
-        """Append a node and return the names of its outputs: None asks for a new name, "" leaves an output out."""
+        """Append a node and return the names of its outputs: None asks for a new name, "" leaves an output out.
+
+        A `label` is the node's own name, which ONNX Runtime prints where the node fails.
+        """
         names = tuple(self._fresh(kind) if name is None else name for name in outputs)
-        self._nodes.append(helper.make_node(kind, inputs, names, name=self._fresh("node"), domain=domain, **attributes))
+        label = label or self._fresh("node")
+        self._nodes.append(helper.make_node(kind, inputs, names, name=label, domain=domain, **attributes))
         return names
 
     def once(self, key: str, make: Callable[[], str]) -> str:

@@ -85,7 +85,8 @@ def single_model(t5: T5) -> onnx.ModelProto:
     empty = g.op("Expand", g.constant(np.zeros((1, 1, 1, 1), np.float32)), no_past)
     past = [KeyValue(empty, empty)] * a.decoder_layers
     sequences = g.output("sequences", INT64, "b", "n")
-    _loop(g, t5, first, mask, past, cross, (least, most), Sampling.inputs(g), sequences)
+    sampling = Sampling.inputs(g).checked(g, g.size(ids, 0), most)
+    _loop(g, t5, first, mask, past, cross, (least, most), sampling, sequences)
     return g.model()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class Sampling:
         top_k: 0-D int64, how many of the likeliest may be drawn; 0 for all.
         top_p: 0-D float, of those the fewest whose probabilities reach it together (arXiv 1904.09751); 1 for all.
         uniform: float [b,n], from 0 to below 1, one for each token; where the temperature is 0 of any shape, unread.
+            Fewer rows than b or fewer columns than new tokens are an error, see `checked`.
     """
 
     temperature: str
@@ -36,6 +37,37 @@ class Sampling:
             g.input("top_p", FLOAT),
             g.input("uniform", FLOAT, "draws", "n"),
         )
+
+    def checked(self, g: Graph, rows: str, columns: str) -> Sampling:
+        """The same with `uniform` cut to its size, which fails where it is smaller.
+
+        A graph cannot say an error in words, but ONNX Runtime names the node that fails. Unchecked, one row of numbers
+        would be taken for every row of a batch, and missing columns fail late, or only where an answer is long.
+
+        Args:
+            g: where.
+            rows, columns: how many are needed, 0-D int64.
+        """
+        drawn, unread = g.body("numbers"), g.body("no_numbers")
+        needed = {
+            "uniform_needs_a_row_for_each_row_of_input_ids": (rows, 0),
+            "uniform_needs_max_new_tokens_columns": (columns, 1),
+        }
+        name = self.uniform
+        for label, (count, axis) in needed.items():
+            # a split into a negative length fails; a slice, or the gather of a range that becomes one, does not
+            rest = drawn.op("Sub", drawn.size(name, axis), count)
+            lengths = drawn.op("Concat", *(drawn.op("Reshape", n, drawn.ints(1)) for n in (count, rest)), axis=0)
+            name, _ = drawn.ops("Split", name, lengths, outputs=[None, None], axis=axis, label=label)
+        drawn.output(name, FLOAT, "draws", "n")
+        unread.output(unread.op("Identity", self.uniform), FLOAT, "draws", "n")
+        uniform = g.op("If", is_drawn(g, self.temperature), then_branch=drawn.proto(), else_branch=unread.proto())
+        return replace(self, uniform=uniform)
+
+
+def is_drawn(g: Graph, temperature: str) -> str:
+    """Whether tokens are drawn at a temperature, as a 0-D bool."""
+    return g.op("Greater", temperature, g.constant(np.float32(0), "float.0"))
 
 
 def choose(
@@ -54,8 +86,7 @@ def choose(
     greedy, drawn = g.body("greedy"), g.body("drawn")
     greedy.output(likeliest(greedy, logits, vocabulary, barred=barred), INT64, "b", 1)
     drawn.output(_drawn(drawn, logits, vocabulary, barred, sampling, turn), INT64, "b", 1)
-    is_drawn = g.op("Greater", sampling.temperature, g.constant(np.float32(0), "float.0"))
-    return g.op("If", is_drawn, then_branch=drawn.proto(), else_branch=greedy.proto())
+    return g.op("If", is_drawn(g, sampling.temperature), then_branch=drawn.proto(), else_branch=greedy.proto())
 
 
 def _drawn(

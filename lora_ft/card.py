@@ -28,6 +28,44 @@ from lora_ft.taskfile import load_task
 
 _SEAL = "\n<!-- written by lora-ft, {} -->\n"
 _SEALED = re.compile(r"\n<!-- written by lora-ft, ([0-9a-f]{16}) -->\n\Z")
+_WITH_LORA_FT = """With lora-ft, from a copy of this folder (`hf download REPOSITORY --local-dir FOLDER` makes one):
+
+```sh
+lora-ft generate FOLDER "a text, which is put through the prompt"
+```
+"""
+_WITHOUT_LORA_FT = """This layout needs ONNX Runtime 1.22 or later, and no lora-ft, which generates with bundles only.
+It takes the whole prompt: put the text into the task's template first.
+"""
+_OPTIMUM = """from optimum.onnxruntime import ORTModelForSeq2SeqLM
+from transformers import AutoTokenizer
+
+where = "."
+tokenizer = AutoTokenizer.from_pretrained(where)
+model = ORTModelForSeq2SeqLM.from_pretrained(where)
+inputs = tokenizer(["a prompt", "another, longer prompt"], padding=True, return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))"""
+_SINGLE = """import numpy as np
+from onnxruntime import InferenceSession
+from tokenizers import Tokenizer
+
+folder = "."
+tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+tokenizer.enable_padding()  # with 0, on the right
+session = InferenceSession(f"{folder}/generate.onnx")
+rows = tokenizer.encode_batch(["a prompt", "another, longer prompt"])
+inputs = {
+    "input_ids": np.array([row.ids for row in rows]),
+    "attention_mask": np.array([row.attention_mask for row in rows]),
+    "min_new_tokens": np.array(0),
+    "max_new_tokens": np.array(128),
+    "temperature": np.array(0, np.float32),  # the likeliest tokens
+    "top_k": np.array(0),
+    "top_p": np.array(1, np.float32),
+    "uniform": np.empty((0, 0), np.float32),  # at a temperature: random numbers [rows, max_new_tokens]
+}
+(sequences,) = session.run(["sequences"], inputs)
+print(tokenizer.decode_batch(sequences.tolist()))"""
 _FINETUNE = "finetune"  # the hub's word for weights that were trained on; its "merge" is of several models
 
 
@@ -113,14 +151,13 @@ def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -
     quiet = 'import os\n\nos.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported\n'
     lines = {
         "bundle": 'from export.runtime import Generator\n\nfolder = "."\nmodel = Generator.load(folder)',
-        "optimum": f"{quiet}from optimum.onnxruntime import ORTModelForSeq2SeqLM\n\n"
-        'where = "."\nmodel = ORTModelForSeq2SeqLM.from_pretrained(where)',
-        "single": quiet + 'from onnxruntime import InferenceSession\n\nfolder = "."\n'
-        'session = InferenceSession(f"{folder}/generate.onnx")\nprint([entry.name for entry in session.get_inputs()])',
+        "optimum": quiet + _OPTIMUM,
+        "single": quiet + _SINGLE,
     }
     name = facts.task.name if facts else manifest["adapter"] or base
     adapted = " with a LoRA adapter" if manifest["adapter"] else ""
-    return _card(head, name, f"{code_span(base)}{adapted}, exported to ONNX", facts, rows, lines[layout])
+    after = _WITH_LORA_FT if layout == "bundle" else _WITHOUT_LORA_FT
+    return _card(head, name, f"{code_span(base)}{adapted}, exported to ONNX", facts, rows, lines[layout], after)
 
 
 def _gate(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -169,7 +206,8 @@ def addressed(card: str, repo: str) -> str:
 
 
 def _card(
-    head: str, name: str, what: str, facts: Facts | None, rows: Sequence[tuple[str, str]], code: str
+    head: str, name: str, what: str, facts: Facts | None, rows: Sequence[tuple[str, str]], code: str,
+    after: str | None = None,
 ) -> str:  # fmt: skip
     parts = [f"---\n{head}\n---\n\n# {escaped(name)}\n"]
     if facts is None:
@@ -183,10 +221,7 @@ def _card(
         parts.append("## Training\n\n" + _facts_table([*rows, *_training(facts)]) + _carbon_note(facts))
         parts.append("## Limits\n\n" + _limits(facts))
     parts.append(f"## Use\n\n```python\n{code}\n```\n")
-    parts.append(
-        "With lora-ft, from a copy of this folder (`hf download REPOSITORY --local-dir FOLDER` makes one):\n\n"
-        '```sh\nlora-ft generate FOLDER "a text, which is put through the prompt"\n```\n'
-    )
+    parts.append(_WITH_LORA_FT if after is None else after)
     return _sealed("\n".join(parts))
 
 

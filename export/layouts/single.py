@@ -2,7 +2,8 @@
 
     input_ids[b,s], attention_mask[b,s], min_new_tokens[], max_new_tokens[] (all int64),
     temperature[] (float; 0 for the likeliest tokens), top_k[] (int64; 0 for all), top_p[] (float; 1 for all),
-    uniform[b,max_new_tokens] (float: random numbers from 0 to below 1; [0,0] for the likeliest tokens)
+    uniform[b,max_new_tokens] (float: random numbers from 0 to below 1; [0,0] for the likeliest tokens). With fewer of
+    them the call fails at a node whose name says so: "uniform_needs_max_new_tokens_columns"
     -> sequences[b,n] (int64), padded with 0 after </s>, which is 1
 
 The caller brings the random numbers, so it holds the seed. A Triton model repository is written around the file by

@@ -36,7 +36,7 @@ def write_triton(folder: Path, name: str, max_new_tokens: int) -> None:
         for key, array in greedy_feed(some, some, 0, 0).items()
     ]
     lines = [
-        f'name: "{name}"',
+        f"name: {_quoted(name)}",
         'backend: "onnxruntime"',
         "# batches come padded with 0; one token sequence a row comes back, ending with 1; temperature 0 asks for the",
         "# likeliest tokens, another one for tokens drawn by the random numbers in uniform, one for each token",
@@ -52,3 +52,11 @@ def write_triton(folder: Path, name: str, max_new_tokens: int) -> None:
         "",
     ]
     (folder / name / "config.pbtxt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _quoted(text: str) -> str:
+    """A text as a string of protobuf's text format: UTF-8 octets beyond plain ASCII, quotes and backslashes escaped."""
+    plain = (
+        chr(octet) if 32 <= octet < 127 and chr(octet) not in '"\\' else f"\\{octet:03o}" for octet in text.encode()
+    )
+    return f'"{"".join(plain)}"'

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,14 @@ def test_the_example_of_the_run_card_runs(tiny_run: Run, tiny_base: Path, tmp_pa
 def test_the_examples_of_checkpoint_and_bundle_run(tiny_run: Run, tmp_path: Path) -> None:
     run_example(merge(tiny_run, tmp_path / "merged").out)
     run_example(export(str(tmp_path / "merged"), tmp_path / "bundle").out)
+
+
+def test_the_examples_of_layouts_run_and_name_no_command_that_refuses_them(tiny_run: Run, tmp_path: Path) -> None:
+    for layout, needs in {"single": "onnxruntime", "optimum": "optimum"}.items():
+        folder = export(str(tiny_run.folder), tmp_path / layout, layout=layout).out
+        assert "lora-ft generate" not in (folder / "README.md").read_text()
+        if find_spec(needs):
+            run_example(folder)
 
 
 def run_example(folder: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from google.protobuf import descriptor_pb2, text_format
 
 from export import layouts
 from export.errors import LoraFtError
@@ -81,6 +82,35 @@ def test_one_call_draws_what_the_random_numbers_say(checkpoint: Path, tmp_path: 
     expected = np.take_along_axis(order, place[..., None], axis=-1)[..., 0]
     before_end = np.cumsum(first == END, axis=1) - (first == END) == 0
     assert np.array_equal(first[before_end], expected[before_end])
+
+
+@pytest.mark.parametrize(
+    "rows, columns, expected",
+    [
+        (2, 8, "uniform_needs_max_new_tokens_columns"),
+        (1, 9, "uniform_needs_a_row_for_each_row_of_input_ids"),
+        (0, 0, "uniform_needs_a_row_for_each_row_of_input_ids"),
+    ],
+)
+def test_too_few_random_numbers_fail_by_name(
+    checkpoint: Path, tmp_path: Path, rows: int, columns: int, expected: str
+) -> None:
+    make_bundle(checkpoint, tmp_path / "out", layout="single")
+    session = ort.InferenceSession(tmp_path / "out" / "generate.onnx", providers=["CPUExecutionProvider"])
+    ids = np.array([[5, 9, 30, 1], [7, 1, 0, 0]])
+    feed = greedy_feed(ids, (ids > 0).astype(np.int64), 0, 9) | {"uniform": np.zeros((rows, columns), np.float32)}
+    assert session.run(None, feed)[0].shape[0] == 2  # they are not read
+    with pytest.raises(Exception, match=expected):
+        session.run(None, feed | {"temperature": np.array(1, np.float32)})
+
+
+@pytest.mark.parametrize("name", ['say "hi"', "back\\slash", "two\nlines", "Zusammenfassung für Ärzte", "要約", "a'b"])
+def test_a_triton_name_is_escaped(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    """Protobuf's own reader of the text format reads it back."""
+    make_bundle(checkpoint, tmp_path / name, layout="single", triton=True)
+    line = next(line for line in (tmp_path / name / name / "config.pbtxt").read_text().splitlines() if "name:" in line)
+    message = text_format.Parse(line, descriptor_pb2.FileDescriptorProto())
+    assert message.name == name
 
 
 def test_a_triton_repository_says_what_the_model_takes(checkpoint: Path, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.errors import UsageError
@@ -56,10 +57,26 @@ class Choice:
         """Return whether a conversation of a chat is read."""
         return self.only is None or chat in self.only or conversation in self.only
 
-    def has(self, message: Message) -> bool:
-        """Return whether a message of a chat that is read is kept."""
-        left_out = (message.forwarded and not self.forwarded) or (message.bot and not self.bots)
-        return not left_out and message.sender not in self.leave_out
+    def reason(self, message: Message) -> str:
+        """Return why a message of a chat that is read is left out, "" for one that is kept."""
+        if message.sender in self.leave_out:
+            return "of people in leave_out"
+        if message.forwarded and not self.forwarded:
+            return "forwarded"
+        return "of bots" if message.bot and not self.bots else ""
+
+
+@dataclass
+class Census:
+    """Who writes in the chats that are read, and how many messages are left out.
+
+    Attributes:
+        people: names of all senders, also of those who are left out.
+        left_out: number of messages by reason.
+    """
+
+    people: set[str] = field(default_factory=set)
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 EVERY_CHAT = Choice()
@@ -70,7 +87,7 @@ def read_chats(
     kind: str = "auto",
     keep: int = 20_000,
     choice: Choice = EVERY_CHAT,
-    people: set[str] | None = None,
+    census: Census | None = None,
 ) -> dict[str, list[Message]]:
     """Return the newest messages of an export by conversation: a chat, or a topic or thread of it.
 
@@ -83,7 +100,7 @@ def read_chats(
         kind: one of `READERS`, or "auto" to find out.
         keep: maximum number of messages of all its chats together.
         choice: chats and messages to read.
-        people: takes the names of all senders of the chats that are read, also of those who are left out.
+        census: takes the senders and the numbers of messages that are left out.
 
     Raises:
         UsageError: the file is no export of that kind, or of none that is known.
@@ -91,7 +108,9 @@ def read_chats(
     """
     chosen = find_format(file) if kind == "auto" else kind
     names: dict[str, None] = {}
-    found = _newest(_noted(READERS[chosen](file), names, choice, people), keep, by_time=chosen not in _ORDERED_BY_FILE)
+    found = _newest(
+        _noted(READERS[chosen](file), names, choice, census or Census()), keep, by_time=chosen not in _ORDERED_BY_FILE
+    )
     if not found and choice.only is not None and names and names.keys().isdisjoint(choice.only):
         shown = ", ".join(list(names)[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
         raise UsageError(f"{file} has no chat of data.chat.only = {choice.only}", f"it has {shown}")
@@ -123,17 +142,19 @@ def doubts(file: Path, kind: str = "auto") -> list[str]:
 
 
 def _noted(
-    messages: Iterable[tuple[str, Message]], names: dict[str, None], choice: Choice, people: set[str] | None
+    messages: Iterable[tuple[str, Message]], names: dict[str, None], choice: Choice, census: Census
 ) -> Iterator[tuple[str, Message]]:
-    """Yield (conversation, message) of the messages chosen; note the names of all chats and of their senders."""
+    """Yield (conversation, message) of the messages chosen; note all chats, senders and what is left out."""
     for chat, message in messages:
         names[chat] = None
         conversation = f"{chat} › {message.thread}" if message.thread else chat
         if not choice.has_chat(chat, conversation):
             continue
-        if people is not None:
-            people.add(message.sender)
-        if choice.has(message):
+        census.people.add(message.sender)
+        reason = choice.reason(message)
+        if reason:
+            census.left_out[reason] += 1
+        else:
             yield conversation, message
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.errors import UsageError
-from lora_ft.chats.formats import Choice, doubts, pages_of, read_chats
+from lora_ft.chats.formats import Census, Choice, doubts, pages_of, read_chats
 from lora_ft.chats.lines import Line, context_of
 from lora_ft.chats.message import Message, clean_name
 from lora_ft.chats.names import anonymize
@@ -69,12 +69,15 @@ def _sessions(data: Data, source: str | list[str], key: str, made: ChatRows) -> 
         if file in covered:  # a page of a chat that was read from its first page on
             continue
         covered.update(pages_of(file))
-        senders: set[str] = set()
-        chats = read_chats(file, settings.format, settings.keep, choice, senders)
+        census = Census()
+        chats = read_chats(file, settings.format, settings.keep, choice, census)
         made.doubts.extend(doubts(file, settings.format))
-        people |= senders
+        if census.left_out:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(census.left_out.items()))
+            made.doubts.append(f"{file}: {census.left_out.total():,} messages are left out ({reasons}); see data.chat")
+        people |= census.people
         if settings.anonymize:
-            chats = anonymize(chats, settings.seed, senders)
+            chats = anonymize(chats, settings.seed, census.people)
         for chat, messages in chats.items():
             place = f"{file} {chat}".strip()
             made.chats.append(summarize(place, messages))

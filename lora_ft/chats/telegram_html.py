@@ -17,7 +17,7 @@ import lxml.html
 
 from export.errors import LoraFtError
 from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.places import File, files_below, opened
+from lora_ft.chats.places import File, files_below, opened, root_of
 from lora_ft.chats.telegram import Topics
 
 PAGE = re.compile(r"messages\d*\.html")
@@ -44,10 +44,9 @@ def read_telegram_html(file: File) -> Iterator[tuple[str, Message]]:
     """
     if file.is_dir():
         pages = files_below(file, PAGE)
-    elif PAGE.fullmatch(file.name):
-        pages = [page for page in files_below(file.parent, PAGE) if page.parent == file.parent]
     else:
-        pages = [file]
+        beside = files_below(root_of(Path(str(file)).parent), PAGE) if PAGE.fullmatch(file.name) else []
+        pages = [page for page in beside if page.parent == file.parent] or [file]
     chats: dict[str, list[File]] = {}
     for page in pages:
         chats.setdefault(str(page.parent), []).append(page)

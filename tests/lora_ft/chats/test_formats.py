@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from export.errors import LoraFtError, UsageError
-from lora_ft.chats.formats import Choice, find_format, read_chats
+from lora_ft.chats.formats import Census, Choice, find_format, read_chats
 from lora_ft.taskfile import recipe_file
 
 EXPORT = recipe_file("groupchat").with_suffix("") / "result.json"
@@ -215,3 +215,15 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
         assert count == 500
         peaks.append(peak / 1024)
     assert peaks[1] - peaks[0] < 8  # MB, for 59 MB more of messages
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    kinds: list[dict[str, Any]] = [{}, {"forwarded_from": "News"}, {"via_bot": "@gif"}, {"from": "Combot"}, {}]
+    said = [
+        {"id": i, "type": "message", "date_unixtime": "1", "from": "Ana", "text": "x", **k} for i, k in enumerate(kinds)
+    ]
+    (tmp_path / "result.json").write_text(json.dumps({"name": "Garden", "messages": said}))
+    census = Census()
+    found = read_chats(tmp_path / "result.json", choice=Choice(leave_out={"Combot"}), census=census)
+    assert len(found["Garden"]) == 2 and census.people == {"Ana", "Combot"}
+    assert census.left_out == {"forwarded": 1, "of bots": 1, "of people in leave_out": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,10 @@ from lora_ft.task import Task
 
 # How spreadsheets, pandas, R and databases write a missing value where it was turned into text.
 _MISSING = frozenset(("nan", "null", "none", "na", "n/a", "#n/a", "<na>", "nat"))
+
+
+_PYTHON = re.compile(r"\s*(?:\{'\w+': |\['|\[\{'|array\(\[)")
+_JSON = re.compile(r'\s*(?:\{"\w+": ?|\["|\[\{")')
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,10 @@ class ExampleMaker:
         kept: list[Located] = []
         left_out: Counter[str] = Counter()
         words: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        reprs: defaultdict[str, list[str]] = defaultdict(list)
         first: dict[str, str] = {}
-        optional = {place.name for place in self._prompt.placeholders if place.default is not None}
+        optional = [place for place in self._prompt.placeholders if place.default is not None]
+        unseen = optional
         for where, row in rows:
             cells = self._cells(row, split)
             empty = next((name for name, value in cells.items() if value is not ABSENT and is_empty(value)), None)
@@ -84,13 +91,14 @@ class ExampleMaker:
                 left_out[empty] += 1
                 continue
             kept.append((where, row))
-            for name, value in cells.items():
+            for name, value in {**cells, **{place.name: place.find(row) for place in optional}}.items():
+                if _is_repr(value, in_json=self._references is not None and name == self._references.name):
+                    reprs[name].append(where)
                 for word in _missing_words(value):
                     if name != self._target.name or word not in self._labels:
                         words[name][word] += 1
                         first.setdefault(name, where)
-            if optional:
-                optional = {name for name in optional if Column(name).find(row) is ABSENT}
+            unseen = [place for place in unseen if not place.is_in(row)]
         if rows and not kept:
             raise UsageError(f"data.{split}: every row has an empty cell", "look at the columns named in the task")
         warnings = [
@@ -98,7 +106,14 @@ class ExampleMaker:
             f"first in {first[name]}; leave them empty where they stand for missing values"
             for name, counts in words.items()
         ]
-        warnings += [f"{split}: no row has the column '{name}', which is optional in the prompt" for name in optional]
+        warnings += [
+            f"{split}: column '{name}': {len(places):,} of {len(kept):,} cells are lists or objects written as text, "
+            f"first in {places[0]}; write the rows as JSON Lines or parquet, and name the text inside"
+            for name, places in reprs.items()
+        ]
+        warnings += [
+            f"{split}: no row has the column '{place.name}', which is optional in the prompt" for place in unseen
+        ]
         if left_out:
             columns = " and ".join(f"column '{name}' is empty in {count:,}" for name, count in left_out.items())
             warnings.append(f"{split}: {left_out.total():,} of {len(rows):,} rows left out (skip_empty): {columns}")
@@ -228,6 +243,16 @@ def _missing_words(value: Any) -> Iterator[str]:
     for item in value if isinstance(value, list) else (value,):
         if isinstance(item, str) and len(item) < 8 and item.strip().lower() in _MISSING:
             yield item.strip()
+
+
+def _is_repr(value: Any, *, in_json: bool) -> bool:
+    """Return whether a cell is the text of a Python list or dict, as tables written to CSV have it, or of a JSON one.
+
+    A target may be JSON on purpose; a reference is a text of its own, or a list of them.
+    """
+    if not isinstance(value, str):
+        return False
+    return _PYTHON.match(value) is not None or (in_json and _JSON.match(value) is not None)
 
 
 def _either(words: Counter[str]) -> str:

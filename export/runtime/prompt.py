@@ -37,6 +37,10 @@ class Placeholder:
         value = self.column.find(row)
         return self.default if is_empty(value) else value
 
+    def is_in(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has the column, be it empty."""
+        return self.literal.name in row or self.column.find(row) is not ABSENT
+
 
 class Prompt:
     """A template with placeholders; `{{` and `}}` are braces.

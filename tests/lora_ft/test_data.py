@@ -394,3 +394,23 @@ def test_a_json_target_holds_json_alone(make_task: MakeTask) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "answer": column}), path.parent / "rows.parquet")
     with pytest.raises(UsageError, match="column 'answer' holds a date, not text"):
         load_splits(load_task(path), ["train"])
+
+
+def test_an_optional_column_with_a_question_mark_in_its_name_is_there(load: Load, make_task: MakeTask) -> None:
+    path = make_task(prompt="{text?} {x?}", data={"train": "rows.jsonl", "validation": None, "test": None})
+    rows = [{"text?": "a", "answer": "b", "x": "nan"}]
+    (path.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (warning,) = load_splits(load_task(path)).warnings
+    assert "column 'x': 1 of 1 cells are 'nan' as text" in warning
+
+
+@pytest.mark.parametrize("text", ["{'text': ['Tom'], 'answer_start': [1]}", "['Tom', 'him']", '["Tom"]', '{"text": 1}'])
+def test_references_that_are_lists_written_as_text_are_said(load: Load, text: str) -> None:
+    rows = [{"text": "a", "answer": "Tom", "refs": text}]
+    (warning,) = load_splits(load(rows, references="refs")).warnings
+    assert "column 'refs': 1 of 1 cells are lists or objects written as text, first in" in warning
+
+
+@pytest.mark.parametrize("text", ['{"name": "Tom"}', "[laughs] 'no'", "{x}", "it's [1] ['a']"])
+def test_targets_that_are_json_or_look_alike_are_not(load: Load, text: str) -> None:
+    assert load_splits(load([{"text": "a", "answer": text}])).warnings == []

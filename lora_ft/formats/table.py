@@ -20,11 +20,16 @@ def read_parquet(content: Content) -> list[Located]:
 
     Raises:
         LoraFtError: the file is damaged, or a column cannot be read.
-        UsageError: two columns have the same name, or the rows do not fit into memory.
+        UsageError: two columns have the same name, the rows do not fit into memory, or pyarrow is not installed.
     """
-    import pyarrow
-    import pyarrow.parquet
-
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:  # the base install has none
+        raise UsageError(
+            f"{content.file} is parquet, and pyarrow is not installed",
+            "pip install 'lora-ft[train]', or use JSON Lines",
+        ) from error
     file, limit, taken = content.file, allowed_memory() // _ROW_COST, 0
     rows: list[Located] = []
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -71,3 +72,10 @@ def test_damage_is_told_in_our_words() -> None:
             read_parquet(Content(Path("x.parquet"), "x.parquet", bytes(damaged)))
         except LoraFtError as error:
             assert error.message.startswith("x.parquet")
+
+
+def test_an_install_without_pyarrow_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = content(pyarrow.table({"n": [1]}))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match="pyarrow is not installed"):
+        read_parquet(data)

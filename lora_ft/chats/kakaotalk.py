@@ -44,10 +44,10 @@ _OWN = re.compile(
     r"|This message was deleted\.?"
     r"|(?:Voice Call|Video Call|Live Talk|Group Call)[^\n]{0,40}|(?:File|Map|Contact|Gift|Poll): ?[^\n]{1,200}"
 )
-_KOREAN_NOTICE = re.compile(
-    r".{1,200}님(?:이|을).{0,200}"
-    r"(?:들어왔습니다|나갔습니다|초대하였습니다|초대했습니다|내보냈습니다|되었습니다|변경했습니다|설정했습니다)\.?"
-)
+_KOREAN_NOTICES = (
+    "들어왔습니다", "나갔습니다", "초대하였습니다", "초대했습니다", "내보냈습니다",
+    "되었습니다", "변경했습니다", "설정했습니다",
+)  # fmt: skip
 _ENGLISH_NOTICE = re.compile(r"(.{1,60}?) (?:(?:left|joined)(?: this chatroom)?|invited .{1,300})\.")
 
 
@@ -57,6 +57,7 @@ def is_kakaotalk(start: str) -> bool:
     if lines and lines[0].replace('"', "") == "Date,User,Message":
         return True
     titled = any(_TITLE.fullmatch(line) or _SAVED.fullmatch(line) for line in lines[:3])
+    titled = titled or any(line.startswith("---") and _HEADING.fullmatch(line) for line in lines)
     return titled or any(
         (found["rest"] or "").partition(" : ")[1] for line in lines if (found := _mobile(line)) is not None
     )
@@ -176,7 +177,7 @@ def _message(entry: _Entry | None, lines: list[str], people: set[str]) -> Messag
 
 def _is_notice(line: str, people: set[str]) -> bool:
     """Return whether a line of a computer's export tells who came and went; it has no head of its own."""
-    if _KOREAN_NOTICE.fullmatch(line):
+    if line.rstrip(". ").endswith(_KOREAN_NOTICES) and ("님이 " in line or "님을 " in line) and "\n" not in line:
         return True
     found = _ENGLISH_NOTICE.fullmatch(line)
     return found is not None and clean_name(found[1]) in people

@@ -21,7 +21,7 @@ from lora_ft.chats.places import File, files_below, opened, root_of
 from lora_ft.chats.telegram import Topics
 
 PAGE = re.compile(r"messages\d*\.html")
-_MAX_PAGE = 1 << 26  # bytes; Telegram begins a page after 1,000 messages
+_MAX_PAGE = 1 << 24  # bytes; Telegram begins a page after 1,000 messages
 _DATE = re.compile(r"(\d{2})\.(\d{2})\.(\d{4}) (\d{2}):(\d{2}):(\d{2})(?: UTC([+-])(\d{2}):?(\d{2}))?")
 _ANSWERED = re.compile(r"go_to_message(-?\d{1,18})")
 _VIA = re.compile(r"(.*) via @\w{1,64}", re.DOTALL)

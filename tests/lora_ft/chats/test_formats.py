@@ -48,6 +48,7 @@ TEXTS = {
     "line bare": "2024/01/15(Mon)\n10:30\tAna\thello\n",
     "kakaotalk": "Ana 님과 카카오톡 대화\n저장한 날짜 : 2024-01-15 10:00:00\n",
     "kakaotalk bare": "2024년 1월 15일 오전 10:30, Ana : hello\n",
+    "kakaotalk computer": "--------------- 2024년 1월 15일 월요일 ---------------\n[Ana] [오전 10:30] hello\n",
     "kakaotalk table": 'Date,User,Message\n2024-01-15 10:30:00,"Ana","hello"\n',
     "whatsapp": "15.01.24, 10:30 - Ana: hello\n",
     "whatsapp ios": "[2024-01-15 10:30:00] Ana: hello\n",

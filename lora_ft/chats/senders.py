@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lora_ft.chats.whatsapp_words import MARK
+from lora_ft.chats.whatsapp_words import MARK, is_about_group
 
 _LONGEST = 100  # characters; WhatsApp allows 25, contacts of a phone are longer
 _QUOTES = re.compile('["“”„«»「」『』]')
@@ -66,6 +66,8 @@ class Senders:
             return True
         if count > _FEW:
             return False
+        if is_about_group(name):
+            return True
         if count == 1 and small >= (_FEW if alone else _SENTENCE):
             return True
         plain = sum(word[0].isalpha() and not word[0].isupper() for word in words)  # also of scripts without capitals

@@ -23,7 +23,7 @@ from lora_ft.chats.whatsapp_words import MARK, written
 
 _LOOSE_HEAD = re.compile(r"\[?[^\n]{2,40}?\d[:.]\d\d[^\n]{0,20}?(?:\]| [-–—] )")
 _SHOWN = 60  # characters of a line in an error
-_DAY = 86400.0  # seconds
+_MINUTE = 60.0  # seconds; most heads have none
 _PARTS = {"d": "day", "m": "month", "y": "year"}
 _LONGEST_MESSAGE = 1 << 20  # characters; WhatsApp allows 65,536
 _REMEDY = "if it is text of a message, put a blank before it; otherwise report its form"
@@ -194,7 +194,7 @@ def _later(text: File, number: int, line: str, head: Head, time: float) -> tuple
     Nobody can have pasted that. Appointments (`25.12.2023 18:00: dinner`) name no sender, or the chat goes on before.
     """
     other = earliest(head)
-    if head.shape.colons or other is None or other <= time + _DAY or ": " not in line[head.end :]:
+    if head.shape.colons or other is None or other < time + _MINUTE or ": " not in line[head.end :]:
         return None
     return other, UsageError(
         f"{text}:{number} begins like a message, but in another form than those before (got {_shown(line)})", _REMEDY

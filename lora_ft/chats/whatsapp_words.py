@@ -126,6 +126,23 @@ _ATTACHED = re.compile(
     "پیوست|ضمیمه|संलग्न|अटैच|সংযুক্ত|添付|附件|附加|첨부|đính kèm|แนบ|nakalakip",
     re.IGNORECASE,
 )
+# What lines about a group speak of; those that end with a text after a colon look like a sender's.
+_GROUP = re.compile(
+    "group description|the subject|the community|Gruppenbeschreibung|Betreff|Gruppennamen|Community|"
+    "descripción del grupo|el asunto|la comunidad|descrição do grupo|o assunto|nome do grupo|comunidade|"
+    "description du groupe|l'objet|le sujet|nom du groupe|communauté|descrizione del gruppo|l'oggetto|"
+    "groepsbeschrijving|groepsomschrijving|onderwerp|deskripsi grup|subjek|komunitas|komuniti|açıklamasını|"
+    "konuyu|topluluğ|описание группы|тему группы|название группы|сообществ|опис групи|тему групи|спільнот|"
+    "описанието на група|opis grupy|temat grupy|społecznoś|popis skupiny|komunit|gruppbeskrivning|"
+    "gruppebeskrivelse|ryhmän kuvau|yhteisö|csoportleírás|csoport leírás|közösség|descrierea grupului|"
+    "comunităț|περιγραφή της ομάδας|κοινότητα|תיאור הקבוצה|קהיל|وصف المجموعة|المجتمع|توضیحات گروه|انجمن|ग्रुप|"
+    "कम्युनिटी|mô tả nhóm|cộng đồng"
+)
+_GROUP_UNSPACED = re.compile(
+    "グループの説明|グループ名|コミュニティ|그룹 설명|그룹 이름|커뮤니티|群组描述|群组名称|社群|群組說明|"
+    "群組名稱|คำอธิบายกลุ่ม|ชุมชน"
+)
+_FEWEST_WORDS = 4  # of a sentence
 _STANDARD_FILE = re.compile(r"(?:IMG|VID|AUD|PTT|STK|DOC)-\d+-WA\d+\.\w+ \([^()\n]+\)")
 _NAMED_FILE = re.compile(r"[^\n]{1,250}\.\w{1,5} \(([^()\n]{3,60})\)")
 _PLACEHOLDER = re.compile(r"<[^\W\d_][^<>\n]{2,80}>")
@@ -152,6 +169,12 @@ def _normal(text: str) -> str:
 
 
 _WHOLE = frozenset(_normal(text) for text in f"{_DELETED}|{_CALLS}".replace("\n", "|").split("|") if text)
+
+
+def is_about_group(name: str) -> bool:
+    """Return whether what stands before a colon is the beginning of a line about a group or community."""
+    long = len(name.split()) >= _FEWEST_WORDS
+    return (long and _GROUP.search(name) is not None) or _GROUP_UNSPACED.search(name) is not None
 
 
 def written(text: str, *, ios: bool) -> str:

@@ -24,7 +24,18 @@ def test_names_keep_their_colons() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["+49 170 1", "\u202a+49 170 1\u202c", "~\u202fBen", "Ana 🙂", 'Ana "Anita" Lopez', "Ana de la Cruz", "anna b"],
+    [
+        "Community Ana",
+        "the neighbor",
+        "+49 170 1",
+        "\u202a+49 170 1\u202c",
+        "~\u202fBen",
+        "Ana 🙂",
+        'Ana "Anita" Lopez',
+        "Ana de la Cruz",
+        "anna b",
+        "Community Ana",
+    ],
 )
 def test_unusual_names_are_senders(name: str) -> None:
     assert split("Ana: x", f"{name}: hello: you")[1] == (name, "hello: you")
@@ -39,6 +50,9 @@ def test_unusual_names_are_senders(name: str) -> None:
         "Ana cambió el asunto de Garden a Garden: plot 14",
         'Ana created group "Garden: plot 14"',
         "Ana hat die Gruppenbeschreibung geändert zu: keine Hunde",
+        "Du hast die Gruppenbeschreibung geändert: keine Hunde",
+        "Вы изменили описание группы: без собак",
+        "你更改了群组描述: 不准带狗",
         "أضافك Ana إلى مجموعة في المجتمع: Green City",
         "Ana ने आपको कम्युनिटी के ग्रुप में जोड़ा: Green City",
         "+1 555 0100 added you to a group in the community: Green City",

@@ -279,6 +279,9 @@ def export(
     triton: Annotated[bool, typer.Option("--triton", help="With single: also a Triton model repository.")] = False,
     verify_rows: Annotated[int, typer.Option(min=1, help="Rows of the task compared with PyTorch.")] = 16,
     verify_split: Annotated[SplitChoice, typer.Option(help="Where rows are taken from.")] = SplitChoice.validation,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY.pem", help="Sign the folder with a private EC key (extra: sign).")
+    ] = None,
     overwrite: Overwrite = False,
     push_to_hub: hub.PushTo = None,
     private: hub.Private = False,
@@ -293,6 +296,12 @@ def export(
     if adapters and (layout != "bundle" or triton):
         raise UsageError("a bank has the layout bundle", "leave out --layout and --triton")
     destination = hub.destination(push_to_hub, private=private)
+    if sign is not None:
+        from lora_ft.signing import check_key
+
+        check_key(sign)
+        if destination:
+            raise UsageError("pushing rewrites paths, so the signature would not hold", "leave out --sign or the push")
     if adapters:
         from lora_ft.bank import export_bank
         from lora_ft.member import Checks
@@ -303,6 +312,7 @@ def export(
                 model, out, base=base, precision=precision, checks=checks, overwrite=overwrite, progress=screen
             )
         show_shelved(made)
+        _sign(out, sign)
         hub.upload(out, destination)
         return
     with Screen() as screen:
@@ -312,7 +322,16 @@ def export(
             verify_rows=verify_rows, verify_split=verify_split.value, overwrite=overwrite, progress=screen,
         )  # fmt: skip
     show_export(done)
+    _sign(out, sign)
     hub.upload(out, destination)
+
+
+def _sign(folder: Path, key: Path | None) -> None:
+    """Sign an exported folder where that was asked for."""
+    if key is not None:
+        from lora_ft.signing import sign
+
+        say(f"signed: {sign(folder, key)}")
 
 
 @app.command()
@@ -326,15 +345,31 @@ def verify(
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 16,
     split: Annotated[SplitChoice, typer.Option(help="Which rows.")] = SplitChoice.validation,
+    key: Annotated[
+        Path | None, typer.Option(metavar="PUB.pem", help="Also check the signature that --sign made.")
+    ] = None,
 ) -> None:
-    """Check a bundle's files, and that it still answers as when it was published."""
+    """Check a bundle's files, and that it still answers as when it was published.
+
+    Hashes show damage, not who made a bundle: they do not cover README.md and the manifest. --key does.
+    """
     from export.errors import UsageError
+    from export.runtime.manifest import is_bundle
     from lora_ft.verify import verify as job
 
     if adapter and against is None:
         raise UsageError("--adapter goes with --against", "without either, all adapters are verified")
+    if key is not None:
+        from lora_ft.signing import check_signature
+
+        check_signature(bundle, key)
+        say(f"{bundle}: every file is signed by the owner of {key}")
+        if not is_bundle(bundle) and (bundle / "lora-ft.json").is_file():  # another layout: only bundles answer here
+            return
     found = job(bundle)
     say(f"{bundle}: {len(found.manifest['files'])} files are as published ({found.manifest['precision']})")
+    if key is None:
+        say("not checked: README.md, and who wrote the manifest and its hashes (--key checks a signature)")
     say(f"built-in sentences: {found.now}")
     for name, report in found.adapters.items():
         say(f"with the adapter {name}: {report}")

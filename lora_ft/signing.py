@@ -1,0 +1,104 @@
+"""Signatures of exported folders, by OpenSSF's model-signing with a key of elliptic curves.
+
+The hashes in a manifest show damage, not who made a bundle: whoever changes a file can change its hash as well, and the
+model card and the manifest have none. A signature covers every file of the folder, these two included, and only the
+owner of the private key can make it. It is made once, over the finished folder; any later change, such as an adapter
+added to a bank or the rewriting of paths in `push`, needs a new one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from export.errors import LoraFtError, UsageError, first_line
+
+SIGNATURE = "model.sig"
+_EXTRA = "pip install 'lora-ft[sign]'"
+
+
+def check_key(key: Path) -> None:
+    """Raise UsageError unless a file holds a private key that can sign. Jobs call this before the work."""
+    _library()
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        private = load_pem_private_key(_read(key), password=None)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{key} is not an unencrypted private key in PEM form", _make(key)) from error
+    if not isinstance(private, EllipticCurvePrivateKey):
+        raise UsageError(f"{key} is not a key of an elliptic curve", _make(key))
+
+
+def sign(folder: Path, key: Path) -> Path:
+    """Sign every file of a folder and return the signature's path.
+
+    Args:
+        folder: finished; an older signature in it is replaced.
+        key: private key of an elliptic curve (PEM, without a password).
+
+    Raises:
+        UsageError: the key cannot be used, or model-signing is not installed.
+        LoraFtError: signing failed.
+    """
+    check_key(key)
+    library, path = _library(), folder / SIGNATURE
+    try:
+        config = library.signing.Config().use_elliptic_key_signer(private_key=key)
+        config.set_hashing_config(_hashing(path)).sign(folder, path)
+    except (OSError, ValueError) as error:
+        raise LoraFtError(f"{folder} could not be signed ({first_line(error)})", "see that it can be read") from error
+    return path
+
+
+def check_signature(folder: Path, key: Path) -> None:
+    """Check the signature of a folder.
+
+    Args:
+        folder: signed by `sign`.
+        key: public key (PEM) of the one who signed.
+
+    Raises:
+        UsageError: the key cannot be read, or model-signing is not installed.
+        LoraFtError: there is no signature, it is another key's, or a file was changed, added or removed.
+    """
+    library, path = _library(), folder / SIGNATURE
+    _read(key)
+    if not path.is_file():
+        raise LoraFtError(
+            f"{folder} is not signed ({SIGNATURE} is missing)", "export it with --sign, or leave out --key"
+        )
+    try:
+        config = library.verifying.Config().use_elliptic_key_verifier(public_key=key)
+        config.set_hashing_config(_hashing(path)).verify(folder, path)
+    except Exception as error:  # the library raises as many kinds as its parsers do
+        raise LoraFtError(
+            f"the signature of {folder} does not hold for {key} ({first_line(error)})",
+            "do not use this copy; get it again from the one who signed it",
+        ) from error
+
+
+def _library() -> Any:
+    try:
+        import model_signing
+    except ModuleNotFoundError as error:
+        raise UsageError("signatures need the package model-signing", _EXTRA) from error
+    return model_signing
+
+
+def _hashing(signature: Path) -> Any:
+    """Every file counts but the signature itself; by default the library passes over .git files."""
+    config = _library().hashing.Config()
+    return config.set_ignored_paths(paths=[signature], ignore_git_paths=False)
+
+
+def _read(key: Path) -> bytes:
+    try:
+        return key.read_bytes()
+    except OSError as error:
+        raise UsageError(f"the key {key} cannot be read ({first_line(error)})", _make(key)) from error
+
+
+def _make(key: Path) -> str:
+    return f"make one with `openssl ecparam -name prime256v1 -genkey -noout -out {key.name}`"

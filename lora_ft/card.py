@@ -320,6 +320,7 @@ def _training(facts: Facts) -> list[tuple[str, str]]:
     energy, carbon = _energy(facts), _emissions(facts)
     return [
         ("method", _method(lora) if task.method == "lora" else "full fine-tuning"),
+        *([("goes on from", code_span(base_name(task.lora.start_from)))] if task.lora.start_from else []),
         ("trained parameters", f"{metrics['trainable_parameters']:,}"),
         ("rows", f"{metrics['rows']['train']:,}" + (f" of {task.data.hub}" if task.data.hub else "")),
         ("steps", f"{metrics['steps']:,} of {metrics['global_batch']} rows, {schedule}"),
@@ -335,7 +336,7 @@ def _training(facts: Facts) -> list[tuple[str, str]]:
 def _method(lora: Lora) -> str:
     """The adapter in words: its size, then what differs from plain LoRA."""
     plain = f"LoRA, r {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout:g}, {lora.target_modules}"
-    said = ("preset", "r", "lora_alpha", "lora_dropout", "target_modules")
+    said = ("preset", "r", "lora_alpha", "lora_dropout", "target_modules", "start_from")
     usual = {name: field.get_default(call_default_factory=True) for name, field in Lora.model_fields.items()}
     return ", ".join([plain, *(f"{k} {v}" for k, v in lora if k not in said and v != usual[k])])
 

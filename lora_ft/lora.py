@@ -46,6 +46,8 @@ class Lora(Section):
     """Tokens whose rows of the embedding, and of a head that is not tied to it, are trained too."""
     new_tokens: list[Annotated[str, Field(min_length=1)]] = []
     """Tokens to add to the vocabulary and to train so, in the base's spare rows (FLAN-T5 has 28)."""
+    start_from: str | None = None
+    """Adapter to go on from, with a fresh optimizer: a run or a folder saved by peft. Its ranks and layers hold."""
     loraplus_lr_ratio: Annotated[Real, Field(ge=1, le=1e6)] | None = None
     """LoRA+ (arXiv 2402.12354): the learning rate of B over that of A, e.g. 16."""
     quantization: Literal["4bit", "8bit"] | None = None
@@ -107,3 +109,8 @@ class Lora(Section):
     def starts_elsewhere(self) -> bool:
         """Whether the start comes from the base's weights or from data, and is kept to resume from."""
         return self.moves_base or self.init_lora_weights == "eva"
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether a run keeps how its adapter began, to resume from."""
+        return self.starts_elsewhere or self.start_from is not None

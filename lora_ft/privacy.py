@@ -41,6 +41,8 @@ def public_task(task: Task) -> Task:
     if task.data.hub is None:  # there they are names of splits
         files = {name: content["data"][name] for name in SPLITS if name in content["data"]}
         content["data"] |= _each(files, lambda text: _below(text, root))
+    if "start_from" in content["lora"]:
+        content["lora"]["start_from"] = base_name(content["lora"]["start_from"])
     scoring = content["evaluate"]
     if scoring.get("json_schema", FHIR_R4) != FHIR_R4:
         scoring["json_schema"] = f"./{PurePath(scoring['json_schema']).name}"

@@ -104,6 +104,8 @@ def _checked(file: Path, document: Document) -> Task:
         task.evaluate.json_schema = str(folder / expanded(schema))
     if task.base.startswith((".", "~")) or (task.base != "offline" and _is_folder(folder / task.base)):
         task.base = str((folder / expanded(task.base)).resolve())
+    if task.lora.start_from is not None:
+        task.lora.start_from = str((folder / expanded(task.lora.start_from)).resolve())
     return task
 
 

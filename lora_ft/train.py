@@ -32,6 +32,7 @@ from lora_ft.processes import processes, rank
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import LOG, RESUME, TASK, Run
 from lora_ft.setup import equip
+from lora_ft.start_from import adopted, start_record
 from lora_ft.task import Task
 from lora_ft.taskfile import save_task
 from lora_ft.trainer import Keeper, Reporter, Trainer
@@ -61,6 +62,7 @@ def train(
         Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was saved.
     """
     progress = progress if progress is not None and rank() == 0 else Silent()
+    task = adopted(task)
     with claimed(task, out, resume=resume, overwrite=overwrite, progress=progress) as claim:
         remedy = "free some, then add --resume to go on from the last checkpoint"
         with keeping(claim.working, remedy):
@@ -116,6 +118,7 @@ def _train(task: Task, claim: Claim, progress: Progress, *, resume: bool) -> Non
             "resumed_at": resumed,
             "energy": {"joules": round(joules() - before, 1), "source": SOURCES[plan.device]} if joules else None,
             "hardware": hardware(plan),
+            **start_record(task),
         }
         finish(task, working, claim.place, metrics)
     if processes() > 1:
@@ -172,7 +175,7 @@ def _start(material: Material, plan: Plan, claim: Claim, trainer: Trainer, *, re
         claim.record(material.record)
         save_task(task, working / TASK)
         write_json(working / CHOICES, {"precision": plan.precision.name, "compile": plan.compile})
-        if task.method == "lora" and task.lora.starts_elsewhere:
+        if task.method == "lora" and task.lora.keeps_start:
             keep_start(trainer.model, working / INITIAL)
         found = checkpoints.latest(working, run_of(working))
         if found is not None:

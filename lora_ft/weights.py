@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from export.runtime.text import Tokenizer
 from lora_ft.adapter_files import CONFIG
-from lora_ft.adapters import add_adapter, name_base
+from lora_ft.adapters import add_adapter, load_tensors, name_base
 from lora_ft.bases import Base, load_model
 from lora_ft.batches import Encoded
 from lora_ft.checkpoint import save_checkpoint, tell_ties
@@ -20,6 +20,7 @@ from lora_ft.initial import INITIAL, load_start, save_difference, start_from_row
 from lora_ft.plan import Plan
 from lora_ft.quantization import load_quantized
 from lora_ft.runs import ADAPTER, CARD, CHECKPOINT
+from lora_ft.start_from import start_folder
 from lora_ft.task import Task
 
 
@@ -51,7 +52,9 @@ def open_weights(
         adapted = load_start(model, start, lora)
     else:
         adapted = fresh_adapter(model, task, base, tokenizer.ids(lora.new_tokens), rows, plan.device)
-    if lora.starts_elsewhere:
+        if source := start_folder(task):
+            load_tensors(adapted, source)
+    if lora.keeps_start:
         set_seed(task.train.seed)  # a start that is loaded draws fewer random numbers than one that is made
     if task.train.gradient_checkpointing:
         adapted.enable_input_require_grads()  # or no gradient reaches layers below a frozen embedding (peft#80)

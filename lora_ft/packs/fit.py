@@ -47,6 +47,7 @@ def _obstacles(task: Task) -> list[tuple[str, object, str]]:
         ("lora.trainable_token_indices", lora.trainable_token_indices, lora.trainable_token_indices,
          "trained tokens change the embedding that others train on"),
         ("lora.new_tokens", lora.new_tokens, lora.new_tokens, "new tokens change the embedding that others train on"),
+        ("lora.start_from", lora.start_from, lora.start_from, "adapters of a pack start fresh"),
         ("train.base_dropout", train.base_dropout, train.base_dropout,
          "its random numbers would not be those of training alone"),
         ("train.gradient_checkpointing", train.gradient_checkpointing, recomputed,

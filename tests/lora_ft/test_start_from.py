@@ -1,0 +1,75 @@
+"""Training goes on from an adapter: its tensors are the start, its ranks and layers the task's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from export.errors import LoraFtError, UsageError
+from lora_ft.cli import run as lora_ft
+from lora_ft.runs import Run
+from lora_ft.start_from import adopted
+from lora_ft.taskfile import load_task
+from lora_ft.train import train
+from tests.lora_ft.test_foreign_adapters import WEIGHTS, configure, make
+
+STILL = {"num_train_epochs": 1, "learning_rate": 1e-12, "metric_for_best_model": "loss"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q", "v"], "rank_pattern": {"v": 2}},
+        {"target_modules": r".*decoder.*SelfAttention\.(q|k)", "use_rslora": True},
+    ],
+)
+def test_tensors_of_the_adapter_are_the_start(
+    make_task: Callable[..., Path], tiny_base: Path, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    adapter = make(tiny_base, tmp_path / "adapter", **config)
+    task = make_task(train=STILL)
+    assert lora_ft(["train", str(task), "--from", str(adapter), "--out", str(tmp_path / "run")]) == 0
+    run = Run(tmp_path / "run")
+    start, trained = load_file(adapter / WEIGHTS), load_file(run.adapter / WEIGHTS)
+    assert start.keys() == trained.keys()
+    for name, tensor in start.items():
+        torch.testing.assert_close(trained[name], tensor, rtol=0, atol=1e-6)
+    assert (run.task.lora.r, run.task.lora.lora_alpha) == (4, 6)
+    assert run.task.lora.start_from == str(adapter)
+    assert (
+        run.metrics["start_from"]["adapter"] == str(adapter) and len(run.metrics["start_from"]["weights_sha256"]) == 64
+    )
+    card = (run.folder / "README.md").read_text()
+    assert "goes on from" in card and str(tmp_path) not in card
+
+
+def test_training_moves_on_from_a_run(make_task: Callable[..., Path], tiny_run: Run, tmp_path: Path) -> None:
+    task = load_task(make_task(train=STILL | {"learning_rate": 0.01}), [f"lora.start_from={tiny_run.folder}"])
+    run = train(task, tmp_path / "run")
+    start, trained = load_file(tiny_run.adapter / WEIGHTS), load_file(run.adapter / WEIGHTS)
+    assert any(not torch.equal(trained[name], tensor) for name, tensor in start.items())
+    assert run.task.lora.target_modules == ["q", "v"]
+
+
+def test_parts_that_a_task_cannot_train_are_refused(
+    make_task: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    adapter = make(tiny_base, tmp_path / "adapter", target_modules=["q"], modules_to_save=["lm_head"])
+    with pytest.raises(UsageError, match=r"trains modules whole \(modules_to_save lm_head\)"):
+        adopted(load_task(make_task(), [f"lora.start_from={adapter}"]))
+    configure(adapter, modules_to_save=None, lora_alpha=1.5)
+    with pytest.raises(UsageError, match=r"cannot be trained further: lora_alpha"):
+        adopted(load_task(make_task(), [f"lora.start_from={adapter}"]))
+
+
+def test_adapter_of_another_base_is_refused(make_task: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    adapter = make(tiny_base, tmp_path / "adapter", target_modules=["q"])
+    configure(adapter, r=8)
+    with pytest.raises(LoraFtError, match="has the shape 4 x 32"):
+        train(load_task(make_task(), [f"lora.start_from={json.dumps(str(adapter))}"]), tmp_path / "run")

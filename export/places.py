@@ -70,6 +70,17 @@ def refuse_existing(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] 
     return place
 
 
+def refuse_shelf(out: Path) -> Path:
+    """Raise UsageError unless `out` is or may become a folder that things are put into; return where it will lie."""
+    place = followed(out)
+    _require_writable(out, place)
+    if place.exists():
+        _refuse_special(out, place, _OTHER)
+        if not place.is_dir():
+            raise UsageError(f"{out} is a file, and a folder is to be made", _OTHER)
+    return place
+
+
 def refuse_file(out: Path, option: str, *, inputs: Iterable[str | Path] = (), own: bool = False) -> Path:
     """Raise UsageError if a file may not be written at `out`; return where it will lie (links followed).
 

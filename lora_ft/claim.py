@@ -187,7 +187,7 @@ def _longer(task: Task, place: Path, working: Path) -> Claim:
             f"the finished run {place} was trained with another {', '.join(changed)}",
             "only train.num_train_epochs and train.max_steps may grow",
         )
-    if not (place / RESUME).is_dir():
+    if not any((place / RESUME).glob("checkpoint-*")):
         raise UsageError(
             f"the finished run {place} keeps no state to go on from (adapters that were trained alone do)",
             "train it again with --overwrite",

@@ -16,6 +16,7 @@ from export.places import refuse_file
 from export.runtime.manifest import ADAPTERS, NAME
 from lora_ft import guards
 from lora_ft.card import refresh_card
+from lora_ft.claim import inputs_of
 from lora_ft.data import Example, load_splits, require, with_labels
 from lora_ft.engines import BATCH_SIZE, Answer, OnnxEngine
 from lora_ft.metrics import Estimate, Scored, difference, measure
@@ -143,6 +144,8 @@ def evaluate(
     if model.notice:
         progress.note(model.notice)
     task = task or model.task or _carried(model, overrides)
+    if predictions is not None:
+        refuse_file(predictions, "--predictions", inputs=inputs_of(task))
     if model.kind == "run":
         _ = Run(name).scores  # the card is written from them; better refused now than after generating
     if predictions is None and model.kind == "run":

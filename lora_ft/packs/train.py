@@ -15,7 +15,7 @@ from export.errors import LoraFtError, UsageError
 from export.files import read_json, write_json
 from export.leftovers import tidy
 from export.locks import locked
-from export.places import followed
+from export.places import refuse_shelf
 from lora_ft.bases import Base, find_base
 from lora_ft.claim import require_same_rows, resumable, startable
 from lora_ft.material import Material, gather
@@ -74,7 +74,7 @@ def train_pack(
     if processes() > 1:
         raise UsageError("several tasks train in one process", "start it without torchrun, or one task at a time")
     require_packable(tasks)
-    out = followed(out)
+    out = refuse_shelf(out)
     with ExitStack() as held, keeping(out, "free some, then add --resume to go on from the last snapshot"):
         for place in (out / WORK, *(out / task.name for task in tasks)):
             held.enter_context(locked(place))

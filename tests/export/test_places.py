@@ -13,7 +13,7 @@ import pytest
 
 from export.errors import UsageError
 from export.files import staged_folder, write_text
-from export.places import refuse_existing, refuse_file
+from export.places import refuse_existing, refuse_file, refuse_shelf
 from tests.export.test_files import contents, make_checkpoint, make_folder
 
 
@@ -43,6 +43,8 @@ def test_special_files_are_refused(tmp_path: Path, kind: str, linked: bool) -> N
     if linked:
         out = tmp_path / "link"
         out.symlink_to("out")
+    with pytest.raises(UsageError, match=f"is {kind}"):
+        refuse_shelf(out)
     with pytest.raises(UsageError, match=rf"out is {kind}|link is {kind}"):
         refuse_existing(out, overwrite=True)
     with pytest.raises(UsageError, match=f"is {kind}"):

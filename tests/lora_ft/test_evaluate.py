@@ -78,3 +78,14 @@ def test_overlap_with_the_training_rows_is_told(make_task: Callable[..., Path], 
 def test_a_model_without_a_task_needs_one(tiny_base: Path) -> None:
     with pytest.raises(UsageError, match="add --task"):
         evaluate(str(tiny_base))
+
+
+def test_rows_that_are_scored_are_not_replaced_by_answers(tiny_run: Run, tmp_path: Path) -> None:
+    """They may be answers of an earlier run, which lora-ft made itself."""
+    answers = tmp_path / "answers.jsonl"
+    row = {"row": "0", "prompt": "p", "output": "o", "references": ["r"], "text": "say", "answer": "yes"}
+    answers.write_text(json.dumps(row) + "\n")
+    task = tiny_run.task.model_copy(update={"data": tiny_run.task.data.model_copy(update={"test": str(answers)})})
+    with pytest.raises(UsageError, match="is read here"):
+        evaluate(str(tiny_run.folder), task=task, predictions=answers)
+    assert json.loads(answers.read_text()) == row

@@ -32,7 +32,7 @@ def making(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> 
     Args:
         out: Folder to make.
         overwrite: Allow replacing a folder that lora-ft made.
-        inputs: Paths that the job reads; those that are not there (names on a hub) are ignored.
+        inputs: Paths that the job reads; those that are not there (names on a hub) and "" are ignored.
 
     Raises:
         UsageError: It may not be made, or another job is making it.
@@ -62,7 +62,7 @@ def refuse_existing(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] 
         return place
     if not overwrite:
         raise UsageError(f"{out} already exists", "give another --out or add --overwrite")
-    for path in inputs:
+    for path in filter(None, inputs):  # "" would be the current folder
         if clash := _clash(place, Path(path)):
             raise UsageError(f"{out} {clash} {path}, which is read here, so it is not replaced", _OTHER)
     if reason := foreign_reason(place):

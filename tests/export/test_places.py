@@ -104,7 +104,8 @@ def test_what_a_person_added_to_ours_is_kept(tmp_path: Path) -> None:
         refuse_existing(out, overwrite=True)
 
 
-def test_an_input_and_what_holds_it_are_not_replaced(tmp_path: Path) -> None:
+def test_an_input_and_what_holds_it_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     out = make_checkpoint(tmp_path / "out")
     inside = out / "tokenizer.json"
     inside.write_text("{}")
@@ -112,7 +113,7 @@ def test_an_input_and_what_holds_it_are_not_replaced(tmp_path: Path) -> None:
     for path, said in [(out, "is the same as"), (inside, "holds"), (tmp_path / "link", "is the same as")]:
         with pytest.raises(UsageError, match=rf"out {said} .*which is read here"):
             refuse_existing(out, overwrite=True, inputs=["google/flan-t5-small", path])
-    assert refuse_existing(out, overwrite=True, inputs=["google/flan-t5-small", tmp_path / "other"]) == out
+    assert refuse_existing(out, overwrite=True, inputs=["google/flan-t5-small", "", tmp_path / "other"]) == out
     with pytest.raises(UsageError, match="lies in"):
         refuse_existing(make_checkpoint(out / "adapter"), overwrite=True, inputs=[out])
 

@@ -79,7 +79,9 @@ def _table(file: File) -> Iterator[tuple[str, Message]]:
     for number, (date, user, content) in table(file, COLUMNS):
         time = Fields({"Date": date}, f"{file}:{number}", "KakaoTalk").date("Date")
         entry = _Entry(number, time, clean_name(user))
-        message = _message(entry, [content], {entry.sender})
+        if _is_notice(content, {entry.sender}):  # a row like any other
+            continue
+        message = _message(entry, [content], set())
         if message is not None:
             yield chat, message
 
@@ -170,7 +172,7 @@ def _message(entry: _Entry | None, lines: list[str], people: set[str]) -> Messag
         return None
     spoken = [line for place, line in enumerate(lines) if not (place and _is_notice(line, people))]
     text = clean_text("\n".join(spoken))
-    if not text or _OWN.fullmatch(text) or _is_notice(text, people):
+    if not text or _OWN.fullmatch(text):
         return None
     return Message(f"{entry.number}", entry.time, entry.sender, text)
 

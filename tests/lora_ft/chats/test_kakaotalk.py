@@ -91,8 +91,9 @@ def test_a_table_is_read(tmp_path: Path) -> None:
 
 
 def test_lines_like_notices_that_are_said_stay(tmp_path: Path) -> None:
-    text = PC_EN.replace("more\n", "Everybody left.\n")
-    assert [one.text for _, one in read_kakaotalk(write(tmp_path / "x.txt", text))][1] == "a : b\nEverybody left."
+    text = PC_EN.replace("more\n", "Everybody left.\n").replace("hello", "Ben님이 나갔습니다")
+    found = [one.text for _, one in read_kakaotalk(write(tmp_path / "x.txt", text))]
+    assert found == ["Ben님이 나갔습니다", "a : b\nEverybody left."]
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from benchmarks.engines import parse
 from benchmarks.record import Strict, first_fault
 from export.errors import UsageError
+from lora_ft.plain_yaml import read_yaml
 
 Decoding = Literal["greedy", "beams", "sample", "lookup"]
 Positive = Annotated[float, Field(gt=0)]
@@ -73,10 +73,7 @@ class Suite(Strict):
         file = SUITES / f"{name}.yaml" if name in names() else Path(name)
         if not file.is_file():
             raise UsageError(f"there is no suite {name!r}", f"one of {', '.join(names())}, or a YAML file")
-        try:
-            raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise UsageError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+        raw = read_yaml(file).value
         if not isinstance(raw, dict):
             raise UsageError(f"{file} is no mapping of keys to values")
         given = {key: value for key, value in (overrides or {}).items() if value not in (None, (), [])}

@@ -179,11 +179,13 @@ def _from_here(raw: dict[str, Any], overrides: Sequence[str]) -> None:
         section, _, name = key.rpartition(".")
         if key == "base" and isinstance(raw["base"], str) and _is_folder(expanded(raw["base"])):
             raw["base"] = _absolute(raw["base"])
-        elif section == "data" and name in paths and isinstance(data, dict) and not data.get("hub"):
+        elif section == "data" and name in paths and isinstance(data, dict) and name in data and not data.get("hub"):
             value = data[name]
             data[name] = [_absolute(item) for item in value] if isinstance(value, list) else _absolute(value)
-        elif key == "evaluate.json_schema" and raw["evaluate"]["json_schema"] != FHIR_R4:
-            raw["evaluate"]["json_schema"] = _absolute(raw["evaluate"]["json_schema"])
+        elif key == "evaluate.json_schema" and isinstance(raw["evaluate"], dict):  # a later pair may replace it
+            schema = raw["evaluate"].get("json_schema")
+            if schema not in (None, FHIR_R4):
+                raw["evaluate"]["json_schema"] = _absolute(schema)
 
 
 def _absolute(value: Any) -> Any:

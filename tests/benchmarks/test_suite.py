@@ -25,7 +25,7 @@ def test_given_values_take_the_place_of_those_of_the_file() -> None:
 
 
 @pytest.mark.parametrize(("text", "why"), [
-    ("engines: [", "is no YAML"), ("- torch", "no mapping"), ("about: x", r"engines = .*: Field required"),
+    ("engines: [", "is not YAML"), ("- torch", "no mapping"), ("about: x", r"engines = .*: Field required"),
     ("engines: []", "at least one engine"), ("engines: [torch, torch]", "none twice"),
     ("engines: [tvm]", "no engine 'tvm'"), ("engines: [torch]\nspeed: 1", r"speed = 1"),
     ("engines: [torch]\nnew: [1]", r"new\.0 = 1"), ("engines: [torch]\ndecoding: [wild]", r"decoding\.0 = 'wild'"),

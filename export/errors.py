@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 _LONGEST = 800  # characters of a message and of a remedy: a value out of a file can have millions
 
 
@@ -30,6 +33,22 @@ class LoraFtError(Exception):
 def first_line(error: BaseException) -> str:
     """What another library's exception says, cut to a line; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def sound_content(path: object, remedy: str) -> Iterator[None]:
+    """Raise LoraFtError for what a reader of a file's content raises where that has another shape than it expects.
+
+    Args:
+        path: The file or folder.
+        remedy: What to do about it.
+    """
+    try:
+        yield
+    except LoraFtError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise LoraFtError(f"{path} is damaged ({type(error).__name__}: {first_line(error):.200})", remedy) from error
 
 
 class UsageError(LoraFtError):

@@ -8,8 +8,9 @@
     w4    the same with 4 bit in blocks of 32
     w4g128  the same with 4 bit in blocks of 128: a step takes a fifth less, and rounding costs half as much again
 
-Whatever the storage, a row's result does not depend on the rows beside it: scales of activations are constants
-or belong to the row. Runtimes that take the range over the whole batch do not have this.
+Scales of activations are constants or belong to a row, never to a batch, as in runtimes that take the range over the
+whole batch. Sums are still added in an order that depends on the count of rows, so a rounded model may answer a row
+otherwise in another batch: with int8-w4, 52 of 60 answers were the same.
 """
 
 from __future__ import annotations

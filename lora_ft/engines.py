@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from export.errors import UsageError
-from export.runtime.generator import Generator
+from export.runtime.generator import Generator, listed
 from export.runtime.options import Options
 from export.runtime.special import Special
 from export.runtime.text import Tokenizer, by_length, ragged
@@ -31,11 +31,13 @@ class Answer:
         text: decoded.
         tokens: how many were generated, </s> included.
         cut: whether it ended at the length limit instead of with </s>.
+        source_cut: Whether its prompt was longer than the source length and was cut.
     """
 
     text: str
     tokens: int
     cut: bool
+    source_cut: bool = False
 
 
 class Engine(Protocol):
@@ -105,7 +107,8 @@ class TorchEngine:
             torch.manual_seed(seed)
         elif known.do_sample:
             torch.seed()  # torch itself starts every process with the same one
-        rows = self.tokenizer.encode(prompts, self.source_length)
+        prompts = listed(prompts)
+        rows, longer = self.tokenizer.encode_sources(prompts, self.source_length)
         answers: list[Answer] = [Answer("", 0, False)] * len(rows)
         finished = 0
         for batch in by_length(rows, batch_size):
@@ -114,7 +117,7 @@ class TorchEngine:
             with torch.inference_mode(), only(self.model, self.special):
                 out = self.model.generate(input_ids=ids, attention_mask=mask, **settings)
             for i, tokens in zip(batch, out[:, 1:].cpu().numpy(), strict=True):
-                answers[i] = _answer(self.special.trim(tokens), self.tokenizer, self.special)
+                answers[i] = _answer(self.special.trim(tokens), self.tokenizer, self.special, longer[i])
             finished += len(batch)
             done(finished)
         return answers
@@ -139,7 +142,19 @@ class OnnxEngine:
         if "labels" in chosen:
             chosen["allowed"] = label_tokens(chosen.pop("labels"), self.tokenizer)
         made = self.generator.answer(prompts, **chosen, adapter=self.adapter, batch_size=batch_size, done=done)
-        return [_answer(answer.tokens, self.tokenizer, self.generator.special) for answer in made]
+        return [_answer(one.tokens, self.tokenizer, self.generator.special, one.source_cut) for one in made]
+
+    def mixed(
+        self, prompts: Sequence[str], adapters: Sequence[str | None], options: Mapping[str, Any], *, batch_size: int
+    ) -> list[Answer]:  # fmt: skip
+        """Answers of a bank to prompts for unlike adapters, each with its task's own codec and settings."""
+        made = self.generator.answer(prompts, adapter=list(adapters), batch_size=batch_size, **options)
+        copies = len(made) // max(1, len(prompts))
+        return [
+            _answer(one.tokens, self.generator.of(adapters[i // copies]).tokenizer, self.generator.special,
+                    one.source_cut)
+            for i, one in enumerate(made)
+        ]  # fmt: skip
 
 
 def allowed_tokens(labels: Sequence[str], tokenizer: Tokenizer, end: int) -> Callable[[int, Tensor], list[int]]:
@@ -148,6 +163,6 @@ def allowed_tokens(labels: Sequence[str], tokenizer: Tokenizer, end: int) -> Cal
     return lambda row, tokens: trie.after(tokens[1:].tolist())
 
 
-def _answer(tokens: np.ndarray, tokenizer: Tokenizer, special: Special) -> Answer:
+def _answer(tokens: np.ndarray, tokenizer: Tokenizer, special: Special, source_cut: bool) -> Answer:
     cut = len(tokens) == 0 or int(tokens[-1]) not in special.ends
-    return Answer(tokenizer.decode([tokens])[0], len(tokens), cut)
+    return Answer(tokenizer.decode([tokens])[0], len(tokens), cut, source_cut)

@@ -265,6 +265,7 @@ def _predictions(examples: Sequence[Example], answers: Sequence[Answer], rows: d
             "references": list(example.references),
             "tokens": answer.tokens,
             "cut": answer.cut,
+            "source_cut": answer.source_cut,
             **{name: round(float(one.rows[i]), 2) for name, one in rows.items()},
         }
         lines.append(json.dumps(entry, ensure_ascii=False))

@@ -9,25 +9,39 @@ from typing import Any
 
 from export.errors import UsageError
 from export.runtime.text import whole
-from lora_ft.engines import BATCH_SIZE, OnnxEngine
+from lora_ft.engines import BATCH_SIZE, Answer, OnnxEngine
 from lora_ft.models import Model
 from lora_ft.progress import Progress, Silent
 
 
 def generate(
     model: Model,
-    rows: Sequence[str | Mapping[str, Any]],
+    rows: str | Sequence[str | Mapping[str, Any]],
     options: Mapping[str, Any],
     *,
     raw: bool = False,
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> list[str]:
+    """The texts of `answers`."""
+    found = answers(model, rows, options, raw=raw, batch_size=batch_size, progress=progress)
+    return [answer.text for answer in found]
+
+
+def answers(
+    model: Model,
+    rows: str | Sequence[str | Mapping[str, Any]],
+    options: Mapping[str, Any],
+    *,
+    raw: bool = False,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+) -> list[Answer]:
     """Answers, in the order of the rows.
 
     Args:
         model: from `open_model`.
-        rows: texts, or rows with the columns of the model's prompt.
+        rows: One text, several, or rows with the columns of the model's prompt.
         options: of generation, by transformers' names; they take precedence over the task's own. Answers that are
             sampled without a seed differ from call to call.
         raw: the texts are prompts already.
@@ -38,14 +52,19 @@ def generate(
         UsageError: a row does not fit the prompt, or an option the engine.
     """
     progress = progress or Silent()
+    rows = [rows] if isinstance(rows, str) else rows
     if (names := _adapters(model, rows)) and isinstance(model.engine, OnnxEngine):
         prompts = _prompts([_as_asked(model, name) for name in names], rows, raw, progress)
         progress.stage("generating", len(prompts))
-        return model.engine.generator.generate(prompts, adapter=names, batch_size=batch_size, **options)
-    prompts = _prompts([model] * len(rows), rows, raw, progress)
-    progress.stage("generating", len(prompts))
-    answers = model.engine.generate(prompts, {**model.options, **options}, batch_size=batch_size, done=progress.advance)
-    return [answer.text for answer in answers]
+        found = model.engine.mixed(prompts, names, options, batch_size=batch_size)
+    else:
+        prompts = _prompts([model] * len(rows), rows, raw, progress)
+        progress.stage("generating", len(prompts))
+        own = {**model.options, **options}
+        found = model.engine.generate(prompts, own, batch_size=batch_size, done=progress.advance)
+    if cut := sum(answer.source_cut for answer in found):
+        progress.note(f"{cut:,} of {len(found):,} prompts are longer than the model's source length and were cut")
+    return found
 
 
 def stream(

@@ -51,6 +51,7 @@ def of_answers(task: Task, examples: Sequence[Example], answers: Sequence[Answer
     references = [text for example in examples for text in example.references]
     return [
         *long_references(task, references, tokenizer),
+        *cut_prompts(task, answers),
         *cut_answers(task, answers),
         *empty_answers(texts),
         *same_answers(texts),
@@ -99,6 +100,13 @@ def cut_answers(task: Task, answers: Sequence[Answer]) -> list[str]:
     if share < _MANY_CUT:
         return []
     return [f"{share:.0%} of the answers were cut at {task.max_new_tokens} tokens (generate.max_new_tokens)"]
+
+
+def cut_prompts(task: Task, answers: Sequence[Answer]) -> list[str]:
+    """Prompts of which the model saw only the beginning."""
+    count = sum(answer.source_cut for answer in answers)
+    limit = task.lengths.source
+    return [f"{count:,} of {len(answers):,} prompts were cut at {limit} tokens (lengths.source)"] if count else []
 
 
 def empty_answers(texts: Sequence[str]) -> list[str]:

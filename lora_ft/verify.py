@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.errors import LoraFtError
+from export.errors import LoraFtError, sound_content
 from export.parity import Probe, Report
 from export.runtime import Generator
 from export.runtime.manifest import ADAPTERS, PROBE
@@ -37,15 +37,18 @@ def verify(bundle: Path) -> Verified:
         LoraFtError: a file was changed, or fewer answers are PyTorch's than when it was published.
     """
     generator = Generator.load(bundle)
-    generator.model.open_all()
-    then = Report(**generator.manifest["probe"])
-    now = Probe.read(bundle / PROBE).check(generator)
-    exact = generator.manifest["precision"] == "fp32"
-    _require(f"{bundle}", then, now, exact)
-    adapters = {}
-    for name, probe in generator.bank.probes() if generator.bank else ():
-        adapters[name] = Probe(**probe).check(generator, name)
-        _require(f"{bundle} with {name}", Report(**generator.manifest[ADAPTERS][name]["probe"]), adapters[name], exact)
+    with sound_content(bundle, "export the bundle again"):
+        generator.model.open_all()
+        then = Report(**generator.manifest["probe"])
+        now = Probe.read(bundle / PROBE).check(generator)
+        exact = generator.manifest["precision"] == "fp32"
+        _require(f"{bundle}", then, now, exact)
+        adapters = {}
+        for name, probe in generator.bank.probes() if generator.bank else ():
+            adapters[name] = Probe(**probe).check(generator, name)
+            _require(
+                f"{bundle} with {name}", Report(**generator.manifest[ADAPTERS][name]["probe"]), adapters[name], exact
+            )
     return Verified(generator.manifest, then, now, adapters)
 
 

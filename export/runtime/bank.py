@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from export.errors import LoraFtError, UsageError
+from export.errors import LoraFtError, UsageError, sound_content
 from export.json_limits import parse_json
 from export.runtime.manifest import BANK, adapter_file
 from export.runtime.session import ort_value
@@ -53,6 +53,8 @@ class Bank:
     def open(cls, folder: Path, entries: Mapping[str, Mapping[str, Any]], provider: str) -> Bank:
         """That of a bundle."""
         content = parse_json((folder / BANK).read_bytes(), folder / BANK)
+        if not isinstance(content, dict):
+            raise LoraFtError(f"{folder / BANK} is not a JSON object", "export the bank again")
         if content.get("version") != VERSION:
             raise UsageError(f"{folder / BANK} is of version {content.get('version')!r}; this is for {VERSION}")
         shapes = {name: (dtype, tuple(shape)) for name, (dtype, shape) in content["values"].items()}
@@ -72,8 +74,9 @@ class Bank:
         """
         task = self._adapter(name)[1]
         if name not in self._settings:
-            lookup = {"prompt_lookup": self._entries[name]["prompt_lookup"]}
-            self._settings[name] = Settings.of(task["prompt"], task["generation"] | lookup, tokenizer)
+            with sound_content(f"the adapter {name} of {self._folder}", "add the adapter again"):
+                lookup = {"prompt_lookup": self._entries[name]["prompt_lookup"]}
+                self._settings[name] = Settings.of(task["prompt"], task["generation"] | lookup, tokenizer)
         return self._settings[name]
 
     def probes(self) -> list[tuple[str, dict[str, Any]]]:

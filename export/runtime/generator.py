@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import UsageError
+from export.errors import LoraFtError, UsageError, sound_content
 from export.runtime.bank import Bank, Chosen, unknown
 from export.runtime.cpu import allowed_cpus
 from export.runtime.decoding import Special, strategy
@@ -33,10 +33,12 @@ class Generated:
     Attributes:
         tokens: int64 [n], with </s> where it ended.
         scores: with output_scores, the log-probability of each token [n]; for beam search the answer's score [1].
+        source_cut: Whether its text was longer than the source length and was cut.
     """
 
     tokens: np.ndarray
     scores: np.ndarray | None = None
+    source_cut: bool = False
 
 
 class Generator:
@@ -58,11 +60,20 @@ class Generator:
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int, provider: str = "cpu") -> None:
         read = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))  # noqa: E731
         config, generation = read("config.json"), read("generation_config.json")
-        self.folder, self.manifest = folder, manifest
+        self.folder, self.manifest, self._threads, self._provider = folder, manifest, threads, provider
+        _check_sizes(config, folder / "config.json")
         tokenizer = Tokenizer(folder / "tokenizer.json")
         special = Special.of(generation, config["vocab_size"], str(folder / "generation_config.json"))
         self.special = special.closed_by(tokenizer.closing)
+        if tokenizer.rows > config["vocab_size"]:
+            raise LoraFtError(
+                f"{folder / 'tokenizer.json'} has {tokenizer.rows:,} tokens, and the model knows "
+                f"{config['vocab_size']:,}",
+                "resize the base's embedding before it is trained, and export again",
+            )
         own = {name: value for name, value in generation.items() if name not in SPECIAL}
+        exact = manifest["precision"] == "fp32"  # elsewhere drafts change answers: 3 of 40 rows in int8
+        own["prompt_lookup"] = exact and own.get("prompt_lookup", False)
         self.settings = Settings.of(read("prompt.json"), own, tokenizer)
         self.tokenizer, self.prompt = self.settings.tokenizer, self.settings.prompt
         self.source_length, self.chat = self.settings.source_length, self.settings.chat
@@ -70,7 +81,10 @@ class Generator:
         self._vocabulary: int = config["vocab_size"]
         layers = config.get("num_decoder_layers") or config["num_layers"]
         shape = layers, config["num_heads"], config["d_kv"], self._vocabulary
-        self.bank = Bank.open(folder, manifest[ADAPTERS], provider) if ADAPTERS in manifest else None
+        entries = manifest.get(ADAPTERS)
+        if entries is not None and not exact:
+            entries = {name: {**entry, "prompt_lookup": False} for name, entry in entries.items()}
+        self.bank = Bank.open(folder, entries, provider) if entries is not None else None
         self.model = Model(folder, shape, threads, provider, self.bank.inputs if self.bank else {})
 
     @classmethod
@@ -86,9 +100,15 @@ class Generator:
         Raises:
             UsageError, LoraFtError: as `export.runtime.manifest.read_manifest` and `choose_provider`.
         """
-        manifest = read_manifest(Path(folder))
-        chosen = choose_provider(provider, manifest["precision"])
-        return cls(Path(folder), manifest, threads or allowed_cpus(), chosen)
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        with sound_content(folder, "export the bundle again"):
+            chosen = choose_provider(provider, manifest["precision"])
+            return cls(folder, manifest, threads or allowed_cpus(), chosen)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the folder and how to load it: sessions cannot be copied, and a process needs its own."""
+        return _reload, (self.folder, self._threads, self._provider)
 
     @property
     def adapters(self) -> list[str]:
@@ -107,23 +127,25 @@ class Generator:
         return self.bank.settings(adapter, self.settings.tokenizer)
 
     def generate(
-        self, texts: Sequence[str], *, adapter: Adapters = None, batch_size: int = BATCH_SIZE, **options: Any
+        self, texts: str | Sequence[str], *, adapter: Adapters = None, batch_size: int = BATCH_SIZE, **options: Any
     ) -> list[str]:  # fmt: skip
         """The answers to each text, taken as it is (`prompt.fill` puts a row into the task's words).
 
-        `num_return_sequences` answers to a text stand together.
+        A single str is one text, and its answer comes in a list, too. `num_return_sequences` answers to a text stand
+        together. `answer` tells which texts were cut.
         """
+        texts = listed(texts)
         found = self._answers(texts, self._names(adapter, len(texts)), batch_size, lambda rows: None, options)
         return [text for settings, some in found for text in settings.tokenizer.decode([one.tokens for one in some])]
 
     def answer(
-        self, texts: Sequence[str], *, adapter: Adapters = None, batch_size: int = BATCH_SIZE,
+        self, texts: str | Sequence[str], *, adapter: Adapters = None, batch_size: int = BATCH_SIZE,
         done: Callable[[int], None] = lambda rows: None, **options: Any,
     ) -> list[Generated]:  # fmt: skip
         """As `generate`, the tokens and their scores; texts of like length are generated together.
 
         Args:
-            texts: cut at `source_length` tokens.
+            texts: One text, or several. What is longer than `source_length` tokens is cut, and `source_cut` says so.
             adapter: of all texts, or of each; texts with unlike ones are generated together where their options agree.
             batch_size: texts generated together.
             done: told how many texts are finished.
@@ -132,6 +154,7 @@ class Generator:
         Raises:
             UsageError: there is no such adapter or option, or not as many adapters as texts.
         """
+        texts = listed(texts)
         found = self._answers(texts, self._names(adapter, len(texts)), batch_size, done, options)
         return [answer for _, some in found for answer in some]
 
@@ -141,6 +164,8 @@ class Generator:
         Beam search knows its answer only at the end, which is then all that comes; so does the codec `json`.
         """
         settings = self.of(adapter)
+        if not isinstance(text, str):
+            raise UsageError(f"stream takes one text (got {type(text).__name__})", "Call it for each text.")
         (row,) = settings.tokenizer.encode([text], settings.source_length)
         chosen = self._options({"allowed": settings.allowed} | options, settings.defaults)
         source = self.model.encode(np.array([row]), np.ones((1, len(row)), np.int64), self._chosen([adapter]))
@@ -160,14 +185,16 @@ class Generator:
     def generate_ids(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, *, adapter: Adapters = None, **options: Any
     ) -> np.ndarray:  # fmt: skip
-        """Tokens [b, n] for int64 sources [b, s] padded on the right; after a row's </s> come padding tokens.
+        """Tokens [b, n] for int64 sources [b, s] padded on either side; after a row's </s> come padding tokens.
 
         Greedy and free unless the options say otherwise: of the tasks' own only `max_new_tokens` and `prompt_lookup`
         hold here, and labels are of texts.
+
+        Raises:
+            UsageError: A mask is not 0 and 1 in one run a row, or an id is not in the vocabulary.
         """
         names = self._names(adapter, len(input_ids))
-        lengths = np.asarray(attention_mask).sum(axis=1)
-        rows = [row[:length] for row, length in zip(input_ids, lengths, strict=True)]
+        rows = _sources(np.asarray(input_ids), np.asarray(attention_mask), self._vocabulary)
         if not rows:
             return np.empty((0, 0), np.int64)
         own = {}
@@ -213,13 +240,17 @@ class Generator:
         tasks = {name: self.of(name) for name in dict.fromkeys(names)}
         chosen = {name: self._options({"allowed": task.allowed} | options, task.defaults)
                   for name, task in tasks.items()}  # fmt: skip
-        rows = [np.empty(0, np.int64)] * len(texts)
+        rows, cut = [np.empty(0, np.int64)] * len(texts), [False] * len(texts)
         for name, task in tasks.items():
             own = [i for i, other in enumerate(names) if other == name]
-            for i, row in zip(own, task.tokenizer.encode([texts[i] for i in own], task.source_length), strict=True):
-                rows[i] = np.array(row)
+            ids, longer = task.tokenizer.encode_sources([texts[i] for i in own], task.source_length)
+            for i, row, is_cut in zip(own, ids, longer, strict=True):
+                rows[i], cut[i] = np.array(row), is_cut
         answers = self._in_batches(rows, names, [chosen[name] for name in names], batch_size, done, True)
-        return [(tasks[name], some) for name, some in zip(names, answers, strict=True)]
+        return [
+            (tasks[name], [replace(one, source_cut=True) for one in some] if is_cut else some)
+            for name, some, is_cut in zip(names, answers, cut, strict=True)
+        ]
 
     def _in_batches(
         self, rows: Sequence[np.ndarray], names: Sequence[str | None], options: Sequence[Options], batch_size: int,
@@ -265,13 +296,65 @@ class Generator:
         ]
 
 
+def _reload(folder: Path, threads: int, provider: str) -> Generator:
+    return Generator.load(folder, threads=threads, provider=provider)
+
+
+def _check_sizes(config: dict[str, Any], path: Path) -> None:
+    """Raise LoraFtError where a size that the graphs need is none."""
+    for key in ("vocab_size", "num_layers", "num_heads", "d_kv", "num_decoder_layers"):
+        value = config.get(key)
+        if not (type(value) is int and value > 0) and not (key == "num_decoder_layers" and value is None):
+            raise LoraFtError(f"{path}: {key} is not a size (got {value!r:.100})", "export the bundle again")
+
+
+def listed(texts: str | Sequence[str]) -> list[str]:
+    """Return texts as a list; a single str is one text.
+
+    Raises:
+        UsageError: One of them is not a text.
+    """
+    several = [texts] if isinstance(texts, str) else list(texts)
+    for number, text in enumerate(several, 1):
+        if not isinstance(text, str):
+            raise UsageError(f"text {number} is not a str (got {type(text).__name__})", "Give texts.")
+    return several
+
+
+def _sources(ids: np.ndarray, mask: np.ndarray, vocabulary: int) -> list[np.ndarray]:
+    """Return the tokens of each row [b, s] that its mask [b, s] shows.
+
+    Distances within a source are relative, so padding may stand on either side; a gap would change them.
+    """
+    if ids.ndim != 2 or ids.shape != mask.shape:
+        raise UsageError(
+            f"input_ids and attention_mask are not of one shape [b, s] (got {ids.shape} and {mask.shape})",
+            "Pad rows to one length.",
+        )
+    if not np.issubdtype(ids.dtype, np.integer) or not np.isin(mask, (0, 1)).all():
+        raise UsageError("input_ids are not integers, or attention_mask is not 0 and 1 everywhere", "Correct them.")
+    rows = []
+    for number, (row, seen) in enumerate(zip(ids, mask.astype(bool), strict=True), 1):
+        places = np.flatnonzero(seen)
+        if not len(places) or places[-1] - places[0] >= len(places):
+            state = "shows no token" if not len(places) else "has a gap"
+            raise UsageError(f"attention_mask of row {number} {state}", "Put padding before or behind the tokens.")
+        shown = row[places].astype(np.int64)
+        if shown.min() < 0 or shown.max() >= vocabulary:
+            raise UsageError(
+                f"input_ids of row {number} are not in 0..{vocabulary - 1}", "Give ids of this vocabulary."
+            )
+        rows.append(shown)
+    return rows
+
+
 def _cuts(options: Options) -> bool:
     """Whether a lower limit only cuts the answer."""
     return options.plain and not options.min_new_tokens
 
 
 def _cut(answer: Generated, limit: int) -> Generated:
-    return answer if len(answer.tokens) <= limit else Generated(answer.tokens[:limit], answer.scores)
+    return answer if len(answer.tokens) <= limit else replace(answer, tokens=answer.tokens[:limit])
 
 
 def _flat(seed: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -7,10 +7,15 @@ twentieth.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -18,11 +23,12 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from export.errors import LoraFtError
 from export.runtime.bank import Chosen
-from export.runtime.bound import RUN, Bound, Edit, Memory, Ranking
+from export.runtime.bound import GIVING_BACK, RUN, Bound, Edit, Memory, Ranking
 from export.runtime.manifest import ADAPTED
 from export.runtime.session import open_session, ort_value
 
 _ROOM = 64  # tokens that a cache has room for at first
+_LARGE = 2**26  # bytes; taking memory anew costs a millisecond for each 10 MB
 _MASK = "encoder_attention_mask"
 
 
@@ -92,6 +98,18 @@ class _Spare:
     back: Bound
 
 
+_MODELS: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for model in list(_MODELS):
+        model.begin_again()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class Model:
     """The graphs in a folder. A graph is loaded when it is first used: few callers need them all.
 
@@ -110,6 +128,8 @@ class Model:
         layers, self._heads, self._d_kv, self._vocabulary = shape
         self._folder, self._threads, self._provider = folder, threads, provider
         self._sessions: dict[str, ort.InferenceSession] = {}
+        self._opening = threading.Lock()
+        _MODELS.add(self)
         self._adapters = inputs or {}
         self._names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
         kind = getattr(native.OrtDevice, provider)()
@@ -269,8 +289,14 @@ class Model:
         for value in values:
             feeds.push_back(value._ortvalue)
         devices = [self._there] * len(wanted)
-        self._session(graph).run_with_ortvaluevector(RUN, self._inputs[graph], feeds, wanted, fetched, devices)
+        run = GIVING_BACK if graph.endswith("encoder") and self._is_large(values) else RUN
+        self._session(graph).run_with_ortvaluevector(run, self._inputs[graph], feeds, wanted, fetched, devices)
         return [ort.OrtValue(fetched[i]) for i in range(len(wanted))]  # its iterator ends by an exception: 40 µs
+
+    def _is_large(self, values: Sequence[ort.OrtValue]) -> bool:
+        """Whether an encoder's scores of attention, [b, heads, s, s] floats, are too large to keep their memory."""
+        rows, length = values[0].shape()
+        return self._provider == "cpu" and rows * length * length * self._heads * 4 > _LARGE
 
     def _prefixed(self, prefix: str) -> list[str]:
         return [f"{prefix}.{name}" for name in self._names]
@@ -295,16 +321,39 @@ class Model:
 
     def _session(self, name: str) -> ort.InferenceSession:
         if name not in self._sessions:
-            self._sessions[name] = self._open(name)
+            with self._opening:
+                if name not in self._sessions:
+                    self._sessions[name] = self._open(name)
         return self._sessions[name]
+
+    def begin_again(self) -> None:
+        """Forget the sessions in a forked child, where their threads are not; what it needs is opened anew.
+
+        They are kept alive for good: to destroy them would wait for threads that do not exist.
+        """
+        for session in self._sessions.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._sess))
+        self._sessions, self._opening = {}, threading.Lock()
 
     def _open(self, name: str) -> ort.InferenceSession:
         path = self._folder / f"{name}.onnx"
         session = open_session(path, self._threads, self._provider)
         found = {entry.name for entry in session.get_inputs()}
-        if found != set(self._inputs[name]):
+        odd = found ^ set(self._inputs[name])
+        made = {entry.name for entry in session.get_outputs()}
+        odd |= {entry.name for entry in (*session.get_inputs(), *session.get_outputs()) if not self._fits(entry)}
+        if name.endswith("encoder"):
+            odd |= made ^ set(self._prefixed("cross"))
+        if odd:
             raise LoraFtError(
-                f"{path} takes {', '.join(sorted(found ^ set(self._inputs[name])))} against what its config.json says",
+                f"{path} takes or makes {', '.join(sorted(odd)[:4])} against what its config.json says",
                 "export the bundle again",
             )
         return session
+
+    def _fits(self, entry: Any) -> bool:
+        """Whether an input or output of a graph has the sizes that the configuration names."""
+        if entry.name.startswith(("past.", "cross.", "present.")):
+            return entry.shape[1] == self._heads and entry.shape[3] == self._d_kv
+        return entry.name not in ("logits", "log_probs", "scores") or entry.shape[-1] == self._vocabulary

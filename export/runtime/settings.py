@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from export.errors import LoraFtError
 from export.runtime.codec import codec_named
 from export.runtime.prompt import Prompt
 from export.runtime.text import Tokenizer
@@ -39,7 +40,9 @@ class Settings:
 
         Raises:
             UsageError: the prompt is malformed, or there is no such codec.
+            LoraFtError: A value is of another kind than it should be.
         """
+        _check(task)
         through = tokenizer.through(codec_named(task["codec"]))
         labels = tuple(task.get("labels", ()))
         return cls(
@@ -51,3 +54,17 @@ class Settings:
             allowed=[row[:-1] for row in through.encode_targets(labels)],
             defaults=dict(defaults),
         )
+
+
+def _check(task: Mapping[str, Any]) -> None:
+    """Raise LoraFtError where the content of a prompt.json is of other kinds than `prompt_of` writes."""
+    labels, length = task.get("labels", ()), task["source_length"]
+    sound = {
+        "template": task["template"] is None or isinstance(task["template"], str),
+        "codec": isinstance(task["codec"], str),
+        "source_length": type(length) is int and 1 <= length <= 1_000_000,
+        "chat": isinstance(task.get("chat"), dict | None),
+        "labels": isinstance(labels, list | tuple) and all(isinstance(label, str) for label in labels),
+    }
+    for key in (key for key, is_sound in sound.items() if not is_sound):
+        raise LoraFtError(f"{key} of the prompt is malformed (got {task.get(key)!r:.100})", "export the bundle again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import unicodedata
@@ -30,19 +31,35 @@ class Tokenizer:
 
     def __init__(self, path: Path, codec: Codec | None = None) -> None:
         self.codec = codec or Codec()
-        try:
+        self._path = path
+        with self._guarded("cannot be read as a tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise LoraFtError(f"{path} cannot be read as a tokenizer ({error})", "copy it again") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.unknown: int | None = self._tokenizer.token_to_id("<unk>")
-        self.size: int = self._tokenizer.get_vocab_size()
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            self.unknown: int | None = self._tokenizer.token_to_id("<unk>")
+            self.size: int = self._tokenizer.get_vocab_size()
+
+    @contextlib.contextmanager
+    def _guarded(self, what: str = "failed on a text") -> Iterator[None]:
+        """Raise LoraFtError for what the library raises: plain Exception, and panics of its Rust code.
+
+        A panic is a BaseException, so that it would pass every `except Exception` on its way.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, LoraFtError) or not (
+                isinstance(error, Exception) or type(error).__name__ == "PanicException"
+            ):
+                raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+            raise LoraFtError(f"{self._path} {what} ({reason})", "Copy it again from the original base.") from error
 
     @property
     def closing(self) -> int | None:
         """The token that closes every text, or None where texts are not closed."""
-        closing = self._tokenizer.encode("").ids
+        with self._guarded():
+            closing = self._tokenizer.encode("").ids
         return closing[-1] if closing else None
 
     @property
@@ -91,21 +108,27 @@ class Tokenizer:
         """Token ids of each text that has been through the codec."""
         if max_length is not None and max_length < 1:
             raise UsageError(f"max_length {max_length} leaves no room for </s>")
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch([whole(form) for form in forms])]
-        if max_length is not None:
-            rows = [ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]] for ids in rows]
-        return rows
+        with self._guarded():
+            rows = [encoding.ids for encoding in self._tokenizer.encode_batch([whole(form) for form in forms])]
+        return rows if max_length is None else [_cut(ids, max_length) for ids in rows]
+
+    def encode_sources(self, texts: Iterable[str], max_length: int) -> tuple[list[list[int]], list[bool]]:
+        """As `encode`, and which prompts were longer and are cut."""
+        rows = self.encode(texts)
+        return [_cut(ids, max_length) for ids in rows], [len(ids) > max_length for ids in rows]
 
     def decode(self, rows: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
         """Text of each row of ids; special tokens and negative ids (padding of labels or predictions) are left out."""
-        forms = self._tokenizer.decode_batch([[int(i) for i in row if i >= 0] for row in rows])
+        with self._guarded("failed on an answer"):
+            forms = self._tokenizer.decode_batch([[int(i) for i in row if i >= 0] for row in rows])
         return [self.codec.decode(form) for form in forms]
 
     def lacking(self, texts: Iterable[str]) -> Counter[str]:
         """How often texts have each character that the vocabulary lacks, whatever the codec."""
         counts = Counter(itertools.chain.from_iterable(unicodedata.normalize("NFC", text) for text in texts))
         characters = list(counts)
-        found = self._tokenizer.encode_batch(characters, add_special_tokens=False)
+        with self._guarded():
+            found = self._tokenizer.encode_batch(characters, add_special_tokens=False)
         return Counter({c: counts[c] for c, made in zip(characters, found, strict=True) if self.unknown in made.ids})
 
     def stream(self) -> Callable[[int], str]:
@@ -115,7 +138,8 @@ class Tokenizer:
 
         def step(token: int) -> str:
             nonlocal form, text
-            form += decoder.step(self._tokenizer, token) or ""
+            with self._guarded("failed on an answer"):
+                form += decoder.step(self._tokenizer, token) or ""
             said, text = text, self.codec.decode(self.codec.settled(form))
             return text[len(said) :]
 
@@ -124,6 +148,11 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Write tokenizer.json."""
         self._tokenizer.save(str(path))
+
+
+def _cut(ids: list[int], max_length: int) -> list[int]:
+    """Return at most `max_length` tokens of a text, the closing one included."""
+    return ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
 
 
 def whole(text: str) -> str:

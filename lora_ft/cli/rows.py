@@ -18,6 +18,7 @@ from export.errors import UsageError
 from export.files import write_text
 from export.runtime.text import whole
 from lora_ft.cli.output import answer, is_terminal, stdin_lines
+from lora_ft.engines import Answer
 from lora_ft.formats.content import content_of, kind_of_file
 from lora_ft.readers import is_readable, read_rows
 
@@ -49,21 +50,26 @@ def read_inputs(texts: Sequence[str], source: Path | None) -> list[Input]:
     return rows
 
 
-def write_outputs(rows: Sequence[Input], answers: Sequence[str], output: Path | None, wrap: int | None = None) -> None:
+def write_outputs(
+    rows: Sequence[Input], answers: Sequence[Answer], output: Path | None, wrap: int | None = None
+) -> None:
     """Answers on stdout, or as jsonl with the row's own columns.
 
     Args:
-        rows, answers: one answer a row.
+        rows, answers: one answer a row; a row whose prompt was cut has `"source_cut": true` in the file.
         output: jsonl file to write.
         wrap: columns to break answers at on stdout; by default 80 for a person to read, and a line each in a pipe.
     """
     if output is None:
         columns_wide = wrap or (_COLUMNS if is_terminal(sys.stdout) else None)
-        for text in answers:
+        for text in (one.text for one in answers):
             answer(textwrap.fill(text, columns_wide, break_long_words=False) if columns_wide else text)
         return
     columns = [{"input": row} if isinstance(row, str) else dict(row) for row in rows]
-    lines = [_line({**row, "output": text}) for row, text in zip(columns, answers, strict=True)]
+    lines = [
+        _line({**row, "output": one.text} | ({"source_cut": True} if one.source_cut else {}))
+        for row, one in zip(columns, answers, strict=True)
+    ]
     write_text(output, "\n".join(lines) + "\n")
 
 

@@ -200,7 +200,7 @@ def generate(
         int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of sampling; without one each call draws another.")
     ] = None,
     prompt_lookup: Annotated[
-        bool | None, typer.Option(help="Of a bundle: draft from the source; by default where that was proven lossless.")
+        bool | None, typer.Option(help="Of a bundle: draft from the source. Default: fp32 alone.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Of a bundle: print each answer as it is made.")] = False,
     provider: Annotated[str, typer.Option(help="Of a bundle: cpu, cuda or auto.")] = "auto",
@@ -217,8 +217,8 @@ def generate(
     from export.errors import UsageError
     from export.places import refuse_file
     from lora_ft.cli.rows import read_inputs, write_outputs
+    from lora_ft.generate import answers as job
     from lora_ft.generate import drawn_seed
-    from lora_ft.generate import generate as job
     from lora_ft.generate import stream as stream_answers
     from lora_ft.models import open_model
 

@@ -9,6 +9,8 @@ what share of drafts is accepted are learnt as it goes, once for all that a mode
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
@@ -22,6 +24,22 @@ from export.runtime.options import Options
 
 _NGRAM = 3  # most tokens that are looked for
 _PACES: WeakKeyDictionary[Model, Pace] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def _pace_of(model: Model) -> Pace:
+    with _LOCK:
+        return _PACES.setdefault(model, Pace())
+
+
+def _forget() -> None:
+    """Begin a forked child with locks that nobody holds."""
+    global _LOCK, _PACES
+    _LOCK, _PACES = threading.Lock(), WeakKeyDictionary()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def search(
@@ -30,7 +48,7 @@ def search(
     """The likeliest token, again and again, several a call."""
     rows = [_Row(i, row.tolist(), special.start) for i, row in enumerate(ids)]
     cache = model.cache(len(rows))
-    pace = _PACES.setdefault(model, Pace())
+    pace = _pace_of(model)
     going = rows
     while going:
         drafts, width = {}, 1

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from bisect import bisect
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
+
+_P, _R = ParamSpec("_P"), TypeVar("_R")
 
 LONGEST = 16  # tokens in a draft
 _WIDTHS = (1, 2, 3, 4, 5, 7, 9, 13, 1 + LONGEST)
@@ -23,10 +28,26 @@ _DRAFTED = 16  # calls with drafts before that is asked
 _OFF, _LONGEST_OFF = 64, 1024  # calls without any where they did not
 
 
+def _locked(method: Callable[Concatenate[Pace, _P], _R]) -> Callable[Concatenate[Pace, _P], _R]:
+    """Let one thread at a time call a method: all threads of a model learn together."""
+
+    @functools.wraps(method)
+    def call(self: Pace, *args: _P.args, **options: _P.kwargs) -> _R:
+        with self.lock:
+            return method(self, *args, **options)
+
+    return call
+
+
 class Pace:
-    """What was learnt of a model's calls and of the drafts it was given."""
+    """What was learnt of a model's calls and of the drafts it was given; threads may share it.
+
+    Attributes:
+        lock: Held while what was learnt is read or changed.
+    """
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         # a draft's first token is often wrong, but where it is right, the answer copies, and so are most after it
         self._first = {1: _Share(0.5), 2: _Share(0.7), 3: _Share(0.8)}  # by the tokens that were matched
         self._onward = _Share(0.8)
@@ -35,10 +56,12 @@ class Pace:
         self._gains: defaultdict[int, _Gain] = defaultdict(_Gain)  # likewise
         self._turn, self._pause = 0, _OFTEN
 
+    @_locked
     def rests(self, rows: int) -> bool:
         """Whether the next call is to do without drafts, and without looking for any."""
         return self._rests[rows].take()
 
+    @_locked
     def width(self, rows: int, drafts: Sequence[tuple[int, int]]) -> int:
         """How many tokens a row the next call should have: those that come for the time are the most.
 
@@ -62,16 +85,19 @@ class Pace:
         self._turn, self._pause = 0, min(2 * self._pause, _SELDOM) if best == 1 else _OFTEN
         return widths[widths.index(best) + 1]
 
+    @_locked
     def took(self, rows: int, width: int, seconds: float) -> None:
         """A call with so many tokens a row took so long."""
         if seconds > 0:  # else the clock stood still
             self._of(rows).took(width, seconds)
 
+    @_locked
     def gave(self, rows: int, seconds: float, plain: int, tokens: int) -> None:
         """A call with drafts gave so many tokens; without, it would have given `plain`, one for each row not ended."""
         if not self._gains[rows].pays(plain / self._of(rows)(1), tokens, seconds):
             self._rests[rows].off()
 
+    @_locked
     def accepted(self, found: int, accepted: int, drafted: int) -> None:
         """So many tokens of a draft were accepted."""
         if drafted:

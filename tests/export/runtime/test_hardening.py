@@ -183,7 +183,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 @given(st.sampled_from(FILES), st.integers(0, 10**6), VALUES)
 @example("prompt.json", 0, [])
 @example("generation_config.json", 0, 5)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_other_shapes_of_a_bundles_json_are_errors_of_ours(
     published: Path, tmp_path: Path, file: str, number: int, value: Any
 ) -> None:

@@ -18,7 +18,6 @@ from export.errors import UsageError
 from export.files import write_text
 from export.runtime.text import whole
 from lora_ft.cli.output import answer, is_terminal, stdin_lines
-from lora_ft.engines import Answer
 from lora_ft.formats.content import content_of, kind_of_file
 from lora_ft.readers import is_readable, read_rows
 
@@ -51,25 +50,25 @@ def read_inputs(texts: Sequence[str], source: Path | None) -> list[Input]:
 
 
 def write_outputs(
-    rows: Sequence[Input], answers: Sequence[Answer], output: Path | None, wrap: int | None = None
-) -> None:
+    rows: Sequence[Input], answers: Sequence[str], output: Path | None, wrap: int | None = None, *,
+    cut: Sequence[bool] = (),
+) -> None:  # fmt: skip
     """Answers on stdout, or as jsonl with the row's own columns.
 
     Args:
-        rows, answers: one answer a row; a row whose prompt was cut has `"source_cut": true` in the file.
+        rows, answers: one answer a row.
         output: jsonl file to write.
         wrap: columns to break answers at on stdout; by default 80 for a person to read, and a line each in a pipe.
+        cut: Whether each row's prompt was cut; such rows have `"source_cut": true` in the file.
     """
     if output is None:
         columns_wide = wrap or (_COLUMNS if is_terminal(sys.stdout) else None)
-        for text in (one.text for one in answers):
+        for text in answers:
             answer(textwrap.fill(text, columns_wide, break_long_words=False) if columns_wide else text)
         return
     columns = [{"input": row} if isinstance(row, str) else dict(row) for row in rows]
-    lines = [
-        _line({**row, "output": one.text} | ({"source_cut": True} if one.source_cut else {}))
-        for row, one in zip(columns, answers, strict=True)
-    ]
+    marks = [{"source_cut": True} if is_cut else {} for is_cut in cut or [False] * len(rows)]
+    lines = [_line({**row, "output": text, **mark}) for row, text, mark in zip(columns, answers, marks, strict=True)]
     write_text(output, "\n".join(lines) + "\n")
 
 

@@ -247,7 +247,8 @@ def generate(
         for bit in stream_answers(opened, rows, given, raw=raw):
             answer(bit, end="")
     else:
-        write_outputs(rows, answers, output, wrap)
+        cut = [one.source_cut for one in answers]
+        write_outputs(rows, [one.text for one in answers], output, wrap, cut=cut)
 
 
 @app.command()

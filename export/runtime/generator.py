@@ -208,7 +208,14 @@ class Generator:
     def score(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, tokens: np.ndarray, *, adapter: Adapters = None
     ) -> np.ndarray:  # fmt: skip
-        """Logits [b, n, vocabulary] of each of the given next tokens [b, n], all in one call."""
+        """Logits [b, n, vocabulary] of each of the given next tokens [b, n], all in one call.
+
+        Raises:
+            UsageError: An id is not in the vocabulary.
+        """
+        for name, ids in (("input_ids", input_ids), ("tokens", tokens)):
+            if ids.size and not 0 <= ids.min() <= ids.max() < self._vocabulary:
+                raise UsageError(f"{name} are not in 0..{self._vocabulary - 1}", "Give ids of this vocabulary.")
         chosen = self._chosen(self._names(adapter, len(tokens)))
         source = self.model.encode(input_ids, attention_mask, chosen)
         start = np.full((len(tokens), 1), self.special.start)

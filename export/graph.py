@@ -6,6 +6,7 @@ maps such a file into memory, so graphs and processes that load it share its pag
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -180,9 +181,14 @@ class Graph:
         return helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, constants)
 
     def model(self) -> onnx.ModelProto:
-        """The finished model."""
+        """The finished model; its metadata_props name the lowest ONNX Runtime that runs it."""
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MS, 1)]
-        return helper.make_model(self.proto(), opset_imports=opsets, ir_version=IR_VERSION, producer_name="lora-ft")
+        version = importlib.metadata.version("lora-ft")
+        model = helper.make_model(
+            self.proto(), opset_imports=opsets, ir_version=IR_VERSION, producer_name="lora-ft", producer_version=version
+        )
+        helper.set_model_props(model, {"lora_ft_version": version, "minimum_onnxruntime": MINIMUM_ONNXRUNTIME})
+        return model
 
     def _fresh(self, prefix: str) -> str:
         root = self._root

@@ -338,7 +338,16 @@ class Model:
 
     def _open(self, name: str) -> ort.InferenceSession:
         path = self._folder / f"{name}.onnx"
-        session = open_session(path, self._threads, self._provider)
+        try:
+            session = open_session(path, self._threads, self._provider)
+        except Exception as error:
+            if "escapes model directory" not in str(error):  # in the words of ONNX Runtime 1.26 and later
+                raise
+            raise LoraFtError(
+                f"weights.bin of {self._folder} is a link to another folder than {path.name}'s, which ONNX Runtime "
+                f"{ort.__version__} refuses",
+                "copy the bundle with `cp -rL` and use the copy",
+            ) from error
         found = {entry.name for entry in session.get_inputs()}
         odd = found ^ set(self._inputs[name])
         made = {entry.name for entry in session.get_outputs()}

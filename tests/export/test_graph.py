@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from export import graph
-from export.graph import BOOL, FLOAT, INT64, IR_VERSION, MS, OPSET, Graph, WeightFile
+from export.graph import BOOL, FLOAT, INT64, IR_VERSION, MINIMUM_ONNXRUNTIME, MS, OPSET, Graph, WeightFile
 
 
 def run(g: Graph, **inputs: np.ndarray) -> list[np.ndarray]:
@@ -225,6 +225,9 @@ def test_the_model_says_what_reads_it() -> None:
     # ONNX Runtime 1.20 ends at opset 21: it ignores masks of padded rows, and must refuse
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": OPSET, MS: 1} and OPSET == 22
     assert [node.domain for node in model.graph.node] == [MS]
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    properties = session.get_modelmeta().custom_metadata_map
+    assert properties["minimum_onnxruntime"] == MINIMUM_ONNXRUNTIME and properties["lora_ft_version"]
 
 
 @pytest.mark.parametrize("largest", [10_000, 10_000_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 import export.runtime.model as runtime_model
+from export.errors import LoraFtError
+from export.runtime import Generator
 from export.runtime import model as module
 from export.runtime.model import Cache, Model, Source
 from tests.export.oracle import END, PAD, ragged, shifted, torch_greedy, torch_logits, torch_model
@@ -266,3 +269,26 @@ def test_a_graph_is_loaded_when_it_is_first_used(published: Path, monkeypatch: p
     assert asked(lambda: model.likeliest(source, model.cache(4), start, 3)) == [("normal.onnx", 1), ("best.onnx", 1)]
     assert asked(lambda: model.select_source(source, np.array([0]))) == [("select.onnx", 1)]
     assert asked(lambda: model.encode(IDS, MASK)) == []
+
+
+def test_a_bundle_of_links_into_one_folder_loads(published: Path, tmp_path: Path) -> None:
+    """As the cache of the Hugging Face Hub has it."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(published.iterdir())):
+        shutil.copyfile(path, blobs / str(number))
+        (snapshot / path.name).symlink_to(Path("../../blobs", str(number)))
+    linked, plain = (Generator.load(folder, threads=1) for folder in (snapshot, published))
+    assert linked.generate(["say: a"]) == plain.generate(["say: a"])
+
+
+def test_weights_that_are_a_link_elsewhere_load_or_say_what_to_do(bundle: Path, tmp_path: Path) -> None:
+    """As DVC links each file into a folder of its own; ONNX Runtime refuses that from 1.26 on."""
+    (tmp_path / "cache").mkdir()
+    (bundle / "weights.bin").rename(tmp_path / "cache" / "0123")
+    (bundle / "weights.bin").symlink_to(tmp_path / "cache" / "0123")
+    try:
+        assert Generator.load(bundle, threads=1).generate(["say: a"])
+    except LoraFtError as error:
+        assert "weights.bin" in str(error) and "cp -rL" in str(error)

@@ -67,7 +67,7 @@ def test_resume_says_which_rows_moved_between_splits(make_task: MakeTask, tmp_pa
     data = {"validation": None, "test": None, "split": {"validation": 0.1, "test": 0.25}}
     task = make_task(data=data, train=STEPS)
     interrupted(task, tmp_path / "run", 4)
-    rewrite(task.parent / "train.jsonl", lambda lines: [*lines, *(APPENDED.replace("zzz", 5 * c) for c in "abcdefgh")])
+    rewrite(task.parent / "train.jsonl", lambda lines: [*(APPENDED.replace("zzz", 5 * c) for c in "abcdefgh"), *lines])
     with pytest.raises(UsageError, match=r"trained on (is|are) now (a )?(test|validation) rows?"):
         train(load_task(task), tmp_path / "run", resume=True)
 

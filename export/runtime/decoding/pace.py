@@ -33,7 +33,7 @@ def _locked(method: Callable[Concatenate[Pace, _P], _R]) -> Callable[Concatenate
     """Let one thread at a time call a method: all threads of a model learn together."""
 
     @functools.wraps(method)
-    def call(self: Pace, *args: _P.args, **options: _P.kwargs) -> _R:
+    def call(self: Pace, /, *args: _P.args, **options: _P.kwargs) -> _R:
         with self.lock:
             return method(self, *args, **options)
 

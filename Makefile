@@ -7,7 +7,7 @@ NODE   ?= .node
 BIN    := $(VENV)/bin
 PIP    := -m pip install -qq --disable-pip-version-check
 
-.PHONY: help quickstart test test-fast test-transformers4 test-oldest test-transformers-js lint format install clean
+.PHONY: help quickstart test test-fast fuzz test-transformers4 test-oldest test-transformers-js lint format install clean
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
@@ -28,6 +28,9 @@ test-oldest: install $(OLDEST)/.installed ## bundles on the lowest versions that
 
 test-transformers-js: install $(NODE)/.installed ## the layout optimum under transformers.js (needs Node.js and npm)
 	@LORA_FT_NODE=$(abspath $(NODE)) $(BIN)/python -m pytest tests/export/layouts/test_transformers_js.py
+
+fuzz: install ## ten thousand damaged inputs of every kind (LORA_FT_FUZZ=N for another number)
+	@LORA_FT_FUZZ=$${LORA_FT_FUZZ:-10000} $(BIN)/python -m pytest -n auto tests/fuzz
 
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check .

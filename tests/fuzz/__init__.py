@@ -1,1 +1,5 @@
-"""Foreign input of every kind: an answer or an error of ours, never another exception, a hang or much memory."""
+"""Damaged and hostile inputs of every kind: each is read, or refused in one line of ours.
+
+`make test` tries a few dozen of each kind, `make fuzz` ten thousand (LORA_FT_FUZZ sets the number). An input may not
+raise another library's exception, take five seconds of the processor, or a gigabyte of memory.
+"""

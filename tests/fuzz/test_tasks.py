@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from export.errors import UsageError
+from export.errors import LoraFtError
 from lora_ft.task import Task
 from lora_ft.taskfile import load_task, load_tasks, recipe_file, save_task
+from tests.conftest import write_task
+from tests.fuzz.limits import fuzz, seeds, survives
+from tests.fuzz.mutations import damaged_json
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -46,10 +50,9 @@ WRITTEN = st.one_of(
 
 def taken_or_refused(path: Path | str, overrides: list[str], folder: Path) -> None:
     """Load a task, and save and load it again; a refusal is one line of at most 2,000 characters, with exit code 2."""
-    try:
-        tasks = [load_task(path, overrides), *(task for task, _ in load_tasks(path, overrides))]
-    except UsageError as error:
-        assert len(str(error)) < 2_000 and error.exit_code == 2
+    tasks = survives(lambda: [load_task(path, overrides), *(task for task, _ in load_tasks(path, overrides))])
+    if isinstance(tasks, LoraFtError):
+        assert tasks.exit_code == 2
         return
     for task in tasks:
         save_task(task, folder / "saved.yaml")
@@ -62,11 +65,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
+@fuzz
 @given(pairs=st.lists(st.tuples(KEYS, WRITTEN), min_size=1, max_size=3))
 def test_overrides(pairs: list[tuple[str, str]], folder: Path) -> None:
     taken_or_refused("dialogue-summary", [f"{key}={value}" for key, value in pairs], folder)
 
 
+@fuzz
 @given(
     content=st.dictionaries(st.one_of(st.sampled_from(list(Task.model_fields)), st.just("grid")), VALUES, max_size=6)
 )
@@ -76,8 +81,23 @@ def test_files_of_any_values(content: dict[str, Any], folder: Path) -> None:
     taken_or_refused(folder / "task.yaml", [], folder)
 
 
+@fuzz
 @given(at=st.integers(0, 3_000), junk=st.binary(min_size=1, max_size=12))
 def test_files_with_other_bytes(at: int, junk: bytes, folder: Path) -> None:
     content = recipe_file("group-chat").read_bytes()
     (folder / "broken.yaml").write_bytes(content[:at] + junk + content[at + len(junk) :])
     taken_or_refused(folder / "broken.yaml", [], folder)
+
+
+@pytest.mark.parametrize("grid", [None, {"lora.r": [4, 8], "train.seed": [1, 2, 3]}, {"train.seed": [*range(9_999)]}])
+@fuzz
+@given(seed=seeds)
+def test_damaged_values_of_a_whole_task(folder: Path, tiny_base: Path, grid: dict[str, Any] | None, seed: int) -> None:
+    content = yaml.safe_load(write_task(folder, tiny_base).read_text())
+    content["lora"] = {"r": 8, "lora_alpha": 16, "target_modules": ["q", "v"], "rank_pattern": {"q": 4}}
+    content |= {"generate": {"num_beams": 2}, "evaluate": {"metrics": ["f1"]}, "card": {"language": ["en"]}}
+    content |= {"grid": grid} if grid else {}
+    path = folder / "damaged.yaml"
+    path.write_text(yaml.safe_dump(damaged_json(Random(seed), content)), "utf-8", "surrogatepass")
+    error = survives(lambda: load_tasks(path))
+    assert not isinstance(error, LoraFtError) or error.exit_code == 2

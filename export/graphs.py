@@ -135,8 +135,8 @@ def _loop(
     """
     a = t5.architecture
     none_done = g.op("ConstantOfShape", g.op("Shape", first), value=_tensor(np.array([False])))
-    for token in (*a.special.ends, a.special.pad):
-        g.scalar(token)  # the body finds them in the graph around it
+    for number in (*a.special.ends, a.special.pad):
+        g.scalar(number)  # the body finds them in the graph around it
     body = g.body("step")
     turn, _ = body.input("turn", INT64), body.input("go", BOOL)
     token, done = body.input("token", INT64, "b", 1), body.input("done", BOOL, "b", 1)

@@ -30,7 +30,7 @@ from lora_ft.bases import Base
 from lora_ft.checkpoint import is_scaled
 from lora_ft.member import Checks, Oracle, member_of, named_runs
 from lora_ft.merge import SENTENCES
-from lora_ft.peft_adapter import PeftAdapter, base_of
+from lora_ft.peft_adapter import PeftAdapter, base_of, named_base
 from lora_ft.progress import Progress, Silent
 from lora_ft.references import origin_of, references_of
 from lora_ft.runs import Run
@@ -92,7 +92,7 @@ def export_bank(
     """
     progress, checks = progress or Silent(), checks or Checks()
     found = named_runs(runs)
-    inputs = [path for run in found.values() for path in (run.folder, run.task.base if run.task else run.base)]
+    inputs = [path for run in found.values() for path in (run.folder, named_base(run))]
     with making(out, overwrite=overwrite, inputs=inputs):
         if precision == "auto":
             raise UsageError("a bank has the precision that is named", "try auto on one of the runs first")

@@ -83,16 +83,20 @@ def _place(location: Sequence[str | int], raw: Any) -> tuple[Place, str]:
     """Return the path of a value, and its key in words; pydantic also names the parts of unions, which are no keys."""
     place: list[str | int] = []
     names: list[str] = []
+    value = raw
     for part in location:
-        if (isinstance(raw, Mapping) and part in raw) or (
-            isinstance(raw, list) and isinstance(part, int) and part < len(raw)
-        ):
-            raw = raw[part]
+        held: Any = range(len(value)) if isinstance(value, list) else value if isinstance(value, Mapping) else ()
+        if part in held:
+            value = _inner(value, part)
         elif not isinstance(part, str) or not re.fullmatch(r"[a-z_]+", part) or part in _KINDS:
             continue
         place.append(part)
         names.append(str(part) if len(str(part)) <= _SHOWN else str(part)[: _SHOWN - 3] + "...")
     return tuple(place), ".".join(names) or "task"
+
+
+def _inner(value: Any, part: str | int) -> Any:
+    return value[part]
 
 
 def _problem(entry: Mapping[str, Any], mark: Mark | None) -> str:

@@ -21,7 +21,7 @@ from lora_ft.card import checkpoint_card, facts_of_run
 from lora_ft.checkpoint import MERGE, save_checkpoint
 from lora_ft.data import load_splits
 from lora_ft.generation import own_generation
-from lora_ft.peft_adapter import PeftAdapter, base_of, name_of
+from lora_ft.peft_adapter import PeftAdapter, base_of, name_of, named_base
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import CARD, TASK, Run
 from lora_ft.taskfile import save_task
@@ -92,7 +92,7 @@ def merge(
     Raises:
         UsageError, LoraFtError: `out` is taken, or the adapter does not belong to the base.
     """
-    inputs: list[str | Path] = [run.folder, base or (run.task.base if run.task else run.base)]
+    inputs: list[str | Path] = [run.folder, base or named_base(run)]
     with making(out, overwrite=overwrite, inputs=inputs), staged_folder(out, overwrite=overwrite) as staging:
         merged = merge_in_memory(run, base=base, progress=progress)
         save_checkpoint(merged.model.to(DTYPES[dtype]), merged.base.folder, staging, merged.extended)

@@ -100,6 +100,11 @@ def base_of(run: Run | PeftAdapter, named: str | None = None) -> Base:
     return run.find_base(named) if isinstance(run, PeftAdapter) else find_base(named or run.task.base)
 
 
+def named_base(run: Run | PeftAdapter) -> str:
+    """Return the base that a run or an adapter names, as they name it."""
+    return run.base if isinstance(run, PeftAdapter) else run.task.base
+
+
 def name_of(run: Run | PeftAdapter) -> str:
     """Return the name of a run's task, or of an adapter's folder."""
     return run.name if isinstance(run, PeftAdapter) else run.task.name

@@ -107,7 +107,7 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
                for side, texts, limit in _sides(task, tokenizer.codec, splits[name])]  # fmt: skip
     _try(faults, "labels", task.labels, lambda: check_labels(task, tokenizer))
     notes = _try(faults, "generate", task.generate.model_dump(exclude_none=True),
-                 lambda: (check_generation(task, base, tokenizer), generation_notes(base, tokenizer))[1])  # fmt: skip
+                 lambda: _generation(task, base, tokenizer))  # fmt: skip
     for name in ("train", "validation"):
         _try(faults, "lengths.target", task.lengths.target,
              lambda name=name: encode(splits[name], tokenizer, task.lengths, name))  # type: ignore[misc]  # fmt: skip
@@ -126,6 +126,12 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
         plan = _try(faults, "lora", task.lora.target_modules, lambda: make_plan(task, base.config, rows))
         warnings += _memory_warnings(task, base, plan, rows) if plan else []
     return Validation(task.name, faults, lengths, warnings, plan, counts, splits.chats)
+
+
+def _generation(task: Task, base: Base, tokenizer: Tokenizer) -> list[str]:
+    """Check how answers are generated, and return what to say of the base's own settings."""
+    check_generation(task, base, tokenizer)
+    return generation_notes(base, tokenizer)
 
 
 def _load(task: Task, faults: list[Fault]) -> Splits | None:

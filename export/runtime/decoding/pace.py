@@ -9,7 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 LONGEST = 16  # tokens in a draft
 _WIDTHS = (1, 2, 3, 4, 5, 7, 9, 13, 1 + LONGEST)
@@ -32,7 +33,7 @@ def _locked(method: Callable[Concatenate[Pace, _P], _R]) -> Callable[Concatenate
     """Let one thread at a time call a method: all threads of a model learn together."""
 
     @functools.wraps(method)
-    def call(self: Pace, *args: _P.args, **options: _P.kwargs) -> _R:
+    def call(self: Pace, /, *args: _P.args, **options: _P.kwargs) -> _R:
         with self.lock:
             return method(self, *args, **options)
 

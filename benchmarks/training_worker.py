@@ -36,7 +36,7 @@ from export.runtime.text import IGNORED, Tokenizer
 from lora_ft.adapters import add_adapter
 from lora_ft.bases import Base, find_base, load_model, load_tokenizer, quiet_transformers
 from lora_ft.batches import Encoded, count_positions, encode
-from lora_ft.data import load_splits, require
+from lora_ft.data import load_splits, require, training_examples, with_labels
 from lora_ft.plan import Choices, make_plan
 from lora_ft.progress import Silent
 from lora_ft.runs import TASK
@@ -233,11 +233,13 @@ def main(recipe: str, folder: str, steps: int, rounds: int, seed: int) -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a trainer prints is no answer
     torch.set_num_threads(allowed_cpus())  # all alike: torch's own choice may not know how many cores it may use
-    asked = load_task(Path(folder) / TASK)
+    asked = with_labels(load_task(Path(folder) / TASK))
     task = _shortened(asked, steps, rounds, seed)
     base = find_base(task.base)
     tokenizer = load_tokenizer(base.folder, task.codec)
-    rows = encode(require(load_splits(task, ["train"]), "train", task), tokenizer, task.lengths, "train")
+    splits = load_splits(task, ["train"])
+    require(splits, "train", task)
+    rows = encode(training_examples(task, splits), tokenizer, task.lengths, "train")
     batch = task.train.per_device_train_batch_size * task.train.gradient_accumulation_steps
     work = Work(task, asked, base, tokenizer, rows[: steps * batch], rows, Path(folder))
     with quiet_transformers():

@@ -158,6 +158,19 @@ def parse_json(text: str | bytes, where: object) -> Any:
     return value
 
 
+def lines_at(text: str, depth: int) -> list[int]:
+    """Return the line, from 1, of each object or list in a valid JSON text that opens inside `depth` others."""
+    data = text.encode("utf-8", "surrogatepass").replace(b"\\\\", b"__").replace(b'\\"', b"__")
+    kinds = np.frombuffer(data.translate(_KINDS), np.uint8)
+    places = np.flatnonzero(kinds)
+    kinds = kinds[places]
+    steps = np.where(np.cumsum(kinds == _QUOTE) % 2 == 1, 0, _STEPS[kinds])  # brackets inside strings do not count
+    opening = places[(steps == 1) & (np.cumsum(steps) == depth + 1)]
+    breaks = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+    lines: list[int] = (np.searchsorted(breaks, opening) + 1).tolist()
+    return lines
+
+
 def bounded_decoder() -> json.JSONDecoder:
     """Return a decoder for texts of several values, one after the other (JSON Lines).
 

@@ -158,7 +158,11 @@ def load_tensors(adapted: PeftModel, folder: Path, *, name: str = "default") -> 
     _load_tensors(adapted, folder, name, trainable=True)
 
 
-def _load_tensors(adapted: PeftModel, folder: Path, name: str, *, trainable: bool) -> None:
+def check_tensors(adapted: PeftModel, folder: Path, *, name: str = "default") -> None:
+    """Raise UsageError or LoraFtError unless the tensors of `folder` are exactly those of an adapter on a base.
+
+    The adapter may be without weights (see `sketch`), as names and shapes alone are compared with it.
+    """
     from peft import get_peft_model_state_dict
 
     with quiet_transformers(), warnings.catch_warnings():
@@ -168,6 +172,10 @@ def _load_tensors(adapted: PeftModel, folder: Path, name: str, *, trainable: boo
         more = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=True)
     shapes = {key: tuple(tensor.shape) for key, tensor in more.items()}
     account(folder, describe(folder), shapes, optional=more.keys() - own.keys())
+
+
+def _load_tensors(adapted: PeftModel, folder: Path, name: str, *, trainable: bool) -> None:
+    check_tensors(adapted, folder, name=name)
     with _of_peft(folder):
         result = adapted.load_adapter(str(folder), name, is_trainable=trainable)
     if left := [*result.missing_keys, *result.unexpected_keys]:

@@ -13,7 +13,7 @@ from lora_ft.hub import require_hub
 from lora_ft.readers import Layout, Located, read_rows
 from lora_ft.source import Data
 from lora_ft.splitting import cut, oversampled
-from lora_ft.task import AUTO, SPLITS, Task
+from lora_ft.task import AUTO, MAX_LABELS, SPLITS, Task
 
 __all__ = ["Example", "Splits", "load_splits", "require", "training_examples", "with_labels"]
 
@@ -91,14 +91,20 @@ def with_labels(task: Task, train: Sequence[Example] | None = None) -> Task:
         train: its training rows, where they are read already.
 
     Raises:
-        UsageError, LoraFtError: there are no training rows, or they cannot be read.
+        UsageError, LoraFtError: there are no training rows, they cannot be read, or their targets are too many.
     """
     if task.labels != AUTO:
         return task
     train = load_splits(task, ["train"]).train if train is None else train
     if not train:
         raise UsageError("labels = auto are the targets of training rows, and there are none", "list the labels")
-    return task.model_copy(update={"labels": sorted({example.target.strip() for example in train})})
+    labels = sorted({example.target.strip() for example in train})
+    if len(labels) > MAX_LABELS:
+        raise UsageError(
+            f"the training rows have {len(labels):,} distinct targets, too many for labels (at most {MAX_LABELS:,})",
+            "leave labels out: the answers are free text",
+        )
+    return task.model_copy(update={"labels": labels})
 
 
 def training_examples(task: Task, splits: Splits) -> list[Example]:

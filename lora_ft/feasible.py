@@ -12,11 +12,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from export.errors import LoraFtError, UsageError
-from lora_ft.adapters import sketch
+from lora_ft.adapters import check_tensors, sketch
 from lora_ft.data import Splits
 from lora_ft.faults import Fault, shown
 from lora_ft.metrics import require
 from lora_ft.plan import this_device
+from lora_ft.start_from import start_folder
 from lora_ft.task import Task
 
 NO_VALIDATION = (
@@ -61,6 +62,7 @@ def obstacles(task: Task, config: dict[str, Any], splits: Splits) -> list[Fault]
         found += _fault(key, value, lambda name=name: require([name], task.evaluate))  # type: ignore[misc]
     if task.method == "lora":
         found += _fault("lora.r", task.lora.r, lambda: _check_ranks(task, config))
+        found += _fault("lora.start_from", task.lora.start_from, lambda: _check_start(task, config))
     return found
 
 
@@ -86,6 +88,12 @@ def _fault(key: str, value: Any, check: Callable[[], None]) -> list[Fault]:
     except LoraFtError as error:
         return [Fault(key, value, str(error))]
     return []
+
+
+def _check_start(task: Task, config: dict[str, Any]) -> None:
+    """Raise UsageError or LoraFtError unless the adapter that training goes on from fits the base."""
+    if (folder := start_folder(task)) is not None:
+        check_tensors(sketch(config, task.lora), folder)
 
 
 def _check_ranks(task: Task, config: dict[str, Any]) -> None:

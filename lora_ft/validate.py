@@ -26,6 +26,7 @@ from lora_ft.metrics.structured import VALID, structured
 from lora_ft.plan import Plan, make_plan
 from lora_ft.progress import Progress, Silent
 from lora_ft.sizes import GIB, Batch, Shape, task_memory, what_fits
+from lora_ft.start_from import adopted
 from lora_ft.task import SPLITS, Task
 from lora_ft.taskfile import Fault, load_task
 
@@ -90,11 +91,15 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
     progress = progress or Silent()
     task = load_task(path, overrides)
     faults: list[Fault] = []
+    task = _adopted(task, faults)
     progress.stage("finding the base")
     base = _try(faults, "base", task.base, lambda: find_base(task.base))
     progress.stage("reading the rows")
-    task = _try([], "labels", task.labels, lambda: with_labels(task)) or task  # what is wrong with rows is said below
+    of_labels: list[Fault] = []
+    task = _try(of_labels, "labels", task.labels, lambda: with_labels(task)) or task
     splits = _load(task, faults)
+    if splits is not None and splits.train:  # else what is wrong with the rows is said already
+        faults += of_labels
     if base is None or splits is None or faults:
         return Validation(task.name, faults, chats=splits.chats if splits else [])
     tokenizer = _try(
@@ -132,6 +137,13 @@ def _generation(task: Task, base: Base, tokenizer: Tokenizer) -> list[str]:
     """Check how answers are generated, and return what to say of the base's own settings."""
     check_generation(task, base, tokenizer)
     return generation_notes(base, tokenizer)
+
+
+def _adopted(task: Task, faults: list[Fault]) -> Task:
+    """Return the task with the ranks and layers of the adapter that it goes on from, or a fault and a task without."""
+    fresh = task.model_copy(update={"lora": task.lora.model_copy(update={"start_from": None})})
+    found: Task | None = _try(faults, "lora.start_from", task.lora.start_from, lambda: adopted(task))
+    return found or fresh
 
 
 def _load(task: Task, faults: list[Fault]) -> Splits | None:

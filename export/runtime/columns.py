@@ -1,7 +1,8 @@
 """Columns of a row, also those inside another: `input`, `translation.en`, `answers.text`, `messages[-1].content`.
 
 A column whose name is the whole path comes first, so that names with dots or brackets stay usable. A key after a list
-of objects is taken from each of them: `answers.text` is ["Oslo"] in `{"answers": [{"text": "Oslo"}]}`.
+of objects is taken from each of them: `answers.text` is ["Oslo"] in `{"answers": [{"text": "Oslo"}]}`, and an index
+after it counts in that list: `answers.text[0]` is "Oslo".
 
 Only text and numbers become text. Everything else that a row can hold would become the text of a Python object, which
 no file contains and no metric can score, so it is refused together with the path that leads to text inside it.
@@ -115,14 +116,23 @@ def _follow(value: Any, rest: str) -> Any:
             return _find(value, rest[1:], _ends(rest[1:]))
         if not isinstance(value, list):
             return ABSENT
-        parts = [_follow(item, rest) for item in value]
-        return ABSENT if any(part is ABSENT for part in parts) else parts
+        return _each(value, rest)
     index = _INDEX.match(rest)
     if index is None or not isinstance(value, list):
         return ABSENT
     place = int(index[1])
     inside = -len(value) <= place < len(value)
     return _follow(value[place], rest[index.end() :]) if inside else None
+
+
+def _each(items: list[Any], rest: str) -> Any:
+    """Return what lies at the rest of a path inside each item; or, at an index, in the list of what lies before it."""
+    ends = [len(rest), *(place for place, letter in reversed([*enumerate(rest)]) if letter == "[")]
+    for end in ends:
+        parts = [_follow(item, rest[:end]) for item in items]
+        if not any(part is ABSENT for part in parts):
+            return parts if end == len(rest) else _follow(parts, rest[end:])
+    return ABSENT
 
 
 def _kind(value: Any) -> str:

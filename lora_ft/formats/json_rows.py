@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from export.errors import LoraFtError, UsageError
-from export.json_limits import MAX_DEPTH, JsonLimits, OutOfBoundsError, bounded_decoder
+from export.json_limits import MAX_DEPTH, JsonLimits, OutOfBoundsError, bounded_decoder, lines_at
 from export.runtime.columns import ABSENT, Column
 from lora_ft.formats.content import MAX_CELL, Content, Located, Row
 
@@ -23,7 +23,9 @@ _INDEX = re.compile(r"\d{1,12}")
 
 
 def read_json_rows(content: Content, *, encoding: str | None = None, field: str | None = None) -> list[Located]:
-    """Return the rows of a JSON file; where is "file:line" for JSON Lines and "file[row]" for a document.
+    """Return the rows of a JSON file; where is "file:line" for JSON Lines, "file[row] (line N)" for a document.
+
+    A document on one line, or whose rows are not the only objects of their depth, has no lines in its places.
 
     Args:
         content: of the file.
@@ -40,11 +42,11 @@ def read_json_rows(content: Content, *, encoding: str | None = None, field: str 
     if field is not None:
         if not isinstance(document, dict):
             raise UsageError(f"{file} is not one JSON object", "remove data.field, which names rows inside one")
-        return _rows(_of_field(document, field, str(file)), f"{file}: {field}")
+        return _rows(_of_field(document, field, str(file)), f"{file}: {field}", text, 2 if field in document else None)
     if isinstance(document, list) and not (document and content.ending in LINES and _is_scalars(document)):
-        return _rows(document, str(file))
+        return _rows(document, str(file), text, 1)
     if isinstance(document, dict) and content.ending not in LINES:
-        return _of_document(document, str(file))
+        return _of_document(document, str(file), text)
     return [(f"{file}:{line}", _object(value, f"{file}:{line}")) for line, value in values]
 
 
@@ -82,14 +84,14 @@ def _of_field(document: dict[str, Any], field: str, file: str) -> list[Any]:
     raise UsageError(f"{file} {missing}", f"correct data.field; the document has {', '.join(map(str, document))}")
 
 
-def _of_document(document: dict[str, Any], file: str) -> list[Located]:
-    """Return the rows of an object, by its shape."""
+def _of_document(document: dict[str, Any], file: str, text: str | None = None) -> list[Located]:
+    """Return the rows of an object, by its shape; `text` is all of the file where the object is, too."""
     if {"columns", "data"} <= document.keys() <= {"columns", "index", "data"}:
         return _of_split(document, file)
     lists = [key for key, value in document.items() if isinstance(value, list) and value and _is_objects(value)]
     if "data" in lists or len(lists) == 1:
         key = "data" if "data" in lists else lists[0]
-        return _rows(document[key], f"{file}: {key}")
+        return _rows(document[key], f"{file}: {key}", text or "", 2 if text else None)
     if lists:
         raise UsageError(f"{file} has several lists of objects", f"set data.field to one of {', '.join(lists)}")
     values = list(document.values())
@@ -135,17 +137,27 @@ def _of_frame(document: dict[str, dict[str, Any]], file: str) -> list[Located]:
     raise UsageError(f"{file} is an object of objects, which may be rows or columns", _RECORDS)
 
 
-def _rows(values: Iterable[Any], file: str) -> list[Located]:
-    """Return the rows of a list; those of SQuAD's own files are its questions."""
-    values = list(values)
+def _rows(values: Sequence[Any], file: str, text: str, depth: int | None) -> list[Located]:
+    """Return the rows of a list; those of SQuAD's own files are its questions.
+
+    Args:
+        values: the list.
+        file: where it lies.
+        text: of the whole file.
+        depth: how many lists and objects each row lies in, if known.
+    """
     if values and all(isinstance(value, dict) and isinstance(value.get("paragraphs"), list) for value in values):
         return list(_of_squad(values, file))
     if values and all(isinstance(value, list) for value in values):
         raise LoraFtError(f"{file} is a list of lists, without names of columns", _RECORDS)
-    return [(f"{file}[{i}]", _object(value, f"{file}[{i}]")) for i, value in enumerate(values)]
+    rows = [(f"{file}[{i}]", _object(value, f"{file}[{i}]")) for i, value in enumerate(values)]
+    lines = lines_at(text, depth) if depth is not None and "\n" in text.strip() else []
+    if len(lines) != len(rows):  # more objects than the rows lie that deep
+        return rows
+    return [(f"{where} (line {line})", row) for (where, row), line in zip(rows, lines, strict=True)]
 
 
-def _of_squad(articles: list[dict[str, Any]], file: str) -> Iterator[Located]:
+def _of_squad(articles: Sequence[dict[str, Any]], file: str) -> Iterator[Located]:
     """Yield the questions of SQuAD's articles and paragraphs, in the columns that the hub's `squad` has."""
     for i, article in enumerate(articles):
         for j, paragraph in enumerate(article["paragraphs"]):

@@ -170,6 +170,17 @@ def test_validate_names_targets_that_are_no_labels(make_task: MakeTask) -> None:
     assert validate(str(label_rows(make_task(labels="auto")))).faults == []
 
 
+def test_labels_that_are_found_are_bounded_as_those_that_are_listed(
+    make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_ft.data.MAX_LABELS", 2)
+    path = label_rows(make_task(labels="auto"))
+    [fault] = validate(str(path)).faults
+    assert fault.key == "labels" and "4 distinct targets, too many for labels (at most 2)" in fault.problem
+    with pytest.raises(UsageError, match="at most 2"):
+        train(load_task(path), path.parent / "run")
+
+
 @pytest.mark.parametrize(
     ("sections", "part"),
     [

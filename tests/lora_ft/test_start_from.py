@@ -17,6 +17,7 @@ from lora_ft.runs import Run
 from lora_ft.start_from import adopted
 from lora_ft.taskfile import load_task
 from lora_ft.train import train
+from lora_ft.validate import validate
 from tests.lora_ft.test_foreign_adapters import WEIGHTS, configure, make
 
 STILL = {"num_train_epochs": 1, "learning_rate": 1e-12, "metric_for_best_model": "loss"}
@@ -71,5 +72,22 @@ def test_parts_that_a_task_cannot_train_are_refused(
 def test_adapter_of_another_base_is_refused(make_task: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
     adapter = make(tiny_base, tmp_path / "adapter", target_modules=["q"])
     configure(adapter, r=8)
+    [fault] = validate(str(make_task()), [f"lora.start_from={json.dumps(str(adapter))}"]).faults
+    assert fault.key == "lora.start_from" and "has the shape 4 x 32" in fault.problem
     with pytest.raises(LoraFtError, match="has the shape 4 x 32"):
         train(load_task(make_task(), [f"lora.start_from={json.dumps(str(adapter))}"]), tmp_path / "run")
+
+
+def test_validate_plans_with_the_ranks_and_layers_of_the_adapter(
+    make_task: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    adapter = make(tiny_base, tmp_path / "adapter", target_modules=["q"])
+    path, start = str(make_task(train=STILL)), f"lora.start_from={json.dumps(str(adapter))}"
+    found = validate(path, [start])
+    assert found.faults == [] and found.plan is not None
+    assert found.plan.trainable == train(load_task(path, [start]), tmp_path / "run").metrics["trainable_parameters"]
+    (adapter / WEIGHTS).unlink()
+    [fault] = validate(path, [start]).faults
+    assert fault.key == "lora.start_from" and WEIGHTS in fault.problem
+    [fault] = validate(path, [f"lora.start_from={json.dumps(str(tmp_path / 'gone'))}"]).faults
+    assert fault.key == "lora.start_from" and "neither a run nor an adapter" in fault.problem

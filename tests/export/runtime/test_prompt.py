@@ -98,6 +98,8 @@ def test_what_is_neither_text_nor_a_number_is_refused_with_what_to_do(value: obj
         ("messages[1].content", {"messages": [{"content": "a"}, {"content": "b"}]}, "b"),
         ("messages[-1].content", {"messages": [{"content": "a"}, {"content": "b"}]}, "b"),
         ("answers.text[0]", {"answers": {"text": ["Oslo", "in Oslo"]}}, "Oslo"),
+        ("answers.text[0]", {"answers": [{"text": "Oslo"}, {"text": "in Oslo"}]}, "Oslo"),
+        ("turns.parts[-1].text", {"turns": [{"parts": {"text": "a"}}, {"parts": {"text": "b"}}]}, "b"),
         ("answers[-1].text", {"answers": [{"text": "Oslo"}, {"text": "in Oslo"}]}, "in Oslo"),
         ("a.b", {"a.b": "literal", "a": {"b": "inside"}}, "literal"),
         ("a.b.c", {"a.b": {"c": "half literal"}}, "half literal"),

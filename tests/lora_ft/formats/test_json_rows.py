@@ -81,6 +81,25 @@ def test_rows_say_where_they_stand() -> None:
     assert [where for where, _ in read('{"data": [{}, {}]}')] == ["x.json: data[0]", "x.json: data[1]"]
 
 
+@given(
+    st.lists(st.dictionaries(st.text('ab[]{}"\\\n', max_size=3), VALUES, max_size=3), min_size=1, max_size=5),
+    st.sampled_from([None, "data", "rows"]),
+    st.sampled_from([1, 4]),
+)
+def test_rows_of_documents_name_their_line(rows: list[dict[str, Any]], key: str | None, indent: int) -> None:
+    text = json.dumps(rows if key is None else {"version": "[{", key: rows}, indent=indent)
+    depth = 1 if key is None else 2
+    opening = [i for i, line in enumerate(text.split("\n"), 1) if line in (" " * indent * depth + "{",
+               " " * indent * depth + "{}", " " * indent * depth + "{},")]  # fmt: skip
+    place = "x.json" if key is None else f"x.json: {key}"
+    assert [where for where, _ in read(text)] == [f"{place}[{i}] (line {line})" for i, line in enumerate(opening)]
+
+
+def test_other_objects_beside_the_rows_leave_the_line_out() -> None:
+    places = [where for where, _ in read('{"meta": {"made": {}},\n"data": [{}, {}]}')]
+    assert places == ["x.json: data[0]", "x.json: data[1]"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

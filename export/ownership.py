@@ -40,6 +40,7 @@ _KINDS = (
         "run", "metrics.json", lambda content: _is_versioned(content) or "combined" in content,
         (*_TRAINED, *_ADAPTER, *_TOKENIZER, "scores-*.json", "predictions-*.jsonl", "claim.json", "resume"),
     ),
+    _Kind("combined adapter", "combined.json", _is_versioned, ("combined.json", *_ADAPTER)),
     _Kind("checkpoint", "merge.json", _is_versioned, ("task.yaml", "merge.json", *_WEIGHTS, *_TOKENIZER)),
     _Kind(
         "bundle", "manifest.json", lambda content: content.get("format") == "lora-ft bundle",

@@ -1,11 +1,16 @@
-"""The job `combine`: adapters of several tasks made one, through peft, and scored on every task's validation rows."""
+"""The job `combine`: several adapters of one base become one, through peft, and are scored on validation rows.
+
+An adapter is a run, or a folder that peft saved. Of runs alone the result is a run, with the task of the first. A
+folder of peft has neither a task nor figures of its training, so with one among them the result is a folder of peft.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +18,15 @@ from transformers import set_seed
 
 from export.errors import UsageError
 from export.files import staged_folder, write_json, write_text
-from export.places import refuse_existing
-from lora_ft.adapter_files import WEIGHTS, adapter_config
+from export.places import making
+from lora_ft.adapter_files import WEIGHTS, adapter_config, lora_config
 from lora_ft.adapters import load_adapter, load_another, name_base
-from lora_ft.bases import Base, find_base, load_model, load_tokenizer, quiet_transformers
+from lora_ft.bases import Base, load_model, load_tokenizer, quiet_transformers
 from lora_ft.card import Facts, run_card
-from lora_ft.data import load_splits, require
+from lora_ft.data import load_splits, require, with_labels
 from lora_ft.engines import TorchEngine
 from lora_ft.metrics import score
+from lora_ft.peft_adapter import PeftAdapter, base_of, name_of
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import ADAPTER, CARD, METRICS, TASK, Run
 from lora_ft.task import Task
@@ -31,18 +37,23 @@ if TYPE_CHECKING:
 
 # Sums of the products of A and B, which adapters of any rank have; TIES and DARE are taken apart again by SVD.
 WAYS = {"weighted": "cat", "ties": "ties_svd", "dare": "dare_linear_svd"}
+RECORD = "combined.json"
 _NAME = "combined"
+
+Member = Run | PeftAdapter
 
 
 @dataclass(frozen=True)
 class Score:
-    """How one task fares: evaluate.metric on its validation rows, 0 to 100.
+    """The score of one adapter's task: evaluate.metric on its validation rows, 0 to 100.
 
     Attributes:
-        task, metric, rows: what was scored.
-        alone, combined: by the task's own adapter, and by the one made of all.
+        adapter: Name of the adapter: that of its task, or of its folder.
+        task, metric, rows: Name of the task, name of the score, number of rows.
+        alone, combined: Score of the adapter, and of the one made of all.
     """
 
+    adapter: str
     task: str
     metric: str
     rows: int
@@ -52,107 +63,187 @@ class Score:
 
 @dataclass(frozen=True)
 class Combined:
-    """What `combine` wrote: a run whose adapter is of this rank, and its scores."""
+    """The result of `combine`: a run, or a folder of peft; the rank of its adapter; its scores."""
 
-    run: Run
+    run: Member
     rank: int
     scores: list[Score]
 
 
 def combine(
-    runs: Sequence[Run], out: Path, *, way: str = "weighted", weights: Sequence[float] = (), density: float = 0.5,
-    seed: int = 0, limit: int | None = None, overwrite: bool = False, progress: Progress | None = None,
+    members: Sequence[Member], out: Path, *, way: str = "weighted", weights: Sequence[float] = (), density: float = 0.5,
+    seed: int = 0, base: str | None = None, task: Task | None = None, limit: int | None = None,
+    overwrite: bool = False, progress: Progress | None = None,
 ) -> Combined:  # fmt: skip
-    """Make one adapter of several on the same base, and score it on all their tasks.
+    """Combine adapters of one base into one, and score it on their tasks.
 
     Args:
-        runs: at least two; the first one's task becomes the result's, under the name of `out`.
-        out: folder to make, a run.
+        members: At least two adapters. Of runs alone the result is a run of the first one's task, named after `out`.
+        out: Folder to make.
         way: "weighted" (the sum), "ties" (arXiv 2306.01708) or "dare" (arXiv 2311.03099).
-        weights: of each; by default equal ones that sum up to 1.
-        density: share of the weights that ties and dare keep.
-        seed: of what dare drops.
-        limit: score the first so many validation rows.
-        overwrite: replace `out` where it exists.
-        progress: told what happens.
+        weights: Weight of each adapter. Default: equal ones that sum up to 1.
+        density: Share of the weights that ties and dare keep.
+        seed: Seed of the weights that dare drops.
+        base: Base to load instead of the one that the adapters name.
+        task: Task to score adapters on that have none; without it they are not scored.
+        limit: Largest number of validation rows to score.
+        overwrite: Replace `out` if lora-ft made it.
+        progress: Told what happens.
 
     Raises:
-        UsageError: runs that cannot be combined, or `out` is taken.
+        UsageError: The adapters cannot be combined, or `out` is taken.
     """
     progress = progress or Silent()
-    refuse_existing(out, overwrite=overwrite, inputs=[run.folder for run in runs])
-    _require_alike(runs, way, weights)
-    shares = list(weights) or [1 / len(runs)] * len(runs)
-    base = find_base(runs[0].task.base)
-    progress.stage("combining", len(runs))
-    names = [f"run{at}" for at in range(len(runs))]
-    with quiet_transformers():
-        adapted = load_adapter(load_model(base.folder), runs[0].adapter, name=names[0])
-        for name, run in zip(names[1:], runs[1:], strict=True):
-            load_another(adapted, run.adapter, name)
-        rank = _rank(adapted, names)
+    inputs = [*(member.folder for member in members), *([base] if base else map(_base_name, members))]
+    with making(out, overwrite=overwrite, inputs=inputs):
+        _require_alike(members, way, weights, base)
+        shares = list(weights) or [1 / len(members)] * len(members)
+        found = base_of(members[0], base)
+        _require_known_tokens(members, found)
+        progress.stage("combining", len(members))
+        names = [f"member{at}" for at in range(len(members))]
+        adapted = _load(members, names, found)
+        rank = _rank(adapted, names, exact=way == "weighted")
         set_seed(seed)
         kept = {} if way == "weighted" else {"density": density, "svd_rank": rank, "svd_full_matrices": False}
-        adapted.add_weighted_adapter(names, shares, _NAME, combination_type=WAYS[way], **kept)
-    scores = _scores(runs, adapted, names, base, limit, progress)
-    with staged_folder(out, overwrite=overwrite) as staging:
-        _write(adapted, staging / ADAPTER, base)
-        made = {"way": way, "runs": [run.task.name for run in runs], "weights": shares,
-                **({} if way == "weighted" else {"density": density, "seed": seed}),
-                "scores": [vars(one) for one in scores]}  # fmt: skip
-        task = _task(runs, out, rank, staging / ADAPTER)
-        metrics = _metrics(runs, staging / ADAPTER) | {"combined": made}
-        save_task(task, staging / TASK)
-        write_json(staging / METRICS, metrics)
-        write_text(staging / CARD, run_card(Facts(task, metrics)))
-    return Combined(Run(out), rank, scores)
+        with quiet_transformers():
+            adapted.add_weighted_adapter(names, shares, _NAME, combination_type=WAYS[way], **kept)
+        scores = _scores(members, adapted, names, found, task, limit, progress)
+        record = {
+            "way": way, "runs": list(map(name_of, members)), "weights": shares,
+            **({} if way == "weighted" else {"density": density, "seed": seed}),
+            "scores": [vars(one) for one in scores],
+        }  # fmt: skip
+        named = replace(found, name=_base_name(members[0]) or found.name)
+        with staged_folder(out, overwrite=overwrite) as staging:
+            runs = [member for member in members if isinstance(member, Run)]
+            if len(runs) == len(members):
+                _write_run(runs, adapted, out, staging, named, rank, record)
+            else:
+                _write(adapted, staging, named)
+                versions = {name: version(name) for name in ("lora-ft", "torch", "transformers", "peft")}
+                write_json(staging / RECORD, {"base": named.name, **record, "versions": versions})
+    return Combined(Run(out) if len(runs) == len(members) else PeftAdapter(out), rank, scores)
 
 
-def _require_alike(runs: Sequence[Run], way: str, weights: Sequence[float]) -> None:
-    if len(runs) < 2:
-        raise UsageError("there is nothing to combine", "name two runs or more")
+def _base_name(member: Member) -> str:
+    return member.base if isinstance(member, PeftAdapter) else member.task.base
+
+
+def _require_alike(members: Sequence[Member], way: str, weights: Sequence[float], base: str | None) -> None:
+    if len(members) < 2:
+        raise UsageError("there is nothing to combine", "name two adapters or more")
     if way not in WAYS:
         raise UsageError(f"unknown way to combine: {way}", f"use one of {', '.join(WAYS)}")
-    if weights and len(weights) != len(runs):
-        raise UsageError(f"{len(weights)} weights for {len(runs)} runs", "give one for each, or none")
-    for run in runs:
-        lora = run.task.lora
-        if run.task.base != runs[0].task.base:
+    if weights and len(weights) != len(members):
+        raise UsageError(f"{len(weights)} weights for {len(members)} runs", "give one for each, or none")
+    first = members[0]
+    for member in members:
+        if not base and not _is_same(_base_name(member), _base_name(first)):
             raise UsageError(
-                f"{run.folder} is on base {run.task.base}, {runs[0].folder} on {runs[0].task.base}",
-                "combine adapters of one base",
+                f"{member.folder} is on base {_base_name(member) or '(not named)'}, {first.folder} on "
+                f"{_base_name(first) or '(not named)'}",
+                "combine adapters of one base; if it is one under two names, name it with --base",
             )
-        if run.task.method != "lora" or lora.use_dora or lora.new_tokens or lora.trainable_token_indices:
-            raise UsageError(f"{run.folder} holds more than LoRA's matrices", "combine plain LoRA adapters")
+        if more := _more_than_lora(member):
+            raise UsageError(f"{member.folder} holds more than LoRA's matrices ({more})", "combine plain LoRA adapters")
 
 
-def _rank(adapted: PeftModel, names: Sequence[str]) -> int:
-    """The largest sum of the adapters' ranks in any layer: what the sum of their products may need."""
-    ranks = [sum(module.r.get(name, 0) for name in names) for module in adapted.modules() if hasattr(module, "lora_A")]
-    return max(ranks)
+def _is_same(base: str, other: str) -> bool:
+    """Return whether two names are of one base: equal, or paths of one folder."""
+    here, there = Path(base), Path(other)
+    return base == other or bool(base and other and here.is_dir() and there.is_dir() and here.samefile(there))
+
+
+def _more_than_lora(member: Member) -> str:
+    """Return the keys of the parts of an adapter that sums of LoRA's products leave out, or ""."""
+    if member.task is not None and member.task.method != "lora":
+        return f"method {member.task.method}"
+    config = lora_config(member.adapter)
+    parts = {
+        "use_dora": config.use_dora, "modules_to_save": config.modules_to_save, "bias": config.bias != "none",
+        "trainable_token_indices": config.trainable_token_indices,
+    }  # fmt: skip
+    return ", ".join(name for name, value in parts.items() if value)
+
+
+def _require_known_tokens(members: Sequence[Member], base: Base) -> None:
+    for member in members:
+        if isinstance(member, PeftAdapter) and member.tokenizer(base, "none")[1] is not None:
+            raise UsageError(f"{member.folder} has more tokens than its base", "combine adapters without new tokens")
+
+
+def _load(members: Sequence[Member], names: Sequence[str], base: Base) -> PeftModel:
+    """Load a base with all adapters, each under its name, and describe them so that peft can combine any of them."""
+    with quiet_transformers():
+        adapted = load_adapter(load_model(base.folder), members[0].adapter, name=names[0])
+        for name, member in zip(names[1:], members[1:], strict=True):
+            load_another(adapted, member.adapter, name)
+    configs = [adapted.peft_config[name] for name in names]
+    # peft joins lists of names, and takes all other keys of the first for the result.
+    if any(isinstance(one.target_modules, str) or one.layers_to_transform or one.exclude_modules for one in configs):
+        layers = {key: module for key, module in adapted.get_base_model().named_modules() if hasattr(module, "lora_A")}
+        for name, config in zip(names, configs, strict=True):
+            config.target_modules = {key for key, module in layers.items() if name in module.lora_A}
+            config.layers_to_transform = config.layers_pattern = config.exclude_modules = None
+    configs[0].use_rslora = False  # the scales of all are in the products, so the result's is 1
+    configs[0].init_lora_weights = True
+    return adapted
+
+
+def _rank(adapted: PeftModel, names: Sequence[str], *, exact: bool) -> int:
+    """Return the largest sum of the adapters' ranks in any layer, which the sum of their products may need.
+
+    Where the products are factored again (not `exact`), no layer has more components than its smaller side.
+    """
+    layers = [module for module in adapted.modules() if hasattr(module, "lora_A")]
+    rank = max(sum(layer.r.get(name, 0) for name in names) for layer in layers)
+    return rank if exact else min(rank, *(min(layer.in_features, layer.out_features) for layer in layers))
 
 
 def _scores(
-    runs: Sequence[Run], adapted: PeftModel, names: Sequence[str], base: Base, limit: int | None, progress: Progress
-) -> list[Score]:
-    """Of each task with validation rows: by its own adapter, and by the combined one."""
-    found = []
-    for name, run in zip(names, runs, strict=True):
-        task = run.task
-        examples = require(load_splits(task, ["validation"]), "validation", task)[:limit]
-        tokenizer = load_tokenizer(base.folder, task.codec)
-        values = []
-        for adapter in (name, _NAME):
-            adapted.set_adapter(adapter)
-            adapted.eval()
-            progress.stage(f"scoring {task.name} with {'its own' if adapter == name else 'the combined'} adapter",
-                           len(examples))  # fmt: skip
-            engine = TorchEngine(adapted, tokenizer, task.lengths.source)
-            answers = engine.generate([one.prompt for one in examples], task.scoring_options(), done=progress.advance)
-            texts, references = [answer.text for answer in answers], [one.references for one in examples]
-            values.append(float(score(task.evaluate.metric, texts, references, task.evaluate).value))
-        found.append(Score(task.name, task.evaluate.metric, len(examples), *values))
-    return found
+    members: Sequence[Member], adapted: PeftModel, names: Sequence[str], base: Base, task: Task | None,
+    limit: int | None, progress: Progress,
+) -> list[Score]:  # fmt: skip
+    """Score each adapter that has a task with validation rows, or is scored on `task`: alone, and combined."""
+    tasks = [member.task or task for member in members]
+    if without := tasks.count(None):
+        progress.note(f"{without} of {len(tasks)} adapters have no task and are not scored; name one with --task")
+    return [
+        _score(name_of(member), with_labels(own), adapted, name, base, limit, progress)
+        for member, own, name in zip(members, tasks, names, strict=True)
+        if own is not None
+    ]
+
+
+def _score(
+    title: str, task: Task, adapted: PeftModel, name: str, base: Base, limit: int | None, progress: Progress
+) -> Score:
+    examples = require(load_splits(task, ["validation"]), "validation", task)[:limit]
+    tokenizer = load_tokenizer(base.folder, task.codec)
+    values = []
+    for adapter in (name, _NAME):
+        adapted.set_adapter(adapter)
+        adapted.eval()
+        whose = "its own" if adapter == name else "the combined"
+        progress.stage(f"scoring {title} with {whose} adapter", len(examples))
+        engine = TorchEngine(adapted, tokenizer, task.lengths.source)
+        answers = engine.generate([one.prompt for one in examples], task.scoring_options(), done=progress.advance)
+        texts, references = [answer.text for answer in answers], [one.references for one in examples]
+        values.append(float(score(task.evaluate.metric, texts, references, task.evaluate).value))
+    return Score(title, task.name, task.evaluate.metric, len(examples), *values)
+
+
+def _write_run(
+    runs: Sequence[Run], adapted: PeftModel, out: Path, folder: Path, base: Base, rank: int, record: dict[str, Any]
+) -> None:
+    """Write the combined adapter of runs as a run."""
+    _write(adapted, folder / ADAPTER, base)
+    task = _task(runs, out, rank, folder / ADAPTER)
+    metrics = _metrics(runs, folder / ADAPTER) | {"combined": record}
+    save_task(task, folder / TASK)
+    write_json(folder / METRICS, metrics)
+    write_text(folder / CARD, run_card(Facts(task, metrics)))
 
 
 def _write(adapted: PeftModel, folder: Path, base: Base) -> None:

@@ -84,33 +84,38 @@ def compare(
 
 @app.command()
 def merge(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="On one base.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to make, a run of the first one's task.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN|ADAPTER...", help="Runs, or folders saved by peft.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make: a run if all are runs, else an adapter.")],
     way: Annotated[str, typer.Option(help="weighted, ties or dare.")] = "weighted",
     weight: Annotated[list[float], typer.Option(help="Of each run, in order; by default alike.")] = [],  # noqa: B006
     density: Annotated[float, typer.Option(min=0.01, max=1, help="Share that ties and dare keep.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Of what dare drops.")] = 0,
+    base: Annotated[str | None, typer.Option(help="Another copy of the base they were trained on.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task to score adapters on that have none.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first so many rows of each task.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
-    """Combine adapters into one, and score it on the validation rows of every task beside the task's own."""
+    """Combine adapters into one, and score it on the validation rows of every task beside the task's own adapter."""
     from lora_ft.cli.screen import Screen
     from lora_ft.cli.tables import console, shorten, table
     from lora_ft.combine import combine as job
-    from lora_ft.runs import Run
+    from lora_ft.peft_adapter import open_adapter
+    from lora_ft.taskfile import load_task
 
     with Screen() as screen:
         done = job(
-            [Run(run) for run in runs], out, way=way, weights=weight, density=density, seed=seed, limit=limit,
-            overwrite=overwrite, progress=screen,
+            [open_adapter(run) for run in runs], out, way=way, weights=weight, density=density, seed=seed, base=base,
+            task=load_task(task) if task else None, limit=limit, overwrite=overwrite, progress=screen,
         )  # fmt: skip
     made = table("task", "rows", "score", "its own", "combined", "change")
     for one in done.scores:
+        name = one.task if one.adapter == one.task else f"{one.adapter} on {one.task}"
         made.add_row(
-            shorten(one.task, 28), f"{one.rows:,}", one.metric, f"{one.alone:.1f}", f"{one.combined:.1f}",
+            shorten(name, 28), f"{one.rows:,}", one.metric, f"{one.alone:.1f}", f"{one.combined:.1f}",
             f"{one.combined - one.alone:+.1f}",
         )  # fmt: skip
-    console().print(made)
+    if done.scores:
+        console().print(made)
     console().print(f"{out}: {way}, rank {done.rank}", soft_wrap=True)
 
 

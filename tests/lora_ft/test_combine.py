@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from export.errors import UsageError
+from export.locks import holds
 from lora_ft.adapters import load_adapter
 from lora_ft.bases import load_model
 from lora_ft.cli import run as lora_ft
 from lora_ft.combine import combine
 from lora_ft.merge import merge_in_memory
+from lora_ft.peft_adapter import PeftAdapter
 from lora_ft.runs import Run
 from lora_ft.taskfile import load_task
 from lora_ft.train import train
 from tests.conftest import write_task
+from tests.lora_ft.test_foreign_adapters import configure, make
 
 Layer = "encoder.block.0.layer.0.SelfAttention.q"
 
@@ -34,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list[Run]
     return found
 
 
-def moved(run: Run, tiny_base: Path) -> torch.Tensor:
+def moved(run: Run | PeftAdapter, tiny_base: Path) -> torch.Tensor:
     """What an adapter adds to one layer."""
     adapted = load_adapter(load_model(tiny_base), run.adapter)
     return adapted.base_model.model.get_submodule(Layer).get_delta_weight("default")
@@ -82,3 +86,82 @@ def test_what_cannot_be_combined(runs: list[Run], tmp_path: Path) -> None:
     other.task = other.task.model_copy(update={"base": "offline"})
     with pytest.raises(UsageError, match="on base offline"):
         combine([runs[0], other], tmp_path / "no")
+
+
+# Pairs that peft itself refuses to combine, or combines wrongly: its result keeps the first one's keys.
+FOREIGN: dict[str, list[dict[str, Any]]] = {
+    "ranks": [{"target_modules": ["q"], "r": 2}, {"target_modules": ["q", "wo"], "r": 5}],
+    "pattern and list": [{"target_modules": r".*SelfAttention\.q$"}, {"target_modules": ["q", "v"]}],
+    "rank-stabilized first": [{"target_modules": ["q"], "use_rslora": True}, {"target_modules": ["q"]}],
+    "some layers first": [
+        {"target_modules": ["q"], "layers_to_transform": [0], "layers_pattern": "block"},
+        {"target_modules": ["q", "v"], "exclude_modules": ".*decoder.*"},
+    ],
+    "ranks by layer": [{"target_modules": ["q", "v"], "rank_pattern": {"q": 7}}, {"target_modules": ["q"]}],
+}
+
+
+@pytest.mark.parametrize("pair", FOREIGN.values(), ids=FOREIGN)
+def test_adapters_of_peft_are_summed(pair: list[dict[str, Any]], tmp_path: Path, tiny_base: Path) -> None:
+    made = [PeftAdapter(make(tiny_base, tmp_path / f"a{at}", **config)) for at, config in enumerate(pair)]
+    done = combine(made, tmp_path / "sum", weights=[0.5, 2.0])
+    expected = 0.5 * moved(made[0], tiny_base) + 2.0 * moved(made[1], tiny_base)
+    torch.testing.assert_close(moved(done.run, tiny_base), expected)
+    assert done.scores == [] and isinstance(done.run, PeftAdapter)
+    own = load_adapter(load_model(tiny_base), done.run.adapter).state_dict()
+    layers = {name.partition(".lora_")[0] for name in own if ".lora_A" in name}
+    both = [load_adapter(load_model(tiny_base), one.adapter).state_dict() for one in made]
+    assert layers == {name.partition(".lora_")[0] for one in both for name in one if ".lora_A" in name}
+
+
+@pytest.mark.parametrize("way", ["ties", "dare"])
+def test_adapters_of_peft_are_combined_like_runs(runs: list[Run], tmp_path: Path, tiny_base: Path, way: str) -> None:
+    of_runs = combine(runs, tmp_path / "runs", way=way, limit=1).run
+    of_peft = combine([PeftAdapter(run.adapter) for run in runs], tmp_path / "peft", way=way).run
+    assert torch.equal(moved(of_runs, tiny_base), moved(of_peft, tiny_base))
+
+
+def test_more_ranks_than_a_layer_has_are_cut(tmp_path: Path, tiny_base: Path) -> None:
+    made = [PeftAdapter(make(tiny_base, tmp_path / f"a{at}", target_modules=["q"], r=30)) for at in range(2)]
+    done = combine(made, tmp_path / "out", way="ties", density=1.0)
+    assert done.rank < 60 and moved(done.run, tiny_base).isfinite().all()
+
+
+def test_runs_and_adapters_of_peft_go_together(
+    runs: list[Run], tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, out = make(tiny_base, tmp_path / "theirs", target_modules=["q", "v"]), tmp_path / "both"
+    command = ["adapters", "merge", str(runs[0].folder), str(adapter), "--out", str(out), "--limit", "2"]
+    assert lora_ft(command) == 0
+    shown = capsys.readouterr()
+    assert "1 of 2 adapters have no task and are not scored; name one with --task" in shown.err and "t0" in shown.out
+    task = str(runs[1].folder / "task.yaml")
+    assert lora_ft([*command, "--task", task, "--overwrite"]) == 0
+    assert "theirs on t1" in capsys.readouterr().out
+    assert lora_ft(["evaluate", str(out), "--task", task, "--limit", "2"]) == 0
+    assert lora_ft(["merge", str(out), "--out", str(tmp_path / "merged")]) == 0
+
+
+def test_adapters_of_peft_that_cannot_be_combined(runs: list[Run], tmp_path: Path, tiny_base: Path) -> None:
+    adapter = make(tiny_base, tmp_path / "biases", target_modules=["q"], bias="all")
+    with pytest.raises(UsageError, match=r"more than LoRA's matrices \(bias\)"):
+        combine([runs[0], PeftAdapter(adapter)], tmp_path / "no")
+    configure(adapter, base_model_name_or_path="elsewhere/t5")
+    with pytest.raises(UsageError, match="is on base elsewhere/t5") as caught:
+        combine([runs[0], PeftAdapter(adapter)], tmp_path / "no")
+    assert "--base" in caught.value.remedy and not (tmp_path / "no").exists()
+    plain = make(tiny_base, tmp_path / "plain", target_modules=["q"])
+    configure(plain, base_model_name_or_path=None)
+    assert combine([PeftAdapter(plain), runs[0]], tmp_path / "yes", base=str(tiny_base), limit=1).rank == 6
+
+
+def test_the_place_is_locked_before_anything_is_loaded(
+    runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def require_lock(*_: object) -> None:
+        assert holds(tmp_path / "out")
+        raise UsageError("stop here", "")
+
+    monkeypatch.setattr("lora_ft.combine._load", require_lock)
+    with pytest.raises(UsageError, match="stop here"):
+        combine(runs, tmp_path / "out")

@@ -62,8 +62,8 @@ def refuse_existing(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] 
         return place
     if not overwrite:
         raise UsageError(f"{out} already exists", "give another --out or add --overwrite")
-    for path in filter(None, inputs):  # "" would be the current folder
-        if clash := _clash(place, Path(path)):
+    for path in inputs:
+        if path and (clash := _clash(place, Path(path))):  # "" would be the current folder
             raise UsageError(f"{out} {clash} {path}, which is read here, so it is not replaced", _OTHER)
     if reason := foreign_reason(place):
         raise UsageError(f"{out} {reason}, so --overwrite does not replace it", f"move it away, or {_OTHER}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import shutil
@@ -186,7 +187,7 @@ def test_faults_of_the_base(make_task: MakeTask, tmp_path: Path, capsys: Capture
     fails(capsys, ["train", make_task(base=str(bart))], 2, "is a 'bart'", "supported: t5")
     pickled = save_tiny_t5(tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    fails(capsys, ["train", make_task(base=str(pickled))], 2, "has no *.safetensors")
+    fails(capsys, ["train", make_task(base=str(pickled))], 2, "has no model.safetensors", "pickles")
 
 
 def test_an_adapter_of_another_base(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
@@ -240,7 +241,9 @@ def test_a_traceback_only_with_debug(tmp_path: Path) -> None:
 
 
 def test_nothing_is_loaded_that_could_run_code() -> None:
-    """No pickle, no code from a hub."""
-    sources = "".join(path.read_text() for package in ("lora_ft", "export") for path in Path(package).rglob("*.py"))
-    assert "trust_remote_code" not in sources
-    assert "torch.load(" not in sources and "import pickle" not in sources
+    """No pickle, no code from a hub; remedies may name `torch.load`, no code may call it."""
+    sources = [path.read_text() for package in ("lora_ft", "export") for path in Path(package).rglob("*.py")]
+    assert not any("trust_remote_code" in source or "import pickle" in source for source in sources)
+    called = [ast.unparse(node.func) for source in sources for node in ast.walk(ast.parse(source))
+              if isinstance(node, ast.Call)]  # fmt: skip
+    assert "print" in called and "torch.load" not in called

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from export.errors import UsageError, first_line
 from export.files import read_json
 from lora_ft.metrics.statistics import Scored
+from lora_ft.patterns import check_searches
 from lora_ft.task import FHIR_R4
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 VALID, SAME_VALUE = "valid", "same_value"
 _FHIR_SCHEMA = Path(__file__).parents[1] / "schemas" / "fhir-r4.schema.json.gz"
+
+# A pattern that backtracks without end does so in a long text of one letter that it has, and then another one.
+_PROBE = 40
 
 Check = Callable[[Any], bool]
 
@@ -36,6 +40,7 @@ def require(settings: Evaluate) -> None:
     """Raise UsageError where the schema is not here, is no schema, or its packages are not installed."""
     if not settings.json_schema:
         return
+    _require_quick(settings.json_schema, [])
     try:
         checker(settings.json_schema)({"resourceType": "Patient"})
     except ModuleNotFoundError as error:
@@ -57,6 +62,8 @@ def structured(
     """
     accepts: Check = checker(schema) if schema else lambda value: True
     values = [_parsed(answer) for answer in answers]
+    if schema:
+        _require_quick(schema, values)
     valid = [bool(value) and accepts(value[0]) for value in values]
     wanted = [{_spelling(_parsed(one)) for one in several} - {""} for several in references]
     same = [_spelling(value) in several for value, several in zip(values, wanted, strict=True)]
@@ -99,6 +106,41 @@ def checker(schema: str) -> Check:
             ) from error
 
     return accepts
+
+
+def _require_quick(schema: str, values: Sequence[Any]) -> None:
+    """Raise UsageError for a pattern of a schema file that would not end, in the texts of some values or in probes."""
+    if schema == FHIR_R4 or not Path(schema).is_file():
+        return
+    patterns = sorted(set(_patterns(read_json(Path(schema)))))
+    letters = sorted({letter for pattern in patterns for letter in (*pattern, "a", "A", "0", " ")})
+    probes = [_PROBE * letter + "\n!" for letter in letters]
+    check_searches(schema, patterns, [*probes, *sorted({text for value in values for text in _texts(value)})])
+
+
+def _patterns(schema: Any) -> Iterator[str]:
+    """Yield the regular expressions of a schema."""
+    if isinstance(schema, dict):
+        if isinstance(pattern := schema.get("pattern"), str):
+            yield pattern
+        if isinstance(names := schema.get("patternProperties"), dict) and names:
+            yield from names
+            yield "|".join(names)  # as jsonschema looks for additional properties
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from _patterns(part)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts of a JSON value, names of properties among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)
 
 
 def _is_fhir(value: Any) -> bool:

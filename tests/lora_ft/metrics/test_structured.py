@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from export.errors import UsageError
-from lora_ft.metrics.structured import checker, structured
+from lora_ft.metrics.structured import checker, require, structured
+from lora_ft.task import Evaluate
 
 OBSERVATION: dict[str, Any] = {
     "resourceType": "Observation",
@@ -99,3 +100,36 @@ def test_valid_and_same_value(answer: str, references: list[str], valid: int, sa
 def test_an_answer_can_be_the_value_and_not_be_valid() -> None:
     scores = structured([json.dumps(OBSERVATION), "{}"], [[json.dumps(OBSERVATION)], ["{}"]], "fhir-r4")
     assert scores["valid"].tolist() == [100, 0] and scores["same_value"].tolist() == [100, 100]
+
+
+def with_pattern(folder: Path, schema: dict[str, Any]) -> str:
+    path = folder / "schema.json"
+    path.write_text(json.dumps(schema), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"type": "string", "pattern": r"^(\d+)*$"}}},
+        {"anyOf": [{"patternProperties": {"^(b|b?)+$": {}}}, {"type": "null"}], "additionalProperties": False},
+    ],
+)
+def test_a_pattern_without_end_is_refused_before_training(tmp_path: Path, schema: dict[str, Any]) -> None:
+    path = with_pattern(tmp_path, schema)
+    with pytest.raises(UsageError, match=r"schema\.json: the pattern .* cannot be matched within 5 s"):
+        require(Evaluate(json_schema=path))
+
+
+def test_a_pattern_without_end_in_some_answer_is_refused(tmp_path: Path) -> None:
+    path = with_pattern(tmp_path, {"items": {"pattern": "^(xyz|xyz)+$"}})
+    require(Evaluate(json_schema=path))  # no probe has its letters in this order
+    with pytest.raises(UsageError, match=r"the pattern '\^\(xyz\|xyz\)\+\$' cannot be matched"):
+        structured([json.dumps(["xyz" * 40 + "!"])], [()], path)
+
+
+def test_patterns_that_end_count_as_before(tmp_path: Path) -> None:
+    schema = {"items": {"pattern": r"^[A-Z]{2,}\d*$"}, "properties": {"pattern": {"pattern": r"^\w+$"}}}
+    path = with_pattern(tmp_path, schema)
+    require(Evaluate(json_schema=path))
+    assert structured(['["AB1"]', '["ab"]', "[" * 3], [()] * 3, path)["valid"].tolist() == [100.0, 0.0, 0.0]

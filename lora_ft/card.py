@@ -45,27 +45,6 @@ tokenizer = AutoTokenizer.from_pretrained(where)
 model = ORTModelForSeq2SeqLM.from_pretrained(where)
 inputs = tokenizer(["a prompt", "another, longer prompt"], padding=True, return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))"""
-_SINGLE = """import numpy as np
-from onnxruntime import InferenceSession
-from tokenizers import Tokenizer
-
-folder = "."
-tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
-tokenizer.enable_padding()  # with 0, on the right
-session = InferenceSession(f"{folder}/generate.onnx")
-rows = tokenizer.encode_batch(["a prompt", "another, longer prompt"])
-inputs = {
-    "input_ids": np.array([row.ids for row in rows]),
-    "attention_mask": np.array([row.attention_mask for row in rows]),
-    "min_new_tokens": np.array(0),
-    "max_new_tokens": np.array(128),
-    "temperature": np.array(0, np.float32),  # the likeliest tokens
-    "top_k": np.array(0),
-    "top_p": np.array(1, np.float32),
-    "uniform": np.empty((0, 0), np.float32),  # at a temperature: random numbers [rows, max_new_tokens]
-}
-(sequences,) = session.run(["sequences"], inputs)
-print(tokenizer.decode_batch(sequences.tolist()))"""
 _FINETUNE = "finetune"  # the hub's word for weights that were trained on; its "merge" is of several models
 
 
@@ -137,6 +116,8 @@ def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -
         manifest: what was exported and how it was checked.
         layout: "bundle", or one of `export.layouts`.
     """
+    from export.layouts import single  # imports onnx, which training does without
+
     base, precision = base_name(manifest["base"]), manifest["precision"]
     parity = manifest["parity"]
     rounded = not manifest["adapter"] and precision != "fp32"
@@ -146,13 +127,14 @@ def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -
     rows = [
         ("weights", f"{precision}, ONNX, layout {layout}"),
         ("checked against PyTorch", f"{parity['identical_rows']} of {parity['rows']} texts are the same"),
+        *(("differs from bundles", line) for line in manifest.get("differences", ())),
         *_gate(manifest),
     ]
     quiet = 'import os\n\nos.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported\n'
     lines = {
         "bundle": 'from export.runtime import Generator\n\nfolder = "."\nmodel = Generator.load(folder)',
         "optimum": quiet + _OPTIMUM,
-        "single": quiet + _SINGLE,
+        "single": quiet + single.example(manifest.get("generation", {})),
     }
     name = facts.task.name if facts else manifest["adapter"] or base
     adapted = " with a LoRA adapter" if manifest["adapter"] else ""

@@ -14,7 +14,7 @@ import torch
 from export.bundle import Origin
 from export.errors import UsageError
 from export.files import folder_size, read_json, write_text
-from export.layouts import LAYOUTS, RECORD
+from export.layouts import LAYOUTS, RECORD, differences, unsupported
 from export.parity import Report, compare
 from export.places import making, refuse_existing
 from export.precision import FP32, candidates, parse
@@ -88,7 +88,8 @@ def export(
         precision: a name, a mixture (see `export.precision`), or "auto" for the fastest that keeps its score.
         max_drop: points that the task's metric may lose against fp32.
         score_rows: how many rows of the task a precision that rounds is scored on.
-        force: publish a precision that loses more, and say so in its manifest.
+        force: publish a precision that loses more, or a layout without some of the task's generation settings, and
+            say so in its manifest and its card.
         layout: "bundle", or what other consumers load: see `export.layouts`.
         triton: also make a Triton model repository of the layout "single".
         verify_rows: how many rows of the task are compared with PyTorch.
@@ -115,8 +116,8 @@ def export(
         _opened(name, progress, base) as (folder, model, task, origin),
     ):
         tokenizer = load_tokenizer(folder, codec_of(task))
-        if origin.labels and layout != "bundle":
-            progress.note(f"the layout {layout} answers freely: only bundles hold answers to the task's labels")
+        if layout != "bundle":
+            _check_layout(layout, origin, codec_of(task), force, progress)
         examples = examples_of(task, verify_split, progress)
         prompts = [example.prompt for example in examples[:verify_rows]] or SENTENCES
         judge = None
@@ -167,6 +168,18 @@ def _opened(
             task = load_task(folder / TASK) if (folder / TASK).is_file() else None
             base, adapter = _merged_from(folder, found.name)
         yield folder, model, task, origin_of(task, base, adapter, own_generation(model).options)
+
+
+def _check_layout(layout: str, origin: Origin, codec: str, force: bool, progress: Progress) -> None:
+    """Raise UsageError where a layout cannot generate as the task and the base say; note other differences."""
+    lacking = ", ".join(f"{key} = {value!r}" for key, value in unsupported(layout, origin.generation).items())
+    if lacking and not force:
+        raise UsageError(
+            f"the layout {layout} does not support {lacking}, which the task or its base sets",
+            "Export another layout, set the default in the task's `generate`, or pass --force to leave it out.",
+        )
+    for line in differences(layout, origin.generation, origin.labels, codec):
+        progress.note(f"the layout {layout} differs from bundles: {line}")
 
 
 def _facts(name: str, folder: Path) -> Facts | None:

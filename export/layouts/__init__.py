@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,30 @@ LAYOUTS: dict[str, tuple[Write, tuple[Answer, ...]]] = {
     "optimum": (optimum.write, (optimum.answer_split, optimum.answer_merged)),
     "single": (single.write, (single.answer,)),
 }
+
+
+def unsupported(name: str, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the generation settings that change answers and that no consumer of a layout can honour."""
+    return single.unsupported(generation) if name == "single" else {}
+
+
+def differences(name: str, generation: Mapping[str, Any], labels: Sequence[str], codec: str) -> list[str]:
+    """Return how answers of a layout may differ from those of the bundle, a phrase each.
+
+    Args:
+        name: of LAYOUTS.
+        generation: Settings of the bundle, by the names of `Options`.
+        labels: The only answers that the bundle gives, or none.
+        codec: Name of the task's codec.
+    """
+    lines = [f"{key} = {value!r} is not applied" for key, value in unsupported(name, generation).items()]
+    if name == "optimum" and generation.get("num_beams", 1) > 1:
+        lines.append(f"transformers.js ignores num_beams = {generation['num_beams']} (4.3 has no beam search)")
+    if labels:
+        lines.append(f"answers are free: the task's {len(labels)} labels are not enforced")
+    if codec != "none":
+        lines.append(f"texts are in the marks of codec {codec}: encode prompts and decode answers with lora-ft")
+    return lines
 
 
 def write_layout(
@@ -54,8 +78,8 @@ def write_layout(
         if source.is_file():
             shutil.copyfile(source, folder / file)
     settings = json.loads((bundle.folder / "generation_config.json").read_text(encoding="utf-8"))
-    for ours in ("prompt_lookup", "seed"):
-        settings.pop(ours, None)
+    lacking = unsupported(name, settings)
+    settings = {key: value for key, value in settings.items() if key not in ("prompt_lookup", "seed", *lacking)}
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     write(folder, t5.portable())
     for reference in references:
@@ -69,5 +93,7 @@ def write_layout(
                     "please report this with the output of `lora-ft doctor`",
                 )
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    content = {**record, "layout": name, "files": {str(path.relative_to(folder)): describe(path) for path in files}}
+    differing = differences(name, {**settings, **lacking}, bundle.labels, bundle.tokenizer.codec.name)
+    own = {"layout": name, "generation": settings, "differences": differing}
+    content = {**record, **own, "files": {str(path.relative_to(folder)): describe(path) for path in files}}
     (folder / RECORD).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

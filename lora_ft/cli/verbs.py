@@ -273,7 +273,7 @@ def export(
         float, typer.Option(min=0, help="Points that a precision may lose of the task's evaluate.metric.")
     ] = 0.5,
     score_rows: Annotated[int, typer.Option(min=1, help="Rows of the task that precisions are scored on.")] = 200,
-    force: Annotated[bool, typer.Option("--force", help="Publish a precision that loses more.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Publish despite a loss, or lacking settings.")] = False,
     layout: Annotated[
         str, typer.Option(help="bundle; optimum (also for transformers.js); single: one file that generates.")
     ] = "bundle",

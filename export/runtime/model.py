@@ -8,6 +8,7 @@ twentieth.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
 import weakref
@@ -129,6 +130,7 @@ class Model:
         self._folder, self._threads, self._provider = folder, threads, provider
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._opening = threading.Lock()
+        self._grown: set[str] = set()  # graphs whose last call put out much
         _MODELS.add(self)
         self._adapters = inputs or {}
         self._names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
@@ -289,14 +291,25 @@ class Model:
         for value in values:
             feeds.push_back(value._ortvalue)
         devices = [self._there] * len(wanted)
-        run = GIVING_BACK if graph.endswith("encoder") and self._is_large(values) else RUN
+        run = GIVING_BACK if self._provider == "cpu" and self._gives_back(graph, values) else RUN
         self._session(graph).run_with_ortvaluevector(run, self._inputs[graph], feeds, wanted, fetched, devices)
-        return [ort.OrtValue(fetched[i]) for i in range(len(wanted))]  # its iterator ends by an exception: 40 µs
+        made = [ort.OrtValue(fetched[i]) for i in range(len(wanted))]  # its iterator ends by an exception: 40 µs
+        if math.prod(made[0].shape()) * 4 * len(made) > _LARGE:
+            self._grown.add(graph)
+        return made
 
-    def _is_large(self, values: Sequence[ort.OrtValue]) -> bool:
-        """Whether an encoder's scores of attention, [b, heads, s, s] floats, are too large to keep their memory."""
+    def _gives_back(self, graph: str, values: Sequence[ort.OrtValue]) -> bool:
+        """Return whether memory that a call takes, or the call before it took, goes back to the system at its end.
+
+        An encoder's scores of attention, [b, heads, s, s] floats, can go at once. What a graph puts out is still in use
+        then, so it goes at the end of the next call.
+        """
+        grown = graph in self._grown
+        self._grown.discard(graph)
+        if not graph.endswith("encoder"):
+            return grown
         rows, length = values[0].shape()
-        return self._provider == "cpu" and rows * length * length * self._heads * 4 > _LARGE
+        return grown or rows * length * length * self._heads * 4 > _LARGE
 
     def _prefixed(self, prefix: str) -> list[str]:
         return [f"{prefix}.{name}" for name in self._names]

@@ -1,0 +1,224 @@
+"""One generator among many threads and processes gives every caller the answer that it would get alone."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import multiprocessing
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import export.runtime.model as model_module
+from export.runtime import Generator
+from export.runtime.bound import GIVING_BACK
+from export.runtime.decoding import lookup
+from tests.export.banks import draw_adapter, make_bank, member, merged
+
+TEXTS = ["say: a", "hello there", "some words, and then some more of them", "X", "a b a b a b", "", "x" * 60]
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"num_beams": 3, "num_return_sequences": 2},
+    {"do_sample": True, "seed": 3, "top_k": 0, "top_p": 0.9, "num_return_sequences": 2},
+    {"do_sample": True, "seed": 4, "top_k": 9},
+    {"prompt_lookup": True, "max_new_tokens": 70},
+    {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
+    {"min_new_tokens": 5, "output_scores": True},
+    {"allowed": ((5, 6), (7,), (5, 8, 9))},
+]
+_WAIT = 60  # seconds until a child counts as hung
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@pytest.fixture(scope="module")
+def bank(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shared")
+    adapters = {name: draw_adapter(checkpoint, seed) for seed, name in enumerate(("x", "y"))}
+    members = [member(name, own, merged(checkpoint, own, root / name)) for name, own in adapters.items()]
+    make_bank(checkpoint, members, root / "bank")
+    return root / "bank"
+
+
+def _calls(generator: Generator) -> list[Callable[[], Any]]:
+    def answer(adapter: Any, options: dict[str, Any]) -> Any:
+        made = generator.answer(TEXTS, adapter=adapter, batch_size=3, **options)
+        return [(one.tokens.tolist(), None if one.scores is None else one.scores.tolist()) for one in made]
+
+    adapters: list[Any] = [None, "x", ["x", None, "y", "y", None, "x", "x"]]
+    calls: list[Callable[[], Any]] = [
+        lambda adapter=adapter, way=way: answer(adapter, way) for adapter in adapters for way in WAYS
+    ]
+    calls += [lambda name=name: list(generator.stream(TEXTS[2], adapter=name)) for name in (None, "x", "y")]
+    ids = np.array([[0, 0, 5, 9, 1], [8, 7, 6, 5, 1]])
+    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    calls += [lambda: generator.generate_ids(ids, mask, prompt_lookup=True).tolist()]
+    return calls
+
+
+@pytest.fixture
+def fast_switches() -> Iterator[None]:
+    """Let threads take turns a thousand times as often, so that races show."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_sixteen_threads_get_the_answers_of_one(bank: Path, fast_switches: None) -> None:
+    """Graphs, adapters and settings are first loaded within the threads, too."""
+    expected = [call() for call in _calls(Generator.load(bank, threads=1))]
+    calls = _calls(Generator.load(bank, threads=1))
+
+    def use(seed: int) -> list[int]:
+        order = np.random.default_rng(seed).permutation(np.arange(40) % len(calls)).tolist()
+        return [number for number in order if calls[number]() != expected[number]]
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        assert not any(pool.map(use, range(16)))
+
+
+def test_streams_that_take_turns_do_not_mix(bank: Path) -> None:
+    generator = Generator.load(bank, threads=1)
+    names = [None, "x", "y"] * 2
+    expected = ["".join(generator.stream(TEXTS[2], adapter=name)) for name in names]
+    streams = [generator.stream(TEXTS[2], adapter=name) for name in names]
+    made = [""] * len(names)
+    for _ in range(100):
+        for i, stream in enumerate(streams):
+            made[i] += next(stream, "")
+    assert made == expected
+
+
+def _forked(job: Callable[[], Any]) -> Any:
+    """Return what a job gives in a forked child; fail where it hangs."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            os.write(writing, json.dumps(job()).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        ready, _, _ = select.select([pipe], [], [], _WAIT)
+        if not ready:
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert ready, "the child hangs"
+        return json.loads(pipe.read())
+
+
+@needs_fork
+def test_a_child_forked_while_threads_generate_answers(published: Path) -> None:
+    expected = Generator.load(published, threads=1).generate(TEXTS, prompt_lookup=True)
+    for _ in range(3):
+        generator = Generator.load(published, threads=2)
+        stop = threading.Event()
+
+        def use(generator: Generator = generator, stop: threading.Event = stop) -> None:
+            while not stop.is_set():
+                generator.generate(TEXTS, prompt_lookup=True)
+                generator.generate(TEXTS[:2], num_beams=2)
+
+        threads = [threading.Thread(target=use) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            made = _forked(lambda generator=generator: generator.generate(TEXTS, prompt_lookup=True))
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert made == expected
+
+
+@needs_fork
+def test_locks_held_at_the_fork_are_free_in_the_child(published: Path) -> None:
+    generator = Generator.load(published, threads=1)
+    expected = generator.generate(TEXTS, prompt_lookup=True)
+    with generator.model._opening, lookup._LOCK:
+        pace = lookup._PACES[generator.model]
+        with pace.lock:
+            made = _forked(lambda: generator.generate(TEXTS, prompt_lookup=True))
+    assert made == expected
+
+
+@needs_fork
+def test_a_child_of_a_child_answers(published: Path) -> None:
+    generator = Generator.load(published, threads=2)
+    expected = generator.generate(TEXTS, num_beams=2)
+
+    def fork_again() -> Any:
+        return [generator.generate(TEXTS, num_beams=2), _forked(lambda: generator.generate(TEXTS, num_beams=2))]
+
+    assert _forked(fork_again) == [expected, expected]
+
+
+def test_a_spawned_process_takes_a_pickled_generator(published: Path) -> None:
+    generator = Generator.load(published, threads=1)
+    expected = generator.generate(TEXTS)
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(Generator.generate, generator, TEXTS).result(timeout=2 * _WAIT) == expected
+
+
+_MEASURE = """
+import sys
+import numpy as np
+from export.runtime import Generator
+
+def megabytes(name):
+    (line,) = (line for line in open("/proc/self/status") if line.startswith(name + ":"))
+    return int(line.split()[1]) / 1024
+
+def use(rows, length):
+    ids = np.full((rows, length), 7)
+    generator.generate_ids(ids, np.ones_like(ids), max_new_tokens=3)
+
+generator = Generator.load(sys.argv[1], threads=1)
+use(1, 20)
+before = megabytes("VmRSS")
+use(16, 1024)
+use(1, 20)
+print(before, megabytes("VmHWM"), megabytes("VmRSS"))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_memory_of_a_long_source_goes_back(published: Path) -> None:
+    """Scores of attention alone take 200 MB here; without shrinkage all of it stays."""
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(published)], check=True, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    before, most, after = map(float, done.stdout.split())
+    assert most - before > 200
+    assert after - before < (most - before) / 2
+
+
+def test_what_a_large_call_put_out_goes_back_with_the_next_one(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = Generator.load(published, threads=1)
+    generator.generate("a")
+    session, runs = generator.model._session("encoder"), list[bool]()
+
+    class Spy:
+        def run_with_ortvaluevector(self, run: Any, *rest: Any) -> None:
+            runs.append(run is GIVING_BACK)
+            session.run_with_ortvaluevector(run, *rest)
+
+    monkeypatch.setitem(generator.model._sessions, "encoder", Spy())
+    rows, length, width = 1, 40, 2 * 2 * 3 * 8  # keys and values of 2 layers with 3 heads of 8
+    monkeypatch.setattr(model_module, "_LARGE", 4 * rows * length * width - 1)
+    ids = np.full((rows, length), 7)
+    for tokens in (ids[:, :5], ids, ids[:, :5], ids[:, :5]):
+        generator.generate_ids(tokens, np.ones_like(tokens), max_new_tokens=2)
+    assert runs == [False, length * 3 > width, True, False]

@@ -19,6 +19,7 @@ from export.checkpoint import Checkpoint
 from export.generation import read_generation
 from export.graph import WeightFile
 from export.graphs import best_model, decoder_model, encoder_model, normal_model, select_model
+from export.provenance import UNKNOWN, Provenance, properties, stamp
 from export.runtime import manifest
 from export.runtime.cpu import allowed_cpus
 from export.runtime.generator import Generator
@@ -43,6 +44,7 @@ class Origin:
         versions: of packages that took part before (torch, transformers, peft).
         chat: what going on with a chat takes besides the prompt, or None.
         labels: the only answers it may give, or none where it answers freely.
+        provenance: what its graphs say of it.
     """
 
     base: str
@@ -53,6 +55,7 @@ class Origin:
     versions: Mapping[str, str]
     chat: Mapping[str, Any] | None = None
     labels: tuple[str, ...] = ()
+    provenance: Provenance = UNKNOWN
 
 
 def read_model(folder: Path) -> tuple[Architecture, Checkpoint]:
@@ -129,7 +132,10 @@ def prompt_of(origin: Origin, tokenizer: Tokenizer) -> dict[str, Any]:
     return prompt | {name: value for name, value in special.items() if value}
 
 
-def seal(assembled: Path, content: Mapping[str, Any], staging: Path, *, prompt_lookup: bool) -> None:
+def seal(
+    assembled: Path, content: Mapping[str, Any], staging: Path, *, prompt_lookup: bool,
+    provenance: Provenance = UNKNOWN,
+) -> None:  # fmt: skip
     """Copy an assembled bundle and write its manifest, which binds every file.
 
     Args:
@@ -137,8 +143,10 @@ def seal(assembled: Path, content: Mapping[str, Any], staging: Path, *, prompt_l
         content: of the manifest.
         staging: folder to make it in.
         prompt_lookup: whether that is on by default.
+        provenance: of the model, for its graphs.
     """
     shutil.copytree(assembled, staging, dirs_exist_ok=True)
+    stamp(staging, properties(provenance, content))
     path = staging / "generation_config.json"
     _write(path, json.loads(path.read_text(encoding="utf-8")) | {"prompt_lookup": prompt_lookup})
     _write(staging / manifest.NAME, {**content, "files": manifest.describe_files(staging)})

@@ -12,11 +12,12 @@ from export.architecture import Architecture
 from export.bundle import Origin, assemble, read_model, rescaled, seal
 from export.checkpoint import Checkpoint
 from export.files import folder_size, staged_folder
-from export.layouts import write_layout
+from export.layouts import record_layout, write_layout
 from export.layouts.triton import write_triton
 from export.parity import Probe, Reference, Report, compare, require
 from export.places import refuse_existing
 from export.precision import FP32, Precision
+from export.provenance import properties, stamp
 from export.runtime import manifest
 from export.runtime.generator import Generator
 from export.runtime.text import Tokenizer
@@ -114,12 +115,15 @@ def write_bundle(
                 content,
                 staging,
                 prompt_lookup=chosen.precision.exact and chosen.report.lookup_is_lossless,
+                provenance=origin.provenance,
             )
         else:
             progress(f"writing the layout {layout}")
-            write_layout(layout, staging, chosen.t5, chosen.generator, checkpoint, build.references, content)
+            write_layout(layout, staging, chosen.t5, chosen.generator, checkpoint, build.references)
+            stamp(staging, properties(origin.provenance, content))
             if triton:
                 write_triton(staging, out.name, origin.generation["max_new_tokens"])
+            record_layout(layout, staging, content)
     return Published(chosen.precision, chosen.report)
 
 

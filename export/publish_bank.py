@@ -83,6 +83,7 @@ def write_bank(
             {**chosen.manifest, **found},
             staging,
             prompt_lookup=precision.exact and report.lookup_is_lossless,
+            provenance=origin.provenance,
         )
         reports = {}
         for one in members:

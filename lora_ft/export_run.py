@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from lora_ft.generation import own_generation
 from lora_ft.merge import SENTENCES, merge_in_memory
 from lora_ft.peft_adapter import holds_adapter, name_of, open_adapter
 from lora_ft.progress import Progress, Silent
-from lora_ft.references import codec_of, examples_of, origin_of, references_of, samples_of
+from lora_ft.references import codec_of, examples_of, origin_of, references_of, samples_of, scores_of
 from lora_ft.runs import CARD, TASK, Run, is_run
 from lora_ft.task import SplitName, Task
 from lora_ft.taskfile import load_task
@@ -115,7 +115,9 @@ def export(
         making(out, overwrite=overwrite, inputs=[name]),
         _opened(name, progress, base) as (folder, model, task, origin),
     ):
-        tokenizer = load_tokenizer(folder, codec_of(task))
+        tokenizer, facts = load_tokenizer(folder, codec_of(task)), _facts(name, folder)
+        if facts:
+            origin = replace(origin, provenance=replace(origin.provenance, scores=scores_of(facts)))
         if layout != "bundle":
             _check_layout(layout, origin, codec_of(task), force, progress)
         examples = examples_of(task, verify_split, progress)
@@ -142,7 +144,7 @@ def export(
             progress=progress.stage,
         )
         record = read_json(out / (manifest.NAME if layout == "bundle" else RECORD))
-        write_text(out / CARD, bundle_card(_facts(name, folder), record, layout))
+        write_text(out / CARD, bundle_card(facts, record, layout))
     table = judge.table if judge else ()
     return Exported(out, str(published.precision), published.report, folder_size(out), table, max_drop)
 

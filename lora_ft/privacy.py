@@ -51,6 +51,13 @@ def public_task(task: Task) -> Task:
     return Task.model_validate(content | {"base": base_name(task.base)})
 
 
+def data_sources(task: Task) -> list[str]:
+    """Return the names of the data sets and files that a task trains on, without local paths."""
+    data = public_task(task).data
+    files = [data.train] if isinstance(data.train, str) else data.train or []
+    return list(dict.fromkeys([*([data.hub] if data.hub else files), *task.card.datasets]))
+
+
 def public_record(record: Any) -> Any:
     """A JSON value in which every absolute path is cut to its last part."""
     return _each(record, without_paths)

@@ -12,12 +12,15 @@ import torch
 from export.bundle import Origin
 from export.errors import LoraFtError, UsageError
 from export.parity import Reference
+from export.provenance import Provenance, Score
 from export.runtime.text import Tokenizer, by_length, ragged
 from export.smooth import Sample
+from lora_ft.card import Facts, figures
 from lora_ft.data import Example, load_splits
 from lora_ft.generation import only, own_generation
 from lora_ft.merge import SENTENCES
 from lora_ft.models import MAX_NEW_TOKENS, SOURCE_LENGTH
+from lora_ft.privacy import base_name, data_sources, without_paths
 from lora_ft.progress import Progress
 from lora_ft.task import SplitName, Task
 
@@ -53,7 +56,27 @@ def origin_of(task: Task | None, base: str, adapter: str, own: Mapping[str, Any]
         versions={package: version(package) for package in ("torch", "transformers", "peft")},
         chat=task.chat_settings() if task else None,
         labels=tuple(labels),
+        provenance=Provenance(
+            task=task.name if task else "",
+            base=base_name(base),
+            adapter=without_paths(adapter),
+            license=task.card.license or "" if task else "",
+            data=data_sources(task) if task else (),
+        ),
     )
+
+
+def scores_of(facts: Facts) -> list[Score]:
+    """Return what `evaluate` found, or without it the validation score that chose the checkpoint."""
+    scores = [
+        Score(metric, split, entry["rows"], found["mean"], found["low"], found["high"])
+        for split, entry in facts.scores.items()
+        for metric, found in figures(entry["scores"]).items()
+    ]
+    best, rows = facts.metrics["best_metric"], facts.metrics["rows"]["validation"]
+    if not scores and best is not None:
+        return [Score(facts.task.train.metric_for_best_model, "validation", rows, best)]
+    return scores
 
 
 def examples_of(task: Task | None, split: SplitName, progress: Progress) -> Sequence[Example]:

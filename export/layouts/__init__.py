@@ -55,9 +55,8 @@ def differences(name: str, generation: Mapping[str, Any], labels: Sequence[str],
 
 
 def write_layout(
-    name: str, folder: Path, t5: T5, bundle: Generator, checkpoint: Path, references: Iterable[Reference],
-    record: Mapping[str, Any],
-) -> None:  # fmt: skip
+    name: str, folder: Path, t5: T5, bundle: Generator, checkpoint: Path, references: Iterable[Reference]
+) -> None:
     """Write a model in another layout and check that it generates what the bundle does.
 
     Args:
@@ -67,7 +66,6 @@ def write_layout(
         bundle: the same as a bundle, to take files from and to compare with.
         checkpoint: folder that other files of the tokenizer are copied from.
         references: batches to try it on.
-        record: what to write down beside the files.
 
     Raises:
         LoraFtError: it generates something else.
@@ -92,6 +90,16 @@ def write_layout(
                     f"the layout {name} ({answer.__name__}) differs from the bundle; nothing was written",
                     "please report this with the output of `lora-ft doctor`",
                 )
+
+
+def record_layout(name: str, folder: Path, record: Mapping[str, Any]) -> None:
+    """Write down what a finished layout holds.
+
+    Args:
+        name: of LAYOUTS.
+        folder: from `write_layout`, with everything else that belongs to it.
+        record: what to write down beside the files.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     differing = differences(name, {**settings, **lacking}, bundle.labels, bundle.tokenizer.codec.name)
     own = {"layout": name, "generation": settings, "differences": differing}

@@ -10,6 +10,7 @@ from typing import Any
 from export.errors import LoraFtError, UsageError
 from export.files import sha256
 from export.json_limits import parse_json
+from export.runtime.protobuf import fields
 
 NAME = "manifest.json"
 FORMAT = "lora-ft bundle"
@@ -25,6 +26,7 @@ BANK_FILES = (*ADAPTED_GRAPHS, BANK, FOLD)  # of a bundle with adapters
 ADAPTERS = "adapters"  # the folder of their files, and what the manifest says of each
 FILES = (*GRAPHS, WEIGHTS, PROBE, "tokenizer.json", "config.json", "generation_config.json", "prompt.json")
 
+_METADATA_PROPS = 14  # the field of onnx.proto's ModelProto
 _NAME, _DIGEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"), re.compile(r"[0-9a-f]{64}")
 
 
@@ -129,9 +131,13 @@ def _check_references(graph: Path) -> None:
     """A graph may have external data in the bundle's own weight file alone.
 
     In a graph each reference is an entry with the key `location` (onnx.proto, StringStringEntryProto); a graph without
-    weights is small, so all of it is looked through.
+    weights is small, so all of it is looked through, but for its metadata: texts like the name of a task, which refer
+    to nothing.
     """
-    content = graph.read_bytes()
+    try:
+        parts = [content for number, content in fields(graph.read_bytes()) if number != _METADATA_PROPS]
+    except ValueError as error:
+        raise LoraFtError(f"{graph} is not a graph ({error})", "do not use it; export the bundle again") from error
     ours = b"\n\x08location\x12" + bytes([len(WEIGHTS)]) + WEIGHTS.encode()
-    if content.count(b"location") != content.count(ours):
+    if any(content.count(b"location") != content.count(ours) for content in parts):
         raise LoraFtError(f"{graph} refers to data outside {WEIGHTS}", "do not use it; export the bundle again")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import yaml
 
@@ -31,6 +32,22 @@ def test_a_run_becomes_a_bundle_that_says_where_it_comes_from(tiny_run: Run, tin
     assert set(manifest["files"]) | {"manifest.json", "README.md"} == {
         path.name for path in (tmp_path / "bundle").iterdir()
     }
+
+
+def test_graphs_name_task_license_and_scores_but_no_folder(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run.folder, tmp_path / "run")
+    task = yaml.safe_load((run / "task.yaml").read_text(encoding="utf-8"))
+    card = {"license": "cc-by-4.0", "datasets": ["user/rows"]}
+    (run / "task.yaml").write_text(yaml.safe_dump(task | {"card": card}), encoding="utf-8")
+    export(str(run), tmp_path / "bundle", verify_rows=1)
+    for graph in (tmp_path / "bundle").glob("*.onnx"):
+        model = onnx.load(graph, load_external_data=False)
+        values = {entry.key: entry.value for entry in model.metadata_props}
+        assert (values["task"], values["adapter"], values["license"]) == ("tiny", "tiny", "cc-by-4.0")
+        assert values["base"] == f"./{tiny_base.name}"
+        (score,) = json.loads(values["scores"])
+        assert score["split"] == "validation" and score["mean"] == tiny_run.metrics["best_metric"]
+        assert str(tiny_base.parent) not in graph.read_bytes().decode(errors="replace")
 
 
 def test_bundle_and_run_answer_alike(tiny_run: Run, tmp_path: Path) -> None:

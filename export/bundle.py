@@ -26,6 +26,7 @@ from export.runtime.generator import Generator
 from export.runtime.session import choose_provider
 from export.runtime.special import Special
 from export.runtime.text import Tokenizer
+from export.sbom import write_sbom
 from export.t5 import T5
 
 _PACKAGES = ("lora-ft", "numpy", "onnx", "onnxruntime", "tokenizers")
@@ -143,12 +144,13 @@ def seal(
         content: of the manifest.
         staging: folder to make it in.
         prompt_lookup: whether that is on by default.
-        provenance: of the model, for its graphs.
+        provenance: of the model, for its graphs and its bill of materials.
     """
     shutil.copytree(assembled, staging, dirs_exist_ok=True)
     stamp(staging, properties(provenance, content))
     path = staging / "generation_config.json"
     _write(path, json.loads(path.read_text(encoding="utf-8")) | {"prompt_lookup": prompt_lookup})
+    write_sbom(staging, provenance, content)
     _write(staging / manifest.NAME, {**content, "files": manifest.describe_files(staging)})
 
 

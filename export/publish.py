@@ -21,6 +21,7 @@ from export.provenance import properties, stamp
 from export.runtime import manifest
 from export.runtime.generator import Generator
 from export.runtime.text import Tokenizer
+from export.sbom import write_sbom
 from export.smooth import Folded, Sample, calibrate
 from export.t5 import T5, Weights
 
@@ -123,6 +124,7 @@ def write_bundle(
             stamp(staging, properties(origin.provenance, content))
             if triton:
                 write_triton(staging, out.name, origin.generation["max_new_tokens"])
+            write_sbom(staging, origin.provenance, content)
             record_layout(layout, staging, content)
     return Published(chosen.precision, chosen.report)
 

@@ -16,6 +16,7 @@ NAME = "manifest.json"
 FORMAT = "lora-ft bundle"
 VERSION = 4
 WEIGHTS = "weights.bin"  # the one file of external data that the graphs share
+SBOM = "sbom.cdx.json"  # its bill of materials, which bundles of before may lack
 PROBE = "probe.json"  # answers to repeat the verification with
 GRAPHS = ("encoder.onnx", "step.onnx", "decoder.onnx", "normal.onnx", "best.onnx", "select.onnx")
 ADAPTED = "bank."  # begins the names of graphs that take adapters
@@ -43,7 +44,8 @@ def is_bank(folder: Path) -> bool:
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """What a manifest says of every file a bundle has, but for its adapters."""
     bank = BANK_FILES if (folder / BANK).is_file() else ()
-    return {name: describe(folder / name) for name in (*FILES, *bank)}
+    bill = (SBOM,) if (folder / SBOM).is_file() else ()
+    return {name: describe(folder / name) for name in (*FILES, *bank, *bill)}
 
 
 def adapter_file(name: str, digest: str) -> str:
@@ -88,7 +90,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if kind != FORMAT or version != VERSION:
         raise UsageError(f"{path} is of format {kind!r} version {version!r}; this is for {FORMAT!r} version {VERSION}")
     adapters = manifest.get(ADAPTERS)
-    known = FILES if adapters is None else (*FILES, *BANK_FILES)
+    known = (*FILES, *(() if adapters is None else BANK_FILES), *((SBOM,) if SBOM in files else ()))
     for name in sorted(files.keys() - set(known)):
         raise LoraFtError(f"{path} names {name!r}, which is no file of a bundle", "export the bundle again")
     for name in known:

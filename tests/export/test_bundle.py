@@ -20,7 +20,7 @@ from export.bundle import assemble, read_model, seal
 from export.errors import LoraFtError, UsageError
 from export.precision import FP32, NAMED, Precision
 from export.runtime import Generator
-from export.runtime.manifest import FILES, GRAPHS, PROBE, WEIGHTS, read_manifest
+from export.runtime.manifest import FILES, GRAPHS, PROBE, SBOM, WEIGHTS, read_manifest
 from export.runtime.text import Tokenizer
 from export.t5 import T5
 from tests.export.family import save_member
@@ -95,11 +95,11 @@ def test_a_sealed_bundle_can_be_loaded(assembled: Assemble, tmp_path: Path, look
     out.mkdir()
     seal(made.folder, {**made.manifest, "why": "as a test"}, out, prompt_lookup=lookup)
     manifest = read_manifest(out)
-    assert entries(out) == {*FILES, "manifest.json"}
+    assert entries(out) == {*FILES, SBOM, "manifest.json"}
     assert manifest["why"] == "as a test"
     assert manifest["files"] == {
         name: {"sha256": hashlib.sha256((out / name).read_bytes()).hexdigest(), "bytes": (out / name).stat().st_size}
-        for name in FILES
+        for name in (*FILES, SBOM)
     }
     assert json.loads((out / "generation_config.json").read_text())["prompt_lookup"] is lookup
     assert Generator.load(out, threads=1).generate(TEXTS) == made.generate(TEXTS)

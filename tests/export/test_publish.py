@@ -22,7 +22,7 @@ from export.parity import Probe, Reference
 from export.precision import FP32, NAMED, Precision, parse
 from export.publish import Candidate, write_bundle
 from export.runtime import Generator
-from export.runtime.manifest import FILES
+from export.runtime.manifest import FILES, SBOM
 from export.runtime.text import Tokenizer
 from export.smooth import Sample
 from export.t5 import T5
@@ -30,7 +30,7 @@ from tests.export.family import CONFIGS, save_member
 from tests.export.oracle import ORIGIN, SPECIAL, TEXTS, entries, make_bundle, redraw, references, torch_model
 from tests.tiny import save_tiny_t5
 
-WHOLE = {*FILES, "manifest.json"}
+WHOLE = {*FILES, SBOM, "manifest.json"}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -67,7 +67,8 @@ def test_a_bundle_holds_exactly_the_files_it_should(checkpoint: Path, tmp_path: 
 
 def test_the_manifest_lists_hash_and_size_of_each_file(published: Path) -> None:
     assert manifest_of(published)["files"] == {
-        name: {"sha256": digests(published)[name], "bytes": (published / name).stat().st_size} for name in FILES
+        name: {"sha256": digests(published)[name], "bytes": (published / name).stat().st_size}
+        for name in (*FILES, SBOM)
     }
 
 

@@ -13,7 +13,7 @@ from export.parity import compare, divergence
 from export.precision import NAMED, parse
 from export.publish_bank import base_hash
 from export.runtime import Generator
-from export.runtime.manifest import ADAPTED_GRAPHS, BANK_FILES, FILES
+from export.runtime.manifest import ADAPTED_GRAPHS, BANK_FILES, FILES, SBOM
 from tests.export.banks import draw_adapter, make_bank, member, merged
 from tests.export.family import CONFIGS, save_member
 from tests.export.oracle import TEXTS, entries, make_bundle, ragged, references
@@ -76,8 +76,8 @@ def test_the_base_of_a_bank_is_the_bases_own_bundle(checkpoint: Path, tmp_path: 
     whole = merged(checkpoint, adapter := draw_adapter(checkpoint, 1, size=0.2), tmp_path / "whole")
     make_bank(checkpoint, [member("one", adapter, whole)], tmp_path / "bank", precision=NAMED[precision])
     manifest = json.loads((tmp_path / "bank" / "manifest.json").read_text())
-    assert manifest["files"].keys() == {*FILES, *BANK_FILES}
-    assert entries(tmp_path / "bank") == {*FILES, *BANK_FILES, "manifest.json", "adapters"}
+    assert manifest["files"].keys() == {*FILES, *BANK_FILES, SBOM}
+    assert entries(tmp_path / "bank") == {*FILES, *BANK_FILES, SBOM, "manifest.json", "adapters"}
     assert manifest["adapters"]["one"]["parity"]["rows"] == len(TEXTS)
     bank = Generator.load(tmp_path / "bank", threads=1)
     if precision == "fp32":

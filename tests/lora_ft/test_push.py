@@ -126,6 +126,8 @@ def test_other_layouts_go_with_what_their_record_names(hub: FakeHub, run: Run, t
     push(out, to())
     record = json.loads((out / "lora-ft.json").read_text())
     assert set(hub.files("me/tiny")) >= {*record["files"], "lora-ft.json", "README.md"}
+    assert "sbom.cdx.json" in record["files"]
+    assert any("config.pbtxt" in name for name in record["files"]) == (layout == "single")
 
 
 def test_no_uploaded_file_names_a_folder_of_this_machine(

@@ -12,7 +12,7 @@ import pytest
 from export.errors import LoraFtError, UsageError
 from export.files import sha256
 from export.runtime import Generator
-from export.runtime.manifest import FILES, describe_files, is_bundle, read_manifest
+from export.runtime.manifest import FILES, SBOM, describe_files, is_bundle, read_manifest
 
 CHECKS: list[Callable[[Path], object]] = [read_manifest, Generator.load]
 both = pytest.mark.parametrize("check", CHECKS, ids=["read_manifest", "Generator.load"])
@@ -40,7 +40,7 @@ def test_a_whole_bundle_is_read(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     assert manifest == json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["files"] == describe_files(bundle)
-    assert set(manifest["files"]) == set(FILES)
+    assert set(manifest["files"]) == {*FILES, SBOM}
 
 
 def test_files_are_described_by_hash_and_size(bundle: Path) -> None:

@@ -37,7 +37,7 @@ def write_sbom(folder: Path, provenance: Provenance, record: Mapping[str, Any]) 
         provenance: Of the model.
         record: The manifest's content; `created`, `precision`, `versions` and the gate are read.
     """
-    document = {
+    document: dict[str, Any] = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",

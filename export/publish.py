@@ -120,12 +120,12 @@ def write_bundle(
             )
         else:
             progress(f"writing the layout {layout}")
-            write_layout(layout, staging, chosen.t5, chosen.generator, checkpoint, build.references)
+            own = write_layout(layout, staging, chosen.t5, chosen.generator, checkpoint, build.references)
             stamp(staging, properties(origin.provenance, content))
             if triton:
                 write_triton(staging, out.name, origin.generation["max_new_tokens"])
             write_sbom(staging, origin.provenance, content)
-            record_layout(layout, staging, content)
+            record_layout(staging, content | own)
     return Published(chosen.precision, chosen.report)
 
 

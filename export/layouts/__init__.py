@@ -56,7 +56,7 @@ def differences(name: str, generation: Mapping[str, Any], labels: Sequence[str],
 
 def write_layout(
     name: str, folder: Path, t5: T5, bundle: Generator, checkpoint: Path, references: Iterable[Reference]
-) -> None:
+) -> dict[str, Any]:
     """Write a model in another layout and check that it generates what the bundle does.
 
     Args:
@@ -66,6 +66,9 @@ def write_layout(
         bundle: the same as a bundle, to take files from and to compare with.
         checkpoint: folder that other files of the tokenizer are copied from.
         references: batches to try it on.
+
+    Returns:
+        What its record says: the layout, its generation settings, and how answers differ from the bundle's.
 
     Raises:
         LoraFtError: it generates something else.
@@ -90,18 +93,17 @@ def write_layout(
                     f"the layout {name} ({answer.__name__}) differs from the bundle; nothing was written",
                     "please report this with the output of `lora-ft doctor`",
                 )
+    differing = differences(name, {**settings, **lacking}, bundle.labels, bundle.tokenizer.codec.name)
+    return {"layout": name, "generation": settings, "differences": differing}
 
 
-def record_layout(name: str, folder: Path, record: Mapping[str, Any]) -> None:
+def record_layout(folder: Path, record: Mapping[str, Any]) -> None:
     """Write down what a finished layout holds.
 
     Args:
-        name: of LAYOUTS.
         folder: from `write_layout`, with everything else that belongs to it.
-        record: what to write down beside the files.
+        record: what to write down beside the files, among it what `write_layout` returned.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    differing = differences(name, {**settings, **lacking}, bundle.labels, bundle.tokenizer.codec.name)
-    own = {"layout": name, "generation": settings, "differences": differing}
-    content = {**record, **own, "files": {str(path.relative_to(folder)): describe(path) for path in files}}
+    content = {**record, "files": {str(path.relative_to(folder)): describe(path) for path in files}}
     (folder / RECORD).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

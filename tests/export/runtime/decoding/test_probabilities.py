@@ -1,0 +1,113 @@
+"""A sampled token is drawn from the probabilities that transformers' processors leave of the same logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from transformers import (
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from export.runtime.bound import Edit
+from export.runtime.decoding.stepwise import _next
+from export.runtime.options import Options
+from export.runtime.processors import processors
+from export.runtime.special import Special
+
+START, VOCABULARY = 0, 24
+
+
+class Logits:
+    """A model that always has the same logits [b, vocabulary]."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self._logits = logits
+
+    def logits(self, *_: Any, **__: Any) -> np.ndarray:
+        return self._logits[:, None].copy()
+
+    def likeliest(
+        self, source: Any, cache: Any, tokens: np.ndarray, count: int, *, normal: bool, before: Edit | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        logits = self._logits.copy()
+        if before:
+            before(logits)
+        order = np.argsort(-logits, axis=1, kind="stable")[:, : min(count, VOCABULARY)]
+        return np.take_along_axis(logits, order, axis=1), order
+
+
+class Favoring:
+    """Random numbers by which the candidate at one place is drawn wherever it may be."""
+
+    def __init__(self, place: int) -> None:
+        self._place = place
+
+    def gumbel(self, size: tuple[int, int]) -> np.ndarray:
+        return np.where(np.arange(size[1]) == self._place, 1e9, 0.0) + np.zeros(size)
+
+
+def ours(logits: np.ndarray, tokens: np.ndarray, options: Options, special: Special) -> np.ndarray:
+    """The probability [b, vocabulary] of each token."""
+    edits, found = processors(options, special), np.zeros_like(logits, np.float64)
+    candidates = min(options.top_k or VOCABULARY, VOCABULARY)
+    model: Any = Logits(logits)
+    for place in range(candidates):
+        rng: Any = Favoring(place)
+        drawn, scores = _next(model, None, None, tokens, options, edits, rng)  # type: ignore[arg-type]
+        found[np.arange(len(drawn)), drawn] = np.exp(scores)
+    return found
+
+
+def theirs(logits: np.ndarray, tokens: np.ndarray, options: Options, special: Special) -> np.ndarray:
+    """The same by transformers' processors and warpers, in the order of its `generate`."""
+    chain = LogitsProcessorList()
+    if options.repetition_penalty != 1:
+        chain.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+    if options.min_new_tokens:
+        chain.append(MinNewTokensLengthLogitsProcessor(1, options.min_new_tokens, list(special.ends)))
+    if options.suppress_tokens:
+        chain.append(SuppressTokensLogitsProcessor(list(options.suppress_tokens)))
+    if options.temperature != 1:
+        chain.append(TemperatureLogitsWarper(options.temperature))
+    if options.top_k:
+        chain.append(TopKLogitsWarper(options.top_k))
+    scores = chain(torch.from_numpy(tokens), torch.from_numpy(logits).double())
+    if options.top_p < 1:
+        shares = torch.softmax(scores, -1).sort(-1, descending=True).values.cumsum(-1)
+        assume(float((shares - options.top_p).abs().min()) > 1e-5)  # else rounding decides about a token
+        scores = TopPLogitsWarper(options.top_p)(torch.from_numpy(tokens), scores)
+    return torch.softmax(scores, -1).numpy()
+
+
+@given(
+    seed=st.integers(0, 2**32), rows=st.integers(1, 3), made=st.integers(0, 6),
+    temperature=st.sampled_from([1e-3, 0.3, 1.0, 1.7, 50.0]) | st.floats(0.05, 9),
+    top_k=st.sampled_from([0, 1, 2, 7, VOCABULARY, 50, 1000]),
+    top_p=st.sampled_from([1e-6, 0.2, 0.7, 0.95, 1.0]) | st.floats(0.01, 1),
+    least=st.integers(0, 6), ends=st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=4, unique=True),
+    suppressed=st.lists(st.integers(1, VOCABULARY - 1), max_size=3), penalty=st.sampled_from([1.0, 1.0, 0.7, 1.5]),
+)  # fmt: skip
+def test_probabilities_are_transformers(
+    seed: int, rows: int, made: int, temperature: float, top_k: int, top_p: float, least: int, ends: list[int],
+    suppressed: list[int], penalty: float,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (rows, VOCABULARY)).astype(np.float32)
+    tokens = np.pad(rng.integers(2, VOCABULARY, (rows, made)), ((0, 0), (1, 0)), constant_values=START)
+    options = Options(
+        max_new_tokens=12, min_new_tokens=least, do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p,
+        suppress_tokens=tuple(suppressed), repetition_penalty=penalty, output_scores=True,
+    )  # fmt: skip
+    special = Special(START, tuple(ends), 0)
+    expected = theirs(logits, tokens, options, special)
+    np.testing.assert_allclose(ours(logits, tokens, options, special), expected, rtol=1e-3, atol=1e-6)

@@ -65,15 +65,29 @@ def decoder_model(t5: T5, weights: WeightFile | None = None, *, step: bool = Fal
     return g.model()
 
 
-def single_model(t5: T5) -> onnx.ModelProto:
+def single_model(t5: T5, *, by_row: bool = False) -> onnx.ModelProto:
     """Encoder and loop in one graph, for callers without a runtime of ours.
 
     input_ids[b,s], attention_mask[b,s], min_new_tokens[], max_new_tokens[], and those of `sampling.Sampling`
     -> sequences[b,n], padded after </s>
+
+    Args:
+        t5: the model.
+        by_row: whether each row has options of its own, all [b,1]: a server puts requests of several callers into one
+            batch. A row ends at its own limit. One that draws and has too few random numbers is -1 throughout, where
+            otherwise the call fails.
     """
     g = Graph("t5_generate")
     ids, mask = g.input("input_ids", INT64, "b", "s"), g.input("attention_mask", INT64, "b", "s")
-    least, most = g.input("min_new_tokens", INT64), g.input("max_new_tokens", INT64)
+    names = ("min_new_tokens", "max_new_tokens")
+    if by_row:
+        least, most = (g.input(name, INT64, "b", 1) for name in names)
+        lacks, sampling = Sampling.inputs_by_row(g).lacking(g, most)
+        most = g.op("Where", lacks, g.scalar(1), most)  # a token of theirs is needed to be marked
+    else:
+        limits = [g.input(name, INT64) for name in names]
+        sampling = Sampling.inputs(g).checked(g, g.size(ids, 0), limits[1])
+        least, most = (g.op("Reshape", limit, g.ints(1, 1)) for limit in limits)
     a = t5.architecture
     cross = [KeyValue(f"cross.{i}.key", f"cross.{i}.value") for i in range(a.decoder_layers)]
     t5.cross(g, t5.encode(g, ids, mask), cross)
@@ -85,8 +99,8 @@ def single_model(t5: T5) -> onnx.ModelProto:
     empty = g.op("Expand", g.constant(np.zeros((1, 1, 1, 1), np.float32)), no_past)
     past = [KeyValue(empty, empty)] * a.decoder_layers
     sequences = g.output("sequences", INT64, "b", "n")
-    sampling = Sampling.inputs(g).checked(g, g.size(ids, 0), most)
-    _loop(g, t5, first, mask, past, cross, (least, most), sampling, sequences)
+    made = _loop(g, t5, first, mask, past, cross, (least, most), sampling)
+    g.op("Where", lacks, g.scalar(-1), made, output=sequences) if by_row else g.op("Identity", made, output=sequences)
     return g.model()
 
 
@@ -121,22 +135,22 @@ def best_model(t5: T5) -> onnx.ModelProto:
 
 def _loop(
     g: Graph, t5: T5, first: str, mask: str, past: Sequence[KeyValue], cross: Sequence[KeyValue],
-    limits: tuple[str, str], sampling: Sampling, sequences: str,
-) -> None:  # fmt: skip
-    """Append the loop: each turn makes a token for every row until all have ended or the most are made.
+    limits: tuple[str, str], sampling: Sampling,
+) -> str:  # fmt: skip
+    """Append the loop and return its tokens [b,n]: a turn makes one for every row, until all rows have ended.
 
     Args:
         g, t5: where and what.
         first: the tokens [b,1] to go on from.
         mask, past, cross: as `T5.decode` takes them.
-        limits: names of the least and the most new tokens, 0-D int64.
+        limits: names of the least and the most new tokens, int64 [b,1], or [1,1] for all rows alike.
         sampling: how tokens are drawn, where a caller asks for it.
-        sequences: name for the tokens [b,n].
     """
     a = t5.architecture
-    none_done = g.op("ConstantOfShape", g.op("Shape", first), value=_tensor(np.array([False])))
-    for number in (*a.special.ends, a.special.pad):
-        g.scalar(number)  # the body finds them in the graph around it
+    least, most = limits
+    unasked = g.op("Expand", g.op("LessOrEqual", most, g.scalar(0)), g.op("Shape", first))
+    for special in (*a.special.ends, a.special.pad):
+        g.scalar(special)  # the body finds them in the graph around it
     body = g.body("step")
     turn, _ = body.input("turn", INT64), body.input("go", BOOL)
     token, done = body.input("token", INT64, "b", 1), body.input("done", BOOL, "b", 1)
@@ -144,9 +158,10 @@ def _loop(
     inner_presents = [KeyValue(f"step.present.{i}.key", f"step.present.{i}.value") for i in range(a.decoder_layers)]
     hidden = t5.decode(body, token, mask, inner_past, cross, inner_presents)
     logits = t5.head(body, hidden)
-    chosen = choose(body, logits, a.vocabulary, (a.special.ends, body.op("Less", turn, limits[0])), sampling, turn)
+    early = body.op("Unsqueeze", body.op("Less", turn, least), body.ints(2))
+    chosen = choose(body, logits, a.vocabulary, (a.special.ends, early), sampling, turn)
     emitted = body.op("Where", done, body.scalar(a.special.pad), chosen)
-    ended = done
+    ended = body.op("Or", done, body.op("LessOrEqual", most, body.op("Add", turn, body.scalar(1))))
     for end in a.special.ends:
         ended = body.op("Or", ended, body.op("Equal", chosen, body.scalar(end)))
     all_ended = body.op("ReduceMin", body.op("Cast", ended, to=onnx.TensorProto.INT32), keepdims=0)
@@ -157,11 +172,13 @@ def _loop(
         body.output(present.key, FLOAT, "b", a.heads, "t", a.d_kv)
         body.output(present.value, FLOAT, "b", a.heads, "t", a.d_kv)
     body.output(body.op("Identity", emitted), INT64, "b", 1)
-    carried = [first, none_done, *(name for kv in past for name in (kv.key, kv.value))]
+    carried = [first, unasked, *(name for kv in past for name in (kv.key, kv.value))]
     true = g.constant(np.array(True), "true")
     outputs = [None] * (len(carried) + 1)
-    *_, steps = g.ops("Loop", limits[1], true, *carried, outputs=outputs, body=body.proto())
-    g.op("Transpose", g.op("Squeeze", steps, g.ints(2)), output=sequences, perm=[1, 0])
+    *_, steps = g.ops("Loop", g.op("ReduceMax", most, keepdims=0), true, *carried, outputs=outputs, body=body.proto())
+    tokens = g.op("Transpose", g.op("Squeeze", steps, g.ints(2)), perm=[1, 0])
+    # a loop of no turns puts out no rows
+    return g.op("Reshape", tokens, g.op("Concat", g.op("Shape", first, start=0, end=1), g.ints(-1), axis=0))
 
 
 def _inputs(g: Graph, t5: T5, prefix: str, batch: str, length: str) -> list[KeyValue]:
@@ -178,7 +195,3 @@ def _names(t5: T5, prefix: str) -> list[tuple[str, str]]:
     """Of the keys and the values, layer by layer."""
     stem = f"{prefix}." if prefix else ""
     return [(f"{stem}{i}.key", f"{stem}{i}.value") for i in range(t5.architecture.decoder_layers)]
-
-
-def _tensor(array: np.ndarray) -> onnx.TensorProto:
-    return onnx.numpy_helper.from_array(array)

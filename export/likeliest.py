@@ -23,7 +23,7 @@ def likeliest(
     Args:
         g, logits, vocabulary: where and of what.
         output: its name, a new one unless given.
-        barred: (tokens, the name of a 0-D bool): while that is true, none of the tokens is chosen.
+        barred: (tokens, the name of a bool, 0-D or [b,1,1]): where that is true, none of the tokens is chosen.
     """
     size = next(n for n in range(_BLOCK, 0, -1) if vocabulary % n == 0)
     blocks = g.op("Reshape", logits, g.ints(0, 0, vocabulary // size, size))
@@ -34,8 +34,8 @@ def likeliest(
         offsets = [token % size for token in barred[0] if token // size == place]
         wall = np.where(np.isin(np.arange(size), offsets), -np.inf, 0).astype(np.float32)
         walls[place] = g.op("Where", barred[1], g.constant(wall, f"wall.{place}"), g.constant(np.float32(0), "float.0"))
-        block = g.op("Slice", blocks, g.ints(place), g.ints(place + 1), g.ints(2))
-        without = g.op("ReduceMax", g.op("Add", block, walls[place]), g.ints(-1), keepdims=0)
+        block = g.op("Gather", blocks, g.scalar(place), axis=2)
+        without = g.op("ReduceMax", g.op("Add", block, walls[place]), g.ints(-1), keepdims=1)
         before, _, after = g.ops(
             "Split", highest, g.ints(place, 1, vocabulary // size - place - 1), outputs=[None, None, None], axis=2
         )

@@ -12,8 +12,8 @@ from export.architecture import Architecture
 from export.bundle import Origin, assemble, read_model, rescaled, seal
 from export.checkpoint import Checkpoint
 from export.files import folder_size, staged_folder
-from export.layouts import record_layout, write_layout
-from export.layouts.triton import write_triton
+from export.layouts import check_layout, record_layout, write_layout
+from export.layouts.triton import answer, write_triton
 from export.parity import Probe, Reference, Report, compare, require
 from export.places import refuse_existing
 from export.precision import FP32, Precision
@@ -121,9 +121,11 @@ def write_bundle(
         else:
             progress(f"writing the layout {layout}")
             own = write_layout(layout, staging, chosen.t5, chosen.generator, checkpoint, build.references)
-            stamp(staging, properties(origin.provenance, content))
             if triton:
-                write_triton(staging, out.name, origin.generation["max_new_tokens"])
+                limit = origin.generation["max_new_tokens"]
+                repository = write_triton(staging, out.name, chosen.t5.portable(), limit)
+                check_layout("triton", repository, [answer], chosen.generator, build.references)
+            stamp(staging, properties(origin.provenance, content))
             write_sbom(staging, origin.provenance, content)
             record_layout(staging, content | own)
     return Published(chosen.precision, chosen.report)

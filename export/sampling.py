@@ -11,16 +11,19 @@ from export.graph import FLOAT, INT64, Graph
 from export.likeliest import likeliest
 
 
+_OPTIONS = {"temperature": FLOAT, "top_k": INT64, "top_p": FLOAT}
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """Names of the inputs that say how to draw.
+    """Names of the inputs that say how to draw. All but `uniform` are [1,1], for all rows alike, or [b,1].
 
     Attributes:
-        temperature: 0-D float; 0 for the likeliest token.
-        top_k: 0-D int64, how many of the likeliest may be drawn; 0 for all.
-        top_p: 0-D float, of those the fewest whose probabilities reach it together (arXiv 1904.09751); 1 for all.
+        temperature: float; 0 for the likeliest token.
+        top_k: int64, how many of the likeliest may be drawn; 0 for all.
+        top_p: float, of those the fewest whose probabilities reach it together (arXiv 1904.09751); 1 for all.
         uniform: float [b,n], from 0 to below 1, one for each token; where the temperature is 0 of any shape, unread.
-            Fewer rows than b or fewer columns than new tokens are an error, see `checked`.
+            Fewer rows than b or fewer columns than new tokens are an error, see `checked` and `lacking`.
     """
 
     temperature: str
@@ -30,13 +33,32 @@ class Sampling:
 
     @classmethod
     def inputs(cls, g: Graph) -> Sampling:
-        """Declare them."""
-        return cls(
-            g.input("temperature", FLOAT),
-            g.input("top_k", INT64),
-            g.input("top_p", FLOAT),
-            g.input("uniform", FLOAT, "draws", "n"),
+        """Declare them as scalars that hold for every row."""
+        temperature, top_k, top_p = (
+            g.op("Reshape", g.input(name, kind), g.ints(1, 1)) for name, kind in _OPTIONS.items()
         )
+        return cls(temperature, top_k, top_p, g.input("uniform", FLOAT, "draws", "n"))
+
+    @classmethod
+    def inputs_by_row(cls, g: Graph) -> Sampling:
+        """Declare them as columns [b,1]."""
+        temperature, top_k, top_p = (g.input(name, kind, "b", 1) for name, kind in _OPTIONS.items())
+        return cls(temperature, top_k, top_p, g.input("uniform", FLOAT, "b", "n"))
+
+    def lacking(self, g: Graph, columns: str) -> tuple[str, Sampling]:
+        """Return which rows have fewer random numbers than they need, as bool [b,1], and the same without them.
+
+        They take the likeliest tokens instead, so that one caller's fault does not fail a batch that others share.
+
+        Args:
+            g: where.
+            columns: how many each row needs, int64 [b,1].
+        """
+        most = g.op("Max", columns, g.ints(1))
+        short = g.op("Greater", most, g.size(self.uniform, 1))
+        lacks = g.op("And", short, g.op("Greater", self.temperature, g.constant(np.float32(0), "float.0")))
+        greedy = g.op("Where", lacks, g.constant(np.float32(0), "float.0"), self.temperature)
+        return lacks, replace(self, temperature=greedy)
 
     def checked(self, g: Graph, rows: str, columns: str) -> Sampling:
         """The same with `uniform` cut to its size, which fails where it is smaller.
@@ -66,47 +88,59 @@ class Sampling:
 
 
 def is_drawn(g: Graph, temperature: str) -> str:
-    """Whether tokens are drawn at a temperature, as a 0-D bool."""
-    return g.op("Greater", temperature, g.constant(np.float32(0), "float.0"))
+    """Whether any row draws tokens at its temperature, as a 0-D bool."""
+    highest = g.op("ReduceMax", temperature, keepdims=0)
+    return g.op("Greater", highest, g.constant(np.float32(0), "float.0"))
 
 
 def choose(
     g: Graph, logits: str, vocabulary: int, barred: tuple[Sequence[int], str], sampling: Sampling, turn: str
 ) -> str:
-    """Append the next token [b,1] after logits [b,1,vocabulary]: the likeliest, or one that is drawn.
+    """Append the next token [b,1] after logits [b,1,vocabulary]: the likeliest, or one that is drawn, row by row.
 
     The order is transformers': temperature, top_k, top_p; then the distribution's inverse function.
 
     Args:
         g, logits, vocabulary: where and from what.
-        barred: (tokens, the name of a 0-D bool): while that is true, none of the tokens is chosen.
+        barred: (tokens, the name of a bool, 0-D or [b,1,1]): where that is true, none of the tokens is chosen.
         sampling: how.
         turn: 0-D int64, the column of `uniform`.
     """
     greedy, drawn = g.body("greedy"), g.body("drawn")
     greedy.output(likeliest(greedy, logits, vocabulary, barred=barred), INT64, "b", 1)
-    drawn.output(_drawn(drawn, logits, vocabulary, barred, sampling, turn), INT64, "b", 1)
+    draws = drawn.op("Greater", sampling.temperature, drawn.constant(np.float32(0), "float.0"))
+    tokens = _drawn(drawn, logits, vocabulary, barred, sampling, turn, draws)
+    drawn.output(drawn.op("Where", draws, tokens, likeliest(drawn, logits, vocabulary, barred=barred)), INT64, "b", 1)
     return g.op("If", is_drawn(g, sampling.temperature), then_branch=drawn.proto(), else_branch=greedy.proto())
 
 
 def _drawn(
-    g: Graph, logits: str, vocabulary: int, barred: tuple[Sequence[int], str], sampling: Sampling, turn: str
+    g: Graph, logits: str, vocabulary: int, barred: tuple[Sequence[int], str], sampling: Sampling, turn: str, draws: str
 ) -> str:
+    """Append a drawn token [b,1]; it means nothing in rows where `draws` [b,1] or [1,1] is false.
+
+    Rows keep different numbers of the likeliest tokens, so the largest number is taken and each row masks its rest.
+    """
     (tokens_barred, when), zero = barred, g.constant(np.float32(0), "float.0")
     wall = g.constant(np.where(np.isin(np.arange(vocabulary), tokens_barred), -np.inf, 0).astype(np.float32), "wall")
-    scores = g.op("Add", g.op("Squeeze", logits, g.ints(1)), g.op("Where", when, wall, zero))
-    every = g.op("Equal", sampling.top_k, g.scalar(0))
+    scores = g.op("Squeeze", g.op("Add", logits, g.op("Where", when, wall, zero)), g.ints(1))
+    every = g.op("LessOrEqual", sampling.top_k, g.scalar(0))
     count = g.op("Where", every, g.scalar(vocabulary), g.op("Min", sampling.top_k, g.scalar(vocabulary)))
+    largest = g.op("ReduceMax", g.op("Where", draws, count, g.scalar(1)), keepdims=0)
+    temperature = g.op("Where", draws, sampling.temperature, g.constant(np.float32(1), "float.1"))
     best, tokens = g.ops(
-        "TopK", g.op("Div", scores, sampling.temperature), g.op("Reshape", count, g.ints(1)), outputs=[None, None],
-        axis=-1,
-    )  # fmt: skip
-    probability = g.op("Softmax", best, axis=-1)
+        "TopK", g.op("Div", scores, temperature), g.op("Reshape", largest, g.ints(1)), outputs=[None, None], axis=-1
+    )
+    places = g.op("Range", g.scalar(0), largest, g.scalar(1))
+    own = g.op("Less", places, count)
+    probability = g.op("Softmax", g.op("Where", own, best, g.constant(np.float32(-np.inf), "float.-inf")), axis=-1)
     likelier = g.op("CumSum", probability, g.scalar(-1), exclusive=1)  # what those before have together
-    first = g.op("Equal", g.op("Range", g.scalar(0), count, g.scalar(1)), g.scalar(0))  # is kept however small top_p is
-    kept = g.op("Or", g.op("Less", likelier, sampling.top_p), first)
+    first = g.op("Equal", places, g.scalar(0))  # is kept however small top_p is
+    kept = g.op("And", own, g.op("Or", g.op("Less", likelier, sampling.top_p), first))
     share = g.op("Where", kept, probability, zero)
-    uniform = g.op("Unsqueeze", g.op("Gather", sampling.uniform, turn, axis=1), g.ints(1))
+    # a row that takes the likeliest tokens may go on for longer than there are numbers
+    column = g.op("Min", turn, g.op("Sub", g.size(sampling.uniform, 1), g.scalar(1)))
+    uniform = g.op("Unsqueeze", g.op("Gather", sampling.uniform, column, axis=1), g.ints(1))
     wanted = g.op("Mul", uniform, g.op("ReduceSum", share, g.ints(-1)))
     passed = g.op("LessOrEqual", g.op("CumSum", share, g.scalar(-1)), wanted)
     place, last = (g.op("ReduceSum", g.op("Cast", some, to=INT64), g.ints(-1)) for some in (passed, kept))

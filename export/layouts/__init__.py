@@ -83,6 +83,23 @@ def write_layout(
     settings = {key: value for key, value in settings.items() if key not in ("prompt_lookup", "seed", *lacking)}
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     write(folder, t5.portable())
+    check_layout(name, folder, answers, bundle, references)
+    differing = differences(name, {**settings, **lacking}, bundle.labels, bundle.tokenizer.codec.name)
+    return {"layout": name, "generation": settings, "differences": differing}
+
+
+def check_layout(
+    name: str, folder: Path, answers: Sequence[Answer], bundle: Generator, references: Iterable[Reference]
+) -> None:
+    """Raise LoraFtError unless a layout generates what the bundle does.
+
+    Args:
+        name: of the layout, for the message.
+        folder: of the layout.
+        answers: the ways in which its consumers generate.
+        bundle: the same model as a bundle.
+        references: batches to try it on.
+    """
     for reference in references:
         ids, mask, limit = reference.input_ids, reference.attention_mask, reference.max_new_tokens
         tokens = bundle.generate_ids(ids, mask, max_new_tokens=limit)
@@ -93,8 +110,6 @@ def write_layout(
                     f"the layout {name} ({answer.__name__}) differs from the bundle; nothing was written",
                     "please report this with the output of `lora-ft doctor`",
                 )
-    differing = differences(name, {**settings, **lacking}, bundle.labels, bundle.tokenizer.codec.name)
-    return {"layout": name, "generation": settings, "differences": differing}
 
 
 def record_layout(folder: Path, record: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@
     -> sequences[b,n] (int64), padded with pad_token_id after a token of eos_token_id, both of generation_config.json
 
 The caller brings the random numbers, so it holds the seed. Beams, bans, penalties and forced tokens are not in the
-graph, see `unsupported`. A Triton model repository is written around the file by `triton.py`.
+graph, see `unsupported`. A Triton model repository holds a variant whose options are each row's own, see `triton.py`.
 """
 
 from __future__ import annotations

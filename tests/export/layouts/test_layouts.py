@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from google.protobuf import descriptor_pb2, text_format
 
 from export import layouts
 from export.errors import LoraFtError
@@ -18,7 +16,7 @@ from export.files import sha256
 from export.layouts.optimum import NAMES
 from export.layouts.single import greedy_feed
 from export.precision import parse
-from tests.export.oracle import END, PAD, entries, make_bundle, redraw, torch_greedy, torch_logits, torch_model
+from tests.export.oracle import END, PAD, make_bundle, redraw, torch_greedy, torch_logits, torch_model
 from tests.tiny import save_tiny_t5
 
 
@@ -102,30 +100,6 @@ def test_too_few_random_numbers_fail_by_name(
     assert session.run(None, feed)[0].shape[0] == 2  # they are not read
     with pytest.raises(Exception, match=expected):
         session.run(None, feed | {"temperature": np.array(1, np.float32)})
-
-
-@pytest.mark.parametrize("name", ['say "hi"', "back\\slash", "two\nlines", "Zusammenfassung für Ärzte", "要約", "a'b"])
-def test_a_triton_name_is_escaped(checkpoint: Path, tmp_path: Path, name: str) -> None:
-    """Protobuf's own reader of the text format reads it back."""
-    make_bundle(checkpoint, tmp_path / name, layout="single", triton=True)
-    line = next(line for line in (tmp_path / name / name / "config.pbtxt").read_text().splitlines() if "name:" in line)
-    message = text_format.Parse(line, descriptor_pb2.FileDescriptorProto())
-    assert message.name == name
-
-
-def test_a_triton_repository_says_what_the_model_takes(checkpoint: Path, tmp_path: Path) -> None:
-    make_bundle(checkpoint, tmp_path / "titles", layout="single", triton=True)
-    repository = tmp_path / "titles" / "titles"
-    assert entries(repository) == {"config.pbtxt", "1"}
-    session = ort.InferenceSession(repository / "1" / "model.onnx", providers=["CPUExecutionProvider"])
-    config = (repository / "config.pbtxt").read_text()
-    named = dict(re.findall(r'\{ name: "(\w+)" data_type: TYPE_(?:INT64|FP32) dims: \[ ([-\d, ]+) \]', config))
-    taken = {entry.name: len(entry.shape) for entry in (*session.get_inputs(), *session.get_outputs())}
-    assert named.keys() == taken.keys()
-    for name, rank in taken.items():
-        assert len(named[name].split(",")) == (rank or 1)
-    assert config.count("reshape: { shape: [ ] }") == sum(rank == 0 for rank in taken.values()) == 5
-    assert 'name: "titles"' in config and 'backend: "onnxruntime"' in config
 
 
 def test_optimums_names_and_axes(checkpoint: Path, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 from export.graph import FLOAT, INT64, Graph
 from export.likeliest import likeliest
 
-
 _OPTIONS = {"temperature": FLOAT, "top_k": INT64, "top_p": FLOAT}
 
 

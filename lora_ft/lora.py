@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lora_ft.sections import NotNegative, Real, Section, Share, Whole
+from lora_ft.sections import Dropout, NotNegative, Real, Section, Whole
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"r": 8, "lora_alpha": 16, "target_modules": "q,v"},
@@ -29,7 +29,7 @@ class Lora(Section):
     """tiny: r 8 on q,v. default: r 16 on all linear layers. large: r 64 on all linear layers."""
     r: Rank
     lora_alpha: Scale
-    lora_dropout: Share = 0.0
+    lora_dropout: Dropout = 0.0
     target_modules: str | list[str]
     """"q,v", "all-linear" (every linear layer but the head), or names of layers."""
     use_dora: bool = False

@@ -22,6 +22,8 @@ Rows = Annotated[Whole, Field(ge=1, le=100_000)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
 """What numpy, torch and transformers all take."""
 Share = Annotated[Real, Field(ge=0, lt=1)]
+Dropout = Annotated[Real, Field(ge=0, le=0.9)]
+"""Rate of dropout. Above it a step on few rows can drop every path of the gradient."""
 
 
 class Section(BaseModel):

@@ -147,7 +147,10 @@ def fault_of(loss: float, step: int) -> LoraFtError | None:
 
 def no_gradient() -> LoraFtError:
     """The fault of a first step whose loss tells the trained weights nothing."""
-    return LoraFtError("no gradient reaches the trained weights in step 1", "set train.gradient_checkpointing=false")
+    return LoraFtError(
+        "no gradient reaches the trained weights in step 1",
+        "lower train.base_dropout and lora.lora_dropout, or set train.gradient_checkpointing=false",
+    )
 
 
 class Keeper(TrainerCallback):

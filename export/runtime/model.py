@@ -60,6 +60,7 @@ class Cache:
         source: what the steps read.
         steps: those that are bound to these values, by graph, what they put out and the shapes of what they take.
         spare: the same again, for `values` in another order.
+        sessions: the model's, that steps are bound to; a forked child has others.
     """
 
     values: list[ort.OrtValue]
@@ -69,6 +70,7 @@ class Cache:
     source: Source | None = None
     steps: dict[tuple[str, str, int, int], _Step] = field(default_factory=dict)
     spare: _Spare | None = None
+    sessions: object = None
 
     def forget(self, counts: np.ndarray) -> None:
         """Take back the last tokens of each row [b]."""
@@ -208,6 +210,7 @@ class Model:
             self._make_room(cache, longest)
         if cache.source is not source:
             cache.source, cache.steps, cache.spare = source, {}, None
+        self._follow(cache)
         # the faster attention of `step` takes a bias on processors alone
         alone = self._provider == "cpu" and (count == 1 or cache.rows == 1 or longest == count)
         graph = "step" if alone else "decoder"
@@ -218,6 +221,11 @@ class Model:
         step.bound.run(tokens, lengths, early)
         cache.lengths = lengths + count
         return step
+
+    def _follow(self, cache: Cache) -> None:
+        """Drop what a cache has bound to sessions of the process that this one was forked from: their threads died."""
+        if cache.sessions is not self._sessions:
+            cache.sessions, cache.steps, cache.spare = self._sessions, {}, None
 
     def _bound(
         self, graph: str, source: Source, cache: Cache, tokens: np.ndarray, wanted: str
@@ -268,6 +276,7 @@ class Model:
 
     def _reorder(self, cache: Cache, rows: np.ndarray) -> None:
         """As many rows as before, as every step of a beam search has them: two memories take turns, bound once."""
+        self._follow(cache)
         if cache.spare is None:
             other = [self._room(cache.rows, cache.room) for _ in cache.values]
             names, given = self._prefixed("selected"), {"rows": rows}

@@ -32,14 +32,16 @@ def _pace_of(model: Model) -> Pace:
         return _PACES.setdefault(model, Pace())
 
 
-def _forget() -> None:
-    """Begin a forked child with locks that nobody holds."""
-    global _LOCK, _PACES
-    _LOCK, _PACES = threading.Lock(), WeakKeyDictionary()
+def _unlock() -> None:
+    """Give a forked child locks that nobody holds; what was learnt stays, as the machine is the same."""
+    global _LOCK
+    _LOCK = threading.Lock()
+    for pace in list(_PACES.values()):
+        pace.lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_unlock)
 
 
 def search(

@@ -74,7 +74,7 @@ def _sessions(data: Data, source: str | list[str], key: str, made: ChatRows) -> 
         made.doubts.extend(doubts(file, settings.format))
         if census.left_out:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(census.left_out.items()))
-            made.doubts.append(f"{file}: {census.left_out.total():,} messages are left out ({reasons}); see data.chat")
+            made.doubts.append(f"{file}: messages left out: {census.left_out.total():,} ({reasons}); see data.chat")
         people |= census.people
         if settings.anonymize:
             chats = anonymize(chats, settings.seed, census.people)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from export.errors import LoraFtError, UsageError
 from export.parity import compare, divergence
@@ -117,9 +118,12 @@ def test_an_existing_bank_stays_unasked(checkpoint: Path, tmp_path: Path) -> Non
 
 
 def test_a_base_in_shards_has_one_hash(tmp_path: Path) -> None:
-    for name, content in (("a", b"1"), ("b", b"2")):
-        (tmp_path / f"{name}.safetensors").write_bytes(content)
+    shards = {f"model-0000{i}-of-00002.safetensors": f"w{i}" for i in (1, 2)}
+    for i, (shard, name) in enumerate(shards.items()):
+        save_file({name: np.full(2, i, np.float32)}, tmp_path / shard)
+    index = {"weight_map": {name: shard for shard, name in shards.items()}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     both = base_hash(tmp_path)
     assert len(both) == 64
-    (tmp_path / "b.safetensors").write_bytes(b"3")
+    save_file({"w2": np.full(2, 7, np.float32)}, tmp_path / "model-00002-of-00002.safetensors")
     assert base_hash(tmp_path) != both

@@ -140,7 +140,7 @@ def test_rows_need_a_prompt_to_go_into(tiny_base: Path, model: Model) -> None:
 
 
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="neither a run, a checkpoint nor a bundle"):
+    with pytest.raises(UsageError, match="neither a run, an adapter, a checkpoint nor a bundle"):
         open_model(str(tmp_path))
 
 

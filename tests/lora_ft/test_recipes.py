@@ -254,5 +254,8 @@ def test_tickets_are_unlike_each_other_and_t5_can_read_them(tickets: tuple[Task,
 def test_no_recipe_is_warned_of_what_it_could_mend_itself(name: str) -> None:
     found = validate(name, ["base=offline"])
     machine = (find_base("offline").notice, "training needs about")
+    counted = (
+        "left out: 1 (1 forwarded)"  # one of the chat's messages was forwarded, so that readers see what comes of it
+    )
     assert found.faults == []
-    assert [warning for warning in found.warnings if not warning.startswith(machine)] == []
+    assert [one for one in found.warnings if not one.startswith(machine) and counted not in one] == []

@@ -34,9 +34,12 @@ _UNSUPPORTED = ("layer_replication", "lora_bias", "target_parameters", "alora_in
                 "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
                 "megatron_config")  # fmt: skip
 _WHOLE, _NUMBER, _SWITCH, _NAMES, _TABLE = "a whole number above 0", "a number", "true or false", "names", "a table"
+_LAYERS, _TOKENS = "a whole number or a list of them", "a list of token ids, or a table of such lists"
 _KINDS: dict[str, str] = {
     "r": _WHOLE, "lora_alpha": _NUMBER, "lora_dropout": _NUMBER, "target_modules": _NAMES, "exclude_modules": _NAMES,
-    "modules_to_save": _NAMES, "layers_pattern": _NAMES, "rank_pattern": _TABLE, "alpha_pattern": _TABLE,
+    "modules_to_save": _NAMES, "layers_pattern": _NAMES, "layers_to_transform": _LAYERS,
+    "trainable_token_indices": _TOKENS,
+    "rank_pattern": _TABLE, "alpha_pattern": _TABLE,
     "use_dora": _SWITCH, "use_rslora": _SWITCH, "fan_in_fan_out": _SWITCH,
 }  # fmt: skip
 _LARGEST_RANK = 1 << 16
@@ -189,13 +192,11 @@ def account(
 
 def patterns_of(config: LoraConfig) -> Iterator[tuple[str, list[str]]]:
     """Yield each key of a config that peft takes for regular expressions, and those."""
-    for key in ("target_modules", "exclude_modules"):
-        value = getattr(config, key)
-        if isinstance(value, str) and value != "all-linear":
-            yield key, [value]
+    if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
+        yield "target_modules", [config.target_modules]
     for key in ("rank_pattern", "alpha_pattern"):
         yield key, list(getattr(config, key) or {})
-    for key in ("modules_to_save", "layers_pattern"):
+    for key in ("modules_to_save", "layers_pattern", "exclude_modules"):
         value = getattr(config, key) or []
         yield key, [value] if isinstance(value, str) else list(value)
 
@@ -206,6 +207,11 @@ def _is(kind: str | None, value: Any) -> bool:
         return type(value) is int and 1 <= value <= _LARGEST_RANK
     if kind == _NUMBER:
         return type(value) in (int, float) and math.isfinite(value) and value >= 0
+    if kind == _LAYERS:
+        return all(type(one) is int for one in (value if isinstance(value, list) else [value]))
+    if kind == _TOKENS:
+        rows = value.values() if isinstance(value, dict) else [value]
+        return all(isinstance(row, list) and all(type(one) is int for one in row) for row in rows)
     if kind == _SWITCH:
         return isinstance(value, bool)
     if kind == _NAMES:

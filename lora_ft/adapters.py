@@ -262,10 +262,14 @@ def _check_modules(layers: Mapping[str, Any], config: LoraConfig, folder: Path) 
     from torch.nn import Embedding
 
     if config.target_modules != "all-linear" and config.target_modules is not None:
-        for name, module in layers.items():
-            if check_target_module_exists(config, name) and not isinstance(module, _linear()):
+        try:
+            targets = [name for name in layers if check_target_module_exists(config, name)]
+        except Exception as error:  # of many kinds, as keys of a config exclude each other
+            raise LoraFtError(f"peft cannot apply {folder / CONFIG} ({first_line(error)})", "copy it again") from error
+        for name in targets:
+            if not isinstance(layers[name], _linear()):
                 raise UsageError(
-                    f"{folder} has LoRA on {name}, a {type(module).__name__} (supported: linear layers)",
+                    f"{folder} has LoRA on {name}, a {type(layers[name]).__name__} (supported: linear layers)",
                     "train an adapter with target_modules of linear layers, e.g. q,v",
                 )
     for key in config.modules_to_save or ():

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
 from export.errors import LoraFtError
 from export.runtime import Generator
@@ -57,6 +57,7 @@ def _damage(random: Random, path: Path, *, values: bool | None = None) -> None:
 
 
 @fuzz
+@example(seed=774)  # layers_to_transform as a text
 @given(seed=seeds)
 def test_an_adapter_folder(scratch: Path, small_run: Run, seed: int) -> None:
     random = Random(seed)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from lora_ft.cli.choices import Overwrite
 from lora_ft.cli.screen import Screen
 
 
@@ -22,7 +23,6 @@ class _RunByDefault(TyperGroup):
 
 app = typer.Typer(cls=_RunByDefault, no_args_is_help=True, rich_markup_mode=None,
                   help="Measure generation and training; `bench MODEL ...` is `bench run MODEL ...`.")  # fmt: skip
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 
 @app.command()

@@ -1,8 +1,15 @@
-"""What options of several verbs may be."""
+"""Options that several verbs share, and the values they take."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to make.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 
 class SplitChoice(StrEnum):

@@ -63,7 +63,8 @@ def expected(folder: Path, texts: list[str], special: Special) -> list[list[int]
     for text in texts:
         with torch.inference_mode():
             ids = torch.tensor(tokenizer.encode([text]))
-            answers.append(special.trim(model.generate(ids)[0, 1:].numpy()).tolist())
+            mask = torch.ones_like(ids)  # without one, transformers 4 takes every pad token of a text for padding
+            answers.append(special.trim(model.generate(ids, attention_mask=mask)[0, 1:].numpy()).tolist())
     return answers
 
 

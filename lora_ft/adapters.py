@@ -199,11 +199,21 @@ def _of_peft(folder: Path) -> Iterator[None]:
 
 
 def merge_adapter(adapted: PeftModel) -> T5ForConditionalGeneration:
-    """The base with the adapter in its weights, in evaluation mode."""
+    """Return the base with the adapter in its weights, in evaluation mode.
+
+    Raises:
+        LoraFtError: the merged weights are no numbers, as the adapter's scale is too large.
+    """
     scaled = is_scaled(adapted.get_base_model())  # before peft changes what the config says of ties
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")  # FLAN's never were
-        model = adapted.merge_and_unload(safe_merge=True).eval()
+        try:
+            model = adapted.merge_and_unload(safe_merge=True).eval()
+        except ValueError as error:
+            raise LoraFtError(
+                f"the adapter cannot be merged ({first_line(error)})",
+                "correct lora_alpha and alpha_pattern in its config",
+            ) from error
     _share_embedding(model)
     if is_untied(model) and scaled and model.config.model_type != "umt5":  # whose config cannot say it
         # An adapted head of a tied base. transformers 4 scales tied heads alone, so the factor moves into the weights.

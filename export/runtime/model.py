@@ -149,7 +149,17 @@ class Model:
             self._session(name)
 
     def encode(self, ids: np.ndarray, mask: np.ndarray, adapters: Chosen | None = None) -> Source:
-        """Encode sources [b, s], int64, each with its adapter."""
+        """Encode sources [b, s], int64, each with its adapter.
+
+        Raises:
+            LoraFtError: An id is not in the vocabulary, as the tokenizer is another model's.
+        """
+        if ids.size and not 0 <= ids.min() <= ids.max() < self._vocabulary:
+            raise LoraFtError(
+                f"{self._folder}: a token id is outside the vocabulary (got {ids.max()}, the model has "
+                f"{self._vocabulary:,} rows)",
+                "copy the tokenizer.json that belongs to the model, or export it again",
+            )
         held = ort_value(mask, self._provider)
         graph, given = "encoder", [ort_value(ids), held]
         if adapters:

@@ -41,6 +41,10 @@ class Generated:
     source_cut: bool = False
 
 
+# Sizes of a config beyond these are no model's (T5's largest has 24 layers), and lists of that length fill the memory.
+_LARGEST = {"num_layers": 1_000, "num_decoder_layers": 1_000}
+
+
 class Generator:
     """A loaded bundle. Options of generation go by transformers' names, see `Options`.
 
@@ -311,7 +315,9 @@ def _check_sizes(config: dict[str, Any], path: Path) -> None:
     """Raise LoraFtError where a size that the graphs need is none."""
     for key in ("vocab_size", "num_layers", "num_heads", "d_kv", "num_decoder_layers"):
         value = config.get(key)
-        if not (type(value) is int and value > 0) and not (key == "num_decoder_layers" and value is None):
+        if not (type(value) is int and 0 < value <= _LARGEST.get(key, 2**24)) and not (
+            key == "num_decoder_layers" and value is None
+        ):
             raise LoraFtError(f"{path}: {key} is not a size (got {value!r:.100})", "export the bundle again")
 
 

@@ -189,8 +189,8 @@ def _longer(task: Task, place: Path, working: Path) -> Claim:
         )
     if not any((place / RESUME).glob("checkpoint-*")):
         raise UsageError(
-            f"the finished run {place} keeps no state to go on from (adapters that were trained alone do)",
-            "train it again with --overwrite",
+            f"the finished run {place} keeps no state to go on from: {place / RESUME} is missing",
+            "restore that folder, or train the run again with --overwrite",
         )
     if working.exists() and (reason := foreign_reason(working)):
         raise UsageError(f"{working} {reason}, so the run is not trained longer there", "move it away")

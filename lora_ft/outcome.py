@@ -96,8 +96,8 @@ def hardware(plan: Plan) -> str:
 def finish(task: Task, working: Path, out: Path, metrics: dict[str, Any]) -> None:
     """Write metrics and card into the folder of a run whose weights are there, and put it into its place.
 
-    A run with an adapter keeps its last state in the folder `resume`; of a whole model that would be three times its
-    size.
+    Its last state is kept in the folder `resume`: of a whole model, weights and two moments, three times its size, and
+    once more the best weights if they are not the last.
 
     Raises:
         LoraFtError: What lies at `out` was not made by lora-ft; the run stays in `working`.
@@ -105,10 +105,9 @@ def finish(task: Task, working: Path, out: Path, metrics: dict[str, Any]) -> Non
     write_json(working / METRICS, metrics)
     write_text(working / CARD, run_card(Facts(task, metrics)))
     (working / CHOICES).unlink(missing_ok=True)
-    if task.method == "lora":
-        checkpoints.keep_resume_point(working, working / RESUME, run_of(working))
-        if (working / RESUME).is_dir() and (working / INITIAL).is_dir():
-            shutil.copytree(working / INITIAL, working / RESUME / INITIAL)
+    checkpoints.keep_resume_point(working, working / RESUME, run_of(working))
+    if (working / RESUME).is_dir() and (working / INITIAL).is_dir():
+        shutil.copytree(working / INITIAL, working / RESUME / INITIAL)
     for path in [*working.glob("checkpoint-*"), *working.glob(INITIAL)]:
         shutil.rmtree(path)
     sync_tree(working)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from export.errors import UsageError
 from lora_ft.runs import Run, unfinished
 from lora_ft.taskfile import load_task
 from lora_ft.train import train
 from tests.lora_ft.test_claim import APPENDED, rewrite
-from tests.lora_ft.test_train import losses, same, stop_at, weights
+from tests.lora_ft.test_train import losses, same, start, stop_at, wait_for, weights
 
 MakeTask = Callable[..., Path]
 RANDOM: dict[str, Any] = {
@@ -120,11 +124,58 @@ def test_what_is_refused(make_task: MakeTask, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"run", "task-tiny"}
 
 
-def test_whole_models_keep_no_state(make_task: MakeTask, tmp_path: Path) -> None:
-    task = make_task(method="full", lora={}, train={"num_train_epochs": 1})
+WHOLE: dict[str, Any] = {"method": "full", "lora": {}, "train": RANDOM}
+
+
+def model_weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.trained / "model.safetensors")
+
+
+def test_a_whole_model_is_trained_longer_to_the_same_bits(make_task: MakeTask, tmp_path: Path) -> None:
+    task = make_task(**WHOLE)
     train(load_task(task), tmp_path / "run")
-    with pytest.raises(UsageError, match="keeps no state to go on from"):
-        train(load_task(task, FOUR), tmp_path / "run", resume=True)
+    longer = train(load_task(task, FOUR), tmp_path / "run", resume=True)
+    whole = train(load_task(task, FOUR), tmp_path / "whole")
+    assert same(model_weights(longer), model_weights(whole)) and losses(longer.folder) == losses(whole.folder)
+    assert longer.metrics["resumed_at"] == 12 and longer.metrics["best_step"] == whole.metrics["best_step"]
+    assert {path.name for path in longer.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
+
+
+def test_a_whole_model_keeps_its_weights_and_two_moments(make_task: MakeTask, tmp_path: Path) -> None:
+    run = train(load_task(make_task(**WHOLE)), tmp_path / "run")
+    model = (run.trained / "model.safetensors").stat().st_size
+    kept = sum(path.stat().st_size for path in (run.folder / "resume").rglob("*") if path.is_file())
+    assert kept < 4.2 * model  # the best weights, too, if they are not the last
+    assert not list((run.folder / "resume").rglob("training_args.bin"))
+
+
+def test_a_whole_model_killed_while_it_trains_longer_loses_nothing(make_task: MakeTask, tmp_path: Path) -> None:
+    task, out = make_task(**WHOLE), tmp_path / "run"
+    train(load_task(task), out)
+    process = start(task, out, "--resume", "--set", FOUR[0])
+    wait_for(lambda: (tmp_path / "run.unfinished" / "checkpoint-15" / "complete").exists(), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert Run(out).metrics["steps"] == 12
+    longer = train(load_task(task, FOUR), out, resume=True)
+    assert same(model_weights(longer), model_weights(train(load_task(task, FOUR), tmp_path / "whole")))
+
+
+def test_a_whole_model_is_not_trained_longer_with_other_rows(make_task: MakeTask, tmp_path: Path) -> None:
+    task, out = make_task(**WHOLE), tmp_path / "run"
+    train(load_task(task), out)
+    rewrite(task.parent / "train.jsonl", lambda lines: [*lines, APPENDED])
+    with pytest.raises(UsageError, match=r"run began with: train: 25 rows, was 24"):
+        train(load_task(task, FOUR), out, resume=True)
+
+
+@pytest.mark.parametrize("sections", [{"train": RANDOM}, WHOLE], ids=["adapter", "whole"])
+def test_a_deleted_state_is_named(make_task: MakeTask, tmp_path: Path, sections: dict[str, Any]) -> None:
+    task, out = make_task(**sections), tmp_path / "run"
+    train(load_task(task), out)
+    shutil.rmtree(out / "resume")
+    with pytest.raises(UsageError, match=r"keeps no state to go on from: .*resume is missing"):
+        train(load_task(task, FOUR), out, resume=True)
 
 
 def test_what_is_kept_is_small_and_holds_no_pickled_arguments(make_task: MakeTask, tmp_path: Path) -> None:

@@ -89,9 +89,9 @@ def test_it_learns_and_leaves_a_run(name: str, trained: Callable[[str], Run]) ->
     run = trained(name)
     seen = losses(run)
     assert sum(seen[-3:]) < sum(seen[:3])
-    kept = {"checkpoint"} if name == "full" else {"adapter", "resume"}  # the last state, to train longer
-    assert {path.name for path in run.folder.iterdir()} == kept | {
-        "task.yaml", "claim.json", "metrics.json", "log.jsonl", "README.md",
+    trained = "checkpoint" if name == "full" else "adapter"
+    assert {path.name for path in run.folder.iterdir()} == {
+        trained, "resume", "task.yaml", "claim.json", "metrics.json", "log.jsonl", "README.md",
     }  # fmt: skip
     assert not {path.suffix for path in run.trained.iterdir()} - {".json", ".safetensors"}
     assert run.metrics["best_step"] in {entry["step"] for entry in run.metrics["evaluations"]}

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -53,16 +52,6 @@ class Shelved:
     precision: str
     bytes: int
     reports: dict[str, Report]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An adapter of a bank: its name, its file's size, how it compared with PyTorch, and its gate, if it had one."""
-
-    name: str
-    bytes: int
-    report: Report
-    gate: dict[str, Any] | None
 
 
 def export_bank(
@@ -157,18 +146,6 @@ def remove(bank: Path, names: Iterable[str]) -> None:
         UsageError: no bank, or it has none of some name; then it stays as it was.
     """
     take_out(bank, names)
-
-
-def entries(bank: Path) -> list[Entry]:
-    """The adapters of a bank, by name.
-
-    Raises:
-        UsageError: no bank.
-    """
-    Room.read(bank)
-    adapters = manifest.read_manifest(bank)[manifest.ADAPTERS]
-    return [Entry(name, entry["bytes"], Report(**entry["parity"]), entry.get("gate"))
-            for name, entry in sorted(adapters.items())]  # fmt: skip
 
 
 def _opened(base: Base) -> tuple[Oracle, Architecture, Checkpoint]:

@@ -205,8 +205,16 @@ class Survey:
     @property
     def lacks_words(self) -> bool:
         """Whether the clock has 12 hours and nothing tells morning from evening, as in some Spanish exports of iOS."""
-        unspoken = not self._words - self._literals and self._hours <= set(range(1, 13))
-        return unspoken and self._restarts > 0 and self.count >= _ENOUGH
+        return self._is_wordless and self._restarts > 0 and self.count >= _ENOUGH
+
+    @property
+    def half_is_unknown(self) -> bool:
+        """Whether the clock may have 12 hours without words: a day's hours restart, or many messages, none after 12."""
+        return self._is_wordless and (self._restarts > 0 or self.count >= _ENOUGH)
+
+    @property
+    def _is_wordless(self) -> bool:
+        return not self._words - self._literals and self._hours <= set(range(1, 13))
 
     @property
     def has_dates(self) -> bool:

@@ -66,7 +66,7 @@ def read_whatsapp(file: Path) -> Iterator[tuple[str, Message]]:
 
 
 def doubts_of_whatsapp(file: Path) -> list[str]:
-    """Return what of an export was read by convention: an order of dates, and heads that are taken for pasted text.
+    """Return what of an export was read by convention: dates, halves of the day, heads taken for pasted text.
 
     Args:
         file: as of `read_whatsapp`, which has read it.
@@ -75,6 +75,11 @@ def doubts_of_whatsapp(file: Path) -> list[str]:
     if export.survey.is_ambiguous:
         order = ", ".join(_PARTS[part] for part in export.survey.order)
         found.append(f"{export.text}: its dates fit several orders; they are read as {order}")
+    if export.survey.half_is_unknown:
+        found.append(
+            f"{export.text}: no hour is after 12 and none has AM or PM, so the half of the day is unknown; "
+            "times are read as of a 24-hour clock (if evenings are read as mornings, export with that clock)"
+        )
     if count := len(export.pasted) + export.survey.others:
         found.append(f"{export.text}: {count:,} heads stand inside of messages, as pasted text")
     return found

@@ -54,7 +54,7 @@ def remove(bank: Bank, names: Annotated[list[str], typer.Argument(metavar="NAME.
 @app.command(name="list")
 def list_(bank: Bank) -> None:
     """List a bank's adapters: size, how they compare with PyTorch, what rounding cost."""
-    from lora_ft.bank import entries
+    from lora_ft.bank_entries import entries
     from lora_ft.cli.tables import show_entries
 
     show_entries(entries(bank))

@@ -14,7 +14,8 @@ from export.files import folder_size
 from lora_ft.cli.output import Console
 
 if TYPE_CHECKING:
-    from lora_ft.bank import Entry, Shelved
+    from lora_ft.bank import Shelved
+    from lora_ft.bank_entries import Entry
     from lora_ft.chats.summary import ChatSummary
     from lora_ft.compare import Comparison
     from lora_ft.evaluate import BankEvaluation, Evaluation

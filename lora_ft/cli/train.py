@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_ft.cli import hub
-from lora_ft.cli.choices import EngineChoice
+from lora_ft.cli.choices import EngineChoice, GoOnFrom, going_on_from
 from lora_ft.cli.screen import Screen
 
 if TYPE_CHECKING:
@@ -30,9 +29,7 @@ def train(
         list[str],
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. --set train.learning_rate=5e-4."),
     ] = [],  # noqa: B006  (typer copies it)
-    from_: Annotated[
-        str | None, typer.Option("--from", metavar="ADAPTER", help="Go on from a run or a folder saved by peft.")
-    ] = None,
+    from_: GoOnFrom = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder of the run, runs/NAME by default; of several, or with Ray, of the runs."),
@@ -76,9 +73,7 @@ def train(
     if given and engine is EngineChoice.local:
         raise UsageError("--address, --cpus-per-pack, --gpus-per-pack, --retries and --storage are Ray's",
                          "add --engine ray, or leave them out")  # fmt: skip
-    if from_ is not None:
-        set_ = [*set_, f"lora.start_from={json.dumps(str(Path(from_).expanduser().resolve()))}"]
-    found = _load(tasks, set_)
+    found = _load(tasks, [*set_, *going_on_from(from_)])
     if (len(found) > 1 or engine is EngineChoice.ray) and push_to_hub:
         raise UsageError("--push-to-hub uploads one run", "push each with `lora-ft push RUN REPO`")
     if len(found) == 1 and pack_size:

@@ -12,7 +12,7 @@ import typer
 from lora_ft.cli import adapters, bank, bench, hub
 from lora_ft.cli.bundles import export, verify
 from lora_ft.cli.chat import chat
-from lora_ft.cli.choices import Out, Overwrite, SplitChoice
+from lora_ft.cli.choices import GoOnFrom, Out, Overwrite, SplitChoice, going_on_from
 from lora_ft.cli.output import answer, say
 from lora_ft.cli.screen import Screen
 from lora_ft.cli.train import train
@@ -42,7 +42,11 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Rows generated together.")]
 
 
 @app.command()
-def validate(task: TaskArgument, set_: Overrides = []) -> int:  # noqa: B006  (typer copies it)
+def validate(
+    task: TaskArgument,
+    set_: Overrides = [],  # noqa: B006  (typer copies it)
+    from_: GoOnFrom = None,
+) -> int:
     """Check a task file and its data, and show what training would do. All faults are shown at once."""
     from lora_ft.cli.tables import show_faults, show_validation
     from lora_ft.taskfile import TaskFaults
@@ -50,7 +54,7 @@ def validate(task: TaskArgument, set_: Overrides = []) -> int:  # noqa: B006  (t
 
     try:
         with Screen() as screen:
-            report = job(task, set_, progress=screen)
+            report = job(task, [*set_, *going_on_from(from_)], progress=screen)
     except TaskFaults as faults:
         show_faults(faults)
         return faults.exit_code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from export.errors import LoraFtError, UsageError
 from export.runtime import Generator
-from lora_ft.bank import add, entries, export_bank, remove
+from lora_ft.bank import add, export_bank, remove
+from lora_ft.bank_entries import entries
 from lora_ft.bases import find_base, load_model
 from lora_ft.cli import run as command
 from lora_ft.compare import compare
@@ -30,6 +32,7 @@ from lora_ft.taskfile import load_task
 from lora_ft.train import train
 from lora_ft.verify import verify
 from tests.conftest import write_task
+from tests.test_base_install import COMMAND, python
 from tests.tiny import save_tiny_t5
 
 TEXTS = ["abc", "a much longer text that is cut somewhere at forty eight tokens or so", "x", "some words"]
@@ -122,6 +125,11 @@ def test_the_command_line_makes_a_bank_and_changes_it(
     assert "no adapter 'a'; there are b, other, tiny" in capsys.readouterr().err
     assert command(["export", first, second, "--out", out]) == 2
     assert "--adapters" in capsys.readouterr().err
+
+
+def test_a_bank_is_listed_in_the_base_install(published: Path) -> None:
+    listed = python([sys.executable], COMMAND, "bank", "list", str(published))
+    assert "second" in listed and "4 of 4" in listed
 
 
 def test_an_adapter_that_is_added_later_is_as_one_that_was_there(bank: Path, other_run: Run) -> None:

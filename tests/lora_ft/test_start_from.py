@@ -79,7 +79,7 @@ def test_adapter_of_another_base_is_refused(make_task: Callable[..., Path], tiny
 
 
 def test_validate_plans_with_the_ranks_and_layers_of_the_adapter(
-    make_task: Callable[..., Path], tiny_base: Path, tmp_path: Path
+    make_task: Callable[..., Path], tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = make(tiny_base, tmp_path / "adapter", target_modules=["q"])
     path, start = str(make_task(train=STILL)), f"lora.start_from={json.dumps(str(adapter))}"
@@ -91,3 +91,6 @@ def test_validate_plans_with_the_ranks_and_layers_of_the_adapter(
     assert fault.key == "lora.start_from" and WEIGHTS in fault.problem
     [fault] = validate(path, [f"lora.start_from={json.dumps(str(tmp_path / 'gone'))}"]).faults
     assert fault.key == "lora.start_from" and "neither a run nor an adapter" in fault.problem
+    capsys.readouterr()
+    assert lora_ft(["validate", path, "--from", str(tmp_path / "gone")]) == 2
+    assert "neither a run nor an adapter" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from export.errors import LoraFtError, UsageError
 from lora_ft.chats.clock import LOCALES
-from lora_ft.chats.whatsapp import read_whatsapp
+from lora_ft.chats.whatsapp import doubts_of_whatsapp, read_whatsapp
 
 NARROW, MARK = "\u202f", "\u200e"
 
@@ -193,6 +193,15 @@ def test_a_clock_of_12_hours_without_words_is_refused(tmp_path: Path) -> None:
     lines = [f"[20/11/23, {at % 12 or 12:02}:05:00] Ana: x" for at in range(8, 23)] * 2
     with pytest.raises(UsageError, match=r"chat\.txt has times of a 12-hour clock without AM and PM"):
         said(export(tmp_path / "chat.txt", *lines))
+
+
+def test_a_short_chat_without_words_for_the_half_of_the_day_is_doubted(tmp_path: Path) -> None:
+    hours = ("9:05", "1:10", "8:20")
+    chat = export(tmp_path / "chat.txt", *(f"[3/11/23, {hour}:00] Ana: texto {hour}" for hour in hours))
+    assert len(said(chat)) == 3
+    assert any("half of the day is unknown" in doubt for doubt in doubts_of_whatsapp(chat))
+    clear = export(tmp_path / "clear.txt", *(f"[3/11/23, {hour}:00] Ana: texto" for hour in ("9:05", "13:10")))
+    assert not any("half of the day" in doubt for doubt in doubts_of_whatsapp(clear))
 
 
 def test_appointments_stay_in_their_message(tmp_path: Path) -> None:

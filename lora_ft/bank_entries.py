@@ -1,0 +1,45 @@
+"""The adapters of a bank, from its manifest alone: this module must not import torch or onnx."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.errors import UsageError, sound_content
+from export.parity import Report
+from export.runtime import manifest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An adapter of a bank.
+
+    Attributes:
+        name: by which texts choose it.
+        bytes: size of its file.
+        report: how it compared with PyTorch.
+        gate: how much rounding changed the score of its task, or None if that was not measured.
+    """
+
+    name: str
+    bytes: int
+    report: Report
+    gate: dict[str, Any] | None
+
+
+def entries(bank: Path) -> list[Entry]:
+    """Return the adapters of a bank, by name.
+
+    Raises:
+        UsageError: the folder is not a bank.
+        LoraFtError: the bank is damaged.
+    """
+    content = manifest.read_manifest(bank)
+    if not manifest.is_bank(bank):
+        raise UsageError(f"{bank} takes no adapters", "make a bank with `lora-ft export --adapters RUN…`")
+    with sound_content(f"the list of adapters in {bank / manifest.NAME}", "export the bank again"):
+        return [
+            Entry(name, entry["bytes"], Report(**entry["parity"]), entry.get("gate"))
+            for name, entry in sorted(content[manifest.ADAPTERS].items())
+        ]

@@ -20,6 +20,7 @@ from lora_ft.chats.stream import objects, top_keys, walk
 
 _SPOKEN = ("", "me_message", "thread_broadcast", "file_share")  # every other subtype is Slack's own
 _BOT = "bot_message"
+_SLACKBOT = "USLACKBOT"  # answers for Slack itself; users.json may lack it
 _DAY = re.compile(r"\d{4}-\d\d-\d\d\.json")
 _CHANNELS = ("channels.json", "groups.json", "mpims.json")
 _MARKS = re.compile(r"<([@#!]?)([^<>|]*)(?:\|([^<>]*))?>")
@@ -78,7 +79,7 @@ class _People:
     """Names of users and channels by id, and which users are bots."""
 
     names: dict[str, str] = field(default_factory=dict)
-    bots: set[str] = field(default_factory=set)
+    bots: set[str] = field(default_factory=lambda: {_SLACKBOT})
     channels: dict[str, str] = field(default_factory=dict)
 
     def read(self, fields: Fields, root: str = "") -> Message | None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from lora_ft.chats.whatsapp_notices import is_notice
+
 MARK = "\u200e"
 _INVISIBLE = re.compile("[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 
@@ -59,6 +61,10 @@ S'ha eliminat aquest missatge|Aquest missatge s'ha eliminat|Heu eliminat aquest 
 此訊息已刪除|此訊息已被刪除|這則訊息已被刪除|您已刪除此訊息|你已刪除此訊息|你刪除了這則訊息|您已刪除這則訊息|你已刪除這則訊息
 Tin nhắn này đã bị xóa|Tin nhắn này đã bị xoá|Bạn đã xóa tin nhắn này|Bạn đã xoá tin nhắn này
 ข้อความนี้ถูกลบ|ข้อความนี้ถูกลบแล้ว|คุณลบข้อความนี้|คุณลบข้อความนี้แล้ว|คุณได้ลบข้อความนี้
+Você apagou essa mensagem|Borraste este mensaje|Se borró este mensaje|Este mensaje fue borrado|Ce message a été effacé
+Questo messaggio è stato cancellato|Hai cancellato questo messaggio|你删除了这条消息|您删除了这条消息|这条消息已删除
+該訊息已被刪除|यह मैसेज मिटा दिया गया था|यह मैसेज मिटा दिया गया|आपने यह मैसेज मिटा दिया|यह मैसेज हटाया गया|आपने यह मैसेज हटा दिया
+इस मैसेज को हटा दिया गया|इस मैसेज को मिटा दिया गया
 Binura ang mensaheng ito|Binura mo ang mensaheng ito|Ujumbe huu ulifutwa|Umefuta ujumbe huu
 Hierdie boodskap is uitgevee|Jy het hierdie boodskap uitgevee
 """
@@ -146,18 +152,10 @@ _FEWEST_WORDS = 4  # of a sentence
 _STANDARD_FILE = re.compile(r"(?:IMG|VID|AUD|PTT|STK|DOC)-\d+-WA\d+\.\w+ \([^()\n]+\)")
 _NAMED_FILE = re.compile(r"[^\n]{1,250}\.\w{1,5} \(([^()\n]{3,60})\)")
 _PLACEHOLDER = re.compile(r"<[^\W\d_][^<>\n]{2,80}>")
-_LOCATION = re.compile(r"(?:live )?[^:\s]{1,30} ?: ?https://maps\.google\.com/\?q=-?[\d.]{1,20},-?[\d.]{1,20}")
-_POLL = re.compile(
-    r"(?:POLL|UMFRAGE|ENCUESTA|ENQUETE|SONDAGEM|SONDAGE|SONDAGGIO|PEILING|POLLING|JAJAK PENDAPAT|ANKET|ОПРОС|"
-    r"ОПИТУВАННЯ|ANKIETA|ANKETA|OMRÖSTNING|AFSTEMNING|AVSTEMNING|KYSELY|SZAVAZÁS|SONDAJ|ΔΗΜΟΣΚΟΠΗΣΗ|סקר|استطلاع|"
-    r"نظرسنجی|पोल|アンケート|투표|투표하기|投票|BÌNH CHỌN|THĂM DÒ Ý KIẾN|โพล|UNDIAN) ?[:：]\n.*\n",
-    re.IGNORECASE | re.DOTALL,
-)
 # iOS's own words start with a mark, in every language. People's start with one where they paste a number or a link.
 _STARTS_MARKED = re.compile(
     f"[\u200f\u202a ]*{MARK}(?![\\s{MARK}\u200f\u202a\u202c\u2066-\u2069]*(?:[\\d+@#]|https?:))"
 )
-_BY_ADMIN = re.compile(r"This message was deleted by admin [^\n]{1,60}")
 _DOCUMENT = re.compile(f"[^\n{MARK}]+? • {MARK}[^\n]*")
 _FILE = re.compile(r"[^\n]{1,250}\.\w{1,5}")
 
@@ -199,8 +197,8 @@ def _is_own(text: str) -> bool:
     plain = _INVISIBLE.sub("", text).strip()
     return (
         _normal(text) in _WHOLE
-        or any(pattern.fullmatch(plain) for pattern in (_PLACEHOLDER, _LOCATION, _BY_ADMIN))
-        or _POLL.match(f"{plain}\n") is not None
+        or _PLACEHOLDER.fullmatch(plain) is not None
+        or is_notice("\n".join(map(_normal, plain.split("\n"))))
     )
 
 

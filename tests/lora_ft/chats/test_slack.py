@@ -78,11 +78,13 @@ def test_bots_are_marked(tmp_path: Path) -> None:
         message("2.0", "boop", bot_id="B1"),
         message("3.0", "bap", "U3"),
         message("4.0", "hello"),
+        message("5.0", "How do I mute this?", "USLACKBOT"),
     ]
     folder = export(tmp_path / "slack", {"garden/2024-01-01.json": day})
     (folder / "users.json").write_text(json.dumps([*USERS, {"id": "U3", "name": "bot", "is_bot": True}]))
     found = [(one.sender, one.text, one.bot) for _, one in read_slack(folder)]
     expected = [("Deploy", "beep", True), ("Ana", "boop", True), ("bot", "bap", True), ("Ana", "hello", False)]
+    expected.append(("USLACKBOT", "How do I mute this?", True))
     assert found == expected
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from lora_ft.runs import Run
 from lora_ft.taskfile import load_task
@@ -25,6 +26,7 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle to copy; do not write into it."""
     folder = tmp_path_factory.mktemp("bundle")
     make_bundle(save_tiny_t5(folder / "tiny"), folder / "bundle")
+    _use_one_thread()
     return folder / "bundle"
 
 
@@ -33,4 +35,11 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Run:
     """A finished run to copy; do not write into it."""
     folder = tmp_path_factory.mktemp("run")
     task = write_task(folder, tiny_base, train={"num_train_epochs": 1, "metric_for_best_model": "loss"})
-    return train(load_task(task), folder / "run")
+    run = train(load_task(task), folder / "run")
+    _use_one_thread()
+    return run
+
+
+def _use_one_thread() -> None:
+    """Undo what a job set: on tiny matrices a second thread only waits, 10 ms a matrix on a busy machine."""
+    torch.set_num_threads(1)

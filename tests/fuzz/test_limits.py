@@ -1,0 +1,94 @@
+"""What the fuzzers would find: faults planted into a call, each of which must be noticed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.errors import LoraFtError, UsageError
+from tests.fuzz import limits, test_models, test_rows, test_tasks
+from tests.fuzz.limits import survives
+
+
+class Planted(Exception):
+    """An exception that no code expects."""
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), RecursionError(), UnicodeDecodeError("utf-8", b"", 0, 1, "bad")])
+def test_an_exception_of_others_is_noticed(error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        survives(fail)
+
+
+def test_an_error_of_ours_is_returned() -> None:
+    error = UsageError("it is damaged", "mend it")
+
+    def fail() -> None:
+        raise error
+
+    assert survives(fail) is error
+
+
+@pytest.mark.parametrize("message", ["", " \n"])
+def test_a_message_that_says_nothing_is_noticed(message: str) -> None:
+    def fail() -> None:
+        raise LoraFtError(message)
+
+    with pytest.raises(AssertionError, match="message"):
+        survives(fail)
+
+
+def test_a_call_that_does_not_end_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang() -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(limits, "SECONDS", 0.2)
+    with pytest.raises(AssertionError, match="processor"):
+        survives(hang)
+
+
+def test_a_call_that_takes_much_memory_is_noticed_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MEGABYTES", 100)
+    for _ in range(2 if Path("/proc/self/clear_refs").exists() else 1):
+        with pytest.raises(AssertionError, match="MB"):
+            survives(lambda: bytearray(os.urandom(1_000) * 200_000)[:1])
+
+
+@pytest.mark.parametrize(
+    ("place", "fuzzer"),
+    [
+        ("lora_ft.taskfile._checked", test_tasks.test_overrides),
+        ("lora_ft.taskfile.combinations", test_tasks.test_damaged_values_of_a_whole_task),
+        ("lora_ft.readers._read", test_rows.test_a_damaged_file_is_read_or_refused),
+        ("lora_ft.examples.ExampleMaker._cells", test_rows.test_whatever_cells_hold_becomes_text_or_is_refused),
+        ("lora_ft.adapters.account", test_models.test_an_adapter_folder),
+        ("lora_ft.bases._own_tokenizer", test_models.test_a_checkpoint_folder),
+        ("export.runtime.generator.read_manifest", test_models.test_a_manifest),
+        ("export.runtime.generator.Settings.of", test_models.test_settings_of_a_bundle_whose_manifest_agrees),
+        ("export.runtime.generator.Generator._options", test_models.test_options_of_generation),
+    ],
+)
+def test_a_fault_deep_in_the_code_fails_the_fuzzer(
+    place: str, fuzzer: Callable[..., None], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise Planted
+
+    own = {"name": "x.csv", "grid": {"lora.r": [4, 8]}, "way": "stream", "base_loaded_once": None}
+    names = inspect.signature(fuzzer).parameters
+    arguments = {name: own[name] if name in own else request.getfixturevalue(name) for name in names}
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(Planted):
+        fuzzer(**arguments)
+
+
+folder = test_tasks.folder

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.command import run_command
+from benchmarks.command import refuse_other, run_command
 from export.files import read_json, write_text
 from lora_ft.markdown import table
 from lora_ft.packs.fit import Need, even, memory
@@ -265,6 +265,7 @@ def main(
     out: Annotated[Path, typer.Option(help="The page.")] = PAGE,
 ) -> None:
     """Write the page."""
+    refuse_other(out, "--out", lambda content: b"python -m benchmarks.scale" in content)
     write_text(out, page([read_json(file) for file in packs]))
 
 

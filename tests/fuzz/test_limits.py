@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,22 @@ def test_a_call_that_does_not_end_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(limits, "SECONDS", 0.2)
     with pytest.raises(AssertionError, match="processor"):
         survives(hang)
+
+
+def test_a_library_that_waits_for_ever_ends_the_process_and_is_named() -> None:
+    code = """
+import os
+from tests.fuzz import limits
+
+def wait_for_ever():
+    os.read(os.pipe()[0], 1)
+
+limits.HANG = 0.2
+limits.survives(wait_for_ever)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGALRM
+    assert "in wait_for_ever" in done.stderr
 
 
 def test_a_call_that_takes_much_memory_is_noticed_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,8 @@ def merge_in_memory(run: Run | PeftAdapter, *, base: str | None = None, progress
 
     Raises:
         UsageError: a base was named for a run that has weights of its own.
-        LoraFtError: the adapter is for another base, or merging changed more than rounding does.
+        LoraFtError: The adapter is for another base, its weights are too large, or merging changed more than rounding
+            does.
     """
     progress = progress or Silent()
     progress.stage("merging")
@@ -140,6 +141,11 @@ def merge_in_memory(run: Run | PeftAdapter, *, base: str | None = None, progress
     before = _logits(adapted, ids)
     model = merge_adapter(adapted)
     after = _logits(model, ids)
+    if not (before.isfinite().all() and after.isfinite().all()):
+        raise LoraFtError(
+            f"the adapter {run.adapter} makes logits that are no finite numbers, as some of its weights are too large",
+            "train it again with a lower learning rate, or correct lora_alpha in its config",
+        )
     difference = float((before - after).abs().max())
     if not difference <= _TOLERANCE * max(1.0, float(before.abs().max())):
         raise LoraFtError(

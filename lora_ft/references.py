@@ -93,7 +93,11 @@ def examples_of(task: Task | None, split: SplitName, progress: Progress) -> Sequ
 def references_of(
     model: T5ForConditionalGeneration, tokenizer: Tokenizer, prompts: Sequence[str], origin: Origin, progress: Progress
 ) -> Iterator[Reference]:
-    """PyTorch's greedy text and its logits, in float32 on the CPU, a batch at a time."""
+    """Yield PyTorch's greedy text and its logits, in float32 on the CPU, a batch at a time.
+
+    Raises:
+        LoraFtError: The logits are no finite numbers.
+    """
     model = model.to("cpu", torch.float32).eval()
     special = own_generation(model).special
     rows, limit = tokenizer.encode(prompts, origin.source_length), origin.generation["max_new_tokens"]
@@ -106,6 +110,12 @@ def references_of(
                 input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, num_beams=1
             )
             logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=made[:, :-1]).logits
+        if not logits.isfinite().all():
+            name = origin.adapter or origin.base
+            raise LoraFtError(
+                f"the logits of {name} are no finite numbers, as some of its weights are too large",
+                "train it again with a lower learning rate, or download the checkpoint again",
+            )
         yield Reference(ids.numpy(), mask.numpy(), made[:, 1:].numpy(), logits.float().numpy(), limit)
         finished += len(batch)
         progress.advance(finished)

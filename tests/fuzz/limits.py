@@ -51,6 +51,7 @@ def survives(call: Callable[[], Any]) -> Any:
     except LoraFtError as error:
         assert len(str(error)) <= LONGEST_MESSAGE, f"a message of {len(str(error)):,} characters: {str(error)[:200]}"
         assert error.message.strip(), "an error without a message"
+        assert "please report" not in str(error), f"an input of others is no fault of ours: {error}"
         result = error
     grown = _peak() - before
     assert grown < MEGABYTES, f"it took {grown:,.0f} MB"

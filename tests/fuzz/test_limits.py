@@ -40,12 +40,12 @@ def test_an_error_of_ours_is_returned() -> None:
     assert survives(fail) is error
 
 
-@pytest.mark.parametrize("message", ["", " \n"])
-def test_a_message_that_says_nothing_is_noticed(message: str) -> None:
+@pytest.mark.parametrize(("message", "remedy"), [("", ""), (" \n", "mend it"), ("it is damaged", "please report it")])
+def test_an_error_that_helps_nobody_is_noticed(message: str, remedy: str) -> None:
     def fail() -> None:
-        raise LoraFtError(message)
+        raise LoraFtError(message, remedy)
 
-    with pytest.raises(AssertionError, match="message"):
+    with pytest.raises(AssertionError, match=r"message|fault of ours"):
         survives(fail)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from export.errors import LoraFtError, UsageError
 from export.runtime import Generator
@@ -121,6 +122,16 @@ def test_graphs_that_differ_are_not_published(tiny_run: Run, tmp_path: Path, mon
     with pytest.raises(LoraFtError, match="differ from PyTorch"):
         export(str(tiny_run.folder), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_whose_logits_overflow_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["decoder.block.0.layer.0.SelfAttention.q.weight"] *= 1e36
+    tensors["decoder.block.0.layer.0.SelfAttention.k.weight"] *= 1e36
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LoraFtError, match="no finite numbers, as some of its weights are too large"):
+        export(str(folder), tmp_path / "bundle")
 
 
 def test_an_existing_bundle_is_not_overwritten_unasked(tiny_base: Path, tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 
 from export.errors import LoraFtError, UsageError
@@ -78,6 +79,15 @@ def test_an_adapter_of_another_base_is_refused(tiny_run: Run, tmp_path: Path) ->
         json.dumps(config | {"base_model_name_or_path": "google/flan-t5-base"})
     )
     with pytest.raises(LoraFtError, match="was trained on 'google/flan-t5-base'"):
+        merge(Run(folder), tmp_path / "merged")
+
+
+def test_an_adapter_whose_weights_overflow_is_refused(tiny_run: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
+    file = folder / "adapter" / "adapter_model.safetensors"
+    tensors = {name: torch.full_like(tensor, 1e18) for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(LoraFtError, match="no finite numbers, as some of its weights are too large"):
         merge(Run(folder), tmp_path / "merged")
 
 

@@ -110,12 +110,15 @@ def followed(out: Path, option: str = "--out") -> Path:
     """Return where a path leads: a link stays, and its target is written.
 
     Raises:
-        UsageError: It is a link to nothing, or leads in a circle.
+        UsageError: It is a link to nothing, leads in a circle, or has bytes in its name that are not UTF-8.
     """
     try:
         place = out.resolve()
+        str(place).encode()  # tokenizers, safetensors and tensorboard take no other names, and say so after training
         if out.is_symlink() and not place.exists():
             raise UsageError(f"{out} is a link to {place}, which does not exist", f"make it, or give another {option}")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{out} has bytes in its name that are not UTF-8", f"give another {option}") from error
     except (OSError, RuntimeError) as error:
         raise UsageError(f"{out} cannot be followed ({error})", f"give another {option}") from error
     return place

@@ -178,6 +178,7 @@ def load_model(
     from transformers import AutoModelForSeq2SeqLM
 
     check_numbers(_account(folder))
+    _check_generation(folder)
     options = more if dropout is None else {**more, "dropout_rate": dropout}
     if attention is not None:
         options["attn_implementation"] = attention
@@ -191,10 +192,18 @@ def load_model(
         raise
     except Exception as error:  # the library raises many kinds
         raise LoraFtError(
-            f"transformers cannot load {folder} ({first_line(error)})", "copy its config.json again"
+            f"transformers cannot load {folder} ({first_line(error)})",
+            "copy its config.json and generation_config.json again",
         ) from error
     _require_loaded(folder, info)
     return model.eval()
+
+
+def _check_generation(folder: Path) -> None:
+    """Raise LoraFtError where generation_config.json is damaged: transformers would ignore it without a word."""
+    path = folder / "generation_config.json"
+    if path.is_file() and not isinstance(read_json(path), dict):
+        raise LoraFtError(f"{path} is not a JSON object", "copy it again from the original base")
 
 
 def _require_loaded(folder: Path, info: Mapping[str, Any]) -> None:

@@ -162,9 +162,10 @@ class ExampleMaker:
     def _check(self, where: str, cells: dict[str, Any], row: Row) -> None:
         for name, value in cells.items():
             if value is ABSENT:
+                delimiter = ", or set data.delimiter" if _is_undivided(row) else ""
                 raise UsageError(
                     f"{where} has no column '{name}'",
-                    f"it has {names_of(row)}; correct prompt, data.target or data.references",
+                    f"it has {names_of(row)}; correct prompt, data.target or data.references{delimiter}",
                 )
             if is_empty(value):
                 optional = f"write {{{name}?}} in the prompt if it may be, " if name in self._prompt.columns else ""
@@ -202,6 +203,11 @@ class ExampleMaker:
             return self._codec.canonical(text)
         except UsageError as error:
             raise LoraFtError(f"{where}: column '{column}': {error.message}", error.remedy) from error
+
+
+def _is_undivided(row: Row) -> bool:
+    """Return whether the one column of a row may be several, at a delimiter that was not found (`input^target`)."""
+    return len(row) == 1 and all(isinstance(name, str) and re.search(r"\w[^\w\s.-]\w", name) for name in row)
 
 
 def _json(value: Any, column: str) -> str:

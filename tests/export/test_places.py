@@ -128,6 +128,12 @@ def test_a_link_to_nothing_is_refused_and_a_circle_too(tmp_path: Path) -> None:
     assert (tmp_path / "out").is_symlink()
 
 
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    for refuse in (lambda out: refuse_existing(out, overwrite=False), lambda out: refuse_file(out, "--out")):
+        with pytest.raises(UsageError, match="bytes in its name that are not UTF-8"):
+            refuse(tmp_path / os.fsdecode(b"caf\xe9"))
+
+
 def test_a_link_to_a_file_stays_and_its_target_is_written(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("")
     (tmp_path / "out").symlink_to("real")

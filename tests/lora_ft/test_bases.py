@@ -251,6 +251,13 @@ def test_more_tokens_than_rows_are_refused(copy: Path) -> None:
         load_tokenizer(copy)
 
 
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_damaged_generation_settings_are_not_ignored(copy: Path, content: str) -> None:
+    (copy / "generation_config.json").write_text(content)
+    with pytest.raises(LoraFtError, match=r"generation_config\.json"):
+        load_model(copy)
+
+
 def test_quantized_checkpoint_is_refused(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"quantization_config": {"load_in_8bit": True}}))

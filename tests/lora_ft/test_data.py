@@ -312,6 +312,15 @@ def test_a_path_without_an_end_names_the_keys_there_are(load: Load) -> None:
     assert "answer (text)" in caught.value.remedy
 
 
+def test_a_delimiter_that_is_not_found_is_asked_for(load: Load) -> None:
+    with pytest.raises(UsageError, match="has no column 'text'") as caught:
+        load_splits(load([{"text^answer": "a^b"}]))
+    assert "set data.delimiter" in caught.value.remedy
+    with pytest.raises(UsageError, match="has no column 'text'") as caught:
+        load_splits(load([{"answer": "b"}]))
+    assert "data.delimiter" not in caught.value.remedy
+
+
 def test_an_unanswered_question_is_an_empty_cell(load: Load) -> None:
     rows = [{"text": "a", "answers": {"text": ["b"]}}, {"text": "c", "answers": {"text": []}}]
     options: dict[str, Any] = {"target": "answers.text[0]", "references": "answers.text"}

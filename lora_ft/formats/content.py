@@ -150,8 +150,9 @@ def _unzipped(file: Path, raw: IO[bytes]) -> tuple[str, bytes]:
     """Return the name and content of the one file in a zip."""
     with zipfile.ZipFile(raw) as archive:
         entries = [
-            entry for entry in archive.infolist()
-            if not entry.is_dir() and not any(part.startswith((".", "__MACOSX")) for part in entry.filename.split("/"))
+            entry for entry in archive.infolist()  # is_dir() of Python 3.11 fails where a damaged name is empty
+            if not entry.filename.endswith("/")
+            and not any(part.startswith((".", "__MACOSX")) for part in entry.filename.split("/"))
         ]  # fmt: skip
         if len(entries) != 1:
             raise UsageError(f"{file} is a zip of {len(entries)} files", "unpack it, and name the files with rows")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from random import Random
 
@@ -126,6 +128,21 @@ def test_bytes_of_an_export(scratch: Path, name: str, seed: int) -> None:
 def test_values_of_an_export(scratch: Path, name: str, seed: int) -> None:
     path = _place(scratch, name, json_bytes(damaged_json(Random(seed), VALUES[name])))
     survives(lambda: read_chats(path))
+
+
+@pytest.mark.parametrize("name", [*TEXTS, *VALUES])
+@fuzz
+@given(seed=seeds)
+def test_a_zip_of_an_export(scratch: Path, name: str, seed: int) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        inside = name.removeprefix("slack/")
+        archive.writestr(inside, TEXTS[name].encode() if name in TEXTS else json_bytes(VALUES[name]))
+    random, content = Random(seed), bytearray(out.getvalue())
+    for _ in range(random.randint(1, 2)):  # more would leave few that are zip files
+        content[random.randrange(len(content))] = random.choice((0, 1, 255, random.randrange(256)))
+    (scratch / "export.zip").write_bytes(content)
+    survives(lambda: read_chats(scratch / "export.zip"))
 
 
 def _place(scratch: Path, name: str, content: bytes) -> Path:

@@ -79,6 +79,13 @@ def test_what_is_not_the_file_itself_is_refused(tmp_path: Path, name: str, data:
         content_of(tmp_path / name)
 
 
+def test_a_zip_entry_without_a_name_is_refused_in_our_words(tmp_path: Path) -> None:
+    named = zipped({"rows.jsonl": TEXT})
+    (tmp_path / "rows.zip").write_bytes(named.replace(b"rows.jsonl", b"\x00ows.jsonl"))  # names end at a zero
+    with pytest.raises(UsageError, match=r"rows\.zip"):
+        read_rows(tmp_path, "rows.zip", "data.train")
+
+
 @pytest.mark.parametrize("name", ["fifo.jsonl", "folder.jsonl", "/dev/zero", "~nosuchuser/rows.jsonl", "x" * 300])
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "fifo.jsonl")

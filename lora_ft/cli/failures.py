@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from urllib.parse import quote
 
 from export.disk import disk_fault
 from export.errors import LoraFtError
 from export.printable import printable
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
-_SECRET = ("TOKEN", "_KEY", "SECRET", "PASSWORD")  # how names of such variables end
+_SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "_PASS", "CREDENTIALS")  # ends of names
 _SHORTEST_SECRET = 8  # characters; shorter values are words
 _FREE = "free some or raise the limit, or give an --out on another disk. Nothing half-written was left"
 
@@ -80,21 +82,25 @@ def first_words(error: BaseException) -> str:
 
 def _fail(error: Exception, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
+        with contextlib.suppress(OSError, ValueError):
+            print(printable(without_secrets(traceback.format_exc())), file=sys.stderr)
     message, code = explain(error)
     _complain(f"error: {without_secrets(' '.join(message.split()))}")
     return code
 
 
 def without_secrets(line: str) -> str:
-    """Return a line without the values of secrets in the environment, as they are or as Python writes them.
+    """Return a line without the secrets of the environment, as they are or as Python, JSON and URLs write them.
 
     Libraries print the request that failed, and with it the token that it carried.
     """
-    for name, value in os.environ.items():
-        if name.endswith(_SECRET) and len(value.strip()) >= _SHORTEST_SECRET:
-            for form in (value.strip(), repr(value.strip())[1:-1], " ".join(value.split())):
-                line = line.replace(form, f"({name})")
+    secrets = {value.strip(): name for name, value in os.environ.items() if name.upper().endswith(_SECRET)}
+    for value in sorted(secrets, key=len, reverse=True):  # a secret may begin with a shorter one
+        if len(value) >= _SHORTEST_SECRET:
+            sound = value.encode(errors="replace").decode()
+            forms = (value, repr(value)[1:-1], json.dumps(value)[1:-1], " ".join(value.split()), quote(sound, safe=""))
+            for form in forms:
+                line = line.replace(form, f"({secrets[value]})")
     return line
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from rich.table import Table
 
-from lora_ft.cli.failures import explain, without_secrets
+from lora_ft.cli.failures import explain, run_safely, without_secrets
 from lora_ft.cli.output import Console
 from lora_ft.runs import Run
 
@@ -75,6 +77,39 @@ def test_stdin_that_cannot_be_read_is_named(tiny_run: Run) -> None:
     assert binary.returncode == 2 and b"line 2 of stdin" in binary.stderr
     asked = shell(f"lora-ft adapters rm {tiny_run.folder} <&-")
     assert asked.returncode == 2 and b"--yes" in asked.stderr and tiny_run.folder.is_dir()
+
+
+@pytest.mark.parametrize("secret", ["p@ss/w%rd é", 'quo"ted\\back', "tab\tinside it", "trailing blanks  "])
+def test_a_secret_of_odd_characters_is_never_printed(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    monkeypatch.setenv("SERVICE_APIKEY", secret)
+    forms = {
+        secret.strip(),
+        repr(secret.strip())[1:-1],
+        json.dumps(secret.strip())[1:-1],
+        quote(secret.strip(), safe=""),
+    }
+    for form in forms:
+        assert without_secrets(f"GET https://u:{form}@host failed") == "GET https://u:(SERVICE_APIKEY)@host failed"
+
+
+def test_a_secret_that_begins_with_another_one_is_not_printed_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", "abcdefgh")
+    monkeypatch.setenv("HF_TOKEN", "abcdefgh-and-more")
+    assert without_secrets("sent abcdefgh-and-more") == "sent (HF_TOKEN)"
+
+
+def test_the_traceback_of_debug_hides_secrets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_123456789")
+
+    def fail() -> None:
+        raise ValueError("sent hf_123456789\n\x1b[31m")
+
+    assert run_safely(fail, debug=True) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and "hf_123456789" not in shown and "\x1b" not in shown
+    assert len(shown.splitlines()) > 3
 
 
 def test_a_secret_of_the_environment_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,12 +40,16 @@ def seal(folder: Path, step: int, *, keep: int, best: str | None, run: str = "")
         best: Path of the best one, which is kept too; only its name counts.
         run: Identifier of the run, which goes into the mark.
     """
-    newest = folder / f"checkpoint-{step}"
-    sync_tree(newest)
-    write_text(newest / _MARK, run)
+    mark(folder / f"checkpoint-{step}", run)
     for path in _by_step(folder)[:-keep]:
         if best is None or path.name != Path(best).name:
             shutil.rmtree(path)
+
+
+def mark(checkpoint: Path, run: str) -> None:
+    """Mark a checkpoint of a run whole, after everything in it has reached the disk."""
+    sync_tree(checkpoint)
+    write_text(checkpoint / _MARK, run)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -57,6 +57,17 @@ class Claim:
             _reopen(self.finished, self.working)
         checkpoints.restore_resume_point(self.working / RESUME)
 
+    def require_steps_left(self, steps: int) -> None:
+        """Raise UsageError if a finished run that is to be trained longer has done all steps of its new plan."""
+        if self.finished is None:
+            return
+        done = max(checkpoints.step_of(path) for path in (self.finished / RESUME).glob("checkpoint-*"))
+        if done >= steps:
+            raise UsageError(
+                f"the run {self.finished} is finished: it did {done:,} of {steps:,} steps",
+                "raise train.num_train_epochs (or train.max_steps) to train it longer, or start anew with --overwrite",
+            )
+
     def record(self, rows: RowRecord) -> None:
         """Record the run's identifier and rows in its working folder."""
         self.working.mkdir(parents=True, exist_ok=True)

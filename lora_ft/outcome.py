@@ -22,7 +22,7 @@ from lora_ft.data import Splits
 from lora_ft.initial import INITIAL
 from lora_ft.plan import Plan
 from lora_ft.processes import processes, rank
-from lora_ft.runs import CARD, METRICS, RESUME
+from lora_ft.runs import CARD, METRICS, RESUME, Run
 from lora_ft.task import Task
 from lora_ft.trainer import Reporter, Trainer
 
@@ -112,6 +112,15 @@ def finish(task: Task, working: Path, out: Path, metrics: dict[str, Any]) -> Non
         shutil.rmtree(path)
     sync_tree(working)
     replace_folder(working, out)
+
+
+def schedule_note(finished: Path, task: Task, plan: Plan) -> str:
+    """Say how the learning rate of a run that is trained longer goes on."""
+    done = Run(finished).metrics["steps"]
+    return (
+        f"the finished run did {done:,} steps; the {task.train.lr_scheduler_type} schedule now runs over "
+        f"{plan.steps:,} steps, so the learning rate jumps to where that has it at step {done:,}"
+    )
 
 
 def trim_log(path: Path, step: int) -> None:

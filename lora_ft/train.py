@@ -11,7 +11,6 @@ import torch
 from transformers import EarlyStoppingCallback
 
 from export.disk import keeping
-from export.errors import UsageError
 from export.files import read_json, write_json
 from export.runtime.cpu import allowed_cpus
 from export.runtime.text import Tokenizer
@@ -25,12 +24,12 @@ from lora_ft.initial import INITIAL, keep_start
 from lora_ft.interrupts import Interrupted, name_of
 from lora_ft.material import Material, gather
 from lora_ft.memory import keep_freed_memory
-from lora_ft.outcome import CHOICES, finish, hardware, measured, trim_log
+from lora_ft.outcome import CHOICES, finish, hardware, measured, schedule_note, trim_log
 from lora_ft.plan import Choices, Plan, make_plan
 from lora_ft.precision import Precision
 from lora_ft.processes import processes, rank
 from lora_ft.progress import Progress, Silent
-from lora_ft.runs import LOG, RESUME, TASK, Run
+from lora_ft.runs import LOG, TASK, Run
 from lora_ft.setup import equip
 from lora_ft.start_from import adopted, start_record
 from lora_ft.task import Task
@@ -81,7 +80,7 @@ def _train(task: Task, claim: Claim, progress: Progress, *, resume: bool) -> Non
     claim.check_rows(material.record)
     started = _choices(claim) if resume else None
     plan = make_plan(task, base.config, rows, processes(), started)
-    require_steps_left(claim, plan.steps)
+    claim.require_steps_left(plan.steps)
     for line in plan.lines():
         progress.note(line)
     if rank() == 0:
@@ -97,7 +96,7 @@ def _train(task: Task, claim: Claim, progress: Progress, *, resume: bool) -> Non
         if claim.finished is None:
             restore_patience(trainer, checkpoint)
         else:
-            progress.note(_schedule(claim.finished, task, plan))
+            progress.note(schedule_note(claim.finished, task, plan))
     began, joules = time.time(), meter(plan.device)
     before = joules() if joules else 0.0
     with quiet_transformers():
@@ -124,27 +123,6 @@ def _train(task: Task, claim: Claim, progress: Progress, *, resume: bool) -> Non
     if processes() > 1:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def require_steps_left(claim: Claim, steps: int) -> None:
-    """Raise UsageError if a finished run that is to be trained longer has done all steps of its new plan."""
-    if claim.finished is None:
-        return
-    done = max(checkpoints.step_of(path) for path in (claim.finished / RESUME).glob("checkpoint-*"))
-    if done >= steps:
-        raise UsageError(
-            f"the run {claim.finished} is finished: it did {done:,} of {steps:,} steps",
-            "raise train.num_train_epochs (or train.max_steps) to train it longer, or start anew with --overwrite",
-        )
-
-
-def _schedule(finished: Path, task: Task, plan: Plan) -> str:
-    """Say how the learning rate of a run that is trained longer goes on."""
-    done = Run(finished).metrics["steps"]
-    return (
-        f"the finished run did {done:,} steps; the {task.train.lr_scheduler_type} schedule now runs over "
-        f"{plan.steps:,} steps, so the learning rate jumps to where that has it at step {done:,}"
-    )
 
 
 def restore_patience(trainer: Trainer, checkpoint: Path) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer_utils import speed_metrics
 
 from export.errors import LoraFtError
 from export.files import read_json, sync_tree, write_json
+from lora_ft import checkpoints
 from lora_ft.adapter_files import WEIGHTS
 from lora_ft.bases import Base
 from lora_ft.batches import collate, count_positions
@@ -29,10 +30,12 @@ from lora_ft.packs.adamw import Rate
 from lora_ft.packs.adapter import Adapter
 from lora_ft.packs.board import Row
 from lora_ft.packs.linear import Drop
+from lora_ft.packs.point import Tensors, parameter_groups, read_point, write_point
 from lora_ft.plan import Plan
 from lora_ft.progress import Silent
 from lora_ft.runs import ADAPTER, LOG, METRICS, TASK, unfinished
 from lora_ft.setup import equip
+from lora_ft.task import Task
 from lora_ft.taskfile import save_task
 from lora_ft.trainer import fault_of, no_gradient
 
@@ -68,6 +71,7 @@ class Member:
         self._logged = 0
         # Random numbers of its own, in the order in which training alone draws them from torch's: see `_draw`.
         self.generator = torch.Generator(device=model.device).manual_seed(self.task.train.seed)
+        self._groups = parameter_groups(self.trainer, list(adapter.shapes), self.task.lora.loraplus_lr_ratio)
 
     @property
     def state(self) -> TrainerState:
@@ -78,6 +82,15 @@ class Member:
     def stopped(self) -> bool:
         """Whether it takes no more steps."""
         return bool(self.failure) or self.trainer.control.should_training_stop
+
+    def point(self) -> tuple[dict[str, Any], Tensors] | None:
+        """Return what it goes on from where it is trained longer: `begin` takes the first of it."""
+        return read_point(self.working, self._names, self.generator.device.type)
+
+    @property
+    def _names(self) -> list[str]:
+        """Names of the weights in the order of the optimizer's parameters."""
+        return [name for names, _ in self._groups for name in names]
 
     def begin(self, saved: dict[str, Any] | None) -> None:
         """Start, or go on from what `export` gave."""
@@ -97,7 +110,8 @@ class Member:
                 callback.early_stopping_patience_counter = saved["patience"]
         self.resumed = state.global_step
         trim_log(self.working / LOG, self.resumed)
-        trainer.create_scheduler(self.plan.steps, self._optimizer())
+        self._rated = self._optimizer()
+        trainer.create_scheduler(self.plan.steps, self._rated)
         for _ in range(self.resumed):
             self._advance_rate()
         trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)  # once, or each evaluation times it
@@ -117,12 +131,17 @@ class Member:
         return [one for one in self.trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """One that trains nothing: schedulers of transformers and torch want one to tell the rate to."""
-        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], self.task.train.learning_rate)
+        """Return an optimizer that trains nothing: the scheduler sets its rates, and a last state keeps its groups."""
+        kind, options = self.trainer.get_optimizer_cls_and_kwargs(self.trainer.args)
+        groups = [
+            {"params": [torch.nn.Parameter(torch.zeros(())) for _ in names], **own} for names, own in self._groups
+        ]
+        optimizer: torch.optim.Optimizer = kind(groups, **options)
+        return optimizer
 
     def _advance_rate(self) -> None:
         scheduler: Any = self.trainer.lr_scheduler
-        scheduler.optimizer.step()  # or torch warns that the rate was changed before a step
+        self._rated.step()  # or torch warns that the rate was changed before a step
         scheduler.step()
 
     def window(self) -> list[dict[str, Tensor]]:
@@ -228,8 +247,7 @@ class Member:
 
     def _keep_best(self, weights: dict[str, Tensor]) -> None:
         folder = self._best_folder()
-        folder.mkdir(exist_ok=True)
-        save_file(weights, folder / WEIGHTS)
+        self.adapter.write(weights, folder, self._base)
         sync_tree(folder)
 
     def _best_folder(self) -> Path:
@@ -241,14 +259,17 @@ class Member:
             if folder != self._best_folder():
                 shutil.rmtree(folder)
 
-    def close(self, weights: dict[str, Tensor], share: dict[str, Any]) -> None:
-        """Write the adapter and what was measured; `publish` comes next.
+    def close(self, tensors: Tensors, share: dict[str, Any]) -> None:
+        """Write the adapter, the last state and what was measured; `publish` comes next.
 
         Args:
-            weights: as they are now; those of the best step are taken where it was another one.
+            tensors: What is trained, as it is now; the weights of the best step are published where it was another.
             share: of what the pack measured for all, to be put into the metrics.
         """
-        trainer, state = self.trainer, self.state
+        trainer, state, weights = self.trainer, self.state, tensors.weights
+        last = self.working / f"checkpoint-{state.global_step}"
+        self.adapter.write(weights, last, self._base)
+        write_point(last, trainer, self._rated, self._names, tensors, self.generator)
         if state.best_metric is not None and state.best_global_step != state.global_step:
             weights = load_file(self._best_folder() / WEIGHTS)
         steps = state.global_step - self.resumed
@@ -279,9 +300,15 @@ class Member:
         )  # fmt: skip
 
 
-def publish(member: Member) -> None:
-    """Put the run of a member that was closed into its place."""
-    finish(member.task, member.working, member.out, read_json(member.working / METRICS))
+def publish(task: Task, working: Path, out: Path) -> None:
+    """Put the run of a member that was closed into its place.
+
+    Its last state is marked whole only now, when a snapshot knows that it has left: before, a killed process would
+    take it for the state that the member began with.
+    """
+    for folder in working.glob("checkpoint-*"):
+        checkpoints.mark(folder, run_of(working))
+    finish(task, working, out, read_json(working / METRICS))
 
 
 def describe(error: Exception) -> str:

@@ -17,6 +17,7 @@ from lora_ft.packs.adamw import StackedAdamW
 from lora_ft.packs.board import Board, Row
 from lora_ft.packs.joint import Share, group, join
 from lora_ft.packs.member import Member, describe, publish
+from lora_ft.packs.point import Tensors
 from lora_ft.packs.snapshot import Snapshot, Snapshots
 from lora_ft.packs.stack import Stack
 from lora_ft.trainer import token_loss
@@ -150,8 +151,9 @@ class Pack:
         leaving = [member for member in self.members if member.stopped]
         for number, member in enumerate(self.members):
             if member in leaving and not member.failure:
-                weights = self._stack.read(number)
-                self._attempt(member, lambda member=member, weights=weights: member.close(weights, self._share(member)))
+                self._attempt(member, lambda number=number, member=member: member.close(
+                    self._tensors(number), self._share(member)
+                ))  # fmt: skip
         for member in leaving:
             if member.failure:
                 self.failed[member.name] = member.failure
@@ -167,7 +169,12 @@ class Pack:
         self.save()
         for member in leaving:
             if not member.failure:
-                publish(member)
+                publish(member.task, member.working, member.out)
+
+    def _tensors(self, number: int) -> Tensors:
+        """Return copies of what is trained of a member, and of its moments."""
+        means, squares = self._optimizer.means, self._optimizer.squares
+        return Tensors(self._stack.read(number), self._stack.read(number, means), self._stack.read(number, squares))
 
     def _share(self, member: Member) -> dict[str, Any]:
         """What a member's metrics say of the pack, and of the energy that all took, by its rows."""

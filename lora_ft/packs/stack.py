@@ -95,9 +95,9 @@ class Stack:
             linear.scale = torch.tensor(scales, device=self.device)
             linear.adapted = [adapter.rank(layer.name) > 0 for adapter in self.adapters]
 
-    def load(self, adapter: int, weights: Mapping[str, Tensor]) -> None:
-        """Copy an adapter's weights, by peft's names, into its row."""
-        row = self.weights[adapter : adapter + 1]
+    def load(self, adapter: int, weights: Mapping[str, Tensor], rows: Tensor | None = None) -> None:
+        """Copy an adapter's weights, by peft's names, into its row of the weights, or of `rows` [adapters, width]."""
+        row = (self.weights if rows is None else rows)[adapter : adapter + 1]
         row.zero_()
         for layer in self.layers:
             rank = self.adapters[adapter].rank(layer.name)
@@ -105,9 +105,9 @@ class Stack:
                 layer.view(row, "A")[0, :, :rank] = weights[weight_name(layer.name, "A")].T
                 layer.view(row, "B")[0, :rank] = weights[weight_name(layer.name, "B")].T
 
-    def read(self, adapter: int) -> dict[str, Tensor]:
-        """Copies of an adapter's weights, by peft's names and in its shapes, on the CPU."""
-        row = self.weights[adapter : adapter + 1]
+    def read(self, adapter: int, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """Copies of an adapter's weights, by peft's names and in its shapes, on the CPU; or of its row of `rows`."""
+        row = (self.weights if rows is None else rows)[adapter : adapter + 1]
         found = {}
         for layer in self.layers:
             rank = self.adapters[adapter].rank(layer.name)

@@ -17,8 +17,9 @@ from export.leftovers import tidy
 from export.locks import locked
 from export.places import refuse_shelf
 from lora_ft.bases import Base, find_base
-from lora_ft.claim import require_same_rows, resumable, startable
+from lora_ft.claim import Claim, require_same_rows, resumable, startable
 from lora_ft.material import Material, gather
+from lora_ft.outcome import schedule_note
 from lora_ft.packs.board import Board, SilentBoard
 from lora_ft.packs.engine import Engine, Here, Site
 from lora_ft.packs.fit import Chosen, Need, even, fit, lines, require_packable
@@ -59,7 +60,8 @@ def train_pack(
     Args:
         tasks: what to train.
         out: folder of the runs, each by its task's name. While they train they lie in `<name>.unfinished` there.
-        resume: go on from the last snapshot, exactly as if it had not stopped.
+        resume: Go on from the last snapshot, exactly as if it had not stopped; or, where all runs are finished, train
+            them longer, as `lora_ft.train.train` does.
         overwrite: replace runs that are there, and discard unfinished ones.
         most: adapters in a pack; by default as many as fit, shared out evenly where several packs train at a time.
         engine: where packs train; by default one after another in this process.
@@ -87,26 +89,39 @@ def _train(
     board: Board,
 ) -> Packed:  # fmt: skip
     """Train tasks whose places are locked."""
-    record = _claim(tasks, out, resume=resume, overwrite=overwrite)
+    record, finished = _claim(tasks, out, resume=resume, overwrite=overwrite)
     base = find_base(tasks[0].base)
     if base.notice:
         board.note(base.notice)
     with closing(engine or Here()) as chosen:
         site = chosen.survey(out, tasks[0].train.precision, record.get("storage") if record else None, board)
-        if record:
-            site = replace(site, precision=Precision(record["precision"], "as this began"))
+        if began := record["precision"] if record else _precision(finished):
+            site = replace(site, precision=Precision(began, "as this began"))
+        longer = bool(record.get("longer")) if record else bool(finished)
+        if longer and site.storage:
+            raise UsageError(
+                f"finished runs are not trained longer through --storage (got {site.storage})",
+                "leave it out, with an --out that all nodes share or without --engine ray",
+            )
         board.stage("reading tasks", len(tasks))
         materials = _gather(tasks, base, board)
         if record:
             _check_rows(record, materials, out)
+        for name, claim in finished.items():
+            claim.check_rows(materials[name].record)
         plans = {name: _plan(material, base, site) for name, material in materials.items()}
         board.note(f"precision {site.precision.name}: {site.precision.reason}")
+        for name, claim in finished.items():
+            claim.require_steps_left(plans[name].steps)
+            board.note(f"{name}: {schedule_note(claim.place, materials[name].task, plans[name])}")
         if record is None:
             packs = _choose(materials, plans, base, site, most, board)
             record = {
                 "version": _VERSION, "run": secrets.token_hex(8), "precision": site.precision.name,
-                "storage": site.storage, "packs": packs, "rows": _record_rows(materials, out),
+                "storage": site.storage, "packs": packs, "rows": _record_rows(materials, out), "longer": longer,
             }  # fmt: skip
+            for claim in finished.values():  # before the record, so that a process killed here does it again
+                claim.reopen()
             write_json(out / WORK / RECORD, record)
         works = [
             Work(
@@ -115,6 +130,7 @@ def _train(
                 {name: plans[name] for name in names},
                 out,
                 record.get("run", ""),
+                longer,
             )
             for at, names in enumerate(record["packs"], 1)
         ]
@@ -194,12 +210,19 @@ def _rows_file(out: Path, digest: str) -> Path:
     return out / WORK / f"rows-{digest}.json"
 
 
-def _claim(tasks: Sequence[Task], out: Path, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-    """Make sure that all runs may be written; the record of what is resumed."""
+def _claim(
+    tasks: Sequence[Task], out: Path, *, resume: bool, overwrite: bool
+) -> tuple[dict[str, Any] | None, dict[str, Claim]]:
+    """Make sure that all runs may be written.
+
+    Returns:
+        The record of what is resumed, and the claims of finished runs that are to be trained longer, by name.
+    """
     record = out / WORK / RECORD
     if resume:
         if not record.is_file():
-            raise UsageError(f"there are no unfinished packs in {out} to resume", "leave out --resume")
+            shutil.rmtree(out / WORK, ignore_errors=True)
+            return None, _finished(tasks, out)
         found = read_json(record)
         if found["version"] != _VERSION:
             raise LoraFtError(
@@ -210,12 +233,53 @@ def _claim(tasks: Sequence[Task], out: Path, *, resume: bool, overwrite: bool) -
             raise UsageError(f"the unfinished packs in {out} are of other tasks", "resume with the same ones")
         for task in tasks:
             place = out / task.name
-            if (unfinished(place) / TASK).is_file():
+            if (unfinished(place) / TASK).is_file() or found.get("longer"):
                 resumable(task, place, overwrite=overwrite or is_run(place))
-        return found
+        return found, {}
     if record.is_file() and not overwrite:
         raise UsageError(f"unfinished packs lie in {out / WORK}", "add --resume to go on, or --overwrite to start anew")
     for task in tasks:
         startable(task, out / task.name, overwrite=overwrite)
     shutil.rmtree(out / WORK, ignore_errors=True)
-    return None
+    return None, {}
+
+
+def _finished(tasks: Sequence[Task], out: Path) -> dict[str, Claim]:
+    """Return the claims of finished runs that are to be trained longer.
+
+    Raises:
+        UsageError: There are none, or a task has no finished run, or one of another task.
+    """
+    if not any(is_run(out / task.name) for task in tasks):
+        raise UsageError(f"there are no unfinished packs in {out} to resume", "leave out --resume")
+    claims = {}
+    for task in tasks:
+        place = out / task.name
+        if not is_run(place):
+            raise UsageError(
+                f"the task '{task.name}' has no finished run {place} to train longer",
+                "leave it out, or train it first",
+            )
+        claims[task.name] = claim = resumable(task, place)
+        if claim.finished is None:
+            raise UsageError(
+                f"an unfinished run lies in {claim.working}", "finish it alone with --resume, or move it away"
+            )
+    return claims
+
+
+def _precision(finished: Mapping[str, Claim]) -> str | None:
+    """Return the precision in which finished runs were trained; None where there are none.
+
+    Raises:
+        UsageError: They were trained in different ones.
+    """
+    found = {name: str(Run(claim.place).metrics["precision"]) for name, claim in finished.items()}
+    for name, precision in found.items():
+        first = next(iter(found))
+        if precision != found[first]:
+            raise UsageError(
+                f"the runs were trained in different precisions: '{first}' in {found[first]}, '{name}' in {precision}",
+                "train those of each precision longer by themselves",
+            )
+    return next(iter(found.values()), None)

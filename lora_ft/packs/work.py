@@ -9,20 +9,19 @@ from typing import Any
 
 import torch
 
-from export.files import read_json
+from export.errors import LoraFtError
 from lora_ft.bases import Base, quiet_transformers
 from lora_ft.interrupts import Interrupted
 from lora_ft.material import Material
 from lora_ft.memory import keep_freed_memory
-from lora_ft.outcome import finish
 from lora_ft.packs.adapter import make_adapter
 from lora_ft.packs.board import Board
-from lora_ft.packs.member import Member
+from lora_ft.packs.member import Member, publish
 from lora_ft.packs.pack import Pack
 from lora_ft.packs.snapshot import Snapshot, Snapshots
 from lora_ft.packs.stack import Stack
 from lora_ft.plan import Plan
-from lora_ft.runs import METRICS, unfinished
+from lora_ft.runs import unfinished
 from lora_ft.task import Task
 from lora_ft.weights import open_base
 
@@ -40,6 +39,7 @@ class Work:
         plans: theirs, by name.
         out: folder of the runs.
         run: Identifier of the training, which snapshots carry.
+        longer: Whether finished runs are trained longer; their last states lie in their working folders.
     """
 
     number: int
@@ -47,6 +47,7 @@ class Work:
     plans: dict[str, Plan]
     out: Path
     run: str = ""
+    longer: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -102,7 +103,7 @@ def train_one(
     for name in found.closed if found else []:  # a process was killed before it put them into place
         working = unfinished(work.out / name)
         if working.is_dir():
-            finish(by_name[name].task, working, work.out / name, read_json(working / METRICS))
+            publish(by_name[name].task, working, work.out / name)
     if found and not found.members:
         return found.failed
     model = open_model()
@@ -142,7 +143,27 @@ def _make(
         Member(by_name[name], work.plans[name], base, adapter, model, work.out / name)
         for name, (adapter, _) in zip(names, made, strict=True)
     ]
+    if found is None and work.longer:
+        found = _last_states(members, stack)
     for member in members:
         member.begin(found.members[member.name] if found else None)
     bf16 = plan.precision.is_bf16
     return Pack(model, stack, members, snapshots, bf16=bf16, board=board, snapshot=found), stack
+
+
+def _last_states(members: Sequence[Member], stack: Stack) -> Snapshot:
+    """Return the last states of finished runs as the snapshot of a pack that has taken no step.
+
+    Raises:
+        LoraFtError: A run has none, or it is damaged.
+    """
+    rows = {name: torch.zeros_like(stack.weights) for name in ("weights", "means", "squares")}
+    entries = {}
+    for number, member in enumerate(members):
+        point = member.point()
+        if point is None:
+            raise LoraFtError(f"{member.working} holds no state to go on from", "start anew with --overwrite")
+        entries[member.name], tensors = point
+        for name, matrix in rows.items():
+            stack.load(number, getattr(tensors, name), matrix)
+    return Snapshot(0, rows, entries, [], {})

@@ -1,0 +1,146 @@
+"""The last state of one adapter of a pack, in the files that transformers' Trainer resumes from.
+
+So a run looks the same whether it was trained alone or with others, and either way of training takes it further. The
+optimizer of a pack is one matrix for all adapters; here its row is put apart into the two moments of each weight, in
+the order in which torch's optimizer numbers its parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import TrainerState
+from transformers.trainer_callback import ExportableState
+
+from export.errors import LoraFtError, UsageError
+from export.files import write_text
+from lora_ft import checkpoints
+from lora_ft.adapter_files import WEIGHTS
+from lora_ft.claim import run_of
+from lora_ft.trainer import Trainer
+
+_OPTIMIZER, _SCHEDULER, _RANDOM, _STATE = "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"
+_EMBEDDING_RATE = 1e-6  # peft's, for a group that packs leave empty
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What is trained of one adapter, and the optimizer's two moments of it, by peft's names of the weights."""
+
+    weights: dict[str, Tensor]
+    means: dict[str, Tensor]
+    squares: dict[str, Tensor]
+
+
+def parameter_groups(trainer: Trainer, names: list[str], ratio: float | None) -> list[tuple[list[str], dict[str, Any]]]:
+    """Return the groups of an adapter's weights in which training alone optimizes them, with the options of each.
+
+    Args:
+        trainer: Trainer of the task.
+        names: peft's names of the weights, in peft's order.
+        ratio: lora.loraplus_lr_ratio, or None.
+    """
+    decay, rate = trainer.args.weight_decay, trainer.args.learning_rate
+    if not ratio:
+        return [(names, {"weight_decay": decay}), ([], {"weight_decay": 0.0})]  # the second has biases and norms
+    a, b = ([name for name in names if (".lora_B." in name) is is_b] for is_b in (False, True))
+    return [
+        (a, {"weight_decay": decay, "lr": rate}),
+        ([], {"weight_decay": decay, "lr": _EMBEDDING_RATE}),
+        (b, {"weight_decay": decay, "lr": rate * ratio}),
+        ([], {"weight_decay": 0.0, "lr": rate * ratio}),
+    ]
+
+
+def write_point(
+    folder: Path, trainer: Trainer, optimizer: torch.optim.Optimizer, names: list[str], tensors: Tensors,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    """Write the state beside the weights of a checkpoint.
+
+    Args:
+        folder: Folder `checkpoint-<step>` of the run, which has the weights.
+        trainer: Trainer of the task, with its state and scheduler.
+        optimizer: Optimizer without moments, in the groups of `parameter_groups`.
+        names: Names of the weights, in the order of the optimizer's parameters.
+        tensors: What was trained.
+        generator: Random numbers of the adapter.
+    """
+    state = dataclasses.replace(trainer.state)
+    if state.best_global_step is not None:
+        state.best_model_checkpoint = str(folder.parent / f"checkpoint-{state.best_global_step}")
+    stateful = [
+        one for one in [*trainer.callback_handler.callbacks, trainer.control] if isinstance(one, ExportableState)
+    ]
+    state.stateful_callbacks = {type(one).__name__: one.state() for one in stateful}
+    write_text(folder / _STATE, json.dumps(dataclasses.asdict(state), default=float, indent=2, sort_keys=True) + "\n")
+    step = float(state.global_step)
+    moments = {  # a tensor of its own for each step: a file keeps which tensors share memory, and AdamW counts in place
+        number: {"step": torch.tensor(step), "exp_avg": tensors.means[name], "exp_avg_sq": tensors.squares[name]}
+        for number, name in enumerate(names)
+    }
+    torch.save(optimizer.state_dict() | {"state": moments}, folder / _OPTIMIZER)
+    scheduler: Any = trainer.lr_scheduler
+    torch.save(scheduler.state_dict(), folder / _SCHEDULER)
+    seed, device = trainer.args.seed, generator.device.type
+    numbers = {"python": random.Random(seed).getstate(), "numpy": np.random.RandomState(seed).get_state()}
+    torch.save(numbers | {"cpu": torch.get_rng_state(), device: generator.get_state()}, folder / _RANDOM)
+
+
+def read_point(working: Path, names: list[str], device: str) -> tuple[dict[str, Any], Tensors] | None:
+    """Return what an adapter goes on from: the entry of a snapshot, as of `Member.export`, and what is trained of it.
+
+    Args:
+        working: Folder of the run. Torn checkpoints in it are deleted.
+        names: Names of the weights, in the order of the optimizer's parameters.
+        device: Device that its random numbers are drawn on.
+
+    Returns:
+        None if the run has no whole checkpoint.
+
+    Raises:
+        UsageError: The run was trained in several processes.
+        LoraFtError: The checkpoint is damaged.
+    """
+    folder = checkpoints.latest(working, run_of(working))
+    if folder is None:
+        return None
+    if not (folder / _RANDOM).is_file():
+        raise UsageError(f"the run {working} was trained in several processes", "train it longer alone")
+    try:
+        state = TrainerState.load_from_json(str(folder / _STATE))
+        moments = _load(folder / _OPTIMIZER)["state"]
+        numbers = _load(folder / _RANDOM)
+        weights = load_file(folder / WEIGHTS)
+        means, squares = (
+            {name: moments[number][key] for number, name in enumerate(names)} for key in ("exp_avg", "exp_avg_sq")
+        )
+        if any(weights[name].shape != tensor[name].shape for name in names for tensor in (means, squares)):
+            raise ValueError("its moments have other shapes than its weights")
+        generator: Tensor = numbers.get(device, numbers["cpu"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
+        raise LoraFtError(f"{folder} is damaged ({type(error).__name__}: {error})", "train with --overwrite") from error
+    entry = {
+        "state": dataclasses.asdict(state) | {"stateful_callbacks": None},
+        "random": generator.numpy().tobytes().hex(), "loss": 0.0, "logged": state.global_step, "patience": 0,
+    }  # fmt: skip
+    return entry, Tensors(weights, means, squares)
+
+
+def _load(path: Path) -> Mapping[Any, Any]:
+    """Read a file of torch's without running what a pickle could hold."""
+    from transformers.trainer_pt_utils import safe_globals
+
+    with safe_globals():
+        content: Mapping[Any, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return content

@@ -1,0 +1,208 @@
+"""Finished runs of a pack are trained longer, all together or each alone, and come out as if they had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.errors import LoraFtError, UsageError
+from lora_ft.packs.train import WORK, train_pack
+from lora_ft.runs import Run, unfinished
+from lora_ft.task import Task
+from lora_ft.train import train
+from lora_ft.trainer import Trainer
+from tests.lora_ft.packs.test_train import Noting, files, interrupt, same, snapshots, start, unlike
+from tests.lora_ft.test_claim import APPENDED, rewrite
+from tests.lora_ft.test_train import closeness, losses, wait_for, weights
+
+MakeTask = Callable[..., Path]
+# A constant rate, so that a run that is trained longer is the one that never stopped. 6 steps end within an
+# epoch, at an evaluation, which draws a random number.
+CONSTANT: dict[str, Any] = {
+    "max_steps": 6, "eval_every": 3, "metric_for_best_model": "loss", "lr_scheduler_type": "constant",
+    "warmup_ratio": 0.0,
+}  # fmt: skip
+
+
+def extended(tasks: list[Task], steps: int) -> list[Task]:
+    return [task.model_copy(update={"train": task.train.model_copy(update={"max_steps": steps})}) for task in tasks]
+
+
+def log_of(run: Run, key: str) -> dict[int, float]:
+    entries = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry[key] for entry in entries if key in entry}
+
+
+@pytest.fixture
+def tasks(make_task: MakeTask) -> list[Task]:
+    """Two tasks that differ in rank, layers, dropout, LoRA+, clipping and number of rows."""
+    return unlike(make_task, 4, **CONSTANT)[1::2]
+
+
+def test_a_pack_is_trained_longer_to_the_same_bits(tasks: list[Task], tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    train_pack(tasks, out)
+    said: list[str] = []
+    longer = train_pack(extended(tasks, 12), out, resume=True, board=Noting(said))
+    whole = train_pack(extended(tasks, 12), tmp_path / "whole")
+    for mine, theirs in zip(longer.runs, whole.runs, strict=True):
+        assert same(mine, theirs) and losses(mine.folder) == losses(theirs.folder)
+        assert mine.metrics["steps"] == 12 and mine.metrics["resumed_at"] == 6
+        assert mine.metrics["best_step"] == theirs.metrics["best_step"]
+        assert mine.task.train.max_steps == 12
+        assert f"{mine.task.name}: the finished run did 6 steps; the constant schedule now runs over 12 steps" in (
+            "\n".join(said)
+        )
+    assert {path.name for path in out.iterdir()} == {task.name for task in tasks}
+    again = train_pack(extended(tasks, 15), out, resume=True)
+    assert [run.metrics["resumed_at"] for run in again.runs] == [12, 12]
+
+
+def test_a_run_of_a_pack_is_trained_longer_alone(tasks: list[Task], tmp_path: Path) -> None:
+    train_pack(tasks, tmp_path / "runs")
+    for task in extended(tasks, 12):
+        longer = train(task, tmp_path / "runs" / task.name, resume=True)
+        whole = train(task, tmp_path / "whole" / task.name)
+        assert closeness(weights(longer), weights(whole)) < 1e-5
+        assert losses(longer.folder) == pytest.approx(losses(whole.folder), rel=1e-3)
+        assert longer.metrics["best_step"] == whole.metrics["best_step"] and longer.metrics["resumed_at"] == 6
+
+
+def test_runs_that_were_trained_alone_are_trained_longer_in_a_pack(tasks: list[Task], tmp_path: Path) -> None:
+    for task in tasks:
+        train(task, tmp_path / "runs" / task.name)
+    longer = train_pack(extended(tasks, 12), tmp_path / "runs", resume=True)
+    whole = train_pack(extended(tasks, 12), tmp_path / "whole")
+    for mine, theirs in zip(longer.runs, whole.runs, strict=True):
+        assert closeness(weights(mine), weights(theirs)) < 1e-5
+        assert mine.metrics["best_step"] == theirs.metrics["best_step"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_rate_follows_the_schedule_over_all_steps(make_task: MakeTask, tmp_path: Path, alone: bool) -> None:
+    tasks = unlike(make_task, 1, max_steps=10, lr_scheduler_type="linear", warmup_ratio=0.0, learning_rate=0.01,
+                   metric_for_best_model="loss")  # fmt: skip
+    train_pack(tasks, tmp_path / "runs")
+    if alone:
+        run = train(*extended(tasks, 20), tmp_path / "runs" / "t0", resume=True)
+    else:
+        run = train_pack(extended(tasks, 20), tmp_path / "runs", resume=True).runs[0]
+    rates = log_of(run, "learning_rate")
+    assert rates[10] == pytest.approx(0.01 * 1 / 10) and rates[11] == pytest.approx(0.01 * 10 / 20)
+    assert rates[20] == pytest.approx(0.01 * 1 / 20)
+
+
+def test_the_best_weights_from_before_are_published_where_nothing_better_comes(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: {"eval_loss": 1.0 + self.state.global_step})
+    tasks = unlike(make_task, 1, **CONSTANT)
+    first = train_pack(tasks, tmp_path / "runs").runs[0]
+    before = weights(first)
+    longer = train_pack(extended(tasks, 9), tmp_path / "runs", resume=True).runs[0]
+    assert first.metrics["best_step"] == longer.metrics["best_step"] == 3 and longer.metrics["steps"] == 9
+    assert closeness(weights(longer), before) == 0
+    kept = {path.name for path in (longer.folder / "resume").iterdir()}
+    assert {"checkpoint-3", "checkpoint-9"} <= kept
+
+
+def test_a_pack_killed_while_it_trains_longer_resumes_to_the_same_bits(tasks: list[Task], tmp_path: Path) -> None:
+    out, longer = tmp_path / "runs", extended(tasks, 24)
+    train_pack(tasks, out)
+    for moment in (  # one after the other, on the same runs
+        lambda: (out / "t1.unfinished" / "choices.json").exists(),
+        lambda: any(tick >= 8 for tick in snapshots(out)),
+    ):
+        process = start(files(tasks), out, "--resume", "--set", "train.max_steps=24")
+        wait_for(moment, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert [Run(out / task.name).metrics["steps"] for task in tasks] == [6, 6]
+    packed = train_pack(longer, out, resume=True)
+    whole = train_pack(longer, tmp_path / "whole")
+    assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, whole.runs, strict=True))
+    assert all(losses(a.folder) == losses(b.folder) for a, b in zip(packed.runs, whole.runs, strict=True))
+    assert {path.name for path in out.iterdir()} == {task.name for task in tasks}
+
+
+@pytest.mark.parametrize("moment", ["lora_ft.packs.train.write_json", "lora_ft.packs.pack.publish"])
+def test_a_pack_killed_at_its_ends_loses_no_run(
+    tasks: list[Task], tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, longer = tmp_path / "runs", extended(tasks, 9)
+    train_pack(tasks, out)
+
+    def killed(path: object, *_: Any) -> None:
+        if not str(path).endswith(".json") or str(path).endswith("packs.json"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(moment, killed)
+        train_pack(longer, out, resume=True)
+    assert [Run(out / task.name).metrics["steps"] for task in tasks] == [6, 6]
+    packed = train_pack(longer, out, resume=True)
+    whole = train_pack(longer, tmp_path / "whole")
+    assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, whole.runs, strict=True))
+
+
+def test_early_stopping_counts_anew(make_task: MakeTask, tmp_path: Path) -> None:
+    early = CONSTANT | {"max_steps": 60, "eval_every": 2, "learning_rate": 0.03, "early_stopping_patience": 2}
+    tasks = unlike(make_task, 1, **early)
+    first = train_pack(tasks, tmp_path / "runs").runs[0]
+    stopped = first.metrics["steps"]
+    assert stopped < 60
+    alone = shutil.copytree(first.folder, tmp_path / "alone")
+    packed = train_pack(tasks, tmp_path / "runs", resume=True).runs[0]
+    single = train(tasks[0], alone, resume=True)
+    assert packed.metrics["steps"] == single.metrics["steps"] >= stopped + 4
+
+
+def test_what_is_refused(tasks: list[Task], tmp_path: Path) -> None:
+    out, more = tmp_path / "runs", extended(tasks, 12)
+    with pytest.raises(UsageError, match="no unfinished packs"):
+        train_pack(more, out, resume=True)
+    train_pack(tasks, out)
+    before = {path.name for path in out.iterdir()}
+    with pytest.raises(UsageError, match=r"t1 is finished: it did 6 of 6 steps; raise train\.num_train_epochs"):
+        train_pack(tasks, out, resume=True)
+    other = more[1].model_copy(update={"lora": more[1].lora.model_copy(update={"r": 2})})
+    with pytest.raises(UsageError, match=r"t3 was trained with another lora; only"):
+        train_pack([more[0], other], out, resume=True)
+    missing = more[0].model_copy(update={"name": "t9"})
+    with pytest.raises(UsageError, match=r"the task 't9' has no finished run .*t9 to train longer; leave it out"):
+        train_pack([*more, missing], out, resume=True)
+    rewrite(tasks[1].data.root / "train.jsonl", lambda lines: [*lines, APPENDED])  # type: ignore[operator]
+    with pytest.raises(UsageError, match=r"t3 began with: train: 18 rows, was 17"):
+        train_pack(more, out, resume=True)
+    shutil.rmtree(out / "t1" / "resume")
+    with pytest.raises(UsageError, match=r"keeps no state to go on from: .*resume is missing"):
+        train_pack(more, out, resume=True)
+    assert {path.name for path in out.iterdir()} == before
+
+
+def test_a_damaged_state_is_named(tasks: list[Task], tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    train_pack(tasks[:1], out)
+    path = out / "t1" / "resume" / "checkpoint-6" / "optimizer.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(LoraFtError, match="checkpoint-6 is damaged"):
+        train_pack(extended(tasks[:1], 12), out, resume=True)
+
+
+def test_a_killed_pack_goes_on_with_the_same_tasks_only(tasks: list[Task], tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    train_pack(tasks, out)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lora_ft.packs.pack.Pack.step", interrupt)
+        train_pack(extended(tasks, 12), out, resume=True)
+    assert (out / WORK).is_dir() and unfinished(out / "t1").is_dir()
+    with pytest.raises(UsageError, match="started with another train"):
+        train_pack(extended(tasks, 30), out, resume=True)
+    assert [run.metrics["steps"] for run in train_pack(extended(tasks, 12), out, resume=True).runs] == [12, 12]

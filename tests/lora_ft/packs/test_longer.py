@@ -113,18 +113,18 @@ def test_the_best_weights_from_before_are_published_where_nothing_better_comes(
     assert {"checkpoint-3", "checkpoint-9"} <= kept
 
 
-def test_a_pack_killed_while_it_trains_longer_resumes_to_the_same_bits(tasks: list[Task], tmp_path: Path) -> None:
-    out, longer = tmp_path / "runs", extended(tasks, 24)
+@pytest.mark.parametrize("tick", [0, 3], ids=["before the first snapshot", "after a snapshot"])
+def test_a_pack_killed_while_it_trains_longer_resumes_to_the_same_bits(
+    tasks: list[Task], tmp_path: Path, tick: int
+) -> None:
+    out, longer = tmp_path / "runs", extended(tasks, 15)
     train_pack(tasks, out)
-    for moment in (  # one after the other, on the same runs
-        lambda: (out / "t1.unfinished" / "choices.json").exists(),
-        lambda: any(tick >= 8 for tick in snapshots(out)),
-    ):
-        process = start(files(tasks), out, "--resume", "--set", "train.max_steps=24")
-        wait_for(moment, process)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert [Run(out / task.name).metrics["steps"] for task in tasks] == [6, 6]
+    process = start(files(tasks), out, "--resume", "--set", "train.max_steps=15")
+    began = out / "t1.unfinished" / "choices.json"
+    wait_for(lambda: any(done >= tick for done in snapshots(out)) if tick else began.exists(), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert [Run(out / task.name).metrics["steps"] for task in tasks] == [6, 6]
     packed = train_pack(longer, out, resume=True)
     whole = train_pack(longer, tmp_path / "whole")
     assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, whole.runs, strict=True))

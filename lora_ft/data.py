@@ -104,6 +104,8 @@ def with_labels(task: Task, train: Sequence[Example] | None = None) -> Task:
             f"the training rows have {len(labels):,} distinct targets, too many for labels (at most {MAX_LABELS:,})",
             "leave labels out: the answers are free text",
         )
+    if len(labels) == 1:  # a list of one is refused, too, so the finished run could not be read again
+        raise UsageError(f"all training rows have the label {labels[0]!r}", "add rows of another, or remove labels")
     return task.model_copy(update={"labels": labels})
 
 

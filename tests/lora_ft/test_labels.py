@@ -14,6 +14,7 @@ from export.errors import LoraFtError, UsageError
 from lora_ft.cli.tables import show_evaluation
 from lora_ft.data import load_splits, with_labels
 from lora_ft.evaluate import evaluate
+from lora_ft.examples import Example
 from lora_ft.export_run import export
 from lora_ft.generate import generate
 from lora_ft.models import open_model
@@ -202,3 +203,10 @@ def test_faults_of_the_schema(make_task: MakeTask, sections: dict[str, Any], par
 def test_tasks_without_labels_have_no_option_for_them(make_task: MakeTask) -> None:
     task: Task = load_task(make_task())
     assert task.known_labels == [] and task.generation_options() == {"max_new_tokens": 24}
+
+
+def test_a_single_label_is_refused_before_training(tmp_path: Path, tiny_base: Path) -> None:
+    task = load_task(write_task(tmp_path, tiny_base, labels="auto", train={"metric_for_best_model": "loss"}))
+    rows = [Example("a", "x", ("x",), {}), Example("b", "x ", ("x",), {})]
+    with pytest.raises(UsageError, match="all training rows have the label 'x'"):
+        with_labels(task, rows)

@@ -76,6 +76,15 @@ def settle_best(checkpoint: Path) -> None:
         write_json(checkpoint / _STATE, state | {"best_model_checkpoint": str(path)})
 
 
+def reset_patience(checkpoint: Path) -> None:
+    """Let early stopping count from zero after a checkpoint, however often the run is then resumed from it."""
+    state = read_json(checkpoint / _STATE)
+    saved = (state.get("stateful_callbacks") or {}).get("EarlyStoppingCallback") or {}
+    if "attributes" in saved:
+        saved["attributes"]["early_stopping_patience_counter"] = 0
+        write_json(checkpoint / _STATE, state)
+
+
 def keep_resume_point(folder: Path, into: Path, run: str) -> None:
     """Keep the newest checkpoint of a finished run, and the weights of its best, so that it can be trained longer.
 

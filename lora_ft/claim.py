@@ -216,10 +216,11 @@ def _changed(before: Task, task: Task) -> list[str]:
 
 
 def _reopen(finished: Path, working: Path) -> None:
-    """Copy into the working folder what a finished run goes on from."""
+    """Copy into the working folder what a finished run goes on from; early stopping counts from zero there."""
     if working.exists():  # a process was killed while it copied
         shutil.rmtree(working)
     shutil.copytree(finished / RESUME, working)
+    checkpoints.reset_patience(max(working.glob("checkpoint-*"), key=checkpoints.step_of))
     for name in (LOG, CLAIM):
         if (finished / name).is_file():
             shutil.copyfile(finished / name, working / name)

@@ -93,9 +93,8 @@ def _train(task: Task, claim: Claim, progress: Progress, *, resume: bool) -> Non
     trim_log(working / LOG, resumed)
     if checkpoint is not None:
         progress.note(f"going on from step {resumed}")
-        if claim.finished is None:
-            restore_patience(trainer, checkpoint)
-        else:
+        restore_patience(trainer, checkpoint)
+        if claim.finished is not None:
             progress.note(schedule_note(claim.finished, task, plan))
     began, joules = time.time(), meter(plan.device)
     before = joules() if joules else 0.0
@@ -151,8 +150,8 @@ def _start(material: Material, plan: Plan, claim: Claim, trainer: Trainer, *, re
     task, working = material.task, claim.working
     if rank() == 0:
         claim.record(material.record)
-        save_task(task, working / TASK)
         write_json(working / CHOICES, {"precision": plan.precision.name, "compile": plan.compile})
+        save_task(task, working / TASK)  # last: with it the run can be resumed
         if task.method == "lora" and task.lora.keeps_start:
             keep_start(trainer.model, working / INITIAL)
         found = checkpoints.latest(working, run_of(working))

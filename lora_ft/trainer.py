@@ -169,8 +169,7 @@ class Keeper(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
     ) -> None:
         self._interrupts.take()
-        if self._claim is not None and self._claim.finished is not None:
-            reschedule(options["lr_scheduler"], options["optimizer"])
+        reschedule(options["lr_scheduler"], options["optimizer"])
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.release()
@@ -199,7 +198,10 @@ class Keeper(TrainerCallback):
 
 
 def reschedule(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Set the rate of the next step by a schedule over more steps; a loaded optimizer has that of the old one."""
+    """Set the rate of the next step by the schedule over all steps.
+
+    A loaded optimizer has the rate of the schedule that it was saved under, which may be over fewer steps.
+    """
     if not hasattr(scheduler, "lr_lambdas"):  # reduce_lr_on_plateau follows no plan
         return
     rates = [

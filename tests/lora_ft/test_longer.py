@@ -80,6 +80,35 @@ def test_it_can_be_interrupted_killed_and_trained_longer_again(make_task: MakeTa
     assert same(weights(six), weights(train(load_task(task, ["train.num_train_epochs=6"]), tmp_path / "whole")))
 
 
+def trained_longer_killed_and_not(task: Path, overrides: list[str], tmp_path: Path) -> tuple[Run, Run]:
+    """Train a finished run longer twice, once killed in the second added step, before its first new checkpoint."""
+    first = train(load_task(task), tmp_path / "run")
+    shutil.copytree(first.folder, tmp_path / "copy")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lora_ft.trainer.Trainer._guard", stop_at(first.metrics["steps"] + 1))
+        train(load_task(task, overrides), tmp_path / "run", resume=True)
+    killed = train(load_task(task, overrides), tmp_path / "run", resume=True)
+    assert killed.metrics["resumed_at"] == first.metrics["steps"]
+    return killed, train(load_task(task, overrides), tmp_path / "copy", resume=True)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_run_killed_before_its_first_new_checkpoint_follows_the_new_schedule(
+    make_task: MakeTask, tmp_path: Path, schedule: str
+) -> None:
+    task = make_task(train=RANDOM | {"lr_scheduler_type": schedule})
+    killed, whole = trained_longer_killed_and_not(task, FOUR, tmp_path)
+    assert logged(killed, "learning_rate") == logged(whole, "learning_rate")
+    assert same(weights(killed), weights(whole)) and losses(killed.folder) == losses(whole.folder)
+
+
+def test_a_run_killed_before_its_first_new_checkpoint_is_as_patient(make_task: MakeTask, tmp_path: Path) -> None:
+    early = {"num_train_epochs": 20, "eval_every": 2, "learning_rate": 0.03, "early_stopping_patience": 2}
+    killed, whole = trained_longer_killed_and_not(make_task(rows=8, train=RANDOM | early), [], tmp_path)
+    assert killed.metrics["steps"] == whole.metrics["steps"] < killed.metrics["resumed_at"] + 20
+    assert same(weights(killed), weights(whole)) and killed.metrics["best_step"] == whole.metrics["best_step"]
+
+
 @pytest.mark.parametrize("moment", ["sync_tree", "replace_folder"])
 def test_a_run_killed_while_it_is_finished_loses_no_step(make_task: MakeTask, tmp_path: Path, moment: str) -> None:
     task = load_task(make_task(train=RANDOM))

@@ -17,6 +17,7 @@ from export.locks import locked
 from export.ownership import foreign_reason
 from export.places import followed, refuse_existing
 from lora_ft import checkpoints
+from lora_ft.packs.record import require_no_pack
 from lora_ft.processes import rank
 from lora_ft.progress import Progress
 from lora_ft.row_record import RowRecord
@@ -90,7 +91,8 @@ def claimed(task: Task, out: Path, *, resume: bool, overwrite: bool, progress: P
         progress: Told if the file system has no locks.
 
     Raises:
-        UsageError: The place is taken, or there is nothing of this task to resume, or another job is at work there.
+        UsageError: The place is taken, or there is nothing of this task to resume, or another job is at work there, or
+            the run is unfinished in a pack.
     """
     place = followed(out)
     if rank() != 0:
@@ -101,6 +103,7 @@ def claimed(task: Task, out: Path, *, resume: bool, overwrite: bool, progress: P
     with locked(place) as works:
         if not works:
             progress.note(f"warning: {place.parent} has no file locks; start no second job on {place}")
+        require_no_pack(place)
         tidy(place)
         if resume:
             yield resumable(task, place, overwrite=overwrite)

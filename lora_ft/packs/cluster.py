@@ -20,9 +20,10 @@ from lora_ft.packs.board import Board, Row
 from lora_ft.packs.desk import WAITING, Desk, Wall
 from lora_ft.packs.engine import Ended, Site
 from lora_ft.packs.node import Node, Portion, examine
+from lora_ft.packs.record import WORK
 from lora_ft.packs.remote import Result, train_here
 from lora_ft.packs.storage import Storage
-from lora_ft.packs.work import WORK, Work
+from lora_ft.packs.work import Work
 from lora_ft.runs import TASK, is_run, unfinished
 from lora_ft.taskfile import save_task
 

@@ -17,8 +17,9 @@ from lora_ft.packs.desk import Reporter
 from lora_ft.packs.held import Held
 from lora_ft.packs.member import describe
 from lora_ft.packs.node import Portion
+from lora_ft.packs.record import RECORD
 from lora_ft.packs.storage import Storage
-from lora_ft.packs.work import RECORD, Work, open_frozen, train_one, use_threads
+from lora_ft.packs.work import Work, open_frozen, train_one, use_threads
 
 _EVERY = 0.5  # seconds between reports
 

@@ -23,7 +23,8 @@ from lora_ft.outcome import schedule_note
 from lora_ft.packs.board import Board, SilentBoard
 from lora_ft.packs.engine import Engine, Here, Site
 from lora_ft.packs.fit import Chosen, Need, even, fit, lines, require_packable
-from lora_ft.packs.work import RECORD, WORK, Work
+from lora_ft.packs.record import RECORD, WORK
+from lora_ft.packs.work import Work
 from lora_ft.plan import Choices, Plan, make_plan
 from lora_ft.precision import Precision
 from lora_ft.processes import processes

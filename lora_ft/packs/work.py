@@ -18,15 +18,13 @@ from lora_ft.packs.adapter import make_adapter
 from lora_ft.packs.board import Board
 from lora_ft.packs.member import Member, publish
 from lora_ft.packs.pack import Pack
+from lora_ft.packs.record import WORK
 from lora_ft.packs.snapshot import Snapshot, Snapshots
 from lora_ft.packs.stack import Stack
 from lora_ft.plan import Plan
 from lora_ft.runs import unfinished
 from lora_ft.task import Task
 from lora_ft.weights import open_base
-
-# Below the folder of the runs; no task's name begins with _. What was chosen when the packs began lies in it.
-WORK, RECORD = "_packs.unfinished", "packs.json"
 
 
 @dataclass(frozen=True)

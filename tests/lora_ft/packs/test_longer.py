@@ -196,6 +196,26 @@ def test_a_damaged_state_is_named(tasks: list[Task], tmp_path: Path) -> None:
         train_pack(extended(tasks[:1], 12), out, resume=True)
 
 
+@pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}, {}], ids=["resume", "overwrite", "new"])
+@pytest.mark.parametrize("longer", [False, True])
+def test_an_unfinished_member_is_not_trained_alone(
+    tasks: list[Task], tmp_path: Path, longer: bool, options: dict[str, bool]
+) -> None:
+    out = tmp_path / "runs"
+    if longer:
+        train_pack(tasks, out)
+    more = extended(tasks, 12)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lora_ft.packs.pack.Pack.step", interrupt)
+        train_pack(more, out, resume=longer)
+    (out / "t1.unfinished" / "checkpoint-3").mkdir(exist_ok=True)  # the best weights so far, which carry no mark
+    before = sorted(out.rglob("*"))
+    pack = rf"t1 is unfinished in a pack with 2 tasks: t1, t3; go on .*lora-ft train TASK … --out {out} --resume"
+    with pytest.raises(UsageError, match=rf"{pack}|already exists" if longer and not options else pack):
+        train(more[0], out / "t1", **options)
+    assert sorted(out.rglob("*")) == before
+
+
 def test_a_killed_pack_goes_on_with_the_same_tasks_only(tasks: list[Task], tmp_path: Path) -> None:
     out = tmp_path / "runs"
     train_pack(tasks, out)

@@ -22,6 +22,7 @@ FHIR_R4 = "fhir-r4"  # the schema that ships
 SPLITS = ("train", "validation", "test")
 AUTO = "auto"
 MAX_LABELS = 10_000
+MAX_RATE = 3e37  # float32 ends at 3.4e38
 SplitName = Literal["train", "validation", "test"]
 
 
@@ -59,7 +60,7 @@ class Train(Section):
     per_device_eval_batch_size: Rows = 16
     gradient_accumulation_steps: Rows = 1
     # AdamW multiplies it by 10 in the first step, and float32 ends at 3.4e38.
-    learning_rate: Annotated[Real, Field(gt=0, le=3e37)] = 1e-3
+    learning_rate: Annotated[Real, Field(gt=0, le=MAX_RATE)] = 1e-3
     lr_scheduler_type: str = "linear"
     warmup_ratio: Share = 0.05
     weight_decay: Annotated[Real, Field(ge=0, le=100)] = 0.0
@@ -283,6 +284,14 @@ class Task(Section):
             )
         if generate.do_sample and (generate.num_beams or 1) > 1:
             raise ValueError("generate.do_sample and generate.num_beams exclude each other; choose sampling or beams")
+        return self
+
+    @model_validator(mode="after")
+    def _rates_fit(self) -> Task:
+        if (rate := self.train.learning_rate * (self.lora.loraplus_lr_ratio or 1)) > MAX_RATE:
+            raise ValueError(
+                f"train.learning_rate times lora.loraplus_lr_ratio is {rate:g}, more than {MAX_RATE:g}; lower one"
+            )
         return self
 
     @model_validator(mode="after")

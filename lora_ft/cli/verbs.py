@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -243,11 +244,15 @@ def generate(
             screen.note(opened.notice)
         if (drawn := drawn_seed(opened, given, rows)) is not None:
             given["seed"] = drawn
-            screen.note(f"sampled with seed {drawn}; repeat it with --seed {drawn}")
-        if not stream:
+        if stream:
+            bits = stream_answers(opened, rows, given, raw=raw)
+            first = next(bits, "")
+        else:
             answers = job(opened, rows, given, raw=raw, batch_size=batch_size, progress=screen)
+        if drawn is not None:  # told only now, as the options were refused above if they are wrong
+            screen.note(f"sampled with seed {drawn}; repeat it with --seed {drawn}")
     if stream:
-        for bit in stream_answers(opened, rows, given, raw=raw):
+        for bit in chain([first], bits):
             answer(bit, end="")
     else:
         cut = [one.source_cut for one in answers]

@@ -90,10 +90,15 @@ def test_a_batch_answers_as_single_rows_do(model: Model) -> None:
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def bundle_folder(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("generate") / "bundle"
     export(str(tiny_run.folder), folder)
-    return open_model(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_folder: Path) -> Model:
+    return open_model(str(bundle_folder))
 
 
 @pytest.mark.parametrize(
@@ -160,6 +165,23 @@ def test_sampling_without_a_seed_draws_anew_and_tells_the_seed(model: Model, bun
         first, again = (generate(one, ["abc"], {**options, "seed": seed}) for _ in range(2))
         assert first == again
     assert drawn_seed(model, {}) is drawn_seed(model, {**options, "seed": 0}) is None
+
+
+@pytest.mark.parametrize("options", [["--top-p", "7"], ["--stream", "--num-beams", "2"], ["--stream", "--top-p", "7"]])
+def test_no_seed_is_told_where_an_option_is_refused(
+    bundle_folder: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lora_ft(["generate", str(bundle_folder), "abc", "--do-sample", *options]) == 2
+    assert "sampled with seed" not in capsys.readouterr().err
+
+
+def test_a_stream_is_told_its_seed(bundle_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", str(bundle_folder), "abc", "--do-sample", "--temperature", "5", "--stream"]
+    assert lora_ft(command) == 0
+    first = capsys.readouterr()
+    seed = re.search(r"sampled with seed (\d+)", first.err)
+    assert seed is not None and lora_ft([*command, "--seed", seed[1]]) == 0
+    assert capsys.readouterr().out == first.out
 
 
 def test_the_command_says_the_seed_that_repeats_its_answer(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:

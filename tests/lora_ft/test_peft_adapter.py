@@ -38,6 +38,8 @@ def test_adapter_is_merged_as_peft_merges_it(
     expected = by_peft(tiny_base, adapter)
     torch.testing.assert_close(logits(torch_model(tmp_path / "merged")), expected, rtol=1e-4, atol=1e-4)
     assert json.loads((tmp_path / "merged" / "merge.json").read_text())["adapter"] == "my_adapter"
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "# my\\_adapter" in card and "with a LoRA adapter merged into it" in card and str(tmp_path) not in card
     assert open_model(str(tmp_path / "merged")).kind == "checkpoint"
 
 

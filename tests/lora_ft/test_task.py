@@ -133,6 +133,12 @@ def test_a_value_out_of_range_is_named_by_its_key(make_task: MakeTask, override:
     assert words in faults[override.partition("=")[0]].problem
 
 
+def test_the_rate_of_b_is_bounded_like_that_of_a(make_task: MakeTask) -> None:
+    task = make_task(lora={"loraplus_lr_ratio": 1e6})
+    assert "lora.loraplus_lr_ratio is 3e+40, more than 3e+37; lower" in str(faults_of(task, "train.learning_rate=3e34"))
+    assert load_task(task, ["train.learning_rate=1e30"]).lora.loraplus_lr_ratio == 1e6
+
+
 def test_scores_that_need_more_than_they_are_given_are_faults(make_task: MakeTask) -> None:
     faults = faults_of(make_task(), "evaluate.metrics=[rouge, bertscore]")
     assert "bertscore needs bertscore_model" in faults["evaluate"].problem

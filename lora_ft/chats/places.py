@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import lzma
 import re
 import zipfile
 import zlib
@@ -106,12 +107,12 @@ def opened(file: File) -> Iterator[IO[bytes]]:
         content = file.open("rb")
     except (OSError, KeyError) as error:
         raise LoraFtError(f"{file} cannot be read ({first_line(error)})", "check its path and permissions") from error
-    except (RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:  # RuntimeError: encrypted
+    except (RuntimeError, ValueError, zipfile.BadZipFile) as error:  # RuntimeError: encrypted; ValueError: its own name
         raise LoraFtError(f"{file} cannot be unpacked ({first_line(error)})", "unpack the zip file first") from error
     with content:
         try:
             yield content
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
             raise LoraFtError(f"{file} is damaged ({first_line(error)})", "export or copy it again") from error
 
 

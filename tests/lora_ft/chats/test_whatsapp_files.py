@@ -74,3 +74,12 @@ def test_damage_anywhere_is_ours_to_say(tmp_path: Path) -> None:
         file.write_bytes(content[:at])
         with pytest.raises(LoraFtError, match=r"damaged\.zip is no whole zip file"):
             read_chats(file)
+
+
+def test_a_zip_whose_local_name_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    content = bytearray(pack(tmp_path / "export.zip", {"_chat.txt": CHAT}).read_bytes())
+    content[7] |= 0x08  # the local header says that its name is UTF-8, and its first byte is not
+    content[30] = 0x9A
+    (tmp_path / "export.zip").write_bytes(content)
+    with pytest.raises(LoraFtError, match=r"_chat\.txt cannot be unpacked \(.*\); unpack the zip file"):
+        read_chats(tmp_path / "export.zip")

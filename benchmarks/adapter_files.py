@@ -31,10 +31,10 @@ import typer
 
 from benchmarks.command import run_command
 from benchmarks.sharing import memory
-from export.errors import LoraFtError
-from export.files import write_json
-from export.runtime.session import open_session, ort_value
-from export.runtime.tensors import map_tensors, write_tensors
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.files import write_json
+from lora_ft.export.runtime.session import open_session, ort_value
+from lora_ft.export.runtime.tensors import map_tensors, write_tensors
 
 _GRAPH, _WANTED = "bank.step", ["next"]
 _SOURCE, _ROOM, _PAST = 64, 64, 32  # tokens of a source, of a cache's room, and of what lies in it
@@ -165,7 +165,7 @@ def measure_steps(bank: Path, files: Mapping[str, Path], rows: int, steps: int, 
         LoraFtError: the formats do not give the same tokens.
     """
     from benchmarks.bank import stepper
-    from export.runtime import Generator
+    from lora_ft.export.runtime import Generator
 
     step, generator = Step(bank, rows), Generator.load(bank)
     loaded = {form: FORMATS[form].load(file) for form, file in files.items()}  # kept: RunOptions only points there
@@ -194,8 +194,8 @@ def measure_steps(bank: Path, files: Mapping[str, Path], rows: int, steps: int, 
 def run(base: str, counts: Sequence[int], *, rank: int, rows: Sequence[int], steps: int, rounds: int) -> dict[str, Any]:
     """Every figure, of adapters on all linear layers of a base in int8."""
     from benchmarks.bank import LINEAR, make_bank
-    from export.runtime import Generator
     from lora_ft.bases import find_base
+    from lora_ft.export.runtime import Generator
 
     loading = []
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:

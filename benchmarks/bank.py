@@ -23,23 +23,23 @@ import typer
 
 from benchmarks.command import run_command
 from benchmarks.sharing import memory
-from export.bank import LowRank
-from export.bundle import read_model
-from export.checkpoint import Checkpoint
-from export.errors import LoraFtError
-from export.files import write_json
-from export.generation import read_generation
-from export.parity import Probe
-from export.precision import parse
-from export.publish_bank import write_bank
-from export.runtime import manifest
-from export.runtime.bank import TASK
-from export.runtime.generator import Generator
-from export.runtime.tensors import map_tensors
-from export.shelf import Member, Room, locked, store
 from lora_ft.bases import Base, find_base, load_model, load_tokenizer
 from lora_ft.checkpoint import is_scaled
 from lora_ft.doctor import environment
+from lora_ft.export.bank import LowRank
+from lora_ft.export.bundle import read_model
+from lora_ft.export.checkpoint import Checkpoint
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.files import write_json
+from lora_ft.export.generation import read_generation
+from lora_ft.export.parity import Probe
+from lora_ft.export.precision import parse
+from lora_ft.export.publish_bank import write_bank
+from lora_ft.export.runtime import manifest
+from lora_ft.export.runtime.bank import TASK
+from lora_ft.export.runtime.generator import Generator
+from lora_ft.export.runtime.tensors import map_tensors
+from lora_ft.export.shelf import Member, Room, locked, store
 from lora_ft.markdown import table
 from lora_ft.merge import SENTENCES
 from lora_ft.progress import Silent
@@ -53,7 +53,7 @@ import sys, time
 import numpy as np
 
 began = time.perf_counter()
-from export.runtime import Generator
+from lora_ft.export.runtime import Generator
 
 model = Generator.load(sys.argv[1])
 loaded = time.perf_counter() - began

@@ -18,12 +18,12 @@ from benchmarks.floor import MEMORY, read_bandwidth
 from benchmarks.report import Case, Quality, Report, Service
 from benchmarks.subjects import Subject, open_subject
 from benchmarks.suite import Suite
-from export.errors import LoraFtError, UsageError
-from export.files import write_text
-from export.locks import locked
-from export.places import refuse_file
 from lora_ft.data import Example, load_splits
 from lora_ft.doctor import environment, stolen
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.files import write_text
+from lora_ft.export.locks import locked
+from lora_ft.export.places import refuse_file
 from lora_ft.merge import SENTENCES
 from lora_ft.progress import Progress, Silent
 from lora_ft.task import Task

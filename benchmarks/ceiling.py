@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.command import run_command
-from export.architecture import Architecture
-from export.runtime.cpu import allowed_cpus
 from lora_ft.bases import find_base
+from lora_ft.export.architecture import Architecture
+from lora_ft.export.runtime.cpu import allowed_cpus
 from lora_ft.precision import choose_precision
 
 

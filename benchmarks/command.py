@@ -11,10 +11,10 @@ from typing import Any
 
 import typer
 
-from export.errors import UsageError
-from export.places import refuse_file
 from lora_ft.cli.failures import run_safely
 from lora_ft.cli.output import prepare_streams
+from lora_ft.export.errors import UsageError
+from lora_ft.export.places import refuse_file
 
 
 def run_command(main: Callable[..., Any]) -> None:

@@ -21,9 +21,9 @@ from benchmarks.floor import step_bytes
 from benchmarks.process import Process, evict
 from benchmarks.subjects import Subject, size
 from benchmarks.suite import Suite
-from export.errors import LoraFtError
-from export.runtime.cpu import allowed_cpus
 from lora_ft import energy
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.runtime.cpu import allowed_cpus
 from lora_ft.progress import Progress
 
 _WORKER = Path(__file__).with_name("worker.py")

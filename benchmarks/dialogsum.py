@@ -17,10 +17,10 @@ from benchmarks.bench import measure as bench
 from benchmarks.command import run_command
 from benchmarks.subjects import Subject
 from benchmarks.suite import Suite
-from export.files import folder_size, write_json
 from lora_ft.cli.screen import Screen
 from lora_ft.doctor import environment
 from lora_ft.evaluate import evaluate
+from lora_ft.export.files import folder_size, write_json
 from lora_ft.export_run import export
 from lora_ft.merge import merge
 from lora_ft.taskfile import load_task

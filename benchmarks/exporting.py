@@ -20,9 +20,9 @@ from typing import Annotated
 import typer
 
 from benchmarks.command import run_command
-from export.errors import LoraFtError
-from export.files import write_json
 from lora_ft.doctor import environment
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.files import write_json
 from lora_ft.markdown import table
 
 Stages = dict[str, float]  # seconds by the stage's name, in their order

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 from benchmarks.engines import Engine
-from export.architecture import Architecture
-from export.files import read_json
-from export.precision import parse
-from export.runtime.cpu import allowed_cpus
+from lora_ft.export.architecture import Architecture
+from lora_ft.export.files import read_json
+from lora_ft.export.precision import parse
+from lora_ft.export.runtime.cpu import allowed_cpus
 
 MEMORY = 2**28  # bytes: more than caches hold
 _BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "w8": 1.0, "w4": 0.5, "w4g128": 0.5, "int4": 0.5}

@@ -18,10 +18,10 @@ import typer
 from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks.command import run_command
-from export.files import folder_size, write_json
 from lora_ft.bases import find_base
 from lora_ft.checkpoint import save_checkpoint
 from lora_ft.doctor import environment
+from lora_ft.export.files import folder_size, write_json
 from lora_ft.export_run import export
 from lora_ft.runs import TASK
 from lora_ft.task import Task

@@ -16,10 +16,10 @@ from typing import Annotated
 import typer
 
 from benchmarks.command import run_command
-from export.files import write_json
-from export.runtime import Generator
 from lora_ft.data import load_splits
 from lora_ft.doctor import environment
+from lora_ft.export.files import write_json
+from lora_ft.export.runtime import Generator
 from lora_ft.runs import Run
 
 

@@ -15,13 +15,13 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.command import run_command
-from export.errors import LoraFtError, UsageError
-from export.files import folder_size, read_json, write_json
 from lora_ft.cli.screen import Screen
 from lora_ft.cli.tables import console, table
 from lora_ft.data import load_splits
 from lora_ft.doctor import environment
 from lora_ft.evaluate import Evaluation, evaluate
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.files import folder_size, read_json, write_json
 from lora_ft.progress import Progress
 from lora_ft.task import Task
 from lora_ft.taskfile import load_task

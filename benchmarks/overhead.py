@@ -17,11 +17,11 @@ import numpy as np
 import typer
 
 from benchmarks.command import run_command
-from export.files import write_json
-from export.runtime import Generator
-from export.runtime.bound import Bound
-from export.runtime.model import Model
 from lora_ft.doctor import environment
+from lora_ft.export.files import write_json
+from lora_ft.export.runtime import Generator
+from lora_ft.export.runtime.bound import Bound
+from lora_ft.export.runtime.model import Model
 
 _SOURCE, _NEW = 128, 64
 _WAYS: dict[str, dict[str, Any]] = {

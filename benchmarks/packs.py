@@ -22,13 +22,13 @@ import torch
 import typer
 
 from benchmarks.command import run_command
-from export.files import write_json
-from export.runtime.cpu import allowed_cpus
 from lora_ft.bases import Base, find_base, load_tokenizer, quiet_transformers
 from lora_ft.batches import Encoded
 from lora_ft.cli.tables import console, table
 from lora_ft.data import Splits
 from lora_ft.doctor import environment
+from lora_ft.export.files import write_json
+from lora_ft.export.runtime.cpu import allowed_cpus
 from lora_ft.material import Material
 from lora_ft.memory import device_memory, keep_freed_memory
 from lora_ft.packs.adapter import make_adapter

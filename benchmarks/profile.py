@@ -25,9 +25,9 @@ import typer
 
 from benchmarks.command import run_command
 from benchmarks.floor import MEMORY, read_bandwidth, stored_bytes
-from export.files import write_json
-from export.runtime import Generator, session
 from lora_ft.doctor import environment
+from lora_ft.export.files import write_json
+from lora_ft.export.runtime import Generator, session
 from lora_ft.markdown import table
 
 _STEP = 40  # the decoder's position that is profiled: the middle of an answer

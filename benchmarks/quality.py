@@ -8,9 +8,9 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.contest import Contestant, reference, share_alike
-from export.errors import LoraFtError
-from export.runtime.text import Tokenizer, by_length
 from lora_ft.data import Example
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.runtime.text import Tokenizer, by_length
 from lora_ft.metrics import Estimate, Scored, difference, score
 from lora_ft.task import Task
 

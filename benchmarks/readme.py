@@ -14,8 +14,8 @@ from benchmarks.bank import tables as bank_tables
 from benchmarks.command import run_command
 from benchmarks.report import Report
 from benchmarks.training import TrainingReport
-from export.files import write_text
-from export.runtime.cpu import cores
+from lora_ft.export.files import write_text
+from lora_ft.export.runtime.cpu import cores
 from lora_ft.markdown import interval, table
 from lora_ft.sizes import GIB, HEAP, task_batch
 from lora_ft.sizes import sizes as computed_sizes

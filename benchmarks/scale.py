@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.command import refuse_other, run_command
-from export.files import read_json, write_text
+from lora_ft.export.files import read_json, write_text
 from lora_ft.markdown import table
 from lora_ft.packs.fit import Need, even, memory
 from lora_ft.sizes import FLAN, GIB, Batch, Shape

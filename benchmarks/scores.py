@@ -17,13 +17,13 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.command import run_command
-from export.errors import LoraFtError, UsageError
-from export.files import read_json, write_json, write_text
-from export.runtime.cpu import cores
 from lora_ft.cli.screen import Screen
 from lora_ft.data import load_splits
 from lora_ft.doctor import environment
 from lora_ft.evaluate import evaluate
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.files import read_json, write_json, write_text
+from lora_ft.export.runtime.cpu import cores
 from lora_ft.markdown import interval, table
 from lora_ft.metrics import measure as measured
 from lora_ft.metrics.structured import SAME_VALUE, VALID

@@ -15,16 +15,16 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.command import run_command
-from export.errors import LoraFtError
-from export.files import write_json
-from export.runtime.manifest import read_manifest
 from lora_ft.doctor import environment
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.files import write_json
+from lora_ft.export.runtime.manifest import read_manifest
 
 # loads a bundle, answers once so that every graph is open, says so, and waits to be ended
 _SERVE = """
 import sys
 import numpy as np
-from export.runtime import Generator
+from lora_ft.export.runtime import Generator
 
 model = Generator.load(sys.argv[1])
 model.generate_ids(np.full((1, 32), 5), np.ones((1, 32), np.int64), max_new_tokens=4, min_new_tokens=4)

@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.engines import Engine
-from export.errors import UsageError
-from export.files import folder_size, read_json, sha256
-from export.runtime.manifest import is_bank, is_bundle, read_manifest
-from export.runtime.text import Tokenizer
+from lora_ft.export.errors import UsageError
+from lora_ft.export.files import folder_size, read_json, sha256
+from lora_ft.export.runtime.manifest import is_bank, is_bundle, read_manifest
+from lora_ft.export.runtime.text import Tokenizer
 from lora_ft.progress import Progress
 from lora_ft.task import Task
 

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from benchmarks.engines import parse
 from benchmarks.record import Strict, first_fault
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.plain_yaml import read_yaml
 
 Decoding = Literal["greedy", "beams", "sample", "lookup"]

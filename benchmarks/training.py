@@ -29,13 +29,13 @@ from benchmarks.process import Process
 from benchmarks.record import VERSION, Record, Strict
 from benchmarks.report import Interval
 from benchmarks.training_worker import RECIPES
-from export.errors import LoraFtError, UsageError
 from lora_ft.adapters import count_parameters
 from lora_ft.bases import find_base, load_tokenizer
 from lora_ft.batches import encode
 from lora_ft.cli.tables import table
 from lora_ft.data import load_splits, require
 from lora_ft.doctor import environment
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.lora import Lora
 from lora_ft.progress import Progress, Silent
 from lora_ft.runs import TASK

@@ -30,13 +30,13 @@ from transformers import (
     set_seed,
 )
 
-from export.errors import LoraFtError
-from export.runtime.cpu import allowed_cpus
-from export.runtime.text import IGNORED, Tokenizer
 from lora_ft.adapters import add_adapter
 from lora_ft.bases import Base, find_base, load_model, load_tokenizer, quiet_transformers
 from lora_ft.batches import Encoded, count_positions, encode
 from lora_ft.data import load_splits, require, training_examples, with_labels
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.runtime.cpu import allowed_cpus
+from lora_ft.export.runtime.text import IGNORED, Tokenizer
 from lora_ft.plan import Choices, make_plan
 from lora_ft.progress import Silent
 from lora_ft.runs import TASK

@@ -128,7 +128,7 @@ def _trimmed(row: list[int], ends: list[int]) -> list[int]:
 
 class _Onnx:
     def __init__(self, made: Path, precision: str, threads: int, provider: str) -> None:
-        from export.runtime import Generator
+        from lora_ft.export.runtime import Generator
 
         self._generator = Generator.load(made, threads=threads, provider=provider)
 
@@ -143,8 +143,8 @@ class _Onnx:
 
 class _Single:
     def __init__(self, made: Path, precision: str, threads: int, provider: str) -> None:
-        from export.layouts import single
-        from export.runtime.session import open_session
+        from lora_ft.export.layouts import single
+        from lora_ft.export.runtime.session import open_session
 
         self._session = open_session(made / single.MODEL, threads, provider)
         self._feed = single.greedy_feed
@@ -321,8 +321,8 @@ def _own(file: Path, checkpoint: Path, threads: int) -> _Plain:
 
 
 PACKAGES = {
-    "onnx": ("export.runtime:Generator",),
-    "single": ("onnxruntime:InferenceSession", "export.layouts.single:greedy_feed"),
+    "onnx": ("lora_ft.export.runtime:Generator",),
+    "single": ("onnxruntime:InferenceSession", "lora_ft.export.layouts.single:greedy_feed"),
     "torch": ("transformers:T5ForConditionalGeneration", "lora_ft.bases:load_model"),
     "torch-compile": ("transformers:T5ForConditionalGeneration", "lora_ft.bases:load_model"),
     "optimum": ("optimum.onnxruntime:ORTModelForSeq2SeqLM",),

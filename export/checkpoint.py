@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from export.accounting import COPIES, EMBEDDING, HEAD
-from export.errors import LoraFtError, UsageError
-from export.files import read_json
-from export.runtime.tensors import describe_tensors, map_tensors
-from export.weight_files import weight_files
+from lora_ft.export.accounting import COPIES, EMBEDDING, HEAD
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.files import read_json
+from lora_ft.export.runtime.tensors import describe_tensors, map_tensors
+from lora_ft.export.weight_files import weight_files
 
 
 class Checkpoint:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import LoraFtError
-from export.files import read_json, write_json
-from export.runtime.generator import Generator
-from export.runtime.processors import log_softmax
-from export.runtime.special import Special
-from export.runtime.text import pad, ragged
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.files import read_json, write_json
+from lora_ft.export.runtime.generator import Generator
+from lora_ft.export.runtime.processors import log_softmax
+from lora_ft.export.runtime.special import Special
+from lora_ft.export.runtime.text import pad, ragged
 
 TOLERANCE = 1e-3
 

@@ -11,10 +11,10 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from export.errors import UsageError
-from export.leftovers import tidy
-from export.locks import locked
-from export.ownership import foreign_reason, is_own_file
+from lora_ft.export.errors import UsageError
+from lora_ft.export.leftovers import tidy
+from lora_ft.export.locks import locked
+from lora_ft.export.ownership import foreign_reason, is_own_file
 
 _OTHER = "give another --out"
 _KINDS = (

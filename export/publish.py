@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.architecture import Architecture
-from export.bundle import Origin, assemble, read_model, rescaled, seal
-from export.checkpoint import Checkpoint
-from export.files import folder_size, staged_folder
-from export.layouts import check_layout, record_layout, write_layout
-from export.layouts.triton import answer, write_triton
-from export.parity import Probe, Reference, Report, compare, require
-from export.places import refuse_existing
-from export.precision import FP32, Precision
-from export.provenance import properties, stamp
-from export.runtime import manifest
-from export.runtime.generator import Generator
-from export.runtime.text import Tokenizer
-from export.sbom import write_sbom
-from export.smooth import Folded, Sample, calibrate
-from export.t5 import T5, Weights
+from lora_ft.export.architecture import Architecture
+from lora_ft.export.bundle import Origin, assemble, read_model, rescaled, seal
+from lora_ft.export.checkpoint import Checkpoint
+from lora_ft.export.files import folder_size, staged_folder
+from lora_ft.export.layouts import check_layout, record_layout, write_layout
+from lora_ft.export.layouts.triton import answer, write_triton
+from lora_ft.export.parity import Probe, Reference, Report, compare, require
+from lora_ft.export.places import refuse_existing
+from lora_ft.export.precision import FP32, Precision
+from lora_ft.export.provenance import properties, stamp
+from lora_ft.export.runtime import manifest
+from lora_ft.export.runtime.generator import Generator
+from lora_ft.export.runtime.text import Tokenizer
+from lora_ft.export.sbom import write_sbom
+from lora_ft.export.smooth import Folded, Sample, calibrate
+from lora_ft.export.t5 import T5, Weights
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def write_bundle(
         references: PyTorch's answers on rows of the task.
         probe: and on sentences that may travel with the bundle, for `lora-ft verify`.
         out: folder to make.
-        layout: "bundle", or one of `export.layouts`.
+        layout: "bundle", or one of `lora_ft.export.layouts`.
         triton: around the layout "single", also write a Triton model repository.
         scaled: whether PyTorch scales the hidden state before the head; by default what config.json says.
         precisions: to build besides fp32, which is always built, as it proves the graphs.

@@ -23,8 +23,8 @@ from typing import Protocol
 import numpy as np
 from onnx import TensorProto, helper
 
-from export.graph import FLOAT, MS, Graph
-from export.rounding import TINY, compensated, nearest
+from lora_ft.export.graph import FLOAT, MS, Graph
+from lora_ft.export.rounding import TINY, compensated, nearest
 
 _INT8_ARITHMETIC = 4  # accuracy_level: activations are quantised to int8 by blocks
 

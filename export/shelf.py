@@ -17,22 +17,22 @@ from typing import Any
 import numpy as np
 import onnx
 
-from export import locks
-from export.architecture import Architecture
-from export.bank import Adapter, Plan, folded, inner_peaks, packed
-from export.bundle import Origin, prompt_of
-from export.errors import LoraFtError, UsageError
-from export.files import read_json, sync, write_json
-from export.parity import Probe, Reference, Report, compare, divergence, require
-from export.runtime import manifest
-from export.runtime.bank import TASK, VERSION, unknown
-from export.runtime.cpu import allowed_cpus
-from export.runtime.generator import Generator
-from export.runtime.session import choose_provider
-from export.runtime.tensors import map_tensors, write_tensors
-from export.runtime.text import Tokenizer
-from export.smooth import Fold, Folded, Sample
-from export.t5 import Weights
+from lora_ft.export import locks
+from lora_ft.export.architecture import Architecture
+from lora_ft.export.bank import Adapter, Plan, folded, inner_peaks, packed
+from lora_ft.export.bundle import Origin, prompt_of
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.files import read_json, sync, write_json
+from lora_ft.export.parity import Probe, Reference, Report, compare, divergence, require
+from lora_ft.export.runtime import manifest
+from lora_ft.export.runtime.bank import TASK, VERSION, unknown
+from lora_ft.export.runtime.cpu import allowed_cpus
+from lora_ft.export.runtime.generator import Generator
+from lora_ft.export.runtime.session import choose_provider
+from lora_ft.export.runtime.tensors import map_tensors, write_tensors
+from lora_ft.export.runtime.text import Tokenizer
+from lora_ft.export.smooth import Fold, Folded, Sample
+from lora_ft.export.t5 import Weights
 
 # A bank that rounds may diverge from PyTorch by this share of what the adapter changes, or by so many nats, which is
 # what rounding costs a T5 anyway (int8 0.002 to 0.006, 4 bits 0.03 to 0.07). An adapter's own bundle of the same

@@ -1,7 +1,7 @@
 """Telemetry of other libraries, switched off before any of them is imported.
 
-The packages `export`, `lora_ft` and `benchmarks` call `opt_out` first of all. A variable that the user has set keeps
-its value. Child processes inherit the variables. docs/privacy.md lists what each library would send.
+The packages `lora_ft` and `benchmarks` call `opt_out` first of all. A variable that the user has set keeps its
+value. Child processes inherit the variables. docs/privacy.md lists what each library would send.
 """
 
 from __future__ import annotations

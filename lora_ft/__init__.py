@@ -2,7 +2,16 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from export.telemetry import opt_out
+try:
+    from lora_ft.export.telemetry import opt_out
+except ModuleNotFoundError as error:  # Git on Windows writes a link as a text file, unless it is told otherwise
+    if error.name != "lora_ft.export":
+        raise
+    raise ModuleNotFoundError(
+        "lora_ft/export is not a link to the folder export/; in this checkout, run "
+        "`git config core.symlinks true` and `git checkout -- lora_ft/export` (on Windows in Developer Mode)",
+        name=error.name,
+    ) from None
 
 opt_out()  # before anything imports a library that would call home
 

@@ -13,12 +13,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.accounting import FLOATS, by, listed, not_finite
-from export.errors import LoraFtError, UsageError, first_line
-from export.files import read_json
-from export.runtime.tensors import describe_tensors, map_tensors
-from export.weight_files import check_content, conversion
 from lora_ft.bases import ADAPTER_CONFIG
+from lora_ft.export.accounting import FLOATS, by, listed, not_finite
+from lora_ft.export.errors import LoraFtError, UsageError, first_line
+from lora_ft.export.files import read_json
+from lora_ft.export.runtime.tensors import describe_tensors, map_tensors
+from lora_ft.export.weight_files import check_content, conversion
 
 if TYPE_CHECKING:
     from peft import LoraConfig

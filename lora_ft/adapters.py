@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.accounting import listed
-from export.errors import LoraFtError, UsageError, first_line
-from export.files import write_json
 from lora_ft.adapter_files import CONFIG, account, adapter_config, describe, lora_config, patterns_of
 from lora_ft.bases import quiet_transformers
 from lora_ft.checkpoint import is_scaled, is_untied, tell_ties
+from lora_ft.export.accounting import listed
+from lora_ft.export.errors import LoraFtError, UsageError, first_line
+from lora_ft.export.files import write_json
 from lora_ft.lora import Lora
 from lora_ft.patterns import check_patterns
 

@@ -9,24 +9,24 @@ from pathlib import Path
 
 import torch
 
-from export.architecture import Architecture
-from export.bundle import read_model, rescaled
-from export.checkpoint import Checkpoint
-from export.errors import UsageError
-from export.files import folder_size
-from export.generation import read_generation
-from export.parity import Report
-from export.places import making
-from export.precision import parse
-from export.publish_bank import base_hash, write_bank
-from export.runtime import manifest
-from export.runtime.cpu import allowed_cpus
-from export.runtime.session import choose_provider
-from export.shelf import Room, put
-from export.shelf import remove as take_out
-from export.smooth import Sample
 from lora_ft.bases import Base
 from lora_ft.checkpoint import is_scaled
+from lora_ft.export.architecture import Architecture
+from lora_ft.export.bundle import read_model, rescaled
+from lora_ft.export.checkpoint import Checkpoint
+from lora_ft.export.errors import UsageError
+from lora_ft.export.files import folder_size
+from lora_ft.export.generation import read_generation
+from lora_ft.export.parity import Report
+from lora_ft.export.places import making
+from lora_ft.export.precision import parse
+from lora_ft.export.publish_bank import base_hash, write_bank
+from lora_ft.export.runtime import manifest
+from lora_ft.export.runtime.cpu import allowed_cpus
+from lora_ft.export.runtime.session import choose_provider
+from lora_ft.export.shelf import Room, put
+from lora_ft.export.shelf import remove as take_out
+from lora_ft.export.smooth import Sample
 from lora_ft.member import Checks, Oracle, member_of, named_runs
 from lora_ft.merge import SENTENCES
 from lora_ft.peft_adapter import PeftAdapter, base_of, named_base

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.errors import UsageError, sound_content
-from export.parity import Report
-from export.runtime import manifest
+from lora_ft.export.errors import UsageError, sound_content
+from lora_ft.export.parity import Report
+from lora_ft.export.runtime import manifest
 
 
 @dataclass(frozen=True)

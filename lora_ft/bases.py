@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.accounting import UNUSED, check_names, check_numbers, listed
-from export.architecture import FAMILY, Architecture
-from export.checkpoint import Checkpoint
-from export.errors import LoraFtError, UsageError, first_line
-from export.files import read_json
-from export.runtime.codec import Codec, codec_named
-from export.runtime.text import Tokenizer
-from export.weight_files import conversion, has_weights
 from lora_ft.byt5 import byte_tokenizer
+from lora_ft.export.accounting import UNUSED, check_names, check_numbers, listed
+from lora_ft.export.architecture import FAMILY, Architecture
+from lora_ft.export.checkpoint import Checkpoint
+from lora_ft.export.errors import LoraFtError, UsageError, first_line
+from lora_ft.export.files import read_json
+from lora_ft.export.runtime.codec import Codec, codec_named
+from lora_ft.export.runtime.text import Tokenizer
+from lora_ft.export.weight_files import conversion, has_weights
 from lora_ft.hub import hub_trouble
 from lora_ft.offline import NOTICE, cached, offline_base
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from export.errors import LoraFtError, UsageError
-from export.runtime.text import IGNORED, Tokenizer, pad
 from lora_ft.data import Example
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.runtime.text import IGNORED, Tokenizer, pad
 from lora_ft.task import Lengths
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from export.files import read_json, write_text
 from lora_ft.bases import OFFLINE
 from lora_ft.checkpoint import MERGE
+from lora_ft.export.files import read_json, write_text
 from lora_ft.lora import Lora
 from lora_ft.markdown import code_span, escaped, interval, table, without_html
 from lora_ft.privacy import base_name, is_hub_name, without_paths
@@ -114,9 +114,9 @@ def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -
     Args:
         facts: of the training, where they are known.
         manifest: what was exported and how it was checked.
-        layout: "bundle", or one of `export.layouts`.
+        layout: "bundle", or one of `lora_ft.export.layouts`.
     """
-    from export.layouts import single  # imports onnx, which training does without
+    from lora_ft.export.layouts import single  # imports onnx, which training does without
 
     base, precision = base_name(manifest["base"]), manifest["precision"]
     parity = manifest["parity"]
@@ -132,7 +132,7 @@ def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -
     ]
     quiet = 'import os\n\nos.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported\n'
     lines = {
-        "bundle": 'from export.runtime import Generator\n\nfolder = "."\nmodel = Generator.load(folder)',
+        "bundle": 'from lora_ft.export.runtime import Generator\n\nfolder = "."\nmodel = Generator.load(folder)',
         "optimum": quiet + _OPTIMUM,
         "single": quiet + single.example(manifest.get("generation", {})),
     }

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from export.errors import UsageError
 from lora_ft.chats.lines import Line, context_of, parse_line, parse_lines
+from lora_ft.export.errors import UsageError
 from lora_ft.generate import generate
 from lora_ft.models import Model, adapters_of
 

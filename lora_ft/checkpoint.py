@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.files import read_json, write_json
-from export.runtime.text import Tokenizer
 from lora_ft.bases import quiet_transformers
+from lora_ft.export.files import read_json, write_json
+from lora_ft.export.runtime.text import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.errors import LoraFtError, UsageError
-from export.files import read_json, write_json
-from export.leftovers import tidy
-from export.locks import locked
-from export.ownership import foreign_reason
-from export.places import followed, refuse_existing
 from lora_ft import checkpoints
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.files import read_json, write_json
+from lora_ft.export.leftovers import tidy
+from lora_ft.export.locks import locked
+from lora_ft.export.ownership import foreign_reason
+from lora_ft.export.places import followed, refuse_existing
 from lora_ft.packs.record import require_no_pack
 from lora_ft.processes import rank
 from lora_ft.progress import Progress

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.errors import LoraFtError, UsageError
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.metrics import Estimate, Scored, measure
 from lora_ft.metrics.statistics import Difference
 from lora_ft.metrics.statistics import compare as test

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from export.errors import UsageError, first_line
 from lora_ft.chats.rows import ChatRows, read_chat_rows
 from lora_ft.chats.summary import ChatSummary
 from lora_ft.examples import Example, ExampleMaker
+from lora_ft.export.errors import UsageError, first_line
 from lora_ft.hub import require_hub
 from lora_ft.readers import Layout, Located, read_rows
 from lora_ft.source import Data

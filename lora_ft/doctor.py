@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from export.runtime.cpu import allowed_cpus, cpu_generation, cpu_name
+from lora_ft.export.runtime.cpu import allowed_cpus, cpu_generation, cpu_name
 from lora_ft.memory import allowed_memory
 
 _PACKAGES = (

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from export.errors import UsageError
-from export.runtime.generator import Generator, listed
-from export.runtime.options import Options
-from export.runtime.special import Special
-from export.runtime.text import Tokenizer, by_length, ragged
-from export.runtime.trie import Trie
+from lora_ft.export.errors import UsageError
+from lora_ft.export.runtime.generator import Generator, listed
+from lora_ft.export.runtime.options import Options
+from lora_ft.export.runtime.special import Special
+from lora_ft.export.runtime.text import Tokenizer, by_length, ragged
+from lora_ft.export.runtime.trie import Trie
 from lora_ft.labels import label_tokens
 
 if TYPE_CHECKING:

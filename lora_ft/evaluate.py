@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.errors import LoraFtError, UsageError
-from export.files import write_json, write_text
-from export.places import refuse_file
-from export.runtime.manifest import ADAPTERS, NAME
 from lora_ft import guards
 from lora_ft.card import refresh_card
 from lora_ft.claim import inputs_of
 from lora_ft.data import Example, load_splits, require, with_labels
 from lora_ft.engines import BATCH_SIZE, Answer, OnnxEngine
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.files import write_json, write_text
+from lora_ft.export.places import refuse_file
+from lora_ft.export.runtime.manifest import ADAPTERS, NAME
 from lora_ft.metrics import Estimate, Scored, difference, measure
 from lora_ft.metrics.classification import LabelScore, by_label
 from lora_ft.models import Model, adapters_of, open_model, with_adapter

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from export.errors import LoraFtError, UsageError
-from export.runtime.codec import codec_named
-from export.runtime.columns import ABSENT, Column, is_empty, names_of, text_of
-from export.runtime.prompt import Prompt
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.runtime.codec import codec_named
+from lora_ft.export.runtime.columns import ABSENT, Column, is_empty, names_of, text_of
+from lora_ft.export.runtime.prompt import Prompt
 from lora_ft.formats.content import MAX_CELL, Located, Row
 from lora_ft.labels import require_label
 from lora_ft.task import Task

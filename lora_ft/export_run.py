@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from export.bundle import Origin
-from export.errors import UsageError
-from export.files import folder_size, read_json, write_text
-from export.layouts import LAYOUTS, RECORD, differences, unsupported
-from export.parity import Report, compare
-from export.places import making, refuse_existing
-from export.precision import FP32, candidates, parse
-from export.publish import take_last, write_bundle
-from export.runtime import Generator, manifest
-from export.runtime.cpu import allowed_cpus
-from export.runtime.session import choose_provider
 from lora_ft.bases import find_base, load_model, load_tokenizer
 from lora_ft.card import Facts, bundle_card, facts_of, facts_of_run
 from lora_ft.checkpoint import MERGE, is_scaled, save_checkpoint
 from lora_ft.data import Example
+from lora_ft.export.bundle import Origin
+from lora_ft.export.errors import UsageError
+from lora_ft.export.files import folder_size, read_json, write_text
+from lora_ft.export.layouts import LAYOUTS, RECORD, differences, unsupported
+from lora_ft.export.parity import Report, compare
+from lora_ft.export.places import making, refuse_existing
+from lora_ft.export.precision import FP32, candidates, parse
+from lora_ft.export.publish import take_last, write_bundle
+from lora_ft.export.runtime import Generator, manifest
+from lora_ft.export.runtime.cpu import allowed_cpus
+from lora_ft.export.runtime.session import choose_provider
 from lora_ft.generation import own_generation
 from lora_ft.merge import SENTENCES, merge_in_memory
 from lora_ft.peft_adapter import holds_adapter, name_of, open_adapter
@@ -85,12 +85,12 @@ def export(
         name: run, adapter, checkpoint or base.
         out: folder to make.
         base: of a run or an adapter, instead of the one that it names.
-        precision: a name, a mixture (see `export.precision`), or "auto" for the fastest that keeps its score.
+        precision: a name, a mixture (see `lora_ft.export.precision`), or "auto" for the fastest that keeps its score.
         max_drop: points that the task's metric may lose against fp32.
         score_rows: how many rows of the task a precision that rounds is scored on.
         force: publish a precision that loses more, or a layout without some of the task's generation settings, and
             say so in its manifest and its card.
-        layout: "bundle", or what other consumers load: see `export.layouts`.
+        layout: "bundle", or what other consumers load: see `lora_ft.export.layouts`.
         triton: also make a Triton model repository of the layout "single".
         verify_rows: how many rows of the task are compared with PyTorch.
         verify_split: the split that rows are taken from.

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.plain_yaml import Mark, Place
 
 _SHOWN = 60  # characters

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from export.errors import LoraFtError, UsageError
 from lora_ft.adapters import check_tensors, sketch
 from lora_ft.data import Splits
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.faults import Fault, shown
 from lora_ft.metrics import require
 from lora_ft.plan import this_device

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from export.errors import UsageError
-from export.runtime.text import whole
 from lora_ft.engines import BATCH_SIZE, Answer, OnnxEngine
+from lora_ft.export.errors import UsageError
+from lora_ft.export.runtime.text import whole
 from lora_ft.models import Model
 from lora_ft.progress import Progress, Silent
 

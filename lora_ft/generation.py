@@ -1,7 +1,7 @@
 """How a model in PyTorch generates: its checkpoint's settings, a task's, and what is asked for, in one order.
 
-What is asked for takes precedence over the task, the task over the checkpoint (`export.generation`), and that over the
-defaults of `Options`. transformers would mix its own defaults in and keep them; `only` prevents both.
+What is asked for takes precedence over the task, the task over the checkpoint (`lora_ft.export.generation`), and
+that over the defaults of `Options`. transformers would mix its own defaults in and keep them; `only` prevents both.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from export.errors import UsageError
-from export.generation import Generation, generation_of, read_generation
-from export.runtime.options import Options
-from export.runtime.special import Special
-from export.runtime.text import Tokenizer
 from lora_ft.bases import Base
+from lora_ft.export.errors import UsageError
+from lora_ft.export.generation import Generation, generation_of, read_generation
+from lora_ft.export.runtime.options import Options
+from lora_ft.export.runtime.special import Special
+from lora_ft.export.runtime.text import Tokenizer
 from lora_ft.labels import label_tokens
 
 if TYPE_CHECKING:

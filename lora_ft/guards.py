@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from export.errors import LoraFtError
-from export.runtime.prompt import Prompt
-from export.runtime.text import Tokenizer
 from lora_ft.data import Example, load_splits
 from lora_ft.duplicates import near_duplicates
 from lora_ft.engines import Answer
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.runtime.prompt import Prompt
+from lora_ft.export.runtime.text import Tokenizer
 from lora_ft.metrics.sentences import split_sentences
 from lora_ft.metrics.words import dropped_share, is_unicode
 from lora_ft.task import SplitName, Task

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from export.errors import UsageError
-from export.files import staged_folder
-from export.runtime.text import IGNORED
 from lora_ft.adapter_files import CONFIG
 from lora_ft.adapters import load_adapter
 from lora_ft.batches import Encoded, LengthSampler, collate
+from lora_ft.export.errors import UsageError
+from lora_ft.export.files import staged_folder
+from lora_ft.export.runtime.text import IGNORED
 from lora_ft.generation import own_generation
 
 if TYPE_CHECKING:

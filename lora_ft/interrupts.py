@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-from export.errors import LoraFtError
+from lora_ft.export.errors import LoraFtError
 from lora_ft.processes import processes
 
 # Ctrl-C; what `kill`, Docker, Slurm and Kubernetes send; a terminal or a connection that was closed.

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from export.errors import LoraFtError, UsageError
-from export.runtime.text import Tokenizer
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.runtime.text import Tokenizer
 
 if TYPE_CHECKING:  # bundles generate without pydantic
     from lora_ft.task import Task

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from export.runtime.text import Tokenizer
 from lora_ft.bases import Base, load_tokenizer
 from lora_ft.batches import Encoded, encode
 from lora_ft.data import Example, Splits, load_splits, require, training_examples, with_labels
+from lora_ft.export.runtime.text import Tokenizer
 from lora_ft.feasible import NO_VALIDATION, require_feasible
 from lora_ft.generation import check_generation, generation_notes
 from lora_ft.labels import check_labels

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.bank import LowRank
-from export.errors import LoraFtError, UsageError
-from export.generation import read_generation
-from export.parity import Probe, Reference
-from export.runtime import Generator
-from export.runtime.codec import codec_named
-from export.shelf import Member
 from lora_ft.adapter_files import WEIGHTS, adapter_config
 from lora_ft.adapters import load_adapter
 from lora_ft.bases import Base, load_model, load_tokenizer
 from lora_ft.data import Example
 from lora_ft.engines import TorchEngine
+from lora_ft.export.bank import LowRank
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.generation import read_generation
+from lora_ft.export.parity import Probe, Reference
+from lora_ft.export.runtime import Generator
+from lora_ft.export.runtime.codec import codec_named
+from lora_ft.export.shelf import Member
 from lora_ft.merge import SENTENCES
 from lora_ft.metrics import difference, score
 from lora_ft.peft_adapter import PeftAdapter, name_of, open_adapter
@@ -113,7 +113,7 @@ def named_runs(runs: Sequence[str]) -> dict[str, Run | PeftAdapter]:
 
 
 def member_of(name: str, run: Run | PeftAdapter, oracle: Oracle, checks: Checks, progress: Progress) -> Member:
-    """A run's adapter, or one that peft saved elsewhere, as `export.shelf.put` takes it.
+    """A run's adapter, or one that peft saved elsewhere, as `lora_ft.export.shelf.put` takes it.
 
     Args:
         name: of the adapter.

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from export.errors import LoraFtError, UsageError
-from export.files import folder_size, staged_folder, write_json, write_text
-from export.places import making
-from export.runtime.text import Tokenizer, ragged
 from lora_ft.adapter_files import adapter_config
 from lora_ft.adapters import load_adapter, merge_adapter
 from lora_ft.bases import Base, load_model, load_tokenizer
 from lora_ft.card import checkpoint_card, facts_of_run
 from lora_ft.checkpoint import MERGE, save_checkpoint
 from lora_ft.data import load_splits
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.files import folder_size, staged_folder, write_json, write_text
+from lora_ft.export.places import making
+from lora_ft.export.runtime.text import Tokenizer, ragged
 from lora_ft.generation import own_generation
 from lora_ft.peft_adapter import PeftAdapter, base_of, name_of, named_base
 from lora_ft.progress import Progress, Silent

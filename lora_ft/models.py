@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.errors import UsageError
-from export.runtime.cpu import allowed_cpus
-from export.runtime.generator import Generator
-from export.runtime.manifest import is_bundle
-from export.runtime.prompt import Prompt
 from lora_ft.engines import Engine, OnnxEngine, TorchEngine
+from lora_ft.export.errors import UsageError
+from lora_ft.export.runtime.cpu import allowed_cpus
+from lora_ft.export.runtime.generator import Generator
+from lora_ft.export.runtime.manifest import is_bundle
+from lora_ft.export.runtime.prompt import Prompt
 
 if TYPE_CHECKING:
     from lora_ft.task import Task

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from export.files import replace_folder, sync_tree, write_json, write_text
-from export.runtime.cpu import allowed_cpus, cores, cpu_name
 from lora_ft import checkpoints
 from lora_ft.bases import Base
 from lora_ft.card import Facts, run_card
 from lora_ft.claim import run_of
 from lora_ft.data import Splits
+from lora_ft.export.files import replace_folder, sync_tree, write_json, write_text
+from lora_ft.export.runtime.cpu import allowed_cpus, cores, cpu_name
 from lora_ft.initial import INITIAL
 from lora_ft.plan import Plan
 from lora_ft.processes import processes, rank

@@ -8,11 +8,11 @@ from typing import Any
 
 import peft
 
-from export.errors import UsageError
-from export.runtime.codec import codec_named
-from export.runtime.text import Tokenizer
 from lora_ft.adapter_files import CONFIG, adapter_config, find_adapter, lora_config, unknown_keys
 from lora_ft.bases import Base, find_base, load_tokenizer
+from lora_ft.export.errors import UsageError
+from lora_ft.export.runtime.codec import codec_named
+from lora_ft.export.runtime.text import Tokenizer
 from lora_ft.runs import ADAPTER, TASK, Run, is_run
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.errors import LoraFtError, UsageError, first_line
+from lora_ft.export.errors import LoraFtError, UsageError, first_line
 from lora_ft.progress import Progress, Silent
 from lora_ft.uploads import uploads
 

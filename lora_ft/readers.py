@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from export.errors import UsageError, first_line
+from lora_ft.export.errors import UsageError, first_line
 from lora_ft.formats.content import COMPRESSED, Content, Located, Row, content_of, kind_of_file
 from lora_ft.formats.delimited import read_delimited
 from lora_ft.formats.json_rows import read_json_rows

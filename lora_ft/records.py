@@ -8,8 +8,8 @@ from typing import Any, NotRequired
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from export.errors import LoraFtError
-from export.files import read_json
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.files import read_json
 from lora_ft.faults import shown
 
 

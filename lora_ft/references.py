@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from export.bundle import Origin
-from export.errors import LoraFtError, UsageError
-from export.parity import Reference
-from export.provenance import Provenance, Score
-from export.runtime.text import Tokenizer, by_length, ragged
-from export.smooth import Sample
 from lora_ft.card import Facts, figures
 from lora_ft.data import Example, load_splits
+from lora_ft.export.bundle import Origin
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.parity import Reference
+from lora_ft.export.provenance import Provenance, Score
+from lora_ft.export.runtime.text import Tokenizer, by_length, ragged
+from lora_ft.export.smooth import Sample
 from lora_ft.generation import only, own_generation
 from lora_ft.merge import SENTENCES
 from lora_ft.models import MAX_NEW_TOKENS, SOURCE_LENGTH

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.errors import LoraFtError
 from lora_ft.data import Example, Splits
+from lora_ft.export.errors import LoraFtError
 from lora_ft.task import SPLITS
 
 _DIGITS = 16  # of a row's digest: 64 bits, so that among 10 million rows two are alike with a chance of 3 in a million

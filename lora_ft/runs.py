@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from export.errors import UsageError
 from lora_ft.adapter_files import CONFIG
+from lora_ft.export.errors import UsageError
 from lora_ft.records import read_metrics, read_scores
 from lora_ft.task import SPLITS, Task
 from lora_ft.taskfile import load_task

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingArguments
 
-from export.generation import Generation
-from export.runtime.options import Options
-from export.runtime.text import Tokenizer
 from lora_ft.batches import Encoded, encode
 from lora_ft.data import Example
 from lora_ft.engines import allowed_tokens
+from lora_ft.export.generation import Generation
+from lora_ft.export.runtime.options import Options
+from lora_ft.export.runtime.text import Tokenizer
 from lora_ft.generation import own_generation, torch_options
 from lora_ft.metrics import measure, score
 from lora_ft.outcome import append_entry

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from export.errors import UsageError
-from export.files import folder_size, read_json
-from export.locks import locked
 from lora_ft.adapter_files import adapter_config
+from lora_ft.export.errors import UsageError
+from lora_ft.export.files import folder_size, read_json
+from lora_ft.export.locks import locked
 from lora_ft.packs.best import GRID
 from lora_ft.runs import METRICS, Run, is_run
 

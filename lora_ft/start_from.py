@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from export.errors import UsageError
-from export.files import sha256
 from lora_ft.adapter_files import WEIGHTS, describe, lora_config
+from lora_ft.export.errors import UsageError
+from lora_ft.export.files import sha256
 from lora_ft.lora import Lora
 from lora_ft.peft_adapter import PeftAdapter, open_adapter
 from lora_ft.runs import Run

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from export.errors import UsageError
-from export.runtime.options import BOUNDS
-from export.runtime.prompt import Prompt
+from lora_ft.export.errors import UsageError
+from lora_ft.export.runtime.options import BOUNDS
+from lora_ft.export.runtime.prompt import Prompt
 from lora_ft.faults import shown
 from lora_ft.lora import Lora
 from lora_ft.metrics import GIVES, SCORES

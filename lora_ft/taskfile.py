@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from export.errors import UsageError
-from export.files import write_text
+from lora_ft.export.errors import UsageError
+from lora_ft.export.files import write_text
 from lora_ft.faults import Fault as Fault
 from lora_ft.faults import TaskFaults as TaskFaults
 from lora_ft.faults import faults_of, shown

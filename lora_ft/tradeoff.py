@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import LoraFtError
-from export.publish import Candidate
 from lora_ft.data import Example
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.publish import Candidate
 from lora_ft.metrics import Estimate, Scored, difference, score
 from lora_ft.progress import Progress
 from lora_ft.task import Task

@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from transformers import EarlyStoppingCallback
 
-from export.disk import keeping
-from export.files import read_json, write_json
-from export.runtime.cpu import allowed_cpus
-from export.runtime.text import Tokenizer
 from lora_ft import checkpoints
 from lora_ft.bases import Base, cache_folder, find_base, quiet_transformers
 from lora_ft.batches import Encoded
 from lora_ft.claim import Claim, claimed, run_of
 from lora_ft.data import Example
 from lora_ft.energy import SOURCES, meter
+from lora_ft.export.disk import keeping
+from lora_ft.export.files import read_json, write_json
+from lora_ft.export.runtime.cpu import allowed_cpus
+from lora_ft.export.runtime.text import Tokenizer
 from lora_ft.initial import INITIAL, keep_start
 from lora_ft.interrupts import Interrupted, name_of
 from lora_ft.material import Material, gather

@@ -18,12 +18,12 @@ from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, Traine
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from export.errors import LoraFtError
-from export.runtime.special import Special
-from export.runtime.text import IGNORED
 from lora_ft import checkpoints
 from lora_ft.batches import Encoded, LengthSampler, collate, count_positions
 from lora_ft.claim import Claim
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.runtime.special import Special
+from lora_ft.export.runtime.text import IGNORED
 from lora_ft.generation import only
 from lora_ft.interrupts import Interrupts
 from lora_ft.progress import Progress

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.errors import UsageError
-from export.files import read_json
-from export.layouts import RECORD
-from export.runtime import manifest
 from lora_ft.adapter_files import CONFIG, adapter_config
 from lora_ft.card import addressed
 from lora_ft.checkpoint import MERGE, TOKENIZER_FILES
+from lora_ft.export.errors import UsageError
+from lora_ft.export.files import read_json
+from lora_ft.export.layouts import RECORD
+from lora_ft.export.runtime import manifest
 from lora_ft.privacy import base_name, is_hub_name, public_record, public_task
 from lora_ft.runs import CARD, CHECKPOINT, LOG, METRICS, PREDICTIONS, SCORES, TASK, Run, is_run
 from lora_ft.task import SPLITS, Task

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import LoraFtError
-from export.runtime.codec import Codec, codec_named
-from export.runtime.text import Tokenizer
 from lora_ft.bases import Base, find_base, load_tokenizer
 from lora_ft.batches import Encoded, encode
 from lora_ft.chats.summary import ChatSummary
 from lora_ft.data import Example, Splits, load_splits, training_examples, with_labels
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.runtime.codec import Codec, codec_named
+from lora_ft.export.runtime.text import Tokenizer
 from lora_ft.feasible import NO_VALIDATION, obstacles
 from lora_ft.generation import check_generation, generation_notes
 from lora_ft.guards import seen_in_training

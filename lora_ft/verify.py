@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.errors import LoraFtError, sound_content
-from export.parity import Probe, Report
-from export.runtime import Generator
-from export.runtime.manifest import ADAPTERS, PROBE
+from lora_ft.export.errors import LoraFtError, sound_content
+from lora_ft.export.parity import Probe, Report
+from lora_ft.export.runtime import Generator
+from lora_ft.export.runtime.manifest import ADAPTERS, PROBE
 
 
 @dataclass(frozen=True)

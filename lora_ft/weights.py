@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from export.runtime.text import Tokenizer
 from lora_ft.adapter_files import CONFIG
 from lora_ft.adapters import add_adapter, load_tensors, name_base
 from lora_ft.bases import Base, load_model
 from lora_ft.batches import Encoded
 from lora_ft.checkpoint import save_checkpoint, tell_ties
+from lora_ft.export.runtime.text import Tokenizer
 from lora_ft.initial import INITIAL, load_start, save_difference, start_from_rows
 from lora_ft.plan import Plan
 from lora_ft.quantization import load_quantized

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.graph import MINIMUM_ONNXRUNTIME
+from lora_ft.export.graph import MINIMUM_ONNXRUNTIME
 from tests.export.oracle import TEXTS, make_bundle, ragged, redraw, torch_greedy, torch_model
 from tests.tiny import save_tiny_t5
 
@@ -32,7 +32,7 @@ RUN = HIDE.format([name for name in EXTRAS if name != "pydantic"])
 COMMAND = RUN + "from lora_ft.cli import main\nmain()"
 GENERATE = """
 import json, sys
-from export.runtime import Generator
+from lora_ft.export.runtime import Generator
 generator = Generator.load(sys.argv[1], threads=1)
 texts = json.loads(sys.argv[2])
 print(json.dumps([generator.generate(texts, **options) for options in json.loads(sys.argv[3])]))
@@ -91,7 +91,7 @@ def python(interpreter: Sequence[str], script: str, *arguments: str, text: str =
 
 @pytest.mark.parametrize("options", [(), ("--stream",), ("--num-beams", "3"), ("--min-new-tokens", "3")])
 def test_generate_answers_as_the_bundle_does(interpreter: Sequence[str], bundle: Path, options: tuple[str]) -> None:
-    from export.runtime import Generator
+    from lora_ft.export.runtime import Generator
 
     settings = {"--num-beams": {"num_beams": 3}, "--min-new-tokens": {"min_new_tokens": 3}}
     asked = settings.get(options[0], {}) if options else {}
@@ -118,7 +118,7 @@ def test_every_command_has_help(interpreter: Sequence[str], verb: str) -> None:
 
 
 def test_every_way_of_decoding_gives_the_same_text(interpreter: Sequence[str], bundle: Path) -> None:
-    from export.runtime import Generator
+    from lora_ft.export.runtime import Generator
 
     here = Generator.load(bundle, threads=1)
     expected = [here.generate(TEXTS, **options) for options in OPTIONS]

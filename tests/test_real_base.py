@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.runtime import Generator
 from lora_ft.bases import find_base
+from lora_ft.export.runtime import Generator
 from lora_ft.export_run import export
 from lora_ft.generate import generate
 from lora_ft.models import open_model

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
-from export.runtime.session import ort_value
+from lora_ft.export.runtime.session import ort_value
 
 RUN = ort.RunOptions()
 # After such a run ONNX Runtime gives the memory that it took and does not use back to the system.

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import LoraFtError, UsageError, sound_content
-from export.runtime.bank import Bank, Chosen, unknown
-from export.runtime.cpu import allowed_cpus
-from export.runtime.decoding import Special, strategy
-from export.runtime.manifest import ADAPTERS, read_manifest
-from export.runtime.model import Model
-from export.runtime.options import Options
-from export.runtime.session import choose_provider
-from export.runtime.settings import Settings
-from export.runtime.special import SPECIAL
-from export.runtime.text import Tokenizer, by_adapter, pad, ragged
+from lora_ft.export.errors import LoraFtError, UsageError, sound_content
+from lora_ft.export.runtime.bank import Bank, Chosen, unknown
+from lora_ft.export.runtime.cpu import allowed_cpus
+from lora_ft.export.runtime.decoding import Special, strategy
+from lora_ft.export.runtime.manifest import ADAPTERS, read_manifest
+from lora_ft.export.runtime.model import Model
+from lora_ft.export.runtime.options import Options
+from lora_ft.export.runtime.session import choose_provider
+from lora_ft.export.runtime.settings import Settings
+from lora_ft.export.runtime.special import SPECIAL
+from lora_ft.export.runtime.text import Tokenizer, by_adapter, pad, ragged
 
 BATCH_SIZE = 8
 Adapters = str | Sequence[str | None] | None  # of all rows, or of each; None is the base
@@ -102,7 +102,7 @@ class Generator:
                 else the processor.
 
         Raises:
-            UsageError, LoraFtError: as `export.runtime.manifest.read_manifest` and `choose_provider`.
+            UsageError, LoraFtError: as `lora_ft.export.runtime.manifest.read_manifest` and `choose_provider`.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.errors import LoraFtError, UsageError
-from export.files import sha256
-from export.json_limits import parse_json
-from export.runtime.protobuf import fields
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.files import sha256
+from lora_ft.export.json_limits import parse_json
+from lora_ft.export.runtime.protobuf import fields
 
 NAME = "manifest.json"
 FORMAT = "lora-ft bundle"

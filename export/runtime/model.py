@@ -22,11 +22,11 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from export.errors import LoraFtError
-from export.runtime.bank import Chosen
-from export.runtime.bound import GIVING_BACK, RUN, Bound, Edit, Memory, Ranking
-from export.runtime.manifest import ADAPTED
-from export.runtime.session import open_session, ort_value
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.runtime.bank import Chosen
+from lora_ft.export.runtime.bound import GIVING_BACK, RUN, Bound, Edit, Memory, Ranking
+from lora_ft.export.runtime.manifest import ADAPTED
+from lora_ft.export.runtime.session import open_session, ort_value
 
 _ROOM = 64  # tokens that a cache has room for at first
 _LARGE = 2**26  # bytes; taking memory anew costs a millisecond for each 10 MB

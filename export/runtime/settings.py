@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from export.errors import LoraFtError
-from export.runtime.codec import codec_named
-from export.runtime.prompt import Prompt
-from export.runtime.text import Tokenizer
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.runtime.codec import codec_named
+from lora_ft.export.runtime.prompt import Prompt
+from lora_ft.export.runtime.text import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.errors import UsageError
 from lora_ft.chats import messenger, telegram_html
 from lora_ft.chats.detect import find_format
 from lora_ft.chats.discord import read_discord
@@ -20,6 +19,7 @@ from lora_ft.chats.signal import read_signal
 from lora_ft.chats.slack import read_slack
 from lora_ft.chats.telegram_folder import read_telegram_export
 from lora_ft.chats.whatsapp import doubts_of_whatsapp, read_whatsapp
+from lora_ft.export.errors import UsageError
 
 # (chat, message) of each message with a text, in the order of the export. None reads a file as a whole.
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, Message]]]] = {

@@ -12,7 +12,6 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from export.errors import UsageError
 from lora_ft.chats.heads import Head, Survey, earliest, find_head
 from lora_ft.chats.message import Message, clean_name, clean_text
 from lora_ft.chats.pasted import LONGEST_PASTE, find_pasted
@@ -20,6 +19,7 @@ from lora_ft.chats.places import File, text_lines
 from lora_ft.chats.senders import Senders
 from lora_ft.chats.whatsapp_files import chat_name, chat_text
 from lora_ft.chats.whatsapp_words import MARK, written
+from lora_ft.export.errors import UsageError
 
 _LOOSE_HEAD = re.compile(r"\[?[^\n]{2,40}?\d[:.]\d\d[^\n]{0,20}?(?:\]| [-–—] )")
 _SHOWN = 60  # characters of a line in an error

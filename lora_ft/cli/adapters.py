@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from export.printable import printable
 from lora_ft.cli.choices import SplitChoice
 from lora_ft.cli.output import is_terminal, say
+from lora_ft.export.printable import printable
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look through the adapters in a folder of runs.")
 
@@ -125,7 +125,7 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> int:
     """Delete runs, with adapter, log and scores. Asks first; exit code 1 if the answer is no."""
-    from export.errors import UsageError
+    from lora_ft.export.errors import UsageError
     from lora_ft.shelf import entry, remove
 
     for run in runs:

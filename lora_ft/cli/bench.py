@@ -101,8 +101,8 @@ def train(
 ) -> None:
     """Time training: the usual recipe (pad to the maximum, fp32), the same padded by batch, and ours."""
     from benchmarks.training import measure
-    from export.places import refuse_file
     from lora_ft.cli.tables import console
+    from lora_ft.export.places import refuse_file
     from lora_ft.taskfile import load_task
 
     if json_file is not None:

@@ -49,8 +49,8 @@ def export(
     private: hub.Private = False,
 ) -> None:
     """Export to ONNX: a bundle, compared with PyTorch before it is published."""
-    from export.errors import UsageError
     from lora_ft.cli.tables import show_export, show_shelved
+    from lora_ft.export.errors import UsageError
     from lora_ft.export_run import export as job
 
     if len(model) > 1 and not adapters:
@@ -114,8 +114,8 @@ def verify(
 
     Hashes show damage, not who made a bundle: they do not cover README.md and the manifest. --key does.
     """
-    from export.errors import UsageError
-    from export.runtime.manifest import is_bundle
+    from lora_ft.export.errors import UsageError
+    from lora_ft.export.runtime.manifest import is_bundle
     from lora_ft.verify import verify as job
 
     if adapter and against is None:

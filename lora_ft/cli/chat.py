@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from export.printable import printable
 from lora_ft.cli.output import is_terminal, say, stdin_lines
 from lora_ft.cli.screen import Screen
+from lora_ft.export.printable import printable
 
 if TYPE_CHECKING:
     from lora_ft.chat import Conversation, Event
@@ -42,8 +42,8 @@ def chat(
     provider: Annotated[str, typer.Option(help="Of a bundle: cpu, cuda or auto.")] = "auto",
 ) -> None:
     """Talk with a group chat: your lines join it, the model answers as its people. Lines also come from a pipe."""
-    from export.errors import UsageError
     from lora_ft.chat import converse
+    from lora_ft.export.errors import UsageError
     from lora_ft.generate import drawn_seed
     from lora_ft.models import open_model
 
@@ -73,7 +73,7 @@ def chat(
 
 def _start(start: str) -> str:
     """The text, or that of the file of this name."""
-    from export.errors import LoraFtError
+    from lora_ft.export.errors import LoraFtError
 
     path = Path(start)
     try:

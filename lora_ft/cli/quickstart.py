@@ -11,12 +11,12 @@ from benchmarks.bench import PAGE, measure
 from benchmarks.report import Report
 from benchmarks.subjects import Subject
 from benchmarks.suite import Suite
-from export.files import folder_size
 from lora_ft.bases import OFFLINE
 from lora_ft.cli.screen import Screen
 from lora_ft.cli.tables import console, show_pairs, table
 from lora_ft.data import Example, load_splits
 from lora_ft.evaluate import Evaluation, evaluate
+from lora_ft.export.files import folder_size
 from lora_ft.export_run import Exported, export
 from lora_ft.generate import generate
 from lora_ft.hub import hub_trouble

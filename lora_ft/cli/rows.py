@@ -14,10 +14,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from export.errors import UsageError
-from export.files import write_text
-from export.runtime.text import whole
 from lora_ft.cli.output import answer, is_terminal, stdin_lines
+from lora_ft.export.errors import UsageError
+from lora_ft.export.files import write_text
+from lora_ft.export.runtime.text import whole
 from lora_ft.formats.content import content_of, kind_of_file
 from lora_ft.readers import is_readable, read_rows
 

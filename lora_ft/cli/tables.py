@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from export.files import folder_size
 from lora_ft.cli.output import Console
+from lora_ft.export.files import folder_size
 
 if TYPE_CHECKING:
     from lora_ft.bank import Shelved

@@ -66,7 +66,7 @@ def train(
     Ctrl-C, SIGTERM and SIGHUP save a checkpoint; --resume goes on from it, or from a finished run with more epochs.
     Exit code 1 if any of several failed; 130, 143 or 129 after a signal.
     """
-    from export.errors import UsageError
+    from lora_ft.export.errors import UsageError
 
     of_ray = {"address": address, "cpus": cpus_per_pack, "gpus": gpus_per_pack, "retries": retries, "storage": storage}
     given: dict[str, Any] = {key: value for key, value in of_ray.items() if value is not None}
@@ -100,7 +100,7 @@ def train(
 
 def _load(given: Sequence[str], overrides: Sequence[str]) -> list[tuple[Task, dict[str, Any]]]:
     """All tasks of files, folders and grids, each with what a grid sets in it."""
-    from export.errors import UsageError
+    from lora_ft.export.errors import UsageError
     from lora_ft.taskfile import load_tasks
 
     found = []

@@ -111,11 +111,11 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> int:
     """Score a model by the task's metrics, each with its 95 % interval, on the 0-100 scale."""
-    from export.errors import UsageError
-    from export.runtime.manifest import is_bank
     from lora_ft.cli.tables import show_bank_evaluation, show_evaluation
     from lora_ft.evaluate import evaluate as job
     from lora_ft.evaluate import evaluate_bank
+    from lora_ft.export.errors import UsageError
+    from lora_ft.export.runtime.manifest import is_bank
     from lora_ft.taskfile import load_task
 
     options: dict[str, Any] = {"split": split.value, "limit": limit, "baseline": baseline, "batch_size": batch_size}
@@ -161,11 +161,11 @@ def compare(
     page_rows: Annotated[int, typer.Option(min=1, help="The same, on the page.")] = 200,
 ) -> None:
     """Compare what evaluated runs answered: differences to the first, 95 % interval, p, the rows that changed most."""
-    from export.files import write_text
-    from export.places import refuse_file
     from lora_ft.cli.tables import show_comparison
     from lora_ft.compare import compare as job
     from lora_ft.compare_page import render
+    from lora_ft.export.files import write_text
+    from lora_ft.export.places import refuse_file
 
     if html is not None:
         refuse_file(html, "--html", inputs=models)
@@ -218,9 +218,9 @@ def generate(
     batch_size: BatchSize = 16,
 ) -> None:
     """Answer texts or rows, put through the model's own prompt."""
-    from export.errors import UsageError
-    from export.places import refuse_file
     from lora_ft.cli.rows import read_inputs, write_outputs
+    from lora_ft.export.errors import UsageError
+    from lora_ft.export.places import refuse_file
     from lora_ft.generate import answers as job
     from lora_ft.generate import drawn_seed
     from lora_ft.generate import stream as stream_answers
@@ -322,7 +322,7 @@ def quickstart(
 
 def _task_of(model: str, task: str | None, overrides: list[str]) -> str:
     """The task file to apply --set to: the one named, or the model's own."""
-    from export.errors import UsageError
+    from lora_ft.export.errors import UsageError
     from lora_ft.runs import TASK
 
     if task:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, Any
 
-from export.errors import LoraFtError, UsageError, first_line
+from lora_ft.export.errors import LoraFtError, UsageError, first_line
 from lora_ft.memory import allowed_memory
 
 Row = dict[str, Any]

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from export.errors import LoraFtError, UsageError
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.formats.content import MAX_CELL, Content, Located
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

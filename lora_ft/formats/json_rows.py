@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from export.errors import LoraFtError, UsageError
-from export.json_limits import MAX_DEPTH, JsonLimits, OutOfBoundsError, bounded_decoder, lines_at
-from export.runtime.columns import ABSENT, Column
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.json_limits import MAX_DEPTH, JsonLimits, OutOfBoundsError, bounded_decoder, lines_at
+from lora_ft.export.runtime.columns import ABSENT, Column
 from lora_ft.formats.content import MAX_CELL, Content, Located, Row
 
 LINES = (".jsonl", ".ndjson")

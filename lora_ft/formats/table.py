@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from export.errors import LoraFtError, UsageError, first_line
+from lora_ft.export.errors import LoraFtError, UsageError, first_line
 from lora_ft.formats.content import Content, Located
 from lora_ft.memory import allowed_memory
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export.errors import UsageError, first_line
+from lora_ft.export.errors import UsageError, first_line
 from lora_ft.metrics.statistics import Scored
 
 if TYPE_CHECKING:

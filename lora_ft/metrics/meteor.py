@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.metrics.statistics import Scored
 from lora_ft.metrics.words import UnicodeTokenizer
 

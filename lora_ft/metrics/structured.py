@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.errors import UsageError, first_line
-from export.files import read_json
+from lora_ft.export.errors import UsageError, first_line
+from lora_ft.export.files import read_json
 from lora_ft.metrics.statistics import Scored
 from lora_ft.patterns import check_searches
 from lora_ft.task import FHIR_R4

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.files import write_json
+from lora_ft.export.files import write_json
 from lora_ft.runs import Run
 
 GRID = "grid.json"

@@ -12,9 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from export.errors import LoraFtError, UsageError, first_line
-from export.files import replace_folder
-from export.runtime.cpu import allowed_cpus
+from lora_ft.export.errors import LoraFtError, UsageError, first_line
+from lora_ft.export.files import replace_folder
+from lora_ft.export.runtime.cpu import allowed_cpus
 from lora_ft.interrupts import Interrupted, Interrupts
 from lora_ft.packs.board import Board, Row
 from lora_ft.packs.desk import WAITING, Desk, Wall

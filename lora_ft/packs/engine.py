@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from export.errors import UsageError
-from export.runtime.cpu import allowed_cpus
 from lora_ft.bases import find_base
+from lora_ft.export.errors import UsageError
+from lora_ft.export.runtime.cpu import allowed_cpus
 from lora_ft.interrupts import Interrupted, Interrupts
 from lora_ft.memory import device_memory
 from lora_ft.packs.board import Board

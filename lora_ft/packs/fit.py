@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.sizes import GIB, Batch, Memory, Shape, training
 from lora_ft.task import Task
 

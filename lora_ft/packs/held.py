@@ -7,7 +7,7 @@ import platform
 import secrets
 from pathlib import Path
 
-from export.errors import LoraFtError
+from lora_ft.export.errors import LoraFtError
 from lora_ft.packs.snapshot import Snapshot, Snapshots
 from lora_ft.packs.storage import Storage
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer_utils import speed_metrics
 
-from export.errors import LoraFtError
-from export.files import read_json, sync_tree, write_json
 from lora_ft import checkpoints
 from lora_ft.adapter_files import WEIGHTS
 from lora_ft.bases import Base
 from lora_ft.batches import collate, count_positions
 from lora_ft.claim import record_rows, run_of
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.files import read_json, sync_tree, write_json
 from lora_ft.material import Material
 from lora_ft.outcome import CHOICES, finish, hardware, measured, trim_log
 from lora_ft.packs.adamw import Rate

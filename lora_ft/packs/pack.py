@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.runtime.text import IGNORED
 from lora_ft.energy import SOURCES, meter
+from lora_ft.export.runtime.text import IGNORED
 from lora_ft.packs.adamw import StackedAdamW
 from lora_ft.packs.board import Board, Row
 from lora_ft.packs.joint import Share, group, join

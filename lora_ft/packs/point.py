@@ -22,11 +22,11 @@ from torch import Tensor
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
-from export.errors import LoraFtError, UsageError
-from export.files import write_text
 from lora_ft import checkpoints
 from lora_ft.adapter_files import WEIGHTS
 from lora_ft.claim import run_of
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.files import write_text
 from lora_ft.trainer import Trainer
 
 _OPTIMIZER, _SCHEDULER, _RANDOM, _STATE = "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"

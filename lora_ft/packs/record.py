@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.errors import UsageError
-from export.files import read_json
+from lora_ft.export.errors import UsageError
+from lora_ft.export.files import read_json
 from lora_ft.runs import is_run, unfinished
 
 # Below the folder of the runs; no task's name begins with _.

@@ -10,9 +10,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from export.errors import LoraFtError
-from export.files import read_json, write_text
 from lora_ft import checkpoints
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.files import read_json, write_text
 
 VERSION = 1
 _ROWS, _MEMBERS = "rows.safetensors", "members.json"

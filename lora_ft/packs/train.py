@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.disk import keeping
-from export.errors import LoraFtError, UsageError
-from export.files import read_json, write_json
-from export.leftovers import tidy
-from export.locks import locked
-from export.places import refuse_shelf
 from lora_ft.bases import Base, find_base
 from lora_ft.claim import Claim, require_same_rows, resumable, startable
+from lora_ft.export.disk import keeping
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.files import read_json, write_json
+from lora_ft.export.leftovers import tidy
+from lora_ft.export.locks import locked
+from lora_ft.export.places import refuse_shelf
 from lora_ft.material import Material, gather
 from lora_ft.outcome import schedule_note
 from lora_ft.packs.board import Board, SilentBoard

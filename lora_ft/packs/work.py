@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from export.errors import LoraFtError
 from lora_ft.bases import Base, quiet_transformers
+from lora_ft.export.errors import LoraFtError
 from lora_ft.interrupts import Interrupted
 from lora_ft.material import Material
 from lora_ft.memory import keep_freed_memory

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 import benchmarks.adapter_files as module
 from benchmarks.bank import make_bank
-from export.errors import LoraFtError
-from export.runtime import Generator
 from lora_ft.bases import Base
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.runtime import Generator
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory by process is Linux's")
 

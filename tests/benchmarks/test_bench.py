@@ -16,7 +16,7 @@ from benchmarks.bench import MARKDOWN, PAGE, REPORT, bench
 from benchmarks.compare import compare
 from benchmarks.report import Report
 from benchmarks.suite import Serving, Suite
-from export.errors import LoraFtError, UsageError
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.export_run import export
 from lora_ft.task import Task
 from lora_ft.taskfile import load_task
@@ -28,7 +28,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from export.runtime import Generator
+from lora_ft.export.runtime import Generator
 
 
 def load(folder, threads):

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.engines import KINDS, parse
 from benchmarks.worker import LOAD, PACKAGES
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import environments
 from benchmarks.engines import KINDS
-from export.errors import LoraFtError
+from lora_ft.export.errors import LoraFtError
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import methods
 from benchmarks.methods import METHODS, measure
 from benchmarks.readme import methods as table
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.progress import Silent
 from lora_ft.taskfile import load_task
 from tests.conftest import write_task

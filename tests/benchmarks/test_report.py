@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report import SCHEMA, Report, schema
-from export.errors import LoraFtError, UsageError
+from lora_ft.export.errors import LoraFtError, UsageError
 from tests.benchmarks.reports import broken, complete
 
 

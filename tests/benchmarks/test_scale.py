@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks import scale
 from benchmarks.scale import PAGE, RESULTS, assumed, cost, largest, measured, page, step_flops
-from export.files import read_json
+from lora_ft.export.files import read_json
 from lora_ft.sizes import FLAN, GIB, Batch
 
 TIMINGS = [

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import scores
 from benchmarks.scores import PAGE, RESULTS, TASKS, measure, page
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.progress import Silent
 from lora_ft.taskfile import load_task
 from tests.conftest import write_task

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.suite import Suite, names
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 
 
 def test_the_ready_suites() -> None:

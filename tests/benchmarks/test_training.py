@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks import training
 from benchmarks.report import Interval
 from benchmarks.training import TrainingReport, measure
-from export.errors import LoraFtError, UsageError
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.task import Task
 from lora_ft.taskfile import load_task
 from tests.conftest import write_task

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from export.errors import UsageError
 from lora_ft.data import load_splits
+from lora_ft.export.errors import UsageError
 from lora_ft.taskfile import TaskFaults, load_task
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from export.errors import UsageError
 from lora_ft.data import Splits, load_splits
+from lora_ft.export.errors import UsageError
 from lora_ft.taskfile import load_task
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.runs import unfinished
 from lora_ft.taskfile import load_task
 from lora_ft.train import train

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export.runtime import Generator
+from lora_ft.export.runtime import Generator
 from tests.export.oracle import make_bundle, redraw
 from tests.tiny import save_tiny_t5
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from export.architecture import FAMILY, Architecture
-from export.errors import UsageError
+from lora_ft.export.architecture import FAMILY, Architecture
+from lora_ft.export.errors import UsageError
 from tests.tiny import CONFIG
 
 FOLDER = Path("some", "folder")

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.adapted import Group
-from export.bank import Changed, LowRank, Plan, folded, inner_peaks, packed, ranks_of
-from export.bundle import read_model
-from export.errors import UsageError
-from export.precision import NAMED
-from export.smooth import Folded, calibrate
+from lora_ft.export.adapted import Group
+from lora_ft.export.bank import Changed, LowRank, Plan, folded, inner_peaks, packed, ranks_of
+from lora_ft.export.bundle import read_model
+from lora_ft.export.errors import UsageError
+from lora_ft.export.precision import NAMED
+from lora_ft.export.smooth import Folded, calibrate
 from tests.export.banks import draw_adapter, samples
 
 LAYERS = ("x.q", "x.k", "x.v")

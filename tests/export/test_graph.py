@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from export import graph
-from export.graph import BOOL, FLOAT, INT64, IR_VERSION, MINIMUM_ONNXRUNTIME, MS, OPSET, Graph, WeightFile
+from lora_ft.export import graph
+from lora_ft.export.graph import BOOL, FLOAT, INT64, IR_VERSION, MINIMUM_ONNXRUNTIME, MS, OPSET, Graph, WeightFile
 
 
 def run(g: Graph, **inputs: np.ndarray) -> list[np.ndarray]:

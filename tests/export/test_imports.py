@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from export.runtime import Generator
+from lora_ft.export.runtime import Generator
 from tests.export.oracle import TEXTS
 
 ROOT = Path(__file__).parents[2]
-TRAINING = ["torch", "transformers", "peft", "datasets", "accelerate", "evaluate", "lora_ft"]
+TRAINING = ["torch", "transformers", "peft", "datasets", "accelerate", "evaluate"]
 NOT_OF_THE_RUNTIME = [*TRAINING, "onnx", "safetensors", "pydantic", "yaml"]
 BLOCK = """
 import importlib.abc, json, sys
@@ -29,11 +29,11 @@ sys.meta_path.insert(0, Block())
 """
 GENERATE = """
 import json, sys
-from export.runtime import Generator
+from lora_ft.export.runtime import Generator
 print(json.dumps(Generator.load(sys.argv[2], threads=1).generate(json.loads(sys.argv[3]))))
 """
 MODULES = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    "lora_ft." + ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "export").rglob("*.py")
 )
 
@@ -46,13 +46,12 @@ def python(script: str, *args: str) -> str:
 
 
 def test_building_and_running_a_bundle_imports_nothing_of_training(published: Path) -> None:
-    script = (
-        GENERATE + f"for name in {MODULES}: __import__(name)\n"
-        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
-    )
+    script = GENERATE + f"for name in {MODULES}: __import__(name)\nprint(json.dumps(sorted(sys.modules)))"
     _, imported = python(script, "[]", str(published), json.dumps(TEXTS)).splitlines()
-    assert {"export", "onnx", "onnxruntime"} <= set(json.loads(imported))
-    assert not set(json.loads(imported)) & set(TRAINING)
+    names = json.loads(imported)
+    assert {"lora_ft.export", "onnx", "onnxruntime"} <= set(names)
+    assert not {name.split(".")[0] for name in names} & set(TRAINING)
+    assert {name for name in names if name.startswith("lora_ft")} - {"lora_ft"} == set(MODULES)
 
 
 def test_a_bundle_runs_without_what_training_and_export_need(published: Path, generator: Generator) -> None:
@@ -67,8 +66,9 @@ def test_the_block_of_imports_does_block() -> None:
 
 def test_a_graph_is_built_without_training(checkpoint: Path) -> None:
     script = (
-        BLOCK + "import pathlib\nfrom export.bundle import read_model\nfrom export.graphs import decoder_model\n"
-        "from export.t5 import T5\n"
+        BLOCK + "import pathlib\n"
+        "from lora_ft.export.bundle import read_model\nfrom lora_ft.export.graphs import decoder_model\n"
+        "from lora_ft.export.t5 import T5\n"
         "print(len(decoder_model(T5(*read_model(pathlib.Path(sys.argv[2])))).graph.node))"
     )
     assert int(python(script, json.dumps(TRAINING), str(checkpoint))) > 10
@@ -76,16 +76,18 @@ def test_a_graph_is_built_without_training(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_no_module_names_training_in_an_import(name: str) -> None:
-    path = ROOT.joinpath(*name.split("."))
+    path = ROOT.joinpath(*name.split(".")[1:])
     source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
     named = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            named |= {alias.name.split(".")[0] for alias in node.names}
+            named |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
-            named.add(str(node.module).split(".")[0])
-    allowed = {"export", "numpy", "onnxruntime", "tokenizers"}
-    if not name.startswith("export.runtime"):
+            named.add(str(node.module))
+    allowed = {"numpy", "onnxruntime", "tokenizers"}
+    if not name.startswith("lora_ft.export.runtime"):
         allowed |= {"onnx", "safetensors"}
-    assert named - set(sys.stdlib_module_names) <= allowed
+    ours = {module for module in named if module.split(".")[0] == "lora_ft"}
+    assert all(module.startswith("lora_ft.export") for module in ours)
+    assert {module.split(".")[0] for module in named - ours} - set(sys.stdlib_module_names) <= allowed

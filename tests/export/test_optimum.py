@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.runtime.text import Tokenizer
+from lora_ft.export.runtime.text import Tokenizer
 from lora_ft.export_run import export
 from lora_ft.generate import generate
 from lora_ft.models import open_model

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from export.errors import LoraFtError
-from export.parity import TOLERANCE, Probe, Reference, Report, answered, compare, identical_rows, require
-from export.runtime import Generator
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.parity import TOLERANCE, Probe, Reference, Report, answered, compare, identical_rows, require
+from lora_ft.export.runtime import Generator
 from tests.export.oracle import END, PAD, SPECIAL, references
 
 PASSING = Report(rows=3, tokens=9, identical_rows=3, largest_difference=1e-5, lookup_rows=3, tolerance=1e-3)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import UsageError
-from export.files import staged_folder, write_text
-from export.places import refuse_existing, refuse_file, refuse_shelf
+from lora_ft.export.errors import UsageError
+from lora_ft.export.files import staged_folder, write_text
+from lora_ft.export.places import refuse_existing, refuse_file, refuse_shelf
 from tests.export.test_files import contents, make_checkpoint, make_folder
 
 
@@ -159,8 +159,8 @@ def test_a_mount_point_is_refused(tmp_path: Path) -> None:
 
 MOUNTED = """
 import pathlib, sys
-from export.errors import UsageError
-from export.places import refuse_existing
+from lora_ft.export.errors import UsageError
+from lora_ft.export.places import refuse_existing
 try:
     refuse_existing(pathlib.Path(sys.argv[1]), overwrite=False)
 except UsageError as error:

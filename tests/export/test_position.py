@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from export.graph import FLOAT, INT64, Graph
-from export.position import MASKED, bias_rows, bucket, index_rows
-from export.runtime.session import open_session
+from lora_ft.export.graph import FLOAT, INT64, Graph
+from lora_ft.export.position import MASKED, bias_rows, bucket, index_rows
+from lora_ft.export.runtime.session import open_session
 
 BUCKETS, FAR, HEADS = 8, 20, 3
 TABLE = np.random.default_rng(0).standard_normal((BUCKETS, HEADS), np.float32)

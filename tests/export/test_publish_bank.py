@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from export.errors import LoraFtError, UsageError
-from export.parity import compare, divergence
-from export.precision import NAMED, parse
-from export.publish_bank import base_hash
-from export.runtime import Generator
-from export.runtime.manifest import ADAPTED_GRAPHS, BANK_FILES, FILES, SBOM
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.parity import compare, divergence
+from lora_ft.export.precision import NAMED, parse
+from lora_ft.export.publish_bank import base_hash
+from lora_ft.export.runtime import Generator
+from lora_ft.export.runtime.manifest import ADAPTED_GRAPHS, BANK_FILES, FILES, SBOM
 from tests.export.banks import draw_adapter, make_bank, member, merged
 from tests.export.family import CONFIGS, save_member
 from tests.export.oracle import TEXTS, entries, make_bundle, ragged, references

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from export.graph import FLOAT, INT64, Graph, WeightFile
-from export.quantize import STORAGES, Weight, portable
-from export.runtime.session import open_session
+from lora_ft.export.graph import FLOAT, INT64, Graph, WeightFile
+from lora_ft.export.quantize import STORAGES, Weight, portable
+from lora_ft.export.runtime.session import open_session
 
 ROUNDED = ["int8", "w8", "w4", "w4g128"]
 SIZES = {"w8": 128, "w4": 32, "w4g128": 128}  # of blocks

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export import rounding
-from export.rounding import compensated, nearest
+from lora_ft.export import rounding
+from lora_ft.export.rounding import compensated, nearest
 
 SIZES = [32, 128]
 

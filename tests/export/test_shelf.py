@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-import export.shelf
-from export.bundle import read_model
-from export.errors import UsageError
-from export.runtime import Generator
-from export.runtime.manifest import read_manifest
-from export.shelf import Member, Room, put, remove
+from lora_ft.export import shelf
+from lora_ft.export.bundle import read_model
+from lora_ft.export.errors import UsageError
+from lora_ft.export.runtime import Generator
+from lora_ft.export.runtime.manifest import read_manifest
+from lora_ft.export.shelf import Member, Room, put, remove
 from tests.export.banks import draw_adapter, make_bank, member, merged
 from tests.export.oracle import TEXTS
 
@@ -68,7 +68,7 @@ def test_what_fails_midway_leaves_the_bank_as_it_was(
         raise OSError("the disk is gone")
 
     before = files(bank)
-    monkeypatch.setattr(export.shelf, where, fail)
+    monkeypatch.setattr(shelf, where, fail)
     with pytest.raises(OSError, match="disk is gone"):
         put(bank, two, *read_model(checkpoint))
     assert files(bank) == before
@@ -99,7 +99,7 @@ def test_who_has_a_bank_open_goes_on_with_what_was_removed(bank: Path) -> None:
 
 
 def hold(bank: Path, entered: Any, leave: Any) -> None:
-    with export.shelf.locked(bank) as content:
+    with shelf.locked(bank) as content:
         entered.set()
         leave.wait(30)
         content["adapters"].clear()
@@ -113,7 +113,7 @@ def test_two_processes_change_a_bank_in_turns(bank: Path) -> None:
     other.start()
     assert entered.wait(30)
     leave.set()
-    with export.shelf.locked(bank) as content:
+    with shelf.locked(bank) as content:
         assert content["adapters"] == {}
     other.join()
     assert read_manifest(bank)["adapters"] == {}

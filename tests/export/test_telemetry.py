@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from export.telemetry import OPT_OUT
+from lora_ft.export.telemetry import OPT_OUT
 from tests.guarded import watched
 
 
 def test_loading_a_bundle_reaches_for_nothing(published: Path, tmp_path: Path) -> None:
-    script = "import sys; from export.runtime import Generator; print(Generator.load(sys.argv[1]).generate(['a b']))"
+    script = (
+        "import sys; from lora_ft.export.runtime import Generator; print(Generator.load(sys.argv[1]).generate(['a b']))"
+    )
     done, reached, home = watched(tmp_path, [sys.executable, "-c", script, str(published)])
     assert done.returncode == 0, done.stderr
     assert reached == ""
@@ -26,7 +28,7 @@ def test_the_guard_sees_a_connection(tmp_path: Path) -> None:
     assert "192.0.2.1" in reached
 
 
-@pytest.mark.parametrize("package", ["export", "lora_ft", "benchmarks"])
+@pytest.mark.parametrize("package", ["lora_ft.export", "lora_ft", "benchmarks"])
 def test_each_package_opts_out_before_anything_else(package: str, tmp_path: Path) -> None:
     script = (
         f"import os, sys, {package}; print(sorted(sys.modules)); "
@@ -39,7 +41,9 @@ def test_each_package_opts_out_before_anything_else(package: str, tmp_path: Path
 
 
 def test_what_a_user_chose_stays(tmp_path: Path) -> None:
-    script = "import os, export; print(os.environ['ORT_DISABLE_TELEMETRY'], os.environ['RAY_USAGE_STATS_ENABLED'])"
+    script = (
+        "import os, lora_ft.export; print(os.environ['ORT_DISABLE_TELEMETRY'], os.environ['RAY_USAGE_STATS_ENABLED'])"
+    )
     done, _, _ = watched(
         tmp_path, [sys.executable, "-c", script], ORT_DISABLE_TELEMETRY="0", RAY_USAGE_STATS_ENABLED="1"
     )

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.checkpoint import Checkpoint
-from export.errors import LoraFtError, UsageError
-from export.weight_files import INDEX, SINGLE, weight_files
 from lora_ft.bases import find_base, load_model
+from lora_ft.export.checkpoint import Checkpoint
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.weight_files import INDEX, SINGLE, weight_files
 from tests.tiny import save_tiny_t5
 
 

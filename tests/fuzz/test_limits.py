@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from export.errors import LoraFtError, UsageError
+from lora_ft.export.errors import LoraFtError, UsageError
 from tests.fuzz import limits, test_models, test_rows, test_tasks
 from tests.fuzz.limits import survives
 
@@ -91,9 +91,9 @@ def test_a_call_that_takes_much_memory_is_noticed_each_time(monkeypatch: pytest.
         ("lora_ft.examples.ExampleMaker._cells", test_rows.test_whatever_cells_hold_becomes_text_or_is_refused),
         ("lora_ft.adapters.account", test_models.test_an_adapter_folder),
         ("lora_ft.bases._own_tokenizer", test_models.test_a_checkpoint_folder),
-        ("export.runtime.generator.read_manifest", test_models.test_a_manifest),
-        ("export.runtime.generator.Settings.of", test_models.test_settings_of_a_bundle_whose_manifest_agrees),
-        ("export.runtime.generator.Generator._options", test_models.test_options_of_generation),
+        ("lora_ft.export.runtime.generator.read_manifest", test_models.test_a_manifest),
+        ("lora_ft.export.runtime.generator.Settings.of", test_models.test_settings_of_a_bundle_whose_manifest_agrees),
+        ("lora_ft.export.runtime.generator.Generator._options", test_models.test_options_of_generation),
     ],
 )
 def test_a_fault_deep_in_the_code_fails_the_fuzzer(

@@ -13,9 +13,9 @@ from random import Random
 import pytest
 from hypothesis import example, given
 
-from export.errors import LoraFtError
-from export.runtime import Generator
 from lora_ft.bases import find_base, load_model, load_tokenizer
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.runtime import Generator
 from lora_ft.merge import merge_in_memory
 from lora_ft.runs import Run
 from tests.fuzz.limits import fuzz, seeds, survives

@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import LoraFtError
 from lora_ft.data import load_splits
 from lora_ft.examples import ExampleMaker
+from lora_ft.export.errors import LoraFtError
 from lora_ft.readers import Layout, read_rows
 from lora_ft.task import Task
 from lora_ft.taskfile import load_task

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from export.errors import LoraFtError
+from lora_ft.export.errors import LoraFtError
 from lora_ft.task import Task
 from lora_ft.taskfile import load_task, load_tasks, recipe_file, save_task
 from tests.conftest import write_task

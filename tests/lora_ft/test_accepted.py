@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from export.errors import LoraFtError
+from lora_ft.export.errors import LoraFtError
 from lora_ft.taskfile import TaskFaults, load_task
 from lora_ft.train import train
 from lora_ft.validate import validate

@@ -14,14 +14,14 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from export.errors import LoraFtError, UsageError
-from export.runtime import Generator
 from lora_ft.bank import add, export_bank, remove
 from lora_ft.bank_entries import entries
 from lora_ft.bases import find_base, load_model
 from lora_ft.cli import run as command
 from lora_ft.compare import compare
 from lora_ft.evaluate import evaluate, evaluate_bank
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.runtime import Generator
 from lora_ft.export_run import export
 from lora_ft.generate import generate, stream
 from lora_ft.member import Checks, Oracle
@@ -212,13 +212,13 @@ def test_a_bank_has_room_for_what_it_was_made_for(tiny_run: Run, other_run: Run,
 def test_an_adapter_that_differs_from_pytorch_is_refused(
     bank: Path, other_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import export.shelf
+    from lora_ft.export import shelf
 
     def wrong(*arguments: Any) -> dict[str, np.ndarray]:
         return {name: array * np.float32(1.01) for name, array in packed(*arguments).items()}
 
-    packed: Callable[..., dict[str, np.ndarray]] = export.shelf.packed
-    monkeypatch.setattr(export.shelf, "packed", wrong)
+    packed: Callable[..., dict[str, np.ndarray]] = shelf.packed
+    monkeypatch.setattr(shelf, "packed", wrong)
     before = state(bank)
     with pytest.raises(LoraFtError, match="differ from PyTorch"):
         add(bank, [f"new={other_run.folder}"], checks=CHECKS)

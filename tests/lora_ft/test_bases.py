@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers.utils import logging
 
-from export.errors import LoraFtError, UsageError
 from lora_ft.bases import (
     Base,
     cache_folder,
@@ -24,6 +23,7 @@ from lora_ft.bases import (
     load_tokenizer,
     quiet_transformers,
 )
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.hub import hub_trouble
 from tests.tiny import save_tiny_t5
 

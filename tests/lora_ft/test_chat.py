@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from export.errors import UsageError
 from lora_ft.chat import Conversation, Event, converse
 from lora_ft.chats.lines import Line
+from lora_ft.export.errors import UsageError
 from lora_ft.export_run import export
 from lora_ft.models import open_model
 from lora_ft.runs import Run

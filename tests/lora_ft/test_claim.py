@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from export.errors import LoraFtError, UsageError
 from lora_ft.cli import run as lora_ft
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.packs.train import train_pack
 from lora_ft.runs import Run, unfinished
 from lora_ft.taskfile import load_task

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from export.errors import UsageError
-from export.locks import holds
 from lora_ft.adapters import load_adapter
 from lora_ft.bases import load_model
 from lora_ft.cli import run as lora_ft
 from lora_ft.combine import combine
+from lora_ft.export.errors import UsageError
+from lora_ft.export.locks import holds
 from lora_ft.merge import merge_in_memory
 from lora_ft.peft_adapter import PeftAdapter
 from lora_ft.runs import Run

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from export.errors import LoraFtError, UsageError
 from lora_ft.compare import compare
 from lora_ft.evaluate import evaluate
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.metrics import difference, measure
 from lora_ft.runs import Run
 from lora_ft.task import Evaluate

@@ -14,8 +14,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from export.errors import LoraFtError, UsageError
 from lora_ft.data import Example, load_splits, require, training_examples
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.hub import hub_trouble
 from lora_ft.task import Task
 from lora_ft.taskfile import load_task

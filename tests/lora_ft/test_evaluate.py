@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import UsageError
 from lora_ft.evaluate import evaluate
+from lora_ft.export.errors import UsageError
 from lora_ft.export_run import export
 from lora_ft.merge import merge
 from lora_ft.metrics import ROUGE

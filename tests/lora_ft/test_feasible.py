@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from export.errors import UsageError
 from lora_ft import feasible
+from lora_ft.export.errors import UsageError
 from lora_ft.taskfile import TaskFaults, load_task
 from lora_ft.train import train
 from lora_ft.validate import validate

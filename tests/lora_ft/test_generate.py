@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import T5ForConditionalGeneration
 
-from export.errors import UsageError
-from export.runtime.text import Tokenizer
 from lora_ft.cli import run as lora_ft
+from lora_ft.export.errors import UsageError
+from lora_ft.export.runtime.text import Tokenizer
 from lora_ft.export_run import export
 from lora_ft.generate import drawn_seed, generate, stream
 from lora_ft.models import Model, open_model

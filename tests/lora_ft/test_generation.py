@@ -12,11 +12,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from export.errors import UsageError
-from export.generation import read_generation
-from export.runtime import Generator
-from export.runtime.special import Special
 from lora_ft.bases import find_base, load_model
+from lora_ft.export.errors import UsageError
+from lora_ft.export.generation import read_generation
+from lora_ft.export.runtime import Generator
+from lora_ft.export.runtime.special import Special
 from lora_ft.export_run import export
 from lora_ft.generate import generate
 from lora_ft.models import open_model

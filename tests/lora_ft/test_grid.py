@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.taskfile import TaskFaults, load_task, load_tasks
 
 MakeTask = Callable[..., Path]

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.hub import TIMEOUT, hub_trouble, require_hub
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from export.errors import LoraFtError, UsageError
 from lora_ft.cli.tables import show_evaluation
 from lora_ft.data import load_splits, with_labels
 from lora_ft.evaluate import evaluate
 from lora_ft.examples import Example
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.export_run import export
 from lora_ft.generate import generate
 from lora_ft.models import open_model

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.runs import Run, unfinished
 from lora_ft.taskfile import load_task
 from lora_ft.train import train

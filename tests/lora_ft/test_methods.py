@@ -14,12 +14,12 @@ from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 
-from export.errors import LoraFtError, UsageError
 from lora_ft import trainer as training
 from lora_ft.adapter_files import adapter_config
 from lora_ft.adapters import check_fits, count_parameters
 from lora_ft.bases import load_model, load_tokenizer
 from lora_ft.evaluate import evaluate
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.export_run import export
 from lora_ft.generate import generate
 from lora_ft.merge import merge

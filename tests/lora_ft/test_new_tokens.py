@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from export.errors import UsageError
-from export.runtime import Generator
 from lora_ft.bases import load_model, load_tokenizer
+from lora_ft.export.errors import UsageError
+from lora_ft.export.runtime import Generator
 from lora_ft.export_run import export
 from lora_ft.generate import generate
 from lora_ft.merge import merge

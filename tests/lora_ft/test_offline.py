@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from export.errors import LoraFtError
 from lora_ft import offline
 from lora_ft.bases import find_base, is_offline_cached, load_model, load_tokenizer
 from lora_ft.batches import encode
 from lora_ft.data import load_splits
+from lora_ft.export.errors import LoraFtError
 from lora_ft.offline import NOTICE, offline_base
 from lora_ft.task import SPLITS
 from lora_ft.taskfile import load_task

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.errors import UsageError
-from export.runtime import Generator
 from lora_ft.bank import add, export_bank
 from lora_ft.cli import run as lora_ft
+from lora_ft.export.errors import UsageError
+from lora_ft.export.runtime import Generator
 from lora_ft.export_run import export
 from lora_ft.merge import merge
 from lora_ft.models import open_model

@@ -18,12 +18,12 @@ from huggingface_hub.utils import _http
 from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM
 
-from export.errors import LoraFtError, UsageError
-from export.runtime import Generator
 from lora_ft import push as push_module
 from lora_ft.bank import export_bank
 from lora_ft.cli import run as lora_ft
 from lora_ft.evaluate import evaluate
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.runtime import Generator
 from lora_ft.export_run import export
 from lora_ft.generate import generate
 from lora_ft.merge import merge

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
-from export.errors import UsageError
 from lora_ft import quantization
 from lora_ft.bases import load_model
+from lora_ft.export.errors import UsageError
 from lora_ft.merge import merge
 from lora_ft.quantization import load_quantized
 from lora_ft.task import Task

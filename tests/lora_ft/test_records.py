@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import LoraFtError
 from lora_ft.cli import run as lora_ft
+from lora_ft.export.errors import LoraFtError
 from lora_ft.records import read_metrics, read_scores
 from lora_ft.runs import Run
 

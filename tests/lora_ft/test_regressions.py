@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from export.errors import LoraFtError, UsageError
 from lora_ft.bases import find_base, load_tokenizer
 from lora_ft.data import load_splits
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.readers import read_rows
 from lora_ft.taskfile import TaskFaults, load_task, save_task
 from lora_ft.validate import validate

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import LoraFtError
 from lora_ft.data import Example, Splits
+from lora_ft.export.errors import LoraFtError
 from lora_ft.row_record import RowRecord
 
 

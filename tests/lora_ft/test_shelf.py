@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.runs import Run
 from lora_ft.shelf import entry, remove, shelf
 

@@ -11,8 +11,8 @@ pytest.importorskip("model_signing", reason="model-signing is not installed: pip
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from export.errors import LoraFtError, UsageError
 from lora_ft.cli import run
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.export_run import export
 from lora_ft.signing import SIGNATURE, check_signature, sign
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.splitting import cut, oversampled
 
 LABELS = st.lists(st.sampled_from("aabbbc"), min_size=10, max_size=120).filter(

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.errors import LoraFtError, UsageError
 from lora_ft.cli import run as lora_ft
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.runs import Run
 from lora_ft.start_from import adopted
 from lora_ft.taskfile import load_task

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.task import Task
 from lora_ft.taskfile import Fault, TaskFaults, load_task, recipes, save_task
 

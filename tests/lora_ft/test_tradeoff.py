@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import LoraFtError, UsageError
-from export.precision import candidates
-from export.runtime import Generator
 from lora_ft import tradeoff
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.precision import candidates
+from lora_ft.export.runtime import Generator
 from lora_ft.export_run import export
 from lora_ft.metrics import Estimate
 from lora_ft.runs import Run

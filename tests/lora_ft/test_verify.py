@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import LoraFtError, UsageError
-from export.runtime.manifest import describe_files
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.runtime.manifest import describe_files
 from lora_ft.export_run import compare_again, export
 from lora_ft.runs import Run
 from lora_ft.verify import verify

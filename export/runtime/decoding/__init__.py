@@ -14,10 +14,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.runtime.decoding import beam, greedy, labels, lookup, stepwise
-from export.runtime.decoding.piece import Piece, Special
-from export.runtime.model import Model, Source
-from export.runtime.options import Options
+from lora_ft.export.runtime.decoding import beam, greedy, labels, lookup, stepwise
+from lora_ft.export.runtime.decoding.piece import Piece, Special
+from lora_ft.export.runtime.model import Model, Source
+from lora_ft.export.runtime.options import Options
 
 Strategy = Callable[[Model, Source, Sequence[np.ndarray], Options, Special], Iterator[Piece]]
 

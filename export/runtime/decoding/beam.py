@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from export.runtime.decoding.piece import Piece, Special
-from export.runtime.model import Model, Source
-from export.runtime.options import Options
-from export.runtime.processors import editing, processors
+from lora_ft.export.runtime.decoding.piece import Piece, Special
+from lora_ft.export.runtime.model import Model, Source
+from lora_ft.export.runtime.options import Options
+from lora_ft.export.runtime.processors import editing, processors
 
 _WORST = np.float32(-1e9)
 

@@ -10,12 +10,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export import layouts
-from export.errors import LoraFtError
-from export.files import sha256
-from export.layouts.optimum import NAMES
-from export.layouts.single import greedy_feed
-from export.precision import parse
+from lora_ft.export import layouts
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.files import sha256
+from lora_ft.export.layouts.optimum import NAMES
+from lora_ft.export.layouts.single import greedy_feed
+from lora_ft.export.precision import parse
 from tests.export.oracle import END, PAD, make_bundle, redraw, torch_greedy, torch_logits, torch_model
 from tests.tiny import save_tiny_t5
 

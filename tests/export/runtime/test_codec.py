@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.errors import UsageError
-from export.runtime.codec import NAMES, codec_named
-from export.runtime.text import Tokenizer
 from lora_ft.bases import find_base, load_tokenizer
+from lora_ft.export.errors import UsageError
+from lora_ft.export.runtime.codec import NAMES, codec_named
+from lora_ft.export.runtime.text import Tokenizer
 from lora_ft.task import Task
 
 NONE, TEXT, JSON = map(codec_named, ("none", "text", "json"))

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from export.errors import LoraFtError, UsageError
-from export.files import sha256
-from export.runtime import Generator
-from export.runtime.manifest import FILES, SBOM, describe_files, is_bundle, read_manifest
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.files import sha256
+from lora_ft.export.runtime import Generator
+from lora_ft.export.runtime.manifest import FILES, SBOM, describe_files, is_bundle, read_manifest
 
 CHECKS: list[Callable[[Path], object]] = [read_manifest, Generator.load]
 both = pytest.mark.parametrize("check", CHECKS, ids=["read_manifest", "Generator.load"])

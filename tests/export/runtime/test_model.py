@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import export.runtime.model as runtime_model
-from export.errors import LoraFtError
-from export.runtime import Generator
-from export.runtime import model as module
-from export.runtime.model import Cache, Model, Source
+import lora_ft.export.runtime.model as runtime_model
+from lora_ft.export.errors import LoraFtError
+from lora_ft.export.runtime import Generator
+from lora_ft.export.runtime import model as module
+from lora_ft.export.runtime.model import Cache, Model, Source
 from tests.export.oracle import END, PAD, ragged, shifted, torch_greedy, torch_logits, torch_model
 from tests.tiny import CONFIG
 

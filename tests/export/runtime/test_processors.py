@@ -24,8 +24,8 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from export.runtime.options import Options
-from export.runtime.processors import (
+from lora_ft.export.runtime.options import Options
+from lora_ft.export.runtime.processors import (
     Processor,
     force,
     log_softmax,
@@ -38,8 +38,8 @@ from export.runtime.processors import (
     softmax,
     suppress,
 )
-from export.runtime.special import Special
-from export.runtime.trie import Trie
+from lora_ft.export.runtime.special import Special
+from lora_ft.export.runtime.trie import Trie
 
 START, END = 0, 1
 SPECIAL = Special(START, (END,), 0)

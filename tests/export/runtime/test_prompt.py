@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import UsageError
-from export.runtime import Prompt
+from lora_ft.export.errors import UsageError
+from lora_ft.export.runtime import Prompt
 
 LITERAL = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]), max_size=12)
 COLUMN = st.text(st.characters(exclude_characters="{}[]:!?", exclude_categories=["Cs"]), min_size=1, max_size=8)

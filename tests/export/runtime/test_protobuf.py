@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.runtime.protobuf import fields
+from lora_ft.export.runtime.protobuf import fields
 
 
 @given(

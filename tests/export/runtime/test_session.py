@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.errors import LoraFtError, UsageError
-from export.runtime import session as module
-from export.runtime.session import PROVIDERS, choose_provider, open_session
+from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.export.runtime import session as module
+from lora_ft.export.runtime.session import PROVIDERS, choose_provider, open_session
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import export.runtime.model as model_module
-from export.runtime import Generator
-from export.runtime.bound import GIVING_BACK
-from export.runtime.decoding import lookup
+import lora_ft.export.runtime.model as model_module
+from lora_ft.export.runtime import Generator
+from lora_ft.export.runtime.bound import GIVING_BACK
+from lora_ft.export.runtime.decoding import lookup
 from tests.export.banks import draw_adapter, make_bank, member, merged
 
 TEXTS = ["say: a", "hello there", "some words, and then some more of them", "X", "a b a b a b", "", "x" * 60]
@@ -185,7 +185,7 @@ def test_a_spawned_process_takes_a_pickled_generator(published: Path) -> None:
 _MEASURE = """
 import sys
 import numpy as np
-from export.runtime import Generator
+from lora_ft.export.runtime import Generator
 
 def megabytes(name):
     (line,) = (line for line in open("/proc/self/status") if line.startswith(name + ":"))

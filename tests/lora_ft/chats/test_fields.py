@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from export.errors import LoraFtError
 from lora_ft.chats.fields import Fields
+from lora_ft.export.errors import LoraFtError
 
 
 def fields(**value: Any) -> Fields:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from export.errors import LoraFtError, UsageError
 from lora_ft.chats.formats import Census, Choice, find_format, read_chats
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.taskfile import recipe_file
 
 EXPORT = recipe_file("groupchat").with_suffix("") / "result.json"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import LoraFtError, UsageError
 from lora_ft.chats.line import read_line
 from lora_ft.chats.message import Message
+from lora_ft.export.errors import LoraFtError, UsageError
 
 DAY = 1700438400.0  # 2023-11-20
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import LoraFtError, UsageError
 from lora_ft.chats.message import Message
 from lora_ft.chats.messenger import _repaired, read_messenger
+from lora_ft.export.errors import LoraFtError, UsageError
 
 
 def spoiled(text: str) -> str:

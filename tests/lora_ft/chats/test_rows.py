@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from export.errors import LoraFtError, UsageError
 from lora_ft.chats.formats import read_chats
 from lora_ft.chats.sessions import sessions_of, turns
 from lora_ft.data import Splits, load_splits
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.task import SPLITS, Task
 from lora_ft.taskfile import TaskFaults, load_task, save_task
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from export.errors import LoraFtError, UsageError
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.formats import content
 from lora_ft.formats.content import content_of
 from lora_ft.readers import read_rows

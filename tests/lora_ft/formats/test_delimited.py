@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import LoraFtError
+from lora_ft.export.errors import LoraFtError
 from lora_ft.formats.content import Content
 from lora_ft.formats.delimited import read_delimited
 

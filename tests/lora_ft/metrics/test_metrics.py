@@ -14,7 +14,7 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.metrics import GIVES, measure, score
 from lora_ft.metrics.f1 import squad_words
 from lora_ft.metrics.rougesu4 import f_measure, units

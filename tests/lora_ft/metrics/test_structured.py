@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.metrics.structured import checker, require, structured
 from lora_ft.task import Evaluate
 

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from export.errors import LoraFtError, UsageError
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.packs.board import SilentBoard
 from lora_ft.packs.cluster import Cluster, _places
 from lora_ft.packs.node import Portion

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.packs.fit import Need, even, fit, lines, memory, require_packable
 from lora_ft.sizes import FLAN, Batch, training
 from lora_ft.task import Task

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from export.errors import LoraFtError, UsageError
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.packs.train import WORK, train_pack
 from lora_ft.runs import Run, unfinished
 from lora_ft.task import Task

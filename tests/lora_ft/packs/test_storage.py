@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import LoraFtError, UsageError
+from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.packs.held import Held
 from lora_ft.packs.snapshot import Snapshot, Snapshots
 from lora_ft.packs.storage import Storage

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from export.errors import UsageError
+from lora_ft.export.errors import UsageError
 from lora_ft.packs.board import SilentBoard
 from lora_ft.packs.snapshot import Snapshots
 from lora_ft.packs.train import WORK, train_pack

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from export.runtime.decoding.beam import _top
-from export.runtime.generator import Generated
-from export.runtime.model import Cache, Source
+from lora_ft.export.runtime.decoding.beam import _top
+from lora_ft.export.runtime.generator import Generated
+from lora_ft.export.runtime.model import Cache, Source
 from tests.export.oracle import END
 from tests.export.runtime.cases import EDITS, Pair, answers, edits, words
 from tests.tiny import CONFIG

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.runtime.decoding import Special, lookup
-from export.runtime.decoding.lookup import _Row
-from export.runtime.decoding.pace import LONGEST
-from export.runtime.model import Cache, Source
-from export.runtime.options import Options
+from lora_ft.export.runtime.decoding import Special, lookup
+from lora_ft.export.runtime.decoding.lookup import _Row
+from lora_ft.export.runtime.decoding.pace import LONGEST
+from lora_ft.export.runtime.model import Cache, Source
+from lora_ft.export.runtime.options import Options
 from tests.export.oracle import END, PAD, torch_greedy
 from tests.export.runtime.cases import Pair, words
 

@@ -18,11 +18,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from export.runtime.bound import Edit
-from export.runtime.decoding.stepwise import _next
-from export.runtime.options import Options
-from export.runtime.processors import processors
-from export.runtime.special import Special
+from lora_ft.export.runtime.bound import Edit
+from lora_ft.export.runtime.decoding.stepwise import _next
+from lora_ft.export.runtime.options import Options
+from lora_ft.export.runtime.processors import processors
+from lora_ft.export.runtime.special import Special
 
 START, VOCABULARY = 0, 24
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from export.runtime.model import Cache, Source
+from lora_ft.export.runtime.model import Cache, Source
 from tests.export.oracle import END
 from tests.export.runtime.cases import EDITS, Pair, answers, edits, words
 

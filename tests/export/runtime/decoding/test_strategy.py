@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from export.runtime.decoding import Strategy, beam, greedy, labels, lookup, stepwise, strategy
-from export.runtime.options import Options
+from lora_ft.export.runtime.decoding import Strategy, beam, greedy, labels, lookup, stepwise, strategy
+from lora_ft.export.runtime.options import Options
 
 
 @pytest.mark.parametrize("length", [{}, {"max_new_tokens": 5}], ids=str)

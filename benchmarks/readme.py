@@ -10,16 +10,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bank import tables as bank_tables
-from benchmarks.command import run_command
-from benchmarks.report import Report
-from benchmarks.training import TrainingReport
-from lora_ft.export.files import write_text
-from lora_ft.export.runtime.cpu import cores
-from lora_ft.markdown import interval, table
-from lora_ft.sizes import GIB, HEAP, task_batch
-from lora_ft.sizes import sizes as computed_sizes
-from lora_ft.taskfile import load_task
+from benchmarks.studies.bank import tables as bank_tables
+from benchmarks.studies.command import run_command
+from lora_ft.bench.report import Report
+from lora_ft.bench.training import TrainingReport
+from lora_ft.core.files import write_text
+from lora_ft.core.hardware import cores
+from lora_ft.reports.markdown import interval, table
+from lora_ft.tasks.files import load_task
+from lora_ft.training.memory_estimates import GIB, HEAP, task_batch
+from lora_ft.training.memory_estimates import sizes as computed_sizes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -114,7 +114,7 @@ def training(found: dict[str, Any]) -> str:
 
 
 def methods(found: dict[str, Any]) -> str:
-    """Every way to train that `benchmarks.methods` has tried."""
+    """Every way to train that `benchmarks.studies.methods` has tried."""
     kinds = "rouge1", "rougeLsum"
     lines = [("*the base*", *(interval(found["base"][kind]) for kind in kinds), *[""] * 4)]
     for name, one in found["methods"].items():
@@ -159,7 +159,7 @@ def _packs(found: dict[str, Any]) -> str:
 
 
 def bank(found: dict[str, Any]) -> str:
-    """What `benchmarks.bank` found, for adapters of all linear layers and for those of a few."""
+    """What `benchmarks.studies.bank` found, for adapters of all linear layers and for those of a few."""
     few = _result("bank-qv")
     longer = {one["rows"]: one["ratio"] - 1 for one in few["steps_of"] if one["rows"] == one["adapters"]}
     return (
@@ -176,7 +176,7 @@ def _machine(environment: dict[str, str], device: str = "cpu") -> str:
 
 
 def sizes() -> str:
-    """Parameters and memory of every FLAN-T5, computed (`lora_ft.sizes`)."""
+    """Parameters and memory of every FLAN-T5, computed (`lora_ft.training.memory_estimates`)."""
     task = load_task("dialogue-summary", ["lengths.source=512", "lengths.target=128"])
     batch = task_batch(task)
     columns = ["GiB", "parameters", "generate, fp32 / bf16", "LoRA", "checkpointed", "full", "checkpointed"]

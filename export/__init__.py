@@ -8,6 +8,6 @@ transformers or the rest of lora_ft. Building a bundle needs numpy, onnx and saf
 if __name__ != "lora_ft.export":  # found from the root of a checkout: two names would be two copies of each class
     raise ImportError("this folder is imported as lora_ft.export (got export); import lora_ft.export")
 
-from lora_ft.export.telemetry import opt_out
+from lora_ft.core.telemetry import opt_out
 
 opt_out()  # before anything imports onnxruntime

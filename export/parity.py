@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.files import read_json, write_json
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.files import read_json, write_json
+from lora_ft.core.special_tokens import Special
+from lora_ft.core.tokenizer import pad, ragged
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.processors import log_softmax
-from lora_ft.export.runtime.special import Special
-from lora_ft.export.runtime.text import pad, ragged
 
 TOLERANCE = 1e-3
 

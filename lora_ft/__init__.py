@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 try:
-    from lora_ft.export.telemetry import opt_out
+    from lora_ft.core.telemetry import opt_out
 except ModuleNotFoundError as error:  # Git on Windows writes a link as a text file, unless it is told otherwise
     if error.name != "lora_ft.export":
         raise

@@ -9,30 +9,30 @@ from pathlib import Path
 
 import torch
 
-from lora_ft.bases import Base
-from lora_ft.checkpoint import is_scaled
-from lora_ft.export.architecture import Architecture
-from lora_ft.export.bundle import read_model, rescaled
-from lora_ft.export.checkpoint import Checkpoint
-from lora_ft.export.errors import UsageError
-from lora_ft.export.files import folder_size
-from lora_ft.export.generation import read_generation
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import folder_size
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.output_paths import making
+from lora_ft.core.progress import Progress, Silent
+from lora_ft.deployment.bank_adapter import Checks, Oracle, member_of, named_runs
+from lora_ft.deployment.torch_reference import origin_of, references_of
+from lora_ft.export.bundle.assemble import read_model, rescaled
+from lora_ft.export.bundle.bank import Room, put
+from lora_ft.export.bundle.bank import remove as take_out
+from lora_ft.export.bundle.publish_bank import base_hash, write_bank
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.checkpoint.generation_config import read_generation
+from lora_ft.export.checkpoint.reader import Checkpoint
+from lora_ft.export.onnx.precision import parse
+from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Report
-from lora_ft.export.places import making
-from lora_ft.export.precision import parse
-from lora_ft.export.publish_bank import base_hash, write_bank
 from lora_ft.export.runtime import manifest
-from lora_ft.export.runtime.cpu import allowed_cpus
 from lora_ft.export.runtime.session import choose_provider
-from lora_ft.export.shelf import Room, put
-from lora_ft.export.shelf import remove as take_out
-from lora_ft.export.smooth import Sample
-from lora_ft.member import Checks, Oracle, member_of, named_runs
 from lora_ft.merge import SENTENCES
-from lora_ft.peft_adapter import PeftAdapter, base_of, named_base
-from lora_ft.progress import Progress, Silent
-from lora_ft.references import origin_of, references_of
-from lora_ft.runs import Run
+from lora_ft.models.bases import Base
+from lora_ft.models.checkpoints import is_scaled
+from lora_ft.models.peft_adapter import PeftAdapter, base_of, named_base
+from lora_ft.runs.run import Run
 
 _CALIBRATION_ROWS = 64  # of the base; each adapter has its own besides
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_ft.chats.lines import Line, context_of, parse_line, parse_lines
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
+from lora_ft.data.chats.lines import Line, context_of, parse_line, parse_lines
 from lora_ft.generate import generate
-from lora_ft.models import Model, adapters_of
+from lora_ft.models.loading import Model, adapters_of
 
 CONTEXT, CHARACTERS = 10, 1500  # of a model that does not say
 _ATTEMPTS = 4  # draws before a line that is of no use is taken or given up

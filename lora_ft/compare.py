@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.metrics import Estimate, Scored, measure
-from lora_ft.metrics.statistics import Difference
-from lora_ft.metrics.statistics import compare as test
-from lora_ft.readers import Row, read_rows
-from lora_ft.records import read_scores
-from lora_ft.runs import PREDICTIONS, SCORES, TASK, is_run
-from lora_ft.task import Evaluate, SplitName
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.readers import Row, read_rows
+from lora_ft.evaluation.metrics import Estimate, Scored, measure
+from lora_ft.evaluation.metrics.statistics import Difference
+from lora_ft.evaluation.metrics.statistics import compare as test
+from lora_ft.runs.records import read_scores
+from lora_ft.runs.run import PREDICTIONS, SCORES, TASK, is_run
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Evaluate, SplitName
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import onnxruntime
 
-from lora_ft.export.runtime.cpu import allowed_cpus, cpu_generation, cpu_name
-from lora_ft.memory import allowed_memory
+from lora_ft.core.hardware import allowed_cpus, cpu_generation, cpu_name
+from lora_ft.core.memory import allowed_memory
 
 _PACKAGES = (
     "lora-ft", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "rouge-score", "sacrebleu",
@@ -65,7 +65,7 @@ def _onnxruntime() -> str:
 
 
 def _cpu_flags() -> frozenset[str]:
-    from lora_ft.precision import cpu_flags
+    from lora_ft.training.compute_dtype import cpu_flags
 
     return cpu_flags()
 
@@ -130,13 +130,13 @@ def _gpus() -> str:
 def _hub() -> str:
     if find_spec("huggingface_hub") is None:
         return "unknown (huggingface-hub is not installed)"
-    from lora_ft.hub import hub_trouble
+    from lora_ft.core.hub import hub_trouble
 
     return hub_trouble() or "answers"
 
 
 def _offline() -> str:
-    from lora_ft.bases import cache_folder, is_offline_cached
+    from lora_ft.models.bases import cache_folder, is_offline_cached
 
     if is_offline_cached():
         return f"cached in {cache_folder()}"

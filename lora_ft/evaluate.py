@@ -10,23 +10,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_ft import guards
-from lora_ft.card import refresh_card
-from lora_ft.claim import inputs_of
-from lora_ft.data import Example, load_splits, require, with_labels
-from lora_ft.engines import BATCH_SIZE, Answer, OnnxEngine
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import write_json, write_text
-from lora_ft.export.places import refuse_file
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import write_json, write_text
+from lora_ft.core.output_paths import refuse_file
+from lora_ft.core.progress import Progress, Silent
+from lora_ft.data.readers import Row
+from lora_ft.data.splits import Example, load_splits, require, with_labels
+from lora_ft.evaluation import warnings as guards
+from lora_ft.evaluation.metrics import Estimate, Scored, difference, measure
+from lora_ft.evaluation.metrics.classification import LabelScore, by_label
 from lora_ft.export.runtime.manifest import ADAPTERS, NAME
-from lora_ft.metrics import Estimate, Scored, difference, measure
-from lora_ft.metrics.classification import LabelScore, by_label
-from lora_ft.models import Model, adapters_of, open_model, with_adapter
-from lora_ft.progress import Progress, Silent
-from lora_ft.readers import Row
-from lora_ft.runs import PREDICTIONS, SCORES, Run
-from lora_ft.task import SplitName, Task
-from lora_ft.taskfile import read_task
+from lora_ft.models.backends import BATCH_SIZE, Answer, OnnxEngine
+from lora_ft.models.loading import Model, adapters_of, open_model, with_adapter
+from lora_ft.publishing.model_card import refresh_card
+from lora_ft.runs.run import PREDICTIONS, SCORES, Run
+from lora_ft.tasks.files import read_task
+from lora_ft.tasks.schema import SplitName, Task
+from lora_ft.training.output_folder import inputs_of
 
 VERSION = 2  # of the JSON
 

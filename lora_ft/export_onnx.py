@@ -11,30 +11,30 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_ft.bases import find_base, load_model, load_tokenizer
-from lora_ft.card import Facts, bundle_card, facts_of, facts_of_run
-from lora_ft.checkpoint import MERGE, is_scaled, save_checkpoint
-from lora_ft.data import Example
-from lora_ft.export.bundle import Origin
-from lora_ft.export.errors import UsageError
-from lora_ft.export.files import folder_size, read_json, write_text
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import folder_size, read_json, write_text
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.output_paths import making, refuse_existing
+from lora_ft.core.progress import Progress, Silent
+from lora_ft.data.splits import Example
+from lora_ft.deployment.precision_search import Judge, Tradeoff
+from lora_ft.deployment.torch_reference import codec_of, examples_of, origin_of, references_of, samples_of, scores_of
+from lora_ft.export.bundle.assemble import Origin
+from lora_ft.export.bundle.publish import take_last, write_bundle
 from lora_ft.export.layouts import LAYOUTS, RECORD, differences, unsupported
+from lora_ft.export.onnx.precision import FP32, candidates, parse
 from lora_ft.export.parity import Report, compare
-from lora_ft.export.places import making, refuse_existing
-from lora_ft.export.precision import FP32, candidates, parse
-from lora_ft.export.publish import take_last, write_bundle
 from lora_ft.export.runtime import Generator, manifest
-from lora_ft.export.runtime.cpu import allowed_cpus
 from lora_ft.export.runtime.session import choose_provider
-from lora_ft.generation import own_generation
 from lora_ft.merge import SENTENCES, merge_in_memory
-from lora_ft.peft_adapter import holds_adapter, name_of, open_adapter
-from lora_ft.progress import Progress, Silent
-from lora_ft.references import codec_of, examples_of, origin_of, references_of, samples_of, scores_of
-from lora_ft.runs import CARD, TASK, Run, is_run
-from lora_ft.task import SplitName, Task
-from lora_ft.taskfile import load_task
-from lora_ft.tradeoff import Judge, Tradeoff
+from lora_ft.models.bases import find_base, load_model, load_tokenizer
+from lora_ft.models.checkpoints import MERGE, is_scaled, save_checkpoint
+from lora_ft.models.generation import own_generation
+from lora_ft.models.peft_adapter import holds_adapter, name_of, open_adapter
+from lora_ft.publishing.model_card import Facts, bundle_card, facts_of, facts_of_run
+from lora_ft.runs.run import CARD, TASK, Run, is_run
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import SplitName, Task
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
@@ -85,7 +85,7 @@ def export(
         name: run, adapter, checkpoint or base.
         out: folder to make.
         base: of a run or an adapter, instead of the one that it names.
-        precision: a name, a mixture (see `lora_ft.export.precision`), or "auto" for the fastest that keeps its score.
+        precision: a name, a mixture (see `lora_ft.export.onnx.precision`), or "auto" for the fastest that keeps its score.
         max_drop: points that the task's metric may lose against fp32.
         score_rows: how many rows of the task a precision that rounds is scored on.
         force: publish a precision that loses more, or a layout without some of the task's generation settings, and

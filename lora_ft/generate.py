@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_ft.engines import BATCH_SIZE, Answer, OnnxEngine
-from lora_ft.export.errors import UsageError
-from lora_ft.export.runtime.text import whole
-from lora_ft.models import Model
-from lora_ft.progress import Progress, Silent
+from lora_ft.core.errors import UsageError
+from lora_ft.core.progress import Progress, Silent
+from lora_ft.core.tokenizer import whole
+from lora_ft.models.backends import BATCH_SIZE, Answer, OnnxEngine
+from lora_ft.models.loading import Model
 
 
 def generate(

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_ft.adapter_files import adapter_config
-from lora_ft.adapters import load_adapter, merge_adapter
-from lora_ft.bases import Base, load_model, load_tokenizer
-from lora_ft.card import checkpoint_card, facts_of_run
-from lora_ft.checkpoint import MERGE, save_checkpoint
-from lora_ft.data import load_splits
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import folder_size, staged_folder, write_json, write_text
-from lora_ft.export.places import making
-from lora_ft.export.runtime.text import Tokenizer, ragged
-from lora_ft.generation import own_generation
-from lora_ft.peft_adapter import PeftAdapter, base_of, name_of, named_base
-from lora_ft.progress import Progress, Silent
-from lora_ft.runs import CARD, TASK, Run
-from lora_ft.taskfile import save_task
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import folder_size, staged_folder, write_json, write_text
+from lora_ft.core.output_paths import making
+from lora_ft.core.progress import Progress, Silent
+from lora_ft.core.tokenizer import Tokenizer, ragged
+from lora_ft.data.splits import load_splits
+from lora_ft.models.adapter_files import adapter_config
+from lora_ft.models.adapters import load_adapter, merge_adapter
+from lora_ft.models.bases import Base, load_model, load_tokenizer
+from lora_ft.models.checkpoints import MERGE, save_checkpoint
+from lora_ft.models.generation import own_generation
+from lora_ft.models.peft_adapter import PeftAdapter, base_of, name_of, named_base
+from lora_ft.publishing.model_card import checkpoint_card, facts_of_run
+from lora_ft.runs.run import CARD, TASK, Run
+from lora_ft.tasks.files import save_task
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import set_seed
 
-from lora_ft.adapter_files import WEIGHTS, adapter_config, lora_config
-from lora_ft.adapters import load_adapter, load_another, name_base
-from lora_ft.bases import Base, load_model, load_tokenizer, quiet_transformers
-from lora_ft.card import Facts, run_card
-from lora_ft.data import load_splits, require, with_labels
-from lora_ft.engines import TorchEngine
-from lora_ft.export.errors import UsageError
-from lora_ft.export.files import staged_folder, write_json, write_text
-from lora_ft.export.places import making
-from lora_ft.metrics import score
-from lora_ft.peft_adapter import PeftAdapter, base_of, name_of
-from lora_ft.progress import Progress, Silent
-from lora_ft.runs import ADAPTER, CARD, METRICS, TASK, Run
-from lora_ft.task import Task
-from lora_ft.taskfile import save_task
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import staged_folder, write_json, write_text
+from lora_ft.core.output_paths import making
+from lora_ft.core.progress import Progress, Silent
+from lora_ft.data.splits import load_splits, require, with_labels
+from lora_ft.evaluation.metrics import score
+from lora_ft.models.adapter_files import WEIGHTS, adapter_config, lora_config
+from lora_ft.models.adapters import load_adapter, load_another, name_base
+from lora_ft.models.backends import TorchEngine
+from lora_ft.models.bases import Base, load_model, load_tokenizer, quiet_transformers
+from lora_ft.models.peft_adapter import PeftAdapter, base_of, name_of
+from lora_ft.publishing.model_card import Facts, run_card
+from lora_ft.runs.run import ADAPTER, CARD, METRICS, TASK, Run
+from lora_ft.tasks.files import save_task
+from lora_ft.tasks.schema import Task
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.export.errors import LoraFtError, UsageError, first_line
-from lora_ft.progress import Progress, Silent
-from lora_ft.uploads import uploads
+from lora_ft.core.errors import LoraFtError, UsageError, first_line
+from lora_ft.core.progress import Progress, Silent
+from lora_ft.publishing.uploads import uploads
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -91,7 +91,7 @@ def check(destination: Destination) -> None:
 
 
 def push(folder: Path, destination: Destination, *, progress: Progress | None = None) -> Pushed:
-    """Upload a folder's files, as far as `lora_ft.uploads` names them, in one commit: all of them or none.
+    """Upload a folder's files, as far as `lora_ft.publishing.uploads` names them, in one commit: all of them or none.
 
     Nothing in `folder` is changed. The hub checks the card's metadata before anything is uploaded.
 

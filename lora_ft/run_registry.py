@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from lora_ft.adapter_files import adapter_config
-from lora_ft.export.errors import UsageError
-from lora_ft.export.files import folder_size, read_json
-from lora_ft.export.locks import locked
-from lora_ft.packs.best import GRID
-from lora_ft.runs import METRICS, Run, is_run
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import folder_size, read_json
+from lora_ft.core.locks import locked
+from lora_ft.models.adapter_files import adapter_config
+from lora_ft.runs.grid_results import GRID
+from lora_ft.runs.run import METRICS, Run, is_run
 
 
 @dataclass(frozen=True)

@@ -10,32 +10,32 @@ from pathlib import Path
 import torch
 from transformers import EarlyStoppingCallback
 
-from lora_ft import checkpoints
-from lora_ft.bases import Base, cache_folder, find_base, quiet_transformers
-from lora_ft.batches import Encoded
-from lora_ft.claim import Claim, claimed, run_of
-from lora_ft.data import Example
-from lora_ft.energy import SOURCES, meter
-from lora_ft.export.disk import keeping
-from lora_ft.export.files import read_json, write_json
-from lora_ft.export.runtime.cpu import allowed_cpus
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.initial import INITIAL, keep_start
-from lora_ft.interrupts import Interrupted, name_of
-from lora_ft.material import Material, gather
-from lora_ft.memory import keep_freed_memory
-from lora_ft.outcome import CHOICES, finish, hardware, measured, schedule_note, trim_log
-from lora_ft.plan import Choices, Plan, make_plan
-from lora_ft.precision import Precision
-from lora_ft.processes import processes, rank
-from lora_ft.progress import Progress, Silent
-from lora_ft.runs import LOG, TASK, Run
-from lora_ft.setup import equip
-from lora_ft.start_from import adopted, start_record
-from lora_ft.task import Task
-from lora_ft.taskfile import save_task
-from lora_ft.trainer import Keeper, Reporter, Trainer
-from lora_ft.weights import open_weights, save_weights
+from lora_ft.core.disk import keeping
+from lora_ft.core.distributed import processes, rank
+from lora_ft.core.energy import SOURCES, meter
+from lora_ft.core.files import read_json, write_json
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.interrupts import Interrupted, name_of
+from lora_ft.core.memory import keep_freed_memory
+from lora_ft.core.progress import Progress, Silent
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.data.batching import Encoded
+from lora_ft.data.splits import Example
+from lora_ft.models.bases import Base, cache_folder, find_base, quiet_transformers
+from lora_ft.models.initialization import INITIAL, keep_start
+from lora_ft.models.start_from import adopted, start_record
+from lora_ft.runs.run import LOG, TASK, Run
+from lora_ft.tasks.files import save_task
+from lora_ft.tasks.schema import Task
+from lora_ft.training import resume_points
+from lora_ft.training.compute_dtype import Precision
+from lora_ft.training.output_folder import Claim, claimed, run_of
+from lora_ft.training.plan import Choices, Plan, make_plan
+from lora_ft.training.prepared_data import Material, gather
+from lora_ft.training.results import CHOICES, finish, hardware, measured, schedule_note, trim_log
+from lora_ft.training.setup import equip
+from lora_ft.training.trainer import Keeper, Reporter, Trainer
+from lora_ft.training.weights import open_weights, save_weights
 
 
 def train(
@@ -89,7 +89,7 @@ def _train(task: Task, claim: Claim, progress: Progress, *, resume: bool) -> Non
         task, plan, base, tokenizer, rows, material.validation, working, progress, claim
     )
     checkpoint = _start(material, plan, claim, trainer, resume=resume)
-    resumed = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
+    resumed = 0 if checkpoint is None else resume_points.step_of(checkpoint)
     trim_log(working / LOG, resumed)
     if checkpoint is not None:
         progress.note(f"going on from step {resumed}")
@@ -154,13 +154,13 @@ def _start(material: Material, plan: Plan, claim: Claim, trainer: Trainer, *, re
         save_task(task, working / TASK)  # last: with it the run can be resumed
         if task.method == "lora" and task.lora.keeps_start:
             keep_start(trainer.model, working / INITIAL)
-        found = checkpoints.latest(working, run_of(working))
+        found = resume_points.latest(working, run_of(working))
         if found is not None:
-            checkpoints.settle_best(found)
+            resume_points.settle_best(found)
     if processes() > 1:
         torch.distributed.barrier()
     if rank() != 0:
-        found = checkpoints.latest(working, run_of(working))
+        found = resume_points.latest(working, run_of(working))
     return found if resume else None
 
 

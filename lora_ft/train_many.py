@@ -10,28 +10,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_ft.bases import Base, find_base
-from lora_ft.claim import Claim, require_same_rows, resumable, startable
-from lora_ft.export.disk import keeping
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import read_json, write_json
-from lora_ft.export.leftovers import tidy
-from lora_ft.export.locks import locked
-from lora_ft.export.places import refuse_shelf
-from lora_ft.material import Material, gather
-from lora_ft.outcome import schedule_note
-from lora_ft.packs.board import Board, SilentBoard
-from lora_ft.packs.engine import Engine, Here, Site
-from lora_ft.packs.fit import Chosen, Need, even, fit, lines, require_packable
-from lora_ft.packs.record import RECORD, WORK
-from lora_ft.packs.work import Work
-from lora_ft.plan import Choices, Plan, make_plan
-from lora_ft.precision import Precision
-from lora_ft.processes import processes
-from lora_ft.row_record import RowRecord
-from lora_ft.runs import TASK, Run, is_run, unfinished
-from lora_ft.sizes import Batch, Shape
-from lora_ft.task import AUTO, Task
+from lora_ft.core.disk import keeping
+from lora_ft.core.distributed import processes
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import read_json, write_json
+from lora_ft.core.locks import locked
+from lora_ft.core.output_paths import refuse_shelf
+from lora_ft.core.staging import tidy
+from lora_ft.data.row_record import RowRecord
+from lora_ft.models.bases import Base, find_base
+from lora_ft.multi_lora.dashboard import Board, SilentBoard
+from lora_ft.multi_lora.engine import Engine, Here, Site
+from lora_ft.multi_lora.group_job import Work
+from lora_ft.multi_lora.planner import Chosen, Need, even, fit, lines, require_packable
+from lora_ft.multi_lora.record import RECORD, WORK
+from lora_ft.runs.run import TASK, Run, is_run, unfinished
+from lora_ft.tasks.schema import AUTO, Task
+from lora_ft.training.compute_dtype import Precision
+from lora_ft.training.memory_estimates import Batch, Shape
+from lora_ft.training.output_folder import Claim, require_same_rows, resumable, startable
+from lora_ft.training.plan import Choices, Plan, make_plan
+from lora_ft.training.prepared_data import Material, gather
+from lora_ft.training.results import schedule_note
 
 _VERSION = 1
 

@@ -9,26 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.bases import Base, find_base, load_tokenizer
-from lora_ft.batches import Encoded, encode
-from lora_ft.chats.summary import ChatSummary
-from lora_ft.data import Example, Splits, load_splits, training_examples, with_labels
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.runtime.codec import Codec, codec_named
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.feasible import NO_VALIDATION, obstacles
-from lora_ft.generation import check_generation, generation_notes
-from lora_ft.guards import seen_in_training
-from lora_ft.label_counts import label_counts, label_warnings
-from lora_ft.labels import check_labels
-from lora_ft.memory import device_memory
-from lora_ft.metrics.structured import VALID, structured
-from lora_ft.plan import Plan, make_plan
-from lora_ft.progress import Progress, Silent
-from lora_ft.sizes import GIB, Batch, Shape, task_memory, what_fits
-from lora_ft.start_from import adopted
-from lora_ft.task import SPLITS, Task
-from lora_ft.taskfile import Fault, load_task
+from lora_ft.core.codecs import Codec, codec_named
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.memory import device_memory
+from lora_ft.core.progress import Progress, Silent
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.data.batching import Encoded, encode
+from lora_ft.data.chats.summary import ChatSummary
+from lora_ft.data.label_counts import label_counts, label_warnings
+from lora_ft.data.labels import check_labels
+from lora_ft.data.splits import Example, Splits, load_splits, training_examples, with_labels
+from lora_ft.evaluation.metrics.structured import VALID, structured
+from lora_ft.evaluation.warnings import seen_in_training
+from lora_ft.models.bases import Base, find_base, load_tokenizer
+from lora_ft.models.generation import check_generation, generation_notes
+from lora_ft.models.start_from import adopted
+from lora_ft.tasks.files import Fault, load_task
+from lora_ft.tasks.schema import SPLITS, Task
+from lora_ft.training.feasibility import NO_VALIDATION, obstacles
+from lora_ft.training.memory_estimates import GIB, Batch, Shape, task_memory, what_fits
+from lora_ft.training.plan import Plan, make_plan
 
 _PERCENTILES = (50, 90, 95, 100)
 _SHOWN = 8  # characters

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_ft.export.errors import LoraFtError, sound_content
+from lora_ft.core.errors import LoraFtError, sound_content
 from lora_ft.export.parity import Probe, Report
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.manifest import ADAPTERS, PROBE

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from lora_ft.export.telemetry import OPT_OUT
+from lora_ft.core.telemetry import OPT_OUT
 
 ROOT = Path(__file__).parents[1]
 # Python imports sitecustomize when it starts, also in child processes.

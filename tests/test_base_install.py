@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_ft.export.graph import MINIMUM_ONNXRUNTIME
+from lora_ft.export.onnx.graph import MINIMUM_ONNXRUNTIME
 from tests.export.oracle import TEXTS, make_bundle, ragged, redraw, torch_greedy, torch_model
 from tests.tiny import save_tiny_t5
 

@@ -45,7 +45,7 @@ def test_its_two_first_commands_are_targets_of_the_makefile() -> None:
 
 
 def test_its_task_file_is_a_task(tmp_path: Path) -> None:
-    from lora_ft.taskfile import load_task
+    from lora_ft.tasks.files import load_task
 
     (tmp_path / "task.yaml").write_text(blocks("yaml")[0])
     assert load_task(tmp_path / "task.yaml").lora.r == 16

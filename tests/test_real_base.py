@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_ft.bases import find_base
 from lora_ft.export.runtime import Generator
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from lora_ft.generate import generate
-from lora_ft.models import open_model
-from lora_ft.taskfile import load_task
+from lora_ft.models.bases import find_base
+from lora_ft.models.loading import open_model
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 
 pytestmark = pytest.mark.slow

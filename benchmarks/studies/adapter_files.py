@@ -1,6 +1,6 @@
 """An adapter as safetensors, which the runtime binds, against ONNX Runtime's `.onnx_adapter`: loading, memory, a step.
 
-    python -m benchmarks.adapter_files [--base offline] [--json FILE]
+    python -m benchmarks.studies.adapter_files [--base offline] [--json FILE]
 
 A `.onnx_adapter` goes to a call, not to a row (`RunOptions.add_active_adapter`): all rows of the call have that one,
 so that it cannot mix them, and a bound call does not take it. So what both can do is compared: the step of some rows
@@ -29,12 +29,12 @@ import numpy as np
 import onnxruntime as ort
 import typer
 
-from benchmarks.command import run_command
-from benchmarks.sharing import memory
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.files import write_json
+from benchmarks.studies.command import run_command
+from benchmarks.studies.sharing import memory
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.files import write_json
+from lora_ft.export.runtime.safetensors_file import map_tensors, write_tensors
 from lora_ft.export.runtime.session import open_session, ort_value
-from lora_ft.export.runtime.tensors import map_tensors, write_tensors
 
 _GRAPH, _WANTED = "bank.step", ["next"]
 _SOURCE, _ROOM, _PAST = 64, 64, 32  # tokens of a source, of a cache's room, and of what lies in it
@@ -42,7 +42,7 @@ _SOURCE, _ROOM, _PAST = 64, 64, 32  # tokens of a source, of a cache's room, and
 _SERVE = """
 import sys, time
 from pathlib import Path
-from benchmarks.adapter_files import FORMATS, Step
+from benchmarks.studies.adapter_files import FORMATS, Step
 
 step, form = Step(Path(sys.argv[1]), 1), FORMATS[sys.argv[2]]
 files = sorted(Path(sys.argv[3]).iterdir())
@@ -151,7 +151,9 @@ def measure_loading(bank: Path, form: str, folder: Path) -> dict[str, Any]:
     try:
         assert process.stdout is not None
         if not (line := process.stdout.readline()):
-            raise LoraFtError(f"a process that loads {folder} died", "run `python -m benchmarks.adapter_files` again")
+            raise LoraFtError(
+                f"a process that loads {folder} died", "run `python -m benchmarks.studies.adapter_files` again"
+            )
         return {"seconds": float(line), **memory(process.pid)}
     finally:
         process.kill()
@@ -164,7 +166,7 @@ def measure_steps(bank: Path, files: Mapping[str, Path], rows: int, steps: int, 
     Raises:
         LoraFtError: the formats do not give the same tokens.
     """
-    from benchmarks.bank import stepper
+    from benchmarks.studies.bank import stepper
     from lora_ft.export.runtime import Generator
 
     step, generator = Step(bank, rows), Generator.load(bank)
@@ -193,9 +195,9 @@ def measure_steps(bank: Path, files: Mapping[str, Path], rows: int, steps: int, 
 
 def run(base: str, counts: Sequence[int], *, rank: int, rows: Sequence[int], steps: int, rounds: int) -> dict[str, Any]:
     """Every figure, of adapters on all linear layers of a base in int8."""
-    from benchmarks.bank import LINEAR, make_bank
-    from lora_ft.bases import find_base
+    from benchmarks.studies.bank import LINEAR, make_bank
     from lora_ft.export.runtime import Generator
+    from lora_ft.models.bases import find_base
 
     loading = []
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
@@ -219,7 +221,7 @@ def run(base: str, counts: Sequence[int], *, rank: int, rows: Sequence[int], ste
 
 def tables(found: Mapping[str, Any]) -> str:
     """The figures in Markdown."""
-    from lora_ft.markdown import table
+    from lora_ft.reports.markdown import table
 
     loading = [[one["format"], str(one["adapters"]), f"{one['megabytes_each']:.2f}", f"{1000 * one['seconds']:.1f}",
                 f"{one['resident']:.0f}", f"{one['private']:.0f}"] for one in found["loading"]]  # fmt: skip

@@ -1,6 +1,6 @@
 """What a bank of adapters costs: loading, memory, time of a step, and a mixed stream against a session each.
 
-    python -m benchmarks.bank [--base offline] [--precision int8] [--json FILE]
+    python -m benchmarks.studies.bank [--base offline] [--precision int8] [--json FILE]
 
 Adapters are random, of all linear layers or of those named; the time of a step does not depend on their values. Ratios
 are taken within a round, in which every case has its turn.
@@ -21,29 +21,29 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.command import run_command
-from benchmarks.sharing import memory
-from lora_ft.bases import Base, find_base, load_model, load_tokenizer
-from lora_ft.checkpoint import is_scaled
+from benchmarks.studies.command import run_command
+from benchmarks.studies.sharing import memory
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.files import write_json
+from lora_ft.core.progress import Silent
+from lora_ft.deployment.torch_reference import origin_of, references_of, samples_of
 from lora_ft.doctor import environment
-from lora_ft.export.bank import LowRank
-from lora_ft.export.bundle import read_model
-from lora_ft.export.checkpoint import Checkpoint
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.files import write_json
-from lora_ft.export.generation import read_generation
+from lora_ft.export.bundle.adapter_slots import LowRank
+from lora_ft.export.bundle.assemble import read_model
+from lora_ft.export.bundle.bank import Member, Room, locked, store
+from lora_ft.export.bundle.publish_bank import write_bank
+from lora_ft.export.checkpoint.generation_config import read_generation
+from lora_ft.export.checkpoint.reader import Checkpoint
+from lora_ft.export.onnx.precision import parse
 from lora_ft.export.parity import Probe
-from lora_ft.export.precision import parse
-from lora_ft.export.publish_bank import write_bank
 from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.bank import TASK
 from lora_ft.export.runtime.generator import Generator
-from lora_ft.export.runtime.tensors import map_tensors
-from lora_ft.export.shelf import Member, Room, locked, store
-from lora_ft.markdown import table
+from lora_ft.export.runtime.safetensors_file import map_tensors
 from lora_ft.merge import SENTENCES
-from lora_ft.progress import Silent
-from lora_ft.references import origin_of, references_of, samples_of
+from lora_ft.models.bases import Base, find_base, load_model, load_tokenizer
+from lora_ft.models.checkpoints import is_scaled
+from lora_ft.reports.markdown import table
 
 LINEAR = "q,k,v,o,wi,wi_0,wi_1,wo"
 _LIMIT = 8  # tokens of the answers that a bank is verified on

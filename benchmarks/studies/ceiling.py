@@ -1,6 +1,6 @@
 """The most that training can reach here: the matrix products of one step alone, without anything around them.
 
-    python -m benchmarks.ceiling [--base offline] [--rows 8] [--source 256] [--target 48] [--rank 16]
+    python -m benchmarks.studies.ceiling [--base offline] [--rows 8] [--source 256] [--target 48] [--rank 16]
 
 A step of LoRA on a frozen base multiplies every weight twice (forward, and back to its input) and both small factors
 three times. Whatever a compiler does, a step takes at least as long as these.
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.command import run_command
-from lora_ft.bases import find_base
-from lora_ft.export.architecture import Architecture
-from lora_ft.export.runtime.cpu import allowed_cpus
-from lora_ft.precision import choose_precision
+from benchmarks.studies.command import run_command
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.models.bases import find_base
+from lora_ft.training.compute_dtype import choose_precision
 
 
 def products(a: Architecture, source: int, target: int, rank: int) -> Iterator[tuple[int, int, int, int]]:

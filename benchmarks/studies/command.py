@@ -13,8 +13,8 @@ import typer
 
 from lora_ft.cli.failures import run_safely
 from lora_ft.cli.output import prepare_streams
-from lora_ft.export.errors import UsageError
-from lora_ft.export.places import refuse_file
+from lora_ft.core.errors import UsageError
+from lora_ft.core.output_paths import refuse_file
 
 
 def run_command(main: Callable[..., Any]) -> None:

@@ -1,8 +1,8 @@
 """The whole job on DialogSum, measured: training speed, ROUGE, parity with PyTorch, generation latency.
 
-    python -m benchmarks.dialogsum DATA_FOLDER [--out FOLDER] [--json FILE] [--set train.compile=on]
+    python -m benchmarks.studies.dialogsum DATA_FOLDER [--out FOLDER] [--json FILE] [--set train.compile=on]
 
-DATA_FOLDER holds train.jsonl, dev.jsonl and test.jsonl as benchmarks/dialogsum.yaml describes them.
+DATA_FOLDER holds train.jsonl, dev.jsonl and test.jsonl as benchmarks/tasks/dialogsum.yaml describes them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.bench import measure as bench
-from benchmarks.command import run_command
-from benchmarks.subjects import Subject
-from benchmarks.suite import Suite
+from benchmarks.studies.command import run_command
+from lora_ft.bench.models import Subject
+from lora_ft.bench.run import measure as bench
+from lora_ft.bench.suite import Suite
 from lora_ft.cli.screen import Screen
+from lora_ft.core.files import folder_size, write_json
 from lora_ft.doctor import environment
 from lora_ft.evaluate import evaluate
-from lora_ft.export.files import folder_size, write_json
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from lora_ft.merge import merge
-from lora_ft.taskfile import load_task
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 
 TASK = Path(__file__).with_name("dialogsum.yaml")

@@ -1,6 +1,6 @@
 """How long an export takes, stage by stage, in each precision.
 
-    python -m benchmarks.exporting RUN [--precision int8 --precision int8-w4] [--json FILE]
+    python -m benchmarks.studies.exporting RUN [--precision int8 --precision int8-w4] [--json FILE]
 
 Each export is a process of its own, as for who types the command; the time before its first stage is Python's imports.
 Comparing with PyTorch and scoring are what verification takes, the rest is the export.
@@ -19,11 +19,11 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.command import run_command
+from benchmarks.studies.command import run_command
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.files import write_json
 from lora_ft.doctor import environment
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.files import write_json
-from lora_ft.markdown import table
+from lora_ft.reports.markdown import table
 
 Stages = dict[str, float]  # seconds by the stage's name, in their order
 IMPORTS = "imports"
@@ -33,8 +33,8 @@ _BEGIN = "stage "
 _EXPORT = """
 import sys
 from pathlib import Path
-from lora_ft.export_run import export
-from lora_ft.progress import Silent
+from lora_ft.export_onnx import export
+from lora_ft.core.progress import Silent
 class Told(Silent):
     def stage(self, name, total=0, done=0):
         print("stage", name, flush=True)

@@ -1,6 +1,6 @@
 """A model beyond 2 GB, end to end: a random T5 as wide as FLAN-T5-large is exported in every layout and compared.
 
-    python -m benchmarks.large [--out FOLDER] [--json FILE]
+    python -m benchmarks.studies.large [--out FOLDER] [--json FILE]
 
 Protobuf ends at 2 GiB, so each layout must lay its weights beside its graphs. It takes about 10 GB of disk and as much
 memory.
@@ -17,15 +17,15 @@ import torch
 import typer
 from transformers import T5Config, T5ForConditionalGeneration
 
-from benchmarks.command import run_command
-from lora_ft.bases import find_base
-from lora_ft.checkpoint import save_checkpoint
+from benchmarks.studies.command import run_command
+from lora_ft.core.files import folder_size, write_json
 from lora_ft.doctor import environment
-from lora_ft.export.files import folder_size, write_json
-from lora_ft.export_run import export
-from lora_ft.runs import TASK
-from lora_ft.task import Task
-from lora_ft.taskfile import save_task
+from lora_ft.export_onnx import export
+from lora_ft.models.bases import find_base
+from lora_ft.models.checkpoints import save_checkpoint
+from lora_ft.runs.run import TASK
+from lora_ft.tasks.files import save_task
+from lora_ft.tasks.schema import Task
 
 # google/flan-t5-large's config.json, but for 24 layers: 2.3 GB in fp32
 _SHAPE: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Every way to train, on the same rows and steps of one task: its score, its time, its size.
 
-    python -m benchmarks.methods DATA_FOLDER [--task FILE] [--out FOLDER] [--only dora] [--set train.max_steps=100]
+    python -m benchmarks.studies.methods DATA_FOLDER [--task FILE] [--out FOLDER] [--only dora] [--set train.max_steps=100]
 
 DATA_FOLDER holds the files that the task names. Methods that the JSON has already for this task are not run again.
 """
@@ -14,17 +14,17 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.command import run_command
+from benchmarks.studies.command import run_command
 from lora_ft.cli.screen import Screen
 from lora_ft.cli.tables import console, table
-from lora_ft.data import load_splits
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import folder_size, read_json, write_json
+from lora_ft.core.progress import Progress
+from lora_ft.data.splits import load_splits
 from lora_ft.doctor import environment
 from lora_ft.evaluate import Evaluation, evaluate
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import folder_size, read_json, write_json
-from lora_ft.progress import Progress
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Task
 from lora_ft.train import train
 
 VERSION = 1

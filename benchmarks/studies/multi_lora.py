@@ -1,6 +1,6 @@
 """Samples a second of packs of adapters against training them one after another.
 
-    python -m benchmarks.packs [--base offline] [--adapters 1,2,4,8,16,32] [--json FILE]
+    python -m benchmarks.studies.multi_lora [--base offline] [--adapters 1,2,4,8,16,32] [--json FILE]
 
 Rows are random tokens of one length, 24 in and 16 out, then 256 in and 48 out; each adapter trains on 8 of them a step.
 Alone is what `lora-ft train` does with one of the tasks. What memory is too small for, by the planner's own formula, is
@@ -21,33 +21,33 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.command import run_command
-from lora_ft.bases import Base, find_base, load_tokenizer, quiet_transformers
-from lora_ft.batches import Encoded
+from benchmarks.studies.command import run_command
 from lora_ft.cli.tables import console, table
-from lora_ft.data import Splits
+from lora_ft.core.files import write_json
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.memory import device_memory, keep_freed_memory
+from lora_ft.core.progress import Silent
+from lora_ft.data.batching import Encoded
+from lora_ft.data.row_record import RowRecord
+from lora_ft.data.splits import Splits
 from lora_ft.doctor import environment
-from lora_ft.export.files import write_json
-from lora_ft.export.runtime.cpu import allowed_cpus
-from lora_ft.material import Material
-from lora_ft.memory import device_memory, keep_freed_memory
-from lora_ft.packs.adapter import make_adapter
-from lora_ft.packs.board import SilentBoard
-from lora_ft.packs.fit import Need, memory
-from lora_ft.packs.member import Member
-from lora_ft.packs.pack import Pack
-from lora_ft.packs.snapshot import Snapshots
-from lora_ft.packs.stack import Stack
-from lora_ft.plan import Choices, Plan, make_plan, this_device
-from lora_ft.precision import Precision
-from lora_ft.progress import Silent
-from lora_ft.row_record import RowRecord
-from lora_ft.runs import TASK
-from lora_ft.setup import equip
-from lora_ft.sizes import Batch, Shape
-from lora_ft.task import Task
-from lora_ft.taskfile import save_task
-from lora_ft.weights import open_base, open_weights
+from lora_ft.models.bases import Base, find_base, load_tokenizer, quiet_transformers
+from lora_ft.multi_lora.dashboard import SilentBoard
+from lora_ft.multi_lora.group import Pack
+from lora_ft.multi_lora.group_member import Member
+from lora_ft.multi_lora.peft_adapter import make_adapter
+from lora_ft.multi_lora.planner import Need, memory
+from lora_ft.multi_lora.snapshots import Snapshots
+from lora_ft.multi_lora.stacked_weights import Stack
+from lora_ft.runs.run import TASK
+from lora_ft.tasks.files import save_task
+from lora_ft.tasks.schema import Task
+from lora_ft.training.compute_dtype import Precision
+from lora_ft.training.memory_estimates import Batch, Shape
+from lora_ft.training.plan import Choices, Plan, make_plan, this_device
+from lora_ft.training.prepared_data import Material
+from lora_ft.training.setup import equip
+from lora_ft.training.weights import open_base, open_weights
 
 _WARM_UP = 2  # steps that are not counted
 LENGTHS = ((24, 16), (256, 48))

@@ -1,6 +1,6 @@
 """What share of generating is not spent inside ONNX Runtime: feeding it, choosing tokens, keeping rows apart.
 
-    python -m benchmarks.overhead BUNDLE... [--rounds 7] [--json FILE]
+    python -m benchmarks.studies.overhead BUNDLE... [--rounds 7] [--json FILE]
 
 128 tokens in, 64 out; medians over rounds. The clock is read twice a call, which counts as outside.
 """
@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.command import run_command
+from benchmarks.studies.command import run_command
+from lora_ft.core.files import write_json
 from lora_ft.doctor import environment
-from lora_ft.export.files import write_json
 from lora_ft.export.runtime import Generator
-from lora_ft.export.runtime.bound import Bound
+from lora_ft.export.runtime.io_binding import Bound
 from lora_ft.export.runtime.model import Model
 
 _SOURCE, _NEW = 128, 64

@@ -1,6 +1,6 @@
 """Where a bundle's time goes: its encoder and a step of its decoder, by part and operator, beside what memory allows.
 
-    python -m benchmarks.profile BUNDLE... [--batch 8] [--source 128] [--json FILE]
+    python -m benchmarks.studies.profile BUNDLE... [--batch 8] [--source 128] [--json FILE]
 
 ONNX Runtime's own profile, which takes some time itself: what it counts is scaled to the time of a step without it.
 The floor of a step is its weights, and the keys and values of its sources, over the bandwidth measured on the spot.
@@ -23,12 +23,12 @@ import onnx
 import onnxruntime as ort
 import typer
 
-from benchmarks.command import run_command
-from benchmarks.floor import MEMORY, read_bandwidth, stored_bytes
+from benchmarks.studies.command import run_command
+from lora_ft.bench.roofline import MEMORY, read_bandwidth, stored_bytes
+from lora_ft.core.files import write_json
 from lora_ft.doctor import environment
-from lora_ft.export.files import write_json
 from lora_ft.export.runtime import Generator, session
-from lora_ft.markdown import table
+from lora_ft.reports.markdown import table
 
 _STEP = 40  # the decoder's position that is profiled: the middle of an answer
 _ROUNDS = 25

@@ -1,6 +1,6 @@
 """What prompt lookup gains: real rows answered with it and by plain greedy search, in turns, alone and in batches.
 
-    python -m benchmarks.lookup RUN BUNDLE… [--rows 64] [--batch 1 --batch 8] [--rounds 5] [--json FILE]
+    python -m benchmarks.studies.prompt_lookup RUN BUNDLE… [--rows 64] [--batch 1 --batch 8] [--rounds 5] [--json FILE]
 
 RUN is the trained run whose task names the rows. The ratio is taken within a round: greedy's time over lookup's.
 """
@@ -15,12 +15,12 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.command import run_command
-from lora_ft.data import load_splits
+from benchmarks.studies.command import run_command
+from lora_ft.core.files import write_json
+from lora_ft.data.splits import load_splits
 from lora_ft.doctor import environment
-from lora_ft.export.files import write_json
 from lora_ft.export.runtime import Generator
-from lora_ft.runs import Run
+from lora_ft.runs.run import Run
 
 
 @dataclass(frozen=True)

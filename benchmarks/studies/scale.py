@@ -1,12 +1,12 @@
 """What 1,000 adapters cost on 1, 8 and 64 devices, on paper: from measured packs, and assumptions about other GPUs.
 
-    python -m benchmarks.scale [--packs FILE]...    # as `benchmarks.packs --json` wrote them
+    python -m benchmarks.studies.scale [--packs FILE]...    # as `benchmarks.studies.multi_lora --json` wrote them
 
 Writes docs/scale.md. A step of a pack of n adapters with b rows each takes
 
     fixed + n * own + n * b * flops / (peak * share)
 
-on a device that nothing was measured on; where `benchmarks.packs` was run, its samples a second are taken instead.
+on a device that nothing was measured on; where `benchmarks.studies.multi_lora` was run, its samples a second are taken instead.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.command import refuse_other, run_command
-from lora_ft.export.files import read_json, write_text
-from lora_ft.markdown import table
-from lora_ft.packs.fit import Need, even, memory
-from lora_ft.sizes import FLAN, GIB, Batch, Shape
+from benchmarks.studies.command import refuse_other, run_command
+from lora_ft.core.files import read_json, write_text
+from lora_ft.multi_lora.planner import Need, even, memory
+from lora_ft.reports.markdown import table
+from lora_ft.training.memory_estimates import FLAN, GIB, Batch, Shape
 
 RESULTS = [Path(__file__).parent / "results" / f"{name}.json" for name in ("packs", "packs-h100")]
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
@@ -121,7 +121,7 @@ def limit(most: int, speed: Callable[[int], float]) -> int:
 
 
 def page(measurements: Sequence[dict[str, Any]]) -> str:
-    """docs/scale.md, from what `benchmarks.packs` wrote on one device or several, of one setting."""
+    """docs/scale.md, from what `benchmarks.studies.multi_lora` wrote on one device or several, of one setting."""
     found, shape = measurements[0], FLAN["small"]
     lengths = dict.fromkeys((one["source"], one["target"]) for one in found["timings"])
     (low, slow, much), (high, fast, little) = ASSUMED
@@ -213,17 +213,17 @@ _TEXT = """\
 # What {adapters} adapters cost, on paper
 
 `lora-ft train TASKS… --engine ray` on 1, 8 and 64 devices: {adapters} adapters of FLAN-T5-small, r {rank} on
-{targets}, {samples} samples each, in steps of {rows} rows. Written by `python -m benchmarks.scale`; nothing here was
+{targets}, {samples} samples each, in steps of {rows} rows. Written by `python -m benchmarks.studies.scale`; nothing here was
 run at this size.
 
-- **Measured** is the speed of packs (`python -m benchmarks.packs`) on {devices}: straight
+- **Measured** is the speed of packs (`python -m benchmarks.studies.multi_lora`) on {devices}: straight
   lines between the sizes that were measured, and no gain beyond the largest.
 - **Assumed** is all of what stands for other GPUs: steps reach {low} to {high} of the products a second in NVIDIA's
   data sheets ({peaks}; bf16, dense), and take another {fast} to {slow} ms for kernels that are launched
   one by one, and {little} to {much} ms of Python for each adapter ({little} was measured, on a CPU). These are no
   bounds.
 
-`python -m benchmarks.packs --json FILE` measures your device, `python -m benchmarks.scale --packs FILE` writes this
+`python -m benchmarks.studies.multi_lora --json FILE` measures your device, `python -m benchmarks.studies.scale --packs FILE` writes this
 page from it.
 
 {tables}
@@ -234,7 +234,7 @@ cost.
 
 ## What fits beside one base
 
-Adapters in a pack, by the planner's formula (`lora_ft/packs/fit.py`), in bf16 with {rows} rows of each: the base once,
+Adapters in a pack, by the planner's formula (`lora_ft/multi_lora/planner.py`), in bf16 with {rows} rows of each: the base once,
 16 bytes for each parameter of an adapter, and the activations of all rows, which are most of it.
 
 {memory}
@@ -261,11 +261,11 @@ launches, not products, are what a step waits for.
 
 
 def main(
-    packs: Annotated[list[Path], typer.Option(help="What `benchmarks.packs --json` wrote.")] = RESULTS,
+    packs: Annotated[list[Path], typer.Option(help="What `benchmarks.studies.multi_lora --json` wrote.")] = RESULTS,
     out: Annotated[Path, typer.Option(help="The page.")] = PAGE,
 ) -> None:
     """Write the page."""
-    refuse_other(out, "--out", lambda content: b"python -m benchmarks.scale" in content)
+    refuse_other(out, "--out", lambda content: b"python -m benchmarks.studies.scale" in content)
     write_text(out, page([read_json(file) for file in packs]))
 
 

@@ -1,6 +1,6 @@
 """What adapters give on real tasks: each is trained once, and scored beside its untouched base.
 
-    python -m benchmarks.scores DATA_FOLDER [--only jfleg] [--out FOLDER]
+    python -m benchmarks.studies.scores DATA_FOLDER [--only jfleg] [--out FOLDER]
 
 DATA_FOLDER holds a folder for each task file of `TASKS`; recipes bring their own rows. What the JSON has already is
 not measured again; a run that lies in FOLDER is scored as it is. docs/scores.md is written from the JSON.
@@ -16,20 +16,20 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.command import run_command
+from benchmarks.studies.command import run_command
 from lora_ft.cli.screen import Screen
-from lora_ft.data import load_splits
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import read_json, write_json, write_text
+from lora_ft.core.hardware import cores
+from lora_ft.core.progress import Progress
+from lora_ft.data.splits import load_splits
 from lora_ft.doctor import environment
 from lora_ft.evaluate import evaluate
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import read_json, write_json, write_text
-from lora_ft.export.runtime.cpu import cores
-from lora_ft.markdown import interval, table
-from lora_ft.metrics import measure as measured
-from lora_ft.metrics.structured import SAME_VALUE, VALID
-from lora_ft.progress import Progress
-from lora_ft.runs import PREDICTIONS, Run, is_run
-from lora_ft.taskfile import load_task
+from lora_ft.evaluation.metrics import measure as measured
+from lora_ft.evaluation.metrics.structured import SAME_VALUE, VALID
+from lora_ft.reports.markdown import interval, table
+from lora_ft.runs.run import PREDICTIONS, Run, is_run
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 
 VERSION = 1
@@ -138,7 +138,7 @@ def page(found: Mapping[str, Any]) -> str:
         "",
         "One LoRA adapter a task, on the base `offline` (a FLAN-T5-small, see the README), scored on test rows beside",
         "the untouched base: means with 95 % bootstrap intervals, 0 to 100. Written by",
-        "`python -m benchmarks.scores DATA` from `benchmarks/results/scores.json`.",
+        "`python -m benchmarks.studies.scores DATA` from `benchmarks/results/scores.json`.",
     ]
     for name, one in found["tasks"].items():
         training = one["training"]

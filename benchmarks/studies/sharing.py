@@ -1,6 +1,6 @@
 """What several processes that serve one bundle share: its file is mapped, but ONNX Runtime packs weights anew for each.
 
-    python -m benchmarks.sharing BUNDLE... [--processes 4] [--json FILE]
+    python -m benchmarks.studies.sharing BUNDLE... [--processes 4] [--json FILE]
 
 A process's private memory is what each further one costs. Linux tells it (/proc/PID/smaps_rollup).
 """
@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.command import run_command
+from benchmarks.studies.command import run_command
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.files import write_json
 from lora_ft.doctor import environment
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.files import write_json
 from lora_ft.export.runtime.manifest import read_manifest
 
 # loads a bundle, answers once so that every graph is open, says so, and waits to be ended

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.export.adapted import PREFIX, Adapted, Group
-from lora_ft.export.architecture import Architecture
-from lora_ft.export.errors import UsageError
-from lora_ft.export.graph import FLOAT, Graph
-from lora_ft.export.quantize import Float32, Storage, Weight
-from lora_ft.export.rounding import TINY
-from lora_ft.export.smooth import PEAK, Fold, Sample, observe
-from lora_ft.export.t5 import Weights
+from lora_ft.core.errors import UsageError
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.onnx.gptq import TINY
+from lora_ft.export.onnx.graph import FLOAT, Graph
+from lora_ft.export.onnx.lora import PREFIX, Adapted, Group
+from lora_ft.export.onnx.quantization import Float32, Storage, Weight
+from lora_ft.export.onnx.smoothquant import PEAK, Fold, Sample, observe
+from lora_ft.export.onnx.t5 import Weights
 
 # Sums of two products of a byte without sign and one within these stay below 16 bits, which x86 without VNNI adds in;
 # an adapter's bytes are no constants, so that ONNX Runtime could not take another way there.

@@ -13,21 +13,21 @@ from typing import Any
 
 import onnx
 
-from lora_ft.export.accounting import check_names, check_numbers
-from lora_ft.export.architecture import Architecture
-from lora_ft.export.checkpoint import Checkpoint
-from lora_ft.export.generation import read_generation
-from lora_ft.export.graph import WeightFile
-from lora_ft.export.graphs import best_model, decoder_model, encoder_model, normal_model, select_model
-from lora_ft.export.provenance import UNKNOWN, Provenance, properties, stamp
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.special_tokens import Special
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.export.bundle.provenance import UNKNOWN, Provenance, properties, stamp
+from lora_ft.export.bundle.sbom import write_sbom
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.checkpoint.generation_config import read_generation
+from lora_ft.export.checkpoint.reader import Checkpoint
+from lora_ft.export.checkpoint.tensor_checks import check_names, check_numbers
+from lora_ft.export.onnx.graph import WeightFile
+from lora_ft.export.onnx.graphs import best_model, decoder_model, encoder_model, normal_model, select_model
+from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.runtime import manifest
-from lora_ft.export.runtime.cpu import allowed_cpus
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.session import choose_provider
-from lora_ft.export.runtime.special import Special
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.export.sbom import write_sbom
-from lora_ft.export.t5 import T5
 
 _PACKAGES = ("lora-ft", "numpy", "onnx", "onnxruntime", "tokenizers")
 

@@ -17,22 +17,22 @@ from typing import Any
 import numpy as np
 import onnx
 
-from lora_ft.export import locks
-from lora_ft.export.architecture import Architecture
-from lora_ft.export.bank import Adapter, Plan, folded, inner_peaks, packed
-from lora_ft.export.bundle import Origin, prompt_of
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import read_json, sync, write_json
+from lora_ft.core import locks
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import read_json, sync, write_json
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.export.bundle.adapter_slots import Adapter, Plan, folded, inner_peaks, packed
+from lora_ft.export.bundle.assemble import Origin, prompt_of
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.onnx.smoothquant import Fold, Folded, Sample
+from lora_ft.export.onnx.t5 import Weights
 from lora_ft.export.parity import Probe, Reference, Report, compare, divergence, require
 from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.bank import TASK, VERSION, unknown
-from lora_ft.export.runtime.cpu import allowed_cpus
 from lora_ft.export.runtime.generator import Generator
+from lora_ft.export.runtime.safetensors_file import map_tensors, write_tensors
 from lora_ft.export.runtime.session import choose_provider
-from lora_ft.export.runtime.tensors import map_tensors, write_tensors
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.export.smooth import Fold, Folded, Sample
-from lora_ft.export.t5 import Weights
 
 # A bank that rounds may diverge from PyTorch by this share of what the adapter changes, or by so many nats, which is
 # what rounding costs a T5 anyway (int8 0.002 to 0.006, 4 bits 0.03 to 0.07). An adapter's own bundle of the same

@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx
 
-from lora_ft.export.printable import printable
+from lora_ft.core.printable import printable
 
 LONGEST_NAME = 200  # characters
 _LONGEST_JSON = 2000

@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_ft.export.architecture import Architecture
-from lora_ft.export.bundle import Origin, assemble, read_model, rescaled, seal
-from lora_ft.export.checkpoint import Checkpoint
-from lora_ft.export.files import folder_size, staged_folder
+from lora_ft.core.files import folder_size, staged_folder
+from lora_ft.core.output_paths import refuse_existing
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.export.bundle.assemble import Origin, assemble, read_model, rescaled, seal
+from lora_ft.export.bundle.provenance import properties, stamp
+from lora_ft.export.bundle.sbom import write_sbom
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.checkpoint.reader import Checkpoint
 from lora_ft.export.layouts import check_layout, record_layout, write_layout
 from lora_ft.export.layouts.triton import answer, write_triton
+from lora_ft.export.onnx.precision import FP32, Precision
+from lora_ft.export.onnx.smoothquant import Folded, Sample, calibrate
+from lora_ft.export.onnx.t5 import T5, Weights
 from lora_ft.export.parity import Probe, Reference, Report, compare, require
-from lora_ft.export.places import refuse_existing
-from lora_ft.export.precision import FP32, Precision
-from lora_ft.export.provenance import properties, stamp
 from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.generator import Generator
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.export.sbom import write_sbom
-from lora_ft.export.smooth import Folded, Sample, calibrate
-from lora_ft.export.t5 import T5, Weights
 
 
 @dataclass(frozen=True)

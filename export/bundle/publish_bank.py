@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_ft.export.adapted import Group
-from lora_ft.export.architecture import Architecture
-from lora_ft.export.bank import Changed, Plan, adapted, ranks_of
-from lora_ft.export.bundle import Origin, assemble, read_model, rescaled, seal
-from lora_ft.export.files import sha256, staged_folder
+from lora_ft.core.files import sha256, staged_folder
+from lora_ft.core.output_paths import refuse_existing
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.export.bundle.adapter_slots import Changed, Plan, adapted, ranks_of
+from lora_ft.export.bundle.assemble import Origin, assemble, read_model, rescaled, seal
+from lora_ft.export.bundle.bank import Member, Room, put
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.checkpoint.weight_files import weight_files
+from lora_ft.export.onnx.lora import Group
+from lora_ft.export.onnx.precision import FP32, Precision
+from lora_ft.export.onnx.smoothquant import Fold, Folded, Sample, calibrate, joined
+from lora_ft.export.onnx.t5 import T5, Weights
 from lora_ft.export.parity import Probe, Reference, Report, compare, require
-from lora_ft.export.places import refuse_existing
-from lora_ft.export.precision import FP32, Precision
 from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.generator import Generator
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.export.shelf import Member, Room, put
-from lora_ft.export.smooth import Fold, Folded, Sample, calibrate, joined
-from lora_ft.export.t5 import T5, Weights
-from lora_ft.export.weight_files import weight_files
 
 
 def write_bank(

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_ft.export.provenance import Provenance, Score, bounded, scores_as_exported
+from lora_ft.export.bundle.provenance import Provenance, Score, bounded, scores_as_exported
 from lora_ft.export.runtime.manifest import SBOM, describe
 
 # The Hub's abbreviations that are SPDX's but for the case; CycloneDX takes any other license as a plain name.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_ft.export.errors import UsageError
-from lora_ft.export.runtime.special import Special
+from lora_ft.core.errors import UsageError
+from lora_ft.core.special_tokens import Special
 
 T5_TOKENS = Special(start=0, ends=(1,), pad=0)
 FAMILY = ("t5", "mt5", "umt5")  # ByT5, T5 1.1, FLAN-T5 and UL2 call themselves t5

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_ft.export.errors import UsageError
-from lora_ft.export.files import read_json
-from lora_ft.export.runtime.options import Options, check_ranges
-from lora_ft.export.runtime.special import SPECIAL, Special
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import read_json
+from lora_ft.core.generation_options import Options, check_ranges
+from lora_ft.core.special_tokens import SPECIAL, Special
 
 FILE = "generation_config.json"
 _SUPPORTED = (

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.export.accounting import COPIES, EMBEDDING, HEAD
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import read_json
-from lora_ft.export.runtime.tensors import describe_tensors, map_tensors
-from lora_ft.export.weight_files import weight_files
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import read_json
+from lora_ft.export.checkpoint.tensor_checks import COPIES, EMBEDDING, HEAD
+from lora_ft.export.checkpoint.weight_files import weight_files
+from lora_ft.export.runtime.safetensors_file import describe_tensors, map_tensors
 
 
 class Checkpoint:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
 
 if TYPE_CHECKING:
-    from lora_ft.export.architecture import Architecture
-    from lora_ft.export.checkpoint import Checkpoint
+    from lora_ft.export.checkpoint.architecture import Architecture
+    from lora_ft.export.checkpoint.reader import Checkpoint
 
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # of the embedding, as some savers write them

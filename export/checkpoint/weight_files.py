@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import read_json
-from lora_ft.export.runtime.tensors import describe_tensors
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import read_json
+from lora_ft.export.runtime.safetensors_file import describe_tensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
 from lora_ft.export.layouts import optimum, single
+from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.parity import Reference, identical_rows
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.manifest import describe
-from lora_ft.export.t5 import T5
 
 RECORD = "lora-ft.json"  # what was exported and how it was checked; nobody but people reads it
 _COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")

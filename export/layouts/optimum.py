@@ -23,11 +23,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from lora_ft.export.generation import read_generation
-from lora_ft.export.graph import BOOL, FLOAT, INT64, Graph, save
+from lora_ft.core.special_tokens import Special
+from lora_ft.export.checkpoint.generation_config import read_generation
+from lora_ft.export.onnx.graph import BOOL, FLOAT, INT64, Graph, save
+from lora_ft.export.onnx.t5 import T5, KeyValue
 from lora_ft.export.runtime.session import open_session
-from lora_ft.export.runtime.special import Special
-from lora_ft.export.t5 import T5, KeyValue
 
 NAMES = ("encoder_model", "decoder_model", "decoder_with_past_model", "decoder_model_merged")
 _MASK, _HIDDEN, _PAST = "encoder_attention_mask", "encoder_hidden_states", "past_key_values"

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.export.graph import save
-from lora_ft.export.graphs import single_model
-from lora_ft.export.runtime.options import Options
+from lora_ft.core.generation_options import Options
+from lora_ft.export.onnx.graph import save
+from lora_ft.export.onnx.graphs import single_model
+from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.runtime.session import open_session
-from lora_ft.export.t5 import T5
 
 MODEL = "generate.onnx"
 # A call says these itself, through the inputs of the same names or its random numbers.

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_ft.export.graph import save
-from lora_ft.export.graphs import single_model
+from lora_ft.export.onnx.graph import save
+from lora_ft.export.onnx.graphs import single_model
+from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.runtime.session import open_session
-from lora_ft.export.t5 import T5
 
 _MODEL = Path("1", "model.onnx")
 _LARGEST_BATCH = 32  # rows; a server with more memory can raise it in config.pbtxt

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lora_ft.export.graph import Graph
+from lora_ft.export.onnx.graph import Graph
 
 _BLOCK = 256  # at most; one that divides the vocabulary is taken
 

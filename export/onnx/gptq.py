@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from lora_ft.export.runtime.cpu import allowed_cpus
+from lora_ft.core.hardware import allowed_cpus
 
 TINY = 1e-12  # keeps the scale of a block of zeros positive
 _DAMPING = 0.01  # of the mean square of an input, as in the paper

@@ -22,10 +22,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from lora_ft.export.graph import BOOL, FLOAT, INT64, Graph, WeightFile
-from lora_ft.export.likeliest import likeliest
-from lora_ft.export.sampling import Sampling, choose
-from lora_ft.export.t5 import T5, KeyValue
+from lora_ft.export.onnx.argmax import likeliest
+from lora_ft.export.onnx.graph import BOOL, FLOAT, INT64, Graph, WeightFile
+from lora_ft.export.onnx.sampling import Sampling, choose
+from lora_ft.export.onnx.t5 import T5, KeyValue
 
 
 def encoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora_ft.export.graph import FLOAT, INT8, MS, Graph
-from lora_ft.export.quantize import Blocks, Int8, Storage, Weight, quantised_input
+from lora_ft.export.onnx.graph import FLOAT, INT8, MS, Graph
+from lora_ft.export.onnx.quantization import Blocks, Int8, Storage, Weight, quantised_input
 
 KINDS = {"float32": FLOAT, "int8": INT8}
 PREFIX = "adapter."  # of the inputs' names

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from lora_ft.export.graph import Graph
+from lora_ft.export.onnx.graph import Graph
 
 MASKED = -1e9  # added to the score of a position that must not be seen
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from lora_ft.export.errors import UsageError
-from lora_ft.export.quantize import STORAGES, Storage
+from lora_ft.core.errors import UsageError
+from lora_ft.export.onnx.quantization import STORAGES, Storage
 
 KINDS = ("encoder", "decoder", "head", "embedding")
 

@@ -23,8 +23,8 @@ from typing import Protocol
 import numpy as np
 from onnx import TensorProto, helper
 
-from lora_ft.export.graph import FLOAT, MS, Graph
-from lora_ft.export.rounding import TINY, compensated, nearest
+from lora_ft.export.onnx.gptq import TINY, compensated, nearest
+from lora_ft.export.onnx.graph import FLOAT, MS, Graph
 
 _INT8_ARITHMETIC = 4  # accuracy_level: activations are quantised to int8 by blocks
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lora_ft.export.graph import FLOAT, INT64, Graph
-from lora_ft.export.likeliest import likeliest
+from lora_ft.export.onnx.argmax import likeliest
+from lora_ft.export.onnx.graph import FLOAT, INT64, Graph
 
 _OPTIONS = {"temperature": FLOAT, "top_k": INT64, "top_p": FLOAT}
 

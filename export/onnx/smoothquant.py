@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from lora_ft.export.architecture import Architecture
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.graph import FLOAT, INT64, Graph, WeightFile
-from lora_ft.export.quantize import Float32, Storage, Weight
+from lora_ft.core.errors import LoraFtError
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.onnx.graph import FLOAT, INT64, Graph, WeightFile
+from lora_ft.export.onnx.quantization import Float32, Storage, Weight
+from lora_ft.export.onnx.t5 import T5, KeyValue, Weights
 from lora_ft.export.runtime.session import open_session
-from lora_ft.export.t5 import T5, KeyValue, Weights
 
 _SMALLEST, _QUIET = 1e-5, 0.1
 # Inputs whose outliers are rows (whole tokens), not channels, so that no fixed scale serves them. With one, these two

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from lora_ft.export.architecture import Architecture
-from lora_ft.export.graph import INT32, MS, Graph
-from lora_ft.export.position import MASKED, bias_rows, index_rows
-from lora_ft.export.precision import FP32
-from lora_ft.export.quantize import Storage, Weight, portable
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.onnx.graph import INT32, MS, Graph
+from lora_ft.export.onnx.position_bias import MASKED, bias_rows, index_rows
+from lora_ft.export.onnx.precision import FP32
+from lora_ft.export.onnx.quantization import Storage, Weight, portable
 
 
 class Weights(Protocol):

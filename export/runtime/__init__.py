@@ -4,7 +4,7 @@ from lora_ft.export.runtime import Generator
 print(Generator.load("bundle").generate(["..."]))
 """
 
+from lora_ft.core.prompt import Prompt
 from lora_ft.export.runtime.generator import Generator
-from lora_ft.export.runtime.prompt import Prompt
 
 __all__ = ["Generator", "Prompt"]

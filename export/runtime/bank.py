@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from lora_ft.export.errors import LoraFtError, UsageError, sound_content
-from lora_ft.export.json_limits import parse_json
+from lora_ft.core.errors import LoraFtError, UsageError, sound_content
+from lora_ft.core.json_limits import parse_json
+from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export.runtime.manifest import BANK, adapter_file
+from lora_ft.export.runtime.safetensors_file import map_tensors
 from lora_ft.export.runtime.session import ort_value
 from lora_ft.export.runtime.settings import Settings
-from lora_ft.export.runtime.tensors import map_tensors
-from lora_ft.export.runtime.text import Tokenizer
 
 VERSION = 2
 TASK = "lora-ft"  # the text in an adapter's file that says what it is for

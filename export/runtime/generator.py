@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.export.errors import LoraFtError, UsageError, sound_content
+from lora_ft.core.errors import LoraFtError, UsageError, sound_content
+from lora_ft.core.generation_options import Options
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.special_tokens import SPECIAL
+from lora_ft.core.tokenizer import Tokenizer, by_adapter, pad, ragged
 from lora_ft.export.runtime.bank import Bank, Chosen, unknown
-from lora_ft.export.runtime.cpu import allowed_cpus
 from lora_ft.export.runtime.decoding import Special, strategy
 from lora_ft.export.runtime.manifest import ADAPTERS, read_manifest
 from lora_ft.export.runtime.model import Model
-from lora_ft.export.runtime.options import Options
 from lora_ft.export.runtime.session import choose_provider
 from lora_ft.export.runtime.settings import Settings
-from lora_ft.export.runtime.special import SPECIAL
-from lora_ft.export.runtime.text import Tokenizer, by_adapter, pad, ragged
 
 BATCH_SIZE = 8
 Adapters = str | Sequence[str | None] | None  # of all rows, or of each; None is the base

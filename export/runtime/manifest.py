@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import sha256
-from lora_ft.export.json_limits import parse_json
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import sha256
+from lora_ft.core.json_limits import parse_json
 from lora_ft.export.runtime.protobuf import fields
 
 NAME = "manifest.json"

@@ -22,9 +22,9 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
 from lora_ft.export.runtime.bank import Chosen
-from lora_ft.export.runtime.bound import GIVING_BACK, RUN, Bound, Edit, Memory, Ranking
+from lora_ft.export.runtime.io_binding import GIVING_BACK, RUN, Bound, Edit, Memory, Ranking
 from lora_ft.export.runtime.manifest import ADAPTED
 from lora_ft.export.runtime.session import open_session, ort_value
 

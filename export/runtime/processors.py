@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lora_ft.export.runtime.bound import Edit
-from lora_ft.export.runtime.options import Options
-from lora_ft.export.runtime.special import Special
-from lora_ft.export.runtime.trie import Trie
+from lora_ft.core.generation_options import Options
+from lora_ft.core.special_tokens import Special
+from lora_ft.core.trie import Trie
+from lora_ft.export.runtime.io_binding import Edit
 
 # (tokens so far [b, n] with the start token, logits [b, vocabulary], which may be changed) -> logits
 Processor = Callable[[np.ndarray, np.ndarray], np.ndarray]

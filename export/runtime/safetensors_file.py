@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8}
 _SIZES = {"BOOL": 1, "U8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.runtime.cpu import allowed_cpus
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.hardware import allowed_cpus
 
 # MatMulInteger: x uint8 [4,64] times the constant int8 [64,16] that is 127 everywhere, as made by
 # tests/export/runtime/test_session.py

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.runtime.codec import codec_named
-from lora_ft.export.runtime.prompt import Prompt
-from lora_ft.export.runtime.text import Tokenizer
+from lora_ft.core.codecs import codec_named
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.prompt import Prompt
+from lora_ft.core.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

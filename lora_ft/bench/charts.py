@@ -8,10 +8,10 @@ from operator import attrgetter
 
 import numpy as np
 
-from benchmarks import tables
-from benchmarks.plots import Axis, Plot, Point, Rule, Series
-from benchmarks.report import Case, Load, Report
-from benchmarks.tables import SHARES, milliseconds, name_of, number, percent, seconds_of
+from lora_ft.bench import tables
+from lora_ft.bench.report import Case, Load, Report
+from lora_ft.bench.svg import Axis, Plot, Point, Rule, Series
+from lora_ft.bench.tables import SHARES, milliseconds, name_of, number, percent, seconds_of
 
 _WIDE = 5  # values that differ by more than so many times are drawn on a logarithmic axis
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from benchmarks.charts import charts
-from benchmarks.plots import STYLE, Plot, svg
-from benchmarks.report import Report
-from benchmarks.tables import facts, method, sections, warnings
-from lora_ft.pages import aside, document, escape, section, table
+from lora_ft.bench.charts import charts
+from lora_ft.bench.report import Report
+from lora_ft.bench.svg import STYLE, Plot, svg
+from lora_ft.bench.tables import facts, method, sections, warnings
+from lora_ft.reports.html import aside, document, escape, section, table
 
 _VERDICTS = {"stable": "Rounds agree.", "unstable": "Rounds disagree; the warnings say where."}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from benchmarks.report import Report
-from benchmarks.tables import facts, method, sections, warnings
-from lora_ft import markdown
-from lora_ft.markdown import escaped
-from lora_ft.pages import Cell, Table
+from lora_ft.bench.report import Report
+from lora_ft.bench.tables import facts, method, sections, warnings
+from lora_ft.reports import markdown
+from lora_ft.reports.html import Cell, Table
+from lora_ft.reports.markdown import escaped
 
 
 def render(report: Report) -> str:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.engines import Engine
-from lora_ft.export.errors import UsageError
-from lora_ft.export.files import folder_size, read_json, sha256
+from lora_ft.bench.engines import Engine
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import folder_size, read_json, sha256
+from lora_ft.core.progress import Progress
+from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export.runtime.manifest import is_bank, is_bundle, read_manifest
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.progress import Progress
-from lora_ft.task import Task
+from lora_ft.tasks.schema import Task
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Subject:
             return self.checkpoint
         out = self.folder / f"{engine.loads}-{engine.precision}"
         if not out.is_dir():
-            from lora_ft.export_run import export
+            from lora_ft.export_onnx import export
 
             export(
                 str(self.checkpoint), out, precision=engine.precision, layout=engine.loads, score_rows=1,
@@ -64,7 +64,7 @@ class Subject:
 
     def tokenizer(self) -> Tokenizer:
         """The model's."""
-        from lora_ft.bases import load_tokenizer
+        from lora_ft.models.bases import load_tokenizer
 
         if self.checkpoint is None and self.bundle is not None:
             return load_tokenizer(self.bundle, read_json(self.bundle / "prompt.json")["codec"])
@@ -88,14 +88,14 @@ def open_subject(name: str, work: Path, progress: Progress) -> Subject:
     if is_bank(folder):
         raise UsageError(
             f"{name} is a bank, of which engines would be timed on its base alone",
-            "time a run that is in it; `python -m benchmarks.bank` measures what adapters cost",
+            "time a run that is in it; `python -m benchmarks.studies.bank` measures what adapters cost",
         )
     if is_bundle(folder):
         return Subject(name, work, None, bundle=folder)
-    from lora_ft.bases import find_base
     from lora_ft.merge import merge
-    from lora_ft.runs import TASK, Run, is_run
-    from lora_ft.taskfile import load_task
+    from lora_ft.models.bases import find_base
+    from lora_ft.runs.run import TASK, Run, is_run
+    from lora_ft.tasks.files import load_task
 
     if is_run(folder):
         run = Run(folder)

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lora_ft.bases import cache_folder
-from lora_ft.export.errors import LoraFtError, first_line
+from lora_ft.core.errors import LoraFtError, first_line
+from lora_ft.models.bases import cache_folder
 
 _REQUIREMENTS = Path(__file__).with_name("requirements")
 _DONE = "installed"

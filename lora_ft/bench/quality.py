@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from benchmarks import report
-from benchmarks.contest import Contestant, reference, share_alike
-from lora_ft.data import Example
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.runtime.text import Tokenizer, by_length
-from lora_ft.metrics import Estimate, Scored, difference, score
-from lora_ft.task import Task
+from lora_ft.bench import report
+from lora_ft.bench.runner import Contestant, reference, share_alike
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.tokenizer import Tokenizer, by_length
+from lora_ft.data.splits import Example
+from lora_ft.evaluation.metrics import Estimate, Scored, difference, score
+from lora_ft.tasks.schema import Task
 
 _BATCH = 8
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.figures import unpaired
-from benchmarks.report import Interval, Report, Timing
+from lora_ft.bench.report import Interval, Report, Timing
+from lora_ft.bench.statistics import unpaired
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.record import VERSION, Record, Strict
-from benchmarks.suite import Suite
+from lora_ft.bench.suite import Suite
+from lora_ft.bench.versioned_json import VERSION, Record, Strict
 
 SCHEMA = Path(__file__).with_name("report.schema.json")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from benchmarks.engines import Engine
-from lora_ft.export.architecture import Architecture
-from lora_ft.export.files import read_json
-from lora_ft.export.precision import parse
-from lora_ft.export.runtime.cpu import allowed_cpus
+from lora_ft.bench.engines import Engine
+from lora_ft.core.files import read_json
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.onnx.precision import parse
 
 MEMORY = 2**28  # bytes: more than caches hold
 _BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "w8": 1.0, "w4": 0.5, "w4g128": 0.5, "int4": 0.5}

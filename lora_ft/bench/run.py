@@ -11,22 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import markdown, page, quality, serving
-from benchmarks.contest import Contest, contestants, differing, reference
-from benchmarks.figures import steadiness
-from benchmarks.floor import MEMORY, read_bandwidth
-from benchmarks.report import Case, Quality, Report, Service
-from benchmarks.subjects import Subject, open_subject
-from benchmarks.suite import Suite
-from lora_ft.data import Example, load_splits
+from lora_ft.bench import html, markdown, quality, serving
+from lora_ft.bench.models import Subject, open_subject
+from lora_ft.bench.report import Case, Quality, Report, Service
+from lora_ft.bench.roofline import MEMORY, read_bandwidth
+from lora_ft.bench.runner import Contest, contestants, differing, reference
+from lora_ft.bench.statistics import steadiness
+from lora_ft.bench.suite import Suite
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import write_text
+from lora_ft.core.locks import locked
+from lora_ft.core.output_paths import refuse_file
+from lora_ft.core.progress import Progress, Silent
+from lora_ft.data.splits import Example, load_splits
 from lora_ft.doctor import environment, stolen
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import write_text
-from lora_ft.export.locks import locked
-from lora_ft.export.places import refuse_file
 from lora_ft.merge import SENTENCES
-from lora_ft.progress import Progress, Silent
-from lora_ft.task import Task
+from lora_ft.tasks.schema import Task
 
 REPORT, PAGE, MARKDOWN = "report.json", "report.html", "report.md"
 MODELS = Path("runs/bench/models")
@@ -214,7 +214,7 @@ class _Bench:
         found = self._report(cases, differing(self._everyone, cases) if final else [])
         found.write(self._out / REPORT)
         if final:
-            write_text(self._out / PAGE, page.render(found))
+            write_text(self._out / PAGE, html.render(found))
             write_text(self._out / MARKDOWN, markdown.render(found))
         self._saved = time.monotonic()
         return found

@@ -14,17 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import figures, report
-from benchmarks.engines import EXACT, Engine, parse
-from benchmarks.environments import interpreter
-from benchmarks.floor import step_bytes
-from benchmarks.process import Process, evict
-from benchmarks.subjects import Subject, size
-from benchmarks.suite import Suite
-from lora_ft import energy
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.runtime.cpu import allowed_cpus
-from lora_ft.progress import Progress
+from lora_ft.bench import report
+from lora_ft.bench import statistics as figures
+from lora_ft.bench.engines import EXACT, Engine, parse
+from lora_ft.bench.models import Subject, size
+from lora_ft.bench.peer_environments import interpreter
+from lora_ft.bench.roofline import step_bytes
+from lora_ft.bench.subprocesses import Process, evict
+from lora_ft.bench.suite import Suite
+from lora_ft.core import energy
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.progress import Progress
 
 _WORKER = Path(__file__).with_name("worker.py")
 _TIES = 0.25  # share of rows that may differ by ties where nothing is rounded

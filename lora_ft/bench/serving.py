@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from benchmarks import figures, report
-from benchmarks.contest import Contestant
-from benchmarks.suite import Serving
+from lora_ft.bench import report, statistics
+from lora_ft.bench.runner import Contestant
+from lora_ft.bench.suite import Serving
 
 
 def capacity(one: Contestant, sources: Sequence[Sequence[int]], most: int, batch: int) -> float:
@@ -72,7 +72,7 @@ def serve(
     wall = time.perf_counter() - began
     return report.Load(
         offered=rate, answered=settings.requests / wall, seconds=latencies,
-        percentiles=figures.percentiles(latencies),
+        percentiles=statistics.percentiles(latencies),
         goodput=sum(value <= settings.slo for value in latencies) / wall, batch=float(np.mean(sizes)),
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.report import Interval, Percentiles
+from lora_ft.bench.report import Interval, Percentiles
 
 _CONFIDENCE = 0.99
 _RESAMPLES = 2000

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
 
 _LIMIT = 900.0  # seconds that one call may take; compiling takes minutes
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator
 
-from benchmarks.engines import parse
-from benchmarks.record import Strict, first_fault
-from lora_ft.export.errors import UsageError
-from lora_ft.plain_yaml import read_yaml
+from lora_ft.bench.engines import parse
+from lora_ft.bench.versioned_json import Strict, first_fault
+from lora_ft.core.errors import UsageError
+from lora_ft.tasks.plain_yaml import read_yaml
 
 Decoding = Literal["greedy", "beams", "sample", "lookup"]
 Positive = Annotated[float, Field(gt=0)]
@@ -38,7 +38,7 @@ class Suite(Strict):
     name: str
     about: str = ""
     engines: tuple[str, ...]
-    """`engine/precision`, e.g. onnx/int8-w4 (see `benchmarks.engines`). Ratios are to the first."""
+    """`engine/precision`, e.g. onnx/int8-w4 (see `lora_ft.bench.engines`). Ratios are to the first."""
     batch: tuple[PositiveInt, ...] = (1, 8)
     source: tuple[PositiveInt, ...] = (128,)
     """Tokens in, the same for all rows."""

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from benchmarks.scales import Scale, bounds, drawable, number, ticks
-from lora_ft.pages import escape
+from lora_ft.bench.axes import Scale, bounds, drawable, number, ticks
+from lora_ft.reports.html import escape
 
 WIDTH, HEIGHT = 420, 225  # of a chart with its margins; of the area that data is drawn in
 _TOP, _RIGHT, _BOTTOM, _FONT, _ROW = 26, 14, 44, 12, 19

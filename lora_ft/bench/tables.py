@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from benchmarks.figures import needed
-from benchmarks.report import Case, Contestant, Interval, Percentiles, Report
-from lora_ft.pages import NONE, Cell, Table
+from lora_ft.bench.report import Case, Contestant, Interval, Percentiles, Report
+from lora_ft.bench.statistics import needed
+from lora_ft.reports.html import NONE, Cell, Table
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 

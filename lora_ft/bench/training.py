@@ -1,6 +1,6 @@
 """How fast three ways to train the same adapter are: as tutorials have it, with batches padded less, and ours.
 
-Each recipe (of `benchmarks.training_worker`) trains in a process of its own. A round is one pass of every recipe over
+Each recipe (of `lora_ft.bench.training_worker`) trains in a process of its own. A round is one pass of every recipe over
 the same rows, the first steps * batch of the task, in a random order of recipes; the others wait meanwhile, so that a
 machine whose speed drifts slows all of them alike. The first pass of each warms it up and counts as its start.
 
@@ -24,23 +24,23 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from benchmarks import figures
-from benchmarks.process import Process
-from benchmarks.record import VERSION, Record, Strict
-from benchmarks.report import Interval
-from benchmarks.training_worker import RECIPES
-from lora_ft.adapters import count_parameters
-from lora_ft.bases import find_base, load_tokenizer
-from lora_ft.batches import encode
+from lora_ft.bench import statistics as figures
+from lora_ft.bench.report import Interval
+from lora_ft.bench.subprocesses import Process
+from lora_ft.bench.training_worker import RECIPES
+from lora_ft.bench.versioned_json import VERSION, Record, Strict
 from lora_ft.cli.tables import table
-from lora_ft.data import load_splits, require
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.progress import Progress, Silent
+from lora_ft.data.batching import encode
+from lora_ft.data.splits import load_splits, require
 from lora_ft.doctor import environment
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.lora import Lora
-from lora_ft.progress import Progress, Silent
-from lora_ft.runs import TASK
-from lora_ft.task import Lengths, Task
-from lora_ft.taskfile import save_task
+from lora_ft.models.adapters import count_parameters
+from lora_ft.models.bases import find_base, load_tokenizer
+from lora_ft.runs.run import TASK
+from lora_ft.tasks.files import save_task
+from lora_ft.tasks.lora import Lora
+from lora_ft.tasks.schema import Lengths, Task
 
 USUAL = "usual"  # ratios are to it
 _LIMIT = 7200.0  # seconds of a pass
@@ -166,7 +166,7 @@ class _Taken:
 
 def _process(recipe: str, folder: Path, *numbers: int) -> Process:
     """A recipe in its process. It sees one GPU alone: on several, transformers would make larger batches."""
-    command = [sys.executable, "-P", "-m", "benchmarks.training_worker", recipe, str(folder), *map(str, numbers)]
+    command = [sys.executable, "-P", "-m", "lora_ft.bench.training_worker", recipe, str(folder), *map(str, numbers)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     return Process(f"the recipe {recipe}", command, {"CUDA_VISIBLE_DEVICES": visible.split(",")[0]})
 

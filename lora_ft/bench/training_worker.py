@@ -1,6 +1,6 @@
 """One way to train in a process of its own: it trains one pass for each line that it reads, and says what that took.
 
-python -m benchmarks.training_worker RECIPE FOLDER STEPS ROUNDS SEED
+python -m lora_ft.bench.training_worker RECIPE FOLDER STEPS ROUNDS SEED
 
 FOLDER holds task.yaml. The first line says what the recipe chose. The first pass is done unasked, to warm up.
 """
@@ -30,19 +30,19 @@ from transformers import (
     set_seed,
 )
 
-from lora_ft.adapters import add_adapter
-from lora_ft.bases import Base, find_base, load_model, load_tokenizer, quiet_transformers
-from lora_ft.batches import Encoded, count_positions, encode
-from lora_ft.data import load_splits, require, training_examples, with_labels
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.runtime.cpu import allowed_cpus
-from lora_ft.export.runtime.text import IGNORED, Tokenizer
-from lora_ft.plan import Choices, make_plan
-from lora_ft.progress import Silent
-from lora_ft.runs import TASK
-from lora_ft.task import Lengths, Task
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.progress import Silent
+from lora_ft.core.tokenizer import IGNORED, Tokenizer
+from lora_ft.data.batching import Encoded, count_positions, encode
+from lora_ft.data.splits import load_splits, require, training_examples, with_labels
+from lora_ft.models.adapters import add_adapter
+from lora_ft.models.bases import Base, find_base, load_model, load_tokenizer, quiet_transformers
+from lora_ft.runs.run import TASK
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Lengths, Task
 from lora_ft.train import build_trainer
+from lora_ft.training.plan import Choices, make_plan
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
 

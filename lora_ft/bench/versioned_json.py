@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import write_text
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import write_text
 
 VERSION = 1  # of the files that are written
 

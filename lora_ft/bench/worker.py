@@ -2,7 +2,7 @@
 
     python -P worker.py KIND PRECISION CHECKPOINT MADE THREADS PROVIDER
 
-KIND is of `benchmarks.engines`, or a Python file. MADE is the folder with what the engine loads; peers convert the
+KIND is of `lora_ft.bench.engines`, or a Python file. MADE is the folder with what the engine loads; peers convert the
 checkpoint into it. A peer's environment needs nothing of this project: this file imports only what its engine needs.
 """
 
@@ -167,7 +167,7 @@ class _Torch:
     def load(cls, made: Path, precision: str, threads: int, provider: str) -> _Torch:
         import torch
 
-        from lora_ft.bases import load_model
+        from lora_ft.models.bases import load_model
 
         torch.set_num_threads(threads)
         model = load_model(made).to(torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -323,8 +323,8 @@ def _own(file: Path, checkpoint: Path, threads: int) -> _Plain:
 PACKAGES = {
     "onnx": ("lora_ft.export.runtime:Generator",),
     "single": ("onnxruntime:InferenceSession", "lora_ft.export.layouts.single:greedy_feed"),
-    "torch": ("transformers:T5ForConditionalGeneration", "lora_ft.bases:load_model"),
-    "torch-compile": ("transformers:T5ForConditionalGeneration", "lora_ft.bases:load_model"),
+    "torch": ("transformers:T5ForConditionalGeneration", "lora_ft.models.bases:load_model"),
+    "torch-compile": ("transformers:T5ForConditionalGeneration", "lora_ft.models.bases:load_model"),
     "optimum": ("optimum.onnxruntime:ORTModelForSeq2SeqLM",),
     "openvino": ("optimum.intel:OVModelForSeq2SeqLM",),
     "ctranslate2": ("ctranslate2:Translator", "tokenizers:Tokenizer"),

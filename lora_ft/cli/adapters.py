@@ -10,7 +10,7 @@ import typer
 
 from lora_ft.cli.choices import SplitChoice
 from lora_ft.cli.output import is_terminal, say
-from lora_ft.export.printable import printable
+from lora_ft.core.printable import printable
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look through the adapters in a folder of runs.")
 
@@ -21,7 +21,7 @@ def list_(
 ) -> None:
     """List the adapters of all runs in a folder; * is the best of a grid."""
     from lora_ft.cli.tables import console, distinct, shorten, table
-    from lora_ft.shelf import shelf
+    from lora_ft.run_registry import shelf
 
     made = table("adapter", "base", "rank", "MB", "validation", "trained")
     found = shelf(folder)
@@ -38,10 +38,10 @@ def list_(
 @app.command()
 def show(run: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Show one adapter: what it was trained on and how, and every score there is of it."""
-    from lora_ft.adapter_files import adapter_config
-    from lora_ft.card import figures
     from lora_ft.cli.tables import show_pairs
-    from lora_ft.shelf import entry
+    from lora_ft.models.adapter_files import adapter_config
+    from lora_ft.publishing.model_card import figures
+    from lora_ft.run_registry import entry
 
     one = entry(run)
     task, metrics = one.run.task, one.run.metrics
@@ -75,8 +75,8 @@ def compare(
     """Compare what evaluated runs answered, as `lora-ft compare` does; a folder stands for all its runs."""
     from lora_ft.cli.tables import show_comparison
     from lora_ft.compare import compare as job
-    from lora_ft.runs import is_run
-    from lora_ft.shelf import shelf
+    from lora_ft.run_registry import shelf
+    from lora_ft.runs.run import is_run
 
     names = [str(run) for one in runs for run in ([one] if is_run(one) else [entry.run.folder for entry in shelf(one)])]
     show_comparison(job(names, split=split.value, metrics=metric), rows)
@@ -98,9 +98,9 @@ def merge(
     """Combine adapters into one, and score it on the validation rows of every task beside the task's own adapter."""
     from lora_ft.cli.screen import Screen
     from lora_ft.cli.tables import console, shorten, table
-    from lora_ft.combine import combine as job
-    from lora_ft.peft_adapter import open_adapter
-    from lora_ft.taskfile import load_task
+    from lora_ft.merge_adapters import combine as job
+    from lora_ft.models.peft_adapter import open_adapter
+    from lora_ft.tasks.files import load_task
 
     with Screen() as screen:
         done = job(
@@ -125,8 +125,8 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> int:
     """Delete runs, with adapter, log and scores. Asks first; exit code 1 if the answer is no."""
-    from lora_ft.export.errors import UsageError
-    from lora_ft.shelf import entry, remove
+    from lora_ft.core.errors import UsageError
+    from lora_ft.run_registry import entry, remove
 
     for run in runs:
         entry(run)

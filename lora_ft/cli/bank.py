@@ -34,7 +34,7 @@ def add(
     """Put runs' adapters into a bank, each compared with PyTorch first."""
     from lora_ft.bank import add as job
     from lora_ft.cli.tables import show_shelved
-    from lora_ft.member import Checks
+    from lora_ft.deployment.bank_adapter import Checks
 
     checks = Checks(rows=verify_rows, score_rows=score_rows, max_drop=max_rouge_drop, force=force)
     with Screen() as screen:
@@ -54,7 +54,7 @@ def remove(bank: Bank, names: Annotated[list[str], typer.Argument(metavar="NAME.
 @app.command(name="list")
 def list_(bank: Bank) -> None:
     """List a bank's adapters: size, how they compare with PyTorch, what rounding cost."""
-    from lora_ft.bank_entries import entries
     from lora_ft.cli.tables import show_entries
+    from lora_ft.deployment.bank_entries import entries
 
     show_entries(entries(bank))

@@ -49,11 +49,11 @@ def run(
     overwrite: Overwrite = False,
 ) -> int:
     """Time engines on models; write report.json, report.html and report.md. Exit code 1 if an engine failed."""
-    from benchmarks.bench import PAGE, REPORT, bench
-    from benchmarks.report import Report
-    from benchmarks.suite import Suite
+    from lora_ft.bench.report import Report
+    from lora_ft.bench.run import PAGE, REPORT, bench
+    from lora_ft.bench.suite import Suite
     from lora_ft.cli.bench_tables import show_report
-    from lora_ft.taskfile import load_task
+    from lora_ft.tasks.files import load_task
 
     given = {
         "engines": engine, "batch": batch, "source": source, "new": new, "threads": threads, "decoding": decoding,
@@ -81,8 +81,8 @@ def compare(
     max_drop: Annotated[float, typer.Option("--max-rouge-drop", min=0, help="Points that scores may fall by.")] = 0.5,
 ) -> int:
     """Ratios of B's figures to A's, with intervals. Exit code 1 where one is worse than allowed, or is missing."""
-    from benchmarks.compare import compare, missing
-    from benchmarks.report import Report
+    from lora_ft.bench.regressions import compare, missing
+    from lora_ft.bench.report import Report
     from lora_ft.cli.bench_tables import show_changes
 
     a, b = Report.read(old), Report.read(new)
@@ -100,10 +100,10 @@ def train(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
 ) -> None:
     """Time training: the usual recipe (pad to the maximum, fp32), the same padded by batch, and ours."""
-    from benchmarks.training import measure
+    from lora_ft.bench.training import measure
     from lora_ft.cli.tables import console
-    from lora_ft.export.places import refuse_file
-    from lora_ft.taskfile import load_task
+    from lora_ft.core.output_paths import refuse_file
+    from lora_ft.tasks.files import load_task
 
     if json_file is not None:
         refuse_file(json_file, "--json")

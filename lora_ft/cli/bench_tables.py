@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from lora_ft.cli.tables import console, table
 
 if TYPE_CHECKING:
-    from benchmarks.compare import Change
-    from benchmarks.report import Case, Report
+    from lora_ft.bench.regressions import Change
+    from lora_ft.bench.report import Case, Report
 
 
 def show_report(found: Report, page: Path) -> None:

@@ -10,11 +10,11 @@ from rich.table import Table
 
 from lora_ft.cli.screen import LINE_EVERY, Screen
 from lora_ft.cli.tables import distinct, shorten, table
-from lora_ft.packs.board import Row
+from lora_ft.multi_lora.dashboard import Row
 
 
 class PackScreen(Screen):
-    """Draws `lora_ft.packs.board.Board`."""
+    """Draws `lora_ft.multi_lora.dashboard.Board`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -50,8 +50,8 @@ def export(
 ) -> None:
     """Export to ONNX: a bundle, compared with PyTorch before it is published."""
     from lora_ft.cli.tables import show_export, show_shelved
-    from lora_ft.export.errors import UsageError
-    from lora_ft.export_run import export as job
+    from lora_ft.core.errors import UsageError
+    from lora_ft.export_onnx import export as job
 
     if len(model) > 1 and not adapters:
         raise UsageError(f"{len(model)} models were given", "add --adapters to put runs into one bundle")
@@ -59,14 +59,14 @@ def export(
         raise UsageError("a bank has the layout bundle", "leave out --layout and --triton")
     destination = hub.destination(push_to_hub, private=private)
     if sign is not None:
-        from lora_ft.signing import check_key
+        from lora_ft.deployment.signing import check_key
 
         check_key(sign)
         if destination:
             raise UsageError("pushing rewrites paths, so the signature would not hold", "leave out --sign or the push")
     if adapters:
         from lora_ft.bank import export_bank
-        from lora_ft.member import Checks
+        from lora_ft.deployment.bank_adapter import Checks
 
         checks = Checks(verify_rows, verify_split.value, score_rows, max_rouge_drop, force)
         with Screen() as screen:
@@ -91,7 +91,7 @@ def export(
 def _sign(folder: Path, key: Path | None) -> None:
     """Sign an exported folder where that was asked for."""
     if key is not None:
-        from lora_ft.signing import sign
+        from lora_ft.deployment.signing import sign
 
         say(f"signed: {sign(folder, key)}")
 
@@ -114,14 +114,14 @@ def verify(
 
     Hashes show damage, not who made a bundle: they do not cover README.md and the manifest. --key does.
     """
-    from lora_ft.export.errors import UsageError
+    from lora_ft.core.errors import UsageError
     from lora_ft.export.runtime.manifest import is_bundle
     from lora_ft.verify import verify as job
 
     if adapter and against is None:
         raise UsageError("--adapter goes with --against", "without either, all adapters are verified")
     if key is not None:
-        from lora_ft.signing import check_signature
+        from lora_ft.deployment.signing import check_signature
 
         check_signature(bundle, key)
         say(f"{bundle}: every file is signed by the owner of {key}")
@@ -135,7 +135,7 @@ def verify(
     for name, report in found.adapters.items():
         say(f"with the adapter {name}: {report}")
     if against is not None:
-        from lora_ft.export_run import compare_again
+        from lora_ft.export_onnx import compare_again
 
         with Screen() as screen:
             report = compare_again(bundle, against, adapter=adapter, rows=rows, split=split.value, progress=screen)

@@ -12,11 +12,11 @@ from rich.text import Text
 
 from lora_ft.cli.output import is_terminal, say, stdin_lines
 from lora_ft.cli.screen import Screen
-from lora_ft.export.printable import printable
+from lora_ft.core.printable import printable
 
 if TYPE_CHECKING:
     from lora_ft.chat import Conversation, Event
-    from lora_ft.chats.lines import Line
+    from lora_ft.data.chats.lines import Line
 
 
 def chat(
@@ -43,9 +43,9 @@ def chat(
 ) -> None:
     """Talk with a group chat: your lines join it, the model answers as its people. Lines also come from a pipe."""
     from lora_ft.chat import converse
-    from lora_ft.export.errors import UsageError
+    from lora_ft.core.errors import UsageError
     from lora_ft.generate import drawn_seed
-    from lora_ft.models import open_model
+    from lora_ft.models.loading import open_model
 
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature, "top_k": top_k,
@@ -73,7 +73,7 @@ def chat(
 
 def _start(start: str) -> str:
     """The text, or that of the file of this name."""
-    from lora_ft.export.errors import LoraFtError
+    from lora_ft.core.errors import LoraFtError
 
     path = Path(start)
     try:

@@ -11,9 +11,9 @@ import traceback
 from collections.abc import Callable
 from urllib.parse import quote
 
-from lora_ft.export.disk import disk_fault
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.printable import printable
+from lora_ft.core.disk import disk_fault
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.printable import printable
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "_PASS", "CREDENTIALS")  # ends of names

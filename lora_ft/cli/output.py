@@ -12,8 +12,8 @@ from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from lora_ft.export.errors import UsageError
-from lora_ft.export.printable import printable
+from lora_ft.core.errors import UsageError
+from lora_ft.core.printable import printable
 
 _ASCII = str.maketrans({"…": "...", "–": "-", "—": "-", "→": "->", "·": "*", "’": "'", "“": '"', "”": '"'})
 

@@ -7,22 +7,22 @@ import textwrap
 import time
 from pathlib import Path
 
-from benchmarks.bench import PAGE, measure
-from benchmarks.report import Report
-from benchmarks.subjects import Subject
-from benchmarks.suite import Suite
-from lora_ft.bases import OFFLINE
+from lora_ft.bench.models import Subject
+from lora_ft.bench.report import Report
+from lora_ft.bench.run import PAGE, measure
+from lora_ft.bench.suite import Suite
 from lora_ft.cli.screen import Screen
 from lora_ft.cli.tables import console, show_pairs, table
-from lora_ft.data import Example, load_splits
+from lora_ft.core.files import folder_size
+from lora_ft.core.hub import hub_trouble
+from lora_ft.data.splits import Example, load_splits
 from lora_ft.evaluate import Evaluation, evaluate
-from lora_ft.export.files import folder_size
-from lora_ft.export_run import Exported, export
+from lora_ft.export_onnx import Exported, export
 from lora_ft.generate import generate
-from lora_ft.hub import hub_trouble
 from lora_ft.merge import merge
-from lora_ft.models import open_model
-from lora_ft.taskfile import load_task
+from lora_ft.models.bases import OFFLINE
+from lora_ft.models.loading import open_model
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 
 RECIPE = "dialogue-summary"

@@ -18,7 +18,7 @@ LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 class Screen:
-    """Draws a job's progress (`lora_ft.progress.Progress`). Use it as a context manager around the job."""
+    """Draws a job's progress (`lora_ft.core.progress.Progress`). Use it as a context manager around the job."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")

@@ -11,18 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_ft.cli.output import Console
-from lora_ft.export.files import folder_size
+from lora_ft.core.files import folder_size
 
 if TYPE_CHECKING:
     from lora_ft.bank import Shelved
-    from lora_ft.bank_entries import Entry
-    from lora_ft.chats.summary import ChatSummary
     from lora_ft.compare import Comparison
+    from lora_ft.data.chats.summary import ChatSummary
+    from lora_ft.deployment.bank_entries import Entry
     from lora_ft.evaluate import BankEvaluation, Evaluation
-    from lora_ft.export_run import Exported
-    from lora_ft.runs import Run
-    from lora_ft.task import Task
-    from lora_ft.taskfile import TaskFaults
+    from lora_ft.export_onnx import Exported
+    from lora_ft.runs.run import Run
+    from lora_ft.tasks.files import TaskFaults
+    from lora_ft.tasks.schema import Task
     from lora_ft.validate import Validation
 
 _MOST_FAULTS = 50  # that are shown of a file
@@ -114,7 +114,7 @@ def _label_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
 
 def show_run(run: Run) -> None:
     """What training left."""
-    from lora_ft.runs import CURVES
+    from lora_ft.runs.run import CURVES
 
     metrics, speed = run.metrics, run.metrics["speed"]
     best = metrics["best_metric"]
@@ -249,7 +249,7 @@ def show_entries(entries: Sequence[Entry]) -> None:
 
 def show_sizes(task: Task) -> None:
     """The memory of every FLAN-T5 under a task's limits."""
-    from lora_ft.sizes import GIB, HEAP, sizes, task_batch
+    from lora_ft.training.memory_estimates import GIB, HEAP, sizes, task_batch
 
     screen, batch = console(), task_batch(task)
     made = table("GiB", "parameters", "generate", "bf16", "LoRA", "bf16", "ckpt", "full", "bf16", "ckpt")

@@ -15,9 +15,9 @@ from lora_ft.cli.choices import EngineChoice, GoOnFrom, going_on_from
 from lora_ft.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from lora_ft.packs.engine import Engine
-    from lora_ft.packs.train import Packed
-    from lora_ft.task import Task
+    from lora_ft.multi_lora.engine import Engine
+    from lora_ft.tasks.schema import Task
+    from lora_ft.train_many import Packed
 
 
 def train(
@@ -66,7 +66,7 @@ def train(
     Ctrl-C, SIGTERM and SIGHUP save a checkpoint; --resume goes on from it, or from a finished run with more epochs.
     Exit code 1 if any of several failed; 130, 143 or 129 after a signal.
     """
-    from lora_ft.export.errors import UsageError
+    from lora_ft.core.errors import UsageError
 
     of_ray = {"address": address, "cpus": cpus_per_pack, "gpus": gpus_per_pack, "retries": retries, "storage": storage}
     given: dict[str, Any] = {key: value for key, value in of_ray.items() if value is not None}
@@ -79,7 +79,7 @@ def train(
     if len(found) == 1 and pack_size:
         raise UsageError("--pack-size is for several tasks", "leave it out")
     if engine is EngineChoice.ray:
-        from lora_ft.packs.cluster import Cluster
+        from lora_ft.multi_lora.ray_engine import Cluster
 
         cluster = Cluster(**given)
         return _several(found, out or Path("runs"), cluster, resume=resume, overwrite=overwrite, most=pack_size)
@@ -100,8 +100,8 @@ def train(
 
 def _load(given: Sequence[str], overrides: Sequence[str]) -> list[tuple[Task, dict[str, Any]]]:
     """All tasks of files, folders and grids, each with what a grid sets in it."""
-    from lora_ft.export.errors import UsageError
-    from lora_ft.taskfile import load_tasks
+    from lora_ft.core.errors import UsageError
+    from lora_ft.tasks.files import load_tasks
 
     found = []
     for name in given:
@@ -120,8 +120,8 @@ def _several(
     most: int | None,
 ) -> int:  # fmt: skip
     from lora_ft.cli.board import PackScreen
-    from lora_ft.packs.best import mark_best
-    from lora_ft.packs.train import train_pack
+    from lora_ft.runs.grid_results import mark_best
+    from lora_ft.train_many import train_pack
 
     with PackScreen() as screen, redirect_stdout(sys.stderr):  # Ray prints what it hears of lost workers
         packed = train_pack(

@@ -50,7 +50,7 @@ def validate(
 ) -> int:
     """Check a task file and its data, and show what training would do. All faults are shown at once."""
     from lora_ft.cli.tables import show_faults, show_validation
-    from lora_ft.taskfile import TaskFaults
+    from lora_ft.tasks.files import TaskFaults
     from lora_ft.validate import validate as job
 
     try:
@@ -78,7 +78,7 @@ def merge(
 ) -> None:
     """Merge a run's adapter into its base: a checkpoint that needs no peft."""
     from lora_ft.merge import merge as job
-    from lora_ft.peft_adapter import open_adapter
+    from lora_ft.models.peft_adapter import open_adapter
 
     destination = hub.destination(push_to_hub, private=private)
     with Screen() as screen:
@@ -112,11 +112,11 @@ def evaluate(
 ) -> int:
     """Score a model by the task's metrics, each with its 95 % interval, on the 0-100 scale."""
     from lora_ft.cli.tables import show_bank_evaluation, show_evaluation
+    from lora_ft.core.errors import UsageError
     from lora_ft.evaluate import evaluate as job
     from lora_ft.evaluate import evaluate_bank
-    from lora_ft.export.errors import UsageError
     from lora_ft.export.runtime.manifest import is_bank
-    from lora_ft.taskfile import load_task
+    from lora_ft.tasks.files import load_task
 
     options: dict[str, Any] = {"split": split.value, "limit": limit, "baseline": baseline, "batch_size": batch_size}
     if not task and not adapter and is_bank(Path(model)):
@@ -163,9 +163,9 @@ def compare(
     """Compare what evaluated runs answered: differences to the first, 95 % interval, p, the rows that changed most."""
     from lora_ft.cli.tables import show_comparison
     from lora_ft.compare import compare as job
-    from lora_ft.compare_page import render
-    from lora_ft.export.files import write_text
-    from lora_ft.export.places import refuse_file
+    from lora_ft.core.files import write_text
+    from lora_ft.core.output_paths import refuse_file
+    from lora_ft.reports.comparison_page import render
 
     if html is not None:
         refuse_file(html, "--html", inputs=models)
@@ -219,12 +219,12 @@ def generate(
 ) -> None:
     """Answer texts or rows, put through the model's own prompt."""
     from lora_ft.cli.rows import read_inputs, write_outputs
-    from lora_ft.export.errors import UsageError
-    from lora_ft.export.places import refuse_file
+    from lora_ft.core.errors import UsageError
+    from lora_ft.core.output_paths import refuse_file
     from lora_ft.generate import answers as job
     from lora_ft.generate import drawn_seed
     from lora_ft.generate import stream as stream_answers
-    from lora_ft.models import open_model
+    from lora_ft.models.loading import open_model
 
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "num_beams": num_beams,
@@ -285,7 +285,7 @@ def sizes(
 ) -> None:
     """Parameters of every FLAN-T5, and the memory that generating and training take."""
     from lora_ft.cli.tables import show_sizes
-    from lora_ft.taskfile import load_task
+    from lora_ft.tasks.files import load_task
 
     show_sizes(load_task(task, set_))
 
@@ -293,7 +293,7 @@ def sizes(
 @app.command()
 def recipes() -> None:
     """List the task files that ship with lora-ft."""
-    from lora_ft.taskfile import recipe_file, recipes
+    from lora_ft.tasks.files import recipe_file, recipes
 
     for name in recipes():
         say(f"{name}\t{recipe_file(name)}")
@@ -322,8 +322,8 @@ def quickstart(
 
 def _task_of(model: str, task: str | None, overrides: list[str]) -> str:
     """The task file to apply --set to: the one named, or the model's own."""
-    from lora_ft.export.errors import UsageError
-    from lora_ft.runs import TASK
+    from lora_ft.core.errors import UsageError
+    from lora_ft.runs.run import TASK
 
     if task:
         return task

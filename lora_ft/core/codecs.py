@@ -17,7 +17,7 @@ import json
 import re
 from typing import Any
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 
 ESCAPE, NEWLINE, OPEN, CLOSE = "′", "•", "«", "»"
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 
 ABSENT: Any = object()
 """The value of a column that a row does not have; None is one that is empty."""

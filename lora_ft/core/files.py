@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_ft.export.errors import LoraFtError, first_line
-from lora_ft.export.json_limits import parse_json as parse_json
-from lora_ft.export.leftovers import staging_name, tidy
-from lora_ft.export.locks import try_lock
-from lora_ft.export.ownership import foreign_reason
-from lora_ft.export.places import making
+from lora_ft.core.errors import LoraFtError, first_line
+from lora_ft.core.json_limits import parse_json as parse_json
+from lora_ft.core.locks import try_lock
+from lora_ft.core.output_paths import making
+from lora_ft.core.ownership import foreign_reason
+from lora_ft.core.staging import staging_name, tidy
 
 _MAX_JSON = 1 << 28  # bytes; a value takes up to 25 times as many, and the largest tokenizer has 17 million
 
@@ -33,7 +33,7 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     The lock of `out` is held meanwhile. A link at `out` stays; the folder that it leads to is made or replaced.
 
     Raises:
-        UsageError: `out` may not be made (see `lora_ft.export.places.refuse_existing`), or another job is making it. An
+        UsageError: `out` may not be made (see `lora_ft.core.output_paths.refuse_existing`), or another job is making it. An
             existing folder stays as it was until the swap.
     """
     with making(out, overwrite=overwrite) as place:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 
 _BANS = (  # what might leave no token of an allowed answer
     "min_new_tokens", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 
 TIMEOUT = 4.0
 

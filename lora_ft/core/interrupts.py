@@ -8,8 +8,8 @@ import threading
 import time
 from typing import Any
 
-from lora_ft.export.errors import LoraFtError
-from lora_ft.processes import processes
+from lora_ft.core.distributed import processes
+from lora_ft.core.errors import LoraFtError
 
 # Ctrl-C; what `kill`, Docker, Slurm and Kubernetes send; a terminal or a connection that was closed.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
 
 MAX_DEPTH = 200
 """Deepest nesting of lists and objects; formats in use stay below 50."""

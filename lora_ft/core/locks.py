@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL)
 # Lock files that this context holds: a job that calls another job for the same place already has it. Another thread

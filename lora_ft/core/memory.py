@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from lora_ft.export.runtime.cpu import own_groups
+from lora_ft.core.hardware import own_groups
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 

@@ -11,10 +11,10 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lora_ft.export.errors import UsageError
-from lora_ft.export.leftovers import tidy
-from lora_ft.export.locks import locked
-from lora_ft.export.ownership import foreign_reason, is_own_file
+from lora_ft.core.errors import UsageError
+from lora_ft.core.locks import locked
+from lora_ft.core.ownership import foreign_reason, is_own_file
+from lora_ft.core.staging import tidy
 
 _OTHER = "give another --out"
 _KINDS = (

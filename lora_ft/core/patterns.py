@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 
 _SECONDS = 5
 _SECONDS_OF_A_SEARCH = 1e-4

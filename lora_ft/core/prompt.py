@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_ft.export.errors import UsageError
-from lora_ft.export.runtime.columns import ABSENT, Column, is_empty, text_of
+from lora_ft.core.columns import ABSENT, Column, is_empty, text_of
+from lora_ft.core.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Placeholder:
 class Prompt:
     """A template with placeholders; `{{` and `}}` are braces.
 
-    `{column}` is a column or a path inside one (see `lora_ft.export.runtime.columns`), which each row must have.
+    `{column}` is a column or a path inside one (see `lora_ft.core.columns`), which each row must have.
     `{column?}` may be missing or empty, and is empty then; `{column?none}` is "none" then.
 
     Attributes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 
 SPECIAL = START, END, PAD = "decoder_start_token_id", "eos_token_id", "pad_token_id"
 

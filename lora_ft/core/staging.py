@@ -9,7 +9,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from lora_ft.export.locks import holds, try_lock
+from lora_ft.core.locks import holds, try_lock
 
 _STAGED = ".partial"
 

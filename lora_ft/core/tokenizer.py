@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.runtime.codec import Codec
+from lora_ft.core.codecs import Codec
+from lora_ft.core.errors import LoraFtError, UsageError
 
 # Marks label positions that carry no loss; transformers pads predictions with it, too (transformers#22634).
 IGNORED = -100

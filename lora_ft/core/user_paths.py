@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 
 
 def expanded(path: str | Path) -> Path:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from lora_ft.data import Example
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.runtime.text import IGNORED, Tokenizer, pad
-from lora_ft.task import Lengths
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.tokenizer import IGNORED, Tokenizer, pad
+from lora_ft.data.splits import Example
+from lora_ft.tasks.schema import Lengths
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.runtime.codec import codec_named
-from lora_ft.export.runtime.columns import ABSENT, Column, is_empty, names_of, text_of
-from lora_ft.export.runtime.prompt import Prompt
-from lora_ft.formats.content import MAX_CELL, Located, Row
-from lora_ft.labels import require_label
-from lora_ft.task import Task
+from lora_ft.core.codecs import codec_named
+from lora_ft.core.columns import ABSENT, Column, is_empty, names_of, text_of
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.prompt import Prompt
+from lora_ft.data.formats.content import MAX_CELL, Located, Row
+from lora_ft.data.labels import require_label
+from lora_ft.tasks.schema import Task
 
 # How spreadsheets, pandas, R and databases write a missing value where it was turned into text.
 _MISSING = frozenset(("nan", "null", "none", "na", "n/a", "#n/a", "<na>", "nat"))

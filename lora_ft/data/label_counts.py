@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lora_ft.data import Splits
-from lora_ft.task import SPLITS, Task
+from lora_ft.data.splits import Splits
+from lora_ft.tasks.schema import SPLITS, Task
 
 _IMBALANCED = 10  # times as many rows of the commonest label as of the rarest
 _SHOWN = 5  # labels in a warning

@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.runtime.text import Tokenizer
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # bundles generate without pydantic
-    from lora_ft.task import Task
+    from lora_ft.tasks.schema import Task
 
 
 def label_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:

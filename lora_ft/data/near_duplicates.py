@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from lora_ft.metrics.words import UnicodeTokenizer
+from lora_ft.data.words import UnicodeTokenizer
 
 ALIKE = 0.8
 _RUN = 3

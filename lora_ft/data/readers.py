@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from lora_ft.export.errors import UsageError, first_line
-from lora_ft.formats.content import COMPRESSED, Content, Located, Row, content_of, kind_of_file
-from lora_ft.formats.delimited import read_delimited
-from lora_ft.formats.json_rows import read_json_rows
-from lora_ft.formats.table import read_parquet
+from lora_ft.core.errors import UsageError, first_line
+from lora_ft.data.formats.content import COMPRESSED, Content, Located, Row, content_of, kind_of_file
+from lora_ft.data.formats.delimited import read_delimited
+from lora_ft.data.formats.json_rows import read_json_rows
+from lora_ft.data.formats.table import read_parquet
 
 __all__ = ["READERS", "Layout", "Located", "Row", "find_files", "is_readable", "read_rows"]
 

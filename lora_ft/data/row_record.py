@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_ft.data import Example, Splits
-from lora_ft.export.errors import LoraFtError
-from lora_ft.task import SPLITS
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.splits import Example, Splits
+from lora_ft.tasks.schema import SPLITS
 
 _DIGITS = 16  # of a row's digest: 64 bits, so that among 10 million rows two are alike with a chance of 3 in a million
 # Splits whose order decides what is trained: which rows share a batch, and in which order sums are rounded.

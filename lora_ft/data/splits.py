@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lora_ft.chats.rows import ChatRows, read_chat_rows
-from lora_ft.chats.summary import ChatSummary
-from lora_ft.examples import Example, ExampleMaker
-from lora_ft.export.errors import UsageError, first_line
-from lora_ft.hub import require_hub
-from lora_ft.readers import Layout, Located, read_rows
-from lora_ft.source import Data
-from lora_ft.splitting import cut, oversampled
-from lora_ft.task import AUTO, MAX_LABELS, SPLITS, Task
+from lora_ft.core.errors import UsageError, first_line
+from lora_ft.core.hub import require_hub
+from lora_ft.data.chats.rows import ChatRows, read_chat_rows
+from lora_ft.data.chats.summary import ChatSummary
+from lora_ft.data.examples import Example, ExampleMaker
+from lora_ft.data.readers import Layout, Located, read_rows
+from lora_ft.data.stratified import cut, oversampled
+from lora_ft.tasks.data import Data
+from lora_ft.tasks.schema import AUTO, MAX_LABELS, SPLITS, Task
 
 __all__ = ["Example", "Splits", "load_splits", "require", "training_examples", "with_labels"]
 

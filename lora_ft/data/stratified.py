@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 
 
 def cut(

@@ -10,7 +10,7 @@ import regex
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
 if TYPE_CHECKING:
-    from lora_ft.task import Evaluate
+    from lora_ft.tasks.schema import Evaluate
 
 ENGLISH = "en"
 # Scripts written without spaces between words: every character, with its marks, is a token.

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lora_ft.adapter_files import WEIGHTS, adapter_config
-from lora_ft.adapters import load_adapter
-from lora_ft.bases import Base, load_model, load_tokenizer
-from lora_ft.data import Example
-from lora_ft.engines import TorchEngine
-from lora_ft.export.bank import LowRank
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.generation import read_generation
+from lora_ft.core.codecs import codec_named
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.progress import Progress
+from lora_ft.data.splits import Example
+from lora_ft.deployment.precision_search import holds
+from lora_ft.deployment.torch_reference import codec_of, examples_of, origin_of, references_of, samples_of
+from lora_ft.evaluation.metrics import difference, score
+from lora_ft.export.bundle.adapter_slots import LowRank
+from lora_ft.export.bundle.bank import Member
+from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.parity import Probe, Reference
 from lora_ft.export.runtime import Generator
-from lora_ft.export.runtime.codec import codec_named
-from lora_ft.export.shelf import Member
 from lora_ft.merge import SENTENCES
-from lora_ft.metrics import difference, score
-from lora_ft.peft_adapter import PeftAdapter, name_of, open_adapter
-from lora_ft.progress import Progress
-from lora_ft.references import codec_of, examples_of, origin_of, references_of, samples_of
-from lora_ft.runs import Run
-from lora_ft.task import SplitName, Task
-from lora_ft.tradeoff import holds
+from lora_ft.models.adapter_files import WEIGHTS, adapter_config
+from lora_ft.models.adapters import load_adapter
+from lora_ft.models.backends import TorchEngine
+from lora_ft.models.bases import Base, load_model, load_tokenizer
+from lora_ft.models.peft_adapter import PeftAdapter, name_of, open_adapter
+from lora_ft.runs.run import Run
+from lora_ft.tasks.schema import SplitName, Task
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -113,7 +113,7 @@ def named_runs(runs: Sequence[str]) -> dict[str, Run | PeftAdapter]:
 
 
 def member_of(name: str, run: Run | PeftAdapter, oracle: Oracle, checks: Checks, progress: Progress) -> Member:
-    """A run's adapter, or one that peft saved elsewhere, as `lora_ft.export.shelf.put` takes it.
+    """A run's adapter, or one that peft saved elsewhere, as `lora_ft.export.bundle.bank.put` takes it.
 
     Args:
         name: of the adapter.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_ft.export.errors import UsageError, sound_content
+from lora_ft.core.errors import UsageError, sound_content
 from lora_ft.export.parity import Report
 from lora_ft.export.runtime import manifest
 

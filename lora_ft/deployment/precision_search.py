@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.data import Example
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.publish import Candidate
-from lora_ft.metrics import Estimate, Scored, difference, score
-from lora_ft.progress import Progress
-from lora_ft.task import Task
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.progress import Progress
+from lora_ft.data.splits import Example
+from lora_ft.evaluation.metrics import Estimate, Scored, difference, score
+from lora_ft.export.bundle.publish import Candidate
+from lora_ft.tasks.schema import Task
 
 _SOURCE, _NEW, _ROUNDS = 128, 32, 5  # tokens in, tokens out, timings of each
 

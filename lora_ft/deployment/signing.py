@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lora_ft.export.errors import LoraFtError, UsageError, first_line
+from lora_ft.core.errors import LoraFtError, UsageError, first_line
 
 SIGNATURE = "model.sig"
 _EXTRA = "pip install 'lora-ft[sign]'"

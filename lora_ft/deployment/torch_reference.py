@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lora_ft.card import Facts, figures
-from lora_ft.data import Example, load_splits
-from lora_ft.export.bundle import Origin
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.progress import Progress
+from lora_ft.core.tokenizer import Tokenizer, by_length, ragged
+from lora_ft.data.splits import Example, load_splits
+from lora_ft.export.bundle.assemble import Origin
+from lora_ft.export.bundle.provenance import Provenance, Score
+from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Reference
-from lora_ft.export.provenance import Provenance, Score
-from lora_ft.export.runtime.text import Tokenizer, by_length, ragged
-from lora_ft.export.smooth import Sample
-from lora_ft.generation import only, own_generation
 from lora_ft.merge import SENTENCES
-from lora_ft.models import MAX_NEW_TOKENS, SOURCE_LENGTH
-from lora_ft.privacy import base_name, data_sources, without_paths
-from lora_ft.progress import Progress
-from lora_ft.task import SplitName, Task
+from lora_ft.models.generation import only, own_generation
+from lora_ft.models.loading import MAX_NEW_TOKENS, SOURCE_LENGTH
+from lora_ft.publishing.model_card import Facts, figures
+from lora_ft.publishing.redaction import base_name, data_sources, without_paths
+from lora_ft.tasks.schema import SplitName, Task
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration

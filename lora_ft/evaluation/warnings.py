@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lora_ft.data import Example, load_splits
-from lora_ft.duplicates import near_duplicates
-from lora_ft.engines import Answer
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.runtime.prompt import Prompt
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.metrics.sentences import split_sentences
-from lora_ft.metrics.words import dropped_share, is_unicode
-from lora_ft.task import SplitName, Task
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.prompt import Prompt
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.data.near_duplicates import near_duplicates
+from lora_ft.data.sentences import split_sentences
+from lora_ft.data.splits import Example, load_splits
+from lora_ft.data.words import dropped_share, is_unicode
+from lora_ft.models.backends import Answer
+from lora_ft.tasks.schema import SplitName, Task
 
 _FEW = 0.01  # shares below it move no score that anyone would quote
 _MANY_CUT = 0.05

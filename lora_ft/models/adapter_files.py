@@ -13,12 +13,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.bases import ADAPTER_CONFIG
-from lora_ft.export.accounting import FLOATS, by, listed, not_finite
-from lora_ft.export.errors import LoraFtError, UsageError, first_line
-from lora_ft.export.files import read_json
-from lora_ft.export.runtime.tensors import describe_tensors, map_tensors
-from lora_ft.export.weight_files import check_content, conversion
+from lora_ft.core.errors import LoraFtError, UsageError, first_line
+from lora_ft.core.files import read_json
+from lora_ft.export.checkpoint.tensor_checks import FLOATS, by, listed, not_finite
+from lora_ft.export.checkpoint.weight_files import check_content, conversion
+from lora_ft.export.runtime.safetensors_file import describe_tensors, map_tensors
+from lora_ft.models.bases import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -9,20 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.adapter_files import CONFIG, account, adapter_config, describe, lora_config, patterns_of
-from lora_ft.bases import quiet_transformers
-from lora_ft.checkpoint import is_scaled, is_untied, tell_ties
-from lora_ft.export.accounting import listed
-from lora_ft.export.errors import LoraFtError, UsageError, first_line
-from lora_ft.export.files import write_json
-from lora_ft.lora import Lora
-from lora_ft.patterns import check_patterns
+from lora_ft.core.errors import LoraFtError, UsageError, first_line
+from lora_ft.core.files import write_json
+from lora_ft.core.patterns import check_patterns
+from lora_ft.export.checkpoint.tensor_checks import listed
+from lora_ft.models.adapter_files import CONFIG, account, adapter_config, describe, lora_config, patterns_of
+from lora_ft.models.bases import quiet_transformers
+from lora_ft.models.checkpoints import is_scaled, is_untied, tell_ties
+from lora_ft.tasks.lora import Lora
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, T5ForConditionalGeneration
 
-    from lora_ft.bases import Base
+    from lora_ft.models.bases import Base
 
 
 _TABLES = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")

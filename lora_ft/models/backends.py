@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
+from lora_ft.core.generation_options import Options
+from lora_ft.core.special_tokens import Special
+from lora_ft.core.tokenizer import Tokenizer, by_length, ragged
+from lora_ft.core.trie import Trie
+from lora_ft.data.labels import label_tokens
 from lora_ft.export.runtime.generator import Generator, listed
-from lora_ft.export.runtime.options import Options
-from lora_ft.export.runtime.special import Special
-from lora_ft.export.runtime.text import Tokenizer, by_length, ragged
-from lora_ft.export.runtime.trie import Trie
-from lora_ft.labels import label_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,7 @@ class TorchEngine:
     """
 
     def __init__(self, model: T5ForConditionalGeneration, tokenizer: Tokenizer, source_length: int) -> None:
-        from lora_ft.generation import own_generation
+        from lora_ft.models.generation import own_generation
 
         self.model, self.tokenizer, self.source_length = model, tokenizer, source_length
         own = own_generation(model)
@@ -92,7 +92,7 @@ class TorchEngine:
     ) -> list[Answer]:
         import torch
 
-        from lora_ft.generation import only, torch_options
+        from lora_ft.models.generation import only, torch_options
 
         chosen = {**self.own, **{name: value for name, value in options.items() if value is not None}}
         if chosen.pop("prompt_lookup", None):

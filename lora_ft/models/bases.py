@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.byt5 import byte_tokenizer
-from lora_ft.export.accounting import UNUSED, check_names, check_numbers, listed
-from lora_ft.export.architecture import FAMILY, Architecture
-from lora_ft.export.checkpoint import Checkpoint
-from lora_ft.export.errors import LoraFtError, UsageError, first_line
-from lora_ft.export.files import read_json
-from lora_ft.export.runtime.codec import Codec, codec_named
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.export.weight_files import conversion, has_weights
-from lora_ft.hub import hub_trouble
-from lora_ft.offline import NOTICE, cached, offline_base
+from lora_ft.core.codecs import Codec, codec_named
+from lora_ft.core.errors import LoraFtError, UsageError, first_line
+from lora_ft.core.files import read_json
+from lora_ft.core.hub import hub_trouble
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.export.checkpoint.architecture import FAMILY, Architecture
+from lora_ft.export.checkpoint.reader import Checkpoint
+from lora_ft.export.checkpoint.tensor_checks import UNUSED, check_names, check_numbers, listed
+from lora_ft.export.checkpoint.weight_files import conversion, has_weights
+from lora_ft.models.byt5 import byte_tokenizer
+from lora_ft.models.offline_base import NOTICE, cached, offline_base
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration

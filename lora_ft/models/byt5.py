@@ -8,8 +8,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from lora_ft.export.runtime.codec import Codec
-from lora_ft.export.runtime.text import Tokenizer
+from lora_ft.core.codecs import Codec
+from lora_ft.core.tokenizer import Tokenizer
 
 _SPECIAL = ("<pad>", "</s>", "<unk>")  # 0, 1, 2; then the 256 bytes, then the sentinels (arXiv 2105.13626)
 _SENTINELS = 125

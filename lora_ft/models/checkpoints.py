@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_ft.bases import quiet_transformers
-from lora_ft.export.files import read_json, write_json
-from lora_ft.export.runtime.text import Tokenizer
+from lora_ft.core.files import read_json, write_json
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.models.bases import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration

@@ -1,6 +1,6 @@
 """How a model in PyTorch generates: its checkpoint's settings, a task's, and what is asked for, in one order.
 
-What is asked for takes precedence over the task, the task over the checkpoint (`lora_ft.export.generation`), and
+What is asked for takes precedence over the task, the task over the checkpoint (`lora_ft.export.checkpoint.generation_config`), and
 that over the defaults of `Options`. transformers would mix its own defaults in and keep them; `only` prevents both.
 """
 
@@ -10,16 +10,16 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.bases import Base
-from lora_ft.export.errors import UsageError
-from lora_ft.export.generation import Generation, generation_of, read_generation
-from lora_ft.export.runtime.options import Options
-from lora_ft.export.runtime.special import Special
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.labels import label_tokens
+from lora_ft.core.errors import UsageError
+from lora_ft.core.generation_options import Options
+from lora_ft.core.special_tokens import Special
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.data.labels import label_tokens
+from lora_ft.export.checkpoint.generation_config import Generation, generation_of, read_generation
+from lora_ft.models.bases import Base
 
 if TYPE_CHECKING:
-    from lora_ft.task import Task
+    from lora_ft.tasks.schema import Task
 
 _OURS = ("seed", "allowed", "prompt_lookup", "output_scores")  # options that `generate` has not, or not so
 _OF_SAMPLES = ("temperature", "top_k", "top_p")  # transformers warns of them where nothing is sampled

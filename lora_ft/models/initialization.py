@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_ft.adapter_files import CONFIG
-from lora_ft.adapters import load_adapter
-from lora_ft.batches import Encoded, LengthSampler, collate
-from lora_ft.export.errors import UsageError
-from lora_ft.export.files import staged_folder
-from lora_ft.export.runtime.text import IGNORED
-from lora_ft.generation import own_generation
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import staged_folder
+from lora_ft.core.tokenizer import IGNORED
+from lora_ft.data.batching import Encoded, LengthSampler, collate
+from lora_ft.models.adapter_files import CONFIG
+from lora_ft.models.adapters import load_adapter
+from lora_ft.models.generation import own_generation
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from lora_ft.lora import Lora
+    from lora_ft.tasks.lora import Lora
 
 INITIAL = "initial"
 _BATCH, _BATCHES = 8, 16  # rows that EVA looks at

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.engines import Engine, OnnxEngine, TorchEngine
-from lora_ft.export.errors import UsageError
-from lora_ft.export.runtime.cpu import allowed_cpus
+from lora_ft.core.errors import UsageError
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.prompt import Prompt
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.manifest import is_bundle
-from lora_ft.export.runtime.prompt import Prompt
+from lora_ft.models.backends import Engine, OnnxEngine, TorchEngine
 
 if TYPE_CHECKING:
-    from lora_ft.task import Task
+    from lora_ft.tasks.schema import Task
 
 SOURCE_LENGTH, MAX_NEW_TOKENS = 512, 128  # of a model that came without a task
 
@@ -70,7 +70,7 @@ def open_model(
     if provider != "auto":
         raise UsageError(f"{name} is no bundle, and --provider is for bundles", "export it first")
     _require_torch(name)
-    from lora_ft.peft_adapter import holds_adapter
+    from lora_ft.models.peft_adapter import holds_adapter
 
     if holds_adapter(folder):
         return _open_adapter(name, base, task)
@@ -117,7 +117,7 @@ def _require_no_base(name: str, base: str | None) -> None:
 
 def _open_adapter(name: str, base: str | None, asked: Task | None) -> Model:
     from lora_ft.merge import merge_in_memory
-    from lora_ft.peft_adapter import PeftAdapter, open_adapter
+    from lora_ft.models.peft_adapter import PeftAdapter, open_adapter
 
     run = open_adapter(name)
     merged = merge_in_memory(run, base=base)
@@ -134,9 +134,9 @@ def _open_adapter(name: str, base: str | None, asked: Task | None) -> Model:
 
 
 def _open_checkpoint(name: str) -> Model:
-    from lora_ft.bases import find_base, load_model, load_tokenizer
-    from lora_ft.runs import TASK
-    from lora_ft.taskfile import load_task
+    from lora_ft.models.bases import find_base, load_model, load_tokenizer
+    from lora_ft.runs.run import TASK
+    from lora_ft.tasks.files import load_task
 
     base = find_base(name)
     task = load_task(base.folder / TASK) if (base.folder / TASK).is_file() else None

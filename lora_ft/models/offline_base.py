@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import sha256, staged_folder
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import sha256, staged_folder
 
 NOTICE = (
     "'offline' is not the untouched google/flan-t5-small: it is a FLAN-T5-small that was fine-tuned to write titles, "

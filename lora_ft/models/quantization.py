@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.bases import load_model
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
+from lora_ft.models.bases import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,13 +7,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lora_ft.adapter_files import WEIGHTS, describe, lora_config
-from lora_ft.export.errors import UsageError
-from lora_ft.export.files import sha256
-from lora_ft.lora import Lora
-from lora_ft.peft_adapter import PeftAdapter, open_adapter
-from lora_ft.runs import Run
-from lora_ft.task import Task
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import sha256
+from lora_ft.models.adapter_files import WEIGHTS, describe, lora_config
+from lora_ft.models.peft_adapter import PeftAdapter, open_adapter
+from lora_ft.runs.run import Run
+from lora_ft.tasks.lora import Lora
+from lora_ft.tasks.schema import Task
 
 
 def adopted(task: Task) -> Task:

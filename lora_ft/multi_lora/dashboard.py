@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lora_ft.progress import Progress, Silent
+from lora_ft.core.progress import Progress, Silent
 
 
 @dataclass(frozen=True)

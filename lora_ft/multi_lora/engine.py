@@ -8,16 +8,16 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from lora_ft.bases import find_base
-from lora_ft.export.errors import UsageError
-from lora_ft.export.runtime.cpu import allowed_cpus
-from lora_ft.interrupts import Interrupted, Interrupts
-from lora_ft.memory import device_memory
-from lora_ft.packs.board import Board
-from lora_ft.packs.snapshot import Snapshots
-from lora_ft.packs.work import Work, open_frozen, train_one, use_threads
-from lora_ft.plan import this_device
-from lora_ft.precision import Precision, choose_precision
+from lora_ft.core.errors import UsageError
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.interrupts import Interrupted, Interrupts
+from lora_ft.core.memory import device_memory
+from lora_ft.models.bases import find_base
+from lora_ft.multi_lora.dashboard import Board
+from lora_ft.multi_lora.group_job import Work, open_frozen, train_one, use_threads
+from lora_ft.multi_lora.snapshots import Snapshots
+from lora_ft.training.compute_dtype import Precision, choose_precision
+from lora_ft.training.plan import this_device
 
 
 @dataclass(frozen=True)

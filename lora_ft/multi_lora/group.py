@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_ft.energy import SOURCES, meter
-from lora_ft.export.runtime.text import IGNORED
-from lora_ft.packs.adamw import StackedAdamW
-from lora_ft.packs.board import Board, Row
-from lora_ft.packs.joint import Share, group, join
-from lora_ft.packs.member import Member, describe, publish
-from lora_ft.packs.point import Tensors
-from lora_ft.packs.snapshot import Snapshot, Snapshots
-from lora_ft.packs.stack import Stack
-from lora_ft.trainer import token_loss
+from lora_ft.core.energy import SOURCES, meter
+from lora_ft.core.tokenizer import IGNORED
+from lora_ft.multi_lora.dashboard import Board, Row
+from lora_ft.multi_lora.group_member import Member, describe, publish
+from lora_ft.multi_lora.joint_batches import Share, group, join
+from lora_ft.multi_lora.resume_point import Tensors
+from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
+from lora_ft.multi_lora.stacked_adamw import StackedAdamW
+from lora_ft.multi_lora.stacked_weights import Stack
+from lora_ft.training.trainer import token_loss
 
 _OVERHEAD = 10  # snapshots take no more than one part in so many of the time
 _LONGEST = 600.0  # seconds without one

@@ -9,22 +9,22 @@ from typing import Any
 
 import torch
 
-from lora_ft.bases import Base, quiet_transformers
-from lora_ft.export.errors import LoraFtError
-from lora_ft.interrupts import Interrupted
-from lora_ft.material import Material
-from lora_ft.memory import keep_freed_memory
-from lora_ft.packs.adapter import make_adapter
-from lora_ft.packs.board import Board
-from lora_ft.packs.member import Member, publish
-from lora_ft.packs.pack import Pack
-from lora_ft.packs.record import WORK
-from lora_ft.packs.snapshot import Snapshot, Snapshots
-from lora_ft.packs.stack import Stack
-from lora_ft.plan import Plan
-from lora_ft.runs import unfinished
-from lora_ft.task import Task
-from lora_ft.weights import open_base
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.interrupts import Interrupted
+from lora_ft.core.memory import keep_freed_memory
+from lora_ft.models.bases import Base, quiet_transformers
+from lora_ft.multi_lora.dashboard import Board
+from lora_ft.multi_lora.group import Pack
+from lora_ft.multi_lora.group_member import Member, publish
+from lora_ft.multi_lora.peft_adapter import make_adapter
+from lora_ft.multi_lora.record import WORK
+from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
+from lora_ft.multi_lora.stacked_weights import Stack
+from lora_ft.runs.run import unfinished
+from lora_ft.tasks.schema import Task
+from lora_ft.training.plan import Plan
+from lora_ft.training.prepared_data import Material
+from lora_ft.training.weights import open_base
 
 
 @dataclass(frozen=True)

@@ -17,27 +17,27 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer_utils import speed_metrics
 
-from lora_ft import checkpoints
-from lora_ft.adapter_files import WEIGHTS
-from lora_ft.bases import Base
-from lora_ft.batches import collate, count_positions
-from lora_ft.claim import record_rows, run_of
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.files import read_json, sync_tree, write_json
-from lora_ft.material import Material
-from lora_ft.outcome import CHOICES, finish, hardware, measured, trim_log
-from lora_ft.packs.adamw import Rate
-from lora_ft.packs.adapter import Adapter
-from lora_ft.packs.board import Row
-from lora_ft.packs.linear import Drop
-from lora_ft.packs.point import Tensors, parameter_groups, read_point, write_point
-from lora_ft.plan import Plan
-from lora_ft.progress import Silent
-from lora_ft.runs import ADAPTER, LOG, METRICS, TASK, unfinished
-from lora_ft.setup import equip
-from lora_ft.task import Task
-from lora_ft.taskfile import save_task
-from lora_ft.trainer import fault_of, no_gradient
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.files import read_json, sync_tree, write_json
+from lora_ft.core.progress import Silent
+from lora_ft.data.batching import collate, count_positions
+from lora_ft.models.adapter_files import WEIGHTS
+from lora_ft.models.bases import Base
+from lora_ft.multi_lora.batched_linear import Drop
+from lora_ft.multi_lora.dashboard import Row
+from lora_ft.multi_lora.peft_adapter import Adapter
+from lora_ft.multi_lora.resume_point import Tensors, parameter_groups, read_point, write_point
+from lora_ft.multi_lora.stacked_adamw import Rate
+from lora_ft.runs.run import ADAPTER, LOG, METRICS, TASK, unfinished
+from lora_ft.tasks.files import save_task
+from lora_ft.tasks.schema import Task
+from lora_ft.training import resume_points
+from lora_ft.training.output_folder import record_rows, run_of
+from lora_ft.training.plan import Plan
+from lora_ft.training.prepared_data import Material
+from lora_ft.training.results import CHOICES, finish, hardware, measured, trim_log
+from lora_ft.training.setup import equip
+from lora_ft.training.trainer import fault_of, no_gradient
 
 
 class Member:
@@ -307,7 +307,7 @@ def publish(task: Task, working: Path, out: Path) -> None:
     take it for the state that the member began with.
     """
     for folder in working.glob("checkpoint-*"):
-        checkpoints.mark(folder, run_of(working))
+        resume_points.mark(folder, run_of(working))
     finish(task, working, out, read_json(working / METRICS))
 
 

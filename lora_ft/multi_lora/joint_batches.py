@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lora_ft.export.runtime.text import IGNORED
+from lora_ft.core.tokenizer import IGNORED
 
 # Positions in whose time a pass through the model begins and ends, whatever it computes. From the prototype on two
 # cores: 18 samples/s of 24+16 tokens alone and 38 with four adapters.
@@ -24,7 +24,7 @@ class Share:
 
     Attributes:
         adapter: its number.
-        batch: from `lora_ft.batches.collate`.
+        batch: from `lora_ft.data.batching.collate`.
     """
 
     adapter: int

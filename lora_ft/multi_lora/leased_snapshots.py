@@ -7,9 +7,9 @@ import platform
 import secrets
 from pathlib import Path
 
-from lora_ft.export.errors import LoraFtError
-from lora_ft.packs.snapshot import Snapshot, Snapshots
-from lora_ft.packs.storage import Storage
+from lora_ft.core.errors import LoraFtError
+from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
+from lora_ft.multi_lora.storage import Storage
 
 
 class Held(Snapshots):

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lora_ft.adapter_files import WEIGHTS
-from lora_ft.adapters import name_base
-from lora_ft.bases import Base
-from lora_ft.batches import Encoded
-from lora_ft.task import Task
-from lora_ft.weights import fresh_adapter
+from lora_ft.data.batching import Encoded
+from lora_ft.models.adapter_files import WEIGHTS
+from lora_ft.models.adapters import name_base
+from lora_ft.models.bases import Base
+from lora_ft.tasks.schema import Task
+from lora_ft.training.weights import fresh_adapter
 
 if TYPE_CHECKING:
     from peft import LoraConfig

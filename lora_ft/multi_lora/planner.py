@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_ft.export.errors import UsageError
-from lora_ft.sizes import GIB, Batch, Memory, Shape, training
-from lora_ft.task import Task
+from lora_ft.core.errors import UsageError
+from lora_ft.tasks.schema import Task
+from lora_ft.training.memory_estimates import GIB, Batch, Memory, Shape, training
 
 _ALONE = "train it alone: lora-ft train with its file only"
 
@@ -96,7 +96,7 @@ class Chosen:
 
     Attributes:
         names: of them.
-        total: bytes they take, by the formulas of `lora_ft.sizes`.
+        total: bytes they take, by the formulas of `lora_ft.training.memory_estimates`.
     """
 
     names: list[str]
@@ -112,7 +112,7 @@ def fit(
         shape: of the base.
         needs: of the tasks.
         room: bytes there are.
-        bf16, checkpointing, cpu: as of `lora_ft.sizes.training`.
+        bf16, checkpointing, cpu: as of `lora_ft.training.memory_estimates.training`.
         most: adapters in a pack; None: any number.
     """
 

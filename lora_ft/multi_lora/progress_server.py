@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lora_ft.packs.board import Board, Row
+from lora_ft.multi_lora.dashboard import Board, Row
 
 WAITING = "waiting"
 

@@ -12,20 +12,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lora_ft.export.errors import LoraFtError, UsageError, first_line
-from lora_ft.export.files import replace_folder
-from lora_ft.export.runtime.cpu import allowed_cpus
-from lora_ft.interrupts import Interrupted, Interrupts
-from lora_ft.packs.board import Board, Row
-from lora_ft.packs.desk import WAITING, Desk, Wall
-from lora_ft.packs.engine import Ended, Site
-from lora_ft.packs.node import Node, Portion, examine
-from lora_ft.packs.record import WORK
-from lora_ft.packs.remote import Result, train_here
-from lora_ft.packs.storage import Storage
-from lora_ft.packs.work import Work
-from lora_ft.runs import TASK, is_run, unfinished
-from lora_ft.taskfile import save_task
+from lora_ft.core.errors import LoraFtError, UsageError, first_line
+from lora_ft.core.files import replace_folder
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.interrupts import Interrupted, Interrupts
+from lora_ft.multi_lora.dashboard import Board, Row
+from lora_ft.multi_lora.engine import Ended, Site
+from lora_ft.multi_lora.group_job import Work
+from lora_ft.multi_lora.progress_server import WAITING, Desk, Wall
+from lora_ft.multi_lora.ray_node import Node, Portion, examine
+from lora_ft.multi_lora.ray_worker import Result, train_here
+from lora_ft.multi_lora.record import WORK
+from lora_ft.multi_lora.storage import Storage
+from lora_ft.runs.run import TASK, is_run, unfinished
+from lora_ft.tasks.files import save_task
 
 _LOOK = 0.5  # seconds between looks at what packs report
 _PATIENCE = 30.0  # seconds to wait for nodes that are busy to say what they are

@@ -6,9 +6,9 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from lora_ft.memory import device_memory
-from lora_ft.packs.storage import Storage
-from lora_ft.precision import Precision, choose_precision
+from lora_ft.core.memory import device_memory
+from lora_ft.multi_lora.storage import Storage
+from lora_ft.training.compute_dtype import Precision, choose_precision
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def examine(place: str, name: str, asked: str, portion: Portion) -> Node:
     """
     device = "cpu"
     if portion.gpus:
-        from lora_ft.plan import this_device
+        from lora_ft.training.plan import this_device
 
         device = this_device()
     return Node(

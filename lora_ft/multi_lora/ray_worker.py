@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from lora_ft.bases import find_base
-from lora_ft.interrupts import Interrupted
-from lora_ft.packs.desk import Reporter
-from lora_ft.packs.held import Held
-from lora_ft.packs.member import describe
-from lora_ft.packs.node import Portion
-from lora_ft.packs.record import RECORD
-from lora_ft.packs.storage import Storage
-from lora_ft.packs.work import Work, open_frozen, train_one, use_threads
+from lora_ft.core.interrupts import Interrupted
+from lora_ft.models.bases import find_base
+from lora_ft.multi_lora.group_job import Work, open_frozen, train_one, use_threads
+from lora_ft.multi_lora.group_member import describe
+from lora_ft.multi_lora.leased_snapshots import Held
+from lora_ft.multi_lora.progress_server import Reporter
+from lora_ft.multi_lora.ray_node import Portion
+from lora_ft.multi_lora.record import RECORD
+from lora_ft.multi_lora.storage import Storage
 
 _EVERY = 0.5  # seconds between reports
 

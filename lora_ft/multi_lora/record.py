@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_ft.export.errors import UsageError
-from lora_ft.export.files import read_json
-from lora_ft.runs import is_run, unfinished
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import read_json
+from lora_ft.runs.run import is_run, unfinished
 
 # Below the folder of the runs; no task's name begins with _.
 WORK, RECORD = "_packs.unfinished", "packs.json"

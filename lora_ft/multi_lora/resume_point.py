@@ -22,12 +22,12 @@ from torch import Tensor
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
-from lora_ft import checkpoints
-from lora_ft.adapter_files import WEIGHTS
-from lora_ft.claim import run_of
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import write_text
-from lora_ft.trainer import Trainer
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import write_text
+from lora_ft.models.adapter_files import WEIGHTS
+from lora_ft.training import resume_points
+from lora_ft.training.output_folder import run_of
+from lora_ft.training.trainer import Trainer
 
 _OPTIMIZER, _SCHEDULER, _RANDOM, _STATE = "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"
 _EMBEDDING_RATE = 1e-6  # peft's, for a group that packs leave empty
@@ -112,7 +112,7 @@ def read_point(working: Path, names: list[str], device: str) -> tuple[dict[str, 
         UsageError: The run was trained in several processes.
         LoraFtError: The checkpoint is damaged.
     """
-    folder = checkpoints.latest(working, run_of(working))
+    folder = resume_points.latest(working, run_of(working))
     if folder is None:
         return None
     if not (folder / _RANDOM).is_file():

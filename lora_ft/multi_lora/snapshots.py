@@ -10,9 +10,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lora_ft import checkpoints
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.files import read_json, write_text
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.files import read_json, write_text
+from lora_ft.training import resume_points
 
 VERSION = 1
 _ROWS, _MEMBERS = "rows.safetensors", "members.json"
@@ -58,7 +58,7 @@ class Snapshots:
             "version": VERSION, "members": snapshot.members, "closed": snapshot.closed, "failed": snapshot.failed,
         }  # fmt: skip
         write_text(path / _MEMBERS, json.dumps(content, default=float))
-        checkpoints.seal(self.folder, snapshot.tick, keep=1, best=None, run=self.run)
+        resume_points.seal(self.folder, snapshot.tick, keep=1, best=None, run=self.run)
 
     def latest(self) -> Snapshot | None:
         """The newest whole one.
@@ -66,7 +66,7 @@ class Snapshots:
         Raises:
             LoraFtError: it is of another version.
         """
-        path = checkpoints.latest(self.folder, self.run) if self.folder.is_dir() else None
+        path = resume_points.latest(self.folder, self.run) if self.folder.is_dir() else None
         if path is None:
             return None
         content = read_json(path / _MEMBERS)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_ft.packs.stack import Stack
+from lora_ft.multi_lora.stacked_weights import Stack
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # torch's and transformers' defaults
 _AT_ONCE = {"cpu": 2**18}  # elements that stay in the cache

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_ft.packs.adapter import Adapter, weight_name
-from lora_ft.packs.linear import SOURCE, TARGET, PackedLinear, Route
+from lora_ft.multi_lora.batched_linear import SOURCE, TARGET, PackedLinear, Route
+from lora_ft.multi_lora.peft_adapter import Adapter, weight_name
 
 
 @dataclass(frozen=True)

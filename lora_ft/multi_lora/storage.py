@@ -7,7 +7,7 @@ from pathlib import Path
 
 import fsspec
 
-from lora_ft.export.errors import UsageError, first_line
+from lora_ft.core.errors import UsageError, first_line
 
 _MARK = ".complete"
 

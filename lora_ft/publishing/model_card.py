@@ -16,15 +16,15 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from lora_ft.bases import OFFLINE
-from lora_ft.checkpoint import MERGE
-from lora_ft.export.files import read_json, write_text
-from lora_ft.lora import Lora
-from lora_ft.markdown import code_span, escaped, interval, table, without_html
-from lora_ft.privacy import base_name, is_hub_name, without_paths
-from lora_ft.runs import CARD, TASK, Run
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task
+from lora_ft.core.files import read_json, write_text
+from lora_ft.models.bases import OFFLINE
+from lora_ft.models.checkpoints import MERGE
+from lora_ft.publishing.redaction import base_name, is_hub_name, without_paths
+from lora_ft.reports.markdown import code_span, escaped, interval, table, without_html
+from lora_ft.runs.run import CARD, TASK, Run
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.lora import Lora
+from lora_ft.tasks.schema import Task
 
 _SEAL = "\n<!-- written by lora-ft, {} -->\n"
 _SEALED = re.compile(r"\n<!-- written by lora-ft, ([0-9a-f]{16}) -->\n\Z")
@@ -74,7 +74,7 @@ where = "."
 model = AutoModelForSeq2SeqLM.from_pretrained(where, subfolder="checkpoint")"""
         return _card(head, task.name, f"{code_span(base_name(task.base))}, every weight of it trained", facts, [], code)
     head = _metadata(facts, "peft", "adapter", ["lora", "t5"])
-    imports = "from lora_ft.bases import find_base\n" if task.base == OFFLINE else ""
+    imports = "from lora_ft.models.bases import find_base\n" if task.base == OFFLINE else ""
     base = (
         'find_base("offline").folder' if task.base == OFFLINE else json.dumps(base_name(task.base), ensure_ascii=False)
     )

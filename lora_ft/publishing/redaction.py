@@ -8,8 +8,8 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 
-from lora_ft.bases import OFFLINE
-from lora_ft.task import FHIR_R4, SPLITS, Task
+from lora_ft.models.bases import OFFLINE
+from lora_ft.tasks.schema import FHIR_R4, SPLITS, Task
 
 # A path of two parts or more within a text that starts at the root, at home or in a folder above: `/a/b`, `~/a`,
 # `C:\a\b`, `../a`. What follows a word, a colon or a slash (URLs) is none.

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_ft.adapter_files import CONFIG, adapter_config
-from lora_ft.card import addressed
-from lora_ft.checkpoint import MERGE, TOKENIZER_FILES
-from lora_ft.export.errors import UsageError
-from lora_ft.export.files import read_json
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import read_json
 from lora_ft.export.layouts import RECORD
 from lora_ft.export.runtime import manifest
-from lora_ft.privacy import base_name, is_hub_name, public_record, public_task
-from lora_ft.runs import CARD, CHECKPOINT, LOG, METRICS, PREDICTIONS, SCORES, TASK, Run, is_run
-from lora_ft.task import SPLITS, Task
-from lora_ft.taskfile import load_task, task_text
+from lora_ft.models.adapter_files import CONFIG, adapter_config
+from lora_ft.models.checkpoints import MERGE, TOKENIZER_FILES
+from lora_ft.publishing.model_card import addressed
+from lora_ft.publishing.redaction import base_name, is_hub_name, public_record, public_task
+from lora_ft.runs.run import CARD, CHECKPOINT, LOG, METRICS, PREDICTIONS, SCORES, TASK, Run, is_run
+from lora_ft.tasks.files import load_task, task_text
+from lora_ft.tasks.schema import SPLITS, Task
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def uploads(folder: Path, repo: str, *, predictions: bool = False) -> Uploads:
 
 
 def _run(folder: Path, predictions: bool) -> Uploads:
-    """Adapter files at the top, where peft looks for them; `lora_ft.runs.Run` reads both arrangements."""
+    """Adapter files at the top, where peft looks for them; `lora_ft.runs.run.Run` reads both arrangements."""
     run = Run(folder)
     if run.task.method == "full":
         files = {f"{CHECKPOINT}/{name}": file for name, file in _weights(run.trained).items()}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from difflib import SequenceMatcher
 
 from lora_ft.compare import Comparison, Contender
-from lora_ft.metrics.words import pieces
-from lora_ft.pages import Cell, Table, document, escape, section, table
+from lora_ft.data.words import pieces
+from lora_ft.reports.html import Cell, Table, document, escape, section, table
 
 _STYLE = """
 .row { border: 1px solid var(--edge); border-radius: 6px; margin: 0 0 20px; padding: 12px 16px; break-inside: avoid; }

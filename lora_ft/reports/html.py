@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape as escape_markup
 from typing import NamedTuple
 
-from lora_ft.export.printable import printable
+from lora_ft.core.printable import printable
 
 NONE = "–"
 
@@ -103,7 +103,7 @@ def document(title: str, header: Sequence[str], main: Sequence[str], style: str 
         "<head>",
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="generator" content="lora-ft">',  # by it lora_ft.export.ownership knows: it may be replaced
+        '<meta name="generator" content="lora-ft">',  # by it lora_ft.core.ownership knows: it may be replaced
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         f"<title>{escape(title)}</title>",
         f"<style>{style}{_STYLE}</style>",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from lora_ft.export.printable import printable
+from lora_ft.core.printable import printable
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: int | None = None) -> str:

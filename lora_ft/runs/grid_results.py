@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_ft.export.files import write_json
-from lora_ft.runs import Run
+from lora_ft.core.files import write_json
+from lora_ft.runs.run import Run
 
 GRID = "grid.json"
 _VERSION = 1

@@ -8,9 +8,9 @@ from typing import Any, NotRequired
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.files import read_json
-from lora_ft.faults import shown
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.files import read_json
+from lora_ft.tasks.faults import shown
 
 
 class _Base(TypedDict):

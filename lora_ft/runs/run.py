@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lora_ft.adapter_files import CONFIG
-from lora_ft.export.errors import UsageError
-from lora_ft.records import read_metrics, read_scores
-from lora_ft.task import SPLITS, Task
-from lora_ft.taskfile import load_task
+from lora_ft.models.adapter_files import CONFIG
+from lora_ft.core.errors import UsageError
+from lora_ft.runs.records import read_metrics, read_scores
+from lora_ft.tasks.schema import SPLITS, Task
+from lora_ft.tasks.files import load_task
 
 TASK, METRICS, LOG, CARD = "task.yaml", "metrics.json", "log.jsonl", "README.md"
 ADAPTER, CHECKPOINT = "adapter", "checkpoint"  # what training leaves: the one, or with method full the other

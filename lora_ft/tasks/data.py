@@ -1,4 +1,4 @@
-"""The section `data` of a task: where its rows come from. `lora_ft.data` reads them."""
+"""The section `data` of a task: where its rows come from. `lora_ft.data.splits` reads them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lora_ft.formats.content import check_encoding
-from lora_ft.sections import NotNegative, Positive, Real, Section, Seed, Share, Whole
+from lora_ft.data.formats.content import check_encoding
+from lora_ft.tasks.fields import NotNegative, Positive, Real, Section, Seed, Share, Whole
 
 
 class Split(Section):

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lora_ft.export.errors import UsageError
-from lora_ft.plain_yaml import Mark, Place
+from lora_ft.core.errors import UsageError
+from lora_ft.tasks.plain_yaml import Mark, Place
 
 _SHOWN = 60  # characters
 _KINDS = frozenset(("int", "str", "float", "bool", "list", "dict", "none"))  # of a union, as pydantic names its parts

@@ -11,15 +11,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from lora_ft.export.errors import UsageError
-from lora_ft.export.files import write_text
-from lora_ft.faults import Fault as Fault
-from lora_ft.faults import TaskFaults as TaskFaults
-from lora_ft.faults import faults_of, shown
-from lora_ft.grid import GRID, combinations, set_key
-from lora_ft.paths import expanded
-from lora_ft.plain_yaml import Document, Mark, Place, parse_yaml, plain_text, read_yaml
-from lora_ft.task import FHIR_R4, SPLITS, Task
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import write_text
+from lora_ft.core.user_paths import expanded
+from lora_ft.tasks.faults import Fault as Fault
+from lora_ft.tasks.faults import TaskFaults as TaskFaults
+from lora_ft.tasks.faults import faults_of, shown
+from lora_ft.tasks.grid import GRID, combinations, set_key
+from lora_ft.tasks.plain_yaml import Document, Mark, Place, parse_yaml, plain_text, read_yaml
+from lora_ft.tasks.schema import FHIR_R4, SPLITS, Task
 
 
 def recipes() -> list[str]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 
 GRID = "grid"  # the key of a task file: values by key
 MAX_TASKS = 10_000

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lora_ft.sections import Dropout, NotNegative, Real, Section, Whole
+from lora_ft.tasks.fields import Dropout, NotNegative, Real, Section, Whole
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"r": 8, "lora_alpha": 16, "target_modules": "q,v"},
@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 Rank = Annotated[Whole, Field(ge=1, le=10_000)]
 Scale = Annotated[Whole, Field(ge=1, le=1_000_000)]
 Pattern = Annotated[str, Field(min_length=1, max_length=500)]
-"""The end of a layer's name, or a regular expression for it; see `lora_ft.patterns`."""
+"""The end of a layer's name, or a regular expression for it; see `lora_ft.core.patterns`."""
 
 
 class Lora(Section):

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 
 MAX_BYTES = 1 << 22  # of a file; the largest task that ships has 3 KB
 MAX_DEPTH = 20  # a task has 4

@@ -1,4 +1,4 @@
-"""A task: what to adapt to and how. This is its schema; `lora_ft.taskfile` reads it from YAML.
+"""A task: what to adapt to and how. This is its schema; `lora_ft.tasks.files` reads it from YAML.
 
 Names are transformers' and peft's where they mean the same thing.
 """
@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lora_ft.export.errors import UsageError
-from lora_ft.export.runtime.options import BOUNDS
-from lora_ft.export.runtime.prompt import Prompt
-from lora_ft.faults import shown
-from lora_ft.lora import Lora
-from lora_ft.metrics import GIVES, SCORES
-from lora_ft.sections import Dropout, Positive, Real, Rows, Section, Seed, Share, Whole
-from lora_ft.source import Data
+from lora_ft.core.errors import UsageError
+from lora_ft.core.generation_options import BOUNDS
+from lora_ft.core.prompt import Prompt
+from lora_ft.evaluation.metrics import GIVES, SCORES
+from lora_ft.tasks.data import Data
+from lora_ft.tasks.faults import shown
+from lora_ft.tasks.fields import Dropout, Positive, Real, Rows, Section, Seed, Share, Whole
+from lora_ft.tasks.lora import Lora
 
 FHIR_R4 = "fhir-r4"  # the schema that ships
 SPLITS = ("train", "validation", "test")
@@ -213,7 +213,7 @@ class Evaluate(Section):
 
 
 class Card(Section):
-    """What the model card says that nothing else knows, by the hub's names; see `lora_ft.card`."""
+    """What the model card says that nothing else knows, by the hub's names; see `lora_ft.publishing.model_card`."""
 
     license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
     """Of the adapter, as the hub abbreviates it, e.g. apache-2.0 or cc-by-4.0."""
@@ -350,7 +350,7 @@ class Task(Section):
 
     @property
     def known_labels(self) -> list[str]:
-        """The labels, or none: `lora_ft.data.with_labels` finds those of `auto`."""
+        """The labels, or none: `lora_ft.data.splits.with_labels` finds those of `auto`."""
         return self.labels if isinstance(self.labels, list) else []
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_ft.export.runtime.cpu import CPUINFO, cpu_says
+from lora_ft.core.hardware import CPUINFO, cpu_says
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from lora_ft.adapters import check_tensors, sketch
-from lora_ft.data import Splits
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.faults import Fault, shown
-from lora_ft.metrics import require
-from lora_ft.plan import this_device
-from lora_ft.start_from import start_folder
-from lora_ft.task import Task
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.splits import Splits
+from lora_ft.evaluation.metrics import require
+from lora_ft.models.adapters import check_tensors, sketch
+from lora_ft.models.start_from import start_folder
+from lora_ft.tasks.faults import Fault, shown
+from lora_ft.tasks.schema import Task
+from lora_ft.training.plan import this_device
 
 NO_VALIDATION = (
     "no validation rows: the last state is kept, not the best, and train.metric_for_best_model is not used "

@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_ft.task import Task
+    from lora_ft.tasks.schema import Task
 
 GIB = 2**30
 HEAP = 1.8  # times as much as the activations need is what the heap of a process on a CPU grows to

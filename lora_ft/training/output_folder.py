@@ -10,20 +10,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_ft import checkpoints
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import read_json, write_json
-from lora_ft.export.leftovers import tidy
-from lora_ft.export.locks import locked
-from lora_ft.export.ownership import foreign_reason
-from lora_ft.export.places import followed, refuse_existing
-from lora_ft.packs.record import require_no_pack
-from lora_ft.processes import rank
-from lora_ft.progress import Progress
-from lora_ft.row_record import RowRecord
-from lora_ft.runs import CLAIM, CURVES, LOG, RESUME, TASK, is_run, unfinished
-from lora_ft.task import AUTO, SPLITS, Task
-from lora_ft.taskfile import load_task
+from lora_ft.core.distributed import rank
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import read_json, write_json
+from lora_ft.core.locks import locked
+from lora_ft.core.output_paths import followed, refuse_existing
+from lora_ft.core.ownership import foreign_reason
+from lora_ft.core.progress import Progress
+from lora_ft.core.staging import tidy
+from lora_ft.data.row_record import RowRecord
+from lora_ft.multi_lora.record import require_no_pack
+from lora_ft.runs.run import CLAIM, CURVES, LOG, RESUME, TASK, is_run, unfinished
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import AUTO, SPLITS, Task
+from lora_ft.training import resume_points
 
 _VERSION = 1
 _LONGER = {"num_train_epochs", "max_steps"}  # keys of `train` that may change when a finished run is trained longer
@@ -56,13 +56,13 @@ class Claim:
         """Put what a run goes on from into its working folder, where it was finished, or killed while it finished."""
         if self.finished is not None:
             _reopen(self.finished, self.working)
-        checkpoints.restore_resume_point(self.working / RESUME)
+        resume_points.restore_resume_point(self.working / RESUME)
 
     def require_steps_left(self, steps: int) -> None:
         """Raise UsageError if a finished run that is to be trained longer has done all steps of its new plan."""
         if self.finished is None:
             return
-        done = max(checkpoints.step_of(path) for path in (self.finished / RESUME).glob("checkpoint-*"))
+        done = max(resume_points.step_of(path) for path in (self.finished / RESUME).glob("checkpoint-*"))
         if done >= steps:
             raise UsageError(
                 f"the run {self.finished} is finished: it did {done:,} of {steps:,} steps",
@@ -223,7 +223,7 @@ def _reopen(finished: Path, working: Path) -> None:
     if working.exists():  # a process was killed while it copied
         shutil.rmtree(working)
     shutil.copytree(finished / RESUME, working)
-    checkpoints.reset_patience(max(working.glob("checkpoint-*"), key=checkpoints.step_of))
+    resume_points.reset_patience(max(working.glob("checkpoint-*"), key=resume_points.step_of))
     for name in (LOG, CLAIM):
         if (finished / name).is_file():
             shutil.copyfile(finished / name, working / name)

@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.adapters import count_parameters
-from lora_ft.batches import Encoded, padding_share
-from lora_ft.precision import Precision, choose_precision
-from lora_ft.quantization import require_quantization
-from lora_ft.task import Task
+from lora_ft.data.batching import Encoded, padding_share
+from lora_ft.models.adapters import count_parameters
+from lora_ft.models.quantization import require_quantization
+from lora_ft.tasks.schema import Task
+from lora_ft.training.compute_dtype import Precision, choose_precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora_ft.bases import Base, load_tokenizer
-from lora_ft.batches import Encoded, encode
-from lora_ft.data import Example, Splits, load_splits, require, training_examples, with_labels
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.feasible import NO_VALIDATION, require_feasible
-from lora_ft.generation import check_generation, generation_notes
-from lora_ft.labels import check_labels
-from lora_ft.progress import Progress
-from lora_ft.row_record import RowRecord
-from lora_ft.task import Task
+from lora_ft.core.progress import Progress
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.data.batching import Encoded, encode
+from lora_ft.data.labels import check_labels
+from lora_ft.data.row_record import RowRecord
+from lora_ft.data.splits import Example, Splits, load_splits, require, training_examples, with_labels
+from lora_ft.models.bases import Base, load_tokenizer
+from lora_ft.models.generation import check_generation, generation_notes
+from lora_ft.tasks.schema import Task
+from lora_ft.training.feasibility import NO_VALIDATION, require_feasible
 
 
 @dataclass(frozen=True)

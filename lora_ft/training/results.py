@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
-from lora_ft import checkpoints
-from lora_ft.bases import Base
-from lora_ft.card import Facts, run_card
-from lora_ft.claim import run_of
-from lora_ft.data import Splits
-from lora_ft.export.files import replace_folder, sync_tree, write_json, write_text
-from lora_ft.export.runtime.cpu import allowed_cpus, cores, cpu_name
-from lora_ft.initial import INITIAL
-from lora_ft.plan import Plan
-from lora_ft.processes import processes, rank
-from lora_ft.runs import CARD, METRICS, RESUME, Run
-from lora_ft.task import Task
-from lora_ft.trainer import Reporter, Trainer
+from lora_ft.core.distributed import processes, rank
+from lora_ft.core.files import replace_folder, sync_tree, write_json, write_text
+from lora_ft.core.hardware import allowed_cpus, cores, cpu_name
+from lora_ft.data.splits import Splits
+from lora_ft.models.bases import Base
+from lora_ft.models.initialization import INITIAL
+from lora_ft.publishing.model_card import Facts, run_card
+from lora_ft.runs.run import CARD, METRICS, RESUME, Run
+from lora_ft.tasks.schema import Task
+from lora_ft.training import resume_points
+from lora_ft.training.output_folder import run_of
+from lora_ft.training.plan import Plan
+from lora_ft.training.trainer import Reporter, Trainer
 
 CHOICES = "choices.json"
 
@@ -105,7 +105,7 @@ def finish(task: Task, working: Path, out: Path, metrics: dict[str, Any]) -> Non
     write_json(working / METRICS, metrics)
     write_text(working / CARD, run_card(Facts(task, metrics)))
     (working / CHOICES).unlink(missing_ok=True)
-    checkpoints.keep_resume_point(working, working / RESUME, run_of(working))
+    resume_points.keep_resume_point(working, working / RESUME, run_of(working))
     if (working / RESUME).is_dir() and (working / INITIAL).is_dir():
         shutil.copytree(working / INITIAL, working / RESUME / INITIAL)
     for path in [*working.glob("checkpoint-*"), *working.glob(INITIAL)]:

@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.files import read_json, sync_tree, write_json, write_text
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.files import read_json, sync_tree, write_json, write_text
 
 _MARK = "complete"
 _STATE = "trainer_state.json"  # transformers'

@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingArguments
 
-from lora_ft.batches import Encoded, encode
-from lora_ft.data import Example
-from lora_ft.engines import allowed_tokens
-from lora_ft.export.generation import Generation
-from lora_ft.export.runtime.options import Options
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.generation import own_generation, torch_options
-from lora_ft.metrics import measure, score
-from lora_ft.outcome import append_entry
-from lora_ft.plan import Plan
-from lora_ft.processes import processes, rank
-from lora_ft.progress import Progress
-from lora_ft.runs import CURVES, LOG
-from lora_ft.task import Task
-from lora_ft.taskfile import task_text
-from lora_ft.trainer import Curves, Reporter, Trainer
+from lora_ft.core.distributed import processes, rank
+from lora_ft.core.generation_options import Options
+from lora_ft.core.progress import Progress
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.data.batching import Encoded, encode
+from lora_ft.data.splits import Example
+from lora_ft.evaluation.metrics import measure, score
+from lora_ft.export.checkpoint.generation_config import Generation
+from lora_ft.models.backends import allowed_tokens
+from lora_ft.models.generation import own_generation, torch_options
+from lora_ft.runs.run import CURVES, LOG
+from lora_ft.tasks.files import task_text
+from lora_ft.tasks.schema import Task
+from lora_ft.training.plan import Plan
+from lora_ft.training.results import append_entry
+from lora_ft.training.trainer import Curves, Reporter, Trainer
 
 
 def equip(

@@ -18,15 +18,15 @@ from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, Traine
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from lora_ft import checkpoints
-from lora_ft.batches import Encoded, LengthSampler, collate, count_positions
-from lora_ft.claim import Claim
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.runtime.special import Special
-from lora_ft.export.runtime.text import IGNORED
-from lora_ft.generation import only
-from lora_ft.interrupts import Interrupts
-from lora_ft.progress import Progress
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.interrupts import Interrupts
+from lora_ft.core.progress import Progress
+from lora_ft.core.special_tokens import Special
+from lora_ft.core.tokenizer import IGNORED
+from lora_ft.data.batching import Encoded, LengthSampler, collate, count_positions
+from lora_ft.models.generation import only
+from lora_ft.training import resume_points
+from lora_ft.training.output_folder import Claim
 
 
 class Rows(Dataset[Encoded]):
@@ -194,7 +194,7 @@ class Keeper(TrainerCallback):
                 self._claim.require_own()
             run = "" if self._claim is None else self._claim.run
             best = state.best_model_checkpoint
-            checkpoints.seal(self._folder, state.global_step, keep=self._keep, best=best, run=run)
+            resume_points.seal(self._folder, state.global_step, keep=self._keep, best=best, run=run)
 
 
 def reschedule(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:

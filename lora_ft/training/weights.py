@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from lora_ft.adapter_files import CONFIG
-from lora_ft.adapters import add_adapter, load_tensors, name_base
-from lora_ft.bases import Base, load_model
-from lora_ft.batches import Encoded
-from lora_ft.checkpoint import save_checkpoint, tell_ties
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.initial import INITIAL, load_start, save_difference, start_from_rows
-from lora_ft.plan import Plan
-from lora_ft.quantization import load_quantized
-from lora_ft.runs import ADAPTER, CARD, CHECKPOINT
-from lora_ft.start_from import start_folder
-from lora_ft.task import Task
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.data.batching import Encoded
+from lora_ft.models.adapter_files import CONFIG
+from lora_ft.models.adapters import add_adapter, load_tensors, name_base
+from lora_ft.models.bases import Base, load_model
+from lora_ft.models.checkpoints import save_checkpoint, tell_ties
+from lora_ft.models.initialization import INITIAL, load_start, save_difference, start_from_rows
+from lora_ft.models.quantization import load_quantized
+from lora_ft.models.start_from import start_folder
+from lora_ft.runs.run import ADAPTER, CARD, CHECKPOINT
+from lora_ft.tasks.schema import Task
+from lora_ft.training.plan import Plan
 
 
 def open_weights(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lora_ft.data import load_splits
-from lora_ft.taskfile import load_task
+from lora_ft.data.splits import load_splits
+from lora_ft.tasks.files import load_task
 from lora_ft.validate import validate
 
 

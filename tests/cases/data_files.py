@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lora_ft.data import Splits, load_splits
-from lora_ft.export.errors import UsageError
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import UsageError
+from lora_ft.data.splits import Splits, load_splits
+from lora_ft.tasks.files import load_task
 from lora_ft.validate import validate
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from lora_ft.data import load_splits
-from lora_ft.export.errors import UsageError
-from lora_ft.taskfile import TaskFaults, load_task
+from lora_ft.core.errors import UsageError
+from lora_ft.data.splits import load_splits
+from lora_ft.tasks.files import TaskFaults, load_task
 
 
 def check_a_label_of_one_row_is_refused_wherever_it_stands(folder: Path, scratch: Path) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from lora_ft.data import Splits, load_splits
-from lora_ft.export.errors import UsageError
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import UsageError
+from lora_ft.data.splits import Splits, load_splits
+from lora_ft.tasks.files import load_task
 
 
 def load(folder: Path, scratch: Path, file: str, prompt: str, target: str, **data: Any) -> Splits:

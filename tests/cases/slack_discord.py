@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_ft.chats.formats import Choice, find_format, read_chats
+from lora_ft.data.chats.formats import Choice, find_format, read_chats
 
 
 def _texts(file: Path, choice: Choice | None = None) -> dict[str, list[str]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import yaml
 
-from lora_ft.data import load_splits
+from lora_ft.core.errors import UsageError
+from lora_ft.data.splits import load_splits
 from lora_ft.evaluate import evaluate
-from lora_ft.export.errors import UsageError
-from lora_ft.taskfile import load_task
+from lora_ft.tasks.files import load_task
 from tests.tiny import save_tiny_t5
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_ft.chats.formats import Choice, read_chats
-from lora_ft.chats.message import Message
+from lora_ft.data.chats.formats import Choice, read_chats
+from lora_ft.data.chats.message import Message
 
 
 def _texts(messages: list[Message]) -> list[str]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.export.errors import UsageError
-from lora_ft.runs import unfinished
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import UsageError
+from lora_ft.runs.run import unfinished
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
-from lora_ft.trainer import Trainer
+from lora_ft.training.trainer import Trainer
 from tests.tiny import save_tiny_t5
 
 

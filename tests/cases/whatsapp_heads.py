@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from lora_ft.chats.formats import read_chats
+from lora_ft.data.chats.formats import read_chats
 
 
 def _read(file: Path) -> list[tuple[str, str, str]]:

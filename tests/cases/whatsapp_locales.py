@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from lora_ft.chats.formats import read_chats
+from lora_ft.data.chats.formats import read_chats
 
 LONG = ["9:05", "9:07", "9:09", "13:00", "13:02", "20:10", "20:12", "20:15"]
 CLOCKS = {

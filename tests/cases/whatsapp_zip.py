@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_ft.chats.formats import read_chats
+from lora_ft.data.chats.formats import read_chats
 
 
 def check_zip_files_are_read(folder: Path, scratch: Path) -> None:

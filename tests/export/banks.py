@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from lora_ft.export.bank import Adapter, LowRank
+from lora_ft.core.codecs import codec_named
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.export.bundle.adapter_slots import Adapter, LowRank
+from lora_ft.export.bundle.bank import Member
+from lora_ft.export.bundle.publish_bank import write_bank
+from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Probe, Report
-from lora_ft.export.publish_bank import write_bank
-from lora_ft.export.runtime.codec import codec_named
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.export.shelf import Member
-from lora_ft.export.smooth import Sample
 from tests.export.oracle import ORIGIN, PAD, SPECIAL, references
 
 LINEAR = (".q", ".k", ".v", ".o", ".wi", ".wi_0", ".wi_1", ".wo")

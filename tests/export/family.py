@@ -13,13 +13,13 @@ import onnxruntime as ort
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from lora_ft.export.architecture import Architecture
-from lora_ft.export.bundle import read_model
-from lora_ft.export.graphs import decoder_model, encoder_model, single_model
+from lora_ft.export.bundle.assemble import read_model
+from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.layouts.single import greedy_feed
-from lora_ft.export.precision import FP32, Precision
+from lora_ft.export.onnx.graphs import decoder_model, encoder_model, single_model
+from lora_ft.export.onnx.precision import FP32, Precision
+from lora_ft.export.onnx.t5 import T5, Weights
 from lora_ft.export.runtime.session import open_session
-from lora_ft.export.t5 import T5, Weights
 from tests.export.oracle import END, PAD, redraw
 from tests.tiny import CONFIG, save_tiny_t5
 

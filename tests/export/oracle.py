@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 from transformers.utils import logging
 
-from lora_ft.export.bundle import Origin
+from lora_ft.core.special_tokens import Special
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.core.tokenizer import ragged as filled
+from lora_ft.export.bundle.assemble import Origin
+from lora_ft.export.bundle.publish import write_bundle
+from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Reference, Report
-from lora_ft.export.publish import write_bundle
-from lora_ft.export.runtime.special import Special
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.export.runtime.text import ragged as filled
-from lora_ft.export.smooth import Sample
 
 PAD, END = 0, 1
 SPECIAL = Special(PAD, (END,), PAD)

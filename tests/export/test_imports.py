@@ -67,8 +67,8 @@ def test_the_block_of_imports_does_block() -> None:
 def test_a_graph_is_built_without_training(checkpoint: Path) -> None:
     script = (
         BLOCK + "import pathlib\n"
-        "from lora_ft.export.bundle import read_model\nfrom lora_ft.export.graphs import decoder_model\n"
-        "from lora_ft.export.t5 import T5\n"
+        "from lora_ft.export.bundle.assemble import read_model\nfrom lora_ft.export.onnx.graphs import decoder_model\n"
+        "from lora_ft.export.onnx.t5 import T5\n"
         "print(len(decoder_model(T5(*read_model(pathlib.Path(sys.argv[2])))).graph.node))"
     )
     assert int(python(script, json.dumps(TRAINING), str(checkpoint))) > 10

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.export_run import export
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.export_onnx import export
 from lora_ft.generate import generate
-from lora_ft.models import open_model
+from lora_ft.models.loading import open_model
 from tests.export.oracle import SPECIAL
 from tests.tiny import save_tiny_t5
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
 from lora_ft.export.parity import TOLERANCE, Probe, Reference, Report, answered, compare, identical_rows, require
 from lora_ft.export.runtime import Generator
 from tests.export.oracle import END, PAD, SPECIAL, references

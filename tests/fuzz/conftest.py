@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_ft.runs import Run
-from lora_ft.taskfile import load_task
+from lora_ft.runs.run import Run
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from tests.conftest import write_task
 from tests.export.oracle import make_bundle

@@ -13,7 +13,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
 
 EXAMPLES = int(os.environ.get("LORA_FT_FUZZ", "40"))
 SECONDS, HANG = 5, 120  # of the processor; of the clock, after which the process is ended with its traceback

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from hypothesis import given
 
-from lora_ft.chats.formats import read_chats
+from lora_ft.data.chats.formats import read_chats
 from tests.fuzz.limits import fuzz, seeds, survives
 from tests.fuzz.mutations import damaged_bytes, damaged_json, json_bytes
 

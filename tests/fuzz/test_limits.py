@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
 from tests.fuzz import limits, test_models, test_rows, test_tasks
 from tests.fuzz.limits import survives
 
@@ -85,12 +85,12 @@ def test_a_call_that_takes_much_memory_is_noticed_each_time(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("place", "fuzzer"),
     [
-        ("lora_ft.taskfile._checked", test_tasks.test_overrides),
-        ("lora_ft.taskfile.combinations", test_tasks.test_damaged_values_of_a_whole_task),
-        ("lora_ft.readers._read", test_rows.test_a_damaged_file_is_read_or_refused),
-        ("lora_ft.examples.ExampleMaker._cells", test_rows.test_whatever_cells_hold_becomes_text_or_is_refused),
-        ("lora_ft.adapters.account", test_models.test_an_adapter_folder),
-        ("lora_ft.bases._own_tokenizer", test_models.test_a_checkpoint_folder),
+        ("lora_ft.tasks.files._checked", test_tasks.test_overrides),
+        ("lora_ft.tasks.files.combinations", test_tasks.test_damaged_values_of_a_whole_task),
+        ("lora_ft.data.readers._read", test_rows.test_a_damaged_file_is_read_or_refused),
+        ("lora_ft.data.examples.ExampleMaker._cells", test_rows.test_whatever_cells_hold_becomes_text_or_is_refused),
+        ("lora_ft.models.adapters.account", test_models.test_an_adapter_folder),
+        ("lora_ft.models.bases._own_tokenizer", test_models.test_a_checkpoint_folder),
         ("lora_ft.export.runtime.generator.read_manifest", test_models.test_a_manifest),
         ("lora_ft.export.runtime.generator.Settings.of", test_models.test_settings_of_a_bundle_whose_manifest_agrees),
         ("lora_ft.export.runtime.generator.Generator._options", test_models.test_options_of_generation),

@@ -19,12 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.data import load_splits
-from lora_ft.examples import ExampleMaker
-from lora_ft.export.errors import LoraFtError
-from lora_ft.readers import Layout, read_rows
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.examples import ExampleMaker
+from lora_ft.data.readers import Layout, read_rows
+from lora_ft.data.splits import load_splits
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Task
 from tests.conftest import tiny_row, write_task
 from tests.fuzz.limits import fuzz, seeds, survives
 from tests.fuzz.mutations import damaged_json, json_bytes

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from lora_ft.export.errors import LoraFtError
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task, load_tasks, recipe_file, save_task
+from lora_ft.core.errors import LoraFtError
+from lora_ft.tasks.files import load_task, load_tasks, recipe_file, save_task
+from lora_ft.tasks.schema import Task
 from tests.conftest import write_task
 from tests.fuzz.limits import fuzz, seeds, survives
 from tests.fuzz.mutations import damaged_json

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.runs import Run
-from lora_ft.taskfile import load_task
+from lora_ft.runs.run import Run
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from tests.conftest import write_task
 

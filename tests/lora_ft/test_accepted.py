@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import LoraFtError
-from lora_ft.taskfile import TaskFaults, load_task
+from lora_ft.core.errors import LoraFtError
+from lora_ft.tasks.files import TaskFaults, load_task
 from lora_ft.train import train
 from lora_ft.validate import validate
 from tests.conftest import write_task

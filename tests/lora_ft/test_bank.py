@@ -15,20 +15,20 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from lora_ft.bank import add, export_bank, remove
-from lora_ft.bank_entries import entries
-from lora_ft.bases import find_base, load_model
 from lora_ft.cli import run as command
 from lora_ft.compare import compare
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.deployment.bank_adapter import Checks, Oracle
+from lora_ft.deployment.bank_entries import entries
 from lora_ft.evaluate import evaluate, evaluate_bank
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.evaluation.metrics import GIVES
 from lora_ft.export.runtime import Generator
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from lora_ft.generate import generate, stream
-from lora_ft.member import Checks, Oracle
-from lora_ft.metrics import GIVES
-from lora_ft.models import open_model
-from lora_ft.runs import Run
-from lora_ft.taskfile import load_task
+from lora_ft.models.bases import find_base, load_model
+from lora_ft.models.loading import open_model
+from lora_ft.runs.run import Run
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from lora_ft.verify import verify
 from tests.conftest import write_task
@@ -161,7 +161,7 @@ def test_a_rounded_bank_keeps_the_score(tiny_run: Run, other_run: Run, tmp_path:
 def test_a_score_that_falls_is_refused_unless_forced(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_ft.member.holds", lambda lost, most: False)
+    monkeypatch.setattr("lora_ft.deployment.bank_adapter.holds", lambda lost, most: False)
     with pytest.raises(LoraFtError, match="loses too much in this bank"):
         export_bank([str(tiny_run.folder)], tmp_path / "bank", precision="int8", checks=CHECKS)
     assert list(tmp_path.iterdir()) == []
@@ -212,7 +212,7 @@ def test_a_bank_has_room_for_what_it_was_made_for(tiny_run: Run, other_run: Run,
 def test_an_adapter_that_differs_from_pytorch_is_refused(
     bank: Path, other_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_ft.export import shelf
+    from lora_ft.export.bundle import bank as shelf
 
     def wrong(*arguments: Any) -> dict[str, np.ndarray]:
         return {name: array * np.float32(1.01) for name, array in packed(*arguments).items()}
@@ -343,7 +343,9 @@ def test_one_base_serves_every_adapter(
     tiny_run: Run, other_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = []
-    monkeypatch.setattr("lora_ft.member.load_model", lambda folder: loaded.append(folder) or load_model(folder))
+    monkeypatch.setattr(
+        "lora_ft.deployment.bank_adapter.load_model", lambda folder: loaded.append(folder) or load_model(folder)
+    )
     export_bank([str(tiny_run.folder), str(other_run.folder)], tmp_path / "bank", checks=CHECKS, precision="int8")
     add(tmp_path / "bank", [f"a={other_run.folder}", f"b={tiny_run.folder}"], checks=CHECKS)
     assert len(loaded) == 2  # one a job

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from lora_ft.chat import Conversation, Event, converse
-from lora_ft.chats.lines import Line
-from lora_ft.export.errors import UsageError
-from lora_ft.export_run import export
-from lora_ft.models import open_model
-from lora_ft.runs import Run
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import UsageError
+from lora_ft.data.chats.lines import Line
+from lora_ft.export_onnx import export
+from lora_ft.models.loading import open_model
+from lora_ft.runs.run import Run
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
-from tests.lora_ft.chats.test_rows import PROMPT, write_chat
+from tests.lora_ft.data.chats.test_rows import PROMPT, write_chat
 
 START = (Line("Ana", "one"), Line("Ben", "two"))
 

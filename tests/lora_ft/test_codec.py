@@ -11,12 +11,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from lora_ft.evaluate import evaluate
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from lora_ft.generate import generate, stream
 from lora_ft.merge import merge
-from lora_ft.models import open_model
-from lora_ft.runs import Run
-from lora_ft.taskfile import load_task
+from lora_ft.models.loading import open_model
+from lora_ft.runs.run import Run
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 
 MakeTask = Callable[..., Path]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from lora_ft.compare import compare
+from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.evaluate import evaluate
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.metrics import difference, measure
-from lora_ft.runs import Run
-from lora_ft.task import Evaluate
+from lora_ft.evaluation.metrics import difference, measure
+from lora_ft.runs.run import Run
+from lora_ft.tasks.schema import Evaluate
 
 REFERENCES = ["the cat sat on the mat", "a dog ran home", "rain all day", "nothing new"]
 GOOD = ["the cat sat on a mat", "a dog ran home", "rain all day", "something else"]

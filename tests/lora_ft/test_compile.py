@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from lora_ft.taskfile import load_task
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_ft.core.hub import hub_trouble
 from lora_ft.doctor import examine
-from lora_ft.hub import hub_trouble
 
 
 @pytest.fixture(autouse=True)
@@ -57,9 +57,9 @@ def test_without_torch_and_the_hubs_client_it_still_answers(monkeypatch: pytest.
 
 
 def test_instruction_sets_of_interest_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_ft.precision.cpu_flags", lambda: frozenset({"fpu", "avx2", "amx_bf16"}))
+    monkeypatch.setattr("lora_ft.training.compute_dtype.cpu_flags", lambda: frozenset({"fpu", "avx2", "amx_bf16"}))
     assert examine()["cpu flags"] == "avx2 amx_bf16"
-    monkeypatch.setattr("lora_ft.precision.cpu_flags", lambda: frozenset({"fpu"}))
+    monkeypatch.setattr("lora_ft.training.compute_dtype.cpu_flags", lambda: frozenset({"fpu"}))
     assert examine()["cpu flags"] == "none of interest"
 
 

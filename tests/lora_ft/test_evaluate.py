@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from lora_ft.core.errors import UsageError
 from lora_ft.evaluate import evaluate
-from lora_ft.export.errors import UsageError
-from lora_ft.export_run import export
+from lora_ft.evaluation.metrics import ROUGE
+from lora_ft.export_onnx import export
 from lora_ft.merge import merge
-from lora_ft.metrics import ROUGE
-from lora_ft.runs import Run
-from lora_ft.taskfile import load_task
+from lora_ft.runs.run import Run
+from lora_ft.tasks.files import load_task
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.export.runtime import Generator
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from lora_ft.generate import generate
 from lora_ft.merge import merge
-from lora_ft.models import open_model
-from lora_ft.runs import Run
+from lora_ft.models.loading import open_model
+from lora_ft.runs.run import Run
 from tests.tiny import save_tiny_t5
 
 
@@ -110,7 +110,7 @@ def test_a_relu_t5_with_a_tied_head_exports(tmp_path: Path) -> None:
 
 def test_graphs_that_differ_are_not_published(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that is slightly wrong must be caught, whatever it is that went wrong."""
-    from lora_ft.export.checkpoint import Checkpoint
+    from lora_ft.export.checkpoint.reader import Checkpoint
 
     original = Checkpoint.__getitem__
 

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
 
-from lora_ft.adapter_files import find_adapter, lora_config, unknown_keys
-from lora_ft.adapters import load_adapter, load_another, merge_adapter
-from lora_ft.bases import load_model
-from lora_ft.checkpoint import save_checkpoint
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.models.adapter_files import find_adapter, lora_config, unknown_keys
+from lora_ft.models.adapters import load_adapter, load_another, merge_adapter
+from lora_ft.models.bases import load_model
+from lora_ft.models.checkpoints import save_checkpoint
 from tests.export.oracle import torch_model
 from tests.tiny import save_tiny_t5
 

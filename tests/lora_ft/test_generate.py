@@ -11,13 +11,13 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from lora_ft.cli import run as lora_ft
-from lora_ft.export.errors import UsageError
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.export_run import export
+from lora_ft.core.errors import UsageError
+from lora_ft.core.progress import Silent
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.export_onnx import export
 from lora_ft.generate import drawn_seed, generate, stream
-from lora_ft.models import Model, open_model
-from lora_ft.progress import Silent
-from lora_ft.runs import Run
+from lora_ft.models.loading import Model, open_model
+from lora_ft.runs.run import Run
 
 
 class Notes(Silent):

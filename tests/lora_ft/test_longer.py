@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_ft.export.errors import UsageError
-from lora_ft.runs import Run, unfinished
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import UsageError
+from lora_ft.runs.run import Run, unfinished
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
-from tests.lora_ft.test_claim import APPENDED, rewrite
 from tests.lora_ft.test_train import losses, same, start, stop_at, wait_for, weights
+from tests.lora_ft.training.test_output_folder import APPENDED, rewrite
 
 MakeTask = Callable[..., Path]
 RANDOM: dict[str, Any] = {
@@ -72,7 +72,7 @@ def test_it_can_be_interrupted_killed_and_trained_longer_again(make_task: MakeTa
     out = tmp_path / "run"
     train(load_task(task), out)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.trainer.Trainer._guard", stop_at(16))
+        patch.setattr("lora_ft.training.trainer.Trainer._guard", stop_at(16))
         train(load_task(task, FOUR), out, resume=True)
     assert Run(out).metrics["steps"] == 12  # the finished run stays until the longer one is finished
     assert train(load_task(task, FOUR), out, resume=True).metrics["resumed_at"] == 15
@@ -85,7 +85,7 @@ def trained_longer_killed_and_not(task: Path, overrides: list[str], tmp_path: Pa
     first = train(load_task(task), tmp_path / "run")
     shutil.copytree(first.folder, tmp_path / "copy")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.trainer.Trainer._guard", stop_at(first.metrics["steps"] + 1))
+        patch.setattr("lora_ft.training.trainer.Trainer._guard", stop_at(first.metrics["steps"] + 1))
         train(load_task(task, overrides), tmp_path / "run", resume=True)
     killed = train(load_task(task, overrides), tmp_path / "run", resume=True)
     assert killed.metrics["resumed_at"] == first.metrics["steps"]
@@ -117,7 +117,7 @@ def test_a_run_killed_while_it_is_finished_loses_no_step(make_task: MakeTask, tm
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(f"lora_ft.outcome.{moment}", killed)
+        patch.setattr(f"lora_ft.training.results.{moment}", killed)
         train(task, tmp_path / "run")
     run = train(task, tmp_path / "run", resume=True)
     assert run.metrics["resumed_at"] == 12

@@ -12,9 +12,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.merge import merge
-from lora_ft.runs import Run
+from lora_ft.runs.run import Run
 from tests.tiny import save_tiny_t5
 
 INPUTS = {"input_ids": torch.tensor([[5, 9, 14, 1]]), "decoder_input_ids": torch.tensor([[0, 7, 8]])}

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from lora_ft.adapters import load_adapter
-from lora_ft.bases import load_model
 from lora_ft.cli import run as lora_ft
-from lora_ft.combine import combine
-from lora_ft.export.errors import UsageError
-from lora_ft.export.locks import holds
+from lora_ft.core.errors import UsageError
+from lora_ft.core.locks import holds
 from lora_ft.merge import merge_in_memory
-from lora_ft.peft_adapter import PeftAdapter
-from lora_ft.runs import Run
-from lora_ft.taskfile import load_task
+from lora_ft.merge_adapters import combine
+from lora_ft.models.adapters import load_adapter
+from lora_ft.models.bases import load_model
+from lora_ft.models.peft_adapter import PeftAdapter
+from lora_ft.runs.run import Run
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from tests.conftest import write_task
 from tests.lora_ft.test_foreign_adapters import configure, make
@@ -162,6 +162,6 @@ def test_the_place_is_locked_before_anything_is_loaded(
         assert holds(tmp_path / "out")
         raise UsageError("stop here", "")
 
-    monkeypatch.setattr("lora_ft.combine._load", require_lock)
+    monkeypatch.setattr("lora_ft.merge_adapters._load", require_lock)
     with pytest.raises(UsageError, match="stop here"):
         combine(runs, tmp_path / "out")

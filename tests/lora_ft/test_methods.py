@@ -14,21 +14,21 @@ from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 
-from lora_ft import trainer as training
-from lora_ft.adapter_files import adapter_config
-from lora_ft.adapters import check_fits, count_parameters
-from lora_ft.bases import load_model, load_tokenizer
+from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.evaluate import evaluate
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from lora_ft.generate import generate
 from lora_ft.merge import merge
-from lora_ft.models import open_model
-from lora_ft.runs import Run, unfinished
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task
+from lora_ft.models.adapter_files import adapter_config
+from lora_ft.models.adapters import check_fits, count_parameters
+from lora_ft.models.bases import load_model, load_tokenizer
+from lora_ft.models.loading import open_model
+from lora_ft.publishing.uploads import uploads
+from lora_ft.runs.run import Run, unfinished
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Task
 from lora_ft.train import train
-from lora_ft.uploads import uploads
+from lora_ft.training import trainer as training
 from lora_ft.validate import validate
 from tests.tiny import CONFIG, save_tiny_t5
 
@@ -124,8 +124,8 @@ def test_what_the_best_checkpoint_scored_is_what_the_run_scores(name: str, train
 
 @torch.inference_mode()
 def validation_loss(model: torch.nn.Module, task: Task) -> float:
-    from lora_ft.batches import collate, encode
-    from lora_ft.data import load_splits
+    from lora_ft.data.batching import collate, encode
+    from lora_ft.data.splits import load_splits
 
     tokenizer = load_tokenizer(Path(task.base), new_tokens=task.lora.new_tokens)
     batch = collate(encode(load_splits(task).validation, tokenizer, task.lengths, "validation"), 0)
@@ -210,10 +210,10 @@ def test_eva_finds_what_pefts_own_search_finds(tiny_base: Path) -> None:
     """peft's estimates are of low rank and a little off, so directions and shares agree nearly."""
     from peft import get_eva_state_dict
 
-    from lora_ft import initial
-    from lora_ft.adapters import add_adapter
-    from lora_ft.batches import Encoded, collate
-    from lora_ft.lora import Lora
+    from lora_ft.data.batching import Encoded, collate
+    from lora_ft.models import initialization
+    from lora_ft.models.adapters import add_adapter
+    from lora_ft.tasks.lora import Lora
 
     torch.manual_seed(0)
     rows = [Encoded([*torch.randint(3, 70, (9 + i % 5,)).tolist(), 1], [*torch.randint(3, 70, (8,)).tolist(), 1])
@@ -221,7 +221,7 @@ def test_eva_finds_what_pefts_own_search_finds(tiny_base: Path) -> None:
     lora = Lora.model_validate({"r": 2, "lora_alpha": 4, "target_modules": "all-linear", "init_lora_weights": "eva"})
     adapted = add_adapter(load_model(tiny_base), lora)
     batch = collate(rows, 0)
-    ours = initial._components(adapted, [batch], "cpu", 2.0)
+    ours = initialization._components(adapted, [batch], "cpu", 2.0)
 
     def real(states: Any, batch: dict[str, torch.Tensor], name: str) -> torch.Tensor:
         decoded = ".decoder." in name and not name.endswith(("EncDecAttention.k", "EncDecAttention.v"))

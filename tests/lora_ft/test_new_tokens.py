@@ -10,15 +10,15 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from lora_ft.bases import load_model, load_tokenizer
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 from lora_ft.export.runtime import Generator
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from lora_ft.generate import generate
 from lora_ft.merge import merge
-from lora_ft.models import open_model
-from lora_ft.runs import Run
-from lora_ft.taskfile import load_task
+from lora_ft.models.bases import load_model, load_tokenizer
+from lora_ft.models.loading import open_model
+from lora_ft.runs.run import Run
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from lora_ft.validate import validate
 from tests.conftest import tiny_row, write_task

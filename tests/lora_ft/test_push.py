@@ -21,15 +21,15 @@ from transformers import AutoModelForSeq2SeqLM
 from lora_ft import push as push_module
 from lora_ft.bank import export_bank
 from lora_ft.cli import run as lora_ft
+from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.evaluate import evaluate
-from lora_ft.export.errors import LoraFtError, UsageError
 from lora_ft.export.runtime import Generator
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from lora_ft.generate import generate
 from lora_ft.merge import merge
-from lora_ft.models import open_model
+from lora_ft.models.loading import open_model
 from lora_ft.push import Destination, check, push
-from lora_ft.runs import Run
+from lora_ft.runs.run import Run
 from tests.fakehub import FakeHub
 
 recent_client = pytest.mark.skipif(

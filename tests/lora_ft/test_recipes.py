@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from lora_ft.bases import find_base
-from lora_ft.data import Splits, load_splits
-from lora_ft.metrics.structured import SAME_VALUE, VALID, structured
-from lora_ft.task import FHIR_R4, SPLITS, Task
-from lora_ft.taskfile import load_task, recipe_file, recipes
+from lora_ft.data.splits import Splits, load_splits
+from lora_ft.evaluation.metrics.structured import SAME_VALUE, VALID, structured
+from lora_ft.models.bases import find_base
+from lora_ft.tasks.files import load_task, recipe_file, recipes
+from lora_ft.tasks.schema import FHIR_R4, SPLITS, Task
 from lora_ft.validate import validate
 
 BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from lora_ft.bases import find_base, load_tokenizer
-from lora_ft.data import load_splits
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.readers import read_rows
-from lora_ft.taskfile import TaskFaults, load_task, save_task
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.readers import read_rows
+from lora_ft.data.splits import load_splits
+from lora_ft.models.bases import find_base, load_tokenizer
+from lora_ft.tasks.files import TaskFaults, load_task, save_task
 from lora_ft.validate import validate
 
 MakeTask = Callable[..., Path]
@@ -130,7 +130,7 @@ def test_no_tokenizer_at_all(tmp_path: Path, tiny_base: Path) -> None:
 def test_hub_error_without_message(make_task: MakeTask, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    monkeypatch.setattr("lora_ft.data.require_hub", lambda *_: None)
+    monkeypatch.setattr("lora_ft.data.splits.require_hub", lambda *_: None)
 
     def boom(*a, **k):
         raise TimeoutError()
@@ -175,7 +175,7 @@ def test_infinite_epochs(make_task: MakeTask) -> None:
 def test_truncated_weights(tmp_path: Path, tiny_base: Path) -> None:
     import shutil
 
-    from lora_ft.bases import load_model
+    from lora_ft.models.bases import load_model
 
     shutil.copytree(tiny_base, tmp_path / "b")
     p = tmp_path / "b/model.safetensors"
@@ -185,7 +185,7 @@ def test_truncated_weights(tmp_path: Path, tiny_base: Path) -> None:
 
 
 def test_best_of_a_moved_run(tmp_path: Path) -> None:
-    from lora_ft.checkpoints import seal
+    from lora_ft.training.resume_points import seal
 
     for i in (1, 2, 3):
         (tmp_path / f"checkpoint-{i}").mkdir()

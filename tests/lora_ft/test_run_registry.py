@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lora_ft.export.errors import UsageError
-from lora_ft.runs import Run
-from lora_ft.shelf import entry, remove, shelf
+from lora_ft.core.errors import UsageError
+from lora_ft.run_registry import entry, remove, shelf
+from lora_ft.runs.run import Run
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from lora_ft.packs.train import train_pack
-from lora_ft.runs import unfinished
-from lora_ft.taskfile import load_task
+from lora_ft.runs.run import unfinished
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
-from tests.lora_ft.packs.test_train import start as start_pack
+from lora_ft.train_many import train_pack
 from tests.lora_ft.test_train import same, start, wait_for, weights
+from tests.lora_ft.test_train_many import start as start_pack
 
 MakeTask = Callable[..., Path]
 STEPS: dict[str, Any] = {"eval_every": 3, "num_train_epochs": 3, "metric_for_best_model": "loss"}
@@ -110,6 +110,6 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_its_last_checkpoint(
     assert (tmp_path / "code").read_text() == "1\n"
     assert "no space left on the disk" in done.stderr and "Traceback" not in done.stderr
     assert "going on from step" in done.stderr
-    from lora_ft.runs import Run
+    from lora_ft.runs.run import Run
 
     assert same(weights(Run(tmp_path / "run")), weights(train(load_task(task), tmp_path / "whole")))

@@ -18,10 +18,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.runs import Run, unfinished
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.runs.run import Run, unfinished
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Task
 from lora_ft.train import Interrupted, train
 
 MakeTask = Callable[..., Path]
@@ -172,7 +172,7 @@ def test_a_loss_of_exactly_zero_stops_the_run(
 ) -> None:
     """artidoro/qlora#135: FLAN-T5 with LoRA in fp16 trains on a loss of 0.0 and learns nothing."""
     monkeypatch.setattr(
-        "lora_ft.trainer.token_loss", lambda outputs, labels, num_items_in_batch: outputs.logits.sum() * 0
+        "lora_ft.training.trainer.token_loss", lambda outputs, labels, num_items_in_batch: outputs.logits.sum() * 0
     )
     with pytest.raises(LoraFtError, match="exactly 0"):
         train(load_task(make_task()), tmp_path / "run")
@@ -289,10 +289,10 @@ def test_a_resumed_run_keeps_the_precision_it_began_with(
 ) -> None:
     """Another machine, or the same one under load, would choose otherwise, and the bits would differ."""
     task = load_task(make_task(train={"precision": "auto", "learning_rate": 3e37, "max_grad_norm": 0.0}))
-    monkeypatch.setattr("lora_ft.precision.cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr("lora_ft.training.compute_dtype.cpu_flags", lambda: frozenset({"avx512_bf16"}))
     with pytest.raises(LoraFtError, match="not finite"):
         train(task, tmp_path / "run")
-    monkeypatch.setattr("lora_ft.precision.cpu_flags", lambda: frozenset())
+    monkeypatch.setattr("lora_ft.training.compute_dtype.cpu_flags", lambda: frozenset())
     began = json.loads((unfinished(tmp_path / "run") / "choices.json").read_text())
     assert began == {"precision": "bf16", "compile": False}
     with pytest.raises(LoraFtError, match="not finite"):
@@ -309,7 +309,7 @@ def test_tensorboard_shows_one_set_of_curves_and_the_task_even_of_a_resumed_run(
     settings = {"report_to": ["tensorboard"], "eval_every": 3, "num_train_epochs": 2}
     task = load_task(make_task(train=settings))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.trainer.Trainer._guard", stop_at(8))
+        patch.setattr("lora_ft.training.trainer.Trainer._guard", stop_at(8))
         train(task, tmp_path / "run")
     run = train(task, tmp_path / "run", resume=True)
     assert run.metrics["resumed_at"] == 6

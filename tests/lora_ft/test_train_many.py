@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from lora_ft.export.errors import UsageError
-from lora_ft.packs.board import SilentBoard
-from lora_ft.packs.snapshot import Snapshots
-from lora_ft.packs.train import WORK, train_pack
-from lora_ft.runs import Run
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task, save_task
+from lora_ft.core.errors import UsageError
+from lora_ft.multi_lora.dashboard import SilentBoard
+from lora_ft.multi_lora.snapshots import Snapshots
+from lora_ft.runs.run import Run
+from lora_ft.tasks.files import load_task, save_task
+from lora_ft.tasks.schema import Task
 from lora_ft.train import train
-from lora_ft.trainer import Trainer
+from lora_ft.train_many import WORK, train_pack
+from lora_ft.training.trainer import Trainer
 from tests.conftest import write_task
 from tests.lora_ft.test_train import closeness, losses, wait_for, weights
 
@@ -270,8 +270,8 @@ def test_minutes_of_work_are_not_left_to_the_next_evaluation(
     make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks: list[int] = []
-    monkeypatch.setattr("lora_ft.packs.pack._LONGEST", 0.0)
-    monkeypatch.setattr("lora_ft.packs.pack._OVERHEAD", 0)
+    monkeypatch.setattr("lora_ft.multi_lora.group._LONGEST", 0.0)
+    monkeypatch.setattr("lora_ft.multi_lora.group._OVERHEAD", 0)
     monkeypatch.setattr(Snapshots, "write", lambda self, snapshot: ticks.append(snapshot.tick))
     train_pack(unlike(make_task, 1, max_steps=5, eval_every=4, metric_for_best_model="loss"), tmp_path / "runs")
     assert ticks == [1, 2, 3, 4, 5]
@@ -296,7 +296,7 @@ def test_resuming_needs_unfinished_packs_of_the_same_tasks(make_task: MakeTask, 
     with pytest.raises(UsageError, match="no unfinished packs"):
         train_pack(tasks, out, resume=True)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.packs.pack.Pack.step", interrupt)
+        patch.setattr("lora_ft.multi_lora.group.Pack.step", interrupt)
         train_pack(tasks, out)
     with pytest.raises(UsageError, match="of other tasks"):
         train_pack(tasks[:1], out, resume=True)

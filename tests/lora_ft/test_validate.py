@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lora_ft.bases import load_tokenizer
-from lora_ft.batches import encode
-from lora_ft.data import load_splits
-from lora_ft.plan import make_plan
-from lora_ft.taskfile import TaskFaults, load_task
+from lora_ft.data.batching import encode
+from lora_ft.data.splits import load_splits
+from lora_ft.models.bases import load_tokenizer
+from lora_ft.tasks.files import TaskFaults, load_task
+from lora_ft.training.plan import make_plan
 from lora_ft.validate import Validation, validate
 from tests.tiny import CONFIG
 

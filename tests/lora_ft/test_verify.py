@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.export.runtime.manifest import describe_files
-from lora_ft.export_run import compare_again, export
-from lora_ft.runs import Run
+from lora_ft.export_onnx import compare_again, export
+from lora_ft.runs.run import Run
 from lora_ft.verify import verify
 
 

@@ -14,10 +14,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from lora_ft.export.runtime.decoding import beam, greedy, labels, lookup, stepwise
-from lora_ft.export.runtime.decoding.piece import Piece, Special
+from lora_ft.core.generation_options import Options
+from lora_ft.export.runtime.decoding import beam, constrained, greedy, prompt_lookup, sampling
+from lora_ft.export.runtime.decoding.types import Piece, Special
 from lora_ft.export.runtime.model import Model, Source
-from lora_ft.export.runtime.options import Options
 
 Strategy = Callable[[Model, Source, Sequence[np.ndarray], Options, Special], Iterator[Piece]]
 
@@ -29,9 +29,9 @@ def strategy(options: Options, *, stream: bool = False) -> Strategy:
     if options.num_beams > 1:
         return beam.search
     if options.allowed and replace(options, allowed=()).plain:
-        return labels.search
+        return constrained.search
     if not options.plain:
-        return stepwise.search
+        return sampling.search
     if options.prompt_lookup and not options.min_new_tokens:
-        return lookup.search
-    return stepwise.search if stream else greedy.search
+        return prompt_lookup.search
+    return sampling.search if stream else greedy.search

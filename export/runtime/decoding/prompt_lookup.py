@@ -17,10 +17,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lora_ft.export.runtime.decoding.pace import LONGEST, Pace
-from lora_ft.export.runtime.decoding.piece import Piece, Special
+from lora_ft.core.generation_options import Options
+from lora_ft.export.runtime.decoding.draft_length import LONGEST, Pace
+from lora_ft.export.runtime.decoding.types import Piece, Special
 from lora_ft.export.runtime.model import Model, Source
-from lora_ft.export.runtime.options import Options
 
 _NGRAM = 3  # most tokens that are looked for
 _PACES: WeakKeyDictionary[Model, Pace] = WeakKeyDictionary()

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lora_ft.export.runtime.decoding.piece import Piece, Special
+from lora_ft.core.generation_options import Options
+from lora_ft.export.runtime.decoding.types import Piece, Special
 from lora_ft.export.runtime.model import Cache, Model, Source
-from lora_ft.export.runtime.options import Options
 from lora_ft.export.runtime.processors import Processor, editing, log_softmax, processors, softmax
 
 _NONE = np.empty(0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora_ft.export.runtime.special import Special
+from lora_ft.core.special_tokens import Special
 
 __all__ = ["Piece", "Special"]
 

@@ -10,7 +10,7 @@ import datetime
 import re
 from collections.abc import Iterable
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DATE = re.compile(

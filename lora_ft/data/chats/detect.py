@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_ft.chats import discord_text, kakaotalk, line, messenger, signal, telegram_html
-from lora_ft.chats.places import File, files_below, is_zip, opened, root_of
-from lora_ft.chats.stream import objects, top_keys
-from lora_ft.chats.telegram import telegram_repair
-from lora_ft.chats.whatsapp_files import is_whatsapp
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.chats import discord_text, kakaotalk, line, messenger, signal, telegram_html
+from lora_ft.data.chats.places import File, files_below, is_zip, opened, root_of
+from lora_ft.data.chats.stream import objects, top_keys
+from lora_ft.data.chats.telegram import telegram_repair
+from lora_ft.data.chats.whatsapp_files import is_whatsapp
 
 FORMATS = ("telegram", "whatsapp", "slack", "discord", "messenger", "signal", "line", "kakaotalk")
 _START = 1 << 16  # bytes that are looked at

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_ft.chats.discord_text import is_discord_table, is_discord_text, read_discord_table, read_discord_text
-from lora_ft.chats.fields import Fields
-from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.places import File
-from lora_ft.chats.stream import BEGIN, objects, walk
+from lora_ft.data.chats.discord_text import is_discord_table, is_discord_text, read_discord_table, read_discord_text
+from lora_ft.data.chats.fields import Fields
+from lora_ft.data.chats.message import Message, clean_name, clean_text
+from lora_ft.data.chats.places import File
+from lora_ft.data.chats.stream import BEGIN, objects, walk
 
 _SPOKEN = ("Default", "Reply")  # every other type is Discord's own
 _MENTION, _EMOJI = re.compile(r"<@!?(\d+)>"), re.compile(r"<a?(:\w+:)\d+>")

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_ft.chats.dates import day_of, order_of, split_date
-from lora_ft.chats.fields import Fields
-from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.places import File, table, text_lines
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.chats.dates import day_of, order_of, split_date
+from lora_ft.data.chats.fields import Fields
+from lora_ft.data.chats.message import Message, clean_name, clean_text
+from lora_ft.data.chats.places import File, table, text_lines
 
 COLUMNS = ("AuthorID", "Author", "Date", "Content")
 _RULE = "=" * 62

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
 
 _SHOWN = 40  # characters of a foreign value in an error
 _FIRST, _LAST = -62135596800, 253402300799  # seconds of the years 1 and 9999

@@ -8,18 +8,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_ft.chats import messenger, telegram_html
-from lora_ft.chats.detect import find_format
-from lora_ft.chats.discord import read_discord
-from lora_ft.chats.kakaotalk import read_kakaotalk
-from lora_ft.chats.line import read_line
-from lora_ft.chats.message import Message
-from lora_ft.chats.messenger import read_messenger
-from lora_ft.chats.signal import read_signal
-from lora_ft.chats.slack import read_slack
-from lora_ft.chats.telegram_folder import read_telegram_export
-from lora_ft.chats.whatsapp import doubts_of_whatsapp, read_whatsapp
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
+from lora_ft.data.chats import messenger, telegram_html
+from lora_ft.data.chats.detect import find_format
+from lora_ft.data.chats.discord import read_discord
+from lora_ft.data.chats.kakaotalk import read_kakaotalk
+from lora_ft.data.chats.line import read_line
+from lora_ft.data.chats.message import Message
+from lora_ft.data.chats.messenger import read_messenger
+from lora_ft.data.chats.signal import read_signal
+from lora_ft.data.chats.slack import read_slack
+from lora_ft.data.chats.telegram_folder import read_telegram_export
+from lora_ft.data.chats.whatsapp import doubts_of_whatsapp, read_whatsapp
 
 # (chat, message) of each message with a text, in the order of the export. None reads a file as a whole.
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, Message]]]] = {

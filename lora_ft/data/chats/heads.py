@@ -16,7 +16,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lora_ft.chats.clock import hour_of_day, plain
+from lora_ft.data.chats.clock import hour_of_day, plain
 
 _FIRST_DAY = datetime.date(1970, 1, 1).toordinal()
 ORDERS = ("dmy", "mdy", "ymd")

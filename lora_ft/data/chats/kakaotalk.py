@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_ft.chats.dates import hour_of, month_of
-from lora_ft.chats.fields import Fields
-from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.places import File, table, text_lines
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.chats.dates import hour_of, month_of
+from lora_ft.data.chats.fields import Fields
+from lora_ft.data.chats.message import Message, clean_name, clean_text
+from lora_ft.data.chats.places import File, table, text_lines
 
 COLUMNS = ("Date", "User", "Message")
 _TITLE = re.compile(

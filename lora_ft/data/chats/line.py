@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_ft.chats.dates import day_of, hour_of
-from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.places import File, text_lines
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.chats.dates import day_of, hour_of
+from lora_ft.data.chats.message import Message, clean_name, clean_text
+from lora_ft.data.chats.places import File, text_lines
 
 _TITLE = re.compile(
     r"(?:\[LINE\] ?)?(?:Chat history (?:with|in) (?P<en>.+)|(?P<ja>.+?)と?のトーク履歴"

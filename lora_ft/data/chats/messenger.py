@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_ft.chats.fields import Fields
-from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.places import File, files_below, is_zip, root_of
-from lora_ft.chats.stream import objects, top_keys, walk
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.chats.fields import Fields
+from lora_ft.data.chats.message import Message, clean_name, clean_text
+from lora_ft.data.chats.places import File, files_below, is_zip, root_of
+from lora_ft.data.chats.stream import objects, top_keys, walk
 
 PAGE = re.compile(r"message_\d{1,9}\.json")
 _ENCRYPTED = re.compile(r".*\.json")

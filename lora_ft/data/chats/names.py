@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-from lora_ft.chats.message import Message
+from lora_ft.data.chats.message import Message
 
 # Borne by women and men alike, and no words of their own that texts are full of.
 _NAMES = (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 from zipfile import Path as ZipPath
 
-from lora_ft.export.errors import LoraFtError, first_line
+from lora_ft.core.errors import LoraFtError, first_line
 
 File = Path | ZipPath
 _MAX_LINE = 1 << 22  # bytes

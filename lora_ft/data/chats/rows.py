@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_ft.chats.formats import Census, Choice, doubts, pages_of, read_chats
-from lora_ft.chats.lines import Line, context_of
-from lora_ft.chats.message import Message, clean_name
-from lora_ft.chats.names import anonymize
-from lora_ft.chats.sessions import Session, cut, sessions_of, turns
-from lora_ft.chats.summary import ChatSummary, summarize
-from lora_ft.export.errors import UsageError
-from lora_ft.readers import Row, find_files
-from lora_ft.source import Chat, Data
+from lora_ft.core.errors import UsageError
+from lora_ft.data.chats.formats import Census, Choice, doubts, pages_of, read_chats
+from lora_ft.data.chats.lines import Line, context_of
+from lora_ft.data.chats.message import Message, clean_name
+from lora_ft.data.chats.names import anonymize
+from lora_ft.data.chats.sessions import Session, cut, sessions_of, turns
+from lora_ft.data.chats.summary import ChatSummary, summarize
+from lora_ft.data.readers import Row, find_files
+from lora_ft.tasks.data import Chat, Data
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lora_ft.chats.whatsapp_words import MARK, is_about_group
+from lora_ft.data.chats.whatsapp_words import MARK, is_about_group
 
 _LONGEST = 100  # characters; WhatsApp allows 25, contacts of a phone are longer
 _QUOTES = re.compile('["“”„«»「」『』]')

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_ft.chats.message import Message
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
+from lora_ft.data.chats.message import Message
 
 _FEW = 2  # messages of the same session; with fewer, the context reaches further back
 

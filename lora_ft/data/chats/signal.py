@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_ft.chats.fields import Fields
-from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.places import File, files_below, folder_name, is_zip, root_of, text_lines
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import parse_json
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import parse_json
+from lora_ft.data.chats.fields import Fields
+from lora_ft.data.chats.message import Message, clean_name, clean_text
+from lora_ft.data.chats.places import File, files_below, folder_name, is_zip, root_of, text_lines
 
 FILES = re.compile(r"data\.json|chat\.md|main\.jsonl")
 _HEAD = re.compile(r"\[(\d{4})-(\d{2})-(\d{2}) (\d{2}):(\d{2})(?::(\d{2}))?\] (.{1,200}?): (.*)")

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_ft.chats.fields import Fields
-from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.places import File, files_below, folder_name, is_zip, root_of
-from lora_ft.chats.stream import objects, top_keys, walk
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
+from lora_ft.data.chats.fields import Fields
+from lora_ft.data.chats.message import Message, clean_name, clean_text
+from lora_ft.data.chats.places import File, files_below, folder_name, is_zip, root_of
+from lora_ft.data.chats.stream import objects, top_keys, walk
 
 _SPOKEN = ("", "me_message", "thread_broadcast", "file_share")  # every other subtype is Slack's own
 _BOT = "bot_message"

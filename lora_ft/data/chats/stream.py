@@ -12,10 +12,10 @@ from typing import IO, Any, TypeVar
 import ijson
 from ijson.common import ObjectBuilder
 
-from lora_ft.chats.places import File as File
-from lora_ft.chats.places import opened
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.json_limits import JsonLimits
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.json_limits import JsonLimits
+from lora_ft.data.chats.places import File as File
+from lora_ft.data.chats.places import opened
 
 Repair = Callable[[bytes], bytes]
 T = TypeVar("T")

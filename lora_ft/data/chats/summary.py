@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_ft.chats.message import Message
+from lora_ft.data.chats.message import Message
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from lora_ft.chats.fields import Fields
-from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.stream import BEGIN, File, Repair, objects, top_keys, walk
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.chats.fields import Fields
+from lora_ft.data.chats.message import Message, clean_name, clean_text
+from lora_ft.data.chats.stream import BEGIN, File, Repair, objects, top_keys, walk
 
 _LISTS = ("chats.list.item", "left_chats.list.item")  # where chats stand in the export of an account
 _HEADER = ("name", "type", "id")

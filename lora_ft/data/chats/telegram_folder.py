@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_ft.chats.message import Message
-from lora_ft.chats.places import File, is_zip, opened, root_of
-from lora_ft.chats.telegram import read_telegram
-from lora_ft.chats.telegram_html import is_telegram_html, read_telegram_html
+from lora_ft.data.chats.message import Message
+from lora_ft.data.chats.places import File, is_zip, opened, root_of
+from lora_ft.data.chats.telegram import read_telegram
+from lora_ft.data.chats.telegram_html import is_telegram_html, read_telegram_html
 
 
 def read_telegram_export(file: Path) -> Iterator[tuple[str, Message]]:

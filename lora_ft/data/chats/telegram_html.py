@@ -15,10 +15,10 @@ from typing import Any
 import lxml.etree
 import lxml.html
 
-from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.places import File, files_below, opened, root_of
-from lora_ft.chats.telegram import Topics
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.chats.message import Message, clean_name, clean_text
+from lora_ft.data.chats.places import File, files_below, opened, root_of
+from lora_ft.data.chats.telegram import Topics
 
 PAGE = re.compile(r"messages\d*\.html")
 _MAX_PAGE = 1 << 24  # bytes; Telegram begins a page after 1,000 messages

@@ -1,6 +1,6 @@
 """WhatsApp's text export, of Android and iOS, in every language, region and clock that it offers.
 
-A message begins with a head (`lora_ft.chats.heads`); lines without one go on with the one before. The file is read
+A message begins with a head (`lora_ft.data.chats.heads`); lines without one go on with the one before. The file is read
 three times and never held: a survey finds how its heads are read, a second pass notes time and sender of each head,
 from which pasted heads are told (`_pasted`), and the third yields the messages in the order of the file.
 """
@@ -12,14 +12,14 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_ft.chats.heads import Head, Survey, earliest, find_head
-from lora_ft.chats.message import Message, clean_name, clean_text
-from lora_ft.chats.pasted import LONGEST_PASTE, find_pasted
-from lora_ft.chats.places import File, text_lines
-from lora_ft.chats.senders import Senders
-from lora_ft.chats.whatsapp_files import chat_name, chat_text
-from lora_ft.chats.whatsapp_words import MARK, written
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
+from lora_ft.data.chats.heads import Head, Survey, earliest, find_head
+from lora_ft.data.chats.message import Message, clean_name, clean_text
+from lora_ft.data.chats.pasted import LONGEST_PASTE, find_pasted
+from lora_ft.data.chats.places import File, text_lines
+from lora_ft.data.chats.senders import Senders
+from lora_ft.data.chats.whatsapp_files import chat_name, chat_text
+from lora_ft.data.chats.whatsapp_words import MARK, written
 
 _LOOSE_HEAD = re.compile(r"\[?[^\n]{2,40}?\d[:.]\d\d[^\n]{0,20}?(?:\]| [-–—] )")
 _SHOWN = 60  # characters of a line in an error

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from zipfile import Path as ZipPath
 
-from lora_ft.chats.heads import find_head
-from lora_ft.chats.message import clean_text
-from lora_ft.chats.places import File, files_below, is_zip, opened, root_of
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
+from lora_ft.data.chats.heads import find_head
+from lora_ft.data.chats.message import clean_text
+from lora_ft.data.chats.places import File, files_below, is_zip, opened, root_of
 
 _CHAT = "_chat.txt"  # of iOS; Android's is named "WhatsApp Chat with Ana.txt", in its language
 _TEXT = re.compile(r".*\.txt", re.IGNORECASE)

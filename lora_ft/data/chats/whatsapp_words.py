@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from lora_ft.chats.whatsapp_notices import is_notice
+from lora_ft.data.chats.whatsapp_notices import is_notice
 
 MARK = "\u200e"
 _INVISIBLE = re.compile("[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]")

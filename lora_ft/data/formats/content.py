@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, Any
 
-from lora_ft.export.errors import LoraFtError, UsageError, first_line
-from lora_ft.memory import allowed_memory
+from lora_ft.core.errors import LoraFtError, UsageError, first_line
+from lora_ft.core.memory import allowed_memory
 
 Row = dict[str, Any]
 Located = tuple[str, Row]

@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.formats.content import MAX_CELL, Content, Located
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.formats.content import MAX_CELL, Content, Located
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 """Delimiter of each ending."""

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.json_limits import MAX_DEPTH, JsonLimits, OutOfBoundsError, bounded_decoder, lines_at
-from lora_ft.export.runtime.columns import ABSENT, Column
-from lora_ft.formats.content import MAX_CELL, Content, Located, Row
+from lora_ft.core.columns import ABSENT, Column
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.json_limits import MAX_DEPTH, JsonLimits, OutOfBoundsError, bounded_decoder, lines_at
+from lora_ft.data.formats.content import MAX_CELL, Content, Located, Row
 
 LINES = (".jsonl", ".ndjson")
 """Endings of files in which one object is a row, not a document."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from lora_ft.export.errors import LoraFtError, UsageError, first_line
-from lora_ft.formats.content import Content, Located
-from lora_ft.memory import allowed_memory
+from lora_ft.core.errors import LoraFtError, UsageError, first_line
+from lora_ft.core.memory import allowed_memory
+from lora_ft.data.formats.content import Content, Located
 
 _BATCH = 1024  # rows
 _ROW_COST = 4  # bytes of rows in Python for a byte of Arrow's

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from lora_ft.metrics.statistics import Estimate, Scored, difference, estimate
+from lora_ft.evaluation.metrics.statistics import Estimate, Scored, difference, estimate
 
 if TYPE_CHECKING:
-    from lora_ft.task import Evaluate
+    from lora_ft.tasks.schema import Evaluate
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 EXACT_MATCH = "exact_match"

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from sacrebleu.metrics import BLEU
 
-from lora_ft.metrics.statistics import Scored
-from lora_ft.metrics.sums import by_sums
+from lora_ft.evaluation.metrics.statistics import Scored
+from lora_ft.evaluation.metrics.sums import by_sums
 
 if TYPE_CHECKING:
-    from lora_ft.task import Evaluate
+    from lora_ft.tasks.schema import Evaluate
 
 # sacrebleu's own for Chinese; characters where sacrebleu asks for a dictionary (MeCab), and where nothing is spaced.
 _TOKENIZERS = {"zh": "zh"} | dict.fromkeys(("ja", "th", "lo", "km", "my"), "char")

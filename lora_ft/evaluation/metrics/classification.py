@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_ft.metrics.statistics import Scored
+from lora_ft.evaluation.metrics.statistics import Scored
 
 if TYPE_CHECKING:
-    from lora_ft.task import Evaluate
+    from lora_ft.tasks.schema import Evaluate
 
 
 @dataclass(frozen=True)

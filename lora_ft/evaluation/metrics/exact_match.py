@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_ft.metrics import EXACT_MATCH
-from lora_ft.metrics.statistics import Scored
+from lora_ft.evaluation.metrics import EXACT_MATCH
+from lora_ft.evaluation.metrics.statistics import Scored
 
 if TYPE_CHECKING:
-    from lora_ft.task import Evaluate
+    from lora_ft.tasks.schema import Evaluate
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_ft.export.errors import UsageError
-from lora_ft.metrics.statistics import Scored
-from lora_ft.metrics.words import UnicodeTokenizer
+from lora_ft.core.errors import UsageError
+from lora_ft.data.words import UnicodeTokenizer
+from lora_ft.evaluation.metrics.statistics import Scored
 
 if TYPE_CHECKING:
-    from lora_ft.task import Evaluate
+    from lora_ft.tasks.schema import Evaluate
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:

@@ -12,13 +12,13 @@ import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
-from lora_ft.metrics import ROUGE
-from lora_ft.metrics.sentences import SPLITTER, split_sentences
-from lora_ft.metrics.statistics import Scored
-from lora_ft.metrics.words import is_unicode, tokenizer_of
+from lora_ft.data.sentences import SPLITTER, split_sentences
+from lora_ft.data.words import is_unicode, tokenizer_of
+from lora_ft.evaluation.metrics import ROUGE
+from lora_ft.evaluation.metrics.statistics import Scored
 
 if TYPE_CHECKING:
-    from lora_ft.task import Evaluate
+    from lora_ft.tasks.schema import Evaluate
 
 
 class Rouge(evaluate.Metric):

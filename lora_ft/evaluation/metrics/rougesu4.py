@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_ft.metrics.statistics import Scored
-from lora_ft.metrics.words import tokenizer_of
+from lora_ft.data.words import tokenizer_of
+from lora_ft.evaluation.metrics.statistics import Scored
 
 if TYPE_CHECKING:
-    from lora_ft.task import Evaluate
+    from lora_ft.tasks.schema import Evaluate
 
 GAP = 4
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lora_ft.export.errors import UsageError, first_line
-from lora_ft.export.files import read_json
-from lora_ft.metrics.statistics import Scored
-from lora_ft.patterns import check_searches
-from lora_ft.task import FHIR_R4
+from lora_ft.core.errors import UsageError, first_line
+from lora_ft.core.files import read_json
+from lora_ft.core.patterns import check_searches
+from lora_ft.evaluation.metrics.statistics import Scored
+from lora_ft.tasks.schema import FHIR_R4
 
 if TYPE_CHECKING:
-    from lora_ft.task import Evaluate
+    from lora_ft.tasks.schema import Evaluate
 
 VALID, SAME_VALUE = "valid", "same_value"
 _FHIR_SCHEMA = Path(__file__).parents[1] / "schemas" / "fhir-r4.schema.json.gz"

@@ -8,7 +8,7 @@ from itertools import zip_longest
 import numpy as np
 from sacrebleu.metrics.base import Metric
 
-from lora_ft.metrics.statistics import Scored
+from lora_ft.evaluation.metrics.statistics import Scored
 
 
 def by_sums(metric: Metric, alone: Metric, answers: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:

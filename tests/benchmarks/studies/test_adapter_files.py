@@ -10,11 +10,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import benchmarks.adapter_files as module
-from benchmarks.bank import make_bank
-from lora_ft.bases import Base
-from lora_ft.export.errors import LoraFtError
+import benchmarks.studies.adapter_files as module
+from benchmarks.studies.bank import make_bank
+from lora_ft.core.errors import LoraFtError
 from lora_ft.export.runtime import Generator
+from lora_ft.models.bases import Base
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory by process is Linux's")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import benchmarks.bank as module
-from lora_ft.bases import Base
+import benchmarks.studies.bank as module
+from lora_ft.models.bases import Base
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory by process is Linux's")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks
-from benchmarks.command import is_results
+from benchmarks.studies.command import is_results
 
 
 def test_no_study_has_another_entry() -> None:
@@ -49,7 +49,7 @@ def test_results_of_every_study_are_recognized() -> None:
 def test_a_study_does_not_replace_a_file_of_others(tmp_path: Path) -> None:
     diary = tmp_path / "diary.json"
     diary.write_text("my diary", encoding="utf-8")
-    done = run_study("benchmarks.sharing", tmp_path / "bundle", "--json", diary)
+    done = run_study("benchmarks.studies.sharing", tmp_path / "bundle", "--json", diary)
     assert done.returncode == 2
     expected = rf"error: {re.escape(str(diary))} already exists and was not written by a study; .* another --json\n"
     assert re.fullmatch(expected, done.stderr)
@@ -59,15 +59,15 @@ def test_a_study_does_not_replace_a_file_of_others(tmp_path: Path) -> None:
 def test_a_study_replaces_its_own_results(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     results.write_text('{"environment": {"lora-ft": "0.1.0"}}', encoding="utf-8")
-    done = run_study("benchmarks.sharing", tmp_path / "nothing", "--json", results)
+    done = run_study("benchmarks.studies.sharing", tmp_path / "nothing", "--json", results)
     assert "nothing" in done.stderr  # it got as far as its bundle
 
 
 def test_the_page_of_scale_replaces_no_other_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# Mine", encoding="utf-8")
-    assert run_study("benchmarks.scale", "--out", page).returncode == 2
+    assert run_study("benchmarks.studies.scale", "--out", page).returncode == 2
     assert page.read_text(encoding="utf-8") == "# Mine"
     page.unlink()
     for _ in range(2):
-        assert run_study("benchmarks.scale", "--out", page).returncode == 0
+        assert run_study("benchmarks.studies.scale", "--out", page).returncode == 0

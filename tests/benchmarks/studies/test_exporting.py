@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.exporting import IMPORTS, is_verification, measure, text
-from lora_ft.export.errors import LoraFtError
+from benchmarks.studies.exporting import IMPORTS, is_verification, measure, text
+from lora_ft.core.errors import LoraFtError
 
 
 def test_stages_of_an_export_add_up(tiny_base: Path) -> None:

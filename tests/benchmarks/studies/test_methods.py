@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import methods
-from benchmarks.methods import METHODS, measure
 from benchmarks.readme import methods as table
-from lora_ft.export.errors import UsageError
-from lora_ft.progress import Silent
-from lora_ft.taskfile import load_task
+from benchmarks.studies import methods
+from benchmarks.studies.methods import METHODS, measure
+from lora_ft.core.errors import UsageError
+from lora_ft.core.progress import Silent
+from lora_ft.tasks.files import load_task
 from tests.conftest import write_task
 
 FEW = {name: METHODS[name] for name in ("LoRA, tiny", "full")}

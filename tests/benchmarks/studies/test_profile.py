@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from benchmarks import profile
-from benchmarks.profile import measure, part_of, text
+from benchmarks.studies import profile
+from benchmarks.studies.profile import measure, part_of, text
 from tests.export.oracle import make_bundle
 from tests.tiny import save_tiny_t5
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import scale
-from benchmarks.scale import PAGE, RESULTS, assumed, cost, largest, measured, page, step_flops
-from lora_ft.export.files import read_json
-from lora_ft.sizes import FLAN, GIB, Batch
+from benchmarks.studies import scale
+from benchmarks.studies.scale import PAGE, RESULTS, assumed, cost, largest, measured, page, step_flops
+from lora_ft.core.files import read_json
+from lora_ft.training.memory_estimates import FLAN, GIB, Batch
 
 TIMINGS = [
     {"precision": precision, "source": source, "target": 16, "adapters": count, "samples_per_second": speed}
@@ -72,7 +72,7 @@ def test_the_page_says_what_is_measured_and_what_is_not() -> None:
 
 def test_a_gpu_that_is_measured_is_not_assumed() -> None:
     shown = page([FOUND, {**FOUND, "environment": {**MACHINE, "gpus": "NVIDIA H100 80GB"}, "device": "cuda"}])
-    assert "benchmarks.packs`) on 2 cores of A CPU and NVIDIA H100 80GB" in shown
+    assert "benchmarks.studies.multi_lora`) on 2 cores of A CPU and NVIDIA H100 80GB" in shown
     assert "8 x NVIDIA H100 80GB (speed measured)" in shown
     assert "A100 312 T" in shown and "H100 989 T" not in shown and " H100 (speed assumed)" not in shown
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scores
-from benchmarks.scores import PAGE, RESULTS, TASKS, measure, page
-from lora_ft.export.errors import UsageError
-from lora_ft.progress import Silent
-from lora_ft.taskfile import load_task
+from benchmarks.studies import scores
+from benchmarks.studies.scores import PAGE, RESULTS, TASKS, measure, page
+from lora_ft.core.errors import UsageError
+from lora_ft.core.progress import Silent
+from lora_ft.tasks.files import load_task
 from tests.conftest import write_task
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_ft.export.adapted import Group
-from lora_ft.export.bank import Changed, LowRank, Plan, folded, inner_peaks, packed, ranks_of
-from lora_ft.export.bundle import read_model
-from lora_ft.export.errors import UsageError
-from lora_ft.export.precision import NAMED
-from lora_ft.export.smooth import Folded, calibrate
+from lora_ft.core.errors import UsageError
+from lora_ft.export.bundle.adapter_slots import Changed, LowRank, Plan, folded, inner_peaks, packed, ranks_of
+from lora_ft.export.bundle.assemble import read_model
+from lora_ft.export.onnx.lora import Group
+from lora_ft.export.onnx.precision import NAMED
+from lora_ft.export.onnx.smoothquant import Folded, calibrate
 from tests.export.banks import draw_adapter, samples
 
 LAYERS = ("x.q", "x.k", "x.v")

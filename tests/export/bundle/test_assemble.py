@@ -16,13 +16,13 @@ import pytest
 from onnx import TensorProto
 from safetensors.numpy import load_file, save_file
 
-from lora_ft.export.bundle import assemble, read_model, seal
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.precision import FP32, NAMED, Precision
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.export.bundle.assemble import assemble, read_model, seal
+from lora_ft.export.onnx.precision import FP32, NAMED, Precision
+from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.manifest import FILES, GRAPHS, PROBE, SBOM, WEIGHTS, read_manifest
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.export.t5 import T5
 from tests.export.family import save_member
 from tests.export.oracle import ORIGIN, TEXTS, entries
 from tests.tiny import save_tiny_t5

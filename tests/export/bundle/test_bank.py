@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from lora_ft.export import shelf
-from lora_ft.export.bundle import read_model
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
+from lora_ft.export.bundle import bank as shelf
+from lora_ft.export.bundle.assemble import read_model
+from lora_ft.export.bundle.bank import Member, Room, put, remove
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.manifest import read_manifest
-from lora_ft.export.shelf import Member, Room, put, remove
 from tests.export.banks import draw_adapter, make_bank, member, merged
 from tests.export.oracle import TEXTS
 

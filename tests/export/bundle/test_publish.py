@@ -15,17 +15,17 @@ import numpy as np
 import onnx
 import pytest
 
-from lora_ft.export import publish as module
-from lora_ft.export.architecture import Architecture
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.export.bundle import publish as module
+from lora_ft.export.bundle.publish import Candidate, write_bundle
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.onnx.precision import FP32, NAMED, Precision, parse
+from lora_ft.export.onnx.smoothquant import Sample
+from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.parity import Probe, Reference
-from lora_ft.export.precision import FP32, NAMED, Precision, parse
-from lora_ft.export.publish import Candidate, write_bundle
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.manifest import FILES, SBOM
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.export.smooth import Sample
-from lora_ft.export.t5 import T5
 from tests.export.family import CONFIGS, save_member
 from tests.export.oracle import ORIGIN, SPECIAL, TEXTS, entries, make_bundle, redraw, references, torch_model
 from tests.tiny import save_tiny_t5

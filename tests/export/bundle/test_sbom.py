@@ -10,12 +10,12 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.files import sha256
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.files import sha256
+from lora_ft.export.bundle.provenance import Provenance, Score
+from lora_ft.export.bundle.sbom import write_sbom
 from lora_ft.export.layouts import LAYOUTS, RECORD
-from lora_ft.export.provenance import Provenance, Score
 from lora_ft.export.runtime.manifest import NAME, SBOM, read_manifest
-from lora_ft.export.sbom import write_sbom
 from tests.export.oracle import make_bundle
 
 KNOWN = Provenance(

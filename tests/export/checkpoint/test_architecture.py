@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from lora_ft.export.architecture import FAMILY, Architecture
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
+from lora_ft.export.checkpoint.architecture import FAMILY, Architecture
 from tests.tiny import CONFIG
 
 FOLDER = Path("some", "folder")

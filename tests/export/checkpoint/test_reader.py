@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_ft.export.checkpoint import Checkpoint
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.export.checkpoint.reader import Checkpoint
 from tests.export.oracle import torch_model
 from tests.tiny import CONFIG, save_tiny_t5
 

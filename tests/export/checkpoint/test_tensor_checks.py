@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from lora_ft.bases import load_model
-from lora_ft.export.accounting import not_finite
-from lora_ft.export.bundle import read_model
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
+from lora_ft.export.bundle.assemble import read_model
+from lora_ft.export.checkpoint.tensor_checks import not_finite
+from lora_ft.models.bases import load_model
 from tests.export.family import CONFIGS, save_member
 from tests.export.oracle import torch_model
 from tests.tiny import save_tiny_t5

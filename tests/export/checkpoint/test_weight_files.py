@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_ft.bases import find_base, load_model
-from lora_ft.export.checkpoint import Checkpoint
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.weight_files import INDEX, SINGLE, weight_files
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.export.checkpoint.reader import Checkpoint
+from lora_ft.export.checkpoint.weight_files import INDEX, SINGLE, weight_files
+from lora_ft.models.bases import find_base, load_model
 from tests.tiny import save_tiny_t5
 
 

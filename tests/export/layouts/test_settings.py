@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
+from lora_ft.core.generation_options import Options
 from lora_ft.export.layouts import differences, single, unsupported
-from lora_ft.export.runtime.options import Options
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from tests.export.oracle import redraw, torch_model
 from tests.tiny import save_tiny_t5
 

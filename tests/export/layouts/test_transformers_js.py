@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from lora_ft.generate import generate
-from lora_ft.models import open_model
+from lora_ft.models.loading import open_model
 
 PACKAGES = Path(os.environ.get("LORA_FT_NODE", Path(__file__).parents[3] / ".node"))
 SCRIPT = Path(__file__).with_name("transformers_js.mjs")

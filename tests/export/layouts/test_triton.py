@@ -10,12 +10,12 @@ import onnxruntime as ort
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-from lora_ft.export.bundle import read_model
+from lora_ft.export.bundle.assemble import read_model
 from lora_ft.export.layouts.single import greedy_feed
 from lora_ft.export.layouts.single import write as write_single
 from lora_ft.export.layouts.triton import rows_feed, write_triton
+from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.runtime.session import open_session
-from lora_ft.export.t5 import T5
 from tests.export.oracle import END, PAD, entries, make_bundle, redraw, torch_greedy, torch_model
 from tests.tiny import save_tiny_t5
 

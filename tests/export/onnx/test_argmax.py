@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.graph import BOOL, FLOAT, INT64, Graph
-from lora_ft.export.likeliest import likeliest
+from lora_ft.export.onnx.argmax import likeliest
+from lora_ft.export.onnx.graph import BOOL, FLOAT, INT64, Graph
 from lora_ft.export.runtime.session import open_session
 
 VOCABULARIES = [1, 2, 97, 384, 1009, 32100, 32128]  # 97 and 1009 are prime

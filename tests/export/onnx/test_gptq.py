@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export import rounding
-from lora_ft.export.rounding import compensated, nearest
+from lora_ft.export.onnx import gptq
+from lora_ft.export.onnx.gptq import compensated, nearest
 
 SIZES = [32, 128]
 
@@ -90,7 +90,7 @@ def test_the_scale_of_a_block_is_the_one_that_costs_least() -> None:
 def test_outputs_are_rounded_alike_together_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, rows = weights(37, 70), correlated(50, 70)
     whole = compensated(weight, rows.T @ rows, 4, 32)
-    monkeypatch.setattr(rounding, "_OUTPUTS", 5)
+    monkeypatch.setattr(gptq, "_OUTPUTS", 5)
     parts = compensated(weight, rows.T @ rows, 4, 32)
     assert (whole[0] != parts[0]).mean() < 0.01  # a sum in another order may fall to the other side of a half
     np.testing.assert_allclose(whole[1], parts[1], rtol=1e-3)

@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from lora_ft.export import graph
-from lora_ft.export.graph import BOOL, FLOAT, INT64, IR_VERSION, MINIMUM_ONNXRUNTIME, MS, OPSET, Graph, WeightFile
+from lora_ft.export.onnx import graph
+from lora_ft.export.onnx.graph import BOOL, FLOAT, INT64, IR_VERSION, MINIMUM_ONNXRUNTIME, MS, OPSET, Graph, WeightFile
 
 
 def run(g: Graph, **inputs: np.ndarray) -> list[np.ndarray]:
@@ -234,7 +234,7 @@ def test_the_model_says_what_reads_it() -> None:
 def test_what_one_file_cannot_hold_lies_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int
 ) -> None:
-    """Protobuf ends at 2 GiB, and cannot even count beyond (benchmarks.large does that in earnest)."""
+    """Protobuf ends at 2 GiB, and cannot even count beyond (benchmarks.studies.large does that in earnest)."""
     monkeypatch.setattr(graph, "_LARGEST", largest)
     table = np.arange(10_000, dtype=np.float32)
     made = onnx.helper.make_graph([], "g", [], [], [numpy_helper.from_array(table, "table")])

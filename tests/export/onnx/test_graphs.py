@@ -15,11 +15,18 @@ from onnx import TensorProto
 from safetensors.numpy import load_file
 from transformers import T5ForConditionalGeneration
 
-from lora_ft.export.checkpoint import Checkpoint
-from lora_ft.export.graph import IR_VERSION, WeightFile
-from lora_ft.export.graphs import best_model, decoder_model, encoder_model, normal_model, select_model, single_model
+from lora_ft.export.checkpoint.reader import Checkpoint
+from lora_ft.export.onnx.graph import IR_VERSION, WeightFile
+from lora_ft.export.onnx.graphs import (
+    best_model,
+    decoder_model,
+    encoder_model,
+    normal_model,
+    select_model,
+    single_model,
+)
+from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.runtime.session import open_session
-from lora_ft.export.t5 import T5
 from tests.export.family import Graphs, assert_close, inputs, save_member
 from tests.export.oracle import END, PAD, torch_greedy, torch_logits, torch_model
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from lora_ft.export.graph import FLOAT, INT64, Graph
-from lora_ft.export.position import MASKED, bias_rows, bucket, index_rows
+from lora_ft.export.onnx.graph import FLOAT, INT64, Graph
+from lora_ft.export.onnx.position_bias import MASKED, bias_rows, bucket, index_rows
 from lora_ft.export.runtime.session import open_session
 
 BUCKETS, FAR, HEADS = 8, 20, 3

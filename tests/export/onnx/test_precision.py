@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import UsageError
-from lora_ft.export.precision import FP32, KINDS, NAMED, Precision, candidates, parse
-from lora_ft.export.quantize import STORAGES
+from lora_ft.core.errors import UsageError
+from lora_ft.export.onnx.precision import FP32, KINDS, NAMED, Precision, candidates, parse
+from lora_ft.export.onnx.quantization import STORAGES
 from lora_ft.export.runtime.session import STORAGES as STORAGES_THERE
 
 MIXED = Precision(encoder="int8", decoder="w8", head="w4", embedding="fp32")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from lora_ft.export.graph import FLOAT, INT64, Graph, WeightFile
-from lora_ft.export.quantize import STORAGES, Weight, portable
+from lora_ft.export.onnx.graph import FLOAT, INT64, Graph, WeightFile
+from lora_ft.export.onnx.quantization import STORAGES, Weight, portable
 from lora_ft.export.runtime.session import open_session
 
 ROUNDED = ["int8", "w8", "w4", "w4g128"]

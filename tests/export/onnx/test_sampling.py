@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from lora_ft.export.graph import BOOL, FLOAT, INT64, Graph
+from lora_ft.export.onnx.graph import BOOL, FLOAT, INT64, Graph
+from lora_ft.export.onnx.sampling import Sampling, choose
 from lora_ft.export.runtime.session import open_session
-from lora_ft.export.sampling import Sampling, choose
 
 VOCABULARY, BARRED = 96, 1
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from lora_ft.export.architecture import Architecture
-from lora_ft.export.bundle import read_model
-from lora_ft.export.checkpoint import Checkpoint
-from lora_ft.export.precision import NAMED
-from lora_ft.export.smooth import Calibration, Folded, Sample, calibrate
+from lora_ft.export.bundle.assemble import read_model
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.checkpoint.reader import Checkpoint
+from lora_ft.export.onnx.precision import NAMED
+from lora_ft.export.onnx.smoothquant import Calibration, Folded, Sample, calibrate
 from tests.export.family import CONFIGS, Graphs, assert_close, inputs, save_member
 from tests.export.oracle import PAD, torch_model
 from tests.tiny import CONFIG

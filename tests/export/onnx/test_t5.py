@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
 
-from lora_ft.export.graph import Graph, WeightFile
-from lora_ft.export.graphs import decoder_model, encoder_model
+from lora_ft.export.onnx.graph import Graph, WeightFile
+from lora_ft.export.onnx.graphs import decoder_model, encoder_model
 from tests.export.family import CONFIGS, Graphs, assert_close, inputs, save_member
 from tests.export.oracle import redraw, torch_logits, torch_model
 from tests.tiny import CONFIG, save_tiny_t5

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.manifest import adapter_file, describe, describe_files
-from lora_ft.export.runtime.tensors import map_tensors, write_tensors
+from lora_ft.export.runtime.safetensors_file import map_tensors, write_tensors
 from tests.export.banks import draw_adapter, make_bank, member, merged
 from tests.export.oracle import TEXTS, make_bundle, ragged
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_ft.byt5 import byte_tokenizer
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime import generator as module
 from lora_ft.export.runtime.decoding import Piece
 from lora_ft.export.runtime.generator import BATCH_SIZE
 from lora_ft.export.runtime.manifest import describe_files
+from lora_ft.models.byt5 import byte_tokenizer
 from tests.export.oracle import END, ORIGIN, PAD, TEXTS, ragged, shifted, torch_greedy, torch_logits
 from tests.export.runtime.cases import Pair, words
 from tests.tiny import CONFIG

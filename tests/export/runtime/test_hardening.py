@@ -18,11 +18,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export.runtime import Generator
-from lora_ft.export.runtime.decoding.pace import Pace
+from lora_ft.export.runtime.decoding.draft_length import Pace
 from lora_ft.export.runtime.manifest import describe
-from lora_ft.export.runtime.text import Tokenizer
 from lora_ft.verify import verify
 
 TEXTS = ["say: a", "hello there", "some words, and then some more of them", "X"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import sha256
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import sha256
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.manifest import FILES, SBOM, describe_files, is_bundle, read_manifest
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lora_ft.export.runtime.model as runtime_model
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime import model as module
 from lora_ft.export.runtime.model import Cache, Model, Source

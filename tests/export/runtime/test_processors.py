@@ -24,7 +24,9 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from lora_ft.export.runtime.options import Options
+from lora_ft.core.generation_options import Options
+from lora_ft.core.special_tokens import Special
+from lora_ft.core.trie import Trie
 from lora_ft.export.runtime.processors import (
     Processor,
     force,
@@ -38,8 +40,6 @@ from lora_ft.export.runtime.processors import (
     softmax,
     suppress,
 )
-from lora_ft.export.runtime.special import Special
-from lora_ft.export.runtime.trie import Trie
 
 START, END = 0, 1
 SPECIAL = Special(START, (END,), 0)

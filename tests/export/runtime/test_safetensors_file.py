@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.runtime.tensors import map_tensors, write_tensors
+from lora_ft.core.errors import LoraFtError
+from lora_ft.export.runtime.safetensors_file import map_tensors, write_tensors
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(lambda name: name != "__metadata__")
 ARRAYS = st.sampled_from([np.float32, np.int8]).flatmap(

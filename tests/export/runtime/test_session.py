@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.export.runtime import session as module
 from lora_ft.export.runtime.session import PROVIDERS, choose_provider, open_session
 

@@ -21,8 +21,8 @@ import pytest
 
 import lora_ft.export.runtime.model as model_module
 from lora_ft.export.runtime import Generator
-from lora_ft.export.runtime.bound import GIVING_BACK
-from lora_ft.export.runtime.decoding import lookup
+from lora_ft.export.runtime.decoding import prompt_lookup
+from lora_ft.export.runtime.io_binding import GIVING_BACK
 from tests.export.banks import draw_adapter, make_bank, member, merged
 
 TEXTS = ["say: a", "hello there", "some words, and then some more of them", "X", "a b a b a b", "", "x" * 60]
@@ -144,8 +144,8 @@ def test_a_child_forked_while_threads_generate_answers(published: Path) -> None:
 def test_locks_held_at_the_fork_are_free_in_the_child(published: Path) -> None:
     generator = Generator.load(published, threads=1)
     expected = generator.generate(TEXTS, prompt_lookup=True)
-    with generator.model._opening, lookup._LOCK:
-        pace = lookup._PACES[generator.model]
+    with generator.model._opening, prompt_lookup._LOCK:
+        pace = prompt_lookup._PACES[generator.model]
         with pace.lock:
             made = _forked(lambda: generator.generate(TEXTS, prompt_lookup=True))
     assert made == expected
@@ -159,7 +159,7 @@ def test_a_stream_that_began_before_the_fork_goes_on_in_the_child(published: Pat
     expected = list(generator.stream(TEXTS[2], **options))
     stream = generator.stream(TEXTS[2], **options)
     begun = [next(stream) for _ in range(2)]
-    with lookup._pace_of(generator.model).lock:
+    with prompt_lookup._pace_of(generator.model).lock:
         assert _forked(lambda: [*begun, *stream]) == expected
     assert [*begun, *stream] == expected
 

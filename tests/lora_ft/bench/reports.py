@@ -7,8 +7,8 @@ from itertools import product
 
 import numpy as np
 
-from benchmarks import figures
-from benchmarks.report import (
+from lora_ft.bench import statistics
+from lora_ft.bench.report import (
     Case,
     Contestant,
     Harness,
@@ -20,7 +20,7 @@ from benchmarks.report import (
     Service,
     Timing,
 )
-from benchmarks.suite import Serving, Suite
+from lora_ft.bench.suite import Serving, Suite
 
 AWKWARD = ('torch/fp32 <script>alert("1")</script>', "onnx/fp32 & more", "my|own_engine/*int8*")
 SPEEDS = (1.0, 1.7, 2.9, 4.2, 3.1, 1.1, 2.2, 1.6, 2.6, 3.6, 2.0, 3.9, 3.3)
@@ -143,11 +143,11 @@ def _timings(
             joules=[],
             per_token=usual * 5 / 6 / 63,
             tokens_per_second=batch * 64 / usual,
-            percentiles=figures.percentiles(total),
-            ratio=figures.ratio(base, total, 0),
+            percentiles=statistics.percentiles(total),
+            ratio=statistics.ratio(base, total, 0),
             floor=None if at % 3 == 2 else 0.0046 / (1 + at % 4) / (usual * 5 / 6 / 63),
             identical=1.0 if at < 2 else 1 - 0.03125 * at,
-            spread=figures.spread(total),
+            spread=statistics.spread(total),
         )
     return made
 
@@ -173,7 +173,7 @@ def _service(rng: np.random.Generator, speed: float) -> Service:
         seconds = (mean * rng.lognormal(0, 0.5, 200)).tolist()
         answered = min(offered, capacity)
         good = answered * sum(value <= SLO for value in seconds) / len(seconds)
-        found: Percentiles = figures.percentiles(seconds)
+        found: Percentiles = statistics.percentiles(seconds)
         batch = 1 + 7 * min(busy, 1.0) ** 3
         loads.append(
             Load(offered=offered, answered=answered, seconds=seconds, percentiles=found, goodput=good, batch=batch)

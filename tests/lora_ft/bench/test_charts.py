@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.charts import charts, pareto
-from benchmarks.tables import DETAILS, QUALITY, SERVING, SUMMARY
-from tests.benchmarks.reports import AWKWARD, broken, complete
+from lora_ft.bench.charts import charts, pareto
+from lora_ft.bench.tables import DETAILS, QUALITY, SERVING, SUMMARY
+from tests.lora_ft.bench.reports import AWKWARD, broken, complete
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.engines import KINDS, parse
-from benchmarks.worker import LOAD, PACKAGES
-from lora_ft.export.errors import UsageError
+from lora_ft.bench.engines import KINDS, parse
+from lora_ft.bench.worker import LOAD, PACKAGES
+from lora_ft.core.errors import UsageError
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import page
-from benchmarks.report import Report
-from benchmarks.tables import sections
-from tests.benchmarks.reports import AWKWARD, broken, complete
+from lora_ft.bench import html
+from lora_ft.bench.report import Report
+from lora_ft.bench.tables import sections
+from tests.lora_ft.bench.reports import AWKWARD, broken, complete
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -90,7 +90,7 @@ def browsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         pytest.skip("there is no Chromium or Chrome to open the page with")
     folder = tmp_path_factory.mktemp("page")
     frames = [
-        _FRAME.format(name=f"{name} {width}", page=escape(page.render(make())), width=width)
+        _FRAME.format(name=f"{name} {width}", page=escape(html.render(make())), width=width)
         for name, make in REPORTS.items()
         for width in WIDTHS
     ]
@@ -124,7 +124,7 @@ def test_a_browser_draws_it(tmp_path: Path) -> None:
     if BROWSER is None:
         pytest.skip("there is no Chromium or Chrome to open the page with")
     file, image = tmp_path / "page.html", tmp_path / "page.png"
-    file.write_text(page.render(complete()), encoding="utf-8")
+    file.write_text(html.render(complete()), encoding="utf-8")
     done = _browse(tmp_path, file, "--window-size=1200,1000", f"--screenshot={image}")
     assert image.read_bytes().startswith(b"\x89PNG") and image.stat().st_size > 20_000
     assert "CONSOLE" not in done.stderr
@@ -160,7 +160,7 @@ class _Reader(HTMLParser):
 
 @pytest.mark.parametrize("report", [make() for make in REPORTS.values()], ids=REPORTS)
 def test_it_is_well_formed_and_needs_nothing_else(report: Report) -> None:
-    text = page.render(report)
+    text = html.render(report)
     read = _Reader(text)
     assert read.open == [] and len(read.ids) == len(set(read.ids))
     assert read.levels[0] == 1 and read.levels.count(1) == 1 and set(read.levels[1:]) == {2}
@@ -175,11 +175,11 @@ def test_it_is_well_formed_and_needs_nothing_else(report: Report) -> None:
 
 
 def test_the_head_tells_what_a_reader_must_know() -> None:
-    text = page.render(broken())
+    text = html.render(broken())
     assert 'class="badge unstable"' in text and "It was stopped" in text
     assert "no kernel for bf16 | exit code 1" in text and "&lt;RuntimeError&gt;" in text
-    assert "warnings" not in page.render(complete()).partition("<body>")[2]
+    assert "warnings" not in html.render(complete()).partition("<body>")[2]
 
 
 def test_a_missing_percentile_says_why() -> None:
-    assert '<td title="11 samples, 64 are asked for">–</td>' in page.render(complete())
+    assert '<td title="11 samples, 64 are asked for">–</td>' in html.render(complete())

@@ -7,9 +7,9 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import markdown
-from benchmarks.tables import sections
-from tests.benchmarks.reports import broken, complete
+from lora_ft.bench import markdown
+from lora_ft.bench.tables import sections
+from tests.lora_ft.bench.reports import broken, complete
 
 
 def test_it_has_every_table_with_as_many_cells_in_each_row() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import environments
-from benchmarks.engines import KINDS
-from lora_ft.export.errors import LoraFtError
+from lora_ft.bench import peer_environments
+from lora_ft.bench.engines import KINDS
+from lora_ft.core.errors import LoraFtError
 
 
 @pytest.fixture(autouse=True)
@@ -19,12 +19,12 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     requirements = tmp_path / "requirements"
     requirements.mkdir()
     monkeypatch.setenv("LORA_FT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(environments, "_REQUIREMENTS", requirements)
+    monkeypatch.setattr(peer_environments, "_REQUIREMENTS", requirements)
     return requirements
 
 
 def test_every_peer_has_pinned_requirements() -> None:
-    folder = Path(environments.__file__).with_name("requirements")
+    folder = Path(peer_environments.__file__).with_name("requirements")
     for kind in KINDS.values():
         if kind.peer:
             lines = [line for line in (folder / f"{kind.peer}.txt").read_text().splitlines() if line[:1] != "#"]
@@ -32,24 +32,24 @@ def test_every_peer_has_pinned_requirements() -> None:
 
 
 def test_ours_needs_none() -> None:
-    assert environments.interpreter("") == sys.executable
+    assert peer_environments.interpreter("") == sys.executable
 
 
 def test_an_environment_is_made_once_and_again_for_other_requirements(places: Path) -> None:
     (places / "none.txt").write_text("# nothing\n")
-    python = environments.interpreter("none")
+    python = peer_environments.interpreter("none")
     prefix = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True)
-    assert Path(prefix.stdout.strip()) == environments.folder("none") != Path(sys.prefix)
-    (environments.folder("none") / "mine").touch()
-    assert environments.interpreter("none") == python and (environments.folder("none") / "mine").exists()
-    (environments.folder("none") / "installed").unlink()  # as if it had been killed
-    assert environments.interpreter("none") == python and not (environments.folder("none") / "mine").exists()
+    assert Path(prefix.stdout.strip()) == peer_environments.folder("none") != Path(sys.prefix)
+    (peer_environments.folder("none") / "mine").touch()
+    assert peer_environments.interpreter("none") == python and (peer_environments.folder("none") / "mine").exists()
+    (peer_environments.folder("none") / "installed").unlink()  # as if it had been killed
+    assert peer_environments.interpreter("none") == python and not (peer_environments.folder("none") / "mine").exists()
     (places / "none.txt").write_text("# nothing else\n")
-    assert environments.folder("none") != Path(prefix.stdout.strip())
+    assert peer_environments.folder("none") != Path(prefix.stdout.strip())
 
 
 def test_what_cannot_be_installed_is_said(places: Path) -> None:
     (places / "broken.txt").write_text(f"{places}/missing.whl\n")
     with pytest.raises(LoraFtError, match=r"the packages of the peer broken cannot be installed: ERROR: .*missing"):
-        environments.interpreter("broken")
-    assert not (environments.folder("broken") / "installed").exists()
+        peer_environments.interpreter("broken")
+    assert not (peer_environments.folder("broken") / "installed").exists()

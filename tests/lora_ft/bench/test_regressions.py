@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.compare import compare, later, missing
-from benchmarks.figures import unpaired
-from benchmarks.report import Interval, Report
-from tests.benchmarks.reports import complete as report
+from lora_ft.bench.regressions import compare, later, missing
+from lora_ft.bench.report import Interval, Report
+from lora_ft.bench.statistics import unpaired
+from tests.lora_ft.bench.reports import complete as report
 
 
 def slowed(found: Report, name: str, factor: float) -> Report:

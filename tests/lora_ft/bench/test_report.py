@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import SCHEMA, Report, schema
-from lora_ft.export.errors import LoraFtError, UsageError
-from tests.benchmarks.reports import broken, complete
+from lora_ft.bench.report import SCHEMA, Report, schema
+from lora_ft.core.errors import LoraFtError, UsageError
+from tests.lora_ft.bench.reports import broken, complete
 
 
 def test_the_schema_in_the_repository_is_that_of_the_code() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.engines import parse
-from benchmarks.floor import read_bandwidth, step_bytes
-from lora_ft.export_run import export
+from lora_ft.bench.engines import parse
+from lora_ft.bench.roofline import read_bandwidth, step_bytes
+from lora_ft.export_onnx import export
 from tests.tiny import CONFIG, save_tiny_t5
 
 

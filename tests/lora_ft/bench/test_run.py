@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench import MARKDOWN, PAGE, REPORT, bench
-from benchmarks.compare import compare
-from benchmarks.report import Report
-from benchmarks.suite import Serving, Suite
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export_run import export
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task
+from lora_ft.bench.regressions import compare
+from lora_ft.bench.report import Report
+from lora_ft.bench.run import MARKDOWN, PAGE, REPORT, bench
+from lora_ft.bench.suite import Serving, Suite
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.export_onnx import export
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Task
 from tests.tiny import save_tiny_t5
 
 # Each wraps the runtime of a bundle that lies beside the checkpoint.

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import serving
-from benchmarks.contest import Contestant
-from benchmarks.engines import parse
-from benchmarks.figures import percentiles
-from benchmarks.report import Load
-from benchmarks.subjects import Subject
-from benchmarks.suite import Serving
+from lora_ft.bench import serving
+from lora_ft.bench.engines import parse
+from lora_ft.bench.models import Subject
+from lora_ft.bench.report import Load
+from lora_ft.bench.runner import Contestant
+from lora_ft.bench.statistics import percentiles
+from lora_ft.bench.suite import Serving
 
 
 class Clock:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.figures import median, needed, percentile, percentiles, ratio, spread, steadiness
+from lora_ft.bench.statistics import median, needed, percentile, percentiles, ratio, spread, steadiness
 
 Seconds = st.floats(1e-4, 100)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import worker
-from benchmarks.process import Failed, Process, evict
+from lora_ft.bench import worker
+from lora_ft.bench.subprocesses import Failed, Process, evict
 
 ENGINE = """
 import os, sys, time

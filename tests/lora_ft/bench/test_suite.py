@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.suite import Suite, names
-from lora_ft.export.errors import UsageError
+from lora_ft.bench.suite import Suite, names
+from lora_ft.core.errors import UsageError
 
 
 def test_the_ready_suites() -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.report import Interval, Percentiles
-from benchmarks.tables import (
+from lora_ft.bench.report import Interval, Percentiles
+from lora_ft.bench.tables import (
     DETAILS,
     LOADING,
     NONE,
@@ -26,7 +26,7 @@ from benchmarks.tables import (
     sections,
     warnings,
 )
-from tests.benchmarks.reports import AWKWARD, broken, complete
+from tests.lora_ft.bench.reports import AWKWARD, broken, complete
 
 
 @given(st.floats(1e-6, 1e9))

@@ -11,12 +11,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import training
-from benchmarks.report import Interval
-from benchmarks.training import TrainingReport, measure
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task
+from lora_ft.bench import training
+from lora_ft.bench.report import Interval
+from lora_ft.bench.training import TrainingReport, measure
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Task
 from tests.conftest import write_task
 from tests.tiny import save_tiny_t5
 

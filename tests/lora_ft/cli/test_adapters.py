@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_ft.cli import run as lora_ft
-from lora_ft.runs import Run
+from lora_ft.runs.run import Run
 
 Capture = pytest.CaptureFixture[str]
 

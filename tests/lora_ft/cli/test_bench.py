@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import Report
+from lora_ft.bench.report import Report
 from lora_ft.cli import run as lora_ft
-from lora_ft.export_run import export
-from tests.benchmarks.reports import complete
-from tests.benchmarks.test_compare import slowed
+from lora_ft.export_onnx import export
+from tests.lora_ft.bench.reports import complete
+from tests.lora_ft.bench.test_regressions import slowed
 from tests.tiny import save_tiny_t5
 
 Capture = pytest.CaptureFixture[str]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from lora_ft.cli import run as lora_ft
-from lora_ft.export_run import export
-from lora_ft.runs import Run
+from lora_ft.export_onnx import export
+from lora_ft.runs.run import Run
 
 Capture = pytest.CaptureFixture[str]
 GO_ON = ["--greedy", "--max-new-tokens", "8"]

@@ -16,7 +16,7 @@ import pytest
 
 from lora_ft.cli import run as lora_ft
 from lora_ft.cli.rows import write_outputs
-from lora_ft.runs import Run
+from lora_ft.runs.run import Run
 from tests.tiny import save_tiny_t5
 
 MakeTask = Callable[..., Path]
@@ -217,7 +217,7 @@ def test_a_full_disk(tiny_run: Run, tmp_path: Path, capsys: Capture, monkeypatch
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lora_ft.export.files.os.fsync", full)
+    monkeypatch.setattr("lora_ft.core.files.os.fsync", full)
     for verb in ("merge", "export"):
         fails(capsys, [verb, tiny_run.folder, "--out", tmp_path / verb], 1, "no space left on the disk")
         assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lora_ft.cli.rows import read_inputs, write_outputs
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 
 
 def test_columns_come_back_as_json_has_them(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_ft.bases import find_base, load_tokenizer
-from lora_ft.export.errors import UsageError
-from lora_ft.export.runtime.codec import NAMES, codec_named
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.task import Task
+from lora_ft.core.codecs import NAMES, codec_named
+from lora_ft.core.errors import UsageError
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.models.bases import find_base, load_tokenizer
+from lora_ft.tasks.schema import Task
 
 NONE, TEXT, JSON = map(codec_named, ("none", "text", "json"))
 ASCII = st.text(st.characters(max_codepoint=127))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.export.disk import disk_fault, keeping
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.disk import disk_fault, keeping
+from lora_ft.core.errors import LoraFtError
 
 SPACE, QUOTA, LIMIT = "no space left", "the quota", "the size limit"
 

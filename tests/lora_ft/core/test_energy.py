@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_ft.energy import meter, rapl
+from lora_ft.core.energy import meter, rapl
 
 
 def domain(root: Path, folder: str, name: str, joules: float, limit: int = 10**9) -> Path:

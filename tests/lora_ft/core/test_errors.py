@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
 
 
 def test_a_message_with_a_huge_value_keeps_its_ends() -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.export import files
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.files import folder_size, sha256, staged_folder, write_json, write_text
+from lora_ft.core import files
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import folder_size, sha256, staged_folder, write_json, write_text
 from tests.export.oracle import entries
 
 ROOT = Path(__file__).parents[2]
@@ -194,7 +194,7 @@ def test_a_swap_that_fails_halfway_is_undone(tmp_path: Path, monkeypatch: pytest
             raise OSError("the disk is gone")
         rename(source, target)
 
-    monkeypatch.setattr("lora_ft.export.files.os.rename", failing)
+    monkeypatch.setattr("lora_ft.core.files.os.rename", failing)
     with pytest.raises(OSError, match="gone"), staged_folder(tmp_path / "out", overwrite=True) as staging:
         (staging / "after").write_text("after")
     assert entries(tmp_path) == {"out"}
@@ -280,7 +280,7 @@ def test_what_belongs_to_another_place_is_kept(tmp_path: Path, dead_pid: int) ->
 def test_a_killed_job_publishes_nothing_and_the_next_one_cleans_up(tmp_path: Path) -> None:
     out = tmp_path / "out"
     script = (
-        "import os, signal, sys, pathlib; from lora_ft.export.files import staged_folder\n"
+        "import os, signal, sys, pathlib; from lora_ft.core.files import staged_folder\n"
         "with staged_folder(pathlib.Path(sys.argv[1])) as staging:\n"
         "    (staging / 'half.txt').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

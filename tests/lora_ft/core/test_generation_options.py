@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from lora_ft.export.errors import UsageError
-from lora_ft.export.runtime.options import Options
+from lora_ft.core.errors import UsageError
+from lora_ft.core.generation_options import Options
 
 OURS = {"seed", "prompt_lookup", "allowed"}  # what transformers has no such option for
 NAMES = [field.name for field in fields(Options)]

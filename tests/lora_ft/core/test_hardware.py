@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.export.runtime.cpu import allowed_cpus, cpu_generation, cpu_name
+from lora_ft.core.hardware import allowed_cpus, cpu_generation, cpu_name
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from lora_ft.export.errors import UsageError
-from lora_ft.hub import TIMEOUT, hub_trouble, require_hub
+from lora_ft.core.errors import UsageError
+from lora_ft.core.hub import TIMEOUT, hub_trouble, require_hub
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.interrupts import Interrupted, Interrupts
+from lora_ft.core.interrupts import Interrupted, Interrupts
 
 ROOT = Path(__file__).parents[2]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -51,7 +51,7 @@ def test_a_second_ctrl_c_ends_at_once(interrupts: Interrupts) -> None:
 @pytest.mark.parametrize("first", SIGNALS)
 def test_a_second_signal_kills(first: signal.Signals, number: signal.Signals) -> None:
     script = (
-        "import os; from lora_ft.interrupts import Interrupts\n"
+        "import os; from lora_ft.core.interrupts import Interrupts\n"
         f"Interrupts().take(); os.kill(os.getpid(), {first}); print('alive', flush=True)\n"
         f"os.kill(os.getpid(), {number}); print('still alive')"
     )

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.json_limits import MAX_DEPTH, MAX_DIGITS, JsonLimits, parse_json
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.json_limits import MAX_DEPTH, MAX_DIGITS, JsonLimits, parse_json
 
 TEXTS = st.text(alphabet='ab"\\[]{}:,\n1e9ü😀', max_size=12)
 VALUES = st.recursive(

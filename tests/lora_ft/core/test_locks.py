@@ -16,16 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.export import locks
-from lora_ft.export.errors import UsageError
-from lora_ft.export.files import staged_folder
-from lora_ft.export.locks import holds, locked
+from lora_ft.core import locks
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import staged_folder
+from lora_ft.core.locks import holds, locked
 from tests.export.oracle import entries
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import pathlib, sys, time
-from lora_ft.export.locks import locked
+from lora_ft.core.locks import locked
 with locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

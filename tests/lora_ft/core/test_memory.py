@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import resource, sys
-from lora_ft.memory import keep_freed_memory
+from lora_ft.core.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

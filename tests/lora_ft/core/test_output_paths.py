@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.export.errors import UsageError
-from lora_ft.export.files import staged_folder, write_text
-from lora_ft.export.places import refuse_existing, refuse_file, refuse_shelf
-from tests.export.test_files import contents, make_checkpoint, make_folder
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import staged_folder, write_text
+from lora_ft.core.output_paths import refuse_existing, refuse_file, refuse_shelf
+from tests.lora_ft.core.test_files import contents, make_checkpoint, make_folder
 
 
 def make_fifo(path: Path) -> None:
@@ -159,8 +159,8 @@ def test_a_mount_point_is_refused(tmp_path: Path) -> None:
 
 MOUNTED = """
 import pathlib, sys
-from lora_ft.export.errors import UsageError
-from lora_ft.export.places import refuse_existing
+from lora_ft.core.errors import UsageError
+from lora_ft.core.output_paths import refuse_existing
 try:
     refuse_existing(pathlib.Path(sys.argv[1]), overwrite=False)
 except UsageError as error:

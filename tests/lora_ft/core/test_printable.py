@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.printable import printable
+from lora_ft.core.printable import printable
 
 
 @pytest.mark.parametrize(

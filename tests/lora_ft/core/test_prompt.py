@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 from lora_ft.export.runtime import Prompt
 
 LITERAL = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]), max_size=12)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import UsageError
-from lora_ft.export.runtime.special import Special
+from lora_ft.core.errors import UsageError
+from lora_ft.core.special_tokens import Special
 
 ENDS = st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True)
 

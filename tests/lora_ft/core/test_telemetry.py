@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.export.telemetry import OPT_OUT
+from lora_ft.core.telemetry import OPT_OUT
 from tests.guarded import watched
 
 

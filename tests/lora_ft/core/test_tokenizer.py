@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.runtime.codec import codec_named
-from lora_ft.export.runtime.text import IGNORED, Tokenizer, by_length, pad
+from lora_ft.core.codecs import codec_named
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.tokenizer import IGNORED, Tokenizer, by_length, pad
 from tests.tiny import tiny_tokenizer
 
 PAD, END, UNKNOWN = 0, 1, 2

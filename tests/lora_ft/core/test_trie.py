@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.runtime.trie import Trie
+from lora_ft.core.trie import Trie
 
 END = 1
 ANSWER = st.lists(st.integers(2, 5), min_size=1, max_size=5).map(tuple)

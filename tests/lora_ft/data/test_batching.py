@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 from transformers import T5Config, T5ForConditionalGeneration
 
-from lora_ft.batches import Encoded, LengthSampler, collate, count_positions, encode, padding_share
-from lora_ft.data import Example
-from lora_ft.export.errors import LoraFtError
-from lora_ft.export.runtime.text import Tokenizer
-from lora_ft.task import Lengths
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.data.batching import Encoded, LengthSampler, collate, count_positions, encode, padding_share
+from lora_ft.data.splits import Example
+from lora_ft.tasks.schema import Lengths
 from tests.tiny import CONFIG
 
 

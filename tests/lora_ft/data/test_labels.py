@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from lora_ft.cli.tables import show_evaluation
-from lora_ft.data import load_splits, with_labels
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.examples import Example
+from lora_ft.data.splits import load_splits, with_labels
 from lora_ft.evaluate import evaluate
-from lora_ft.examples import Example
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from lora_ft.generate import generate
-from lora_ft.models import open_model
-from lora_ft.runs import Run
-from lora_ft.task import Task
-from lora_ft.taskfile import TaskFaults, load_task
+from lora_ft.models.loading import open_model
+from lora_ft.runs.run import Run
+from lora_ft.tasks.files import TaskFaults, load_task
+from lora_ft.tasks.schema import Task
 from lora_ft.train import train
 from lora_ft.validate import validate
 from tests.conftest import tiny_row, write_task
@@ -174,7 +174,7 @@ def test_validate_names_targets_that_are_no_labels(make_task: MakeTask) -> None:
 def test_labels_that_are_found_are_bounded_as_those_that_are_listed(
     make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_ft.data.MAX_LABELS", 2)
+    monkeypatch.setattr("lora_ft.data.splits.MAX_LABELS", 2)
     path = label_rows(make_task(labels="auto"))
     [fault] = validate(str(path)).faults
     assert fault.key == "labels" and "4 distinct targets, too many for labels (at most 2)" in fault.problem

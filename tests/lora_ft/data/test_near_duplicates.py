@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.duplicates import near_duplicates, runs
+from lora_ft.data.near_duplicates import near_duplicates, runs
 
 texts = st.lists(st.lists(st.sampled_from("abc"), max_size=12).map(" ".join), max_size=8)
 

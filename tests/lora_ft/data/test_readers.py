@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.readers import READERS, read_rows
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.readers import READERS, read_rows
 
 ROWS = [
     {"text": "plain", "answer": "one"},

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.data import Example, Splits
-from lora_ft.export.errors import LoraFtError
-from lora_ft.row_record import RowRecord
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.row_record import RowRecord
+from lora_ft.data.splits import Example, Splits
 
 
 def examples(*names: str) -> list[Example]:

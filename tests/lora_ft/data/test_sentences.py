@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.metrics.sentences import SPLITTER, split_sentences
+from lora_ft.data.sentences import SPLITTER, split_sentences
 
 SENTENCES = [
     ["One is here.", "Two is there!", "Is it?"],

@@ -14,11 +14,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lora_ft.data import Example, load_splits, require, training_examples
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.hub import hub_trouble
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.hub import hub_trouble
+from lora_ft.data.splits import Example, load_splits, require, training_examples
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Task
 
 MakeTask = Callable[..., Path]
 Rows = list[dict[str, Any]]
@@ -238,7 +238,7 @@ def test_a_hub_data_set_is_read_by_the_names_of_its_splits(
         asked.append((name, config, split, revision))
         return datasets.Dataset.from_list([{"text": split, "answer": "a"}])
 
-    monkeypatch.setattr("lora_ft.data.require_hub", lambda *_: None)
+    monkeypatch.setattr("lora_ft.data.splits.require_hub", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     splits = load_splits(load_task(make_task(data=HUB | {"config": "en", "revision": "v1"})))
     assert asked == [("someone/rows", "en", "train", "v1"), ("someone/rows", "en", "dev", "v1")]
@@ -249,7 +249,7 @@ def test_what_the_hub_says_is_passed_on(make_task: MakeTask, monkeypatch: pytest
     def load_dataset(*_: Any, **__: Any) -> None:
         raise ValueError("Unknown split 'train'.\nLong advice.")
 
-    monkeypatch.setattr("lora_ft.data.require_hub", lambda *_: None)
+    monkeypatch.setattr("lora_ft.data.splits.require_hub", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(UsageError) as caught:
         load_splits(load_task(make_task(data=HUB)))

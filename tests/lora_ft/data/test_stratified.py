@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import UsageError
-from lora_ft.splitting import cut, oversampled
+from lora_ft.core.errors import UsageError
+from lora_ft.data.stratified import cut, oversampled
 
 LABELS = st.lists(st.sampled_from("aabbbc"), min_size=10, max_size=120).filter(
     lambda own: 1 not in Counter(own).values()

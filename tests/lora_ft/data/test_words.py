@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from lora_ft.metrics import measure
-from lora_ft.metrics.words import UnicodeTokenizer, dropped_share, tokenizer_of
-from lora_ft.task import Evaluate
+from lora_ft.data.words import UnicodeTokenizer, dropped_share, tokenizer_of
+from lora_ft.evaluation.metrics import measure
+from lora_ft.tasks.schema import Evaluate
 
 # Two sentences about different things; rouge-score's tokenizer leaves splinters of both: ng, t, c, i, ...
 VIETNAMESE = ("Hôm nay trời nắng và tôi đang đi chợ mua rau.", "Công ty tăng lương cho nhân viên từ tháng tới.")

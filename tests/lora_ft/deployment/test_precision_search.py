@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft import tradeoff
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export.precision import candidates
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.deployment import precision_search
+from lora_ft.evaluation.metrics import Estimate
+from lora_ft.export.onnx.precision import candidates
 from lora_ft.export.runtime import Generator
-from lora_ft.export_run import export
-from lora_ft.metrics import Estimate
-from lora_ft.runs import Run
+from lora_ft.export_onnx import export
+from lora_ft.runs.run import Run
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from lora_ft.runs import Run
     ],
 )
 def test_a_small_difference_holds(mean: float, low: float, high: float, expected: bool) -> None:
-    assert tradeoff.holds(Estimate(mean, low, high), 0.5) is expected
+    assert precision_search.holds(Estimate(mean, low, high), 0.5) is expected
 
 
 def test_auto_tries_every_precision_and_says_what_it_found(tiny_run: Run, tmp_path: Path) -> None:
@@ -48,25 +48,25 @@ def test_auto_tries_every_precision_and_says_what_it_found(tiny_run: Run, tmp_pa
 def test_auto_takes_the_fastest_that_holds(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = {"fp32": 5.0, "int8": 1.0, "w8": 3.0, "w4": 2.0, "int8-w8": 4.0, "int8-w4": 1.5, "int8-w4g128": 1.2}
     monkeypatch.setattr(
-        tradeoff,
+        precision_search,
         "milliseconds_per_token",
         lambda candidates, progress: [{1: speeds[str(c.precision)], 8: 1.0} for c in candidates],
     )
     lost = {"int8", "w4", "int8-w4", "int8-w4g128"}
-    original = tradeoff.Judge._row
+    original = precision_search.Judge._row
 
-    def row(self: tradeoff.Judge, candidate, *rest):  # type: ignore[no-untyped-def]
+    def row(self: precision_search.Judge, candidate, *rest):  # type: ignore[no-untyped-def]
         found = original(self, candidate, *rest)
-        return tradeoff.Tradeoff(**{**vars(found), "holds": found.precision not in lost})
+        return precision_search.Tradeoff(**{**vars(found), "holds": found.precision not in lost})
 
-    monkeypatch.setattr(tradeoff.Judge, "_row", row)
+    monkeypatch.setattr(precision_search.Judge, "_row", row)
     assert export(str(tiny_run.folder), tmp_path / "bundle", precision="auto").precision == "w8"
 
 
 def test_a_precision_that_costs_too_much_is_published_only_by_force(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tradeoff, "holds", lambda difference, max_drop: False)
+    monkeypatch.setattr(precision_search, "holds", lambda difference, max_drop: False)
     with pytest.raises(LoraFtError, match=r"w4 costs too much: rouge1 changes by .* on 6 rows.*--force"):
         export(str(tiny_run.folder), tmp_path / "bundle", precision="w4")
     assert list(tmp_path.iterdir()) == []

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from lora_ft.cli import run
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.export_run import export
-from lora_ft.signing import SIGNATURE, check_signature, sign
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.deployment.signing import SIGNATURE, check_signature, sign
+from lora_ft.export_onnx import export
 
 
 def make_key(folder: Path, name: str, private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> tuple[Path, Path]:

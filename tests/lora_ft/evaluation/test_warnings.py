@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from lora_ft import guards
-from lora_ft.bases import load_tokenizer
-from lora_ft.data import Example, load_splits
-from lora_ft.engines import Answer
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task
+from lora_ft.data.splits import Example, load_splits
+from lora_ft.evaluation import warnings
+from lora_ft.models.backends import Answer
+from lora_ft.models.bases import load_tokenizer
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Task
 
 MakeTask = Callable[..., Path]
 LONG = "the printer on the second floor is out of paper again and nobody knows where the new paper is kept"
@@ -36,7 +36,7 @@ def answer(text: str, cut: bool = False) -> Answer:
 def test_exact_and_near_duplicates_of_training_rows_are_counted_apart(task: Task) -> None:
     train = [example("something else"), example(LONG), example("the same")]
     test = [example("the same"), example("new"), example(LONG.replace("kept", "stored"))]
-    assert guards.seen_in_training(task, "test", test, train) == [
+    assert warnings.seen_in_training(task, "test", test, train) == [
         "1 test prompts are training prompts too; the scores flatter",
         "1 test rows are nearly training rows, such as row 3 and training row 2; the scores flatter",
     ]
@@ -45,23 +45,23 @@ def test_exact_and_near_duplicates_of_training_rows_are_counted_apart(task: Task
 def test_a_template_in_common_makes_no_duplicates(task: Task) -> None:
     long = task.model_copy(update={"prompt": f"{LONG}: {{text}}"})
     rows = [Example(f"{LONG}: {text}", "x", ("x",), {"text": text}) for text in ("first", "second")]
-    assert guards.seen_in_training(long, "test", rows[:1], rows[1:]) == []
+    assert warnings.seen_in_training(long, "test", rows[:1], rows[1:]) == []
 
 
 def test_rows_that_chose_the_checkpoint_are_told(make_task: MakeTask) -> None:
     task = load_task(make_task(data={"test": "validation.jsonl"}))
     rows = load_splits(task, ["test"]).test
     expected = ["6 test prompts are validation prompts too, which chose the checkpoint"]
-    assert guards.of_rows(task, "test", rows, chosen=True) == expected
-    assert guards.of_rows(task, "test", rows, chosen=False) == []
+    assert warnings.of_rows(task, "test", rows, chosen=True) == expected
+    assert warnings.of_rows(task, "test", rows, chosen=False) == []
 
 
 def test_scores_on_validation_and_training_rows_say_what_they_are(task: Task) -> None:
     splits = load_splits(task)
-    assert guards.of_rows(task, "test", splits.test, chosen=True) == []
-    (told,) = guards.of_rows(task, "validation", splits.validation, chosen=True)
+    assert warnings.of_rows(task, "test", splits.test, chosen=True) == []
+    (told,) = warnings.of_rows(task, "validation", splits.validation, chosen=True)
     assert told == "the checkpoint was chosen by these validation rows; the scores flatter"
-    (told,) = guards.of_rows(task, "train", splits.train, chosen=True)
+    (told,) = warnings.of_rows(task, "train", splits.train, chosen=True)
     assert "training rows" in told
 
 
@@ -69,7 +69,7 @@ def test_training_rows_that_are_gone_are_told(task: Task) -> None:
     test = load_splits(task, ["test"]).test
     assert task.data.root is not None
     (task.data.root / "train.jsonl").unlink()
-    (told,) = guards.of_rows(task, "test", test, chosen=False)
+    (told,) = warnings.of_rows(task, "test", test, chosen=False)
     assert told.startswith("the training rows are not at hand, overlap was not checked")
 
 
@@ -77,37 +77,37 @@ def test_references_beyond_the_limit_of_answers_are_told(make_task: MakeTask, ti
     tokenizer, references = load_tokenizer(tiny_base), [LONG, "short", "brief", "tiny"]
     task = load_task(make_task())
     told = "25% of the references have more than the 24 tokens that an answer may have"
-    assert guards.long_references(task, references, tokenizer) == [told]
-    assert guards.long_references(task, references[1:], tokenizer) == []
+    assert warnings.long_references(task, references, tokenizer) == [told]
+    assert warnings.long_references(task, references[1:], tokenizer) == []
     cut = load_task(make_task(lengths={"long_targets": "cut"}))
-    assert guards.long_references(cut, references, tokenizer) == [
+    assert warnings.long_references(cut, references, tokenizer) == [
         f"{told}, and training cut its targets (lengths.long_targets)"
     ]
 
 
 def test_answers_cut_at_the_limit_are_told(task: Task) -> None:
     told = "10% of the answers were cut at 24 tokens (generate.max_new_tokens)"
-    assert guards.cut_answers(task, [answer("a", cut=i == 0) for i in range(10)]) == [told]
-    assert guards.cut_answers(task, [answer("a", cut=i == 0) for i in range(30)]) == []
+    assert warnings.cut_answers(task, [answer("a", cut=i == 0) for i in range(10)]) == [told]
+    assert warnings.cut_answers(task, [answer("a", cut=i == 0) for i in range(30)]) == []
 
 
 def test_empty_answers_are_counted() -> None:
-    assert guards.empty_answers(["", " \n", "a"]) == ["2 of 3 answers are empty"]
-    assert guards.empty_answers(["a"]) == []
+    assert warnings.empty_answers(["", " \n", "a"]) == ["2 of 3 answers are empty"]
+    assert warnings.empty_answers(["a"]) == []
 
 
 def test_one_answer_to_everything_is_told() -> None:
-    assert guards.same_answers(["a", "a"]) == ["every answer is the same text"]
-    assert guards.same_answers(["a", "b"]) == guards.same_answers(["a"]) == []
+    assert warnings.same_answers(["a", "a"]) == ["every answer is the same text"]
+    assert warnings.same_answers(["a", "b"]) == warnings.same_answers(["a"]) == []
 
 
 def test_rouge_lsum_that_is_rouge_l_is_told(task: Task) -> None:
-    assert guards.unsplit_sentences(task, ["one text", "another"]) == [
+    assert warnings.unsplit_sentences(task, ["one text", "another"]) == [
         "no text has more than one sentence, so rougeLsum is rougeL"
     ]
-    assert guards.unsplit_sentences(task, ["one text", "One. Two."]) == []
+    assert warnings.unsplit_sentences(task, ["one text", "One. Two."]) == []
     other = task.model_copy(update={"evaluate": task.evaluate.model_copy(update={"metrics": ["chrf"]})})
-    assert guards.unsplit_sentences(other, ["one text"]) == []
+    assert warnings.unsplit_sentences(other, ["one text"]) == []
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_rouge_lsum_that_is_rouge_l_is_told(task: Task) -> None:
 def test_letters_that_rouge_drops_are_told(make_task: MakeTask, settings: dict[str, Any], warned: bool) -> None:
     task = load_task(make_task(evaluate=settings))
     told = "ROUGE drops 22% of the letters, which are not a to z: set evaluate.language or rouge_tokenizer"
-    assert guards.dropped_letters(task, ["Tiếng Việt"]) == ([told] if warned else [])
-    assert guards.dropped_letters(task, ["a" * 99 + "é"]) == []
+    assert warnings.dropped_letters(task, ["Tiếng Việt"]) == ([told] if warned else [])
+    assert warnings.dropped_letters(task, ["a" * 99 + "é"]) == []
 
 
 def test_every_guard_of_answers_is_asked(task: Task, tiny_base: Path) -> None:
     rows = [example(str(i), LONG + " é" * 9) for i in range(2)]
-    told = guards.of_answers(task, rows, [answer("", cut=True)] * 2, load_tokenizer(tiny_base))
+    told = warnings.of_answers(task, rows, [answer("", cut=True)] * 2, load_tokenizer(tiny_base))
     assert [" ".join(one.split()[1:4]) for one in told] == [
         "of the references", "of the answers", "of 2 answers", "answer is the", "text has more", "drops 10% of",
     ]  # fmt: skip

@@ -12,11 +12,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
-from lora_ft.adapter_files import adapter_config
-from lora_ft.adapters import add_adapter, check_fits, load_adapter, name_base
-from lora_ft.bases import Base, load_model
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.lora import Lora
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.models.adapter_files import adapter_config
+from lora_ft.models.adapters import add_adapter, check_fits, load_adapter, name_base
+from lora_ft.models.bases import Base, load_model
+from lora_ft.tasks.lora import Lora
 from tests.tiny import save_tiny_t5
 
 LORA = Lora.model_validate({"preset": "tiny"})

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers.utils import logging
 
-from lora_ft.bases import (
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.hub import hub_trouble
+from lora_ft.models.bases import (
     Base,
     cache_folder,
     find_base,
@@ -23,8 +25,6 @@ from lora_ft.bases import (
     load_tokenizer,
     quiet_transformers,
 )
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.hub import hub_trouble
 from tests.tiny import save_tiny_t5
 
 
@@ -121,20 +121,20 @@ def test_a_base_downloaded_before_needs_no_hub(tiny_base: Path, monkeypatch: pyt
 def test_a_base_of_the_hub_is_downloaded(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub(tiny_base, cached=False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    monkeypatch.setattr("lora_ft.bases.hub_trouble", lambda: None)
+    monkeypatch.setattr("lora_ft.models.bases.hub_trouble", lambda: None)
     assert find_base("someone/base").folder == tiny_base and hub.downloads == 1
 
 
 def test_what_the_hub_says_of_an_unknown_base_is_passed_on(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub(tiny_base, cached=False, error=ValueError("404 Client Error.\nlong advice"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    monkeypatch.setattr("lora_ft.bases.hub_trouble", lambda: None)
+    monkeypatch.setattr("lora_ft.models.bases.hub_trouble", lambda: None)
     with pytest.raises(UsageError, match=r"someone/base cannot be downloaded \(404 Client Error\.\)$"):
         find_base("someone/base")
 
 
 def test_offline_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_ft.offline.find_spec", lambda _: None)
+    monkeypatch.setattr("lora_ft.models.offline_base.find_spec", lambda _: None)
     with pytest.raises(UsageError) as caught:
         find_base("offline")
     assert "traceforge-title-model" in caught.value.message

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
-from lora_ft.byt5 import byte_tokenizer
+from lora_ft.models.byt5 import byte_tokenizer
 
 MADE, ORACLE = byte_tokenizer(), ByT5Tokenizer()
 

@@ -12,15 +12,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_ft.bases import find_base, load_model
-from lora_ft.export.errors import UsageError
-from lora_ft.export.generation import read_generation
+from lora_ft.core.errors import UsageError
+from lora_ft.core.special_tokens import Special
+from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.runtime import Generator
-from lora_ft.export.runtime.special import Special
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from lora_ft.generate import generate
-from lora_ft.models import open_model
-from lora_ft.taskfile import load_task
+from lora_ft.models.bases import find_base, load_model
+from lora_ft.models.loading import open_model
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from lora_ft.validate import validate
 from tests.export.oracle import redraw, torch_model
@@ -69,7 +69,7 @@ def expected(folder: Path, texts: list[str], special: Special) -> list[list[int]
 
 
 def find_tokenizer(folder: Path) -> Any:
-    from lora_ft.bases import load_tokenizer
+    from lora_ft.models.bases import load_tokenizer
 
     return load_tokenizer(folder)
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lora_ft import offline
-from lora_ft.bases import find_base, is_offline_cached, load_model, load_tokenizer
-from lora_ft.batches import encode
-from lora_ft.data import load_splits
-from lora_ft.export.errors import LoraFtError
-from lora_ft.offline import NOTICE, offline_base
-from lora_ft.task import SPLITS
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.batching import encode
+from lora_ft.data.splits import load_splits
+from lora_ft.models import offline_base as offline
+from lora_ft.models.bases import find_base, is_offline_cached, load_model, load_tokenizer
+from lora_ft.models.offline_base import NOTICE, offline_base
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import SPLITS
 
 pytestmark = pytest.mark.slow
 

@@ -11,13 +11,13 @@ import torch
 
 from lora_ft.bank import add, export_bank
 from lora_ft.cli import run as lora_ft
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 from lora_ft.export.runtime import Generator
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from lora_ft.merge import merge
-from lora_ft.models import open_model
-from lora_ft.peft_adapter import PeftAdapter, holds_adapter, open_adapter
-from lora_ft.runs import Run
+from lora_ft.models.loading import open_model
+from lora_ft.models.peft_adapter import PeftAdapter, holds_adapter, open_adapter
+from lora_ft.runs.run import Run
 from tests.export.oracle import torch_model
 from tests.lora_ft.test_foreign_adapters import by_peft, configure, logits, make
 from tests.tiny import save_tiny_t5

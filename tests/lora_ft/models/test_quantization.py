@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
-from lora_ft import quantization
-from lora_ft.bases import load_model
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
 from lora_ft.merge import merge
-from lora_ft.quantization import load_quantized
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task
+from lora_ft.models import quantization
+from lora_ft.models.bases import load_model
+from lora_ft.models.quantization import load_quantized
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Task
 from lora_ft.train import train
 from lora_ft.validate import validate
 
@@ -39,7 +39,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(AutoModelForSeq2SeqLM, "from_pretrained", from_pretrained)
     monkeypatch.setattr(quantization, "require_quantization", lambda kind: None)
-    monkeypatch.setattr("lora_ft.plan.require_quantization", lambda kind: None)
+    monkeypatch.setattr("lora_ft.training.plan.require_quantization", lambda kind: None)
     version = "importlib.metadata.version"
     known = __import__("importlib.metadata").metadata.version
     monkeypatch.setattr(version, lambda name: "0.49.0" if name == "bitsandbytes" else known(name))

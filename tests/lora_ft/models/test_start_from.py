@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from lora_ft.cli import run as lora_ft
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.runs import Run
-from lora_ft.start_from import adopted
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.models.start_from import adopted
+from lora_ft.runs.run import Run
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from lora_ft.validate import validate
 from tests.lora_ft.test_foreign_adapters import WEIGHTS, configure, make

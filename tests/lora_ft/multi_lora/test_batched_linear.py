@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from lora_ft.packs.linear import PackedLinear, Route
+from lora_ft.multi_lora.batched_linear import PackedLinear, Route
 
 IN, OUT = 6, 5
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.batches import Encoded, collate
-from lora_ft.packs.joint import Share, group, join
+from lora_ft.data.batching import Encoded, collate
+from lora_ft.multi_lora.joint_batches import Share, group, join
 
 
 def share(adapter: int, rows: int, source: int, target: int) -> Share:

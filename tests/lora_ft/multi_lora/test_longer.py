@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.packs.train import WORK, train_pack
-from lora_ft.runs import Run, unfinished
-from lora_ft.task import Task
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.runs.run import Run, unfinished
+from lora_ft.tasks.schema import Task
 from lora_ft.train import train
-from lora_ft.trainer import Trainer
-from tests.lora_ft.packs.test_train import Noting, files, interrupt, same, snapshots, start, unlike
-from tests.lora_ft.test_claim import APPENDED, rewrite
+from lora_ft.train_many import WORK, train_pack
+from lora_ft.training.trainer import Trainer
 from tests.lora_ft.test_train import closeness, losses, wait_for, weights
+from tests.lora_ft.test_train_many import Noting, files, interrupt, same, snapshots, start, unlike
+from tests.lora_ft.training.test_output_folder import APPENDED, rewrite
 
 MakeTask = Callable[..., Path]
 # A constant rate, so that a run that is trained longer is the one that never stopped. 6 steps end within an
@@ -132,7 +132,7 @@ def test_a_pack_killed_while_it_trains_longer_resumes_to_the_same_bits(
     assert {path.name for path in out.iterdir()} == {task.name for task in tasks}
 
 
-@pytest.mark.parametrize("moment", ["lora_ft.packs.train.write_json", "lora_ft.packs.pack.publish"])
+@pytest.mark.parametrize("moment", ["lora_ft.train_many.write_json", "lora_ft.multi_lora.group.publish"])
 def test_a_pack_killed_at_its_ends_loses_no_run(
     tasks: list[Task], tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +206,7 @@ def test_an_unfinished_member_is_not_trained_alone(
         train_pack(tasks, out)
     more = extended(tasks, 12)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.packs.pack.Pack.step", interrupt)
+        patch.setattr("lora_ft.multi_lora.group.Pack.step", interrupt)
         train_pack(more, out, resume=longer)
     (out / "t1.unfinished" / "checkpoint-3").mkdir(exist_ok=True)  # the best weights so far, which carry no mark
     before = sorted(out.rglob("*"))
@@ -220,7 +220,7 @@ def test_a_killed_pack_goes_on_with_the_same_tasks_only(tasks: list[Task], tmp_p
     out = tmp_path / "runs"
     train_pack(tasks, out)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.packs.pack.Pack.step", interrupt)
+        patch.setattr("lora_ft.multi_lora.group.Pack.step", interrupt)
         train_pack(extended(tasks, 12), out, resume=True)
     assert (out / WORK).is_dir() and unfinished(out / "t1").is_dir()
     with pytest.raises(UsageError, match="started with another train"):

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import UsageError
-from lora_ft.packs.fit import Need, even, fit, lines, memory, require_packable
-from lora_ft.sizes import FLAN, Batch, training
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import UsageError
+from lora_ft.multi_lora.planner import Need, even, fit, lines, memory, require_packable
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Task
+from lora_ft.training.memory_estimates import FLAN, Batch, training
 
 MakeTask = Callable[..., Path]
 PLAIN: dict[str, Any] = {"bf16": False, "checkpointing": False, "cpu": True}

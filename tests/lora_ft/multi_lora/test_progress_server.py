@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from lora_ft.packs.board import Row
-from lora_ft.packs.desk import WAITING, Desk, Report, Reporter, Wall
+from lora_ft.multi_lora.dashboard import Row
+from lora_ft.multi_lora.progress_server import WAITING, Desk, Report, Reporter, Wall
 
 
 def row(name: str, step: int, note: str = "") -> Row:

@@ -14,16 +14,16 @@ from typing import Any
 import psutil
 import pytest
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.packs.board import SilentBoard
-from lora_ft.packs.cluster import Cluster, _places
-from lora_ft.packs.node import Portion
-from lora_ft.packs.train import WORK, train_pack
-from lora_ft.runs import Run
-from lora_ft.task import Task
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.multi_lora.dashboard import SilentBoard
+from lora_ft.multi_lora.ray_engine import Cluster, _places
+from lora_ft.multi_lora.ray_node import Portion
+from lora_ft.runs.run import Run
+from lora_ft.tasks.schema import Task
+from lora_ft.train_many import WORK, train_pack
 from tests.conftest import write_task
-from tests.lora_ft.packs.test_train import files, interrupt, same, start, unlike
 from tests.lora_ft.test_train import wait_for
+from tests.lora_ft.test_train_many import files, interrupt, same, start, unlike
 
 MakeTask = Callable[..., Path]
 WITHOUT = "needs lora-ft[ray]"
@@ -32,7 +32,8 @@ PORTION = ["--cpus-per-pack", "1", "--pack-size", "2"]
 
 
 @pytest.mark.parametrize(
-    ("modules", "unwanted"), [("lora_ft.cli.train, lora_ft.packs.train", "ray"), ("lora_ft.packs.node", "torch")]
+    ("modules", "unwanted"),
+    [("lora_ft.cli.train, lora_ft.train_many", "ray"), ("lora_ft.multi_lora.ray_node", "torch")],
 )
 def test_what_is_imported_for_nothing(modules: str, unwanted: str) -> None:
     code = f"import sys, {modules}; sys.exit({unwanted!r} in sys.modules)"
@@ -91,7 +92,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> li
         return write_task(root, tiny_base, rows, name, **sections)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_ft.packs.engine.allowed_cpus", lambda: 1)
+        patch.setattr("lora_ft.multi_lora.engine.allowed_cpus", lambda: 1)
         return train_pack(three(make), root / "runs", most=2).runs
 
 
@@ -157,7 +158,7 @@ def test_a_pack_that_breaks_down_harms_no_other_and_goes_on_later(
 ) -> None:
     out, tasks = tmp_path / "runs", three(make_task)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.packs.pack.Pack.step", interrupt)
+        patch.setattr("lora_ft.multi_lora.group.Pack.step", interrupt)
         train_pack(tasks, out, most=2)
     blocked = out / WORK / "1"
     blocked.write_text("a file where a folder should be")
@@ -166,7 +167,7 @@ def test_a_pack_that_breaks_down_harms_no_other_and_goes_on_later(
     assert len(packed.runs) == 1
     blocked.unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_ft.packs.engine.allowed_cpus", lambda: 1)
+        patch.setattr("lora_ft.multi_lora.engine.allowed_cpus", lambda: 1)
         packed = train_pack(tasks, out, resume=True)
     assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, undisturbed, strict=True))
 

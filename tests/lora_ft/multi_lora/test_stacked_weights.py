@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from lora_ft.adapters import add_adapter
-from lora_ft.bases import Base, load_model
-from lora_ft.packs.adamw import Rate, StackedAdamW
-from lora_ft.packs.adapter import Adapter, make_adapter
-from lora_ft.packs.linear import PackedLinear
-from lora_ft.packs.stack import Stack
-from lora_ft.task import Task
+from lora_ft.models.adapters import add_adapter
+from lora_ft.models.bases import Base, load_model
+from lora_ft.multi_lora.batched_linear import PackedLinear
+from lora_ft.multi_lora.peft_adapter import Adapter, make_adapter
+from lora_ft.multi_lora.stacked_adamw import Rate, StackedAdamW
+from lora_ft.multi_lora.stacked_weights import Stack
+from lora_ft.tasks.schema import Task
 
 LORAS: list[dict[str, Any]] = [
     {"r": 2, "lora_alpha": 4, "target_modules": "q,v"},

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.packs.held import Held
-from lora_ft.packs.snapshot import Snapshot, Snapshots
-from lora_ft.packs.storage import Storage
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.multi_lora.leased_snapshots import Held
+from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
+from lora_ft.multi_lora.storage import Storage
 
 
 @pytest.fixture(params=["folder", "file", "memory"])

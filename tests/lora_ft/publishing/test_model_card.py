@@ -13,14 +13,23 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from lora_ft.card import Facts, addressed, bundle_card, checkpoint_card, facts_of, is_untouched, refresh_card, run_card
 from lora_ft.evaluate import evaluate
-from lora_ft.export_run import export
+from lora_ft.export_onnx import export
 from lora_ft.merge import merge
-from lora_ft.offline import NOTICE
-from lora_ft.runs import Run
-from lora_ft.task import Task
-from lora_ft.taskfile import load_task
+from lora_ft.models.offline_base import NOTICE
+from lora_ft.publishing.model_card import (
+    Facts,
+    addressed,
+    bundle_card,
+    checkpoint_card,
+    facts_of,
+    is_untouched,
+    refresh_card,
+    run_card,
+)
+from lora_ft.runs.run import Run
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Task
 from tests.fakehub import card_faults
 
 MakeTask = Callable[..., Path]

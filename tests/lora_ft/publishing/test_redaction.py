@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.privacy import base_name, is_hub_name, public_record, public_task, without_paths
-from lora_ft.taskfile import load_task, save_task, task_text
+from lora_ft.publishing.redaction import base_name, is_hub_name, public_record, public_task, without_paths
+from lora_ft.tasks.files import load_task, save_task, task_text
 
 MakeTask = Callable[..., Path]
 WORDS = st.text("abcxyz0189_-", min_size=1, max_size=8)

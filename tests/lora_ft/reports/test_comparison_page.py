@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.compare import compare
-from lora_ft.compare_page import marked, render
-from lora_ft.export.printable import printable
+from lora_ft.core.printable import printable
+from lora_ft.reports.comparison_page import marked, render
 from tests.lora_ft.test_compare import BAD, GOOD, write
 
 NASTY = '<script>alert(1)</script> & "quotes" </p><img src=x onerror=alert(1)>'

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lora_ft.packs.best import best_run, mark_best
+from lora_ft.runs.grid_results import best_run, mark_best
 
 
 def run(name: str, metric: str, score: float | None) -> Any:

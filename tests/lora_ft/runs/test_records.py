@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.cli import run as lora_ft
-from lora_ft.export.errors import LoraFtError
-from lora_ft.records import read_metrics, read_scores
-from lora_ft.runs import Run
+from lora_ft.core.errors import LoraFtError
+from lora_ft.runs.records import read_metrics, read_scores
+from lora_ft.runs.run import Run
 
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.floats(allow_nan=False), st.text(max_size=4)),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lora_ft.export.errors import UsageError
-from lora_ft.taskfile import TaskFaults, load_task, load_tasks
+from lora_ft.core.errors import UsageError
+from lora_ft.tasks.files import TaskFaults, load_task, load_tasks
 
 MakeTask = Callable[..., Path]
 

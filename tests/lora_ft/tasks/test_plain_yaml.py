@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import UsageError
-from lora_ft.plain_yaml import MAX_BYTES, MAX_DEPTH, parse_yaml, plain_text, read_yaml
+from lora_ft.core.errors import UsageError
+from lora_ft.tasks.plain_yaml import MAX_BYTES, MAX_DEPTH, parse_yaml, plain_text, read_yaml
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
 WORDS = st.sampled_from(

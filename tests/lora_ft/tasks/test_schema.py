@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import UsageError
-from lora_ft.task import Task
-from lora_ft.taskfile import Fault, TaskFaults, load_task, recipes, save_task
+from lora_ft.core.errors import UsageError
+from lora_ft.tasks.files import Fault, TaskFaults, load_task, recipes, save_task
+from lora_ft.tasks.schema import Task
 
 MakeTask = Callable[..., Path]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_ft.precision import choose_precision, cpu_flags
+from lora_ft.training.compute_dtype import choose_precision, cpu_flags
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from lora_ft.precision import choose_precision, cpu_flags
 def test_a_cpu_computes_in_bf16_where_it_has_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, flags: set[str], name: str, reason: str
 ) -> None:
-    monkeypatch.setattr("lora_ft.precision.cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr("lora_ft.training.compute_dtype.cpu_flags", lambda: frozenset(flags))
     precision = choose_precision("auto", "cpu")
     assert (precision.name, precision.reason) == (name, reason)
     assert precision.is_bf16 == (name == "bf16")
@@ -47,7 +47,7 @@ def test_other_devices_compute_in_fp32() -> None:
 @pytest.mark.parametrize("asked", ["bf16", "fp32"])
 def test_what_the_task_asks_for_wins(monkeypatch: pytest.MonkeyPatch, device: str, asked: str) -> None:
     able = {"amx_bf16"} if asked == "fp32" else set[str]()
-    monkeypatch.setattr("lora_ft.precision.cpu_flags", lambda: frozenset(able))
+    monkeypatch.setattr("lora_ft.training.compute_dtype.cpu_flags", lambda: frozenset(able))
     precision = choose_precision(asked, device)
     assert (precision.name, precision.reason) == (asked, "as the task asks")
 

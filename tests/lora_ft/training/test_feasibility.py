@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lora_ft import feasible
-from lora_ft.export.errors import UsageError
-from lora_ft.taskfile import TaskFaults, load_task
+from lora_ft.core.errors import UsageError
+from lora_ft.tasks.files import TaskFaults, load_task
 from lora_ft.train import train
+from lora_ft.training import feasibility
 from lora_ft.validate import validate
 
 MakeTask = Callable[..., Path]
@@ -52,14 +52,14 @@ def test_what_cannot_be_done_is_a_fault_of_both(
 
 
 def test_packages_are_looked_for(make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feasible, "find_spec", lambda name: None)
+    monkeypatch.setattr(feasibility, "find_spec", lambda name: None)
     path = make_task(train={"report_to": ["wandb"]})
     assert "pip install wandb" in refused(path, tmp_path / "run")["train.report_to"]
 
 
 def test_compiling_needs_a_compiler(make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feasible.shutil, "which", lambda name: None)
-    monkeypatch.setattr(feasible, "this_device", lambda: "cpu")
+    monkeypatch.setattr(feasibility.shutil, "which", lambda name: None)
+    monkeypatch.setattr(feasibility, "this_device", lambda: "cpu")
     assert "C++ compiler" in refused(make_task(train={"compile": "on"}), tmp_path / "run")["train.compile"]
 
 

@@ -12,13 +12,24 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from lora_ft.adapters import add_adapter, count_parameters
 from lora_ft.cli import run as lora_ft
-from lora_ft.memory import allowed_memory
-from lora_ft.sizes import FLAN, GIB, Batch, Shape, generation, sizes, stored, task_batch, task_memory, training
-from lora_ft.task import Lora
-from lora_ft.taskfile import load_task
-from lora_ft.trainer import token_loss
+from lora_ft.core.memory import allowed_memory
+from lora_ft.models.adapters import add_adapter, count_parameters
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.schema import Lora
+from lora_ft.training.memory_estimates import (
+    FLAN,
+    GIB,
+    Batch,
+    Shape,
+    generation,
+    sizes,
+    stored,
+    task_batch,
+    task_memory,
+    training,
+)
+from lora_ft.training.trainer import token_loss
 from lora_ft.validate import validate
 from tests.tiny import CONFIG
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from lora_ft.cli import run as lora_ft
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.packs.train import train_pack
-from lora_ft.runs import Run, unfinished
-from lora_ft.taskfile import load_task
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.runs.run import Run, unfinished
+from lora_ft.tasks.files import load_task
 from lora_ft.train import train
+from lora_ft.train_many import train_pack
 from tests.lora_ft.test_train import same, start, stop_at, task_file, wait_for, weights
 
 MakeTask = Callable[..., Path]
@@ -27,7 +27,7 @@ STEPS: dict[str, Any] = {"eval_every": 3, "num_train_epochs": 2, "metric_for_bes
 def interrupted(task: Path, out: Path, step: int = 8) -> Path:
     """Train until a step is done and stop there; return the unfinished run."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.trainer.Trainer._guard", stop_at(step))
+        patch.setattr("lora_ft.training.trainer.Trainer._guard", stop_at(step))
         train(load_task(task), out)
     return unfinished(out)
 
@@ -76,7 +76,7 @@ def test_resume_of_a_pack_refuses_changed_rows(make_task: MakeTask, tmp_path: Pa
     paths = [make_task(name=name, train=STEPS) for name in ("one", "two")]
     tasks = [load_task(path) for path in paths]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.packs.pack.Pack.step", raise_interrupt)
+        patch.setattr("lora_ft.multi_lora.group.Pack.step", raise_interrupt)
         train_pack(tasks, tmp_path / "runs")
     rewrite(paths[1].parent / "train.jsonl", lambda lines: [*lines, APPENDED])
     with pytest.raises(UsageError, match="two began with: train: 25 rows, was 24"):
@@ -115,7 +115,7 @@ def test_a_run_whose_folder_was_taken_over_stops(make_task: MakeTask, tmp_path: 
             claim.write_text(json.dumps(json.loads(claim.read_text()) | {"run": "another"}))
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(LoraFtError, match="was taken over by another job"):
-        patch.setattr("lora_ft.trainer.Trainer._guard", take_over)
+        patch.setattr("lora_ft.training.trainer.Trainer._guard", take_over)
         train(task, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

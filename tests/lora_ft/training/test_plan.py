@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from lora_ft.adapters import count_parameters
-from lora_ft.bases import load_model
-from lora_ft.batches import Encoded, padding_share
-from lora_ft.lora import Lora
-from lora_ft.plan import Plan, make_plan
-from lora_ft.taskfile import load_task
+from lora_ft.data.batching import Encoded, padding_share
+from lora_ft.models.adapters import count_parameters
+from lora_ft.models.bases import load_model
+from lora_ft.tasks.files import load_task
+from lora_ft.tasks.lora import Lora
+from lora_ft.training.plan import Plan, make_plan
 from tests.tiny import CONFIG
 
 MakeTask = Callable[..., Path]
@@ -104,9 +104,9 @@ def test_a_tied_head_is_counted_once() -> None:
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU of a known speed, with a compiler."""
-    monkeypatch.setattr("lora_ft.plan.this_device", lambda: "cpu")
-    monkeypatch.setattr("lora_ft.plan._measured_flops", lambda *_: 1e9)
-    monkeypatch.setattr("lora_ft.plan.shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("lora_ft.training.plan.this_device", lambda: "cpu")
+    monkeypatch.setattr("lora_ft.training.plan._measured_flops", lambda *_: 1e9)
+    monkeypatch.setattr("lora_ft.training.plan.shutil.which", lambda name: f"/usr/bin/{name}")
 
 
 @pytest.mark.parametrize("asked", ["on", "off"])
@@ -126,15 +126,17 @@ def test_without_a_compiler_nothing_is_compiled(
     make_task: MakeTask, on_cpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_task(train={"compile": "auto", "max_steps": 1_000_000})
-    monkeypatch.setattr("lora_ft.plan.shutil.which", lambda name: "/usr/bin/clang++" if name == "clang++" else None)
+    monkeypatch.setattr(
+        "lora_ft.training.plan.shutil.which", lambda name: "/usr/bin/clang++" if name == "clang++" else None
+    )
     assert plan(path).compile
-    monkeypatch.setattr("lora_ft.plan.shutil.which", lambda _: None)
+    monkeypatch.setattr("lora_ft.training.plan.shutil.which", lambda _: None)
     made = plan(path)
     assert not made.compile and made.compile_reason == "no C++ compiler here"
 
 
 def test_on_an_apple_gpu_nothing_is_compiled(make_task: MakeTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_ft.plan.this_device", lambda: "mps")
+    monkeypatch.setattr("lora_ft.training.plan.this_device", lambda: "mps")
     made = plan(make_task(train={"compile": "auto", "max_steps": 1_000_000}))
     assert not made.compile and made.device == "mps"
 

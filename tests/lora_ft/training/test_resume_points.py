@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lora_ft import checkpoints
-from lora_ft.checkpoints import latest, seal
+from lora_ft.training import resume_points
+from lora_ft.training.resume_points import latest, seal
 
 
 def written(folder: Path, step: int) -> Path:
@@ -93,7 +93,7 @@ def test_nothing_is_deleted_before_the_new_one_is_marked(tmp_path: Path, monkeyp
         deleted.append(path)
         shutil.rmtree(path)
 
-    monkeypatch.setattr(checkpoints, "shutil", type("Deleting", (), {"rmtree": staticmethod(delete)}))
+    monkeypatch.setattr(resume_points, "shutil", type("Deleting", (), {"rmtree": staticmethod(delete)}))
     seal(tmp_path, 3, keep=1, best=None)
     assert [path.name for path in deleted] == ["checkpoint-1", "checkpoint-2"]
 
@@ -108,7 +108,7 @@ def test_a_process_killed_while_sealing_leaves_the_one_before(
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints, moment, killed)
+    monkeypatch.setattr(resume_points, moment, killed)
     with pytest.raises(KeyboardInterrupt):
         seal(tmp_path, 3, keep=1, best=None)
     assert latest(tmp_path) == tmp_path / "checkpoint-2"
@@ -118,6 +118,6 @@ def test_the_mark_follows_the_flush_to_the_disk(tmp_path: Path, monkeypatch: pyt
     newest = written(tmp_path, 1)
     before = {path.name for path in newest.iterdir()}
     at_flush: list[set[str]] = []
-    monkeypatch.setattr(checkpoints, "sync_tree", lambda path: at_flush.append({p.name for p in path.iterdir()}))
+    monkeypatch.setattr(resume_points, "sync_tree", lambda path: at_flush.append({p.name for p in path.iterdir()}))
     seal(tmp_path, 1, keep=1, best=None)
     assert at_flush == [before]

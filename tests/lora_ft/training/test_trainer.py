@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.trainer_pt_utils import LabelSmoother
 
-from lora_ft.trainer import token_loss
+from lora_ft.training.trainer import token_loss
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lora_ft.core.trie import Trie
 from lora_ft.export.runtime.model import Cache, Source
-from lora_ft.export.runtime.trie import Trie
 from tests.export.oracle import END
 from tests.export.runtime.cases import Pair, answers, words
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.runtime.decoding.pace import LONGEST, Pace
+from lora_ft.export.runtime.decoding.draft_length import LONGEST, Pace
 
 
 def steady(first: float, slope: float, pace: Pace | None = None) -> Pace:

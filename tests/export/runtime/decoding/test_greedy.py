@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lora_ft.core.generation_options import Options
 from lora_ft.export.runtime.decoding import Special, greedy
 from lora_ft.export.runtime.decoding.greedy import _CHUNK
 from lora_ft.export.runtime.model import Cache, Source
-from lora_ft.export.runtime.options import Options
 from tests.export.oracle import END, PAD
 from tests.export.runtime.cases import Pair, words
 

@@ -18,11 +18,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from lora_ft.export.runtime.bound import Edit
-from lora_ft.export.runtime.decoding.stepwise import _next
-from lora_ft.export.runtime.options import Options
+from lora_ft.core.generation_options import Options
+from lora_ft.core.special_tokens import Special
+from lora_ft.export.runtime.decoding.sampling import _next
+from lora_ft.export.runtime.io_binding import Edit
 from lora_ft.export.runtime.processors import processors
-from lora_ft.export.runtime.special import Special
 
 START, VOCABULARY = 0, 24
 

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.runtime.decoding import Special, lookup
-from lora_ft.export.runtime.decoding.lookup import _Row
-from lora_ft.export.runtime.decoding.pace import LONGEST
+from lora_ft.core.generation_options import Options
+from lora_ft.export.runtime.decoding import Special
+from lora_ft.export.runtime.decoding import prompt_lookup as lookup
+from lora_ft.export.runtime.decoding.draft_length import LONGEST
+from lora_ft.export.runtime.decoding.prompt_lookup import _Row
 from lora_ft.export.runtime.model import Cache, Source
-from lora_ft.export.runtime.options import Options
 from tests.export.oracle import END, PAD, torch_greedy
 from tests.export.runtime.cases import Pair, words
 

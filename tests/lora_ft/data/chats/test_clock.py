@@ -8,7 +8,7 @@ import pytest
 from babel import Locale
 from babel.dates import get_period_id
 
-from lora_ft.chats.clock import LOCALES, hour_of_day, plain
+from lora_ft.data.chats.clock import LOCALES, hour_of_day, plain
 
 
 @pytest.mark.parametrize("name", LOCALES)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lora_ft.chats.discord import read_discord
-from lora_ft.chats.message import Message
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.chats.discord import read_discord
+from lora_ft.data.chats.message import Message
 
 ANA = {"id": "11", "name": "ana_oak", "discriminator": "0000", "nickname": "Ana", "isBot": False}
 

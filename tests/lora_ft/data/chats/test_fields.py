@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lora_ft.chats.fields import Fields
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.chats.fields import Fields
 
 
 def fields(**value: Any) -> Fields:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from lora_ft.chats.formats import Census, Choice, find_format, read_chats
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.taskfile import recipe_file
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.chats.formats import Census, Choice, find_format, read_chats
+from lora_ft.tasks.files import recipe_file
 
 EXPORT = recipe_file("groupchat").with_suffix("") / "result.json"
 
@@ -188,7 +188,7 @@ def test_chats_are_chosen_by_name(tmp_path: Path) -> None:
 
 PEAK = """
 import pathlib, re, sys
-from lora_ft.chats.formats import read_chats
+from lora_ft.data.chats.formats import read_chats
 found = read_chats(pathlib.Path(sys.argv[1]), keep=500)
 print(len(next(iter(found.values()))), re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
 """

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.chats.heads import Survey, find_head
+from lora_ft.data.chats.heads import Survey, find_head
 
 
 def survey(*lines: str) -> Survey:

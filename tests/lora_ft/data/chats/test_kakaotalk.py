@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.chats.kakaotalk import read_kakaotalk
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.chats.kakaotalk import read_kakaotalk
 
 DAY = 1700438400.0  # 2023-11-20
 ANDROID_KO = """Garden 님과 카카오톡 대화

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.chats.line import read_line
-from lora_ft.chats.message import Message
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.chats.line import read_line
+from lora_ft.data.chats.message import Message
 
 DAY = 1700438400.0  # 2023-11-20
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.chats.lines import Line, context_of, parse_line, parse_lines
+from lora_ft.data.chats.lines import Line, context_of, parse_line, parse_lines
 
 lines = st.lists(st.builds(Line, st.text("abc", min_size=1, max_size=9), st.text("xyz \n", min_size=1)), max_size=9)
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.chats.message import Message
-from lora_ft.chats.messenger import _repaired, read_messenger
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.chats.message import Message
+from lora_ft.data.chats.messenger import _repaired, read_messenger
 
 
 def spoiled(text: str) -> str:

@@ -7,8 +7,8 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.chats.message import Message
-from lora_ft.chats.names import NEUTRAL, anonymize
+from lora_ft.data.chats.message import Message
+from lora_ft.data.chats.names import NEUTRAL, anonymize
 
 
 def said(*lines: tuple[str, str]) -> dict[str, list[Message]]:

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.chats.pasted import find_pasted
+from lora_ft.data.chats.pasted import find_pasted
 
 HOUR, DAY = 3600.0, 86400.0
 ANA, BEN, CARL, DORA = range(4)

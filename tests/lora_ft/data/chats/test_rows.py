@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from lora_ft.chats.formats import read_chats
-from lora_ft.chats.sessions import sessions_of, turns
-from lora_ft.data import Splits, load_splits
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.task import SPLITS, Task
-from lora_ft.taskfile import TaskFaults, load_task, save_task
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.chats.formats import read_chats
+from lora_ft.data.chats.sessions import sessions_of, turns
+from lora_ft.data.splits import Splits, load_splits
+from lora_ft.tasks.files import TaskFaults, load_task, save_task
+from lora_ft.tasks.schema import SPLITS, Task
 
 MakeTask = Callable[..., Path]
 PROMPT = "Continue writing the following text.\n\n{context}"
@@ -157,7 +157,7 @@ def real(shared_data: Path) -> Splits:
     folder = shared_data / "groupchat"
     if not folder.is_dir():
         pytest.skip("the group chats are not there")
-    return load_splits(load_task("benchmarks/groupchat.yaml", [f"data.root={folder}", "data.limit={}"]))
+    return load_splits(load_task("benchmarks/tasks/groupchat.yaml", [f"data.root={folder}", "data.limit={}"]))
 
 
 def test_every_message_of_the_real_chats_is_a_row_but_the_first(shared_data: Path, real: Splits) -> None:

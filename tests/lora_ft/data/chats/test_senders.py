@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_ft.chats.senders import Senders
+from lora_ft.data.chats.senders import Senders
 
 
 def split(*lines: str, bracket: bool = False) -> list[tuple[str, str] | None]:

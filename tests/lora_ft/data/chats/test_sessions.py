@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.chats.message import Message
-from lora_ft.chats.sessions import Session, Turn, cut, sessions_of, turns
-from lora_ft.export.errors import UsageError
+from lora_ft.core.errors import UsageError
+from lora_ft.data.chats.message import Message
+from lora_ft.data.chats.sessions import Session, Turn, cut, sessions_of, turns
 
 HOUR = 3600.0
 

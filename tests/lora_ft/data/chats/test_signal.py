@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lora_ft.chats.message import Message
-from lora_ft.chats.signal import read_signal
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.chats.message import Message
+from lora_ft.data.chats.signal import read_signal
 
 TIME = 1704164645.0  # 2024-01-02T03:04:05
 MARKDOWN = """[2024-01-02 03:04:05] Ana: hello  

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lora_ft.chats.message import Message
-from lora_ft.chats.slack import read_slack
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.chats.message import Message
+from lora_ft.data.chats.slack import read_slack
 
 USERS = [
     {"id": "U1", "name": "ana.oak", "profile": {"display_name": "Ana", "real_name": "Ana Oak"}},

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.chats import stream
-from lora_ft.chats.stream import BEGIN, objects, top_keys, walk
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.chats import stream
+from lora_ft.data.chats.stream import BEGIN, objects, top_keys, walk
 
 TEXTS = st.text(alphabet='ab"\\[]{}:,\n1é😀', max_size=10)
 VALUES = st.recursive(

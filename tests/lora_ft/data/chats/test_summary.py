@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from lora_ft.chats.summary import ChatSummary
 from lora_ft.cli.tables import show_validation
-from lora_ft.data import load_splits
-from lora_ft.taskfile import load_task
+from lora_ft.data.chats.summary import ChatSummary
+from lora_ft.data.splits import load_splits
+from lora_ft.tasks.files import load_task
 from lora_ft.validate import Validation, validate
 
 MakeTask = Callable[..., Path]

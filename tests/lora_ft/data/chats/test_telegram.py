@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.chats.message import Message
-from lora_ft.chats.telegram import read_telegram, telegram_repair
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.chats.message import Message
+from lora_ft.data.chats.telegram import read_telegram, telegram_repair
 
 
 def message(number: int, text: Any, **more: Any) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.chats.message import Message
-from lora_ft.chats.telegram_folder import read_telegram_export
-from lora_ft.chats.telegram_html import read_telegram_html
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.chats.message import Message
+from lora_ft.data.chats.telegram_folder import read_telegram_export
+from lora_ft.data.chats.telegram_html import read_telegram_html
 
 TITLE = "20.11.2023 09:00:00 UTC+01:00"
 TIME = 1700467200.0

@@ -12,9 +12,9 @@ from babel.dates import format_date, format_skeleton, format_time
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lora_ft.chats.clock import LOCALES
-from lora_ft.chats.whatsapp import doubts_of_whatsapp, read_whatsapp
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.chats.clock import LOCALES
+from lora_ft.data.chats.whatsapp import doubts_of_whatsapp, read_whatsapp
 
 NARROW, MARK = "\u202f", "\u200e"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.chats.formats import find_format, read_chats
-from lora_ft.export.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.chats.formats import find_format, read_chats
 
 CHAT = "[31.12.23, 22:15:30] Ana: hello\r\n"
 

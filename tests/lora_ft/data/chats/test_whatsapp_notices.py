@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lora_ft.chats.whatsapp_words import written
+from lora_ft.data.chats.whatsapp_words import written
 
 NOTICES = """
 Este mensaje fue eliminado por un administrador|Mensagem apagada por um admin

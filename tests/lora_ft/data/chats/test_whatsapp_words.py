@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.chats.whatsapp_words import MARK, written
+from lora_ft.data.chats.whatsapp_words import MARK, written
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.chats.formats import Choice, read_chats
-from lora_ft.export.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.chats.formats import Choice, read_chats
 
 TELEGRAM = {
     "name": "Garden",

@@ -14,10 +14,10 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.formats import content
-from lora_ft.formats.content import content_of
-from lora_ft.readers import read_rows
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.formats import content
+from lora_ft.data.formats.content import content_of
+from lora_ft.data.readers import read_rows
 
 TEXT = b'{"a": 1}\n{"a": 2}\n'
 

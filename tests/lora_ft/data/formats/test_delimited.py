@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import LoraFtError
-from lora_ft.formats.content import Content
-from lora_ft.formats.delimited import read_delimited
+from lora_ft.core.errors import LoraFtError
+from lora_ft.data.formats.content import Content
+from lora_ft.data.formats.delimited import read_delimited
 
 TEXT = st.text(alphabet="ab ,;\t|\"'\n\r\\éñ", max_size=8)
 TABLES = st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=6)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.formats.content import Content
-from lora_ft.formats.json_rows import read_json_rows
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.formats.content import Content
+from lora_ft.data.formats.json_rows import read_json_rows
 
 ROWS = [{"text": "a", "label": 0}, {"text": "b\nc", "label": 1}, {"text": "ü", "label": 0}]
 VALUES = st.recursive(

@@ -12,10 +12,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lora_ft.export.errors import LoraFtError, UsageError
-from lora_ft.formats import table
-from lora_ft.formats.content import Content
-from lora_ft.formats.table import read_parquet
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.data.formats import table
+from lora_ft.data.formats.content import Content
+from lora_ft.data.formats.table import read_parquet
 
 
 def content(columns: pyarrow.Table) -> Content:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.metrics.classification import LabelScore, by_label, measure
-from lora_ft.metrics.statistics import Scored, difference
-from lora_ft.task import Evaluate
+from lora_ft.evaluation.metrics.classification import LabelScore, by_label, measure
+from lora_ft.evaluation.metrics.statistics import Scored, difference
+from lora_ft.tasks.schema import Evaluate
 
 LABELS = ["a", "b", "c", "d"]
 Rows = list[tuple[str, str]]  # what is right, and what was said

@@ -9,8 +9,8 @@ import pytest
 from nltk.corpus import wordnet
 from nltk.translate.meteor_score import meteor_score
 
-from lora_ft.metrics import score
-from lora_ft.task import Evaluate
+from lora_ft.evaluation.metrics import score
+from lora_ft.tasks.schema import Evaluate
 
 # The header by which nltk knows the version, then a synset at its own offset (wndb(5WN)).
 _LICENCE = "  1 WordNet 3.0 Copyright 2006 by Princeton University.  All rights reserved.\n"

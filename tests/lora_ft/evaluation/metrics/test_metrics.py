@@ -14,11 +14,11 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.errors import UsageError
-from lora_ft.metrics import GIVES, measure, score
-from lora_ft.metrics.f1 import squad_words
-from lora_ft.metrics.rougesu4 import f_measure, units
-from lora_ft.task import Evaluate
+from lora_ft.core.errors import UsageError
+from lora_ft.evaluation.metrics import GIVES, measure, score
+from lora_ft.evaluation.metrics.f1 import squad_words
+from lora_ft.evaluation.metrics.rougesu4 import f_measure, units
+from lora_ft.tasks.schema import Evaluate
 
 ANSWERS = ["The cat sat on the mat.", "A man, walking his dog", "", "same text here", "no words shared"]
 ONE = [["The cat is on the mat."], ["A man walks the dog."], ["something"], ["same text here"], ["wholly other"]]

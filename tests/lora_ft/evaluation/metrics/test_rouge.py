@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from lora_ft.metrics import ROUGE, measure
-from lora_ft.metrics.sentences import SPLITTER
-from lora_ft.task import Evaluate
+from lora_ft.data.sentences import SPLITTER
+from lora_ft.evaluation.metrics import ROUGE, measure
+from lora_ft.tasks.schema import Evaluate
 
 PREDICTIONS = [
     "The cats were sleeping. Anna called the doctor.",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lora_ft.metrics import Scored, difference, estimate, measure
-from lora_ft.metrics.statistics import compare
-from lora_ft.task import Evaluate
+from lora_ft.evaluation.metrics import Scored, difference, estimate, measure
+from lora_ft.evaluation.metrics.statistics import compare
+from lora_ft.tasks.schema import Evaluate
 
 SCORES = np.random.default_rng(0).uniform(10, 60, 200)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lora_ft.export.errors import UsageError
-from lora_ft.metrics.structured import checker, require, structured
-from lora_ft.task import Evaluate
+from lora_ft.core.errors import UsageError
+from lora_ft.evaluation.metrics.structured import checker, require, structured
+from lora_ft.tasks.schema import Evaluate
 
 OBSERVATION: dict[str, Any] = {
     "resourceType": "Observation",

@@ -14,6 +14,7 @@ from lora_ft.core.files import folder_size
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.output_paths import making
 from lora_ft.core.progress import Progress, Silent
+from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.deployment.bank_adapter import Checks, Oracle, member_of, named_runs
 from lora_ft.deployment.torch_reference import origin_of, references_of
 from lora_ft.export.bundle.assemble import read_model, rescaled
@@ -28,7 +29,6 @@ from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Report
 from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.session import choose_provider
-from lora_ft.merge import SENTENCES
 from lora_ft.models.bases import Base
 from lora_ft.models.checkpoints import is_scaled
 from lora_ft.models.peft_adapter import PeftAdapter, base_of, named_base

@@ -16,6 +16,7 @@ from lora_ft.core.files import folder_size, read_json, write_text
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.output_paths import making, refuse_existing
 from lora_ft.core.progress import Progress, Silent
+from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.data.splits import Example
 from lora_ft.deployment.precision_search import Judge, Tradeoff
 from lora_ft.deployment.torch_reference import codec_of, examples_of, origin_of, references_of, samples_of, scores_of
@@ -26,10 +27,10 @@ from lora_ft.export.onnx.precision import FP32, candidates, parse
 from lora_ft.export.parity import Report, compare
 from lora_ft.export.runtime import Generator, manifest
 from lora_ft.export.runtime.session import choose_provider
-from lora_ft.merge import SENTENCES, merge_in_memory
 from lora_ft.models.bases import find_base, load_model, load_tokenizer
 from lora_ft.models.checkpoints import MERGE, is_scaled, save_checkpoint
 from lora_ft.models.generation import own_generation
+from lora_ft.models.merging import merge_in_memory
 from lora_ft.models.peft_adapter import holds_adapter, name_of, open_adapter
 from lora_ft.publishing.model_card import Facts, bundle_card, facts_of, facts_of_run
 from lora_ft.runs.run import CARD, TASK, Run, is_run

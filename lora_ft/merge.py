@@ -2,67 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import folder_size, staged_folder, write_json, write_text
 from lora_ft.core.output_paths import making
-from lora_ft.core.progress import Progress, Silent
-from lora_ft.core.tokenizer import Tokenizer, ragged
-from lora_ft.data.splits import load_splits
-from lora_ft.models.adapter_files import adapter_config
-from lora_ft.models.adapters import load_adapter, merge_adapter
-from lora_ft.models.bases import Base, load_model, load_tokenizer
+from lora_ft.core.progress import Progress
 from lora_ft.models.checkpoints import MERGE, save_checkpoint
-from lora_ft.models.generation import own_generation
-from lora_ft.models.peft_adapter import PeftAdapter, base_of, name_of, named_base
+from lora_ft.models.merging import merge_in_memory
+from lora_ft.models.peft_adapter import PeftAdapter, name_of, named_base
 from lora_ft.publishing.model_card import checkpoint_card, facts_of_run
 from lora_ft.runs.run import CARD, TASK, Run
 from lora_ft.tasks.files import save_task
 
-if TYPE_CHECKING:
-    from transformers import T5ForConditionalGeneration
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_ROWS = 4
-# The same sums in another order: more than this, relative to the logits, is not rounding.
-_TOLERANCE = 1e-3
-SENTENCES = (  # to compare on where no task's rows are at hand
-    "Translate English to German: The house at the end of the street is for sale.",
-    "Is this review positive or negative? I loved every minute of the film, even the slow ones.",
-    "Summarize the following conversation. Ana: The printer is out of paper again. Ben: I will bring two boxes at "
-    "noon. Ana: Make it three, the finance team prints everything. Ben: Fine, three.",
-    "Please answer this question: Why does bread rise?",
-    "Question: who feeds the cat? Context: Mia is away until Friday, so Tom feeds the cat and waters the plants.",
-    "Correct the sentence: She go to school every days with she brother.",
-)
-
-
-@dataclass(frozen=True)
-class Merged:
-    """An adapter merged into its base, in memory, in float32.
-
-    Attributes:
-        model: in evaluation mode.
-        base: what it was merged into; its folder has the tokenizer's files.
-        tokenizer: the base's, with the task's new tokens.
-        extended: `tokenizer` where it has new tokens.
-        difference: the largest difference of any logit, merged against base plus adapter, on `rows` rows.
-        rows: how many rows that was measured on; none where all weights were trained.
-    """
-
-    model: T5ForConditionalGeneration
-    base: Base
-    tokenizer: Tokenizer
-    extended: Tokenizer | None = None
-    difference: float = 0.0
-    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,92 +66,3 @@ def merge(
         write_json(staging / MERGE, record)
         write_text(staging / CARD, checkpoint_card(facts_of_run(run) if isinstance(run, Run) else None, record))
     return Report(out, merged.difference, merged.rows, folder_size(out))
-
-
-def merge_in_memory(run: Run | PeftAdapter, *, base: str | None = None, progress: Progress | None = None) -> Merged:
-    """Load the base in float32, merge the adapter in float32, and measure what merging changed.
-
-    Raises:
-        UsageError: a base was named for a run that has weights of its own.
-        LoraFtError: The adapter is for another base, its weights are too large, or merging changed more than rounding
-            does.
-    """
-    progress = progress or Silent()
-    progress.stage("merging")
-    if isinstance(run, Run):
-        if run.task.method == "full":
-            return _whole(run, base)
-        found = base_of(run, base)
-        _check_base(run, found, named=base is not None)
-        new_tokens = run.task.lora.new_tokens
-        tokenizer = load_tokenizer(found.folder, run.task.codec, new_tokens)
-        extended = tokenizer if new_tokens else None
-        ids = tokenizer.encode(_texts(run), run.task.lengths.source)
-    else:
-        if run.notice:
-            progress.note(f"warning: {run.notice}")
-        found = base_of(run, base)
-        tokenizer, extended = run.tokenizer(found, "none")
-        ids = tokenizer.encode(SENTENCES[:_ROWS])
-    adapted = load_adapter(load_model(found.folder), run.adapter)
-    before = _logits(adapted, ids)
-    model = merge_adapter(adapted)
-    after = _logits(model, ids)
-    if not (before.isfinite().all() and after.isfinite().all()):
-        raise LoraFtError(
-            f"the adapter {run.adapter} makes logits that are no finite numbers, as some of its weights are too large",
-            "train it again with a lower learning rate, or correct lora_alpha in its config",
-        )
-    difference = float((before - after).abs().max())
-    if not difference <= _TOLERANCE * max(1.0, float(before.abs().max())):
-        raise LoraFtError(
-            f"merging changed logits by {difference:.3g}, which rounding does not explain",
-            "please report this with the output of `lora-ft doctor`",
-        )
-    return Merged(model, found, tokenizer, extended, difference, len(ids))
-
-
-def _whole(run: Run, base: str | None) -> Merged:
-    """A run whose every weight was trained: there is nothing to merge."""
-    if base is not None:
-        raise UsageError(f"the run {run.folder} has all weights of its own", "leave out --base")
-    as_base = Base(run.task.base, run.trained, run.metrics["base"]["notice"])
-    return Merged(load_model(run.trained), as_base, load_tokenizer(run.trained, run.task.codec))
-
-
-def _check_base(run: Run, base: Base, *, named: bool) -> None:
-    trained = run.metrics.get("base", {})
-    for key in ("d_model", "vocab_size", "num_layers"):
-        if key in trained and trained[key] != base.config[key]:
-            raise LoraFtError(
-                f"the run {run.folder} was trained on a base with {key} {trained[key]}, "
-                f"{base.name} has {base.config[key]}",
-                f"give the base it was trained on ({trained.get('name')})",
-            )
-    recorded = adapter_config(run.adapter).get("base_model_name_or_path")
-    if not named and recorded not in (None, base.name):
-        raise LoraFtError(
-            f"the adapter in {run.folder} was trained on '{recorded}', not on '{base.name}'",
-            "correct base in the run's task.yaml, or name the base you mean with --base",
-        )
-
-
-def _texts(run: Run) -> Sequence[str]:
-    """A few prompts of the task, or sentences where its rows are not at hand any more."""
-    for split in ("validation", "test", "train"):
-        try:
-            examples = load_splits(run.task, [split])[split]
-        except (LoraFtError, UsageError):
-            continue
-        if examples:
-            return [example.prompt for example in examples[:_ROWS]]
-    return SENTENCES[:_ROWS]
-
-
-@torch.inference_mode()
-def _logits(model: torch.nn.Module, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[rows, 8, vocabulary], each row after the same eight tokens."""
-    special = own_generation(model).special
-    inputs, mask = (torch.from_numpy(array) for array in ragged(ids, special.pad))
-    start = torch.tensor([[special.start, *ids[0][:7]]]).repeat(len(ids), 1)
-    return model(input_ids=inputs, attention_mask=mask, decoder_input_ids=start).logits

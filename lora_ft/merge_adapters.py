@@ -22,13 +22,13 @@ from lora_ft.core.output_paths import making
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.data.splits import load_splits, require, with_labels
 from lora_ft.evaluation.metrics import score
-from lora_ft.models.adapter_files import WEIGHTS, adapter_config, lora_config
+from lora_ft.models.adapter_files import adapter_config, lora_config
 from lora_ft.models.adapters import load_adapter, load_another, name_base
 from lora_ft.models.backends import TorchEngine
 from lora_ft.models.bases import Base, load_model, load_tokenizer, quiet_transformers
 from lora_ft.models.peft_adapter import PeftAdapter, base_of, name_of
 from lora_ft.publishing.model_card import Facts, run_card
-from lora_ft.runs.run import ADAPTER, CARD, METRICS, TASK, Run
+from lora_ft.runs.run import ADAPTER, CARD, METRICS, TASK, WEIGHTS, Run
 from lora_ft.tasks.files import save_task
 from lora_ft.tasks.schema import Task
 

@@ -26,6 +26,7 @@ from benchmarks.studies.sharing import memory
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import write_json
 from lora_ft.core.progress import Silent
+from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.deployment.torch_reference import origin_of, references_of, samples_of
 from lora_ft.doctor import environment
 from lora_ft.export.bundle.adapter_slots import LowRank
@@ -40,7 +41,6 @@ from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.bank import TASK
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.safetensors_file import map_tensors
-from lora_ft.merge import SENTENCES
 from lora_ft.models.bases import Base, find_base, load_model, load_tokenizer
 from lora_ft.models.checkpoints import is_scaled
 from lora_ft.reports.markdown import table

@@ -22,7 +22,6 @@ import torch
 import typer
 
 from benchmarks.studies.command import run_command
-from lora_ft.cli.tables import console, table
 from lora_ft.core.files import write_json
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.memory import device_memory, keep_freed_memory
@@ -39,6 +38,7 @@ from lora_ft.multi_lora.peft_adapter import make_adapter
 from lora_ft.multi_lora.planner import Need, memory
 from lora_ft.multi_lora.snapshots import Snapshots
 from lora_ft.multi_lora.stacked_weights import Stack
+from lora_ft.reports.terminal import console, table
 from lora_ft.runs.run import TASK
 from lora_ft.tasks.files import save_task
 from lora_ft.tasks.schema import Task

@@ -13,10 +13,10 @@ import numpy as np
 from lora_ft.core.errors import LoraFtError, UsageError, sound_content
 from lora_ft.core.generation_options import Options
 from lora_ft.core.hardware import allowed_cpus
-from lora_ft.core.special_tokens import SPECIAL
+from lora_ft.core.special_tokens import SPECIAL, Special
 from lora_ft.core.tokenizer import Tokenizer, by_adapter, pad, ragged
 from lora_ft.export.runtime.bank import Bank, Chosen, unknown
-from lora_ft.export.runtime.decoding import Special, strategy
+from lora_ft.export.runtime.decoding import strategy
 from lora_ft.export.runtime.manifest import ADAPTERS, read_manifest
 from lora_ft.export.runtime.model import Model
 from lora_ft.export.runtime.session import choose_provider

@@ -23,9 +23,9 @@ from lora_ft.core.files import write_text
 from lora_ft.core.locks import locked
 from lora_ft.core.output_paths import refuse_file
 from lora_ft.core.progress import Progress, Silent
+from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.data.splits import Example, load_splits
 from lora_ft.doctor import environment, stolen
-from lora_ft.merge import SENTENCES
 from lora_ft.tasks.schema import Task
 
 REPORT, PAGE, MARKDOWN = "report.json", "report.html", "report.md"

@@ -29,7 +29,6 @@ from lora_ft.bench.report import Interval
 from lora_ft.bench.subprocesses import Process
 from lora_ft.bench.training_worker import RECIPES
 from lora_ft.bench.versioned_json import VERSION, Record, Strict
-from lora_ft.cli.tables import table
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.data.batching import encode
@@ -37,6 +36,7 @@ from lora_ft.data.splits import load_splits, require
 from lora_ft.doctor import environment
 from lora_ft.models.adapters import count_parameters
 from lora_ft.models.bases import find_base, load_tokenizer
+from lora_ft.reports.terminal import table
 from lora_ft.runs.run import TASK
 from lora_ft.tasks.files import save_task
 from lora_ft.tasks.lora import Lora

@@ -20,7 +20,7 @@ def list_(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Of runs.")] = Path("runs"),
 ) -> None:
     """List the adapters of all runs in a folder; * is the best of a grid."""
-    from lora_ft.cli.tables import console, distinct, shorten, table
+    from lora_ft.reports.terminal import console, distinct, shorten, table
     from lora_ft.run_registry import shelf
 
     made = table("adapter", "base", "rank", "MB", "validation", "trained")
@@ -38,9 +38,9 @@ def list_(
 @app.command()
 def show(run: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Show one adapter: what it was trained on and how, and every score there is of it."""
-    from lora_ft.cli.tables import show_pairs
     from lora_ft.models.adapter_files import adapter_config
     from lora_ft.publishing.model_card import figures
+    from lora_ft.reports.terminal import show_pairs
     from lora_ft.run_registry import entry
 
     one = entry(run)
@@ -97,9 +97,9 @@ def merge(
 ) -> None:
     """Combine adapters into one, and score it on the validation rows of every task beside the task's own adapter."""
     from lora_ft.cli.screen import Screen
-    from lora_ft.cli.tables import console, shorten, table
     from lora_ft.merge_adapters import combine as job
     from lora_ft.models.peft_adapter import open_adapter
+    from lora_ft.reports.terminal import console, shorten, table
     from lora_ft.tasks.files import load_task
 
     with Screen() as screen:

@@ -101,8 +101,8 @@ def train(
 ) -> None:
     """Time training: the usual recipe (pad to the maximum, fp32), the same padded by batch, and ours."""
     from lora_ft.bench.training import measure
-    from lora_ft.cli.tables import console
     from lora_ft.core.output_paths import refuse_file
+    from lora_ft.reports.terminal import console
     from lora_ft.tasks.files import load_task
 
     if json_file is not None:

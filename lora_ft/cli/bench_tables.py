@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_ft.cli.tables import console, table
+from lora_ft.reports.terminal import console, table
 
 if TYPE_CHECKING:
     from lora_ft.bench.regressions import Change

@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Table
 
 from lora_ft.cli.screen import LINE_EVERY, Screen
-from lora_ft.cli.tables import distinct, shorten, table
 from lora_ft.multi_lora.dashboard import Row
+from lora_ft.reports.terminal import distinct, shorten, table
 
 
 class PackScreen(Screen):

@@ -122,7 +122,7 @@ def _draw(events: Iterable[Event], screen: Screen) -> bool:
 
 
 def _say(line: Line) -> None:
-    from lora_ft.cli.tables import console
+    from lora_ft.reports.terminal import console
 
     console().print(Text.assemble((f"{line.name}: ", "bold"), line.text))
     say("", end="", flush=True)

@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import codecs
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, TextIO
-
-from rich.console import Console as RichConsole
-from rich.console import ConsoleOptions, RenderableType
-from rich.segment import Segment
-from rich.text import Text
 
 from lora_ft.core.errors import UsageError
 from lora_ft.core.printable import printable
 
 _ASCII = str.maketrans({"…": "...", "–": "-", "—": "-", "→": "->", "·": "*", "’": "'", "“": '"', "”": '"'})
-
-
-class Console(RichConsole):
-    """A rich console that never interprets what it prints: no markup, no emoji codes, no escape sequences."""
-
-    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
-        super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """Measure and render a string as it will be shown, so that columns stay aligned."""
-        return super().render_str(printable(text), **options)
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render as rich does, with unsafe characters shown as their codes."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 def say(text: str, *, end: str = "\n", flush: bool = False) -> None:

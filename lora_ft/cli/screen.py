@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from lora_ft.cli.output import Console
+from lora_ft.reports.terminal import Console
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 

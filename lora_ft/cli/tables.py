@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -10,15 +9,15 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from lora_ft.cli.output import Console
 from lora_ft.core.files import folder_size
+from lora_ft.reports.terminal import console, shorten, show_pairs, table
 
 if TYPE_CHECKING:
     from lora_ft.bank import Shelved
-    from lora_ft.compare import Comparison
     from lora_ft.data.chats.summary import ChatSummary
     from lora_ft.deployment.bank_entries import Entry
     from lora_ft.evaluate import BankEvaluation, Evaluation
+    from lora_ft.evaluation.comparison import Comparison
     from lora_ft.export_onnx import Exported
     from lora_ft.runs.run import Run
     from lora_ft.tasks.files import TaskFaults
@@ -30,27 +29,6 @@ _MOST_FAULTS = 50  # that are shown of a file
 
 _LABELS = 20  # in a table
 _CHATS = 20
-
-
-def console() -> Console:
-    """Where results go."""
-    return Console()
-
-
-def table(*columns: str, title: str = "") -> Table:
-    """A plain table; columns after the first are aligned right."""
-    made = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for i, name in enumerate(columns):
-        made.add_column(name, justify="left" if i == 0 else "right")
-    return made
-
-
-def show_pairs(pairs: Mapping[str, str]) -> None:
-    """Names and values, a line each."""
-    made = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in pairs.items():
-        made.add_row(name, value)
-    console().print(made)
 
 
 def show_faults(error: TaskFaults) -> None:
@@ -263,47 +241,3 @@ def show_sizes(task: Task) -> None:
         "AdamW; fp32, bf16 autocast, and that with gradient checkpointing (ckpt). "
         f"On a CPU the heap grows to {HEAP:g} times the activations.",
     )
-
-
-def shorten(name: str, width: int = 18) -> str:
-    """The end of a name that is too long for a cell."""
-    return name if len(name) <= width else "…" + name[1 - width :]
-
-
-def distinct(names: Sequence[str], width: int) -> dict[str, str]:
-    """Names as they fit into the cells of a column, no two alike: what the long ones share is left out.
-
-    Args:
-        names: as of a grid: `NAME-r-8-seed-1`.
-        width: of a cell.
-    """
-    long = [name for name in dict.fromkeys(names) if len(name) > width]
-    split = [name.split("-") for name in long]
-    shown = {name: name for name in names}
-    if len(long) > 1 and len({len(parts) for parts in split}) == 1:
-        shared = [len(set(column)) == 1 for column in zip(*split, strict=True)]
-        ways = [[_without(parts, shared, keys=keys) for parts in split] for keys in (True, False)]
-        chosen = next((way for way in ways if all(len(text) <= width for text in way)), ways[-1])
-        shown |= dict(zip(long, chosen, strict=True))
-    for name in long:
-        if len(shown[name]) > width:
-            head = (width - 1) // 2
-            shown[name] = f"{name[:head]}…{name[head + 1 - width :]}"
-    taken = Counter(shown.values())
-    for number, name in enumerate(long, 1):
-        if taken[shown[name]] > 1:
-            mark = f"…#{number}"
-            shown[name] = name[: width - len(mark)] + mark
-    return shown
-
-
-def _without(parts: Sequence[str], shared: Sequence[bool], *, keys: bool) -> str:
-    """A name in parts, without those that all names share; with the part before each that differs, if `keys`."""
-    made, gap = "", False
-    for at, part in enumerate(parts):
-        if not shared[at] or (keys and at + 1 < len(parts) and not shared[at + 1]):
-            made += ("…" if gap else "-" * bool(made)) + part
-            gap = False
-        else:
-            gap = True
-    return made + "…" * gap

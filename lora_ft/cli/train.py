@@ -136,7 +136,7 @@ def _several(
 
 def _show(packed: Packed, out: Path, best: str | None) -> None:
     """Every adapter, a row each."""
-    from lora_ft.cli.tables import console, distinct, table
+    from lora_ft.reports.terminal import console, distinct, table
 
     screen = console()
     made = table("adapter", "steps", "best", "loss", "validation", "samples/s", "")

@@ -266,8 +266,8 @@ app.command()(verify)
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Print what a bug report needs: versions, CPU, memory, GPUs, ONNX Runtime, hub, offline base."""
-    from lora_ft.cli.tables import show_pairs
     from lora_ft.doctor import examine
+    from lora_ft.reports.terminal import show_pairs
 
     facts = examine()
     if as_json:

@@ -11,6 +11,7 @@ import numpy as np
 from lora_ft.core.codecs import codec_named
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.progress import Progress
+from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.data.splits import Example
 from lora_ft.deployment.precision_search import holds
 from lora_ft.deployment.torch_reference import codec_of, examples_of, origin_of, references_of, samples_of
@@ -20,13 +21,12 @@ from lora_ft.export.bundle.bank import Member
 from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.parity import Probe, Reference
 from lora_ft.export.runtime import Generator
-from lora_ft.merge import SENTENCES
-from lora_ft.models.adapter_files import WEIGHTS, adapter_config
+from lora_ft.models.adapter_files import adapter_config
 from lora_ft.models.adapters import load_adapter
 from lora_ft.models.backends import TorchEngine
 from lora_ft.models.bases import Base, load_model, load_tokenizer
 from lora_ft.models.peft_adapter import PeftAdapter, name_of, open_adapter
-from lora_ft.runs.run import Run
+from lora_ft.runs.run import WEIGHTS, Run
 from lora_ft.tasks.schema import SplitName, Task
 
 if TYPE_CHECKING:

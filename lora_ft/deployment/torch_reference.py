@@ -11,13 +11,13 @@ import torch
 
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.progress import Progress
+from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.core.tokenizer import Tokenizer, by_length, ragged
 from lora_ft.data.splits import Example, load_splits
 from lora_ft.export.bundle.assemble import Origin
 from lora_ft.export.bundle.provenance import Provenance, Score
 from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Reference
-from lora_ft.merge import SENTENCES
 from lora_ft.models.generation import only, own_generation
 from lora_ft.models.loading import MAX_NEW_TOKENS, SOURCE_LENGTH
 from lora_ft.publishing.model_card import Facts, figures

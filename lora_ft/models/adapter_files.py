@@ -18,13 +18,12 @@ from lora_ft.core.files import read_json
 from lora_ft.export.checkpoint.tensor_checks import FLOATS, by, listed, not_finite
 from lora_ft.export.checkpoint.weight_files import check_content, conversion
 from lora_ft.export.runtime.safetensors_file import describe_tensors, map_tensors
-from lora_ft.models.bases import ADAPTER_CONFIG
+from lora_ft.runs.run import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
-CONFIG = ADAPTER_CONFIG
+PICKLED = "adapter_model.bin"
 
 Described = Mapping[str, tuple[str, tuple[int, ...]]]
 

@@ -13,9 +13,10 @@ from lora_ft.core.errors import LoraFtError, UsageError, first_line
 from lora_ft.core.files import write_json
 from lora_ft.core.patterns import check_patterns
 from lora_ft.export.checkpoint.tensor_checks import listed
-from lora_ft.models.adapter_files import CONFIG, account, adapter_config, describe, lora_config, patterns_of
+from lora_ft.models.adapter_files import account, adapter_config, describe, lora_config, patterns_of
 from lora_ft.models.bases import quiet_transformers
 from lora_ft.models.checkpoints import is_scaled, is_untied, tell_ties
+from lora_ft.runs.run import CONFIG
 from lora_ft.tasks.lora import Lora
 
 if TYPE_CHECKING:

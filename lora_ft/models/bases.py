@@ -22,12 +22,12 @@ from lora_ft.export.checkpoint.tensor_checks import UNUSED, check_names, check_n
 from lora_ft.export.checkpoint.weight_files import conversion, has_weights
 from lora_ft.models.byt5 import byte_tokenizer
 from lora_ft.models.offline_base import NOTICE, cached, offline_base
+from lora_ft.runs.run import CONFIG
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
 OFFLINE = "offline"
-ADAPTER_CONFIG = "adapter_config.json"
 _FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json",
           "special_tokens_map.json", "spiece.model"]  # fmt: skip
 
@@ -94,9 +94,9 @@ def _account(folder: Path) -> Checkpoint:
     checkpoint = Checkpoint(folder)
     if checkpoint.config.get("quantization_config"):
         raise UsageError(f"the weights in {folder} are quantized", "take the checkpoint that was not quantized")
-    if (folder / ADAPTER_CONFIG).is_file():  # transformers would put it on the weights
+    if (folder / CONFIG).is_file():  # transformers would put it on the weights
         raise UsageError(
-            f"{folder} is a checkpoint and an adapter at once (it has {ADAPTER_CONFIG})",
+            f"{folder} is a checkpoint and an adapter at once (it has {CONFIG})",
             "move the adapter's files into a folder of their own",
         )
     check_names(checkpoint, Architecture.read(checkpoint.config, folder))

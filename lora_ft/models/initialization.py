@@ -20,9 +20,9 @@ from lora_ft.core.errors import UsageError
 from lora_ft.core.files import staged_folder
 from lora_ft.core.tokenizer import IGNORED
 from lora_ft.data.batching import Encoded, LengthSampler, collate
-from lora_ft.models.adapter_files import CONFIG
 from lora_ft.models.adapters import load_adapter
 from lora_ft.models.generation import own_generation
+from lora_ft.runs.run import CONFIG
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -116,7 +116,7 @@ def _require_no_base(name: str, base: str | None) -> None:
 
 
 def _open_adapter(name: str, base: str | None, asked: Task | None) -> Model:
-    from lora_ft.merge import merge_in_memory
+    from lora_ft.models.merging import merge_in_memory
     from lora_ft.models.peft_adapter import PeftAdapter, open_adapter
 
     run = open_adapter(name)

@@ -11,9 +11,9 @@ import peft
 from lora_ft.core.codecs import codec_named
 from lora_ft.core.errors import UsageError
 from lora_ft.core.tokenizer import Tokenizer
-from lora_ft.models.adapter_files import CONFIG, adapter_config, find_adapter, lora_config, unknown_keys
+from lora_ft.models.adapter_files import adapter_config, find_adapter, lora_config, unknown_keys
 from lora_ft.models.bases import Base, find_base, load_tokenizer
-from lora_ft.runs.run import ADAPTER, TASK, Run, is_run
+from lora_ft.runs.run import ADAPTER, CONFIG, TASK, Run, is_run
 
 
 class PeftAdapter:

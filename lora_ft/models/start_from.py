@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from lora_ft.core.errors import UsageError
 from lora_ft.core.files import sha256
-from lora_ft.models.adapter_files import WEIGHTS, describe, lora_config
+from lora_ft.models.adapter_files import describe, lora_config
 from lora_ft.models.peft_adapter import PeftAdapter, open_adapter
-from lora_ft.runs.run import Run
+from lora_ft.runs.run import WEIGHTS, Run
 from lora_ft.tasks.lora import Lora
 from lora_ft.tasks.schema import Task
 

@@ -21,14 +21,13 @@ from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import read_json, sync_tree, write_json
 from lora_ft.core.progress import Silent
 from lora_ft.data.batching import collate, count_positions
-from lora_ft.models.adapter_files import WEIGHTS
 from lora_ft.models.bases import Base
 from lora_ft.multi_lora.batched_linear import Drop
 from lora_ft.multi_lora.dashboard import Row
 from lora_ft.multi_lora.peft_adapter import Adapter
 from lora_ft.multi_lora.resume_point import Tensors, parameter_groups, read_point, write_point
 from lora_ft.multi_lora.stacked_adamw import Rate
-from lora_ft.runs.run import ADAPTER, LOG, METRICS, TASK, unfinished
+from lora_ft.runs.run import ADAPTER, LOG, METRICS, TASK, WEIGHTS, unfinished
 from lora_ft.tasks.files import save_task
 from lora_ft.tasks.schema import Task
 from lora_ft.training import resume_points

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lora_ft.data.batching import Encoded
-from lora_ft.models.adapter_files import WEIGHTS
 from lora_ft.models.adapters import name_base
 from lora_ft.models.bases import Base
+from lora_ft.runs.run import WEIGHTS
 from lora_ft.tasks.schema import Task
 from lora_ft.training.weights import fresh_adapter
 

@@ -24,7 +24,7 @@ from transformers.trainer_callback import ExportableState
 
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import write_text
-from lora_ft.models.adapter_files import WEIGHTS
+from lora_ft.runs.run import WEIGHTS
 from lora_ft.training import resume_points
 from lora_ft.training.output_folder import run_of
 from lora_ft.training.trainer import Trainer

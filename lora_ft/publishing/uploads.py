@@ -14,11 +14,11 @@ from lora_ft.core.errors import UsageError
 from lora_ft.core.files import read_json
 from lora_ft.export.layouts import RECORD
 from lora_ft.export.runtime import manifest
-from lora_ft.models.adapter_files import CONFIG, adapter_config
+from lora_ft.models.adapter_files import adapter_config
 from lora_ft.models.checkpoints import MERGE, TOKENIZER_FILES
 from lora_ft.publishing.model_card import addressed
 from lora_ft.publishing.redaction import base_name, is_hub_name, public_record, public_task
-from lora_ft.runs.run import CARD, CHECKPOINT, LOG, METRICS, PREDICTIONS, SCORES, TASK, Run, is_run
+from lora_ft.runs.run import CARD, CHECKPOINT, CONFIG, LOG, METRICS, PREDICTIONS, SCORES, TASK, Run, is_run
 from lora_ft.tasks.files import load_task, task_text
 from lora_ft.tasks.schema import SPLITS, Task
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from difflib import SequenceMatcher
 
-from lora_ft.compare import Comparison, Contender
 from lora_ft.data.words import pieces
+from lora_ft.evaluation.comparison import Comparison, Contender
 from lora_ft.reports.html import Cell, Table, document, escape, section, table
 
 _STYLE = """

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lora_ft.models.adapter_files import CONFIG
 from lora_ft.core.errors import UsageError
 from lora_ft.runs.records import read_metrics, read_scores
 from lora_ft.tasks.schema import SPLITS, Task
 from lora_ft.tasks.files import load_task
 
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of an adapter, by the names of peft
 TASK, METRICS, LOG, CARD = "task.yaml", "metrics.json", "log.jsonl", "README.md"
 ADAPTER, CHECKPOINT = "adapter", "checkpoint"  # what training leaves: the one, or with method full the other
 CURVES = "tensorboard"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lora_ft.data.formats.content import check_encoding
 from lora_ft.tasks.fields import NotNegative, Positive, Real, Section, Seed, Share, Whole
 
 
@@ -126,3 +126,14 @@ class Data(Section):
         if self.train is None and self.validation is None and self.test is None:
             raise ValueError("no rows are named; set train (a file, glob or list), or hub")
         return self
+
+
+def check_encoding(name: str) -> str:
+    """Return the name of an encoding, if it is one of text; raise ValueError otherwise."""
+    try:
+        known = codecs.lookup(name)._is_text_encoding
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"unknown encoding {name!r}; use a name of Python's, e.g. cp1252 or utf-16") from error
+    if not known:
+        raise ValueError(f"{name} is no encoding of text; use a name of Python's, e.g. cp1252 or utf-16")
+    return name

@@ -12,11 +12,11 @@ from pydantic import Field, field_validator, model_validator
 from lora_ft.core.errors import UsageError
 from lora_ft.core.generation_options import BOUNDS
 from lora_ft.core.prompt import Prompt
-from lora_ft.evaluation.metrics import GIVES, SCORES
 from lora_ft.tasks.data import Data
 from lora_ft.tasks.faults import shown
 from lora_ft.tasks.fields import Dropout, Positive, Real, Rows, Section, Seed, Share, Whole
 from lora_ft.tasks.lora import Lora
+from lora_ft.tasks.metric_names import GIVES, SCORES
 
 FHIR_R4 = "fhir-r4"  # the schema that ships
 SPLITS = ("train", "validation", "test")

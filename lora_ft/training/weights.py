@@ -12,14 +12,13 @@ from transformers import set_seed
 
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.data.batching import Encoded
-from lora_ft.models.adapter_files import CONFIG
 from lora_ft.models.adapters import add_adapter, load_tensors, name_base
 from lora_ft.models.bases import Base, load_model
 from lora_ft.models.checkpoints import save_checkpoint, tell_ties
 from lora_ft.models.initialization import INITIAL, load_start, save_difference, start_from_rows
 from lora_ft.models.quantization import load_quantized
 from lora_ft.models.start_from import start_folder
-from lora_ft.runs.run import ADAPTER, CARD, CHECKPOINT
+from lora_ft.runs.run import ADAPTER, CARD, CHECKPOINT, CONFIG
 from lora_ft.tasks.schema import Task
 from lora_ft.training.plan import Plan
 

@@ -15,8 +15,8 @@ from hypothesis import example, given
 
 from lora_ft.core.errors import LoraFtError
 from lora_ft.export.runtime import Generator
-from lora_ft.merge import merge_in_memory
 from lora_ft.models.bases import find_base, load_model, load_tokenizer
+from lora_ft.models.merging import merge_in_memory
 from lora_ft.runs.run import Run
 from tests.fuzz.limits import fuzz, seeds, survives
 from tests.fuzz.mutations import ODD_VALUES, damaged_bytes, damaged_json, json_bytes, odd_value

@@ -21,7 +21,6 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.deployment.bank_adapter import Checks, Oracle
 from lora_ft.deployment.bank_entries import entries
 from lora_ft.evaluate import evaluate, evaluate_bank
-from lora_ft.evaluation.metrics import GIVES
 from lora_ft.export.runtime import Generator
 from lora_ft.export_onnx import export
 from lora_ft.generate import generate, stream
@@ -29,6 +28,7 @@ from lora_ft.models.bases import find_base, load_model
 from lora_ft.models.loading import open_model
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import load_task
+from lora_ft.tasks.metric_names import GIVES
 from lora_ft.train import train
 from lora_ft.verify import verify
 from tests.conftest import write_task

@@ -11,11 +11,11 @@ import pytest
 
 from lora_ft.core.errors import UsageError
 from lora_ft.evaluate import evaluate
-from lora_ft.evaluation.metrics import ROUGE
 from lora_ft.export_onnx import export
 from lora_ft.merge import merge
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import load_task
+from lora_ft.tasks.metric_names import ROUGE
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import torch
 from lora_ft.cli import run as lora_ft
 from lora_ft.core.errors import UsageError
 from lora_ft.core.locks import holds
-from lora_ft.merge import merge_in_memory
 from lora_ft.merge_adapters import combine
 from lora_ft.models.adapters import load_adapter
 from lora_ft.models.bases import load_model
+from lora_ft.models.merging import merge_in_memory
 from lora_ft.models.peft_adapter import PeftAdapter
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import load_task

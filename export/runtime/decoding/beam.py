@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lora_ft.core.generation_options import Options
-from lora_ft.export.runtime.decoding.types import Piece, Special
+from lora_ft.core.special_tokens import Special
+from lora_ft.export.runtime.decoding.types import Piece
 from lora_ft.export.runtime.model import Model, Source
 from lora_ft.export.runtime.processors import editing, processors
 

@@ -18,8 +18,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from lora_ft.core.generation_options import Options
+from lora_ft.core.special_tokens import Special
 from lora_ft.export.runtime.decoding.draft_length import LONGEST, Pace
-from lora_ft.export.runtime.decoding.types import Piece, Special
+from lora_ft.export.runtime.decoding.types import Piece
 from lora_ft.export.runtime.model import Model, Source
 
 _NGRAM = 3  # most tokens that are looked for

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lora_ft.core.generation_options import Options
-from lora_ft.export.runtime.decoding.types import Piece, Special
+from lora_ft.core.special_tokens import Special
+from lora_ft.export.runtime.decoding.types import Piece
 from lora_ft.export.runtime.model import Cache, Model, Source
 from lora_ft.export.runtime.processors import Processor, editing, log_softmax, processors, softmax
 

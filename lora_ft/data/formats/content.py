@@ -127,17 +127,6 @@ def kind_of_file(file: Path) -> str:
     return next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "a device")
 
 
-def check_encoding(name: str) -> str:
-    """Return the name of an encoding, if it is one of text; raise ValueError otherwise."""
-    try:
-        known = codecs.lookup(name)._is_text_encoding
-    except (LookupError, ValueError) as error:
-        raise ValueError(f"unknown encoding {name!r}; use a name of Python's, e.g. cp1252 or utf-16") from error
-    if not known:
-        raise ValueError(f"{name} is no encoding of text; use a name of Python's, e.g. cp1252 or utf-16")
-    return name
-
-
 def _unmarked(data: bytes) -> str:
     """Return the encoding of text without a mark: UTF-8, or UTF-16 where every other byte of its beginning is zero."""
     even, odd = data[: 2 * _SAMPLE : 2], data[1 : 2 * _SAMPLE : 2]

@@ -11,32 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lora_ft.evaluation.metrics.statistics import Estimate, Scored, difference, estimate
+from lora_ft.tasks.metric_names import GIVES
 
 if TYPE_CHECKING:
     from lora_ft.tasks.schema import Evaluate
 
-ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-EXACT_MATCH = "exact_match"
-GIVES: dict[str, tuple[str, ...]] = {
-    "rouge": ROUGE,
-    "rougeSU4": ("rougeSU4",),
-    "bleu": ("bleu",),
-    "chrf": ("chrf",),
-    EXACT_MATCH: (EXACT_MATCH,),
-    "f1": ("f1",),
-    "meteor": ("meteor",),
-    "bertscore": ("bertscore",),
-    "structured": ("valid", "same_value"),
-    "classification": ("accuracy", "macro_f1"),
-}
-"""What each metric gives. Its module has the metric's name in small letters."""
-SCORES = tuple(score for scores in GIVES.values() for score in scores)
 
 __all__ = [
-    "EXACT_MATCH",
-    "GIVES",
-    "ROUGE",
-    "SCORES",
     "Estimate",
     "Scored",
     "difference",

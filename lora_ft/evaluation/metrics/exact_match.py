@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_ft.evaluation.metrics import EXACT_MATCH
 from lora_ft.evaluation.metrics.statistics import Scored
+from lora_ft.tasks.metric_names import EXACT_MATCH
 
 if TYPE_CHECKING:
     from lora_ft.tasks.schema import Evaluate

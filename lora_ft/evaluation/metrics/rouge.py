@@ -14,8 +14,8 @@ from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
 from lora_ft.data.sentences import SPLITTER, split_sentences
 from lora_ft.data.words import is_unicode, tokenizer_of
-from lora_ft.evaluation.metrics import ROUGE
 from lora_ft.evaluation.metrics.statistics import Scored
+from lora_ft.tasks.metric_names import ROUGE
 
 if TYPE_CHECKING:
     from lora_ft.tasks.schema import Evaluate

@@ -14,7 +14,7 @@ import pytest
 from rich.table import Table
 
 from lora_ft.cli.failures import explain, run_safely, without_secrets
-from lora_ft.cli.output import Console
+from lora_ft.reports.terminal import Console
 from lora_ft.runs.run import Run
 
 COMMAND = (sys.executable, "-m", "lora_ft")

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from lora_ft.cli import board
 from lora_ft.cli import run as lora_ft
-from lora_ft.cli.tables import distinct
 from lora_ft.multi_lora.dashboard import Row
+from lora_ft.reports.terminal import distinct
 from lora_ft.runs.run import Run, is_run
 
 MakeTask = Callable[..., Path]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lora_ft.core.generation_options import Options
-from lora_ft.export.runtime.decoding import Special, greedy
+from lora_ft.core.special_tokens import Special
+from lora_ft.export.runtime.decoding import greedy
 from lora_ft.export.runtime.decoding.greedy import _CHUNK
 from lora_ft.export.runtime.model import Cache, Source
 from tests.export.oracle import END, PAD

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.core.generation_options import Options
-from lora_ft.export.runtime.decoding import Special
+from lora_ft.core.special_tokens import Special
 from lora_ft.export.runtime.decoding import prompt_lookup as lookup
 from lora_ft.export.runtime.decoding.draft_length import LONGEST
 from lora_ft.export.runtime.decoding.prompt_lookup import _Row

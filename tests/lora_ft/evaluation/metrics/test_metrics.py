@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.core.errors import UsageError
-from lora_ft.evaluation.metrics import GIVES, measure, score
+from lora_ft.evaluation.metrics import measure, score
 from lora_ft.evaluation.metrics.f1 import squad_words
 from lora_ft.evaluation.metrics.rougesu4 import f_measure, units
+from lora_ft.tasks.metric_names import GIVES
 from lora_ft.tasks.schema import Evaluate
 
 ANSWERS = ["The cat sat on the mat.", "A man, walking his dog", "", "same text here", "no words shared"]

@@ -10,7 +10,8 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from lora_ft.data.sentences import SPLITTER
-from lora_ft.evaluation.metrics import ROUGE, measure
+from lora_ft.evaluation.metrics import measure
+from lora_ft.tasks.metric_names import ROUGE
 from lora_ft.tasks.schema import Evaluate
 
 PREDICTIONS = [

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.studies.bank import tables as bank_tables
 from benchmarks.studies.command import run_command
-from lora_ft.bench.report import Report
+from lora_ft.bench.report import BenchReport
 from lora_ft.bench.training import TrainingReport
 from lora_ft.core.files import write_text
 from lora_ft.core.hardware import cores
@@ -60,7 +60,7 @@ def dialogsum(found: dict[str, Any]) -> str:
 
 def engines(found: dict[str, Any]) -> str:
     """What `lora-ft bench` found of engines at several batches: score, speed, and on processors share of the floor."""
-    report = Report.model_validate(found)
+    report = BenchReport.model_validate(found)
     timings = [case.timings for case in report.cases]
     floors = any(one.floor for one in timings[0].values())
     columns = ["engine", "MB", "ROUGE-1", "against fp32, paired", *(f"batch {case.batch}, ms" for case in report.cases),

@@ -11,7 +11,7 @@ import numpy as np
 
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import read_json, write_json
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import pad, ragged
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.processors import log_softmax
@@ -138,7 +138,7 @@ class Probe:
     max_new_tokens: int
 
     @classmethod
-    def of(cls, reference: Reference, special: Special) -> Probe:
+    def of(cls, reference: Reference, special: SpecialTokens) -> Probe:
         """What to keep of PyTorch's answers."""
         log_probs = np.take_along_axis(log_softmax(reference.logits), reference.tokens[..., None], axis=2)[..., 0]
         lengths = [len(special.trim(row)) for row in reference.tokens]
@@ -192,7 +192,7 @@ def require(report: Report) -> None:
         )
 
 
-def identical_rows(a: np.ndarray, b: np.ndarray, special: Special) -> int:
+def identical_rows(a: np.ndarray, b: np.ndarray, special: SpecialTokens) -> int:
     """How many rows of tokens are the same but for padding."""
     width = max(a.shape[1], b.shape[1])
     a, b = (np.pad(one, ((0, 0), (0, width - one.shape[1])), constant_values=special.pad) for one in (a, b))
@@ -200,7 +200,7 @@ def identical_rows(a: np.ndarray, b: np.ndarray, special: Special) -> int:
     return int((a == b).all(axis=1).sum())
 
 
-def answered(tokens: np.ndarray, special: Special) -> np.ndarray:
+def answered(tokens: np.ndarray, special: SpecialTokens) -> np.ndarray:
     """Return which tokens [b, n] are an answer's: neither behind its end nor padding at the row's end; bool [b, n]."""
     ended = special.ended(tokens)
     behind = np.cumsum(ended, axis=1) - ended > 0

@@ -15,11 +15,11 @@ from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.output_paths import making
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.core.sample_prompts import SENTENCES
-from lora_ft.deployment.bank_adapter import Checks, Oracle, member_of, named_runs
-from lora_ft.deployment.torch_reference import origin_of, references_of
+from lora_ft.deployment.bank_adapter import PeftReference, VerificationSettings, named_runs, prepare_bank_adapter
+from lora_ft.deployment.torch_reference import bundle_metadata, references_of
 from lora_ft.export.bundle.assemble import read_model, rescaled
-from lora_ft.export.bundle.bank import Room, put
-from lora_ft.export.bundle.bank import remove as take_out
+from lora_ft.export.bundle.bank import BankLayout, add_adapter
+from lora_ft.export.bundle.bank import remove_adapter as take_out
 from lora_ft.export.bundle.publish_bank import base_hash, write_bank
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.checkpoint.generation_config import read_generation
@@ -60,7 +60,7 @@ def export_bank(
     *,
     base: str | None = None,
     precision: str = "fp32",
-    checks: Checks | None = None,
+    checks: VerificationSettings | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Shelved:
@@ -79,7 +79,7 @@ def export_bank(
         UsageError: `out` is taken, a run has no adapter that a bank can hold, or they are of several bases.
         LoraFtError: the base or an adapter differs from PyTorch, or loses too much; nothing is left behind.
     """
-    progress, checks = progress or Silent(), checks or Checks()
+    progress, checks = progress or Silent(), checks or VerificationSettings()
     found = named_runs(runs)
     inputs = [path for run in found.values() for path in (run.folder, named_base(run))]
     with making(out, overwrite=overwrite, inputs=inputs):
@@ -89,9 +89,12 @@ def export_bank(
         choose_provider("auto", str(chosen))
         torch.set_num_threads(allowed_cpus())
         common = _common_base(found, base)
-        oracle = Oracle(common)
-        members = [member_of(name, run, oracle, checks, progress) for name, run in found.items()]
-        tokenizer, origin = oracle.tokenizer, origin_of(None, common.name, "", read_generation(common.folder).options)
+        oracle = PeftReference(common)
+        members = [prepare_bank_adapter(name, run, oracle, checks, progress) for name, run in found.items()]
+        tokenizer, origin = (
+            oracle.tokenizer,
+            bundle_metadata(None, common.name, "", read_generation(common.folder).options),
+        )
         sentences = list(references_of(oracle.plain(), tokenizer, SENTENCES, origin, progress))
         share = -(-_CALIBRATION_ROWS // len(members))
         samples: list[Sample] = [sample for one in members for sample in one.samples[:share]]
@@ -107,7 +110,7 @@ def add(
     runs: Sequence[str],
     *,
     base: str | None = None,
-    checks: Checks | None = None,
+    checks: VerificationSettings | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Shelved:
@@ -119,8 +122,8 @@ def add(
         UsageError: no bank, a name that is taken, another base, an adapter that does not fit.
         LoraFtError: an adapter differs from PyTorch or loses too much; those before it stay.
     """
-    progress, checks = progress or Silent(), checks or Checks()
-    content, room, found = manifest.read_manifest(bank), Room.read(bank), named_runs(runs)
+    progress, checks = progress or Silent(), checks or VerificationSettings()
+    content, room, found = manifest.read_manifest(bank), BankLayout.read(bank), named_runs(runs)
     torch.set_num_threads(allowed_cpus())
     reports = {}
     hash_of, opened = cache(base_hash), cache(_opened)  # runs have the base of the bank, so there is one to open
@@ -133,9 +136,9 @@ def add(
                 "make another bank for it with `lora-ft export --adapters`",
             )
         oracle, architecture, weights = opened(own)
-        member = member_of(name, run, oracle, checks, progress)
+        member = prepare_bank_adapter(name, run, oracle, checks, progress)
         progress.stage(f"adding {name}")
-        reports[name] = put(bank, member, architecture, weights, overwrite=overwrite)
+        reports[name] = add_adapter(bank, member, architecture, weights, overwrite=overwrite)
     return Shelved(bank, content["precision"], folder_size(bank), reports)
 
 
@@ -148,9 +151,9 @@ def remove(bank: Path, names: Iterable[str]) -> None:
     take_out(bank, names)
 
 
-def _opened(base: Base) -> tuple[Oracle, Architecture, Checkpoint]:
+def _opened(base: Base) -> tuple[PeftReference, Architecture, Checkpoint]:
     """A base in PyTorch, and as banks are built from it."""
-    oracle = Oracle(base)
+    oracle = PeftReference(base)
     architecture, weights = read_model(base.folder)
     return oracle, rescaled(architecture, is_scaled(oracle.plain())), weights
 

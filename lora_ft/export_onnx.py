@@ -18,9 +18,16 @@ from lora_ft.core.output_paths import making, refuse_existing
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.data.splits import Example
-from lora_ft.deployment.precision_search import Judge, Tradeoff
-from lora_ft.deployment.torch_reference import codec_of, examples_of, origin_of, references_of, samples_of, scores_of
-from lora_ft.export.bundle.assemble import Origin
+from lora_ft.deployment.precision_search import PrecisionSelector, Tradeoff
+from lora_ft.deployment.torch_reference import (
+    bundle_metadata,
+    codec_of,
+    examples_of,
+    references_of,
+    samples_of,
+    scores_of,
+)
+from lora_ft.export.bundle.assemble import BundleMetadata
 from lora_ft.export.bundle.publish import take_last, write_bundle
 from lora_ft.export.layouts import LAYOUTS, RECORD, differences, unsupported
 from lora_ft.export.onnx.precision import FP32, candidates, parse
@@ -153,7 +160,7 @@ def export(
 @contextlib.contextmanager
 def _opened(
     name: str, progress: Progress, named: str | None = None
-) -> Iterator[tuple[Path, T5ForConditionalGeneration, Task | None, Origin]]:
+) -> Iterator[tuple[Path, T5ForConditionalGeneration, Task | None, BundleMetadata]]:
     """(checkpoint, model, task, origin) of a run, an adapter, a checkpoint or a base; `named`: the base of the two."""
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         if holds_adapter(Path(name)):
@@ -170,10 +177,10 @@ def _opened(
             folder, model = found.folder, load_model(found.folder)
             task = load_task(folder / TASK) if (folder / TASK).is_file() else None
             base, adapter = _merged_from(folder, found.name)
-        yield folder, model, task, origin_of(task, base, adapter, own_generation(model).options)
+        yield folder, model, task, bundle_metadata(task, base, adapter, own_generation(model).options)
 
 
-def _check_layout(layout: str, origin: Origin, codec: str, force: bool, progress: Progress) -> None:
+def _check_layout(layout: str, origin: BundleMetadata, codec: str, force: bool, progress: Progress) -> None:
     """Raise UsageError where a layout cannot generate as the task and the base say; note other differences."""
     lacking = ", ".join(f"{key} = {value!r}" for key, value in unsupported(layout, origin.generation).items())
     if lacking and not force:
@@ -218,10 +225,10 @@ def compare_again(
 
 def _judge(
     task: Task | None, examples: Sequence[Example], precision: str, max_drop: float, force: bool, progress: Progress
-) -> Judge | None:
+) -> PrecisionSelector | None:
     """What decides about precisions that round, or None where there are no rows to decide by."""
     if task is not None and examples:
-        return Judge(task, examples, max_drop, force, progress)
+        return PrecisionSelector(task, examples, max_drop, force, progress)
     if precision == AUTO:
         raise UsageError("--precision auto needs a task's rows to score", "export a run, or name a precision")
     progress.note(f"there are no rows to score {precision} on: what it costs is not known, its manifest has no gate")

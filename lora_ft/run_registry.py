@@ -65,7 +65,7 @@ def entry(folder: Path) -> Entry:
     )
 
 
-def shelf(folder: Path) -> list[Entry]:
+def list_runs(folder: Path) -> list[Entry]:
     """The adapters of all runs right below a folder, by name; runs of method full are left out.
 
     Raises:

@@ -28,13 +28,13 @@ from lora_ft.runs.run import LOG, TASK, Run
 from lora_ft.tasks.files import save_task
 from lora_ft.tasks.schema import Task
 from lora_ft.training import resume_points
-from lora_ft.training.compute_dtype import Precision
+from lora_ft.training.compute_dtype import ComputeDtype
 from lora_ft.training.output_folder import Claim, claimed, run_of
 from lora_ft.training.plan import Choices, Plan, make_plan
-from lora_ft.training.prepared_data import Material, gather
+from lora_ft.training.prepared_data import PreparedData, prepare
 from lora_ft.training.results import CHOICES, finish, hardware, measured, schedule_note, trim_log
-from lora_ft.training.setup import equip
-from lora_ft.training.trainer import Keeper, Reporter, Trainer
+from lora_ft.training.setup import task_trainer
+from lora_ft.training.trainer import Keeper, ProgressReporter, Trainer
 from lora_ft.training.weights import open_weights, save_weights
 
 
@@ -75,7 +75,7 @@ def _train(task: Task, claim: Claim, progress: Progress, *, resume: bool) -> Non
     base = find_base(task.base)
     if base.notice:
         progress.note(base.notice)
-    material = gather(task, base, progress)
+    material = prepare(task, base, progress)
     task, tokenizer, splits, rows = material.task, material.tokenizer, material.splits, material.rows
     claim.check_rows(material.record)
     started = _choices(claim) if resume else None
@@ -137,15 +137,15 @@ def _choices(claim: Claim) -> Choices | None:
     """What the run chose when it began; another machine, or the same one under load, might choose otherwise."""
     if claim.finished is not None:
         metrics = Run(claim.finished).metrics
-        return Choices(Precision(metrics["precision"], "as this run began"), metrics["compiled"])
+        return Choices(ComputeDtype(metrics["precision"], "as this run began"), metrics["compiled"])
     path = claim.working / CHOICES
     if not path.is_file():
         return None
     found = read_json(path)
-    return Choices(Precision(found["precision"], "as this run began"), found["compile"])
+    return Choices(ComputeDtype(found["precision"], "as this run began"), found["compile"])
 
 
-def _start(material: Material, plan: Plan, claim: Claim, trainer: Trainer, *, resume: bool) -> Path | None:
+def _start(material: PreparedData, plan: Plan, claim: Claim, trainer: Trainer, *, resume: bool) -> Path | None:
     """Write down what is being trained and how, and find the checkpoint to go on from."""
     task, working = material.task, claim.working
     if rank() == 0:
@@ -167,7 +167,7 @@ def _start(material: Material, plan: Plan, claim: Claim, trainer: Trainer, *, re
 def build_trainer(
     task: Task, plan: Plan, base: Base, tokenizer: Tokenizer, rows: Sequence[Encoded], validation: Sequence[Example],
     working: Path, progress: Progress, claim: Claim | None = None,
-) -> tuple[Trainer, Keeper, Reporter]:  # fmt: skip
+) -> tuple[Trainer, Keeper, ProgressReporter]:  # fmt: skip
     """The trainer of a task, ready to start; and its callbacks that others ask later.
 
     Args:
@@ -185,7 +185,7 @@ def build_trainer(
     if plan.compile:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
         model.compile(dynamic=True)
-    trainer, reporter = equip(task, plan, model, tokenizer, rows, validation, working, progress)
+    trainer, reporter = task_trainer(task, plan, model, tokenizer, rows, validation, working, progress)
     keeper = Keeper(trainer.sampler, working, task.train.save_total_limit, claim)
     trainer.add_callback(keeper)
     return trainer, keeper, reporter

@@ -19,18 +19,18 @@ from lora_ft.core.output_paths import refuse_shelf
 from lora_ft.core.staging import tidy
 from lora_ft.data.row_record import RowRecord
 from lora_ft.models.bases import Base, find_base
-from lora_ft.multi_lora.dashboard import Board, SilentBoard
-from lora_ft.multi_lora.engine import Engine, Here, Site
-from lora_ft.multi_lora.group_job import Work
-from lora_ft.multi_lora.planner import Chosen, Need, even, fit, lines, require_packable
+from lora_ft.multi_lora.dashboard import Dashboard, SilentDashboard
+from lora_ft.multi_lora.engine import Engine, LocalEngine, TrainingSite
+from lora_ft.multi_lora.group_job import GroupJob
+from lora_ft.multi_lora.planner import Chosen, MemoryNeed, balanced_size, lines, plan_groups, require_groupable
 from lora_ft.multi_lora.record import RECORD, WORK
 from lora_ft.runs.run import TASK, Run, is_run, unfinished
 from lora_ft.tasks.schema import AUTO, Task
-from lora_ft.training.compute_dtype import Precision
+from lora_ft.training.compute_dtype import ComputeDtype
 from lora_ft.training.memory_estimates import Batch, Shape
 from lora_ft.training.output_folder import Claim, require_same_rows, resumable, startable
 from lora_ft.training.plan import Choices, Plan, make_plan
-from lora_ft.training.prepared_data import Material, gather
+from lora_ft.training.prepared_data import PreparedData, prepare
 from lora_ft.training.results import schedule_note
 
 _VERSION = 1
@@ -51,7 +51,7 @@ class Packed:
 
 def train_pack(
     tasks: Sequence[Task], out: Path, *, resume: bool = False, overwrite: bool = False, most: int | None = None,
-    engine: Engine | None = None, board: Board | None = None,
+    engine: Engine | None = None, board: Dashboard | None = None,
 ) -> Packed:  # fmt: skip
     """Train an adapter for each task, all on one copy of their base, each as `lora_ft.train.train` would.
 
@@ -73,10 +73,10 @@ def train_pack(
         LoraFtError: as of `train`.
         Interrupted: Ctrl-C.
     """
-    board = board or SilentBoard()
+    board = board or SilentDashboard()
     if processes() > 1:
         raise UsageError("several tasks train in one process", "start it without torchrun, or one task at a time")
-    require_packable(tasks)
+    require_groupable(tasks)
     out = refuse_shelf(out)
     with ExitStack() as held, keeping(out, "free some, then add --resume to go on from the last snapshot"):
         for place in (out / WORK, *(out / task.name for task in tasks)):
@@ -87,17 +87,17 @@ def train_pack(
 
 def _train(
     tasks: Sequence[Task], out: Path, resume: bool, overwrite: bool, most: int | None, engine: Engine | None,
-    board: Board,
+    board: Dashboard,
 ) -> Packed:  # fmt: skip
     """Train tasks whose places are locked."""
     record, finished = _claim(tasks, out, resume=resume, overwrite=overwrite)
     base = find_base(tasks[0].base)
     if base.notice:
         board.note(base.notice)
-    with closing(engine or Here()) as chosen:
+    with closing(engine or LocalEngine()) as chosen:
         site = chosen.survey(out, tasks[0].train.precision, record.get("storage") if record else None, board)
         if began := record["precision"] if record else _precision(finished):
-            site = replace(site, precision=Precision(began, "as this began"))
+            site = replace(site, precision=ComputeDtype(began, "as this began"))
         longer = bool(record.get("longer")) if record else bool(finished)
         if longer and site.storage:
             raise UsageError(
@@ -125,7 +125,7 @@ def _train(
                 claim.reopen()
             write_json(out / WORK / RECORD, record)
         works = [
-            Work(
+            GroupJob(
                 at,
                 [materials[name] for name in names],
                 {name: plans[name] for name in names},
@@ -143,14 +143,19 @@ def _train(
     return Packed([Run(out / task.name) for task in tasks if task.name not in failed], failed)
 
 
-def _plan(material: Material, base: Base, site: Site) -> Plan:
+def _plan(material: PreparedData, base: Base, site: TrainingSite) -> Plan:
     """A task's plan as alone, but for compiling."""
     plan = make_plan(material.task, base.config, material.rows, 1, Choices(site.precision, False))
     return replace(plan, device=site.device, compile_reason="packs are not compiled")
 
 
 def _choose(
-    materials: Mapping[str, Material], plans: Mapping[str, Plan], base: Base, site: Site, most: int | None, board: Board
+    materials: Mapping[str, PreparedData],
+    plans: Mapping[str, Plan],
+    base: Base,
+    site: TrainingSite,
+    most: int | None,
+    board: Dashboard,
 ) -> list[list[str]]:
     """Names of the tasks of each pack, and a word about them."""
     needs = []
@@ -158,30 +163,30 @@ def _choose(
         lora, train = material.task.lora, material.task.train
         longest = [max(len(getattr(row, side)) for row in material.rows) for side in ("input_ids", "labels")]
         batch = Batch(train.per_device_train_batch_size, *longest)
-        needs.append(Need(name, plans[name].trainable, max(lora.r, *lora.rank_pattern.values(), 1), batch))
+        needs.append(MemoryNeed(name, plans[name].trainable, max(lora.r, *lora.rank_pattern.values(), 1), batch))
 
     def packs(most: int | None) -> list[Chosen]:
-        return fit(
+        return plan_groups(
             Shape.of(base.config), needs, site.room, bf16=site.precision.is_bf16, cpu=site.device == "cpu", most=most,
             checkpointing=train.gradient_checkpointing,  # which all share
         )  # fmt: skip
 
     chosen = packs(most)
     if most is None and site.places > 1:
-        chosen = packs(even(len(needs), site.places, max(len(pack.names) for pack in chosen)))
+        chosen = packs(balanced_size(len(needs), site.places, max(len(pack.names) for pack in chosen)))
     for line in lines(chosen, site.room):
         board.note(line)
     return [one.names for one in chosen]
 
 
-def _gather(tasks: Sequence[Task], base: Base, board: Board) -> dict[str, Material]:
+def _gather(tasks: Sequence[Task], base: Base, board: Dashboard) -> dict[str, PreparedData]:
     """The material of all tasks by name; tasks that differ in how they train only share what is read."""
-    known: dict[str, Material] = {}
+    known: dict[str, PreparedData] = {}
     found = {}
     for at, task in enumerate(tasks):
         key = task.model_dump_json(include={"data", "prompt", "codec", "labels", "lengths"})
         if key not in known:
-            known[key] = gather(task, base, board)
+            known[key] = prepare(task, base, board)
         shared = known[key]
         labelled = task if task.labels != AUTO else task.model_copy(update={"labels": shared.task.labels})
         found[task.name] = replace(shared, task=labelled)
@@ -189,7 +194,7 @@ def _gather(tasks: Sequence[Task], base: Base, board: Board) -> dict[str, Materi
     return found
 
 
-def _record_rows(materials: Mapping[str, Material], out: Path) -> dict[str, str]:
+def _record_rows(materials: Mapping[str, PreparedData], out: Path) -> dict[str, str]:
     """Write the records of all rows, those that tasks share once; return the digest of each task's, by name."""
     digests = {name: material.record.digest for name, material in materials.items()}
     for name, digest in digests.items():
@@ -198,7 +203,7 @@ def _record_rows(materials: Mapping[str, Material], out: Path) -> dict[str, str]
     return digests
 
 
-def _check_rows(record: Mapping[str, Any], materials: Mapping[str, Material], out: Path) -> None:
+def _check_rows(record: Mapping[str, Any], materials: Mapping[str, PreparedData], out: Path) -> None:
     """Raise UsageError if a task has other rows than when the packs began. 0.1.0 recorded none."""
     for name, digest in record.get("rows", {}).items():
         now = materials[name].record

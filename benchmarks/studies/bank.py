@@ -27,11 +27,11 @@ from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import write_json
 from lora_ft.core.progress import Silent
 from lora_ft.core.sample_prompts import SENTENCES
-from lora_ft.deployment.torch_reference import origin_of, references_of, samples_of
+from lora_ft.deployment.torch_reference import bundle_metadata, references_of, samples_of
 from lora_ft.doctor import environment
 from lora_ft.export.bundle.adapter_slots import LowRank
 from lora_ft.export.bundle.assemble import read_model
-from lora_ft.export.bundle.bank import Member, Room, locked, store
+from lora_ft.export.bundle.bank import BankAdapter, BankLayout, locked, store
 from lora_ft.export.bundle.publish_bank import write_bank
 from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.checkpoint.reader import Checkpoint
@@ -113,7 +113,7 @@ def random_adapter(checkpoint: Path, seed: int, rank: int, targets: Sequence[str
 def make_bank(base: Base, out: Path, precision: str, rank: int, targets: Sequence[str]) -> None:
     """A verified bank with one random adapter, by the name of a0."""
     adapter = random_adapter(base.folder, 0, rank, targets)
-    origin = replace(origin_of(None, base.name, "", {}), generation={"max_new_tokens": _LIMIT})
+    origin = replace(bundle_metadata(None, base.name, "", {}), generation={"max_new_tokens": _LIMIT})
     tokenizer, special = load_tokenizer(base.folder), read_generation(base.folder).special
     plain, changed = load_model(base.folder), load_model(base.folder)
     for layer, change in adapter.items():
@@ -122,7 +122,7 @@ def make_bank(base: Base, out: Path, precision: str, rank: int, targets: Sequenc
     answers = lambda model: list(references_of(model, tokenizer, SENTENCES, origin, Silent()))  # noqa: E731
     sentences, own = answers(plain), answers(changed)
     samples = tuple(samples_of(None, tokenizer, special.start, Silent()))
-    member = Member("a0", adapter, origin, tokenizer, lambda: own, Probe.of(own[0], special), samples)
+    member = BankAdapter("a0", adapter, origin, tokenizer, lambda: own, Probe.of(own[0], special), samples)
     write_bank(
         base.folder, tokenizer, origin, sentences, sentences[0], [member], out, precision=parse(precision),
         samples=samples, scaled=is_scaled(plain),
@@ -131,7 +131,7 @@ def make_bank(base: Base, out: Path, precision: str, rank: int, targets: Sequenc
 
 def fill(base: Base, bank: Path, count: int, rank: int, targets: Sequence[str]) -> None:
     """Put further random adapters into a bank, unverified, until it has so many."""
-    (architecture, weights), room = read_model(base.folder), Room.read(bank)
+    (architecture, weights), room = read_model(base.folder), BankLayout.read(bank)
     samples = tuple(samples_of(None, load_tokenizer(base.folder), architecture.special.start, Silent()))[:2]
     with locked(bank) as content:
         adapters = content[manifest.ADAPTERS]

@@ -18,7 +18,7 @@ from benchmarks.studies.command import run_command
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.models.bases import find_base
-from lora_ft.training.compute_dtype import choose_precision
+from lora_ft.training.compute_dtype import choose_compute_dtype
 
 
 def products(a: Architecture, source: int, target: int, rank: int) -> Iterator[tuple[int, int, int, int]]:
@@ -55,7 +55,7 @@ def main(base: str = "offline", rows: int = 8, source: int = 256, target: int = 
     torch.set_num_threads(allowed_cpus())
     found = find_base(base)
     architecture = Architecture.read(found.config, found.folder)
-    chosen = choose_precision("auto", "cpu")
+    chosen = choose_compute_dtype("auto", "cpu")
     for name, kind in dict.fromkeys([(chosen.name, torch.bfloat16 if chosen.is_bf16 else torch.float32),
                                      ("fp32", torch.float32)]):  # fmt: skip
         total = work = 0.0

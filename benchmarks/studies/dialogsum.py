@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.studies.command import run_command
-from lora_ft.bench.models import Subject
+from lora_ft.bench.models import BenchModel
 from lora_ft.bench.run import measure as bench
 from lora_ft.bench.suite import Suite
 from lora_ft.cli.screen import Screen
@@ -40,7 +40,7 @@ def measure(data: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
         exported = export(
             str(checkpoint), bundle, verify_rows=scores.rows, verify_split="test", overwrite=True, progress=screen
         )
-        subject = Subject("dialogsum", out, checkpoint, bundle)
+        subject = BenchModel("dialogsum", out, checkpoint, bundle)
         suite = Suite(name="dialogsum", engines=("torch/fp32", "onnx/fp32"), rounds=7)
         timed = bench([subject], suite, out / "bench", task=task, overwrite=True, progress=screen)
     return {

@@ -31,22 +31,22 @@ from lora_ft.data.row_record import RowRecord
 from lora_ft.data.splits import Splits
 from lora_ft.doctor import environment
 from lora_ft.models.bases import Base, find_base, load_tokenizer, quiet_transformers
-from lora_ft.multi_lora.dashboard import SilentBoard
-from lora_ft.multi_lora.group import Pack
-from lora_ft.multi_lora.group_member import Member
+from lora_ft.multi_lora.dashboard import SilentDashboard
+from lora_ft.multi_lora.group import AdapterGroup
+from lora_ft.multi_lora.group_member import MemberTrainer
 from lora_ft.multi_lora.peft_adapter import make_adapter
-from lora_ft.multi_lora.planner import Need, memory
+from lora_ft.multi_lora.planner import MemoryNeed, memory
 from lora_ft.multi_lora.snapshots import Snapshots
-from lora_ft.multi_lora.stacked_weights import Stack
+from lora_ft.multi_lora.stacked_weights import StackedWeights
 from lora_ft.reports.terminal import console, table
 from lora_ft.runs.run import TASK
 from lora_ft.tasks.files import save_task
 from lora_ft.tasks.schema import Task
-from lora_ft.training.compute_dtype import Precision
+from lora_ft.training.compute_dtype import ComputeDtype
 from lora_ft.training.memory_estimates import Batch, Shape
 from lora_ft.training.plan import Choices, Plan, make_plan, this_device
-from lora_ft.training.prepared_data import Material
-from lora_ft.training.setup import equip
+from lora_ft.training.prepared_data import PreparedData
+from lora_ft.training.setup import task_trainer
 from lora_ft.training.weights import open_base, open_weights
 
 _WARM_UP = 2  # steps that are not counted
@@ -98,7 +98,7 @@ def measure(
         alone = rows / _alone(base, *works[0], Path(scratch))
         found = [Timing(precision, source, target, 0, round(alone, 2), 1.0)]
         for count in counts:
-            need = Need("", works[0][1].trainable, rank, Batch(rows, source, target))
+            need = MemoryNeed("", works[0][1].trainable, rank, Batch(rows, source, target))
             total = memory(Shape.of(base.config), [need] * count, bf16=precision == "bf16", checkpointing=False,
                            cpu=device == "cpu").total  # fmt: skip
             if total > device_memory(device):
@@ -111,7 +111,7 @@ def measure(
 
 def _work(
     base: Base, precision: str, number: int, source: int, target: int, rows: int, rank: int, steps: int, targets: str
-) -> tuple[Material, Plan]:
+) -> tuple[PreparedData, Plan]:
     """A task of random rows, and its plan."""
     train = {"max_steps": _WARM_UP + steps, "per_device_train_batch_size": rows, "precision": precision,
              "compile": "off", "report_to": [], "seed": number, "logging_steps": 1000}  # fmt: skip
@@ -125,37 +125,39 @@ def _work(
         Encoded([draw.randint(3, highest) for _ in range(source)], [draw.randint(3, highest) for _ in range(target)])
         for _ in range(rows * (_WARM_UP + steps))
     ]
-    plan = make_plan(task, base.config, drawn, 1, Choices(Precision(precision, "as asked"), False))
+    plan = make_plan(task, base.config, drawn, 1, Choices(ComputeDtype(precision, "as asked"), False))
     splits = Splits([], [], [])
-    return Material(task, load_tokenizer(base.folder), splits, drawn, [], RowRecord.of(splits)), plan
+    return PreparedData(task, load_tokenizer(base.folder), splits, drawn, [], RowRecord.of(splits)), plan
 
 
-def _alone(base: Base, material: Material, plan: Plan, folder: Path) -> float:
+def _alone(base: Base, material: PreparedData, plan: Plan, folder: Path) -> float:
     """Seconds of a step of `lora-ft train`."""
     task = material.task
     model = open_weights(task, plan, base, material.tokenizer, material.rows, folder)
     working = folder / "alone"
     working.mkdir()
     save_task(task, working / TASK)
-    trainer, reporter = equip(task, plan, model, material.tokenizer, material.rows, [], working, Silent())
+    trainer, reporter = task_trainer(task, plan, model, material.tokenizer, material.rows, [], working, Silent())
     trainer.train()
     return statistics.median(seconds for _, seconds in reporter.steps[_WARM_UP:])
 
 
-def _packed(base: Base, works: Sequence[tuple[Material, Plan]], folder: Path, steps: int, precision: str) -> float:
+def _packed(base: Base, works: Sequence[tuple[PreparedData, Plan]], folder: Path, steps: int, precision: str) -> float:
     """Seconds of a step of a pack."""
     device = this_device()
     model = open_base(works[0][0].task, base, device).to(device)
     made = [make_adapter(model, material.task, base, material.rows, device) for material, _ in works]
-    stack = Stack(model, [adapter for adapter, _ in made])
+    stack = StackedWeights(model, [adapter for adapter, _ in made])
     members = []
     for number, ((material, plan), (adapter, weights)) in enumerate(zip(works, made, strict=True)):
         stack.load(number, weights)
         # one step more than is taken, or the last one would end with the runs being written
         longer = replace(plan, steps=plan.steps + 1)
-        members.append(Member(material, longer, base, adapter, model, folder / material.task.name))
+        members.append(MemberTrainer(material, longer, base, adapter, model, folder / material.task.name))
         members[-1].begin(None)
-    pack = Pack(model, stack, members, Snapshots(folder / "snapshots"), bf16=precision == "bf16", board=SilentBoard())
+    pack = AdapterGroup(
+        model, stack, members, Snapshots(folder / "snapshots"), bf16=precision == "bf16", board=SilentDashboard()
+    )
     times = []
     for _ in range(_WARM_UP + steps):
         began = time.perf_counter()

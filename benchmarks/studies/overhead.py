@@ -20,7 +20,7 @@ from benchmarks.studies.command import run_command
 from lora_ft.core.files import write_json
 from lora_ft.doctor import environment
 from lora_ft.export.runtime import Generator
-from lora_ft.export.runtime.io_binding import Bound
+from lora_ft.export.runtime.io_binding import BoundSession
 from lora_ft.export.runtime.model import Model
 
 _SOURCE, _NEW = 128, 64
@@ -95,13 +95,13 @@ def main(
 
 def _watch(clock: Clock) -> None:
     """Let the clock run within every call of ONNX Runtime."""
-    begin = Bound.__init__
+    begin = BoundSession.__init__
 
-    def timed(bound: Bound, *arguments: Any) -> None:
+    def timed(bound: BoundSession, *arguments: Any) -> None:
         begin(bound, *arguments)
         bound._run = clock.timed(bound._run)
 
-    Bound.__init__ = timed  # type: ignore[assignment,method-assign]
+    BoundSession.__init__ = timed  # type: ignore[assignment,method-assign]
     Model._run = clock.timed(Model._run)  # type: ignore[method-assign]
 
 

@@ -22,7 +22,7 @@ import typer
 
 from benchmarks.studies.command import refuse_other, run_command
 from lora_ft.core.files import read_json, write_text
-from lora_ft.multi_lora.planner import Need, even, memory
+from lora_ft.multi_lora.planner import MemoryNeed, balanced_size, memory
 from lora_ft.reports.markdown import table
 from lora_ft.training.memory_estimates import FLAN, GIB, Batch, Shape
 
@@ -77,7 +77,7 @@ def assumed(peak: float, flops: float, rows: int, how: tuple[float, float, float
 def largest(shape: Shape, rank: int, batch: Batch, room: float, *, cpu: bool, bf16: bool = True) -> int:
     """Adapters on queries and values that fit into so many bytes beside the base."""
     layers = shape.num_layers + 2 * shape.num_decoder_layers
-    need = Need("", 2 * layers * rank * (shape.d_model + shape.inner), rank, batch)
+    need = MemoryNeed("", 2 * layers * rank * (shape.d_model + shape.inner), rank, batch)
 
     def fits(count: int) -> bool:
         return memory(shape, [need] * count, bf16=bf16, checkpointing=False, cpu=cpu).total <= room
@@ -105,7 +105,7 @@ class Cost:
 
 def cost(devices: int, most: int, speed: Callable[[int], float]) -> Cost:
     """Packs as `--engine ray` makes them: as few rounds as memory allows, shared out evenly."""
-    pack = even(ADAPTERS, devices, most)
+    pack = balanced_size(ADAPTERS, devices, most)
     packs = math.ceil(ADAPTERS / pack)
     rounds = math.ceil(packs / devices)
     return Cost(devices, pack, packs, rounds * (START + pack * SAMPLES / speed(pack)))

@@ -13,7 +13,7 @@ from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.onnx.gptq import TINY
 from lora_ft.export.onnx.graph import FLOAT, Graph
 from lora_ft.export.onnx.lora import PREFIX, Adapted, Group
-from lora_ft.export.onnx.quantization import Float32, Storage, Weight
+from lora_ft.export.onnx.quantization import Float32, Weight, WeightFormat
 from lora_ft.export.onnx.smoothquant import PEAK, Fold, Sample, observe
 from lora_ft.export.onnx.t5 import Weights
 
@@ -40,7 +40,7 @@ Adapter = Mapping[str, LowRank]  # by layer
 
 
 @dataclass(frozen=True)
-class Plan:
+class AdapterSlots:
     """What a bank has room for.
 
     Attributes:
@@ -52,7 +52,7 @@ class Plan:
     groups: Mapping[str, Group]
 
     @classmethod
-    def read(cls, content: Mapping[str, Any]) -> Plan:
+    def read(cls, content: Mapping[str, Any]) -> AdapterSlots:
         """From what `as_dict` made."""
         groups = {
             name: Group(**{**group, "layers": tuple(group["layers"])}) for name, group in content["groups"].items()
@@ -85,13 +85,13 @@ def ranks_of(adapters: Iterable[Adapter]) -> dict[str, int]:
 
 
 def adapted(
-    storage: Callable[[str], Storage], ranks: Mapping[str, int], groups: dict[str, Group]
-) -> Callable[[str], Storage]:
+    storage: Callable[[str], WeightFormat], ranks: Mapping[str, int], groups: dict[str, Group]
+) -> Callable[[str], WeightFormat]:
     """How layers are stored, with adapters where there are ranks; `groups` fills as graphs are built."""
     return lambda layer: Adapted(storage(layer), ranks, groups)
 
 
-class Changed:
+class MergedWeights:
     """Weights with one adapter merged in."""
 
     def __init__(self, weights: Weights, adapter: Adapter) -> None:
@@ -128,7 +128,7 @@ def folded(adapter: Adapter, fold: Fold) -> dict[str, LowRank]:
 
 
 def inner_peaks(
-    architecture: Architecture, weights: Weights, adapter: Adapter, plan: Plan, samples: Iterable[Sample]
+    architecture: Architecture, weights: Weights, adapter: Adapter, plan: AdapterSlots, samples: Iterable[Sample]
 ) -> dict[str, np.ndarray]:
     """The largest magnitudes [rank] of what A makes of its input, by layer, over some rows.
 
@@ -140,11 +140,11 @@ def inner_peaks(
         samples: the rows, which the base and the adapter together see.
     """
     by_row = {layer for group in plan.groups.values() if group.by_row for layer in group.layers}
-    found = observe(architecture, Changed(weights, adapter), _Inner(adapter, by_row), samples)
+    found = observe(architecture, MergedWeights(weights, adapter), _Inner(adapter, by_row), samples)
     return {name.removeprefix(PEAK): peaks for name, peaks in found.items()}
 
 
-def packed(plan: Plan, adapter: Adapter, peaks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def pack_adapter(plan: AdapterSlots, adapter: Adapter, peaks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays of one adapter for all inputs of a bank's graphs.
 
     Args:

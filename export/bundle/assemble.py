@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from lora_ft.core.hardware import allowed_cpus
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export.bundle.provenance import UNKNOWN, Provenance, properties, stamp
 from lora_ft.export.bundle.sbom import write_sbom
@@ -23,7 +23,7 @@ from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.checkpoint.reader import Checkpoint
 from lora_ft.export.checkpoint.tensor_checks import check_names, check_numbers
 from lora_ft.export.onnx.graph import WeightFile
-from lora_ft.export.onnx.graphs import best_model, decoder_model, encoder_model, normal_model, select_model
+from lora_ft.export.onnx.graphs import decoder_model, encoder_model, log_softmax_model, reorder_cache_model, top_k_model
 from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.generator import Generator
@@ -33,7 +33,7 @@ _PACKAGES = ("lora-ft", "numpy", "onnx", "onnxruntime", "tokenizers")
 
 
 @dataclass(frozen=True)
-class Origin:
+class BundleMetadata:
     """Where a bundle comes from, for its manifest and its prompt.
 
     Attributes:
@@ -79,7 +79,7 @@ def rescaled(architecture: Architecture, scaled: bool) -> Architecture:
 
 
 def assemble(
-    folder: Path, t5: T5, precision: str, config: Mapping[str, Any], tokenizer: Tokenizer, origin: Origin,
+    folder: Path, t5: T5, precision: str, config: Mapping[str, Any], tokenizer: Tokenizer, origin: BundleMetadata,
     adapted: T5 | None = None,
 ) -> Generator:  # fmt: skip
     """Write everything of a bundle but its manifest, and open it.
@@ -98,9 +98,9 @@ def assemble(
             "encoder": encoder_model(t5, file),
             "decoder": decoder_model(t5, file),
             "step": decoder_model(t5, file, step=True),
-            "normal": normal_model(t5),
-            "best": best_model(t5),
-            "select": select_model(t5),
+            "normal": log_softmax_model(t5),
+            "best": top_k_model(t5),
+            "select": reorder_cache_model(t5),
         }
         if adapted:
             models |= {
@@ -126,7 +126,7 @@ def assemble(
     return Generator(folder, content, allowed_cpus(), choose_provider("auto", precision))
 
 
-def prompt_of(origin: Origin, tokenizer: Tokenizer) -> dict[str, Any]:
+def prompt_of(origin: BundleMetadata, tokenizer: Tokenizer) -> dict[str, Any]:
     """What a prompt.json says."""
     prompt = {"template": origin.template, "codec": tokenizer.codec.name, "source_length": origin.source_length}
     special = {"chat": origin.chat, "labels": origin.labels}
@@ -154,7 +154,7 @@ def seal(
     _write(staging / manifest.NAME, {**content, "files": manifest.describe_files(staging)})
 
 
-def _generation(special: Special, origin: Origin) -> dict[str, Any]:
+def _generation(special: SpecialTokens, origin: BundleMetadata) -> dict[str, Any]:
     """Return the special tokens and the generation settings, by transformers' names."""
     return {**special.as_config(), **origin.generation, "prompt_lookup": False}
 

@@ -22,8 +22,8 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import read_json, sync, write_json
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.tokenizer import Tokenizer
-from lora_ft.export.bundle.adapter_slots import Adapter, Plan, folded, inner_peaks, packed
-from lora_ft.export.bundle.assemble import Origin, prompt_of
+from lora_ft.export.bundle.adapter_slots import Adapter, AdapterSlots, folded, inner_peaks, pack_adapter
+from lora_ft.export.bundle.assemble import BundleMetadata, prompt_of
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.onnx.smoothquant import Fold, Folded, Sample
 from lora_ft.export.onnx.t5 import Weights
@@ -44,7 +44,7 @@ Judge = Callable[[Generator, str], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Member:
+class BankAdapter:
     """An adapter to put into a bank.
 
     Attributes:
@@ -61,7 +61,7 @@ class Member:
 
     name: str
     adapter: Adapter
-    origin: Origin
+    origin: BundleMetadata
     tokenizer: Tokenizer
     references: Callable[[], Iterable[Reference]]
     probe: Probe
@@ -71,7 +71,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Room:
+class BankLayout:
     """What a bank takes adapters for, as its files say.
 
     Attributes:
@@ -80,12 +80,12 @@ class Room:
         base: hash of the base's weights.
     """
 
-    plan: Plan
+    plan: AdapterSlots
     fold: Fold
     base: str
 
     @classmethod
-    def read(cls, folder: Path) -> Room:
+    def read(cls, folder: Path) -> BankLayout:
         """Of a bank.
 
         Raises:
@@ -98,7 +98,7 @@ class Room:
         columns, rows = ({key.removeprefix(kind): array for key, array in arrays.items() if key.startswith(kind)}
                          for kind in ("columns.", "rows."))  # fmt: skip
         fold = Fold(columns, rows, json.loads(texts["peaks"]))
-        return cls(Plan.read(content["plan"]), fold, content["base_sha256"])
+        return cls(AdapterSlots.read(content["plan"]), fold, content["base_sha256"])
 
     def arrays(
         self, adapter: Adapter, architecture: Architecture, base: Weights, samples: Iterable[Sample]
@@ -113,7 +113,7 @@ class Room:
         own, peaks = folded(adapter, self.fold), {}
         if any(not group.exact for group in self.plan.groups.values()):
             peaks = inner_peaks(architecture, Folded.by(base, self.fold), own, self.plan, samples)
-        return packed(self.plan, own, peaks)
+        return pack_adapter(self.plan, own, peaks)
 
     def write(self, folder: Path) -> None:
         """Into a bundle that is being made."""
@@ -127,7 +127,9 @@ class Room:
         write_tensors(folder / manifest.FOLD, arrays, {"peaks": json.dumps(dict(self.fold.peaks))})
 
 
-def put(folder: Path, member: Member, architecture: Architecture, base: Weights, *, overwrite: bool = False) -> Report:
+def add_adapter(
+    folder: Path, member: BankAdapter, architecture: Architecture, base: Weights, *, overwrite: bool = False
+) -> Report:
     """Put an adapter into a bank, and compare it with PyTorch before the bank names it.
 
     Args:
@@ -140,7 +142,7 @@ def put(folder: Path, member: Member, architecture: Architecture, base: Weights,
         UsageError: the name is taken, or the bank is too small.
         LoraFtError: the bank differs from PyTorch with it; the bank stays as it was.
     """
-    room = Room.read(folder)
+    room = BankLayout.read(folder)
     room.plan.check(member.name, member.adapter)
     arrays = room.arrays(member.adapter, architecture, base, member.samples)
     prompt = prompt_of(member.origin, member.tokenizer)
@@ -174,13 +176,13 @@ def put(folder: Path, member: Member, architecture: Architecture, base: Weights,
     return report
 
 
-def remove(folder: Path, names: Iterable[str]) -> None:
+def remove_adapter(folder: Path, names: Iterable[str]) -> None:
     """Take adapters out of a bank.
 
     Raises:
         UsageError: there is none of some name; then none is taken out.
     """
-    Room.read(folder)
+    BankLayout.read(folder)
     with locked(folder) as content:
         there = sorted(content[manifest.ADAPTERS])
         for name in names:

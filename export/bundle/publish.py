@@ -11,7 +11,7 @@ from typing import Any
 from lora_ft.core.files import folder_size, staged_folder
 from lora_ft.core.output_paths import refuse_existing
 from lora_ft.core.tokenizer import Tokenizer
-from lora_ft.export.bundle.assemble import Origin, assemble, read_model, rescaled, seal
+from lora_ft.export.bundle.assemble import BundleMetadata, assemble, read_model, rescaled, seal
 from lora_ft.export.bundle.provenance import properties, stamp
 from lora_ft.export.bundle.sbom import write_sbom
 from lora_ft.export.checkpoint.architecture import Architecture
@@ -63,7 +63,7 @@ def take_last(candidates: Sequence[Candidate]) -> tuple[Candidate, Mapping[str, 
 
 
 def write_bundle(
-    checkpoint: Path, tokenizer: Tokenizer, origin: Origin, references: Iterable[Reference], probe: Reference,
+    checkpoint: Path, tokenizer: Tokenizer, origin: BundleMetadata, references: Iterable[Reference], probe: Reference,
     out: Path, *, layout: str = "bundle", triton: bool = False, scaled: bool | None = None,
     precisions: Sequence[Precision] = (FP32,), samples: Iterable[Sample] = (), choose: Choose = take_last,
     overwrite: bool = False, progress: Callable[[str], None] = lambda stage: None,
@@ -139,7 +139,7 @@ class _Builder:
     architecture: Architecture
     checkpoint: Checkpoint
     tokenizer: Tokenizer
-    origin: Origin
+    origin: BundleMetadata
     references: Sequence[Reference]
     progress: Callable[[str], None]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from lora_ft.core.files import sha256, staged_folder
 from lora_ft.core.output_paths import refuse_existing
 from lora_ft.core.tokenizer import Tokenizer
-from lora_ft.export.bundle.adapter_slots import Changed, Plan, adapted, ranks_of
-from lora_ft.export.bundle.assemble import Origin, assemble, read_model, rescaled, seal
-from lora_ft.export.bundle.bank import Member, Room, put
+from lora_ft.export.bundle.adapter_slots import AdapterSlots, MergedWeights, adapted, ranks_of
+from lora_ft.export.bundle.assemble import BundleMetadata, assemble, read_model, rescaled, seal
+from lora_ft.export.bundle.bank import BankAdapter, BankLayout, add_adapter
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.checkpoint.weight_files import weight_files
 from lora_ft.export.onnx.lora import Group
@@ -26,8 +26,8 @@ from lora_ft.export.runtime.generator import Generator
 
 
 def write_bank(
-    checkpoint: Path, tokenizer: Tokenizer, origin: Origin, references: Iterable[Reference], probe: Reference,
-    members: Sequence[Member], out: Path, *, precision: Precision = FP32, samples: Sequence[Sample] = (),
+    checkpoint: Path, tokenizer: Tokenizer, origin: BundleMetadata, references: Iterable[Reference], probe: Reference,
+    members: Sequence[BankAdapter], out: Path, *, precision: Precision = FP32, samples: Sequence[Sample] = (),
     scaled: bool | None = None, overwrite: bool = False, progress: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, Report]:  # fmt: skip
     """Build a bank, compare the base and every adapter with PyTorch, and publish it.
@@ -69,7 +69,9 @@ def write_bank(
             wanted = lambda layer: precision.storage(layer).compensates  # noqa: E731
             seen = [calibrate(architecture, weights, samples, wanted)]
             # what an adapter makes of its own rows may be larger than what the base makes of them
-            seen += [calibrate(architecture, Changed(weights, one.adapter), one.samples, wanted) for one in members]
+            seen += [
+                calibrate(architecture, MergedWeights(weights, one.adapter), one.samples, wanted) for one in members
+            ]
             rounded = Folded(architecture, weights, joined(seen), precision.storage)
             progress(f"building {precision}")
             chosen = build(Path(scratch, "chosen"), precision, rounded, rounded.fold)
@@ -88,7 +90,7 @@ def write_bank(
         reports = {}
         for one in members:
             progress(f"adding {one.name}")
-            reports[one.name] = put(staging, one, architecture, weights)
+            reports[one.name] = add_adapter(staging, one, architecture, weights)
     return reports
 
 
@@ -104,7 +106,7 @@ class _Builder:
 
     architecture: Architecture
     tokenizer: Tokenizer
-    origin: Origin
+    origin: BundleMetadata
     config: dict[str, object]
     ranks: dict[str, int]
     base: str
@@ -115,5 +117,5 @@ class _Builder:
         plain = T5(self.architecture, weights, precision.storage)
         with_adapters = T5(self.architecture, weights, adapted(precision.storage, self.ranks, groups))
         made = assemble(folder, plain, str(precision), self.config, self.tokenizer, self.origin, with_adapters)
-        Room(Plan(self.ranks, groups), fold, self.base).write(folder)
+        BankLayout(AdapterSlots(self.ranks, groups), fold, self.base).write(folder)
         return made

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_ft.core.errors import UsageError
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 
-T5_TOKENS = Special(start=0, ends=(1,), pad=0)
+T5_TOKENS = SpecialTokens(start=0, ends=(1,), pad=0)
 FAMILY = ("t5", "mt5", "umt5")  # ByT5, T5 1.1, FLAN-T5 and UL2 call themselves t5
 # feed_forward_proj -> (gated, activation); transformers reads "gated-gelu" as the tanh form "gelu_new"
 _FEED_FORWARD = {
@@ -55,7 +55,7 @@ class Architecture:
     max_distance: int
     bias_per_layer: bool
     output_scale: float
-    special: Special = T5_TOKENS
+    special: SpecialTokens = T5_TOKENS
 
     @property
     def width(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from lora_ft.core.errors import UsageError
 from lora_ft.core.files import read_json
 from lora_ft.core.generation_options import Options, check_ranges
-from lora_ft.core.special_tokens import SPECIAL, Special
+from lora_ft.core.special_tokens import SPECIAL, SpecialTokens
 
 FILE = "generation_config.json"
 _SUPPORTED = (
@@ -44,7 +44,7 @@ class Generation:
         options: Its settings by the names of `Options`; only what it sets itself.
     """
 
-    special: Special
+    special: SpecialTokens
     options: dict[str, Any]
 
 
@@ -75,7 +75,7 @@ def generation_of(own: Mapping[str, Any], config: Mapping[str, Any], where: str)
     vocabulary = config.get("vocab_size")
     if type(vocabulary) is not int or vocabulary < 1:
         raise UsageError(f"{where}: vocab_size of the model is not a size (got {vocabulary!r})")
-    special = Special.of(ids, vocabulary, where)
+    special = SpecialTokens.of(ids, vocabulary, where)
     for name, neutral in _UNSUPPORTED.items():
         value = own.get(name)
         if value not in (None, False, [], {}, "") and not any(value == one for one in neutral):

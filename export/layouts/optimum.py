@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.onnx.graph import BOOL, FLOAT, INT64, Graph, save
 from lora_ft.export.onnx.t5 import T5, KeyValue
@@ -69,13 +69,13 @@ def answer_merged(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) -
     return _generate(encoder, step, ids, mask, limit, _special(folder))
 
 
-def _special(folder: Path) -> Special:
+def _special(folder: Path) -> SpecialTokens:
     return read_generation(folder).special
 
 
 def _generate(
     encoder: ort.InferenceSession, step: Callable[..., dict[str, np.ndarray]], ids: np.ndarray, mask: np.ndarray,
-    limit: int, special: Special,
+    limit: int, special: SpecialTokens,
 ) -> np.ndarray:  # fmt: skip
     (hidden,) = encoder.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
     tokens, made = np.full((len(ids), 1), special.start), list[np.ndarray]()

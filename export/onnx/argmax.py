@@ -15,7 +15,7 @@ from lora_ft.export.onnx.graph import Graph
 _BLOCK = 256  # at most; one that divides the vocabulary is taken
 
 
-def likeliest(
+def argmax(
     g: Graph, logits: str, vocabulary: int, output: str | None = None, barred: tuple[Sequence[int], str] | None = None
 ) -> str:
     """Append the token [b,q] with the highest of the logits [b,q,vocabulary], the first of those that are equal.

@@ -14,7 +14,7 @@ _SHARES = np.array([sign * part for part in np.linspace(1, 0.6, 9) for sign in (
 _OUTPUTS = 4096  # rounded together, so that a block of them stays in a core's cache
 
 
-def nearest(weight: np.ndarray, bits: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def round_to_nearest(weight: np.ndarray, bits: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Round [outputs, inputs] to the nearest steps, `size` inputs of an output with a scale of their own.
 
     Returns:
@@ -28,8 +28,10 @@ def nearest(weight: np.ndarray, bits: int, size: int) -> tuple[np.ndarray, np.nd
     return np.clip(steps, 0, 2 * zero - 1).astype(np.uint8), scale
 
 
-def compensated(weight: np.ndarray, moments: np.ndarray, bits: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `nearest`, each input's error made good by the inputs that are still to be rounded (GPTQ, arXiv 2210.17323).
+def round_with_compensation(
+    weight: np.ndarray, moments: np.ndarray, bits: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `round_to_nearest`, each input's error made good by the inputs that are still to be rounded (GPTQ, arXiv 2210.17323).
 
     The inputs that weigh most are rounded first (GPTQ's `act_order` with static groups), and a block's scale is the one
     of several that costs its outputs least. With 4 bits it takes more than half of what rounding FLAN-T5-small costs;

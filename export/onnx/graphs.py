@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from lora_ft.export.onnx.argmax import likeliest
+from lora_ft.export.onnx.argmax import argmax
 from lora_ft.export.onnx.graph import BOOL, FLOAT, INT64, Graph, WeightFile
 from lora_ft.export.onnx.sampling import Sampling, choose
 from lora_ft.export.onnx.t5 import T5, KeyValue
@@ -61,7 +61,7 @@ def decoder_model(t5: T5, weights: WeightFile | None = None, *, step: bool = Fal
     presents = _outputs(g, t5, "present", "b", "room")
     hidden = t5.decode(g, ids, mask, past, cross, presents, grouped=True, lengths=lengths, step=step)
     t5.head(g, hidden, logits)
-    likeliest(g, logits, t5.architecture.vocabulary, output=best, barred=(t5.architecture.special.ends, early))
+    argmax(g, logits, t5.architecture.vocabulary, output=best, barred=(t5.architecture.special.ends, early))
     return g.model()
 
 
@@ -104,7 +104,7 @@ def single_model(t5: T5, *, by_row: bool = False) -> onnx.ModelProto:
     return g.model()
 
 
-def select_model(t5: T5) -> onnx.ModelProto:
+def reorder_cache_model(t5: T5) -> onnx.ModelProto:
     """rows[n], <layer>.key|value [b,heads,t,d_kv] -> selected.<layer>.key|value [n,heads,t,d_kv]"""
     g = Graph("select")
     rows = g.input("rows", INT64, "n")
@@ -115,7 +115,7 @@ def select_model(t5: T5) -> onnx.ModelProto:
     return g.model()
 
 
-def normal_model(t5: T5) -> onnx.ModelProto:
+def log_softmax_model(t5: T5) -> onnx.ModelProto:
     """logits[b,q,vocabulary] -> log_probs[b,q,vocabulary]"""
     g = Graph("normal")
     logits = g.input("logits", FLOAT, "b", "q", t5.architecture.vocabulary)
@@ -123,7 +123,7 @@ def normal_model(t5: T5) -> onnx.ModelProto:
     return g.model()
 
 
-def best_model(t5: T5) -> onnx.ModelProto:
+def top_k_model(t5: T5) -> onnx.ModelProto:
     """scores[b,q,vocabulary], count[1] -> highest[b,q,count], falling, and their tokens[b,q,count]"""
     g = Graph("best")
     scores = g.input("scores", FLOAT, "b", "q", t5.architecture.vocabulary)

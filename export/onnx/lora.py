@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora_ft.export.onnx.graph import FLOAT, INT8, MS, Graph
-from lora_ft.export.onnx.quantization import Blocks, Int8, Storage, Weight, quantised_input
+from lora_ft.export.onnx.quantization import Blocks, Int8, Weight, WeightFormat, quantised_input
 
 KINDS = {"float32": FLOAT, "int8": INT8}
 PREFIX = "adapter."  # of the inputs' names
@@ -73,7 +73,7 @@ class Adapted:
         groups: which this storage adds to, by name, as graphs are built.
     """
 
-    def __init__(self, storage: Storage, ranks: Mapping[str, int], groups: dict[str, Group]) -> None:
+    def __init__(self, storage: WeightFormat, ranks: Mapping[str, int], groups: dict[str, Group]) -> None:
         self.alpha, self.compensates = storage.alpha, storage.compensates
         self._storage, self._ranks, self._groups = storage, ranks, groups
 

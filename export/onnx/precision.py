@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from lora_ft.core.errors import UsageError
-from lora_ft.export.onnx.quantization import STORAGES, Storage
+from lora_ft.export.onnx.quantization import WEIGHT_FORMATS, WeightFormat
 
 KINDS = ("encoder", "decoder", "head", "embedding")
 
@@ -26,12 +26,12 @@ class Precision:
     head: str
     embedding: str
 
-    def storage(self, layer: str) -> Storage:
+    def storage(self, layer: str) -> WeightFormat:
         """The storage of a layer, by the name of its weight."""
         if layer in ("lm_head", "shared"):
-            return STORAGES[self.head if layer == "lm_head" else self.embedding]
+            return WEIGHT_FORMATS[self.head if layer == "lm_head" else self.embedding]
         once = layer.startswith("encoder.") or layer.endswith(("EncDecAttention.k", "EncDecAttention.v"))
-        return STORAGES[self.encoder if once else self.decoder]
+        return WEIGHT_FORMATS[self.encoder if once else self.decoder]
 
     @property
     def exact(self) -> bool:
@@ -74,11 +74,11 @@ def parse(text: str) -> Precision:
     chosen = dict.fromkeys(KINDS, "fp32")
     for item in text.split(","):
         kind, _, storage = item.partition("=")
-        if kind not in KINDS or storage not in STORAGES:
+        if kind not in KINDS or storage not in WEIGHT_FORMATS:
             raise UsageError(
                 f"there is no precision {text!r}",
                 f"one of {', '.join(NAMED)}, or a mixture such as encoder=int8,decoder=w4,head=w4,embedding=int8 "
-                f"(storages: {', '.join(STORAGES)})",
+                f"(storages: {', '.join(WEIGHT_FORMATS)})",
             )
         chosen[kind] = storage
     return Precision(**chosen)

@@ -23,7 +23,7 @@ from typing import Protocol
 import numpy as np
 from onnx import TensorProto, helper
 
-from lora_ft.export.onnx.gptq import TINY, compensated, nearest
+from lora_ft.export.onnx.gptq import TINY, round_to_nearest, round_with_compensation
 from lora_ft.export.onnx.graph import FLOAT, MS, Graph
 
 _INT8_ARITHMETIC = 4  # accuracy_level: activations are quantised to int8 by blocks
@@ -54,7 +54,7 @@ class Weight:
         return "+".join(self.layers) if len(self.layers) < 4 else f"{self.layers[0]}+{len(self.layers) - 1}"
 
 
-class Storage(Protocol):
+class WeightFormat(Protocol):
     """Stores the weights of linear layers and embeddings.
 
     Attributes:
@@ -192,13 +192,13 @@ class Blocks:
         """uint8 [outputs, blocks, bytes], of two 4-bit values in a byte the first the lower half; scales."""
         moments = weight.moments() if self.compensates else None
         if moments is None:
-            values, scale = nearest(weight.read(), self._bits, self._size)
+            values, scale = round_to_nearest(weight.read(), self._bits, self._size)
         else:
-            values, scale = compensated(weight.read(), moments, self._bits, self._size)
+            values, scale = round_with_compensation(weight.read(), moments, self._bits, self._size)
         return values if self._bits == 8 else values[..., 0::2] | (values[..., 1::2] << 4), scale
 
 
-STORAGES: dict[str, Storage] = {
+WEIGHT_FORMATS: dict[str, WeightFormat] = {
     "fp32": Float32(),
     "fp16": Half(TensorProto.FLOAT16),
     "bf16": Half(TensorProto.BFLOAT16),
@@ -228,7 +228,7 @@ def quantised_input(g: Graph, x: str, peak: float) -> tuple[str, str, bool]:
     return whole, step, True
 
 
-def portable(storage: Storage) -> Storage:
+def portable(storage: WeightFormat) -> WeightFormat:
     """The same numbers in a form that gives the same results on every processor, whatever the session's settings."""
     return Int8(portable=True) if isinstance(storage, Int8) else storage
 

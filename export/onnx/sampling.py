@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lora_ft.export.onnx.argmax import likeliest
+from lora_ft.export.onnx.argmax import argmax
 from lora_ft.export.onnx.graph import FLOAT, INT64, Graph
 
 _OPTIONS = {"temperature": FLOAT, "top_k": INT64, "top_p": FLOAT}
@@ -106,10 +106,10 @@ def choose(
         turn: 0-D int64, the column of `uniform`.
     """
     greedy, drawn = g.body("greedy"), g.body("drawn")
-    greedy.output(likeliest(greedy, logits, vocabulary, barred=barred), INT64, "b", 1)
+    greedy.output(argmax(greedy, logits, vocabulary, barred=barred), INT64, "b", 1)
     draws = drawn.op("Greater", sampling.temperature, drawn.constant(np.float32(0), "float.0"))
     tokens = _drawn(drawn, logits, vocabulary, barred, sampling, turn, draws)
-    drawn.output(drawn.op("Where", draws, tokens, likeliest(drawn, logits, vocabulary, barred=barred)), INT64, "b", 1)
+    drawn.output(drawn.op("Where", draws, tokens, argmax(drawn, logits, vocabulary, barred=barred)), INT64, "b", 1)
     return g.op("If", is_drawn(g, sampling.temperature), then_branch=drawn.proto(), else_branch=greedy.proto())
 
 

@@ -22,7 +22,7 @@ import onnx
 from lora_ft.core.errors import LoraFtError
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.onnx.graph import FLOAT, INT64, Graph, WeightFile
-from lora_ft.export.onnx.quantization import Float32, Storage, Weight
+from lora_ft.export.onnx.quantization import Float32, Weight, WeightFormat
 from lora_ft.export.onnx.t5 import T5, KeyValue, Weights
 from lora_ft.export.runtime.session import open_session
 
@@ -75,7 +75,7 @@ def calibrate(
 
 
 def observe(
-    architecture: Architecture, weights: Weights, watcher: Storage, samples: Iterable[Sample]
+    architecture: Architecture, weights: Weights, watcher: WeightFormat, samples: Iterable[Sample]
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """What a storage that adds outputs to the graph puts out over some rows: maxima where named `PEAK`, else sums.
 
@@ -143,7 +143,7 @@ class Folded:
         architecture: Architecture,
         weights: Weights,
         calibration: Calibration,
-        storage: Callable[[str], Storage],
+        storage: Callable[[str], WeightFormat],
     ) -> None:
         self._weights = weights
         self._moments, peaks = calibration.moments, calibration.peaks
@@ -237,7 +237,7 @@ class _Watched(Float32):
         return super().linear(g, x, weight, output)
 
 
-def _watched_model(architecture: Architecture, weights: Weights, watcher: Storage, folder: Path) -> Path:
+def _watched_model(architecture: Architecture, weights: Weights, watcher: WeightFormat, folder: Path) -> Path:
     """input_ids[1,s], attention_mask[1,s], decoder_input_ids[1,t] -> what was wanted of every layer's input."""
     with WeightFile(folder / "weights.bin") as file:
         model = _watched_graph(T5(architecture, weights, lambda layer: watcher), Graph("t5_watched", file))

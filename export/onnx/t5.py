@@ -16,7 +16,7 @@ from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.onnx.graph import INT32, MS, Graph
 from lora_ft.export.onnx.position_bias import MASKED, bias_rows, index_rows
 from lora_ft.export.onnx.precision import FP32
-from lora_ft.export.onnx.quantization import Storage, Weight, portable
+from lora_ft.export.onnx.quantization import Weight, WeightFormat, portable
 
 
 class Weights(Protocol):
@@ -53,7 +53,7 @@ class T5:
     """
 
     def __init__(
-        self, architecture: Architecture, weights: Weights, storage: Callable[[str], Storage] = FP32.storage
+        self, architecture: Architecture, weights: Weights, storage: Callable[[str], WeightFormat] = FP32.storage
     ) -> None:
         self.architecture = architecture
         self._weights = weights

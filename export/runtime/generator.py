@@ -13,7 +13,7 @@ import numpy as np
 from lora_ft.core.errors import LoraFtError, UsageError, sound_content
 from lora_ft.core.generation_options import Options
 from lora_ft.core.hardware import allowed_cpus
-from lora_ft.core.special_tokens import SPECIAL, Special
+from lora_ft.core.special_tokens import SPECIAL, SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer, by_adapter, pad, ragged
 from lora_ft.export.runtime.bank import Bank, Chosen, unknown
 from lora_ft.export.runtime.decoding import strategy
@@ -67,7 +67,7 @@ class Generator:
         self.folder, self.manifest, self._threads, self._provider = folder, manifest, threads, provider
         _check_sizes(config, folder / "config.json")
         tokenizer = Tokenizer(folder / "tokenizer.json")
-        special = Special.of(generation, config["vocab_size"], str(folder / "generation_config.json"))
+        special = SpecialTokens.of(generation, config["vocab_size"], str(folder / "generation_config.json"))
         self.special = special.closed_by(tokenizer.closing)
         if tokenizer.rows > config["vocab_size"]:
             raise LoraFtError(

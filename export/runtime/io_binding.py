@@ -17,7 +17,7 @@ GIVING_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0"
 Edit = Callable[[np.ndarray], None]  # changes scores [b, vocabulary] in place
 
 
-class Bound:
+class BoundSession:
     """A graph bound to memory, so that nothing is bound or allocated between two calls of one kind.
 
     Args:
@@ -55,14 +55,14 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Memory:
+class DeviceBuffer:
     """What a graph writes and the next one reads; `array` shows it where it lies in the processor's memory."""
 
     value: ort.OrtValue
     array: np.ndarray | None
 
     @classmethod
-    def of(cls, array: np.ndarray, device: str) -> Memory:
+    def of(cls, array: np.ndarray, device: str) -> DeviceBuffer:
         """Memory like an array; the array's own on the processor."""
         return cls(ort_value(array, device), array if device == "cpu" else None)
 
@@ -78,7 +78,7 @@ class Memory:
             self.value.update_inplace(array)
 
 
-class Ranking:
+class TopK:
     """The highest of a step's scores, logits or their log-probabilities, and the tokens that have them.
 
     Args:
@@ -90,18 +90,18 @@ class Ranking:
     """
 
     def __init__(
-        self, logits: Memory, count: int, normal: ort.InferenceSession | None, best: ort.InferenceSession, device: str
+        self, logits: DeviceBuffer, count: int, normal: ort.InferenceSession | None, best: ort.InferenceSession, device: str
     ) -> None:  # fmt: skip
         rows, width, vocabulary = logits.value.shape()
         self._logits, self._scores, self._normal = logits, logits, None
         if normal is not None:
-            self._scores = Memory.of(np.empty((rows, width, vocabulary), np.float32), device)
-            self._normal = Bound(normal, {"logits": logits.value}, {"log_probs": self._scores.value}, {}, device)
+            self._scores = DeviceBuffer.of(np.empty((rows, width, vocabulary), np.float32), device)
+            self._normal = BoundSession(normal, {"logits": logits.value}, {"log_probs": self._scores.value}, {}, device)
         self._highest = np.empty((rows, width, min(count, vocabulary)), np.float32)
         self._tokens = np.empty(self._highest.shape, np.int64)
         given = {"scores": self._scores.value, "count": ort_value(np.array([count]))}
         made = {"highest": ort_value(self._highest), "tokens": ort_value(self._tokens)}
-        self._best = Bound(best, given, made, {}, device)
+        self._best = BoundSession(best, given, made, {}, device)
 
     def run(self, before: Edit | None, after: Edit | None) -> tuple[np.ndarray, np.ndarray]:
         """(scores, tokens), falling, each [b, count].

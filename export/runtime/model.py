@@ -1,6 +1,6 @@
 """The graphs of a bundle behind arrays: encode sources, take decoder steps, keep the cache inside ONNX Runtime.
 
-Where steps follow each other, their values are bound to the graph once (`Bound`); other calls hand theirs over as one
+Where steps follow each other, their values are bound to the graph once (`BoundSession`); other calls hand theirs over as one
 vector in a fixed order. Either way there is no dictionary and no copy: of a step of 1 to 4 ms, Python may take a
 twentieth.
 """
@@ -24,7 +24,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from lora_ft.core.errors import LoraFtError
 from lora_ft.export.runtime.bank import Chosen
-from lora_ft.export.runtime.io_binding import GIVING_BACK, RUN, Bound, Edit, Memory, Ranking
+from lora_ft.export.runtime.io_binding import GIVING_BACK, RUN, BoundSession, DeviceBuffer, Edit, TopK
 from lora_ft.export.runtime.manifest import ADAPTED
 from lora_ft.export.runtime.session import open_session, ort_value
 
@@ -86,9 +86,9 @@ class _Step:
     """A step, the memory that it writes into, and what ranks the tokens that lie there, by how many are wanted and
     whether by their log-probabilities."""
 
-    bound: Bound
-    made: Memory
-    rankings: dict[tuple[int, bool], Ranking] = field(default_factory=dict)
+    bound: BoundSession
+    made: DeviceBuffer
+    rankings: dict[tuple[int, bool], TopK] = field(default_factory=dict)
 
 
 @dataclass
@@ -97,8 +97,8 @@ class _Spare:
 
     values: list[ort.OrtValue]
     steps: dict[tuple[str, str, int, int], _Step]
-    there: Bound
-    back: Bound
+    there: BoundSession
+    back: BoundSession
 
 
 _MODELS: weakref.WeakSet[Model] = weakref.WeakSet()
@@ -207,7 +207,7 @@ class Model:
         key = count, normal
         if key not in step.rankings:
             normalise = self._session("normal") if normal else None
-            step.rankings[key] = Ranking(step.made, count, normalise, self._session("best"), self._provider)
+            step.rankings[key] = TopK(step.made, count, normalise, self._session("best"), self._provider)
         return step.rankings[key].run(before, after)
 
     def _advance(
@@ -248,10 +248,10 @@ class Model:
             inputs = self._adapters[graph]
             fixed |= zip(inputs, source.adapters.held(inputs), strict=True)
         presents = dict(zip(self._presents, cache.values, strict=True))
-        memory = Memory.of(made, "cpu" if wanted == "next" else self._provider)  # which Python reads
+        memory = DeviceBuffer.of(made, "cpu" if wanted == "next" else self._provider)  # which Python reads
         given = {"input_ids": tokens, "lengths": cache.lengths, "early": np.array(False)}
         return _Step(
-            Bound(self._session(graph), fixed, {wanted: memory.value, **presents}, given, self._provider), memory
+            BoundSession(self._session(graph), fixed, {wanted: memory.value, **presents}, given, self._provider), memory
         )
 
     def _make_room(self, cache: Cache, length: int) -> None:
@@ -291,7 +291,7 @@ class Model:
             other = [self._room(cache.rows, cache.room) for _ in cache.values]
             names, given = self._prefixed("selected"), {"rows": rows}
             there, back = (
-                Bound(self._session("select"), dict(zip(self._names, source, strict=True)),
+                BoundSession(self._session("select"), dict(zip(self._names, source, strict=True)),
                       dict(zip(names, target, strict=True)), given, self._provider)
                 for source, target in ((cache.values, other), (other, cache.values))
             )  # fmt: skip

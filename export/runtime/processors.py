@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lora_ft.core.generation_options import Options
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.trie import Trie
 from lora_ft.export.runtime.io_binding import Edit
 
@@ -17,7 +17,7 @@ Processor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _NEVER = -np.inf
 
 
-def processors(options: Options, special: Special) -> list[Processor]:
+def processors(options: Options, special: SpecialTokens) -> list[Processor]:
     """Those that the options ask for, in transformers' order."""
     chosen: list[Processor] = []
     if options.repetition_penalty != 1.0:

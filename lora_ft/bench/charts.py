@@ -9,14 +9,14 @@ from operator import attrgetter
 import numpy as np
 
 from lora_ft.bench import tables
-from lora_ft.bench.report import Case, Load, Report
+from lora_ft.bench.report import BenchReport, Case, Load
 from lora_ft.bench.svg import Axis, Plot, Point, Rule, Series
 from lora_ft.bench.tables import SHARES, milliseconds, name_of, number, percent, seconds_of
 
 _WIDE = 5  # values that differ by more than so many times are drawn on a logarithmic axis
 
 
-def charts(report: Report) -> dict[str, list[Plot]]:
+def charts(report: BenchReport) -> dict[str, list[Plot]]:
     """All charts by the heading of `tables` that they stand under; headings without any are left out."""
     found = {
         tables.SUMMARY: [*_latencies(report), *_rooflines(report)],
@@ -36,7 +36,7 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return front[::-1]
 
 
-def _styles(report: Report) -> dict[str, int]:
+def _styles(report: BenchReport) -> dict[str, int]:
     """A contestant looks the same in all charts."""
     return {contestant.name: number for number, contestant in enumerate(report.contestants)}
 
@@ -45,7 +45,7 @@ def _wide(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) > _WIDE * min(values)
 
 
-def _latencies(report: Report) -> list[Plot]:
+def _latencies(report: BenchReport) -> list[Plot]:
     """The total against the batch: a chart for each shape of text, way to decode and number of threads."""
     threads = {contestant.name: contestant.threads for contestant in report.contestants}
     groups: dict[tuple[int, int, str, int], list[Case]] = {}
@@ -82,7 +82,7 @@ def _total(case: Case, name: str) -> Point:
     return Point(case.batch, 1000 * seconds_of(case, name), low, high, hint)
 
 
-def _rooflines(report: Report) -> list[Plot]:
+def _rooflines(report: BenchReport) -> list[Plot]:
     """What a token took against what it takes at least: a chart for each shape of text and way to decode."""
     groups: dict[tuple[int, int, str], list[Case]] = {}
     for case in report.cases:
@@ -91,7 +91,7 @@ def _rooflines(report: Report) -> list[Plot]:
     return [plot for plot in plots if any(entry.points for entry in plot.series)]
 
 
-def _roofline(report: Report, cases: Sequence[Case]) -> Plot:
+def _roofline(report: BenchReport, cases: Sequence[Case]) -> Plot:
     series = [
         Series(
             name,
@@ -122,7 +122,7 @@ def _roofline(report: Report, cases: Sequence[Case]) -> Plot:
     return Plot(title, Axis("floor, ms/token", log=True), y, series, rules, note)
 
 
-def _quality(report: Report) -> list[Plot]:
+def _quality(report: BenchReport) -> list[Plot]:
     """The score against the speed, and who is beaten in neither."""
     speeds = {name: found.rows / found.seconds for name, found in report.quality.items() if found.seconds}
     if not speeds:
@@ -149,7 +149,7 @@ def _quality(report: Report) -> list[Plot]:
     return [Plot("Quality against speed", x, Axis(metric), series, note=note)]
 
 
-def _distribution(report: Report, case: Case) -> Plot:
+def _distribution(report: BenchReport, case: Case) -> Plot:
     """Which share of the totals is no longer than x, with the percentiles that there are samples enough for."""
     series = []
     for name, at in _styles(report).items():
@@ -174,7 +174,7 @@ def _distribution(report: Report, case: Case) -> Plot:
     return Plot(name_of(case).capitalize(), Axis("total, ms", log=_wide(values)), y, series, note=note)
 
 
-def _serving(report: Report) -> list[Plot]:
+def _serving(report: BenchReport) -> list[Plot]:
     """Latency and goodput against the load."""
     suite = report.suite.serving
     rules = [Rule(f"SLO {1000 * suite.slo:,g} ms", 1000 * suite.slo)] if suite else []
@@ -192,7 +192,7 @@ def _serving(report: Report) -> list[Plot]:
     return [plot for plot in plots if any(entry.points for entry in plot.series)]
 
 
-def _loads(report: Report, figure: Callable[[Load], float | None], times: float, unit: str) -> list[Series]:
+def _loads(report: BenchReport, figure: Callable[[Load], float | None], times: float, unit: str) -> list[Series]:
     return [
         Series(
             name,

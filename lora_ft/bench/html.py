@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lora_ft.bench.charts import charts
-from lora_ft.bench.report import Report
+from lora_ft.bench.report import BenchReport
 from lora_ft.bench.svg import STYLE, Plot, svg
 from lora_ft.bench.tables import facts, method, sections, warnings
 from lora_ft.reports.html import aside, document, escape, section, table
@@ -11,7 +11,7 @@ from lora_ft.reports.html import aside, document, escape, section, table
 _VERDICTS = {"stable": "Rounds agree.", "unstable": "Rounds disagree; the warnings say where."}
 
 
-def render(report: Report) -> str:
+def render(report: BenchReport) -> str:
     """The page."""
     plots = charts(report)
     body = [
@@ -22,7 +22,7 @@ def render(report: Report) -> str:
     return document(f"{report.suite.name}: benchmark", _header(report), body, STYLE)
 
 
-def _header(report: Report) -> list[str]:
+def _header(report: BenchReport) -> list[str]:
     badge = f'<span class="badge {report.verdict}" title="{_VERDICTS[report.verdict]}">{report.verdict}</span>'
     parts = [f"<h1>{escape(report.suite.name)} {badge}</h1>"]
     if report.suite.about:

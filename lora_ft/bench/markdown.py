@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from lora_ft.bench.report import Report
+from lora_ft.bench.report import BenchReport
 from lora_ft.bench.tables import facts, method, sections, warnings
 from lora_ft.reports import markdown
 from lora_ft.reports.html import Cell, Table
 from lora_ft.reports.markdown import escaped
 
 
-def render(report: Report) -> str:
+def render(report: BenchReport) -> str:
     """The text, which ends with a newline."""
     blocks = [f"# {escaped(report.suite.name)}: {report.verdict}"]
     if report.suite.about:

@@ -17,7 +17,7 @@ from lora_ft.tasks.schema import Task
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchModel:
     """One model.
 
     Attributes:
@@ -78,7 +78,7 @@ class Subject:
         return (f"onnx/{read_manifest(self.bundle)['precision']}",)
 
 
-def open_subject(name: str, work: Path, progress: Progress) -> Subject:
+def open_bench_model(name: str, work: Path, progress: Progress) -> BenchModel:
     """A run (merged below `work`), a checkpoint, a base or a bundle.
 
     Raises:
@@ -91,7 +91,7 @@ def open_subject(name: str, work: Path, progress: Progress) -> Subject:
             "time a run that is in it; `python -m benchmarks.studies.bank` measures what adapters cost",
         )
     if is_bundle(folder):
-        return Subject(name, work, None, bundle=folder)
+        return BenchModel(name, work, None, bundle=folder)
     from lora_ft.merge import merge
     from lora_ft.models.bases import find_base
     from lora_ft.runs.run import TASK, Run, is_run
@@ -102,11 +102,11 @@ def open_subject(name: str, work: Path, progress: Progress) -> Subject:
         place = work / _key(sorted(run.trained.glob("*.safetensors"))[0], folder.name)
         if not (place / "checkpoint").is_dir():
             merge(run, place / "checkpoint", progress=progress)
-        return Subject(name, place, place / "checkpoint", task=run.task)
+        return BenchModel(name, place, place / "checkpoint", task=run.task)
     base = find_base(name)
     task = load_task(base.folder / TASK) if (base.folder / TASK).is_file() else None
     weights = sorted(base.folder.glob("*.safetensors"))
-    return Subject(name, work / _key(weights[0], base.folder.name), base.folder, task=task)
+    return BenchModel(name, work / _key(weights[0], base.folder.name), base.folder, task=task)
 
 
 def size(made: Path, checkpoint: Path | None) -> float:

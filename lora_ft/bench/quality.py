@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lora_ft.bench import report
-from lora_ft.bench.runner import Contestant, reference, share_alike
+from lora_ft.bench.runner import TimedEngine, reference, share_alike
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.tokenizer import Tokenizer, by_length
 from lora_ft.data.splits import Example
@@ -18,7 +18,7 @@ _BATCH = 8
 
 
 def answer(
-    one: Contestant, ids: Sequence[Sequence[int]], most: int, done: Callable[[int], None]
+    one: TimedEngine, ids: Sequence[Sequence[int]], most: int, done: Callable[[int], None]
 ) -> tuple[list[list[int]], float]:
     """Tokens of each source up to </s>, and the seconds of all of them, in batches of like length."""
     made: list[list[int]] = [[] for _ in ids]
@@ -34,7 +34,7 @@ def answer(
 
 
 def compare(
-    everyone: Sequence[Contestant], task: Task, examples: Sequence[Example], tokenizer: Tokenizer,
+    everyone: Sequence[TimedEngine], task: Task, examples: Sequence[Example], tokenizer: Tokenizer,
     stage: Callable[[str], Callable[[int], None]],
 ) -> dict[str, report.Quality]:  # fmt: skip
     """Score every contestant that runs on the same rows; one that fails is taken out.

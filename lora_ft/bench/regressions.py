@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora_ft.bench.report import Interval, Report, Timing
+from lora_ft.bench.report import BenchReport, Interval, Timing
 from lora_ft.bench.statistics import unpaired
 
 
@@ -25,7 +25,7 @@ class Change:
     worse: bool
 
 
-def compare(old: Report, new: Report, *, tolerance: float, max_drop: float) -> list[Change]:
+def compare(old: BenchReport, new: BenchReport, *, tolerance: float, max_drop: float) -> list[Change]:
     """Every figure that both have.
 
     Args:
@@ -52,7 +52,7 @@ def compare(old: Report, new: Report, *, tolerance: float, max_drop: float) -> l
     return found
 
 
-def missing(old: Report, new: Report) -> list[str]:
+def missing(old: BenchReport, new: BenchReport) -> list[str]:
     """Contestants of the old report that the new one lacks, or in which they failed."""
     there = {one.name for one in new.contestants if not one.error}
     return [one.name for one in old.contestants if not one.error and one.name not in there]

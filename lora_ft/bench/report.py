@@ -20,7 +20,7 @@ class Interval(Strict):
     high: float
 
 
-class Contestant(Strict):
+class EngineReport(Strict):
     """An engine with a model, a precision and a number of threads.
 
     Attributes:
@@ -154,7 +154,7 @@ class Harness(Strict):
     share: float
 
 
-class Report(Record):
+class BenchReport(Record):
     """All of it.
 
     Attributes:
@@ -177,7 +177,7 @@ class Report(Record):
     interrupted: bool
     reference: str
     bandwidth: float
-    contestants: list[Contestant]
+    contestants: list[EngineReport]
     cases: list[Case]
     quality: dict[str, Quality]
     serving: dict[str, Service]
@@ -188,4 +188,4 @@ class Report(Record):
 
 def schema() -> str:
     """The JSON Schema of a report, as `SCHEMA` holds it."""
-    return json.dumps(Report.model_json_schema(), indent=1) + "\n"
+    return json.dumps(BenchReport.model_json_schema(), indent=1) + "\n"

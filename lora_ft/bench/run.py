@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from lora_ft.bench import html, markdown, quality, serving
-from lora_ft.bench.models import Subject, open_subject
-from lora_ft.bench.report import Case, Quality, Report, Service
+from lora_ft.bench.models import BenchModel, open_bench_model
+from lora_ft.bench.report import BenchReport, Case, Quality, Service
 from lora_ft.bench.roofline import MEMORY, read_bandwidth
-from lora_ft.bench.runner import Contest, contestants, differing, reference
+from lora_ft.bench.runner import Runner, differing, reference, timed_engines
 from lora_ft.bench.statistics import steadiness
 from lora_ft.bench.suite import Suite
 from lora_ft.core.errors import LoraFtError, UsageError
@@ -37,7 +37,7 @@ _STOLEN = 0.05
 def bench(
     models: Sequence[str], suite: Suite, out: Path, *, task: Task | None = None, work: Path = MODELS,
     overwrite: bool = False, progress: Progress | None = None,
-) -> Report:  # fmt: skip
+) -> BenchReport:  # fmt: skip
     """Time every engine of a suite on every model: see `measure`.
 
     Args:
@@ -49,14 +49,14 @@ def bench(
     """
     _refuse_report(out, overwrite=overwrite)
     progress = progress or Silent()
-    subjects = [open_subject(name, work, progress) for name in models]
+    subjects = [open_bench_model(name, work, progress) for name in models]
     return measure(subjects, suite, out, task=task, overwrite=overwrite, progress=progress)
 
 
 def measure(
-    subjects: Sequence[Subject], suite: Suite, out: Path, *, task: Task | None = None, overwrite: bool = False,
+    subjects: Sequence[BenchModel], suite: Suite, out: Path, *, task: Task | None = None, overwrite: bool = False,
     progress: Progress | None = None,
-) -> Report:  # fmt: skip
+) -> BenchReport:  # fmt: skip
     """Time every engine of a suite on every subject.
 
     Ctrl-C ends it early: what was found by then is written, and KeyboardInterrupt goes on to the caller.
@@ -94,20 +94,20 @@ class _Bench:
     """One run of the job: what is known of it so far, and where it is written."""
 
     def __init__(
-        self, suite: Suite, out: Path, subjects: Sequence[Subject], task: Task | None, progress: Progress
+        self, suite: Suite, out: Path, subjects: Sequence[BenchModel], task: Task | None, progress: Progress
     ) -> None:
         self._suite, self._out, self._task, self._progress = suite, out, task, progress
         self._tokenizer = subjects[0].tokenizer()
         self._examples = _examples(suite, task)
-        self._everyone = contestants(subjects, suite)
-        self._contest = Contest(suite, self._everyone, self._sources)
+        self._everyone = timed_engines(subjects, suite)
+        self._contest = Runner(suite, self._everyone, self._sources)
         self._bandwidth = cache(lambda size: read_bandwidth(int(size)))
         self._quality: dict[str, Quality] = {}
         self._serving: dict[str, Service] = {}
         self._began, self._clock, self._saved = datetime.now(UTC), time.monotonic(), 0.0
         self._stolen, self._interrupted, self._environment = stolen(), False, environment()
 
-    def run(self) -> Report:
+    def run(self) -> BenchReport:
         with contextlib.ExitStack() as running:
             try:
                 self._start(running)
@@ -209,7 +209,7 @@ class _Bench:
     def _prompts(self) -> list[str]:
         return [example.prompt for example in self._examples] or list(SENTENCES)
 
-    def _save(self, *, final: bool = False) -> Report:
+    def _save(self, *, final: bool = False) -> BenchReport:
         cases = self._contest.cases(self._bandwidth)
         found = self._report(cases, differing(self._everyone, cases) if final else [])
         found.write(self._out / REPORT)
@@ -219,7 +219,7 @@ class _Bench:
         self._saved = time.monotonic()
         return found
 
-    def _report(self, cases: Sequence[Case], unlike: Sequence[str]) -> Report:
+    def _report(self, cases: Sequence[Case], unlike: Sequence[str]) -> BenchReport:
         shaking = steadiness(
             {
                 f"{name} at batch {case.batch}, {case.source} in, {case.new} out, {case.decoding}": timing.spread
@@ -233,7 +233,7 @@ class _Bench:
             shaking.append(f"the host took {share:.0%} of a core away (steal)")
         described = [one.described() for one in self._everyone]
         wrong = [f"{one.name}: {one.error}" for one in described if one.error]
-        return Report(
+        return BenchReport(
             suite=self._suite, environment=self._environment, began=self._began.isoformat(timespec="seconds"),
             seconds=time.monotonic() - self._clock, interrupted=self._interrupted,
             reference=reference([one for one in self._everyone if "error" not in one.facts] or self._everyone),

@@ -17,7 +17,7 @@ import numpy as np
 from lora_ft.bench import report
 from lora_ft.bench import statistics as figures
 from lora_ft.bench.engines import EXACT, Engine, parse
-from lora_ft.bench.models import Subject, size
+from lora_ft.bench.models import BenchModel, size
 from lora_ft.bench.peer_environments import interpreter
 from lora_ft.bench.roofline import step_bytes
 from lora_ft.bench.subprocesses import Process, evict
@@ -32,7 +32,7 @@ _TIES = 0.25  # share of rows that may differ by ties where nothing is rounded
 
 
 @dataclass
-class Contestant:
+class TimedEngine:
     """An engine with a model in so many threads; `process` is there once it has been started.
 
     Attributes:
@@ -43,7 +43,7 @@ class Contestant:
     """
 
     name: str
-    subject: Subject
+    subject: BenchModel
     engine: Engine
     threads: int
     provider: str
@@ -95,17 +95,17 @@ class Contestant:
         self.facts["error"] = error
         self.process = None
 
-    def described(self) -> report.Contestant:
+    def described(self) -> report.EngineReport:
         """As the report has it, with its memory as it is now."""
         if self.process is not None:
             self.facts |= self.process.memory()
-        return report.Contestant(
+        return report.EngineReport(
             name=self.name, engine=self.engine.kind or str(self.engine.file), precision=self.engine.precision,
             model=self.subject.name, threads=self.threads, provider=self.provider, **self.facts,
         )  # fmt: skip
 
 
-def contestants(subjects: Sequence[Subject], suite: Suite) -> list[Contestant]:
+def timed_engines(subjects: Sequence[BenchModel], suite: Suite) -> list[TimedEngine]:
     """Every model, engine, number of threads and provider; names say only what differs."""
     found = []
     for subject, threads, provider in itertools.product(subjects, suite.threads, suite.provider):
@@ -116,7 +116,7 @@ def contestants(subjects: Sequence[Subject], suite: Suite) -> list[Contestant]:
                 name += f" x{threads or allowed_cpus()}"
             if len(suite.provider) > 1:
                 name += f" on {provider}"
-            found.append(Contestant(name, subject, engine, threads or allowed_cpus(), provider))
+            found.append(TimedEngine(name, subject, engine, threads or allowed_cpus(), provider))
     return found
 
 
@@ -164,7 +164,7 @@ class Clock:
         return report.Harness(seconds=seconds, share=seconds / self.around if self.around else 0.0)
 
 
-class Contest:
+class Runner:
     """Times contestants against each other.
 
     Attributes:
@@ -172,7 +172,7 @@ class Contest:
         clock: what the harness takes of it.
     """
 
-    def __init__(self, suite: Suite, everyone: Sequence[Contestant], sources: Callable[[int, int], list[list[int]]]):
+    def __init__(self, suite: Suite, everyone: Sequence[TimedEngine], sources: Callable[[int, int], list[list[int]]]):
         self._suite, self._everyone, self._sources = suite, everyone, sources
         self._order = random.Random(suite.seed)
         self._joules: dict[str, Callable[[], float] | None] = {name: energy.meter(name) for name in suite.provider}
@@ -198,10 +198,10 @@ class Contest:
                 yield
                 self.clock.around = time.perf_counter() - phase
 
-    def _able(self, shape: Shape) -> list[Contestant]:
+    def _able(self, shape: Shape) -> list[TimedEngine]:
         return [one for one in self._everyone if one.process is not None and one.engine.can(shape.decoding)]
 
-    def _turn(self, one: Contestant, shape: Shape, ids: list[list[int]], *, keep: bool) -> None:
+    def _turn(self, one: TimedEngine, shape: Shape, ids: list[list[int]], *, keep: bool) -> None:
         samples = self.samples[shape][one.name]
         forced = {"decoding": shape.decoding, "room": shape.new}
         try:
@@ -273,13 +273,13 @@ class Contest:
         return made
 
 
-def reference(everyone: Sequence[Contestant]) -> str:
+def reference(everyone: Sequence[TimedEngine]) -> str:
     """The name of the contestant that others are compared with: the first that rounds nothing, else the first."""
     exact = [one.name for one in everyone if one.engine.precision == EXACT]
     return (exact or [one.name for one in everyone])[0]
 
 
-def differing(everyone: Sequence[Contestant], cases: Sequence[report.Case]) -> list[str]:
+def differing(everyone: Sequence[TimedEngine], cases: Sequence[report.Case]) -> list[str]:
     """Warnings of engines that round nothing and yet make other tokens than the reference does in some rows.
 
     In a few rows two tokens may be so close that the order of sums decides; one that differs in more is wrong, and has

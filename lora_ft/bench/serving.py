@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lora_ft.bench import report, statistics
-from lora_ft.bench.runner import Contestant
+from lora_ft.bench.runner import TimedEngine
 from lora_ft.bench.suite import Serving
 
 
-def capacity(one: Contestant, sources: Sequence[Sequence[int]], most: int, batch: int) -> float:
+def capacity(one: TimedEngine, sources: Sequence[Sequence[int]], most: int, batch: int) -> float:
     """Requests a second that an engine answers in full batches, the first of which is not counted."""
     batches = [sources[i : i + batch] for i in range(0, len(sources), batch)]
     ask = {"new": most, "least": 0, "decoding": "greedy", "room": most}
@@ -23,7 +23,7 @@ def capacity(one: Contestant, sources: Sequence[Sequence[int]], most: int, batch
 
 
 def serve(
-    one: Contestant, sources: Sequence[Sequence[int]], rate: float, most: int, settings: Serving, seed: int,
+    one: TimedEngine, sources: Sequence[Sequence[int]], rate: float, most: int, settings: Serving, seed: int,
     done: Callable[[], None],
 ) -> report.Load:  # fmt: skip
     """Offer Poisson arrivals at a rate, open loop: they do not wait for answers. The order of rows is drawn, too.

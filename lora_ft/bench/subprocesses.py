@@ -19,7 +19,7 @@ from lora_ft.core.errors import LoraFtError
 _LIMIT = 900.0  # seconds that one call may take; compiling takes minutes
 
 
-class Failed(LoraFtError):
+class ProcessFailed(LoraFtError):
     """A process answered with an error, died, or did not answer."""
 
 
@@ -85,7 +85,7 @@ class Process:
         assert self._process.stdout is not None
         self._go_on()
         if not self._replies.select(limit):
-            raise Failed(f"{self._what} has not answered for {limit:.0f} s")
+            raise ProcessFailed(f"{self._what} has not answered for {limit:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise self._death()
@@ -93,7 +93,7 @@ class Process:
         self._stopped = True
         reply = json.loads(line)
         if "error" in reply:
-            raise Failed(f"{self._what}: {reply['error']}")
+            raise ProcessFailed(f"{self._what}: {reply['error']}")
         return reply
 
     def _go_on(self) -> None:
@@ -108,13 +108,13 @@ class Process:
             name: int(fields[key].split()[0]) * 1024 / 1e6 for name, key in (("steady", "VmRSS"), ("peak", "VmHWM"))
         }
 
-    def _death(self) -> Failed:
+    def _death(self) -> ProcessFailed:
         code = self._process.wait()
         self._errors.seek(0)
         said = [line for line in self._errors.read().splitlines() if line.strip()]
         why = f"signal {-code}" if code < 0 else f"exit code {code}"
         remedy = "was there memory enough?" if code == -signal.SIGKILL else ""
-        return Failed(f"{self._what} ended with {why}" + (f": {said[-1].strip()}" if said else ""), remedy)
+        return ProcessFailed(f"{self._what} ended with {why}" + (f": {said[-1].strip()}" if said else ""), remedy)
 
 
 def evict(folder: Path) -> None:

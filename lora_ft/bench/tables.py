@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from lora_ft.bench.report import Case, Contestant, Interval, Percentiles, Report
+from lora_ft.bench.report import BenchReport, Case, EngineReport, Interval, Percentiles
 from lora_ft.bench.statistics import needed
 from lora_ft.reports.html import NONE, Cell, Table
 
@@ -62,7 +62,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole // 60 % 60} min"
 
 
-def facts(report: Report) -> list[str]:
+def facts(report: BenchReport) -> list[str]:
     """When it was measured, for how long and with what."""
     suite = report.suite
     return [
@@ -75,7 +75,7 @@ def facts(report: Report) -> list[str]:
     ]
 
 
-def warnings(report: Report) -> list[str]:
+def warnings(report: BenchReport) -> list[str]:
     """What a reader must know before any figure."""
     stopped = ["It was stopped before the end: what is here was measured by then."] if report.interrupted else []
     return stopped + report.warnings
@@ -101,7 +101,7 @@ def percentile_cells(found: Percentiles) -> list[Cell]:
     ]
 
 
-def sections(report: Report) -> dict[str, list[Table]]:
+def sections(report: BenchReport) -> dict[str, list[Table]]:
     """All tables by the heading that they stand under; headings without any are left out."""
     found = {
         SUMMARY: [*(_speeds(report, case) for case in report.cases if case.timings), *_failed(report)],
@@ -114,7 +114,7 @@ def sections(report: Report) -> dict[str, list[Table]]:
     return {heading: tables for heading, tables in found.items() if tables}
 
 
-def _present(report: Report, names: Iterable[str]) -> list[Contestant]:
+def _present(report: BenchReport, names: Iterable[str]) -> list[EngineReport]:
     known = set(names)
     return [contestant for contestant in report.contestants if contestant.name in known]
 
@@ -123,7 +123,7 @@ def _cells(*texts: str) -> list[Cell]:
     return [Cell(text) for text in texts]
 
 
-def _speeds(report: Report, case: Case) -> Table:
+def _speeds(report: BenchReport, case: Case) -> Table:
     errors = {contestant.name: contestant.error for contestant in report.contestants if contestant.error}
     fastest = min((name for name in case.timings if name not in errors), key=partial(seconds_of, case), default="")
     rows = [
@@ -155,16 +155,16 @@ def _speeds(report: Report, case: Case) -> Table:
     return Table(name_of(case).capitalize(), columns, rows, note=note if case is report.cases[0] else "").filled()
 
 
-def _metric(report: Report) -> str:
+def _metric(report: BenchReport) -> str:
     return next((quality.metric for quality in report.quality.values()), "")
 
 
-def _failed(report: Report) -> list[Table]:
+def _failed(report: BenchReport) -> list[Table]:
     rows = [_cells(contestant.name, contestant.error) for contestant in report.contestants if contestant.error]
     return [Table("Failed", ("contestant", "why"), rows, words=2)] if rows else []
 
 
-def _quality(report: Report) -> list[Table]:
+def _quality(report: BenchReport) -> list[Table]:
     rows = [
         _cells(
             contestant.name,
@@ -193,7 +193,7 @@ def is_knee(offered: float, knee: float | None) -> bool:
     return knee is not None and math.isclose(offered, knee, rel_tol=1e-6)
 
 
-def _serving(report: Report) -> list[Table]:
+def _serving(report: BenchReport) -> list[Table]:
     rows = [
         [
             Cell(contestant.name),
@@ -219,7 +219,7 @@ def _serving(report: Report) -> list[Table]:
     return [Table("Requests under load", columns, rows, note=note)]
 
 
-def _loading(report: Report) -> list[Table]:
+def _loading(report: BenchReport) -> list[Table]:
     rows = [
         _cells(c.name, *(number(v) for v in (c.megabytes, c.imports, c.cold, c.warm, c.peak, c.steady)))
         for c in report.contestants
@@ -235,7 +235,7 @@ def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _details(report: Report, case: Case) -> Table:
+def _details(report: BenchReport, case: Case) -> Table:
     rows = [
         [
             Cell(name),
@@ -254,12 +254,12 @@ def _details(report: Report, case: Case) -> Table:
     return Table(name_of(case).capitalize(), columns, rows, note=shown).filled()
 
 
-def _environment(report: Report) -> Table:
+def _environment(report: BenchReport) -> Table:
     facts = {**report.environment, "seed": str(report.suite.seed)}
     return Table("The machine and what runs on it", ("fact", "value"), [_cells(*fact) for fact in facts.items()], 2)
 
 
-def method(report: Report) -> list[str]:
+def method(report: BenchReport) -> list[str]:
     """How it was measured, in paragraphs."""
     asked = ", ".join(f"{needed(share)} for {name}" for name, share in SHARES.items())
     return [

@@ -21,10 +21,10 @@ def list_(
 ) -> None:
     """List the adapters of all runs in a folder; * is the best of a grid."""
     from lora_ft.reports.terminal import console, distinct, shorten, table
-    from lora_ft.run_registry import shelf
+    from lora_ft.run_registry import list_runs
 
     made = table("adapter", "base", "rank", "MB", "validation", "trained")
-    found = shelf(folder)
+    found = list_runs(folder)
     names = distinct([one.name for one in found], 26)
     for one in found:
         score = "–" if one.score is None else f"{one.metric} {one.score:.2f}"
@@ -75,10 +75,12 @@ def compare(
     """Compare what evaluated runs answered, as `lora-ft compare` does; a folder stands for all its runs."""
     from lora_ft.cli.tables import show_comparison
     from lora_ft.compare import compare as job
-    from lora_ft.run_registry import shelf
+    from lora_ft.run_registry import list_runs
     from lora_ft.runs.run import is_run
 
-    names = [str(run) for one in runs for run in ([one] if is_run(one) else [entry.run.folder for entry in shelf(one)])]
+    names = [
+        str(run) for one in runs for run in ([one] if is_run(one) else [entry.run.folder for entry in list_runs(one)])
+    ]
     show_comparison(job(names, split=split.value, metrics=metric), rows)
 
 

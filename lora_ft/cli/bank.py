@@ -34,9 +34,9 @@ def add(
     """Put runs' adapters into a bank, each compared with PyTorch first."""
     from lora_ft.bank import add as job
     from lora_ft.cli.tables import show_shelved
-    from lora_ft.deployment.bank_adapter import Checks
+    from lora_ft.deployment.bank_adapter import VerificationSettings
 
-    checks = Checks(rows=verify_rows, score_rows=score_rows, max_drop=max_rouge_drop, force=force)
+    checks = VerificationSettings(rows=verify_rows, score_rows=score_rows, max_drop=max_rouge_drop, force=force)
     with Screen() as screen:
         done = job(bank, runs, base=base, checks=checks, overwrite=overwrite, progress=screen)
     show_shelved(done)

@@ -49,7 +49,7 @@ def run(
     overwrite: Overwrite = False,
 ) -> int:
     """Time engines on models; write report.json, report.html and report.md. Exit code 1 if an engine failed."""
-    from lora_ft.bench.report import Report
+    from lora_ft.bench.report import BenchReport
     from lora_ft.bench.run import PAGE, REPORT, bench
     from lora_ft.bench.suite import Suite
     from lora_ft.cli.bench_tables import show_report
@@ -67,7 +67,7 @@ def run(
             found = bench(models, chosen, folder, task=rows_of, work=work, overwrite=overwrite, progress=screen)
     except KeyboardInterrupt:
         if (folder / REPORT).is_file():
-            show_report(Report.read(folder / REPORT), folder / PAGE)
+            show_report(BenchReport.read(folder / REPORT), folder / PAGE)
         raise
     show_report(found, folder / PAGE)
     return int(any(one.error for one in found.contestants))
@@ -82,10 +82,10 @@ def compare(
 ) -> int:
     """Ratios of B's figures to A's, with intervals. Exit code 1 where one is worse than allowed, or is missing."""
     from lora_ft.bench.regressions import compare, missing
-    from lora_ft.bench.report import Report
+    from lora_ft.bench.report import BenchReport
     from lora_ft.cli.bench_tables import show_changes
 
-    a, b = Report.read(old), Report.read(new)
+    a, b = BenchReport.read(old), BenchReport.read(new)
     changes, gone = compare(a, b, tolerance=tolerance, max_drop=max_drop), missing(a, b)
     show_changes(changes, gone, a, b)
     return int(bool(gone) or any(change.worse for change in changes))

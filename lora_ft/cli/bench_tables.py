@@ -11,10 +11,10 @@ from lora_ft.reports.terminal import console, table
 
 if TYPE_CHECKING:
     from lora_ft.bench.regressions import Change
-    from lora_ft.bench.report import Case, Report
+    from lora_ft.bench.report import BenchReport, Case
 
 
-def show_report(found: Report, page: Path) -> None:
+def show_report(found: BenchReport, page: Path) -> None:
     """The figures that one looks at first; the rest is on the page."""
     screen = console()
     for case in found.cases:
@@ -52,7 +52,7 @@ def show_report(found: Report, page: Path) -> None:
     screen.print(f"page: {page}", soft_wrap=True)
 
 
-def _case(found: Report, case: Case):  # type: ignore[no-untyped-def]  # rich's Table
+def _case(found: BenchReport, case: Case):  # type: ignore[no-untyped-def]  # rich's Table
     metric = next((quality.metric for quality in found.quality.values()), "")
     made = table(
         "", "ms", "/token", "times as fast", "floor", "same", metric or "first",
@@ -71,7 +71,7 @@ def _case(found: Report, case: Case):  # type: ignore[no-untyped-def]  # rich's 
     return made
 
 
-def show_changes(changes: Sequence[Change], gone: Sequence[str], old: Report, new: Report) -> None:
+def show_changes(changes: Sequence[Change], gone: Sequence[str], old: BenchReport, new: BenchReport) -> None:
     """What `compare` found, and where the two reports are of unlike machines."""
     screen = console()
     made = table("new over old", "figure", "ratio", "95 %", "")

@@ -9,18 +9,18 @@ from rich.console import Group
 from rich.table import Table
 
 from lora_ft.cli.screen import LINE_EVERY, Screen
-from lora_ft.multi_lora.dashboard import Row
+from lora_ft.multi_lora.dashboard import AdapterStatus
 from lora_ft.reports.terminal import distinct, shorten, table
 
 
 class PackScreen(Screen):
-    """Draws `lora_ft.multi_lora.dashboard.Board`."""
+    """Draws `lora_ft.multi_lora.dashboard.Dashboard`."""
 
     def __init__(self) -> None:
         super().__init__()
         self._last_rows = time.monotonic()
 
-    def rows(self, rows: Sequence[Row]) -> None:
+    def rows(self, rows: Sequence[AdapterStatus]) -> None:
         """See `Board.rows`."""
         if self.console.is_terminal:
             room = max(self.console.height - 5, 1)
@@ -37,7 +37,7 @@ class PackScreen(Screen):
             super().advance(done, figures)
 
 
-def _table(rows: Sequence[Row], room: int) -> Table:
+def _table(rows: Sequence[AdapterStatus], room: int) -> Table:
     made = table("adapter", "step", "loss", "score", "samples/s", "left", "")
     names = distinct([row.name for row in rows], 22)
     for row in rows[:room]:
@@ -47,14 +47,14 @@ def _table(rows: Sequence[Row], room: int) -> Table:
     return made
 
 
-def line(row: Row, name: str) -> str:
+def line(row: AdapterStatus, name: str) -> str:
     """One adapter in a line, by its name as it is shown; so many of its samples a second."""
     step, loss, score, speed, left = _cells(row)
     figures = f"loss {loss}  {row.metric} {score}  {speed}/s  {left} left"
     return f"{name}  {step}  {row.note or figures}"
 
 
-def _cells(row: Row) -> tuple[str, str, str, str, str]:
+def _cells(row: AdapterStatus) -> tuple[str, str, str, str, str]:
     return (
         f"{row.step:,}/{row.steps:,}",
         "–" if row.loss is None else f"{row.loss:.3f}",

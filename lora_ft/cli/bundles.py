@@ -66,9 +66,9 @@ def export(
             raise UsageError("pushing rewrites paths, so the signature would not hold", "leave out --sign or the push")
     if adapters:
         from lora_ft.bank import export_bank
-        from lora_ft.deployment.bank_adapter import Checks
+        from lora_ft.deployment.bank_adapter import VerificationSettings
 
-        checks = Checks(verify_rows, verify_split.value, score_rows, max_rouge_drop, force)
+        checks = VerificationSettings(verify_rows, verify_split.value, score_rows, max_rouge_drop, force)
         with Screen() as screen:
             made = export_bank(
                 model, out, base=base, precision=precision, checks=checks, overwrite=overwrite, progress=screen

@@ -7,8 +7,8 @@ import textwrap
 import time
 from pathlib import Path
 
-from lora_ft.bench.models import Subject
-from lora_ft.bench.report import Report
+from lora_ft.bench.models import BenchModel
+from lora_ft.bench.report import BenchReport
 from lora_ft.bench.run import PAGE, measure
 from lora_ft.bench.suite import Suite
 from lora_ft.cli.screen import Screen
@@ -46,7 +46,7 @@ def quickstart(out: Path, *, base: str | None, overwrite: bool) -> None:
         exported = export(str(checkpoint), bundle, overwrite=overwrite, progress=screen)
         suite = Suite(name="quickstart", engines=("torch/fp32", "onnx/fp32"), batch=(1,), rounds=5)
         speed = measure(
-            [Subject("quickstart", out, checkpoint, bundle)], suite, out / "bench", task=task, overwrite=overwrite,
+            [BenchModel("quickstart", out, checkpoint, bundle)], suite, out / "bench", task=task, overwrite=overwrite,
             progress=screen,
         )  # fmt: skip
         example = load_splits(task, ["test"]).test[0]
@@ -55,7 +55,7 @@ def quickstart(out: Path, *, base: str | None, overwrite: bool) -> None:
 
 
 def _show(
-    out: Path, scores: Evaluation, exported: Exported, speed: Report, example: Example, answer: str, seconds: float
+    out: Path, scores: Evaluation, exported: Exported, speed: BenchReport, example: Example, answer: str, seconds: float
 ) -> None:
     assert scores.baseline is not None and scores.difference is not None  # asked for above
     torch, onnx = speed.cases[0].timings.values()

@@ -79,9 +79,9 @@ def train(
     if len(found) == 1 and pack_size:
         raise UsageError("--pack-size is for several tasks", "leave it out")
     if engine is EngineChoice.ray:
-        from lora_ft.multi_lora.ray_engine import Cluster
+        from lora_ft.multi_lora.ray_engine import RayEngine
 
-        cluster = Cluster(**given)
+        cluster = RayEngine(**given)
         return _several(found, out or Path("runs"), cluster, resume=resume, overwrite=overwrite, most=pack_size)
     if len(found) > 1:
         return _several(found, out or Path("runs"), None, resume=resume, overwrite=overwrite, most=pack_size)

@@ -14,7 +14,7 @@ SPECIAL = START, END, PAD = "decoder_start_token_id", "eos_token_id", "pad_token
 
 
 @dataclass(frozen=True)
-class Special:
+class SpecialTokens:
     """Special tokens of one model.
 
     Attributes:
@@ -33,7 +33,7 @@ class Special:
         return self.ends[0]
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], vocabulary: int, where: str) -> Special:
+    def of(cls, config: Mapping[str, Any], vocabulary: int, where: str) -> SpecialTokens:
         """Return the ids that a configuration names; where it names none, T5's: </s> is 1, <pad> is 0 and the start.
 
         Args:
@@ -56,11 +56,11 @@ class Special:
                 )
         return cls(start, tuple(dict.fromkeys(several)), pad)
 
-    def closed_by(self, token: int | None) -> Special:
+    def closed_by(self, token: int | None) -> SpecialTokens:
         """Return the same tokens with `token` as the first end, if it is one."""
         if token not in self.ends:
             return self
-        return Special(self.start, tuple(dict.fromkeys((token, *self.ends))), self.pad)
+        return SpecialTokens(self.start, tuple(dict.fromkeys((token, *self.ends))), self.pad)
 
     def as_config(self) -> dict[str, Any]:
         """Return the ids by transformers' names."""

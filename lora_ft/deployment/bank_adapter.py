@@ -14,10 +14,10 @@ from lora_ft.core.progress import Progress
 from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.data.splits import Example
 from lora_ft.deployment.precision_search import holds
-from lora_ft.deployment.torch_reference import codec_of, examples_of, origin_of, references_of, samples_of
+from lora_ft.deployment.torch_reference import bundle_metadata, codec_of, examples_of, references_of, samples_of
 from lora_ft.evaluation.metrics import difference, score
 from lora_ft.export.bundle.adapter_slots import LowRank
-from lora_ft.export.bundle.bank import Member
+from lora_ft.export.bundle.bank import BankAdapter
 from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.parity import Probe, Reference
 from lora_ft.export.runtime import Generator
@@ -45,7 +45,7 @@ _MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
 @dataclass(frozen=True)
-class Checks:
+class VerificationSettings:
     """How an adapter is compared with PyTorch.
 
     Attributes:
@@ -62,7 +62,7 @@ class Checks:
     force: bool = False
 
 
-class Oracle:
+class PeftReference:
     """A base in PyTorch, on which the adapters of runs take turns: it is loaded once, however many there are.
 
     Attributes:
@@ -112,8 +112,10 @@ def named_runs(runs: Sequence[str]) -> dict[str, Run | PeftAdapter]:
     return found
 
 
-def member_of(name: str, run: Run | PeftAdapter, oracle: Oracle, checks: Checks, progress: Progress) -> Member:
-    """A run's adapter, or one that peft saved elsewhere, as `lora_ft.export.bundle.bank.put` takes it.
+def prepare_bank_adapter(
+    name: str, run: Run | PeftAdapter, oracle: PeftReference, checks: VerificationSettings, progress: Progress
+) -> BankAdapter:
+    """A run's adapter, or one that peft saved elsewhere, as `lora_ft.export.bundle.bank.add_adapter` takes it.
 
     Args:
         name: of the adapter.
@@ -131,7 +133,7 @@ def member_of(name: str, run: Run | PeftAdapter, oracle: Oracle, checks: Checks,
     task, own = run.task, read_generation(oracle.base.folder)
     tokenizer, origin = (
         oracle.tokenizer.through(codec_named(codec_of(task))),
-        origin_of(task, oracle.base.name, name, own.options),
+        bundle_metadata(task, oracle.base.name, name, own.options),
     )
     examples = examples_of(task, checks.split, progress)
     prompts = [example.prompt for example in examples[: checks.rows]] or SENTENCES
@@ -148,7 +150,7 @@ def member_of(name: str, run: Run | PeftAdapter, oracle: Oracle, checks: Checks,
     adapter = _low_rank(oracle.adapted(run), run)
     sentences = next(references_of(oracle.adapted(run), tokenizer, SENTENCES, origin, progress))
     samples = tuple(samples_of(task, tokenizer, own.special.start, progress))
-    return Member(name, adapter, origin, tokenizer, references, Probe.of(sentences, own.special), samples, judge,
+    return BankAdapter(name, adapter, origin, tokenizer, references, Probe.of(sentences, own.special), samples, judge,
                   task.model_dump(mode="json", exclude_none=True) if task else {})  # fmt: skip
 
 
@@ -187,7 +189,7 @@ def _low_rank(model: PeftModel, run: Run | PeftAdapter) -> dict[str, LowRank]:
 
 
 def _gate(
-    generator: Generator, name: str, engine: TorchEngine, task: Task, examples: Sequence[Example], checks: Checks,
+    generator: Generator, name: str, engine: TorchEngine, task: Task, examples: Sequence[Example], checks: VerificationSettings,
     progress: Progress,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Score the bank's answers and PyTorch's; what the manifest says of it.

@@ -44,7 +44,7 @@ class Tradeoff:
 
 
 @dataclass
-class Judge:
+class PrecisionSelector:
     """Chooses among candidates by their answers to a task's rows: a `Choose` for `write_bundle`.
 
     Attributes:

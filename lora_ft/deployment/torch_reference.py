@@ -14,7 +14,7 @@ from lora_ft.core.progress import Progress
 from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.core.tokenizer import Tokenizer, by_length, ragged
 from lora_ft.data.splits import Example, load_splits
-from lora_ft.export.bundle.assemble import Origin
+from lora_ft.export.bundle.assemble import BundleMetadata
 from lora_ft.export.bundle.provenance import Provenance, Score
 from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Reference
@@ -36,7 +36,7 @@ def codec_of(task: Task | None) -> str:
     return task.codec if task else "none"
 
 
-def origin_of(task: Task | None, base: str, adapter: str, own: Mapping[str, Any]) -> Origin:
+def bundle_metadata(task: Task | None, base: str, adapter: str, own: Mapping[str, Any]) -> BundleMetadata:
     """What a bundle says of itself and its prompts.
 
     Args:
@@ -47,7 +47,7 @@ def origin_of(task: Task | None, base: str, adapter: str, own: Mapping[str, Any]
     options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS} | dict(own)
     options |= task.generation_options() if task else {}
     labels = options.pop("labels", ())
-    return Origin(
+    return BundleMetadata(
         base=base,
         adapter=adapter,
         template=task.prompt if task else None,
@@ -91,7 +91,11 @@ def examples_of(task: Task | None, split: SplitName, progress: Progress) -> Sequ
 
 
 def references_of(
-    model: T5ForConditionalGeneration, tokenizer: Tokenizer, prompts: Sequence[str], origin: Origin, progress: Progress
+    model: T5ForConditionalGeneration,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    origin: BundleMetadata,
+    progress: Progress,
 ) -> Iterator[Reference]:
     """Yield PyTorch's greedy text and its logits, in float32 on the CPU, a batch at a time.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lora_ft.core.errors import UsageError
 from lora_ft.core.generation_options import Options
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer, by_length, ragged
 from lora_ft.core.trie import Trie
 from lora_ft.data.labels import label_tokens
@@ -163,6 +163,6 @@ def allowed_tokens(labels: Sequence[str], tokenizer: Tokenizer, end: int) -> Cal
     return lambda row, tokens: trie.after(tokens[1:].tolist())
 
 
-def _answer(tokens: np.ndarray, tokenizer: Tokenizer, special: Special, source_cut: bool) -> Answer:
+def _answer(tokens: np.ndarray, tokenizer: Tokenizer, special: SpecialTokens, source_cut: bool) -> Answer:
     cut = len(tokens) == 0 or int(tokens[-1]) not in special.ends
     return Answer(tokenizer.decode([tokens])[0], len(tokens), cut, source_cut)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ft.core.errors import UsageError
 from lora_ft.core.generation_options import Options
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.data.labels import label_tokens
 from lora_ft.export.checkpoint.generation_config import Generation, generation_of, read_generation
@@ -37,7 +37,7 @@ def own_generation(model: Any) -> Generation:
 
 
 @contextlib.contextmanager
-def only(model: Any, special: Special) -> Iterator[None]:
+def only(model: Any, special: SpecialTokens) -> Iterator[None]:
     """Within it, the model's `generate` knows its special tokens and what the call says, and nothing else."""
     from transformers import GenerationConfig
 

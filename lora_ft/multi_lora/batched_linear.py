@@ -14,7 +14,7 @@ SOURCE, TARGET = 0, 1
 
 
 @dataclass(frozen=True)
-class Drop:
+class PerAdapterDropout:
     """LoRA's dropout of one adapter, from random numbers of its own: those of training alone.
 
     Attributes:
@@ -34,7 +34,7 @@ class Drop:
         return pad(own * noise.div_(1 - self.rate), (0, 0, 0, x.shape[1] - own.shape[1]))
 
 
-class Route:
+class BatchRouting:
     """Which rows of the batch at hand belong to which adapters. All layers of a pack look here.
 
     Attributes:
@@ -46,10 +46,14 @@ class Route:
     def __init__(self) -> None:
         self.blocks: list[tuple[int, int]] = []
         self.order: Tensor | slice = slice(None)
-        self.drops: list[tuple[int, int, Drop | None]] = []
+        self.drops: list[tuple[int, int, PerAdapterDropout | None]] = []
 
     def send(
-        self, rows: Sequence[tuple[int, int]], adapters: int, device: torch.device, drops: Sequence[Drop | None] = ()
+        self,
+        rows: Sequence[tuple[int, int]],
+        adapters: int,
+        device: torch.device,
+        drops: Sequence[PerAdapterDropout | None] = (),
     ) -> None:
         """The batch holds so many rows of each: (number of an adapter, rows), one after another, of `adapters` ones."""
         self.blocks = [(len(list(same)), count) for count, same in groupby(count for _, count in rows)]
@@ -73,7 +77,7 @@ class Route:
         ])  # fmt: skip
 
 
-class PackedLinear(nn.Module):
+class MultiLoraLinear(nn.Module):
     """y = x W' + s (x A) B, with A, B and s of the adapter that a row belongs to.
 
     Adapters of a smaller rank, or without this layer, have zeros in the columns of A and the rows of B that are left
@@ -88,7 +92,9 @@ class PackedLinear(nn.Module):
         side: SOURCE or TARGET: whose positions it is given.
     """
 
-    def __init__(self, base: nn.Linear, route: Route, a: Tensor, b: Tensor, scale: Tensor, side: int = SOURCE) -> None:
+    def __init__(
+        self, base: nn.Linear, route: BatchRouting, a: Tensor, b: Tensor, scale: Tensor, side: int = SOURCE
+    ) -> None:
         super().__init__()
         self.base, self.route, self.side = base, route, side
         self.adapted = [True] * len(scale)

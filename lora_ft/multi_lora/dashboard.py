@@ -10,7 +10,7 @@ from lora_ft.core.progress import Progress, Silent
 
 
 @dataclass(frozen=True)
-class Row:
+class AdapterStatus:
     """One adapter now.
 
     Attributes:
@@ -33,14 +33,14 @@ class Row:
     note: str
 
 
-class Board(Progress, Protocol):
+class Dashboard(Progress, Protocol):
     """A progress display with a row for each adapter."""
 
-    def rows(self, rows: Sequence[Row]) -> None:
+    def rows(self, rows: Sequence[AdapterStatus]) -> None:
         """How all adapters of the pack are now."""
 
 
-class SilentBoard(Silent):
+class SilentDashboard(Silent):
     """Says nothing."""
 
-    def rows(self, rows: Sequence[Row]) -> None: ...
+    def rows(self, rows: Sequence[AdapterStatus]) -> None: ...

@@ -13,15 +13,15 @@ from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.interrupts import Interrupted, Interrupts
 from lora_ft.core.memory import device_memory
 from lora_ft.models.bases import find_base
-from lora_ft.multi_lora.dashboard import Board
-from lora_ft.multi_lora.group_job import Work, open_frozen, train_one, use_threads
+from lora_ft.multi_lora.dashboard import Dashboard
+from lora_ft.multi_lora.group_job import GroupJob, open_frozen, train_group, use_threads
 from lora_ft.multi_lora.snapshots import Snapshots
-from lora_ft.training.compute_dtype import Precision, choose_precision
+from lora_ft.training.compute_dtype import ComputeDtype, choose_compute_dtype
 from lora_ft.training.plan import this_device
 
 
 @dataclass(frozen=True)
-class Site:
+class TrainingSite:
     """What packs find where they train.
 
     Attributes:
@@ -33,14 +33,14 @@ class Site:
     """
 
     device: str
-    precision: Precision
+    precision: ComputeDtype
     room: int
     places: int = 1
     storage: str | None = None
 
 
 @dataclass(frozen=True)
-class Ended:
+class EngineResult:
     """How packs ended.
 
     Attributes:
@@ -55,7 +55,7 @@ class Ended:
 class Engine(Protocol):
     """Trains packs."""
 
-    def survey(self, out: Path, asked: str, storage: str | None, board: Board) -> Site:
+    def survey(self, out: Path, asked: str, storage: str | None, board: Dashboard) -> TrainingSite:
         """Look at where packs would train, before they are planned.
 
         Args:
@@ -68,7 +68,7 @@ class Engine(Protocol):
             UsageError: nothing can train there.
         """
 
-    def run(self, works: Sequence[Work], site: Site, board: Board) -> Ended:
+    def run(self, works: Sequence[GroupJob], site: TrainingSite, board: Dashboard) -> EngineResult:
         """Train packs, each to its end or until Ctrl-C.
 
         Raises:
@@ -79,17 +79,17 @@ class Engine(Protocol):
         """Leave the place as it was."""
 
 
-class Here:
+class LocalEngine:
     """This process: packs train one after another, on one copy of their base."""
 
-    def survey(self, out: Path, asked: str, storage: str | None, board: Board) -> Site:
+    def survey(self, out: Path, asked: str, storage: str | None, board: Dashboard) -> TrainingSite:
         """See `Engine.survey`."""
         if storage:
             raise UsageError(f"the snapshots of {out} lie in {storage}", "resume with --engine ray")
         device = this_device()
-        return Site(device, choose_precision(asked, device), device_memory(device))
+        return TrainingSite(device, choose_compute_dtype(asked, device), device_memory(device))
 
-    def run(self, works: Sequence[Work], site: Site, board: Board) -> Ended:
+    def run(self, works: Sequence[GroupJob], site: TrainingSite, board: Dashboard) -> EngineResult:
         """See `Engine.run`; what breaks one pack is raised."""
         use_threads(site.device, allowed_cpus())
         task, _ = works[0].first
@@ -101,12 +101,12 @@ class Here:
         stop: Callable[[], bool] = lambda: bool(interrupts.caught)  # noqa: E731
         try:
             for work in works:
-                failed |= train_one(work, base, open_model, Snapshots(work.folder, work.run), board, stop)
+                failed |= train_group(work, base, open_model, Snapshots(work.folder, work.run), board, stop)
         except Interrupted as error:
             raise error.by(interrupts.caught) from None
         finally:
             interrupts.release()
-        return Ended(failed, {})
+        return EngineResult(failed, {})
 
     def close(self) -> None:
         """See `Engine.close`."""

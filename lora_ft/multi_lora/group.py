@@ -13,13 +13,13 @@ from torch import Tensor
 
 from lora_ft.core.energy import SOURCES, meter
 from lora_ft.core.tokenizer import IGNORED
-from lora_ft.multi_lora.dashboard import Board, Row
-from lora_ft.multi_lora.group_member import Member, describe, publish
-from lora_ft.multi_lora.joint_batches import Share, group, join
+from lora_ft.multi_lora.dashboard import AdapterStatus, Dashboard
+from lora_ft.multi_lora.group_member import MemberTrainer, describe, publish
+from lora_ft.multi_lora.joint_batches import MemberBatch, concatenate, plan_passes
 from lora_ft.multi_lora.resume_point import Tensors
 from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
 from lora_ft.multi_lora.stacked_adamw import StackedAdamW
-from lora_ft.multi_lora.stacked_weights import Stack
+from lora_ft.multi_lora.stacked_weights import StackedWeights
 from lora_ft.training.trainer import token_loss
 
 _OVERHEAD = 10  # snapshots take no more than one part in so many of the time
@@ -27,7 +27,7 @@ _LONGEST = 600.0  # seconds without one
 _TICKS = 20  # that a step's time is the mean of
 
 
-class Pack:
+class AdapterGroup:
     """Trains members until each of them has finished, stopped early or failed.
 
     Args:
@@ -41,8 +41,8 @@ class Pack:
     """
 
     def __init__(
-        self, model: Any, stack: Stack, members: Sequence[Member], snapshots: Snapshots, *, bf16: bool,
-        board: Board, snapshot: Snapshot | None = None,
+        self, model: Any, stack: StackedWeights, members: Sequence[MemberTrainer], snapshots: Snapshots, *, bf16: bool,
+        board: Dashboard, snapshot: Snapshot | None = None,
     ) -> None:  # fmt: skip
         self._model, self._stack, self._snapshots, self._bf16, self._board = model, stack, snapshots, bf16, board
         self.members = list(members)
@@ -50,7 +50,7 @@ class Pack:
         self._tick = snapshot.tick if snapshot else 0
         self._closed: list[str] = list(snapshot.closed) if snapshot else []
         self.failed: dict[str, str] = dict(snapshot.failed) if snapshot else {}
-        self._gone: list[Row] = []
+        self._gone: list[AdapterStatus] = []
         self._seconds: deque[float] = deque(maxlen=_TICKS)
         self._saved_at, self._saving, self._saved_tick = time.perf_counter(), 0.0, snapshot.tick if snapshot else -1
         self._samples, self._joules = 0, meter(stack.device.type)
@@ -86,7 +86,7 @@ class Pack:
             self.save()
         self._board.rows(self.rows())
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[AdapterStatus]:
         """How each one is, those that have left last."""
         seconds = sum(self._seconds) / max(len(self._seconds), 1)
         return [*(member.row(seconds) for member in self.members), *self._gone]
@@ -100,17 +100,17 @@ class Pack:
         self._samples += sum(len(batch["labels"]) for window in windows for batch in window)
         losses = [0.0] * len(windows)
         for i in range(max(map(len, windows))):
-            shares = [Share(number, window[i]) for number, window in enumerate(windows) if i < len(window)]
-            for one in group(shares, self._stack.device.type):
+            shares = [MemberBatch(number, window[i]) for number, window in enumerate(windows) if i < len(window)]
+            for one in plan_passes(shares, self._stack.device.type):
                 for share, loss in zip(one, self._backward(one, tokens), strict=True):
                     losses[share.adapter] += loss
         norms: list[float] = self._optimizer.step([member.rate() for member in self.members]).tolist()
         return losses, norms
 
-    def _backward(self, shares: Sequence[Share], tokens: Sequence[int]) -> list[float]:
+    def _backward(self, shares: Sequence[MemberBatch], tokens: Sequence[int]) -> list[float]:
         """Add one pass to the gradients. No row sees another one, so each adapter's loss is its own affair."""
         device, rows = self._stack.device, [share.rows for share in shares]
-        batch = join(shares, device)
+        batch = concatenate(shares, device)
         labels = batch.pop("labels")
         counts = [(share.adapter, share.rows) for share in shares]
         drops = [self.members[share.adapter].drop(share.batch) for share in shares]
@@ -136,7 +136,7 @@ class Pack:
     def _turn(self, number: int) -> None:
         self._stack.route.send_all(number)
 
-    def _attempt(self, member: Member, work: Any) -> None:
+    def _attempt(self, member: MemberTrainer, work: Any) -> None:
         """What fails for one adapter ends that one alone; a full disk ends all."""
         try:
             work()
@@ -176,7 +176,7 @@ class Pack:
         means, squares = self._optimizer.means, self._optimizer.squares
         return Tensors(self._stack.read(number), self._stack.read(number, means), self._stack.read(number, squares))
 
-    def _share(self, member: Member) -> dict[str, Any]:
+    def _share(self, member: MemberTrainer) -> dict[str, Any]:
         """What a member's metrics say of the pack, and of the energy that all took, by its rows."""
         share = (member.state.global_step - member.resumed) * member.plan.global_batch / max(self._samples, 1)
         energy = None

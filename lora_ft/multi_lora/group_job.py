@@ -13,22 +13,22 @@ from lora_ft.core.errors import LoraFtError
 from lora_ft.core.interrupts import Interrupted
 from lora_ft.core.memory import keep_freed_memory
 from lora_ft.models.bases import Base, quiet_transformers
-from lora_ft.multi_lora.dashboard import Board
-from lora_ft.multi_lora.group import Pack
-from lora_ft.multi_lora.group_member import Member, publish
+from lora_ft.multi_lora.dashboard import Dashboard
+from lora_ft.multi_lora.group import AdapterGroup
+from lora_ft.multi_lora.group_member import MemberTrainer, publish
 from lora_ft.multi_lora.peft_adapter import make_adapter
 from lora_ft.multi_lora.record import WORK
 from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
-from lora_ft.multi_lora.stacked_weights import Stack
+from lora_ft.multi_lora.stacked_weights import StackedWeights
 from lora_ft.runs.run import unfinished
 from lora_ft.tasks.schema import Task
 from lora_ft.training.plan import Plan
-from lora_ft.training.prepared_data import Material
+from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.weights import open_base
 
 
 @dataclass(frozen=True)
-class Work:
+class GroupJob:
     """One pack to train.
 
     Attributes:
@@ -41,7 +41,7 @@ class Work:
     """
 
     number: int
-    materials: list[Material]
+    materials: list[PreparedData]
     plans: dict[str, Plan]
     out: Path
     run: str = ""
@@ -80,8 +80,13 @@ def open_frozen(task: Task, base: Base, device: str) -> Any:
     return model
 
 
-def train_one(
-    work: Work, base: Base, open_model: Callable[[], Any], snapshots: Snapshots, board: Board, stop: Callable[[], bool]
+def train_group(
+    work: GroupJob,
+    base: Base,
+    open_model: Callable[[], Any],
+    snapshots: Snapshots,
+    board: Dashboard,
+    stop: Callable[[], bool],
 ) -> dict[str, str]:
     """Train a pack to its end, from its last snapshot if there is one; why some of it failed, by name.
 
@@ -126,19 +131,19 @@ def train_one(
 
 
 def _make(
-    work: Work, by_name: dict[str, Material], base: Base, model: Any, found: Snapshot | None, snapshots: Snapshots,
-    board: Board,
-) -> tuple[Pack, Stack]:  # fmt: skip
+    work: GroupJob, by_name: dict[str, PreparedData], base: Base, model: Any, found: Snapshot | None, snapshots: Snapshots,
+    board: Dashboard,
+) -> tuple[AdapterGroup, StackedWeights]:  # fmt: skip
     """The pack with all its members, as new or as a snapshot has them."""
     plan = work.first[1]
     names: Sequence[str] = list(found.members) if found else work.names
     made = [make_adapter(model, by_name[name].task, base, by_name[name].rows, plan.device) for name in names]
-    stack = Stack(model, [adapter for adapter, _ in made])
+    stack = StackedWeights(model, [adapter for adapter, _ in made])
     for number, (_, weights) in enumerate(made):
         stack.load(number, weights)
         weights.clear()
     members = [
-        Member(by_name[name], work.plans[name], base, adapter, model, work.out / name)
+        MemberTrainer(by_name[name], work.plans[name], base, adapter, model, work.out / name)
         for name, (adapter, _) in zip(names, made, strict=True)
     ]
     if found is None and work.longer:
@@ -146,10 +151,10 @@ def _make(
     for member in members:
         member.begin(found.members[member.name] if found else None)
     bf16 = plan.precision.is_bf16
-    return Pack(model, stack, members, snapshots, bf16=bf16, board=board, snapshot=found), stack
+    return AdapterGroup(model, stack, members, snapshots, bf16=bf16, board=board, snapshot=found), stack
 
 
-def _last_states(members: Sequence[Member], stack: Stack) -> Snapshot:
+def _last_states(members: Sequence[MemberTrainer], stack: StackedWeights) -> Snapshot:
     """Return the last states of finished runs as the snapshot of a pack that has taken no step.
 
     Raises:

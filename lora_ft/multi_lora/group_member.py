@@ -22,8 +22,8 @@ from lora_ft.core.files import read_json, sync_tree, write_json
 from lora_ft.core.progress import Silent
 from lora_ft.data.batching import collate, count_positions
 from lora_ft.models.bases import Base
-from lora_ft.multi_lora.batched_linear import Drop
-from lora_ft.multi_lora.dashboard import Row
+from lora_ft.multi_lora.batched_linear import PerAdapterDropout
+from lora_ft.multi_lora.dashboard import AdapterStatus
 from lora_ft.multi_lora.peft_adapter import Adapter
 from lora_ft.multi_lora.resume_point import Tensors, parameter_groups, read_point, write_point
 from lora_ft.multi_lora.stacked_adamw import Rate
@@ -33,13 +33,13 @@ from lora_ft.tasks.schema import Task
 from lora_ft.training import resume_points
 from lora_ft.training.output_folder import record_rows, run_of
 from lora_ft.training.plan import Plan
-from lora_ft.training.prepared_data import Material
+from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.results import CHOICES, finish, hardware, measured, trim_log
-from lora_ft.training.setup import equip
+from lora_ft.training.setup import task_trainer
 from lora_ft.training.trainer import fault_of, no_gradient
 
 
-class Member:
+class MemberTrainer:
     """What is one adapter's own while it trains with others. `Pack` drives it, a step at a time.
 
     Attributes:
@@ -53,7 +53,7 @@ class Member:
         failure: why it left the pack without a run, or "".
     """
 
-    def __init__(self, material: Material, plan: Plan, base: Base, adapter: Adapter, model: Any, out: Path) -> None:
+    def __init__(self, material: PreparedData, plan: Plan, base: Base, adapter: Adapter, model: Any, out: Path) -> None:
         self.task, self.plan, self.adapter, self.out = material.task, plan, adapter, out
         self.name, self.working = self.task.name, unfinished(out)
         self._material, self._base = material, base
@@ -61,7 +61,7 @@ class Member:
         save_task(self.task, self.working / TASK)
         record_rows(self.working, run_of(self.working) or secrets.token_hex(8), material.record)
         write_json(self.working / CHOICES, {"precision": plan.precision.name, "compile": plan.compile})
-        self.trainer, self._reporter = equip(
+        self.trainer, self._reporter = task_trainer(
             self.task, plan, model, material.tokenizer, material.rows, material.validation, self.working, Silent()
         )
         self.resumed, self.due, self.failure = 0, False, ""
@@ -171,12 +171,12 @@ class Member:
         if self.generator.device.type == "cpu":
             torch.empty((), dtype=torch.int64).random_(generator=self.generator)
 
-    def drop(self, batch: Mapping[str, Tensor]) -> Drop | None:
+    def drop(self, batch: Mapping[str, Tensor]) -> PerAdapterDropout | None:
         """LoRA's dropout for a pass over a batch of its own, if it has any."""
         rate = self.task.lora.lora_dropout
         if not rate:
             return None
-        return Drop(rate, self.generator, (batch["input_ids"].shape[1], batch["labels"].shape[1]))
+        return PerAdapterDropout(rate, self.generator, (batch["input_ids"].shape[1], batch["labels"].shape[1]))
 
     def rate(self) -> Rate:
         """How the next step is taken."""
@@ -286,13 +286,13 @@ class Member:
             "hardware": hardware(self.plan), **share,
         })  # fmt: skip
 
-    def row(self, seconds: float, note: str = "") -> Row:
+    def row(self, seconds: float, note: str = "") -> AdapterStatus:
         """How it does now, for the screen; a step takes so many seconds."""
         state, train = self.state, self.task.train
         found = [entry for entry in state.log_history if "loss" in entry]
         metric = train.metric_for_best_model
         scores = [entry[f"eval_{metric}"] for entry in state.log_history if f"eval_{metric}" in entry]
-        return Row(
+        return AdapterStatus(
             self.name, state.global_step, self.plan.steps, found[-1]["loss"] if found else None,
             metric, scores[-1] if scores else None, self.plan.global_batch / seconds if seconds else None,
             (self.plan.steps - state.global_step) * seconds if seconds else None, note,

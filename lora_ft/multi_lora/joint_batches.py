@@ -19,7 +19,7 @@ _FILL = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED, "decoder_input_
 
 
 @dataclass(frozen=True)
-class Share:
+class MemberBatch:
     """What one adapter gives to a pass.
 
     Attributes:
@@ -40,7 +40,7 @@ class Share:
         return self.batch["input_ids"].shape[1], self.batch["labels"].shape[1]
 
 
-def group(shares: Sequence[Share], device: str) -> list[list[Share]]:
+def plan_passes(shares: Sequence[MemberBatch], device: str) -> list[list[MemberBatch]]:
     """The passes that take the least time: shares of like length together, each pass in the order of the adapters.
 
     Time is counted in positions: those that are computed, padding too, and an overhead for each pass.
@@ -64,7 +64,7 @@ def group(shares: Sequence[Share], device: str) -> list[list[Share]]:
     return passes[::-1]
 
 
-def join(shares: Sequence[Share], device: torch.device) -> dict[str, Tensor]:
+def concatenate(shares: Sequence[MemberBatch], device: torch.device) -> dict[str, Tensor]:
     """One batch of all, padded alike, on a device."""
     longest = [max(share.lengths[side] for share in shares) for side in (0, 1)]
     found = {}

@@ -12,7 +12,7 @@ from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
 from lora_ft.multi_lora.storage import Storage
 
 
-class Held(Snapshots):
+class LeasedSnapshots(Snapshots):
     """Snapshots of a pack that one attempt to train it writes, until the next one takes the pack over.
 
     A node that a cluster has lost sight of may still train when the pack has begun again elsewhere.

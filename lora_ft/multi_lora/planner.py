@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from lora_ft.core.errors import UsageError
 from lora_ft.tasks.schema import Task
-from lora_ft.training.memory_estimates import GIB, Batch, Memory, Shape, training
+from lora_ft.training.memory_estimates import GIB, Batch, MemoryEstimate, Shape, training
 
 _ALONE = "train it alone: lora-ft train with its file only"
 
 
-def require_packable(tasks: Sequence[Task]) -> None:
+def require_groupable(tasks: Sequence[Task]) -> None:
     """Raise UsageError for a task that a pack would not train exactly as training alone does."""
     seen: dict[str, Task] = {}
     for task in tasks:
@@ -60,7 +60,7 @@ def _obstacles(task: Task) -> list[tuple[str, object, str]]:
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """What one task asks of memory.
 
     Attributes:
@@ -75,7 +75,7 @@ class Need:
     batch: Batch
 
 
-def memory(shape: Shape, needs: Sequence[Need], *, bf16: bool, checkpointing: bool, cpu: bool) -> Memory:
+def memory(shape: Shape, needs: Sequence[MemoryNeed], *, bf16: bool, checkpointing: bool, cpu: bool) -> MemoryEstimate:
     """Memory of a pack: the base once; adapters, gradients and moments of all, each as wide as the widest; activations
     of a pass that all share, padded to the longest."""
     widest = max(need.adapter for need in needs)
@@ -103,8 +103,15 @@ class Chosen:
     total: int
 
 
-def fit(
-    shape: Shape, needs: Sequence[Need], room: int, *, bf16: bool, checkpointing: bool, cpu: bool, most: int | None
+def plan_groups(
+    shape: Shape,
+    needs: Sequence[MemoryNeed],
+    room: int,
+    *,
+    bf16: bool,
+    checkpointing: bool,
+    cpu: bool,
+    most: int | None,
 ) -> list[Chosen]:
     """Packs for all tasks, tasks of like length together, each pack as large as memory allows.
 
@@ -116,10 +123,10 @@ def fit(
         most: adapters in a pack; None: any number.
     """
 
-    def total(some: Sequence[Need]) -> int:
+    def total(some: Sequence[MemoryNeed]) -> int:
         return memory(shape, some, bf16=bf16, checkpointing=checkpointing, cpu=cpu).total
 
-    packs: list[list[Need]] = []
+    packs: list[list[MemoryNeed]] = []
     for need in sorted(needs, key=lambda one: (-one.batch.source, -one.batch.target)):
         fits = bool(packs) and (most is None or len(packs[-1]) < most) and total([*packs[-1], need]) <= room
         if fits:
@@ -130,7 +137,7 @@ def fit(
     return [Chosen(sorted((need.name for need in pack), key=order.__getitem__), total(pack)) for pack in packs]
 
 
-def even(count: int, places: int, most: int) -> int:
+def balanced_size(count: int, places: int, most: int) -> int:
     """Tasks in a pack, where so many packs train at a time and none may be larger than `most`: in as few rounds as
     that allows, all packs are alike."""
     rounds = math.ceil(count / (places * most))

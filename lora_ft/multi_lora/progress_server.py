@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lora_ft.multi_lora.dashboard import Board, Row
+from lora_ft.multi_lora.dashboard import AdapterStatus, Dashboard
 
 WAITING = "waiting"
 
 
 @dataclass
-class Report:
+class ProgressReport:
     """What a pack has said since it was heard last.
 
     Attributes:
@@ -23,29 +23,29 @@ class Report:
 
     pack: int
     done: int | None = None
-    rows: Sequence[Row] | None = None
+    rows: Sequence[AdapterStatus] | None = None
     notes: list[str] = field(default_factory=list)
 
-    def take(self, newer: Report) -> None:
+    def take(self, newer: ProgressReport) -> None:
         """Go on with what was said later."""
         self.done = self.done if newer.done is None else newer.done
         self.rows = self.rows if newer.rows is None else newer.rows
         self.notes += newer.notes
 
 
-class Desk:
+class ProgressActor:
     """Takes what packs report, hands it out to whoever draws, and tells packs when to stop."""
 
     def __init__(self) -> None:
         self._stopping = False
-        self._reports: dict[int, Report] = {}
+        self._reports: dict[int, ProgressReport] = {}
 
-    def report(self, report: Report) -> bool:
+    def report(self, report: ProgressReport) -> bool:
         """Say something; whether to stop with a snapshot."""
-        self._reports.setdefault(report.pack, Report(report.pack)).take(report)
+        self._reports.setdefault(report.pack, ProgressReport(report.pack)).take(report)
         return self._stopping
 
-    def hear(self) -> list[Report]:
+    def hear(self) -> list[ProgressReport]:
         """What was said since the last call."""
         found, self._reports = list(self._reports.values()), {}
         return found
@@ -55,7 +55,7 @@ class Desk:
         self._stopping = True
 
 
-class Reporter:
+class RemoteProgress:
     """The board of a pack that trains elsewhere. What is said at short intervals is sent together.
 
     Attributes:
@@ -68,14 +68,16 @@ class Reporter:
         clock: seconds.
     """
 
-    def __init__(self, pack: int, send: Callable[[Report], bool], every: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, pack: int, send: Callable[[ProgressReport], bool], every: float, clock: Callable[[], float]
+    ) -> None:
         self.stopping = False
         self._pack, self._send, self._every, self._clock = pack, send, every, clock
-        self._report, self._sent = Report(pack), clock()
+        self._report, self._sent = ProgressReport(pack), clock()
 
     def stage(self, name: str, total: int = 0, done: int = 0) -> None:
         """See `Progress.stage`."""
-        self._report.take(Report(self._pack, done))
+        self._report.take(ProgressReport(self._pack, done))
         self.flush()
 
     def advance(self, done: int, figures: str = "") -> None:
@@ -88,17 +90,17 @@ class Reporter:
         """See `Progress.note`."""
         self._report.notes.append(f"pack {self._pack}: {text}")
 
-    def rows(self, rows: Sequence[Row]) -> None:
+    def rows(self, rows: Sequence[AdapterStatus]) -> None:
         """See `Board.rows`; they are sent with the step they are of."""
         self._report.rows = rows
 
     def flush(self) -> None:
         """Send what was said."""
         self.stopping = self._send(self._report)
-        self._report, self._sent = Report(self._pack), self._clock()
+        self._report, self._sent = ProgressReport(self._pack), self._clock()
 
 
-class Wall:
+class GroupDashboard:
     """All packs on one board.
 
     Args:
@@ -107,12 +109,14 @@ class Wall:
         board: that they are shown on.
     """
 
-    def __init__(self, rows: Mapping[int, Sequence[Row]], totals: Mapping[int, int], board: Board) -> None:
+    def __init__(
+        self, rows: Mapping[int, Sequence[AdapterStatus]], totals: Mapping[int, int], board: Dashboard
+    ) -> None:
         self._rows, self._totals, self._board = dict(rows), dict(totals), board
         self._done = dict.fromkeys(totals, 0)
         board.stage("training", sum(self._totals.values()))
 
-    def show(self, reports: Sequence[Report]) -> None:
+    def show(self, reports: Sequence[ProgressReport]) -> None:
         """Draw what is new."""
         for report in reports:
             for note in report.notes:

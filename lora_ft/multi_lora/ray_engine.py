@@ -16,11 +16,11 @@ from lora_ft.core.errors import LoraFtError, UsageError, first_line
 from lora_ft.core.files import replace_folder
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.interrupts import Interrupted, Interrupts
-from lora_ft.multi_lora.dashboard import Board, Row
-from lora_ft.multi_lora.engine import Ended, Site
-from lora_ft.multi_lora.group_job import Work
-from lora_ft.multi_lora.progress_server import WAITING, Desk, Wall
-from lora_ft.multi_lora.ray_node import Node, Portion, examine
+from lora_ft.multi_lora.dashboard import AdapterStatus, Dashboard
+from lora_ft.multi_lora.engine import EngineResult, TrainingSite
+from lora_ft.multi_lora.group_job import GroupJob
+from lora_ft.multi_lora.progress_server import WAITING, GroupDashboard, ProgressActor
+from lora_ft.multi_lora.ray_node import RayNode, ResourceRequest, examine
 from lora_ft.multi_lora.ray_worker import Result, train_here
 from lora_ft.multi_lora.record import WORK
 from lora_ft.multi_lora.storage import Storage
@@ -31,7 +31,7 @@ _LOOK = 0.5  # seconds between looks at what packs report
 _PATIENCE = 30.0  # seconds to wait for nodes that are busy to say what they are
 
 
-class Cluster:
+class RayEngine:
     """An engine: packs train on the nodes of a Ray cluster, several at a time.
 
     Args:
@@ -61,7 +61,7 @@ class Cluster:
         if self._ours:
             self._ray.shutdown()
 
-    def survey(self, out: Path, asked: str, storage: str | None, board: Board) -> Site:
+    def survey(self, out: Path, asked: str, storage: str | None, board: Dashboard) -> TrainingSite:
         """See `Engine.survey`.
 
         Raises:
@@ -91,9 +91,9 @@ class Cluster:
         )
         total = sum(places.values())
         board.note(f"{len(able)} node{'s' * (len(able) > 1)} with room for {total} packs of {portion} at a time")
-        return Site(first.device, first.precision, int(room), total, storage)
+        return TrainingSite(first.device, first.precision, int(room), total, storage)
 
-    def _choose(self, resources: Sequence[Mapping[str, float]]) -> Portion:
+    def _choose(self, resources: Sequence[Mapping[str, float]]) -> ResourceRequest:
         """What a pack takes."""
         gpus = self._gpus
         if gpus is None:
@@ -101,9 +101,9 @@ class Cluster:
         cpus = self._cpus
         if cpus is None:
             cpus = 1.0 if gpus else min((has["CPU"] for has in resources if has.get("CPU")), default=1.0)
-        return Portion(cpus, gpus)
+        return ResourceRequest(cpus, gpus)
 
-    def _ask(self, nodes: Mapping[str, Any], storage: Storage, asked: str) -> dict[str, Node]:
+    def _ask(self, nodes: Mapping[str, Any], storage: Storage, asked: str) -> dict[str, RayNode]:
         """What nodes say of themselves; those that are busy with something else may not answer."""
         ray, name, token = self._ray, f"token-{secrets.token_hex(8)}", secrets.token_hex(8)
         storage.put(name, token)
@@ -115,7 +115,7 @@ class Cluster:
             asking[task.options(**options).remote(storage.place, name, asked, self._portion)] = key
         try:
             answered, _ = ray.wait(list(asking), num_returns=len(asking), timeout=_PATIENCE)
-            found: dict[str, Node] = {}
+            found: dict[str, RayNode] = {}
             for answer in answered or ray.wait(list(asking))[0]:
                 key = asking[answer]
                 try:
@@ -131,7 +131,7 @@ class Cluster:
             self._require(node, storage.place, token)
         return found
 
-    def _require(self, node: Node, place: str, token: str) -> None:
+    def _require(self, node: RayNode, place: str, token: str) -> None:
         """Raise UsageError for a node on which packs cannot train."""
         if node.version != version("lora-ft"):
             raise UsageError(
@@ -146,13 +146,13 @@ class Cluster:
                 "give an --out on storage that all nodes share, or --storage URL, e.g. s3://bucket/folder",
             )
 
-    def run(self, works: Sequence[Work], site: Site, board: Board) -> Ended:
+    def run(self, works: Sequence[GroupJob], site: TrainingSite, board: Dashboard) -> EngineResult:
         """See `Engine.run`."""
         ray = self._ray
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
+        desk = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
         # A process of its own for each pack: what one leaves behind in torch and in memory is no other one's.
         task = ray.remote(max_calls=1)(train_here)
         options = {"num_cpus": self._portion.cpus, "num_gpus": self._portion.gpus, "max_retries": self._retries,
@@ -162,14 +162,16 @@ class Cluster:
             for work in works:
                 _leave_tasks(work)
         waiting = {work.number: _waiting(work) for work in works}
-        wall = Wall(waiting, {work.number: max(row.steps for row in waiting[work.number]) for work in works}, board)
+        wall = GroupDashboard(
+            waiting, {work.number: max(row.steps for row in waiting[work.number]) for work in works}, board
+        )
         pending = {
             task.options(name=f"pack {work.number}", **options).remote(
                 work, storage.place, site.storage is None, self._portion, desk
             ): work
             for work in works
         }
-        ended = Ended({}, {})
+        ended = EngineResult({}, {})
         interrupts = Interrupts()
         interrupts.take()
         try:
@@ -181,7 +183,7 @@ class Cluster:
         return ended
 
     def _follow(
-        self, pending: dict[Any, Work], desk: Any, wall: Wall, ended: Ended, storage: Storage | None,
+        self, pending: dict[Any, GroupJob], desk: Any, wall: GroupDashboard, ended: EngineResult, storage: Storage | None,
         interrupts: Interrupts,
     ) -> None:  # fmt: skip
         """Watch packs until all have ended."""
@@ -230,7 +232,7 @@ def _cause(error: Exception) -> str:
     return first_line(getattr(error, "cause", None) or error)
 
 
-def _leave_tasks(work: Work) -> None:
+def _leave_tasks(work: GroupJob) -> None:
     """Write down which tasks train, where `claim` looks for them when they are resumed."""
     for material in work.materials:
         working = unfinished(work.out / material.task.name)
@@ -238,7 +240,7 @@ def _leave_tasks(work: Work) -> None:
         save_task(material.task, working / TASK)
 
 
-def _collect(work: Work, storage: Storage) -> None:
+def _collect(work: GroupJob, storage: Storage) -> None:
     """Bring the runs of a pack out of the storage into their places."""
     shutil.rmtree(work.folder, ignore_errors=True)
     work.folder.mkdir(parents=True)
@@ -249,10 +251,10 @@ def _collect(work: Work, storage: Storage) -> None:
             shutil.rmtree(unfinished(work.out / name), ignore_errors=True)
 
 
-def _waiting(work: Work) -> list[Row]:
+def _waiting(work: GroupJob) -> list[AdapterStatus]:
     """How its adapters are before it begins."""
     return [
-        Row(one.task.name, 0, work.plans[one.task.name].steps, None, one.task.train.metric_for_best_model, None, None,
+        AdapterStatus(one.task.name, 0, work.plans[one.task.name].steps, None, one.task.train.metric_for_best_model, None, None,
             None, WAITING)
         for one in work.materials
     ]  # fmt: skip
@@ -294,7 +296,7 @@ def _require_open(address: str) -> None:
         ) from error
 
 
-def _places(resources: Mapping[str, float], portion: Portion) -> int:
+def _places(resources: Mapping[str, float], portion: ResourceRequest) -> int:
     """How many packs a node has room for at a time."""
     counts = [resources.get("CPU", 0.0) / portion.cpus]
     if portion.gpus:

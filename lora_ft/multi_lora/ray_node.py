@@ -8,11 +8,11 @@ from importlib.metadata import version
 
 from lora_ft.core.memory import device_memory
 from lora_ft.multi_lora.storage import Storage
-from lora_ft.training.compute_dtype import Precision, choose_precision
+from lora_ft.training.compute_dtype import ComputeDtype, choose_compute_dtype
 
 
 @dataclass(frozen=True)
-class Node:
+class RayNode:
     """What a node says of itself.
 
     Attributes:
@@ -27,13 +27,13 @@ class Node:
     host: str
     device: str
     memory: int
-    precision: Precision
+    precision: ComputeDtype
     version: str
     token: str | None
 
 
 @dataclass(frozen=True)
-class Portion:
+class ResourceRequest:
     """What of a node a pack may use: CPUs, and the part of one GPU."""
 
     cpus: float
@@ -43,7 +43,7 @@ class Portion:
         return f"{self.cpus:g} CPU{'s' * (self.cpus != 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
 
 
-def examine(place: str, name: str, asked: str, portion: Portion) -> Node:
+def examine(place: str, name: str, asked: str, portion: ResourceRequest) -> RayNode:
     """Look at this node.
 
     Args:
@@ -56,7 +56,7 @@ def examine(place: str, name: str, asked: str, portion: Portion) -> Node:
         from lora_ft.training.plan import this_device
 
         device = this_device()
-    return Node(
-        platform.node(), device, device_memory(device), choose_precision(asked, device), version("lora-ft"),
+    return RayNode(
+        platform.node(), device, device_memory(device), choose_compute_dtype(asked, device), version("lora-ft"),
         Storage(place).get(name),
     )  # fmt: skip

@@ -13,11 +13,11 @@ import torch
 
 from lora_ft.core.interrupts import Interrupted
 from lora_ft.models.bases import find_base
-from lora_ft.multi_lora.group_job import Work, open_frozen, train_one, use_threads
+from lora_ft.multi_lora.group_job import GroupJob, open_frozen, train_group, use_threads
 from lora_ft.multi_lora.group_member import describe
-from lora_ft.multi_lora.leased_snapshots import Held
-from lora_ft.multi_lora.progress_server import Reporter
-from lora_ft.multi_lora.ray_node import Portion
+from lora_ft.multi_lora.leased_snapshots import LeasedSnapshots
+from lora_ft.multi_lora.progress_server import RemoteProgress
+from lora_ft.multi_lora.ray_node import ResourceRequest
 from lora_ft.multi_lora.record import RECORD
 from lora_ft.multi_lora.storage import Storage
 
@@ -39,7 +39,7 @@ class Result:
     fault: str = ""
 
 
-def train_here(work: Work, place: str, shared: bool, portion: Portion, desk: Any) -> Result:
+def train_here(work: GroupJob, place: str, shared: bool, portion: ResourceRequest, desk: Any) -> Result:
     """Train a pack on this node, from its last snapshot if there is one. Nothing is raised but by a second Ctrl-C.
 
     Args:
@@ -51,7 +51,7 @@ def train_here(work: Work, place: str, shared: bool, portion: Portion, desk: Any
     """
     import ray
 
-    reporter = Reporter(work.number, lambda said: bool(ray.get(desk.report.remote(said))), _EVERY, time.monotonic)
+    reporter = RemoteProgress(work.number, lambda said: bool(ray.get(desk.report.remote(said))), _EVERY, time.monotonic)
     reporter.note(f"{len(work.names)} adapter{'s' * (len(work.names) > 1)} on {platform.node()}")
     reporter.flush()
     if reporter.stopping:
@@ -61,11 +61,13 @@ def train_here(work: Work, place: str, shared: bool, portion: Portion, desk: Any
         if shared:
             if storage.get(RECORD) is None:
                 return Result(fault=f"{platform.node()} does not see {place}")
-            return Result(_train(work, Held(work.folder, storage, work.number, run=work.run), portion, reporter))
+            return Result(
+                _train(work, LeasedSnapshots(work.folder, storage, work.number, run=work.run), portion, reporter)
+            )
         with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
             moved = replace(work, out=Path(scratch))
             storage.fetch(work.number, moved.out)
-            held = Held(moved.folder, storage, work.number, moved.out, work.run)
+            held = LeasedSnapshots(moved.folder, storage, work.number, moved.out, work.run)
             failed = _train(moved, held, portion, reporter)
             held.send()
             return Result(failed)
@@ -77,12 +79,12 @@ def train_here(work: Work, place: str, shared: bool, portion: Portion, desk: Any
         reporter.flush()
 
 
-def _train(work: Work, held: Held, portion: Portion, reporter: Reporter) -> dict[str, str]:
+def _train(work: GroupJob, held: LeasedSnapshots, portion: ResourceRequest, reporter: RemoteProgress) -> dict[str, str]:
     task, plan = work.first
     use_threads(plan.device, max(1, int(portion.cpus)))
     if plan.device == "cuda" and portion.gpus < 1:
         torch.cuda.set_per_process_memory_fraction(portion.gpus)  # or one pack could take another one's memory
     base = find_base(task.base)
-    return train_one(
+    return train_group(
         work, base, lambda: open_frozen(task, base, plan.device), held, reporter, lambda: reporter.stopping
     )

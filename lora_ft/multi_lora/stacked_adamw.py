@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_ft.multi_lora.stacked_weights import Stack
+from lora_ft.multi_lora.stacked_weights import StackedWeights
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # torch's and transformers' defaults
 _AT_ONCE = {"cpu": 2**18}  # elements that stay in the cache
@@ -41,7 +41,7 @@ class StackedAdamW:
         means, squares: [adapters, width], the two moments.
     """
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: StackedWeights) -> None:
         self._stack = stack
         self.means, self.squares = torch.zeros_like(stack.weights), torch.zeros_like(stack.weights)
 

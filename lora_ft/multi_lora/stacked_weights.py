@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_ft.multi_lora.batched_linear import SOURCE, TARGET, PackedLinear, Route
+from lora_ft.multi_lora.batched_linear import SOURCE, TARGET, BatchRouting, MultiLoraLinear
 from lora_ft.multi_lora.peft_adapter import Adapter, weight_name
 
 
 @dataclass(frozen=True)
-class Layer:
+class StackedLayer:
     """One adapted layer.
 
     Attributes:
@@ -41,7 +41,7 @@ class Layer:
         return rows[:, start : start + height * width].view(len(rows), height, width)
 
 
-class Stack:
+class StackedWeights:
     """Adapters put on a base, which is frozen. Its layers compute what `route` says.
 
     Attributes:
@@ -57,7 +57,7 @@ class Stack:
 
     def __init__(self, model: Any, adapters: Sequence[Adapter]) -> None:
         self.adapters = list(adapters)
-        self.route = Route()
+        self.route = BatchRouting()
         model.requires_grad_(False)
         found = [
             (name, module, rank)
@@ -66,18 +66,18 @@ class Stack:
         ]
         self.split = sum(module.in_features * rank for _, module, rank in found)
         a, b = 0, self.split
-        self.layers: list[Layer] = []
+        self.layers: list[StackedLayer] = []
         for name, module, rank in found:
-            self.layers.append(Layer(name, module.in_features, module.out_features, rank, a, b))
+            self.layers.append(StackedLayer(name, module.in_features, module.out_features, rank, a, b))
             a, b = a + module.in_features * rank, b + module.out_features * rank
         self.device = found[0][1].weight.device
         self.weights = torch.zeros(len(adapters), b, device=self.device)
         self.gradients = torch.zeros_like(self.weights)
-        self._linears: list[PackedLinear] = []
+        self._linears: list[MultiLoraLinear] = []
         for layer, (name, module, _) in zip(self.layers, found, strict=True):
             scale = torch.ones(len(adapters), device=self.device)
             a_view, b_view = layer.view(self.weights, "A"), layer.view(self.weights, "B")
-            linear = PackedLinear(module, self.route, a_view, b_view, scale, _side(name))
+            linear = MultiLoraLinear(module, self.route, a_view, b_view, scale, _side(name))
             _replace(model, name, linear)
             self._linears.append(linear)
         self._bind()

@@ -9,7 +9,7 @@ from lora_ft.core.hardware import CPUINFO, cpu_says
 
 
 @dataclass(frozen=True)
-class Precision:
+class ComputeDtype:
     """`name` is "bf16" (autocast; weights, norms and residual stay float32) or "fp32"."""
 
     name: str
@@ -20,22 +20,22 @@ class Precision:
         return self.name == "bf16"
 
 
-def choose_precision(asked: str, device: str) -> Precision:
+def choose_compute_dtype(asked: str, device: str) -> ComputeDtype:
     """The precision for a device ("cpu", "cuda", "mps"); `asked` is the task's train.precision."""
     if asked != "auto":
-        return Precision(asked, "as the task asks")
+        return ComputeDtype(asked, "as the task asks")
     if device == "cuda":
         import torch
 
         if torch.cuda.is_bf16_supported():
-            return Precision("bf16", "the GPU computes in bf16")
-        return Precision("fp32", "the GPU has no bf16, and T5 overflows in fp16")
+            return ComputeDtype("bf16", "the GPU computes in bf16")
+        return ComputeDtype("fp32", "the GPU has no bf16, and T5 overflows in fp16")
     if device == "cpu":
         able = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in cpu_flags()]
         if able:
-            return Precision("bf16", f"the CPU has {' and '.join(able)}")
-        return Precision("fp32", "the CPU has neither AMX nor AVX512 for bf16")
-    return Precision("fp32", f"bf16 is not tried on {device}")
+            return ComputeDtype("bf16", f"the CPU has {' and '.join(able)}")
+        return ComputeDtype("fp32", "the CPU has neither AMX nor AVX512 for bf16")
+    return ComputeDtype("fp32", f"bf16 is not tried on {device}")
 
 
 def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:

@@ -114,7 +114,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes of each kind; `RUNTIME` comes on top."""
 
     weights: int
@@ -138,7 +138,7 @@ def training(
     cpu: bool = False,
     bits: int = 32,
     factored: bool = False,
-) -> Memory:
+) -> MemoryEstimate:
     """Memory of a training step.
 
     Args:
@@ -162,7 +162,7 @@ def training(
         sides = ((shape.num_layers, batch.source), (shape.num_decoder_layers, batch.target))
         inputs = sum(4 * layers * batch.rows * length * shape.d_model for layers, length in sides)
         kept = inputs + max(stored(one, batch, rank=rank, bf16=bf16) for one in _single_layers(shape))
-    return Memory(
+    return MemoryEstimate(
         weights=weights + (2 * products if bf16 else 0),
         gradients=4 * trained,
         optimizer=0 if factored else 8 * trained,
@@ -197,13 +197,13 @@ def stored(shape: Shape, batch: Batch, *, rank: int, bf16: bool) -> int:
     return norms + width * (d * reads + attention + hidden + lora) + pairs
 
 
-def generation(shape: Shape, batch: Batch, *, bf16: bool = False) -> Memory:
+def generation(shape: Shape, batch: Batch, *, bf16: bool = False) -> MemoryEstimate:
     """Memory of generating: weights, keys and values of every layer, and the encoder's widest layer or the logits."""
     width = 2 if bf16 else 4
     cache = 2 * shape.num_decoder_layers * shape.inner * (batch.source + batch.target)
     layer = batch.source * (3 * shape.d_ff + 4 * shape.d_model) + 2 * shape.num_heads * batch.source**2
     widest = max(layer, shape.vocab_size)
-    return Memory(width * shape.parameters, 0, 0, width * batch.rows * (cache + widest))
+    return MemoryEstimate(width * shape.parameters, 0, 0, width * batch.rows * (cache + widest))
 
 
 def _single_layers(shape: Shape) -> tuple[Shape, Shape]:
@@ -215,7 +215,7 @@ def task_batch(task: Task) -> Batch:
     return Batch(task.train.per_device_train_batch_size, task.lengths.source, task.lengths.target)
 
 
-def task_memory(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: bool, cpu: bool) -> Memory:
+def task_memory(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: bool, cpu: bool) -> MemoryEstimate:
     """Memory of a task's training step; `adapter` are the parameters that it trains."""
     return training(shape, batch, rank=_rank(shape, adapter, task), adapter=adapter, bf16=bf16, cpu=cpu,
                     checkpointing=task.train.gradient_checkpointing, **_storage(task))  # fmt: skip

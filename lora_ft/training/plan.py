@@ -12,7 +12,7 @@ from lora_ft.data.batching import Encoded, padding_share
 from lora_ft.models.adapters import count_parameters
 from lora_ft.models.quantization import require_quantization
 from lora_ft.tasks.schema import Task
-from lora_ft.training.compute_dtype import Precision, choose_precision
+from lora_ft.training.compute_dtype import ComputeDtype, choose_compute_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ _STEP_EFFICIENCY = 0.7
 class Choices:
     """What depends on the machine and its load, and must not change when a run is resumed."""
 
-    precision: Precision
+    precision: ComputeDtype
     compile: bool
 
 
@@ -48,7 +48,7 @@ class Plan:
     """
 
     device: str
-    precision: Precision
+    precision: ComputeDtype
     compile: bool
     compile_reason: str
     steps: int
@@ -87,7 +87,7 @@ def make_plan(
     if task.lora.quantization:
         require_quantization(task.lora.quantization)
     device = this_device()
-    precision = started.precision if started else choose_precision(train.precision, device)
+    precision = started.precision if started else choose_compute_dtype(train.precision, device)
     global_batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
     per_epoch = math.ceil(len(rows) / global_batch)
     steps = train.max_steps or math.ceil(train.num_train_epochs * per_epoch)
@@ -125,7 +125,7 @@ def this_device() -> str:
 
 
 def _choose_compile(
-    asked: str, device: str, precision: Precision, work: float, processes: int, *, quantized: bool = False
+    asked: str, device: str, precision: ComputeDtype, work: float, processes: int, *, quantized: bool = False
 ) -> tuple[bool, str]:
     """Whether to compile, and why. `work` is parameters times tokens of the whole plan."""
     if asked != "auto":
@@ -146,7 +146,7 @@ def _choose_compile(
     return False, f"{estimate}; compiling alone takes {_minutes(_COMPILE_SECONDS)}"
 
 
-def _measured_flops(device: str, precision: Precision) -> float:
+def _measured_flops(device: str, precision: ComputeDtype) -> float:
     """Floating point operations a second that an uncompiled step may reach here, from a matrix product timed now."""
     import torch
 

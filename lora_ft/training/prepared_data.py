@@ -17,7 +17,7 @@ from lora_ft.training.feasibility import NO_VALIDATION, require_feasible
 
 
 @dataclass(frozen=True)
-class Material:
+class PreparedData:
     """A task with what it is trained from.
 
     Attributes:
@@ -37,7 +37,7 @@ class Material:
     record: RowRecord
 
 
-def gather(task: Task, base: Base, progress: Progress) -> Material:
+def prepare(task: Task, base: Base, progress: Progress) -> PreparedData:
     """Read a task's rows, the test rows too: a fault in them, or an overlap, is better known before training.
 
     Raises:
@@ -64,4 +64,4 @@ def gather(task: Task, base: Base, progress: Progress) -> Material:
             f"warning: {splits.overlap:,} prompts of other rows are training prompts too; scores will flatter"
         )
     validation = sorted(splits.validation, key=lambda one: -len(one.prompt))
-    return Material(task, tokenizer, splits, rows, validation, RowRecord.of(splits))
+    return PreparedData(task, tokenizer, splits, rows, validation, RowRecord.of(splits))

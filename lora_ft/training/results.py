@@ -24,13 +24,13 @@ from lora_ft.tasks.schema import Task
 from lora_ft.training import resume_points
 from lora_ft.training.output_folder import run_of
 from lora_ft.training.plan import Plan
-from lora_ft.training.trainer import Reporter, Trainer
+from lora_ft.training.trainer import ProgressReporter, Trainer
 
 CHOICES = "choices.json"
 
 
 def measured(
-    task: Task, plan: Plan, base: Base, trainer: Trainer, reporter: Reporter, splits: Splits, seconds: float
+    task: Task, plan: Plan, base: Base, trainer: Trainer, reporter: ProgressReporter, splits: Splits, seconds: float
 ) -> dict[str, Any]:
     """metrics.json of a run.
 

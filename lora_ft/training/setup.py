@@ -24,13 +24,13 @@ from lora_ft.tasks.files import task_text
 from lora_ft.tasks.schema import Task
 from lora_ft.training.plan import Plan
 from lora_ft.training.results import append_entry
-from lora_ft.training.trainer import Curves, Reporter, Trainer
+from lora_ft.training.trainer import Curves, ProgressReporter, Trainer
 
 
-def equip(
+def task_trainer(
     task: Task, plan: Plan, model: torch.nn.Module, tokenizer: Tokenizer, rows: Sequence[Encoded],
     validation: Sequence[Example], working: Path, progress: Progress,
-) -> tuple[Trainer, Reporter]:  # fmt: skip
+) -> tuple[Trainer, ProgressReporter]:  # fmt: skip
     """A trainer with the callbacks that log, report and stop early; and the one among them that is asked later.
 
     Args:
@@ -58,7 +58,7 @@ def equip(
         generation=_generation(task, own, tokenizer),
         compute_metrics=_scorer(task, tokenizer, eval_rows) if arguments.predict_with_generate else None,
     )
-    reporter = Reporter(progress, lambda: trainer.positions, lambda entry: append_entry(log, entry))
+    reporter = ProgressReporter(progress, lambda: trainer.positions, lambda entry: append_entry(log, entry))
     if arguments.should_save:
         trainer.add_callback(reporter)
         if "tensorboard" in task.train.report_to:

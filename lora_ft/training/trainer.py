@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.interrupts import Interrupts
 from lora_ft.core.progress import Progress
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import IGNORED
 from lora_ft.data.batching import Encoded, LengthSampler, collate, count_positions
 from lora_ft.models.generation import only
@@ -73,7 +73,7 @@ class Trainer(Seq2SeqTrainer):
     optimizer: Any  # transformers', set by `create_optimizer`
 
     def __init__(self, *, bf16: bool, compiled: bool, train_rows: Sequence[Encoded], eval_rows: Sequence[Encoded],
-                 args: Any, special: Special, smoothing: float = 0.0, loraplus_lr_ratio: float | None = None,
+                 args: Any, special: SpecialTokens, smoothing: float = 0.0, loraplus_lr_ratio: float | None = None,
                  generation: dict[str, Any] | None = None, **options: Any) -> None:  # fmt: skip
         self._bf16, self._compiled, self._loraplus_lr_ratio = bf16, compiled, loraplus_lr_ratio
         self.special, self._generation = special, generation or {}
@@ -212,7 +212,7 @@ def reschedule(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
     scheduler._last_lr = rates  # which is logged
 
 
-class Reporter(TrainerCallback):
+class ProgressReporter(TrainerCallback):
     """Tells the progress display the loss, the speed, the padding and the scores.
 
     Attributes:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from lora_ft.core.codecs import codec_named
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export.bundle.adapter_slots import Adapter, LowRank
-from lora_ft.export.bundle.bank import Member
+from lora_ft.export.bundle.bank import BankAdapter
 from lora_ft.export.bundle.publish_bank import write_bank
 from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Probe, Report
@@ -55,7 +55,7 @@ def samples(seed: int = 0, rows: int = 8) -> tuple[Sample, ...]:
     return tuple(Sample(rng.integers(3, 60, 12), np.array([PAD, *rng.integers(3, 60, 6)])) for _ in range(rows))
 
 
-def member(name: str, adapter: Adapter, whole: Path, **origin: Any) -> Member:
+def member(name: str, adapter: Adapter, whole: Path, **origin: Any) -> BankAdapter:
     """An adapter as `put` takes it.
 
     Args:
@@ -65,13 +65,13 @@ def member(name: str, adapter: Adapter, whole: Path, **origin: Any) -> Member:
         origin: what differs from `ORIGIN`.
     """
     tokenizer = Tokenizer(whole / "tokenizer.json", codec_named(origin.pop("codec", "none")))
-    return Member(
+    return BankAdapter(
         name, adapter, replace(ORIGIN, adapter=name, **origin), tokenizer, lambda: references(whole),
         Probe.of(next(references(whole)), SPECIAL), samples(),
     )  # fmt: skip
 
 
-def make_bank(checkpoint: Path, members: Sequence[Member], out: Path, **changes: Any) -> dict[str, Report]:
+def make_bank(checkpoint: Path, members: Sequence[BankAdapter], out: Path, **changes: Any) -> dict[str, Report]:
     """A bank on a tiny checkpoint; `changes` are arguments of `write_bank`."""
     return write_bank(
         checkpoint, Tokenizer(checkpoint / "tokenizer.json"), replace(ORIGIN, adapter=""), references(checkpoint),

@@ -13,17 +13,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 from transformers.utils import logging
 
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.core.tokenizer import ragged as filled
-from lora_ft.export.bundle.assemble import Origin
+from lora_ft.export.bundle.assemble import BundleMetadata
 from lora_ft.export.bundle.publish import write_bundle
 from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Reference, Report
 
 PAD, END = 0, 1
-SPECIAL = Special(PAD, (END,), PAD)
-ORIGIN = Origin(
+SPECIAL = SpecialTokens(PAD, (END,), PAD)
+ORIGIN = BundleMetadata(
     base="tiny",
     adapter="say",
     template="say: {text}",

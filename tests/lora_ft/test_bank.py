@@ -18,7 +18,7 @@ from lora_ft.bank import add, export_bank, remove
 from lora_ft.cli import run as command
 from lora_ft.compare import compare
 from lora_ft.core.errors import LoraFtError, UsageError
-from lora_ft.deployment.bank_adapter import Checks, Oracle
+from lora_ft.deployment.bank_adapter import PeftReference, VerificationSettings
 from lora_ft.deployment.bank_entries import entries
 from lora_ft.evaluate import evaluate, evaluate_bank
 from lora_ft.export.runtime import Generator
@@ -36,7 +36,7 @@ from tests.test_base_install import COMMAND, python
 from tests.tiny import save_tiny_t5
 
 TEXTS = ["abc", "a much longer text that is cut somewhere at forty eight tokens or so", "x", "some words"]
-CHECKS = Checks(rows=4)
+CHECKS = VerificationSettings(rows=4)
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +150,7 @@ def test_an_adapter_that_is_added_later_is_as_one_that_was_there(bank: Path, oth
 
 
 def test_a_rounded_bank_keeps_the_score(tiny_run: Run, other_run: Run, tmp_path: Path) -> None:
-    checks = Checks(rows=4, score_rows=6, max_drop=100)
+    checks = VerificationSettings(rows=4, score_rows=6, max_drop=100)
     done = export_bank([str(tiny_run.folder)], tmp_path / "bank", precision="int8", checks=checks)
     assert 0 < done.reports["tiny"].divergence < 0.05
     (entry,) = entries(tmp_path / "bank")
@@ -165,7 +165,9 @@ def test_a_score_that_falls_is_refused_unless_forced(
     with pytest.raises(LoraFtError, match="loses too much in this bank"):
         export_bank([str(tiny_run.folder)], tmp_path / "bank", precision="int8", checks=CHECKS)
     assert list(tmp_path.iterdir()) == []
-    export_bank([str(tiny_run.folder)], tmp_path / "bank", precision="int8", checks=Checks(rows=2, force=True))
+    export_bank(
+        [str(tiny_run.folder)], tmp_path / "bank", precision="int8", checks=VerificationSettings(rows=2, force=True)
+    )
     (entry,) = entries(tmp_path / "bank")
     assert entry.gate is not None and entry.gate["forced"]
 
@@ -349,7 +351,7 @@ def test_one_base_serves_every_adapter(
     export_bank([str(tiny_run.folder), str(other_run.folder)], tmp_path / "bank", checks=CHECKS, precision="int8")
     add(tmp_path / "bank", [f"a={other_run.folder}", f"b={tiny_run.folder}"], checks=CHECKS)
     assert len(loaded) == 2  # one a job
-    oracle = Oracle(find_base(tiny_run.task.base))
+    oracle = PeftReference(find_base(tiny_run.task.base))
     before = {name: value.clone() for name, value in oracle.plain().state_dict().items()}
     for run in (other_run, tiny_run):
         model = oracle.adapted(run)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lora_ft.core.errors import UsageError
-from lora_ft.run_registry import entry, remove, shelf
+from lora_ft.run_registry import entry, list_runs, remove
 from lora_ft.runs.run import Run
 
 
@@ -22,7 +22,7 @@ def folder(tiny_run: Run, tmp_path: Path) -> Path:
 
 
 def test_adapters_come_by_name_with_what_is_known_of_them(folder: Path, tiny_run: Run) -> None:
-    found = shelf(folder)
+    found = list_runs(folder)
     assert [one.name for one in found] == ["a", "b"]
     one = found[0]
     assert (one.rank, one.metric, one.score) == (8, "loss", tiny_run.metrics["best_metric"])
@@ -38,7 +38,7 @@ def test_the_best_of_a_grid_is_marked(folder: Path) -> None:
 def test_runs_without_an_adapter_are_left_out(folder: Path) -> None:
     task = yaml.safe_load((folder / "a" / "task.yaml").read_text())
     (folder / "a" / "task.yaml").write_text(yaml.safe_dump(task | {"method": "full"}))
-    assert [one.name for one in shelf(folder)] == ["b"]
+    assert [one.name for one in list_runs(folder)] == ["b"]
     with pytest.raises(UsageError, match="leaves no adapter"):
         entry(folder / "a")
 
@@ -46,7 +46,7 @@ def test_runs_without_an_adapter_are_left_out(folder: Path) -> None:
 def test_a_folder_without_runs_is_no_shelf(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UsageError, match="holds no runs"):
-            shelf(place)
+            list_runs(place)
 
 
 def test_nothing_is_removed_where_one_is_no_run(folder: Path) -> None:

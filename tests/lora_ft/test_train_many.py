@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lora_ft.core.errors import UsageError
-from lora_ft.multi_lora.dashboard import SilentBoard
+from lora_ft.multi_lora.dashboard import SilentDashboard
 from lora_ft.multi_lora.snapshots import Snapshots
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import load_task, save_task
@@ -189,7 +189,7 @@ def test_what_does_not_fit_together_is_trained_in_several_packs(make_task: MakeT
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"t0", "t1", "t2"}
 
 
-class Noting(SilentBoard):
+class Noting(SilentDashboard):
     """Remembers what was said."""
 
     def __init__(self, said: list[str]) -> None:
@@ -296,7 +296,7 @@ def test_resuming_needs_unfinished_packs_of_the_same_tasks(make_task: MakeTask, 
     with pytest.raises(UsageError, match="no unfinished packs"):
         train_pack(tasks, out, resume=True)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.multi_lora.group.Pack.step", interrupt)
+        patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", interrupt)
         train_pack(tasks, out)
     with pytest.raises(UsageError, match="of other tasks"):
         train_pack(tasks[:1], out, resume=True)

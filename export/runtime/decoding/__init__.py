@@ -15,14 +15,14 @@ from dataclasses import replace
 import numpy as np
 
 from lora_ft.core.generation_options import Options
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.export.runtime.decoding import beam, constrained, greedy, prompt_lookup, sampling
-from lora_ft.export.runtime.decoding.types import Piece
+from lora_ft.export.runtime.decoding.types import TokenChunk
 from lora_ft.export.runtime.model import Model, Source
 
-Strategy = Callable[[Model, Source, Sequence[np.ndarray], Options, Special], Iterator[Piece]]
+Strategy = Callable[[Model, Source, Sequence[np.ndarray], Options, SpecialTokens], Iterator[TokenChunk]]
 
-__all__ = ["Piece", "Special", "Strategy", "strategy"]
+__all__ = ["SpecialTokens", "Strategy", "TokenChunk", "strategy"]
 
 
 def strategy(options: Options, *, stream: bool = False) -> Strategy:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lora_ft.core.generation_options import Options
-from lora_ft.core.special_tokens import Special
-from lora_ft.export.runtime.decoding.types import Piece
+from lora_ft.core.special_tokens import SpecialTokens
+from lora_ft.export.runtime.decoding.types import TokenChunk
 from lora_ft.export.runtime.model import Model, Source
 from lora_ft.export.runtime.processors import editing, processors
 
@@ -19,8 +19,8 @@ _WORST = np.float32(-1e9)
 
 
 def search(
-    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: Special
-) -> Iterator[Piece]:
+    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: SpecialTokens
+) -> Iterator[TokenChunk]:
     """The best of the answers that `num_beams` beams find, `num_return_sequences` of them for each source."""
     beams = options.num_beams
     edits = processors(options, special)
@@ -56,7 +56,7 @@ def search(
                 for rank in range(options.num_return_sequences):
                     answer = int(numbers[row]) * options.num_return_sequences + rank
                     whole = special.trim(finished.tokens[row, rank, 1:])
-                    yield Piece(answer, whole, finished.scores[row, rank, None])
+                    yield TokenChunk(answer, whole, finished.scores[row, rank, None])
             rows = np.flatnonzero(going)
             if not len(rows):
                 return
@@ -78,7 +78,7 @@ class _Finished:
         self._hope = hope  # [b]: whether a running beam may still beat the worst of these
 
     @classmethod
-    def none(cls, rows: int, options: Options, special: Special) -> _Finished:
+    def none(cls, rows: int, options: Options, special: SpecialTokens) -> _Finished:
         shape = rows, options.num_beams
         tokens = np.full((*shape, options.max_new_tokens + 1), special.pad)
         return cls(options, tokens, np.full(shape, _WORST), np.zeros(shape, bool), np.ones(rows, bool))

@@ -7,21 +7,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lora_ft.core.generation_options import Options
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.trie import Trie
-from lora_ft.export.runtime.decoding.types import Piece
+from lora_ft.export.runtime.decoding.types import TokenChunk
 from lora_ft.export.runtime.model import Model, Source
 
 
 def search(
-    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: Special
-) -> Iterator[Piece]:
+    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: SpecialTokens
+) -> Iterator[TokenChunk]:
     """The likeliest token that an allowed answer has there, again and again; a decided row leaves the batch."""
     trie = Trie(options.allowed, special.end)
     rows = np.arange(source.rows)
     shared = trie.forced([])
     if shared:
-        yield from (Piece(int(row), np.array(shared)) for row in rows)
+        yield from (TokenChunk(int(row), np.array(shared)) for row in rows)
     if shared[-1:] == [special.end]:  # a single answer is allowed
         return
     cache = model.cache(source.rows)
@@ -38,7 +38,7 @@ def search(
             if decided[i]:
                 new += rest
             said[i] += new
-            yield Piece(int(row), np.array(new))
+            yield TokenChunk(int(row), np.array(new))
         going = np.flatnonzero(~decided)
         if 0 < len(going) < len(rows):
             source = model.select_source(source, going)

@@ -29,18 +29,20 @@ _DRAFTED = 16  # calls with drafts before that is asked
 _OFF, _LONGEST_OFF = 64, 1024  # calls without any where they did not
 
 
-def _locked(method: Callable[Concatenate[Pace, _P], _R]) -> Callable[Concatenate[Pace, _P], _R]:
+def _locked(
+    method: Callable[Concatenate[DraftLengthController, _P], _R],
+) -> Callable[Concatenate[DraftLengthController, _P], _R]:
     """Let one thread at a time call a method: all threads of a model learn together."""
 
     @functools.wraps(method)
-    def call(self: Pace, /, *args: _P.args, **options: _P.kwargs) -> _R:
+    def call(self: DraftLengthController, /, *args: _P.args, **options: _P.kwargs) -> _R:
         with self.lock:
             return method(self, *args, **options)
 
     return call
 
 
-class Pace:
+class DraftLengthController:
     """What was learnt of a model's calls and of the drafts it was given; threads may share it.
 
     Attributes:

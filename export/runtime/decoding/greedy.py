@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lora_ft.core.generation_options import Options
-from lora_ft.core.special_tokens import Special
-from lora_ft.export.runtime.decoding.types import Piece
+from lora_ft.core.special_tokens import SpecialTokens
+from lora_ft.export.runtime.decoding.types import TokenChunk
 from lora_ft.export.runtime.model import Model, Source
 
 _CHUNK = 16  # steps between looks at which rows have ended
 
 
 def search(
-    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: Special
-) -> Iterator[Piece]:
+    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: SpecialTokens
+) -> Iterator[TokenChunk]:
     """The likeliest token, again and again."""
     rows = np.arange(source.rows)
     cache = model.cache(source.rows)
@@ -31,7 +31,7 @@ def search(
             done |= special.ended(tokens[:, 0])
             made += 1
         for row, new in zip(rows, np.concatenate(steps, axis=1), strict=True):
-            yield Piece(int(row), special.trim(new))
+            yield TokenChunk(int(row), special.trim(new))
         going = np.flatnonzero(~done)
         if 0 < len(going) < len(rows):
             rows, tokens, source = rows[going], tokens[going], model.select_source(source, going)

@@ -18,19 +18,19 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from lora_ft.core.generation_options import Options
-from lora_ft.core.special_tokens import Special
-from lora_ft.export.runtime.decoding.draft_length import LONGEST, Pace
-from lora_ft.export.runtime.decoding.types import Piece
+from lora_ft.core.special_tokens import SpecialTokens
+from lora_ft.export.runtime.decoding.draft_length import LONGEST, DraftLengthController
+from lora_ft.export.runtime.decoding.types import TokenChunk
 from lora_ft.export.runtime.model import Model, Source
 
 _NGRAM = 3  # most tokens that are looked for
-_PACES: WeakKeyDictionary[Model, Pace] = WeakKeyDictionary()
+_PACES: WeakKeyDictionary[Model, DraftLengthController] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
-def _pace_of(model: Model) -> Pace:
+def _pace_of(model: Model) -> DraftLengthController:
     with _LOCK:
-        return _PACES.setdefault(model, Pace())
+        return _PACES.setdefault(model, DraftLengthController())
 
 
 def _unlock() -> None:
@@ -46,8 +46,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def search(
-    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: Special
-) -> Iterator[Piece]:
+    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: SpecialTokens
+) -> Iterator[TokenChunk]:
     """The likeliest token, again and again, several a call."""
     rows = [_Row(i, row.tolist(), special.start) for i, row in enumerate(ids)]
     cache = model.cache(len(rows))
@@ -72,7 +72,7 @@ def search(
             for i, row in enumerate(rows):
                 if row.going:
                     row.extend(best[i].tolist())
-                    yield Piece(row.number, best[i])
+                    yield TokenChunk(row.number, best[i])
         else:
             agreed = np.full(len(rows), -1)  # of a row that has ended, not even the first token stays
             for i, row in enumerate(rows):
@@ -82,7 +82,7 @@ def search(
                     pace.accepted(row.found, int(agreed[i]), len(draft))
                     new = special.trim(best[i, : agreed[i] + 1])
                     row.extend(new.tolist())
-                    yield Piece(row.number, new)
+                    yield TokenChunk(row.number, new)
             pace.gave(len(rows), seconds, len(going), int(agreed.sum()) + len(rows))
             cache.forget(width - 1 - agreed)
         for row in going:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lora_ft.core.generation_options import Options
-from lora_ft.core.special_tokens import Special
-from lora_ft.export.runtime.decoding.types import Piece
+from lora_ft.core.special_tokens import SpecialTokens
+from lora_ft.export.runtime.decoding.types import TokenChunk
 from lora_ft.export.runtime.model import Cache, Model, Source
 from lora_ft.export.runtime.processors import Processor, editing, log_softmax, processors, softmax
 
@@ -16,8 +16,8 @@ _NONE = np.empty(0)
 
 
 def search(
-    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: Special
-) -> Iterator[Piece]:
+    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: SpecialTokens
+) -> Iterator[TokenChunk]:
     """Tokens as the options choose them; a source leaves the batch when all its answers have ended."""
     copies = options.num_return_sequences
     rng = np.random.default_rng(options.seed)
@@ -30,7 +30,7 @@ def search(
     for made in range(1, options.max_new_tokens + 1):
         chosen, scores = _next(model, source, cache, tokens[:, :made], options, edits, rng)
         for i, answer in numbers:
-            yield Piece(answer, chosen[i : i + 1], scores[i : i + 1] if options.output_scores else None)
+            yield TokenChunk(answer, chosen[i : i + 1], scores[i : i + 1] if options.output_scores else None)
         tokens[:, made] = chosen
         ended = special.ended(chosen)
         if not ended.any():

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 
-__all__ = ["Piece", "Special"]
+__all__ = ["SpecialTokens", "TokenChunk"]
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenChunk:
     """The next tokens of an answer.
 
     Attributes:

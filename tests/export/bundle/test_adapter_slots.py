@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from lora_ft.core.errors import UsageError
-from lora_ft.export.bundle.adapter_slots import Changed, LowRank, Plan, folded, inner_peaks, packed, ranks_of
+from lora_ft.export.bundle.adapter_slots import (
+    AdapterSlots,
+    LowRank,
+    MergedWeights,
+    folded,
+    inner_peaks,
+    pack_adapter,
+    ranks_of,
+)
 from lora_ft.export.bundle.assemble import read_model
 from lora_ft.export.onnx.lora import Group
 from lora_ft.export.onnx.precision import NAMED
@@ -24,9 +32,9 @@ def draw(rank: int, seed: int = 0, inputs: int = 6, outputs: int = 5) -> LowRank
     return LowRank(rng.standard_normal((rank, inputs), np.float32), rng.standard_normal((outputs, rank), np.float32))
 
 
-def plan(exact: bool, **changes: bool) -> Plan:
+def plan(exact: bool, **changes: bool) -> AdapterSlots:
     group = Group(LAYERS, 6, 5, 4, exact, **changes)
-    return Plan(dict.fromkeys(LAYERS, 4), {group.name: group})
+    return AdapterSlots(dict.fromkeys(LAYERS, 4), {group.name: group})
 
 
 def whole(arrays: dict[str, np.ndarray], part: int, group: Group) -> np.ndarray:
@@ -39,7 +47,7 @@ def test_exact_arrays_are_the_adapter_padded() -> None:
     adapter = {"x.q": draw(3, 1), "x.v": draw(4, 2)}
     room = plan(True)
     (group,) = room.groups.values()
-    arrays = packed(room, adapter, {})
+    arrays = pack_adapter(room, adapter, {})
     assert {name: (array.dtype.name, array.shape) for name, array in arrays.items()} == group.values
     for part, layer in enumerate(LAYERS):
         expected = adapter[layer].b @ adapter[layer].a if layer in adapter else np.zeros((5, 6))
@@ -53,7 +61,7 @@ def test_bytes_are_nearly_the_adapter_and_within_seven_bits() -> None:
     rng = np.random.default_rng(3)
     x = rng.standard_normal((200, 6)).astype(np.float32)
     peaks = {layer: np.abs(x @ change.a.T).max(axis=0) for layer, change in adapter.items()}
-    arrays = packed(room, adapter, peaks)
+    arrays = pack_adapter(room, adapter, peaks)
     assert {name: (array.dtype.name, array.shape) for name, array in arrays.items()} == group.values
     a, b, a_scale, b_scale = (arrays[name].astype(np.float64) for name in group.values)
     assert max(np.abs(a).max(), np.abs(b).max()) == 63
@@ -67,7 +75,7 @@ def test_bytes_are_nearly_the_adapter_and_within_seven_bits() -> None:
 
 def test_a_plan_survives_its_file() -> None:
     room = plan(False, by_row=True)
-    assert Plan.read(json.loads(json.dumps(room.as_dict()))) == room
+    assert AdapterSlots.read(json.loads(json.dumps(room.as_dict()))) == room
 
 
 def test_what_does_not_fit_is_named() -> None:
@@ -88,7 +96,7 @@ def test_folding_an_adapter_is_folding_the_changed_weight(checkpoint: Path) -> N
     architecture, weights = read_model(checkpoint)
     adapter = draw_adapter(checkpoint, 1)
     fold = Folded(architecture, weights, calibrate(architecture, weights, samples()), NAMED["int8"].storage).fold
-    base, both = Folded.by(weights, fold), Folded.by(Changed(weights, adapter), fold)
+    base, both = Folded.by(weights, fold), Folded.by(MergedWeights(weights, adapter), fold)
     own = folded(adapter, fold)
     assert {name for layer in fold.rows for name in own if name == layer}
     for layer, change in own.items():
@@ -103,7 +111,7 @@ def test_inner_peaks_are_those_of_what_a_makes(checkpoint: Path, by_row: bool) -
     layer, seen = "encoder.block.0.layer.0.SelfAttention.q", samples(rows=3)
     adapter = {layer: draw(2, inputs=architecture.d_model, outputs=architecture.width)}
     group = Group((layer,), architecture.d_model, architecture.width, 2, False, by_row)
-    found = inner_peaks(architecture, weights, adapter, Plan({layer: 2}, {layer: group}), seen)
+    found = inner_peaks(architecture, weights, adapter, AdapterSlots({layer: 2}, {layer: group}), seen)
     expected = np.zeros(2)
     for sample in seen:
         x = weights["shared.weight"][sample.source]

@@ -13,7 +13,7 @@ import pytest
 from lora_ft.core.errors import UsageError
 from lora_ft.export.bundle import bank as shelf
 from lora_ft.export.bundle.assemble import read_model
-from lora_ft.export.bundle.bank import Member, Room, put, remove
+from lora_ft.export.bundle.bank import BankAdapter, BankLayout, add_adapter, remove_adapter
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.manifest import read_manifest
 from tests.export.banks import draw_adapter, make_bank, member, merged
@@ -21,13 +21,13 @@ from tests.export.oracle import TEXTS
 
 
 @pytest.fixture(scope="module")
-def member_one(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Member:
+def member_one(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> BankAdapter:
     adapter = draw_adapter(checkpoint, 1)
     return member("one", adapter, merged(checkpoint, adapter, tmp_path_factory.mktemp("one") / "whole"))
 
 
 @pytest.fixture(scope="module")
-def made(checkpoint: Path, member_one: Member, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(checkpoint: Path, member_one: BankAdapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "bank"
     make_bank(checkpoint, [member_one], out)
     return out
@@ -39,7 +39,7 @@ def bank(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def two(checkpoint: Path, tmp_path: Path) -> Member:
+def two(checkpoint: Path, tmp_path: Path) -> BankAdapter:
     adapter = draw_adapter(checkpoint, 2, rank=2)
     return member("two", adapter, merged(checkpoint, adapter, tmp_path / "whole"))
 
@@ -48,21 +48,21 @@ def files(bank: Path) -> dict[str, bytes]:
     return {str(path.relative_to(bank)): path.read_bytes() for path in bank.rglob("*") if path.is_file()}
 
 
-def test_the_base_is_not_touched(bank: Path, two: Member, checkpoint: Path) -> None:
+def test_the_base_is_not_touched(bank: Path, two: BankAdapter, checkpoint: Path) -> None:
     before = files(bank)
-    assert put(bank, two, *read_model(checkpoint)).passed
+    assert add_adapter(bank, two, *read_model(checkpoint)).passed
     after = files(bank)
     assert {name for name in before if after[name] != before[name]} == {"manifest.json"}
     generator = Generator.load(bank, threads=1)
     assert generator.adapters == ["one", "two"]
-    remove(bank, ["one"])
+    remove_adapter(bank, ["one"])
     assert Generator.load(bank, threads=1).generate(TEXTS, adapter="two") == generator.generate(TEXTS, adapter="two")
     assert sorted(name.split(".")[0] for name in files(bank) if "adapters" in name) == ["adapters/two"]
 
 
 @pytest.mark.parametrize("where", ["store", "compare", "write_json"])
 def test_what_fails_midway_leaves_the_bank_as_it_was(
-    bank: Path, two: Member, checkpoint: Path, where: str, monkeypatch: pytest.MonkeyPatch
+    bank: Path, two: BankAdapter, checkpoint: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
         raise OSError("the disk is gone")
@@ -70,7 +70,7 @@ def test_what_fails_midway_leaves_the_bank_as_it_was(
     before = files(bank)
     monkeypatch.setattr(shelf, where, fail)
     with pytest.raises(OSError, match="disk is gone"):
-        put(bank, two, *read_model(checkpoint))
+        add_adapter(bank, two, *read_model(checkpoint))
     assert files(bank) == before
 
 
@@ -78,22 +78,22 @@ def test_what_a_killed_process_left_goes_with_the_next_change(bank: Path) -> Non
     (bank / "adapters" / ".123.partial").write_text("half")
     (bank / "adapters" / "lost.0123456789abcdef.safetensors").write_text("half")
     Generator.load(bank)
-    remove(bank, [])
+    remove_adapter(bank, [])
     assert [path.name.split(".")[0] for path in (bank / "adapters").iterdir()] == ["one"]
 
 
-def test_an_adapter_is_replaced_only_when_asked(bank: Path, member_one: Member, checkpoint: Path) -> None:
+def test_an_adapter_is_replaced_only_when_asked(bank: Path, member_one: BankAdapter, checkpoint: Path) -> None:
     with pytest.raises(UsageError, match=r"has an adapter 'one'; take NAME=RUN with another name, or --overwrite"):
-        put(bank, member_one, *read_model(checkpoint))
+        add_adapter(bank, member_one, *read_model(checkpoint))
     loaded = Generator.load(bank, threads=1)
-    assert put(bank, member_one, *read_model(checkpoint), overwrite=True).passed
+    assert add_adapter(bank, member_one, *read_model(checkpoint), overwrite=True).passed
     assert loaded.generate(TEXTS, adapter="one") == Generator.load(bank, threads=1).generate(TEXTS, adapter="one")
 
 
 def test_who_has_a_bank_open_goes_on_with_what_was_removed(bank: Path) -> None:
     generator = Generator.load(bank, threads=1)
     expected = generator.generate(TEXTS, adapter="one")
-    remove(bank, ["one"])
+    remove_adapter(bank, ["one"])
     assert generator.generate(TEXTS, adapter="one") == expected
     assert Generator.load(bank).adapters == []
 
@@ -120,8 +120,8 @@ def test_two_processes_change_a_bank_in_turns(bank: Path) -> None:
 
 
 def test_a_room_is_read_as_it_was_written(bank: Path, tmp_path: Path, checkpoint: Path) -> None:
-    room = Room.read(bank)
+    room = BankLayout.read(bank)
     assert (room.fold.columns, room.fold.rows, room.fold.peaks) == ({}, {}, {})
     assert max(room.plan.ranks.values()) == 4
     with pytest.raises(UsageError, match="takes no adapters"):
-        Room.read(checkpoint)
+        BankLayout.read(checkpoint)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.onnx.argmax import likeliest
+from lora_ft.export.onnx.argmax import argmax
 from lora_ft.export.onnx.graph import BOOL, FLOAT, INT64, Graph
 from lora_ft.export.runtime.session import open_session
 
@@ -18,7 +18,7 @@ def found(logits: np.ndarray, barred: int | None = None, when: bool = True) -> n
     g = Graph("likeliest")
     x = g.input("logits", FLOAT, "b", "q", logits.shape[2])
     condition = g.input("when", BOOL)
-    likeliest(g, x, logits.shape[2], g.output("token", INT64, "b", "q"),
+    argmax(g, x, logits.shape[2], g.output("token", INT64, "b", "q"),
               None if barred is None else ((barred,), condition))  # fmt: skip
     session = open_session(g.model().SerializeToString(), 1)
     return np.asarray(session.run(None, {"logits": logits, "when": np.array(when)})[0])

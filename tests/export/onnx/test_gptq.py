@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.export.onnx import gptq
-from lora_ft.export.onnx.gptq import compensated, nearest
+from lora_ft.export.onnx.gptq import round_to_nearest, round_with_compensation
 
 SIZES = [32, 128]
 
@@ -33,7 +33,7 @@ def read_back(steps: np.ndarray, scale: np.ndarray, bits: int, inputs: int) -> n
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (3, 31), (5, 32), (7, 100), (64, 256)])
 def test_the_nearest_step_is_at_most_half_a_step_away(size: int, bits: int, outputs: int, inputs: int) -> None:
     weight = weights(outputs, inputs)
-    steps, scale = nearest(weight, bits, size)
+    steps, scale = round_to_nearest(weight, bits, size)
     assert steps.shape == (outputs, -(-inputs // size), size) and scale.shape == steps.shape[:2]
     away = np.abs(read_back(steps, scale, bits, inputs) - weight)
     width = np.repeat(np.abs(scale), size, axis=1)[:, :inputs]
@@ -48,7 +48,7 @@ def test_compensated_weights_put_out_what_is_closer(outputs: int, inputs: int, s
     exact = rows @ weight.T
     errors = [
         np.linalg.norm(rows @ read_back(*found, 4, inputs).T - exact)
-        for found in (compensated(weight, rows.T @ rows, 4, 32), nearest(weight, 4, 32))
+        for found in (round_with_compensation(weight, rows.T @ rows, 4, 32), round_to_nearest(weight, 4, 32))
     ]
     assert errors[0] <= errors[1] * 0.8
 
@@ -56,7 +56,7 @@ def test_compensated_weights_put_out_what_is_closer(outputs: int, inputs: int, s
 @given(st.integers(1, 40), st.integers(1, 100), st.sampled_from([4, 8]), st.integers(0, 9))
 def test_compensated_weights_lie_on_the_grid(outputs: int, inputs: int, bits: int, seed: int) -> None:
     rows = correlated(300, inputs, seed)
-    steps, scale = compensated(weights(outputs, inputs, seed), rows.T @ rows, bits, 32)
+    steps, scale = round_with_compensation(weights(outputs, inputs, seed), rows.T @ rows, bits, 32)
     assert steps.shape == (outputs, -(-inputs // 32), 32) and scale.shape == steps.shape[:2]
     assert steps.max() < 1 << bits and np.isfinite(scale).all() and scale.all()
 
@@ -66,14 +66,14 @@ def test_compensation_takes_away_most_of_the_error_where_inputs_are_alike() -> N
     exact = rows @ weight.T
     compensated_error, nearest_error = (
         np.linalg.norm(rows @ read_back(*found, 4, 256).T - exact)
-        for found in (compensated(weight, rows.T @ rows, 4, 32), nearest(weight, 4, 32))
+        for found in (round_with_compensation(weight, rows.T @ rows, 4, 32), round_to_nearest(weight, 4, 32))
     )
     assert compensated_error < 0.4 * nearest_error
 
 
 def test_inputs_that_have_nothing_in_common_are_rounded_to_the_nearest() -> None:
     weight = weights(9, 96)
-    steps, scale = compensated(weight, np.diag(np.arange(1.0, 97)), 4, 32)
+    steps, scale = round_with_compensation(weight, np.diag(np.arange(1.0, 97)), 4, 32)
     np.testing.assert_array_equal(steps, np.clip(np.rint(weight.reshape(9, 3, 32) / scale[..., None]) + 8, 0, 15))
 
 
@@ -81,7 +81,7 @@ def test_the_scale_of_a_block_is_the_one_that_costs_least() -> None:
     weight, importance = weights(200, 96), np.arange(1.0, 97)
     costs = [
         (importance * (read_back(*found, 4, 96) - weight) ** 2).reshape(200, 3, 32).sum(2)
-        for found in (compensated(weight, np.diag(importance), 4, 32), nearest(weight, 4, 32))
+        for found in (round_with_compensation(weight, np.diag(importance), 4, 32), round_to_nearest(weight, 4, 32))
     ]
     assert (costs[0] <= costs[1] * 1.0001).all()
     assert costs[0].sum() < 0.95 * costs[1].sum()
@@ -89,9 +89,9 @@ def test_the_scale_of_a_block_is_the_one_that_costs_least() -> None:
 
 def test_outputs_are_rounded_alike_together_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, rows = weights(37, 70), correlated(50, 70)
-    whole = compensated(weight, rows.T @ rows, 4, 32)
+    whole = round_with_compensation(weight, rows.T @ rows, 4, 32)
     monkeypatch.setattr(gptq, "_OUTPUTS", 5)
-    parts = compensated(weight, rows.T @ rows, 4, 32)
+    parts = round_with_compensation(weight, rows.T @ rows, 4, 32)
     assert (whole[0] != parts[0]).mean() < 0.01  # a sum in another order may fall to the other side of a half
     np.testing.assert_allclose(whole[1], parts[1], rtol=1e-3)
 
@@ -99,14 +99,14 @@ def test_outputs_are_rounded_alike_together_and_alone(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("moments", [np.zeros((40, 40)), np.full((40, 40), 1e-30), np.ones((40, 40))])
 def test_a_calibration_that_says_little_does_no_harm(moments: np.ndarray) -> None:
     weight = weights(6, 40)
-    steps, scale = compensated(weight, moments, 4, 32)
+    steps, scale = round_with_compensation(weight, moments, 4, 32)
     assert np.isfinite(scale).all()
     assert np.abs(read_back(steps, scale, 4, 40) - weight).max() < 2
 
 
 def test_weights_that_are_zero_stay_zero() -> None:
     for steps, scale in (
-        nearest(np.zeros((2, 33), np.float32), 4, 32),
-        compensated(np.zeros((2, 33)), np.eye(33), 4, 32),
+        round_to_nearest(np.zeros((2, 33), np.float32), 4, 32),
+        round_with_compensation(np.zeros((2, 33)), np.eye(33), 4, 32),
     ):
         assert not read_back(steps, scale, 4, 33).any()

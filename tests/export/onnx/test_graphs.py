@@ -18,12 +18,12 @@ from transformers import T5ForConditionalGeneration
 from lora_ft.export.checkpoint.reader import Checkpoint
 from lora_ft.export.onnx.graph import IR_VERSION, WeightFile
 from lora_ft.export.onnx.graphs import (
-    best_model,
     decoder_model,
     encoder_model,
-    normal_model,
-    select_model,
+    log_softmax_model,
+    reorder_cache_model,
     single_model,
+    top_k_model,
 )
 from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.runtime.session import open_session
@@ -207,14 +207,16 @@ def test_rows_of_a_cache_are_selected(flan: Graphs, rows: list[int], length: int
     a, rng = flan.architecture, np.random.default_rng(0)
     names = [f"{i}.{kind}" for i in range(a.decoder_layers) for kind in ("key", "value")]
     values = {name: rng.standard_normal((4, a.heads, length, a.d_kv), np.float32) for name in names}
-    session = open_session(select_model(flan.t5).SerializeToString(), threads=1)
+    session = open_session(reorder_cache_model(flan.t5).SerializeToString(), threads=1)
     made = session.run([f"selected.{name}" for name in names], values | {"rows": np.array(rows, np.int64)})
     assert all(np.array_equal(array, values[name][rows]) for name, array in zip(names, made, strict=True))
 
 
 def ranked(t5: T5, logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of the likeliest tokens, and those."""
-    normal, best = (open_session(build(t5).SerializeToString(), threads=1) for build in (normal_model, best_model))
+    normal, best = (
+        open_session(build(t5).SerializeToString(), threads=1) for build in (log_softmax_model, top_k_model)
+    )
     (log_probs,) = normal.run(["log_probs"], {"logits": logits})
     return tuple(best.run(["highest", "tokens"], {"scores": log_probs, "count": np.array([count])}))
 
@@ -237,7 +239,7 @@ def test_a_token_that_cannot_be_made_is_ranked_last(flan: Graphs) -> None:
 
 
 def test_the_graphs_are_of_an_ir_that_old_runtimes_read(flan: Graphs) -> None:
-    builds = encoder_model, decoder_model, normal_model, best_model, select_model, single_model
+    builds = encoder_model, decoder_model, log_softmax_model, top_k_model, reorder_cache_model, single_model
     for model in (*(build(flan.t5) for build in builds), decoder_model(flan.t5, step=True)):
         assert model.ir_version == IR_VERSION == 10
         assert {entry.domain for entry in model.opset_import} == {"", "com.microsoft"}

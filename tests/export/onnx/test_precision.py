@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lora_ft.core.errors import UsageError
 from lora_ft.export.onnx.precision import FP32, KINDS, NAMED, Precision, candidates, parse
-from lora_ft.export.onnx.quantization import STORAGES
+from lora_ft.export.onnx.quantization import WEIGHT_FORMATS
 from lora_ft.export.runtime.session import STORAGES as STORAGES_THERE
 
 MIXED = Precision(encoder="int8", decoder="w8", head="w4", embedding="fp32")
@@ -20,7 +20,7 @@ def test_a_name_is_read_and_written(name: str) -> None:
     assert str(parse(name)) == name
 
 
-@given(st.builds(Precision, *[st.sampled_from(sorted(STORAGES))] * len(KINDS)))
+@given(st.builds(Precision, *[st.sampled_from(sorted(WEIGHT_FORMATS))] * len(KINDS)))
 def test_what_is_written_is_read_again(precision: Precision) -> None:
     assert parse(str(precision)) == precision
 
@@ -49,7 +49,7 @@ def test_what_is_no_precision_is_refused_with_what_there_is(text: str) -> None:
         parse(text)
     assert caught.value.exit_code == 2
     assert repr(text) in caught.value.message
-    assert all(name in caught.value.remedy for name in (*NAMED, *STORAGES, *KINDS))
+    assert all(name in caught.value.remedy for name in (*NAMED, *WEIGHT_FORMATS, *KINDS))
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,14 @@ def test_what_is_no_precision_is_refused_with_what_there_is(text: str) -> None:
     ],
 )
 def test_a_layer_is_stored_as_its_kind_is(layer: str, storage: str) -> None:
-    assert MIXED.storage(layer) is STORAGES[storage]
+    assert MIXED.storage(layer) is WEIGHT_FORMATS[storage]
 
 
 def test_only_a_precision_that_rounds_nothing_is_exact() -> None:
     assert FP32.exact
-    assert not any(parse(f"{kind}={storage}").exact for kind in KINDS for storage in STORAGES if storage != "fp32")
+    assert not any(
+        parse(f"{kind}={storage}").exact for kind in KINDS for storage in WEIGHT_FORMATS if storage != "fp32"
+    )
 
 
 def test_what_is_tried_runs_there() -> None:
@@ -90,4 +92,6 @@ def test_what_is_tried_runs_there() -> None:
     ]
     for provider, storages in STORAGES_THERE.items():
         for precision in candidates(provider):
-            assert {precision.storage(layer) for layer in ("shared", "lm_head")} <= {STORAGES[s] for s in storages}
+            assert {precision.storage(layer) for layer in ("shared", "lm_head")} <= {
+                WEIGHT_FORMATS[s] for s in storages
+            }

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from lora_ft.export.onnx.graph import FLOAT, INT64, Graph, WeightFile
-from lora_ft.export.onnx.quantization import STORAGES, Weight, portable
+from lora_ft.export.onnx.quantization import WEIGHT_FORMATS, Weight, portable
 from lora_ft.export.runtime.session import open_session
 
 ROUNDED = ["int8", "w8", "w4", "w4g128"]
@@ -44,7 +44,7 @@ def product(storage: str, weight: np.ndarray, peak: float = PEAK) -> tuple[Run, 
     outputs, inputs = weight.shape
     g = Graph("product")
     y = g.output("y", FLOAT, "b", outputs)
-    STORAGES[storage].linear(
+    WEIGHT_FORMATS[storage].linear(
         g, g.input("x", FLOAT, "b", inputs), Weight(("w",), outputs, inputs, lambda: weight, peak), y
     )
     model = g.model()
@@ -179,7 +179,9 @@ def half_product(storage: str, layer: str, weight: np.ndarray) -> onnx.ModelProt
     outputs, inputs = weight.shape
     g = Graph("product")
     y = g.output("y", FLOAT, "b", outputs)
-    STORAGES[storage].linear(g, g.input("x", FLOAT, "b", inputs), Weight((layer,), outputs, inputs, lambda: weight), y)
+    WEIGHT_FORMATS[storage].linear(
+        g, g.input("x", FLOAT, "b", inputs), Weight((layer,), outputs, inputs, lambda: weight), y
+    )
     return g.model()
 
 
@@ -198,7 +200,7 @@ def test_half_floats_are_multiplied_as_half_floats(storage: str, error: float) -
 def test_half_floats_take_half_the_bytes(storage: str) -> None:
     weight = weights(48, 100)
     g = Graph("rows")
-    STORAGES[storage].rows(g, g.input("ids", INT64, "b"), Weight(("shared",), 48, 100, lambda: weight))
+    WEIGHT_FORMATS[storage].rows(g, g.input("ids", INT64, "b"), Weight(("shared",), 48, 100, lambda: weight))
     for model in (half_product(storage, "q", weight), g.model()):
         assert sum(len(tensor.raw_data) for tensor in model.graph.initializer) == 2 * weight.size
 
@@ -267,7 +269,7 @@ def test_a_portable_product_is_the_same_in_a_session_of_anyone(peak: float) -> N
     weight, x = np.full((5, 64), 3, np.float32), np.full((4, 64), PEAK, np.float32)
     layer = Weight(("w",), 5, 64, lambda: weight, peak)
     g = Graph("portable")
-    portable(STORAGES["int8"]).linear(g, g.input("x", FLOAT, "b", 64), layer, g.output("y", FLOAT, "b", 5))
+    portable(WEIGHT_FORMATS["int8"]).linear(g, g.input("x", FLOAT, "b", 64), layer, g.output("y", FLOAT, "b", 5))
     session = ort.InferenceSession(g.model().SerializeToString(), providers=["CPUExecutionProvider"])
     made = session.run(None, {"x": x})[0]
     assert np.array_equal(made, product("int8", weight, peak)[0](x))
@@ -279,19 +281,19 @@ def test_any_number_of_axes_is_multiplied(storage: str, peak: float) -> None:
     weight, x = weights(5, 40), activations(6, 40)
     g = Graph("product")
     layer = Weight(("w",), 5, 40, lambda: weight, peak)
-    made = STORAGES[storage].linear(g, g.input("x", FLOAT, "b", "q", 40), layer)
+    made = WEIGHT_FORMATS[storage].linear(g, g.input("x", FLOAT, "b", "q", 40), layer)
     g.op("Identity", made, output=g.output("y", FLOAT, "b", "q", 5))
     session = open_session(g.model().SerializeToString(), threads=1)
     [y] = session.run(None, {"x": x.reshape(2, 3, 40)})
     np.testing.assert_allclose(y.reshape(6, 5), product(storage, weight, peak)[0](x), rtol=1e-5)
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("storage", WEIGHT_FORMATS)
 def test_rows_of_a_table_are_looked_up(storage: str) -> None:
     table = weights(20, 33)
     table[7] = 0
     g = Graph("rows")
-    found = STORAGES[storage].rows(g, g.input("ids", INT64, "b", "q"), Weight(("t",), 20, 33, lambda: table))
+    found = WEIGHT_FORMATS[storage].rows(g, g.input("ids", INT64, "b", "q"), Weight(("t",), 20, 33, lambda: table))
     g.op("Identity", found, output=g.output("y", FLOAT, "b", "q", 33))
     session = open_session(g.model().SerializeToString(), threads=1)
     ids = np.array([[0, 19, 7], [7, 3, 3]])
@@ -301,15 +303,15 @@ def test_rows_of_a_table_are_looked_up(storage: str) -> None:
     assert (y[0, 2] == 0).all()
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("storage", WEIGHT_FORMATS)
 def test_a_second_graph_reads_no_weight_again(storage: str, tmp_path: Path) -> None:
     arrays = [weights(300, 64)] * 4
     layer, graphs = Weight(("w",), 300, 64, arrays.pop, PEAK), []
     with WeightFile(tmp_path / "weights.bin") as file:
         for name in ("first", "second"):
             graphs.append(g := Graph(name, file))
-            STORAGES[storage].linear(g, g.input("x", FLOAT, "b", 64), layer)
-            STORAGES[storage].rows(g, g.input("ids", INT64, "b"), layer)
+            WEIGHT_FORMATS[storage].linear(g, g.input("x", FLOAT, "b", 64), layer)
+            WEIGHT_FORMATS[storage].rows(g, g.input("ids", INT64, "b"), layer)
             arrays.clear()
     outside = [[tensor for tensor in g.model().graph.initializer if tensor.external_data] for g in graphs]
     assert outside[0] == outside[1]

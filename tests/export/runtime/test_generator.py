@@ -13,7 +13,7 @@ import pytest
 from lora_ft.core.errors import UsageError
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime import generator as module
-from lora_ft.export.runtime.decoding import Piece
+from lora_ft.export.runtime.decoding import TokenChunk
 from lora_ft.export.runtime.generator import BATCH_SIZE
 from lora_ft.export.runtime.manifest import describe_files
 from lora_ft.models.byt5 import byte_tokenizer
@@ -304,7 +304,7 @@ def test_a_stream_says_a_character_that_was_cut_short(generator: Generator, monk
     """ByT5 makes bytes: the limit may fall within a character, which the whole answer has as a sign of its own."""
     monkeypatch.setattr(generator, "settings", replace(generator.settings, tokenizer=byte_tokenizer()))
     tokens = np.array([byte + 3 for byte in "naïve ☕".encode()[:-1]])
-    pieces = [Piece(0, tokens[:4]), Piece(0, tokens[4:])]
+    pieces = [TokenChunk(0, tokens[:4]), TokenChunk(0, tokens[4:])]
     monkeypatch.setattr(module, "strategy", lambda options, stream: lambda *rest: iter(pieces))
     said = "".join(generator.stream("!", max_new_tokens=len(tokens)))  # within the tiny vocabulary
     assert said == generator.settings.tokenizer.decode([tokens])[0]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export.runtime import Generator
-from lora_ft.export.runtime.decoding.draft_length import Pace
+from lora_ft.export.runtime.decoding.draft_length import DraftLengthController
 from lora_ft.export.runtime.manifest import describe
 from lora_ft.verify import verify
 
@@ -149,7 +149,7 @@ def test_threads_share_a_generator_and_its_pace(published: Path) -> None:
 
 
 def test_a_pace_learns_from_many_threads() -> None:
-    pace = Pace()
+    pace = DraftLengthController()
 
     def use(seed: int) -> None:
         rng = np.random.default_rng(seed)

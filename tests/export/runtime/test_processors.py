@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from lora_ft.core.generation_options import Options
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.trie import Trie
 from lora_ft.export.runtime.processors import (
     Processor,
@@ -42,7 +42,7 @@ from lora_ft.export.runtime.processors import (
 )
 
 START, END = 0, 1
-SPECIAL = Special(START, (END,), 0)
+SPECIAL = SpecialTokens(START, (END,), 0)
 VOCABULARY = 7  # few, so that tokens and sequences of them repeat
 TOKEN = st.integers(2, VOCABULARY - 1)
 Step = tuple[np.ndarray, np.ndarray]

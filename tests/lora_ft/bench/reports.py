@@ -9,14 +9,14 @@ import numpy as np
 
 from lora_ft.bench import statistics
 from lora_ft.bench.report import (
+    BenchReport,
     Case,
-    Contestant,
+    EngineReport,
     Harness,
     Interval,
     Load,
     Percentiles,
     Quality,
-    Report,
     Service,
     Timing,
 )
@@ -29,7 +29,7 @@ SLO = 0.5
 
 def complete(
     names: Sequence[str] = AWKWARD, batches: Sequence[int] = (1, 8), sources: Sequence[int] = (128,), rounds: int = 11
-) -> Report:
+) -> BenchReport:
     """A report that has everything; contestants of other names have other speeds."""
     rng = np.random.default_rng(7)
     suite = Suite(
@@ -43,7 +43,7 @@ def complete(
         serving=Serving(slo=SLO),
     )
     speeds = dict(zip(names, SPEEDS, strict=False))
-    return Report(
+    return BenchReport(
         suite=suite,
         environment={
             "cpu": "Intel(R) Xeon(R) Processor <2 cores> @ 2.60 GHz",
@@ -76,7 +76,7 @@ def complete(
     )
 
 
-def broken() -> Report:
+def broken() -> BenchReport:
     """One that was stopped, without quality and serving: one contestant never started and another is wrong."""
     whole = complete(("onnx/fp32", "onnx/int8", "torch/bf16"))
     why = "it ended: <RuntimeError> no kernel for bf16 | exit code 1"
@@ -88,7 +88,7 @@ def broken() -> Report:
             "contestants": [
                 first,
                 second.model_copy(update={"error": "wrong: its tokens are not the reference's in 3 of 9 rows"}),
-                Contestant(
+                EngineReport(
                     name=third.name,
                     engine="torch",
                     precision="bf16",
@@ -109,8 +109,8 @@ def broken() -> Report:
     )
 
 
-def _contestant(name: str, at: int) -> Contestant:
-    return Contestant(
+def _contestant(name: str, at: int) -> EngineReport:
+    return EngineReport(
         name=name,
         engine=name.split("/")[0],
         precision="fp32",

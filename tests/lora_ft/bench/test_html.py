@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lora_ft.bench import html
-from lora_ft.bench.report import Report
+from lora_ft.bench.report import BenchReport
 from lora_ft.bench.tables import sections
 from tests.lora_ft.bench.reports import AWKWARD, broken, complete
 
@@ -24,7 +24,7 @@ BROWSER = next(
 )
 WIDTHS = (400, 1200)
 MANY = [f"engine{at // 3}/{kind}" for at, kind in enumerate(("fp32", "int8", "int8-w4") * 4)]
-REPORTS: dict[str, Callable[[], Report]] = {
+REPORTS: dict[str, Callable[[], BenchReport]] = {
     "complete": complete,
     "broken": broken,
     "long": lambda: complete([name * 3 for name in AWKWARD], (1, 2, 4, 8)),
@@ -159,7 +159,7 @@ class _Reader(HTMLParser):
 
 
 @pytest.mark.parametrize("report", [make() for make in REPORTS.values()], ids=REPORTS)
-def test_it_is_well_formed_and_needs_nothing_else(report: Report) -> None:
+def test_it_is_well_formed_and_needs_nothing_else(report: BenchReport) -> None:
     text = html.render(report)
     read = _Reader(text)
     assert read.open == [] and len(read.ids) == len(set(read.ids))

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.bench.regressions import compare, later, missing
-from lora_ft.bench.report import Interval, Report
+from lora_ft.bench.report import BenchReport, Interval
 from lora_ft.bench.statistics import unpaired
 from tests.lora_ft.bench.reports import complete as report
 
 
-def slowed(found: Report, name: str, factor: float) -> Report:
+def slowed(found: BenchReport, name: str, factor: float) -> BenchReport:
     """As if one contestant had taken so many times as long."""
     cases = [
         case.model_copy(

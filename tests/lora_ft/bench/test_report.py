@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.bench.report import SCHEMA, Report, schema
+from lora_ft.bench.report import SCHEMA, BenchReport, schema
 from lora_ft.core.errors import LoraFtError, UsageError
 from tests.lora_ft.bench.reports import broken, complete
 
@@ -20,13 +20,13 @@ def test_the_schema_in_the_repository_is_that_of_the_code() -> None:
 def test_a_report_is_read_as_it_was_written(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     found = make()
     found.write(tmp_path / "report.json")
-    assert Report.read(tmp_path / "report.json") == found
+    assert BenchReport.read(tmp_path / "report.json") == found
 
 
 def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     with pytest.raises(UsageError, match=r"report\.json: No such file"):
-        Report.read(path)
+        BenchReport.read(path)
     complete().write(path)
     content = json.loads(path.read_text())
     for text, why in (
@@ -38,4 +38,4 @@ def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(LoraFtError, match=why):
-            Report.read(path)
+            BenchReport.read(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lora_ft.bench.regressions import compare
-from lora_ft.bench.report import Report
+from lora_ft.bench.report import BenchReport
 from lora_ft.bench.run import MARKDOWN, PAGE, REPORT, bench
 from lora_ft.bench.suite import Serving, Suite
 from lora_ft.core.errors import LoraFtError, UsageError
@@ -73,7 +73,7 @@ def task(base: Path) -> Task:
     return load_task(base.parent / "task.yaml")
 
 
-def run(base: Path, out: Path, *engines: str, task: Task | None = None, **keys: object) -> Report:
+def run(base: Path, out: Path, *engines: str, task: Task | None = None, **keys: object) -> BenchReport:
     """A short suite of engines; those of CHANGES by their names."""
     names = tuple(str(base.parent / f"{name}.py") if name in CHANGES else name for name in engines)
     suite = Suite.model_validate(
@@ -103,7 +103,7 @@ def test_every_engine_is_timed_in_every_round_at_every_shape(base: Path, tmp_pat
         for figure in (one.imports, one.cold, one.warm, one.megabytes, one.peak, one.steady):
             assert figure is not None and figure > 0
     assert found.reference == "torch/fp32"
-    assert Report.read(tmp_path / REPORT) == found
+    assert BenchReport.read(tmp_path / REPORT) == found
     assert found.suite.name in (tmp_path / PAGE).read_text() and "torch/fp32" in (tmp_path / MARKDOWN).read_text()
 
 
@@ -113,7 +113,7 @@ def test_a_slow_engine_is_caught(base: Path, tmp_path: Path) -> None:
     assert timing.ratio.value < 0.5
     before, after = (run(base, tmp_path / name, name) for name in ("same", "slow"))
     renamed = after.model_dump_json().replace("slow/fp32", "same/fp32")
-    changes = compare(before, Report.model_validate_json(renamed), tolerance=0.5, max_drop=1)
+    changes = compare(before, BenchReport.model_validate_json(renamed), tolerance=0.5, max_drop=1)
     assert any(change.worse for change in changes if change.figure == "total")
 
 
@@ -189,7 +189,7 @@ def test_ctrl_c_keeps_what_was_found(base: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    found = Report.read(tmp_path / REPORT)
+    found = BenchReport.read(tmp_path / REPORT)
     assert found.interrupted and [case.batch for case in found.cases] == [1]
     assert len(found.cases[0].timings["onnx/fp32"].total) > 3
     assert "interrupted" in printed and "batch 1" in printed

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from lora_ft.bench import serving
 from lora_ft.bench.engines import parse
-from lora_ft.bench.models import Subject
+from lora_ft.bench.models import BenchModel
 from lora_ft.bench.report import Load
-from lora_ft.bench.runner import Contestant
+from lora_ft.bench.runner import TimedEngine
 from lora_ft.bench.statistics import percentiles
 from lora_ft.bench.suite import Serving
 
@@ -53,7 +53,7 @@ class Service:
 def offered(rate: float, settings: Serving, base: float = 0.1, row: float = 0.01) -> tuple[Load, Service]:
     """What `serve` finds of such an engine, in time that is made up."""
     clock = Clock()
-    one = Contestant("x", Subject("x", None, None), parse("onnx/fp32"), 1, "cpu")  # type: ignore[arg-type]
+    one = TimedEngine("x", BenchModel("x", None, None), parse("onnx/fp32"), 1, "cpu")  # type: ignore[arg-type]
     service = Service(clock, base, row)
     one.process = service  # type: ignore[assignment]
     answered: list[int] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lora_ft.bench import worker
-from lora_ft.bench.subprocesses import Failed, Process, evict
+from lora_ft.bench.subprocesses import Process, ProcessFailed, evict
 
 ENGINE = """
 import os, sys, time
@@ -75,20 +75,20 @@ def test_it_stands_still_between_calls(engine: Process) -> None:
     (7, "the engine mine: ValueError: seven$"), (8, "ended with exit code 3: the last words"), (9, "with signal 9"),
 ])  # fmt: skip
 def test_a_failure_says_what_happened(engine: Process, new: int, why: str) -> None:
-    with engine, pytest.raises(Failed, match=why):
+    with engine, pytest.raises(ProcessFailed, match=why):
         generate(engine, new)
 
 
 def test_one_that_hangs_is_not_waited_for(engine: Process) -> None:
     with engine:
         engine.send("generate", ids=[[1]], new=10, least=10, decoding="greedy", room=1)
-        with pytest.raises(Failed, match="has not answered for 0 s"):
+        with pytest.raises(ProcessFailed, match="has not answered for 0 s"):
             engine.reply(0.2)
 
 
 def test_an_error_of_one_call_is_not_the_end(engine: Process) -> None:
     with engine:
-        with pytest.raises(Failed):
+        with pytest.raises(ProcessFailed):
             generate(engine, 7)
         assert generate(engine, 2)["tokens"] == [[5, 5]] * 2
 
@@ -97,7 +97,7 @@ def test_a_process_that_is_gone_is_an_error_of_the_next_call(engine: Process) ->
     with engine:
         engine._process.kill()
         engine._process.wait()
-        with pytest.raises(Failed, match="signal 9"):
+        with pytest.raises(ProcessFailed, match="signal 9"):
             generate(engine, 1)
 
 

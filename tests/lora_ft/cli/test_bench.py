@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lora_ft.bench.report import Report
+from lora_ft.bench.report import BenchReport
 from lora_ft.cli import run as lora_ft
 from lora_ft.export_onnx import export
 from tests.lora_ft.bench.reports import complete
@@ -29,7 +29,7 @@ def test_a_bundle_is_timed_and_its_report_compared_with_itself(bundle: Path, tmp
     printed = capsys.readouterr().out
     assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith(("warning", "page")))
     assert "batch 1, 9 in, 5 out, greedy" in printed and "onnx/fp32" in printed
-    found = Report.read(tmp_path / "out" / "report.json")
+    found = BenchReport.read(tmp_path / "out" / "report.json")
     assert (found.suite.name, found.suite.rounds, found.suite.batch) == ("smoke", 3, (1,))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.md"]
     report = str(tmp_path / "out" / "report.json")

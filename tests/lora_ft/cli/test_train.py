@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lora_ft.cli import board
 from lora_ft.cli import run as lora_ft
-from lora_ft.multi_lora.dashboard import Row
+from lora_ft.multi_lora.dashboard import AdapterStatus
 from lora_ft.reports.terminal import distinct
 from lora_ft.runs.run import Run, is_run
 
@@ -91,9 +91,9 @@ def test_an_empty_folder_is_no_task(tmp_path: Path, capsys: Capture) -> None:
 
 
 ROWS = [
-    Row("summaries-of-long-dialogues-r-16-seed-2", 1200, 12000, 2.3456, "rouge1", 31.23, 4.56, 3700.0, ""),
-    Row("qa", 3, 40, None, "rouge1", None, None, None, ""),
-    Row("chat", 40, 40, 1.5, "loss", 1.2, None, None, "finished"),
+    AdapterStatus("summaries-of-long-dialogues-r-16-seed-2", 1200, 12000, 2.3456, "rouge1", 31.23, 4.56, 3700.0, ""),
+    AdapterStatus("qa", 3, 40, None, "rouge1", None, None, None, ""),
+    AdapterStatus("chat", 40, 40, 1.5, "loss", 1.2, None, None, "finished"),
 ]
 
 
@@ -150,7 +150,7 @@ def test_no_two_names_are_shown_alike(names: list[str]) -> None:
 
 
 def test_the_screen_tells_runs_of_a_grid_apart() -> None:
-    rows = [Row(name, 3, 40, None, "rouge1", None, None, None, "") for name in GRID]
+    rows = [AdapterStatus(name, 3, 40, None, "rouge1", None, None, None, "") for name in GRID]
     shown = Console(file=io.StringIO(), width=80)
     shown.print(board._table(rows, 10))
     text = shown.file.getvalue()  # type: ignore[attr-defined]

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.core.errors import UsageError
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 
 ENDS = st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True)
 
 
 @given(ends=ENDS, tokens=st.lists(st.integers(0, 20)))
 def test_trimming_keeps_tokens_up_to_the_first_end(ends: list[int], tokens: list[int]) -> None:
-    made = Special(0, tuple(ends), 0).trim(np.array(tokens, np.int64)).tolist()
+    made = SpecialTokens(0, tuple(ends), 0).trim(np.array(tokens, np.int64)).tolist()
     assert made == tokens[: len(made)]
     assert not set(made[:-1]) & set(ends)
     assert len(made) == len(tokens) or made[-1] in ends
@@ -25,22 +25,22 @@ def test_trimming_keeps_tokens_up_to_the_first_end(ends: list[int], tokens: list
 
 @given(ends=ENDS, start=st.integers(0, 9), pad=st.integers(0, 9))
 def test_a_configuration_comes_back(ends: list[int], start: int, pad: int) -> None:
-    special = Special(start, tuple(ends), pad)
-    assert Special.of(special.as_config(), 10, "here") == special
+    special = SpecialTokens(start, tuple(ends), pad)
+    assert SpecialTokens.of(special.as_config(), 10, "here") == special
 
 
 @pytest.mark.parametrize(
     ("config", "special"),
     [
-        ({}, Special(0, (1,), 0)),
-        ({"pad_token_id": 1, "eos_token_id": 2}, Special(1, (2,), 1)),
-        ({"decoder_start_token_id": 0, "pad_token_id": 1, "eos_token_id": [1, 5, 1]}, Special(0, (1, 5), 1)),
-        ({"decoder_start_token_id": 0, "eos_token_id": 0}, Special(0, (0,), 0)),
-        ({"eos_token_id": None}, Special(0, (1,), 0)),
+        ({}, SpecialTokens(0, (1,), 0)),
+        ({"pad_token_id": 1, "eos_token_id": 2}, SpecialTokens(1, (2,), 1)),
+        ({"decoder_start_token_id": 0, "pad_token_id": 1, "eos_token_id": [1, 5, 1]}, SpecialTokens(0, (1, 5), 1)),
+        ({"decoder_start_token_id": 0, "eos_token_id": 0}, SpecialTokens(0, (0,), 0)),
+        ({"eos_token_id": None}, SpecialTokens(0, (1,), 0)),
     ],
 )
-def test_ids_that_are_left_out_are_those_of_t5(config: dict[str, Any], special: Special) -> None:
-    assert Special.of(config, 10, "here") == special
+def test_ids_that_are_left_out_are_those_of_t5(config: dict[str, Any], special: SpecialTokens) -> None:
+    assert SpecialTokens.of(config, 10, "here") == special
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,10 @@ def test_ids_that_are_left_out_are_those_of_t5(config: dict[str, Any], special: 
 )  # fmt: skip
 def test_ids_outside_the_vocabulary_are_refused_by_name(config: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"here: {next(iter(config))}"):
-        Special.of(config, 10, "here")
+        SpecialTokens.of(config, 10, "here")
 
 
 def test_texts_close_with_the_end_that_their_tokenizer_writes() -> None:
-    special = Special(0, (5, 1), 0)
+    special = SpecialTokens(0, (5, 1), 0)
     assert special.closed_by(1).end == 1 and set(special.closed_by(1).ends) == {1, 5}
     assert special.closed_by(7) == special.closed_by(None) == special

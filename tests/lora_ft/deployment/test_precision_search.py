@@ -53,13 +53,13 @@ def test_auto_takes_the_fastest_that_holds(tiny_run: Run, tmp_path: Path, monkey
         lambda candidates, progress: [{1: speeds[str(c.precision)], 8: 1.0} for c in candidates],
     )
     lost = {"int8", "w4", "int8-w4", "int8-w4g128"}
-    original = precision_search.Judge._row
+    original = precision_search.PrecisionSelector._row
 
-    def row(self: precision_search.Judge, candidate, *rest):  # type: ignore[no-untyped-def]
+    def row(self: precision_search.PrecisionSelector, candidate, *rest):  # type: ignore[no-untyped-def]
         found = original(self, candidate, *rest)
         return precision_search.Tradeoff(**{**vars(found), "holds": found.precision not in lost})
 
-    monkeypatch.setattr(precision_search.Judge, "_row", row)
+    monkeypatch.setattr(precision_search.PrecisionSelector, "_row", row)
     assert export(str(tiny_run.folder), tmp_path / "bundle", precision="auto").precision == "w8"
 
 

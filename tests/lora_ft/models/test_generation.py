@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_ft.core.errors import UsageError
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.runtime import Generator
 from lora_ft.export_onnx import export
@@ -56,7 +56,7 @@ def save(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def expected(folder: Path, texts: list[str], special: Special) -> list[list[int]]:
+def expected(folder: Path, texts: list[str], special: SpecialTokens) -> list[list[int]]:
     """What transformers alone generates from a checkpoint, each text by itself."""
     model, tokenizer = torch_model(folder), find_tokenizer(folder)
     answers = []
@@ -140,7 +140,7 @@ def test_settings_in_config_json_count_where_there_is_no_generation_config(save:
     assert read_generation(both).options == {}
     alone = save(None, "alone", num_beams=4, min_length=5, eos_token_id=2)
     assert read_generation(alone).options == {"num_beams": 4, "min_new_tokens": 4}
-    assert read_generation(alone).special == Special(0, (2,), 0)
+    assert read_generation(alone).special == SpecialTokens(0, (2,), 0)
     assert read_generation(save({"max_length": 30}, "ids", eos_token_id=2, pad_token_id=1)).special.ends == (2,)
 
 

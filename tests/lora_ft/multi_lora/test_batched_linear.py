@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from lora_ft.multi_lora.batched_linear import PackedLinear, Route
+from lora_ft.multi_lora.batched_linear import BatchRouting, MultiLoraLinear
 
 IN, OUT = 6, 5
 
@@ -25,13 +25,13 @@ def adapted(base: nn.Linear, rank: int, seed: int) -> nn.Module:
     return layer
 
 
-def packed(base: nn.Linear, layers: list[nn.Module], ranks: list[int]) -> PackedLinear:
+def packed(base: nn.Linear, layers: list[nn.Module], ranks: list[int]) -> MultiLoraLinear:
     """Ours with the weights of peft's."""
     a, b = torch.zeros(len(layers), IN, max(ranks)), torch.zeros(len(layers), max(ranks), OUT)
     for i, (layer, rank) in enumerate(zip(layers, ranks, strict=True)):
         a[i, :, :rank] = layer.lora_A["default"].weight.detach().T  # type: ignore[index, union-attr]
         b[i, :rank] = layer.lora_B["default"].weight.detach().T  # type: ignore[index, union-attr]
-    return PackedLinear(base, Route(), a, b, torch.tensor([7 / rank for rank in ranks]))
+    return MultiLoraLinear(base, BatchRouting(), a, b, torch.tensor([7 / rank for rank in ranks]))
 
 
 @given(

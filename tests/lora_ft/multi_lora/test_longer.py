@@ -206,7 +206,7 @@ def test_an_unfinished_member_is_not_trained_alone(
         train_pack(tasks, out)
     more = extended(tasks, 12)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.multi_lora.group.Pack.step", interrupt)
+        patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", interrupt)
         train_pack(more, out, resume=longer)
     (out / "t1.unfinished" / "checkpoint-3").mkdir(exist_ok=True)  # the best weights so far, which carry no mark
     before = sorted(out.rglob("*"))
@@ -220,7 +220,7 @@ def test_a_killed_pack_goes_on_with_the_same_tasks_only(tasks: list[Task], tmp_p
     out = tmp_path / "runs"
     train_pack(tasks, out)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.multi_lora.group.Pack.step", interrupt)
+        patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", interrupt)
         train_pack(extended(tasks, 12), out, resume=True)
     assert (out / WORK).is_dir() and unfinished(out / "t1").is_dir()
     with pytest.raises(UsageError, match="started with another train"):

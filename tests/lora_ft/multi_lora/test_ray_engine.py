@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from lora_ft.core.errors import LoraFtError, UsageError
-from lora_ft.multi_lora.dashboard import SilentBoard
-from lora_ft.multi_lora.ray_engine import Cluster, _places
-from lora_ft.multi_lora.ray_node import Portion
+from lora_ft.multi_lora.dashboard import SilentDashboard
+from lora_ft.multi_lora.ray_engine import RayEngine, _places
+from lora_ft.multi_lora.ray_node import ResourceRequest
 from lora_ft.runs.run import Run
 from lora_ft.tasks.schema import Task
 from lora_ft.train_many import WORK, train_pack
@@ -43,21 +43,21 @@ def test_what_is_imported_for_nothing(modules: str, unwanted: str) -> None:
 def test_the_extra_is_named_where_ray_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"package ray; pip install 'lora-ft\[ray\]'"):
-        Cluster()
+        RayEngine()
 
 
 @pytest.mark.parametrize(
     ("resources", "portion", "places"),
     [
-        ({"CPU": 16.0, "GPU": 4.0}, Portion(1, 0.5), 8),
-        ({"CPU": 4.0, "GPU": 4.0}, Portion(1, 0.3), 4),
-        ({"CPU": 3.0}, Portion(2, 0), 1),
-        ({"CPU": 1.0}, Portion(0.25, 0), 4),
-        ({"CPU": 16.0}, Portion(1, 1), 0),
-        ({}, Portion(1, 0), 0),
+        ({"CPU": 16.0, "GPU": 4.0}, ResourceRequest(1, 0.5), 8),
+        ({"CPU": 4.0, "GPU": 4.0}, ResourceRequest(1, 0.3), 4),
+        ({"CPU": 3.0}, ResourceRequest(2, 0), 1),
+        ({"CPU": 1.0}, ResourceRequest(0.25, 0), 4),
+        ({"CPU": 16.0}, ResourceRequest(1, 1), 0),
+        ({}, ResourceRequest(1, 0), 0),
     ],
 )
-def test_how_many_packs_a_node_has_room_for(resources: dict[str, float], portion: Portion, places: int) -> None:
+def test_how_many_packs_a_node_has_room_for(resources: dict[str, float], portion: ResourceRequest, places: int) -> None:
     assert _places(resources, portion) == places
 
 
@@ -158,11 +158,11 @@ def test_a_pack_that_breaks_down_harms_no_other_and_goes_on_later(
 ) -> None:
     out, tasks = tmp_path / "runs", three(make_task)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.multi_lora.group.Pack.step", interrupt)
+        patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", interrupt)
         train_pack(tasks, out, most=2)
     blocked = out / WORK / "1"
     blocked.write_text("a file where a folder should be")
-    packed = train_pack(tasks, out, resume=True, engine=Cluster(cluster.address, cpus=1))
+    packed = train_pack(tasks, out, resume=True, engine=RayEngine(cluster.address, cpus=1))
     assert len(packed.failed) == 2 and all("--resume goes on" in why for why in packed.failed.values())
     assert len(packed.runs) == 1
     blocked.unlink()
@@ -182,10 +182,10 @@ def test_a_pack_that_breaks_down_harms_no_other_and_goes_on_later(
     ],
 )
 def test_what_could_never_train_is_refused(cluster: Any, tmp_path: Path, options: dict[str, Any], said: str) -> None:
-    engine = Cluster(cluster.address, **options)
+    engine = RayEngine(cluster.address, **options)
     try:
         with pytest.raises(UsageError, match=said):
-            engine.survey(tmp_path / "runs", "fp32", None, SilentBoard())
+            engine.survey(tmp_path / "runs", "fp32", None, SilentDashboard())
     finally:
         engine.close()
 
@@ -196,8 +196,8 @@ def test_an_address_where_nothing_answers_is_told(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(LoraFtError, match=f"no cluster answers at 127.0.0.1:{port}"):
-        Cluster(f"127.0.0.1:{port}").survey(tmp_path, "fp32", None, SilentBoard())
+        RayEngine(f"127.0.0.1:{port}").survey(tmp_path, "fp32", None, SilentDashboard())
     with pytest.raises(UsageError, match="ray://there:1 is not HOST:PORT"):
-        Cluster("ray://there:1").survey(tmp_path, "fp32", None, SilentBoard())
+        RayEngine("ray://there:1").survey(tmp_path, "fp32", None, SilentDashboard())
     with pytest.raises(UsageError, match="2 GPUs for a pack"):
-        Cluster(gpus=2)
+        RayEngine(gpus=2)

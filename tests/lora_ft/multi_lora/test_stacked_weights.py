@@ -11,10 +11,10 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from lora_ft.models.adapters import add_adapter
 from lora_ft.models.bases import Base, load_model
-from lora_ft.multi_lora.batched_linear import PackedLinear
+from lora_ft.multi_lora.batched_linear import MultiLoraLinear
 from lora_ft.multi_lora.peft_adapter import Adapter, make_adapter
 from lora_ft.multi_lora.stacked_adamw import Rate, StackedAdamW
-from lora_ft.multi_lora.stacked_weights import Stack
+from lora_ft.multi_lora.stacked_weights import StackedWeights
 from lora_ft.tasks.schema import Task
 
 LORAS: list[dict[str, Any]] = [
@@ -24,7 +24,7 @@ LORAS: list[dict[str, Any]] = [
 ]
 
 
-def made(tiny_base: Path, loras: list[dict[str, Any]]) -> tuple[Any, Stack, list[dict[str, torch.Tensor]]]:
+def made(tiny_base: Path, loras: list[dict[str, Any]]) -> tuple[Any, StackedWeights, list[dict[str, torch.Tensor]]]:
     """A model, its stack, and the weights that were loaded, B's drawn at random."""
     model, base = load_model(tiny_base), Base("tiny", tiny_base)
     found = []
@@ -34,7 +34,7 @@ def made(tiny_base: Path, loras: list[dict[str, Any]]) -> tuple[Any, Stack, list
     for _, weights in found:
         for weight in weights.values():
             weight.normal_()
-    stack = Stack(model, [adapter for adapter, _ in found])
+    stack = StackedWeights(model, [adapter for adapter, _ in found])
     for number, (_, weights) in enumerate(found):
         stack.load(number, weights)
     return model, stack, [weights for _, weights in found]
@@ -61,9 +61,9 @@ def test_those_that_stay_keep_their_weights(tiny_base: Path) -> None:
 
 def test_a_base_gets_its_layers_back(tiny_base: Path) -> None:
     model, stack, _ = made(tiny_base, LORAS)
-    assert any(isinstance(module, PackedLinear) for module in model.modules())
+    assert any(isinstance(module, MultiLoraLinear) for module in model.modules())
     stack.remove(model)
-    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    assert not any(isinstance(module, MultiLoraLinear) for module in model.modules())
     assert model.state_dict().keys() == load_model(tiny_base).state_dict().keys()
 
 
@@ -131,7 +131,7 @@ def test_the_state_of_a_hundred_adapters_of_flan_t5_base_is_below_3_gb() -> None
     }
     adapter = Adapter(None, shapes, {name: 1.0 for name, _ in layers})  # type: ignore[arg-type]
     assert adapter.parameters == 1_769_472
-    stack = Stack(adapted.unload(), [adapter] * 100)
+    stack = StackedWeights(adapted.unload(), [adapter] * 100)
     optimizer = StackedAdamW(stack)
     tensors = (stack.weights, stack.gradients, optimizer.means, optimizer.squares)
     assert all(tensor.is_meta for tensor in tensors)

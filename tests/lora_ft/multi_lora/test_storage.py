@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_ft.core.errors import LoraFtError, UsageError
-from lora_ft.multi_lora.leased_snapshots import Held
+from lora_ft.multi_lora.leased_snapshots import LeasedSnapshots
 from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
 from lora_ft.multi_lora.storage import Storage
 
@@ -76,9 +76,9 @@ def snapshot(tick: int) -> Snapshot:
 
 def test_who_was_taken_over_writes_no_more(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path / "s"))
-    first = Held(tmp_path / "1", storage, 1)
+    first = LeasedSnapshots(tmp_path / "1", storage, 1)
     first.write(snapshot(1))
-    second = Held(tmp_path / "1", storage, 1)
+    second = LeasedSnapshots(tmp_path / "1", storage, 1)
     with pytest.raises(LoraFtError, match="pack 1 was taken over by"):
         first.write(snapshot(2))
     second.write(snapshot(3))
@@ -88,7 +88,7 @@ def test_who_was_taken_over_writes_no_more(tmp_path: Path) -> None:
 
 def test_each_snapshot_is_copied_where_nothing_is_shared(tmp_path: Path) -> None:
     storage, scratch = Storage(f"file://{tmp_path}/s"), tree(tmp_path / "scratch", "log")
-    Held(scratch / "packs" / "1", storage, 1, scratch).write(snapshot(5))
+    LeasedSnapshots(scratch / "packs" / "1", storage, 1, scratch).write(snapshot(5))
     elsewhere = tmp_path / "elsewhere"
     assert storage.fetch(1, elsewhere)
     assert (elsewhere / "deep" / "file").read_text() == "log"

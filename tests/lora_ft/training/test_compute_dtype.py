@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_ft.training.compute_dtype import choose_precision, cpu_flags
+from lora_ft.training.compute_dtype import choose_compute_dtype, cpu_flags
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_a_cpu_computes_in_bf16_where_it_has_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, flags: set[str], name: str, reason: str
 ) -> None:
     monkeypatch.setattr("lora_ft.training.compute_dtype.cpu_flags", lambda: frozenset(flags))
-    precision = choose_precision("auto", "cpu")
+    precision = choose_compute_dtype("auto", "cpu")
     assert (precision.name, precision.reason) == (name, reason)
     assert precision.is_bf16 == (name == "bf16")
 
@@ -34,12 +34,12 @@ def test_a_gpu_computes_in_bf16_where_it_can_and_never_in_fp16(
     monkeypatch: pytest.MonkeyPatch, able: bool, name: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: able)
-    precision = choose_precision("auto", "cuda")
+    precision = choose_compute_dtype("auto", "cuda")
     assert precision.name == name and "bf16" in precision.reason
 
 
 def test_other_devices_compute_in_fp32() -> None:
-    precision = choose_precision("auto", "mps")
+    precision = choose_compute_dtype("auto", "mps")
     assert precision.name == "fp32" and "mps" in precision.reason
 
 
@@ -48,7 +48,7 @@ def test_other_devices_compute_in_fp32() -> None:
 def test_what_the_task_asks_for_wins(monkeypatch: pytest.MonkeyPatch, device: str, asked: str) -> None:
     able = {"amx_bf16"} if asked == "fp32" else set[str]()
     monkeypatch.setattr("lora_ft.training.compute_dtype.cpu_flags", lambda: frozenset(able))
-    precision = choose_precision(asked, device)
+    precision = choose_compute_dtype(asked, device)
     assert (precision.name, precision.reason) == (asked, "as the task asks")
 
 

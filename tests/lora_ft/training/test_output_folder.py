@@ -76,7 +76,7 @@ def test_resume_of_a_pack_refuses_changed_rows(make_task: MakeTask, tmp_path: Pa
     paths = [make_task(name=name, train=STEPS) for name in ("one", "two")]
     tasks = [load_task(path) for path in paths]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_ft.multi_lora.group.Pack.step", raise_interrupt)
+        patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", raise_interrupt)
         train_pack(tasks, tmp_path / "runs")
     rewrite(paths[1].parent / "train.jsonl", lambda lines: [*lines, APPENDED])
     with pytest.raises(UsageError, match="two began with: train: 25 rows, was 24"):

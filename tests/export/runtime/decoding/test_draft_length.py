@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.runtime.decoding.draft_length import LONGEST, Pace
+from lora_ft.export.runtime.decoding.draft_length import LONGEST, DraftLengthController
 
 
-def steady(first: float, slope: float, pace: Pace | None = None) -> Pace:
+def steady(first: float, slope: float, pace: DraftLengthController | None = None) -> DraftLengthController:
     """A pace that saw calls of every size, each token after the first at so much of the first."""
-    pace = pace or Pace()
+    pace = pace or DraftLengthController()
     for rows in (1, 8):
         for width in range(1, 2 + LONGEST):
             for _ in range(5):
@@ -21,14 +21,14 @@ def steady(first: float, slope: float, pace: Pace | None = None) -> Pace:
     return pace
 
 
-def usual(pace: Pace, rows: int = 1, found: int = 2, length: int = LONGEST) -> int:
+def usual(pace: DraftLengthController, rows: int = 1, found: int = 2, length: int = LONGEST) -> int:
     """The width of most of some calls in which all rows draft as much: now and then a larger one is tried."""
     widths = [pace.width(rows, [(found, length)] * rows) for _ in range(15)]
     return max(set(widths), key=widths.count)
 
 
 def test_drafts_are_longer_the_more_of_them_is_accepted() -> None:
-    pace, widths = Pace(), []
+    pace, widths = DraftLengthController(), []
     for _ in range(60):
         widths.append(usual(pace))
         pace.accepted(2, LONGEST, LONGEST)
@@ -37,7 +37,7 @@ def test_drafts_are_longer_the_more_of_them_is_accepted() -> None:
 
 
 def test_a_rejected_draft_says_nothing_of_longer_or_shorter_matches() -> None:
-    pace = Pace()
+    pace = DraftLengthController()
     before = usual(pace, found=1), usual(pace, found=3)
     for _ in range(60):
         pace.accepted(2, 0, 4)
@@ -47,7 +47,7 @@ def test_a_rejected_draft_says_nothing_of_longer_or_shorter_matches() -> None:
 
 
 def test_what_was_not_tried_counts_neither_way() -> None:
-    one, other = Pace(), Pace()
+    one, other = DraftLengthController(), DraftLengthController()
     for _ in range(10):
         one.accepted(2, 1, 2)
         other.accepted(2, 1, 16)
@@ -68,7 +68,7 @@ def test_only_the_proportion_of_costs_matters(size: float) -> None:
 
 
 def test_what_a_batch_costs_says_nothing_of_other_batches() -> None:
-    pace = Pace()
+    pace = DraftLengthController()
     before = usual(pace, 2), usual(pace, 1)
     for _ in range(5):
         pace.took(2, 1, 0.01)
@@ -84,7 +84,7 @@ def test_a_draft_must_pay_more_than_a_little() -> None:
 
 def test_a_few_slow_calls_do_not_count() -> None:
     """The first call loads the graph; others are cut in on by another process."""
-    pace = Pace()
+    pace = DraftLengthController()
     pace.took(1, 5, 90.0)
     steady(0.01, 0.02, pace)
     pace.took(1, 5, 3.0)
@@ -94,7 +94,7 @@ def test_a_few_slow_calls_do_not_count() -> None:
 
 
 def test_a_size_that_was_slow_once_is_tried_again() -> None:
-    pace = Pace()
+    pace = DraftLengthController()
     for _ in range(5):
         pace.took(1, 1, 0.01)
     before = usual(pace)
@@ -109,7 +109,7 @@ def test_rows_that_copy_carry_others_that_do_not_only_where_calls_are_cheap() ->
 
 
 def test_without_drafts_calls_have_single_tokens() -> None:
-    assert Pace().width(3, [(0, 0)] * 3) == 1
+    assert DraftLengthController().width(3, [(0, 0)] * 3) == 1
 
 
 def test_what_does_not_pay_is_tried_ever_more_seldom() -> None:
@@ -132,7 +132,7 @@ def test_what_does_not_pay_is_tried_ever_more_seldom() -> None:
 def test_no_call_is_wider_than_the_longest_draft(
     drafts: list[tuple[int, int]], calls: list[tuple[int, int, float]], outcomes: list[tuple[int, int, int]]
 ) -> None:
-    pace = Pace()
+    pace = DraftLengthController()
     for call in calls:
         pace.took(*call)
     for found, accepted, drafted in outcomes:

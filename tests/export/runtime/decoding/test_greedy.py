@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lora_ft.core.generation_options import Options
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.export.runtime.decoding import greedy
 from lora_ft.export.runtime.decoding.greedy import _CHUNK
 from lora_ft.export.runtime.model import Cache, Source
@@ -93,7 +93,7 @@ def test_pieces_hold_the_rows_tokens_up_to_the_end(pair: Pair) -> None:
     ids, mask = pair.encode(words(2, 12))
     expected = pair.made(words(2, 12), max_new_tokens=LIMIT, **PLAIN)
     answers: list[list[int]] = [[] for _ in expected]
-    for piece in greedy.search(model, model.encode(ids, mask), list(ids), options, Special(PAD, (END,), PAD)):
+    for piece in greedy.search(model, model.encode(ids, mask), list(ids), options, SpecialTokens(PAD, (END,), PAD)):
         assert piece.scores is None
         assert END not in answers[piece.answer]
         answers[piece.answer] += piece.tokens.tolist()

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lora_ft.core.generation_options import Options
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.export.runtime.decoding.sampling import _next
 from lora_ft.export.runtime.io_binding import Edit
 from lora_ft.export.runtime.processors import processors
@@ -56,7 +56,7 @@ class Favoring:
         return np.where(np.arange(size[1]) == self._place, 1e9, 0.0) + np.zeros(size)
 
 
-def ours(logits: np.ndarray, tokens: np.ndarray, options: Options, special: Special) -> np.ndarray:
+def ours(logits: np.ndarray, tokens: np.ndarray, options: Options, special: SpecialTokens) -> np.ndarray:
     """The probability [b, vocabulary] of each token."""
     edits, found = processors(options, special), np.zeros_like(logits, np.float64)
     candidates = min(options.top_k or VOCABULARY, VOCABULARY)
@@ -68,7 +68,7 @@ def ours(logits: np.ndarray, tokens: np.ndarray, options: Options, special: Spec
     return found
 
 
-def theirs(logits: np.ndarray, tokens: np.ndarray, options: Options, special: Special) -> np.ndarray:
+def theirs(logits: np.ndarray, tokens: np.ndarray, options: Options, special: SpecialTokens) -> np.ndarray:
     """The same by transformers' processors and warpers, in the order of its `generate`."""
     chain = LogitsProcessorList()
     if options.repetition_penalty != 1:
@@ -108,6 +108,6 @@ def test_probabilities_are_transformers(
         max_new_tokens=12, min_new_tokens=least, do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p,
         suppress_tokens=tuple(suppressed), repetition_penalty=penalty, output_scores=True,
     )  # fmt: skip
-    special = Special(START, tuple(ends), 0)
+    special = SpecialTokens(START, tuple(ends), 0)
     expected = theirs(logits, tokens, options, special)
     np.testing.assert_allclose(ours(logits, tokens, options, special), expected, rtol=1e-3, atol=1e-6)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.core.generation_options import Options
-from lora_ft.core.special_tokens import Special
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.export.runtime.decoding import prompt_lookup as lookup
 from lora_ft.export.runtime.decoding.draft_length import LONGEST
 from lora_ft.export.runtime.decoding.prompt_lookup import _Row
@@ -22,7 +22,7 @@ from tests.export.oracle import END, PAD, torch_greedy
 from tests.export.runtime.cases import Pair, words
 
 START, WRONG = 0, 99
-SPECIAL = Special(START, (END,), PAD)
+SPECIAL = SpecialTokens(START, (END,), PAD)
 Token = st.integers(2, 6)  # few, so that sequences of them repeat
 
 

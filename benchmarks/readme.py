@@ -63,31 +63,42 @@ def engines(found: dict[str, Any]) -> str:
     report = BenchReport.model_validate(found)
     timings = [case.timings for case in report.cases]
     floors = any(one.floor for one in timings[0].values())
-    columns = ["engine", "MB", "ROUGE-1", "against fp32, paired", *(f"batch {case.batch}, ms" for case in report.cases),
-               "times as fast", *["of the floor"] * floors]  # fmt: skip
+    columns = [
+        "engine",
+        "MB",
+        "ROUGE-1",
+        "against fp32, paired",
+        *(f"batch {case.batch}, ms" for case in report.cases),
+        "times as fast",
+        *["of the floor"] * floors,
+    ]
     lines = []
     for one in report.contestants:
         if any(one.name not in timing for timing in timings):
             continue
         quality, own = report.quality.get(one.name), [timing[one.name] for timing in timings]
         change = quality.difference if quality else None
-        lines.append((
-            one.name,
-            f"{one.megabytes:.0f}",
-            f"{quality.score.value:.1f}" if quality else "",
-            f"{change.value:+.1f} [{change.low:+.1f}, {change.high:+.1f}]" if change else "",
-            *(f"{1000 * statistics.median(timing.total):,.0f}" for timing in own),
-            " / ".join(f"{timing.ratio.value:.1f}" for timing in own),
-            *[f"{own[0].floor:.0%}" if own[0].floor else ""] * floors,
-        ))  # fmt: skip
+        lines.append(
+            (
+                one.name,
+                f"{one.megabytes:.0f}",
+                f"{quality.score.value:.1f}" if quality else "",
+                f"{change.value:+.1f} [{change.low:+.1f}, {change.high:+.1f}]" if change else "",
+                *(f"{1000 * statistics.median(timing.total):,.0f}" for timing in own),
+                " / ".join(f"{timing.ratio.value:.1f}" for timing in own),
+                *[f"{own[0].floor:.0%}" if own[0].floor else ""] * floors,
+            )
+        )
     case, rows = report.cases[0], max((quality.rows for quality in report.quality.values()), default=0)
-    return "\n".join([
-        table(columns, lines),
-        "",
-        f"{case.source} tokens in, {case.new} out, greedy; {rows} test rows; medians of {report.suite.rounds} rounds "
-        f"({report.verdict}); {_machine(report.environment, report.contestants[0].provider)}; the harness took "
-        f"{report.harness.share:.1%}.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            table(columns, lines),
+            "",
+            f"{case.source} tokens in, {case.new} out, greedy; {rows} test rows; medians of {report.suite.rounds} "
+            f"rounds ({report.verdict}); {_machine(report.environment, report.contestants[0].provider)}; the harness "
+            f"took {report.harness.share:.1%}.",
+        ]
+    )
 
 
 def training(found: dict[str, Any]) -> str:
@@ -97,20 +108,24 @@ def training(found: dict[str, Any]) -> str:
     for name, recipe in report.recipes.items():
         ratio = recipe.ratio
         how = ", ".join([recipe.precision, *(["compiled"] if recipe.compiled else [])])
-        lines.append((
-            f"{name} ({how})",
-            f"{recipe.samples_per_second:.2f}",
-            f"{recipe.tokens_per_second:,.0f}",
-            f"{recipe.padding:.0%}",
-            f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
-            f"{recipe.memory or 0:,.0f}",
-        ))  # fmt: skip
-    return "\n".join([
-        table(["recipe", "samples/s", "tokens/s", "padding", "times as fast", "memory, MB"], lines),
-        "",
-        f"{report.task}, {report.steps} steps of {report.batch} rows, the same for all, in {report.rounds} rounds; "
-        f"{_machine(report.environment)}.",
-    ])  # fmt: skip
+        lines.append(
+            (
+                f"{name} ({how})",
+                f"{recipe.samples_per_second:.2f}",
+                f"{recipe.tokens_per_second:,.0f}",
+                f"{recipe.padding:.0%}",
+                f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+                f"{recipe.memory or 0:,.0f}",
+            )
+        )
+    return "\n".join(
+        [
+            table(["recipe", "samples/s", "tokens/s", "padding", "times as fast", "memory, MB"], lines),
+            "",
+            f"{report.task}, {report.steps} steps of {report.batch} rows, the same for all, in {report.rounds} rounds; "
+            f"{_machine(report.environment)}.",
+        ]
+    )
 
 
 def methods(found: dict[str, Any]) -> str:
@@ -118,22 +133,28 @@ def methods(found: dict[str, Any]) -> str:
     kinds = "rouge1", "rougeLsum"
     lines = [("*the base*", *(interval(found["base"][kind]) for kind in kinds), *[""] * 4)]
     for name, one in found["methods"].items():
-        lines.append((
-            name,
-            *(interval(one["scores"][kind]) for kind in kinds),
-            f"{one['trainable_parameters']:,}",
-            f"{one['megabytes']:.1f}",
-            f"{one['samples_per_second']:.2f}",
-            f"{one['seconds'] / 60:.0f}",
-        ))  # fmt: skip
+        lines.append(
+            (
+                name,
+                *(interval(one["scores"][kind]) for kind in kinds),
+                f"{one['trainable_parameters']:,}",
+                f"{one['megabytes']:.1f}",
+                f"{one['samples_per_second']:.2f}",
+                f"{one['seconds'] / 60:.0f}",
+            )
+        )
     task, rows, first = found["task"], found["rows"], next(iter(found["methods"].values()))
-    return "\n".join([
-        table(["method", "ROUGE-1", "ROUGE-Lsum", "trained parameters", "MB", "samples/s", "minutes in all"], lines),
-        "",
-        f"{task['name']}, base `{task['base']}`, {rows['train']:,} rows, {first['steps']} steps, {rows['test']} test "
-        f"rows; learning rate {first['learning_rate']:g}, full {found['methods']['full']['learning_rate']:g}; "
-        f"{first['precision']}; {_machine(found['environment'])}.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            table(
+                ["method", "ROUGE-1", "ROUGE-Lsum", "trained parameters", "MB", "samples/s", "minutes in all"], lines
+            ),
+            "",
+            f"{task['name']}, base `{task['base']}`, {rows['train']:,} rows, {first['steps']} steps, {rows['test']} "
+            f"test rows; learning rate {first['learning_rate']:g}, full {found['methods']['full']['learning_rate']:g}; "
+            f"{first['precision']}; {_machine(found['environment'])}.",
+        ]
+    )
 
 
 def packs(found: dict[str, Any]) -> str:
@@ -150,12 +171,14 @@ def _packs(found: dict[str, Any]) -> str:
         cells.setdefault(one["adapters"], {})[one["source"], one["target"], one["precision"]] = cell
     lines = [(str(count or "alone"), *(row.get(kind, "") for kind in kinds)) for count, row in cells.items()]
     columns = ["adapters", *(f"{source} + {target} tokens, {precision}" for source, target, precision in kinds)]
-    return "\n".join([
-        table(columns, lines),
-        "",
-        f"Samples/s (times as many as alone) of r {found['rank']} on {found['targets']}, {found['rows']} rows of each "
-        f"adapter a step; {_machine(found['environment'], found['device'])}.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            table(columns, lines),
+            "",
+            f"Samples/s (times as many as alone) of r {found['rank']} on {found['targets']}, {found['rows']} rows of "
+            f"each adapter a step; {_machine(found['environment'], found['device'])}.",
+        ]
+    )
 
 
 def bank(found: dict[str, Any]) -> str:
@@ -187,19 +210,26 @@ def sizes() -> str:
         checkpointed = [f"{way / GIB:,.1f}" for way in size.checkpointed]
         parameters = f"{size.parameters / 1e6:,.0f} M"
         lines.append((size.name, parameters, generate, lora, checkpointed[0], full, checkpointed[1]))
-    return "\n".join([
-        table(columns, lines),
-        "",
-        f"{batch.rows} rows of {batch.source} tokens in and {batch.target} out; LoRA of r {task.lora.r} on all linear "
-        "layers; AdamW with float32 weights; checkpointed: bf16 with gradient checkpointing. On a "
-        f"CPU the heap grows to {HEAP:g} times the activations.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            table(columns, lines),
+            "",
+            f"{batch.rows} rows of {batch.source} tokens in and {batch.target} out; LoRA of r {task.lora.r} on all "
+            "linear layers; AdamW with float32 weights; checkpointed: bf16 with gradient checkpointing. On a "
+            f"CPU the heap grows to {HEAP:g} times the activations.",
+        ]
+    )
 
 
 TABLES = {
-    "dialogsum": dialogsum, "peers": engines, "cuda": engines, "training": training, "methods": methods,
-    "packs": packs, "bank": bank,
-}  # fmt: skip
+    "dialogsum": dialogsum,
+    "peers": engines,
+    "cuda": engines,
+    "training": training,
+    "methods": methods,
+    "packs": packs,
+    "bank": bank,
+}
 
 
 def updated(readme: str) -> str:

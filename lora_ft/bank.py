@@ -99,9 +99,19 @@ def export_bank(
         share = -(-_CALIBRATION_ROWS // len(members))
         samples: list[Sample] = [sample for one in members for sample in one.samples[:share]]
         reports = write_bank(
-            common.folder, tokenizer, origin, sentences, sentences[0], members, out, precision=chosen, samples=samples,
-            scaled=is_scaled(oracle.plain()), overwrite=overwrite, progress=progress.stage,
-        )  # fmt: skip
+            common.folder,
+            tokenizer,
+            origin,
+            sentences,
+            sentences[0],
+            members,
+            out,
+            precision=chosen,
+            samples=samples,
+            scaled=is_scaled(oracle.plain()),
+            overwrite=overwrite,
+            progress=progress.stage,
+        )
         return Shelved(out, str(chosen), folder_size(out), reports)
 
 

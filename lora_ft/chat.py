@@ -41,9 +41,16 @@ class Conversation:
     """
 
     def __init__(
-        self, ask: Callable[[str, int], str], *, start: Sequence[Line] = (), you: str | None = None,
-        context: int = CONTEXT, characters: int = CHARACTERS, seed: int = 0, attempts: int = _ATTEMPTS,
-    ) -> None:  # fmt: skip
+        self,
+        ask: Callable[[str, int], str],
+        *,
+        start: Sequence[Line] = (),
+        you: str | None = None,
+        context: int = CONTEXT,
+        characters: int = CHARACTERS,
+        seed: int = 0,
+        attempts: int = _ATTEMPTS,
+    ) -> None:
         """Begin.
 
         Args:
@@ -126,9 +133,14 @@ class Conversation:
 
 
 def converse(
-    model: Model, options: Mapping[str, Any], *, start: str = "", you: str | None = None, context: int | None = None,
+    model: Model,
+    options: Mapping[str, Any],
+    *,
+    start: str = "",
+    you: str | None = None,
+    context: int | None = None,
     seed: int = 0,
-) -> Conversation:  # fmt: skip
+) -> Conversation:
     """A conversation with a model.
 
     Args:

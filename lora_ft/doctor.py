@@ -14,10 +14,25 @@ from lora_ft.core.hardware import allowed_cpus, cpu_generation, cpu_name
 from lora_ft.core.memory import allowed_memory
 
 _PACKAGES = (
-    "lora-ft", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "rouge-score", "sacrebleu",
-    "nltk", "tokenizers", "safetensors", "onnx", "optimum-onnx", "numpy", "pydantic", "huggingface-hub",
+    "lora-ft",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "rouge-score",
+    "sacrebleu",
+    "nltk",
+    "tokenizers",
+    "safetensors",
+    "onnx",
+    "optimum-onnx",
+    "numpy",
+    "pydantic",
+    "huggingface-hub",
     "traceforge-title-model",
-)  # fmt: skip
+)
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
 
 

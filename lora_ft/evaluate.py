@@ -158,9 +158,15 @@ def evaluate(
 
 
 def evaluate_bank(
-    name: str, *, overrides: Sequence[str] = (), split: SplitName = "test", limit: int | None = None,
-    baseline: bool = False, batch_size: int = BATCH_SIZE, progress: Progress | None = None,
-) -> BankEvaluation:  # fmt: skip
+    name: str,
+    *,
+    overrides: Sequence[str] = (),
+    split: SplitName = "test",
+    limit: int | None = None,
+    baseline: bool = False,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+) -> BankEvaluation:
     """Score every adapter of a bank on the task that it brings; arguments as of `evaluate`.
 
     Raises:
@@ -198,9 +204,15 @@ def _carried(model: Model, overrides: Sequence[str]) -> Task:
 
 
 def _evaluate(
-    model: Model, task: Task, split: SplitName, limit: int | None, baseline: bool, batch_size: int,
-    predictions: Path | None, progress: Progress,
-) -> Evaluation:  # fmt: skip
+    model: Model,
+    task: Task,
+    split: SplitName,
+    limit: int | None,
+    baseline: bool,
+    batch_size: int,
+    predictions: Path | None,
+    progress: Progress,
+) -> Evaluation:
     task = with_labels(task)
     splits = load_splits(task, [split])
     examples = require(splits, split, task)[:limit]

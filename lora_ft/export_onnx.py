@@ -93,7 +93,8 @@ def export(
         name: run, adapter, checkpoint or base.
         out: folder to make.
         base: of a run or an adapter, instead of the one that it names.
-        precision: a name, a mixture (see `lora_ft.export.onnx.precision`), or "auto" for the fastest that keeps its score.
+        precision: a name, a mixture (see `lora_ft.export.onnx.precision`), or "auto" for the fastest that keeps its
+            score.
         max_drop: points that the task's metric may lose against fp32.
         score_rows: how many rows of the task a precision that rounds is scored on.
         force: publish a precision that loses more, or a layout without some of the task's generation settings, and
@@ -198,9 +199,14 @@ def _facts(name: str, folder: Path) -> Facts | None:
 
 
 def compare_again(
-    bundle: Path, name: str, *, adapter: str | None = None, rows: int = 16, split: SplitName = "validation",
+    bundle: Path,
+    name: str,
+    *,
+    adapter: str | None = None,
+    rows: int = 16,
+    split: SplitName = "validation",
     progress: Progress | None = None,
-) -> Report:  # fmt: skip
+) -> Report:
     """Compare a bundle with PyTorch once more, on rows of the task of the model it was made from.
 
     Args:

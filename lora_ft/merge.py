@@ -32,9 +32,14 @@ class Report:
 
 
 def merge(
-    run: Run | PeftAdapter, out: Path, *, base: str | None = None, dtype: str = "fp32", overwrite: bool = False,
+    run: Run | PeftAdapter,
+    out: Path,
+    *,
+    base: str | None = None,
+    dtype: str = "fp32",
+    overwrite: bool = False,
     progress: Progress | None = None,
-) -> Report:  # fmt: skip
+) -> Report:
     """Merge a run's adapter, or one that peft saved elsewhere, and write the checkpoint.
 
     Args:

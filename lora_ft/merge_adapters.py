@@ -71,10 +71,19 @@ class Combined:
 
 
 def combine(
-    members: Sequence[Member], out: Path, *, way: str = "weighted", weights: Sequence[float] = (), density: float = 0.5,
-    seed: int = 0, base: str | None = None, task: Task | None = None, limit: int | None = None,
-    overwrite: bool = False, progress: Progress | None = None,
-) -> Combined:  # fmt: skip
+    members: Sequence[Member],
+    out: Path,
+    *,
+    way: str = "weighted",
+    weights: Sequence[float] = (),
+    density: float = 0.5,
+    seed: int = 0,
+    base: str | None = None,
+    task: Task | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Combined:
     """Combine adapters of one base into one, and score it on their tasks.
 
     Args:
@@ -110,10 +119,12 @@ def combine(
             adapted.add_weighted_adapter(names, shares, _NAME, combination_type=WAYS[way], **kept)
         scores = _scores(members, adapted, names, found, task, limit, progress)
         record = {
-            "way": way, "runs": list(map(name_of, members)), "weights": shares,
+            "way": way,
+            "runs": list(map(name_of, members)),
+            "weights": shares,
             **({} if way == "weighted" else {"density": density, "seed": seed}),
             "scores": [vars(one) for one in scores],
-        }  # fmt: skip
+        }
         named = replace(found, name=_base_name(members[0]) or found.name)
         with staged_folder(out, overwrite=overwrite) as staging:
             runs = [member for member in members if isinstance(member, Run)]
@@ -161,9 +172,11 @@ def _more_than_lora(member: Member) -> str:
         return f"method {member.task.method}"
     config = lora_config(member.adapter)
     parts = {
-        "use_dora": config.use_dora, "modules_to_save": config.modules_to_save, "bias": config.bias != "none",
+        "use_dora": config.use_dora,
+        "modules_to_save": config.modules_to_save,
+        "bias": config.bias != "none",
         "trainable_token_indices": config.trainable_token_indices,
-    }  # fmt: skip
+    }
     return ", ".join(name for name, value in parts.items() if value)
 
 
@@ -202,9 +215,14 @@ def _rank(adapted: PeftModel, names: Sequence[str], *, exact: bool) -> int:
 
 
 def _scores(
-    members: Sequence[Member], adapted: PeftModel, names: Sequence[str], base: Base, task: Task | None,
-    limit: int | None, progress: Progress,
-) -> list[Score]:  # fmt: skip
+    members: Sequence[Member],
+    adapted: PeftModel,
+    names: Sequence[str],
+    base: Base,
+    task: Task | None,
+    limit: int | None,
+    progress: Progress,
+) -> list[Score]:
     """Score each adapter that has a task with validation rows, or is scored on `task`: alone, and combined."""
     tasks = [member.task or task for member in members]
     if without := tasks.count(None):
@@ -260,11 +278,18 @@ def _task(runs: Sequence[Run], out: Path, rank: int, adapter: Path) -> Task:
     """The first run's, with the combined adapter in it."""
     first = runs[0].task
     config = adapter_config(adapter)
-    lora = first.lora.model_copy(update={
-        "r": config["r"], "lora_alpha": config["lora_alpha"], "rank_pattern": {}, "alpha_pattern": {},
-        "use_rslora": False, "init_lora_weights": True, "loraplus_lr_ratio": None,
-        "target_modules": sorted(config["target_modules"]),
-    })  # fmt: skip
+    lora = first.lora.model_copy(
+        update={
+            "r": config["r"],
+            "lora_alpha": config["lora_alpha"],
+            "rank_pattern": {},
+            "alpha_pattern": {},
+            "use_rslora": False,
+            "init_lora_weights": True,
+            "loraplus_lr_ratio": None,
+            "target_modules": sorted(config["target_modules"]),
+        }
+    )
     made_of = f"Combined from {', '.join(run.task.name for run in runs)}, not trained on all of their rows."
     card = first.card.model_copy(update={"limits": " ".join(filter(None, [made_of, first.card.limits]))})
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", out.name).lstrip("._-") or _NAME

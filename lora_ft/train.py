@@ -165,9 +165,16 @@ def _start(material: PreparedData, plan: Plan, claim: Claim, trainer: Trainer, *
 
 
 def build_trainer(
-    task: Task, plan: Plan, base: Base, tokenizer: Tokenizer, rows: Sequence[Encoded], validation: Sequence[Example],
-    working: Path, progress: Progress, claim: Claim | None = None,
-) -> tuple[Trainer, Keeper, ProgressReporter]:  # fmt: skip
+    task: Task,
+    plan: Plan,
+    base: Base,
+    tokenizer: Tokenizer,
+    rows: Sequence[Encoded],
+    validation: Sequence[Example],
+    working: Path,
+    progress: Progress,
+    claim: Claim | None = None,
+) -> tuple[Trainer, Keeper, ProgressReporter]:
     """The trainer of a task, ready to start; and its callbacks that others ask later.
 
     Args:

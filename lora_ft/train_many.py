@@ -50,9 +50,15 @@ class Packed:
 
 
 def train_pack(
-    tasks: Sequence[Task], out: Path, *, resume: bool = False, overwrite: bool = False, most: int | None = None,
-    engine: Engine | None = None, board: Dashboard | None = None,
-) -> Packed:  # fmt: skip
+    tasks: Sequence[Task],
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    most: int | None = None,
+    engine: Engine | None = None,
+    board: Dashboard | None = None,
+) -> Packed:
     """Train an adapter for each task, all on one copy of their base, each as `lora_ft.train.train` would.
 
     Tasks that do not fit into memory together are trained in several packs. An adapter whose loss is not finite leaves
@@ -86,9 +92,14 @@ def train_pack(
 
 
 def _train(
-    tasks: Sequence[Task], out: Path, resume: bool, overwrite: bool, most: int | None, engine: Engine | None,
+    tasks: Sequence[Task],
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    most: int | None,
+    engine: Engine | None,
     board: Dashboard,
-) -> Packed:  # fmt: skip
+) -> Packed:
     """Train tasks whose places are locked."""
     record, finished = _claim(tasks, out, resume=resume, overwrite=overwrite)
     base = find_base(tasks[0].base)
@@ -118,9 +129,14 @@ def _train(
         if record is None:
             packs = _choose(materials, plans, base, site, most, board)
             record = {
-                "version": _VERSION, "run": secrets.token_hex(8), "precision": site.precision.name,
-                "storage": site.storage, "packs": packs, "rows": _record_rows(materials, out), "longer": longer,
-            }  # fmt: skip
+                "version": _VERSION,
+                "run": secrets.token_hex(8),
+                "precision": site.precision.name,
+                "storage": site.storage,
+                "packs": packs,
+                "rows": _record_rows(materials, out),
+                "longer": longer,
+            }
             for claim in finished.values():  # before the record, so that a process killed here does it again
                 claim.reopen()
             write_json(out / WORK / RECORD, record)
@@ -167,9 +183,14 @@ def _choose(
 
     def packs(most: int | None) -> list[Chosen]:
         return plan_groups(
-            Shape.of(base.config), needs, site.room, bf16=site.precision.is_bf16, cpu=site.device == "cpu", most=most,
+            Shape.of(base.config),
+            needs,
+            site.room,
+            bf16=site.precision.is_bf16,
+            cpu=site.device == "cpu",
+            most=most,
             checkpointing=train.gradient_checkpointing,  # which all share
-        )  # fmt: skip
+        )
 
     chosen = packs(most)
     if most is None and site.places > 1:

@@ -103,19 +103,30 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
     if base is None or splits is None or faults:
         return Validation(task.name, faults, chats=splits.chats if splits else [])
     tokenizer = _try(
-        faults, "lora.new_tokens", task.lora.new_tokens,
+        faults,
+        "lora.new_tokens",
+        task.lora.new_tokens,
         lambda: load_tokenizer(base.folder, task.codec, task.lora.new_tokens),
-    )  # fmt: skip
+    )
     if tokenizer is None:
         return Validation(task.name, faults)
-    lengths = [_measure(f"{name} {side}", texts, tokenizer, limit) for name in SPLITS if splits[name]
-               for side, texts, limit in _sides(task, tokenizer.codec, splits[name])]  # fmt: skip
+    lengths = [
+        _measure(f"{name} {side}", texts, tokenizer, limit)
+        for name in SPLITS
+        if splits[name]
+        for side, texts, limit in _sides(task, tokenizer.codec, splits[name])
+    ]
     _try(faults, "labels", task.labels, lambda: check_labels(task, tokenizer))
-    notes = _try(faults, "generate", task.generate.model_dump(exclude_none=True),
-                 lambda: _generation(task, base, tokenizer))  # fmt: skip
+    notes = _try(
+        faults, "generate", task.generate.model_dump(exclude_none=True), lambda: _generation(task, base, tokenizer)
+    )
     for name in ("train", "validation"):
-        _try(faults, "lengths.target", task.lengths.target,
-             lambda name=name: encode(splits[name], tokenizer, task.lengths, name))  # type: ignore[misc]  # fmt: skip
+        _try(
+            faults,
+            "lengths.target",
+            task.lengths.target,
+            lambda name=name: encode(splits[name], tokenizer, task.lengths, name),
+        )  # type: ignore[misc]
     faults += obstacles(task, base.config, splits)
     invalid = _try(faults, "evaluate.json_schema", task.evaluate.json_schema, lambda: _invalid(task, splits))
     counts = label_counts(task, splits)

@@ -71,8 +71,11 @@ def card_faults(card: str) -> list[str]:
     if not card.startswith("---\n"):
         return ["metadata is missing"]
     data = yaml.safe_load(card.split("---\n")[1])
-    faults = [f'"{key}" must be a string' for key in ("license", "library_name", "pipeline_tag") if key in data
-              and not isinstance(data[key], str)]  # fmt: skip
+    faults = [
+        f'"{key}" must be a string'
+        for key in ("license", "library_name", "pipeline_tag")
+        if key in data and not isinstance(data[key], str)
+    ]
     bases = data.get("base_model", [])
     for base in [bases] if isinstance(bases, str) else bases:
         if base.count("/") > 1 or base.startswith((".", "/")):
@@ -82,10 +85,16 @@ def card_faults(card: str) -> list[str]:
     for model in data.get("model-index", []):
         for i, result in enumerate(model["results"]):
             for part, keys in (("task", ["type"]), ("dataset", ["type", "name"])):
-                faults += [f'"model-index[0].results[{i}].{part}.{key}" is required' for key in keys
-                           if not result.get(part, {}).get(key)]  # fmt: skip
-            faults += [f'"model-index[0].results[{i}].metrics" is required' for metric in result.get("metrics", [{}])
-                       if not metric.get("type") or "value" not in metric]  # fmt: skip
+                faults += [
+                    f'"model-index[0].results[{i}].{part}.{key}" is required'
+                    for key in keys
+                    if not result.get(part, {}).get(key)
+                ]
+            faults += [
+                f'"model-index[0].results[{i}].metrics" is required'
+                for metric in result.get("metrics", [{}])
+                if not metric.get("type") or "value" not in metric
+            ]
     emissions = data.get("co2_eq_emissions", {"emissions": 0})
     if not isinstance(emissions.get("emissions"), (int, float)):
         faults.append('"co2_eq_emissions.emissions" must be a number')
@@ -150,10 +159,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(answer, 400 if faults else 200)
         if path.endswith("/info/lfs/objects/batch"):
             objects = [
-                one if one["oid"] in hub.large else
-                {**one, "actions": {"upload": {"href": f"{hub.endpoint}/upload/{one['oid']}"}}}
+                one
+                if one["oid"] in hub.large
+                else {**one, "actions": {"upload": {"href": f"{hub.endpoint}/upload/{one['oid']}"}}}
                 for one in json.loads(body)["objects"]
-            ]  # fmt: skip
+            ]
             return self._send({"transfer": "basic", "objects": objects})
         repo, verb, branch = "/".join(parts[2:4]), parts[4], parts[5]
         if repo not in hub.branches:
@@ -200,8 +210,9 @@ class _Handler(BaseHTTPRequestHandler):
             branch = self._branch(repo, revision)
             files = hub.files(repo, branch)
             if verb == "tree":
-                return self._send([{"type": "file", "path": name, **self._entry(name, data)}
-                                   for name, data in files.items()])  # fmt: skip
+                return self._send(
+                    [{"type": "file", "path": name, **self._entry(name, data)} for name, data in files.items()]
+                )
             found = {"id": repo, "sha": self._revision(repo, branch), "siblings": [{"rfilename": n} for n in files]}
             return self._send({**found, "private": hub.private[repo], "tags": [], "downloads": 0, "likes": 0})
         repo, revision, name = "/".join(parts[:2]), parts[3], "/".join(parts[4:])

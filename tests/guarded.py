@@ -43,8 +43,11 @@ def watched(folder: Path, command: list[str], **variables: str) -> tuple[subproc
     (folder / "guard").mkdir()
     home.mkdir()
     (folder / "guard" / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
-    kept = {name: value for name, value in os.environ.items()
-            if name not in OPT_OUT and name not in ("HF_HUB_OFFLINE", "HF_HOME", "XDG_CACHE_HOME", "CI")}  # fmt: skip
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in OPT_OUT and name not in ("HF_HUB_OFFLINE", "HF_HOME", "XDG_CACHE_HOME", "CI")
+    }
     environment = kept | {
         "HOME": str(home),
         "PYTHONPATH": os.pathsep.join([str(folder / "guard"), str(ROOT)]),

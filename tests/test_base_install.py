@@ -21,10 +21,29 @@ from tests.tiny import save_tiny_t5
 ROOT = Path(__file__).parents[1]
 OLDEST = Path(os.environ.get("LORA_FT_OLDEST", ROOT / ".venv-oldest" / "bin" / "python"))
 EXTRAS = (
-    "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "rouge_score", "sacrebleu", "regex", "nltk",
-    "sentencepiece", "safetensors", "pydantic", "ijson", "lxml", "tensorboard", "onnx", "ray", "jsonschema", "fhir",
-    "pandas", "pyarrow",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "rouge_score",
+    "sacrebleu",
+    "regex",
+    "nltk",
+    "sentencepiece",
+    "safetensors",
+    "pydantic",
+    "ijson",
+    "lxml",
+    "tensorboard",
+    "onnx",
+    "ray",
+    "jsonschema",
+    "fhir",
+    "pandas",
+    "pyarrow",
+)
 # An import of None is refused as one of a package that is not installed, and `find_spec` finds none.
 HIDE = "import sys\nsys.modules.update(dict.fromkeys({!r}))\n"
 # Newer typers come with pydantic; the jobs themselves must do without it.
@@ -81,9 +100,15 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def python(interpreter: Sequence[str], script: str, *arguments: str, text: str = "", **environment: str) -> str:
     """What a script prints; its errors are shown where it fails."""
     done = subprocess.run(
-        [*interpreter, "-c", script, *arguments], input=text, cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, timeout=120,
-    )  # fmt: skip
+        [*interpreter, "-c", script, *arguments],
+        input=text,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -133,8 +158,13 @@ def test_the_layout_single_answers_padded_rows_as_pytorch_does(
     make_bundle(checkpoint, tmp_path / "out", layout="single")
     ids, mask = ragged([[5, 9, 30, 8, 44, 1], [7, 1], [9, 20, 11, 1]])
     settings: Mapping[str, object] = {
-        "min_new_tokens": 0, "max_new_tokens": 12, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "uniform": [[]],
-    }  # fmt: skip
+        "min_new_tokens": 0,
+        "max_new_tokens": 12,
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "uniform": [[]],
+    }
     feed = json.dumps({"input_ids": ids.tolist(), "attention_mask": mask.tolist(), **settings})
     made = json.loads(python(interpreter, RUN + SINGLE, str(tmp_path / "out" / "generate.onnx"), feed))
     assert np.array_equal(made, torch_greedy(torch_model(checkpoint), ids, mask, 12))

@@ -56,8 +56,11 @@ def save_tiny_t5(folder: Path, seed: int = 0, **changes: Any) -> Path:
     weights.pop("lm_head.weight", None)
     if not config["tie_word_embeddings"]:
         weights["lm_head.weight"] = torch.randn(config["vocab_size"], config["d_model"])
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors",
-              metadata={"format": "pt"})  # fmt: skip
+    save_file(
+        {name: tensor.contiguous() for name, tensor in weights.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     files = {
         "config.json": config,

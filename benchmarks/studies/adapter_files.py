@@ -223,13 +223,24 @@ def tables(found: Mapping[str, Any]) -> str:
     """The figures in Markdown."""
     from lora_ft.reports.markdown import table
 
-    loading = [[one["format"], str(one["adapters"]), f"{one['megabytes_each']:.2f}", f"{1000 * one['seconds']:.1f}",
-                f"{one['resident']:.0f}", f"{one['private']:.0f}"] for one in found["loading"]]  # fmt: skip
+    loading = [
+        [
+            one["format"],
+            str(one["adapters"]),
+            f"{one['megabytes_each']:.2f}",
+            f"{1000 * one['seconds']:.1f}",
+            f"{one['resident']:.0f}",
+            f"{one['private']:.0f}",
+        ]
+        for one in found["loading"]
+    ]
     steps = [[str(one["rows"]), *(f"{one[case]:.2f}" for case in (*FORMATS, "bound"))] for one in found["steps"]]
-    return "\n\n".join((
-        table(["format", "adapters", "MB each", "load, ms", "resident, MB", "private, MB"], loading),
-        table(["rows", *(f"{form}, ms a step" for form in FORMATS), "bound"], steps),
-    ))  # fmt: skip
+    return "\n\n".join(
+        (
+            table(["format", "adapters", "MB each", "load, ms", "resident, MB", "private, MB"], loading),
+            table(["rows", *(f"{form}, ms a step" for form in FORMATS), "bound"], steps),
+        )
+    )
 
 
 def main(

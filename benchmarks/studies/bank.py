@@ -124,9 +124,17 @@ def make_bank(base: Base, out: Path, precision: str, rank: int, targets: Sequenc
     samples = tuple(samples_of(None, tokenizer, special.start, Silent()))
     member = BankAdapter("a0", adapter, origin, tokenizer, lambda: own, Probe.of(own[0], special), samples)
     write_bank(
-        base.folder, tokenizer, origin, sentences, sentences[0], [member], out, precision=parse(precision),
-        samples=samples, scaled=is_scaled(plain),
-    )  # fmt: skip
+        base.folder,
+        tokenizer,
+        origin,
+        sentences,
+        sentences[0],
+        [member],
+        out,
+        precision=parse(precision),
+        samples=samples,
+        scaled=is_scaled(plain),
+    )
 
 
 def fill(base: Base, bank: Path, count: int, rank: int, targets: Sequence[str]) -> None:
@@ -177,10 +185,14 @@ def measure_steps(generator: Generator, rows: Sequence[int], source: int, steps:
             if turn:  # the first one allocates
                 times[case].append(1000 * seconds / steps)
     return [
-        Step(count, distinct, statistics.median(found),
-             statistics.median(one / plain for one, plain in zip(found, times[count, 0], strict=True)))
+        Step(
+            count,
+            distinct,
+            statistics.median(found),
+            statistics.median(one / plain for one, plain in zip(found, times[count, 0], strict=True)),
+        )
         for (count, distinct), found in times.items()
-    ]  # fmt: skip
+    ]
 
 
 def stepper(generator: Generator, names: Sequence[str | None], source: int, steps: int) -> Callable[[], float]:
@@ -233,9 +245,18 @@ def measure_stream(bank: Path, requests: int, source: int, new: int) -> Stream:
 
 
 def run(
-    base: Base, counts: Sequence[int], *, precision: str, rank: int, targets: Sequence[str], rows: Sequence[int],
-    source: int, steps: int, rounds: int, requests: int,
-) -> dict[str, Any]:  # fmt: skip
+    base: Base,
+    counts: Sequence[int],
+    *,
+    precision: str,
+    rank: int,
+    targets: Sequence[str],
+    rows: Sequence[int],
+    source: int,
+    steps: int,
+    rounds: int,
+    requests: int,
+) -> dict[str, Any]:
     """Every figure, for banks of so many adapters."""
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         bank = Path(scratch, "bank")
@@ -248,10 +269,15 @@ def run(
                 streams.append(measure_stream(bank, requests, source, steps))
         found = measure_steps(Generator.load(bank), rows, source, steps, rounds)
     return {
-        "precision": precision, "rank": rank, "targets": ",".join(targets), "source": source, "steps": steps,
-        "loading": [asdict(one) for one in loaded], "steps_of": [asdict(one) for one in found],
+        "precision": precision,
+        "rank": rank,
+        "targets": ",".join(targets),
+        "source": source,
+        "steps": steps,
+        "loading": [asdict(one) for one in loaded],
+        "steps_of": [asdict(one) for one in found],
         "streams": [asdict(one) for one in streams],
-    }  # fmt: skip
+    }
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -259,12 +285,18 @@ def tables(found: dict[str, Any]) -> str:
     first = found["loading"][0]
     alone = first["resident"] - first["adapters"] * first["megabytes_each"]
     loading = [
-        [str(one["adapters"]), f"{one['seconds']:.2f}", f"{one['resident']:.0f}",
-         f"{one['resident'] / (alone + one['adapters'] * one['megabytes_each']) - 1:+.0%}"]
+        [
+            str(one["adapters"]),
+            f"{one['seconds']:.2f}",
+            f"{one['resident']:.0f}",
+            f"{one['resident'] / (alone + one['adapters'] * one['megabytes_each']) - 1:+.0%}",
+        ]
         for one in found["loading"]
-    ]  # fmt: skip
-    steps = [[str(one["rows"]), str(one["adapters"]), f"{one['milliseconds']:.2f}", f"{one['ratio'] - 1:+.0%}"]
-             for one in found["steps_of"]]  # fmt: skip
+    ]
+    steps = [
+        [str(one["rows"]), str(one["adapters"]), f"{one['milliseconds']:.2f}", f"{one['ratio'] - 1:+.0%}"]
+        for one in found["steps_of"]
+    ]
     streams = [[str(one["adapters"]), f"{one['bank']:.1f}", f"{one['sessions']:.1f}"] for one in found["streams"]]
     parts = [
         table(["adapters", "load, s", "resident, MB", "over base + adapters"], loading),
@@ -292,9 +324,17 @@ def main(
     """Measure banks on a base and print tables."""
     numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
     found = run(
-        find_base(base), numbers(counts), precision=precision, rank=rank, targets=targets.split(","),
-        rows=numbers(rows), source=source, steps=steps, rounds=rounds, requests=requests,
-    )  # fmt: skip
+        find_base(base),
+        numbers(counts),
+        precision=precision,
+        rank=rank,
+        targets=targets.split(","),
+        rows=numbers(rows),
+        source=source,
+        steps=steps,
+        rounds=rounds,
+        requests=requests,
+    )
     if json_file is not None:
         write_json(json_file, {"environment": environment(), **found})
     print(tables(found))

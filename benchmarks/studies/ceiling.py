@@ -56,8 +56,9 @@ def main(base: str = "offline", rows: int = 8, source: int = 256, target: int = 
     found = find_base(base)
     architecture = Architecture.read(found.config, found.folder)
     chosen = choose_compute_dtype("auto", "cpu")
-    for name, kind in dict.fromkeys([(chosen.name, torch.bfloat16 if chosen.is_bf16 else torch.float32),
-                                     ("fp32", torch.float32)]):  # fmt: skip
+    for name, kind in dict.fromkeys(
+        [(chosen.name, torch.bfloat16 if chosen.is_bf16 else torch.float32), ("fp32", torch.float32)]
+    ):
         total = work = 0.0
         for count, height, inputs, outputs in products(architecture, rows * source, rows * target, rank):
             total += count * seconds(height, inputs, outputs, kind)

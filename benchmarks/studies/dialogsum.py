@@ -26,7 +26,7 @@ from lora_ft.merge import merge
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 
-TASK = Path(__file__).with_name("dialogsum.yaml")
+TASK = Path(__file__).parents[1] / "tasks" / "dialogsum.yaml"
 
 
 def measure(data: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
@@ -84,8 +84,10 @@ def _main(
         f"training: {speed['samples_per_second']} samples/s, "
         f"{speed['samples_per_second_second_half']} in the second half ({how})"
     )
-    print(f"ROUGE-1 on {evaluation['rows']} test rows: {score['mean']:.1f} [{score['low']:.1f}, {score['high']:.1f}]; "
-          f"base {before['mean']:.1f}")  # fmt: skip
+    print(
+        f"ROUGE-1 on {evaluation['rows']} test rows: {score['mean']:.1f} [{score['low']:.1f}, {score['high']:.1f}]; "
+        f"base {before['mean']:.1f}"
+    )
     print(f"ONNX gives PyTorch's text on {parity['identical_rows']} of {parity['rows']} rows")
     for row in found["latency"]:
         print(

@@ -29,9 +29,16 @@ from lora_ft.tasks.schema import Task
 
 # google/flan-t5-large's config.json, but for 24 layers: 2.3 GB in fp32
 _SHAPE: dict[str, Any] = {
-    "vocab_size": 32128, "d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 17, "num_heads": 16,
-    "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 32128,
+    "d_model": 1024,
+    "d_kv": 64,
+    "d_ff": 2816,
+    "num_layers": 17,
+    "num_heads": 16,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "decoder_start_token_id": 0,
+}
 _NEW = 8  # tokens of an answer: random weights do not come to an end
 _EXPORTS = (("bundle", "fp32"), ("bundle", "int8-w4"), ("optimum", "fp32"), ("single", "fp32"))
 
@@ -49,13 +56,22 @@ def measure(out: Path) -> list[dict[str, Any]]:
     for layout, precision in _EXPORTS:
         began = time.perf_counter()
         done = export(
-            str(checkpoint), out / f"{layout}-{precision}", layout=layout, precision=precision, verify_rows=1,
+            str(checkpoint),
+            out / f"{layout}-{precision}",
+            layout=layout,
+            precision=precision,
+            verify_rows=1,
             force=True,
-        )  # fmt: skip
-        found.append({
-            "layout": layout, "precision": precision, "seconds": round(time.perf_counter() - began, 1),
-            "megabytes": round(folder_size(done.out) / 1e6, 1), "parity": done.parity.as_dict(),
-        })  # fmt: skip
+        )
+        found.append(
+            {
+                "layout": layout,
+                "precision": precision,
+                "seconds": round(time.perf_counter() - began, 1),
+                "megabytes": round(folder_size(done.out) / 1e6, 1),
+                "parity": done.parity.as_dict(),
+            }
+        )
     return found
 
 

@@ -1,6 +1,7 @@
 """Every way to train, on the same rows and steps of one task: its score, its time, its size.
 
-    python -m benchmarks.studies.methods DATA_FOLDER [--task FILE] [--out FOLDER] [--only dora] [--set train.max_steps=100]
+    python -m benchmarks.studies.methods DATA_FOLDER [--task FILE] [--out FOLDER] [--only dora]
+        [--set train.max_steps=100]
 
 DATA_FOLDER holds the files that the task names. Methods that the JSON has already for this task are not run again.
 """
@@ -28,8 +29,8 @@ from lora_ft.tasks.schema import Task
 from lora_ft.train import train
 
 VERSION = 1
-TASK = Path(__file__).with_name("dialogsum.yaml")
-RESULTS = Path(__file__).parent / "results" / "methods.json"
+TASK = Path(__file__).parents[1] / "tasks" / "dialogsum.yaml"
+RESULTS = Path(__file__).parents[1] / "results" / "methods.json"
 # What each changes of the task. All but full fine-tuning leave the learning rate alone.
 METHODS: dict[str, tuple[str, ...]] = {
     "LoRA, tiny": ("lora={preset: tiny}",),
@@ -134,10 +135,14 @@ def _main(
     made = table("method", "rouge1", "rougeLsum", "trained", "MB", "samples/s", "s")
     for name, one in found["methods"].items():
         made.add_row(
-            name, f"{one['scores']['rouge1']['mean']:.1f}", f"{one['scores']['rougeLsum']['mean']:.1f}",
-            f"{one['trainable_parameters']:,}", f"{one['megabytes']:.1f}", f"{one['samples_per_second']:.2f}",
+            name,
+            f"{one['scores']['rouge1']['mean']:.1f}",
+            f"{one['scores']['rougeLsum']['mean']:.1f}",
+            f"{one['trainable_parameters']:,}",
+            f"{one['megabytes']:.1f}",
+            f"{one['samples_per_second']:.2f}",
             f"{one['seconds']:.0f}",
-        )  # fmt: skip
+        )
     console().print(made)
 
 

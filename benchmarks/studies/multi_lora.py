@@ -74,9 +74,17 @@ class Timing:
 
 
 def measure(
-    base: Base, precision: str, source: int, target: int, counts: Sequence[int], *, rows: int = 8, rank: int = 16,
-    steps: int = 5, targets: str = "q,v",
-) -> list[Timing]:  # fmt: skip
+    base: Base,
+    precision: str,
+    source: int,
+    target: int,
+    counts: Sequence[int],
+    *,
+    rows: int = 8,
+    rank: int = 16,
+    steps: int = 5,
+    targets: str = "q,v",
+) -> list[Timing]:
     """Timings of one task alone, then of packs of so many.
 
     Args:
@@ -99,8 +107,13 @@ def measure(
         found = [Timing(precision, source, target, 0, round(alone, 2), 1.0)]
         for count in counts:
             need = MemoryNeed("", works[0][1].trainable, rank, Batch(rows, source, target))
-            total = memory(Shape.of(base.config), [need] * count, bf16=precision == "bf16", checkpointing=False,
-                           cpu=device == "cpu").total  # fmt: skip
+            total = memory(
+                Shape.of(base.config),
+                [need] * count,
+                bf16=precision == "bf16",
+                checkpointing=False,
+                cpu=device == "cpu",
+            ).total
             if total > device_memory(device):
                 found.append(Timing(precision, source, target, count, None, None))
                 continue
@@ -113,12 +126,25 @@ def _work(
     base: Base, precision: str, number: int, source: int, target: int, rows: int, rank: int, steps: int, targets: str
 ) -> tuple[PreparedData, Plan]:
     """A task of random rows, and its plan."""
-    train = {"max_steps": _WARM_UP + steps, "per_device_train_batch_size": rows, "precision": precision,
-             "compile": "off", "report_to": [], "seed": number, "logging_steps": 1000}  # fmt: skip
-    task = Task.model_validate({
-        "name": f"pack-{number}", "base": base.name, "prompt": "{text}", "data": {"train": "none"}, "train": train,
-        "lora": {"r": rank, "lora_alpha": rank, "target_modules": targets},
-    })  # fmt: skip
+    train = {
+        "max_steps": _WARM_UP + steps,
+        "per_device_train_batch_size": rows,
+        "precision": precision,
+        "compile": "off",
+        "report_to": [],
+        "seed": number,
+        "logging_steps": 1000,
+    }
+    task = Task.model_validate(
+        {
+            "name": f"pack-{number}",
+            "base": base.name,
+            "prompt": "{text}",
+            "data": {"train": "none"},
+            "train": train,
+            "lora": {"r": rank, "lora_alpha": rank, "target_modules": targets},
+        }
+    )
     draw = random.Random(number)
     highest = base.config["vocab_size"] - 1
     drawn = [
@@ -171,8 +197,13 @@ def show(found: Sequence[Timing]) -> None:
     made = table("rows", "precision", "adapters", "samples/s", "times as many")
     for one in found:
         speed = "does not fit" if one.samples_per_second is None else f"{one.samples_per_second:,.1f}"
-        made.add_row(f"{one.source}+{one.target}", one.precision, str(one.adapters or "alone"), speed,
-                     "–" if one.times is None else f"{one.times:.2f}")  # fmt: skip
+        made.add_row(
+            f"{one.source}+{one.target}",
+            one.precision,
+            str(one.adapters or "alone"),
+            speed,
+            "–" if one.times is None else f"{one.times:.2f}",
+        )
     console().print(made)
 
 
@@ -196,10 +227,15 @@ def main(
             )
     settings: dict[str, Any] = {"base": base, "rows": rows, "rank": rank, "targets": targets, "steps": steps}
     if json_file is not None:
-        write_json(json_file, {
-            "environment": environment(), "device": this_device(), **settings,
-            "timings": [asdict(one) for one in found],
-        })  # fmt: skip
+        write_json(
+            json_file,
+            {
+                "environment": environment(),
+                "device": this_device(),
+                **settings,
+                "timings": [asdict(one) for one in found],
+            },
+        )
     show(found)
 
 

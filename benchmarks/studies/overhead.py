@@ -67,11 +67,16 @@ def measure(bundle: Path, rounds: int, clock: Clock) -> list[dict[str, Any]]:
                 if turn:  # the first one loads and allocates
                     times.append(seconds)
                     shares.append(1 - clock.seconds / seconds)
-            found.append({
-                "bundle": bundle.name, "precision": generator.manifest["precision"], "batch": batch, "decoding": name,
-                "milliseconds": round(1000 * statistics.median(times), 1),
-                "outside": round(statistics.median(shares), 4),
-            })  # fmt: skip
+            found.append(
+                {
+                    "bundle": bundle.name,
+                    "precision": generator.manifest["precision"],
+                    "batch": batch,
+                    "decoding": name,
+                    "milliseconds": round(1000 * statistics.median(times), 1),
+                    "outside": round(statistics.median(shares), 4),
+                }
+            )
     return found
 
 

@@ -34,11 +34,21 @@ _STEP = 40  # the decoder's position that is profiled: the middle of an answer
 _ROUNDS = 25
 _LAST, _CROSS = "choosing the token", "attention over the source"
 # What an operator belongs to whose inputs name no weight.
-_OPERATORS = {"GroupQueryAttention": "self-attention", "MultiHeadAttention": "self-attention",
-              "SkipSimplifiedLayerNormalization": "norms", "SimplifiedLayerNormalization": "norms"}  # fmt: skip
+_OPERATORS = {
+    "GroupQueryAttention": "self-attention",
+    "MultiHeadAttention": "self-attention",
+    "SkipSimplifiedLayerNormalization": "norms",
+    "SimplifiedLayerNormalization": "norms",
+}
 # What a weight or an input belongs to, by a piece of its name.
-_WEIGHTS = {"EncDecAttention": _CROSS, "cross.": _CROSS, "SelfAttention": "self-attention",
-            "DenseReluDense": "feed-forward", "lm_head": "head", "shared": "embedding"}  # fmt: skip
+_WEIGHTS = {
+    "EncDecAttention": _CROSS,
+    "cross.": _CROSS,
+    "SelfAttention": "self-attention",
+    "DenseReluDense": "feed-forward",
+    "lm_head": "head",
+    "shared": "embedding",
+}
 
 
 @dataclass(frozen=True)
@@ -88,17 +98,26 @@ def measure(bundle: Path, batch: int, source: int) -> Profile:
             found = _profiled(bundle, graph, batch, source, Path(scratch, graph))
             scale = 1000 * seconds / sum(sum(kinds.values()) for kinds in found.values())
             parts[graph] = sorted(
-                (Part(part, scale * sum(kinds.values()), {kind: scale * one for kind, one in kinds.items()})
-                 for part, kinds in found.items()),
+                (
+                    Part(part, scale * sum(kinds.values()), {kind: scale * one for kind, one in kinds.items()})
+                    for part, kinds in found.items()
+                ),
                 key=lambda part: -part.milliseconds,
-            )  # fmt: skip
+            )
     generator = Generator.load(bundle)
     cross = generator.model.encode(*_sources(generator, batch, source)).values[1:]
     weights = stored_bytes(bundle) / 1e6
     return Profile(
-        generator.manifest["precision"], batch, source, 1000 * took["encoder"], 1000 * took["step"], weights,
-        sum(value.numpy().nbytes for value in cross) / 1e6, read_bandwidth(MEMORY) / 1e9, parts,
-    )  # fmt: skip
+        generator.manifest["precision"],
+        batch,
+        source,
+        1000 * took["encoder"],
+        1000 * took["step"],
+        weights,
+        sum(value.numpy().nbytes for value in cross) / 1e6,
+        read_bandwidth(MEMORY) / 1e9,
+        parts,
+    )
 
 
 def _sources(generator: Generator, batch: int, source: int) -> tuple[np.ndarray, np.ndarray]:
@@ -178,13 +197,15 @@ def text(found: Profile) -> str:
             most = sorted(part.operators.items(), key=lambda item: -item[1])[:3]
             kinds = ", ".join(f"{kind} {one:.2f}" for kind, one in most)
             lines.append((graph, part.name, f"{part.milliseconds:.2f}", f"{part.milliseconds / total:.0%}", kinds))
-    return "\n".join([
-        table(["graph", "part", "ms", "share", "most of it"], lines, words=2),
-        "",
-        f"{found.precision}, {found.batch} rows of {found.source} tokens: encoder {found.encoder:.1f} ms, a step "
-        f"{found.step:.2f} ms. It reads {found.weights:.1f} MB of weights and {found.keys_and_values:.1f} MB of the "
-        f"sources' keys and values: {found.floor:.2f} ms at {found.bandwidth:.0f} GB/s.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            table(["graph", "part", "ms", "share", "most of it"], lines, words=2),
+            "",
+            f"{found.precision}, {found.batch} rows of {found.source} tokens: encoder {found.encoder:.1f} ms, a "
+            f"step {found.step:.2f} ms. It reads {found.weights:.1f} MB of weights and {found.keys_and_values:.1f} MB "
+            f"of the sources' keys and values: {found.floor:.2f} ms at {found.bandwidth:.0f} GB/s.",
+        ]
+    )
 
 
 def main(

@@ -118,8 +118,10 @@ def _main(
             f"{gain.milliseconds_per_row[0]:.0f} -> {gain.milliseconds_per_row[1]:.0f} ms a row"
         )
     if json_file is not None:
-        write_json(json_file, {"environment": environment(), "task": Run(run).task.name,
-                               "lookup": [asdict(gain) for gain in gains]})  # fmt: skip
+        write_json(
+            json_file,
+            {"environment": environment(), "task": Run(run).task.name, "lookup": [asdict(gain) for gain in gains]},
+        )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ Writes docs/scale.md. A step of a pack of n adapters with b rows each takes
 
     fixed + n * own + n * b * flops / (peak * share)
 
-on a device that nothing was measured on; where `benchmarks.studies.multi_lora` was run, its samples a second are taken instead.
+on a device that nothing was measured on; where `benchmarks.studies.multi_lora` was run, its samples a second are
+taken instead.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from lora_ft.multi_lora.planner import MemoryNeed, balanced_size, memory
 from lora_ft.reports.markdown import table
 from lora_ft.training.memory_estimates import FLAN, GIB, Batch, Shape
 
-RESULTS = [Path(__file__).parent / "results" / f"{name}.json" for name in ("packs", "packs-h100")]
-PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
+RESULTS = [Path(__file__).parents[1] / "results" / f"{name}.json" for name in ("packs", "packs-h100")]
+PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 ADAPTERS, SAMPLES, DEVICES = 1000, 10_000, (1, 8, 64)
 START = 30.0  # seconds from a pack's task to its first step: Python, torch, the base, peft's start
 SNAPSHOT_EVERY = 60.0  # seconds
@@ -53,9 +54,11 @@ def measured(timings: Sequence[dict[str, Any]], source: int, target: int, precis
     points = [
         (one["adapters"], one["samples_per_second"])
         for one in timings
-        if one["adapters"] and one["samples_per_second"] and one["precision"] == precision
+        if one["adapters"]
+        and one["samples_per_second"]
+        and one["precision"] == precision
         and (one["source"], one["target"]) == (source, target)
-    ]  # fmt: skip
+    ]
 
     def speed(count: int) -> float:
         if count >= points[-1][0]:
@@ -127,14 +130,24 @@ def page(measurements: Sequence[dict[str, Any]]) -> str:
     (low, slow, much), (high, fast, little) = ASSUMED
     guessed = _guessed(measurements)
     return _TEXT.format(
-        adapters=f"{ADAPTERS:,}", samples=f"{SAMPLES:,}", rank=found["rank"], targets=found["targets"],
-        rows=found["rows"], devices=" and ".join(map(_device, measurements)),
+        adapters=f"{ADAPTERS:,}",
+        samples=f"{SAMPLES:,}",
+        rank=found["rank"],
+        targets=found["targets"],
+        rows=found["rows"],
+        devices=" and ".join(map(_device, measurements)),
         tables="\n\n".join(_table(measurements, shape, *pair) for pair in lengths),
-        peaks=", ".join(f"{name} {peak / 1e12:.0f} T" for name, (peak, _) in guessed.items()), low=f"{low:.0%}",
-        high=f"{high:.0%}", fast=f"{1000 * fast:.0f}", slow=f"{1000 * slow:.0f}", little=f"{1000 * little:g}",
-        much=f"{1000 * much:g}", memory=_memory(found["rank"], found["rows"]), start=f"{START:.0f}",
+        peaks=", ".join(f"{name} {peak / 1e12:.0f} T" for name, (peak, _) in guessed.items()),
+        low=f"{low:.0%}",
+        high=f"{high:.0%}",
+        fast=f"{1000 * fast:.0f}",
+        slow=f"{1000 * slow:.0f}",
+        little=f"{1000 * little:g}",
+        much=f"{1000 * much:g}",
+        memory=_memory(found["rank"], found["rows"]),
+        start=f"{START:.0f}",
         **_traffic(shape, found["rank"]),
-    )  # fmt: skip
+    )
 
 
 def _guessed(measurements: Sequence[dict[str, Any]]) -> dict[str, tuple[float, int]]:
@@ -167,13 +180,16 @@ def _table(measurements: Sequence[dict[str, Any]], shape: Shape, source: int, ta
         alone = [cost(1, most, speed) for speed in speeds]
         for count in DEVICES:
             costs = [cost(count, most, speed) for speed in speeds]
-            lines.append((
-                f"{count} x {name}", f"{costs[0].packs} of {costs[0].pack}",
-                _range([speed(costs[0].pack) for speed in speeds], "{:,.0f}"),
-                _range([one.seconds / 60 for one in costs], "{:,.0f}"),
-                _range([one.hours for one in costs], "{:,.1f}"),
-                _range([one.seconds / two.seconds for one, two in zip(alone, costs, strict=True)], "{:,.0f}"),
-            ))  # fmt: skip
+            lines.append(
+                (
+                    f"{count} x {name}",
+                    f"{costs[0].packs} of {costs[0].pack}",
+                    _range([speed(costs[0].pack) for speed in speeds], "{:,.0f}"),
+                    _range([one.seconds / 60 for one in costs], "{:,.0f}"),
+                    _range([one.hours for one in costs], "{:,.1f}"),
+                    _range([one.seconds / two.seconds for one, two in zip(alone, costs, strict=True)], "{:,.0f}"),
+                )
+            )
     columns = ["", "packs", "samples/s of one device", "minutes", "device-hours", "times as fast as one"]
     end = f"From so many on, twice as many are less than 1.5 times as fast: {', '.join(ends)}."
     return f"{source} + {target} tokens:\n\n{table(columns, lines, words=1)}\n\n{end}"
@@ -203,18 +219,20 @@ def _traffic(shape: Shape, rank: int) -> dict[str, str]:
     adapter = 2 * layers * rank * (shape.d_model + shape.inner)
     snapshot = 12 * adapter
     return {
-        "snapshot": f"{snapshot / 1e6:.0f}", "all_snapshots": f"{ADAPTERS * snapshot / 1e9:.1f}",
-        "rate": f"{ADAPTERS * snapshot / SNAPSHOT_EVERY / 1e6:,.0f}", "every": f"{SNAPSHOT_EVERY:.0f}",
+        "snapshot": f"{snapshot / 1e6:.0f}",
+        "all_snapshots": f"{ADAPTERS * snapshot / 1e9:.1f}",
+        "rate": f"{ADAPTERS * snapshot / SNAPSHOT_EVERY / 1e6:,.0f}",
+        "every": f"{SNAPSHOT_EVERY:.0f}",
         "runs": f"{ADAPTERS * 4 * adapter / 1e9:.1f}",
-    }  # fmt: skip
+    }
 
 
 _TEXT = """\
 # What {adapters} adapters cost, on paper
 
 `lora-ft train TASKS… --engine ray` on 1, 8 and 64 devices: {adapters} adapters of FLAN-T5-small, r {rank} on
-{targets}, {samples} samples each, in steps of {rows} rows. Written by `python -m benchmarks.studies.scale`; nothing here was
-run at this size.
+{targets}, {samples} samples each, in steps of {rows} rows. Written by `python -m benchmarks.studies.scale`;
+nothing here was run at this size.
 
 - **Measured** is the speed of packs (`python -m benchmarks.studies.multi_lora`) on {devices}: straight
   lines between the sizes that were measured, and no gain beyond the largest.
@@ -223,8 +241,8 @@ run at this size.
   one by one, and {little} to {much} ms of Python for each adapter ({little} was measured, on a CPU). These are no
   bounds.
 
-`python -m benchmarks.studies.multi_lora --json FILE` measures your device, `python -m benchmarks.studies.scale --packs FILE` writes this
-page from it.
+`python -m benchmarks.studies.multi_lora --json FILE` measures your device,
+`python -m benchmarks.studies.scale --packs FILE` writes this page from it.
 
 {tables}
 
@@ -234,8 +252,8 @@ cost.
 
 ## What fits beside one base
 
-Adapters in a pack, by the planner's formula (`lora_ft/multi_lora/planner.py`), in bf16 with {rows} rows of each: the base once,
-16 bytes for each parameter of an adapter, and the activations of all rows, which are most of it.
+Adapters in a pack, by the planner's formula (`lora_ft/multi_lora/planner.py`), in bf16 with {rows} rows of each:
+the base once, 16 bytes for each parameter of an adapter, and the activations of all rows, which are most of it.
 
 {memory}
 

@@ -33,8 +33,9 @@ from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 
 VERSION = 1
-RESULTS = Path(__file__).parent / "results" / "scores.json"
-PAGE = Path(__file__).parents[1] / "docs" / "scores.md"
+TASK_FILES = Path(__file__).parents[1] / "tasks"
+RESULTS = Path(__file__).parents[1] / "results" / "scores.json"
+PAGE = Path(__file__).parents[2] / "docs" / "scores.md"
 # Task file, and the folder of its rows; None: a recipe.
 TASKS: dict[str, str | None] = {
     "dialogsum-full": "dialogsum",
@@ -49,8 +50,18 @@ TASKS: dict[str, str | None] = {
 }
 _REFERENCES = "refs"  # column of further references, where rows that are scored against one have several
 _SHOWN = (
-    "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exact_match", SAME_VALUE, VALID, "accuracy", "macro_f1",
-)  # fmt: skip
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "rougeLsum",
+    "bleu",
+    "chrf",
+    "exact_match",
+    SAME_VALUE,
+    VALID,
+    "accuracy",
+    "macro_f1",
+)
 
 
 def measure(data: Path, tasks: Path, out: Path, results: Path, only: list[str], progress: Progress) -> None:
@@ -159,13 +170,17 @@ def page(found: Mapping[str, Any]) -> str:
             table(
                 ["", "before", "after", "difference, paired"],
                 [
-                    (metric, interval(one["baseline"][metric]), interval(one["scores"][metric]),
-                     interval(one["difference"][metric], sign="+"))
+                    (
+                        metric,
+                        interval(one["baseline"][metric]),
+                        interval(one["scores"][metric]),
+                        interval(one["difference"][metric], sign="+"),
+                    )
                     for metric in _SHOWN
                     if metric in one["scores"]
                 ],
             ),
-        ]  # fmt: skip
+        ]
         if one["valid_labels"] is not None:
             lines += ["", f"Answers that are a label: {one['valid_labels']:.1%}."]
         if one["several"] is not None:
@@ -191,7 +206,7 @@ def _main(
     """Measure what is not measured yet, and write the page."""
     try:
         with Screen() as screen:
-            measure(data, Path(__file__).parent, out, json_file, only, screen)
+            measure(data, TASK_FILES, out, json_file, only, screen)
     except LoraFtError as error:
         raise SystemExit(f"error: {error}") from error
     if json_file == RESULTS:

@@ -164,8 +164,10 @@ def pack_adapter(plan: AdapterSlots, adapter: Adapter, peaks: Mapping[str, np.nd
                 peak[part, :rank] = 1 if group.exact else peaks[layer]
         joined = a.transpose(1, 0, 2).reshape(group.inputs, -1)
         values = [joined, b] if group.exact else _rounded(joined, b, peak)
-        made |= {name: value.reshape(shape).astype(dtype, copy=False) for (name, (dtype, shape)), value
-                 in zip(group.values.items(), values, strict=True)}  # fmt: skip
+        made |= {
+            name: value.reshape(shape).astype(dtype, copy=False)
+            for (name, (dtype, shape)), value in zip(group.values.items(), values, strict=True)
+        }
     return made
 
 

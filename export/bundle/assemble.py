@@ -79,9 +79,14 @@ def rescaled(architecture: Architecture, scaled: bool) -> Architecture:
 
 
 def assemble(
-    folder: Path, t5: T5, precision: str, config: Mapping[str, Any], tokenizer: Tokenizer, origin: BundleMetadata,
+    folder: Path,
+    t5: T5,
+    precision: str,
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    origin: BundleMetadata,
     adapted: T5 | None = None,
-) -> Generator:  # fmt: skip
+) -> Generator:
     """Write everything of a bundle but its manifest, and open it.
 
     Args:
@@ -134,9 +139,13 @@ def prompt_of(origin: BundleMetadata, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def seal(
-    assembled: Path, content: Mapping[str, Any], staging: Path, *, prompt_lookup: bool,
+    assembled: Path,
+    content: Mapping[str, Any],
+    staging: Path,
+    *,
+    prompt_lookup: bool,
     provenance: Provenance = UNKNOWN,
-) -> None:  # fmt: skip
+) -> None:
     """Copy an assembled bundle and write its manifest, which binds every file.
 
     Args:

@@ -95,8 +95,10 @@ class BankLayout:
             raise UsageError(f"{folder} takes no adapters", "make a bank with `lora-ft export --adapters RUN…`")
         content = read_json(folder / manifest.BANK)
         arrays, texts = map_tensors(folder / manifest.FOLD)
-        columns, rows = ({key.removeprefix(kind): array for key, array in arrays.items() if key.startswith(kind)}
-                         for kind in ("columns.", "rows."))  # fmt: skip
+        columns, rows = (
+            {key.removeprefix(kind): array for key, array in arrays.items() if key.startswith(kind)}
+            for kind in ("columns.", "rows.")
+        )
         fold = Fold(columns, rows, json.loads(texts["peaks"]))
         return cls(AdapterSlots.read(content["plan"]), fold, content["base_sha256"])
 

@@ -63,11 +63,22 @@ def take_last(candidates: Sequence[Candidate]) -> tuple[Candidate, Mapping[str, 
 
 
 def write_bundle(
-    checkpoint: Path, tokenizer: Tokenizer, origin: BundleMetadata, references: Iterable[Reference], probe: Reference,
-    out: Path, *, layout: str = "bundle", triton: bool = False, scaled: bool | None = None,
-    precisions: Sequence[Precision] = (FP32,), samples: Iterable[Sample] = (), choose: Choose = take_last,
-    overwrite: bool = False, progress: Callable[[str], None] = lambda stage: None,
-) -> Published:  # fmt: skip
+    checkpoint: Path,
+    tokenizer: Tokenizer,
+    origin: BundleMetadata,
+    references: Iterable[Reference],
+    probe: Reference,
+    out: Path,
+    *,
+    layout: str = "bundle",
+    triton: bool = False,
+    scaled: bool | None = None,
+    precisions: Sequence[Precision] = (FP32,),
+    samples: Iterable[Sample] = (),
+    choose: Choose = take_last,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Published:
     """Build the bundle of a checkpoint in some precisions, compare all with PyTorch and publish one.
 
     Args:

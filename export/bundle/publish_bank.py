@@ -26,10 +26,20 @@ from lora_ft.export.runtime.generator import Generator
 
 
 def write_bank(
-    checkpoint: Path, tokenizer: Tokenizer, origin: BundleMetadata, references: Iterable[Reference], probe: Reference,
-    members: Sequence[BankAdapter], out: Path, *, precision: Precision = FP32, samples: Sequence[Sample] = (),
-    scaled: bool | None = None, overwrite: bool = False, progress: Callable[[str], None] = lambda stage: None,
-) -> dict[str, Report]:  # fmt: skip
+    checkpoint: Path,
+    tokenizer: Tokenizer,
+    origin: BundleMetadata,
+    references: Iterable[Reference],
+    probe: Reference,
+    members: Sequence[BankAdapter],
+    out: Path,
+    *,
+    precision: Precision = FP32,
+    samples: Sequence[Sample] = (),
+    scaled: bool | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> dict[str, Report]:
     """Build a bank, compare the base and every adapter with PyTorch, and publish it.
 
     Args:
@@ -53,8 +63,9 @@ def write_bank(
     architecture, weights = read_model(checkpoint)
     if scaled is not None:
         architecture = rescaled(architecture, scaled)
-    build = _Builder(architecture, tokenizer, origin, weights.config, ranks_of(one.adapter for one in members),
-                     base_hash(checkpoint))  # fmt: skip
+    build = _Builder(
+        architecture, tokenizer, origin, weights.config, ranks_of(one.adapter for one in members), base_hash(checkpoint)
+    )
     with staged_folder(out, overwrite=overwrite) as staging, tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         references = list(references)
         progress(f"building {FP32}")

@@ -22,11 +22,29 @@ from lora_ft.export.runtime.manifest import SBOM, describe
 _SPDX = {
     name.lower(): name
     for name in (
-        "Apache-2.0", "MIT", "ISC", "MPL-2.0", "Unlicense", "WTFPL", "Zlib", "BSL-1.0", "BSD-2-Clause", "BSD-3-Clause",
-        "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "CC-BY-ND-4.0",
-        "CC-BY-NC-SA-4.0", "CC-BY-NC-ND-4.0", "ODbL-1.0", "PDDL-1.0",
+        "Apache-2.0",
+        "MIT",
+        "ISC",
+        "MPL-2.0",
+        "Unlicense",
+        "WTFPL",
+        "Zlib",
+        "BSL-1.0",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "CC0-1.0",
+        "CC-BY-3.0",
+        "CC-BY-4.0",
+        "CC-BY-SA-3.0",
+        "CC-BY-SA-4.0",
+        "CC-BY-NC-4.0",
+        "CC-BY-ND-4.0",
+        "CC-BY-NC-SA-4.0",
+        "CC-BY-NC-ND-4.0",
+        "ODbL-1.0",
+        "PDDL-1.0",
     )
-}  # fmt: skip
+}
 
 
 def write_sbom(folder: Path, provenance: Provenance, record: Mapping[str, Any]) -> None:
@@ -111,9 +129,15 @@ def _packages(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _package(name: str, version: str, *, kind: str = "library") -> dict[str, Any]:
     package = {"type": kind, "name": name, "version": version}
     # + begins a local version ("2.13.0+cpu") and is escaped in a package URL
-    return package if kind == "application" else package | {
-        "bom-ref": f"package:{name}", "purl": f"pkg:pypi/{name}@{version.replace('+', '%2B')}",
-    }  # fmt: skip
+    return (
+        package
+        if kind == "application"
+        else package
+        | {
+            "bom-ref": f"package:{name}",
+            "purl": f"pkg:pypi/{name}@{version.replace('+', '%2B')}",
+        }
+    )
 
 
 def _files(folder: Path) -> Iterator[dict[str, Any]]:

@@ -19,20 +19,52 @@ from lora_ft.core.special_tokens import SPECIAL, SpecialTokens
 
 FILE = "generation_config.json"
 _SUPPORTED = (
-    "max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "early_stopping", "do_sample", "temperature",
-    "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens",
-    "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
-)  # fmt: skip
+    "max_new_tokens",
+    "min_new_tokens",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
 _LENGTHS = ("max_length", "min_length")  # of the decoder's tokens, its start included
 # Settings that change answers and that the runtime lacks, with the values at which they do nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "num_return_sequences": (1,), "num_beam_groups": (1,), "diversity_penalty": (0,), "penalty_alpha": (0,),
-    "encoder_no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1,), "typical_p": (1,), "min_p": (0,),
-    "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_h": (0, 1), "guidance_scale": (1,), "constraints": (),
-    "exponential_decay_length_penalty": (), "force_words_ids": (), "forced_decoder_ids": (), "sequence_bias": (),
-    "renormalize_logits": (), "remove_invalid_values": (), "watermarking_config": (), "stop_strings": (),
-    "max_time": (), "dola_layers": (), "token_healing": (), "custom_generate": (),
-}  # fmt: skip
+    "num_return_sequences": (1,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "penalty_alpha": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "typical_p": (1,),
+    "min_p": (0,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "top_h": (0, 1),
+    "guidance_scale": (1,),
+    "constraints": (),
+    "exponential_decay_length_penalty": (),
+    "force_words_ids": (),
+    "forced_decoder_ids": (),
+    "sequence_bias": (),
+    "renormalize_logits": (),
+    "remove_invalid_values": (),
+    "watermarking_config": (),
+    "stop_strings": (),
+    "max_time": (),
+    "dola_layers": (),
+    "token_healing": (),
+    "custom_generate": (),
+}
 
 
 @dataclass(frozen=True)

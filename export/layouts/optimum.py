@@ -74,9 +74,13 @@ def _special(folder: Path) -> SpecialTokens:
 
 
 def _generate(
-    encoder: ort.InferenceSession, step: Callable[..., dict[str, np.ndarray]], ids: np.ndarray, mask: np.ndarray,
-    limit: int, special: SpecialTokens,
-) -> np.ndarray:  # fmt: skip
+    encoder: ort.InferenceSession,
+    step: Callable[..., dict[str, np.ndarray]],
+    ids: np.ndarray,
+    mask: np.ndarray,
+    limit: int,
+    special: SpecialTokens,
+) -> np.ndarray:
     (hidden,) = encoder.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
     tokens, made = np.full((len(ids), 1), special.start), list[np.ndarray]()
     past: dict[str, np.ndarray] = {}
@@ -156,9 +160,15 @@ def _declare(g: Graph, t5: T5, logits: str, own: Sequence[KeyValue], cross: Sequ
 
 
 def _first_step(
-    g: Graph, t5: T5, ids: str, mask: str, hidden: str, own: Sequence[KeyValue], cross: Sequence[KeyValue],
+    g: Graph,
+    t5: T5,
+    ids: str,
+    mask: str,
+    hidden: str,
+    own: Sequence[KeyValue],
+    cross: Sequence[KeyValue],
     logits: str | None,
-) -> str:  # fmt: skip
+) -> str:
     a = t5.architecture
     t5.cross(g, hidden, cross)
     shape = g.op("Concat", g.op("Shape", ids, start=0, end=1), g.ints(a.heads, 0, a.d_kv), axis=0)

@@ -31,7 +31,7 @@ def round_to_nearest(weight: np.ndarray, bits: int, size: int) -> tuple[np.ndarr
 def round_with_compensation(
     weight: np.ndarray, moments: np.ndarray, bits: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `round_to_nearest`, each input's error made good by the inputs that are still to be rounded (GPTQ, arXiv 2210.17323).
+    """As `round_to_nearest`, each input's error made good by inputs not yet rounded (GPTQ, arXiv 2210.17323).
 
     The inputs that weigh most are rounded first (GPTQ's `act_order` with static groups), and a block's scale is the one
     of several that costs its outputs least. With 4 bits it takes more than half of what rounding FLAN-T5-small costs;

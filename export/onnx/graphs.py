@@ -134,9 +134,15 @@ def top_k_model(t5: T5) -> onnx.ModelProto:
 
 
 def _loop(
-    g: Graph, t5: T5, first: str, mask: str, past: Sequence[KeyValue], cross: Sequence[KeyValue],
-    limits: tuple[str, str], sampling: Sampling,
-) -> str:  # fmt: skip
+    g: Graph,
+    t5: T5,
+    first: str,
+    mask: str,
+    past: Sequence[KeyValue],
+    cross: Sequence[KeyValue],
+    limits: tuple[str, str],
+    sampling: Sampling,
+) -> str:
     """Append the loop and return its tokens [b,n]: a turn makes one for every row, until all rows have ended.
 
     Args:
@@ -182,13 +188,17 @@ def _loop(
 
 
 def _inputs(g: Graph, t5: T5, prefix: str, batch: str, length: str) -> list[KeyValue]:
-    return [KeyValue(*(g.input(name, FLOAT, batch, t5.architecture.heads, length, t5.architecture.d_kv)
-                       for name in names)) for names in _names(t5, prefix)]  # fmt: skip
+    return [
+        KeyValue(*(g.input(name, FLOAT, batch, t5.architecture.heads, length, t5.architecture.d_kv) for name in names))
+        for names in _names(t5, prefix)
+    ]
 
 
 def _outputs(g: Graph, t5: T5, prefix: str, batch: str, length: str) -> list[KeyValue]:
-    return [KeyValue(*(g.output(name, FLOAT, batch, t5.architecture.heads, length, t5.architecture.d_kv)
-                       for name in names)) for names in _names(t5, prefix)]  # fmt: skip
+    return [
+        KeyValue(*(g.output(name, FLOAT, batch, t5.architecture.heads, length, t5.architecture.d_kv) for name in names))
+        for names in _names(t5, prefix)
+    ]
 
 
 def _names(t5: T5, prefix: str) -> list[tuple[str, str]]:

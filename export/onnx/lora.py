@@ -102,7 +102,7 @@ def _exact(g: Graph, x: str, group: Group, a: str, b: str) -> tuple[str, str]:
 
 def _rounded(
     g: Graph, x: str, group: Group, peak: float, a: str, b: str, a_scale: str, b_scale: str
-) -> tuple[str, str]:  # fmt: skip
+) -> tuple[str, str]:
     """What an adapter adds, and the steps of the rows that it is in, or ""."""
     one, zero = g.constant(np.float32(1), "float.1"), g.constant(np.uint8(128), "uint8.128")
     signed = g.constant(np.int8(0), "int8.0")

@@ -181,9 +181,18 @@ class Blocks:
         values = g.weight(key, lambda: rounded()[0])
         scale = g.weight(f"{key}.scale", lambda: rounded()[1])
         return g.op(
-            "MatMulNBits", x, values, scale, output=output, domain=MS, K=weight.inputs, N=weight.outputs,
-            bits=self._bits, block_size=self._size, accuracy_level=_INT8_ARITHMETIC,
-        )  # fmt: skip
+            "MatMulNBits",
+            x,
+            values,
+            scale,
+            output=output,
+            domain=MS,
+            K=weight.inputs,
+            N=weight.outputs,
+            bits=self._bits,
+            block_size=self._size,
+            accuracy_level=_INT8_ARITHMETIC,
+        )
 
     def rows(self, g: Graph, ids: str, weight: Weight) -> str:
         return Int8().rows(g, ids, weight)  # a table is read a row at a time: fewer bits would save no time

@@ -55,9 +55,11 @@ class Calibration:
 
 
 def calibrate(
-    architecture: Architecture, weights: Weights, samples: Iterable[Sample],
+    architecture: Architecture,
+    weights: Weights,
+    samples: Iterable[Sample],
     moments: Callable[[str], bool] = lambda layer: False,
-) -> Calibration:  # fmt: skip
+) -> Calibration:
     """See what the inputs of every linear layer are like.
 
     Args:
@@ -69,14 +71,21 @@ def calibrate(
         LoraFtError: there are no rows.
     """
     found = observe(architecture, weights, _Watched(moments), samples)
-    kinds = ({layer: value for name, value in found.items() if name.startswith(kind)
-              for layer in name.removeprefix(kind).split("+")} for kind in (PEAK, _MOMENTS))  # fmt: skip
+    kinds = (
+        {
+            layer: value
+            for name, value in found.items()
+            if name.startswith(kind)
+            for layer in name.removeprefix(kind).split("+")
+        }
+        for kind in (PEAK, _MOMENTS)
+    )
     return Calibration(*kinds)
 
 
 def observe(
     architecture: Architecture, weights: Weights, watcher: WeightFormat, samples: Iterable[Sample]
-) -> dict[str, np.ndarray]:  # fmt: skip
+) -> dict[str, np.ndarray]:
     """What a storage that adds outputs to the graph puts out over some rows: maxima where named `PEAK`, else sums.
 
     Raises:
@@ -106,8 +115,7 @@ def observe(
 def joined(calibrations: Sequence[Calibration]) -> Calibration:
     """What the inputs were like over the rows of all."""
     peaks = {layer: np.max([one.peaks[layer] for one in calibrations], axis=0) for layer in calibrations[0].peaks}
-    moments = {layer: np.sum([one.moments[layer] for one in calibrations], axis=0)
-               for layer in calibrations[0].moments}  # fmt: skip
+    moments = {layer: np.sum([one.moments[layer] for one in calibrations], axis=0) for layer in calibrations[0].moments}
     return Calibration(peaks, moments)
 
 

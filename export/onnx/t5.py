@@ -92,9 +92,18 @@ class T5:
             g.op("Transpose", self._by_head(g, self._linear(g, hidden, layer)), output=name, perm=[0, 2, 1, 3])
 
     def decode(
-        self, g: Graph, ids: str, mask: str, past: Sequence[KeyValue], cross: Sequence[KeyValue],
-        presents: Sequence[KeyValue], *, grouped: bool = False, lengths: str = "", step: bool = False,
-    ) -> str:  # fmt: skip
+        self,
+        g: Graph,
+        ids: str,
+        mask: str,
+        past: Sequence[KeyValue],
+        cross: Sequence[KeyValue],
+        presents: Sequence[KeyValue],
+        *,
+        grouped: bool = False,
+        lengths: str = "",
+        step: bool = False,
+    ) -> str:
         """The decoder's last hidden state [b,q,d_model].
 
         Args:
@@ -151,8 +160,14 @@ class T5:
         """Logits [b,q,vocabulary] of the decoder's last hidden state."""
         a = self.architecture
         name = "lm_head.weight" if "lm_head.weight" in self._weights else "shared.weight"
-        weight = Weight(("lm_head",), a.vocabulary, a.d_model, lambda: self._weights[name] * np.float32(a.output_scale),
-                        self._weights.peak("lm_head"), lambda: self._weights.moments("lm_head"))  # fmt: skip
+        weight = Weight(
+            ("lm_head",),
+            a.vocabulary,
+            a.d_model,
+            lambda: self._weights[name] * np.float32(a.output_scale),
+            self._weights.peak("lm_head"),
+            lambda: self._weights.moments("lm_head"),
+        )
         return self._storage("lm_head").linear(g, hidden, weight, output)
 
     def _embed(self, g: Graph, ids: str) -> str:
@@ -207,32 +222,69 @@ class T5:
         """The norm of residual + change, and that sum."""
         weight = g.weight(layer, lambda: self._weights[f"{layer}.weight"])
         outputs = g.ops(
-            "SkipSimplifiedLayerNormalization", residual, change, weight,
-            outputs=[None, "", "", None], domain=MS, epsilon=self.architecture.epsilon,
-        )  # fmt: skip
+            "SkipSimplifiedLayerNormalization",
+            residual,
+            change,
+            weight,
+            outputs=[None, "", "", None],
+            domain=MS,
+            epsilon=self.architecture.epsilon,
+        )
         return outputs[0], outputs[3]
 
     def _attend(self, g: Graph, query: str, source: KeyValue, mask: str, bias: str = "") -> str:
         return g.op(
-            "MultiHeadAttention", query, source.key, source.value, "", mask, bias, domain=MS,
-            num_heads=self.architecture.heads, scale=1.0, mask_filter_value=MASKED,
-        )  # fmt: skip
+            "MultiHeadAttention",
+            query,
+            source.key,
+            source.value,
+            "",
+            mask,
+            bias,
+            domain=MS,
+            num_heads=self.architecture.heads,
+            scale=1.0,
+            mask_filter_value=MASKED,
+        )
 
     def _attend_appended(self, g: Graph, joined: str, bias: str, past: KeyValue, present: KeyValue) -> str:
         return g.ops(
-            "MultiHeadAttention", *self._split(g, joined), "", "", bias, past.key, past.value,
-            outputs=[None, present.key, present.value], domain=MS,
-            num_heads=self.architecture.heads, scale=1.0, mask_filter_value=MASKED,
-        )[0]  # fmt: skip
+            "MultiHeadAttention",
+            *self._split(g, joined),
+            "",
+            "",
+            bias,
+            past.key,
+            past.value,
+            outputs=[None, present.key, present.value],
+            domain=MS,
+            num_heads=self.architecture.heads,
+            scale=1.0,
+            mask_filter_value=MASKED,
+        )[0]
 
     def _attend_next(
         self, g: Graph, ends: tuple[str, str], joined: str, bias: str, past: KeyValue, present: KeyValue
     ) -> str:
         heads = self.architecture.heads
         return g.ops(
-            "GroupQueryAttention", joined, "", "", past.key, past.value, *ends, "", "", "", bias,
-            outputs=[None, present.key, present.value], domain=MS, num_heads=heads, kv_num_heads=heads, scale=1.0,
-        )[0]  # fmt: skip
+            "GroupQueryAttention",
+            joined,
+            "",
+            "",
+            past.key,
+            past.value,
+            *ends,
+            "",
+            "",
+            "",
+            bias,
+            outputs=[None, present.key, present.value],
+            domain=MS,
+            num_heads=heads,
+            kv_num_heads=heads,
+            scale=1.0,
+        )[0]
 
     def _attend_placed(self, g: Graph, places: str, joined: str, bias: str, past: KeyValue, present: KeyValue) -> str:
         query, key, value = self._split(g, joined)
@@ -247,8 +299,10 @@ class T5:
         """The relative position bias [rows,heads,q,k] of one layer, from `index_rows`."""
         a = self.architecture
         name = f"{stack}.block.{layer if a.bias_per_layer else 0}.layer.0.SelfAttention.relative_attention_bias"
-        table = g.weight(name, lambda: bias_rows(self._weights[f"{name}.weight"], a.buckets, a.max_distance,
-                                                 causal=stack == "decoder"))  # fmt: skip
+        table = g.weight(
+            name,
+            lambda: bias_rows(self._weights[f"{name}.weight"], a.buckets, a.max_distance, causal=stack == "decoder"),
+        )
         return g.once(f"{name}@{index}", lambda: g.op("Transpose", g.op("Gather", table, index), perm=[0, 3, 1, 2]))
 
     @staticmethod
@@ -261,8 +315,14 @@ class T5:
         """(row, head, position) of every new key [b,heads,q,3]."""
         row = g.op("Reshape", _range(g, g.size(ids, 0)), g.ints(-1, 1, 1, 1))
         head = g.constant(np.arange(self.architecture.heads).reshape(1, -1, 1, 1))
-        shape = g.op("Concat", g.op("Shape", ids, start=0, end=1), g.ints(self.architecture.heads),
-                     g.op("Shape", ids, start=1, end=2), g.ints(1), axis=0)  # fmt: skip
+        shape = g.op(
+            "Concat",
+            g.op("Shape", ids, start=0, end=1),
+            g.ints(self.architecture.heads),
+            g.op("Shape", ids, start=1, end=2),
+            g.ints(1),
+            axis=0,
+        )
         coordinates = row, head, g.op("Unsqueeze", position, g.ints(1, 3))
         return g.op("Concat", *(g.op("Expand", each, shape) for each in coordinates), axis=-1)
 

@@ -41,9 +41,13 @@ class Bank:
     """
 
     def __init__(
-        self, folder: Path, entries: Mapping[str, Mapping[str, Any]], shapes: Shapes,
-        inputs: Mapping[str, Sequence[str]], provider: str = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        entries: Mapping[str, Mapping[str, Any]],
+        shapes: Shapes,
+        inputs: Mapping[str, Sequence[str]],
+        provider: str = "cpu",
+    ) -> None:
         self._folder, self._entries = folder, entries
         self.shapes, self.inputs, self.provider = shapes, inputs, provider
         self._read: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {}

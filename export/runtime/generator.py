@@ -132,7 +132,7 @@ class Generator:
 
     def generate(
         self, texts: str | Sequence[str], *, adapter: Adapters = None, batch_size: int = BATCH_SIZE, **options: Any
-    ) -> list[str]:  # fmt: skip
+    ) -> list[str]:
         """The answers to each text, taken as it is (`prompt.fill` puts a row into the task's words).
 
         A single str is one text, and its answer comes in a list, too. `num_return_sequences` answers to a text stand
@@ -143,9 +143,14 @@ class Generator:
         return [text for settings, some in found for text in settings.tokenizer.decode([one.tokens for one in some])]
 
     def answer(
-        self, texts: str | Sequence[str], *, adapter: Adapters = None, batch_size: int = BATCH_SIZE,
-        done: Callable[[int], None] = lambda rows: None, **options: Any,
-    ) -> list[Generated]:  # fmt: skip
+        self,
+        texts: str | Sequence[str],
+        *,
+        adapter: Adapters = None,
+        batch_size: int = BATCH_SIZE,
+        done: Callable[[int], None] = lambda rows: None,
+        **options: Any,
+    ) -> list[Generated]:
         """As `generate`, the tokens and their scores; texts of like length are generated together.
 
         Args:
@@ -188,7 +193,7 @@ class Generator:
 
     def generate_ids(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, *, adapter: Adapters = None, **options: Any
-    ) -> np.ndarray:  # fmt: skip
+    ) -> np.ndarray:
         """Tokens [b, n] for int64 sources [b, s] padded on either side; after a row's </s> come padding tokens.
 
         Greedy and free unless the options say otherwise: of the tasks' own only `max_new_tokens` and `prompt_lookup`
@@ -211,7 +216,7 @@ class Generator:
 
     def score(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, tokens: np.ndarray, *, adapter: Adapters = None
-    ) -> np.ndarray:  # fmt: skip
+    ) -> np.ndarray:
         """Logits [b, n, vocabulary] of each of the given next tokens [b, n], all in one call.
 
         Raises:
@@ -244,13 +249,18 @@ class Generator:
         return options
 
     def _answers(
-        self, texts: Sequence[str], names: Sequence[str | None], batch_size: int, done: Callable[[int], None],
+        self,
+        texts: Sequence[str],
+        names: Sequence[str | None],
+        batch_size: int,
+        done: Callable[[int], None],
         options: dict[str, Any],
-    ) -> list[tuple[Settings, list[Generated]]]:  # fmt: skip
+    ) -> list[tuple[Settings, list[Generated]]]:
         """The answers to each text, with the settings of its adapter."""
         tasks = {name: self.of(name) for name in dict.fromkeys(names)}
-        chosen = {name: self._options({"allowed": task.allowed} | options, task.defaults)
-                  for name, task in tasks.items()}  # fmt: skip
+        chosen = {
+            name: self._options({"allowed": task.allowed} | options, task.defaults) for name, task in tasks.items()
+        }
         rows, cut = [np.empty(0, np.int64)] * len(texts), [False] * len(texts)
         for name, task in tasks.items():
             own = [i for i, other in enumerate(names) if other == name]
@@ -264,9 +274,14 @@ class Generator:
         ]
 
     def _in_batches(
-        self, rows: Sequence[np.ndarray], names: Sequence[str | None], options: Sequence[Options], batch_size: int,
-        done: Callable[[int], None], anew: bool,
-    ) -> list[list[Generated]]:  # fmt: skip
+        self,
+        rows: Sequence[np.ndarray],
+        names: Sequence[str | None],
+        options: Sequence[Options],
+        batch_size: int,
+        done: Callable[[int], None],
+        anew: bool,
+    ) -> list[list[Generated]]:
         """The answers to each row; with `anew`, each batch draws by a seed of its own."""
         answers: list[list[Generated]] = [[] for _ in rows]
         groups: dict[Options, list[int]] = {}
@@ -291,7 +306,7 @@ class Generator:
 
     def _answer_batch(
         self, all_rows: Sequence[np.ndarray], names: Sequence[str | None], batch: Sequence[int], options: Options
-    ) -> list[Generated]:  # fmt: skip
+    ) -> list[Generated]:
         rows = [all_rows[i] for i in batch]
         ids, mask = ragged(rows, self.special.pad)
         source = self.model.encode(ids, mask, self._chosen([names[i] for i in batch]))

@@ -29,9 +29,13 @@ class BoundSession:
     """
 
     def __init__(
-        self, session: ort.InferenceSession, fixed: Mapping[str, ort.OrtValue], made: Mapping[str, ort.OrtValue],
-        given: Mapping[str, np.ndarray], device: str,
-    ) -> None:  # fmt: skip
+        self,
+        session: ort.InferenceSession,
+        fixed: Mapping[str, ort.OrtValue],
+        made: Mapping[str, ort.OrtValue],
+        given: Mapping[str, np.ndarray],
+        device: str,
+    ) -> None:
         # onnxruntime's own wrapper looks an option up first, by way of an exception: 50 µs
         self._run = session._sess.run_with_iobinding
         self._given = {name: np.array(array) for name, array in given.items()}
@@ -90,8 +94,13 @@ class TopK:
     """
 
     def __init__(
-        self, logits: DeviceBuffer, count: int, normal: ort.InferenceSession | None, best: ort.InferenceSession, device: str
-    ) -> None:  # fmt: skip
+        self,
+        logits: DeviceBuffer,
+        count: int,
+        normal: ort.InferenceSession | None,
+        best: ort.InferenceSession,
+        device: str,
+    ) -> None:
         rows, width, vocabulary = logits.value.shape()
         self._logits, self._scores, self._normal = logits, logits, None
         if normal is not None:

@@ -1,7 +1,7 @@
 """The graphs of a bundle behind arrays: encode sources, take decoder steps, keep the cache inside ONNX Runtime.
 
-Where steps follow each other, their values are bound to the graph once (`BoundSession`); other calls hand theirs over as one
-vector in a fixed order. Either way there is no dictionary and no copy: of a step of 1 to 4 ms, Python may take a
+Where steps follow each other, their values are bound to the graph once (`BoundSession`); other calls hand theirs over
+as one vector in a fixed order. Either way there is no dictionary and no copy: of a step of 1 to 4 ms, Python may take a
 twentieth.
 """
 
@@ -125,9 +125,13 @@ class Model:
     """
 
     def __init__(
-        self, folder: Path, shape: tuple[int, int, int, int], threads: int, provider: str = "cpu",
+        self,
+        folder: Path,
+        shape: tuple[int, int, int, int],
+        threads: int,
+        provider: str = "cpu",
         inputs: Mapping[str, Sequence[str]] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         layers, self._heads, self._d_kv, self._vocabulary = shape
         self._folder, self._threads, self._provider = folder, threads, provider
         self._sessions: dict[str, ort.InferenceSession] = {}
@@ -188,9 +192,16 @@ class Model:
         return made.copy() if copy else made
 
     def likeliest(
-        self, source: Source, cache: Cache, tokens: np.ndarray, count: int, *, normal: bool = True,
-        before: Edit | None = None, after: Edit | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        self,
+        source: Source,
+        cache: Cache,
+        tokens: np.ndarray,
+        count: int,
+        *,
+        normal: bool = True,
+        before: Edit | None = None,
+        after: Edit | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """As `step` for single tokens [b, 1]: the likeliest next ones and their scores.
 
         Args:
@@ -210,9 +221,7 @@ class Model:
             step.rankings[key] = TopK(step.made, count, normalise, self._session("best"), self._provider)
         return step.rankings[key].run(before, after)
 
-    def _advance(
-        self, source: Source, cache: Cache, tokens: np.ndarray, wanted: str, early: bool = False
-    ) -> _Step:  # fmt: skip
+    def _advance(self, source: Source, cache: Cache, tokens: np.ndarray, wanted: str, early: bool = False) -> _Step:
         """Put these tokens through the decoder; what is made of them lies in memory that the next call writes into."""
         count, lengths = tokens.shape[1], cache.lengths
         longest = max(lengths.tolist()) + count
@@ -237,11 +246,11 @@ class Model:
         if cache.sessions is not self._sessions:
             cache.sessions, cache.steps, cache.spare = self._sessions, {}, None
 
-    def _bound(
-        self, graph: str, source: Source, cache: Cache, tokens: np.ndarray, wanted: str
-    ) -> _Step:  # fmt: skip
-        made = np.empty(tokens.shape if wanted == "next" else (*tokens.shape, self._vocabulary),
-                        np.int64 if wanted == "next" else np.float32)  # fmt: skip
+    def _bound(self, graph: str, source: Source, cache: Cache, tokens: np.ndarray, wanted: str) -> _Step:
+        made = np.empty(
+            tokens.shape if wanted == "next" else (*tokens.shape, self._vocabulary),
+            np.int64 if wanted == "next" else np.float32,
+        )
         names = [_MASK, *self._prefixed("cross"), *self._prefixed("past")]
         fixed = dict(zip(names, [*source.values, *cache.values], strict=True))
         if source.adapters:
@@ -291,10 +300,15 @@ class Model:
             other = [self._room(cache.rows, cache.room) for _ in cache.values]
             names, given = self._prefixed("selected"), {"rows": rows}
             there, back = (
-                BoundSession(self._session("select"), dict(zip(self._names, source, strict=True)),
-                      dict(zip(names, target, strict=True)), given, self._provider)
+                BoundSession(
+                    self._session("select"),
+                    dict(zip(self._names, source, strict=True)),
+                    dict(zip(names, target, strict=True)),
+                    given,
+                    self._provider,
+                )
                 for source, target in ((cache.values, other), (other, cache.values))
-            )  # fmt: skip
+            )
             cache.spare = _Spare(other, {}, there, back)
         spare = cache.spare
         spare.there.run(rows)

@@ -57,9 +57,15 @@ class BenchModel:
             from lora_ft.export_onnx import export
 
             export(
-                str(self.checkpoint), out, precision=engine.precision, layout=engine.loads, score_rows=1,
-                verify_rows=2, force=True, progress=progress,
-            )  # fmt: skip
+                str(self.checkpoint),
+                out,
+                precision=engine.precision,
+                layout=engine.loads,
+                score_rows=1,
+                verify_rows=2,
+                force=True,
+                progress=progress,
+            )
         return out
 
     def tokenizer(self) -> Tokenizer:

@@ -41,9 +41,17 @@ def _install(peer: str) -> None:
     python = folder(peer) / "bin" / "python"
     for command in (
         [sys.executable, "-m", "venv", str(folder(peer))],
-        [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r",
-         str(_REQUIREMENTS / f"{peer}.txt")],
-    ):  # fmt: skip
+        [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "-qq",
+            "--disable-pip-version-check",
+            "-r",
+            str(_REQUIREMENTS / f"{peer}.txt"),
+        ],
+    ):
         made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if made.returncode:
             why = next((line for line in made.stderr.splitlines() if line.startswith("ERROR")), made.stderr)

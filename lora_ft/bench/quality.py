@@ -34,9 +34,12 @@ def answer(
 
 
 def compare(
-    everyone: Sequence[TimedEngine], task: Task, examples: Sequence[Example], tokenizer: Tokenizer,
+    everyone: Sequence[TimedEngine],
+    task: Task,
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
     stage: Callable[[str], Callable[[int], None]],
-) -> dict[str, report.Quality]:  # fmt: skip
+) -> dict[str, report.Quality]:
     """Score every contestant that runs on the same rows; one that fails is taken out.
 
     Args:

@@ -35,9 +35,15 @@ _STOLEN = 0.05
 
 
 def bench(
-    models: Sequence[str], suite: Suite, out: Path, *, task: Task | None = None, work: Path = MODELS,
-    overwrite: bool = False, progress: Progress | None = None,
-) -> BenchReport:  # fmt: skip
+    models: Sequence[str],
+    suite: Suite,
+    out: Path,
+    *,
+    task: Task | None = None,
+    work: Path = MODELS,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BenchReport:
     """Time every engine of a suite on every model: see `measure`.
 
     Args:
@@ -54,9 +60,14 @@ def bench(
 
 
 def measure(
-    subjects: Sequence[BenchModel], suite: Suite, out: Path, *, task: Task | None = None, overwrite: bool = False,
+    subjects: Sequence[BenchModel],
+    suite: Suite,
+    out: Path,
+    *,
+    task: Task | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
-) -> BenchReport:  # fmt: skip
+) -> BenchReport:
     """Time every engine of a suite on every subject.
 
     Ctrl-C ends it early: what was found by then is written, and KeyboardInterrupt goes on to the caller.
@@ -234,13 +245,21 @@ class _Bench:
         described = [one.described() for one in self._everyone]
         wrong = [f"{one.name}: {one.error}" for one in described if one.error]
         return BenchReport(
-            suite=self._suite, environment=self._environment, began=self._began.isoformat(timespec="seconds"),
-            seconds=time.monotonic() - self._clock, interrupted=self._interrupted,
+            suite=self._suite,
+            environment=self._environment,
+            began=self._began.isoformat(timespec="seconds"),
+            seconds=time.monotonic() - self._clock,
+            interrupted=self._interrupted,
             reference=reference([one for one in self._everyone if "error" not in one.facts] or self._everyone),
-            bandwidth=self._bandwidth(MEMORY), contestants=described, cases=list(cases), quality=self._quality,
-            serving=self._serving, harness=self._contest.clock.harness,
-            verdict="unstable" if shaking else "stable", warnings=[*wrong, *unlike, *shaking],
-        )  # fmt: skip
+            bandwidth=self._bandwidth(MEMORY),
+            contestants=described,
+            cases=list(cases),
+            quality=self._quality,
+            serving=self._serving,
+            harness=self._contest.clock.harness,
+            verdict="unstable" if shaking else "stable",
+            warnings=[*wrong, *unlike, *shaking],
+        )
 
 
 _END = 1

@@ -100,9 +100,14 @@ class TimedEngine:
         if self.process is not None:
             self.facts |= self.process.memory()
         return report.EngineReport(
-            name=self.name, engine=self.engine.kind or str(self.engine.file), precision=self.engine.precision,
-            model=self.subject.name, threads=self.threads, provider=self.provider, **self.facts,
-        )  # fmt: skip
+            name=self.name,
+            engine=self.engine.kind or str(self.engine.file),
+            precision=self.engine.precision,
+            model=self.subject.name,
+            threads=self.threads,
+            provider=self.provider,
+            **self.facts,
+        )
 
 
 def timed_engines(subjects: Sequence[BenchModel], suite: Suite) -> list[TimedEngine]:
@@ -261,15 +266,19 @@ class Runner:
             per_token = statistics.median(later)
             step = by_name[name].step
             made[name] = report.Timing(
-                total=samples.total, first=samples.first, encoder=samples.encoder, cpu=samples.cpu,
-                joules=samples.joules, per_token=per_token,
+                total=samples.total,
+                first=samples.first,
+                encoder=samples.encoder,
+                cpu=samples.cpu,
+                joules=samples.joules,
+                per_token=per_token,
                 tokens_per_second=shape.batch * shape.new / statistics.median(samples.total),
                 percentiles=figures.percentiles(samples.total),
                 ratio=figures.ratio(base.total[:count], samples.total[:count], self._suite.seed),
                 floor=step / bandwidth(step) / per_token if step and per_token > 0 else None,
                 identical=share_alike(samples.tokens, found[compared].tokens) if compared else None,
                 spread=figures.spread(samples.total),
-            )  # fmt: skip
+            )
         return made
 
 

@@ -23,9 +23,14 @@ def capacity(one: TimedEngine, sources: Sequence[Sequence[int]], most: int, batc
 
 
 def serve(
-    one: TimedEngine, sources: Sequence[Sequence[int]], rate: float, most: int, settings: Serving, seed: int,
+    one: TimedEngine,
+    sources: Sequence[Sequence[int]],
+    rate: float,
+    most: int,
+    settings: Serving,
+    seed: int,
     done: Callable[[], None],
-) -> report.Load:  # fmt: skip
+) -> report.Load:
     """Offer Poisson arrivals at a rate, open loop: they do not wait for answers. The order of rows is drawn, too.
 
     Args:
@@ -71,10 +76,13 @@ def serve(
         time.sleep(max(min(nexts) - (time.perf_counter() - began), 0.0))
     wall = time.perf_counter() - began
     return report.Load(
-        offered=rate, answered=settings.requests / wall, seconds=latencies,
+        offered=rate,
+        answered=settings.requests / wall,
+        seconds=latencies,
         percentiles=statistics.percentiles(latencies),
-        goodput=sum(value <= settings.slo for value in latencies) / wall, batch=float(np.mean(sizes)),
-    )  # fmt: skip
+        goodput=sum(value <= settings.slo for value in latencies) / wall,
+        batch=float(np.mean(sizes)),
+    )
 
 
 def knee(loads: Sequence[report.Load], slo: float) -> float | None:

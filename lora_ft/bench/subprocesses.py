@@ -38,9 +38,15 @@ class Process:
         self._what = what
         self._errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  (closed with the process)
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, bufsize=1,
-            start_new_session=True, env=os.environ | environment,
-        )  # fmt: skip
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
+            env=os.environ | environment,
+        )
         self._replies = selectors.DefaultSelector()
         assert self._process.stdout is not None
         self._replies.register(self._process.stdout, selectors.EVENT_READ)

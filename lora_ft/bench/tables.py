@@ -144,8 +144,18 @@ def _speeds(report: BenchReport, case: Case) -> Table:
         for name, timing in case.timings.items()
         for best, quality in [(name == fastest, report.quality.get(name))]
     ]
-    columns = ("contestant", "total, ms", "ms/token", "tokens/s", "times as fast", "of the floor, %", "identical, %",
-               "spread, %", _metric(report), "same texts, %")  # fmt: skip
+    columns = (
+        "contestant",
+        "total, ms",
+        "ms/token",
+        "tokens/s",
+        "times as fast",
+        "of the floor, %",
+        "identical, %",
+        "spread, %",
+        _metric(report),
+        "same texts, %",
+    )
     note = (
         "Medians of rounds; bold is the fastest. Times as fast as the first row, within a round, with the 95 % "
         "interval. Of the floor: what reading the bytes of a step takes at least, over what the step took. "

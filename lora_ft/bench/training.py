@@ -1,8 +1,8 @@
 """How fast three ways to train the same adapter are: as tutorials have it, with batches padded less, and ours.
 
-Each recipe (of `lora_ft.bench.training_worker`) trains in a process of its own. A round is one pass of every recipe over
-the same rows, the first steps * batch of the task, in a random order of recipes; the others wait meanwhile, so that a
-machine whose speed drifts slows all of them alike. The first pass of each warms it up and counts as its start.
+Each recipe (of `lora_ft.bench.training_worker`) trains in a process of its own. A round is one pass of every recipe
+over the same rows, the first steps * batch of the task, in a random order of recipes; the others wait meanwhile, so
+that a machine whose speed drifts slows all of them alike. The first pass of each warms it up and counts as its start.
 
 Ours sorts by length only among the rows that it is given, so in a short measurement it pads more than in a training.
 """

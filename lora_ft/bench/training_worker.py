@@ -110,8 +110,10 @@ def ours(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
 
 
 RECIPES: dict[str, Callable[[Work], tuple[Seq2SeqTrainer, Choice]]] = {
-    "usual": usual, "dynamic": dynamic, "ours": ours,
-}  # fmt: skip
+    "usual": usual,
+    "dynamic": dynamic,
+    "ours": ours,
+}
 
 
 def _padded(row: Encoded, lengths: Lengths) -> dict[str, list[int]]:

@@ -53,9 +53,7 @@ def main(kind: str, precision: str, checkpoint: str, made: str, threads: str, pr
 class Process:
     """What can be asked of the engine; a method for each call."""
 
-    def __init__(
-        self, kind: str, precision: str, checkpoint: Path, made: Path, threads: int, provider: str
-    ) -> None:  # fmt: skip
+    def __init__(self, kind: str, precision: str, checkpoint: Path, made: Path, threads: int, provider: str) -> None:
         self._kind, self._precision, self._threads, self._provider = kind, precision, threads, provider
         self._checkpoint, self._made = checkpoint, made
         self._ends = _ends(checkpoint)
@@ -215,9 +213,12 @@ class _Torch:
         config = CompileConfig(fullgraph=False)
         config._compile_all_devices = True  # transformers compiles for GPUs alone, unless told
         return {
-            "max_new_tokens": room, "min_new_tokens": room, "stopping_criteria": [Enough()],
-            "cache_implementation": "static", "compile_config": config,
-        }  # fmt: skip
+            "max_new_tokens": room,
+            "min_new_tokens": room,
+            "stopping_criteria": [Enough()],
+            "cache_implementation": "static",
+            "compile_config": config,
+        }
 
 
 def _options(decoding: str) -> dict[str, Any]:
@@ -294,9 +295,13 @@ class _CTranslate2:
         name, number = self._tokenizer.id_to_token, self._tokenizer.token_to_id
         rows = [[name(int(i)) for i in row[: int(seen.sum())]] for row, seen in zip(ids, mask, strict=True)]
         made = self._translator.translate_batch(
-            rows, beam_size=BEAMS if decoding == "beams" else 1, sampling_topk=TOP_K if decoding == "sample" else 1,
-            min_decoding_length=least, max_decoding_length=new, max_input_length=0,
-        )  # fmt: skip
+            rows,
+            beam_size=BEAMS if decoding == "beams" else 1,
+            sampling_topk=TOP_K if decoding == "sample" else 1,
+            min_decoding_length=least,
+            max_decoding_length=new,
+            max_input_length=0,
+        )
         answers = [[number(token) for token in one.hypotheses[0]] for one in made]
         longest = max(map(len, answers))
         return np.array([answer + [-1] * (longest - len(answer)) for answer in answers], np.int64)

@@ -29,9 +29,13 @@ def list_(
     for one in found:
         score = "–" if one.score is None else f"{one.metric} {one.score:.2f}"
         made.add_row(
-            f"{names[one.name]}{' *' if one.best else ''}", shorten(one.run.task.base, 14), f"{one.rank}",
-            f"{one.bytes / 1e6:.1f}", score, f"{one.trained:%Y-%m-%d}",
-        )  # fmt: skip
+            f"{names[one.name]}{' *' if one.best else ''}",
+            shorten(one.run.task.base, 14),
+            f"{one.rank}",
+            f"{one.bytes / 1e6:.1f}",
+            score,
+            f"{one.trained:%Y-%m-%d}",
+        )
     console().print(made)
 
 
@@ -106,16 +110,29 @@ def merge(
 
     with Screen() as screen:
         done = job(
-            [open_adapter(run) for run in runs], out, way=way, weights=weight, density=density, seed=seed, base=base,
-            task=load_task(task) if task else None, limit=limit, overwrite=overwrite, progress=screen,
-        )  # fmt: skip
+            [open_adapter(run) for run in runs],
+            out,
+            way=way,
+            weights=weight,
+            density=density,
+            seed=seed,
+            base=base,
+            task=load_task(task) if task else None,
+            limit=limit,
+            overwrite=overwrite,
+            progress=screen,
+        )
     made = table("task", "rows", "score", "its own", "combined", "change")
     for one in done.scores:
         name = one.task if one.adapter == one.task else f"{one.adapter} on {one.task}"
         made.add_row(
-            shorten(name, 28), f"{one.rows:,}", one.metric, f"{one.alone:.1f}", f"{one.combined:.1f}",
+            shorten(name, 28),
+            f"{one.rows:,}",
+            one.metric,
+            f"{one.alone:.1f}",
+            f"{one.combined:.1f}",
             f"{one.combined - one.alone:+.1f}",
-        )  # fmt: skip
+        )
     if done.scores:
         console().print(made)
     console().print(f"{out}: {way}, rank {done.rank}", soft_wrap=True)

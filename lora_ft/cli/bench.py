@@ -21,8 +21,12 @@ class _RunByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(cls=_RunByDefault, no_args_is_help=True, rich_markup_mode=None,
-                  help="Measure generation and training; `bench MODEL ...` is `bench run MODEL ...`.")  # fmt: skip
+app = typer.Typer(
+    cls=_RunByDefault,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure generation and training; `bench MODEL ...` is `bench run MODEL ...`.",
+)
 
 
 @app.command()
@@ -56,9 +60,16 @@ def run(
     from lora_ft.tasks.files import load_task
 
     given = {
-        "engines": engine, "batch": batch, "source": source, "new": new, "threads": threads, "decoding": decoding,
-        "provider": provider, "rounds": rounds, "rows": rows,
-    }  # fmt: skip
+        "engines": engine,
+        "batch": batch,
+        "source": source,
+        "new": new,
+        "threads": threads,
+        "decoding": decoding,
+        "provider": provider,
+        "rounds": rounds,
+        "rows": rows,
+    }
     chosen = Suite.load(suite, given)
     folder = out or Path("runs/bench") / chosen.name
     rows_of = load_task(task, set_) if task else None

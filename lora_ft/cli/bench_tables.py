@@ -26,19 +26,25 @@ def show_report(found: BenchReport, page: Path) -> None:
         for name, quality in found.quality.items():
             change = quality.difference
             made.add_row(
-                name, f"{quality.score.value:.1f}",
+                name,
+                f"{quality.score.value:.1f}",
                 f"{change.value:+.1f} [{change.low:+.1f}, {change.high:+.1f}]" if change else "is it",
-                f"{quality.identical:.0%}", f"{quality.seconds / quality.rows:.3f}",
-            )  # fmt: skip
+                f"{quality.identical:.0%}",
+                f"{quality.seconds / quality.rows:.3f}",
+            )
         screen.print(made)
         screen.print()
     for name, service in found.serving.items():
         made = table("requests/s", "answered", "good", "p50 ms", "p90 ms", "batch", title=name)
         for load in service.loads:
             made.add_row(
-                f"{load.offered:.2f}", f"{load.answered:.2f}", f"{load.goodput:.2f}",
-                _milliseconds(load.percentiles.p50), _milliseconds(load.percentiles.p90), f"{load.batch:.1f}",
-            )  # fmt: skip
+                f"{load.offered:.2f}",
+                f"{load.answered:.2f}",
+                f"{load.goodput:.2f}",
+                _milliseconds(load.percentiles.p50),
+                _milliseconds(load.percentiles.p90),
+                f"{load.batch:.1f}",
+            )
         screen.print(made)
         assert found.suite.serving is not None
         knee = f"{service.knee:.2f} requests/s" if service.knee else "none of these loads"
@@ -55,19 +61,27 @@ def show_report(found: BenchReport, page: Path) -> None:
 def _case(found: BenchReport, case: Case):  # type: ignore[no-untyped-def]  # rich's Table
     metric = next((quality.metric for quality in found.quality.values()), "")
     made = table(
-        "", "ms", "/token", "times as fast", "floor", "same", metric or "first",
+        "",
+        "ms",
+        "/token",
+        "times as fast",
+        "floor",
+        "same",
+        metric or "first",
         title=f"batch {case.batch}, {case.source} in, {case.new} out, {case.decoding}",
-    )  # fmt: skip
+    )
     for name, timing in case.timings.items():
         quality = found.quality.get(name)
         score = f"{quality.score.value:.1f}" if quality else "–"
         made.add_row(
-            name, f"{1000 * statistics.median(timing.total):,.0f}", f"{1000 * timing.per_token:.2f}",
+            name,
+            f"{1000 * statistics.median(timing.total):,.0f}",
+            f"{1000 * timing.per_token:.2f}",
             f"{timing.ratio.value:.2f} [{timing.ratio.low:.2f}, {timing.ratio.high:.2f}]",
             "–" if timing.floor is None else f"{timing.floor:.0%}",
             "–" if timing.identical is None else f"{timing.identical:.0%}",
             score if metric else f"{1000 * statistics.median(timing.first):,.0f}",
-        )  # fmt: skip
+        )
     return made
 
 
@@ -77,8 +91,13 @@ def show_changes(changes: Sequence[Change], gone: Sequence[str], old: BenchRepor
     made = table("new over old", "figure", "ratio", "95 %", "")
     for change in changes:
         ratio = change.ratio
-        made.add_row(change.what, change.figure, f"{ratio.value:.3f}", f"[{ratio.low:.3f}, {ratio.high:.3f}]",
-                     "worse" if change.worse else "")  # fmt: skip
+        made.add_row(
+            change.what,
+            change.figure,
+            f"{ratio.value:.3f}",
+            f"[{ratio.low:.3f}, {ratio.high:.3f}]",
+            "worse" if change.worse else "",
+        )
     screen.print(made)
     for name in gone:
         screen.print(f"missing: {name}")

@@ -79,10 +79,20 @@ def export(
         return
     with Screen() as screen:
         done = job(
-            model[0], out, base=base, precision=precision, max_drop=max_rouge_drop, score_rows=score_rows, force=force,
-            layout=layout, triton=triton,
-            verify_rows=verify_rows, verify_split=verify_split.value, overwrite=overwrite, progress=screen,
-        )  # fmt: skip
+            model[0],
+            out,
+            base=base,
+            precision=precision,
+            max_drop=max_rouge_drop,
+            score_rows=score_rows,
+            force=force,
+            layout=layout,
+            triton=triton,
+            verify_rows=verify_rows,
+            verify_split=verify_split.value,
+            overwrite=overwrite,
+            progress=screen,
+        )
     show_export(done)
     _sign(out, sign)
     hub.upload(out, destination)

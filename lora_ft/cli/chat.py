@@ -48,9 +48,14 @@ def chat(
     from lora_ft.models.loading import open_model
 
     options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature, "top_k": top_k,
-        "top_p": top_p, "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size,
-    }  # fmt: skip
+        "max_new_tokens": max_new_tokens,
+        "do_sample": do_sample,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     said = _start(start)
     if rounds is not None and not said:

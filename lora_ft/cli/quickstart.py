@@ -46,9 +46,13 @@ def quickstart(out: Path, *, base: str | None, overwrite: bool) -> None:
         exported = export(str(checkpoint), bundle, overwrite=overwrite, progress=screen)
         suite = Suite(name="quickstart", engines=("torch/fp32", "onnx/fp32"), batch=(1,), rounds=5)
         speed = measure(
-            [BenchModel("quickstart", out, checkpoint, bundle)], suite, out / "bench", task=task, overwrite=overwrite,
+            [BenchModel("quickstart", out, checkpoint, bundle)],
+            suite,
+            out / "bench",
+            task=task,
+            overwrite=overwrite,
             progress=screen,
-        )  # fmt: skip
+        )
         example = load_splits(task, ["test"]).test[0]
         answer = generate(open_model(str(bundle)), [example.row], {})[0]
     _show(out, scores, exported, speed, example, answer, time.monotonic() - began)

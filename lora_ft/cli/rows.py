@@ -50,9 +50,13 @@ def read_inputs(texts: Sequence[str], source: Path | None) -> list[Input]:
 
 
 def write_outputs(
-    rows: Sequence[Input], answers: Sequence[str], output: Path | None, wrap: int | None = None, *,
+    rows: Sequence[Input],
+    answers: Sequence[str],
+    output: Path | None,
+    wrap: int | None = None,
+    *,
     cut: Sequence[bool] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Answers on stdout, or as jsonl with the row's own columns.
 
     Args:

@@ -52,9 +52,13 @@ def show_validation(report: Validation) -> None:
         lengths = table("tokens", "rows", "50 %", "90 %", "95 %", "longest", "limit", "cut", "<unk>")
         for side in report.lengths:
             lengths.add_row(
-                side.what, f"{side.rows:,}", *map(str, side.percentiles), str(side.limit),
-                f"{side.cut_share:.1%}", f"{side.unknown_share:.2%}",
-            )  # fmt: skip
+                side.what,
+                f"{side.rows:,}",
+                *map(str, side.percentiles),
+                str(side.limit),
+                f"{side.cut_share:.1%}",
+                f"{side.unknown_share:.2%}",
+            )
         screen.print(lengths)
     if report.labels:
         screen.print(_label_table(report.labels))
@@ -155,8 +159,9 @@ def show_bank_evaluation(found: BankEvaluation) -> None:
     for name, one in found.scored.items():
         score = found.by[name]
         gain = [one.difference[score].signed if one.difference else ""] if compared else []
-        made.add_row(shorten(name), f"{one.rows:,}", score, str(one.scores.scores[score]), *gain,
-                     f"{one.scores.cut_share:.1%}")  # fmt: skip
+        made.add_row(
+            shorten(name), f"{one.rows:,}", score, str(one.scores.scores[score]), *gain, f"{one.scores.cut_share:.1%}"
+        )
     if found.scored:
         screen.print(made)
     for name, one in found.scored.items():

@@ -71,8 +71,10 @@ def train(
     of_ray = {"address": address, "cpus": cpus_per_pack, "gpus": gpus_per_pack, "retries": retries, "storage": storage}
     given: dict[str, Any] = {key: value for key, value in of_ray.items() if value is not None}
     if given and engine is EngineChoice.local:
-        raise UsageError("--address, --cpus-per-pack, --gpus-per-pack, --retries and --storage are Ray's",
-                         "add --engine ray, or leave them out")  # fmt: skip
+        raise UsageError(
+            "--address, --cpus-per-pack, --gpus-per-pack, --retries and --storage are Ray's",
+            "add --engine ray, or leave them out",
+        )
     found = _load(tasks, [*set_, *going_on_from(from_)])
     if (len(found) > 1 or engine is EngineChoice.ray) and push_to_hub:
         raise UsageError("--push-to-hub uploads one run", "push each with `lora-ft push RUN REPO`")
@@ -116,9 +118,14 @@ def _load(given: Sequence[str], overrides: Sequence[str]) -> list[tuple[Task, di
 
 
 def _several(
-    found: Sequence[tuple[Task, Mapping[str, Any]]], out: Path, engine: Engine | None, *, resume: bool, overwrite: bool,
+    found: Sequence[tuple[Task, Mapping[str, Any]]],
+    out: Path,
+    engine: Engine | None,
+    *,
+    resume: bool,
+    overwrite: bool,
     most: int | None,
-) -> int:  # fmt: skip
+) -> int:
     from lora_ft.cli.board import PackScreen
     from lora_ft.runs.grid_results import mark_best
     from lora_ft.train_many import train_pack
@@ -146,10 +153,14 @@ def _show(packed: Packed, out: Path, best: str | None) -> None:
         score = metrics["best_metric"]
         shown = "–" if score is None else f"{run.task.train.metric_for_best_model} {score:.2f}"
         made.add_row(
-            names[run.task.name], f"{metrics['steps']:,}", f"{metrics['best_step'] or '–'}",
-            f"{metrics['train_loss']:.3f}", shown, f"{metrics['speed']['samples_per_second'] or '–'}",
+            names[run.task.name],
+            f"{metrics['steps']:,}",
+            f"{metrics['best_step'] or '–'}",
+            f"{metrics['train_loss']:.3f}",
+            shown,
+            f"{metrics['speed']['samples_per_second'] or '–'}",
             "best" if run.task.name == best else "",
-        )  # fmt: skip
+        )
     screen.print(made)
     for name, why in packed.failed.items():
         screen.print(f"failed: {name}: {why}", soft_wrap=True)

@@ -227,11 +227,20 @@ def generate(
     from lora_ft.models.loading import open_model
 
     options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "num_beams": num_beams,
-        "length_penalty": length_penalty, "early_stopping": early_stopping, "do_sample": do_sample,
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "no_repeat_ngram_size": no_repeat_ngram_size,
-        "repetition_penalty": repetition_penalty, "seed": seed, "prompt_lookup": prompt_lookup,
-    }  # fmt: skip
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": min_new_tokens,
+        "num_beams": num_beams,
+        "length_penalty": length_penalty,
+        "early_stopping": early_stopping,
+        "do_sample": do_sample,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "prompt_lookup": prompt_lookup,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     if wrap and (stream or output):
         raise UsageError("--wrap is for answers on stdout that are not streamed", "leave one of them out")

@@ -33,8 +33,8 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     The lock of `out` is held meanwhile. A link at `out` stays; the folder that it leads to is made or replaced.
 
     Raises:
-        UsageError: `out` may not be made (see `lora_ft.core.output_paths.refuse_existing`), or another job is making it. An
-            existing folder stays as it was until the swap.
+        UsageError: `out` may not be made (see `lora_ft.core.output_paths.refuse_existing`), or another job is making
+            it. An existing folder stays as it was until the swap.
     """
     with making(out, overwrite=overwrite) as place:
         staging = staging_name(place)

@@ -11,9 +11,14 @@ import numpy as np
 from lora_ft.core.errors import UsageError
 
 _BANS = (  # what might leave no token of an allowed answer
-    "min_new_tokens", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
-    "forced_bos_token_id", "forced_eos_token_id",
-)  # fmt: skip
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, 100_000),
@@ -118,8 +123,11 @@ class Options:
                 raise UsageError(f"{name} {rows!r} is not a list of lists of tokens")
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             token = getattr(self, name)
-            if token is not None and not _are_tokens((token,)) and not (name == "forced_eos_token_id" and token
-                                                                       and _are_tokens(token)):  # fmt: skip
+            if (
+                token is not None
+                and not _are_tokens((token,))
+                and not (name == "forced_eos_token_id" and token and _are_tokens(token))
+            ):
                 raise UsageError(f"{name} {token!r} is not a token")
 
     def check_tokens(self, vocabulary: int) -> None:

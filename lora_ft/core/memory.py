@@ -15,8 +15,10 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 def allowed_memory(cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
     """Bytes this process may use: the machine's memory, cut by the limits of its cgroups (v2 and v1)."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    files = [*(folder / "memory.max" for folder in own_groups(cgroup, membership)),
-             cgroup / "memory" / "memory.limit_in_bytes"]  # fmt: skip
+    files = [
+        *(folder / "memory.max" for folder in own_groups(cgroup, membership)),
+        cgroup / "memory" / "memory.limit_in_bytes",
+    ]
     limits = [file.read_text().strip() for file in files if file.is_file()]
     return min([machine, *(int(limit) for limit in limits if limit.isdigit())])
 

@@ -37,20 +37,26 @@ def _is_versioned(content: dict[str, Any]) -> bool:
 
 _KINDS = (
     _Kind(
-        "run", "metrics.json", lambda content: _is_versioned(content) or "combined" in content,
+        "run",
+        "metrics.json",
+        lambda content: _is_versioned(content) or "combined" in content,
         (*_TRAINED, *_ADAPTER, *_TOKENIZER, "scores-*.json", "predictions-*.jsonl", "claim.json", "resume"),
     ),
     _Kind("combined adapter", "combined.json", _is_versioned, ("combined.json", *_ADAPTER)),
     _Kind("checkpoint", "merge.json", _is_versioned, ("task.yaml", "merge.json", *_WEIGHTS, *_TOKENIZER)),
     _Kind(
-        "bundle", "manifest.json", lambda content: content.get("format") == "lora-ft bundle",
+        "bundle",
+        "manifest.json",
+        lambda content: content.get("format") == "lora-ft bundle",
         (*_GRAPHS, *_WEIGHTS, *_TOKENIZER),
     ),
     _Kind(
-        "layout", "lora-ft.json", lambda content: "layout" in content,
+        "layout",
+        "lora-ft.json",
+        lambda content: "layout" in content,
         ("lora-ft.json", "onnx", "*.onnx", "*.onnx_data", "*.onnx.data", "weights.bin", *_WEIGHTS, *_TOKENIZER),
     ),
-)  # fmt: skip
+)
 
 
 def foreign_reason(folder: Path) -> str | None:

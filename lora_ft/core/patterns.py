@@ -96,9 +96,13 @@ def _ends(way: str, patterns: Sequence[str], texts: Sequence[str], seconds: floa
         return True
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _CHILD], input=json.dumps([way, patterns, texts]), text=True,
-            capture_output=True, timeout=seconds, check=False,
-        )  # fmt: skip
+            [sys.executable, "-I", "-S", "-c", _CHILD],
+            input=json.dumps([way, patterns, texts]),
+            text=True,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0

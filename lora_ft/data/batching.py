@@ -49,8 +49,10 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, lengths: Lengths, 
             "raise lengths.target, or set lengths.long_targets to cut or drop",
         )
     if long and lengths.long_targets == "cut":
-        targets = [target if len(target) <= lengths.target else [*target[: lengths.target - 1], target[-1]]
-                   for target in targets]  # fmt: skip
+        targets = [
+            target if len(target) <= lengths.target else [*target[: lengths.target - 1], target[-1]]
+            for target in targets
+        ]
     rows = [
         Encoded(source, target, example.references)
         for source, target, example in zip(sources, targets, examples, strict=True)

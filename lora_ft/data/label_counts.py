@@ -29,8 +29,9 @@ def label_warnings(task: Task, counts: Mapping[str, Mapping[str, int]]) -> list[
         lacking = [label for label, row in counts.items() if not row[name]]
         if lacking:
             meaning = "cannot be learned" if name == "train" else "are not scored there"
-            warnings.append(f"{name}: {len(lacking):,} of {len(counts):,} labels have no rows and {meaning}: "
-                            f"{_listed(lacking)}")  # fmt: skip
+            warnings.append(
+                f"{name}: {len(lacking):,} of {len(counts):,} labels have no rows and {meaning}: {_listed(lacking)}"
+            )
     trained = {label: row["train"] for label, row in counts.items() if row.get("train")}
     if trained and max(trained.values()) >= _IMBALANCED * min(trained.values()) and not task.data.oversample:
         most, least = (choose(trained, key=trained.__getitem__) for choose in (max, min))

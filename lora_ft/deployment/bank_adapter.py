@@ -35,9 +35,14 @@ if TYPE_CHECKING:
 
 # What peft can save beside A and B, and the value that says that it did not.
 _MORE: dict[str, Any] = {
-    "use_dora": False, "bias": "none", "lora_bias": False, "modules_to_save": None, "trainable_token_indices": None,
-    "target_parameters": None, "layer_replication": None,
-}  # fmt: skip
+    "use_dora": False,
+    "bias": "none",
+    "lora_bias": False,
+    "modules_to_save": None,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "layer_replication": None,
+}
 
 
 # Starts that peft takes out of the base's weights; saved without conversion, they need that base.
@@ -150,8 +155,17 @@ def prepare_bank_adapter(
     adapter = _low_rank(oracle.adapted(run), run)
     sentences = next(references_of(oracle.adapted(run), tokenizer, SENTENCES, origin, progress))
     samples = tuple(samples_of(task, tokenizer, own.special.start, progress))
-    return BankAdapter(name, adapter, origin, tokenizer, references, Probe.of(sentences, own.special), samples, judge,
-                  task.model_dump(mode="json", exclude_none=True) if task else {})  # fmt: skip
+    return BankAdapter(
+        name,
+        adapter,
+        origin,
+        tokenizer,
+        references,
+        Probe.of(sentences, own.special),
+        samples,
+        judge,
+        task.model_dump(mode="json", exclude_none=True) if task else {},
+    )
 
 
 def _check(run: Run | PeftAdapter) -> None:
@@ -189,9 +203,14 @@ def _low_rank(model: PeftModel, run: Run | PeftAdapter) -> dict[str, LowRank]:
 
 
 def _gate(
-    generator: Generator, name: str, engine: TorchEngine, task: Task, examples: Sequence[Example], checks: VerificationSettings,
+    generator: Generator,
+    name: str,
+    engine: TorchEngine,
+    task: Task,
+    examples: Sequence[Example],
+    checks: VerificationSettings,
     progress: Progress,
-) -> Mapping[str, Any]:  # fmt: skip
+) -> Mapping[str, Any]:
     """Score the bank's answers and PyTorch's; what the manifest says of it.
 
     Raises:
@@ -205,9 +224,11 @@ def _gate(
     made = generator.generate(prompts, adapter=name, prompt_lookup=False, do_sample=False)
     progress.advance(2 * len(examples))
     lost = difference(
-        score(settings.metric, made, references, settings), score(settings.metric, exact, references, settings),
-        seed=settings.seed, resamples=settings.bootstrap,
-    )  # fmt: skip
+        score(settings.metric, made, references, settings),
+        score(settings.metric, exact, references, settings),
+        seed=settings.seed,
+        resamples=settings.bootstrap,
+    )
     passed = holds(lost, checks.max_drop)
     if not (passed or checks.force):
         raise LoraFtError(
@@ -217,7 +238,11 @@ def _gate(
         )
     return {
         "gate": {
-            "metric": settings.metric, "rows": len(examples), "max_drop": checks.max_drop, "difference": lost.mean,
-            "passed": passed, "forced": checks.force and not passed,
+            "metric": settings.metric,
+            "rows": len(examples),
+            "max_drop": checks.max_drop,
+            "difference": lost.mean,
+            "passed": passed,
+            "forced": checks.force and not passed,
         }
-    }  # fmt: skip
+    }

@@ -111,9 +111,14 @@ class PrecisionSelector:
         return score(settings.metric, answers, [example.references for example in self.examples], settings)
 
     def _row(
-        self, candidate: Candidate, speed: dict[int, float], answers: Sequence[str], scores: Scored,
-        exact_answers: Sequence[str], exact_scores: Scored,
-    ) -> Tradeoff:  # fmt: skip
+        self,
+        candidate: Candidate,
+        speed: dict[int, float],
+        answers: Sequence[str],
+        scores: Scored,
+        exact_answers: Sequence[str],
+        exact_scores: Scored,
+    ) -> Tradeoff:
         settings = self.task.evaluate
         seeds = {"seed": settings.seed, "resamples": settings.bootstrap}
         lost = difference(scores, exact_scores, **seeds)

@@ -62,13 +62,15 @@ class Comparison:
         for score in self.contenders[0].scores:
             for one in self.contenders:
                 change = one.differences.get(score)
-                found.append((
-                    score if one is self.contenders[0] else "",
-                    one.name,
-                    str(one.scores[score]),
-                    change.estimate.signed if change else "",
-                    f"{change.p:.3f}" if change else "",
-                ))  # fmt: skip
+                found.append(
+                    (
+                        score if one is self.contenders[0] else "",
+                        one.name,
+                        str(one.scores[score]),
+                        change.estimate.signed if change else "",
+                        f"{change.p:.3f}" if change else "",
+                    )
+                )
         return found
 
     def change(self, row: int, contender: Contender) -> float:

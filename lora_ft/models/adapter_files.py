@@ -29,18 +29,37 @@ Described = Mapping[str, tuple[str, tuple[int, ...]]]
 
 _TASKS = (None, "SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION")
 # Keys of LoraConfig that change how a model computes in ways that a merged T5 cannot.
-_UNSUPPORTED = ("layer_replication", "lora_bias", "target_parameters", "alora_invocation_tokens", "use_qalora",
-                "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
-                "megatron_config")  # fmt: skip
+_UNSUPPORTED = (
+    "layer_replication",
+    "lora_bias",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+    "megatron_config",
+)
 _WHOLE, _NUMBER, _SWITCH, _NAMES, _TABLE = "a whole number above 0", "a number", "true or false", "names", "a table"
 _LAYERS, _TOKENS = "a whole number or a list of them", "a list of token ids, or a table of such lists"
 _KINDS: dict[str, str] = {
-    "r": _WHOLE, "lora_alpha": _NUMBER, "lora_dropout": _NUMBER, "target_modules": _NAMES, "exclude_modules": _NAMES,
-    "modules_to_save": _NAMES, "layers_pattern": _NAMES, "layers_to_transform": _LAYERS,
+    "r": _WHOLE,
+    "lora_alpha": _NUMBER,
+    "lora_dropout": _NUMBER,
+    "target_modules": _NAMES,
+    "exclude_modules": _NAMES,
+    "modules_to_save": _NAMES,
+    "layers_pattern": _NAMES,
+    "layers_to_transform": _LAYERS,
     "trainable_token_indices": _TOKENS,
-    "rank_pattern": _TABLE, "alpha_pattern": _TABLE,
-    "use_dora": _SWITCH, "use_rslora": _SWITCH, "fan_in_fan_out": _SWITCH,
-}  # fmt: skip
+    "rank_pattern": _TABLE,
+    "alpha_pattern": _TABLE,
+    "use_dora": _SWITCH,
+    "use_rslora": _SWITCH,
+    "fan_in_fan_out": _SWITCH,
+}
 _LARGEST_RANK = 1 << 16
 _OF_LOADING = ("auto_mapping", "revision", "runtime_config", "peft_version")
 

@@ -146,15 +146,16 @@ class OnnxEngine:
 
     def mixed(
         self, prompts: Sequence[str], adapters: Sequence[str | None], options: Mapping[str, Any], *, batch_size: int
-    ) -> list[Answer]:  # fmt: skip
+    ) -> list[Answer]:
         """Answers of a bank to prompts for unlike adapters, each with its task's own codec and settings."""
         made = self.generator.answer(prompts, adapter=list(adapters), batch_size=batch_size, **options)
         copies = len(made) // max(1, len(prompts))
         return [
-            _answer(one.tokens, self.generator.of(adapters[i // copies]).tokenizer, self.generator.special,
-                    one.source_cut)
+            _answer(
+                one.tokens, self.generator.of(adapters[i // copies]).tokenizer, self.generator.special, one.source_cut
+            )
             for i, one in enumerate(made)
-        ]  # fmt: skip
+        ]
 
 
 def allowed_tokens(labels: Sequence[str], tokenizer: Tokenizer, end: int) -> Callable[[int, Tensor], list[int]]:

@@ -28,8 +28,15 @@ if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
 OFFLINE = "offline"
-_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json",
-          "special_tokens_map.json", "spiece.model"]  # fmt: skip
+_FILES = [
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "spiece.model",
+]
 
 
 @dataclass(frozen=True)
@@ -185,9 +192,13 @@ def load_model(
     try:
         with quiet_transformers():
             model, info = AutoModelForSeq2SeqLM.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, local_files_only=True, output_loading_info=True,
+                folder,
+                use_safetensors=True,
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
                 **options,
-            )  # fmt: skip
+            )
     except (ImportError, torch.OutOfMemoryError):  # of quantization, which say what to do themselves
         raise
     except Exception as error:  # the library raises many kinds
@@ -208,8 +219,12 @@ def _check_generation(folder: Path) -> None:
 
 def _require_loaded(folder: Path, info: Mapping[str, Any]) -> None:
     """Raise LoraFtError where transformers reports weights that it drew at random or left out."""
-    for key, what in (("missing_keys", "found no weights for"), ("mismatched_keys", "found other shapes for"),
-                      ("unexpected_keys", "left out"), ("error_msgs", "failed with")):  # fmt: skip
+    for key, what in (
+        ("missing_keys", "found no weights for"),
+        ("mismatched_keys", "found other shapes for"),
+        ("unexpected_keys", "left out"),
+        ("error_msgs", "failed with"),
+    ):
         names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get(key) or ())
         if names := [name for name in names if name not in UNUSED]:
             raise LoraFtError(f"transformers {what} {listed(names)} in {folder}", "copy the whole checkpoint again")

@@ -1,7 +1,8 @@
 """How a model in PyTorch generates: its checkpoint's settings, a task's, and what is asked for, in one order.
 
-What is asked for takes precedence over the task, the task over the checkpoint (`lora_ft.export.checkpoint.generation_config`), and
-that over the defaults of `Options`. transformers would mix its own defaults in and keep them; `only` prevents both.
+What is asked for takes precedence over the task, the task over the checkpoint
+(`lora_ft.export.checkpoint.generation_config`), and that over the defaults of `Options`. transformers would mix its own
+defaults in and keep them; `only` prevents both.
 """
 
 from __future__ import annotations
@@ -86,10 +87,14 @@ def generation_notes(base: Base, tokenizer: Tokenizer) -> list[str]:
 def torch_options(options: Options) -> dict[str, Any]:
     """Return options as transformers' `generate` takes them within `only`; seed and labels are the caller's."""
     settings = {
-        name: [list(words) for words in value] if name == "bad_words_ids" else list(value) if type(value) is tuple
+        name: [list(words) for words in value]
+        if name == "bad_words_ids"
+        else list(value)
+        if type(value) is tuple
         else value
-        for name, value in vars(options).items() if name not in _OURS and value not in (None, ())
-    }  # fmt: skip
+        for name, value in vars(options).items()
+        if name not in _OURS and value not in (None, ())
+    }
     if not options.min_new_tokens:
         del settings["min_new_tokens"]
     return settings if options.do_sample else {name: settings[name] for name in settings if name not in _OF_SAMPLES}

@@ -102,8 +102,9 @@ def adapters_of(model: Model) -> list[str]:
 def _of_bundle(name: str, generator: Generator, adapter: str | None) -> Model:
     own = generator.of(adapter)
     called = name if adapter is None else f"{name} ({adapter})"
-    return Model("bundle", called, OnnxEngine(generator, adapter), own.prompt, dict(own.defaults), chat=own.chat,
-                 adapter=adapter)  # fmt: skip
+    return Model(
+        "bundle", called, OnnxEngine(generator, adapter), own.prompt, dict(own.defaults), chat=own.chat, adapter=adapter
+    )
 
 
 def _no_bank(name: str) -> UsageError:
@@ -129,8 +130,7 @@ def _open_adapter(name: str, base: str | None, asked: Task | None) -> Model:
     task = run.task
     engine = TorchEngine(_placed(merged.model), merged.tokenizer, task.lengths.source)
     options = engine.own | task.generation_options()
-    return Model("run", name, engine, Prompt(task.prompt), options, merged.base.notice, task,
-                 task.chat_settings())  # fmt: skip
+    return Model("run", name, engine, Prompt(task.prompt), options, merged.base.notice, task, task.chat_settings())
 
 
 def _open_checkpoint(name: str) -> Model:

@@ -41,9 +41,11 @@ def adopted(task: Task) -> Task:
         "r": config.r,
         "lora_alpha": config.lora_alpha,
         "lora_dropout": task.lora.lora_dropout,
-        "target_modules": _targets(source.adapter, config.target_modules, whole=not (
-            config.exclude_modules or config.layers_to_transform is not None
-        )),
+        "target_modules": _targets(
+            source.adapter,
+            config.target_modules,
+            whole=not (config.exclude_modules or config.layers_to_transform is not None),
+        ),
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
         "rank_pattern": config.rank_pattern or {},
@@ -53,7 +55,7 @@ def adopted(task: Task) -> Task:
         "loraplus_lr_ratio": task.lora.loraplus_lr_ratio,
         "quantization": task.lora.quantization,
         "start_from": task.lora.start_from,
-    }  # fmt: skip
+    }
     try:
         lora = Lora.model_validate(values)
     except ValidationError as error:

@@ -71,10 +71,12 @@ class BatchRouting:
         if not self.drops:
             return x
         parts = x.split([rows for _, rows, _ in self.drops])
-        return torch.cat([
-            drop(part, side) if drop is not None and adapted[number] else part
-            for (number, _, drop), part in zip(self.drops, parts, strict=True)
-        ])  # fmt: skip
+        return torch.cat(
+            [
+                drop(part, side) if drop is not None and adapted[number] else part
+                for (number, _, drop), part in zip(self.drops, parts, strict=True)
+            ]
+        )
 
 
 class MultiLoraLinear(nn.Module):

@@ -41,9 +41,16 @@ class AdapterGroup:
     """
 
     def __init__(
-        self, model: Any, stack: StackedWeights, members: Sequence[MemberTrainer], snapshots: Snapshots, *, bf16: bool,
-        board: Dashboard, snapshot: Snapshot | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: Any,
+        stack: StackedWeights,
+        members: Sequence[MemberTrainer],
+        snapshots: Snapshots,
+        *,
+        bf16: bool,
+        board: Dashboard,
+        snapshot: Snapshot | None = None,
+    ) -> None:
         self._model, self._stack, self._snapshots, self._bf16, self._board = model, stack, snapshots, bf16, board
         self.members = list(members)
         self._optimizer = StackedAdamW(stack)
@@ -77,9 +84,12 @@ class AdapterGroup:
         self._tick += 1
         for number, member in enumerate(self.members):
             if not member.failure:
-                self._attempt(member, lambda number=number, member=member: member.settle(
-                    lambda: self._turn(number), lambda: self._stack.read(number)
-                ))  # fmt: skip
+                self._attempt(
+                    member,
+                    lambda number=number, member=member: member.settle(
+                        lambda: self._turn(number), lambda: self._stack.read(number)
+                    ),
+                )
         if any(member.stopped for member in self.members):
             self._part()
         elif self._is_due() and self._may_save():
@@ -151,9 +161,10 @@ class AdapterGroup:
         leaving = [member for member in self.members if member.stopped]
         for number, member in enumerate(self.members):
             if member in leaving and not member.failure:
-                self._attempt(member, lambda number=number, member=member: member.close(
-                    self._tensors(number), self._share(member)
-                ))  # fmt: skip
+                self._attempt(
+                    member,
+                    lambda number=number, member=member: member.close(self._tensors(number), self._share(member)),
+                )
         for member in leaving:
             if member.failure:
                 self.failed[member.name] = member.failure

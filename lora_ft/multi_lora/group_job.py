@@ -131,9 +131,14 @@ def train_group(
 
 
 def _make(
-    work: GroupJob, by_name: dict[str, PreparedData], base: Base, model: Any, found: Snapshot | None, snapshots: Snapshots,
+    work: GroupJob,
+    by_name: dict[str, PreparedData],
+    base: Base,
+    model: Any,
+    found: Snapshot | None,
+    snapshots: Snapshots,
     board: Dashboard,
-) -> tuple[AdapterGroup, StackedWeights]:  # fmt: skip
+) -> tuple[AdapterGroup, StackedWeights]:
     """The pack with all its members, as new or as a snapshot has them."""
     plan = work.first[1]
     names: Sequence[str] = list(found.members) if found else work.names

@@ -123,8 +123,10 @@ class MemberTrainer:
         return {
             "state": dataclasses.asdict(self.state) | {"stateful_callbacks": None},
             "random": self.generator.get_state().numpy().tobytes().hex(),
-            "loss": self._loss, "logged": self._logged, "patience": patience[0] if patience else 0,
-        }  # fmt: skip
+            "loss": self._loss,
+            "logged": self._logged,
+            "patience": patience[0] if patience else 0,
+        }
 
     def _stoppers(self) -> list[EarlyStoppingCallback]:
         return [one for one in self.trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
@@ -183,8 +185,13 @@ class MemberTrainer:
         train = self.task.train
         scheduler: Any = self.trainer.lr_scheduler
         self._rate = float(scheduler.get_last_lr()[0])
-        return Rate(self.state.global_step + 1, self._rate, train.weight_decay, train.max_grad_norm,
-                    self.task.lora.loraplus_lr_ratio or 1.0)  # fmt: skip
+        return Rate(
+            self.state.global_step + 1,
+            self._rate,
+            train.weight_decay,
+            train.max_grad_norm,
+            self.task.lora.loraplus_lr_ratio or 1.0,
+        )
 
     def check(self, loss: float, norm: float) -> None:
         """Leave the pack, if the loss or the first gradient says that training is broken."""
@@ -281,10 +288,16 @@ class MemberTrainer:
         self.adapter.write(weights, self.working / ADAPTER, self._base)
         seconds = time.time() - self._began
         metrics = measured(self.task, self.plan, self._base, trainer, self._reporter, self._material.splits, seconds)
-        write_json(self.working / METRICS, metrics | {
-            "trainable_parameters": self.adapter.parameters, "resumed_at": self.resumed,
-            "hardware": hardware(self.plan), **share,
-        })  # fmt: skip
+        write_json(
+            self.working / METRICS,
+            metrics
+            | {
+                "trainable_parameters": self.adapter.parameters,
+                "resumed_at": self.resumed,
+                "hardware": hardware(self.plan),
+                **share,
+            },
+        )
 
     def row(self, seconds: float, note: str = "") -> AdapterStatus:
         """How it does now, for the screen; a step takes so many seconds."""
@@ -293,10 +306,16 @@ class MemberTrainer:
         metric = train.metric_for_best_model
         scores = [entry[f"eval_{metric}"] for entry in state.log_history if f"eval_{metric}" in entry]
         return AdapterStatus(
-            self.name, state.global_step, self.plan.steps, found[-1]["loss"] if found else None,
-            metric, scores[-1] if scores else None, self.plan.global_batch / seconds if seconds else None,
-            (self.plan.steps - state.global_step) * seconds if seconds else None, note,
-        )  # fmt: skip
+            self.name,
+            state.global_step,
+            self.plan.steps,
+            found[-1]["loss"] if found else None,
+            metric,
+            scores[-1] if scores else None,
+            self.plan.global_batch / seconds if seconds else None,
+            (self.plan.steps - state.global_step) * seconds if seconds else None,
+            note,
+        )
 
 
 def publish(task: Task, working: Path, out: Path) -> None:

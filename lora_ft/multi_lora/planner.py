@@ -44,18 +44,30 @@ def _obstacles(task: Task) -> list[tuple[str, object, str]]:
         ("lora.quantization", lora.quantization, lora.quantization, "a pack's base is not quantised"),
         ("lora.use_dora", lora.use_dora, lora.use_dora, "DoRA's magnitudes depend on the base's weights"),
         ("lora.init_lora_weights", lora.init_lora_weights, lora.moves_base, "it changes the base that others train on"),
-        ("lora.trainable_token_indices", lora.trainable_token_indices, lora.trainable_token_indices,
-         "trained tokens change the embedding that others train on"),
+        (
+            "lora.trainable_token_indices",
+            lora.trainable_token_indices,
+            lora.trainable_token_indices,
+            "trained tokens change the embedding that others train on",
+        ),
         ("lora.new_tokens", lora.new_tokens, lora.new_tokens, "new tokens change the embedding that others train on"),
         ("lora.start_from", lora.start_from, lora.start_from, "adapters of a pack start fresh"),
-        ("train.base_dropout", train.base_dropout, train.base_dropout,
-         "its random numbers would not be those of training alone"),
-        ("train.gradient_checkpointing", train.gradient_checkpointing, recomputed,
-         "with lora.lora_dropout it would draw other random numbers"),
+        (
+            "train.base_dropout",
+            train.base_dropout,
+            train.base_dropout,
+            "its random numbers would not be those of training alone",
+        ),
+        (
+            "train.gradient_checkpointing",
+            train.gradient_checkpointing,
+            recomputed,
+            "with lora.lora_dropout it would draw other random numbers",
+        ),
         ("train.optim", train.optim, train.optim == "adafactor", "a pack's optimizer is AdamW"),
         ("train.compile", train.compile, train.compile == "on", "a pack is not compiled"),
         ("train.report_to", trackers, trackers, "a tracker follows one run in a process; tensorboard follows all"),
-    ]  # fmt: skip
+    ]
     return [(key, value, why) for key, value, wrong, why in found if wrong]
 
 

@@ -47,9 +47,14 @@ class RayEngine:
     """
 
     def __init__(
-        self, address: str | None = None, *, cpus: float | None = None, gpus: float | None = None, retries: int = 3,
+        self,
+        address: str | None = None,
+        *,
+        cpus: float | None = None,
+        gpus: float | None = None,
+        retries: int = 3,
         storage: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._address, self._cpus, self._gpus = address, cpus, gpus
         self._retries, self._storage = retries, storage
         if gpus is not None and gpus > 1:
@@ -155,8 +160,12 @@ class RayEngine:
         desk = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
         # A process of its own for each pack: what one leaves behind in torch and in memory is no other one's.
         task = ray.remote(max_calls=1)(train_here)
-        options = {"num_cpus": self._portion.cpus, "num_gpus": self._portion.gpus, "max_retries": self._retries,
-                   "scheduling_strategy": "SPREAD"}  # fmt: skip
+        options = {
+            "num_cpus": self._portion.cpus,
+            "num_gpus": self._portion.gpus,
+            "max_retries": self._retries,
+            "scheduling_strategy": "SPREAD",
+        }
         storage = Storage(site.storage or str(works[0].out / WORK))
         if site.storage:
             for work in works:
@@ -183,9 +192,14 @@ class RayEngine:
         return ended
 
     def _follow(
-        self, pending: dict[Any, GroupJob], desk: Any, wall: GroupDashboard, ended: EngineResult, storage: Storage | None,
+        self,
+        pending: dict[Any, GroupJob],
+        desk: Any,
+        wall: GroupDashboard,
+        ended: EngineResult,
+        storage: Storage | None,
         interrupts: Interrupts,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Watch packs until all have ended."""
         ray, begun, told, stopped = self._ray, set[int](), False, 0
         while pending:
@@ -254,10 +268,19 @@ def _collect(work: GroupJob, storage: Storage) -> None:
 def _waiting(work: GroupJob) -> list[AdapterStatus]:
     """How its adapters are before it begins."""
     return [
-        AdapterStatus(one.task.name, 0, work.plans[one.task.name].steps, None, one.task.train.metric_for_best_model, None, None,
-            None, WAITING)
+        AdapterStatus(
+            one.task.name,
+            0,
+            work.plans[one.task.name].steps,
+            None,
+            one.task.train.metric_for_best_model,
+            None,
+            None,
+            None,
+            WAITING,
+        )
         for one in work.materials
-    ]  # fmt: skip
+    ]
 
 
 def _import_ray() -> Any:

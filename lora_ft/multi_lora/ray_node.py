@@ -57,6 +57,10 @@ def examine(place: str, name: str, asked: str, portion: ResourceRequest) -> RayN
 
         device = this_device()
     return RayNode(
-        platform.node(), device, device_memory(device), choose_compute_dtype(asked, device), version("lora-ft"),
+        platform.node(),
+        device,
+        device_memory(device),
+        choose_compute_dtype(asked, device),
+        version("lora-ft"),
         Storage(place).get(name),
-    )  # fmt: skip
+    )

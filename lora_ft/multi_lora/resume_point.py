@@ -63,9 +63,13 @@ def parameter_groups(trainer: Trainer, names: list[str], ratio: float | None) ->
 
 
 def write_point(
-    folder: Path, trainer: Trainer, optimizer: torch.optim.Optimizer, names: list[str], tensors: Tensors,
+    folder: Path,
+    trainer: Trainer,
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+    tensors: Tensors,
     generator: torch.Generator,
-) -> None:  # fmt: skip
+) -> None:
     """Write the state beside the weights of a checkpoint.
 
     Args:
@@ -132,8 +136,11 @@ def read_point(working: Path, names: list[str], device: str) -> tuple[dict[str, 
         raise LoraFtError(f"{folder} is damaged ({type(error).__name__}: {error})", "train with --overwrite") from error
     entry = {
         "state": dataclasses.asdict(state) | {"stateful_callbacks": None},
-        "random": generator.numpy().tobytes().hex(), "loss": 0.0, "logged": state.global_step, "patience": 0,
-    }  # fmt: skip
+        "random": generator.numpy().tobytes().hex(),
+        "loss": 0.0,
+        "logged": state.global_step,
+        "patience": 0,
+    }
     return entry, Tensors(weights, means, squares)
 
 

@@ -55,8 +55,11 @@ class Snapshots:
         if snapshot.members:
             save_file(snapshot.rows, path / _ROWS)
         content = {
-            "version": VERSION, "members": snapshot.members, "closed": snapshot.closed, "failed": snapshot.failed,
-        }  # fmt: skip
+            "version": VERSION,
+            "members": snapshot.members,
+            "closed": snapshot.closed,
+            "failed": snapshot.failed,
+        }
         write_text(path / _MEMBERS, json.dumps(content, default=float))
         resume_points.seal(self.folder, snapshot.tick, keep=1, best=None, run=self.run)
 

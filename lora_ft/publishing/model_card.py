@@ -188,9 +188,14 @@ def addressed(card: str, repo: str) -> str:
 
 
 def _card(
-    head: str, name: str, what: str, facts: Facts | None, rows: Sequence[tuple[str, str]], code: str,
+    head: str,
+    name: str,
+    what: str,
+    facts: Facts | None,
+    rows: Sequence[tuple[str, str]],
+    code: str,
     after: str | None = None,
-) -> str:  # fmt: skip
+) -> str:
     parts = [f"---\n{head}\n---\n\n# {escaped(name)}\n"]
     if facts is None:
         parts.append(f"{what} with lora-ft.\n")
@@ -207,9 +212,7 @@ def _card(
     return _sealed("\n".join(parts))
 
 
-def _metadata(
-    facts: Facts | None, library: str, relation: str, tags: Sequence[str], base: str | None = None
-) -> str:  # fmt: skip
+def _metadata(facts: Facts | None, library: str, relation: str, tags: Sequence[str], base: str | None = None) -> str:
     """The YAML at the top. The hub refuses a base_model that is no name on the hub."""
     base = facts.task.base if facts else base
     named = base is not None and is_hub_name(base)

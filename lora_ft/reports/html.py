@@ -97,28 +97,30 @@ def document(title: str, header: Sequence[str], main: Sequence[str], style: str 
         header, main: parts, as HTML.
         style: rules beside those that all pages have.
     """
-    return "\n".join([
-        "<!doctype html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="generator" content="lora-ft">',  # by it lora_ft.core.ownership knows: it may be replaced
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-        f"<title>{escape(title)}</title>",
-        f"<style>{style}{_STYLE}</style>",
-        "</head>",
-        "<body>",
-        "<header>",
-        *header,
-        "</header>",
-        "<main>",
-        *main,
-        "</main>",
-        "</body>",
-        "</html>",
-        "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="generator" content="lora-ft">',  # by it lora_ft.core.ownership knows: it may be replaced
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            f"<title>{escape(title)}</title>",
+            f"<style>{style}{_STYLE}</style>",
+            "</head>",
+            "<body>",
+            "<header>",
+            *header,
+            "</header>",
+            "<main>",
+            *main,
+            "</main>",
+            "</body>",
+            "</html>",
+            "",
+        ]
+    )
 
 
 def section(heading: str, parts: Sequence[str]) -> str:

@@ -39,6 +39,6 @@ def mark_best(runs: Sequence[Run], settings: Mapping[str, Mapping[str, Any]], ou
             "step": run.metrics["best_step"],
         }
         for run in runs
-    ]  # fmt: skip
+    ]
     write_json(out / GRID, {"version": _VERSION, "best": best.task.name if best else None, "runs": entries})
     return best

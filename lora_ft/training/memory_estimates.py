@@ -217,8 +217,16 @@ def task_batch(task: Task) -> Batch:
 
 def task_memory(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: bool, cpu: bool) -> MemoryEstimate:
     """Memory of a task's training step; `adapter` are the parameters that it trains."""
-    return training(shape, batch, rank=_rank(shape, adapter, task), adapter=adapter, bf16=bf16, cpu=cpu,
-                    checkpointing=task.train.gradient_checkpointing, **_storage(task))  # fmt: skip
+    return training(
+        shape,
+        batch,
+        rank=_rank(shape, adapter, task),
+        adapter=adapter,
+        bf16=bf16,
+        cpu=cpu,
+        checkpointing=task.train.gradient_checkpointing,
+        **_storage(task),
+    )
 
 
 @dataclass(frozen=True)
@@ -269,8 +277,9 @@ def what_fits(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: boo
     rank, checkpointing = _rank(shape, adapter, task), train.gradient_checkpointing
 
     def need(shape: Shape, batch: Batch, checkpointing: bool, adapter: int = 0) -> int:
-        return training(shape, batch, rank=rank, adapter=adapter, bf16=bf16, checkpointing=checkpointing, cpu=cpu,
-                        **_storage(task)).total  # fmt: skip
+        return training(
+            shape, batch, rank=rank, adapter=adapter, bf16=bf16, checkpointing=checkpointing, cpu=cpu, **_storage(task)
+        ).total
 
     found = []
     for recompute in dict.fromkeys((checkpointing, True)):
@@ -283,8 +292,11 @@ def what_fits(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: boo
                 steps = train.gradient_accumulation_steps * batch.rows // rows
                 changes += [f"train.per_device_train_batch_size={rows}", f"train.gradient_accumulation_steps={steps}"]
             found.append(" ".join(changes))
-    smaller = [name for name, other in FLAN.items()
-               if other.parameters < shape.parameters and need(other, batch, checkpointing) <= room]  # fmt: skip
+    smaller = [
+        name
+        for name, other in FLAN.items()
+        if other.parameters < shape.parameters and need(other, batch, checkpointing) <= room
+    ]
     found += [f"base=google/flan-t5-{name}" for name in smaller[-1:]]
     ways = [f"--set {changes.replace(' ', ' --set ')}" for changes in found]
     return "; or ".join(ways) or "no smaller batch or size does"
@@ -298,5 +310,7 @@ def _rank(shape: Shape, adapter: int, task: Task) -> int:
 def _storage(task: Task) -> dict[str, Any]:
     """How the task stores a frozen base and the optimizer's state, as arguments of `training`."""
     quantization = task.lora.quantization if task.method == "lora" else None
-    return {"bits": 32 if quantization is None else int(quantization.removesuffix("bit")),
-            "factored": task.train.optim == "adafactor"}  # fmt: skip
+    return {
+        "bits": 32 if quantization is None else int(quantization.removesuffix("bit")),
+        "factored": task.train.optim == "adafactor",
+    }

@@ -28,9 +28,15 @@ from lora_ft.training.trainer import Curves, ProgressReporter, Trainer
 
 
 def task_trainer(
-    task: Task, plan: Plan, model: torch.nn.Module, tokenizer: Tokenizer, rows: Sequence[Encoded],
-    validation: Sequence[Example], working: Path, progress: Progress,
-) -> tuple[Trainer, ProgressReporter]:  # fmt: skip
+    task: Task,
+    plan: Plan,
+    model: torch.nn.Module,
+    tokenizer: Tokenizer,
+    rows: Sequence[Encoded],
+    validation: Sequence[Example],
+    working: Path,
+    progress: Progress,
+) -> tuple[Trainer, ProgressReporter]:
     """A trainer with the callbacks that log, report and stop early; and the one among them that is asked later.
 
     Args:

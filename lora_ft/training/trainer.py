@@ -72,9 +72,20 @@ class Trainer(Seq2SeqTrainer):
 
     optimizer: Any  # transformers', set by `create_optimizer`
 
-    def __init__(self, *, bf16: bool, compiled: bool, train_rows: Sequence[Encoded], eval_rows: Sequence[Encoded],
-                 args: Any, special: SpecialTokens, smoothing: float = 0.0, loraplus_lr_ratio: float | None = None,
-                 generation: dict[str, Any] | None = None, **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        bf16: bool,
+        compiled: bool,
+        train_rows: Sequence[Encoded],
+        eval_rows: Sequence[Encoded],
+        args: Any,
+        special: SpecialTokens,
+        smoothing: float = 0.0,
+        loraplus_lr_ratio: float | None = None,
+        generation: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         self._bf16, self._compiled, self._loraplus_lr_ratio = bf16, compiled, loraplus_lr_ratio
         self.special, self._generation = special, generation or {}
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -100,9 +111,12 @@ class Trainer(Seq2SeqTrainer):
 
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = create_loraplus_optimizer(
-                self.model, kind, loraplus_lr_ratio=self._loraplus_lr_ratio,
-                loraplus_weight_decay=self.args.weight_decay, **options,
-            )  # fmt: skip
+                self.model,
+                kind,
+                loraplus_lr_ratio=self._loraplus_lr_ratio,
+                loraplus_weight_decay=self.args.weight_decay,
+                **options,
+            )
         return super().create_optimizer(*rest)  # transformers 5 gives it the model
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:

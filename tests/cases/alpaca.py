@@ -22,5 +22,7 @@ def check_what_is_left_out_is_counted(folder: Path, scratch: Path) -> None:
     skip = ["data.skip_empty=true"]
     splits = load_splits(load_task(scratch / "task.yaml", skip))
     assert splits.left_out == {"train": 30} and len(splits.train) == 16
-    assert any("30 of 50 rows left out (skip_empty): column 'input' is empty" in warning
-               for warning in validate(str(scratch / "task.yaml"), skip).warnings)  # fmt: skip
+    assert any(
+        "30 of 50 rows left out (skip_empty): column 'input' is empty" in warning
+        for warning in validate(str(scratch / "task.yaml"), skip).warnings
+    )

@@ -54,8 +54,9 @@ def check_equal_headers(folder: Path, scratch: Path) -> None:
 
 def check_missing_values_as_words(folder: Path, scratch: Path) -> None:
     warnings = load(folder, scratch, "nan_words.csv").warnings
-    assert any("column 'summary': 4 of 15 cells are" in warning and "nan_words.csv:12" in warning
-               for warning in warnings), warnings  # fmt: skip
+    assert any(
+        "column 'summary': 4 of 15 cells are" in warning and "nan_words.csv:12" in warning for warning in warnings
+    ), warnings
     assert any("column 'dialogue': 1 of 15 cells are 'nan'" in warning for warning in warnings), warnings
     found = validate(str(scratch / "task.yaml"), [f"data.train={scratch / 'nan_words.csv'}"])
     assert set(warnings) <= set(found.warnings)

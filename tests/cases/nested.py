@@ -15,18 +15,28 @@ from lora_ft.tasks.files import load_task
 def load(folder: Path, scratch: Path, file: str, prompt: str, target: str, **data: Any) -> Splits:
     """Return the splits of a task over one file."""
     content = {
-        "name": "t", "base": "offline", "prompt": prompt,
+        "name": "t",
+        "base": "offline",
+        "prompt": prompt,
         "data": {"train": file, "target": target, "root": str(folder.resolve()), **data},
-    }  # fmt: skip
+    }
     (scratch / "task.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     return load_splits(load_task(scratch / "task.yaml"))
 
 
 def check_translation(folder: Path, scratch: Path) -> None:
-    splits = load(folder, scratch, "wmt.jsonl", "Translate: {translation.en}", "translation.de",
-                  references="translation.de", split={"validation": 0.2, "test": 0.2})  # fmt: skip
-    first = next(example for name in ("train", "validation", "test") for example in splits[name]
-                 if example.row["id"] == "0")  # fmt: skip
+    splits = load(
+        folder,
+        scratch,
+        "wmt.jsonl",
+        "Translate: {translation.en}",
+        "translation.de",
+        references="translation.de",
+        split={"validation": 0.2, "test": 0.2},
+    )
+    first = next(
+        example for name in ("train", "validation", "test") for example in splits[name] if example.row["id"] == "0"
+    )
     assert (first.prompt, first.target, first.references) == ("Translate: the house 0", "das Haus 0", ("das Haus 0",))
 
 
@@ -47,8 +57,10 @@ def check_optional_columns(folder: Path, scratch: Path) -> None:
 
 def check_types_of_parquet(folder: Path, scratch: Path) -> None:
     train = load(folder, scratch, "types.parquet", "{dialogue} {cat} {score} {dec}", "label").train
-    assert [(example.prompt, example.target) for example in train[:2]] == [("d 0 a 0.5 1.50", "0"),
-                                                                          ("d 1 b 0.5 1.50", "1")]  # fmt: skip
+    assert [(example.prompt, example.target) for example in train[:2]] == [
+        ("d 0 a 0.5 1.50", "0"),
+        ("d 1 b 0.5 1.50", "1"),
+    ]
     for column, kind in (("when", "a datetime"), ("b", "bytes")):
         for prompt, target in ((f"{{{column}}}", "label"), ("{dialogue}", column)):
             try:

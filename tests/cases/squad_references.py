@@ -25,8 +25,12 @@ def check_text_inside_gives_the_scores_of_flat_rows(folder: Path, scratch: Path)
         task = load_task(scratch / f"{name}.yaml")
         found.append((load_splits(task).test, evaluate(str(base), task=task).scores.scores))
     assert found[0] == found[1]
-    assert [example.references for example in found[1][0]] == [("Tom", "Tom"), ("1932", "in 1932"), ("three", "3"),
-                                                               ("Oslo", "in Oslo")]  # fmt: skip
+    assert [example.references for example in found[1][0]] == [
+        ("Tom", "Tom"),
+        ("1932", "in 1932"),
+        ("three", "3"),
+        ("Oslo", "in Oslo"),
+    ]
 
 
 def check_the_object_itself_is_refused(folder: Path, scratch: Path) -> None:

@@ -24,7 +24,7 @@ LINEAR = (".q", ".k", ".v", ".o", ".wi", ".wi_0", ".wi_1", ".wo")
 
 def draw_adapter(
     checkpoint: Path, seed: int, rank: int = 4, endings: Sequence[str] = LINEAR, size: float = 0.7
-) -> dict[str, LowRank]:  # fmt: skip
+) -> dict[str, LowRank]:
     """An adapter of the linear layers with these endings, large enough that every part of it matters."""
     rng = np.random.default_rng(seed)
     made = {}
@@ -66,14 +66,25 @@ def member(name: str, adapter: Adapter, whole: Path, **origin: Any) -> BankAdapt
     """
     tokenizer = Tokenizer(whole / "tokenizer.json", codec_named(origin.pop("codec", "none")))
     return BankAdapter(
-        name, adapter, replace(ORIGIN, adapter=name, **origin), tokenizer, lambda: references(whole),
-        Probe.of(next(references(whole)), SPECIAL), samples(),
-    )  # fmt: skip
+        name,
+        adapter,
+        replace(ORIGIN, adapter=name, **origin),
+        tokenizer,
+        lambda: references(whole),
+        Probe.of(next(references(whole)), SPECIAL),
+        samples(),
+    )
 
 
 def make_bank(checkpoint: Path, members: Sequence[BankAdapter], out: Path, **changes: Any) -> dict[str, Report]:
     """A bank on a tiny checkpoint; `changes` are arguments of `write_bank`."""
     return write_bank(
-        checkpoint, Tokenizer(checkpoint / "tokenizer.json"), replace(ORIGIN, adapter=""), references(checkpoint),
-        next(references(checkpoint)), members, out, **{"samples": samples(), **changes},
-    )  # fmt: skip
+        checkpoint,
+        Tokenizer(checkpoint / "tokenizer.json"),
+        replace(ORIGIN, adapter=""),
+        references(checkpoint),
+        next(references(checkpoint)),
+        members,
+        out,
+        **{"samples": samples(), **changes},
+    )

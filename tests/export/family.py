@@ -125,9 +125,15 @@ class Graphs:
         return {f"past.{name}": np.full((rows, a.heads, length, a.d_kv), full_of, np.float32) for name in self._names}
 
     def call(
-        self, fixed: Arrays, cache: Arrays, lengths: int | Sequence[int], ids: np.ndarray, *, early: bool = False,
+        self,
+        fixed: Arrays,
+        cache: Arrays,
+        lengths: int | Sequence[int],
+        ids: np.ndarray,
+        *,
+        early: bool = False,
         step: bool = False,
-    ) -> tuple[np.ndarray, np.ndarray, Arrays]:  # fmt: skip
+    ) -> tuple[np.ndarray, np.ndarray, Arrays]:
         """(logits, best tokens, cache) of one call, after so many tokens of each row, or of all."""
         feed = {"input_ids": ids, "lengths": np.atleast_1d(lengths), "early": np.array(early)}
         wanted = ["logits", "next", *self._prefixed("present")]

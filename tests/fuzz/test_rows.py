@@ -55,7 +55,9 @@ def zipped(data: bytes) -> bytes:
 SEEDS: dict[str, list[bytes]] = {
     "x.jsonl": [LINES, LINES.decode().encode("utf-16")],
     "x.json": [
-        json.dumps(ROWS).encode(), json.dumps({"data": ROWS}).encode(), LINES,
+        json.dumps(ROWS).encode(),
+        json.dumps({"data": ROWS}).encode(),
+        LINES,
         json.dumps({"columns": ["text", "answer"], "index": [0], "data": [["a", "b"]]}).encode(),
         json.dumps({"text": {"0": "a"}, "answer": {"0": "b"}}).encode(),
         json.dumps({"data": [{"paragraphs": [{"context": "c", "qas": [{"answers": [{"text": "a"}]}]}]}]}).encode(),
@@ -69,15 +71,18 @@ SEEDS: dict[str, list[bytes]] = {
     "x.jsonl.zst": [pyarrow.compress(LINES, codec="zstd", asbytes=True)],
     "x.zip": [zipped(LINES)],
     "x.txt": [LINES],
-}  # fmt: skip
+}
 PIECES = st.binary(max_size=4) | st.sampled_from(
     [*(bytes([byte]) for byte in b'"\\[]{},\n\r\x00\xff'), b"\\ud83d", b"1" * 400, b"[" * 300, b"NaN"]
 )
 EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 6), PIECES), max_size=4)
-TASK = Task.model_validate({
-    "name": "t", "prompt": "{text} {n?none} {list[0].text?}",
-    "data": {"train": "x", "target": "answer", "references": "list.text", "skip_empty": True},
-})  # fmt: skip
+TASK = Task.model_validate(
+    {
+        "name": "t",
+        "prompt": "{text} {n?none} {list[0].text?}",
+        "data": {"train": "x", "target": "answer", "references": "list.text", "skip_empty": True},
+    }
+)
 
 
 def damaged(seed: bytes, edits: list[tuple[float, int, bytes]]) -> bytes:
@@ -101,11 +106,18 @@ def test_a_damaged_file_is_read_or_refused(
 
 
 CELLS = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=2) | st.dates()
-    | st.decimals() | st.sampled_from(["\ud83d", "nan", " "]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=3)
+    | st.binary(max_size=2)
+    | st.dates()
+    | st.decimals()
+    | st.sampled_from(["\ud83d", "nan", " "]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "0", "a.b"]), inner),
     max_leaves=5,
-)  # fmt: skip
+)
 
 
 @fuzz

@@ -33,9 +33,13 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 KEYS = st.sampled_from([*keys(Task), "grid", "grid.lora.r", "zz", "data..x", "", "lora.r.x", "data.train.0"])
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=20),
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**30), 10**30),
+    st.floats(),
+    st.text(max_size=20),
     st.sampled_from(["~nosuchuser", "/dev/null", "a\0b", "../..", "offline", "auto", "eva", "{text}", "x" * 5_000]),
-)  # fmt: skip
+)
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=9), inner, max_size=3)),

@@ -87,8 +87,10 @@ VALUES: dict[str, list[Any]] = {
 }
 CHANGES = st.lists(
     st.sampled_from([(key, value) for key, values in VALUES.items() for value in values]),
-    min_size=1, max_size=6, unique_by=lambda change: change[0],
-)  # fmt: skip
+    min_size=1,
+    max_size=6,
+    unique_by=lambda change: change[0],
+)
 
 
 @pytest.mark.slow

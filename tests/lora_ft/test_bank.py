@@ -44,8 +44,15 @@ def other_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Run:
     """Another task on the same base: all linear layers, rsLoRA, ranks and scales of their own, another prompt."""
     folder = tmp_path_factory.mktemp("other")
     lora = {"preset": "default", "r": 3, "lora_alpha": 9, "use_rslora": True, "rank_pattern": {"wo": 2}}
-    task = write_task(folder, tiny_base, name="other", prompt="echo {text}!", lora=lora,
-                      lengths={"source": 30, "target": 9}, generate={"num_beams": 2})  # fmt: skip
+    task = write_task(
+        folder,
+        tiny_base,
+        name="other",
+        prompt="echo {text}!",
+        lora=lora,
+        lengths={"source": 30, "target": 9},
+        generate={"num_beams": 2},
+    )
     return train(load_task(task), folder / "run")
 
 

@@ -102,12 +102,21 @@ def chat_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Run:
     root = tmp_path_factory.mktemp("chat")
     write_chat(root / "task-tiny" / "result.json", list(range(30)))
     task = write_task(
-        root, tiny_base, prompt=PROMPT, codec="text", lengths={"source": 200, "target": 24},
-        data={"train": "result.json", "validation": None, "test": None, "target": "response",
-              "chat": {"context": 3, "characters": 90}},
+        root,
+        tiny_base,
+        prompt=PROMPT,
+        codec="text",
+        lengths={"source": 200, "target": 24},
+        data={
+            "train": "result.json",
+            "validation": None,
+            "test": None,
+            "target": "response",
+            "chat": {"context": 3, "characters": 90},
+        },
         train={"max_steps": 1, "metric_for_best_model": "loss"},
         generate={"do_sample": True, "temperature": 1.5, "max_new_tokens": 12},
-    )  # fmt: skip
+    )
     return train(load_task(task), root / "run")
 
 

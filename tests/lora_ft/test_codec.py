@@ -36,8 +36,13 @@ def base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(make_task: MakeTask, base: Path, out: Path, codec: str, answer: object) -> Run:
     """A run that has learned to give one answer to everything."""
-    path = make_task(name=codec, codec=codec, base=str(base), lora={"preset": "default"},
-                     train={"max_steps": 150, "learning_rate": 0.02, "eval_every": 150})  # fmt: skip
+    path = make_task(
+        name=codec,
+        codec=codec,
+        base=str(base),
+        lora={"preset": "default"},
+        train={"max_steps": 150, "learning_rate": 0.02, "eval_every": 150},
+    )
     for split in ("train", "validation", "test"):
         file = path.parent / f"{split}.jsonl"
         rows = [json.loads(line) | {"answer": answer} for line in file.read_text(encoding="utf-8").splitlines()]

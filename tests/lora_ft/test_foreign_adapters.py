@@ -124,11 +124,20 @@ def test_second_adapter_is_loaded_beside_the_first(tiny_base: Path, plain: Path,
 def test_config_of_peft_0_3_is_read(tiny_base: Path, plain: Path) -> None:
     expected = by_peft(tiny_base, plain)
     old = {
-        "base_model_name_or_path": "google/flan-t5-small", "bias": "none", "enable_lora": None,
-        "fan_in_fan_out": False, "inference_mode": True, "lora_alpha": 6, "lora_dropout": 0.1, "merge_weights": False,
-        "modules_to_save": None, "peft_type": "LORA", "r": 4, "target_modules": ["q", "v"],
+        "base_model_name_or_path": "google/flan-t5-small",
+        "bias": "none",
+        "enable_lora": None,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": 6,
+        "lora_dropout": 0.1,
+        "merge_weights": False,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": 4,
+        "target_modules": ["q", "v"],
         "task_type": "SEQ_2_SEQ_LM",
-    }  # fmt: skip
+    }
     (plain / "adapter_config.json").write_text(json.dumps(old))
     torch.testing.assert_close(logits(load_adapter(load_model(tiny_base), plain)), expected)
     assert unknown_keys(plain) == []

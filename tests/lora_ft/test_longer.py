@@ -23,9 +23,13 @@ from tests.lora_ft.training.test_output_folder import APPENDED, rewrite
 
 MakeTask = Callable[..., Path]
 RANDOM: dict[str, Any] = {
-    "eval_every": 3, "num_train_epochs": 2, "base_dropout": 0.1, "lr_scheduler_type": "constant", "warmup_ratio": 0.0,
+    "eval_every": 3,
+    "num_train_epochs": 2,
+    "base_dropout": 0.1,
+    "lr_scheduler_type": "constant",
+    "warmup_ratio": 0.0,
     "metric_for_best_model": "loss",
-}  # fmt: skip
+}
 FOUR = ["train.num_train_epochs=4"]
 
 

@@ -91,8 +91,14 @@ def test_it_learns_and_leaves_a_run(name: str, trained: Callable[[str], Run]) ->
     assert sum(seen[-3:]) < sum(seen[:3])
     trained = "checkpoint" if name == "full" else "adapter"
     assert {path.name for path in run.folder.iterdir()} == {
-        trained, "resume", "task.yaml", "claim.json", "metrics.json", "log.jsonl", "README.md",
-    }  # fmt: skip
+        trained,
+        "resume",
+        "task.yaml",
+        "claim.json",
+        "metrics.json",
+        "log.jsonl",
+        "README.md",
+    }
     assert not {path.suffix for path in run.trained.iterdir()} - {".json", ".safetensors"}
     assert run.metrics["best_step"] in {entry["step"] for entry in run.metrics["evaluations"]}
 
@@ -201,8 +207,11 @@ def test_a_start_out_of_the_base_is_saved_as_a_difference_of_twice_the_rank(
 
 def test_eva_puts_rank_where_the_rows_vary(trained: Callable[[str], Run]) -> None:
     config = adapter_config(trained("eva").adapter)
-    ranks = [tensor.shape[0] for key, tensor in load_file(trained("eva").adapter / "adapter_model.safetensors").items()
-             if "lora_A" in key]  # fmt: skip
+    ranks = [
+        tensor.shape[0]
+        for key, tensor in load_file(trained("eva").adapter / "adapter_model.safetensors").items()
+        if "lora_A" in key
+    ]
     assert config["init_lora_weights"] is True and len(set(ranks)) > 1 and sum(ranks) == 4 * len(ranks)
 
 
@@ -216,8 +225,10 @@ def test_eva_finds_what_pefts_own_search_finds(tiny_base: Path) -> None:
     from lora_ft.tasks.lora import Lora
 
     torch.manual_seed(0)
-    rows = [Encoded([*torch.randint(3, 70, (9 + i % 5,)).tolist(), 1], [*torch.randint(3, 70, (8,)).tolist(), 1])
-            for i in range(24)]  # fmt: skip
+    rows = [
+        Encoded([*torch.randint(3, 70, (9 + i % 5,)).tolist(), 1], [*torch.randint(3, 70, (8,)).tolist(), 1])
+        for i in range(24)
+    ]
     lora = Lora.model_validate({"r": 2, "lora_alpha": 4, "target_modules": "all-linear", "init_lora_weights": "eva"})
     adapted = add_adapter(load_model(tiny_base), lora)
     batch = collate(rows, 0)

@@ -34,9 +34,11 @@ def taught(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("tokens")
     base = save_tiny_t5(folder / "base", tie_word_embeddings=request.param)
     path = write_task(
-        folder, base, lora={"new_tokens": NEW, "target_modules": "all-linear"},
+        folder,
+        base,
+        lora={"new_tokens": NEW, "target_modules": "all-linear"},
         train={"num_train_epochs": 40, "metric_for_best_model": "loss", "learning_rate": 0.02},
-    )  # fmt: skip
+    )
     for split, count in (("train", 24), ("validation", 6), ("test", 6)):
         rows: list[Mapping[str, str]] = [
             {"text": tiny_row(i, split)["text"], "answer": f"{NEW[0]} {'ab'[i % 2]} {NEW[1]}"} for i in range(count)

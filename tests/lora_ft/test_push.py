@@ -88,8 +88,15 @@ def download(hub: FakeHub, folder: Path, repo: str = "me/tiny") -> Path:
 
 def test_of_a_run_only_what_is_named_goes_to_the_hub_in_one_commit(hub: FakeHub, run: Run) -> None:
     done = push(run.folder, to())
-    names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "log.jsonl", "metrics.json",
-             "scores-test.json", "task.yaml"]  # fmt: skip
+    names = [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "log.jsonl",
+        "metrics.json",
+        "scores-test.json",
+        "task.yaml",
+    ]
     assert hub.commits == [("me/tiny", "main", "Run tiny, by lora-ft", names)]
     assert (done.kind, done.repo, done.files) == ("run", "me/tiny", 7)
     assert done.url.startswith(f"{hub.endpoint}/me/tiny/commit/")
@@ -219,7 +226,7 @@ FAILURES = {
     "broken while storing": ("/upload/", 503, "Slow down", "is in trouble (HTTP 503)"),
     "too often": ("/commit/", 429, "Too many", "rate-limited by the Hub (HTTP 429)"),
     "too large": ("/commit/", 413, "Payload too large", "refuses (HTTP 413): Payload too large"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -309,9 +316,14 @@ def test_the_token_is_shown_nowhere(hub: FakeHub, run: Run, debug: str) -> None:
     """Not even where the hub repeats it, or where the client logs every request."""
     hub.failures["/commit/"] = (403, f"the token {TOKEN} may only read")
     environment = {
-        **os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-        "HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug",
-    }  # fmt: skip
+        **os.environ,
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_DEBUG": "1",
+        "HF_HUB_VERBOSITY": "debug",
+    }
     command = [sys.executable, "-m", "lora_ft", "push", str(run.folder), "me/tiny", *debug.split()]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "may not write to me/tiny: the token (HF_TOKEN) may only read" in done.stderr

@@ -19,7 +19,7 @@ from lora_ft.tasks.files import load_task, recipe_file, recipes
 from lora_ft.tasks.schema import FHIR_R4, SPLITS, Task
 from lora_ft.validate import validate
 
-BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
+BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks" / "tasks").glob("*.yaml"))
 EXPORT = recipe_file("groupchat").with_suffix("") / "result.json"
 
 
@@ -90,8 +90,10 @@ def test_t5_can_read_and_write_every_character_of_the_example(example: tuple[Tas
 def test_the_recipe_qa_has_the_guides_settings() -> None:
     task = load_task("qa")
     assert (task.base, task.data.hub, task.prompt) == (
-        "google/flan-t5-base", "yahoo_answers_qa", "Please answer this question: {question}",
-    )  # fmt: skip
+        "google/flan-t5-base",
+        "yahoo_answers_qa",
+        "Please answer this question: {question}",
+    )
     assert task.data.split is not None and task.data.split.test == 0.3
     assert (task.lengths.source, task.lengths.target) == (128, 512)
     train = task.train

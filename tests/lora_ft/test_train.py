@@ -64,8 +64,14 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes]) 
 def test_a_run_holds_what_it_should(make_task: MakeTask, tmp_path: Path, tiny_base: Path) -> None:
     run = train(load_task(make_task()), tmp_path / "run")
     assert {path.name for path in run.folder.iterdir()} == {
-        "adapter", "task.yaml", "metrics.json", "log.jsonl", "README.md", "claim.json", "resume",
-    }  # fmt: skip
+        "adapter",
+        "task.yaml",
+        "metrics.json",
+        "log.jsonl",
+        "README.md",
+        "claim.json",
+        "resume",
+    }
     assert {path.suffix for path in run.adapter.iterdir()} == {".json", ".safetensors"}  # no pickles
     assert not unfinished(run.folder).exists()
     assert load_task(run.folder / "task.yaml") == run.task

@@ -119,8 +119,12 @@ def test_the_adapters_are_those_of_training_alone(make_task: MakeTask, tmp_path:
 
 
 def test_rows_are_oversampled_as_in_training_alone(make_task: MakeTask, tmp_path: Path) -> None:
-    path = make_task(name="labels", labels="auto", data={"oversample": True},
-                     train={"max_steps": 12, "metric_for_best_model": "loss"})  # fmt: skip
+    path = make_task(
+        name="labels",
+        labels="auto",
+        data={"oversample": True},
+        train={"max_steps": 12, "metric_for_best_model": "loss"},
+    )
     for split in ("train", "validation", "test"):
         rows = [{"text": f"{split} {i}", "answer": "no" if i % 6 else "yes"} for i in range(18)]
         (path.parent / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -165,9 +169,14 @@ def test_a_score_that_cannot_be_taken_ends_one_adapter_only(
 
 def test_adapters_stop_early_by_themselves(make_task: MakeTask, tmp_path: Path) -> None:
     overfitting: dict[str, Any] = {
-        "metric_for_best_model": "loss", "num_train_epochs": 40, "eval_every": 2, "early_stopping_patience": 2,
-        "learning_rate": 0.03, "lr_scheduler_type": "constant", "warmup_ratio": 0.0,
-    }  # fmt: skip
+        "metric_for_best_model": "loss",
+        "num_train_epochs": 40,
+        "eval_every": 2,
+        "early_stopping_patience": 2,
+        "learning_rate": 0.03,
+        "lr_scheduler_type": "constant",
+        "warmup_ratio": 0.0,
+    }
     early = load_task(make_task(rows=8, name="early", train=overfitting))
     longer = load_task(make_task(rows=8, name="longer", train={"max_steps": 30, "metric_for_best_model": "loss"}))
     packed = train_pack([early, longer], tmp_path / "runs")

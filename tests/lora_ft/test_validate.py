@@ -36,9 +36,13 @@ def test_a_sound_task_has_lengths_and_the_plan_of_its_training(make_task: MakeTa
     assert found.task == "tiny" and found.faults == [] and found.warnings == []
     assert found.plan == make_plan(task, CONFIG, rows)
     assert [(side.what, side.rows) for side in found.lengths] == [
-        ("train prompts", 24), ("train targets", 24), ("validation prompts", 6), ("validation targets", 6),
-        ("test prompts", 6), ("test targets", 6),
-    ]  # fmt: skip
+        ("train prompts", 24),
+        ("train targets", 24),
+        ("validation prompts", 6),
+        ("validation targets", 6),
+        ("test prompts", 6),
+        ("test targets", 6),
+    ]
 
 
 def test_faults_of_the_data_and_the_base_are_found_at_once(make_task: MakeTask, tmp_path: Path) -> None:

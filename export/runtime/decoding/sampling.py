@@ -48,9 +48,14 @@ def search(
 
 
 def _next(
-    model: Model, source: Source, cache: Cache, tokens: np.ndarray, options: Options,
-    edits: list[Processor], rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    model: Model,
+    source: Source,
+    cache: Cache,
+    tokens: np.ndarray,
+    options: Options,
+    edits: list[Processor],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
     """The next token of each row [b], and where asked for its log-probability."""
     last = tokens[:, -1:]
     if options.plain and not edits:

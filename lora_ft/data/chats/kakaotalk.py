@@ -45,9 +45,15 @@ _OWN = re.compile(
     r"|(?:Voice Call|Video Call|Live Talk|Group Call)[^\n]{0,40}|(?:File|Map|Contact|Gift|Poll): ?[^\n]{1,200}"
 )
 _KOREAN_NOTICES = (
-    "들어왔습니다", "나갔습니다", "초대하였습니다", "초대했습니다", "내보냈습니다",
-    "되었습니다", "변경했습니다", "설정했습니다",
-)  # fmt: skip
+    "들어왔습니다",
+    "나갔습니다",
+    "초대하였습니다",
+    "초대했습니다",
+    "내보냈습니다",
+    "되었습니다",
+    "변경했습니다",
+    "설정했습니다",
+)
 _ENGLISH_NOTICE = re.compile(r"(.{1,60}?) (?:(?:left|joined)(?: this chatroom)?|invited .{1,300})\.")
 
 

@@ -205,7 +205,11 @@ def _people(root: File) -> _People:
 
 def _name(profile: Fields | None, number: str, user: Fields | None = None) -> str:
     sources: list[tuple[Fields | None, str]] = [
-        (profile, "display_name"), (profile, "real_name"), (user, "real_name"), (user, "name"), (profile, "name"),
-    ]  # fmt: skip
+        (profile, "display_name"),
+        (profile, "real_name"),
+        (user, "real_name"),
+        (user, "name"),
+        (profile, "name"),
+    ]
     names = (clean_name(source.text(key)) for source, key in sources if source is not None)
     return next(filter(None, names), clean_name(number))

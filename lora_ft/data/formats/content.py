@@ -31,15 +31,25 @@ _LFS = b"version https://git-lfs"
 _SAMPLE = 4  # characters; a header or the first key of JSON is that long, and ASCII nearly always
 
 _DAMAGED = (
-    OSError, EOFError, ValueError, RuntimeError, NotImplementedError,
-    zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error,
-)  # fmt: skip
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    struct.error,
+)
 
 # Byte order marks, the longest first: that of UTF-32 begins with that of UTF-16.
 _MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be", codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be",
-}  # fmt: skip
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 
 
 @dataclass(frozen=True)
@@ -81,8 +91,9 @@ class Content:
             name = "UTF-8" if encoding == "utf-8" else encoding
             remedy = (
                 "save the file as UTF-8, or set data.encoding, e.g. to cp1252 for Western Europe's old Windows files"
-                if encoding == "utf-8" else "correct data.encoding"
-            )  # fmt: skip
+                if encoding == "utf-8"
+                else "correct data.encoding"
+            )
             raise LoraFtError(f"{self.file}:{line} is not {name} (byte {start})", remedy) from error
 
 
@@ -122,8 +133,10 @@ def kind_of_file(file: Path) -> str:
     """Return what something in a folder is that is no regular file."""
     mode = file.stat().st_mode
     kinds: dict[str, Callable[[int], bool]] = {
-        "a folder": stat.S_ISDIR, "a FIFO": stat.S_ISFIFO, "a socket": stat.S_ISSOCK,
-    }  # fmt: skip
+        "a folder": stat.S_ISDIR,
+        "a FIFO": stat.S_ISFIFO,
+        "a socket": stat.S_ISSOCK,
+    }
     return next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "a device")
 
 
@@ -139,10 +152,11 @@ def _unzipped(file: Path, raw: IO[bytes]) -> tuple[str, bytes]:
     """Return the name and content of the one file in a zip."""
     with zipfile.ZipFile(raw) as archive:
         entries = [
-            entry for entry in archive.infolist()  # is_dir() of Python 3.11 fails where a damaged name is empty
+            entry
+            for entry in archive.infolist()  # is_dir() of Python 3.11 fails where a damaged name is empty
             if not entry.filename.endswith("/")
             and not any(part.startswith((".", "__MACOSX")) for part in entry.filename.split("/"))
-        ]  # fmt: skip
+        ]
         if len(entries) != 1:
             raise UsageError(f"{file} is a zip of {len(entries)} files", "unpack it, and name the files with rows")
         if entries[0].flag_bits & 1:

@@ -83,9 +83,13 @@ class _Reader:
     def records(self) -> Iterator[Record]:
         """Yield the records that have cells; raise csv.Error with the line and what is wrong there."""
         lines = csv.reader(
-            io.StringIO(self._text, newline=""), delimiter=self.delimiter, escapechar=self._escape,
-            quoting=self._quoting, skipinitialspace=self._blanks, strict=True,
-        )  # fmt: skip
+            io.StringIO(self._text, newline=""),
+            delimiter=self.delimiter,
+            escapechar=self._escape,
+            quoting=self._quoting,
+            skipinitialspace=self._blanks,
+            strict=True,
+        )
         line = self._first
         try:
             for cells in lines:

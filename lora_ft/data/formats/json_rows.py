@@ -169,8 +169,15 @@ def _of_squad(articles: Sequence[dict[str, Any]], file: str) -> Iterator[Located
                 for n, answer in enumerate(answers):
                     for key, values in columns.items():
                         values.append(_object(answer, f"{where}.answers[{n}]").get(key))
-                yield where, {"title": article.get("title"), "context": paragraph.get("context"), **question,
-                              "answers": columns}  # fmt: skip
+                yield (
+                    where,
+                    {
+                        "title": article.get("title"),
+                        "context": paragraph.get("context"),
+                        **question,
+                        "answers": columns,
+                    },
+                )
 
 
 def _object(value: Any, where: str) -> Row:

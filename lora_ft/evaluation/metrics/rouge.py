@@ -53,9 +53,10 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
     """F-measures of each type in `ROUGE`; of several references the best one counts, for each type by itself."""
     with _no_progress_bars():
         scores: dict[str, Any] = Rouge(keep_in_memory=True).compute(
-            predictions=list(answers), references=[list(several) for several in references],
+            predictions=list(answers),
+            references=[list(several) for several in references],
             tokenizer=tokenizer_of(settings),
-        )  # fmt: skip
+        )
     how = describe(settings)
     return {name: Scored.mean(np.array(values), how) for name, values in scores.items()}
 

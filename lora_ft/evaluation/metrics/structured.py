@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lora_ft.tasks.schema import Evaluate
 
 VALID, SAME_VALUE = "valid", "same_value"
-_FHIR_SCHEMA = Path(__file__).parents[1] / "schemas" / "fhir-r4.schema.json.gz"
+_FHIR_SCHEMA = Path(__file__).parents[2] / "schemas" / "fhir-r4.schema.json.gz"
 
 # A pattern that backtracks without end does so in a long text of one letter that it has, and then another one.
 _PROBE = 40

@@ -16,9 +16,17 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), re
 
 def test_every_case_is_measured(tiny_base: Path, tmp_path: Path) -> None:
     found = module.run(
-        Base("tiny", tiny_base), [1, 3], precision="int8", rank=2, targets=["q", "v"], rows=[1, 2], source=8, steps=3,
-        rounds=2, requests=8,
-    )  # fmt: skip
+        Base("tiny", tiny_base),
+        [1, 3],
+        precision="int8",
+        rank=2,
+        targets=["q", "v"],
+        rows=[1, 2],
+        source=8,
+        steps=3,
+        rounds=2,
+        requests=8,
+    )
     assert [one["adapters"] for one in found["loading"]] == [1, 3]
     assert all(one["seconds"] > 0 and one["resident"] > one["megabytes_each"] > 0 for one in found["loading"])
     assert [(one["rows"], one["adapters"]) for one in found["steps_of"]] == [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
@@ -30,8 +38,14 @@ def test_every_case_is_measured(tiny_base: Path, tmp_path: Path) -> None:
 
 
 def test_figures_are_written(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = {"loading": [{"adapters": 1, "megabytes_each": 2.0, "seconds": 1.0, "resident": 100.0}], "steps_of": [],
-               "streams": [], "precision": "w8", "rank": 4, "targets": "q"}  # fmt: skip
+    figures = {
+        "loading": [{"adapters": 1, "megabytes_each": 2.0, "seconds": 1.0, "resident": 100.0}],
+        "steps_of": [],
+        "streams": [],
+        "precision": "w8",
+        "rank": 4,
+        "targets": "q",
+    }
     monkeypatch.setattr(module, "run", lambda *rest, **options: figures)
     import typer
 

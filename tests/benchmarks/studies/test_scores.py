@@ -17,7 +17,7 @@ from tests.conftest import write_task
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_is_a_file_or_a_recipe_of_its_name(name: str) -> None:
-    assert load_task(Path(scores.__file__).with_name(f"{name}.yaml") if TASKS[name] else name).name == name
+    assert load_task(scores.TASK_FILES / f"{name}.yaml" if TASKS[name] else name).name == name
 
 
 def test_tasks_are_trained_and_scored_once(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,9 +232,13 @@ def test_each_stage_is_told_as_it_begins(answers: list[Reference], publish: Call
 
     publish(references=watched("references", answers), samples=watched("samples", SAMPLES), progress=told.append)
     assert told == [
-        "references", "building fp32", "comparing fp32", "calibrating", "samples",
+        "references",
+        "building fp32",
+        "comparing fp32",
+        "calibrating",
+        "samples",
         *("building int8", "comparing int8", "building int8-w4", "comparing int8-w4"),
-    ]  # fmt: skip
+    ]
 
 
 def test_fp32_is_always_tried_first_and_once(publish: Callable[..., Candidate]) -> None:

@@ -27,8 +27,10 @@ ROUNDING = ["int8", "w8", "int8-w8", "encoder=fp32,decoder=int8,head=fp32,embedd
 @pytest.mark.parametrize("name", FAMILY)
 def test_every_member_of_the_family_takes_adapters(name: str, tmp_path: Path) -> None:
     base = save_member(tmp_path / "base", name)
-    adapters = {"one": draw_adapter(base, 1, rank=3),
-                "two": draw_adapter(base, 2, rank=2, endings=(".q", ".v", ".wi", ".wi_0"))}  # fmt: skip
+    adapters = {
+        "one": draw_adapter(base, 1, rank=3),
+        "two": draw_adapter(base, 2, rank=2, endings=(".q", ".v", ".wi", ".wi_0")),
+    }
     wholes = {key: merged(base, adapter, tmp_path / key) for key, adapter in adapters.items()}
     reports = make_bank(base, [member(key, adapters[key], wholes[key]) for key in adapters], tmp_path / "bank")
     assert all(report.passed for report in reports.values())
@@ -49,8 +51,10 @@ def test_every_member_of_the_family_takes_adapters(name: str, tmp_path: Path) ->
 def adapted(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Merged checkpoints of two adapters, about as large as training makes them."""
     root = tmp_path_factory.mktemp("adapted")
-    return {name: merged(checkpoint, draw_adapter(checkpoint, seed, size=0.2), root / name)
-            for seed, name in enumerate(("one", "two"))}  # fmt: skip
+    return {
+        name: merged(checkpoint, draw_adapter(checkpoint, seed, size=0.2), root / name)
+        for seed, name in enumerate(("one", "two"))
+    }
 
 
 @pytest.mark.parametrize("precision", ROUNDING)
@@ -58,8 +62,9 @@ def test_a_rounded_bank_loses_no_more_than_each_adapters_own_bundle(
     checkpoint: Path, adapted: dict[str, Path], tmp_path: Path, precision: str
 ) -> None:
     """Half as much again and some thousandths of a nat: the bank's scales serve all its adapters."""
-    members = [member(name, draw_adapter(checkpoint, seed, size=0.2), adapted[name])
-               for seed, name in enumerate(adapted)]  # fmt: skip
+    members = [
+        member(name, draw_adapter(checkpoint, seed, size=0.2), adapted[name]) for seed, name in enumerate(adapted)
+    ]
     make_bank(checkpoint, members, tmp_path / "bank", precision=parse(precision))
     bank = Generator.load(tmp_path / "bank", threads=1)
     for name, whole in adapted.items():

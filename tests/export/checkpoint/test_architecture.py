@@ -25,14 +25,36 @@ def read(**changes: Any) -> Architecture:
 
 def test_sizes_are_those_of_the_config() -> None:
     changes = {
-        "num_layers": 5, "num_decoder_layers": 7, "num_heads": 3, "d_kv": 8, "d_ff": 48, "d_model": 32,
-        "vocab_size": 80, "layer_norm_epsilon": 1e-3, "relative_attention_num_buckets": 12,
-        "relative_attention_max_distance": 15, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu",
-    }  # fmt: skip
+        "num_layers": 5,
+        "num_decoder_layers": 7,
+        "num_heads": 3,
+        "d_kv": 8,
+        "d_ff": 48,
+        "d_model": 32,
+        "vocab_size": 80,
+        "layer_norm_epsilon": 1e-3,
+        "relative_attention_num_buckets": 12,
+        "relative_attention_max_distance": 15,
+        "tie_word_embeddings": False,
+        "feed_forward_proj": "gated-gelu",
+    }
     assert read(**changes) == Architecture(
-        kind="t5", layers=5, decoder_layers=7, heads=3, d_kv=8, d_ff=48, d_model=32, vocabulary=80, gated=True,
-        activation="gelu_new", epsilon=1e-3, buckets=12, max_distance=15, bias_per_layer=False, output_scale=1.0,
-    )  # fmt: skip
+        kind="t5",
+        layers=5,
+        decoder_layers=7,
+        heads=3,
+        d_kv=8,
+        d_ff=48,
+        d_model=32,
+        vocabulary=80,
+        gated=True,
+        activation="gelu_new",
+        epsilon=1e-3,
+        buckets=12,
+        max_distance=15,
+        bias_per_layer=False,
+        output_scale=1.0,
+    )
 
 
 @pytest.mark.parametrize("kind", FAMILY)

@@ -33,7 +33,12 @@ def test_transformers_js_generates_what_the_bundle_does(tiny_base: Path, tmp_pat
     assert len(set(expected)) > 1
     export(str(tiny_base), tmp_path / "model", layout="optimum")
     made = subprocess.run(
-        ["node", SCRIPT, f"{tmp_path}/", "model", "12"], input="\n".join(texts) + "\n", cwd=PACKAGES,
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        ["node", SCRIPT, f"{tmp_path}/", "model", "12"],
+        input="\n".join(texts) + "\n",
+        cwd=PACKAGES,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert [json.loads(line) for line in made.stdout.splitlines()] == expected

@@ -149,8 +149,15 @@ def config_class() -> Any:
     message("Tensor", name=text, data_type=(one, f.TYPE_ENUM, ".triton.DataType"), dims=dims)
     tensors = (many, f.TYPE_MESSAGE, ".triton.Tensor")
     batching = (one, f.TYPE_MESSAGE, ".triton.Batching")
-    message("Config", name=text, backend=text, max_batch_size=whole, dynamic_batching=batching, input=tensors,
-            output=tensors)  # fmt: skip
+    message(
+        "Config",
+        name=text,
+        backend=text,
+        max_batch_size=whole,
+        dynamic_batching=batching,
+        input=tensors,
+        output=tensors,
+    )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("triton.Config"))

@@ -18,8 +18,9 @@ def found(logits: np.ndarray, barred: int | None = None, when: bool = True) -> n
     g = Graph("likeliest")
     x = g.input("logits", FLOAT, "b", "q", logits.shape[2])
     condition = g.input("when", BOOL)
-    argmax(g, x, logits.shape[2], g.output("token", INT64, "b", "q"),
-              None if barred is None else ((barred,), condition))  # fmt: skip
+    argmax(
+        g, x, logits.shape[2], g.output("token", INT64, "b", "q"), None if barred is None else ((barred,), condition)
+    )
     session = open_session(g.model().SerializeToString(), 1)
     return np.asarray(session.run(None, {"logits": logits, "when": np.array(when)})[0])
 

@@ -41,9 +41,24 @@ def test_a_mixture_that_has_a_name_goes_by_it() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "fp8", "INT8", "w4,", "int8,w4", "head", "head=", "=w4", "head=w2", "heads=w4", "head:w4", "head=w4=w8",
-     "head=w4, decoder=w4", "encoder=int8;head=w4", "auto"],
-)  # fmt: skip
+    [
+        "",
+        "fp8",
+        "INT8",
+        "w4,",
+        "int8,w4",
+        "head",
+        "head=",
+        "=w4",
+        "head=w2",
+        "heads=w4",
+        "head:w4",
+        "head=w4=w8",
+        "head=w4, decoder=w4",
+        "encoder=int8;head=w4",
+        "auto",
+    ],
+)
 def test_what_is_no_precision_is_refused_with_what_there_is(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(text)

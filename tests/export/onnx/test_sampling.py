@@ -27,9 +27,14 @@ def session() -> ort.InferenceSession:
 
 
 def drawn(
-    session: ort.InferenceSession, logits: np.ndarray, uniform: np.ndarray, temperature: float, top_k: int = 0,
-    top_p: float = 1.0, early: bool = False,
-) -> np.ndarray:  # fmt: skip
+    session: ort.InferenceSession,
+    logits: np.ndarray,
+    uniform: np.ndarray,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    early: bool = False,
+) -> np.ndarray:
     """One token for each column of `uniform` [b,n]."""
     feed = {
         "logits": logits[:, None],
@@ -55,9 +60,11 @@ def probabilities(logits: np.ndarray, temperature: float, top_k: int, top_p: flo
 
 @settings(max_examples=60)
 @given(
-    seed=st.integers(0, 2**32 - 1), temperature=st.floats(0.1, 4), top_k=st.sampled_from([0, 1, 5, 50, 96, 900]),
+    seed=st.integers(0, 2**32 - 1),
+    temperature=st.floats(0.1, 4),
+    top_k=st.sampled_from([0, 1, 5, 50, 96, 900]),
     top_p=st.sampled_from([0.01, 0.3, 0.9, 0.999, 1.0]),
-)  # fmt: skip
+)
 def test_a_number_picks_the_token_where_the_distribution_reaches_it(
     session: ort.InferenceSession, seed: int, temperature: float, top_k: int, top_p: float
 ) -> None:

@@ -272,8 +272,11 @@ def test_sums_beyond_sixteen_bits_do_not_overflow(tmp_path: Path) -> None:
     """T5 in plain fp16 does, in the residual and in the feed-forward (huggingface/transformers#20287)."""
     folder = save_member(tmp_path / "flan", "t5 1.1 and flan")
     weights = load_file(folder / "model.safetensors")
-    save_file({name: 3e5 * value if "DenseReluDense.wo" in name else value for name, value in weights.items()},
-              folder / "model.safetensors", {"format": "pt"})  # fmt: skip
+    save_file(
+        {name: 3e5 * value if "DenseReluDense.wo" in name else value for name, value in weights.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     plain = torch_model(folder).half()
     with torch.inference_mode():
         ids, mask, decoder = map(torch.from_numpy, inputs(4, 20, 20, seed=8))

@@ -64,8 +64,10 @@ def own(wholes: dict[str | None, Path], tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def folder(checkpoint: Path, wholes: dict[str | None, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bank") / "bank"
-    members = [member(name, draw_adapter(checkpoint, seed, **changes), wholes[name], **TASKS[name])
-               for seed, (name, changes) in enumerate(ADAPTERS.items())]  # fmt: skip
+    members = [
+        member(name, draw_adapter(checkpoint, seed, **changes), wholes[name], **TASKS[name])
+        for seed, (name, changes) in enumerate(ADAPTERS.items())
+    ]
     make_bank(checkpoint, members, out)
     return out
 
@@ -75,8 +77,9 @@ def bank(folder: Path) -> Generator:
     return Generator.load(folder, threads=1)
 
 
-def alone(own: dict[str | None, Generator], bank: Generator, texts: list[str], names: list[str | None],
-          **options: Any) -> list[list[list[int]]]:  # fmt: skip
+def alone(
+    own: dict[str | None, Generator], bank: Generator, texts: list[str], names: list[str | None], **options: Any
+) -> list[list[list[int]]]:
     """What each text's own bundle says under the settings that the bank has for its adapter."""
     found = []
     for text, name in zip(texts, names, strict=True):
@@ -105,8 +108,9 @@ def test_scores_and_samples_are_those_of_the_same_rows_alone(bank: Generator, ow
     for name in (None, *ADAPTERS):
         options: dict[str, Any] = {"do_sample": True, "top_k": 8, "seed": 5, "output_scores": True, "max_new_tokens": 8}
         ids, mask = ragged([[9, 8, 7, 1], [5, 6, 1]])
-        assert np.array_equal(bank.generate_ids(ids, mask, adapter=name, **options),
-                              own[name].generate_ids(ids, mask, **options))  # fmt: skip
+        assert np.array_equal(
+            bank.generate_ids(ids, mask, adapter=name, **options), own[name].generate_ids(ids, mask, **options)
+        )
     made = bank.answer(MANY, adapter=NAMES, output_scores=True)
     again = bank.answer(MANY, adapter=NAMES, output_scores=True, batch_size=1)
     for one, other in zip(made, again, strict=True):

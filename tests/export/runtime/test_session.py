@@ -111,8 +111,10 @@ def test_without_a_gpu_it_is_said_what_is_missing(without_a_gpu: None, wanted: s
         choose_provider(wanted, precision)
 
 
-@pytest.mark.parametrize(("wanted", "words"), [("cuda", "no provider 'cuda', only cpu; .*onnxruntime-gpu"),
-                                               ("tpu", "no provider 'tpu'; one of auto, cpu, cuda")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [("cuda", "no provider 'cuda', only cpu; .*onnxruntime-gpu"), ("tpu", "no provider 'tpu'; one of auto, cpu, cuda")],
+)
 def test_a_provider_that_is_not_there_is_named(without_cuda: None, wanted: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         choose_provider(wanted)
@@ -120,19 +122,30 @@ def test_a_provider_that_is_not_there_is_named(without_cuda: None, wanted: str, 
 
 @pytest.mark.parametrize(
     ("precision", "provider"),
-    [("fp32", "cuda"), ("fp16", "cuda"), ("bf16", "cuda"), ("int8", "cpu"), ("w4", "cpu"), ("int8-w4", "cpu"),
-     ("encoder=fp16,decoder=fp32,head=bf16,embedding=fp32", "cuda"), ("encoder=fp16,head=w4", "cpu")],
-)  # fmt: skip
+    [
+        ("fp32", "cuda"),
+        ("fp16", "cuda"),
+        ("bf16", "cuda"),
+        ("int8", "cpu"),
+        ("w4", "cpu"),
+        ("int8-w4", "cpu"),
+        ("encoder=fp16,decoder=fp32,head=bf16,embedding=fp32", "cuda"),
+        ("encoder=fp16,head=w4", "cpu"),
+    ],
+)
 def test_a_gpu_is_taken_for_what_it_can_run(with_cuda: None, precision: str, provider: str) -> None:
     assert choose_provider("auto", precision) == provider
 
 
-@pytest.mark.parametrize(("wanted", "precision", "words"), [
-    ("cuda", "int8-w4", "int8-w4 does not run on cuda; there run fp32, fp16, bf16"),
-    ("cpu", "bf16", "bf16 does not run on cpu; there run fp32, fp16, int8, w8, w4, w4g128"),
-    ("auto", "encoder=bf16,head=w4", "does not run on cpu"),
-    ("auto", "what", "what does not run on cpu"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wanted", "precision", "words"),
+    [
+        ("cuda", "int8-w4", "int8-w4 does not run on cuda; there run fp32, fp16, bf16"),
+        ("cpu", "bf16", "bf16 does not run on cpu; there run fp32, fp16, int8, w8, w4, w4g128"),
+        ("auto", "encoder=bf16,head=w4", "does not run on cpu"),
+        ("auto", "what", "what does not run on cpu"),
+    ],
+)
 def test_a_precision_is_refused_where_it_cannot_run(with_cuda: None, wanted: str, precision: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         choose_provider(wanted, precision)

@@ -208,9 +208,12 @@ print(before, megabytes("VmHWM"), megabytes("VmRSS"))
 def test_memory_of_a_long_source_goes_back(published: Path) -> None:
     """Scores of attention alone take 200 MB here; without shrinkage all of it stays."""
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(published)], check=True, capture_output=True, text=True,
+        [sys.executable, "-c", _MEASURE, str(published)],
+        check=True,
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    )
     before, most, after = map(float, done.stdout.split())
     assert most - before > 200
     assert after - before < (most - before) / 2

@@ -25,10 +25,16 @@ def test_a_mixture_has_the_name_that_the_exporter_gives_it() -> None:
     assert parse("onnx/encoder=int8").precision.startswith("encoder=int8,")
 
 
-@pytest.mark.parametrize(("text", "why"), [
-    ("tvm", "no engine 'tvm'"), ("torch/int8", "no precision 'int8'"), ("onnx/int3", "no precision 'int3'"),
-    ("openvino/w4", "has fp32, bf16, int8, int4"), ("mine.py", "no file mine.py"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("tvm", "no engine 'tvm'"),
+        ("torch/int8", "no precision 'int8'"),
+        ("onnx/int3", "no precision 'int3'"),
+        ("openvino/w4", "has fp32, bf16, int8, int4"),
+        ("mine.py", "no file mine.py"),
+    ],
+)
 def test_what_is_not_there_is_refused(text: str, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         parse(text)

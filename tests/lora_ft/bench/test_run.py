@@ -83,11 +83,23 @@ def run(base: Path, out: Path, *engines: str, task: Task | None = None, **keys: 
 
 
 def test_every_engine_is_timed_in_every_round_at_every_shape(base: Path, tmp_path: Path) -> None:
-    found = run(base, tmp_path, "torch/fp32", "onnx/fp32", "single/fp32", "onnx/int8", batch=(1, 3), rounds=3,
-                decoding=("greedy", "beams"))  # fmt: skip
+    found = run(
+        base,
+        tmp_path,
+        "torch/fp32",
+        "onnx/fp32",
+        "single/fp32",
+        "onnx/int8",
+        batch=(1, 3),
+        rounds=3,
+        decoding=("greedy", "beams"),
+    )
     assert [(case.batch, case.decoding) for case in found.cases] == [
-        (1, "greedy"), (1, "beams"), (3, "greedy"), (3, "beams")
-    ]  # fmt: skip
+        (1, "greedy"),
+        (1, "beams"),
+        (3, "greedy"),
+        (3, "beams"),
+    ]
     for case in found.cases:
         able = {"torch/fp32", "onnx/fp32", "onnx/int8"} | ({"single/fp32"} if case.decoding == "greedy" else set())
         assert case.timings.keys() == able
@@ -175,10 +187,28 @@ def test_rows_without_a_task_are_refused_and_a_report_is_kept(base: Path, tmp_pa
 
 def test_ctrl_c_keeps_what_was_found(base: Path, tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "lora_ft", "bench", str(base), "--engine", "onnx/fp32", "--batch", "1", "--batch", "2",
-        "--source", "8", "--new", "4", "--rounds", "100000", "--out", str(tmp_path),
-        "--work", str(base.parent / "models"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "lora_ft",
+        "bench",
+        str(base),
+        "--engine",
+        "onnx/fp32",
+        "--batch",
+        "1",
+        "--batch",
+        "2",
+        "--source",
+        "8",
+        "--new",
+        "4",
+        "--rounds",
+        "100000",
+        "--out",
+        str(tmp_path),
+        "--work",
+        str(base.parent / "models"),
+    ]
     # where the tests themselves run in the background, Ctrl-C is ignored, and a child would inherit that
     listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listening)

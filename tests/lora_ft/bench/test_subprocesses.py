@@ -71,9 +71,14 @@ def test_it_stands_still_between_calls(engine: Process) -> None:
             assert state(engine) == "T"
 
 
-@pytest.mark.parametrize(("new", "why"), [
-    (7, "the engine mine: ValueError: seven$"), (8, "ended with exit code 3: the last words"), (9, "with signal 9"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("new", "why"),
+    [
+        (7, "the engine mine: ValueError: seven$"),
+        (8, "ended with exit code 3: the last words"),
+        (9, "with signal 9"),
+    ],
+)
 def test_a_failure_says_what_happened(engine: Process, new: int, why: str) -> None:
     with engine, pytest.raises(ProcessFailed, match=why):
         generate(engine, new)

@@ -24,13 +24,21 @@ def test_given_values_take_the_place_of_those_of_the_file() -> None:
     assert Suite.load("peers", {"rows": 0}).rows == 0
 
 
-@pytest.mark.parametrize(("text", "why"), [
-    ("engines: [", "is not YAML"), ("- torch", "no mapping"), ("about: x", r"engines = .*: Field required"),
-    ("engines: []", "at least one engine"), ("engines: [torch, torch]", "none twice"),
-    ("engines: [tvm]", "no engine 'tvm'"), ("engines: [torch]\nspeed: 1", r"speed = 1"),
-    ("engines: [torch]\nnew: [1]", r"new\.0 = 1"), ("engines: [torch]\ndecoding: [wild]", r"decoding\.0 = 'wild'"),
-    ("engines: [torch]\nserving: {slo: 0}", r"serving\.slo = 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("engines: [", "is not YAML"),
+        ("- torch", "no mapping"),
+        ("about: x", r"engines = .*: Field required"),
+        ("engines: []", "at least one engine"),
+        ("engines: [torch, torch]", "none twice"),
+        ("engines: [tvm]", "no engine 'tvm'"),
+        ("engines: [torch]\nspeed: 1", r"speed = 1"),
+        ("engines: [torch]\nnew: [1]", r"new\.0 = 1"),
+        ("engines: [torch]\ndecoding: [wild]", r"decoding\.0 = 'wild'"),
+        ("engines: [torch]\nserving: {slo: 0}", r"serving\.slo = 0"),
+    ],
+)
 def test_a_fault_is_named_with_its_key_and_value(tmp_path: Path, text: str, why: str) -> None:
     file = tmp_path / "suite.yaml"
     file.write_text(text)

@@ -53,16 +53,19 @@ def test_a_regression_ends_with_1(tmp_path: Path, capsys: Capture) -> None:
     assert "missing: onnx/int8" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("arguments", "code", "why"), [
-    (["nowhere"], 2, "nowhere"),
-    (["BUNDLE", "--suite", "fast"], 2, "one of latency, peers"),
-    (["BUNDLE", "--engine", "tvm"], 2, "no engine 'tvm'"),
-    (["BUNDLE", "--rounds", "0"], 2, "rounds = 0"),
-    (["BUNDLE", "--rows", "5"], 2, "--task TASK or --rows 0"),
-    (["BUNDLE", "--provider", "tpu"], 2, "provider.0 = 'tpu'"),
-    (["compare", "BUNDLE", "BUNDLE"], 2, "Is a directory"),
-    (["train", "nothing"], 2, "nothing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "code", "why"),
+    [
+        (["nowhere"], 2, "nowhere"),
+        (["BUNDLE", "--suite", "fast"], 2, "one of latency, peers"),
+        (["BUNDLE", "--engine", "tvm"], 2, "no engine 'tvm'"),
+        (["BUNDLE", "--rounds", "0"], 2, "rounds = 0"),
+        (["BUNDLE", "--rows", "5"], 2, "--task TASK or --rows 0"),
+        (["BUNDLE", "--provider", "tpu"], 2, "provider.0 = 'tpu'"),
+        (["compare", "BUNDLE", "BUNDLE"], 2, "Is a directory"),
+        (["train", "nothing"], 2, "nothing"),
+    ],
+)
 def test_what_is_wrong_is_one_line(
     bundle: Path, tmp_path: Path, capsys: Capture, arguments: list[Any], code: int, why: str
 ) -> None:
@@ -78,7 +81,23 @@ def test_an_engine_that_fails_ends_with_1(bundle: Path, tmp_path: Path, capsys: 
     (tmp_path / "mine.py").write_text(
         "def load(folder, threads):\n    return lambda ids, mask, new, least: ids[:, :2]\n"
     )
-    flags = ["--engine", "torch/fp32", "--engine", str(tmp_path / "mine.py"), "--batch", "1", "--source", "9",
-             "--rounds", "1", "--rows", "0", "--out", str(tmp_path / "out"), "--work", str(tmp_path)]  # fmt: skip
+    flags = [
+        "--engine",
+        "torch/fp32",
+        "--engine",
+        str(tmp_path / "mine.py"),
+        "--batch",
+        "1",
+        "--source",
+        "9",
+        "--rounds",
+        "1",
+        "--rows",
+        "0",
+        "--out",
+        str(tmp_path / "out"),
+        "--work",
+        str(tmp_path),
+    ]
     assert lora_ft(["bench", str(bundle.parent / "base"), *flags]) == 1
     assert "warning: mine/fp32: wrong: it made 1 rows" in capsys.readouterr().out

@@ -244,6 +244,10 @@ def test_nothing_is_loaded_that_could_run_code() -> None:
     """No pickle, no code from a hub; remedies may name `torch.load`, no code may call it."""
     sources = [path.read_text() for package in ("lora_ft", "export") for path in Path(package).rglob("*.py")]
     assert not any("trust_remote_code" in source or "import pickle" in source for source in sources)
-    called = [ast.unparse(node.func) for source in sources for node in ast.walk(ast.parse(source))
-              if isinstance(node, ast.Call)]  # fmt: skip
+    called = [
+        ast.unparse(node.func)
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+    ]
     assert "print" in called and "torch.load" not in called

@@ -17,15 +17,26 @@ from lora_ft.core.errors import UsageError
 
 def test_columns_come_back_as_json_has_them(tmp_path: Path) -> None:
     row = {
-        "when": datetime.datetime(2023, 1, 1, 12), "day": datetime.date(2023, 1, 1), "price": Decimal("1.50"),
-        "raw": b"ab", "none": math.nan, "half": "\ud83d", "inside": {"list": [1, True, None, datetime.time(3)]},
-    }  # fmt: skip
+        "when": datetime.datetime(2023, 1, 1, 12),
+        "day": datetime.date(2023, 1, 1),
+        "price": Decimal("1.50"),
+        "raw": b"ab",
+        "none": math.nan,
+        "half": "\ud83d",
+        "inside": {"list": [1, True, None, datetime.time(3)]},
+    }
     write_outputs([row, "text"], ["a", "b"], tmp_path / "out.jsonl")
     first, second = map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())
     assert first == {
-        "when": "2023-01-01T12:00:00", "day": "2023-01-01", "price": "1.50", "raw": "YWI=", "none": None,
-        "half": "\ud83d", "inside": {"list": [1, True, None, "03:00:00"]}, "output": "a",
-    }  # fmt: skip
+        "when": "2023-01-01T12:00:00",
+        "day": "2023-01-01",
+        "price": "1.50",
+        "raw": "YWI=",
+        "none": None,
+        "half": "\ud83d",
+        "inside": {"list": [1, True, None, "03:00:00"]},
+        "output": "a",
+    }
     assert second == {"input": "text", "output": "b"}
 
 

@@ -17,7 +17,7 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import folder_size, sha256, staged_folder, write_json, write_text
 from tests.export.oracle import entries
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -264,8 +264,12 @@ def test_modes_follow_the_umask_whatever_a_library_wrote(tmp_path: Path, mask: i
     finally:
         os.umask(before)
     modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("out", "out/private", "out/script", "text")}
-    assert modes == {"out": 0o777 & ~mask, "out/private": 0o666 & ~mask, "out/script": 0o700 | (0o666 & ~mask),
-                     "text": 0o666 & ~mask}  # fmt: skip
+    assert modes == {
+        "out": 0o777 & ~mask,
+        "out/private": 0o666 & ~mask,
+        "out/script": 0o700 | (0o666 & ~mask),
+        "text": 0o666 & ~mask,
+    }
 
 
 def test_what_belongs_to_another_place_is_kept(tmp_path: Path, dead_pid: int) -> None:

@@ -178,17 +178,26 @@ def test_what_is_of_the_wrong_kind_is_named(values: dict[str, Any]) -> None:
 
 
 def test_tokens_that_do_not_exist_are_named() -> None:
-    for values in ({"suppress_tokens": [999]}, {"bad_words_ids": [[1, -1]]}, {"allowed": [[2], [3, 80]]},
-                   {"forced_bos_token_id": 80}):  # fmt: skip
+    for values in (
+        {"suppress_tokens": [999]},
+        {"bad_words_ids": [[1, -1]]},
+        {"allowed": [[2], [3, 80]]},
+        {"forced_bos_token_id": 80},
+    ):
         with pytest.raises(UsageError, match="there is no token"):
             Options.of(values).check_tokens(80)
     Options.of({"suppress_tokens": [79], "bad_words_ids": [[0]]}).check_tokens(80)
 
 
-@pytest.mark.parametrize("values", [
-    {"forced_bos_token_id": 7, "suppress_tokens": [3, 7]}, {"forced_bos_token_id": 7, "bad_words_ids": [[7]]},
-    {"forced_eos_token_id": 1, "suppress_tokens": [1]}, {"forced_eos_token_id": 1, "bad_words_ids": [[4, 5], [1]]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"forced_bos_token_id": 7, "suppress_tokens": [3, 7]},
+        {"forced_bos_token_id": 7, "bad_words_ids": [[7]]},
+        {"forced_eos_token_id": 1, "suppress_tokens": [1]},
+        {"forced_eos_token_id": 1, "bad_words_ids": [[4, 5], [1]]},
+    ],
+)
 def test_a_token_is_not_forced_and_suppressed_at_once(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="both forced and suppressed"):
         Options.of(values)
@@ -196,5 +205,12 @@ def test_a_token_is_not_forced_and_suppressed_at_once(values: dict[str, Any]) ->
 
 def test_a_token_is_forced_where_only_others_are_suppressed() -> None:
     # what a start must not be is said of the token after one that was forced, as in transformers
-    Options.of({"forced_bos_token_id": 7, "forced_eos_token_id": 1, "suppress_tokens": [3],
-                "begin_suppress_tokens": [1, 7], "bad_words_ids": [[7, 8]]})  # fmt: skip
+    Options.of(
+        {
+            "forced_bos_token_id": 7,
+            "forced_eos_token_id": 1,
+            "suppress_tokens": [3],
+            "begin_suppress_tokens": [1, 7],
+            "bad_words_ids": [[7, 8]],
+        }
+    )

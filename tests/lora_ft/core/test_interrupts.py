@@ -13,7 +13,7 @@ import pytest
 
 from lora_ft.core.interrupts import Interrupted, Interrupts
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 

@@ -22,7 +22,7 @@ from lora_ft.core.files import staged_folder
 from lora_ft.core.locks import holds, locked
 from tests.export.oracle import entries
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HOLD = """
 import pathlib, sys, time
 from lora_ft.core.locks import locked

@@ -152,7 +152,7 @@ def test_a_mount_point_is_refused(tmp_path: Path) -> None:
         pytest.skip("this machine has no unshare")
     if probe.returncode:
         pytest.skip("this machine mounts nothing for us")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([*prefix, script], cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert "is a mount point" in done.stdout, done.stderr
 

@@ -117,11 +117,19 @@ def test_a_path_leads_to_text_inside_a_column(path: str, row: dict[str, object],
 @pytest.mark.parametrize(
     ("path", "row"),
     [
-        ("a.b", {"a": {"c": 1}}), ("a.b", {"a": "text"}), ("a.b", {"a": None}), ("a[5]", {"a": ["x"]}),
-        ("a[0]", {"a": {"0": "x"}}), ("a[x]", {"a": ["x"]}), ("a..b", {"a": {"b": 1}}), ("a.b", {"a": [{"b": 1}, 2]}),
-        ("a[9999999999]", {"a": ["x"]}), (".", {"a": 1}), ("a.", {"a": {"b": 1}}),
+        ("a.b", {"a": {"c": 1}}),
+        ("a.b", {"a": "text"}),
+        ("a.b", {"a": None}),
+        ("a[5]", {"a": ["x"]}),
+        ("a[0]", {"a": {"0": "x"}}),
+        ("a[x]", {"a": ["x"]}),
+        ("a..b", {"a": {"b": 1}}),
+        ("a.b", {"a": [{"b": 1}, 2]}),
+        ("a[9999999999]", {"a": ["x"]}),
+        (".", {"a": 1}),
+        ("a.", {"a": {"b": 1}}),
     ],
-)  # fmt: skip
+)
 def test_a_path_that_leads_nowhere_is_refused_unless_it_is_optional(path: str, row: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="lacks the column"):
         Prompt("{" + path + "}").fill(row)

@@ -46,10 +46,16 @@ def test_ids_that_are_left_out_are_those_of_t5(config: dict[str, Any], special: 
 @pytest.mark.parametrize(
     "config",
     [
-        {"eos_token_id": 10}, {"eos_token_id": []}, {"eos_token_id": "1"}, {"eos_token_id": [1, -1]},
-        {"pad_token_id": -1}, {"pad_token_id": True}, {"decoder_start_token_id": 2.0}, {"decoder_start_token_id": [0]},
+        {"eos_token_id": 10},
+        {"eos_token_id": []},
+        {"eos_token_id": "1"},
+        {"eos_token_id": [1, -1]},
+        {"pad_token_id": -1},
+        {"pad_token_id": True},
+        {"decoder_start_token_id": 2.0},
+        {"decoder_start_token_id": [0]},
     ],
-)  # fmt: skip
+)
 def test_ids_outside_the_vocabulary_are_refused_by_name(config: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"here: {next(iter(config))}"):
         SpecialTokens.of(config, 10, "here")

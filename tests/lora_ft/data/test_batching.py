@@ -85,8 +85,11 @@ def test_rows_of_long_targets_are_dropped(tokenizer: Tokenizer) -> None:
 def test_a_batch_is_padded_to_multiples_of_eight_and_masked() -> None:
     batch = collate([row(9, 3), row(4, 8)], 0)
     assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {
-        "input_ids": (2, 16), "attention_mask": (2, 16), "labels": (2, 8), "decoder_input_ids": (2, 8),
-    }  # fmt: skip
+        "input_ids": (2, 16),
+        "attention_mask": (2, 16),
+        "labels": (2, 8),
+        "decoder_input_ids": (2, 8),
+    }
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
     assert batch["input_ids"][1].tolist() == [5, 5, 5, 1, *[0] * 12]
     assert batch["attention_mask"].tolist() == [[1] * 9 + [0] * 7, [1] * 4 + [0] * 12]

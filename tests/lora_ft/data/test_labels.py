@@ -62,8 +62,10 @@ def test_a_run_holds_the_labels_it_found(run: Run) -> None:
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 3}], ids=str)
 def test_run_and_bundle_answer_with_labels_alone(run: Run, bundle: Path, options: dict[str, Any]) -> None:
     texts = ["abc", "the colour of rust", "", "x" * 40]
-    made = {kind: generate(open_model(str(model)), texts, options)
-            for kind, model in (("run", run.folder), ("bundle", bundle))}  # fmt: skip
+    made = {
+        kind: generate(open_model(str(model)), texts, options)
+        for kind, model in (("run", run.folder), ("bundle", bundle))
+    }
     assert set(made["run"]) | set(made["bundle"]) <= set(LABELS)
     if "do_sample" not in options:
         assert made["run"] == made["bundle"]

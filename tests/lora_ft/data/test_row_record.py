@@ -37,12 +37,15 @@ def record(train: str, validation: str = "", test: str = "") -> RowRecord:
         (
             record("abcgh", "de", "fij"),
             [
-                "train: 5 rows, was 6", "validation: 2 of 2 rows are others", "test: 3 rows, was 2",
-                "2 rows that were trained on are now validation rows", "1 row that was trained on is now a test row",
+                "train: 5 rows, was 6",
+                "validation: 2 of 2 rows are others",
+                "test: 3 rows, was 2",
+                "2 rows that were trained on are now validation rows",
+                "1 row that was trained on is now a test row",
             ],
         ),
     ],
-)  # fmt: skip
+)
 def test_changes_are_told(now: RowRecord, said: list[str]) -> None:
     assert record("abcdef", "gh", "ij").changes(now) == said
 

@@ -71,12 +71,15 @@ def test_splits_that_are_not_asked_for_stay_empty_and_unread(make_task: MakeTask
 
 @pytest.mark.parametrize(
     ("change", "split"),
-    [({"prompt": "{text} {date}"}, "train"), ({"data": {"target": "date"}}, "train"),
-     ({"data": {"references": "date"}}, "validation")],
-)  # fmt: skip
+    [
+        ({"prompt": "{text} {date}"}, "train"),
+        ({"data": {"target": "date"}}, "train"),
+        ({"data": {"references": "date"}}, "validation"),
+    ],
+)
 def test_a_missing_column_is_named_with_those_there_are(
     make_task: MakeTask, change: dict[str, Any], split: str
-) -> None:  # fmt: skip
+) -> None:
     """Training rows may lack references: nothing is scored against them."""
     path = make_task(**change)
     with pytest.raises(UsageError) as caught:
@@ -363,9 +366,14 @@ def test_an_optional_column_that_no_row_has_is_said(make_task: MakeTask) -> None
 def test_splits_of_labels_are_stratified_and_oversampled(make_task: MakeTask) -> None:
     path = make_task(
         labels="auto",
-        data={"train": "rows.jsonl", "validation": None, "test": None, "oversample": True,
-              "split": {"validation": 0.2, "test": 0.2}},
-    )  # fmt: skip
+        data={
+            "train": "rows.jsonl",
+            "validation": None,
+            "test": None,
+            "oversample": True,
+            "split": {"validation": 0.2, "test": 0.2},
+        },
+    )
     rows = [{"text": f"row {i}", "answer": "rare" if i % 10 == 0 else "usual"} for i in range(50)]
     (path.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     task = load_task(path)

@@ -112,9 +112,14 @@ def test_rouge_lsum_that_is_rouge_l_is_told(task: Task) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "warned"),
-    [({}, True), ({"language": "vi"}, False), ({"rouge_tokenizer": "unicode"}, False), ({"metrics": ["chrf"]}, False),
-     ({"language": "vi", "rouge_tokenizer": "ascii"}, True)],
-)  # fmt: skip
+    [
+        ({}, True),
+        ({"language": "vi"}, False),
+        ({"rouge_tokenizer": "unicode"}, False),
+        ({"metrics": ["chrf"]}, False),
+        ({"language": "vi", "rouge_tokenizer": "ascii"}, True),
+    ],
+)
 def test_letters_that_rouge_drops_are_told(make_task: MakeTask, settings: dict[str, Any], warned: bool) -> None:
     task = load_task(make_task(evaluate=settings))
     told = "ROUGE drops 22% of the letters, which are not a to z: set evaluate.language or rouge_tokenizer"
@@ -126,6 +131,11 @@ def test_every_guard_of_answers_is_asked(task: Task, tiny_base: Path) -> None:
     rows = [example(str(i), LONG + " é" * 9) for i in range(2)]
     told = warnings.of_answers(task, rows, [answer("", cut=True)] * 2, load_tokenizer(tiny_base))
     assert [" ".join(one.split()[1:4]) for one in told] == [
-        "of the references", "of the answers", "of 2 answers", "answer is the", "text has more", "drops 10% of",
-    ]  # fmt: skip
+        "of the references",
+        "of the answers",
+        "of 2 answers",
+        "answer is the",
+        "text has more",
+        "drops 10% of",
+    ]
     assert json.dumps(told)

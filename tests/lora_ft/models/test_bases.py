@@ -230,9 +230,16 @@ def test_a_sentencepiece_model_is_converted(copy: Path) -> None:
     corpus = copy / "corpus.txt"
     corpus.write_text("\n".join(texts * 20))
     SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(copy / "spiece"), vocab_size=60, hard_vocab_limit=False,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-    )  # fmt: skip
+        input=str(corpus),
+        model_prefix=str(copy / "spiece"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
     (copy / "tokenizer.json").unlink()
     (copy / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 100}')
     (copy / "config.json").write_text(json.dumps({"vocab_size": 160}))

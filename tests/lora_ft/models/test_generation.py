@@ -38,9 +38,14 @@ CASES: dict[str, dict[str, Any]] = {
     "repetition_penalty": {**T5, "repetition_penalty": 1.7, "max_new_tokens": 12},
     "forced": {**T5, "forced_bos_token_id": 40, "forced_eos_token_id": 1, "max_new_tokens": 8},
     "beams": {**T5, "num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "max_new_tokens": 12},
-    "bans": {**T5, "bad_words_ids": [[30], [41, 42]], "suppress_tokens": [12], "begin_suppress_tokens": [24],
-             "max_new_tokens": 12},
-}  # fmt: skip
+    "bans": {
+        **T5,
+        "bad_words_ids": [[30], [41, 42]],
+        "suppress_tokens": [12],
+        "begin_suppress_tokens": [24],
+        "max_new_tokens": 12,
+    },
+}
 
 
 @pytest.fixture
@@ -98,8 +103,10 @@ def test_what_is_asked_for_precedes_the_task_and_that_the_checkpoint(
         own = {name: model.options.get(name) for name in ("num_beams", "min_new_tokens", "repetition_penalty")}
         assert own == {"num_beams": 1, "min_new_tokens": 5, "repetition_penalty": 1.5}
         assert model.options["max_new_tokens"] == 24
-    found = [generate(open_model(str(folder)), ["a b"], {"min_new_tokens": 20})
-             for folder in (run.folder, tmp_path / "bundle")]  # fmt: skip
+    found = [
+        generate(open_model(str(folder)), ["a b"], {"min_new_tokens": 20})
+        for folder in (run.folder, tmp_path / "bundle")
+    ]
     assert found[0] == found[1]
 
 
@@ -148,16 +155,21 @@ def test_settings_in_config_json_count_where_there_is_no_generation_config(save:
     st.fixed_dictionaries(
         {},
         optional={
-            "min_length": st.integers(0, 12), "max_length": st.integers(2, 14), "num_beams": st.integers(1, 4),
-            "no_repeat_ngram_size": st.integers(0, 3), "repetition_penalty": st.sampled_from([0.8, 1.0, 1.4]),
+            "min_length": st.integers(0, 12),
+            "max_length": st.integers(2, 14),
+            "num_beams": st.integers(1, 4),
+            "no_repeat_ngram_size": st.integers(0, 3),
+            "repetition_penalty": st.sampled_from([0.8, 1.0, 1.4]),
             "length_penalty": st.sampled_from([-1.0, 0.0, 1.0, 2.0]),
-            "early_stopping": st.sampled_from([True, False, "never"]), "forced_bos_token_id": st.integers(3, 60),
+            "early_stopping": st.sampled_from([True, False, "never"]),
+            "forced_bos_token_id": st.integers(3, 60),
             "eos_token_id": st.lists(st.integers(1, 70), min_size=1, max_size=3, unique=True),
-            "pad_token_id": st.integers(0, 5), "decoder_start_token_id": st.integers(0, 9),
+            "pad_token_id": st.integers(0, 5),
+            "decoder_start_token_id": st.integers(0, 9),
             "suppress_tokens": st.lists(st.integers(3, 70), max_size=3),
         },
     )
-)  # fmt: skip
+)
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_torch_generates_as_transformers_does_alone(save: Callable[..., Path], generation: dict[str, Any]) -> None:
     folder = save({**T5, "max_new_tokens": 10, **generation} if "max_length" not in generation else T5 | generation)

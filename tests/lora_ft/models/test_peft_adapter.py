@@ -67,8 +67,10 @@ def test_adapter_answers_and_is_scored_on_a_task_that_is_named(
     assert lora_ft(["evaluate", str(tmp_path / "m"), "--task", str(task), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["scores"]["scores"] == scores["scores"]["scores"]
     assert sorted(path.name for path in adapter.iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors",
-    ]  # fmt: skip
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
 def test_adapter_is_exported(adapter: Path, tmp_path: Path) -> None:

@@ -26,9 +26,12 @@ MakeTask = Callable[..., Path]
 # A constant rate, so that a run that is trained longer is the one that never stopped. 6 steps end within an
 # epoch, at an evaluation, which draws a random number.
 CONSTANT: dict[str, Any] = {
-    "max_steps": 6, "eval_every": 3, "metric_for_best_model": "loss", "lr_scheduler_type": "constant",
+    "max_steps": 6,
+    "eval_every": 3,
+    "metric_for_best_model": "loss",
+    "lr_scheduler_type": "constant",
     "warmup_ratio": 0.0,
-}  # fmt: skip
+}
 
 
 def extended(tasks: list[Task], steps: int) -> list[Task]:
@@ -87,8 +90,15 @@ def test_runs_that_were_trained_alone_are_trained_longer_in_a_pack(tasks: list[T
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_the_rate_follows_the_schedule_over_all_steps(make_task: MakeTask, tmp_path: Path, alone: bool) -> None:
-    tasks = unlike(make_task, 1, max_steps=10, lr_scheduler_type="linear", warmup_ratio=0.0, learning_rate=0.01,
-                   metric_for_best_model="loss")  # fmt: skip
+    tasks = unlike(
+        make_task,
+        1,
+        max_steps=10,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.0,
+        learning_rate=0.01,
+        metric_for_best_model="loss",
+    )
     train_pack(tasks, tmp_path / "runs")
     if alone:
         run = train(*extended(tasks, 20), tmp_path / "runs" / "t0", resume=True)

@@ -115,15 +115,27 @@ def test_padding_stays_zero(tiny_base: Path) -> None:
 
 def test_the_state_of_a_hundred_adapters_of_flan_t5_base_is_below_3_gb() -> None:
     """Weights, gradients and both moments of r 16 on q and v, without the base."""
-    config = {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_decoder_layers": 12, "num_heads": 12, "d_kv": 64,
-              "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}  # fmt: skip
+    config = {
+        "d_model": 768,
+        "d_ff": 2048,
+        "num_layers": 12,
+        "num_decoder_layers": 12,
+        "num_heads": 12,
+        "d_kv": 64,
+        "vocab_size": 32128,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    }
     content = {"name": "x", "prompt": "{t}", "data": {"train": "x"}, "lora": {"r": 16, "target_modules": "q,v"}}
     lora = Task.model_validate(content).lora
     with torch.device("meta"):
         model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", **config))
         adapted = add_adapter(model, lora)
-    layers = [(name.removeprefix("base_model.model."), module) for name, module in adapted.named_modules()
-              if hasattr(module, "lora_A")]  # fmt: skip
+    layers = [
+        (name.removeprefix("base_model.model."), module)
+        for name, module in adapted.named_modules()
+        if hasattr(module, "lora_A")
+    ]
     shapes = {
         f"base_model.model.{name}.lora_{side}.weight": tuple(getattr(module, f"lora_{side}")["default"].weight.shape)
         for name, module in layers

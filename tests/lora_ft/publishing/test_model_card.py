@@ -88,8 +88,14 @@ def test_the_metadata_names_a_base_on_the_hub_only(make_task: MakeTask, tmp_path
 
 
 def test_what_the_task_says_of_itself_is_in_the_metadata(make_task: MakeTask) -> None:
-    card = {"license": "cc-by-4.0", "language": ["en"], "datasets": ["knkarthick/dialogsum"], "tags": ["dialogue"],
-            "pipeline_tag": "summarization", "limits": "Not for court records."}  # fmt: skip
+    card = {
+        "license": "cc-by-4.0",
+        "language": ["en"],
+        "datasets": ["knkarthick/dialogsum"],
+        "tags": ["dialogue"],
+        "pipeline_tag": "summarization",
+        "limits": "Not for court records.",
+    }
     facts = Facts(load_task(make_task(card=card)), metrics())
     head = metadata(run_card(facts))
     assert {name: head[name] for name in ("license", "language", "datasets", "pipeline_tag")} == {
@@ -117,8 +123,10 @@ def test_scores_are_in_the_model_index_with_their_intervals(task: Task) -> None:
     (result,) = model["results"]
     assert model["name"] == "tiny" and result["dataset"] == {"name": "tiny", "type": "tiny", "split": "test"}
     assert result["metrics"][0] == {
-        "type": "rouge", "value": 37.74, "name": "rouge1, 95 % interval 35.5 to 40.0, 500 rows",
-    }  # fmt: skip
+        "type": "rouge",
+        "value": 37.74,
+        "name": "rouge1, 95 % interval 35.5 to 40.0, 500 rows",
+    }
 
 
 def test_scores_are_in_the_text_beside_the_base_and_what_the_evaluation_warned_of(task: Task) -> None:
@@ -176,17 +184,26 @@ def run_example(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     assert str(folder.parent) not in card and metadata(card)
     code = card.split("```python\n")[1].split("```")[0]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
+    environment = {"PYTHONPATH": str(Path(__file__).parents[3]), "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, capture_output=True)
 
 
 def test_the_card_says_how_the_adapter_was_trained(task: Task) -> None:
     card = run_card(Facts(task, metrics()))
     for words in (
-        "# tiny\n", "say: {text}", "r 8, alpha 16", "688,128", "1,234", "12 of 16 rows, learning rate 0.01", "| bf16 |",
-        "61 s, 8.0 samples/s |", "torch 2.9, peft 0.18", "seed 42", "| hardware | 2 cores of a processor |",
+        "# tiny\n",
+        "say: {text}",
+        "r 8, alpha 16",
+        "688,128",
+        "1,234",
+        "12 of 16 rows, learning rate 0.01",
+        "| bf16 |",
+        "61 s, 8.0 samples/s |",
+        "torch 2.9, peft 0.18",
+        "seed 42",
+        "| hardware | 2 cores of a processor |",
         "cut after 48 tokens, answers after 24",
-    ):  # fmt: skip
+    ):
         assert words in card, words
 
 
@@ -256,8 +273,11 @@ def test_scores_of_the_adapter_are_not_claimed_for_rounded_weights(task: Task) -
     facts = Facts(task, metrics(), {"test": scores()})
     exact = metadata(bundle_card(facts, record(), "bundle"))
     assert exact["model-index"] and (exact["base_model_relation"], exact["library_name"]) == ("finetune", "onnx")
-    tried = {"precision": "int8", "score": {"mean": 38.8, "low": 36.0, "high": 41.0},
-             "difference": {"mean": 0.3, "low": -0.3, "high": 0.8}}  # fmt: skip
+    tried = {
+        "precision": "int8",
+        "score": {"mean": 38.8, "low": 36.0, "high": 41.0},
+        "difference": {"mean": 0.3, "low": -0.3, "high": 0.8},
+    }
     rounded = record(
         precision="int8", tradeoff=[{**tried, "precision": "fp32"}, tried], gate={"metric": "rouge1", "rows": 200}
     )

@@ -65,8 +65,10 @@ def test_a_public_task_is_the_same_task_with_its_rows_and_base_beside_it(make_ta
     public = public_task(task)
     assert public.data.root is None and public.base == "./base" and public.prompt == task.prompt
     assert (public.data.train, public.data.validation, public.data.test) == (
-        "train.jsonl", "validation.jsonl", ["test.jsonl"],
-    )  # fmt: skip
+        "train.jsonl",
+        "validation.jsonl",
+        ["test.jsonl"],
+    )
     assert public.model_copy(update={"data": task.data, "base": task.base}) == task
     save_task(public, tmp_path / "task.yaml")
     assert load_task(tmp_path / "task.yaml").base == str(tmp_path / "base")

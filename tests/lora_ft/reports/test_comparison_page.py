@@ -28,8 +28,9 @@ def test_without_the_marks_the_texts_are_what_they_were(old: str, new: str) -> N
 
 def test_words_are_marked_and_not_letters() -> None:
     assert marked("the cat sat", "the cats sat down") == (
-        "the <del>cat</del> sat", "the <ins>cats</ins> sat<ins> down</ins>",
-    )  # fmt: skip
+        "the <del>cat</del> sat",
+        "the <ins>cats</ins> sat<ins> down</ins>",
+    )
     assert marked("今日は雨", "今日は晴") == ("今日は<del>雨</del>", "今日は<ins>晴</ins>")
     assert marked("", "new") == ("", "<ins>new</ins>")
 

@@ -25,7 +25,7 @@ FIGURE = {"mean": 1.0, "low": 0.0, "high": 2}
 SCORES: dict[str, Any] = {
     "task": "tiny", "rows": 6, "scores": {"scores": {"rouge1": FIGURE}}, "baseline": None, "difference": None,
     "warnings": [],
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_scores_of_any_shape_are_read_or_refused(
     "change",
     [{"scores": {"scores": {"rouge1": 3}}}, {"baseline": {"scores": {}}}, {"baseline": {"scores": {"rouge1": FIGURE}}},
      {"warnings": "none"}, {"task": None}],
-)  # fmt: skip
+)
 def test_damaged_scores_are_refused_before_anything_is_generated(
     run: Path, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

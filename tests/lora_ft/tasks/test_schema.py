@@ -455,8 +455,15 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
 def test_no_message_holds_a_whole_value(make_task: MakeTask) -> None:
     path = make_task()
     huge = "[" + ", ".join(["[" + "'xxxxxxxxxx', " * 50 + "]"] * 300) + "]"
-    for override in (f"train.seed={huge}", f"lengths={huge}", f"labels={huge}", f"train.optim={'y' * 10_000}",
-                     f"labels=['{'z' * 9_000} ', b]", f"{'k' * 5_000}=1", f"prompt={'{' * 9_000}"):  # fmt: skip
+    for override in (
+        f"train.seed={huge}",
+        f"lengths={huge}",
+        f"labels={huge}",
+        f"train.optim={'y' * 10_000}",
+        f"labels=['{'z' * 9_000} ', b]",
+        f"{'k' * 5_000}=1",
+        f"prompt={'{' * 9_000}",
+    ):
         with pytest.raises(UsageError) as caught:
             load_task(path, [override])
         assert len(str(caught.value)) < 1_000

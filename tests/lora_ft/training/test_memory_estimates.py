@@ -53,8 +53,12 @@ def test_parameters_are_those_of_transformers_and_peft(config: dict[str, Any]) -
 def test_the_sizes_of_flan_t5_are_as_published() -> None:
     counts = {name: shape.parameters for name, shape in FLAN.items()}
     assert counts == {
-        "small": 76_961_152, "base": 247_577_856, "large": 783_150_080, "xl": 2_849_757_184, "xxl": 11_135_332_352,
-    }  # fmt: skip
+        "small": 76_961_152,
+        "base": 247_577_856,
+        "large": 783_150_080,
+        "xl": 2_849_757_184,
+        "xxl": 11_135_332_352,
+    }
 
 
 def kept_by_autograd(config: dict[str, Any], batch: Batch, *, bf16: bool, rank: int) -> int:

@@ -21,10 +21,18 @@ from tests.tiny import CONFIG
 MakeTask = Callable[..., Path]
 
 SMALL: dict[str, Any] = {
-    "model_type": "t5", "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8,
-    "num_decoder_layers": 8, "num_heads": 6, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+    "model_type": "t5",
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 1024,
+    "num_layers": 8,
+    "num_decoder_layers": 8,
+    "num_heads": 6,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
     "decoder_start_token_id": 0,
-}  # fmt: skip
+}
 BASE = SMALL | {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_decoder_layers": 12, "num_heads": 12}
 
 
@@ -33,8 +41,9 @@ def rows(count: int) -> list[Encoded]:
 
 
 def plan(path: Path, count: int = 24, processes: int = 1, **train: Any) -> Plan:
-    return make_plan(load_task(path, [f"train.{key}={value}" for key, value in train.items()]), CONFIG, rows(count),
-                     processes)  # fmt: skip
+    return make_plan(
+        load_task(path, [f"train.{key}={value}" for key, value in train.items()]), CONFIG, rows(count), processes
+    )
 
 
 @pytest.mark.parametrize(

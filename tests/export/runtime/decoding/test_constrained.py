@@ -64,9 +64,14 @@ def test_beams_for_all_find_the_likeliest_of_the_allowed(unsure: Pair) -> None:
         totals.append(sum(log_probs[i, token] for i, token in enumerate(tokens[0])))
     ranked = [allowed[i] for i in np.argsort(totals)[::-1]]
     made = unsure.made(
-        ["some words"], allowed=allowed, num_beams=len(allowed), num_return_sequences=len(allowed), length_penalty=0.0,
-        max_new_tokens=LIMIT, early_stopping="never",
-    )  # fmt: skip
+        ["some words"],
+        allowed=allowed,
+        num_beams=len(allowed),
+        num_return_sequences=len(allowed),
+        length_penalty=0.0,
+        max_new_tokens=LIMIT,
+        early_stopping="never",
+    )
     assert [row[:-1] for row in made] == ranked
 
 

@@ -90,24 +90,43 @@ def theirs(logits: np.ndarray, tokens: np.ndarray, options: Options, special: Sp
 
 
 @given(
-    seed=st.integers(0, 2**32), rows=st.integers(1, 3), made=st.integers(0, 6),
+    seed=st.integers(0, 2**32),
+    rows=st.integers(1, 3),
+    made=st.integers(0, 6),
     temperature=st.sampled_from([1e-3, 0.3, 1.0, 1.7, 50.0]) | st.floats(0.05, 9),
     top_k=st.sampled_from([0, 1, 2, 7, VOCABULARY, 50, 1000]),
     top_p=st.sampled_from([1e-6, 0.2, 0.7, 0.95, 1.0]) | st.floats(0.01, 1),
-    least=st.integers(0, 6), ends=st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=4, unique=True),
-    suppressed=st.lists(st.integers(1, VOCABULARY - 1), max_size=3), penalty=st.sampled_from([1.0, 1.0, 0.7, 1.5]),
-)  # fmt: skip
+    least=st.integers(0, 6),
+    ends=st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=4, unique=True),
+    suppressed=st.lists(st.integers(1, VOCABULARY - 1), max_size=3),
+    penalty=st.sampled_from([1.0, 1.0, 0.7, 1.5]),
+)
 def test_probabilities_are_transformers(
-    seed: int, rows: int, made: int, temperature: float, top_k: int, top_p: float, least: int, ends: list[int],
-    suppressed: list[int], penalty: float,
-) -> None:  # fmt: skip
+    seed: int,
+    rows: int,
+    made: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    least: int,
+    ends: list[int],
+    suppressed: list[int],
+    penalty: float,
+) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (rows, VOCABULARY)).astype(np.float32)
     tokens = np.pad(rng.integers(2, VOCABULARY, (rows, made)), ((0, 0), (1, 0)), constant_values=START)
     options = Options(
-        max_new_tokens=12, min_new_tokens=least, do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p,
-        suppress_tokens=tuple(suppressed), repetition_penalty=penalty, output_scores=True,
-    )  # fmt: skip
+        max_new_tokens=12,
+        min_new_tokens=least,
+        do_sample=True,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        suppress_tokens=tuple(suppressed),
+        repetition_penalty=penalty,
+        output_scores=True,
+    )
     special = SpecialTokens(START, tuple(ends), 0)
     expected = theirs(logits, tokens, options, special)
     np.testing.assert_allclose(ours(logits, tokens, options, special), expected, rtol=1e-3, atol=1e-6)

@@ -289,8 +289,10 @@ def test_where_none_is_left_the_last_place_is_taken() -> None:
 def test_a_draft_is_what_follows_the_last_tokens_somewhere(source: list[int], answer: list[int], most: int) -> None:
     row = row_of(source, answer)
     draft = row.draft(most)
-    texts = {n: follow(source, answer[-n:]) + (follow(answer, answer[-n:]) if n > 1 else [])
-             for n in range(1, min(3, len(answer)) + 1)}  # fmt: skip
+    texts = {
+        n: follow(source, answer[-n:]) + (follow(answer, answer[-n:]) if n > 1 else [])
+        for n in range(1, min(3, len(answer)) + 1)
+    }
     longest = max((n for n, rests in texts.items() if rests), default=0)
     assert row.found == longest
     assert draft in [rest[: min(most, LONGEST)] for rest in texts.get(longest, [[]])]

@@ -45,8 +45,9 @@ def test_bots_and_forwards_are_marked(tmp_path: Path) -> None:
     forward = message(3, "", reference={"messageId": "9"}, forwardedMessage={"content": "old words"})
     found = [one for _, one in read_discord(export(tmp_path / "d.json", beep, forward))]
     assert [(one.text, one.bot, one.forwarded, one.reply_to) for one in found] == [
-        ("beep", True, False, None), ("old words", False, True, None),
-    ]  # fmt: skip
+        ("beep", True, False, None),
+        ("old words", False, True, None),
+    ]
 
 
 def test_a_thread_is_a_conversation_of_its_channel(tmp_path: Path) -> None:

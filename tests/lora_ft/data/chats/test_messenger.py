@@ -101,8 +101,10 @@ def test_what_facebook_wrote_is_left_out(tmp_path: Path) -> None:
         message(10, "I left the group"),
     ]
     assert [text for _, text in texts(export(tmp_path, 1, *reversed([*own, *said])))] == [
-        "Zoë sent me a photo of it.", "You called? I missed it", "I left the group",
-    ]  # fmt: skip
+        "Zoë sent me a photo of it.",
+        "You called? I missed it",
+        "I left the group",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,13 @@ def test_the_seed_chooses_and_files_of_the_same_people_agree() -> None:
     assert one != dict(zip(names, (o for o, _ in changed(*((n, "x") for n in names), seed=1)), strict=True))
 
 
-@given(st.sets(st.text("abcdeé -", min_size=3, max_size=8).map(str.strip).filter(lambda n: len(n) > 2), min_size=1,
-               max_size=200))  # fmt: skip
+@given(
+    st.sets(
+        st.text("abcdeé -", min_size=3, max_size=8).map(str.strip).filter(lambda n: len(n) > 2),
+        min_size=1,
+        max_size=200,
+    )
+)
 def test_people_stay_apart_and_no_name_is_left(names: set[str]) -> None:
     people = sorted(names)
     lines = changed(*((name, f"{name}, hello") for name in people))

@@ -77,8 +77,11 @@ def test_each_file_is_a_chat_of_its_own(chat_task: Callable[..., Task], tmp_path
         write_chat(tmp_path / "task-tiny" / "more" / f"{name}.json", [0, 1, 2], people=name)
     rows = load_splits(chat_task(train="more/*.json")).train
     assert [(e.row["sender"], e.row["context"].count(e.row["sender"])) for e in rows] == [
-        ("a", 1), ("a", 2), ("b", 1), ("b", 2),
-    ]  # fmt: skip
+        ("a", 1),
+        ("a", 2),
+        ("b", 1),
+        ("b", 2),
+    ]
 
 
 def test_the_section_comes_back_from_a_saved_task(chat_task: Callable[..., Task], tmp_path: Path) -> None:

@@ -113,10 +113,13 @@ def test_no_split_has_seen_a_message_of_another(
     assert all(parts.values())
     assert sorted(map(id, itertools.chain(*parts.values()))) == sorted(map(id, sessions))
     seen = {
-        name: {(turn.chat, message.id) for turn in turns(part, context=context, before=before)
-               for message in (*turn.context, turn.response)}
+        name: {
+            (turn.chat, message.id)
+            for turn in turns(part, context=context, before=before)
+            for message in (*turn.context, turn.response)
+        }
         for name, part in parts.items()
-    }  # fmt: skip
+    }
     for one, other in itertools.combinations(seen.values(), 2):
         assert not one & other
     starts = {name: [session.messages[0].time for session in part] for name, part in parts.items()}
@@ -125,8 +128,10 @@ def test_no_split_has_seen_a_message_of_another(
 
 @given(chats(), st.integers(1, 10), st.integers(0, 6))
 def test_contexts_are_earlier_messages_of_the_chat(sessions: list[Session], context: int, before: int) -> None:
-    order = {(session.chat, message.id): place
-             for place, (session, message) in enumerate((s, m) for s in sessions for m in s.messages)}  # fmt: skip
+    order = {
+        (session.chat, message.id): place
+        for place, (session, message) in enumerate((s, m) for s in sessions for m in s.messages)
+    }
     session_of = {(session.chat, message.id): i for i, session in enumerate(sessions) for message in session.messages}
     for turn in turns(sessions, context=context, before=before):
         here = (turn.chat, turn.response.id)

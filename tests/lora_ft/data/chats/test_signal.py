@@ -54,8 +54,10 @@ def test_a_folder_of_signal_export_is_read(tmp_path: Path) -> None:
     expected = [Message("1", TIME, "Ana", "hello"), Message("2", TIME, "Me", "yes")]
     assert [one for chat, one in read_signal(tmp_path) if chat == "Garden"] == expected
     assert [(one.sender, one.text) for chat, one in read_signal(tmp_path) if chat == "Ben"] == [
-        ("Ana", "hello"), ("Me", "yes: of course\nmore"), ("Ana", "look"),
-    ]  # fmt: skip
+        ("Ana", "hello"),
+        ("Me", "yes: of course\nmore"),
+        ("Ana", "look"),
+    ]
     assert [one for _, one in read_signal(tmp_path / "Garden" / "data.json")] == expected
 
 

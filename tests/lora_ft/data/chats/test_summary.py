@@ -17,8 +17,12 @@ from lora_ft.validate import Validation, validate
 
 MakeTask = Callable[..., Path]
 PROMPT = "Continue: {context}"
-WHATSAPP = "\n".join(f"{day:02}/11/2023, 10:{minute:02} - {name}: text {minute}"
-                     for day in (12, 13, 14) for minute in range(4) for name in ("Ana", "Ben"))  # fmt: skip
+WHATSAPP = "\n".join(
+    f"{day:02}/11/2023, 10:{minute:02} - {name}: text {minute}"
+    for day in (12, 13, 14)
+    for minute in range(4)
+    for name in ("Ana", "Ben")
+)
 
 
 def chat_task(make_task: MakeTask, folder: Path, content: str, name: str = "Garden.txt", **data: Any) -> Path:

@@ -146,8 +146,12 @@ def test_what_was_forwarded_or_sent_through_a_bot_is_marked(tmp_path: Path) -> N
         message(5, "cat", via_bot="@gif"),
     )
     assert [(found.forwarded, found.bot) for found in read(file)] == [
-        (False, False), (True, False), (True, False), (True, False), (False, True),
-    ]  # fmt: skip
+        (False, False),
+        (True, False),
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
 
 
 def test_answers_of_a_bot_are_marked_in_the_chat_with_it(tmp_path: Path) -> None:

@@ -69,9 +69,11 @@ def test_forwards_and_inline_bots_are_marked(tmp_path: Path) -> None:
     )
     found = [(one.sender, one.text, one.forwarded, one.bot) for _, one in read_telegram_html(file)]
     assert found == [
-        ("Ben", "news", True, False), ("Ben", "news again", True, False), ("Ben", "cat", False, True),
+        ("Ben", "news", True, False),
+        ("Ben", "news again", True, False),
+        ("Ben", "cat", False, True),
         ("Ben", "own", False, False),
-    ]  # fmt: skip
+    ]
 
 
 def test_topics_are_conversations(tmp_path: Path) -> None:

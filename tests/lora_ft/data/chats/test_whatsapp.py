@@ -29,8 +29,10 @@ def said(path: Path) -> list[tuple[str, str]]:
 
 
 def times(path: Path) -> list[str]:
-    return [f"{datetime.datetime.fromtimestamp(message.time, datetime.UTC):%Y-%m-%d %H:%M:%S}"
-            for _, message in read_whatsapp(path)]  # fmt: skip
+    return [
+        f"{datetime.datetime.fromtimestamp(message.time, datetime.UTC):%Y-%m-%d %H:%M:%S}"
+        for _, message in read_whatsapp(path)
+    ]
 
 
 @pytest.mark.parametrize(

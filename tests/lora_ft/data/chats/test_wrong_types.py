@@ -24,52 +24,94 @@ TELEGRAM = {
     "id": 7,
     "messages": [
         {"id": 1, "type": "service", "date_unixtime": "17", "action": "topic_created", "title": "Goats", "text": ""},
-        {"id": 2, "type": "message", "date": "2023-11-20T09:20:00", "date_unixtime": "1700472000", "from": "Ana",
-         "from_id": "user2", "text": ["hi ", {"type": "bold", "text": "you"}], "text_entities": [{"text": "hi"}],
-         "reply_to_message_id": 1, "forwarded_from": "News", "via_bot": "@gif"},
+        {
+            "id": 2,
+            "type": "message",
+            "date": "2023-11-20T09:20:00",
+            "date_unixtime": "1700472000",
+            "from": "Ana",
+            "from_id": "user2",
+            "text": ["hi ", {"type": "bold", "text": "you"}],
+            "text_entities": [{"text": "hi"}],
+            "reply_to_message_id": 1,
+            "forwarded_from": "News",
+            "via_bot": "@gif",
+        },
         {"id": 3, "type": "message", "date": "2023-11-20T09:20:00", "from": "Ben", "text": "yes"},
     ],
-}  # fmt: skip
+}
 ACCOUNT = {"about": "", "chats": {"about": "", "list": [TELEGRAM]}, "left_chats": {"list": [TELEGRAM]}}
 RICH = [{"type": "text", "text": "x"}, {"type": "user", "user_id": "U1"}, {"type": "emoji", "name": "y"}]
 SLACK = [
     {"type": "message", "ts": "1.5", "user": "U1", "text": "<@U2>", "thread_ts": "1.5", "user_profile": {"name": "a"}},
-    {"type": "message", "ts": "2.5", "user": "U2", "text": "", "blocks": [
-        {"type": "rich_text", "elements": [{"type": "rich_text_section", "elements": RICH}]},
-        {"type": "section", "text": {"type": "mrkdwn", "text": "z"}, "fields": []},
-        {"type": "context", "elements": [{"type": "plain_text", "text": "z"}]},
-    ]},
-    {"type": "message", "ts": "3.5", "subtype": "bot_message", "username": "B", "bot_id": "B1",
-     "attachments": [{"text": "z", "is_share": True}]},
-]  # fmt: skip
+    {
+        "type": "message",
+        "ts": "2.5",
+        "user": "U2",
+        "text": "",
+        "blocks": [
+            {"type": "rich_text", "elements": [{"type": "rich_text_section", "elements": RICH}]},
+            {"type": "section", "text": {"type": "mrkdwn", "text": "z"}, "fields": []},
+            {"type": "context", "elements": [{"type": "plain_text", "text": "z"}]},
+        ],
+    },
+    {
+        "type": "message",
+        "ts": "3.5",
+        "subtype": "bot_message",
+        "username": "B",
+        "bot_id": "B1",
+        "attachments": [{"text": "z", "is_share": True}],
+    },
+]
 DISCORD = {
     "guild": {"id": "1", "name": "G"},
     "channel": {"id": "2", "type": "GuildPublicThread", "category": "c", "name": "general"},
     "messages": [
-        {"id": "1", "type": "Default", "timestamp": "2023-11-20T09:01:00+01:00", "content": "hello <@93>",
-         "author": {"id": "93", "name": "ana", "nickname": "Ana", "isBot": False},
-         "mentions": [{"id": "93", "name": "ana", "nickname": "Ana"}], "reference": {"messageId": "0"},
-         "forwardedMessage": {"content": "old"}},
+        {
+            "id": "1",
+            "type": "Default",
+            "timestamp": "2023-11-20T09:01:00+01:00",
+            "content": "hello <@93>",
+            "author": {"id": "93", "name": "ana", "nickname": "Ana", "isBot": False},
+            "mentions": [{"id": "93", "name": "ana", "nickname": "Ana"}],
+            "reference": {"messageId": "0"},
+            "forwardedMessage": {"content": "old"},
+        },
     ],
-}  # fmt: skip
+}
 MESSENGER = {
-    "participants": [{"name": "A"}], "title": "x", "thread_path": "inbox/x",
+    "participants": [{"name": "A"}],
+    "title": "x",
+    "thread_path": "inbox/x",
     "messages": [{"sender_name": "A", "timestamp_ms": 5000, "content": "x", "is_unsent": False, "type": "Generic"}],
-}  # fmt: skip
+}
 SIGNAL = {"date": "2024-01-02T03:04:05", "sender": "A", "body": "x  ", "quote": "", "deleted": False, "call": False}
 BACKUP = [
     {"version": "1", "backupTimeMs": "1"},
     {"recipient": {"id": "2", "contact": {"profileGivenName": "A", "nickname": {"given": "a"}, "e164": "49"}}},
     {"recipient": {"id": "3", "group": {"snapshot": {"title": {"title": "G"}}}}},
     {"chat": {"id": "7", "recipientId": "3"}},
-    {"chatItem": {"chatId": "7", "authorId": "2", "dateSent": "5000", "standardMessage": {
-        "text": {"body": "x"}, "quote": {"targetSentTimestamp": "4000"}}}},
-]  # fmt: skip
+    {
+        "chatItem": {
+            "chatId": "7",
+            "authorId": "2",
+            "dateSent": "5000",
+            "standardMessage": {"text": {"body": "x"}, "quote": {"targetSentTimestamp": "4000"}},
+        }
+    },
+]
 EXAMPLES: dict[str, Any] = {
-    "telegram": TELEGRAM, "telegram account": ACCOUNT, "slack": SLACK, "slack users": SLACK, "discord": DISCORD,
+    "telegram": TELEGRAM,
+    "telegram account": ACCOUNT,
+    "slack": SLACK,
+    "slack users": SLACK,
+    "discord": DISCORD,
     "slack dump": {"channel_id": "C1", "name": "x", "messages": [{**SLACK[0], "slackdump_thread_replies": SLACK}]},
-    "messenger": MESSENGER, "signal": [SIGNAL, SIGNAL], "signal backup": BACKUP,
-}  # fmt: skip
+    "messenger": MESSENGER,
+    "signal": [SIGNAL, SIGNAL],
+    "signal backup": BACKUP,
+}
 WRONG = st.sampled_from(
     [
         None,
@@ -147,16 +189,48 @@ def test_no_fault_but_ours(example: str, data: st.DataObject) -> None:
 
 
 WORDS = [
-    "[LINE] Chat history with A", "2023/11/20(Mon)", "Mon, 11/20/2023", "09:00\tA\thello", "09:00 A hello", "\t", '"x',
-    "A 님과 카카오톡 대화", "2023년 11월 20일 오전 9:00, A : x", "[A] [오전 9:00] x",
+    "[LINE] Chat history with A",
+    "2023/11/20(Mon)",
+    "Mon, 11/20/2023",
+    "09:00\tA\thello",
+    "09:00 A hello",
+    "\t",
+    '"x',
+    "A 님과 카카오톡 대화",
+    "2023년 11월 20일 오전 9:00, A : x",
+    "[A] [오전 9:00] x",
     "------- 2023년 11월 20일 월요일 -------",
-    "[2024-01-02 03:04:05] A: x  ", "> x", "(- A: y -)", 62 * "=", "Guild: G", "Channel: c", "[20-Nov-23 09:00 AM] a",
-    "{Attachments}", "AuthorID,Author,Date,Content", '"1","a","20-Nov-23 09:00 AM","x"', "Date,User,Message",
-    "2023-11-20 09:00:00,A,x", "99:99", "2023년 99월 99일", "<html>", '<div class="page_wrap">', "<div", ">", "&#0;",
+    "[2024-01-02 03:04:05] A: x  ",
+    "> x",
+    "(- A: y -)",
+    62 * "=",
+    "Guild: G",
+    "Channel: c",
+    "[20-Nov-23 09:00 AM] a",
+    "{Attachments}",
+    "AuthorID,Author,Date,Content",
+    '"1","a","20-Nov-23 09:00 AM","x"',
+    "Date,User,Message",
+    "2023-11-20 09:00:00,A,x",
+    "99:99",
+    "2023년 99월 99일",
+    "<html>",
+    '<div class="page_wrap">',
+    "<div",
+    ">",
+    "&#0;",
     "\x1b",
-    '<div class="message default" id="message1"><div class="body">', '<div class="date details" title="x">', "</div>",
-    '<div class="from_name">A</div>', '<div class="text">x</div>', "\u200f", "\ufeff", "é", "", " ",
-]  # fmt: skip
+    '<div class="message default" id="message1"><div class="body">',
+    '<div class="date details" title="x">',
+    "</div>",
+    '<div class="from_name">A</div>',
+    '<div class="text">x</div>',
+    "\u200f",
+    "\ufeff",
+    "é",
+    "",
+    " ",
+]
 TEXTS = ["auto", "discord", "signal", "line", "kakaotalk", "telegram", "slack", "messenger"]
 
 

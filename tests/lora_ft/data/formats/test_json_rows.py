@@ -53,10 +53,16 @@ def test_columns_of_lists_are_read() -> None:
 
 @pytest.mark.parametrize(
     ("document", "field"),
-    [({"data": ROWS}, None), ({"version": 1, "rows": ROWS}, None), ({"a": ROWS, "data": ROWS}, None),
-     ({"a": ROWS, "b": [{}]}, "a"), ({"a": {"b": ROWS}}, "a.b"), ({"a.b": ROWS}, "a.b"),
-     ({"a": pandas.DataFrame(ROWS).to_dict("list")}, "a")],
-)  # fmt: skip
+    [
+        ({"data": ROWS}, None),
+        ({"version": 1, "rows": ROWS}, None),
+        ({"a": ROWS, "data": ROWS}, None),
+        ({"a": ROWS, "b": [{}]}, "a"),
+        ({"a": {"b": ROWS}}, "a.b"),
+        ({"a.b": ROWS}, "a.b"),
+        ({"a": pandas.DataFrame(ROWS).to_dict("list")}, "a"),
+    ],
+)
 def test_rows_are_found_in_an_object(document: dict[str, Any], field: str | None) -> None:
     assert rows_of(json.dumps(document), **({"field": field} if field else {})) == ROWS
 
@@ -71,8 +77,13 @@ def test_squads_own_files_are_rows_of_questions() -> None:
     none = {"id": "2", "question": "Who?", "answers": [], "is_impossible": True}
     document = {"version": "2.0", "data": [{"title": "T", "paragraphs": [{"context": "C", "qas": [question, none]}]}]}
     first, second = rows_of(json.dumps(document))
-    assert first == {"title": "T", "context": "C", "id": "1", "question": "Where?",
-                     "answers": {"text": ["Oslo"], "answer_start": [3]}}  # fmt: skip
+    assert first == {
+        "title": "T",
+        "context": "C",
+        "id": "1",
+        "question": "Where?",
+        "answers": {"text": ["Oslo"], "answer_start": [3]},
+    }
     assert second["answers"] == {"text": [], "answer_start": []}
 
 
@@ -89,8 +100,11 @@ def test_rows_say_where_they_stand() -> None:
 def test_rows_of_documents_name_their_line(rows: list[dict[str, Any]], key: str | None, indent: int) -> None:
     text = json.dumps(rows if key is None else {"version": "[{", key: rows}, indent=indent)
     depth = 1 if key is None else 2
-    opening = [i for i, line in enumerate(text.split("\n"), 1) if line in (" " * indent * depth + "{",
-               " " * indent * depth + "{}", " " * indent * depth + "{},")]  # fmt: skip
+    opening = [
+        i
+        for i, line in enumerate(text.split("\n"), 1)
+        if line in (" " * indent * depth + "{", " " * indent * depth + "{}", " " * indent * depth + "{},")
+    ]
     place = "x.json" if key is None else f"x.json: {key}"
     assert [where for where, _ in read(text)] == [f"{place}[{i}] (line {line})" for i, line in enumerate(opening)]
 

@@ -25,12 +25,14 @@ def content(columns: pyarrow.Table) -> Content:
 
 
 def test_categories_structs_lists_and_decimals_are_values() -> None:
-    columns = pyarrow.table({
-        "cat": pyarrow.array(["a", "b", "a"]).dictionary_encode(),
-        "translation": [{"en": "x", "de": "y"}, None, {"en": None, "de": "z"}],
-        "answers": [["a"], [], None],
-        "price": [Decimal("1.50"), None, Decimal("2.00")],
-    })  # fmt: skip
+    columns = pyarrow.table(
+        {
+            "cat": pyarrow.array(["a", "b", "a"]).dictionary_encode(),
+            "translation": [{"en": "x", "de": "y"}, None, {"en": None, "de": "z"}],
+            "answers": [["a"], [], None],
+            "price": [Decimal("1.50"), None, Decimal("2.00")],
+        }
+    )
     rows = [row for _, row in read_parquet(content(columns))]
     assert rows[0] == {"cat": "a", "translation": {"en": "x", "de": "y"}, "answers": ["a"], "price": Decimal("1.50")}
     assert rows[1] == {"cat": "b", "translation": None, "answers": [], "price": None}

@@ -73,9 +73,10 @@ def test_of_several_references_the_best_counts_for_each_type() -> None:
 
 def test_rouge_lsum_sees_sentences_where_rouge_l_sees_one_text() -> None:
     scores = rouge(
-        ["The dog barks loudly. The cat sleeps here."], [["The cat sleeps here. The dog barks loudly."]],
+        ["The dog barks loudly. The cat sleeps here."],
+        [["The cat sleeps here. The dog barks loudly."]],
         use_stemmer=True,
-    )  # fmt: skip
+    )
     assert scores["rougeLsum"][0] == pytest.approx(100)
     assert scores["rougeL"][0] == pytest.approx(50)
 

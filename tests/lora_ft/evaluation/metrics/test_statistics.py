@@ -101,7 +101,6 @@ def test_models_that_answer_alike_are_never_found_to_differ() -> None:
 def test_a_large_difference_of_many_rows_is_found_and_p_is_never_nothing() -> None:
     answers, references = texts(60)
     better, worse = (
-        measure(["bleu"], given, references, Evaluate())["bleu"]
-        for given in ([one[0] for one in references], answers)
-    )  # fmt: skip
+        measure(["bleu"], given, references, Evaluate())["bleu"] for given in ([one[0] for one in references], answers)
+    )
     assert compare(better, worse, seed=0, resamples=999).p == pytest.approx(1 / 1000)

@@ -1,0 +1,98 @@
+"""The order of the packages: a module imports from its own package and from packages below it, and from nothing else.
+
+`ORDER` is the map of the project, lowest first. The verbs (`lora_ft/train.py`, `lora_ft/evaluate.py`, ...) are one
+floor: they stand on the nouns, and on each other only as `BETWEEN_VERBS` lists.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ORDER = (
+    "core",
+    "export",
+    "tasks",
+    "data",
+    "runs",
+    "models",
+    "evaluation",
+    "reports",
+    "publishing",
+    "deployment",
+    "training",
+    "multi_lora",
+    "verbs",
+    "bench",
+    "cli",
+)
+BETWEEN_VERBS = {("chat", "generate")}
+"""A verb and the verb that it may import: `chat` generates one line after the other."""
+FRONT = {"lora_ft", "lora_ft.__main__"}  # the front door imports verbs lazily; `python -m` starts the command line
+
+
+def source_files() -> dict[str, Path]:
+    """Return every module that is installed, by its dotted name."""
+    modules = {}
+    for folder, prefix in ((ROOT / "lora_ft", ""), (ROOT / "export", "lora_ft.")):
+        for path in folder.rglob("*.py"):
+            parts = list(path.relative_to(ROOT).with_suffix("").parts)
+            modules[prefix + ".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return {name: path for name, path in modules.items() if not name.startswith("lora_ft.export.export")}
+
+
+MODULES = source_files()
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the project's modules that a file imports anywhere in it, also within functions and for types only."""
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            imported |= {name if name in MODULES else node.module or "" for name in names}
+    return {name for name in imported if name.split(".")[0] in ("lora_ft", "export", "benchmarks", "tests")}
+
+
+def floor_of(module: str) -> str:
+    """Return the package of `ORDER` that a module belongs to; modules at the top of `lora_ft` are verbs."""
+    package = module.split(".")[1]
+    return package if package in ORDER else "verbs"
+
+
+def broken(module: str) -> list[str]:
+    """Return the imports of a module that the order does not allow."""
+    here = floor_of(module)
+    wrong = []
+    for other in sorted(imports_of(MODULES[module]) - {"lora_ft"}):
+        if other.split(".")[0] != "lora_ft":
+            wrong.append(other)
+            continue
+        there = floor_of(other)
+        if here == there == "verbs":
+            if module != other and (module.split(".")[1], other.split(".")[1]) not in BETWEEN_VERBS:
+                wrong.append(other)
+        elif ORDER.index(there) > ORDER.index(here):
+            wrong.append(other)
+    return wrong
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - FRONT))
+def test_a_module_imports_only_from_its_package_and_those_below(module: str) -> None:
+    assert broken(module) == []
+
+
+def test_every_package_has_its_place_in_the_order() -> None:
+    packages = {path.parent.name for path in (ROOT / "lora_ft").glob("*/__init__.py")} | {"export"}
+    assert packages == set(ORDER) - {"verbs"}
+
+
+def test_pairs_of_verbs_are_in_use() -> None:
+    for verb, other in BETWEEN_VERBS:
+        assert f"lora_ft.{other}" in imports_of(MODULES[f"lora_ft.{verb}"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
+from lora_ft.export.runtime import Generator
+from tests.export.oracle import make_bundle, redraw
 from tests.tiny import save_tiny_t5
 
 # How long an example takes says more of the machine's other jobs than of the code. CI tries the same examples each
@@ -106,3 +109,27 @@ def tiny_row(i: int, split: str) -> dict[str, str]:
     letters = string.ascii_lowercase
     word = "".join(letters[(i * k + len(split)) % 26] for k in range(1, 4 + i % 9))
     return {"text": f"{split[0]} {word}", "answer": word[::-1][: 3 + i % 5]}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return redraw(save_tiny_t5(tmp_path_factory.mktemp("checkpoint") / "tiny"), seed=4, end=1.5)
+
+
+@pytest.fixture(scope="session")
+def published(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `checkpoint`, only to be read."""
+    out = tmp_path_factory.mktemp("published") / "bundle"
+    make_bundle(checkpoint, out)
+    return out
+
+
+@pytest.fixture
+def bundle(published: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(published, tmp_path / "copy" / "bundle")
+
+
+@pytest.fixture(scope="session")
+def generator(published: Path) -> Generator:
+    return Generator.load(published, threads=1)

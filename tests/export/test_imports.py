@@ -1,4 +1,7 @@
-"""A bundle runs where torch, transformers and the rest of training are not installed."""
+"""A bundle runs where torch, transformers and the rest of training are not installed.
+
+`lora_ft.export` imports nothing of the project but `lora_ft.core`, and neither imports what only training needs.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,11 @@ import json, sys
 from lora_ft.export.runtime import Generator
 print(json.dumps(Generator.load(sys.argv[2], threads=1).generate(json.loads(sys.argv[3]))))
 """
-MODULES = sorted(
+EXPORT = sorted(
     "lora_ft." + ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "export").rglob("*.py")
 )
+CORE = sorted(f"lora_ft.core.{path.stem}" for path in (ROOT / "lora_ft" / "core").glob("[!_]*.py"))
 
 
 def python(script: str, *args: str) -> str:
@@ -46,12 +50,12 @@ def python(script: str, *args: str) -> str:
 
 
 def test_building_and_running_a_bundle_imports_nothing_of_training(published: Path) -> None:
-    script = GENERATE + f"for name in {MODULES}: __import__(name)\nprint(json.dumps(sorted(sys.modules)))"
+    script = GENERATE + f"for name in {EXPORT + CORE}: __import__(name)\nprint(json.dumps(sorted(sys.modules)))"
     _, imported = python(script, "[]", str(published), json.dumps(TEXTS)).splitlines()
     names = json.loads(imported)
     assert {"lora_ft.export", "onnx", "onnxruntime"} <= set(names)
     assert not {name.split(".")[0] for name in names} & set(TRAINING)
-    assert {name for name in names if name.startswith("lora_ft")} - {"lora_ft"} == set(MODULES)
+    assert {name for name in names if name.startswith("lora_ft")} - {"lora_ft", "lora_ft.core"} == {*EXPORT, *CORE}
 
 
 def test_a_bundle_runs_without_what_training_and_export_need(published: Path, generator: Generator) -> None:
@@ -74,20 +78,39 @@ def test_a_graph_is_built_without_training(checkpoint: Path) -> None:
     assert int(python(script, json.dumps(TRAINING), str(checkpoint))) > 10
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_no_module_names_training_in_an_import(name: str) -> None:
-    path = ROOT.joinpath(*name.split(".")[1:])
+@pytest.mark.parametrize("name", EXPORT)
+def test_export_imports_only_core_and_the_packages_that_it_needs(name: str) -> None:
+    allowed = {"numpy", "onnxruntime", "tokenizers"}
+    if not name.startswith("lora_ft.export.runtime"):
+        allowed |= {"onnx", "safetensors"}
+    ours, others = imports_of(name, everywhere=True)
+    assert all(module.startswith(("lora_ft.export", "lora_ft.core")) for module in ours)
+    assert others <= allowed
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_core_imports_only_core_and_what_the_base_install_has(name: str) -> None:
+    ours, others = imports_of(name, everywhere=False)
+    assert all(module.startswith("lora_ft.core") for module in ours)
+    assert others <= {"numpy", "tokenizers"}
+
+
+def imports_of(name: str, *, everywhere: bool) -> tuple[set[str], set[str]]:
+    """Return the modules of the project, and the other packages but Python's own, that a module imports.
+
+    Args:
+        name: Dotted name of the module.
+        everywhere: Also count imports within functions, which run only where they are called.
+    """
+    path = ROOT.joinpath(*name.split("."))
     source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+    tree = ast.parse(source)
     named = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             named |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             named.add(str(node.module))
-    allowed = {"numpy", "onnxruntime", "tokenizers"}
-    if not name.startswith("lora_ft.export.runtime"):
-        allowed |= {"onnx", "safetensors"}
     ours = {module for module in named if module.split(".")[0] == "lora_ft"}
-    assert all(module.startswith("lora_ft.export") for module in ours)
-    assert {module.split(".")[0] for module in named - ours} - set(sys.stdlib_module_names) <= allowed
+    return ours, {module.split(".")[0] for module in named - ours} - set(sys.stdlib_module_names)

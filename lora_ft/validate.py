@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,8 +126,8 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
             faults,
             "lengths.target",
             task.lengths.target,
-            lambda name=name: encode(splits[name], tokenizer, task.lengths, name),
-        )  # type: ignore[misc]
+            partial(encode, splits[name], tokenizer, task.lengths, name),
+        )
     faults += obstacles(task, base.config, splits)
     invalid = _try(faults, "evaluate.json_schema", task.evaluate.json_schema, lambda: _invalid(task, splits))
     counts = label_counts(task, splits)

@@ -96,3 +96,9 @@ def test_every_package_has_its_place_in_the_order() -> None:
 def test_pairs_of_verbs_are_in_use() -> None:
     for verb, other in BETWEEN_VERBS:
         assert f"lora_ft.{other}" in imports_of(MODULES[f"lora_ft.{verb}"])
+
+
+def test_the_map_of_contributing_is_the_order() -> None:
+    lines = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
+    packages = [line.split("`")[1].rstrip("/").removeprefix("lora_ft/") for line in lines if line.startswith("| `")]
+    assert [name.replace("*.py", "verbs") for name in packages] == list(ORDER)

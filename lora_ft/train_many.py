@@ -23,7 +23,7 @@ from lora_ft.multi_lora.dashboard import Dashboard, SilentDashboard
 from lora_ft.multi_lora.engine import Engine, LocalEngine, TrainingSite
 from lora_ft.multi_lora.group_job import GroupJob
 from lora_ft.multi_lora.planner import Chosen, MemoryNeed, balanced_size, lines, plan_groups, require_groupable
-from lora_ft.multi_lora.record import RECORD, WORK
+from lora_ft.runs.group_record import RECORD, WORK
 from lora_ft.runs.run import TASK, Run, is_run, unfinished
 from lora_ft.tasks.schema import AUTO, Task
 from lora_ft.training.compute_dtype import ComputeDtype

@@ -17,9 +17,9 @@ from lora_ft.multi_lora.dashboard import Dashboard
 from lora_ft.multi_lora.group import AdapterGroup
 from lora_ft.multi_lora.group_member import MemberTrainer, publish
 from lora_ft.multi_lora.peft_adapter import make_adapter
-from lora_ft.multi_lora.record import WORK
 from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
 from lora_ft.multi_lora.stacked_weights import StackedWeights
+from lora_ft.runs.group_record import WORK
 from lora_ft.runs.run import unfinished
 from lora_ft.tasks.schema import Task
 from lora_ft.training.plan import Plan

@@ -22,8 +22,8 @@ from lora_ft.multi_lora.group_job import GroupJob
 from lora_ft.multi_lora.progress_server import WAITING, GroupDashboard, ProgressActor
 from lora_ft.multi_lora.ray_node import RayNode, ResourceRequest, examine
 from lora_ft.multi_lora.ray_worker import Result, train_here
-from lora_ft.multi_lora.record import WORK
 from lora_ft.multi_lora.storage import Storage
+from lora_ft.runs.group_record import WORK
 from lora_ft.runs.run import TASK, is_run, unfinished
 from lora_ft.tasks.files import save_task
 

@@ -18,8 +18,8 @@ from lora_ft.multi_lora.group_member import describe
 from lora_ft.multi_lora.leased_snapshots import LeasedSnapshots
 from lora_ft.multi_lora.progress_server import RemoteProgress
 from lora_ft.multi_lora.ray_node import ResourceRequest
-from lora_ft.multi_lora.record import RECORD
 from lora_ft.multi_lora.storage import Storage
+from lora_ft.runs.group_record import RECORD
 
 _EVERY = 0.5  # seconds between reports
 

@@ -19,7 +19,7 @@ from lora_ft.core.ownership import foreign_reason
 from lora_ft.core.progress import Progress
 from lora_ft.core.staging import tidy
 from lora_ft.data.row_record import RowRecord
-from lora_ft.multi_lora.record import require_no_pack
+from lora_ft.runs.group_record import require_no_pack
 from lora_ft.runs.run import CLAIM, CURVES, LOG, RESUME, TASK, is_run, unfinished
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import AUTO, SPLITS, Task

@@ -72,6 +72,10 @@ OPTIONS = (
     {"no_repeat_ngram_size": 2, "min_new_tokens": 4},
     {"prompt_lookup": True},
 )
+PUBLIC = """
+from lora_ft.export.runtime import native_session
+native_session.is_available = lambda: False
+"""
 VERBS = ("generate", "chat", "verify", "doctor", "export", "train", "bank", "evaluate")
 
 
@@ -142,14 +146,20 @@ def test_every_command_has_help(interpreter: Sequence[str], verb: str) -> None:
     assert "Usage:" in python(interpreter, COMMAND, *verb.split(), "--help")
 
 
-def test_every_way_of_decoding_gives_the_same_text(interpreter: Sequence[str], bundle: Path) -> None:
+@pytest.mark.parametrize("names", ["", PUBLIC], ids=["private", "public"])
+def test_every_way_of_decoding_gives_the_same_text(interpreter: Sequence[str], bundle: Path, names: str) -> None:
+    """By the private names of onnxruntime, and where a version lacks them."""
     from lora_ft.export.runtime import Generator
 
     here = Generator.load(bundle, threads=1)
     expected = [here.generate(TEXTS, **options) for options in OPTIONS]
-    assert json.loads(python(interpreter, RUN + GENERATE, str(bundle), json.dumps(TEXTS), json.dumps(OPTIONS))) == (
-        expected
-    )
+    arguments = str(bundle), json.dumps(TEXTS), json.dumps(OPTIONS)
+    assert json.loads(python(interpreter, RUN + names + GENERATE, *arguments)) == expected
+
+
+def test_private_names_of_onnxruntime_exist(interpreter: Sequence[str]) -> None:
+    script = "from lora_ft.export.runtime import native_session\nprint(native_session.is_available())"
+    assert python(interpreter, RUN + script).strip() == "True"
 
 
 def test_the_layout_single_answers_padded_rows_as_pytorch_does(

@@ -33,6 +33,7 @@ from benchmarks.studies.command import run_command
 from benchmarks.studies.sharing import memory
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import write_json
+from lora_ft.export.runtime.native_session import run_named
 from lora_ft.export.runtime.safetensors_file import map_tensors, write_tensors
 from lora_ft.export.runtime.session import open_session, ort_value
 
@@ -116,7 +117,7 @@ class Step:
 
     def __init__(self, bank: Path, rows: int) -> None:
         session = open_session(bank / f"{_GRAPH}.onnx")
-        self._session, sizes = session._sess, {"q": 1, "s": _SOURCE, "room": _ROOM}
+        self._session, sizes = session, {"q": 1, "s": _SOURCE, "room": _ROOM}
         known = {"lengths": np.array([_PAST]), "early": np.array(False)}
         self._own = {}
         for entry in session.get_inputs():
@@ -127,9 +128,7 @@ class Step:
 
     def run(self, given: Mapping[str, ort.OrtValue], options: ort.RunOptions | None) -> np.ndarray:
         """The next token of each row [rows, 1]."""
-        feeds = {name: value._ortvalue for name, value in {**self._own, **given}.items()}
-        # onnxruntime's own wrapper would miss the inputs that an active adapter brings
-        return self._session.run_with_ort_values(feeds, _WANTED, options)[0].numpy()
+        return run_named(self._session, {**self._own, **given}, _WANTED, options)[0]
 
 
 def write_files(folder: Path, arrays: Mapping[str, np.ndarray], form: str, count: int) -> float:

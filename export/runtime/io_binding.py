@@ -8,12 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
+from lora_ft.export.runtime.native_session import bind
 from lora_ft.export.runtime.session import ort_value
 
-RUN = ort.RunOptions()
-# After such a run ONNX Runtime gives the memory that it took and does not use back to the system.
-GIVING_BACK = ort.RunOptions()
-GIVING_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 Edit = Callable[[np.ndarray], None]  # changes scores [b, vocabulary] in place
 
 
@@ -36,26 +33,19 @@ class BoundSession:
         given: Mapping[str, np.ndarray],
         device: str,
     ) -> None:
-        # onnxruntime's own wrapper looks an option up first, by way of an exception: 50 µs
-        self._run = session._sess.run_with_iobinding
         self._given = {name: np.array(array) for name, array in given.items()}
-        self._values = {name: ort_value(array) for name, array in self._given.items()}
-        self._copied = device != "cpu"
-        self._kept = {**fixed, **made}
-        self._binding = session.io_binding()._iobinding
-        for name, value in {**fixed, **self._values}.items():
-            self._binding.bind_ortvalue_input(name, value._ortvalue)
-        for name, value in made.items():
-            self._binding.bind_ortvalue_output(name, value._ortvalue)
+        values = {name: ort_value(array) for name, array in self._given.items()}
+        self._kept = {**fixed, **made, **values}
+        binding = bind(session, {**fixed, **values}, made, copied=() if device == "cpu" else list(values))
+        self._run, self._copies = binding.run, binding.copies
 
     def run(self, *given: np.ndarray | bool) -> None:
         """Fill the bound memory for these inputs, in the order of `given`."""
         for array, new in zip(self._given.values(), given, strict=True):
             array[...] = new
-        if self._copied:
-            for name, value in self._values.items():
-                self._binding.bind_ortvalue_input(name, value._ortvalue)  # which copies it there
-        self._run(self._binding, RUN)
+        for copy in self._copies:
+            copy()
+        self._run()
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from lora_ft.core.hardware import allowed_cpus
 
 # MatMulInteger: x uint8 [4,64] times the constant int8 [64,16] that is 127 everywhere, as made by
 # tests/export/runtime/test_session.py
-_PRODUCT = base64.b64decode(
+PRODUCT_MODEL = base64.b64decode(
     "CAo6lgEKLAoBcxIBdyIPQ29uc3RhbnRPZlNoYXBlKhMKBXZhbHVlKgcIARADSgF/oAEEChgKAXgKAXcSAXkiDU1hdE11bEludGVnZXIS"
     "B3Byb2R1Y3QqGQgCEAdCAXNKEEAAAAAAAAAAEAAAAAAAAABaEwoBeBIOCgwIAhIICgIIBAoCCEBiEwoBeRIOCgwIBhIICgIIBAoCCBBCBAoAEBI="
 )
@@ -127,7 +127,7 @@ def _trouble(provider: str) -> str:
         return ""
     with _log_level(_FATAL), contextlib.redirect_stdout(io.StringIO()) as said:
         ort.preload_dlls()  # CUDA's, where they were installed as packages
-        session = ort.InferenceSession(_PRODUCT, providers=[PROVIDERS[provider]])
+        session = ort.InferenceSession(PRODUCT_MODEL, providers=[PROVIDERS[provider]])
     if session.get_providers()[0] == PROVIDERS[provider]:
         return ""
     return next((line for line in said.getvalue().splitlines() if line.strip("* ")), "it does not say why")
@@ -160,6 +160,6 @@ def _products_are_exact() -> bool:
     On x86 without VNNI their sums overflow 16 bits, unless ONNX Runtime is told to take another way, which on
     processors with VNNI would take twice the time.
     """
-    session = ort.InferenceSession(_PRODUCT, _options(1), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(PRODUCT_MODEL, _options(1), providers=["CPUExecutionProvider"])
     (made,) = session.run(None, {"x": np.full((4, 64), 255, np.uint8)})
     return bool((made == 255 * 127 * 64).all())

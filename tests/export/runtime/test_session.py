@@ -57,7 +57,7 @@ def product() -> onnx.ModelProto:
 
 
 def test_the_product_that_the_processor_is_asked_for_is_the_one_that_overflows() -> None:
-    assert onnx.load_from_string(module._PRODUCT) == product()
+    assert onnx.load_from_string(module.PRODUCT_MODEL) == product()
 
 
 @pytest.mark.parametrize("exact", [True, False])

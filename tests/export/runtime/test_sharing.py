@@ -22,7 +22,7 @@ import pytest
 import lora_ft.export.runtime.model as model_module
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.decoding import prompt_lookup
-from lora_ft.export.runtime.io_binding import GIVING_BACK
+from lora_ft.export.runtime.native_session import SHRINK_ARENA, run_positional
 from tests.export.banks import draw_adapter, make_bank, member, merged
 
 TEXTS = ["say: a", "hello there", "some words, and then some more of them", "X", "a b a b a b", "", "x" * 60]
@@ -224,14 +224,14 @@ def test_what_a_large_call_put_out_goes_back_with_the_next_one(
 ) -> None:
     generator = Generator.load(published, threads=1)
     generator.generate("a")
-    session, runs = generator.model._session("encoder"), list[bool]()
+    runs = list[bool]()
 
-    class Spy:
-        def run_with_ortvaluevector(self, run: Any, *rest: Any) -> None:
-            runs.append(run is GIVING_BACK)
-            session.run_with_ortvaluevector(run, *rest)
+    def spy(*arguments: Any, options: Any) -> Any:
+        if arguments[0] is generator.model._session("encoder"):
+            runs.append(options is SHRINK_ARENA)
+        return run_positional(*arguments, options=options)
 
-    monkeypatch.setitem(generator.model._sessions, "encoder", Spy())
+    monkeypatch.setattr(model_module, "run_positional", spy)
     rows, length, width = 1, 40, 2 * 2 * 3 * 8  # keys and values of 2 layers with 3 heads of 8
     monkeypatch.setattr(model_module, "_LARGE", 4 * rows * length * width - 1)
     ids = np.full((rows, length), 7)

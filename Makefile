@@ -7,7 +7,7 @@ NODE   ?= .node
 BIN    := $(VENV)/bin
 PIP    := -m pip install -qq --disable-pip-version-check
 
-.PHONY: help quickstart test test-fast fuzz test-transformers4 test-oldest test-transformers-js lint format install clean
+.PHONY: help quickstart test test-fast fuzz test-transformers4 test-oldest test-transformers-js lint format docs install clean
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
@@ -40,6 +40,11 @@ lint: install ## ruff and mypy
 format: install ## let ruff format and mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: install ## the documentation, in build/site (open index.html)
+	@$(BIN)/python $(PIP) -c constraints.txt -e '.[docs]'
+	@$(BIN)/python -m docs.generators
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 install: $(BIN)/.installed ## the environment in .venv, at the versions of constraints.txt
 

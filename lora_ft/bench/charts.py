@@ -10,8 +10,8 @@ import numpy as np
 
 from lora_ft.bench import tables
 from lora_ft.bench.report import BenchReport, Case, Load
-from lora_ft.bench.svg import Axis, Plot, Point, Rule, Series
 from lora_ft.bench.tables import SHARES, milliseconds, name_of, number, percent, seconds_of
+from lora_ft.reports.svg import Axis, Plot, Point, Rule, Series
 
 _WIDE = 5  # values that differ by more than so many times are drawn on a logarithmic axis
 

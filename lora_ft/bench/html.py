@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lora_ft.bench.charts import charts
 from lora_ft.bench.report import BenchReport
-from lora_ft.bench.svg import STYLE, Plot, svg
 from lora_ft.bench.tables import facts, method, sections, warnings
 from lora_ft.reports.html import aside, document, escape, section, table
+from lora_ft.reports.svg import STYLE, Plot, svg
 
 _VERDICTS = {"stable": "Rounds agree.", "unstable": "Rounds disagree; the warnings say where."}
 

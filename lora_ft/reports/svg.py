@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lora_ft.bench.axes import Scale, bounds, drawable, number, ticks
+from lora_ft.reports.axes import Scale, bounds, drawable, number, ticks
 from lora_ft.reports.html import escape
 
 WIDTH, HEIGHT = 420, 225  # of a chart with its margins; of the area that data is drawn in

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.bench.axes import drawable
-from lora_ft.bench.svg import DARK, LIGHT, WIDTH, Axis, Plot, Point, Rule, Series, place, shortened, svg, width
+from lora_ft.reports.axes import drawable
+from lora_ft.reports.svg import DARK, LIGHT, WIDTH, Axis, Plot, Point, Rule, Series, place, shortened, svg, width
 
 AREA = (0.0, 0.0, 400.0, 200.0)
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn", "Co")), max_size=60)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from lora_ft.bench.axes import Scale, bounds, drawable, number, ticks
+from lora_ft.reports.axes import Scale, bounds, drawable, number, ticks
 
 finite = st.floats(-1e12, 1e12, allow_subnormal=False)
 lists = st.lists(finite, min_size=1, max_size=20)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from lora_ft.bench.report import BenchReport
-from lora_ft.bench.svg import LIGHT, STYLE, Axis, Plot, Point, Series, svg
+from lora_ft.reports.svg import LIGHT, STYLE, Axis, Plot, Point, Series, svg
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 _PROJECTS = {

@@ -11,10 +11,10 @@ from typing import Any
 
 import typer
 
-from lora_ft.cli.failures import run_safely
-from lora_ft.cli.output import prepare_streams
 from lora_ft.core.errors import UsageError
+from lora_ft.core.failures import run_safely
 from lora_ft.core.output_paths import refuse_file
+from lora_ft.core.streams import prepare_streams
 
 
 def run_command(main: Callable[..., Any]) -> None:

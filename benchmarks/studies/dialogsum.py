@@ -17,12 +17,12 @@ from benchmarks.studies.command import run_command
 from lora_ft.bench.models import BenchModel
 from lora_ft.bench.run import measure as bench
 from lora_ft.bench.suite import Suite
-from lora_ft.cli.screen import Screen
 from lora_ft.core.files import folder_size, write_json
 from lora_ft.doctor import environment
 from lora_ft.evaluate import evaluate
 from lora_ft.export_onnx import export
 from lora_ft.merge import merge
+from lora_ft.reports.screen import Screen
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 

@@ -16,13 +16,13 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.studies.command import run_command
-from lora_ft.cli.screen import Screen
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import folder_size, read_json, write_json
 from lora_ft.core.progress import Progress
 from lora_ft.data.splits import load_splits
 from lora_ft.doctor import environment
 from lora_ft.evaluate import Evaluation, evaluate
+from lora_ft.reports.screen import Screen
 from lora_ft.reports.terminal import console, table
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import Task

@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.studies.command import run_command
-from lora_ft.cli.screen import Screen
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import read_json, write_json, write_text
 from lora_ft.core.hardware import cores
@@ -28,6 +27,7 @@ from lora_ft.evaluate import evaluate
 from lora_ft.evaluation.metrics import measure as measured
 from lora_ft.evaluation.metrics.structured import SAME_VALUE, VALID
 from lora_ft.reports.markdown import interval, table
+from lora_ft.reports.screen import Screen
 from lora_ft.runs.run import PREDICTIONS, Run, is_run
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 
-from lora_ft.cli.failures import run_safely
-from lora_ft.cli.output import prepare_streams
+from lora_ft.core.failures import run_safely
+from lora_ft.core.streams import prepare_streams
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from lora_ft.cli.choices import SplitChoice
-from lora_ft.cli.output import is_terminal, say
 from lora_ft.core.printable import printable
+from lora_ft.core.streams import is_terminal, say
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look through the adapters in a folder of runs.")
 
@@ -102,9 +102,9 @@ def merge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Combine adapters into one, and score it on the validation rows of every task beside the task's own adapter."""
-    from lora_ft.cli.screen import Screen
     from lora_ft.merge_adapters import combine as job
     from lora_ft.models.peft_adapter import open_adapter
+    from lora_ft.reports.screen import Screen
     from lora_ft.reports.terminal import console, shorten, table
     from lora_ft.tasks.files import load_task
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lora_ft.cli.output import say
-from lora_ft.cli.screen import Screen
+from lora_ft.core.streams import say
+from lora_ft.reports.screen import Screen
 
 app = typer.Typer(
     no_args_is_help=True,

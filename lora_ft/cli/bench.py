@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from lora_ft.cli.choices import Overwrite
-from lora_ft.cli.screen import Screen
+from lora_ft.reports.screen import Screen
 
 
 class _RunByDefault(TyperGroup):

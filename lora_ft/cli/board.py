@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from rich.console import Group
 from rich.table import Table
 
-from lora_ft.cli.screen import LINE_EVERY, Screen
 from lora_ft.multi_lora.dashboard import AdapterStatus
+from lora_ft.reports.screen import LINE_EVERY, Screen
 from lora_ft.reports.terminal import distinct, shorten, table
 
 

@@ -9,8 +9,8 @@ import typer
 
 from lora_ft.cli import hub
 from lora_ft.cli.choices import Out, Overwrite, SplitChoice
-from lora_ft.cli.output import say
-from lora_ft.cli.screen import Screen
+from lora_ft.core.streams import say
+from lora_ft.reports.screen import Screen
 
 
 def export(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from lora_ft.cli.output import is_terminal, say, stdin_lines
-from lora_ft.cli.screen import Screen
 from lora_ft.core.printable import printable
+from lora_ft.core.streams import is_terminal, say, stdin_lines
+from lora_ft.reports.screen import Screen
 
 if TYPE_CHECKING:
     from lora_ft.chat import Conversation, Event

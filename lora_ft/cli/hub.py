@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_ft.cli.output import say
-from lora_ft.cli.screen import Screen
+from lora_ft.core.streams import say
+from lora_ft.reports.screen import Screen
 
 if TYPE_CHECKING:
     from lora_ft.push import Destination

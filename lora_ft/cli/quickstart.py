@@ -11,7 +11,6 @@ from lora_ft.bench.models import BenchModel
 from lora_ft.bench.report import BenchReport
 from lora_ft.bench.run import PAGE, measure
 from lora_ft.bench.suite import Suite
-from lora_ft.cli.screen import Screen
 from lora_ft.core.files import folder_size
 from lora_ft.core.hub import hub_trouble
 from lora_ft.data.splits import Example, load_splits
@@ -21,6 +20,7 @@ from lora_ft.generate import generate
 from lora_ft.merge import merge
 from lora_ft.models.bases import OFFLINE
 from lora_ft.models.loading import open_model
+from lora_ft.reports.screen import Screen
 from lora_ft.reports.terminal import console, show_pairs, table
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train

@@ -14,9 +14,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from lora_ft.cli.output import answer, is_terminal, stdin_lines
 from lora_ft.core.errors import UsageError
 from lora_ft.core.files import write_text
+from lora_ft.core.streams import answer, is_terminal, stdin_lines
 from lora_ft.core.tokenizer import whole
 from lora_ft.data.formats.content import content_of, kind_of_file
 from lora_ft.data.readers import is_readable, read_rows

@@ -12,7 +12,7 @@ import typer
 
 from lora_ft.cli import hub
 from lora_ft.cli.choices import EngineChoice, GoOnFrom, going_on_from
-from lora_ft.cli.screen import Screen
+from lora_ft.reports.screen import Screen
 
 if TYPE_CHECKING:
     from lora_ft.multi_lora.engine import Engine

@@ -14,9 +14,9 @@ from lora_ft.cli import adapters, bank, bench, hub
 from lora_ft.cli.bundles import export, verify
 from lora_ft.cli.chat import chat
 from lora_ft.cli.choices import GoOnFrom, Out, Overwrite, SplitChoice, going_on_from
-from lora_ft.cli.output import answer, say
-from lora_ft.cli.screen import Screen
 from lora_ft.cli.train import train
+from lora_ft.core.streams import answer, say
+from lora_ft.reports.screen import Screen
 
 app = typer.Typer(
     name="lora-ft",

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 from rich.table import Table
 
-from lora_ft.cli.failures import explain, run_safely, without_secrets
+from lora_ft.core.failures import explain, run_safely, without_secrets
 from lora_ft.reports.terminal import Console
 from lora_ft.runs.run import Run
 

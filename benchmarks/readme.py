@@ -10,8 +10,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import run_command
 from benchmarks.studies.bank import tables as bank_tables
-from benchmarks.studies.command import run_command
 from lora_ft.bench.report import BenchReport
 from lora_ft.bench.training import TrainingReport
 from lora_ft.core.files import write_text

@@ -29,7 +29,7 @@ import numpy as np
 import onnxruntime as ort
 import typer
 
-from benchmarks.studies.command import run_command
+from benchmarks.command import run_command
 from benchmarks.studies.sharing import memory
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import write_json

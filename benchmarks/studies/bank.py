@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.studies.command import run_command
+from benchmarks.command import run_command
 from benchmarks.studies.sharing import memory
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import write_json

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.studies.command import run_command
+from benchmarks.command import run_command
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.models.bases import find_base

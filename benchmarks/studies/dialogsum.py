@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.studies.command import run_command
+from benchmarks.command import run_command
 from lora_ft.bench.models import BenchModel
 from lora_ft.bench.run import measure as bench
 from lora_ft.bench.suite import Suite

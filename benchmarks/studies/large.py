@@ -17,7 +17,7 @@ import torch
 import typer
 from transformers import T5Config, T5ForConditionalGeneration
 
-from benchmarks.studies.command import run_command
+from benchmarks.command import run_command
 from lora_ft.core.files import folder_size, write_json
 from lora_ft.doctor import environment
 from lora_ft.export_onnx import export

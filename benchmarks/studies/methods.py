@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.studies.command import run_command
+from benchmarks.command import run_command
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import folder_size, read_json, write_json
 from lora_ft.core.progress import Progress

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.studies.command import run_command
+from benchmarks.command import run_command
 from lora_ft.core.files import write_json
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.memory import device_memory, keep_freed_memory

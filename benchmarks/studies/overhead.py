@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.studies.command import run_command
+from benchmarks.command import run_command
 from lora_ft.core.files import write_json
 from lora_ft.doctor import environment
 from lora_ft.export.runtime import Generator

@@ -23,7 +23,7 @@ import onnx
 import onnxruntime as ort
 import typer
 
-from benchmarks.studies.command import run_command
+from benchmarks.command import run_command
 from lora_ft.bench.roofline import MEMORY, read_bandwidth, stored_bytes
 from lora_ft.core.files import write_json
 from lora_ft.doctor import environment

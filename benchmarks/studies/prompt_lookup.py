@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.studies.command import run_command
+from benchmarks.command import run_command
 from lora_ft.core.files import write_json
 from lora_ft.data.splits import load_splits
 from lora_ft.doctor import environment

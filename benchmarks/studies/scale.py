@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.studies.command import refuse_other, run_command
+from benchmarks.command import refuse_other, run_command
 from lora_ft.core.files import read_json, write_text
 from lora_ft.multi_lora.planner import MemoryNeed, balanced_size, memory
 from lora_ft.reports.markdown import table

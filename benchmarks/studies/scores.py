@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.studies.command import run_command
+from benchmarks.command import run_command
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import read_json, write_json, write_text
 from lora_ft.core.hardware import cores

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.studies.command import run_command
+from benchmarks.command import run_command
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import write_json
 from lora_ft.doctor import environment

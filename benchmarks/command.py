@@ -1,4 +1,4 @@
-"""`python -m benchmarks.NAME`: a function as a command that fails as `lora-ft` does, in one line."""
+"""Run a study as a command: one option for each parameter, and errors as one line, as `lora-ft` prints them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every measurement of the project as a command."""
+"""Studies as commands: their entry, their errors, and the files that they may replace."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from pathlib import Path
 import pytest
 
 import benchmarks
-from benchmarks.studies.command import is_results
+from benchmarks.command import is_results
 
 
-def test_no_study_has_another_entry() -> None:
-    for path in Path(benchmarks.__path__[0]).glob("*.py"):
-        if path.stem not in ("worker", "training_worker"):
-            assert "typer.run" not in path.read_text(encoding="utf-8")
+def test_every_study_runs_through_run_command() -> None:
+    for path in Path(benchmarks.__path__[0]).rglob("*.py"):
+        assert "typer.run" not in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("study", ["lookup", "overhead"])
-def test_a_missing_model_is_one_line(study: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", f"benchmarks.{study}", str(tmp_path / "none"), str(tmp_path / "nothing")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("study", ["prompt_lookup", "overhead"])
+def test_a_missing_model_fails_with_one_line(study: str, tmp_path: Path) -> None:
+    done = run_study(f"benchmarks.studies.{study}", tmp_path / "none", tmp_path / "nothing")
     assert done.returncode == 2
     assert re.fullmatch(r"error: .*none.*\n", done.stderr)
 
@@ -36,17 +34,17 @@ def run_study(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     "content",
     ["my diary", '{"environment": {"os": "Linux"}}', '{"version": 1, "tasks": {}}', '{"tasks": [1]}', "[" * 9000, "[]"],
 )
-def test_a_file_of_others_is_no_result_of_a_study(content: str) -> None:
+def test_other_files_are_not_results(content: str) -> None:
     assert not is_results(content.encode())
 
 
 def test_results_of_every_study_are_recognized() -> None:
-    by_hand = "base_dropout.json"  # it was put together from several runs
+    by_hand = "base_dropout.json"  # assembled from several runs
     for path in (Path(benchmarks.__path__[0]) / "results").glob("*.json"):
         assert is_results(path.read_bytes()) == (path.name != by_hand), path.name
 
 
-def test_a_study_does_not_replace_a_file_of_others(tmp_path: Path) -> None:
+def test_a_study_refuses_to_replace_other_files(tmp_path: Path) -> None:
     diary = tmp_path / "diary.json"
     diary.write_text("my diary", encoding="utf-8")
     done = run_study("benchmarks.studies.sharing", tmp_path / "bundle", "--json", diary)
@@ -63,7 +61,7 @@ def test_a_study_replaces_its_own_results(tmp_path: Path) -> None:
     assert "nothing" in done.stderr  # it got as far as its bundle
 
 
-def test_the_page_of_scale_replaces_no_other_page(tmp_path: Path) -> None:
+def test_the_scale_study_replaces_only_its_own_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# Mine", encoding="utf-8")
     assert run_study("benchmarks.studies.scale", "--out", page).returncode == 2

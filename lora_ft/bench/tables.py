@@ -9,7 +9,7 @@ from functools import partial
 
 from lora_ft.bench.report import BenchReport, Case, EngineReport, Interval, Percentiles
 from lora_ft.bench.statistics import needed
-from lora_ft.reports.html import NONE, Cell, Table
+from lora_ft.reports.table import NONE, Cell, Table
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 

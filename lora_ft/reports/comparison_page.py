@@ -6,7 +6,8 @@ from difflib import SequenceMatcher
 
 from lora_ft.data.words import pieces
 from lora_ft.evaluation.comparison import Comparison, Contender
-from lora_ft.reports.html import Cell, Table, document, escape, section, table
+from lora_ft.reports.html import document, escape, section, table
+from lora_ft.reports.table import Cell, Table
 
 _STYLE = """
 .row { border: 1px solid var(--edge); border-radius: 6px; margin: 0 0 20px; padding: 12px 16px; break-inside: avoid; }

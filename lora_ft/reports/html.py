@@ -3,39 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape as escape_markup
-from typing import NamedTuple
 
 from lora_ft.core.printable import printable
-
-NONE = "–"
-
-
-class Cell(NamedTuple):
-    """A figure. `hint` says more of it; `best` sets it off from its column."""
-
-    text: str
-    hint: str = ""
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells. `words` columns at the left are text, the others figures; `note` says how to read them."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    words: int = 1
-    note: str = ""
-
-    def filled(self) -> Table:
-        """Without the columns that hold nothing in any row, and no reason for it either."""
-        kept = [at for at in range(len(self.columns)) if any(row[at] != Cell(NONE) for row in self.rows)]
-        rows = [[row[at] for at in kept] for row in self.rows]
-        return Table(self.title, [self.columns[at] for at in kept], rows, self.words, self.note)
-
+from lora_ft.reports.table import Cell, Table
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1c1d21; --soft: #5b5f68; --edge: #d9dce1; --shade: #f4f5f7;

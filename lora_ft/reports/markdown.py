@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from lora_ft.core.printable import printable
+from lora_ft.reports.table import Cell, Table
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: int | None = None) -> str:
@@ -19,6 +20,18 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: int |
     rule = ["---" if words is None else ":--" if at < words else "--:" for at in range(len(columns))]
     head, *body = (f"| {' | '.join(row)} |" for row in (columns, *rows))
     return "\n".join([head, f"|{'|'.join(rule)}|", *body])
+
+
+def render_table(content: Table) -> str:
+    """Return the note, the title and the lines of a table, without a newline at the end."""
+    rows = [[_cell(cell) for cell in row] for row in content.rows]
+    lines = table([escaped(heading) for heading in content.columns], rows, words=content.words)
+    note = f"{escaped(content.note)}\n\n" if content.note else ""
+    return f"{note}### {escaped(content.title)}\n\n{lines}"
+
+
+def _cell(cell: Cell) -> str:
+    return f"**{escaped(cell.text)}**" if cell.best else escaped(cell.text)
 
 
 def interval(estimate: Mapping[str, float], *, sign: str = "") -> str:

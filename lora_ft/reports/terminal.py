@@ -9,10 +9,11 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from lora_ft.core.printable import printable
+from lora_ft.reports.table import Table
 
 
 class Console(RichConsole):
@@ -36,17 +37,28 @@ def console() -> Console:
     return Console()
 
 
-def table(*columns: str, title: str = "") -> Table:
+def table(*columns: str, title: str = "") -> RichTable:
     """A plain table; columns after the first are aligned right."""
-    made = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    made = RichTable(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(columns):
         made.add_column(name, justify="left" if i == 0 else "right")
     return made
 
 
+def render_table(content: Table) -> RichTable:
+    """Return a table as the terminal shows it: with its brief headings, and its best cells in bold."""
+    brief = content.brief()
+    rendered = table(*brief.columns, title=brief.title)
+    for column in rendered.columns[1 : brief.words]:
+        column.justify = "left"
+    for row in brief.rows:
+        rendered.add_row(*(Text(printable(cell.text), style="bold" if cell.best else "") for cell in row))
+    return rendered
+
+
 def show_pairs(pairs: Mapping[str, str]) -> None:
     """Names and values, a line each."""
-    made = Table(box=None, pad_edge=False, show_header=False)
+    made = RichTable(box=None, pad_edge=False, show_header=False)
     for name, value in pairs.items():
         made.add_row(name, value)
     console().print(made)

@@ -20,7 +20,8 @@ from lora_ft.deployment.torch_reference import bundle_metadata, references_of
 from lora_ft.export.bundle.assemble import read_model, rescaled
 from lora_ft.export.bundle.bank import BankLayout, add_adapter
 from lora_ft.export.bundle.bank import remove_adapter as take_out
-from lora_ft.export.bundle.publish_bank import base_hash, write_bank
+from lora_ft.export.bundle.publish import base_hash, write_bank
+from lora_ft.export.bundle.source import ExportSource
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.checkpoint.reader import Checkpoint
@@ -98,20 +99,9 @@ def export_bank(
         sentences = list(references_of(oracle.plain(), tokenizer, SENTENCES, origin, progress))
         share = -(-_CALIBRATION_ROWS // len(members))
         samples: list[Sample] = [sample for one in members for sample in one.samples[:share]]
-        reports = write_bank(
-            common.folder,
-            tokenizer,
-            origin,
-            sentences,
-            sentences[0],
-            members,
-            out,
-            precision=chosen,
-            samples=samples,
-            scaled=is_scaled(oracle.plain()),
-            overwrite=overwrite,
-            progress=progress.stage,
-        )
+        scaled = is_scaled(oracle.plain())
+        source = ExportSource(common.folder, tokenizer, origin, sentences, sentences[0], samples, scaled)
+        reports = write_bank(source, members, out, precision=chosen, overwrite=overwrite, progress=progress.stage)
         return Shelved(out, str(chosen), folder_size(out), reports)
 
 

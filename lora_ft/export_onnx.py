@@ -28,7 +28,8 @@ from lora_ft.deployment.torch_reference import (
     scores_of,
 )
 from lora_ft.export.bundle.assemble import BundleMetadata
-from lora_ft.export.bundle.publish import take_last, write_bundle
+from lora_ft.export.bundle.publish import Selection, take_last, write_bundle
+from lora_ft.export.bundle.source import ExportSource
 from lora_ft.export.layouts import LAYOUTS, RECORD, differences, unsupported
 from lora_ft.export.onnx.precision import FP32, candidates, parse
 from lora_ft.export.parity import Report, compare
@@ -136,19 +137,21 @@ def export(
             judge = _judge(task, examples[:score_rows], precision, max_drop, force, progress)
             if judge and precision == AUTO and verify_split == "test":
                 progress.note("warning: test rows choose the precision; its scores on them will flatter")
-        published = write_bundle(
+        source = ExportSource(
             folder,
             tokenizer,
             origin,
-            references_of(model, tokenizer, prompts, origin, progress),
-            next(references_of(model, tokenizer, SENTENCES, origin, progress)),
+            references=references_of(model, tokenizer, prompts, origin, progress),
+            probe=next(references_of(model, tokenizer, SENTENCES, origin, progress)),
+            samples=samples_of(task, tokenizer, own_generation(model).special.start, progress),
+            scaled=is_scaled(model),
+        )
+        published = write_bundle(
+            source,
             out,
+            selection=Selection(precisions, judge or take_last),
             layout=layout,
             triton=triton,
-            scaled=is_scaled(model),
-            precisions=precisions,
-            samples=samples_of(task, tokenizer, own_generation(model).special.start, progress),
-            choose=judge or take_last,
             overwrite=overwrite,
             progress=progress.stage,
         )

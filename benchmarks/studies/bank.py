@@ -32,7 +32,8 @@ from lora_ft.doctor import environment
 from lora_ft.export.bundle.adapter_slots import LowRank
 from lora_ft.export.bundle.assemble import read_model
 from lora_ft.export.bundle.bank import BankAdapter, BankLayout, locked, store
-from lora_ft.export.bundle.publish_bank import write_bank
+from lora_ft.export.bundle.publish import write_bank
+from lora_ft.export.bundle.source import ExportSource
 from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.checkpoint.reader import Checkpoint
 from lora_ft.export.onnx.precision import parse
@@ -123,18 +124,8 @@ def make_bank(base: Base, out: Path, precision: str, rank: int, targets: Sequenc
     sentences, own = answers(plain), answers(changed)
     samples = tuple(samples_of(None, tokenizer, special.start, Silent()))
     member = BankAdapter("a0", adapter, origin, tokenizer, lambda: own, Probe.of(own[0], special), samples)
-    write_bank(
-        base.folder,
-        tokenizer,
-        origin,
-        sentences,
-        sentences[0],
-        [member],
-        out,
-        precision=parse(precision),
-        samples=samples,
-        scaled=is_scaled(plain),
-    )
+    source = ExportSource(base.folder, tokenizer, origin, sentences, sentences[0], samples, is_scaled(plain))
+    write_bank(source, [member], out, precision=parse(precision))
 
 
 def fill(base: Base, bank: Path, count: int, rank: int, targets: Sequence[str]) -> None:

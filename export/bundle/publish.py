@@ -1,29 +1,44 @@
-"""A model built in one or several precisions and compared with PyTorch; one of them is published, or none."""
+"""Publish a bundle or a bank: build it in fp32 and in other precisions, compare with PyTorch, seal one of them.
+
+fp32 is always built, because only there do equal graphs give equal tokens: it proves the graphs. What other precisions
+lose against it is measured, and judged by `Selection.choose`. A bank is a bundle whose graphs also take adapters; its
+adapters are added one by one to the finished folder. All happens beside `out`, which appears whole or not at all.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lora_ft.core.files import folder_size, staged_folder
+from lora_ft.core.files import folder_size, sha256, staged_folder
 from lora_ft.core.output_paths import refuse_existing
-from lora_ft.core.tokenizer import Tokenizer
-from lora_ft.export.bundle.assemble import BundleMetadata, assemble, read_model, rescaled, seal
+from lora_ft.export.bundle.adapter_slots import AdapterSlots, MergedWeights, adapted, ranks_of
+from lora_ft.export.bundle.assemble import assemble, seal
+from lora_ft.export.bundle.bank import BankAdapter, BankLayout, add_adapter
 from lora_ft.export.bundle.provenance import properties, stamp
 from lora_ft.export.bundle.sbom import write_sbom
+from lora_ft.export.bundle.source import ExportSource
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.checkpoint.reader import Checkpoint
+from lora_ft.export.checkpoint.weight_files import weight_files
 from lora_ft.export.layouts import check_layout, record_layout, write_layout
 from lora_ft.export.layouts.triton import answer, write_triton
+from lora_ft.export.onnx.lora import Group
 from lora_ft.export.onnx.precision import FP32, Precision
-from lora_ft.export.onnx.smoothquant import Folded, Sample, calibrate
+from lora_ft.export.onnx.smoothquant import Calibration, Fold, Folded, calibrate, joined
 from lora_ft.export.onnx.t5 import T5, Weights
 from lora_ft.export.parity import Probe, Reference, Report, compare, require
 from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.generator import Generator
+
+Progress = Callable[[str], None]  # called with the name of each stage as it begins
+_UNFOLDED = Fold({}, {}, {})
 
 
 @dataclass(frozen=True)
@@ -31,11 +46,11 @@ class Candidate:
     """A bundle that could be published.
 
     Attributes:
-        precision: of it.
-        t5: the model as its graphs were built from it.
-        generator: to try it with.
-        report: how it compares with PyTorch; of fp32, a comparison that passed.
-        bytes: its size.
+        precision: Precision of its weights.
+        t5: The model that its graphs were built from.
+        generator: The loaded bundle.
+        report: Comparison with PyTorch; of fp32, one that passed.
+        bytes: Size of the bundle.
     """
 
     precision: Precision
@@ -47,119 +62,214 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Published:
-    """What was published: its precision, and how it compares with PyTorch."""
+    """The precision that was published, and its comparison with PyTorch."""
 
     precision: Precision
     report: Report
 
 
-# From all candidates, fp32 first: the one to publish, and what to say in the manifest of how it was chosen.
+# From all candidates, fp32 first: the one to publish, and entries for the manifest that explain the choice.
 Choose = Callable[[Sequence[Candidate]], tuple[Candidate, Mapping[str, Any]]]
 
 
 def take_last(candidates: Sequence[Candidate]) -> tuple[Candidate, Mapping[str, Any]]:
-    """The last candidate, unjudged."""
+    """Return the last candidate, without a judgement."""
     return candidates[-1], {}
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Precisions to try, and how to choose among them.
+
+    Attributes:
+        precisions: Precisions to build besides fp32.
+        choose: Returns the candidate to publish, or raises LoraFtError to publish none.
+    """
+
+    precisions: Sequence[Precision] = ()
+    choose: Choose = take_last
+
+
+FP32_ALONE = Selection()
+
+
 def write_bundle(
-    checkpoint: Path,
-    tokenizer: Tokenizer,
-    origin: BundleMetadata,
-    references: Iterable[Reference],
-    probe: Reference,
+    source: ExportSource,
     out: Path,
     *,
+    selection: Selection = FP32_ALONE,
     layout: str = "bundle",
     triton: bool = False,
-    scaled: bool | None = None,
-    precisions: Sequence[Precision] = (FP32,),
-    samples: Iterable[Sample] = (),
-    choose: Choose = take_last,
     overwrite: bool = False,
-    progress: Callable[[str], None] = lambda stage: None,
+    progress: Progress = lambda stage: None,
 ) -> Published:
-    """Build the bundle of a checkpoint in some precisions, compare all with PyTorch and publish one.
+    """Build the bundle of a checkpoint in several precisions, compare all with PyTorch and publish one.
 
     Args:
-        checkpoint: transformers folder (config.json, *.safetensors).
-        tokenizer: the one its prompts are encoded with.
-        origin: what to say of it, and its prompt.
-        references: PyTorch's answers on rows of the task.
-        probe: and on sentences that may travel with the bundle, for `lora-ft verify`.
-        out: folder to make.
-        layout: "bundle", or one of `lora_ft.export.layouts`.
-        triton: around the layout "single", also write a Triton model repository.
-        scaled: whether PyTorch scales the hidden state before the head; by default what config.json says.
-        precisions: to build besides fp32, which is always built, as it proves the graphs.
-        samples: rows to calibrate precisions with that round.
-        choose: picks the one to publish, or raises LoraFtError to publish none.
-        overwrite: replace `out` where it exists.
-        progress: told the name of each stage as it begins.
+        source: The checkpoint and PyTorch's answers.
+        out: Folder to create.
+        selection: Precisions to build, and how to choose one.
+        layout: "bundle", or a name of `lora_ft.export.layouts.LAYOUTS`.
+        triton: Also write a Triton model repository around the layout "single".
+        overwrite: Replace `out` if it exists.
+        progress: Called with the name of each stage.
 
     Raises:
-        UsageError: `out` exists, or the checkpoint is no T5.
-        LoraFtError: the fp32 graphs differ from PyTorch, or none was chosen; nothing is left behind.
+        UsageError: `out` exists, or the model family is not supported.
+        LoraFtError: The fp32 graphs differ from PyTorch, or no candidate was chosen; nothing is left behind.
     """
-    refuse_existing(out, overwrite=overwrite)
-    architecture, weights = read_model(checkpoint)
-    if scaled is not None:
-        architecture = rescaled(architecture, scaled)
-    with staged_folder(out, overwrite=overwrite) as staging, tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
-        build = _Builder(Path(scratch), architecture, weights, tokenizer, origin, list(references), progress)
-        candidates = [build(FP32, weights)]
-        kept = Probe.of(probe, architecture.special)
-        require(candidates[0].report)
-        require(kept.check(candidates[0].generator))
-        if rounded := [precision for precision in dict.fromkeys(precisions) if precision != FP32]:
-            progress("calibrating")
-            wanted = lambda layer: any(precision.storage(layer).compensates for precision in rounded)  # noqa: E731
-            calibration = calibrate(architecture, weights, samples, wanted)
-            for precision in rounded:
-                candidates.append(build(precision, Folded(architecture, weights, calibration, precision.storage)))
-        chosen, why = choose(candidates)
-        kept.write(chosen.generator.folder / manifest.PROBE)
-        found = {"parity": chosen.report.as_dict(), "probe": kept.check(chosen.generator).as_dict()}
-        content = {**chosen.generator.manifest, **found, **why}
+    with _building(source, out, overwrite, progress) as (builder, staging):
+        chosen, reasons = selection.choose(builder.candidates(selection.precisions))
         if layout == "bundle":
-            seal(
-                chosen.generator.folder,
-                content,
-                staging,
-                prompt_lookup=chosen.precision.exact and chosen.report.lookup_is_lossless,
-                provenance=origin.provenance,
-            )
+            builder.seal(chosen, staging, reasons)
         else:
             progress(f"writing the layout {layout}")
-            own = write_layout(layout, staging, chosen.t5, chosen.generator, checkpoint, build.references)
+            content = builder.manifest_of(chosen) | reasons
+            own = write_layout(layout, staging, chosen.t5, chosen.generator, source.checkpoint, builder.references)
             if triton:
-                limit = origin.generation["max_new_tokens"]
+                limit = source.metadata.generation["max_new_tokens"]
                 repository = write_triton(staging, out.name, chosen.t5.portable(), limit)
-                check_layout("triton", repository, [answer], chosen.generator, build.references)
-            stamp(staging, properties(origin.provenance, content))
-            write_sbom(staging, origin.provenance, content)
+                check_layout("triton", repository, [answer], chosen.generator, builder.references)
+            stamp(staging, properties(source.metadata.provenance, content))
+            write_sbom(staging, source.metadata.provenance, content)
             record_layout(staging, content | own)
     return Published(chosen.precision, chosen.report)
 
 
+def write_bank(
+    source: ExportSource,
+    adapters: Sequence[BankAdapter],
+    out: Path,
+    *,
+    precision: Precision = FP32,
+    overwrite: bool = False,
+    progress: Progress = lambda stage: None,
+) -> dict[str, Report]:
+    """Build a bank, compare the base and every adapter with PyTorch, and publish it.
+
+    Args:
+        source: The base and PyTorch's answers without an adapter.
+        adapters: Adapters to add; the bank has slots for their layers and ranks.
+        out: Folder to create.
+        precision: Precision of the base; adapters are stored as bytes where its weights are integers.
+        overwrite: Replace `out` if it exists.
+        progress: Called with the name of each stage.
+
+    Returns:
+        Comparison of each adapter with PyTorch, by name.
+
+    Raises:
+        UsageError: `out` exists, the model family is not supported, or two adapters have the same name.
+        LoraFtError: The base or an adapter differs from PyTorch; nothing is left behind.
+    """
+    with _building(source, out, overwrite, progress, adapters) as (builder, staging):
+        *_, chosen = builder.candidates([precision])
+        builder.seal(chosen, staging, {manifest.ADAPTERS: {}})
+        reports = {}
+        for adapter in adapters:
+            progress(f"adding {adapter.name}")
+            reports[adapter.name] = add_adapter(staging, adapter, builder.architecture, builder.weights)
+    return reports
+
+
+def base_hash(checkpoint: Path) -> str:
+    """Return a hash of a base's weights, by which adapters and banks are matched."""
+    digests = [sha256(file) for file in weight_files(checkpoint)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _building(
+    source: ExportSource,
+    out: Path,
+    overwrite: bool,
+    progress: Progress,
+    adapters: Sequence[BankAdapter] | None = None,
+) -> Iterator[tuple[_Builder, Path]]:
+    """Yield a builder and a folder that becomes `out` unless an error is raised."""
+    refuse_existing(out, overwrite=overwrite)
+    architecture, weights = source.read()
+    with staged_folder(out, overwrite=overwrite) as staging, tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
+        references, probe = list(source.references), Probe.of(source.probe, architecture.special)
+        yield _Builder(source, Path(scratch), architecture, weights, references, probe, progress, adapters), staging
+
+
 @dataclass(frozen=True)
 class _Builder:
-    """Assembles one model in a folder for each precision and compares it."""
+    """Builds one model in several precisions and compares each with PyTorch.
 
+    Attributes:
+        source: The model.
+        scratch: Folder with one subfolder a precision.
+        architecture, weights, references, probe: Content of `source`, read.
+        progress: Called with the name of each stage.
+        adapters: Adapters of a bank, which decide its slots; None for a bundle without adapters.
+    """
+
+    source: ExportSource
     scratch: Path
     architecture: Architecture
-    checkpoint: Checkpoint
-    tokenizer: Tokenizer
-    origin: BundleMetadata
+    weights: Checkpoint
     references: Sequence[Reference]
-    progress: Callable[[str], None]
+    probe: Probe
+    progress: Progress
+    adapters: Sequence[BankAdapter] | None
 
-    def __call__(self, precision: Precision, weights: Weights) -> Candidate:
+    def candidates(self, precisions: Sequence[Precision]) -> list[Candidate]:
+        """Return the model in fp32, which is required to equal PyTorch's, and in every other precision."""
+        candidates = [self._build(FP32, self.weights, _UNFOLDED)]
+        require(candidates[0].report)
+        require(self.probe.check(candidates[0].generator))
+        if rounded := [precision for precision in dict.fromkeys(precisions) if precision != FP32]:
+            self.progress("calibrating")
+            calibration = self._calibrate(
+                lambda layer: any(precision.storage(layer).compensates for precision in rounded)
+            )
+            for precision in rounded:
+                weights = Folded(self.architecture, self.weights, calibration, precision.storage)
+                candidates.append(self._build(precision, weights, weights.fold))
+        return candidates
+
+    def manifest_of(self, candidate: Candidate) -> dict[str, Any]:
+        """Return the manifest of a candidate, with its comparisons."""
+        probe = self.probe.check(candidate.generator)
+        return {**candidate.generator.manifest, "parity": candidate.report.as_dict(), "probe": probe.as_dict()}
+
+    def seal(self, candidate: Candidate, staging: Path, more: Mapping[str, Any]) -> None:
+        """Copy a candidate to `staging` and write its manifest, with more entries."""
+        self.probe.write(candidate.generator.folder / manifest.PROBE)
+        seal(
+            candidate.generator.folder,
+            self.manifest_of(candidate) | more,
+            staging,
+            prompt_lookup=candidate.precision.exact and candidate.report.lookup_is_lossless,
+            provenance=self.source.metadata.provenance,
+        )
+
+    @cached_property
+    def _base_hash(self) -> str:
+        return base_hash(self.source.checkpoint)
+
+    def _calibrate(self, moments: Callable[[str], bool]) -> Calibration:
+        calibrations = [calibrate(self.architecture, self.weights, self.source.samples, moments)]
+        # with an adapter, activations on its own rows may be larger than the base's on any row
+        for adapter in self.adapters or ():
+            weights = MergedWeights(self.weights, adapter.adapter)
+            calibrations.append(calibrate(self.architecture, weights, adapter.samples, moments))
+        return joined(calibrations)
+
+    def _build(self, precision: Precision, weights: Weights, fold: Fold) -> Candidate:
         self.progress(f"building {precision}")
         folder = self.scratch / str(precision)
         folder.mkdir()
-        config = self.checkpoint.config
-        t5 = T5(self.architecture, weights, precision.storage)
-        generator = assemble(folder, t5, str(precision), config, self.tokenizer, self.origin)
+        t5, with_adapters = T5(self.architecture, weights, precision.storage), None
+        groups: dict[str, Group] = {}  # filled as the graphs are built
+        ranks = ranks_of(adapter.adapter for adapter in self.adapters or ())
+        if self.adapters is not None:
+            with_adapters = T5(self.architecture, weights, adapted(precision.storage, ranks, groups))
+        config, tokenizer = self.weights.config, self.source.tokenizer
+        generator = assemble(folder, t5, str(precision), config, tokenizer, self.source.metadata, with_adapters)
+        if self.adapters is not None:
+            BankLayout(AdapterSlots(ranks, groups), fold, self._base_hash).write(folder)
         self.progress(f"comparing {precision}")
         return Candidate(precision, t5, generator, compare(generator, self.references), folder_size(folder))

@@ -113,7 +113,9 @@ def observe(
 
 
 def joined(calibrations: Sequence[Calibration]) -> Calibration:
-    """What the inputs were like over the rows of all."""
+    """Return the calibration over the rows of all of them."""
+    if len(calibrations) == 1:
+        return calibrations[0]
     peaks = {layer: np.max([one.peaks[layer] for one in calibrations], axis=0) for layer in calibrations[0].peaks}
     moments = {layer: np.sum([one.moments[layer] for one in calibrations], axis=0) for layer in calibrations[0].moments}
     return Calibration(peaks, moments)

@@ -14,7 +14,8 @@ from lora_ft.core.codecs import codec_named
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export.bundle.adapter_slots import Adapter, LowRank
 from lora_ft.export.bundle.bank import BankAdapter
-from lora_ft.export.bundle.publish_bank import write_bank
+from lora_ft.export.bundle.publish import write_bank
+from lora_ft.export.bundle.source import ExportSource
 from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Probe, Report
 from tests.export.oracle import ORIGIN, PAD, SPECIAL, references
@@ -78,13 +79,12 @@ def member(name: str, adapter: Adapter, whole: Path, **origin: Any) -> BankAdapt
 
 def make_bank(checkpoint: Path, members: Sequence[BankAdapter], out: Path, **changes: Any) -> dict[str, Report]:
     """A bank on a tiny checkpoint; `changes` are arguments of `write_bank`."""
-    return write_bank(
+    source = ExportSource(
         checkpoint,
         Tokenizer(checkpoint / "tokenizer.json"),
         replace(ORIGIN, adapter=""),
         references(checkpoint),
         next(references(checkpoint)),
-        members,
-        out,
-        **{"samples": samples(), **changes},
+        changes.pop("samples", samples()),
     )
+    return write_bank(source, members, out, **changes)

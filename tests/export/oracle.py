@@ -17,7 +17,8 @@ from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.core.tokenizer import ragged as filled
 from lora_ft.export.bundle.assemble import BundleMetadata
-from lora_ft.export.bundle.publish import write_bundle
+from lora_ft.export.bundle.publish import Selection, write_bundle
+from lora_ft.export.bundle.source import ExportSource
 from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Reference, Report
 
@@ -86,20 +87,22 @@ def references(folder: Path, texts: Sequence[str] = TEXTS, limit: int = 12, batc
 
 
 def make_bundle(checkpoint: Path, out: Path, **changes: Any) -> Report:
-    """Write the bundle of a tiny checkpoint; `changes` are of its origin, or arguments of `write_bundle`."""
+    """Write the bundle of a tiny checkpoint; `changes` are fields of its source, or arguments of `write_bundle`."""
     answers = changes.pop("references", None)
     origin = {name: changes.pop(name) for name in tuple(changes) if hasattr(ORIGIN, name)}
     rng = np.random.default_rng(0)
     samples = [Sample(rng.integers(3, 60, 12), np.array([PAD, *rng.integers(3, 60, 6)])) for _ in range(8)]
-    return write_bundle(
+    source = ExportSource(
         checkpoint,
         Tokenizer(checkpoint / "tokenizer.json"),
         replace(ORIGIN, **origin),
         references(checkpoint) if answers is None else answers,
         changes.pop("probe", None) or next(references(checkpoint)),
-        out,
-        **{"samples": samples, **changes},
-    ).report
+        changes.pop("samples", samples),
+        changes.pop("scaled", None),
+    )
+    chosen = {name: changes.pop(name) for name in ("precisions", "choose") if name in changes}
+    return write_bundle(source, out, selection=Selection(**chosen), **changes).report
 
 
 def redraw(folder: Path, seed: int, end: float = 1.0) -> Path:

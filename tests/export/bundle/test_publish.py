@@ -18,7 +18,8 @@ import pytest
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export.bundle import publish as module
-from lora_ft.export.bundle.publish import Candidate, write_bundle
+from lora_ft.export.bundle.publish import Candidate, Selection, take_last, write_bundle
+from lora_ft.export.bundle.source import ExportSource
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.onnx.precision import FP32, NAMED, Precision, parse
 from lora_ft.export.onnx.smoothquant import Sample
@@ -214,11 +215,11 @@ def publish(checkpoint: Path, tmp_path: Path, answers: list[Reference]) -> Calla
     """Write `out` below the test's folder."""
 
     def write(**options: Any) -> Candidate:
-        arguments = {"references": answers, "samples": SAMPLES, "precisions": ROUNDED} | options
+        rows, samples = options.pop("references", answers), options.pop("samples", SAMPLES)
         tokenizer = Tokenizer(checkpoint / "tokenizer.json")
-        return write_bundle(
-            checkpoint, tokenizer, ORIGIN, arguments.pop("references"), answers[1], tmp_path / "out", **arguments
-        )
+        source = ExportSource(checkpoint, tokenizer, ORIGIN, rows, answers[1], samples)
+        selection = Selection(options.pop("precisions", ROUNDED), options.pop("choose", take_last))
+        return write_bundle(source, tmp_path / "out", selection=selection, **options)
 
     return write
 

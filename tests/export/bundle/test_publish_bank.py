@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lora_ft.core.errors import LoraFtError, UsageError
-from lora_ft.export.bundle.publish_bank import base_hash
+from lora_ft.export.bundle.publish import base_hash
 from lora_ft.export.onnx.precision import NAMED, parse
 from lora_ft.export.parity import compare, divergence
 from lora_ft.export.runtime import Generator

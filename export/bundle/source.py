@@ -1,0 +1,46 @@
+"""A model that is about to be published, and everything that publishing needs to know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.export.bundle.assemble import BundleMetadata, read_model, rescaled
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.checkpoint.reader import Checkpoint
+from lora_ft.export.onnx.smoothquant import Sample
+from lora_ft.export.parity import Reference
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """A checkpoint with PyTorch's answers to compare a bundle or a bank with.
+
+    Attributes:
+        checkpoint: transformers folder (config.json, *.safetensors); of a bank, the base's.
+        tokenizer: Tokenizer of its prompts, with their codec.
+        metadata: Entries of the manifest, and the prompt.
+        references: PyTorch's answers to rows of the task; read once.
+        probe: PyTorch's answers to sentences that may travel with the bundle, for `lora-ft verify`.
+        samples: Rows for calibration; read once, and only if a precision rounds.
+        scaled: Whether PyTorch scales the hidden state before the head. Default: as config.json implies.
+    """
+
+    checkpoint: Path
+    tokenizer: Tokenizer
+    metadata: BundleMetadata
+    references: Iterable[Reference]
+    probe: Reference
+    samples: Iterable[Sample] = ()
+    scaled: bool | None = None
+
+    def read(self) -> tuple[Architecture, Checkpoint]:
+        """Return the architecture and the weights.
+
+        Raises:
+            UsageError, LoraFtError: see `read_model`.
+        """
+        architecture, weights = read_model(self.checkpoint)
+        return architecture if self.scaled is None else rescaled(architecture, self.scaled), weights

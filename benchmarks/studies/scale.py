@@ -257,7 +257,7 @@ the base once, 16 bytes for each parameter of an adapter, and the activations of
 
 {memory}
 
-Several packs on one GPU (`--gpus-per-pack 0.5`) hold the base twice and share its speed: of use where Python or
+Several packs on one GPU (`--gpus-per-group 0.5`) hold the base twice and share its speed: of use where Python or
 launches, not products, are what a step waits for.
 
 ## Where it stops scaling
@@ -266,7 +266,7 @@ launches, not products, are what a step waits for.
   cluster would keep device-hours equal.
 - **An adapter is not divided.** No more devices are of use than there are adapters.
 - **Rounds end together.** A round takes as long as its longest pack: tasks of unlike length leave devices idle, unless
-  `--pack-size` makes packs so small that each device gets several.
+  `--group-size` makes packs so small that each device gets several.
 - **Packs start.** Each is a process that imports torch and opens the base: {start} s are nothing in hours, and most of
   it where training takes a minute.
 - **Snapshots travel.** One is an adapter's weights and two moments: {snapshot} MB, {all_snapshots} GB for all. Written

@@ -1,4 +1,4 @@
-"""The command line: one thin function a verb. It parses, calls a job and prints; it alone draws and exits."""
+"""The command line: one thin function a verb, which parses, calls the verb and prints."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lora_ft.core.streams import prepare_streams
 
 
 def main() -> None:
-    """Entry point of `lora-ft`.
+    """Run the command of `sys.argv` and exit.
 
-    Exit codes: 0 done, 1 failed, 2 asked wrongly, 130 interrupted, 141 the reader of a pipe has gone.
+    Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted, 141 broken pipe.
     """
     arguments = sys.argv[1:]
     debug = "--debug" in arguments

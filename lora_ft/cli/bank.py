@@ -1,4 +1,4 @@
-"""The verbs of `lora-ft bank`: put adapters into a bank, take them out, list them."""
+"""The commands of `lora-ft bank`: add, remove and list the adapters of a bank."""
 
 from __future__ import annotations
 
@@ -7,54 +7,65 @@ from typing import Annotated
 
 import typer
 
+from lora_ft.cli.groups import GroupedCommands
+from lora_ft.cli.options import Base, Json, MaxRougeDrop, Overwrite, Quiet, ScoreRows, VerifyRows
+from lora_ft.cli.results import show
 from lora_ft.core.streams import say
 from lora_ft.reports.screen import Screen
 
 app = typer.Typer(
+    cls=GroupedCommands,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="The adapters of a bank, which `export --adapters` makes: its base stays as it is.",
+    help="Add, remove and list adapters of a bank.\n\nA bank is a bundle that `export --adapters` made.",
 )
-Bank = Annotated[Path, typer.Argument(metavar="BANK", help="A bundle made with `export --adapters`.")]
+Bank = Annotated[Path, typer.Argument(metavar="BANK", help="Bundle made by `export --adapters`.")]
 
 
 @app.command()
 def add(
     bank: Bank,
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, folders saved by peft, or NAME=RUN.")],
-    base: Annotated[str | None, typer.Option(help="Instead of the base that a run or an adapter names.")] = None,
-    max_rouge_drop: Annotated[
-        float, typer.Option(min=0, help="Points that the task's evaluate.metric may lose where weights are rounded.")
-    ] = 0.5,
-    score_rows: Annotated[int, typer.Option(min=1, help="Rows of the task that are scored then.")] = 200,
-    verify_rows: Annotated[int, typer.Option(min=1, help="Rows of the task compared with PyTorch.")] = 16,
-    force: Annotated[bool, typer.Option("--force", help="Take an adapter that loses more.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace adapters of these names.")] = False,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs or PEFT folders, each [NAME=]RUN.")],
+    base: Base = None,
+    max_rouge_drop: MaxRougeDrop = 0.5,
+    score_rows: ScoreRows = 200,
+    verify_rows: VerifyRows = 16,
+    force: Annotated[bool, typer.Option("--force", help="Add an adapter despite a larger loss.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Put runs' adapters into a bank, each compared with PyTorch first."""
-    from lora_ft.bank import add as job
+    """Add adapters to a bank, verified against PyTorch.
+
+    The loss is measured only where the bank's weights are rounded.
+    """
+    from lora_ft.bank import add as add_adapters
     from lora_ft.cli.tables import show_shelved
     from lora_ft.deployment.bank_adapter import VerificationSettings
 
     checks = VerificationSettings(rows=verify_rows, score_rows=score_rows, max_drop=max_rouge_drop, force=force)
-    with Screen() as screen:
-        done = job(bank, runs, base=base, checks=checks, overwrite=overwrite, progress=screen)
-    show_shelved(done)
+    with Screen(quiet=quiet) as screen:
+        result = add_adapters(bank, runs, base=base, checks=checks, overwrite=overwrite, progress=screen)
+    show(result, show_shelved, as_json=as_json)
 
 
 @app.command()
-def remove(bank: Bank, names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -> None:
-    """Take adapters out of a bank."""
-    from lora_ft.bank import remove as job
+def remove(
+    bank: Bank,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Adapters of the bank.")],
+    as_json: Json = False,
+) -> None:
+    """Remove adapters from a bank."""
+    from lora_ft.bank import remove as remove_adapters
 
-    job(bank, names)
-    say(f"{bank}: without {', '.join(names)}")
+    remove_adapters(bank, names)
+    show({"bank": bank, "removed": names}, lambda _: say(f"{bank}: without {', '.join(names)}"), as_json=as_json)
 
 
 @app.command(name="list")
-def list_(bank: Bank) -> None:
-    """List a bank's adapters: size, how they compare with PyTorch, what rounding cost."""
+def list_(bank: Bank, as_json: Json = False) -> None:
+    """List adapters: size, agreement with PyTorch, loss."""
     from lora_ft.cli.tables import show_entries
     from lora_ft.deployment.bank_entries import entries
 
-    show_entries(entries(bank))
+    show(entries(bank), show_entries, as_json=as_json)

@@ -1,128 +1,144 @@
-"""The verbs of `lora-ft bench`: time models, compare two reports, time training."""
+"""The commands of `lora-ft bench`: time models, compare two reports, time training."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from lora_ft.cli.choices import Overwrite
+from lora_ft.cli.groups import RunByDefault
+from lora_ft.cli.options import Json, Overrides, Overwrite, Quiet, TaskArgument, TaskOption
+from lora_ft.cli.results import show
 from lora_ft.reports.screen import Screen
 
+if TYPE_CHECKING:
+    from lora_ft.bench.training import TrainingReport
 
-class _RunByDefault(TyperGroup):
-    """`bench MODEL` is `bench run MODEL`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] != "--help":
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
+TRAINING_REPORT = "training.json"
 
 app = typer.Typer(
-    cls=_RunByDefault,
+    cls=RunByDefault,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Measure generation and training; `bench MODEL ...` is `bench run MODEL ...`.",
+    help="Time generation and training.\n\n`bench MODEL ...` is short for `bench run MODEL ...`.",
 )
 
 
 @app.command()
 def run(
+    context: typer.Context,
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Runs, checkpoints, bases or bundles.")],
-    suite: Annotated[str, typer.Option(help="smoke, latency, throughput, serving, peers, or a YAML file.")] = "smoke",
-    engine: Annotated[
-        list[str], typer.Option(help="KIND/PRECISION or FILE.py, instead of the suite's; may be repeated.")
-    ] = [],  # noqa: B006
-    batch: Annotated[list[int], typer.Option(help="Rows generated together.")] = [],  # noqa: B006
-    source: Annotated[list[int], typer.Option(help="Tokens in.")] = [],  # noqa: B006
-    new: Annotated[list[int], typer.Option(help="Tokens out.")] = [],  # noqa: B006
-    threads: Annotated[list[int], typer.Option(help="Threads of one call.")] = [],  # noqa: B006
-    decoding: Annotated[list[str], typer.Option(help="greedy, beams, sample or lookup.")] = [],  # noqa: B006
-    provider: Annotated[list[str], typer.Option(help="cpu or cuda.")] = [],  # noqa: B006
-    rounds: Annotated[int | None, typer.Option(help="Timings of each.")] = None,
+    suite: Annotated[str, typer.Option(help="smoke, latency, throughput, serving, peers or a file.")] = "smoke",
+    engines: Annotated[
+        list[str], typer.Option("--engine", help="KIND/PRECISION or FILE.py; repeatable. Default: the suite's.")
+    ] = [],  # noqa: B006  (typer copies it)
+    batch: Annotated[list[int], typer.Option(help="Rows generated together; repeatable.")] = [],  # noqa: B006
+    source: Annotated[list[int], typer.Option(help="Prompt length, in tokens; repeatable.")] = [],  # noqa: B006
+    new: Annotated[list[int], typer.Option(help="Answer length, in tokens; repeatable.")] = [],  # noqa: B006
+    threads: Annotated[list[int], typer.Option(help="Threads of one call; repeatable.")] = [],  # noqa: B006
+    decoding: Annotated[list[str], typer.Option(help="greedy, beams, sample or lookup; repeatable.")] = [],  # noqa: B006
+    provider: Annotated[list[str], typer.Option(help="cpu or cuda; repeatable.")] = [],  # noqa: B006
+    rounds: Annotated[int | None, typer.Option(help="Timings of each case.")] = None,
     rows: Annotated[int | None, typer.Option(help="Test rows to score; 0 for none.")] = None,
-    task: Annotated[str | None, typer.Option(help="Task whose rows are asked, where the models have none.")] = None,
-    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the task.")] = [],  # noqa: B006
+    task: TaskOption = None,
+    set_: Overrides = [],  # noqa: B006
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the report; runs/bench/SUITE by default.")
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Folder to write. Default: runs/bench/SUITE.")
     ] = None,
-    work: Annotated[Path, typer.Option(help="What is made of the models is kept here.")] = Path("runs/bench/models"),
+    work: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Cache of checkpoints and bundles made of models.")
+    ] = Path("runs/bench/models"),
     overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> int:
-    """Time engines on models; write report.json, report.html and report.md. Exit code 1 if an engine failed."""
+    """Time engines on models.
+
+    Writes report.json, report.html and report.md. Exit code 1 if an engine failed.
+    """
     from lora_ft.bench.report import BenchReport
     from lora_ft.bench.run import PAGE, REPORT, bench
     from lora_ft.bench.suite import Suite
     from lora_ft.cli.bench_tables import show_report
     from lora_ft.tasks.files import load_task
 
-    given = {
-        "engines": engine,
-        "batch": batch,
-        "source": source,
-        "new": new,
-        "threads": threads,
-        "decoding": decoding,
-        "provider": provider,
-        "rounds": rounds,
-        "rows": rows,
-    }
-    chosen = Suite.load(suite, given)
+    names = ("engines", "batch", "source", "new", "threads", "decoding", "provider", "rounds", "rows")
+    chosen = Suite.load(suite, {name: context.params[name] for name in names})
     folder = out or Path("runs/bench") / chosen.name
-    rows_of = load_task(task, set_) if task else None
+    scored = load_task(task, set_) if task else None
     try:
-        with Screen() as screen:
-            found = bench(models, chosen, folder, task=rows_of, work=work, overwrite=overwrite, progress=screen)
+        with Screen(quiet=quiet) as screen:
+            report = bench(models, chosen, folder, task=scored, work=work, overwrite=overwrite, progress=screen)
     except KeyboardInterrupt:
         if (folder / REPORT).is_file():
-            show_report(BenchReport.read(folder / REPORT), folder / PAGE)
+            unfinished = BenchReport.read(folder / REPORT)
+            show(unfinished, lambda result: show_report(result, folder / PAGE), as_json=as_json)
         raise
-    show_report(found, folder / PAGE)
-    return int(any(one.error for one in found.contestants))
+    show(report, lambda result: show_report(result, folder / PAGE), as_json=as_json)
+    return int(any(contestant.error for contestant in report.contestants))
 
 
 @app.command()
 def compare(
-    old: Annotated[Path, typer.Argument(metavar="A.json")],
-    new: Annotated[Path, typer.Argument(metavar="B.json")],
-    tolerance: Annotated[float, typer.Option(min=0, help="Share by which times may grow.")] = 0.1,
-    max_drop: Annotated[float, typer.Option("--max-rouge-drop", min=0, help="Points that scores may fall by.")] = 0.5,
+    old: Annotated[Path, typer.Argument(metavar="A.json", help="Report to compare with.")],
+    new: Annotated[Path, typer.Argument(metavar="B.json", help="Report to judge.")],
+    tolerance: Annotated[float, typer.Option(min=0, help="Allowed growth of times, as a share.")] = 0.1,
+    max_drop: Annotated[
+        float, typer.Option("--max-rouge-drop", min=0, help="Allowed loss of scores, in points.")
+    ] = 0.5,
+    as_json: Json = False,
 ) -> int:
-    """Ratios of B's figures to A's, with intervals. Exit code 1 where one is worse than allowed, or is missing."""
-    from lora_ft.bench.regressions import compare, missing
+    """Compare two reports and find regressions.
+
+    Prints the ratios of B's figures to A's, with intervals. Exit code 1 if one is worse than allowed, or is missing.
+    """
+    from lora_ft.bench.regressions import compare as compare_reports
+    from lora_ft.bench.regressions import missing
     from lora_ft.bench.report import BenchReport
     from lora_ft.cli.bench_tables import show_changes
 
     a, b = BenchReport.read(old), BenchReport.read(new)
-    changes, gone = compare(a, b, tolerance=tolerance, max_drop=max_drop), missing(a, b)
-    show_changes(changes, gone, a, b)
+    changes, gone = compare_reports(a, b, tolerance=tolerance, max_drop=max_drop), missing(a, b)
+    show({"changes": changes, "missing": gone}, lambda _: show_changes(changes, gone, a, b), as_json=as_json)
     return int(bool(gone) or any(change.worse for change in changes))
 
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Task file (YAML), or the name of a shipped recipe.")],
-    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = [],  # noqa: B006
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a pass; every recipe takes the same rows.")] = 10,
-    rounds: Annotated[int, typer.Option(min=1, help="Passes of each that are measured.")] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    task: TaskArgument,
+    set_: Overrides = [],  # noqa: B006
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of a pass.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured passes of each configuration.")] = 5,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help=f"Folder to write, with {TRAINING_REPORT}. Default: none."),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Time training: the usual recipe (pad to the maximum, fp32), the same padded by batch, and ours."""
+    """Time training in three configurations.
+
+    They are the usual one (padded to the maximum, fp32), the same padded by batch, and that of `lora-ft train`.
+    """
     from lora_ft.bench.training import measure
     from lora_ft.core.output_paths import refuse_file
-    from lora_ft.reports.terminal import console
     from lora_ft.tasks.files import load_task
 
-    if json_file is not None:
-        refuse_file(json_file, "--json")
+    if out is not None:
+        refuse_file(out / TRAINING_REPORT, "--out", own=overwrite)
     loaded = load_task(task, set_)
-    with Screen() as screen:
-        found = measure(loaded, steps=steps, rounds=rounds, progress=screen)
-    if json_file is not None:
-        found.write(json_file)
-    console().print(found.table())
-    for warning in found.warnings:
+    with Screen(quiet=quiet) as screen:
+        report = measure(loaded, steps=steps, rounds=rounds, progress=screen)
+    if out is not None:
+        report.write(out / TRAINING_REPORT)
+    show(report, _show_training, as_json=as_json)
+
+
+def _show_training(report: TrainingReport) -> None:
+    from lora_ft.reports.terminal import console
+
+    console().print(report.table())
+    for warning in report.warnings:
         console().print(f"warning: {warning}", soft_wrap=True)

@@ -1,57 +1,111 @@
-"""The verbs of bundles: `export` makes one, `verify` checks it."""
+"""The commands that make and check what is deployed: `merge`, `export`, `verify`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lora_ft.cli import hub
-from lora_ft.cli.choices import Out, Overwrite, SplitChoice
+from lora_ft.cli.options import (
+    Adapter,
+    Base,
+    DtypeChoice,
+    Json,
+    MaxRougeDrop,
+    Out,
+    Overwrite,
+    Quiet,
+    ScoreRows,
+    Split,
+    SplitChoice,
+    VerifyRows,
+)
+from lora_ft.cli.results import show
 from lora_ft.core.streams import say
 from lora_ft.reports.screen import Screen
+
+if TYPE_CHECKING:
+    from lora_ft.merge import Report
+    from lora_ft.verify import Verified
+
+
+def merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run, or adapter folder saved by PEFT.")],
+    out: Out,
+    base: Base = None,
+    dtype: Annotated[DtypeChoice, typer.Option(help="Stored number format; merging is in fp32.")] = DtypeChoice.fp32,
+    overwrite: Overwrite = False,
+    push_to_hub: hub.PushTo = None,
+    private: hub.Private = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge a run's adapter into its base.
+
+    The result is a transformers checkpoint that needs no PEFT.
+    """
+    from lora_ft.merge import merge as merge_adapter
+    from lora_ft.models.peft_adapter import open_adapter
+
+    destination = hub.destination(push_to_hub, private=private)
+    with Screen(quiet=quiet) as screen:
+        report = merge_adapter(
+            open_adapter(run), out, base=base, dtype=dtype.value, overwrite=overwrite, progress=screen
+        )
+    show(report, _show_merge, as_json=as_json)
+    hub.upload(out, destination, as_json=as_json, quiet=quiet)
+
+
+def _show_merge(report: Report) -> None:
+    proof = (
+        f"merged and adapter logits differ by at most {report.difference:.2g} on {report.rows} rows"
+        if report.rows
+        else "all weights are the run's own"
+    )
+    say(f"{report.out}: {report.bytes / 1e6:.1f} MB; {proof}")
 
 
 def export(
     model: Annotated[
         list[str],
-        typer.Argument(metavar="RUN|ADAPTER|CHECKPOINT...", help="With --adapters any number of RUN or NAME=RUN."),
+        typer.Argument(
+            metavar="MODEL...", help="Run, adapter or checkpoint. With --adapters any number of [NAME=]RUN."
+        ),
     ],
     out: Out,
-    base: Annotated[str | None, typer.Option(help="Instead of the base that a run or an adapter names.")] = None,
+    base: Base = None,
     adapters: Annotated[
-        bool, typer.Option("--adapters", help="One bundle of the runs' base and all their adapters: a bank.")
+        bool, typer.Option("--adapters", help="Export a bank: one base and the adapters of all runs.")
     ] = False,
     precision: Annotated[
         str,
         typer.Option(
-            help="fp32, int8, w8, w4, int8-w8, int8-w4, int8-w4g128, for GPUs fp16 and bf16, a mixture "
-            "(encoder=int8,decoder=w4,…), or auto: the fastest here that keeps its score."
+            help="fp32, int8, w8, w4, int8-w8, int8-w4, int8-w4g128. On GPUs fp16 and bf16. A mixture, such as "
+            "encoder=int8,decoder=w4. auto: the fastest on this machine within --max-rouge-drop."
         ),
     ] = "fp32",
-    max_rouge_drop: Annotated[
-        float, typer.Option(min=0, help="Points that a precision may lose of the task's evaluate.metric.")
-    ] = 0.5,
-    score_rows: Annotated[int, typer.Option(min=1, help="Rows of the task that precisions are scored on.")] = 200,
-    force: Annotated[bool, typer.Option("--force", help="Publish despite a loss, or lacking settings.")] = False,
+    max_rouge_drop: MaxRougeDrop = 0.5,
+    score_rows: ScoreRows = 200,
+    force: Annotated[bool, typer.Option("--force", help="Publish despite a larger loss or missing settings.")] = False,
     layout: Annotated[
-        str, typer.Option(help="bundle; optimum (also for transformers.js); single: one file that generates.")
+        str, typer.Option(help="bundle, optimum or single. optimum also runs in transformers.js; single is one file.")
     ] = "bundle",
     triton: Annotated[bool, typer.Option("--triton", help="With single: also a Triton model repository.")] = False,
-    verify_rows: Annotated[int, typer.Option(min=1, help="Rows of the task compared with PyTorch.")] = 16,
-    verify_split: Annotated[SplitChoice, typer.Option(help="Where rows are taken from.")] = SplitChoice.validation,
+    verify_rows: VerifyRows = 16,
+    verify_split: Annotated[SplitChoice, typer.Option(help="Split of these rows.")] = SplitChoice.validation,
     sign: Annotated[
-        Path | None, typer.Option(metavar="KEY.pem", help="Sign the folder with a private EC key (extra: sign).")
+        Path | None, typer.Option(metavar="KEY.pem", help="Sign with a private EC key (extra: sign).")
     ] = None,
     overwrite: Overwrite = False,
     push_to_hub: hub.PushTo = None,
     private: hub.Private = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Export to ONNX: a bundle, compared with PyTorch before it is published."""
-    from lora_ft.cli.tables import show_export, show_shelved
+    """Export to ONNX, verified against PyTorch first."""
     from lora_ft.core.errors import UsageError
-    from lora_ft.export_onnx import export as job
 
     if len(model) > 1 and not adapters:
         raise UsageError(f"{len(model)} models were given", "add --adapters to put runs into one bundle")
@@ -59,74 +113,82 @@ def export(
         raise UsageError("a bank has the layout bundle", "leave out --layout and --triton")
     destination = hub.destination(push_to_hub, private=private)
     if sign is not None:
-        from lora_ft.deployment.signing import check_key
-
-        check_key(sign)
-        if destination:
-            raise UsageError("pushing rewrites paths, so the signature would not hold", "leave out --sign or the push")
+        _check_signing(sign, pushed=destination is not None)
+    shared: dict[str, Any] = {"base": base, "precision": precision, "overwrite": overwrite}
     if adapters:
-        from lora_ft.bank import export_bank
-        from lora_ft.deployment.bank_adapter import VerificationSettings
-
-        checks = VerificationSettings(verify_rows, verify_split.value, score_rows, max_rouge_drop, force)
-        with Screen() as screen:
-            made = export_bank(
-                model, out, base=base, precision=precision, checks=checks, overwrite=overwrite, progress=screen
-            )
-        show_shelved(made)
-        _sign(out, sign)
-        hub.upload(out, destination)
-        return
-    with Screen() as screen:
-        done = job(
+        gate = (verify_rows, verify_split.value, score_rows, max_rouge_drop, force)
+        _export_bank(model, out, shared, gate, as_json=as_json, quiet=quiet)
+    else:
+        limits = {"max_drop": max_rouge_drop, "score_rows": score_rows, "force": force}
+        rows = {"verify_rows": verify_rows, "verify_split": verify_split.value}
+        _export_model(
             model[0],
             out,
-            base=base,
-            precision=precision,
-            max_drop=max_rouge_drop,
-            score_rows=score_rows,
-            force=force,
-            layout=layout,
-            triton=triton,
-            verify_rows=verify_rows,
-            verify_split=verify_split.value,
-            overwrite=overwrite,
-            progress=screen,
+            {**shared, **limits, **rows, "layout": layout, "triton": triton},
+            as_json=as_json,
+            quiet=quiet,
         )
-    show_export(done)
-    _sign(out, sign)
-    hub.upload(out, destination)
+    if sign is not None:
+        from lora_ft.deployment.signing import sign as sign_folder
+
+        signature = sign_folder(out, sign)
+        if not as_json:
+            say(f"signed: {signature}")
+    hub.upload(out, destination, as_json=as_json, quiet=quiet)
 
 
-def _sign(folder: Path, key: Path | None) -> None:
-    """Sign an exported folder where that was asked for."""
-    if key is not None:
-        from lora_ft.deployment.signing import sign
+def _check_signing(key: Path, *, pushed: bool) -> None:
+    """Refuse a key that cannot sign, and a signature that pushing would break."""
+    from lora_ft.core.errors import UsageError
+    from lora_ft.deployment.signing import check_key
 
-        say(f"signed: {sign(folder, key)}")
+    check_key(key)
+    if pushed:
+        raise UsageError("pushing rewrites paths, which breaks the signature", "leave out --sign or --push-to-hub")
+
+
+def _export_bank(
+    runs: list[str], out: Path, options: dict[str, Any], gate: tuple[Any, ...], *, as_json: bool, quiet: bool
+) -> None:
+    from lora_ft.bank import export_bank
+    from lora_ft.cli.tables import show_shelved
+    from lora_ft.deployment.bank_adapter import VerificationSettings
+
+    with Screen(quiet=quiet) as screen:
+        result = export_bank(runs, out, checks=VerificationSettings(*gate), progress=screen, **options)
+    show(result, show_shelved, as_json=as_json)
+
+
+def _export_model(model: str, out: Path, options: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+    from lora_ft.cli.tables import show_export
+    from lora_ft.export_onnx import export as export_model
+
+    with Screen(quiet=quiet) as screen:
+        result = export_model(model, out, progress=screen, **options)
+    show(result, show_export, as_json=as_json)
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Exported folder.")],
     against: Annotated[
-        str | None, typer.Option(metavar="RUN|CHECKPOINT", help="Also compare with PyTorch on rows of its task.")
+        str | None, typer.Option(metavar="MODEL", help="Also compare with this run or checkpoint in PyTorch.")
     ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Of a bank, with --against: the adapter that is compared; else its base.")
-    ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 16,
-    split: Annotated[SplitChoice, typer.Option(help="Which rows.")] = SplitChoice.validation,
+    adapter: Adapter = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the task compared with PyTorch.")] = 16,
+    split: Split = SplitChoice.validation,
     key: Annotated[
-        Path | None, typer.Option(metavar="PUB.pem", help="Also check the signature that --sign made.")
+        Path | None, typer.Option(metavar="PUB.pem", help="Also check the signature made by export --sign.")
     ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Check a bundle's files, and that it still answers as when it was published.
+    """Check the files and the answers of a bundle.
 
-    Hashes show damage, not who made a bundle: they do not cover README.md and the manifest. --key does.
+    Hashes show damage, not who made a bundle: they cover neither README.md nor the manifest. --key covers both.
     """
     from lora_ft.core.errors import UsageError
     from lora_ft.export.runtime.manifest import is_bundle
-    from lora_ft.verify import verify as job
+    from lora_ft.verify import verify as verify_bundle
 
     if adapter and against is None:
         raise UsageError("--adapter goes with --against", "without either, all adapters are verified")
@@ -134,19 +196,28 @@ def verify(
         from lora_ft.deployment.signing import check_signature
 
         check_signature(bundle, key)
-        say(f"{bundle}: every file is signed by the owner of {key}")
+        if not as_json:
+            say(f"{bundle}: every file is signed by the owner of {key}")
         if not is_bundle(bundle) and (bundle / "lora-ft.json").is_file():  # another layout: only bundles answer here
             return
-    found = job(bundle)
-    say(f"{bundle}: {len(found.manifest['files'])} files are as published ({found.manifest['precision']})")
-    if key is None:
-        say("not checked: README.md, and who wrote the manifest and its hashes (--key checks a signature)")
-    say(f"built-in sentences: {found.now}")
-    for name, report in found.adapters.items():
-        say(f"with the adapter {name}: {report}")
+    verified, comparison = verify_bundle(bundle), None
     if against is not None:
         from lora_ft.export_onnx import compare_again
 
-        with Screen() as screen:
-            report = compare_again(bundle, against, adapter=adapter, rows=rows, split=split.value, progress=screen)
-        say(f"{split.value} rows of {against}: {report}")
+        with Screen(quiet=quiet) as screen:
+            comparison = compare_again(bundle, against, adapter=adapter, rows=rows, split=split.value, progress=screen)
+    if as_json:
+        show({"bundle": verified, "against": comparison}, say, as_json=True)
+        return
+    _show_verified(bundle, verified, signed=key is not None)
+    if comparison is not None:
+        say(f"{split.value} rows of {against}: {comparison}")
+
+
+def _show_verified(bundle: Path, verified: Verified, *, signed: bool) -> None:
+    say(f"{bundle}: {len(verified.manifest['files'])} files are as published ({verified.manifest['precision']})")
+    if not signed:
+        say("not checked: README.md, and who wrote the manifest and its hashes (--key checks a signature)")
+    say(f"built-in sentences: {verified.now}")
+    for name, report in verified.adapters.items():
+        say(f"with the adapter {name}: {report}")

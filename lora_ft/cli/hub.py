@@ -1,4 +1,4 @@
-"""The verb `push`, and what `--push-to-hub` of other verbs does."""
+"""The command `push`, and the option `--push-to-hub` of other commands."""
 
 from __future__ import annotations
 
@@ -8,55 +8,77 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lora_ft.cli.options import Json, Quiet
+from lora_ft.cli.results import show
+from lora_ft.core.distributed import rank
 from lora_ft.core.streams import say
 from lora_ft.reports.screen import Screen
 
 if TYPE_CHECKING:
-    from lora_ft.push import Destination
+    from lora_ft.push import Destination, Pushed
 
 PushTo = Annotated[
-    str | None, typer.Option("--push-to-hub", metavar="REPO", help="Then upload it; HF_TOKEN must be set.")
+    str | None, typer.Option("--push-to-hub", metavar="REPO", help="Then upload it; needs HF_TOKEN in the environment.")
 ]
-Private = Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made now.")]
+Private = Annotated[bool, typer.Option("--private", help="Make the repository private if it is created.")]
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run, a merged checkpoint or a bundle.")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="NAMESPACE/NAME; made where there is none.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Run, merged checkpoint or bundle.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="NAMESPACE/NAME; created if it does not exist.")],
     private: Private = False,
-    branch: Annotated[str | None, typer.Option("--branch", "--revision", help="Made where there is none.")] = None,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "",
+    branch: Annotated[
+        str | None, typer.Option("--branch", "--revision", help="Branch; created if it does not exist.")
+    ] = None,
+    message: Annotated[str, typer.Option(help="Commit message. Default: what is uploaded.")] = "",
     predictions: Annotated[
-        bool, typer.Option("--predictions", help="Of a run: also its answers, with the rows they answer.")
+        bool, typer.Option("--predictions", help="Also upload a run's answers and their rows.")
     ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Upload to the model hub, in one commit. The token is taken from HF_TOKEN and shown nowhere."""
+    """Upload a run, checkpoint or bundle to the model hub.
+
+    The upload is one commit. The token is read from HF_TOKEN and never printed.
+    """
     from lora_ft.push import Destination
 
-    upload(folder, Destination(repo, _token(), private, branch, message, predictions))
+    target = Destination(repo, _token(), private, branch, message, predictions)
+    show(_push(folder, target, quiet=quiet), lambda pushed: say(_described(pushed)), as_json=as_json)
 
 
 def destination(repo: str | None, *, private: bool) -> Destination | None:
-    """Where to push to after a job, once the hub has said that it knows the token."""
+    """Return where to push to after a job, once the hub has accepted the token."""
     if repo is None:
         return None
     from lora_ft.push import Destination, check
 
-    wanted = Destination(repo, _token(), private)
-    if os.environ.get("RANK", "0") == "0":
-        check(wanted)
-    return wanted
+    target = Destination(repo, _token(), private)
+    if rank() == 0:
+        check(target)
+    return target
 
 
-def upload(folder: Path, destination: Destination | None) -> None:
-    """Push what a job wrote, if it is wanted, and say where it is."""
+def upload(folder: Path, destination: Destination | None, *, as_json: bool = False, quiet: bool = False) -> None:
+    """Push what a job wrote if there is a destination, and print its address; with JSON on stdout, on stderr."""
     if destination is None:
         return
-    from lora_ft.push import push as job
+    address = _described(_push(folder, destination, quiet=quiet))
+    if as_json:
+        Screen(quiet=quiet).note(address)
+    else:
+        say(address)
 
-    with Screen() as screen:
-        done = job(folder, destination, progress=screen)
-    say(f"{done.repo}: {done.kind}, {done.files} files, {done.bytes / 1e6:.1f} MB\n{done.url}")
+
+def _push(folder: Path, target: Destination, *, quiet: bool) -> Pushed:
+    from lora_ft.push import push as push_folder
+
+    with Screen(quiet=quiet) as screen:
+        return push_folder(folder, target, progress=screen)
+
+
+def _described(pushed: Pushed) -> str:
+    return f"{pushed.repo}: {pushed.kind}, {pushed.files} files, {pushed.bytes / 1e6:.1f} MB\n{pushed.url}"
 
 
 def _token() -> str:

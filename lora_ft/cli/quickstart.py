@@ -1,10 +1,11 @@
-"""The verb `quickstart`: every job once, on the example that ships with lora-ft, ending in one table."""
+"""The job `quickstart`: every verb once, on the example that ships with lora-ft, and one table of results."""
 
 from __future__ import annotations
 
 import statistics
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_ft.bench.models import BenchModel
@@ -29,39 +30,66 @@ RECIPE = "dialogue-summary"
 _HUB_BASE = "google/flan-t5-small"
 
 
-def quickstart(out: Path, *, base: str | None, overwrite: bool) -> None:
-    """Run the main job end to end below `out` and print what came of it."""
+@dataclass(frozen=True)
+class Quickstart:
+    """Result of every verb on the example.
+
+    Attributes:
+        out: folder of everything that was written.
+        scores: scores of the run, and of its base.
+        exported: the bundle.
+        speed: times of PyTorch and the bundle.
+        example: a test row.
+        answer: the bundle's answer to it.
+        seconds: time that all of it took.
+    """
+
+    out: Path
+    scores: Evaluation
+    exported: Exported
+    speed: BenchReport
+    example: Example
+    answer: str
+    seconds: float
+
+
+def run_quickstart(out: Path, *, base: str | None, overwrite: bool, screen: Screen) -> Quickstart:
+    """Train, merge, score, export, time and ask the example below `out`."""
     began = time.monotonic()
-    with Screen() as screen:
-        if base is None:
-            trouble = hub_trouble()
-            base = OFFLINE if trouble else _HUB_BASE
-            if trouble:
-                screen.note(f"The model hub cannot be used here ({trouble}): taking the base 'offline'.")
-        task = load_task(RECIPE, [f"base={base}"])
-        run_folder, checkpoint, bundle = out / "run", out / "checkpoint", out / "bundle"
-        run = train(task, run_folder, overwrite=overwrite, progress=screen)
-        merge(run, checkpoint, overwrite=overwrite, progress=screen)
-        scores = evaluate(str(run_folder), baseline=True, progress=screen)
-        exported = export(str(checkpoint), bundle, overwrite=overwrite, progress=screen)
-        suite = Suite(name="quickstart", engines=("torch/fp32", "onnx/fp32"), batch=(1,), rounds=5)
-        speed = measure(
-            [BenchModel("quickstart", out, checkpoint, bundle)],
-            suite,
-            out / "bench",
-            task=task,
-            overwrite=overwrite,
-            progress=screen,
-        )
-        example = load_splits(task, ["test"]).test[0]
-        answer = generate(open_model(str(bundle)), [example.row], {})[0]
-    _show(out, scores, exported, speed, example, answer, time.monotonic() - began)
+    task = load_task(RECIPE, [f"base={base or _reachable_base(screen)}"])
+    run_folder, checkpoint, bundle = out / "run", out / "checkpoint", out / "bundle"
+    run = train(task, run_folder, overwrite=overwrite, progress=screen)
+    merge(run, checkpoint, overwrite=overwrite, progress=screen)
+    scores = evaluate(str(run_folder), baseline=True, progress=screen)
+    exported = export(str(checkpoint), bundle, overwrite=overwrite, progress=screen)
+    suite = Suite(name="quickstart", engines=("torch/fp32", "onnx/fp32"), batch=(1,), rounds=5)
+    speed = measure(
+        [BenchModel("quickstart", out, checkpoint, bundle)],
+        suite,
+        out / "bench",
+        task=task,
+        overwrite=overwrite,
+        progress=screen,
+    )
+    example = load_splits(task, ["test"]).test[0]
+    answer = generate(open_model(str(bundle)), [example.row], {})[0]
+    return Quickstart(out, scores, exported, speed, example, answer, time.monotonic() - began)
 
 
-def _show(
-    out: Path, scores: Evaluation, exported: Exported, speed: BenchReport, example: Example, answer: str, seconds: float
-) -> None:
+def _reachable_base(screen: Screen) -> str:
+    """Return the hub's base, or the offline one, with a note, where the hub cannot be reached."""
+    trouble = hub_trouble()
+    if not trouble:
+        return _HUB_BASE
+    screen.note(f"The model hub cannot be used here ({trouble}); using the base 'offline'.")
+    return OFFLINE
+
+
+def show_quickstart(result: Quickstart) -> None:
+    """Print scores before and after training, the files that were written, and commands to try next."""
+    out, scores, exported, example = result.out, result.scores, result.exported, result.example
     assert scores.baseline is not None and scores.difference is not None  # asked for above
+    speed, answer, seconds = result.speed, result.answer, result.seconds
     torch, onnx = speed.cases[0].timings.values()
     screen = console()
     rouge = table("ROUGE, 0-100 [95 %]", "before", "after", "difference")
@@ -81,13 +109,13 @@ def _show(
     }
     screen.print()
     screen.print(rouge)
-    screen.print(f"on {scores.rows} test rows that training never saw", style="dim")
+    screen.print(f"on {scores.rows} test rows that were not used in training", style="dim")
     screen.print()
     show_pairs(facts)
     screen.print("\nNext:")
     for command in (
         f"lora-ft generate {out / 'bundle'} 'Ana: Lunch at one? Ben: Make it two, I have a call.'",
         f"lora-ft evaluate {out / 'run'} --baseline",
-        "lora-ft validate my-task.yaml    # start from: lora-ft recipes",
+        "lora-ft init my-task.yaml --data my-rows.csv",
     ):
         screen.print(f"  {command}", soft_wrap=True)

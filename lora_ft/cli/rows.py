@@ -1,4 +1,4 @@
-"""What `lora-ft generate` reads and writes."""
+"""Inputs and outputs of `lora-ft generate`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_ft.core.errors import UsageError
 from lora_ft.core.files import write_text
-from lora_ft.core.streams import answer, is_terminal, stdin_lines
+from lora_ft.core.streams import answer, is_terminal, say, stdin_lines
 from lora_ft.core.tokenizer import whole
 from lora_ft.data.formats.content import content_of, kind_of_file
 from lora_ft.data.readers import is_readable, read_rows
@@ -26,10 +26,10 @@ _COLUMNS = 80
 
 
 def read_inputs(texts: Sequence[str], source: Path | None) -> list[Input]:
-    """The texts given, the rows of a file, or the lines of stdin.
+    """Return the texts, the rows of a file, or the lines of stdin.
 
     Raises:
-        UsageError: nothing to answer, or both texts and a file.
+        UsageError: there is nothing to answer, or both texts and a file.
         LoraFtError: the file is damaged.
     """
     if texts and source:
@@ -45,7 +45,7 @@ def read_inputs(texts: Sequence[str], source: Path | None) -> list[Input]:
     else:
         rows = [line for line in stdin_lines() if line.strip()]
     if not rows:
-        raise UsageError(f"{source or 'stdin'} holds nothing to answer")
+        raise UsageError(f"{source or 'stdin'} holds nothing to answer", "give a file or lines with text")
     return rows
 
 
@@ -56,24 +56,31 @@ def write_outputs(
     wrap: int | None = None,
     *,
     cut: Sequence[bool] = (),
+    as_json: bool = False,
 ) -> None:
-    """Answers on stdout, or as jsonl with the row's own columns.
+    """Print answers, or write them as jsonl with the columns of their rows.
 
     Args:
         rows, answers: one answer a row.
         output: jsonl file to write.
-        wrap: columns to break answers at on stdout; by default 80 for a person to read, and a line each in a pipe.
-        cut: Whether each row's prompt was cut; such rows have `"source_cut": true` in the file.
+        wrap: line width of answers on stdout, in characters; by default 80 on a terminal, and none in a pipe.
+        cut: for each row, whether its prompt was cut; such rows have `"source_cut": true`.
+        as_json: print the rows with their answers as a JSON list.
     """
-    if output is None:
-        columns_wide = wrap or (_COLUMNS if is_terminal(sys.stdout) else None)
-        for text in answers:
-            answer(textwrap.fill(text, columns_wide, break_long_words=False) if columns_wide else text)
+    if output is not None or as_json:
+        columns = [{"input": row} if isinstance(row, str) else dict(row) for row in rows]
+        marks = [{"source_cut": True} if is_cut else {} for is_cut in cut or [False] * len(rows)]
+        lines = [
+            _line({**row, "output": text, **mark}) for row, text, mark in zip(columns, answers, marks, strict=True)
+        ]
+        if output is not None:
+            write_text(output, "\n".join(lines) + "\n")
+        if as_json:
+            say("[" + ",\n".join(lines) + "]")
         return
-    columns = [{"input": row} if isinstance(row, str) else dict(row) for row in rows]
-    marks = [{"source_cut": True} if is_cut else {} for is_cut in cut or [False] * len(rows)]
-    lines = [_line({**row, "output": text, **mark}) for row, text, mark in zip(columns, answers, marks, strict=True)]
-    write_text(output, "\n".join(lines) + "\n")
+    width = wrap or (_COLUMNS if is_terminal(sys.stdout) else None)
+    for text in answers:
+        answer(textwrap.fill(text, width, break_long_words=False) if width else text)
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -84,7 +91,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of a table as JSON has it: times in ISO 8601, bytes in base64, exact numbers in digits."""
+    """Return a value of a table in the types of JSON: times in ISO 8601, bytes in base64, exact numbers in digits."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -111,5 +118,5 @@ def _lines(source: Path) -> list[Input]:
 
 
 def _split(text: str) -> list[Input]:
-    """Return the lines of a text that say something; characters that Unicode breaks lines at are part of them."""
+    """Return the lines of a text that are not blank; only CR and LF end a line, not Unicode's other line breaks."""
     return [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]

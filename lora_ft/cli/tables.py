@@ -1,16 +1,17 @@
-"""Results as tables on stdout, 80 columns wide where there is no terminal to ask."""
+"""Tables of results on stdout, 80 columns wide where stdout is not a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from lora_ft.core.files import folder_size
-from lora_ft.reports.terminal import console, shorten, show_pairs, table
+from lora_ft.reports.terminal import console, distinct, shorten, show_pairs, table
 
 if TYPE_CHECKING:
     from lora_ft.bank import Shelved
@@ -19,30 +20,32 @@ if TYPE_CHECKING:
     from lora_ft.evaluate import BankEvaluation, Evaluation
     from lora_ft.evaluation.comparison import Comparison
     from lora_ft.export_onnx import Exported
+    from lora_ft.merge_adapters import Combined
+    from lora_ft.run_registry import Entry as RunEntry
     from lora_ft.runs.run import Run
     from lora_ft.tasks.files import TaskFaults
     from lora_ft.tasks.schema import Task
+    from lora_ft.train_many import Packed
+    from lora_ft.training.memory_estimates import Size
     from lora_ft.validate import Validation
 
-_MOST_FAULTS = 50  # that are shown of a file
-
-
-_LABELS = 20  # in a table
-_CHATS = 20
+_MAX_FAULTS = 50  # rows that a table shows at most
+_MAX_LABELS = 20
+_MAX_CHATS = 20
 
 
 def show_faults(error: TaskFaults) -> None:
-    """Every fault of a task file."""
+    """Print every fault of a task file."""
     screen = console()
     screen.print(f"{error.path}: {len(error.faults)} fault{'s' * (len(error.faults) > 1)}")
-    for fault in error.faults[:_MOST_FAULTS]:
+    for fault in error.faults[:_MAX_FAULTS]:
         screen.print(f"  {fault}", soft_wrap=True)
-    if len(error.faults) > _MOST_FAULTS:
-        screen.print(f"  and {len(error.faults) - _MOST_FAULTS:,} more")
+    if len(error.faults) > _MAX_FAULTS:
+        screen.print(f"  and {len(error.faults) - _MAX_FAULTS:,} more")
 
 
 def show_validation(report: Validation) -> None:
-    """What `validate` found."""
+    """Print the result of `validate`."""
     screen = console()
     for fault in report.faults:
         screen.print(f"fault: {fault}", soft_wrap=True)
@@ -71,13 +74,13 @@ def show_validation(report: Validation) -> None:
 
 
 def _chat_table(chats: Sequence[ChatSummary]) -> Table:
-    """Return what each chat holds; of many chats the first ones, and all of the others together."""
-    made = table("chat", "messages", "people", "first", "last")
-    for chat in chats[:_CHATS]:
-        made.add_row(Text(shorten(chat.place, 32)), f"{chat.messages:,}", f"{chat.people:,}", *_days([chat]))
-    if rest := chats[_CHATS:]:
-        made.add_row(f"… {len(rest):,} more", f"{sum(chat.messages for chat in rest):,}", "", *_days(rest))
-    return made
+    """Return the size and the days of each chat; many chats are cut to the first ones and a row for the rest."""
+    rows = table("chat", "messages", "people", "first", "last")
+    for chat in chats[:_MAX_CHATS]:
+        rows.add_row(Text(shorten(chat.place, 32)), f"{chat.messages:,}", f"{chat.people:,}", *_days([chat]))
+    if rest := chats[_MAX_CHATS:]:
+        rows.add_row(f"… {len(rest):,} more", f"{sum(chat.messages for chat in rest):,}", "", *_days(rest))
+    return rows
 
 
 def _days(chats: Sequence[ChatSummary]) -> tuple[str, str]:
@@ -85,17 +88,17 @@ def _days(chats: Sequence[ChatSummary]) -> tuple[str, str]:
 
 
 def _label_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
-    """Return the rows of each label by split; of many labels the commonest and the rarest."""
-    made = table("label", *next(iter(counts.values())))
+    """Return the number of rows of each label by split; of many labels, the most and the least frequent."""
+    rows = table("label", *next(iter(counts.values())))
     labels = list(counts)
-    shown = labels if len(labels) <= _LABELS else [*labels[: _LABELS // 2], "…", *labels[-_LABELS // 2 :]]
+    shown = labels if len(labels) <= _MAX_LABELS else [*labels[: _MAX_LABELS // 2], "…", *labels[-_MAX_LABELS // 2 :]]
     for label in shown:
-        made.add_row(Text(shorten(label)), *(f"{count:,}" for count in counts.get(label, {}).values()))
-    return made
+        rows.add_row(Text(shorten(label)), *(f"{count:,}" for count in counts.get(label, {}).values()))
+    return rows
 
 
 def show_run(run: Run) -> None:
-    """What training left."""
+    """Print the run that training left."""
     from lora_ft.runs.run import CURVES
 
     metrics, speed = run.metrics, run.metrics["speed"]
@@ -120,27 +123,27 @@ def show_run(run: Run) -> None:
 
 
 def show_evaluation(result: Evaluation) -> None:
-    """Scores, the base's beside them where it was scored, and what they rest on."""
+    """Print scores, the base's next to them if it was scored, and how they were computed."""
     screen = console()
     models = [result.scores, *([result.baseline] if result.baseline else [])]
-    made = table(
+    scores_table = table(
         "0-100 [95 %]",
         *(shorten(scores.model) for scores in models),
         *(["difference"] if result.baseline else []),
     )
     for name in result.scores.scores:
         cells = [str(scores.scores[name]) for scores in models]
-        made.add_row(name, *cells, *([str(result.difference[name])] if result.difference else []))
+        scores_table.add_row(name, *cells, *([str(result.difference[name])] if result.difference else []))
     if result.scores.valid_labels is not None:
-        made.add_row("valid labels", *(f"{scores.valid_labels:.1%}" for scores in models))
-    rows: Sequence[tuple[str, list[str]]] = [
+        scores_table.add_row("valid labels", *(f"{scores.valid_labels:.1%}" for scores in models))
+    figures: Sequence[tuple[str, list[str]]] = [
         ("cut at the limit", [f"{scores.cut_share:.1%}" for scores in models]),
         ("tokens", [f"{scores.mean_tokens:.1f}" for scores in models]),
         ("samples/s", [f"{scores.samples_per_second:.1f}" for scores in models]),
     ]
-    for name, cells in rows:
-        made.add_row(name, *cells)
-    screen.print(made)
+    for name, cells in figures:
+        scores_table.add_row(name, *cells)
+    screen.print(scores_table)
     screen.print(f"{result.rows:,} {result.split} rows of '{result.task}'")
     for how, names in groupby(result.how, result.how.__getitem__):
         screen.print(f"{', '.join(names)}: {how}")
@@ -150,55 +153,54 @@ def show_evaluation(result: Evaluation) -> None:
         screen.print(f"answers: {result.predictions}", soft_wrap=True)
 
 
-def show_bank_evaluation(found: BankEvaluation) -> None:
-    """A line for each adapter of a bank with the score that its task goes by, and warnings below."""
+def show_bank_evaluation(evaluation: BankEvaluation) -> None:
+    """Print the main score of each adapter of a bank, then warnings."""
     screen = console()
-    compared = any(one.difference for one in found.scored.values())
-    made = table("adapter", "rows", "score", "0-100 [95 %]", *(["over the base"] if compared else []), "cut")
-    made.columns[2].justify = "left"
-    for name, one in found.scored.items():
-        score = found.by[name]
-        gain = [one.difference[score].signed if one.difference else ""] if compared else []
-        made.add_row(
-            shorten(name), f"{one.rows:,}", score, str(one.scores.scores[score]), *gain, f"{one.scores.cut_share:.1%}"
-        )
-    if found.scored:
-        screen.print(made)
-    for name, one in found.scored.items():
-        for warning in one.warnings:
+    compared = any(scored.difference for scored in evaluation.scored.values())
+    scores_table = table("adapter", "rows", "score", "0-100 [95 %]", *(["over the base"] if compared else []), "cut")
+    scores_table.columns[2].justify = "left"
+    for name, scored in evaluation.scored.items():
+        score = evaluation.by[name]
+        gain = [scored.difference[score].signed if scored.difference else ""] if compared else []
+        cut = f"{scored.scores.cut_share:.1%}"
+        scores_table.add_row(shorten(name), f"{scored.rows:,}", score, str(scored.scores.scores[score]), *gain, cut)
+    if evaluation.scored:
+        screen.print(scores_table)
+    for name, scored in evaluation.scored.items():
+        for warning in scored.warnings:
             screen.print(f"{name}: warning: {warning}")
-    for name, reason in found.failed.items():
+    for name, reason in evaluation.failed.items():
         screen.print(f"{name}: not scored: {reason}", soft_wrap=True)
 
 
-def show_comparison(found: Comparison, rows: int) -> None:
-    """Scores and differences, and so many of the rows that changed most, with what was answered to them."""
+def show_comparison(comparison: Comparison, rows: int) -> None:
+    """Print scores and differences, then the `rows` rows that changed most with their answers."""
     screen = console()
-    made = table("score", "model", "0-100 [95 %]", "difference [95 %]", "p")
-    made.columns[1].justify = "left"
-    for score, name, *figures in found.lines():
-        made.add_row(score, shorten(name), *figures)
-    screen.print(made)
-    for how, names in found.how.items():
+    scores_table = table("score", "model", "0-100 [95 %]", "difference [95 %]", "p")
+    scores_table.columns[1].justify = "left"
+    for score, name, *figures in comparison.lines():
+        scores_table.add_row(score, shorten(name), *figures)
+    screen.print(scores_table)
+    for how, names in comparison.how.items():
         screen.print(f"{', '.join(names)}: {how}")
-    screen.print(f"{len(found.prompts):,} rows; {found.note}")
-    for warning in found.warnings:
+    screen.print(f"{len(comparison.prompts):,} rows; {comparison.note}")
+    for warning in comparison.warnings:
         screen.print(f"warning: {warning}", soft_wrap=True)
-    for at in found.order[:rows]:
-        screen.print(f"\nrow {at + 1}, {found.by}", style="bold")
-        for one in found.contenders:
-            answer = " ".join(one.answers[at].split())
-            screen.print(f"  {shorten(one.name)} {one.rows[found.by][at]:.1f}: {answer}")
-        screen.print(f"  reference: {' '.join(found.references[at][0].split())}")
+    for row in comparison.order[:rows]:
+        screen.print(f"\nrow {row + 1}, {comparison.by}", style="bold")
+        for contender in comparison.contenders:
+            answer = " ".join(contender.answers[row].split())
+            screen.print(f"  {shorten(contender.name)} {contender.rows[comparison.by][row]:.1f}: {answer}")
+        screen.print(f"  reference: {' '.join(comparison.references[row][0].split())}")
 
 
-def show_export(done: Exported) -> None:
-    """What was published, and what the other precisions would have cost."""
+def show_export(result: Exported) -> None:
+    """Print the exported folder, and the score and speed of each precision that was tried."""
     screen = console()
-    if done.tradeoff:
-        made = table("precision", "MB", "ms/token b1", "b8", "score", "against fp32", "same", "holds")
-        for row in done.tradeoff:
-            made.add_row(
+    if result.tradeoff:
+        precisions = table("precision", "MB", "ms/token b1", "b8", "score", "against fp32", "same", "holds")
+        for row in result.tradeoff:
+            precisions.add_row(
                 row.precision,
                 f"{row.megabytes:.0f}",
                 *(f"{milliseconds:.2f}" for milliseconds in row.milliseconds.values()),
@@ -207,42 +209,125 @@ def show_export(done: Exported) -> None:
                 f"{row.identical:.0%}",
                 "yes" if row.holds else "no",
             )
-        screen.print(made)
-        screen.print(f"a precision holds where its score loses no more than {done.max_drop:g}", style="dim")
-    screen.print(f"{done.out}: {done.precision}, {done.bytes / 1e6:.1f} MB; {done.parity}", soft_wrap=True)
+        screen.print(precisions)
+        screen.print(f"a precision holds if its score loses at most {result.max_drop:g} points", style="dim")
+    screen.print(f"{result.out}: {result.precision}, {result.bytes / 1e6:.1f} MB; {result.parity}", soft_wrap=True)
 
 
-def show_shelved(done: Shelved) -> None:
-    """The adapters that were put into a bank."""
+def show_shelved(result: Shelved) -> None:
+    """Print the adapters that were added to a bank."""
     screen = console()
-    for name, report in done.reports.items():
+    for name, report in result.reports.items():
         screen.print(f"{name}: {report}", soft_wrap=True)
-    screen.print(f"{done.out}: {done.precision}, {done.bytes / 1e6:.1f} MB", soft_wrap=True)
+    screen.print(f"{result.out}: {result.precision}, {result.bytes / 1e6:.1f} MB", soft_wrap=True)
 
 
 def show_entries(entries: Sequence[Entry]) -> None:
-    """The adapters of a bank."""
-    made = table("adapter", "MB", "PyTorch's text", "divergence", "score")
-    for one in entries:
-        score = f"{one.gate['metric']} {one.gate['difference']:+.1f}" if one.gate else ""
-        same = f"{one.report.identical_rows} of {one.report.rows}"
-        made.add_row(shorten(one.name, 24), f"{one.bytes / 1e6:.1f}", same, f"{one.report.divergence:.2g}", score)
-    console().print(made)
+    """Print the adapters of a bank."""
+    rows = table("adapter", "MB", "PyTorch's text", "divergence", "score")
+    for entry in entries:
+        score = f"{entry.gate['metric']} {entry.gate['difference']:+.1f}" if entry.gate else ""
+        same = f"{entry.report.identical_rows} of {entry.report.rows}"
+        rows.add_row(shorten(entry.name, 24), f"{entry.bytes / 1e6:.1f}", same, f"{entry.report.divergence:.2g}", score)
+    console().print(rows)
 
 
-def show_sizes(task: Task) -> None:
-    """The memory of every FLAN-T5 under a task's limits."""
-    from lora_ft.training.memory_estimates import GIB, HEAP, sizes, task_batch
+def show_sizes(task: Task, estimates: Sequence[Size]) -> None:
+    """Print the memory of every FLAN-T5 size under a task's limits."""
+    from lora_ft.training.memory_estimates import GIB, HEAP, task_batch
 
     screen, batch = console(), task_batch(task)
-    made = table("GiB", "parameters", "generate", "bf16", "LoRA", "bf16", "ckpt", "full", "bf16", "ckpt")
-    for size in sizes(task):
+    rows = table("GiB", "parameters", "generate", "bf16", "LoRA", "bf16", "ckpt", "full", "bf16", "ckpt")
+    for size in estimates:
         lora, full = size.checkpointed
         ways = (*size.generate, *size.lora, lora, *size.full, full)
-        made.add_row(size.name, f"{size.parameters / 1e6:,.0f} M", *(f"{way / GIB:,.1f}" for way in ways))
-    screen.print(made)
+        rows.add_row(size.name, f"{size.parameters / 1e6:,.0f} M", *(f"{way / GIB:,.1f}" for way in ways))
+    screen.print(rows)
     screen.print(
         f"{batch.rows} rows of {batch.source} tokens in, {batch.target} out; LoRA r {task.lora.r} on all layers, "
         "AdamW; fp32, bf16 autocast, and that with gradient checkpointing (ckpt). "
         f"On a CPU the heap grows to {HEAP:g} times the activations.",
     )
+
+
+def show_runs(result: Packed, out: Path, best: str | None) -> None:
+    """Print the run of each of several tasks, and the best one of a grid."""
+    screen = console()
+    runs = table("adapter", "steps", "best", "loss", "validation", "samples/s", "")
+    names = distinct([run.task.name for run in result.runs], 28)
+    for run in result.runs:
+        metrics = run.metrics
+        score = metrics["best_metric"]
+        runs.add_row(
+            names[run.task.name],
+            f"{metrics['steps']:,}",
+            f"{metrics['best_step'] or '–'}",
+            f"{metrics['train_loss']:.3f}",
+            "–" if score is None else f"{run.task.train.metric_for_best_model} {score:.2f}",
+            f"{metrics['speed']['samples_per_second'] or '–'}",
+            "best" if run.task.name == best else "",
+        )
+    screen.print(runs)
+    for name, reason in result.failed.items():
+        screen.print(f"failed: {name}: {reason}", soft_wrap=True)
+    screen.print(f"{len(result.runs)} runs in {out}", soft_wrap=True)
+
+
+def show_adapters(entries: Sequence[RunEntry]) -> None:
+    """Print the adapters of a folder of runs."""
+    adapters = table("adapter", "base", "rank", "MB", "validation", "trained")
+    names = distinct([entry.name for entry in entries], 26)
+    for entry in entries:
+        adapters.add_row(
+            f"{names[entry.name]}{' *' if entry.best else ''}",
+            shorten(entry.run.task.base, 14),
+            f"{entry.rank}",
+            f"{entry.bytes / 1e6:.1f}",
+            "–" if entry.score is None else f"{entry.metric} {entry.score:.2f}",
+            f"{entry.trained:%Y-%m-%d}",
+        )
+    console().print(adapters)
+
+
+def show_adapter(entry: RunEntry) -> None:
+    """Print one adapter: its training, and every score that was recorded."""
+    from lora_ft.models.adapter_files import adapter_config
+    from lora_ft.publishing.model_card import figures
+
+    task, metrics = entry.run.task, entry.run.metrics
+    layers = adapter_config(entry.run.adapter)["target_modules"]
+    pairs = {
+        "adapter": str(entry.run.adapter),
+        "task": task.name,
+        "base": task.base,
+        "layers": layers if isinstance(layers, str) else ", ".join(sorted(layers)),
+        "rank": f"{entry.rank}, {metrics['trainable_parameters']:,} parameters, {entry.bytes / 1e6:.1f} MB",
+        "rows": f"{metrics['rows']['train']:,} for training, {metrics['rows']['validation']:,} for validation",
+        "steps": f"{metrics['steps']:,} of {metrics['global_batch']} rows, learning rate {task.train.learning_rate:g}",
+        "loss": f"{metrics['train_loss']:.3f}",
+        "trained": f"{entry.trained:%Y-%m-%d %H:%M}, {metrics.get('hardware', 'hardware not recorded')}",
+    }
+    if entry.score is not None:
+        pairs[f"validation {entry.metric}"] = f"{entry.score:.2f} at step {metrics['best_step'] or 0:,}"
+    for split, record in entry.run.scores.items():
+        scores = figures(record["scores"]).items()
+        pairs[f"{split} rows"] = ", ".join(f"{name} {score['mean']:.1f}" for name, score in scores)
+    show_pairs(pairs)
+
+
+def show_merged(result: Combined, out: Path, way: str) -> None:
+    """Print the scores of a combined adapter next to those of its parts."""
+    scores = table("task", "rows", "score", "its own", "combined", "change")
+    for score in result.scores:
+        name = score.task if score.adapter == score.task else f"{score.adapter} on {score.task}"
+        scores.add_row(
+            shorten(name, 28),
+            f"{score.rows:,}",
+            score.metric,
+            f"{score.alone:.1f}",
+            f"{score.combined:.1f}",
+            f"{score.combined - score.alone:+.1f}",
+        )
+    if result.scores:
+        console().print(scores)
+    console().print(f"{out}: {way}, rank {result.rank}", soft_wrap=True)

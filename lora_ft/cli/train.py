@@ -1,4 +1,4 @@
-"""The verb `train`: one task, or several in one pass."""
+"""The command `train`: one task, or several in one pass."""
 
 from __future__ import annotations
 
@@ -11,157 +11,153 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_ft.cli import hub
-from lora_ft.cli.choices import EngineChoice, GoOnFrom, going_on_from
+from lora_ft.cli.options import EngineChoice, GoOnFrom, Json, Overrides, Overwrite, Quiet, start_overrides
+from lora_ft.cli.results import show
+from lora_ft.core.distributed import rank
 from lora_ft.reports.screen import Screen
 
 if TYPE_CHECKING:
     from lora_ft.multi_lora.engine import Engine
+    from lora_ft.runs.run import Run
     from lora_ft.tasks.schema import Task
-    from lora_ft.train_many import Packed
+
+RUNS = Path("runs")
 
 
 def train(
     tasks: Annotated[
-        list[str],
-        typer.Argument(metavar="TASK...", help="Task files (YAML), recipes by name, or folders of task files."),
+        list[str], typer.Argument(metavar="TASK...", help="Task files (YAML), recipes, or folders of task files.")
     ],
-    set_: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. --set train.learning_rate=5e-4."),
-    ] = [],  # noqa: B006  (typer copies it)
+    set_: Overrides = [],  # noqa: B006  (typer copies it)
     from_: GoOnFrom = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder of the run, runs/NAME by default; of several, or with Ray, of the runs."),
+        typer.Option("--out", metavar="FOLDER", help="Folder to write. Default: runs/NAME, or runs for several tasks."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on exactly, or train a finished run longer.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
-    pack_size: Annotated[
-        int | None, typer.Option(min=1, help="Of several tasks: most adapters in one pass; by default what fits.")
+    resume: Annotated[bool, typer.Option("--resume", help="Continue exactly, or train a finished run longer.")] = False,
+    overwrite: Overwrite = False,
+    group_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Maximum adapters trained in one pass. Default: as many as fit in memory."),
     ] = None,
-    engine: Annotated[
-        EngineChoice, typer.Option(help="Where passes run: this process, or a Ray cluster.")
-    ] = EngineChoice.local,
+    engine: Annotated[EngineChoice, typer.Option(help="This process, or a Ray cluster.")] = EngineChoice.local,
     address: Annotated[
-        str | None, typer.Option(help="HOST:PORT of the Ray cluster; by default the one this machine is part of.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster. Default: this machine's.")
     ] = None,
-    cpus_per_pack: Annotated[
-        float | None, typer.Option(min=0.01, help="With Ray: of a pass; by default 1 beside a GPU, else all of a node.")
+    cpus_per_group: Annotated[
+        float | None, typer.Option(min=0.01, help="Ray: CPUs of a pass. Default: 1 with a GPU, else all of a node.")
     ] = None,
-    gpus_per_pack: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="With Ray: of a pass, e.g. 0.5; by default 1 if there is any."),
+    gpus_per_group: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Ray: GPUs of a pass, such as 0.5. Default: 1 if any.")
     ] = None,
     retries: Annotated[
-        int | None, typer.Option(min=-1, help="With Ray: of a pass whose worker was lost; 3 by default, -1 for any.")
+        int | None, typer.Option(min=-1, help="Ray: restarts after a lost worker. Default: 3; -1 is unlimited.")
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(metavar="URL", help="With Ray: for snapshots, where nodes share no --out folder.")
+        str | None, typer.Option(metavar="URL", help="Ray: place of snapshots if nodes share no --out folder.")
     ] = None,
     push_to_hub: hub.PushTo = None,
     private: hub.Private = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> int:
-    """Train a task's adapter, or all weights; several tasks, or a `grid` of one, on one base in one pass.
+    """Train a task, or several on one base in one pass.
 
-    Ctrl-C, SIGTERM and SIGHUP save a checkpoint; --resume goes on from it, or from a finished run with more epochs.
-    Exit code 1 if any of several failed; 130, 143 or 129 after a signal.
+    A task trains an adapter, or all weights (method: full). A task file with a `grid` is several tasks.
+
+    Ctrl-C, SIGTERM and SIGHUP save a checkpoint. --resume continues from it, or trains a finished run for more epochs.
+    Exit code 1 if any of several tasks failed; 130, 143 or 129 after a signal.
     """
     from lora_ft.core.errors import UsageError
 
-    of_ray = {"address": address, "cpus": cpus_per_pack, "gpus": gpus_per_pack, "retries": retries, "storage": storage}
-    given: dict[str, Any] = {key: value for key, value in of_ray.items() if value is not None}
-    if given and engine is EngineChoice.local:
+    ray = {"address": address, "cpus": cpus_per_group, "gpus": gpus_per_group, "retries": retries, "storage": storage}
+    ray_options: dict[str, Any] = {name: value for name, value in ray.items() if value is not None}
+    if ray_options and engine is EngineChoice.local:
         raise UsageError(
-            "--address, --cpus-per-pack, --gpus-per-pack, --retries and --storage are Ray's",
+            "--address, --cpus-per-group, --gpus-per-group, --retries and --storage are options of Ray",
             "add --engine ray, or leave them out",
         )
-    found = _load(tasks, [*set_, *going_on_from(from_)])
-    if (len(found) > 1 or engine is EngineChoice.ray) and push_to_hub:
+    loaded = _load_tasks(tasks, [*set_, *start_overrides(from_)])
+    several = len(loaded) > 1 or engine is EngineChoice.ray
+    if several and push_to_hub:
         raise UsageError("--push-to-hub uploads one run", "push each with `lora-ft push RUN REPO`")
-    if len(found) == 1 and pack_size:
-        raise UsageError("--pack-size is for several tasks", "leave it out")
-    if engine is EngineChoice.ray:
-        from lora_ft.multi_lora.ray_engine import RayEngine
-
-        cluster = RayEngine(**given)
-        return _several(found, out or Path("runs"), cluster, resume=resume, overwrite=overwrite, most=pack_size)
-    if len(found) > 1:
-        return _several(found, out or Path("runs"), None, resume=resume, overwrite=overwrite, most=pack_size)
-    from lora_ft.cli.tables import show_run
-    from lora_ft.train import train as job
-
-    task, _ = found[0]
+    if len(loaded) == 1 and group_size:
+        raise UsageError("--group-size is for several tasks", "leave it out")
+    options: dict[str, Any] = {"resume": resume, "overwrite": overwrite}
+    if several:
+        cluster = _connect(ray_options) if engine is EngineChoice.ray else None
+        options |= {"most": group_size, "engine": cluster}
+        return _train_several(loaded, out or RUNS, options, as_json=as_json, quiet=quiet)
     destination = hub.destination(push_to_hub, private=private)
-    with Screen() as screen:
-        run = job(task, out or Path("runs") / task.name, resume=resume, overwrite=overwrite, progress=screen)
-    if not screen.console.quiet:
-        show_run(run)
-        hub.upload(run.folder, destination)
+    task, _ = loaded[0]
+    run = _train_one(task, out or RUNS / task.name, options, as_json=as_json, quiet=quiet)
+    if rank() == 0:
+        hub.upload(run.folder, destination, as_json=as_json, quiet=quiet)
     return 0
 
 
-def _load(given: Sequence[str], overrides: Sequence[str]) -> list[tuple[Task, dict[str, Any]]]:
-    """All tasks of files, folders and grids, each with what a grid sets in it."""
+def _connect(options: dict[str, Any]) -> Engine:
+    from lora_ft.multi_lora.ray_engine import RayEngine
+
+    return RayEngine(**options)
+
+
+def _load_tasks(names: Sequence[str], overrides: Sequence[str]) -> list[tuple[Task, dict[str, Any]]]:
+    """Return all tasks of files, folders and grids, each with the values that a grid sets in it."""
     from lora_ft.core.errors import UsageError
     from lora_ft.tasks.files import load_tasks
 
-    found = []
-    for name in given:
+    loaded = []
+    for name in names:
         files: list[str | Path] = [name]
         if Path(name).is_dir():
-            files = sorted(path for ending in ("yaml", "yml") for path in Path(name).glob(f"*.{ending}"))
+            files = sorted(path for suffix in ("yaml", "yml") for path in Path(name).glob(f"*.{suffix}"))
             if not files:
                 raise UsageError(f"the folder {name} holds no task files (*.yaml)", "name files, or another folder")
         for file in files:
-            found += load_tasks(file, overrides)
-    return found
+            loaded += load_tasks(file, overrides)
+    return loaded
 
 
-def _several(
-    found: Sequence[tuple[Task, Mapping[str, Any]]],
+def _train_one(task: Task, out: Path, options: dict[str, Any], *, as_json: bool, quiet: bool) -> Run:
+    """Train one task and print its run; of several processes the first one prints."""
+    from lora_ft.cli.tables import show_run
+    from lora_ft.train import train as train_task
+
+    with Screen(quiet=quiet) as screen:
+        run = train_task(task, out, progress=screen, **options)
+    if rank() == 0:
+        show(_summary(run) if as_json else run, show_run, as_json=as_json)
+    return run
+
+
+def _train_several(
+    loaded: Sequence[tuple[Task, Mapping[str, Any]]],
     out: Path,
-    engine: Engine | None,
+    options: dict[str, Any],
     *,
-    resume: bool,
-    overwrite: bool,
-    most: int | None,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
-    from lora_ft.cli.board import PackScreen
+    """Train several tasks, print their runs, and return the exit code."""
+    from lora_ft.cli.group_screen import GroupScreen
+    from lora_ft.cli.tables import show_runs
     from lora_ft.runs.grid_results import mark_best
     from lora_ft.train_many import train_pack
 
-    with PackScreen() as screen, redirect_stdout(sys.stderr):  # Ray prints what it hears of lost workers
-        packed = train_pack(
-            [task for task, _ in found], out, resume=resume, overwrite=overwrite, most=most, engine=engine, board=screen
-        )
-    settings = {task.name: values for task, values in found if values}
-    of_grid = [run for run in packed.runs if run.task.name in settings]
+    with GroupScreen(quiet=quiet) as screen, redirect_stdout(sys.stderr):  # Ray prints messages about lost workers
+        result = train_pack([task for task, _ in loaded], out, board=screen, **options)
+    settings = {task.name: values for task, values in loaded if values}
+    of_grid = [run for run in result.runs if run.task.name in settings]
     best = mark_best(of_grid, settings, out) if of_grid else None
-    _show(packed, out, best.task.name if best else None)
-    return int(bool(packed.failed))
+    best_name = best.task.name if best else None
+    if as_json:
+        runs = [_summary(run) for run in result.runs]
+        show({"runs": runs, "failed": result.failed, "best": best_name}, print, as_json=True)
+    else:
+        show_runs(result, out, best_name)
+    return int(bool(result.failed))
 
 
-def _show(packed: Packed, out: Path, best: str | None) -> None:
-    """Every adapter, a row each."""
-    from lora_ft.reports.terminal import console, distinct, table
-
-    screen = console()
-    made = table("adapter", "steps", "best", "loss", "validation", "samples/s", "")
-    names = distinct([run.task.name for run in packed.runs], 28)
-    for run in packed.runs:
-        metrics = run.metrics
-        score = metrics["best_metric"]
-        shown = "–" if score is None else f"{run.task.train.metric_for_best_model} {score:.2f}"
-        made.add_row(
-            names[run.task.name],
-            f"{metrics['steps']:,}",
-            f"{metrics['best_step'] or '–'}",
-            f"{metrics['train_loss']:.3f}",
-            shown,
-            f"{metrics['speed']['samples_per_second'] or '–'}",
-            "best" if run.task.name == best else "",
-        )
-    screen.print(made)
-    for name, why in packed.failed.items():
-        screen.print(f"failed: {name}: {why}", soft_wrap=True)
-    screen.print(f"{len(packed.runs)} runs in {out}", soft_wrap=True)
+def _summary(run: Run) -> dict[str, Any]:
+    return {"folder": run.folder, "task": run.task.name, "metrics": run.metrics}

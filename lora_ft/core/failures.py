@@ -1,4 +1,4 @@
-"""How a command fails: one line on stderr that says what to do, and an exit code."""
+"""Failures of commands: one line on stderr with the remedy, and an exit code."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from lora_ft.core.printable import printable
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "_PASS", "CREDENTIALS")  # ends of names
 _SHORTEST_SECRET = 8  # characters; shorter values are words
-_FREE = "free some or raise the limit, or give an --out on another disk. Nothing half-written was left"
+_FREE = "free some or raise the limit, or give an --out on another disk. No unfinished output was left"
 
 
 def run_safely(command: Callable[[], object], *, debug: bool = False) -> int:
     """Run a command and return its exit code; an error becomes one line on stderr.
 
     Args:
-        command: returns the exit code, or anything else for 0.
+        command: function that returns the exit code, or anything else for 0.
         debug: also print the traceback of an error.
     """
     try:
         result = command()
         _flush()
-    except BrokenPipeError:  # `lora-ft … | head`: the reader has seen enough
+    except BrokenPipeError:  # `lora-ft … | head`
         _discard_stdout()
         return BROKEN_PIPE
     except Exception as error:
@@ -48,7 +48,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     usage = getattr(error, "format_message", None)  # click's, or the copy of it that newer typer carries
     if callable(usage):
-        return f"{usage()}; --help lists commands and options", 2
+        return f"{usage()}; see --help for commands and options", 2
     if isinstance(error, OSError):
         return _explain_system(error)
     if fault := disk_fault(error):  # safetensors, onnx and torch wrap the system's error in their own
@@ -56,10 +56,10 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError) or "not enough memory" in str(error):
         return "out of memory; use a smaller batch, shorter lengths or a smaller base, or raise ulimit -v", 1
     if isinstance(error, ModuleNotFoundError):
-        return f"this needs the package {error.name}, which is not installed; pip install 'lora-ft[all]'", 2
+        return f"the package {error.name} is not installed; pip install 'lora-ft[all]'", 2
     if "can't start new thread" in str(error):
-        return "no new thread or process can be started; raise ulimit -u, or run fewer jobs at once", 1
-    return f"unexpected {type(error).__name__}: {error}; add --debug for the traceback, and please report it", 1
+        return "no thread or process can be started; raise ulimit -u, or run fewer jobs at once", 1
+    return f"unexpected {type(error).__name__}: {error}; add --debug for the traceback, and report it", 1
 
 
 def _explain_system(error: OSError) -> tuple[str, int]:
@@ -71,12 +71,12 @@ def _explain_system(error: OSError) -> tuple[str, int]:
     if error.errno == errno.ENOMEM:
         return f"{where}out of memory; run fewer jobs at once, or raise ulimit -v", 1
     if "usable temporary directory" in str(error):
-        return "no folder for temporary files can be written to; set TMPDIR to one that can", 1
+        return "no folder for temporary files is writable; set TMPDIR to a writable one", 1
     return f"{where}{error.strerror or first_words(error)}", 1
 
 
 def first_words(error: BaseException) -> str:
-    """Return the message of an exception on one line, or its kind where it has none."""
+    """Return the message of an exception on one line, or its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -90,9 +90,9 @@ def _fail(error: Exception, debug: bool) -> int:
 
 
 def without_secrets(line: str) -> str:
-    """Return a line without the secrets of the environment, as they are or as Python, JSON and URLs write them.
+    """Return a line without the secrets of the environment, plain or as Python, JSON and URLs escape them.
 
-    Libraries print the request that failed, and with it the token that it carried.
+    Libraries print the request that failed, including its token.
     """
     secrets = {value.strip(): name for name, value in os.environ.items() if name.upper().endswith(_SECRET)}
     for value in sorted(secrets, key=len, reverse=True):  # a secret may begin with a shorter one
@@ -110,12 +110,12 @@ def _complain(line: str) -> None:
 
 
 def _flush() -> None:
-    """Write out what stdout still holds, so that a full disk is an error and not a message of the interpreter."""
+    """Flush stdout, so that a full disk is an error of the command and not a message of the interpreter."""
     if sys.stdout is not None and not sys.stdout.closed:
         sys.stdout.flush()
 
 
 def _discard_stdout() -> None:
-    """Point stdout at nothing, so that the interpreter does not fail to flush it at its end."""
+    """Redirect stdout to the null device, so that the interpreter can flush it when it exits."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

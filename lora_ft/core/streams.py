@@ -1,4 +1,4 @@
-"""The standard streams: a console that shows foreign text as text, output in any encoding, input by lines."""
+"""The standard streams: output in any encoding without control characters, and input line by line."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _ASCII = str.maketrans({"…": "...", "–": "-", "—": "-", "→": "->", "·":
 
 
 def say(text: str, *, end: str = "\n", flush: bool = False) -> None:
-    """Print a line on stdout, with unsafe characters shown as their codes."""
+    """Print a line on stdout, with control characters shown as their codes."""
     print(printable(text), end=end, flush=flush)
 
 
 def answer(text: str, *, end: str = "\n") -> None:
-    """Print what a model wrote: as it is into a file or pipe, and safe to look at on a terminal."""
+    """Print a model's answer: unchanged into a file or pipe, without control characters on a terminal."""
     print(printable(text) if is_terminal(sys.stdout) else text, end=end, flush=True)
 
 
@@ -29,7 +29,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def stdin_lines() -> Iterator[str]:
-    """Yield the lines of stdin as they come, without their ends.
+    """Yield the lines of stdin as they arrive, without line ends.
 
     Raises:
         UsageError: stdin is closed, or a line is not text in stdin's encoding.
@@ -52,10 +52,10 @@ def stdin_lines() -> Iterator[str]:
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr write any text, so that results are not lost to a terminal's encoding.
+    """Let stdout and stderr write any text, whatever the terminal's encoding.
 
-    A character that the encoding lacks becomes its nearest ASCII form where there is one, else its code. Bytes of stdin
-    that are no text are kept apart, so that `stdin_lines` can name their line.
+    A character missing from the encoding becomes a similar ASCII form if it has one, else its code. Undecodable bytes
+    of stdin become lone surrogates, so that `stdin_lines` can name their line.
     """
     codecs.register_error("lora-ft", _replace)
     for stream in (sys.stdout, sys.stderr):

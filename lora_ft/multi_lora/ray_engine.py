@@ -144,7 +144,7 @@ class RayEngine:
                 "install the same on every node",
             )
         if self._portion.gpus and node.device == "cpu":
-            raise UsageError(f"torch finds no GPU on {node.host}", "install torch for it there, or --gpus-per-pack 0")
+            raise UsageError(f"torch finds no GPU on {node.host}", "install torch for it there, or --gpus-per-group 0")
         if node.token != token:
             raise UsageError(
                 f"{node.host} does not see what this machine writes to {place}",

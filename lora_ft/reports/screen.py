@@ -1,8 +1,7 @@
-"""What a person sees: a live bar and a line of figures on a terminal, plain lines elsewhere. All of it on stderr."""
+"""Progress on stderr: a live bar and a line of figures on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import os
 import time
 from types import TracebackType
 from typing import Self
@@ -12,16 +11,21 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from lora_ft.core.distributed import rank
 from lora_ft.reports.terminal import Console
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 class Screen:
-    """Draws a job's progress (`lora_ft.core.progress.Progress`). Use it as a context manager around the job."""
+    """Implementation of `lora_ft.core.progress.Progress` on stderr; a context manager around the job.
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
+    Args:
+        quiet: show nothing. Of several processes, only the first one shows anything.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet or rank() != 0)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -46,7 +50,7 @@ class Screen:
         self._live.stop()
 
     def stage(self, name: str, total: int = 0, done: int = 0) -> None:
-        """See `Progress.stage`."""
+        """Begin a stage of `total` steps, of which `done` are already done."""
         self._name, self._total, self._last_line = name, total, time.monotonic()
         if not self.console.is_terminal:
             self.console.print(name if not total else f"{name}: {total:,}", soft_wrap=True)
@@ -57,7 +61,7 @@ class Screen:
         self._task = self._bar.add_task(name, total=total or None, completed=done)
 
     def advance(self, done: int, figures: str = "") -> None:
-        """See `Progress.advance`."""
+        """Set the number of completed steps, and the line of figures."""
         if self._task is not None:
             self._bar.update(self._task, completed=done)
             self._figures.plain = figures
@@ -66,5 +70,5 @@ class Screen:
             self.console.print(f"{self._name}: {done:,} of {self._total:,}  {figures}".rstrip(), soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """See `Progress.note`."""
+        """Print a line that stays."""
         self.console.print(text, soft_wrap=not self.console.is_terminal)

@@ -109,7 +109,7 @@ def test_rows_name_their_adapters(published: Path, tmp_path: Path) -> None:
     assert said == generate(model, rows, {"num_beams": 1})
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    assert command(["generate", str(published), "--input", str(file), "--output", str(tmp_path / "out.jsonl")]) == 0
+    assert command(["generate", str(published), "--input", str(file), "--out", str(tmp_path / "out.jsonl")]) == 0
     assert [json.loads(line)["output"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == made
 
 

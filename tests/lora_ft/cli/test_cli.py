@@ -64,7 +64,7 @@ def test_validate_shows_every_fault_at_once(make_task: MakeTask, capsys: Capture
 def test_rows_of_a_file_become_jsonl_with_their_outputs(tiny_run: Run, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("text,id\nabc,1\ndef,2\n")
     out = tmp_path / "out.jsonl"
-    assert lora_ft(["generate", str(tiny_run.folder), "--input", str(tmp_path / "in.csv"), "--output", str(out)]) == 0
+    assert lora_ft(["generate", str(tiny_run.folder), "--input", str(tmp_path / "in.csv"), "--out", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [list(row) for row in rows] == [["text", "id", "output"]] * 2
     assert [row["id"] for row in rows] == ["1", "2"]

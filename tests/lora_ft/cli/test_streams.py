@@ -120,4 +120,4 @@ def test_a_secret_of_the_environment_is_never_printed(monkeypatch: pytest.Monkey
 
 def test_without_a_folder_for_temporary_files_it_says_so() -> None:
     error = FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
-    assert explain(error) == ("no folder for temporary files can be written to; set TMPDIR to one that can", 1)
+    assert explain(error) == ("no folder for temporary files is writable; set TMPDIR to a writable one", 1)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lora_ft.cli import board
+from lora_ft.cli import group_screen
 from lora_ft.cli import run as lora_ft
 from lora_ft.multi_lora.dashboard import AdapterStatus
 from lora_ft.reports.terminal import distinct
@@ -48,7 +48,7 @@ def test_a_folder_of_tasks_is_trained(make_task: MakeTask, tmp_path: Path, capsy
         path = make_task(name=name, train=SHORT)
         shutil.copytree(path.parent, folder, dirs_exist_ok=True)
         (folder / "task.yaml").rename(folder / f"{name}.yaml")
-    assert lora_ft(["train", str(folder), "--out", str(tmp_path / "runs"), "--pack-size", "1"]) == 0
+    assert lora_ft(["train", str(folder), "--out", str(tmp_path / "runs"), "--group-size", "1"]) == 0
     assert "2 adapters on one base in 2 packs" in capsys.readouterr().err
     assert [Run(tmp_path / "runs" / name).task.name for name in ("one", "two")] == ["one", "two"]
     assert not (tmp_path / "runs" / "grid.json").exists()
@@ -73,7 +73,7 @@ def test_a_task_that_fails_is_told_and_ends_with_1(make_task: MakeTask, tmp_path
         (["--push-to-hub", "me/it"], "uploads one run"),
         (["--resume"], "no unfinished packs"),
         (["--set", "lora.use_dora=true"], "lora.use_dora = True"),
-        (["--gpus-per-pack", "0.5"], "add --engine ray"),
+        (["--gpus-per-group", "0.5"], "add --engine ray"),
         (["--engine", "ray", "--push-to-hub", "me/it"], "uploads one run"),
     ],
 )
@@ -98,27 +98,27 @@ ROWS = [
 
 
 def test_the_screen_has_a_row_for_each_adapter() -> None:
-    screen = board.PackScreen()
+    screen = group_screen.GroupScreen()
     screen.console = screen._live.console = Console(file=io.StringIO(), force_terminal=True, width=80, height=8)
     screen.rows(ROWS)
     shown = Console(file=io.StringIO(), width=80)
-    shown.print(board._table(ROWS, 2))
+    shown.print(group_screen.status_table(ROWS, 2))
     text = shown.file.getvalue()  # type: ignore[attr-defined]
     assert "1,200/12,000" in text and "1:01:40" in text and "and 1 more" in text
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
 
 
 def test_without_a_terminal_a_line_says_all() -> None:
-    assert board.line(ROWS[1], "qa") == "qa  3/40  loss –  rouge1 –  –/s  – left"
-    assert board.line(ROWS[2], "talk") == "talk  40/40  finished"
-    assert len(board.line(ROWS[0], ROWS[0].name[:20])) <= 80
+    assert group_screen.status_line(ROWS[1], "qa") == "qa  3/40  loss –  rouge1 –  –/s  – left"
+    assert group_screen.status_line(ROWS[2], "talk") == "talk  40/40  finished"
+    assert len(group_screen.status_line(ROWS[0], ROWS[0].name[:20])) <= 80
 
 
 def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    screen = board.PackScreen()
+    screen = group_screen.GroupScreen()
     screen.rows(ROWS)
     assert "qa" not in capsys.readouterr().err
-    monkeypatch.setattr(board, "LINE_EVERY", -1.0)
+    monkeypatch.setattr(group_screen, "LINE_EVERY", -1.0)
     screen.rows(ROWS)
     assert "qa  3/40" in capsys.readouterr().err
 
@@ -152,6 +152,6 @@ def test_no_two_names_are_shown_alike(names: list[str]) -> None:
 def test_the_screen_tells_runs_of_a_grid_apart() -> None:
     rows = [AdapterStatus(name, 3, 40, None, "rouge1", None, None, None, "") for name in GRID]
     shown = Console(file=io.StringIO(), width=80)
-    shown.print(board._table(rows, 10))
+    shown.print(group_screen.status_table(rows, 10))
     text = shown.file.getvalue()  # type: ignore[attr-defined]
     assert all(part in text for part in ("…8…0.001 ", "…8…0.0003 ", "…16…0.001 ", "…16…0.0003 "))

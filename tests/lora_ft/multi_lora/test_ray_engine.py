@@ -28,7 +28,7 @@ from tests.lora_ft.test_train_many import files, interrupt, same, start, unlike
 MakeTask = Callable[..., Path]
 WITHOUT = "needs lora-ft[ray]"
 STEPS: dict[str, Any] = {"max_steps": 60, "eval_every": 3, "metric_for_best_model": "loss"}
-PORTION = ["--cpus-per-pack", "1", "--pack-size", "2"]
+PORTION = ["--cpus-per-group", "1", "--group-size", "2"]
 
 
 @pytest.mark.parametrize(

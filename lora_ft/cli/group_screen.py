@@ -1,4 +1,4 @@
-"""The screen of a pack: a row for each adapter on a terminal, plain lines elsewhere."""
+"""The screen of several trainings: a row for each adapter on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ from lora_ft.reports.screen import LINE_EVERY, Screen
 from lora_ft.reports.terminal import distinct, shorten, table
 
 
-class PackScreen(Screen):
-    """Draws `lora_ft.multi_lora.dashboard.Dashboard`."""
+class GroupScreen(Screen):
+    """Implementation of `lora_ft.multi_lora.dashboard.Dashboard` on stderr."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet)
         self._last_rows = time.monotonic()
 
     def rows(self, rows: Sequence[AdapterStatus]) -> None:
-        """See `Board.rows`."""
+        """Draw the state of every adapter."""
         if self.console.is_terminal:
             room = max(self.console.height - 5, 1)
-            self._live.update(Group(self._bar, _table(rows, room)))
+            self._live.update(Group(self._bar, status_table(rows, room)))
         elif time.monotonic() - self._last_rows > LINE_EVERY:
             self._last_rows = time.monotonic()
             names = distinct([row.name for row in rows], 20)
             for row in rows:
-                self.console.print(line(row, names[row.name]), soft_wrap=True)
+                self.console.print(status_line(row, names[row.name]), soft_wrap=True)
 
     def advance(self, done: int, figures: str = "") -> None:
-        """See `Progress.advance`; without a terminal the rows' lines say it."""
+        """Move the bar on a terminal; elsewhere the lines of `rows` show progress."""
         if self.console.is_terminal:
             super().advance(done, figures)
 
 
-def _table(rows: Sequence[AdapterStatus], room: int) -> Table:
-    made = table("adapter", "step", "loss", "score", "samples/s", "left", "")
+def status_table(rows: Sequence[AdapterStatus], room: int) -> Table:
+    """Return a table of adapters with at most `room` rows, and the number of the others."""
+    statuses = table("adapter", "step", "loss", "score", "samples/s", "left", "")
     names = distinct([row.name for row in rows], 22)
     for row in rows[:room]:
-        made.add_row(names[row.name], *_cells(row), shorten(row.note, 14))
+        statuses.add_row(names[row.name], *_cells(row), shorten(row.note, 14))
     if len(rows) > room:
-        made.add_row(f"and {len(rows) - room} more")
-    return made
+        statuses.add_row(f"and {len(rows) - room} more")
+    return statuses
 
 
-def line(row: AdapterStatus, name: str) -> str:
-    """One adapter in a line, by its name as it is shown; so many of its samples a second."""
+def status_line(row: AdapterStatus, name: str) -> str:
+    """Return the state of one adapter as a line, which begins with `name`."""
     step, loss, score, speed, left = _cells(row)
     figures = f"loss {loss}  {row.metric} {score}  {speed}/s  {left} left"
     return f"{name}  {step}  {row.note or figures}"

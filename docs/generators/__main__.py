@@ -27,6 +27,7 @@ def _architecture() -> str:
 FILES: dict[str, Callable[[], str]] = {
     "docs/reference/task.md": task_keys.page,
     "docs/reference/task.schema.json": _schema,
+    "lora_ft/schemas/task.schema.json": _schema,
     "docs/reference/command-line.md": command_line.page,
     "docs/architecture.md": _architecture,
     "docs/images/imports.svg": lambda: modules.drawing(modules.count_imports()),

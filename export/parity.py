@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.core.errors import LoraFtError
+from lora_ft.core.errors import GateError
 from lora_ft.core.files import read_json, write_json
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import pad, ragged
@@ -186,7 +186,7 @@ class Probe:
 def require(report: Report) -> None:
     """Raise LoraFtError unless the report passed."""
     if not report.passed:
-        raise LoraFtError(
+        raise GateError(
             f"the ONNX graphs differ from PyTorch: {report} (allowed: {report.tolerance:g}); nothing was written",
             "please report this with the output of `lora-ft doctor`",
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lora_ft.core.errors import UsageError
+from lora_ft.core.errors import BaseMismatchUsageError, UsageError
 from lora_ft.core.files import folder_size
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.output_paths import making
@@ -130,7 +130,7 @@ def add(
     for name, run in found.items():
         own = base_of(run, base)
         if hash_of(own.folder) != room.base:
-            raise UsageError(
+            raise BaseMismatchUsageError(
                 f"{name} was trained on {own.name}, whose weights are not those of this bank's base "
                 f"({content['base']})",
                 "make another bank for it with `lora-ft export --adapters`",
@@ -169,7 +169,7 @@ def _common_base(runs: dict[str, Run | PeftAdapter], named: str | None) -> Base:
     (first, chosen), *others = bases.items()
     for name, base in others:
         if folders[base.folder] != folders[chosen.folder]:
-            raise UsageError(
+            raise BaseMismatchUsageError(
                 f"{first} and {name} were trained on different bases: {chosen.name} and {base.name}",
                 "make a bank for each base",
             )

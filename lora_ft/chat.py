@@ -144,7 +144,7 @@ def converse(
     """A conversation with a model.
 
     Args:
-        model: from `open_model`; what its task says of chats goes for it.
+        model: from `load`; what its task says of chats goes for it.
         options: of generation, by transformers' names; they take precedence over the task's own.
         start: `Name: text` lines that were said before.
         you: whom the person speaks as.

@@ -20,8 +20,8 @@ from lora_ft.evaluation import warnings as guards
 from lora_ft.evaluation.metrics import Estimate, Scored, difference, measure
 from lora_ft.evaluation.metrics.classification import LabelScore, by_label
 from lora_ft.export.runtime.manifest import ADAPTERS, NAME
-from lora_ft.models.backends import BATCH_SIZE, Answer, OnnxEngine
-from lora_ft.models.loading import Model, adapters_of, open_model, with_adapter
+from lora_ft.models.backends import BATCH_SIZE, Answer, OnnxBackend
+from lora_ft.models.loading import Model, adapters_of, load, with_adapter
 from lora_ft.publishing.model_card import refresh_card
 from lora_ft.runs.run import PREDICTIONS, SCORES, Run
 from lora_ft.tasks.files import read_task
@@ -140,7 +140,7 @@ def evaluate(
     if predictions is not None:
         refuse_file(predictions, "--predictions")
     progress.stage("loading")
-    model = open_model(name, adapter=adapter, base=base, task=task)
+    model = load(name, adapter=adapter, base=base, task=task)
     if model.notice:
         progress.note(model.notice)
     task = task or model.task or _carried(model, overrides)
@@ -175,7 +175,7 @@ def evaluate_bank(
     """
     progress = progress or Silent()
     progress.stage("loading")
-    bank = open_model(name)
+    bank = load(name)
     if not (names := adapters_of(bank)):
         raise UsageError(f"{name} has no adapters", "score its base with --task TASK")
     found = BankEvaluation()
@@ -196,7 +196,7 @@ def evaluate_bank(
 def _carried(model: Model, overrides: Sequence[str]) -> Task:
     """The task that an adapter brought into a bank."""
     engine, more = model.engine, "name an adapter, or " if adapters_of(model) else ""
-    if model.adapter is not None and isinstance(engine, OnnxEngine):
+    if model.adapter is not None and isinstance(engine, OnnxBackend):
         generator, more = engine.generator, ""
         if content := generator.manifest[ADAPTERS][model.adapter].get("task"):
             return read_task(content, generator.folder / NAME, overrides)
@@ -224,7 +224,7 @@ def _evaluate(
     warnings += guards.of_answers(task, examples, answers, model.engine.tokenizer)
     before = gain = None
     if baseline:
-        base = open_model(task.base) if model.adapter is None else with_adapter(model, None)
+        base = load(task.base) if model.adapter is None else with_adapter(model, None)
         _, before, base_rows = _score(base, examples, task, batch_size, progress)
         gain = {
             name: difference(rows[name], base_rows[name], seed=task.evaluate.seed, resamples=task.evaluate.bootstrap)

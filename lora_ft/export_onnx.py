@@ -1,4 +1,4 @@
-"""The job `export`: a run or a checkpoint in, a verified bundle out. The torch side of it; `export` does the rest."""
+"""The job `export_onnx`: a run or a checkpoint in, a verified bundle out, compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote.
+    """What `export_onnx` wrote.
 
     Attributes:
         out: the folder.
@@ -72,7 +72,7 @@ class Exported:
     max_drop: float = 0.0
 
 
-def export(
+def export_onnx(
     name: str,
     out: Path,
     *,

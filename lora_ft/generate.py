@@ -10,7 +10,7 @@ from typing import Any
 from lora_ft.core.errors import UsageError
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.core.tokenizer import whole
-from lora_ft.models.backends import BATCH_SIZE, Answer, OnnxEngine
+from lora_ft.models.backends import BATCH_SIZE, Answer, OnnxBackend
 from lora_ft.models.loading import Model
 
 
@@ -40,7 +40,7 @@ def answers(
     """Answers, in the order of the rows.
 
     Args:
-        model: from `open_model`.
+        model: from `load`.
         rows: One text, several, or rows with the columns of the model's prompt.
         options: of generation, by transformers' names; they take precedence over the task's own. Answers that are
             sampled without a seed differ from call to call.
@@ -53,7 +53,7 @@ def answers(
     """
     progress = progress or Silent()
     rows = [rows] if isinstance(rows, str) else rows
-    if (names := _adapters(model, rows)) and isinstance(model.engine, OnnxEngine):
+    if (names := _adapters(model, rows)) and isinstance(model.engine, OnnxBackend):
         prompts = _prompts([_as_asked(model, name) for name in names], rows, raw, progress)
         progress.stage("generating", len(prompts))
         found = model.engine.mixed(prompts, names, options, batch_size=batch_size)
@@ -75,7 +75,7 @@ def stream(
     Raises:
         UsageError: the model is no bundle, or as `generate`.
     """
-    if not isinstance(model.engine, OnnxEngine):
+    if not isinstance(model.engine, OnnxBackend):
         raise UsageError(f"{model.name} cannot stream", "export it: bundles can")
     names = _adapters(model, rows) or [model.engine.adapter] * len(rows)
     prompts = _prompts([_as_asked(model, name) for name in names], rows, raw, Silent())
@@ -88,7 +88,7 @@ def drawn_seed(model: Model, options: Mapping[str, Any], rows: Sequence[str | Ma
     """Return a fresh seed where answers would be sampled without one, so that it can be told; else None.
 
     Args:
-        model: from `open_model`.
+        model: from `load`.
         options: of generation; they take precedence over the task's own.
         rows: the inputs; those of a bank may name adapters, whose tasks have options of their own.
     """
@@ -102,7 +102,7 @@ def drawn_seed(model: Model, options: Mapping[str, Any], rows: Sequence[str | Ma
 def _adapters(model: Model, rows: Sequence[str | Mapping[str, Any]]) -> list[str | None]:
     """The adapter of each row, where a bank is asked by rows that name theirs in a column `adapter`; else none."""
     engine = model.engine
-    if not (isinstance(engine, OnnxEngine) and engine.generator.bank and engine.adapter is None):
+    if not (isinstance(engine, OnnxBackend) and engine.generator.bank and engine.adapter is None):
         return []
     names = [None if isinstance(row, str) else row.get("adapter") or None for row in rows]
     return names if any(names) else []
@@ -110,7 +110,7 @@ def _adapters(model: Model, rows: Sequence[str | Mapping[str, Any]]) -> list[str
 
 def _as_asked(model: Model, adapter: str | None) -> Model:
     """The model with the prompt of one of its adapters."""
-    assert isinstance(model.engine, OnnxEngine)
+    assert isinstance(model.engine, OnnxBackend)
     settings = model.engine.generator.of(adapter)
     return replace(model, prompt=settings.prompt, options=dict(settings.defaults))
 

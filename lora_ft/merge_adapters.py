@@ -1,4 +1,4 @@
-"""The job `combine`: several adapters of one base become one, through peft, and are scored on validation rows.
+"""The job `merge_adapters`: several adapters of one base become one, through peft, and are scored on validation rows.
 
 An adapter is a run, or a folder that peft saved. Of runs alone the result is a run, with the task of the first. A
 folder of peft has neither a task nor figures of its training, so with one among them the result is a folder of peft.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import set_seed
 
-from lora_ft.core.errors import UsageError
+from lora_ft.core.errors import BaseMismatchUsageError, UsageError
 from lora_ft.core.files import staged_folder, write_json, write_text
 from lora_ft.core.output_paths import making
 from lora_ft.core.progress import Progress, Silent
@@ -24,7 +24,7 @@ from lora_ft.data.splits import load_splits, require, with_labels
 from lora_ft.evaluation.metrics import score
 from lora_ft.models.adapter_files import adapter_config, lora_config
 from lora_ft.models.adapters import load_adapter, load_another, name_base
-from lora_ft.models.backends import TorchEngine
+from lora_ft.models.backends import TorchBackend
 from lora_ft.models.bases import Base, load_model, load_tokenizer, quiet_transformers
 from lora_ft.models.peft_adapter import PeftAdapter, base_of, name_of
 from lora_ft.publishing.model_card import Facts, run_card
@@ -63,14 +63,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Combined:
-    """The result of `combine`: a run, or a folder of peft; the rank of its adapter; its scores."""
+    """The result of `merge_adapters`: a run, or a folder of peft; the rank of its adapter; its scores."""
 
     run: Member
     rank: int
     scores: list[Score]
 
 
-def combine(
+def merge_adapters(
     members: Sequence[Member],
     out: Path,
     *,
@@ -151,7 +151,7 @@ def _require_alike(members: Sequence[Member], way: str, weights: Sequence[float]
     first = members[0]
     for member in members:
         if not base and not _is_same(_base_name(member), _base_name(first)):
-            raise UsageError(
+            raise BaseMismatchUsageError(
                 f"{member.folder} is on base {_base_name(member) or '(not named)'}, {first.folder} on "
                 f"{_base_name(first) or '(not named)'}",
                 "combine adapters of one base; if it is one under two names, name it with --base",
@@ -245,7 +245,7 @@ def _score(
         adapted.eval()
         whose = "its own" if adapter == name else "the combined"
         progress.stage(f"scoring {title} with {whose} adapter", len(examples))
-        engine = TorchEngine(adapted, tokenizer, task.lengths.source)
+        engine = TorchBackend(adapted, tokenizer, task.lengths.source)
         answers = engine.generate([one.prompt for one in examples], task.scoring_options(), done=progress.advance)
         texts, references = [answer.text for answer in answers], [one.references for one in examples]
         values.append(float(score(task.evaluate.metric, texts, references, task.evaluate).value))

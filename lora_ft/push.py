@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.core.errors import LoraFtError, UsageError, first_line
+from lora_ft.core.errors import HubError, LoraFtError, UsageError, first_line
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.publishing.uploads import uploads
 
@@ -140,7 +140,7 @@ def _explained(destination: Destination, remedy: str) -> Iterator[None]:
         raise _explain(error, destination, remedy) from (None if told else error)
 
 
-def _explain(error: Exception, destination: Destination, remedy: str) -> LoraFtError:
+def _explain(error: Exception, destination: Destination, remedy: str) -> HubError:
     refused, told = _find(error, "response"), _find(error, "server_message")
     status = refused.response.status_code if refused else None
     root = list(_chain(error))[-1]
@@ -165,7 +165,7 @@ def _explain(error: Exception, destination: Destination, remedy: str) -> LoraFtE
     else:
         what = f"{repo} could not be pushed to ({type(root).__name__})"
     text = f"{what}: {said}".replace(destination.token, "(HF_TOKEN)")
-    return LoraFtError(text, remedy)
+    return HubError(text, remedy)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""The job `train_pack`: several tasks on one base in, a run for each out."""
+"""The job `train_many`: several tasks on one base in, a run for each out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Packed:
-    """What `train_pack` left.
+    """What `train_many` left.
 
     Attributes:
         runs: of the tasks that were trained, in their order.
@@ -49,7 +49,7 @@ class Packed:
     failed: dict[str, str]
 
 
-def train_pack(
+def train_many(
     tasks: Sequence[Task],
     out: Path,
     *,

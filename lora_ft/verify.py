@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_ft.core.errors import LoraFtError, sound_content
+from lora_ft.core.errors import GateError, sound_content
 from lora_ft.export.parity import Probe, Report
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.manifest import ADAPTERS, PROBE
@@ -55,7 +55,7 @@ def verify(bundle: Path) -> Verified:
 def _require(what: str, then: Report, now: Report, exact: bool) -> None:
     """Raise LoraFtError where fewer answers are PyTorch's than there were."""
     if now.identical_rows < then.identical_rows or (exact and not now.passed):
-        raise LoraFtError(
+        raise GateError(
             f"{what} does not answer here as it did when it was published: {now}; then: {then}",
             "export it on a machine like this one, or please report it with the output of `lora-ft doctor`",
         )

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from lora_ft.export.runtime import Generator
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import generate
 from lora_ft.models.bases import find_base
-from lora_ft.models.loading import open_model
+from lora_ft.models.loading import load
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export("offline", tmp_path_factory.mktemp("offline") / "bundle").out
+    return export_onnx("offline", tmp_path_factory.mktemp("offline") / "bundle").out
 
 
 def test_the_offline_base_exports_and_answers(bundle: Path) -> None:
@@ -34,9 +34,7 @@ def test_the_offline_base_exports_and_answers(bundle: Path) -> None:
 def test_real_dialogues_of_unequal_length_give_pytorchs_text(bundle: Path, shared_data: Path) -> None:
     with open(shared_data / "dialogsum" / "dev.jsonl", encoding="utf-8") as file:
         prompts = [f"Summarize: {json.loads(line)['input']}" for line, _ in zip(file, range(12), strict=False)]
-    answers = [
-        generate(open_model(name), prompts, {"max_new_tokens": 24}, raw=True) for name in ("offline", str(bundle))
-    ]
+    answers = [generate(load(name), prompts, {"max_new_tokens": 24}, raw=True) for name in ("offline", str(bundle))]
     assert answers[0] == answers[1]
     assert len(set(answers[0])) > 6
 

@@ -20,7 +20,7 @@ from lora_ft.bench.suite import Suite
 from lora_ft.core.files import folder_size, write_json
 from lora_ft.doctor import environment
 from lora_ft.evaluate import evaluate
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.merge import merge
 from lora_ft.reports.screen import Screen
 from lora_ft.tasks.files import load_task
@@ -37,7 +37,7 @@ def measure(data: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
         run = train(task, out / "run", overwrite=True, progress=screen)
         scores = evaluate(str(run.folder), baseline=True, progress=screen)
         merged = merge(run, checkpoint, overwrite=True, progress=screen)
-        exported = export(
+        exported = export_onnx(
             str(checkpoint), bundle, verify_rows=scores.rows, verify_split="test", overwrite=True, progress=screen
         )
         subject = BenchModel("dialogsum", out, checkpoint, bundle)

@@ -20,7 +20,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from benchmarks.command import run_command
 from lora_ft.core.files import folder_size, write_json
 from lora_ft.doctor import environment
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.models.bases import find_base
 from lora_ft.models.checkpoints import save_checkpoint
 from lora_ft.runs.run import TASK
@@ -55,7 +55,7 @@ def measure(out: Path) -> list[dict[str, Any]]:
     found = []
     for layout, precision in _EXPORTS:
         began = time.perf_counter()
-        done = export(
+        done = export_onnx(
             str(checkpoint),
             out / f"{layout}-{precision}",
             layout=layout,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.errors import BundleError, LoraFtError, UsageError, raised_as
 from lora_ft.core.files import sha256
 from lora_ft.core.json_limits import parse_json
 from lora_ft.export.runtime.protobuf import fields
@@ -69,6 +69,7 @@ def adapter_files(manifest: Mapping[str, Any]) -> list[str]:
     return [adapter_file(name, entry["sha256"]) for name, entry in manifest.get(ADAPTERS, {}).items()]
 
 
+@raised_as(BundleError)
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a bundle whose every file is there and has the size and hash that the manifest says.
 

@@ -54,9 +54,9 @@ class BenchModel:
             return self.checkpoint
         out = self.folder / f"{engine.loads}-{engine.precision}"
         if not out.is_dir():
-            from lora_ft.export_onnx import export
+            from lora_ft.export_onnx import export_onnx
 
-            export(
+            export_onnx(
                 str(self.checkpoint),
                 out,
                 precision=engine.precision,

@@ -18,7 +18,7 @@ from lora_ft.bench.roofline import MEMORY, read_bandwidth
 from lora_ft.bench.runner import Runner, differing, reference, timed_engines
 from lora_ft.bench.statistics import steadiness
 from lora_ft.bench.suite import Suite
-from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, OutputExistsError, UsageError
 from lora_ft.core.files import write_text
 from lora_ft.core.locks import locked
 from lora_ft.core.output_paths import refuse_file
@@ -96,7 +96,7 @@ def measure(
 def _refuse_report(out: Path, *, overwrite: bool) -> None:
     """Raise UsageError if `out` holds a report and `overwrite` is False, or files of others by the report's names."""
     if (out / REPORT).is_file() and not overwrite:
-        raise UsageError(f"{out / REPORT} already exists", "give another --out or add --overwrite")
+        raise OutputExistsError(f"{out / REPORT} already exists", "give another --out or add --overwrite")
     for name in (REPORT, PAGE, MARKDOWN):
         refuse_file(out / name, "--out")
 

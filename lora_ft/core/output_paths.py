@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lora_ft.core.errors import UsageError
+from lora_ft.core.errors import OutputExistsError, UsageError
 from lora_ft.core.locks import locked
 from lora_ft.core.ownership import foreign_reason, is_own_file
 from lora_ft.core.staging import tidy
@@ -61,7 +61,7 @@ def refuse_existing(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] 
     if not any(place.iterdir()):
         return place
     if not overwrite:
-        raise UsageError(f"{out} already exists", "give another --out or add --overwrite")
+        raise OutputExistsError(f"{out} already exists", "give another --out or add --overwrite")
     for path in inputs:
         if path and (clash := _clash(place, Path(path))):  # "" would be the current folder
             raise UsageError(f"{out} {clash} {path}, which is read here, so it is not replaced", _OTHER)
@@ -102,7 +102,7 @@ def refuse_file(out: Path, option: str, *, inputs: Iterable[str | Path] = (), ow
         if _identity(Path(path)) == _identity(place):
             raise UsageError(f"{out} is read here, so it is not replaced", other)
     if not own and not is_own_file(place):
-        raise UsageError(f"{out} already exists and was not made by lora-ft", f"move it away, or {other}")
+        raise OutputExistsError(f"{out} already exists and was not made by lora-ft", f"move it away, or {other}")
     return place
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.errors import DataError, LoraFtError, UsageError, raised_as
 from lora_ft.core.tokenizer import IGNORED, Tokenizer, pad
 from lora_ft.data.splits import Example
 from lora_ft.tasks.schema import Lengths
@@ -33,6 +33,7 @@ class Encoded:
     references: tuple[str, ...] = ()
 
 
+@raised_as(DataError)
 def encode(examples: Sequence[Example], tokenizer: Tokenizer, lengths: Lengths, split: str) -> list[Encoded]:
     """Token ids of prompts (cut at lengths.source) and targets (see lengths.long_targets).
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from lora_ft.core.errors import UsageError, first_line
+from lora_ft.core.errors import DataError, UsageError, first_line, raised_as
 from lora_ft.data.formats.content import COMPRESSED, Content, Located, Row, content_of, kind_of_file
 from lora_ft.data.formats.delimited import read_delimited
 from lora_ft.data.formats.json_rows import read_json_rows
@@ -35,6 +35,7 @@ class Layout:
     field: str | None = None
 
 
+@raised_as(DataError)
 def read_rows(root: Path, names: str | list[str], key: str, layout: Layout | None = None) -> list[Located]:
     """Return (where, row) of every row in the files that `names` stand for, in order; where is "file:line".
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lora_ft.core.errors import UsageError, first_line
+from lora_ft.core.errors import DataError, UsageError, first_line, raised_as
 from lora_ft.core.hub import require_hub
 from lora_ft.data.chats.rows import ChatRows, read_chat_rows
 from lora_ft.data.chats.summary import ChatSummary
@@ -46,6 +46,7 @@ class Splits:
         return sum(example.prompt in seen for example in (*self.validation, *self.test))
 
 
+@raised_as(DataError)
 def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
     """Read the splits named in `only`; the others are left empty.
 
@@ -83,6 +84,7 @@ def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
     )
 
 
+@raised_as(DataError)
 def with_labels(task: Task, train: Sequence[Example] | None = None) -> Task:
     """The task with `labels: auto` replaced by the distinct targets of its training rows, sorted.
 
@@ -117,6 +119,7 @@ def training_examples(task: Task, splits: Splits) -> list[Example]:
     return [splits.train[i] for i in oversampled([example.target.strip() for example in splits.train], seed)]
 
 
+@raised_as(DataError)
 def require(splits: Splits, name: str, task: Task) -> list[Example]:
     """The examples of a split that a job cannot do without."""
     examples = splits[name]

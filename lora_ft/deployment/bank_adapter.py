@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lora_ft.core.codecs import codec_named
-from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.errors import GateError, UsageError
 from lora_ft.core.progress import Progress
 from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.data.splits import Example
@@ -23,7 +23,7 @@ from lora_ft.export.parity import Probe, Reference
 from lora_ft.export.runtime import Generator
 from lora_ft.models.adapter_files import adapter_config
 from lora_ft.models.adapters import load_adapter
-from lora_ft.models.backends import TorchEngine
+from lora_ft.models.backends import TorchBackend
 from lora_ft.models.bases import Base, load_model, load_tokenizer
 from lora_ft.models.peft_adapter import PeftAdapter, name_of, open_adapter
 from lora_ft.runs.run import WEIGHTS, Run
@@ -149,7 +149,7 @@ def prepare_bank_adapter(
     def judge(generator: Generator, name: str) -> Mapping[str, Any]:
         if generator.manifest["precision"] == "fp32" or not examples or task is None:
             return {}
-        engine = TorchEngine(oracle.adapted(run), tokenizer, task.lengths.source)
+        engine = TorchBackend(oracle.adapted(run), tokenizer, task.lengths.source)
         return _gate(generator, name, engine, task, examples[: checks.score_rows], checks, progress)
 
     adapter = _low_rank(oracle.adapted(run), run)
@@ -205,7 +205,7 @@ def _low_rank(model: PeftModel, run: Run | PeftAdapter) -> dict[str, LowRank]:
 def _gate(
     generator: Generator,
     name: str,
-    engine: TorchEngine,
+    engine: TorchBackend,
     task: Task,
     examples: Sequence[Example],
     checks: VerificationSettings,
@@ -231,7 +231,7 @@ def _gate(
     )
     passed = holds(lost, checks.max_drop)
     if not (passed or checks.force):
-        raise LoraFtError(
+        raise GateError(
             f"the adapter {name!r} loses too much in this bank: {settings.metric} changes by {lost} against PyTorch "
             f"on {len(examples)} rows (allowed: -{checks.max_drop:g}); nothing was changed",
             "another --precision of the bank, a larger --max-rouge-drop, or --force",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_ft.core.errors import LoraFtError
+from lora_ft.core.errors import GateError
 from lora_ft.core.progress import Progress
 from lora_ft.data.splits import Example
 from lora_ft.evaluation.metrics import Estimate, Scored, difference, score
@@ -81,7 +81,7 @@ class PrecisionSelector:
         if self.force or len(candidates) == 2:
             chosen, row = rows[-1]
             if not (self.force or row.holds):
-                raise LoraFtError(
+                raise GateError(
                     f"{row.precision} costs too much: {self.task.evaluate.metric} changes by {row.difference} against "
                     f"fp32 on {len(self.examples)} rows (allowed: -{self.max_drop:g}); nothing was written",
                     "another --precision, a larger --max-rouge-drop, or --force",

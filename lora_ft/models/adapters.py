@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.core.errors import LoraFtError, UsageError, first_line
+from lora_ft.core.errors import BaseMismatchError, LoraFtError, UsageError, first_line
 from lora_ft.core.files import write_json
 from lora_ft.core.patterns import check_patterns
 from lora_ft.export.checkpoint.tensor_checks import listed
@@ -306,9 +306,9 @@ def _linear() -> type[Any]:
     return Linear
 
 
-def _other_base(folder: Path, why: str) -> LoraFtError:
+def _other_base(folder: Path, why: str) -> BaseMismatchError:
     trained_on = adapter_config(folder).get("base_model_name_or_path")
-    return LoraFtError(
+    return BaseMismatchError(
         f"the adapter {folder} is for another base: {why}", f"give the base it was trained on ({trained_on})"
     )
 

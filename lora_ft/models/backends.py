@@ -40,7 +40,7 @@ class Answer:
     source_cut: bool = False
 
 
-class Engine(Protocol):
+class Backend(Protocol):
     """Generates answers to prompts."""
 
     tokenizer: Tokenizer
@@ -67,7 +67,7 @@ class Engine(Protocol):
         """
 
 
-class TorchEngine:
+class TorchBackend:
     """A transformers model, in the precision it is loaded in.
 
     Attributes:
@@ -123,7 +123,7 @@ class TorchEngine:
         return answers
 
 
-class OnnxEngine:
+class OnnxBackend:
     """A bundle in the torch-free runtime."""
 
     def __init__(self, generator: Generator, adapter: str | None = None) -> None:

@@ -11,7 +11,7 @@ from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.prompt import Prompt
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.manifest import is_bundle
-from lora_ft.models.backends import Engine, OnnxEngine, TorchEngine
+from lora_ft.models.backends import Backend, OnnxBackend, TorchBackend
 
 if TYPE_CHECKING:
     from lora_ft.tasks.schema import Task
@@ -37,7 +37,7 @@ class Model:
 
     kind: str
     name: str
-    engine: Engine
+    engine: Backend
     prompt: Prompt | None
     options: dict[str, Any]
     notice: str = ""
@@ -46,7 +46,7 @@ class Model:
     adapter: str | None = None
 
 
-def open_model(
+def load(
     name: str, *, provider: str = "auto", adapter: str | None = None, base: str | None = None, task: Task | None = None
 ) -> Model:
     """Load a run or an adapter (merged in memory), a checkpoint, a bundle, or a base.
@@ -88,7 +88,7 @@ def with_adapter(model: Model, adapter: str | None) -> Model:
     Raises:
         UsageError: it has none of this name, or is no bank.
     """
-    if not isinstance(model.engine, OnnxEngine):
+    if not isinstance(model.engine, OnnxBackend):
         raise _no_bank(model.name)
     generator = model.engine.generator
     return _of_bundle(str(generator.folder), generator, adapter)
@@ -96,14 +96,20 @@ def with_adapter(model: Model, adapter: str | None) -> Model:
 
 def adapters_of(model: Model) -> list[str]:
     """The names of a bank's adapters; of another model none."""
-    return model.engine.generator.adapters if isinstance(model.engine, OnnxEngine) else []
+    return model.engine.generator.adapters if isinstance(model.engine, OnnxBackend) else []
 
 
 def _of_bundle(name: str, generator: Generator, adapter: str | None) -> Model:
     own = generator.of(adapter)
     called = name if adapter is None else f"{name} ({adapter})"
     return Model(
-        "bundle", called, OnnxEngine(generator, adapter), own.prompt, dict(own.defaults), chat=own.chat, adapter=adapter
+        "bundle",
+        called,
+        OnnxBackend(generator, adapter),
+        own.prompt,
+        dict(own.defaults),
+        chat=own.chat,
+        adapter=adapter,
     )
 
 
@@ -124,11 +130,11 @@ def _open_adapter(name: str, base: str | None, asked: Task | None) -> Model:
     merged = merge_in_memory(run, base=base)
     if isinstance(run, PeftAdapter):
         tokenizer, _ = run.tokenizer(merged.base, asked.codec if asked else "none")
-        engine = TorchEngine(_placed(merged.model), tokenizer, asked.lengths.source if asked else SOURCE_LENGTH)
+        engine = TorchBackend(_placed(merged.model), tokenizer, asked.lengths.source if asked else SOURCE_LENGTH)
         notice = "; ".join(filter(None, [merged.base.notice, run.notice]))
         return Model("adapter", name, engine, None, {"max_new_tokens": MAX_NEW_TOKENS} | engine.own, notice)
     task = run.task
-    engine = TorchEngine(_placed(merged.model), merged.tokenizer, task.lengths.source)
+    engine = TorchBackend(_placed(merged.model), merged.tokenizer, task.lengths.source)
     options = engine.own | task.generation_options()
     return Model("run", name, engine, Prompt(task.prompt), options, merged.base.notice, task, task.chat_settings())
 
@@ -142,7 +148,7 @@ def _open_checkpoint(name: str) -> Model:
     task = load_task(base.folder / TASK) if (base.folder / TASK).is_file() else None
     length = task.lengths.source if task else SOURCE_LENGTH
     tokenizer = load_tokenizer(base.folder, task.codec if task else "none")
-    engine = TorchEngine(_placed(load_model(base.folder)), tokenizer, length)
+    engine = TorchBackend(_placed(load_model(base.folder)), tokenizer, length)
     return Model(
         "checkpoint" if Path(name).is_dir() else "base",
         name,

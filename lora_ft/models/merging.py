@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.errors import BaseMismatchError, LoraFtError, UsageError
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.core.tokenizer import Tokenizer, ragged
@@ -104,14 +104,14 @@ def _check_base(run: Run, base: Base, *, named: bool) -> None:
     trained = run.metrics.get("base", {})
     for key in ("d_model", "vocab_size", "num_layers"):
         if key in trained and trained[key] != base.config[key]:
-            raise LoraFtError(
+            raise BaseMismatchError(
                 f"the run {run.folder} was trained on a base with {key} {trained[key]}, "
                 f"{base.name} has {base.config[key]}",
                 f"give the base it was trained on ({trained.get('name')})",
             )
     recorded = adapter_config(run.adapter).get("base_model_name_or_path")
     if not named and recorded not in (None, base.name):
-        raise LoraFtError(
+        raise BaseMismatchError(
             f"the adapter in {run.folder} was trained on '{recorded}', not on '{base.name}'",
             "correct base in the run's task.yaml, or name the base you mean with --base",
         )

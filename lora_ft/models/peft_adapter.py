@@ -9,7 +9,7 @@ from typing import Any
 import peft
 
 from lora_ft.core.codecs import codec_named
-from lora_ft.core.errors import UsageError
+from lora_ft.core.errors import BaseMismatchUsageError, UsageError
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.models.adapter_files import adapter_config, find_adapter, lora_config, unknown_keys
 from lora_ft.models.bases import Base, find_base, load_tokenizer
@@ -70,7 +70,7 @@ class PeftAdapter:
             return own, None
         saved = Tokenizer(self.folder / "tokenizer.json", codec_named(codec))
         if saved.rows > base.config["vocab_size"]:
-            raise UsageError(
+            raise BaseMismatchUsageError(
                 f"the tokenizer in {self.folder} has ids for {saved.rows:,} rows, and {base.name} has "
                 f"{base.config['vocab_size']:,}",
                 "name the resized base with --base",

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lora_ft.core.errors import UsageError
+from lora_ft.core.errors import TaskError
 from lora_ft.tasks.plain_yaml import Mark, Place
 
 _SHOWN = 60  # characters
@@ -50,7 +50,7 @@ class Fault:
         return f"{self.key} = {shown(self.value)}: {self.problem}{place}"
 
 
-class TaskFaults(UsageError):
+class TaskFaults(TaskError):
     """A task file with faults, all of them in `faults`."""
 
     def __init__(self, path: Path, faults: Sequence[Fault]) -> None:

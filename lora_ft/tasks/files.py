@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from lora_ft.core.errors import UsageError
+from lora_ft.core.errors import TaskError, UsageError, raised_as
 from lora_ft.core.files import write_text
 from lora_ft.core.user_paths import expanded
 from lora_ft.tasks.faults import Fault as Fault
@@ -32,6 +32,7 @@ def recipe_file(name: str) -> Path:
     return _recipe_folder() / f"{name}.yaml"
 
 
+@raised_as(TaskError)
 def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
     """Read a task file, or a shipped recipe by its name.
 
@@ -50,11 +51,13 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
     return _checked(file, document)
 
 
+@raised_as(TaskError)
 def read_task(content: Mapping[str, Any], file: Path, overrides: Sequence[str] = ()) -> Task:
     """A task that another file holds, a bank's manifest say; overrides and errors as of `load_task`."""
     return _checked(file, _overridden(Document(copy.deepcopy(dict(content))), overrides))
 
 
+@raised_as(TaskError)
 def load_tasks(path: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Task, dict[str, Any]]]:
     """The tasks of a file with a `grid`: one for each combination of its values; of another file its one task.
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lora_ft.core.tokenizer import Tokenizer
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import generate
-from lora_ft.models.loading import open_model
+from lora_ft.models.loading import load
 from tests.export.oracle import SPECIAL
 from tests.tiny import save_tiny_t5
 
@@ -29,5 +29,5 @@ def test_the_bundle_answers_as_optimums_export_does(tmp_path: Path) -> None:
             input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=16
         )
         expected.append(tokenizer.decode([SPECIAL.trim(out[0, 1:].numpy())])[0])
-    ours = open_model(str(export(str(base), tmp_path / "bundle").out))
+    ours = load(str(export_onnx(str(base), tmp_path / "bundle").out))
     assert generate(ours, texts, {"max_new_tokens": 16}) == expected

@@ -22,10 +22,10 @@ from lora_ft.deployment.bank_adapter import PeftReference, VerificationSettings
 from lora_ft.deployment.bank_entries import entries
 from lora_ft.evaluate import evaluate, evaluate_bank
 from lora_ft.export.runtime import Generator
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import generate, stream
 from lora_ft.models.bases import find_base, load_model
-from lora_ft.models.loading import open_model
+from lora_ft.models.loading import load
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.metric_names import GIVES
@@ -87,22 +87,22 @@ def test_a_bank_answers_as_each_runs_own_bundle(
     published: Path, tiny_run: Run, other_run: Run, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     for name, run in (("tiny", tiny_run), ("second", other_run)):
-        export(str(run.folder), tmp_path / name, verify_rows=2)
-        expected = generate(open_model(str(tmp_path / name)), TEXTS, options)
-        assert generate(open_model(str(published), adapter=name), TEXTS, options) == expected
-    expected_base = generate(open_model(str(published)), TEXTS, options)
-    export(tiny_run.task.base, tmp_path / "base")
-    assert generate(open_model(str(tmp_path / "base")), TEXTS, options) == expected_base
+        export_onnx(str(run.folder), tmp_path / name, verify_rows=2)
+        expected = generate(load(str(tmp_path / name)), TEXTS, options)
+        assert generate(load(str(published), adapter=name), TEXTS, options) == expected
+    expected_base = generate(load(str(published)), TEXTS, options)
+    export_onnx(tiny_run.task.base, tmp_path / "base")
+    assert generate(load(str(tmp_path / "base")), TEXTS, options) == expected_base
 
 
 def test_rows_name_their_adapters(published: Path, tmp_path: Path) -> None:
     rows = [
         {"text": text, "adapter": name} for text, name in zip(TEXTS, ["second", "tiny", "tiny", "second"], strict=True)
     ]
-    model = open_model(str(published))
+    model = load(str(published))
     made = generate(model, rows, {})
     for name in ("tiny", "second"):
-        alone = open_model(str(published), adapter=name)
+        alone = load(str(published), adapter=name)
         own = [i for i, row in enumerate(rows) if row["adapter"] == name]
         assert [made[i] for i in own] == generate(alone, [rows[i]["text"] for i in own], {})
     said = "".join(stream(model, rows, {"num_beams": 1})).splitlines()
@@ -127,7 +127,7 @@ def test_the_command_line_makes_a_bank_and_changes_it(
     assert command(["verify", out]) == 0
     assert "with the adapter b: 6 of 6" in capsys.readouterr().out
     assert command(["generate", out, "--adapter", "b", "abc"]) == 0
-    assert capsys.readouterr().out.strip() == generate(open_model(second), ["abc"], {})[0]
+    assert capsys.readouterr().out.strip() == generate(load(second), ["abc"], {})[0]
     assert command(["generate", out, "--adapter", "a", "abc"]) == 2
     assert "no adapter 'a'; there are b, other, tiny" in capsys.readouterr().err
     assert command(["export", first, second, "--out", out]) == 2
@@ -261,13 +261,13 @@ def test_a_head_that_is_adapted_is_refused(bank: Path, tiny_run: Run, tmp_path: 
 
 
 def test_only_bundles_with_a_bank_take_adapters(tiny_base: Path, tiny_run: Run, tmp_path: Path) -> None:
-    export(str(tiny_base), tmp_path / "plain")
+    export_onnx(str(tiny_base), tmp_path / "plain")
     with pytest.raises(UsageError, match="takes no adapters; make a bank"):
         add(tmp_path / "plain", [str(tiny_run.folder)])
     with pytest.raises(UsageError, match="no adapter 'tiny'; it has none"):
-        open_model(str(tmp_path / "plain"), adapter="tiny")
+        load(str(tmp_path / "plain"), adapter="tiny")
     with pytest.raises(UsageError, match="--adapter is for banks"):
-        open_model(str(tiny_run.folder), adapter="tiny")
+        load(str(tiny_run.folder), adapter="tiny")
     with pytest.raises(UsageError, match="precision that is named"):
         export_bank([str(tiny_run.folder)], tmp_path / "out", precision="auto")
 

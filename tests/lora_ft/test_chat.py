@@ -11,8 +11,8 @@ import pytest
 from lora_ft.chat import Conversation, Event, converse
 from lora_ft.core.errors import UsageError
 from lora_ft.data.chats.lines import Line
-from lora_ft.export_onnx import export
-from lora_ft.models.loading import open_model
+from lora_ft.export_onnx import export_onnx
+from lora_ft.models.loading import load
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
@@ -122,7 +122,7 @@ def chat_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Run:
 
 def opened(name: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
     """A model, and the prompts that its engine is asked."""
-    model, asked = open_model(str(name)), []
+    model, asked = load(str(name)), []
     answer = model.engine.generate
 
     def note(prompts: list[str], *args: Any, **kwargs: Any) -> Any:
@@ -136,7 +136,7 @@ def opened(name: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]
 def test_a_run_and_its_bundle_know_their_settings(
     chat_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export(str(chat_run.folder), tmp_path / "bundle")
+    export_onnx(str(chat_run.folder), tmp_path / "bundle")
     for name in (chat_run.folder, tmp_path / "bundle"):
         model, asked = opened(name, monkeypatch)
         assert model.chat == chat_run.task.chat_settings()
@@ -156,6 +156,6 @@ def test_options_take_precedence(chat_run: Run, monkeypatch: pytest.MonkeyPatch)
 
 def test_models_and_beginnings_that_do_not_fit(tiny_base: Path, chat_run: Run, make_task: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match="was not trained on chats"):
-        converse(open_model(str(tiny_base)), {})
+        converse(load(str(tiny_base)), {})
     with pytest.raises(UsageError, match=r"--start 'good morning' is no line of a chat; write `Name: text` lines"):
-        converse(open_model(str(chat_run.folder)), {}, start="good morning\n")
+        converse(load(str(chat_run.folder)), {}, start="good morning\n")

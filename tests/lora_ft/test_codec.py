@@ -11,10 +11,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from lora_ft.evaluate import evaluate
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import generate, stream
 from lora_ft.merge import merge
-from lora_ft.models.loading import open_model
+from lora_ft.models.loading import load
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
@@ -61,14 +61,14 @@ def test_torch_a_checkpoint_and_a_bundle_write_what_was_trained(
     make_task: MakeTask, base: Path, tmp_path: Path, codec: str, answer: object, written: str
 ) -> None:
     run = trained(make_task, base, tmp_path / "run", codec, answer)
-    torch = open_model(str(run.folder))
+    torch = load(str(run.folder))
     assert generate(torch, PROMPTS, {}) == [written] * 2
 
     merge(run, tmp_path / "merged")
-    assert generate(open_model(str(tmp_path / "merged")), PROMPTS, {}) == [written] * 2
+    assert generate(load(str(tmp_path / "merged")), PROMPTS, {}) == [written] * 2
 
-    export(str(run.folder), tmp_path / "bundle")
-    bundle = open_model(str(tmp_path / "bundle"))
+    export_onnx(str(run.folder), tmp_path / "bundle")
+    bundle = load(str(tmp_path / "bundle"))
     assert bundle.engine.tokenizer.encode(PROMPTS) == torch.engine.tokenizer.encode(PROMPTS)
     assert generate(bundle, PROMPTS, {}) == [written] * 2
     assert "".join(stream(bundle, PROMPTS[:1], {})) == written + "\n"

@@ -11,7 +11,7 @@ import pytest
 
 from lora_ft.core.errors import UsageError
 from lora_ft.evaluate import evaluate
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.merge import merge
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import load_task
@@ -36,7 +36,7 @@ def test_scores_and_answers_are_kept_beside_the_run(run: Run) -> None:
 
 def test_run_checkpoint_and_bundle_score_alike(run: Run, tmp_path: Path) -> None:
     merge(run, tmp_path / "merged")
-    export(str(run.folder), tmp_path / "bundle")
+    export_onnx(str(run.folder), tmp_path / "bundle")
     task = load_task(run.folder / "task.yaml")
     scores = [
         evaluate(str(run.folder)).scores.scores,

@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.export.runtime import Generator
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import generate
 from lora_ft.merge import merge
-from lora_ft.models.loading import open_model
+from lora_ft.models.loading import load
 from lora_ft.runs.run import Run
 from tests.tiny import save_tiny_t5
 
 
 def test_a_run_becomes_a_bundle_that_says_where_it_comes_from(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
-    done = export(str(tiny_run.folder), tmp_path / "bundle", verify_rows=5)
+    done = export_onnx(str(tiny_run.folder), tmp_path / "bundle", verify_rows=5)
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert (manifest["base"], manifest["adapter"], manifest["precision"]) == (str(tiny_base), "tiny", "fp32")
     assert manifest["parity"]["rows"] == manifest["parity"]["identical_rows"] == done.parity.rows == 5
@@ -40,7 +40,7 @@ def test_graphs_name_task_license_and_scores_but_no_folder(tiny_run: Run, tiny_b
     task = yaml.safe_load((run / "task.yaml").read_text(encoding="utf-8"))
     card = {"license": "cc-by-4.0", "datasets": ["user/rows"]}
     (run / "task.yaml").write_text(yaml.safe_dump(task | {"card": card}), encoding="utf-8")
-    export(str(run), tmp_path / "bundle", verify_rows=1)
+    export_onnx(str(run), tmp_path / "bundle", verify_rows=1)
     for graph in (tmp_path / "bundle").glob("*.onnx"):
         model = onnx.load(graph, load_external_data=False)
         values = {entry.key: entry.value for entry in model.metadata_props}
@@ -52,9 +52,9 @@ def test_graphs_name_task_license_and_scores_but_no_folder(tiny_run: Run, tiny_b
 
 
 def test_bundle_and_run_answer_alike(tiny_run: Run, tmp_path: Path) -> None:
-    export(str(tiny_run.folder), tmp_path / "bundle")
+    export_onnx(str(tiny_run.folder), tmp_path / "bundle")
     texts = ["abc", "a much longer text that is cut somewhere at forty eight tokens or so", "x"]
-    answers = [generate(open_model(str(name)), texts, {}) for name in (tiny_run.folder, tmp_path / "bundle")]
+    answers = [generate(load(str(name)), texts, {}) for name in (tiny_run.folder, tmp_path / "bundle")]
     assert answers[0] == answers[1]
     generator = Generator.load(tmp_path / "bundle")
     assert generator.prompt is not None and generator.prompt.template == "say: {text}"
@@ -74,20 +74,20 @@ def test_how_a_task_generates_travels_with_the_bundle(tiny_run: Run, tmp_path: P
     task = yaml.safe_load((run / "task.yaml").read_text(encoding="utf-8"))
     (run / "task.yaml").write_text(yaml.safe_dump(task | {"generate": options}), encoding="utf-8")
     texts = ["abc", "some text", "x"]
-    assert export(str(run), tmp_path / "bundle").parity.passed
-    expected = generate(open_model(str(run)), texts, {})
-    assert generate(open_model(str(tmp_path / "bundle")), texts, {}) == expected
+    assert export_onnx(str(run), tmp_path / "bundle").parity.passed
+    expected = generate(load(str(run)), texts, {})
+    assert generate(load(str(tmp_path / "bundle")), texts, {}) == expected
     generator = Generator.load(tmp_path / "bundle")
     assert generator.prompt is not None
     prompts = [generator.prompt.fill_text(text) for text in texts]
     assert generator.generate(prompts) == expected
     plain = {"num_beams": 1, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "min_new_tokens": 0}
-    assert generator.generate(prompts, **plain) == generate(open_model(str(run)), texts, plain) != expected
+    assert generator.generate(prompts, **plain) == generate(load(str(run)), texts, plain) != expected
 
 
 def test_a_merged_checkpoint_keeps_base_adapter_and_prompt(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
     merge(tiny_run, tmp_path / "merged")
-    export(str(tmp_path / "merged"), tmp_path / "bundle")
+    export_onnx(str(tmp_path / "merged"), tmp_path / "bundle")
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert (manifest["base"], manifest["adapter"]) == (str(tiny_base), "tiny")
     assert json.loads((tmp_path / "bundle" / "prompt.json").read_text())["template"] == "say: {text}"
@@ -95,17 +95,17 @@ def test_a_merged_checkpoint_keeps_base_adapter_and_prompt(tiny_run: Run, tiny_b
 
 def test_a_bf16_checkpoint_exports(tiny_run: Run, tmp_path: Path) -> None:
     merge(tiny_run, tmp_path / "merged", dtype="bf16")
-    assert export(str(tmp_path / "merged"), tmp_path / "bundle").parity.passed
+    assert export_onnx(str(tmp_path / "merged"), tmp_path / "bundle").parity.passed
 
 
 def test_a_bare_checkpoint_is_compared_on_sentences(tiny_base: Path, tmp_path: Path) -> None:
-    assert export(str(tiny_base), tmp_path / "bundle").parity.rows == 6
+    assert export_onnx(str(tiny_base), tmp_path / "bundle").parity.rows == 6
     assert Generator.load(tmp_path / "bundle").prompt is None
 
 
 def test_a_relu_t5_with_a_tied_head_exports(tmp_path: Path) -> None:
     base = save_tiny_t5(tmp_path / "base", feed_forward_proj="relu", tie_word_embeddings=True)
-    assert export(str(base), tmp_path / "bundle").parity.passed
+    assert export_onnx(str(base), tmp_path / "bundle").parity.passed
 
 
 def test_graphs_that_differ_are_not_published(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_graphs_that_differ_are_not_published(tiny_run: Run, tmp_path: Path, mon
 
     monkeypatch.setattr(Checkpoint, "__getitem__", wrong)
     with pytest.raises(LoraFtError, match="differ from PyTorch"):
-        export(str(tiny_run.folder), tmp_path / "bundle")
+        export_onnx(str(tiny_run.folder), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -131,11 +131,11 @@ def test_a_checkpoint_whose_logits_overflow_is_refused(tiny_base: Path, tmp_path
     tensors["decoder.block.0.layer.0.SelfAttention.k.weight"] *= 1e36
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LoraFtError, match="no finite numbers, as some of its weights are too large"):
-        export(str(folder), tmp_path / "bundle")
+        export_onnx(str(folder), tmp_path / "bundle")
 
 
 def test_an_existing_bundle_is_not_overwritten_unasked(tiny_base: Path, tmp_path: Path) -> None:
-    export(str(tiny_base), tmp_path / "bundle")
+    export_onnx(str(tiny_base), tmp_path / "bundle")
     with pytest.raises(UsageError, match="already exists"):
-        export(str(tiny_base), tmp_path / "bundle")
-    export(str(tiny_base), tmp_path / "bundle", overwrite=True)
+        export_onnx(str(tiny_base), tmp_path / "bundle")
+    export_onnx(str(tiny_base), tmp_path / "bundle", overwrite=True)

@@ -14,9 +14,9 @@ from lora_ft.cli import run as lora_ft
 from lora_ft.core.errors import UsageError
 from lora_ft.core.progress import Silent
 from lora_ft.core.tokenizer import Tokenizer
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import drawn_seed, generate, stream
-from lora_ft.models.loading import Model, open_model
+from lora_ft.models.loading import Model, load
 from lora_ft.runs.run import Run
 
 
@@ -32,7 +32,7 @@ class Notes(Silent):
 
 @pytest.fixture(scope="module")
 def model(tiny_run: Run) -> Model:
-    return open_model(str(tiny_run.folder))
+    return load(str(tiny_run.folder))
 
 
 def test_a_run_puts_texts_and_rows_through_its_prompt(model: Model) -> None:
@@ -73,7 +73,7 @@ def test_options_do_what_they_do_in_transformers(options: dict[str, float], tiny
     torch.manual_seed(int(theirs.pop("seed", 0)))
     out = reference.generate(input_ids=torch.tensor(ids), max_new_tokens=12, **theirs)
     expected = Tokenizer(tiny_base / "tokenizer.json").decode([out[0, 1:].tolist()])
-    assert generate(open_model(str(tiny_base)), ["some text: abc"], {**options, "max_new_tokens": 12}) == expected
+    assert generate(load(str(tiny_base)), ["some text: abc"], {**options, "max_new_tokens": 12}) == expected
 
 
 def test_the_limit_is_the_tasks_not_transformers_twenty_tokens(model: Model) -> None:
@@ -92,13 +92,13 @@ def test_a_batch_answers_as_single_rows_do(model: Model) -> None:
 @pytest.fixture(scope="module")
 def bundle_folder(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("generate") / "bundle"
-    export(str(tiny_run.folder), folder)
+    export_onnx(str(tiny_run.folder), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def bundle(bundle_folder: Path) -> Model:
-    return open_model(str(bundle_folder))
+    return load(str(bundle_folder))
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,14 @@ def test_what_an_engine_has_not_is_said(model: Model, bundle: Model) -> None:
 
 def test_rows_need_a_prompt_to_go_into(tiny_base: Path, model: Model) -> None:
     with pytest.raises(UsageError, match="has no prompt"):
-        generate(open_model(str(tiny_base)), [{"text": "abc"}], {})
+        generate(load(str(tiny_base)), [{"text": "abc"}], {})
     with pytest.raises(UsageError, match="lacks the column 'text'"):
         generate(model, [{"words": "abc"}], {})
 
 
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a run, an adapter, a checkpoint nor a bundle"):
-        open_model(str(tmp_path))
+        load(str(tmp_path))
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 1_000_000}, {"max_new_tokens": 10**12}, {"temperature": -1.0}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from lora_ft.cli import run as lora_ft
 from lora_ft.core.errors import UsageError
 from lora_ft.core.locks import holds
-from lora_ft.merge_adapters import combine
+from lora_ft.merge_adapters import merge_adapters
 from lora_ft.models.adapters import load_adapter
 from lora_ft.models.bases import load_model
 from lora_ft.models.merging import merge_in_memory
@@ -45,7 +46,7 @@ def moved(run: Run | PeftAdapter, tiny_base: Path) -> torch.Tensor:
 
 
 def test_a_weighted_sum_is_the_sum(runs: list[Run], tmp_path: Path, tiny_base: Path) -> None:
-    done = combine(runs, tmp_path / "sum", weights=[0.25, 2.0], limit=2)
+    done = merge_adapters(runs, tmp_path / "sum", weights=[0.25, 2.0], limit=2)
     expected = 0.25 * moved(runs[0], tiny_base) + 2.0 * moved(runs[1], tiny_base)
     torch.testing.assert_close(moved(done.run, tiny_base), expected)
     assert done.rank == 5 and done.run.task.name == "sum"
@@ -55,9 +56,9 @@ def test_a_weighted_sum_is_the_sum(runs: list[Run], tmp_path: Path, tiny_base: P
 
 @pytest.mark.parametrize("way", ["ties", "dare"])
 def test_ties_and_dare_are_reproducible(runs: list[Run], tmp_path: Path, tiny_base: Path, way: str) -> None:
-    first, again = (combine(runs, tmp_path / name, way=way, density=0.5, limit=1).run for name in ("a", "b"))
+    first, again = (merge_adapters(runs, tmp_path / name, way=way, density=0.5, limit=1).run for name in ("a", "b"))
     assert torch.equal(moved(first, tiny_base), moved(again, tiny_base))
-    whole = combine(runs, tmp_path / "whole", weights=[0.5, 0.5], limit=1).run
+    whole = merge_adapters(runs, tmp_path / "whole", weights=[0.5, 0.5], limit=1).run
     assert not torch.allclose(moved(first, tiny_base), moved(whole, tiny_base))
 
 
@@ -81,11 +82,11 @@ def test_what_cannot_be_combined(runs: list[Run], tmp_path: Path) -> None:
         (runs, {"weights": [1.0]}, "1 weights for 2 runs"),
     ):
         with pytest.raises(UsageError, match=said):
-            combine(given, tmp_path / "no", **options)
+            merge_adapters(given, tmp_path / "no", **options)
     other = Run(runs[1].folder)
     other.task = other.task.model_copy(update={"base": "offline"})
     with pytest.raises(UsageError, match="on base offline"):
-        combine([runs[0], other], tmp_path / "no")
+        merge_adapters([runs[0], other], tmp_path / "no")
 
 
 # Pairs that peft itself refuses to combine, or combines wrongly: its result keeps the first one's keys.
@@ -104,7 +105,7 @@ FOREIGN: dict[str, list[dict[str, Any]]] = {
 @pytest.mark.parametrize("pair", FOREIGN.values(), ids=FOREIGN)
 def test_adapters_of_peft_are_summed(pair: list[dict[str, Any]], tmp_path: Path, tiny_base: Path) -> None:
     made = [PeftAdapter(make(tiny_base, tmp_path / f"a{at}", **config)) for at, config in enumerate(pair)]
-    done = combine(made, tmp_path / "sum", weights=[0.5, 2.0])
+    done = merge_adapters(made, tmp_path / "sum", weights=[0.5, 2.0])
     expected = 0.5 * moved(made[0], tiny_base) + 2.0 * moved(made[1], tiny_base)
     torch.testing.assert_close(moved(done.run, tiny_base), expected)
     assert done.scores == [] and isinstance(done.run, PeftAdapter)
@@ -116,14 +117,14 @@ def test_adapters_of_peft_are_summed(pair: list[dict[str, Any]], tmp_path: Path,
 
 @pytest.mark.parametrize("way", ["ties", "dare"])
 def test_adapters_of_peft_are_combined_like_runs(runs: list[Run], tmp_path: Path, tiny_base: Path, way: str) -> None:
-    of_runs = combine(runs, tmp_path / "runs", way=way, limit=1).run
-    of_peft = combine([PeftAdapter(run.adapter) for run in runs], tmp_path / "peft", way=way).run
+    of_runs = merge_adapters(runs, tmp_path / "runs", way=way, limit=1).run
+    of_peft = merge_adapters([PeftAdapter(run.adapter) for run in runs], tmp_path / "peft", way=way).run
     assert torch.equal(moved(of_runs, tiny_base), moved(of_peft, tiny_base))
 
 
 def test_more_ranks_than_a_layer_has_are_cut(tmp_path: Path, tiny_base: Path) -> None:
     made = [PeftAdapter(make(tiny_base, tmp_path / f"a{at}", target_modules=["q"], r=30)) for at in range(2)]
-    done = combine(made, tmp_path / "out", way="ties", density=1.0)
+    done = merge_adapters(made, tmp_path / "out", way="ties", density=1.0)
     assert done.rank < 60 and moved(done.run, tiny_base).isfinite().all()
 
 
@@ -145,14 +146,14 @@ def test_runs_and_adapters_of_peft_go_together(
 def test_adapters_of_peft_that_cannot_be_combined(runs: list[Run], tmp_path: Path, tiny_base: Path) -> None:
     adapter = make(tiny_base, tmp_path / "biases", target_modules=["q"], bias="all")
     with pytest.raises(UsageError, match=r"more than LoRA's matrices \(bias\)"):
-        combine([runs[0], PeftAdapter(adapter)], tmp_path / "no")
+        merge_adapters([runs[0], PeftAdapter(adapter)], tmp_path / "no")
     configure(adapter, base_model_name_or_path="elsewhere/t5")
     with pytest.raises(UsageError, match="is on base elsewhere/t5") as caught:
-        combine([runs[0], PeftAdapter(adapter)], tmp_path / "no")
+        merge_adapters([runs[0], PeftAdapter(adapter)], tmp_path / "no")
     assert "--base" in caught.value.remedy and not (tmp_path / "no").exists()
     plain = make(tiny_base, tmp_path / "plain", target_modules=["q"])
     configure(plain, base_model_name_or_path=None)
-    assert combine([PeftAdapter(plain), runs[0]], tmp_path / "yes", base=str(tiny_base), limit=1).rank == 6
+    assert merge_adapters([PeftAdapter(plain), runs[0]], tmp_path / "yes", base=str(tiny_base), limit=1).rank == 6
 
 
 def test_the_place_is_locked_before_anything_is_loaded(
@@ -162,6 +163,6 @@ def test_the_place_is_locked_before_anything_is_loaded(
         assert holds(tmp_path / "out")
         raise UsageError("stop here", "")
 
-    monkeypatch.setattr("lora_ft.merge_adapters._load", require_lock)
+    monkeypatch.setattr(sys.modules["lora_ft.merge_adapters"], "_load", require_lock)
     with pytest.raises(UsageError, match="stop here"):
-        combine(runs, tmp_path / "out")
+        merge_adapters(runs, tmp_path / "out")

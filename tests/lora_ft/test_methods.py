@@ -16,13 +16,13 @@ from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.evaluate import evaluate
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import generate
 from lora_ft.merge import merge
 from lora_ft.models.adapter_files import adapter_config
 from lora_ft.models.adapters import check_fits, count_parameters
 from lora_ft.models.bases import load_model, load_tokenizer
-from lora_ft.models.loading import open_model
+from lora_ft.models.loading import load
 from lora_ft.publishing.uploads import uploads
 from lora_ft.runs.run import Run, unfinished
 from lora_ft.tasks.files import load_task
@@ -124,7 +124,7 @@ def test_what_the_best_checkpoint_scored_is_what_the_run_scores(name: str, train
     """The loss that training saw, on whatever base it trained, is that of the merged model on the base as it is."""
     run = trained(name)
     best = next(e["eval_loss"] for e in run.metrics["evaluations"] if e["step"] == run.metrics["best_step"])
-    model = open_model(str(run.folder))
+    model = load(str(run.folder))
     assert validation_loss(model.engine.model, run.task) == pytest.approx(best, rel=1e-4)  # type: ignore[attr-defined]
 
 
@@ -141,12 +141,10 @@ def validation_loss(model: torch.nn.Module, task: Task) -> float:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_exports_with_the_texts_of_pytorch(name: str, trained: Callable[[str], Run], tmp_path: Path) -> None:
-    done = export(str(trained(name).folder), tmp_path / "bundle", verify_rows=4)
+    done = export_onnx(str(trained(name).folder), tmp_path / "bundle", verify_rows=4)
     assert done.parity.identical_rows == done.parity.rows == 4
     texts = ["abc", "some more"]
-    assert generate(open_model(str(tmp_path / "bundle")), texts, {}) == generate(
-        open_model(str(trained(name).folder)), texts, {}
-    )
+    assert generate(load(str(tmp_path / "bundle")), texts, {}) == generate(load(str(trained(name).folder)), texts, {})
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -329,7 +327,7 @@ def test_a_tied_head_stays_tied_when_all_is_trained(make_task: MakeTask, tmp_pat
     reloaded = load_model(run.trained)
     assert reloaded.lm_head.weight is reloaded.shared.weight
     assert json.loads((run.trained / "config.json").read_text())["scale_decoder_outputs"] is True
-    assert export(str(run.folder), tmp_path / "bundle", verify_rows=2).parity.passed
+    assert export_onnx(str(run.folder), tmp_path / "bundle", verify_rows=2).parity.passed
 
 
 def test_a_full_run_goes_to_the_hub_as_it_lies_here(trained: Callable[[str], Run]) -> None:

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 
 from lora_ft.core.errors import UsageError
 from lora_ft.export.runtime import Generator
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import generate
 from lora_ft.merge import merge
 from lora_ft.models.bases import load_model, load_tokenizer
-from lora_ft.models.loading import open_model
+from lora_ft.models.loading import load
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
@@ -48,15 +48,15 @@ def taught(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_new_tokens_are_learnt_and_survive_merging_and_export(taught: Run, tmp_path: Path) -> None:
-    answers = generate(open_model(str(taught.folder)), ["abc", "<start> x"], {})
+    answers = generate(load(str(taught.folder)), ["abc", "<start> x"], {})
     assert all(answer.startswith("<start> ") and answer.endswith(" <end>") for answer in answers)
     merge(taught, tmp_path / "merged")
-    assert generate(open_model(str(tmp_path / "merged")), ["abc", "<start> x"], {}) == answers
-    done = export(str(taught.folder), tmp_path / "bundle", verify_rows=4)
+    assert generate(load(str(tmp_path / "merged")), ["abc", "<start> x"], {}) == answers
+    done = export_onnx(str(taught.folder), tmp_path / "bundle", verify_rows=4)
     assert done.parity.passed
     generator = Generator.load(tmp_path / "bundle")
     assert generator.tokenizer.ids(NEW) == [71, 72]
-    assert generate(open_model(str(tmp_path / "bundle")), ["abc", "<start> x"], {}) == answers
+    assert generate(load(str(tmp_path / "bundle")), ["abc", "<start> x"], {}) == answers
     theirs = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert theirs("a <start>b")["input_ids"] == generator.tokenizer.encode(["a <start>b"])[0]
 

@@ -18,16 +18,15 @@ from huggingface_hub.utils import _http
 from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM
 
-from lora_ft import push as push_module
 from lora_ft.bank import export_bank
 from lora_ft.cli import run as lora_ft
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.evaluate import evaluate
 from lora_ft.export.runtime import Generator
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import generate
 from lora_ft.merge import merge
-from lora_ft.models.loading import open_model
+from lora_ft.models.loading import load
 from lora_ft.push import Destination, check, push
 from lora_ft.runs.run import Run
 from tests.fakehub import FakeHub
@@ -74,7 +73,7 @@ def merged(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(str(run.folder), tmp_path_factory.mktemp("push") / "bundle").out
+    return export_onnx(str(run.folder), tmp_path_factory.mktemp("push") / "bundle").out
 
 
 def to(repo: str = "me/tiny", **settings: str | bool) -> Destination:
@@ -129,7 +128,7 @@ def test_of_a_checkpoint_weights_tokenizer_and_origin_go_to_the_hub(hub: FakeHub
 
 @pytest.mark.parametrize("layout", ["optimum", "single"])
 def test_other_layouts_go_with_what_their_record_names(hub: FakeHub, run: Run, tmp_path: Path, layout: str) -> None:
-    out = export(str(run.folder), tmp_path / "out", layout=layout, triton=layout == "single").out
+    out = export_onnx(str(run.folder), tmp_path / "out", layout=layout, triton=layout == "single").out
     push(out, to())
     record = json.loads((out / "lora-ft.json").read_text())
     assert set(hub.files("me/tiny")) >= {*record["files"], "lora-ft.json", "README.md"}
@@ -178,7 +177,7 @@ def test_a_pushed_run_comes_back_for_lora_ft_and_for_peft(
     assert Run(found).task.base == str(found / tiny_base.name)
     (found / tiny_base.name).symlink_to(tiny_base)
     rows = [{"text": "abc"}, {"text": "defg"}]
-    assert generate(open_model(str(found)), rows, {}) == generate(open_model(str(run.folder)), rows, {})
+    assert generate(load(str(found)), rows, {}) == generate(load(str(run.folder)), rows, {})
     PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(tiny_base), str(found))
 
 
@@ -186,7 +185,7 @@ def test_a_pushed_run_comes_back_for_lora_ft_and_for_peft(
 def test_a_pushed_checkpoint_comes_back(hub: FakeHub, merged: Path, tmp_path: Path) -> None:
     push(merged, to())
     rows = [{"text": "abc"}]
-    assert generate(open_model(str(download(hub, tmp_path))), rows, {}) == generate(open_model(str(merged)), rows, {})
+    assert generate(load(str(download(hub, tmp_path))), rows, {}) == generate(load(str(merged)), rows, {})
 
 
 def test_the_card_on_the_hub_loads_from_there_and_an_edited_one_goes_as_it_is(
@@ -257,7 +256,7 @@ def test_what_passes_is_tried_again_by_the_client(hub: FakeHub, run: Run) -> Non
 @pytest.mark.skipif(not hasattr(_http, "close_session"), reason="clients before 1.0 have no timeout to set")
 def test_a_hub_that_does_not_answer_is_given_up_on(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.stalled = 2
-    monkeypatch.setattr(push_module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(sys.modules["lora_ft.push"], "TIMEOUT", 0.2)
     with pytest.raises(LoraFtError, match=r"could not be pushed to \(\w*Time\w*\)"):
         push(run.folder, to())
 

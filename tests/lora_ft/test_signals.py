@@ -16,7 +16,7 @@ import pytest
 from lora_ft.runs.run import unfinished
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
-from lora_ft.train_many import train_pack
+from lora_ft.train_many import train_many
 from tests.lora_ft.test_train import same, start, wait_for, weights
 from tests.lora_ft.test_train_many import start as start_pack
 
@@ -45,7 +45,7 @@ def test_a_signal_saves_a_snapshot_of_a_pack(make_task: MakeTask, tmp_path: Path
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143 and b"--resume goes on" in errors
-    assert len(train_pack([load_task(task) for task in tasks], tmp_path / "runs", resume=True).runs) == 2
+    assert len(train_many([load_task(task) for task in tasks], tmp_path / "runs", resume=True).runs) == 2
 
 
 def test_all_processes_of_torchrun_stop_together(make_task: MakeTask, tmp_path: Path) -> None:

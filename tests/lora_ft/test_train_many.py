@@ -21,7 +21,7 @@ from lora_ft.runs.run import Run
 from lora_ft.tasks.files import load_task, save_task
 from lora_ft.tasks.schema import Task
 from lora_ft.train import train
-from lora_ft.train_many import WORK, train_pack
+from lora_ft.train_many import WORK, train_many
 from lora_ft.training.trainer import Trainer
 from tests.conftest import write_task
 from tests.lora_ft.test_train import closeness, losses, wait_for, weights
@@ -94,7 +94,7 @@ def unlike(make_task: MakeTask, count: int, **train: Any) -> list[Task]:
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_adapters_are_those_of_training_alone(make_task: MakeTask, tmp_path: Path, count: int) -> None:
     tasks = unlike(make_task, count, max_steps=50, eval_every=25, metric_for_best_model="loss")
-    packed = train_pack(tasks, tmp_path / "packed")
+    packed = train_many(tasks, tmp_path / "packed")
     assert not packed.failed
     for task, run in zip(tasks, packed.runs, strict=True):
         alone = train(task, tmp_path / "alone" / task.name)
@@ -129,7 +129,7 @@ def test_rows_are_oversampled_as_in_training_alone(make_task: MakeTask, tmp_path
         rows = [{"text": f"{split} {i}", "answer": "no" if i % 6 else "yes"} for i in range(18)]
         (path.parent / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     task = load_task(path)
-    packed = train_pack([task], tmp_path / "packed").runs[0]
+    packed = train_many([task], tmp_path / "packed").runs[0]
     alone = train(task, tmp_path / "alone")
     assert closeness(weights(packed), weights(alone)) < 1e-5
     assert packed.metrics["rows"] == alone.metrics["rows"] == {"train": 18, "validation": 18}
@@ -144,7 +144,7 @@ def test_a_diverged_adapter_leaves_and_harms_no_other(make_task: MakeTask, tmp_p
     diverging = {"learning_rate": 3e37, "warmup_ratio": 0.0, "max_grad_norm": 0.0}
     sound = load_task(make_task(name="sound", train={"metric_for_best_model": "loss", "learning_rate": 0.001}))
     broken = load_task(make_task(name="broken", train={**diverging, "metric_for_best_model": "loss"}))
-    packed = train_pack([broken, sound], tmp_path / "runs")
+    packed = train_many([broken, sound], tmp_path / "runs")
     assert [run.task.name for run in packed.runs] == ["sound"]
     assert "not finite" in packed.failed["broken"]
     assert not (tmp_path / "runs" / "broken").exists()
@@ -163,7 +163,7 @@ def test_a_score_that_cannot_be_taken_ends_one_adapter_only(
         return original(self, *args, **options)
 
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
-    packed = train_pack(tasks, tmp_path / "runs")
+    packed = train_many(tasks, tmp_path / "runs")
     assert packed.failed == {"t1": "ValueError: no score"} and [run.task.name for run in packed.runs] == ["t0"]
 
 
@@ -179,7 +179,7 @@ def test_adapters_stop_early_by_themselves(make_task: MakeTask, tmp_path: Path) 
     }
     early = load_task(make_task(rows=8, name="early", train=overfitting))
     longer = load_task(make_task(rows=8, name="longer", train={"max_steps": 30, "metric_for_best_model": "loss"}))
-    packed = train_pack([early, longer], tmp_path / "runs")
+    packed = train_many([early, longer], tmp_path / "runs")
     first, second = packed.runs
     assert first.metrics["steps"] == first.metrics["best_step"] + 4 < 80
     assert second.metrics["steps"] == 30
@@ -191,7 +191,7 @@ def test_what_does_not_fit_together_is_trained_in_several_packs(make_task: MakeT
     tasks = unlike(make_task, 3, max_steps=4)
     said: list[str] = []
     board = Noting(said)
-    packed = train_pack(tasks, tmp_path / "runs", most=2, board=board)
+    packed = train_many(tasks, tmp_path / "runs", most=2, board=board)
     assert [run.task.name for run in packed.runs] == ["t0", "t1", "t2"]
     assert "3 adapters on one base in 2 packs" in said
     assert sum(line.startswith("pack ") for line in said) == 2
@@ -210,7 +210,7 @@ class Noting(SilentDashboard):
 
 def test_answers_are_generated_as_in_training_alone(make_task: MakeTask, tmp_path: Path) -> None:
     tasks = unlike(make_task, 2, num_train_epochs=2)
-    packed = train_pack(tasks, tmp_path / "runs")
+    packed = train_many(tasks, tmp_path / "runs")
     for task, run in zip(tasks, packed.runs, strict=True):
         alone = train(task, tmp_path / "alone" / task.name)
         for mine, theirs in zip(run.metrics["evaluations"], alone.metrics["evaluations"], strict=True):
@@ -229,7 +229,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> li
     def make(rows: int = 24, name: str = "tiny", **sections: Any) -> Path:
         return write_task(root, tiny_base, rows, name, **sections)
 
-    return train_pack(resumable(make), root / "runs").runs
+    return train_many(resumable(make), root / "runs").runs
 
 
 def resumable(make_task: MakeTask) -> list[Task]:
@@ -266,8 +266,8 @@ def test_a_killed_pack_resumes_to_the_same_bits(
     process.communicate()
     assert not (out / "t1").exists()
     with pytest.raises(UsageError, match="--resume to go on"):
-        train_pack(tasks, out)
-    packed = train_pack(tasks, out, resume=True)
+        train_many(tasks, out)
+    packed = train_many(tasks, out, resume=True)
     assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, undisturbed, strict=True))
     for run in packed.runs:
         steps = [json.loads(line)["step"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
@@ -282,7 +282,7 @@ def test_minutes_of_work_are_not_left_to_the_next_evaluation(
     monkeypatch.setattr("lora_ft.multi_lora.group._LONGEST", 0.0)
     monkeypatch.setattr("lora_ft.multi_lora.group._OVERHEAD", 0)
     monkeypatch.setattr(Snapshots, "write", lambda self, snapshot: ticks.append(snapshot.tick))
-    train_pack(unlike(make_task, 1, max_steps=5, eval_every=4, metric_for_best_model="loss"), tmp_path / "runs")
+    train_many(unlike(make_task, 1, max_steps=5, eval_every=4, metric_for_best_model="loss"), tmp_path / "runs")
     assert ticks == [1, 2, 3, 4, 5]
 
 
@@ -296,23 +296,23 @@ def test_ctrl_c_saves_a_snapshot_and_says_how_to_go_on(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"--resume goes on from there" in errors and b"Traceback" not in errors
-    packed = train_pack(tasks, out, resume=True)
+    packed = train_many(tasks, out, resume=True)
     assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, undisturbed, strict=True))
 
 
 def test_resuming_needs_unfinished_packs_of_the_same_tasks(make_task: MakeTask, tmp_path: Path) -> None:
     tasks, out = unlike(make_task, 2, max_steps=4), tmp_path / "runs"
     with pytest.raises(UsageError, match="no unfinished packs"):
-        train_pack(tasks, out, resume=True)
+        train_many(tasks, out, resume=True)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", interrupt)
-        train_pack(tasks, out)
+        train_many(tasks, out)
     with pytest.raises(UsageError, match="of other tasks"):
-        train_pack(tasks[:1], out, resume=True)
+        train_many(tasks[:1], out, resume=True)
     changed = tasks[0].model_copy(update={"train": tasks[0].train.model_copy(update={"learning_rate": 0.5})})
     with pytest.raises(UsageError, match="started with another train"):
-        train_pack([changed, tasks[1]], out, resume=True)
-    assert len(train_pack(tasks, out, overwrite=True).runs) == 2
+        train_many([changed, tasks[1]], out, resume=True)
+    assert len(train_many(tasks, out, overwrite=True).runs) == 2
 
 
 def interrupt(self: Any) -> None:

@@ -9,14 +9,14 @@ import pytest
 
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.export.runtime.manifest import describe_files
-from lora_ft.export_onnx import compare_again, export
+from lora_ft.export_onnx import compare_again, export_onnx
 from lora_ft.runs.run import Run
 from lora_ft.verify import verify
 
 
 @pytest.fixture
 def bundle(tiny_run: Run, tmp_path: Path) -> Path:
-    return export(str(tiny_run.folder), tmp_path / "bundle").out
+    return export_onnx(str(tiny_run.folder), tmp_path / "bundle").out
 
 
 def test_a_bundle_that_is_as_published(bundle: Path, tiny_run: Run) -> None:
@@ -28,7 +28,7 @@ def test_a_bundle_that_is_as_published(bundle: Path, tiny_run: Run) -> None:
 
 
 def test_a_rounded_bundle_is_held_to_what_it_did(tiny_run: Run, tmp_path: Path) -> None:
-    export(str(tiny_run.folder), tmp_path / "bundle", precision="w8", force=True)
+    export_onnx(str(tiny_run.folder), tmp_path / "bundle", precision="w8", force=True)
     found = verify(tmp_path / "bundle")
     assert found.now == found.then
 

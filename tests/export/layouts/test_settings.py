@@ -13,7 +13,7 @@ import pytest
 from lora_ft.core.errors import UsageError
 from lora_ft.core.generation_options import Options
 from lora_ft.export.layouts import differences, single, unsupported
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from tests.export.oracle import redraw, torch_model
 from tests.tiny import save_tiny_t5
 
@@ -48,7 +48,7 @@ def test_single_refuses_a_setting_that_it_does_not_apply(
 ) -> None:
     ((name, value),) = generation.items()
     with pytest.raises(UsageError) as caught:
-        export(str(save(generation)), tmp_path / "out", layout="single")
+        export_onnx(str(save(generation)), tmp_path / "out", layout="single")
     assert "the layout single does not support" in caught.value.message and f"{name} = " in caught.value.message
     assert str(value).strip("[]()")[:1] in caught.value.message
     assert not (tmp_path / "out").exists()
@@ -80,12 +80,12 @@ def test_every_option_of_generation_is_an_input_or_refused() -> None:
 def test_single_takes_settings_that_change_nothing_or_are_its_inputs(
     save: Callable[..., Path], tmp_path: Path, generation: dict[str, Any]
 ) -> None:
-    export(str(save(generation)), tmp_path / "out", layout="single")
+    export_onnx(str(save(generation)), tmp_path / "out", layout="single")
     assert json.loads((tmp_path / "out" / "lora-ft.json").read_text())["differences"] == []
 
 
 def test_force_leaves_settings_out_and_says_so(save: Callable[..., Path], tmp_path: Path) -> None:
-    export(str(save({"num_beams": 4, "max_length": 13})), tmp_path / "out", layout="single", force=True)
+    export_onnx(str(save({"num_beams": 4, "max_length": 13})), tmp_path / "out", layout="single", force=True)
     record = json.loads((tmp_path / "out" / "lora-ft.json").read_text())
     assert record["differences"] == ["num_beams = 4 is not applied"]
     assert "num_beams" not in json.loads((tmp_path / "out" / "generation_config.json").read_text())
@@ -98,7 +98,7 @@ def test_the_example_of_single_generates_with_the_settings_of_the_task(
 ) -> None:
     own = {"do_sample": True, "top_k": 7, "temperature": 0.5} if sampled else {}
     folder = save({"min_new_tokens": 6, "max_new_tokens": 9, "eos_token_id": [1, 5, 30, 41], **own})
-    export(str(folder), tmp_path / "out", layout="single")
+    export_onnx(str(folder), tmp_path / "out", layout="single")
     code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path / "out")
@@ -124,6 +124,6 @@ def test_optimum_names_what_its_consumers_ignore() -> None:
 
 def test_optimums_generation_config_keeps_every_setting(save: Callable[..., Path], tmp_path: Path) -> None:
     together = {name: value for generation in LACKING[:5] for name, value in generation.items()}
-    export(str(save(together)), tmp_path / "out", layout="optimum")
+    export_onnx(str(save(together)), tmp_path / "out", layout="optimum")
     own = json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8"))
     assert together.items() <= own.items()

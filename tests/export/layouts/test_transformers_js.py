@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import generate
-from lora_ft.models.loading import open_model
+from lora_ft.models.loading import load
 
 PACKAGES = Path(os.environ.get("LORA_FT_NODE", Path(__file__).parents[3] / ".node"))
 SCRIPT = Path(__file__).with_name("transformers_js.mjs")
@@ -29,9 +29,9 @@ pytestmark = [
 
 def test_transformers_js_generates_what_the_bundle_does(tiny_base: Path, tmp_path: Path) -> None:
     texts = ["abc", "some more words here", "x y z"]
-    expected = generate(open_model(str(export(str(tiny_base), tmp_path / "bundle").out)), texts, {"max_new_tokens": 12})
+    expected = generate(load(str(export_onnx(str(tiny_base), tmp_path / "bundle").out)), texts, {"max_new_tokens": 12})
     assert len(set(expected)) > 1
-    export(str(tiny_base), tmp_path / "model", layout="optimum")
+    export_onnx(str(tiny_base), tmp_path / "model", layout="optimum")
     made = subprocess.run(
         ["node", SCRIPT, f"{tmp_path}/", "model", "12"],
         input="\n".join(texts) + "\n",

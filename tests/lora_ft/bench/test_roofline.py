@@ -9,7 +9,7 @@ import pytest
 
 from lora_ft.bench.engines import parse
 from lora_ft.bench.roofline import read_bandwidth, step_bytes
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from tests.tiny import CONFIG, save_tiny_t5
 
 
@@ -33,7 +33,7 @@ def test_parameters_of_a_step_are_counted_at_the_width_of_the_precision(base: Pa
 
 
 def test_bytes_of_a_bundle_are_those_of_its_weights(base: Path) -> None:
-    export(str(base), base.parent / "bundle")
+    export_onnx(str(base), base.parent / "bundle")
     found = step_bytes(parse("onnx/fp32"), base.parent / "bundle", base)
     counted = step_bytes(parse("torch/fp32"), base, base)
     assert found is not None and counted is not None

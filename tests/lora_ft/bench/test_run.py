@@ -17,7 +17,7 @@ from lora_ft.bench.report import BenchReport
 from lora_ft.bench.run import MARKDOWN, PAGE, REPORT, bench
 from lora_ft.bench.suite import Serving, Suite
 from lora_ft.core.errors import LoraFtError, UsageError
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import Task
 from tests.tiny import save_tiny_t5
@@ -55,7 +55,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, a bundle beside it, and an engine file for each of CHANGES."""
     folder = tmp_path_factory.mktemp("bench")
     save_tiny_t5(folder / "base")
-    export(str(folder / "base"), folder / "bundle")
+    export_onnx(str(folder / "base"), folder / "bundle")
     for name, change in CHANGES.items():
         (folder / f"{name}.py").write_text(ENGINE.replace("{change}", change))
     return folder / "base"

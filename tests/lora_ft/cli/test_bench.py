@@ -9,7 +9,7 @@ import pytest
 
 from lora_ft.bench.report import BenchReport
 from lora_ft.cli import run as lora_ft
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from tests.lora_ft.bench.reports import complete
 from tests.lora_ft.bench.test_regressions import slowed
 from tests.tiny import save_tiny_t5
@@ -20,7 +20,7 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = save_tiny_t5(tmp_path_factory.mktemp("cli") / "base")
-    return export(str(base), base.parent / "bundle").out
+    return export_onnx(str(base), base.parent / "bundle").out
 
 
 def test_a_bundle_is_timed_and_its_report_compared_with_itself(bundle: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lora_ft.cli import run as lora_ft
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.runs.run import Run
 
 Capture = pytest.CaptureFixture[str]
@@ -22,7 +22,7 @@ GO_ON = ["--greedy", "--max-new-tokens", "8"]
 def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: Run) -> Path:
     """Its prompt takes one column, which is all that talking with it needs."""
     out = tmp_path_factory.mktemp("chat") / "bundle"
-    export(str(tiny_run.folder), out)
+    export_onnx(str(tiny_run.folder), out)
     return out
 
 

@@ -15,9 +15,9 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.data.examples import Example
 from lora_ft.data.splits import load_splits, with_labels
 from lora_ft.evaluate import evaluate
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import generate
-from lora_ft.models.loading import open_model
+from lora_ft.models.loading import load
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import TaskFaults, load_task
 from lora_ft.tasks.schema import Task
@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    export(str(run.folder), folder := tmp_path_factory.mktemp("labels-onnx") / "bundle")
+    export_onnx(str(run.folder), folder := tmp_path_factory.mktemp("labels-onnx") / "bundle")
     return folder
 
 
@@ -63,13 +63,12 @@ def test_a_run_holds_the_labels_it_found(run: Run) -> None:
 def test_run_and_bundle_answer_with_labels_alone(run: Run, bundle: Path, options: dict[str, Any]) -> None:
     texts = ["abc", "the colour of rust", "", "x" * 40]
     made = {
-        kind: generate(open_model(str(model)), texts, options)
-        for kind, model in (("run", run.folder), ("bundle", bundle))
+        kind: generate(load(str(model)), texts, options) for kind, model in (("run", run.folder), ("bundle", bundle))
     }
     assert set(made["run"]) | set(made["bundle"]) <= set(LABELS)
     if "do_sample" not in options:
         assert made["run"] == made["bundle"]
-    free = open_model(str(bundle)).engine.generate(texts, {"max_new_tokens": 24, "labels": []})
+    free = load(str(bundle)).engine.generate(texts, {"max_new_tokens": 24, "labels": []})
     assert not {answer.text for answer in free} & set(LABELS)
 
 
@@ -88,12 +87,12 @@ def test_options_that_cut_or_ban_a_label_are_refused_by_run_and_bundle_alike(
 ) -> None:
     for model in (run.folder, bundle):
         with pytest.raises(UsageError, match=part):
-            generate(open_model(str(model)), ["abc"], options)
+            generate(load(str(model)), ["abc"], options)
 
 
 def test_options_that_ban_nothing_are_taken(run: Run) -> None:
     options = {"no_repeat_ngram_size": 0, "bad_words_ids": None, "suppress_tokens": None}
-    assert generate(open_model(str(run.folder)), ["abc"], options)[0] in LABELS
+    assert generate(load(str(run.folder)), ["abc"], options)[0] in LABELS
 
 
 def test_scores_of_labels_stand_beside_rouge(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,9 +114,9 @@ def test_scores_of_labels_stand_beside_rouge(run: Run, tmp_path: Path, capsys: p
 
 
 def test_a_precision_is_scored_on_labels(run: Run, tmp_path: Path) -> None:
-    exported = export(str(run.folder), tmp_path / "bundle", precision="int8", force=True)
+    exported = export_onnx(str(run.folder), tmp_path / "bundle", precision="int8", force=True)
     assert len(exported.tradeoff) == 2
-    assert open_model(str(tmp_path / "bundle")).engine.generate(["say: a"], {})[0].text in LABELS
+    assert load(str(tmp_path / "bundle")).engine.generate(["say: a"], {})[0].text in LABELS
 
 
 def test_labels_that_are_given_stay_as_they_are(make_task: MakeTask) -> None:

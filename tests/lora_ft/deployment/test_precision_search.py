@@ -12,7 +12,7 @@ from lora_ft.deployment import precision_search
 from lora_ft.evaluation.metrics import Estimate
 from lora_ft.export.onnx.precision import candidates
 from lora_ft.export.runtime import Generator
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.runs.run import Run
 
 
@@ -33,7 +33,7 @@ def test_a_small_difference_holds(mean: float, low: float, high: float, expected
 
 
 def test_auto_tries_every_precision_and_says_what_it_found(tiny_run: Run, tmp_path: Path) -> None:
-    done = export(str(tiny_run.folder), tmp_path / "bundle", precision="auto", max_drop=100)
+    done = export_onnx(str(tiny_run.folder), tmp_path / "bundle", precision="auto", max_drop=100)
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     tried = [str(precision) for precision in candidates("cpu")]
     assert [row.precision for row in done.tradeoff] == [row["precision"] for row in manifest["tradeoff"]] == tried
@@ -60,7 +60,7 @@ def test_auto_takes_the_fastest_that_holds(tiny_run: Run, tmp_path: Path, monkey
         return precision_search.Tradeoff(**{**vars(found), "holds": found.precision not in lost})
 
     monkeypatch.setattr(precision_search.PrecisionSelector, "_row", row)
-    assert export(str(tiny_run.folder), tmp_path / "bundle", precision="auto").precision == "w8"
+    assert export_onnx(str(tiny_run.folder), tmp_path / "bundle", precision="auto").precision == "w8"
 
 
 def test_a_precision_that_costs_too_much_is_published_only_by_force(
@@ -68,21 +68,21 @@ def test_a_precision_that_costs_too_much_is_published_only_by_force(
 ) -> None:
     monkeypatch.setattr(precision_search, "holds", lambda difference, max_drop: False)
     with pytest.raises(LoraFtError, match=r"w4 costs too much: rouge1 changes by .* on 6 rows.*--force"):
-        export(str(tiny_run.folder), tmp_path / "bundle", precision="w4")
+        export_onnx(str(tiny_run.folder), tmp_path / "bundle", precision="w4")
     assert list(tmp_path.iterdir()) == []
-    export(str(tiny_run.folder), tmp_path / "bundle", precision="w4", force=True)
+    export_onnx(str(tiny_run.folder), tmp_path / "bundle", precision="w4", force=True)
     gate = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["gate"]
     assert (gate["passed"], gate["forced"]) == (False, True)
 
 
 def test_a_mixture_can_be_written_out(tiny_run: Run, tmp_path: Path) -> None:
     mixture = "encoder=int8,decoder=fp32,head=w4,embedding=fp32"
-    done = export(str(tiny_run.folder), tmp_path / "bundle", precision="encoder=int8,head=w4", max_drop=100)
+    done = export_onnx(str(tiny_run.folder), tmp_path / "bundle", precision="encoder=int8,head=w4", max_drop=100)
     assert done.precision == mixture
 
 
 def test_auto_wants_rows(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="auto needs a task's rows"):
-        export(str(tiny_base), tmp_path / "bundle", precision="auto")
-    export(str(tiny_base), tmp_path / "bundle", precision="int8")
+        export_onnx(str(tiny_base), tmp_path / "bundle", precision="auto")
+    export_onnx(str(tiny_base), tmp_path / "bundle", precision="int8")
     assert "gate" not in json.loads((tmp_path / "bundle" / "manifest.json").read_text())

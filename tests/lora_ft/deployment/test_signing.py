@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from lora_ft.cli import run
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.deployment.signing import SIGNATURE, check_signature, sign
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 
 
 def make_key(folder: Path, name: str, private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> tuple[Path, Path]:
@@ -81,7 +81,7 @@ def test_another_key_and_no_signature_fail(
 
 
 def test_a_layout_is_signed_too(tiny_base: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
-    out = export(str(tiny_base), tmp_path / "single", layout="single").out
+    out = export_onnx(str(tiny_base), tmp_path / "single", layout="single").out
     sign(out, keys[0])
     assert run(["verify", str(out), "--key", str(keys[1])], debug=False) == 0
     (out / "README.md").write_text("other")

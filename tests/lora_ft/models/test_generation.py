@@ -16,10 +16,10 @@ from lora_ft.core.errors import UsageError
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.runtime import Generator
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import generate
 from lora_ft.models.bases import find_base, load_model
-from lora_ft.models.loading import open_model
+from lora_ft.models.loading import load
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from lora_ft.validate import validate
@@ -85,11 +85,11 @@ def test_a_checkpoint_generates_with_its_own_settings(save: Callable[..., Path],
     special = read_generation(folder).special
     answers = expected(folder, TEXTS, special)
     texts = find_tokenizer(folder).decode(answers)
-    assert generate(open_model(str(folder)), TEXTS, {}) == texts
-    export(str(folder), tmp_path / "bundle")
+    assert generate(load(str(folder)), TEXTS, {}) == texts
+    export_onnx(str(folder), tmp_path / "bundle")
     generator = Generator.load(tmp_path / "bundle", threads=1)
     assert [one.tokens.tolist() for one in generator.answer(TEXTS)] == answers
-    assert generate(open_model(str(tmp_path / "bundle")), TEXTS, {}) == texts
+    assert generate(load(str(tmp_path / "bundle")), TEXTS, {}) == texts
 
 
 def test_what_is_asked_for_precedes_the_task_and_that_the_checkpoint(
@@ -98,14 +98,13 @@ def test_what_is_asked_for_precedes_the_task_and_that_the_checkpoint(
     base = save({**T5, "num_beams": 3, "min_length": 6, "repetition_penalty": 1.5})
     path = make_task(base=str(base), generate={"num_beams": 1}, train={"max_steps": 1})
     run = train(load_task(path), tmp_path / "run")
-    export(str(run.folder), tmp_path / "bundle")
-    for model in (open_model(str(run.folder)), open_model(str(tmp_path / "bundle"))):
+    export_onnx(str(run.folder), tmp_path / "bundle")
+    for model in (load(str(run.folder)), load(str(tmp_path / "bundle"))):
         own = {name: model.options.get(name) for name in ("num_beams", "min_new_tokens", "repetition_penalty")}
         assert own == {"num_beams": 1, "min_new_tokens": 5, "repetition_penalty": 1.5}
         assert model.options["max_new_tokens"] == 24
     found = [
-        generate(open_model(str(folder)), ["a b"], {"min_new_tokens": 20})
-        for folder in (run.folder, tmp_path / "bundle")
+        generate(load(str(folder)), ["a b"], {"min_new_tokens": 20}) for folder in (run.folder, tmp_path / "bundle")
     ]
     assert found[0] == found[1]
 
@@ -113,7 +112,7 @@ def test_what_is_asked_for_precedes_the_task_and_that_the_checkpoint(
 @pytest.mark.parametrize("layout", ["single", "optimum"])
 def test_layouts_have_the_ids_of_their_checkpoint(save: Callable[..., Path], tmp_path: Path, layout: str) -> None:
     folder = save({"decoder_start_token_id": 3, "eos_token_id": [2, 5, 41], "pad_token_id": 1, "max_new_tokens": 12})
-    export(str(folder), tmp_path / layout, layout=layout)
+    export_onnx(str(folder), tmp_path / layout, layout=layout)
     own = json.loads((tmp_path / layout / "generation_config.json").read_text(encoding="utf-8"))
     assert (own["decoder_start_token_id"], own["eos_token_id"], own["pad_token_id"]) == (3, [2, 5, 41], 1)
 
@@ -175,7 +174,7 @@ def test_torch_generates_as_transformers_does_alone(save: Callable[..., Path], g
     folder = save({**T5, "max_new_tokens": 10, **generation} if "max_length" not in generation else T5 | generation)
     try:
         special = read_generation(folder).special
-        made = generate(open_model(str(folder)), TEXTS[:2], {})
+        made = generate(load(str(folder)), TEXTS[:2], {})
     except UsageError as error:  # the least length is beyond the most, or no token is left to be forced
         assert "min_new_tokens" in str(error) or "both forced and suppressed" in str(error)
         return
@@ -183,7 +182,7 @@ def test_torch_generates_as_transformers_does_alone(save: Callable[..., Path], g
 
 
 def test_a_model_keeps_its_own_generation_config(save: Callable[..., Path]) -> None:
-    model = open_model(str(save({**T5, "num_beams": 3})))
+    model = load(str(save({**T5, "num_beams": 3})))
     before = model.engine.model.generation_config.to_dict()  # type: ignore[attr-defined]
     generate(model, ["a"], {"num_beams": 2})
     assert model.engine.model.generation_config.to_dict() == before  # type: ignore[attr-defined]

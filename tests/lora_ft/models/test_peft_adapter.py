@@ -13,9 +13,9 @@ from lora_ft.bank import add, export_bank
 from lora_ft.cli import run as lora_ft
 from lora_ft.core.errors import UsageError
 from lora_ft.export.runtime import Generator
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.merge import merge
-from lora_ft.models.loading import open_model
+from lora_ft.models.loading import load
 from lora_ft.models.peft_adapter import PeftAdapter, holds_adapter, open_adapter
 from lora_ft.runs.run import Run
 from tests.export.oracle import torch_model
@@ -40,7 +40,7 @@ def test_adapter_is_merged_as_peft_merges_it(
     assert json.loads((tmp_path / "merged" / "merge.json").read_text())["adapter"] == "my_adapter"
     card = (tmp_path / "merged" / "README.md").read_text()
     assert "# my\\_adapter" in card and "with a LoRA adapter merged into it" in card and str(tmp_path) not in card
-    assert open_model(str(tmp_path / "merged")).kind == "checkpoint"
+    assert load(str(tmp_path / "merged")).kind == "checkpoint"
 
 
 def test_adapter_without_a_base_needs_one_named(tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_adapter_answers_and_is_scored_on_a_task_that_is_named(
 
 
 def test_adapter_is_exported(adapter: Path, tmp_path: Path) -> None:
-    done = export(str(adapter), tmp_path / "bundle", verify_rows=4)
+    done = export_onnx(str(adapter), tmp_path / "bundle", verify_rows=4)
     assert done.parity.identical_rows == done.parity.rows
     assert Generator.load(tmp_path / "bundle").manifest["adapter"] == "my_adapter"
 
@@ -87,7 +87,7 @@ def test_adapters_become_a_bank_and_are_added_to_one(
     add(tmp_path / "bank", [f"second={other}"], base=str(tiny_base))
     bank = Generator.load(tmp_path / "bank")
     assert bank.adapters == ["my_adapter", "second", "tiny"]
-    alone = open_model(str(adapter))
+    alone = load(str(adapter))
     texts = ["say: hello", "one two three"]
     expected = [answer.text for answer in alone.engine.generate(texts, {"max_new_tokens": 8})]
     assert bank.generate(texts, adapter="my_adapter", max_new_tokens=8) == expected
@@ -113,7 +113,7 @@ def test_unknown_keys_are_told(adapter: Path, tmp_path: Path, capsys: pytest.Cap
     configure(adapter, use_hyper_lora=True)
     assert lora_ft(["merge", str(adapter), "--out", str(tmp_path / "merged")]) == 0
     assert "does not know, and ignores: use_hyper_lora" in capsys.readouterr().err
-    assert "use_hyper_lora" in open_model(str(adapter)).notice
+    assert "use_hyper_lora" in load(str(adapter)).notice
 
 
 def test_folder_of_a_runs_adapter_is_the_run(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
@@ -132,4 +132,4 @@ def test_base_of_other_dimensions_is_refused(adapter: Path, tmp_path: Path) -> N
 
 def test_base_is_for_what_has_an_adapter(tiny_base: Path) -> None:
     with pytest.raises(UsageError, match="has no adapter to put on --base"):
-        open_model(str(tiny_base), base=str(tiny_base))
+        load(str(tiny_base), base=str(tiny_base))

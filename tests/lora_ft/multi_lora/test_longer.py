@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.runs.run import Run, unfinished
 from lora_ft.tasks.schema import Task
 from lora_ft.train import train
-from lora_ft.train_many import WORK, train_pack
+from lora_ft.train_many import WORK, train_many
 from lora_ft.training.trainer import Trainer
 from tests.lora_ft.test_train import closeness, losses, wait_for, weights
 from tests.lora_ft.test_train_many import Noting, files, interrupt, same, snapshots, start, unlike
@@ -51,10 +52,10 @@ def tasks(make_task: MakeTask) -> list[Task]:
 
 def test_a_pack_is_trained_longer_to_the_same_bits(tasks: list[Task], tmp_path: Path) -> None:
     out = tmp_path / "runs"
-    train_pack(tasks, out)
+    train_many(tasks, out)
     said: list[str] = []
-    longer = train_pack(extended(tasks, 12), out, resume=True, board=Noting(said))
-    whole = train_pack(extended(tasks, 12), tmp_path / "whole")
+    longer = train_many(extended(tasks, 12), out, resume=True, board=Noting(said))
+    whole = train_many(extended(tasks, 12), tmp_path / "whole")
     for mine, theirs in zip(longer.runs, whole.runs, strict=True):
         assert same(mine, theirs) and losses(mine.folder) == losses(theirs.folder)
         assert mine.metrics["steps"] == 12 and mine.metrics["resumed_at"] == 6
@@ -64,12 +65,12 @@ def test_a_pack_is_trained_longer_to_the_same_bits(tasks: list[Task], tmp_path: 
             "\n".join(said)
         )
     assert {path.name for path in out.iterdir()} == {task.name for task in tasks}
-    again = train_pack(extended(tasks, 15), out, resume=True)
+    again = train_many(extended(tasks, 15), out, resume=True)
     assert [run.metrics["resumed_at"] for run in again.runs] == [12, 12]
 
 
 def test_a_run_of_a_pack_is_trained_longer_alone(tasks: list[Task], tmp_path: Path) -> None:
-    train_pack(tasks, tmp_path / "runs")
+    train_many(tasks, tmp_path / "runs")
     for task in extended(tasks, 12):
         longer = train(task, tmp_path / "runs" / task.name, resume=True)
         whole = train(task, tmp_path / "whole" / task.name)
@@ -81,8 +82,8 @@ def test_a_run_of_a_pack_is_trained_longer_alone(tasks: list[Task], tmp_path: Pa
 def test_runs_that_were_trained_alone_are_trained_longer_in_a_pack(tasks: list[Task], tmp_path: Path) -> None:
     for task in tasks:
         train(task, tmp_path / "runs" / task.name)
-    longer = train_pack(extended(tasks, 12), tmp_path / "runs", resume=True)
-    whole = train_pack(extended(tasks, 12), tmp_path / "whole")
+    longer = train_many(extended(tasks, 12), tmp_path / "runs", resume=True)
+    whole = train_many(extended(tasks, 12), tmp_path / "whole")
     for mine, theirs in zip(longer.runs, whole.runs, strict=True):
         assert closeness(weights(mine), weights(theirs)) < 1e-5
         assert mine.metrics["best_step"] == theirs.metrics["best_step"]
@@ -99,11 +100,11 @@ def test_the_rate_follows_the_schedule_over_all_steps(make_task: MakeTask, tmp_p
         learning_rate=0.01,
         metric_for_best_model="loss",
     )
-    train_pack(tasks, tmp_path / "runs")
+    train_many(tasks, tmp_path / "runs")
     if alone:
         run = train(*extended(tasks, 20), tmp_path / "runs" / "t0", resume=True)
     else:
-        run = train_pack(extended(tasks, 20), tmp_path / "runs", resume=True).runs[0]
+        run = train_many(extended(tasks, 20), tmp_path / "runs", resume=True).runs[0]
     rates = log_of(run, "learning_rate")
     assert rates[10] == pytest.approx(0.01 * 1 / 10) and rates[11] == pytest.approx(0.01 * 10 / 20)
     assert rates[20] == pytest.approx(0.01 * 1 / 20)
@@ -114,9 +115,9 @@ def test_the_best_weights_from_before_are_published_where_nothing_better_comes(
 ) -> None:
     monkeypatch.setattr(Trainer, "evaluate", lambda self: {"eval_loss": 1.0 + self.state.global_step})
     tasks = unlike(make_task, 1, **CONSTANT)
-    first = train_pack(tasks, tmp_path / "runs").runs[0]
+    first = train_many(tasks, tmp_path / "runs").runs[0]
     before = weights(first)
-    longer = train_pack(extended(tasks, 9), tmp_path / "runs", resume=True).runs[0]
+    longer = train_many(extended(tasks, 9), tmp_path / "runs", resume=True).runs[0]
     assert first.metrics["best_step"] == longer.metrics["best_step"] == 3 and longer.metrics["steps"] == 9
     assert closeness(weights(longer), before) == 0
     kept = {path.name for path in (longer.folder / "resume").iterdir()}
@@ -128,48 +129,50 @@ def test_a_pack_killed_while_it_trains_longer_resumes_to_the_same_bits(
     tasks: list[Task], tmp_path: Path, tick: int
 ) -> None:
     out, longer = tmp_path / "runs", extended(tasks, 15)
-    train_pack(tasks, out)
+    train_many(tasks, out)
     process = start(files(tasks), out, "--resume", "--set", "train.max_steps=15")
     began = out / "t1.unfinished" / "choices.json"
     wait_for(lambda: any(done >= tick for done in snapshots(out)) if tick else began.exists(), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert [Run(out / task.name).metrics["steps"] for task in tasks] == [6, 6]
-    packed = train_pack(longer, out, resume=True)
-    whole = train_pack(longer, tmp_path / "whole")
+    packed = train_many(longer, out, resume=True)
+    whole = train_many(longer, tmp_path / "whole")
     assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, whole.runs, strict=True))
     assert all(losses(a.folder) == losses(b.folder) for a, b in zip(packed.runs, whole.runs, strict=True))
     assert {path.name for path in out.iterdir()} == {task.name for task in tasks}
 
 
-@pytest.mark.parametrize("moment", ["lora_ft.train_many.write_json", "lora_ft.multi_lora.group.publish"])
+@pytest.mark.parametrize(
+    ("module", "name"), [("lora_ft.train_many", "write_json"), ("lora_ft.multi_lora.group", "publish")]
+)
 def test_a_pack_killed_at_its_ends_loses_no_run(
-    tasks: list[Task], tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+    tasks: list[Task], tmp_path: Path, module: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, longer = tmp_path / "runs", extended(tasks, 9)
-    train_pack(tasks, out)
+    train_many(tasks, out)
 
     def killed(path: object, *_: Any) -> None:
         if not str(path).endswith(".json") or str(path).endswith("packs.json"):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(moment, killed)
-        train_pack(longer, out, resume=True)
+        patch.setattr(sys.modules[module], name, killed)
+        train_many(longer, out, resume=True)
     assert [Run(out / task.name).metrics["steps"] for task in tasks] == [6, 6]
-    packed = train_pack(longer, out, resume=True)
-    whole = train_pack(longer, tmp_path / "whole")
+    packed = train_many(longer, out, resume=True)
+    whole = train_many(longer, tmp_path / "whole")
     assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, whole.runs, strict=True))
 
 
 def test_early_stopping_counts_anew(make_task: MakeTask, tmp_path: Path) -> None:
     early = CONSTANT | {"max_steps": 60, "eval_every": 2, "learning_rate": 0.03, "early_stopping_patience": 2}
     tasks = unlike(make_task, 1, **early)
-    first = train_pack(tasks, tmp_path / "runs").runs[0]
+    first = train_many(tasks, tmp_path / "runs").runs[0]
     stopped = first.metrics["steps"]
     assert stopped < 60
     alone = shutil.copytree(first.folder, tmp_path / "alone")
-    packed = train_pack(tasks, tmp_path / "runs", resume=True).runs[0]
+    packed = train_many(tasks, tmp_path / "runs", resume=True).runs[0]
     single = train(tasks[0], alone, resume=True)
     assert packed.metrics["steps"] == single.metrics["steps"] >= stopped + 4
 
@@ -177,33 +180,33 @@ def test_early_stopping_counts_anew(make_task: MakeTask, tmp_path: Path) -> None
 def test_what_is_refused(tasks: list[Task], tmp_path: Path) -> None:
     out, more = tmp_path / "runs", extended(tasks, 12)
     with pytest.raises(UsageError, match="no unfinished packs"):
-        train_pack(more, out, resume=True)
-    train_pack(tasks, out)
+        train_many(more, out, resume=True)
+    train_many(tasks, out)
     before = {path.name for path in out.iterdir()}
     with pytest.raises(UsageError, match=r"t1 is finished: it did 6 of 6 steps; raise train\.num_train_epochs"):
-        train_pack(tasks, out, resume=True)
+        train_many(tasks, out, resume=True)
     other = more[1].model_copy(update={"lora": more[1].lora.model_copy(update={"r": 2})})
     with pytest.raises(UsageError, match=r"t3 was trained with another lora; only"):
-        train_pack([more[0], other], out, resume=True)
+        train_many([more[0], other], out, resume=True)
     missing = more[0].model_copy(update={"name": "t9"})
     with pytest.raises(UsageError, match=r"the task 't9' has no finished run .*t9 to train longer; leave it out"):
-        train_pack([*more, missing], out, resume=True)
+        train_many([*more, missing], out, resume=True)
     rewrite(tasks[1].data.root / "train.jsonl", lambda lines: [*lines, APPENDED])  # type: ignore[operator]
     with pytest.raises(UsageError, match=r"t3 began with: train: 18 rows, was 17"):
-        train_pack(more, out, resume=True)
+        train_many(more, out, resume=True)
     shutil.rmtree(out / "t1" / "resume")
     with pytest.raises(UsageError, match=r"keeps no state to go on from: .*resume is missing"):
-        train_pack(more, out, resume=True)
+        train_many(more, out, resume=True)
     assert {path.name for path in out.iterdir()} == before
 
 
 def test_a_damaged_state_is_named(tasks: list[Task], tmp_path: Path) -> None:
     out = tmp_path / "runs"
-    train_pack(tasks[:1], out)
+    train_many(tasks[:1], out)
     path = out / "t1" / "resume" / "checkpoint-6" / "optimizer.pt"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(LoraFtError, match="checkpoint-6 is damaged"):
-        train_pack(extended(tasks[:1], 12), out, resume=True)
+        train_many(extended(tasks[:1], 12), out, resume=True)
 
 
 @pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}, {}], ids=["resume", "overwrite", "new"])
@@ -213,11 +216,11 @@ def test_an_unfinished_member_is_not_trained_alone(
 ) -> None:
     out = tmp_path / "runs"
     if longer:
-        train_pack(tasks, out)
+        train_many(tasks, out)
     more = extended(tasks, 12)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", interrupt)
-        train_pack(more, out, resume=longer)
+        train_many(more, out, resume=longer)
     (out / "t1.unfinished" / "checkpoint-3").mkdir(exist_ok=True)  # the best weights so far, which carry no mark
     before = sorted(out.rglob("*"))
     pack = rf"t1 is unfinished in a pack with 2 tasks: t1, t3; go on .*lora-ft train TASK … --out {out} --resume"
@@ -228,11 +231,11 @@ def test_an_unfinished_member_is_not_trained_alone(
 
 def test_a_killed_pack_goes_on_with_the_same_tasks_only(tasks: list[Task], tmp_path: Path) -> None:
     out = tmp_path / "runs"
-    train_pack(tasks, out)
+    train_many(tasks, out)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", interrupt)
-        train_pack(extended(tasks, 12), out, resume=True)
+        train_many(extended(tasks, 12), out, resume=True)
     assert (out / WORK).is_dir() and unfinished(out / "t1").is_dir()
     with pytest.raises(UsageError, match="started with another train"):
-        train_pack(extended(tasks, 30), out, resume=True)
-    assert [run.metrics["steps"] for run in train_pack(extended(tasks, 12), out, resume=True).runs] == [12, 12]
+        train_many(extended(tasks, 30), out, resume=True)
+    assert [run.metrics["steps"] for run in train_many(extended(tasks, 12), out, resume=True).runs] == [12, 12]

@@ -20,7 +20,7 @@ from lora_ft.multi_lora.ray_engine import RayEngine, _places
 from lora_ft.multi_lora.ray_node import ResourceRequest
 from lora_ft.runs.run import Run
 from lora_ft.tasks.schema import Task
-from lora_ft.train_many import WORK, train_pack
+from lora_ft.train_many import WORK, train_many
 from tests.conftest import write_task
 from tests.lora_ft.test_train import wait_for
 from tests.lora_ft.test_train_many import files, interrupt, same, start, unlike
@@ -93,7 +93,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> li
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_ft.multi_lora.engine.allowed_cpus", lambda: 1)
-        return train_pack(three(make), root / "runs", most=2).runs
+        return train_many(three(make), root / "runs", most=2).runs
 
 
 def holder(place: Path, pack: int) -> int:
@@ -142,7 +142,7 @@ def test_ctrl_c_leaves_all_in_a_storage_that_nodes_reach_and_resume_brings_it_ba
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and b"--resume goes on" in said and b"Traceback" not in said, said.decode()
     with pytest.raises(UsageError, match="resume with --engine ray"):
-        train_pack(three(make_task), out, resume=True)
+        train_many(three(make_task), out, resume=True)
     process = start(tasks, out, *more, "--resume")
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said.decode()
@@ -159,16 +159,16 @@ def test_a_pack_that_breaks_down_harms_no_other_and_goes_on_later(
     out, tasks = tmp_path / "runs", three(make_task)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", interrupt)
-        train_pack(tasks, out, most=2)
+        train_many(tasks, out, most=2)
     blocked = out / WORK / "1"
     blocked.write_text("a file where a folder should be")
-    packed = train_pack(tasks, out, resume=True, engine=RayEngine(cluster.address, cpus=1))
+    packed = train_many(tasks, out, resume=True, engine=RayEngine(cluster.address, cpus=1))
     assert len(packed.failed) == 2 and all("--resume goes on" in why for why in packed.failed.values())
     assert len(packed.runs) == 1
     blocked.unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_ft.multi_lora.engine.allowed_cpus", lambda: 1)
-        packed = train_pack(tasks, out, resume=True)
+        packed = train_many(tasks, out, resume=True)
     assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, undisturbed, strict=True))
 
 

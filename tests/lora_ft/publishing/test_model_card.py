@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lora_ft.evaluate import evaluate
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.merge import merge
 from lora_ft.models.offline_base import NOTICE
 from lora_ft.publishing.model_card import (
@@ -169,12 +169,12 @@ def test_the_example_of_the_run_card_runs(tiny_run: Run, tiny_base: Path, tmp_pa
 
 def test_the_examples_of_checkpoint_and_bundle_run(tiny_run: Run, tmp_path: Path) -> None:
     run_example(merge(tiny_run, tmp_path / "merged").out)
-    run_example(export(str(tmp_path / "merged"), tmp_path / "bundle").out)
+    run_example(export_onnx(str(tmp_path / "merged"), tmp_path / "bundle").out)
 
 
 def test_the_examples_of_layouts_run_and_name_no_command_that_refuses_them(tiny_run: Run, tmp_path: Path) -> None:
     for layout, needs in {"single": "onnxruntime", "optimum": "optimum"}.items():
-        folder = export(str(tiny_run.folder), tmp_path / layout, layout=layout).out
+        folder = export_onnx(str(tiny_run.folder), tmp_path / layout, layout=layout).out
         assert "lora-ft generate" not in (folder / "README.md").read_text()
         if find_spec(needs):
             run_example(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -140,12 +141,12 @@ def test_a_machine_that_is_too_small_is_warned_of_with_what_fits(
 ) -> None:
     path = make_task()
     assert validate(str(path)).warnings == []
-    monkeypatch.setattr("lora_ft.validate.device_memory", lambda device: GIB // 2 + 10**6)
+    monkeypatch.setattr(sys.modules["lora_ft.validate"], "device_memory", lambda device: GIB // 2 + 10**6)
     (warning,) = validate(str(path)).warnings
     assert warning.startswith("training needs about 0.5 GiB") and "this machine has 0.5" in warning
     assert "--set train.gradient_checkpointing=true" in warning
     assert "train.per_device_train_batch_size=" in warning
-    monkeypatch.setattr("lora_ft.validate.device_memory", lambda device: 10**6)
+    monkeypatch.setattr(sys.modules["lora_ft.validate"], "device_memory", lambda device: 10**6)
     assert validate(str(path)).warnings[0].endswith("no smaller batch or size does")
 
 

@@ -17,7 +17,7 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.runs.run import Run, unfinished
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
-from lora_ft.train_many import train_pack
+from lora_ft.train_many import train_many
 from tests.lora_ft.test_train import same, start, stop_at, task_file, wait_for, weights
 
 MakeTask = Callable[..., Path]
@@ -77,10 +77,10 @@ def test_resume_of_a_pack_refuses_changed_rows(make_task: MakeTask, tmp_path: Pa
     tasks = [load_task(path) for path in paths]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", raise_interrupt)
-        train_pack(tasks, tmp_path / "runs")
+        train_many(tasks, tmp_path / "runs")
     rewrite(paths[1].parent / "train.jsonl", lambda lines: [*lines, APPENDED])
     with pytest.raises(UsageError, match="two began with: train: 25 rows, was 24"):
-        train_pack(tasks, tmp_path / "runs", resume=True)
+        train_many(tasks, tmp_path / "runs", resume=True)
 
 
 def raise_interrupt(self: Any) -> None:

@@ -33,13 +33,13 @@ _BEGIN = "stage "
 _EXPORT = """
 import sys
 from pathlib import Path
-from lora_ft.export_onnx import export
+from lora_ft.export_onnx import export_onnx
 from lora_ft.core.progress import Silent
 class Told(Silent):
     def stage(self, name, total=0, done=0):
         print("stage", name, flush=True)
 name, out, precision = sys.argv[1:]
-export(name, Path(out), precision=precision, force=True, progress=Told())
+export_onnx(name, Path(out), precision=precision, force=True, progress=Told())
 """
 
 

@@ -134,13 +134,13 @@ def merge(
     It is scored on the validation rows of every task, next to the task's own adapter.
     """
     from lora_ft.cli.tables import show_merged
-    from lora_ft.merge_adapters import combine
+    from lora_ft.merge_adapters import merge_adapters
     from lora_ft.models.peft_adapter import open_adapter
     from lora_ft.reports.screen import Screen
     from lora_ft.tasks.files import load_task
 
     with Screen(quiet=quiet) as screen:
-        merged = combine(
+        merged = merge_adapters(
             [open_adapter(run) for run in runs],
             out,
             way=way,

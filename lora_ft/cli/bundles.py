@@ -161,7 +161,7 @@ def _export_bank(
 
 def _export_model(model: str, out: Path, options: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     from lora_ft.cli.tables import show_export
-    from lora_ft.export_onnx import export as export_model
+    from lora_ft.export_onnx import export_onnx as export_model
 
     with Screen(quiet=quiet) as screen:
         result = export_model(model, out, progress=screen, **options)

@@ -65,7 +65,7 @@ def chat(
     from lora_ft.chat import converse
     from lora_ft.core.errors import UsageError
     from lora_ft.generate import drawn_seed
-    from lora_ft.models.loading import open_model
+    from lora_ft.models.loading import load
 
     options = generation_options(context)
     options.pop("seed", None)
@@ -74,7 +74,7 @@ def chat(
         raise UsageError("--rounds needs something to go on with", "add --start FILE, or --start 'Name: text'")
     with Screen(quiet=quiet) as screen:
         screen.stage("loading the model")
-        opened = open_model(model, provider=provider, adapter=adapter, base=base)
+        opened = load(model, provider=provider, adapter=adapter, base=base)
         drawn = drawn_seed(opened, options) if seed is None else None
         conversation = converse(
             opened, options, start=beginning, you=you, context=lines, seed=(drawn if seed is None else seed) or 0

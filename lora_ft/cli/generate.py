@@ -95,7 +95,7 @@ def generate(
     from lora_ft.core.errors import UsageError
     from lora_ft.core.output_paths import refuse_file
     from lora_ft.generate import answers as generate_answers
-    from lora_ft.models.loading import open_model
+    from lora_ft.models.loading import load
 
     options = generation_options(context)
     if wrap and (stream or out or as_json):
@@ -106,7 +106,7 @@ def generate(
         refuse_file(out, "--out", inputs=[source] if source else [], own=overwrite)
     rows = read_inputs(text or [], source)
     with Screen(quiet=quiet) as screen:
-        opened = open_model(model, provider=provider, adapter=adapter, base=base)
+        opened = load(model, provider=provider, adapter=adapter, base=base)
         if opened.notice:
             screen.note(opened.notice)
         drawn = _draw_seed(opened, options, rows)

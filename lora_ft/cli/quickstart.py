@@ -16,11 +16,11 @@ from lora_ft.core.files import folder_size
 from lora_ft.core.hub import hub_trouble
 from lora_ft.data.splits import Example, load_splits
 from lora_ft.evaluate import Evaluation, evaluate
-from lora_ft.export_onnx import Exported, export
+from lora_ft.export_onnx import Exported, export_onnx
 from lora_ft.generate import generate
 from lora_ft.merge import merge
 from lora_ft.models.bases import OFFLINE
-from lora_ft.models.loading import open_model
+from lora_ft.models.loading import load
 from lora_ft.reports.screen import Screen
 from lora_ft.reports.terminal import console, show_pairs, table
 from lora_ft.tasks.files import load_task
@@ -61,7 +61,7 @@ def run_quickstart(out: Path, *, base: str | None, overwrite: bool, screen: Scre
     run = train(task, run_folder, overwrite=overwrite, progress=screen)
     merge(run, checkpoint, overwrite=overwrite, progress=screen)
     scores = evaluate(str(run_folder), baseline=True, progress=screen)
-    exported = export(str(checkpoint), bundle, overwrite=overwrite, progress=screen)
+    exported = export_onnx(str(checkpoint), bundle, overwrite=overwrite, progress=screen)
     suite = Suite(name="quickstart", engines=("torch/fp32", "onnx/fp32"), batch=(1,), rounds=5)
     speed = measure(
         [BenchModel("quickstart", out, checkpoint, bundle)],
@@ -72,7 +72,7 @@ def run_quickstart(out: Path, *, base: str | None, overwrite: bool, screen: Scre
         progress=screen,
     )
     example = load_splits(task, ["test"]).test[0]
-    answer = generate(open_model(str(bundle)), [example.row], {})[0]
+    answer = generate(load(str(bundle)), [example.row], {})[0]
     return Quickstart(out, scores, exported, speed, example, answer, time.monotonic() - began)
 
 

@@ -1,6 +1,6 @@
-"""The README's tables of results, written from the committed measurements.
+"""Tables of results in the README and the documentation, written from the committed measurements.
 
-python -m benchmarks.readme          # rewrite the tables in README.md
+python -m benchmarks.readme          # rewrite the tables of all pages
 """
 
 from __future__ import annotations
@@ -232,17 +232,32 @@ TABLES = {
 }
 
 
-def updated(readme: str) -> str:
-    """The README's text with every table in its place."""
-    for name in (*TABLES, "sizes"):
-        if name in TABLES and not (RESULTS / f"{name}.json").is_file():
-            continue
+PAGES = {
+    "README.md": ("dialogsum",),
+    "docs/guides/training.md": ("sizes", "methods"),
+    "docs/guides/many-adapters.md": ("packs",),
+    "docs/guides/banks.md": ("bank",),
+    "docs/guides/precisions.md": ("peers",),
+    "docs/guides/benchmarking.md": ("training",),
+    "docs/guides/gpus.md": ("cuda",),
+}
+"""The tables of each page, in the order in which they stand there."""
+
+
+def updated(page: str) -> str:
+    """Return the text of a page with every table in its place.
+
+    Args:
+        page: Path of the page in the repository.
+    """
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in PAGES[page]:
         begin = f"<!-- results: {name} (python -m benchmarks.readme) -->"
-        head, _, rest = readme.partition(begin)
+        head, _, rest = text.partition(begin)
         _, _, tail = rest.partition(END)
-        table = sizes() if name == "sizes" else TABLES[name](_result(name))
-        readme = f"{head}{begin}\n{table}\n{END}{tail}"
-    return readme
+        content = sizes() if name == "sizes" else TABLES[name](_result(name))
+        text = f"{head}{begin}\n{content}\n{END}{tail}"
+    return text
 
 
 def _result(name: str) -> dict[str, Any]:
@@ -250,9 +265,9 @@ def _result(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the tables of the README again."""
-    path = ROOT / "README.md"
-    write_text(path, updated(path.read_text(encoding="utf-8")))
+    """Write the tables of all pages."""
+    for page in PAGES:
+        write_text(ROOT / page, updated(page))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,48 @@
-"""The documentation builds without a warning, and its generated pages match the code."""
+"""The documentation builds without a warning, matches the code, and its commands and code run on a tiny model."""
 
 from __future__ import annotations
 
+import contextlib
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+import yaml
 
-from docs.generators import modules
+from benchmarks import readme
+from docs.generators import messages, modules
 from docs.generators.__main__ import FILES
+from lora_ft.cli import run
+from lora_ft.cli.verbs import app
+from lora_ft.export.runtime import manifest
+from tests.conftest import write_task
+from tests.pages import PAGES, ROOT, blocks, commands, smaller
 from tests.test_layers import ORDER
 
-ROOT = Path(__file__).parents[1]
+
+def text_of(page: Path) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_generated_file_matches_the_code(name: str) -> None:
     assert (ROOT / name).read_text(encoding="utf-8") == FILES[name](), "run `python -m docs.generators`"
+
+
+@pytest.mark.parametrize("page", readme.PAGES)
+def test_tables_of_results_are_the_committed_measurements(page: str) -> None:
+    assert readme.updated(page) == text_of(Path(page)), "run `python -m benchmarks.readme`"
+
+
+def test_each_table_of_results_has_one_page() -> None:
+    marks = [mark for page in PAGES for mark in re.findall(r"<!-- results: (\S+) \(python", text_of(page))]
+    assert sorted(marks) == sorted(name for names in readme.PAGES.values() for name in names)
+    assert set(marks) == {*readme.TABLES, "sizes"}
 
 
 def test_matrix_has_the_packages_in_their_order() -> None:
@@ -30,6 +55,105 @@ def test_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-    page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
-    for tag in ('<script src="http', "fonts.googleapis", '<link rel="stylesheet" href="http'):
-        assert tag not in page, "a page loads nothing from the network"
+    for page in (tmp_path / "site").rglob("*.html"):
+        content = page.read_text(encoding="utf-8")
+        assert not re.search(r'<(script|img|iframe)[^>]*src="(https?:)?//', content), f"{page} loads from the network"
+        assert not re.search(r'<link[^>]*rel="(stylesheet|preconnect)"[^>]*href="(https?:)?//', content), page
+
+
+def parameters(words: list[str]) -> tuple[Any, list[str]]:
+    """Return the parser of a command, and the words that follow its name."""
+    command: Any = typer.main.get_command(app)
+    while inner := getattr(command, "commands", None):
+        if words[0] not in inner:
+            assert words[0] != "bench" and "run" in inner, words  # `bench MODEL` is `bench run MODEL`
+            return inner["run"], words
+        command, words = inner[words[0]], words[1:]
+    return command, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_commands_are_known(page: Path) -> None:
+    for words in commands(text_of(page), "console", "sh"):
+        command, rest = parameters(words)
+        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word.split("=")[0] for word in rest if word.startswith("--")} <= known, words
+
+
+def test_every_verb_is_shown() -> None:
+    shown = {words[0] for page in PAGES for words in commands(text_of(page), "console", "sh")}
+    mentioned = {name for page in PAGES for name in re.findall(r"`lora-ft (\w+)", text_of(page))}
+    assert set(typer.main.get_command(app).commands) <= shown | mentioned | {"quickstart"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_task_files_are_valid(page: Path, tmp_path: Path) -> None:
+    from lora_ft.tasks.files import load_tasks
+
+    for number, block in enumerate(blocks(text_of(page), "yaml")):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block)
+        if "name" in yaml.safe_load(block):
+            assert load_tasks(path, [])
+
+
+def test_quoted_messages_are_in_the_source() -> None:
+    quoted = re.findall(r'^### "(.+)"$', text_of(Path("docs/troubleshooting.md")), flags=re.MULTILINE)
+    raised = [f"{message.text} {message.remedy}" for message in messages.collect()]
+    assert quoted
+    for text in quoted:
+        assert any(text in message for message in raised), text
+
+
+def test_specification_names_every_file_of_a_bundle() -> None:
+    text = text_of(Path("docs/reference/bundle-format.md"))
+    for name in (*manifest.FILES, *manifest.BANK_FILES, manifest.SBOM, manifest.NAME):
+        assert f"`{name}`" in text, name
+    assert f"version {manifest.VERSION}" in text
+
+
+@pytest.fixture(scope="session")
+def workplace(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a run and its bundle, by the names that the pages give them."""
+    folder = tmp_path_factory.mktemp("pages")
+    task = write_task(folder, tiny_base, name="demo", train={"metric_for_best_model": "loss"}, prompt="say: {dialogue}")
+    for path in task.parent.glob("*.jsonl"):
+        path.write_text(path.read_text().replace('"text"', '"dialogue"'))
+    with contextlib.chdir(folder):
+        for command in (
+            f"train {task} --out runs/demo",
+            "evaluate runs/demo --limit 4",
+            "export runs/demo --out runs/demo-onnx --verify-rows 2",
+        ):
+            assert run(command.split()) == 0
+    return folder
+
+
+PAGES_TO_RUN = [page for page in PAGES if blocks(text_of(page), "console") and page.parts[0] == "docs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES_TO_RUN, ids=str)
+def test_commands_run_in_order(
+    page: Path, workplace: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(workplace, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    text = text_of(page)
+    write_rows(text)
+    if page.name == "scores.md":
+        pytest.skip("the commands of measurements")
+    for words in commands(text, "console"):
+        if "--out" in words:
+            shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
+        assert run(smaller(words, tiny_base)) == 0, words
+    for block in blocks(text, "python"):
+        exec(compile(block, str(page), "exec"), {})
+
+
+def write_rows(text: str, copies: int = 16) -> None:
+    """Write the CSV file of a page with every row in several copies, and the task file beside it."""
+    for block, name in zip(blocks(text, "csv"), re.findall(r"`(\w+\.csv)`", text), strict=False):
+        head, *rows = block.splitlines()
+        Path(name).write_text("\n".join([head, *(f"{i} {row}" for i in range(copies) for row in rows)]) + "\n")
+        Path(name).with_suffix(".yaml").write_text(blocks(text, "yaml")[0])

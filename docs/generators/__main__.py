@@ -6,22 +6,38 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.generators import command_line, figures, modules, task_keys
+from docs.generators import command_line, figures, messages, modules, task_keys
+from lora_ft.export.onnx.precision import NAMED
 
 ROOT = Path(__file__).parents[2]
-_BEGIN, _END = "<!-- modules (python -m docs.generators) -->", "<!-- end of modules -->"
 
 
 def _schema() -> str:
     return json.dumps(task_keys.json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
-def _architecture() -> str:
-    """Return docs/architecture.md with its tables of modules written again."""
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    head, _, rest = text.partition(_BEGIN)
-    _, _, tail = rest.partition(_END)
-    return f"{head}{_BEGIN}\n{modules.tables(modules.count_imports())}\n{_END}{tail}"
+def _filled(page: str, name: str, content: Callable[[], str]) -> Callable[[], str]:
+    """Return a function that returns a page with what stands between two comments written again."""
+    begin, end = f"<!-- {name} (python -m docs.generators) -->", f"<!-- end of {name} -->"
+
+    def fill() -> str:
+        head, _, rest = (ROOT / page).read_text(encoding="utf-8").partition(begin)
+        return f"{head}{begin}\n{content()}\n{end}{rest.partition(end)[2]}"
+
+    return fill
+
+
+def _modules() -> str:
+    return modules.tables(modules.count_imports())
+
+
+def _precisions() -> str:
+    """Return the table of named precisions."""
+    lines = ["| precision | encoder | decoder | head | embedding |", "|---|---|---|---|---|"]
+    for name, precision in NAMED.items():
+        formats = (precision.encoder, precision.decoder, precision.head, precision.embedding)
+        lines.append(f"| `{name}` | {' | '.join(formats)} |")
+    return "\n".join(lines)
 
 
 FILES: dict[str, Callable[[], str]] = {
@@ -29,7 +45,9 @@ FILES: dict[str, Callable[[], str]] = {
     "docs/reference/task.schema.json": _schema,
     "lora_ft/schemas/task.schema.json": _schema,
     "docs/reference/command-line.md": command_line.page,
-    "docs/architecture.md": _architecture,
+    "docs/reference/messages.md": messages.page,
+    "docs/architecture.md": _filled("docs/architecture.md", "modules", _modules),
+    "docs/guides/precisions.md": _filled("docs/guides/precisions.md", "precisions", _precisions),
     "docs/images/imports.svg": lambda: modules.drawing(modules.count_imports()),
     "docs/images/row.svg": figures.way_of_a_row,
     "docs/images/quality-speed.svg": figures.quality_and_speed,

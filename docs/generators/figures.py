@@ -57,6 +57,7 @@ def quality_and_speed() -> str:
         style = style.replace(f"var(--series-{number})", colour)
         drawn = drawn.replace(f"var(--series-{number})", colour)
     head, _, rest = drawn[drawn.index("<svg") :].partition(">")
+    head += f' width="{1.3 * width:g}"'
     if "xmlns" not in head:
         head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     page = f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="#fff"/>'

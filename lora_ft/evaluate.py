@@ -23,6 +23,7 @@ from lora_ft.export.runtime.manifest import ADAPTERS, NAME
 from lora_ft.models.backends import BATCH_SIZE, Answer, OnnxBackend
 from lora_ft.models.loading import Model, adapters_of, load, with_adapter
 from lora_ft.publishing.model_card import refresh_card
+from lora_ft.reports.run_report import write_run_report
 from lora_ft.runs.run import PREDICTIONS, SCORES, Run
 from lora_ft.tasks.files import read_task
 from lora_ft.tasks.schema import SplitName, Task
@@ -154,6 +155,7 @@ def evaluate(
     if model.kind == "run":
         write_json(Path(name) / SCORES.format(split), found.as_dict())
         refresh_card(Path(name))
+        write_run_report(Run(name), progress)
     return found
 
 
@@ -223,9 +225,11 @@ def _evaluate(
     answers, scores, rows = _score(model, examples, task, batch_size, progress)
     warnings += guards.of_answers(task, examples, answers, model.engine.tokenizer)
     before = gain = None
+    base_answers: list[Answer] = []
+    base_rows: dict[str, Scored] = {}
     if baseline:
         base = load(task.base) if model.adapter is None else with_adapter(model, None)
-        _, before, base_rows = _score(base, examples, task, batch_size, progress)
+        base_answers, before, base_rows = _score(base, examples, task, batch_size, progress)
         gain = {
             name: difference(rows[name], base_rows[name], seed=task.evaluate.seed, resamples=task.evaluate.bootstrap)
             for name in rows
@@ -233,7 +237,7 @@ def _evaluate(
     how = {name: scored.how for name, scored in rows.items() if scored.how}
     evaluation = Evaluation(task.name, split, len(examples), scores, before, gain, how, predictions, warnings)
     if predictions is not None:
-        write_text(predictions, _predictions(examples, answers, rows))
+        write_text(predictions, _predictions(examples, answers, rows, base_answers, base_rows))
     return evaluation
 
 
@@ -267,7 +271,18 @@ def _digest(row: Row) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _predictions(examples: Sequence[Example], answers: Sequence[Answer], rows: dict[str, Scored]) -> str:
+def _row_scores(scores: dict[str, Scored], row: int) -> dict[str, float]:
+    return {name: round(float(score.rows[row]), 2) for name, score in scores.items()}
+
+
+def _predictions(
+    examples: Sequence[Example],
+    answers: Sequence[Answer],
+    rows: dict[str, Scored],
+    base_answers: Sequence[Answer],
+    base_rows: dict[str, Scored],
+) -> str:
+    """Return answers and row scores as JSON lines, with those of the base if it was scored too."""
     lines = []
     for i, (example, answer) in enumerate(zip(examples, answers, strict=True)):
         entry = {
@@ -278,7 +293,9 @@ def _predictions(examples: Sequence[Example], answers: Sequence[Answer], rows: d
             "tokens": answer.tokens,
             "cut": answer.cut,
             "source_cut": answer.source_cut,
-            **{name: round(float(one.rows[i]), 2) for name, one in rows.items()},
+            **_row_scores(rows, i),
         }
+        if base_answers:
+            entry["baseline"] = {"output": base_answers[i].text, **_row_scores(base_rows, i)}
         lines.append(json.dumps(entry, ensure_ascii=False))
     return "\n".join(lines) + "\n"

@@ -24,6 +24,7 @@ from lora_ft.data.splits import Example
 from lora_ft.models.bases import Base, cache_folder, find_base, quiet_transformers
 from lora_ft.models.initialization import INITIAL, keep_start
 from lora_ft.models.start_from import adopted, start_record
+from lora_ft.reports.run_report import write_run_report
 from lora_ft.runs.run import LOG, TASK, Run
 from lora_ft.tasks.files import save_task
 from lora_ft.tasks.schema import Task
@@ -66,6 +67,8 @@ def train(
         remedy = "free some, then add --resume to go on from the last checkpoint"
         with keeping(claim.working, remedy):
             _train(task, claim, progress, resume=resume)
+        if rank() == 0:
+            write_run_report(Run(out), progress)
     return Run(out)
 
 

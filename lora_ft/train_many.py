@@ -23,6 +23,7 @@ from lora_ft.multi_lora.dashboard import Dashboard, SilentDashboard
 from lora_ft.multi_lora.engine import Engine, LocalEngine, TrainingSite
 from lora_ft.multi_lora.group_job import GroupJob
 from lora_ft.multi_lora.planner import Chosen, MemoryNeed, balanced_size, lines, plan_groups, require_groupable
+from lora_ft.reports.run_report import write_run_report, write_runs_report
 from lora_ft.runs.group_record import RECORD, WORK
 from lora_ft.runs.run import TASK, Run, is_run, unfinished
 from lora_ft.tasks.schema import AUTO, Task
@@ -155,6 +156,10 @@ def _train(
     if not ended.broken:
         (out / WORK / RECORD).unlink()
         shutil.rmtree(out / WORK)
+    for name in (task.name for task in tasks if is_run(out / task.name)):
+        write_run_report(Run(out / name), board)
+    if len(tasks) > 1:
+        write_runs_report(out, board)
     failed = ended.failed | {name: f"{why}; --resume goes on" for name, why in ended.broken.items()}
     return Packed([Run(out / task.name) for task in tasks if task.name not in failed], failed)
 

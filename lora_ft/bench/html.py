@@ -6,7 +6,7 @@ from lora_ft.bench.charts import charts
 from lora_ft.bench.report import BenchReport
 from lora_ft.bench.tables import facts, method, sections, warnings
 from lora_ft.reports.html import aside, document, escape, section, table
-from lora_ft.reports.svg import STYLE, Plot, svg
+from lora_ft.reports.svg import STYLE, figures
 
 _VERDICTS = {"stable": "Rounds agree.", "unstable": "Rounds disagree; the warnings say where."}
 
@@ -15,7 +15,7 @@ def render(report: BenchReport) -> str:
     """The page."""
     plots = charts(report)
     body = [
-        section(heading, [*map(table, tables), *_figures(plots.get(heading, []))])
+        section(heading, [*map(table, tables), *figures(plots.get(heading, []))])
         for heading, tables in sections(report).items()
     ]
     body.append(section("How it was measured", [f"<p>{escape(text)}</p>" for text in method(report)]))
@@ -29,11 +29,3 @@ def _header(report: BenchReport) -> list[str]:
         parts.append(f"<p>{escape(report.suite.about)}</p>")
     parts.append(f'<p class="facts">{escape(" · ".join(facts(report)))}</p>')
     return [*parts, *aside(warnings(report))]
-
-
-def _figures(plots: list[Plot]) -> list[str]:
-    figures = []
-    for plot in plots:
-        note = f'<p class="note">{escape(plot.note)}</p>' if plot.note else ""
-        figures.append(f"<figure><figcaption>{escape(plot.title)}</figcaption>\n{svg(plot)}\n{note}</figure>")
-    return ['<div class="charts">', *figures, "</div>"] if figures else []

@@ -20,8 +20,9 @@ from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Reference
 from lora_ft.models.generation import only, own_generation
 from lora_ft.models.loading import MAX_NEW_TOKENS, SOURCE_LENGTH
-from lora_ft.publishing.model_card import Facts, figures
+from lora_ft.publishing.model_card import Facts
 from lora_ft.publishing.redaction import base_name, data_sources, without_paths
+from lora_ft.runs.records import score_values
 from lora_ft.tasks.schema import SplitName, Task
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def scores_of(facts: Facts) -> list[Score]:
     scores = [
         Score(metric, split, entry["rows"], found["mean"], found["low"], found["high"])
         for split, entry in facts.scores.items()
-        for metric, found in figures(entry["scores"]).items()
+        for metric, found in score_values(entry["scores"]).items()
     ]
     best, rows = facts.metrics["best_metric"], facts.metrics["rows"]["validation"]
     if not scores and best is not None:

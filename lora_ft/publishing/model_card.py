@@ -21,6 +21,7 @@ from lora_ft.models.bases import OFFLINE
 from lora_ft.models.checkpoints import MERGE
 from lora_ft.publishing.redaction import base_name, is_hub_name, without_paths
 from lora_ft.reports.markdown import code_span, escaped, interval, table, without_html
+from lora_ft.runs.records import score_values
 from lora_ft.runs.run import CARD, TASK, Run
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.lora import Lora
@@ -258,13 +259,8 @@ def _results(facts: Facts) -> list[EvalResult]:
             metric_value=round(found["mean"], 2),
         )
         for split, entry in facts.scores.items()
-        for kind, found in figures(entry["scores"]).items()
+        for kind, found in score_values(entry["scores"]).items()
     ]
-
-
-def figures(scores: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
-    """Return mean and interval by metric, of one model in a scores file."""
-    return scores.get("scores") or scores.get("rouge") or {}  # the latter of version 1
 
 
 def _scores(facts: Facts) -> str:
@@ -274,8 +270,8 @@ def _scores(facts: Facts) -> str:
         base, gain = entry["baseline"], entry["difference"]
         columns = ["", "score", *(["base alone", "difference"] if base else [])]
         rows = [
-            [kind, *map(interval, [found, *([figures(base)[kind], gain[kind]] if base else [])])]
-            for kind, found in figures(entry["scores"]).items()
+            [kind, *map(interval, [found, *([score_values(base)[kind], gain[kind]] if base else [])])]
+            for kind, found in score_values(entry["scores"]).items()
         ]
         about = f"{entry['rows']:,} {split} rows, 0 to 100, with 95 % bootstrap intervals:"
         parts += [

@@ -349,3 +349,12 @@ def svg(plot: Plot) -> str:
     height = drawing.legend(drawing.labels())
     head = f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(plot.title)}">'
     return "\n".join([head, *drawing.parts, "</svg>"])
+
+
+def figures(plots: Sequence[Plot]) -> list[str]:
+    """Return charts with their titles and notes as one block of a page, or nothing if there are none."""
+    parts = []
+    for plot in plots:
+        note = f'<p class="note">{escape(plot.note)}</p>' if plot.note else ""
+        parts.append(f"<figure><figcaption>{escape(plot.title)}</figcaption>\n{svg(plot)}\n{note}</figure>")
+    return ['<div class="charts">', *parts, "</div>"] if parts else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -75,6 +76,11 @@ class Scores(TypedDict):
     difference: dict[str, _Figure] | None
     warnings: list[str]
     how: NotRequired[dict[str, str]]
+
+
+def score_values(model: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
+    """Return mean and interval by name of the score, for one model of a scores file."""
+    return model.get("scores") or model.get("rouge") or {}  # "rouge" in version 1
 
 
 _AGAIN = "delete it, and evaluate the run again"

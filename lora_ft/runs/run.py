@@ -15,6 +15,7 @@ TASK, METRICS, LOG, CARD = "task.yaml", "metrics.json", "log.jsonl", "README.md"
 ADAPTER, CHECKPOINT = "adapter", "checkpoint"  # what training leaves: the one, or with method full the other
 CURVES = "tensorboard"
 CLAIM = "claim.json"  # the run's identifier, and digests of the rows that it began with
+REPORT = "report.html"
 RESUME = "resume"  # the state after the last step, from which the run can be trained longer
 SCORES, PREDICTIONS = "scores-{}.json", "predictions-{}.jsonl"  # of a split
 

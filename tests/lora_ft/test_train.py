@@ -71,6 +71,7 @@ def test_a_run_holds_what_it_should(make_task: MakeTask, tmp_path: Path, tiny_ba
         "README.md",
         "claim.json",
         "resume",
+        "report.html",
     }
     assert {path.suffix for path in run.adapter.iterdir()} == {".json", ".safetensors"}  # no pickles
     assert not unfinished(run.folder).exists()

@@ -32,6 +32,9 @@ def test_a_grid_is_trained_and_its_best_run_is_marked(make_task: MakeTask, tmp_p
     grid = json.loads((out / "grid.json").read_text())
     assert len(grid["runs"]) == 4 and all(is_run(out / entry["name"]) for entry in grid["runs"])
     assert grid["best"] == min(grid["runs"], key=lambda entry: entry["score"])["name"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "4 runs · best" in page and all(f">{entry['name']}<" in page for entry in grid["runs"])
+    assert all((out / entry["name"] / "report.html").is_file() for entry in grid["runs"])
     assert "4 adapters on one base in 1 pack" in printed.err
     assert printed.out.count("best") == 2  # a column, and one run
     assert f"4 runs in {out}" in printed.out

@@ -292,7 +292,6 @@ def show_adapters(entries: Sequence[RunEntry]) -> None:
 def show_adapter(entry: RunEntry) -> None:
     """Print one adapter: its training, and every score that was recorded."""
     from lora_ft.models.adapter_files import adapter_config
-    from lora_ft.runs.records import score_values
 
     task, metrics = entry.run.task, entry.run.metrics
     layers = adapter_config(entry.run.adapter)["target_modules"]
@@ -310,7 +309,7 @@ def show_adapter(entry: RunEntry) -> None:
     if entry.score is not None:
         pairs[f"validation {entry.metric}"] = f"{entry.score:.2f} at step {metrics['best_step'] or 0:,}"
     for split, record in entry.run.scores.items():
-        scores = figures(record["scores"]).items()
+        scores = score_values(record["scores"]).items()
         pairs[f"{split} rows"] = ", ".join(f"{name} {score['mean']:.1f}" for name, score in scores)
     show_pairs(pairs)
 

@@ -292,6 +292,7 @@ def show_adapters(entries: Sequence[RunEntry]) -> None:
 def show_adapter(entry: RunEntry) -> None:
     """Print one adapter: its training, and every score that was recorded."""
     from lora_ft.models.adapter_files import adapter_config
+    from lora_ft.runs.records import score_values
 
     task, metrics = entry.run.task, entry.run.metrics
     layers = adapter_config(entry.run.adapter)["target_modules"]

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.command import run_command
 from benchmarks.studies.bank import tables as bank_tables
 from lora_ft.bench.report import BenchReport
-from lora_ft.bench.training import TrainingReport
+from lora_ft.bench.training_report import TrainingReport
 from lora_ft.core.files import write_text
 from lora_ft.core.hardware import cores
 from lora_ft.reports.markdown import interval, table

@@ -9,8 +9,9 @@ from operator import attrgetter
 import numpy as np
 
 from lora_ft.bench import tables
+from lora_ft.bench.formatting import interval, milliseconds, number, percent
 from lora_ft.bench.report import BenchReport, Case, Load
-from lora_ft.bench.tables import SHARES, milliseconds, name_of, number, percent, seconds_of
+from lora_ft.bench.tables import SHARES, median_total
 from lora_ft.reports.svg import Axis, Plot, Point, Rule, Series
 
 _WIDE = 5  # values that differ by more than so many times are drawn on a logarithmic axis
@@ -78,8 +79,8 @@ def _latencies(report: BenchReport) -> list[Plot]:
 
 def _total(case: Case, name: str) -> Point:
     low, high = (1000 * float(value) for value in np.percentile(case.timings[name].total, [25, 75]))
-    hint = f"{name}, batch {case.batch}: {milliseconds(seconds_of(case, name))} ms"
-    return Point(case.batch, 1000 * seconds_of(case, name), low, high, hint)
+    hint = f"{name}, batch {case.batch}: {milliseconds(median_total(case, name))} ms"
+    return Point(case.batch, 1000 * median_total(case, name), low, high, hint)
 
 
 def _rooflines(report: BenchReport) -> list[Plot]:
@@ -132,7 +133,7 @@ def _quality(report: BenchReport) -> list[Plot]:
         for name, at in _styles(report).items()
         if name in speeds
         for score in (report.quality[name].score,)
-        for hint in (f"{name}: {tables.interval(score, 1)} at {number(speeds[name])} rows/s",)
+        for hint in (f"{name}: {interval(score, 1)} at {number(speeds[name])} rows/s",)
     ]
     failed = {contestant.name for contestant in report.contestants if contestant.error}
     best = pareto((point.x, point.y) for entry in entries if entry.name not in failed for point in entry.points)
@@ -171,7 +172,7 @@ def _distribution(report: BenchReport, case: Case) -> Plot:
     values = [point.x for entry in series for point in entry.points]
     note = "Markers are p50, p90 and p99, where there are samples enough."
     y = Axis("rounds that took no longer, %", include=(0.0, 100.0), ticks=(0, 25, 50, 75, 90, 100))
-    return Plot(name_of(case).capitalize(), Axis("total, ms", log=_wide(values)), y, series, note=note)
+    return Plot(case.label.capitalize(), Axis("total, ms", log=_wide(values)), y, series, note=note)
 
 
 def _serving(report: BenchReport) -> list[Plot]:

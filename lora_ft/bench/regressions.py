@@ -40,7 +40,7 @@ def compare(old: BenchReport, new: BenchReport, *, tolerance: float, max_drop: f
         before = cases.get((case.batch, case.source, case.new, case.decoding))
         for name in case.timings.keys() & (before.timings.keys() if before else set()):
             assert before is not None
-            what = f"{name}, batch {case.batch}, {case.source} in, {case.new} out, {case.decoding}"
+            what = f"{name}, batch {case.batch}, {case.source} in, {case.new} out, {case.decoding}"  # fits 80 columns
             a, b = before.timings[name], case.timings[name]
             for figure, one, other in (("total", a.total, b.total), ("per token", later(a), later(b))):
                 ratio = unpaired(one, other, seed)

@@ -98,6 +98,11 @@ class Case(Strict):
     decoding: str
     timings: dict[str, Timing]
 
+    @property
+    def label(self) -> str:
+        """The case in words."""
+        return f"batch {self.batch}, {self.source} tokens in, {self.new} out, {self.decoding}"
+
 
 class Quality(Strict):
     """Answers of one contestant to real rows, at the length that they come to.

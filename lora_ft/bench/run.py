@@ -232,11 +232,7 @@ class _Bench:
 
     def _report(self, cases: Sequence[Case], unlike: Sequence[str]) -> BenchReport:
         shaking = steadiness(
-            {
-                f"{name} at batch {case.batch}, {case.source} in, {case.new} out, {case.decoding}": timing.spread
-                for case in cases
-                for name, timing in case.timings.items()
-            }
+            {f"{name} at {case.label}": timing.spread for case in cases for name, timing in case.timings.items()}
         )
         taken = stolen() - self._stolen
         share = taken / max(time.monotonic() - self._clock, 1e-9)

@@ -134,9 +134,6 @@ class Shape:
     new: int
     decoding: str
 
-    def __str__(self) -> str:
-        return f"batch {self.batch}, {self.source} in, {self.new} out, {self.decoding}"
-
 
 def shapes(suite: Suite) -> list[Shape]:
     """All of a suite's."""

@@ -16,19 +16,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
-
-from rich.table import Table
+from typing import Any
 
 from lora_ft.bench import statistics as figures
-from lora_ft.bench.report import Interval
 from lora_ft.bench.subprocesses import Process
+from lora_ft.bench.training_report import Recipe, TrainingReport
 from lora_ft.bench.training_worker import RECIPES
-from lora_ft.bench.versioned_json import VERSION, Record, Strict
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.data.batching import encode
@@ -36,122 +33,12 @@ from lora_ft.data.splits import load_splits, require
 from lora_ft.doctor import environment
 from lora_ft.models.adapters import count_parameters
 from lora_ft.models.bases import find_base, load_tokenizer
-from lora_ft.reports.terminal import table
 from lora_ft.runs.run import TASK
 from lora_ft.tasks.files import save_task
-from lora_ft.tasks.lora import Lora
-from lora_ft.tasks.schema import Lengths, Task
+from lora_ft.tasks.schema import Task
 
 USUAL = "usual"  # ratios are to it
 _LIMIT = 7200.0  # seconds of a pass
-
-
-class Recipe(Strict):
-    """One recipe's figures. Lists hold a value for each round; tokens and positions are of sources and targets.
-
-    Attributes:
-        precision: "fp32" or "bf16" (autocast).
-        compiled: whether torch.compile was used.
-        base_dropout: rate inside the frozen base.
-        why: the reasons of these choices, where the recipe chose.
-        start: seconds from nothing to a steady pace: imports, base, rows, first allocations, compiling. Code that was
-            compiled before is reused, as it is in training.
-        seconds: of a pass.
-        loss: mean of a pass, as the trainer logs it. Dropout raises it, and where gradients are accumulated
-            transformers may log the sum over the micro-batches of a step.
-        positions: of a pass, padding too.
-        padding: share of all positions.
-        seconds_per_step: median over the rounds.
-        samples_per_second, tokens_per_second: of the median pass; padding is no token.
-        ratio: how many times as fast as the usual recipe, within a round.
-        spread: between rounds: the interquartile range of `seconds` over its median.
-        memory: megabytes resident at most; None where the system does not tell.
-        gpu_memory: megabytes allocated on the GPU at most, or None.
-    """
-
-    precision: str
-    compiled: bool
-    base_dropout: float
-    why: list[str]
-    start: float
-    seconds: list[float]
-    loss: list[float]
-    positions: list[int]
-    padding: float
-    seconds_per_step: float
-    samples_per_second: float
-    tokens_per_second: float
-    ratio: Interval
-    spread: float
-    memory: float | None
-    gpu_memory: float | None
-
-
-class TrainingReport(Record):
-    """All of it.
-
-    Attributes:
-        version: of this format.
-        task, base: their names.
-        lora, lengths: of the task.
-        trainable, parameters: how many are trained, of how many.
-        batch: rows of an optimizer step.
-        steps, samples, tokens: of a pass; the same for every recipe.
-        rounds, seed: of the measurement.
-        environment: facts by name.
-        began: UTC, ISO 8601.
-        seconds: it took.
-        recipes: figures by name, the usual one first.
-        warnings: what else a reader must know.
-    """
-
-    version: Literal[1] = VERSION  # type: ignore[assignment]
-    task: str
-    base: str
-    lora: Lora
-    lengths: Lengths
-    trainable: int
-    parameters: int
-    batch: int
-    steps: int
-    samples: int
-    tokens: int
-    rounds: int
-    seed: int
-    environment: dict[str, str]
-    began: str
-    seconds: float
-    recipes: dict[str, Recipe]
-    warnings: list[str]
-
-    def table(self) -> Table:
-        """A column for each recipe, within 80 columns."""
-        made = table(f"{self.steps} steps of {self.batch} rows", *self.recipes)
-        for what, show in _SHOWN.items():
-            cells = [show(recipe) for recipe in self.recipes.values()]
-            if any(cells):
-                made.add_row(what, *cells)
-        return made
-
-
-def _interval(ratio: Interval) -> str:
-    digits = 2 if ratio.high < 10 else 1
-    return f"{ratio.value:.{digits}f} [{ratio.low:.{digits}f}, {ratio.high:.{digits}f}]"
-
-
-_SHOWN: dict[str, Callable[[Recipe], str]] = {
-    "computes in": lambda recipe: f"{recipe.precision}{', compiled' * recipe.compiled}",
-    "samples/s": lambda recipe: f"{recipe.samples_per_second:.2f}",
-    "tokens/s": lambda recipe: f"{recipe.tokens_per_second:,.0f}",
-    "padding": lambda recipe: f"{recipe.padding:.1%}",
-    "seconds a step": lambda recipe: f"{recipe.seconds_per_step:.3f}",
-    "times as fast [95 %]": lambda recipe: _interval(recipe.ratio),
-    "spread of rounds": lambda recipe: f"{recipe.spread:.1%}",
-    "seconds to start": lambda recipe: f"{recipe.start:.1f}",
-    "MB at most": lambda recipe: "" if recipe.memory is None else f"{recipe.memory:,.0f}",
-    "MB on the GPU": lambda recipe: "" if recipe.gpu_memory is None else f"{recipe.gpu_memory:,.0f}",
-    "loss, first and last": lambda recipe: f"{recipe.loss[0]:.3f} {recipe.loss[-1]:.3f}",
-}
 
 
 @dataclass

@@ -13,7 +13,7 @@ from lora_ft.cli.results import show
 from lora_ft.reports.screen import Screen
 
 if TYPE_CHECKING:
-    from lora_ft.bench.training import TrainingReport
+    from lora_ft.bench.training_report import TrainingReport
 
 TRAINING_REPORT = "training.json"
 
@@ -137,8 +137,9 @@ def train(
 
 
 def _show_training(report: TrainingReport) -> None:
-    from lora_ft.reports.terminal import console
+    from lora_ft.bench.tables import recipes
+    from lora_ft.reports.terminal import console, render_table
 
-    console().print(report.table())
+    console().print(render_table(recipes(report)))
     for warning in report.warnings:
         console().print(f"warning: {warning}", soft_wrap=True)

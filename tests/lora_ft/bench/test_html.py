@@ -66,10 +66,10 @@ def test_it_is_well_formed_and_needs_nothing_else(report: BenchReport) -> None:
 
 def test_the_head_tells_what_a_reader_must_know() -> None:
     text = html.render(broken())
-    assert 'class="badge unstable"' in text and "It was stopped" in text
+    assert 'class="badge unstable"' in text and "The benchmark was interrupted" in text
     assert "no kernel for bf16 | exit code 1" in text and "&lt;RuntimeError&gt;" in text
     assert "warnings" not in html.render(complete()).partition("<body>")[2]
 
 
 def test_a_missing_percentile_says_why() -> None:
-    assert '<td title="11 samples, 64 are asked for">–</td>' in html.render(complete())
+    assert '<td title="11 samples of the 64 required">–</td>' in html.render(complete())

@@ -25,7 +25,7 @@ def test_it_has_every_table_with_as_many_cells_in_each_row() -> None:
 
 def test_it_tells_what_a_reader_must_know() -> None:
     text = markdown.render(broken())
-    assert "unstable" in text and "It was stopped" in text and "no kernel for bf16" in text
+    assert "unstable" in text and "The benchmark was interrupted" in text and "no kernel for bf16" in text
     assert "How it was measured" in text and "avx512\\_vnni" in text
     assert "**onnx/fp32**" in text and "**onnx/int8" not in text
 

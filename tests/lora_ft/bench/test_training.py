@@ -13,8 +13,11 @@ from rich.console import Console
 
 from lora_ft.bench import training
 from lora_ft.bench.report import Interval
-from lora_ft.bench.training import TrainingReport, measure
+from lora_ft.bench.tables import recipes
+from lora_ft.bench.training import measure
+from lora_ft.bench.training_report import TrainingReport
 from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.reports.terminal import render_table
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import Task
 from tests.conftest import write_task
@@ -140,9 +143,9 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None, error
 def test_the_table_fits_80_columns(report: TrainingReport) -> None:
     """With figures as wide as they come."""
     wide = {"tokens_per_second": 123456.0, "ratio": Interval(value=10.25, low=10.01, high=10.5), "compiled": True}
-    recipes = {name: recipe.model_copy(update=wide) for name, recipe in report.recipes.items()}
+    changed = {name: recipe.model_copy(update=wide) for name, recipe in report.recipes.items()}
     screen = Console(width=80, file=io.StringIO(), record=True)
-    screen.print(report.model_copy(update={"recipes": recipes}).table())
+    screen.print(render_table(recipes(report.model_copy(update={"recipes": changed}))))
     lines = screen.export_text().splitlines()
     assert lines[0].split() == ["4", "steps", "of", "4", "rows", "usual", "dynamic", "ours"]
     assert sum("10.2 [10.0, 10.5]  10.2 [10.0, 10.5]" in line for line in lines) == 1

@@ -28,7 +28,7 @@ def test_a_bundle_is_timed_and_its_report_compared_with_itself(bundle: Path, tmp
     assert lora_ft(["bench", str(bundle), *flags]) == 0
     printed = capsys.readouterr().out
     assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith(("warning", "page")))
-    assert "batch 1, 9 in, 5 out, greedy" in printed and "onnx/fp32" in printed
+    assert "Batch 1, 9 tokens in, 5 out, greedy" in printed and "onnx/fp32" in printed
     found = BenchReport.read(tmp_path / "out" / "report.json")
     assert (found.suite.name, found.suite.rounds, found.suite.batch) == ("smoke", 3, (1,))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.md"]

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from lora_ft.generate import generate
     from lora_ft.merge import merge
     from lora_ft.merge_adapters import merge_adapters
-    from lora_ft.models.loading import Model, load
+    from lora_ft.models.loading import load
+    from lora_ft.models.model import Model
     from lora_ft.push import push
     from lora_ft.runs.run import Run
     from lora_ft.tasks.files import load_task
@@ -86,7 +87,7 @@ __all__ = [
 
 _MODULES = {
     "Interrupted": "core.interrupts",
-    "Model": "models.loading",
+    "Model": "models.model",
     "Run": "runs.run",
     "Task": "tasks.schema",
     "load": "models.loading",

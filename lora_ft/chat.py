@@ -8,8 +8,7 @@ from typing import Any
 
 from lora_ft.core.errors import UsageError
 from lora_ft.data.chats.lines import Line, context_of, parse_line, parse_lines
-from lora_ft.generate import generate
-from lora_ft.models.loading import Model, adapters_of
+from lora_ft.models.model import Model
 
 CONTEXT, CHARACTERS = 10, 1500  # of a model that does not say
 _ATTEMPTS = 4  # draws before a line that is of no use is taken or given up
@@ -155,7 +154,7 @@ def converse(
         UsageError: the model's prompt takes no bare text, or `start` has no line with a name.
     """
     if model.prompt is None or model.prompt.single is None:
-        there = adapters_of(model)
+        there = model.adapters
         others = f", or --adapter NAME: there are {', '.join(there)}" if there else ""
         raise UsageError(
             f"{model.name} was not trained on chats", f"give a run or a bundle of a task with data.chat{others}"
@@ -166,7 +165,7 @@ def converse(
     settings = model.chat or {}
     sampled = {**model.options, **options}.get("do_sample", False)
     return Conversation(
-        lambda text, draw: generate(model, [text], {**options, "seed": draw})[0],
+        lambda text, draw: model.generate(text, **{**options, "seed": draw})[0],
         start=said,
         you=you,
         context=context or settings.get("context", CONTEXT),

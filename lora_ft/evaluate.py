@@ -19,9 +19,9 @@ from lora_ft.data.splits import Example, load_splits, require, with_labels
 from lora_ft.evaluation import warnings as guards
 from lora_ft.evaluation.metrics import Estimate, Scored, difference, measure
 from lora_ft.evaluation.metrics.classification import LabelScore, by_label
-from lora_ft.export.runtime.manifest import ADAPTERS, NAME
-from lora_ft.models.backends import BATCH_SIZE, Answer, OnnxBackend
-from lora_ft.models.loading import Model, adapters_of, load, with_adapter
+from lora_ft.models.backends import BATCH_SIZE, Answer
+from lora_ft.models.loading import load
+from lora_ft.models.model import Model
 from lora_ft.publishing.model_card import refresh_card
 from lora_ft.reports.run_report import write_run_report
 from lora_ft.runs.run import PREDICTIONS, SCORES, Run
@@ -178,11 +178,11 @@ def evaluate_bank(
     progress = progress or Silent()
     progress.stage("loading")
     bank = load(name)
-    if not (names := adapters_of(bank)):
+    if not (names := bank.adapters):
         raise UsageError(f"{name} has no adapters", "score its base with --task TASK")
     found = BankEvaluation()
     for adapter in names:
-        model = with_adapter(bank, adapter)
+        model = bank.with_adapter(adapter)
         try:
             task = _carried(model, overrides)
             one = _evaluate(model, task, split, limit, baseline, batch_size, None, progress)
@@ -197,11 +197,10 @@ def evaluate_bank(
 
 def _carried(model: Model, overrides: Sequence[str]) -> Task:
     """The task that an adapter brought into a bank."""
-    engine, more = model.engine, "name an adapter, or " if adapters_of(model) else ""
-    if model.adapter is not None and isinstance(engine, OnnxBackend):
-        generator, more = engine.generator, ""
-        if content := generator.manifest[ADAPTERS][model.adapter].get("task"):
-            return read_task(content, generator.folder / NAME, overrides)
+    more = "name an adapter, or " if model.adapters and model.adapter is None else ""
+    if model.adapter is not None and (carried := model.backend.task_of(model.adapter)):
+        content, file = carried
+        return read_task(content, file, overrides)
     raise UsageError(f"{model.name} carries no task to be scored on", f"{more}add --task TASK")
 
 
@@ -223,12 +222,12 @@ def _evaluate(
         task, split, examples, chosen=model.kind in ("run", "bundle") or model.task is not None
     )
     answers, scores, rows = _score(model, examples, task, batch_size, progress)
-    warnings += guards.of_answers(task, examples, answers, model.engine.tokenizer)
+    warnings += guards.of_answers(task, examples, answers, model.backend.tokenizer)
     before = gain = None
     base_answers: list[Answer] = []
     base_rows: dict[str, Scored] = {}
     if baseline:
-        base = load(task.base) if model.adapter is None else with_adapter(model, None)
+        base = load(task.base) if model.adapter is None else model.with_adapter(None)
         base_answers, before, base_rows = _score(base, examples, task, batch_size, progress)
         gain = {
             name: difference(rows[name], base_rows[name], seed=task.evaluate.seed, resamples=task.evaluate.bootstrap)
@@ -248,7 +247,7 @@ def _score(
     began = time.perf_counter()
     prompts = [example.prompt for example in examples]
     options = task.scoring_options()
-    answers = model.engine.generate(prompts, options, batch_size=batch_size, done=progress.advance)
+    answers = model.backend.generate(prompts, options, batch_size=batch_size, done=progress.advance)
     seconds = time.perf_counter() - began
     settings = task.evaluate
     texts, references = [answer.text for answer in answers], [example.references for example in examples]

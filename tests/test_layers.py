@@ -29,8 +29,8 @@ ORDER = (
     "bench",
     "cli",
 )
-BETWEEN_VERBS = {("chat", "generate")}
-"""A verb and the verb that it may import: `chat` generates one line after the other."""
+BETWEEN_VERBS: set[tuple[str, str]] = set()
+"""Pairs of a verb and the verb that it may import; there are none."""
 FRONT = {"lora_ft", "lora_ft.__main__"}  # the front door imports verbs lazily; `python -m` starts the command line
 
 

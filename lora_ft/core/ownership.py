@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 _ANYWHERE = ("README.md", "*.sig", "sbom*.json", ".DS_Store", "Thumbs.db", ".gitattributes")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_TRAINED = ("task.yaml", "metrics.json", "log.jsonl", "adapter", "checkpoint", "tensorboard", "report.html")
+_TRAINED = ("task.yaml", "data", "metrics.json", "log.jsonl", "adapter", "checkpoint", "tensorboard", "report.html")
 _UNFINISHED = (*_TRAINED, "choices.json", "claim.json", "resume", "initial", "checkpoint-*")
 _WEIGHTS = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 _GRAPHS = ("*.onnx", "weights.bin", "probe.json", "prompt.json", "bank.json", "adapters", "manifest.json")

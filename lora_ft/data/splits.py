@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lora_ft.core.errors import DataError, UsageError, first_line, raised_as
 from lora_ft.core.hub import require_hub
@@ -13,6 +14,7 @@ from lora_ft.data.examples import Example, ExampleMaker
 from lora_ft.data.readers import Layout, Located, read_rows
 from lora_ft.data.stratified import cut, oversampled
 from lora_ft.tasks.data import Data
+from lora_ft.tasks.rows import RowsInMemory
 from lora_ft.tasks.schema import AUTO, MAX_LABELS, SPLITS, Task
 
 __all__ = ["Example", "Splits", "load_splits", "require", "training_examples", "with_labels"]
@@ -148,9 +150,11 @@ def _cut(rows: list[Located], shares: dict[str, float], task: Task, maker: Examp
 
 def _read(data: Data, name: str, source: str | list[str]) -> list[Located]:
     key = f"data.{name}"
+    if isinstance(source, RowsInMemory):
+        return [(f"{key}[{number}]", row) for number, row in enumerate(source.rows)]
     if data.hub is None:
-        assert data.root is not None  # load_task sets it
-        rows = read_rows(data.root, source, key, Layout(data.encoding, data.delimiter, data.field))
+        root = data.root or Path.cwd()  # of a task made in Python
+        rows = read_rows(root, source, key, Layout(data.encoding, data.delimiter, data.field))
         place = str(source)
     else:
         rows = _read_hub(data, str(source), key)

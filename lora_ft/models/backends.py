@@ -1,9 +1,10 @@
-"""What generates: a transformers model or an ONNX bundle, behind one call. A bundle's needs no torch."""
+"""The backends of a model, PyTorch and ONNX Runtime, behind one protocol. The latter needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,6 +16,8 @@ from lora_ft.core.tokenizer import Tokenizer, by_length, ragged
 from lora_ft.core.trie import Trie
 from lora_ft.data.labels import label_tokens
 from lora_ft.export.runtime.generator import Generator, listed
+from lora_ft.export.runtime.manifest import ADAPTERS, NAME
+from lora_ft.export.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,9 +44,15 @@ class Answer:
 
 
 class Backend(Protocol):
-    """Generates answers to prompts."""
+    """The weights of a model, and what computes with them.
+
+    Attributes:
+        tokenizer: Tokenizer of its texts.
+        adapters: Names of the adapters of a bank; empty for other models.
+    """
 
     tokenizer: Tokenizer
+    adapters: Sequence[str]
 
     def generate(
         self,
@@ -52,19 +61,41 @@ class Backend(Protocol):
         *,
         batch_size: int = BATCH_SIZE,
         done: Callable[[int], None] = lambda rows: None,
+        adapters: Sequence[str | None] | None = None,
     ) -> list[Answer]:
-        """Answers, in the order of the prompts.
+        """Return answers in the order of the prompts.
 
         Args:
-            prompts: taken as they are.
-            options: of generation, by transformers' names; max_new_tokens must be among them, and `labels` may be:
-                texts, the only answers there may be.
-            batch_size: prompts of like length generated together.
-            done: told how many prompts are finished.
+            prompts: Prompts, taken as they are.
+            options: Generation options by transformers' names. max_new_tokens must be among them, and `labels` may be:
+                texts, the only possible answers.
+            batch_size: Prompts of similar length generated together.
+            done: Called with the number of prompts that are finished.
+            adapters: Adapter of each prompt, for a bank; each answers with its task's own codec and options.
 
         Raises:
-            UsageError: an option that this engine does not have, or that may leave no label to answer with.
+            UsageError: The backend does not support an option, or an option excludes a label.
         """
+
+    def stream(self, prompt: str, options: Mapping[str, Any], *, adapter: str | None = None) -> Iterator[str]:
+        """Yield pieces of the answer to one prompt.
+
+        Raises:
+            UsageError: The backend cannot stream, or does not support an option.
+        """
+
+    def settings_of(self, adapter: str | None) -> Settings:
+        """Return prompt, options and codec of an adapter of a bank, or with None of its base.
+
+        Raises:
+            UsageError: There is no such adapter.
+        """
+
+    def with_adapter(self, adapter: str | None) -> Backend:
+        """Return the same backend, answering with another adapter of the bank."""
+
+    def task_of(self, adapter: str) -> tuple[dict[str, Any], Path] | None:
+        """Return the content of the task that an adapter of a bank carries, and the file that it stands in."""
 
 
 class TorchBackend:
@@ -74,6 +105,8 @@ class TorchBackend:
         special: Its special tokens.
         own: Generation settings of its checkpoint, which options take precedence over.
     """
+
+    adapters: Sequence[str] = ()
 
     def __init__(self, model: T5ForConditionalGeneration, tokenizer: Tokenizer, source_length: int) -> None:
         from lora_ft.models.generation import own_generation
@@ -89,6 +122,7 @@ class TorchBackend:
         *,
         batch_size: int = BATCH_SIZE,
         done: Callable[[int], None] = lambda rows: None,
+        adapters: Sequence[str | None] | None = None,
     ) -> list[Answer]:
         import torch
 
@@ -122,6 +156,18 @@ class TorchBackend:
             done(finished)
         return answers
 
+    def stream(self, prompt: str, options: Mapping[str, Any], *, adapter: str | None = None) -> Iterator[str]:
+        raise UsageError("a model in PyTorch cannot stream", "export it: bundles can")
+
+    def settings_of(self, adapter: str | None) -> Settings:
+        raise AssertionError("a model without adapters has no settings of one")
+
+    def with_adapter(self, adapter: str | None) -> TorchBackend:
+        return self
+
+    def task_of(self, adapter: str) -> None:
+        return None
+
 
 class OnnxBackend:
     """A bundle in the torch-free runtime."""
@@ -129,6 +175,7 @@ class OnnxBackend:
     def __init__(self, generator: Generator, adapter: str | None = None) -> None:
         self.generator, self.adapter = generator, adapter
         self.tokenizer = generator.of(adapter).tokenizer
+        self.adapters: Sequence[str] = generator.adapters
 
     def generate(
         self,
@@ -137,25 +184,35 @@ class OnnxBackend:
         *,
         batch_size: int = BATCH_SIZE,
         done: Callable[[int], None] = lambda rows: None,
+        adapters: Sequence[str | None] | None = None,
     ) -> list[Answer]:
-        chosen = dict(options)
+        chosen, generator = dict(options), self.generator
         if "labels" in chosen:
             chosen["allowed"] = label_tokens(chosen.pop("labels"), self.tokenizer)
-        made = self.generator.answer(prompts, **chosen, adapter=self.adapter, batch_size=batch_size, done=done)
-        return [_answer(one.tokens, self.tokenizer, self.generator.special, one.source_cut) for one in made]
-
-    def mixed(
-        self, prompts: Sequence[str], adapters: Sequence[str | None], options: Mapping[str, Any], *, batch_size: int
-    ) -> list[Answer]:
-        """Answers of a bank to prompts for unlike adapters, each with its task's own codec and settings."""
-        made = self.generator.answer(prompts, adapter=list(adapters), batch_size=batch_size, **options)
-        copies = len(made) // max(1, len(prompts))
-        return [
-            _answer(
-                one.tokens, self.generator.of(adapters[i // copies]).tokenizer, self.generator.special, one.source_cut
-            )
-            for i, one in enumerate(made)
+        adapter = self.adapter if adapters is None else list(adapters)
+        generated = generator.answer(prompts, **chosen, adapter=adapter, batch_size=batch_size, done=done)
+        copies = len(generated) // max(1, len(prompts))  # num_return_sequences
+        tokenizers = [
+            self.tokenizer if adapters is None else generator.of(adapters[i // copies]).tokenizer
+            for i in range(len(generated))
         ]
+        return [
+            _answer(one.tokens, tokenizer, generator.special, one.source_cut)
+            for one, tokenizer in zip(generated, tokenizers, strict=True)
+        ]
+
+    def stream(self, prompt: str, options: Mapping[str, Any], *, adapter: str | None = None) -> Iterator[str]:
+        return self.generator.stream(prompt, adapter=adapter, **options)
+
+    def settings_of(self, adapter: str | None) -> Settings:
+        return self.generator.of(adapter)
+
+    def with_adapter(self, adapter: str | None) -> OnnxBackend:
+        return OnnxBackend(self.generator, adapter)
+
+    def task_of(self, adapter: str) -> tuple[dict[str, Any], Path] | None:
+        content = self.generator.manifest[ADAPTERS][adapter].get("task")
+        return (content, self.generator.folder / NAME) if content else None
 
 
 def allowed_tokens(labels: Sequence[str], tokenizer: Tokenizer, end: int) -> Callable[[int, Tensor], list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.prompt import Prompt
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.manifest import is_bundle
-from lora_ft.models.backends import Backend, OnnxBackend, TorchBackend
+from lora_ft.models.backends import OnnxBackend, TorchBackend
+from lora_ft.models.model import Model, not_a_bank
 
 if TYPE_CHECKING:
     from lora_ft.tasks.schema import Task
@@ -19,54 +20,35 @@ if TYPE_CHECKING:
 SOURCE_LENGTH, MAX_NEW_TOKENS = 512, 128  # of a model that came without a task
 
 
-@dataclass(frozen=True)
-class Model:
-    """A model ready to generate.
-
-    Attributes:
-        kind: "run", "adapter", "checkpoint", "bundle" or "base".
-        name: as the user called it; of a bank's adapter with that in brackets.
-        engine: what generates.
-        prompt: of its task, or None.
-        options: its task's generation options, max_new_tokens among them.
-        notice: what a user of it must know, or "".
-        task: where it has one (a bundle carries only its prompt; of a bank `evaluate` reads those of the adapters).
-        chat: of a task about chats, what `lora_ft.chat` needs.
-        adapter: of a bank, the one that answers; None is its base.
-    """
-
-    kind: str
-    name: str
-    engine: Backend
-    prompt: Prompt | None
-    options: dict[str, Any]
-    notice: str = ""
-    task: Task | None = None
-    chat: dict[str, Any] | None = None
-    adapter: str | None = None
-
-
 def load(
-    name: str, *, provider: str = "auto", adapter: str | None = None, base: str | None = None, task: Task | None = None
+    model: str | os.PathLike[str],
+    *,
+    provider: str = "auto",
+    adapter: str | None = None,
+    base: str | None = None,
+    task: Task | None = None,
 ) -> Model:
-    """Load a run or an adapter (merged in memory), a checkpoint, a bundle, or a base.
+    """Load a model: a run, an adapter (merged in memory), a checkpoint, a bundle, a bank or a base.
+
+    A bundle or bank needs no torch.
 
     Args:
-        name: which.
-        provider: of a bundle: what runs it, as `Generator.load` takes it.
-        adapter: of a bank: the adapter to answer with; by default the base.
-        base: of a run or an adapter: instead of the one that it names.
-        task: of an adapter that brings none: whose codec and length prompts have.
+        model: Run, folder, name of a base on the hub, or "offline".
+        provider: Execution provider of a bundle, as for `Generator.load`.
+        adapter: Adapter of a bank to answer with. Default: its base.
+        base: Base of a run or an adapter. Default: the one that it names.
+        task: Task whose codec and source length hold, for an adapter saved by PEFT.
 
     Raises:
-        UsageError, LoraFtError: there is none of this name, or it is damaged.
+        UsageError, LoraFtError: The model does not exist, or is damaged.
     """
+    name = os.fspath(model)
     folder = Path(name)
     if is_bundle(folder):
         _require_no_base(name, base)
         return _of_bundle(name, Generator.load(folder, provider=provider), adapter)
     if adapter is not None:
-        raise _no_bank(name)
+        raise not_a_bank(name)
     if provider != "auto":
         raise UsageError(f"{name} is no bundle, and --provider is for bundles", "export it first")
     _require_torch(name)
@@ -82,23 +64,6 @@ def load(
     return _open_checkpoint(name)
 
 
-def with_adapter(model: Model, adapter: str | None) -> Model:
-    """The same bank, answering with another of its adapters, or with its base.
-
-    Raises:
-        UsageError: it has none of this name, or is no bank.
-    """
-    if not isinstance(model.engine, OnnxBackend):
-        raise _no_bank(model.name)
-    generator = model.engine.generator
-    return _of_bundle(str(generator.folder), generator, adapter)
-
-
-def adapters_of(model: Model) -> list[str]:
-    """The names of a bank's adapters; of another model none."""
-    return model.engine.generator.adapters if isinstance(model.engine, OnnxBackend) else []
-
-
 def _of_bundle(name: str, generator: Generator, adapter: str | None) -> Model:
     own = generator.of(adapter)
     called = name if adapter is None else f"{name} ({adapter})"
@@ -111,10 +76,6 @@ def _of_bundle(name: str, generator: Generator, adapter: str | None) -> Model:
         chat=own.chat,
         adapter=adapter,
     )
-
-
-def _no_bank(name: str) -> UsageError:
-    return UsageError(f"{name} is no bank, and --adapter is for banks", "make one with `lora-ft export --adapters`")
 
 
 def _require_no_base(name: str, base: str | None) -> None:

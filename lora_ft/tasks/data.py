@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import codecs
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from lora_ft.tasks.fields import NotNegative, Positive, Real, Section, Seed, Share, Whole
+from lora_ft.tasks.rows import RowsInMemory, rows_in_memory
 
 
 class Split(Section):
@@ -100,6 +101,12 @@ class Data(Section):
     oversample: bool = False
     """With labels: repeat training rows until every label is as frequent as the commonest one."""
 
+    @field_validator("train", "validation", "test", mode="wrap")
+    @classmethod
+    def _rows_or_files(cls, value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        rows = rows_in_memory(value, str(info.field_name))
+        return check(value) if rows is None else rows
+
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, value: str | None) -> str | None:
@@ -116,6 +123,8 @@ class Data(Section):
     def _has_rows(self) -> Data:
         if self.chat is not None and self.hub is not None:
             raise ValueError("chat reads local files; remove hub")
+        if self.in_memory and (self.chat is not None or self.hub is not None):
+            raise ValueError(f"{'hub' if self.hub else 'chat'} excludes rows in memory; remove one of the two")
         for name in ("encoding", "delimiter", "field"):
             if getattr(self, name) is not None and (self.hub is not None or self.chat is not None):
                 raise ValueError(f"{name} is for files of rows; remove it, or {'hub' if self.hub else 'chat'}")
@@ -126,6 +135,12 @@ class Data(Section):
         if self.train is None and self.validation is None and self.test is None:
             raise ValueError("no rows are named; set train (a file, glob or list), or hub")
         return self
+
+    @property
+    def in_memory(self) -> dict[str, RowsInMemory]:
+        """Rows of a task made in Python, by split."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: rows for name, rows in splits.items() if isinstance(rows, RowsInMemory)}
 
 
 def check_encoding(name: str) -> str:

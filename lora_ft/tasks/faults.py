@@ -51,11 +51,17 @@ class Fault:
 
 
 class TaskFaults(TaskError):
-    """A task file with faults, all of them in `faults`."""
+    """A task with faults.
 
-    def __init__(self, path: Path, faults: Sequence[Fault]) -> None:
+    Attributes:
+        path: File of the task; None for one made in Python.
+        faults: All faults.
+    """
+
+    def __init__(self, path: Path | None, faults: Sequence[Fault]) -> None:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        super().__init__(f"{path}: {faults[0]}{more}", f"`lora-ft validate {path}` shows all" if more else "")
+        remedy = "" if not more else f"`lora-ft validate {path}` shows all" if path else "see `faults` of this error"
+        super().__init__(f"{path or 'the task'}: {faults[0]}{more}", remedy)
         self.path, self.faults = path, list(faults)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,7 @@ from lora_ft.tasks.faults import TaskFaults as TaskFaults
 from lora_ft.tasks.faults import faults_of, shown
 from lora_ft.tasks.grid import GRID, combinations, set_key
 from lora_ft.tasks.plain_yaml import Document, Mark, Place, parse_yaml, plain_text, read_yaml
+from lora_ft.tasks.rows import RowsInMemory
 from lora_ft.tasks.schema import FHIR_R4, SPLITS, Task
 
 
@@ -98,9 +100,30 @@ def _overridden(document: Document, overrides: Sequence[str]) -> Document:
 def _checked(file: Path, document: Document) -> Task:
     try:
         task = Task.model_validate(document.value)
-    except ValidationError as error:
-        raise TaskFaults(file, faults_of(error, document.value, document.marks)) from error
-    folder = file.resolve().parent
+    except TaskFaults as error:
+        cause = error.__cause__
+        assert isinstance(cause, ValidationError)
+        raise TaskFaults(file, faults_of(cause, document.value, document.marks)) from cause
+    return _located(task, file.resolve().parent)
+
+
+def as_task(task: Task | str | os.PathLike[str], overrides: Sequence[str] = ()) -> Task:
+    """Return a task as it is, or load it from a file or a recipe.
+
+    Paths in a task made in Python start from the current folder.
+    """
+    if not isinstance(task, Task):
+        return load_task(os.fspath(task), overrides)
+    if overrides:
+        raise UsageError("overrides are for task files", "set them in the Task")
+    if task.data.root is not None:
+        return task
+    sections = {name: getattr(task, name).model_copy() for name in ("data", "evaluate", "lora")}
+    return _located(task.model_copy(update=sections), Path.cwd())
+
+
+def _located(task: Task, folder: Path) -> Task:
+    """Let the paths of a task start from a folder."""
     task.data.root = folder / expanded(task.data.root) if task.data.root else folder
     schema = task.evaluate.json_schema
     if schema is not None and schema != FHIR_R4:
@@ -112,13 +135,39 @@ def _checked(file: Path, document: Document) -> Task:
     return task
 
 
+def saved_task(task: Task, folder: Path) -> Task:
+    """Return a task as `load_task` reads it after `save_task` wrote it into a folder.
+
+    Only rows in memory make a difference: they become files in the folder, so that it can be moved.
+    """
+    data = task.data
+    if not data.in_memory:
+        return task
+    root = data.root or Path.cwd()
+    names: dict[str, Any] = {}
+    for split in SPLITS:
+        value = getattr(data, split)
+        if isinstance(value, RowsInMemory):
+            names[split] = str(value)
+        elif value is not None:
+            names[split] = [str(root / expanded(name)) for name in ([value] if isinstance(value, str) else value)]
+    return task.model_copy(update={"data": data.model_copy(update={**names, "root": folder})})
+
+
 def save_task(task: Task, path: Path) -> None:
-    """Write a task with every default filled in, such that `load_task` gives it back."""
+    """Write a task with every default filled in, such that `load_task` returns it; rows in memory go beside it."""
+    for rows in task.data.in_memory.values():
+        file = path.parent / rows
+        file.parent.mkdir(exist_ok=True)
+        write_text(file, rows.text)
+    if task.data.in_memory:
+        task = saved_task(task, path.parent)
+        task = task.model_copy(update={"data": task.data.model_copy(update={"root": None})})
     write_text(path, task_text(task))
 
 
 def task_text(task: Task) -> str:
-    """A task as YAML, with every default filled in."""
+    """Return a task as YAML, with every default filled in."""
     content = task.model_dump(mode="json", exclude_none=True)
     text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     if parse_yaml(text, "the task").value != content:  # PyYAML writes U+0085 such that it does not come back

@@ -5,15 +5,16 @@ Names are transformers' and peft's where they mean the same thing.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from lora_ft.core.errors import UsageError
 from lora_ft.core.generation_options import BOUNDS
 from lora_ft.core.prompt import Prompt
 from lora_ft.tasks.data import Data
-from lora_ft.tasks.faults import shown
+from lora_ft.tasks.faults import TaskFaults, faults_of, shown
 from lora_ft.tasks.fields import Dropout, Positive, Real, Rows, Section, Seed, Share, Whole
 from lora_ft.tasks.lora import Lora
 from lora_ft.tasks.metric_names import GIVES, SCORES
@@ -237,7 +238,17 @@ class Card(Section):
 
 
 class Task(Section):
-    """One task, with every default filled in."""
+    """One task, with every default filled in.
+
+    In Python, sections may be dicts, and rows of `data` lists of dicts, a `datasets.Dataset` or a pandas frame. An
+    invalid task raises `TaskFaults`, a `TaskError`.
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, *, name: str, prompt: str, data: Data | Mapping[str, Any], base: str = ..., **sections: Any
+        ) -> None: ...
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
     """Names the run's folder: letters, digits, . _ -"""
@@ -263,6 +274,14 @@ class Task(Section):
     generate: Generate = Generate()
     evaluate: Evaluate = Evaluate()
     card: Card = Card()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _has_no_faults(cls, value: Any, check: ModelWrapValidatorHandler[Task]) -> Task:
+        try:
+            return check(value)
+        except ValidationError as error:
+            raise TaskFaults(None, faults_of(error, value, {})) from error
 
     @field_validator("prompt")
     @classmethod

@@ -123,13 +123,13 @@ def chat_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Run:
 def opened(name: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
     """A model, and the prompts that its engine is asked."""
     model, asked = load(str(name)), []
-    answer = model.engine.generate
+    answer = model.backend.generate
 
     def note(prompts: list[str], *args: Any, **kwargs: Any) -> Any:
         asked.extend(prompts)
         return answer(prompts, *args, **kwargs)
 
-    monkeypatch.setattr(model.engine, "generate", note)
+    monkeypatch.setattr(model.backend, "generate", note)
     return model, asked
 
 

@@ -69,7 +69,7 @@ def test_torch_a_checkpoint_and_a_bundle_write_what_was_trained(
 
     export_onnx(str(run.folder), tmp_path / "bundle")
     bundle = load(str(tmp_path / "bundle"))
-    assert bundle.engine.tokenizer.encode(PROMPTS) == torch.engine.tokenizer.encode(PROMPTS)
+    assert bundle.backend.tokenizer.encode(PROMPTS) == torch.backend.tokenizer.encode(PROMPTS)
     assert generate(bundle, PROMPTS, {}) == [written] * 2
     assert "".join(stream(bundle, PROMPTS[:1], {})) == written + "\n"
 

@@ -16,7 +16,8 @@ from lora_ft.core.progress import Silent
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import drawn_seed, generate, stream
-from lora_ft.models.loading import Model, load
+from lora_ft.models.loading import load
+from lora_ft.models.model import Model
 from lora_ft.runs.run import Run
 
 
@@ -78,7 +79,7 @@ def test_options_do_what_they_do_in_transformers(options: dict[str, float], tiny
 
 def test_the_limit_is_the_tasks_not_transformers_twenty_tokens(model: Model) -> None:
     assert model.options["max_new_tokens"] == 24
-    answer = model.engine.generate(["say: abc"], {**model.options, "min_new_tokens": 24})[0]
+    answer = model.backend.generate(["say: abc"], {**model.options, "min_new_tokens": 24})[0]
     assert (answer.tokens, answer.cut) == (24, True)
 
 

@@ -125,7 +125,7 @@ def test_what_the_best_checkpoint_scored_is_what_the_run_scores(name: str, train
     run = trained(name)
     best = next(e["eval_loss"] for e in run.metrics["evaluations"] if e["step"] == run.metrics["best_step"])
     model = load(str(run.folder))
-    assert validation_loss(model.engine.model, run.task) == pytest.approx(best, rel=1e-4)  # type: ignore[attr-defined]
+    assert validation_loss(model.backend.model, run.task) == pytest.approx(best, rel=1e-4)  # type: ignore[attr-defined]
 
 
 @torch.inference_mode()

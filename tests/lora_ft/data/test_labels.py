@@ -68,7 +68,7 @@ def test_run_and_bundle_answer_with_labels_alone(run: Run, bundle: Path, options
     assert set(made["run"]) | set(made["bundle"]) <= set(LABELS)
     if "do_sample" not in options:
         assert made["run"] == made["bundle"]
-    free = load(str(bundle)).engine.generate(texts, {"max_new_tokens": 24, "labels": []})
+    free = load(str(bundle)).backend.generate(texts, {"max_new_tokens": 24, "labels": []})
     assert not {answer.text for answer in free} & set(LABELS)
 
 
@@ -116,7 +116,7 @@ def test_scores_of_labels_stand_beside_rouge(run: Run, tmp_path: Path, capsys: p
 def test_a_precision_is_scored_on_labels(run: Run, tmp_path: Path) -> None:
     exported = export_onnx(str(run.folder), tmp_path / "bundle", precision="int8", force=True)
     assert len(exported.tradeoff) == 2
-    assert load(str(tmp_path / "bundle")).engine.generate(["say: a"], {})[0].text in LABELS
+    assert load(str(tmp_path / "bundle")).backend.generate(["say: a"], {})[0].text in LABELS
 
 
 def test_labels_that_are_given_stay_as_they_are(make_task: MakeTask) -> None:

@@ -183,7 +183,7 @@ def test_torch_generates_as_transformers_does_alone(save: Callable[..., Path], g
 
 def test_a_model_keeps_its_own_generation_config(save: Callable[..., Path]) -> None:
     model = load(str(save({**T5, "num_beams": 3})))
-    before = model.engine.model.generation_config.to_dict()  # type: ignore[attr-defined]
+    before = model.backend.model.generation_config.to_dict()  # type: ignore[attr-defined]
     generate(model, ["a"], {"num_beams": 2})
-    assert model.engine.model.generation_config.to_dict() == before  # type: ignore[attr-defined]
+    assert model.backend.model.generation_config.to_dict() == before  # type: ignore[attr-defined]
     assert load_model(find_base(model.name).folder).generation_config.num_beams == 3

@@ -89,7 +89,7 @@ def test_adapters_become_a_bank_and_are_added_to_one(
     assert bank.adapters == ["my_adapter", "second", "tiny"]
     alone = load(str(adapter))
     texts = ["say: hello", "one two three"]
-    expected = [answer.text for answer in alone.engine.generate(texts, {"max_new_tokens": 8})]
+    expected = [answer.text for answer in alone.backend.generate(texts, {"max_new_tokens": 8})]
     assert bank.generate(texts, adapter="my_adapter", max_new_tokens=8) == expected
 
 

@@ -19,6 +19,7 @@ from lora_ft.core.progress import Progress, Silent
 from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.data.splits import Example
 from lora_ft.deployment.precision_search import PrecisionSelector, Tradeoff
+from lora_ft.deployment.quality_gate import QualityGate
 from lora_ft.deployment.torch_reference import (
     bundle_metadata,
     codec_of,
@@ -237,7 +238,7 @@ def _judge(
 ) -> PrecisionSelector | None:
     """What decides about precisions that round, or None where there are no rows to decide by."""
     if task is not None and examples:
-        return PrecisionSelector(task, examples, max_drop, force, progress)
+        return PrecisionSelector(QualityGate(task, examples, max_drop, force), progress)
     if precision == AUTO:
         raise UsageError("--precision auto needs a task's rows to score", "export a run, or name a precision")
     progress.note(f"there are no rows to score {precision} on: what it costs is not known, its manifest has no gate")

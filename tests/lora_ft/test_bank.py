@@ -168,8 +168,8 @@ def test_a_rounded_bank_keeps_the_score(tiny_run: Run, other_run: Run, tmp_path:
 def test_a_score_that_falls_is_refused_unless_forced(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_ft.deployment.bank_adapter.holds", lambda lost, most: False)
-    with pytest.raises(LoraFtError, match="loses too much in this bank"):
+    monkeypatch.setattr("lora_ft.deployment.quality_gate.QualityGate.holds", lambda gate, change: False)
+    with pytest.raises(LoraFtError, match="in this bank loses too much quality"):
         export_bank([str(tiny_run.folder)], tmp_path / "bank", precision="int8", checks=CHECKS)
     assert list(tmp_path.iterdir()) == []
     export_bank(
@@ -240,7 +240,7 @@ def test_an_adapter_that_differs_from_pytorch_is_refused(
 def test_names_are_taken_once(bank: Path, tiny_run: Run) -> None:
     with pytest.raises(UsageError, match=r"has an adapter 'tiny'; take NAME=RUN"):
         add(bank, [str(tiny_run.folder)])
-    with pytest.raises(UsageError, match=r"two adapters would have the name 'tiny'; give one as NAME="):
+    with pytest.raises(UsageError, match=r"two adapters have the name 'tiny'; name one of them with NAME="):
         add(bank, [str(tiny_run.folder), str(tiny_run.folder)])
     assert add(bank, [str(tiny_run.folder)], checks=CHECKS, overwrite=True).reports["tiny"].passed
     with pytest.raises(UsageError, match=r"no name for an adapter"):

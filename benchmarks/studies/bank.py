@@ -1,9 +1,10 @@
-"""What a bank of adapters costs: loading, memory, time of a step, and a mixed stream against a session each.
+"""Measure the cost of a bank of adapters: load time, memory, time of a step, and mixed requests.
 
     python -m benchmarks.studies.bank [--base offline] [--precision int8] [--json FILE]
 
-Adapters are random, of all linear layers or of those named; the time of a step does not depend on their values. Ratios
-are taken within a round, in which every case has its turn.
+Adapters are random, since the time of a step does not depend on their values. They cover all linear layers, or those of
+`--targets`. Ratios are taken within a round, in which every case has one turn. Mixed requests compare one bank with one
+session for each adapter.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ from lora_ft.reports.markdown import table
 
 LINEAR = "q,k,v,o,wi,wi_0,wi_1,wo"
 _LIMIT = 8  # tokens of the answers that a bank is verified on
-# loads a bank, answers a row with each adapter, eight rows at a time, says how long loading took, and waits to be ended
+_BATCH = 8  # rows answered together
+# Loads a bank, answers a row with each adapter, eight rows at a time, prints the load time, and waits to be killed.
 _SERVE = """
 import sys, time
 import numpy as np
@@ -61,16 +63,40 @@ loaded = time.perf_counter() - began
 names = model.adapters
 ids = np.full((8, 32), 5)  # as many rows for one adapter as for a hundred
 for start in range(0, len(names), 8):
-    some = [names[(start + i) % len(names)] for i in range(8)]
-    model.generate_ids(ids, np.ones_like(ids), adapter=some, max_new_tokens=4, min_new_tokens=4)
+    batch = [names[(start + i) % len(names)] for i in range(8)]
+    model.generate_ids(ids, np.ones_like(ids), adapter=batch, max_new_tokens=4, min_new_tokens=4)
 print(loaded, flush=True)
 sys.stdin.read()
 """
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A process that serves a bank: how many adapters it has, the bytes of one, seconds to load, megabytes resident."""
+class Settings:
+    """What is measured.
+
+    Attributes:
+        precision: Of the base's weights.
+        rank, targets: Of the adapters; targets are the ends of the names of layers.
+        rows: Rows of a step, one case for each number.
+        source: Prompt length, in tokens.
+        steps: Decoder steps of one timing.
+        rounds: Timings of each case.
+        requests: Requests of the mixed stream.
+    """
+
+    precision: str
+    rank: int
+    targets: tuple[str, ...]
+    rows: tuple[int, ...]
+    source: int = 64
+    steps: int = 32
+    rounds: int = 11
+    requests: int = 80
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A process that serves a bank: adapters, size of one in MB, load time in seconds, resident memory in MB."""
 
     adapters: int
     megabytes_each: float
@@ -80,7 +106,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of some rows with so many unlike adapters: milliseconds, and times as long as without adapters."""
+    """A decoder step of `rows` rows with `adapters` different adapters, and its ratio to a step without adapters."""
 
     rows: int
     adapters: int
@@ -90,7 +116,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Stream:
-    """Rows a second of requests that each want one of some adapters: from a bank, and from a session for each."""
+    """Rows per second of mixed requests: from one bank, and from one session for each adapter."""
 
     adapters: int
     bank: float
@@ -98,21 +124,21 @@ class Stream:
 
 
 def random_adapter(checkpoint: Path, seed: int, rank: int, targets: Sequence[str]) -> dict[str, LowRank]:
-    """A small one of the layers whose names end so."""
+    """Return an adapter with small random weights, for the layers whose names end in one of `targets`."""
     rng, weights = np.random.default_rng(seed), Checkpoint(checkpoint)
-    found = {}
+    adapter = {}
     for name in weights.names:
         layer = name.removesuffix(".weight")
         if "block" in layer and layer.rpartition(".")[2] in targets:
             outputs, inputs = weights.shape(name)
             a = rng.standard_normal((rank, inputs), np.float32) / np.float32(inputs**0.5)
             b = rng.standard_normal((outputs, rank), np.float32) * np.float32(0.01)
-            found[layer] = LowRank(a, b)
-    return found
+            adapter[layer] = LowRank(a, b)
+    return adapter
 
 
 def make_bank(base: Base, out: Path, precision: str, rank: int, targets: Sequence[str]) -> None:
-    """A verified bank with one random adapter, by the name of a0."""
+    """Write a verified bank with one random adapter, named a0."""
     adapter = random_adapter(base.folder, 0, rank, targets)
     origin = replace(bundle_metadata(None, base.name, "", {}), generation={"max_new_tokens": _LIMIT})
     tokenizer, special = load_tokenizer(base.folder), read_generation(base.folder).special
@@ -129,7 +155,7 @@ def make_bank(base: Base, out: Path, precision: str, rank: int, targets: Sequenc
 
 
 def fill(base: Base, bank: Path, count: int, rank: int, targets: Sequence[str]) -> None:
-    """Put further random adapters into a bank, unverified, until it has so many."""
+    """Add random adapters to a bank without verifying them, until it has `count`."""
     (architecture, weights), room = read_model(base.folder), BankLayout.read(bank)
     samples = tuple(samples_of(None, load_tokenizer(base.folder), architecture.special.start, Silent()))[:2]
     with locked(bank) as content:
@@ -141,11 +167,11 @@ def fill(base: Base, bank: Path, count: int, rank: int, targets: Sequence[str]) 
         write_json(bank / manifest.NAME, content)
 
 
-def measure_loading(bank: Path) -> Loaded:
-    """In a process of its own, with every adapter used.
+def measure_loading(bank: Path) -> Loading:
+    """Return load time and memory of a process that has used every adapter of a bank.
 
     Raises:
-        LoraFtError: the process died, or this system does not tell memory by process.
+        LoraFtError: The process died, or this system does not report memory by process.
     """
     command = [sys.executable, "-c", _SERVE, str(bank)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -153,41 +179,41 @@ def measure_loading(bank: Path) -> Loaded:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise LoraFtError(f"a process that serves {bank} died", "run it alone: `lora-ft generate`")
+            raise LoraFtError(f"the process that serves {bank} died", "run `lora-ft generate` on it alone")
         resident = memory(process.pid)["resident"]
     finally:
         process.kill()
         process.communicate()
     sizes = [path.stat().st_size for path in (bank / "adapters").iterdir()]
-    return Loaded(len(sizes), statistics.mean(sizes) / 1e6, float(line), resident)
+    return Loading(len(sizes), statistics.mean(sizes) / 1e6, float(line), resident)
 
 
-def measure_steps(generator: Generator, rows: Sequence[int], source: int, steps: int, rounds: int) -> list[Step]:
-    """Of the base and of rows with one adapter, with half as many unlike ones as rows, and with unlike ones."""
+def measure_steps(generator: Generator, settings: Settings) -> list[Step]:
+    """Return the time of a step without adapters, with one, with half as many as rows, and with one for each row."""
     cases: dict[tuple[int, int], Callable[[], float]] = {}
-    for count in rows:
+    for count in settings.rows:
         for distinct in sorted({0, 1, count // 2, count} & set(range(len(generator.adapters) + 1))):
             names = [generator.adapters[i % distinct] if distinct else None for i in range(count)]
-            cases[count, distinct] = stepper(generator, names, source, steps)
+            cases[count, distinct] = step_timer(generator, names, settings.source, settings.steps)
     times: dict[tuple[int, int], list[float]] = {case: [] for case in cases}
-    for turn in range(rounds + 1):
+    for turn in range(settings.rounds + 1):
         for case, run in cases.items():
             seconds = run()
             if turn:  # the first one allocates
-                times[case].append(1000 * seconds / steps)
+                times[case].append(1000 * seconds / settings.steps)
     return [
         Step(
             count,
             distinct,
-            statistics.median(found),
-            statistics.median(one / plain for one, plain in zip(found, times[count, 0], strict=True)),
+            statistics.median(values),
+            statistics.median(value / plain for value, plain in zip(values, times[count, 0], strict=True)),
         )
-        for (count, distinct), found in times.items()
+        for (count, distinct), values in times.items()
     ]
 
 
-def stepper(generator: Generator, names: Sequence[str | None], source: int, steps: int) -> Callable[[], float]:
-    """What takes some steps of these rows and says how many seconds they took, without the encoder."""
+def step_timer(generator: Generator, names: Sequence[str | None], source: int, steps: int) -> Callable[[], float]:
+    """Return a function that takes `steps` steps of rows with these adapters and returns their time, in seconds."""
     model = generator.model
     ids = np.random.default_rng(0).integers(3, generator.tokenizer.size, (len(names), source))
     encoded = model.encode(ids, np.ones_like(ids), generator.bank.choose(names) if generator.bank else None)
@@ -203,17 +229,21 @@ def stepper(generator: Generator, names: Sequence[str | None], source: int, step
     return run
 
 
-def measure_stream(bank: Path, requests: int, source: int, new: int) -> Stream:
-    """Requests that come eight at a time: one batch of the bank, or a batch in the session of each adapter.
+def measure_stream(bank: Path, settings: Settings) -> Stream:
+    """Answer mixed requests, eight at a time: as one batch of the bank, or as a batch in each adapter's own session.
 
-    An adapter's own session is the base's graphs here: merged weights take as long.
+    The session of an adapter runs the base's graphs here, since merged weights take as long.
     """
     generator = Generator.load(bank)
     sessions = {name: Generator.load(bank) for name in generator.adapters}
     rng = np.random.default_rng(0)
-    windows = [rng.choice(generator.adapters, 8).tolist() for _ in range(requests // 8)]
-    ids = rng.integers(3, generator.tokenizer.size, (8, source))
-    options: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": new, "prompt_lookup": False}
+    windows = [rng.choice(generator.adapters, _BATCH).tolist() for _ in range(settings.requests // _BATCH)]
+    ids = rng.integers(3, generator.tokenizer.size, (_BATCH, settings.source))
+    options: dict[str, Any] = {
+        "max_new_tokens": settings.steps,
+        "min_new_tokens": settings.steps,
+        "prompt_lookup": False,
+    }
 
     def mixed(names: list[str]) -> None:
         generator.generate_ids(ids, np.ones_like(ids), adapter=names, **options)
@@ -223,77 +253,65 @@ def measure_stream(bank: Path, requests: int, source: int, new: int) -> Stream:
             own = ids[[i for i, other in enumerate(names) if other == name]]
             sessions[name].generate_ids(own, np.ones_like(own), **options)
 
-    mixed(generator.adapters[:1] * 8)
+    mixed(generator.adapters[:1] * _BATCH)
     for name in sessions:
         apart([name])
-    found = {}
+    speeds = {}
     for kind, serve in (("bank", mixed), ("sessions", apart)):
         began = time.perf_counter()
         for names in windows:
             serve(names)
-        found[kind] = 8 * len(windows) / (time.perf_counter() - began)
-    return Stream(len(sessions), **found)
+        speeds[kind] = _BATCH * len(windows) / (time.perf_counter() - began)
+    return Stream(len(sessions), **speeds)
 
 
-def run(
-    base: Base,
-    counts: Sequence[int],
-    *,
-    precision: str,
-    rank: int,
-    targets: Sequence[str],
-    rows: Sequence[int],
-    source: int,
-    steps: int,
-    rounds: int,
-    requests: int,
-) -> dict[str, Any]:
-    """Every figure, for banks of so many adapters."""
+def run(base: Base, counts: Sequence[int], settings: Settings) -> dict[str, Any]:
+    """Return all figures, of banks with `counts` adapters."""
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         bank = Path(scratch, "bank")
-        make_bank(base, bank, precision, rank, targets)
+        make_bank(base, bank, settings.precision, settings.rank, settings.targets)
         loaded, streams = [], []
         for count in sorted(counts):
-            fill(base, bank, count, rank, targets)
+            fill(base, bank, count, settings.rank, settings.targets)
             loaded.append(measure_loading(bank))
-            if 1 < count <= 10:  # more sessions than that take more memory than machines have
-                streams.append(measure_stream(bank, requests, source, steps))
-        found = measure_steps(Generator.load(bank), rows, source, steps, rounds)
+            if 1 < count <= 10:  # more sessions do not fit into memory
+                streams.append(measure_stream(bank, settings))
+        steps = measure_steps(Generator.load(bank), settings)
     return {
-        "precision": precision,
-        "rank": rank,
-        "targets": ",".join(targets),
-        "source": source,
-        "steps": steps,
-        "loading": [asdict(one) for one in loaded],
-        "steps_of": [asdict(one) for one in found],
-        "streams": [asdict(one) for one in streams],
+        "precision": settings.precision,
+        "rank": settings.rank,
+        "targets": ",".join(settings.targets),
+        "source": settings.source,
+        "steps": settings.steps,
+        "loading": [asdict(process) for process in loaded],
+        "steps_of": [asdict(step) for step in steps],
+        "streams": [asdict(stream) for stream in streams],
     }
 
 
-def tables(found: dict[str, Any]) -> str:
-    """The figures in Markdown."""
-    first = found["loading"][0]
+def tables(figures: dict[str, Any]) -> str:
+    """Return the figures in Markdown."""
+    first = figures["loading"][0]
     alone = first["resident"] - first["adapters"] * first["megabytes_each"]
     loading = [
         [
-            str(one["adapters"]),
-            f"{one['seconds']:.2f}",
-            f"{one['resident']:.0f}",
-            f"{one['resident'] / (alone + one['adapters'] * one['megabytes_each']) - 1:+.0%}",
+            str(row["adapters"]),
+            f"{row['seconds']:.2f}",
+            f"{row['resident']:.0f}",
+            f"{row['resident'] / (alone + row['adapters'] * row['megabytes_each']) - 1:+.0%}",
         ]
-        for one in found["loading"]
+        for row in figures["loading"]
     ]
     steps = [
-        [str(one["rows"]), str(one["adapters"]), f"{one['milliseconds']:.2f}", f"{one['ratio'] - 1:+.0%}"]
-        for one in found["steps_of"]
+        [str(row["rows"]), str(row["adapters"]), f"{row['milliseconds']:.2f}", f"{row['ratio'] - 1:+.0%}"]
+        for row in figures["steps_of"]
     ]
-    streams = [[str(one["adapters"]), f"{one['bank']:.1f}", f"{one['sessions']:.1f}"] for one in found["streams"]]
+    streams = [[str(row["adapters"]), f"{row['bank']:.1f}", f"{row['sessions']:.1f}"] for row in figures["streams"]]
     parts = [
         table(["adapters", "load, s", "resident, MB", "over base + adapters"], loading),
-        table(["rows", "unlike adapters", "ms a step", "over the base"], steps),
+        table(["rows", "different adapters", "ms/step", "over the base"], steps),
         table(["adapters", "bank, rows/s", "sessions, rows/s"], streams) if streams else "",
-        f"{found['precision']}, r {found['rank']} on {found['targets']}; "
+        f"{figures['precision']}, r {figures['rank']} on {figures['targets']}; "
         f"an adapter has {first['megabytes_each']:.1f} MB",
     ]
     return "\n\n".join(filter(None, parts))
@@ -302,33 +320,25 @@ def tables(found: dict[str, Any]) -> str:
 def main(
     base: str = "offline",
     precision: str = "int8",
-    counts: Annotated[str, typer.Option(help="Adapters of the banks.")] = "1,10,100",
+    counts: Annotated[str, typer.Option(help="Adapters in a bank; one bank for each number.")] = "1,10,100",
     rank: Annotated[int, typer.Option(min=1)] = 16,
-    targets: Annotated[str, typer.Option(help="Ends of the adapted layers' names.")] = LINEAR,
-    rows: Annotated[str, typer.Option(help="Rows of a step.")] = "1,8",
-    source: Annotated[int, typer.Option(min=1, help="Tokens in.")] = 64,
+    targets: Annotated[str, typer.Option(help="Ends of the names of adapted layers.")] = LINEAR,
+    rows: Annotated[str, typer.Option(help="Rows of a decoder step.")] = "1,8",
+    source: Annotated[int, typer.Option(min=1, help="Prompt length, in tokens.")] = 64,
     steps: Annotated[int, typer.Option(min=1)] = 32,
     rounds: Annotated[int, typer.Option(min=1)] = 11,
     requests: Annotated[int, typer.Option(min=8)] = 80,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.")] = None,
 ) -> None:
-    """Measure banks on a base and print tables."""
+    """Measure banks of adapters and print tables."""
     numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
-    found = run(
-        find_base(base),
-        numbers(counts),
-        precision=precision,
-        rank=rank,
-        targets=targets.split(","),
-        rows=numbers(rows),
-        source=source,
-        steps=steps,
-        rounds=rounds,
-        requests=requests,
+    settings = Settings(
+        precision, rank, tuple(targets.split(",")), tuple(numbers(rows)), source, steps, rounds, requests
     )
+    figures = run(find_base(base), numbers(counts), settings)
     if json_file is not None:
-        write_json(json_file, {"environment": environment(), **found})
-    print(tables(found))
+        write_json(json_file, {"environment": environment(), **figures})
+    print(tables(figures))
 
 
 if __name__ == "__main__":

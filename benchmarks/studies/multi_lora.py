@@ -1,10 +1,10 @@
-"""Samples a second of packs of adapters against training them one after another.
+"""Compare adapter groups with training one adapter after another, in samples per second.
 
     python -m benchmarks.studies.multi_lora [--base offline] [--adapters 1,2,4,8,16,32] [--json FILE]
 
-Rows are random tokens of one length, 24 in and 16 out, then 256 in and 48 out; each adapter trains on 8 of them a step.
-Alone is what `lora-ft train` does with one of the tasks. What memory is too small for, by the planner's own formula, is
-left out and said so. Medians over steps; evaluation and saving are not among them.
+Rows are random tokens of one length: 24 in and 16 out, then 256 in and 48 out. Each adapter trains on 8 rows a step.
+"Alone" is `lora-ft train` with one of the tasks. A group that exceeds memory by the planner's formula is reported as
+not fitting. Figures are medians over steps, without evaluation and saving.
 """
 
 from __future__ import annotations
@@ -54,15 +54,36 @@ LENGTHS = ((24, 16), (256, 48))
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One pack.
+class Settings:
+    """What every group trains.
 
     Attributes:
         precision: "fp32" or "bf16".
-        source, target: tokens of every row.
-        adapters: in the pack; 0: alone, as `lora-ft train` trains.
-        samples_per_second: of all adapters together; None where it does not fit into memory.
-        times: as many samples as alone in the same time.
+        source, target: Lengths of every row, in tokens.
+        rows: Rows of each adapter in a step.
+        rank, targets: Of the adapters.
+        steps: Timed steps.
+    """
+
+    precision: str
+    source: int
+    target: int
+    rows: int = 8
+    rank: int = 16
+    targets: str = "q,v"
+    steps: int = 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One adapter group.
+
+    Attributes:
+        precision: "fp32" or "bf16".
+        source, target: Lengths of every row, in tokens.
+        adapters: In the group; 0 is one adapter alone, as `lora-ft train` trains it.
+        samples_per_second: Of all adapters together; None if the group does not fit into memory.
+        times: Ratio to `samples_per_second` of one adapter alone.
     """
 
     precision: str
@@ -73,63 +94,42 @@ class Timing:
     times: float | None
 
 
-def measure(
-    base: Base,
-    precision: str,
-    source: int,
-    target: int,
-    counts: Sequence[int],
-    *,
-    rows: int = 8,
-    rank: int = 16,
-    steps: int = 5,
-    targets: str = "q,v",
-) -> list[Timing]:
-    """Timings of one task alone, then of packs of so many.
-
-    Args:
-        base: to train on.
-        precision: "fp32" or "bf16".
-        source, target: tokens of a row.
-        counts: adapters in a pack.
-        rows: of each adapter in a step.
-        rank, targets: of LoRA.
-        steps: that are timed.
-    """
+def measure(base: Base, counts: Sequence[int], settings: Settings) -> list[Timing]:
+    """Return the timings of one adapter alone, then of groups of `counts` adapters."""
     device = this_device()
     if device == "cpu":
         torch.set_num_threads(allowed_cpus())
         keep_freed_memory()
-    shape = (source, target, rows, rank, steps, targets)
-    works = [_work(base, precision, number, *shape) for number in range(max(counts))]
+    works = [_prepare(base, number, settings) for number in range(max(counts))]
+    kind = (settings.precision, settings.source, settings.target)
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch, quiet_transformers():
-        alone = rows / _alone(base, *works[0], Path(scratch))
-        found = [Timing(precision, source, target, 0, round(alone, 2), 1.0)]
+        alone = settings.rows / _seconds_alone(base, *works[0], Path(scratch))
+        timings = [Timing(*kind, 0, round(alone, 2), 1.0)]
         for count in counts:
-            need = MemoryNeed("", works[0][1].trainable, rank, Batch(rows, source, target))
+            batch = Batch(settings.rows, settings.source, settings.target)
+            need = MemoryNeed("", works[0][1].trainable, settings.rank, batch)
             total = memory(
                 Shape.of(base.config),
                 [need] * count,
-                bf16=precision == "bf16",
+                bf16=settings.precision == "bf16",
                 checkpointing=False,
                 cpu=device == "cpu",
             ).total
             if total > device_memory(device):
-                found.append(Timing(precision, source, target, count, None, None))
+                timings.append(Timing(*kind, count, None, None))
                 continue
-            speed = count * rows / _packed(base, works[:count], Path(scratch, str(count)), steps, precision)
-            found.append(Timing(precision, source, target, count, round(speed, 2), round(speed / alone, 2)))
-    return found
+            seconds = _seconds_in_group(base, works[:count], Path(scratch, str(count)), settings)
+            speed = count * settings.rows / seconds
+            timings.append(Timing(*kind, count, round(speed, 2), round(speed / alone, 2)))
+    return timings
 
 
-def _work(
-    base: Base, precision: str, number: int, source: int, target: int, rows: int, rank: int, steps: int, targets: str
-) -> tuple[PreparedData, Plan]:
-    """A task of random rows, and its plan."""
+def _prepare(base: Base, number: int, settings: Settings) -> tuple[PreparedData, Plan]:
+    """Return a task of random rows, and its plan."""
     train = {
-        "max_steps": _WARM_UP + steps,
-        "per_device_train_batch_size": rows,
-        "precision": precision,
+        "max_steps": _WARM_UP + settings.steps,
+        "per_device_train_batch_size": settings.rows,
+        "precision": settings.precision,
         "compile": "off",
         "report_to": [],
         "seed": number,
@@ -137,94 +137,99 @@ def _work(
     }
     task = Task.model_validate(
         {
-            "name": f"pack-{number}",
+            "name": f"adapter-{number}",
             "base": base.name,
             "prompt": "{text}",
             "data": {"train": "none"},
             "train": train,
-            "lora": {"r": rank, "lora_alpha": rank, "target_modules": targets},
+            "lora": {"r": settings.rank, "lora_alpha": settings.rank, "target_modules": settings.targets},
         }
     )
-    draw = random.Random(number)
-    highest = base.config["vocab_size"] - 1
-    drawn = [
-        Encoded([draw.randint(3, highest) for _ in range(source)], [draw.randint(3, highest) for _ in range(target)])
-        for _ in range(rows * (_WARM_UP + steps))
+    generator = random.Random(number)
+    tokens = lambda count: [generator.randint(3, base.config["vocab_size"] - 1) for _ in range(count)]  # noqa: E731
+    rows = [
+        Encoded(tokens(settings.source), tokens(settings.target))
+        for _ in range(settings.rows * (_WARM_UP + settings.steps))
     ]
-    plan = make_plan(task, base.config, drawn, 1, Choices(ComputeDtype(precision, "as asked"), False))
+    plan = make_plan(task, base.config, rows, 1, Choices(ComputeDtype(settings.precision, "as asked"), False))
     splits = Splits([], [], [])
-    return PreparedData(task, load_tokenizer(base.folder), splits, drawn, [], RowRecord.of(splits)), plan
+    return PreparedData(task, load_tokenizer(base.folder), splits, rows, [], RowRecord.of(splits)), plan
 
 
-def _alone(base: Base, material: PreparedData, plan: Plan, folder: Path) -> float:
-    """Seconds of a step of `lora-ft train`."""
-    task = material.task
-    model = open_weights(task, plan, base, material.tokenizer, material.rows, folder)
+def _seconds_alone(base: Base, data: PreparedData, plan: Plan, folder: Path) -> float:
+    """Return the median time of a step of `lora-ft train`, in seconds."""
+    task = data.task
+    model = open_weights(task, plan, base, data.tokenizer, data.rows, folder)
     working = folder / "alone"
     working.mkdir()
     save_task(task, working / TASK)
-    trainer, reporter = task_trainer(task, plan, model, material.tokenizer, material.rows, [], working, Silent())
+    trainer, reporter = task_trainer(task, plan, model, data.tokenizer, data.rows, [], working, Silent())
     trainer.train()
     return statistics.median(seconds for _, seconds in reporter.steps[_WARM_UP:])
 
 
-def _packed(base: Base, works: Sequence[tuple[PreparedData, Plan]], folder: Path, steps: int, precision: str) -> float:
-    """Seconds of a step of a pack."""
+def _seconds_in_group(
+    base: Base, works: Sequence[tuple[PreparedData, Plan]], folder: Path, settings: Settings
+) -> float:
+    """Return the median time of a step of an adapter group, in seconds."""
     device = this_device()
     model = open_base(works[0][0].task, base, device).to(device)
-    made = [make_adapter(model, material.task, base, material.rows, device) for material, _ in works]
-    stack = StackedWeights(model, [adapter for adapter, _ in made])
+    adapters = [make_adapter(model, data.task, base, data.rows, device) for data, _ in works]
+    stack = StackedWeights(model, [adapter for adapter, _ in adapters])
     members = []
-    for number, ((material, plan), (adapter, weights)) in enumerate(zip(works, made, strict=True)):
+    for number, ((data, plan), (adapter, weights)) in enumerate(zip(works, adapters, strict=True)):
         stack.load(number, weights)
-        # one step more than is taken, or the last one would end with the runs being written
+        # one step more than is timed, since the last step writes the runs
         longer = replace(plan, steps=plan.steps + 1)
-        members.append(MemberTrainer(material, longer, base, adapter, model, folder / material.task.name))
+        members.append(MemberTrainer(data, longer, base, adapter, model, folder / data.task.name))
         members[-1].begin(None)
-    pack = AdapterGroup(
-        model, stack, members, Snapshots(folder / "snapshots"), bf16=precision == "bf16", board=SilentDashboard()
+    group = AdapterGroup(
+        model,
+        stack,
+        members,
+        Snapshots(folder / "snapshots"),
+        bf16=settings.precision == "bf16",
+        board=SilentDashboard(),
     )
     times = []
-    for _ in range(_WARM_UP + steps):
+    for _ in range(_WARM_UP + settings.steps):
         began = time.perf_counter()
-        pack.step()
+        group.step()
         times.append(time.perf_counter() - began)
     return statistics.median(times[_WARM_UP:])
 
 
-def show(found: Sequence[Timing]) -> None:
-    """Print the table."""
-    made = table("rows", "precision", "adapters", "samples/s", "times as many")
-    for one in found:
-        speed = "does not fit" if one.samples_per_second is None else f"{one.samples_per_second:,.1f}"
-        made.add_row(
-            f"{one.source}+{one.target}",
-            one.precision,
-            str(one.adapters or "alone"),
+def show(timings: Sequence[Timing]) -> None:
+    """Print the timings as a table."""
+    rows = table("rows", "precision", "adapters", "samples/s", "speed-up")
+    for timing in timings:
+        speed = "does not fit" if timing.samples_per_second is None else f"{timing.samples_per_second:,.1f}"
+        rows.add_row(
+            f"{timing.source}+{timing.target}",
+            timing.precision,
+            str(timing.adapters or "alone"),
             speed,
-            "–" if one.times is None else f"{one.times:.2f}",
+            "–" if timing.times is None else f"{timing.times:.2f}",
         )
-    console().print(made)
+    console().print(rows)
 
 
 def main(
     base: str = "offline",
-    adapters: Annotated[str, typer.Option(help="Of the packs, with commas.")] = "1,2,4,8,16,32",
-    rows: Annotated[int, typer.Option(help="Of each adapter in a step.")] = 8,
+    adapters: Annotated[str, typer.Option(help="Adapters of the groups, separated by commas.")] = "1,2,4,8,16,32",
+    rows: Annotated[int, typer.Option(help="Rows of each adapter in a step.")] = 8,
     rank: int = 16,
-    targets: Annotated[str, typer.Option(help="Layers that are adapted.")] = "q,v",
-    steps: Annotated[int, typer.Option(help="Steps that are timed.")] = 5,
-    precision: Annotated[list[str], typer.Option(help="May be repeated.")] = ["fp32", "bf16"],  # noqa: B006
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    targets: Annotated[str, typer.Option(help="Adapted layers.")] = "q,v",
+    steps: Annotated[int, typer.Option(help="Timed steps.")] = 5,
+    precision: Annotated[list[str], typer.Option(help="fp32 or bf16; repeatable.")] = ["fp32", "bf16"],  # noqa: B006
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.")] = None,
 ) -> None:
-    """Measure and print it."""
-    found_base, counts = find_base(base), [int(count) for count in adapters.split(",")]
-    found: list[Timing] = []
+    """Measure adapter groups and print a table."""
+    counts = [int(count) for count in adapters.split(",")]
+    timings: list[Timing] = []
     for kind in precision:
         for source, target in LENGTHS:
-            found += measure(
-                found_base, kind, source, target, counts, rows=rows, rank=rank, steps=steps, targets=targets
-            )
+            timings += measure(find_base(base), counts, Settings(kind, source, target, rows, rank, targets, steps))
     settings: dict[str, Any] = {"base": base, "rows": rows, "rank": rank, "targets": targets, "steps": steps}
     if json_file is not None:
         write_json(
@@ -233,10 +238,10 @@ def main(
                 "environment": environment(),
                 "device": this_device(),
                 **settings,
-                "timings": [asdict(one) for one in found],
+                "timings": [asdict(timing) for timing in timings],
             },
         )
-    show(found)
+    show(timings)
 
 
 if __name__ == "__main__":

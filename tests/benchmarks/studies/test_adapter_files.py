@@ -1,4 +1,4 @@
-"""Adapters in two formats: the same tokens come of both, and every case is measured."""
+"""Adapters in two file formats: both generate the same tokens, and every case is measured."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), re
 def test_every_case_is_measured(tiny_base: Path, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(module.main)
-    given = ["--base", str(tiny_base), "--counts", "1,2", "--rank", "2", "--rows", "1,3", "--steps", "2"]
-    done = CliRunner().invoke(app, [*given, "--rounds", "2", "--json", str(tmp_path / "found.json")])
+    arguments = ["--base", str(tiny_base), "--counts", "1,2", "--rank", "2", "--rows", "1,3", "--steps", "2"]
+    done = CliRunner().invoke(app, [*arguments, "--rounds", "2", "--json", str(tmp_path / "figures.json")])
     assert done.exit_code == 0, done.exception
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert [(one["format"], one["adapters"]) for one in found["loading"]] == [
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [(row["format"], row["adapters"]) for row in figures["loading"]] == [
         (form, count) for count in (1, 2) for form in module.FORMATS
     ]
-    assert all(one["seconds"] > 0 and one["resident"] > one["private"] > 0 for one in found["loading"])
-    assert [one["rows"] for one in found["steps"]] == [1, 3]
+    assert all(row["seconds"] > 0 and row["resident"] > row["private"] > 0 for row in figures["loading"])
+    assert [row["rows"] for row in figures["steps"]] == [1, 3]
     assert len([line for line in done.stdout.splitlines() if line.startswith("|")]) == 2 + 4 + 2 + 2
 
 
@@ -40,14 +40,14 @@ def test_an_adapter_is_the_same_in_both_formats(tiny_base: Path, tmp_path: Path)
     assert bank is not None
     arrays = {name: bank.arrays("a0")[name] * np.float32(50) for name in bank.inputs["bank.step"]}
     step = module.Step(tmp_path / "bank", 2)
-    made = []
+    tokens = []
     for form in module.FORMATS.values():
         form.write(tmp_path / "file", arrays)
         loaded = form.load(tmp_path / "file")
-        made.append(step.run(*form.given(loaded)))
-    assert (made[0] == made[1]).all() and made[0].shape == (2, 1)
+        tokens.append(step.run(*form.arguments(loaded)))
+    assert (tokens[0] == tokens[1]).all() and tokens[0].shape == (2, 1)
 
 
-def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
-    with pytest.raises(LoraFtError, match=r"a process that loads .* died"):
+def test_a_process_that_dies_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(LoraFtError, match=r"the process that loads .* died"):
         module.measure_loading(tmp_path, "safetensors", tmp_path)

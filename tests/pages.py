@@ -20,7 +20,7 @@ SMALLER = {
     ),
     "validate": "--set base={base} --set lengths.long_targets=cut",
     "evaluate": "--limit 4",
-    "export": "--verify-rows 2 --score-rows 2",
+    "export": "--verify-rows 2 --score-rows 2 --precision fp32",
     "verify": "--rows 2",
     "bank add": "--verify-rows 2 --score-rows 2",
 }

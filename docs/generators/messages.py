@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 _AREAS = {
     "Tasks": ("lora_ft/tasks/",),
-    "Rows": ("lora_ft/data/"),
+    "Rows": ("lora_ft/data/",),
     "Chats": ("lora_ft/data/chats/",),
     "Bases, adapters and checkpoints": ("lora_ft/models/", "export/checkpoint/", "lora_ft/merge"),
     "Training and runs": ("lora_ft/train", "lora_ft/training/", "lora_ft/runs/", "lora_ft/run_registry"),

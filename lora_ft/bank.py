@@ -25,9 +25,9 @@ from lora_ft.export.bundle.source import ExportSource
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.checkpoint.reader import Checkpoint
-from lora_ft.export.onnx.precision import parse
 from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Report
+from lora_ft.export.precision import parse
 from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.session import choose_provider
 from lora_ft.models.bases import Base

@@ -32,8 +32,8 @@ from lora_ft.export.bundle.assemble import BundleMetadata
 from lora_ft.export.bundle.publish import Selection, take_last, write_bundle
 from lora_ft.export.bundle.source import ExportSource
 from lora_ft.export.layouts import LAYOUTS, RECORD, differences, unsupported
-from lora_ft.export.onnx.precision import FP32, candidates, parse
 from lora_ft.export.parity import Report, compare
+from lora_ft.export.precision import FP32, candidates, parse
 from lora_ft.export.runtime import Generator, manifest
 from lora_ft.export.runtime.session import choose_provider
 from lora_ft.models.bases import find_base, load_model, load_tokenizer
@@ -95,7 +95,7 @@ def export_onnx(
         name: run, adapter, checkpoint or base.
         out: folder to make.
         base: of a run or an adapter, instead of the one that it names.
-        precision: a name, a mixture (see `lora_ft.export.onnx.precision`), or "auto" for the fastest that keeps its
+        precision: a name, a mixture (see `lora_ft.export.precision`), or "auto" for the fastest that keeps its
             score.
         max_drop: points that the task's metric may lose against fp32.
         score_rows: how many rows of the task a precision that rounds is scored on.

@@ -37,8 +37,8 @@ from lora_ft.export.bundle.publish import write_bank
 from lora_ft.export.bundle.source import ExportSource
 from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.checkpoint.reader import Checkpoint
-from lora_ft.export.onnx.precision import parse
 from lora_ft.export.parity import Probe
+from lora_ft.export.precision import parse
 from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.bank import TASK
 from lora_ft.export.runtime.generator import Generator

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from docs.generators import command_line, figures, messages, modules, task_keys
-from lora_ft.export.onnx.precision import NAMED
+from lora_ft.export.precision import markdown_tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,15 +31,6 @@ def _modules() -> str:
     return modules.tables(modules.count_imports())
 
 
-def _precisions() -> str:
-    """Return the table of named precisions."""
-    lines = ["| precision | encoder | decoder | head | embedding |", "|---|---|---|---|---|"]
-    for name, precision in NAMED.items():
-        formats = (precision.encoder, precision.decoder, precision.head, precision.embedding)
-        lines.append(f"| `{name}` | {' | '.join(formats)} |")
-    return "\n".join(lines)
-
-
 FILES: dict[str, Callable[[], str]] = {
     "docs/reference/task.md": task_keys.page,
     "docs/reference/task.schema.json": _schema,
@@ -47,7 +38,7 @@ FILES: dict[str, Callable[[], str]] = {
     "docs/reference/command-line.md": command_line.page,
     "docs/reference/messages.md": messages.page,
     "docs/architecture.md": _filled("docs/architecture.md", "modules", _modules),
-    "docs/guides/precisions.md": _filled("docs/guides/precisions.md", "precisions", _precisions),
+    "docs/guides/precisions.md": _filled("docs/guides/precisions.md", "precisions", markdown_tables),
     "docs/images/imports.svg": lambda: modules.drawing(modules.count_imports()),
     "docs/images/row.svg": figures.way_of_a_row,
     "docs/images/quality-speed.svg": figures.quality_and_speed,

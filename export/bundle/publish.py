@@ -30,10 +30,11 @@ from lora_ft.export.checkpoint.weight_files import weight_files
 from lora_ft.export.layouts import check_layout, record_layout, write_layout
 from lora_ft.export.layouts.triton import answer, write_triton
 from lora_ft.export.onnx.lora import Group
-from lora_ft.export.onnx.precision import FP32, Precision
+from lora_ft.export.onnx.quantization import formats_of
 from lora_ft.export.onnx.smoothquant import Calibration, Fold, Folded, calibrate, joined
 from lora_ft.export.onnx.t5 import T5, Weights
 from lora_ft.export.parity import Probe, Reference, Report, compare, require
+from lora_ft.export.precision import FP32, Precision
 from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.generator import Generator
 
@@ -222,11 +223,10 @@ class _Builder:
         require(self.probe.check(candidates[0].generator))
         if rounded := [precision for precision in dict.fromkeys(precisions) if precision != FP32]:
             self.progress("calibrating")
-            calibration = self._calibrate(
-                lambda layer: any(precision.storage(layer).compensates for precision in rounded)
-            )
-            for precision in rounded:
-                weights = Folded(self.architecture, self.weights, calibration, precision.storage)
+            formats = [formats_of(precision, self.architecture.family) for precision in rounded]
+            calibration = self._calibrate(lambda layer: any(choose(layer).compensates for choose in formats))
+            for precision, chosen in zip(rounded, formats, strict=True):
+                weights = Folded(self.architecture, self.weights, calibration, chosen)
                 candidates.append(self._build(precision, weights, weights.fold))
         return candidates
 
@@ -262,11 +262,13 @@ class _Builder:
         self.progress(f"building {precision}")
         folder = self.scratch / str(precision)
         folder.mkdir()
-        t5, with_adapters = T5(self.architecture, weights, precision.storage), None
+        family, with_adapters = self.architecture.family, None
+        formats = formats_of(precision, family)
+        t5 = family.graph_parts(self.architecture, weights, formats)
         groups: dict[str, Group] = {}  # filled as the graphs are built
         ranks = ranks_of(adapter.adapter for adapter in self.adapters or ())
         if self.adapters is not None:
-            with_adapters = T5(self.architecture, weights, adapted(precision.storage, ranks, groups))
+            with_adapters = family.graph_parts(self.architecture, weights, adapted(formats, ranks, groups))
         config, tokenizer = self.weights.config, self.source.tokenizer
         generator = assemble(folder, t5, str(precision), config, tokenizer, self.source.metadata, with_adapters)
         if self.adapters is not None:

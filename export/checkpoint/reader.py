@@ -9,8 +9,8 @@ import numpy as np
 
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import read_json
-from lora_ft.export.checkpoint.tensor_checks import COPIES, EMBEDDING, HEAD
 from lora_ft.export.checkpoint.weight_files import weight_files
+from lora_ft.export.families import FAMILIES
 from lora_ft.export.runtime.safetensors_file import describe_tensors, map_tensors
 
 
@@ -35,9 +35,11 @@ class Checkpoint:
         for file in self.files:
             self._tensors |= map_tensors(file)[0]
         # Savers that keep one name of tensors that share their memory may have kept another than transformers' own.
-        copies = [name for name in (*COPIES, HEAD) if name in self._tensors]
-        if EMBEDDING not in self._tensors and copies:
-            self._tensors[EMBEDDING] = self._tensors[copies[0]]
+        for family in FAMILIES:
+            embedding, *others = (f"{layer}.weight" for layer in (family.EMBEDDING, *family.COPIES, family.HEAD))
+            copies = [name for name in others if name in self._tensors]
+            if self.config.get("model_type") in family.MODEL_TYPES and embedding not in self._tensors and copies:
+                self._tensors[embedding] = self._tensors[copies[0]]
 
     @property
     def names(self) -> list[str]:

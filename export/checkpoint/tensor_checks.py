@@ -6,21 +6,18 @@ know, each with a warning at most. Here the config says which tensors there must
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lora_ft.core.errors import LoraFtError
+from lora_ft.export.families import family_of
 
 if TYPE_CHECKING:
     from lora_ft.export.checkpoint.architecture import Architecture
     from lora_ft.export.checkpoint.reader import Checkpoint
 
-EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
-COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # of the embedding, as some savers write them
-# A bias of cross-attention that the first T5 checkpoints have, and no version of transformers ever used.
-UNUSED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"})
 FLOATS = ("F64", "F32", "F16", "BF16")
 _CHUNK = 1 << 22  # numbers that are checked at a time: their copies in float32 stay in the processor's cache
 _SHOWN = 3
@@ -34,14 +31,16 @@ def check_names(checkpoint: Checkpoint, architecture: Architecture) -> None:
     """
     where = checkpoint.folder
     found = checkpoint.described
-    expected = dict(_layers(architecture))
+    family = architecture.family
+    expected = dict(family.tensor_shapes(architecture))
     table = (architecture.vocabulary, architecture.d_model)
+    embedding, head, *copies = (f"{layer}.weight" for layer in (family.EMBEDDING, family.HEAD, *family.COPIES))
     tied = checkpoint.config.get("tie_word_embeddings", True) is not False
-    same = (EMBEDDING, *COPIES, HEAD) if tied else (EMBEDDING, *COPIES)
-    expected[next((name for name in same if name in found), EMBEDDING)] = table
-    optional = dict.fromkeys((EMBEDDING, HEAD, *COPIES), table)
+    same = (embedding, *copies, head) if tied else (embedding, *copies)
+    expected[next((name for name in same if name in found), embedding)] = table
+    optional = dict.fromkeys((embedding, head, *copies), table)
     if not tied:
-        expected[HEAD] = table
+        expected[head] = table
     missing = [name for name in expected if name not in found]
     if missing:
         shard = f" ({len(found)} tensors in {', '.join(file.name for file in checkpoint.files[:_SHOWN])})"
@@ -50,7 +49,7 @@ def check_names(checkpoint: Checkpoint, architecture: Architecture) -> None:
             "copy the whole checkpoint again, or correct config.json (num_layers, feed_forward_proj, "
             "tie_word_embeddings)",
         )
-    unknown = [name for name in found if name not in expected and name not in optional and name not in UNUSED]
+    unknown = [name for name in found if name not in expected and name not in optional and name not in family.UNUSED]
     if unknown:
         raise LoraFtError(
             f"{where} holds {listed(unknown)}, which a {architecture.kind} of its config.json does not have",
@@ -76,8 +75,9 @@ def check_numbers(checkpoint: Checkpoint) -> None:
     Raises:
         LoraFtError: a weight is NaN or infinite, or a copy differs.
     """
+    family = family_of(checkpoint.config["model_type"])
     for name in checkpoint.names:
-        if name in UNUSED:
+        if name in family.UNUSED:
             continue
         if odd := not_finite(checkpoint.stored(name)):
             raise LoraFtError(
@@ -85,7 +85,8 @@ def check_numbers(checkpoint: Checkpoint) -> None:
                 "infinite",
                 "copy the checkpoint again; if it was trained so, take an earlier one",
             )
-    copies = [name for name in (EMBEDDING, *COPIES) if name in checkpoint]
+    names = [f"{layer}.weight" for layer in (family.EMBEDDING, *family.COPIES)]
+    copies = [name for name in names if name in checkpoint]
     for name in copies[1:]:
         if not np.array_equal(checkpoint.stored(copies[0]), checkpoint.stored(name)):
             raise LoraFtError(
@@ -115,26 +116,6 @@ def listed(names: Collection[str]) -> str:
     """Return the first few of some names, and how many more there are."""
     shown = ", ".join(list(names)[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN:,} more tensors" if len(names) > _SHOWN else shown
-
-
-def _layers(a: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield name and shape of every weight but the embedding and the head."""
-    for stack, layers in (("encoder", a.layers), ("decoder", a.decoder_layers)):
-        attentions = ("SelfAttention",) if stack == "encoder" else ("SelfAttention", "EncDecAttention")
-        for i in range(layers):
-            block = f"{stack}.block.{i}.layer"
-            for at, attention in enumerate(attentions):
-                yield from ((f"{block}.{at}.{attention}.{x}.weight", (a.width, a.d_model)) for x in "qkv")
-                yield f"{block}.{at}.{attention}.o.weight", (a.d_model, a.width)
-                yield f"{block}.{at}.layer_norm.weight", (a.d_model,)
-            if i == 0 or a.bias_per_layer:
-                yield f"{block}.0.SelfAttention.relative_attention_bias.weight", (a.buckets, a.heads)
-            last = f"{block}.{len(attentions)}"
-            for name in ("wi_0", "wi_1") if a.gated else ("wi",):
-                yield f"{last}.DenseReluDense.{name}.weight", (a.d_ff, a.d_model)
-            yield f"{last}.DenseReluDense.wo.weight", (a.d_model, a.d_ff)
-            yield f"{last}.layer_norm.weight", (a.d_model,)
-        yield f"{stack}.final_layer_norm.weight", (a.d_model,)
 
 
 def _remedy(unknown: Sequence[str]) -> str:

@@ -1,16 +1,15 @@
-"""How weights are stored and multiplied: one small class for each storage, found by name in STORAGES.
+"""The weight formats of `lora_ft.export.precision` as ONNX nodes: one small class for each way to store and multiply.
 
-    fp32  plain MatMul
-    fp16  16-bit floats, for GPUs; the feed-forward's last product stays fp32, as all that is no product does
-    bf16  the same in bfloat16, for GPUs alone
-    int8  weights int8 per output channel, activations uint8 with a scale that calibration fixed, or one of each row
-    w8    weights 8 bit in blocks of 128 inputs, activations quantised at run time within a row's block
-    w4    the same with 4 bit in blocks of 32
-    w4g128  the same with 4 bit in blocks of 128: a step takes a fifth less, and rounding costs half as much again
+    Float32  plain MatMul
+    Half     16-bit floats; the feed-forward's last product, and all that is not a product, stay fp32
+    Int8     8-bit weights with a scale for each output channel; 8-bit activations with a calibrated scale, or one a row
+    Blocks   8-bit or 4-bit weights in groups of inputs; activations are quantized at run time, by row and group
 
-Scales of activations are constants or belong to a row, never to a batch, as in runtimes that take the range over the
-whole batch. Sums are still added in an order that depends on the count of rows, so a rounded model may answer a row
-otherwise in another batch: with int8-w4, 52 of 60 answers were the same.
+Of the 4-bit formats, w4g128 takes a fifth less time a step than w4, and its rounding costs half as much again.
+
+Scales of activations are constants or belong to a row. Other runtimes take the range over the whole batch, so that a
+row's answer depends on its neighbors. Sums are still added in an order that depends on the number of rows, so a rounded
+model may answer a row differently in another batch: with int8-w4, 52 of 60 answers were equal.
 """
 
 from __future__ import annotations
@@ -23,8 +22,10 @@ from typing import Protocol
 import numpy as np
 from onnx import TensorProto, helper
 
+from lora_ft.export.families import Family
 from lora_ft.export.onnx.gptq import TINY, round_to_nearest, round_with_compensation
 from lora_ft.export.onnx.graph import FLOAT, MS, Graph
+from lora_ft.export.precision import FORMATS, Format, Precision
 
 _INT8_ARITHMETIC = 4  # accuracy_level: activations are quantised to int8 by blocks
 
@@ -207,15 +208,27 @@ class Blocks:
         return values if self._bits == 8 else values[..., 0::2] | (values[..., 1::2] << 4), scale
 
 
-WEIGHT_FORMATS: dict[str, WeightFormat] = {
-    "fp32": Float32(),
-    "fp16": Half(TensorProto.FLOAT16),
-    "bf16": Half(TensorProto.BFLOAT16),
-    "int8": Int8(),
-    "w8": Blocks(8, 128),
-    "w4": Blocks(4, 32),
-    "w4g128": Blocks(4, 128),
-}
+def _implementation(entry: Format) -> WeightFormat:
+    """Return what stores weights in a format of the table."""
+    if entry.bits == 32:
+        return Float32()
+    if entry.bits == 16:
+        return Half(TensorProto.BFLOAT16 if entry.name == "bf16" else TensorProto.FLOAT16)
+    return Blocks(entry.bits, entry.group) if entry.group else Int8()
+
+
+WEIGHT_FORMATS = {name: _implementation(entry) for name, entry in FORMATS.items()}
+
+
+def unrounded(layer: str) -> WeightFormat:
+    """Return the format fp32, for any layer."""
+    return WEIGHT_FORMATS["fp32"]
+
+
+def formats_of(precision: Precision, family: Family) -> Callable[[str], WeightFormat]:
+    """Return the choice of a format for each layer of a model, by the layer's name."""
+    by_kind = {kind: WEIGHT_FORMATS[name] for kind, name in precision.items()}
+    return lambda layer: by_kind[family.layer_kind(layer)]
 
 
 def quantised_input(g: Graph, x: str, peak: float) -> tuple[str, str, bool]:

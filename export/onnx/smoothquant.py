@@ -12,7 +12,7 @@ so nothing is added to the graph:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,6 @@ from lora_ft.export.onnx.t5 import T5, KeyValue, Weights
 from lora_ft.export.runtime.session import open_session
 
 _SMALLEST, _QUIET = 1e-5, 0.1
-# Inputs whose outliers are rows (whole tokens), not channels, so that no fixed scale serves them. With one, these two
-# are nine tenths of what int8 loses on DialogSum: a divergence of 0.006 from fp32's next tokens against 0.0006.
-_BY_ROW = ("wo", "lm_head")
 PEAK, _MOMENTS = "peak ", "moments "  # how outputs of watched layers begin
 
 
@@ -161,7 +158,7 @@ class Folded:
         self._rows: dict[str, np.ndarray] = {}
         self._peaks: dict[str, float] = {}
         self.fold = Fold(self._columns, self._rows, self._peaks)
-        for producer, layers in _folds(architecture):
+        for producer, layers in architecture.family.shared_inputs(architecture):
             weight = np.max([np.abs(self._original(layer)).max(0) for layer in layers], axis=0)
             alpha = storage(layers[0]).alpha
             # a channel that no row of the calibration used may be used later: it counts as a quiet one, not as none
@@ -170,7 +167,7 @@ class Folded:
             self._rows[producer] = scale
             for layer in layers:
                 self._columns[layer] = scale
-                if not layer.endswith(_BY_ROW):
+                if not layer.endswith(architecture.family.SCALED_BY_ROW):
                     self._peaks[layer] = float((peaks[layer] / scale).max())
 
     @classmethod
@@ -211,25 +208,6 @@ class Folded:
         return self._weights[f"{layer}.weight"]
 
 
-def _folds(a: Architecture) -> Iterator[tuple[str, list[str]]]:
-    """(norm or layer that takes the division, the layers that share its output)."""
-    for stack, layers in (("encoder", a.layers), ("decoder", a.decoder_layers)):
-        for i in range(layers):
-            block = f"{stack}.block.{i}.layer"
-            yield f"{block}.0.layer_norm", [f"{block}.0.SelfAttention.{name}" for name in "qkv"]
-            yield f"{block}.0.SelfAttention.v", [f"{block}.0.SelfAttention.o"]
-            if stack == "decoder":
-                yield f"{block}.1.layer_norm", [f"{block}.1.EncDecAttention.q"]
-                yield f"{block}.1.EncDecAttention.v", [f"{block}.1.EncDecAttention.o"]
-            last = f"{block}.{2 if stack == 'decoder' else 1}"
-            inner = ("wi_0", "wi_1") if a.gated else ("wi",)
-            yield f"{last}.layer_norm", [f"{last}.DenseReluDense.{name}" for name in inner]
-            yield f"{last}.DenseReluDense.{inner[-1]}", [f"{last}.DenseReluDense.wo"]
-    cross = [f"decoder.block.{i}.layer.1.EncDecAttention.{name}" for i in range(a.decoder_layers) for name in "kv"]
-    yield "encoder.final_layer_norm", cross
-    yield "decoder.final_layer_norm", ["lm_head"]
-
-
 class _Watched(Float32):
     """Linear layers that put out what `calibrate` wants of their input, under the layer's name."""
 
@@ -250,7 +228,9 @@ class _Watched(Float32):
 def _watched_model(architecture: Architecture, weights: Weights, watcher: WeightFormat, folder: Path) -> Path:
     """input_ids[1,s], attention_mask[1,s], decoder_input_ids[1,t] -> what was wanted of every layer's input."""
     with WeightFile(folder / "weights.bin") as file:
-        model = _watched_graph(T5(architecture, weights, lambda layer: watcher), Graph("t5_watched", file))
+        model = _watched_graph(
+            architecture.family.graph_parts(architecture, weights, lambda layer: watcher), Graph("t5_watched", file)
+        )
     onnx.save(model, folder / "watched.onnx")
     return folder / "watched.onnx"
 

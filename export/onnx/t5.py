@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.families import t5 as names
 from lora_ft.export.onnx.graph import INT32, MS, Graph
 from lora_ft.export.onnx.position_bias import MASKED, bias_rows, index_rows
-from lora_ft.export.onnx.precision import FP32
-from lora_ft.export.onnx.quantization import Weight, WeightFormat, portable
+from lora_ft.export.onnx.quantization import Weight, WeightFormat, portable, unrounded
 
 
 class Weights(Protocol):
@@ -53,7 +53,7 @@ class T5:
     """
 
     def __init__(
-        self, architecture: Architecture, weights: Weights, storage: Callable[[str], WeightFormat] = FP32.storage
+        self, architecture: Architecture, weights: Weights, storage: Callable[[str], WeightFormat] = unrounded
     ) -> None:
         self.architecture = architecture
         self._weights = weights
@@ -70,25 +70,22 @@ class T5:
         index = index_rows(g, position, position, a.max_distance, causal=False)
         attended = g.op("Cast", mask, to=INT32)
         residual = self._embed(g, ids)
-        h = self._norm(g, residual, "encoder.block.0.layer.0.layer_norm")
+        h = self._norm(g, residual, names.norm_before(names.self_attention("encoder", 0)))
         for i in range(a.layers):
-            block = f"encoder.block.{i}.layer"
-            query, key, value = (self._linear(g, h, f"{block}.0.SelfAttention.{name}") for name in "qkv")
+            own, forward = names.self_attention("encoder", i), names.feed_forward("encoder", i)
+            query, key, value = (self._linear(g, h, layer) for layer in names.projections(own))
             mixed = self._attend(g, query, KeyValue(key, value), attended, self._bias(g, "encoder", i, index))
-            change = self._linear(g, mixed, f"{block}.0.SelfAttention.o")
-            h, residual = self._add_norm(g, residual, change, f"{block}.1.layer_norm")
-            change = self._feed_forward(g, h, f"{block}.1.DenseReluDense", joined=False)
-            last = i + 1 == a.layers
-            norm = "encoder.final_layer_norm" if last else f"encoder.block.{i + 1}.layer.0.layer_norm"
-            h, residual = self._add_norm(g, residual, change, norm)
+            change = self._linear(g, mixed, f"{own}.o")
+            h, residual = self._add_norm(g, residual, change, names.norm_before(forward))
+            change = self._feed_forward(g, h, forward, joined=False)
+            h, residual = self._add_norm(g, residual, change, self._norm_after("encoder", i))
         return h
 
     def cross(self, g: Graph, hidden: str, outputs: Sequence[KeyValue]) -> None:
         """The decoder's keys and values of the encoder's last hidden state, under the given names, layer by layer."""
         a = self.architecture
-        names = [f"decoder.block.{i}.layer.1.EncDecAttention.{kind}" for i in range(a.decoder_layers) for kind in "kv"]
         wanted = [name for layer in outputs for name in (layer.key, layer.value)]
-        for layer, name in zip(names, wanted, strict=True):
+        for layer, name in zip(names.cross_projections(a), wanted, strict=True):
             g.op("Transpose", self._by_head(g, self._linear(g, hidden, layer)), output=name, perm=[0, 2, 1, 3])
 
     def decode(
@@ -138,59 +135,66 @@ class T5:
         by_source = partial(_regroup, g, mask, 1) if grouped else _unchanged
         by_row = partial(_regroup, g, ids, 2) if grouped else _unchanged
         residual = by_source(self._embed(g, ids), a.d_model)
-        h = self._norm(g, residual, "decoder.block.0.layer.0.layer_norm")
+        h = self._norm(g, residual, names.norm_before(names.self_attention("decoder", 0)))
         for i in range(a.decoder_layers):
-            block = f"decoder.block.{i}.layer"
+            own, other = names.self_attention("decoder", i), names.cross_attention(i)
+            forward = names.feed_forward("decoder", i)
             bias = self._bias(g, "decoder", i, index)
-            joined = by_row(self._project(g, h, f"{block}.0.SelfAttention"), 3 * a.width)
+            joined = by_row(self._project(g, h, own), 3 * a.width)
             mixed = by_source(attend(joined, bias, past[i], presents[i]), a.width)
-            change = self._linear(g, mixed, f"{block}.0.SelfAttention.o")
-            h, residual = self._add_norm(g, residual, change, f"{block}.1.layer_norm")
-            query = self._linear(g, h, f"{block}.1.EncDecAttention.q")
+            change = self._linear(g, mixed, f"{own}.o")
+            h, residual = self._add_norm(g, residual, change, names.norm_before(other))
+            query = self._linear(g, h, f"{other}.q")
             mixed = self._attend(g, query, cross[i], attended)
-            change = self._linear(g, mixed, f"{block}.1.EncDecAttention.o")
-            h, residual = self._add_norm(g, residual, change, f"{block}.2.layer_norm")
-            change = self._feed_forward(g, h, f"{block}.2.DenseReluDense")
-            last = i + 1 == a.decoder_layers
-            norm = "decoder.final_layer_norm" if last else f"decoder.block.{i + 1}.layer.0.layer_norm"
-            h, residual = self._add_norm(g, residual, change, norm)
+            change = self._linear(g, mixed, f"{other}.o")
+            h, residual = self._add_norm(g, residual, change, names.norm_before(forward))
+            change = self._feed_forward(g, h, forward)
+            h, residual = self._add_norm(g, residual, change, self._norm_after("decoder", i))
         return by_row(h, a.d_model)
 
     def head(self, g: Graph, hidden: str, output: str | None = None) -> str:
         """Logits [b,q,vocabulary] of the decoder's last hidden state."""
         a = self.architecture
-        name = "lm_head.weight" if "lm_head.weight" in self._weights else "shared.weight"
+        own = f"{names.HEAD}.weight"
+        name = own if own in self._weights else f"{names.EMBEDDING}.weight"
         weight = Weight(
-            ("lm_head",),
+            (names.HEAD,),
             a.vocabulary,
             a.d_model,
             lambda: self._weights[name] * np.float32(a.output_scale),
-            self._weights.peak("lm_head"),
-            lambda: self._weights.moments("lm_head"),
+            self._weights.peak(names.HEAD),
+            lambda: self._weights.moments(names.HEAD),
         )
-        return self._storage("lm_head").linear(g, hidden, weight, output)
+        return self._storage(names.HEAD).linear(g, hidden, weight, output)
 
     def _embed(self, g: Graph, ids: str) -> str:
         a = self.architecture
-        weight = Weight(("shared",), a.vocabulary, a.d_model, lambda: self._weights["shared.weight"])
-        return self._storage("shared").rows(g, ids, weight)
+        name = names.EMBEDDING
+        weight = Weight((name,), a.vocabulary, a.d_model, lambda: self._weights[f"{name}.weight"])
+        return self._storage(name).rows(g, ids, weight)
+
+    def _norm_after(self, stack: names.Stack, block: int) -> str:
+        """Return the name of the norm of the residual sum that a block leaves."""
+        a = self.architecture
+        last = block + 1 == (a.layers if stack == "encoder" else a.decoder_layers)
+        return names.final_norm(stack) if last else names.norm_before(names.self_attention(stack, block + 1))
 
     def _linear(self, g: Graph, x: str, *layers: str) -> str:
         """x @ W.T of a linear layer, or of several that share their input, side by side."""
-        names = [f"{layer}.weight" for layer in layers]
-        shapes = [self._weights.shape(name) for name in names]
+        tensors = [f"{layer}.weight" for layer in layers]
+        shapes = [self._weights.shape(name) for name in tensors]
         weight = Weight(
             layers,
             sum(shape[0] for shape in shapes),
             shapes[0][1],
-            lambda: np.concatenate([self._weights[name] for name in names]),
+            lambda: np.concatenate([self._weights[name] for name in tensors]),
             max(self._weights.peak(layer) for layer in layers),
             lambda: self._weights.moments(layers[0]),  # which is that of all: they share their input
         )
         return self._storage(layers[0]).linear(g, x, weight)
 
     def _project(self, g: Graph, h: str, attention: str) -> str:
-        return self._linear(g, h, *(f"{attention}.{name}" for name in "qkv"))
+        return self._linear(g, h, *names.projections(attention))
 
     def _split(self, g: Graph, joined: str) -> tuple[str, ...]:
         """Queries, keys and values."""
@@ -295,10 +299,10 @@ class T5:
     def _by_head(self, g: Graph, x: str) -> str:
         return g.op("Reshape", x, g.ints(0, 0, self.architecture.heads, self.architecture.d_kv))
 
-    def _bias(self, g: Graph, stack: str, layer: int, index: str) -> str:
+    def _bias(self, g: Graph, stack: names.Stack, layer: int, index: str) -> str:
         """The relative position bias [rows,heads,q,k] of one layer, from `index_rows`."""
         a = self.architecture
-        name = f"{stack}.block.{layer if a.bias_per_layer else 0}.layer.0.SelfAttention.relative_attention_bias"
+        name = names.position_bias(stack, layer if a.bias_per_layer else 0)
         table = g.weight(
             name,
             lambda: bias_rows(self._weights[f"{name}.weight"], a.buckets, a.max_distance, causal=stack == "decoder"),

@@ -25,6 +25,7 @@ import onnxruntime as ort
 
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.hardware import allowed_cpus
+from lora_ft.export.precision import PROVIDERS, parse, supported
 
 # MatMulInteger: x uint8 [4,64] times the constant int8 [64,16] that is 127 everywhere, as made by
 # tests/export/runtime/test_session.py
@@ -34,11 +35,6 @@ PRODUCT_MODEL = base64.b64decode(
 )
 _EXACT = "session.x64quantprecision"
 _WARNING, _ERROR, _FATAL = 2, 3, 4  # ONNX Runtime's levels of logging; the first is its default
-
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# What ONNX Runtime has kernels for: products of bytes on processors, of bfloat16 on GPUs.
-STORAGES = {"cpu": ("fp32", "fp16", "int8", "w8", "w4", "w4g128"), "cuda": ("fp32", "fp16", "bf16")}
 
 
 def choose_provider(wanted: str, precision: str = "fp32") -> str:
@@ -51,26 +47,23 @@ def choose_provider(wanted: str, precision: str = "fp32") -> str:
         LoraFtError: the one that is wanted cannot be used, as for `open_session`.
     """
     here = [name for name, provider in PROVIDERS.items() if provider in ort.get_available_providers()]
-    able = [name for name in PROVIDERS if _runs(name, precision)]
+    able = parse(precision).providers
     if wanted == "auto":
-        wanted = next((name for name in reversed(here) if name in able and not _trouble(name)), (able or here)[0])
+        wanted = next((name for name in reversed(here) if name in able and not _trouble(name)), (*able, *here)[0])
     if wanted not in PROVIDERS:
-        raise UsageError(f"there is no provider {wanted!r}", f"one of auto, {', '.join(PROVIDERS)}")
+        raise UsageError(f"the provider {wanted!r} is unknown", f"Use auto or one of {', '.join(PROVIDERS)}.")
     if wanted not in able:
-        raise UsageError(f"{precision} does not run on {wanted}", f"there run {', '.join(STORAGES[wanted])}")
+        raise UsageError(
+            f"precision {precision} is not supported on {wanted} (supported: {', '.join(supported(wanted))})",
+            "Use another provider, or export the model again in another precision.",
+        )
     if wanted not in here:
         raise UsageError(
-            f"this onnxruntime {ort.__version__} has no provider {wanted!r}, only {', '.join(here)}",
-            "install onnxruntime-gpu in place of onnxruntime, or take another provider",
+            f"this onnxruntime {ort.__version__} lacks the provider {wanted!r} (it has {', '.join(here)})",
+            "Install onnxruntime-gpu instead of onnxruntime, or use another provider.",
         )
     _require(wanted)
     return wanted
-
-
-def _runs(provider: str, precision: str) -> bool:
-    """`precision` is a name such as int8-w4, or a mixture such as encoder=int8,head=w4."""
-    used = [item.rpartition("=")[2] for item in precision.replace("-", ",").split(",")]
-    return all(storage in STORAGES[provider] for storage in used)
 
 
 def open_session(model: Path | bytes, threads: int | None = None, provider: str = "cpu") -> ort.InferenceSession:

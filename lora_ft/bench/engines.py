@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_ft.core.errors import UsageError
-from lora_ft.export.onnx.precision import NAMED
-from lora_ft.export.onnx.precision import parse as parse_precision
+from lora_ft.export.precision import NAMED
+from lora_ft.export.precision import parse as parse_precision
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from lora_ft.bench.engines import Engine
 from lora_ft.core.files import read_json
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.export.checkpoint.architecture import Architecture
-from lora_ft.export.onnx.precision import parse
+from lora_ft.export.precision import FORMATS, parse
 
 MEMORY = 2**28  # bytes: more than caches hold
-_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "w8": 1.0, "w4": 0.5, "w4g128": 0.5, "int4": 0.5}
+_BYTES = {name: entry.bytes for name, entry in FORMATS.items()} | {"int4": 0.5}  # int4 is a peer's name
 
 
 def step_bytes(engine: Engine, made: Path, checkpoint: Path | None) -> float | None:

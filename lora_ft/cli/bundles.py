@@ -24,6 +24,7 @@ from lora_ft.cli.options import (
 )
 from lora_ft.cli.results import show
 from lora_ft.core.streams import say
+from lora_ft.export.precision import NAMED
 from lora_ft.reports.screen import Screen
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def export(
     precision: Annotated[
         str,
         typer.Option(
-            help="fp32, int8, w8, w4, int8-w8, int8-w4, int8-w4g128. On GPUs fp16 and bf16. A mixture, such as "
-            "encoder=int8,decoder=w4. auto: the fastest on this machine within --max-rouge-drop."
+            help=f"{', '.join(NAMED)}. Or a mixture; int8-w4 is {NAMED['int8-w4'].spelled_out()}. "
+            "auto: the fastest on this machine within --max-rouge-drop."
         ),
     ] = "fp32",
     max_rouge_drop: MaxRougeDrop = 0.5,

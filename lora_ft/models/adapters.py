@@ -13,6 +13,7 @@ from lora_ft.core.errors import BaseMismatchError, LoraFtError, UsageError, firs
 from lora_ft.core.files import write_json
 from lora_ft.core.patterns import check_patterns
 from lora_ft.export.checkpoint.tensor_checks import listed
+from lora_ft.export.families import FAMILIES, family_of
 from lora_ft.models.adapter_files import account, adapter_config, describe, lora_config, patterns_of
 from lora_ft.models.bases import quiet_transformers
 from lora_ft.models.checkpoints import is_scaled, is_untied, tell_ties
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from lora_ft.models.bases import Base
 
 
-_TABLES = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+_TABLES = tuple(name for family in FAMILIES for name in (family.EMBEDDING, *family.COPIES))
 
 
 def add_adapter(
@@ -102,7 +103,8 @@ def _trained_tokens(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, lis
     if not ids:
         return None
     tell_ties(model)
-    return {name: sorted(set(ids)) for name in ("shared", *(["lm_head"] if is_untied(model) else []))}
+    family = family_of(model.config.model_type)
+    return {name: sorted(set(ids)) for name in (family.EMBEDDING, *([family.HEAD] if is_untied(model) else []))}
 
 
 def _share_embedding(model: PreTrainedModel, config: LoraConfig | None = None) -> None:
@@ -297,7 +299,8 @@ def _adapts_head(model: PreTrainedModel, config: LoraConfig) -> bool:
     from peft.tuners.tuners_utils import check_target_module_exists
 
     targets = config.target_modules
-    return targets not in (None, "all-linear") and bool(check_target_module_exists(config, "lm_head"))
+    head = family_of(model.config.model_type).HEAD
+    return targets not in (None, "all-linear") and bool(check_target_module_exists(config, head))
 
 
 def _linear() -> type[Any]:

@@ -16,10 +16,11 @@ from lora_ft.core.errors import LoraFtError, UsageError, first_line
 from lora_ft.core.files import read_json
 from lora_ft.core.hub import hub_trouble
 from lora_ft.core.tokenizer import Tokenizer
-from lora_ft.export.checkpoint.architecture import FAMILY, Architecture
+from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.checkpoint.reader import Checkpoint
-from lora_ft.export.checkpoint.tensor_checks import UNUSED, check_names, check_numbers, listed
+from lora_ft.export.checkpoint.tensor_checks import check_names, check_numbers, listed
 from lora_ft.export.checkpoint.weight_files import conversion, has_weights
+from lora_ft.export.families import FAMILIES, MODEL_TYPES
 from lora_ft.models.byt5 import byte_tokenizer
 from lora_ft.models.offline_base import NOTICE, cached, offline_base
 from lora_ft.runs.run import CONFIG
@@ -77,9 +78,10 @@ def find_base(name: str) -> Base:
     base = Base(name, folder if folder.is_dir() else _from_hub(name))
     if not (base.folder / "config.json").is_file():
         raise UsageError(f"the base {name} has no config.json", "give a transformers checkpoint of a T5")
-    if base.config.get("model_type") not in FAMILY:
+    if base.config.get("model_type") not in MODEL_TYPES:
         raise UsageError(
-            f"the base {name} is a '{base.config.get('model_type')}'", f"supported: {', '.join(FAMILY)} (FLAN-T5 is t5)"
+            f"the base {name} is a '{base.config.get('model_type')}'",
+            f"supported: {', '.join(MODEL_TYPES)} (FLAN-T5 is t5)",
         )
     if not folder.is_dir() and not has_weights(base.folder):
         raise UsageError(
@@ -226,7 +228,7 @@ def _require_loaded(folder: Path, info: Mapping[str, Any]) -> None:
         ("error_msgs", "failed with"),
     ):
         names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get(key) or ())
-        if names := [name for name in names if name not in UNUSED]:
+        if names := [name for name in names if not any(name in family.UNUSED for family in FAMILIES)]:
             raise LoraFtError(f"transformers {what} {listed(names)} in {folder}", "copy the whole checkpoint again")
 
 

@@ -17,8 +17,9 @@ from lora_ft.export.bundle.assemble import read_model
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.layouts.single import greedy_feed
 from lora_ft.export.onnx.graphs import decoder_model, encoder_model, single_model
-from lora_ft.export.onnx.precision import FP32, Precision
+from lora_ft.export.onnx.quantization import formats_of
 from lora_ft.export.onnx.t5 import T5, Weights
+from lora_ft.export.precision import FP32, Precision
 from lora_ft.export.runtime.session import open_session
 from tests.export.oracle import END, PAD, redraw
 from tests.tiny import CONFIG, save_tiny_t5
@@ -106,7 +107,7 @@ class Graphs:
 
     def __init__(self, architecture: Architecture, weights: Weights, precision: Precision = FP32) -> None:
         self.architecture = architecture
-        self.t5 = T5(architecture, weights, precision.storage)
+        self.t5 = T5(architecture, weights, formats_of(precision, architecture.family))
         self._names = [f"{i}.{kind}" for i in range(architecture.decoder_layers) for kind in ("key", "value")]
 
     @classmethod

@@ -19,9 +19,11 @@ from lora_ft.export.bundle.adapter_slots import (
     ranks_of,
 )
 from lora_ft.export.bundle.assemble import read_model
+from lora_ft.export.families import t5
 from lora_ft.export.onnx.lora import Group
-from lora_ft.export.onnx.precision import NAMED
+from lora_ft.export.onnx.quantization import formats_of
 from lora_ft.export.onnx.smoothquant import Folded, calibrate
+from lora_ft.export.precision import NAMED
 from tests.export.banks import draw_adapter, samples
 
 LAYERS = ("x.q", "x.k", "x.v")
@@ -95,7 +97,9 @@ def test_a_bank_has_the_highest_ranks() -> None:
 def test_folding_an_adapter_is_folding_the_changed_weight(checkpoint: Path) -> None:
     architecture, weights = read_model(checkpoint)
     adapter = draw_adapter(checkpoint, 1)
-    fold = Folded(architecture, weights, calibrate(architecture, weights, samples()), NAMED["int8"].storage).fold
+    fold = Folded(
+        architecture, weights, calibrate(architecture, weights, samples()), formats_of(NAMED["int8"], t5)
+    ).fold
     base, both = Folded.by(weights, fold), Folded.by(MergedWeights(weights, adapter), fold)
     own = folded(adapter, fold)
     assert {name for layer in fold.rows for name in own if name == layer}

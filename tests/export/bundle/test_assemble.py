@@ -19,8 +19,10 @@ from safetensors.numpy import load_file, save_file
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export.bundle.assemble import assemble, read_model, seal
-from lora_ft.export.onnx.precision import FP32, NAMED, Precision
+from lora_ft.export.families import t5 as t5_family
+from lora_ft.export.onnx.quantization import formats_of
 from lora_ft.export.onnx.t5 import T5
+from lora_ft.export.precision import FP32, NAMED, Precision
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.manifest import FILES, GRAPHS, PROBE, SBOM, WEIGHTS, read_manifest
 from tests.export.family import save_member
@@ -38,7 +40,10 @@ def assembled(checkpoint: Path, tmp_path: Path) -> Assemble:
         architecture, weights = read_model(checkpoint)
         folder = tmp_path / "assembled"
         folder.mkdir()
-        t5, tokenizer = T5(architecture, weights, precision.storage), Tokenizer(checkpoint / "tokenizer.json")
+        t5, tokenizer = (
+            T5(architecture, weights, formats_of(precision, t5_family)),
+            Tokenizer(checkpoint / "tokenizer.json"),
+        )
         config = weights.config | (config or {})
         return assemble(folder, t5, str(precision), config, tokenizer, replace(ORIGIN, **origin))
 
@@ -143,5 +148,5 @@ def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
     folder = save_tiny_t5(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bart"}))
-    with pytest.raises(UsageError, match="of type 'bart'"):
+    with pytest.raises(UsageError, match="the model type 'bart' is not supported"):
         read_model(folder)

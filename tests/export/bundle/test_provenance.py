@@ -11,7 +11,7 @@ import pytest
 
 from lora_ft.export.bundle.provenance import LONGEST_NAME, Provenance, Score, bounded, properties, stamp
 from lora_ft.export.layouts import LAYOUTS
-from lora_ft.export.onnx.precision import parse
+from lora_ft.export.precision import parse
 from lora_ft.export.runtime import Generator
 from tests.export.oracle import TEXTS, make_bundle
 

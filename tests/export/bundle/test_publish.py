@@ -21,10 +21,10 @@ from lora_ft.export.bundle import publish as module
 from lora_ft.export.bundle.publish import Candidate, Selection, take_last, write_bundle
 from lora_ft.export.bundle.source import ExportSource
 from lora_ft.export.checkpoint.architecture import Architecture
-from lora_ft.export.onnx.precision import FP32, NAMED, Precision, parse
 from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.parity import Probe, Reference
+from lora_ft.export.precision import FP32, NAMED, Precision, parse
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.manifest import FILES, SBOM
 from tests.export.family import CONFIGS, save_member

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.export.bundle.publish import base_hash
-from lora_ft.export.onnx.precision import NAMED, parse
 from lora_ft.export.parity import compare, divergence
+from lora_ft.export.precision import NAMED, parse
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.manifest import ADAPTED_GRAPHS, BANK_FILES, FILES, SBOM
 from tests.export.banks import draw_adapter, make_bank, member, merged

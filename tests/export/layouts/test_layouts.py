@@ -15,7 +15,7 @@ from lora_ft.core.files import sha256
 from lora_ft.export import layouts
 from lora_ft.export.layouts.optimum import NAMES
 from lora_ft.export.layouts.single import greedy_feed
-from lora_ft.export.onnx.precision import parse
+from lora_ft.export.precision import parse
 from tests.export.oracle import END, PAD, make_bundle, redraw, torch_greedy, torch_logits, torch_model
 from tests.tiny import save_tiny_t5
 

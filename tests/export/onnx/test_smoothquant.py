@@ -14,8 +14,10 @@ from safetensors.numpy import load_file, save_file
 from lora_ft.export.bundle.assemble import read_model
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.checkpoint.reader import Checkpoint
-from lora_ft.export.onnx.precision import NAMED
+from lora_ft.export.families import t5
+from lora_ft.export.onnx.quantization import formats_of
 from lora_ft.export.onnx.smoothquant import Calibration, Folded, Sample, calibrate
+from lora_ft.export.precision import NAMED
 from tests.export.family import CONFIGS, Graphs, assert_close, inputs, save_member
 from tests.export.oracle import PAD, torch_model
 from tests.tiny import CONFIG
@@ -43,7 +45,9 @@ class Member:
     def of(cls, folder: Path) -> Member:
         architecture, weights = read_model(folder)
         found = calibrate(architecture, weights, samples(), lambda layer: True)
-        return cls(folder, architecture, weights, found, Folded(architecture, weights, found, NAMED["int8"].storage))
+        return cls(
+            folder, architecture, weights, found, Folded(architecture, weights, found, formats_of(NAMED["int8"], t5))
+        )
 
     @property
     def peaks(self) -> dict[str, np.ndarray]:
@@ -51,7 +55,7 @@ class Member:
 
     def fold(self, precision: str) -> Folded:
         """For another precision."""
-        return Folded(self.architecture, self.weights, self.calibration, NAMED[precision].storage)
+        return Folded(self.architecture, self.weights, self.calibration, formats_of(NAMED[precision], t5))
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -301,6 +305,6 @@ def test_a_channel_that_calibration_never_saw_in_use_keeps_its_weights(tmp_path:
     member = Member.of(save_member(tmp_path, name))
     layer = "encoder.block.0.layer.1.DenseReluDense.wo"
     member.peaks[layer][3] = 0
-    folded = Folded(member.architecture, member.weights, member.calibration, NAMED["int8"].storage)
+    folded = Folded(member.architecture, member.weights, member.calibration, formats_of(NAMED["int8"], t5))
     factors = (folded[f"{layer}.weight"] / member.weights[f"{layer}.weight"])[0]
     assert factors[3] > np.median(factors) / 10

@@ -113,7 +113,10 @@ def test_without_a_gpu_it_is_said_what_is_missing(without_a_gpu: None, wanted: s
 
 @pytest.mark.parametrize(
     ("wanted", "words"),
-    [("cuda", "no provider 'cuda', only cpu; .*onnxruntime-gpu"), ("tpu", "no provider 'tpu'; one of auto, cpu, cuda")],
+    [
+        ("cuda", "lacks the provider 'cuda' .it has cpu.; .*onnxruntime-gpu"),
+        ("tpu", "provider 'tpu' is unknown; Use auto or one of cpu, cuda"),
+    ],
 )
 def test_a_provider_that_is_not_there_is_named(without_cuda: None, wanted: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
@@ -140,10 +143,14 @@ def test_a_gpu_is_taken_for_what_it_can_run(with_cuda: None, precision: str, pro
 @pytest.mark.parametrize(
     ("wanted", "precision", "words"),
     [
-        ("cuda", "int8-w4", "int8-w4 does not run on cuda; there run fp32, fp16, bf16"),
-        ("cpu", "bf16", "bf16 does not run on cpu; there run fp32, fp16, int8, w8, w4, w4g128"),
-        ("auto", "encoder=bf16,head=w4", "does not run on cpu"),
-        ("auto", "what", "what does not run on cpu"),
+        ("cuda", "int8-w4", r"precision int8-w4 is not supported on cuda \(supported: fp32, fp16, bf16\)"),
+        (
+            "cpu",
+            "bf16",
+            r"bf16 is not supported on cpu \(supported: fp32, fp16, int8, w8, w4, int8-w8, int8-w4, int8-w4g128\)",
+        ),
+        ("auto", "encoder=bf16,head=w4", "is not supported on cpu"),
+        ("auto", "what", "the precision 'what' is unknown"),
     ],
 )
 def test_a_precision_is_refused_where_it_cannot_run(with_cuda: None, wanted: str, precision: str, words: str) -> None:
@@ -152,7 +159,7 @@ def test_a_precision_is_refused_where_it_cannot_run(with_cuda: None, wanted: str
 
 
 def test_what_only_a_gpu_runs_wants_one(without_cuda: None) -> None:
-    with pytest.raises(UsageError, match=r"has no provider 'cuda', only cpu; .*onnxruntime-gpu"):
+    with pytest.raises(UsageError, match=r"lacks the provider 'cuda' \(it has cpu\); .*onnxruntime-gpu"):
         choose_provider("auto", "bf16")
 
 

@@ -10,7 +10,7 @@ import pytest
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.deployment import precision_search
 from lora_ft.deployment.quality_gate import QualityGate
-from lora_ft.export.onnx.precision import candidates
+from lora_ft.export.precision import candidates
 from lora_ft.export.runtime import Generator
 from lora_ft.export_onnx import export_onnx
 from lora_ft.runs.run import Run

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.core.errors import UsageError
-from lora_ft.export.onnx.precision import FP32, KINDS, NAMED, Precision, candidates, parse
-from lora_ft.export.onnx.quantization import WEIGHT_FORMATS
-from lora_ft.export.runtime.session import STORAGES as STORAGES_THERE
+from lora_ft.export.families import t5
+from lora_ft.export.onnx.quantization import WEIGHT_FORMATS, Blocks, formats_of
+from lora_ft.export.precision import (
+    FORMATS,
+    FP32,
+    KINDS,
+    NAMED,
+    PROVIDERS,
+    Precision,
+    candidates,
+    markdown_tables,
+    parse,
+)
 
+ROOT = Path(__file__).parents[2]
 MIXED = Precision(encoder="int8", decoder="w8", head="w4", embedding="fp32")
 
 
@@ -84,7 +97,7 @@ def test_what_is_no_precision_is_refused_with_what_there_is(text: str) -> None:
     ],
 )
 def test_a_layer_is_stored_as_its_kind_is(layer: str, storage: str) -> None:
-    assert MIXED.storage(layer) is WEIGHT_FORMATS[storage]
+    assert formats_of(MIXED, t5)(layer) is WEIGHT_FORMATS[storage]
 
 
 def test_only_a_precision_that_rounds_nothing_is_exact() -> None:
@@ -105,8 +118,33 @@ def test_what_is_tried_runs_there() -> None:
         "int8-w4",
         "int8-w4g128",
     ]
-    for provider, storages in STORAGES_THERE.items():
-        for precision in candidates(provider):
-            assert {precision.storage(layer) for layer in ("shared", "lm_head")} <= {
-                WEIGHT_FORMATS[s] for s in storages
-            }
+    for provider in PROVIDERS:
+        assert all(provider in precision.providers for precision in candidates(provider))
+
+
+def test_a_precision_runs_where_each_of_its_formats_does() -> None:
+    assert NAMED["int8-w4"].providers == ("cpu",)
+    assert parse("encoder=fp16").providers == ("cpu", "cuda")
+    assert parse("encoder=bf16").providers == ("cuda",)
+    assert parse("encoder=bf16,head=w4").providers == ()
+
+
+def test_every_format_is_implemented_as_the_table_says() -> None:
+    assert WEIGHT_FORMATS.keys() == FORMATS.keys()
+    for name, stored in WEIGHT_FORMATS.items():
+        if isinstance(stored, Blocks):
+            assert (stored._bits, stored._size) == (FORMATS[name].bits, FORMATS[name].group)
+    assert {name: entry.bytes for name, entry in FORMATS.items()} == {
+        "fp32": 4,
+        "fp16": 2,
+        "bf16": 2,
+        "int8": 1,
+        "w8": 1,
+        "w4": 0.5,
+        "w4g128": 0.5,
+    }
+
+
+def test_the_documentation_shows_the_tables() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert any(markdown_tables() in page.read_text(encoding="utf-8") for page in pages)

@@ -1,0 +1,164 @@
+"""Weight formats and precisions: the one table that quantization, provider checks, the roofline and help derive from.
+
+A weight format says how one matrix is stored: its bits, the group of weights that share a scale, and the providers
+that ONNX Runtime has kernels on. A precision names a format for each kind of layer, because a T5 waits for different
+things in different places: the encoder is compute-bound and gains from 8-bit arithmetic (`int8`), the decoder takes one
+token a step, is memory-bound and gains from fewer bytes (`w8`, `w4`). `NAMED` holds the precisions with a name; any
+other mixture can be written out. Runtimes without the package onnx import this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+
+from lora_ft.core.errors import UsageError
+
+_CPU, _CUDA = "cpu", "cuda"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the weights of a layer are stored and multiplied.
+
+    Attributes:
+        name: Name in precisions, manifests and graphs.
+        bits: Bits a weight.
+        group: Consecutive inputs of one output that share a scale; 0 for one scale an output, or for none.
+        providers: Providers with kernels for it: products of bytes on processors, of bfloat16 on GPUs.
+        summary: What is computed, for tables.
+    """
+
+    name: str
+    bits: int
+    group: int
+    providers: tuple[str, ...]
+    summary: str
+
+    @property
+    def bytes(self) -> float:
+        """Bytes a weight, without scales."""
+        return self.bits / 8
+
+
+FORMATS = {
+    each.name: each
+    for each in (
+        Format("fp32", 32, 0, (_CPU, _CUDA), "32-bit floats"),
+        Format("fp16", 16, 0, (_CPU, _CUDA), "16-bit floats; norms, attention and `wo` stay fp32"),
+        Format("bf16", 16, 0, (_CUDA,), "bfloat16; norms, attention and `wo` stay fp32"),
+        Format("int8", 8, 0, (_CPU,), "8-bit weights and activations, 8-bit arithmetic"),
+        Format("w8", 8, 128, (_CPU,), "8-bit weights in groups of 128"),
+        Format("w4", 4, 32, (_CPU,), "4-bit weights in groups of 32"),
+        Format("w4g128", 4, 128, (_CPU,), "4-bit weights in groups of 128: faster than `w4`, rounds more coarsely"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Names of weight formats by kind of layer.
+
+    Attributes:
+        encoder: Format of the encoder and of the cross-attention keys and values, computed once a source.
+        decoder: Format of the decoder's layers, computed for every token.
+        head: Format of the last product, onto the vocabulary; 43 % of the bytes of a step of FLAN-T5-small.
+        embedding: Format of the table that both stacks look tokens up in.
+    """
+
+    encoder: str
+    decoder: str
+    head: str
+    embedding: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is rounded."""
+        return self == FP32
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Providers that run every format of it, in the order of `PROVIDERS`."""
+        return tuple(name for name in PROVIDERS if all(name in FORMATS[each].providers for each in astuple(self)))
+
+    def items(self) -> Iterator[tuple[str, str]]:
+        """Yield (kind of layer, name of its format)."""
+        yield from zip(KINDS, astuple(self), strict=True)
+
+    def __str__(self) -> str:
+        """Return the name, or the mixture as `parse` reads it."""
+        names = [name for name, precision in NAMED.items() if precision == self]
+        return names[0] if names else self.spelled_out()
+
+    def spelled_out(self) -> str:
+        """Return the mixture, `encoder=int8,decoder=w4g128,…`."""
+        return ",".join(f"{kind}={name}" for kind, name in self.items())
+
+
+KINDS = tuple(field.name for field in fields(Precision))
+PROVIDERS = {_CPU: "CPUExecutionProvider", _CUDA: "CUDAExecutionProvider"}
+FP32 = Precision("fp32", "fp32", "fp32", "fp32")
+# A table is read one row a token, so 4 bits would save no time there: embeddings keep 8.
+NAMED = {
+    "fp32": FP32,
+    "fp16": Precision("fp16", "fp16", "fp16", "fp16"),
+    "bf16": Precision("bf16", "bf16", "bf16", "bf16"),
+    "int8": Precision("int8", "int8", "int8", "int8"),
+    "w8": Precision("w8", "w8", "w8", "int8"),
+    "w4": Precision("w4", "w4", "w4", "int8"),
+    "int8-w8": Precision("int8", "w8", "w8", "int8"),
+    "int8-w4": Precision("int8", "w4g128", "w8", "int8"),
+    "int8-w4g128": Precision("int8", "w4g128", "w4g128", "int8"),
+}
+
+
+def candidates(provider: str) -> list[Precision]:
+    """Return the named precisions that are worth trying on a provider: half floats pay on GPUs alone."""
+    return [
+        precision
+        for name, precision in NAMED.items()
+        if provider in precision.providers and (name == "fp32" or (name in ("fp16", "bf16")) == (provider == _CUDA))
+    ]
+
+
+def supported(provider: str) -> list[str]:
+    """Return the names of the precisions that run on a provider."""
+    return [name for name, precision in NAMED.items() if provider in precision.providers]
+
+
+def parse(text: str) -> Precision:
+    """Return a precision from its name, or from `kind=format,…` (kinds left out are fp32).
+
+    Raises:
+        UsageError: The name, a kind or a format is unknown.
+    """
+    if text in NAMED:
+        return NAMED[text]
+    chosen = dict.fromkeys(KINDS, "fp32")
+    for item in text.split(","):
+        kind, _, name = item.partition("=")
+        if kind not in KINDS or name not in FORMATS:
+            raise UsageError(
+                f"the precision {text!r} is unknown",
+                f"Use one of {', '.join(NAMED)}, or a mixture such as "
+                f"encoder=int8,decoder=w4,head=w4,embedding=int8 (formats: {', '.join(FORMATS)}).",
+            )
+        chosen[kind] = name
+    return Precision(**chosen)
+
+
+def markdown_tables() -> str:
+    """Return the tables of precisions and of formats, as the documentation shows them."""
+    lines = [
+        "| precision | encoder | decoder | head | embedding | runs on |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, precision in NAMED.items():
+        stored = " | ".join(f"`{each}`" for each in astuple(precision))
+        lines.append(f"| `{name}` | {stored} | {', '.join(precision.providers)} |")
+    lines += ["", "| format | bits | group | runs on | stored as |", "|---|---|---|---|---|"]
+    for each in FORMATS.values():
+        lines.append(
+            f"| `{each.name}` | {each.bits} | {each.group or '-'} | {', '.join(each.providers)} | {each.summary} |"
+        )
+    return "\n".join(lines)

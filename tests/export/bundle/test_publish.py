@@ -17,10 +17,10 @@ import pytest
 
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.tokenizer import Tokenizer
-from lora_ft.export.bundle import publish as module
 from lora_ft.export.bundle.publish import Candidate, Selection, take_last, write_bundle
 from lora_ft.export.bundle.source import ExportSource
 from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.families import t5 as family
 from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.parity import Probe, Reference
@@ -173,7 +173,7 @@ def test_what_is_no_t5_leaves_nothing(tmp_path: Path) -> None:
     answers = list(references(folder))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bart"}))
-    with pytest.raises(UsageError, match="only the T5 family"):
+    with pytest.raises(UsageError, match="model type 'bart' is not supported"):
         make_bundle(folder, tmp_path / "bundle", references=answers, probe=answers[0])
     assert entries(tmp_path) == {"base"}
 
@@ -195,7 +195,7 @@ def test_a_graph_that_computes_something_else_is_not_written(
         def __init__(self, architecture: Architecture, *args: Any) -> None:
             super().__init__(replace(architecture, epsilon=0.1), *args)
 
-    monkeypatch.setattr(module, "T5", Wrong)
+    monkeypatch.setattr(family, "graph_parts", Wrong)
     with pytest.raises(LoraFtError, match="differ from PyTorch"):
         make_bundle(checkpoint, tmp_path / "bundle")
     assert entries(tmp_path) == set()

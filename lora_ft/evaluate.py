@@ -26,8 +26,8 @@ from lora_ft.publishing.model_card import refresh_card
 from lora_ft.reports.run_report import write_run_report
 from lora_ft.runs.run import PREDICTIONS, SCORES, Run
 from lora_ft.tasks.files import read_task
+from lora_ft.tasks.inputs import input_paths
 from lora_ft.tasks.schema import SplitName, Task
-from lora_ft.training.output_folder import inputs_of
 
 VERSION = 2  # of the JSON
 
@@ -146,7 +146,7 @@ def evaluate(
         progress.note(model.notice)
     task = task or model.task or _carried(model, overrides)
     if predictions is not None:
-        refuse_file(predictions, "--predictions", inputs=inputs_of(task))
+        refuse_file(predictions, "--predictions", inputs=input_paths(task))
     if model.kind == "run":
         _ = Run(name).scores  # the card is written from them; better refused now than after generating
     if predictions is None and model.kind == "run":

@@ -29,10 +29,9 @@ from lora_ft.runs.run import TASK, Run, is_run, unfinished
 from lora_ft.tasks.schema import AUTO, Task
 from lora_ft.training.compute_dtype import ComputeDtype
 from lora_ft.training.memory_estimates import Batch, Shape
-from lora_ft.training.output_folder import Claim, require_same_rows, resumable, startable
 from lora_ft.training.plan import Choices, Plan, make_plan
 from lora_ft.training.prepared_data import PreparedData, prepare
-from lora_ft.training.results import schedule_note
+from lora_ft.training.run_folder import RunFolder, require_same_rows
 
 _VERSION = 1
 
@@ -126,7 +125,7 @@ def _train(
         board.note(f"precision {site.precision.name}: {site.precision.reason}")
         for name, claim in finished.items():
             claim.require_steps_left(plans[name].steps)
-            board.note(f"{name}: {schedule_note(claim.place, materials[name].task, plans[name])}")
+            board.note(f"{name}: {claim.schedule_note(materials[name].task, plans[name])}")
         if record is None:
             packs = _choose(materials, plans, base, site, most, board)
             record = {
@@ -244,7 +243,7 @@ def _rows_file(out: Path, digest: str) -> Path:
 
 def _claim(
     tasks: Sequence[Task], out: Path, *, resume: bool, overwrite: bool
-) -> tuple[dict[str, Any] | None, dict[str, Claim]]:
+) -> tuple[dict[str, Any] | None, dict[str, RunFolder]]:
     """Make sure that all runs may be written.
 
     Returns:
@@ -266,17 +265,17 @@ def _claim(
         for task in tasks:
             place = out / task.name
             if (unfinished(place) / TASK).is_file() or found.get("longer"):
-                resumable(task, place, overwrite=overwrite or is_run(place))
+                RunFolder.resume(task, place, overwrite=overwrite or is_run(place))
         return found, {}
     if record.is_file() and not overwrite:
         raise UsageError(f"unfinished packs lie in {out / WORK}", "add --resume to go on, or --overwrite to start anew")
     for task in tasks:
-        startable(task, out / task.name, overwrite=overwrite)
+        RunFolder.new(task, out / task.name, overwrite=overwrite)
     shutil.rmtree(out / WORK, ignore_errors=True)
     return None, {}
 
 
-def _finished(tasks: Sequence[Task], out: Path) -> dict[str, Claim]:
+def _finished(tasks: Sequence[Task], out: Path) -> dict[str, RunFolder]:
     """Return the claims of finished runs that are to be trained longer.
 
     Raises:
@@ -292,7 +291,7 @@ def _finished(tasks: Sequence[Task], out: Path) -> dict[str, Claim]:
                 f"the task '{task.name}' has no finished run {place} to train longer",
                 "leave it out, or train it first",
             )
-        claims[task.name] = claim = resumable(task, place)
+        claims[task.name] = claim = RunFolder.resume(task, place)
         if claim.finished is None:
             raise UsageError(
                 f"an unfinished run lies in {claim.working}", "finish it alone with --resume, or move it away"
@@ -300,13 +299,13 @@ def _finished(tasks: Sequence[Task], out: Path) -> dict[str, Claim]:
     return claims
 
 
-def _precision(finished: Mapping[str, Claim]) -> str | None:
+def _precision(finished: Mapping[str, RunFolder]) -> str | None:
     """Return the precision in which finished runs were trained; None where there are none.
 
     Raises:
         UsageError: They were trained in different ones.
     """
-    found = {name: str(Run(claim.place).metrics["precision"]) for name, claim in finished.items()}
+    found = {name: str(Run(claim.out).metrics["precision"]) for name, claim in finished.items()}
     for name, precision in found.items():
         first = next(iter(found))
         if precision != found[first]:

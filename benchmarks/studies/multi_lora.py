@@ -27,8 +27,6 @@ from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.memory import device_memory, keep_freed_memory
 from lora_ft.core.progress import Silent
 from lora_ft.data.batching import Encoded
-from lora_ft.data.row_record import RowRecord
-from lora_ft.data.splits import Splits
 from lora_ft.doctor import environment
 from lora_ft.models.bases import Base, find_base, load_tokenizer, quiet_transformers
 from lora_ft.multi_lora.dashboard import SilentDashboard
@@ -46,7 +44,7 @@ from lora_ft.training.compute_dtype import ComputeDtype
 from lora_ft.training.memory_estimates import Batch, Shape
 from lora_ft.training.plan import Choices, Plan, make_plan, this_device
 from lora_ft.training.prepared_data import PreparedData
-from lora_ft.training.setup import task_trainer
+from lora_ft.training.setup import trainer_around
 from lora_ft.training.weights import open_base, open_weights
 
 _WARM_UP = 2  # steps that are not counted
@@ -103,7 +101,7 @@ def measure(base: Base, counts: Sequence[int], settings: Settings) -> list[Timin
     works = [_prepare(base, number, settings) for number in range(max(counts))]
     kind = (settings.precision, settings.source, settings.target)
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch, quiet_transformers():
-        alone = settings.rows / _seconds_alone(base, *works[0], Path(scratch))
+        alone = settings.rows / _seconds_alone(*works[0], Path(scratch))
         timings = [Timing(*kind, 0, round(alone, 2), 1.0)]
         for count in counts:
             batch = Batch(settings.rows, settings.source, settings.target)
@@ -152,18 +150,17 @@ def _prepare(base: Base, number: int, settings: Settings) -> tuple[PreparedData,
         for _ in range(settings.rows * (_WARM_UP + settings.steps))
     ]
     plan = make_plan(task, base.config, rows, 1, Choices(ComputeDtype(settings.precision, "as asked"), False))
-    splits = Splits([], [], [])
-    return PreparedData(task, load_tokenizer(base.folder), splits, rows, [], RowRecord.of(splits)), plan
+    return PreparedData.of_rows(task, base, load_tokenizer(base.folder), rows), plan
 
 
-def _seconds_alone(base: Base, data: PreparedData, plan: Plan, folder: Path) -> float:
+def _seconds_alone(data: PreparedData, plan: Plan, folder: Path) -> float:
     """Return the median time of a step of `lora-ft train`, in seconds."""
     task = data.task
-    model = open_weights(task, plan, base, data.tokenizer, data.rows, folder)
+    model = open_weights(data, plan, folder)
     working = folder / "alone"
     working.mkdir()
     save_task(task, working / TASK)
-    trainer, reporter = task_trainer(task, plan, model, data.tokenizer, data.rows, [], working, Silent())
+    trainer, reporter = trainer_around(model, data, plan, working, Silent())
     trainer.train()
     return statistics.median(seconds for _, seconds in reporter.steps[_WARM_UP:])
 
@@ -174,14 +171,14 @@ def _seconds_in_group(
     """Return the median time of a step of an adapter group, in seconds."""
     device = this_device()
     model = open_base(works[0][0].task, base, device).to(device)
-    adapters = [make_adapter(model, data.task, base, data.rows, device) for data, _ in works]
+    adapters = [make_adapter(model, data, device) for data, _ in works]
     stack = StackedWeights(model, [adapter for adapter, _ in adapters])
     members = []
     for number, ((data, plan), (adapter, weights)) in enumerate(zip(works, adapters, strict=True)):
         stack.load(number, weights)
         # one step more than is timed, since the last step writes the runs
         longer = replace(plan, steps=plan.steps + 1)
-        members.append(MemberTrainer(data, longer, base, adapter, model, folder / data.task.name))
+        members.append(MemberTrainer(data, longer, adapter, model, folder / data.task.name))
         members[-1].begin(None)
     group = AdapterGroup(
         model,

@@ -41,8 +41,10 @@ from lora_ft.models.bases import Base, find_base, load_model, load_tokenizer, qu
 from lora_ft.runs.run import TASK
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import Lengths, Task
-from lora_ft.train import build_trainer
 from lora_ft.training.plan import Choices, make_plan
+from lora_ft.training.prepared_data import PreparedData
+from lora_ft.training.run_folder import RunFolder
+from lora_ft.training.setup import build_trainer
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
@@ -101,7 +103,8 @@ def ours(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
     """As `lora-ft train` does it, with what it would choose for all of the task's rows and steps."""
     chosen = make_plan(work.asked, work.base.config, work.all_rows)
     plan = make_plan(work.task, work.base.config, work.rows, started=Choices(chosen.precision, chosen.compile))
-    trainer, _, _ = build_trainer(work.task, plan, work.base, work.tokenizer, work.rows, [], work.folder, Silent())
+    data = PreparedData.of_rows(work.task, work.base, work.tokenizer, work.rows)
+    trainer, _, _ = build_trainer(data, plan, RunFolder(work.folder, work.folder), Silent())
     why = [
         f"precision {chosen.precision.name}: {chosen.precision.reason}",
         f"compile {'on' if chosen.compile else 'off'}: {chosen.compile_reason}",

@@ -12,7 +12,6 @@ from lora_ft.core.errors import UsageError
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.interrupts import Interrupted, Interrupts
 from lora_ft.core.memory import device_memory
-from lora_ft.models.bases import find_base
 from lora_ft.multi_lora.dashboard import Dashboard
 from lora_ft.multi_lora.group_job import GroupJob, open_frozen, train_group, use_threads
 from lora_ft.multi_lora.snapshots import Snapshots
@@ -92,16 +91,15 @@ class LocalEngine:
     def run(self, works: Sequence[GroupJob], site: TrainingSite, board: Dashboard) -> EngineResult:
         """See `Engine.run`; what breaks one pack is raised."""
         use_threads(site.device, allowed_cpus())
-        task, _ = works[0].first
-        base = find_base(task.base)
-        open_model = cache(lambda: open_frozen(task, base, site.device))
+        data = works[0].materials[0]
+        open_model = cache(lambda: open_frozen(data.task, data.base, site.device))
         failed: dict[str, str] = {}
         interrupts = Interrupts()
         interrupts.take()
         stop: Callable[[], bool] = lambda: bool(interrupts.caught)  # noqa: E731
         try:
             for work in works:
-                failed |= train_group(work, base, open_model, Snapshots(work.folder, work.run), board, stop)
+                failed |= train_group(work, open_model, Snapshots(work.folder, work.run), board, stop)
         except Interrupted as error:
             raise error.by(interrupts.caught) from None
         finally:

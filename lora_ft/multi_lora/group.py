@@ -180,7 +180,7 @@ class AdapterGroup:
         self.save()
         for member in leaving:
             if not member.failure:
-                publish(member.task, member.working, member.out)
+                publish(member.task, member.folder)
 
     def _tensors(self, number: int) -> Tensors:
         """Return copies of what is trained of a member, and of its moments."""

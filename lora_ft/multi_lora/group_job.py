@@ -20,10 +20,10 @@ from lora_ft.multi_lora.peft_adapter import make_adapter
 from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
 from lora_ft.multi_lora.stacked_weights import StackedWeights
 from lora_ft.runs.group_record import WORK
-from lora_ft.runs.run import unfinished
 from lora_ft.tasks.schema import Task
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
+from lora_ft.training.run_folder import RunFolder
 from lora_ft.training.weights import open_base
 
 
@@ -82,7 +82,6 @@ def open_frozen(task: Task, base: Base, device: str) -> Any:
 
 def train_group(
     work: GroupJob,
-    base: Base,
     open_model: Callable[[], Any],
     snapshots: Snapshots,
     board: Dashboard,
@@ -92,7 +91,6 @@ def train_group(
 
     Args:
         work: the pack.
-        base: of its tasks.
         open_model: gives the base; called if there is something left to train, and left as it was found.
         snapshots: of this pack.
         board: told how all adapters are.
@@ -104,14 +102,14 @@ def train_group(
     found = snapshots.latest()
     by_name = {material.task.name: material for material in work.materials}
     for name in found.closed if found else []:  # a process was killed before it put them into place
-        working = unfinished(work.out / name)
-        if working.is_dir():
-            publish(by_name[name].task, working, work.out / name)
+        folder = RunFolder.in_group(work.out / name)
+        if folder.working.is_dir():
+            publish(by_name[name].task, folder)
     if found and not found.members:
         return found.failed
     model = open_model()
     with quiet_transformers():
-        pack, stack = _make(work, by_name, base, model, found, snapshots, board)
+        pack, stack = _make(work, by_name, model, found, snapshots, board)
         done = found.tick if found else 0
         if found:
             board.note(f"going on from step {done}")
@@ -133,7 +131,6 @@ def train_group(
 def _make(
     work: GroupJob,
     by_name: dict[str, PreparedData],
-    base: Base,
     model: Any,
     found: Snapshot | None,
     snapshots: Snapshots,
@@ -142,13 +139,13 @@ def _make(
     """The pack with all its members, as new or as a snapshot has them."""
     plan = work.first[1]
     names: Sequence[str] = list(found.members) if found else work.names
-    made = [make_adapter(model, by_name[name].task, base, by_name[name].rows, plan.device) for name in names]
+    made = [make_adapter(model, by_name[name], plan.device) for name in names]
     stack = StackedWeights(model, [adapter for adapter, _ in made])
     for number, (_, weights) in enumerate(made):
         stack.load(number, weights)
         weights.clear()
     members = [
-        MemberTrainer(by_name[name], work.plans[name], base, adapter, model, work.out / name)
+        MemberTrainer(by_name[name], work.plans[name], adapter, model, work.out / name)
         for name, (adapter, _) in zip(names, made, strict=True)
     ]
     if found is None and work.longer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -21,21 +20,18 @@ from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import read_json, sync_tree, write_json
 from lora_ft.core.progress import Silent
 from lora_ft.data.batching import collate, count_positions
-from lora_ft.models.bases import Base
 from lora_ft.multi_lora.batched_linear import PerAdapterDropout
 from lora_ft.multi_lora.dashboard import AdapterStatus
 from lora_ft.multi_lora.peft_adapter import Adapter
 from lora_ft.multi_lora.resume_point import Tensors, parameter_groups, read_point, write_point
 from lora_ft.multi_lora.stacked_adamw import Rate
-from lora_ft.runs.run import ADAPTER, LOG, METRICS, TASK, WEIGHTS, unfinished
-from lora_ft.tasks.files import save_task
+from lora_ft.runs.run import ADAPTER, METRICS, WEIGHTS
 from lora_ft.tasks.schema import Task
-from lora_ft.training import resume_points
-from lora_ft.training.output_folder import record_rows, run_of
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
-from lora_ft.training.results import CHOICES, finish, hardware, measured, trim_log
-from lora_ft.training.setup import task_trainer
+from lora_ft.training.results import hardware_name, run_metrics
+from lora_ft.training.run_folder import RunFolder
+from lora_ft.training.setup import trainer_around
 from lora_ft.training.trainer import fault_of, no_gradient
 
 
@@ -46,24 +42,19 @@ class MemberTrainer:
         name: of its task.
         task, plan: what is trained, and how.
         adapter: see there.
-        out, working: its run's folder, and where that lies while it trains.
+        folder: Folder of its run.
         trainer: transformers', which evaluates, logs and keeps the state; it takes no steps.
         resumed: step that it went on from.
         due: it has come to a point to resume from.
         failure: why it left the pack without a run, or "".
     """
 
-    def __init__(self, material: PreparedData, plan: Plan, base: Base, adapter: Adapter, model: Any, out: Path) -> None:
-        self.task, self.plan, self.adapter, self.out = material.task, plan, adapter, out
-        self.name, self.working = self.task.name, unfinished(out)
-        self._material, self._base = material, base
-        self.working.mkdir(parents=True, exist_ok=True)
-        save_task(self.task, self.working / TASK)
-        record_rows(self.working, run_of(self.working) or secrets.token_hex(8), material.record)
-        write_json(self.working / CHOICES, {"precision": plan.precision.name, "compile": plan.compile})
-        self.trainer, self._reporter = task_trainer(
-            self.task, plan, model, material.tokenizer, material.rows, material.validation, self.working, Silent()
-        )
+    def __init__(self, data: PreparedData, plan: Plan, adapter: Adapter, model: Any, out: Path) -> None:
+        self.task, self.plan, self.adapter, self.folder = data.task, plan, adapter, RunFolder.in_group(out)
+        self.name, self.working = self.task.name, self.folder.working
+        self._data = data
+        self.folder.record(data, plan)
+        self.trainer, self._reporter = trainer_around(model, data, plan, self.working, Silent())
         self.resumed, self.due, self.failure = 0, False, ""
         self._order: list[int] = []
         self._loss, self._norm, self._rate = 0.0, 0.0, 0.0  # the first since what was logged last
@@ -84,7 +75,7 @@ class MemberTrainer:
 
     def point(self) -> tuple[dict[str, Any], Tensors] | None:
         """Return what it goes on from where it is trained longer: `begin` takes the first of it."""
-        return read_point(self.working, self._names, self.generator.device.type)
+        return read_point(self.folder, self._names, self.generator.device.type)
 
     @property
     def _names(self) -> list[str]:
@@ -108,7 +99,7 @@ class MemberTrainer:
             for callback in self._stoppers():
                 callback.early_stopping_patience_counter = saved["patience"]
         self.resumed = state.global_step
-        trim_log(self.working / LOG, self.resumed)
+        self.folder.trim_log(self.resumed)
         self._rated = self._optimizer()
         trainer.create_scheduler(self.plan.steps, self._rated)
         for _ in range(self.resumed):
@@ -158,7 +149,7 @@ class MemberTrainer:
         trainer.control = trainer.callback_handler.on_step_begin(trainer.args, self.state, trainer.control)
         numbers = self._order[at * self.plan.global_batch : (at + 1) * self.plan.global_batch]
         size = train.per_device_train_batch_size
-        rows = self._material.rows
+        rows = self._data.rows
         first = trainer.special.start
         batches = [
             collate([rows[i] for i in numbers[start : start + size]], first) for start in range(0, len(numbers), size)
@@ -206,7 +197,7 @@ class MemberTrainer:
         trainer = self.trainer
         epoch, at = divmod(self.state.global_step, self.plan.steps_per_epoch)
         accumulated = self.task.train.gradient_accumulation_steps
-        batches = math.ceil(len(self._material.rows) / self.task.train.per_device_train_batch_size)
+        batches = math.ceil(len(self._data.rows) / self.task.train.per_device_train_batch_size)
         self._advance_rate()
         self._loss, self._norm = self._loss + loss, norm
         self.state.global_step += 1
@@ -253,7 +244,7 @@ class MemberTrainer:
 
     def _keep_best(self, weights: dict[str, Tensor]) -> None:
         folder = self._best_folder()
-        self.adapter.write(weights, folder, self._base)
+        self.adapter.write(weights, folder, self._data.base)
         sync_tree(folder)
 
     def _best_folder(self) -> Path:
@@ -274,7 +265,7 @@ class MemberTrainer:
         """
         trainer, state, weights = self.trainer, self.state, tensors.weights
         last = self.working / f"checkpoint-{state.global_step}"
-        self.adapter.write(weights, last, self._base)
+        self.adapter.write(weights, last, self._data.base)
         write_point(last, trainer, self._rated, self._names, tensors, self.generator)
         if state.best_metric is not None and state.best_global_step != state.global_step:
             weights = load_file(self._best_folder() / WEIGHTS)
@@ -285,16 +276,15 @@ class MemberTrainer:
             | {"train_loss": sum(losses) / max(len(losses), 1)}
         )
         trainer.control = trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
-        self.adapter.write(weights, self.working / ADAPTER, self._base)
-        seconds = time.time() - self._began
-        metrics = measured(self.task, self.plan, self._base, trainer, self._reporter, self._material.splits, seconds)
+        self.adapter.write(weights, self.working / ADAPTER, self._data.base)
+        metrics = run_metrics(self._data, self.plan, trainer, self._reporter, time.time() - self._began)
         write_json(
             self.working / METRICS,
             metrics
             | {
                 "trainable_parameters": self.adapter.parameters,
                 "resumed_at": self.resumed,
-                "hardware": hardware(self.plan),
+                "hardware": hardware_name(self.plan),
                 **share,
             },
         )
@@ -318,15 +308,14 @@ class MemberTrainer:
         )
 
 
-def publish(task: Task, working: Path, out: Path) -> None:
-    """Put the run of a member that was closed into its place.
+def publish(task: Task, folder: RunFolder) -> None:
+    """Finish the run of a closed member.
 
-    Its last state is marked whole only now, when a snapshot knows that it has left: before, a killed process would
-    take it for the state that the member began with.
+    Its last state is marked complete only now, after a snapshot without the member was written. Otherwise a killed
+    process would mistake it for the state that the member began with.
     """
-    for folder in working.glob("checkpoint-*"):
-        resume_points.mark(folder, run_of(working))
-    finish(task, working, out, read_json(working / METRICS))
+    folder.mark_checkpoints()
+    folder.finish(task, read_json(folder.working / METRICS))
 
 
 def describe(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lora_ft.data.batching import Encoded
 from lora_ft.models.adapters import name_base
 from lora_ft.models.bases import Base
 from lora_ft.runs.run import WEIGHTS
-from lora_ft.tasks.schema import Task
+from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.weights import fresh_adapter
 
 if TYPE_CHECKING:
@@ -63,21 +62,17 @@ def weight_name(layer: str, side: str) -> str:
     return f"{_PREFIX}{layer}.lora_{side}.weight"
 
 
-def make_adapter(
-    model: Any, task: Task, base: Base, rows: Sequence[Encoded], device: str
-) -> tuple[Adapter, dict[str, Tensor]]:
-    """A task's adapter as training alone would start it, and its weights. The model is left as it was.
+def make_adapter(model: Any, data: PreparedData, device: str) -> tuple[Adapter, dict[str, Tensor]]:
+    """Return a task's adapter, and its weights as training alone would initialize them. The model is left unchanged.
 
     Args:
-        model: the base, without adapters.
-        task: whose.
-        base: where the model comes from.
-        rows: to train on, which EVA looks at.
-        device: to compute that on.
+        model: Base model without adapters.
+        data: Task, base, tokenizer, and the rows that EVA computes initial weights from.
+        device: Device on which EVA runs.
     """
     from peft import get_peft_model_state_dict
 
-    adapted = fresh_adapter(model, task, base, [], rows, device)
+    adapted = fresh_adapter(model, data, device)
     weights = {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(adapted).items()}
     scales = {
         name.removeprefix(_PREFIX): float(module.scaling["default"])

@@ -84,7 +84,6 @@ def _train(work: GroupJob, held: LeasedSnapshots, portion: ResourceRequest, repo
     use_threads(plan.device, max(1, int(portion.cpus)))
     if plan.device == "cuda" and portion.gpus < 1:
         torch.cuda.set_per_process_memory_fraction(portion.gpus)  # or one pack could take another one's memory
-    base = find_base(task.base)
-    return train_group(
-        work, base, lambda: open_frozen(task, base, plan.device), held, reporter, lambda: reporter.stopping
-    )
+    base = find_base(task.base)  # this node's copy
+    work = replace(work, materials=[replace(data, base=base) for data in work.materials])
+    return train_group(work, lambda: open_frozen(task, base, plan.device), held, reporter, lambda: reporter.stopping)

@@ -25,8 +25,7 @@ from transformers.trainer_callback import ExportableState
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import write_text
 from lora_ft.runs.run import WEIGHTS
-from lora_ft.training import resume_points
-from lora_ft.training.output_folder import run_of
+from lora_ft.training.run_folder import RunFolder
 from lora_ft.training.trainer import Trainer
 
 _OPTIMIZER, _SCHEDULER, _RANDOM, _STATE = "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"
@@ -101,11 +100,11 @@ def write_point(
     torch.save(numbers | {"cpu": torch.get_rng_state(), device: generator.get_state()}, folder / _RANDOM)
 
 
-def read_point(working: Path, names: list[str], device: str) -> tuple[dict[str, Any], Tensors] | None:
+def read_point(run: RunFolder, names: list[str], device: str) -> tuple[dict[str, Any], Tensors] | None:
     """Return what an adapter goes on from: the entry of a snapshot, as of `Member.export`, and what is trained of it.
 
     Args:
-        working: Folder of the run. Torn checkpoints in it are deleted.
+        run: Folder of the run. Incomplete checkpoints in it are deleted.
         names: Names of the weights, in the order of the optimizer's parameters.
         device: Device that its random numbers are drawn on.
 
@@ -116,11 +115,11 @@ def read_point(working: Path, names: list[str], device: str) -> tuple[dict[str, 
         UsageError: The run was trained in several processes.
         LoraFtError: The checkpoint is damaged.
     """
-    folder = resume_points.latest(working, run_of(working))
+    folder = run.latest_checkpoint()
     if folder is None:
         return None
     if not (folder / _RANDOM).is_file():
-        raise UsageError(f"the run {working} was trained in several processes", "train it longer alone")
+        raise UsageError(f"the run {run.working} was trained in several processes", "train it longer alone")
     try:
         state = TrainerState.load_from_json(str(folder / _STATE))
         moments = _load(folder / _OPTIMIZER)["state"]

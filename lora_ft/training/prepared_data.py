@@ -1,7 +1,8 @@
-"""What a task is trained from, read and checked: its rows, encoded, and its tokenizer."""
+"""Everything that a task is trained from, read and checked: base, tokenizer and encoded rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_ft.core.progress import Progress
@@ -18,30 +19,40 @@ from lora_ft.training.feasibility import NO_VALIDATION, require_feasible
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A task with what it is trained from.
+    """A task with everything that it is trained from.
 
     Attributes:
-        task: its labels found.
-        tokenizer: the base's, with the task's codec and new tokens.
-        splits: examples of all splits.
-        rows: the training rows, encoded.
-        validation: examples to choose the best checkpoint by, the longest first; may be none.
-        record: of the rows of all splits.
+        task: Task, with its labels filled in.
+        base: Base model.
+        tokenizer: Tokenizer of the base, with the task's codec and new tokens.
+        splits: Examples of all splits.
+        rows: Encoded training rows.
+        validation: Examples that choose the best checkpoint, longest first; may be empty.
+        record: Record of the rows of all splits.
     """
 
     task: Task
+    base: Base
     tokenizer: Tokenizer
     splits: Splits
     rows: list[Encoded]
     validation: list[Example]
     record: RowRecord
 
+    @classmethod
+    def of_rows(cls, task: Task, base: Base, tokenizer: Tokenizer, rows: Sequence[Encoded]) -> PreparedData:
+        """Return prepared data of encoded training rows alone, without validation, for measurements."""
+        splits = Splits([], [], [])
+        return cls(task, base, tokenizer, splits, list(rows), [], RowRecord.of(splits))
+
 
 def prepare(task: Task, base: Base, progress: Progress) -> PreparedData:
-    """Read a task's rows, the test rows too: a fault in them, or an overlap, is better known before training.
+    """Read, check and encode a task's rows.
+
+    Test rows are read too, so that an error in them, or an overlap with training rows, shows before training.
 
     Raises:
-        UsageError, LoraFtError: as of `load_splits`, `check_labels`, `check_generation`, `require_feasible`, `encode`.
+        UsageError, LoraFtError: See `load_splits`, `check_labels`, `check_generation`, `require_feasible`, `encode`.
     """
     tokenizer = load_tokenizer(base.folder, task.codec, task.lora.new_tokens)
     task = with_labels(task)
@@ -63,5 +74,5 @@ def prepare(task: Task, base: Base, progress: Progress) -> PreparedData:
         progress.note(
             f"warning: {splits.overlap:,} prompts of other rows are training prompts too; scores will flatter"
         )
-    validation = sorted(splits.validation, key=lambda one: -len(one.prompt))
-    return PreparedData(task, tokenizer, splits, rows, validation, RowRecord.of(splits))
+    validation = sorted(splits.validation, key=lambda example: -len(example.prompt))
+    return PreparedData(task, base, tokenizer, splits, rows, validation, RowRecord.of(splits))

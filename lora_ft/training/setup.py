@@ -1,7 +1,8 @@
-"""A trainer for a task, around a model that is ready to be trained."""
+"""Build the trainer of a task: weights, transformers' arguments, and the callbacks that log, report and save."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,43 +12,67 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingA
 
 from lora_ft.core.distributed import processes, rank
 from lora_ft.core.generation_options import Options
+from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.memory import keep_freed_memory
 from lora_ft.core.progress import Progress
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.data.batching import Encoded, encode
-from lora_ft.data.splits import Example
 from lora_ft.evaluation.metrics import measure, score
 from lora_ft.export.checkpoint.generation_config import Generation
 from lora_ft.models.backends import allowed_tokens
+from lora_ft.models.bases import cache_folder
 from lora_ft.models.generation import own_generation, torch_options
+from lora_ft.models.initialization import INITIAL
 from lora_ft.runs.run import CURVES, LOG
 from lora_ft.tasks.files import task_text
 from lora_ft.tasks.schema import Task
 from lora_ft.training.plan import Plan
+from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.results import append_entry
-from lora_ft.training.trainer import Curves, ProgressReporter, Trainer
+from lora_ft.training.run_folder import RunFolder
+from lora_ft.training.trainer import Curves, Keeper, ProgressReporter, Trainer
+from lora_ft.training.weights import open_weights
 
 
-def task_trainer(
-    task: Task,
-    plan: Plan,
-    model: torch.nn.Module,
-    tokenizer: Tokenizer,
-    rows: Sequence[Encoded],
-    validation: Sequence[Example],
-    working: Path,
-    progress: Progress,
-) -> tuple[Trainer, ProgressReporter]:
-    """A trainer with the callbacks that log, report and stop early; and the one among them that is asked later.
+def build_trainer(
+    data: PreparedData, plan: Plan, folder: RunFolder, progress: Progress
+) -> tuple[Trainer, Keeper, ProgressReporter]:
+    """Open the weights of a task and return its trainer, ready to start, with two of its callbacks.
 
     Args:
-        task, plan: what is trained, and how.
-        model: with an adapter on it, or whole.
-        tokenizer: of the task.
-        rows, validation: encoded rows to train on, and examples to choose the best checkpoint by (may be none).
-        working: folder of the log.
-        progress: told what happens.
+        data: Task, base, tokenizer and rows.
+        plan: Plan of the run.
+        folder: Folder of the run. Its working folder receives checkpoints and the log, and may hold the initial weights
+            of an adapter to resume from.
+        progress: Receives loss, speed and scores.
     """
-    eval_rows = encode(validation, tokenizer, task.lengths, "validation")
+    if plan.device == "cpu":
+        torch.set_num_threads(max(1, allowed_cpus() // processes()))
+        keep_freed_memory()
+    model = open_weights(data, plan, folder.working / INITIAL)
+    if plan.compile:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+        model.compile(dynamic=True)
+    trainer, reporter = trainer_around(model, data, plan, folder.working, progress)
+    keeper = Keeper(trainer.sampler, folder, data.task.train.save_total_limit)
+    trainer.add_callback(keeper)
+    return trainer, keeper, reporter
+
+
+def trainer_around(
+    model: torch.nn.Module, data: PreparedData, plan: Plan, working: Path, progress: Progress
+) -> tuple[Trainer, ProgressReporter]:
+    """Return a trainer of an open model, and the callback that reports its progress.
+
+    Args:
+        model: Base with an adapter on it, or base with all weights trainable.
+        data: Task, tokenizer and rows. Without validation examples there are no evaluations.
+        plan: Plan of the run.
+        working: Working folder of the run, which receives the log.
+        progress: Receives loss, speed and scores.
+    """
+    task, tokenizer = data.task, data.tokenizer
+    eval_rows = encode(data.validation, tokenizer, task.lengths, "validation")
     arguments = _arguments(task, plan, working, bool(eval_rows))
     log = working / LOG
     own = own_generation(model)
@@ -58,7 +83,7 @@ def task_trainer(
         loraplus_lr_ratio=task.lora.loraplus_lr_ratio,
         bf16=plan.precision.is_bf16,
         compiled=plan.compile,
-        train_rows=rows,
+        train_rows=data.rows,
         eval_rows=eval_rows,
         special=own.special,
         generation=_generation(task, own, tokenizer),

@@ -25,8 +25,7 @@ from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import IGNORED
 from lora_ft.data.batching import Encoded, LengthSampler, collate, count_positions
 from lora_ft.models.generation import only
-from lora_ft.training import resume_points
-from lora_ft.training.output_folder import Claim
+from lora_ft.training.run_folder import RunFolder
 
 
 class Rows(Dataset[Encoded]):
@@ -168,10 +167,16 @@ def no_gradient() -> LoraFtError:
 
 
 class Keeper(TrainerCallback):
-    """Keeps what can be resumed: sets the epoch's order, seals checkpoints, and turns a signal into one more."""
+    """Callback that makes a run resumable: sets the row order of each epoch, seals checkpoints, saves on a signal.
 
-    def __init__(self, sampler: LengthSampler, folder: Path, keep: int, claim: Claim | None = None) -> None:
-        self._sampler, self._folder, self._keep, self._claim = sampler, folder, keep, claim
+    Args:
+        sampler: Sampler of the training rows.
+        folder: Folder of the run.
+        keep: Number of checkpoints to keep.
+    """
+
+    def __init__(self, sampler: LengthSampler, folder: RunFolder, keep: int) -> None:
+        self._sampler, self._folder, self._keep = sampler, folder, keep
         self._interrupts = Interrupts()
 
     @property
@@ -204,11 +209,7 @@ class Keeper(TrainerCallback):
         if args.world_size > 1:
             torch.distributed.barrier()
         if args.should_save:
-            if self._claim is not None:
-                self._claim.require_own()
-            run = "" if self._claim is None else self._claim.run
-            best = state.best_model_checkpoint
-            resume_points.seal(self._folder, state.global_step, keep=self._keep, best=best, run=run)
+            self._folder.seal_checkpoint(state.global_step, keep=self._keep, best=state.best_model_checkpoint)
 
 
 def reschedule(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:

@@ -19,7 +19,7 @@ from lora_ft.runs.run import Run, unfinished
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from tests.lora_ft.test_train import losses, same, start, stop_at, wait_for, weights
-from tests.lora_ft.training.test_output_folder import APPENDED, rewrite
+from tests.lora_ft.training.test_run_folder import APPENDED, rewrite
 
 MakeTask = Callable[..., Path]
 RANDOM: dict[str, Any] = {
@@ -121,7 +121,7 @@ def test_a_run_killed_while_it_is_finished_loses_no_step(make_task: MakeTask, tm
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(f"lora_ft.training.results.{moment}", killed)
+        patch.setattr(f"lora_ft.training.run_folder.{moment}", killed)
         train(task, tmp_path / "run")
     run = train(task, tmp_path / "run", resume=True)
     assert run.metrics["resumed_at"] == 12

@@ -21,7 +21,7 @@ from lora_ft.train_many import WORK, train_many
 from lora_ft.training.trainer import Trainer
 from tests.lora_ft.test_train import closeness, losses, wait_for, weights
 from tests.lora_ft.test_train_many import Noting, files, interrupt, same, snapshots, start, unlike
-from tests.lora_ft.training.test_output_folder import APPENDED, rewrite
+from tests.lora_ft.training.test_run_folder import APPENDED, rewrite
 
 MakeTask = Callable[..., Path]
 # A constant rate, so that a run that is trained longer is the one that never stopped. 6 steps end within an

@@ -10,12 +10,13 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from lora_ft.models.adapters import add_adapter
-from lora_ft.models.bases import Base, load_model
+from lora_ft.models.bases import Base, load_model, load_tokenizer
 from lora_ft.multi_lora.batched_linear import MultiLoraLinear
 from lora_ft.multi_lora.peft_adapter import Adapter, make_adapter
 from lora_ft.multi_lora.stacked_adamw import Rate, StackedAdamW
 from lora_ft.multi_lora.stacked_weights import StackedWeights
 from lora_ft.tasks.schema import Task
+from lora_ft.training.prepared_data import PreparedData
 
 LORAS: list[dict[str, Any]] = [
     {"r": 2, "lora_alpha": 4, "target_modules": "q,v"},
@@ -26,11 +27,12 @@ LORAS: list[dict[str, Any]] = [
 
 def made(tiny_base: Path, loras: list[dict[str, Any]]) -> tuple[Any, StackedWeights, list[dict[str, torch.Tensor]]]:
     """A model, its stack, and the weights that were loaded, B's drawn at random."""
-    model, base = load_model(tiny_base), Base("tiny", tiny_base)
+    model, base, tokenizer = load_model(tiny_base), Base("tiny", tiny_base), load_tokenizer(tiny_base)
     found = []
     for lora in loras:
         content = {"name": "x", "prompt": "{text}", "data": {"train": "x"}, "lora": lora}
-        found.append(make_adapter(model, Task.model_validate(content), base, [], "cpu"))
+        data = PreparedData.of_rows(Task.model_validate(content), base, tokenizer, [])
+        found.append(make_adapter(model, data, "cpu"))
     for _, weights in found:
         for weight in weights.values():
             weight.normal_()

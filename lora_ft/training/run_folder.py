@@ -1,0 +1,325 @@
+"""The folder of a run while it trains, and everything that `--resume` does.
+
+**Where a run lies.** While a task trains, its run lies in `<out>.unfinished`, beside `<out>`. When all of it is written
+and flushed to the disk, that folder is renamed to `<out>`. So `<out>` is always a whole run, and with `--overwrite` an
+earlier run stays there until the new one is finished. A lock on `<out>` refuses a second job meanwhile.
+
+**What is kept while training.** At every interval of `train.eval_every`, and when a signal arrives, the Trainer writes
+a checkpoint: weights, optimizer, schedule, random numbers. It is marked complete after everything in it has reached
+the disk, and only then are older checkpoints deleted. The newest `train.save_total_limit` and the best one remain. A
+process killed at any moment therefore leaves at least one complete checkpoint, and incomplete ones are deleted. Beside
+the checkpoints lie:
+
+    task.yaml      the task with every default filled in; written last, because with it the run can be resumed
+    claim.json     the run's identifier, which its checkpoints carry, and digests of the rows that it began with
+    choices.json   what the machine decided when the run began: the precision, and whether the model is compiled
+    log.jsonl      the log; on resume, entries after the checkpoint are dropped, since those steps are done again
+    initial        initial weights of an adapter that PiSSA, OLoRA, CorDA or EVA computed
+
+**What `--resume` does with an unfinished run.** Training goes on from the newest complete checkpoint, to the same bits
+as if it had never stopped: with the same order of rows, random numbers, early-stopping counter and choices.
+
+**What is refused.** A task that differs in any section, rows that differ in any split (the message says which), a
+checkpoint of another run (it is passed over), a best checkpoint that is missing, a folder that another job uses or that
+lora-ft did not create, and a run that belongs to an unfinished adapter group. Nothing is changed on the disk then.
+
+**What is kept of a finished run.** Its folder `resume` holds the last checkpoint, and the weights of the best one if
+that is another. With `method: full` this takes three times the model's size, and once more for the best weights.
+
+**Longer training.** `--resume` on a finished run trains it further, if the task differs in `train.num_train_epochs` or
+`train.max_steps` alone and asks for more steps than were done. The learning rate follows its schedule over all steps,
+including those already done, so it jumps when training goes on; with a constant rate the result is the run that never
+stopped. Early stopping counts from zero. The finished run stays in its place until the longer one replaces it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_ft.core.distributed import rank
+from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.files import read_json, replace_folder, sync_tree, write_json, write_text
+from lora_ft.core.locks import locked
+from lora_ft.core.output_paths import followed, refuse_existing
+from lora_ft.core.ownership import foreign_reason
+from lora_ft.core.progress import Progress
+from lora_ft.core.staging import tidy
+from lora_ft.data.row_record import RowRecord
+from lora_ft.models.initialization import INITIAL
+from lora_ft.publishing.model_card import Facts, run_card
+from lora_ft.runs.group_record import require_no_pack
+from lora_ft.runs.run import CARD, CLAIM, CURVES, LOG, METRICS, RESUME, TASK, Run, is_run, unfinished
+from lora_ft.tasks.files import load_task, save_task
+from lora_ft.tasks.inputs import input_paths
+from lora_ft.tasks.schema import AUTO, Task
+from lora_ft.training import resume_points
+from lora_ft.training.compute_dtype import ComputeDtype
+from lora_ft.training.plan import Choices, Plan
+from lora_ft.training.prepared_data import PreparedData
+
+CHOICES = "choices.json"
+_VERSION = 1
+_LONGER = {"num_train_epochs", "max_steps"}  # keys of `train` that may change when a finished run is trained longer
+_GO_ON = "resume with the same task and --set, or start anew with --overwrite"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run that this process may train. The module's docstring describes its life.
+
+    Attributes:
+        out: Folder of the run once it is finished.
+        working: Folder of the run while it trains.
+        run_id: Identifier of the run, which its checkpoints carry. "" for a run of 0.1.0, which recorded none.
+        rows: Record of the rows that the run began with; None for a new run.
+        finished: Folder of the finished run that is trained longer, or None.
+    """
+
+    out: Path
+    working: Path
+    run_id: str = ""
+    rows: RowRecord | None = None
+    finished: Path | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def claim(cls, task: Task, out: Path, *, resume: bool, overwrite: bool, progress: Progress) -> Iterator[RunFolder]:
+        """Check that a run may be written, before any other work, and hold the lock of its folder.
+
+        Args:
+            task: Task to train.
+            out: Folder of the run. A link is followed.
+            resume: Continue an unfinished run, or train a finished one longer.
+            overwrite: Replace a finished run and discard an unfinished one.
+            progress: Receives a warning if the file system has no locks.
+
+        Raises:
+            UsageError: The folder is taken, there is nothing of this task to resume, another job uses the folder, or
+                the run belongs to an unfinished adapter group.
+        """
+        place = followed(out)
+        if rank() != 0:
+            yield cls(place, unfinished(place))
+            return
+        if not resume:
+            refuse_existing(out, overwrite=overwrite, inputs=input_paths(task))
+        with locked(place) as works:
+            if not works:
+                progress.note(f"warning: {place.parent} has no file locks; start no second job on {place}")
+            require_no_pack(place)
+            tidy(place)
+            yield cls.resume(task, place, overwrite=overwrite) if resume else cls.new(task, place, overwrite=overwrite)
+
+    @classmethod
+    def new(cls, task: Task, out: Path, *, overwrite: bool) -> RunFolder:
+        """Return the folder of a new run, after deleting an unfinished run if `overwrite` is set.
+
+        Raises:
+            UsageError: The folder is taken.
+        """
+        working = unfinished(out)
+        refuse_existing(out, overwrite=overwrite, inputs=input_paths(task))
+        if working.exists() and not overwrite:
+            raise UsageError(
+                f"an unfinished run lies in {working}", "add --resume to go on, or --overwrite to start anew"
+            )
+        if working.exists():
+            if reason := "is not a folder" if not working.is_dir() else foreign_reason(working):
+                raise UsageError(f"{working} {reason}, so --overwrite does not delete it", "move it away")
+            shutil.rmtree(working)
+        return cls(out, working, secrets.token_hex(8))
+
+    @classmethod
+    def resume(cls, task: Task, out: Path, *, overwrite: bool = False) -> RunFolder:
+        """Return the folder of an unfinished run, or of a finished run that is to be trained longer.
+
+        Raises:
+            UsageError: There is neither, or it is of another task.
+        """
+        working = unfinished(out)
+        if not (working / TASK).is_file():
+            if is_run(out):
+                return cls._longer(task, out, working)
+            raise UsageError(f"there is no unfinished run {working} to resume", "leave out --resume")
+        recorded = run_id_of(working)
+        if recorded == "" or recorded != run_id_of(out):  # else a finished run was being trained longer
+            refuse_existing(out, overwrite=overwrite, inputs=input_paths(task))
+        if changed := _changed_sections(load_task(working / TASK), task):
+            raise UsageError(f"the unfinished run {working} was started with another {', '.join(changed)}", _GO_ON)
+        return cls(out, working, recorded, _recorded_rows(working))
+
+    @classmethod
+    def in_group(cls, out: Path) -> RunFolder:
+        """Return the folder of a run that trains in an adapter group, whose command holds the lock."""
+        working = unfinished(out)
+        return cls(out, working, run_id_of(working) or secrets.token_hex(8))
+
+    @classmethod
+    def _longer(cls, task: Task, out: Path, working: Path) -> RunFolder:
+        before = load_task(out / TASK)
+        more = {key: getattr(task.train, key) for key in _LONGER}
+        expected = before.model_copy(update={"train": before.train.model_copy(update=more)})
+        if changed := _changed_sections(expected, task):
+            raise UsageError(
+                f"the finished run {out} was trained with another {', '.join(changed)}",
+                "only train.num_train_epochs and train.max_steps may grow",
+            )
+        if not any((out / RESUME).glob("checkpoint-*")):
+            raise UsageError(
+                f"the finished run {out} keeps no state to go on from: {out / RESUME} is missing",
+                "restore that folder, or train the run again with --overwrite",
+            )
+        if working.exists() and (reason := foreign_reason(working)):
+            raise UsageError(f"{working} {reason}, so the run is not trained longer there", "move it away")
+        return cls(out, working, run_id_of(out), _recorded_rows(out), out)
+
+    def check_rows(self, rows: RowRecord) -> None:
+        """Raise UsageError if the run would go on with other rows than it began with."""
+        if self.rows is not None:
+            require_same_rows(self.rows, rows, self.finished or self.working)
+
+    def require_steps_left(self, steps: int) -> None:
+        """Raise UsageError if a finished run that is to be trained longer has done all `steps` of its new plan."""
+        if self.finished is None:
+            return
+        done = max(resume_points.step_of(path) for path in (self.finished / RESUME).glob("checkpoint-*"))
+        if done >= steps:
+            raise UsageError(
+                f"the run {self.finished} is finished: it did {done:,} of {steps:,} steps",
+                "raise train.num_train_epochs (or train.max_steps) to train it longer, or start anew with --overwrite",
+            )
+
+    def require_own(self) -> None:
+        """Raise LoraFtError if another job has taken over the working folder (on a file system without locks)."""
+        if rank() == 0 and run_id_of(self.working) != self.run_id:
+            raise LoraFtError(f"{self.working} was taken over by another job", "give each run an --out of its own")
+
+    def choices(self) -> Choices | None:
+        """Return what the run chose when it began, since another machine, or a busier one, might choose otherwise."""
+        if self.finished is not None:
+            metrics = Run(self.finished).metrics
+            return Choices(ComputeDtype(metrics["precision"], "as this run began"), metrics["compiled"])
+        path = self.working / CHOICES
+        if not path.is_file():
+            return None
+        recorded = read_json(path)
+        return Choices(ComputeDtype(recorded["precision"], "as this run began"), recorded["compile"])
+
+    def reopen(self) -> None:
+        """Restore checkpoints to the working folder, after the run was finished, or killed while it was finished."""
+        if self.finished is not None:
+            self._copy_finished(self.finished)
+        resume_points.restore_resume_point(self.working / RESUME)
+
+    def _copy_finished(self, finished: Path) -> None:
+        if self.working.exists():  # a process was killed while it copied
+            shutil.rmtree(self.working)
+        shutil.copytree(finished / RESUME, self.working)
+        newest = max(self.working.glob("checkpoint-*"), key=resume_points.step_of)
+        resume_points.reset_patience(newest)
+        for name in (LOG, CLAIM):
+            if (finished / name).is_file():
+                shutil.copyfile(finished / name, self.working / name)
+        if (finished / CURVES).is_dir():
+            shutil.copytree(finished / CURVES, self.working / CURVES)
+
+    def record(self, data: PreparedData, plan: Plan) -> None:
+        """Record identifier, rows, choices and task in the working folder, from when on the run can be resumed."""
+        self.working.mkdir(parents=True, exist_ok=True)
+        write_json(self.working / CLAIM, {"version": _VERSION, "run": self.run_id, "splits": data.record.as_dict()})
+        write_json(self.working / CHOICES, {"precision": plan.precision.name, "compile": plan.compile})
+        save_task(data.task, self.working / TASK)  # last: with it the run can be resumed
+
+    def latest_checkpoint(self) -> Path | None:
+        """Return the newest complete checkpoint of this run, or None. Incomplete checkpoints are deleted."""
+        return resume_points.latest(self.working, run_id_of(self.working))
+
+    def seal_checkpoint(self, step: int, *, keep: int, best: str | None) -> None:
+        """Mark the checkpoint of `step` complete, then delete older ones; see `lora_ft.training.resume_points.seal`.
+
+        Raises:
+            LoraFtError: Another job has taken over the working folder.
+        """
+        self.require_own()
+        resume_points.seal(self.working, step, keep=keep, best=best, run=self.run_id)
+
+    def mark_checkpoints(self) -> None:
+        """Mark every checkpoint in the working folder complete."""
+        for checkpoint in self.working.glob("checkpoint-*"):
+            resume_points.mark(checkpoint, run_id_of(self.working))
+
+    def trim_log(self, step: int) -> None:
+        """Drop log entries after `step`, where training goes on, since those steps are done again."""
+        path = self.working / LOG
+        if rank() != 0 or not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        complete = [line for line in lines if line.endswith("\n")]  # a killed process may have cut the last line
+        write_text(path, "".join(line for line in complete if json.loads(line)["step"] <= step))
+
+    def schedule_note(self, task: Task, plan: Plan) -> str:
+        """Describe how the learning rate continues in a finished run that is trained longer."""
+        done = Run(self.finished or self.out).metrics["steps"]
+        return (
+            f"the finished run did {done:,} steps; the {task.train.lr_scheduler_type} schedule now runs over "
+            f"{plan.steps:,} steps, so the learning rate jumps to where that has it at step {done:,}"
+        )
+
+    def finish(self, task: Task, metrics: dict[str, Any]) -> None:
+        """Write metrics and card beside the weights, keep the last state, and rename the working folder to `out`.
+
+        Raises:
+            LoraFtError: The folder at `out` was not created by lora-ft; the run stays in the working folder.
+        """
+        working = self.working
+        write_json(working / METRICS, metrics)
+        write_text(working / CARD, run_card(Facts(task, metrics)))
+        (working / CHOICES).unlink(missing_ok=True)
+        resume_points.keep_resume_point(working, working / RESUME, run_id_of(working))
+        if (working / RESUME).is_dir() and (working / INITIAL).is_dir():
+            shutil.copytree(working / INITIAL, working / RESUME / INITIAL)
+        for path in [*working.glob("checkpoint-*"), *working.glob(INITIAL)]:
+            shutil.rmtree(path)
+        sync_tree(working)
+        replace_folder(working, self.out)
+
+
+def require_same_rows(before: RowRecord, now: RowRecord, began: Path) -> None:
+    """Raise UsageError, naming the changes, if the rows differ from those that the run in `began` began with."""
+    if changes := before.changes(now):
+        raise UsageError(
+            f"the rows are not those that {began} began with: {'; '.join(changes)}",
+            "restore them, or start anew with --overwrite",
+        )
+
+
+def run_id_of(folder: Path) -> str:
+    """Return the identifier recorded in the folder of a run, or "" if there is none."""
+    return str(read_json(folder / CLAIM).get("run", "")) if (folder / CLAIM).is_file() else ""
+
+
+def _recorded_rows(folder: Path) -> RowRecord | None:
+    """Return the record of the rows that the run in a folder began with, or None if there is none.
+
+    Raises:
+        LoraFtError: The record is damaged.
+    """
+    path = folder / CLAIM
+    if not path.is_file():
+        return None
+    splits = read_json(path).get("splits")
+    return RowRecord.read(splits if isinstance(splits, dict) else {}, path)
+
+
+def _changed_sections(before: Task, task: Task) -> list[str]:
+    """Return the sections in which two tasks differ. Labels "auto" stand for those that were found before."""
+    if task.labels == AUTO:
+        task = task.model_copy(update={"labels": before.labels})
+    return [name for name in Task.model_fields if getattr(before, name) != getattr(task, name)]

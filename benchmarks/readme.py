@@ -19,7 +19,7 @@ from lora_ft.core.hardware import cores
 from lora_ft.reports.markdown import interval, table
 from lora_ft.tasks.files import load_task
 from lora_ft.training.memory_estimates import GIB, HEAP, task_batch
-from lora_ft.training.memory_estimates import sizes as computed_sizes
+from lora_ft.training.memory_estimates import model_sizes as computed_sizes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

@@ -17,7 +17,7 @@ from lora_ft.runs.run import METRICS, Run, is_run
 
 
 @dataclass(frozen=True)
-class Entry:
+class AdapterEntry:
     """One adapter on the shelf.
 
     Attributes:
@@ -43,7 +43,7 @@ class Entry:
         return self.run.folder.name
 
 
-def entry(folder: Path) -> Entry:
+def adapter_entry(folder: Path) -> AdapterEntry:
     """A run's adapter.
 
     Raises:
@@ -54,7 +54,7 @@ def entry(folder: Path) -> Entry:
         raise UsageError(f"{folder} is a run of method {run.task.method}, which leaves no adapter", "give another run")
     config = adapter_config(run.adapter)
     grid = folder.parent / GRID
-    return Entry(
+    return AdapterEntry(
         run,
         max(config["r"], *(config.get("rank_pattern") or {}).values(), 0),
         folder_size(run.adapter),
@@ -65,20 +65,20 @@ def entry(folder: Path) -> Entry:
     )
 
 
-def list_runs(folder: Path) -> list[Entry]:
+def list_runs(folder: Path) -> list[AdapterEntry]:
     """The adapters of all runs right below a folder, by name; runs of method full are left out.
 
     Raises:
         UsageError: there are none.
     """
     runs = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
-    found = [entry(path) for path in runs if Run(path).task.method == "lora"]
+    found = [adapter_entry(path) for path in runs if Run(path).task.method == "lora"]
     if not found:
         raise UsageError(f"{folder} holds no runs with adapters", "give the folder that `lora-ft train --out` made")
     return found
 
 
-def remove(folders: Sequence[Path]) -> int:
+def remove_runs(folders: Sequence[Path]) -> int:
     """Delete runs; the bytes that are free now.
 
     Raises:

@@ -124,7 +124,7 @@ def _begin(data: PreparedData, plan: Plan, folder: RunFolder, trainer: Trainer, 
             keep_start(trainer.model, folder.working / INITIAL)
         checkpoint = folder.latest_checkpoint()
         if checkpoint is not None:
-            resume_points.settle_best(checkpoint)
+            resume_points.repoint_best(checkpoint)
     if processes() > 1:
         torch.distributed.barrier()
     if rank() != 0:

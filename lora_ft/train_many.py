@@ -22,10 +22,17 @@ from lora_ft.models.bases import Base, find_base
 from lora_ft.multi_lora.dashboard import Dashboard, SilentDashboard
 from lora_ft.multi_lora.engine import Engine, LocalEngine, TrainingSite
 from lora_ft.multi_lora.group_job import GroupJob
-from lora_ft.multi_lora.planner import Chosen, MemoryNeed, balanced_size, lines, plan_groups, require_groupable
+from lora_ft.multi_lora.planner import (
+    MemoryNeed,
+    PlannedGroup,
+    balanced_size,
+    describe_groups,
+    plan_groups,
+    require_groupable,
+)
 from lora_ft.reports.run_report import write_run_report, write_runs_report
-from lora_ft.runs.group_record import RECORD, WORK
-from lora_ft.runs.run import TASK, Run, is_run, unfinished
+from lora_ft.runs.group_record import GROUPS_FOLDER, GROUPS_RECORD
+from lora_ft.runs.run import TASK, Run, is_run, working_folder
 from lora_ft.tasks.schema import AUTO, Task
 from lora_ft.training.compute_dtype import ComputeDtype
 from lora_ft.training.memory_estimates import Batch, Shape
@@ -37,7 +44,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Packed:
+class TrainManyResult:
     """What `train_many` left.
 
     Attributes:
@@ -58,7 +65,7 @@ def train_many(
     most: int | None = None,
     engine: Engine | None = None,
     board: Dashboard | None = None,
-) -> Packed:
+) -> TrainManyResult:
     """Train an adapter for each task, all on one copy of their base, each as `lora_ft.train.train` would.
 
     Tasks that do not fit into memory together are trained in several packs. An adapter whose loss is not finite leaves
@@ -85,7 +92,7 @@ def train_many(
     require_groupable(tasks)
     out = refuse_shelf(out)
     with ExitStack() as held, keeping(out, "free some, then add --resume to go on from the last snapshot"):
-        for place in (out / WORK, *(out / task.name for task in tasks)):
+        for place in (out / GROUPS_FOLDER, *(out / task.name for task in tasks)):
             held.enter_context(locked(place))
             tidy(place)
         return _train(tasks, out, resume, overwrite, most, engine, board)
@@ -99,7 +106,7 @@ def _train(
     most: int | None,
     engine: Engine | None,
     board: Dashboard,
-) -> Packed:
+) -> TrainManyResult:
     """Train tasks whose places are locked."""
     record, finished = _claim(tasks, out, resume=resume, overwrite=overwrite)
     base = find_base(tasks[0].base)
@@ -139,7 +146,7 @@ def _train(
             }
             for claim in finished.values():  # before the record, so that a process killed here does it again
                 claim.reopen()
-            write_json(out / WORK / RECORD, record)
+            write_json(out / GROUPS_FOLDER / GROUPS_RECORD, record)
         works = [
             GroupJob(
                 at,
@@ -153,14 +160,14 @@ def _train(
         ]
         ended = chosen.run(works, site, board)
     if not ended.broken:
-        (out / WORK / RECORD).unlink()
-        shutil.rmtree(out / WORK)
+        (out / GROUPS_FOLDER / GROUPS_RECORD).unlink()
+        shutil.rmtree(out / GROUPS_FOLDER)
     for name in (task.name for task in tasks if is_run(out / task.name)):
         write_run_report(Run(out / name), board)
     if len(tasks) > 1:
         write_runs_report(out, board)
     failed = ended.failed | {name: f"{why}; --resume goes on" for name, why in ended.broken.items()}
-    return Packed([Run(out / task.name) for task in tasks if task.name not in failed], failed)
+    return TrainManyResult([Run(out / task.name) for task in tasks if task.name not in failed], failed)
 
 
 def _plan(material: PreparedData, base: Base, site: TrainingSite) -> Plan:
@@ -185,7 +192,7 @@ def _choose(
         batch = Batch(train.per_device_train_batch_size, *longest)
         needs.append(MemoryNeed(name, plans[name].trainable, max(lora.r, *lora.rank_pattern.values(), 1), batch))
 
-    def packs(most: int | None) -> list[Chosen]:
+    def packs(most: int | None) -> list[PlannedGroup]:
         return plan_groups(
             Shape.of(base.config),
             needs,
@@ -199,7 +206,7 @@ def _choose(
     chosen = packs(most)
     if most is None and site.places > 1:
         chosen = packs(balanced_size(len(needs), site.places, max(len(pack.names) for pack in chosen)))
-    for line in lines(chosen, site.room):
+    for line in describe_groups(chosen, site.room):
         board.note(line)
     return [one.names for one in chosen]
 
@@ -238,7 +245,7 @@ def _check_rows(record: Mapping[str, Any], materials: Mapping[str, PreparedData]
 
 
 def _rows_file(out: Path, digest: str) -> Path:
-    return out / WORK / f"rows-{digest}.json"
+    return out / GROUPS_FOLDER / f"rows-{digest}.json"
 
 
 def _claim(
@@ -249,10 +256,10 @@ def _claim(
     Returns:
         The record of what is resumed, and the claims of finished runs that are to be trained longer, by name.
     """
-    record = out / WORK / RECORD
+    record = out / GROUPS_FOLDER / GROUPS_RECORD
     if resume:
         if not record.is_file():
-            shutil.rmtree(out / WORK, ignore_errors=True)
+            shutil.rmtree(out / GROUPS_FOLDER, ignore_errors=True)
             return None, _finished(tasks, out)
         found = read_json(record)
         if found["version"] != _VERSION:
@@ -264,14 +271,16 @@ def _claim(
             raise UsageError(f"the unfinished packs in {out} are of other tasks", "resume with the same ones")
         for task in tasks:
             place = out / task.name
-            if (unfinished(place) / TASK).is_file() or found.get("longer"):
+            if (working_folder(place) / TASK).is_file() or found.get("longer"):
                 RunFolder.resume(task, place, overwrite=overwrite or is_run(place))
         return found, {}
     if record.is_file() and not overwrite:
-        raise UsageError(f"unfinished packs lie in {out / WORK}", "add --resume to go on, or --overwrite to start anew")
+        raise UsageError(
+            f"unfinished packs lie in {out / GROUPS_FOLDER}", "add --resume to go on, or --overwrite to start anew"
+        )
     for task in tasks:
         RunFolder.new(task, out / task.name, overwrite=overwrite)
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    shutil.rmtree(out / GROUPS_FOLDER, ignore_errors=True)
     return None, {}
 
 

@@ -28,7 +28,7 @@ from lora_ft.models.start_from import adopted
 from lora_ft.tasks.files import Fault, load_task
 from lora_ft.tasks.schema import SPLITS, Task
 from lora_ft.training.feasibility import NO_VALIDATION, obstacles
-from lora_ft.training.memory_estimates import GIB, Batch, Shape, task_memory, what_fits
+from lora_ft.training.memory_estimates import GIB, Batch, Shape, suggest_smaller, task_memory
 from lora_ft.training.plan import Plan, make_plan
 
 _PERCENTILES = (50, 90, 95, 100)
@@ -229,7 +229,7 @@ def _memory_warnings(task: Task, base: Base, plan: Plan, rows: Sequence[Encoded]
     return [
         f"training needs about {need.total / GIB:.1f} GiB, of which activations {need.activations / GIB:.1f}, and "
         f"{where} has {room / GIB:.1f}; what fits: "
-        f"{what_fits(task, shape, batch, plan.trainable, bf16=bf16, cpu=cpu, room=room)}"
+        f"{suggest_smaller(task, shape, batch, plan.trainable, bf16=bf16, cpu=cpu, room=room)}"
     ]
 
 

@@ -33,7 +33,7 @@ from lora_ft.multi_lora.dashboard import SilentDashboard
 from lora_ft.multi_lora.group import AdapterGroup
 from lora_ft.multi_lora.group_member import MemberTrainer
 from lora_ft.multi_lora.peft_adapter import make_adapter
-from lora_ft.multi_lora.planner import MemoryNeed, memory
+from lora_ft.multi_lora.planner import MemoryNeed, group_memory
 from lora_ft.multi_lora.snapshots import Snapshots
 from lora_ft.multi_lora.stacked_weights import StackedWeights
 from lora_ft.reports.terminal import console, table
@@ -42,7 +42,7 @@ from lora_ft.tasks.files import save_task
 from lora_ft.tasks.schema import Task
 from lora_ft.training.compute_dtype import ComputeDtype
 from lora_ft.training.memory_estimates import Batch, Shape
-from lora_ft.training.plan import Choices, Plan, make_plan, this_device
+from lora_ft.training.plan import Choices, Plan, make_plan, training_device
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.setup import trainer_around
 from lora_ft.training.weights import open_base, open_weights
@@ -94,7 +94,7 @@ class Timing:
 
 def measure(base: Base, counts: Sequence[int], settings: Settings) -> list[Timing]:
     """Return the timings of one adapter alone, then of groups of `counts` adapters."""
-    device = this_device()
+    device = training_device()
     if device == "cpu":
         torch.set_num_threads(allowed_cpus())
         keep_freed_memory()
@@ -106,7 +106,7 @@ def measure(base: Base, counts: Sequence[int], settings: Settings) -> list[Timin
         for count in counts:
             batch = Batch(settings.rows, settings.source, settings.target)
             need = MemoryNeed("", works[0][1].trainable, settings.rank, batch)
-            total = memory(
+            total = group_memory(
                 Shape.of(base.config),
                 [need] * count,
                 bf16=settings.precision == "bf16",
@@ -169,7 +169,7 @@ def _seconds_in_group(
     base: Base, works: Sequence[tuple[PreparedData, Plan]], folder: Path, settings: Settings
 ) -> float:
     """Return the median time of a step of an adapter group, in seconds."""
-    device = this_device()
+    device = training_device()
     model = open_base(works[0][0].task, base, device).to(device)
     adapters = [make_adapter(model, data, device) for data, _ in works]
     stack = StackedWeights(model, [adapter for adapter, _ in adapters])
@@ -233,7 +233,7 @@ def main(
             json_file,
             {
                 "environment": environment(),
-                "device": this_device(),
+                "device": training_device(),
                 **settings,
                 "timings": [asdict(timing) for timing in timings],
             },

@@ -23,7 +23,7 @@ import typer
 
 from benchmarks.command import refuse_other, run_command
 from lora_ft.core.files import read_json, write_text
-from lora_ft.multi_lora.planner import MemoryNeed, balanced_size, memory
+from lora_ft.multi_lora.planner import MemoryNeed, balanced_size, group_memory
 from lora_ft.reports.markdown import table
 from lora_ft.training.memory_estimates import FLAN, GIB, Batch, Shape
 
@@ -83,7 +83,7 @@ def largest(shape: Shape, rank: int, batch: Batch, room: float, *, cpu: bool, bf
     need = MemoryNeed("", 2 * layers * rank * (shape.d_model + shape.inner), rank, batch)
 
     def fits(count: int) -> bool:
-        return memory(shape, [need] * count, bf16=bf16, checkpointing=False, cpu=cpu).total <= room
+        return group_memory(shape, [need] * count, bf16=bf16, checkpointing=False, cpu=cpu).total <= room
 
     count = 0
     while fits(count + 1) and count < ADAPTERS:

@@ -26,7 +26,7 @@ from lora_ft.core.printable import printable
 from lora_ft.core.streams import is_terminal, say
 
 if TYPE_CHECKING:
-    from lora_ft.run_registry import Entry
+    from lora_ft.run_registry import AdapterEntry
 
 app = typer.Typer(
     cls=GroupedCommands,
@@ -62,9 +62,9 @@ def show(
 ) -> None:
     """Show one adapter: its rows, training and scores."""
     from lora_ft.cli.tables import show_adapter
-    from lora_ft.run_registry import entry as read_entry
+    from lora_ft.run_registry import adapter_entry
 
-    entry = read_entry(run)
+    entry = adapter_entry(run)
     if as_json:
         facts = {**_summary(entry), "metrics": entry.run.metrics, "scores": entry.run.scores}
         show_result(facts, say, as_json=True)
@@ -72,7 +72,7 @@ def show(
         show_adapter(entry)
 
 
-def _summary(entry: Entry) -> dict[str, Any]:
+def _summary(entry: AdapterEntry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "folder": entry.run.folder,
@@ -166,10 +166,10 @@ def rm(
     Adapter, log and scores are deleted. Exit code 1 if the answer is no.
     """
     from lora_ft.core.errors import UsageError
-    from lora_ft.run_registry import entry, remove
+    from lora_ft.run_registry import adapter_entry, remove_runs
 
     for run in runs:
-        entry(run)
+        adapter_entry(run)
     if not yes:
         if not is_terminal(sys.stdin):
             raise UsageError("stdin is not a terminal, so deletion cannot be confirmed", "pass --yes")
@@ -177,5 +177,5 @@ def rm(
         if input(f"delete {names}? [y/N] ").strip().lower() not in ("y", "yes"):
             say("nothing was deleted")
             return 1
-    say(f"{remove(runs) / 1e6:.1f} MB freed")
+    say(f"{remove_runs(runs) / 1e6:.1f} MB freed")
     return 0

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from lora_ft.evaluation.comparison import Comparison
     from lora_ft.export_onnx import Exported
     from lora_ft.merge_adapters import Combined
-    from lora_ft.run_registry import Entry as RunEntry
+    from lora_ft.run_registry import AdapterEntry
     from lora_ft.runs.run import Run
     from lora_ft.tasks.files import TaskFaults
     from lora_ft.tasks.schema import Task
-    from lora_ft.train_many import Packed
-    from lora_ft.training.memory_estimates import Size
+    from lora_ft.train_many import TrainManyResult
+    from lora_ft.training.memory_estimates import ModelSize
     from lora_ft.validate import Validation
 
 _MAX_FAULTS = 50  # rows that a table shows at most
@@ -232,7 +232,7 @@ def show_entries(entries: Sequence[Entry]) -> None:
     console().print(rows)
 
 
-def show_sizes(task: Task, estimates: Sequence[Size]) -> None:
+def show_sizes(task: Task, estimates: Sequence[ModelSize]) -> None:
     """Print the memory of every FLAN-T5 size under a task's limits."""
     from lora_ft.training.memory_estimates import GIB, HEAP, task_batch
 
@@ -250,7 +250,7 @@ def show_sizes(task: Task, estimates: Sequence[Size]) -> None:
     )
 
 
-def show_runs(result: Packed, out: Path, best: str | None) -> None:
+def show_runs(result: TrainManyResult, out: Path, best: str | None) -> None:
     """Print the run of each of several tasks, and the best one of a grid."""
     screen = console()
     runs = table("adapter", "steps", "best", "loss", "validation", "samples/s", "")
@@ -273,7 +273,7 @@ def show_runs(result: Packed, out: Path, best: str | None) -> None:
     screen.print(f"{len(result.runs)} runs in {out}", soft_wrap=True)
 
 
-def show_adapters(entries: Sequence[RunEntry]) -> None:
+def show_adapters(entries: Sequence[AdapterEntry]) -> None:
     """Print the adapters of a folder of runs."""
     adapters = table("adapter", "base", "rank", "MB", "validation", "trained")
     names = distinct([entry.name for entry in entries], 26)
@@ -289,7 +289,7 @@ def show_adapters(entries: Sequence[RunEntry]) -> None:
     console().print(adapters)
 
 
-def show_adapter(entry: RunEntry) -> None:
+def show_adapter(entry: AdapterEntry) -> None:
     """Print one adapter: its training, and every score that was recorded."""
     from lora_ft.models.adapter_files import adapter_config
     from lora_ft.runs.records import score_values

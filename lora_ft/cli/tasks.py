@@ -47,7 +47,7 @@ def sizes(
     """
     from lora_ft.cli.tables import show_sizes
     from lora_ft.tasks.files import load_task
-    from lora_ft.training.memory_estimates import sizes as estimate
+    from lora_ft.training.memory_estimates import model_sizes as estimate
 
     loaded = load_task(task, set_)
     show(list(estimate(loaded)), lambda estimates: show_sizes(loaded, estimates), as_json=as_json)

@@ -13,10 +13,10 @@ from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.interrupts import Interrupted, Interrupts
 from lora_ft.core.memory import device_memory
 from lora_ft.multi_lora.dashboard import Dashboard
-from lora_ft.multi_lora.group_job import GroupJob, open_frozen, train_group, use_threads
+from lora_ft.multi_lora.group_job import GroupJob, open_frozen_base, set_threads, train_group
 from lora_ft.multi_lora.snapshots import Snapshots
 from lora_ft.training.compute_dtype import ComputeDtype, choose_compute_dtype
-from lora_ft.training.plan import this_device
+from lora_ft.training.plan import training_device
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ class LocalEngine:
         """See `Engine.survey`."""
         if storage:
             raise UsageError(f"the snapshots of {out} lie in {storage}", "resume with --engine ray")
-        device = this_device()
+        device = training_device()
         return TrainingSite(device, choose_compute_dtype(asked, device), device_memory(device))
 
     def run(self, works: Sequence[GroupJob], site: TrainingSite, board: Dashboard) -> EngineResult:
         """See `Engine.run`; what breaks one pack is raised."""
-        use_threads(site.device, allowed_cpus())
+        set_threads(site.device, allowed_cpus())
         data = works[0].materials[0]
-        open_model = cache(lambda: open_frozen(data.task, data.base, site.device))
+        open_model = cache(lambda: open_frozen_base(data.task, data.base, site.device))
         failed: dict[str, str] = {}
         interrupts = Interrupts()
         interrupts.take()

@@ -14,9 +14,9 @@ from torch import Tensor
 from lora_ft.core.energy import SOURCES, meter
 from lora_ft.core.tokenizer import IGNORED
 from lora_ft.multi_lora.dashboard import AdapterStatus, Dashboard
-from lora_ft.multi_lora.group_member import MemberTrainer, describe, publish
+from lora_ft.multi_lora.group_member import MemberTrainer, failure_text, publish
 from lora_ft.multi_lora.joint_batches import MemberBatch, concatenate, plan_passes
-from lora_ft.multi_lora.resume_point import Tensors
+from lora_ft.multi_lora.resume_point import AdapterState
 from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
 from lora_ft.multi_lora.stacked_adamw import StackedAdamW
 from lora_ft.multi_lora.stacked_weights import StackedWeights
@@ -153,7 +153,7 @@ class AdapterGroup:
         except OSError:
             raise
         except Exception as error:
-            member.failure = describe(error)
+            member.failure = failure_text(error)
 
     def _part(self) -> None:
         """Let members go that are done. A snapshot without them comes before their runs are put into place, as what a
@@ -182,10 +182,12 @@ class AdapterGroup:
             if not member.failure:
                 publish(member.task, member.folder)
 
-    def _tensors(self, number: int) -> Tensors:
+    def _tensors(self, number: int) -> AdapterState:
         """Return copies of what is trained of a member, and of its moments."""
         means, squares = self._optimizer.means, self._optimizer.squares
-        return Tensors(self._stack.read(number), self._stack.read(number, means), self._stack.read(number, squares))
+        return AdapterState(
+            self._stack.read(number), self._stack.read(number, means), self._stack.read(number, squares)
+        )
 
     def _share(self, member: MemberTrainer) -> dict[str, Any]:
         """What a member's metrics say of the pack, and of the energy that all took, by its rows."""

@@ -19,7 +19,7 @@ from lora_ft.multi_lora.group_member import MemberTrainer, publish
 from lora_ft.multi_lora.peft_adapter import make_adapter
 from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
 from lora_ft.multi_lora.stacked_weights import StackedWeights
-from lora_ft.runs.group_record import WORK
+from lora_ft.runs.group_record import GROUPS_FOLDER
 from lora_ft.tasks.schema import Task
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
@@ -61,17 +61,17 @@ class GroupJob:
     @property
     def folder(self) -> Path:
         """Of its snapshots."""
-        return self.out / WORK / str(self.number)
+        return self.out / GROUPS_FOLDER / str(self.number)
 
 
-def use_threads(device: str, count: int) -> None:
+def set_threads(device: str, count: int) -> None:
     """Let this process compute on a device with so many threads."""
     if device == "cpu":
         torch.set_num_threads(count)
         keep_freed_memory()
 
 
-def open_frozen(task: Task, base: Base, device: str) -> Any:
+def open_frozen_base(task: Task, base: Base, device: str) -> Any:
     """The base that a pack trains on."""
     model = open_base(task, base, device).to(device)
     if task.train.gradient_checkpointing:

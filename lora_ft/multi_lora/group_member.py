@@ -23,8 +23,8 @@ from lora_ft.data.batching import collate, count_positions
 from lora_ft.multi_lora.batched_linear import PerAdapterDropout
 from lora_ft.multi_lora.dashboard import AdapterStatus
 from lora_ft.multi_lora.peft_adapter import Adapter
-from lora_ft.multi_lora.resume_point import Tensors, parameter_groups, read_point, write_point
-from lora_ft.multi_lora.stacked_adamw import Rate
+from lora_ft.multi_lora.resume_point import AdapterState, parameter_groups, read_resume_point, write_resume_point
+from lora_ft.multi_lora.stacked_adamw import AdamWStep
 from lora_ft.runs.run import ADAPTER, METRICS, WEIGHTS
 from lora_ft.tasks.schema import Task
 from lora_ft.training.plan import Plan
@@ -32,7 +32,7 @@ from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.results import hardware_name, run_metrics
 from lora_ft.training.run_folder import RunFolder
 from lora_ft.training.setup import trainer_around
-from lora_ft.training.trainer import fault_of, no_gradient
+from lora_ft.training.trainer import loss_error, no_gradient_error
 
 
 class MemberTrainer:
@@ -73,9 +73,9 @@ class MemberTrainer:
         """Whether it takes no more steps."""
         return bool(self.failure) or self.trainer.control.should_training_stop
 
-    def point(self) -> tuple[dict[str, Any], Tensors] | None:
+    def point(self) -> tuple[dict[str, Any], AdapterState] | None:
         """Return what it goes on from where it is trained longer: `begin` takes the first of it."""
-        return read_point(self.folder, self._names, self.generator.device.type)
+        return read_resume_point(self.folder, self._names, self.generator.device.type)
 
     @property
     def _names(self) -> list[str]:
@@ -171,12 +171,12 @@ class MemberTrainer:
             return None
         return PerAdapterDropout(rate, self.generator, (batch["input_ids"].shape[1], batch["labels"].shape[1]))
 
-    def rate(self) -> Rate:
+    def rate(self) -> AdamWStep:
         """How the next step is taken."""
         train = self.task.train
         scheduler: Any = self.trainer.lr_scheduler
         self._rate = float(scheduler.get_last_lr()[0])
-        return Rate(
+        return AdamWStep(
             self.state.global_step + 1,
             self._rate,
             train.weight_decay,
@@ -186,9 +186,9 @@ class MemberTrainer:
 
     def check(self, loss: float, norm: float) -> None:
         """Leave the pack, if the loss or the first gradient says that training is broken."""
-        fault = fault_of(loss, self.state.global_step + 1)
+        fault = loss_error(loss, self.state.global_step + 1)
         if fault is None and self.state.global_step == 0 and norm == 0.0:
-            fault = no_gradient()
+            fault = no_gradient_error()
         if fault is not None:
             self.failure = fault.message
 
@@ -256,7 +256,7 @@ class MemberTrainer:
             if folder != self._best_folder():
                 shutil.rmtree(folder)
 
-    def close(self, tensors: Tensors, share: dict[str, Any]) -> None:
+    def close(self, tensors: AdapterState, share: dict[str, Any]) -> None:
         """Write the adapter, the last state and what was measured; `publish` comes next.
 
         Args:
@@ -266,7 +266,7 @@ class MemberTrainer:
         trainer, state, weights = self.trainer, self.state, tensors.weights
         last = self.working / f"checkpoint-{state.global_step}"
         self.adapter.write(weights, last, self._data.base)
-        write_point(last, trainer, self._rated, self._names, tensors, self.generator)
+        write_resume_point(last, trainer, self._rated, self._names, tensors, self.generator)
         if state.best_metric is not None and state.best_global_step != state.global_step:
             weights = load_file(self._best_folder() / WEIGHTS)
         steps = state.global_step - self.resumed
@@ -318,6 +318,6 @@ def publish(task: Task, folder: RunFolder) -> None:
     folder.finish(task, read_json(folder.working / METRICS))
 
 
-def describe(error: Exception) -> str:
+def failure_text(error: Exception) -> str:
     """Why an adapter left, from what was raised while it was evaluated or written."""
     return error.message if isinstance(error, LoraFtError) else f"{type(error).__name__}: {error}"

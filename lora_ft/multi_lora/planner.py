@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lora_ft.core.errors import UsageError
 from lora_ft.tasks.schema import Task
-from lora_ft.training.memory_estimates import GIB, Batch, MemoryEstimate, Shape, training
+from lora_ft.training.memory_estimates import GIB, Batch, MemoryEstimate, Shape, training_memory
 
 _ALONE = "train it alone: lora-ft train with its file only"
 
@@ -87,7 +87,9 @@ class MemoryNeed:
     batch: Batch
 
 
-def memory(shape: Shape, needs: Sequence[MemoryNeed], *, bf16: bool, checkpointing: bool, cpu: bool) -> MemoryEstimate:
+def group_memory(
+    shape: Shape, needs: Sequence[MemoryNeed], *, bf16: bool, checkpointing: bool, cpu: bool
+) -> MemoryEstimate:
     """Memory of a pack: the base once; adapters, gradients and moments of all, each as wide as the widest; activations
     of a pass that all share, padded to the longest."""
     widest = max(need.adapter for need in needs)
@@ -97,13 +99,13 @@ def memory(shape: Shape, needs: Sequence[MemoryNeed], *, bf16: bool, checkpointi
         max(need.batch.target for need in needs),
     )
     rank = max(need.rank for need in needs)
-    return training(
+    return training_memory(
         shape, batch, rank=rank, adapter=widest * len(needs), bf16=bf16, checkpointing=checkpointing, cpu=cpu
     )
 
 
 @dataclass(frozen=True)
-class Chosen:
+class PlannedGroup:
     """Tasks that train together.
 
     Attributes:
@@ -124,19 +126,19 @@ def plan_groups(
     checkpointing: bool,
     cpu: bool,
     most: int | None,
-) -> list[Chosen]:
+) -> list[PlannedGroup]:
     """Packs for all tasks, tasks of like length together, each pack as large as memory allows.
 
     Args:
         shape: of the base.
         needs: of the tasks.
         room: bytes there are.
-        bf16, checkpointing, cpu: as of `lora_ft.training.memory_estimates.training`.
+        bf16, checkpointing, cpu: as of `lora_ft.training.memory_estimates.training_memory`.
         most: adapters in a pack; None: any number.
     """
 
     def total(some: Sequence[MemoryNeed]) -> int:
-        return memory(shape, some, bf16=bf16, checkpointing=checkpointing, cpu=cpu).total
+        return group_memory(shape, some, bf16=bf16, checkpointing=checkpointing, cpu=cpu).total
 
     packs: list[list[MemoryNeed]] = []
     for need in sorted(needs, key=lambda one: (-one.batch.source, -one.batch.target)):
@@ -146,7 +148,7 @@ def plan_groups(
         else:
             packs.append([need])
     order = {need.name: at for at, need in enumerate(needs)}
-    return [Chosen(sorted((need.name for need in pack), key=order.__getitem__), total(pack)) for pack in packs]
+    return [PlannedGroup(sorted((need.name for need in pack), key=order.__getitem__), total(pack)) for pack in packs]
 
 
 def balanced_size(count: int, places: int, most: int) -> int:
@@ -156,7 +158,7 @@ def balanced_size(count: int, places: int, most: int) -> int:
     return math.ceil(count / (places * rounds))
 
 
-def lines(packs: Sequence[Chosen], room: int) -> list[str]:
+def describe_groups(packs: Sequence[PlannedGroup], room: int) -> list[str]:
     """What was chosen, in words; `room` are the bytes there are."""
     count = sum(len(pack.names) for pack in packs)
     said = [f"{count} adapters on one base in {len(packs)} pack{'s' * (len(packs) > 1)}"]

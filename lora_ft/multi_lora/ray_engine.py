@@ -20,11 +20,11 @@ from lora_ft.multi_lora.dashboard import AdapterStatus, Dashboard
 from lora_ft.multi_lora.engine import EngineResult, TrainingSite
 from lora_ft.multi_lora.group_job import GroupJob
 from lora_ft.multi_lora.progress_server import WAITING, GroupDashboard, ProgressActor
-from lora_ft.multi_lora.ray_node import RayNode, ResourceRequest, examine
-from lora_ft.multi_lora.ray_worker import Result, train_here
+from lora_ft.multi_lora.ray_node import RayNode, ResourceRequest, inspect_node
+from lora_ft.multi_lora.ray_worker import NodeResult, train_on_node
 from lora_ft.multi_lora.storage import Storage
-from lora_ft.runs.group_record import WORK
-from lora_ft.runs.run import TASK, is_run, unfinished
+from lora_ft.runs.group_record import GROUPS_FOLDER
+from lora_ft.runs.run import TASK, is_run, working_folder
 from lora_ft.tasks.files import save_task
 
 _LOOK = 0.5  # seconds between looks at what packs report
@@ -86,7 +86,7 @@ class RayEngine:
             raise UsageError(f"no node of the cluster has {portion} for a pack", f"ask for less, or add a node: {has}")
         if self._storage and storage is None:
             storage = f"{self._storage.rstrip('/')}/lora-ft-{secrets.token_hex(4)}"
-        place = storage or str(out.absolute() / WORK)
+        place = storage or str(out.absolute() / GROUPS_FOLDER)
         board.stage("asking nodes", len(able))
         found = self._ask(able, Storage(place), asked)
         first = next((node for node in found.values() if not node.precision.is_bf16), next(iter(found.values())))
@@ -112,7 +112,7 @@ class RayEngine:
         """What nodes say of themselves; those that are busy with something else may not answer."""
         ray, name, token = self._ray, f"token-{secrets.token_hex(8)}", secrets.token_hex(8)
         storage.put(name, token)
-        task = ray.remote(examine)
+        task = ray.remote(inspect_node)
         asking = {}
         for key in nodes:
             there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(key, soft=False)
@@ -159,14 +159,14 @@ class RayEngine:
         )
         desk = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
         # A process of its own for each pack: what one leaves behind in torch and in memory is no other one's.
-        task = ray.remote(max_calls=1)(train_here)
+        task = ray.remote(max_calls=1)(train_on_node)
         options = {
             "num_cpus": self._portion.cpus,
             "num_gpus": self._portion.gpus,
             "max_retries": self._retries,
             "scheduling_strategy": "SPREAD",
         }
-        storage = Storage(site.storage or str(works[0].out / WORK))
+        storage = Storage(site.storage or str(works[0].out / GROUPS_FOLDER))
         if site.storage:
             for work in works:
                 _leave_tasks(work)
@@ -229,15 +229,15 @@ class RayEngine:
                 f"stopped with {stopped + len(pending)} packs unfinished", "the same command with --resume goes on"
             ).by(interrupts.caught)
 
-    def _result(self, reference: Any) -> Result:
+    def _result(self, reference: Any) -> NodeResult:
         """Of a task that is done; a worker lost too often is a fault."""
         try:
-            found: Result = self._ray.get(reference)
+            found: NodeResult = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
-            return Result(fault=_cause(error))
+            return NodeResult(fault=_cause(error))
         except self._ray.exceptions.RayError as error:
             lost = f"its worker was lost more than {self._retries} times"
-            return Result(fault=f"{lost} ({type(error).__name__}: {first_line(error)})")
+            return NodeResult(fault=f"{lost} ({type(error).__name__}: {first_line(error)})")
         return found
 
 
@@ -249,7 +249,7 @@ def _cause(error: Exception) -> str:
 def _leave_tasks(work: GroupJob) -> None:
     """Write down which tasks train, where `claim` looks for them when they are resumed."""
     for material in work.materials:
-        working = unfinished(work.out / material.task.name)
+        working = working_folder(work.out / material.task.name)
         working.mkdir(exist_ok=True)
         save_task(material.task, working / TASK)
 
@@ -262,7 +262,7 @@ def _collect(work: GroupJob, storage: Storage) -> None:
     for name in work.names:
         if is_run(work.folder / name):
             replace_folder(work.folder / name, work.out / name)
-            shutil.rmtree(unfinished(work.out / name), ignore_errors=True)
+            shutil.rmtree(working_folder(work.out / name), ignore_errors=True)
 
 
 def _waiting(work: GroupJob) -> list[AdapterStatus]:

@@ -43,7 +43,7 @@ class ResourceRequest:
         return f"{self.cpus:g} CPU{'s' * (self.cpus != 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
 
 
-def examine(place: str, name: str, asked: str, portion: ResourceRequest) -> RayNode:
+def inspect_node(place: str, name: str, asked: str, portion: ResourceRequest) -> RayNode:
     """Look at this node.
 
     Args:
@@ -53,9 +53,9 @@ def examine(place: str, name: str, asked: str, portion: ResourceRequest) -> RayN
     """
     device = "cpu"
     if portion.gpus:
-        from lora_ft.training.plan import this_device
+        from lora_ft.training.plan import training_device
 
-        device = this_device()
+        device = training_device()
     return RayNode(
         platform.node(),
         device,

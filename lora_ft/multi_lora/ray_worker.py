@@ -13,19 +13,19 @@ import torch
 
 from lora_ft.core.interrupts import Interrupted
 from lora_ft.models.bases import find_base
-from lora_ft.multi_lora.group_job import GroupJob, open_frozen, train_group, use_threads
-from lora_ft.multi_lora.group_member import describe
+from lora_ft.multi_lora.group_job import GroupJob, open_frozen_base, set_threads, train_group
+from lora_ft.multi_lora.group_member import failure_text
 from lora_ft.multi_lora.leased_snapshots import LeasedSnapshots
 from lora_ft.multi_lora.progress_server import RemoteProgress
 from lora_ft.multi_lora.ray_node import ResourceRequest
 from lora_ft.multi_lora.storage import Storage
-from lora_ft.runs.group_record import RECORD
+from lora_ft.runs.group_record import GROUPS_RECORD
 
 _EVERY = 0.5  # seconds between reports
 
 
 @dataclass(frozen=True)
-class Result:
+class NodeResult:
     """How a pack ended.
 
     Attributes:
@@ -39,7 +39,7 @@ class Result:
     fault: str = ""
 
 
-def train_here(work: GroupJob, place: str, shared: bool, portion: ResourceRequest, desk: Any) -> Result:
+def train_on_node(work: GroupJob, place: str, shared: bool, portion: ResourceRequest, desk: Any) -> NodeResult:
     """Train a pack on this node, from its last snapshot if there is one. Nothing is raised but by a second Ctrl-C.
 
     Args:
@@ -55,13 +55,13 @@ def train_here(work: GroupJob, place: str, shared: bool, portion: ResourceReques
     reporter.note(f"{len(work.names)} adapter{'s' * (len(work.names) > 1)} on {platform.node()}")
     reporter.flush()
     if reporter.stopping:
-        return Result(stopped=True)
+        return NodeResult(stopped=True)
     try:
         storage = Storage(place)
         if shared:
-            if storage.get(RECORD) is None:
-                return Result(fault=f"{platform.node()} does not see {place}")
-            return Result(
+            if storage.get(GROUPS_RECORD) is None:
+                return NodeResult(fault=f"{platform.node()} does not see {place}")
+            return NodeResult(
                 _train(work, LeasedSnapshots(work.folder, storage, work.number, run=work.run), portion, reporter)
             )
         with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
@@ -70,20 +70,22 @@ def train_here(work: GroupJob, place: str, shared: bool, portion: ResourceReques
             held = LeasedSnapshots(moved.folder, storage, work.number, moved.out, work.run)
             failed = _train(moved, held, portion, reporter)
             held.send()
-            return Result(failed)
+            return NodeResult(failed)
     except Interrupted:
-        return Result(stopped=True)
+        return NodeResult(stopped=True)
     except Exception as error:
-        return Result(fault=describe(error))
+        return NodeResult(fault=failure_text(error))
     finally:
         reporter.flush()
 
 
 def _train(work: GroupJob, held: LeasedSnapshots, portion: ResourceRequest, reporter: RemoteProgress) -> dict[str, str]:
     task, plan = work.first
-    use_threads(plan.device, max(1, int(portion.cpus)))
+    set_threads(plan.device, max(1, int(portion.cpus)))
     if plan.device == "cuda" and portion.gpus < 1:
         torch.cuda.set_per_process_memory_fraction(portion.gpus)  # or one pack could take another one's memory
     base = find_base(task.base)  # this node's copy
     work = replace(work, materials=[replace(data, base=base) for data in work.materials])
-    return train_group(work, lambda: open_frozen(task, base, plan.device), held, reporter, lambda: reporter.stopping)
+    return train_group(
+        work, lambda: open_frozen_base(task, base, plan.device), held, reporter, lambda: reporter.stopping
+    )

@@ -33,7 +33,7 @@ _EMBEDDING_RATE = 1e-6  # peft's, for a group that packs leave empty
 
 
 @dataclass(frozen=True)
-class Tensors:
+class AdapterState:
     """What is trained of one adapter, and the optimizer's two moments of it, by peft's names of the weights."""
 
     weights: dict[str, Tensor]
@@ -61,12 +61,12 @@ def parameter_groups(trainer: Trainer, names: list[str], ratio: float | None) ->
     ]
 
 
-def write_point(
+def write_resume_point(
     folder: Path,
     trainer: Trainer,
     optimizer: torch.optim.Optimizer,
     names: list[str],
-    tensors: Tensors,
+    tensors: AdapterState,
     generator: torch.Generator,
 ) -> None:
     """Write the state beside the weights of a checkpoint.
@@ -100,7 +100,7 @@ def write_point(
     torch.save(numbers | {"cpu": torch.get_rng_state(), device: generator.get_state()}, folder / _RANDOM)
 
 
-def read_point(run: RunFolder, names: list[str], device: str) -> tuple[dict[str, Any], Tensors] | None:
+def read_resume_point(run: RunFolder, names: list[str], device: str) -> tuple[dict[str, Any], AdapterState] | None:
     """Return what an adapter goes on from: the entry of a snapshot, as of `Member.export`, and what is trained of it.
 
     Args:
@@ -140,7 +140,7 @@ def read_point(run: RunFolder, names: list[str], device: str) -> tuple[dict[str,
         "logged": state.global_step,
         "patience": 0,
     }
-    return entry, Tensors(weights, means, squares)
+    return entry, AdapterState(weights, means, squares)
 
 
 def _load(path: Path) -> Mapping[Any, Any]:

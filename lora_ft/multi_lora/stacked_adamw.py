@@ -17,7 +17,7 @@ _AT_ONCE_ELSEWHERE = 2**26
 
 
 @dataclass(frozen=True)
-class Rate:
+class AdamWStep:
     """How one adapter takes one step.
 
     Attributes:
@@ -46,7 +46,7 @@ class StackedAdamW:
         self.means, self.squares = torch.zeros_like(stack.weights), torch.zeros_like(stack.weights)
 
     @torch.no_grad()
-    def step(self, rates: Sequence[Rate]) -> Tensor:
+    def step(self, rates: Sequence[AdamWStep]) -> Tensor:
         """One step of every adapter.
 
         Args:

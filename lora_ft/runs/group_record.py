@@ -6,19 +6,19 @@ from pathlib import Path
 
 from lora_ft.core.errors import UsageError
 from lora_ft.core.files import read_json
-from lora_ft.runs.run import is_run, unfinished
+from lora_ft.runs.run import is_run, working_folder
 
 # Below the folder of the runs; no task's name begins with _.
-WORK, RECORD = "_packs.unfinished", "packs.json"
+GROUPS_FOLDER, GROUPS_RECORD = "_packs.unfinished", "packs.json"
 
 
-def require_no_pack(place: Path) -> None:
+def require_not_in_group(place: Path) -> None:
     """Raise UsageError if the run at `place` belongs to unfinished packs, which alone can go on with its state.
 
     A member that has left its packs, with a run of its own, may be trained by itself.
     """
-    record = place.parent / WORK / RECORD
-    if not record.is_file() or (is_run(place) and not unfinished(place).exists()):
+    record = place.parent / GROUPS_FOLDER / GROUPS_RECORD
+    if not record.is_file() or (is_run(place) and not working_folder(place).exists()):
         return
     names = [name for pack in read_json(record)["packs"] for name in pack]
     if place.name in names:

@@ -61,6 +61,6 @@ def is_run(folder: Path) -> bool:
     return (folder / TASK).is_file() and any(path.is_file() for path in trained)
 
 
-def unfinished(out: Path) -> Path:
+def working_folder(out: Path) -> Path:
     """Where a run that will become `out` is while it trains."""
     return out.with_name(f"{out.name}.unfinished")

@@ -18,7 +18,7 @@ from lora_ft.models.adapters import check_tensors, sketch
 from lora_ft.models.start_from import start_folder
 from lora_ft.tasks.faults import Fault, shown
 from lora_ft.tasks.schema import Task
-from lora_ft.training.plan import this_device
+from lora_ft.training.plan import training_device
 
 NO_VALIDATION = (
     "no validation rows: the last state is kept, not the best, and train.metric_for_best_model is not used "
@@ -54,7 +54,7 @@ def obstacles(task: Task, config: dict[str, Any], splits: Splits) -> list[Fault]
         found.append(
             Fault("train.learning_rate", train.learning_rate, "polynomial ends at 1e-07; give more, or use linear")
         )
-    if train.compile == "on" and this_device() == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+    if train.compile == "on" and training_device() == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         found.append(Fault("train.compile", "on", "there is no C++ compiler here; install g++, or set off"))
     for key, name in _metrics(task, bool(splits.validation)):
         schema = key == "evaluate.metrics" and name == "structured"

@@ -7,7 +7,7 @@ Training holds, in bytes (P parameters, T of them trained):
                  weight instead, and a few scales
     gradients    4 T
     optimizer    8 T, AdamW's two moments; next to nothing with Adafactor, which keeps their rows' and columns' means
-    activations  what autograd keeps for the backward pass (`stored`), and twice the logits in float32: the
+    activations  what autograd keeps for the backward pass (`activation_bytes`), and twice the logits in float32: the
                  log-probabilities, with the logits before and their gradient after
 
 Attention is taken as eager matrix products, which keep every head's s x s weights; fused kernels need less. With
@@ -127,7 +127,7 @@ class MemoryEstimate:
         return RUNTIME + self.weights + self.gradients + self.optimizer + self.activations
 
 
-def training(
+def training_memory(
     shape: Shape,
     batch: Batch,
     *,
@@ -157,11 +157,11 @@ def training(
     weights = 4 * (shape.parameters + (trained if rank else 0)) - (32 - bits) * linear // 8
     products = shape.products if bits == 32 else shape.products - linear
     logits = batch.rows * batch.target * shape.vocab_size
-    kept = stored(shape, batch, rank=rank, bf16=bf16)
+    kept = activation_bytes(shape, batch, rank=rank, bf16=bf16)
     if checkpointing:
         sides = ((shape.num_layers, batch.source), (shape.num_decoder_layers, batch.target))
         inputs = sum(4 * layers * batch.rows * length * shape.d_model for layers, length in sides)
-        kept = inputs + max(stored(one, batch, rank=rank, bf16=bf16) for one in _single_layers(shape))
+        kept = inputs + max(activation_bytes(one, batch, rank=rank, bf16=bf16) for one in _single_layers(shape))
     return MemoryEstimate(
         weights=weights + (2 * products if bf16 else 0),
         gradients=4 * trained,
@@ -170,7 +170,7 @@ def training(
     )
 
 
-def stored(shape: Shape, batch: Batch, *, rank: int, bf16: bool) -> int:
+def activation_bytes(shape: Shape, batch: Batch, *, rank: int, bf16: bool) -> int:
     """Bytes of activations that autograd keeps, but for the head's.
 
     Counted from transformers' T5 with `saved_tensors_hooks`. Of each position: the input of every norm (float32) and
@@ -197,7 +197,7 @@ def stored(shape: Shape, batch: Batch, *, rank: int, bf16: bool) -> int:
     return norms + width * (d * reads + attention + hidden + lora) + pairs
 
 
-def generation(shape: Shape, batch: Batch, *, bf16: bool = False) -> MemoryEstimate:
+def generation_memory(shape: Shape, batch: Batch, *, bf16: bool = False) -> MemoryEstimate:
     """Memory of generating: weights, keys and values of every layer, and the encoder's widest layer or the logits."""
     width = 2 if bf16 else 4
     cache = 2 * shape.num_decoder_layers * shape.inner * (batch.source + batch.target)
@@ -217,7 +217,7 @@ def task_batch(task: Task) -> Batch:
 
 def task_memory(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: bool, cpu: bool) -> MemoryEstimate:
     """Memory of a task's training step; `adapter` are the parameters that it trains."""
-    return training(
+    return training_memory(
         shape,
         batch,
         rank=_rank(shape, adapter, task),
@@ -230,7 +230,7 @@ def task_memory(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: b
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """One FLAN-T5 under a task's limits: total bytes of each way to use it, by what it computes in.
 
     Attributes:
@@ -248,22 +248,22 @@ class Size:
     checkpointed: tuple[int, int]
 
 
-def sizes(task: Task) -> list[Size]:
+def model_sizes(task: Task) -> list[ModelSize]:
     """Every FLAN-T5 under a task's batch, lengths and rank of LoRA."""
     batch, rank = task_batch(task), task.lora.r
     rows = []
     for name, shape in FLAN.items():
         both = lambda make: (make(False), make(True))  # noqa: E731
         rows.append(
-            Size(
+            ModelSize(
                 name,
                 shape.parameters,
-                generate=both(lambda bf16, shape=shape: generation(shape, batch, bf16=bf16).total),
-                lora=both(lambda bf16, shape=shape: training(shape, batch, rank=rank, bf16=bf16).total),
-                full=both(lambda bf16, shape=shape: training(shape, batch, bf16=bf16).total),
+                generate=both(lambda bf16, shape=shape: generation_memory(shape, batch, bf16=bf16).total),
+                lora=both(lambda bf16, shape=shape: training_memory(shape, batch, rank=rank, bf16=bf16).total),
+                full=both(lambda bf16, shape=shape: training_memory(shape, batch, bf16=bf16).total),
                 checkpointed=both(
                     lambda full, shape=shape: (
-                        training(shape, batch, rank=0 if full else rank, bf16=True, checkpointing=True).total
+                        training_memory(shape, batch, rank=0 if full else rank, bf16=True, checkpointing=True).total
                     )
                 ),
             )
@@ -271,13 +271,13 @@ def sizes(task: Task) -> list[Size]:
     return rows
 
 
-def what_fits(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: bool, cpu: bool, room: int) -> str:
+def suggest_smaller(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: bool, cpu: bool, room: int) -> str:
     """What a task that needs more than `room` bytes to train could change to need less, as a remedy to print."""
     train = task.train
     rank, checkpointing = _rank(shape, adapter, task), train.gradient_checkpointing
 
     def need(shape: Shape, batch: Batch, checkpointing: bool, adapter: int = 0) -> int:
-        return training(
+        return training_memory(
             shape, batch, rank=rank, adapter=adapter, bf16=bf16, checkpointing=checkpointing, cpu=cpu, **_storage(task)
         ).total
 
@@ -308,7 +308,7 @@ def _rank(shape: Shape, adapter: int, task: Task) -> int:
 
 
 def _storage(task: Task) -> dict[str, Any]:
-    """How the task stores a frozen base and the optimizer's state, as arguments of `training`."""
+    """How the task stores a frozen base and the optimizer's state, as arguments of `training_memory`."""
     quantization = task.lora.quantization if task.method == "lora" else None
     return {
         "bits": 32 if quantization is None else int(quantization.removesuffix("bit")),

@@ -86,7 +86,7 @@ def make_plan(
     train = task.train
     if task.lora.quantization:
         require_quantization(task.lora.quantization)
-    device = this_device()
+    device = training_device()
     precision = started.precision if started else choose_compute_dtype(train.precision, device)
     global_batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
     per_epoch = math.ceil(len(rows) / global_batch)
@@ -115,7 +115,7 @@ def make_plan(
     )
 
 
-def this_device() -> str:
+def training_device() -> str:
     """Where training computes: "cuda", "mps" or "cpu"."""
     import torch
 

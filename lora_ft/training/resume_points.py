@@ -40,13 +40,13 @@ def seal(folder: Path, step: int, *, keep: int, best: str | None, run: str = "")
         best: Path of the best one, which is kept too; only its name counts.
         run: Identifier of the run, which goes into the mark.
     """
-    mark(folder / f"checkpoint-{step}", run)
+    mark_complete(folder / f"checkpoint-{step}", run)
     for path in _by_step(folder)[:-keep]:
         if best is None or path.name != Path(best).name:
             shutil.rmtree(path)
 
 
-def mark(checkpoint: Path, run: str) -> None:
+def mark_complete(checkpoint: Path, run: str) -> None:
     """Mark a checkpoint of a run whole, after everything in it has reached the disk."""
     sync_tree(checkpoint)
     write_text(checkpoint / _MARK, run)
@@ -57,7 +57,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def settle_best(checkpoint: Path) -> None:
+def repoint_best(checkpoint: Path) -> None:
     """Let a checkpoint name its best checkpoint where that lies now: its run may have been moved.
 
     transformers ignores a best checkpoint that it does not find, and the last weights would be published instead.

@@ -54,8 +54,8 @@ from lora_ft.core.staging import tidy
 from lora_ft.data.row_record import RowRecord
 from lora_ft.models.initialization import INITIAL
 from lora_ft.publishing.model_card import Facts, run_card
-from lora_ft.runs.group_record import require_no_pack
-from lora_ft.runs.run import CARD, CLAIM, CURVES, LOG, METRICS, RESUME, TASK, Run, is_run, unfinished
+from lora_ft.runs.group_record import require_not_in_group
+from lora_ft.runs.run import CARD, CLAIM, CURVES, LOG, METRICS, RESUME, TASK, Run, is_run, working_folder
 from lora_ft.tasks.files import load_task, save_task
 from lora_ft.tasks.inputs import input_paths
 from lora_ft.tasks.schema import AUTO, Task
@@ -106,14 +106,14 @@ class RunFolder:
         """
         place = followed(out)
         if rank() != 0:
-            yield cls(place, unfinished(place))
+            yield cls(place, working_folder(place))
             return
         if not resume:
             refuse_existing(out, overwrite=overwrite, inputs=input_paths(task))
         with locked(place) as works:
             if not works:
                 progress.note(f"warning: {place.parent} has no file locks; start no second job on {place}")
-            require_no_pack(place)
+            require_not_in_group(place)
             tidy(place)
             yield cls.resume(task, place, overwrite=overwrite) if resume else cls.new(task, place, overwrite=overwrite)
 
@@ -124,7 +124,7 @@ class RunFolder:
         Raises:
             UsageError: The folder is taken.
         """
-        working = unfinished(out)
+        working = working_folder(out)
         refuse_existing(out, overwrite=overwrite, inputs=input_paths(task))
         if working.exists() and not overwrite:
             raise UsageError(
@@ -143,7 +143,7 @@ class RunFolder:
         Raises:
             UsageError: There is neither, or it is of another task.
         """
-        working = unfinished(out)
+        working = working_folder(out)
         if not (working / TASK).is_file():
             if is_run(out):
                 return cls._longer(task, out, working)
@@ -158,7 +158,7 @@ class RunFolder:
     @classmethod
     def in_group(cls, out: Path) -> RunFolder:
         """Return the folder of a run that trains in an adapter group, whose command holds the lock."""
-        working = unfinished(out)
+        working = working_folder(out)
         return cls(out, working, run_id_of(working) or secrets.token_hex(8))
 
     @classmethod
@@ -253,7 +253,7 @@ class RunFolder:
     def mark_checkpoints(self) -> None:
         """Mark every checkpoint in the working folder complete."""
         for checkpoint in self.working.glob("checkpoint-*"):
-            resume_points.mark(checkpoint, run_id_of(self.working))
+            resume_points.mark_complete(checkpoint, run_id_of(self.working))
 
     def trim_log(self, step: int) -> None:
         """Drop log entries after `step`, where training goes on, since those steps are done again."""

@@ -30,13 +30,13 @@ from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.results import append_entry
 from lora_ft.training.run_folder import RunFolder
-from lora_ft.training.trainer import Curves, Keeper, ProgressReporter, Trainer
+from lora_ft.training.trainer import Curves, ProgressReporter, ResumeKeeper, Trainer
 from lora_ft.training.weights import open_weights
 
 
 def build_trainer(
     data: PreparedData, plan: Plan, folder: RunFolder, progress: Progress
-) -> tuple[Trainer, Keeper, ProgressReporter]:
+) -> tuple[Trainer, ResumeKeeper, ProgressReporter]:
     """Open the weights of a task and return its trainer, ready to start, with two of its callbacks.
 
     Args:
@@ -54,7 +54,7 @@ def build_trainer(
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
         model.compile(dynamic=True)
     trainer, reporter = trainer_around(model, data, plan, folder.working, progress)
-    keeper = Keeper(trainer.sampler, folder, data.task.train.save_total_limit)
+    keeper = ResumeKeeper(trainer.sampler, folder, data.task.train.save_total_limit)
     trainer.add_callback(keeper)
     return trainer, keeper, reporter
 
@@ -142,7 +142,7 @@ def _arguments(task: Task, plan: Plan, working: Path, validated: bool) -> Seq2Se
         load_best_model_at_end=validated,
         metric_for_best_model=train.metric_for_best_model if validated else None,
         greater_is_better=train.metric_for_best_model != "loss" if validated else None,
-        save_total_limit=None,  # `Keeper` deletes checkpoints, after the newer one is sealed
+        save_total_limit=None,  # `ResumeKeeper` deletes checkpoints, after the newer one is sealed
         predict_with_generate=validated and train.metric_for_best_model != "loss",
         logging_steps=train.logging_steps,
         logging_nan_inf_filter=False,  # the trainer stops on such a loss

@@ -135,17 +135,17 @@ class Trainer(Seq2SeqTrainer):
 
     def _guard(self, loss: float) -> None:
         """Stop on a loss that says training is broken, instead of averaging it away."""
-        if broken := fault_of(loss, self.state.global_step + 1):
+        if broken := loss_error(loss, self.state.global_step + 1):
             raise broken
         if self.state.global_step == 0 and not self._learns():
-            raise no_gradient()
+            raise no_gradient_error()
 
     def _learns(self) -> bool:
         gradients = [p.grad for p in self.model.parameters() if p.requires_grad]
         return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
 
-def fault_of(loss: float, step: int) -> LoraFtError | None:
+def loss_error(loss: float, step: int) -> LoraFtError | None:
     """What is wrong with the loss of a step, if it says that training is broken."""
     if math.isfinite(loss) and loss != 0.0:
         return None
@@ -158,7 +158,7 @@ def fault_of(loss: float, step: int) -> LoraFtError | None:
     )
 
 
-def no_gradient() -> LoraFtError:
+def no_gradient_error() -> LoraFtError:
     """The fault of a first step whose loss tells the trained weights nothing."""
     return LoraFtError(
         "no gradient reaches the trained weights in step 1",
@@ -166,7 +166,7 @@ def no_gradient() -> LoraFtError:
     )
 
 
-class Keeper(TrainerCallback):
+class ResumeKeeper(TrainerCallback):
     """Callback that makes a run resumable: sets the row order of each epoch, seals checkpoints, saves on a signal.
 
     Args:
@@ -188,7 +188,7 @@ class Keeper(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
     ) -> None:
         self._interrupts.take()
-        reschedule(options["lr_scheduler"], options["optimizer"])
+        reset_learning_rate(options["lr_scheduler"], options["optimizer"])
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.release()
@@ -212,7 +212,7 @@ class Keeper(TrainerCallback):
             self._folder.seal_checkpoint(state.global_step, keep=self._keep, best=state.best_model_checkpoint)
 
 
-def reschedule(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
+def reset_learning_rate(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
     """Set the rate of the next step by the schedule over all steps.
 
     A loaded optimizer has the rate of the schedule that it was saved under, which may be over fewer steps.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lora_ft.core.errors import UsageError
-from lora_ft.runs.run import unfinished
+from lora_ft.runs.run import working_folder
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from lora_ft.training.trainer import Trainer
@@ -28,7 +28,7 @@ def check_resume_with_appended_rows_is_refused(folder: Path, scratch: Path) -> N
     with pytest.raises(UsageError, match=r"the rows are not those .* began with: train: 64 rows, was 32") as caught:
         train(task, scratch / "run", resume=True)
     assert "trained on are now" in str(caught.value) and caught.value.exit_code == 2
-    assert not (scratch / "run").exists() and unfinished(scratch / "run").is_dir()
+    assert not (scratch / "run").exists() and working_folder(scratch / "run").is_dir()
 
 
 def check_resume_with_the_same_rows_goes_on(folder: Path, scratch: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from lora_ft.core.errors import UsageError
-from lora_ft.runs.run import Run, unfinished
+from lora_ft.runs.run import Run, working_folder
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from tests.lora_ft.test_train import losses, same, start, stop_at, wait_for, weights
@@ -46,7 +46,7 @@ def test_with_a_constant_rate_it_is_the_run_that_never_stopped(make_task: MakeTa
     assert same(weights(longer), weights(whole)) and losses(longer.folder) == losses(whole.folder)
     assert longer.metrics["steps"] == 24 and longer.metrics["resumed_at"] == 12
     assert longer.metrics["best_step"] == whole.metrics["best_step"]
-    assert longer.task.train.num_train_epochs == 4 and not unfinished(longer.folder).exists()
+    assert longer.task.train.num_train_epochs == 4 and not working_folder(longer.folder).exists()
 
 
 def test_the_rate_follows_the_schedule_over_all_steps(make_task: MakeTask, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from lora_ft.models.adapters import check_fits, count_parameters
 from lora_ft.models.bases import load_model, load_tokenizer
 from lora_ft.models.loading import load
 from lora_ft.publishing.uploads import uploads
-from lora_ft.runs.run import Run, unfinished
+from lora_ft.runs.run import Run, working_folder
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import Task
 from lora_ft.train import train
@@ -188,7 +188,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         stop_at(step, patch)
         with pytest.raises(Stopped):
             train(task, tmp_path / "run")
-    assert (unfinished(tmp_path / "run") / "initial").is_dir() == (name in STARTS_ELSEWHERE)
+    assert (working_folder(tmp_path / "run") / "initial").is_dir() == (name in STARTS_ELSEWHERE)
     resumed = train(task, tmp_path / "run", resume=True)
     ours, theirs = (load_file(next(run.trained.glob("*.safetensors"))) for run in (resumed, whole))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)

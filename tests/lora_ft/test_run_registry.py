@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lora_ft.core.errors import UsageError
-from lora_ft.run_registry import entry, list_runs, remove
+from lora_ft.run_registry import adapter_entry, list_runs, remove_runs
 from lora_ft.runs.run import Run
 
 
@@ -32,7 +32,7 @@ def test_adapters_come_by_name_with_what_is_known_of_them(folder: Path, tiny_run
 
 def test_the_best_of_a_grid_is_marked(folder: Path) -> None:
     (folder / "grid.json").write_text(json.dumps({"version": 1, "best": "tiny", "runs": []}))
-    assert entry(folder / "a").best
+    assert adapter_entry(folder / "a").best
 
 
 def test_runs_without_an_adapter_are_left_out(folder: Path) -> None:
@@ -40,7 +40,7 @@ def test_runs_without_an_adapter_are_left_out(folder: Path) -> None:
     (folder / "a" / "task.yaml").write_text(yaml.safe_dump(task | {"method": "full"}))
     assert [one.name for one in list_runs(folder)] == ["b"]
     with pytest.raises(UsageError, match="leaves no adapter"):
-        entry(folder / "a")
+        adapter_entry(folder / "a")
 
 
 def test_a_folder_without_runs_is_no_shelf(tmp_path: Path) -> None:
@@ -52,6 +52,6 @@ def test_a_folder_without_runs_is_no_shelf(tmp_path: Path) -> None:
 def test_nothing_is_removed_where_one_is_no_run(folder: Path) -> None:
     (folder / "notes").mkdir()
     with pytest.raises(UsageError, match="not a run"):
-        remove([folder / "a", folder / "notes"])
+        remove_runs([folder / "a", folder / "notes"])
     assert (folder / "a").is_dir()
-    assert remove([folder / "a"]) > 0 and not (folder / "a").exists()
+    assert remove_runs([folder / "a"]) > 0 and not (folder / "a").exists()

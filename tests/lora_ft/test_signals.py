@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lora_ft.runs.run import unfinished
+from lora_ft.runs.run import working_folder
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from lora_ft.train_many import train_many
@@ -28,12 +28,12 @@ STEPS: dict[str, Any] = {"eval_every": 3, "num_train_epochs": 3, "metric_for_bes
 def test_a_signal_saves_a_checkpoint(make_task: MakeTask, tmp_path: Path, number: signal.Signals, code: int) -> None:
     task, out = make_task(train=STEPS), tmp_path / "run"
     process = start(task, out)
-    wait_for(lambda: (unfinished(out) / "log.jsonl").exists(), process)
+    wait_for(lambda: (working_folder(out) / "log.jsonl").exists(), process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert f"stopped by {number.name} after step".encode() in errors and b"--resume goes on" in errors
-    assert list(unfinished(out).glob("checkpoint-*/complete"))
+    assert list(working_folder(out).glob("checkpoint-*/complete"))
     resumed = train(load_task(task), out, resume=True)
     assert same(weights(resumed), weights(train(load_task(task), tmp_path / "whole")))
 
@@ -53,11 +53,11 @@ def test_all_processes_of_torchrun_stop_together(make_task: MakeTask, tmp_path: 
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command = [*launch, "-m", "lora_ft", "train", str(task), "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    wait_for(lambda: (unfinished(out) / "log.jsonl").exists(), process)
+    wait_for(lambda: (working_folder(out) / "log.jsonl").exists(), process)
     os.killpg(process.pid, signal.SIGTERM)  # all of them, as a scheduler does; torchrun then passes it on
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0 and b"stopped by SIGTERM after step" in errors
-    assert list(unfinished(out).glob("checkpoint-*/complete"))
+    assert list(working_folder(out).glob("checkpoint-*/complete"))
 
 
 def limit_files() -> None:
@@ -71,7 +71,7 @@ def test_a_file_size_limit_is_one_line_and_the_run_goes_on(make_task: MakeTask, 
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit_files, check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert last.startswith(f"error: {unfinished(out)}: ") and "--resume" in last
+    assert last.startswith(f"error: {working_folder(out)}: ") and "--resume" in last
     assert same(weights(train(load_task(task), out, resume=True)), weights(train(load_task(task), tmp_path / "whole")))
 
 

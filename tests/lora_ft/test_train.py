@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
 from lora_ft.core.errors import LoraFtError, UsageError
-from lora_ft.runs.run import Run, unfinished
+from lora_ft.runs.run import Run, working_folder
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import Task
 from lora_ft.train import Interrupted, train
@@ -74,7 +74,7 @@ def test_a_run_holds_what_it_should(make_task: MakeTask, tmp_path: Path, tiny_ba
         "report.html",
     }
     assert {path.suffix for path in run.adapter.iterdir()} == {".json", ".safetensors"}  # no pickles
-    assert not unfinished(run.folder).exists()
+    assert not working_folder(run.folder).exists()
     assert load_task(run.folder / "task.yaml") == run.task
     assert run.metrics["steps"] == 12
     assert run.metrics["base"]["vocab_size"] == 80
@@ -239,7 +239,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     task = make_task(train=RANDOM, lora={"lora_dropout": 0.1})
     out = tmp_path / "run"
     process = start(task, out)
-    wait_for(lambda: MOMENTS[moment](unfinished(out)), process)
+    wait_for(lambda: MOMENTS[moment](working_folder(out)), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not out.exists()
@@ -257,7 +257,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(
     task = make_task(train=RANDOM, lora={"lora_dropout": 0.1})
     out = tmp_path / "run"
     process = start(task, out)
-    wait_for(lambda: (unfinished(out) / "log.jsonl").exists(), process)
+    wait_for(lambda: (working_folder(out) / "log.jsonl").exists(), process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -300,11 +300,11 @@ def test_a_resumed_run_keeps_the_precision_it_began_with(
     with pytest.raises(LoraFtError, match="not finite"):
         train(task, tmp_path / "run")
     monkeypatch.setattr("lora_ft.training.compute_dtype.cpu_flags", lambda: frozenset())
-    began = json.loads((unfinished(tmp_path / "run") / "choices.json").read_text())
+    began = json.loads((working_folder(tmp_path / "run") / "choices.json").read_text())
     assert began == {"precision": "bf16", "compile": False}
     with pytest.raises(LoraFtError, match="not finite"):
         train(task, tmp_path / "run", resume=True)
-    assert json.loads((unfinished(tmp_path / "run") / "choices.json").read_text()) == began
+    assert json.loads((working_folder(tmp_path / "run") / "choices.json").read_text()) == began
 
 
 def test_tensorboard_shows_one_set_of_curves_and_the_task_even_of_a_resumed_run(

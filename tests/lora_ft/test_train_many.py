@@ -17,11 +17,12 @@ import torch
 from lora_ft.core.errors import UsageError
 from lora_ft.multi_lora.dashboard import SilentDashboard
 from lora_ft.multi_lora.snapshots import Snapshots
+from lora_ft.runs.group_record import GROUPS_FOLDER
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import load_task, save_task
 from lora_ft.tasks.schema import Task
 from lora_ft.train import train
-from lora_ft.train_many import WORK, train_many
+from lora_ft.train_many import train_many
 from lora_ft.training.trainer import Trainer
 from tests.conftest import write_task
 from tests.lora_ft.test_train import closeness, losses, wait_for, weights
@@ -245,7 +246,10 @@ def files(tasks: list[Task]) -> list[str]:
 
 
 def snapshots(out: Path) -> list[int]:
-    return [int(path.parent.name.removeprefix("checkpoint-")) for path in out.glob(f"{WORK}/1/checkpoint-*/complete")]
+    return [
+        int(path.parent.name.removeprefix("checkpoint-"))
+        for path in out.glob(f"{GROUPS_FOLDER}/1/checkpoint-*/complete")
+    ]
 
 
 MOMENTS: dict[str, Callable[[Path], object]] = {

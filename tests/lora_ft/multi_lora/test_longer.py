@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from lora_ft.core.errors import LoraFtError, UsageError
-from lora_ft.runs.run import Run, unfinished
+from lora_ft.runs.group_record import GROUPS_FOLDER
+from lora_ft.runs.run import Run, working_folder
 from lora_ft.tasks.schema import Task
 from lora_ft.train import train
-from lora_ft.train_many import WORK, train_many
+from lora_ft.train_many import train_many
 from lora_ft.training.trainer import Trainer
 from tests.lora_ft.test_train import closeness, losses, wait_for, weights
 from tests.lora_ft.test_train_many import Noting, files, interrupt, same, snapshots, start, unlike
@@ -235,7 +236,7 @@ def test_a_killed_pack_goes_on_with_the_same_tasks_only(tasks: list[Task], tmp_p
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", interrupt)
         train_many(extended(tasks, 12), out, resume=True)
-    assert (out / WORK).is_dir() and unfinished(out / "t1").is_dir()
+    assert (out / GROUPS_FOLDER).is_dir() and working_folder(out / "t1").is_dir()
     with pytest.raises(UsageError, match="started with another train"):
         train_many(extended(tasks, 30), out, resume=True)
     assert [run.metrics["steps"] for run in train_many(extended(tasks, 12), out, resume=True).runs] == [12, 12]

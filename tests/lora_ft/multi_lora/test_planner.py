@@ -11,10 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.core.errors import UsageError
-from lora_ft.multi_lora.planner import MemoryNeed, balanced_size, lines, memory, plan_groups, require_groupable
+from lora_ft.multi_lora.planner import (
+    MemoryNeed,
+    balanced_size,
+    describe_groups,
+    group_memory,
+    plan_groups,
+    require_groupable,
+)
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import Task
-from lora_ft.training.memory_estimates import FLAN, Batch, training
+from lora_ft.training.memory_estimates import FLAN, Batch, training_memory
 
 MakeTask = Callable[..., Path]
 PLAIN: dict[str, Any] = {"bf16": False, "checkpointing": False, "cpu": True}
@@ -70,18 +77,20 @@ def test_names_are_distinct(make_task: MakeTask) -> None:
 
 def test_a_pack_of_one_takes_what_training_alone_takes() -> None:
     one = need("a")
-    assert memory(SMALL, [one], **PLAIN) == training(SMALL, one.batch, rank=8, adapter=one.adapter, cpu=True)
+    assert group_memory(SMALL, [one], **PLAIN) == training_memory(
+        SMALL, one.batch, rank=8, adapter=one.adapter, cpu=True
+    )
 
 
 def test_memory_grows_by_adapters_and_not_by_bases() -> None:
-    few, many = (memory(SMALL, [need(str(i), rows=1) for i in range(count)], **PLAIN) for count in (1, 11))
+    few, many = (group_memory(SMALL, [need(str(i), rows=1) for i in range(count)], **PLAIN) for count in (1, 11))
     assert many.weights - few.weights == 4 * 10 * 344_064
     assert many.optimizer == 11 * few.optimizer
 
 
 def test_packs_are_as_large_as_memory_allows_and_alike_in_length() -> None:
     needs = [need(f"{kind}{i}", source=source) for i in range(3) for kind, source in (("short", 32), ("long", 512))]
-    room = memory(SMALL, [one for one in needs if one.name.startswith("long")], **PLAIN).total
+    room = group_memory(SMALL, [one for one in needs if one.name.startswith("long")], **PLAIN).total
     packs = plan_groups(SMALL, needs, room, **PLAIN, most=None)
     assert [pack.names for pack in packs] == [["long0", "long1", "long2"], ["short0", "short1", "short2"]]
     assert all(pack.total <= room for pack in packs)
@@ -92,7 +101,7 @@ def test_packs_are_as_large_as_memory_allows_and_alike_in_length() -> None:
 def test_a_task_that_is_too_large_alone_is_tried_alone_and_said_so() -> None:
     packs = plan_groups(SMALL, [need("a"), need("b")], 10**6, **PLAIN, most=None)
     assert [pack.names for pack in packs] == [["a"], ["b"]]
-    said = lines(packs, 10**6)
+    said = describe_groups(packs, 10**6)
     assert said[0] == "2 adapters on one base in 2 packs" and "more than there is" in said[1]
 
 

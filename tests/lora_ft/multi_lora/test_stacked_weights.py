@@ -13,7 +13,7 @@ from lora_ft.models.adapters import add_adapter
 from lora_ft.models.bases import Base, load_model, load_tokenizer
 from lora_ft.multi_lora.batched_linear import MultiLoraLinear
 from lora_ft.multi_lora.peft_adapter import Adapter, make_adapter
-from lora_ft.multi_lora.stacked_adamw import Rate, StackedAdamW
+from lora_ft.multi_lora.stacked_adamw import AdamWStep, StackedAdamW
 from lora_ft.multi_lora.stacked_weights import StackedWeights
 from lora_ft.tasks.schema import Task
 from lora_ft.training.prepared_data import PreparedData
@@ -88,7 +88,7 @@ def test_a_step_is_torchs(tiny_base: Path, max_norm: float) -> None:
             if max_norm:
                 torch.nn.utils.clip_grad_norm_([a, b], max_norm)
             single.step()
-        optimizer.step([Rate(step, rate, decay, max_norm, ratio) for rate, decay, ratio in settings])
+        optimizer.step([AdamWStep(step, rate, decay, max_norm, ratio) for rate, decay, ratio in settings])
     for row, (a, b, _) in enumerate(alone):
         torch.testing.assert_close(stack.weights[row], torch.cat([a, b]).detach(), rtol=2e-6, atol=1e-7)
 
@@ -96,7 +96,7 @@ def test_a_step_is_torchs(tiny_base: Path, max_norm: float) -> None:
 def test_no_row_spoils_another(tiny_base: Path) -> None:
     _, stack, loaded = made(tiny_base, LORAS)
     stack.gradients[1] = float("nan")
-    StackedAdamW(stack).step([Rate(1, 0.01, 0.0, 1.0)] * 3)
+    StackedAdamW(stack).step([AdamWStep(1, 0.01, 0.0, 1.0)] * 3)
     assert torch.isfinite(stack.weights[[0, 2]]).all() and not torch.isfinite(stack.weights[1]).all()
     assert all(torch.equal(stack.read(0)[name], weight) for name, weight in loaded[0].items())
 
@@ -111,7 +111,7 @@ def test_padding_stays_zero(tiny_base: Path) -> None:
         stack.gradients.zero_()
         stack.route.send([(0, 1), (1, 1), (2, 1)], 3, torch.device("cpu"))
         model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step([Rate(step, 0.1, 0.1, 1.0)] * 3)
+        optimizer.step([AdamWStep(step, 0.1, 0.1, 1.0)] * 3)
     assert padded.any() and not stack.weights[padded].any()
 
 

@@ -59,7 +59,7 @@ def test_packages_are_looked_for(make_task: MakeTask, tmp_path: Path, monkeypatc
 
 def test_compiling_needs_a_compiler(make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feasibility.shutil, "which", lambda name: None)
-    monkeypatch.setattr(feasibility, "this_device", lambda: "cpu")
+    monkeypatch.setattr(feasibility, "training_device", lambda: "cpu")
     assert "C++ compiler" in refused(make_task(train={"compile": "on"}), tmp_path / "run")["train.compile"]
 
 

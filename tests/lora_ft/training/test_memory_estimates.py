@@ -23,12 +23,12 @@ from lora_ft.training.memory_estimates import (
     GIB,
     Batch,
     Shape,
-    generation,
-    sizes,
-    stored,
+    activation_bytes,
+    generation_memory,
+    model_sizes,
     task_batch,
     task_memory,
-    training,
+    training_memory,
 )
 from lora_ft.training.trainer import token_loss
 from lora_ft.validate import validate
@@ -96,33 +96,33 @@ def test_activations_are_what_autograd_keeps(config: dict[str, Any], batch: Batc
     """transformers 4 keeps a little more of full fine-tuning under autocast than the 5 that was measured."""
     counted = kept_by_autograd(config, batch, bf16=bf16, rank=rank)
     near = 0.1 if int(version("transformers").split(".")[0]) >= 5 else 0.2
-    assert stored(Shape.of(config), batch, rank=rank, bf16=bf16) == pytest.approx(counted, rel=near)
+    assert activation_bytes(Shape.of(config), batch, rank=rank, bf16=bf16) == pytest.approx(counted, rel=near)
 
 
 def test_each_way_to_use_less_memory_does() -> None:
     shape, batch = FLAN["base"], Batch(8, 512, 128)
-    full, lora = training(shape, batch), training(shape, batch, rank=16)
-    assert full.total > lora.total > training(shape, batch, rank=16, checkpointing=True).total
-    assert training(shape, Batch(4, 512, 128), rank=16).activations < 0.6 * lora.activations
+    full, lora = training_memory(shape, batch), training_memory(shape, batch, rank=16)
+    assert full.total > lora.total > training_memory(shape, batch, rank=16, checkpointing=True).total
+    assert training_memory(shape, Batch(4, 512, 128), rank=16).activations < 0.6 * lora.activations
     assert full.optimizer == 8 * shape.parameters and full.gradients == 4 * shape.parameters
-    assert generation(shape, batch, bf16=True).weights == 2 * shape.parameters
-    assert generation(shape, batch).total < lora.total
-    assert training(shape, batch, rank=16, cpu=True).activations > 1.5 * lora.activations
+    assert generation_memory(shape, batch, bf16=True).weights == 2 * shape.parameters
+    assert generation_memory(shape, batch).total < lora.total
+    assert training_memory(shape, batch, rank=16, cpu=True).activations > 1.5 * lora.activations
 
 
 def test_a_quantised_base_and_a_factored_optimizer_take_less(make_task: MakeTask) -> None:
     shape, batch = FLAN["base"], Batch(8, 512, 128)
     linear = sum(a * b for a, b in shape.matrices)
-    plain, four = (training(shape, batch, rank=16, bf16=True, bits=bits) for bits in (32, 4))
+    plain, four = (training_memory(shape, batch, rank=16, bf16=True, bits=bits) for bits in (32, 4))
     assert plain.weights - four.weights == 3.5 * linear + 2 * linear  # float32, and what autocast keeps
     task = load_task(make_task(lora={"quantization": "8bit"}, train={"optim": "adafactor"}))
     found = task_memory(task, shape, task_batch(task), shape.lora(8), bf16=True, cpu=False)
     assert found.optimizer == 0
-    assert found.weights == training(shape, batch, rank=8, bf16=True, bits=8).weights
+    assert found.weights == training_memory(shape, batch, rank=8, bf16=True, bits=8).weights
 
 
 def test_the_table_grows_from_small_to_xxl(make_task: MakeTask) -> None:
-    rows = sizes(load_task(make_task()))
+    rows = model_sizes(load_task(make_task()))
     assert [row.name for row in rows] == list(FLAN)
     for less, more in itertools.pairwise(rows):
         for way in ("generate", "lora", "full", "checkpointed"):

@@ -113,7 +113,7 @@ def test_a_tied_head_is_counted_once() -> None:
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU of a known speed, with a compiler."""
-    monkeypatch.setattr("lora_ft.training.plan.this_device", lambda: "cpu")
+    monkeypatch.setattr("lora_ft.training.plan.training_device", lambda: "cpu")
     monkeypatch.setattr("lora_ft.training.plan._measured_flops", lambda *_: 1e9)
     monkeypatch.setattr("lora_ft.training.plan.shutil.which", lambda name: f"/usr/bin/{name}")
 
@@ -145,7 +145,7 @@ def test_without_a_compiler_nothing_is_compiled(
 
 
 def test_on_an_apple_gpu_nothing_is_compiled(make_task: MakeTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_ft.training.plan.this_device", lambda: "mps")
+    monkeypatch.setattr("lora_ft.training.plan.training_device", lambda: "mps")
     made = plan(make_task(train={"compile": "auto", "max_steps": 1_000_000}))
     assert not made.compile and made.device == "mps"
 

@@ -14,7 +14,7 @@ import pytest
 
 from lora_ft.cli import run as lora_ft
 from lora_ft.core.errors import LoraFtError, UsageError
-from lora_ft.runs.run import Run, unfinished
+from lora_ft.runs.run import Run, working_folder
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from lora_ft.train_many import train_many
@@ -29,7 +29,7 @@ def interrupted(task: Path, out: Path, step: int = 8) -> Path:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("lora_ft.training.trainer.Trainer._guard", stop_at(step))
         train(load_task(task), out)
-    return unfinished(out)
+    return working_folder(out)
 
 
 def rewrite(path: Path, change: Callable[[list[str]], list[str]]) -> None:
@@ -111,7 +111,7 @@ def test_a_run_whose_folder_was_taken_over_stops(make_task: MakeTask, tmp_path: 
 
     def take_over(self: Any, loss: float) -> None:
         if self.state.global_step == 4:
-            claim = unfinished(tmp_path / "run") / "claim.json"
+            claim = working_folder(tmp_path / "run") / "claim.json"
             claim.write_text(json.dumps(json.loads(claim.read_text()) | {"run": "another"}))
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(LoraFtError, match="was taken over by another job"):
@@ -125,7 +125,7 @@ def test_a_second_job_on_a_live_run_is_refused_and_the_run_is_unharmed(make_task
     task, other = make_task(train=STEPS), make_task(name="other", train=STEPS)
     out = tmp_path / "run"
     process = start(task, out)
-    wait_for(lambda: (unfinished(out) / "checkpoint-3" / "complete").exists(), process)
+    wait_for(lambda: (working_folder(out) / "checkpoint-3" / "complete").exists(), process)
     os.kill(process.pid, signal.SIGSTOP)
     for again in ([str(task), "--resume"], [str(other), "--overwrite"], [str(task)]):
         assert lora_ft(["train", *again, "--out", str(out)]) == 2

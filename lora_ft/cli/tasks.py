@@ -1,11 +1,19 @@
-"""The commands around task files: list recipes, check a task, estimate its memory."""
+"""The commands around task files: write one, list recipes, check a task, estimate its memory."""
 
 from __future__ import annotations
 
-from lora_ft.cli.options import GoOnFrom, Json, Overrides, Quiet, TaskArgument, start_overrides
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lora_ft.cli.options import GoOnFrom, Json, Overrides, Overwrite, Quiet, TaskArgument, start_overrides
 from lora_ft.cli.results import show
 from lora_ft.core.streams import say
 from lora_ft.reports.screen import Screen
+
+if TYPE_CHECKING:
+    from lora_ft.init import NewTask
 
 
 def validate(
@@ -53,10 +61,67 @@ def sizes(
     show(list(estimate(loaded)), lambda estimates: show_sizes(loaded, estimates), as_json=as_json)
 
 
-def recipes(as_json: Json = False) -> None:
-    """List the task files that ship with lora-ft."""
+def recipes(
+    copy: Annotated[str | None, typer.Option("--copy", metavar="NAME", help="Copy a recipe and its rows.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Task file to write. Default: NAME.yaml.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """List the task files that ship with lora-ft, or copy one."""
+    from lora_ft.core.errors import UsageError
     from lora_ft.tasks.files import recipe_file
     from lora_ft.tasks.files import recipes as list_recipes
 
+    if copy is not None:
+        from lora_ft.init import copy_recipe
+
+        show(copy_recipe(copy, file, overwrite=overwrite), _show_new_task, as_json=as_json)
+        return
+    if file is not None:
+        raise UsageError(f"{file} is the file to copy a recipe to", "add --copy NAME")
     paths = {name: recipe_file(name) for name in list_recipes()}
     show(paths, lambda _: say("\n".join(f"{name}\t{path}" for name, path in paths.items())), as_json=as_json)
+
+
+def init(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Task file to write. Default: named after the data.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="Rows, a folder with train.*, or a chat export."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", metavar="NAME", help="Recipe whose settings are taken over.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="COLUMN", help="Column that the model writes. Default: guessed.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="BASE", help="Base model. Default: the recipe's, or flan-t5-small.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a commented task file for your rows.
+
+    Columns, prompt, lengths and splits are guessed from the rows, and the file says why. --recipe takes over the
+    other settings of a recipe; without --data it copies the recipe with its rows.
+    """
+    from lora_ft.init import init as write_task
+
+    with Screen(quiet=quiet) as screen:
+        task = write_task(
+            file, data=data, recipe=recipe, base=base, target=target, overwrite=overwrite, progress=screen
+        )
+    show(task, _show_new_task, as_json=as_json)
+
+
+def _show_new_task(task: NewTask) -> None:
+    say(f"{task.file}: {task.kind}")
+    for reason in task.reasons:
+        say(f"  {reason}")
+    say(f"next: lora-ft validate {task.file}")

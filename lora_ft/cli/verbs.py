@@ -47,6 +47,7 @@ def main(
 
 
 app.command(rich_help_panel=START)(quickstart)
+app.command(rich_help_panel=START)(tasks.init)
 app.command(rich_help_panel=START)(tasks.recipes)
 app.command(rich_help_panel=START)(doctor)
 app.command(rich_help_panel=TRAIN)(tasks.validate)

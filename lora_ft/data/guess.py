@@ -1,0 +1,239 @@
+"""Guess the task of rows: which columns a model reads, which one it writes, and what the prompt may ask.
+
+The names of columns decide where they are the usual ones (question, answer, summary, label, ...), their texts decide
+otherwise: few distinct short targets are labels, targets much shorter than their long inputs are summaries. A guess is
+a start for a person, so each one comes with its reasons, and rows that tell too little are refused.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from lora_ft.core.columns import Column, is_empty
+from lora_ft.core.errors import UsageError
+
+SAMPLE = 5000
+"""Rows that a guess rests on, evenly spaced."""
+
+_QUESTIONS = ("question", "query", "questions")
+_ANSWERS = ("answer", "answers.text[0]", "answers[0]", "answer.text", "answers", "best_answer", "final_answer")
+_CONTEXTS = ("context", "passage", "paragraph", "background", "evidence")
+_DOCUMENTS = ("document", "article", "dialogue", "conversation", "transcript", "report", "body", "content", "text")
+_SUMMARIES = ("summary", "highlights", "abstract", "headline", "title", "tldr")
+_INSTRUCTIONS = ("instruction", "prompt", "task")
+_EXTRAS = ("input", "context")
+_RESPONSES = ("output", "response", "completion", "target", "answer", "chosen")
+_LABELS = ("label", "intent", "category", "class", "sentiment", "topic", "team", "emotion", "tag", "labels")
+_PLAIN_TARGETS = ("target", "output", "response", "completion")
+_TARGETS = (*_RESPONSES, "translation", "correction", "corrected", "code", "sql", "command", "result", "to", "y")
+_SOURCES = ("input", "text", "source", "sentence", "message", "utterance", "question", "from", "x")
+_REFERENCES = ("refs", "references", "answers.text", "answers", "targets")
+_IDENTIFIERS = re.compile(r"(?:.*[_-])?(?:id|idx|index|uuid|guid|number|row|url|source_id|hash)", re.IGNORECASE)
+_MAX_LABEL = 60  # characters
+_LONG = 300  # characters of a document
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The task that rows seem to be.
+
+    Attributes:
+        kind: question answering, summarization, classification, instructions, conversation or text to text.
+        prompt: template with the columns that the model reads.
+        target: column that the model writes.
+        labels: targets are labels.
+        reasons: sentences that say why, for the comments of a task file.
+    """
+
+    kind: str
+    prompt: str
+    target: str
+    labels: bool = False
+    reasons: list[str] = field(default_factory=list)
+
+
+def guess_task(rows: Sequence[Mapping[str, Any]], *, target: str | None = None) -> Guess:
+    """Return the task that rows seem to be.
+
+    Args:
+        rows: training rows, at least one.
+        target: column that the model writes; by default guessed.
+
+    Raises:
+        UsageError: the rows have one usable column, or do not tell which one is the target.
+    """
+    sample = list(islice(rows, 0, None, max(1, len(rows) // SAMPLE)))
+    columns = _text_columns(sample)
+    if len(columns) < 2:
+        raise UsageError(
+            f"the rows have {_listed(columns)}, and a task needs a column to read and a column to write",
+            "add a column, or name another file; exports of chats are read as they are",
+        )
+    if target is not None:
+        return _with_target(sample, columns, _required(sample, columns, target))
+    named = _conversation(columns) or _by_names(sample, columns)
+    if named is not None:
+        return named
+    written = _first(columns, (*_PLAIN_TARGETS, *_SUMMARIES, *_LABELS, *_TARGETS)) or _second_of_two(columns)
+    if written is None:
+        raise UsageError(
+            f"cannot tell which column the model writes (columns: {', '.join(columns)})", "add --target COLUMN"
+        )
+    return _with_target(sample, columns, written)
+
+
+def references_of(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the column that holds a list of texts in every row, by the usual names, or None."""
+    for name in _REFERENCES:
+        column = Column(name)
+        if rows and all(_is_texts(column.find(row)) for row in rows):
+            return name
+    return None
+
+
+def texts_of(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    """Return the texts of a column, those of empty cells left out."""
+    column = Column(name)
+    return [str(value) for row in rows if not is_empty(value := column.find(row))]
+
+
+def _text_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns that hold text or numbers, also those one level inside, in the order of the rows."""
+    paths: dict[str, None] = {}
+    for row in rows:
+        for name, value in row.items():
+            paths |= dict.fromkeys(_paths(str(name), value))
+    usable = []
+    for path in paths:
+        values = [Column(path).find(row) for row in rows]
+        filled = [value for value in values if not is_empty(value)]
+        plain = all(isinstance(value, str | int | float) for value in filled)
+        optional = path.lower() in _EXTRAS
+        if plain and filled and (optional or len(filled) * 2 > len(rows)) and not _IDENTIFIERS.fullmatch(path):
+            usable.append(path)
+    return usable
+
+
+def _paths(name: str, value: Any) -> list[str]:
+    """Return the paths of text in a cell: itself, keys of an object, the first text or the messages of a list."""
+    if re.search(r"[{}!:?]", name):  # no placeholder can name it
+        return []
+    if isinstance(value, Mapping):
+        return [path for key, inner in value.items() for path in _paths(f"{name}.{key}", inner)]
+    if isinstance(value, list):
+        if value and isinstance(value[0], Mapping):
+            text = next((key for key in ("content", "value", "text") if key in value[0]), None)
+            return [f"{name}[-2].{text}", f"{name}[-1].{text}"] if text and len(value) > 1 else []
+        return [f"{name}[0]"] if value and isinstance(value[0], str) else []
+    return [name]
+
+
+def _conversation(columns: Sequence[str]) -> Guess | None:
+    """Return the guess for lists of messages, of which the model writes the last one."""
+    for path in columns:
+        match = re.fullmatch(r"(.+)\[-1\]\.(content|value|text)", path)
+        if match and (before := f"{match[1]}[-2].{match[2]}") in columns:
+            return Guess(
+                "conversation",
+                f"{{{before}}}",
+                path,
+                reasons=[f"the last message of `{match[1]}` answers the one before"],
+            )
+    return None
+
+
+def _by_names(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Guess | None:
+    """Return the guess that the names of the columns tell, or None."""
+    question, answer = _first(columns, _QUESTIONS), _first(columns, _ANSWERS)
+    if question and answer:
+        context = _first(columns, _CONTEXTS)
+        if context:
+            place = _placeholder(rows, context)
+            prompt = f"Answer the question from the context. Question: {{{question}}} Context: {place} Answer:"
+            reason = f"columns `{question}`, `{context}` and `{answer}`"
+        else:
+            prompt, reason = f"Please answer this question: {{{question}}}", f"columns `{question}` and `{answer}`"
+        return Guess("question answering", prompt, answer, reasons=[reason])
+    document, summary = _first(columns, _DOCUMENTS), _first(columns, _SUMMARIES)
+    if document and summary and document != summary:
+        return Guess(
+            "summarization", f"Summarize: {{{document}}}", summary, reasons=[f"columns `{document}` and `{summary}`"]
+        )
+    instruction, response = _first(columns, _INSTRUCTIONS), _first(columns, _RESPONSES)
+    if instruction and response and not _are_labels(texts_of(rows, response)):
+        extra = _first([name for name in columns if name not in (instruction, response)], _EXTRAS)
+        names = [f"`{name}`" for name in (instruction, extra, response) if name]
+        prompt = f"{{{instruction}}}" + (f" {_placeholder(rows, extra)}" if extra else "")
+        return Guess("instructions", prompt, response, reasons=[f"columns {', '.join(names[:-1])} and {names[-1]}"])
+    return None
+
+
+def _with_target(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], target: str) -> Guess:
+    """Return the guess for a known target: its texts and those of the likeliest source tell the kind."""
+    others = [name for name in columns if name != target and target not in name.split("[")[0]]
+    if not others:
+        raise UsageError(f"no column is left beside the target {target}", "add a column that the model reads")
+    source = _first(others, (*_QUESTIONS, *_DOCUMENTS, *_SOURCES)) or max(
+        others, key=lambda name: _typical(texts_of(rows, name))
+    )
+    sources, targets = texts_of(rows, source), texts_of(rows, target)
+    reasons = [f"the model reads `{source}` and writes `{target}`"]
+    if _are_labels(targets):
+        distinct = len(set(targets))
+        reasons.append(f"`{target}` has {distinct:,} distinct values in {len(targets):,} rows, so they are labels")
+        return Guess("classification", f"Classify this text: {{{source}}} Label:", target, labels=True, reasons=reasons)
+    if sum(text.rstrip().endswith("?") for text in sources) > 0.7 * len(sources):
+        reasons.append("most inputs are questions")
+        return Guess("question answering", f"Please answer this question: {{{source}}}", target, reasons=reasons)
+    if _typical(sources) > _LONG and _typical(targets) * 2 < _typical(sources):
+        reasons.append("targets are much shorter than their long inputs")
+        return Guess("summarization", f"Summarize: {{{source}}}", target, reasons=reasons)
+    return Guess("text to text", f"{{{source}}}", target, reasons=reasons)
+
+
+def _required(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], target: str) -> str:
+    if target not in columns and any(is_empty(Column(target).find(row)) for row in rows):
+        raise UsageError(
+            f"the rows have no column {target} with text (columns: {', '.join(columns)})", "correct --target"
+        )
+    return target
+
+
+def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """Return the column of the first of these names, in any case."""
+    by_name = {name.lower(): name for name in reversed(columns)}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _second_of_two(columns: Sequence[str]) -> str | None:
+    return columns[1] if len(columns) == 2 else None
+
+
+def _placeholder(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Return the placeholder of a column, an optional one where some rows leave it empty."""
+    optional = any(is_empty(Column(name).find(row)) for row in rows)
+    return f"{{{name}?}}" if optional else f"{{{name}}}"
+
+
+def _are_labels(texts: Sequence[str]) -> bool:
+    """Return whether texts are short, and each occurs about five times or more."""
+    distinct = set(texts)
+    return 2 <= len(distinct) <= len(texts) / 5 and max(map(len, distinct)) <= _MAX_LABEL
+
+
+def _typical(texts: Sequence[str]) -> float:
+    """Return the median length, in characters."""
+    return statistics.median(map(len, texts)) if texts else 0
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) and item.strip() for item in value)
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return f"one column of text ({columns[0]})" if columns else "no column of text"

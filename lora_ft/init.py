@@ -1,0 +1,363 @@
+"""The verb `init`: write a commented task file for rows, for a chat export, or after a recipe; copy a recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+from lora_ft.core.errors import UsageError
+from lora_ft.core.files import write_text
+from lora_ft.core.output_paths import refuse_file
+from lora_ft.core.progress import Progress, Silent
+from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.core.user_paths import expanded
+from lora_ft.data.chats.detect import find_format
+from lora_ft.data.chats.discord_text import is_discord_table
+from lora_ft.data.guess import Guess, guess_task, references_of
+from lora_ft.data.lengths import Lengths, measure_lengths
+from lora_ft.data.readers import Row, is_readable, read_rows
+from lora_ft.data.splits import load_splits
+from lora_ft.models.bases import OFFLINE, find_base, is_offline_cached, load_tokenizer
+from lora_ft.tasks.files import load_task, read_task, recipe_file, recipes
+from lora_ft.tasks.plain_yaml import parse_yaml
+from lora_ft.tasks.schema import SPLITS
+
+DEFAULT_BASE = "google/flan-t5-small"
+GROUP_CHAT = "group chat"
+_CHAT_PROMPT = "Continue writing the following text.\n\n{context}"
+_SIBLINGS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+_FEW_ROWS = 1000
+_GAPS = (120, 30, 10, 3)  # minutes of silence that end a session, tried in this order
+_BLOCK = re.compile(r"^(?=[A-Za-z_]+:)", re.MULTILINE)
+_GUESSED = ("name", "prompt", "data", "lengths")  # blocks of a recipe that rows replace
+_SCHEMA_LINE = re.compile(r"# yaml-language-server: \$schema=.*\n")
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """The task file that `init` wrote.
+
+    Attributes:
+        file: the task file.
+        kind: the task that the rows seem to be, or the name of the recipe.
+        reasons: sentences that say why.
+    """
+
+    file: Path
+    kind: str
+    reasons: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the result in the types of JSON."""
+        return {"file": str(self.file), "kind": self.kind, "reasons": self.reasons}
+
+
+def init(
+    file: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    recipe: str | None = None,
+    base: str | None = None,
+    target: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> NewTask:
+    """Write a task file.
+
+    Args:
+        file: task file to write; by default named after the data or the recipe, in the current folder.
+        data: file or folder with rows, or a chat export; by default the recipe's own.
+        recipe: name of a shipped recipe, whose settings are taken over.
+        base: model to train; by default the recipe's, or FLAN-T5 small.
+        target: column that the model writes; by default guessed.
+        overwrite: replace an existing task file.
+        progress: told what happens.
+
+    Raises:
+        UsageError: neither data nor recipe is named, the file exists, or the rows do not tell what the task is.
+        LoraFtError: the data is damaged.
+    """
+    progress = progress or Silent()
+    if data is None:
+        if recipe is None:
+            raise UsageError("neither rows nor a recipe is named", "add --data FILE or --recipe NAME")
+        return copy_recipe(recipe, file, base=base, overwrite=overwrite)
+    source = expanded(data)
+    if not source.exists():
+        raise UsageError(f"--data: {source} does not exist", "name a file of rows, a folder, or a chat export")
+    file = expanded(file or f"{_name(source)}.yaml")
+    _require_new(file, overwrite)
+    progress.stage(f"reading {source}")
+    base = base or (None if recipe else DEFAULT_BASE)
+    if chat := _chat_format(source):
+        blocks, result = _chat_blocks(file, source, base), NewTask(file, GROUP_CHAT, [f"an export of {chat}"])
+    else:
+        blocks, result = _row_blocks(file, source, base, target)
+    if recipe is not None:
+        blocks = _after_recipe(recipe, blocks)
+    text = "".join(blocks.values())
+    progress.stage("checking the task")
+    _write(file, _with_sessions(text, file) if result.kind == GROUP_CHAT else _checked(text, file))
+    return result
+
+
+def copy_recipe(
+    name: str, file: str | Path | None = None, *, base: str | None = None, overwrite: bool = False
+) -> NewTask:
+    """Copy a shipped recipe and its rows.
+
+    Args:
+        name: name of the recipe.
+        file: task file to write, by default NAME.yaml in the current folder; the rows' folder goes beside it.
+        base: model to train; by default the recipe's.
+        overwrite: replace an existing task file; rows are never replaced.
+
+    Raises:
+        UsageError: there is no such recipe, or a file of these names exists.
+    """
+    origin = _recipe(name)
+    file = expanded(file or f"{name}.yaml")
+    _require_new(file, overwrite)
+    text = _SCHEMA_LINE.sub("", origin.read_text(encoding="utf-8"))
+    text = re.sub(r"^name: .*$", f"name: {_name(file)}", text, flags=re.MULTILINE)
+    if base is not None:
+        text = re.sub(r"^base: \S+", f"base: {json.dumps(base)}", text, flags=re.MULTILINE)
+    root = load_task(origin).data.root
+    rows = None if root is None or root == origin.parent else root
+    if rows is not None:
+        folder = file.parent / rows.name
+        if folder.exists():
+            raise UsageError(f"{folder} already exists", "give FILE in another folder")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(rows, folder)
+    _write(file, text)
+    return NewTask(file, name, [f"rows: {file.parent / rows.name}"] if rows is not None else [])
+
+
+def _recipe(name: str) -> Path:
+    if name not in recipes():
+        raise UsageError(f"there is no recipe {name}", f"choose one of {', '.join(recipes())}")
+    return recipe_file(name)
+
+
+def _require_new(file: Path, overwrite: bool) -> None:
+    if file.exists() and not overwrite:
+        raise UsageError(f"{file} already exists", "give another FILE or add --overwrite")
+    refuse_file(file, "FILE", own=True)
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a task file with a first line that names the schema to editors."""
+    schema = Path(str(files("lora_ft"))) / "schemas" / "task.schema.json"
+    write_text(file, f"# yaml-language-server: $schema={schema.as_uri()}\n{text}")
+
+
+def _checked(text: str, file: Path) -> str:
+    """Return the text of a task file whose rows can be read and split; raise as `load_splits` does otherwise."""
+    load_splits(read_task(parse_yaml(text, str(file)).value, file))
+    return text
+
+
+def _with_sessions(text: str, file: Path) -> str:
+    """Return the task file of a chat with the longest silence between sessions that leaves enough sessions to split."""
+    for minutes in _GAPS[:-1]:
+        shorter = text.replace(f"gap_minutes: {_GAPS[0]}", f"gap_minutes: {minutes}")
+        try:
+            return _checked(shorter, file)
+        except UsageError as error:
+            if "gap_minutes" not in str(error):
+                raise
+    return _checked(text.replace(f"gap_minutes: {_GAPS[0]}", f"gap_minutes: {_GAPS[-1]}"), file)
+
+
+def _chat_format(source: Path) -> str | None:
+    """Return the program that a chat export is of, or None for rows."""
+    if source.is_dir() and _split_files(source):
+        return None
+    if is_readable(source) and source.suffix.lower() not in (".json", ".zip"):
+        return "discord" if source.suffix.lower() == ".csv" and is_discord_table(source) else None
+    try:
+        return find_format(source)
+    except UsageError:
+        if is_readable(source):
+            return None
+        raise
+
+
+def _split_files(folder: Path) -> dict[str, Path]:
+    """Return the files of rows in a folder by split, if one is named train."""
+    readable = {path.name.split(".")[0].lower(): path for path in sorted(folder.iterdir()) if is_readable(path)}
+    if "train" not in readable:
+        return {}
+    names = {"train": ("train",), **_SIBLINGS}
+    chosen = {split: next((readable[name] for name in names[split] if name in readable), None) for split in SPLITS}
+    return {split: path for split, path in chosen.items() if path is not None}
+
+
+def _row_blocks(file: Path, source: Path, base: str | None, target: str | None) -> tuple[dict[str, str], NewTask]:
+    """Return the parts of a task file for rows, by key, and the result to report."""
+    by_split = _split_files(source) if source.is_dir() else {}
+    if not by_split and source.is_dir():
+        raise UsageError(f"--data: {source} has no file of rows named train", "name a file, or a chat export")
+    if not by_split:
+        siblings = _split_files(source.parent)
+        by_split = siblings if siblings.get("train") == source else {"train": source}
+    rows = {split: _rows(path) for split, path in by_split.items()}
+    if not rows["train"]:
+        raise UsageError(f"--data: {by_split['train']} has no rows", "name a file with rows")
+    guess = guess_task(rows["train"], target=target)
+    every = [row for split in rows.values() for row in split]
+    lengths = measure_lengths(every, guess.prompt, guess.target, _tokenizer(base))
+    scored = [row for split in ("validation", "test") for row in rows.get(split, [])]
+    references = references_of(scored or rows["train"])
+    blocks = {
+        "name": _head(file, base, guess.kind, guess.reasons),
+        "prompt": f"prompt: {json.dumps(guess.prompt, ensure_ascii=False)} # {_advice(guess)}\n",
+        "codec": f"codec: {lengths.codec} # {lengths.codec_reason}\n" if lengths.codec != "none" else "",
+        "labels": "labels: auto # the distinct targets of the training rows\n" if guess.labels else "",
+        "data": _data(file, by_split, rows, guess, references, lengths),
+        "lengths": _lengths(lengths),
+        "lora": "lora: {preset: default} # r 16 on all linear layers\n",
+        "train": _train(len(rows["train"]), labels=guess.labels),
+        "evaluate": "evaluate: {metrics: [exact_match], metric: accuracy}\n" if guess.labels else "",
+    }
+    if references and not guess.labels:
+        blocks["evaluate"] = "evaluate: {metrics: [rouge, bleu, chrf]}\n"
+    return blocks, NewTask(file, guess.kind, [*guess.reasons, _split_reason(by_split), lengths.reason])
+
+
+def _tokenizer(base: str | None) -> Tokenizer | None:
+    """Return the tokenizer of a base that is on this machine already, else None. Every FLAN-T5 has the same one."""
+    if base is not None and (base == OFFLINE or Path(base).is_dir()):
+        return load_tokenizer(find_base(base).folder)
+    return load_tokenizer(find_base(OFFLINE).folder) if is_offline_cached() else None
+
+
+def _rows(path: Path) -> list[Row]:
+    return [row for _, row in read_rows(path.parent, path.name, "--data")]
+
+
+def _head(file: Path, base: str | None, kind: str, reasons: Sequence[str]) -> str:
+    summary = f"A task of {kind}, guessed from the rows: {'; '.join(reasons)}. Check it with"
+    lines = [f"# {line}" for line in textwrap.wrap(summary, 100)]
+    lines += ["#", f"#   lora-ft validate {file.name}", "#", f"name: {_name(file)}"]
+    if base is not None:
+        plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9/._-]*", base)
+        lines.append(f"base: {base if plain else json.dumps(base)} # a hub name, the path of a checkpoint, or: offline")
+    return "\n".join(lines) + "\n"
+
+
+def _advice(guess: Guess) -> str:
+    return "say what the model should do, in words" if guess.kind == "text to text" else "asks for the target"
+
+
+def _data(
+    file: Path,
+    by_split: dict[str, Path],
+    rows: dict[str, list[Row]],
+    guess: Guess,
+    references: str | None,
+    lengths: Lengths,
+) -> str:
+    lines = ["data:"]
+    for split, path in by_split.items():
+        lines.append(f"  {split}: {json.dumps(_relative(path, file), ensure_ascii=False)} # {len(rows[split]):,} rows")
+    lines.append(f"  target: {json.dumps(guess.target, ensure_ascii=False)} # the column that the model writes")
+    if references:
+        lines.append(f"  references: {references} # lists of acceptable texts, which scores compare with")
+    shares = [f"{split}: 0.1" for split in ("validation", "test") if split not in by_split]
+    if shares:
+        lines.append(f"  split: {{{', '.join(shares)}}} # cut off the training rows at random")
+    if lengths.empty_rows:
+        lines.append(f"  skip_empty: true # {lengths.empty_rows:,} rows have an empty cell")
+    return "\n".join(lines) + "\n"
+
+
+def _split_reason(by_split: dict[str, Path]) -> str:
+    taken = ", ".join(f"{split} from {path.name}" for split, path in by_split.items() if split != "train")
+    missing = [split for split in ("validation", "test") if split not in by_split]
+    cut = f"10 % of the training rows each for {' and '.join(missing)}" if missing else ""
+    return "; ".join(part for part in (taken, cut) if part)
+
+
+def _lengths(lengths: Lengths) -> str:
+    lines = [
+        f"# {lengths.reason}",
+        "lengths:",
+        f"  source: {lengths.source} # prompts: {lengths.prompts}",
+        f"  target: {lengths.target} # targets: {lengths.targets}",
+    ]
+    if lengths.cuts_targets:
+        lines.append("  long_targets: cut # or drop; by default rows with longer targets are an error")
+    return "\n".join(lines) + "\n"
+
+
+def _train(count: int, *, labels: bool) -> str:
+    epochs, rate = ("5", "2.0e-3 # few rows need large steps") if count < _FEW_ROWS else ("3", "1.0e-3")
+    lines = ["train:", f"  num_train_epochs: {epochs}", f"  learning_rate: {rate}", "  per_device_train_batch_size: 8"]
+    if labels:
+        lines.append("  metric_for_best_model: accuracy")
+    return "\n".join(lines) + "\n"
+
+
+def _chat_blocks(file: Path, source: Path, base: str | None) -> dict[str, str]:
+    """Return the parts of a task file for a chat export, by key."""
+    path = json.dumps(_relative(source, file), ensure_ascii=False)
+    return {
+        "name": _head(file, base, "a group chat", ["the file is a chat export"]),
+        "prompt": f"prompt: {json.dumps(_CHAT_PROMPT)}\n",
+        "codec": "codec: text # newlines survive T5's tokenizer\n",
+        "data": (
+            f"data:\n  train: {path}\n"
+            "  split: {validation: 0.1, test: 0.1} # whole sessions, the newest for testing\n"
+            f"  chat:\n    gap_minutes: {_GAPS[0]} # a longer silence ends a session\n"
+            "    context: 10 # messages before the one to be written\n"
+            "    anonymize: false # true gives everybody another name\n"
+        ),
+        "lengths": "lengths: {source: 512, target: 128, long_targets: cut}\n",
+        "lora": "lora: {preset: default} # r 16 on all linear layers\n",
+        "train": (
+            "train:\n  num_train_epochs: 5\n  learning_rate: 1.0e-3\n  per_device_train_batch_size: 8\n"
+            "  metric_for_best_model: loss # a reply has no single right text to compare with\n"
+        ),
+        "generate": "generate: {do_sample: true, top_k: 50, top_p: 0.95, temperature: 0.7, repetition_penalty: 1.3}\n",
+    }
+
+
+def _after_recipe(recipe: str, blocks: dict[str, str]) -> dict[str, str]:
+    """Return a recipe's blocks, with those that depend on the rows replaced, and without the card of its own rows."""
+    text = _SCHEMA_LINE.sub("", _recipe(recipe).read_text(encoding="utf-8"))
+    parts = [part for part in _BLOCK.split(text) if re.match(r"[A-Za-z_]+:", part)]
+    settings = {part.split(":")[0]: part.rstrip() + "\n" for part in parts}
+    if "base:" in blocks["name"]:
+        settings.pop("base", None)
+    if "labels" in settings:
+        settings["labels"] = "labels: auto # the distinct targets of the training rows\n"
+    settings.pop("card", None)
+    return settings | {name: blocks[name] for name in _GUESSED}
+
+
+def _relative(path: Path, file: Path) -> str:
+    """Return a path as seen from a task file's folder; the whole path where that is shorter, or on another drive."""
+    whole = path.resolve().as_posix()
+    try:
+        relative = Path(os.path.relpath(path.resolve(), file.resolve().parent)).as_posix()
+    except ValueError:
+        return whole
+    return min(relative, whole, key=len)
+
+
+def _name(path: Path) -> str:
+    """Return a path's name as a task may be called; files named train are called after their folder."""
+    path = path.resolve()
+    stem = path.name.split(".")[0] if path.name.split(".")[0] else path.name
+    if stem.lower() in ("train", "result", "data") and path.parent.name:
+        stem = path.parent.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100] or "task"

@@ -1,0 +1,213 @@
+"""`lora-ft init` and `recipes --copy`: task files that validate, guesses with their reasons, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_ft.cli import run as lora_ft
+from lora_ft.core.errors import UsageError
+from lora_ft.data.guess import guess_task, references_of
+from lora_ft.data.lengths import measure_lengths
+from lora_ft.data.splits import load_splits
+from lora_ft.init import copy_recipe, init
+from lora_ft.tasks.files import load_task, recipes
+from lora_ft.tasks.schema import SPLITS
+
+Rows = list[dict[str, Any]]
+TEXT = "A long report about many things. " * 20
+SHAPES: dict[str, tuple[dict[str, str], str, str, str]] = {
+    "questions": (
+        {"id": "{i}", "question": "Why {i}?", "answer": "Because {i}."},
+        "question answering",
+        "Please answer this question: {question}",
+        "answer",
+    ),
+    "contexts": (
+        {"context": "Tower {i} is high.", "question": "What is {i}?", "answer": "a tower {i}"},
+        "question answering",
+        "Answer the question from the context. Question: {question} Context: {context} Answer:",
+        "answer",
+    ),
+    "documents": (
+        {"document": TEXT + "{i}", "summary": "Thing {i}"},
+        "summarization",
+        "Summarize: {document}",
+        "summary",
+    ),
+    "long-inputs": ({"input": TEXT + "{i}", "target": "Thing {i}", "topic": "x {i}"}, "summarization", "", "target"),
+    "inputs-that-ask": ({"input": "Why {i}?", "target": "Because {i}."}, "question answering", "", "target"),
+    "pairs": ({"input": "low {i}", "target": "high {i}"}, "text to text", "{input}", "target"),
+    "two-unknown-columns": ({"left": "low {i}", "right": "high {i}"}, "text to text", "{left}", "right"),
+}
+
+
+def rows_like(shape: dict[str, str], count: int = 60) -> Rows:
+    return [{name: text.replace("{i}", str(i)) for name, text in shape.items()} for i in range(count)]
+
+
+def write_rows(path: Path, rows: Rows) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_task_is_guessed_from_columns(name: str) -> None:
+    shape, kind, prompt, target = SHAPES[name]
+    guess = guess_task(rows_like(shape))
+    assert (guess.kind, guess.target, guess.labels) == (kind, target, False)
+    assert guess.prompt == prompt or not prompt
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_written_task_reads_its_rows(name: str, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / f"{name}.jsonl", rows_like(SHAPES[name][0]))
+    result = init(tmp_path / "task.yaml", data=data)
+    assert result.kind == SHAPES[name][1] and result.reasons
+    splits = load_splits(load_task(result.file))
+    assert [len(splits[split]) for split in SPLITS] == [48, 6, 6]
+
+
+def test_few_distinct_targets_are_labels() -> None:
+    rows = [{"text": f"film number {i}", "label": i % 3} for i in range(60)]
+    guess = guess_task(rows)
+    assert (guess.kind, guess.target, guess.labels) == ("classification", "label", True)
+    assert "3 distinct values in 60 rows" in " ".join(guess.reasons)
+
+
+def test_optional_input_of_instructions_may_be_empty() -> None:
+    rows = [{"instruction": f"Do {i}", "input": "" if i % 2 else "this", "output": f"done {i}"} for i in range(20)]
+    guess = guess_task(rows)
+    assert (guess.kind, guess.prompt, guess.target) == ("instructions", "{instruction} {input?}", "output")
+
+
+def test_last_of_messages_is_the_target() -> None:
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    guess = guess_task([{"messages": messages}] * 4)
+    assert (guess.prompt, guess.target) == ("{messages[-2].content}", "messages[-1].content")
+
+
+def test_nested_answers_are_references() -> None:
+    rows = [{"question": f"Who {i}?", "answers": {"text": [f"A {i}", "B"]}} for i in range(20)]
+    assert guess_task(rows).target == "answers.text[0]"
+    assert references_of(rows) == "answers.text"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "alone"}], "one column of text \\(text\\)"),
+        ([{"id": 1, "text": "alone"}], "one column of text \\(text\\)"),
+        ([{"a": "x", "b": "y", "c": "z"}], "cannot tell which column the model writes .*add --target COLUMN"),
+    ],
+)
+def test_rows_that_do_not_tell_are_refused(rows: Rows, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        guess_task(rows)
+
+
+def test_target_can_be_named() -> None:
+    rows = [{"a": f"x {i}", "b": f"yy {i}", "c": f"z {i}"} for i in range(20)]
+    assert guess_task(rows, target="c").target == "c"
+    with pytest.raises(UsageError, match="correct --target"):
+        guess_task(rows, target="d")
+
+
+def test_lengths_without_a_tokenizer_are_estimates() -> None:
+    rows = [{"a": "word " * 70, "b": "x" * 35}] * 10
+    lengths = measure_lengths(rows, "{a}", "b", None)
+    assert (lengths.source, lengths.target, lengths.cuts_targets) == (128, 16, True)
+    assert "estimated" in lengths.reason
+
+
+def test_newlines_need_the_text_codec(tmp_path: Path) -> None:
+    rows = [{"question": f"Why {i}?", "answer": f"Because\n{i}"} for i in range(40)]
+    result = init(tmp_path / "task.yaml", data=write_rows(tmp_path / "rows.jsonl", rows))
+    assert load_task(result.file).codec == "text"
+
+
+def test_empty_cells_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [{"question": f"Why {i}?", "answer": "" if i == 3 else f"Because {i}"} for i in range(40)]
+    result = init(tmp_path / "task.yaml", data=write_rows(tmp_path / "rows.jsonl", rows))
+    assert "skip_empty: true # 1 rows have an empty cell" in result.file.read_text(encoding="utf-8")
+
+
+def test_files_of_a_folder_are_its_splits(tmp_path: Path) -> None:
+    for name, count in (("train", 40), ("dev", 5), ("test", 6)):
+        write_rows(tmp_path / f"{name}.jsonl", rows_like(SHAPES["questions"][0], count))
+    for data in (tmp_path, tmp_path / "train.jsonl"):
+        result = init(tmp_path / "task.yaml", data=data, overwrite=True)
+        splits = load_splits(load_task(result.file))
+        assert [len(splits[split]) for split in SPLITS] == [40, 5, 6]
+        assert "validation from dev.jsonl, test from test.jsonl" in result.reasons
+
+
+def test_chat_export_becomes_a_group_chat(tmp_path: Path) -> None:
+    lines = [f"[{1 + i // 4}/11/2023, 14:{i % 60:02}:00] {'Ana' if i % 2 else 'Ben'}: hello {i}" for i in range(80)]
+    (tmp_path / "chat.txt").write_text("\n".join(lines), encoding="utf-8")
+    result = init(tmp_path / "task.yaml", data=tmp_path / "chat.txt")
+    task = load_task(result.file)
+    assert result.kind == "group chat" and task.data.chat is not None and task.generate.do_sample
+    assert all(load_splits(task)[split] for split in SPLITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.csv", "", "no rows"),
+        ("header.csv", "question,answer\n", "no rows"),
+        ("empty.jsonl", "", "no rows"),
+        ("prose.txt", "Once upon a time.\n", "no"),
+        ("rows.xlsx", "PK", "export"),
+    ],
+)
+def test_files_without_rows_are_refused(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        init(tmp_path / "task.yaml", data=tmp_path / name)
+    assert not (tmp_path / "task.yaml").exists()
+
+
+def test_command_writes_a_file_once_and_tells_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "my rows.jsonl", rows_like(SHAPES["questions"][0]))
+    assert lora_ft(["init", "--data", "my rows.jsonl"]) == 0
+    assert "next: lora-ft validate my-rows.yaml" in capsys.readouterr().out
+    before = (tmp_path / "my-rows.yaml").read_text(encoding="utf-8")
+    assert before.startswith("# yaml-language-server: $schema=file://")
+    assert lora_ft(["init", "--data", "my rows.jsonl"]) == 2
+    assert "my-rows.yaml already exists; give another FILE or add --overwrite" in capsys.readouterr().err
+    assert lora_ft(["init"]) == 2
+    assert "add --data FILE or --recipe NAME" in capsys.readouterr().err
+
+
+def test_recipe_lends_its_settings_to_rows(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", rows_like(SHAPES["questions"][0]))
+    task = load_task(init(tmp_path / "mine.yaml", data=data, recipe="qa").file)
+    recipe = load_task("qa")
+    assert (task.name, task.base, task.train, task.evaluate) == ("mine", recipe.base, recipe.train, recipe.evaluate)
+    assert task.data.hub is None and len(load_splits(task).train) == 48
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipe_is_copied_with_its_rows(name: str, tmp_path: Path) -> None:
+    task = load_task(copy_recipe(name, tmp_path / "new" / "mine.yaml").file)
+    assert task.name == "mine"
+    if task.data.hub is None:
+        assert task.data.root is not None and task.data.root.is_relative_to(tmp_path)
+        assert len(load_splits(task).train) == len(load_splits(load_task(name)).train)
+
+
+def test_copy_replaces_nothing(tmp_path: Path) -> None:
+    copy_recipe("dialogue-summary", tmp_path / "a.yaml")
+    with pytest.raises(UsageError, match=r"a\.yaml already exists"):
+        copy_recipe("dialogue-summary", tmp_path / "a.yaml")
+    with pytest.raises(UsageError, match="dialogue-summary already exists; give FILE in another folder"):
+        copy_recipe("dialogue-summary", tmp_path / "b.yaml")
+    with pytest.raises(UsageError, match="there is no recipe soup; choose one of"):
+        copy_recipe("soup", tmp_path / "c.yaml")

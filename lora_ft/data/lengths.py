@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_ft.core.codecs import codec_named
 from lora_ft.core.columns import Column, is_empty, text_of
 from lora_ft.core.errors import UsageError
 from lora_ft.core.prompt import Prompt
@@ -66,16 +67,17 @@ def measure_lengths(
     prompts = [template.fill(row) for row in filled]
     targets = [text_of(column.find(row), target) for row in filled]
     codec, codec_reason = _codec(prompts, targets)
-    source_tokens, target_tokens = _tokens(prompts, tokenizer), _tokens(targets, tokenizer)
+    through = codec_named(codec)
+    source_tokens = _tokens([through.encode_prompt(text) for text in prompts], tokenizer)
+    target_tokens = _tokens([through.encode(text) for text in targets], tokenizer)
     longest, usual = int(target_tokens.max()), int(np.percentile(target_tokens, 99))
     limit = longest if longest <= min(2 * usual, _LONGEST_TARGET) else min(usual, _LONGEST_TARGET)
-    estimated = tokenizer is None or codec != "none"  # the codec's marks take tokens, too
     return Lengths(
         source=min(_round_up(int(np.percentile(source_tokens, 98)), 32), _LONGEST_SOURCE),
         target=max(_round_up(limit, 8), 8),
         prompts=_percentiles(source_tokens),
         targets=_percentiles(target_tokens),
-        cuts_targets=estimated or _round_up(limit, 8) < longest,
+        cuts_targets=tokenizer is None or _round_up(limit, 8) < longest,
         reason=(
             f"Tokens are estimated at {CHARACTERS_PER_TOKEN:g} characters each; `lora-ft validate` counts them."
             if tokenizer is None
@@ -89,10 +91,12 @@ def measure_lengths(
 
 def _codec(prompts: Sequence[str], targets: Sequence[str]) -> tuple[str, str]:
     """Return the codec that the characters of texts need, and the reason."""
-    for side, texts in (("targets", targets), ("prompts", prompts)):
-        share = sum(not _MISSING.isdisjoint(text) for text in texts) / len(texts)
-        if share > _RARE:
-            return "text", f"{share:.1%} of the {side} have newlines or characters that T5's vocabulary lacks"
+    sides = (("prompts", prompts), ("targets", targets))
+    share, side = max(
+        (sum(not _MISSING.isdisjoint(text) for text in texts) / len(texts), side) for side, texts in sides
+    )
+    if share > _RARE:
+        return "text", f"{share:.1%} of the {side} have newlines or characters that T5's vocabulary lacks"
     return "none", ""
 
 
@@ -103,7 +107,7 @@ def _tokens(texts: Sequence[str], tokenizer: Tokenizer | None) -> np.ndarray:
     if len(texts) > 2 * _SAMPLE:
         longest = sorted(texts, key=len)[-_SAMPLE // 10 :]
         texts = [*texts[:: len(texts) // _SAMPLE], *longest]
-    return np.array([len(row) for row in tokenizer.encode_forms([tokenizer.codec.encode(text) for text in texts])])
+    return np.array([len(row) for row in tokenizer.encode_forms(texts)])
 
 
 def _percentiles(tokens: np.ndarray) -> str:

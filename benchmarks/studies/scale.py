@@ -190,8 +190,8 @@ def _table(measurements: Sequence[dict[str, Any]], shape: Shape, source: int, ta
                     _range([one.seconds / two.seconds for one, two in zip(alone, costs, strict=True)], "{:,.0f}"),
                 )
             )
-    columns = ["", "packs", "samples/s of one device", "minutes", "device-hours", "times as fast as one"]
-    end = f"From so many on, twice as many are less than 1.5 times as fast: {', '.join(ends)}."
+    columns = ["", "groups", "samples/s of one device", "minutes", "device-hours", "times as fast as one"]
+    end = f"Number of devices from which doubling them is less than 1.5 times as fast: {', '.join(ends)}."
     return f"{source} + {target} tokens:\n\n{table(columns, lines, words=1)}\n\n{end}"
 
 
@@ -230,51 +230,50 @@ def _traffic(shape: Shape, rank: int) -> dict[str, str]:
 _TEXT = """\
 # What {adapters} adapters cost, on paper
 
-`lora-ft train TASKS… --engine ray` on 1, 8 and 64 devices: {adapters} adapters of FLAN-T5-small, r {rank} on
-{targets}, {samples} samples each, in steps of {rows} rows. Written by `python -m benchmarks.studies.scale`;
-nothing here was run at this size.
+This page estimates `lora-ft train TASKS… --engine ray` on 1, 8 and 64 devices: {adapters} adapters of FLAN-T5-small, r
+{rank} on {targets}, {samples} samples each, in steps of {rows} rows. It is written by
+`python -m benchmarks.studies.scale`. Nothing here was run at this size.
 
-- **Measured** is the speed of packs (`python -m benchmarks.studies.multi_lora`) on {devices}: straight
-  lines between the sizes that were measured, and no gain beyond the largest.
-- **Assumed** is all of what stands for other GPUs: steps reach {low} to {high} of the products a second in NVIDIA's
-  data sheets ({peaks}; bf16, dense), and take another {fast} to {slow} ms for kernels that are launched
-  one by one, and {little} to {much} ms of Python for each adapter ({little} was measured, on a CPU). These are no
-  bounds.
+- **Measured**: the speed of adapter groups (`python -m benchmarks.studies.multi_lora`) on {devices}. Sizes between the
+  measured ones are interpolated linearly. No gain is assumed beyond the largest.
+- **Assumed**: everything about other GPUs. A step reaches {low} to {high} of the operations a second in NVIDIA's
+  data sheets ({peaks}; bf16, dense). It takes another {fast} to {slow} ms for kernel launches, and {little} to
+  {much} ms of Python for each adapter ({little} was measured, on a CPU). These are not bounds.
 
-`python -m benchmarks.studies.multi_lora --json FILE` measures your device,
+`python -m benchmarks.studies.multi_lora --json FILE` measures your device.
 `python -m benchmarks.studies.scale --packs FILE` writes this page from it.
 
 {tables}
 
-Packs are those of `--engine ray`: adapters shared out evenly, in as few rounds as memory allows. A pack takes {start} s
-until its first step (assumed). Evaluation, and waiting for machines, are left out. Device-hours times your price is the
-cost.
+Groups are those of `--engine ray`: adapters are divided evenly, in as few rounds as memory allows. A group takes
+{start} s until its first step (assumed). Evaluation, and waiting for machines, are left out. Device-hours times your
+price is the cost.
 
 ## What fits beside one base
 
-Adapters in a pack, by the planner's formula (`lora_ft/multi_lora/planner.py`), in bf16 with {rows} rows of each:
-the base once, 16 bytes for each parameter of an adapter, and the activations of all rows, which are most of it.
+Adapters in a group, by the planner's formula (`lora_ft/multi_lora/planner.py`), in bf16 with {rows} rows of each. The
+base is held once. Each parameter of an adapter takes 16 bytes. The activations of all rows take most of the memory.
 
 {memory}
 
-Several packs on one GPU (`--gpus-per-group 0.5`) hold the base twice and share its speed: of use where Python or
-launches, not products, are what a step waits for.
+Several groups on one GPU (`--gpus-per-group 0.5`) hold the base twice and share its speed. This helps where a step is
+bound by Python or launches, not by arithmetic.
 
 ## Where it stops scaling
 
-- **Packs get small.** More devices mean fewer adapters in each pack, and a pack of few leaves a device idle. A perfect
-  cluster would keep device-hours equal.
-- **An adapter is not divided.** No more devices are of use than there are adapters.
-- **Rounds end together.** A round takes as long as its longest pack: tasks of unlike length leave devices idle, unless
-  `--group-size` makes packs so small that each device gets several.
-- **Packs start.** Each is a process that imports torch and opens the base: {start} s are nothing in hours, and most of
-  it where training takes a minute.
+- **Groups get small.** More devices mean fewer adapters in each group, and a small group leaves a device idle. A
+  perfect cluster would keep device-hours equal.
+- **An adapter is not divided.** More devices than adapters are of no use.
+- **Rounds end together.** A round takes as long as its longest group. Tasks of different lengths leave devices idle,
+  unless `--group-size` makes groups so small that each device gets several.
+- **Groups start.** Each is a process that imports torch and opens the base. {start} s are little in hours, and most
+  of the time where training takes a minute.
 - **Snapshots travel.** One is an adapter's weights and two moments: {snapshot} MB, {all_snapshots} GB for all. Written
-  every {every} s by all at once, they bring {rate} MB/s to the shared storage; a pack that it slows down writes less
-  often, as snapshots take a tenth of its time at most. The runs in the end are {runs} GB.
-- **Ray itself is far away.** A pack is one task, and tells the screen how it is twice a second. Ray's releases record
+  every {every} s by all at once, they bring {rate} MB/s to the shared storage. A group that this slows down writes less
+  often, as snapshots take at most a tenth of its time. The finished runs are {runs} GB.
+- **Ray itself is far from its limit.** A group is one task, and reports its state twice a second. Ray's releases record
   350 to 440 tasks a second (`many_tasks` of its release tests).
-- **The first machine** reads and encodes all rows, and sends each pack its share, before anything starts.
+- **The first machine** reads and encodes all rows, and sends each group its share, before anything starts.
 """
 
 

@@ -145,11 +145,14 @@ def _several(run: Run) -> dict[str, Any] | None:
 def page(found: Mapping[str, Any]) -> str:
     """docs/scores.md."""
     lines = [
-        "# What adapters give",
+        "# Scores",
         "",
-        "One LoRA adapter a task, on the base `offline` (a FLAN-T5-small, see the README), scored on test rows beside",
-        "the untouched base: means with 95 % bootstrap intervals, 0 to 100. Written by",
-        "`python -m benchmarks.studies.scores DATA` from `benchmarks/results/scores.json`.",
+        "One LoRA adapter for each task, on the base `offline` (a FLAN-T5-small), scored on test rows beside the",
+        "untouched base: means with 95 % bootstrap intervals, 0 to 100. [How scores are computed](scoring.md) says how",
+        "to read them.",
+        "",
+        "This page is written by `python -m benchmarks.studies.scores DATA` from `benchmarks/results/scores.json`.",
+        "Warnings are those of the measured version.",
     ]
     for name, one in found["tasks"].items():
         training = one["training"]

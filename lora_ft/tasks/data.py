@@ -1,4 +1,4 @@
-"""The section `data` of a task: where its rows come from. `lora_ft.data.splits` reads them."""
+"""Section `data` of a task: the source of its rows, which `lora_ft.data.splits` reads."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from lora_ft.tasks.rows import RowsInMemory, rows_in_memory
 
 
 class Split(Section):
-    """How to cut missing splits off the training rows; with labels, each gets its share of every label."""
+    """Splits to cut off the training rows if they are missing. With labels, the cut is stratified."""
 
     validation: Share = 0.1
-    """Share of the rows for validation, where none is given."""
+    """Share of the training rows used for validation if data.validation is missing."""
     test: Share = 0.0
-    """Share of the rows for testing, where none is given."""
+    """Share of the training rows used for testing if data.test is missing."""
     seed: Seed = 0
-    """Of the shuffle before the cut; sessions of chats are not shuffled."""
+    """Seed of the shuffle before the cut. Sessions of chats are not shuffled."""
 
 
 class Limits(Section):
-    """At most the first so many rows of each split."""
+    """Maximum number of rows of each split; the first ones are used."""
 
     train: Positive | None = None
     validation: Positive | None = None
@@ -32,74 +32,75 @@ class Limits(Section):
 
 
 class Chat(Section):
-    """The files are exports of chats; a row is a message and what precedes it: context, response, sender."""
+    """Settings of chat exports. A row is a message and its context, in the columns context, response and sender."""
 
     format: Literal["auto", "telegram", "whatsapp", "slack", "discord", "messenger", "signal", "line", "kakaotalk"] = (
         "auto"
     )
-    """auto: by what the file holds. messenger: also Instagram's."""
+    """Program of the export. auto: recognized by content. messenger: includes Instagram."""
     only: list[str] | None = None
-    """Chats of an export of several, by name; by default all. A topic or thread is named "chat › topic"."""
+    """Names of the chats to read. Default: all. A topic or thread is named "chat › topic"."""
     forwarded: bool = False
-    """Keep what somebody forwarded; by default it is left out, as others wrote it."""
+    """Keep forwarded messages. Default: leave them out, since other people wrote them."""
     bots: bool = False
-    """Keep what bots wrote, and what was sent through one; by default it is left out."""
+    """Keep messages from bots, and messages sent through one. Default: leave them out."""
     leave_out: list[str] | None = None
-    """Names of people whose messages are left out, e.g. bots that an export does not mark."""
+    """Names of people whose messages are left out, e.g. bots that the export does not mark."""
     keep: Positive = 20_000
-    """The newest so many messages of each file."""
+    """Maximum number of messages of each file; the newest ones are used."""
     gap_minutes: Annotated[Real, Field(gt=0, le=10**7)] = 120
-    """A session ends where nobody speaks for longer."""
+    """Minutes of silence that end a session."""
     context: Positive = 10
-    """Most messages of a context."""
+    """Maximum number of messages in a context."""
     before: NotNegative = 5
-    """Messages from before the session, where fewer than two precede within it."""
+    """Number of messages taken from before the session if fewer than two precede within it."""
     characters: Annotated[Whole, Field(ge=80, le=10**7)] = 1500
-    """Longest context; the oldest messages leave first. Prompts are cut at their end, where the newest ones are."""
+    """Maximum length of a context, in characters; the oldest messages are dropped first. Keep it below lengths.source,
+    since prompts are cut at their end, where the newest messages are."""
     anonymize: bool = False
-    """Give everybody another name, also in mentions and texts."""
+    """Replace the names of all people, also in mentions and texts."""
     seed: Seed = 0
-    """Of the other names."""
+    """Seed of the replacement names."""
 
 
 class Data(Section):
-    """Where rows come from: a data set on the hub (`hub`), or local jsonl, json, csv, tsv or parquet files.
+    """Source of rows: a data set on the hub (`hub`), or local jsonl, json, csv, tsv or parquet files.
 
     Files may be compressed (.gz, .bz2, .xz, .zst, .zip). Columns may lie inside others: `translation.en`,
-    `answers.text`, `messages[-1].content`. Cells are text, numbers, or true and false, which are written like this;
-    references may be lists of them. Anything else is refused.
+    `answers.text`, `messages[-1].content`. Cells hold text, numbers, true or false; references
+    may be lists of them. Anything else is an error.
     """
 
     hub: str | None = None
-    """Name of a data set on the hub; `train`, `validation` and `test` are then names of its splits."""
+    """Name of a data set on the hub. `train`, `validation` and `test` are then names of its splits."""
     config: str | None = None
     """Configuration of the hub data set."""
     revision: str | None = None
     """Revision of the hub data set."""
     root: Path | None = None
-    """Folder that relative file names start from; by default the folder of the task file."""
+    """Folder that relative paths start from. Default: the folder of the task file."""
     train: str | list[str] | None = None
-    """File, glob or list of them."""
+    """Training rows: a file, a glob, or a list of them."""
     validation: str | list[str] | None = None
     test: str | list[str] | None = None
     chat: Chat | None = None
-    """The files are exports of chats instead; data.split then cuts whole sessions, the newest for testing."""
+    """Read the files as chat exports. data.split then cuts whole sessions, the newest for testing."""
     encoding: str | None = None
-    """Encoding of text files, by Python's name, e.g. cp1252; by default UTF-8, or that of a byte order mark."""
+    """Encoding of text files, by Python's name, e.g. cp1252. Default: that of a byte order mark, else UTF-8."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
-    """Character between the cells of csv and tsv; by default found among , ; tab and |."""
+    """Character between the cells of csv and tsv. Default: detected among , ; tab and |."""
     field: str | None = None
-    """Where the rows are in a JSON object, e.g. data; by default its only list of objects."""
+    """Path of the rows in a JSON object, e.g. data. Default: its only list of objects."""
     target: str = "target"
-    """Column with the text to be generated."""
+    """Column with the text to generate."""
     references: str | None = None
-    """Column with a list of acceptable texts to score against, instead of `target` alone."""
+    """Column with a list of acceptable texts; scores compare with all of them instead of `target` alone."""
     split: Split | None = None
     limit: Limits = Limits()
     skip_empty: bool = False
-    """Leave out rows with an empty cell instead of refusing them; how many is said."""
+    """Leave out rows with an empty cell, and report how many. Default: such rows are an error."""
     oversample: bool = False
-    """With labels: repeat training rows until every label is as frequent as the commonest one."""
+    """With labels: repeat training rows until every label is as frequent as the most frequent one."""
 
     @field_validator("train", "validation", "test", mode="wrap")
     @classmethod

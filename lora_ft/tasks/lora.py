@@ -1,4 +1,4 @@
-"""The section `lora` of a task: the adapter, by peft's names."""
+"""Section `lora` of a task: the adapter, by peft's names."""
 
 from __future__ import annotations
 
@@ -23,35 +23,38 @@ Pattern = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class Lora(Section):
-    """The adapter, by peft's names. A preset fills in what is not given."""
+    """The adapter, by peft's names. A preset supplies missing values."""
 
     preset: Literal["tiny", "default", "large"] = "default"
     """tiny: r 8 on q,v. default: r 16 on all linear layers. large: r 64 on all linear layers."""
     r: Rank
+    """Rank of the adapter's matrices."""
     lora_alpha: Scale
+    """Scale of the adapter: its output is multiplied by lora_alpha / r."""
     lora_dropout: Dropout = 0.0
+    """Dropout rate on the adapter's input."""
     target_modules: str | list[str]
-    """"q,v", "all-linear" (every linear layer but the head), or names of layers."""
+    """"q,v", "all-linear" (every linear layer except the head), or a list of layer names."""
     use_dora: bool = False
-    """Train each weight's magnitude apart from its direction (arXiv 2402.09353): slower, sometimes better."""
+    """Train magnitude and direction of each weight separately (DoRA, arXiv 2402.09353). Slower, sometimes better."""
     use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(r) instead of lora_alpha / r (arXiv 2312.03732): for large r."""
+    """Scale by lora_alpha / sqrt(r) instead of lora_alpha / r (rsLoRA, arXiv 2312.03732). For large r."""
     init_lora_weights: bool | str = True
-    """true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, or eva (from the training rows)."""
+    """Initialization: true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, or eva (uses training rows)."""
     rank_pattern: dict[Pattern, Rank] = {}
-    """r of layers by their names' ends or regular expressions, instead of `r`."""
+    """Rank of single layers, by the end of their name or a regular expression, instead of `r`."""
     alpha_pattern: dict[Pattern, Scale] = {}
-    """Likewise for lora_alpha."""
+    """Scale of single layers, likewise, instead of `lora_alpha`."""
     trainable_token_indices: list[NotNegative] = []
-    """Tokens whose rows of the embedding, and of a head that is not tied to it, are trained too."""
+    """Ids of tokens whose rows of the embedding (and of an untied head) are trained too."""
     new_tokens: list[Annotated[str, Field(min_length=1)]] = []
-    """Tokens to add to the vocabulary and to train so, in the base's spare rows (FLAN-T5 has 28)."""
+    """Tokens to add to the vocabulary and train likewise, in unused rows of the base's embedding (FLAN-T5 has 28)."""
     start_from: str | None = None
-    """Adapter to go on from, with a fresh optimizer: a run or a folder saved by peft. Its ranks and layers hold."""
+    """Adapter to start from, with a new optimizer: a run, or a folder saved by peft. Its ranks and layers are kept."""
     loraplus_lr_ratio: Annotated[Real, Field(ge=1, le=1e6)] | None = None
-    """LoRA+ (arXiv 2402.12354): the learning rate of B over that of A, e.g. 16."""
+    """Ratio of the learning rates of B and A (LoRA+, arXiv 2402.12354), e.g. 16."""
     quantization: Literal["4bit", "8bit"] | None = None
-    """Store the frozen base so while training, through bitsandbytes on CUDA; merging takes the base as it is."""
+    """Storage of the frozen base during training, by bitsandbytes on CUDA. Merging uses the base as it is."""
 
     @model_validator(mode="before")
     @classmethod
@@ -60,7 +63,7 @@ class Lora(Section):
             return values
         preset = values.get("preset", "default")
         known = isinstance(preset, str) and preset in PRESETS
-        return {**PRESETS[preset if known else "default"], **values}  # an unknown one is a fault of its own
+        return {**PRESETS[preset if known else "default"], **values}  # an unknown preset is reported by its own field
 
     @field_validator("target_modules")
     @classmethod
@@ -77,7 +80,7 @@ class Lora(Section):
     def _known_start(cls, value: bool | str) -> bool | str:
         known = ("gaussian", "orthogonal", "pissa", "olora", "eva")
         if isinstance(value, str) and value not in known and not re.fullmatch(r"pissa_niter_[1-9]\d{0,2}", value):
-            raise ValueError(f"unknown start; use true, false, {', '.join(known)} or pissa_niter_N")
+            raise ValueError(f"unknown initialization; use true, false, {', '.join(known)} or pissa_niter_N")
         return value
 
     @model_validator(mode="after")
@@ -102,15 +105,15 @@ class Lora(Section):
 
     @property
     def moves_base(self) -> bool:
-        """Whether peft takes the adapter's start out of the base's weights, so that the two together are the base."""
+        """True if the initial adapter is subtracted from the base's weights, so that their sum is the base."""
         return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(("pissa", "olora"))
 
     @property
     def starts_elsewhere(self) -> bool:
-        """Whether the start comes from the base's weights or from data, and is kept to resume from."""
+        """True if the initial adapter is derived from the base's weights or from rows, and is kept for resuming."""
         return self.moves_base or self.init_lora_weights == "eva"
 
     @property
     def keeps_start(self) -> bool:
-        """Whether a run keeps how its adapter began, to resume from."""
+        """True if a run keeps its initial adapter, for resuming."""
         return self.starts_elsewhere or self.start_from is not None

@@ -28,73 +28,86 @@ SplitName = Literal["train", "validation", "test"]
 
 
 def within(option: str) -> Any:
-    """Return the field's bounds of an option of generation, the same as everywhere else."""
+    """Return the bounds of a generation option, which all engines share."""
     least, most = BOUNDS[option]
     return Field(ge=least, le=most)
 
 
 def known_score(value: str) -> str:
-    """The name, if it is one of a score; a fault of a task where it is not."""
+    """Return the name of a score; raise ValueError if it is unknown."""
     if value not in SCORES:
         raise ValueError(f"unknown score; use one of {', '.join(SCORES)}")
     return value
 
 
 class Lengths(Section):
-    """Limits in tokens, </s> included."""
+    """Maximum lengths, in tokens, including </s>."""
 
     source: Annotated[Whole, Field(ge=8, le=100_000)] = 512
-    """Prompts are cut here."""
+    """Maximum prompt length; longer prompts are cut at their end."""
     target: Annotated[Whole, Field(ge=2, le=100_000)] = 128
-    """Longest target in training."""
+    """Maximum target length in training."""
     long_targets: Literal["error", "cut", "drop"] = "error"
-    """What happens to a training or validation row whose target is longer."""
+    """Action on a training or validation row with a longer target."""
 
 
 class Train(Section):
     """The training run, by the names of transformers' Seq2SeqTrainingArguments."""
 
     num_train_epochs: Annotated[Real, Field(gt=0, le=100_000)] = 3.0
+    """Number of passes over the training rows."""
     max_steps: Positive | None = None
-    """Stops there whatever the epochs."""
+    """Maximum number of optimizer steps; takes precedence over num_train_epochs."""
     per_device_train_batch_size: Rows = 8
+    """Rows of a training batch on each device."""
     per_device_eval_batch_size: Rows = 16
+    """Rows of an evaluation batch on each device."""
     gradient_accumulation_steps: Rows = 1
+    """Batches of one optimizer step."""
     # AdamW multiplies it by 10 in the first step, and float32 ends at 3.4e38.
     learning_rate: Annotated[Real, Field(gt=0, le=MAX_RATE)] = 1e-3
+    """Peak learning rate."""
     lr_scheduler_type: str = "linear"
+    """Schedule: linear, cosine, constant, constant_with_warmup, polynomial or inverse_sqrt."""
     warmup_ratio: Share = 0.05
+    """Share of all steps in which the learning rate rises from 0."""
     weight_decay: Annotated[Real, Field(ge=0, le=100)] = 0.0
+    """Weight decay of the optimizer."""
     max_grad_norm: Annotated[Real, Field(ge=0, le=1e9)] = 1.0
+    """Maximum gradient norm; 0 turns clipping off."""
     label_smoothing_factor: Annotated[Real, Field(ge=0, le=0.9)] = 0.0
-    """Share of each target token's probability that is spread over the vocabulary; of training, not of eval_loss."""
+    """Share of each target token's probability spread over the vocabulary, in training only (not in eval_loss)."""
     optim: str = "adamw_torch"
+    """Optimizer: adamw_torch, adamw_torch_fused or adafactor."""
     seed: Seed = 42
+    """Seed of initialization, dropout and the order of rows."""
     precision: Literal["auto", "bf16", "fp32", "fp16"] = "auto"
-    """auto: bf16 where the GPU or CPU computes in it, else fp32."""
+    """Number format of training. auto: bf16 if the GPU or CPU has bf16 arithmetic, else fp32. fp16 is refused."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile with free shapes: minutes of compiling, then faster steps. auto weighs one against the other."""
+    """torch.compile with dynamic shapes: minutes of compilation, then faster steps. auto: on if that pays off."""
     base_dropout: Dropout | None = None
-    """Dropout inside the base. A frozen one has 0 unless given, which is a quarter faster on CPUs, and DialogSum's
-    ROUGE is no worse for it; with method full the base keeps its own rate."""
+    """Dropout rate inside the base. Default: 0 for a frozen base, which is a quarter faster on CPUs without loss of
+    ROUGE on DialogSum; with method full, the base's own rate."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third slower."""
+    """Recompute activations in the backward pass. Takes less memory and is a third slower."""
     eval_every: Positive | Literal["epoch"] = "epoch"
-    """Steps between evaluations on the validation rows; each is also a point to resume from."""
+    """Steps between evaluations on the validation rows. Each one also writes a resume point."""
     metric_for_best_model: str = "rouge1"
-    """Chooses the checkpoint that becomes the adapter: loss, or a score as in evaluate.metric. With loss no text is
-    generated while training."""
+    """Metric that selects the final weights: loss, or a score as in evaluate.metric. With loss, training generates
+    no text."""
     early_stopping_patience: Positive | None = None
-    """Stop after so many evaluations without a better score."""
+    """Number of evaluations without improvement after which training stops."""
     save_total_limit: Positive = 2
-    """Checkpoints kept while training: the newest ones, and the best."""
+    """Number of resume points kept during training: the newest ones, and the best."""
     logging_steps: Positive = 10
+    """Steps between log entries."""
     report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = ["tensorboard"]
+    """Experiment trackers that receive the log."""
 
     @field_validator("compile", mode="before")
     @classmethod
     def _yaml_switch(cls, value: Any) -> Any:
-        """YAML reads a bare on or off as a truth value."""
+        """Return on and off as text, which YAML reads as true and false."""
         return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
     @field_validator("precision")
@@ -130,66 +143,65 @@ class Train(Section):
 
 
 class Generate(Section):
-    """How answers are generated, by the names of transformers' GenerationConfig.
+    """Generation options, by the names of transformers' GenerationConfig.
 
-    A key that is left out is as the base's generation_config.json says, else the default named here. Options of a
-    command take precedence over these.
+    A missing key has the value of the base's generation_config.json, else the default named here. Options of a
+    command take precedence over both.
     """
 
     max_new_tokens: Annotated[Whole, within("max_new_tokens")] | None = None
-    """By default lengths.target (transformers alone would stop after 20 tokens)."""
+    """Maximum answer length, in tokens. Default: lengths.target (transformers' own default is 20)."""
     min_new_tokens: Annotated[Whole, within("min_new_tokens")] | None = None
-    """Default: 0."""
+    """Minimum answer length, in tokens. Default: 0."""
     num_beams: Annotated[Whole, within("num_beams")] | None = None
-    """Default: 1."""
+    """Number of beams; 1 is greedy search. Default: 1."""
     length_penalty: Annotated[Real, within("length_penalty")] | None = None
-    """Default: 1.0."""
+    """Exponent on the length of beams; above 0 favors longer answers. Default: 1.0."""
     do_sample: bool | None = None
-    """Default: false."""
+    """Sample answers instead of taking the likeliest token. Default: false."""
     temperature: Annotated[Real, within("temperature")] | None = None
-    """Default: 1.0."""
+    """Temperature of sampling. Default: 1.0."""
     top_k: Annotated[Whole, within("top_k")] | None = None
-    """Default: 50."""
+    """Number of likeliest tokens to sample from. Default: 50."""
     top_p: Annotated[Real, within("top_p")] | None = None
-    """Default: 1.0."""
+    """Share of probability to sample from. Default: 1.0."""
     no_repeat_ngram_size: Annotated[Whole, within("no_repeat_ngram_size")] | None = None
-    """Default: 0."""
+    """Size of n-grams that an answer never repeats; 0 allows all. Default: 0."""
     repetition_penalty: Annotated[Real, within("repetition_penalty")] | None = None
-    """Default: 1.0."""
+    """Penalty on tokens already generated. Default: 1.0."""
     seed: Seed | None = None
-    """Seed of sampling. Without one, every call draws another, and says which; scores are of `evaluate.seed`."""
+    """Seed of sampling. Default: a new one for each call, which is reported. Scores use `evaluate.seed`."""
     constrained: bool = True
-    """Where the task has labels, answers are labels and nothing else."""
+    """Restrict answers to the labels, if the task has labels."""
 
 
 class Evaluate(Section):
-    """How answers are scored."""
+    """Scoring of answers."""
 
     metrics: Annotated[list[str], Field(min_length=1)] = ["rouge"]
-    """What `lora-ft evaluate` gives: rouge, rougeSU4, bleu, chrf, exact_match, f1, meteor, bertscore.
-    Two come by themselves: structured (valid, same_value) where answers are JSON, and classification (accuracy,
-    macro_f1) where the task has labels, without which it is a fault."""
+    """Metrics that `lora-ft evaluate` computes: rouge, rougeSU4, bleu, chrf, exact_match, f1, meteor, bertscore.
+    Two are added automatically: structured (valid, same_value) if answers are JSON, and classification (accuracy,
+    macro_f1) if the task has labels; without labels, classification is an error."""
     metric: str = "rouge1"
-    """The score that an ONNX precision must not lose: rouge1, rouge2, rougeL, rougeLsum, or what another of the
-    metrics gives: rougeSU4, bleu, chrf, exact_match, f1, meteor, bertscore; valid or same_value where answers are JSON,
-    accuracy or macro_f1 with labels."""
+    """Score that an ONNX precision must keep: rouge1, rouge2, rougeL, rougeLsum, rougeSU4, bleu, chrf, exact_match, f1,
+    meteor or bertscore; valid or same_value if answers are JSON; accuracy or macro_f1 with labels."""
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "en"
-    """ISO 639 code of what the answers are written in."""
+    """ISO 639 code of the language of the answers."""
     rouge_tokenizer: Literal["auto", "ascii", "unicode"] = "auto"
-    """What ROUGE takes for words. ascii: rouge-score's own, which drops every letter but a to z. unicode: letters of
-    any script, each character of scripts without spaces. auto: ascii for English, else unicode."""
+    """Words of ROUGE. ascii: rouge-score's own tokenizer, which drops every letter except a to z. unicode: letters of
+    any script, and single characters in scripts without spaces. auto: ascii for English, else unicode."""
     use_stemmer: bool = True
-    """Porter's stemmer before ROUGE compares words, as in most published English ROUGE; it knows English only."""
+    """Apply Porter's stemmer before ROUGE compares words, as in most published English ROUGE. English only."""
     stop_words: bool = False
-    """Leave out the commonest English words before ROUGE compares."""
+    """Remove the most common English words before ROUGE compares words."""
     bertscore_model: str | None = None
-    """Folder or hub name of the encoder that bertscore compares with."""
+    """Folder or hub name of BERTScore's encoder."""
     json_schema: str | None = None
-    """What answers must be valid JSON by: `fhir-r4`, or a JSON schema file. Needs the extra `structured`."""
+    """Schema that answers are checked against: `fhir-r4`, or a JSON schema file. Needs the extra `structured`."""
     bootstrap: Annotated[Whole, Field(ge=100, le=100_000)] = 1000
-    """Resamples behind each interval."""
+    """Number of bootstrap resamples for each interval."""
     seed: Seed = 0
-    """Seed of the resamples, and of sampled answers that are scored."""
+    """Seed of the resamples, and of sampling when answers are scored."""
 
     @field_validator("metrics")
     @classmethod
@@ -214,27 +226,28 @@ class Evaluate(Section):
 
 
 class Card(Section):
-    """What the model card says that nothing else knows, by the hub's names; see `lora_ft.publishing.model_card`."""
+    """Entries of the model card that cannot be derived, by the hub's names; see `lora_ft.publishing.model_card`."""
 
     license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
-    """Of the adapter, as the hub abbreviates it, e.g. apache-2.0 or cc-by-4.0."""
+    """License of the adapter, by its identifier on the hub, e.g. apache-2.0 or cc-by-4.0."""
     language: list[Annotated[str, Field(pattern=r"^([a-z]{2,3}|code|multilingual)$")]] = []
-    """Of the rows: ISO 639 codes."""
+    """Languages of the rows, as ISO 639 codes."""
     datasets: list[Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")]] = []
-    """Names on the hub of what local rows were taken from; data.hub is named anyway."""
+    """Names on the hub of the data sets that local rows come from. data.hub is added automatically."""
     pipeline_tag: Literal[
         "text-generation", "summarization", "translation", "question-answering", "text-classification"
     ] = "text-generation"
-    """The hub has no text2text-generation any more (huggingface.js#1590)."""
+    """Task by the hub's name. The hub removed text2text-generation (huggingface.js#1590)."""
     tags: list[str] = []
+    """Tags on the hub."""
     limits: str = ""
-    """What the model should not be used for, or is known to do badly."""
+    """Unsuitable uses and known weaknesses of the model."""
     watts: Annotated[Real, Field(gt=0, le=1e9)] | None = None
-    """What the machine draws while it trains, where no energy counter can be read."""
+    """Power of the machine during training, in watts, if it has no readable energy counter."""
     grams_per_kwh: Annotated[Real, Field(ge=0, le=1e6)] | None = None
-    """CO2 of the electricity; without it no carbon is claimed."""
+    """CO2 of the electricity, in grams per kWh. Without it, the card states no emissions."""
     location: str | None = None
-    """Where that electricity is from, e.g. "Quebec, Canada"."""
+    """Origin of the electricity, e.g. "Quebec, Canada"."""
 
 
 class Task(Section):
@@ -251,23 +264,23 @@ class Task(Section):
         ) -> None: ...
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
-    """Names the run's folder: letters, digits, . _ -"""
+    """Name of the task and of the run's folder: letters, digits, . _ -"""
     base: str = "google/flan-t5-small"
     """Hub name, path of a checkpoint, or `offline`."""
     method: Literal["lora", "full"] = "lora"
-    """lora: an adapter on the frozen base. full: every weight, which wants a learning rate of 1e-4 to 3e-4."""
+    """lora: train an adapter on the frozen base. full: train every weight; use a learning rate of 1e-4 to 3e-4."""
     data: Data
     prompt: str
-    """What the model is asked, with {column} where a row's text goes."""
+    """Prompt template, with {column} in place of a row's text."""
     codec: Literal["none", "text", "json"] = "none"
-    """What prompts and targets go through before T5's tokenizer, which has no newline, tab, indentation, brace …
+    """Encoding of prompts and targets before T5's tokenizer, which has no newline, tab, indentation or brace.
 
-    text: any text, in marks that it has. json: targets are JSON values (text, or objects and lists in jsonl rows), in
-    a form with few quotes and no braces; prompts as with text. Answers come back in their own characters. lengths
-    count tokens of the form.
+    text: any text, with marks from the vocabulary for missing characters. json: targets are JSON values (text, or
+    objects and lists in jsonl rows), in a form with few quotes and no braces; prompts as with text. Answers are decoded
+    to their original characters. `lengths` counts encoded tokens.
     """
     labels: list[str] | Literal["auto"] | None = None
-    """The only texts that targets may be, for classification; auto: the distinct targets of the training rows."""
+    """Allowed targets, for classification. auto: the distinct targets of the training rows."""
     lengths: Lengths = Lengths()
     lora: Lora = Field(default_factory=lambda: Lora.model_validate({}))
     train: Train = Train()
@@ -325,7 +338,7 @@ class Task(Section):
 
     @property
     def base_dropout(self) -> float | None:
-        """Dropout inside the base; None: its own rate."""
+        """Dropout rate inside the base; None for its own rate."""
         given = self.train.base_dropout
         return 0.0 if given is None and self.method == "lora" else given
 
@@ -369,34 +382,34 @@ class Task(Section):
 
     @property
     def known_labels(self) -> list[str]:
-        """The labels, or none: `lora_ft.data.splits.with_labels` finds those of `auto`."""
+        """List of labels; empty without labels, or before `lora_ft.data.splits.with_labels` resolves `auto`."""
         return self.labels if isinstance(self.labels, list) else []
 
     @property
     def max_new_tokens(self) -> int:
-        """Most tokens of an answer."""
+        """Maximum answer length, in tokens."""
         return self.generate.max_new_tokens or self.lengths.target
 
     @property
     def metrics(self) -> list[str]:
-        """Of `evaluate.metrics`, and what JSON answers and labels are measured by."""
+        """Names of `evaluate.metrics`, and those added for JSON answers and labels."""
         structured = self.codec == "json" or self.evaluate.json_schema is not None
         more = [*(["structured"] if structured else []), *(["classification"] if self.labels else [])]
         return list(dict.fromkeys([*self.evaluate.metrics, *more]))
 
     def generation_options(self) -> dict[str, Any]:
-        """Return what the task itself sets, by transformers' names; max_new_tokens, and labels where there are some."""
+        """Return the task's own generation options, by transformers' names, with max_new_tokens and any labels."""
         own = self.generate.model_dump(exclude_none=True)
         constrained = own.pop("constrained")
         labels = {"labels": self.known_labels if constrained else []} if self.known_labels else {}
         return own | labels | {"max_new_tokens": self.max_new_tokens}
 
     def scoring_options(self) -> dict[str, Any]:
-        """Return the options of answers that are scored: where they are sampled, a score can be had again."""
+        """Return the generation options for scoring, with a seed that makes scores of sampled answers reproducible."""
         return {"seed": self.evaluate.seed} | self.generation_options()
 
     def chat_settings(self) -> dict[str, Any] | None:
-        """What going on with a chat takes besides the prompt, or None where the rows are no chats."""
+        """Return the settings for continuing a chat, or None if the rows are not from chats."""
         chat = self.data.chat
         if chat is None:
             return None

@@ -371,8 +371,8 @@ def test_trained_tokens_of_another_width_do_not_fit(trained: Callable[[str], Run
 
 
 CLASHES: list[tuple[dict[str, Any], str]] = [
-    ({"init_lora_weights": "svd"}, "unknown start; use true, false, gaussian"),
-    ({"init_lora_weights": "pissa_niter_0"}, "unknown start"),
+    ({"init_lora_weights": "svd"}, "unknown initialization; use true, false, gaussian"),
+    ({"init_lora_weights": "pissa_niter_0"}, "unknown initialization"),
     ({"init_lora_weights": "pissa", "use_dora": True}, "saved as a difference"),
     ({"init_lora_weights": "olora", "new_tokens": ["<a>"]}, "saved as a difference"),
     ({"init_lora_weights": "pissa", "use_rslora": True, "rank_pattern": {"q": 2}}, "peft cannot save"),

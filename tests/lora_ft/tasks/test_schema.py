@@ -116,7 +116,7 @@ def test_a_long_value_is_shortened() -> None:
         ("lora.r=1000000000", "less than or equal to 10000"),
         ("lora.lora_alpha=1e18", "less than or equal to"),
         ("lora.loraplus_lr_ratio=1e300", "less than or equal to"),
-        ("lora.init_lora_weights=pissa_niter_9999999", "unknown start"),
+        ("lora.init_lora_weights=pissa_niter_9999999", "unknown initialization"),
         ("evaluate.bootstrap=1000000000", "less than or equal to 100000"),
         ("card.watts=1e300", "less than or equal to"),
         ("data.split.seed=-1", "greater than or equal to 0"),

@@ -18,7 +18,7 @@ from lora_ft.validate import Validation, validate
 MakeTask = Callable[..., Path]
 PROMPT = "Continue: {context}"
 WHATSAPP = "\n".join(
-    f"{day:02}/11/2023, 10:{minute:02} - {name}: text {minute}"
+    f"{day:02}/11/2023, 20:{minute:02} - {name}: text {minute}"
     for day in (12, 13, 14)
     for minute in range(4)
     for name in ("Ana", "Ben")

@@ -125,7 +125,7 @@ def write_bundle(
             builder.seal(chosen, staging, reasons)
         else:
             progress(f"writing the layout {layout}")
-            content = builder.manifest_of(chosen) | reasons
+            content = {**builder.manifest_of(chosen), **reasons}
             own = write_layout(layout, staging, chosen.t5, chosen.generator, source.checkpoint, builder.references)
             if triton:
                 limit = source.metadata.generation["max_new_tokens"]
@@ -240,7 +240,7 @@ class _Builder:
         self.probe.write(candidate.generator.folder / manifest.PROBE)
         seal(
             candidate.generator.folder,
-            self.manifest_of(candidate) | more,
+            {**self.manifest_of(candidate), **more},
             staging,
             prompt_lookup=candidate.precision.exact and candidate.report.lookup_is_lossless,
             provenance=self.source.metadata.provenance,

@@ -110,7 +110,7 @@ def _decoder(t5: T5) -> onnx.ModelProto:
     ids, mask, hidden = _inputs(g, t5, "decoder_sequence_length")
     logits = _logits(g, t5)
     own, cross = _presents(g, t5)
-    _first_step(g, t5, ids, mask, hidden, own, cross, logits)
+    t5.head(g, _first_step(g, t5, ids, mask, hidden, own, cross), logits)
     return g.model()
 
 
@@ -135,7 +135,8 @@ def _merged(t5: T5) -> onnx.ModelProto:
 
     first = g.body("first")
     made_own, made_cross = _named(t5, "first.decoder"), _named(t5, "first.encoder")
-    _declare(first, t5, _first_step(first, t5, ids, mask, hidden, made_own, made_cross, None), made_own, made_cross)
+    made = t5.head(first, _first_step(first, t5, ids, mask, hidden, made_own, made_cross))
+    _declare(first, t5, made, made_own, made_cross)
 
     later = g.body("later")
     made_own, made_cross = _named(t5, "later.decoder"), _named(t5, "later.encoder")
@@ -167,14 +168,14 @@ def _first_step(
     hidden: str,
     own: Sequence[KeyValue],
     cross: Sequence[KeyValue],
-    logits: str | None,
 ) -> str:
+    """Return the decoder's last hidden state for tokens without a past."""
     a = t5.architecture
     t5.cross(g, hidden, cross)
     shape = g.op("Concat", g.op("Shape", ids, start=0, end=1), g.ints(a.heads, 0, a.d_kv), axis=0)
     empty = g.op("Expand", g.constant(np.zeros((1, 1, 1, 1), np.float32), "zero"), shape)
     past = [KeyValue(empty, empty)] * a.decoder_layers
-    return t5.head(g, t5.decode(g, ids, mask, past, cross, own), logits)
+    return t5.decode(g, ids, mask, past, cross, own)
 
 
 def _inputs(g: Graph, t5: T5, length: str) -> tuple[str, str, str]:

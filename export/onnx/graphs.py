@@ -25,7 +25,7 @@ import onnx
 from lora_ft.export.onnx.argmax import argmax
 from lora_ft.export.onnx.graph import BOOL, FLOAT, INT64, Graph, WeightFile
 from lora_ft.export.onnx.sampling import Sampling, choose
-from lora_ft.export.onnx.t5 import T5, KeyValue
+from lora_ft.export.onnx.t5 import T5, InPlace, KeyValue
 
 
 def encoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
@@ -59,7 +59,7 @@ def decoder_model(t5: T5, weights: WeightFile | None = None, *, step: bool = Fal
     logits = g.output("logits", FLOAT, "b", "q", t5.architecture.vocabulary)
     best = g.output("next", INT64, "b", "q")
     presents = _outputs(g, t5, "present", "b", "room")
-    hidden = t5.decode(g, ids, mask, past, cross, presents, grouped=True, lengths=lengths, step=step)
+    hidden = t5.decode(g, ids, mask, past, cross, presents, InPlace(lengths, step))
     t5.head(g, hidden, logits)
     argmax(g, logits, t5.architecture.vocabulary, output=best, barred=(t5.architecture.special.ends, early))
     return g.model()
@@ -95,11 +95,8 @@ def single_model(t5: T5, *, by_row: bool = False) -> onnx.ModelProto:
     first = g.op(
         "Expand", g.constant(np.array([[a.special.start]], np.int64)), g.op("Concat", batch, g.ints(1), axis=0)
     )
-    no_past = g.op("Concat", batch, g.ints(a.heads, 0, a.d_kv), axis=0)
-    empty = g.op("Expand", g.constant(np.zeros((1, 1, 1, 1), np.float32)), no_past)
-    past = [KeyValue(empty, empty)] * a.decoder_layers
     sequences = g.output("sequences", INT64, "b", "n")
-    made = _loop(g, t5, first, mask, past, cross, (least, most), sampling)
+    made = _loop(g, t5, first, mask, cross, (least, most), sampling)
     g.op("Where", lacks, g.scalar(-1), made, output=sequences) if by_row else g.op("Identity", made, output=sequences)
     return g.model()
 
@@ -138,7 +135,6 @@ def _loop(
     t5: T5,
     first: str,
     mask: str,
-    past: Sequence[KeyValue],
     cross: Sequence[KeyValue],
     limits: tuple[str, str],
     sampling: Sampling,
@@ -154,6 +150,9 @@ def _loop(
     """
     a = t5.architecture
     least, most = limits
+    no_past = g.op("Concat", g.op("Shape", first, start=0, end=1), g.ints(a.heads, 0, a.d_kv), axis=0)
+    empty = g.op("Expand", g.constant(np.zeros((1, 1, 1, 1), np.float32)), no_past)
+    past = [KeyValue(empty, empty)] * a.decoder_layers
     unasked = g.op("Expand", g.op("LessOrEqual", most, g.scalar(0)), g.op("Shape", first))
     for special in (*a.special.ends, a.special.pad):
         g.scalar(special)  # the body finds them in the graph around it

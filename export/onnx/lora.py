@@ -8,7 +8,7 @@ the adapter was put into the bank, so that no range is looked for in a step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +86,7 @@ class Adapted:
         group = Group(weight.layers, weight.inputs, width, rank, exact, by_row=not exact and not weight.peak)
         self._groups[group.name] = group
         names = [g.input(name, KINDS[dtype], "adapters", *shape) for name, (dtype, shape) in group.values.items()]
-        added, step = _exact(g, x, group, *names) if exact else _rounded(g, x, group, weight.peak, *names)
+        added, step = _exact(g, x, group, *names) if exact else _rounded(g, x, group, weight.peak, names)
         if step and isinstance(self._storage, Int8):  # rows' steps multiply the sum once, not both of its parts
             return g.op("Mul", g.op("Add", self._storage.unscaled(g, x, weight), added), step, output=output)
         added = g.op("Mul", added, step) if step else added
@@ -100,10 +100,9 @@ def _exact(g: Graph, x: str, group: Group, a: str, b: str) -> tuple[str, str]:
     return _by_part(g, g.op("MatMul", x, a), group, lambda inner: g.op("MatMul", inner, b)), ""
 
 
-def _rounded(
-    g: Graph, x: str, group: Group, peak: float, a: str, b: str, a_scale: str, b_scale: str
-) -> tuple[str, str]:
-    """What an adapter adds, and the steps of the rows that it is in, or ""."""
+def _rounded(g: Graph, x: str, group: Group, peak: float, values: Sequence[str]) -> tuple[str, str]:
+    """Return an adapter's addition, and the scale of each row that it is measured in, or ""."""
+    a, b, a_scale, b_scale = values
     one, zero = g.constant(np.float32(1), "float.1"), g.constant(np.uint8(128), "uint8.128")
     signed = g.constant(np.int8(0), "int8.0")
     quantised, step, by_row = quantised_input(g, x, peak)

@@ -43,6 +43,21 @@ class KeyValue:
     value: str
 
 
+@dataclass(frozen=True)
+class InPlace:
+    """How a step writes into a cache with spare room, so that nothing is copied.
+
+    Attributes:
+        lengths: Number of tokens in each row of the cache, int64 [b], or [1] if all are equal. The rest is spare room;
+            new keys and values are written there if the caller binds `presents` to the memory of `past`.
+        step: Only single tokens follow others, unless there is one row. This is faster if d_kv is a multiple of 8; both
+            are conditions of ONNX Runtime's GroupQueryAttention.
+    """
+
+    lengths: str
+    step: bool = False
+
+
 class T5:
     """Appends the parts of one model to graphs.
 
@@ -96,29 +111,23 @@ class T5:
         past: Sequence[KeyValue],
         cross: Sequence[KeyValue],
         presents: Sequence[KeyValue],
-        *,
-        grouped: bool = False,
-        lengths: str = "",
-        step: bool = False,
+        in_place: InPlace | None = None,
     ) -> str:
-        """The decoder's last hidden state [b,q,d_model].
+        """Return the decoder's last hidden state [b,q,d_model].
 
         Args:
-            g: graph to append to.
-            ids: [b,q] int64.
-            mask: [sources,s] int64, of the sources.
-            past: self-attention keys and values of what came before, of length p.
-            cross: keys and values of the sources.
-            presents: names to give past with these tokens appended, of length p+q.
-            grouped: rows b = sources * k share a source, k in a row; otherwise each row has its own.
-            lengths: int64 [b], or [1] where all are alike: how much of `past` holds keys and values of each row; the
-                rest is room, into which the new ones go where a caller gives `presents` the memory of `past`. Then
-                nothing is copied.
-            step: with `lengths`, only single tokens follow others, unless there is but one row. That is faster where
-                d_kv is a multiple of 8 (both are conditions of ONNX Runtime's GroupQueryAttention).
+            g: Graph to append to.
+            ids: Tokens [b,q], int64.
+            mask: Mask of the sources [sources,s], int64.
+            past: Self-attention keys and values of the tokens before, of length p.
+            cross: Cross-attention keys and values of the sources.
+            presents: Names for `past` with these tokens appended, of length p+q.
+            in_place: Write into the memory of `past`. Rows b = sources * k share a source then, k in a row; otherwise
+                each row has its own source.
         """
         a = self.architecture
-        step = step and a.d_kv % 8 == 0
+        lengths, grouped = in_place.lengths if in_place else "", in_place is not None
+        step = in_place is not None and in_place.step and a.d_kv % 8 == 0
         begin = lengths or g.op("Unsqueeze", g.size(past[0].key, 2), g.ints(0))
         position = g.op("Add", g.op("Unsqueeze", begin, g.ints(1)), _range(g, g.size(ids, 1)))
         total = g.op("Add", g.op("ReduceMax", begin, keepdims=0), g.size(ids, 1))

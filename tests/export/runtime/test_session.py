@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.export.precision import PROVIDERS
 from lora_ft.export.runtime import session as module
-from lora_ft.export.runtime.session import PROVIDERS, choose_provider, open_session
+from lora_ft.export.runtime.session import choose_provider, open_session
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Graphs bound to memory: what one writes the next one reads where it lies, and nothing is allocated between calls."""
+"""Graphs bound to fixed memory: one graph's output is the next one's input in place, with no allocation between calls."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Edit = Callable[[np.ndarray], None]  # changes scores [b, vocabulary] in place
 
 
 class BoundSession:
-    """A graph bound to memory, so that nothing is bound or allocated between two calls of one kind.
+    """A graph bound to memory, so that nothing is bound or allocated between two calls with equal shapes.
 
     Args:
-        session: of the graph.
-        fixed: names and values of the inputs that stay the same.
-        made: names and memory of what it puts out.
-        given: names and examples of the other inputs, of the types and shapes that all calls have.
-        device: where it runs.
+        session: Session of the graph.
+        fixed: Inputs that stay the same, by name.
+        made: Memory for the outputs, by name.
+        given: Example arrays of the other inputs, by name, with the types and shapes of all calls.
+        device: "cpu" or "cuda".
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class BoundSession:
         self._run, self._copies = binding.run, binding.copies
 
     def run(self, *given: np.ndarray | bool) -> None:
-        """Fill the bound memory for these inputs, in the order of `given`."""
+        """Run the graph on these inputs, in the order of `given`."""
         for array, new in zip(self._given.values(), given, strict=True):
             array[...] = new
         for copy in self._copies:
@@ -50,22 +50,27 @@ class BoundSession:
 
 @dataclass(frozen=True)
 class DeviceBuffer:
-    """What a graph writes and the next one reads; `array` shows it where it lies in the processor's memory."""
+    """Memory that one graph writes and the next one reads.
+
+    Attributes:
+        value: The memory.
+        array: A view of it, or None if it lies on a GPU.
+    """
 
     value: ort.OrtValue
     array: np.ndarray | None
 
     @classmethod
     def of(cls, array: np.ndarray, device: str) -> DeviceBuffer:
-        """Memory like an array; the array's own on the processor."""
+        """Return memory of an array's shape and type; on the processor, the array's own memory."""
         return cls(ort_value(array, device), array if device == "cpu" else None)
 
     def read(self) -> np.ndarray:
-        """It, or where it lies elsewhere a copy."""
+        """Return the content: a view on the processor, a copy from a GPU."""
         return self.value.numpy() if self.array is None else self.array
 
     def edit(self, change: Edit) -> None:
-        """Let `change` write into it, as of the last token: [b, vocabulary]."""
+        """Let `change` edit the scores of the last token [b, vocabulary] in place."""
         array = self.read()
         change(array[:, -1])
         if self.array is None:
@@ -73,14 +78,14 @@ class DeviceBuffer:
 
 
 class TopK:
-    """The highest of a step's scores, logits or their log-probabilities, and the tokens that have them.
+    """The tokens of a step with the highest logits or log-probabilities, and these scores.
 
     Args:
-        logits: float32 [b, 1, vocabulary], which the step fills anew.
-        count: how many of each row.
-        normal: session that makes log-probabilities; None to rank the logits.
-        best: session that ranks.
-        device: where both run.
+        logits: Logits float32 [b, 1, vocabulary], which each step overwrites.
+        count: Number of tokens a row.
+        normal: Session of the log-softmax; None to rank the logits.
+        best: Session of the ranking.
+        device: "cpu" or "cuda", where both run.
     """
 
     def __init__(
@@ -103,11 +108,11 @@ class TopK:
         self._best = BoundSession(best, given, made, {}, device)
 
     def run(self, before: Edit | None, after: Edit | None) -> tuple[np.ndarray, np.ndarray]:
-        """(scores, tokens), falling, each [b, count].
+        """Return (scores, tokens) in descending order, each [b, count].
 
         Args:
-            before: changes the logits.
-            after: changes what is ranked.
+            before: Edits the logits.
+            after: Edits the scores that are ranked.
         """
         if before:
             self._logits.edit(before)

@@ -1,8 +1,10 @@
-"""The graphs of a bundle behind arrays: encode sources, take decoder steps, keep the cache inside ONNX Runtime.
+"""The graphs of a bundle as functions of arrays: encode sources, take decoder steps, hold the key-value cache.
 
-Where steps follow each other, their values are bound to the graph once (`BoundSession`); other calls hand theirs over
-as one vector in a fixed order. Either way there is no dictionary and no copy: of a step of 1 to 4 ms, Python may take a
-twentieth.
+The cache never leaves ONNX Runtime. It is allocated with spare room, and each step writes its keys and values into that
+room, so a step copies nothing; room doubles when it is used up. Consecutive steps have equal shapes, so their inputs
+and outputs are bound to a graph once (`BoundSession`), and a step is a single call. Other graphs get their inputs as
+one vector in a fixed order. There are no dictionaries on the way: a step takes 1 to 4 ms, and Python may use a
+twentieth of it.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from lora_ft.export.runtime.manifest import ADAPTED
 from lora_ft.export.runtime.native_session import RUN, SHRINK_ARENA, keep_alive, run_positional
 from lora_ft.export.runtime.session import open_session, ort_value
 
-_ROOM = 64  # tokens that a cache has room for at first
-_LARGE = 2**26  # bytes; taking memory anew costs a millisecond for each 10 MB
+_ROOM = 64  # initial capacity of a cache, in tokens
+_LARGE = 2**26  # bytes worth returning to the system; allocating them again costs 1 ms per 10 MB
 _MASK = "encoder_attention_mask"
 
 
@@ -37,9 +39,9 @@ class Source:
     """Encoded sources: their mask, and the cross-attention keys and values of every layer.
 
     Attributes:
-        rows: how many.
-        values: the mask, then keys and values in the graphs' order.
-        adapters: of the rows, or None where none has one.
+        rows: Number of sources.
+        values: The mask, then keys and values in the graphs' order.
+        adapters: Adapters of the rows, or None if no row has one.
     """
 
     rows: int
@@ -49,17 +51,17 @@ class Source:
 
 @dataclass
 class Cache:
-    """Self-attention keys and values of the tokens made so far, with room for more, which steps write there.
+    """Self-attention keys and values of the tokens so far, with spare room that later steps write into.
 
     Attributes:
-        values: keys and values in the graphs' order, each [b, heads, room, d_kv].
-        rows: how many.
-        room: tokens.
-        lengths: int64 [b], or [1] where all are alike: of how many tokens of each row there are keys and values.
-        source: what the steps read.
-        steps: those that are bound to these values, by graph, what they put out and the shapes of what they take.
-        spare: the same again, for `values` in another order.
-        sessions: the model's, that steps are bound to; a forked child has others.
+        values: Keys and values in the graphs' order, each [b, heads, room, d_kv].
+        rows: Number of rows.
+        room: Capacity, in tokens.
+        lengths: Number of tokens in each row, int64 [b], or [1] if all are equal.
+        source: Sources that the bound steps read.
+        steps: Steps bound to `values`, by graph, output and shapes.
+        spare: A second set of values and steps, to reorder rows into.
+        sessions: Sessions that steps are bound to; a forked child has others.
     """
 
     values: list[ort.OrtValue]
@@ -72,18 +74,23 @@ class Cache:
     sessions: object = None
 
     def forget(self, counts: np.ndarray) -> None:
-        """Take back the last tokens of each row [b]."""
+        """Remove the last `counts` [b] tokens of each row."""
         self.lengths = self.lengths - (counts[:1] if (counts == counts[0]).all() else counts)
 
     def hold(self, values: list[ort.OrtValue], rows: int, room: int) -> None:
-        """Other values, to which nothing is bound."""
+        """Replace the values, to which no step is bound yet."""
         self.values, self.rows, self.room, self.steps, self.spare = values, rows, room, {}, None
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A step, the memory that it writes into, and what ranks the tokens that lie there, by how many are wanted and
-    whether by their log-probabilities."""
+    """A bound step and its output.
+
+    Attributes:
+        bound: The step.
+        made: Memory of its output.
+        rankings: Rankings of that output, by (number of tokens, whether by log-probabilities).
+    """
 
     bound: BoundSession
     made: DeviceBuffer
@@ -92,7 +99,7 @@ class _Step:
 
 @dataclass
 class _Spare:
-    """What a cache swaps with when its rows change places, and how they get there and back."""
+    """The second buffer of a cache whose rows change places, and the bound copies there and back."""
 
     values: list[ort.OrtValue]
     steps: dict[tuple[str, str, int, int], _Step]
@@ -113,14 +120,14 @@ if hasattr(os, "register_at_fork"):
 
 
 class Model:
-    """The graphs in a folder. A graph is loaded when it is first used: few callers need them all.
+    """The graphs of a bundle. A graph is loaded when it is first used, since few callers need them all.
 
     Args:
-        folder: of the bundle.
+        folder: Folder of the bundle.
         shape: (decoder layers, heads, d_kv, vocabulary).
-        threads: for one call.
-        provider: "cpu", or "cuda", where keys and values stay in the GPU's memory.
-        inputs: names of the adapters' inputs, by graph, where the bundle has a bank.
+        threads: Threads a call.
+        provider: "cpu", or "cuda" to keep keys and values in GPU memory.
+        inputs: Names of the adapters' inputs by graph, for a bank.
     """
 
     def __init__(
@@ -135,7 +142,7 @@ class Model:
         self._folder, self._threads, self._provider = folder, threads, provider
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._opening = threading.Lock()
-        self._grown: set[str] = set()  # graphs whose last call put out much
+        self._grown: set[str] = set()  # graphs whose last outputs were large
         _MODELS.add(self)
         self._adapters = inputs or {}
         self._names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
@@ -144,16 +151,16 @@ class Model:
         """Load every graph now.
 
         Raises:
-            LoraFtError: a graph takes other inputs than it should.
+            LoraFtError: A graph has unexpected inputs or outputs.
         """
         for name in self._inputs:
             self._session(name)
 
     def encode(self, ids: np.ndarray, mask: np.ndarray, adapters: Chosen | None = None) -> Source:
-        """Encode sources [b, s], int64, each with its adapter.
+        """Encode sources [b, s], int64, each row with its adapter.
 
         Raises:
-            LoraFtError: An id is not in the vocabulary, as the tokenizer is another model's.
+            LoraFtError: An id is not in the vocabulary, since the tokenizer belongs to another model.
         """
         if ids.size and not 0 <= ids.min() <= ids.max() < self._vocabulary:
             raise LoraFtError(
@@ -169,22 +176,25 @@ class Model:
         return Source(len(ids), [held, *self._run(graph, given, self._prefixed("cross"))], adapters)
 
     def cache(self, rows: int) -> Cache:
-        """The cache before the first token."""
+        """Return an empty cache."""
         return Cache([self._room(rows, _ROOM) for _ in self._names], rows, _ROOM)
 
     def step(self, source: Source, cache: Cache, tokens: np.ndarray, *, early: bool = False) -> np.ndarray:
-        """Put tokens through the decoder; the likeliest token after each of them, int64 [b, q].
+        """Return the likeliest token after each of these tokens, int64 [b, q].
 
         Args:
-            source: rows of `cache` that stand together share one of its rows.
-            cache: grows by q.
-            tokens: int64 [b, q].
-            early: </s> may not come yet.
+            source: Encoded sources; consecutive rows of `cache` share one of them.
+            cache: Grows by q tokens.
+            tokens: Next tokens, int64 [b, q].
+            early: Never return </s>, since the answer is too short.
         """
         return self._advance(source, cache, tokens, "next", early).made.read().copy()
 
     def logits(self, source: Source, cache: Cache, tokens: np.ndarray, *, copy: bool = True) -> np.ndarray:
-        """As `step`, the logits float32 [b, q, vocabulary]; without `copy` the cache's memory, until the next call."""
+        """Return the logits of `step`, float32 [b, q, vocabulary].
+
+        Without `copy` they are a view that the next call overwrites.
+        """
         made = self._advance(source, cache, tokens, "logits").made.read()
         return made.copy() if copy else made
 
@@ -199,17 +209,17 @@ class Model:
         before: Edit | None = None,
         after: Edit | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `step` for single tokens [b, 1]: the likeliest next ones and their scores.
+        """Return the likeliest next tokens and their scores, for single tokens [b, 1].
 
         Args:
-            source, cache, tokens: as for `step`.
-            count: how many.
-            normal: scores are log-probabilities, otherwise logits, which takes less time.
-            before: changes the logits [b, vocabulary].
-            after: changes the log-probabilities [b, vocabulary].
+            source, cache, tokens: See `step`.
+            count: Number of tokens a row.
+            normal: Return log-probabilities; logits take less time.
+            before: Edits the logits [b, vocabulary].
+            after: Edits the log-probabilities [b, vocabulary].
 
         Returns:
-            (scores, tokens), falling, each [b, count].
+            (scores, tokens) in descending order, each [b, count].
         """
         step = self._advance(source, cache, tokens, "logits")
         key = count, normal
@@ -219,7 +229,7 @@ class Model:
         return step.rankings[key].run(before, after)
 
     def _advance(self, source: Source, cache: Cache, tokens: np.ndarray, wanted: str, early: bool = False) -> _Step:
-        """Put these tokens through the decoder; what is made of them lies in memory that the next call writes into."""
+        """Run the decoder on these tokens; the next call overwrites the output of the returned step."""
         count, lengths = tokens.shape[1], cache.lengths
         longest = max(lengths.tolist()) + count
         if longest > cache.room:
@@ -227,7 +237,7 @@ class Model:
         if cache.source is not source:
             cache.source, cache.steps, cache.spare = source, {}, None
         self._follow(cache)
-        # the faster attention of `step` takes a bias on processors alone
+        # the faster attention of `step` supports a bias on processors only
         alone = self._provider == "cpu" and (count == 1 or cache.rows == 1 or longest == count)
         graph = "step" if alone else "decoder"
         key = ADAPTED + graph if source.adapters else graph, wanted, count, len(lengths)
@@ -239,7 +249,7 @@ class Model:
         return step
 
     def _follow(self, cache: Cache) -> None:
-        """Drop what a cache has bound to sessions of the process that this one was forked from: their threads died."""
+        """Drop steps that are bound to sessions of the parent process, whose threads a forked child lacks."""
         if cache.sessions is not self._sessions:
             cache.sessions, cache.steps, cache.spare = self._sessions, {}, None
 
@@ -254,14 +264,14 @@ class Model:
             inputs = self._adapters[graph]
             fixed |= zip(inputs, source.adapters.held(inputs), strict=True)
         presents = dict(zip(self._presents, cache.values, strict=True))
-        memory = DeviceBuffer.of(made, "cpu" if wanted == "next" else self._provider)  # which Python reads
+        memory = DeviceBuffer.of(made, "cpu" if wanted == "next" else self._provider)  # read by Python
         given = {"input_ids": tokens, "lengths": cache.lengths, "early": np.array(False)}
         return _Step(
             BoundSession(self._session(graph), fixed, {wanted: memory.value, **presents}, given, self._provider), memory
         )
 
     def _make_room(self, cache: Cache, length: int) -> None:
-        """Twice the room as often as it takes, so that copying stays a small part however long an answer is."""
+        """Double the capacity until `length` fits, so that copying stays a small part of a long answer."""
         room = cache.room
         while room < length:
             room *= 2
@@ -276,13 +286,13 @@ class Model:
         return ort_value(np.zeros((rows, self._heads, room, self._d_kv), np.float32), self._provider)
 
     def select_source(self, source: Source, rows: np.ndarray) -> Source:
-        """Those rows of the sources, int64 [n]."""
+        """Return some of the sources, by row number, int64 [n]."""
         mask, *cross = source.values
         values = [ort_value(mask.numpy()[rows], self._provider), *self._selected(cross, rows)]
         return Source(len(rows), values, source.adapters and source.adapters.take(rows))
 
     def select_cache(self, cache: Cache, rows: np.ndarray) -> None:
-        """Make the cache one of those of its rows, int64 [n]."""
+        """Keep some rows of the cache, by row number, int64 [n]."""
         if len(rows) == cache.rows:
             self._reorder(cache, rows)
         else:
@@ -291,7 +301,7 @@ class Model:
             cache.lengths = cache.lengths[rows]
 
     def _reorder(self, cache: Cache, rows: np.ndarray) -> None:
-        """As many rows as before, as every step of a beam search has them: two memories take turns, bound once."""
+        """Reorder without changing the number of rows, as every beam search step does: two bound buffers take turns."""
         self._follow(cache)
         if cache.spare is None:
             other = [self._room(cache.rows, cache.room) for _ in cache.values]
@@ -316,7 +326,7 @@ class Model:
         return self._run("select", [ort_value(rows), *values], self._prefixed("selected"))
 
     def _run(self, graph: str, values: Sequence[ort.OrtValue], wanted: list[str]) -> list[ort.OrtValue]:
-        """What a graph makes; it stays where it is made."""
+        """Return the outputs of a graph, left on its device."""
         options = SHRINK_ARENA if self._provider == "cpu" and self._gives_back(graph, values) else RUN
         made = run_positional(
             self._session(graph), self._inputs[graph], values, wanted, self._provider, options=options
@@ -326,10 +336,10 @@ class Model:
         return made
 
     def _gives_back(self, graph: str, values: Sequence[ort.OrtValue]) -> bool:
-        """Return whether memory that a call takes, or the call before it took, goes back to the system at its end.
+        """Return whether a call should return unused memory to the system.
 
-        An encoder's scores of attention, [b, heads, s, s] floats, can go at once. What a graph puts out is still in use
-        then, so it goes at the end of the next call.
+        An encoder's attention scores, [b, heads, s, s] floats, are free as soon as it ends. The outputs of a graph are
+        in use then, so large ones are returned by the next call.
         """
         grown = graph in self._grown
         self._grown.discard(graph)
@@ -347,7 +357,7 @@ class Model:
 
     @cached_property
     def _inputs(self) -> dict[str, list[str]]:
-        """What each graph takes, in the order in which it is given."""
+        """Names of the inputs of each graph, in the order of the calls."""
         state = [_MASK, *self._prefixed("cross"), *self._prefixed("past")]
         plain = {
             "encoder": ["input_ids", "attention_mask"],
@@ -367,9 +377,9 @@ class Model:
         return self._sessions[name]
 
     def begin_again(self) -> None:
-        """Forget the sessions in a forked child, where their threads are not; what it needs is opened anew.
+        """Forget the sessions in a forked child, which lacks their threads; they are opened again when needed.
 
-        They are kept alive for good: to destroy them would wait for threads that do not exist.
+        They are never destroyed, since that would wait for threads that do not exist.
         """
         for session in self._sessions.values():
             keep_alive(session)
@@ -401,7 +411,7 @@ class Model:
         return session
 
     def _fits(self, entry: Any) -> bool:
-        """Whether an input or output of a graph has the sizes that the configuration names."""
+        """Return whether an input or output of a graph has the sizes in config.json."""
         if entry.name.startswith(("past.", "cross.", "present.")):
             return entry.shape[1] == self._heads and entry.shape[3] == self._d_kv
         return entry.name not in ("logits", "log_probs", "scores") or entry.shape[-1] == self._vocabulary

@@ -1,14 +1,14 @@
-"""ONNX Runtime sessions as this project opens them.
+"""Open ONNX Runtime sessions with the settings that were measured to be fastest.
 
-What was measured of its settings, with FLAN-T5-small on two cores (Xeon with VNNI, onnxruntime 1.31):
+Measured with FLAN-T5-small on two cores (Xeon with VNNI, onnxruntime 1.31):
 
-    threads              all cores of the process: with one, a step takes 1.2 to 1.5 times as long
-    spinning             on within a call, as off costs a step 12 to 25 %; off between calls, see `_options`
-    arena, memory plan   on, as by default: without either, no difference
-    prepacked weights    on, as by default, though each process has its own: without, a step of int8 takes 2.3 times as
-                         long, one of 4 bits 40 times
-    x64quantprecision    only where sums of byte products overflow, see `_products_are_exact`
-    denormals as zero, affinity of threads, dynamic block sizes: no gain, left alone
+    threads              all cores of the process; a step on one core takes 1.2 to 1.5 times as long
+    spinning             on within a call, since off costs a step 12 to 25 %; off between calls, see `_options`
+    arena, memory plan   on by default; no difference without either
+    prepacked weights    on by default, though every process has its own copy: without, a step takes 2.3 times as long
+                         in int8, and 40 times as long in 4 bits
+    x64quantprecision    only on processors where sums of byte products overflow, see `_products_are_exact`
+    denormals as zero, thread affinity, dynamic block sizes: no gain, so left at their defaults
 """
 
 from __future__ import annotations
@@ -27,24 +27,26 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.export.precision import PROVIDERS, parse, supported
 
-# MatMulInteger: x uint8 [4,64] times the constant int8 [64,16] that is 127 everywhere, as made by
+# MatMulInteger: x uint8 [4,64] times the constant int8 [64,16] of 127s, as built by
 # tests/export/runtime/test_session.py
 PRODUCT_MODEL = base64.b64decode(
     "CAo6lgEKLAoBcxIBdyIPQ29uc3RhbnRPZlNoYXBlKhMKBXZhbHVlKgcIARADSgF/oAEEChgKAXgKAXcSAXkiDU1hdE11bEludGVnZXIS"
     "B3Byb2R1Y3QqGQgCEAdCAXNKEEAAAAAAAAAAEAAAAAAAAABaEwoBeBIOCgwIAhIICgIIBAoCCEBiEwoBeRIOCgwIBhIICgIIBAoCCBBCBAoAEBI="
 )
 _EXACT = "session.x64quantprecision"
-_WARNING, _ERROR, _FATAL = 2, 3, 4  # ONNX Runtime's levels of logging; the first is its default
+_WARNING, _ERROR, _FATAL = 2, 3, 4  # ONNX Runtime's log levels; the first is its default
 
 
 def choose_provider(wanted: str, precision: str = "fp32") -> str:
-    """The provider that "auto" means here for a bundle of some precision, or the one that is named.
+    """Return the provider to run a bundle on.
 
-    "auto" is CUDA where that starts and runs the precision, else the processor.
+    Args:
+        wanted: "cpu", "cuda" or "auto": CUDA if it starts and runs the precision, else the processor.
+        precision: Precision of the bundle, by name or as a mixture.
 
     Raises:
-        UsageError: there is no such provider, this onnxruntime lacks it, or it cannot run this precision.
-        LoraFtError: the one that is wanted cannot be used, as for `open_session`.
+        UsageError: The provider is unknown, missing from this onnxruntime, or cannot run this precision.
+        LoraFtError: The provider cannot be started; see `open_session`.
     """
     here = [name for name, provider in PROVIDERS.items() if provider in ort.get_available_providers()]
     able = parse(precision).providers
@@ -67,33 +69,33 @@ def choose_provider(wanted: str, precision: str = "fp32") -> str:
 
 
 def open_session(model: Path | bytes, threads: int | None = None, provider: str = "cpu") -> ort.InferenceSession:
-    """A session over a file or a serialised model.
+    """Open a session on a file or a serialized model.
 
     Args:
-        model: what to run.
-        threads: for one call; by default the cores this process may use (affinity and cgroup quota).
+        model: Path of the model, or its bytes.
+        threads: Threads a call. Default: the cores this process may use (affinity and cgroup quota).
         provider: "cpu" or "cuda".
 
     Raises:
-        LoraFtError: the provider cannot be used, though this onnxruntime has it (a driver or a library is missing).
+        LoraFtError: The provider cannot be started, because a driver or a library is missing.
     """
     _require(provider)
     options = _options(threads or allowed_cpus())
     if not _products_are_exact():
         options.add_session_config_entry(_EXACT, "1")
-    # those the first provider has no kernel for fall to the processor
+    # operators without a kernel on the first provider run on the processor
     exactly = [{"use_tf32": "0"}, {}] if provider == "cuda" else [{}]  # fp32 means fp32
     providers = list(dict.fromkeys((PROVIDERS[provider], PROVIDERS["cpu"])))
-    # CUDA's ScatterND warns, for each of a graph's, of what would be wrong if two places were the same
+    # CUDA's ScatterND warns once a node that equal indices would be wrong; here they never are
     with _log_level(_ERROR) if provider == "cuda" else contextlib.nullcontext():
         session = ort.InferenceSession(model, options, providers=providers, provider_options=exactly)
-    if session.get_providers()[0] != PROVIDERS[provider]:  # ONNX Runtime only warns, and goes on without it
+    if session.get_providers()[0] != PROVIDERS[provider]:  # ONNX Runtime only warns and continues without it
         raise _not_started(provider, "it did before; is the GPU's memory full?")
     return session
 
 
 def ort_value(array: np.ndarray, device: str = "cpu") -> ort.OrtValue:
-    """Of an array, on the processor in the array's own memory, which it keeps alive."""
+    """Return an array as a value: on the processor a view that keeps it alive, on a GPU a copy."""
     return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device)
 
 
@@ -112,14 +114,14 @@ def _not_started(provider: str, why: str) -> LoraFtError:
 
 @cache
 def _trouble(provider: str) -> str:
-    """Why a provider that this onnxruntime has cannot be used (no GPU, no driver, a library is missing), or "".
+    """Return why a provider cannot be started (no GPU, no driver, a missing library), or "".
 
-    ONNX Runtime itself logs the place in its source and goes on with the processor.
+    ONNX Runtime itself logs a line of its source and continues on the processor.
     """
     if provider == "cpu":
         return ""
     with _log_level(_FATAL), contextlib.redirect_stdout(io.StringIO()) as said:
-        ort.preload_dlls()  # CUDA's, where they were installed as packages
+        ort.preload_dlls()  # CUDA's libraries, if installed as packages
         session = ort.InferenceSession(PRODUCT_MODEL, providers=[PROVIDERS[provider]])
     if session.get_providers()[0] == PROVIDERS[provider]:
         return ""
@@ -128,7 +130,7 @@ def _trouble(provider: str) -> str:
 
 @contextlib.contextmanager
 def _log_level(level: int) -> Iterator[None]:
-    """What ONNX Runtime says outside of a session's own log; it does not tell which level there was before."""
+    """Set the level of ONNX Runtime's global log for a while; the level before cannot be queried."""
     ort.set_default_logger_severity(level)
     try:
         yield
@@ -140,18 +142,18 @@ def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # a bundle's graphs run in turns: threads of one that still spin for work would take the cores from the next, whose
-    # calls then last up to twice as long
+    # a bundle's graphs run in turns: threads of one that still spin would take cores from the next, whose calls then
+    # last up to twice as long
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
 @cache
 def _products_are_exact() -> bool:
-    """Whether products of unsigned and signed bytes are exact on this processor.
+    """Return whether products of unsigned and signed bytes are exact on this processor.
 
-    On x86 without VNNI their sums overflow 16 bits, unless ONNX Runtime is told to take another way, which on
-    processors with VNNI would take twice the time.
+    On x86 without VNNI their sums overflow 16 bits, unless `x64quantprecision` selects other kernels, which take twice
+    the time on processors with VNNI.
     """
     session = ort.InferenceSession(PRODUCT_MODEL, _options(1), providers=["CPUExecutionProvider"])
     (made,) = session.run(None, {"x": np.full((4, 64), 255, np.uint8)})

@@ -1,10 +1,10 @@
-"""The ways to choose tokens, one module each behind one signature, and which of them some options ask for.
+"""Decoding strategies, one module each behind one signature, and the choice among them by options.
 
-greedy    the likeliest token
-lookup    the same tokens, several a call: drafts from the source are checked (prompt lookup)
-labels    the same among allowed answers alone
-stepwise  a token a call: sampling, edited logits, streaming, scores
-beam      beam search
+greedy         the likeliest token
+prompt_lookup  the same tokens, several a call: drafts from the source are checked
+constrained    the likeliest of the allowed answers
+sampling       one token a call: sampling, edited logits, streaming, scores
+beam           beam search
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["SpecialTokens", "Strategy", "TokenChunk", "strategy"]
 
 
 def strategy(options: Options, *, stream: bool = False) -> Strategy:
-    """What generates under these options; with `stream`, tokens come as soon as they are chosen."""
+    """Return the strategy for these options; with `stream`, one that yields tokens as soon as they are chosen."""
     if options.num_beams > 1:
         return beam.search
     if options.allowed and replace(options, allowed=()).plain:

@@ -1,4 +1,18 @@
-"""How long drafts should be: what share of them is accepted, and what a call costs with so many tokens."""
+"""Choose the length of drafts while generating, from what drafts bring and what calls cost.
+
+A call that checks a draft of n tokens takes longer than a plain step and may give up to n + 1 tokens. Whether that pays
+depends on the machine, the precision, the batch and the text, so nothing is assumed: `DraftLengthController` keeps two
+running estimates, the share of drafted tokens that is accepted (`_Share`) and the seconds of a call by its width
+(`_Cost`), and takes the width with the most expected tokens a second. Three guards keep an estimate from going stale or
+from costing more than it earns:
+
+- now and then the next larger width is tried, so that its cost is known at all (`_OFTEN`, `_SELDOM`);
+- after several refused drafts none is even looked for, for a while (`_Rest`), since looking takes time;
+- if drafts gave fewer tokens than plain calls would have in the same time, they are switched off (`_Gain`).
+
+Estimates are exponential averages, so the controller follows a text that changes. One controller serves all calls of a
+model.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +26,28 @@ from typing import Concatenate, ParamSpec, TypeVar
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-LONGEST = 16  # tokens in a draft
+LONGEST = 16  # largest draft, in tokens
 _WIDTHS = (1, 2, 3, 4, 5, 7, 9, 13, 1 + LONGEST)
-_KEPT = 0.97  # of what was counted, at each new draft: a text is unlike the one before
-_FASTER, _SLOWER = 0.3, 0.03  # the same of a call's time, as what else the machine does only makes it longer
-_TRIES = 3  # calls before their time is believed: the first may load a graph, and any may be disturbed
-_SLOPE = 0.06  # what each further token of a call adds, as a share of the shortest, until it is known
-# times as many tokens for the time as without a draft, or none is made: costs and shares are known with some noise, and
-# a batch waits for its slowest row, so that what another row gains is worth less
+_KEPT = 0.97  # weight of older counts at each new draft, since texts differ
+# weight of a new timing below and above the estimate: other load on the machine only makes a call slower
+_FASTER, _SLOWER = 0.3, 0.03
+_TRIES = 3  # calls before a width's time counts: the first may load a graph, and any may be disturbed
+_SLOPE = 0.06  # assumed cost of each further token until measured, as a share of a plain call
+# required speed-up of a draft over a plain call, for one row and for several. Estimates are noisy; and a batch waits
+# for its slowest row, so a gain of another row is worth less.
 _WORTH, _WORTH_TOGETHER = 1.15, 1.4
-_OFTEN, _SELDOM = 16, 256  # calls between two that try more than pays as far as is known
-_REFUSALS = 8  # drafts refused in a row before none is looked for: looking takes time, too
-_SHORT, _LONG = 8, 32  # calls of such a rest: the first one, and the longest
-_PAID = 1.05  # times as many tokens for the time as without drafts is what drafts must have given lately, all together
-_DRAFTED = 16  # calls with drafts before that is asked
-_OFF, _LONGEST_OFF = 64, 1024  # calls without any where they did not
+_OFTEN, _SELDOM = 16, 256  # calls between two trials of the next larger width: at first, and at most
+_REFUSALS = 8  # consecutive refusals before drafts are no longer looked for
+_SHORT, _LONG = 8, 32  # length of such a rest, in calls: the first and the longest
+_PAID = 1.05  # required recent speed-up of all drafts together
+_DRAFTED = 16  # calls with drafts before that speed-up is checked
+_OFF, _LONGEST_OFF = 64, 1024  # calls without drafts after a failed check: at first, and at most
 
 
 def _locked(
     method: Callable[Concatenate[DraftLengthController, _P], _R],
 ) -> Callable[Concatenate[DraftLengthController, _P], _R]:
-    """Let one thread at a time call a method: all threads of a model learn together."""
+    """Return the method under the controller's lock, since all threads of a model share one controller."""
 
     @functools.wraps(method)
     def call(self: DraftLengthController, /, *args: _P.args, **options: _P.kwargs) -> _R:
@@ -43,34 +58,34 @@ def _locked(
 
 
 class DraftLengthController:
-    """What was learnt of a model's calls and of the drafts it was given; threads may share it.
+    """Running estimates of a model's call costs and of its drafts' acceptance; threads may share it.
 
     Attributes:
-        lock: Held while what was learnt is read or changed.
+        lock: Held while estimates are read or changed.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        # a draft's first token is often wrong, but where it is right, the answer copies, and so are most after it
-        self._first = {1: _Share(0.5), 2: _Share(0.7), 3: _Share(0.8)}  # by the tokens that were matched
+        # a draft's first token is often wrong; if it is right, the answer is copying and most later ones are right too
+        self._first = {1: _Share(0.5), 2: _Share(0.7), 3: _Share(0.8)}  # by the number of tokens matched
         self._onward = _Share(0.8)
-        self._costs: dict[int, _Cost] = {}  # by the rows of a call
+        self._costs: dict[int, _Cost] = {}  # by the number of rows of a call
         self._rests: defaultdict[int, _Rest] = defaultdict(_Rest)  # likewise
         self._gains: defaultdict[int, _Gain] = defaultdict(_Gain)  # likewise
         self._turn, self._pause = 0, _OFTEN
 
     @_locked
     def rests(self, rows: int) -> bool:
-        """Whether the next call is to do without drafts, and without looking for any."""
+        """Return whether the next call should neither use nor look for drafts."""
         return self._rests[rows].take()
 
     @_locked
     def width(self, rows: int, drafts: Sequence[tuple[int, int]]) -> int:
-        """How many tokens a row the next call should have: those that come for the time are the most.
+        """Return the number of tokens a row for the next call, for the most expected tokens a second.
 
         Args:
-            rows: of the call.
-            drafts: (tokens that were matched, tokens drafted) of each row that is not at its end.
+            rows: Number of rows of the call.
+            drafts: (tokens matched, tokens drafted) of each unfinished row.
         """
         longest = max(length for _, length in drafts)
         if not longest:
@@ -90,23 +105,25 @@ class DraftLengthController:
 
     @_locked
     def took(self, rows: int, width: int, seconds: float) -> None:
-        """A call with so many tokens a row took so long."""
-        if seconds > 0:  # else the clock stood still
+        """Record the duration of a call with `width` tokens a row."""
+        if seconds > 0:  # else the clock is too coarse
             self._of(rows).took(width, seconds)
 
     @_locked
     def gave(self, rows: int, seconds: float, plain: int, tokens: int) -> None:
-        """A call with drafts gave so many tokens; without, it would have given `plain`, one for each row not ended."""
+        """Record the tokens of a call with drafts; a plain call gives `plain`, one for each unfinished row."""
         if not self._gains[rows].pays(plain / self._of(rows)(1), tokens, seconds):
             self._rests[rows].off()
 
     @_locked
     def accepted(self, found: int, accepted: int, drafted: int) -> None:
-        """So many tokens of a draft were accepted."""
+        """Record how many tokens of a draft were accepted."""
         if drafted:
             self._first[found].count(min(accepted, 1), 1)
         if accepted:
-            self._onward.count(accepted - 1, min(accepted, drafted - 1))  # after one rejected token none was tried
+            self._onward.count(
+                accepted - 1, min(accepted, drafted - 1)
+            )  # tokens after a rejected one do not count as tried
 
     def _of(self, rows: int) -> _Cost:
         if rows not in self._costs:
@@ -114,7 +131,7 @@ class DraftLengthController:
         return self._costs[rows]
 
     def _expected(self, drafts: Sequence[tuple[int, int]], width: int) -> float:
-        """Tokens that a call gives."""
+        """Return the expected number of tokens of a call."""
         total, onward = float(len(drafts)), self._onward.value
         for found, length in drafts:
             if length:
@@ -123,7 +140,7 @@ class DraftLengthController:
 
 
 class _Share:
-    """Of tokens tried, how many were accepted; what was counted lately weighs most."""
+    """The share of tried tokens that was accepted; recent ones weigh most."""
 
     def __init__(self, expected: float) -> None:
         self._accepted, self._tried = 4 * expected, 4.0
@@ -137,18 +154,18 @@ class _Share:
 
 
 class _Rest:
-    """When drafts were refused again and again, some calls without; more of them each time until one is taken."""
+    """Calls without drafts after repeated refusals; each rest is longer until a draft is taken."""
 
     def __init__(self) -> None:
         self._refusals, self._left, self._length, self._off = 0, 0, _SHORT, _OFF
 
     def take(self) -> bool:
-        """Whether this call is one of them."""
+        """Return whether this call belongs to a rest."""
         self._left -= self._left > 0
         return self._left > 0
 
     def refused(self, refused: bool) -> None:
-        """A draft was refused, or taken."""
+        """Record that a draft was refused, or taken."""
         self._refusals = self._refusals + 1 if refused else 0
         if not refused:
             self._length = _SHORT
@@ -156,18 +173,18 @@ class _Rest:
             self._refusals, self._left, self._length = 0, self._length, min(2 * self._length, _LONG)
 
     def off(self) -> None:
-        """Drafts that were taken gave less than plain calls."""
+        """Start a long rest, since drafts gave less than plain calls."""
         self._left, self._off = self._off, min(2 * self._off, _LONGEST_OFF)
 
 
 class _Gain:
-    """What drafts gave lately, as a multiple of what plain calls would have given in the same time."""
+    """Recent tokens from calls with drafts, against those of plain calls in the same time."""
 
     def __init__(self) -> None:
         self._calls, self._tokens, self._instead = 0, 0.0, 0.0
 
     def pays(self, rate: float, tokens: int, seconds: float) -> bool:
-        """Count a call, where plain ones give tokens at some rate; whether the drafts of late are worth making."""
+        """Record a call; return whether recent drafts were worth it, if plain calls give `rate` tokens a second."""
         self._calls += 1
         self._tokens, self._instead = self._tokens * _KEPT + tokens, self._instead * _KEPT + rate * seconds
         if self._calls < _DRAFTED or self._tokens >= _PAID * self._instead:
@@ -177,7 +194,7 @@ class _Gain:
 
 
 class _Cost:
-    """Seconds of a call by its width: as measured, on the line between what was, or on with it."""
+    """Seconds of a call by its width: measured, or interpolated or extrapolated from measured widths."""
 
     def __init__(self, rows: int) -> None:
         self._slope = _SLOPE * rows

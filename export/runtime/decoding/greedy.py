@@ -1,4 +1,4 @@
-"""Greedy search; rows that have ended leave the batch now and then."""
+"""Greedy search; finished rows are removed from the batch every few steps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.export.runtime.decoding.types import TokenChunk
 from lora_ft.export.runtime.model import Model, Source
 
-_CHUNK = 16  # steps between looks at which rows have ended
+_CHUNK = 16  # steps between two removals of finished rows, since removing copies the cache
 
 
 def search(
     model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: SpecialTokens
 ) -> Iterator[TokenChunk]:
-    """The likeliest token, again and again."""
+    """Yield the likeliest tokens."""
     rows = np.arange(source.rows)
     cache = model.cache(source.rows)
     tokens = np.full((source.rows, 1), special.start)

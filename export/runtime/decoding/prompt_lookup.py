@@ -1,10 +1,10 @@
-"""Prompt lookup: greedy search that makes several tokens a call, by drafts copied out of the source.
+"""Prompt lookup: greedy search that emits several tokens a call, by checking drafts copied from the source.
 
-The last tokens of the answer are looked for in the source, and in the answer itself; what follows them there is the
-draft. One call of the decoder checks the whole draft, so what comes out is what greedy search gives
-(apoorvumang/prompt-lookup-decoding). While a step waits for weights and not for arithmetic, a rejected draft costs only
-a little more than a plain step. Where that ends depends on machine, precision and batch, so both what calls cost and
-what share of drafts is accepted are learnt as it goes, once for all that a model answers (`pace`).
+The last tokens of the answer are searched for in the source and in the answer itself; the tokens that follow them there
+are the draft. One decoder call checks the whole draft, so the answer equals that of greedy search
+(apoorvumang/prompt-lookup-decoding). A step is memory-bound: it waits for weights, so a rejected draft costs little more
+than a plain step. The limit depends on machine, precision and batch, so the cost of calls and the share of accepted
+drafts are estimated while generating, once for all calls of a model (`draft_length`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lora_ft.export.runtime.decoding.draft_length import LONGEST, DraftLengthCon
 from lora_ft.export.runtime.decoding.types import TokenChunk
 from lora_ft.export.runtime.model import Model, Source
 
-_NGRAM = 3  # most tokens that are looked for
+_NGRAM = 3  # longest sequence that is searched for, in tokens
 _PACES: WeakKeyDictionary[Model, DraftLengthController] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
@@ -34,7 +34,7 @@ def _pace_of(model: Model) -> DraftLengthController:
 
 
 def _unlock() -> None:
-    """Give a forked child locks that nobody holds; what was learnt stays, as the machine is the same."""
+    """Replace locks in a forked child, where their holders are missing; estimates stay, since the machine is the same."""
     global _LOCK
     _LOCK = threading.Lock()
     for pace in list(_PACES.values()):
@@ -48,7 +48,7 @@ if hasattr(os, "register_at_fork"):
 def search(
     model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: SpecialTokens
 ) -> Iterator[TokenChunk]:
-    """The likeliest token, again and again, several a call."""
+    """Yield the likeliest tokens, several a call."""
     rows = [_Row(i, row.tolist(), special.start) for i, row in enumerate(ids)]
     cache = model.cache(len(rows))
     pace = _pace_of(model)
@@ -68,13 +68,13 @@ def search(
         best = model.step(source, cache, tokens)
         seconds = time.perf_counter() - began
         pace.took(len(rows), width, seconds)
-        if width == 1:  # what rows that have ended make of it is not looked at
+        if width == 1:  # finished rows are ignored
             for i, row in enumerate(rows):
                 if row.going:
                     row.extend(best[i].tolist())
                     yield TokenChunk(row.number, best[i])
         else:
-            agreed = np.full(len(rows), -1)  # of a row that has ended, not even the first token stays
+            agreed = np.full(len(rows), -1)  # finished rows keep no token
             for i, row in enumerate(rows):
                 if row.going:
                     draft = drafts[row.number][: width - 1]
@@ -88,7 +88,7 @@ def search(
         for row in going:
             row.going = row.last not in special.ends and row.made < options.max_new_tokens
         going = [row for row in going if row.going]
-        if going and 4 * len(going) <= 3 * len(rows):  # leaving copies all that stay
+        if going and 4 * len(going) <= 3 * len(rows):  # removing rows copies all that remain
             chosen = np.array([i for i, row in enumerate(rows) if row.going])
             source, rows = model.select_source(source, chosen), going
             model.select_cache(cache, chosen)

@@ -1,4 +1,4 @@
-"""What decoding puts out: some tokens of one answer."""
+"""The output of decoding: consecutive tokens of one answer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class TokenChunk:
     """The next tokens of an answer.
 
     Attributes:
-        answer: its number, source * num_return_sequences + its rank.
-        tokens: int64 [k], not beyond </s>.
-        scores: log-probabilities [k], or for beams the answer's score [1]; None where none were asked for.
+        answer: Number of the answer, source * num_return_sequences + rank.
+        tokens: Tokens int64 [k], not beyond </s>.
+        scores: Log-probabilities [k], or of beam search the answer's score [1]; None unless requested.
     """
 
     answer: int

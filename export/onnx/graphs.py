@@ -1,18 +1,20 @@
-"""The graphs of a bundle, put together from the parts of a T5.
+"""The graphs of a bundle, assembled from the parts of a model.
 
-    encoder  input_ids[b,s], attention_mask[b,s] -> cross.<layer>.key|value [b,heads,s,d_kv]
-    decoder  tokens of every row, each row at its own position, keys and values written where the cache lies
-    step     the same and faster for a single token of each row, any number of one row, or the first call
-    normal   log-probabilities of logits, for beams
+Generation is a loop outside the graphs, and the cost of a token is one call of a small graph. So the work is divided by
+how often it is needed, and the loop's graph does nothing but a step:
+
+    encoder  input_ids[b,s], attention_mask[b,s] -> cross.<layer>.key|value [b,heads,s,d_kv], once a source
+    decoder  next tokens of every row, each row at its own position; writes keys and values into the cache in place
+    step     the same, faster, for one token a row, for any number of tokens of one row, or for the first call
+    normal   log-softmax of logits, for beams
     best     the likeliest tokens of a step, for beams and sampling
-    select   rows of a cache, for beams that change places and rows that are finished
+    select   some rows of a cache, for beams that change places and for finished rows
 
-The cross keys and values are computed once, by the encoder (microsoft/onnxruntime PR#23949). First and later steps are
-one graph, so no branch is taken at run time (a merged decoder's `If` costs latency: huggingface/optimum#530).
-
-Where a caller holds the cache, a step in place is the fastest: a loop within the graph (`Loop`) copies the cache every
-turn, which took 7 to 25 % more with FLAN-T5-small, more with longer answers and larger batches. Only `single`, for
-callers who want one call, has such a loop.
+The cross-attention's keys and values are computed once, by the encoder (microsoft/onnxruntime PR#23949). The first and
+later steps are one graph, so no branch is taken at run time; the `If` of a merged decoder costs latency
+(huggingface/optimum#530). The cache has spare room that a step writes into: a loop inside the graph (`Loop`) would copy
+the cache every turn, which took 7 to 25 % more time with FLAN-T5-small, more with longer answers and larger batches.
+Only `single`, for callers that need a single call, has such a loop.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from lora_ft.export.onnx.t5 import T5, InPlace, KeyValue
 
 
 def encoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
-    """The encoder with the decoder's cross-attention projections at its end."""
+    """Return the encoder, followed by the decoder's cross-attention projections."""
     g = Graph("t5_encoder", weights)
     ids, mask = g.input("input_ids", INT64, "b", "s"), g.input("attention_mask", INT64, "b", "s")
     t5.cross(g, t5.encode(g, ids, mask), _outputs(g, t5, "cross", "b", "s"))
@@ -37,20 +39,20 @@ def encoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
 
 
 def decoder_model(t5: T5, weights: WeightFile | None = None, *, step: bool = False) -> onnx.ModelProto:
-    """Tokens that follow those in a cache with room for more.
+    """Return the decoder of tokens that follow those in a cache with spare room.
 
-        input_ids[b,q], lengths[b] (or [1], where all rows are alike), early[] (bool: </s> may not come yet),
+        input_ids[b,q], lengths[b] (or [1], where all rows are alike), early[] (bool: never </s>),
         encoder_attention_mask[sources,s], past.<layer>.key|value [b,heads,room,d_kv], of which the first `lengths` are
         filled, cross.<layer>.key|value [sources,heads,s,d_kv]
         -> logits[b,q,vocabulary], next[b,q] (the likeliest), present.<layer>.key|value [b,heads,room,d_kv]
 
-    Give `present` the memory of `past`, and nothing is copied. What lies behind a row's length is never seen, so tokens
-    are taken back by saying a smaller length. Rows b = sources * k share a source, k in a row.
+    Bind `present` to the memory of `past`, and nothing is copied. Positions beyond a row's length are never seen, so a
+    smaller length removes tokens. Rows b = sources * k share a source, k in a row.
 
     Args:
-        t5: the model.
-        weights: where to store its weights.
-        step: faster, but q is 1, unless it is the first call or there is one row.
+        t5: Parts of the model.
+        weights: File for its weights; None to keep them in the graph.
+        step: Build the faster graph, for which q is 1 unless it is the first call or there is one row.
     """
     g = Graph("t5_step" if step else "t5_decoder", weights)
     ids, lengths, early = g.input("input_ids", INT64, "b", "q"), g.input("lengths", INT64, "n"), g.input("early", BOOL)
@@ -66,16 +68,15 @@ def decoder_model(t5: T5, weights: WeightFile | None = None, *, step: bool = Fal
 
 
 def single_model(t5: T5, *, by_row: bool = False) -> onnx.ModelProto:
-    """Encoder and loop in one graph, for callers without a runtime of ours.
+    """Return encoder and loop in one graph, for callers without this project's runtime.
 
     input_ids[b,s], attention_mask[b,s], min_new_tokens[], max_new_tokens[], and those of `sampling.Sampling`
     -> sequences[b,n], padded after </s>
 
     Args:
-        t5: the model.
-        by_row: whether each row has options of its own, all [b,1]: a server puts requests of several callers into one
-            batch. A row ends at its own limit. One that draws and has too few random numbers is -1 throughout, where
-            otherwise the call fails.
+        t5: Parts of the model.
+        by_row: Take options for each row, all [b,1], since a server batches requests of several callers. Each row ends
+            at its own limit. A sampling row with too few random numbers is -1 throughout; otherwise the call fails.
     """
     g = Graph("t5_generate")
     ids, mask = g.input("input_ids", INT64, "b", "s"), g.input("attention_mask", INT64, "b", "s")
@@ -83,7 +84,7 @@ def single_model(t5: T5, *, by_row: bool = False) -> onnx.ModelProto:
     if by_row:
         least, most = (g.input(name, INT64, "b", 1) for name in names)
         lacks, sampling = Sampling.inputs_by_row(g).lacking(g, most)
-        most = g.op("Where", lacks, g.scalar(1), most)  # a token of theirs is needed to be marked
+        most = g.op("Where", lacks, g.scalar(1), most)  # one token is needed to mark the row
     else:
         limits = [g.input(name, INT64) for name in names]
         sampling = Sampling.inputs(g).checked(g, g.size(ids, 0), limits[1])
@@ -139,14 +140,15 @@ def _loop(
     limits: tuple[str, str],
     sampling: Sampling,
 ) -> str:
-    """Append the loop and return its tokens [b,n]: a turn makes one for every row, until all rows have ended.
+    """Append the loop and return its tokens [b,n]: a turn adds one to every row, until all rows have ended.
 
     Args:
-        g, t5: where and what.
-        first: the tokens [b,1] to go on from.
-        mask, past, cross: as `T5.decode` takes them.
-        limits: names of the least and the most new tokens, int64 [b,1], or [1,1] for all rows alike.
-        sampling: how tokens are drawn, where a caller asks for it.
+        g: Graph to append to.
+        t5: Parts of the model.
+        first: Start tokens [b,1].
+        mask, cross: See `T5.decode`.
+        limits: Names of the minimum and the maximum number of new tokens, int64 [b,1], or [1,1] for all rows.
+        sampling: Names of the sampling options.
     """
     a = t5.architecture
     least, most = limits
@@ -155,7 +157,7 @@ def _loop(
     past = [KeyValue(empty, empty)] * a.decoder_layers
     unasked = g.op("Expand", g.op("LessOrEqual", most, g.scalar(0)), g.op("Shape", first))
     for special in (*a.special.ends, a.special.pad):
-        g.scalar(special)  # the body finds them in the graph around it
+        g.scalar(special)  # the loop's body uses these constants of the outer graph
     body = g.body("step")
     turn, _ = body.input("turn", INT64), body.input("go", BOOL)
     token, done = body.input("token", INT64, "b", 1), body.input("done", BOOL, "b", 1)
@@ -182,7 +184,7 @@ def _loop(
     outputs = [None] * (len(carried) + 1)
     *_, steps = g.ops("Loop", g.op("ReduceMax", most, keepdims=0), true, *carried, outputs=outputs, body=body.proto())
     tokens = g.op("Transpose", g.op("Squeeze", steps, g.ints(2)), perm=[1, 0])
-    # a loop of no turns puts out no rows
+    # a loop without turns returns no rows
     return g.op("Reshape", tokens, g.op("Concat", g.op("Shape", first, start=0, end=1), g.ints(-1), axis=0))
 
 
@@ -201,6 +203,6 @@ def _outputs(g: Graph, t5: T5, prefix: str, batch: str, length: str) -> list[Key
 
 
 def _names(t5: T5, prefix: str) -> list[tuple[str, str]]:
-    """Of the keys and the values, layer by layer."""
+    """Return names of keys and values, layer by layer."""
     stem = f"{prefix}." if prefix else ""
     return [(f"{stem}{i}.key", f"{stem}{i}.value") for i in range(t5.architecture.decoder_layers)]

@@ -1,9 +1,9 @@
-"""Fold the outliers of activations into weights, so that 8-bit activations stop hurting a T5.
+"""Fold outliers of activations into weights, so that 8-bit activations cost little accuracy.
 
-SmoothQuant (arXiv 2211.10438): input channel j of a linear layer is divided by s_j = max|x_j|^a / max|w_j|^(1-a) and
-the weight's column j multiplied by it; the function stays the same. A few channels of FLAN-T5 are up to 1,000 times the
-median, which costs 8-bit activations six ROUGE points. In T5 every division goes into a weight that is there already,
-so nothing is added to the graph:
+SmoothQuant (arXiv 2211.10438): input channel j of a linear layer is divided by s_j = max|x_j|^a / max|w_j|^(1-a), and
+the weight's column j is multiplied by it; the function stays the same. A few channels of FLAN-T5 are up to 1,000 times
+the median, which costs 8-bit activations six ROUGE points. In T5 an existing weight can take every division, so the
+graph has no additional node:
 
     norm -> q, k, v; cross q; wi        v -> o        wi_1 (or wi before a relu) -> wo
     encoder.final_layer_norm -> the cross k and v of every layer        decoder.final_layer_norm -> lm_head
@@ -27,12 +27,12 @@ from lora_ft.export.onnx.t5 import T5, KeyValue, Weights
 from lora_ft.export.runtime.session import open_session
 
 _SMALLEST, _QUIET = 1e-5, 0.1
-PEAK, _MOMENTS = "peak ", "moments "  # how outputs of watched layers begin
+PEAK, _MOMENTS = "peak ", "moments "  # prefixes of the outputs of observed layers
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row to calibrate with: source tokens [s] and decoder input tokens [t], int64, unpadded."""
+    """One row for calibration: source tokens [s] and decoder input tokens [t], int64, unpadded."""
 
     source: np.ndarray
     decoder: np.ndarray
@@ -40,11 +40,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the inputs of linear layers were like over some rows, by the layer's name.
+    """Statistics of the inputs of linear layers over some rows, by the layer's name.
 
     Attributes:
-        peaks: the largest magnitude of each channel [in].
-        moments: sums of products of the channels [in, in], of the layers for which they were wanted.
+        peaks: Largest magnitude of each channel [in].
+        moments: Sums of products of the channels [in, in], for some layers.
     """
 
     peaks: dict[str, np.ndarray]
@@ -57,15 +57,15 @@ def calibrate(
     samples: Iterable[Sample],
     moments: Callable[[str], bool] = lambda layer: False,
 ) -> Calibration:
-    """See what the inputs of every linear layer are like.
+    """Collect statistics of the inputs of every linear layer.
 
     Args:
-        architecture, weights: of the model.
-        samples: the rows.
-        moments: whether those of a layer are wanted.
+        architecture, weights: The model.
+        samples: Rows to run it on.
+        moments: Returns whether to collect the moments of a layer.
 
     Raises:
-        LoraFtError: there are no rows.
+        LoraFtError: There are no rows.
     """
     found = observe(architecture, weights, _Watched(moments), samples)
     kinds = (
@@ -83,10 +83,10 @@ def calibrate(
 def observe(
     architecture: Architecture, weights: Weights, watcher: WeightFormat, samples: Iterable[Sample]
 ) -> dict[str, np.ndarray]:
-    """What a storage that adds outputs to the graph puts out over some rows: maxima where named `PEAK`, else sums.
+    """Return the outputs that a format adds to the graph, over some rows: maxima if named `PEAK`, else sums.
 
     Raises:
-        LoraFtError: there are no rows.
+        LoraFtError: There are no rows.
     """
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         session = open_session(_watched_model(architecture, weights, watcher, Path(scratch)))
@@ -120,12 +120,12 @@ def joined(calibrations: Sequence[Calibration]) -> Calibration:
 
 @dataclass(frozen=True)
 class Fold:
-    """How outliers are folded into weights; nothing is where it says nothing of a layer.
+    """Factors that fold outliers into weights; layers without an entry stay as they are.
 
     Attributes:
-        columns: by layer: factors of its input channels.
-        rows: by layer or norm: divisors of its output channels.
-        peaks: by layer: the largest magnitude of what its input became, where a fixed scale serves it.
+        columns: Factors of the input channels, by layer.
+        rows: Divisors of the output channels, by layer or norm.
+        peaks: Largest magnitude of the folded input, by layer, if a fixed scale serves it.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -134,15 +134,15 @@ class Fold:
 
 
 class Folded:
-    """Weights with the outliers of the activations folded in; the same function, easier to round.
+    """Weights with outliers of the activations folded in: the same function, easier to round.
 
     Args:
-        architecture, weights: of the model.
-        calibration: of it.
-        storage: how each layer will be stored, which says how much is folded.
+        architecture, weights: The model.
+        calibration: Statistics of its activations.
+        storage: Returns the format of a layer, which determines how much is folded.
 
     Attributes:
-        fold: what was folded.
+        fold: Factors that were folded.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Folded:
         for producer, layers in architecture.family.shared_inputs(architecture):
             weight = np.max([np.abs(self._original(layer)).max(0) for layer in layers], axis=0)
             alpha = storage(layers[0]).alpha
-            # a channel that no row of the calibration used may be used later: it counts as a quiet one, not as none
+            # a channel unused in calibration may be used later, so it counts as a quiet one, not as zero
             peak = np.maximum(peaks[layers[0]], max(_QUIET * np.median(peaks[layers[0]]), _SMALLEST))
             scale = peak**alpha / np.maximum(weight, _SMALLEST) ** (1 - alpha)
             self._rows[producer] = scale
@@ -172,7 +172,7 @@ class Folded:
 
     @classmethod
     def by(cls, weights: Weights, fold: Fold) -> Folded:
-        """Other weights, with the same folded in as before; nothing is known of their inputs' moments."""
+        """Return other weights with the factors of an earlier fold; their moments are unknown."""
         made = cls.__new__(cls)
         made._weights, made._moments, made.fold = weights, {}, fold
         made._columns, made._rows, made._peaks = dict(fold.columns), dict(fold.rows), dict(fold.peaks)
@@ -209,7 +209,7 @@ class Folded:
 
 
 class _Watched(Float32):
-    """Linear layers that put out what `calibrate` wants of their input, under the layer's name."""
+    """Linear layers that also output statistics of their input, for `calibrate`."""
 
     def __init__(self, moments: Callable[[str], bool]) -> None:
         self._moments = moments
@@ -226,7 +226,7 @@ class _Watched(Float32):
 
 
 def _watched_model(architecture: Architecture, weights: Weights, watcher: WeightFormat, folder: Path) -> Path:
-    """input_ids[1,s], attention_mask[1,s], decoder_input_ids[1,t] -> what was wanted of every layer's input."""
+    """input_ids[1,s], attention_mask[1,s], decoder_input_ids[1,t] -> statistics of every layer's input"""
     with WeightFile(folder / "weights.bin") as file:
         model = _watched_graph(
             architecture.family.graph_parts(architecture, weights, lambda layer: watcher), Graph("t5_watched", file)

@@ -1,6 +1,15 @@
 """The parts of a T5 encoder-decoder as ONNX nodes, built from its weights (not traced) with fused operators.
 
-Which parts make up a graph is said in `graphs.py`. Names of weights are those of T5ForConditionalGeneration.
+A traced model repeats PyTorch's operators. Built from the weights, a layer is a handful of ONNX Runtime's fused
+operators:
+
+- Attention is one node: MultiHeadAttention with T5's bias and a scale of 1, or, for single tokens that follow others,
+  GroupQueryAttention, which also writes their keys and values into the cache.
+- A residual sum and the norm after it are one node (SkipSimplifiedLayerNormalization), which also returns the sum.
+- In the decoder, layers that share an input are one product, side by side.
+- The relative position bias is a table with a row for each distance, from which a graph gathers (`position_bias`).
+
+`graphs` assembles these parts; `lora_ft.export.families.t5` has the names of the weights.
 """
 
 from __future__ import annotations
@@ -29,15 +38,15 @@ class Weights(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
 
     def peak(self, name: str) -> float:
-        """The largest magnitude that the input of a linear layer had in calibration, or 0 without one."""
+        """Return the largest magnitude of a linear layer's input in calibration, or 0 if unknown."""
 
     def moments(self, layer: str) -> np.ndarray | None:
-        """Sums of products of the inputs of a linear layer in calibration [in, in], or None without one."""
+        """Return sums of products of a linear layer's inputs in calibration [in, in], or None if unknown."""
 
 
 @dataclass(frozen=True)
 class KeyValue:
-    """Names of the keys and the values of one layer, each [b, heads, length, d_kv]."""
+    """Names of the keys and values of one layer, each [b, heads, length, d_kv]."""
 
     key: str
     value: str
@@ -59,12 +68,12 @@ class InPlace:
 
 
 class T5:
-    """Appends the parts of one model to graphs.
+    """The parts of one model, appended to graphs.
 
     Args:
-        architecture: its shape.
-        weights: its weights.
-        storage: how each layer is stored, by its name.
+        architecture: Shape of the model.
+        weights: Weights of the model.
+        storage: Returns the format of a layer, by its name.
     """
 
     def __init__(
@@ -75,11 +84,11 @@ class T5:
         self._storage = storage
 
     def portable(self) -> T5:
-        """The same model, stored so that any consumer's session gives the same results on every processor."""
+        """Return the model in formats that give equal results on every processor, whatever the session's settings."""
         return T5(self.architecture, self._weights, lambda layer: portable(self._storage(layer)))
 
     def encode(self, g: Graph, ids: str, mask: str) -> str:
-        """The encoder's last hidden state [b,s,d_model] for ids [b,s] and mask [b,s], both int64."""
+        """Return the encoder's last hidden state [b,s,d_model] for ids [b,s] and mask [b,s], both int64."""
         a = self.architecture
         position = _range(g, g.size(ids, 1))
         index = index_rows(g, position, position, a.max_distance, causal=False)
@@ -97,7 +106,7 @@ class T5:
         return h
 
     def cross(self, g: Graph, hidden: str, outputs: Sequence[KeyValue]) -> None:
-        """The decoder's keys and values of the encoder's last hidden state, under the given names, layer by layer."""
+        """Append the cross-attention's keys and values of the encoder's last hidden state, as `outputs`."""
         a = self.architecture
         wanted = [name for layer in outputs for name in (layer.key, layer.value)]
         for layer, name in zip(names.cross_projections(a), wanted, strict=True):
@@ -140,7 +149,7 @@ class T5:
         elif lengths:
             attend = partial(self._attend_placed, g, self._places(g, ids, position))
         attended = g.op("Cast", mask, to=INT32)
-        # rows of one source are like more tokens of it [sources,k*q]: its keys, and an adapter, are read once for all
+        # rows of one source become more tokens of it [sources,k*q], so its keys and its adapter are read once for all
         by_source = partial(_regroup, g, mask, 1) if grouped else _unchanged
         by_row = partial(_regroup, g, ids, 2) if grouped else _unchanged
         residual = by_source(self._embed(g, ids), a.d_model)
@@ -162,7 +171,7 @@ class T5:
         return by_row(h, a.d_model)
 
     def head(self, g: Graph, hidden: str, output: str | None = None) -> str:
-        """Logits [b,q,vocabulary] of the decoder's last hidden state."""
+        """Return the logits [b,q,vocabulary] of the decoder's last hidden state."""
         a = self.architecture
         own = f"{names.HEAD}.weight"
         name = own if own in self._weights else f"{names.EMBEDDING}.weight"
@@ -189,7 +198,7 @@ class T5:
         return names.final_norm(stack) if last else names.norm_before(names.self_attention(stack, block + 1))
 
     def _linear(self, g: Graph, x: str, *layers: str) -> str:
-        """x @ W.T of a linear layer, or of several that share their input, side by side."""
+        """Return x @ W.T of a linear layer, or of several layers that share their input, side by side."""
         tensors = [f"{layer}.weight" for layer in layers]
         shapes = [self._weights.shape(name) for name in tensors]
         weight = Weight(
@@ -198,7 +207,7 @@ class T5:
             shapes[0][1],
             lambda: np.concatenate([self._weights[name] for name in tensors]),
             max(self._weights.peak(layer) for layer in layers),
-            lambda: self._weights.moments(layers[0]),  # which is that of all: they share their input
+            lambda: self._weights.moments(layers[0]),  # equal for all, since they share their input
         )
         return self._storage(layers[0]).linear(g, x, weight)
 
@@ -206,7 +215,7 @@ class T5:
         return self._linear(g, h, *names.projections(attention))
 
     def _split(self, g: Graph, joined: str) -> tuple[str, ...]:
-        """Queries, keys and values."""
+        """Return queries, keys and values."""
         return g.ops("Split", joined, g.ints(*[self.architecture.width] * 3), outputs=[None] * 3, axis=-1)
 
     def _feed_forward(self, g: Graph, h: str, layer: str, *, joined: bool = True) -> str:
@@ -221,9 +230,9 @@ class T5:
         return self._linear(g, g.op("Mul", _activate(g, gate, a.activation), up), f"{layer}.wo")
 
     def _norm(self, g: Graph, x: str, layer: str) -> str:
-        """The norm of x, in ONNX's own operators, which ONNX Runtime fuses into its SimplifiedLayerNormalization.
+        """Return the norm of x in standard operators, which ONNX Runtime fuses to SimplifiedLayerNormalization.
 
-        That has no domain of its own, so a graph that names it is none by `onnx.checker`.
+        That operator has no domain of its own, so `onnx.checker` refuses graphs that name it.
         """
         weight = g.weight(layer, lambda: self._weights[f"{layer}.weight"])
         square = g.op("Pow", x, g.constant(np.float32(2), "float.2"))
@@ -232,7 +241,7 @@ class T5:
         return g.op("Mul", g.op("Div", x, root), weight)
 
     def _add_norm(self, g: Graph, residual: str, change: str, layer: str) -> tuple[str, str]:
-        """The norm of residual + change, and that sum."""
+        """Return the norm of residual + change, and the sum itself."""
         weight = g.weight(layer, lambda: self._weights[f"{layer}.weight"])
         outputs = g.ops(
             "SkipSimplifiedLayerNormalization",
@@ -309,7 +318,7 @@ class T5:
         return g.op("Reshape", x, g.ints(0, 0, self.architecture.heads, self.architecture.d_kv))
 
     def _bias(self, g: Graph, stack: names.Stack, layer: int, index: str) -> str:
-        """The relative position bias [rows,heads,q,k] of one layer, from `index_rows`."""
+        """Return the relative position bias [rows,heads,q,k] of one layer, given `index_rows`."""
         a = self.architecture
         name = names.position_bias(stack, layer if a.bias_per_layer else 0)
         table = g.weight(
@@ -320,12 +329,12 @@ class T5:
 
     @staticmethod
     def _last_positions(g: Graph, ids: str, lengths: str) -> str:
-        """Of the new tokens of each row [b], int32."""
+        """Return the position of the last new token of each row [b], int32."""
         last = g.op("Sub", g.op("Add", lengths, g.size(ids, 1)), g.scalar(1))
         return g.op("Expand", g.op("Cast", last, to=INT32), g.op("Shape", ids, start=0, end=1))
 
     def _places(self, g: Graph, ids: str, position: str) -> str:
-        """(row, head, position) of every new key [b,heads,q,3]."""
+        """Return (row, head, position) of every new key [b,heads,q,3]."""
         row = g.op("Reshape", _range(g, g.size(ids, 0)), g.ints(-1, 1, 1, 1))
         head = g.constant(np.arange(self.architecture.heads).reshape(1, -1, 1, 1))
         shape = g.op(
@@ -341,7 +350,7 @@ class T5:
 
 
 def _regroup(g: Graph, like: str, axes: int, x: str, width: int) -> str:
-    """x as [the first axes of `like`, what is left, width]."""
+    """Return x as [first axes of `like`, remaining elements, width]."""
     rest = g.ints(width) if axes == 2 else g.ints(-1, width)
     shape = g.once(f"{like}x{width}", lambda: g.op("Concat", g.op("Shape", like, end=axes), rest, axis=0))
     return g.op("Reshape", x, shape)
@@ -352,7 +361,7 @@ def _unchanged(x: str, width: int) -> str:
 
 
 def _range(g: Graph, end: str) -> str:
-    """0 to below `end`, a 0-D int64, as [1,end]."""
+    """Return 0 to `end` - 1 as [1,end], for a 0-D int64 `end`."""
     return g.op("Unsqueeze", g.op("Range", g.scalar(0), end, g.scalar(1)), g.ints(0))
 
 

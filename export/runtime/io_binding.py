@@ -1,4 +1,4 @@
-"""Graphs bound to fixed memory: one graph's output is the next one's input in place, with no allocation between calls."""
+"""Graphs bound to fixed memory: one graph's output is the next one's input, and no call allocates."""
 
 from __future__ import annotations
 

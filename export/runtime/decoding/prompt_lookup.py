@@ -2,9 +2,9 @@
 
 The last tokens of the answer are searched for in the source and in the answer itself; the tokens that follow them there
 are the draft. One decoder call checks the whole draft, so the answer equals that of greedy search
-(apoorvumang/prompt-lookup-decoding). A step is memory-bound: it waits for weights, so a rejected draft costs little more
-than a plain step. The limit depends on machine, precision and batch, so the cost of calls and the share of accepted
-drafts are estimated while generating, once for all calls of a model (`draft_length`).
+(apoorvumang/prompt-lookup-decoding). A step is memory-bound: it waits for weights, so a rejected draft costs little
+more than a plain step. The limit depends on machine, precision and batch, so the cost of calls and the share of
+accepted drafts are estimated while generating, once for all calls of a model (`draft_length`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _pace_of(model: Model) -> DraftLengthController:
 
 
 def _unlock() -> None:
-    """Replace locks in a forked child, where their holders are missing; estimates stay, since the machine is the same."""
+    """Replace locks in a forked child, which lacks the threads that hold them; estimates stay valid."""
     global _LOCK
     _LOCK = threading.Lock()
     for pace in list(_PACES.values()):

@@ -1,4 +1,4 @@
-"""What a bank holds of adapters: the layers it has room for, and one adapter as arrays for the graphs' inputs."""
+"""Adapter slots of a bank: which layers have one, its maximum rank, and how an adapter is packed into it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lora_ft.export.onnx.quantization import Float32, Weight, WeightFormat
 from lora_ft.export.onnx.smoothquant import PEAK, Fold, Sample, observe
 from lora_ft.export.onnx.t5 import Weights
 
-# Sums of two products of a byte without sign and one within these stay below 16 bits, which x86 without VNNI adds in;
-# an adapter's bytes are no constants, so that ONNX Runtime could not take another way there.
+# Largest magnitude of an adapter's bytes: sums of two products with unsigned bytes then fit in 16 bits, the width that
+# x86 without VNNI adds in. ONNX Runtime has no other kernel there for weights that are inputs.
 _MOST = 63
-_MARGIN = 1.25  # times what a calibration saw inside an adapter, as it sees few rows
+_MARGIN = 1.25  # factor on calibrated magnitudes inside an adapter, since calibration sees few rows
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class LowRank:
     """An adapter's change of one layer's weight, b @ a.
 
     Attributes:
-        a: [rank, inputs] float32.
-        b: [outputs, rank] float32, with the adapter's scale in it.
+        a: float32 [rank, inputs].
+        b: float32 [outputs, rank], multiplied by the adapter's scale.
     """
 
     a: np.ndarray
@@ -41,11 +41,11 @@ Adapter = Mapping[str, LowRank]  # by layer
 
 @dataclass(frozen=True)
 class AdapterSlots:
-    """What a bank has room for.
+    """The adapter slots of a bank.
 
     Attributes:
-        ranks: the highest of an adapter, by layer.
-        groups: of its graphs, by name.
+        ranks: Maximum rank of an adapter, by layer.
+        groups: Groups of layers in its graphs, by name.
     """
 
     ranks: Mapping[str, int]
@@ -53,18 +53,18 @@ class AdapterSlots:
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> AdapterSlots:
-        """From what `as_dict` made."""
+        """Return slots from the result of `as_dict`."""
         groups = {
             name: Group(**{**group, "layers": tuple(group["layers"])}) for name, group in content["groups"].items()
         }
         return cls(content["ranks"], groups)
 
     def as_dict(self) -> dict[str, Any]:
-        """For a file."""
+        """Return the slots as JSON-compatible values."""
         return {"ranks": dict(self.ranks), "groups": {name: asdict(group) for name, group in self.groups.items()}}
 
     def check(self, name: str, adapter: Adapter) -> None:
-        """Raise UsageError where an adapter is larger than the bank."""
+        """Raise UsageError if an adapter does not fit the slots."""
         wider = "to make a wider bank, export it again with this adapter among --adapters"
         beyond = sorted(adapter.keys() - self.ranks.keys())
         if beyond:
@@ -76,7 +76,7 @@ class AdapterSlots:
 
 
 def ranks_of(adapters: Iterable[Adapter]) -> dict[str, int]:
-    """The highest rank of some adapters, by layer."""
+    """Return the highest rank of several adapters, by layer."""
     found: dict[str, int] = {}
     for adapter in adapters:
         for layer, change in adapter.items():
@@ -87,7 +87,7 @@ def ranks_of(adapters: Iterable[Adapter]) -> dict[str, int]:
 def adapted(
     storage: Callable[[str], WeightFormat], ranks: Mapping[str, int], groups: dict[str, Group]
 ) -> Callable[[str], WeightFormat]:
-    """How layers are stored, with adapters where there are ranks; `groups` fills as graphs are built."""
+    """Return the choice of formats with adapters on all layers in `ranks`; building graphs fills `groups`."""
     return lambda layer: Adapted(storage(layer), ranks, groups)
 
 
@@ -115,7 +115,7 @@ class MergedWeights:
 
 
 def folded(adapter: Adapter, fold: Fold) -> dict[str, LowRank]:
-    """An adapter for weights that outliers are folded into."""
+    """Return an adapter for weights with folded outliers."""
     made = {}
     for layer, change in adapter.items():
         a, b = change.a, change.b
@@ -130,14 +130,14 @@ def folded(adapter: Adapter, fold: Fold) -> dict[str, LowRank]:
 def inner_peaks(
     architecture: Architecture, weights: Weights, adapter: Adapter, plan: AdapterSlots, samples: Iterable[Sample]
 ) -> dict[str, np.ndarray]:
-    """The largest magnitudes [rank] of what A makes of its input, by layer, over some rows.
+    """Return the largest magnitudes [rank] of A's outputs over some rows, by layer.
 
     Args:
-        architecture: of the model.
-        weights: of the base as the bank stores it, outliers folded.
-        adapter: likewise.
-        plan: of the bank; where a group's input has a scale for each row, magnitudes are in steps of that row.
-        samples: the rows, which the base and the adapter together see.
+        architecture: Architecture of the base.
+        weights: Weights of the base with folded outliers, as the bank stores them.
+        adapter: Adapter with folded outliers.
+        plan: Slots of the bank. If a group's input has a scale for each row, magnitudes are in units of it.
+        samples: Rows to run base and adapter on.
     """
     by_row = {layer for group in plan.groups.values() if group.by_row for layer in group.layers}
     found = observe(architecture, MergedWeights(weights, adapter), _Inner(adapter, by_row), samples)
@@ -145,12 +145,12 @@ def inner_peaks(
 
 
 def pack_adapter(plan: AdapterSlots, adapter: Adapter, peaks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of one adapter for all inputs of a bank's graphs.
+    """Return the arrays of one adapter for all inputs of a bank's graphs.
 
     Args:
-        plan: of the bank.
-        adapter: folded as the bank's weights are.
-        peaks: from `inner_peaks`, of the groups that are not exact.
+        plan: Slots of the bank.
+        adapter: Adapter with folded outliers.
+        peaks: Result of `inner_peaks`, for groups that are not exact.
     """
     made: dict[str, np.ndarray] = {}
     for group in plan.groups.values():
@@ -172,9 +172,9 @@ def pack_adapter(plan: AdapterSlots, adapter: Adapter, peaks: Mapping[str, np.nd
 
 
 def _rounded(a: np.ndarray, b: np.ndarray, peak: np.ndarray) -> list[np.ndarray]:
-    """A as bytes [inputs, parts*rank], B as bytes [parts, rank, width], the scales of A's columns and of the outputs.
+    """Return A as bytes [inputs, parts*rank], B as bytes [parts, rank, width], and their scales.
 
-    What A makes of the input comes out of its product in steps of 1/127 of its peak, which B takes back.
+    A's output is in units of 1/127 of its peak, a factor that B contains.
     """
     peak = np.maximum(_MARGIN * peak, TINY)
     b = b * (peak / 127)[..., None]
@@ -184,7 +184,7 @@ def _rounded(a: np.ndarray, b: np.ndarray, peak: np.ndarray) -> list[np.ndarray]
 
 
 class _Inner(Float32):
-    """Linear layers that put out how large A's product is, under the layer's name."""
+    """Linear layers that also output the magnitudes of A's product."""
 
     def __init__(self, adapter: Adapter, by_row: set[str]) -> None:
         self._adapter, self._by_row = adapter, by_row

@@ -1,7 +1,7 @@
-"""The adapters of a bank: put into it and taken out, each a file of its own, without touching the base.
+"""Add adapters to a bank and remove them, one file each, without touching the base.
 
-A file is written and synced beside its name, renamed, and only then named by the manifest, which is replaced as a
-whole; who is reading the bank sees it before or after. Files that no manifest names any more are deleted last.
+A file is written and synced under a temporary name, renamed, and only then named by the manifest, which is replaced as
+a whole: a concurrent reader sees either the old bank or the new one. Files that no manifest names are deleted last.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.safetensors_file import map_tensors, write_tensors
 from lora_ft.export.runtime.session import choose_provider
 
-# A bank that rounds may diverge from PyTorch by this share of what the adapter changes, or by so many nats, which is
-# what rounding costs a T5 anyway (int8 0.002 to 0.006, 4 bits 0.03 to 0.07). An adapter's own bundle of the same
-# precision diverges as much; in the place of another one, or lost, it diverges by all of what it changes, or more.
+# With rounded weights, an adapter may diverge from PyTorch by this share of its own effect, or by this many nats, the
+# usual cost of rounding a T5 (int8 0.002 to 0.006, 4 bits 0.03 to 0.07). An adapter's own bundle of the same precision
+# diverges as much. A wrong or lost adapter diverges by its whole effect, or more.
 _SHARE, _NATS = 0.25, 0.05
 
-# From a bank with a new adapter in it and the adapter's name: what to say in the manifest of how it was judged.
+# From a bank with a new adapter and the adapter's name: entries for the manifest that explain the judgement.
 Judge = Callable[[Generator, str], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class BankAdapter:
-    """An adapter to put into a bank.
+    """An adapter to add to a bank.
 
     Attributes:
-        name: by which texts choose it.
-        adapter: its weights.
-        origin: its task's prompt, lengths, labels and options.
-        tokenizer: with its task's codec.
-        references: makes PyTorch's answers on rows of its task, base and adapter together.
-        probe: some of them on sentences that may travel with it.
-        samples: rows to calibrate with.
-        judge: what else decides whether it is kept, where weights are rounded; raises LoraFtError.
-        task: what it was trained on, for the manifest; whoever scores adapters reads it.
+        name: Name by which texts select it.
+        adapter: Its weights.
+        origin: Prompt, lengths, labels and options of its task.
+        tokenizer: Tokenizer with the codec of its task.
+        references: Returns PyTorch's answers on rows of its task, by base and adapter together.
+        probe: PyTorch's answers to sentences that may travel with it.
+        samples: Rows for calibration.
+        judge: Raises LoraFtError to refuse it, if weights are rounded.
+        task: Its task, for the manifest; scoring reads it.
     """
 
     name: str
@@ -72,12 +72,12 @@ class BankAdapter:
 
 @dataclass(frozen=True)
 class BankLayout:
-    """What a bank takes adapters for, as its files say.
+    """The adapter slots of a bank and its fold, as its files hold them.
 
     Attributes:
-        plan: layers and ranks.
-        fold: what was folded into its weights.
-        base: hash of the base's weights.
+        plan: Layers and ranks.
+        fold: Factors folded into the weights.
+        base: Hash of the base's weights.
     """
 
     plan: AdapterSlots
@@ -86,10 +86,10 @@ class BankLayout:
 
     @classmethod
     def read(cls, folder: Path) -> BankLayout:
-        """Of a bank.
+        """Read the layout of a bank.
 
         Raises:
-            UsageError: the bundle has no bank.
+            UsageError: The bundle is not a bank.
         """
         if not (folder / manifest.BANK).is_file():
             raise UsageError(f"{folder} takes no adapters", "make a bank with `lora-ft export --adapters RUN…`")
@@ -105,12 +105,12 @@ class BankLayout:
     def arrays(
         self, adapter: Adapter, architecture: Architecture, base: Weights, samples: Iterable[Sample]
     ) -> dict[str, np.ndarray]:
-        """An adapter as its file has it.
+        """Return the arrays of an adapter's file.
 
         Args:
-            adapter: which fits in here.
-            architecture, base: of the bank's base, as its checkpoint has it.
-            samples: rows to calibrate with, where weights are rounded.
+            adapter: An adapter that fits the slots.
+            architecture, base: The bank's base, from its checkpoint.
+            samples: Rows for calibration, if weights are rounded.
         """
         own, peaks = folded(adapter, self.fold), {}
         if any(not group.exact for group in self.plan.groups.values()):
@@ -118,7 +118,7 @@ class BankLayout:
         return pack_adapter(self.plan, own, peaks)
 
     def write(self, folder: Path) -> None:
-        """Into a bundle that is being made."""
+        """Write the layout into a bundle under construction."""
         values = {name: entry for group in self.plan.groups.values() for name, entry in group.values.items()}
         inputs = {name.removesuffix(".onnx"): _inputs(folder / name, values) for name in manifest.ADAPTED_GRAPHS}
         content = {"version": VERSION, "base_sha256": self.base, "plan": self.plan.as_dict(), "values": values}
@@ -132,17 +132,17 @@ class BankLayout:
 def add_adapter(
     folder: Path, member: BankAdapter, architecture: Architecture, base: Weights, *, overwrite: bool = False
 ) -> Report:
-    """Put an adapter into a bank, and compare it with PyTorch before the bank names it.
+    """Add an adapter to a bank, after comparing it with PyTorch.
 
     Args:
-        folder: of the bank.
-        member: the adapter.
-        architecture, base: of the bank's base, as its checkpoint has it.
-        overwrite: replace an adapter of this name.
+        folder: Folder of the bank.
+        member: The adapter.
+        architecture, base: The bank's base, from its checkpoint.
+        overwrite: Replace an adapter of this name.
 
     Raises:
-        UsageError: the name is taken, or the bank is too small.
-        LoraFtError: the bank differs from PyTorch with it; the bank stays as it was.
+        UsageError: The name is taken, or the adapter does not fit the slots.
+        LoraFtError: The adapter differs from PyTorch; the bank stays unchanged.
     """
     room = BankLayout.read(folder)
     room.plan.check(member.name, member.adapter)
@@ -179,10 +179,10 @@ def add_adapter(
 
 
 def remove_adapter(folder: Path, names: Iterable[str]) -> None:
-    """Take adapters out of a bank.
+    """Remove adapters from a bank.
 
     Raises:
-        UsageError: there is none of some name; then none is taken out.
+        UsageError: There is no adapter of some name; then none is removed.
     """
     BankLayout.read(folder)
     with locked(folder) as content:
@@ -194,16 +194,16 @@ def remove_adapter(folder: Path, names: Iterable[str]) -> None:
 
 
 def store(folder: Path, name: str, arrays: Mapping[str, np.ndarray], task: str) -> dict[str, Any]:
-    """Write an adapter's file into a bank that is `locked`; what its manifest has to say of it.
+    """Write an adapter's file into a `locked` bank, and return its entry for the manifest.
 
     Args:
-        folder: of the bank.
-        name: of the adapter.
-        arrays: from `Room.arrays`.
-        task: what it is for, as JSON.
+        folder: Folder of the bank.
+        name: Name of the adapter.
+        arrays: Result of `BankLayout.arrays`.
+        task: Its task, as JSON.
 
     Raises:
-        UsageError: no file can have this name.
+        UsageError: The name is not a valid file name.
     """
     staged = folder / manifest.ADAPTERS / f".{os.getpid()}.partial"
     write_tensors(staged, arrays, {TASK: task})
@@ -214,20 +214,20 @@ def store(folder: Path, name: str, arrays: Mapping[str, np.ndarray], task: str) 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the manifest of a bank that no other process changes meanwhile; then delete the files it does not name."""
-    shelf = folder / manifest.ADAPTERS
+    """Yield the manifest of a bank that is locked against other processes; then delete files that it does not name."""
+    adapters = folder / manifest.ADAPTERS
     with locks.locked(folder.resolve(), wait=True):
-        shelf.mkdir(exist_ok=True)
+        adapters.mkdir(exist_ok=True)
         try:
             yield manifest.read_manifest(folder)
         finally:
             named = set(manifest.adapter_files(read_json(folder / manifest.NAME)))
-            for path in shelf.iterdir():
+            for path in adapters.iterdir():
                 if path.relative_to(folder).as_posix() not in named:
                     path.unlink()
-            sync(shelf)
+            sync(adapters)
 
 
 def _inputs(graph: Path, values: Mapping[str, Any]) -> list[str]:
-    """The adapters' inputs of a graph."""
+    """Return the names of a graph's inputs that belong to adapters."""
     return [entry.name for entry in onnx.load(graph, load_external_data=False).graph.input if entry.name in values]

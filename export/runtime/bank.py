@@ -1,8 +1,8 @@
-"""A bundle's adapters: one file each, mapped when it is first asked for, and stacked for the rows of a batch.
+"""The adapters of a bank: one file each, mapped on first use, and stacked for the rows of a batch.
 
-An adapter's file is safetensors: mapped as it lies, its arrays are the graphs' inputs where all rows have that adapter,
-and only where rows differ are they copied, once for a batch. ONNX Runtime's own `.onnx_adapter` gives all rows of a
-call the same adapter, and not to a bound call.
+An adapter's file is safetensors. Its mapped arrays are the graphs' inputs if all rows have that adapter; only if rows
+differ are they copied, once a batch. ONNX Runtime's own `.onnx_adapter` gives all rows of a call the same adapter, and
+does not work with bound calls.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lora_ft.export.runtime.session import ort_value
 from lora_ft.export.runtime.settings import Settings
 
 VERSION = 2
-TASK = "lora-ft"  # the text in an adapter's file that says what it is for
+TASK = "lora-ft"  # key of an adapter's task in the metadata of its file
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # (dtype, shape) of one adapter's arrays, by the graphs' inputs
 
 
@@ -33,11 +33,11 @@ class Bank:
     """The adapters of one bundle.
 
     Args:
-        folder: of the bundle.
-        entries: what its manifest says of each adapter, by name.
-        shapes: what each must hold.
-        inputs: which of that each graph takes.
-        provider: where the graphs run.
+        folder: Folder of the bundle.
+        entries: Entry of each adapter in the manifest, by name.
+        shapes: Type and shape of every array that an adapter must have.
+        inputs: Names of the adapters' inputs, by graph.
+        provider: "cpu" or "cuda", where the graphs run.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Bank:
 
     @classmethod
     def open(cls, folder: Path, entries: Mapping[str, Mapping[str, Any]], provider: str) -> Bank:
-        """That of a bundle."""
+        """Open the bank of a bundle."""
         content = parse_json((folder / BANK).read_bytes(), folder / BANK)
         if not isinstance(content, dict):
             raise LoraFtError(f"{folder / BANK} is not a JSON object", "export the bank again")
@@ -66,15 +66,15 @@ class Bank:
 
     @property
     def names(self) -> list[str]:
-        """Of all adapters."""
+        """Names of all adapters."""
         return sorted(self._entries)
 
     def settings(self, name: str, tokenizer: Tokenizer) -> Settings:
-        """Of the task that an adapter was trained on.
+        """Return the settings of the task that an adapter was trained on.
 
         Raises:
-            UsageError: there is none of this name.
-            LoraFtError: its file is not as it should be.
+            UsageError: There is no adapter of this name.
+            LoraFtError: Its file is damaged.
         """
         task = self._adapter(name)[1]
         if name not in self._settings:
@@ -84,18 +84,18 @@ class Bank:
         return self._settings[name]
 
     def probes(self) -> list[tuple[str, dict[str, Any]]]:
-        """Of each adapter, PyTorch's answers to repeat the verification with."""
+        """Return the name of each adapter and PyTorch's answers to repeat its verification."""
         return [(name, self._adapter(name)[1]["probe"]) for name in self.names]
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """Of one adapter, by the graphs' inputs."""
+        """Return the arrays of one adapter, by the graphs' inputs."""
         return self._adapter(name)[0]
 
     def choose(self, names: Sequence[str | None]) -> Chosen | None:
-        """The adapters of a batch's rows; None where no row has one.
+        """Return the adapters of a batch's rows, or None if no row has one.
 
         Raises:
-            UsageError: there is none of some name.
+            UsageError: There is no adapter of some name.
         """
         for name in dict.fromkeys(names):
             if name is not None:
@@ -122,18 +122,18 @@ class Bank:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Adapters of the rows of a batch.
+    """The adapters of a batch's rows.
 
     Attributes:
-        bank: which has them.
-        names: of each row.
+        bank: Bank that holds them.
+        names: Name of each row's adapter, or None for the base.
     """
 
     bank: Bank
     names: tuple[str | None, ...]
 
     def values(self, inputs: Sequence[str]) -> list[ort.OrtValue]:
-        """Of some inputs of a graph, each [rows, …], or [1, …] where all rows have the same adapter."""
+        """Return values for inputs of a graph, each [rows, …], or [1, …] if all rows have the same adapter."""
         if len(set(self.names)) == 1:
             arrays = self.bank.arrays(self.names[0] or "")
             return [ort_value(arrays[name][None], self.bank.provider) for name in inputs]
@@ -150,24 +150,24 @@ class Chosen:
 
     @cached_property
     def _kept(self) -> dict[tuple[str, ...], list[ort.OrtValue]]:
-        """Values that steps go on reading, by their inputs."""
+        """Values that later steps read again, by their inputs."""
         return {}
 
     def held(self, inputs: Sequence[str]) -> list[ort.OrtValue]:
-        """As `values`, made once."""
+        """Return `values`, computed once."""
         key = tuple(inputs)
         if key not in self._kept:
             self._kept[key] = self.values(inputs)
         return self._kept[key]
 
     def take(self, rows: np.ndarray) -> Chosen | None:
-        """Those of some of the rows [n]."""
+        """Return the adapters of some of the rows [n]."""
         if len(set(self.names)) == 1:
             return self if len(rows) == len(self.names) else Chosen(self.bank, self.names[:1] * len(rows))
         return self.bank.choose([self.names[i] for i in rows])
 
 
 def unknown(name: str, names: Sequence[str]) -> UsageError:
-    """The error about an adapter that there is not."""
+    """Return the error about an unknown adapter."""
     there = f"there are {', '.join(names)}" if names else "it has none"
     return UsageError(f"this bundle has no adapter {name!r}", there)

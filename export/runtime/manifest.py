@@ -1,4 +1,4 @@
-"""manifest.json: what a bundle holds, what it was made of, and the hash that each file must have."""
+"""manifest.json: the content of a bundle, its origin, and the size and hash of every file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ NAME = "manifest.json"
 FORMAT = "lora-ft bundle"
 VERSION = 4
 WEIGHTS = "weights.bin"  # the one file of external data that the graphs share
-SBOM = "sbom.cdx.json"  # its bill of materials, which bundles of before may lack
-PROBE = "probe.json"  # answers to repeat the verification with
+SBOM = "sbom.cdx.json"  # bill of materials; older bundles lack it
+PROBE = "probe.json"  # PyTorch's answers, to repeat the verification
 GRAPHS = ("encoder.onnx", "step.onnx", "decoder.onnx", "normal.onnx", "best.onnx", "select.onnx")
-ADAPTED = "bank."  # begins the names of graphs that take adapters
+ADAPTED = "bank."  # prefix of the graphs that take adapters
 ADAPTED_GRAPHS = tuple(f"{ADAPTED}{name}.onnx" for name in ("encoder", "step", "decoder"))
-BANK = "bank.json"  # what the bank has room for
-FOLD = "fold.safetensors"  # what was folded into its weights, and has to be into its adapters
-BANK_FILES = (*ADAPTED_GRAPHS, BANK, FOLD)  # of a bundle with adapters
-ADAPTERS = "adapters"  # the folder of their files, and what the manifest says of each
+BANK = "bank.json"  # adapter slots of a bank
+FOLD = "fold.safetensors"  # factors folded into its weights, and to fold into its adapters
+BANK_FILES = (*ADAPTED_GRAPHS, BANK, FOLD)  # files of a bank besides its adapters
+ADAPTERS = "adapters"  # folder of the adapters' files, and key of their entries in the manifest
 FILES = (*GRAPHS, WEIGHTS, PROBE, "tokenizer.json", "config.json", "generation_config.json", "prompt.json")
 
 _METADATA_PROPS = 14  # the field of onnx.proto's ModelProto
@@ -32,27 +32,27 @@ _NAME, _DIGEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"), re.compile(r"[0
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether `folder` says it is a bundle."""
+    """Return whether a folder has the manifest of a bundle."""
     return (folder / NAME).is_file()
 
 
 def is_bank(folder: Path) -> bool:
-    """Whether `folder` says it is a bundle with a bank of adapters."""
+    """Return whether a folder has the manifest of a bank."""
     return is_bundle(folder) and (folder / BANK).is_file()
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """What a manifest says of every file a bundle has, but for its adapters."""
+    """Return the manifest's entries for all files of a bundle, without its adapters."""
     bank = BANK_FILES if (folder / BANK).is_file() else ()
     bill = (SBOM,) if (folder / SBOM).is_file() else ()
     return {name: describe(folder / name) for name in (*FILES, *bank, *bill)}
 
 
 def adapter_file(name: str, digest: str) -> str:
-    """Where in a bundle an adapter lies: another content is another file, so that none is ever written over.
+    """Return the path of an adapter in a bundle; other content is another file, so that none is ever overwritten.
 
     Raises:
-        UsageError: the name is not one that a file can have everywhere.
+        UsageError: The name is not a valid file name on every system.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for an adapter", "use up to 64 letters, digits, dots, - and _")
@@ -60,22 +60,22 @@ def adapter_file(name: str, digest: str) -> str:
 
 
 def describe(file: Path) -> dict[str, Any]:
-    """SHA-256 and size in bytes."""
+    """Return the SHA-256 and the size in bytes."""
     return {"sha256": sha256(file), "bytes": file.stat().st_size}
 
 
 def adapter_files(manifest: Mapping[str, Any]) -> list[str]:
-    """Where the adapters lie that a manifest names, if it does."""
+    """Return the paths of all adapters that a manifest names."""
     return [adapter_file(name, entry["sha256"]) for name, entry in manifest.get(ADAPTERS, {}).items()]
 
 
 @raised_as(BundleError)
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a bundle whose every file is there and has the size and hash that the manifest says.
+    """Return the manifest of a bundle, after checking the size and hash of every file.
 
     Raises:
-        UsageError: not a bundle, or one of a format this version does not know.
-        LoraFtError: the manifest is damaged, or a file is missing or differs from what was published.
+        UsageError: The folder is not a bundle, or of an unknown format version.
+        LoraFtError: The manifest is damaged, or a file is missing or differs from the published one.
     """
     path = folder / NAME
     if not path.is_file():
@@ -105,7 +105,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _entries(path: Path, adapters: Any) -> list[tuple[str, dict[str, Any]]]:
-    """(name, entry) of each adapter that a manifest speaks of."""
+    """Return (name, entry) of each adapter that a manifest names."""
     if adapters is None:
         return []
     damaged = not isinstance(adapters, dict) or any(
@@ -131,11 +131,11 @@ def _check(folder: Path, name: str, expected: Any) -> None:
 
 
 def _check_references(graph: Path) -> None:
-    """A graph may have external data in the bundle's own weight file alone.
+    """Raise LoraFtError if a graph refers to external data outside the bundle's own weight file.
 
-    In a graph each reference is an entry with the key `location` (onnx.proto, StringStringEntryProto); a graph without
-    weights is small, so all of it is looked through, but for its metadata: texts like the name of a task, which refer
-    to nothing.
+    Each reference in a graph is an entry with the key `location` (onnx.proto, StringStringEntryProto). A graph without
+    weights is small, so all of it is searched, except its metadata: texts such as the name of a task, which are no
+    references.
     """
     try:
         parts = [content for number, content in fields(graph.read_bytes()) if number != _METADATA_PROPS]

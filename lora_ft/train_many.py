@@ -24,7 +24,6 @@ from lora_ft.multi_lora.engine import Engine, LocalEngine, TrainingSite
 from lora_ft.multi_lora.group_job import GroupJob
 from lora_ft.multi_lora.planner import (
     MemoryNeed,
-    PlannedGroup,
     balanced_size,
     describe_groups,
     plan_groups,
@@ -35,7 +34,7 @@ from lora_ft.runs.group_record import GROUPS_FOLDER, GROUPS_RECORD
 from lora_ft.runs.run import TASK, Run, is_run, working_folder
 from lora_ft.tasks.schema import AUTO, Task
 from lora_ft.training.compute_dtype import ComputeDtype
-from lora_ft.training.memory_estimates import Batch, Shape
+from lora_ft.training.memory_estimates import Batch, Shape, StepOptions
 from lora_ft.training.plan import Choices, Plan, make_plan
 from lora_ft.training.prepared_data import PreparedData, prepare
 from lora_ft.training.run_folder import RunFolder, require_same_rows
@@ -192,23 +191,19 @@ def _choose(
         batch = Batch(train.per_device_train_batch_size, *longest)
         needs.append(MemoryNeed(name, plans[name].trainable, max(lora.r, *lora.rank_pattern.values(), 1), batch))
 
-    def packs(most: int | None) -> list[PlannedGroup]:
-        return plan_groups(
-            Shape.of(base.config),
-            needs,
-            site.room,
-            bf16=site.precision.is_bf16,
-            cpu=site.device == "cpu",
-            most=most,
-            checkpointing=train.gradient_checkpointing,  # which all share
-        )
-
-    chosen = packs(most)
+    options = StepOptions(
+        bf16=site.precision.is_bf16,
+        checkpointing=train.gradient_checkpointing,  # the same in all tasks
+        cpu=site.device == "cpu",
+    )
+    shape = Shape.of(base.config)
+    groups = plan_groups(shape, needs, site.room, options, most)
     if most is None and site.places > 1:
-        chosen = packs(balanced_size(len(needs), site.places, max(len(pack.names) for pack in chosen)))
-    for line in describe_groups(chosen, site.room):
+        size = balanced_size(len(needs), site.places, max(len(group.names) for group in groups))
+        groups = plan_groups(shape, needs, site.room, options, size)
+    for line in describe_groups(groups, site.room):
         board.note(line)
-    return [one.names for one in chosen]
+    return [group.names for group in groups]
 
 
 def _gather(tasks: Sequence[Task], base: Base, board: Dashboard) -> dict[str, PreparedData]:

@@ -41,7 +41,7 @@ from lora_ft.runs.run import TASK
 from lora_ft.tasks.files import save_task
 from lora_ft.tasks.schema import Task
 from lora_ft.training.compute_dtype import ComputeDtype
-from lora_ft.training.memory_estimates import Batch, Shape
+from lora_ft.training.memory_estimates import Batch, Shape, StepOptions
 from lora_ft.training.plan import Choices, Plan, make_plan, training_device
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.setup import trainer_around
@@ -109,9 +109,7 @@ def measure(base: Base, counts: Sequence[int], settings: Settings) -> list[Timin
             total = group_memory(
                 Shape.of(base.config),
                 [need] * count,
-                bf16=settings.precision == "bf16",
-                checkpointing=False,
-                cpu=device == "cpu",
+                StepOptions(bf16=settings.precision == "bf16", cpu=device == "cpu"),
             ).total
             if total > device_memory(device):
                 timings.append(Timing(*kind, count, None, None))

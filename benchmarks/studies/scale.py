@@ -25,7 +25,7 @@ from benchmarks.command import refuse_other, run_command
 from lora_ft.core.files import read_json, write_text
 from lora_ft.multi_lora.planner import MemoryNeed, balanced_size, group_memory
 from lora_ft.reports.markdown import table
-from lora_ft.training.memory_estimates import FLAN, GIB, Batch, Shape
+from lora_ft.training.memory_estimates import FLAN, GIB, Batch, Shape, StepOptions
 
 RESULTS = [Path(__file__).parents[1] / "results" / f"{name}.json" for name in ("packs", "packs-h100")]
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
@@ -83,7 +83,7 @@ def largest(shape: Shape, rank: int, batch: Batch, room: float, *, cpu: bool, bf
     need = MemoryNeed("", 2 * layers * rank * (shape.d_model + shape.inner), rank, batch)
 
     def fits(count: int) -> bool:
-        return group_memory(shape, [need] * count, bf16=bf16, checkpointing=False, cpu=cpu).total <= room
+        return group_memory(shape, [need] * count, StepOptions(bf16=bf16, cpu=cpu)).total <= room
 
     count = 0
     while fits(count + 1) and count < ADAPTERS:

@@ -1,47 +1,47 @@
-"""Which tasks may share a base while they train, and how many of them fit into memory."""
+"""Check which tasks may share a base while they train, and plan groups that fit into memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_ft.core.errors import UsageError
 from lora_ft.tasks.schema import Task
-from lora_ft.training.memory_estimates import GIB, Batch, MemoryEstimate, Shape, training_memory
+from lora_ft.training.memory_estimates import GIB, Batch, MemoryEstimate, Shape, StepOptions, training_memory
 
 _ALONE = "train it alone: lora-ft train with its file only"
 
 
 def require_groupable(tasks: Sequence[Task]) -> None:
-    """Raise UsageError for a task that a pack would not train exactly as training alone does."""
-    seen: dict[str, Task] = {}
+    """Raise UsageError for a task that a group would not train exactly as training alone does."""
+    by_name: dict[str, Task] = {}
     for task in tasks:
-        if seen.setdefault(task.name, task) is not task:
+        if by_name.setdefault(task.name, task) is not task:
             raise UsageError(f"two tasks are named '{task.name}', which names their runs", "rename one of them")
-        for key, value, why in _obstacles(task):
-            raise UsageError(f"task '{task.name}': {key} = {value}: {why}", _ALONE)
+        for key, value, reason in _unsupported(task):
+            raise UsageError(f"task '{task.name}': {key} = {value}: {reason}", _ALONE)
         first = tasks[0]
-        for key, mine, others in (
+        for key, value, shared in (
             ("base", task.base, first.base),
             ("train.precision", task.train.precision, first.train.precision),
             ("train.gradient_checkpointing", task.train.gradient_checkpointing, first.train.gradient_checkpointing),
         ):
-            if mine != others:
+            if value != shared:
                 raise UsageError(
-                    f"tasks trained in one pass share {key}: '{first.name}' has {others}, '{task.name}' has {mine}",
-                    f"set one {key} for all with --set, or train them apart",
+                    f"tasks trained in one pass share {key}: '{first.name}' has {shared}, '{task.name}' has {value}",
+                    f"set one {key} for all with --set, or train them separately",
                 )
 
 
-def _obstacles(task: Task) -> list[tuple[str, object, str]]:
-    """(key, value, why) of what a pack cannot do."""
+def _unsupported(task: Task) -> list[tuple[str, object, str]]:
+    """Return (key, value, reason) of settings that an adapter group does not support."""
     lora, train = task.lora, task.train
     trackers = [name for name in train.report_to if name != "tensorboard"]
     recomputed = train.gradient_checkpointing and lora.lora_dropout
-    found = [
-        ("method", task.method, task.method != "lora", "a pack trains adapters on a frozen base"),
-        ("lora.quantization", lora.quantization, lora.quantization, "a pack's base is not quantised"),
+    settings = [
+        ("method", task.method, task.method != "lora", "an adapter group trains adapters on a frozen base"),
+        ("lora.quantization", lora.quantization, lora.quantization, "the base of an adapter group is not quantized"),
         ("lora.use_dora", lora.use_dora, lora.use_dora, "DoRA's magnitudes depend on the base's weights"),
         ("lora.init_lora_weights", lora.init_lora_weights, lora.moves_base, "it changes the base that others train on"),
         (
@@ -51,7 +51,7 @@ def _obstacles(task: Task) -> list[tuple[str, object, str]]:
             "trained tokens change the embedding that others train on",
         ),
         ("lora.new_tokens", lora.new_tokens, lora.new_tokens, "new tokens change the embedding that others train on"),
-        ("lora.start_from", lora.start_from, lora.start_from, "adapters of a pack start fresh"),
+        ("lora.start_from", lora.start_from, lora.start_from, "adapters of a group start from new weights"),
         (
             "train.base_dropout",
             train.base_dropout,
@@ -64,21 +64,22 @@ def _obstacles(task: Task) -> list[tuple[str, object, str]]:
             recomputed,
             "with lora.lora_dropout it would draw other random numbers",
         ),
-        ("train.optim", train.optim, train.optim == "adafactor", "a pack's optimizer is AdamW"),
-        ("train.compile", train.compile, train.compile == "on", "a pack is not compiled"),
-        ("train.report_to", trackers, trackers, "a tracker follows one run in a process; tensorboard follows all"),
+        ("train.optim", train.optim, train.optim == "adafactor", "the optimizer of an adapter group is AdamW"),
+        ("train.compile", train.compile, train.compile == "on", "an adapter group is not compiled"),
+        ("train.report_to", trackers, trackers, "such a tracker follows one run per process; tensorboard follows all"),
     ]
-    return [(key, value, why) for key, value, wrong, why in found if wrong]
+    return [(key, value, reason) for key, value, unsupported, reason in settings if unsupported]
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What one task asks of memory.
+    """Memory needs of one task.
 
     Attributes:
-        name: of the task.
-        adapter, rank: parameters of its adapter, and its largest rank.
-        batch: rows of a pass, and its longest source and target.
+        name: Name of the task.
+        adapter: Number of parameters of its adapter.
+        rank: Largest rank of its adapter.
+        batch: Rows of a pass, and its longest source and target, in tokens.
     """
 
     name: str
@@ -87,21 +88,24 @@ class MemoryNeed:
     batch: Batch
 
 
-def group_memory(
-    shape: Shape, needs: Sequence[MemoryNeed], *, bf16: bool, checkpointing: bool, cpu: bool
-) -> MemoryEstimate:
-    """Memory of a pack: the base once; adapters, gradients and moments of all, each as wide as the widest; activations
-    of a pass that all share, padded to the longest."""
-    widest = max(need.adapter for need in needs)
+def group_memory(shape: Shape, needs: Sequence[MemoryNeed], options: StepOptions) -> MemoryEstimate:
+    """Return the memory of an adapter group.
+
+    The base is held once. Adapters, gradients and moments are all as wide as the widest, and the activations are those
+    of one pass over the rows of all members, padded to the longest.
+
+    Args:
+        shape: Shape of the base.
+        needs: Needs of the members.
+        options: Precision, gradient checkpointing and device; rank and adapter are taken from the needs.
+    """
     batch = Batch(
         sum(need.batch.rows for need in needs),
         max(need.batch.source for need in needs),
         max(need.batch.target for need in needs),
     )
-    rank = max(need.rank for need in needs)
-    return training_memory(
-        shape, batch, rank=rank, adapter=widest * len(needs), bf16=bf16, checkpointing=checkpointing, cpu=cpu
-    )
+    rank, widest = max(need.rank for need in needs), max(need.adapter for need in needs)
+    return training_memory(shape, batch, replace(options, rank=rank, adapter=widest * len(needs)))
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,8 @@ class PlannedGroup:
     """Tasks that train together.
 
     Attributes:
-        names: of them.
-        total: bytes they take, by the formulas of `lora_ft.training.memory_estimates`.
+        names: Names of the tasks.
+        total: Estimated memory, in bytes; see `lora_ft.training.memory_estimates`.
     """
 
     names: list[str]
@@ -118,54 +122,55 @@ class PlannedGroup:
 
 
 def plan_groups(
-    shape: Shape,
-    needs: Sequence[MemoryNeed],
-    room: int,
-    *,
-    bf16: bool,
-    checkpointing: bool,
-    cpu: bool,
-    most: int | None,
+    shape: Shape, needs: Sequence[MemoryNeed], room: int, options: StepOptions, max_size: int | None = None
 ) -> list[PlannedGroup]:
-    """Packs for all tasks, tasks of like length together, each pack as large as memory allows.
+    """Distribute tasks over groups, each as large as memory allows, with tasks of similar length together.
 
     Args:
-        shape: of the base.
-        needs: of the tasks.
-        room: bytes there are.
-        bf16, checkpointing, cpu: as of `lora_ft.training.memory_estimates.training_memory`.
-        most: adapters in a pack; None: any number.
+        shape: Shape of the base.
+        needs: Needs of the tasks.
+        room: Available memory, in bytes.
+        options: Precision, gradient checkpointing and device of the steps.
+        max_size: Maximum number of adapters in a group; None for no limit.
     """
 
-    def total(some: Sequence[MemoryNeed]) -> int:
-        return group_memory(shape, some, bf16=bf16, checkpointing=checkpointing, cpu=cpu).total
+    def total(members: Sequence[MemoryNeed]) -> int:
+        return group_memory(shape, members, options).total
 
-    packs: list[list[MemoryNeed]] = []
-    for need in sorted(needs, key=lambda one: (-one.batch.source, -one.batch.target)):
-        fits = bool(packs) and (most is None or len(packs[-1]) < most) and total([*packs[-1], need]) <= room
-        if fits:
-            packs[-1].append(need)
+    groups: list[list[MemoryNeed]] = []
+    for need in sorted(needs, key=lambda need: (-need.batch.source, -need.batch.target)):
+        has_place = bool(groups) and (max_size is None or len(groups[-1]) < max_size)
+        if has_place and total([*groups[-1], need]) <= room:
+            groups[-1].append(need)
         else:
-            packs.append([need])
-    order = {need.name: at for at, need in enumerate(needs)}
-    return [PlannedGroup(sorted((need.name for need in pack), key=order.__getitem__), total(pack)) for pack in packs]
+            groups.append([need])
+    order = {need.name: position for position, need in enumerate(needs)}
+    return [
+        PlannedGroup(sorted((need.name for need in members), key=order.__getitem__), total(members))
+        for members in groups
+    ]
 
 
-def balanced_size(count: int, places: int, most: int) -> int:
-    """Tasks in a pack, where so many packs train at a time and none may be larger than `most`: in as few rounds as
-    that allows, all packs are alike."""
-    rounds = math.ceil(count / (places * most))
+def balanced_size(count: int, places: int, max_size: int) -> int:
+    """Return the group size that finishes `count` tasks in the fewest rounds, with groups as equal as possible.
+
+    Args:
+        count: Number of tasks.
+        places: Number of groups that train at the same time.
+        max_size: Maximum number of adapters in a group.
+    """
+    rounds = math.ceil(count / (places * max_size))
     return math.ceil(count / (places * rounds))
 
 
-def describe_groups(packs: Sequence[PlannedGroup], room: int) -> list[str]:
-    """What was chosen, in words; `room` are the bytes there are."""
-    count = sum(len(pack.names) for pack in packs)
-    said = [f"{count} adapters on one base in {len(packs)} pack{'s' * (len(packs) > 1)}"]
-    for at, pack in enumerate(packs, 1):
-        over = " (more than there is: the task's own batch is too large)" if pack.total > room else ""
-        said.append(
-            f"pack {at}: {len(pack.names)} adapter{'s' * (len(pack.names) > 1)}, about {pack.total / GIB:.1f} of "
-            f"{room / GIB:.1f} GiB{over}"
+def describe_groups(groups: Sequence[PlannedGroup], room: int) -> list[str]:
+    """Return lines that describe planned groups; `room` is the available memory, in bytes."""
+    count = sum(len(group.names) for group in groups)
+    lines = [f"{count} adapters on one base in {len(groups)} group{'s' * (len(groups) > 1)}"]
+    for number, group in enumerate(groups, 1):
+        warning = " (more than is available: lower the task's own batch size)" if group.total > room else ""
+        lines.append(
+            f"group {number}: {len(group.names)} adapter{'s' * (len(group.names) > 1)}, about {group.total / GIB:.1f} "
+            f"of {room / GIB:.1f} GiB{warning}"
         )
-    return said
+    return lines

@@ -1,21 +1,20 @@
-"""What a T5 of some shape weighs, and the memory that training and generation take: formulas, nothing is loaded.
+"""Estimate the memory of training and generation from the shape of a T5, without loading it.
 
 Training holds, in bytes (P parameters, T of them trained):
 
-    weights      4 P, as they stay float32; under bf16 autocast also 2 for each weight of a product, which keeps what it
-                 was cast to for the backward pass; a linear layer of a base in 8 or 4 bits takes 1 or 0.5 for each
-                 weight instead, and a few scales
+    weights      4 P (float32); under bf16 autocast 2 more per weight of a matrix product, whose bf16 copy is kept for
+                 the backward pass; a linear layer of an 8-bit or 4-bit base takes 1 or 0.5 per weight instead
     gradients    4 T
-    optimizer    8 T, AdamW's two moments; next to nothing with Adafactor, which keeps their rows' and columns' means
-    activations  what autograd keeps for the backward pass (`activation_bytes`), and twice the logits in float32: the
-                 log-probabilities, with the logits before and their gradient after
+    optimizer    8 T for AdamW's two moments; almost none with Adafactor, which keeps means of rows and columns
+    activations  tensors that autograd keeps for the backward pass (`activation_bytes`), and twice the logits in
+                 float32: the log-probabilities, beside the logits and later their gradient
 
-Attention is taken as eager matrix products, which keep every head's s x s weights; fused kernels need less. With
-gradient checkpointing a layer keeps its input alone, and one layer at a time is computed anew.
+Attention is assumed to be eager matrix products, which keep the s x s weights of every head; fused kernels need less.
+With gradient checkpointing a layer keeps only its input, and one layer at a time is recomputed.
 
-Measured on two steps of FLAN-T5-small (LoRA r 16 on all linear layers, one thread, torch 2.13; peak of resident memory
-over that of the imported packages, MiB), with a mapping for every block (MALLOC_MMAP_THRESHOLD_=65536), which shows
-what is in use, and as glibc does by default, where the heap has holes (`HEAP`):
+Measured on two steps of FLAN-T5-small (LoRA r 16 on all linear layers, one thread, torch 2.13; peak resident memory
+above that of the imported packages, MiB). "mapped" maps every block by itself (MALLOC_MMAP_THRESHOLD_=65536), which
+shows the memory in use; "by default" is glibc's heap, which fragments (`HEAP`):
 
     rows x tokens in, out     formula       mapped   by default
     8 x 256, 64    fp32         1,511          1,578        2,404
@@ -34,15 +33,15 @@ if TYPE_CHECKING:
     from lora_ft.tasks.schema import Task
 
 GIB = 2**30
-HEAP = 1.8  # times as much as the activations need is what the heap of a process on a CPU grows to
-# Resident before any model is loaded: Python, torch, transformers and peft. A CUDA context takes about as much.
+HEAP = 1.8  # factor by which a CPU process's heap exceeds the memory of the activations, from fragmentation
+# Resident memory before a model is loaded: Python, torch, transformers and peft. A CUDA context takes about as much.
 RUNTIME = GIB // 2
-_BUCKETS = 32  # of relative positions
+_BUCKETS = 32  # relative-position buckets
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The dimensions of a T5, by the names of its config.json."""
+    """Dimensions of a T5, named as in its config.json."""
 
     d_model: int
     d_ff: int
@@ -56,7 +55,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
-        """From a config.json."""
+        """Return the shape that a config.json describes."""
         return cls(
             **{name: config[name] for name in ("d_model", "d_ff", "num_heads", "num_layers", "d_kv", "vocab_size")},
             num_decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
@@ -66,12 +65,12 @@ class Shape:
 
     @property
     def inner(self) -> int:
-        """Width of all heads together."""
+        """Total width of all heads."""
         return self.num_heads * self.d_kv
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
-        """(width in, width out) of every linear layer but the head."""
+        """(input width, output width) of every linear layer except the head."""
         d, inner, ff = self.d_model, self.inner, self.d_ff
         attention = [(d, inner)] * 3 + [(inner, d)]
         feed_forward = [(d, ff)] * (2 if self.gated else 1) + [(ff, d)]
@@ -79,18 +78,18 @@ class Shape:
 
     @property
     def products(self) -> int:
-        """Weights of all matrix products, the head's too."""
+        """Number of weights in matrix products, including the head."""
         return sum(a * b for a, b in self.matrices) + self.vocab_size * self.d_model
 
     @property
     def parameters(self) -> int:
-        """How many in all: embedding, head, linear layers, norms, and the biases of relative positions."""
+        """Total number of parameters: embedding, head, linear layers, norms and relative-position biases."""
         embeddings = self.vocab_size * self.d_model * (1 if self.tied else 2)
         norms = self.d_model * (2 * self.num_layers + 3 * self.num_decoder_layers + 2)
         return embeddings + sum(a * b for a, b in self.matrices) + norms + 2 * _BUCKETS * self.num_heads
 
     def lora(self, rank: int) -> int:
-        """Parameters of an adapter on all linear layers but the head."""
+        """Return the number of parameters of an adapter on all linear layers except the head."""
         return rank * sum(a + b for a, b in self.matrices)
 
 
@@ -106,7 +105,7 @@ FLAN = {
 
 @dataclass(frozen=True)
 class Batch:
-    """How much is computed at once: rows, and tokens of the longest prompt and target."""
+    """Size of a batch: rows, and the longest prompt and target, in tokens."""
 
     rows: int
     source: int
@@ -115,7 +114,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of each kind; `RUNTIME` comes on top."""
+    """Bytes of each kind; `total` adds `RUNTIME`."""
 
     weights: int
     gradients: int
@@ -127,56 +126,63 @@ class MemoryEstimate:
         return RUNTIME + self.weights + self.gradients + self.optimizer + self.activations
 
 
-def training_memory(
-    shape: Shape,
-    batch: Batch,
-    *,
-    rank: int = 0,
-    adapter: int = 0,
-    bf16: bool = False,
-    checkpointing: bool = False,
-    cpu: bool = False,
-    bits: int = 32,
-    factored: bool = False,
-) -> MemoryEstimate:
-    """Memory of a training step.
+@dataclass(frozen=True)
+class StepOptions:
+    """How a training step computes, and what it stores.
+
+    Attributes:
+        rank: Rank of LoRA; 0 for full fine-tuning.
+        adapter: Number of trained parameters; 0 for LoRA on all linear layers, or for all parameters if the rank is 0.
+        bf16: Whether the step computes under bf16 autocast.
+        checkpointing: Whether activations are recomputed in the backward pass.
+        cpu: Whether the step runs on a CPU, where fragmentation makes the heap larger than the memory in use.
+        bits: Bits per weight of the frozen base's linear layers: 32, 8 or 4.
+        factored: Whether the optimizer is Adafactor.
+    """
+
+    rank: int = 0
+    adapter: int = 0
+    bf16: bool = False
+    checkpointing: bool = False
+    cpu: bool = False
+    bits: int = 32
+    factored: bool = False
+
+
+def training_memory(shape: Shape, batch: Batch, options: StepOptions = StepOptions()) -> MemoryEstimate:
+    """Return the memory of a training step.
 
     Args:
-        shape: of the model.
-        batch: the largest one.
-        rank: of LoRA; 0 for full fine-tuning.
-        adapter: parameters trained; by default those of LoRA on all linear layers, or all where the rank is 0.
-        bf16: the step computes under bf16 autocast.
-        checkpointing: activations are computed anew in the backward pass.
-        cpu: it runs on a CPU, where the heap grows beyond what is in use.
-        bits: of a weight of the frozen base's linear layers: 32, 8 or 4.
-        factored: the optimizer is Adafactor.
+        shape: Shape of the model.
+        batch: Largest batch.
+        options: How the step computes and what it stores.
     """
-    trained = adapter or (shape.lora(rank) if rank else shape.parameters)
+    rank, bits, bf16 = options.rank, options.bits, options.bf16
+    trained = options.adapter or (shape.lora(rank) if rank else shape.parameters)
     linear = sum(a * b for a, b in shape.matrices)
     weights = 4 * (shape.parameters + (trained if rank else 0)) - (32 - bits) * linear // 8
     products = shape.products if bits == 32 else shape.products - linear
     logits = batch.rows * batch.target * shape.vocab_size
     kept = activation_bytes(shape, batch, rank=rank, bf16=bf16)
-    if checkpointing:
+    if options.checkpointing:
         sides = ((shape.num_layers, batch.source), (shape.num_decoder_layers, batch.target))
         inputs = sum(4 * layers * batch.rows * length * shape.d_model for layers, length in sides)
-        kept = inputs + max(activation_bytes(one, batch, rank=rank, bf16=bf16) for one in _single_layers(shape))
+        kept = inputs + max(activation_bytes(layer, batch, rank=rank, bf16=bf16) for layer in _single_layers(shape))
     return MemoryEstimate(
         weights=weights + (2 * products if bf16 else 0),
         gradients=4 * trained,
-        optimizer=0 if factored else 8 * trained,
-        activations=round((kept + (10 if bf16 else 8) * logits) * (HEAP if cpu else 1)),
+        optimizer=0 if options.factored else 8 * trained,
+        activations=round((kept + (10 if bf16 else 8) * logits) * (HEAP if options.cpu else 1)),
     )
 
 
 def activation_bytes(shape: Shape, batch: Batch, *, rank: int, bf16: bool) -> int:
-    """Bytes of activations that autograd keeps, but for the head's.
+    """Return the bytes of activations that autograd keeps, except those of the head.
 
-    Counted from transformers' T5 with `saved_tensors_hooks`. Of each position: the input of every norm (float32) and
-    its output, once for each product that reads it under autocast; queries, keys, values and their sum; the hidden
-    layer of the feed-forward part (7 times where it is gated: GELU is written out); a row of LoRA's rank for each
-    product. Of each pair of positions: the attention weights of every head, in bf16 once more.
+    Counted from transformers' T5 with `saved_tensors_hooks`. For each position: the input of every norm (float32) and
+    its output, once per product that reads it under autocast; queries, keys, values and their sum; the hidden layer
+    of the feed-forward block (7 times if it is gated, since GELU is written out); and a row of LoRA's rank per
+    product. For each pair of positions: the attention weights of every head, and again in bf16.
     """
     width = 2 if bf16 else 4
     d, inner, heads = shape.d_model, shape.inner, shape.num_heads
@@ -185,7 +191,7 @@ def activation_bytes(shape: Shape, batch: Batch, *, rank: int, bf16: bool) -> in
     both = batch.rows * batch.source * shape.num_layers, batch.rows * batch.target * shape.num_decoder_layers
     encoder, decoder = both
     cross = batch.rows * batch.source * shape.num_decoder_layers
-    norms = 4 * d * (2 * encoder + 3 * decoder) * (1 if rank else 2)  # all trained: also what the norm's weight scales
+    norms = 4 * d * (2 * encoder + 3 * decoder) * (1 if rank else 2)  # full fine-tuning also keeps the normalized input
     reads = 2 * encoder + 3 * decoder
     if bf16:
         reads = (matrices - 2) * encoder + (matrices - 1) * decoder + 2 * cross
@@ -198,7 +204,7 @@ def activation_bytes(shape: Shape, batch: Batch, *, rank: int, bf16: bool) -> in
 
 
 def generation_memory(shape: Shape, batch: Batch, *, bf16: bool = False) -> MemoryEstimate:
-    """Memory of generating: weights, keys and values of every layer, and the encoder's widest layer or the logits."""
+    """Return the memory of generation: weights, key-value cache, and the encoder's widest layer or the logits."""
     width = 2 if bf16 else 4
     cache = 2 * shape.num_decoder_layers * shape.inner * (batch.source + batch.target)
     layer = batch.source * (3 * shape.d_ff + 4 * shape.d_model) + 2 * shape.num_heads * batch.source**2
@@ -211,33 +217,24 @@ def _single_layers(shape: Shape) -> tuple[Shape, Shape]:
 
 
 def task_batch(task: Task) -> Batch:
-    """The largest batch that a task may train on, by its limits."""
+    """Return the largest batch that a task's limits allow in training."""
     return Batch(task.train.per_device_train_batch_size, task.lengths.source, task.lengths.target)
 
 
 def task_memory(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: bool, cpu: bool) -> MemoryEstimate:
-    """Memory of a task's training step; `adapter` are the parameters that it trains."""
-    return training_memory(
-        shape,
-        batch,
-        rank=_rank(shape, adapter, task),
-        adapter=adapter,
-        bf16=bf16,
-        cpu=cpu,
-        checkpointing=task.train.gradient_checkpointing,
-        **_storage(task),
-    )
+    """Return the memory of a task's training step; `adapter` is the number of trained parameters."""
+    return training_memory(shape, batch, _step_options(task, shape, adapter, bf16=bf16, cpu=cpu))
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """One FLAN-T5 under a task's limits: total bytes of each way to use it, by what it computes in.
+    """Total memory of one FLAN-T5 under a task's limits, in bytes, for each use.
 
     Attributes:
-        name: of FLAN.
-        parameters: how many.
-        generate, lora, full: float32, then bf16.
-        checkpointed: LoRA and full fine-tuning in bf16 with gradient checkpointing.
+        name: Size name: "small" to "xxl".
+        parameters: Number of parameters.
+        generate, lora, full: Bytes in float32 and in bf16.
+        checkpointed: Bytes of LoRA and of full fine-tuning in bf16 with gradient checkpointing.
     """
 
     name: str
@@ -249,21 +246,23 @@ class ModelSize:
 
 
 def model_sizes(task: Task) -> list[ModelSize]:
-    """Every FLAN-T5 under a task's batch, lengths and rank of LoRA."""
+    """Return the memory of every FLAN-T5 under a task's batch, lengths and LoRA rank."""
     batch, rank = task_batch(task), task.lora.r
     rows = []
     for name, shape in FLAN.items():
-        both = lambda make: (make(False), make(True))  # noqa: E731
+        both = lambda estimate: (estimate(False), estimate(True))  # noqa: E731
         rows.append(
             ModelSize(
                 name,
                 shape.parameters,
                 generate=both(lambda bf16, shape=shape: generation_memory(shape, batch, bf16=bf16).total),
-                lora=both(lambda bf16, shape=shape: training_memory(shape, batch, rank=rank, bf16=bf16).total),
-                full=both(lambda bf16, shape=shape: training_memory(shape, batch, bf16=bf16).total),
+                lora=both(lambda bf16, shape=shape: training_memory(shape, batch, StepOptions(rank, bf16=bf16)).total),
+                full=both(lambda bf16, shape=shape: training_memory(shape, batch, StepOptions(bf16=bf16)).total),
                 checkpointed=both(
                     lambda full, shape=shape: (
-                        training_memory(shape, batch, rank=0 if full else rank, bf16=True, checkpointing=True).total
+                        training_memory(
+                            shape, batch, StepOptions(0 if full else rank, bf16=True, checkpointing=True)
+                        ).total
                     )
                 ),
             )
@@ -272,45 +271,44 @@ def model_sizes(task: Task) -> list[ModelSize]:
 
 
 def suggest_smaller(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf16: bool, cpu: bool, room: int) -> str:
-    """What a task that needs more than `room` bytes to train could change to need less, as a remedy to print."""
+    """Return a remedy for a task that needs more than `room` bytes: settings or a base with which it would fit."""
     train = task.train
-    rank, checkpointing = _rank(shape, adapter, task), train.gradient_checkpointing
+    options = _step_options(task, shape, adapter, bf16=bf16, cpu=cpu)
 
-    def need(shape: Shape, batch: Batch, checkpointing: bool, adapter: int = 0) -> int:
-        return training_memory(
-            shape, batch, rank=rank, adapter=adapter, bf16=bf16, checkpointing=checkpointing, cpu=cpu, **_storage(task)
-        ).total
+    def total(rows: int, *, checkpointing: bool) -> int:
+        return training_memory(shape, replace(batch, rows=rows), replace(options, checkpointing=checkpointing)).total
 
-    found = []
-    for recompute in dict.fromkeys((checkpointing, True)):
+    remedies = []
+    for checkpointing in dict.fromkeys((options.checkpointing, True)):
         rows = batch.rows
-        while rows > 1 and need(shape, replace(batch, rows=rows), recompute, adapter) > room:
+        while rows > 1 and total(rows, checkpointing=checkpointing) > room:
             rows //= 2
-        if need(shape, replace(batch, rows=rows), recompute, adapter) <= room:
-            changes = ["train.gradient_checkpointing=true"] if recompute and not checkpointing else []
+        if total(rows, checkpointing=checkpointing) <= room:
+            settings = ["train.gradient_checkpointing=true"] if checkpointing and not options.checkpointing else []
             if rows < batch.rows:
                 steps = train.gradient_accumulation_steps * batch.rows // rows
-                changes += [f"train.per_device_train_batch_size={rows}", f"train.gradient_accumulation_steps={steps}"]
-            found.append(" ".join(changes))
+                settings += [f"train.per_device_train_batch_size={rows}", f"train.gradient_accumulation_steps={steps}"]
+            remedies.append(" ".join(settings))
     smaller = [
         name
         for name, other in FLAN.items()
-        if other.parameters < shape.parameters and need(other, batch, checkpointing) <= room
+        if other.parameters < shape.parameters
+        and training_memory(other, batch, replace(options, adapter=0)).total <= room
     ]
-    found += [f"base=google/flan-t5-{name}" for name in smaller[-1:]]
-    ways = [f"--set {changes.replace(' ', ' --set ')}" for changes in found]
-    return "; or ".join(ways) or "no smaller batch or size does"
+    remedies += [f"base=google/flan-t5-{name}" for name in smaller[-1:]]
+    commands = [f"--set {settings.replace(' ', ' --set ')}" for settings in remedies]
+    return "; or ".join(commands) or "no smaller batch or size does"
 
 
-def _rank(shape: Shape, adapter: int, task: Task) -> int:
-    """Of the task's LoRA; 0 where all parameters are trained."""
-    return 0 if adapter >= shape.parameters else task.lora.r
-
-
-def _storage(task: Task) -> dict[str, Any]:
-    """How the task stores a frozen base and the optimizer's state, as arguments of `training_memory`."""
+def _step_options(task: Task, shape: Shape, adapter: int, *, bf16: bool, cpu: bool) -> StepOptions:
+    """Return how a task's training step computes; `adapter` is the number of trained parameters."""
     quantization = task.lora.quantization if task.method == "lora" else None
-    return {
-        "bits": 32 if quantization is None else int(quantization.removesuffix("bit")),
-        "factored": task.train.optim == "adafactor",
-    }
+    return StepOptions(
+        rank=0 if adapter >= shape.parameters else task.lora.r,
+        adapter=adapter,
+        bf16=bf16,
+        checkpointing=task.train.gradient_checkpointing,
+        cpu=cpu,
+        bits=32 if quantization is None else int(quantization.removesuffix("bit")),
+        factored=task.train.optim == "adafactor",
+    )

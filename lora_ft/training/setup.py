@@ -30,7 +30,7 @@ from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.results import append_entry
 from lora_ft.training.run_folder import RunFolder
-from lora_ft.training.trainer import Curves, ProgressReporter, ResumeKeeper, Trainer
+from lora_ft.training.trainer import Curves, ProgressReporter, ResumeKeeper, Trainer, TrainerSettings
 from lora_ft.training.weights import open_weights
 
 
@@ -79,14 +79,16 @@ def trainer_around(
     trainer = Trainer(
         model=model,
         args=arguments,
-        smoothing=task.train.label_smoothing_factor,
-        loraplus_lr_ratio=task.lora.loraplus_lr_ratio,
-        bf16=plan.precision.is_bf16,
-        compiled=plan.compile,
+        settings=TrainerSettings(
+            special=own.special,
+            bf16=plan.precision.is_bf16,
+            compiled=plan.compile,
+            smoothing=task.train.label_smoothing_factor,
+            loraplus_lr_ratio=task.lora.loraplus_lr_ratio,
+            generation=_generation(task, own, tokenizer),
+        ),
         train_rows=data.rows,
         eval_rows=eval_rows,
-        special=own.special,
-        generation=_generation(task, own, tokenizer),
         compute_metrics=_scorer(task, tokenizer, eval_rows) if arguments.predict_with_generate else None,
     )
     reporter = ProgressReporter(progress, lambda: trainer.positions, lambda entry: append_entry(log, entry))
@@ -100,7 +102,7 @@ def trainer_around(
 
 
 def _generation(task: Task, own: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return how validation rows are answered: as the task's answers are, but never sampled."""
+    """Return the options of `generate` for validation rows: those of the task, without sampling."""
     options = own.options | task.generation_options() | {"do_sample": False}
     labels, _ = options.pop("labels", ()), options.pop("seed", None)
     settings = torch_options(Options.of(options))
@@ -119,7 +121,9 @@ def _arguments(task: Task, plan: Plan, working: Path, validated: bool) -> Seq2Se
         if train.gradient_checkpointing
         else {}
     )
-    distributed: dict[str, Any] = {"ddp_find_unused_parameters": False}  # every adapter takes part in every step
+    distributed: dict[str, Any] = {
+        "ddp_find_unused_parameters": False
+    }  # every trained weight has a gradient in every step
     if plan.device == "cpu" and processes() > 1:
         distributed["ddp_backend"] = "gloo"
     return Seq2SeqTrainingArguments(
@@ -145,7 +149,7 @@ def _arguments(task: Task, plan: Plan, working: Path, validated: bool) -> Seq2Se
         save_total_limit=None,  # `ResumeKeeper` deletes checkpoints, after the newer one is sealed
         predict_with_generate=validated and train.metric_for_best_model != "loss",
         logging_steps=train.logging_steps,
-        logging_nan_inf_filter=False,  # the trainer stops on such a loss
+        logging_nan_inf_filter=False,  # `Trainer._guard` stops on such a loss
         report_to=[name for name in train.report_to if name != "tensorboard"] if rank() == 0 else [],  # see `Curves`
         run_name=task.name,
         label_names=["labels"],  # a PeftModel hides them, and eval_loss would be missing (peft#1881)
@@ -159,16 +163,16 @@ def _arguments(task: Task, plan: Plan, working: Path, validated: bool) -> Seq2Se
 
 
 def _scorer(task: Task, tokenizer: Tokenizer, rows: Sequence[Encoded]) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Scores of what was generated for the validation rows, in their order; the one that chooses is among them."""
+    """Return a function that scores generated validation answers, including the metric that chooses checkpoints."""
     references = [row.references for row in rows]
 
     def score_all(prediction: EvalPrediction) -> dict[str, float]:
-        # several processes repeat the first rows at the end to fill their last batch
+        # with several processes, the last batch is filled with copies of the first rows
         texts = tokenizer.decode(prediction.predictions[: len(references)])
         scores = measure(task.evaluate.metrics, texts, references, task.evaluate)
-        chooses = task.train.metric_for_best_model
-        if chooses not in scores:
-            scores[chooses] = score(chooses, texts, references, task.evaluate)
-        return {name: found.value for name, found in scores.items()}
+        best_metric = task.train.metric_for_best_model
+        if best_metric not in scores:
+            scores[best_metric] = score(best_metric, texts, references, task.evaluate)
+        return {name: scored.value for name, scored in scores.items()}
 
     return score_all

@@ -1,4 +1,4 @@
-"""transformers' Seq2SeqTrainer with what LoRA on FLAN-T5 needs: token-exact loss, batches by length, guards, resume."""
+"""Extend transformers' Seq2SeqTrainer for FLAN-T5: token-exact loss, batches by length, loss checks, exact resume."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from lora_ft.training.run_folder import RunFolder
 
 
 class Rows(Dataset[Encoded]):
-    """A list of encoded rows as torch wants it."""
+    """Encoded rows as a torch data set."""
 
     def __init__(self, rows: Sequence[Encoded]) -> None:
         self.rows = rows
@@ -44,11 +45,11 @@ class Rows(Dataset[Encoded]):
 def token_loss(
     outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None, *, smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy summed over this batch's tokens, divided by the tokens of the whole step.
+    """Return the cross-entropy summed over this batch's tokens, divided by the number of tokens in the whole step.
 
-    T5's own loss is the mean of each micro-batch, so with accumulation or several processes short batches would
-    weigh as much as long ones. `smoothing` is train.label_smoothing_factor: transformers applies its own only where no
-    loss function is given.
+    T5's own loss is the mean of each micro-batch, so with accumulation or several processes short batches would weigh
+    as much as long ones. `smoothing` is train.label_smoothing_factor, which transformers applies only without a custom
+    loss function.
     """
     logits = outputs.logits.float()
     total = nn.functional.cross_entropy(
@@ -57,16 +58,36 @@ def token_loss(
     return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Settings of `Trainer` that transformers' arguments lack.
+
+    Attributes:
+        special: Special tokens of the model.
+        bf16: Whether the forward pass computes under bf16 autocast; weights and optimizer stay float32.
+        compiled: Whether the model is compiled. Evaluation runs it uncompiled, since recompiling takes minutes.
+        smoothing: train.label_smoothing_factor.
+        loraplus_lr_ratio: Ratio of the learning rates of B and A (LoRA+), or None for equal rates.
+        generation: Options of `generate` in evaluation.
+    """
+
+    special: SpecialTokens
+    bf16: bool = False
+    compiled: bool = False
+    smoothing: float = 0.0
+    loraplus_lr_ratio: float | None = None
+    generation: dict[str, Any] = field(default_factory=dict)
+
+
 class Trainer(Seq2SeqTrainer):
-    """Trains an adapter, or a whole model.
+    """Trainer of an adapter or of a whole model.
 
     Args:
-        smoothing: train.label_smoothing_factor.
-        loraplus_lr_ratio: how many times faster B learns than A (LoRA+), or None for alike.
-        bf16: compute the forward pass under bf16 autocast; weights and optimizer stay float32.
-        compiled: the model was compiled; evaluation then runs it uncompiled, as compiling once more would cost minutes.
-        special: Special tokens of the model.
-        generation: options of `generate` in evaluation.
+        settings: Settings that transformers' arguments lack.
+        train_rows: Encoded training rows.
+        eval_rows: Encoded validation rows; may be empty.
+        args: Arguments of transformers' trainer.
+        options: Further arguments of transformers' trainer.
     """
 
     optimizer: Any  # transformers', set by `create_optimizer`
@@ -74,19 +95,14 @@ class Trainer(Seq2SeqTrainer):
     def __init__(
         self,
         *,
-        bf16: bool,
-        compiled: bool,
+        settings: TrainerSettings,
         train_rows: Sequence[Encoded],
         eval_rows: Sequence[Encoded],
         args: Any,
-        special: SpecialTokens,
-        smoothing: float = 0.0,
-        loraplus_lr_ratio: float | None = None,
-        generation: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        self._bf16, self._compiled, self._loraplus_lr_ratio = bf16, compiled, loraplus_lr_ratio
-        self.special, self._generation = special, generation or {}
+        self._settings, self.special = settings, settings.special
+        smoothing = settings.smoothing
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.sampler = LengthSampler(train_rows, batch, args.seed)
         self.positions = (0, 0)
@@ -94,7 +110,7 @@ class Trainer(Seq2SeqTrainer):
             args=args,
             train_dataset=Rows(train_rows),
             eval_dataset=Rows(eval_rows) if eval_rows else None,
-            data_collator=functools.partial(collate, start=special.start),
+            data_collator=functools.partial(collate, start=self.special.start),
             compute_loss_func=functools.partial(token_loss, smoothing=smoothing) if smoothing else token_loss,
             **options,
         )
@@ -105,21 +121,21 @@ class Trainer(Seq2SeqTrainer):
         return self.sampler
 
     def create_optimizer(self, *rest: Any) -> torch.optim.Optimizer:
-        if self._loraplus_lr_ratio and self.optimizer is None:
+        if self._settings.loraplus_lr_ratio and self.optimizer is None:
             from peft.optimizers import create_loraplus_optimizer
 
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = create_loraplus_optimizer(
                 self.model,
                 kind,
-                loraplus_lr_ratio=self._loraplus_lr_ratio,
+                loraplus_lr_ratio=self._settings.loraplus_lr_ratio,
                 loraplus_weight_decay=self.args.weight_decay,
                 **options,
             )
-        return super().create_optimizer(*rest)  # transformers 5 gives it the model
+        return super().create_optimizer(*rest)  # transformers 5 passes the model
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._bf16)
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._settings.bf16)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *rest: Any, **options: Any) -> Tensor:
         real, padded = count_positions(inputs)
@@ -129,24 +145,24 @@ class Trainer(Seq2SeqTrainer):
         return loss
 
     def prediction_step(self, *rest: Any, **options: Any) -> Any:
-        eager = torch.compiler.set_stance("force_eager") if self._compiled else contextlib.nullcontext()
+        eager = torch.compiler.set_stance("force_eager") if self._settings.compiled else contextlib.nullcontext()
         with eager, only(self.model, self.special):
-            return super().prediction_step(*rest, **self._generation, **options)
+            return super().prediction_step(*rest, **self._settings.generation, **options)
 
     def _guard(self, loss: float) -> None:
-        """Stop on a loss that says training is broken, instead of averaging it away."""
-        if broken := loss_error(loss, self.state.global_step + 1):
-            raise broken
-        if self.state.global_step == 0 and not self._learns():
+        """Stop on a loss that is zero or not finite, which the logged mean would hide."""
+        if error := loss_error(loss, self.state.global_step + 1):
+            raise error
+        if self.state.global_step == 0 and not self._has_gradient():
             raise no_gradient_error()
 
-    def _learns(self) -> bool:
+    def _has_gradient(self) -> bool:
         gradients = [p.grad for p in self.model.parameters() if p.requires_grad]
         return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
 
 def loss_error(loss: float, step: int) -> LoraFtError | None:
-    """What is wrong with the loss of a step, if it says that training is broken."""
+    """Return the error for a loss that is zero or not finite, or None."""
     if math.isfinite(loss) and loss != 0.0:
         return None
     kind = "exactly 0" if loss == 0.0 else "not finite"
@@ -154,12 +170,12 @@ def loss_error(loss: float, step: int) -> LoraFtError | None:
         f"the loss of step {step} is {kind}",
         "lower train.learning_rate, or set train.precision=fp32; the last checkpoint is kept for --resume"
         if loss
-        else "the targets carry nothing to learn, or the precision underflows: set train.precision=fp32",
+        else "check that the targets are not empty, or set train.precision=fp32 against underflow",
     )
 
 
 def no_gradient_error() -> LoraFtError:
-    """The fault of a first step whose loss tells the trained weights nothing."""
+    """Return the error for a first step in which no trained weight has a gradient."""
     return LoraFtError(
         "no gradient reaches the trained weights in step 1",
         "lower train.base_dropout and lora.lora_dropout, or set train.gradient_checkpointing=false",
@@ -181,7 +197,7 @@ class ResumeKeeper(TrainerCallback):
 
     @property
     def interrupted(self) -> int:
-        """Number of the signal that came, in any process, or 0."""
+        """Number of the signal received in any process, or 0."""
         return self._interrupts.caught
 
     def on_train_begin(
@@ -194,7 +210,7 @@ class ResumeKeeper(TrainerCallback):
         self.release()
 
     def release(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the previous signal handlers."""
         self._interrupts.release()
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -213,25 +229,25 @@ class ResumeKeeper(TrainerCallback):
 
 
 def reset_learning_rate(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Set the rate of the next step by the schedule over all steps.
+    """Set the learning rate of the next step by the schedule over all steps.
 
-    A loaded optimizer has the rate of the schedule that it was saved under, which may be over fewer steps.
+    A loaded optimizer has the rate of the schedule it was saved under, which may have had fewer steps.
     """
-    if not hasattr(scheduler, "lr_lambdas"):  # reduce_lr_on_plateau follows no plan
+    if not hasattr(scheduler, "lr_lambdas"):  # reduce_lr_on_plateau has no schedule
         return
     rates = [
         rate * share(scheduler.last_epoch) for rate, share in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
     ]
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    scheduler._last_lr = rates  # which is logged
+    scheduler._last_lr = rates  # the trainer logs it
 
 
 class ProgressReporter(TrainerCallback):
-    """Tells the progress display the loss, the speed, the padding and the scores.
+    """Callback that reports loss, speed, padding and scores to the progress display.
 
     Attributes:
-        steps: (samples, seconds) of every step of this process's training, evaluation and saving left out.
+        steps: (samples, seconds) of every training step in this process, without evaluation and saving.
     """
 
     def __init__(
@@ -240,7 +256,7 @@ class ProgressReporter(TrainerCallback):
         self._progress, self._positions, self._log = progress, positions, log
         self._figures = ""
         self._score = ""
-        self._mark = (0.0, 0, (0, 0))  # time, step and positions when the speed was last taken
+        self._mark = (0.0, 0, (0, 0))  # time, step and positions at the last log
         self.steps: list[tuple[int, float]] = []
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -261,13 +277,13 @@ class ProgressReporter(TrainerCallback):
         self._log({"step": state.global_step, **(logs or {})})
         if not logs or "loss" not in logs:
             return
-        then, step, before = self._mark
+        then, step, positions_then = self._mark
         now, positions = time.perf_counter(), self._positions()
         seconds = max(now - then, 1e-9)
         samples = (
             (state.global_step - step) * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
-        real, padded = (positions[i] - before[i] for i in (0, 1))
+        real, padded = (positions[i] - positions_then[i] for i in (0, 1))
         self._figures = (
             f"loss {logs['loss']:.3f}  {samples / seconds:.1f} samples/s  "
             f"{real * args.world_size / seconds:,.0f} tokens/s  padding {1 - real / max(padded, 1):.0%}"
@@ -278,8 +294,8 @@ class ProgressReporter(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> None:
-        chooses = args.metric_for_best_model
-        names = dict.fromkeys(("loss", str(chooses).removeprefix("eval_")))
+        best_metric = str(args.metric_for_best_model).removeprefix("eval_")
+        names = dict.fromkeys(("loss", best_metric))
         shown = [f"{name} {metrics[f'eval_{name}']:.3g}" for name in names if f"eval_{name}" in metrics]
         self._score = f"  eval {' '.join(shown)}"
         self._progress.note(f"step {state.global_step}: validation {', '.join(shown)}")
@@ -287,7 +303,7 @@ class ProgressReporter(TrainerCallback):
 
 
 class Curves(TensorBoardCallback):
-    """TensorBoard's events in a folder of the run, one set of curves however often it is resumed, and the task."""
+    """TensorBoard callback that writes the task and one set of curves into the run, however often it is resumed."""
 
     def __init__(self, folder: Path, task: str) -> None:
         super().__init__()
@@ -298,7 +314,7 @@ class Curves(TensorBoardCallback):
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # what a stopped run wrote after the step it is resumed at is not shown
+        # hide events after the step at which a run is resumed, since those steps are done again
         purge = state.global_step + 1 if state.global_step else None
         self.tb_writer = SummaryWriter(str(self._folder), purge_step=purge)
         self.tb_writer.add_text("task", f"```yaml\n{self._task}```")
@@ -306,7 +322,7 @@ class Curves(TensorBoardCallback):
 
 
 def _in_any_process(number: int, args: TrainingArguments) -> int:
-    """Return the largest number of any process: all must stop at the same step."""
+    """Return the largest number in any process, since all processes must stop at the same step."""
     if args.world_size == 1:
         return number
     shared = torch.tensor(number, device=args.device)

@@ -23,6 +23,7 @@ from lora_ft.training.memory_estimates import (
     GIB,
     Batch,
     Shape,
+    StepOptions,
     activation_bytes,
     generation_memory,
     model_sizes,
@@ -101,24 +102,24 @@ def test_activations_are_what_autograd_keeps(config: dict[str, Any], batch: Batc
 
 def test_each_way_to_use_less_memory_does() -> None:
     shape, batch = FLAN["base"], Batch(8, 512, 128)
-    full, lora = training_memory(shape, batch), training_memory(shape, batch, rank=16)
-    assert full.total > lora.total > training_memory(shape, batch, rank=16, checkpointing=True).total
-    assert training_memory(shape, Batch(4, 512, 128), rank=16).activations < 0.6 * lora.activations
+    full, lora = training_memory(shape, batch), training_memory(shape, batch, StepOptions(rank=16))
+    assert full.total > lora.total > training_memory(shape, batch, StepOptions(rank=16, checkpointing=True)).total
+    assert training_memory(shape, Batch(4, 512, 128), StepOptions(rank=16)).activations < 0.6 * lora.activations
     assert full.optimizer == 8 * shape.parameters and full.gradients == 4 * shape.parameters
     assert generation_memory(shape, batch, bf16=True).weights == 2 * shape.parameters
     assert generation_memory(shape, batch).total < lora.total
-    assert training_memory(shape, batch, rank=16, cpu=True).activations > 1.5 * lora.activations
+    assert training_memory(shape, batch, StepOptions(rank=16, cpu=True)).activations > 1.5 * lora.activations
 
 
 def test_a_quantised_base_and_a_factored_optimizer_take_less(make_task: MakeTask) -> None:
     shape, batch = FLAN["base"], Batch(8, 512, 128)
     linear = sum(a * b for a, b in shape.matrices)
-    plain, four = (training_memory(shape, batch, rank=16, bf16=True, bits=bits) for bits in (32, 4))
+    plain, four = (training_memory(shape, batch, StepOptions(rank=16, bf16=True, bits=bits)) for bits in (32, 4))
     assert plain.weights - four.weights == 3.5 * linear + 2 * linear  # float32, and what autocast keeps
     task = load_task(make_task(lora={"quantization": "8bit"}, train={"optim": "adafactor"}))
     found = task_memory(task, shape, task_batch(task), shape.lora(8), bf16=True, cpu=False)
     assert found.optimizer == 0
-    assert found.weights == training_memory(shape, batch, rank=8, bf16=True, bits=8).weights
+    assert found.weights == training_memory(shape, batch, StepOptions(rank=8, bf16=True, bits=8)).weights
 
 
 def test_the_table_grows_from_small_to_xxl(make_task: MakeTask) -> None:

@@ -6,13 +6,14 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import write_json, write_text
 from lora_ft.core.output_paths import refuse_file
+from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.data.readers import Row
 from lora_ft.data.splits import Example, load_splits, require, with_labels
@@ -33,17 +34,17 @@ VERSION = 2  # of the JSON
 
 
 @dataclass(frozen=True)
-class Scores:
-    """How one model did on the rows.
+class ModelScores:
+    """Scores of one model.
 
     Attributes:
-        model: what was scored.
-        scores: each score of the task's metrics with its 95 % interval, 0 to 100.
-        cut_share: of answers that ended at the length limit.
-        mean_tokens: generated per answer.
-        samples_per_second: generation alone.
-        valid_labels: of a task with labels, the share of answers that are one.
-        labels: and how each did.
+        model: Name of the model.
+        scores: Each score of the task's metrics with its 95 % interval, 0 to 100.
+        cut_share: Share of answers that ended at the length limit.
+        mean_tokens: Mean length of an answer, in tokens.
+        samples_per_second: Rows per second of generation.
+        valid_labels: Share of answers that are a label; None for a task without labels.
+        labels: Scores of each label; None for a task without labels.
     """
 
     model: str
@@ -57,52 +58,69 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Attributes:
-        task, split, rows: what it was scored on.
-        scores: of the model.
-        baseline: of the untouched base, where it was asked for.
-        difference: model minus base, row by row, with the paired interval.
-        how: what each score rests on, where there is something to say: words, sentences, sacrebleu's signature.
-        predictions: file with every answer, or None.
-        warnings: what a reader of the scores should know.
+        task: Name of the task.
+        split: Split of the task.
+        rows: Number of rows.
+        model: Scores of the model.
+        baseline: Scores of the untouched base, if it was asked for.
+        difference: Model minus base on the same rows, with the paired interval.
+        how: How each score was computed, where that varies: words, sentences, sacrebleu's signature.
+        predictions: File with every answer, or None.
+        warnings: Reasons why the scores may mislead.
     """
 
     task: str
     split: str
     rows: int
-    scores: Scores
-    baseline: Scores | None
+    model: ModelScores
+    baseline: ModelScores | None
     difference: dict[str, Estimate] | None
     how: dict[str, str]
     predictions: Path | None
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def scores(self) -> dict[str, Estimate]:
+        """Scores of the model by name."""
+        return self.model.scores
+
+    def __str__(self) -> str:
+        lines = [f"{self.model.model} on {self.rows:,} {self.split} rows of '{self.task}'"]
+        for name, score in self.scores.items():
+            gain = f", {self.difference[name].signed} over the base" if self.difference else ""
+            lines.append(f"{name}: {score}{gain}")
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        predictions = None if self.predictions is None else str(self.predictions)
-        return {"version": VERSION} | asdict(self) | {"predictions": predictions}
+        """Return the content of a run's scores-SPLIT.json."""
+        names = {"model": "scores"}  # in version 2 of the format
+        return {"version": VERSION} | {names.get(name, name): value for name, value in plain_fields(self).items()}
 
 
 @dataclass(frozen=True)
 class BankEvaluation:
-    """What `evaluate_bank` found.
+    """The result of `evaluate_bank`.
 
     Attributes:
-        scored: of each adapter, on its own task.
-        by: the score that its task goes by (`evaluate.metric`).
-        failed: why others could not be scored.
+        scored: Evaluation of each adapter on its own task.
+        by: Name of each task's main score (`evaluate.metric`).
+        failed: Reason for each adapter that could not be scored.
     """
 
     scored: dict[str, Evaluation] = field(default_factory=dict)
     by: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        lines = [f"{name}: {self.by[name]} {result.scores[self.by[name]]}" for name, result in self.scored.items()]
+        return "\n".join([*lines, *(f"{name}: not scored: {reason}" for name, reason in self.failed.items())])
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        scored = {name: one.as_dict() for name, one in self.scored.items()}
-        return {"version": VERSION, "scored": scored, "by": self.by, "failed": self.failed}
+        """Return the result in the types of JSON."""
+        return {"version": VERSION} | plain_fields(self)
 
 
 def evaluate(
@@ -189,7 +207,7 @@ def evaluate_bank(
         except LoraFtError as error:  # rows that are not at hand, mostly; others' may be
             found.failed[adapter] = str(error)
             continue
-        scores = one.scores.scores
+        scores = one.scores
         found.scored[adapter] = one
         found.by[adapter] = task.evaluate.metric if task.evaluate.metric in scores else next(iter(scores))
     return found
@@ -242,7 +260,7 @@ def _evaluate(
 
 def _score(
     model: Model, examples: Sequence[Example], task: Task, batch_size: int, progress: Progress
-) -> tuple[list[Answer], Scores, dict[str, Scored]]:
+) -> tuple[list[Answer], ModelScores, dict[str, Scored]]:
     progress.stage(f"generating with {model.name}", len(examples))
     began = time.perf_counter()
     prompts = [example.prompt for example in examples]
@@ -252,7 +270,7 @@ def _score(
     settings = task.evaluate
     texts, references = [answer.text for answer in answers], [example.references for example in examples]
     rows = measure(task.metrics, texts, references, settings)
-    scores = Scores(
+    scores = ModelScores(
         model=model.name,
         scores={name: one.estimate(seed=settings.seed, resamples=settings.bootstrap) for name, one in rows.items()},
         cut_share=sum(answer.cut for answer in answers) / len(answers),

@@ -1,15 +1,17 @@
-"""The job `merge`: a run in, a checkpoint out that needs no peft. What was trained whole is one already."""
+"""The verb `merge`: fold an adapter into its base and write a checkpoint that needs no peft."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lora_ft.core.files import folder_size, staged_folder, write_json, write_text
 from lora_ft.core.output_paths import making
+from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress
 from lora_ft.models.checkpoints import MERGE, save_checkpoint
 from lora_ft.models.merging import merge_in_memory
@@ -22,13 +24,27 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `merge` wrote."""
+class Merged:
+    """The result of `merge`.
+
+    Attributes:
+        out: Folder of the checkpoint.
+        difference: Largest difference between logits of the checkpoint and of base and adapter.
+        rows: Number of prompts on which logits were compared.
+        bytes: Size of the checkpoint.
+    """
 
     out: Path
     difference: float
     rows: int
     bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.out}: {self.bytes / 1e6:.1f} MB, logits differ by at most {self.difference:.2g}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result in the types of JSON."""
+        return plain_fields(self)
 
 
 def merge(
@@ -39,19 +55,19 @@ def merge(
     dtype: str = "fp32",
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> Report:
+) -> Merged:
     """Merge a run's adapter, or one that peft saved elsewhere, and write the checkpoint.
 
     Args:
-        run: the run, or the adapter.
-        out: folder to make.
-        base: instead of the one that the run names (a copy of it elsewhere, say).
-        dtype: "fp32" or "bf16"; the merge itself is done in fp32 and cast once.
-        overwrite: replace `out` where it exists.
-        progress: told what happens.
+        run: Run, or adapter that peft saved.
+        out: Folder to write.
+        base: Base to load instead of the one that the run names, such as a copy of it elsewhere.
+        dtype: "fp32" or "bf16". The merge itself is computed in fp32 and cast once.
+        overwrite: Replace `out` if lora-ft wrote it.
+        progress: Receives stages and steps.
 
     Raises:
-        UsageError, LoraFtError: `out` is taken, or the adapter does not belong to the base.
+        UsageError, LoraFtError: `out` exists, or the adapter does not belong to the base.
     """
     inputs: list[str | Path] = [run.folder, base or named_base(run)]
     with making(out, overwrite=overwrite, inputs=inputs), staged_folder(out, overwrite=overwrite) as staging:
@@ -70,4 +86,4 @@ def merge(
         }
         write_json(staging / MERGE, record)
         write_text(staging / CARD, checkpoint_card(facts_of_run(run) if isinstance(run, Run) else None, record))
-    return Report(out, merged.difference, merged.rows, folder_size(out))
+    return Merged(out, merged.difference, merged.rows, folder_size(out))

@@ -19,6 +19,7 @@ from transformers import set_seed
 from lora_ft.core.errors import BaseMismatchUsageError, UsageError
 from lora_ft.core.files import staged_folder, write_json, write_text
 from lora_ft.core.output_paths import making
+from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.data.splits import load_splits, require, with_labels
 from lora_ft.evaluation.metrics import score
@@ -44,7 +45,7 @@ Member = Run | PeftAdapter
 
 
 @dataclass(frozen=True)
-class Score:
+class AdapterScore:
     """The score of one adapter's task: evaluate.metric on its validation rows, 0 to 100.
 
     Attributes:
@@ -62,12 +63,26 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Combined:
-    """The result of `merge_adapters`: a run, or a folder of peft; the rank of its adapter; its scores."""
+class MergedAdapters:
+    """The result of `merge_adapters`.
+
+    Attributes:
+        run: Run, or folder in peft's format.
+        rank: Rank of the merged adapter.
+        scores: Score of each adapter's task before and after, where rows were available.
+    """
 
     run: Member
     rank: int
-    scores: list[Score]
+    scores: list[AdapterScore]
+
+    def __str__(self) -> str:
+        lines = [f"{one.adapter}: {one.metric} {one.alone:.2f} alone, {one.combined:.2f} merged" for one in self.scores]
+        return "\n".join([f"{self.run.folder}: rank {self.rank}", *lines])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result in the types of JSON."""
+        return plain_fields(self)
 
 
 def merge_adapters(
@@ -83,7 +98,7 @@ def merge_adapters(
     limit: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> Combined:
+) -> MergedAdapters:
     """Combine adapters of one base into one, and score it on their tasks.
 
     Args:
@@ -134,7 +149,7 @@ def merge_adapters(
                 _write(adapted, staging, named)
                 versions = {name: version(name) for name in ("lora-ft", "torch", "transformers", "peft")}
                 write_json(staging / RECORD, {"base": named.name, **record, "versions": versions})
-    return Combined(Run(out) if len(runs) == len(members) else PeftAdapter(out), rank, scores)
+    return MergedAdapters(Run(out) if len(runs) == len(members) else PeftAdapter(out), rank, scores)
 
 
 def _base_name(member: Member) -> str:
@@ -222,7 +237,7 @@ def _scores(
     task: Task | None,
     limit: int | None,
     progress: Progress,
-) -> list[Score]:
+) -> list[AdapterScore]:
     """Score each adapter that has a task with validation rows, or is scored on `task`: alone, and combined."""
     tasks = [member.task or task for member in members]
     if without := tasks.count(None):
@@ -236,7 +251,7 @@ def _scores(
 
 def _score(
     title: str, task: Task, adapted: PeftModel, name: str, base: Base, limit: int | None, progress: Progress
-) -> Score:
+) -> AdapterScore:
     examples = require(load_splits(task, ["validation"]), "validation", task)[:limit]
     tokenizer = load_tokenizer(base.folder, task.codec)
     values = []
@@ -249,7 +264,7 @@ def _score(
         answers = engine.generate([one.prompt for one in examples], task.scoring_options(), done=progress.advance)
         texts, references = [answer.text for answer in answers], [one.references for one in examples]
         values.append(float(score(task.evaluate.metric, texts, references, task.evaluate).value))
-    return Score(title, task.name, task.evaluate.metric, len(examples), *values)
+    return AdapterScore(title, task.name, task.evaluate.metric, len(examples), *values)
 
 
 def _write_run(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_ft.core.errors import HubError, LoraFtError, UsageError, first_line
+from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.publishing.uploads import uploads
 
@@ -62,14 +63,14 @@ class Destination:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What `push` did.
+    """The result of `push`.
 
     Attributes:
-        kind: what was pushed.
-        repo: its full name.
-        url: of the commit.
-        files: how many files the commit was made of.
-        bytes: their size.
+        kind: "run", "checkpoint", "bundle" or the name of a layout.
+        repo: Full name of the repository.
+        url: Address of the commit.
+        files: Number of files in the commit.
+        bytes: Size of the files.
     """
 
     kind: str
@@ -77,6 +78,13 @@ class Pushed:
     url: str
     files: int
     bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.repo}: {self.files:,} files, {self.bytes / 1e6:.1f} MB, {self.url}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result in the types of JSON."""
+        return plain_fields(self)
 
 
 def check(destination: Destination) -> None:

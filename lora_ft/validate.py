@@ -13,6 +13,7 @@ import numpy as np
 from lora_ft.core.codecs import Codec, codec_named
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.memory import device_memory
+from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.data.batching import Encoded, encode
@@ -63,9 +64,16 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Validation:
-    """What `validate` found.
+    """The result of `validate`.
 
-    Without faults there are lengths and a plan; with labels their rows by split, with chats what each holds.
+    Attributes:
+        task: Name of the task.
+        faults: Errors in the task or its data.
+        lengths: Token counts of each side of each split; empty if there are faults.
+        warnings: Problems that do not prevent training.
+        plan: Plan of the training; None if there are faults.
+        labels: Number of rows of each label, by split.
+        chats: Summary of each chat export.
     """
 
     task: str
@@ -75,6 +83,21 @@ class Validation:
     plan: Plan | None = None
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     chats: list[ChatSummary] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the task can be trained."""
+        return not self.faults
+
+    def __str__(self) -> str:
+        lines = [f"{self.task}: {len(self.faults)} faults" if self.faults else f"{self.task}: ready to train"]
+        lines += [f"{fault.key}: {fault.problem}" for fault in self.faults]
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join([*lines, *(self.plan.lines() if self.plan else [])])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result in the types of JSON."""
+        return plain_fields(self)
 
 
 def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> Validation:

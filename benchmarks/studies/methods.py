@@ -114,7 +114,7 @@ def _measured(task: Task, out: Path, progress: Progress) -> dict[str, Any]:
 
 
 def _scores(evaluation: Evaluation) -> dict[str, Any]:
-    return {name: asdict(found) for name, found in evaluation.scores.scores.items()}
+    return {name: asdict(found) for name, found in evaluation.scores.items()}
 
 
 def _main(

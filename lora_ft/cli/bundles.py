@@ -28,7 +28,7 @@ from lora_ft.export.precision import NAMED
 from lora_ft.reports.screen import Screen
 
 if TYPE_CHECKING:
-    from lora_ft.merge import Report
+    from lora_ft.merge import Merged
     from lora_ft.verify import Verified
 
 
@@ -59,7 +59,7 @@ def merge(
     hub.upload(out, destination, as_json=as_json, quiet=quiet)
 
 
-def _show_merge(report: Report) -> None:
+def _show_merge(report: Merged) -> None:
     proof = (
         f"merged and adapter logits differ by at most {report.difference:.2g} on {report.rows} rows"
         if report.rows

@@ -93,7 +93,7 @@ def show_quickstart(result: Quickstart) -> None:
     torch, onnx = speed.cases[0].timings.values()
     screen = console()
     rouge = table("ROUGE, 0-100 [95 %]", "before", "after", "difference")
-    for kind, after in scores.scores.scores.items():
+    for kind, after in scores.scores.items():
         rouge.add_row(kind, str(scores.baseline.scores[kind]), str(after), str(scores.difference[kind]))
     facts = {
         "adapter": f"{folder_size(out / 'run' / 'adapter') / 1e6:.1f} MB   {out / 'run'}",

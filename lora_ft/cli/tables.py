@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lora_ft.evaluate import BankEvaluation, Evaluation
     from lora_ft.evaluation.comparison import Comparison
     from lora_ft.export_onnx import Exported
-    from lora_ft.merge_adapters import Combined
+    from lora_ft.merge_adapters import MergedAdapters
     from lora_ft.run_registry import AdapterEntry
     from lora_ft.runs.run import Run
     from lora_ft.tasks.files import TaskFaults
@@ -125,16 +125,16 @@ def show_run(run: Run) -> None:
 def show_evaluation(result: Evaluation) -> None:
     """Print scores, the base's next to them if it was scored, and how they were computed."""
     screen = console()
-    models = [result.scores, *([result.baseline] if result.baseline else [])]
+    models = [result.model, *([result.baseline] if result.baseline else [])]
     scores_table = table(
         "0-100 [95 %]",
         *(shorten(scores.model) for scores in models),
         *(["difference"] if result.baseline else []),
     )
-    for name in result.scores.scores:
+    for name in result.scores:
         cells = [str(scores.scores[name]) for scores in models]
         scores_table.add_row(name, *cells, *([str(result.difference[name])] if result.difference else []))
-    if result.scores.valid_labels is not None:
+    if result.model.valid_labels is not None:
         scores_table.add_row("valid labels", *(f"{scores.valid_labels:.1%}" for scores in models))
     figures: Sequence[tuple[str, list[str]]] = [
         ("cut at the limit", [f"{scores.cut_share:.1%}" for scores in models]),
@@ -162,8 +162,8 @@ def show_bank_evaluation(evaluation: BankEvaluation) -> None:
     for name, scored in evaluation.scored.items():
         score = evaluation.by[name]
         gain = [scored.difference[score].signed if scored.difference else ""] if compared else []
-        cut = f"{scored.scores.cut_share:.1%}"
-        scores_table.add_row(shorten(name), f"{scored.rows:,}", score, str(scored.scores.scores[score]), *gain, cut)
+        cut = f"{scored.model.cut_share:.1%}"
+        scores_table.add_row(shorten(name), f"{scored.rows:,}", score, str(scored.scores[score]), *gain, cut)
     if evaluation.scored:
         screen.print(scores_table)
     for name, scored in evaluation.scored.items():
@@ -315,7 +315,7 @@ def show_adapter(entry: AdapterEntry) -> None:
     show_pairs(pairs)
 
 
-def show_merged(result: Combined, out: Path, way: str) -> None:
+def show_merged(result: MergedAdapters, out: Path, way: str) -> None:
     """Print the scores of a combined adapter next to those of its parts."""
     scores = table("task", "rows", "score", "its own", "combined", "change")
     for score in result.scores:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from lora_ft.core.plain import plain_fields
 from lora_ft.evaluation.metrics import Estimate
 from lora_ft.evaluation.metrics.statistics import Difference
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One model's answers, scored.
+    """Answers and scores of one model.
 
     Attributes:
-        name: as the user called it.
-        answers: [rows].
-        scores: of all rows, by name.
-        rows: [rows] of each score, 0 to 100.
-        differences: from the first contender, by name; empty for the first one itself.
+        name: Name that the user gave: a run, or a file of answers.
+        answers: [rows] answers.
+        scores: Score of all rows, by name.
+        rows: [rows] scores from 0 to 100, by name.
+        differences: Difference from the first model, by name; empty for the first model.
     """
 
     name: str
@@ -31,15 +33,16 @@ class Contender:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
-        contenders: the first is what the others are compared with.
-        prompts, references: of each row.
-        how: what scores rest on, with their names.
-        by: the score that rows are ordered by.
-        order: indices of the rows, those that changed most by that score first.
-        warnings: of runs whose own scores were taken in another way than here.
+        contenders: Models. The others are compared with the first.
+        prompts: Prompt of each row.
+        references: Acceptable answers of each row.
+        how: How scores were computed, with the names of the scores.
+        by: Score that rows are ordered by.
+        order: Indices of the rows, those first that changed most.
+        warnings: Runs whose own scores were computed in another way.
     """
 
     contenders: list[Contender]
@@ -50,29 +53,37 @@ class Comparison:
     order: list[int]
     warnings: list[str] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        rows = [f"{score:<10} {name}: {value} {change} {p}".rstrip() for score, name, value, change, p in self.lines()]
+        return "\n".join([*rows, self.note, *(f"warning: {warning}" for warning in self.warnings)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result in the types of JSON."""
+        return plain_fields(self)
+
     @property
     def note(self) -> str:
-        """How to read the table."""
+        """How to read the table of `lines`."""
         several = "; p is not corrected for several models" if len(self.contenders) > 2 else ""
         return f"differences from {self.contenders[0].name}, paired by row; p by random swaps, two-sided{several}"
 
     def lines(self) -> list[tuple[str, str, str, str, str]]:
-        """Score, model, value, difference and p of each score of each model."""
-        found = []
+        """Return score, model, value, difference and p for each score of each model."""
+        lines = []
         for score in self.contenders[0].scores:
-            for one in self.contenders:
-                change = one.differences.get(score)
-                found.append(
+            for model in self.contenders:
+                change = model.differences.get(score)
+                lines.append(
                     (
-                        score if one is self.contenders[0] else "",
-                        one.name,
-                        str(one.scores[score]),
+                        score if model is self.contenders[0] else "",
+                        model.name,
+                        str(model.scores[score]),
                         change.estimate.signed if change else "",
                         f"{change.p:.3f}" if change else "",
                     )
                 )
-        return found
+        return lines
 
     def change(self, row: int, contender: Contender) -> float:
-        """Points by which a row's score differs from the first contender's."""
+        """Return the points by which a row's score differs from the first model's."""
         return float(contender.rows[self.by][row] - self.contenders[0].rows[self.by][row])

@@ -23,7 +23,7 @@ def check_text_inside_gives_the_scores_of_flat_rows(folder: Path, scratch: Path)
         content["data"]["references"] = references
         (scratch / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
         task = load_task(scratch / f"{name}.yaml")
-        found.append((load_splits(task).test, evaluate(str(base), task=task).scores.scores))
+        found.append((load_splits(task).test, evaluate(str(base), task=task).scores))
     assert found[0] == found[1]
     assert [example.references for example in found[1][0]] == [
         ("Tom", "Tom"),

@@ -276,18 +276,18 @@ def test_an_adapter_is_scored_on_its_own_task(published: Path, other_run: Run, t
     run = shutil.copytree(other_run.folder, tmp_path / "run")
     expected = evaluate(str(run), baseline=True)
     found = evaluate(str(published), adapter="second", baseline=True, predictions=tmp_path / "answers.jsonl")
-    assert (found.task, found.rows, found.scores.scores) == ("other", expected.rows, expected.scores.scores)
+    assert (found.task, found.rows, found.scores) == ("other", expected.rows, expected.scores)
     assert found.baseline is not None and expected.baseline is not None
     assert found.baseline.scores == expected.baseline.scores and found.warnings == expected.warnings
     compared = compare([str(run), str(tmp_path / "answers.jsonl")])
     assert compared.contenders[0].answers == compared.contenders[1].answers
     one = evaluate(str(published), adapter="second", overrides=["evaluate.metrics=[f1]"], limit=2)
-    assert one.rows == 2 and set(one.scores.scores) == set(GIVES["f1"])
+    assert one.rows == 2 and set(one.scores) == set(GIVES["f1"])
 
 
 def test_a_bank_is_scored_adapter_by_adapter(bank: Path, tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluate_bank(str(bank))
-    assert found.scored["tiny"].scores.scores == evaluate(str(bank), adapter="tiny").scores.scores
+    assert found.scored["tiny"].scores == evaluate(str(bank), adapter="tiny").scores
     assert {name: one.task for name, one in found.scored.items()} == {"second": "other", "tiny": "tiny"}
     assert command(["evaluate", str(bank), "--baseline", "--limit", "3"]) == 0
     shown = capsys.readouterr().out.splitlines()
@@ -328,10 +328,7 @@ def test_what_names_an_adapter_wrongly_is_told(
     remove(remaining, ["second", "tiny"])
     with pytest.raises(UsageError, match="has no adapters; score its base with --task"):
         evaluate_bank(str(remaining))
-    assert (
-        evaluate(bank, task=tiny_run.task).scores.scores
-        == evaluate(tiny_run.task.base, task=tiny_run.task).scores.scores
-    )
+    assert evaluate(bank, task=tiny_run.task).scores == evaluate(tiny_run.task.base, task=tiny_run.task).scores
 
 
 def test_an_adapter_talks_and_is_compared_again(

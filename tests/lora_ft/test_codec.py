@@ -74,7 +74,7 @@ def test_torch_a_checkpoint_and_a_bundle_write_what_was_trained(
     assert "".join(stream(bundle, PROMPTS[:1], {})) == written + "\n"
 
     found = evaluate(str(run.folder))
-    assert found.scores.scores["rouge1"].mean == 100
+    assert found.scores["rouge1"].mean == 100
     assert [json.loads(line)["output"] for line in (run.folder / "predictions-test.jsonl").open()] == [written] * 6
     if codec == "json":
-        assert found.scores.scores["valid"].mean == found.scores.scores["same_value"].mean == 100
+        assert found.scores["valid"].mean == found.scores["same_value"].mean == 100

@@ -26,11 +26,11 @@ def run(tiny_run: Run, tmp_path: Path) -> Run:
 
 def test_scores_and_answers_are_kept_beside_the_run(run: Run) -> None:
     result = evaluate(str(run.folder))
-    assert set(result.scores.scores) == set(ROUGE)
+    assert set(result.scores) == set(ROUGE)
     lines = [json.loads(line) for line in (run.folder / "predictions-test.jsonl").read_text().splitlines()]
     assert len(lines) == result.rows == 6
-    assert result.scores.scores["rouge1"].mean == pytest.approx(sum(line["rouge1"] for line in lines) / 6, abs=0.01)
-    assert result.scores.cut_share == sum(line["cut"] for line in lines) / 6
+    assert result.scores["rouge1"].mean == pytest.approx(sum(line["rouge1"] for line in lines) / 6, abs=0.01)
+    assert result.model.cut_share == sum(line["cut"] for line in lines) / 6
     assert json.loads((run.folder / "scores-test.json").read_text())["scores"]["model"] == str(run.folder)
 
 
@@ -39,9 +39,9 @@ def test_run_checkpoint_and_bundle_score_alike(run: Run, tmp_path: Path) -> None
     export_onnx(str(run.folder), tmp_path / "bundle")
     task = load_task(run.folder / "task.yaml")
     scores = [
-        evaluate(str(run.folder)).scores.scores,
-        evaluate(str(tmp_path / "merged")).scores.scores,
-        evaluate(str(tmp_path / "bundle"), task=task).scores.scores,
+        evaluate(str(run.folder)).scores,
+        evaluate(str(tmp_path / "merged")).scores,
+        evaluate(str(tmp_path / "bundle"), task=task).scores,
     ]
     assert scores[0] == scores[1] == scores[2]
 
@@ -50,9 +50,9 @@ def test_the_baseline_is_the_untouched_base_and_the_difference_is_paired(run: Ru
     result = evaluate(str(run.folder), baseline=True)
     alone = evaluate(str(tiny_base), task=run.task)
     assert result.baseline is not None and result.difference is not None
-    assert result.baseline.scores == alone.scores.scores
+    assert result.baseline.scores == alone.scores
     for kind in ROUGE:
-        gain = result.scores.scores[kind].mean - result.baseline.scores[kind].mean
+        gain = result.scores[kind].mean - result.baseline.scores[kind].mean
         assert result.difference[kind].mean == pytest.approx(gain)
 
 

@@ -157,7 +157,7 @@ def test_a_pushed_bank_names_no_folder_and_its_adapters_keep_their_tasks(
     assert str(run.task.data.root) not in sent and str(Path(run.task.base).parent) not in sent
     back = download(hub, tmp_path, "me/bank")
     found = evaluate(str(back), adapter="tiny", overrides=[f"data.root={run.task.data.root}"])
-    assert found.scores.scores == evaluate(str(tmp_path / "bank"), adapter="tiny").scores.scores
+    assert found.scores == evaluate(str(tmp_path / "bank"), adapter="tiny").scores
 
 
 @recent_client

@@ -109,7 +109,7 @@ def test_scores_of_labels_stand_beside_rouge(run: Run, tmp_path: Path, capsys: p
     assert sum(label["rows"] for label in found["labels"].values()) == result.rows == 6
     assert result.difference is not None and {"accuracy", "macro_f1"} <= result.difference.keys()
     free = run.task.model_copy(update={"generate": run.task.generate.model_copy(update={"constrained": False})})
-    loose = evaluate(str(copy), task=free).scores.valid_labels
+    loose = evaluate(str(copy), task=free).model.valid_labels
     assert loose is not None and loose < 1
 
 

@@ -1,4 +1,4 @@
-"""The engines that can be timed, by name: which precisions each has, what it loads, and what it needs installed."""
+"""The engines that can be timed, by name: their precisions, the format they load, and the packages they need."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Kind:
     """One kind of engine.
 
     Attributes:
-        precisions: that it has.
+        precisions: Supported precisions.
         loads: "checkpoint", or the layout that is exported for it.
-        peer: the file of pinned requirements in `requirements/` of its own environment, or "" for ours.
-        decodings: that it can.
+        peer: File in `requirements/` with the pinned packages of its own environment, or "" for the current one.
+        decodings: Supported ways of decoding.
     """
 
     precisions: tuple[str, ...]
@@ -44,10 +44,10 @@ class Engine:
     """A kind of engine in one precision.
 
     Attributes:
-        kind: of `KINDS`, or "" for one of the user's own.
-        precision: of its weights.
-        file: Python file of the user's own engine: it defines `load(folder, threads)`, which returns a function of
-            (ids [b, s], mask [b, s], new, least) that gives tokens [b, n], all int64 arrays.
+        kind: Key of `KINDS`, or "" for a user's engine.
+        precision: Of its weights.
+        file: Python file of a user's engine. It defines `load(folder, threads)`, which returns a function of
+            (ids [b, s], mask [b, s], new, least) that returns tokens [b, n]; all arrays are int64.
     """
 
     kind: str
@@ -56,43 +56,45 @@ class Engine:
 
     @property
     def name(self) -> str:
-        """As `parse` reads it, but for a file's folder."""
+        """Return the name as `parse` reads it, without the folder of a file."""
         return f"{self.file.stem if self.file else self.kind}/{self.precision}"
 
     @property
     def peer(self) -> str:
-        """See `Kind`."""
+        """Return `Kind.peer`."""
         return "" if self.file else KINDS[self.kind].peer
 
     @property
     def loads(self) -> str:
-        """See `Kind`. An engine of the user's own loads a checkpoint."""
+        """Return `Kind.loads`. A user's engine loads a checkpoint."""
         return "checkpoint" if self.file else KINDS[self.kind].loads
 
     def can(self, decoding: str) -> bool:
-        """Whether it can choose tokens so."""
+        """Return whether the engine supports a way of decoding."""
         return decoding == "greedy" if self.file else decoding in KINDS[self.kind].decodings
 
 
 def parse(text: str) -> Engine:
-    """An engine from `kind/precision`, or from `file.py/precision`; the precision is fp32 unless given.
+    """Return an engine from `kind/precision` or `file.py/precision`; the default precision is fp32.
 
     Raises:
-        UsageError: there is no such engine, precision or file.
+        UsageError: The engine, the precision or the file does not exist.
     """
     if text.endswith(".py") or ".py/" in text:
         path, _, precision = text.partition(".py")
         file = Path(f"{path}.py")
         if not file.is_file():
-            raise UsageError(f"there is no file {file} with an engine")
+            raise UsageError(f"engine file {file} does not exist")
         return Engine("", precision.removeprefix("/") or EXACT, file)
     name, _, precision = text.partition("/")
     if name not in KINDS:
-        raise UsageError(f"there is no engine {name!r}", f"there are {', '.join(KINDS)}, and Python files")
+        raise UsageError(f"engine {name!r} does not exist", f"choose one of {', '.join(KINDS)}, or a Python file")
     precision = precision or EXACT
     kind = KINDS[name]
     if kind.loads != "checkpoint":
         precision = str(parse_precision(precision))
     elif precision not in kind.precisions:
-        raise UsageError(f"the engine {name} has no precision {precision!r}", f"it has {', '.join(kind.precisions)}")
+        raise UsageError(
+            f"precision {precision!r} is not supported by engine {name}", f"choose one of {', '.join(kind.precisions)}"
+        )
     return Engine(name, precision)

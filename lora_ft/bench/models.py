@@ -1,4 +1,4 @@
-"""The models that are measured, in the form that each engine loads: merged and exported once, then kept."""
+"""The measured models in the format of each engine: merged and exported once, then cached."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class BenchModel:
     """One model.
 
     Attributes:
-        name: as the user called it.
-        folder: where what is made of it lies.
-        checkpoint: the model merged, or None where a bundle is all there is.
-        bundle: a bundle that was made of it before, or None.
-        task: where it has one.
+        name: As the user gave it.
+        folder: Cache for the model's exports.
+        checkpoint: The merged model, or None if only a bundle exists.
+        bundle: An existing bundle of the model, or None.
+        task: The model's task, or None.
     """
 
     name: str
@@ -34,20 +34,20 @@ class BenchModel:
     bundle: Path | None = None
     task: Task | None = None
 
-    def made(self, engine: Engine, progress: Progress) -> Path:
-        """The folder that an engine loads, exported here where it is of ours; peers convert theirs themselves.
+    def prepare(self, engine: Engine, progress: Progress) -> Path:
+        """Return the folder that an engine loads, exported if it is a bundle; peers convert checkpoints themselves.
 
         Raises:
-            UsageError: the engine has nothing to load.
-            LoraFtError: it cannot be exported.
+            UsageError: The model exists in no format that the engine loads.
+            LoraFtError: The export failed.
         """
         if engine.loads == "bundle" and self.bundle is not None:
             precision = str(read_manifest(self.bundle)["precision"])
             if engine.precision != precision:
-                raise UsageError(f"{self.bundle} is a bundle in {precision}, nothing for {engine.name}")
+                raise UsageError(f"{engine.name} cannot load {self.bundle}, a bundle in {precision}")
             return self.bundle
         if self.checkpoint is None:
-            raise UsageError(f"{self.name} is a bundle, nothing for {engine.name}", "give its run or checkpoint")
+            raise UsageError(f"{engine.name} cannot load {self.name}, a bundle", "give its run or checkpoint")
         if engine.peer:
             return self.folder / engine.name.replace("/", "-")
         if engine.loads == "checkpoint":
@@ -69,32 +69,33 @@ class BenchModel:
         return out
 
     def tokenizer(self) -> Tokenizer:
-        """The model's."""
+        """Return the model's tokenizer."""
         from lora_ft.models.bases import load_tokenizer
 
         if self.checkpoint is None and self.bundle is not None:
             return load_tokenizer(self.bundle, read_json(self.bundle / "prompt.json")["codec"])
-        assert self.checkpoint is not None  # it has one of them
+        assert self.checkpoint is not None
         return load_tokenizer(self.checkpoint, self.task.codec if self.task else "none")
 
-    def engines(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of some engines that can load it: of a bundle alone the runtime, in the bundle's own precision."""
+    def engines(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the engines that can load the model; for a bundle, the ONNX engine in the bundle's precision."""
         if self.checkpoint is not None or self.bundle is None:
-            return wanted
+            return names
         return (f"onnx/{read_manifest(self.bundle)['precision']}",)
 
 
 def open_bench_model(name: str, work: Path, progress: Progress) -> BenchModel:
-    """A run (merged below `work`), a checkpoint, a base or a bundle.
+    """Open a run (merged below `work`), a checkpoint, a base or a bundle.
 
     Raises:
-        UsageError, LoraFtError: there is none of this name, it is damaged, or a bank.
+        UsageError: The model does not exist, or is a bank.
+        LoraFtError: The model is damaged.
     """
     folder = Path(name)
     if is_bank(folder):
         raise UsageError(
-            f"{name} is a bank, of which engines would be timed on its base alone",
-            "time a run that is in it; `python -m benchmarks.studies.bank` measures what adapters cost",
+            f"{name} is a bank, which cannot be timed",
+            "time one of its runs",
         )
     if is_bundle(folder):
         return BenchModel(name, work, None, bundle=folder)
@@ -115,12 +116,12 @@ def open_bench_model(name: str, work: Path, progress: Progress) -> BenchModel:
     return BenchModel(name, work / _key(weights[0], base.folder.name), base.folder, task=task)
 
 
-def size(made: Path, checkpoint: Path | None) -> float:
-    """Megabytes of what an engine loads."""
-    return folder_size(made if made.is_dir() else checkpoint or made) / 1e6
+def megabytes(prepared: Path, checkpoint: Path | None) -> float:
+    """Return the size of the files that an engine loads."""
+    return folder_size(prepared if prepared.is_dir() else checkpoint or prepared) / 1e6
 
 
 def _key(weights: Path, name: str) -> str:
-    """A folder name for what is made of some weights by this version."""
+    """Return the folder name of exports of some weights by this version."""
     digest = hashlib.sha256(f"{sha256(weights)} {version('lora-ft')}".encode()).hexdigest()
     return f"{name}-{digest[:12]}"

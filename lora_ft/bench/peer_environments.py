@@ -1,4 +1,4 @@
-"""Environments of peers: made once from pinned requirements, beside nothing of ours, and kept."""
+"""Virtual environments of peer engines, created once from pinned requirements and cached."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _DONE = "installed"
 
 
 def interpreter(peer: str) -> str:
-    """The Python that has the packages of `requirements/{peer}.txt`; ours where `peer` is "".
+    """Return the Python with the packages of `requirements/{peer}.txt`; the current one if `peer` is "".
 
     Raises:
-        LoraFtError: they cannot be installed.
+        LoraFtError: The packages cannot be installed.
     """
     if not peer:
         return sys.executable
@@ -30,13 +30,13 @@ def interpreter(peer: str) -> str:
 
 
 def folder(peer: str) -> Path:
-    """Where the environment lies: another one for other requirements or another Python."""
+    """Return the folder of an environment, which depends on its requirements and the Python version."""
     content = (_REQUIREMENTS / f"{peer}.txt").read_bytes() + sys.version.encode()
     return cache_folder() / "environments" / f"{peer}-{hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def _install(peer: str) -> None:
-    """Make it where it stays, as environments cannot be moved; `_DONE` says that nothing was left half made."""
+    """Create an environment in place, since environments cannot be moved; the file `_DONE` marks it as complete."""
     shutil.rmtree(folder(peer), ignore_errors=True)
     python = folder(peer) / "bin" / "python"
     for command in (
@@ -52,8 +52,8 @@ def _install(peer: str) -> None:
             str(_REQUIREMENTS / f"{peer}.txt"),
         ],
     ):
-        made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if made.returncode:
-            why = next((line for line in made.stderr.splitlines() if line.startswith("ERROR")), made.stderr)
-            raise LoraFtError(f"the packages of the peer {peer} cannot be installed: {first_line(Exception(why))}")
+        process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if process.returncode:
+            why = next((line for line in process.stderr.splitlines() if line.startswith("ERROR")), process.stderr)
+            raise LoraFtError(f"the packages of {peer} cannot be installed: {first_line(Exception(why))}")
     (folder(peer) / _DONE).touch()

@@ -1,4 +1,4 @@
-"""What engines answer to real rows at the length that comes of itself: the task's score beside the speed."""
+"""Score the answers of engines to real rows at their natural length."""
 
 from __future__ import annotations
 
@@ -18,56 +18,56 @@ _BATCH = 8
 
 
 def answer(
-    one: TimedEngine, ids: Sequence[Sequence[int]], most: int, done: Callable[[int], None]
+    engine: TimedEngine, ids: Sequence[Sequence[int]], limit: int, done: Callable[[int], None]
 ) -> tuple[list[list[int]], float]:
-    """Tokens of each source up to </s>, and the seconds of all of them, in batches of like length."""
-    made: list[list[int]] = [[] for _ in ids]
+    """Return the tokens of each answer up to </s>, and the time of all, in batches of similar length."""
+    answers: list[list[int]] = [[] for _ in ids]
     seconds, finished = 0.0, 0
     for batch in by_length([np.array(row) for row in ids], _BATCH):
-        reply = one.generate([ids[i] for i in batch], new=most, least=0, decoding="greedy", room=most)
+        reply = engine.generate([ids[i] for i in batch], new=limit, least=0, decoding="greedy", room=limit)
         for i, tokens in zip(batch, reply["tokens"], strict=True):
-            made[i] = tokens
+            answers[i] = tokens
         seconds += reply["seconds"]
         finished += len(batch)
         done(finished)
-    return made, seconds
+    return answers, seconds
 
 
 def compare(
-    everyone: Sequence[TimedEngine],
+    engines: Sequence[TimedEngine],
     task: Task,
     examples: Sequence[Example],
     tokenizer: Tokenizer,
     stage: Callable[[str], Callable[[int], None]],
 ) -> dict[str, report.Quality]:
-    """Score every contestant that runs on the same rows; one that fails is taken out.
+    """Score all running engines on the same rows; engines that fail are excluded.
 
     Args:
-        everyone: contestants.
-        task: its metric, lengths and limits hold.
-        examples: rows.
-        tokenizer: of all of them.
-        stage: told the name of each, it gives what is told of finished rows.
+        engines: The engines.
+        task: Its metric, lengths and limits are used.
+        examples: The rows.
+        tokenizer: Of all engines.
+        stage: Called with the name of each engine; returns a callback for the number of finished rows.
     """
     ids = tokenizer.encode([example.prompt for example in examples], task.lengths.source)
-    most = task.generation_options()["max_new_tokens"]
+    limit = task.generation_options()["max_new_tokens"]
     settings, references = task.evaluate, [example.references for example in examples]
     texts: dict[str, list[str]] = {}
     scores: dict[str, Scored] = {}
     facts: dict[str, tuple[float, float]] = {}
-    running = [one for one in everyone if one.process is not None]
-    for one in running:
+    running = [engine for engine in engines if engine.process is not None]
+    for engine in running:
         try:
-            tokens, seconds = answer(one, ids, most, stage(one.name))
+            tokens, seconds = answer(engine, ids, limit, stage(engine.name))
         except LoraFtError as error:
-            one.fail(str(error))
+            engine.fail(str(error))
             continue
-        texts[one.name] = tokenizer.decode(tokens)
-        scores[one.name] = score(settings.metric, texts[one.name], references, settings)
-        facts[one.name] = seconds, float(np.mean([len(row) for row in tokens]))
+        texts[engine.name] = tokenizer.decode(tokens)
+        scores[engine.name] = score(settings.metric, texts[engine.name], references, settings)
+        facts[engine.name] = seconds, float(np.mean([len(row) for row in tokens]))
     if not texts:
         return {}
-    base = reference([one for one in running if one.name in texts])
+    base = reference([engine for engine in running if engine.name in texts])
     seeds = {"seed": settings.seed, "resamples": settings.bootstrap}
     return {
         name: report.Quality(
@@ -83,5 +83,5 @@ def compare(
     }
 
 
-def _interval(found: Estimate) -> report.Interval:
-    return report.Interval(value=found.mean, low=found.low, high=found.high)
+def _interval(estimate: Estimate) -> report.Interval:
+    return report.Interval(value=estimate.mean, low=estimate.low, high=estimate.high)

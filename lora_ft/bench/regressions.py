@@ -1,4 +1,4 @@
-"""Two reports against each other: what became slower, or worse, beyond what chance gives."""
+"""Compare two reports: find figures that became worse by more than noise."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Change:
     """One figure in both reports.
 
     Attributes:
-        what: contestant and case.
+        what: Engine and case.
         figure: "total", "per token", or the metric of a score.
-        ratio: of times: new over old, above 1 is slower. Of scores: new minus old, in points.
-        worse: beyond the tolerance, its interval included.
+        ratio: For times: new over old, where more than 1 is slower. For scores: new minus old, in points.
+        worse: True if the change exceeds the tolerance, and its interval excludes equality.
     """
 
     what: str
@@ -26,15 +26,15 @@ class Change:
 
 
 def compare(old: BenchReport, new: BenchReport, *, tolerance: float, max_drop: float) -> list[Change]:
-    """Every figure that both have.
+    """Return the changes of all figures that both reports have.
 
     Args:
-        old, new: reports.
-        tolerance: share by which times may grow.
-        max_drop: points that scores may fall by.
+        old, new: The reports.
+        tolerance: Allowed growth of times, as a share.
+        max_drop: Allowed loss of scores, in points.
     """
     seed = old.suite.seed
-    found = []
+    changes = []
     cases = {(case.batch, case.source, case.new, case.decoding): case for case in old.cases}
     for case in new.cases:
         before = cases.get((case.batch, case.source, case.new, case.decoding))
@@ -42,22 +42,24 @@ def compare(old: BenchReport, new: BenchReport, *, tolerance: float, max_drop: f
             assert before is not None
             what = f"{name}, batch {case.batch}, {case.source} in, {case.new} out, {case.decoding}"  # fits 80 columns
             a, b = before.timings[name], case.timings[name]
-            for figure, one, other in (("total", a.total, b.total), ("per token", later(a), later(b))):
-                ratio = unpaired(one, other, seed)
-                found.append(Change(what, figure, ratio, ratio.low > 1 and ratio.value > 1 + tolerance))
+            for figure, first, second in (("total", a.total, b.total), ("per token", later(a), later(b))):
+                ratio = unpaired(first, second, seed)
+                changes.append(Change(what, figure, ratio, ratio.low > 1 and ratio.value > 1 + tolerance))
     for name in sorted(old.quality.keys() & new.quality.keys()):
         a_score, b_score = old.quality[name], new.quality[name]
         change = b_score.score.value - a_score.score.value
-        found.append(Change(name, b_score.metric, Interval(value=change, low=change, high=change), change < -max_drop))
-    return found
+        changes.append(
+            Change(name, b_score.metric, Interval(value=change, low=change, high=change), change < -max_drop)
+        )
+    return changes
 
 
 def missing(old: BenchReport, new: BenchReport) -> list[str]:
-    """Contestants of the old report that the new one lacks, or in which they failed."""
-    there = {one.name for one in new.contestants if not one.error}
-    return [one.name for one in old.contestants if not one.error and one.name not in there]
+    """Return the engines of the old report that are absent from the new one, or failed in it."""
+    present = {engine.name for engine in new.contestants if not engine.error}
+    return [engine.name for engine in old.contestants if not engine.error and engine.name not in present]
 
 
 def later(timing: Timing) -> list[float]:
-    """Seconds of all tokens after the first, by round."""
+    """Return the time of all tokens after the first, in seconds, by round."""
     return [total - first for total, first in zip(timing.total, timing.first, strict=True)]

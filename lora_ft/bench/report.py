@@ -1,4 +1,4 @@
-"""What a benchmark found: one versioned JSON file, from which the page, the Markdown and comparisons are made."""
+"""The report of a benchmark: one versioned JSON file, from which tables, charts and comparisons derive."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class EngineReport(Strict):
     """An engine with a model, a precision and a number of threads.
 
     Attributes:
-        name: unique in the report; rows of all tables go by it.
-        engine, precision, model, threads, provider: what it is.
-        megabytes: of the files that it loads.
-        imports: seconds to import its packages.
-        cold, warm: seconds to load the model with its files out of and in the file cache.
-        peak, steady: megabytes resident at most, and after all timings.
-        error: why it takes no part (further), or "".
+        name: Unique name in the report, used by all tables.
+        engine, precision, model, threads, provider: What was measured.
+        megabytes: Size of the files that the engine loads.
+        imports: Time to import its packages, in seconds.
+        cold, warm: Time to load the model with its files out of and in the file cache, in seconds.
+        peak, steady: Resident memory at its maximum, and after all timings, in megabytes.
+        error: Why the engine was excluded, or "".
     """
 
     name: str
@@ -49,7 +49,7 @@ class EngineReport(Strict):
 
 
 class Percentiles(Strict):
-    """Seconds. None where there are fewer samples than MLPerf's rules ask for: 11, 64 and 662."""
+    """Percentiles, in seconds; None with fewer samples than MLPerf's rules require: 11, 64 and 662."""
 
     samples: int
     p50: float | None
@@ -58,21 +58,21 @@ class Percentiles(Strict):
 
 
 class Timing(Strict):
-    """One contestant at one case. Lists hold a value for each round.
+    """Times of one engine at one case. Lists hold one value for each round.
 
     Attributes:
-        total, first: seconds to all tokens, and to the first one.
-        encoder: seconds of the encoder alone; empty where the engine does not let it be called.
-        cpu: seconds of all cores for all tokens.
-        joules: of package and memory, or of the GPU; empty where they cannot be read.
-        per_token: median seconds between two tokens after the first.
-        tokens_per_second: over all rows, of the median total.
-        percentiles: of `total`.
-        ratio: how many times as fast as the first contestant, within a round.
-        floor: share of the physical floor: seconds that the bytes of a step take at the measured bandwidth, over
-            `per_token`; None where the bytes are not known, and on GPUs.
-        identical: share of rows whose tokens are the reference's (the first contestant that rounds nothing).
-        spread: between rounds: the interquartile range of `total` over its median.
+        total, first: Time to all tokens, and to the first one, in seconds.
+        encoder: Time of the encoder alone, in seconds; empty if the engine cannot run it separately.
+        cpu: CPU time of all cores for all tokens, in seconds.
+        joules: Energy of package and memory, or of the GPU; empty if it cannot be read.
+        per_token: Median time of a token after the first, in seconds.
+        tokens_per_second: Over all rows, from the median total.
+        percentiles: Of `total`.
+        ratio: Speed-up over the first engine, within a round.
+        floor: Share of the roofline: the time to read a step's weights at the measured bandwidth, over `per_token`.
+            None if the number of bytes is unknown, and on GPUs.
+        identical: Share of rows with the reference's tokens (the first engine in full precision).
+        spread: Interquartile range of `total` over its median.
     """
 
     total: list[float]
@@ -90,7 +90,7 @@ class Timing(Strict):
 
 
 class Case(Strict):
-    """Rows, tokens in, tokens out (forced) and how they are chosen; timings by contestant."""
+    """Batch size, tokens in, tokens out (forced) and decoding; timings by engine."""
 
     batch: int
     source: int
@@ -100,21 +100,21 @@ class Case(Strict):
 
     @property
     def label(self) -> str:
-        """The case in words."""
+        """Return the case in words."""
         return f"batch {self.batch}, {self.source} tokens in, {self.new} out, {self.decoding}"
 
 
 class Quality(Strict):
-    """Answers of one contestant to real rows, at the length that they come to.
+    """Answers of one engine to real rows, at their natural length.
 
     Attributes:
-        rows: how many.
-        metric: of the task.
+        rows: Number of rows.
+        metric: The task's metric.
         score: 0 to 100.
-        difference: from the reference's, paired; None for the reference.
-        identical: share of texts that are the reference's.
-        tokens: of an answer, in the mean.
-        seconds: for all rows, in batches of 8 of like length.
+        difference: Paired difference from the reference's score; None for the reference.
+        identical: Share of texts that equal the reference's.
+        tokens: Mean length of an answer.
+        seconds: Time for all rows, in batches of 8 rows of similar length.
     """
 
     rows: int
@@ -127,14 +127,14 @@ class Quality(Strict):
 
 
 class Load(Strict):
-    """One contestant under one offered load. Latencies are from a request's arrival to its answer.
+    """One engine under one offered load. A latency lasts from a request's arrival to its answer.
 
     Attributes:
-        offered, answered: requests a second.
-        seconds: latency of each request.
-        percentiles: of them.
-        goodput: answers within the SLO a second.
-        batch: requests answered together, in the mean.
+        offered, answered: Requests per second.
+        seconds: Latency of each request.
+        percentiles: Of the latencies.
+        goodput: Answers within the SLO, per second.
+        batch: Mean number of requests answered together.
     """
 
     offered: float
@@ -146,32 +146,33 @@ class Load(Strict):
 
 
 class Service(Strict):
-    """One contestant under growing load. The knee is the largest load that it keeps up with, within the SLO."""
+    """One engine under growing load. The knee is the largest load that it keeps up with, within the SLO."""
 
     loads: list[Load]
     knee: float | None
 
 
 class Harness(Strict):
-    """What the harness itself took: share of the time of all timed calls."""
+    """Time of the harness itself, and its share of the time of all timed calls."""
 
     seconds: float
     share: float
 
 
 class BenchReport(Record):
-    """All of it.
+    """The report of a benchmark.
 
     Attributes:
-        version: of this format.
-        suite: what was asked for.
-        environment: facts by name.
-        began: UTC, ISO 8601.
-        seconds: it took.
-        interrupted: whether it was stopped before the end.
-        reference: the contestant that texts and tokens are compared with.
-        bandwidth: bytes a second that this machine's cores read from memory.
-        verdict: whether rounds agree; `warnings` says where not, and what else a reader must know.
+        version: Version of this format.
+        suite: What was measured.
+        environment: Machine and versions, by name.
+        began: Start, in UTC and ISO 8601.
+        seconds: Duration.
+        interrupted: True if the benchmark was stopped before its end.
+        reference: The engine that texts and tokens are compared with.
+        bandwidth: Memory bandwidth of this machine's cores, in bytes per second.
+        contestants: The measured engines.
+        verdict: Whether rounds agree; `warnings` names those that do not, and other problems.
     """
 
     version: Literal[1] = VERSION  # type: ignore[assignment]
@@ -192,5 +193,5 @@ class BenchReport(Record):
 
 
 def schema() -> str:
-    """The JSON Schema of a report, as `SCHEMA` holds it."""
+    """Return the JSON Schema of a report, the content of `SCHEMA`."""
     return json.dumps(BenchReport.model_json_schema(), indent=1) + "\n"

@@ -1,4 +1,7 @@
-"""The physical floor of a step: the bytes of weights that it must read, over the bandwidth of this machine."""
+"""The roofline of a decoder step: the bytes of weights that it must read, over the memory bandwidth.
+
+At small batches a decoder is memory-bound, so no engine can take a step faster than it can read the weights.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,19 @@ from lora_ft.core.hardware import allowed_cpus
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.precision import FORMATS, parse
 
-MEMORY = 2**28  # bytes: more than caches hold
+MEMORY = 2**28  # bytes; larger than any cache
 _BYTES = {name: entry.bytes for name, entry in FORMATS.items()} | {"int4": 0.5}  # int4 is a peer's name
 
 
-def step_bytes(engine: Engine, made: Path, checkpoint: Path | None) -> float | None:
-    """Bytes of weights that one step of the decoder reads; None where they are not known.
+def step_bytes(engine: Engine, prepared: Path, checkpoint: Path | None) -> float | None:
+    """Return the bytes of weights that one decoder step reads, or None if unknown.
 
-    Of a bundle: what its step's graph refers to but for the embedding's rows, scales included. Of others: the
-    parameters of the decoder and the head at the width of the precision, but for cross-attention's keys and values,
-    which are computed once.
+    For a bundle, these are the weights of its step graph with their scales, without the embedding. For others, they are
+    the parameters of decoder and head at the width of the precision. Keys and values of cross-attention are left out,
+    since they are computed once.
     """
-    if (made / "step.onnx").is_file():
-        return float(stored_bytes(made))
+    if (prepared / "step.onnx").is_file():
+        return float(stored_bytes(prepared))
     if checkpoint is None or engine.file is not None:
         return None
     architecture = Architecture.read(read_json(checkpoint / "config.json"), checkpoint)
@@ -35,7 +38,7 @@ def step_bytes(engine: Engine, made: Path, checkpoint: Path | None) -> float | N
 
 
 def read_bandwidth(size: int, rounds: int = 15) -> float:
-    """Bytes a second that this process's cores read out of a block of so many bytes, the best of some rounds."""
+    """Return the bandwidth of reading a block of `size` bytes, in bytes per second, the best of `rounds`."""
     import torch
 
     torch.set_num_threads(allowed_cpus())
@@ -48,7 +51,7 @@ def read_bandwidth(size: int, rounds: int = 15) -> float:
 
 
 def stored_bytes(bundle: Path) -> int:
-    """Bytes of the weights that the graph of a bundle's step refers to, but for those it looks rows up in."""
+    """Return the bytes of the weights of a bundle's step graph, without tables that it looks rows up in."""
     import onnx
 
     graph = onnx.load(bundle / "step.onnx", load_external_data=False).graph
@@ -61,7 +64,7 @@ def stored_bytes(bundle: Path) -> int:
 
 
 def _parameters(a: Architecture) -> tuple[int, int]:
-    """Of the decoder's layers, and of the head."""
-    attention = 6 * a.d_model * a.width  # q, k, v, o of one, q and o of the other
+    """Return the number of parameters of the decoder's layers, and of the head."""
+    attention = 6 * a.d_model * a.width  # q, k, v, o of self-attention, q and o of cross-attention
     forward = (3 if a.gated else 2) * a.d_model * a.d_ff
     return a.decoder_layers * (attention + forward), a.d_model * a.vocabulary

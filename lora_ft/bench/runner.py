@@ -17,7 +17,7 @@ import numpy as np
 from lora_ft.bench import report
 from lora_ft.bench import statistics as figures
 from lora_ft.bench.engines import EXACT, Engine, parse
-from lora_ft.bench.models import BenchModel, size
+from lora_ft.bench.models import BenchModel, megabytes
 from lora_ft.bench.peer_environments import interpreter
 from lora_ft.bench.roofline import step_bytes
 from lora_ft.bench.subprocesses import Process, evict
@@ -58,7 +58,7 @@ class TimedEngine:
             LoraFtError: it cannot.
         """
         python = interpreter(self.engine.peer)
-        made = self.subject.made(self.engine, progress)
+        made = self.subject.prepare(self.engine, progress)
         checkpoint = self.subject.checkpoint or made
         kind = str(self.engine.file) if self.engine.file else self.engine.kind
         arguments = [kind, self.engine.precision, str(checkpoint), str(made), str(self.threads), self.provider]
@@ -72,7 +72,7 @@ class TimedEngine:
         process = running.enter_context(self._process(python, arguments))
         process.ask("imports")
         self.facts["warm"] = process.ask("load")["seconds"]
-        self.facts["megabytes"] = size(made, checkpoint)
+        self.facts["megabytes"] = megabytes(made, checkpoint)
         if self.provider == "cpu":
             self.step = step_bytes(self.engine, made, self.subject.checkpoint)
         self.process = process

@@ -1,4 +1,4 @@
-"""The statistics of timings: percentiles that enough samples stand behind, ratios within rounds, spread."""
+"""Statistics of timings: percentiles with enough samples, ratios within rounds, spread."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NOISY, _WILD = 0.05, 0.25
 
 
 def needed(share: float) -> int:
-    """Samples that a percentile asks for: 11 for 0.5, 64 for 0.9, 662 for 0.99.
+    """Return the number of samples that a percentile requires: 11 for 0.5, 64 for 0.9, 662 for 0.99.
 
-    MLPerf's early stopping (mlcommons/inference, LoadGen): so many that, were more than 1 - share of all latencies
-    above a bound, at most one of the samples would be with a probability of at most 1 %.
+    This is MLPerf's early stopping (mlcommons/inference, LoadGen). Suppose that more than 1 - share of all latencies
+    exceed a bound. With this many samples, at most one of them exceeds it with a probability of at most 1 %.
     """
     count = 2
     while share**count + count * (1 - share) * share ** (count - 1) > 1 - _CONFIDENCE:
@@ -28,35 +28,35 @@ def needed(share: float) -> int:
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The value that a share of all are not above, or None where the samples are too few to say."""
+    """Return the value that a share of all do not exceed, or None with too few samples."""
     if len(values) < needed(share):
         return None
     return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
 def percentiles(values: Sequence[float]) -> Percentiles:
-    """Those of a report."""
+    """Return the percentiles of a report."""
     p50, p90, p99 = (percentile(values, share) for share in (0.5, 0.9, 0.99))
     return Percentiles(samples=len(values), p50=p50, p90=p90, p99=p99)
 
 
 def ratio(base: Sequence[float], other: Sequence[float], seed: int) -> Interval:
-    """Median over rounds of base over other, with the 95 % interval of medians of rounds drawn with replacement.
+    """Return the median of base over other, with the 95 % interval of medians of rounds drawn with replacement.
 
-    Both have a value for each round; the machine's speed in a round is in both of them and falls out.
+    Both have a value for each round, so that the machine's speed in a round cancels out.
     """
     return median(np.divide(base, other), seed)
 
 
 def median(values: Sequence[float] | np.ndarray, seed: int) -> Interval:
-    """The median with its bootstrap interval."""
+    """Return the median with its bootstrap interval."""
     return _interval(float(np.median(values)), _medians(values, np.random.default_rng(seed)))
 
 
 def unpaired(old: Sequence[float], new: Sequence[float], seed: int) -> Interval:
-    """New median over old median, with the interval from values of each drawn with replacement.
+    """Return the new median over the old one, with the interval from values of each drawn with replacement.
 
-    The two come from different times, so rounds are no pairs: what a drift of the machine does is in the ratio.
+    The two were measured at different times, so rounds are not paired and the ratio includes the machine's drift.
     """
     rng = np.random.default_rng(seed)
     before, after = _medians(old, rng), _medians(new, rng)
@@ -64,7 +64,7 @@ def unpaired(old: Sequence[float], new: Sequence[float], seed: int) -> Interval:
 
 
 def _medians(values: Sequence[float] | np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Of values drawn with replacement, many times."""
+    """Return the medians of many samples drawn with replacement."""
     array = np.asarray(values, np.float64)
     return np.median(array[rng.integers(len(array), size=(_RESAMPLES, len(array)))], axis=1)
 
@@ -75,18 +75,18 @@ def _interval(value: float, drawn: np.ndarray) -> Interval:
 
 
 def spread(values: Sequence[float]) -> float:
-    """The interquartile range over the median; 0 for a single value."""
+    """Return the interquartile range over the median; 0 for a single value."""
     low, middle, high = np.percentile(values, [25, 50, 75])
     return float((high - low) / middle) if middle else 0.0
 
 
 def steadiness(spreads: Mapping[str, float]) -> list[str]:
-    """What is wrong with the spreads of some timings, by what was timed: nothing where rounds agree."""
+    """Return warnings about timings whose rounds disagree, from the spread of each."""
     if not spreads:
         return []
     wild = {name: value for name, value in spreads.items() if value > _WILD}
-    found = [f"{name}: rounds differ by {value:.0%}" for name, value in wild.items()]
+    warnings = [f"{name}: rounds differ by {value:.0%}" for name, value in wild.items()]
     usual = statistics.median(spreads.values())
     if usual > _NOISY:
-        found.append(f"rounds differ by {usual:.0%} in the median of all timings: something else uses this machine")
-    return found
+        warnings.append(f"rounds differ by {usual:.0%} in the median of all timings; is the machine idle?")
+    return warnings

@@ -1,4 +1,4 @@
-"""What a benchmark measures: engines, shapes, rounds. Suites are YAML files; those in `suites/` go by their names."""
+"""Suites of benchmarks: engines, cases and rounds. A suite is a YAML file; those in `suites/` are known by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from lora_ft.bench.engines import parse
-from lora_ft.bench.versioned_json import Strict, first_fault
+from lora_ft.bench.versioned_json import Strict, first_error
 from lora_ft.core.errors import UsageError
 from lora_ft.tasks.plain_yaml import read_yaml
 
@@ -19,38 +19,38 @@ SUITES = Path(__file__).with_name("suites")
 
 
 class Serving(Strict):
-    """Poisson arrivals of real rows at a queue whose waiting requests are answered together."""
+    """Poisson arrivals of real rows at a queue, which answers waiting requests together."""
 
     loads: tuple[Positive, ...] = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2)
-    """Offered, as shares of what the first engine answers in full batches."""
+    """Offered loads, as shares of the first engine's throughput in full batches."""
     requests: PositiveInt = 200
-    """At each load."""
+    """Requests at each load."""
     max_batch: PositiveInt = 8
     max_wait: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds that a request waits for others while the engine is idle."""
+    """Time that a request waits for others while the engine is idle, in seconds."""
     slo: Positive = 1.0
-    """Seconds within which an answer is good."""
+    """Latency limit of a good answer, in seconds."""
 
 
 class Suite(Strict):
-    """Every combination of the lists is timed."""
+    """A suite. Every combination of its lists is timed."""
 
     name: str
     about: str = ""
     engines: tuple[str, ...]
-    """`engine/precision`, e.g. onnx/int8-w4 (see `lora_ft.bench.engines`). Ratios are to the first."""
+    """`engine/precision`, e.g. onnx/int8-w4 (see `lora_ft.bench.engines`). Speed-ups are over the first."""
     batch: tuple[PositiveInt, ...] = (1, 8)
     source: tuple[PositiveInt, ...] = (128,)
-    """Tokens in, the same for all rows."""
+    """Prompt length of all rows, in tokens."""
     new: tuple[Annotated[int, Field(ge=2)], ...] = (64,)
-    """Tokens out, forced."""
+    """Forced answer length, in tokens."""
     threads: tuple[PositiveInt | None, ...] = (None,)
-    """Of one call; none: the cores this process may use."""
+    """Threads of one call; None for all cores that this process may use."""
     decoding: tuple[Decoding, ...] = ("greedy",)
     provider: tuple[Literal["cpu", "cuda"], ...] = ("cpu",)
     rounds: PositiveInt = 11
     rows: Annotated[int, Field(ge=0)] = 0
-    """Rows of the task's test split that every engine answers at their natural length, for ROUGE; 0: none."""
+    """Test rows that every engine answers at natural length, to be scored; 0 for none."""
     seed: int = 0
     serving: Serving | None = None
 
@@ -65,24 +65,26 @@ class Suite(Strict):
 
     @classmethod
     def load(cls, name: str, overrides: Mapping[str, Any] | None = None) -> Suite:
-        """A suite by its name or from a file; values of `overrides` that are given take the place of its own.
+        """Return a suite by its name or from a file, with the keys in `overrides` replaced.
+
+        Values of `overrides` that are None or empty are ignored.
 
         Raises:
-            UsageError: there is none, it is no YAML, or a key of it is wrong (the first fault is named).
+            UsageError: The suite does not exist, is not YAML, or has a wrong key.
         """
         file = SUITES / f"{name}.yaml" if name in names() else Path(name)
         if not file.is_file():
-            raise UsageError(f"there is no suite {name!r}", f"one of {', '.join(names())}, or a YAML file")
+            raise UsageError(f"suite {name!r} does not exist", f"choose one of {', '.join(names())}, or a YAML file")
         raw = read_yaml(file).value
         if not isinstance(raw, dict):
-            raise UsageError(f"{file} is no mapping of keys to values")
-        given = {key: value for key, value in (overrides or {}).items() if value not in (None, (), [])}
+            raise UsageError(f"{file} is not a mapping of keys to values")
+        changes = {key: value for key, value in (overrides or {}).items() if value not in (None, (), [])}
         try:
-            return cls.model_validate({"name": file.stem, **raw, **given})
+            return cls.model_validate({"name": file.stem, **raw, **changes})
         except ValidationError as error:
-            raise UsageError(f"{file}: {first_fault(error)}") from error
+            raise UsageError(f"{file}: {first_error(error)}") from error
 
 
 def names() -> list[str]:
-    """The suites that ship."""
+    """Return the names of the shipped suites."""
     return sorted(path.stem for path in SUITES.glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""Models of what is asked and found: they take no unknown keys, and what is written is read back by its version."""
+"""Base classes of suites and reports: unknown keys are refused, and files carry a version."""
 
 from __future__ import annotations
 
@@ -11,46 +11,48 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import write_text
 
-VERSION = 1  # of the files that are written
+VERSION = 1  # of written files
 
 
 class Strict(BaseModel):
-    """A model without unknown keys that does not change."""
+    """An immutable model that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Record(Strict):
-    """A model that is a file of its own; it has a field `version`."""
+    """A model with its own file; subclasses have a field `version`."""
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the record as JSON."""
         write_text(path, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """One from its file.
+        """Return the record in a file.
 
         Raises:
-            UsageError: there is no such file.
-            LoraFtError: it is none, or of another version.
+            UsageError: The file cannot be read.
+            LoraFtError: The file is damaged or has another version.
         """
         try:
             content: Any = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}", "give the JSON file that `lora-ft bench` wrote") from error
+            raise UsageError(f"{path}: {error.strerror}", "give a JSON file written by `lora-ft bench`") from error
         except ValueError as error:
-            raise LoraFtError(f"{path} is no JSON ({error})") from error
+            raise LoraFtError(f"{path} is not valid JSON ({error})") from error
         version = content.get("version") if isinstance(content, dict) else None
         if version != VERSION:
-            raise LoraFtError(f"{path} is a report of version {version!r}", f"this lora-ft reads version {VERSION}")
+            raise LoraFtError(
+                f"{path} has version {version!r}, and this lora-ft reads version {VERSION}", "repeat the benchmark"
+            )
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise LoraFtError(f"{path}: {first_fault(error)}") from error
+            raise LoraFtError(f"{path}: {first_error(error)}") from error
 
 
-def first_fault(error: ValidationError) -> str:
-    """The key, its value and what is wrong with it, of the first of several."""
+def first_error(error: ValidationError) -> str:
+    """Return the key, the value and the message of the first of several errors."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc']))} = {first['input']!r:.60}: {first['msg']}"

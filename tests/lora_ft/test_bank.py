@@ -317,7 +317,7 @@ def test_what_names_an_adapter_wrongly_is_told(
         (["chat", bank], "or --adapter NAME: there are second, tiny"),
         (["verify", bank, "--adapter", "tiny"], "--adapter goes with --against"),
         (["verify", bank, "--against", run, "--adapter", "a"], "no adapter 'a'"),
-        (["bench", bank], "is a bank, of which engines would be timed on its base alone"),
+        (["bench", bank], "is a bank, which cannot be timed"),
         (["compare", bank, run], "an adapter of a bank with --adapter NAME"),
     ):
         assert command(asked) == 2

@@ -1,4 +1,4 @@
-"""Engines are found by name; what they cannot do is said."""
+"""Engines are found by name, and unknown ones are refused with the alternatives."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_a_mixture_has_the_name_that_the_exporter_gives_it() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("tvm", "no engine 'tvm'"),
-        ("torch/int8", "no precision 'int8'"),
+        ("tvm", "engine 'tvm' does not exist"),
+        ("torch/int8", "precision 'int8' is not supported by engine torch"),
         ("onnx/int3", "no precision 'int3'"),
-        ("openvino/w4", "has fp32, bf16, int8, int4"),
-        ("mine.py", "no file mine.py"),
+        ("openvino/w4", "choose one of fp32, bf16, int8, int4"),
+        ("mine.py", "file mine.py does not exist"),
     ],
 )
-def test_what_is_not_there_is_refused(text: str, why: str) -> None:
+def test_unknown_engines_are_refused(text: str, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         parse(text)
 

@@ -48,8 +48,8 @@ def test_an_environment_is_made_once_and_again_for_other_requirements(places: Pa
     assert peer_environments.folder("none") != Path(prefix.stdout.strip())
 
 
-def test_what_cannot_be_installed_is_said(places: Path) -> None:
+def test_a_failed_installation_is_an_error(places: Path) -> None:
     (places / "broken.txt").write_text(f"{places}/missing.whl\n")
-    with pytest.raises(LoraFtError, match=r"the packages of the peer broken cannot be installed: ERROR: .*missing"):
+    with pytest.raises(LoraFtError, match=r"the packages of broken cannot be installed: ERROR: .*missing"):
         peer_environments.interpreter("broken")
     assert not (peer_environments.folder("broken") / "installed").exists()

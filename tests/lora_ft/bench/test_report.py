@@ -30,9 +30,9 @@ def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
     complete().write(path)
     content = json.loads(path.read_text())
     for text, why in (
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "version None"),
-        (json.dumps(content | {"version": 2}), "version 2; this lora-ft reads version 1"),
+        (json.dumps(content | {"version": 2}), "version 2, and this lora-ft reads version 1"),
         (json.dumps(content | {"bandwidth": "fast"}), "bandwidth = "),
         (json.dumps(content | {"more": 1}), "more = "),
     ):

@@ -62,9 +62,9 @@ def test_an_interval_holds_the_median_and_narrows_with_more_rounds() -> None:
     assert many.high - many.low < (few.high - few.low) / 3
 
 
-def test_rounds_that_disagree_are_said() -> None:
+def test_disagreeing_rounds_are_warned_about() -> None:
     assert spread([1.0]) == spread([2.0, 2.0, 2.0]) == 0
     assert steadiness({}) == steadiness({"a": 0.01, "b": 0.04}) == []
     (alone,) = steadiness({"a": 0.01, "b": 0.01, "c": 0.5})
     assert alone.startswith("c: rounds differ by 50%")
-    assert "something else uses this machine" in steadiness({"a": 0.1, "b": 0.1})[-1]
+    assert "is the machine idle?" in steadiness({"a": 0.1, "b": 0.1})[-1]

@@ -1,4 +1,4 @@
-"""Suites that ship are whole, flags take the place of keys, and faults are named."""
+"""Shipped suites are valid, flags replace keys, and errors name the key."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def test_given_values_take_the_place_of_those_of_the_file() -> None:
     ("text", "why"),
     [
         ("engines: [", "is not YAML"),
-        ("- torch", "no mapping"),
+        ("- torch", "is not a mapping"),
         ("about: x", r"engines = .*: Field required"),
         ("engines: []", "at least one engine"),
         ("engines: [torch, torch]", "none twice"),
-        ("engines: [tvm]", "no engine 'tvm'"),
+        ("engines: [tvm]", "engine 'tvm' does not exist"),
         ("engines: [torch]\nspeed: 1", r"speed = 1"),
         ("engines: [torch]\nnew: [1]", r"new\.0 = 1"),
         ("engines: [torch]\ndecoding: [wild]", r"decoding\.0 = 'wild'"),

@@ -127,8 +127,8 @@ def test_a_report_comes_back_from_its_file(report: TrainingReport, tmp_path: Pat
     ("content", "error", "says"),
     [
         (None, UsageError, "No such file"),
-        ("{", LoraFtError, "no JSON"),
-        ('{"version": 9}', LoraFtError, "version 9.*reads version 1"),
+        ("{", LoraFtError, "not valid JSON"),
+        ('{"version": 9}', LoraFtError, "version 9, and this lora-ft reads version 1"),
         ('{"version": 1}', LoraFtError, "task = .*: Field required"),
     ],
 )

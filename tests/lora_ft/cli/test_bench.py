@@ -58,7 +58,7 @@ def test_a_regression_ends_with_1(tmp_path: Path, capsys: Capture) -> None:
     [
         (["nowhere"], 2, "nowhere"),
         (["BUNDLE", "--suite", "fast"], 2, "one of latency, peers"),
-        (["BUNDLE", "--engine", "tvm"], 2, "no engine 'tvm'"),
+        (["BUNDLE", "--engine", "tvm"], 2, "engine 'tvm' does not exist"),
         (["BUNDLE", "--rounds", "0"], 2, "rounds = 0"),
         (["BUNDLE", "--rows", "5"], 2, "--task TASK or --rows 0"),
         (["BUNDLE", "--provider", "tpu"], 2, "provider.0 = 'tpu'"),

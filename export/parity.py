@@ -1,4 +1,4 @@
-"""Whether a bundle says what PyTorch says: logits within a tolerance, greedy text token for token."""
+"""Compare a bundle with PyTorch: logits within a tolerance, greedy text token for token."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Reference:
-    """What PyTorch makes of one batch of sources.
+    """PyTorch's answers to one batch of sources.
 
     Attributes:
-        input_ids: [b, s] int64.
-        attention_mask: [b, s] int64.
-        tokens: [b, n] int64, the greedy continuation, padded after </s>; n is at most max_new_tokens.
-        logits: [b, n, vocabulary] float32, of each of those tokens given the ones before it.
-        max_new_tokens: the limit of the greedy search.
+        input_ids: Sources, int64 [b, s].
+        attention_mask: Their mask, int64 [b, s].
+        tokens: Greedy continuation, int64 [b, n], padded after </s>; n is at most max_new_tokens.
+        logits: Logits of each of these tokens given those before it, float32 [b, n, vocabulary].
+        max_new_tokens: Limit of the greedy search.
     """
 
     input_ids: np.ndarray
@@ -40,15 +40,15 @@ class Reference:
 
 @dataclass(frozen=True)
 class Report:
-    """How a bundle compares with PyTorch over some rows.
+    """Result of comparing a bundle with PyTorch over some rows.
 
     Attributes:
-        rows, tokens: how much was compared.
-        identical_rows: rows whose greedy tokens are all the same.
-        largest_difference: of any logit of any token.
-        lookup_rows: rows whose greedy tokens prompt lookup makes too.
-        tolerance: what that difference may be at most, where nothing is rounded.
-        divergence: of the next token's probabilities from PyTorch's (Kullback-Leibler, nats), mean of all tokens.
+        rows, tokens: Number of compared rows and tokens.
+        identical_rows: Rows with equal greedy tokens.
+        largest_difference: Largest difference of any logit.
+        lookup_rows: Rows with equal tokens under prompt lookup.
+        tolerance: Largest allowed difference, if nothing is rounded.
+        divergence: Mean Kullback-Leibler divergence of next-token probabilities from PyTorch's, in nats.
     """
 
     rows: int
@@ -75,14 +75,14 @@ class Report:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For a manifest."""
+        """Return the report as an entry of a manifest."""
         return asdict(self)
 
 
 def compare(
     generator: Generator, references: Iterable[Reference], tolerance: float = TOLERANCE, adapter: str | None = None
 ) -> Report:
-    """Put each batch through the bundle and compare. References are taken one at a time, as logits are large."""
+    """Compare a bundle with PyTorch, reading one reference at a time, since logits are large."""
     rows = tokens = identical = looked_up = 0
     largest = diverged = 0.0
     for reference in references:
@@ -105,7 +105,7 @@ def compare(
 
 
 def divergence(generator: Generator, references: Iterable[Reference], adapter: str | None) -> float:
-    """That of `compare` alone, also where the answers are not meant to be PyTorch's."""
+    """Return only the divergence of `compare`, also for answers that need not equal PyTorch's."""
     tokens, found = 0, 0.0
     for reference in references:
         logits = generator.score(reference.input_ids, reference.attention_mask, reference.tokens, adapter=adapter)
@@ -116,7 +116,7 @@ def divergence(generator: Generator, references: Iterable[Reference], adapter: s
 
 
 def _divergence(reference: Reference, logits: np.ndarray, real: np.ndarray) -> float:
-    """Sum of the Kullback-Leibler divergences of all real tokens."""
+    """Return the sum of the Kullback-Leibler divergences of all real tokens."""
     expected = log_softmax(reference.logits[real])
     return float((np.exp(expected) * (expected - log_softmax(logits[real]))).sum())
 

@@ -1,4 +1,4 @@
-"""The files of a bundle: its graphs and weights in some precision, its tokenizer and prompt, its manifest."""
+"""Write the files of a bundle: graphs and weights in one precision, tokenizer, prompt and manifest."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _PACKAGES = ("lora-ft", "numpy", "onnx", "onnxruntime", "tokenizers")
 
 @dataclass(frozen=True)
 class BundleMetadata:
-    """Where a bundle comes from, for its manifest and its prompt.
+    """Origin, prompt and options of a bundle.
 
     Attributes:
-        base: name of the base model.
-        adapter: name of the adapter merged into it, or "".
-        template: the task's prompt, or None.
-        source_length: most tokens of a prompt.
-        generation: how it answers, by the names of `Options`; max_new_tokens is among them.
-        versions: of packages that took part before (torch, transformers, peft).
-        chat: what going on with a chat takes besides the prompt, or None.
-        labels: the only answers it may give, or none where it answers freely.
-        provenance: what its graphs say of it.
+        base: Name of the base model.
+        adapter: Name of the merged adapter, or "".
+        template: Prompt of the task, or None.
+        source_length: Maximum prompt length, in tokens.
+        generation: Generation settings by the names of `Options`, max_new_tokens among them.
+        versions: Versions of the packages that trained and loaded the model (torch, transformers, peft).
+        chat: Settings to continue a chat, besides the prompt, or None.
+        labels: The only allowed answers, or none if answers are free.
+        provenance: Metadata for the graphs.
     """
 
     base: str
@@ -60,11 +60,11 @@ class BundleMetadata:
 
 
 def read_model(folder: Path) -> tuple[Architecture, Checkpoint]:
-    """A checkpoint's architecture and weights.
+    """Return a checkpoint's architecture and weights.
 
     Raises:
-        UsageError: it is not of the T5 family.
-        LoraFtError: a weight file is damaged, or its tensors are not those of its config.json.
+        UsageError: The model family is not supported.
+        LoraFtError: A weight file is damaged, or its tensors do not match config.json.
     """
     checkpoint = Checkpoint(folder)
     architecture = replace(Architecture.read(checkpoint.config, folder), special=read_generation(folder).special)
@@ -74,7 +74,7 @@ def read_model(folder: Path) -> tuple[Architecture, Checkpoint]:
 
 
 def rescaled(architecture: Architecture, scaled: bool) -> Architecture:
-    """The architecture with the hidden state scaled before the head, or not, as PyTorch does it here."""
+    """Return the architecture with or without scaling of the hidden state before the head."""
     return replace(architecture, output_scale=architecture.d_model**-0.5 if scaled else 1.0)
 
 
@@ -87,16 +87,16 @@ def assemble(
     origin: BundleMetadata,
     adapted: T5 | None = None,
 ) -> Generator:
-    """Write everything of a bundle but its manifest, and open it.
+    """Write all files of a bundle except its manifest, and open it.
 
     Args:
-        folder: an empty folder.
-        t5: the model.
-        precision: the name of how its weights are stored.
-        config: the model's config.json.
-        tokenizer: the one its prompts are encoded with, and the codec.
-        origin: what to say of it, and its prompt.
-        adapted: of a bank: the model whose graphs take adapters.
+        folder: Empty folder.
+        t5: Parts of the model.
+        precision: Name of its precision.
+        config: Content of the model's config.json.
+        tokenizer: Tokenizer of its prompts, with their codec.
+        origin: Origin, prompt and options.
+        adapted: For a bank, the parts whose layers take adapters.
     """
     with WeightFile(folder / manifest.WEIGHTS) as file:
         models = {
@@ -132,7 +132,7 @@ def assemble(
 
 
 def prompt_of(origin: BundleMetadata, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a prompt.json says."""
+    """Return the content of prompt.json."""
     prompt = {"template": origin.template, "codec": tokenizer.codec.name, "source_length": origin.source_length}
     special = {"chat": origin.chat, "labels": origin.labels}
     return prompt | {name: value for name, value in special.items() if value}
@@ -146,14 +146,14 @@ def seal(
     prompt_lookup: bool,
     provenance: Provenance = UNKNOWN,
 ) -> None:
-    """Copy an assembled bundle and write its manifest, which binds every file.
+    """Copy an assembled bundle and write its manifest, with the hash of every file.
 
     Args:
-        assembled: folder from `assemble`.
-        content: of the manifest.
-        staging: folder to make it in.
-        prompt_lookup: whether that is on by default.
-        provenance: of the model, for its graphs and its bill of materials.
+        assembled: Folder from `assemble`.
+        content: Entries of the manifest.
+        staging: Folder to copy to.
+        prompt_lookup: Whether prompt lookup is on by default.
+        provenance: Metadata for the graphs and the bill of materials.
     """
     shutil.copytree(assembled, staging, dirs_exist_ok=True)
     stamp(staging, properties(provenance, content))

@@ -1,4 +1,4 @@
-"""Other shapes of an exported model, for consumers that are not this project's runtime; one file a layout."""
+"""Layouts of an exported model for consumers other than this project's runtime, one module each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_ft.export.parity import Reference, identical_rows
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.manifest import describe
 
-RECORD = "lora-ft.json"  # what was exported and how it was checked; nobody but people reads it
+RECORD = "lora-ft.json"  # the export and its checks, for people to read
 _COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 
 Write = Callable[[Path, T5], None]
@@ -39,7 +39,7 @@ def differences(name: str, generation: Mapping[str, Any], labels: Sequence[str],
     """Return how answers of a layout may differ from those of the bundle, a phrase each.
 
     Args:
-        name: of LAYOUTS.
+        name: A key of LAYOUTS.
         generation: Settings of the bundle, by the names of `Options`.
         labels: The only answers that the bundle gives, or none.
         codec: Name of the task's codec.
@@ -57,21 +57,21 @@ def differences(name: str, generation: Mapping[str, Any], labels: Sequence[str],
 def write_layout(
     name: str, folder: Path, t5: T5, bundle: Generator, checkpoint: Path, references: Iterable[Reference]
 ) -> dict[str, Any]:
-    """Write a model in another layout and check that it generates what the bundle does.
+    """Write a model in another layout and check that it generates the same tokens as the bundle.
 
     Args:
-        name: of LAYOUTS.
-        folder: an empty folder.
-        t5: the model in the precision that was chosen.
-        bundle: the same as a bundle, to take files from and to compare with.
-        checkpoint: folder that other files of the tokenizer are copied from.
-        references: batches to try it on.
+        name: A key of LAYOUTS.
+        folder: Empty folder.
+        t5: Parts of the model in the chosen precision.
+        bundle: The same model as a bundle, to copy files from and to compare with.
+        checkpoint: Folder to copy other files of the tokenizer from.
+        references: Batches to compare on.
 
     Returns:
-        What its record says: the layout, its generation settings, and how answers differ from the bundle's.
+        Entries of its record: the layout, its generation settings, and how answers differ from the bundle's.
 
     Raises:
-        LoraFtError: it generates something else.
+        LoraFtError: It generates other tokens than the bundle.
     """
     write, answers = LAYOUTS[name]
     for file in _COPIED:
@@ -91,14 +91,14 @@ def write_layout(
 def check_layout(
     name: str, folder: Path, answers: Sequence[Answer], bundle: Generator, references: Iterable[Reference]
 ) -> None:
-    """Raise LoraFtError unless a layout generates what the bundle does.
+    """Raise LoraFtError unless a layout generates the same tokens as the bundle.
 
     Args:
-        name: of the layout, for the message.
-        folder: of the layout.
-        answers: the ways in which its consumers generate.
-        bundle: the same model as a bundle.
-        references: batches to try it on.
+        name: Name of the layout, for the message.
+        folder: Folder of the layout.
+        answers: Functions that generate as its consumers do.
+        bundle: The same model as a bundle.
+        references: Batches to compare on.
     """
     for reference in references:
         ids, mask, limit = reference.input_ids, reference.attention_mask, reference.max_new_tokens
@@ -113,11 +113,11 @@ def check_layout(
 
 
 def record_layout(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write down what a finished layout holds.
+    """Write the record of a finished layout.
 
     Args:
-        folder: from `write_layout`, with everything else that belongs to it.
-        record: what to write down beside the files, among it what `write_layout` returned.
+        folder: Finished folder of the layout.
+        record: Entries of the record besides the files, including the result of `write_layout`.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     content = {**record, "files": {str(path.relative_to(folder)): describe(path) for path in files}}

@@ -1,4 +1,4 @@
-"""Weights rounded to few bits, in blocks of inputs that share a scale."""
+"""Round weights to few bits, in blocks of inputs that share a scale."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lora_ft.core.hardware import allowed_cpus
 TINY = 1e-12  # keeps the scale of a block of zeros positive
 _DAMPING = 0.01  # of the mean square of an input, as in the paper
 _SHARES = np.array([sign * part for part in np.linspace(1, 0.6, 9) for sign in (1, -1)], np.float32)  # of the widest
-_OUTPUTS = 4096  # rounded together, so that a block of them stays in a core's cache
+_OUTPUTS = 4096  # rounded together: a block of them stays in a core's cache
 
 
 def round_to_nearest(weight: np.ndarray, bits: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Round [outputs, inputs] to the nearest steps, `size` inputs of an output with a scale of their own.
+    """Round [outputs, inputs] to the nearest steps, with a scale for each `size` inputs of an output.
 
     Returns:
-        Steps uint8 [outputs, blocks, size], of which 2**(bits-1) is zero, and scales float32 [outputs, blocks], signed
-        such that the largest magnitude takes the value furthest from zero. The last block is filled up with zeros.
+        Steps uint8 [outputs, blocks, size], with 2**(bits-1) for zero, and scales float32 [outputs, blocks], signed so
+        that the largest magnitude gets the value furthest from zero. The last block is padded with zeros.
     """
     zero = 1 << (bits - 1)
     blocks = np.pad(weight, ((0, 0), (0, -weight.shape[1] % size))).reshape(len(weight), -1, size)
@@ -31,17 +31,17 @@ def round_to_nearest(weight: np.ndarray, bits: int, size: int) -> tuple[np.ndarr
 def round_with_compensation(
     weight: np.ndarray, moments: np.ndarray, bits: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `round_to_nearest`, each input's error made good by inputs not yet rounded (GPTQ, arXiv 2210.17323).
+    """Round like `round_to_nearest`, and compensate each input's error by later inputs (GPTQ, arXiv 2210.17323).
 
-    The inputs that weigh most are rounded first (GPTQ's `act_order` with static groups), and a block's scale is the one
-    of several that costs its outputs least. With 4 bits it takes more than half of what rounding FLAN-T5-small costs;
+    Inputs with the largest moments are rounded first (GPTQ's `act_order` with static groups). Of several scales, a
+    block takes the one with the least error. With 4 bits this removes more than half of the rounding loss of FLAN-T5-small;
     order and scales are a tenth of that, in blocks of 128.
 
     Args:
-        weight: [outputs, inputs].
-        moments: [inputs, inputs], sums of products of the layer's inputs over rows of a calibration.
-        bits: of a step.
-        size: of a block.
+        weight: Weights [outputs, inputs].
+        moments: Sums of products of the layer's inputs over calibration rows [inputs, inputs].
+        bits: Bits of a step.
+        size: Inputs of a block.
     """
     zero, inputs = 1 << (bits - 1), weight.shape[1]
     padded = inputs + -inputs % size
@@ -83,7 +83,7 @@ def _scale(blocks: np.ndarray, zero: int, axis: int) -> np.ndarray:
 
 
 def _best_scale(block: np.ndarray, weights: np.ndarray, zero: int) -> np.ndarray:
-    """Of a block [inputs, outputs], for each output: the least sum of squared errors, weighted by input."""
+    """Return the scale of each output of a block [inputs, outputs] with the least squared error, weighted by input."""
     widest = _scale(block, zero, axis=0)
     best, least = widest, np.full(len(widest), np.inf, np.float32)
     for share in _SHARES:

@@ -1,9 +1,9 @@
-"""The products of adapters in a graph: every adapted layer takes its A and B as inputs, a row of the batch one adapter.
+"""Adapters in a graph: every adapted layer takes A and B as inputs, one adapter for each row of the batch.
 
 A group of layers that share an input has one product with A for all of them, then one with B for each, side by side.
-Where a layer's weights are rounded to integers, so are its adapters, as bytes: a step of eight rows with eight adapters
-reads as many bytes of adapters as of weights otherwise. What A makes of a row is rounded by a scale that was found when
-the adapter was put into the bank, so that no range is looked for in a step.
+If a layer's weights are integers, its adapters are bytes too: otherwise a step of eight rows with eight adapters would
+read as many bytes of adapters as of weights. A's output is rounded by a scale that was calibrated when the adapter was
+added to the bank, so a step searches for no range.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from lora_ft.export.onnx.graph import FLOAT, INT8, MS, Graph
 from lora_ft.export.onnx.quantization import Blocks, Int8, Weight, WeightFormat, quantised_input
 
 KINDS = {"float32": FLOAT, "int8": INT8}
-PREFIX = "adapter."  # of the inputs' names
+PREFIX = "adapter."  # prefix of the inputs' names
 
 
 @dataclass(frozen=True)
 class Group:
-    """Layers side by side, and what an adapter has for them.
+    """Layers side by side, and the shapes of an adapter for them.
 
     Attributes:
-        layers: their names; not each of them need be adapted.
-        inputs: width of their input.
-        width: of the output of each.
-        rank: the highest that an adapter may have there.
-        exact: whether adapters are float32, and not bytes.
-        by_row: of bytes: whether the input has a scale for each row of it.
+        layers: Names of the layers; an adapter may adapt only some of them.
+        inputs: Width of their input.
+        width: Width of each output.
+        rank: Maximum rank of an adapter.
+        exact: Whether adapters are float32 instead of bytes.
+        by_row: For bytes, whether the input has a scale for each row.
     """
 
     layers: tuple[str, ...]
@@ -48,8 +48,8 @@ class Group:
     def values(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """(dtype, shape) of each array of one adapter, by the name of the graph's input.
 
-        A is [inputs, parts * rank] and B [1, parts, rank, width], where the first axis is for tokens, or of a single
-        part [rank, width]. Bytes have scales: of A's columns, and of the outputs.
+        A is [inputs, parts * rank]. B is [1, parts, rank, width] with a first axis for tokens, or [rank, width] for a
+        single part. Bytes have scales: of A's columns, and of the outputs.
         """
         parts = len(self.layers)
         down, up = (self.inputs, parts * self.rank), (self.rank, self.width)
@@ -65,12 +65,12 @@ class Group:
 
 
 class Adapted:
-    """A storage whose layers take adapters, where the bank has a rank for them.
+    """A format whose layers take adapters, if the bank has a rank for them.
 
     Args:
-        storage: of the weights.
-        ranks: by the layer's name.
-        groups: which this storage adds to, by name, as graphs are built.
+        storage: Format of the weights.
+        ranks: Maximum ranks by layer.
+        groups: Filled by name as graphs are built.
     """
 
     def __init__(self, storage: WeightFormat, ranks: Mapping[str, int], groups: dict[str, Group]) -> None:
@@ -87,7 +87,9 @@ class Adapted:
         self._groups[group.name] = group
         names = [g.input(name, KINDS[dtype], "adapters", *shape) for name, (dtype, shape) in group.values.items()]
         added, step = _exact(g, x, group, *names) if exact else _rounded(g, x, group, weight.peak, names)
-        if step and isinstance(self._storage, Int8):  # rows' steps multiply the sum once, not both of its parts
+        if step and isinstance(
+            self._storage, Int8
+        ):  # the scale of a row multiplies the sum once, not both of its terms
             return g.op("Mul", g.op("Add", self._storage.unscaled(g, x, weight), added), step, output=output)
         added = g.op("Mul", added, step) if step else added
         return g.op("Add", self._storage.linear(g, x, weight), added, output=output)
@@ -107,15 +109,15 @@ def _rounded(g: Graph, x: str, group: Group, peak: float, values: Sequence[str])
     signed = g.constant(np.int8(0), "int8.0")
     quantised, step, by_row = quantised_input(g, x, peak)
     inner = g.op("QLinearMatMul", quantised, one if by_row else step, zero, a, a_scale, signed, one, zero)
-    # one scale for all of B here, its own ones after: with scales by column this operator takes twice as long
+    # B's own scales multiply afterwards: with scales by column this operator takes twice as long
     outer = _by_part(g, inner, group, lambda part: g.op("MatMulIntegerToFloat", part, b, one, one, zero, domain=MS))
     return g.op("Mul", outer, b_scale), step if by_row else ""
 
 
 def _by_part(g: Graph, inner: str, group: Group, product: Callable[[str], str]) -> str:
-    """The product [b,q,parts*width] of each part's columns of inner [b,q,parts*rank], token by token.
+    """Return the products [b,q,parts*width] of each part's columns of inner [b,q,parts*rank].
 
-    Parts are many in a decoder alone, where tokens are few: nothing has to be put in another order then.
+    Only decoder groups have several parts, and there q is small, so a reshape is enough.
     """
     parts = len(group.layers)
     if parts == 1:

@@ -1,4 +1,4 @@
-"""T5's relative position bias as a table with a row for each distance, so that a graph only looks rows up."""
+"""T5's relative position bias as a table with a row for each distance, so that a graph only gathers rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 from lora_ft.export.onnx.graph import Graph
 
-MASKED = -1e9  # added to the score of a position that must not be seen
+MASKED = -1e9  # added to the score of a masked position
 
 
 def bias_rows(weight: np.ndarray, buckets: int, far: int, *, causal: bool) -> np.ndarray:
-    """The bias of every offset -far..far [2*far+1, heads] (all beyond share a bucket), of a table [buckets, heads].
+    """Return the bias of every offset -far..far [2*far+1, heads], from a table [buckets, heads].
 
-    A causal table has one row more, for keys that lie ahead and must not be seen.
+    All offsets beyond `far` share a bucket. A causal table has one more row, for masked keys ahead of the query.
     """
     rows = weight[bucket(np.arange(-far, far + 1), buckets, far, bidirectional=not causal)]
     if not causal:
@@ -23,7 +23,7 @@ def bias_rows(weight: np.ndarray, buckets: int, far: int, *, causal: bool) -> np
 
 
 def index_rows(g: Graph, query: str, key: str, far: int, *, causal: bool) -> str:
-    """Append the row numbers [b,q,k] in `bias_rows` for the int64 positions query [b,q] and key [b,k]."""
+    """Append the row numbers [b,q,k] in `bias_rows` for int64 positions of queries [b,q] and keys [b,k]."""
     offset = g.op("Sub", g.op("Unsqueeze", key, g.ints(1)), g.op("Unsqueeze", query, g.ints(2)))
     index = g.op("Add", g.op("Clip", offset, g.scalar(-far), g.scalar(far)), g.scalar(far))
     if not causal:
@@ -32,7 +32,7 @@ def index_rows(g: Graph, query: str, key: str, far: int, *, causal: bool) -> str
 
 
 def bucket(offset: np.ndarray, buckets: int, max_distance: int, *, bidirectional: bool) -> np.ndarray:
-    """T5's bucket of each key-minus-query offset: exact for half of them, then logarithmic (arXiv 1910.10683, 2.1)."""
+    """Return T5's bucket of each key-minus-query offset, half exact, half logarithmic (arXiv 1910.10683, 2.1)."""
     base: np.ndarray | int = 0
     if bidirectional:
         buckets //= 2
@@ -40,7 +40,7 @@ def bucket(offset: np.ndarray, buckets: int, max_distance: int, *, bidirectional
     else:
         distance = -np.minimum(offset, 0)
     exact = buckets // 2
-    # float32 as in transformers: at a bucket's edge the rounding decides
+    # float32 as in transformers, since rounding decides at a bucket's edge
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / math.log(max_distance / exact)
     far = exact + (ratio * (buckets - exact)).astype(np.int64)
     return base + np.where(distance < exact, distance, np.minimum(far, buckets - 1))

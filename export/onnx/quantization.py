@@ -32,14 +32,14 @@ _INT8_ARITHMETIC = 4  # accuracy_level: activations are quantised to int8 by blo
 
 @dataclass(frozen=True)
 class Weight:
-    """A matrix that is read when it is stored.
+    """A matrix that is read only when it is stored.
 
     Attributes:
-        layers: names of the layers, several where they share their input and lie side by side.
-        outputs, inputs: its shape.
-        read: makes the float32 array [outputs, inputs].
-        peak: the largest magnitude that the layer's input had in calibration; 0 where no single scale does.
-        moments: makes the sums of products of the layer's inputs in calibration [inputs, inputs], or None.
+        layers: Names of the layers, several if they share their input and lie side by side.
+        outputs, inputs: Shape of the matrix.
+        read: Returns the float32 array [outputs, inputs].
+        peak: Largest magnitude of the layer's input in calibration; 0 if no single scale serves it.
+        moments: Returns sums of products of the layer's inputs in calibration [inputs, inputs], or None.
     """
 
     layers: tuple[str, ...]
@@ -51,26 +51,26 @@ class Weight:
 
     @property
     def name(self) -> str:
-        """What it is stored under."""
+        """Name that the matrix is stored under."""
         return "+".join(self.layers) if len(self.layers) < 4 else f"{self.layers[0]}+{len(self.layers) - 1}"
 
 
 class WeightFormat(Protocol):
-    """Stores the weights of linear layers and embeddings.
+    """A way to store the weights of linear layers and embeddings.
 
     Attributes:
-        alpha: how much of the outliers of a layer's input is to be folded into its weights (see `smooth`).
-        compensates: whether `Weight.moments` make it better.
+        alpha: Share of the outliers of a layer's input that is folded into its weights (see `smoothquant`).
+        compensates: Whether it uses `Weight.moments`.
     """
 
     alpha: float
     compensates: bool
 
     def linear(self, g: Graph, x: str, weight: Weight, output: str | None = None) -> str:
-        """Append x [..., inputs] @ weight.T and return its name, a new one unless given."""
+        """Append x [..., inputs] @ weight.T and return its name, `output` or a new one."""
 
     def rows(self, g: Graph, ids: str, weight: Weight) -> str:
-        """Append the look-up of the rows `ids` [...], float32 [..., inputs], and return its name."""
+        """Append the lookup of the rows `ids` [...], float32 [..., inputs], and return its name."""
 
 
 class Float32:
@@ -89,8 +89,8 @@ class Float32:
 class Half:
     """16-bit floats, half the bytes, multiplied by a GPU's tensor cores.
 
-    What overflows 16 bits in a T5 is not touched (huggingface/transformers#20287, `_keep_in_fp32_modules`): `wo`, and
-    between the products norms, attention and the residual sum.
+    Parts of a T5 that overflow 16 bits stay fp32 (huggingface/transformers#20287, `_keep_in_fp32_modules`): `wo`, and
+    between the products the norms, attention and the residual sum.
 
     Args:
         kind: TensorProto.FLOAT16 or TensorProto.BFLOAT16.
@@ -115,14 +115,14 @@ class Half:
 
 
 class Int8:
-    """8-bit arithmetic throughout, the fastest where computing is what takes the time (an encoder, large batches).
+    """8-bit arithmetic throughout, the fastest format for compute-bound layers (an encoder, large batches).
 
-    The scale of an input comes from calibration, or, where its peak is unknown, from each row of it.
+    The scale of an input comes from calibration, or from each of its rows if its peak is unknown.
 
     Args:
-        portable: weights are unsigned bytes, around 128, the same numbers. x86 without VNNI adds products with signed
-            ones in 16 bits, which overflow unless the session is told to (it cannot be where they lie outside a loop's
-            body); with VNNI signed ones take half the time.
+        portable: Store the same numbers as unsigned bytes around 128. x86 without VNNI adds products with signed bytes
+            in 16 bits, which overflow unless a session option selects other kernels; that option has no effect on
+            weights outside a loop's body. With VNNI, signed bytes take half the time.
     """
 
     alpha = 0.65  # divergence from fp32's next tokens on DialogSum: 0.0038 with 0.5, 0.0022, 0.0039 with 0.8
@@ -138,7 +138,7 @@ class Int8:
         return self.unscaled(g, x, weight, output)
 
     def unscaled(self, g: Graph, x: str, weight: Weight, output: str | None = None) -> str:
-        """As `linear`; where rows of the input have steps of their own, in these steps."""
+        """Append `linear` without the scale of each row, if the input has one."""
         key = f"{weight.name}.{'u' * self._portable}int8"
         values = g.weight(key, lambda: self._values(weight.read()).T)
         scale = g.weight(f"{key}.scale", lambda: _scale(weight.read()))
@@ -160,17 +160,17 @@ class Int8:
 
 
 class Blocks:
-    """Weights in blocks with a scale each, the fewest bytes: for what waits for memory (a decoder's single steps).
+    """Weights in groups that share a scale, with the fewest bytes: for memory-bound layers (a decoder's single steps).
 
     Divergence from fp32's next tokens on DialogSum, and the time of FLAN-T5-small's head for one row on two Zen 4
     cores: 8 bits in blocks of 32 0.006 and 0.69 ms, of 128 0.008 and 0.33; 4 bits 0.039 and 0.38, 0.066 and 0.23.
 
     Args:
-        bits: of a weight, 8 or 4.
-        size: of a block, a power of two from 16.
+        bits: Bits a weight, 8 or 4.
+        size: Weights in a group, a power of two from 16.
     """
 
-    alpha = 0.4  # weights are what is coarse here: w4 diverges by 0.029 with 0.3 to 0.5, by 0.050 with 0.65
+    alpha = 0.4  # weights are the coarse part here: w4 diverges by 0.029 with 0.3 to 0.5, by 0.050 with 0.65
 
     def __init__(self, bits: int, size: int) -> None:
         self._bits, self._size = bits, size
@@ -196,10 +196,10 @@ class Blocks:
         )
 
     def rows(self, g: Graph, ids: str, weight: Weight) -> str:
-        return Int8().rows(g, ids, weight)  # a table is read a row at a time: fewer bits would save no time
+        return Int8().rows(g, ids, weight)  # a table is read one row a token, so fewer bits would save no time
 
     def _round(self, weight: Weight) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [outputs, blocks, bytes], of two 4-bit values in a byte the first the lower half; scales."""
+        """Return uint8 [outputs, blocks, bytes] and scales; the lower half of a byte is the first 4-bit value."""
         moments = weight.moments() if self.compensates else None
         if moments is None:
             values, scale = round_to_nearest(weight.read(), self._bits, self._size)
@@ -232,11 +232,15 @@ def formats_of(precision: Precision, family: Family) -> Callable[[str], WeightFo
 
 
 def quantised_input(g: Graph, x: str, peak: float) -> tuple[str, str, bool]:
-    """Append x as uint8 around 128, once for all that share it: (its name, that of its step, whether that is by row).
+    """Append x as uint8 around 128, once for all layers that share it.
 
     Args:
-        g, x: where and what.
-        peak: the largest magnitude of x that is kept, or 0: then each row has a step of its own [..., 1].
+        g: Graph to append to.
+        x: Name of the input.
+        peak: Largest magnitude of x that is kept, or 0 for a scale of each row [..., 1].
+
+    Returns:
+        Its name, the name of its scale, and whether that is by row.
     """
     zero = g.constant(np.uint8(128), "uint8.128")
     if peak:
@@ -251,12 +255,12 @@ def quantised_input(g: Graph, x: str, peak: float) -> tuple[str, str, bool]:
 
 
 def portable(storage: WeightFormat) -> WeightFormat:
-    """The same numbers in a form that gives the same results on every processor, whatever the session's settings."""
+    """Return a format of the same numbers with equal results on every processor, whatever the session."""
     return Int8(portable=True) if isinstance(storage, Int8) else storage
 
 
 def _scale(weight: np.ndarray) -> np.ndarray:
-    """Of each output channel, for 8 bits."""
+    """Return the 8-bit scale of each output channel."""
     return np.maximum(np.abs(weight).max(1) / 127, TINY).astype(np.float32)
 
 

@@ -34,8 +34,8 @@ def round_with_compensation(
     """Round like `round_to_nearest`, and compensate each input's error by later inputs (GPTQ, arXiv 2210.17323).
 
     Inputs with the largest moments are rounded first (GPTQ's `act_order` with static groups). Of several scales, a
-    block takes the one with the least error. With 4 bits this removes more than half of the rounding loss of FLAN-T5-small;
-    order and scales are a tenth of that, in blocks of 128.
+    block takes the one with the least error. With 4 bits this removes more than half of the rounding loss of
+    FLAN-T5-small; order and scales are a tenth of that, in blocks of 128.
 
     Args:
         weight: Weights [outputs, inputs].

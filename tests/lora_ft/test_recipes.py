@@ -1,4 +1,4 @@
-"""What ships as an example: task files that load, and rows fit to be trained on and measured with."""
+"""Shipped recipes: task files that load, and rows that are fit for training and scoring."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def grams(text: str) -> set[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("column", ["dialogue", "summary"])
-def test_no_row_of_the_example_stands_nearly_so_in_another_split(example: tuple[Task, Splits], column: str) -> None:
+def test_no_row_of_the_example_is_nearly_repeated_in_another_split(example: tuple[Task, Splits], column: str) -> None:
     found = {name: [(row.row["id"], grams(row.row[column])) for row in example[1][name]] for name in SPLITS}
     assert all(five_grams for name in SPLITS for _, five_grams in found[name])
     alike = [
@@ -190,7 +190,7 @@ def test_every_resource_of_the_clinical_notes_is_valid(clinical: tuple[Task, Spl
         assert scores[VALID].min() == scores[SAME_VALUE].min() == 100
 
 
-def test_the_clinical_notes_have_their_kinds_in_every_split_and_nobody_in_two(clinical: tuple[Task, Splits]) -> None:
+def test_clinical_notes_have_every_kind_in_every_split_and_each_person_in_one(clinical: tuple[Task, Splits]) -> None:
     _, splits = clinical
     people: list[str] = []
     for name in SPLITS:
@@ -203,7 +203,7 @@ def test_the_clinical_notes_have_their_kinds_in_every_split_and_nobody_in_two(cl
     assert len(set(people)) == len(people) and splits.overlap == 0
 
 
-def test_what_the_clinical_recipe_says_of_its_rows_is_true(clinical: tuple[Task, Splits]) -> None:
+def test_counts_in_the_clinical_recipe_are_true(clinical: tuple[Task, Splits]) -> None:
     text = recipe_file("clinical-fhir").read_text(encoding="utf-8")
     for name in SPLITS:
         stated = re.search(rf"^  {name}: {name}\.jsonl # (\d+)", text, re.MULTILINE)
@@ -253,11 +253,11 @@ def test_tickets_are_unlike_each_other_and_t5_can_read_them(tickets: tuple[Task,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in recipes() if load_task(name).data.hub is None])
-def test_no_recipe_is_warned_of_what_it_could_mend_itself(name: str) -> None:
-    found = validate(name, ["base=offline"])
+def test_recipes_cause_no_avoidable_warnings(name: str) -> None:
+    report = validate(name, ["base=offline"])
     machine = (find_base("offline").notice, "training needs about")
     counted = (
         "left out: 1 (1 forwarded)"  # one of the chat's messages was forwarded, so that readers see what comes of it
     )
-    assert found.faults == []
-    assert [one for one in found.warnings if not one.startswith(machine) and counted not in one] == []
+    assert report.faults == []
+    assert [warning for warning in report.warnings if not warning.startswith(machine) and counted not in warning] == []

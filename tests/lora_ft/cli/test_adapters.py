@@ -1,4 +1,4 @@
-"""`lora-ft adapters`: a folder of runs listed, looked at, compared and thinned out."""
+"""`lora-ft adapters`: list, show, compare and delete runs of a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def folder(tiny_run: Run, tmp_path: Path) -> Path:
-    """Of two runs and something else."""
+    """A folder of two runs and another folder."""
     for name in ("first", "second"):
         shutil.copytree(tiny_run.folder, tmp_path / "runs" / name)
     (tmp_path / "runs" / "notes").mkdir()
@@ -30,7 +30,7 @@ def test_list_names_every_adapter_of_a_folder(folder: Path, capsys: Capture) -> 
     assert all(row.split()[2] == "8" and "loss" in row and len(row) <= 80 for row in rows)
 
 
-def test_show_tells_what_an_adapter_is(folder: Path, capsys: Capture) -> None:
+def test_show_prints_training_and_scores(folder: Path, capsys: Capture) -> None:
     assert lora_ft(["evaluate", str(folder / "first"), "--limit", "3"]) == 0
     capsys.readouterr()
     assert lora_ft(["adapters", "show", str(folder / "first")]) == 0
@@ -38,7 +38,7 @@ def test_show_tells_what_an_adapter_is(folder: Path, capsys: Capture) -> None:
     assert "q, v" in shown and "validation loss" in shown and "test rows" in shown and "rouge1" in shown
 
 
-def test_compare_takes_a_folder_for_its_runs(folder: Path, capsys: Capture) -> None:
+def test_compare_reads_all_runs_of_a_folder(folder: Path, capsys: Capture) -> None:
     for name in ("first", "second"):
         assert lora_ft(["evaluate", str(folder / name), "--limit", "3"]) == 0
     capsys.readouterr()

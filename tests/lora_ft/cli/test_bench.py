@@ -1,4 +1,4 @@
-"""The verbs of `lora-ft bench`: what they print within 80 columns, and how they end."""
+"""Commands of `lora-ft bench`: output within 80 columns, and exit codes."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_onnx(str(base), base.parent / "bundle").out
 
 
-def test_a_bundle_is_timed_and_its_report_compared_with_itself(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_bench_times_a_bundle_and_compares_its_report_with_itself(
+    bundle: Path, tmp_path: Path, capsys: Capture
+) -> None:
     flags = ["--batch", "1", "--source", "9", "--new", "5", "--rounds", "3", "--out", str(tmp_path / "out")]
     assert lora_ft(["bench", str(bundle), *flags]) == 0
     printed = capsys.readouterr().out
     assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith(("warning", "page")))
     assert "Batch 1, 9 tokens in, 5 out, greedy" in printed and "onnx/fp32" in printed
-    found = BenchReport.read(tmp_path / "out" / "report.json")
-    assert (found.suite.name, found.suite.rounds, found.suite.batch) == ("smoke", 3, (1,))
+    recorded = BenchReport.read(tmp_path / "out" / "report.json")
+    assert (recorded.suite.name, recorded.suite.rounds, recorded.suite.batch) == ("smoke", 3, (1,))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.md"]
     report = str(tmp_path / "out" / "report.json")
     assert lora_ft(["bench", "compare", report, report]) == 0
     assert "1.000" in capsys.readouterr().out
 
 
-def test_a_regression_ends_with_1(tmp_path: Path, capsys: Capture) -> None:
+def test_compare_exits_with_1_on_a_regression(tmp_path: Path, capsys: Capture) -> None:
     names = ("torch/fp32", "onnx/fp32", "onnx/int8")
     before, after = tmp_path / "a.json", tmp_path / "b.json"
     complete(names).write(before)
@@ -47,8 +49,8 @@ def test_a_regression_ends_with_1(tmp_path: Path, capsys: Capture) -> None:
     assert "worse" in printed and all(len(line) <= 80 for line in printed.splitlines())
     assert lora_ft(["bench", "compare", str(before), str(after), "--tolerance", "0.5"]) == 0
     assert lora_ft(["bench", "compare", str(after), str(before)]) == 0
-    found = complete(names)
-    found.model_copy(update={"contestants": found.contestants[:2]}).write(after)
+    report = complete(names)
+    report.model_copy(update={"contestants": report.contestants[:2]}).write(after)
     assert lora_ft(["bench", "compare", str(before), str(after)]) == 1
     assert "missing: onnx/int8" in capsys.readouterr().out
 
@@ -66,18 +68,18 @@ def test_a_regression_ends_with_1(tmp_path: Path, capsys: Capture) -> None:
         (["train", "nothing"], 2, "nothing"),
     ],
 )
-def test_what_is_wrong_is_one_line(
+def test_wrong_usage_is_reported_in_one_line(
     bundle: Path, tmp_path: Path, capsys: Capture, arguments: list[Any], code: int, why: str
 ) -> None:
-    given = [str(bundle) if word == "BUNDLE" else word for word in arguments]
-    more = ["--out", str(tmp_path / "out")] if given[0] not in ("compare", "train") else []
-    assert lora_ft(["bench", *given, *more]) == code
+    words = [str(bundle) if word == "BUNDLE" else word for word in arguments]
+    more = ["--out", str(tmp_path / "out")] if words[0] not in ("compare", "train") else []
+    assert lora_ft(["bench", *words, *more]) == code
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     assert why in line
     assert not (tmp_path / "out").exists()
 
 
-def test_an_engine_that_fails_ends_with_1(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_bench_exits_with_1_if_an_engine_fails(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "mine.py").write_text(
         "def load(folder, threads):\n    return lambda ids, mask, new, least: ids[:, :2]\n"
     )

@@ -1,4 +1,4 @@
-"""`lora-ft chat`: lines from a pipe, rounds by itself, beginnings from files, and what it refuses."""
+"""`lora-ft chat`: lines from a pipe, rounds without input, beginnings from files, and wrong usage."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ GO_ON = ["--greedy", "--max-new-tokens", "8"]
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: Run) -> Path:
-    """Its prompt takes one column, which is all that talking with it needs."""
+    """A bundle whose prompt has one column, which is enough for a chat."""
     out = tmp_path_factory.mktemp("chat") / "bundle"
     export_onnx(str(tiny_run.folder), out)
     return out
 
 
-def test_rounds_go_on_from_a_beginning(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_rounds_continue_from_a_beginning(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "start.txt").write_text("\ufeffAna: hello\nthere\nBen: hi\n", encoding="utf-8")
     for start in (str(tmp_path / "start.txt"), "Ana: hello\nthere\nBen: hi"):
         assert lora_ft(["chat", str(bundle), "--rounds", "2", "--start", start, *GO_ON]) == 0
@@ -50,13 +50,13 @@ def test_lines_of_a_pipe_are_answered_without_torch(bundle: Path) -> None:
     assert done.stdout.strip() or "said nothing" in done.stderr
 
 
-def test_the_end_of_the_input_ends_it(bundle: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_of_input_ends_the_chat(bundle: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert lora_ft(["chat", str(bundle), "--as", "Ana"]) == 0
     assert capsys.readouterr().out == ""
 
 
-def test_a_terminal_is_asked_for_lines(bundle: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_is_prompted_for_lines(bundle: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -86,12 +86,12 @@ def test_a_terminal_is_asked_for_lines(bundle: Path, capsys: Capture, monkeypatc
         (["--rounds", "0"], "rounds"),
     ],
 )
-def test_what_is_asked_wrongly(bundle: Path, capsys: Capture, arguments: list[str], part: str) -> None:
+def test_wrong_usage_is_refused(bundle: Path, capsys: Capture, arguments: list[str], part: str) -> None:
     assert lora_ft(["chat", str(bundle), *arguments]) == 2
     assert part in capsys.readouterr().err
 
 
-def test_a_beginning_that_is_not_utf_8(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_beginning_in_another_encoding_is_refused(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "start.txt").write_bytes(b"Ana: caf\xe9")
     assert lora_ft(["chat", str(bundle), "--start", str(tmp_path / "start.txt")]) == 1
     assert "start.txt is not UTF-8 (byte 8)" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The command line: what it prints, and one line with the remedy and the right exit code for what is wrong."""
+"""The command line: its output, and one line with the remedy and the right exit code for each error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def fails(capsys: Capture, arguments: list[Any], code: int, *parts: str) -> None:
-    """The command ends with `code` and one line on stderr that holds all `parts`."""
+    """Assert that a command exits with `code` and prints one error line that contains all `parts`."""
     capsys.readouterr()
     assert lora_ft([str(argument) for argument in arguments]) == code
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -33,7 +33,7 @@ def fails(capsys: Capture, arguments: list[Any], code: int, *parts: str) -> None
         assert part in lines[0]
 
 
-def test_the_whole_path(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
+def test_all_commands_work_in_sequence(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
     task, run, merged, bundle = make_task(), tmp_path / "run", tmp_path / "merged", tmp_path / "bundle"
     assert lora_ft(["validate", str(task)]) == 0
     assert "is ready to train" in capsys.readouterr().out
@@ -52,7 +52,7 @@ def test_the_whole_path(make_task: MakeTask, tmp_path: Path, capsys: Capture) ->
     assert answers[0] == answers[1] == answers[2] and len(answers[0].splitlines()) == 2
 
 
-def test_validate_shows_every_fault_at_once(make_task: MakeTask, capsys: Capture) -> None:
+def test_validate_shows_all_errors_at_once(make_task: MakeTask, capsys: Capture) -> None:
     task = make_task(lora={"r": 0}, train={"precision": "fp16", "learning_rat": 1})
     assert lora_ft(["validate", str(task)]) == 2
     shown = capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_compare_prints_differences_and_writes_a_page(tiny_run: Run, tmp_path: P
     assert "</html>" in (tmp_path / "page.html").read_text()
 
 
-def test_answers_are_broken_for_a_person_and_never_in_a_pipe(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_wrapped_on_a_terminal_only(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = ["word " * 40 + "end", "short"]
     write_outputs(["a", "b"], answers, None)
     assert capsys.readouterr().out.splitlines() == answers
@@ -103,7 +103,7 @@ def test_answers_are_broken_for_a_person_and_never_in_a_pipe(capsys: Capture, mo
     assert 70 < max(map(len, lines)) <= 80 and lines[-1] == "short"
 
 
-def test_generate_wraps_where_it_is_told_to(tiny_run: Run, capsys: Capture) -> None:
+def test_generate_wraps_at_the_given_width(tiny_run: Run, capsys: Capture) -> None:
     assert lora_ft(["generate", str(tiny_run.folder), "abc", "--wrap", "10", "--min-new-tokens", "24"]) == 0
     assert all(len(line) <= 10 or " " not in line for line in capsys.readouterr().out.splitlines())
     fails(
@@ -130,7 +130,7 @@ def test_recipes_and_doctor_print(capsys: Capture) -> None:
     assert {"transformers", "cores", "hub", "offline base"} <= json.loads(capsys.readouterr().out).keys()
 
 
-def test_faults_of_the_task_file(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
+def test_errors_in_the_task_file(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
     fails(capsys, ["train", tmp_path / "no.yaml"], 2, "no task file", "recipe")
     fails(capsys, ["train", make_task(prompt="no column")], 2, "prompt", "names no column")
     fails(capsys, ["train", make_task(extra=1)], 2, "extra = 1: unknown key")
@@ -140,7 +140,7 @@ def test_faults_of_the_task_file(make_task: MakeTask, tmp_path: Path, capsys: Ca
     fails(capsys, ["train", tmp_path / "broken.yaml"], 2, "is not YAML")
 
 
-def test_faults_of_the_data(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
+def test_errors_in_the_data(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
     good = '{"text": "abc", "answer": "cba"}\n'
     cases: dict[str, tuple[bytes, int, str]] = {
         "empty": (good.encode() + b'{"text": "abc", "answer": "  "}\n', 1, ":2: column 'answer' is empty"),
@@ -166,13 +166,13 @@ def test_faults_of_the_data(make_task: MakeTask, tmp_path: Path, capsys: Capture
     fails(capsys, ["evaluate", tmp_path / "r"], 2, "has no test rows", "data.test")
 
 
-def test_overlap_of_the_splits_is_warned_about(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
+def test_train_warns_of_overlapping_splits(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
     task = make_task(data={"test": "train.jsonl"})
     assert lora_ft(["train", str(task), "--out", str(tmp_path / "run"), "--set", "train.max_steps=1"]) == 0
     assert "24 prompts of other rows are training prompts too" in capsys.readouterr().err
 
 
-def test_faults_of_the_base(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
+def test_errors_in_the_base(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
     fails(
         capsys,
         ["train", make_task(base="google/flan-t5-small")],
@@ -190,13 +190,13 @@ def test_faults_of_the_base(make_task: MakeTask, tmp_path: Path, capsys: Capture
     fails(capsys, ["train", make_task(base=str(pickled))], 2, "has no model.safetensors", "pickles")
 
 
-def test_an_adapter_of_another_base(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
+def test_merge_refuses_an_adapter_of_another_base(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
     other = save_tiny_t5(tmp_path / "other", d_model=40)
     fails(capsys, ["merge", tiny_run.folder, "--out", tmp_path / "m", "--base", other], 1, "d_model 32", "has 40")
     assert not (tmp_path / "m").exists()
 
 
-def test_a_tampered_bundle(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
+def test_generate_refuses_a_changed_bundle(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
     bundle = tmp_path / "bundle"
     assert lora_ft(["export", str(tiny_run.folder), "--out", str(bundle)]) == 0
     with open(bundle / "decoder.onnx", "r+b") as file:
@@ -205,7 +205,7 @@ def test_a_tampered_bundle(tiny_run: Run, tmp_path: Path, capsys: Capture) -> No
     fails(capsys, ["generate", bundle, "abc"], 1, "decoder.onnx is not the file that was published")
 
 
-def test_existing_output_is_not_overwritten(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
+def test_existing_output_is_not_replaced(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
     for verb in (["merge", tiny_run.folder], ["export", tiny_run.folder], ["train", tiny_run.folder / "task.yaml"]):
@@ -213,7 +213,9 @@ def test_existing_output_is_not_overwritten(tiny_run: Run, tmp_path: Path, capsy
     assert (tmp_path / "taken" / "file").read_text() == "mine"
 
 
-def test_a_full_disk(tiny_run: Run, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported_and_leaves_nothing(
+    tiny_run: Run, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -223,14 +225,14 @@ def test_a_full_disk(tiny_run: Run, tmp_path: Path, capsys: Capture, monkeypatch
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_command_line(tiny_run: Run, capsys: Capture) -> None:
+def test_wrong_options_are_refused(tiny_run: Run, capsys: Capture) -> None:
     fails(capsys, ["generate", tiny_run.folder, "abc", "--num-beams", "0"], 2, "num-beams")
     fails(capsys, ["fly"], 2, "fly")
     fails(capsys, ["evaluate", tiny_run.folder, "--split", "tst"], 2, "tst")
     fails(capsys, ["generate", tiny_run.folder, "abc", "--input", "x.txt"], 2, "both texts and --input")
 
 
-def test_a_traceback_only_with_debug(tmp_path: Path) -> None:
+def test_traceback_is_printed_only_with_debug(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lora_ft", "train", str(tmp_path / "no.yaml")]
     plain, debug = (
         subprocess.run([*command, *more], capture_output=True, text=True, check=False) for more in ([], ["--debug"])
@@ -240,8 +242,8 @@ def test_a_traceback_only_with_debug(tmp_path: Path) -> None:
     assert "Traceback" in debug.stderr and debug.stderr.endswith(plain.stderr)
 
 
-def test_nothing_is_loaded_that_could_run_code() -> None:
-    """No pickle, no code from a hub; remedies may name `torch.load`, no code may call it."""
+def test_no_code_is_loaded_from_files() -> None:
+    """Refuse pickle, code from the hub, and calls of `torch.load`, which messages may still mention."""
     sources = [path.read_text() for package in ("lora_ft", "export") for path in Path(package).rglob("*.py")]
     assert not any("trust_remote_code" in source or "import pickle" in source for source in sources)
     called = [

@@ -1,4 +1,4 @@
-"""No verb connects to anything, looks up a name or leaves an identifier, unless the user asked for it."""
+"""No command connects, resolves a name or writes an identifier unless the user asked for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ for arguments in json.loads(sys.argv[1]):
 SUITE = "engines: [onnx/fp32]\nbatch: [1]\nsource: [8]\nnew: [2]\nrounds: 2\n"
 
 
-def test_no_verb_reaches_for_anything(tiny_base: Path, tmp_path: Path) -> None:
+def test_no_command_uses_the_network(tiny_base: Path, tmp_path: Path) -> None:
     task = write_task(tmp_path, tiny_base, train={"max_steps": 1})
     run, out = str(tmp_path / "trained"), lambda name: ["--out", str(tmp_path / name)]
     suite = tmp_path / "suite.yaml"

@@ -15,7 +15,7 @@ from lora_ft.cli.rows import read_inputs, write_outputs
 from lora_ft.core.errors import UsageError
 
 
-def test_columns_come_back_as_json_has_them(tmp_path: Path) -> None:
+def test_columns_are_written_in_json_types(tmp_path: Path) -> None:
     row = {
         "when": datetime.datetime(2023, 1, 1, 12),
         "day": datetime.date(2023, 1, 1),
@@ -40,12 +40,12 @@ def test_columns_come_back_as_json_has_them(tmp_path: Path) -> None:
     assert second == {"input": "text", "output": "b"}
 
 
-def test_lines_end_at_line_ends_alone(tmp_path: Path) -> None:
+def test_only_line_ends_separate_inputs(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_bytes("a\u2028b\x85c\x0cd\r\n\ne\rf\n".encode("utf-16"))
     assert read_inputs([], tmp_path / "in.txt") == ["a\u2028b\x85c\x0cd", "e", "f"]
 
 
-def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
     for name in ("in.txt", "in.jsonl"):
         os.mkfifo(tmp_path / name)
         with pytest.raises(UsageError, match="is a FIFO, not a file"):

@@ -1,4 +1,4 @@
-"""Commands with standard streams as terminals, pipes and services leave them."""
+"""Commands with closed, broken, full and ASCII-only standard streams; secrets in messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMAND = (sys.executable, "-m", "lora_ft")
 
 
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a shell command in which `lora-ft` stands for this one."""
+    """Run a shell command, with `lora-ft` replaced by the command under test."""
     line = command.replace("lora-ft", " ".join(COMMAND))
     return subprocess.run(["bash", "-c", line], capture_output=True, env=os.environ | environment, timeout=120)
 
@@ -31,7 +31,7 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes
     ["\x1b[31mred", "[red]red[/red]", "[/none]", ":smile:", "\x9b2J"],
     ids=["esc", "tags", "tag", "emoji", "c1"],
 )
-def test_the_console_interprets_nothing(value: str) -> None:
+def test_console_interprets_no_markup(value: str) -> None:
     console, plain = Console(), io.StringIO()
     console.file = plain
     cells = Table(box=None)
@@ -43,7 +43,7 @@ def test_the_console_interprets_nothing(value: str) -> None:
     assert plain.getvalue().count(value.replace("\x1b", "\\u001b").replace("\x9b", "\\u009b")) == 3
 
 
-def test_an_ascii_terminal_gets_every_result(tmp_path: Path) -> None:
+def test_ascii_terminal_shows_every_result(tmp_path: Path) -> None:
     task = tmp_path / "tâsk.yaml"
     task.write_text("name: [", encoding="utf-8")
     done = shell(f"lora-ft validate '{task}'", PYTHONIOENCODING="ascii")
@@ -65,12 +65,12 @@ def test_a_full_disk_behind_stdout_is_an_error() -> None:
     assert done.stderr.count(b"\n") == 1
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_closed_pipe_is_not_an_error() -> None:
     done = shell("lora-ft recipes | true; exit ${PIPESTATUS[0]}")
     assert done.returncode in (0, 1, 141) and not done.stderr  # click answers some with 1
 
 
-def test_stdin_that_cannot_be_read_is_named(tiny_run: Run) -> None:
+def test_unreadable_stdin_is_reported(tiny_run: Run) -> None:
     closed = shell(f"lora-ft generate {tiny_run.folder} <&-")
     assert closed.returncode == 2 and b"stdin is closed" in closed.stderr
     binary = shell(f"printf 'abc\\nd\\xffe\\n' | lora-ft generate {tiny_run.folder}")
@@ -118,6 +118,6 @@ def test_a_secret_of_the_environment_is_never_printed(monkeypatch: pytest.Monkey
         assert "hf_first" not in without_secrets(line) and "(HF_TOKEN)" in without_secrets(line)
 
 
-def test_without_a_folder_for_temporary_files_it_says_so() -> None:
+def test_missing_folder_for_temporary_files_is_reported() -> None:
     error = FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
     assert explain(error) == ("no folder for temporary files is writable; set TMPDIR to a writable one", 1)

@@ -1,4 +1,4 @@
-"""`lora-ft train` of several tasks: files, folders and grids, the screen, the summary and what is said of faults."""
+"""`lora-ft train` of several tasks: files, folders and grids, progress, results and errors."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def test_a_folder_of_tasks_is_trained(make_task: MakeTask, tmp_path: Path, capsy
     assert not (tmp_path / "runs" / "grid.json").exists()
 
 
-def test_one_task_is_trained_as_ever(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
+def test_single_task_is_trained(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
     assert lora_ft(["train", str(make_task(train=SHORT)), "--out", str(tmp_path / "run")]) == 0
     assert is_run(tmp_path / "run") and "parameters trained" in capsys.readouterr().out
 
 
-def test_a_task_that_fails_is_told_and_ends_with_1(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
+def test_failed_task_is_reported_with_exit_code_1(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
     broken = {**SHORT, "learning_rate": 3e37, "warmup_ratio": 0.0, "max_grad_norm": 0.0}
     tasks = [str(make_task(name="sound", train=SHORT)), str(make_task(name="broken", train=broken))]
     assert lora_ft(["train", *tasks, "--out", str(tmp_path / "runs")]) == 1
@@ -71,7 +71,7 @@ def test_a_task_that_fails_is_told_and_ends_with_1(make_task: MakeTask, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("options", "message"),
     [
         (["--push-to-hub", "me/it"], "uploads one run"),
         (["--resume"], "no unfinished packs"),
@@ -80,15 +80,15 @@ def test_a_task_that_fails_is_told_and_ends_with_1(make_task: MakeTask, tmp_path
         (["--engine", "ray", "--push-to-hub", "me/it"], "uploads one run"),
     ],
 )
-def test_what_several_tasks_cannot(
-    make_task: MakeTask, tmp_path: Path, capsys: Capture, more: list[str], said: str
+def test_wrong_options_for_several_tasks_are_refused(
+    make_task: MakeTask, tmp_path: Path, capsys: Capture, options: list[str], message: str
 ) -> None:
     tasks = [str(make_task(name=name, train=SHORT)) for name in ("one", "two")]
-    assert lora_ft(["train", *tasks, "--out", str(tmp_path / "runs"), *more]) == 2
-    assert said in capsys.readouterr().err
+    assert lora_ft(["train", *tasks, "--out", str(tmp_path / "runs"), *options]) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_an_empty_folder_is_no_task(tmp_path: Path, capsys: Capture) -> None:
+def test_empty_folder_is_refused(tmp_path: Path, capsys: Capture) -> None:
     assert lora_ft(["train", str(tmp_path)]) == 2
     assert "holds no task files" in capsys.readouterr().err
 
@@ -100,7 +100,7 @@ ROWS = [
 ]
 
 
-def test_the_screen_has_a_row_for_each_adapter() -> None:
+def test_screen_has_a_row_for_each_adapter() -> None:
     screen = group_screen.GroupScreen()
     screen.console = screen._live.console = Console(file=io.StringIO(), force_terminal=True, width=80, height=8)
     screen.rows(ROWS)
@@ -111,13 +111,13 @@ def test_the_screen_has_a_row_for_each_adapter() -> None:
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
 
 
-def test_without_a_terminal_a_line_says_all() -> None:
+def test_status_is_a_line_without_a_terminal() -> None:
     assert group_screen.status_line(ROWS[1], "qa") == "qa  3/40  loss –  rouge1 –  –/s  – left"
     assert group_screen.status_line(ROWS[2], "talk") == "talk  40/40  finished"
     assert len(group_screen.status_line(ROWS[0], ROWS[0].name[:20])) <= 80
 
 
-def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_lines_are_printed_at_intervals(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     screen = group_screen.GroupScreen()
     screen.rows(ROWS)
     assert "qa" not in capsys.readouterr().err
@@ -146,13 +146,13 @@ def test_long_names_are_shortened_to_where_they_differ(names: list[str], width: 
 
 
 @given(st.lists(st.from_regex(r"[ab]{1,9}(-[ab]{1,9}){0,6}", fullmatch=True), unique=True, max_size=30))
-def test_no_two_names_are_shown_alike(names: list[str]) -> None:
+def test_shortened_names_stay_distinct(names: list[str]) -> None:
     shown = distinct(names, 12)
     assert list(shown) == names and len(set(shown.values())) == len(names)
     assert all(len(text) <= 12 for text in shown.values())
 
 
-def test_the_screen_tells_runs_of_a_grid_apart() -> None:
+def test_screen_distinguishes_runs_of_a_grid() -> None:
     rows = [AdapterStatus(name, 3, 40, None, "rouge1", None, None, None, "") for name in GRID]
     shown = Console(file=io.StringIO(), width=80)
     shown.print(group_screen.status_table(rows, 10))

@@ -1,4 +1,4 @@
-"""The job `bench`: models and a suite in, a report out, which is written again and again while it grows."""
+"""Run a suite on models and write the report, which is saved repeatedly while it grows."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def bench(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Time every engine of a suite on every model: see `measure`.
+    """Time every engine of a suite on every model; see `measure`.
 
     Args:
-        models: runs, checkpoints, bases or bundles.
-        work: folder where what is made of the models is kept for the next time.
+        models: Runs, checkpoints, bases or bundles.
+        work: Cache of checkpoints and bundles made of the models.
 
     Raises:
-        UsageError: a model is not there; and as `measure`.
+        UsageError: A model does not exist; also as `measure`.
     """
     _refuse_report(out, overwrite=overwrite)
     progress = progress or Silent()
@@ -68,21 +68,21 @@ def measure(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Time every engine of a suite on every subject.
+    """Time every engine of a suite on every model.
 
-    Ctrl-C ends it early: what was found by then is written, and KeyboardInterrupt goes on to the caller.
+    Ctrl-C ends the benchmark early: the unfinished report is written and KeyboardInterrupt is raised.
 
     Args:
-        subjects: what is measured.
-        suite: how.
-        out: folder for report.json, report.html and report.md.
-        task: whose rows are asked, where the subjects have none.
-        overwrite: replace an earlier report.
-        progress: told what happens.
+        subjects: The models.
+        suite: Engines, cases and rounds.
+        out: Folder for report.json, report.html and report.md.
+        task: Task with the rows to score, if the models have none.
+        overwrite: Replace an earlier report.
+        progress: Receives stages and notes.
 
     Raises:
-        UsageError: `out` holds a report, or rows are asked for and there is no task.
-        LoraFtError: no engine could be started, and why the first one could not.
+        UsageError: `out` holds a report, or rows are to be scored without a task.
+        LoraFtError: No engine could be started; the message has the reason of the first.
     """
     _refuse_report(out, overwrite=overwrite)
     progress = progress or Silent()
@@ -102,7 +102,7 @@ def _refuse_report(out: Path, *, overwrite: bool) -> None:
 
 
 class _Bench:
-    """One run of the job: what is known of it so far, and where it is written."""
+    """A running benchmark: the figures measured so far, and the folder of its report."""
 
     def __init__(
         self, suite: Suite, out: Path, subjects: Sequence[BenchModel], task: Task | None, progress: Progress
@@ -153,7 +153,7 @@ class _Bench:
             self._progress.advance(turns)
 
         for size in (MEMORY, *(one.step for one in self._everyone if one.step)):
-            self._bandwidth(size)  # before the engines' turns, not among them
+            self._bandwidth(size)  # before the turns, since it uses all cores
         self._progress.stage("timing", self._contest.turns)
         for _ in self._contest.rounds(done):
             if time.monotonic() - self._saved > _SAVE_EVERY:
@@ -202,7 +202,7 @@ class _Bench:
                 self._save()
 
     def _sources(self, batch: int, length: int) -> list[list[int]]:
-        """Real rows one after another where there are any, else random tokens: so many, all of one length."""
+        """Return `batch` prompts of `length` tokens: concatenated rows of the task, or random tokens without one."""
         rng = np.random.default_rng(self._suite.seed)
         if self._task is None:
             return rng.integers(3, min(self._tokenizer.size, 32000), (batch, length)).tolist()
@@ -262,7 +262,7 @@ _END = 1
 
 
 def _examples(suite: Suite, task: Task | None) -> list[Example]:
-    """Test rows of the task, as many as are scored and some to time with."""
+    """Return test rows of the task: those to score, and at least 64 for timing."""
     if task is None:
         return []
     limit = task.data.limit.model_copy(update={"test": max(suite.rows, 64)})  # the run may have scored fewer

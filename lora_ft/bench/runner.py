@@ -1,4 +1,4 @@
-"""Contestants, each running in its process, and their timings: turn by turn, in a random order, round after round."""
+"""Time engines against each other: each in its own process, one turn at a time, in a random order each round."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.progress import Progress
 
 _WORKER = Path(__file__).with_name("worker.py")
-_TIES = 0.25  # share of rows that may differ by ties where nothing is rounded
+_TIES = 0.25  # share of rows that may differ by ties in full precision
 
 
 @dataclass
 class TimedEngine:
-    """An engine with a model in so many threads; `process` is there once it has been started.
+    """An engine with a model and a number of threads; `process` is None unless it is running.
 
     Attributes:
-        name: of rows in tables.
-        subject, engine, threads, provider: what it is.
-        facts: fields of the report's contestant that are known by now.
-        step: bytes of weights that a step reads from the processor's memory, or None.
+        name: Name in tables.
+        subject, engine, threads, provider: What is timed.
+        facts: Known fields of its `EngineReport`.
+        step: Bytes of weights that a step reads from main memory, or None.
     """
 
     name: str
@@ -52,10 +52,10 @@ class TimedEngine:
     step: float | None = None
 
     def start(self, running: contextlib.ExitStack, progress: Progress) -> None:
-        """Prepare what it loads, load it with a cold file cache, then with a warm one, and keep it running.
+        """Prepare the model, load it with a cold and then with a warm file cache, and keep the process running.
 
         Raises:
-            LoraFtError: it cannot.
+            LoraFtError: The engine cannot be prepared or started.
         """
         python = interpreter(self.engine.peer)
         made = self.subject.prepare(self.engine, progress)
@@ -80,23 +80,23 @@ class TimedEngine:
     def _process(self, python: str, arguments: Sequence[str]) -> Process:
         return Process(
             f"the engine {self.name}",
-            [python, "-P", str(_WORKER), *arguments],  # -P: its folder's names are not those of packages
-            # CI: openvino_telemetry, which OpenVINO's converters load, knows no other switch than this one
+            [python, "-P", str(_WORKER), *arguments],  # -P: modules beside the worker must not hide packages
+            # CI turns off openvino_telemetry, which OpenVINO's converters load; it has no other switch
             {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false", "CI": "true"},
         )
 
     def generate(self, ids: Sequence[Sequence[int]], **options: Any) -> dict[str, Any]:
-        """Tokens and times of some sources."""
+        """Return the tokens and times of a batch of prompts."""
         assert self.process is not None
         return self.process.ask("generate", ids=ids, **options)
 
     def fail(self, error: str) -> None:
-        """Take it out: it says why, and takes no further part."""
+        """Exclude the engine from everything that follows, and record why."""
         self.facts["error"] = error
         self.process = None
 
     def described(self) -> report.EngineReport:
-        """As the report has it, with its memory as it is now."""
+        """Return the report of the engine, with its current memory."""
         if self.process is not None:
             self.facts |= self.process.memory()
         return report.EngineReport(
@@ -111,7 +111,7 @@ class TimedEngine:
 
 
 def timed_engines(subjects: Sequence[BenchModel], suite: Suite) -> list[TimedEngine]:
-    """Every model, engine, number of threads and provider; names say only what differs."""
+    """Return every combination of model, engine, threads and provider; names contain only what differs."""
     found = []
     for subject, threads, provider in itertools.product(subjects, suite.threads, suite.provider):
         for text in subject.engines(suite.engines):
@@ -127,7 +127,7 @@ def timed_engines(subjects: Sequence[BenchModel], suite: Suite) -> list[TimedEng
 
 @dataclass(frozen=True)
 class Shape:
-    """What is generated: rows, tokens in, tokens out, and how they are chosen."""
+    """A case: batch size, tokens in, tokens out and decoding."""
 
     batch: int
     source: int
@@ -136,13 +136,13 @@ class Shape:
 
 
 def shapes(suite: Suite) -> list[Shape]:
-    """All of a suite's."""
+    """Return all cases of a suite."""
     return [Shape(*one) for one in itertools.product(suite.batch, suite.source, suite.new, suite.decoding)]
 
 
 @dataclass
 class Samples:
-    """What one contestant was measured at for one shape; a value a round."""
+    """Measurements of one engine at one case, one value for each round."""
 
     total: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
@@ -161,17 +161,17 @@ class Clock:
 
     @property
     def harness(self) -> report.Harness:
-        """What is left for the harness."""
+        """Return the time spent outside engines."""
         seconds = max(self.around - self.inside, 0.0)
         return report.Harness(seconds=seconds, share=seconds / self.around if self.around else 0.0)
 
 
 class Runner:
-    """Times contestants against each other.
+    """Times engines against each other.
 
     Attributes:
-        samples: by shape and contestant.
-        clock: what the harness takes of it.
+        samples: Measurements by case and engine.
+        clock: Time inside engines and in all.
     """
 
     def __init__(self, suite: Suite, everyone: Sequence[TimedEngine], sources: Callable[[int, int], list[list[int]]]):
@@ -183,11 +183,11 @@ class Runner:
 
     @property
     def turns(self) -> int:
-        """How many turns there are in all, the first ones of each shape included."""
+        """Return the number of turns, including the warm-up of each case."""
         return sum(len(self._able(shape)) for shape in shapes(self._suite)) * (self._suite.rounds + 1)
 
     def rounds(self, done: Callable[[], None]) -> Iterator[None]:
-        """Time everything, yielding after each round; `done` is called after each turn."""
+        """Time all cases; yield after each round and call `done` after each turn."""
         phase = time.perf_counter()
         for shape in shapes(self._suite):
             ids = self._sources(shape.batch, shape.source)
@@ -195,7 +195,7 @@ class Runner:
             for number in range(self._suite.rounds + 1):
                 able = self._able(shape)
                 for one in self._order.sample(able, len(able)):
-                    self._turn(one, shape, ids, keep=number > 0)  # the first round allocates, and compiles
+                    self._turn(one, shape, ids, keep=number > 0)  # the first round allocates and compiles
                     done()
                 yield
                 self.clock.around = time.perf_counter() - phase
@@ -230,10 +230,10 @@ class Runner:
         samples.tokens = samples.tokens or whole["tokens"]
 
     def cases(self, bandwidth: Callable[[float], float]) -> list[report.Case]:
-        """What was found, of shapes that at least one round was finished of.
+        """Return the cases with at least one finished round.
 
         Args:
-            bandwidth: gives the bytes a second that are read of so many.
+            bandwidth: Returns the bytes per second of reading a number of bytes.
         """
         return [
             report.Case(
@@ -252,11 +252,11 @@ class Runner:
     ) -> dict[str, report.Timing]:
         by_name = {one.name: one for one in self._everyone}
         base = next(iter(found.values()))
-        # a search whose draws differ from engine to engine says nothing about being right
+        # engines draw different random numbers, so sampled tokens cannot be compared
         compared = None if shape.decoding == "sample" else reference([by_name[name] for name in found])
         made: dict[str, report.Timing] = {}
         for name, samples in found.items():
-            count = min(len(samples.total), len(base.total))  # a round may have been cut short
+            count = min(len(samples.total), len(base.total))  # the last round may be incomplete
             later = [
                 (total - first) / (shape.new - 1) for total, first in zip(samples.total, samples.first, strict=True)
             ]
@@ -280,16 +280,16 @@ class Runner:
 
 
 def reference(everyone: Sequence[TimedEngine]) -> str:
-    """The name of the contestant that others are compared with: the first that rounds nothing, else the first."""
+    """Return the name of the engine that others are compared with: the first in full precision, else the first."""
     exact = [one.name for one in everyone if one.engine.precision == EXACT]
     return (exact or [one.name for one in everyone])[0]
 
 
 def differing(everyone: Sequence[TimedEngine], cases: Sequence[report.Case]) -> list[str]:
-    """Warnings of engines that round nothing and yet make other tokens than the reference does in some rows.
+    """Return warnings about engines in full precision whose tokens differ from the reference's in some rows.
 
-    In a few rows two tokens may be so close that the order of sums decides; one that differs in more is wrong, and has
-    failed.
+    In a few rows two tokens may be so close that the order of additions decides. An engine that differs in more rows is
+    wrong and is marked as failed.
     """
     found = []
     for one in everyone:
@@ -311,7 +311,7 @@ def differing(everyone: Sequence[TimedEngine], cases: Sequence[report.Case]) -> 
 
 
 def share_alike(some: Sequence[Any], others: Sequence[Any]) -> float:
-    """Share of pairs that are equal."""
+    """Return the share of equal pairs."""
     return float(np.mean([a == b for a, b in zip(some, others, strict=True)]))
 
 

@@ -1,4 +1,4 @@
-"""An engine as a service: requests arrive as they please, wait in a queue, and are answered together."""
+"""Simulate serving: requests arrive at random, wait in a queue, and are answered in batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lora_ft.bench.suite import Serving
 
 
 def capacity(one: TimedEngine, sources: Sequence[Sequence[int]], most: int, batch: int) -> float:
-    """Requests a second that an engine answers in full batches, the first of which is not counted."""
+    """Return the throughput of an engine in full batches, in requests per second, after one warm-up batch."""
     batches = [sources[i : i + batch] for i in range(0, len(sources), batch)]
     ask = {"new": most, "least": 0, "decoding": "greedy", "room": most}
     one.generate(batches[0], **ask)
@@ -31,16 +31,16 @@ def serve(
     seed: int,
     done: Callable[[], None],
 ) -> report.Load:
-    """Offer Poisson arrivals at a rate, open loop: they do not wait for answers. The order of rows is drawn, too.
+    """Offer Poisson arrivals in an open loop: requests arrive whether or not earlier ones are answered.
 
     Args:
-        one: contestant; its process is only asked by this.
-        sources: rows' tokens.
-        rate: requests a second.
-        most: tokens of an answer.
-        settings: of the queue.
-        seed: of arrivals; every contestant is offered the same.
-        done: called after each answer.
+        one: The engine, which must be idle.
+        sources: Token ids of the prompts, which are drawn at random.
+        rate: Requests per second.
+        most: Maximum answer length, in tokens.
+        settings: Settings of the queue.
+        seed: Seed of arrivals and prompts, the same for all engines.
+        done: Called after each answer.
     """
     process = one.process
     assert process is not None
@@ -63,7 +63,7 @@ def serve(
                 ids = [sources[rows[i]] for i in running]
                 process.send("generate", ids=ids, new=most, least=0, decoding="greedy", room=most)
         if running:
-            # arrivals are known beforehand, so nobody needs to be watched until the answer is there
+            # arrivals are drawn beforehand, so the loop may block until the answer
             process.reply()
             now = time.perf_counter() - began
             for i in running:
@@ -86,7 +86,7 @@ def serve(
 
 
 def knee(loads: Sequence[report.Load], slo: float) -> float | None:
-    """The largest offered load at which, as at all smaller ones, nine of ten answers come within the SLO."""
+    """Return the largest load up to which nine of ten answers come within the SLO, or None."""
     found = None
     for load in sorted(loads, key=lambda load: load.offered):
         if float(np.mean([seconds <= slo for seconds in load.seconds])) < 0.9:

@@ -1,4 +1,4 @@
-"""The parent's side of a process that is measured: asks it, pauses it while others run, notices when it dies."""
+"""Processes that are measured: send requests, pause them during the turns of others, and report their death."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_ft.core.errors import LoraFtError
 
-_LIMIT = 900.0  # seconds that one call may take; compiling takes minutes
+_LIMIT = 900.0  # seconds of one call; compiling takes minutes
 
 
 class ProcessFailed(LoraFtError):
@@ -24,14 +24,14 @@ class ProcessFailed(LoraFtError):
 
 
 class Process:
-    """A process that answers in lines of JSON. Use it as a context manager; it ends when the block does.
+    """A process that answers in lines of JSON. Use it as a context manager, which kills the process at its end.
 
-    Between two replies it is stopped: threads of one engine that spin for work cannot take the cores from another.
+    Between two replies the process is stopped, so that idle threads that spin cannot take cores from other engines.
 
     Args:
-        what: it is, for errors, e.g. "the engine torch/fp32".
-        command: that starts it.
-        environment: variables besides our own.
+        what: Name in errors, e.g. "the engine torch/fp32".
+        command: Command that starts the process.
+        environment: Variables added to the current environment.
     """
 
     def __init__(self, what: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -64,29 +64,29 @@ class Process:
         self._errors.close()
 
     def ask(self, call: str, **fields: Any) -> dict[str, Any]:
-        """The reply to one call: its name and what goes with it.
+        """Call a method of the worker and return its reply.
 
         Raises:
-            Failed: there is none, or it is an error.
+            ProcessFailed: The reply is an error, or there is none.
         """
         self.send(call, **fields)
         return self.reply()
 
     def send(self, call: str, **fields: Any) -> None:
-        """Begin a call; `reply` ends it."""
+        """Send a call; `reply` returns its result."""
         assert self._process.stdin is not None
         self._go_on()
-        with contextlib.suppress(BrokenPipeError):  # it is dead; `reply` says why
+        with contextlib.suppress(BrokenPipeError):  # the process is dead, which `reply` reports
             self._process.stdin.write(json.dumps({"call": call, **fields}) + "\n")
 
     def reply(self, limit: float = _LIMIT) -> dict[str, Any]:
-        """What it says next, after which it stands still.
+        """Return the next reply and stop the process.
 
         Args:
-            limit: seconds to wait.
+            limit: Time to wait, in seconds.
 
         Raises:
-            Failed: it says nothing, or an error, or has died.
+            ProcessFailed: The reply is an error, did not come in time, or the process died.
         """
         assert self._process.stdout is not None
         self._go_on()
@@ -108,7 +108,7 @@ class Process:
             self._stopped = False
 
     def memory(self) -> dict[str, float]:
-        """Megabytes resident now and at most: "steady" and "peak"."""
+        """Return the current and the peak resident memory in megabytes, as "steady" and "peak"."""
         fields = dict(line.split(":", 1) for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines())
         return {
             name: int(fields[key].split()[0]) * 1024 / 1e6 for name, key in (("steady", "VmRSS"), ("peak", "VmHWM"))
@@ -124,12 +124,12 @@ class Process:
 
 
 def evict(folder: Path) -> None:
-    """Ask the system to forget what it holds of a folder's files, so that the next load reads the disk."""
+    """Drop a folder's files from the file cache, so that the next load reads the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             handle = os.open(path, os.O_RDONLY)
             try:
-                os.fsync(handle)  # pages that are not written yet would stay
+                os.fsync(handle)  # dirty pages would stay in the cache
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(handle)

@@ -1,10 +1,10 @@
-"""How fast three ways to train the same adapter are: as tutorials have it, with batches padded less, and ours.
+"""Time three ways to train the same adapter: as in tutorials, with less padding, and as `lora-ft train` does it.
 
 Each recipe (of `lora_ft.bench.training_worker`) trains in a process of its own. A round is one pass of every recipe
-over the same rows, the first steps * batch of the task, in a random order of recipes; the others wait meanwhile, so
-that a machine whose speed drifts slows all of them alike. The first pass of each warms it up and counts as its start.
+over the same rows, the first steps * batch of the task, in a random order of recipes. The others wait meanwhile, so
+that a drift of the machine's speed affects all alike. The first pass of each is the warm-up and counts as its start.
 
-Ours sorts by length only among the rows that it is given, so in a short measurement it pads more than in a training.
+`ours` sorts rows by length, and a short measurement has few rows, so it pads more here than in real training.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from lora_ft.runs.run import TASK
 from lora_ft.tasks.files import save_task
 from lora_ft.tasks.schema import Task
 
-USUAL = "usual"  # ratios are to it
+USUAL = "usual"  # the recipe that speed-ups are relative to
 _LIMIT = 7200.0  # seconds of a pass
 
 
 @dataclass
 class _Taken:
-    """What a recipe's process has said so far; the seconds until it was ready, and those of its first pass."""
+    """Replies of a recipe's process so far, the time until it was ready and that of its first pass, in seconds."""
 
     choice: dict[str, Any]
     ready: float
@@ -52,7 +52,7 @@ class _Taken:
 
 
 def _process(recipe: str, folder: Path, *numbers: int) -> Process:
-    """A recipe in its process. It sees one GPU alone: on several, transformers would make larger batches."""
+    """Start the process of a recipe. It sees one GPU only, since transformers enlarges batches on several."""
     command = [sys.executable, "-P", "-m", "lora_ft.bench.training_worker", recipe, str(folder), *map(str, numbers)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     return Process(f"the recipe {recipe}", command, {"CUDA_VISIBLE_DEVICES": visible.split(",")[0]})
@@ -62,15 +62,15 @@ def measure(task: Task, *, steps: int, rounds: int, seed: int = 0, progress: Pro
     """Time every recipe on the first steps * batch rows of a task.
 
     Args:
-        task: its adapter, lengths, batch size and optimizer are every recipe's; the rest of `train` is ours alone.
-        steps: optimizer steps of a pass, of which there are one for each round and one to warm up.
-        rounds: passes that are measured.
-        seed: of the order of recipes and rows, of weights and dropout, and of the intervals.
-        progress: told what happens.
+        task: All recipes use its adapter, lengths, batch size and optimizer; only `ours` uses the rest of `train`.
+        steps: Optimizer steps of a pass. There is one pass for each round, and one to warm up.
+        rounds: Measured passes.
+        seed: Seed of the order of recipes and rows, of weights and dropout, and of the intervals.
+        progress: Receives stages and notes.
 
     Raises:
-        UsageError: the task, its data or its base cannot be used, or it has too few rows.
-        LoraFtError: a recipe ended before its time; the error names it and says why.
+        UsageError: The task, its data or its base is unusable, or it has too few rows.
+        LoraFtError: A recipe ended early; the message has its name and the reason.
     """
     progress = progress or Silent()
     if steps < 1 or rounds < 1:
@@ -107,7 +107,7 @@ def measure(task: Task, *, steps: int, rounds: int, seed: int = 0, progress: Pro
 
 
 def _check_rows(task: Task, base: Path, wanted: int) -> None:
-    """Find out that there are too few before anything is started."""
+    """Raise UsageError if there are too few rows, before anything is started."""
     examples = require(load_splits(task, ["train"]), "train", task)
     count = len(encode(examples, load_tokenizer(base, task.codec), task.lengths, "train"))
     if count < wanted:
@@ -117,7 +117,7 @@ def _check_rows(task: Task, base: Path, wanted: int) -> None:
 
 
 def _run(task: Task, steps: int, rounds: int, seed: int, progress: Progress) -> dict[str, _Taken]:
-    """Start every recipe, one after the other, and let them take turns."""
+    """Start every recipe, one after another, and let them take turns."""
     order = random.Random(seed)
     taken: dict[str, _Taken] = {}
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch, contextlib.ExitStack() as running:
@@ -145,7 +145,7 @@ def _run(task: Task, steps: int, rounds: int, seed: int, progress: Progress) -> 
 
 
 def _check_equal(passes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Speeds at unequal work say nothing."""
+    """Raise LoraFtError unless all recipes trained on the same rows, since their speeds cannot be compared."""
     work = {name: (found["samples"], found["real"]) for name, found in passes.items()}
     if len(set(work.values())) > 1:
         said = ", ".join(f"{name} {samples:,} rows of {real:,} tokens" for name, (samples, real) in work.items())
@@ -159,7 +159,7 @@ def _figures(mine: _Taken, usual: _Taken, steps: int, seed: int) -> Recipe:
     positions = _values(mine, "positions")
     return Recipe(
         **mine.choice,
-        start=mine.ready + max(mine.first - median, 0.0),  # what the first pass takes longer is still starting
+        start=mine.ready + max(mine.first - median, 0.0),  # the extra time of the first pass belongs to the start
         seconds=seconds,
         loss=_values(mine, "loss"),
         positions=positions,

@@ -11,26 +11,26 @@ from lora_ft.tasks.schema import Lengths
 
 
 class Recipe(Strict):
-    """One recipe's figures. Lists hold a value for each round; tokens and positions are of sources and targets.
+    """Figures of one recipe. Lists hold one value for each round; tokens and positions include source and target.
 
     Attributes:
         precision: "fp32" or "bf16" (autocast).
-        compiled: whether torch.compile was used.
-        base_dropout: rate inside the frozen base.
-        why: the reasons of these choices, where the recipe chose.
-        start: seconds from nothing to a steady pace: imports, base, rows, first allocations, compiling. Code that was
-            compiled before is reused, as it is in training.
-        seconds: of a pass.
-        loss: mean of a pass, as the trainer logs it. Dropout raises it, and where gradients are accumulated
-            transformers may log the sum over the micro-batches of a step.
-        positions: of a pass, padding too.
-        padding: share of all positions.
-        seconds_per_step: median over the rounds.
-        samples_per_second, tokens_per_second: of the median pass; padding is no token.
-        ratio: how many times as fast as the usual recipe, within a round.
-        spread: between rounds: the interquartile range of `seconds` over its median.
-        memory: megabytes resident at most; None where the system does not tell.
-        gpu_memory: megabytes allocated on the GPU at most, or None.
+        compiled: True if torch.compile was used.
+        base_dropout: Dropout rate inside the frozen base.
+        why: Reasons of these choices, if the recipe made them.
+        start: Time to a steady pace, in seconds: imports, base, rows, first allocations, compilation. Previously
+            compiled code is reused, as it is in training.
+        seconds: Time of a pass.
+        loss: Mean loss of a pass, as the trainer logs it. Dropout raises it. With accumulated gradients, transformers
+            may log the sum over the micro-batches of a step.
+        positions: Positions of a pass, including padding.
+        padding: Share of padding in all positions.
+        seconds_per_step: Median over the rounds.
+        samples_per_second, tokens_per_second: Of the median pass, without padding.
+        ratio: Speed-up over the usual recipe, within a round.
+        spread: Interquartile range of `seconds` over its median.
+        memory: Peak resident memory, in megabytes; None if the system does not report it.
+        gpu_memory: Peak memory allocated on the GPU, in megabytes, or None.
     """
 
     precision: str
@@ -52,21 +52,21 @@ class Recipe(Strict):
 
 
 class TrainingReport(Record):
-    """All of it.
+    """The report of a training benchmark.
 
     Attributes:
-        version: of this format.
-        task, base: their names.
-        lora, lengths: of the task.
-        trainable, parameters: how many are trained, of how many.
-        batch: rows of an optimizer step.
-        steps, samples, tokens: of a pass; the same for every recipe.
-        rounds, seed: of the measurement.
-        environment: facts by name.
-        began: UTC, ISO 8601.
-        seconds: it took.
-        recipes: figures by name, the usual one first.
-        warnings: what else a reader must know.
+        version: Version of this format.
+        task, base: Names.
+        lora, lengths: Of the task.
+        trainable, parameters: Number of trained parameters, and of all.
+        batch: Rows of an optimizer step.
+        steps, samples, tokens: Of a pass, the same for every recipe.
+        rounds, seed: Of the measurement.
+        environment: Machine and versions, by name.
+        began: Start, in UTC and ISO 8601.
+        seconds: Duration.
+        recipes: Figures by name, the usual recipe first.
+        warnings: Problems with the measurement.
     """
 
     version: Literal[1] = VERSION  # type: ignore[assignment]

@@ -1,9 +1,10 @@
-"""One engine in a process of its own. It answers each line on stdin, a request, with a line of JSON.
+"""The process of one engine. It answers each request, a line of JSON on stdin, with a line of JSON on stdout.
 
     python -P worker.py KIND PRECISION CHECKPOINT MADE THREADS PROVIDER
 
-KIND is of `lora_ft.bench.engines`, or a Python file. MADE is the folder with what the engine loads; peers convert the
-checkpoint into it. A peer's environment needs nothing of this project: this file imports only what its engine needs.
+KIND is a key of `lora_ft.bench.engines.KINDS`, or a Python file. MADE is the folder that the engine loads; peers
+convert the checkpoint into it. This file imports only what its engine needs, since the environment of a peer has no
+lora-ft.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ BEAMS, TOP_K = 4, 50
 
 
 class Loaded(Protocol):
-    """An engine that is ready."""
+    """A loaded engine."""
 
     def generate(self, ids: np.ndarray, mask: np.ndarray, new: int, least: int, decoding: str, room: int) -> np.ndarray:
-        """Tokens [b, n], n <= new, of sources [b, s]; no </s> before `least`. Caches may be made for `room` tokens."""
+        """Return tokens [b, n <= new] of prompts [b, s], without </s> before `least`; `room` is the cache size."""
 
     def encode(self, ids: np.ndarray, mask: np.ndarray) -> Any:
-        """Run the encoder alone. Engines that do not let it be called have no such method."""
+        """Run the encoder alone. Engines that cannot run it separately lack this method."""
 
 
 def main(kind: str, precision: str, checkpoint: str, made: str, threads: str, provider: str) -> None:
     """Serve requests until stdin ends."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what an engine prints is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of the engine must not mix with replies
     # no text model needs it, and one that was built for another torch keeps transformers from being imported
     sys.modules["torchvision"] = None  # type: ignore[assignment]
     engine = Process(kind, precision, Path(checkpoint), Path(made), int(threads), provider)
@@ -51,7 +52,7 @@ def main(kind: str, precision: str, checkpoint: str, made: str, threads: str, pr
 
 
 class Process:
-    """What can be asked of the engine; a method for each call."""
+    """The calls that a worker answers, one method for each."""
 
     def __init__(self, kind: str, precision: str, checkpoint: Path, made: Path, threads: int, provider: str) -> None:
         self._kind, self._precision, self._threads, self._provider = kind, precision, threads, provider
@@ -68,7 +69,7 @@ class Process:
         return {"seconds": time.perf_counter() - began}
 
     def convert(self) -> dict[str, float]:
-        """Bring the checkpoint into the format that the engine loads."""
+        """Convert the checkpoint to the engine's format."""
         began = time.perf_counter()
         partial = self._made.with_name(f"{self._made.name}.partial-{os.getpid()}")
         CONVERT[self._kind](self._checkpoint, partial, self._precision)
@@ -85,7 +86,7 @@ class Process:
         return {"seconds": time.perf_counter() - began}
 
     def generate(self, ids: list[list[int]], new: int, least: int, decoding: str, room: int) -> dict[str, Any]:
-        """Answer sources, lists of tokens of any lengths: seconds of wall and of all cores, and tokens up to </s>."""
+        """Return wall time, CPU time and the tokens up to </s> of prompts of any length."""
         rows, mask = _padded(ids)
         busy, began = time.process_time(), time.perf_counter()
         made = self._engine.generate(rows, mask, new, least, decoding, room)
@@ -93,7 +94,7 @@ class Process:
         return {"seconds": seconds, "cpu": cpu, "tokens": [_trimmed(row, self._ends) for row in made.tolist()]}
 
     def encode(self, ids: list[list[int]]) -> dict[str, float | None]:
-        """Seconds of the encoder alone, or None."""
+        """Return the time of the encoder alone, in seconds, or None."""
         if not hasattr(self._engine, "encode"):
             return {"seconds": None}
         rows, mask = _padded(ids)
@@ -120,7 +121,7 @@ def _ends(checkpoint: Path) -> list[int]:
 
 
 def _trimmed(row: list[int], ends: list[int]) -> list[int]:
-    """Return an answer without its end and what stands behind it; engines fill rows up with -1, too."""
+    """Return an answer without </s> and padding, which some engines write as -1."""
     return row[: next((i for i, token in enumerate(row) if token < 0 or token in ends), len(row))]
 
 
@@ -156,7 +157,7 @@ class _Single:
 
 
 class _Torch:
-    """transformers' `generate`, of its own models and of those that other packages give it."""
+    """transformers' `generate`, with its own models and those of packages that implement its interface."""
 
     def __init__(self, model: Any, compiled: bool = False) -> None:
         self._model, self._compiled = model, compiled
@@ -201,7 +202,7 @@ class _Torch:
         return {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
 
     def _in_static_cache(self, new: int, room: int) -> dict[str, Any]:
-        """One cache of `room` tokens whatever is generated: for another size all would be compiled again."""
+        """Return options for a static cache of `room` tokens, since another size would compile the model again."""
         from transformers import CompileConfig, StoppingCriteria
 
         class Enough(StoppingCriteria):
@@ -211,7 +212,7 @@ class _Torch:
                 return torch.full((len(input_ids),), input_ids.shape[1] > new, device=input_ids.device)
 
         config = CompileConfig(fullgraph=False)
-        config._compile_all_devices = True  # transformers compiles for GPUs alone, unless told
+        config._compile_all_devices = True  # by default, transformers compiles for GPUs only
         return {
             "max_new_tokens": room,
             "min_new_tokens": room,
@@ -222,7 +223,7 @@ class _Torch:
 
 
 def _options(decoding: str) -> dict[str, Any]:
-    """By transformers' names."""
+    """Return the options of a way of decoding, by transformers' names."""
     beams = {"num_beams": BEAMS, "early_stopping": True} if decoding == "beams" else {"num_beams": 1}
     return beams | ({"do_sample": True, "top_k": TOP_K} if decoding == "sample" else {"do_sample": False})
 
@@ -253,7 +254,7 @@ def _openvino(made: Path, precision: str, threads: int, provider: str) -> _Torch
 def _convert_optimum(checkpoint: Path, made: Path, precision: str) -> None:
     from optimum.onnxruntime import AutoQuantizationConfig, ORTModelForSeq2SeqLM, ORTQuantizer
 
-    # its merged decoder takes d_kv for d_model / heads, which FLAN-T5-small's is not
+    # its merged decoder assumes d_kv == d_model / heads, which is wrong for FLAN-T5-small
     plain = made.with_name(f"{made.name}.fp32") if precision == "int8" else made
     ORTModelForSeq2SeqLM.from_pretrained(checkpoint, export=True, use_merged=False).save_pretrained(plain)
     if precision == "int8":
@@ -308,7 +309,7 @@ class _CTranslate2:
 
 
 class _Plain:
-    """An engine of the user's own."""
+    """A user's engine."""
 
     def __init__(self, function: Callable[..., np.ndarray]) -> None:
         self._function = function

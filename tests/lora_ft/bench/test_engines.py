@@ -30,7 +30,7 @@ def test_a_mixture_has_the_name_that_the_exporter_gives_it() -> None:
     [
         ("tvm", "engine 'tvm' does not exist"),
         ("torch/int8", "precision 'int8' is not supported by engine torch"),
-        ("onnx/int3", "no precision 'int3'"),
+        ("onnx/int3", "precision 'int3' is unknown"),
         ("openvino/w4", "choose one of fp32, bf16, int8, int4"),
         ("mine.py", "file mine.py does not exist"),
     ],

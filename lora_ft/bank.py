@@ -1,4 +1,4 @@
-"""The jobs on a bank: one base and many adapters in one bundle, made, added to, and taken from."""
+"""Export a bank (one base and many adapters in one bundle), add adapters to it, and remove them."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from lora_ft.models.checkpoints import is_scaled
 from lora_ft.models.peft_adapter import PeftAdapter, base_of, named_base
 from lora_ft.runs.run import Run
 
-_CALIBRATION_ROWS = 64  # of the base; each adapter has its own besides
+_CALIBRATION_ROWS = 64  # for the base; each adapter also has its own rows
 
 
 @dataclass(frozen=True)
 class Shelved:
-    """What a job left.
+    """Result of exporting or changing a bank.
 
     Attributes:
-        out: the bank.
-        precision: of its base.
-        bytes: its size, with its adapters.
-        reports: how each adapter that was put in compares with PyTorch, by name.
+        out: Folder of the bank.
+        precision: Precision of its base.
+        bytes: Size, adapters included.
+        reports: Comparison of each new adapter with PyTorch, by name.
     """
 
     out: Path
@@ -65,20 +65,20 @@ def export_bank(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Shelved:
-    """Make a bank of the runs' base and their adapters; each is compared with PyTorch before any of it is published.
+    """Export a bank of the runs' base and adapters, after comparing each with PyTorch.
 
     Args:
-        runs: folders, or NAME=FOLDER; by default an adapter has its task's name.
-        out: folder to make.
-        base: instead of the one that the runs and adapters name.
-        precision: of the base, by name.
-        checks: how adapters are compared.
-        overwrite: replace `out` where it exists.
-        progress: told what happens.
+        runs: Folders, or NAME=FOLDER. Default name: the task's.
+        out: Folder to create.
+        base: Base to use instead of the one that runs and adapters name.
+        precision: Precision of the base.
+        checks: Settings of the comparison.
+        overwrite: Replace `out` if it exists.
+        progress: Receives stages and notes.
 
     Raises:
-        UsageError: `out` is taken, a run has no adapter that a bank can hold, or they are of several bases.
-        LoraFtError: the base or an adapter differs from PyTorch, or loses too much; nothing is left behind.
+        UsageError: `out` exists, a run has no adapter that a bank can hold, or runs have different bases.
+        LoraFtError: The base or an adapter differs from PyTorch, or loses too much; nothing is left behind.
     """
     progress, checks = progress or Silent(), checks or VerificationSettings()
     found = named_runs(runs)
@@ -114,19 +114,19 @@ def add(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Shelved:
-    """Put more runs' adapters into a bank, one after another; its base is not touched.
+    """Add runs' adapters to a bank, one after another, without touching its base.
 
-    Arguments as of `export_bank`.
+    See `export_bank` for the arguments.
 
     Raises:
-        UsageError: no bank, a name that is taken, another base, an adapter that does not fit.
-        LoraFtError: an adapter differs from PyTorch or loses too much; those before it stay.
+        UsageError: The folder is not a bank, a name is taken, a base differs, or an adapter does not fit.
+        LoraFtError: An adapter differs from PyTorch or loses too much; earlier ones stay.
     """
     progress, checks = progress or Silent(), checks or VerificationSettings()
     content, room, found = manifest.read_manifest(bank), BankLayout.read(bank), named_runs(runs)
     torch.set_num_threads(allowed_cpus())
     reports = {}
-    hash_of, opened = cache(base_hash), cache(_opened)  # runs have the base of the bank, so there is one to open
+    hash_of, opened = cache(base_hash), cache(_opened)  # all runs have the bank's base, so it is opened once
     for name, run in found.items():
         own = base_of(run, base)
         if hash_of(own.folder) != room.base:
@@ -143,26 +143,26 @@ def add(
 
 
 def remove(bank: Path, names: Iterable[str]) -> None:
-    """Take adapters out of a bank.
+    """Remove adapters from a bank.
 
     Raises:
-        UsageError: no bank, or it has none of some name; then it stays as it was.
+        UsageError: The folder is not a bank, or has no adapter of some name; then it stays unchanged.
     """
     take_out(bank, names)
 
 
 def _opened(base: Base) -> tuple[PeftReference, Architecture, Checkpoint]:
-    """A base in PyTorch, and as banks are built from it."""
+    """Return a base in PyTorch, and its architecture and weights for banks."""
     oracle = PeftReference(base)
     architecture, weights = read_model(base.folder)
     return oracle, rescaled(architecture, is_scaled(oracle.plain())), weights
 
 
 def _common_base(runs: dict[str, Run | PeftAdapter], named: str | None) -> Base:
-    """The base that all runs were trained on, or the one that is named.
+    """Return the base that all runs were trained on, or the named one.
 
     Raises:
-        UsageError: there are several.
+        UsageError: Runs have different bases.
     """
     bases = {name: base_of(run, named) for name, run in runs.items()}
     folders = {folder: base_hash(folder) for folder in {base.folder for base in bases.values()}}

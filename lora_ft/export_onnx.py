@@ -57,12 +57,12 @@ class Exported:
     """What `export_onnx` wrote.
 
     Attributes:
-        out: the folder.
-        precision: of its weights.
-        parity: how it compares with PyTorch.
-        bytes: its size.
-        tradeoff: the precisions that were tried, where any was besides fp32.
-        max_drop: what the score might fall by.
+        out: Folder of the export.
+        precision: Precision of its weights.
+        parity: Comparison with PyTorch.
+        bytes: Size of the folder.
+        tradeoff: Precisions that were tried besides fp32.
+        max_drop: Largest allowed loss of score, in points.
     """
 
     out: Path
@@ -92,25 +92,24 @@ def export_onnx(
     """Export a model and verify the result before it is published.
 
     Args:
-        name: run, adapter, checkpoint or base.
-        out: folder to make.
-        base: of a run or an adapter, instead of the one that it names.
-        precision: a name, a mixture (see `lora_ft.export.precision`), or "auto" for the fastest that keeps its
-            score.
-        max_drop: points that the task's metric may lose against fp32.
-        score_rows: how many rows of the task a precision that rounds is scored on.
-        force: publish a precision that loses more, or a layout without some of the task's generation settings, and
-            say so in its manifest and its card.
-        layout: "bundle", or what other consumers load: see `lora_ft.export.layouts`.
-        triton: also make a Triton model repository of the layout "single".
-        verify_rows: how many rows of the task are compared with PyTorch.
-        verify_split: the split that rows are taken from.
-        overwrite: replace `out` where it exists.
-        progress: told what happens.
+        name: Run, adapter, checkpoint or base.
+        out: Folder to create.
+        base: Base to use instead of the one that a run or an adapter names.
+        precision: A name, a mixture (see `lora_ft.export.precision`), or "auto" for the fastest that keeps its score.
+        max_drop: Points that the task's metric may lose against fp32.
+        score_rows: Rows of the task that a rounded precision is scored on.
+        force: Publish despite a larger loss, or a layout without some of the task's generation settings; the manifest
+            and the card record it.
+        layout: "bundle", or a name of `lora_ft.export.layouts.LAYOUTS`.
+        triton: Also write a Triton model repository of the layout "single".
+        verify_rows: Rows of the task to compare with PyTorch.
+        verify_split: Split to take rows from.
+        overwrite: Replace `out` if it exists.
+        progress: Receives stages and notes.
 
     Raises:
-        UsageError: `out` is taken, the model is not a T5, or there is no such precision.
-        LoraFtError: the ONNX graphs differ from PyTorch, or the precision costs too much; nothing is left behind.
+        UsageError: `out` exists, the model family is not supported, or the precision is unknown.
+        LoraFtError: The ONNX graphs differ from PyTorch, or the precision costs too much; nothing is left behind.
     """
     progress = progress or Silent()
     refuse_existing(out, overwrite=overwrite, inputs=[name])
@@ -120,7 +119,7 @@ def export_onnx(
         raise UsageError("a Triton repository holds the layout single", "add --layout single")
     precisions = candidates(choose_provider("auto")) if precision == AUTO else [parse(precision)]
     for one in precisions:
-        choose_provider("auto", str(one))  # it is compared with PyTorch here, so it must run here
+        choose_provider("auto", str(one))  # the comparison with PyTorch runs it on this machine
     torch.set_num_threads(allowed_cpus())
     with (
         making(out, overwrite=overwrite, inputs=[name]),
@@ -166,7 +165,7 @@ def export_onnx(
 def _opened(
     name: str, progress: Progress, named: str | None = None
 ) -> Iterator[tuple[Path, T5ForConditionalGeneration, Task | None, BundleMetadata]]:
-    """(checkpoint, model, task, origin) of a run, an adapter, a checkpoint or a base; `named`: the base of the two."""
+    """Yield (checkpoint, model, task, metadata) of a run, an adapter, a checkpoint or a base, on the base `named`."""
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         if holds_adapter(Path(name)):
             run = open_adapter(name)
@@ -186,7 +185,7 @@ def _opened(
 
 
 def _check_layout(layout: str, origin: BundleMetadata, codec: str, force: bool, progress: Progress) -> None:
-    """Raise UsageError where a layout cannot generate as the task and the base say; note other differences."""
+    """Raise UsageError if a layout lacks generation settings of the task or its base; note other differences."""
     lacking = ", ".join(f"{key} = {value!r}" for key, value in unsupported(layout, origin.generation).items())
     if lacking and not force:
         raise UsageError(
@@ -198,7 +197,7 @@ def _check_layout(layout: str, origin: BundleMetadata, codec: str, force: bool, 
 
 
 def _facts(name: str, folder: Path) -> Facts | None:
-    """What the card may tell of the training of a run or a merged checkpoint."""
+    """Return facts about the training of a run or a merged checkpoint, for the card."""
     return facts_of_run(Run(name)) if is_run(Path(name)) else facts_of(folder)
 
 
@@ -211,17 +210,18 @@ def compare_again(
     split: SplitName = "validation",
     progress: Progress | None = None,
 ) -> Report:
-    """Compare a bundle with PyTorch once more, on rows of the task of the model it was made from.
+    """Compare a bundle with PyTorch again, on rows of its model's task.
 
     Args:
-        bundle: folder.
-        name: run, checkpoint or base.
-        adapter: of a bank, the one to compare; by default its base.
-        rows, split: which rows.
-        progress: told what happens.
+        bundle: Folder of the bundle.
+        name: Run, checkpoint or base that it was exported from.
+        adapter: Adapter of a bank to compare. Default: the base.
+        rows: Number of rows.
+        split: Split to take them from.
+        progress: Receives stages and notes.
 
     Raises:
-        UsageError: there is no such adapter or model.
+        UsageError: There is no such adapter or model.
     """
     progress = progress or Silent()
     generator = Generator.load(bundle)
@@ -236,7 +236,7 @@ def compare_again(
 def _judge(
     task: Task | None, examples: Sequence[Example], precision: str, max_drop: float, force: bool, progress: Progress
 ) -> PrecisionSelector | None:
-    """What decides about precisions that round, or None where there are no rows to decide by."""
+    """Return the judge of rounded precisions, or None if there are no rows to score."""
     if task is not None and examples:
         return PrecisionSelector(QualityGate(task, examples, max_drop, force), progress)
     if precision == AUTO:
@@ -246,7 +246,7 @@ def _judge(
 
 
 def _merged_from(folder: Path, name: str) -> tuple[str, str]:
-    """(base, adapter) of a checkpoint: what `merge` wrote down, else just its own name and ""."""
+    """Return (base, adapter) of a checkpoint from the record of `merge`, else its own name and ""."""
     path = folder / MERGE
     if not path.is_file():
         return name, ""

@@ -1,4 +1,4 @@
-"""The job `verify`: what a bundle's manifest claims, tried again on this machine. It needs no torch."""
+"""Verify the claims of a bundle's manifest on this machine, without torch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lora_ft.export.runtime.manifest import ADAPTERS, PROBE
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found.
+    """Result of verifying a bundle.
 
     Attributes:
-        manifest: of the bundle.
-        then: what the manifest says of the built-in sentences.
-        now: what this machine makes of them.
-        adapters: of a bank, what it makes of them with each adapter.
+        manifest: Manifest of the bundle.
+        then: Comparison with PyTorch when it was published, on sentences that travel with it.
+        now: The same comparison on this machine.
+        adapters: Comparison of each adapter of a bank on this machine, by name.
     """
 
     manifest: dict[str, Any]
@@ -30,11 +30,11 @@ class Verified:
 
 
 def verify(bundle: Path) -> Verified:
-    """Check every file's hash and each graph's inputs, and compare the answers to the sentences that came with it.
+    """Check every file's hash and each graph's inputs, and compare answers with PyTorch's again.
 
     Raises:
-        UsageError: not a bundle.
-        LoraFtError: a file was changed, or fewer answers are PyTorch's than when it was published.
+        UsageError: The folder is not a bundle.
+        LoraFtError: A file was changed, or fewer answers equal PyTorch's than when it was published.
     """
     generator = Generator.load(bundle)
     with sound_content(bundle, "export the bundle again"):
@@ -53,7 +53,7 @@ def verify(bundle: Path) -> Verified:
 
 
 def _require(what: str, then: Report, now: Report, exact: bool) -> None:
-    """Raise LoraFtError where fewer answers are PyTorch's than there were."""
+    """Raise GateError if fewer answers equal PyTorch's than when the bundle was published."""
     if now.identical_rows < then.identical_rows or (exact and not now.passed):
         raise GateError(
             f"{what} does not answer here as it did when it was published: {now}; then: {then}",

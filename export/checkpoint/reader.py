@@ -15,12 +15,12 @@ from lora_ft.export.runtime.safetensors_file import describe_tensors, map_tensor
 
 
 class Checkpoint:
-    """Config and weights of one model. Weights are mapped from disk and converted to float32 when asked for.
+    """Config and weights of one model. Weights are mapped from disk and converted to float32 on access.
 
     Attributes:
-        folder: where it lies.
-        config: config.json as a dictionary.
-        files: that hold the weights.
+        folder: Folder of the checkpoint.
+        config: Content of config.json.
+        files: Files of the weights.
         described: (dtype, shape) of every tensor in them, by name.
     """
 
@@ -34,7 +34,7 @@ class Checkpoint:
         self._tensors: dict[str, np.ndarray] = {}
         for file in self.files:
             self._tensors |= map_tensors(file)[0]
-        # Savers that keep one name of tensors that share their memory may have kept another than transformers' own.
+        # Savers that keep one name of tensors with shared memory may keep another one than transformers does.
         for family in FAMILIES:
             embedding, *others = (f"{layer}.weight" for layer in (family.EMBEDDING, *family.COPIES, family.HEAD))
             copies = [name for name in others if name in self._tensors]
@@ -43,33 +43,33 @@ class Checkpoint:
 
     @property
     def names(self) -> list[str]:
-        """Of all weights."""
+        """Names of all weights."""
         return list(self._tensors)
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """float32 array of the weight `name`, in torch's layout (linear layers are [out, in])."""
+        """Return the weight `name` as float32, in torch's layout (linear layers are [out, in])."""
         array = self.stored(name)
         if array.dtype == np.uint16:  # bfloat16: the upper half of a float32
             return (array.astype(np.uint32) << 16).view(np.float32)
         return np.asarray(array, np.float32)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of the weight `name`, without reading it."""
+        """Return the shape of the weight `name`, without reading it."""
         return self.stored(name).shape
 
     def peak(self, name: str) -> float:
-        """0: a checkpoint says nothing of the inputs its layers have."""
+        """Return 0, since a checkpoint has no statistics of its layers' inputs."""
         return 0.0
 
     def moments(self, name: str) -> np.ndarray | None:
-        """None, for the same reason."""
+        """Return None, for the same reason."""
         return None
 
     def stored(self, name: str) -> np.ndarray:
-        """Return the weight `name` as the file has it, mapped; uint16 holds the bits of bfloat16."""
+        """Return the weight `name` as stored, mapped from disk; uint16 holds the bits of bfloat16."""
         if name not in self._tensors:
             raise LoraFtError(f"{self.folder} has no weight named {name}", "is it a whole T5 checkpoint?")
         return self._tensors[name]

@@ -1,4 +1,4 @@
-"""Text from a bundle: prompts in, answers out, whole batches at a time."""
+"""Generate text from a bundle, in batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lora_ft.export.runtime.session import choose_provider
 from lora_ft.export.runtime.settings import Settings
 
 BATCH_SIZE = 8
-Adapters = str | Sequence[str | None] | None  # of all rows, or of each; None is the base
+Adapters = str | Sequence[str | None] | None  # one for all rows, or one a row; None is the base
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Generated:
     """One answer.
 
     Attributes:
-        tokens: int64 [n], with </s> where it ended.
-        scores: with output_scores, the log-probability of each token [n]; for beam search the answer's score [1].
+        tokens: Tokens int64 [n], with </s> if the answer ended.
+        scores: With output_scores, the log-probability of each token [n]; for beam search the answer's score [1].
         source_cut: Whether its text was longer than the source length and was cut.
     """
 
@@ -41,7 +41,7 @@ class Generated:
     source_cut: bool = False
 
 
-# Sizes of a config beyond these are no model's (T5's largest has 24 layers), and lists of that length fill the memory.
+# Larger sizes in a config are damage (the largest T5 has 24 layers); lists of such lengths would fill the memory.
 _LARGEST = {"num_layers": 1_000, "num_decoder_layers": 1_000}
 
 
@@ -52,13 +52,13 @@ class Generator:
     and options; the attributes here are those of the base.
 
     Attributes:
-        folder: the bundle.
-        manifest: what it says of itself.
-        settings: what its task says of texts.
-        tokenizer, prompt, source_length, chat, labels, defaults: of `settings`.
-        adapters: names of its adapters.
-        special: its start, end and padding tokens.
-        model: its graphs.
+        folder: Folder of the bundle.
+        manifest: Content of manifest.json.
+        settings: Prompt, lengths and options of its task.
+        tokenizer, prompt, source_length, chat, labels, defaults: Parts of `settings`.
+        adapters: Names of its adapters.
+        special: Start, end and padding tokens.
+        model: Graphs of the bundle.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int, provider: str = "cpu") -> None:
@@ -76,7 +76,7 @@ class Generator:
                 "resize the base's embedding before it is trained, and export again",
             )
         own = {name: value for name, value in generation.items() if name not in SPECIAL}
-        exact = manifest["precision"] == "fp32"  # elsewhere drafts change answers: 3 of 40 rows in int8
+        exact = manifest["precision"] == "fp32"  # in other precisions drafts change answers: 3 of 40 rows in int8
         own["prompt_lookup"] = exact and own.get("prompt_lookup", False)
         self.settings = Settings.of(read("prompt.json"), own, tokenizer)
         self.tokenizer, self.prompt = self.settings.tokenizer, self.settings.prompt
@@ -96,13 +96,13 @@ class Generator:
         """Check a bundle's hashes and load it.
 
         Args:
-            folder: the bundle.
-            threads: for one call; by default the cores this process may use (affinity and cgroup quota).
-            provider: "cpu", "cuda", or "auto": CUDA where this onnxruntime has it and that runs the bundle's precision,
+            folder: Folder of the bundle.
+            threads: Threads a call. Default: the cores this process may use (affinity and cgroup quota).
+            provider: "cpu", "cuda", or "auto": CUDA if this onnxruntime has it and it runs the bundle's precision,
                 else the processor.
 
         Raises:
-            UsageError, LoraFtError: as `lora_ft.export.runtime.manifest.read_manifest` and `choose_provider`.
+            UsageError, LoraFtError: See `lora_ft.export.runtime.manifest.read_manifest` and `choose_provider`.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
@@ -111,7 +111,7 @@ class Generator:
             return cls(folder, manifest, threads or allowed_cpus(), chosen)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the folder and how to load it: sessions cannot be copied, and a process needs its own."""
+        """Pickle the folder and the arguments of `load`, since every process needs its own sessions."""
         return _reload, (self.folder, self._threads, self._provider)
 
     @property
@@ -119,10 +119,10 @@ class Generator:
         return self.bank.names if self.bank else []
 
     def of(self, adapter: str | None) -> Settings:
-        """What the task of an adapter says of texts, or with None the base's.
+        """Return the settings of an adapter's task, or the base's for None.
 
         Raises:
-            UsageError: there is no such adapter.
+            UsageError: There is no such adapter.
         """
         if adapter is None:
             return self.settings
@@ -188,7 +188,7 @@ class Generator:
                         said += bit
                         yield bit
         (whole,) = settings.tokenizer.decode([tokens])
-        if whole != said and whole.startswith(said):  # a character whose last bytes never came
+        if whole != said and whole.startswith(said):  # a character without its last bytes
             yield whole[len(said) :]
 
     def generate_ids(
@@ -232,7 +232,7 @@ class Generator:
         return self.model.logits(source, self.model.cache(len(tokens)), shifted)
 
     def _names(self, adapter: Adapters, rows: int) -> list[str | None]:
-        """The adapter of each row."""
+        """Return the adapter of each row."""
         names = [adapter] * rows if adapter is None or isinstance(adapter, str) else list(adapter)
         if len(names) != rows:
             raise UsageError(f"{len(names)} adapters were named for {rows} texts", "name one, or one for each")
@@ -256,7 +256,7 @@ class Generator:
         done: Callable[[int], None],
         options: dict[str, Any],
     ) -> list[tuple[Settings, list[Generated]]]:
-        """The answers to each text, with the settings of its adapter."""
+        """Return the answers to each text, with the settings of its adapter."""
         tasks = {name: self.of(name) for name in dict.fromkeys(names)}
         chosen = {
             name: self._options({"allowed": task.allowed} | options, task.defaults) for name, task in tasks.items()
@@ -282,11 +282,11 @@ class Generator:
         done: Callable[[int], None],
         anew: bool,
     ) -> list[list[Generated]]:
-        """The answers to each row; with `anew`, each batch draws by a seed of its own."""
+        """Return the answers to each row; with `anew`, each batch has its own seed."""
         answers: list[list[Generated]] = [[] for _ in rows]
         groups: dict[Options, list[int]] = {}
         for i, own in enumerate(options):
-            # what greedy search finds within a limit it also finds within a higher one, so such rows go together
+            # a higher limit only extends greedy answers, so rows with different limits share batches
             groups.setdefault(replace(own, max_new_tokens=1) if _cuts(own) else own, []).append(i)
         number = finished = 0
         for places in groups.values():
@@ -327,7 +327,7 @@ def _reload(folder: Path, threads: int, provider: str) -> Generator:
 
 
 def _check_sizes(config: dict[str, Any], path: Path) -> None:
-    """Raise LoraFtError where a size that the graphs need is none."""
+    """Raise LoraFtError if a size that the graphs need is missing or out of range."""
     for key in ("vocab_size", "num_layers", "num_heads", "d_kv", "num_decoder_layers"):
         value = config.get(key)
         if not (type(value) is int and 0 < value <= _LARGEST.get(key, 2**24)) and not (
@@ -377,7 +377,7 @@ def _sources(ids: np.ndarray, mask: np.ndarray, vocabulary: int) -> list[np.ndar
 
 
 def _cuts(options: Options) -> bool:
-    """Whether a lower limit only cuts the answer."""
+    """Return whether a lower limit only cuts the answer."""
     return options.plain and not options.min_new_tokens
 
 

@@ -63,12 +63,12 @@ def train_many(
     overwrite: bool = False,
     most: int | None = None,
     engine: Engine | None = None,
-    board: Dashboard | None = None,
+    dashboard: Dashboard | None = None,
 ) -> TrainManyResult:
     """Train an adapter for each task, all on one copy of their base, each as `lora_ft.train.train` would.
 
-    Tasks that do not fit into memory together are trained in several packs. An adapter whose loss is not finite leaves
-    its pack; the others go on.
+    Tasks that do not fit into memory together are trained in several groups. An adapter whose loss is not finite leaves
+    its group; the others go on.
 
     Args:
         tasks: what to train.
@@ -76,25 +76,25 @@ def train_many(
         resume: Go on from the last snapshot, exactly as if it had not stopped; or, where all runs are finished, train
             them longer, as `lora_ft.train.train` does.
         overwrite: replace runs that are there, and discard unfinished ones.
-        most: adapters in a pack; by default as many as fit, shared out evenly where several packs train at a time.
-        engine: where packs train; by default one after another in this process.
-        board: told how all adapters are.
+        most: Maximum number of adapters in a group. Default: as many as fit, balanced if several train at a time.
+        engine: where groups train; by default one after another in this process.
+        dashboard: told how all adapters are.
 
     Raises:
         UsageError: a task cannot be trained with the others, or as of `train`.
         LoraFtError: as of `train`.
         Interrupted: Ctrl-C.
     """
-    board = board or SilentDashboard()
+    dashboard = dashboard or SilentDashboard()
     if processes() > 1:
         raise UsageError("several tasks train in one process", "start it without torchrun, or one task at a time")
     require_groupable(tasks)
     out = refuse_shelf(out)
-    with ExitStack() as held, keeping(out, "free some, then add --resume to go on from the last snapshot"):
+    with ExitStack() as locks, keeping(out, "free some, then add --resume to go on from the last snapshot"):
         for place in (out / GROUPS_FOLDER, *(out / task.name for task in tasks)):
-            held.enter_context(locked(place))
+            locks.enter_context(locked(place))
             tidy(place)
-        return _train(tasks, out, resume, overwrite, most, engine, board)
+        return _train(tasks, out, resume, overwrite, most, engine, dashboard)
 
 
 def _train(
@@ -104,15 +104,15 @@ def _train(
     overwrite: bool,
     most: int | None,
     engine: Engine | None,
-    board: Dashboard,
+    dashboard: Dashboard,
 ) -> TrainManyResult:
     """Train tasks whose places are locked."""
     record, finished = _claim(tasks, out, resume=resume, overwrite=overwrite)
     base = find_base(tasks[0].base)
     if base.notice:
-        board.note(base.notice)
+        dashboard.note(base.notice)
     with closing(engine or LocalEngine()) as chosen:
-        site = chosen.survey(out, tasks[0].train.precision, record.get("storage") if record else None, board)
+        site = chosen.inspect(out, tasks[0].train.precision, record.get("storage") if record else None, dashboard)
         if began := record["precision"] if record else _precision(finished):
             site = replace(site, precision=ComputeDtype(began, "as this began"))
         longer = bool(record.get("longer")) if record else bool(finished)
@@ -121,32 +121,32 @@ def _train(
                 f"finished runs are not trained longer through --storage (got {site.storage})",
                 "leave it out, with an --out that all nodes share or without --engine ray",
             )
-        board.stage("reading tasks", len(tasks))
-        materials = _gather(tasks, base, board)
+        dashboard.stage("reading tasks", len(tasks))
+        materials = _gather(tasks, base, dashboard)
         if record:
             _check_rows(record, materials, out)
         for name, claim in finished.items():
             claim.check_rows(materials[name].record)
         plans = {name: _plan(material, base, site) for name, material in materials.items()}
-        board.note(f"precision {site.precision.name}: {site.precision.reason}")
+        dashboard.note(f"precision {site.precision.name}: {site.precision.reason}")
         for name, claim in finished.items():
             claim.require_steps_left(plans[name].steps)
-            board.note(f"{name}: {claim.schedule_note(materials[name].task, plans[name])}")
+            dashboard.note(f"{name}: {claim.schedule_note(materials[name].task, plans[name])}")
         if record is None:
-            packs = _choose(materials, plans, base, site, most, board)
+            groups = _choose(materials, plans, base, site, most, dashboard)
             record = {
                 "version": _VERSION,
                 "run": secrets.token_hex(8),
                 "precision": site.precision.name,
                 "storage": site.storage,
-                "packs": packs,
+                "packs": groups,
                 "rows": _record_rows(materials, out),
                 "longer": longer,
             }
             for claim in finished.values():  # before the record, so that a process killed here does it again
                 claim.reopen()
             write_json(out / GROUPS_FOLDER / GROUPS_RECORD, record)
-        works = [
+        jobs = [
             GroupJob(
                 at,
                 [materials[name] for name in names],
@@ -157,14 +157,14 @@ def _train(
             )
             for at, names in enumerate(record["packs"], 1)
         ]
-        ended = chosen.run(works, site, board)
+        ended = chosen.run(jobs, site, dashboard)
     if not ended.broken:
         (out / GROUPS_FOLDER / GROUPS_RECORD).unlink()
         shutil.rmtree(out / GROUPS_FOLDER)
     for name in (task.name for task in tasks if is_run(out / task.name)):
-        write_run_report(Run(out / name), board)
+        write_run_report(Run(out / name), dashboard)
     if len(tasks) > 1:
-        write_runs_report(out, board)
+        write_runs_report(out, dashboard)
     failed = ended.failed | {name: f"{why}; --resume goes on" for name, why in ended.broken.items()}
     return TrainManyResult([Run(out / task.name) for task in tasks if task.name not in failed], failed)
 
@@ -172,7 +172,7 @@ def _train(
 def _plan(material: PreparedData, base: Base, site: TrainingSite) -> Plan:
     """A task's plan as alone, but for compiling."""
     plan = make_plan(material.task, base.config, material.rows, 1, Choices(site.precision, False))
-    return replace(plan, device=site.device, compile_reason="packs are not compiled")
+    return replace(plan, device=site.device, compile_reason="groups are not compiled")
 
 
 def _choose(
@@ -181,9 +181,9 @@ def _choose(
     base: Base,
     site: TrainingSite,
     most: int | None,
-    board: Dashboard,
+    dashboard: Dashboard,
 ) -> list[list[str]]:
-    """Names of the tasks of each pack, and a word about them."""
+    """Names of the tasks of each group, and a word about them."""
     needs = []
     for name, material in materials.items():
         lora, train = material.task.lora, material.task.train
@@ -202,22 +202,22 @@ def _choose(
         size = balanced_size(len(needs), site.places, max(len(group.names) for group in groups))
         groups = plan_groups(shape, needs, site.room, options, size)
     for line in describe_groups(groups, site.room):
-        board.note(line)
+        dashboard.note(line)
     return [group.names for group in groups]
 
 
-def _gather(tasks: Sequence[Task], base: Base, board: Dashboard) -> dict[str, PreparedData]:
+def _gather(tasks: Sequence[Task], base: Base, dashboard: Dashboard) -> dict[str, PreparedData]:
     """The material of all tasks by name; tasks that differ in how they train only share what is read."""
     known: dict[str, PreparedData] = {}
     found = {}
     for at, task in enumerate(tasks):
         key = task.model_dump_json(include={"data", "prompt", "codec", "labels", "lengths"})
         if key not in known:
-            known[key] = prepare(task, base, board)
+            known[key] = prepare(task, base, dashboard)
         shared = known[key]
         labelled = task if task.labels != AUTO else task.model_copy(update={"labels": shared.task.labels})
         found[task.name] = replace(shared, task=labelled)
-        board.advance(at + 1)
+        dashboard.advance(at + 1)
     return found
 
 
@@ -231,7 +231,7 @@ def _record_rows(materials: Mapping[str, PreparedData], out: Path) -> dict[str, 
 
 
 def _check_rows(record: Mapping[str, Any], materials: Mapping[str, PreparedData], out: Path) -> None:
-    """Raise UsageError if a task has other rows than when the packs began. 0.1.0 recorded none."""
+    """Raise UsageError if a task has other rows than when the groups began. 0.1.0 recorded none."""
     for name, digest in record.get("rows", {}).items():
         now = materials[name].record
         if now.digest != digest:
@@ -261,9 +261,9 @@ def _claim(
             raise LoraFtError(
                 f"{record} is of version {found['version']}, not {_VERSION}", "start anew with --overwrite"
             )
-        before = {name for pack in found["packs"] for name in pack}
+        before = {name for group in found["packs"] for name in group}
         if before != {task.name for task in tasks}:
-            raise UsageError(f"the unfinished packs in {out} are of other tasks", "resume with the same ones")
+            raise UsageError(f"the unfinished groups in {out} are of other tasks", "resume with the same ones")
         for task in tasks:
             place = out / task.name
             if (working_folder(place) / TASK).is_file() or found.get("longer"):
@@ -271,7 +271,7 @@ def _claim(
         return found, {}
     if record.is_file() and not overwrite:
         raise UsageError(
-            f"unfinished packs lie in {out / GROUPS_FOLDER}", "add --resume to go on, or --overwrite to start anew"
+            f"unfinished groups lie in {out / GROUPS_FOLDER}", "add --resume to go on, or --overwrite to start anew"
         )
     for task in tasks:
         RunFolder.new(task, out / task.name, overwrite=overwrite)
@@ -286,7 +286,7 @@ def _finished(tasks: Sequence[Task], out: Path) -> dict[str, RunFolder]:
         UsageError: There are none, or a task has no finished run, or one of another task.
     """
     if not any(is_run(out / task.name) for task in tasks):
-        raise UsageError(f"there are no unfinished packs in {out} to resume", "leave out --resume")
+        raise UsageError(f"there are no unfinished groups in {out} to resume", "leave out --resume")
     claims = {}
     for task in tasks:
         place = out / task.name

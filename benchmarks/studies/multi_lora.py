@@ -184,7 +184,7 @@ def _seconds_in_group(
         members,
         Snapshots(folder / "snapshots"),
         bf16=settings.precision == "bf16",
-        board=SilentDashboard(),
+        dashboard=SilentDashboard(),
     )
     times = []
     for _ in range(_WARM_UP + settings.steps):

@@ -146,7 +146,7 @@ def _train_several(
     from lora_ft.train_many import train_many
 
     with GroupScreen(quiet=quiet) as screen, redirect_stdout(sys.stderr):  # Ray prints messages about lost workers
-        result = train_many([task for task, _ in loaded], out, board=screen, **options)
+        result = train_many([task for task, _ in loaded], out, dashboard=screen, **options)
     settings = {task.name: values for task, values in loaded if values}
     of_grid = [run for run in result.runs if run.task.name in settings]
     best = mark_best(of_grid, settings, out) if of_grid else None

@@ -35,7 +35,7 @@ class PerAdapterDropout:
 
 
 class BatchRouting:
-    """Which rows of the batch at hand belong to which adapters. All layers of a pack look here.
+    """Which rows of the batch at hand belong to which adapters. All layers of an adapter group look here.
 
     Attributes:
         blocks: (adapters, rows of each) of neighbours that have equally many rows; -1 rows: all there are.
@@ -87,7 +87,7 @@ class MultiLoraLinear(nn.Module):
 
     Args:
         base: the frozen layer.
-        route: of the pack.
+        route: of the group.
         a: [n, in, r] of n adapters.
         b: [n, r, out].
         scale: [n], float32.

@@ -1,4 +1,4 @@
-"""How a pack says where its adapters are. The command line draws."""
+"""Protocol by which an adapter group reports the status of its adapters; the command line draws it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Dashboard(Progress, Protocol):
     """A progress display with a row for each adapter."""
 
     def rows(self, rows: Sequence[AdapterStatus]) -> None:
-        """How all adapters of the pack are now."""
+        """Show the current status of all adapters of the group."""
 
 
 class SilentDashboard(Silent):
-    """Says nothing."""
+    """Dashboard without output."""
 
     def rows(self, rows: Sequence[AdapterStatus]) -> None: ...

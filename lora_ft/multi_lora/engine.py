@@ -1,4 +1,4 @@
-"""Where packs train: in this process one after another, or wherever another engine takes them."""
+"""Engines that train adapter groups: in this process one after another, or on a cluster."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lora_ft.training.plan import training_device
 
 @dataclass(frozen=True)
 class TrainingSite:
-    """What packs find where they train.
+    """Hardware and storage on which groups train.
 
     Attributes:
         device: "cpu", "cuda" or "mps".
-        precision: for tasks that ask for that of the survey.
-        room: bytes that a pack may take.
-        places: packs that train at the same time.
+        precision: Precision in which the groups train.
+        room: Memory of one adapter group, in bytes.
+        places: groups that train at the same time.
         storage: where snapshots lie, if not below the runs.
     """
 
@@ -40,11 +40,11 @@ class TrainingSite:
 
 @dataclass(frozen=True)
 class EngineResult:
-    """How packs ended.
+    """Results of all groups.
 
     Attributes:
         failed: names of tasks that left without a run, and why.
-        broken: names of tasks whose pack broke down with them, and why; it can be resumed.
+        broken: names of tasks whose group broke down with them, and why; it can be resumed.
     """
 
     failed: dict[str, str]
@@ -52,23 +52,23 @@ class EngineResult:
 
 
 class Engine(Protocol):
-    """Trains packs."""
+    """Trains groups."""
 
-    def survey(self, out: Path, asked: str, storage: str | None, board: Dashboard) -> TrainingSite:
-        """Look at where packs would train, before they are planned.
+    def inspect(self, out: Path, asked: str, storage: str | None, dashboard: Dashboard) -> TrainingSite:
+        """Look at where groups would train, before they are planned.
 
         Args:
             out: folder of the runs.
             asked: train.precision of the tasks.
             storage: as of the site on which what is resumed began; None also where it is new.
-            board: told what there is to know.
+            dashboard: told what there is to know.
 
         Raises:
             UsageError: nothing can train there.
         """
 
-    def run(self, works: Sequence[GroupJob], site: TrainingSite, board: Dashboard) -> EngineResult:
-        """Train packs, each to its end or until Ctrl-C.
+    def run(self, jobs: Sequence[GroupJob], site: TrainingSite, dashboard: Dashboard) -> EngineResult:
+        """Train groups, each to its end or until Ctrl-C.
 
         Raises:
             Interrupted: A signal came; everything can be resumed.
@@ -79,27 +79,27 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """This process: packs train one after another, on one copy of their base."""
+    """Engine that trains groups in this process, one after another, on one copy of their base."""
 
-    def survey(self, out: Path, asked: str, storage: str | None, board: Dashboard) -> TrainingSite:
-        """See `Engine.survey`."""
+    def inspect(self, out: Path, asked: str, storage: str | None, dashboard: Dashboard) -> TrainingSite:
+        """See `Engine.inspect`."""
         if storage:
             raise UsageError(f"the snapshots of {out} lie in {storage}", "resume with --engine ray")
         device = training_device()
         return TrainingSite(device, choose_compute_dtype(asked, device), device_memory(device))
 
-    def run(self, works: Sequence[GroupJob], site: TrainingSite, board: Dashboard) -> EngineResult:
-        """See `Engine.run`; what breaks one pack is raised."""
+    def run(self, jobs: Sequence[GroupJob], site: TrainingSite, dashboard: Dashboard) -> EngineResult:
+        """See `Engine.run`; what breaks one group is raised."""
         set_threads(site.device, allowed_cpus())
-        data = works[0].materials[0]
+        data = jobs[0].materials[0]
         open_model = cache(lambda: open_frozen_base(data.task, data.base, site.device))
         failed: dict[str, str] = {}
         interrupts = Interrupts()
         interrupts.take()
         stop: Callable[[], bool] = lambda: bool(interrupts.caught)  # noqa: E731
         try:
-            for work in works:
-                failed |= train_group(work, open_model, Snapshots(work.folder, work.run), board, stop)
+            for job in jobs:
+                failed |= train_group(job, open_model, Snapshots(job.folder, job.run), dashboard, stop)
         except Interrupted as error:
             raise error.by(interrupts.caught) from None
         finally:

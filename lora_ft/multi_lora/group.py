@@ -1,4 +1,4 @@
-"""Several adapters on one base, a step of all of them at a time."""
+"""Train several adapters on one base, with a step of all of them at a time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AdapterGroup:
         members: begun.
         snapshots: where they are written.
         bf16: compute the forward pass under bf16 autocast.
-        board: told how all are.
+        dashboard: told how all are.
         snapshot: to go on from; the members are those of it, in its order.
     """
 
@@ -48,10 +48,16 @@ class AdapterGroup:
         snapshots: Snapshots,
         *,
         bf16: bool,
-        board: Dashboard,
+        dashboard: Dashboard,
         snapshot: Snapshot | None = None,
     ) -> None:
-        self._model, self._stack, self._snapshots, self._bf16, self._board = model, stack, snapshots, bf16, board
+        self._model, self._stack, self._snapshots, self._bf16, self._dashboard = (
+            model,
+            stack,
+            snapshots,
+            bf16,
+            dashboard,
+        )
         self.members = list(members)
         self._optimizer = StackedAdamW(stack)
         self._tick = snapshot.tick if snapshot else 0
@@ -94,15 +100,15 @@ class AdapterGroup:
             self._part()
         elif self._is_due() and self._may_save():
             self.save()
-        self._board.rows(self.rows())
+        self._dashboard.rows(self.rows())
 
     def rows(self) -> list[AdapterStatus]:
-        """How each one is, those that have left last."""
+        """Return the status of every member; those that have left come last."""
         seconds = sum(self._seconds) / max(len(self._seconds), 1)
         return [*(member.row(seconds) for member in self.members), *self._gone]
 
     def _train(self) -> tuple[list[float], list[float]]:
-        """Forward, backward and the optimizer's step; loss and norm of the gradient of each member."""
+        """Take a step of all members; return the loss and the gradient norm of each."""
         self._model.train()
         self._stack.gradients.zero_()
         windows = [member.window() for member in self.members]
@@ -118,7 +124,7 @@ class AdapterGroup:
         return losses, norms
 
     def _backward(self, shares: Sequence[MemberBatch], tokens: Sequence[int]) -> list[float]:
-        """Add one pass to the gradients. No row sees another one, so each adapter's loss is its own affair."""
+        """Add the gradients of one pass, and return its losses, which are independent of each other."""
         device, rows = self._stack.device, [share.rows for share in shares]
         batch = concatenate(shares, device)
         labels = batch.pop("labels")
@@ -147,7 +153,7 @@ class AdapterGroup:
         self._stack.route.send_all(number)
 
     def _attempt(self, member: MemberTrainer, work: Any) -> None:
-        """What fails for one adapter ends that one alone; a full disk ends all."""
+        """Run an action of one member. An error ends that member alone; a full disk ends all."""
         try:
             work()
         except OSError:
@@ -156,8 +162,10 @@ class AdapterGroup:
             member.failure = failure_text(error)
 
     def _part(self) -> None:
-        """Let members go that are done. A snapshot without them comes before their runs are put into place, as what a
-        killed process repeats must find what it needs."""
+        """Remove finished members.
+
+        Save a snapshot without them before publishing their runs, so that a killed process can repeat the publish step.
+        """
         leaving = [member for member in self.members if member.stopped]
         for number, member in enumerate(self.members):
             if member in leaving and not member.failure:
@@ -168,7 +176,7 @@ class AdapterGroup:
         for member in leaving:
             if member.failure:
                 self.failed[member.name] = member.failure
-                self._board.note(f"{member.name} failed: {member.failure}")
+                self._dashboard.note(f"{member.name} failed: {member.failure}")
             else:
                 self._closed.append(member.name)
             early = "" if member.state.global_step >= member.plan.steps else "stopped early"
@@ -190,7 +198,7 @@ class AdapterGroup:
         )
 
     def _share(self, member: MemberTrainer) -> dict[str, Any]:
-        """What a member's metrics say of the pack, and of the energy that all took, by its rows."""
+        """Return the metrics of a member's share of the group, and of the energy of all members, by rows."""
         share = (member.state.global_step - member.resumed) * member.plan.global_batch / max(self._samples, 1)
         energy = None
         if self._joules:
@@ -200,14 +208,14 @@ class AdapterGroup:
         return {"pack": {"adapters": len(self.members), "share": round(share, 4)}, "energy": energy}
 
     def _is_due(self) -> bool:
-        """Whether there is something to lose: an evaluation, or minutes of work."""
+        """Return True if a killed process would lose an evaluation, or minutes of training."""
         return any(member.due for member in self.members) or time.perf_counter() - self._saved_at >= _LONGEST
 
     def _may_save(self) -> bool:
         return time.perf_counter() - self._saved_at >= _OVERHEAD * self._saving
 
     def save(self) -> None:
-        """Write a snapshot, unless there is one of this tick."""
+        """Write a snapshot, unless one of this tick exists."""
         if self._saved_tick == self._tick:
             return
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""One pack from its tasks to their runs, on whichever machine: what it takes, and the way through it."""
+"""Train one adapter group from its tasks to their runs, on any machine."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from lora_ft.training.weights import open_base
 
 @dataclass(frozen=True)
 class GroupJob:
-    """One pack to train.
+    """One group to train.
 
     Attributes:
-        number: of the pack, from 1.
+        number: of the group, from 1.
         materials: of its tasks.
         plans: theirs, by name.
         out: folder of the runs.
@@ -65,14 +65,14 @@ class GroupJob:
 
 
 def set_threads(device: str, count: int) -> None:
-    """Let this process compute on a device with so many threads."""
+    """Set the number of threads that this process computes with on a CPU."""
     if device == "cpu":
         torch.set_num_threads(count)
         keep_freed_memory()
 
 
 def open_frozen_base(task: Task, base: Base, device: str) -> Any:
-    """The base that a pack trains on."""
+    """Load the frozen base of an adapter group."""
     model = open_base(task, base, device).to(device)
     if task.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -81,83 +81,83 @@ def open_frozen_base(task: Task, base: Base, device: str) -> Any:
 
 
 def train_group(
-    work: GroupJob,
+    job: GroupJob,
     open_model: Callable[[], Any],
     snapshots: Snapshots,
-    board: Dashboard,
+    dashboard: Dashboard,
     stop: Callable[[], bool],
 ) -> dict[str, str]:
-    """Train a pack to its end, from its last snapshot if there is one; why some of it failed, by name.
+    """Train an adapter group to its end, from its last snapshot if there is one, and return failures by task name.
 
     Args:
-        work: the pack.
+        job: the group.
         open_model: gives the base; called if there is something left to train, and left as it was found.
-        snapshots: of this pack.
-        board: told how all adapters are.
+        snapshots: of this group.
+        dashboard: told how all adapters are.
         stop: asked after each step whether to end with a snapshot.
 
     Raises:
         Interrupted: `stop` said so.
     """
     found = snapshots.latest()
-    by_name = {material.task.name: material for material in work.materials}
+    by_name = {material.task.name: material for material in job.materials}
     for name in found.closed if found else []:  # a process was killed before it put them into place
-        folder = RunFolder.in_group(work.out / name)
+        folder = RunFolder.in_group(job.out / name)
         if folder.working.is_dir():
             publish(by_name[name].task, folder)
     if found and not found.members:
         return found.failed
     model = open_model()
     with quiet_transformers():
-        pack, stack = _make(work, by_name, model, found, snapshots, board)
+        group, stack = _make(job, by_name, model, found, snapshots, dashboard)
         done = found.tick if found else 0
         if found:
-            board.note(f"going on from step {done}")
-        board.stage("training", done + pack.steps, done)
-        while pack.members:
-            pack.step()
+            dashboard.note(f"going on from step {done}")
+        dashboard.stage("training", done + group.steps, done)
+        while group.members:
+            group.step()
             done += 1
-            board.advance(done)
-            if pack.members and stop():
-                pack.save()
+            dashboard.advance(done)
+            if group.members and stop():
+                group.save()
                 raise Interrupted(
-                    f"stopped with {len(pack.members)} adapters unfinished; their snapshot is in {work.folder}",
+                    f"stopped with {len(group.members)} adapters unfinished; their snapshot is in {job.folder}",
                     "the same command with --resume goes on from there",
                 )
     stack.remove(model)
-    return pack.failed
+    return group.failed
 
 
 def _make(
-    work: GroupJob,
+    job: GroupJob,
     by_name: dict[str, PreparedData],
     model: Any,
     found: Snapshot | None,
     snapshots: Snapshots,
-    board: Dashboard,
+    dashboard: Dashboard,
 ) -> tuple[AdapterGroup, StackedWeights]:
-    """The pack with all its members, as new or as a snapshot has them."""
-    plan = work.first[1]
-    names: Sequence[str] = list(found.members) if found else work.names
+    """Return the group with all its members, new or restored from a snapshot, and its weights."""
+    plan = job.first[1]
+    names: Sequence[str] = list(found.members) if found else job.names
     made = [make_adapter(model, by_name[name], plan.device) for name in names]
     stack = StackedWeights(model, [adapter for adapter, _ in made])
     for number, (_, weights) in enumerate(made):
         stack.load(number, weights)
         weights.clear()
     members = [
-        MemberTrainer(by_name[name], work.plans[name], adapter, model, work.out / name)
+        MemberTrainer(by_name[name], job.plans[name], adapter, model, job.out / name)
         for name, (adapter, _) in zip(names, made, strict=True)
     ]
-    if found is None and work.longer:
+    if found is None and job.longer:
         found = _last_states(members, stack)
     for member in members:
         member.begin(found.members[member.name] if found else None)
     bf16 = plan.precision.is_bf16
-    return AdapterGroup(model, stack, members, snapshots, bf16=bf16, board=board, snapshot=found), stack
+    return AdapterGroup(model, stack, members, snapshots, bf16=bf16, dashboard=dashboard, snapshot=found), stack
 
 
 def _last_states(members: Sequence[MemberTrainer], stack: StackedWeights) -> Snapshot:
-    """Return the last states of finished runs as the snapshot of a pack that has taken no step.
+    """Return the last states of finished runs as the snapshot of an adapter group that has taken no step.
 
     Raises:
         LoraFtError: A run has none, or it is damaged.

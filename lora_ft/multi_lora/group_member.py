@@ -1,4 +1,4 @@
-"""One adapter of a pack: its order of rows, schedule, log, evaluations and best weights, as training alone has them."""
+"""Train one adapter of a group exactly as alone: row order, schedule, log, evaluations and best weights."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from lora_ft.training.trainer import loss_error, no_gradient_error
 
 
 class MemberTrainer:
-    """What is one adapter's own while it trains with others. `Pack` drives it, a step at a time.
+    """State of one adapter while it trains in a group. `AdapterGroup` drives it, one step at a time.
 
     Attributes:
-        name: of its task.
-        task, plan: what is trained, and how.
-        adapter: see there.
+        name: Name of its task.
+        task, plan: Task, and plan of its run.
+        adapter: Names, shapes and scales of its weights.
         folder: Folder of its run.
-        trainer: transformers', which evaluates, logs and keeps the state; it takes no steps.
-        resumed: step that it went on from.
-        due: it has come to a point to resume from.
-        failure: why it left the pack without a run, or "".
+        trainer: transformers' trainer, which evaluates, logs and keeps the state, but takes no steps.
+        resumed: Step at which training was resumed.
+        due: Whether the member has reached a step at which training alone would save.
+        failure: Reason why it left the group without a run, or "".
     """
 
     def __init__(self, data: PreparedData, plan: Plan, adapter: Adapter, model: Any, out: Path) -> None:
@@ -65,16 +65,16 @@ class MemberTrainer:
 
     @property
     def state(self) -> TrainerState:
-        """transformers' own."""
+        """State of transformers' trainer."""
         return self.trainer.state
 
     @property
     def stopped(self) -> bool:
-        """Whether it takes no more steps."""
+        """True if the member takes no more steps."""
         return bool(self.failure) or self.trainer.control.should_training_stop
 
     def point(self) -> tuple[dict[str, Any], AdapterState] | None:
-        """Return what it goes on from where it is trained longer: `begin` takes the first of it."""
+        """Return the snapshot entry, for `begin`, and the tensors of a finished run that is trained longer."""
         return read_resume_point(self.folder, self._names, self.generator.device.type)
 
     @property
@@ -83,7 +83,7 @@ class MemberTrainer:
         return [name for names, _ in self._groups for name in names]
 
     def begin(self, saved: dict[str, Any] | None) -> None:
-        """Start, or go on from what `export` gave."""
+        """Start, or resume from an entry that `export` returned."""
         trainer = self.trainer
         trainer.state = TrainerState(**saved["state"]) if saved else TrainerState(epoch=0.0)
         state = trainer.state
@@ -109,7 +109,7 @@ class MemberTrainer:
         trainer.control = trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
 
     def export(self) -> dict[str, Any]:
-        """What `begin` goes on from, for JSON."""
+        """Return the entry that `begin` resumes from, for JSON."""
         patience = [callback.early_stopping_patience_counter for callback in self._stoppers()]
         return {
             "state": dataclasses.asdict(self.state) | {"stateful_callbacks": None},
@@ -137,7 +137,7 @@ class MemberTrainer:
         scheduler.step()
 
     def window(self) -> list[dict[str, Tensor]]:
-        """The batches of the next step, on the CPU: as many as gradients are accumulated over."""
+        """Return the batches of the next step, on the CPU, one per accumulation step."""
         trainer, train = self.trainer, self.task.train
         epoch, at = divmod(self.state.global_step, self.plan.steps_per_epoch)
         if at == 0 or not self._order:
@@ -160,19 +160,19 @@ class MemberTrainer:
         return batches
 
     def _draw(self) -> None:
-        """The number that a DataLoader draws when it begins an epoch, or an evaluation, and that we have no use for."""
+        """Draw and discard the number that a DataLoader draws at the start of an epoch or evaluation."""
         if self.generator.device.type == "cpu":
             torch.empty((), dtype=torch.int64).random_(generator=self.generator)
 
     def drop(self, batch: Mapping[str, Tensor]) -> PerAdapterDropout | None:
-        """LoRA's dropout for a pass over a batch of its own, if it has any."""
+        """Return LoRA's dropout for a pass over one of its batches, or None."""
         rate = self.task.lora.lora_dropout
         if not rate:
             return None
         return PerAdapterDropout(rate, self.generator, (batch["input_ids"].shape[1], batch["labels"].shape[1]))
 
     def rate(self) -> AdamWStep:
-        """How the next step is taken."""
+        """Return the settings of the optimizer's next step."""
         train = self.task.train
         scheduler: Any = self.trainer.lr_scheduler
         self._rate = float(scheduler.get_last_lr()[0])
@@ -185,7 +185,7 @@ class MemberTrainer:
         )
 
     def check(self, loss: float, norm: float) -> None:
-        """Leave the pack, if the loss or the first gradient says that training is broken."""
+        """Record a failure if the loss is zero or not finite, or the first gradient is zero."""
         fault = loss_error(loss, self.state.global_step + 1)
         if fault is None and self.state.global_step == 0 and norm == 0.0:
             fault = no_gradient_error()
@@ -193,7 +193,7 @@ class MemberTrainer:
             self.failure = fault.message
 
     def stepped(self, loss: float, norm: float) -> None:
-        """The step was taken, with this loss, and this norm of the gradient before clipping."""
+        """Count a step with its loss, and the norm of its gradient before clipping."""
         trainer = self.trainer
         epoch, at = divmod(self.state.global_step, self.plan.steps_per_epoch)
         accumulated = self.task.train.gradient_accumulation_steps
@@ -251,17 +251,17 @@ class MemberTrainer:
         return self.working / f"checkpoint-{self.state.best_global_step}"
 
     def prune(self) -> None:
-        """Delete best weights that a better score has overtaken, once no snapshot goes back to them."""
+        """Delete weights that are no longer the best, once no snapshot refers to them."""
         for folder in self.working.glob("checkpoint-*"):
             if folder != self._best_folder():
                 shutil.rmtree(folder)
 
     def close(self, tensors: AdapterState, share: dict[str, Any]) -> None:
-        """Write the adapter, the last state and what was measured; `publish` comes next.
+        """Write the adapter, its last state and its metrics; `publish` comes next.
 
         Args:
             tensors: What is trained, as it is now; the weights of the best step are published where it was another.
-            share: of what the pack measured for all, to be put into the metrics.
+            share: of what the group measured for all, to be put into the metrics.
         """
         trainer, state, weights = self.trainer, self.state, tensors.weights
         last = self.working / f"checkpoint-{state.global_step}"
@@ -290,7 +290,7 @@ class MemberTrainer:
         )
 
     def row(self, seconds: float, note: str = "") -> AdapterStatus:
-        """How it does now, for the screen; a step takes so many seconds."""
+        """Return the status line of the member; `seconds` is the duration of a step."""
         state, train = self.state, self.task.train
         found = [entry for entry in state.log_history if "loss" in entry]
         metric = train.metric_for_best_model
@@ -319,5 +319,5 @@ def publish(task: Task, folder: RunFolder) -> None:
 
 
 def failure_text(error: Exception) -> str:
-    """Why an adapter left, from what was raised while it was evaluated or written."""
+    """Return the reason why an adapter failed, from the error raised while it was evaluated or written."""
     return error.message if isinstance(error, LoraFtError) else f"{type(error).__name__}: {error}"

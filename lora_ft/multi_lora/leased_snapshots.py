@@ -1,4 +1,4 @@
-"""The snapshots of a pack that may be begun again elsewhere."""
+"""Snapshots of an adapter group that may be restarted on another node."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from lora_ft.multi_lora.storage import Storage
 
 
 class LeasedSnapshots(Snapshots):
-    """Snapshots of a pack that one attempt to train it writes, until the next one takes the pack over.
+    """Snapshots that one attempt to train a group writes, until the next attempt takes the group over.
 
-    A node that a cluster has lost sight of may still train when the pack has begun again elsewhere.
+    A node that lost its connection to the cluster may still train after the group was restarted elsewhere.
 
     Args:
         folder: of the snapshots.
         storage: that all attempts share.
-        pack: its number.
+        group: its number.
         tree: what to send into the storage with each snapshot; None where it lies in a shared folder.
         run: Identifier of the training.
     """
 
-    def __init__(self, folder: Path, storage: Storage, pack: int, tree: Path | None = None, run: str = "") -> None:
+    def __init__(self, folder: Path, storage: Storage, group: int, tree: Path | None = None, run: str = "") -> None:
         super().__init__(folder, run)
-        self._storage, self._pack, self._tree = storage, pack, tree
+        self._storage, self._group, self._tree = storage, group, tree
         self._attempt = f"{platform.node()} {os.getpid()} {secrets.token_hex(8)}"
         storage.put(self._holder, self._attempt)
 
     @property
     def _holder(self) -> str:
-        return f"holder-{self._pack}"
+        return f"holder-{self._group}"
 
     def write(self, snapshot: Snapshot) -> None:
         """See `Snapshots.write`.
@@ -44,11 +44,11 @@ class LeasedSnapshots(Snapshots):
         holder = self._storage.get(self._holder)
         if holder != self._attempt:
             host, _, process = str(holder).partition(" ")
-            raise LoraFtError(f"pack {self._pack} was taken over by {host}, process {process.partition(' ')[0]}")
+            raise LoraFtError(f"group {self._group} was taken over by {host}, process {process.partition(' ')[0]}")
         super().write(snapshot)
         self.send()
 
     def send(self) -> None:
         """Keep a copy in the storage, where the files lie nowhere that all nodes reach."""
         if self._tree is not None:
-            self._storage.send(self._tree, self._pack)
+            self._storage.send(self._tree, self._group)

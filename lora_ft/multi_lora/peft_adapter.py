@@ -1,4 +1,4 @@
-"""An adapter that peft made, apart from the base it was made on: put into a pack, and written as peft writes it."""
+"""Describe an adapter that peft created, apart from its base, and write its weights in peft's format."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Adapter:
-    """What there is to know of an adapter besides its weights.
+    """Configuration, shapes and scales of an adapter, without its weights.
 
     Attributes:
-        config: peft's.
-        shapes: (out, in) of each weight by peft's name in a file, in peft's order.
-        scales: by the name of the layer.
+        config: peft's configuration.
+        shapes: (out, in) of each weight, by peft's name in files, in peft's order.
+        scales: Scale of each adapted layer, by its name.
     """
 
     config: LoraConfig
@@ -38,11 +38,11 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """How many."""
+        """Number of parameters."""
         return sum(rows * columns for rows, columns in self.shapes.values())
 
     def rank(self, layer: str) -> int:
-        """Of a layer; 0 where it is not adapted."""
+        """Return the rank of a layer, or 0 if it is not adapted."""
         return self.shapes.get(weight_name(layer, "A"), (0, 0))[0]
 
     def write(self, weights: Mapping[str, Tensor], folder: Path, base: Base) -> None:
@@ -58,7 +58,7 @@ class Adapter:
 
 
 def weight_name(layer: str, side: str) -> str:
-    """peft's name of a layer's "A" or "B" in a file."""
+    """Return peft's name of a layer's "A" or "B" in files."""
     return f"{_PREFIX}{layer}.lora_{side}.weight"
 
 

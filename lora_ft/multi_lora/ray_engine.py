@@ -1,4 +1,4 @@
-"""Packs as tasks of a Ray cluster. Ray starts the task of a lost worker again, and that goes on from its snapshot."""
+"""Train adapter groups on a Ray cluster. Ray restarts the task of a lost worker, which resumes from its snapshot."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from lora_ft.runs.group_record import GROUPS_FOLDER
 from lora_ft.runs.run import TASK, is_run, working_folder
 from lora_ft.tasks.files import save_task
 
-_LOOK = 0.5  # seconds between looks at what packs report
-_PATIENCE = 30.0  # seconds to wait for nodes that are busy to say what they are
+_LOOK = 0.5  # seconds between polls of the reports
+_PATIENCE = 30.0  # seconds to wait for busy nodes to describe themselves
 
 
 class RayEngine:
-    """An engine: packs train on the nodes of a Ray cluster, several at a time.
+    """Engine that trains groups on the nodes of a Ray cluster, several at a time.
 
     Args:
         address: HOST:PORT of its head; by default what $RAY_ADDRESS names, or the cluster that this machine belongs
             to, or one of this machine alone.
-        cpus: of a pack; by default 1 beside a GPU, and all CPUs of the smallest node otherwise.
-        gpus: part of one GPU that a pack takes; by default a whole one, where the cluster has any.
-        retries: how often a pack may be begun again whose worker was lost; -1: any number of times.
+        cpus: of an adapter group; by default 1 beside a GPU, and all CPUs of the smallest node otherwise.
+        gpus: part of one GPU that an adapter group takes; by default a whole one, where the cluster has any.
+        retries: how often an adapter group may be begun again whose worker was lost; -1: any number of times.
         storage: URL that snapshots and runs are sent to, where nodes do not share the runs' folder.
 
     Raises:
@@ -58,7 +58,9 @@ class RayEngine:
         self._address, self._cpus, self._gpus = address, cpus, gpus
         self._retries, self._storage = retries, storage
         if gpus is not None and gpus > 1:
-            raise UsageError(f"{gpus:g} GPUs for a pack: a pack trains on one", "give a part of one, e.g. 0.5")
+            raise UsageError(
+                f"{gpus:g} GPUs were requested for an adapter group, which trains on one", "pass 1 or less, e.g. 0.5"
+            )
         self._ray, self._ours = _import_ray(), False
 
     def close(self) -> None:
@@ -66,14 +68,14 @@ class RayEngine:
         if self._ours:
             self._ray.shutdown()
 
-    def survey(self, out: Path, asked: str, storage: str | None, board: Dashboard) -> TrainingSite:
-        """See `Engine.survey`.
+    def inspect(self, out: Path, asked: str, storage: str | None, dashboard: Dashboard) -> TrainingSite:
+        """See `Engine.inspect`.
 
         Raises:
-            UsageError: no node could ever train a pack, or a node lacks what it needs.
+            UsageError: no node could ever train an adapter group, or a node lacks what it needs.
             LoraFtError: the cluster does not answer.
         """
-        board.stage("connecting")
+        dashboard.stage("connecting")
         self._ours = not self._ray.is_initialized()
         if self._ours:
             _connect(self._ray, self._address)
@@ -83,11 +85,13 @@ class RayEngine:
         able = {key: node for key, node in nodes.items() if places[key]}
         if not able:
             has = "; ".join(f"{node['NodeManagerHostname']} has {_size(node['Resources'])}" for node in nodes.values())
-            raise UsageError(f"no node of the cluster has {portion} for a pack", f"ask for less, or add a node: {has}")
+            raise UsageError(
+                f"no node of the cluster has {portion} for an adapter group", f"ask for less, or add a node: {has}"
+            )
         if self._storage and storage is None:
             storage = f"{self._storage.rstrip('/')}/lora-ft-{secrets.token_hex(4)}"
         place = storage or str(out.absolute() / GROUPS_FOLDER)
-        board.stage("asking nodes", len(able))
+        dashboard.stage("asking nodes", len(able))
         found = self._ask(able, Storage(place), asked)
         first = next((node for node in found.values() if not node.precision.is_bf16), next(iter(found.values())))
         room = min(
@@ -95,11 +99,11 @@ class RayEngine:
             for key, node in found.items()
         )
         total = sum(places.values())
-        board.note(f"{len(able)} node{'s' * (len(able) > 1)} with room for {total} packs of {portion} at a time")
+        dashboard.note(f"{len(able)} node{'s' * (len(able) > 1)} with room for {total} groups of {portion} at a time")
         return TrainingSite(first.device, first.precision, int(room), total, storage)
 
     def _choose(self, resources: Sequence[Mapping[str, float]]) -> ResourceRequest:
-        """What a pack takes."""
+        """Return the resources of one adapter group."""
         gpus = self._gpus
         if gpus is None:
             gpus = 1.0 if any(has.get("GPU") for has in resources) else 0.0
@@ -109,7 +113,7 @@ class RayEngine:
         return ResourceRequest(cpus, gpus)
 
     def _ask(self, nodes: Mapping[str, Any], storage: Storage, asked: str) -> dict[str, RayNode]:
-        """What nodes say of themselves; those that are busy with something else may not answer."""
+        """Return descriptions of the nodes; busy nodes may not answer in time."""
         ray, name, token = self._ray, f"token-{secrets.token_hex(8)}", secrets.token_hex(8)
         storage.put(name, token)
         task = ray.remote(inspect_node)
@@ -137,7 +141,7 @@ class RayEngine:
         return found
 
     def _require(self, node: RayNode, place: str, token: str) -> None:
-        """Raise UsageError for a node on which packs cannot train."""
+        """Raise UsageError for a node on which groups cannot train."""
         if node.version != version("lora-ft"):
             raise UsageError(
                 f"{node.host} has lora-ft {node.version}, this machine {version('lora-ft')}",
@@ -151,14 +155,14 @@ class RayEngine:
                 "give an --out on storage that all nodes share, or --storage URL, e.g. s3://bucket/folder",
             )
 
-    def run(self, works: Sequence[GroupJob], site: TrainingSite, board: Dashboard) -> EngineResult:
+    def run(self, jobs: Sequence[GroupJob], site: TrainingSite, dashboard: Dashboard) -> EngineResult:
         """See `Engine.run`."""
         ray = self._ray
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        desk = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
-        # A process of its own for each pack: what one leaves behind in torch and in memory is no other one's.
+        progress_actor = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
+        # one process per group, so that no group inherits another's torch state or memory
         task = ray.remote(max_calls=1)(train_on_node)
         options = {
             "num_cpus": self._portion.cpus,
@@ -166,25 +170,25 @@ class RayEngine:
             "max_retries": self._retries,
             "scheduling_strategy": "SPREAD",
         }
-        storage = Storage(site.storage or str(works[0].out / GROUPS_FOLDER))
+        storage = Storage(site.storage or str(jobs[0].out / GROUPS_FOLDER))
         if site.storage:
-            for work in works:
-                _leave_tasks(work)
-        waiting = {work.number: _waiting(work) for work in works}
-        wall = GroupDashboard(
-            waiting, {work.number: max(row.steps for row in waiting[work.number]) for work in works}, board
+            for job in jobs:
+                _leave_tasks(job)
+        waiting = {job.number: _waiting(job) for job in jobs}
+        group_dashboard = GroupDashboard(
+            waiting, {job.number: max(row.steps for row in waiting[job.number]) for job in jobs}, dashboard
         )
         pending = {
-            task.options(name=f"pack {work.number}", **options).remote(
-                work, storage.place, site.storage is None, self._portion, desk
-            ): work
-            for work in works
+            task.options(name=f"group {job.number}", **options).remote(
+                job, storage.place, site.storage is None, self._portion, progress_actor
+            ): job
+            for job in jobs
         }
         ended = EngineResult({}, {})
         interrupts = Interrupts()
         interrupts.take()
         try:
-            self._follow(pending, desk, wall, ended, storage if site.storage else None, interrupts)
+            self._follow(pending, progress_actor, group_dashboard, ended, storage if site.storage else None, interrupts)
         finally:
             interrupts.release()
         if site.storage and not ended.broken:
@@ -194,43 +198,43 @@ class RayEngine:
     def _follow(
         self,
         pending: dict[Any, GroupJob],
-        desk: Any,
-        wall: GroupDashboard,
+        progress_actor: Any,
+        group_dashboard: GroupDashboard,
         ended: EngineResult,
         storage: Storage | None,
         interrupts: Interrupts,
     ) -> None:
-        """Watch packs until all have ended."""
+        """Follow groups until all have ended."""
         ray, begun, told, stopped = self._ray, set[int](), False, 0
         while pending:
             done, _ = ray.wait(list(pending), timeout=_LOOK)
-            reports = ray.get(desk.hear.remote())
-            wall.show(reports)
-            begun |= {report.pack for report in reports}
+            reports = ray.get(progress_actor.hear.remote())
+            group_dashboard.show(reports)
+            begun |= {report.group for report in reports}
             for reference in done:
-                work = pending.pop(reference)
+                job = pending.pop(reference)
                 result = self._result(reference)
                 stopped += result.stopped
                 ended.failed.update(result.failed)
                 if result.fault:
-                    ended.broken.update(dict.fromkeys(work.names, result.fault))
+                    ended.broken.update(dict.fromkeys(job.names, result.fault))
                 if not result.stopped:
-                    wall.end(work.number, result.fault)
+                    group_dashboard.end(job.number, result.fault)
                 if storage and not result.stopped and not result.fault:
-                    _collect(work, storage)
+                    _collect(job, storage)
             if interrupts.caught and not told:
                 told = True
-                ray.get(desk.stop.remote())
-            if told and not any(work.number in begun for work in pending.values()):
+                ray.get(progress_actor.stop.remote())
+            if told and not any(job.number in begun for job in pending.values()):
                 break
-        wall.show([])
+        group_dashboard.show([])
         if stopped or pending:
             raise Interrupted(
-                f"stopped with {stopped + len(pending)} packs unfinished", "the same command with --resume goes on"
+                f"stopped with {stopped + len(pending)} groups unfinished", "the same command with --resume goes on"
             ).by(interrupts.caught)
 
     def _result(self, reference: Any) -> NodeResult:
-        """Of a task that is done; a worker lost too often is a fault."""
+        """Return the result of a finished Ray task; a worker lost too often is a fault."""
         try:
             found: NodeResult = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
@@ -242,36 +246,36 @@ class RayEngine:
 
 
 def _cause(error: Exception) -> str:
-    """What was raised on the node, where Ray wraps that, in a line."""
+    """Return the first line of the error that was raised on the node."""
     return first_line(getattr(error, "cause", None) or error)
 
 
-def _leave_tasks(work: GroupJob) -> None:
-    """Write down which tasks train, where `claim` looks for them when they are resumed."""
-    for material in work.materials:
-        working = working_folder(work.out / material.task.name)
+def _leave_tasks(job: GroupJob) -> None:
+    """Write the tasks into their working folders, where `RunFolder.resume` reads them."""
+    for material in job.materials:
+        working = working_folder(job.out / material.task.name)
         working.mkdir(exist_ok=True)
         save_task(material.task, working / TASK)
 
 
-def _collect(work: GroupJob, storage: Storage) -> None:
-    """Bring the runs of a pack out of the storage into their places."""
-    shutil.rmtree(work.folder, ignore_errors=True)
-    work.folder.mkdir(parents=True)
-    storage.fetch(work.number, work.folder)
-    for name in work.names:
-        if is_run(work.folder / name):
-            replace_folder(work.folder / name, work.out / name)
-            shutil.rmtree(working_folder(work.out / name), ignore_errors=True)
+def _collect(job: GroupJob, storage: Storage) -> None:
+    """Fetch the finished runs of an adapter group from the storage."""
+    shutil.rmtree(job.folder, ignore_errors=True)
+    job.folder.mkdir(parents=True)
+    storage.fetch(job.number, job.folder)
+    for name in job.names:
+        if is_run(job.folder / name):
+            replace_folder(job.folder / name, job.out / name)
+            shutil.rmtree(working_folder(job.out / name), ignore_errors=True)
 
 
-def _waiting(work: GroupJob) -> list[AdapterStatus]:
-    """How its adapters are before it begins."""
+def _waiting(job: GroupJob) -> list[AdapterStatus]:
+    """Return the status of a group's adapters before it begins."""
     return [
         AdapterStatus(
             one.task.name,
             0,
-            work.plans[one.task.name].steps,
+            job.plans[one.task.name].steps,
             None,
             one.task.train.metric_for_best_model,
             None,
@@ -279,7 +283,7 @@ def _waiting(work: GroupJob) -> list[AdapterStatus]:
             None,
             WAITING,
         )
-        for one in work.materials
+        for one in job.materials
     ]
 
 
@@ -306,7 +310,7 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def _require_open(address: str) -> None:
-    """Raise where nothing listens: Ray itself would try for minutes."""
+    """Raise an error if nothing listens at `address`, since Ray itself would retry for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or "/" in address:
         raise UsageError(f"the cluster's address {address} is not HOST:PORT", "give what `ray start --head` printed")
@@ -320,7 +324,7 @@ def _require_open(address: str) -> None:
 
 
 def _places(resources: Mapping[str, float], portion: ResourceRequest) -> int:
-    """How many packs a node has room for at a time."""
+    """Return the number of groups that fit on a node at the same time."""
     counts = [resources.get("CPU", 0.0) / portion.cpus]
     if portion.gpus:
         counts.append(resources.get("GPU", 0.0) // 1 * (1 / portion.gpus // 1))

@@ -1,4 +1,4 @@
-"""What a node of a cluster says of itself, and what of it a pack takes. Light: torch is asked about GPUs only."""
+"""Describe a node of a cluster, and the resources of a group on it. Imports torch only where GPUs are requested."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lora_ft.training.compute_dtype import ComputeDtype, choose_compute_dtype
 
 @dataclass(frozen=True)
 class RayNode:
-    """What a node says of itself.
+    """Description of a node.
 
     Attributes:
-        host: its name.
-        device: that packs would train on.
-        memory: of that device, in bytes.
-        precision: that it would choose.
-        version: of lora-ft.
-        token: that it found in the storage, or None.
+        host: Host name.
+        device: Device on which groups would train.
+        memory: Memory of that device, in bytes.
+        precision: Precision that the node would choose.
+        version: Version of lora-ft.
+        token: Token that the node read from the storage, or None.
     """
 
     host: str
@@ -34,7 +34,7 @@ class RayNode:
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """What of a node a pack may use: CPUs, and the part of one GPU."""
+    """Resources of one adapter group on a node: CPUs, and a fraction of one GPU."""
 
     cpus: float
     gpus: float
@@ -44,12 +44,13 @@ class ResourceRequest:
 
 
 def inspect_node(place: str, name: str, asked: str, portion: ResourceRequest) -> RayNode:
-    """Look at this node.
+    """Return a description of this node.
 
     Args:
-        place, name: of the storage, and of a file in it.
+        place: Folder or URL of the storage.
+        name: Name of a file in the storage whose content is the token.
         asked: train.precision of the tasks.
-        portion: that a pack may use.
+        portion: Resources of one adapter group.
     """
     device = "cpu"
     if portion.gpus:

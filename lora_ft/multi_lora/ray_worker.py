@@ -1,4 +1,4 @@
-"""What a node of a cluster runs: one pack."""
+"""Train one adapter group on a node of a cluster."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _EVERY = 0.5  # seconds between reports
 
 @dataclass(frozen=True)
 class NodeResult:
-    """How a pack ended.
+    """Result of an adapter group.
 
     Attributes:
-        failed: names of tasks that left without a run, and why.
-        stopped: it was told to, and left a snapshot.
-        fault: what broke it down, or "".
+        failed: Names of tasks that left without a run, with the reason.
+        stopped: Whether it was told to stop, and left a snapshot.
+        fault: Error that ended the group, or "".
     """
 
     failed: dict[str, str] = field(default_factory=dict)
@@ -39,20 +39,24 @@ class NodeResult:
     fault: str = ""
 
 
-def train_on_node(work: GroupJob, place: str, shared: bool, portion: ResourceRequest, desk: Any) -> NodeResult:
-    """Train a pack on this node, from its last snapshot if there is one. Nothing is raised but by a second Ctrl-C.
+def train_on_node(job: GroupJob, place: str, shared: bool, portion: ResourceRequest, progress_actor: Any) -> NodeResult:
+    """Train an adapter group on this node, from its last snapshot if there is one.
+
+    Errors are returned as a fault. Only a second Ctrl-C raises.
 
     Args:
-        work: the pack.
-        place: of the storage.
-        shared: whether the runs' folder is one that all nodes reach.
-        portion: that it may use.
-        desk: handle of the actor `Desk`.
+        job: Group to train.
+        place: Folder or URL of the storage.
+        shared: Whether all nodes share the folder of the runs.
+        portion: Resources of the group.
+        progress_actor: Handle of the actor `ProgressActor`.
     """
     import ray
 
-    reporter = RemoteProgress(work.number, lambda said: bool(ray.get(desk.report.remote(said))), _EVERY, time.monotonic)
-    reporter.note(f"{len(work.names)} adapter{'s' * (len(work.names) > 1)} on {platform.node()}")
+    reporter = RemoteProgress(
+        job.number, lambda report: bool(ray.get(progress_actor.report.remote(report))), _EVERY, time.monotonic
+    )
+    reporter.note(f"{len(job.names)} adapter{'s' * (len(job.names) > 1)} on {platform.node()}")
     reporter.flush()
     if reporter.stopping:
         return NodeResult(stopped=True)
@@ -62,14 +66,14 @@ def train_on_node(work: GroupJob, place: str, shared: bool, portion: ResourceReq
             if storage.get(GROUPS_RECORD) is None:
                 return NodeResult(fault=f"{platform.node()} does not see {place}")
             return NodeResult(
-                _train(work, LeasedSnapshots(work.folder, storage, work.number, run=work.run), portion, reporter)
+                _train(job, LeasedSnapshots(job.folder, storage, job.number, run=job.run), portion, reporter)
             )
         with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
-            moved = replace(work, out=Path(scratch))
-            storage.fetch(work.number, moved.out)
-            held = LeasedSnapshots(moved.folder, storage, work.number, moved.out, work.run)
-            failed = _train(moved, held, portion, reporter)
-            held.send()
+            moved = replace(job, out=Path(scratch))
+            storage.fetch(job.number, moved.out)
+            snapshots = LeasedSnapshots(moved.folder, storage, job.number, moved.out, job.run)
+            failed = _train(moved, snapshots, portion, reporter)
+            snapshots.send()
             return NodeResult(failed)
     except Interrupted:
         return NodeResult(stopped=True)
@@ -79,13 +83,15 @@ def train_on_node(work: GroupJob, place: str, shared: bool, portion: ResourceReq
         reporter.flush()
 
 
-def _train(work: GroupJob, held: LeasedSnapshots, portion: ResourceRequest, reporter: RemoteProgress) -> dict[str, str]:
-    task, plan = work.first
+def _train(
+    job: GroupJob, snapshots: LeasedSnapshots, portion: ResourceRequest, reporter: RemoteProgress
+) -> dict[str, str]:
+    task, plan = job.first
     set_threads(plan.device, max(1, int(portion.cpus)))
     if plan.device == "cuda" and portion.gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(portion.gpus)  # or one pack could take another one's memory
+        torch.cuda.set_per_process_memory_fraction(portion.gpus)  # so that no group takes another's memory
     base = find_base(task.base)  # this node's copy
-    work = replace(work, materials=[replace(data, base=base) for data in work.materials])
+    job = replace(job, materials=[replace(data, base=base) for data in job.materials])
     return train_group(
-        work, lambda: open_frozen_base(task, base, plan.device), held, reporter, lambda: reporter.stopping
+        job, lambda: open_frozen_base(task, base, plan.device), snapshots, reporter, lambda: reporter.stopping
     )

@@ -1,7 +1,7 @@
-"""The last state of one adapter of a pack, in the files that transformers' Trainer resumes from.
+"""The last state of one adapter of a group, in the files that transformers' Trainer resumes from.
 
-So a run looks the same whether it was trained alone or with others, and either way of training takes it further. The
-optimizer of a pack is one matrix for all adapters; here its row is put apart into the two moments of each weight, in
+So a run is the same whether it was trained alone or in a group, and either way of training can continue it. The
+optimizer of a group is one matrix for all adapters. Here a row of it is split into the two moments of each weight, in
 the order in which torch's optimizer numbers its parameters.
 """
 
@@ -29,12 +29,12 @@ from lora_ft.training.run_folder import RunFolder
 from lora_ft.training.trainer import Trainer
 
 _OPTIMIZER, _SCHEDULER, _RANDOM, _STATE = "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"
-_EMBEDDING_RATE = 1e-6  # peft's, for a group that packs leave empty
+_EMBEDDING_RATE = 1e-6  # peft's, for a parameter group without weights here
 
 
 @dataclass(frozen=True)
 class AdapterState:
-    """What is trained of one adapter, and the optimizer's two moments of it, by peft's names of the weights."""
+    """Weights of one adapter and the optimizer's two moments, by peft's names of the weights."""
 
     weights: dict[str, Tensor]
     means: dict[str, Tensor]
@@ -101,7 +101,7 @@ def write_resume_point(
 
 
 def read_resume_point(run: RunFolder, names: list[str], device: str) -> tuple[dict[str, Any], AdapterState] | None:
-    """Return what an adapter goes on from: the entry of a snapshot, as of `Member.export`, and what is trained of it.
+    """Return the state that an adapter resumes from: a snapshot entry, as of `MemberTrainer.export`, and its tensors.
 
     Args:
         run: Folder of the run. Incomplete checkpoints in it are deleted.
@@ -144,7 +144,7 @@ def read_resume_point(run: RunFolder, names: list[str], device: str) -> tuple[di
 
 
 def _load(path: Path) -> Mapping[Any, Any]:
-    """Read a file of torch's without running what a pickle could hold."""
+    """Read a torch file without executing code that a pickle may contain."""
     from transformers.trainer_pt_utils import safe_globals
 
     with safe_globals():

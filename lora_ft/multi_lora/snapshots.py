@@ -1,4 +1,4 @@
-"""A point that a pack goes on from: the rows of all its adapters and where each of them is."""
+"""Snapshots from which an adapter group resumes: the weights and states of all its members."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _ROWS, _MEMBERS = "rows.safetensors", "members.json"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a pack is after a tick.
+    """State of an adapter group after a tick.
 
     Attributes:
         tick: how many were done.
         rows: weights, means and squares [adapters, width] of those that still train.
-        members: and what `Member.export` gave of them, by name, in the order of the rows.
+        members: and what `MemberTrainer.export` gave of them, by name, in the order of the rows.
         closed: names of those that are done; their runs may not be in place yet.
         failed: names of those that left without a run, and why.
     """
@@ -38,7 +38,7 @@ class Snapshot:
 
 
 class Snapshots:
-    """Snapshots of one pack, in a folder.
+    """Snapshots of one group, in a folder.
 
     Args:
         folder: Folder of the snapshots.

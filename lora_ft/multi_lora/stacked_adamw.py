@@ -1,4 +1,4 @@
-"""AdamW on all adapters of a pack at once, each with its own learning rate, decay, clipping and number of steps."""
+"""Take AdamW steps of all adapters of a group at once, each with its own rate, decay, clipping and step count."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _AT_ONCE_ELSEWHERE = 2**26
 
 @dataclass(frozen=True)
 class AdamWStep:
-    """How one adapter takes one step.
+    """Settings of one step of one adapter.
 
     Attributes:
-        step: its number, from 1.
-        rate: learning rate; of the B matrices `ratio` times as much (LoRA+).
-        decay: weight decay.
-        max_norm: its gradient is scaled down to that norm; 0: it is left as it is.
+        step: Number of the step, from 1.
+        rate: Learning rate; that of the B matrices is `ratio` times as large (LoRA+).
+        decay: Weight decay.
+        max_norm: Maximum norm of the gradient; 0 disables clipping.
     """
 
     step: int
@@ -38,7 +38,7 @@ class StackedAdamW:
     """torch.optim.AdamW, element by element the same, with scalars that differ from row to row.
 
     Attributes:
-        means, squares: [adapters, width], the two moments.
+        means, squares: The two moments [adapters, width].
     """
 
     def __init__(self, stack: StackedWeights) -> None:
@@ -78,7 +78,7 @@ class StackedAdamW:
         return norms
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Let the moments of the others go."""
+        """Keep only the moments of these rows."""
         chosen = torch.tensor(rows, dtype=torch.long, device=self._stack.device)
         self.means, self.squares = self.means.index_select(0, chosen), self.squares.index_select(0, chosen)
 

@@ -1,7 +1,7 @@
-"""The weights of all adapters of a pack: one matrix, a row for each adapter, that every packed layer looks into.
+"""Hold the weights of all adapters of a group in one matrix with a row per adapter, of which layers use views.
 
-A row holds the adapter's A matrices, layer after layer, then its B matrices. So the optimizer's step, clipping and what
-an adapter takes along when it leaves are operations on rows, whatever the layers.
+A row holds the adapter's A matrices, layer after layer, then its B matrices. So the optimizer's step, clipping, and the
+removal of an adapter are operations on rows, independent of the layers.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class StackedWeights:
         self._bind()
 
     def _bind(self) -> None:
-        """Let the layers use the rows as they are now."""
+        """Bind the parameters of the layers to the current rows."""
         for layer, linear in zip(self.layers, self._linears, strict=True):
             for side in "AB":
                 # Leaves of their own in the same memory: gradients are added up where the optimizer finds them,
@@ -117,18 +117,18 @@ class StackedWeights:
         return found
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Let the others go, and what memory they took."""
+        """Keep only these rows, and free the memory of the others."""
         self.adapters = [self.adapters[row] for row in rows]
         self.weights = self.weights.index_select(0, torch.tensor(rows, dtype=torch.long, device=self.device))
         self.gradients = torch.zeros_like(self.weights)
         self._bind()
 
     def restore(self, weights: Tensor) -> None:
-        """Go on from the rows that a stack of the same adapters had."""
+        """Copy rows that a stack of the same adapters had."""
         self.weights.copy_(weights)
 
     def remove(self, model: Any) -> None:
-        """Give the base its own layers back."""
+        """Restore the base's own layers."""
         for layer, linear in zip(self.layers, self._linears, strict=True):
             _replace(model, layer.name, linear.base)
 

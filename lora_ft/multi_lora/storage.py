@@ -1,4 +1,4 @@
-"""Where the packs of a cluster leave what they go on from: a folder that all nodes share, or a URL of fsspec."""
+"""Store the snapshots of a cluster's groups in a folder that all nodes share, or below a URL of fsspec."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Storage:
         self._files.pipe_file(self._path(name), text.encode())
 
     def get(self, name: str) -> str | None:
-        """What a small file holds; None where there is none."""
+        """Return the content of a small file, or None if it does not exist."""
         self._files.invalidate_cache()
         try:
             return self._files.cat_file(self._path(name)).decode()
@@ -48,11 +48,13 @@ class Storage:
         if self._files.exists(self._root):
             self._files.rm(self._root, recursive=True)
 
-    def send(self, folder: Path, pack: int) -> None:
-        """Keep a copy of a pack's folder, and delete older ones when it is whole. It is an archive, as an object store
-        has no renames."""
-        number = (self._newest(pack) or 0) + 1
-        name = self._archive(pack, number)
+    def send(self, folder: Path, group: int) -> None:
+        """Store a copy of a group's folder, then delete older copies.
+
+        The copy is an archive with a mark, since an object store has no renames.
+        """
+        number = (self._newest(group) or 0) + 1
+        name = self._archive(group, number)
         self._files.makedirs(self._root, exist_ok=True)
         with (
             self._files.open(self._path(name), "wb") as file,
@@ -60,33 +62,33 @@ class Storage:
         ):
             archive.add(folder, ".")
         self.put(name + _MARK, "")
-        for other in self._names(pack):
+        for other in self._names(group):
             if not other.startswith(name):
                 self.drop(other)
 
-    def fetch(self, pack: int, folder: Path) -> bool:
-        """Bring a pack's newest copy into a folder; whether there is one."""
-        number = self._newest(pack)
+    def fetch(self, group: int, folder: Path) -> bool:
+        """Bring an adapter group's newest copy into a folder; whether there is one."""
+        number = self._newest(group)
         if number is None:
             return False
         with (
-            self._files.open(self._path(self._archive(pack, number)), "rb") as file,
+            self._files.open(self._path(self._archive(group, number)), "rb") as file,
             tarfile.open(fileobj=file, mode="r|") as archive,
         ):
             archive.extractall(folder, filter="data")
         return True
 
-    def _newest(self, pack: int) -> int | None:
-        whole = [name.removesuffix(_MARK) for name in self._names(pack) if name.endswith(_MARK)]
+    def _newest(self, group: int) -> int | None:
+        whole = [name.removesuffix(_MARK) for name in self._names(group) if name.endswith(_MARK)]
         return max((int(name.split("-")[2].removesuffix(".tar")) for name in whole), default=None)
 
-    def _names(self, pack: int) -> list[str]:
+    def _names(self, group: int) -> list[str]:
         self._files.invalidate_cache()
-        found = self._files.glob(self._path(f"pack-{pack}-*"))
+        found = self._files.glob(self._path(f"pack-{group}-*"))
         return [str(path).rpartition("/")[2] for path in found]
 
-    def _archive(self, pack: int, number: int) -> str:
-        return f"pack-{pack}-{number:06}.tar"
+    def _archive(self, group: int, number: int) -> str:
+        return f"pack-{group}-{number:06}.tar"
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -1,4 +1,4 @@
-"""The record of unfinished packs: chosen when they began, kept until the runs of all their tasks are finished."""
+"""The record of unfinished groups: chosen when they began, kept until the runs of all their tasks are finished."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ GROUPS_FOLDER, GROUPS_RECORD = "_packs.unfinished", "packs.json"
 
 
 def require_not_in_group(place: Path) -> None:
-    """Raise UsageError if the run at `place` belongs to unfinished packs, which alone can go on with its state.
+    """Raise UsageError if the run at `place` belongs to unfinished groups, which alone can go on with its state.
 
-    A member that has left its packs, with a run of its own, may be trained by itself.
+    A member that has left its groups, with a run of its own, may be trained by itself.
     """
     record = place.parent / GROUPS_FOLDER / GROUPS_RECORD
     if not record.is_file() or (is_run(place) and not working_folder(place).exists()):
         return
-    names = [name for pack in read_json(record)["packs"] for name in pack]
+    names = [name for group in read_json(record)["packs"] for name in group]
     if place.name in names:
         raise UsageError(
-            f"the run {place} is unfinished in a pack with {len(names)} task{'s' * (len(names) > 1)}: "
+            f"the run {place} is unfinished in an adapter group with {len(names)} task{'s' * (len(names) > 1)}: "
             f"{', '.join(names[:8])}{', …' * (len(names) > 8)}",
             f"go on with all of them: lora-ft train TASK … --out {place.parent} --resume",
         )

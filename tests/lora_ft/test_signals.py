@@ -18,7 +18,6 @@ from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from lora_ft.train_many import train_many
 from tests.lora_ft.test_train import same, start, wait_for, weights
-from tests.lora_ft.test_train_many import start as start_pack
 
 MakeTask = Callable[..., Path]
 STEPS: dict[str, Any] = {"eval_every": 3, "num_train_epochs": 3, "metric_for_best_model": "loss"}
@@ -38,9 +37,9 @@ def test_a_signal_saves_a_checkpoint(make_task: MakeTask, tmp_path: Path, number
     assert same(weights(resumed), weights(train(load_task(task), tmp_path / "whole")))
 
 
-def test_a_signal_saves_a_snapshot_of_a_pack(make_task: MakeTask, tmp_path: Path) -> None:
+def test_a_signal_saves_a_snapshot_of_a_group(make_task: MakeTask, tmp_path: Path) -> None:
     tasks = [make_task(name=name, train=STEPS | {"num_train_epochs": 20}) for name in ("one", "two")]
-    process = start_pack([str(task) for task in tasks], tmp_path / "runs")
+    process = start_group([str(task) for task in tasks], tmp_path / "runs")
     wait_for(lambda: (tmp_path / "runs" / "two.unfinished" / "log.jsonl").exists(), process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""Packs: each adapter is what training alone gives, none harms another, and a killed pack resumes to the same bits."""
+"""Adapters of a group equal those trained alone, none harms another, and a killed group resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -192,10 +192,10 @@ def test_what_does_not_fit_together_is_trained_in_several_packs(make_task: MakeT
     tasks = unlike(make_task, 3, max_steps=4)
     said: list[str] = []
     board = Noting(said)
-    packed = train_many(tasks, tmp_path / "runs", most=2, board=board)
+    packed = train_many(tasks, tmp_path / "runs", most=2, dashboard=board)
     assert [run.task.name for run in packed.runs] == ["t0", "t1", "t2"]
-    assert "3 adapters on one base in 2 packs" in said
-    assert sum(line.startswith("pack ") for line in said) == 2
+    assert "3 adapters on one base in 2 groups" in said
+    assert sum(line.startswith("group ") for line in said) == 2
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"t0", "t1", "t2"}
 
 
@@ -224,7 +224,7 @@ RESUMED: dict[str, Any] = {"max_steps": 40, "eval_every": 3, "metric_for_best_mo
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list[Run]:
-    """The pack that nothing disturbed, trained once for a module."""
+    """The group that nothing disturbed, trained once for a module."""
     root = tmp_path_factory.mktemp("undisturbed")
 
     def make(rows: int = 24, name: str = "tiny", **sections: Any) -> Path:
@@ -260,7 +260,7 @@ MOMENTS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_pack_resumes_to_the_same_bits(
+def test_a_killed_group_resumes_to_the_same_bits(
     moment: str, make_task: MakeTask, tmp_path: Path, undisturbed: list[Run]
 ) -> None:
     tasks, out = resumable(make_task), tmp_path / "runs"
@@ -304,9 +304,9 @@ def test_ctrl_c_saves_a_snapshot_and_says_how_to_go_on(
     assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, undisturbed, strict=True))
 
 
-def test_resuming_needs_unfinished_packs_of_the_same_tasks(make_task: MakeTask, tmp_path: Path) -> None:
+def test_resuming_needs_unfinished_groups_of_the_same_tasks(make_task: MakeTask, tmp_path: Path) -> None:
     tasks, out = unlike(make_task, 2, max_steps=4), tmp_path / "runs"
-    with pytest.raises(UsageError, match="no unfinished packs"):
+    with pytest.raises(UsageError, match="no unfinished groups"):
         train_many(tasks, out, resume=True)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", interrupt)

@@ -35,7 +35,7 @@ def test_a_grid_is_trained_and_its_best_run_is_marked(make_task: MakeTask, tmp_p
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "4 runs · best" in page and all(f">{entry['name']}<" in page for entry in grid["runs"])
     assert all((out / entry["name"] / "report.html").is_file() for entry in grid["runs"])
-    assert "4 adapters on one base in 1 pack" in printed.err
+    assert "4 adapters on one base in 1 group" in printed.err
     assert printed.out.count("best") == 2  # a column, and one run
     assert f"4 runs in {out}" in printed.out
     assert all(len(line) <= 80 for line in printed.out.splitlines()[:-1])
@@ -52,7 +52,7 @@ def test_a_folder_of_tasks_is_trained(make_task: MakeTask, tmp_path: Path, capsy
         shutil.copytree(path.parent, folder, dirs_exist_ok=True)
         (folder / "task.yaml").rename(folder / f"{name}.yaml")
     assert lora_ft(["train", str(folder), "--out", str(tmp_path / "runs"), "--group-size", "1"]) == 0
-    assert "2 adapters on one base in 2 packs" in capsys.readouterr().err
+    assert "2 adapters on one base in 2 groups" in capsys.readouterr().err
     assert [Run(tmp_path / "runs" / name).task.name for name in ("one", "two")] == ["one", "two"]
     assert not (tmp_path / "runs" / "grid.json").exists()
 
@@ -74,7 +74,7 @@ def test_failed_task_is_reported_with_exit_code_1(make_task: MakeTask, tmp_path:
     ("options", "message"),
     [
         (["--push-to-hub", "me/it"], "uploads one run"),
-        (["--resume"], "no unfinished packs"),
+        (["--resume"], "no unfinished groups"),
         (["--set", "lora.use_dora=true"], "lora.use_dora = True"),
         (["--gpus-per-group", "0.5"], "add --engine ray"),
         (["--engine", "ray", "--push-to-hub", "me/it"], "uploads one run"),

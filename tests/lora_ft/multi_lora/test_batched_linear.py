@@ -1,4 +1,4 @@
-"""The packed layer against peft's, and what a stack does to a base."""
+"""The stacked layer against peft's, and what a stack does to a base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finished runs of a pack are trained longer, all together or each alone, and come out as if they had never stopped."""
+"""Finished runs of a group are trained longer, together or alone, as if they had never stopped."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def tasks(make_task: MakeTask) -> list[Task]:
     return unlike(make_task, 4, **CONSTANT)[1::2]
 
 
-def test_a_pack_is_trained_longer_to_the_same_bits(tasks: list[Task], tmp_path: Path) -> None:
+def test_a_group_is_trained_longer_to_the_same_bits(tasks: list[Task], tmp_path: Path) -> None:
     out = tmp_path / "runs"
     train_many(tasks, out)
     said: list[str] = []
-    longer = train_many(extended(tasks, 12), out, resume=True, board=Noting(said))
+    longer = train_many(extended(tasks, 12), out, resume=True, dashboard=Noting(said))
     whole = train_many(extended(tasks, 12), tmp_path / "whole")
     for mine, theirs in zip(longer.runs, whole.runs, strict=True):
         assert same(mine, theirs) and losses(mine.folder) == losses(theirs.folder)
@@ -70,7 +70,7 @@ def test_a_pack_is_trained_longer_to_the_same_bits(tasks: list[Task], tmp_path: 
     assert [run.metrics["resumed_at"] for run in again.runs] == [12, 12]
 
 
-def test_a_run_of_a_pack_is_trained_longer_alone(tasks: list[Task], tmp_path: Path) -> None:
+def test_a_run_of_a_group_is_trained_longer_alone(tasks: list[Task], tmp_path: Path) -> None:
     train_many(tasks, tmp_path / "runs")
     for task in extended(tasks, 12):
         longer = train(task, tmp_path / "runs" / task.name, resume=True)
@@ -80,7 +80,7 @@ def test_a_run_of_a_pack_is_trained_longer_alone(tasks: list[Task], tmp_path: Pa
         assert longer.metrics["best_step"] == whole.metrics["best_step"] and longer.metrics["resumed_at"] == 6
 
 
-def test_runs_that_were_trained_alone_are_trained_longer_in_a_pack(tasks: list[Task], tmp_path: Path) -> None:
+def test_runs_that_were_trained_alone_are_trained_longer_in_a_group(tasks: list[Task], tmp_path: Path) -> None:
     for task in tasks:
         train(task, tmp_path / "runs" / task.name)
     longer = train_many(extended(tasks, 12), tmp_path / "runs", resume=True)
@@ -126,7 +126,7 @@ def test_the_best_weights_from_before_are_published_where_nothing_better_comes(
 
 
 @pytest.mark.parametrize("tick", [0, 3], ids=["before the first snapshot", "after a snapshot"])
-def test_a_pack_killed_while_it_trains_longer_resumes_to_the_same_bits(
+def test_a_group_killed_while_it_trains_longer_resumes_to_the_same_bits(
     tasks: list[Task], tmp_path: Path, tick: int
 ) -> None:
     out, longer = tmp_path / "runs", extended(tasks, 15)
@@ -147,7 +147,7 @@ def test_a_pack_killed_while_it_trains_longer_resumes_to_the_same_bits(
 @pytest.mark.parametrize(
     ("module", "name"), [("lora_ft.train_many", "write_json"), ("lora_ft.multi_lora.group", "publish")]
 )
-def test_a_pack_killed_at_its_ends_loses_no_run(
+def test_a_group_killed_at_its_ends_loses_no_run(
     tasks: list[Task], tmp_path: Path, module: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, longer = tmp_path / "runs", extended(tasks, 9)
@@ -180,7 +180,7 @@ def test_early_stopping_counts_anew(make_task: MakeTask, tmp_path: Path) -> None
 
 def test_what_is_refused(tasks: list[Task], tmp_path: Path) -> None:
     out, more = tmp_path / "runs", extended(tasks, 12)
-    with pytest.raises(UsageError, match="no unfinished packs"):
+    with pytest.raises(UsageError, match="no unfinished groups"):
         train_many(more, out, resume=True)
     train_many(tasks, out)
     before = {path.name for path in out.iterdir()}
@@ -224,13 +224,15 @@ def test_an_unfinished_member_is_not_trained_alone(
         train_many(more, out, resume=longer)
     (out / "t1.unfinished" / "checkpoint-3").mkdir(exist_ok=True)  # the best weights so far, which carry no mark
     before = sorted(out.rglob("*"))
-    pack = rf"t1 is unfinished in a pack with 2 tasks: t1, t3; go on .*lora-ft train TASK … --out {out} --resume"
-    with pytest.raises(UsageError, match=rf"{pack}|already exists" if longer and not options else pack):
+    group = (
+        rf"t1 is unfinished in an adapter group with 2 tasks: t1, t3; go on .*lora-ft train TASK … --out {out} --resume"
+    )
+    with pytest.raises(UsageError, match=rf"{group}|already exists" if longer and not options else group):
         train(more[0], out / "t1", **options)
     assert sorted(out.rglob("*")) == before
 
 
-def test_a_killed_pack_goes_on_with_the_same_tasks_only(tasks: list[Task], tmp_path: Path) -> None:
+def test_a_killed_group_goes_on_with_the_same_tasks_only(tasks: list[Task], tmp_path: Path) -> None:
     out = tmp_path / "runs"
     train_many(tasks, out)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):

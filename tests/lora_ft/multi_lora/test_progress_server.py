@@ -1,4 +1,4 @@
-"""What packs say from afar comes to one board, and the word to stop comes back."""
+"""What groups say from afar comes to one board, and the word to stop comes back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_reporter_sends_now_and_then_and_learns_when_to_stop() -> None:
     reporter = RemoteProgress(3, lambda report: sent.append(report) or len(sent) > 2, 4.0, lambda: float(next(seconds)))  # type: ignore[func-returns-value]
     reporter.note("going on from step 5")
     reporter.stage("training", 9, 5)
-    assert sent == [ProgressReport(3, done=5, notes=["pack 3: going on from step 5"])]
+    assert sent == [ProgressReport(3, done=5, notes=["group 3: going on from step 5"])]
     for step in range(6, 16):
         reporter.rows([row("a", step)])
         reporter.advance(step)
@@ -63,15 +63,15 @@ class Drawn:
         self.last = list(rows)
 
 
-def test_all_packs_are_on_one_board_those_at_work_first() -> None:
+def test_all_groups_are_on_one_board_those_at_work_first() -> None:
     board = Drawn()
     wall = GroupDashboard(
         {1: [row("a", 0, WAITING), row("b", 0, WAITING)], 2: [row("c", 0, WAITING)]}, {1: 10, 2: 20}, board
     )
     assert board.stages == [("training", 30)]
-    wall.show([ProgressReport(2, done=3, rows=[row("c", 3)], notes=["pack 2: one adapter"])])
+    wall.show([ProgressReport(2, done=3, rows=[row("c", 3)], notes=["group 2: one adapter"])])
     assert [one.name for one in board.last] == ["c", "a", "b"]
-    assert board.done == 3 and board.notes == ["pack 2: one adapter"]
+    assert board.done == 3 and board.notes == ["group 2: one adapter"]
     wall.show([ProgressReport(1, done=4, rows=[row("a", 4), row("b", 4, "finished")])])
     wall.end(1, "no space")
     wall.end(2)

@@ -1,4 +1,4 @@
-"""Packs on a Ray cluster of two nodes: the adapters are those of one process, whoever is killed meanwhile."""
+"""Adapter groups on a Ray cluster of two nodes: the adapters are those of one process, whoever is killed meanwhile."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def test_the_extra_is_named_where_ray_is_missing(monkeypatch: pytest.MonkeyPatch
         ({}, ResourceRequest(1, 0), 0),
     ],
 )
-def test_how_many_packs_a_node_has_room_for(resources: dict[str, float], portion: ResourceRequest, places: int) -> None:
+def test_how_many_groups_a_node_has_room_for(
+    resources: dict[str, float], portion: ResourceRequest, places: int
+) -> None:
     assert _places(resources, portion) == places
 
 
@@ -85,7 +87,7 @@ def three(make_task: MakeTask) -> list[Task]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list[Run]:
-    """The same packs in this process, on one thread as on the nodes."""
+    """The same groups in this process, on one thread as on the nodes."""
     root = tmp_path_factory.mktemp("undisturbed")
 
     def make(rows: int = 24, name: str = "tiny", **sections: Any) -> Path:
@@ -96,13 +98,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> li
         return train_many(three(make), root / "runs", most=2).runs
 
 
-def holder(place: Path, pack: int) -> int:
-    """Process that trains a pack."""
-    return int((place / f"holder-{pack}").read_text().split()[1])
+def holder(place: Path, group: int) -> int:
+    """Process that trains an adapter group."""
+    return int((place / f"holder-{group}").read_text().split()[1])
 
 
-def sealed(out: Path, pack: int) -> bool:
-    return any(out.glob(f"{WORK}/{pack}/checkpoint-*/complete"))
+def sealed(out: Path, group: int) -> bool:
+    return any(out.glob(f"{WORK}/{group}/checkpoint-*/complete"))
 
 
 @pytest.mark.slow
@@ -120,7 +122,7 @@ def test_lost_workers_and_lost_nodes_go_on_to_the_same_bits(
     _, said = process.communicate(timeout=240)
     cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
     assert process.returncode == 0, said.decode()
-    assert b"pack 1: going on from step" in said and b"pack 2: going on from step" in said
+    assert b"group 1: going on from step" in said and b"group 2: going on from step" in said
     for task, theirs in zip(("t0", "t1", "t2"), undisturbed, strict=True):
         assert same(Run(out / task), theirs)
     assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2"}
@@ -153,7 +155,7 @@ def test_ctrl_c_leaves_all_in_a_storage_that_nodes_reach_and_resume_brings_it_ba
 
 
 @pytest.mark.slow
-def test_a_pack_that_breaks_down_harms_no_other_and_goes_on_later(
+def test_a_group_that_breaks_down_harms_no_other_and_goes_on_later(
     cluster: Any, make_task: MakeTask, tmp_path: Path, undisturbed: list[Run]
 ) -> None:
     out, tasks = tmp_path / "runs", three(make_task)
@@ -176,7 +178,10 @@ def test_a_pack_that_breaks_down_harms_no_other_and_goes_on_later(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"cpus": 64}, "no node of the cluster has 64 CPUs for a pack; ask for less, or add a node: .* has 1 CPUs"),
+        (
+            {"cpus": 64},
+            "no node of the cluster has 64 CPUs for an adapter group; ask for less, or add a node: .* has 1 CPUs",
+        ),
         ({"gpus": 0.5}, "no node of the cluster has 1 CPU and 0.5 GPU"),
         ({"storage": "memory://packs"}, "does not see what this machine writes to memory://packs/lora-ft-"),
     ],
@@ -185,7 +190,7 @@ def test_what_could_never_train_is_refused(cluster: Any, tmp_path: Path, options
     engine = RayEngine(cluster.address, **options)
     try:
         with pytest.raises(UsageError, match=said):
-            engine.survey(tmp_path / "runs", "fp32", None, SilentDashboard())
+            engine.inspect(tmp_path / "runs", "fp32", None, SilentDashboard())
     finally:
         engine.close()
 
@@ -196,8 +201,8 @@ def test_an_address_where_nothing_answers_is_told(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(LoraFtError, match=f"no cluster answers at 127.0.0.1:{port}"):
-        RayEngine(f"127.0.0.1:{port}").survey(tmp_path, "fp32", None, SilentDashboard())
+        RayEngine(f"127.0.0.1:{port}").inspect(tmp_path, "fp32", None, SilentDashboard())
     with pytest.raises(UsageError, match="ray://there:1 is not HOST:PORT"):
-        RayEngine("ray://there:1").survey(tmp_path, "fp32", None, SilentDashboard())
-    with pytest.raises(UsageError, match="2 GPUs for a pack"):
+        RayEngine("ray://there:1").inspect(tmp_path, "fp32", None, SilentDashboard())
+    with pytest.raises(UsageError, match="2 GPUs were requested for an adapter group"):
         RayEngine(gpus=2)

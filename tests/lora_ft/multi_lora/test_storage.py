@@ -1,4 +1,4 @@
-"""What packs leave for whoever goes on: small files, whole copies of folders, and who may write."""
+"""What groups leave for whoever goes on: small files, whole copies of folders, and who may write."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_who_was_taken_over_writes_no_more(tmp_path: Path) -> None:
     first = LeasedSnapshots(tmp_path / "1", storage, 1)
     first.write(snapshot(1))
     second = LeasedSnapshots(tmp_path / "1", storage, 1)
-    with pytest.raises(LoraFtError, match="pack 1 was taken over by"):
+    with pytest.raises(LoraFtError, match="group 1 was taken over by"):
         first.write(snapshot(2))
     second.write(snapshot(3))
     found = Snapshots(tmp_path / "1").latest()

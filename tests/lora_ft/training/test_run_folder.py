@@ -72,7 +72,7 @@ def test_resume_says_which_rows_moved_between_splits(make_task: MakeTask, tmp_pa
         train(load_task(task), tmp_path / "run", resume=True)
 
 
-def test_resume_of_a_pack_refuses_changed_rows(make_task: MakeTask, tmp_path: Path) -> None:
+def test_resume_of_a_group_refuses_changed_rows(make_task: MakeTask, tmp_path: Path) -> None:
     paths = [make_task(name=name, train=STEPS) for name in ("one", "two")]
     tasks = [load_task(path) for path in paths]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -18,6 +18,7 @@ from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from lora_ft.train_many import train_many
 from tests.lora_ft.test_train import same, start, wait_for, weights
+from tests.lora_ft.test_train_many import start as start_group
 
 MakeTask = Callable[..., Path]
 STEPS: dict[str, Any] = {"eval_every": 3, "num_train_epochs": 3, "metric_for_best_model": "loss"}

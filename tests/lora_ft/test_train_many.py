@@ -196,7 +196,7 @@ def test_what_does_not_fit_together_is_trained_in_several_packs(make_task: MakeT
     assert [run.task.name for run in packed.runs] == ["t0", "t1", "t2"]
     assert "3 adapters on one base in 2 groups" in said
     assert sum(line.startswith("group ") for line in said) == 2
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"t0", "t1", "t2"}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"t0", "t1", "t2", "report.html"}
 
 
 class Noting(SilentDashboard):

@@ -1,4 +1,4 @@
-"""The job `compare`: answers that several models gave to the same rows, against each other. Nothing is generated."""
+"""The verb `compare`: score several models' answers to the same rows against each other, without generating."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from lora_ft.tasks.schema import Evaluate, SplitName
 def compare(
     names: Sequence[str], *, split: SplitName = "test", metrics: Sequence[str] = (), task: str | None = None
 ) -> Comparison:
-    """Score what models answered, and test the differences to the first one.
+    """Score answers of models, and test the differences from the first model.
 
     Args:
-        names: runs that were evaluated, or files that `lora-ft evaluate --predictions` wrote; at least two.
-        split: of the runs.
-        metrics: instead of those of the task.
-        task: task file whose settings hold; by default those of the first run.
+        names: At least two evaluated runs, or files that `lora-ft evaluate --predictions` wrote.
+        split: Split of the runs.
+        metrics: Metrics to use instead of the task's.
+        task: Task file with the settings. Default: the task of the first run.
 
     Raises:
-        UsageError: answers are missing, or were given to different rows.
+        UsageError: Answers are missing, or belong to different rows.
     """
     if len(names) < 2:
         raise UsageError("there is nothing to compare", "name two runs, or files of answers, or more")
@@ -132,7 +132,7 @@ def _read(file: Path) -> list[Row]:
 
 
 def _require_same(name: str, rows: Sequence[Row], other: str, theirs: Sequence[Row]) -> None:
-    """The same rows in the same order. Prompts may differ where both files say which rows they come from."""
+    """Raise UsageError unless rows and their order agree. Prompts may differ if both files identify their rows."""
     for at, (row, their) in enumerate(zip(rows, theirs, strict=False)):
         which = "row" if "row" in row and "row" in their else "prompt"
         for key in (which, "references"):
@@ -155,7 +155,7 @@ def _start(row: Row) -> str:
 
 
 def _settings(names: Sequence[str], task: str | None, metrics: Sequence[str]) -> tuple[Evaluate, list[str]]:
-    """How answers are scored, and by which metrics."""
+    """Return settings and metrics to score answers with."""
     file = task or next((str(Path(name) / TASK) for name in names if is_run(Path(name))), None)
     if file is None:
         settings = Evaluate(metrics=list(metrics or ("rouge",)))

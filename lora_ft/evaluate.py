@@ -1,4 +1,4 @@
-"""The job `evaluate`: a model and a split in, scores with intervals out; of a bank, each adapter's on its own task."""
+"""The verb `evaluate`: score a model on a split, with intervals; each adapter of a bank on its own task."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lora_ft.tasks.files import read_task
 from lora_ft.tasks.inputs import input_paths
 from lora_ft.tasks.schema import SplitName, Task
 
-VERSION = 2  # of the JSON
+VERSION = 2  # of scores-SPLIT.json
 
 
 @dataclass(frozen=True)
@@ -140,20 +140,20 @@ def evaluate(
     """Score a model.
 
     Args:
-        name: run, checkpoint, bundle or base.
-        task: whose rows and settings; by default the model's own.
-        adapter: of a bank, the one to score; by default its base.
-        base: of a run or an adapter: instead of the one that it names.
-        overrides: of the task that an adapter brings, as `load_task` takes them.
-        split: of the task.
-        limit: score the first so many rows.
-        baseline: score the task's untouched base on the same rows too; of a bank the base in it.
-        batch_size: rows generated together.
-        predictions: jsonl file for the answers; a run keeps them beside itself by default, with the scores.
-        progress: told what happens.
+        name: Run, checkpoint, bundle or base.
+        task: Task whose rows and settings are used. Default: the model's own.
+        adapter: Adapter of a bank to score. Default: the base of the bank.
+        base: Base to load instead of the one that a run or an adapter names.
+        overrides: Keys to change in the task of a bank's adapter, as in `load_task`.
+        split: Split of the task.
+        limit: Maximum number of rows.
+        baseline: Also score the untouched base on the same rows.
+        batch_size: Number of rows generated together.
+        predictions: JSON lines file for the answers. Default for a run: predictions-SPLIT.jsonl in its folder.
+        progress: Receives stages and steps.
 
     Raises:
-        UsageError, LoraFtError: the model or the rows cannot be used.
+        UsageError, LoraFtError: The model or the rows cannot be used.
     """
     progress = progress or Silent()
     if predictions is not None:
@@ -166,7 +166,7 @@ def evaluate(
     if predictions is not None:
         refuse_file(predictions, "--predictions", inputs=input_paths(task))
     if model.kind == "run":
-        _ = Run(name).scores  # the card is written from them; better refused now than after generating
+        _ = Run(name).scores  # the card needs them, so a damaged file is refused before generating
     if predictions is None and model.kind == "run":
         predictions = Path(name) / PREDICTIONS.format(split)
     found = _evaluate(model, task, split, limit, baseline, batch_size, predictions, progress)
@@ -187,11 +187,11 @@ def evaluate_bank(
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> BankEvaluation:
-    """Score every adapter of a bank on the task that it brings; arguments as of `evaluate`.
+    """Score every adapter of a bank on its own task. Arguments are those of `evaluate`.
 
     Raises:
-        UsageError: it is no bank, or an empty one.
-        LoraFtError: a file of it is damaged.
+        UsageError: The model is not a bank, or the bank has no adapters.
+        LoraFtError: A file of the bank is damaged.
     """
     progress = progress or Silent()
     progress.stage("loading")
@@ -204,7 +204,7 @@ def evaluate_bank(
         try:
             task = _carried(model, overrides)
             one = _evaluate(model, task, split, limit, baseline, batch_size, None, progress)
-        except LoraFtError as error:  # rows that are not at hand, mostly; others' may be
+        except LoraFtError as error:  # mostly rows that are missing here; the other adapters may have theirs
             found.failed[adapter] = str(error)
             continue
         scores = one.scores
@@ -214,7 +214,7 @@ def evaluate_bank(
 
 
 def _carried(model: Model, overrides: Sequence[str]) -> Task:
-    """The task that an adapter brought into a bank."""
+    """Return the task that a bank stores with an adapter."""
     more = "name an adapter, or " if model.adapters and model.adapter is None else ""
     if model.adapter is not None and (carried := model.backend.task_of(model.adapter)):
         content, file = carried
@@ -283,7 +283,7 @@ def _score(
 
 
 def _digest(row: Row) -> str:
-    """Tells rows apart whatever the prompt makes of them."""
+    """Return a digest of a row, which does not depend on the prompt."""
     text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 

@@ -112,7 +112,7 @@ def merge_adapters(
         task: Task to score adapters on that have none; without it they are not scored.
         limit: Largest number of validation rows to score.
         overwrite: Replace `out` if lora-ft made it.
-        progress: Told what happens.
+        progress: Receives stages and steps.
 
     Raises:
         UsageError: The adapters cannot be combined, or `out` is taken.
@@ -280,7 +280,7 @@ def _write_run(
 
 
 def _write(adapted: PeftModel, folder: Path, base: Base) -> None:
-    """The combined adapter in peft's format."""
+    """Write the combined adapter in peft's format."""
     adapted.save_pretrained(folder, selected_adapters=[_NAME])
     for path in (folder / _NAME).iterdir():
         path.rename(folder / path.name)
@@ -290,7 +290,7 @@ def _write(adapted: PeftModel, folder: Path, base: Base) -> None:
 
 
 def _task(runs: Sequence[Run], out: Path, rank: int, adapter: Path) -> Task:
-    """The first run's, with the combined adapter in it."""
+    """Return the task of the first run, with the ranks and layers of the combined adapter."""
     first = runs[0].task
     config = adapter_config(adapter)
     lora = first.lora.model_copy(
@@ -312,7 +312,7 @@ def _task(runs: Sequence[Run], out: Path, rank: int, adapter: Path) -> Task:
 
 
 def _metrics(runs: Sequence[Run], adapter: Path) -> dict[str, Any]:
-    """Of all trainings together; no score chose this adapter."""
+    """Return the metrics of all trainings together. No score chose this adapter."""
     from safetensors import safe_open
 
     every = [run.metrics for run in runs]

@@ -1,4 +1,4 @@
-"""The job `push`: a run, a merged checkpoint or an exported model to the hub, in one commit."""
+"""The verb `push`: upload a run, a merged checkpoint or an exported model to the Hub in one commit."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from lora_ft.publishing.uploads import uploads
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-TIMEOUT = 120.0  # seconds without any answer; the client itself would wait for ever
+TIMEOUT = 120.0  # seconds without an answer; the client has no limit of its own
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where to push to.
+    """A repository to push to.
 
     Attributes:
-        repo: NAMESPACE/NAME, or NAME below the token's own user.
-        token: with the right to write there; it is shown nowhere.
-        private: make the repository private, where it is made now.
-        branch: made where there is none; by default main.
-        message: of the commit; by default what is pushed.
-        predictions: send a run's answers too, which hold the rows they answer.
+        repo: NAMESPACE/NAME, or NAME in the namespace of the token's user.
+        token: Token with write access. It is never printed.
+        private: Make a new repository private.
+        branch: Branch, created if it is missing. Default: main.
+        message: Commit message. Default: kind and name of the upload.
+        predictions: Upload a run's answers too. They contain the prompts.
     """
 
     repo: str
@@ -88,10 +88,10 @@ class Pushed:
 
 
 def check(destination: Destination) -> None:
-    """Ask the hub who the token is of, before hours of work that are to end with a push.
+    """Check the token with the Hub, before hours of work that end with a push.
 
     Raises:
-        UsageError: pushing is switched off (HF_HUB_OFFLINE).
+        UsageError: Pushing is disabled (HF_HUB_OFFLINE).
         LoraFtError: the hub does not know the token, or cannot be reached.
     """
     with _explained(destination, "nothing was started"):
@@ -137,12 +137,12 @@ def _api(destination: Destination) -> HfApi:
 
 @contextlib.contextmanager
 def _explained(destination: Destination, remedy: str) -> Iterator[None]:
-    """Turn whatever the client raises into one line, and keep the token out of it and out of the traceback."""
+    """Turn any error of the client into one line, and keep the token out of it and out of the traceback."""
     try:
         yield
     except LoraFtError:
         raise
-    except Exception as error:  # the client raises many kinds, its HTTP library's among them
+    except Exception as error:  # the client also raises errors of its HTTP library
         # What the server said may repeat the token: then the traceback ends here.
         told = destination.token in "".join(traceback.format_exception(error))
         raise _explain(error, destination, remedy) from (None if told else error)
@@ -177,20 +177,20 @@ def _explain(error: Exception, destination: Destination, remedy: str) -> HubErro
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that led to it."""
+    """Yield an exception and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _find(error: BaseException, attribute: str) -> Any:
-    """The first exception of the chain that carries something by this name, or None."""
+    """Return the first exception of the chain that has an attribute, or None."""
     return next((one for one in _chain(error) if getattr(one, attribute, None) is not None), None)
 
 
 @contextlib.contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """The client draws bars of its own, across those of the screen."""
+    """Hide the progress bars of the client, which would overwrite those of the command line."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     shown = not are_progress_bars_disabled()

@@ -1,7 +1,7 @@
-"""Scores of answers against references, 0 to 100. One file a metric, found by its name; none needs the network.
+"""Scores of answers against references, from 0 to 100. Each metric is a module of its name, and none needs the network.
 
 A metric is a module with `measure(answers, references, settings) -> {name of a score: Scored}` and a line in `GIVES`.
-Where it needs what may be absent, it also has `require(settings)`, which raises UsageError.
+If it depends on an optional package or file, it also has `require(settings)`, which raises UsageError.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = [
 def measure(
     names: Iterable[str], answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate
 ) -> dict[str, Scored]:
-    """Scores by name, in the order of the metrics.
+    """Return scores by name, in the order of the metrics.
 
     Args:
-        names: metrics of `GIVES`.
-        answers: [rows].
-        references: acceptable texts of each row, at least one.
-        settings: of a task: language, stemmer, stop words.
+        names: Metrics of `GIVES`.
+        answers: [rows] answers.
+        references: [rows] acceptable texts, at least one for each row.
+        settings: Language, stemmer and stop words of a task.
 
     Raises:
-        UsageError: a metric's package, data or model is not here.
+        UsageError: A metric's package, data or model is missing.
     """
     found: dict[str, Scored] = {}
     for name in names:
@@ -50,11 +50,11 @@ def measure(
 
 
 def require(names: Iterable[str], settings: Evaluate) -> None:
-    """Raise UsageError where a metric's package, data or settings are not here, before anything is generated.
+    """Raise UsageError if a metric's package, data or settings are missing, before anything is generated.
 
     Args:
-        names: metrics or scores.
-        settings: of a task.
+        names: Metrics or scores.
+        settings: Settings of a task.
     """
     for name in names:
         metric = name if name in GIVES else metric_of(name)
@@ -64,10 +64,10 @@ def require(names: Iterable[str], settings: Evaluate) -> None:
 
 
 def metric_of(score: str) -> str:
-    """Return the metric that a score of `SCORES` is part of."""
+    """Return the metric that computes a score of `SCORES`."""
     return next(metric for metric, scores in GIVES.items() if score in scores)
 
 
 def score(name: str, answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> Scored:
-    """One score of `SCORES`; arguments are those of `measure`."""
+    """Return one score of `SCORES`. Arguments are those of `measure`."""
     return measure([metric_of(name)], answers, references, settings)[name]

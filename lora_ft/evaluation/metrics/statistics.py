@@ -1,4 +1,4 @@
-"""What a metric found on rows, and what of it is chance: bootstrap intervals and paired tests, for any metric."""
+"""Scores of rows and their uncertainty: bootstrap intervals and paired tests for any metric."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Estimate:
 
     @property
     def signed(self) -> str:
-        """A difference, with its sign."""
+        """The estimate as a difference, with signs."""
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What one metric found.
+    """Scores of one metric.
 
     Attributes:
-        rows: [rows], 0 to 100: the score of each answer by itself.
-        parts: [rows, n]: numbers whose sums over rows make the score of all rows.
-        whole: sums [n] to the score of all rows.
-        how: what a reader needs to get the same score elsewhere, or "".
+        rows: [rows] score of each answer by itself, 0 to 100.
+        parts: [rows, n] sufficient statistics, whose sums over rows determine the score of all rows.
+        whole: Function from sums [n] to the score of all rows.
+        how: Signature needed to reproduce the score elsewhere, or "".
     """
 
     rows: np.ndarray
@@ -46,7 +46,7 @@ class Scored:
 
     @classmethod
     def mean(cls, rows: np.ndarray, how: str = "") -> Scored:
-        """A metric whose score of all rows is the mean of theirs."""
+        """Return a score of all rows that is the mean of the row scores."""
         return cls(rows, rows[:, None], lambda sums: float(sums[0]) / len(rows), how)
 
     @property
@@ -55,7 +55,7 @@ class Scored:
         return self.whole(self.parts.sum(axis=0))
 
     def estimate(self, *, seed: int, resamples: int) -> Estimate:
-        """The score of all rows and the percentile interval of scores of rows drawn with replacement."""
+        """Return the score of all rows with its bootstrap percentile interval."""
         drawn = [self.whole(sums) for sums in _resampled(self.parts, seed, resamples)]
         return _interval(self.value, drawn)
 
@@ -65,9 +65,9 @@ class Difference:
     """One model minus another on the same rows.
 
     Attributes:
-        estimate: of the difference, with the paired interval.
-        p: two-sided, of the paired randomization test: how often a difference at least as large comes about where each
-            row's two answers are swapped by the toss of a coin. For means it is the sign-flip test.
+        estimate: Difference with its paired interval.
+        p: Two-sided p-value of the paired randomization test: how often a difference at least as large appears if each
+            row's two answers are swapped at random. For means it is the sign-flip test.
     """
 
     estimate: Estimate
@@ -75,12 +75,12 @@ class Difference:
 
 
 def estimate(scores: np.ndarray, *, seed: int, resamples: int) -> Estimate:
-    """Plain mean of the rows' scores and the percentile interval of means of rows drawn with replacement."""
+    """Return the mean of row scores with its bootstrap percentile interval."""
     return Scored.mean(scores).estimate(seed=seed, resamples=resamples)
 
 
 def difference(model: Scored, other: Scored, *, seed: int, resamples: int) -> Estimate:
-    """`model` minus `other` with the paired interval: both are scored on the same draws of rows."""
+    """Return `model` minus `other` with the paired interval: both are scored on the same resamples."""
     drawn = [
         model.whole(sums[: model.parts.shape[1]]) - other.whole(sums[model.parts.shape[1] :])
         for sums in _resampled(np.hstack([model.parts, other.parts]), seed, resamples)
@@ -89,7 +89,7 @@ def difference(model: Scored, other: Scored, *, seed: int, resamples: int) -> Es
 
 
 def compare(model: Scored, other: Scored, *, seed: int, resamples: int) -> Difference:
-    """`model` minus `other` with the paired interval and the p-value of as many swaps as resamples."""
+    """Return `model` minus `other` with the paired interval, and the p-value of `resamples` random swaps."""
     found = difference(model, other, seed=seed, resamples=resamples)
     change = model.parts - other.parts
     ours, theirs = model.parts.sum(axis=0), other.parts.sum(axis=0)
@@ -104,7 +104,7 @@ def compare(model: Scored, other: Scored, *, seed: int, resamples: int) -> Diffe
 
 
 def _resampled(parts: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """Sums [n] of the rows of each resample."""
+    """Yield the sums [n] of each resample."""
     rng, rows = np.random.default_rng(seed), len(parts)
     for size in _chunks(resamples, rows):
         for drawn in rng.integers(rows, size=(size, rows)):

@@ -1,4 +1,4 @@
-"""sacrebleu's metrics of all rows, out of sums that each row adds to: what its own bootstrap draws rows by."""
+"""Corpus-level sacrebleu metrics from per-row sufficient statistics, so that rows can be resampled."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lora_ft.evaluation.metrics.statistics import Scored
 
 
 def by_sums(metric: Metric, alone: Metric, answers: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
-    """What a metric found.
+    """Return the scores of a sacrebleu metric.
 
     Args:
-        metric: of all rows.
-        alone: the same, as it is asked for a single row.
-        answers: [rows].
-        references: of each row; rows may have different numbers of them.
+        metric: Metric for all rows.
+        alone: The same metric, configured for a single row.
+        answers: [rows] answers.
+        references: [rows] acceptable texts. Rows may have different numbers of them.
     """
-    streams = list(zip_longest(*references))  # None where a row has fewer, as sacrebleu wants it
+    streams = list(zip_longest(*references))  # None where a row has fewer, which sacrebleu skips
     parts = np.array(metric._extract_corpus_statistics(list(answers), streams), dtype=np.float64)
 
     def whole(sums: np.ndarray, metric: Metric = metric) -> float:

@@ -112,6 +112,16 @@ def test_specification_names_every_file_of_a_bundle() -> None:
     assert f"version {manifest.VERSION}" in text
 
 
+def test_contributing_names_files_that_exist() -> None:
+    text = text_of(Path("CONTRIBUTING.md"))
+    for path in re.findall(r"`((?:lora_ft|export|benchmarks|tests|docs)/[\w./]*)`", text):
+        assert (ROOT / path).exists(), path
+    answers = re.search(r"## Where do I change it\?\n(.*?)\n## ", text, flags=re.DOTALL)
+    assert answers
+    for row in answers.group(1).strip().splitlines()[2:]:
+        assert 1 <= len(re.findall(r"`[\w/]+\.py`", row)) <= 3, row
+
+
 @pytest.fixture(scope="session")
 def workplace(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a run and its bundle, by the names that the pages give them."""

@@ -22,6 +22,7 @@ from lora_ft.cli.options import (
     TaskOption,
 )
 from lora_ft.cli.results import show as show_result
+from lora_ft.cli.results import show_json
 from lora_ft.core.printable import printable
 from lora_ft.core.streams import is_terminal, say
 
@@ -50,7 +51,7 @@ def list_(
 
     entries = list_runs(folder)
     if as_json:
-        show_result([_summary(entry) for entry in entries], say, as_json=True)
+        show_json([_summary(entry) for entry in entries])
     else:
         show_adapters(entries)
 
@@ -67,7 +68,7 @@ def show(
     entry = adapter_entry(run)
     if as_json:
         facts = {**_summary(entry), "metrics": entry.run.metrics, "scores": entry.run.scores}
-        show_result(facts, say, as_json=True)
+        show_json(facts)
     else:
         show_adapter(entry)
 

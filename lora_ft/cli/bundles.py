@@ -22,7 +22,7 @@ from lora_ft.cli.options import (
     SplitChoice,
     VerifyRows,
 )
-from lora_ft.cli.results import show
+from lora_ft.cli.results import show, show_json
 from lora_ft.core.streams import say
 from lora_ft.export.precision import NAMED
 from lora_ft.reports.screen import Screen
@@ -208,7 +208,7 @@ def verify(
         with Screen(quiet=quiet) as screen:
             comparison = compare_again(bundle, against, adapter=adapter, rows=rows, split=split.value, progress=screen)
     if as_json:
-        show({"bundle": verified, "against": comparison}, say, as_json=True)
+        show_json({"bundle": verified, "against": comparison})
         return
     _show_verified(bundle, verified, signed=key is not None)
     if comparison is not None:

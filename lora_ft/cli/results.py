@@ -21,6 +21,11 @@ def show(result: Result, draw: Callable[[Result], object], *, as_json: bool) -> 
         as_json: print JSON instead.
     """
     if as_json:
-        say(json.dumps(plain(result), indent=2, ensure_ascii=False))
+        show_json(result)
     else:
         draw(result)
+
+
+def show_json(result: object) -> None:
+    """Print a result as JSON."""
+    say(json.dumps(plain(result), indent=2, ensure_ascii=False))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lora_ft.cli.options import GoOnFrom, Json, Overrides, Overwrite, Quiet, TaskArgument, start_overrides
-from lora_ft.cli.results import show
+from lora_ft.cli.results import show, show_json
 from lora_ft.core.streams import say
 from lora_ft.reports.screen import Screen
 
@@ -36,7 +36,7 @@ def validate(
             report = run_validation(task, [*set_, *start_overrides(from_)], progress=screen)
     except TaskFaults as error:
         if as_json:
-            show({"faults": error.faults}, say, as_json=True)
+            show_json({"faults": error.faults})
         else:
             show_faults(error)
         return error.exit_code

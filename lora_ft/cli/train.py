@@ -12,7 +12,7 @@ import typer
 
 from lora_ft.cli import hub
 from lora_ft.cli.options import EngineChoice, GoOnFrom, Json, Overrides, Overwrite, Quiet, start_overrides
-from lora_ft.cli.results import show
+from lora_ft.cli.results import show_json
 from lora_ft.core.distributed import rank
 from lora_ft.reports.screen import Screen
 
@@ -127,7 +127,7 @@ def _train_one(task: Task, out: Path, options: dict[str, Any], *, as_json: bool,
     with Screen(quiet=quiet) as screen:
         run = train_task(task, out, progress=screen, **options)
     if rank() == 0:
-        show(_summary(run) if as_json else run, show_run, as_json=as_json)
+        show_json(_summary(run)) if as_json else show_run(run)
     return run
 
 
@@ -153,7 +153,7 @@ def _train_several(
     best_name = best.task.name if best else None
     if as_json:
         runs = [_summary(run) for run in result.runs]
-        show({"runs": runs, "failed": result.failed, "best": best_name}, print, as_json=True)
+        show_json({"runs": runs, "failed": result.failed, "best": best_name})
     else:
         show_runs(result, out, best_name)
     return int(bool(result.failed))

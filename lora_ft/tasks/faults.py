@@ -1,4 +1,4 @@
-"""Faults of a task: which key, which value, what is wrong with it, and in which line it stands."""
+"""Errors of a task: the key, its value, the problem, and the line of the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from lora_ft.core.errors import TaskError
 from lora_ft.tasks.plain_yaml import Mark, Place
 
 _SHOWN = 60  # characters
-_KINDS = frozenset(("int", "str", "float", "bool", "list", "dict", "none"))  # of a union, as pydantic names its parts
+_KINDS = frozenset(
+    ("int", "str", "float", "bool", "list", "dict", "none")
+)  # names that pydantic gives to parts of a union
 _short = Repr()
 _short.maxlist = _short.maxdict = _short.maxtuple = 4
 _short.maxlevel = 3
@@ -24,20 +26,20 @@ _short.maxstring = _short.maxother = _short.maxlong = 2 * _SHOWN
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages show it: at most 60 characters, however large it is."""
+    """Return a value as messages show it, in at most 60 characters."""
     text = repr(value[: 2 * _SHOWN]) if isinstance(value, str) else _short.repr(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with a task.
+    """One error of a task.
 
     Attributes:
-        key: its path, such as `train.seed`.
-        value: what stands there.
-        problem: what is wrong, and what to do.
-        line: of the task file, or 0 where the value comes from elsewhere.
+        key: path of the key, such as `train.seed`.
+        value: value of the key.
+        problem: description of the error, and the remedy.
+        line: line of the task file, or 0 if the value comes from elsewhere.
     """
 
     key: str
@@ -66,12 +68,12 @@ class TaskFaults(TaskError):
 
 
 def faults_of(error: ValidationError, raw: Any, marks: Mapping[Place, Mark]) -> list[Fault]:
-    """Return pydantic's errors in our words, one fault a key.
+    """Return pydantic's errors as faults, one for each key.
 
     Args:
-        error: of checking a task.
-        raw: what was checked.
-        marks: of its values, where they are known.
+        error: validation error of a task.
+        raw: content that was validated.
+        marks: places of its values in the file, if known.
     """
     found: dict[tuple[str, int], Fault] = {}
     for entry in error.errors(include_url=False):
@@ -80,13 +82,13 @@ def faults_of(error: ValidationError, raw: Any, marks: Mapping[Place, Mark]) -> 
         problem = _problem(entry, mark)
         fault = Fault(key, None if entry["type"] == "missing" else entry["input"], problem, mark.line if mark else 0)
         known = found.setdefault((key, fault.line), fault)
-        if known is not fault and problem not in known.problem:  # another part of a union
+        if known is not fault and problem not in known.problem:  # from another part of a union
             found[key, fault.line] = Fault(key, fault.value, f"{known.problem}; or {problem}", fault.line)
     return list(found.values())
 
 
 def _place(location: Sequence[str | int], raw: Any) -> tuple[Place, str]:
-    """Return the path of a value, and its key in words; pydantic also names the parts of unions, which are no keys."""
+    """Return the path of a value, and its key. Parts of unions, which pydantic adds to the path, are left out."""
     place: list[str | int] = []
     names: list[str] = []
     value = raw

@@ -1,4 +1,4 @@
-"""What the sections of a task are made of: unknown keys are faults, and numbers are numbers."""
+"""Building blocks of task sections: number types with bounds, and a base class that refuses unknown keys."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Real = Annotated[float, BeforeValidator(_no_truth_value)]
 Positive = Annotated[Whole, Field(ge=1, le=10**9)]
 NotNegative = Annotated[Whole, Field(ge=0, le=10**9)]
 Rows = Annotated[Whole, Field(ge=1, le=100_000)]
-"""Rows of a batch."""
+"""Number of rows in a batch."""
 Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
-"""What numpy, torch and transformers all take."""
+"""Seed in the range that numpy, torch and transformers share."""
 Share = Annotated[Real, Field(ge=0, lt=1)]
 Dropout = Annotated[Real, Field(ge=0, le=0.9)]
-"""Rate of dropout. Above it a step on few rows can drop every path of the gradient."""
+"""Dropout rate. Above 0.9, a step on few rows can drop every path of the gradient."""
 
 
 class Section(BaseModel):
-    """A part of a task; unknown keys are faults."""
+    """Section of a task; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)

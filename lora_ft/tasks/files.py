@@ -25,12 +25,12 @@ from lora_ft.tasks.schema import FHIR_R4, SPLITS, Task
 
 
 def recipes() -> list[str]:
-    """Names of the task files that ship with the project."""
+    """Return the names of the shipped recipes, sorted."""
     return sorted(path.name.removesuffix(".yaml") for path in _recipe_folder().glob("*.yaml"))
 
 
 def recipe_file(name: str) -> Path:
-    """The task file of a shipped recipe."""
+    """Return the task file of a shipped recipe."""
     return _recipe_folder() / f"{name}.yaml"
 
 
@@ -39,13 +39,13 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
     """Read a task file, or a shipped recipe by its name.
 
     Args:
-        path: the file.
-        overrides: `key.path=value` pairs, values in YAML; paths among them start from the current folder,
-            those of rows from data.root where it is given, too.
+        path: task file, or name of a recipe.
+        overrides: `key.path=value` pairs with values in YAML. Paths in them start from the current folder; paths of
+            rows start from data.root if that is overridden too.
 
     Raises:
-        TaskFaults: with every fault of the schema at once.
-        UsageError: no such file, no YAML, or an override that is no pair.
+        TaskFaults: the task has errors; the exception lists all of them.
+        UsageError: the file is missing or not YAML, or an override is malformed.
     """
     file, document = _read(path, overrides)
     if GRID in document.value:
@@ -55,21 +55,21 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
 
 @raised_as(TaskError)
 def read_task(content: Mapping[str, Any], file: Path, overrides: Sequence[str] = ()) -> Task:
-    """A task that another file holds, a bank's manifest say; overrides and errors as of `load_task`."""
+    """Return a task stored in another file, such as a bank's manifest; overrides and errors as in `load_task`."""
     return _checked(file, _overridden(Document(copy.deepcopy(dict(content))), overrides))
 
 
 @raised_as(TaskError)
 def load_tasks(path: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Task, dict[str, Any]]]:
-    """The tasks of a file with a `grid`: one for each combination of its values; of another file its one task.
+    """Return the tasks of a file: one for each combination of the values of its `grid`, or one without a grid.
 
-    `grid: {lora.r: [8, 16], train.seed: [1, 2]}` makes four, named NAME-r-8-seed-1 and so on.
+    `grid: {lora.r: [8, 16], train.seed: [1, 2]}` stands for four tasks, named NAME-r-8-seed-1 and so on.
 
     Returns:
-        Each with what the grid sets in it, by key.
+        (task, values that the grid sets, by key) of each.
 
     Raises:
-        UsageError: as of `load_task`, or `grid` is no lists of values by key.
+        UsageError: as in `load_task`, or `grid` does not map keys to lists of values.
     """
     file, document = _read(path, overrides)
     if GRID not in document.value:
@@ -81,7 +81,7 @@ def load_tasks(path: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Ta
 
 
 def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Path, Document]:
-    """The file, and what it holds under the overrides."""
+    """Return the path of a task file, and its content with the overrides applied."""
     file = _find(path)
     document = read_yaml(file)
     if not isinstance(document.value, dict):
@@ -123,7 +123,7 @@ def as_task(task: Task | str | os.PathLike[str], overrides: Sequence[str] = ()) 
 
 
 def _located(task: Task, folder: Path) -> Task:
-    """Let the paths of a task start from a folder."""
+    """Resolve the paths of a task against a folder, and return the task."""
     task.data.root = folder / expanded(task.data.root) if task.data.root else folder
     schema = task.evaluate.json_schema
     if schema is not None and schema != FHIR_R4:
@@ -176,7 +176,7 @@ def task_text(task: Task) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts that `plain_yaml` would take for something else."""
+    """YAML dumper that quotes texts which `plain_yaml` would read as another type."""
 
 
 def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -198,7 +198,7 @@ def _find(path: str | Path) -> Path:
         if str(path) in recipes():
             return recipe_file(str(path))
         kind = "a folder" if file.is_dir() else "not a file" if file.exists() else ""
-    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+    except (OSError, ValueError):  # the name is too long or contains a NUL
         kind = ""
     known = f"give a YAML file, or a recipe: {', '.join(recipes())}"
     raise UsageError(f"{shown(str(path))[1:-1]} is {kind}" if kind else f"no task file {shown(str(path))[1:-1]}", known)
@@ -208,7 +208,7 @@ _PATHS = ("root", *SPLITS)
 
 
 def _override(raw: dict[str, Any], marks: Mapping[Place, Mark], override: str) -> dict[Place, Mark]:
-    """Apply a `key.path=value` pair, and return the marks with those of the new value in place of the old one's."""
+    """Apply a `key.path=value` pair, and return the marks with those of the new value in place of the old ones."""
     key, equals, text = override.partition("=")
     parts = tuple(key.split("."))
     if not equals or not all(parts):
@@ -220,9 +220,9 @@ def _override(raw: dict[str, Any], marks: Mapping[Place, Mark], override: str) -
 
 
 def _from_here(raw: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Let the paths among the overrides start from the current folder (those in the file start from the file's).
+    """Resolve paths in overrides against the current folder; paths in the file are relative to the file.
 
-    Rows start from data.root where that is given, too.
+    Paths of rows start from data.root if that is overridden too.
     """
     data = raw.get("data")
     keys = [override.partition("=")[0] for override in overrides]
@@ -234,7 +234,7 @@ def _from_here(raw: dict[str, Any], overrides: Sequence[str]) -> None:
         elif section == "data" and name in paths and isinstance(data, dict) and name in data and not data.get("hub"):
             value = data[name]
             data[name] = [_absolute(item) for item in value] if isinstance(value, list) else _absolute(value)
-        elif key == "evaluate.json_schema" and isinstance(raw["evaluate"], dict):  # a later pair may replace it
+        elif key == "evaluate.json_schema" and isinstance(raw["evaluate"], dict):  # a later override may replace it
             schema = raw["evaluate"].get("json_schema")
             if schema not in (None, FHIR_R4):
                 raw["evaluate"]["json_schema"] = _absolute(schema)
@@ -247,5 +247,5 @@ def _absolute(value: Any) -> Any:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+    except (OSError, ValueError):  # the name is too long or contains a NUL
         return False

@@ -1,4 +1,4 @@
-"""Grids: one task file that stands for many tasks, one for each combination of its values."""
+"""Grids: one task file for many tasks, one for each combination of values."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 from lora_ft.core.errors import UsageError
 
-GRID = "grid"  # the key of a task file: values by key
+GRID = "grid"  # key of a task file that maps keys to lists of values
 MAX_TASKS = 10_000
 
 
 def combinations(
     raw: dict[str, Any], where: str, overrides: Sequence[str]
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield each task of a grid, and what the grid sets in it, by key.
+    """Yield the content of each task of a grid, and the values that the grid sets, by key.
 
     Args:
         raw: content of a task file with the key `grid`.
-        where: its name, for errors.
+        where: name of the file, for errors.
         overrides: `key.path=value` pairs that were applied to it.
 
     Raises:
-        UsageError: the grid is no lists of values by key, is larger than `MAX_TASKS`, or sets what an override sets.
+        UsageError: the grid does not map keys to lists, has more than `MAX_TASKS` tasks, or sets an overridden key.
     """
     raw = dict(raw)
     grid = raw.pop(GRID)
@@ -44,18 +44,18 @@ def combinations(
         raise UsageError(f"{where}: grid is of {count:,} tasks, more than {MAX_TASKS:,}", "name fewer values")
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
-        one = copy.deepcopy(raw)
+        task = copy.deepcopy(raw)
         for key, value in settings.items():
-            set_key(one, key, value, f"{where}: grid.{key}")
-        one["name"] = _name(raw.get("name"), settings)
-        yield one, settings
+            set_key(task, key, value, f"{where}: grid.{key}")
+        task["name"] = _name(raw.get("name"), settings)
+        yield task, settings
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set a value by its key's path; sections that are not there are added.
+    """Set a value by the path of its key; missing sections are added.
 
     Raises:
-        UsageError: a part of the path holds a value instead of keys.
+        UsageError: a part of the path is a value, not a section.
     """
     section: Any = raw
     *parents, last = key.split(".")

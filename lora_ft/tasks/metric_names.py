@@ -16,5 +16,5 @@ GIVES: dict[str, tuple[str, ...]] = {
     "structured": ("valid", "same_value"),
     "classification": ("accuracy", "macro_f1"),
 }
-"""What each metric gives. Its module has the metric's name in small letters."""
+"""Scores of each metric. The metric's module has its name in lowercase."""
 SCORES = tuple(score for scores in GIVES.values() for score in scores)

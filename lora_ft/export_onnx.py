@@ -1,4 +1,4 @@
-"""The job `export_onnx`: a run or a checkpoint in, a verified bundle out, compared with PyTorch."""
+"""Export a run or a checkpoint as a bundle that was compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export_onnx` wrote.
+    """Result of `export_onnx`.
 
     Attributes:
         out: Folder of the export.
@@ -136,7 +136,7 @@ def export_onnx(
         if precisions != [FP32]:
             judge = _judge(task, examples[:score_rows], precision, max_drop, force, progress)
             if judge and precision == AUTO and verify_split == "test":
-                progress.note("warning: test rows choose the precision; its scores on them will flatter")
+                progress.note("warning: test rows choose the precision; its scores on them are inflated")
         source = ExportSource(
             folder,
             tokenizer,

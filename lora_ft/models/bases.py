@@ -23,7 +23,6 @@ from lora_ft.export.checkpoint.weight_files import conversion, has_weights
 from lora_ft.export.families import FAMILIES, MODEL_TYPES
 from lora_ft.models.byt5 import byte_tokenizer
 from lora_ft.models.offline_base import NOTICE, cached, offline_base
-from lora_ft.runs.run import CONFIG
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
@@ -100,6 +99,8 @@ def _account(folder: Path) -> Checkpoint:
         UsageError: it is quantized, or is also an adapter.
         LoraFtError: as of `check_names`.
     """
+    from lora_ft.runs.run import CONFIG  # needs pydantic, which `doctor` runs without
+
     checkpoint = Checkpoint(folder)
     if checkpoint.config.get("quantization_config"):
         raise UsageError(f"the weights in {folder} are quantized", "take the checkpoint that was not quantized")

@@ -1,9 +1,9 @@
-"""The most that training can reach here: the matrix products of one step alone, without anything around them.
+"""Measure an upper bound on training speed: the matrix products of one step alone.
 
     python -m benchmarks.studies.ceiling [--base offline] [--rows 8] [--source 256] [--target 48] [--rank 16]
 
 A step of LoRA on a frozen base multiplies every weight twice (forward, and back to its input) and both small factors
-three times. Whatever a compiler does, a step takes at least as long as these.
+three times. A step cannot be faster than these, with any compiler.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lora_ft.training.compute_dtype import choose_compute_dtype
 
 
 def products(a: Architecture, source: int, target: int, rank: int) -> Iterator[tuple[int, int, int, int]]:
-    """(how often, rows, in, out) of the products of a step over so many source and target tokens."""
+    """Yield (count, rows, in, out) of the products of a step over `source` and `target` tokens."""
     inner = (2 if a.gated else 1) * a.d_ff
     attention = [(3, a.d_model, a.width), (1, a.width, a.d_model)]
     forward = [(1, a.d_model, inner), (1, a.d_ff, a.d_model)]
@@ -40,7 +40,7 @@ def products(a: Architecture, source: int, target: int, rank: int) -> Iterator[t
 
 
 def seconds(rows: int, inputs: int, outputs: int, kind: torch.dtype) -> float:
-    """Median time of one product."""
+    """Return the median time of one product, in seconds."""
     left, right = torch.randn(rows, inputs).to(kind), torch.randn(outputs, inputs).to(kind)
     times = []
     for _ in range(9):
@@ -51,7 +51,7 @@ def seconds(rows: int, inputs: int, outputs: int, kind: torch.dtype) -> float:
 
 
 def main(base: str = "offline", rows: int = 8, source: int = 256, target: int = 48, rank: int = 16) -> None:
-    """Print it for the precision that training would choose, and for fp32."""
+    """Print the bound for the precision that training would choose, and for fp32."""
     torch.set_num_threads(allowed_cpus())
     found = find_base(base)
     architecture = Architecture.read(found.config, found.folder)

@@ -1,4 +1,4 @@
-"""The whole job on DialogSum, measured: training speed, ROUGE, parity with PyTorch, generation latency.
+"""Measure the whole job on DialogSum: training speed, ROUGE, parity with PyTorch, generation latency.
 
     python -m benchmarks.studies.dialogsum DATA_FOLDER [--out FOLDER] [--json FILE] [--set train.compile=on]
 
@@ -30,7 +30,7 @@ TASK = Path(__file__).parents[1] / "tasks" / "dialogsum.yaml"
 
 
 def measure(data: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
-    """Train, score, export and time below `out`; the figures as JSON."""
+    """Train, score, export and time below `out`; return all figures."""
     task = load_task(TASK, [f"data.root={data}", *overrides])
     checkpoint, bundle = out / "checkpoint", out / "bundle"
     with Screen() as screen:
@@ -73,7 +73,7 @@ def _main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="Override a key of the task.")] = [],  # noqa: B006
 ) -> None:
-    """Run it and print the figures."""
+    """Run the whole job and print the figures."""
     found = measure(data, out, set_)
     if json_file is not None:
         write_json(json_file, found)

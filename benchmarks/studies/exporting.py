@@ -1,9 +1,9 @@
-"""How long an export takes, stage by stage, in each precision.
+"""Measure the time of an export, stage by stage, in each precision.
 
     python -m benchmarks.studies.exporting RUN [--precision int8 --precision int8-w4] [--json FILE]
 
-Each export is a process of its own, as for who types the command; the time before its first stage is Python's imports.
-Comparing with PyTorch and scoring are what verification takes, the rest is the export.
+Each export runs in a new process, like the command. The time before its first stage is spent on imports. Comparison
+with PyTorch and scoring count as verification, all other stages as export.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Stages = dict[str, float]  # seconds by the stage's name, in their order
 IMPORTS = "imports"
 _VERIFYING = ("comparing", "scoring", "timing")  # how the names of stages begin that verify or choose
 _BEGIN = "stage "
-# says each stage as it begins
+# Prints each stage as it begins.
 _EXPORT = """
 import sys
 from pathlib import Path
@@ -44,15 +44,15 @@ export_onnx(name, Path(out), precision=precision, force=True, progress=Told())
 
 
 def measure(name: str, precision: str, clock: Callable[[], float] = time.perf_counter) -> Stages:
-    """Of one export.
+    """Return the stages of one export.
 
     Args:
-        name: run, checkpoint or base.
-        precision: as `lora-ft export` takes it.
-        clock: in seconds.
+        name: Run, checkpoint or base.
+        precision: Precision, as in `lora-ft export`.
+        clock: Returns the time, in seconds.
 
     Raises:
-        LoraFtError: the export failed.
+        LoraFtError: The export failed.
     """
     found: Stages = {}
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
@@ -72,12 +72,12 @@ def measure(name: str, precision: str, clock: Callable[[], float] = time.perf_co
 
 
 def is_verification(stage: str) -> bool:
-    """Whether a stage compares, scores or times what was exported."""
+    """Return whether a stage compares, scores or times the exported bundle."""
     return stage.startswith(_VERIFYING)
 
 
 def text(found: dict[str, Stages]) -> str:
-    """By precision, in Markdown."""
+    """Return the stages by precision, in Markdown."""
     stages = sorted(dict.fromkeys(stage for one in found.values() for stage in one), key=is_verification)
     lines = [[stage, *(f"{one[stage]:.1f}" if stage in one else "" for one in found.values())] for stage in stages]
     for name, verifies in (("export", False), ("verification", True)):
@@ -92,7 +92,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Exports of each, of which medians are shown.")] = 3,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
 ) -> None:
-    """Export a run in several precisions and print what each stage took."""
+    """Export a run in several precisions and print the time of each stage."""
     every: dict[str, list[Stages]] = {one: [] for one in precision or ["fp32", "int8", "int8-w8", "int8-w4"]}
     for _ in range(rounds):
         for one, measured in every.items():

@@ -1,9 +1,9 @@
-"""A model beyond 2 GB, end to end: a random T5 as wide as FLAN-T5-large is exported in every layout and compared.
+"""Export a model beyond 2 GB in every layout and compare it with PyTorch: a random T5 as wide as FLAN-T5-large.
 
     python -m benchmarks.studies.large [--out FOLDER] [--json FILE]
 
-Protobuf ends at 2 GiB, so each layout must lay its weights beside its graphs. It takes about 10 GB of disk and as much
-memory.
+A protobuf file is limited to 2 GiB, so each layout must store weights beside its graphs. The study takes about 10 GB of
+disk and as much memory.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _SHAPE: dict[str, Any] = {
     "tie_word_embeddings": False,
     "decoder_start_token_id": 0,
 }
-_NEW = 8  # tokens of an answer: random weights do not come to an end
+_NEW = 8  # tokens of an answer, since random weights rarely generate </s>
 _EXPORTS = (("bundle", "fp32"), ("bundle", "int8-w4"), ("optimum", "fp32"), ("single", "fp32"))
 
 
 def measure(out: Path) -> list[dict[str, Any]]:
-    """Seconds, megabytes and agreement with PyTorch of each export below `out`, which is made."""
+    """Export below `out`; return time, size and parity with PyTorch of each layout."""
     torch.manual_seed(0)
     checkpoint = out / "checkpoint"
     model = T5ForConditionalGeneration(T5Config(**_SHAPE)).eval()
-    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))  # tied, it would only repeat
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))  # a tied head repeats the input
     save_checkpoint(model, find_base("offline").folder, checkpoint)
     task = {"name": "large", "prompt": "{text}", "data": {"test": "none"}, "generate": {"max_new_tokens": _NEW}}
     save_task(Task.model_validate(task), checkpoint / TASK)
@@ -79,7 +79,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Folder to keep it in; by default nothing is kept.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
 ) -> None:
-    """Print it for each layout."""
+    """Export a large model and print the figures of each layout."""
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         found = measure(out or Path(scratch))
     if json_file is not None:

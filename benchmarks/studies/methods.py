@@ -1,9 +1,9 @@
-"""Every way to train, on the same rows and steps of one task: its score, its time, its size.
+"""Compare all training methods on the same rows and steps of one task: score, time, size.
 
     python -m benchmarks.studies.methods DATA_FOLDER [--task FILE] [--out FOLDER] [--only dora]
         [--set train.max_steps=100]
 
-DATA_FOLDER holds the files that the task names. Methods that the JSON has already for this task are not run again.
+DATA_FOLDER holds the files named by the task. Methods with figures in the JSON are not run again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lora_ft.train import train
 VERSION = 1
 TASK = Path(__file__).parents[1] / "tasks" / "dialogsum.yaml"
 RESULTS = Path(__file__).parents[1] / "results" / "methods.json"
-# What each changes of the task. All but full fine-tuning leave the learning rate alone.
+# Overrides of each method. Only full fine-tuning changes the learning rate.
 METHODS: dict[str, tuple[str, ...]] = {
     "LoRA, tiny": ("lora={preset: tiny}",),
     "LoRA": ("lora={preset: default}",),
@@ -50,16 +50,16 @@ def measure(task: Path, overrides: list[str], out: Path, results: Path, only: li
     """Train and score each method below `out`, and write `results` after each.
 
     Args:
-        task: task file.
-        overrides: as of `load_task`; the same for all methods.
-        out: folder of the runs.
-        results: JSON; what it has is kept, if it is of the same task.
-        only: names of methods, or none for all.
-        progress: told what happens.
+        task: Task file.
+        overrides: Overrides for `load_task`, the same for all methods.
+        out: Folder of the runs.
+        results: JSON file; its figures are kept if they are of the same task.
+        only: Names of methods; empty for all.
+        progress: Receives stages and notes.
 
     Raises:
-        UsageError: no such method, or `results` is of another task or machine.
-        LoraFtError: the task, its data or its base cannot be used.
+        UsageError: A method does not exist, or `results` is of another task or machine.
+        LoraFtError: The task, its data or its base is unusable.
     """
     unknown = [name for name in only if name not in METHODS]
     if unknown:
@@ -79,7 +79,7 @@ def measure(task: Path, overrides: list[str], out: Path, results: Path, only: li
 
 
 def _begun(task: Task, results: Path) -> dict[str, Any]:
-    """What was measured before, or the frame of it."""
+    """Return the earlier figures, or the frame of new ones."""
     about = task.model_dump(mode="json", exclude={"lora", "method", "data"})
     splits = load_splits(task)
     rows = {name: len(splits[name]) for name in ("train", "validation", "test")}
@@ -125,7 +125,7 @@ def _main(
     only: Annotated[list[str], typer.Option("--only", help="A method, by its name.")] = [],  # noqa: B006
     set_: Annotated[list[str], typer.Option("--set", help="Override a key of the task, for all methods.")] = [],  # noqa: B006
 ) -> None:
-    """Measure what is not measured yet, and print the table."""
+    """Measure all methods without figures and print a table."""
     try:
         with Screen() as screen:
             measure(task, [f"data.root={data}", *set_], out, json_file, only, screen)

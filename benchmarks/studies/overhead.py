@@ -1,4 +1,4 @@
-"""What share of generating is not spent inside ONNX Runtime: feeding it, choosing tokens, keeping rows apart.
+"""Measure the share of generation spent outside ONNX Runtime: feeding it, choosing tokens, tracking rows.
 
     python -m benchmarks.studies.overhead BUNDLE... [--rounds 7] [--json FILE]
 
@@ -32,13 +32,13 @@ _WAYS: dict[str, dict[str, Any]] = {
 
 
 class Clock:
-    """Seconds inside ONNX Runtime since it was set to 0."""
+    """Time spent inside ONNX Runtime since the last reset, in seconds."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its time added up."""
+        """Return the function with its time added to `seconds`."""
 
         def run(*arguments: Any) -> Any:
             began = time.perf_counter()
@@ -51,7 +51,7 @@ class Clock:
 
 
 def measure(bundle: Path, rounds: int, clock: Clock) -> list[dict[str, Any]]:
-    """Milliseconds, and the share of them outside, of each way to choose tokens at batch 1 and 8."""
+    """Return the time, and the share outside, of each way of decoding at batch 1 and 8."""
     generator = Generator.load(bundle)
     found = []
     for batch in (1, 8):
@@ -85,7 +85,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1)] = 7,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
 ) -> None:
-    """Print it for each bundle."""
+    """Measure the overhead and print it for each bundle."""
     clock = Clock()
     _watch(clock)
     found = [one for bundle in bundles for one in measure(bundle, rounds, clock)]
@@ -99,7 +99,7 @@ def main(
 
 
 def _watch(clock: Clock) -> None:
-    """Let the clock run within every call of ONNX Runtime."""
+    """Run the clock during every call of ONNX Runtime."""
     begin = BoundSession.__init__
 
     def timed(bound: BoundSession, *arguments: Any) -> None:

@@ -1,9 +1,9 @@
-"""Where a bundle's time goes: its encoder and a step of its decoder, by part and operator, beside what memory allows.
+"""Profile a bundle's encoder and decoder step by part and operator, and compare the step with its roofline.
 
     python -m benchmarks.studies.profile BUNDLE... [--batch 8] [--source 128] [--json FILE]
 
-ONNX Runtime's own profile, which takes some time itself: what it counts is scaled to the time of a step without it.
-The floor of a step is its weights, and the keys and values of its sources, over the bandwidth measured on the spot.
+ONNX Runtime's profiler adds overhead, so its times are scaled to those of a step without it. The roofline of a step is
+the size of its weights, keys and values, over the measured memory bandwidth.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from lora_ft.reports.markdown import table
 _STEP = 40  # the decoder's position that is profiled: the middle of an answer
 _ROUNDS = 25
 _LAST, _CROSS = "choosing the token", "attention over the source"
-# What an operator belongs to whose inputs name no weight.
+# The part of an operator without a weight among its inputs.
 _OPERATORS = {
     "GroupQueryAttention": "self-attention",
     "MultiHeadAttention": "self-attention",
     "SkipSimplifiedLayerNormalization": "norms",
     "SimplifiedLayerNormalization": "norms",
 }
-# What a weight or an input belongs to, by a piece of its name.
+# The part of a weight or an input, by a piece of its name.
 _WEIGHTS = {
     "EncDecAttention": _CROSS,
     "cross.": _CROSS,
@@ -53,7 +53,7 @@ _WEIGHTS = {
 
 @dataclass(frozen=True)
 class Part:
-    """Milliseconds of one call that a part of a graph takes, in all and by its operators."""
+    """Time of a part of a graph in one call, in milliseconds, in all and by operator."""
 
     name: str
     milliseconds: float
@@ -65,11 +65,11 @@ class Profile:
     """One bundle at one batch size.
 
     Attributes:
-        precision, batch, source: what was run.
-        encoder, step: milliseconds of a call, without the profile.
-        weights, keys_and_values: megabytes that a step reads.
-        bandwidth: gigabytes a second.
-        parts: of each graph, the longest first.
+        precision, batch, source: What was run.
+        encoder, step: Time of a call without the profiler, in milliseconds.
+        weights, keys_and_values: Megabytes that a step reads.
+        bandwidth: Memory bandwidth, in gigabytes per second.
+        parts: Parts of each graph, the longest first.
     """
 
     precision: str
@@ -84,7 +84,7 @@ class Profile:
 
     @property
     def floor(self) -> float:
-        """Milliseconds that reading takes a step."""
+        """Return the time to read the data of a step, in milliseconds."""
         return (self.weights + self.keys_and_values) / self.bandwidth
 
 
@@ -126,7 +126,7 @@ def _sources(generator: Generator, batch: int, source: int) -> tuple[np.ndarray,
 
 
 def _calls(generator: Generator, batch: int, source: int) -> dict[str, Callable[[], Any]]:
-    """One call of each graph, again and again at the same place."""
+    """Return a function for each graph that repeats the same call."""
     model, sources = generator.model, _sources(generator, batch, source)
     encoded, cache, tokens = model.encode(*sources), model.cache(batch), np.full((batch, 1), 5)
     for _ in range(_STEP):
@@ -149,7 +149,7 @@ def _median(call: Callable[[], Any]) -> float:
 
 
 def _profiled(bundle: Path, graph: str, batch: int, source: int, prefix: Path) -> dict[str, dict[str, float]]:
-    """Microseconds of all calls of a graph, by part and operator."""
+    """Return the time of all calls of a graph by part and operator, in microseconds."""
     generator = Generator.load(bundle)
     options = session._options
 
@@ -177,8 +177,8 @@ def _profiled(bundle: Path, graph: str, batch: int, source: int, prefix: Path) -
 
 
 def part_of(graph: onnx.GraphProto) -> dict[str, str]:
-    """The part of each node, by its name: that of its weight, of its operator, or of what first takes what it makes."""
-    # the part of the first node that takes a value; what an encoder puts out, the decoder attends to
+    """Return the part of each node, by name: of its weight, of its operator, or of the next node."""
+    # the part of the first node that uses a value; the decoder attends to the outputs of the encoder
     takers = {value.name: _CROSS for value in graph.output if value.name.startswith("cross.")}
     found = {}
     for node in reversed(graph.node):
@@ -190,7 +190,7 @@ def part_of(graph: onnx.GraphProto) -> dict[str, str]:
 
 
 def text(found: Profile) -> str:
-    """In Markdown."""
+    """Return the profile in Markdown."""
     lines = []
     for graph, total in (("encoder", found.encoder), ("step", found.step)):
         for part in found.parts[graph]:
@@ -214,7 +214,7 @@ def main(
     source: Annotated[int, typer.Option(min=1, help="Tokens in.")] = 128,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
 ) -> None:
-    """Print it for each bundle."""
+    """Profile bundles and print a table for each."""
     found = [measure(bundle, batch, source) for bundle in bundles]
     if json_file is not None:
         write_json(json_file, {"environment": environment(), "profiles": [asdict(one) for one in found]})

@@ -1,8 +1,8 @@
-"""What prompt lookup gains: real rows answered with it and by plain greedy search, in turns, alone and in batches.
+"""Measure the speed-up of prompt lookup over plain greedy search, on real rows, in several batch sizes.
 
     python -m benchmarks.studies.prompt_lookup RUN BUNDLE… [--rows 64] [--batch 1 --batch 8] [--rounds 5] [--json FILE]
 
-RUN is the trained run whose task names the rows. The ratio is taken within a round: greedy's time over lookup's.
+RUN is the trained run; its task names the rows. The ratio is the time of greedy search over that of lookup, in a round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lora_ft.runs.run import Run
 
 @dataclass(frozen=True)
 class Gain:
-    """What was measured of one bundle with one batch size.
+    """Figures of one bundle at one batch size.
 
     Attributes:
         bundle, batch: which.
@@ -51,7 +51,7 @@ class Gain:
 
 
 def measure(bundle: Path, prompts: list[str], batch: int, rounds: int) -> Gain:
-    """Answer the prompts both ways, in turns."""
+    """Answer the prompts both ways, alternately."""
     generator = Generator.load(bundle)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     answers: dict[bool, list[list[int]]] = {}
@@ -82,7 +82,7 @@ def measure(bundle: Path, prompts: list[str], batch: int, rounds: int) -> Gain:
 
 
 class _Counted:
-    """Counts the calls of a generator's decoder. Use it as a context manager."""
+    """A context manager that counts the calls of a generator's decoder."""
 
     def __init__(self, generator: Generator) -> None:
         self.calls = 0

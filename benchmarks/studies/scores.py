@@ -1,9 +1,9 @@
-"""What adapters give on real tasks: each is trained once, and scored beside its untouched base.
+"""Score adapters on real tasks: each is trained once and compared with its unchanged base.
 
     python -m benchmarks.studies.scores DATA_FOLDER [--only jfleg] [--out FOLDER]
 
-DATA_FOLDER holds a folder for each task file of `TASKS`; recipes bring their own rows. What the JSON has already is
-not measured again; a run that lies in FOLDER is scored as it is. docs/scores.md is written from the JSON.
+DATA_FOLDER holds a folder for each task file of `TASKS`; recipes contain their rows. Tasks with figures in the JSON are
+not measured again, and existing runs in FOLDER are not trained again. docs/scores.md is written from the JSON.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ def measure(data: Path, tasks: Path, out: Path, results: Path, only: list[str], 
     """Train and score each task below `out`, and write `results` after each.
 
     Args:
-        data: folder of folders with rows.
-        tasks: folder of the task files.
-        out: folder of the runs.
-        results: JSON; what it has is kept.
-        only: names of tasks, or none for all.
-        progress: told what happens.
+        data: Folder with one folder of rows for each task.
+        tasks: Folder of the task files.
+        out: Folder of the runs.
+        results: JSON file; its figures are kept.
+        only: Names of tasks; empty for all.
+        progress: Receives stages and notes.
 
     Raises:
-        UsageError: no such task.
-        LoraFtError: a task or its data cannot be used.
+        UsageError: A task does not exist.
+        LoraFtError: A task or its data is unusable.
     """
     unknown = [name for name in only if name not in TASKS]
     if unknown:
@@ -96,7 +96,7 @@ def measure(data: Path, tasks: Path, out: Path, results: Path, only: list[str], 
 
 
 def _asked(name: str, data: Path | str, tasks: Path | None) -> tuple[Path | str, list[str]]:
-    """What is trained, as `lora-ft train` takes it: a file below `tasks`, or a recipe by its name."""
+    """Return the arguments of `lora-ft train`: a file below `tasks` or the name of a recipe, and overrides."""
     folder = TASKS[name]
     if folder is None:
         return name, ["base=offline"]
@@ -125,7 +125,7 @@ def _measured(folder: Path, name: str, progress: Progress) -> dict[str, Any]:
 
 
 def _several(run: Run) -> dict[str, Any] | None:
-    """ROUGE against each of several references, on average, and against the best of them; None where there is one."""
+    """Return ROUGE against each of several references, as an average, and against the best; None with a single one."""
     examples = load_splits(run.task, ["test"]).test
     references: list[Any] = [example.row.get(_REFERENCES) for example in examples]
     if run.task.data.references or not all(isinstance(texts, list) and len(texts) > 1 for texts in references):
@@ -143,7 +143,7 @@ def _several(run: Run) -> dict[str, Any] | None:
 
 
 def page(found: Mapping[str, Any]) -> str:
-    """docs/scores.md."""
+    """Return the content of docs/scores.md."""
     lines = [
         "# Scores",
         "",
@@ -206,7 +206,7 @@ def _main(
     json_file: Annotated[Path, typer.Option("--json", help="Where figures go, and are looked up.")] = RESULTS,
     only: Annotated[list[str], typer.Option("--only", help="A task, by its name.")] = [],  # noqa: B006
 ) -> None:
-    """Measure what is not measured yet, and write the page."""
+    """Measure all tasks without figures and write the page."""
     try:
         with Screen() as screen:
             measure(data, TASK_FILES, out, json_file, only, screen)

@@ -1,8 +1,9 @@
-"""What several processes that serve one bundle share: its file is mapped, but ONNX Runtime packs weights anew for each.
+"""Measure the memory that several processes share when they serve one bundle.
 
     python -m benchmarks.studies.sharing BUNDLE... [--processes 4] [--json FILE]
 
-A process's private memory is what each further one costs. Linux tells it (/proc/PID/smaps_rollup).
+The bundle's file is mapped and thus shared, but ONNX Runtime repacks weights for each process. The cost of one more
+process is its private memory, which Linux reports (/proc/PID/smaps_rollup).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lora_ft.core.files import write_json
 from lora_ft.doctor import environment
 from lora_ft.export.runtime.manifest import read_manifest
 
-# loads a bundle, answers once so that every graph is open, says so, and waits to be ended
+# Loads a bundle, answers once so that every graph is open, reports that, and waits to be killed.
 _SERVE = """
 import sys
 import numpy as np
@@ -34,10 +35,10 @@ sys.stdin.read()
 
 
 def measure(bundle: Path, processes: int) -> dict[str, Any]:
-    """Megabytes of each of so many processes: resident, of which private, and its share of all that is mapped.
+    """Return the mean memory of `processes` processes that serve a bundle; see `memory`.
 
     Raises:
-        LoraFtError: a process died, or this system does not tell memory by process.
+        LoraFtError: A process died, or this system does not report memory by process.
     """
     precision = read_manifest(bundle)["precision"]
     serving = [
@@ -61,7 +62,7 @@ def measure(bundle: Path, processes: int) -> dict[str, Any]:
 
 
 def memory(pid: int) -> dict[str, float]:
-    """Megabytes of a process: resident, private, and its share of what is mapped."""
+    """Return the memory of a process in megabytes: resident, private, and its proportional share of mapped pages."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
     except OSError as error:
@@ -79,7 +80,7 @@ def main(
     processes: Annotated[int, typer.Option(min=1)] = 4,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
 ) -> None:
-    """Print it for each bundle."""
+    """Measure shared memory and print it for each bundle."""
     found = [measure(bundle, processes) for bundle in bundles]
     if json_file is not None:
         write_json(json_file, {"environment": environment(), "bundles": found})

@@ -1,4 +1,4 @@
-"""The charts of a report: which of its figures are drawn against which."""
+"""The charts of a report."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lora_ft.bench.report import BenchReport, Case, Load
 from lora_ft.bench.tables import SHARES, median_total
 from lora_ft.reports.svg import Axis, Plot, Point, Rule, Series
 
-_WIDE = 5  # values that differ by more than so many times are drawn on a logarithmic axis
+_WIDE = 5  # values that differ by a larger factor are drawn on a logarithmic axis
 
 
 def charts(report: BenchReport) -> dict[str, list[Plot]]:
-    """All charts by the heading of `tables` that they stand under; headings without any are left out."""
+    """Return all charts by the heading of `tables` that they belong to; headings without charts are left out."""
     found = {
         tables.SUMMARY: [*_latencies(report), *_rooflines(report)],
         tables.QUALITY: _quality(report),
@@ -29,7 +29,7 @@ def charts(report: BenchReport) -> dict[str, list[Plot]]:
 
 
 def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that no other is to the right of and as high, or above and as far right; from left to right."""
+    """Return the points that no other point dominates in both coordinates, from left to right."""
     front: list[tuple[float, float]] = []
     for point in sorted(set(points), reverse=True):
         if not front or point[1] > front[-1][1]:
@@ -38,7 +38,7 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _styles(report: BenchReport) -> dict[str, int]:
-    """A contestant looks the same in all charts."""
+    """Return the number of each engine's style, so that an engine looks the same in all charts."""
     return {contestant.name: number for number, contestant in enumerate(report.contestants)}
 
 
@@ -47,7 +47,7 @@ def _wide(values: Sequence[float]) -> bool:
 
 
 def _latencies(report: BenchReport) -> list[Plot]:
-    """The total against the batch: a chart for each shape of text, way to decode and number of threads."""
+    """Return total time against batch size: one chart for each pair of lengths, decoding and number of threads."""
     threads = {contestant.name: contestant.threads for contestant in report.contestants}
     groups: dict[tuple[int, int, str, int], list[Case]] = {}
     for case in report.cases:
@@ -84,7 +84,7 @@ def _total(case: Case, name: str) -> Point:
 
 
 def _rooflines(report: BenchReport) -> list[Plot]:
-    """What a token took against what it takes at least: a chart for each shape of text and way to decode."""
+    """Return measured time of a token against the roofline: one chart for each pair of lengths and decoding."""
     groups: dict[tuple[int, int, str], list[Case]] = {}
     for case in report.cases:
         groups.setdefault((case.source, case.new, case.decoding), []).append(case)
@@ -112,7 +112,7 @@ def _roofline(report: BenchReport, cases: Sequence[Case]) -> Plot:
         for name, at in _styles(report).items()
     ]
     floors = [point.x for entry in series for point in entry.points]
-    # The line of 100 % is what all points are compared with, so it is always in view, however far below them.
+    # All points are compared with the line of 100 %, so it is always in view, however far below them.
     y = Axis("measured, ms/token", log=True, include=(min(floors, default=1.0),))
     rules = [Rule(f"{share} %", 100 / share, diagonal=True) for share in (100, 50, 25)]
     note = (
@@ -124,7 +124,7 @@ def _roofline(report: BenchReport, cases: Sequence[Case]) -> Plot:
 
 
 def _quality(report: BenchReport) -> list[Plot]:
-    """The score against the speed, and who is beaten in neither."""
+    """Return the score against the speed, with the Pareto front."""
     speeds = {name: found.rows / found.seconds for name, found in report.quality.items() if found.seconds}
     if not speeds:
         return []
@@ -151,7 +151,7 @@ def _quality(report: BenchReport) -> list[Plot]:
 
 
 def _distribution(report: BenchReport, case: Case) -> Plot:
-    """Which share of the totals is no longer than x, with the percentiles that there are samples enough for."""
+    """Return the cumulative distribution of total times, with the percentiles that have enough samples."""
     series = []
     for name, at in _styles(report).items():
         if name not in case.timings:
@@ -164,7 +164,7 @@ def _distribution(report: BenchReport, case: Case) -> Plot:
         for key, share in SHARES.items():
             value = getattr(timing.percentiles, key)
             if value is not None:
-                # The line passes there: the point is put before the first that is as high.
+                # The line passes through this point, so it is inserted before the first point as high.
                 mark = Point(1000 * value, 100 * share, hint=f"{name}, {key}: {milliseconds(value)} ms")
                 index = next((i for i, p in enumerate(steps) if p.y >= mark.y), len(steps))
                 steps.insert(index, mark)
@@ -176,7 +176,7 @@ def _distribution(report: BenchReport, case: Case) -> Plot:
 
 
 def _serving(report: BenchReport) -> list[Plot]:
-    """Latency and goodput against the load."""
+    """Return latency and goodput against the offered load."""
     suite = report.suite.serving
     rules = [Rule(f"SLO {1000 * suite.slo:,g} ms", 1000 * suite.slo)] if suite else []
     ring = "Rings are knees: the largest load that is kept up with, within the SLO."

@@ -1,8 +1,8 @@
-"""One way to train in a process of its own: it trains one pass for each line that it reads, and says what that took.
+"""The process of one training recipe: it trains one pass for each line on stdin and replies with its figures.
 
 python -m lora_ft.bench.training_worker RECIPE FOLDER STEPS ROUNDS SEED
 
-FOLDER holds task.yaml. The first line says what the recipe chose. The first pass is done unasked, to warm up.
+FOLDER holds task.yaml. The first reply has the choices of the recipe. The first pass starts by itself, to warm up.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Work:
-    """What every recipe trains.
+    """The input of every recipe.
 
     Attributes:
-        task: with the steps, seed and logging of the measurement.
-        asked: the task as it was given.
-        base, tokenizer: of the task.
-        rows: those that are trained on.
-        all_rows: of the task.
-        folder: for whatever the trainer writes.
+        task: The task with the steps, seed and logging of the measurement.
+        asked: The original task.
+        base, tokenizer: Of the task.
+        rows: Rows of the measurement.
+        all_rows: Rows of the task.
+        folder: Folder for files of the trainer.
     """
 
     task: Task
@@ -73,7 +73,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a recipe computes in: "fp32" or "bf16", compiled or not, the rate of dropout inside the base, and why."""
+    """Choices of a recipe: "fp32" or "bf16", compiled or not, the dropout rate inside the base, and the reasons."""
 
     precision: str
     compiled: bool
@@ -82,13 +82,13 @@ class Choice:
 
 
 def usual(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
-    """As tutorials have it: every row is padded to the longest that the task allows before training begins."""
+    """Build the trainer of most tutorials: every row is padded to the maximum length before training."""
     rows = [_padded(row, work.task.lengths) for row in work.rows]
     return _vanilla(work, rows, lambda model: default_data_collator)
 
 
 def dynamic(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
-    """As the better tutorials have it: a batch is padded to the longest of its rows."""
+    """Build the trainer of better tutorials: a batch is padded to its longest row."""
     file = work.folder / "tokenizer.json"
     work.tokenizer.save(file)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token="<pad>", eos_token="</s>")
@@ -100,7 +100,7 @@ def dynamic(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
 
 
 def ours(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
-    """As `lora-ft train` does it, with what it would choose for all of the task's rows and steps."""
+    """Build the trainer of `lora-ft train`, with its choices for all of the task's rows and steps."""
     chosen = make_plan(work.asked, work.base.config, work.all_rows)
     plan = make_plan(work.task, work.base.config, work.rows, started=Choices(chosen.precision, chosen.compile))
     data = PreparedData.of_rows(work.task, work.base, work.tokenizer, work.rows)
@@ -131,7 +131,7 @@ def _padded(row: Encoded, lengths: Lengths) -> dict[str, list[int]]:
 def _vanilla(
     work: Work, rows: list[dict[str, list[int]]], collator: Callable[[Any], Collate]
 ) -> tuple[Seq2SeqTrainer, Choice]:
-    """transformers' trainer in fp32 with the base as it is; adapter, optimizer and batch size are the task's."""
+    """Build transformers' trainer in fp32 on the unchanged base, with the task's adapter, optimizer and batch size."""
     train = work.task.train
     assert train.max_steps is not None  # `_shortened` sets it
     set_seed(train.seed)
@@ -164,11 +164,11 @@ def _vanilla(
 
 
 class Counter:
-    """A collator that counts what it was given.
+    """A collator that counts its rows and tokens.
 
     Attributes:
-        samples: rows so far.
-        real, positions: tokens so far, and all positions, padding too; source and target.
+        samples: Number of rows.
+        real, positions: Number of tokens, and of positions including padding; source and target.
     """
 
     def __init__(self, collate: Collate) -> None:
@@ -182,16 +182,16 @@ class Counter:
         return batch
 
     def take(self) -> dict[str, int]:
-        """The counts since the last time. Between two passes they are exact: no batch is fetched across them."""
+        """Return the counts since the last call; they are exact, since no batch is fetched across two passes."""
         counts = {"samples": self.samples, "real": self.real, "positions": self.positions}
         self.samples = self.real = self.positions = 0
         return counts
 
 
 class Turns(TrainerCallback):
-    """Stops the trainer after each pass, says what the pass took, and lets it go on when a line is read.
+    """Pauses the trainer after each pass, replies with the figures, and continues when a line is read.
 
-    The loss of a pass is logged right after its last step, so that is where the trainer stops.
+    The trainer pauses where it logs the loss, which is right after the last step of a pass.
     """
 
     def __init__(self, steps: int, counter: Counter, replies: TextIO) -> None:
@@ -213,12 +213,12 @@ class Turns(TrainerCallback):
         found = {"seconds": self._seconds, "loss": logs["loss"], **self._counter.take(), **_peaks()}
         print(json.dumps(found), file=self._replies)
         if not sys.stdin.readline():
-            raise SystemExit(0)  # nobody asks any more
+            raise SystemExit(0)  # the parent has closed the pipe
         self._began = time.perf_counter()
 
 
 def _peaks() -> dict[str, float | None]:
-    """Megabytes that this process had at most: resident (where the system tells), and on the GPU (where there is)."""
+    """Return the peak resident memory, if the system reports it, and the peak GPU memory, in megabytes."""
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
     resident = next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), None)
@@ -227,17 +227,17 @@ def _peaks() -> dict[str, float | None]:
 
 
 def _shortened(task: Task, steps: int, rounds: int, seed: int) -> Task:
-    """The task with the measurement's steps and seed; it logs once a pass, and has nothing to save or to report."""
+    """Return the task with the measurement's steps and seed; it logs once a pass and saves nothing."""
     total = steps * (rounds + 1)
     changes = {"max_steps": total, "seed": seed, "logging_steps": steps, "report_to": [], "eval_every": total}
     return task.model_copy(update={"train": task.train.model_copy(update=changes)})
 
 
 def main(recipe: str, folder: str, steps: int, rounds: int, seed: int) -> None:
-    """Train until nobody asks any more."""
+    """Train until the parent closes the pipe."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a trainer prints is no answer
-    torch.set_num_threads(allowed_cpus())  # all alike: torch's own choice may not know how many cores it may use
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of the trainer must not mix with replies
+    torch.set_num_threads(allowed_cpus())  # torch's default ignores limits on the process's cores
     asked = with_labels(load_task(Path(folder) / TASK))
     task = _shortened(asked, steps, rounds, seed)
     base = find_base(task.base)

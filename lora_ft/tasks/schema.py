@@ -288,14 +288,6 @@ class Task(Section):
     evaluate: Evaluate = Evaluate()
     card: Card = Card()
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _has_no_faults(cls, value: Any, check: ModelWrapValidatorHandler[Task]) -> Task:
-        try:
-            return check(value)
-        except ValidationError as error:
-            raise TaskFaults(None, faults_of(error, value, {})) from error
-
     @field_validator("prompt")
     @classmethod
     def _names_a_column(cls, value: str) -> str:
@@ -379,6 +371,15 @@ class Task(Section):
                 if getattr(self.generate, name):
                     raise ValueError(f"generate.{name} may leave no label to answer with; remove it")
         return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _has_no_faults(cls, value: Any, check: ModelWrapValidatorHandler[Task]) -> Task:
+        """Raise TaskFaults. The last validator of the class, since pydantic runs the later ones outside of it."""
+        try:
+            return check(value)
+        except ValidationError as error:
+            raise TaskFaults(None, faults_of(error, value, {})) from error
 
     @property
     def known_labels(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The job `doctor`: what a bug report needs."""
+"""The verb `doctor`: facts about the machine and the installation, for a bug report."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8
 
 
 def examine() -> dict[str, str]:
-    """Facts about this machine and installation, in the order to show them."""
+    """Return facts about this machine and installation, in display order."""
     return environment() | {"hub": _hub(), "offline base": _offline()}
 
 
 def environment() -> dict[str, str]:
-    """The facts that a measurement depends on."""
+    """Return the facts that measurements depend on."""
     return {
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
         **{name: _version(name) for name in _PACKAGES},
@@ -93,7 +93,7 @@ def _first_line(path: Path) -> str:
 
 
 def _container() -> str:
-    """What this process is shut in, as far as it shows."""
+    """Return the kind of container that this process runs in, if it can be detected."""
     if Path("/.dockerenv").exists():
         return "docker"
     if Path("/run/.containerenv").exists():

@@ -1,4 +1,4 @@
-"""The job `validate`: everything that is wrong with a task and its data, and what training it would do."""
+"""The verb `validate`: find all errors in a task and its data, and show the plan of its training."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
     """Check a task without training it.
 
     Args:
-        path: task file or recipe.
-        overrides: as of `load_task`.
-        progress: told what happens.
+        path: Task file or recipe.
+        overrides: Keys to change, as in `load_task`.
+        progress: Receives stages and steps.
 
     Raises:
         TaskFaults: with all faults of the schema; the data is then not looked at.

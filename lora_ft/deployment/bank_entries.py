@@ -16,10 +16,10 @@ class Entry:
     """An adapter of a bank.
 
     Attributes:
-        name: by which texts choose it.
-        bytes: size of its file.
-        report: how it compared with PyTorch.
-        gate: how much rounding changed the score of its task, or None if that was not measured.
+        name: Name by which it is selected.
+        bytes: Size of its file.
+        report: Comparison with PyTorch.
+        gate: Record of the quality gate, or None if no score was measured.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What an export needs of a task and its model: rows, PyTorch's answers to them, and rows to calibrate with."""
+"""The PyTorch side of an export: rows, PyTorch's answers to them, and calibration rows."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ _CALIBRATION_ROWS = 32
 
 
 def codec_of(task: Task | None) -> str:
-    """The name of a task's codec."""
+    """Return the name of a task's codec."""
     return task.codec if task else "none"
 
 
 def bundle_metadata(task: Task | None, base: str, adapter: str, own: Mapping[str, Any]) -> BundleMetadata:
-    """What a bundle says of itself and its prompts.
+    """Return the metadata of a bundle.
 
     Args:
-        task: of the model, if it has one.
-        base, adapter: names; an adapter of "" is none.
+        task: Task of the model, if it has one.
+        base: Name of the base.
+        adapter: Name of the adapter, "" if there is none.
         own: Generation settings of the base, which the task's take precedence over.
     """
     options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS} | dict(own)
@@ -68,7 +69,7 @@ def bundle_metadata(task: Task | None, base: str, adapter: str, own: Mapping[str
 
 
 def scores_of(facts: Facts) -> list[Score]:
-    """Return what `evaluate` found, or without it the validation score that chose the checkpoint."""
+    """Return the scores of `evaluate`, or else the validation score that chose the checkpoint."""
     scores = [
         Score(metric, split, entry["rows"], found["mean"], found["low"], found["high"])
         for split, entry in facts.scores.items()
@@ -81,7 +82,7 @@ def scores_of(facts: Facts) -> list[Score]:
 
 
 def examples_of(task: Task | None, split: SplitName, progress: Progress) -> Sequence[Example]:
-    """Rows of a task, or none where they are not at hand."""
+    """Return rows of a task, or none if they are missing here."""
     if task is None:
         return ()
     try:
@@ -130,9 +131,10 @@ def samples_of(task: Task | None, tokenizer: Tokenizer, start: int, progress: Pr
     """Rows of the task's training split, or the built-in sentences as their own answers, to calibrate with.
 
     Args:
-        task, tokenizer: of the rows.
-        start: The decoder's first token.
-        progress: told what happens.
+        task: Task of the rows, if there is one.
+        tokenizer: Tokenizer of the task.
+        start: First token of the decoder.
+        progress: Receives stages and steps.
     """
     pairs = [(example.prompt, example.target) for example in examples_of(task, "train", progress)]
     pairs = pairs[:_CALIBRATION_ROWS] or [(sentence, sentence) for sentence in SENTENCES]

@@ -1,4 +1,4 @@
-"""What makes scores say more, or less, than they seem to. Each guard gives warnings, or none."""
+"""Checks for misleading scores: leakage, truncation, empty answers. Each check returns warnings, or none."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lora_ft.data.words import dropped_share, is_unicode
 from lora_ft.models.backends import Answer
 from lora_ft.tasks.schema import SplitName, Task
 
-_FEW = 0.01  # shares below it move no score that anyone would quote
+_FEW = 0.01  # smaller shares do not change a quoted score
 _MANY_CUT = 0.05
 
 
 def of_rows(task: Task, split: SplitName, examples: Sequence[Example], *, chosen: bool) -> list[str]:
-    """Warnings about the rows to score.
+    """Return warnings about the rows to score.
 
     Args:
-        task: whose they are.
-        split: that they come from.
-        examples: the rows.
-        chosen: the model may be a checkpoint that was chosen by the task's validation rows.
+        task: Task of the rows.
+        split: Split of the rows.
+        examples: Rows to score.
+        chosen: Whether the model may be a checkpoint that the task's validation rows chose.
     """
     found: list[str] = []
     if split == "train":
@@ -38,7 +38,7 @@ def of_rows(task: Task, split: SplitName, examples: Sequence[Example], *, chosen
     if not chosen:
         return found
     if split == "validation":
-        return [*found, "the checkpoint was chosen by these validation rows; the scores flatter"]
+        return [*found, "the checkpoint was chosen by these validation rows; scores are inflated"]
     try:
         return found + chose_the_checkpoint(split, examples, load_splits(task, ["validation"]).validation)
     except LoraFtError:
@@ -46,7 +46,7 @@ def of_rows(task: Task, split: SplitName, examples: Sequence[Example], *, chosen
 
 
 def of_answers(task: Task, examples: Sequence[Example], answers: Sequence[Answer], tokenizer: Tokenizer) -> list[str]:
-    """Warnings about what was answered, and what it was scored against."""
+    """Return warnings about answers and references."""
     texts = [answer.text for answer in answers]
     references = [text for example in examples for text in example.references]
     return [
@@ -61,10 +61,10 @@ def of_answers(task: Task, examples: Sequence[Example], answers: Sequence[Answer
 
 
 def seen_in_training(task: Task, split: str, examples: Sequence[Example], train: Sequence[Example]) -> list[str]:
-    """Rows that are training rows, word for word or nearly. The template, which all have in common, is left out."""
+    """Warn of rows that equal or nearly equal training rows. The template, which all rows share, is ignored."""
     prompts = {example.prompt for example in train}
     same = sum(example.prompt in prompts for example in examples)
-    found = [f"{same:,} {split} prompts are training prompts too; the scores flatter"] if same else []
+    found = [f"{same:,} {split} prompts are training prompts too; scores are inflated"] if same else []
     prompt = Prompt(task.prompt)
     new = [i for i, example in enumerate(examples) if example.prompt not in prompts]
     near = near_duplicates([_text(examples[i], prompt) for i in new], (_text(one, prompt) for one in train))
@@ -72,20 +72,20 @@ def seen_in_training(task: Task, split: str, examples: Sequence[Example], train:
         first = min(near)
         found.append(
             f"{len(near):,} {split} rows are nearly training rows, such as row {new[first] + 1} and training row "
-            f"{near[first] + 1}; the scores flatter"
+            f"{near[first] + 1}; scores are inflated"
         )
     return found
 
 
 def chose_the_checkpoint(split: str, examples: Sequence[Example], validation: Sequence[Example]) -> list[str]:
-    """Rows by which the checkpoint was chosen (train.metric_for_best_model)."""
+    """Warn of rows that chose the checkpoint (train.metric_for_best_model)."""
     chose = {example.prompt for example in validation}
     count = sum(example.prompt in chose for example in examples)
     return [f"{count:,} {split} prompts are validation prompts too, which chose the checkpoint"] if count else []
 
 
 def long_references(task: Task, references: Sequence[str], tokenizer: Tokenizer) -> list[str]:
-    """References that no answer can reach, as it ends before they do."""
+    """Warn of references that are longer than any answer can be."""
     limit = task.max_new_tokens
     share = sum(len(row) > limit for row in tokenizer.encode_targets(references)) / len(references)
     cut = ", and training cut its targets (lengths.long_targets)" if task.lengths.long_targets == "cut" else ""
@@ -95,7 +95,7 @@ def long_references(task: Task, references: Sequence[str], tokenizer: Tokenizer)
 
 
 def cut_answers(task: Task, answers: Sequence[Answer]) -> list[str]:
-    """Answers that ended because they had to."""
+    """Warn of answers that ended at the length limit."""
     share = sum(answer.cut for answer in answers) / len(answers)
     if share < _MANY_CUT:
         return []
@@ -103,32 +103,32 @@ def cut_answers(task: Task, answers: Sequence[Answer]) -> list[str]:
 
 
 def cut_prompts(task: Task, answers: Sequence[Answer]) -> list[str]:
-    """Prompts of which the model saw only the beginning."""
+    """Warn of prompts that were cut."""
     count = sum(answer.source_cut for answer in answers)
     limit = task.lengths.source
     return [f"{count:,} of {len(answers):,} prompts were cut at {limit} tokens (lengths.source)"] if count else []
 
 
 def empty_answers(texts: Sequence[str]) -> list[str]:
-    """Answers that say nothing."""
+    """Warn of empty answers."""
     count = sum(not text.strip() for text in texts)
     return [f"{count:,} of {len(texts):,} answers are empty"] if count else []
 
 
 def same_answers(texts: Sequence[str]) -> list[str]:
-    """One answer to everything."""
+    """Warn if all answers are the same."""
     return ["every answer is the same text"] if len(texts) > 1 and len(set(texts)) == 1 else []
 
 
 def unsplit_sentences(task: Task, texts: Sequence[str]) -> list[str]:
-    """rougeLsum where it can be nothing but rougeL."""
+    """Warn if rougeLsum equals rougeL because no text has several sentences."""
     if task.labels or "rouge" not in task.evaluate.metrics or any(len(split_sentences(text)) > 1 for text in texts):
         return []
     return ["no text has more than one sentence, so rougeLsum is rougeL"]
 
 
 def dropped_letters(task: Task, texts: Sequence[str]) -> list[str]:
-    """Letters and digits that ROUGE does not see."""
+    """Warn of letters and digits that ROUGE ignores."""
     if is_unicode(task.evaluate) or not any(name.startswith("rouge") for name in task.evaluate.metrics):
         return []
     share = dropped_share(texts)

@@ -1,4 +1,4 @@
-"""What leaves this machine says nothing of its folders: tasks and records without local paths."""
+"""Remove local paths from tasks and records before they are published."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def is_hub_name(base: str) -> bool:
-    """Whether a task's base is a name on the hub, rather than a folder or the base offline."""
+    """Return whether a base is a name on the Hub, as opposed to a folder or the base offline."""
     return base != OFFLINE and _HUB_NAME.fullmatch(base) is not None and not Path(base).is_dir()
 
 
@@ -59,12 +59,12 @@ def data_sources(task: Task) -> list[str]:
 
 
 def public_record(record: Any) -> Any:
-    """A JSON value in which every absolute path is cut to its last part."""
+    """Return a JSON value with every absolute path cut to its last part."""
     return _each(record, without_paths)
 
 
 def without_paths(text: str) -> str:
-    """A text in which every absolute path is cut to its last part."""
+    """Return a text with every absolute path cut to its last part."""
     if "\n" not in text and PurePath(text).is_absolute():
         return PurePath(text).name
     return _PATH.sub(lambda match: PurePath(match[0].replace("\\", "/")).name, text)
@@ -84,7 +84,7 @@ def _below(text: str, root: Path | None) -> str:
 
 
 def _each(value: Any, change: Any) -> Any:
-    """A JSON value with every text in it changed; keys stay."""
+    """Return a JSON value with every string changed. Keys stay."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):

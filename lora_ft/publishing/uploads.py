@@ -1,6 +1,7 @@
-"""Which files of a folder go to the hub, under which names, and as what: nothing goes that is not named here.
+"""The files of a folder that are uploaded to the Hub, and their names there. No other file is uploaded.
 
-No checkpoints to resume from, no optimizer states, no curves; predictions hold rows, so they go only where asked for.
+Resume points, optimizer states, curves and report.html stay here. Predictions contain rows, so they are uploaded only
+on request.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from lora_ft.tasks.schema import SPLITS, Task
 
 @dataclass(frozen=True)
 class Uploads:
-    """What to upload.
+    """Files to upload.
 
     Attributes:
         kind: "run", "checkpoint", "bundle", or the name of a layout.
-        name: of the task or model, for messages.
-        files: by name in the repository: a file of this machine, or what is sent in place of one.
+        name: Name of the task or model, for messages.
+        files: File of this machine, or content to send, by name in the repository.
     """
 
     kind: str

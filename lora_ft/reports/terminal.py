@@ -33,7 +33,7 @@ class Console(RichConsole):
 
 
 def console() -> Console:
-    """Where results go."""
+    """Return the console for results."""
     return Console()
 
 
@@ -57,7 +57,7 @@ def render_table(content: Table) -> RichTable:
 
 
 def show_pairs(pairs: Mapping[str, str]) -> None:
-    """Names and values, a line each."""
+    """Print names and values, one pair a line."""
     made = RichTable(box=None, pad_edge=False, show_header=False)
     for name, value in pairs.items():
         made.add_row(name, value)
@@ -65,7 +65,7 @@ def show_pairs(pairs: Mapping[str, str]) -> None:
 
 
 def shorten(name: str, width: int = 18) -> str:
-    """The end of a name that is too long for a cell."""
+    """Return a name, or its end if it is too long for a cell."""
     return name if len(name) <= width else "…" + name[1 - width :]
 
 

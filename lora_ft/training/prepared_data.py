@@ -72,7 +72,7 @@ def prepare(task: Task, base: Base, progress: Progress) -> PreparedData:
         progress.note(f"oversampled: {len(splits.train):,} training rows are {len(rows):,} now")
     if splits.overlap:
         progress.note(
-            f"warning: {splits.overlap:,} prompts of other rows are training prompts too; scores will flatter"
+            f"warning: {splits.overlap:,} prompts of other rows are training prompts too; scores will be inflated"
         )
     validation = sorted(splits.validation, key=lambda example: -len(example.prompt))
     return PreparedData(task, base, tokenizer, splits, rows, validation, RowRecord.of(splits))

@@ -71,7 +71,7 @@ def test_limit_and_split_choose_the_rows(run: Run) -> None:
 def test_overlap_with_the_training_rows_is_told(make_task: Callable[..., Path], tiny_base: Path) -> None:
     task = load_task(make_task(data={"test": "train.jsonl"}))
     told = evaluate(str(tiny_base), task=task).warnings
-    assert told[0] == "24 test prompts are training prompts too; the scores flatter"
+    assert told[0] == "24 test prompts are training prompts too; scores are inflated"
     assert any(text.endswith("of the answers were cut at 24 tokens (generate.max_new_tokens)") for text in told)
 
 

@@ -37,8 +37,8 @@ def test_exact_and_near_duplicates_of_training_rows_are_counted_apart(task: Task
     train = [example("something else"), example(LONG), example("the same")]
     test = [example("the same"), example("new"), example(LONG.replace("kept", "stored"))]
     assert warnings.seen_in_training(task, "test", test, train) == [
-        "1 test prompts are training prompts too; the scores flatter",
-        "1 test rows are nearly training rows, such as row 3 and training row 2; the scores flatter",
+        "1 test prompts are training prompts too; scores are inflated",
+        "1 test rows are nearly training rows, such as row 3 and training row 2; scores are inflated",
     ]
 
 
@@ -60,7 +60,7 @@ def test_scores_on_validation_and_training_rows_say_what_they_are(task: Task) ->
     splits = load_splits(task)
     assert warnings.of_rows(task, "test", splits.test, chosen=True) == []
     (told,) = warnings.of_rows(task, "validation", splits.validation, chosen=True)
-    assert told == "the checkpoint was chosen by these validation rows; the scores flatter"
+    assert told == "the checkpoint was chosen by these validation rows; scores are inflated"
     (told,) = warnings.of_rows(task, "train", splits.train, chosen=True)
     assert "training rows" in told
 

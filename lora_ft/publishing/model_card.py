@@ -283,7 +283,7 @@ def _scores(facts: Facts) -> str:
     else:
         parts.append(
             f"Best {facts.task.train.metric_for_best_model} on {metrics['rows']['validation']:,} validation rows: "
-            f"{metrics['best_metric']:.2f} (step {metrics['best_step']:,}); it chose the checkpoint, so it is inflated.\n"
+            f"{metrics['best_metric']:.2f} (step {metrics['best_step']:,}), inflated as it chose the checkpoint.\n"
         )
     if not facts.scores:
         parts.append("Not scored on test rows yet: `lora-ft evaluate` gives the score to quote.\n")

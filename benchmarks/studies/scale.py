@@ -1,8 +1,8 @@
-"""What 1,000 adapters cost on 1, 8 and 64 devices, on paper: from measured packs, and assumptions about other GPUs.
+"""Estimate the cost of 1,000 adapters on 1, 8 and 64 devices, from measured groups and assumptions about other GPUs.
 
-    python -m benchmarks.studies.scale [--packs FILE]...    # as `benchmarks.studies.multi_lora --json` wrote them
+    python -m benchmarks.studies.scale [--results FILE]...    # files of `benchmarks.studies.multi_lora --json`
 
-Writes docs/scale.md. A step of a pack of n adapters with b rows each takes
+Writes docs/scale.md. A step of a group of n adapters with b rows each takes
 
     fixed + n * own + n * b * flops / (peak * share)
 
@@ -30,7 +30,7 @@ from lora_ft.training.memory_estimates import FLAN, GIB, Batch, Shape, StepOptio
 RESULTS = [Path(__file__).parents[1] / "results" / f"{name}.json" for name in ("packs", "packs-h100")]
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 ADAPTERS, SAMPLES, DEVICES = 1000, 10_000, (1, 8, 64)
-START = 30.0  # seconds from a pack's task to its first step: Python, torch, the base, peft's start
+START = 30.0  # seconds from a group's job to its first step: Python, torch, the base, peft's start
 SNAPSHOT_EVERY = 60.0  # seconds
 # bf16 products a second without sparsity, and GiB, from NVIDIA's data sheets.
 GPU_MEMORY = 80.0  # GiB of a GPU that was measured
@@ -50,7 +50,7 @@ def step_flops(shape: Shape, source: int, target: int) -> float:
 
 
 def measured(timings: Sequence[dict[str, Any]], source: int, target: int, precision: str) -> Callable[[int], float]:
-    """Samples a second by adapters in a pack: as measured, straight lines between, and no more than the last."""
+    """Return samples per second by adapters in a group: measured, interpolated, and constant beyond the largest."""
     points = [
         (one["adapters"], one["samples_per_second"])
         for one in timings
@@ -93,11 +93,11 @@ def largest(shape: Shape, rank: int, batch: Batch, room: float, *, cpu: bool, bf
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all adapters on some devices: adapters in a pack, packs, seconds in all."""
+    """Cost of all adapters on some devices: adapters in a group, groups, total time in seconds."""
 
     devices: int
-    pack: int
-    packs: int
+    group: int
+    groups: int
     seconds: float
 
     @property
@@ -108,10 +108,10 @@ class Cost:
 
 def cost(devices: int, most: int, speed: Callable[[int], float]) -> Cost:
     """Packs as `--engine ray` makes them: as few rounds as memory allows, shared out evenly."""
-    pack = balanced_size(ADAPTERS, devices, most)
-    packs = math.ceil(ADAPTERS / pack)
-    rounds = math.ceil(packs / devices)
-    return Cost(devices, pack, packs, rounds * (START + pack * SAMPLES / speed(pack)))
+    group = balanced_size(ADAPTERS, devices, most)
+    groups = math.ceil(ADAPTERS / group)
+    rounds = math.ceil(groups / devices)
+    return Cost(devices, group, groups, rounds * (START + group * SAMPLES / speed(group)))
 
 
 def limit(most: int, speed: Callable[[int], float]) -> int:
@@ -183,8 +183,8 @@ def _table(measurements: Sequence[dict[str, Any]], shape: Shape, source: int, ta
             lines.append(
                 (
                     f"{count} x {name}",
-                    f"{costs[0].packs} of {costs[0].pack}",
-                    _range([speed(costs[0].pack) for speed in speeds], "{:,.0f}"),
+                    f"{costs[0].groups} of {costs[0].group}",
+                    _range([speed(costs[0].group) for speed in speeds], "{:,.0f}"),
                     _range([one.seconds / 60 for one in costs], "{:,.0f}"),
                     _range([one.hours for one in costs], "{:,.1f}"),
                     _range([one.seconds / two.seconds for one, two in zip(alone, costs, strict=True)], "{:,.0f}"),
@@ -241,7 +241,7 @@ This page estimates `lora-ft train TASKS… --engine ray` on 1, 8 and 64 devices
   {much} ms of Python for each adapter ({little} was measured, on a CPU). These are not bounds.
 
 `python -m benchmarks.studies.multi_lora --json FILE` measures your device.
-`python -m benchmarks.studies.scale --packs FILE` writes this page from it.
+`python -m benchmarks.studies.scale --results FILE` writes this page from it.
 
 {tables}
 
@@ -278,12 +278,12 @@ bound by Python or launches, not by arithmetic.
 
 
 def main(
-    packs: Annotated[list[Path], typer.Option(help="What `benchmarks.studies.multi_lora --json` wrote.")] = RESULTS,
+    results: Annotated[list[Path], typer.Option(help="Files of `benchmarks.studies.multi_lora --json`.")] = RESULTS,
     out: Annotated[Path, typer.Option(help="The page.")] = PAGE,
 ) -> None:
     """Write the page."""
     refuse_other(out, "--out", lambda content: b"python -m benchmarks.studies.scale" in content)
-    write_text(out, page([read_json(file) for file in packs]))
+    write_text(out, page([read_json(file) for file in results]))
 
 
 if __name__ == "__main__":

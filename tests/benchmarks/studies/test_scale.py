@@ -41,12 +41,12 @@ def test_more_devices_are_never_slower_and_never_more_than_their_number_faster(d
         return 100.0
 
     one, many = cost(1, most, even), cost(devices, most, even)
-    assert many.pack <= most and many.packs * many.pack >= scale.ADAPTERS
-    assert many.seconds <= one.seconds * 1.1  # packs of one device need not come out even
+    assert many.group <= most and many.groups * many.group >= scale.ADAPTERS
+    assert many.seconds <= one.seconds * 1.1  # groups of one device may differ in size
     assert many.hours >= scale.ADAPTERS * scale.SAMPLES / 100 / 3600 * 0.99
 
 
-def test_packs_that_get_small_cost_more_device_hours() -> None:
+def test_small_groups_cost_more_device_hours() -> None:
     speed = assumed(312e12, step_flops(FLAN["small"], 256, 48), 8, scale.ASSUMED[0])
     assert speed(1) < speed(16) < speed(128) < 2 * speed(64)
     assert cost(1, 90, speed).hours < cost(64, 90, speed).hours < cost(500, 90, speed).hours

@@ -188,7 +188,7 @@ def test_adapters_stop_early_by_themselves(make_task: MakeTask, tmp_path: Path) 
     assert second.metrics["pack"]["adapters"] == 1
 
 
-def test_what_does_not_fit_together_is_trained_in_several_packs(make_task: MakeTask, tmp_path: Path) -> None:
+def test_tasks_that_do_not_fit_together_train_in_several_groups(make_task: MakeTask, tmp_path: Path) -> None:
     tasks = unlike(make_task, 3, max_steps=4)
     said: list[str] = []
     board = Noting(said)
@@ -276,7 +276,7 @@ def test_a_killed_group_resumes_to_the_same_bits(
     for run in packed.runs:
         steps = [json.loads(line)["step"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
         assert steps == sorted(steps) and len(losses(run.folder)) == run.metrics["steps"]  # no step is logged twice
-    assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2"}
+    assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2", "report.html"}
 
 
 def test_minutes_of_work_are_not_left_to_the_next_evaluation(

@@ -125,7 +125,7 @@ def test_lost_workers_and_lost_nodes_go_on_to_the_same_bits(
     assert b"group 1: going on from step" in said and b"group 2: going on from step" in said
     for task, theirs in zip(("t0", "t1", "t2"), undisturbed, strict=True):
         assert same(Run(out / task), theirs)
-    assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2"}
+    assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2", "report.html"}
 
 
 def _raylets(node: Any) -> list[int]:
@@ -151,7 +151,7 @@ def test_ctrl_c_leaves_all_in_a_storage_that_nodes_reach_and_resume_brings_it_ba
     assert b"going on from step" in said
     for task, theirs in zip(("t0", "t1", "t2"), undisturbed, strict=True):
         assert same(Run(out / task), theirs)
-    assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2"} and not list(far.iterdir())
+    assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2", "report.html"} and not list(far.iterdir())
 
 
 @pytest.mark.slow

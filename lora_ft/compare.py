@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,12 +20,16 @@ from lora_ft.tasks.schema import Evaluate, SplitName
 
 
 def compare(
-    names: Sequence[str], *, split: SplitName = "test", metrics: Sequence[str] = (), task: str | None = None
+    models: Sequence[str | os.PathLike[str]],
+    *,
+    split: SplitName = "test",
+    metrics: Sequence[str] = (),
+    task: str | os.PathLike[str] | None = None,
 ) -> Comparison:
     """Score answers of models, and test the differences from the first model.
 
     Args:
-        names: At least two evaluated runs, or files that `lora-ft evaluate --predictions` wrote.
+        models: At least two evaluated runs, or files that `lora-ft evaluate --predictions` wrote.
         split: Split of the runs.
         metrics: Metrics to use instead of the task's.
         task: Task file with the settings. Default: the task of the first run.
@@ -32,6 +37,7 @@ def compare(
     Raises:
         UsageError: Answers are missing, or belong to different rows.
     """
+    names, task = [os.fspath(model) for model in models], task and os.fspath(task)
     if len(names) < 2:
         raise UsageError("there is nothing to compare", "name two runs, or files of answers, or more")
     files = [_file(name, split) for name in names]

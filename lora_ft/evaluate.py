@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from lora_ft.models.model import Model
 from lora_ft.publishing.model_card import refresh_card
 from lora_ft.reports.run_report import write_run_report
 from lora_ft.runs.run import PREDICTIONS, SCORES, Run
-from lora_ft.tasks.files import read_task
+from lora_ft.tasks.files import as_task, read_task
 from lora_ft.tasks.inputs import input_paths
 from lora_ft.tasks.schema import SplitName, Task
 
@@ -54,6 +55,9 @@ class ModelScores:
     samples_per_second: float
     valid_labels: float | None = None
     labels: dict[str, LabelScore] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model}: " + ", ".join(f"{name} {score}" for name, score in self.scores.items())
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,9 @@ class BankEvaluation:
 
 
 def evaluate(
-    name: str,
+    name: str | os.PathLike[str],
     *,
-    task: Task | None = None,
+    task: Task | str | os.PathLike[str] | None = None,
     adapter: str | None = None,
     base: str | None = None,
     overrides: Sequence[str] = (),
@@ -134,7 +138,7 @@ def evaluate(
     limit: int | None = None,
     baseline: bool = False,
     batch_size: int = BATCH_SIZE,
-    predictions: Path | None = None,
+    predictions: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score a model.
@@ -155,16 +159,18 @@ def evaluate(
     Raises:
         UsageError, LoraFtError: The model or the rows cannot be used.
     """
-    progress = progress or Silent()
-    if predictions is not None:
-        refuse_file(predictions, "--predictions")
+    progress, name = progress or Silent(), os.fspath(name)
+    answers = None if predictions is None else Path(predictions)
+    if answers is not None:
+        refuse_file(answers, "--predictions")
+    given = None if task is None else as_task(task)
     progress.stage("loading")
-    model = load(name, adapter=adapter, base=base, task=task)
+    model = load(name, adapter=adapter, base=base, task=given)
     if model.notice:
         progress.note(model.notice)
-    task = task or model.task or _carried(model, overrides)
-    if predictions is not None:
-        refuse_file(predictions, "--predictions", inputs=input_paths(task))
+    scored_on = given or model.task or _carried(model, overrides)
+    if answers is not None:
+        refuse_file(answers, "--predictions", inputs=input_paths(scored_on))
     if model.kind == "run":
         _ = Run(name).scores  # the card needs them, so a damaged file is refused before generating
     if predictions is None and model.kind == "run":
@@ -178,7 +184,7 @@ def evaluate(
 
 
 def evaluate_bank(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     overrides: Sequence[str] = (),
     split: SplitName = "test",

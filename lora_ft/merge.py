@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress
 from lora_ft.models.checkpoints import MERGE, save_checkpoint
 from lora_ft.models.merging import merge_in_memory
-from lora_ft.models.peft_adapter import PeftAdapter, name_of, named_base
+from lora_ft.models.peft_adapter import PeftAdapter, name_of, named_base, open_adapter
 from lora_ft.publishing.model_card import checkpoint_card, facts_of_run
 from lora_ft.runs.run import CARD, TASK, Run
 from lora_ft.tasks.files import save_task
@@ -48,8 +49,8 @@ class Merged:
 
 
 def merge(
-    run: Run | PeftAdapter,
-    out: Path,
+    run: Run | PeftAdapter | str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     base: str | None = None,
     dtype: str = "fp32",
@@ -69,6 +70,7 @@ def merge(
     Raises:
         UsageError, LoraFtError: `out` exists, or the adapter does not belong to the base.
     """
+    run, out = open_adapter(run), Path(out)
     inputs: list[str | Path] = [run.folder, base or named_base(run)]
     with making(out, overwrite=overwrite, inputs=inputs), staged_folder(out, overwrite=overwrite) as staging:
         merged = merge_in_memory(run, base=base, progress=progress)

@@ -7,6 +7,7 @@ folder of peft has neither a task nor figures of its training, so with one among
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from lora_ft.models.adapter_files import adapter_config, lora_config
 from lora_ft.models.adapters import load_adapter, load_another, name_base
 from lora_ft.models.backends import TorchBackend
 from lora_ft.models.bases import Base, load_model, load_tokenizer, quiet_transformers
-from lora_ft.models.peft_adapter import PeftAdapter, base_of, name_of
+from lora_ft.models.peft_adapter import PeftAdapter, base_of, name_of, open_adapter
 from lora_ft.publishing.model_card import Facts, run_card
 from lora_ft.runs.run import ADAPTER, CARD, METRICS, TASK, WEIGHTS, Run
 from lora_ft.tasks.files import save_task
@@ -86,8 +87,8 @@ class MergedAdapters:
 
 
 def merge_adapters(
-    members: Sequence[Member],
-    out: Path,
+    members: Sequence[Member | str | os.PathLike[str]],
+    out: str | os.PathLike[str],
     *,
     way: str = "weighted",
     weights: Sequence[float] = (),
@@ -117,39 +118,40 @@ def merge_adapters(
     Raises:
         UsageError: The adapters cannot be combined, or `out` is taken.
     """
-    progress = progress or Silent()
-    inputs = [*(member.folder for member in members), *([base] if base else map(_base_name, members))]
+    progress, out = progress or Silent(), Path(out)
+    adapters = [open_adapter(member) for member in members]
+    inputs = [*(member.folder for member in adapters), *([base] if base else map(_base_name, adapters))]
     with making(out, overwrite=overwrite, inputs=inputs):
-        _require_alike(members, way, weights, base)
-        shares = list(weights) or [1 / len(members)] * len(members)
-        found = base_of(members[0], base)
-        _require_known_tokens(members, found)
-        progress.stage("combining", len(members))
-        names = [f"member{at}" for at in range(len(members))]
-        adapted = _load(members, names, found)
+        _require_alike(adapters, way, weights, base)
+        shares = list(weights) or [1 / len(adapters)] * len(adapters)
+        found = base_of(adapters[0], base)
+        _require_known_tokens(adapters, found)
+        progress.stage("combining", len(adapters))
+        names = [f"member{at}" for at in range(len(adapters))]
+        adapted = _load(adapters, names, found)
         rank = _rank(adapted, names, exact=way == "weighted")
         set_seed(seed)
         kept = {} if way == "weighted" else {"density": density, "svd_rank": rank, "svd_full_matrices": False}
         with quiet_transformers():
             adapted.add_weighted_adapter(names, shares, _NAME, combination_type=WAYS[way], **kept)
-        scores = _scores(members, adapted, names, found, task, limit, progress)
+        scores = _scores(adapters, adapted, names, found, task, limit, progress)
         record = {
             "way": way,
-            "runs": list(map(name_of, members)),
+            "runs": list(map(name_of, adapters)),
             "weights": shares,
             **({} if way == "weighted" else {"density": density, "seed": seed}),
             "scores": [vars(one) for one in scores],
         }
-        named = replace(found, name=_base_name(members[0]) or found.name)
+        named = replace(found, name=_base_name(adapters[0]) or found.name)
         with staged_folder(out, overwrite=overwrite) as staging:
-            runs = [member for member in members if isinstance(member, Run)]
-            if len(runs) == len(members):
+            runs = [member for member in adapters if isinstance(member, Run)]
+            if len(runs) == len(adapters):
                 _write_run(runs, adapted, out, staging, named, rank, record)
             else:
                 _write(adapted, staging, named)
                 versions = {name: version(name) for name in ("lora-ft", "torch", "transformers", "peft")}
                 write_json(staging / RECORD, {"base": named.name, **record, "versions": versions})
-    return MergedAdapters(Run(out) if len(runs) == len(members) else PeftAdapter(out), rank, scores)
+    return MergedAdapters(Run(out) if len(runs) == len(adapters) else PeftAdapter(out), rank, scores)
 
 
 def _base_name(member: Member) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -98,10 +99,15 @@ def check(destination: Destination) -> None:
         _api(destination).whoami()
 
 
-def push(folder: Path, destination: Destination, *, progress: Progress | None = None) -> Pushed:
+def push(folder: str | os.PathLike[str], destination: Destination | str, *, progress: Progress | None = None) -> Pushed:
     """Upload a folder's files, as far as `lora_ft.publishing.uploads` names them, in one commit: all of them or none.
 
     Nothing in `folder` is changed. The hub checks the card's metadata before anything is uploaded.
+
+    Args:
+        folder: Run, merged checkpoint or bundle.
+        destination: Repository. For a name alone, the token is that of HF_TOKEN.
+        progress: Receives the progress; None is silent.
 
     Raises:
         UsageError: the folder is nothing that can be pushed, or pushing is switched off (HF_HUB_OFFLINE).
@@ -109,7 +115,9 @@ def push(folder: Path, destination: Destination, *, progress: Progress | None = 
     """
     from huggingface_hub import CommitOperationAdd
 
-    progress = progress or Silent()
+    progress, folder = progress or Silent(), Path(folder)
+    if isinstance(destination, str):
+        destination = Destination(destination, os.environ.get("HF_TOKEN", ""))
     found = uploads(folder, destination.repo, predictions=destination.predictions)
     remedy = f"nothing in {folder} was changed; repeat with `lora-ft push {folder} {destination.repo}`"
     with _explained(destination, remedy), _no_progress_bars():

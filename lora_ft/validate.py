@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from lora_ft.evaluation.warnings import seen_in_training
 from lora_ft.models.bases import Base, find_base, load_tokenizer
 from lora_ft.models.generation import check_generation, generation_notes
 from lora_ft.models.start_from import adopted
-from lora_ft.tasks.files import Fault, load_task
+from lora_ft.tasks.files import Fault, as_task
 from lora_ft.tasks.schema import SPLITS, Task
 from lora_ft.training.feasibility import NO_VALIDATION, obstacles
 from lora_ft.training.memory_estimates import GIB, Batch, Shape, suggest_smaller, task_memory
@@ -100,7 +101,9 @@ class Validation:
         return plain_fields(self)
 
 
-def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> Validation:
+def validate(
+    task: Task | str | os.PathLike[str], overrides: Sequence[str] = (), *, progress: Progress | None = None
+) -> Validation:
     """Check a task without training it.
 
     Args:
@@ -113,9 +116,8 @@ def validate(path: str, overrides: Sequence[str] = (), *, progress: Progress | N
         UsageError: there is no such file, or it is no YAML.
     """
     progress = progress or Silent()
-    task = load_task(path, overrides)
     faults: list[Fault] = []
-    task = _adopted(task, faults)
+    task = _adopted(as_task(task, overrides), faults)
     progress.stage("finding the base")
     base = _try(faults, "base", task.base, lambda: find_base(task.base))
     progress.stage("reading the rows")

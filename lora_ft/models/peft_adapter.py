@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ class PeftAdapter:
     """
 
     task = None
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     def __init__(self, folder: Path) -> None:
         lora_config(folder)
@@ -78,12 +82,14 @@ class PeftAdapter:
         return (saved, saved) if saved.rows > own.rows else (own, None)
 
 
-def open_adapter(folder: str | Path) -> Run | PeftAdapter:
-    """Open a run, or a peft folder; the folder `adapter` inside a run is the run.
+def open_adapter(folder: Run | PeftAdapter | str | os.PathLike[str]) -> Run | PeftAdapter:
+    """Open a run, or a peft folder; the folder `adapter` inside a run is the run. What is open is returned as it is.
 
     Raises:
         UsageError: it is neither, or a peft folder that is not supported.
     """
+    if isinstance(folder, Run | PeftAdapter):
+        return folder
     folder = Path(folder)
     if is_run(folder) or (folder / TASK).is_file():
         return Run(folder)

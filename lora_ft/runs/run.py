@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,25 @@ class Run:
         metrics: what training measured (metrics.json).
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         if not is_run(self.folder):
-            raise UsageError(f"{folder} is not a run", "make one with `lora-ft train`")
+            raise UsageError(f"{self.folder} is not a run", "make one with `lora-ft train`")
         self.task: Task = load_task(self.folder / TASK)
         self.metrics: dict[str, Any] = read_metrics(self.folder / METRICS)
+
+    def __fspath__(self) -> str:
+        """Return the folder, so that a run stands for its path."""
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return folder, name of the task, metrics and scores, for JSON."""
+        return {
+            "folder": str(self.folder), "task": self.task.name, "metrics": self.metrics, "scores": self.scores
+        }
 
     @property
     def adapter(self) -> Path:

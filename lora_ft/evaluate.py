@@ -134,7 +134,7 @@ def evaluate(
     adapter: str | None = None,
     base: str | None = None,
     overrides: Sequence[str] = (),
-    split: SplitName = "test",
+    split: SplitName | None = None,
     limit: int | None = None,
     baseline: bool = False,
     batch_size: int = BATCH_SIZE,
@@ -149,7 +149,7 @@ def evaluate(
         adapter: Adapter of a bank to score. Default: the base of the bank.
         base: Base to load instead of the one that a run or an adapter names.
         overrides: Keys to change in the task of a bank's adapter, as in `load_task`.
-        split: Split of the task.
+        split: Split of the task. Default: test, or validation for a task without test rows.
         limit: Maximum number of rows.
         baseline: Also score the untouched base on the same rows.
         batch_size: Number of rows generated together.
@@ -169,6 +169,7 @@ def evaluate(
     if model.notice:
         progress.note(model.notice)
     scored_on = given or model.task or _carried(model, overrides)
+    split = split or _default_split(scored_on)
     if answers is not None:
         refuse_file(answers, "--predictions", inputs=input_paths(scored_on))
     if model.kind == "run":
@@ -217,6 +218,12 @@ def evaluate_bank(
         found.scored[adapter] = one
         found.by[adapter] = task.evaluate.metric if task.evaluate.metric in scores else next(iter(scores))
     return found
+
+
+def _default_split(task: Task) -> SplitName:
+    data = task.data
+    has_test_rows = data.test is not None or (data.split is not None and data.split.test > 0)
+    return "test" if has_test_rows or (data.train is None and data.validation is None) else "validation"
 
 
 def _carried(model: Model, overrides: Sequence[str]) -> Task:

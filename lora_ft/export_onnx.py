@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from lora_ft.core.errors import UsageError
 from lora_ft.core.files import folder_size, read_json, write_text
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.output_paths import making, refuse_existing
+from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.data.splits import Example
@@ -72,10 +74,17 @@ class Exported:
     tradeoff: Sequence[Tradeoff] = ()
     max_drop: float = 0.0
 
+    def __str__(self) -> str:
+        return f"{self.out} ({self.precision}, {self.bytes / 1e6:.1f} MB): {self.parity}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result in the types of JSON."""
+        return plain_fields(self)
+
 
 def export_onnx(
-    name: str,
-    out: Path,
+    name: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     base: str | None = None,
     precision: str = "fp32",
@@ -111,7 +120,7 @@ def export_onnx(
         UsageError: `out` exists, the model family is not supported, or the precision is unknown.
         LoraFtError: The ONNX graphs differ from PyTorch, or the precision costs too much; nothing is left behind.
     """
-    progress = progress or Silent()
+    progress, name, out = progress or Silent(), os.fspath(name), Path(out)
     refuse_existing(out, overwrite=overwrite, inputs=[name])
     if layout not in ("bundle", *LAYOUTS):
         raise UsageError(f"there is no layout {layout!r}", f"there are bundle, {', '.join(LAYOUTS)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from lora_ft.models.initialization import INITIAL, keep_start
 from lora_ft.models.start_from import adopted, start_record
 from lora_ft.reports.run_report import write_run_report
 from lora_ft.runs.run import Run
+from lora_ft.tasks.files import as_task
 from lora_ft.tasks.schema import Task
 from lora_ft.training import resume_points
+from lora_ft.training.own_rows import with_own_rows
 from lora_ft.training.plan import Plan, make_plan
 from lora_ft.training.prepared_data import PreparedData, prepare
 from lora_ft.training.results import hardware_name, run_metrics
@@ -31,7 +34,12 @@ from lora_ft.training.weights import save_weights
 
 
 def train(
-    task: Task, out: Path, *, resume: bool = False, overwrite: bool = False, progress: Progress | None = None
+    task: Task | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Run:
     """Train a task's adapter, or with `method: full` all of its base.
 
@@ -39,7 +47,7 @@ def train(
     `lora_ft.training.run_folder` describes what is kept, what `resume` does and what it refuses.
 
     Args:
-        task: Task to train.
+        task: Task to train, task file or recipe.
         out: Folder of the run. A link is followed.
         resume: Continue an unfinished run from its last checkpoint, to the same bits as if it had not stopped; or train
             a finished run longer, whose task differs in `train.num_train_epochs` or `train.max_steps` only.
@@ -52,7 +60,8 @@ def train(
         Interrupted: Ctrl-C, SIGTERM or SIGHUP was received; a checkpoint was saved.
     """
     progress = progress if progress is not None and rank() == 0 else Silent()
-    task = adopted(task)
+    out = Path(out)
+    task = adopted(with_own_rows(as_task(task), out))
     with RunFolder.claim(task, out, resume=resume, overwrite=overwrite, progress=progress) as folder:
         remedy = "free some, then add --resume to go on from the last checkpoint"
         with keeping(folder.working, remedy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import read_json, write_json
 from lora_ft.core.locks import locked
 from lora_ft.core.output_paths import refuse_shelf
+from lora_ft.core.plain import plain_fields
 from lora_ft.core.staging import tidy
 from lora_ft.data.row_record import RowRecord
 from lora_ft.models.bases import Base, find_base
@@ -32,9 +34,11 @@ from lora_ft.multi_lora.planner import (
 from lora_ft.reports.run_report import write_run_report, write_runs_report
 from lora_ft.runs.group_record import GROUPS_FOLDER, GROUPS_RECORD
 from lora_ft.runs.run import TASK, Run, is_run, working_folder
+from lora_ft.tasks.files import as_task
 from lora_ft.tasks.schema import AUTO, Task
 from lora_ft.training.compute_dtype import ComputeDtype
 from lora_ft.training.memory_estimates import Batch, Shape, StepOptions
+from lora_ft.training.own_rows import with_own_rows
 from lora_ft.training.plan import Choices, Plan, make_plan
 from lora_ft.training.prepared_data import PreparedData, prepare
 from lora_ft.training.run_folder import RunFolder, require_same_rows
@@ -54,10 +58,18 @@ class TrainManyResult:
     runs: list[Run]
     failed: dict[str, str]
 
+    def __str__(self) -> str:
+        lines = [str(run.folder) for run in self.runs]
+        return "\n".join([*lines, *(f"{name} failed: {reason}" for name, reason in self.failed.items())])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result in the types of JSON."""
+        return plain_fields(self)
+
 
 def train_many(
-    tasks: Sequence[Task],
-    out: Path,
+    tasks: Sequence[Task | str | os.PathLike[str]],
+    out: str | os.PathLike[str],
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -88,13 +100,15 @@ def train_many(
     dashboard = dashboard or SilentDashboard()
     if processes() > 1:
         raise UsageError("several tasks train in one process", "start it without torchrun, or one task at a time")
-    require_groupable(tasks)
-    out = refuse_shelf(out)
+    out = refuse_shelf(Path(out))
+    loaded = [as_task(task) for task in tasks]
+    loaded = [with_own_rows(task, out / task.name) for task in loaded]
+    require_groupable(loaded)
     with ExitStack() as locks, keeping(out, "free some, then add --resume to go on from the last snapshot"):
-        for place in (out / GROUPS_FOLDER, *(out / task.name for task in tasks)):
+        for place in (out / GROUPS_FOLDER, *(out / task.name for task in loaded)):
             locks.enter_context(locked(place))
             tidy(place)
-        return _train(tasks, out, resume, overwrite, most, engine, dashboard)
+        return _train(loaded, out, resume, overwrite, most, engine, dashboard)
 
 
 def _train(
@@ -211,7 +225,8 @@ def _gather(tasks: Sequence[Task], base: Base, dashboard: Dashboard) -> dict[str
     known: dict[str, PreparedData] = {}
     found = {}
     for at, task in enumerate(tasks):
-        key = task.model_dump_json(include={"data", "prompt", "codec", "labels", "lengths"})
+        in_memory = "".join(rows.digest for rows in task.data.in_memory.values())
+        key = in_memory + task.model_dump_json(include={"data", "prompt", "codec", "labels", "lengths"})
         if key not in known:
             known[key] = prepare(task, base, dashboard)
         shared = known[key]

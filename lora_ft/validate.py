@@ -107,7 +107,7 @@ def validate(
     """Check a task without training it.
 
     Args:
-        path: Task file or recipe.
+        source: Task, task file or recipe.
         overrides: Keys to change, as in `load_task`.
         progress: Receives stages and steps.
 

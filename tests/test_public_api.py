@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import lora_ft
 from lora_ft.core import errors
+from lora_ft.tasks.files import as_task, save_task, saved_task
+from tests.conftest import tiny_row
 
 ROOT = Path(__file__).parents[1]
 VERBS = ("compare", "evaluate", "export_onnx", "generate", "merge", "merge_adapters", "push", "train", "validate")
@@ -116,3 +120,110 @@ def test_an_error_of_a_kind_keeps_its_exit_code(first: type[errors.LoraFtError])
     assert isinstance(info.value, first)
     with pytest.raises(errors.BundleError), errors.raised_as(errors.DataError):
         raise errors.BundleError("another kind")
+
+
+def rows_of(split: str, count: int) -> list[dict[str, Any]]:
+    """Return rows with the default name of the target column."""
+    return [{"text": row["text"], "target": row["answer"]} for row in (tiny_row(i, split) for i in range(count))]
+
+
+def make_task(base: Path, **data: Any) -> lora_ft.Task:
+    rows = {"train": rows_of("train", 24), "validation": rows_of("validation", 6)}
+    return lora_ft.Task(
+        name="demo",
+        base=str(base),
+        prompt="say: {text}",
+        data=rows | data,
+        lengths={"source": 48, "target": 24},
+        lora={"preset": "tiny"},
+        train={"max_steps": 3, "metric_for_best_model": "loss", "report_to": [], "compile": "off"},
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> lora_ft.Run:
+    return lora_ft.train(make_task(tiny_base), str(tmp_path_factory.mktemp("runs") / "demo"))
+
+
+def test_rows_in_memory_are_trained_scored_exported_and_answered(run: lora_ft.Run, tmp_path: Path) -> None:
+    evaluation = lora_ft.evaluate(run, baseline=True)
+    assert 0 <= evaluation.scores["rouge1"].mean <= 100
+    assert evaluation.split == "validation" and "demo, 6 validation rows" in str(evaluation)
+    assert evaluation.as_dict()["scores"]["scores"]["rouge1"]["mean"] == evaluation.scores["rouge1"].mean
+    exported = lora_ft.export_onnx(run, tmp_path / "bundle", precision="auto", max_drop=100)
+    assert str(tmp_path / "bundle") in str(exported) and json.dumps(exported.as_dict())
+    model = lora_ft.load(str(tmp_path / "bundle"))
+    answers = model.generate([{"text": "abc"}])
+    assert answers == model.generate("abc") == model.generate(["abc"]) == model.generate("say: abc", raw=True)
+    assert len(answers) == 1 and "".join(model.stream("abc")) == answers[0] + "\n"
+    assert model.adapters == [] and str(model) == f"bundle {tmp_path / 'bundle'}"
+
+
+@pytest.mark.parametrize("kind", [str, Path, lora_ft.Run])
+def test_a_run_is_named_by_itself_a_path_or_a_string(kind: Any, run: lora_ft.Run, tmp_path: Path) -> None:
+    named = kind(run.folder)
+    assert lora_ft.load(named).generate("abc") == lora_ft.generate(named, "abc")
+    merged = lora_ft.merge(named, tmp_path / "checkpoint")
+    assert str(tmp_path / "checkpoint") in str(merged) and merged.as_dict()["rows"] == merged.rows
+    assert lora_ft.load(merged.out).generate("abc") == lora_ft.generate(run, "abc")
+
+
+def test_a_run_keeps_the_rows_that_were_in_memory(run: lora_ft.Run) -> None:
+    assert run.task.data.train == "data/train.jsonl" and run.task.data.root == run.folder
+    assert "root" not in (run.folder / "task.yaml").read_text(encoding="utf-8")
+    lines = (run.folder / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == rows_of("train", 24)
+
+
+def test_a_run_of_rows_in_memory_is_trained_longer_and_replaced(tiny_base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    lora_ft.train(make_task(tiny_base), out)
+    longer = make_task(tiny_base)
+    longer.train.max_steps = 5
+    assert lora_ft.train(longer, out, resume=True).metrics["steps"] == 5
+    from_disk = lora_ft.load_task(out / "task.yaml")
+    from_disk.train.max_steps = 7
+    assert lora_ft.train(from_disk, out, resume=True).metrics["steps"] == 7
+    assert len((out / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()) == 24
+    other = make_task(tiny_base, train=rows_of("train", 20))
+    other.train.max_steps = 9
+    with pytest.raises(lora_ft.UsageError, match="train: 20 rows, was 24"):
+        lora_ft.train(other, out, resume=True)
+    with pytest.raises(lora_ft.OutputExistsError, match="already exists"):
+        lora_ft.train(other, out)
+    assert lora_ft.train(other, out, overwrite=True).metrics["rows"]["train"] == 20
+
+
+def test_rows_may_be_a_data_set_or_a_frame(tiny_base: Path) -> None:
+    datasets, pandas = pytest.importorskip("datasets"), pytest.importorskip("pandas")
+    rows = rows_of("train", 4)
+    for table in (datasets.Dataset.from_list(rows), pandas.DataFrame(rows), (row for row in rows)):
+        assert make_task(tiny_base, train=table).data.in_memory["train"].rows == rows
+    frame = pandas.DataFrame([{"text": "a", "n": 1}, {"text": None, "n": None}])
+    assert make_task(tiny_base, train=frame).data.in_memory["train"].rows == [
+        {"text": "a", "n": 1.0},
+        {"text": None, "n": None},
+    ]
+
+
+def test_a_saved_task_reads_as_it_was_beside_files_too(tiny_base: Path, tmp_path: Path) -> None:
+    save_task(as_task(make_task(tiny_base)), tmp_path / "rows.yaml")
+    mixed = as_task(make_task(tiny_base, test="more/test.jsonl"))
+    save_task(mixed, tmp_path / "task.yaml")
+    assert lora_ft.load_task(tmp_path / "task.yaml") == saved_task(mixed, tmp_path)
+    assert saved_task(mixed, tmp_path).data.test == [str(Path.cwd() / "more" / "test.jsonl")]
+
+
+def test_an_invalid_task_says_all_its_faults() -> None:
+    with pytest.raises(lora_ft.TaskError, match=r"the task: prompt = None: missing; add it \(and 1 more\)") as info:
+        lora_ft.Task(name="x", data={"train": rows_of("train", 2), "chat": {}})  # type: ignore[call-arg]
+    assert len(info.value.faults) == 2  # type: ignore[attr-defined]
+    with pytest.raises(lora_ft.TaskError, match="overrides are for task files"):
+        lora_ft.validate(lora_ft.Task(name="x", prompt="{text}", data={"train": "x.jsonl"}), ["name=y"])
+
+
+def test_a_missing_file_of_a_task_in_python_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = lora_ft.Task(name="x", base="offline", prompt="{text}", data={"train": "rows.jsonl"})
+    with pytest.raises(lora_ft.DataError, match="no file"):
+        lora_ft.evaluate("offline", task=task, split="train")

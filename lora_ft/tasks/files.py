@@ -115,7 +115,7 @@ def as_task(task: Task | str | os.PathLike[str], overrides: Sequence[str] = ()) 
     if not isinstance(task, Task):
         return load_task(os.fspath(task), overrides)
     if overrides:
-        raise UsageError("overrides are for task files", "set them in the Task")
+        raise TaskError("overrides are for task files", "set the values in the Task")
     if task.data.root is not None:
         return task
     sections = {name: getattr(task, name).model_copy() for name in ("data", "evaluate", "lora")}

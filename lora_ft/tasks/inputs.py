@@ -6,6 +6,7 @@ import glob
 from collections.abc import Iterator
 from pathlib import Path
 
+from lora_ft.tasks.rows import RowsInMemory
 from lora_ft.tasks.schema import SPLITS, Task
 
 
@@ -17,6 +18,8 @@ def input_paths(task: Task) -> Iterator[Path]:
         return
     for split in SPLITS:
         names = getattr(data, split) or []
+        if isinstance(names, RowsInMemory):
+            continue
         for name in [names] if isinstance(names, str) else names:
             pattern = str(data.root / Path(name).expanduser())  # Path.glob takes no absolute patterns
             yield from map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207

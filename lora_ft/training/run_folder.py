@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ft.core.distributed import rank
-from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, OutputExistsError, UsageError
 from lora_ft.core.files import read_json, replace_folder, sync_tree, write_json, write_text
 from lora_ft.core.locks import locked
 from lora_ft.core.output_paths import followed, refuse_existing
@@ -56,7 +56,7 @@ from lora_ft.models.initialization import INITIAL
 from lora_ft.publishing.model_card import Facts, run_card
 from lora_ft.runs.group_record import require_not_in_group
 from lora_ft.runs.run import CARD, CLAIM, CURVES, LOG, METRICS, RESUME, TASK, Run, is_run, working_folder
-from lora_ft.tasks.files import load_task, save_task
+from lora_ft.tasks.files import load_task, save_task, saved_task
 from lora_ft.tasks.inputs import input_paths
 from lora_ft.tasks.schema import AUTO, Task
 from lora_ft.training import resume_points
@@ -127,7 +127,7 @@ class RunFolder:
         working = working_folder(out)
         refuse_existing(out, overwrite=overwrite, inputs=input_paths(task))
         if working.exists() and not overwrite:
-            raise UsageError(
+            raise OutputExistsError(
                 f"an unfinished run lies in {working}", "add --resume to go on, or --overwrite to start anew"
             )
         if working.exists():
@@ -322,4 +322,5 @@ def _changed_sections(before: Task, task: Task) -> list[str]:
     """Return the sections in which two tasks differ. Labels "auto" stand for those that were found before."""
     if task.labels == AUTO:
         task = task.model_copy(update={"labels": before.labels})
+    task = saved_task(task, before.data.root or Path())
     return [name for name in Task.model_fields if getattr(before, name) != getattr(task, name)]

@@ -37,14 +37,14 @@ def compare(
     Raises:
         UsageError: Answers are missing, or belong to different rows.
     """
-    names, task = [os.fspath(model) for model in models], task and os.fspath(task)
+    names = [os.fspath(model) for model in models]
     if len(names) < 2:
         raise UsageError("there is nothing to compare", "name two runs, or files of answers, or more")
     files = [_file(name, split) for name in names]
     given = [_read(file) for file in files]
     for name, rows in zip(names[1:], given[1:], strict=True):
         _require_same(names[0], given[0], name, rows)
-    settings, measured = _settings(names, task, metrics)
+    settings, measured = _settings(names, None if task is None else os.fspath(task), metrics)
     references = [list(row["references"]) for row in given[0]]
     answers = [[row["output"] for row in rows] for rows in given]
     scored = [measure(measured, texts, references, settings) for texts in answers]

@@ -102,7 +102,7 @@ class Validation:
 
 
 def validate(
-    task: Task | str | os.PathLike[str], overrides: Sequence[str] = (), *, progress: Progress | None = None
+    source: Task | str | os.PathLike[str], overrides: Sequence[str] = (), *, progress: Progress | None = None
 ) -> Validation:
     """Check a task without training it.
 
@@ -112,12 +112,12 @@ def validate(
         progress: Receives stages and steps.
 
     Raises:
-        TaskFaults: with all faults of the schema; the data is then not looked at.
-        UsageError: there is no such file, or it is no YAML.
+        TaskFaults: The schema has faults, all of which are listed; the data is not read then.
+        UsageError: The file does not exist, or is not YAML.
     """
     progress = progress or Silent()
     faults: list[Fault] = []
-    task = _adopted(as_task(task, overrides), faults)
+    task = _adopted(as_task(source, overrides), faults)
     progress.stage("finding the base")
     base = _try(faults, "base", task.base, lambda: find_base(task.base))
     progress.stage("reading the rows")

@@ -223,3 +223,37 @@ def test_torchrun_imports_both(python: Path, project: Project) -> None:
     script.write_text(USE.format(name=project.name), encoding="utf-8")
     assert "both work" in output([*launch, script.name], project.folder)
     assert "Usage:" in output([*launch, "-m", "lora_ft", "train", "--help"], project.folder)
+
+
+USER = """
+from pathlib import Path
+
+import lora_ft
+
+rows = [{"text": "some text", "target": "a title"}]
+task = lora_ft.Task(name="demo", base="offline", prompt="Summarize: {text}", data={"train": rows, "validation": rows})
+try:
+    run = lora_ft.train(task, "runs/demo")
+except lora_ft.OutputExistsError:
+    run = lora_ft.train(task, Path("runs/demo"), resume=True)
+score: float = lora_ft.evaluate(run, baseline=True).scores["rouge1"].mean
+lora_ft.export_onnx(run, "bundles/demo", precision="auto")
+model: lora_ft.Model = lora_ft.load("bundles/demo")
+answers: list[str] = model.generate([{"text": "some text"}], num_beams=2)
+merged = lora_ft.merge(run, "checkpoints/demo").as_dict()
+reveal_type(lora_ft.load_task("qa"))
+wrong: int = lora_ft.__version__
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("mypy"), reason="mypy is not installed")
+def test_mypy_sees_the_types_of_the_wheel(python: Path, tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text(USER, encoding="utf-8")
+    command = [python, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", "user.py"]
+    done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert [line.removeprefix("user.py:").lstrip("0123456789: ") for line in done.stdout.splitlines()] == [
+        'note: Revealed type is "lora_ft.tasks.schema.Task"',
+        'error: Incompatible types in assignment (expression has type "str", variable has type "int")  [assignment]',
+        "Found 1 error in 1 file (checked 1 source file)",
+    ]

@@ -215,7 +215,7 @@ def test_a_saved_task_reads_as_it_was_beside_files_too(tiny_base: Path, tmp_path
 
 
 def test_an_invalid_task_says_all_its_faults() -> None:
-    with pytest.raises(lora_ft.TaskError, match=r"the task: prompt = None: missing; add it \(and 1 more\)") as info:
+    with pytest.raises(lora_ft.TaskError, match=r"the task: data = .*excludes rows in memory.*\(and 1 more\)") as info:
         lora_ft.Task(name="x", data={"train": rows_of("train", 2), "chat": {}})  # type: ignore[call-arg]
     assert len(info.value.faults) == 2  # type: ignore[attr-defined]
     with pytest.raises(lora_ft.TaskError, match="overrides are for task files"):

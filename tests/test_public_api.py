@@ -148,7 +148,7 @@ def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> lora_ft.Ru
 def test_rows_in_memory_are_trained_scored_exported_and_answered(run: lora_ft.Run, tmp_path: Path) -> None:
     evaluation = lora_ft.evaluate(run, baseline=True)
     assert 0 <= evaluation.scores["rouge1"].mean <= 100
-    assert evaluation.split == "validation" and "demo, 6 validation rows" in str(evaluation)
+    assert evaluation.split == "validation" and "6 validation rows of 'demo'" in str(evaluation)
     assert evaluation.as_dict()["scores"]["scores"]["rouge1"]["mean"] == evaluation.scores["rouge1"].mean
     exported = lora_ft.export_onnx(run, tmp_path / "bundle", precision="auto", max_drop=100)
     assert str(tmp_path / "bundle") in str(exported) and json.dumps(exported.as_dict())

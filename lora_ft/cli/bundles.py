@@ -83,7 +83,7 @@ def export(
     precision: Annotated[
         str,
         typer.Option(
-            help=f"{', '.join(NAMED)}. Or a mixture; int8-w4 is {NAMED['int8-w4'].spelled_out()}. "
+            help=f"Weight format. {', '.join(NAMED)}. Or a mixture; int8-w4 is {NAMED['int8-w4'].spelled_out()}. "
             "auto: the fastest on this machine within --max-rouge-drop."
         ),
     ] = "fp32",

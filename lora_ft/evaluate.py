@@ -174,9 +174,9 @@ def evaluate(
         refuse_file(answers, "--predictions", inputs=input_paths(scored_on))
     if model.kind == "run":
         _ = Run(name).scores  # the card needs them, so a damaged file is refused before generating
-    if predictions is None and model.kind == "run":
-        predictions = Path(name) / PREDICTIONS.format(split)
-    found = _evaluate(model, task, split, limit, baseline, batch_size, predictions, progress)
+    if answers is None and model.kind == "run":
+        answers = Path(name) / PREDICTIONS.format(split)
+    found = _evaluate(model, scored_on, split, limit, baseline, batch_size, answers, progress)
     if model.kind == "run":
         write_json(Path(name) / SCORES.format(split), found.as_dict())
         refresh_card(Path(name))

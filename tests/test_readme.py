@@ -39,6 +39,17 @@ def test_commands_run_in_order(tmp_path: Path, tiny_base: Path, monkeypatch: pyt
         assert run(smaller(words, tiny_base)) == 0, words
 
 
+@pytest.mark.slow
+def test_python_code_runs(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = blocks(README, "python")[0]
+    assert 'base="offline"' in code
+    exec(code.replace('base="offline"', f"base={str(tiny_base)!r}"), {})
+    assert capsys.readouterr().out.splitlines()[-1].startswith("['")
+
+
 def test_links_name_files() -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README):
         assert (ROOT / target).exists(), target

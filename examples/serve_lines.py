@@ -1,0 +1,30 @@
+"""Serve a bundle in a loop: a JSON object of columns on each line of stdin, its answer on a line of stdout.
+
+This needs the base install alone: numpy, onnxruntime and tokenizers.
+
+    python examples/serve_lines.py runs/examples/bundles/summaries < requests.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import lora_ft
+
+
+def main(bundle: str) -> None:
+    """Load a bundle once, then answer every line."""
+    model = lora_ft.load(bundle)
+    for line in sys.stdin:
+        try:
+            answer = {"answer": model.generate([json.loads(line)])[0]}
+        except (ValueError, lora_ft.LoraFtError) as error:  # one malformed request must not end the service
+            answer = {"error": str(error)}
+        print(json.dumps(answer, ensure_ascii=False), flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python serve_lines.py BUNDLE < requests.jsonl")
+    main(sys.argv[1])

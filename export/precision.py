@@ -140,8 +140,8 @@ def parse(text: str) -> Precision:
         if kind not in KINDS or name not in FORMATS:
             raise UsageError(
                 f"the precision {text!r} is unknown",
-                f"Use one of {', '.join(NAMED)}, or a mixture such as "
-                f"encoder=int8,decoder=w4,head=w4,embedding=int8 (formats: {', '.join(FORMATS)}).",
+                f"use one of {', '.join(NAMED)}, or a mixture such as "
+                f"encoder=int8,decoder=w4,head=w4,embedding=int8 (formats: {', '.join(FORMATS)})",
             )
         chosen[kind] = name
     return Precision(**chosen)

@@ -176,7 +176,7 @@ def evaluate(
         _ = Run(name).scores  # the card needs them, so a damaged file is refused before generating
     if answers is None and model.kind == "run":
         answers = Path(name) / PREDICTIONS.format(split)
-    found = _evaluate(model, scored_on, split, limit, baseline, batch_size, answers, progress)
+    found = _evaluate(model, scored_on, _Request(split, limit, baseline, batch_size, answers), progress)
     if model.kind == "run":
         write_json(Path(name) / SCORES.format(split), found.as_dict())
         refresh_card(Path(name))
@@ -205,12 +205,13 @@ def evaluate_bank(
     bank = load(name)
     if not (names := bank.adapters):
         raise UsageError(f"{name} has no adapters", "score its base with --task TASK")
+    request = _Request(split, limit, baseline, batch_size)
     found = BankEvaluation()
     for adapter in names:
         model = bank.with_adapter(adapter)
         try:
             task = _carried(model, overrides)
-            one = _evaluate(model, task, split, limit, baseline, batch_size, None, progress)
+            one = _evaluate(model, task, request, progress)
         except LoraFtError as error:  # mostly rows that are missing here; the other adapters may have theirs
             found.failed[adapter] = str(error)
             continue
@@ -235,39 +236,51 @@ def _carried(model: Model, overrides: Sequence[str]) -> Task:
     raise UsageError(f"{model.name} carries no task to be scored on", f"{more}add --task TASK")
 
 
-def _evaluate(
-    model: Model,
-    task: Task,
-    split: SplitName,
-    limit: int | None,
-    baseline: bool,
-    batch_size: int,
-    predictions: Path | None,
-    progress: Progress,
-) -> Evaluation:
+@dataclass(frozen=True)
+class _Request:
+    """Rows to score, and how.
+
+    Attributes:
+        split: Split of the task.
+        limit: Maximum number of rows.
+        baseline: Also score the untouched base.
+        batch_size: Number of rows generated together.
+        predictions: File for the answers.
+    """
+
+    split: SplitName
+    limit: int | None
+    baseline: bool
+    batch_size: int
+    predictions: Path | None = None
+
+
+def _evaluate(model: Model, task: Task, request: _Request, progress: Progress) -> Evaluation:
     task = with_labels(task)
-    splits = load_splits(task, [split])
-    examples = require(splits, split, task)[:limit]
+    splits = load_splits(task, [request.split])
+    examples = require(splits, request.split, task)[: request.limit]
     progress.stage("looking for rows seen before")
     warnings = splits.warnings + guards.of_rows(
-        task, split, examples, chosen=model.kind in ("run", "bundle") or model.task is not None
+        task, request.split, examples, chosen=model.kind in ("run", "bundle") or model.task is not None
     )
-    answers, scores, rows = _score(model, examples, task, batch_size, progress)
+    answers, scores, rows = _score(model, examples, task, request.batch_size, progress)
     warnings += guards.of_answers(task, examples, answers, model.backend.tokenizer)
     before = gain = None
     base_answers: list[Answer] = []
     base_rows: dict[str, Scored] = {}
-    if baseline:
+    if request.baseline:
         base = load(task.base) if model.adapter is None else model.with_adapter(None)
-        base_answers, before, base_rows = _score(base, examples, task, batch_size, progress)
+        base_answers, before, base_rows = _score(base, examples, task, request.batch_size, progress)
         gain = {
             name: difference(rows[name], base_rows[name], seed=task.evaluate.seed, resamples=task.evaluate.bootstrap)
             for name in rows
         }
     how = {name: scored.how for name, scored in rows.items() if scored.how}
-    evaluation = Evaluation(task.name, split, len(examples), scores, before, gain, how, predictions, warnings)
-    if predictions is not None:
-        write_text(predictions, _predictions(examples, answers, rows, base_answers, base_rows))
+    evaluation = Evaluation(
+        task.name, request.split, len(examples), scores, before, gain, how, request.predictions, warnings
+    )
+    if request.predictions is not None:
+        write_text(request.predictions, _predictions(examples, answers, rows, base_answers, base_rows))
     return evaluation
 
 

@@ -199,7 +199,7 @@ def _check_layout(layout: str, origin: BundleMetadata, codec: str, force: bool, 
     if lacking and not force:
         raise UsageError(
             f"the layout {layout} does not support {lacking}, which the task or its base sets",
-            "Export another layout, set the default in the task's `generate`, or pass --force to leave it out.",
+            "export another layout, set the default in the task's `generate`, or pass --force to leave it out",
         )
     for line in differences(layout, origin.generation, origin.labels, codec):
         progress.note(f"the layout {layout} differs from bundles: {line}")

@@ -67,6 +67,6 @@ class Architecture:
         if kind not in MODEL_TYPES:
             raise UsageError(
                 f"{folder}: the model type '{kind}' is not supported (supported: {', '.join(MODEL_TYPES)})",
-                "Use a model of the T5 family: FLAN-T5, T5 1.1 and ByT5 are t5.",
+                "use a model of the T5 family: FLAN-T5, T5 1.1 and ByT5 are t5",
             )
         return family_of(kind).read_architecture(config, folder)

@@ -91,7 +91,7 @@ def read_generation(folder: Path) -> Generation:
     own = read_json(path) if path.is_file() else config
     where = path if path.is_file() else folder / "config.json"
     if not isinstance(own, dict) or not isinstance(config, dict):
-        raise UsageError(f"{where} is not a JSON object", "Copy it again from the original base.")
+        raise UsageError(f"{where} is not a JSON object", "copy it again from the original base")
     return generation_of(own, config, str(where))
 
 
@@ -112,7 +112,7 @@ def generation_of(own: Mapping[str, Any], config: Mapping[str, Any], where: str)
         value = own.get(name)
         if value not in (None, False, [], {}, "") and not any(value == one for one in neutral):
             raise UsageError(
-                f"{where}: {name} is not supported (got {value!r})", f"Remove it, or set it to {(*neutral, None)[0]!r}."
+                f"{where}: {name} is not supported (got {value!r})", f"remove it, or set it to {(*neutral, None)[0]!r}"
             )
     options = {name: own[name] for name in _SUPPORTED if own.get(name) is not None}
     for name, value in (("max_new_tokens", own.get("max_length")), ("min_new_tokens", own.get("min_length"))):

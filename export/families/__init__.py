@@ -69,5 +69,5 @@ def family_of(model_type: str) -> Family:
             return family
     raise UsageError(
         f"the model type '{model_type}' is not supported (supported: {', '.join(MODEL_TYPES)})",
-        "Use FLAN-T5, T5 1.1 or ByT5 (all three are of type t5), mT5 or UMT5.",
+        "use FLAN-T5, T5 1.1 or ByT5 (all three are of type t5), mT5 or UMT5",
     )

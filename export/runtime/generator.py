@@ -174,7 +174,7 @@ class Generator:
         """
         settings = self.of(adapter)
         if not isinstance(text, str):
-            raise UsageError(f"stream takes one text (got {type(text).__name__})", "Call it for each text.")
+            raise UsageError(f"stream takes one text (got {type(text).__name__})", "call it for each text")
         (row,) = settings.tokenizer.encode([text], settings.source_length)
         chosen = self._options({"allowed": settings.allowed} | options, settings.defaults)
         source = self.model.encode(np.array([row]), np.ones((1, len(row)), np.int64), self._chosen([adapter]))
@@ -224,7 +224,7 @@ class Generator:
         """
         for name, ids in (("input_ids", input_ids), ("tokens", tokens)):
             if ids.size and not 0 <= ids.min() <= ids.max() < self._vocabulary:
-                raise UsageError(f"{name} are not in 0..{self._vocabulary - 1}", "Give ids of this vocabulary.")
+                raise UsageError(f"{name} are not in 0..{self._vocabulary - 1}", "give ids of this vocabulary")
         chosen = self._chosen(self._names(adapter, len(tokens)))
         source = self.model.encode(input_ids, attention_mask, chosen)
         start = np.full((len(tokens), 1), self.special.start)
@@ -345,7 +345,7 @@ def listed(texts: str | Sequence[str]) -> list[str]:
     several = [texts] if isinstance(texts, str) else list(texts)
     for number, text in enumerate(several, 1):
         if not isinstance(text, str):
-            raise UsageError(f"text {number} is not a str (got {type(text).__name__})", "Give texts.")
+            raise UsageError(f"text {number} is not a str (got {type(text).__name__})", "give texts")
     return several
 
 
@@ -357,21 +357,19 @@ def _sources(ids: np.ndarray, mask: np.ndarray, vocabulary: int) -> list[np.ndar
     if ids.ndim != 2 or ids.shape != mask.shape:
         raise UsageError(
             f"input_ids and attention_mask are not of one shape [b, s] (got {ids.shape} and {mask.shape})",
-            "Pad rows to one length.",
+            "pad rows to one length",
         )
     if not np.issubdtype(ids.dtype, np.integer) or not np.isin(mask, (0, 1)).all():
-        raise UsageError("input_ids are not integers, or attention_mask is not 0 and 1 everywhere", "Correct them.")
+        raise UsageError("input_ids are not integers, or attention_mask is not 0 and 1 everywhere", "correct them")
     rows = []
     for number, (row, seen) in enumerate(zip(ids, mask.astype(bool), strict=True), 1):
         places = np.flatnonzero(seen)
         if not len(places) or places[-1] - places[0] >= len(places):
             state = "shows no token" if not len(places) else "has a gap"
-            raise UsageError(f"attention_mask of row {number} {state}", "Put padding before or behind the tokens.")
+            raise UsageError(f"attention_mask of row {number} {state}", "put padding before or behind the tokens")
         shown = row[places].astype(np.int64)
         if shown.min() < 0 or shown.max() >= vocabulary:
-            raise UsageError(
-                f"input_ids of row {number} are not in 0..{vocabulary - 1}", "Give ids of this vocabulary."
-            )
+            raise UsageError(f"input_ids of row {number} are not in 0..{vocabulary - 1}", "give ids of this vocabulary")
         rows.append(shown)
     return rows
 

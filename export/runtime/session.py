@@ -53,16 +53,16 @@ def choose_provider(wanted: str, precision: str = "fp32") -> str:
     if wanted == "auto":
         wanted = next((name for name in reversed(here) if name in able and not _trouble(name)), (*able, *here)[0])
     if wanted not in PROVIDERS:
-        raise UsageError(f"the provider {wanted!r} is unknown", f"Use auto or one of {', '.join(PROVIDERS)}.")
+        raise UsageError(f"the provider {wanted!r} is unknown", f"use auto or one of {', '.join(PROVIDERS)}")
     if wanted not in able:
         raise UsageError(
             f"precision {precision} is not supported on {wanted} (supported: {', '.join(supported(wanted))})",
-            "Use another provider, or export the model again in another precision.",
+            "use another provider, or export the model again in another precision",
         )
     if wanted not in here:
         raise UsageError(
             f"this onnxruntime {ort.__version__} lacks the provider {wanted!r} (it has {', '.join(here)})",
-            "Install onnxruntime-gpu instead of onnxruntime, or use another provider.",
+            "install onnxruntime-gpu instead of onnxruntime, or use another provider",
         )
     _require(wanted)
     return wanted

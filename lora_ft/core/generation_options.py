@@ -108,7 +108,7 @@ class Options:
     def _check_kinds(self) -> None:
         seeds = self.seed if isinstance(self.seed, tuple) else () if self.seed is None else (self.seed,)
         if not all(isinstance(seed, int | np.integer) and not isinstance(seed, bool) for seed in seeds):
-            raise UsageError(f"seed is not a whole number (got {self.seed!r})", "Give 0 or more.")
+            raise UsageError(f"seed is not a whole number (got {self.seed!r})", "give 0 or more")
         if min(seeds, default=0) < 0:
             raise UsageError(f"seed {self.seed} is less than 0")
         for name in ("do_sample", "prompt_lookup", "output_scores"):

@@ -52,7 +52,7 @@ class SpecialTokens:
             if not tokens or not all(type(token) is int and 0 <= token < vocabulary for token in tokens):
                 raise UsageError(
                     f"{where}: {name} is not a token of the vocabulary (got {value!r})",
-                    f"Give an id from 0 to {vocabulary - 1}.",
+                    f"give an id from 0 to {vocabulary - 1}",
                 )
         return cls(start, tuple(dict.fromkeys(several)), pad)
 

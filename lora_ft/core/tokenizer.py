@@ -53,7 +53,7 @@ class Tokenizer:
             ):
                 raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-            raise LoraFtError(f"{self._path} {what} ({reason})", "Copy it again from the original base.") from error
+            raise LoraFtError(f"{self._path} {what} ({reason})", "copy it again from the original base") from error
 
     @property
     def closing(self) -> int | None:

@@ -116,7 +116,7 @@ def test_without_a_gpu_it_is_said_what_is_missing(without_a_gpu: None, wanted: s
     ("wanted", "words"),
     [
         ("cuda", "lacks the provider 'cuda' .it has cpu.; .*onnxruntime-gpu"),
-        ("tpu", "provider 'tpu' is unknown; Use auto or one of cpu, cuda"),
+        ("tpu", "provider 'tpu' is unknown; use auto or one of cpu, cuda"),
     ],
 )
 def test_a_provider_that_is_not_there_is_named(without_cuda: None, wanted: str, words: str) -> None:

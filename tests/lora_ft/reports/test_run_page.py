@@ -164,3 +164,10 @@ def test_a_browser_draws_the_page_of_a_run(evaluated: Run, tmp_path: Path) -> No
     done = browse(tmp_path, file, "--window-size=1200,1000", f"--screenshot={image}")
     assert image.read_bytes().startswith(b"\x89PNG") and image.stat().st_size > 20_000
     assert "CONSOLE" not in done.stderr
+
+
+def test_the_page_of_a_trained_run_has_the_lengths_of_its_rows(tiny_run: Run) -> None:
+    prompts, targets = (tiny_run.metrics["lengths"][side] for side in ("prompts", "targets"))
+    assert prompts == sorted(prompts) and prompts[-1] <= tiny_run.task.lengths.source
+    assert targets == sorted(targets) and targets[-1] <= tiny_run.task.lengths.target
+    assert "Lengths in tokens" in (tiny_run.folder / "report.html").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from lora_ft.data.chats.stream import BEGIN, objects, top_keys, walk
 
 TEXTS = st.text(alphabet='ab"\\[]{}:,\n1é😀', max_size=10)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | TEXTS,
+    st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=10,
 )

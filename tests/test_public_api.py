@@ -170,7 +170,7 @@ def test_a_run_is_named_by_itself_a_path_or_a_string(kind: Any, run: lora_ft.Run
 
 def test_a_run_keeps_the_rows_that_were_in_memory(run: lora_ft.Run) -> None:
     assert run.task.data.train == "data/train.jsonl" and run.task.data.root == run.folder
-    assert "root" not in (run.folder / "task.yaml").read_text(encoding="utf-8")
+    assert "\n  root:" not in (run.folder / "task.yaml").read_text(encoding="utf-8")
     lines = (run.folder / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == rows_of("train", 24)
 

@@ -226,8 +226,8 @@ def test_an_adapter_that_differs_from_pytorch_is_refused(
     def wrong(*arguments: Any) -> dict[str, np.ndarray]:
         return {name: array * np.float32(1.01) for name, array in packed(*arguments).items()}
 
-    packed: Callable[..., dict[str, np.ndarray]] = shelf.packed
-    monkeypatch.setattr(shelf, "packed", wrong)
+    packed: Callable[..., dict[str, np.ndarray]] = shelf.pack_adapter
+    monkeypatch.setattr(shelf, "pack_adapter", wrong)
     before = state(bank)
     with pytest.raises(LoraFtError, match="differ from PyTorch"):
         add(bank, [f"new={other_run.folder}"], checks=CHECKS)

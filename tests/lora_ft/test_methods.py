@@ -93,6 +93,7 @@ def test_it_learns_and_leaves_a_run(name: str, trained: Callable[[str], Run]) ->
     assert {path.name for path in run.folder.iterdir()} == {
         trained,
         "resume",
+        "report.html",
         "task.yaml",
         "claim.json",
         "metrics.json",

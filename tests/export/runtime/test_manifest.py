@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.errors import BundleError, LoraFtError, UsageError
 from lora_ft.core.files import sha256
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.manifest import FILES, SBOM, describe_files, is_bundle, read_manifest
@@ -28,8 +28,7 @@ def refused(check: Callable[[Path], object], bundle: Path, kind: type[LoraFtErro
     """Both say no by the right kind of error, whose message holds `words`."""
     with pytest.raises(LoraFtError) as caught:
         check(bundle)
-    assert type(caught.value) is kind
-    assert caught.value.exit_code == (2 if kind is UsageError else 1)
+    assert isinstance(caught.value, BundleError) and caught.value.exit_code == kind.exit_code
     for word in words:
         assert word in caught.value.message
     assert caught.value.remedy or kind is UsageError

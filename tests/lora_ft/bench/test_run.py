@@ -222,5 +222,5 @@ def test_ctrl_c_keeps_what_was_found(base: Path, tmp_path: Path) -> None:
     found = BenchReport.read(tmp_path / REPORT)
     assert found.interrupted and [case.batch for case in found.cases] == [1]
     assert len(found.cases[0].timings["onnx/fp32"].total) > 3
-    assert "interrupted" in printed and "batch 1" in printed
+    assert "interrupted" in printed and "Batch 1" in printed
     assert "stopped before the end" in (tmp_path / PAGE).read_text()

@@ -18,9 +18,10 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.multi_lora.dashboard import SilentDashboard
 from lora_ft.multi_lora.ray_engine import RayEngine, _places
 from lora_ft.multi_lora.ray_node import ResourceRequest
+from lora_ft.runs.group_record import GROUPS_FOLDER
 from lora_ft.runs.run import Run
 from lora_ft.tasks.schema import Task
-from lora_ft.train_many import WORK, train_many
+from lora_ft.train_many import train_many
 from tests.conftest import write_task
 from tests.lora_ft.test_train import wait_for
 from tests.lora_ft.test_train_many import files, interrupt, same, start, unlike
@@ -104,7 +105,7 @@ def holder(place: Path, group: int) -> int:
 
 
 def sealed(out: Path, group: int) -> bool:
-    return any(out.glob(f"{WORK}/{group}/checkpoint-*/complete"))
+    return any(out.glob(f"{GROUPS_FOLDER}/{group}/checkpoint-*/complete"))
 
 
 @pytest.mark.slow
@@ -114,9 +115,9 @@ def test_lost_workers_and_lost_nodes_go_on_to_the_same_bits(
     out = tmp_path / "runs"
     process = start(files(three(make_task)), out, "--engine", "ray", "--address", cluster.address, *PORTION)
     wait_for(lambda: sealed(out, 1), process)
-    os.kill(holder(out / WORK, 1), signal.SIGKILL)
+    os.kill(holder(out / GROUPS_FOLDER, 1), signal.SIGKILL)
     wait_for(lambda: sealed(out, 2), process)
-    raylet = psutil.Process(holder(out / WORK, 2)).ppid()
+    raylet = psutil.Process(holder(out / GROUPS_FOLDER, 2)).ppid()
     lost = next(node for node in cluster.worker_nodes if raylet in _raylets(node))
     cluster.remove_node(lost, allow_graceful=False)
     _, said = process.communicate(timeout=240)
@@ -162,7 +163,7 @@ def test_a_group_that_breaks_down_harms_no_other_and_goes_on_later(
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", interrupt)
         train_many(tasks, out, most=2)
-    blocked = out / WORK / "1"
+    blocked = out / GROUPS_FOLDER / "1"
     blocked.write_text("a file where a folder should be")
     packed = train_many(tasks, out, resume=True, engine=RayEngine(cluster.address, cpus=1))
     assert len(packed.failed) == 2 and all("--resume goes on" in why for why in packed.failed.values())

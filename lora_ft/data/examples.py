@@ -84,6 +84,7 @@ class ExampleMaker:
         first: dict[str, str] = {}
         optional = [place for place in self._prompt.placeholders if place.default is not None]
         unseen = optional
+        empty_references = 0
         for where, row in rows:
             cells = self._cells(row, split)
             empty = next((name for name, value in cells.items() if value is not ABSENT and is_empty(value)), None)
@@ -91,6 +92,8 @@ class ExampleMaker:
                 left_out[empty] += 1
                 continue
             kept.append((where, row))
+            references = cells.get(self._references.name) if self._references is not None else None
+            empty_references += sum(map(is_empty, references)) if isinstance(references, list) else 0
             for name, value in {**cells, **{place.name: place.find(row) for place in optional}}.items():
                 if _is_repr(value, in_json=self._references is not None and name == self._references.name):
                     reprs[name].append(where)
@@ -114,6 +117,11 @@ class ExampleMaker:
         warnings += [
             f"{split}: no row has the column '{place.name}', which is optional in the prompt" for place in unseen
         ]
+        if empty_references and self._references is not None:
+            warnings.append(
+                f"{split}: column '{self._references.name}': {empty_references:,} references of {len(kept):,} rows are "
+                "empty or null, and are left out"
+            )
         if left_out:
             columns = " and ".join(f"column '{name}' is empty in {count:,}" for name, count in left_out.items())
             warnings.append(f"{split}: {left_out.total():,} of {len(rows):,} rows left out (skip_empty): {columns}")

@@ -146,6 +146,13 @@ def test_references_are_all_texts_of_the_list_and_the_target_stays(load: Load) -
     assert [(example.target, example.references) for example in train] == [("t", ("x", "y")), ("t", ("z",))]
 
 
+def test_empty_references_beside_others_are_counted(load: Load) -> None:
+    rows = [{"text": "a", "answer": "t", "refs": ["x", None, " "]}, {"text": "b", "answer": "t", "refs": ["y"]}]
+    splits = load_splits(load(rows, references="refs"))
+    assert [example.references for example in splits.train] == [("x",), ("y",)]
+    assert splits.warnings == ["train: column 'refs': 2 references of 2 rows are empty or null, and are left out"]
+
+
 @pytest.mark.parametrize("references", [[], ["", None], None, " "])
 def test_a_row_without_any_reference_is_refused(load: Load, references: Any) -> None:
     with pytest.raises(LoraFtError, match="column 'refs' is empty"):

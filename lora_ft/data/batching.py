@@ -1,4 +1,4 @@
-"""Examples as token ids, and batches of like length: what is padded is computed in vain."""
+"""Tokenize examples and batch them by length, since padding is wasted compute."""
 
 from __future__ import annotations
 
@@ -19,14 +19,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FILL = 0
-MULTIPLE = 8  # lengths are padded to it: vector units and tensor cores work in such widths
-_GROUP = 16  # sources within so many tokens count as equally long, so that targets can be sorted among them
-_POOL = 200  # batches worth of rows sorted together: DialogSum is then padded by 8 %, with 16 by 16 %
+MULTIPLE = 8  # lengths are padded to a multiple of this, the width of vector units and tensor cores
+_GROUP = 16  # tokens; sources are grouped in steps of this length, and sorted by target length within a group
+_POOL = 200  # batches whose rows are sorted together: 8 % of DialogSum is then padding, and 16 % with a pool of 16
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as token ids, both ending with </s>, and the texts its answer may be scored against."""
+    """A tokenized example.
+
+    Attributes:
+        input_ids: Token ids of the prompt, ending with </s>.
+        labels: Token ids of the target, ending with </s>.
+        references: Texts against which the answer is scored.
+    """
 
     input_ids: list[int]
     labels: list[int]
@@ -35,10 +41,13 @@ class Encoded:
 
 @raised_as(DataError)
 def encode(examples: Sequence[Example], tokenizer: Tokenizer, lengths: Lengths, split: str) -> list[Encoded]:
-    """Token ids of prompts (cut at lengths.source) and targets (see lengths.long_targets).
+    """Tokenize prompts and targets.
+
+    Prompts are cut at lengths.source. The setting lengths.long_targets decides what happens to longer targets.
 
     Raises:
-        LoraFtError: targets are longer than lengths.target and the task does not say to cut or drop them.
+        LoraFtError: Targets are longer than lengths.target, and lengths.long_targets is "error".
+        UsageError: All targets are too long, so that no example is left.
     """
     sources = tokenizer.encode([example.prompt for example in examples], lengths.source)
     targets = tokenizer.encode_targets([example.target for example in examples])
@@ -68,14 +77,14 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, lengths: Lengths, 
 
 
 def collate(rows: Sequence[Encoded], start: int) -> dict[str, Tensor]:
-    """A padded batch: input_ids, attention_mask [b,s]; labels, decoder_input_ids [b,t], all int64.
+    """Return a padded batch: input_ids, attention_mask [b,s]; labels, decoder_input_ids [b,t], all int64.
 
     Args:
-        rows: of the batch.
-        start: The decoder's first token.
+        rows: Examples of the batch.
+        start: Token id that the decoder begins with.
     """
     labels = pad([row.labels for row in rows], IGNORED, MULTIPLE)
-    # What fills up is seen by nobody: the mask hides it in a source, and behind a target nothing has a loss.
+    # Padding has no effect: the mask hides it in sources, and positions after a target have no loss.
     before = np.concatenate([np.full((len(rows), 1), start), labels[:, :-1]], axis=1)
     arrays = {
         "input_ids": pad([row.input_ids for row in rows], _FILL, MULTIPLE),
@@ -87,10 +96,10 @@ def collate(rows: Sequence[Encoded], start: int) -> dict[str, Tensor]:
 
 
 class LengthSampler(Sampler[int]):
-    """Row numbers in an order whose consecutive `batch_size` are of like length, anew each epoch, the same for a seed.
+    """A sampler of row numbers in which each `batch_size` consecutive rows have similar lengths.
 
-    Rows are shuffled, pools of them are sorted, and the batches that result are shuffled. The order depends on the
-    global batch size only, so one process and several see the same global batches.
+    Rows are shuffled and sorted by length in pools of many batches; then the batches are shuffled. For given rows, the
+    order depends on the seed, the epoch and the global batch size only, not on the number of processes.
     """
 
     def __init__(self, rows: Sequence[Encoded], batch_size: int, seed: int) -> None:
@@ -115,12 +124,12 @@ class LengthSampler(Sampler[int]):
         batches = [batch for batch in batches if len(batch) == size]
         for i in random.permutation(len(batches)):
             yield from batches[i]
-        for batch in short:  # last, or it would shift the batches after it
+        for batch in short:  # last, because a short batch would shift all later ones
             yield from batch
 
 
 def padding_share(rows: Sequence[Encoded], global_batch: int, batch_size: int, seed: int) -> float:
-    """Share of an epoch's positions that is padding, in batches of `batch_size` cut off the global ones."""
+    """Return the share of padding in an epoch's positions, for global batches cut into batches of `batch_size`."""
     order = list(LengthSampler(rows, global_batch, seed))
     real = padded = 0
     for start in range(0, len(order), batch_size):
@@ -130,6 +139,6 @@ def padding_share(rows: Sequence[Encoded], global_batch: int, batch_size: int, s
 
 
 def count_positions(batch: dict[str, Any]) -> tuple[int, int]:
-    """(real, all) source and target positions of a batch."""
+    """Return the number of unpadded positions and of all positions in a batch, sources and targets together."""
     real = int(batch["attention_mask"].sum()) + int((batch["labels"] != IGNORED).sum())
     return real, batch["attention_mask"].numel() + batch["labels"].numel()

@@ -1,4 +1,4 @@
-"""Rows become examples: cells checked one by one, put into the prompt, and counted where they say nothing."""
+"""Make examples of rows: check every cell, fill the prompt, and count cells that look empty or malformed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora_ft.data.formats.content import MAX_CELL, Located, Row
 from lora_ft.data.labels import require_label
 from lora_ft.tasks.schema import Task
 
-# How spreadsheets, pandas, R and databases write a missing value where it was turned into text.
+# Spellings of a missing value in text written by spreadsheets, pandas, R and databases.
 _MISSING = frozenset(("nan", "null", "none", "na", "n/a", "#n/a", "<na>", "nat"))
 
 
@@ -28,13 +28,13 @@ _JSON = re.compile(r'\s*(?:\{"\w+": ?|\["|\[\{")')
 
 @dataclass(frozen=True)
 class Example:
-    """One row, ready to be asked.
+    """A row as a prompt, a target and references.
 
     Attributes:
-        prompt: what the model reads, before the task's codec.
-        target: what it is taught to write, before the task's codec.
-        references: what its answer is scored against, at least one.
-        row: the columns it came from.
+        prompt: Text that the model reads, before the task's codec.
+        target: Text that the model learns to write, before the task's codec.
+        references: Texts against which the answer is scored, at least one.
+        row: Columns of the row.
     """
 
     prompt: str
@@ -45,12 +45,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Survey:
-    """The rows of a source that are used, and what is to be said about it.
+    """The usable rows of a source, with warnings.
 
     Attributes:
-        rows: those that are kept.
-        left_out: number of the others.
-        warnings: counted.
+        rows: Rows that are kept, with their locations.
+        left_out: Number of rows left out.
+        warnings: Sentences about likely mistakes, with counts.
     """
 
     rows: list[Located]
@@ -59,10 +59,10 @@ class Survey:
 
 
 class ExampleMaker:
-    """Makes the examples of a task.
+    """A converter of rows into the examples of a task.
 
     Args:
-        task: names the columns, the prompt, the codec and the labels.
+        task: Task with the columns, the prompt, the codec and the labels.
     """
 
     def __init__(self, task: Task) -> None:
@@ -72,10 +72,10 @@ class ExampleMaker:
         self._skips = task.data.skip_empty
 
     def survey(self, rows: Sequence[Located], split: str) -> Survey:
-        """Leave out rows with an empty cell, if the task says so, and count what looks like a mistake.
+        """Leave out rows with an empty cell if data.skip_empty is set, and count likely mistakes.
 
         Raises:
-            UsageError: no row is left.
+            UsageError: No row is left.
         """
         kept: list[Located] = []
         left_out: Counter[str] = Counter()
@@ -131,8 +131,8 @@ class ExampleMaker:
         """Return the target of a row.
 
         Raises:
-            UsageError: the row lacks a column, or a cell holds no text.
-            LoraFtError: a cell is empty, cannot be written, or is none of the task's labels.
+            UsageError: The row lacks a column, or a cell does not hold text.
+            LoraFtError: A cell is empty or cannot be encoded, or the target is not one of the task's labels.
         """
         self._check(where, self._cells(row, split), row)
         text = self._text(self._target.find(row), self._target.name, where)
@@ -141,7 +141,7 @@ class ExampleMaker:
         return text
 
     def example(self, where: str, row: Row, split: str) -> Example:
-        """Return the example of a row; errors as of `target`."""
+        """Return the example of a row. The errors are those of `target`."""
         target = self.target(where, row, split)
         prompt = self._filled(where, row)
         references: tuple[str, ...] = (target,)
@@ -154,13 +154,13 @@ class ExampleMaker:
         return Example(prompt, target, references, row)
 
     def _several(self, row: Row, split: str) -> Column | None:
-        """Return the column of references; training rows may lack it, as they need a target alone."""
+        """Return the column of references, or None; training rows may lack it, since they need only a target."""
         if self._references is None or (split == "train" and self._references.find(row) is ABSENT):
             return None
         return self._references
 
     def _cells(self, row: Row, split: str) -> dict[str, Any]:
-        """Return the columns that a row must have, and their values."""
+        """Return the value of each column that a row must have."""
         cells = {place.name: place.find(row) for place in self._prompt.placeholders if place.default is None}
         cells[self._target.name] = self._target.find(row)
         if (several := self._several(row, split)) is not None:
@@ -193,7 +193,7 @@ class ExampleMaker:
         return prompt
 
     def _text(self, value: Any, column: str, where: str, *, several: bool = False) -> str:
-        """Return the text of a target or reference, as the codec reads it back."""
+        """Return the text of a target or reference, in the form in which the codec decodes it."""
         try:
             if self._codec.nests and not isinstance(value, str):
                 text = _json(value, column)
@@ -214,12 +214,12 @@ class ExampleMaker:
 
 
 def _is_undivided(row: Row) -> bool:
-    """Return whether the one column of a row may be several, at a delimiter that was not found (`input^target`)."""
+    """Return whether a single column may hide several, because the delimiter was not recognized (`input^target`)."""
     return len(row) == 1 and all(isinstance(name, str) and re.search(r"\w[^\w\s.-]\w", name) for name in row)
 
 
 def _json(value: Any, column: str) -> str:
-    """Return a JSON value as text; what JSON has not is refused as `text_of` refuses it."""
+    """Return a value as JSON text; types that JSON lacks are converted or refused as in `text_of`."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=lambda other: _plain(other, column))
     except (ValueError, RecursionError) as error:
@@ -229,12 +229,12 @@ def _json(value: Any, column: str) -> str:
 
 
 def _plain(value: Any, column: str) -> Any:
-    """Return a value of a table's own kinds as JSON has it."""
+    """Return a value of a type that JSON lacks as a number or text."""
     return float(value) if isinstance(value, Decimal) and value.is_finite() else text_of(value, column)
 
 
 def _require_sound(text: str, column: str, where: str) -> None:
-    """Raise LoraFtError where a text cannot be read by a tokenizer, or not in any time."""
+    """Raise LoraFtError if a text is not valid Unicode, or too long to tokenize."""
     if not _is_whole(text):
         raise LoraFtError(
             f"{where}: column '{column}' holds half a character (a lone surrogate)", "write the text as UTF-8"
@@ -246,7 +246,7 @@ def _require_sound(text: str, column: str, where: str) -> None:
 
 
 def _is_whole(text: str) -> bool:
-    """Return whether a text can be written as UTF-8; JSON can spell half a character, "\\ud83d"."""
+    """Return whether a text can be encoded as UTF-8. JSON escapes can hold a lone surrogate, "\\ud83d"."""
     try:
         return text.isascii() or bool(text.encode("utf-8"))
     except UnicodeEncodeError:
@@ -260,9 +260,9 @@ def _missing_words(value: Any) -> Iterator[str]:
 
 
 def _is_repr(value: Any, *, in_json: bool) -> bool:
-    """Return whether a cell is the text of a Python list or dict, as tables written to CSV have it, or of a JSON one.
+    """Return whether a cell is a list or dict written as text, as in tables exported to CSV.
 
-    A target may be JSON on purpose; a reference is a text of its own, or a list of them.
+    Python's notation always counts. JSON counts only with `in_json`, for references: a target may be JSON on purpose.
     """
     if not isinstance(value, str):
         return False
@@ -270,6 +270,6 @@ def _is_repr(value: Any, *, in_json: bool) -> bool:
 
 
 def _either(words: Counter[str]) -> str:
-    """Return words in quotes, the most frequent first: "'nan', 'NULL' or 'None'"."""
+    """Return words in quotes, most frequent first: "'nan', 'NULL' or 'None'"."""
     quoted = [f"'{word}'" for word, _ in words.most_common()]
     return " or ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))

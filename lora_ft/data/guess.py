@@ -1,8 +1,8 @@
-"""Guess the task of rows: which columns a model reads, which one it writes, and what the prompt may ask.
+"""Guess a task from rows: the columns that the model reads, the column that it writes, and a prompt.
 
-The names of columns decide where they are the usual ones (question, answer, summary, label, ...), their texts decide
-otherwise: few distinct short targets are labels, targets much shorter than their long inputs are summaries. A guess is
-a start for a person, so each one comes with its reasons, and rows that tell too little are refused.
+Usual column names (question, answer, summary, label, ...) decide first. Otherwise the texts decide: few distinct short
+targets are labels, and targets much shorter than their long inputs are summaries. A guess is a starting point for the
+user, so it comes with its reasons. Rows without enough evidence are refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lora_ft.core.columns import Column, is_empty
 from lora_ft.core.errors import UsageError
 
 SAMPLE = 5000
-"""Rows that a guess rests on, evenly spaced."""
+"""Approximate number of rows that a guess is based on, evenly spaced."""
 
 _QUESTIONS = ("question", "query", "questions")
 _ANSWERS = ("answer", "answers.text[0]", "answers[0]", "answer.text", "answers", "best_answer", "final_answer")
@@ -35,19 +35,19 @@ _SOURCES = ("input", "text", "source", "sentence", "message", "utterance", "ques
 _REFERENCES = ("refs", "references", "answers.text", "answers", "targets")
 _IDENTIFIERS = re.compile(r"(?:.*[_-])?(?:id|idx|index|uuid|guid|number|row|url|source_id|hash)", re.IGNORECASE)
 _MAX_LABEL = 60  # characters
-_LONG = 300  # characters of a document
+_LONG = 300  # characters; a longer median input is a document
 
 
 @dataclass(frozen=True)
 class Guess:
-    """The task that rows seem to be.
+    """A guessed task, with reasons.
 
     Attributes:
-        kind: question answering, summarization, classification, instructions, conversation or text to text.
-        prompt: template with the columns that the model reads.
-        target: column that the model writes.
-        labels: targets are labels.
-        reasons: sentences that say why, for the comments of a task file.
+        kind: Question answering, summarization, classification, instructions, conversation or text to text.
+        prompt: Template with the columns that the model reads.
+        target: Column that the model writes.
+        labels: True if the targets are labels.
+        reasons: Explanations for the comments of a task file.
     """
 
     kind: str
@@ -58,14 +58,14 @@ class Guess:
 
 
 def guess_task(rows: Sequence[Mapping[str, Any]], *, target: str | None = None) -> Guess:
-    """Return the task that rows seem to be.
+    """Return the most likely task for rows.
 
     Args:
-        rows: training rows, at least one.
-        target: column that the model writes; by default guessed.
+        rows: Training rows, at least one.
+        target: Column that the model writes. Default: guessed.
 
     Raises:
-        UsageError: the rows have one usable column, or do not tell which one is the target.
+        UsageError: The rows have fewer than two usable columns, or the target cannot be guessed.
     """
     sample = list(islice(rows, 0, None, max(1, len(rows) // SAMPLE)))
     columns = _text_columns(sample)
@@ -88,7 +88,7 @@ def guess_task(rows: Sequence[Mapping[str, Any]], *, target: str | None = None) 
 
 
 def references_of(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the column that holds a list of texts in every row, by the usual names, or None."""
+    """Return the first column with a usual name that holds a list of texts in every row, or None."""
     for name in _REFERENCES:
         column = Column(name)
         if rows and all(_is_texts(column.find(row)) for row in rows):
@@ -97,13 +97,13 @@ def references_of(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def texts_of(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
-    """Return the texts of a column, those of empty cells left out."""
+    """Return the texts of a column, without empty cells."""
     column = Column(name)
     return [str(value) for row in rows if not is_empty(value := column.find(row))]
 
 
 def _text_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the columns that hold text or numbers, also those one level inside, in the order of the rows."""
+    """Return the columns and nested paths that hold text or numbers, in the order of the rows."""
     paths: dict[str, None] = {}
     for row in rows:
         for name, value in row.items():
@@ -120,8 +120,8 @@ def _text_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _paths(name: str, value: Any) -> list[str]:
-    """Return the paths of text in a cell: itself, keys of an object, the first text or the messages of a list."""
-    if re.search(r"[{}!:?]", name):  # no placeholder can name it
+    """Return the paths of text in a cell: the cell, keys of an object, or the first text or last messages of a list."""
+    if re.search(r"[{}!:?]", name):  # a placeholder cannot hold such a name
         return []
     if isinstance(value, Mapping):
         return [path for key, inner in value.items() for path in _paths(f"{name}.{key}", inner)]
@@ -134,7 +134,7 @@ def _paths(name: str, value: Any) -> list[str]:
 
 
 def _conversation(columns: Sequence[str]) -> Guess | None:
-    """Return the guess for lists of messages, of which the model writes the last one."""
+    """Return the guess for lists of messages, where the model writes the last message, or None."""
     for path in columns:
         match = re.fullmatch(r"(.+)\[-1\]\.(content|value|text)", path)
         if match and (before := f"{match[1]}[-2].{match[2]}") in columns:
@@ -148,7 +148,7 @@ def _conversation(columns: Sequence[str]) -> Guess | None:
 
 
 def _by_names(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Guess | None:
-    """Return the guess that the names of the columns tell, or None."""
+    """Return the guess from column names, or None."""
     question, answer = _first(columns, _QUESTIONS), _first(columns, _ANSWERS)
     if question and answer:
         context = _first(columns, _CONTEXTS)
@@ -174,7 +174,7 @@ def _by_names(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Gues
 
 
 def _with_target(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], target: str) -> Guess:
-    """Return the guess for a known target: its texts and those of the likeliest source tell the kind."""
+    """Return the guess for a known target, from its texts and those of the most likely source."""
     others = [name for name in columns if name != target and target not in name.split("[")[0]]
     if not others:
         raise UsageError(f"no column is left beside the target {target}", "add a column that the model reads")
@@ -205,7 +205,7 @@ def _required(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], target:
 
 
 def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the column of the first of these names, in any case."""
+    """Return the column for the first of `names` that exists, ignoring case, or None."""
     by_name = {name.lower(): name for name in reversed(columns)}
     return next((by_name[name] for name in names if name in by_name), None)
 
@@ -215,13 +215,13 @@ def _second_of_two(columns: Sequence[str]) -> str | None:
 
 
 def _placeholder(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Return the placeholder of a column, an optional one where some rows leave it empty."""
+    """Return the placeholder of a column, optional if some rows leave it empty."""
     optional = any(is_empty(Column(name).find(row)) for row in rows)
     return f"{{{name}?}}" if optional else f"{{{name}}}"
 
 
 def _are_labels(texts: Sequence[str]) -> bool:
-    """Return whether texts are short, and each occurs about five times or more."""
+    """Return whether texts are short and occur five times or more on average."""
     distinct = set(texts)
     return 2 <= len(distinct) <= len(texts) / 5 and max(map(len, distinct)) <= _MAX_LABEL
 

@@ -1,4 +1,4 @@
-"""How often each label stands in each split, and what is to be said about labels that are rare or missing."""
+"""Label counts of each split, and warnings about rare or missing labels."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from lora_ft.data.splits import Splits
 from lora_ft.tasks.schema import SPLITS, Task
 
-_IMBALANCED = 10  # times as many rows of the commonest label as of the rarest
+_IMBALANCED = 10  # ratio of the commonest label's rows to the rarest label's, from which to warn
 _SHOWN = 5  # labels in a warning
 
 
 def label_counts(task: Task, splits: Splits) -> dict[str, dict[str, int]]:
-    """Return the rows of each label by split, the commonest label first; nothing for tasks without labels."""
+    """Return the number of rows of each label by split, commonest label first; empty for tasks without labels."""
     if task.labels is None:
         return {}
     counts = {name: Counter(example.target.strip() for example in splits[name]) for name in SPLITS if splits[name]}
@@ -23,7 +23,7 @@ def label_counts(task: Task, splits: Splits) -> dict[str, dict[str, int]]:
 
 
 def label_warnings(task: Task, counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Return warnings about labels that a split lacks, and about labels that are much rarer than others."""
+    """Return warnings about labels missing from a split, and about imbalanced labels."""
     warnings = []
     for name in (name for name in SPLITS if any(name in row for row in counts.values())):
         lacking = [label for label, row in counts.items() if not row[name]]

@@ -1,4 +1,4 @@
-"""A task's labels: the answers it may give, where they are few and known."""
+"""Labels of a task: the allowed answers, if they are few and known."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.tokenizer import Tokenizer
 
-if TYPE_CHECKING:  # bundles generate without pydantic
+if TYPE_CHECKING:  # bundles run generation without pydantic installed
     from lora_ft.tasks.schema import Task
 
 
 def label_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of each label, without the closing </s>."""
+    """Return the token ids of each label, without the closing </s>."""
     return [row[:-1] for row in tokenizer.encode_targets(labels)]
 
 
 def check_labels(task: Task, tokenizer: Tokenizer) -> None:
-    """Raise UsageError unless each label can be written, by tokens that no other label has.
+    """Raise UsageError unless the model can write every label, with tokens that differ from every other label's.
 
-    What is checked: <unk> among its tokens, the same tokens as another's, text that does not come back, and its length
-    against `lengths.target` and `generate.max_new_tokens`.
+    A label must have no <unk> among its tokens, and decoding them must return the same text. Its length must not exceed
+    `lengths.target` and `generate.max_new_tokens`.
     """
     rows = label_tokens(task.known_labels, tokenizer)
     limits = {"lengths.target": task.lengths.target, "generate.max_new_tokens": task.max_new_tokens}
@@ -42,7 +42,7 @@ def check_labels(task: Task, tokenizer: Tokenizer) -> None:
 
 
 def require_label(text: str, labels: Sequence[str], where: str) -> None:
-    """Raise LoraFtError where a text is none of the labels, with the one that is meant."""
+    """Raise LoraFtError if a text is not one of the labels, and suggest the closest label."""
     if text.strip() in labels:
         return
     near = difflib.get_close_matches(text.strip(), labels, n=1, cutoff=0.5)

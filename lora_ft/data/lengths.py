@@ -1,4 +1,4 @@
-"""Lengths of prompts and targets, and the codec that their characters need, for a new task file."""
+"""Measure prompts and targets for a new task file: length limits, and the codec that their characters need."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from lora_ft.core.prompt import Prompt
 from lora_ft.core.tokenizer import Tokenizer
 
 CHARACTERS_PER_TOKEN = 3.5
-"""Of English under T5's tokenizer, on the low side, so that an estimate cuts less than it seems."""
-_SAMPLE = 5000  # rows that are tokenized, evenly spaced, and as many of the longest
+"""Characters per token of English under T5's tokenizer, on the low side so that estimated limits cut less."""
+_SAMPLE = 5000  # texts to tokenize, evenly spaced; a tenth as many of the longest are added
 _LONGEST_TARGET = 512
 _LONGEST_SOURCE = 1024
-_MISSING = frozenset("\n\t{}<>~\\^`")  # characters that T5's vocabulary lacks, or reads as spaces
+_MISSING = frozenset("\n\t{}<>~\\^`")  # characters that T5's vocabulary lacks or turns into spaces
 _RARE = 0.001
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Limits that fit rows.
+    """Length limits and a codec that fit rows.
 
     Attributes:
-        source, target: tokens of `lengths.source` and `lengths.target`.
-        prompts, targets: percentiles, in words.
-        cuts_targets: some targets are longer than the limit, or may be.
-        reason: how lengths were measured.
-        codec, codec_reason: name of the codec, and why; none for plain text.
-        empty_rows: rows with an empty cell among the columns in use.
+        source, target: Limits for `lengths.source` and `lengths.target`, in tokens.
+        prompts, targets: Percentiles of the lengths, as a phrase.
+        cuts_targets: True if some targets exceed the limit, or may exceed it.
+        reason: Sentence on how lengths were measured.
+        codec, codec_reason: Name of the codec and the reason for it; "none" and "" for plain text.
+        empty_rows: Number of rows with an empty cell in a column that is used.
     """
 
     source: int
@@ -51,13 +51,13 @@ class Lengths:
 def measure_lengths(
     rows: Sequence[Mapping[str, Any]], prompt: str, target: str, tokenizer: Tokenizer | None
 ) -> Lengths:
-    """Return limits for the prompts and targets of rows.
+    """Return length limits and a codec for the prompts and targets of rows.
 
     Args:
-        rows: rows of all splits.
-        prompt: template of the prompt.
-        target: column that the model writes.
-        tokenizer: of the base; without one, lengths are estimated from characters.
+        rows: Rows of all splits.
+        prompt: Template of the prompt.
+        target: Column that the model writes.
+        tokenizer: Tokenizer of the base. Without one, lengths are estimated from characters.
     """
     template, column = Prompt(prompt), Column(target)
     columns = [column, *(place.column for place in template.placeholders if place.default is None)]
@@ -90,7 +90,7 @@ def measure_lengths(
 
 
 def _codec(prompts: Sequence[str], targets: Sequence[str]) -> tuple[str, str]:
-    """Return the codec that the characters of texts need, and the reason."""
+    """Return the codec that the characters of the texts need, and the reason."""
     sides = (("prompts", prompts), ("targets", targets))
     share, side = max(
         (sum(not _MISSING.isdisjoint(text) for text in texts) / len(texts), side) for side, texts in sides
@@ -101,7 +101,7 @@ def _codec(prompts: Sequence[str], targets: Sequence[str]) -> tuple[str, str]:
 
 
 def _tokens(texts: Sequence[str], tokenizer: Tokenizer | None) -> np.ndarray:
-    """Return the tokens of a sample of texts and of the longest ones, in any order."""
+    """Return lengths in tokens, in any order: of all texts, or of a sample and the longest ones if they are many."""
     if tokenizer is None:
         return np.array([math.ceil(len(text) / CHARACTERS_PER_TOKEN) + 1 for text in texts])
     if len(texts) > 2 * _SAMPLE:

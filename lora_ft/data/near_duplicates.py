@@ -1,4 +1,8 @@
-"""Texts that are nearly the same: sets of runs of three words, compared by their Jaccard index, without all pairs."""
+"""Find near duplicates: texts whose sets of three-word runs have a high Jaccard index.
+
+Most pairs are never compared. Two similar sets must share one of their rarest runs, so an index of rare runs yields all
+candidates (prefix filtering: Bayardo et al. 2007). The result is exact.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,14 @@ _RUN = 3
 
 
 def near_duplicates(texts: Sequence[str], pool: Iterable[str], *, alike: float = ALIKE) -> dict[int, int]:
-    """Index of each text that has a near duplicate in the pool, and the index of the first one there.
+    """Return the index of each text with a near duplicate in the pool, mapped to that duplicate's index.
 
-    Exact: two sets that are alike share one of their few rarest runs (prefix filtering: Bayardo et al. 2007), so only
-    those pairs are compared. The pool is read once and not kept.
+    If a text has several, the first one in the pool is returned. The pool is read once and not kept.
 
     Args:
-        texts: to look for.
-        pool: to look in.
-        alike: Jaccard index from which two texts are nearly the same, above 0.
+        texts: Texts to look for.
+        pool: Texts to search.
+        alike: Lowest Jaccard index of near duplicates, above 0.
     """
     wanted = [runs(text) for text in texts]
     often = Counter(chain.from_iterable(wanted))
@@ -42,12 +45,12 @@ def near_duplicates(texts: Sequence[str], pool: Iterable[str], *, alike: float =
 
 
 def runs(text: str) -> set[tuple[str, ...]]:
-    """Runs of three words; all words, where there are fewer."""
+    """Return the runs of three words; a shorter text is one run."""
     words = UnicodeTokenizer().tokenize(text)
     return {tuple(words[at : at + _RUN]) for at in range(max(1, len(words) - _RUN + 1))} if words else set()
 
 
 def _rarest(own: set[tuple[str, ...]], often: Counter[tuple[str, ...]], alike: float) -> list[tuple[str, ...]]:
-    """So many of a set's runs that any set that is alike shares one of them, if it takes its own the same way."""
+    """Return the rarest runs of a set, enough that any two similar sets share one of them."""
     count = len(own) - math.ceil(alike * len(own) - 1e-9) + 1
     return sorted(own, key=lambda run: (often[run], run))[:count] if own else []

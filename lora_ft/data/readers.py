@@ -1,4 +1,4 @@
-"""Rows out of local files: which files are meant, and which format each has. Faults name the file and the line."""
+"""Read rows from local files: expand names and globs, and choose the format. Errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from lora_ft.data.formats.table import read_parquet
 __all__ = ["READERS", "Layout", "Located", "Row", "find_files", "is_readable", "read_rows"]
 
 READERS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-"""Endings of files that hold rows; one of `COMPRESSED` may follow. JSON is also read from .txt."""
+"""Endings of files with rows; one of `COMPRESSED` may follow. JSON is also read from .txt."""
 _TEXT = ".txt"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How files are written, where they do not say it themselves.
+    """Settings for reading files, instead of detecting them.
 
     Attributes:
-        encoding: of text, by Python's name.
-        delimiter: between the cells of CSV.
-        field: column or path of the rows in a JSON document.
+        encoding: Encoding of text, by Python's name.
+        delimiter: Delimiter between the cells of CSV.
+        field: Column or path of the rows in a JSON document.
     """
 
     encoding: str | None = None
@@ -37,17 +37,17 @@ class Layout:
 
 @raised_as(DataError)
 def read_rows(root: Path, names: str | list[str], key: str, layout: Layout | None = None) -> list[Located]:
-    """Return (where, row) of every row in the files that `names` stand for, in order; where is "file:line".
+    """Return (location, row) for every row in the files that match `names`, in order; a location is "file:line".
 
     Args:
-        root: folder that relative names start from.
-        names: file, glob or list of them.
-        key: key of the task that holds them, for errors.
-        layout: how they are written; by default as they say themselves.
+        root: Folder that relative names start from.
+        names: File, glob, or list of files and globs.
+        key: Key of the task that holds the names, for errors.
+        layout: Encoding, delimiter and field. Default: detected.
 
     Raises:
-        UsageError: a file is missing, of a format with no reader, or cannot be read in this layout.
-        LoraFtError: a file is damaged, or of another encoding.
+        UsageError: A file is missing, has an unsupported format, or cannot be read with this layout.
+        LoraFtError: A file is damaged, or has another encoding.
     """
     rows: list[Located] = []
     for file in find_files(root, names, key):
@@ -61,22 +61,22 @@ def read_rows(root: Path, names: str | list[str], key: str, layout: Layout | Non
 
 
 def is_readable(file: Path) -> bool:
-    """Return whether a file holds rows, by its name."""
+    """Return whether the name of a file has a supported ending."""
     return _ending(file) in READERS or file.suffix.lower() == ".zip"
 
 
 def find_files(root: Path, names: str | list[str], key: str, *, folders: bool = False) -> Iterator[Path]:
-    """Yield the files that `names` stand for, in order; with `folders`, a folder may be named too.
+    """Yield the files that match `names`, in order; with `folders`, folders are allowed too.
 
     Raises:
-        UsageError: a name stands for none, or for what is no file.
+        UsageError: A name matches nothing, or something that is not a file.
     """
     for name in [names] if isinstance(names, str) else names:
         try:
             expanded = Path(name).expanduser()
             path = root / expanded
             found = [path] if path.exists() else _matching(root, str(expanded), folders=folders)
-        except (OSError, ValueError, RuntimeError) as error:  # a user that is not there, a zero, a name too long
+        except (OSError, ValueError, RuntimeError) as error:  # an unknown ~user, a null character, a name too long
             raise UsageError(f"{key}: {name!r} is no usable name ({first_line(error)})", "correct the name") from error
         if not found:
             raise UsageError(
@@ -88,7 +88,7 @@ def find_files(root: Path, names: str | list[str], key: str, *, folders: bool = 
 
 
 def _matching(root: Path, pattern: str, *, folders: bool) -> list[Path]:
-    """Return the files of a glob; marks of globs in the root itself are plain characters."""
+    """Return the files that match a glob. Glob characters in the root itself are literal."""
     full = pattern if Path(pattern).is_absolute() else f"{glob.escape(str(root))}/{pattern}"
     paths = sorted(Path(name) for name in glob.glob(full, recursive=True))  # noqa: PTH207  (absolute ones too)
     return [path for path in paths if path.is_file() or (folders and path.is_dir())]
@@ -109,7 +109,7 @@ def _read(content: Content, key: str, layout: Layout) -> list[Located]:
 
 
 def _ending(file: Path) -> str:
-    """Return the ending of a file's name below that of a compression, in small letters."""
+    """Return the ending of a file name in lowercase, without the ending of a compression."""
     name = file.name if file.suffix.lower() not in COMPRESSED else file.stem
     return PurePath(name).suffix.lower()
 

@@ -1,6 +1,7 @@
-"""A record of the rows that a run began with, so that it never goes on with others.
+"""A record of the rows that a run began with, so that it never resumes with other rows.
 
-It keeps a short digest of each row, not the row: enough to say which rows are new, gone or in another split.
+The record keeps a short digest of each row instead of the row. Digests suffice to count rows that are new, removed or
+in another split.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from lora_ft.core.errors import LoraFtError
 from lora_ft.data.splits import Example, Splits
 from lora_ft.tasks.schema import SPLITS
 
-_DIGITS = 16  # of a row's digest: 64 bits, so that among 10 million rows two are alike with a chance of 3 in a million
-# Splits whose order decides what is trained: which rows share a batch, and in which order sums are rounded.
+_DIGITS = 16  # hex digits, 64 bits: the probability of any collision among 10 million rows is 3 in a million
+# Splits whose order affects training: it decides which rows share a batch, and the order in which sums are rounded.
 _ORDERED = ("train", "validation")
 
 
 @dataclass(frozen=True)
 class RowRecord:
-    """Digests of all rows, in their order, by split."""
+    """The digests of all rows by split, in the order of the rows."""
 
     splits: Mapping[str, Sequence[str]]
 
@@ -38,7 +39,7 @@ class RowRecord:
         """Return the record that `as_dict` wrote.
 
         Raises:
-            LoraFtError: It is damaged.
+            LoraFtError: The record is damaged.
         """
         try:
             splits = {}
@@ -52,7 +53,7 @@ class RowRecord:
         return cls(splits)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the record as JSON values."""
         return {name: {"count": len(rows), "rows": "".join(rows)} for name, rows in self.splits.items()}
 
     @property
@@ -61,7 +62,7 @@ class RowRecord:
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:_DIGITS]
 
     def changes(self, now: RowRecord) -> list[str]:
-        """Return how rows differ from those of this record, a phrase each; none if a run may go on with them."""
+        """Return a phrase for each difference between this record and `now`; none if a run may resume."""
         found = []
         for name in SPLITS:
             before, after = self.splits[name], now.splits[name]

@@ -1,4 +1,4 @@
-"""A task's rows: read, checked, split, and put into the prompt."""
+"""Load the splits of a task: read, check and split its rows, and make examples of them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["Example", "Splits", "load_splits", "require", "training_examples", "
 
 @dataclass(frozen=True)
 class Splits:
-    """A task's examples; a split that was neither given nor cut off is empty.
+    """The examples of a task by split; a split without a source or a share is empty.
 
     Attributes:
-        train, validation, test: the examples.
-        left_out: rows of each source with an empty cell, where data.skip_empty leaves such rows out.
-        warnings: what a user of the rows should know, with counts.
-        chats: the chats that the rows were made of, with `data.chat`.
+        train, validation, test: Examples of the split.
+        left_out: Number of rows of each source that data.skip_empty left out for an empty cell.
+        warnings: Sentences about likely mistakes in the rows, with counts.
+        chats: Summaries of the chats that the rows were made from, with `data.chat`.
     """
 
     train: list[Example]
@@ -43,7 +43,7 @@ class Splits:
 
     @property
     def overlap(self) -> int:
-        """How many validation and test prompts stand among the training prompts, word for word."""
+        """Number of validation and test prompts that are identical to a training prompt."""
         seen = {example.prompt for example in self.train}
         return sum(example.prompt in seen for example in (*self.validation, *self.test))
 
@@ -53,8 +53,8 @@ def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
     """Read the splits named in `only`; the others are left empty.
 
     Raises:
-        UsageError: a file or column is missing, a cell holds no text, or a split that is asked for is empty.
-        LoraFtError: a file is damaged, a cell is empty, or a target is none of the task's labels.
+        UsageError: A file or column is missing, a cell does not hold text, or a requested split is empty.
+        LoraFtError: A file is damaged, a cell is empty, or a target is not one of the task's labels.
     """
     data = task.data
     wanted = set(only)
@@ -74,7 +74,7 @@ def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
     maker = ExampleMaker(task)
     surveys = {name: maker.survey(found, name) for name, found in rows.items()}
     rows = {name: survey.rows for name, survey in surveys.items()}
-    if data.chat is None and shares and "train" in rows:  # also where only training rows are wanted
+    if data.chat is None and shares and "train" in rows:  # also if only training rows are requested
         rows |= _cut(rows["train"], shares, task, maker)
     kept = {name: found[: getattr(data.limit, name)] for name, found in rows.items() if name in wanted}
     examples = {name: [maker.example(where, row, name) for where, row in kept.get(name, [])] for name in SPLITS}
@@ -88,14 +88,14 @@ def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
 
 @raised_as(DataError)
 def with_labels(task: Task, train: Sequence[Example] | None = None) -> Task:
-    """The task with `labels: auto` replaced by the distinct targets of its training rows, sorted.
+    """Return the task with `labels: auto` replaced by the distinct targets of its training rows, sorted.
 
     Args:
-        task: left as it is where its labels are known, or where it has none.
-        train: its training rows, where they are read already.
+        task: Task with or without labels; returned unchanged unless its labels are auto.
+        train: Training examples of the task. Default: loaded.
 
     Raises:
-        UsageError, LoraFtError: there are no training rows, they cannot be read, or their targets are too many.
+        UsageError, LoraFtError: Training rows are missing or unreadable, or have too many distinct targets or only one.
     """
     if task.labels != AUTO:
         return task
@@ -108,13 +108,13 @@ def with_labels(task: Task, train: Sequence[Example] | None = None) -> Task:
             f"the training rows have {len(labels):,} distinct targets, too many for labels (at most {MAX_LABELS:,})",
             "leave labels out: the answers are free text",
         )
-    if len(labels) == 1:  # a list of one is refused, too, so the finished run could not be read again
+    if len(labels) == 1:  # a list of one label is refused, so the finished run could not be loaded
         raise UsageError(f"all training rows have the label {labels[0]!r}", "add rows of another, or remove labels")
     return task.model_copy(update={"labels": labels})
 
 
 def training_examples(task: Task, splits: Splits) -> list[Example]:
-    """Return the examples of a training epoch: the training rows, those of rare labels repeated if the task says so."""
+    """Return the examples of a training epoch, with those of rare labels repeated if data.oversample is set."""
     if not task.data.oversample:
         return splits.train
     seed = task.data.split.seed if task.data.split else 0
@@ -123,7 +123,7 @@ def training_examples(task: Task, splits: Splits) -> list[Example]:
 
 @raised_as(DataError)
 def require(splits: Splits, name: str, task: Task) -> list[Example]:
-    """The examples of a split that a job cannot do without."""
+    """Return the examples of a split; raise UsageError if it is empty."""
     examples = splits[name]
     if not examples:
         raise UsageError(
@@ -134,7 +134,7 @@ def require(splits: Splits, name: str, task: Task) -> list[Example]:
 
 
 def _shares_to_cut(data: Data) -> dict[str, float]:
-    """Share of the training rows of each split that is not given but asked for by data.split."""
+    """Return the share of training rows to cut off for each split that data.split requests and no source provides."""
     if data.split is None or data.train is None:
         return {}
     shares = {"validation": data.split.validation, "test": data.split.test}
@@ -142,7 +142,7 @@ def _shares_to_cut(data: Data) -> dict[str, float]:
 
 
 def _cut(rows: list[Located], shares: dict[str, float], task: Task, maker: ExampleMaker) -> dict[str, list[Located]]:
-    """Cut splits off the training rows, with labels such that each has its share of every label."""
+    """Cut splits off the training rows. With labels, each split has its share of every label."""
     seed = task.data.split.seed if task.data.split else 0
     labels = None if task.labels is None else [maker.target(where, row, "train").strip() for where, row in rows]
     return {name: [rows[i] for i in numbers] for name, numbers in cut(len(rows), shares, seed, labels).items()}
@@ -153,7 +153,7 @@ def _read(data: Data, name: str, source: str | list[str]) -> list[Located]:
     if isinstance(source, RowsInMemory):
         return [(f"{key}[{number}]", row) for number, row in enumerate(source.rows)]
     if data.hub is None:
-        root = data.root or Path.cwd()  # of a task made in Python
+        root = data.root or Path.cwd()  # a task created in Python has no root
         rows = read_rows(root, source, key, Layout(data.encoding, data.delimiter, data.field))
         place = str(source)
     else:
@@ -171,6 +171,6 @@ def _read_hub(data: Data, split: str, key: str) -> list[Located]:
     datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(data.hub, data.config, split=split, revision=data.revision)
-    except Exception as error:  # the library raises many kinds
+    except Exception as error:  # the library raises many types of errors
         raise UsageError(f"{key}: cannot load {data.hub} ({first_line(error)})") from error
     return [(f"{data.hub} {split}[{i}]", dict(row)) for i, row in enumerate(rows)]

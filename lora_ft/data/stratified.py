@@ -1,4 +1,4 @@
-"""Splits cut off the training rows: at random, or with labels such that each split has its share of every label."""
+"""Cut splits off the training rows, at random or stratified by label."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from lora_ft.core.errors import UsageError
 def cut(
     count: int, shares: Mapping[str, float], seed: int, labels: Sequence[str] | None = None
 ) -> dict[str, list[int]]:
-    """Return the numbers of the rows of each split; those that no split takes are of "train".
+    """Return the row numbers of each split; rows that no split takes are in "train".
 
     Args:
-        count: number of rows.
-        shares: share of the rows for each split to cut off.
-        seed: seed of the shuffle before the cut.
-        labels: label of each row, to stratify by.
+        count: Number of rows.
+        shares: Share of the rows for each split to cut off, from 0 to 1.
+        seed: Seed of the shuffle before the cut.
+        labels: Label of each row. With labels, each split has its share of every label.
 
     Raises:
-        UsageError: a split is left without rows, or a label has a single row, which one split alone could have.
+        UsageError: A split has no rows, or a label has a single row and cannot be in several splits.
     """
     order = random.Random(seed).sample(range(count), count)
     sizes = {name: round(share * count) for name, share in shares.items()}
@@ -42,11 +42,13 @@ def cut(
 
 
 def oversampled(labels: Sequence[str], seed: int) -> list[int]:
-    """Return row numbers in which every label is as frequent as the commonest; each row comes as often as it can.
+    """Return row numbers, with rows repeated so that every label is as frequent as the commonest.
+
+    Rows of a label are repeated equally often, except that some rows drawn at random come once more.
 
     Args:
-        labels: label of each row.
-        seed: seed of which rows come once more than others of their label.
+        labels: Label of each row.
+        seed: Seed of the draw.
     """
     groups = _grouped(range(len(labels)), labels)
     most, draw = max(map(len, groups.values()), default=0), random.Random(seed)
@@ -60,7 +62,7 @@ def oversampled(labels: Sequence[str], seed: int) -> list[int]:
 def _stratified(
     order: Sequence[int], sizes: Mapping[str, int], shares: Mapping[str, float], labels: Sequence[str]
 ) -> dict[str, list[int]]:
-    """Share out the rows of each label by largest remainders; one row of each stays for training."""
+    """Distribute the rows of each label by the largest-remainder method, and keep one of each label for training."""
     counts = Counter(labels)
     alone = [label for label in counts if counts[label] == 1]
     if alone:
@@ -88,7 +90,7 @@ def _stratified(
 
 
 def _grouped(order: Iterable[int], labels: Sequence[str]) -> dict[str, list[int]]:
-    """Return the row numbers of each label, in the order given."""
+    """Return the row numbers of each label, in the order of `order`."""
     groups: dict[str, list[int]] = {}
     for i in order:
         groups.setdefault(labels[i], []).append(i)

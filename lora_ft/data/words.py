@@ -1,4 +1,4 @@
-"""Texts as words: rouge-score's own tokenizer, and one for the languages whose letters that one drops."""
+"""Word tokenizers for ROUGE: rouge-score's default, and one that keeps letters outside ASCII."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lora_ft.tasks.schema import Evaluate
 
 ENGLISH = "en"
-# Scripts written without spaces between words: every character, with its marks, is a token.
+# Scripts without spaces between words: each character is a token, together with its marks.
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 _TOKEN = regex.compile(
     rf"(?V1)[[\p{{L}}\p{{N}}]&&{_UNSPACED}]\p{{M}}*|[\p{{L}}\p{{N}}\p{{M}}--{_UNSPACED}]+", regex.UNICODE
@@ -21,8 +21,8 @@ _TOKEN = regex.compile(
 _PIECE = regex.compile(rf"(?V1){_UNSPACED}\p{{M}}*|[\w\p{{M}}--{_UNSPACED}]+|\s+|.", regex.DOTALL)
 _CHARACTER = regex.compile(r"[\p{L}\p{N}]")
 
-# English words of closed classes and their stems without apostrophes, as the tokenizers leave them. The lists of
-# packages are made for search engines: they hold `problem`, `research` and `microsoft`, too.
+# English words of closed classes and their stems without apostrophes, as the tokenizers return them. Lists from
+# packages are made for search engines, and also contain `problem`, `research` and `microsoft`.
 _STOP_WORDS = """
 a an the this that these those i me my mine myself you your yours yourself yourselves he him his himself she her
 hers herself it its itself we us our ours ourselves they them their theirs themselves who whom whose which what
@@ -38,21 +38,21 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 class UnicodeTokenizer(Tokenizer):
-    """Words of letters, digits and marks of any script, in small letters, for rouge-score.
+    """A tokenizer for rouge-score that returns lowercase words of letters, digits and marks of any script.
 
-    On ASCII it does exactly what rouge-score's default does. Text is brought to one form first (NFKC), so that the same
-    letters are the same word however they are encoded. Han, kana, Thai, Lao, Khmer and Myanmar, which put no spaces
-    between words, give a token for each character.
+    On ASCII the result equals that of rouge-score's default. Text is normalized first (NFKC), so that a word does not
+    depend on the encoding of its letters. Han, kana, Thai, Lao, Khmer and Myanmar have no spaces between words, so each
+    of their characters is a token.
     """
 
     def __init__(self, use_stemmer: bool = False) -> None:
-        """`use_stemmer`: Porter's, for words of ASCII letters of more than 3, as rouge-score has it."""
+        """Create the tokenizer; `use_stemmer` applies Porter's stemmer to ASCII words of more than 3 letters."""
         from nltk.stem.porter import PorterStemmer
 
         self._stem = PorterStemmer().stem if use_stemmer else None
 
     def tokenize(self, text: str) -> list[str]:
-        """The words of a text."""
+        """Return the words of a text."""
         words = _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
         if self._stem is None:
             return words
@@ -60,40 +60,40 @@ class UnicodeTokenizer(Tokenizer):
 
 
 class WithoutStopWords(Tokenizer):
-    """A tokenizer's words but for the commonest English ones; a text of nothing else keeps them all."""
+    """A tokenizer without English stop words; a text of nothing but stop words keeps them all."""
 
     def __init__(self, tokenizer: Tokenizer, plain: Tokenizer) -> None:
-        """`plain`: the same tokenizer without the stemmer, to know stop words by their spelling."""
+        """Wrap a tokenizer; `plain` is the same without the stemmer, to recognize stop words by their spelling."""
         self._tokenizer, self._plain = tokenizer, plain
 
     def tokenize(self, text: str) -> list[str]:
-        """The words of a text."""
+        """Return the words of a text."""
         words, spelt = self._tokenizer.tokenize(text), self._plain.tokenize(text)
         kept = [word for word, spelling in zip(words, spelt, strict=True) if spelling not in STOP_WORDS]
         return kept or words
 
 
 def pieces(text: str) -> list[str]:
-    """All of a text, in words, blanks and marks: joined again it is the text."""
+    """Return the words, blanks and marks of a text, which joined are the text."""
     return _PIECE.findall(text)
 
 
 def is_unicode(settings: Evaluate) -> bool:
-    """Whether a task's words are those of `UnicodeTokenizer`."""
+    """Return whether a task uses `UnicodeTokenizer`."""
     if settings.rouge_tokenizer == "auto":
         return settings.language != ENGLISH
     return settings.rouge_tokenizer == "unicode"
 
 
 def tokenizer_of(settings: Evaluate) -> Tokenizer:
-    """The tokenizer that a task asks for. The stemmer knows English only, and is left out for other languages."""
+    """Return the tokenizer of a task. The stemmer supports English only, and is not used for other languages."""
     kind = UnicodeTokenizer if is_unicode(settings) else DefaultTokenizer
     made = kind(settings.use_stemmer and settings.language == ENGLISH)
     return WithoutStopWords(made, kind(False)) if settings.stop_words else made
 
 
 def dropped_share(texts: Iterable[str]) -> float:
-    """Share of the letters and digits of texts that rouge-score's own tokenizer drops: all that are not ASCII."""
+    """Return the share of letters and digits that rouge-score's default drops, which is all outside ASCII."""
     every = dropped = 0
     for text in texts:
         found = _CHARACTER.findall(text.lower())

@@ -1,1 +1,1 @@
-"""Formats of data files: bytes, compressed or not, to text; text to rows. `lora_ft.data.readers` chooses among them."""
+"""Readers of data files: decompress and decode bytes, and parse rows. `lora_ft.data.readers` chooses the reader."""

@@ -1,4 +1,4 @@
-"""The content of a data file: opened, decompressed and decoded, with bounds on what it may take."""
+"""Open, decompress and decode a data file, with a limit on its memory."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from lora_ft.core.memory import allowed_memory
 
 Row = dict[str, Any]
 Located = tuple[str, Row]
-"""A row and where it stands, "file:line"."""
+"""A row with its location, "file:line"."""
 
 MAX_CELL = 10_000_000
-"""Longest cell, in characters: a hundred times the longest prompt that T5 is used with."""
-_ROW_COST = 8  # bytes of rows in Python for a byte of text; short cells cost the most
+"""Maximum length of a cell, in characters: a hundred times the longest prompt that T5 is used with."""
+_ROW_COST = 8  # bytes of Python rows per byte of text; short cells cost the most
 _CHUNK = 1 << 20
 _LFS = b"version https://git-lfs"
-_SAMPLE = 4  # characters; a header or the first key of JSON is that long, and ASCII nearly always
+_SAMPLE = 4  # characters; a header or the first key of JSON is at least that long, and nearly always ASCII
 
 _DAMAGED = (
     OSError,
@@ -42,7 +42,7 @@ _DAMAGED = (
     struct.error,
 )
 
-# Byte order marks, the longest first: that of UTF-32 begins with that of UTF-16.
+# Byte order marks, longest first, because the mark of UTF-32 begins with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -54,12 +54,12 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class Content:
-    """A data file with its compression taken off.
+    """The decompressed content of a data file.
 
     Attributes:
-        file: where it lies.
-        name: file name without the ending of a compression; of the file inside a zip that file's name.
-        data: bytes.
+        file: Path of the file.
+        name: File name without the ending of a compression; for a zip, the name of the file inside.
+        data: Decompressed bytes.
     """
 
     file: Path
@@ -68,14 +68,16 @@ class Content:
 
     @property
     def ending(self) -> str:
-        """Ending of `name` in small letters, ".csv" say."""
+        """Ending of `name` in lowercase, such as ".csv"."""
         return PurePath(self.name).suffix.lower()
 
     def text(self, encoding: str | None = None) -> str:
-        """Return the text; a byte order mark decides over `encoding`, which by default is UTF-8.
+        """Return the decoded text. A byte order mark overrides `encoding`.
+
+        Without a mark and without `encoding`, text is UTF-8, or UTF-16 if its first bytes look so.
 
         Raises:
-            LoraFtError: the bytes are not of that encoding.
+            LoraFtError: The bytes are not valid in that encoding.
         """
         for mark, name in _MARKS.items():
             if self.data.startswith(mark):
@@ -98,17 +100,17 @@ class Content:
 
 
 def content_of(file: Path) -> Content:
-    """Read a file; what is compressed by gzip, bzip2, xz, zstd or zip is decompressed, whatever its name.
+    """Read a file, and decompress gzip, bzip2, xz, zstd and zip whatever the file's name.
 
     Raises:
-        UsageError: the file is no regular file, is a zip of several files, or is too large for this machine.
-        LoraFtError: the file cannot be read, or its compressed content is damaged.
+        UsageError: The file is not a regular file, is a zip of several files, is encrypted, or exceeds the memory.
+        LoraFtError: The file cannot be read, is a Git LFS pointer, or has damaged compressed content.
     """
     name = file.name
     if file.suffix.lower() in COMPRESSED:
         name = file.stem
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # a FIFO would wait for ever for whoever writes to it
+        if not stat.S_ISREG(file.stat().st_mode):  # opening a FIFO would wait forever for a writer
             raise UsageError(f"{file} is {kind_of_file(file)}, not a file", "write its content to a file first")
         with open(file, "rb") as raw:
             beginning = raw.read(8)
@@ -130,7 +132,7 @@ def content_of(file: Path) -> Content:
 
 
 def kind_of_file(file: Path) -> str:
-    """Return what something in a folder is that is no regular file."""
+    """Return the kind of a path that is not a regular file."""
     mode = file.stat().st_mode
     kinds: dict[str, Callable[[int], bool]] = {
         "a folder": stat.S_ISDIR,
@@ -141,7 +143,7 @@ def kind_of_file(file: Path) -> str:
 
 
 def _unmarked(data: bytes) -> str:
-    """Return the encoding of text without a mark: UTF-8, or UTF-16 where every other byte of its beginning is zero."""
+    """Return the encoding of text without a mark: UTF-16 if every other byte at the start is zero, otherwise UTF-8."""
     even, odd = data[: 2 * _SAMPLE : 2], data[1 : 2 * _SAMPLE : 2]
     if len(odd) > 2 and even.count(0) == 0 and odd.count(0) == len(odd):
         return "utf-16-le"
@@ -149,11 +151,11 @@ def _unmarked(data: bytes) -> str:
 
 
 def _unzipped(file: Path, raw: IO[bytes]) -> tuple[str, bytes]:
-    """Return the name and content of the one file in a zip."""
+    """Return the name and content of the only file in a zip."""
     with zipfile.ZipFile(raw) as archive:
         entries = [
             entry
-            for entry in archive.infolist()  # is_dir() of Python 3.11 fails where a damaged name is empty
+            for entry in archive.infolist()  # is_dir() of Python 3.11 fails if a damaged name is empty
             if not entry.filename.endswith("/")
             and not any(part.startswith((".", "__MACOSX")) for part in entry.filename.split("/"))
         ]
@@ -181,11 +183,11 @@ _MAGIC: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x28\xb5\x2f\xfd": _zstd,
 }
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
-"""Endings that stand behind that of the format, `rows.csv.gz` say."""
+"""Endings that follow the ending of the format, as in `rows.csv.gz`."""
 
 
 def _bounded(file: Path, stream: Any) -> bytes:
-    """Return all of a stream, unless its rows could not be held in memory."""
+    """Return the bytes of a stream; raise UsageError if its rows would not fit into memory."""
     limit = allowed_memory() // _ROW_COST
     out = io.BytesIO()
     while chunk := stream.read(_CHUNK):

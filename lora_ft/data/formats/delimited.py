@@ -1,10 +1,11 @@
-"""Rows of CSV and its relatives: the delimiter and the way quotes are escaped are found by what reads the file whole.
+"""Read rows of CSV and similar formats, and detect the delimiter and the escaping of quotes.
 
-A dialect is right if every record has as many cells as the header, and wrong ones hardly ever are, so the first that
-fits is taken: the format's own delimiter, then `;`, tab, `|` and the comma, then the same with quotes escaped by `\\`,
-then tabs between cells in which quotes are plain characters.
-Excel's line `sep=;` and the key `data.delimiter` decide without a trial. Nothing is guessed where no dialect fits: the
-file is read in its own one, and its first fault is told with the line.
+A dialect fits if every record has as many cells as the header. Wrong dialects hardly ever fit, so the first one that
+fits is used. The order is: the format's own delimiter; then `,`, `;`, tab and `|`; then the same with quotes escaped by
+`\\`; then tabs, with quotes as plain characters.
+
+Excel's line `sep=;` and the key `data.delimiter` fix the delimiter. If no dialect fits, the file is read with the
+format's own delimiter, and its first error is reported with the line.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ _SEP = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
 _BACKSLASHED = re.compile(r"\\(.?)", re.DOTALL)
 
 Record = tuple[int, list[str]]
-"""Line that a record begins in, and its cells."""
+"""First line of a record, and its cells."""
 
 csv.field_size_limit(MAX_CELL)
 
 
 def read_delimited(content: Content, *, encoding: str | None = None, delimiter: str | None = None) -> list[Located]:
-    """Return the rows of a delimited file; where is "file:line".
+    """Return the rows of a delimited file, located by "file:line".
 
-    Blanks around the names of a header are left out, and so are columns without a name.
+    Blanks around column names are removed, and columns without a name are left out.
 
     Args:
-        content: of the file.
-        encoding, delimiter: as the task names them; by default they are found.
+        content: Content of the file.
+        encoding, delimiter: Settings of the task. Default: detected.
 
     Raises:
-        LoraFtError: the file is damaged, or a record has other cells than the header.
-        UsageError: two columns have the same name.
+        LoraFtError: The file is damaged, or the number of cells in a record differs from the header.
+        UsageError: Two columns have the same name.
     """
     text, first = content.text(encoding), 1
     if mark := _SEP.match(text):
@@ -59,10 +60,10 @@ def read_delimited(content: Content, *, encoding: str | None = None, delimiter: 
 
 
 class _Reader:
-    """The records of a text in one dialect.
+    """A reader of a text's records in one dialect.
 
     Attributes:
-        delimiter: of its cells.
+        delimiter: Delimiter between cells.
     """
 
     def __init__(
@@ -77,11 +78,11 @@ class _Reader:
             header = next(self.records(), (0, []))[1]
         except csv.Error:
             return
-        # Blanks after each delimiter of the header are a habit of whoever wrote it, and stand before quotes, too.
+        # A header with a blank after each delimiter means that records have them too, also before quotes.
         self._blanks = len(header) > 1 and all(name.startswith(" ") for name in header[1:])
 
     def records(self) -> Iterator[Record]:
-        """Yield the records that have cells; raise csv.Error with the line and what is wrong there."""
+        """Yield the records that have cells; raise csv.Error with the line and the reason."""
         lines = csv.reader(
             io.StringIO(self._text, newline=""),
             delimiter=self.delimiter,
@@ -97,11 +98,11 @@ class _Reader:
                     yield line, cells
                 line = self._first + lines.line_num
         except csv.Error as error:
-            whole = "end of data" in str(error) or "field larger" in str(error)  # where the quote was opened says more
+            whole = "end of data" in str(error) or "field larger" in str(error)  # report the line of the opening quote
             raise csv.Error(line if whole else self._first + lines.line_num - 1, str(error)) from error
 
     def fits(self, *, columns: int = 0) -> bool:
-        """Return whether all records have the same number of cells: that of `columns`, by default two or more."""
+        """Return whether all records have the same number of cells: `columns`, or by default any number but one."""
         if not self._is_sound:
             return False
         try:
@@ -112,10 +113,10 @@ class _Reader:
 
 
 def _is_escaped(text: str, delimiter: str) -> bool:
-    """Return whether backslashes escape quotes, also outside quotes, where any dialect would read them.
+    """Return whether backslashes escape quotes, also in unquoted cells, which every dialect could parse.
 
-    Where quotes are doubled, a backslash comes before a quote only at the end of a cell or before another quote. Where
-    they are escaped, backslashes are, too, and none stands before other characters.
+    If quotes are doubled, a backslash precedes a quote only at the end of a cell or before another quote. If quotes are
+    escaped, backslashes are escaped too, and none precedes another character.
     """
     if '\\"' not in text or any(match[1] not in ("\\", '"') for match in _BACKSLASHED.finditer(text)):
         return False
@@ -162,5 +163,5 @@ def _remedy(reason: str) -> str:
 
 
 def _protected(match: re.Match[str]) -> str:
-    """Double a backslash that escapes neither a quote nor a backslash, so that it stays what it is."""
+    """Double a backslash that escapes neither a quote nor a backslash, so that it stays literal."""
     return match[0] if match[1] and match[1] in '"\\' else f"\\\\{match[1]}"

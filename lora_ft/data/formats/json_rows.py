@@ -1,7 +1,7 @@
-"""Rows of JSON: lists of objects, JSON Lines, and the shapes that pandas, datasets and SQuAD write.
+"""Read rows of JSON: lists of objects, JSON Lines, and the layouts of pandas, datasets and SQuAD.
 
-What a file is follows from its content, not from its name: a file of several values is JSON Lines, a file of one value
-is a document whose rows are found by its shape. Shapes that can mean two things are refused by name.
+The content of a file decides before its name. Several values are JSON Lines. A single value is a document, and its
+shape determines where the rows are. Ambiguous shapes are refused with a specific error.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from lora_ft.core.json_limits import MAX_DEPTH, JsonLimits, OutOfBoundsError, bo
 from lora_ft.data.formats.content import MAX_CELL, Content, Located, Row
 
 LINES = (".jsonl", ".ndjson")
-"""Endings of files in which one object is a row, not a document."""
+"""Endings of files in which a single object is a row, not a document."""
 _BLANK = re.compile(r"[ \t\r\n]*")
 _INDEX = re.compile(r"\d{1,12}")
 
 
 def read_json_rows(content: Content, *, encoding: str | None = None, field: str | None = None) -> list[Located]:
-    """Return the rows of a JSON file; where is "file:line" for JSON Lines, "file[row] (line N)" for a document.
+    """Return the rows of a JSON file, located by "file:line" in JSON Lines and "file[row] (line N)" in a document.
 
-    A document on one line, or whose rows are not the only objects of their depth, has no lines in its places.
+    Locations lack the line if the document is on one line, or if other objects are nested as deep as the rows.
 
     Args:
-        content: of the file.
-        encoding: as the task names it; by default UTF-8, or that of a byte order mark.
-        field: column or path of the rows in a document that is an object.
+        content: Content of the file.
+        encoding: Encoding set by the task. Default: detected, usually UTF-8.
+        field: Column or path of the rows in a document that is an object.
 
     Raises:
-        LoraFtError: the file is damaged, or a row is no object.
-        UsageError: the document has no rows where they are looked for, or has several candidates.
+        LoraFtError: The file is damaged, or a row is not an object.
+        UsageError: The document has no rows at `field`, or its shape is ambiguous.
     """
     text, file = content.text(encoding), content.file
     values = list(_values(text, str(file)))
@@ -51,7 +51,7 @@ def read_json_rows(content: Content, *, encoding: str | None = None, field: str 
 
 
 def _values(text: str, file: str) -> Iterator[tuple[int, Any]]:
-    """Yield the line and content of each JSON value in a text."""
+    """Yield the line and the value of each JSON value in a text."""
     decoder, place, line, counted = bounded_decoder(), 0, 1, 0
     while (place := _BLANK.match(text, place).end()) < len(text):  # type: ignore[union-attr]
         line, counted = line + text.count("\n", counted, place), place
@@ -85,7 +85,7 @@ def _of_field(document: dict[str, Any], field: str, file: str) -> list[Any]:
 
 
 def _of_document(document: dict[str, Any], file: str, text: str | None = None) -> list[Located]:
-    """Return the rows of an object, by its shape; `text` is all of the file where the object is, too."""
+    """Return the rows of an object, by its shape; pass `text`, the whole file, only if the object is all of it."""
     if {"columns", "data"} <= document.keys() <= {"columns", "index", "data"}:
         return _of_split(document, file)
     lists = [key for key, value in document.items() if isinstance(value, list) and value and _is_objects(value)]
@@ -116,7 +116,7 @@ def _of_split(document: dict[str, Any], file: str) -> list[Located]:
 
 
 def _of_columns(document: dict[str, list[Any]], file: str) -> list[Located]:
-    """Return the rows of an object of columns, as `Dataset.to_dict` and pandas' "list" make it."""
+    """Return the rows of an object of columns, as written by `Dataset.to_dict` and pandas' orient "list"."""
     lengths = {len(values) for values in document.values()}
     if len(lengths) > 1:
         raise LoraFtError(f"{file} has columns of different lengths", _RECORDS)
@@ -127,7 +127,7 @@ def _of_columns(document: dict[str, list[Any]], file: str) -> list[Located]:
 
 
 def _of_frame(document: dict[str, dict[str, Any]], file: str) -> list[Located]:
-    """Return the rows of pandas' orient "index" or "columns", which differ in which of the two keys are numbers."""
+    """Return the rows of pandas' orient "index" (outer keys are numbers) or "columns" (inner keys are numbers)."""
     outer, inner = _is_index(document), all(_is_index(value) for value in document.values())
     if outer and not inner:
         return [(f"{file}[{key}]", row) for key, row in document.items()]
@@ -138,13 +138,13 @@ def _of_frame(document: dict[str, dict[str, Any]], file: str) -> list[Located]:
 
 
 def _rows(values: Sequence[Any], file: str, text: str, depth: int | None) -> list[Located]:
-    """Return the rows of a list; those of SQuAD's own files are its questions.
+    """Return the rows of a list; the rows of SQuAD's own files are its questions.
 
     Args:
-        values: the list.
-        file: where it lies.
-        text: of the whole file.
-        depth: how many lists and objects each row lies in, if known.
+        values: Items of the list.
+        file: Location of the list, for the locations of rows.
+        text: Text of the whole file.
+        depth: Number of lists and objects around each row, if known.
     """
     if values and all(isinstance(value, dict) and isinstance(value.get("paragraphs"), list) for value in values):
         return list(_of_squad(values, file))
@@ -152,13 +152,13 @@ def _rows(values: Sequence[Any], file: str, text: str, depth: int | None) -> lis
         raise LoraFtError(f"{file} is a list of lists, without names of columns", _RECORDS)
     rows = [(f"{file}[{i}]", _object(value, f"{file}[{i}]")) for i, value in enumerate(values)]
     lines = lines_at(text, depth) if depth is not None and "\n" in text.strip() else []
-    if len(lines) != len(rows):  # more objects than the rows lie that deep
+    if len(lines) != len(rows):  # other objects are nested as deep as the rows
         return rows
     return [(f"{where} (line {line})", row) for (where, row), line in zip(rows, lines, strict=True)]
 
 
 def _of_squad(articles: Sequence[dict[str, Any]], file: str) -> Iterator[Located]:
-    """Yield the questions of SQuAD's articles and paragraphs, in the columns that the hub's `squad` has."""
+    """Yield the questions of SQuAD's articles and paragraphs, with the columns of `squad` on the Hub."""
     for i, article in enumerate(articles):
         for j, paragraph in enumerate(article["paragraphs"]):
             place = f"{file}[{i}].paragraphs[{j}]"

@@ -1,4 +1,4 @@
-"""Rows of a parquet file, batch by batch, so that what is small on the disk and large in memory is noticed."""
+"""Read rows of a parquet file in batches, to stop a file that is small on disk and too large in memory."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from lora_ft.core.memory import allowed_memory
 from lora_ft.data.formats.content import Content, Located
 
 _BATCH = 1024  # rows
-_ROW_COST = 4  # bytes of rows in Python for a byte of Arrow's
+_ROW_COST = 4  # bytes of Python rows per byte of Arrow data
 
 
 def read_parquet(content: Content) -> list[Located]:
-    """Return the rows of a parquet file; where is "file[row]".
+    """Return the rows of a parquet file, located by "file[row]".
 
-    Categories come as their values, structs as objects, decimals as exact numbers; times and bytes stay what they are.
+    Categories become their values, structs become objects, and decimals become exact numbers. Times and bytes are kept.
 
     Raises:
-        LoraFtError: the file is damaged, or a column cannot be read.
-        UsageError: two columns have the same name, the rows do not fit into memory, or pyarrow is not installed.
+        LoraFtError: The file is damaged, or a column cannot be read.
+        UsageError: Two columns have the same name, the rows do not fit into memory, or pyarrow is not installed.
     """
     try:
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:  # the base install has none
+    except ImportError as error:  # the base install lacks pyarrow
         raise UsageError(
             f"{content.file} is parquet, and pyarrow is not installed",
             "pip install 'lora-ft[train]', or use JSON Lines",
@@ -50,7 +50,7 @@ def read_parquet(content: Content) -> list[Located]:
 
 
 def _values(content: Content, name: str, column: Any) -> list[Any]:
-    """Return the values of a column, some kinds of which Python cannot hold."""
+    """Return the values of a column; raise LoraFtError if Python cannot represent them."""
     try:
         values: list[Any] = column.to_pylist()
     except (ValueError, OverflowError, ArithmeticError, ImportError) as error:

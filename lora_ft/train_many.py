@@ -1,4 +1,4 @@
-"""The job `train_many`: several tasks on one base in, a run for each out."""
+"""The job `train_many`: train several tasks on one base and write a run for each."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class TrainManyResult:
-    """What `train_many` left.
+    """Result of `train_many`.
 
     Attributes:
-        runs: of the tasks that were trained, in their order.
-        failed: names of the others, and why.
+        runs: Runs of the trained tasks, in the order of the tasks.
+        failed: Reason of failure by task name, for all other tasks.
     """
 
     runs: list[Run]
@@ -77,25 +77,26 @@ def train_many(
     engine: Engine | None = None,
     dashboard: Dashboard | None = None,
 ) -> TrainManyResult:
-    """Train an adapter for each task, all on one copy of their base, each as `lora_ft.train.train` would.
+    """Train an adapter for each task on one shared copy of their base. Results equal those of `lora_ft.train.train`.
 
-    Tasks that do not fit into memory together are trained in several groups. An adapter whose loss is not finite leaves
+    Tasks that do not fit into memory together are trained in several groups. An adapter with a non-finite loss leaves
     its group; the others go on.
 
     Args:
-        tasks: what to train.
-        out: folder of the runs, each by its task's name. While they train they lie in `<name>.unfinished` there.
-        resume: Go on from the last snapshot, exactly as if it had not stopped; or, where all runs are finished, train
-            them longer, as `lora_ft.train.train` does.
-        overwrite: replace runs that are there, and discard unfinished ones.
-        most: Maximum number of adapters in a group. Default: as many as fit, balanced if several train at a time.
-        engine: where groups train; by default one after another in this process.
-        dashboard: told how all adapters are.
+        tasks: Tasks, or paths of task files.
+        out: Folder of the runs, which are named after their tasks. Unfinished runs lie in `<name>.unfinished` there.
+        resume: Continue from the last snapshot, with the same result as without the stop. If all runs are finished,
+            train them longer, as `lora_ft.train.train` does.
+        overwrite: Replace existing runs and discard unfinished ones.
+        most: Maximum number of adapters in a group. Default: as many as fit, balanced if several groups train at a
+            time.
+        engine: Engine that trains the groups. Default: this process, one group after another.
+        dashboard: Receives stages, notes and the status of all adapters.
 
     Raises:
-        UsageError: a task cannot be trained with the others, or as of `train`.
-        LoraFtError: as of `train`.
-        Interrupted: Ctrl-C.
+        UsageError: A task cannot be trained with the others, or `train` would raise it.
+        LoraFtError: For the same reasons as in `train`.
+        Interrupted: Ctrl-C was pressed.
     """
     dashboard = dashboard or SilentDashboard()
     if processes() > 1:
@@ -120,7 +121,7 @@ def _train(
     engine: Engine | None,
     dashboard: Dashboard,
 ) -> TrainManyResult:
-    """Train tasks whose places are locked."""
+    """Train the tasks. The caller holds the locks of their folders."""
     record, finished = _claim(tasks, out, resume=resume, overwrite=overwrite)
     base = find_base(tasks[0].base)
     if base.notice:
@@ -157,7 +158,7 @@ def _train(
                 "rows": _record_rows(materials, out),
                 "longer": longer,
             }
-            for claim in finished.values():  # before the record, so that a process killed here does it again
+            for claim in finished.values():  # before the record, so that a process killed here repeats it
                 claim.reopen()
             write_json(out / GROUPS_FOLDER / GROUPS_RECORD, record)
         jobs = [
@@ -184,7 +185,7 @@ def _train(
 
 
 def _plan(material: PreparedData, base: Base, site: TrainingSite) -> Plan:
-    """A task's plan as alone, but for compiling."""
+    """Return the plan of a task as if it trained alone, but without compiling."""
     plan = make_plan(material.task, base.config, material.rows, 1, Choices(site.precision, False))
     return replace(plan, device=site.device, compile_reason="groups are not compiled")
 
@@ -197,7 +198,7 @@ def _choose(
     most: int | None,
     dashboard: Dashboard,
 ) -> list[list[str]]:
-    """Names of the tasks of each group, and a word about them."""
+    """Return the names of the tasks of each group, and describe the groups on the dashboard."""
     needs = []
     for name, material in materials.items():
         lora, train = material.task.lora, material.task.train
@@ -221,7 +222,7 @@ def _choose(
 
 
 def _gather(tasks: Sequence[Task], base: Base, dashboard: Dashboard) -> dict[str, PreparedData]:
-    """The material of all tasks by name; tasks that differ in how they train only share what is read."""
+    """Return the prepared data of each task, by name. Tasks with the same data settings share one copy."""
     known: dict[str, PreparedData] = {}
     found = {}
     for at, task in enumerate(tasks):
@@ -237,7 +238,7 @@ def _gather(tasks: Sequence[Task], base: Base, dashboard: Dashboard) -> dict[str
 
 
 def _record_rows(materials: Mapping[str, PreparedData], out: Path) -> dict[str, str]:
-    """Write the records of all rows, those that tasks share once; return the digest of each task's, by name."""
+    """Write the row records, one file for each distinct record. Return the digest of each task's record, by name."""
     digests = {name: material.record.digest for name, material in materials.items()}
     for name, digest in digests.items():
         if not (path := _rows_file(out, digest)).is_file():
@@ -246,7 +247,7 @@ def _record_rows(materials: Mapping[str, PreparedData], out: Path) -> dict[str, 
 
 
 def _check_rows(record: Mapping[str, Any], materials: Mapping[str, PreparedData], out: Path) -> None:
-    """Raise UsageError if a task has other rows than when the groups began. 0.1.0 recorded none."""
+    """Raise UsageError if the rows of a task have changed since the groups began. Version 0.1.0 recorded no rows."""
     for name, digest in record.get("rows", {}).items():
         now = materials[name].record
         if now.digest != digest:
@@ -261,10 +262,10 @@ def _rows_file(out: Path, digest: str) -> Path:
 def _claim(
     tasks: Sequence[Task], out: Path, *, resume: bool, overwrite: bool
 ) -> tuple[dict[str, Any] | None, dict[str, RunFolder]]:
-    """Make sure that all runs may be written.
+    """Check that all runs may be written.
 
     Returns:
-        The record of what is resumed, and the claims of finished runs that are to be trained longer, by name.
+        Record of the groups to resume, or None; and the claims of finished runs to train longer, by name.
     """
     record = out / GROUPS_FOLDER / GROUPS_RECORD
     if resume:
@@ -295,10 +296,10 @@ def _claim(
 
 
 def _finished(tasks: Sequence[Task], out: Path) -> dict[str, RunFolder]:
-    """Return the claims of finished runs that are to be trained longer.
+    """Return the claims of finished runs to train longer, by name.
 
     Raises:
-        UsageError: There are none, or a task has no finished run, or one of another task.
+        UsageError: There is nothing to resume, a task has no finished run, or its run is of another task.
     """
     if not any(is_run(out / task.name) for task in tasks):
         raise UsageError(f"there are no unfinished groups in {out} to resume", "leave out --resume")
@@ -319,10 +320,10 @@ def _finished(tasks: Sequence[Task], out: Path) -> dict[str, RunFolder]:
 
 
 def _precision(finished: Mapping[str, RunFolder]) -> str | None:
-    """Return the precision in which finished runs were trained; None where there are none.
+    """Return the precision in which finished runs were trained, or None if there are no runs.
 
     Raises:
-        UsageError: They were trained in different ones.
+        UsageError: The runs were trained in different precisions.
     """
     found = {name: str(Run(claim.out).metrics["precision"]) for name, claim in finished.items()}
     for name, precision in found.items():

@@ -1,4 +1,4 @@
-"""A linear layer under several adapters: the base's product once for all rows, the adapters' in blocks of rows."""
+"""Linear layer with several adapters: one product with the base for all rows, and blocked products for the adapters."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SOURCE, TARGET = 0, 1
 
 @dataclass(frozen=True)
 class PerAdapterDropout:
-    """LoRA's dropout of one adapter, from random numbers of its own: those of training alone.
+    """LoRA dropout of one adapter, with the same random numbers as in training alone.
 
     Attributes:
-        rate: share of inputs that is zeroed.
-        generator: on the device.
-        lengths: of its own source and target, padded as alone; what a longer neighbour adds draws no numbers.
+        rate: Share of inputs that is set to zero.
+        generator: Random generator of this adapter, on the device.
+        lengths: Padded source and target lengths of its own batch. Padding for longer neighbors draws no numbers.
     """
 
     rate: float
@@ -28,19 +28,19 @@ class PerAdapterDropout:
     lengths: tuple[int, int]
 
     def __call__(self, x: Tensor, side: int) -> Tensor:
-        """[rows, t, in] as torch's dropout gives it, in float32 as peft has it; zeros behind its own length."""
+        """Return x [rows, t, in] after dropout, in float32 as in peft; zeros beyond the adapter's own length."""
         own = x[:, : self.lengths[side]].float()
         noise = torch.empty(own.shape, device=x.device).bernoulli_(1 - self.rate, generator=self.generator)
         return pad(own * noise.div_(1 - self.rate), (0, 0, 0, x.shape[1] - own.shape[1]))
 
 
 class BatchRouting:
-    """Which rows of the batch at hand belong to which adapters. All layers of an adapter group look here.
+    """Assignment of the current batch's rows to adapters, shared by all layers of an adapter group.
 
     Attributes:
-        blocks: (adapters, rows of each) of neighbours that have equally many rows; -1 rows: all there are.
-        order: numbers of the adapters as they come in the batch [m]; or as one piece of the stack, without a copy.
-        drops: (number of the adapter, rows, its dropout or None) as they come; none where no adapter drops.
+        blocks: (adapters, rows of each) for consecutive adapters with equally many rows; -1 rows means all rows.
+        order: Numbers of the adapters in batch order [m], or a slice of the stack, which needs no copy.
+        drops: (adapter number, rows, dropout or None) in batch order; empty if no adapter has dropout.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,14 @@ class BatchRouting:
         device: torch.device,
         drops: Sequence[PerAdapterDropout | None] = (),
     ) -> None:
-        """The batch holds so many rows of each: (number of an adapter, rows), one after another, of `adapters` ones."""
+        """Set the routing of the next batch.
+
+        Args:
+            rows: (adapter number, number of rows) in batch order.
+            adapters: Number of adapters in the stack.
+            device: Device of the batch.
+            drops: Dropout of each entry of `rows`, or None; empty if no adapter has dropout.
+        """
         self.blocks = [(len(list(same)), count) for count, same in groupby(count for _, count in rows)]
         numbers = [number for number, _ in rows]
         whole = numbers == list(range(adapters))
@@ -63,11 +70,11 @@ class BatchRouting:
         self.drops = [(*one, drop) for one, drop in zip(rows, drops, strict=True)] if any(drops) else []
 
     def send_all(self, adapter: int) -> None:
-        """All rows belong to one adapter, however many there will be."""
+        """Assign all rows to one adapter, for any batch size."""
         self.blocks, self.order, self.drops = [(1, -1)], slice(adapter, adapter + 1), []
 
     def drop(self, x: Tensor, side: int, adapted: Sequence[bool]) -> Tensor:
-        """What the adapters of a layer are given: x, or of those with dropout what that leaves."""
+        """Return the input of a layer's adapters: x, after dropout for the adapters that have it."""
         if not self.drops:
             return x
         parts = x.split([rows for _, rows, _ in self.drops])
@@ -80,18 +87,18 @@ class BatchRouting:
 
 
 class MultiLoraLinear(nn.Module):
-    """y = x W' + s (x A) B, with A, B and s of the adapter that a row belongs to.
+    """Linear layer that computes y = x W' + s (x A) B, with A, B and s of each row's adapter.
 
-    Adapters of a smaller rank, or without this layer, have zeros in the columns of A and the rows of B that are left
-    over. Their gradients are zero, too, so they stay zero under AdamW.
+    Unused columns of A and rows of B are zero for adapters of a smaller rank or without this layer. Their gradients
+    are zero, too, so they stay zero under AdamW.
 
     Args:
-        base: the frozen layer.
-        route: of the group.
-        a: [n, in, r] of n adapters.
-        b: [n, r, out].
-        scale: [n], float32.
-        side: SOURCE or TARGET: whose positions it is given.
+        base: Frozen layer.
+        route: Routing of the group.
+        a: A matrices of n adapters, [n, in, r].
+        b: B matrices, [n, r, out].
+        scale: Scales, [n], float32.
+        side: SOURCE or TARGET, depending on whose positions the layer receives.
     """
 
     def __init__(
@@ -105,11 +112,11 @@ class MultiLoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base's: T5 asks for its type."""
+        """Weight of the base layer. T5 reads its dtype."""
         return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """[rows, t, in] to [rows, t, out]."""
+        """Return the output [rows, t, out] for the input [rows, t, in]."""
         parts: list[Tensor] = [self.a, self.b, self.get_buffer("scale")]
         order = self.route.order
         if isinstance(order, Tensor):
@@ -126,7 +133,7 @@ class MultiLoraLinear(nn.Module):
 
 
 def _product(x: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Equally many rows of each adapter: [n * rows, t, in] to [n * rows, t, out]."""
+    """Return the adapters' outputs [n * rows, t, out] for x [n * rows, t, in], with equally many rows per adapter."""
     delta = torch.bmm(torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a), b)
-    # Under autocast the product is bf16; the scale is not rounded to it, as peft does not round its own either.
+    # Under autocast the product is bf16. The scale stays float32, as in peft.
     return (delta * scale[:, None, None]).to(delta.dtype).view(*x.shape[:-1], b.shape[-1])

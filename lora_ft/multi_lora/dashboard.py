@@ -11,15 +11,16 @@ from lora_ft.core.progress import Progress, Silent
 
 @dataclass(frozen=True)
 class AdapterStatus:
-    """One adapter now.
+    """Current status of one adapter.
 
     Attributes:
-        name: of its task.
-        step, steps: done, and of how many.
-        loss: logged last.
-        metric, score: what chooses its checkpoint, and its latest value.
-        samples_per_second, seconds_left: of its own rows.
-        note: "finished", "stopped early", why it failed, or "".
+        name: Name of its task.
+        step, steps: Number of finished steps, and of all steps.
+        loss: Last logged loss.
+        metric, score: Metric that selects its best checkpoint, and the latest value.
+        samples_per_second: Speed, counting its own rows.
+        seconds_left: Estimated remaining time, in seconds.
+        note: "finished", "stopped early", the reason of its failure, or "".
     """
 
     name: str

@@ -27,8 +27,8 @@ class TrainingSite:
         device: "cpu", "cuda" or "mps".
         precision: Precision in which the groups train.
         room: Memory of one adapter group, in bytes.
-        places: groups that train at the same time.
-        storage: where snapshots lie, if not below the runs.
+        places: Number of groups that train at the same time.
+        storage: Folder or URL of the snapshots, if they are not below the runs.
     """
 
     device: str
@@ -43,8 +43,8 @@ class EngineResult:
     """Results of all groups.
 
     Attributes:
-        failed: names of tasks that left without a run, and why.
-        broken: names of tasks whose group broke down with them, and why; it can be resumed.
+        failed: Reason by name, for tasks that ended without a run.
+        broken: Reason by name, for tasks of a group that broke down; the group can be resumed.
     """
 
     failed: dict[str, str]
@@ -52,30 +52,30 @@ class EngineResult:
 
 
 class Engine(Protocol):
-    """Trains groups."""
+    """Interface of an engine that trains adapter groups."""
 
     def inspect(self, out: Path, asked: str, storage: str | None, dashboard: Dashboard) -> TrainingSite:
-        """Look at where groups would train, before they are planned.
+        """Return the hardware and storage for the groups, before they are planned.
 
         Args:
-            out: folder of the runs.
-            asked: train.precision of the tasks.
-            storage: as of the site on which what is resumed began; None also where it is new.
-            dashboard: told what there is to know.
+            out: Folder of the runs.
+            asked: Setting train.precision of the tasks.
+            storage: Storage of the site on which resumed groups began, or None; None for new groups.
+            dashboard: Receives notes.
 
         Raises:
-            UsageError: nothing can train there.
+            UsageError: No group can train there.
         """
 
     def run(self, jobs: Sequence[GroupJob], site: TrainingSite, dashboard: Dashboard) -> EngineResult:
-        """Train groups, each to its end or until Ctrl-C.
+        """Train groups until they end or Ctrl-C is pressed.
 
         Raises:
-            Interrupted: A signal came; everything can be resumed.
+            Interrupted: A signal arrived. All groups can be resumed.
         """
 
     def close(self) -> None:
-        """Leave the place as it was."""
+        """Release the resources of the engine."""
 
 
 class LocalEngine:
@@ -89,7 +89,7 @@ class LocalEngine:
         return TrainingSite(device, choose_compute_dtype(asked, device), device_memory(device))
 
     def run(self, jobs: Sequence[GroupJob], site: TrainingSite, dashboard: Dashboard) -> EngineResult:
-        """See `Engine.run`; what breaks one group is raised."""
+        """See `Engine.run`. An error that breaks a group is raised."""
         set_threads(site.device, allowed_cpus())
         data = jobs[0].materials[0]
         open_model = cache(lambda: open_frozen_base(data.task, data.base, site.device))

@@ -1,4 +1,4 @@
-"""Train several adapters on one base, with a step of all of them at a time."""
+"""Train several adapters on one base, taking one step of all of them at a time."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from lora_ft.multi_lora.stacked_adamw import StackedAdamW
 from lora_ft.multi_lora.stacked_weights import StackedWeights
 from lora_ft.training.trainer import token_loss
 
-_OVERHEAD = 10  # snapshots take no more than one part in so many of the time
-_LONGEST = 600.0  # seconds without one
-_TICKS = 20  # that a step's time is the mean of
+_OVERHEAD = 10  # snapshots take at most one tenth of the time
+_LONGEST = 600.0  # maximum time between snapshots, in seconds
+_TICKS = 20  # number of ticks over which the step time is averaged
 
 
 class AdapterGroup:
-    """Trains members until each of them has finished, stopped early or failed.
+    """Group of adapters that trains until each member has finished, stopped early or failed.
 
     Args:
-        model: the base with `stack` on it.
-        stack: the members' adapters, in their order.
-        members: begun.
-        snapshots: where they are written.
-        bf16: compute the forward pass under bf16 autocast.
-        dashboard: told how all are.
-        snapshot: to go on from; the members are those of it, in its order.
+        model: Base model with the layers of `stack`.
+        stack: Adapters of the members, in the order of the members.
+        members: Members; `begin` has been called on each.
+        snapshots: Receives the snapshots of the group.
+        bf16: Compute the forward pass under bf16 autocast.
+        dashboard: Receives the status of all members.
+        snapshot: Snapshot to resume from, or None. `members` are its members, in the same order.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class AdapterGroup:
 
     @property
     def steps(self) -> int:
-        """Steps that its members have left: of the one with the most."""
+        """Maximum number of remaining steps over all members."""
         return max((member.plan.steps - member.state.global_step for member in self.members), default=0)
 
     def step(self) -> None:
-        """One step of every member; those that are done leave, and their runs are put into place."""
+        """Take one step of every member. Members that are done leave, and their runs are published."""
         began = time.perf_counter()
         losses, norms = self._train()
         for member, loss, norm in zip(self.members, losses, norms, strict=True):
@@ -103,12 +103,12 @@ class AdapterGroup:
         self._dashboard.rows(self.rows())
 
     def rows(self) -> list[AdapterStatus]:
-        """Return the status of every member; those that have left come last."""
+        """Return the status of every member; members that have left come last."""
         seconds = sum(self._seconds) / max(len(self._seconds), 1)
         return [*(member.row(seconds) for member in self.members), *self._gone]
 
     def _train(self) -> tuple[list[float], list[float]]:
-        """Take a step of all members; return the loss and the gradient norm of each."""
+        """Take a step of all members and return the loss and the gradient norm of each."""
         self._model.train()
         self._stack.gradients.zero_()
         windows = [member.window() for member in self.members]
@@ -124,7 +124,7 @@ class AdapterGroup:
         return losses, norms
 
     def _backward(self, shares: Sequence[MemberBatch], tokens: Sequence[int]) -> list[float]:
-        """Add the gradients of one pass, and return its losses, which are independent of each other."""
+        """Accumulate the gradients of one pass and return the members' losses, which are independent of each other."""
         device, rows = self._stack.device, [share.rows for share in shares]
         batch = concatenate(shares, device)
         labels = batch.pop("labels")
@@ -143,7 +143,7 @@ class AdapterGroup:
                 for share, logits, own in zip(shares, outputs.logits.split(rows), labels.split(rows), strict=True)
             ]
         together = torch.stack(losses)
-        with warnings.catch_warnings():  # gradients lie in rows, as their weights do
+        with warnings.catch_warnings():  # gradients are rows of a matrix, like their weights
             warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
             together.sum().backward()
         found: list[float] = together.detach().tolist()
@@ -191,14 +191,14 @@ class AdapterGroup:
                 publish(member.task, member.folder)
 
     def _tensors(self, number: int) -> AdapterState:
-        """Return copies of what is trained of a member, and of its moments."""
+        """Return copies of a member's weights and optimizer moments."""
         means, squares = self._optimizer.means, self._optimizer.squares
         return AdapterState(
             self._stack.read(number), self._stack.read(number, means), self._stack.read(number, squares)
         )
 
     def _share(self, member: MemberTrainer) -> dict[str, Any]:
-        """Return the metrics of a member's share of the group, and of the energy of all members, by rows."""
+        """Return metrics for a member's share of the group and of its energy, divided by rows."""
         share = (member.state.global_step - member.resumed) * member.plan.global_batch / max(self._samples, 1)
         energy = None
         if self._joules:
@@ -208,14 +208,14 @@ class AdapterGroup:
         return {"pack": {"adapters": len(self.members), "share": round(share, 4)}, "energy": energy}
 
     def _is_due(self) -> bool:
-        """Return True if a killed process would lose an evaluation, or minutes of training."""
+        """Return True if a killed process would lose an evaluation or minutes of training."""
         return any(member.due for member in self.members) or time.perf_counter() - self._saved_at >= _LONGEST
 
     def _may_save(self) -> bool:
         return time.perf_counter() - self._saved_at >= _OVERHEAD * self._saving
 
     def save(self) -> None:
-        """Write a snapshot, unless one of this tick exists."""
+        """Write a snapshot, unless there is one of this tick."""
         if self._saved_tick == self._tick:
             return
         began = time.perf_counter()
@@ -231,7 +231,7 @@ class AdapterGroup:
 
 
 class _Outputs:
-    """One adapter's part of what the model gave."""
+    """Model outputs of one adapter's rows."""
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits

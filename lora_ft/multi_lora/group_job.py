@@ -29,15 +29,15 @@ from lora_ft.training.weights import open_base
 
 @dataclass(frozen=True)
 class GroupJob:
-    """One group to train.
+    """Description of one group to train.
 
     Attributes:
-        number: of the group, from 1.
-        materials: of its tasks.
-        plans: theirs, by name.
-        out: folder of the runs.
+        number: Number of the group, from 1.
+        materials: Prepared data of its tasks.
+        plans: Plans of its tasks, by name.
+        out: Folder of the runs.
         run: Identifier of the training, which snapshots carry.
-        longer: Whether finished runs are trained longer; their last states lie in their working folders.
+        longer: True if finished runs are trained longer. Their last states lie in their working folders.
     """
 
     number: int
@@ -49,23 +49,23 @@ class GroupJob:
 
     @property
     def names(self) -> list[str]:
-        """Of its tasks."""
+        """Names of its tasks."""
         return [material.task.name for material in self.materials]
 
     @property
     def first(self) -> tuple[Task, Plan]:
-        """A task and its plan: they share the base, its device and the precision."""
+        """First task and its plan. All tasks share the base, its device and the precision."""
         task = self.materials[0].task
         return task, self.plans[task.name]
 
     @property
     def folder(self) -> Path:
-        """Of its snapshots."""
+        """Folder of its snapshots."""
         return self.out / GROUPS_FOLDER / str(self.number)
 
 
 def set_threads(device: str, count: int) -> None:
-    """Set the number of threads that this process computes with on a CPU."""
+    """Set the number of CPU threads of this process if the device is a CPU."""
     if device == "cpu":
         torch.set_num_threads(count)
         keep_freed_memory()
@@ -90,18 +90,18 @@ def train_group(
     """Train an adapter group to its end, from its last snapshot if there is one, and return failures by task name.
 
     Args:
-        job: the group.
-        open_model: gives the base; called if there is something left to train, and left as it was found.
-        snapshots: of this group.
-        dashboard: told how all adapters are.
-        stop: asked after each step whether to end with a snapshot.
+        job: Group to train.
+        open_model: Returns the base. Called only if there are steps left; the model is left unchanged.
+        snapshots: Snapshots of this group.
+        dashboard: Receives the status of all adapters.
+        stop: Called after each step. If it returns True, training ends with a snapshot.
 
     Raises:
-        Interrupted: `stop` said so.
+        Interrupted: `stop` returned True.
     """
     found = snapshots.latest()
     by_name = {material.task.name: material for material in job.materials}
-    for name in found.closed if found else []:  # a process was killed before it put them into place
+    for name in found.closed if found else []:  # the process was killed before it published them
         folder = RunFolder.in_group(job.out / name)
         if folder.working.is_dir():
             publish(by_name[name].task, folder)
@@ -160,7 +160,8 @@ def _last_states(members: Sequence[MemberTrainer], stack: StackedWeights) -> Sna
     """Return the last states of finished runs as the snapshot of an adapter group that has taken no step.
 
     Raises:
-        LoraFtError: A run has none, or it is damaged.
+        LoraFtError: The last state of a run is missing or damaged.
+
     """
     rows = {name: torch.zeros_like(stack.weights) for name in ("weights", "means", "squares")}
     entries = {}

@@ -1,4 +1,4 @@
-"""What the training step computes in, chosen once, with the reason in words."""
+"""Precision of the training step, chosen once per run, with the reason as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from lora_ft.core.hardware import CPUINFO, cpu_says
 
 @dataclass(frozen=True)
 class ComputeDtype:
-    """`name` is "bf16" (autocast; weights, norms and residual stay float32) or "fp32"."""
+    """Precision of the training step and the reason for it.
+
+    Attributes:
+        name: "bf16" (autocast; weights, norms and residual stay float32) or "fp32".
+        reason: Reason for the choice, for the log.
+    """
 
     name: str
     reason: str
@@ -21,7 +26,7 @@ class ComputeDtype:
 
 
 def choose_compute_dtype(asked: str, device: str) -> ComputeDtype:
-    """The precision for a device ("cpu", "cuda", "mps"); `asked` is the task's train.precision."""
+    """Return the precision for a device ("cpu", "cuda", "mps"); `asked` is the task's train.precision."""
     if asked != "auto":
         return ComputeDtype(asked, "as the task asks")
     if device == "cuda":
@@ -39,5 +44,5 @@ def choose_compute_dtype(asked: str, device: str) -> ComputeDtype:
 
 
 def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
-    """The instruction sets of this CPU as Linux names them; empty elsewhere."""
+    """Return the CPU flags (instruction sets) that Linux reports; empty on other systems."""
     return frozenset(cpu_says("flags", cpuinfo).split())

@@ -1,7 +1,7 @@
-"""What this machine, these rows and this base can do of a task: asked by `validate` and, before training, by `train`.
+"""Checks that a task can be trained and scored with this machine, rows and base, for `validate` and `train`.
 
-A task can be sound and yet fail hours later, when the first evaluation looks for a package or a data set of words. So
-everything that training or scoring will need is looked for first, in one place, and both jobs refuse the same tasks.
+A valid task can fail hours later, when the first evaluation needs a missing package or word list. So everything that
+training and scoring need is checked first, in one place. Both jobs refuse the same tasks.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ NO_VALIDATION = (
     "no validation rows: the last state is kept, not the best, and train.metric_for_best_model is not used "
     "(data.validation or data.split)"
 )
-_LEAST_POLYNOMIAL = 1e-7  # where transformers' polynomial schedule ends
-_EVA_RHO = 2.0  # peft's: EVA looks for this many times r components of a layer's inputs
+_LEAST_POLYNOMIAL = 1e-7  # final learning rate of transformers' polynomial schedule
+_EVA_RHO = 2.0  # peft's default: EVA computes rho * r components of a layer's inputs
 
 
 def obstacles(task: Task, config: dict[str, Any], splits: Splits) -> list[Fault]:
-    """Return what keeps a task from being trained and scored here.
+    """Return the faults that prevent a task from being trained and scored here.
 
     Args:
-        task: to be trained.
-        config: of its base, as config.json has it.
-        splits: its rows.
+        task: Task to train.
+        config: config.json of its base.
+        splits: Rows of the task.
     """
     train = task.train
     found = [
@@ -67,13 +67,13 @@ def obstacles(task: Task, config: dict[str, Any], splits: Splits) -> list[Fault]
 
 
 def require_feasible(task: Task, config: dict[str, Any], splits: Splits) -> None:
-    """Raise UsageError with the first of the obstacles; arguments as of `obstacles`."""
+    """Raise UsageError with the first fault that `obstacles` returns for the same arguments."""
     for fault in obstacles(task, config, splits):
         raise UsageError(f"task '{task.name}': {fault}")
 
 
 def _metrics(task: Task, validated: bool) -> Iterator[tuple[str, str]]:
-    """Yield every score and metric that the task will be measured by, with the key that names it."""
+    """Yield (key, metric) for every metric that the task uses; the key is the setting that names it."""
     yield from (("evaluate.metrics", name) for name in task.metrics)
     if task.evaluate.metric not in task.metrics:
         yield "evaluate.metric", task.evaluate.metric
@@ -91,13 +91,13 @@ def _fault(key: str, value: Any, check: Callable[[], None]) -> list[Fault]:
 
 
 def _check_start(task: Task, config: dict[str, Any]) -> None:
-    """Raise UsageError or LoraFtError unless the adapter that training goes on from fits the base."""
+    """Raise UsageError or LoraFtError if the adapter in lora.start_from does not fit the base."""
     if (folder := start_folder(task)) is not None:
         check_tensors(sketch(config, task.lora), folder)
 
 
 def _check_ranks(task: Task, config: dict[str, Any]) -> None:
-    """Raise UsageError where a start that is taken from a layer's weights or inputs has less components than r."""
+    """Raise UsageError if a layer has too few components for an initialization from its weights or inputs."""
     lora = task.lora
     if not lora.starts_elsewhere:
         return

@@ -1,4 +1,4 @@
-"""Rows that a run keeps in its own folder, because its task was made in Python."""
+"""Rows that a run stores in its own folder, because its task was created in Python."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lora_ft.tasks.schema import SPLITS, Task
 
 
 def with_own_rows(task: Task, out: Path) -> Task:
-    """Return a task with its rows in memory, where they lie in the run that it is trained into.
+    """Return a task with its rows loaded into memory, if they lie in the folder of the run itself.
 
-    The run is replaced when it is trained longer or anew, and its rows with it; so they are read before, and written
-    into the new folder. Other tasks stay as they are.
+    Training longer or overwriting replaces the run, including its rows. So they are read first and written into the
+    new folder. Other tasks are returned unchanged.
 
     Args:
         task: Task to train, for example the `task.yaml` of a run.

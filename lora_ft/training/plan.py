@@ -1,4 +1,4 @@
-"""What training a task will do, worked out before it starts: rows, steps, precision, compiling, padding."""
+"""Plan of a training run, computed before it starts: rows, steps, precision, compiling, padding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STEP_EFFICIENCY = 0.7
 
 @dataclass(frozen=True)
 class Choices:
-    """What depends on the machine and its load, and must not change when a run is resumed."""
+    """Choices that depend on the machine and its load, and must not change when a run is resumed."""
 
     precision: ComputeDtype
     compile: bool
@@ -38,13 +38,13 @@ class Plan:
 
     Attributes:
         device: "cpu", "cuda" or "mps".
-        precision: what the steps compute in.
-        compile, compile_reason: whether the model is compiled, and why.
-        steps, steps_per_epoch: optimizer steps.
-        global_batch: rows per optimizer step over all processes.
-        warmup_steps: of `steps`.
-        trainable, parameters: how many are trained, of how many.
-        padding: share of an epoch's positions that is padding.
+        precision: Precision of the steps.
+        compile, compile_reason: True if the model is compiled, and the reason for the choice.
+        steps, steps_per_epoch: Optimizer steps, in all and per epoch.
+        global_batch: Rows per optimizer step over all processes.
+        warmup_steps: Number of `steps` that warm up the learning rate.
+        trainable, parameters: Number of trained parameters, and of all parameters.
+        padding: Share of an epoch's positions that is padding.
     """
 
     device: str
@@ -60,7 +60,7 @@ class Plan:
     padding: float
 
     def lines(self) -> list[str]:
-        """The plan in words."""
+        """Return a description of the plan, as lines of text."""
         return [
             f"{self.trainable:,} of {self.parameters:,} parameters trained ({self.trainable / self.parameters:.1%})",
             f"{self.steps:,} steps of {self.global_batch} rows ({self.steps_per_epoch:,} an epoch), "
@@ -73,15 +73,17 @@ class Plan:
 def make_plan(
     task: Task, config: dict[str, Any], rows: Sequence[Encoded], processes: int = 1, started: Choices | None = None
 ) -> Plan:
-    """The plan for training on encoded rows with a base of this config.json.
+    """Return the plan for training a task on encoded rows.
 
     Args:
-        task, config, rows: what is trained.
-        processes: that share the work.
-        started: what an unfinished run chose when it began, to go on in the same way.
+        task: Task to train.
+        config: config.json of the base.
+        rows: Encoded training rows.
+        processes: Number of processes that share the work.
+        started: Choices of the run when it began, if it is resumed.
 
     Raises:
-        UsageError: `lora` asks for what the base or this machine has not.
+        UsageError: A setting of `lora` is not supported by the base or this machine.
     """
     train = task.train
     if task.lora.quantization:
@@ -116,7 +118,7 @@ def make_plan(
 
 
 def training_device() -> str:
-    """Where training computes: "cuda", "mps" or "cpu"."""
+    """Return the device for training: "cuda", "mps" or "cpu"."""
     import torch
 
     if torch.cuda.is_available():
@@ -127,7 +129,7 @@ def training_device() -> str:
 def _choose_compile(
     asked: str, device: str, precision: ComputeDtype, work: float, processes: int, *, quantized: bool = False
 ) -> tuple[bool, str]:
-    """Whether to compile, and why. `work` is parameters times tokens of the whole plan."""
+    """Return True to compile the model, and the reason. `work` is parameters times tokens of the whole plan."""
     if asked != "auto":
         return asked == "on", "as the task asks"
     if quantized:
@@ -147,13 +149,13 @@ def _choose_compile(
 
 
 def _measured_flops(device: str, precision: ComputeDtype) -> float:
-    """Floating point operations a second that an uncompiled step may reach here, from a matrix product timed now."""
+    """Return the expected speed of an uncompiled step, in FLOP/s, from timing a matrix product now."""
     import torch
 
     kind = torch.bfloat16 if precision.is_bf16 else torch.float32
     left, right = torch.ones(2048, 512, dtype=kind, device=device), torch.ones(512, 1024, dtype=kind, device=device)
     best = math.inf
-    for _ in range(60):  # the best of many, as others may be using the machine
+    for _ in range(60):  # the best of many, since other processes may use the machine
         start = time.perf_counter()
         (left @ right)[0, 0].item()
         best = min(best, time.perf_counter() - start)

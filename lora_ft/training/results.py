@@ -1,4 +1,4 @@
-"""Measurements of a run: the log while it trains, and metrics.json when it ends."""
+"""Measurements of a run: the log during training, and metrics.json at its end."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def run_metrics(
     """Return the content of a run's metrics.json.
 
     Args:
-        data: Task, base and rows that were trained on.
+        data: Task, base and training rows.
         plan: Plan of the run.
-        trainer: Trainer, after its last step.
-        reporter: Callback of the trainer that timed its steps.
-        seconds: Duration of the training.
+        trainer: Trainer after its last step.
+        reporter: Callback that timed the trainer's steps.
+        seconds: Duration of the training, in seconds.
     """
     base, splits = data.base, data.splits
     samples, spent = (sum(step[i] for step in reporter.steps) for i in (0, 1))
@@ -76,7 +76,7 @@ def run_metrics(
 
 
 def _percentiles(tokens: Sequence[int]) -> list[int]:
-    """Return the lengths, in tokens, that 50, 90, 95 and 100 % of the training rows do not exceed."""
+    """Return the 50th, 90th, 95th and 100th percentiles of lengths, in tokens."""
     return [int(value) for value in np.percentile(tokens, (50, 90, 95, 100), method="nearest")]
 
 

@@ -1,4 +1,4 @@
-"""Points to resume from: folders that the Trainer writes, marked when they are whole with the run they belong to."""
+"""Checkpoints to resume from, which the Trainer writes. A mark says that one is complete and names its run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import read_json, sync_tree, write_json, write_text
 
 _MARK = "complete"
-_STATE = "trainer_state.json"  # transformers'
-# What a checkpoint holds besides weights: a best checkpoint that is only loaded needs none of it.
+_STATE = "trainer_state.json"  # name set by transformers
+# Files of a checkpoint besides its weights. A best checkpoint needs none of them, since only its weights are loaded.
 _FOR_RESUMING = ("optimizer.*", "scheduler.*", "rng_state*", "scaler.*", "training_args.bin", "README.md")
 
 
 def latest(folder: Path, run: str = "") -> Path | None:
-    """Return the newest whole checkpoint of a run; delete torn ones, which a killed process left.
+    """Return the newest complete checkpoint of a run. Delete incomplete ones, which a killed process left.
 
-    Checkpoints of other runs are passed over.
+    Checkpoints of other runs are ignored.
     """
     checkpoints = _by_step(folder)
     for path in checkpoints:
@@ -28,17 +28,17 @@ def latest(folder: Path, run: str = "") -> Path | None:
 
 
 def seal(folder: Path, step: int, *, keep: int, best: str | None, run: str = "") -> None:
-    """Mark the checkpoint of `step` whole, then delete all but the newest `keep` and the best.
+    """Mark the checkpoint of `step` complete, then delete all but the newest `keep` and the best.
 
     The mark is written after everything else has reached the disk, and nothing older is deleted before that, so a
     process killed at any moment leaves at least one checkpoint that can be resumed.
 
     Args:
         folder: Folder of the checkpoints.
-        step: Step of the newest.
-        keep: Number of checkpoints to keep.
-        best: Path of the best one, which is kept too; only its name counts.
-        run: Identifier of the run, which goes into the mark.
+        step: Step of the newest checkpoint.
+        keep: Number of newest checkpoints to keep.
+        best: Path of the best checkpoint, which is kept too. Only the last part of the path is used.
+        run: Identifier of the run, which is written into the mark.
     """
     mark_complete(folder / f"checkpoint-{step}", run)
     for path in _by_step(folder)[:-keep]:
@@ -47,7 +47,7 @@ def seal(folder: Path, step: int, *, keep: int, best: str | None, run: str = "")
 
 
 def mark_complete(checkpoint: Path, run: str) -> None:
-    """Mark a checkpoint of a run whole, after everything in it has reached the disk."""
+    """Flush a checkpoint to the disk, then mark it complete."""
     sync_tree(checkpoint)
     write_text(checkpoint / _MARK, run)
 
@@ -58,12 +58,12 @@ def step_of(checkpoint: Path) -> int:
 
 
 def repoint_best(checkpoint: Path) -> None:
-    """Let a checkpoint name its best checkpoint where that lies now: its run may have been moved.
+    """Update the path of the best checkpoint in a checkpoint's state, since the run may have been moved.
 
-    transformers ignores a best checkpoint that it does not find, and the last weights would be published instead.
+    transformers ignores a best checkpoint that does not exist, and the last weights would be published instead.
 
     Raises:
-        LoraFtError: The best checkpoint is not there.
+        LoraFtError: The best checkpoint is missing.
     """
     state = read_json(checkpoint / _STATE)
     best = state.get("best_model_checkpoint")
@@ -77,7 +77,7 @@ def repoint_best(checkpoint: Path) -> None:
 
 
 def reset_patience(checkpoint: Path) -> None:
-    """Let early stopping count from zero after a checkpoint, however often the run is then resumed from it."""
+    """Reset the early-stopping counter in a checkpoint, so that every resume from it counts from zero."""
     state = read_json(checkpoint / _STATE)
     saved = (state.get("stateful_callbacks") or {}).get("EarlyStoppingCallback") or {}
     if "attributes" in saved:
@@ -86,25 +86,25 @@ def reset_patience(checkpoint: Path) -> None:
 
 
 def keep_resume_point(folder: Path, into: Path, run: str) -> None:
-    """Keep the newest checkpoint of a finished run, and the weights of its best, so that it can be trained longer.
+    """Keep the newest checkpoint of a finished run, and its best weights, so that it can be trained longer.
 
-    Files are linked, so that a process killed before the checkpoints in `folder` are deleted loses none of them.
+    Files are hard-linked: a process killed before the checkpoints in `folder` are deleted loses none of them.
     """
     newest = latest(folder, run)
     if newest is None:
         return
-    if into.exists():  # a process was killed here
+    if into.exists():  # left by a killed process
         shutil.rmtree(into)
     best = read_json(newest / _STATE).get("best_model_checkpoint")
     if best is not None and Path(str(best)).name != newest.name:
         path = folder / Path(str(best)).name
         shutil.copytree(path, into / path.name, copy_function=_link, ignore=shutil.ignore_patterns(*_FOR_RESUMING))
-    skipped = shutil.ignore_patterns("training_args.bin")  # a pickle with folders of this machine
+    skipped = shutil.ignore_patterns("training_args.bin")  # a pickle that contains paths of this machine
     shutil.copytree(newest, into / newest.name, copy_function=_link, ignore=skipped)
 
 
 def restore_resume_point(kept: Path) -> None:
-    """Undo `keep_resume_point` for a run that was killed before it got to its place."""
+    """Undo `keep_resume_point` for a run that was killed before it was moved to its final folder."""
     if not kept.is_dir():
         return
     for path in kept.iterdir():
@@ -116,7 +116,7 @@ def restore_resume_point(kept: Path) -> None:
 def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # the file system has no links
+    except OSError:  # the file system has no hard links
         shutil.copyfile(source, target)
 
 

@@ -1,4 +1,4 @@
-"""Tables of results in the README and the documentation, written from the committed measurements.
+"""Write the tables of results in the README and the documentation from the committed measurements.
 
 python -m benchmarks.readme          # rewrite the tables of all pages
 """
@@ -27,7 +27,7 @@ END = "<!-- end of results -->"
 
 
 def dialogsum(found: dict[str, Any]) -> str:
-    """What training, ROUGE and the fp32 bundle came to."""
+    """Return the table of training speed, ROUGE and the fp32 bundle on DialogSum."""
     scores, before = found["evaluation"]["scores"]["scores"], found["evaluation"]["baseline"]["scores"]
     difference, parity = found["evaluation"]["difference"]["rouge1"], found["parity"]
     training, size = found["training"], found["megabytes"]
@@ -59,7 +59,7 @@ def dialogsum(found: dict[str, Any]) -> str:
 
 
 def engines(found: dict[str, Any]) -> str:
-    """What `lora-ft bench` found of engines at several batches: score, speed, and on processors share of the floor."""
+    """Return the table of engines by batch size from `lora-ft bench`: score, speed, and on CPUs share of the floor."""
     report = BenchReport.model_validate(found)
     timings = [case.timings for case in report.cases]
     floors = any(one.floor for one in timings[0].values())
@@ -102,7 +102,7 @@ def engines(found: dict[str, Any]) -> str:
 
 
 def training(found: dict[str, Any]) -> str:
-    """What `lora-ft bench train` found."""
+    """Return the table of `lora-ft bench train`."""
     report = TrainingReport.model_validate(found)
     lines = []
     for name, recipe in report.recipes.items():
@@ -129,7 +129,7 @@ def training(found: dict[str, Any]) -> str:
 
 
 def methods(found: dict[str, Any]) -> str:
-    """Every way to train that `benchmarks.studies.methods` has tried."""
+    """Return the table of all training methods that `benchmarks.studies.methods` compared."""
     kinds = "rouge1", "rougeLsum"
     lines = [("*the base*", *(interval(found["base"][kind]) for kind in kinds), *[""] * 4)]
     for name, one in found["methods"].items():
@@ -158,7 +158,7 @@ def methods(found: dict[str, Any]) -> str:
 
 
 def packs(found: dict[str, Any]) -> str:
-    """Samples a second of packs, by the lengths of rows and the precision, on each device that was measured."""
+    """Return samples per second of adapter groups by row length and precision, one table per measured device."""
     return "\n\n".join(_packs(one) for one in (found, _result("packs-h100")))
 
 
@@ -182,7 +182,7 @@ def _packs(found: dict[str, Any]) -> str:
 
 
 def bank(found: dict[str, Any]) -> str:
-    """What `benchmarks.studies.bank` found, for adapters of all linear layers and for those of a few."""
+    """Return the tables of `benchmarks.studies.bank`, for adapters on all linear layers and on a few."""
     few = _result("bank-qv")
     longer = {one["rows"]: one["ratio"] - 1 for one in few["steps_of"] if one["rows"] == one["adapters"]}
     return (
@@ -199,7 +199,7 @@ def _machine(environment: dict[str, str], device: str = "cpu") -> str:
 
 
 def sizes() -> str:
-    """Parameters and memory of every FLAN-T5, computed (`lora_ft.training.memory_estimates`)."""
+    """Return parameters and memory of every FLAN-T5 size, from `lora_ft.training.memory_estimates`."""
     task = load_task("dialogue-summary", ["lengths.source=512", "lengths.target=128"])
     batch = task_batch(task)
     columns = ["GiB", "parameters", "generate, fp32 / bf16", "LoRA", "checkpointed", "full", "checkpointed"]
@@ -241,7 +241,7 @@ PAGES = {
     "docs/guides/benchmarking.md": ("training",),
     "docs/guides/gpus.md": ("cuda",),
 }
-"""The tables of each page, in the order in which they stand there."""
+"""Tables of each page, in their order on the page."""
 
 
 def updated(page: str) -> str:

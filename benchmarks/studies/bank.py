@@ -72,12 +72,12 @@ sys.stdin.read()
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """Settings of the measurements.
 
     Attributes:
-        precision: Of the base's weights.
-        rank, targets: Of the adapters; targets are the ends of the names of layers.
-        rows: Rows of a step, one case for each number.
+        precision: Precision of the base's weights.
+        rank, targets: Rank of the adapters, and the endings of the names of adapted layers.
+        rows: Numbers of rows of a step, one case for each.
         source: Prompt length, in tokens.
         steps: Decoder steps of one timing.
         rounds: Timings of each case.

@@ -27,7 +27,7 @@ from lora_ft.reports.markdown import table
 
 Stages = dict[str, float]  # seconds by the stage's name, in their order
 IMPORTS = "imports"
-_VERIFYING = ("comparing", "scoring", "timing")  # how the names of stages begin that verify or choose
+_VERIFYING = ("comparing", "scoring", "timing")  # first words of the stages that verify or choose
 _BEGIN = "stage "
 # Prints each stage as it begins.
 _EXPORT = """
@@ -72,7 +72,7 @@ def measure(name: str, precision: str, clock: Callable[[], float] = time.perf_co
 
 
 def is_verification(stage: str) -> bool:
-    """Return whether a stage compares, scores or times the exported bundle."""
+    """Return True if a stage compares, scores or times the exported bundle."""
     return stage.startswith(_VERIFYING)
 
 

@@ -53,7 +53,7 @@ def measure(task: Path, overrides: list[str], out: Path, results: Path, only: li
         task: Task file.
         overrides: Overrides for `load_task`, the same for all methods.
         out: Folder of the runs.
-        results: JSON file; its figures are kept if they are of the same task.
+        results: JSON file. Its figures are kept if they are of the same task.
         only: Names of methods; empty for all.
         progress: Receives stages and notes.
 

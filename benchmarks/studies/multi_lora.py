@@ -53,13 +53,13 @@ LENGTHS = ((24, 16), (256, 48))
 
 @dataclass(frozen=True)
 class Settings:
-    """What every group trains.
+    """Settings of the training, the same for every group.
 
     Attributes:
         precision: "fp32" or "bf16".
         source, target: Lengths of every row, in tokens.
         rows: Rows of each adapter in a step.
-        rank, targets: Of the adapters.
+        rank, targets: Rank and adapted layers of the adapters.
         steps: Timed steps.
     """
 
@@ -74,13 +74,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Timing:
-    """One adapter group.
+    """Timing of one adapter group.
 
     Attributes:
         precision: "fp32" or "bf16".
         source, target: Lengths of every row, in tokens.
-        adapters: In the group; 0 is one adapter alone, as `lora-ft train` trains it.
-        samples_per_second: Of all adapters together; None if the group does not fit into memory.
+        adapters: Number of adapters in the group; 0 is one adapter alone, as `lora-ft train` trains it.
+        samples_per_second: Speed of all adapters together; None if the group does not fit into memory.
         times: Ratio to `samples_per_second` of one adapter alone.
     """
 

@@ -30,7 +30,7 @@ from lora_ft.doctor import environment
 from lora_ft.export.runtime import Generator, session
 from lora_ft.reports.markdown import table
 
-_STEP = 40  # the decoder's position that is profiled: the middle of an answer
+_STEP = 40  # profiled position of the decoder: the middle of an answer
 _ROUNDS = 25
 _LAST, _CROSS = "choosing the token", "attention over the source"
 # The part of an operator without a weight among its inputs.
@@ -62,12 +62,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Profile:
-    """One bundle at one batch size.
+    """Profile of one bundle at one batch size.
 
     Attributes:
-        precision, batch, source: What was run.
+        precision, batch, source: Precision, rows, and prompt length in tokens.
         encoder, step: Time of a call without the profiler, in milliseconds.
-        weights, keys_and_values: Megabytes that a step reads.
+        weights, keys_and_values: Size of the data that a step reads, in megabytes.
         bandwidth: Memory bandwidth, in gigabytes per second.
         parts: Parts of each graph, the longest first.
     """
@@ -84,7 +84,7 @@ class Profile:
 
     @property
     def floor(self) -> float:
-        """Return the time to read the data of a step, in milliseconds."""
+        """Time to read the data of a step, in milliseconds."""
         return (self.weights + self.keys_and_values) / self.bandwidth
 
 

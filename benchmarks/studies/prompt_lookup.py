@@ -28,14 +28,14 @@ class Gain:
     """Figures of one bundle at one batch size.
 
     Attributes:
-        bundle, batch: which.
-        rows, tokens: answered, of greedy's answers.
-        same: share of the answers that lookup has the same.
-        calls: of the decoder, by lookup; plain search takes one for every token of the longest row of a batch.
-        plain_calls: of the decoder, by greedy search.
-        ratio: greedy's seconds over lookup's, the median of the rounds.
-        worst: the lowest of the rounds.
-        milliseconds_per_row: of greedy and of lookup, medians.
+        bundle, batch: Name of the bundle, and batch size.
+        rows, tokens: Number of answered rows, and of tokens in the answers of greedy search.
+        same: Share of answers that are the same with lookup.
+        calls: Decoder calls with lookup. Greedy search takes one for every token of the longest row of a batch.
+        plain_calls: Decoder calls of greedy search.
+        ratio: Time of greedy search over time of lookup, the median of the rounds.
+        worst: Lowest ratio of the rounds.
+        milliseconds_per_row: Median time per row of greedy search and of lookup, in milliseconds.
     """
 
     bundle: str
@@ -82,7 +82,7 @@ def measure(bundle: Path, prompts: list[str], batch: int, rounds: int) -> Gain:
 
 
 class _Counted:
-    """A context manager that counts the calls of a generator's decoder."""
+    """Context manager that counts the calls of a generator's decoder."""
 
     def __init__(self, generator: Generator) -> None:
         self.calls = 0

@@ -6,8 +6,8 @@ Writes docs/scale.md. A step of a group of n adapters with b rows each takes
 
     fixed + n * own + n * b * flops / (peak * share)
 
-on a device that nothing was measured on; where `benchmarks.studies.multi_lora` was run, its samples a second are
-taken instead.
+on a device without measurements. On a device with results of `benchmarks.studies.multi_lora`, its measured samples per
+second are used instead.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from lora_ft.training.memory_estimates import FLAN, GIB, Batch, Shape, StepOptio
 RESULTS = [Path(__file__).parents[1] / "results" / f"{name}.json" for name in ("packs", "packs-h100")]
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 ADAPTERS, SAMPLES, DEVICES = 1000, 10_000, (1, 8, 64)
-START = 30.0  # seconds from a group's job to its first step: Python, torch, the base, peft's start
+START = 30.0  # seconds from a group's job to its first step: starting Python, torch and peft, loading the base
 SNAPSHOT_EVERY = 60.0  # seconds
 # bf16 products a second without sparsity, and GiB, from NVIDIA's data sheets.
-GPU_MEMORY = 80.0  # GiB of a GPU that was measured
+GPU_MEMORY = 80.0  # memory of a measured GPU, in GiB
 GPUS = {"L4": (121e12, 24), "A100": (312e12, 80), "H100": (989e12, 80)}
-# Assumed, worst and best: share of those products that a step reaches; seconds of a step that no adapter causes, as
-# kernels are launched one by one; and those of each adapter in Python.
+# Assumed worst and best case: share of the peak that a step reaches; fixed seconds of a step, for kernel launches; and
+# seconds per adapter, for Python.
 ASSUMED = ((0.05, 0.060, 0.0006), (0.30, 0.020, 0.0002))
 
 
 def step_flops(shape: Shape, source: int, target: int) -> float:
-    """Operations of a row: forward, and backward to the activations alone, as the base is frozen."""
+    """Return the operations of a row: forward, and backward to the activations only, since the base is frozen."""
     d, inner = shape.d_model, shape.inner
     feed_forward = (3 if shape.gated else 2) * d * shape.d_ff
     encoder = shape.num_layers * (4 * d * inner + feed_forward) + shape.num_decoder_layers * 2 * d * inner
@@ -72,13 +72,13 @@ def measured(timings: Sequence[dict[str, Any]], source: int, target: int, precis
 
 
 def assumed(peak: float, flops: float, rows: int, how: tuple[float, float, float]) -> Callable[[int], float]:
-    """The same for a device that nothing was measured on."""
+    """Return samples per second by adapters in a group, for a device without measurements."""
     share, fixed, own = how
     return lambda count: count * rows / (fixed + count * own + count * rows * flops / (peak * share))
 
 
 def largest(shape: Shape, rank: int, batch: Batch, room: float, *, cpu: bool, bf16: bool = True) -> int:
-    """Adapters on queries and values that fit into so many bytes beside the base."""
+    """Return the number of adapters on queries and values that fit into `room` bytes together with the base."""
     layers = shape.num_layers + 2 * shape.num_decoder_layers
     need = MemoryNeed("", 2 * layers * rank * (shape.d_model + shape.inner), rank, batch)
 
@@ -102,12 +102,12 @@ class Cost:
 
     @property
     def hours(self) -> float:
-        """Of all devices together."""
+        """Hours of all devices together."""
         return self.devices * self.seconds / 3600
 
 
 def cost(devices: int, most: int, speed: Callable[[int], float]) -> Cost:
-    """Packs as `--engine ray` makes them: as few rounds as memory allows, shared out evenly."""
+    """Return the cost of groups as `--engine ray` plans them: evenly sized, in as few rounds as memory allows."""
     group = balanced_size(ADAPTERS, devices, most)
     groups = math.ceil(ADAPTERS / group)
     rounds = math.ceil(groups / devices)
@@ -115,7 +115,7 @@ def cost(devices: int, most: int, speed: Callable[[int], float]) -> Cost:
 
 
 def limit(most: int, speed: Callable[[int], float]) -> int:
-    """Devices from which on twice as many are less than 1.5 times as fast."""
+    """Return the number of devices from which doubling them is less than 1.5 times as fast."""
     return next(
         devices
         for devices in (2**power for power in range(20))
@@ -124,7 +124,7 @@ def limit(most: int, speed: Callable[[int], float]) -> int:
 
 
 def page(measurements: Sequence[dict[str, Any]]) -> str:
-    """docs/scale.md, from what `benchmarks.studies.multi_lora` wrote on one device or several, of one setting."""
+    """Return the text of docs/scale.md, from results of `benchmarks.studies.multi_lora` with the same settings."""
     found, shape = measurements[0], FLAN["small"]
     lengths = dict.fromkeys((one["source"], one["target"]) for one in found["timings"])
     (low, slow, much), (high, fast, little) = ASSUMED
@@ -151,7 +151,7 @@ def page(measurements: Sequence[dict[str, Any]]) -> str:
 
 
 def _guessed(measurements: Sequence[dict[str, Any]]) -> dict[str, tuple[float, int]]:
-    """The GPUs that were not measured."""
+    """Return peak and memory of the GPUs without measurements, by name."""
     seen = " ".join(found["environment"]["gpus"] for found in measurements if found["device"] != "cpu")
     return {name: gpu for name, gpu in GPUS.items() if name not in seen.split()}
 
@@ -162,7 +162,7 @@ def _device(found: dict[str, Any]) -> str:
 
 
 def _table(measurements: Sequence[dict[str, Any]], shape: Shape, source: int, target: int) -> str:
-    """What rows of one length cost on each device."""
+    """Return the table of costs on each device, for rows of one length."""
     rank, batch = measurements[0]["rank"], Batch(measurements[0]["rows"], source, target)
     ways = []
     for found in measurements:
@@ -214,7 +214,8 @@ def _memory(rank: int, rows: int) -> str:
 
 
 def _traffic(shape: Shape, rank: int) -> dict[str, str]:
-    """What snapshots bring to the shared storage."""
+    """Return the sizes and the rate of snapshots in the shared storage, as text."""
+
     layers = shape.num_layers + 2 * shape.num_decoder_layers
     adapter = 2 * layers * rank * (shape.d_model + shape.inner)
     snapshot = 12 * adapter

@@ -1,1 +1,1 @@
-"""Several adapters trained on one frozen base in one pass, each as if it were trained alone."""
+"""Training of several adapters on one frozen base in one pass, each with the same result as alone."""

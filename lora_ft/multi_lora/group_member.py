@@ -45,7 +45,7 @@ class MemberTrainer:
         folder: Folder of its run.
         trainer: transformers' trainer, which evaluates, logs and keeps the state, but takes no steps.
         resumed: Step at which training was resumed.
-        due: Whether the member has reached a step at which training alone would save.
+        due: True if the member has reached a step at which training alone would save.
         failure: Reason why it left the group without a run, or "".
     """
 
@@ -57,9 +57,9 @@ class MemberTrainer:
         self.trainer, self._reporter = trainer_around(model, data, plan, self.working, Silent())
         self.resumed, self.due, self.failure = 0, False, ""
         self._order: list[int] = []
-        self._loss, self._norm, self._rate = 0.0, 0.0, 0.0  # the first since what was logged last
+        self._loss, self._norm, self._rate = 0.0, 0.0, 0.0  # the loss is a sum since the last log
         self._logged = 0
-        # Random numbers of its own, in the order in which training alone draws them from torch's: see `_draw`.
+        # Own random generator. Numbers are drawn in the same order as training alone draws them; see `_draw`.
         self.generator = torch.Generator(device=model.device).manual_seed(self.task.train.seed)
         self._groups = parameter_groups(self.trainer, list(adapter.shapes), self.task.lora.loraplus_lr_ratio)
 
@@ -74,7 +74,7 @@ class MemberTrainer:
         return bool(self.failure) or self.trainer.control.should_training_stop
 
     def point(self) -> tuple[dict[str, Any], AdapterState] | None:
-        """Return the snapshot entry, for `begin`, and the tensors of a finished run that is trained longer."""
+        """Return the snapshot entry for `begin`, and the tensors, of a finished run that is trained longer."""
         return read_resume_point(self.folder, self._names, self.generator.device.type)
 
     @property
@@ -104,7 +104,9 @@ class MemberTrainer:
         trainer.create_scheduler(self.plan.steps, self._rated)
         for _ in range(self.resumed):
             self._advance_rate()
-        trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)  # once, or each evaluation times it
+        trainer.accelerator.prepare_model(
+            trainer.model, evaluation_mode=True
+        )  # once here, otherwise each evaluation includes its time
         self._began = time.time()
         trainer.control = trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
 
@@ -123,7 +125,7 @@ class MemberTrainer:
         return [one for one in self.trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """Return an optimizer that trains nothing: the scheduler sets its rates, and a last state keeps its groups."""
+        """Return an optimizer that takes no steps. The scheduler sets its rates; the last state stores its groups."""
         kind, options = self.trainer.get_optimizer_cls_and_kwargs(self.trainer.args)
         groups = [
             {"params": [torch.nn.Parameter(torch.zeros(())) for _ in names], **own} for names, own in self._groups
@@ -133,7 +135,7 @@ class MemberTrainer:
 
     def _advance_rate(self) -> None:
         scheduler: Any = self.trainer.lr_scheduler
-        self._rated.step()  # or torch warns that the rate was changed before a step
+        self._rated.step()  # otherwise torch warns that the rate was changed before a step
         scheduler.step()
 
     def window(self) -> list[dict[str, Tensor]]:
@@ -205,11 +207,11 @@ class MemberTrainer:
         trainer.control = trainer.callback_handler.on_step_end(trainer.args, self.state, trainer.control)
 
     def settle(self, turn: Callable[[], None], read: Callable[[], dict[str, Tensor]]) -> None:
-        """Log, evaluate, and end the epoch, where that is due.
+        """Log, evaluate and end the epoch, if any of these is due.
 
         Args:
-            turn: lets the model compute with this adapter alone.
-            read: its weights.
+            turn: Routes all rows of the model to this adapter.
+            read: Returns the weights of this adapter.
         """
         trainer = self.trainer
         self._log_and_evaluate(turn, read)
@@ -260,8 +262,8 @@ class MemberTrainer:
         """Write the adapter, its last state and its metrics; `publish` comes next.
 
         Args:
-            tensors: What is trained, as it is now; the weights of the best step are published where it was another.
-            share: of what the group measured for all, to be put into the metrics.
+            tensors: Current weights and moments. If another step was the best, its weights are published instead.
+            share: Metrics of the member's share of the group.
         """
         trainer, state, weights = self.trainer, self.state, tensors.weights
         last = self.working / f"checkpoint-{state.global_step}"
@@ -290,7 +292,7 @@ class MemberTrainer:
         )
 
     def row(self, seconds: float, note: str = "") -> AdapterStatus:
-        """Return the status line of the member; `seconds` is the duration of a step."""
+        """Return the status of the member; `seconds` is the duration of a step."""
         state, train = self.state, self.task.train
         found = [entry for entry in state.log_history if "loss" in entry]
         metric = train.metric_for_best_model

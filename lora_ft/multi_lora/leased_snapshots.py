@@ -13,15 +13,15 @@ from lora_ft.multi_lora.storage import Storage
 
 
 class LeasedSnapshots(Snapshots):
-    """Snapshots that one attempt to train a group writes, until the next attempt takes the group over.
+    """Snapshots that one attempt to train a group may write until the next attempt takes over.
 
     A node that lost its connection to the cluster may still train after the group was restarted elsewhere.
 
     Args:
-        folder: of the snapshots.
-        storage: that all attempts share.
-        group: its number.
-        tree: what to send into the storage with each snapshot; None where it lies in a shared folder.
+        folder: Folder of the snapshots.
+        storage: Storage shared by all attempts.
+        group: Number of the group.
+        tree: Folder to copy into the storage with each snapshot; None if all nodes share it.
         run: Identifier of the training.
     """
 
@@ -39,7 +39,7 @@ class LeasedSnapshots(Snapshots):
         """See `Snapshots.write`.
 
         Raises:
-            LoraFtError: another attempt has taken over.
+            LoraFtError: Another attempt has taken over.
         """
         holder = self._storage.get(self._holder)
         if holder != self._attempt:
@@ -49,6 +49,6 @@ class LeasedSnapshots(Snapshots):
         self.send()
 
     def send(self) -> None:
-        """Keep a copy in the storage, where the files lie nowhere that all nodes reach."""
+        """Copy the files into the storage, unless all nodes share their folder."""
         if self._tree is not None:
             self._storage.send(self._tree, self._group)

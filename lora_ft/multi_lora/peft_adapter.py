@@ -1,4 +1,4 @@
-"""Describe an adapter that peft created, apart from its base, and write its weights in peft's format."""
+"""Describe an adapter created by peft, without its base, and write its weights in peft's format."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def weight_name(layer: str, side: str) -> str:
 
 
 def make_adapter(model: Any, data: PreparedData, device: str) -> tuple[Adapter, dict[str, Tensor]]:
-    """Return a task's adapter, and its weights as training alone would initialize them. The model is left unchanged.
+    """Return a task's adapter and its initial weights, equal to those of training alone. The model is left unchanged.
 
     Args:
         model: Base model without adapters.
-        data: Task, base, tokenizer, and the rows that EVA computes initial weights from.
+        data: Task, base, tokenizer, and rows for the initial weights of EVA.
         device: Device on which EVA runs.
     """
     from peft import get_peft_model_state_dict

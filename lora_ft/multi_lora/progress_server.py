@@ -15,10 +15,10 @@ class ProgressReport:
     """Progress of an adapter group since its last report was read.
 
     Attributes:
-        group: its number.
-        done: steps of the adapter that has taken the most; None: as before.
-        rows: how its adapters are; None: as before.
-        notes: lines to keep.
+        group: Number of the group.
+        done: Maximum number of finished steps over its adapters; None if unchanged.
+        rows: Status of its adapters; None if unchanged.
+        notes: Lines to keep on the screen.
     """
 
     group: int
@@ -59,13 +59,13 @@ class RemoteProgress:
     """Dashboard of an adapter group on another node. Updates within an interval are sent together.
 
     Attributes:
-        stopping: Whether the last report was answered with the request to stop.
+        stopping: True if the last report was answered with the request to stop.
 
     Args:
-        group: its number.
-        send: Function that sends a report to the actor and returns its answer.
-        every: seconds between reports.
-        clock: seconds.
+        group: Number of the group.
+        send: Sends a report to the actor and returns its answer.
+        every: Minimum time between reports, in seconds.
+        clock: Returns the time, in seconds.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class RemoteProgress:
         self._report.notes.append(f"group {self._group}: {text}")
 
     def rows(self, rows: Sequence[AdapterStatus]) -> None:
-        """See `Dashboard.rows`; they are sent with the step they are of."""
+        """See `Dashboard.rows`. Rows are sent together with the step to which they belong."""
         self._report.rows = rows
 
     def flush(self) -> None:
@@ -101,12 +101,12 @@ class RemoteProgress:
 
 
 class GroupDashboard:
-    """All groups on one dashboard.
+    """Progress of all groups on one dashboard.
 
     Args:
-        rows: of each group before it begins, by its number.
-        totals: steps of each.
-        dashboard: that they are shown on.
+        rows: Initial status of the adapters of each group, by group number.
+        totals: Number of steps of each group, by group number.
+        dashboard: Dashboard that shows the groups.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class GroupDashboard:
         dashboard.stage("training", sum(self._totals.values()))
 
     def show(self, reports: Sequence[ProgressReport]) -> None:
-        """Draw what is new."""
+        """Draw the changes in the reports."""
         for report in reports:
             for note in report.notes:
                 self._dashboard.note(note)
@@ -131,7 +131,7 @@ class GroupDashboard:
         self._dashboard.advance(sum(self._done.values()))
 
     def end(self, group: int, fault: str = "") -> None:
-        """An adapter group has ended, or broke down for this reason."""
+        """Record that an adapter group has ended; `fault` is the reason if it broke down."""
         self._done[group] = self._totals[group]
         if fault:
             self._rows[group] = [

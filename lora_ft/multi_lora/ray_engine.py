@@ -35,15 +35,15 @@ class RayEngine:
     """Engine that trains groups on the nodes of a Ray cluster, several at a time.
 
     Args:
-        address: HOST:PORT of its head; by default what $RAY_ADDRESS names, or the cluster that this machine belongs
-            to, or one of this machine alone.
-        cpus: of an adapter group; by default 1 beside a GPU, and all CPUs of the smallest node otherwise.
-        gpus: part of one GPU that an adapter group takes; by default a whole one, where the cluster has any.
-        retries: how often an adapter group may be begun again whose worker was lost; -1: any number of times.
-        storage: URL that snapshots and runs are sent to, where nodes do not share the runs' folder.
+        address: HOST:PORT of the cluster's head. Default: $RAY_ADDRESS, else the cluster of this machine, else a new
+            one on this machine alone.
+        cpus: CPUs of an adapter group. Default: 1 with a GPU, otherwise all CPUs of the smallest node.
+        gpus: Fraction of one GPU for an adapter group. Default: 1 if the cluster has GPUs.
+        retries: Maximum number of restarts of an adapter group after its worker was lost; -1 for no limit.
+        storage: URL for snapshots and runs, if the nodes do not share the folder of the runs.
 
     Raises:
-        UsageError: Ray is not installed, or more than one GPU is asked for.
+        UsageError: Ray is not installed, or more than one GPU is requested.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class RayEngine:
         """See `Engine.inspect`.
 
         Raises:
-            UsageError: no node could ever train an adapter group, or a node lacks what it needs.
-            LoraFtError: the cluster does not answer.
+            UsageError: No node has the resources for an adapter group, or a node does not meet the requirements.
+            LoraFtError: The cluster does not answer.
         """
         dashboard.stage("connecting")
         self._ours = not self._ray.is_initialized()
@@ -113,7 +113,7 @@ class RayEngine:
         return ResourceRequest(cpus, gpus)
 
     def _ask(self, nodes: Mapping[str, Any], storage: Storage, asked: str) -> dict[str, RayNode]:
-        """Return descriptions of the nodes; busy nodes may not answer in time."""
+        """Return descriptions of the nodes. Busy nodes that do not answer in time are missing."""
         ray, name, token = self._ray, f"token-{secrets.token_hex(8)}", secrets.token_hex(8)
         storage.put(name, token)
         task = ray.remote(inspect_node)
@@ -234,7 +234,7 @@ class RayEngine:
             ).by(interrupts.caught)
 
     def _result(self, reference: Any) -> NodeResult:
-        """Return the result of a finished Ray task; a worker lost too often is a fault."""
+        """Return the result of a finished Ray task. A worker that was lost too often counts as a fault."""
         try:
             found: NodeResult = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:

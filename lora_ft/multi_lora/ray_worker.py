@@ -30,7 +30,7 @@ class NodeResult:
 
     Attributes:
         failed: Names of tasks that left without a run, with the reason.
-        stopped: Whether it was told to stop, and left a snapshot.
+        stopped: True if the group was told to stop and left a snapshot.
         fault: Error that ended the group, or "".
     """
 
@@ -47,7 +47,7 @@ def train_on_node(job: GroupJob, place: str, shared: bool, portion: ResourceRequ
     Args:
         job: Group to train.
         place: Folder or URL of the storage.
-        shared: Whether all nodes share the folder of the runs.
+        shared: True if all nodes share the folder of the runs.
         portion: Resources of the group.
         progress_actor: Handle of the actor `ProgressActor`.
     """

@@ -1,8 +1,8 @@
-"""The last state of one adapter of a group, in the files that transformers' Trainer resumes from.
+"""Last state of one adapter of a group, in the files from which transformers' Trainer resumes.
 
 So a run is the same whether it was trained alone or in a group, and either way of training can continue it. The
-optimizer of a group is one matrix for all adapters. Here a row of it is split into the two moments of each weight, in
-the order in which torch's optimizer numbers its parameters.
+optimizer of a group is one matrix for all adapters. Each row of it is split here into the two moments of each weight.
+Their order is the parameter order of torch's optimizer.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from lora_ft.training.run_folder import RunFolder
 from lora_ft.training.trainer import Trainer
 
 _OPTIMIZER, _SCHEDULER, _RANDOM, _STATE = "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"
-_EMBEDDING_RATE = 1e-6  # peft's, for a parameter group without weights here
+_EMBEDDING_RATE = 1e-6  # peft's default for embeddings, a parameter group without weights here
 
 
 @dataclass(frozen=True)
 class AdapterState:
-    """Weights of one adapter and the optimizer's two moments, by peft's names of the weights."""
+    """Weights of one adapter and the two moments of the optimizer, by peft's names of the weights."""
 
     weights: dict[str, Tensor]
     means: dict[str, Tensor]
@@ -42,7 +42,7 @@ class AdapterState:
 
 
 def parameter_groups(trainer: Trainer, names: list[str], ratio: float | None) -> list[tuple[list[str], dict[str, Any]]]:
-    """Return the groups of an adapter's weights in which training alone optimizes them, with the options of each.
+    """Return the optimizer's parameter groups of training alone: names of an adapter's weights, and options.
 
     Args:
         trainer: Trainer of the task.
@@ -76,8 +76,8 @@ def write_resume_point(
         trainer: Trainer of the task, with its state and scheduler.
         optimizer: Optimizer without moments, in the groups of `parameter_groups`.
         names: Names of the weights, in the order of the optimizer's parameters.
-        tensors: What was trained.
-        generator: Random numbers of the adapter.
+        tensors: Weights and moments of the adapter.
+        generator: Random generator of the adapter.
     """
     state = dataclasses.replace(trainer.state)
     if state.best_global_step is not None:
@@ -101,15 +101,15 @@ def write_resume_point(
 
 
 def read_resume_point(run: RunFolder, names: list[str], device: str) -> tuple[dict[str, Any], AdapterState] | None:
-    """Return the state that an adapter resumes from: a snapshot entry, as of `MemberTrainer.export`, and its tensors.
+    """Return the state for resuming an adapter: a snapshot entry, as from `MemberTrainer.export`, and its tensors.
 
     Args:
         run: Folder of the run. Incomplete checkpoints in it are deleted.
         names: Names of the weights, in the order of the optimizer's parameters.
-        device: Device that its random numbers are drawn on.
+        device: Device of its random generator.
 
     Returns:
-        None if the run has no whole checkpoint.
+        Snapshot entry and tensors, or None if the run has no complete checkpoint.
 
     Raises:
         UsageError: The run was trained in several processes.

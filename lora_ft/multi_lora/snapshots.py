@@ -23,11 +23,11 @@ class Snapshot:
     """State of an adapter group after a tick.
 
     Attributes:
-        tick: how many were done.
-        rows: weights, means and squares [adapters, width] of those that still train.
-        members: and what `MemberTrainer.export` gave of them, by name, in the order of the rows.
-        closed: names of those that are done; their runs may not be in place yet.
-        failed: names of those that left without a run, and why.
+        tick: Number of finished ticks.
+        rows: Weights, means and squares [adapters, width] of the members that still train.
+        members: Entries from `MemberTrainer.export` of these members, by name, in the order of the rows.
+        closed: Names of the members that are done. Their runs may not be published yet.
+        failed: Reason by name, for members that left without a run.
     """
 
     tick: int
@@ -42,14 +42,14 @@ class Snapshots:
 
     Args:
         folder: Folder of the snapshots.
-        run: Identifier of the training that they belong to.
+        run: Identifier of the training to which they belong.
     """
 
     def __init__(self, folder: Path, run: str = "") -> None:
         self.folder, self.run = folder, run
 
     def write(self, snapshot: Snapshot) -> None:
-        """Write one, and delete older ones when it is whole."""
+        """Write a snapshot, and delete older ones once it is complete."""
         path = self.folder / f"checkpoint-{snapshot.tick}"
         path.mkdir(parents=True)
         if snapshot.members:
@@ -64,10 +64,10 @@ class Snapshots:
         resume_points.seal(self.folder, snapshot.tick, keep=1, best=None, run=self.run)
 
     def latest(self) -> Snapshot | None:
-        """The newest whole one.
+        """Return the newest complete snapshot, or None.
 
         Raises:
-            LoraFtError: it is of another version.
+            LoraFtError: The snapshot has another format version.
         """
         path = resume_points.latest(self.folder, self.run) if self.folder.is_dir() else None
         if path is None:

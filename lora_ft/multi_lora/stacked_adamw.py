@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_ft.multi_lora.stacked_weights import StackedWeights
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # torch's and transformers' defaults
-_AT_ONCE = {"cpu": 2**18}  # elements that stay in the cache
+_AT_ONCE = {"cpu": 2**18}  # number of elements that fit into the cache
 _AT_ONCE_ELSEWHERE = 2**26
 
 
@@ -22,7 +22,7 @@ class AdamWStep:
 
     Attributes:
         step: Number of the step, from 1.
-        rate: Learning rate; that of the B matrices is `ratio` times as large (LoRA+).
+        rate: Learning rate. The rate of the B matrices is `ratio` times as large (LoRA+).
         decay: Weight decay.
         max_norm: Maximum norm of the gradient; 0 disables clipping.
     """
@@ -35,10 +35,10 @@ class AdamWStep:
 
 
 class StackedAdamW:
-    """torch.optim.AdamW, element by element the same, with scalars that differ from row to row.
+    """Optimizer with the same results as torch.optim.AdamW, element by element, and different settings for each row.
 
     Attributes:
-        means, squares: The two moments [adapters, width].
+        means, squares: First and second moments [adapters, width].
     """
 
     def __init__(self, stack: StackedWeights) -> None:
@@ -47,13 +47,13 @@ class StackedAdamW:
 
     @torch.no_grad()
     def step(self, rates: Sequence[AdamWStep]) -> Tensor:
-        """One step of every adapter.
+        """Take one step of every adapter.
 
         Args:
-            rates: of each, in the order of the stack.
+            rates: Settings of each adapter's step, in the order of the stack.
 
         Returns:
-            The norms of the gradients before clipping [adapters].
+            Norm of each adapter's gradient before clipping, [adapters].
         """
         stack, norms = self._stack, self._stack.norms
         limits = self._column([rate.max_norm or math.inf for rate in rates])

@@ -1,4 +1,4 @@
-"""Hold the weights of all adapters of a group in one matrix with a row per adapter, of which layers use views.
+"""Weights of all adapters of a group, in one matrix with a row per adapter. Layers use views of it.
 
 A row holds the adapter's A matrices, layer after layer, then its B matrices. So the optimizer's step, clipping, and the
 removal of an adapter are operations on rows, independent of the layers.
@@ -19,13 +19,13 @@ from lora_ft.multi_lora.peft_adapter import Adapter, weight_name
 
 @dataclass(frozen=True)
 class StackedLayer:
-    """One adapted layer.
+    """Position of one adapted layer in a row.
 
     Attributes:
-        name: in the base.
-        inputs, outputs: its widths.
-        rank: the largest of any adapter.
-        a, b: where its A [inputs, rank] and B [rank, outputs] begin in a row.
+        name: Name of the layer in the base.
+        inputs, outputs: Input and output width.
+        rank: Largest rank of any adapter.
+        a, b: Columns at which A [inputs, rank] and B [rank, outputs] begin.
     """
 
     name: str
@@ -36,23 +36,23 @@ class StackedLayer:
     b: int
 
     def view(self, rows: Tensor, side: str) -> Tensor:
-        """[n, inputs, rank] or [n, rank, outputs] of [n, width] rows, in the same memory."""
+        """Return A [n, inputs, rank] or B [n, rank, outputs] as a view of rows [n, width]."""
         start, height, width = (self.a, self.inputs, self.rank) if side == "A" else (self.b, self.rank, self.outputs)
         return rows[:, start : start + height * width].view(len(rows), height, width)
 
 
 class StackedWeights:
-    """Adapters put on a base, which is frozen. Its layers compute what `route` says.
+    """Stack of adapters on a frozen base. `route` assigns rows of a batch to adapters.
 
     Attributes:
-        adapters: in the order of the rows.
-        layers: that any of them adapts, in the base's order.
-        weights, gradients: [adapters, width], float32. `backward` adds to the gradients.
-        split: column where the B matrices begin.
+        adapters: Adapters in the order of the rows.
+        layers: Layers that at least one adapter adapts, in the base's order.
+        weights, gradients: Matrices [adapters, width], float32. `backward` adds to the gradients.
+        split: Column at which the B matrices begin.
 
     Args:
-        model: the base, on the device it stays on.
-        adapters: see there.
+        model: Base model, already on its device.
+        adapters: Adapters in the order of the rows.
     """
 
     def __init__(self, model: Any, adapters: Sequence[Adapter]) -> None:
@@ -86,8 +86,8 @@ class StackedWeights:
         """Bind the parameters of the layers to the current rows."""
         for layer, linear in zip(self.layers, self._linears, strict=True):
             for side in "AB":
-                # Leaves of their own in the same memory: gradients are added up where the optimizer finds them,
-                # without a matrix of zeros for each layer, which slices of one leaf would make.
+                # Separate leaves that share the matrix's memory, so that gradients accumulate in `gradients`. Slices
+                # of one leaf would allocate a matrix of zeros for each layer.
                 parameter = nn.Parameter(layer.view(self.weights, side))
                 parameter.grad = layer.view(self.gradients, side)
                 setattr(linear, side.lower(), parameter)
@@ -106,7 +106,7 @@ class StackedWeights:
                 layer.view(row, "B")[0, :rank] = weights[weight_name(layer.name, "B")].T
 
     def read(self, adapter: int, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """Copies of an adapter's weights, by peft's names and in its shapes, on the CPU; or of its row of `rows`."""
+        """Return CPU copies of an adapter's weights, or of its row of `rows`, by peft's names and in peft's shapes."""
         row = (self.weights if rows is None else rows)[adapter : adapter + 1]
         found = {}
         for layer in self.layers:
@@ -117,14 +117,14 @@ class StackedWeights:
         return found
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, and free the memory of the others."""
+        """Keep only these rows and free the memory of the others."""
         self.adapters = [self.adapters[row] for row in rows]
         self.weights = self.weights.index_select(0, torch.tensor(rows, dtype=torch.long, device=self.device))
         self.gradients = torch.zeros_like(self.weights)
         self._bind()
 
     def restore(self, weights: Tensor) -> None:
-        """Copy rows that a stack of the same adapters had."""
+        """Copy the weights of another stack of the same adapters."""
         self.weights.copy_(weights)
 
     def remove(self, model: Any) -> None:
@@ -134,7 +134,7 @@ class StackedWeights:
 
     @property
     def norms(self) -> Tensor:
-        """[adapters]: the norm of each one's gradient."""
+        """Norm of each adapter's gradient, [adapters]."""
         return torch.linalg.vector_norm(self.gradients, dim=1)
 
 
@@ -148,7 +148,7 @@ def _replace(model: Any, name: str, module: nn.Module) -> None:
 
 
 def _side(name: str) -> int:
-    """Whose positions a layer of T5 is given: the decoder's attention reads keys and values of the source."""
+    """Return SOURCE or TARGET, the positions that a T5 layer receives; SOURCE for cross-attention keys and values."""
     return (
         SOURCE if name.startswith("encoder.") or name.endswith(("EncDecAttention.k", "EncDecAttention.v")) else TARGET
     )

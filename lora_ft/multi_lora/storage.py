@@ -13,10 +13,10 @@ _MARK = ".complete"
 
 
 class Storage:
-    """Files by name in a folder or below a URL.
+    """Storage of files by name, in a folder or below a URL.
 
     Raises:
-        UsageError: no package here knows such URLs.
+        UsageError: No installed package supports such URLs.
     """
 
     def __init__(self, place: str) -> None:
@@ -67,7 +67,7 @@ class Storage:
                 self.drop(other)
 
     def fetch(self, group: int, folder: Path) -> bool:
-        """Bring an adapter group's newest copy into a folder; whether there is one."""
+        """Copy an adapter group's newest files into a folder. Return False if there are none."""
         number = self._newest(group)
         if number is None:
             return False

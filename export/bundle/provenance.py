@@ -1,8 +1,8 @@
-"""Where a model comes from, written into every graph as ONNX `metadata_props`.
+"""Provenance of a model, written into every graph as ONNX `metadata_props`.
 
 A graph that was copied out of its folder still names its task, base, adapter, license and scores. The properties are
-appended to the finished file: protobuf reads two messages written one after the other as one, with their repeated
-fields joined. So a graph of gigabytes is not read again, and what was compared with PyTorch does not change.
+appended to the finished file: protobuf reads two concatenated messages as one, with their repeated fields joined. So a
+graph of gigabytes is not read again, and the graph that was compared with PyTorch does not change.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ class Score:
     """A score of a model.
 
     Attributes:
-        metric: Its name.
-        split: Rows that were scored: "test", "validation", or "gate" for those that a precision was chosen by.
-        rows: Their number.
-        mean: The score.
-        low, high: Its 95 % interval, or None where it is not known.
+        metric: Name of the metric.
+        split: Rows that were scored: "test", "validation", or "gate" for the rows used to choose a precision.
+        rows: Number of rows.
+        mean: Value of the score.
+        low: Lower bound of the 95% confidence interval, or None if unknown.
+        high: Upper bound of the 95% confidence interval, or None if unknown.
     """
 
     metric: str
@@ -43,14 +44,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from, in words that may leave this machine: names, no local paths. "" is unknown.
+    """Provenance of a model, safe to publish: names only, no local paths. "" is unknown.
 
     Attributes:
         task: Name of the task.
         base: Name of the base model.
         adapter: Name of the adapter.
-        license: License of the adapter, as the Hub abbreviates it.
-        data: Names of the data sets and files it was trained on.
+        license: License of the adapter, as the Hub's license id.
+        data: Names of the training data sets and files.
         scores: Scores of the model in float32.
     """
 
@@ -72,9 +73,9 @@ def bounded(text: str) -> str:
 
 
 def scores_as_exported(provenance: Provenance, record: Mapping[str, Any]) -> list[Score]:
-    """Return the scores that hold for the weights as they are stored.
+    """Return the scores of the weights as stored.
 
-    Rounded weights keep none of the training's scores; theirs are those of the gate, if there was one.
+    Training scores do not apply to quantized weights. Those have the scores of the gate, if there was one.
     """
     precision, gate = record.get("precision", "fp32"), record.get("gate")
     if precision == "fp32":
@@ -88,11 +89,11 @@ def scores_as_exported(provenance: Provenance, record: Mapping[str, Any]) -> lis
 
 
 def properties(provenance: Provenance, record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the metadata of a model's graphs; what is unknown is left out.
+    """Return the metadata of a model's graphs, without unknown values.
 
     Args:
-        provenance: Of the model.
-        record: The manifest's content: its precision, and how that was chosen.
+        provenance: Provenance of the model.
+        record: Content of the manifest. The precision, the gate and its scores are read.
     """
     scores = [
         {k: v for k, v in asdict(score).items() if v is not None} for score in scores_as_exported(provenance, record)
@@ -115,8 +116,8 @@ def stamp(folder: Path, values: Mapping[str, str]) -> None:
     """Append properties to every graph below a folder.
 
     Args:
-        folder: Holds graphs that lora-ft wrote and that have none of these properties yet.
-        values: Texts by key.
+        folder: Folder with graphs that lora-ft wrote, without these properties.
+        values: Values by key.
     """
     addition = onnx.ModelProto()
     for key, value in values.items():

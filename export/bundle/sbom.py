@@ -1,9 +1,11 @@
-"""A bill of materials beside every exported model, as a CycloneDX 1.6 document in JSON.
+"""Software bill of materials of every exported model, as a CycloneDX 1.6 document in JSON.
 
-Its subject is the model, with license, scores and data sets. Its components are the base and the adapter, the packages
-that made the model, and the model's files with their hashes. But for the time, the same model always has the same bill:
-the serial number is derived from the rest. The manifest of a bundle, or the record of a layout, binds the file.
-A bank's bill is that of its base and graphs, as adapters come and go later; its manifest has their hashes.
+Its subject is the model, with license, scores and data sets. Its components are the base, the adapter, the packages
+used for the export, and the model's files with their hashes. Apart from the timestamp, the same model always has the
+same bill, since the serial number is derived from the content. The bundle's manifest, or the layout's record, contains
+the hash of the bill.
+
+A bank's bill covers its base and graphs only, since adapters change later. The bank's manifest has their hashes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 from lora_ft.export.bundle.provenance import Provenance, Score, bounded, scores_as_exported
 from lora_ft.export.runtime.manifest import SBOM, describe
 
-# The Hub's abbreviations that are SPDX's but for the case; CycloneDX takes any other license as a plain name.
+# Hub license ids that match an SPDX id apart from case. CycloneDX accepts any other license as a plain name.
 _SPDX = {
     name.lower(): name
     for name in (
@@ -48,12 +50,12 @@ _SPDX = {
 
 
 def write_sbom(folder: Path, provenance: Provenance, record: Mapping[str, Any]) -> None:
-    """Write the bill of materials of a folder that holds every file of a model but its manifest.
+    """Write the bill of materials of a model folder that is complete except for its manifest.
 
     Args:
-        folder: Of the model.
-        provenance: Of the model.
-        record: The manifest's content; `created`, `precision`, `versions` and the gate are read.
+        folder: Folder of the model.
+        provenance: Provenance of the model.
+        record: Content of the manifest. `created`, `precision`, `versions` and the gate are read.
     """
     document: dict[str, Any] = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
@@ -74,7 +76,7 @@ def write_sbom(folder: Path, provenance: Provenance, record: Mapping[str, Any]) 
 
 
 def _model(provenance: Provenance, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the component that the bill is about."""
+    """Return the component that the bill describes."""
     parameters: dict[str, Any] = {"architectureFamily": "T5"}
     if provenance.task:
         parameters["task"] = bounded(provenance.task)
@@ -113,7 +115,7 @@ def _metric(score: Score) -> dict[str, Any]:
 
 
 def _parents(provenance: Provenance) -> list[dict[str, Any]]:
-    """Return the models that this one is made of."""
+    """Return the models that this model was created from."""
     names = {"base": provenance.base, "adapter": provenance.adapter}
     return [
         {"type": "machine-learning-model", "bom-ref": role, "name": bounded(name)}

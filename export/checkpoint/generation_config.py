@@ -1,8 +1,8 @@
-"""Generation settings of a checkpoint: what its generation_config.json, or else its config.json, asks for.
+"""Generation settings of a checkpoint, from its generation_config.json or else its config.json.
 
 Settings take precedence in this order: command line or call, task, checkpoint, defaults of `Options`. As in
-transformers, settings in config.json count only where there is no generation_config.json; token ids are taken from
-either. A setting that the runtime does not have is refused by name, because answers would silently differ.
+transformers, settings in config.json are used only without a generation_config.json. Token ids are read from either
+file. An unsupported setting is refused by name, because answers would silently differ.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _SUPPORTED = (
     "forced_bos_token_id",
     "forced_eos_token_id",
 )
-_LENGTHS = ("max_length", "min_length")  # of the decoder's tokens, its start included
-# Settings that change answers and that the runtime lacks, with the values at which they do nothing.
+_LENGTHS = ("max_length", "min_length")  # limits on decoder tokens, including the start token
+# Settings that change answers but are not supported by the runtime, with the values that have no effect.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_return_sequences": (1,),
     "num_beam_groups": (1,),
@@ -69,11 +69,11 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Generation:
-    """How a checkpoint generates when nothing else is asked for.
+    """Default generation behavior of a checkpoint.
 
     Attributes:
-        special: Its special tokens.
-        options: Its settings by the names of `Options`; only what it sets itself.
+        special: Special tokens of the checkpoint.
+        options: Settings that the checkpoint itself sets, by the names of `Options`.
     """
 
     special: SpecialTokens
@@ -96,12 +96,12 @@ def read_generation(folder: Path) -> Generation:
 
 
 def generation_of(own: Mapping[str, Any], config: Mapping[str, Any], where: str) -> Generation:
-    """As `read_generation`, from the contents of the files.
+    """Return the special tokens and generation settings from the contents of the files, as `read_generation` does.
 
     Args:
-        own: Content of generation_config.json, or of config.json where there is none.
-        config: Content of config.json, for ids that `own` lacks and the size of the vocabulary.
-        where: File of `own`, for errors.
+        own: Content of generation_config.json, or of config.json if that file does not exist.
+        config: Content of config.json, for the vocabulary size and for ids missing from `own`.
+        where: Path of `own`, for errors.
     """
     ids = {name: config.get(name) if own.get(name) is None else own[name] for name in SPECIAL}
     vocabulary = config.get("vocab_size")
@@ -127,9 +127,9 @@ def generation_of(own: Mapping[str, Any], config: Mapping[str, Any], where: str)
 
 
 def _check(options: Mapping[str, Any], vocabulary: int, where: str) -> None:
-    """Raise UsageError, naming the file, where `Options` refuses a setting.
+    """Raise UsageError, naming the file, if `Options` refuses a setting.
 
-    Whether the least tokens fit below the most is asked later, when the task's own limit is known.
+    Minimum and maximum length are compared later, when the task's own limit is known.
     """
     try:
         check_ranges(options)

@@ -1,7 +1,7 @@
-"""Every tensor of a checkpoint accounted for: none missing, none unknown, each of its shape and made of numbers.
+"""Checks that a checkpoint has exactly the expected tensors, with the right shapes and finite values.
 
-transformers draws random weights for what a checkpoint lacks, ties a head that is missing, and skips what it does not
-know, each with a warning at most. Here the config says which tensors there must be, and the files are held against it.
+transformers initializes missing tensors randomly, ties a missing head and skips unknown tensors, with a warning at
+most. Here the expected tensors are derived from the config, and the files are compared with them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from lora_ft.export.checkpoint.reader import Checkpoint
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-_CHUNK = 1 << 22  # numbers that are checked at a time: their copies in float32 stay in the processor's cache
+_CHUNK = 1 << 22  # numbers per check, so that their float32 copy fits into the CPU cache
 _SHOWN = 3
 
 
 def check_names(checkpoint: Checkpoint, architecture: Architecture) -> None:
-    """Compare names, shapes and number formats with what the config asks for. Reads no weight.
+    """Compare names, shapes and dtypes of the tensors with the config, without reading any weights.
 
     Raises:
-        LoraFtError: tensors are missing, unknown, of another shape, or not stored as floats.
+        LoraFtError: Tensors are missing, unknown, of the wrong shape, or not stored as floats.
     """
     where = checkpoint.folder
     found = checkpoint.described
@@ -70,10 +70,10 @@ def check_names(checkpoint: Checkpoint, architecture: Architecture) -> None:
 
 
 def check_numbers(checkpoint: Checkpoint) -> None:
-    """Read every weight once: all are numbers in float32, and copies of the embedding are equal to it.
+    """Read every weight once. Check that it is finite in float32 and that copies of the embedding are equal to it.
 
     Raises:
-        LoraFtError: a weight is NaN or infinite, or a copy differs.
+        LoraFtError: A weight is NaN or infinite, or a copy of the embedding differs.
     """
     family = family_of(checkpoint.config["model_type"])
     for name in checkpoint.names:
@@ -96,7 +96,7 @@ def check_numbers(checkpoint: Checkpoint) -> None:
 
 
 def not_finite(stored: np.ndarray) -> int:
-    """Return how many numbers of an array are NaN or infinite in float32 (uint16 holds bfloat16's bits)."""
+    """Return the count of numbers that are NaN or infinite in float32. A uint16 array holds bfloat16 bits."""
     count = 0
     flat = stored.reshape(-1)
     for start in range(0, flat.size, _CHUNK):
@@ -105,7 +105,7 @@ def not_finite(stored: np.ndarray) -> int:
             count += int(np.count_nonzero((chunk & 0x7F80) == 0x7F80))
             continue
         with np.errstate(all="ignore"):
-            # One pass without a copy: a sum of finite numbers is finite, unless it overflows.
+            # Fast path without a copy: a finite sum means finite numbers. Any other sum may just be an overflow.
             if chunk.dtype == np.float32 and np.isfinite(chunk.sum()):
                 continue
             count += int(np.count_nonzero(~np.isfinite(chunk.astype(np.float32))))
@@ -113,7 +113,7 @@ def not_finite(stored: np.ndarray) -> int:
 
 
 def listed(names: Collection[str]) -> str:
-    """Return the first few of some names, and how many more there are."""
+    """Return the first few names and the number of the others, as text."""
     shown = ", ".join(list(names)[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN:,} more tensors" if len(names) > _SHOWN else shown
 

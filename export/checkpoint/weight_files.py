@@ -1,7 +1,7 @@
-"""The files that hold a checkpoint's weights: `model.safetensors`, or the shards that its index names, and no other.
+"""Weight files of a checkpoint: `model.safetensors`, or the shards that its index names, and no other files.
 
-A folder may hold more `*.safetensors` than its weights: averages, other precisions, adapters, leftovers. Only the two
-names that transformers loads decide, so that training, export and everyone else read the same weights.
+A folder may contain other `*.safetensors`: averages, other precisions, adapters, leftovers. Only the two names that
+transformers loads are considered, so that training, export and all other tools read the same weights.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _LFS = b"version https://git-lfs"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files of a checkpoint's weights, in the order of their names.
+    """Return the weight files of a checkpoint, sorted by name.
 
     Raises:
-        UsageError: the folder has no weights in safetensors, or two sets of them.
-        LoraFtError: the index and the shards disagree, or a file is only a pointer to its content.
+        UsageError: The folder has no safetensors weights, or two sets of them.
+        LoraFtError: The index and the shards disagree, or a file is only a pointer to its content.
     """
     single, index = folder / SINGLE, folder / INDEX
     if not index.is_file():
@@ -44,7 +44,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def has_weights(folder: Path) -> bool:
-    """Return whether a folder has weights in safetensors that transformers would load, whole or not."""
+    """Return True if a folder has safetensors weights that transformers would load, even if incomplete."""
     return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
 
 
@@ -59,7 +59,7 @@ def conversion(pickled: Path, safe: Path, *, metadata: bool = True) -> str:
 
 
 def check_content(path: Path) -> None:
-    """Raise LoraFtError where a file is a link to nothing, or Git LFS's pointer instead of its content."""
+    """Raise LoraFtError if a file is a dangling link or a Git LFS pointer."""
     if path.is_symlink() and not path.exists():
         raise LoraFtError(f"{path} is a link to a file that is missing ({path.readlink()})", "download it again")
     with open(path, "rb") as file:
@@ -92,7 +92,7 @@ def _no_weights(folder: Path) -> UsageError:
 
 
 def _shards(index: Path) -> Mapping[str, set[str]]:
-    """Return the names of the tensors of each shard, as an index has them."""
+    """Return the tensor names of each shard, according to an index."""
     weights = read_json(index).get("weight_map")
     if not isinstance(weights, dict) or not weights or not all(isinstance(file, str) for file in weights.values()):
         raise LoraFtError(f"{index} has no weight_map of names to files", "copy it again")
@@ -105,7 +105,7 @@ def _shards(index: Path) -> Mapping[str, set[str]]:
 
 
 def _check_shards(folder: Path, shards: Mapping[str, set[str]]) -> None:
-    """Raise LoraFtError unless the shards are all there, and hold exactly what the index says."""
+    """Raise LoraFtError unless all shards exist and hold exactly the tensors that the index assigns to them."""
     missing = sorted(shard for shard in shards if not _is_there(folder / shard))
     if missing:
         raise LoraFtError(f"{folder} lacks {missing[0]}, which {INDEX} names", "copy or download the shard")

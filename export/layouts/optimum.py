@@ -1,17 +1,18 @@
-"""The four graphs that Optimum's ORTModelForSeq2SeqLM and transformers.js load, by their names and axes.
+"""The four graphs that Optimum's ORTModelForSeq2SeqLM and transformers.js load, with the names and axes they expect.
 
     encoder_model            input_ids, attention_mask -> last_hidden_state
     decoder_model            input_ids, encoder_attention_mask, encoder_hidden_states -> logits, present.*
     decoder_with_past_model  the same from past_key_values.* instead of hidden states, one token a row
     decoder_model_merged     both, switched by use_cache_branch[1]
 
-Consumers differ in the graphs that they load, so all four are written: Optimum takes the merged decoder unless it is
-told `use_merged=False`, then the other two; transformers.js takes the merged one. A copy for one of them can do
-without the rest. Optimum reads caches by the graph's order (own key, own value, cross key, cross value, layer by
-layer) and makes an empty past d_model / heads wide, which is not d_kv in FLAN-T5-small; so that axis is free there.
-Its `use_io_binding=True` takes the same width for outputs, and fails wherever d_kv differs (its own exports, too).
+All four are written because consumers load different ones. Optimum loads the merged decoder, or the other two decoders
+with `use_merged=False`. transformers.js loads the merged decoder. A copy for one consumer can omit the other graphs.
 
-They compute more and copy more than this project's own (cross keys and values travel through every call).
+Optimum reads caches in the graph's order: own key, own value, cross key, cross value, layer by layer. Its empty past is
+d_model / heads wide, which differs from d_kv in FLAN-T5-small, so that axis is free in the merged decoder. Optimum's
+`use_io_binding=True` assumes the same width for outputs and fails if d_kv differs, even with its own exports.
+
+These graphs compute and copy more than this project's own: cross keys and values pass through every call.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def write(folder: Path, t5: T5) -> None:
 
 
 def answer_split(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) -> np.ndarray:
-    """What encoder, first decoder and decoder with past generate."""
+    """Return the tokens that the encoder, the first decoder and the decoder with past generate."""
     encoder, first, later = (open_session(folder / "onnx" / f"{name}.onnx") for name in NAMES[:3])
     names = [output.name for output in first.get_outputs()]
 
@@ -55,7 +56,7 @@ def answer_split(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) ->
 
 
 def answer_merged(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) -> np.ndarray:
-    """What encoder and merged decoder generate."""
+    """Return the tokens that the encoder and the merged decoder generate."""
     encoder, merged = (open_session(folder / "onnx" / f"{name}.onnx") for name in (NAMES[0], NAMES[3]))
     names = [output.name for output in merged.get_outputs()]
     heads = {entry.name: entry.shape[1] for entry in merged.get_inputs() if entry.name.startswith(_PAST)}
@@ -143,7 +144,7 @@ def _merged(t5: T5) -> onnx.ModelProto:
     made = t5.head(later, t5.decode(later, ids, mask, past, crossed, made_own))
     a = t5.architecture
     nothing = later.constant(np.zeros((0, a.heads, 1, a.d_kv), np.float32), "nothing")
-    for name in _flat(made_cross):  # those who call keep what the first step gave them, so nothing is copied
+    for name in _flat(made_cross):  # callers keep the first step's, so nothing is copied
         later.op("Identity", nothing, output=name)
     _declare(later, t5, made, made_own, made_cross)
 
@@ -153,7 +154,7 @@ def _merged(t5: T5) -> onnx.ModelProto:
 
 
 def _declare(g: Graph, t5: T5, logits: str, own: Sequence[KeyValue], cross: Sequence[KeyValue]) -> None:
-    """Make these the outputs of a branch."""
+    """Declare the logits and the keys and values as outputs of a branch."""
     a = t5.architecture
     g.output(logits, FLOAT, "b", "q", a.vocabulary)
     for name in (*_flat(own), *_flat(cross)):
@@ -179,7 +180,7 @@ def _first_step(
 
 
 def _inputs(g: Graph, t5: T5, length: str) -> tuple[str, str, str]:
-    """(input_ids, encoder_attention_mask, encoder_hidden_states)"""
+    """Declare the inputs and return (input_ids, encoder_attention_mask, encoder_hidden_states)."""
     mask = g.input(_MASK, INT64, "batch_size", "encoder_sequence_length")
     ids = g.input("input_ids", INT64, "batch_size", length)
     width = t5.architecture.d_model
@@ -191,11 +192,12 @@ def _logits(g: Graph, t5: T5) -> str:
 
 
 def _pasts(g: Graph, t5: T5, width: int | str | None = None) -> tuple[list[KeyValue], list[KeyValue]]:
-    """Declare the keys and values of earlier steps: (decoder's, encoder's), each by layer.
+    """Declare the keys and values of earlier steps and return (decoder's, encoder's), each by layer.
 
     Args:
-        g, t5: where and of what.
-        width: their last axis, d_kv unless given.
+        g: Graph to declare them in.
+        t5: Model.
+        width: Size or name of their last axis. Default: d_kv.
     """
     width = t5.architecture.d_kv if width is None else width
     lengths = {"decoder": "past_decoder_sequence_length", "encoder": "encoder_sequence_length_out"}
@@ -203,7 +205,7 @@ def _pasts(g: Graph, t5: T5, width: int | str | None = None) -> tuple[list[KeyVa
 
 
 def _presents(g: Graph, t5: T5, sides: Sequence[str] = ("decoder", "encoder")) -> tuple[list[KeyValue], list[KeyValue]]:
-    """Declare the keys and values after this step: (decoder's, encoder's), each by layer."""
+    """Declare the keys and values after this step and return (decoder's, encoder's), each by layer."""
     lengths = {"decoder": "past_decoder_sequence_length + 1", "encoder": "encoder_sequence_length_out"}
     return _declared(g.output, t5, "present", {side: lengths[side] for side in sides}, t5.architecture.d_kv)
 
@@ -211,7 +213,7 @@ def _presents(g: Graph, t5: T5, sides: Sequence[str] = ("decoder", "encoder")) -
 def _declared(
     declare: Callable[..., str], t5: T5, stem: str, lengths: Mapping[str, str], width: int | str
 ) -> tuple[list[KeyValue], list[KeyValue]]:
-    """Declare four by four, layer by layer: Optimum pairs them with its tuples by the graph's order, not by name."""
+    """Declare four names per layer, in layer order, since Optimum matches them by position and not by name."""
     names: dict[str, list[KeyValue]] = {"decoder": [], "encoder": []}
     for layer in _layers(t5):
         for side, length in lengths.items():

@@ -1,13 +1,13 @@
-"""One ONNX file that generates: encoder and loop inside, so any language with ONNX Runtime needs a single call.
+"""One ONNX file with the encoder and the generation loop, so that a single call of ONNX Runtime generates an answer.
 
     input_ids[b,s], attention_mask[b,s], min_new_tokens[], max_new_tokens[] (all int64),
     temperature[] (float; 0 for the likeliest tokens), top_k[] (int64; 0 for all), top_p[] (float; 1 for all),
-    uniform[b,max_new_tokens] (float: random numbers from 0 to below 1; [0,0] for the likeliest tokens). With fewer of
-    them the call fails at a node whose name says so: "uniform_needs_max_new_tokens_columns"
+    uniform[b,max_new_tokens] (float: random numbers in [0, 1); shape [0,0] for the likeliest tokens)
     -> sequences[b,n] (int64), padded with pad_token_id after a token of eos_token_id, both of generation_config.json
 
-The caller brings the random numbers, so it holds the seed. Beams, bans, penalties and forced tokens are not in the
-graph, see `unsupported`. A Triton model repository holds a variant whose options are each row's own, see `triton.py`.
+The caller passes the random numbers and thus controls the seed. With too few columns the call fails at a node named
+"uniform_needs_max_new_tokens_columns". Beams, bans, penalties and forced tokens are not in the graph, see
+`unsupported`. A Triton model repository holds a variant with separate options for each row, see `triton.py`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.runtime.session import open_session
 
 MODEL = "generate.onnx"
-# A call says these itself, through the inputs of the same names or its random numbers.
+# Options that each call sets itself, through inputs of the same names or its random numbers.
 _INPUTS = ("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "seed")
-_SAME_ANSWERS = ("prompt_lookup", "length_penalty", "early_stopping")  # the last two are read by beam search alone
+_SAME_ANSWERS = ("prompt_lookup", "length_penalty", "early_stopping")  # only beam search reads the last two
 
 _EXAMPLE = """import numpy as np
 from onnxruntime import InferenceSession
@@ -53,7 +53,7 @@ print(tokenizer.decode_batch(sequences.tolist()))"""
 
 
 def unsupported(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the generation settings that change answers and that the file cannot honour.
+    """Return the generation settings that change answers but are not supported by the file.
 
     Args:
         generation: Settings by the names of `Options`.
@@ -65,12 +65,19 @@ def unsupported(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(folder: Path, t5: T5) -> None:
-    """Write generate.onnx, with its weights beside it where they are beyond what one file may hold."""
+    """Write generate.onnx. Weights too large for one file are stored beside it."""
     save(single_model(t5), folder / MODEL)
 
 
 def greedy_feed(ids: np.ndarray, mask: np.ndarray, least: int, most: int) -> dict[str, np.ndarray]:
-    """Everything that the file takes, for the likeliest tokens, of which there are so many at least and at most."""
+    """Return all inputs of the file for greedy search.
+
+    Args:
+        ids: Prompt tokens, int64 [b,s].
+        mask: Attention mask of the prompt, int64 [b,s].
+        least: Minimum answer length, in tokens.
+        most: Maximum answer length, in tokens.
+    """
     return {
         "input_ids": ids,
         "attention_mask": mask,
@@ -84,7 +91,7 @@ def greedy_feed(ids: np.ndarray, mask: np.ndarray, least: int, most: int) -> dic
 
 
 def answer(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) -> np.ndarray:
-    """What the file generates, in one call of plain ONNX Runtime."""
+    """Return the tokens that the file generates greedily, in one call of plain ONNX Runtime."""
     (tokens,) = open_session(folder / MODEL).run(["sequences"], greedy_feed(ids, mask, 0, limit))
     return np.asarray(tokens)
 
@@ -93,7 +100,7 @@ def example(generation: Mapping[str, Any]) -> str:
     """Return Python code that answers two prompts with the file.
 
     Args:
-        generation: Settings by the names of `Options`; those that are inputs of the file are used.
+        generation: Settings by the names of `Options`. Settings that are not inputs of the file are ignored.
     """
     options = Options.of({"max_new_tokens": 128} | {name: generation[name] for name in _INPUTS if name in generation})
     values = {name: getattr(options, name) for name in _INPUTS}

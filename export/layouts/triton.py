@@ -1,11 +1,11 @@
-"""A Triton model repository: its ONNX Runtime backend generates without Python and batches several callers' requests.
+"""A Triton model repository. Triton's ONNX Runtime backend generates without Python and batches concurrent requests.
 
     NAME/config.pbtxt, NAME/README.md, NAME/1/model.onnx
 
-Triton's dynamic batcher joins requests along the first axis of every input. Options of a whole call would make such a
-batch impossible, so in this graph each row has its own: all options are [b,1], and a row gets the tokens that it gets
-alone. Requests whose inputs have unlike lengths are never joined, as the backend does not pad; callers pad to a few
-common lengths instead, which the README in the repository explains.
+Triton's dynamic batcher joins requests along the first axis of every input, so no option can apply to a whole call. In
+this graph every option is [b,1], one value for each row, and a row gets the same tokens as in a request of its own.
+The backend does not pad, so requests with inputs of different lengths are never joined. Callers therefore pad to a few
+common lengths, as the README in the repository explains.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lora_ft.export.runtime.session import open_session
 
 _MODEL = Path("1", "model.onnx")
 _LARGEST_BATCH = 32  # rows; a server with more memory can raise it in config.pbtxt
-_DELAY = 2000  # microseconds that a request waits for others, about one step of FLAN-T5-small on a CPU
+_DELAY = 2000  # maximum wait for other requests, in microseconds; about one step of FLAN-T5-small on a CPU
 _INPUTS = {
     "input_ids": ("INT64", -1),
     "attention_mask": ("INT64", -1),
@@ -79,10 +79,10 @@ def write_triton(folder: Path, name: str, t5: T5, max_new_tokens: int) -> Path:
     """Add a model repository to a folder and return its path.
 
     Args:
-        folder: where the repository is made.
-        name: of the model in Triton.
-        t5: the model.
-        max_new_tokens: the task's limit, for the README; each row of a request has its own.
+        folder: Folder to create the repository in.
+        name: Name of the model in Triton.
+        t5: Model.
+        max_new_tokens: Maximum answer length of the task, in tokens, for the README. Each row sets its own limit.
     """
     repository = folder / name
     (repository / _MODEL).parent.mkdir(parents=True)
@@ -96,7 +96,7 @@ def write_triton(folder: Path, name: str, t5: T5, max_new_tokens: int) -> Path:
 
 
 def rows_feed(ids: np.ndarray, mask: np.ndarray, least: int, most: int) -> dict[str, np.ndarray]:
-    """Return all inputs for the likeliest tokens, of which each row gets at least `least` and at most `most`."""
+    """Return all inputs for greedy search, with `least` to `most` new tokens in each row."""
     column = np.ones((len(ids), 1), np.int64)
     return {
         "input_ids": ids,
@@ -117,7 +117,7 @@ def answer(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) -> np.nd
 
 
 def _config(name: str) -> str:
-    """Return config.pbtxt; Triton leaves the axis of the rows out of every `dims`."""
+    """Return the content of config.pbtxt. Triton's `dims` omit the row axis."""
     entry = '  {{ name: "{}" data_type: TYPE_{} dims: [ {} ] }}'
     inputs = ",\n".join(entry.format(key, kind, width) for key, (kind, width) in _INPUTS.items())
     return f"""name: {_quoted(name)}
@@ -136,7 +136,7 @@ output [
 
 
 def _quoted(text: str) -> str:
-    """A text as a string of protobuf's text format: UTF-8 octets beyond plain ASCII, quotes and backslashes escaped."""
+    """Return a string literal in protobuf's text format, with quotes, backslashes and bytes beyond ASCII escaped."""
     plain = (
         chr(octet) if 32 <= octet < 127 and chr(octet) not in '"\\' else f"\\{octet:03o}" for octet in text.encode()
     )

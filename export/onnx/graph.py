@@ -1,7 +1,7 @@
-"""A small builder over onnx.helper: nodes are appended in order, names are made, constants are stored once.
+"""A small graph builder on onnx.helper that appends nodes in order, generates names and stores each constant once.
 
-Several graphs may share a `WeightFile`: what one of them stored under a name, the others only refer to. ONNX Runtime
-maps such a file into memory, so graphs and processes that load it share its pages.
+Several graphs may share a `WeightFile`: the first graph stores an array under a name, and the others refer to it. ONNX
+Runtime maps such a file into memory, so graphs and processes that load it share its pages.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-# The newest IR that ONNX Runtime 1.22 reads; onnx.helper would write one that it refuses.
+# The newest IR version that ONNX Runtime 1.22 reads. The default of onnx.helper is newer and would be refused.
 IR_VERSION = 10
-# No operator here needs this opset, but ONNX Runtime 1.18 to 1.20 ignore the mask of padded rows (MultiHeadAttention)
-# and answer wrongly without a word. They end at opset 21, so they refuse these graphs; 1.21 and later answer rightly.
+# No operator here needs this opset. But ONNX Runtime 1.18 to 1.20 ignore the mask of padded rows (MultiHeadAttention)
+# and silently return wrong answers. They stop at opset 21, so they refuse these graphs. 1.21 and later are correct.
 OPSET = 22
-MINIMUM_ONNXRUNTIME = "1.22"  # the lowest that is tested; 8-bit weights and bundles need it
+MINIMUM_ONNXRUNTIME = "1.22"  # lowest tested version; 8-bit weights and bundles need it
 MS = "com.microsoft"
 FLOAT, INT64, INT32, INT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.INT8
 BOOL = TensorProto.BOOL
 
-_INLINE = 1024  # bytes; what is smaller stays in the graph
-_LARGEST = 1_800_000_000  # bytes in one file; protobuf ends at 2 GiB
-_ALIGNMENT = 4096  # a page, as the ONNX specification of external data asks for
+_INLINE = 1024  # bytes; smaller arrays stay in the graph
+_LARGEST = 1_800_000_000  # bytes in one file; protobuf's limit is 2 GiB
+_ALIGNMENT = 4096  # bytes of a page, as the ONNX specification of external data requires
 
 Shape = Sequence[int | str]
 
@@ -37,7 +37,7 @@ class WeightFile:
     """One file of external data, written as graphs are built. Use it as a context manager.
 
     Attributes:
-        name: of the file; graphs that refer to it must lie in the same folder.
+        name: Name of the file. Graphs that refer to it must be in the same folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +57,7 @@ class WeightFile:
         return name in self._tensors
 
     def put(self, name: str, array: np.ndarray) -> None:
-        """Append an array under a name that is not taken."""
+        """Append an array under a new name."""
         assert name not in self._tensors, name
         self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
@@ -69,16 +69,16 @@ class WeightFile:
         self._tensors[name] = tensor
 
     def tensor(self, name: str) -> TensorProto:
-        """The reference to put into a graph."""
+        """Return the reference to a stored array, for use in a graph."""
         return self._tensors[name]
 
 
 class Graph:
-    """One graph under construction. `op` appends a node and returns the names of what it puts out.
+    """One graph under construction. `op` appends a node and returns the name of its output.
 
     Args:
-        name: of the graph.
-        weights: file for its large constants; without one they are stored in the model.
+        name: Name of the graph.
+        weights: File for large constants. Default: store them in the model.
     """
 
     def __init__(self, name: str, weights: WeightFile | None = None) -> None:
@@ -93,21 +93,21 @@ class Graph:
         self._count = 0
 
     def body(self, name: str) -> Graph:
-        """A graph for an attribute of one of this graph's nodes (`Loop`, `If`).
+        """Return a graph for an attribute of one of this graph's nodes (`Loop`, `If`).
 
-        It may use every name of this graph, shares its constants, and makes no name twice.
+        The body may use every name of this graph, shares its constants, and never repeats a generated name.
         """
         inner = Graph(name)
         inner._root = self._root
         return inner
 
     def input(self, name: str, kind: int, *shape: int | str) -> str:
-        """Declare a graph input; a string in `shape` is a free axis."""
+        """Declare a graph input and return its name. A string in `shape` is a free axis."""
         self._inputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
         return name
 
     def output(self, name: str, kind: int, *shape: int | str) -> str:
-        """Declare a graph output; the node that makes it names it in `outputs`."""
+        """Declare a graph output and return its name. The node that computes it names it in `outputs`."""
         self._outputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
         return name
 
@@ -115,12 +115,12 @@ class Graph:
         """Store an array once under its name and return the name."""
         if name:
             return self.weight(name, lambda: np.asarray(array))
-        name = self._fresh("constant")  # of this graph alone: another one's may have the same name
+        name = self._fresh("constant")  # unique in this graph only; others may have the same name
         self._root._constants[name] = _inline(name, np.asarray(array))
         return name
 
     def weight(self, name: str, make: Callable[[], np.ndarray]) -> str:
-        """Store the array that `make` returns, which is called only where the name is new, and return the name."""
+        """Store the array that `make` returns and return the name. `make` is called only if the name is new."""
         root = self._root
         if name in root._constants:
             return name
@@ -136,15 +136,15 @@ class Graph:
         return name
 
     def ints(self, *values: int) -> str:
-        """A 1-D int64 constant, the form in which operators take axes and shapes."""
+        """Return a 1-D int64 constant, the form of axes and shapes in operators."""
         return self.constant(np.array(values, np.int64), "ints." + ".".join(map(str, values)))
 
     def scalar(self, value: int) -> str:
-        """A 0-D int64 constant."""
+        """Return a 0-D int64 constant."""
         return self.constant(np.int64(value), f"int.{value}")
 
     def op(self, kind: str, *inputs: str, output: str | None = None, domain: str = "", **attributes: Any) -> str:
-        """Append a node with one output and return that output's name, a new one unless given."""
+        """Append a node with one output and return the output's name. Default: a new name."""
         return self.ops(kind, *inputs, outputs=[output], domain=domain, **attributes)[0]
 
     def ops(
@@ -156,9 +156,15 @@ class Graph:
         label: str = "",
         **attributes: Any,
     ) -> tuple[str, ...]:
-        """Append a node and return the names of its outputs: None asks for a new name, "" leaves an output out.
+        """Append a node and return the names of its outputs.
 
-        A `label` is the node's own name, which ONNX Runtime prints where the node fails.
+        Args:
+            kind: Operator of the node.
+            inputs: Names of the inputs.
+            outputs: Names of the outputs. None creates a new name, and "" omits an output.
+            domain: Domain of the operator.
+            label: Name of the node, which ONNX Runtime prints if the node fails.
+            attributes: Attributes of the node.
         """
         names = tuple(self._fresh(kind) if name is None else name for name in outputs)
         label = label or self._fresh("node")
@@ -166,22 +172,22 @@ class Graph:
         return names
 
     def once(self, key: str, make: Callable[[], str]) -> str:
-        """What `make` appended when this graph was first asked for `key`."""
+        """Call `make` on the first use of `key` in this graph, and return the name it returned on every use."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
 
     def size(self, x: str, axis: int) -> str:
-        """The length of one axis, as a 0-D int64."""
+        """Return the length of one axis, as a 0-D int64."""
         return self.op("Squeeze", self.op("Shape", x, start=axis, end=axis + 1), self.ints(0))
 
     def proto(self) -> onnx.GraphProto:
-        """The finished graph; a body carries no constants, they are its root's."""
+        """Return the finished graph. The constants of a body are stored in its root."""
         constants = list(self._constants.values()) if self._root is self else []
         return helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, constants)
 
     def model(self) -> onnx.ModelProto:
-        """The finished model; its metadata_props name the lowest ONNX Runtime that runs it."""
+        """Return the finished model. Its metadata_props name the lowest supported version of ONNX Runtime."""
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MS, 1)]
         version = importlib.metadata.version("lora-ft")
         model = helper.make_model(
@@ -201,8 +207,8 @@ def _inline(name: str, array: np.ndarray) -> TensorProto:
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model that shares no weights, with its own beside it where they are beyond what one file may hold."""
-    # protobuf's own count fails where there is too much to count (a T5 as wide as FLAN-T5-large)
+    """Write a model that shares no weights. Weights too large for one file are stored beside it."""
+    # protobuf's own size count fails on models this large (a T5 as wide as FLAN-T5-large)
     external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST
-    location = f"{path.name}_data" if external else None  # the name that transformers.js looks for
+    location = f"{path.name}_data" if external else None  # name that transformers.js expects
     onnx.save(model, path, save_as_external_data=external, location=location)

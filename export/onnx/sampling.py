@@ -1,4 +1,4 @@
-"""A token drawn within a graph by random numbers that the caller brings, as the layout `single` does."""
+"""Sampling inside a graph, from random numbers that the caller passes (used by the layout `single`)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ _OPTIONS = {"temperature": FLOAT, "top_k": INT64, "top_p": FLOAT}
 
 @dataclass(frozen=True)
 class Sampling:
-    """Names of the inputs that say how to draw. All but `uniform` are [1,1], for all rows alike, or [b,1].
+    """Names of the sampling inputs. All but `uniform` are [1,1], shared by all rows, or [b,1].
 
     Attributes:
-        temperature: float; 0 for the likeliest token.
-        top_k: int64, how many of the likeliest may be drawn; 0 for all.
-        top_p: float, of those the fewest whose probabilities reach it together (arXiv 1904.09751); 1 for all.
-        uniform: float [b,n], from 0 to below 1, one for each token; where the temperature is 0 of any shape, unread.
-            Fewer rows than b or fewer columns than new tokens are an error, see `checked` and `lacking`.
+        temperature: Sampling temperature, float; 0 for the likeliest token.
+        top_k: Number of likeliest tokens to draw from, int64; 0 for all.
+        top_p: Total probability to draw from, float; 1 for all. The fewest top_k tokens that reach it are kept
+            (arXiv 1904.09751).
+        uniform: Random numbers in [0, 1), float [b,n], one for each new token. At temperature 0 they are not read and
+            may have any shape. Fewer rows than b or fewer columns than new tokens are an error, see `checked` and
+            `lacking`.
     """
 
     temperature: str
@@ -32,7 +34,7 @@ class Sampling:
 
     @classmethod
     def inputs(cls, g: Graph) -> Sampling:
-        """Declare them as scalars that hold for every row."""
+        """Declare the options as scalars that apply to every row."""
         temperature, top_k, top_p = (
             g.op("Reshape", g.input(name, kind), g.ints(1, 1)) for name, kind in _OPTIONS.items()
         )
@@ -40,18 +42,18 @@ class Sampling:
 
     @classmethod
     def inputs_by_row(cls, g: Graph) -> Sampling:
-        """Declare them as columns [b,1]."""
+        """Declare the options as columns [b,1]."""
         temperature, top_k, top_p = (g.input(name, kind, "b", 1) for name, kind in _OPTIONS.items())
         return cls(temperature, top_k, top_p, g.input("uniform", FLOAT, "b", "n"))
 
     def lacking(self, g: Graph, columns: str) -> tuple[str, Sampling]:
-        """Return which rows have fewer random numbers than they need, as bool [b,1], and the same without them.
+        """Return the rows with too few random numbers, as bool [b,1], and options that make those rows greedy.
 
-        They take the likeliest tokens instead, so that one caller's fault does not fail a batch that others share.
+        One caller's mistake thus does not fail a batch that others share.
 
         Args:
-            g: where.
-            columns: how many each row needs, int64 [b,1].
+            g: Graph to append to.
+            columns: Random numbers that each row needs, int64 [b,1].
         """
         most = g.op("Max", columns, g.ints(1))
         short = g.op("Greater", most, g.size(self.uniform, 1))
@@ -60,14 +62,16 @@ class Sampling:
         return lacks, replace(self, temperature=greedy)
 
     def checked(self, g: Graph, rows: str, columns: str) -> Sampling:
-        """The same with `uniform` cut to its size, which fails where it is smaller.
+        """Return the options with `uniform` cut to the needed size. The graph fails if `uniform` is smaller.
 
-        A graph cannot say an error in words, but ONNX Runtime names the node that fails. Unchecked, one row of numbers
-        would be taken for every row of a batch, and missing columns fail late, or only where an answer is long.
+        A graph has no error messages, but ONNX Runtime prints the name of the failing node. Without this check, a
+        single row of numbers would be used for the whole batch. Missing columns would fail late, or only in long
+        answers.
 
         Args:
-            g: where.
-            rows, columns: how many are needed, 0-D int64.
+            g: Graph to append to.
+            rows: Rows needed, 0-D int64.
+            columns: Columns needed, 0-D int64.
         """
         drawn, unread = g.body("numbers"), g.body("no_numbers")
         needed = {
@@ -76,7 +80,7 @@ class Sampling:
         }
         name = self.uniform
         for label, (count, axis) in needed.items():
-            # a split into a negative length fails; a slice, or the gather of a range that becomes one, does not
+            # a Split with a negative length fails; a Slice, or a Gather of a range that is turned into one, does not
             rest = drawn.op("Sub", drawn.size(name, axis), count)
             lengths = drawn.op("Concat", *(drawn.op("Reshape", n, drawn.ints(1)) for n in (count, rest)), axis=0)
             name, _ = drawn.ops("Split", name, lengths, outputs=[None, None], axis=axis, label=label)
@@ -87,7 +91,7 @@ class Sampling:
 
 
 def is_drawn(g: Graph, temperature: str) -> str:
-    """Whether any row draws tokens at its temperature, as a 0-D bool."""
+    """Append a 0-D bool that is true if any row has a temperature above 0."""
     highest = g.op("ReduceMax", temperature, keepdims=0)
     return g.op("Greater", highest, g.constant(np.float32(0), "float.0"))
 
@@ -95,15 +99,18 @@ def is_drawn(g: Graph, temperature: str) -> str:
 def choose(
     g: Graph, logits: str, vocabulary: int, barred: tuple[Sequence[int], str], sampling: Sampling, turn: str
 ) -> str:
-    """Append the next token [b,1] after logits [b,1,vocabulary]: the likeliest, or one that is drawn, row by row.
+    """Append the next token [b,1]: the likeliest or a drawn token, by each row's temperature.
 
-    The order is transformers': temperature, top_k, top_p; then the distribution's inverse function.
+    The order is that of transformers: temperature, top_k, top_p. The token is drawn by inverting the cumulative
+    distribution.
 
     Args:
-        g, logits, vocabulary: where and from what.
-        barred: (tokens, the name of a bool, 0-D or [b,1,1]): where that is true, none of the tokens is chosen.
-        sampling: how.
-        turn: 0-D int64, the column of `uniform`.
+        g: Graph to append to.
+        logits: Name of the logits, float [b,1,vocabulary].
+        vocabulary: Size of the vocabulary.
+        barred: Tokens, and the name of a bool, 0-D or [b,1,1]. None of the tokens is chosen if it is true.
+        sampling: Sampling options.
+        turn: Column of `uniform`, 0-D int64.
     """
     greedy, drawn = g.body("greedy"), g.body("drawn")
     greedy.output(argmax(greedy, logits, vocabulary, barred=barred), INT64, "b", 1)
@@ -116,9 +123,9 @@ def choose(
 def _drawn(
     g: Graph, logits: str, vocabulary: int, barred: tuple[Sequence[int], str], sampling: Sampling, turn: str, draws: str
 ) -> str:
-    """Append a drawn token [b,1]; it means nothing in rows where `draws` [b,1] or [1,1] is false.
+    """Append a drawn token [b,1]. Ignore it in rows with a false `draws` [b,1] or [1,1].
 
-    Rows keep different numbers of the likeliest tokens, so the largest number is taken and each row masks its rest.
+    Rows have different top_k, so TopK returns the largest number of tokens and each row masks the excess.
     """
     (tokens_barred, when), zero = barred, g.constant(np.float32(0), "float.0")
     wall = g.constant(np.where(np.isin(np.arange(vocabulary), tokens_barred), -np.inf, 0).astype(np.float32), "wall")
@@ -133,11 +140,11 @@ def _drawn(
     places = g.op("Range", g.scalar(0), largest, g.scalar(1))
     own = g.op("Less", places, count)
     probability = g.op("Softmax", g.op("Where", own, best, g.constant(np.float32(-np.inf), "float.-inf")), axis=-1)
-    likelier = g.op("CumSum", probability, g.scalar(-1), exclusive=1)  # what those before have together
-    first = g.op("Equal", places, g.scalar(0))  # is kept however small top_p is
+    likelier = g.op("CumSum", probability, g.scalar(-1), exclusive=1)  # total probability of likelier tokens
+    first = g.op("Equal", places, g.scalar(0))  # kept even if top_p is tiny
     kept = g.op("And", own, g.op("Or", g.op("Less", likelier, sampling.top_p), first))
     share = g.op("Where", kept, probability, zero)
-    # a row that takes the likeliest tokens may go on for longer than there are numbers
+    # a greedy row may continue past the last column of random numbers
     column = g.op("Min", turn, g.op("Sub", g.size(sampling.uniform, 1), g.scalar(1)))
     uniform = g.op("Unsqueeze", g.op("Gather", sampling.uniform, column, axis=1), g.ints(1))
     wanted = g.op("Mul", uniform, g.op("ReduceSum", share, g.ints(-1)))

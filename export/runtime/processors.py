@@ -1,4 +1,4 @@
-"""What edits a step's logits before a token is chosen, each as transformers' processor of that name does."""
+"""Edits of a step's logits before a token is chosen, equivalent to transformers' processors of the same names."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.trie import Trie
 from lora_ft.export.runtime.io_binding import Edit
 
-# (tokens so far [b, n] with the start token, logits [b, vocabulary], which may be changed) -> logits
+# (tokens so far [b, n] with the start token, logits [b, vocabulary], which may be changed in place) -> logits
 Processor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _NEVER = -np.inf
 
 
 def processors(options: Options, special: SpecialTokens) -> list[Processor]:
-    """Those that the options ask for, in transformers' order."""
+    """Return the processors that the options require, in transformers' order."""
     chosen: list[Processor] = []
     if options.repetition_penalty != 1.0:
         chosen.append(repetition_penalty(options.repetition_penalty))
@@ -46,7 +46,7 @@ def processors(options: Options, special: SpecialTokens) -> list[Processor]:
 
 
 def editing(edits: Sequence[Processor], tokens: np.ndarray) -> Edit | None:
-    """All of them in turn as one change, in place, of what follows these tokens; None where there are none."""
+    """Return one in-place edit of the logits after `tokens` that applies all edits in turn, or None without edits."""
     if not edits:
         return None
 
@@ -61,13 +61,13 @@ def editing(edits: Sequence[Processor], tokens: np.ndarray) -> Edit | None:
 
 
 def only_while(condition: Callable[[int], bool], inner: Processor) -> Processor:
-    """`inner`, where the count of tokens made so far meets a condition."""
+    """Return `inner`, applied only if the number of new tokens so far meets a condition."""
     return lambda tokens, logits: inner(tokens, logits) if condition(tokens.shape[1] - 1) else logits
 
 
 def suppress(banned: tuple[int, ...]) -> Processor:
-    """No token of these."""
-    columns = list(banned) if len(banned) > 1 else banned[0]  # numpy finds one column in a sixth of the time
+    """Return a processor that forbids these tokens."""
+    columns = list(banned) if len(banned) > 1 else banned[0]  # six times as fast in numpy for one column
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
         logits[:, columns] = _NEVER
@@ -77,7 +77,7 @@ def suppress(banned: tuple[int, ...]) -> Processor:
 
 
 def only(trie: Trie) -> Processor:
-    """No token but those that continue an allowed answer."""
+    """Return a processor that forbids tokens unless they continue an allowed answer."""
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
         made = np.full_like(logits, _NEVER)
@@ -90,7 +90,7 @@ def only(trie: Trie) -> Processor:
 
 
 def force(forced: tuple[int, ...]) -> Processor:
-    """One of these tokens, all alike, and no other."""
+    """Return a processor that forces one of these tokens, all equally likely."""
     columns = list(forced)
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -102,7 +102,10 @@ def force(forced: tuple[int, ...]) -> Processor:
 
 
 def repetition_penalty(penalty: float) -> Processor:
-    """Make what was said less likely (arXiv 1909.05858): its logit is divided by the penalty, or multiplied below 0."""
+    """Return a processor that makes earlier tokens less likely (arXiv 1909.05858).
+
+    Positive logits are divided by the penalty, and negative logits are multiplied by it.
+    """
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
         said = np.take_along_axis(logits, tokens, axis=1)
@@ -113,7 +116,7 @@ def repetition_penalty(penalty: float) -> Processor:
 
 
 def no_repeat_ngram(size: int) -> Processor:
-    """No token that would complete a sequence of `size` tokens a second time."""
+    """Return a processor that forbids tokens that would repeat an earlier sequence of `size` tokens."""
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
         made = tokens.shape[1]
@@ -129,7 +132,7 @@ def no_repeat_ngram(size: int) -> Processor:
 
 
 def no_bad_words(sequences: list[tuple[int, ...]]) -> Processor:
-    """None of these sequences of tokens."""
+    """Return a processor that forbids these sequences of tokens."""
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
         for *prefix, last in sequences:
@@ -142,12 +145,12 @@ def no_bad_words(sequences: list[tuple[int, ...]]) -> Processor:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis."""
+    """Return probabilities over the last axis."""
     exponential = np.exp(logits - logits.max(-1, keepdims=True))
     return exponential / exponential.sum(-1, keepdims=True)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities over the last axis."""
+    """Return log-probabilities over the last axis."""
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -1,20 +1,20 @@
-"""The outermost layer of a protobuf message, read without protobuf: the runtime has neither it nor onnx.
+"""Reader of a protobuf message's top-level fields. The runtime depends on neither protobuf nor onnx.
 
-A message is a sequence of fields, each a key (field number and wire type) and a content. Only the fields that carry
-bytes (wire type 2: texts and messages) matter here, the others are passed over. Forms that protobuf's own writer never
-produces are refused, so that no two readers can disagree about where a field ends.
+A message is a sequence of fields, each with a key (field number and wire type) and a content. Only fields of bytes are
+read (wire type 2: texts and messages), the others are skipped. Encodings that protobuf's own writer never produces are
+refused, so that all readers agree on where a field ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-_FIXED = {1: 8, 5: 4}  # bytes of the contents by wire type
-_LONGEST = 10  # bytes of a varint
+_FIXED = {1: 8, 5: 4}  # content lengths by wire type, in bytes
+_LONGEST = 10  # maximum length of a varint, in bytes
 
 
 def fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (field number, content) of each text or message that `message` directly holds.
+    """Yield (field number, content) of each text or message at the top level of `message`.
 
     Raises:
         ValueError: The message is malformed.
@@ -35,7 +35,7 @@ def fields(message: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """Return the number that starts at byte `at`, 7 bits a byte from the lowest on, and where it ends."""
+    """Return the number at byte `at` (7 bits per byte, lowest bits first) and the position after it."""
     value = 0
     for place, octet in enumerate(message[at : at + _LONGEST]):
         value |= (octet & 127) << (7 * place)

@@ -1,7 +1,7 @@
-"""Arrays in one file that is mapped into memory: safetensors, a length, a JSON header, then the bytes (its README).
+"""Memory-mapped arrays in the safetensors format: a length, a JSON header, then the data (see its README).
 
-It is read by hand because the runtime needs nothing else of that library, and strictly, as the library does: what the
-header says must account for every byte of the file.
+The file is read by hand because the runtime needs nothing else of the safetensors library. Like the library, the reader
+is strict: the header must account for every byte of the file.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.u
 _SIZES = {"BOOL": 1, "U8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
 _SIZES |= {name: np.dtype(kind).itemsize for name, kind in _DTYPES.items()}
 _METADATA = "__metadata__"
-_LONGEST = 100_000_000  # bytes of a header, as the library has it
-_ALIGNMENT = 64  # of the data's beginning
+_LONGEST = 100_000_000  # maximum length of a header, in bytes; the library's limit
+_ALIGNMENT = 64  # alignment of the data's start, in bytes
 
 
-Place = tuple[str, int, int, str, tuple[int, ...]]  # name, first byte, byte behind the last, dtype, shape
+Place = tuple[str, int, int, str, tuple[int, ...]]  # name, first byte, end byte (exclusive), dtype, shape
 
 
 def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(arrays, texts) of a file; arrays are mapped, of floats and signed bytes alone (bfloat16 as uint16).
+    """Map the arrays of a file and return (arrays, texts). Only float and int8 arrays are mapped (bfloat16 as uint16).
 
     Raises:
-        LoraFtError: it is not a whole file of this format.
+        LoraFtError: The file is incomplete or in another format.
     """
     places, texts, data = _read(path)
     kept = [place for place in places if place[3] in _DTYPES]
@@ -40,16 +40,16 @@ def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def describe_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return (dtype, shape) of every array of a file, of the kinds that are never mapped too, without reading them.
+    """Return (dtype, shape) of every array of a file, without reading the data. Includes dtypes that cannot be mapped.
 
     Raises:
-        LoraFtError: as of `map_tensors`.
+        LoraFtError: The file is incomplete or in another format.
     """
     return {name: (kind, shape) for name, _, _, kind, shape in _read(path)[0]}
 
 
 def _read(path: Path) -> tuple[list[Place], dict[str, str], np.ndarray]:
-    """Return the places of the arrays of a file, its texts, and its bytes, mapped."""
+    """Return the places of the arrays of a file, its texts, and its memory-mapped data."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -77,7 +77,7 @@ def _read(path: Path) -> tuple[list[Place], dict[str, str], np.ndarray]:
 
 
 def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
-    """Write float32 and int8 arrays and texts, and flush them to the disk; the widest numbers come first, aligned."""
+    """Write float32 and int8 arrays and texts, and flush them to disk. The widest dtypes come first, for alignment."""
     kinds = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
     order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
     header: dict[str, Any] = {_METADATA: dict(texts)}
@@ -97,7 +97,7 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], texts: Mapping[s
 
 
 def _place(name: str, entry: Any) -> Place:
-    """(name, first byte, byte behind the last, dtype, shape) as a header's entry says."""
+    """Return (name, first byte, end byte, dtype, shape) from an entry of the header."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name} is not described by dtype, shape and data_offsets")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -1,4 +1,4 @@
-"""What a task says of its texts: prompt, codec, lengths, labels and options, as they travel with what it trained."""
+"""Text settings of a task (prompt, codec, lengths, labels, options), stored with every model trained on it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lora_ft.core.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Settings:
-    """Those of one task.
+    """Text settings of one task.
 
     Attributes:
-        tokenizer: the model's, with the task's codec.
-        prompt: the task's, or None where there was no task.
-        source_length: most tokens of a prompt; what is longer is cut.
-        chat: of a task about chats, what going on with one takes besides the prompt; else None.
-        labels: of a task that has them: its answers are these and nothing else.
-        allowed: the same as tokens, without </s>.
-        defaults: its own options of generation.
+        tokenizer: Tokenizer of the model, with the task's codec.
+        prompt: Prompt of the task, or None without a task.
+        source_length: Maximum prompt length, in tokens. Longer prompts are truncated.
+        chat: Settings besides the prompt for continuing a chat, or None if the task is not about chats.
+        labels: Only allowed answers, or () if any answer is.
+        allowed: Labels as token ids, without </s>.
+        defaults: Default generation options of the task.
     """
 
     tokenizer: Tokenizer
@@ -36,11 +36,16 @@ class Settings:
 
     @classmethod
     def of(cls, task: Mapping[str, Any], defaults: Mapping[str, Any], tokenizer: Tokenizer) -> Settings:
-        """From the content of a prompt.json and the options of generation.
+        """Create settings from the content of a prompt.json and generation options.
+
+        Args:
+            task: Content of the prompt.json.
+            defaults: Default generation options of the task.
+            tokenizer: Tokenizer of the model.
 
         Raises:
-            UsageError: the prompt is malformed, or there is no such codec.
-            LoraFtError: A value is of another kind than it should be.
+            UsageError: The prompt is malformed, or the codec does not exist.
+            LoraFtError: A value has the wrong type.
         """
         _check(task)
         through = tokenizer.through(codec_named(task["codec"]))
@@ -57,7 +62,7 @@ class Settings:
 
 
 def _check(task: Mapping[str, Any]) -> None:
-    """Raise LoraFtError where the content of a prompt.json is of other kinds than `prompt_of` writes."""
+    """Raise LoraFtError if a value of a prompt.json has a different type than `prompt_of` writes."""
     labels, length = task.get("labels", ()), task["source_length"]
     sound = {
         "template": task["template"] is None or isinstance(task["template"], str),

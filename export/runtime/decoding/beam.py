@@ -1,6 +1,6 @@
-"""Beam search, decision for decision that of transformers' `_beam_search`, with each source on its own.
+"""Beam search that makes the same decisions as transformers' `_beam_search`, for each source separately.
 
-There, a source whose beams can no longer improve is frozen until all others are; here it leaves the batch.
+transformers freezes a source whose beams can no longer improve until all sources are done. Here it leaves the batch.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _WORST = np.float32(-1e9)
 def search(
     model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: SpecialTokens
 ) -> Iterator[TokenChunk]:
-    """The best of the answers that `num_beams` beams find, `num_return_sequences` of them for each source."""
+    """Yield the best `num_return_sequences` answers of each source, found with `num_beams` beams."""
     beams = options.num_beams
     edits = processors(options, special)
-    kept = (1 + len(special.ends)) * beams  # so many that as many as there are beams go on, whatever ends
+    kept = (1 + len(special.ends)) * beams  # enough candidates to continue every beam, even if all that can end do
     numbers = np.arange(source.rows)
     cache = model.cache(source.rows * beams)
     running = np.full((source.rows, beams, 1), special.start)
     scores = np.zeros((source.rows, beams), np.float32)
-    scores[:, 1:] = _WORST  # all beams begin alike: only the first may go on at first
+    scores[:, 1:] = _WORST  # all beams start identical, so only the first continues
     finished = _Finished.none(source.rows, options, special)
     while True:
         made = running.shape[2] - 1
@@ -46,7 +46,7 @@ def search(
             going_on = _top(open_total, beams)
             finished.add(extended, total, ended)
             running, scores, parent = (_of(one, going_on) for one in (extended, open_total, parent))
-        else:  # the best of them go on
+        else:  # nothing ended, so the best candidates continue
             parent, scores = parent[:, :beams], total[:, :beams]
             running = np.concatenate([_of(running, parent), token[:, :beams, None]], axis=2)
         going = finished.may_improve(scores[:, 0], made + 1) & ~ended.all(axis=1)
@@ -68,14 +68,14 @@ def search(
 
 
 class _Finished:
-    """The best ended answers of each source, `num_beams` of them, with length-penalised scores."""
+    """The best `num_beams` finished answers of each source, with length-penalized scores."""
 
     def __init__(self, options: Options, tokens: np.ndarray, scores: np.ndarray, real: np.ndarray, hope: np.ndarray):
         self._options = options
         self.tokens = tokens  # [b, beams, max_new_tokens + 1]
         self.scores = scores  # [b, beams]
-        self._real = real  # [b, beams]: not just a place held
-        self._hope = hope  # [b]: whether a running beam may still beat the worst of these
+        self._real = real  # [b, beams]: False for placeholders
+        self._hope = hope  # [b]: True while a running beam may beat the worst finished answer
 
     @classmethod
     def none(cls, rows: int, options: Options, special: SpecialTokens) -> _Finished:
@@ -87,7 +87,7 @@ class _Finished:
         return _Finished(self._options, self.tokens[rows], self.scores[rows], self._real[rows], self._hope[rows])
 
     def add(self, extended: np.ndarray, total: np.ndarray, ended: np.ndarray) -> None:
-        """Take in those that just ended [b, candidates] among the first `num_beams`."""
+        """Add the candidates [b, candidates] that ended in this step and rank among the first `num_beams`."""
         beams, made = self._options.num_beams, extended.shape[2] - 1
         just = ended & (np.arange(ended.shape[1]) < beams)
         if not just.any():
@@ -104,7 +104,7 @@ class _Finished:
         self._real = _of(np.concatenate([self._real, just], axis=1), best)
 
     def may_improve(self, running: np.ndarray, made: int) -> np.ndarray:
-        """Whether each source [b] should go on, given its best running score [b] after `made` tokens."""
+        """Return a mask [b] of the sources to continue, given their best running score [b] after `made` tokens."""
         o = self._options
         length = o.max_new_tokens if o.early_stopping == "never" and o.length_penalty > 0 else made
         best = running / np.float32(length**o.length_penalty)
@@ -117,10 +117,10 @@ class _Finished:
 
 
 def _of(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """values [b, n] or [b, n, t] of the places [b, k] -> [b, k] or [b, k, t]."""
+    """Return the values at `places` [b, k], from [b, n] or [b, n, t] to [b, k] or [b, k, t]."""
     return values[np.arange(len(values))[:, None], places]
 
 
 def _top(values: np.ndarray, count: int) -> np.ndarray:
-    """Places [b, count] of the largest of [b, n], in falling order."""
+    """Return the places [b, count] of the largest values [b, n], in descending order."""
     return np.argsort(-values, axis=1, kind="stable")[:, :count]

@@ -1,4 +1,4 @@
-"""Greedy search among allowed answers: where a token leaves one of them only, its other tokens need no step."""
+"""Greedy search among allowed answers. Once a single answer is left, its remaining tokens need no step."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lora_ft.export.runtime.model import Model, Source
 def search(
     model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: SpecialTokens
 ) -> Iterator[TokenChunk]:
-    """The likeliest token that an allowed answer has there, again and again; a decided row leaves the batch."""
+    """Yield the likeliest token that continues an allowed answer, step by step. A decided row leaves the batch."""
     trie = Trie(options.allowed, special.end)
     rows = np.arange(source.rows)
     shared = trie.forced([])
     if shared:
         yield from (TokenChunk(int(row), np.array(shared)) for row in rows)
-    if shared[-1:] == [special.end]:  # a single answer is allowed
+    if shared[-1:] == [special.end]:  # only one answer is allowed
         return
     cache = model.cache(source.rows)
     said = [list(shared) for _ in rows]

@@ -1,4 +1,4 @@
-"""One token a call: sampling, greedy search over edited logits, scores, streaming."""
+"""Decoding one token per call, for sampling, greedy search over edited logits, scores and streaming."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NONE = np.empty(0)
 def search(
     model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: SpecialTokens
 ) -> Iterator[TokenChunk]:
-    """Tokens as the options choose them; a source leaves the batch when all its answers have ended."""
+    """Yield each answer token by token. A source leaves the batch once all its answers have ended."""
     copies = options.num_return_sequences
     rng = np.random.default_rng(options.seed)
     edits = processors(options, special)
@@ -56,13 +56,13 @@ def _next(
     edits: list[Processor],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The next token of each row [b], and where asked for its log-probability."""
+    """Return the next token of each row [b] and, if requested, its log-probability [b]."""
     last = tokens[:, -1:]
     if options.plain and not edits:
         return model.step(source, cache, last)[:, -1], _NONE
     edit = editing(edits, tokens)
     if candidates := options.top_k if options.do_sample else 1:
-        normal = options.output_scores and not options.do_sample  # samples are scored among the candidates
+        normal = options.output_scores and not options.do_sample  # scores of samples are relative to the candidates
         scores, kinds = model.likeliest(source, cache, last, candidates, normal=normal, before=edit)
     else:
         scores = model.logits(source, cache, last, copy=False)[:, -1]
@@ -74,13 +74,13 @@ def _next(
 
 
 def _sample(scores: np.ndarray, options: Options, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(place [b] of what was drawn among the candidates [b, k], where asked for its log-probability among them)."""
+    """Draw from the candidates [b, k]. Return the place [b] and, if requested, its log-probability among them."""
     scores = np.asarray(scores, np.float64) / options.temperature
-    if options.top_p < 1:  # the fewest of the likeliest whose probabilities reach top_p together (arXiv 1904.09751)
+    if options.top_p < 1:  # keep the fewest likeliest tokens with a total probability of top_p (arXiv 1904.09751)
         order = np.argsort(-scores, axis=1, kind="stable")
         probabilities = softmax(np.take_along_axis(scores, order, axis=1))
         before = np.cumsum(probabilities, axis=1) - probabilities
         rows = np.arange(len(scores))[:, None]
         scores[rows, order] = np.where(before < options.top_p, scores[rows, order], -np.inf)
-    place = (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)  # draws from their softmax
+    place = (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)  # Gumbel-max: a draw from the softmax
     return place, log_softmax(scores)[np.arange(len(place)), place] if options.output_scores else _NONE

@@ -144,7 +144,7 @@ def _merged(t5: T5) -> onnx.ModelProto:
     made = t5.head(later, t5.decode(later, ids, mask, past, crossed, made_own))
     a = t5.architecture
     nothing = later.constant(np.zeros((0, a.heads, 1, a.d_kv), np.float32), "nothing")
-    for name in _flat(made_cross):  # callers keep the first step's, so nothing is copied
+    for name in _flat(made_cross):  # callers keep those of the first step, so nothing is copied
         later.op("Identity", nothing, output=name)
     _declare(later, t5, made, made_own, made_cross)
 

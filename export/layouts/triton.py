@@ -3,7 +3,7 @@
     NAME/config.pbtxt, NAME/README.md, NAME/1/model.onnx
 
 Triton's dynamic batcher joins requests along the first axis of every input, so no option can apply to a whole call. In
-this graph every option is [b,1], one value for each row, and a row gets the same tokens as in a request of its own.
+this graph every option is [b,1], one value for each row. A row gets the same tokens as in a request of its own.
 The backend does not pad, so requests with inputs of different lengths are never joined. Callers therefore pad to a few
 common lengths, as the README in the repository explains.
 """

@@ -144,7 +144,7 @@ class Graph:
         return self.constant(np.int64(value), f"int.{value}")
 
     def op(self, kind: str, *inputs: str, output: str | None = None, domain: str = "", **attributes: Any) -> str:
-        """Append a node with one output and return the output's name. Default: a new name."""
+        """Append a node with one output, under a new name by default, and return the output's name."""
         return self.ops(kind, *inputs, outputs=[output], domain=domain, **attributes)[0]
 
     def ops(

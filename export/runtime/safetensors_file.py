@@ -40,7 +40,7 @@ def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def describe_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return (dtype, shape) of every array of a file, without reading the data. Includes dtypes that cannot be mapped.
+    """Return (dtype, shape) of every array of a file, without reading the data. Unmapped dtypes are included.
 
     Raises:
         LoraFtError: The file is incomplete or in another format.

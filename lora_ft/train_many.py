@@ -83,7 +83,7 @@ def train_many(
     its group; the others go on.
 
     Args:
-        tasks: Tasks, or paths of task files.
+        tasks: Tasks, paths of task files, or names of recipes.
         out: Folder of the runs, which are named after their tasks. Unfinished runs lie in `<name>.unfinished` there.
         resume: Continue from the last snapshot, with the same result as without the stop. If all runs are finished,
             train them longer, as `lora_ft.train.train` does.

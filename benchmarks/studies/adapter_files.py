@@ -60,7 +60,7 @@ Arguments = tuple[Mapping[str, ort.OrtValue], ort.RunOptions | None]  # inputs a
 
 
 class Format(Protocol):
-    """A file format of adapters, and how a call receives one."""
+    """Interface of a file format of adapters: writing, loading, and passing an adapter to a call."""
 
     def write(self, file: Path, arrays: Mapping[str, np.ndarray]) -> None:
         """Write arrays by the name of the graph's input, without the batch axis."""
@@ -73,7 +73,7 @@ class Format(Protocol):
 
 
 class Safetensors:
-    """The runtime's format: memory-mapped, with one graph input for each array."""
+    """Format of the runtime: memory-mapped, with one graph input for each array."""
 
     def write(self, file: Path, arrays: Mapping[str, np.ndarray]) -> None:
         write_tensors(file, arrays, {})
@@ -108,7 +108,7 @@ FORMATS: dict[str, Format] = {"safetensors": Safetensors(), "onnx_adapter": Onnx
 
 
 class Step:
-    """A decoder step of a bank.
+    """Decoder step of a bank.
 
     Args:
         bank: Folder of the bank.

@@ -96,7 +96,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Loading:
-    """A process that serves a bank: adapters, size of one in MB, load time in seconds, resident memory in MB."""
+    """Figures of a process that serves a bank: adapters, size of one in MB, load time in s, resident memory in MB."""
 
     adapters: int
     megabytes_each: float
@@ -106,7 +106,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Step:
-    """A decoder step of `rows` rows with `adapters` different adapters, and its ratio to a step without adapters."""
+    """Time of a decoder step with `rows` rows and `adapters` different adapters; `ratio` is to one without adapters."""
 
     rows: int
     adapters: int

@@ -48,7 +48,7 @@ TASKS: dict[str, str | None] = {
     "text-classification": None,
     "group-chat": None,
 }
-_REFERENCES = "refs"  # column of further references, where rows that are scored against one have several
+_REFERENCES = "refs"  # column of further references, for rows with several
 _SHOWN = (
     "rouge1",
     "rouge2",

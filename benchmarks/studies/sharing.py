@@ -21,7 +21,8 @@ from lora_ft.core.files import write_json
 from lora_ft.doctor import environment
 from lora_ft.export.runtime.manifest import read_manifest
 
-# Loads a bundle, answers once so that every graph is open, reports that, and waits to be killed.
+# Script that loads a bundle, answers once so that every graph is open, reports that, and waits to be killed.
+
 _SERVE = """
 import sys
 import numpy as np

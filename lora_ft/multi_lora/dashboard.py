@@ -35,7 +35,7 @@ class AdapterStatus:
 
 
 class Dashboard(Progress, Protocol):
-    """A progress display with a row for each adapter."""
+    """Progress display with a row for each adapter."""
 
     def rows(self, rows: Sequence[AdapterStatus]) -> None:
         """Show the current status of all adapters of the group."""

@@ -43,7 +43,7 @@ class MemberTrainer:
         task, plan: Task, and plan of its run.
         adapter: Names, shapes and scales of its weights.
         folder: Folder of its run.
-        trainer: transformers' trainer, which evaluates, logs and keeps the state, but takes no steps.
+        trainer: Trainer of transformers, which evaluates, logs and keeps the state, but takes no steps.
         resumed: Step at which training was resumed.
         due: True if the member has reached a step at which training alone would save.
         failure: Reason why it left the group without a run, or "".

@@ -27,7 +27,7 @@ class Adapter:
     """Configuration, shapes and scales of an adapter, without its weights.
 
     Attributes:
-        config: peft's configuration.
+        config: Configuration of the adapter, as a peft object.
         shapes: (out, in) of each weight, by peft's name in files, in peft's order.
         scales: Scale of each adapted layer, by its name.
     """

@@ -91,8 +91,8 @@ class MemoryNeed:
 def group_memory(shape: Shape, needs: Sequence[MemoryNeed], options: StepOptions) -> MemoryEstimate:
     """Return the memory of an adapter group.
 
-    The base is held once. Adapters, gradients and moments are all as wide as the widest, and the activations are those
-    of one pass over the rows of all members, padded to the longest.
+    The base is held once. Adapters, gradients and moments are all as wide as the widest. The activations are those of
+    one pass over the rows of all members, padded to the longest.
 
     Args:
         shape: Shape of the base.

@@ -49,7 +49,7 @@ def inspect_node(place: str, name: str, asked: str, portion: ResourceRequest) ->
     Args:
         place: Folder or URL of the storage.
         name: Name of a file in the storage whose content is the token.
-        asked: train.precision of the tasks.
+        asked: Setting train.precision of the tasks.
         portion: Resources of one adapter group.
     """
     device = "cpu"

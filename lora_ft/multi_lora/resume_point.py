@@ -46,8 +46,8 @@ def parameter_groups(trainer: Trainer, names: list[str], ratio: float | None) ->
 
     Args:
         trainer: Trainer of the task.
-        names: peft's names of the weights, in peft's order.
-        ratio: lora.loraplus_lr_ratio, or None.
+        names: Names of the weights, as in peft and in its order.
+        ratio: Setting lora.loraplus_lr_ratio, or None.
     """
     decay, rate = trainer.args.weight_decay, trainer.args.learning_rate
     if not ratio:

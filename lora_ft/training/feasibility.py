@@ -33,7 +33,7 @@ def obstacles(task: Task, config: dict[str, Any], splits: Splits) -> list[Fault]
 
     Args:
         task: Task to train.
-        config: config.json of its base.
+        config: Content of the base's config.json.
         splits: Rows of the task.
     """
     train = task.train

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Measured on two CPU cores with FLAN-T5-small and mixed lengths; see benchmarks/results/.
 _COMPILE_SECONDS = 300.0
 _COMPILE_SPEEDUP = 1.45
-# Share of a matrix product's speed that a whole uncompiled training step reaches.
+# Speed of an uncompiled training step, as a share of a matrix product's speed.
 _STEP_EFFICIENCY = 0.7
 
 
@@ -34,7 +34,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of one training run.
+    """Plan of one training run.
 
     Attributes:
         device: "cpu", "cuda" or "mps".
@@ -77,7 +77,7 @@ def make_plan(
 
     Args:
         task: Task to train.
-        config: config.json of the base.
+        config: Content of the base's config.json.
         rows: Encoded training rows.
         processes: Number of processes that share the work.
         started: Choices of the run when it began, if it is resumed.

@@ -30,8 +30,9 @@ def latest(folder: Path, run: str = "") -> Path | None:
 def seal(folder: Path, step: int, *, keep: int, best: str | None, run: str = "") -> None:
     """Mark the checkpoint of `step` complete, then delete all but the newest `keep` and the best.
 
-    The mark is written after everything else has reached the disk, and nothing older is deleted before that, so a
-    process killed at any moment leaves at least one checkpoint that can be resumed.
+    The mark is written after everything else has reached the disk, and older checkpoints are deleted only then. So a
+    process killed at any moment leaves at least one complete checkpoint.
+
 
     Args:
         folder: Folder of the checkpoints.

@@ -1,8 +1,8 @@
-"""Codecs: a reversible text form made of characters that T5's vocabulary has and its tokenizer leaves alone.
+"""Codecs: reversible encodings of text in characters that T5's vocabulary has and its tokenizer preserves.
 
-T5's vocabulary lacks `{ } < ~ ^ \\` and the backquote, and its tokenizer reads newlines and tabs as spaces, several
-spaces as one, and drops leading ones. A task's codec puts prompts and targets into a form that survives, and answers
-back. Marks are single tokens that are rare in prose; `′` begins whatever has no mark of its own:
+T5's vocabulary lacks `{ } < ~ ^ \\` and the backquote. Its tokenizer turns newlines and tabs into spaces, merges
+repeated spaces, and drops leading ones. A task's codec encodes prompts and targets in a form that survives this, and
+decodes answers. Marks are single tokens that are rare in prose. `′` starts the form of any character without a mark:
 
     newline • (then a space that is not part of the text)      { «      } »
     tab ′>   carriage return ′.   3 spaces ′3 (each with such a space)
@@ -25,7 +25,7 @@ _BREAKS = {"\n": NEWLINE, "\t": "′>", "\r": "′."}
 _MARKS = {"{": OPEN, "}": CLOSE, "<": "′[", "\\": "′/", "^": "′*", "`": "′'", "~": "′-", "▁": "′_"}
 _MARKS |= {mark: ESCAPE + mark for mark in (ESCAPE, NEWLINE, OPEN, CLOSE)}
 _SPACES = re.compile(r"[ \n\t\r]+")
-# Signs that T5 lacks and no language is written in; and the primes that Unicode's NFKC would turn into marks.
+# Symbols that T5 lacks and that no language is written in, and the primes that Unicode's NFKC would turn into marks.
 _BY_NUMBER = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f¡¢¤¥¦§©¬±¶·¿×÷″‴⁗\u200d\u2190-\u2bff\ufe0f\U00010000-\U0010ffff]"
 )
@@ -37,47 +37,47 @@ _GAPS = re.compile(f"{NEWLINE}|′.")
 
 
 class Codec:
-    """The codec `none`: every text is its own form.
+    """The codec `none`, which leaves every text unchanged.
 
     Attributes:
-        name: in a task file.
-        nests: whether targets may be objects and lists.
+        name: Name of the codec in a task file.
+        nests: True if targets may be objects and lists.
     """
 
     name = "none"
     nests = False
 
     def encode(self, text: str) -> str:
-        """The form of a target.
+        """Return the encoded form of a target.
 
         Raises:
-            UsageError: the text is not of the kind that this codec takes.
+            UsageError: The codec does not support this kind of text.
         """
         return text
 
     def decode(self, text: str) -> str:
-        """The text of a form, or of anything else that a model wrote: never raises."""
+        """Return the text of an encoded form. Never raises, whatever text a model generated."""
         return text
 
     def encode_prompt(self, text: str) -> str:
-        """The form of a prompt, which may be any text."""
+        """Return the encoded form of a prompt, which may be any text."""
         return text
 
     def canonical(self, text: str) -> str:
-        """What `decode` gives for the form of a target: the same text, or another spelling of the same value.
+        """Return a target encoded and decoded: the same text, or another spelling of the same value.
 
         Raises:
-            UsageError: as `encode`.
+            UsageError: The codec does not support this kind of text.
         """
         return text
 
     def settled(self, text: str) -> str:
-        """How much of the beginning of a form can be decoded before the rest is known."""
+        """Return the prefix of an encoded form that can be decoded before the rest is known."""
         return text
 
 
 class Text(Codec):
-    """The codec `text`: `decode(encode(text)) == text` for every text."""
+    """The codec `text`, which encodes any text: `decode(encode(text)) == text`."""
 
     name = "text"
 
@@ -98,10 +98,10 @@ class Text(Codec):
 
 
 class Json(Text):
-    """The codec `json`: a target is a JSON value, written `«key: text; list: [1; true]; object: «key: text»»`.
+    """The codec `json` for targets that are JSON values: `«key: text; list: [1; true]; object: «key: text»»`.
 
-    Strings are in the form of `text`, and quoted where they would be read as something else. A number keeps its digits.
-    Prompts are in the form of `text`.
+    Strings are encoded by the codec `text`, and quoted if they are ambiguous otherwise. A number keeps its digits.
+    Prompts are encoded by the codec `text`.
     """
 
     name = "json"
@@ -121,7 +121,7 @@ class Json(Text):
         return form
 
     def decode(self, text: str) -> str:
-        """JSON; or the text as it is where it is no form, so that nobody takes half an object for a whole one."""
+        """Return JSON, or a malformed text unchanged, so that half an object never passes for a whole one."""
         try:
             return _Reader(text).document()
         except (_Malformed, RecursionError):
@@ -139,10 +139,10 @@ NAMES = tuple(_CODECS)
 
 
 def codec_named(name: str) -> Codec:
-    """The codec of a name.
+    """Return the codec with a given name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: No codec has this name.
     """
     if name not in _CODECS:
         raise UsageError(f"there is no codec {name!r}", f"there are {', '.join(NAMES)}")
@@ -150,7 +150,10 @@ def codec_named(name: str) -> Codec:
 
 
 def _gap(match: re.Match[str]) -> str:
-    """A run of white space: a single space between words as it is, else its marks and a space to begin a word with."""
+    """Return the form of a run of whitespace.
+
+    A single space between words is unchanged. Any other run becomes its marks and a space, which starts the next word.
+    """
     run, last = match[0], match.end() == len(match.string)
     if run == " " and match.start() and not last:
         return run
@@ -179,7 +182,7 @@ class _Number(str):
 
 
 class _Malformed(ValueError):
-    """A text that is no linear form."""
+    """A text that is not in the linear form."""
 
 
 _TEXT = Text()
@@ -207,13 +210,13 @@ def _string(value: str, bare: re.Pattern[str] | None) -> str:
 
 
 class _Reader:
-    """Reads a linear form from left to right and gives the JSON of its parts."""
+    """A left-to-right parser of the linear form that returns JSON."""
 
     def __init__(self, text: str) -> None:
         self._text, self._at = text, 0
 
     def document(self) -> str:
-        """The whole text; a bare string is none, or every sentence would pass for JSON."""
+        """Return the whole text as JSON. A bare string is malformed, or else every sentence would pass for JSON."""
         value = self._value()
         if value.startswith('"') and not self._text.lstrip(" ").startswith('"'):
             raise _Malformed
@@ -256,7 +259,7 @@ class _Reader:
         return form if literals and _LITERAL.fullmatch(form) else _quote(form)
 
     def _next(self, mark: str) -> bool:
-        """Step over the mark, if it stands here, and the spaces around it."""
+        """Skip a mark and the spaces around it, and return True; return False if the mark does not come next."""
         self._skip(self._at)
         if not self._text.startswith(mark, self._at):
             return False

@@ -1,11 +1,11 @@
-"""Columns of a row, also those inside another: `input`, `translation.en`, `answers.text`, `messages[-1].content`.
+"""Columns of a row, including nested ones: `input`, `translation.en`, `answers.text`, `messages[-1].content`.
 
-A column whose name is the whole path comes first, so that names with dots or brackets stay usable. A key after a list
-of objects is taken from each of them: `answers.text` is ["Oslo"] in `{"answers": [{"text": "Oslo"}]}`, and an index
-after it counts in that list: `answers.text[0]` is "Oslo".
+A column whose name equals the whole path takes precedence, so that names with dots or brackets stay usable. A key after
+a list of objects is looked up in each of them: `answers.text` is ["Oslo"] in `{"answers": [{"text": "Oslo"}]}`. An
+index after the key applies to the resulting list: `answers.text[0]` is "Oslo".
 
-Only text and numbers become text. Everything else that a row can hold would become the text of a Python object, which
-no file contains and no metric can score, so it is refused together with the path that leads to text inside it.
+Only text and numbers are converted to text. Any other value would become the representation of a Python object, which
+no file contains and no metric can score. Such a value is refused, and the error names a path to text inside it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import numpy as np
 from lora_ft.core.errors import UsageError
 
 ABSENT: Any = object()
-"""The value of a column that a row does not have; None is one that is empty."""
+"""Value of a column that is missing from a row. An empty column is None."""
 
 _INDEX = re.compile(r"\[(-?\d{1,9})\]")
 _SEPARATOR = re.compile(r"[.\[]")
 _LIKELY = ("text", "content", "value", "answer", "label", "name")  # keys of text in common data sets, best first
-_MAX_DIGITS = 300  # of an exact number; that of parquet has at most 76
+_MAX_DIGITS = 300  # digits of an exact number; a decimal in parquet has at most 76
 _SHOWN = 12  # names in an error
 
 
 class Column:
-    """A column, by its name or by a path.
+    """A column, addressed by its name or by a path.
 
     Attributes:
-        name: as written.
+        name: Name or path, as written.
     """
 
     def __init__(self, name: str) -> None:
@@ -42,12 +42,12 @@ class Column:
         self._ends = _ends(name)
 
     def find(self, row: Mapping[str, Any]) -> Any:
-        """Return the column's value in a row; None where a list is too short, ABSENT where a key is missing."""
+        """Return the column's value in a row, None if a list is too short, or ABSENT if a key is missing."""
         return row[self.name] if self.name in row else _find(row, self.name, self._ends)
 
 
 def is_empty(value: Any) -> bool:
-    """Return whether a cell holds nothing: null, NaN (how tables write null), blank text, or a list of such cells."""
+    """Return True if a cell is empty: null, NaN (the null of tables), blank text, or a list of empty cells."""
     if isinstance(value, list):
         return all(map(is_empty, value))
     if isinstance(value, Decimal):
@@ -58,15 +58,15 @@ def is_empty(value: Any) -> bool:
 
 
 def text_of(value: Any, column: str, *, several: bool = False) -> str:
-    """Return the text of a cell: text as it is, numbers in digits, booleans as JSON writes them (true, false).
+    """Return the text of a cell: text unchanged, numbers in digits, booleans as in JSON (true, false).
 
     Args:
-        value: content of the cell.
-        column: name of the column, for errors.
-        several: the column may hold a list of texts, of which this is one.
+        value: Content of the cell.
+        column: Name of the column, for errors.
+        several: True if the column may hold a list of texts and `value` is an item of it.
 
     Raises:
-        UsageError: the cell holds something else; it says where there is text inside.
+        UsageError: The cell holds something else. The error names a path to text inside it.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -82,7 +82,7 @@ def text_of(value: Any, column: str, *, several: bool = False) -> str:
 
 
 def names_of(row: Mapping[str, Any]) -> str:
-    """Return the columns of a row for an error, with the keys of objects in brackets."""
+    """Return the column names of a row for an error, with the keys of objects in parentheses."""
     names = []
     for name, value in row.items():
         keys = f" ({_listed(map(str, value))})" if isinstance(value, Mapping) and value else ""
@@ -91,12 +91,12 @@ def names_of(row: Mapping[str, Any]) -> str:
 
 
 def _ends(path: str) -> list[int]:
-    """Return where a leading name may end within a path, the longest name first."""
+    """Return the offsets in a path at which its first name may end, longest name first."""
     return [match.start() for match in _SEPARATOR.finditer(path)][::-1]
 
 
 def _find(value: Any, path: str, ends: list[int]) -> Any:
-    """Return what lies at a path inside an object; `ends` is where its first name may end."""
+    """Return the value at a path inside an object; `ends` are the offsets at which the first name may end."""
     if path in value:
         return value[path]
     for end in ends:
@@ -108,7 +108,7 @@ def _find(value: Any, path: str, ends: list[int]) -> Any:
 
 
 def _follow(value: Any, rest: str) -> Any:
-    """Return what lies at the rest of a path, which begins with a dot or a bracket."""
+    """Return the value at the rest of a path, which starts with a dot or a bracket."""
     if not rest or value is None:
         return value
     if rest[0] == ".":
@@ -126,7 +126,7 @@ def _follow(value: Any, rest: str) -> Any:
 
 
 def _each(items: list[Any], rest: str) -> Any:
-    """Return what lies at the rest of a path inside each item; or, at an index, in the list of what lies before it."""
+    """Return the values at the rest of a path in each item. An index in it applies to the list of values before it."""
     ends = [len(rest), *(place for place, letter in reversed([*enumerate(rest)]) if letter == "[")]
     for end in ends:
         parts = [_follow(item, rest[:end]) for item in items]
@@ -136,7 +136,7 @@ def _each(items: list[Any], rest: str) -> Any:
 
 
 def _kind(value: Any) -> str:
-    """Return what a cell holds, in the words of data files."""
+    """Describe the value of a cell in the terms of data files."""
     if value is None:
         return "nothing"
     if isinstance(value, float | Decimal):
@@ -164,7 +164,7 @@ def _remedy(value: Any, column: str, several: bool) -> str:
 
 
 def _paths(value: Any, path: str, several: bool) -> Iterator[str]:
-    """Yield paths of text inside a value, the likeliest first."""
+    """Yield paths to text inside a value, likeliest first."""
     if isinstance(value, Mapping):
         for key in sorted(map(str, value), key=lambda key: _LIKELY.index(key) if key in _LIKELY else len(_LIKELY)):
             yield from _paths(value.get(key), f"{path}.{key}", several)

@@ -1,4 +1,4 @@
-"""A full disk, as the system, torch and safetensors each say it."""
+"""Detection of a full disk in the errors of the system, torch and safetensors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NUMBERS = {
     errno.EDQUOT: "the quota of this user is used up",
     errno.EFBIG: "a file reached the size limit of this shell (ulimit -f)",
 }
-# safetensors and tokenizers are written in Rust, whose errors end so.
+# Errors of safetensors and tokenizers, which are written in Rust, end with the number of the system's error.
 _RUST = re.compile(r"\(os error (\d+)\)")
-# torch reports a short write at its line of inline_container.cc, without the reason. Reading has other words.
+# torch reports a short write with its line of inline_container.cc but no reason. Read errors name PytorchStreamReader.
 _TORCH = re.compile(r"PytorchStreamWriter failed|inline_container\.cc(?!.*PytorchStreamReader)")
 
 
 def disk_fault(error: BaseException | None) -> str:
-    """Return why nothing could be written, from an exception or what caused it; "" if that is not the reason."""
+    """Return why a write failed, from an exception or its causes; "" if a full disk or a quota is not the reason."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -39,11 +39,11 @@ def disk_fault(error: BaseException | None) -> str:
 
 @contextlib.contextmanager
 def keeping(folder: Path, remedy: str) -> Iterator[None]:
-    """Turn a full disk into a LoraFtError that names the folder that was written to.
+    """Raise a full disk as a LoraFtError that names the output folder.
 
     Args:
         folder: Folder that the block writes to.
-        remedy: How to go on once there is space.
+        remedy: Advice for continuing once there is space.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The processes that share one training, as torchrun and accelerate tell each of them."""
+"""Rank and number of the processes of one training, from the variables that torchrun and accelerate set."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def rank() -> int:
-    """Number of this process; the first one writes and speaks."""
+    """Return the rank of this process, from 0. Only rank 0 writes files and prints."""
     return int(os.environ.get("RANK", "0"))
 
 
 def processes() -> int:
-    """How many there are."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))

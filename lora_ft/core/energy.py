@@ -1,4 +1,4 @@
-"""Energy that this machine counts: RAPL of Intel and AMD processors, NVML of NVIDIA GPUs. Often it may not be read."""
+"""Energy counters: RAPL of Intel and AMD processors, NVML of NVIDIA GPUs. Reading them often needs permission."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ SOURCES = {"cpu": "RAPL: processors and memory, with all else that ran", "cuda":
 
 
 def meter(provider: str) -> Callable[[], float] | None:
-    """A function that gives joules since some moment, or None where nothing here counts them.
+    """Return a function that reads the energy used so far, in joules, or None if no counter is readable.
+
+    Only differences between two readings are meaningful.
 
     Args:
-        provider: "cpu": all packages, their memory included where it is counted; "cuda": the first GPU.
+        provider: "cpu" for all packages (and their memory, if counted), "cuda" for the first GPU.
     """
     return _gpu() if provider == "cuda" else rapl(_RAPL)
 
 
 def rapl(root: Path) -> Callable[[], float] | None:
-    """The sum of RAPL's packages and memories below a folder; counters that wrap around are followed."""
+    """Return a function that reads the sum of all RAPL packages and memories below a folder, wraparound included."""
     domains = []
     for folder in sorted(root.glob("intel-rapl:*")):
         try:
@@ -28,7 +30,7 @@ def rapl(root: Path) -> Callable[[], float] | None:
                 int((folder / "energy_uj").read_text())
                 domains.append((folder / "energy_uj", int((folder / "max_energy_range_uj").read_text())))
         except (OSError, ValueError):
-            continue  # only root may read it
+            continue  # readable by root only
     if not domains:
         return None
     last, total = [int(path.read_text()) for path, _ in domains], 0

@@ -1,8 +1,8 @@
-"""The two ways a job can fail, the exit code of each, and the kinds that a caller can catch.
+"""Exceptions by exit code and by kind.
 
-`UsageError` means that the request cannot be met (exit code 2); any other `LoraFtError` means that a valid request
-failed (exit code 1). The kinds below say what the failure is about. Some occur in both ways: a `DataError` is a
-`UsageError` where a file of rows is missing, and none where its content is damaged.
+`UsageError` means that the request cannot be met (exit code 2). Any other `LoraFtError` means that a valid request
+failed (exit code 1). Each kind below names the subject of the failure. Some kinds occur with both exit codes: a
+`DataError` is a `UsageError` if a file of rows is missing, but not if its content is damaged.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-_LONGEST = 800  # characters of a message and of a remedy: a value out of a file can have millions
+_LONGEST = 800  # characters of a message or a remedy, since a value from a file can have millions
 
 
 def clipped(text: str, longest: int) -> str:
-    """Return a text of at most `longest` characters, the middle of a longer one left out."""
+    """Shorten a text to at most `longest` characters by leaving out its middle."""
     if len(text) <= longest:
         return text
     left = f" … ({len(text):,} characters) … "
@@ -23,9 +23,9 @@ def clipped(text: str, longest: int) -> str:
 
 
 class LoraFtError(Exception):
-    """A failure to tell the user about in one line: what went wrong and where, then what to do about it.
+    """A failure that the user sees as one line: the problem and its place, then the remedy.
 
-    `exit_code` is what a command ends with: 1, the work was asked for rightly and failed.
+    `exit_code` is the exit code of the command: 1, since the request was valid but failed.
     """
 
     exit_code = 1
@@ -36,17 +36,17 @@ class LoraFtError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's exception says, cut to a line; its kind where it says nothing."""
+    """Return the first line of an exception's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager
 def sound_content(path: object, remedy: str) -> Iterator[None]:
-    """Raise LoraFtError for what a reader of a file's content raises where that has another shape than it expects.
+    """Raise LoraFtError instead of the errors that reading malformed content raises.
 
     Args:
-        path: The file or folder.
-        remedy: What to do about it.
+        path: File or folder that is read.
+        remedy: Remedy for the message.
     """
     try:
         yield
@@ -71,7 +71,7 @@ class OutputExistsError(UsageError):
 
 
 class DataError(LoraFtError):
-    """Rows that are missing, damaged, or do not fit their task."""
+    """Rows that are missing, are damaged, or do not fit their task."""
 
 
 class DataUsageError(UsageError, DataError):
@@ -79,7 +79,7 @@ class DataUsageError(UsageError, DataError):
 
 
 class BaseMismatchError(LoraFtError):
-    """An adapter on another base than the one it was trained on."""
+    """An adapter used on another base than the one that it was trained on."""
 
 
 class BaseMismatchUsageError(UsageError, BaseMismatchError):
@@ -95,7 +95,7 @@ class BundleUsageError(UsageError, BundleError):
 
 
 class GateError(LoraFtError):
-    """An export that was not published: it answers unlike PyTorch, or its precision costs too much."""
+    """An export that was not published because it disagrees with PyTorch or loses too much accuracy."""
 
 
 class HubError(LoraFtError):
@@ -111,7 +111,7 @@ _USAGE: dict[type[LoraFtError], type[UsageError]] = {
 
 @contextlib.contextmanager
 def raised_as(kind: type[LoraFtError]) -> Iterator[None]:
-    """Raise errors of either class as a kind of it; the exit code stays the same.
+    """Raise a plain LoraFtError or UsageError as a more specific kind, with the same exit code.
 
     Args:
         kind: `TaskError`, `DataError`, `BaseMismatchError` or `BundleError`.
@@ -121,5 +121,5 @@ def raised_as(kind: type[LoraFtError]) -> Iterator[None]:
     except LoraFtError as error:
         usage = _USAGE.get(kind, kind) if type(error) is UsageError else kind
         if type(error) not in (LoraFtError, UsageError) or usage.exit_code != error.exit_code:
-            raise  # it is of a kind already, or `kind` does not exist with its exit code
+            raise  # it is specific already, or `kind` has no class with this exit code
         raise usage(error.message, error.remedy) from error

@@ -1,4 +1,4 @@
-"""Failures of commands: one line on stderr with the remedy, and an exit code."""
+"""Error reports of commands: one line on stderr with the remedy, and an exit code."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def run_safely(command: Callable[[], object], *, debug: bool = False) -> int:
     """Run a command and return its exit code; an error becomes one line on stderr.
 
     Args:
-        command: function that returns the exit code, or anything else for 0.
-        debug: also print the traceback of an error.
+        command: Function that returns the exit code; any value other than an integer means 0.
+        debug: Print the traceback of an error, too.
     """
     try:
         result = command()
@@ -46,7 +46,9 @@ def explain(error: BaseException) -> tuple[str, int]:
     """Return the line to print for an exception, and the exit code."""
     if isinstance(error, LoraFtError):
         return str(error), error.exit_code
-    usage = getattr(error, "format_message", None)  # click's, or the copy of it that newer typer carries
+    usage = getattr(
+        error, "format_message", None
+    )  # method of click's errors, or of the copy of click in newer versions of typer
     if callable(usage):
         return f"{usage()}; see --help for commands and options", 2
     if isinstance(error, OSError):
@@ -90,9 +92,9 @@ def _fail(error: Exception, debug: bool) -> int:
 
 
 def without_secrets(line: str) -> str:
-    """Return a line without the secrets of the environment, plain or as Python, JSON and URLs escape them.
+    """Replace secrets from environment variables in a line, both plain and escaped for Python, JSON or URLs.
 
-    Libraries print the request that failed, including its token.
+    Some libraries print the failed request, including its token.
     """
     secrets = {value.strip(): name for name, value in os.environ.items() if name.upper().endswith(_SECRET)}
     for value in sorted(secrets, key=len, reverse=True):  # a secret may begin with a shorter one
@@ -105,12 +107,12 @@ def without_secrets(line: str) -> str:
 
 
 def _complain(line: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # stderr may be closed, too
+    with contextlib.suppress(OSError, ValueError):  # stderr may be closed as well
         print(printable(line), file=sys.stderr)
 
 
 def _flush() -> None:
-    """Flush stdout, so that a full disk is an error of the command and not a message of the interpreter."""
+    """Flush stdout, so that the command reports a full disk before the interpreter does."""
     if sys.stdout is not None and not sys.stdout.closed:
         sys.stdout.flush()
 

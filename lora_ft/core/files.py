@@ -1,7 +1,7 @@
-"""Everything that is written to disk goes through here: beside its place first, synced, then renamed into it.
+"""Atomic writes: all output is written beside its destination, synced, then renamed to it.
 
-A reader therefore sees a whole file or folder or none, and an interrupted or failed job leaves nothing behind. What a
-killed process did leave (it could not clean up) is removed by the next job that writes to the same place.
+A reader therefore sees either a whole file or folder or none. An interrupted or failed job leaves nothing behind. A
+killed process cannot clean up, so the next job that writes to the same place removes its leftovers.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from lora_ft.core.output_paths import making
 from lora_ft.core.ownership import foreign_reason
 from lora_ft.core.staging import staging_name, tidy
 
-_MAX_JSON = 1 << 28  # bytes; a value takes up to 25 times as many, and the largest tokenizer has 17 million
+_MAX_JSON = 1 << 28  # bytes; a parsed value takes up to 25 times as many, and the largest tokenizer.json has 17 million
 
 
 @contextlib.contextmanager
 def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a new folder beside `out`; when the block ends well it becomes `out`, otherwise it is deleted.
+    """Yield a new folder beside `out`; rename it to `out` if the block succeeds, otherwise delete it.
 
-    The lock of `out` is held meanwhile. A link at `out` stays; the folder that it leads to is made or replaced.
+    The lock of `out` is held meanwhile. A link at `out` stays, and its target is created or replaced. An existing
+    folder is unchanged until the swap.
 
     Raises:
-        UsageError: `out` may not be made (see `lora_ft.core.output_paths.refuse_existing`), or another job is making
-            it. An existing folder stays as it was until the swap.
+        UsageError: `out` may not be created (see `lora_ft.core.output_paths.refuse_existing`), or another job is
+            creating it.
     """
     with making(out, overwrite=overwrite) as place:
         staging = staging_name(place)
@@ -49,10 +50,10 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, out: Path) -> None:
-    """Rename folder `new` to `out`, removing what was there only once the new one is in place.
+    """Rename folder `new` to `out`, and remove the old folder only after the new one is in place.
 
     Raises:
-        LoraFtError: What lies at `out` was not made by lora-ft; `new` stays where it is.
+        LoraFtError: `out` exists but was not created by lora-ft; `new` keeps its name.
     """
     if not os.path.lexists(out):
         os.rename(new, out)
@@ -75,7 +76,7 @@ def replace_folder(new: Path, out: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text so that `path` holds either the old content or all of the new. Links are followed."""
+    """Write UTF-8 text so that `path` holds either the old content or all of the new content. Links are followed."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     tidy(path)
@@ -93,15 +94,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, as `write_text` does."""
+    """Write `value` as indented JSON, atomically like `write_text`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
+    """Return the object in a JSON file.
 
     Raises:
-        LoraFtError: the file cannot be read, holds something else, or is larger than `_MAX_JSON`.
+        LoraFtError: The file is unreadable, holds something else, or is larger than `_MAX_JSON`.
     """
     try:
         size = path.stat().st_size
@@ -117,7 +118,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
+    """Return the SHA-256 of a file's content, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -125,7 +126,8 @@ def sha256(path: Path) -> str:
 def sync_tree(folder: Path) -> None:
     """Flush every file and folder below `folder`, and `folder` itself, to the disk.
 
-    Files get the modes that the umask gives to `folder`: some libraries write theirs for their own user alone.
+    Files also get the permissions that `folder` has by the umask, since some libraries write files that only their
+    owner can read.
     """
     allowed = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for root, _, names in os.walk(folder):
@@ -139,7 +141,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files below `folder`."""
+    """Return the total size of all files below `folder`, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -153,11 +155,11 @@ def sync(path: Path) -> None:
 
 
 def _locked_file(out: Path) -> tuple[Path, int]:
-    """Create a file beside `out` and lock it for as long as it is open: `tidy` deletes those that nobody locks."""
+    """Create a file beside `out` and lock it while it is open, since `tidy` deletes unlocked ones."""
     while True:
         path = staging_name(out)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try_lock(descriptor, wait=True)
         if os.fstat(descriptor).st_nlink:
             return path, descriptor
-        os.close(descriptor)  # it was tidied up before it was locked
+        os.close(descriptor)  # `tidy` deleted it before it was locked

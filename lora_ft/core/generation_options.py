@@ -1,4 +1,4 @@
-"""How to generate, by the names and with the defaults of transformers' GenerationConfig."""
+"""Options of generation, with the names and defaults of transformers' GenerationConfig."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from lora_ft.core.errors import UsageError
 
-_BANS = (  # what might leave no token of an allowed answer
+_BANS = (  # options that might leave no token of an allowed answer
     "min_new_tokens",
     "no_repeat_ngram_size",
     "bad_words_ids",
@@ -32,7 +32,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "repetition_penalty": (1e-3, 1e3),
     "no_repeat_ngram_size": (0, 100_000),
 }
-"""Least and most of each number. Beyond them a call would not end, fill the memory or compute with infinities."""
+"""Minimum and maximum of each number. Other values would run forever, exhaust memory, or overflow to infinity."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,23 @@ class Options:
     """Options of one generation.
 
     Attributes:
-        max_new_tokens, min_new_tokens: limits of an answer; no </s> before the least.
-        num_beams: of beam search; 1 is greedy search or sampling.
-        num_return_sequences: answers to each text.
-        length_penalty, early_stopping: of beam search.
-        do_sample, temperature, top_k, top_p, seed: of sampling; top_k 0 is no limit. Without a seed every call draws
-            other tokens. Each batch has its own draws: a tuple of the seed and the batch's number is a seed, too.
-        repetition_penalty, no_repeat_ngram_size: against repetition; 1.0 and 0 are none.
-        bad_words_ids: token sequences that must not be made.
-        suppress_tokens, begin_suppress_tokens: tokens that must not be made, at all or at first.
-        forced_bos_token_id, forced_eos_token_id: the first token, the last where the limit is reached.
-        allowed: token sequences, the only answers there may be, without </s>; none is no limit.
-        prompt_lookup: draft tokens from the source and check them, where greedy search allows it.
-        output_scores: also the log-probability of every token (beam search: the score of the answer).
+        max_new_tokens, min_new_tokens: Maximum and minimum answer length, in tokens; no </s> before the minimum.
+        num_beams: Beams of beam search; 1 is greedy search or sampling.
+        num_return_sequences: Answers to each text.
+        length_penalty, early_stopping: Settings of beam search.
+        do_sample, temperature, top_k, top_p, seed: Settings of sampling; top_k=0 is no limit. Without a seed, every
+            call draws other tokens. A seed may also be a tuple of the seed and the batch's number, so that each batch
+            draws its own tokens.
+        repetition_penalty, no_repeat_ngram_size: Settings against repetition; 1.0 and 0 disable them.
+        bad_words_ids: Token sequences that are never generated.
+        suppress_tokens, begin_suppress_tokens: Tokens that are never generated, and never as the first token.
+        forced_bos_token_id, forced_eos_token_id: Forced first token, and forced last token if the limit is reached.
+        allowed: Token sequences without </s> that are the only allowed answers; empty for no restriction.
+        prompt_lookup: Draft tokens from the source and verify them, if greedy search allows it.
+        output_scores: Return the log-probability of every token, too (beam search: the score of the answer).
 
     Raises:
-        UsageError: a value is out of its range, or two exclude each other.
+        UsageError: A value is out of its range, or two options exclude each other.
     """
 
     max_new_tokens: int = 20
@@ -131,7 +132,7 @@ class Options:
                 raise UsageError(f"{name} {token!r} is not a token")
 
     def check_tokens(self, vocabulary: int) -> None:
-        """Raise UsageError where a token is named that the vocabulary does not have."""
+        """Raise UsageError if an option names a token outside the vocabulary."""
         named = [
             *self.suppress_tokens,
             *self.begin_suppress_tokens,
@@ -144,16 +145,16 @@ class Options:
 
     @property
     def _forced(self) -> tuple[int, ...]:
-        """The first and the last token where they are forced."""
+        """Forced first and last tokens, if any."""
         last = self.forced_eos_token_id if isinstance(self.forced_eos_token_id, tuple) else (self.forced_eos_token_id,)
         return tuple(token for token in (self.forced_bos_token_id, *last) if token is not None)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Options:
-        """Options from a mapping; lists become tuples, and None is the default.
+        """Return options from a mapping. Lists become tuples, and None means the default.
 
         Raises:
-            UsageError: a name is unknown, or as the class.
+            UsageError: A name is unknown, a value is out of its range, or two options exclude each other.
         """
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
@@ -165,7 +166,7 @@ class Options:
 
     @property
     def plain(self) -> bool:
-        """Whether each token is simply the most likely one, and nothing else is asked for."""
+        """True if every token is simply the most likely one and no scores are returned."""
         forced = self.forced_bos_token_id is not None or self.forced_eos_token_id is not None
         banned = any((self.no_repeat_ngram_size, self.bad_words_ids, self.suppress_tokens, self.begin_suppress_tokens))
         edited = forced or banned or self.repetition_penalty != 1.0 or self.allowed
@@ -173,7 +174,7 @@ class Options:
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:
-    """Raise UsageError where an option of `BOUNDS` is of another kind or out of its range; None is the default."""
+    """Raise UsageError if an option in `BOUNDS` has the wrong type or is out of range. None means the default."""
     for name, (least, most) in BOUNDS.items():
         value = values.get(name)
         if value is None:
@@ -186,11 +187,11 @@ def check_ranges(values: Mapping[str, Any]) -> None:
 
 
 def check_allowed(allowed: Sequence[Sequence[int]], options: Mapping[str, Any]) -> None:
-    """Raise UsageError where options would cut an allowed answer, or leave no token of one.
+    """Raise UsageError if options would truncate an allowed answer or leave no token of one.
 
     Args:
-        allowed: token sequences without </s>.
-        options: by the names of `Options`, max_new_tokens among them; other names and None do not matter.
+        allowed: Token sequences without </s>.
+        options: Options by the names of `Options`, including max_new_tokens. Other names and None are ignored.
     """
     if not all(allowed):
         raise UsageError("allowed has an empty sequence")
@@ -208,7 +209,7 @@ def check_allowed(allowed: Sequence[Sequence[int]], options: Mapping[str, Any]) 
 
 
 def _are_tokens(value: Any) -> bool:
-    """Whether a value is a tuple of whole numbers."""
+    """Return True if a value is a tuple of integers."""
     return isinstance(value, tuple) and all(
         isinstance(token, int | np.integer) and not isinstance(token, bool) for token in value
     )

@@ -1,4 +1,4 @@
-"""The processor: its name, and how many threads this process may really use."""
+"""Name of the processor, and the number of cores that this process may use."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def allowed_cpus(cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """Cores this process may use: its affinity, cut by the cgroup's CPU quota (v2 and v1), at least 1.
+    """Return the number of cores that this process may use, at least 1.
 
-    ONNX Runtime and torch count the machine's cores instead and oversubscribe containers (microsoft/onnxruntime#29510).
+    The number is the CPU affinity, limited by the cgroup's CPU quota (v2 and v1). ONNX Runtime and torch count the
+    machine's cores instead and oversubscribe containers (microsoft/onnxruntime#29510).
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for quota in (_quota_v2(cgroup, membership), _quota_v1(cgroup)) if quota]
@@ -21,23 +22,23 @@ def allowed_cpus(cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path(
 
 
 def cores(count: int, name: str) -> str:
-    """So many of a processor, in words."""
+    """Describe a number of cores of a processor, such as "8 cores of NAME"."""
     return f"{count} {'core' if count == 1 else 'cores'} of {name}"
 
 
 def cpu_name(cpuinfo: Path = CPUINFO) -> str:
-    """The processor's name as it gives it, or "unknown"."""
+    """Return the name that the processor reports, or "unknown"."""
     return cpu_says("model name", cpuinfo) or platform.processor() or "unknown"
 
 
 def cpu_generation(cpuinfo: Path = CPUINFO) -> str:
-    """What tells generations of one name apart, such as "family 26, model 2", or "unknown"."""
+    """Return family and model, such as "family 26, model 2", or "unknown". Generations can share one name."""
     family, model = cpu_says("cpu family", cpuinfo), cpu_says("model", cpuinfo)
     return f"family {family}, model {model}" if family and model else "unknown"
 
 
 def cpu_says(key: str, cpuinfo: Path = CPUINFO) -> str:
-    """What Linux says of the first processor under a key, or "" where it does not."""
+    """Return the first processor's value of a key in cpuinfo, or "" if it is missing."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -47,7 +48,7 @@ def cpu_says(key: str, cpuinfo: Path = CPUINFO) -> str:
 
 
 def own_groups(cgroup: Path, membership: Path) -> list[Path]:
-    """Folders of this process's cgroup (v2) and of all above it; none where there are no cgroups."""
+    """Return the folders of this process's cgroup (v2) and its ancestors; empty without cgroups."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -57,7 +58,7 @@ def own_groups(cgroup: Path, membership: Path) -> list[Path]:
 
 
 def _quota_v2(cgroup: Path, membership: Path) -> float | None:
-    """The smallest cpu.max of this process's groups."""
+    """Return the smallest CPU quota of this process's cgroups, in cores, or None."""
     quotas = []
     for folder in own_groups(cgroup, membership):
         fields = _words(folder / "cpu.max")
@@ -68,7 +69,7 @@ def _quota_v2(cgroup: Path, membership: Path) -> float | None:
 
 def _quota_v1(cgroup: Path) -> float | None:
     quota, period = _words(cgroup / "cpu" / "cpu.cfs_quota_us"), _words(cgroup / "cpu" / "cpu.cfs_period_us")
-    known = quota and period and quota[0].isdigit() and period[0].isdigit()  # a quota of -1 is none
+    known = quota and period and quota[0].isdigit() and period[0].isdigit()  # a quota of -1 means no limit
     return int(quota[0]) / int(period[0]) if known and int(quota[0]) and int(period[0]) else None
 
 

@@ -1,4 +1,4 @@
-"""Whether the model hub answers, found out within seconds instead of by its client's retries."""
+"""Quick check that the Hub answers, which takes seconds instead of the retries of its client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TIMEOUT = 4.0
 
 @functools.cache
 def hub_trouble() -> str | None:
-    """Why the hub cannot be used now, or None where it answers. Asked once a process."""
+    """Return why the Hub cannot be used, or None if it answers. The result is cached for the whole process."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -19,13 +19,13 @@ def hub_trouble() -> str | None:
         return "HF_HUB_OFFLINE is set"
     try:
         huggingface_hub.get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
-    except Exception as error:  # requests or httpx, by the version of huggingface_hub
+    except Exception as error:  # of requests or httpx, depending on the version of huggingface_hub
         return f"{constants.ENDPOINT} does not answer ({type(error).__name__})"
     return None
 
 
 def require_hub(wanted: str, otherwise: str) -> None:
-    """Raise UsageError at once where the hub cannot be reached."""
+    """Raise UsageError at once if the Hub cannot be reached."""
     trouble = hub_trouble()
     if trouble:
         raise UsageError(f"{wanted} is on the hub, and {trouble}", f"check the network, or use {otherwise}")

@@ -1,4 +1,4 @@
-"""Signals that ask training to end: the first one asks for a checkpoint, the second one ends at once."""
+"""Signals that end training: the first one requests a checkpoint, the second one ends it at once."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Any
 from lora_ft.core.distributed import processes
 from lora_ft.core.errors import LoraFtError
 
-# Ctrl-C; what `kill`, Docker, Slurm and Kubernetes send; a terminal or a connection that was closed.
+# SIGINT is Ctrl-C. `kill`, Docker, Slurm and Kubernetes send SIGTERM, a closed terminal or connection SIGHUP.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-_ASKED_FOR = (signal.SIGINT, signal.SIGTERM)  # shells ignore SIGINT for jobs in the background
-# torchrun passes on a signal that its processes, being of one group, may have got already.
+_ASKED_FOR = (signal.SIGINT, signal.SIGTERM)  # handled even if ignored: shells ignore SIGINT for background jobs
+# torchrun forwards a signal that its processes may already have received, since they share a process group.
 _ECHO = 2.0  # seconds
 
 
 class Interrupted(LoraFtError):
-    """Training was stopped by a signal after a checkpoint. The exit code is 128 and the signal's number."""
+    """A training stopped by a signal after a checkpoint. The exit code is 128 plus the signal's number."""
 
     exit_code = 128 + signal.SIGINT
 
     def by(self, number: int) -> Interrupted:
-        """Return the same for the signal that caused it."""
+        """Set the exit code for the signal that caused it, and return self."""
         self.exit_code = 128 + number
         return self
 
 
 class Interrupts:
-    """Listens for SIGINT, SIGTERM and SIGHUP between `take` and `release`.
+    """A listener for SIGINT, SIGTERM and SIGHUP between `take` and `release`.
 
     Attributes:
-        caught: Number of the signal that came, or 0.
+        caught: Number of the first signal received, or 0.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Interrupts:
         self._previous: dict[int, Any] = {}
 
     def take(self) -> None:
-        """Listen, where this is the main thread; others cannot. SIGHUP stays ignored under nohup."""
+        """Start listening, in the main thread only since others cannot. SIGHUP stays ignored under nohup."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:
@@ -51,7 +51,7 @@ class Interrupts:
                 self._previous[number] = signal.signal(number, self._on_signal)
 
     def release(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the previous signal handlers."""
         while self._previous:
             signal.signal(*self._previous.popitem())
 
@@ -61,12 +61,12 @@ class Interrupts:
             return
         if processes() > 1 and number == self.caught and time.monotonic() - self._at < _ECHO:
             return
-        if number == signal.SIGINT:  # twice: the user means it
+        if number == signal.SIGINT:  # the second Ctrl-C ends at once
             raise KeyboardInterrupt
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
 def name_of(number: int) -> str:
-    """Return what a person calls a signal."""
+    """Return the common name of a signal."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

@@ -1,10 +1,10 @@
-"""Bounds on JSON from elsewhere, checked before any parser sees it.
+"""Limits on untrusted JSON, checked before a parser sees it.
 
-Parsers trust their input: 200 KB of brackets take ijson 8 GB, and a number of 4,301 digits ends the process. What JSON
-costs is decided by three things that can be counted without parsing: how deep its brackets nest, how long its numbers
-are, and how long its strings are. `JsonLimits` counts them chunk by chunk with numpy, several hundred MB a second, so
-that files of any size can be checked while they are read. Where text is no JSON, its count may be wrong from the first
-invalid byte on; the parser stops at that byte.
+Parsers trust their input: 200 KB of brackets take ijson 8 GB, and a number of 4,301 digits ends the process. The cost
+of JSON depends on three counts that need no parsing: the nesting depth, the length of numbers, and the length of
+strings. `JsonLimits` counts them chunk by chunk with numpy, at several hundred MB per second. Files of any size can
+therefore be checked while they are read. In malformed JSON the counts may be wrong after the first invalid byte, but
+the parser stops at that byte.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 from lora_ft.core.errors import LoraFtError
 
 MAX_DEPTH = 200
-"""Deepest nesting of lists and objects; formats in use stay below 50."""
+"""Maximum nesting depth of lists and objects; formats in use stay below 50."""
 MAX_DIGITS = 300
-"""Longest number, in characters; integers up to 308 digits are still floats."""
+"""Maximum length of a number, in characters; integers of up to 308 digits still fit a float."""
 MAX_STRING = 1 << 24
-"""Longest string of a file that is read in chunks, in bytes."""
-_SLICE = 1 << 18  # bytes of a text that are checked at once
-_SHOWN = 40  # characters of a foreign key in an error
+"""Maximum length of a string in a file that is read in chunks, in bytes."""
+_SLICE = 1 << 18  # bytes of a text checked at once
+_SHOWN = 40  # characters of an untrusted key shown in an error
 _ESCAPED_HALF = re.compile(r"\\u[dD][89abA-F]")
 
 _QUOTE, _OPEN, _CLOSE = b"\1\2\3"
@@ -33,32 +33,32 @@ _KINDS = bytes(
     {ord('"'): _QUOTE, **dict.fromkeys(b"[{", _OPEN), **dict.fromkeys(b"]}", _CLOSE)}.get(byte, 0)
     for byte in range(256)
 )
-_STEPS = np.array([0, 0, 1, -1], np.int32)  # of the depth, by kind
+_STEPS = np.array([0, 0, 1, -1], np.int32)  # change of depth by kind: other, quote, open, close
 _IN_NUMBER = bytes(byte in b"0123456789+-.eE" for byte in range(256))
 _TOO_LONG = (MAX_DIGITS + 1) * b"\1"
 
 
 class JsonLimits:
-    """A check of JSON that comes in chunks, cut anywhere.
+    """An incremental check of JSON in chunks, which may be split at any byte.
 
     Args:
-        where: name of the source, for errors.
-        max_string: longest string, in bytes.
+        where: Name of the source, for errors.
+        max_string: Maximum length of a string, in bytes.
     """
 
     def __init__(self, where: object, *, max_string: int = MAX_STRING) -> None:
         self._where, self._max_string = where, max_string
         self._offset = 0  # bytes before this chunk
         self._depth = 0
-        self._inside = False  # a string
+        self._inside = False  # inside a string
         self._escaped = False  # the next byte follows a backslash
-        self._string = self._number = 0  # bytes so far of what the last chunk ended in
+        self._string = self._number = 0  # bytes so far of an unfinished string or number
 
     def check(self, chunk: bytes) -> None:
         """Check the next chunk.
 
         Raises:
-            LoraFtError: a bound is exceeded; it names the source and the byte.
+            LoraFtError: A limit is exceeded. The error names the source and the byte.
         """
         if not chunk:
             return
@@ -74,7 +74,7 @@ class JsonLimits:
         self._offset += len(chunk)
 
     def _without_escapes(self, chunk: bytes) -> bytes:
-        """The chunk at its length, with other bytes in place of escaped quotes and backslashes."""
+        """Return the chunk with escaped quotes and backslashes replaced, at the same length."""
         if self._escaped:
             chunk = b"_" + chunk[1:]
         if b"\\" in chunk:
@@ -120,14 +120,14 @@ _REMEDY = "check where the file comes from; no program in use writes such JSON"
 
 
 def parse_json(text: str | bytes, where: object) -> Any:
-    """The value of a JSON text that somebody else may have written.
+    """Parse an untrusted JSON text.
 
     Args:
-        text: the whole JSON, with or without a byte order mark.
-        where: name of the source, for errors.
+        text: Complete JSON text, with or without a byte order mark.
+        where: Name of the source, for errors.
 
     Raises:
-        LoraFtError: it is not UTF-8 or not JSON, has a key twice or half a character, is nested deeper than
+        LoraFtError: The text is not UTF-8 or not JSON, has a duplicate key or a lone surrogate, is nested deeper than
             `MAX_DEPTH`, or has an integer longer than `MAX_DIGITS`.
     """
     if isinstance(text, bytes):
@@ -159,7 +159,7 @@ def parse_json(text: str | bytes, where: object) -> Any:
 
 
 def lines_at(text: str, depth: int) -> list[int]:
-    """Return the line, from 1, of each object or list in a valid JSON text that opens inside `depth` others."""
+    """Return the line numbers, from 1, of all objects and lists at nesting depth `depth` in a valid JSON text."""
     data = text.encode("utf-8", "surrogatepass").replace(b"\\\\", b"__").replace(b'\\"', b"__")
     kinds = np.frombuffer(data.translate(_KINDS), np.uint8)
     places = np.flatnonzero(kinds)
@@ -172,19 +172,19 @@ def lines_at(text: str, depth: int) -> list[int]:
 
 
 def bounded_decoder() -> json.JSONDecoder:
-    """Return a decoder for texts of several values, one after the other (JSON Lines).
+    """Return a decoder for texts of several consecutive values (JSON Lines).
 
-    It raises json.JSONDecodeError, RecursionError, or OutOfBoundsError for an equal key and for a long integer. Depth
-    is for `JsonLimits` to check.
+    The decoder raises json.JSONDecodeError, RecursionError, or OutOfBoundsError (a duplicate key or a long integer).
+    It does not check the depth; use `JsonLimits` for that.
     """
     return json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
 
 
 class OutOfBoundsError(ValueError):
-    """A fault of a value, without its source.
+    """An error about a JSON value whose message does not name the source.
 
     Attributes:
-        remedy: what to do about it.
+        remedy: Remedy for the message.
     """
 
     def __init__(self, what: str, remedy: str) -> None:

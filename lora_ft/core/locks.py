@@ -1,9 +1,10 @@
-"""A lock on each place that a job writes to. It dies with the process that holds it, however that ends.
+"""Locks on output paths. A lock is released when its process ends, even if the process is killed.
 
-The lock is `flock` on a file beside the place, `.NAME.lock`. The kernel keeps it, so it holds between processes,
-containers and PID namespaces, and over NFS, where Linux turns it into a lock of the server. The file names its holder
-for the message only: process numbers prove nothing, as they are reused and differ between namespaces. A holder deletes
-the file before it lets go, so a process that locked a file checks that the file still lies there.
+The lock is `flock` on a file `.NAME.lock` beside the output. The kernel keeps it, so it works across processes,
+containers and PID namespaces. It also works over NFS, where Linux turns it into a lock of the server. The file names
+its holder for the error message only: process ids prove nothing, since they are reused and differ between namespaces.
+A holder deletes the file before it releases the lock. A process that locked a file therefore checks that the file is
+still there.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from pathlib import Path
 from lora_ft.core.errors import UsageError
 
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL)
-# Lock files that this context holds: a job that calls another job for the same place already has it. Another thread
-# starts with an empty context, so it is refused like another process.
+# Lock files that this context holds, since a job may call another job for the same output. Another thread starts with
+# an empty context, so it is refused like another process.
 _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 
 
 @contextlib.contextmanager
 def locked(place: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock of a place; yield whether the file system has locks (without them nothing is held).
+    """Hold the lock of an output path and yield True; yield False, without a lock, if the file system has none.
 
     Args:
-        place: File or folder to write; it need not exist. Missing parents are created, and removed if they stay empty.
-        wait: Wait for another holder instead of refusing.
+        place: File or folder to write, which may be missing. Missing parents are created, and removed if still empty.
+        wait: Wait for another holder instead of raising.
 
     Raises:
-        UsageError: Another job holds it.
+        UsageError: Another job holds the lock.
     """
     path = _lock_file(place)
     if path in _held.get():
@@ -57,7 +58,7 @@ def locked(place: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def holds(place: Path) -> bool:
-    """Return whether the running job holds the lock of a place."""
+    """Return True if the running job holds the lock of an output path."""
     return _lock_file(place) in _held.get()
 
 
@@ -65,7 +66,7 @@ def try_lock(descriptor: int, *, wait: bool = False) -> bool:
     """Lock an open file; return False if the file system has no locks.
 
     Raises:
-        BlockingIOError: Another process or thread holds it, and `wait` is False.
+        BlockingIOError: Another process or thread holds the lock, and `wait` is False.
     """
     try:
         import fcntl
@@ -87,7 +88,7 @@ def _lock_file(place: Path) -> Path:
 
 
 def _make_parents(folder: Path) -> list[Path]:
-    """Create a folder; return the folders that were missing, outermost first."""
+    """Create a folder and its parents; return the folders that were missing, outermost first."""
     missing = []
     parent = folder
     while not parent.exists():
@@ -98,7 +99,7 @@ def _make_parents(folder: Path) -> list[Path]:
 
 
 def _acquire(path: Path, place: Path, *, wait: bool) -> tuple[int, bool]:
-    """Return an open, locked file descriptor and whether the lock works."""
+    """Return an open file descriptor, and True if it is locked or False if the file system has no locks."""
     while True:
         descriptor = _open(path)
         try:
@@ -119,7 +120,7 @@ def _acquire(path: Path, place: Path, *, wait: bool) -> tuple[int, bool]:
 
 
 def _open(path: Path) -> int:
-    """Open a lock file, creating it; one of another user may be readable only."""
+    """Open or create a lock file, read-only if it belongs to another user and is not writable."""
     flags = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     try:
         return os.open(path, flags | os.O_RDWR, 0o666)
@@ -137,7 +138,7 @@ def _is_same(path: Path, descriptor: int) -> bool:
 
 
 def _sign(descriptor: int) -> None:
-    """Write who holds the lock."""
+    """Write the holder of the lock into its file."""
     now = datetime.datetime.now(datetime.UTC)
     content = {"host": platform.node(), "process": os.getpid(), "since": f"{now:%Y-%m-%d %H:%M:%S} UTC"}
     with contextlib.suppress(OSError):  # read-only, or the disk is full
@@ -146,7 +147,7 @@ def _sign(descriptor: int) -> None:
 
 
 def _holder(descriptor: int) -> str:
-    """Return " (host, process and time)" as the holder wrote them, or ""."""
+    """Return host, process and time of the holder in parentheses after a space, or "" if they are unreadable."""
     try:
         content = json.loads(os.pread(descriptor, 1000, 0))
         host, process, since = (str(content[key]) for key in ("host", "process", "since"))

@@ -1,6 +1,6 @@
-"""Places that jobs write to: where a path leads, what may be replaced there, and what is never touched.
+"""Checks of output paths: their real location, what may be replaced there, and what is never touched.
 
-Every job asks before it works, so that nothing is lost to a place that turns out to be taken.
+Every job checks its output path before it starts work, so that no work is lost to a path that is taken.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ _KINDS = (
 
 @contextlib.contextmanager
 def making(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> Iterator[Path]:
-    """Check that a folder may be made and hold its lock; yield where it will lie (links followed).
+    """Check that a folder may be created and hold its lock; yield its real path (links followed).
 
     Args:
-        out: Folder to make.
-        overwrite: Allow replacing a folder that lora-ft made.
-        inputs: Paths that the job reads; those that are not there (names on a hub) and "" are ignored.
+        out: Folder to create.
+        overwrite: Allow replacing a folder that lora-ft created.
+        inputs: Paths that the job reads. Missing paths (names on the Hub) and "" are ignored.
 
     Raises:
-        UsageError: It may not be made, or another job is making it.
+        UsageError: The folder may not be created, or another job is creating it.
     """
     place = refuse_existing(out, overwrite=overwrite, inputs=inputs)
     with locked(place):
         tidy(place)
-        yield refuse_existing(out, overwrite=overwrite, inputs=inputs)  # the holder before may have made it
+        yield refuse_existing(out, overwrite=overwrite, inputs=inputs)  # the previous holder may have created it
 
 
 def refuse_existing(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> Path:
-    """Raise UsageError if a folder may not be made at `out`; return where it will lie (links followed).
+    """Raise UsageError if a folder may not be created at `out`; return its real path (links followed).
 
     Arguments are those of `making`.
     """
@@ -63,7 +63,7 @@ def refuse_existing(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] 
     if not overwrite:
         raise OutputExistsError(f"{out} already exists", "give another --out or add --overwrite")
     for path in inputs:
-        if path and (clash := _clash(place, Path(path))):  # "" would be the current folder
+        if path and (clash := _clash(place, Path(path))):  # "" would mean the current folder
             raise UsageError(f"{out} {clash} {path}, which is read here, so it is not replaced", _OTHER)
     if reason := foreign_reason(place):
         raise UsageError(f"{out} {reason}, so --overwrite does not replace it", f"move it away, or {_OTHER}")
@@ -71,7 +71,7 @@ def refuse_existing(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] 
 
 
 def refuse_shelf(out: Path) -> Path:
-    """Raise UsageError unless `out` is or may become a folder that things are put into; return where it will lie."""
+    """Raise UsageError unless `out` is, or may become, a folder to put outputs into; return its real path."""
     place = followed(out)
     _require_writable(out, place)
     if place.exists():
@@ -82,13 +82,13 @@ def refuse_shelf(out: Path) -> Path:
 
 
 def refuse_file(out: Path, option: str, *, inputs: Iterable[str | Path] = (), own: bool = False) -> Path:
-    """Raise UsageError if a file may not be written at `out`; return where it will lie (links followed).
+    """Raise UsageError if a file may not be written at `out`; return its real path (links followed).
 
     Args:
-        out: File to write. One that lora-ft made is replaced.
-        option: The option that named it, for the message.
+        out: File to write. A file that lora-ft created is replaced.
+        option: Command-line option that names the file, for errors.
         inputs: Files that the job reads, which are never replaced.
-        own: Take any file there for one that lora-ft made, as the user says so.
+        own: Replace any file, since the user confirmed that lora-ft created it.
     """
     other = f"give another {option}"
     place = followed(out, option)
@@ -107,14 +107,14 @@ def refuse_file(out: Path, option: str, *, inputs: Iterable[str | Path] = (), ow
 
 
 def followed(out: Path, option: str = "--out") -> Path:
-    """Return where a path leads: a link stays, and its target is written.
+    """Return the real path of an output: a link stays, and its target is written.
 
     Raises:
-        UsageError: It is a link to nothing, leads in a circle, or has bytes in its name that are not UTF-8.
+        UsageError: The path is a dangling link, a loop of links, or not UTF-8.
     """
     try:
         place = out.resolve()
-        str(place).encode()  # tokenizers, safetensors and tensorboard take no other names, and say so after training
+        str(place).encode()  # tokenizers, safetensors and tensorboard refuse other names, but only after training
         if out.is_symlink() and not place.exists():
             raise UsageError(f"{out} is a link to {place}, which does not exist", f"make it, or give another {option}")
     except UnicodeEncodeError as error:
@@ -125,11 +125,11 @@ def followed(out: Path, option: str = "--out") -> Path:
 
 
 def _refuse_vital(out: Path, place: Path) -> None:
-    """Refuse the file system's root, the home folder, the current folder, and whatever holds one of these."""
+    """Refuse the file system's root, the home folder, the current folder, and every folder above one of them."""
     vital = {}
-    with contextlib.suppress(RuntimeError):  # this user has none
+    with contextlib.suppress(RuntimeError):  # this user has no home folder
         vital["the home folder"] = Path.home()
-    with contextlib.suppress(FileNotFoundError):  # it was deleted
+    with contextlib.suppress(FileNotFoundError):  # the current folder was deleted
         vital["the current folder"] = Path.cwd()
     own = _identity(place)
     for name, folder in vital.items():
@@ -141,7 +141,7 @@ def _refuse_vital(out: Path, place: Path) -> None:
 
 
 def _require_writable(out: Path, place: Path, option: str = "--out") -> None:
-    """Refuse a place whose nearest folder is a file or may not be written to."""
+    """Refuse a path whose nearest existing parent is a file or a read-only folder."""
     parent = place.parent
     while not os.path.lexists(parent):
         parent = parent.parent
@@ -159,7 +159,7 @@ def _refuse_special(out: Path, place: Path, remedy: str) -> None:
 
 
 def _clash(place: Path, path: Path) -> str:
-    """Return how a folder that would be replaced concerns a path that is read, or ""."""
+    """Return how a folder to replace overlaps a path that is read, as words of an error; "" if it does not."""
     own, other = _identity(place), _identity(path)
     if other is None:
         return ""
@@ -171,13 +171,13 @@ def _clash(place: Path, path: Path) -> str:
 
 
 def _lineage(path: Path) -> set[tuple[int, int] | None]:
-    """Return the identities of a path, links followed, and of all folders above it."""
+    """Return the identities of a path (links followed) and of all folders above it."""
     real = path.resolve()
     return {_identity(one) for one in (real, *real.parents)}
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what is the same for two names of one file or folder (case, links, bind mounts); None if it is absent."""
+    """Return device and inode, which all names of one file share (case, links, bind mounts); None if it is missing."""
     try:
         found = path.stat()
     except (OSError, ValueError):

@@ -1,7 +1,8 @@
-"""Which files and folders lora-ft made itself. Nothing else is ever replaced or deleted.
+"""Recognition of files and folders that lora-ft created. Nothing else is ever replaced or deleted.
 
-A folder is recognized by a file that only lora-ft writes there, and only if all else in it is known too: a folder that
-a person has added files to is theirs. The names are those of every version, so that older outputs are recognized.
+A folder is recognized by a file that only lora-ft writes there, and only if every other name in it is known. A folder
+to which a person added files therefore belongs to that person. The names cover every version, so that older outputs
+are recognized.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _GRAPHS = ("*.onnx", "weights.bin", "probe.json", "prompt.json", "bank.json", "a
 
 
 class _Kind(NamedTuple):
-    """A kind of folder: its name, the JSON file that marks it, what that holds, and what else the folder may hold."""
+    """A kind of folder: its name, the JSON file that marks it, the test of that file, and the names it may contain."""
 
     name: str
     mark: str
@@ -60,9 +61,9 @@ _KINDS = (
 
 
 def foreign_reason(folder: Path) -> str | None:
-    """Return why a folder is not one that lora-ft made, as the end of a sentence, or None if it is.
+    """Return the reason why lora-ft did not create a folder, as the end of a sentence, or None if it did.
 
-    An empty folder belongs to nobody, so it may be replaced.
+    An empty folder also returns None, so it may be replaced.
     """
     names = sorted(path.name for path in folder.iterdir())
     if not names:
@@ -80,9 +81,9 @@ def foreign_reason(folder: Path) -> str | None:
 
 
 def is_own_file(path: Path) -> bool:
-    """Return whether lora-ft wrote a file: scored answers, a report or a page. An empty file counts as its own.
+    """Return True if lora-ft wrote a file: scored answers, a report or a page. An empty file counts, too.
 
-    What `generate` writes has the columns of its rows, so nothing tells it from other people's files.
+    The output of `generate` has the columns of its rows, so it cannot be recognized.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -105,18 +106,18 @@ def is_own_file(path: Path) -> bool:
 
 _ANSWER = {"row", "prompt", "output", "references"}  # a line of `evaluate`
 _PAGE = '<meta name="generator" content="lora-ft">'
-# Pages of 0.1.0 name no generator; this line stands in no other page.
+# Pages of 0.1.0 name no generator, but no other page has this line.
 _PAGE_BEFORE = "default-src 'none'; style-src 'unsafe-inline'\">"
 
 
 def _is_report(path: Path) -> bool:
-    """Return whether a JSON file is a report of `bench` or a grid."""
+    """Return True if a JSON file is a report of `bench` or of a grid."""
     content = _object(path)
     return content is not None and "version" in content and bool({"suite", "recipes", "runs"} & content.keys())
 
 
 def _object(path: Path) -> dict[str, Any] | None:
-    """Return the object that a JSON file holds, or None."""
+    """Return the object in a JSON file, or None."""
     try:
         value = json.loads(path.read_bytes()) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
@@ -127,7 +128,9 @@ def _object(path: Path) -> dict[str, Any] | None:
 def _is_known(path: Path, kind: _Kind) -> bool:
     if _matches(path.name, (*kind.entries, *_ANYWHERE)):
         return True
-    return kind.name == "layout" and (path / "config.pbtxt").is_file()  # Triton's repository, named after the model
+    return (
+        kind.name == "layout" and (path / "config.pbtxt").is_file()
+    )  # folder of a Triton repository, named after the model
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

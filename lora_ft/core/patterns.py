@@ -1,8 +1,8 @@
-"""Regular expressions that came with a file, tried in a process of their own first: some never end, or take all memory.
+"""Trial runs of untrusted regular expressions in a child process, since some never end or exhaust the memory.
 
-peft matches `target_modules`, `rank_pattern` and their like with Python's `re`, which cannot be interrupted. So does
-jsonschema with the patterns of a schema. Whatever a child process matches in time with the same texts (the names of a
-model's layers, the texts of answers), they match in time as well.
+peft matches `target_modules`, `rank_pattern` and similar keys with Python's `re`, which cannot be interrupted.
+jsonschema does the same with the patterns of a schema. The child process tries the same patterns on the same texts:
+names of a model's layers, or texts of answers. If it ends in time, so do peft and jsonschema.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ for pattern in patterns:
 
 
 def check_patterns(where: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Raise UsageError for a pattern that is no regular expression, or takes too long on some names.
+    """Raise UsageError if a pattern is not a regular expression or takes too long on some names.
 
     Args:
-        where: file and key that the patterns are from, for the message.
-        patterns: regular expressions.
-        names: of the model's layers.
+        where: File and key of the patterns, for errors.
+        patterns: Regular expressions.
+        names: Names of the model's layers.
     """
     dangerous = []
     for pattern in patterns:
@@ -60,12 +60,12 @@ def check_patterns(where: str, patterns: Iterable[str], names: Iterable[str]) ->
 
 
 def check_searches(where: str, patterns: Sequence[str], texts: Sequence[str]) -> None:
-    """Raise UsageError for a pattern that takes too long to be found, or not, in some texts.
+    """Raise UsageError if searching some texts for a pattern takes too long.
 
     Args:
-        where: File that the patterns are from, for the message.
-        patterns: Regular expressions; those that are none are passed over.
-        texts: Texts that the patterns will be looked for in.
+        where: File of the patterns, for errors.
+        patterns: Regular expressions; malformed ones are skipped.
+        texts: Texts to search.
     """
     dangerous = [pattern for pattern in patterns if _REPEATS.search(pattern) and _is_sound(pattern)]
     seconds = _SECONDS + len(dangerous) * len(texts) * _SECONDS_OF_A_SEARCH
@@ -91,7 +91,7 @@ def _is_sound(pattern: str) -> bool:
 
 
 def _ends(way: str, patterns: Sequence[str], texts: Sequence[str], seconds: float = _SECONDS) -> bool:
-    """Return whether matching all patterns with all texts, in the way of `re` that is named, ends well."""
+    """Return True if matching all patterns with all texts ends in time; `way` is a method of patterns in `re`."""
     if not patterns or not texts:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Results of verbs in the types of JSON."""
+"""Conversion of the results of verbs to JSON types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """Return a value in the types of JSON: results by their `as_dict`, else by their public fields."""
+    """Convert a value to JSON types: results by their `as_dict`, else by their public fields."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -29,7 +29,7 @@ def plain(value: Any) -> Any:
 
 
 def _plain_object(value: Any) -> Any:
-    """Return an object in the types of JSON, or its folder or text where it has no fields."""
+    """Convert an object to JSON types; return its folder or text if it has no fields."""
     if callable(getattr(value, "as_dict", None)):
         return plain(value.as_dict())
     if callable(getattr(value, "model_dump", None)):  # pydantic
@@ -42,6 +42,6 @@ def _plain_object(value: Any) -> Any:
 
 
 def plain_fields(value: Any) -> dict[str, Any]:
-    """Return the public fields of a dataclass in the types of JSON."""
+    """Return the public fields of a dataclass, converted to JSON types."""
     public = (field.name for field in fields(value) if field.repr and not field.name.startswith("_"))
     return {name: plain(getattr(value, name)) for name in public}

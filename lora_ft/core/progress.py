@@ -1,4 +1,4 @@
-"""How a long job says where it is. Jobs call these; only the command line draws."""
+"""Progress reports of long jobs. Jobs call these methods; only the command line displays anything."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """What a job tells whoever runs it."""
+    """Receiver of a job's progress reports."""
 
     def stage(self, name: str, total: int = 0, done: int = 0) -> None:
-        """A new stage begins, of `total` steps (0: unknown) of which `done` are behind us."""
+        """Begin a stage of `total` steps (0: unknown), of which `done` are already done."""
 
     def advance(self, done: int, figures: str = "") -> None:
-        """So many steps of the stage are done; `figures` is a short line of current numbers."""
+        """Report that `done` steps of the stage are done; `figures` is a short line of current numbers."""
 
     def note(self, text: str) -> None:
-        """A line to keep on the screen."""
+        """Report a line that stays on the screen."""
 
 
 class Silent:
-    """Says nothing; for library use and for the lesser ranks of a multi-process run."""
+    """A receiver that ignores reports, for library use and for ranks above 0 of a multi-process run."""
 
     def stage(self, name: str, total: int = 0, done: int = 0) -> None: ...
 

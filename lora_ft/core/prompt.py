@@ -1,4 +1,4 @@
-"""The prompt template of a task: what is put around a row before the model sees it, in training and ever after."""
+"""Prompt template of a task, which turns a row into the model's input, in training and in inference."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Placeholder:
     """One `{column}` of a template.
 
     Attributes:
-        column: column or path that is put there.
-        default: text where the row has none, or None where the row must have one.
-        literal: a column of exactly this name comes before `column`, as names may end with a question mark.
+        column: Column or path that fills the placeholder.
+        default: Text for rows without a value, or None if every row needs a value.
+        literal: Column with the exact name, which precedes `column` since names may end with a question mark.
     """
 
     column: Column
@@ -31,30 +31,30 @@ class Placeholder:
         return self.column.name
 
     def find(self, row: Mapping[str, Any]) -> Any:
-        """Return the value of a row, the default where it has none, ABSENT or None where it must have one."""
+        """Return the row's value, else the default, else ABSENT or None if a required value is missing."""
         if self.default is None or self.literal.name in row:
             return self.literal.find(row)
         value = self.column.find(row)
         return self.default if is_empty(value) else value
 
     def is_in(self, row: Mapping[str, Any]) -> bool:
-        """Return whether a row has the column, be it empty."""
+        """Return True if a row has the column, even if its value is empty."""
         return self.literal.name in row or self.column.find(row) is not ABSENT
 
 
 class Prompt:
     """A template with placeholders; `{{` and `}}` are braces.
 
-    `{column}` is a column or a path inside one (see `lora_ft.core.columns`), which each row must have.
-    `{column?}` may be missing or empty, and is empty then; `{column?none}` is "none" then.
+    `{column}` is a required column or a path inside one (see `lora_ft.core.columns`). `{column?}` is optional, and the
+    empty string if its value is missing or empty. `{column?none}` is optional with the default "none".
 
     Attributes:
-        template: as written.
-        placeholders: the distinct ones, in order of first use.
-        columns: their columns, without defaults.
+        template: Template, as written.
+        placeholders: Distinct placeholders, in order of first use.
+        columns: Columns of the placeholders, without defaults.
 
     Raises:
-        UsageError: the template is malformed or names no column.
+        UsageError: The template is malformed or names no column.
     """
 
     def __init__(self, template: str) -> None:
@@ -68,29 +68,29 @@ class Prompt:
 
     @property
     def single(self) -> str | None:
-        """The column that a bare text fills: the only one that a row must have, or the only one at all; else None."""
+        """Column that a bare text fills: the only required one, or the only one if none is required; else None."""
         required = dict.fromkeys(place.name for place in self.placeholders if place.default is None)
         names = list(required or dict.fromkeys(self.columns))
         return names[0] if len(names) == 1 else None
 
     def texts(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the texts that a row puts into the placeholders.
+        """Return the texts of a row for the placeholders, in order of first use.
 
         Raises:
-            UsageError: the row lacks a column of the template, or holds no text in one.
+            UsageError: The row lacks a column of the template, or a column holds no text.
         """
         return tuple(self._texts(row).values())
 
     def fill(self, row: Mapping[str, Any]) -> str:
-        """Return the prompt of one row; errors as of `texts`."""
+        """Return the prompt of one row; raise the errors of `texts`."""
         texts = self._texts(row)
         return "".join(literal + ("" if place is None else texts[place.literal.name]) for literal, place in self._parts)
 
     def fill_text(self, text: str) -> str:
-        """Return the prompt of a bare text, for templates that need one column.
+        """Return the prompt of a bare text, for templates that need only one column.
 
         Raises:
-            UsageError: the template needs several.
+            UsageError: The template needs several columns.
         """
         if self.single is None:
             raise UsageError(

@@ -1,8 +1,8 @@
-"""Prompts to compare models on where no task's rows are at hand."""
+"""Prompts for comparing models without the rows of a task."""
 
 from __future__ import annotations
 
-SENTENCES = (  # to compare on where no task's rows are at hand
+SENTENCES = (
     "Translate English to German: The house at the end of the street is for sale.",
     "Is this review positive or negative? I loved every minute of the film, even the slow ones.",
     "Summarize the following conversation. Ana: The printer is out of paper again. Ben: I will bring two boxes at "

@@ -1,4 +1,4 @@
-"""Token ids with a meaning of their own: what starts the decoder, what ends an answer, what fills up rows."""
+"""Special token ids: decoder start, end of an answer, and padding."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class SpecialTokens:
     """Special tokens of one model.
 
     Attributes:
-        start: The decoder's first token.
-        ends: Tokens that end an answer, at least one. The first is the one that labels close with.
-        pad: What fills up short rows.
+        start: First token of the decoder.
+        ends: Tokens that end an answer, at least one. Labels end with the first of them.
+        pad: Token that pads short rows.
     """
 
     start: int
@@ -29,20 +29,20 @@ class SpecialTokens:
 
     @property
     def end(self) -> int:
-        """The first of the tokens that end an answer."""
+        """First of the tokens that end an answer."""
         return self.ends[0]
 
     @classmethod
     def of(cls, config: Mapping[str, Any], vocabulary: int, where: str) -> SpecialTokens:
-        """Return the ids that a configuration names; where it names none, T5's: </s> is 1, <pad> is 0 and the start.
+        """Return the ids of a configuration, with T5's as defaults: </s> is 1, <pad> is 0, and the start is <pad>.
 
         Args:
-            config: transformers' names and ids; `eos_token_id` may be a list.
+            config: Ids by their names in transformers; `eos_token_id` may be a list.
             vocabulary: Size of the vocabulary, in tokens.
-            where: File that the configuration is from, for errors.
+            where: File of the configuration, for errors.
 
         Raises:
-            UsageError: An id is no token of the vocabulary.
+            UsageError: An id is not a token of the vocabulary.
         """
         pad = _given(config, PAD, 0)
         ends = _given(config, END, 1)
@@ -57,17 +57,17 @@ class SpecialTokens:
         return cls(start, tuple(dict.fromkeys(several)), pad)
 
     def closed_by(self, token: int | None) -> SpecialTokens:
-        """Return the same tokens with `token` as the first end, if it is one."""
+        """Return the same tokens with `token` as the first end, or unchanged if it is not an end."""
         if token not in self.ends:
             return self
         return SpecialTokens(self.start, tuple(dict.fromkeys((token, *self.ends))), self.pad)
 
     def as_config(self) -> dict[str, Any]:
-        """Return the ids by transformers' names."""
+        """Return the ids by their names in transformers."""
         return {START: self.start, END: self.end if len(self.ends) == 1 else list(self.ends), PAD: self.pad}
 
     def ended(self, tokens: np.ndarray) -> np.ndarray:
-        """Return which tokens end an answer: bool, of the shape of `tokens`."""
+        """Return a mask of the tokens that end an answer: bool, with the shape of `tokens`."""
         return tokens == self.ends[0] if len(self.ends) == 1 else np.isin(tokens, self.ends)
 
     def trim(self, tokens: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Names for what is staged beside its place, and the removal of what killed processes left there."""
+"""Names of staged outputs, and the removal of staged outputs that killed processes left behind."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ _STAGED = ".partial"
 
 
 def staging_name(out: Path, kind: str = "") -> Path:
-    """Return a new name beside `out`; `kind` is ".old" for what is moved out of the way."""
+    """Return a new name beside `out`; `kind` is ".old" for an old output that is moved away."""
     return out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}{kind}{_STAGED}")
 
 
 def tidy(out: Path) -> None:
-    """Delete what dead processes left beside `out`; where one died in the middle of a swap, put the old folder back.
+    """Delete leftovers of dead processes beside `out`; restore the old folder if one died during a swap.
 
-    Folders are dead if this job holds the lock of `out`, under which all of them are made; files if they can be locked.
+    A folder is a leftover if this job holds the lock of `out`, since folders are only staged under that lock. A file
+    is a leftover if it can be locked.
     """
-    # A bank takes adapters while it is staged, under a lock of its own.
+    # A bank has its own lock while it is staged, since adapters are added to it.
     pattern = re.compile(rf"\.?\.{re.escape(out.name)}\.\d+-[0-9a-f]+(\.old)?{re.escape(_STAGED)}(\.lock)?")
     for path in list(out.parent.iterdir()):
         match = pattern.fullmatch(path.name)
@@ -41,7 +42,7 @@ def tidy(out: Path) -> None:
 
 
 def _delete_unlocked(path: Path) -> None:
-    """Delete a file unless somebody holds its lock, or nobody can tell."""
+    """Delete a file unless its lock is held or cannot be tested."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
         try:

@@ -1,4 +1,4 @@
-"""The standard streams: output in any encoding without control characters, and input line by line."""
+"""Standard streams: output in any encoding without control characters, and input line by line."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def say(text: str, *, end: str = "\n", flush: bool = False) -> None:
 
 
 def answer(text: str, *, end: str = "\n") -> None:
-    """Print a model's answer: unchanged into a file or pipe, without control characters on a terminal."""
+    """Print a model's answer: unchanged to a file or pipe, without control characters on a terminal."""
     print(printable(text) if is_terminal(sys.stdout) else text, end=end, flush=True)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Return whether `stream` is open and a terminal."""
+    """Return True if `stream` is open and a terminal."""
     return stream is not None and not stream.closed and stream.isatty()
 
 
@@ -32,7 +32,7 @@ def stdin_lines() -> Iterator[str]:
     """Yield the lines of stdin as they arrive, without line ends.
 
     Raises:
-        UsageError: stdin is closed, or a line is not text in stdin's encoding.
+        UsageError: The stream is closed, or a line is not text in its encoding.
     """
     stream = sys.stdin
     if stream is None or stream.closed:
@@ -54,7 +54,7 @@ def stdin_lines() -> Iterator[str]:
 def prepare_streams() -> None:
     """Let stdout and stderr write any text, whatever the terminal's encoding.
 
-    A character missing from the encoding becomes a similar ASCII form if it has one, else its code. Undecodable bytes
+    A character missing from the encoding becomes a similar ASCII form if there is one, else its code. Undecodable bytes
     of stdin become lone surrogates, so that `stdin_lines` can name their line.
     """
     codecs.register_error("lora-ft", _replace)

@@ -1,6 +1,6 @@
-"""Telemetry of other libraries, switched off before any of them is imported.
+"""Opt-out from the telemetry of other libraries, before any of them is imported.
 
-The packages `lora_ft` and `benchmarks` call `opt_out` first of all. A variable that the user has set keeps its
+The packages `lora_ft` and `benchmarks` call `opt_out` before anything else. A variable set by the user keeps its
 value. Child processes inherit the variables. docs/privacy.md lists what each library would send.
 """
 
@@ -27,11 +27,11 @@ OPT_OUT: Mapping[str, str] = {
 
 
 def opt_out() -> None:
-    """Set each variable of `OPT_OUT` that the environment does not have."""
+    """Set each variable of `OPT_OUT` that is not set in the environment."""
     own_choice = "ORT_DISABLE_TELEMETRY" in os.environ
     for name, value in OPT_OUT.items():
         os.environ.setdefault(name, value)
     if not own_choice and (onnxruntime := sys.modules.get("onnxruntime")) is not None:
-        # It was imported before this package: its device id is written already, further events can be stopped.
+        # It was imported before this package, so its device id is already written, but further events can be stopped.
         with contextlib.suppress(Exception):
             onnxruntime.disable_telemetry_events()

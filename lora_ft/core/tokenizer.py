@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the one tokenizer.json and codec that training, export and the runtime share."""
+"""Conversion between text and token ids, with the tokenizer.json and codec that training, export and runtime share."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import tokenizers
 from lora_ft.core.codecs import Codec
 from lora_ft.core.errors import LoraFtError, UsageError
 
-# Marks label positions that carry no loss; transformers pads predictions with it, too (transformers#22634).
+# Label positions with this value carry no loss. transformers also pads predictions with it (transformers#22634).
 IGNORED = -100
 
 
 class Tokenizer:
-    """tokenizer.json of a T5 behind a task's codec; every encoded text ends with </s>, also when it was cut.
+    """A T5's tokenizer.json behind a task's codec. Every encoded text ends with </s>, even if it was truncated.
 
     Attributes:
-        codec: what texts go through before they become tokens, and answers after.
-        unknown: the token of what the vocabulary lacks, or None.
-        size: of the vocabulary.
+        codec: Codec that encodes texts before tokenization and decodes answers after it.
+        unknown: Token for characters that the vocabulary lacks, or None.
+        size: Size of the vocabulary, in tokens.
     """
 
     def __init__(self, path: Path, codec: Codec | None = None) -> None:
@@ -41,9 +41,9 @@ class Tokenizer:
 
     @contextlib.contextmanager
     def _guarded(self, what: str = "failed on a text") -> Iterator[None]:
-        """Raise LoraFtError for what the library raises: plain Exception, and panics of its Rust code.
+        """Raise LoraFtError instead of the library's errors: Exception, and panics of its Rust code.
 
-        A panic is a BaseException, so that it would pass every `except Exception` on its way.
+        A panic is a BaseException, so `except Exception` would not catch it.
         """
         try:
             yield
@@ -57,27 +57,27 @@ class Tokenizer:
 
     @property
     def closing(self) -> int | None:
-        """The token that closes every text, or None where texts are not closed."""
+        """Token that ends every encoded text, or None if the tokenizer adds none."""
         with self._guarded():
             closing = self._tokenizer.encode("").ids
         return closing[-1] if closing else None
 
     @property
     def rows(self) -> int:
-        """Rows that an embedding needs for all ids; more than `size` where ids have gaps."""
+        """Number of embedding rows that all ids need; more than `size` if ids have gaps."""
         return 1 + max(self._tokenizer.get_vocab().values(), default=-1)
 
     def through(self, codec: Codec) -> Tokenizer:
-        """The same vocabulary behind another codec."""
+        """Return a tokenizer with the same vocabulary behind another codec."""
         other = copy.copy(self)
         other.codec = codec
         return other
 
     def add(self, tokens: Sequence[str]) -> None:
-        """Give each of some words a token of its own, behind those that there are.
+        """Add words as tokens at the end of the vocabulary.
 
         Raises:
-            UsageError: one is a token already, or the codec would write it otherwise.
+            UsageError: A word is a token already, or the codec would change it.
         """
         for token in tokens:
             if self.codec.encode_prompt(token) != token:
@@ -88,24 +88,24 @@ class Tokenizer:
         self.size = self._tokenizer.get_vocab_size()
 
     def ids(self, tokens: Sequence[str]) -> list[int]:
-        """The ids of those tokens that the vocabulary has."""
+        """Return the ids of tokens, without tokens that the vocabulary lacks."""
         found = map(self._tokenizer.token_to_id, tokens)
         return [index for index in found if index is not None]
 
     def encode(self, texts: Iterable[str], max_length: int | None = None) -> list[list[int]]:
-        """Token ids of each prompt, at most `max_length` with the closing </s>."""
+        """Return the token ids of each prompt, at most `max_length` including </s>."""
         return self.encode_forms([self.codec.encode_prompt(text) for text in texts], max_length)
 
     def encode_targets(self, texts: Iterable[str], max_length: int | None = None) -> list[list[int]]:
-        """Token ids of each text that a model is to write, likewise.
+        """Return the token ids of each target, at most `max_length` including </s>.
 
         Raises:
-            UsageError: the codec does not take a text.
+            UsageError: The codec does not support a text.
         """
         return self.encode_forms([self.codec.encode(text) for text in texts], max_length)
 
     def encode_forms(self, forms: Sequence[str], max_length: int | None = None) -> list[list[int]]:
-        """Token ids of each text that has been through the codec."""
+        """Return the token ids of each text that the codec has already encoded."""
         if max_length is not None and max_length < 1:
             raise UsageError(f"max_length {max_length} leaves no room for </s>")
         with self._guarded():
@@ -113,18 +113,21 @@ class Tokenizer:
         return rows if max_length is None else [_cut(ids, max_length) for ids in rows]
 
     def encode_sources(self, texts: Iterable[str], max_length: int) -> tuple[list[list[int]], list[bool]]:
-        """As `encode`, and which prompts were longer and are cut."""
+        """Return the token ids of each prompt as in `encode`, and True for each prompt that was truncated."""
         rows = self.encode(texts)
         return [_cut(ids, max_length) for ids in rows], [len(ids) > max_length for ids in rows]
 
     def decode(self, rows: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
-        """Text of each row of ids; special tokens and negative ids (padding of labels or predictions) are left out."""
+        """Return the text of each row of ids.
+
+        Special tokens and negative ids (padding of labels or predictions) are left out.
+        """
         with self._guarded("failed on an answer"):
             forms = self._tokenizer.decode_batch([[int(i) for i in row if i >= 0] for row in rows])
         return [self.codec.decode(form) for form in forms]
 
     def lacking(self, texts: Iterable[str]) -> Counter[str]:
-        """How often texts have each character that the vocabulary lacks, whatever the codec."""
+        """Count the characters in texts that the vocabulary lacks, regardless of the codec."""
         counts = Counter(itertools.chain.from_iterable(unicodedata.normalize("NFC", text) for text in texts))
         characters = list(counts)
         with self._guarded():
@@ -132,7 +135,7 @@ class Tokenizer:
         return Counter({c: counts[c] for c, made in zip(characters, found, strict=True) if self.unknown in made.ids})
 
     def stream(self) -> Callable[[int], str]:
-        """Takes an answer's ids one by one and gives the text that each adds, "" until there is some."""
+        """Return a function that takes an answer's ids one by one and returns the text that each adds, possibly ""."""
         decoder = tokenizers.decoders.DecodeStream(skip_special_tokens=True)
         form = text = ""
 
@@ -151,14 +154,14 @@ class Tokenizer:
 
 
 def _cut(ids: list[int], max_length: int) -> list[int]:
-    """Return at most `max_length` tokens of a text, the closing one included."""
+    """Truncate the tokens of a text to `max_length`, keeping the last one (</s>)."""
     return ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
 
 
 def whole(text: str) -> str:
-    """Return a text with U+FFFD in place of each half of a character (a lone surrogate).
+    """Replace each lone surrogate (half a character) in a text with U+FFFD.
 
-    JSON can spell one, "\\ud83d", and tokenizers then refuse the whole batch that the text is in.
+    JSON can encode a lone surrogate ("\\ud83d"), and tokenizers refuse a whole batch that has one.
     """
     try:
         text.isascii() or text.encode("utf-8")
@@ -168,7 +171,7 @@ def whole(text: str) -> str:
 
 
 def pad(rows: Sequence[Sequence[int] | np.ndarray], value: int, multiple: int = 1) -> np.ndarray:
-    """int64 [len(rows), longest], the length rounded up to a multiple."""
+    """Pad rows with `value` to int64 [len(rows), longest], with the length rounded up to a multiple."""
     longest = max(map(len, rows))
     width = -(-longest // multiple) * multiple
     out = np.full((len(rows), width), value, np.int64)
@@ -178,13 +181,13 @@ def pad(rows: Sequence[Sequence[int] | np.ndarray], value: int, multiple: int = 
 
 
 def ragged(rows: Sequence[Sequence[int] | np.ndarray], fill: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return sources of unlike lengths as one batch: ids filled up with `fill`, and their mask, both int64 [b, s]."""
+    """Return sources of different lengths as a batch: ids padded with `fill`, and their mask, both int64 [b, s]."""
     ids = pad(rows, fill)
     return ids, (np.arange(ids.shape[1]) < [[len(row)] for row in rows]).astype(np.int64)
 
 
 def by_length(rows: Sequence[Sequence[int] | np.ndarray], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of rows of like length, a batch at a time, the longest first (the most memory is taken at once)."""
+    """Yield batches of indices of rows of similar length, longest first, so that memory use peaks at the start."""
     if batch_size < 1:
         raise UsageError(f"batch_size {batch_size} is less than 1")
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
@@ -195,7 +198,7 @@ def by_length(rows: Sequence[Sequence[int] | np.ndarray], batch_size: int) -> It
 def by_adapter(
     rows: Sequence[Sequence[int] | np.ndarray], names: Sequence[str | None], batch_size: int
 ) -> Iterator[list[int]]:
-    """As `by_length`, whole batches of one adapter first, as far as its rows make one: they cost the least."""
+    """Yield batches like `by_length`, full batches of a single adapter first, since they cost the least."""
     rest: list[int] = []
     for name in dict.fromkeys(names):
         own = [i for i, other in enumerate(names) if other == name]

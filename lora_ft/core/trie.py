@@ -1,4 +1,4 @@
-"""Which tokens may come next where only certain answers are allowed."""
+"""Tokens that may come next if only certain answers are allowed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 
 
 class Trie:
-    """The allowed answers, by what each of their beginnings may be followed by.
+    """Prefix tree of the allowed answers: the tokens that may follow each prefix.
 
     Args:
-        answers: sequences of tokens without </s>.
-        end: </s>, which closes each.
+        answers: Allowed token sequences, without </s>.
+        end: Token that ends each answer (</s>).
     """
 
     def __init__(self, answers: Iterable[Sequence[int]], end: int) -> None:
@@ -23,11 +23,11 @@ class Trie:
         self._end = end
 
     def after(self, prefix: Iterable[int]) -> list[int]:
-        """Tokens that may follow these, in rising order; </s> where they begin no answer, or end one."""
+        """Return the tokens that may follow a prefix, ascending; </s> if it begins no answer or completes one."""
         return self._after.get(tuple(prefix), [self._end])
 
     def forced(self, prefix: Iterable[int]) -> list[int]:
-        """Tokens that must follow these, one after the other, until there is a choice again or the answer ends."""
+        """Return the tokens that must follow a prefix, up to the next choice or the end of the answer."""
         said = list(prefix)
         start = len(said)
         while (not said or said[-1] != self._end) and len(following := self.after(said)) == 1:

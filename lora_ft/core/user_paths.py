@@ -1,4 +1,4 @@
-"""Paths as users write them."""
+"""Expansion of paths that users write."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from lora_ft.core.errors import UsageError
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with ~ or ~user replaced by the folder it stands for.
+    """Replace ~ or ~user at the start of a path with the home folder.
 
     Raises:
-        UsageError: there is no such user, or no home folder.
+        UsageError: There is no such user, or no home folder.
     """
     try:
         return Path(path).expanduser()

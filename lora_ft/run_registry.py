@@ -1,4 +1,4 @@
-"""The adapters in a folder of runs: listed, looked at, removed."""
+"""The adapters in a folder of runs: list, inspect and remove."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lora_ft.runs.run import METRICS, Run, is_run
 
 @dataclass(frozen=True)
 class AdapterEntry:
-    """One adapter on the shelf.
+    """One adapter in a folder of runs.
 
     Attributes:
-        run: it came out of.
-        rank: largest of its layers'.
-        bytes: of the adapter alone.
-        metric, score: what chose its checkpoint, and the best value; None without validation rows.
-        trained: when it was finished.
-        best: whether it is the best of a grid.
+        run: Run that trained the adapter.
+        rank: Largest rank of its layers.
+        bytes: Size of the adapter alone, in bytes.
+        metric, score: Metric that chose its checkpoint, and the best value; None without validation rows.
+        trained: Time at which training finished.
+        best: True if it is the best of a grid.
     """
 
     run: Run
@@ -39,15 +39,15 @@ class AdapterEntry:
 
     @property
     def name(self) -> str:
-        """Of the run's folder: two runs of one task differ in it."""
+        """Return the name of the run's folder, which differs between two runs of one task."""
         return self.run.folder.name
 
 
 def adapter_entry(folder: Path) -> AdapterEntry:
-    """A run's adapter.
+    """Return the adapter of a run.
 
     Raises:
-        UsageError: the folder is no run, or one of method full.
+        UsageError: The folder is not a run, or is a run of method full.
     """
     run = Run(folder)
     if run.task.method != "lora":
@@ -66,10 +66,10 @@ def adapter_entry(folder: Path) -> AdapterEntry:
 
 
 def list_runs(folder: Path) -> list[AdapterEntry]:
-    """The adapters of all runs right below a folder, by name; runs of method full are left out.
+    """Return the adapters of all runs directly below a folder, by name, without runs of method full.
 
     Raises:
-        UsageError: there are none.
+        UsageError: There are no such runs.
     """
     runs = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
     found = [adapter_entry(path) for path in runs if Run(path).task.method == "lora"]
@@ -79,10 +79,10 @@ def list_runs(folder: Path) -> list[AdapterEntry]:
 
 
 def remove_runs(folders: Sequence[Path]) -> int:
-    """Delete runs; the bytes that are free now.
+    """Delete runs, and return the number of bytes freed.
 
     Raises:
-        UsageError: one of them is no run, and none is deleted then; or another job is training one longer.
+        UsageError: A folder is not a run (then none is deleted), or another job is training one of the runs longer.
     """
     for folder in folders:
         if folder.is_symlink() or not is_run(folder):

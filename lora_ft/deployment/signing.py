@@ -1,9 +1,9 @@
-"""Signatures of exported folders, by OpenSSF's model-signing with a key of elliptic curves.
+"""Signatures of exported folders, by OpenSSF's model-signing with an elliptic-curve key.
 
-The hashes in a manifest show damage, not who made a bundle: whoever changes a file can change its hash as well, and the
-model card and the manifest have none. A signature covers every file of the folder, these two included, and only the
-owner of the private key can make it. It is made once, over the finished folder; any later change, such as an adapter
-added to a bank or the rewriting of paths in `push`, needs a new one.
+The hashes in a manifest reveal damage, but not the author of a bundle. Anyone who changes a file can change its hash
+too, and the model card and the manifest have no hash. A signature covers every file of the folder, including these two,
+and only the owner of the private key can create it. It is created once, over the finished folder. Any later change
+requires a new one, such as adding an adapter to a bank, or the rewriting of paths in `push`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _EXTRA = "pip install 'lora-ft[sign]'"
 
 
 def check_key(key: Path) -> None:
-    """Raise UsageError unless a file holds a private key that can sign. Jobs call this before the work."""
+    """Raise UsageError unless a file holds a private key that can sign. Jobs call this before they start work."""
     _library()
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -35,12 +35,12 @@ def sign(folder: Path, key: Path) -> Path:
     """Sign every file of a folder and return the signature's path.
 
     Args:
-        folder: finished; an older signature in it is replaced.
-        key: private key of an elliptic curve (PEM, without a password).
+        folder: Finished folder. An older signature in it is replaced.
+        key: Private elliptic-curve key (PEM, without a password).
 
     Raises:
-        UsageError: the key cannot be used, or model-signing is not installed.
-        LoraFtError: signing failed.
+        UsageError: The key cannot be used, or model-signing is not installed.
+        LoraFtError: Signing failed.
     """
     check_key(key)
     library, path = _library(), folder / SIGNATURE
@@ -56,12 +56,12 @@ def check_signature(folder: Path, key: Path) -> None:
     """Check the signature of a folder.
 
     Args:
-        folder: signed by `sign`.
-        key: public key (PEM) of the one who signed.
+        folder: Folder signed by `sign`.
+        key: Public key of the signer (PEM).
 
     Raises:
-        UsageError: the key cannot be read, or model-signing is not installed.
-        LoraFtError: there is no signature, it is another key's, or a file was changed, added or removed.
+        UsageError: The key cannot be read, or model-signing is not installed.
+        LoraFtError: There is no signature, it belongs to another key, or a file was changed, added or removed.
     """
     library, path = _library(), folder / SIGNATURE
     _read(key)
@@ -72,7 +72,7 @@ def check_signature(folder: Path, key: Path) -> None:
     try:
         config = library.verifying.Config().use_elliptic_key_verifier(public_key=key)
         config.set_hashing_config(_hashing(path)).verify(folder, path)
-    except Exception as error:  # the library raises as many kinds as its parsers do
+    except Exception as error:  # the library's parsers raise many kinds
         raise LoraFtError(
             f"the signature of {folder} does not hold for {key} ({first_line(error)})",
             "do not use this copy; get it again from the one who signed it",
@@ -88,7 +88,7 @@ def _library() -> Any:
 
 
 def _hashing(signature: Path) -> Any:
-    """Every file counts but the signature itself; by default the library passes over .git files."""
+    """Return a configuration that hashes every file except the signature. The library's default skips .git files."""
     config = _library().hashing.Config()
     return config.set_ignored_paths(paths=[signature], ignore_git_paths=False)
 

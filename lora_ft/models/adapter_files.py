@@ -1,7 +1,7 @@
-"""A peft folder as files: found, its config read and checked, its tensors described, before peft loads any of it.
+"""PEFT folders as files: find an adapter, check its config and describe its tensors, before PEFT loads any of it.
 
-peft is content with less than an adapter: it draws matrices that a file lacks, skips those that it does not know, and
-drops keys of newer versions. What cannot be honored is refused here by its own name.
+PEFT accepts incomplete adapters: it draws missing matrices at random, skips unknown ones, and drops keys of newer
+versions. This module refuses what cannot be honored, and names it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PICKLED = "adapter_model.bin"
 Described = Mapping[str, tuple[str, tuple[int, ...]]]
 
 _TASKS = (None, "SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION")
-# Keys of LoraConfig that change how a model computes in ways that a merged T5 cannot.
+# Keys of LoraConfig that change the computation in ways that a merged T5 cannot express.
 _UNSUPPORTED = (
     "layer_replication",
     "lora_bias",
@@ -65,11 +65,11 @@ _OF_LOADING = ("auto_mapping", "revision", "runtime_config", "peft_version")
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
-    """Return adapter_config.json of an adapter's folder.
+    """Return the adapter_config.json of an adapter's folder.
 
     Raises:
-        UsageError: there is none.
-        LoraFtError: it is damaged.
+        UsageError: The file does not exist.
+        LoraFtError: The file is damaged.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -78,12 +78,12 @@ def adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def find_adapter(folder: Path) -> Path | None:
-    """Return the peft folder that a path means: itself, its `adapter/`, or its only subfolder with an adapter.
+    """Return the PEFT folder that a path refers to: itself, its `adapter/`, or its only subfolder with an adapter.
 
-    The Trainer leaves `checkpoint-N/`, and peft a subfolder for each adapter that is not named "default".
+    The Trainer writes `checkpoint-N/`, and PEFT writes a subfolder for each adapter not named "default".
 
     Raises:
-        UsageError: several subfolders hold an adapter.
+        UsageError: Several subfolders hold an adapter.
     """
     for place in (folder, folder / "adapter"):
         if (place / CONFIG).is_file():
@@ -99,11 +99,11 @@ def find_adapter(folder: Path) -> Path | None:
 
 
 def lora_config(folder: Path) -> LoraConfig:
-    """Return an adapter's config as the installed peft has it, whatever version wrote it.
+    """Return an adapter's config in the form of the installed PEFT, whatever version wrote it.
 
     Raises:
-        UsageError: no adapter, not LoRA, or LoRA with parts that a T5 cannot be merged with.
-        LoraFtError: a value is of another kind than peft's.
+        UsageError: There is no adapter, it is not LoRA, or it has parts that cannot be merged into a T5.
+        LoraFtError: A value is not of the type that PEFT expects.
     """
     from peft import LoraConfig
 
@@ -132,26 +132,26 @@ def lora_config(folder: Path) -> LoraConfig:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return LoraConfig(**chosen | {"task_type": "SEQ_2_SEQ_LM"})
-    except Exception as error:  # of many kinds
+    except Exception as error:  # PEFT raises many kinds
         raise LoraFtError(f"peft cannot read {path} ({first_line(error)})", "copy it again") from error
 
 
 def unknown_keys(folder: Path) -> list[str]:
-    """Return the keys of an adapter's config that the installed peft does not know, and that say something."""
+    """Return the keys of an adapter's config that the installed PEFT does not know and whose value is not empty."""
     from peft import LoraConfig
 
-    # `enable_lora` and `merge_weights` are of peft 0.2 and say how it was loaded.
+    # PEFT 0.2 wrote `enable_lora` and `merge_weights`, which describe only how the adapter was loaded.
     known = {field.name for field in fields(LoraConfig)} | {"enable_lora", "merge_weights", "peft_version"}
     content = adapter_config(folder)
     return [key for key, value in content.items() if key not in known and value not in (None, False, [], {}, "")]
 
 
 def describe(folder: Path) -> Described:
-    """Return (dtype, shape) of every tensor of an adapter, by name.
+    """Return the dtype and shape of every tensor of an adapter, by name.
 
     Raises:
-        UsageError: the adapter is not in safetensors.
-        LoraFtError: the file is damaged.
+        UsageError: The adapter is not stored in safetensors.
+        LoraFtError: The file is damaged.
     """
     path = folder / WEIGHTS
     if path.is_symlink() or path.is_file():
@@ -168,16 +168,16 @@ def describe(folder: Path) -> Described:
 def account(
     folder: Path, found: Described, expected: Mapping[str, tuple[int, ...]], optional: Set[str] = frozenset()
 ) -> None:
-    """Compare an adapter's tensors with those that its config asks for on a base, and read each once.
+    """Compare an adapter's tensors with those that its config requires on a base, and read each tensor once.
 
     Args:
-        folder: of the adapter.
-        found: from `describe`.
-        expected: shape by name, as peft would save the adapter.
-        optional: names among them that may be missing.
+        folder: Folder of the adapter.
+        found: Dtype and shape by name, from `describe`.
+        expected: Shape by name, as PEFT would save the adapter.
+        optional: Names in `expected` that may be missing.
 
     Raises:
-        LoraFtError: tensors are missing, unknown, of another shape, or not all numbers.
+        LoraFtError: Tensors are missing, unknown, of another shape, or not finite.
     """
     path = folder / WEIGHTS
     if not found.keys() - optional:
@@ -209,7 +209,7 @@ def account(
 
 
 def patterns_of(config: LoraConfig) -> Iterator[tuple[str, list[str]]]:
-    """Yield each key of a config that peft takes for regular expressions, and those."""
+    """Yield each key of a config whose values PEFT interprets as regular expressions, with those expressions."""
     if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
         yield "target_modules", [config.target_modules]
     for key in ("rank_pattern", "alpha_pattern"):
@@ -220,7 +220,7 @@ def patterns_of(config: LoraConfig) -> Iterator[tuple[str, list[str]]]:
 
 
 def _is(kind: str | None, value: Any) -> bool:
-    """Return whether a value of a config is of its kind."""
+    """Return whether a config's value has the type `kind`."""
     if kind == _WHOLE:
         return type(value) is int and 1 <= value <= _LARGEST_RANK
     if kind == _NUMBER:

@@ -1,4 +1,4 @@
-"""LoRA adapters in peft's own format: put on a base, counted, loaded, and checked against the base they are put on."""
+"""LoRA adapters in PEFT's format: add to a base, load, merge, count, and check against the base."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _TABLES = tuple(name for family in FAMILIES for name in (family.EMBEDDING, *fami
 def add_adapter(
     model: PreTrainedModel, lora: Lora, base: Base | None = None, new_tokens: Sequence[int] = ()
 ) -> PeftModel:
-    """A new adapter on a base, which is frozen. With init_lora_weights eva, `initial.start_from_rows` comes next.
+    """Return the frozen base with a new adapter. For init_lora_weights eva, call `initialization.start_from_rows` next.
 
     Args:
-        model: the base.
-        lora: what to put on it.
-        base: where it lies.
-        new_tokens: ids of `lora.new_tokens`.
+        model: Base model.
+        lora: Settings of the adapter.
+        base: Name and folder of the base.
+        new_tokens: Token ids of `lora.new_tokens`.
 
     Raises:
-        UsageError: `target_modules`, a pattern or a token names what the base has not.
+        UsageError: `target_modules`, a pattern or a token names something that the base does not have.
     """
     from peft import EvaConfig, LoraConfig, TaskType, get_peft_model
 
@@ -65,16 +65,16 @@ def add_adapter(
     with quiet_transformers(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "lora with eva initialization used")  # advice for models of many GB
         adapted = get_peft_model(model, config)
-    if lora.moves_base:  # what was saved later would otherwise be taken out of the base once more when it is loaded
+    if lora.moves_base:  # otherwise, loading the saved adapter would subtract its start from the base a second time
         adapted.peft_config["default"].init_lora_weights = True
     _share_embedding(model, config)
-    # While training, peft looks the base's config up by this name at every save: it must be found without the network.
+    # During training, PEFT looks up the base's config by this name at every save. It must work without the network.
     adapted.peft_config["default"].base_model_name_or_path = str(base.folder) if base else None
     return adapted
 
 
 def _check_targets(model: PreTrainedModel, lora: Lora) -> None:
-    """peft itself is content when one of several names fits, and trains less than was asked for."""
+    """Raise UsageError for layers that the base lacks. PEFT accepts one match of several names, and trains less."""
     from torch.nn import Linear
 
     layers = [name for name, module in model.named_modules() if isinstance(module, Linear)]
@@ -87,7 +87,7 @@ def _check_targets(model: PreTrainedModel, lora: Lora) -> None:
     for key in ("rank_pattern", "alpha_pattern"):
         check_patterns(f"lora.{key}", getattr(lora, key), layers)
         for pattern in getattr(lora, key):
-            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in layers):  # as peft looks them up
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in layers):  # the way PEFT looks them up
                 raise UsageError(f"lora.{key}: the base has no linear layer '{pattern}'", f"it has {', '.join(known)}")
 
 
@@ -99,7 +99,7 @@ def _check_tokens(model: PreTrainedModel, lora: Lora) -> None:
 
 
 def _trained_tokens(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]] | None:
-    """peft's trainable_token_indices: rows of the embedding, and of the head where that has its own."""
+    """Return PEFT's trainable_token_indices: rows of the embedding, and of the head if it has its own weights."""
     if not ids:
         return None
     tell_ties(model)
@@ -108,29 +108,29 @@ def _trained_tokens(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, lis
 
 
 def _share_embedding(model: PreTrainedModel, config: LoraConfig | None = None) -> None:
-    """Let encoder and decoder look tokens up where trained ones are: peft puts them on `shared` alone."""
+    """Let encoder and decoder use the trained token rows, which PEFT adds to `shared` alone."""
     if config is None or config.trainable_token_indices:
         model.set_input_embeddings(model.shared)
 
 
 def name_base(folder: Path, base: Base) -> None:
-    """Write the base's own name, by which others can load it, into a saved adapter."""
+    """Write the base's own name into a saved adapter, so that others can load the base by it."""
     write_json(folder / CONFIG, adapter_config(folder) | {"base_model_name_or_path": base.name})
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False, name: str = "default") -> PeftModel:
-    """A base with the adapter of `folder` on it, under a name, in evaluation mode unless it is to be trained.
+    """Return a base with the adapter of `folder` under a name, in evaluation mode unless it is trainable.
 
     Raises:
-        UsageError: no adapter there, not of safetensors, or not one that a T5 can be merged with.
-        LoraFtError: the adapter was made for another base, or its tensors are not those of its config.
+        UsageError: There is no adapter, it is not in safetensors, or it cannot be merged into a T5.
+        LoraFtError: The adapter was trained on another base, or its tensors do not match its config.
     """
     from peft import PeftModelForSeq2SeqLM
 
     config = _fitting(model, folder)
     config.inference_mode = not trainable
     tell_ties(model)
-    if _adapts_head(model, config) and not is_untied(model):  # merged, it would change the embedding as well
+    if _adapts_head(model, config) and not is_untied(model):  # merging it would change the embedding too
         model.lm_head.weight = type(model.lm_head.weight)(model.lm_head.weight.detach().clone())
     with _of_peft(folder):
         adapted = PeftModelForSeq2SeqLM(model, config, adapter_name=name)
@@ -140,10 +140,10 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
 
 
 def load_another(adapted: PeftModel, folder: Path, name: str) -> None:
-    """Load one more adapter beside those that are on a base, under a name of its own.
+    """Load another adapter, under its own name, beside those already on a base.
 
     Raises:
-        UsageError, LoraFtError: as of `load_adapter`.
+        UsageError, LoraFtError: As for `load_adapter`.
     """
     config = _fitting(adapted.get_base_model(), folder)
     config.inference_mode = True
@@ -153,10 +153,10 @@ def load_another(adapted: PeftModel, folder: Path, name: str) -> None:
 
 
 def load_tensors(adapted: PeftModel, folder: Path, *, name: str = "default") -> None:
-    """Replace the tensors of an adapter that is on a base, and trained, by those of `folder`.
+    """Replace the tensors of a trainable adapter on a base with those of `folder`.
 
     Raises:
-        UsageError, LoraFtError: the folder's tensors are not exactly those of the adapter.
+        UsageError, LoraFtError: The folder's tensors are not exactly those of the adapter.
     """
     _load_tensors(adapted, folder, name, trainable=True)
 
@@ -164,14 +164,14 @@ def load_tensors(adapted: PeftModel, folder: Path, *, name: str = "default") -> 
 def check_tensors(adapted: PeftModel, folder: Path, *, name: str = "default") -> None:
     """Raise UsageError or LoraFtError unless the tensors of `folder` are exactly those of an adapter on a base.
 
-    The adapter may be without weights (see `sketch`), as names and shapes alone are compared with it.
+    The adapter may lack weights (see `sketch`), since only names and shapes are compared.
     """
     from peft import get_peft_model_state_dict
 
     with quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         own = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
-        # peft adds embedding and head of the base where the head is adapted, or the vocabulary was resized
+        # PEFT adds the base's embedding and head if the head is adapted or the vocabulary was resized.
         more = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=True)
     shapes = {key: tuple(tensor.shape) for key, tensor in more.items()}
     account(folder, describe(folder), shapes, optional=more.keys() - own.keys())
@@ -187,14 +187,14 @@ def _load_tensors(adapted: PeftModel, folder: Path, name: str, *, trainable: boo
 
 @contextlib.contextmanager
 def _of_peft(folder: Path) -> Iterator[None]:
-    """Turn what peft complains of into one error that names the adapter."""
+    """Convert PEFT's exceptions into one error that names the adapter."""
     try:
         with quiet_transformers(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of keys, ties and devices: what matters is checked here
+            warnings.simplefilter("ignore")  # on keys, ties and devices; what matters is checked here
             yield
     except LoraFtError:
         raise
-    except Exception as error:  # of many kinds
+    except Exception as error:  # PEFT raises many kinds
         raise LoraFtError(
             f"peft cannot put the adapter {folder} on this base ({first_line(error)})",
             "name the base it was trained on, or train it again",
@@ -205,11 +205,11 @@ def merge_adapter(adapted: PeftModel) -> T5ForConditionalGeneration:
     """Return the base with the adapter in its weights, in evaluation mode.
 
     Raises:
-        LoraFtError: the merged weights are no numbers, as the adapter's scale is too large.
+        LoraFtError: The merged weights are not finite, because the adapter's scale is too large.
     """
-    scaled = is_scaled(adapted.get_base_model())  # before peft changes what the config says of ties
+    scaled = is_scaled(adapted.get_base_model())  # before PEFT changes the ties in the config
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")  # FLAN's never were
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")  # FLAN's never were tied
         try:
             model = adapted.merge_and_unload(safe_merge=True).eval()
         except ValueError as error:
@@ -218,25 +218,25 @@ def merge_adapter(adapted: PeftModel) -> T5ForConditionalGeneration:
                 "correct lora_alpha and alpha_pattern in its config",
             ) from error
     _share_embedding(model)
-    if is_untied(model) and scaled and model.config.model_type != "umt5":  # whose config cannot say it
-        # An adapted head of a tied base. transformers 4 scales tied heads alone, so the factor moves into the weights.
+    if is_untied(model) and scaled and model.config.model_type != "umt5":  # umt5's config cannot express it
+        # An adapted head of a tied base: transformers 4 scales only tied heads, so the factor moves into the weights.
         model.lm_head.weight.data *= model.config.d_model**-0.5
         model.config.tie_word_embeddings = model.config.scale_decoder_outputs = False
     return model
 
 
 def check_fits(model: PreTrainedModel, folder: Path) -> None:
-    """Raise UsageError or LoraFtError unless an adapter can be put on a base; the base stays as it is.
+    """Raise UsageError or LoraFtError unless an adapter can be put on a base. The base is not changed.
 
     Raises:
-        UsageError: an adapter that is not LoRA on linear layers.
-        LoraFtError: it was made for a base of other dimensions.
+        UsageError: The adapter is not LoRA on linear layers.
+        LoraFtError: The adapter was trained on a base of other dimensions.
     """
     _fitting(model, folder)
 
 
 def _fitting(model: PreTrainedModel, folder: Path) -> LoraConfig:
-    """Return the config of an adapter that fits a base."""
+    """Return the config of an adapter after checking that it fits a base."""
     config, found = lora_config(folder), describe(folder)
     layers = _layers(model)
     for key, patterns in patterns_of(config):
@@ -248,7 +248,7 @@ def _fitting(model: PreTrainedModel, folder: Path) -> LoraConfig:
             if of_layer and layer not in layers:
                 raise _other_base(folder, f"it has {layer}, which this base has not")
             continue
-        side = "in" if rest.startswith("A") else "out"  # B and DoRA's magnitudes
+        side = "in" if rest.startswith("A") else "out"  # B, and DoRA's magnitudes
         expected, width = getattr(layers[layer], f"{side}_features"), shape[-1] if side == "in" else shape[0]
         if expected != width:
             raise _other_base(folder, f"it has width {width} at {layer}, which is {expected} wide in this base")
@@ -261,7 +261,7 @@ def _fitting(model: PreTrainedModel, folder: Path) -> LoraConfig:
 
 
 def _layers(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the modules of a base by name, without what peft has put around and into them."""
+    """Return the modules of a base by name, without the wrappers and layers that PEFT added."""
     found: dict[str, Any] = {}
     for name, module in model.named_modules(remove_duplicate=False):  # transformers 4 shares embed_tokens
         if not any(part in ("base_layer", "original_module") or part.startswith("lora_") for part in name.split(".")):
@@ -270,14 +270,14 @@ def _layers(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _check_modules(layers: Mapping[str, Any], config: LoraConfig, folder: Path) -> None:
-    """Raise UsageError where an adapter is on more than linear layers, or trains an embedding whole."""
+    """Raise UsageError if an adapter covers more than linear layers, or trains a whole embedding."""
     from peft.tuners.tuners_utils import check_target_module_exists
     from torch.nn import Embedding
 
     if config.target_modules != "all-linear" and config.target_modules is not None:
         try:
             targets = [name for name in layers if check_target_module_exists(config, name)]
-        except Exception as error:  # of many kinds, as keys of a config exclude each other
+        except Exception as error:  # PEFT raises many kinds, since keys of a config can exclude each other
             raise LoraFtError(f"peft cannot apply {folder / CONFIG} ({first_line(error)})", "copy it again") from error
         for name in targets:
             if not isinstance(layers[name], _linear()):
@@ -287,7 +287,7 @@ def _check_modules(layers: Mapping[str, Any], config: LoraConfig, folder: Path) 
                 )
     for key in config.modules_to_save or ():
         for name, module in layers.items():
-            # peft puts a trained copy in the place of one name; T5's encoder and decoder look tokens up by others.
+            # PEFT puts a trained copy under one name, but T5's encoder and decoder look up tokens under others.
             if name in _TABLES and isinstance(module, Embedding) and re.match(rf"(^|.*\.){key}$", name):
                 raise UsageError(
                     f"{folder} trains the embedding whole (modules_to_save {key!r}), which is not supported",
@@ -317,10 +317,10 @@ def _other_base(folder: Path, why: str) -> BaseMismatchError:
 
 
 def count_parameters(config: dict[str, Any], lora: Lora | None) -> tuple[int, int]:
-    """(trainable, all) parameters of an adapter on a base of this config.json, without loading any weight.
+    """Return the numbers of trainable and of all parameters for a base's config.json, without loading weights.
 
-    EVA moves ranks between layers when it has seen the rows; its adapter is counted as if it did not. Without an
-    adapter all are trained.
+    EVA moves ranks between layers after seeing the rows; its adapter is counted without these moves. Without an
+    adapter, all parameters are trainable.
     """
     model = sketch(config, lora)
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
@@ -328,7 +328,7 @@ def count_parameters(config: dict[str, Any], lora: Lora | None) -> tuple[int, in
 
 
 def sketch(config: dict[str, Any], lora: Lora | None) -> Any:
-    """Return a model of this config.json with an adapter on it, without any weight (on torch's device `meta`)."""
+    """Return a model of a config.json with an adapter, without weights (on torch's device `meta`)."""
     import torch
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
@@ -337,7 +337,7 @@ def sketch(config: dict[str, Any], lora: Lora | None) -> Any:
         if config.get("tie_word_embeddings", True) is False:  # transformers 5 ties the head here
             model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
         if lora is not None:
-            # a start needs weights to be worked out from; new tokens take the last rows, whichever
+            # Computing a start requires weights. New tokens take the last rows; which rows does not matter here.
             plain = lora.model_copy(update={"init_lora_weights": True})
             last = config["vocab_size"] - len(lora.new_tokens)
             model = add_adapter(model, plain, new_tokens=range(last, config["vocab_size"]))

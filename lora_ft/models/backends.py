@@ -1,4 +1,4 @@
-"""The backends of a model, PyTorch and ONNX Runtime, behind one protocol. The latter needs no torch."""
+"""The backends of a model, PyTorch and ONNX Runtime, behind one protocol. ONNX Runtime needs no torch."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Answer:
     """One generated text.
 
     Attributes:
-        text: decoded.
-        tokens: how many were generated, </s> included.
-        cut: whether it ended at the length limit instead of with </s>.
-        source_cut: Whether its prompt was longer than the source length and was cut.
+        text: Decoded text.
+        tokens: Number of generated tokens, including </s>.
+        cut: True if it ended at the length limit instead of with </s>.
+        source_cut: True if its prompt was longer than the source length and was cut.
     """
 
     text: str
@@ -44,10 +44,10 @@ class Answer:
 
 
 class Backend(Protocol):
-    """The weights of a model, and what computes with them.
+    """The weights of a model and the engine that runs them.
 
     Attributes:
-        tokenizer: Tokenizer of its texts.
+        tokenizer: Tokenizer of the model's texts.
         adapters: Names of the adapters of a bank; empty for other models.
     """
 
@@ -66,12 +66,12 @@ class Backend(Protocol):
         """Return answers in the order of the prompts.
 
         Args:
-            prompts: Prompts, taken as they are.
-            options: Generation options by transformers' names. max_new_tokens must be among them, and `labels` may be:
-                texts, the only possible answers.
-            batch_size: Prompts of similar length generated together.
-            done: Called with the number of prompts that are finished.
-            adapters: Adapter of each prompt, for a bank; each answers with its task's own codec and options.
+            prompts: Prompts, used unchanged.
+            options: Generation options by transformers' names. `max_new_tokens` is required. `labels` is optional and
+                lists the only possible answers.
+            batch_size: Number of prompts of similar length that are generated together.
+            done: Called with the number of finished prompts.
+            adapters: Adapter of each prompt, for a bank; each answers with its own task's codec and options.
 
         Raises:
             UsageError: The backend does not support an option, or an option excludes a label.
@@ -85,7 +85,7 @@ class Backend(Protocol):
         """
 
     def settings_of(self, adapter: str | None) -> Settings:
-        """Return prompt, options and codec of an adapter of a bank, or with None of its base.
+        """Return prompt, options and codec of an adapter of a bank, or of its base if `adapter` is None.
 
         Raises:
             UsageError: There is no such adapter.
@@ -95,15 +95,15 @@ class Backend(Protocol):
         """Return the same backend, answering with another adapter of the bank."""
 
     def task_of(self, adapter: str) -> tuple[dict[str, Any], Path] | None:
-        """Return the content of the task that an adapter of a bank carries, and the file that it stands in."""
+        """Return the content of the task stored with an adapter of a bank, and the path of its file."""
 
 
 class TorchBackend:
-    """A transformers model, in the precision it is loaded in.
+    """A transformers model, in the precision in which it was loaded.
 
     Attributes:
-        special: Its special tokens.
-        own: Generation settings of its checkpoint, which options take precedence over.
+        special: Special tokens of the model.
+        own: Generation settings of the checkpoint. Options take precedence over them.
     """
 
     adapters: Sequence[str] = ()
@@ -140,7 +140,7 @@ class TorchBackend:
         if seed is not None:
             torch.manual_seed(seed)
         elif known.do_sample:
-            torch.seed()  # torch itself starts every process with the same one
+            torch.seed()  # torch itself starts every process with the same seed
         prompts = listed(prompts)
         rows, longer = self.tokenizer.encode_sources(prompts, self.source_length)
         answers: list[Answer] = [Answer("", 0, False)] * len(rows)
@@ -216,7 +216,7 @@ class OnnxBackend:
 
 
 def allowed_tokens(labels: Sequence[str], tokenizer: Tokenizer, end: int) -> Callable[[int, Tensor], list[int]]:
-    """transformers' `prefix_allowed_tokens_fn` under which the labels are the only answers."""
+    """Return transformers' `prefix_allowed_tokens_fn` that restricts answers to the labels."""
     trie = Trie(label_tokens(labels, tokenizer), end)
     return lambda row, tokens: trie.after(tokens[1:].tolist())
 

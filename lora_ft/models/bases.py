@@ -1,4 +1,4 @@
-"""The base of an adapter: `offline`, a path or a hub name, brought to a local folder, and its model and tokenizer."""
+"""Bases of adapters (`offline`, a path or a Hub name): bring them to a local folder, and load model and tokenizer."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _FILES = [
 
 @dataclass(frozen=True)
 class Base:
-    """A base model at hand.
+    """A base model in a local folder.
 
     Attributes:
-        name: as the task says it: hub name, path, or "offline".
-        folder: where its files lie.
-        notice: what a user of it must know, or "".
+        name: Name in the task: Hub name, path, or "offline".
+        folder: Folder of its files.
+        notice: A warning for its users, or "".
     """
 
     name: str
@@ -55,12 +55,12 @@ class Base:
 
     @property
     def config(self) -> dict[str, Any]:
-        """config.json."""
+        """Return the content of config.json."""
         return read_json(self.folder / "config.json")
 
 
 def cache_folder() -> Path:
-    """Where lora-ft keeps what it makes once: $LORA_FT_CACHE, else lora-ft below the user's cache folder."""
+    """Return the folder of lora-ft's cache: $LORA_FT_CACHE, or else lora-ft below the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("LORA_FT_CACHE") or Path(home) / "lora-ft")
 
@@ -69,7 +69,7 @@ def find_base(name: str) -> Base:
     """Bring a base to a local folder.
 
     Raises:
-        UsageError: a path that is no T5 checkpoint, an unknown hub name, or a hub that cannot be reached.
+        UsageError: The path is not a T5 checkpoint, the Hub name is unknown, or the Hub cannot be reached.
     """
     if name == OFFLINE:
         return Base(name, offline_base(cache_folder()), NOTICE)
@@ -93,18 +93,18 @@ def find_base(name: str) -> Base:
 
 
 def _account(folder: Path) -> Checkpoint:
-    """Return a checkpoint whose names and shapes are those that its config.json asks for.
+    """Return a checkpoint after checking that its tensors' names and shapes match its config.json.
 
     Raises:
-        UsageError: it is quantized, or is also an adapter.
-        LoraFtError: as of `check_names`.
+        UsageError: The checkpoint is quantized, or its folder also holds an adapter.
+        LoraFtError: As for `check_names`.
     """
-    from lora_ft.runs.run import CONFIG  # needs pydantic, which `doctor` runs without
+    from lora_ft.runs.run import CONFIG  # needs pydantic, and `doctor` runs without it
 
     checkpoint = Checkpoint(folder)
     if checkpoint.config.get("quantization_config"):
         raise UsageError(f"the weights in {folder} are quantized", "take the checkpoint that was not quantized")
-    if (folder / CONFIG).is_file():  # transformers would put it on the weights
+    if (folder / CONFIG).is_file():  # transformers would apply it to the weights
         raise UsageError(
             f"{folder} is a checkpoint and an adapter at once (it has {CONFIG})",
             "move the adapter's files into a folder of their own",
@@ -114,21 +114,21 @@ def _account(folder: Path) -> Checkpoint:
 
 
 def is_offline_cached() -> bool:
-    """Whether the offline base was rebuilt already."""
+    """Return whether the offline base has already been rebuilt."""
     return cached(cache_folder()).is_dir()
 
 
 def load_tokenizer(folder: Path, codec: str = "none", new_tokens: Sequence[str] = ()) -> Tokenizer:
-    """The tokenizer of a checkpoint: its tokenizer.json, or one converted from what else it has.
+    """Return the tokenizer of a checkpoint: its tokenizer.json, or one converted from its other files.
 
     Args:
         folder: transformers checkpoint.
-        codec: name of the task's codec.
-        new_tokens: added behind the tokens that there are, in rows of the embedding that no token has.
+        codec: Name of the task's codec.
+        new_tokens: Tokens to add after the existing ones, in unused rows of the embedding.
 
     Raises:
-        UsageError: a new token is none, there are more than spare rows, or the model has no row for some token.
-        LoraFtError: there is no tokenizer that can be read.
+        UsageError: A new token is invalid, there are too few unused rows, or the model has no row for some token.
+        LoraFtError: There is no readable tokenizer.
     """
     tokenizer = _own_tokenizer(folder, codec_named(codec))
     if not (folder / "config.json").is_file():  # an adapter's folder, whose base was checked
@@ -158,7 +158,7 @@ def _own_tokenizer(folder: Path, through: Codec) -> Tokenizer:
     settings = folder / "tokenizer_config.json"
     if settings.is_file() and read_json(settings).get("tokenizer_class") == "ByT5Tokenizer":
         return byte_tokenizer(through)
-    if not (folder / "spiece.model").is_file():  # transformers 5 would make a tokenizer up
+    if not (folder / "spiece.model").is_file():  # transformers 5 would invent a tokenizer
         raise LoraFtError(f"{folder} has neither tokenizer.json nor spiece.model", "copy them from the original base")
     from transformers import AutoTokenizer
 
@@ -173,16 +173,16 @@ def _own_tokenizer(folder: Path, through: Codec) -> Tokenizer:
 def load_model(
     folder: Path, *, dropout: float | None = None, attention: str | None = None, **more: Any
 ) -> T5ForConditionalGeneration:
-    """A checkpoint's model in float32, in evaluation mode.
+    """Return a checkpoint's model in float32, in evaluation mode.
 
     Args:
         folder: transformers checkpoint.
-        dropout: replaces the checkpoint's own rate.
-        attention: transformers' attn_implementation; its default where None.
-        more: options of transformers' from_pretrained.
+        dropout: Dropout rate instead of the checkpoint's own.
+        attention: transformers' attn_implementation. Default: transformers' own choice.
+        more: Options of transformers' from_pretrained.
 
     Raises:
-        UsageError, LoraFtError: a tensor is missing, unknown, of another shape or no number, or transformers says so.
+        UsageError, LoraFtError: A tensor is missing, unknown, of another shape or not finite, or transformers fails.
     """
     import torch
     from transformers import AutoModelForSeq2SeqLM
@@ -202,7 +202,7 @@ def load_model(
                 output_loading_info=True,
                 **options,
             )
-    except (ImportError, torch.OutOfMemoryError):  # of quantization, which say what to do themselves
+    except (ImportError, torch.OutOfMemoryError):  # errors of quantization, which state the remedy themselves
         raise
     except Exception as error:  # the library raises many kinds
         raise LoraFtError(
@@ -214,14 +214,14 @@ def load_model(
 
 
 def _check_generation(folder: Path) -> None:
-    """Raise LoraFtError where generation_config.json is damaged: transformers would ignore it without a word."""
+    """Raise LoraFtError if generation_config.json is damaged, since transformers would silently ignore it."""
     path = folder / "generation_config.json"
     if path.is_file() and not isinstance(read_json(path), dict):
         raise LoraFtError(f"{path} is not a JSON object", "copy it again from the original base")
 
 
 def _require_loaded(folder: Path, info: Mapping[str, Any]) -> None:
-    """Raise LoraFtError where transformers reports weights that it drew at random or left out."""
+    """Raise LoraFtError if transformers reports weights that it drew at random or left out."""
     for key, what in (
         ("missing_keys", "found no weights for"),
         ("mismatched_keys", "found other shapes for"),
@@ -235,7 +235,7 @@ def _require_loaded(folder: Path, info: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Within it transformers draws no loading bar and gives no advice (it advises to tie FLAN's untied head)."""
+    """Silence transformers' loading bars and advice in a `with` block (it advises tying FLAN's untied head)."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

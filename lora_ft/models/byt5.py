@@ -1,4 +1,4 @@
-"""ByT5's tokenizer, which transformers has only as Python code, as a tokenizer.json that the runtime reads."""
+"""ByT5's tokenizer, which exists in transformers only as Python code, as a tokenizer.json for the runtime."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from lora_ft.core.codecs import Codec
 from lora_ft.core.tokenizer import Tokenizer
 
-_SPECIAL = ("<pad>", "</s>", "<unk>")  # 0, 1, 2; then the 256 bytes, then the sentinels (arXiv 2105.13626)
+_SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1 and 2; then the 256 bytes, then the sentinels (arXiv 2105.13626)
 _SENTINELS = 125
 
 
 def byte_tokenizer(codec: Codec | None = None) -> Tokenizer:
-    """Each byte of UTF-8 is a token, its value plus 3; </s> at the end."""
+    """Return ByT5's tokenizer: each byte of UTF-8 is a token, its value plus 3, with </s> at the end."""
     byte_names = _byte_names()
     vocabulary = {name: i for i, name in enumerate(_SPECIAL)}
     vocabulary |= {byte_names[byte]: byte + len(_SPECIAL) for byte in range(256)}
@@ -32,7 +32,7 @@ def byte_tokenizer(codec: Codec | None = None) -> Tokenizer:
 
 
 def _byte_names() -> list[str]:
-    """The character that tokenizers' ByteLevel puts in the place of each byte (that of openai/gpt-2)."""
+    """Return the character by which tokenizers' ByteLevel represents each byte (as in openai/gpt-2)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     names = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

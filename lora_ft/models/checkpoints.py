@@ -1,4 +1,4 @@
-"""Saving a merged model such that transformers 4 and 5, and the exporter, read the same model back."""
+"""Save merged models so that transformers 4, transformers 5 and the exporter all read back the same model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lora_ft.models.bases import quiet_transformers
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
-MERGE = "merge.json"  # what was merged, and of which training
+MERGE = "merge.json"  # what was merged, and from which training
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 
 
 def save_checkpoint(
     model: T5ForConditionalGeneration, base: Path, out: Path, extended: Tokenizer | None = None
 ) -> None:
-    """Write weights (safetensors), configs and the tokenizer, the base's or an `extended` one, into the folder `out`.
+    """Write weights (safetensors), configs and the tokenizer, the base's or an `extended` one, to the folder `out`.
 
-    FLAN-T5's head is a matrix of its own. transformers 5 loads it so but saves a config that says it is tied, which
-    transformers 4 believes: the head would be lost there (transformers PR#47620). The config is put right here.
+    FLAN-T5's head is a matrix of its own. transformers 5 loads it as such, but saves a config that declares it tied.
+    transformers 4 believes that config and would lose the head (transformers PR#47620), so the config is corrected.
     """
     untied, scaled = is_untied(model), is_scaled(model)
     tell_ties(model)
@@ -40,25 +40,25 @@ def save_checkpoint(
 
 
 def tell_ties(model: T5ForConditionalGeneration) -> None:
-    """Let the config of a model with a head of its own say so, which transformers 5 does not.
+    """Mark a head with weights of its own as untied in the model's config, which transformers 5 does not do.
 
-    It would leave the head out of a file when it looks like the embedding, and peft would tie the two.
+    Otherwise transformers omits a head that equals the embedding from the file, and PEFT ties the two.
     """
     if is_untied(model):
         model.config.tie_word_embeddings = False
 
 
 def is_untied(model: T5ForConditionalGeneration) -> bool:
-    """Whether the head has weights of its own."""
+    """Return whether the head has weights of its own."""
     head, embedding = model.lm_head.weight, model.shared.weight
     return head is not embedding and (head.is_meta or head.data_ptr() != embedding.data_ptr())
 
 
 def is_scaled(model: T5ForConditionalGeneration) -> bool:
-    """Whether transformers scales the hidden state before the head, in the version that is installed.
+    """Return whether the installed transformers scales the hidden state before the head.
 
-    For t5 the config says so under a name of its own since version 5; mt5 is never scaled there, and umt5 always, as
-    its config calls every head tied.
+    For t5, the config states it under a separate name since version 5. In version 5, mt5 is never scaled. umt5 always
+    is, since its config declares every head tied.
     """
     import transformers
 

@@ -1,8 +1,8 @@
-"""How a model in PyTorch generates: its checkpoint's settings, a task's, and what is asked for, in one order.
+"""Generation settings of a PyTorch model: those of the call, the task and the checkpoint, in one order of precedence.
 
-What is asked for takes precedence over the task, the task over the checkpoint
-(`lora_ft.export.checkpoint.generation_config`), and that over the defaults of `Options`. transformers would mix its own
-defaults in and keep them; `only` prevents both.
+The call takes precedence over the task, and the task over the checkpoint
+(`lora_ft.export.checkpoint.generation_config`). The defaults of `Options` come last. transformers would mix in its own
+defaults and keep them; `only` prevents both.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from lora_ft.models.bases import Base
 if TYPE_CHECKING:
     from lora_ft.tasks.schema import Task
 
-_OURS = ("seed", "allowed", "prompt_lookup", "output_scores")  # options that `generate` has not, or not so
-_OF_SAMPLES = ("temperature", "top_k", "top_p")  # transformers warns of them where nothing is sampled
+_OURS = ("seed", "allowed", "prompt_lookup", "output_scores")  # transformers lacks them, or defines them differently
+_OF_SAMPLES = ("temperature", "top_k", "top_p")  # transformers warns about them without sampling
 
 
 def own_generation(model: Any) -> Generation:
@@ -39,7 +39,7 @@ def own_generation(model: Any) -> Generation:
 
 @contextlib.contextmanager
 def only(model: Any, special: SpecialTokens) -> Iterator[None]:
-    """Within it, the model's `generate` knows its special tokens and what the call says, and nothing else."""
+    """Restrict `generate` in a `with` block to the model's special tokens and the options of the call."""
     from transformers import GenerationConfig
 
     inner = _inner(model)
@@ -52,10 +52,10 @@ def only(model: Any, special: SpecialTokens) -> Iterator[None]:
 
 
 def check_generation(task: Task, base: Base, tokenizer: Tokenizer) -> None:
-    """Raise UsageError where the answers of a task cannot be generated as its base and the task say together.
+    """Raise UsageError if a task's answers cannot be generated with the combined settings of base and task.
 
-    To be called before training: the base's settings are not supported, the base's and the task's exclude each other,
-    or labels could not be answered with.
+    Call it before training. Causes are an unsupported setting of the base, settings of base and task that exclude each
+    other, and a label that cannot be generated.
     """
     generation = read_generation(base.folder)
     options = {**generation.options, **task.generation_options()}
@@ -70,7 +70,7 @@ def check_generation(task: Task, base: Base, tokenizer: Tokenizer) -> None:
 
 
 def generation_notes(base: Base, tokenizer: Tokenizer) -> list[str]:
-    """Return what to say of a base's own settings: which it has, and whether its texts end as its answers do."""
+    """Return notes on a base's own settings: their values, and whether its texts end the way its answers do."""
     generation = read_generation(base.folder)
     notes = []
     if generation.options:
@@ -85,7 +85,7 @@ def generation_notes(base: Base, tokenizer: Tokenizer) -> list[str]:
 
 
 def torch_options(options: Options) -> dict[str, Any]:
-    """Return options as transformers' `generate` takes them within `only`; seed and labels are the caller's."""
+    """Return options as transformers' `generate` takes them within `only`. The caller handles seed and labels."""
     settings = {
         name: [list(words) for words in value]
         if name == "bad_words_ids"
@@ -101,5 +101,5 @@ def torch_options(options: Options) -> dict[str, Any]:
 
 
 def _inner(model: Any) -> Any:
-    """The transformers model below an adapter."""
+    """Return the transformers model below an adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

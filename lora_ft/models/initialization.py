@@ -1,8 +1,8 @@
-"""Starts other than LoRA's own: EVA's from rows; PiSSA's and OLoRA's, which are taken out of the base, and back again.
+"""Initial weights other than LoRA's own: EVA's, computed from rows, and PiSSA's and OLoRA's, subtracted from the base.
 
-What is trained then sits on a base that is not the one that others have. So the start is kept beside the checkpoints:
-a resumed run goes on from it, and the adapter that is saved in the end is what training added to it, on the base as
-everyone has it (of twice the rank: trained minus start).
+PiSSA and OLoRA change the base that the adapter trains on, so it differs from the published base. The initial adapter
+is therefore kept beside the checkpoints, and a resumed run starts from it. The saved adapter holds what training added
+(trained minus initial, at twice the rank), and applies to the published base.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from lora_ft.tasks.lora import Lora
 
 INITIAL = "initial"
-_BATCH, _BATCHES = 8, 16  # rows that EVA looks at
-# Layers that are given the same: the first name stands for all of them.
+_BATCH, _BATCHES = 8, 16  # rows in a batch, and number of batches, that EVA reads
+# Layers with the same input. The first name stands for all of them.
 _ALIKE = (
     (r"SelfAttention\.[qkv]$", "SelfAttention.q"),
     (r"wi_[01]$", "wi_0"),
@@ -42,19 +42,19 @@ _ALIKE = (
 
 
 def start_from_rows(adapted: PeftModel, rows: Sequence[Encoded], seed: int, device: str) -> None:
-    """EVA (arXiv 2410.07170): A becomes the main components of a layer's inputs; ranks go where they explain most.
+    """Initialize by EVA (arXiv 2410.07170): A holds a layer's main input components, ranks go where they explain most.
 
-    peft's own search goes on until its estimates stand still: for FLAN-T5-small minutes on a CPU, and without end where
-    batches hold too few tokens. Here they are worked out once, from covariances.
+    PEFT's own search runs until its estimates converge: minutes on a CPU for FLAN-T5-small, and forever if batches hold
+    too few tokens. Here, the components are computed once, from covariances.
 
     Args:
-        adapted: an adapter made with init_lora_weights eva.
-        rows: of the training split.
-        seed: of their order.
-        device: to compute on.
+        adapted: Adapter created with init_lora_weights eva.
+        rows: Rows of the training split.
+        seed: Seed of the order of rows.
+        device: Device to compute on.
 
     Raises:
-        UsageError: the ranks are larger than a layer, or than the rows can fill.
+        UsageError: A rank is larger than a layer, or larger than the rows can fill.
     """
     from peft import initialize_lora_eva_weights
 
@@ -69,9 +69,9 @@ def start_from_rows(adapted: PeftModel, rows: Sequence[Encoded], seed: int, devi
 
 @torch.inference_mode()
 def _components(adapted: PeftModel, batches: Sequence[dict[str, Tensor]], device: str, rho: float) -> dict[str, Tensor]:
-    """[rank, width] of each layer: of all layers' components those that explain the largest shares of their variance.
+    """Return [rank, width] of each layer: the components, over all layers, that explain the most of their variance.
 
-    The ranks sum up to what they would without; none is more than rho times that (peft's eva_config).
+    The sum of ranks stays the same. No rank exceeds its original value times rho (PEFT's eva_config).
     """
     layers = {name: module for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
     found = _covariances(adapted, layers, batches, device)
@@ -94,7 +94,7 @@ def _components(adapted: PeftModel, batches: Sequence[dict[str, Tensor]], device
 def _covariances(
     adapted: PeftModel, layers: dict[str, Any], batches: Sequence[dict[str, Tensor]], device: str
 ) -> dict[str, Tensor]:
-    """[width, width] of what layers are given, by `_inputs_of` their names."""
+    """Return [width, width] covariances of the layers' inputs, by the names of `_inputs_of`."""
     sums: dict[str, list[Any]] = {}
     seen: set[str] = set()
     masks: dict[str, Tensor] = {}
@@ -132,32 +132,32 @@ def _covariances(
 
 
 def _inputs_of(name: str) -> str:
-    """What a layer is given, by a name that other layers may share."""
+    """Return a name for a layer's input, which layers with the same input share."""
     for pattern, shared in _ALIKE:
         name = re.sub(pattern, shared, name)
     return name
 
 
 def keep_start(adapted: PeftModel, folder: Path) -> None:
-    """Write a fresh adapter, such as it starts, into `folder`, unless it is there already."""
+    """Write the initial weights of a new adapter to `folder`, unless they are already there."""
     if not (folder / CONFIG).is_file():
         with staged_folder(folder, overwrite=True) as staging:
             adapted.save_pretrained(staging)
 
 
 def load_start(model: PreTrainedModel, folder: Path, lora: Lora) -> PeftModel:
-    """A base with the adapter that `keep_start` wrote, ready to be trained, as when that run began."""
+    """Return a base with the adapter that `keep_start` wrote, ready for training, as when that run began."""
     adapted = load_adapter(model, folder, trainable=True)
     if lora.moves_base:
         for module in adapted.modules():
-            if hasattr(module, "lora_A"):  # as peft does it at the start, to the same bits
+            if hasattr(module, "lora_A"):  # as PEFT does at the start, to the same bits
                 start = module.scaling["default"] * module.lora_B["default"].weight @ module.lora_A["default"].weight
                 module.get_base_layer().weight.data -= start.data
     return adapted
 
 
 def save_difference(adapted: PeftModel, folder: Path, start: Path) -> None:
-    """Write what training added to the start: a LoRA adapter on the base as it was before."""
+    """Write what training added to the initial weights, as a LoRA adapter for the unchanged base."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*path_initial_model_for_weight_conversion")
         adapted.save_pretrained(folder, path_initial_model_for_weight_conversion=str(start))

@@ -1,4 +1,4 @@
-"""Whatever a user calls a model (a run, a checkpoint, a bundle, a base), made ready to generate."""
+"""Load any model that a user can name (a run, a checkpoint, a bundle, a base), ready to generate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_ft.models.model import Model, not_a_bank
 if TYPE_CHECKING:
     from lora_ft.tasks.schema import Task
 
-SOURCE_LENGTH, MAX_NEW_TOKENS = 512, 128  # of a model that came without a task
+SOURCE_LENGTH, MAX_NEW_TOKENS = 512, 128  # for a model without a task
 
 
 def load(
@@ -33,11 +33,11 @@ def load(
     A bundle or bank needs no torch.
 
     Args:
-        model: Run, folder, name of a base on the hub, or "offline".
+        model: Run, folder, name of a base on the Hub, or "offline".
         provider: Execution provider of a bundle, as for `Generator.load`.
         adapter: Adapter of a bank to answer with. Default: its base.
         base: Base of a run or an adapter. Default: the one that it names.
-        task: Task whose codec and source length hold, for an adapter saved by PEFT.
+        task: Task that supplies codec and source length, for an adapter saved by PEFT.
 
     Raises:
         UsageError, LoraFtError: The model does not exist, or is damaged.
@@ -123,7 +123,7 @@ def _open_checkpoint(name: str) -> Model:
 
 
 def _placed(model: Any) -> Any:
-    """The model on the GPU where there is one; on a CPU, with as many threads as this process may use."""
+    """Return the model on the GPU if there is one, or else on the CPU, with all threads that this process may use."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""An adapter merged into its base in memory, and the proof that merging changed nothing but rounding."""
+"""Merge an adapter into its base in memory, and prove that merging changed nothing but rounding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
 _ROWS = 4
-# The same sums in another order: more than this, relative to the logits, is not rounding.
+# Merging only reorders sums. A larger difference, relative to the logits, is not rounding.
 _TOLERANCE = 1e-3
 
 
@@ -33,12 +33,12 @@ class Merged:
     """An adapter merged into its base, in memory, in float32.
 
     Attributes:
-        model: in evaluation mode.
-        base: what it was merged into; its folder has the tokenizer's files.
-        tokenizer: the base's, with the task's new tokens.
-        extended: `tokenizer` where it has new tokens.
-        difference: the largest difference of any logit, merged against base plus adapter, on `rows` rows.
-        rows: how many rows that was measured on; none where all weights were trained.
+        model: Merged model, in evaluation mode.
+        base: Base that the adapter was merged into. Its folder has the tokenizer's files.
+        tokenizer: The base's tokenizer, with the task's new tokens.
+        extended: The same as `tokenizer` if it has new tokens, else None.
+        difference: Largest difference of any logit between the merged model and base plus adapter, on `rows` rows.
+        rows: Number of rows of that measurement; none if all weights were trained.
     """
 
     model: T5ForConditionalGeneration
@@ -53,7 +53,7 @@ def merge_in_memory(run: Run | PeftAdapter, *, base: str | None = None, progress
     """Load the base in float32, merge the adapter in float32, and measure what merging changed.
 
     Raises:
-        UsageError: a base was named for a run that has weights of its own.
+        UsageError: A base was named for a run whose every weight was trained.
         LoraFtError: The adapter is for another base, its weights are too large, or merging changed more than rounding
             does.
     """
@@ -93,7 +93,7 @@ def merge_in_memory(run: Run | PeftAdapter, *, base: str | None = None, progress
 
 
 def _whole(run: Run, base: str | None) -> Merged:
-    """A run whose every weight was trained: there is nothing to merge."""
+    """Return a run whose every weight was trained, as `Merged`. There is nothing to merge."""
     if base is not None:
         raise UsageError(f"the run {run.folder} has all weights of its own", "leave out --base")
     as_base = Base(run.task.base, run.trained, run.metrics["base"]["notice"])
@@ -118,7 +118,7 @@ def _check_base(run: Run, base: Base, *, named: bool) -> None:
 
 
 def _texts(run: Run) -> Sequence[str]:
-    """A few prompts of the task, or sentences where its rows are not at hand any more."""
+    """Return a few prompts of the task, or sample sentences if its rows are no longer available."""
     for split in ("validation", "test", "train"):
         try:
             examples = load_splits(run.task, [split])[split]
@@ -131,7 +131,7 @@ def _texts(run: Run) -> Sequence[str]:
 
 @torch.inference_mode()
 def _logits(model: torch.nn.Module, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[rows, 8, vocabulary], each row after the same eight tokens."""
+    """Return logits [rows, 8, vocabulary], with the same eight decoder tokens for each row."""
     special = own_generation(model).special
     inputs, mask = (torch.from_numpy(array) for array in ragged(ids, special.pad))
     start = torch.tensor([[special.start, *ids[0][:7]]]).repeat(len(ids), 1)

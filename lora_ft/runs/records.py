@@ -1,4 +1,4 @@
-"""The JSON files of a run, checked when they are read: somebody may have edited, cut or exchanged them."""
+"""The JSON files of a run, validated when they are read, since users may have edited, cut or exchanged them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Energy(TypedDict):
 
 
 class Metrics(TypedDict):
-    """The keys of metrics.json that are read again; there are more."""
+    """Keys of metrics.json that lora-ft reads back. The file has more."""
 
     base: _Base
     rows: _Rows
@@ -63,11 +63,11 @@ class _Figure(TypedDict):
 
 class _Model(TypedDict):
     scores: NotRequired[dict[str, _Figure]]
-    rouge: NotRequired[dict[str, _Figure]]  # of version 1
+    rouge: NotRequired[dict[str, _Figure]]  # in files of version 1
 
 
 class Scores(TypedDict):
-    """The keys of scores-SPLIT.json that are read again."""
+    """Keys of scores-SPLIT.json that lora-ft reads back."""
 
     task: str
     rows: int
@@ -91,7 +91,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     """Return the content of a run's metrics.json.
 
     Raises:
-        LoraFtError: it cannot be read, or lacks what a training leaves.
+        LoraFtError: The file cannot be read, or lacks keys that training writes.
     """
     return _checked(path, _METRICS, "train the run again, or copy the file again")
 
@@ -100,7 +100,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     """Return the content of a run's scores-SPLIT.json.
 
     Raises:
-        LoraFtError: it cannot be read, or lacks what `evaluate` leaves.
+        LoraFtError: The file cannot be read, or lacks keys that `evaluate` writes.
     """
     value = _checked(path, _SCORES, _AGAIN)
     kinds = set(value["scores"].get("scores") or value["scores"].get("rouge") or ())

@@ -1,4 +1,4 @@
-"""The folder that training one task leaves."""
+"""The folder of a finished training of one task."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from lora_ft.runs.records import read_metrics, read_scores
 from lora_ft.tasks.schema import SPLITS, Task
 from lora_ft.tasks.files import load_task
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of an adapter, by the names of peft
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # files of an adapter, by PEFT's names
 TASK, METRICS, LOG, CARD = "task.yaml", "metrics.json", "log.jsonl", "README.md"
-ADAPTER, CHECKPOINT = "adapter", "checkpoint"  # what training leaves: the one, or with method full the other
+ADAPTER, CHECKPOINT = "adapter", "checkpoint"  # training writes `adapter`, or with method full `checkpoint`
 CURVES = "tensorboard"
 CLAIM = "claim.json"  # the run's identifier, and digests of the rows that it began with
 REPORT = "report.html"
 RESUME = "resume"  # the state after the last step, from which the run can be trained longer
-SCORES, PREDICTIONS = "scores-{}.json", "predictions-{}.jsonl"  # of a split
+SCORES, PREDICTIONS = "scores-{}.json", "predictions-{}.jsonl"  # with the split's name
 
 
 class Run:
     """A finished run.
 
     Attributes:
-        folder: where it lies.
-        task: its task, with every default filled in.
-        metrics: what training measured (metrics.json).
+        folder: Folder of the run.
+        task: Task of the run, with every default filled in.
+        metrics: Measurements of the training (metrics.json).
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -52,29 +52,29 @@ class Run:
 
     @property
     def adapter(self) -> Path:
-        """The adapter, in peft's format. On the hub its files lie at the top, where peft looks for them."""
+        """Return the folder of the adapter, in PEFT's format. On the Hub its files lie at the top, where PEFT looks."""
         inside = self.folder / ADAPTER
         return inside if (inside / CONFIG).is_file() else self.folder
 
     @property
     def scores(self) -> dict[str, dict[str, Any]]:
-        """What `evaluate` found on this run's own task, by split."""
+        """Return the results of `evaluate` on this run's own task, by split."""
         files = {split: self.folder / SCORES.format(split) for split in SPLITS}
         found = {split: read_scores(file) for split, file in files.items() if file.is_file()}
         return {split: entry for split, entry in found.items() if entry["task"] == self.task.name}
 
     @property
     def trained(self) -> Path:
-        """The adapter, or with method full the whole checkpoint."""
+        """Return the folder of the adapter, or of the whole checkpoint with method full."""
         return self.adapter if self.task.method == "lora" else self.folder / CHECKPOINT
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run."""
+    """Return whether a folder is a run."""
     trained = (folder / ADAPTER / CONFIG, folder / CONFIG, folder / CHECKPOINT / "config.json")
     return (folder / TASK).is_file() and any(path.is_file() for path in trained)
 
 
 def working_folder(out: Path) -> Path:
-    """Where a run that will become `out` is while it trains."""
+    """Return the folder in which a run trains before it becomes `out`."""
     return out.with_name(f"{out.name}.unfinished")

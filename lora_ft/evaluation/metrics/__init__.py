@@ -1,4 +1,4 @@
-"""Scores of answers against references, from 0 to 100. Each metric is a module of its name, and none needs the network.
+"""Scores of answers against references, from 0 to 100. Each metric is a module named after it. None needs the network.
 
 A metric is a module with `measure(answers, references, settings) -> {name of a score: Scored}` and a line in `GIVES`.
 If it depends on an optional package or file, it also has `require(settings)`, which raises UsageError.

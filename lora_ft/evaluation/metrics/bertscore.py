@@ -1,4 +1,4 @@
-"""BERTScore's F1 by the package bert-score, with an encoder that the task names."""
+"""BERTScore's F1 by the package bert-score, with an encoder named by the task."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """F1 of each row with the best of its references, from the encoder's last layer, as it is (not rescaled).
+    """Return each row's F1 with the best of its references, from the encoder's last layer, without rescaling.
 
-    An empty answer has 0.
+    An empty answer scores 0.
 
     Raises:
-        UsageError: the package is not installed, or the encoder cannot be loaded.
+        UsageError: The package is not installed, or the encoder cannot be loaded.
     """
     require(settings)
     from bert_score import BERTScorer
@@ -34,7 +34,7 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
             f"evaluate.bertscore_model: cannot load {model} ({first_line(error)})", "give the folder of an encoder"
         ) from error
     rows = np.zeros(len(answers))
-    # bert-score 0.3.13 fails on texts without words in transformers 5
+    # bert-score 0.3.13 fails on texts without words in transformers 5.
     said = [at for at, text in enumerate(answers) if text.strip()]
     if said:
         _, _, f1 = scorer.score([answers[at] for at in said], [list(references[at]) for at in said])
@@ -43,7 +43,7 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
 
 
 def require(settings: Evaluate) -> None:
-    """Raise UsageError where the package is not installed, or no encoder is named."""
+    """Raise UsageError if the package is not installed, or if the task names no encoder."""
     if settings.bertscore_model is None:
         raise UsageError("bertscore needs evaluate.bertscore_model", "give the folder or hub name of an encoder")
     try:

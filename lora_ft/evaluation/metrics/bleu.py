@@ -1,4 +1,4 @@
-"""BLEU by sacrebleu, over all rows at once; a row's own score is its sentence BLEU."""
+"""BLEU by sacrebleu, over all rows at once. The score of a single row is its sentence BLEU."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from lora_ft.evaluation.metrics.sums import by_sums
 if TYPE_CHECKING:
     from lora_ft.tasks.schema import Evaluate
 
-# sacrebleu's own for Chinese; characters where sacrebleu asks for a dictionary (MeCab), and where nothing is spaced.
+# Chinese has sacrebleu's own tokenizer. Characters replace a tokenizer with a dictionary (MeCab), and serve languages
+# without spaces.
 _TOKENIZERS = {"zh": "zh"} | dict.fromkeys(("ja", "th", "lo", "km", "my"), "char")
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """Corpus BLEU as `sacrebleu.corpus_bleu` gives it."""
+    """Return corpus BLEU, equal to `sacrebleu.corpus_bleu`."""
     tokenize = _TOKENIZERS.get(settings.language, BLEU.TOKENIZER_DEFAULT)
     whole, alone = (BLEU(tokenize=tokenize, force=True, effective_order=one) for one in (False, True))
     return {"bleu": by_sums(whole, alone, answers, references)}

@@ -1,4 +1,4 @@
-"""chrF2 by sacrebleu, over all rows at once: n-grams of characters, so that no language needs a tokenizer."""
+"""chrF2 by sacrebleu, over all rows at once. It compares character n-grams, so no language needs a tokenizer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ if TYPE_CHECKING:
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """Corpus chrF2 as `sacrebleu.corpus_chrf` gives it."""
+    """Return corpus chrF2, equal to `sacrebleu.corpus_chrf`."""
     metric = CHRF()
     return {"chrf": by_sums(metric, metric, answers, references)}

@@ -1,4 +1,4 @@
-"""Answers that are labels: accuracy, macro-F1, and precision, recall and F1 of each label."""
+"""Scores of answers that are labels: accuracy, macro-F1, and precision, recall and F1 of each label."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelScore:
-    """How one label did, 0 to 100.
+    """Scores of one label, 0 to 100.
 
     Attributes:
-        precision: share of its answers that are right; 0 where it was never answered.
-        recall: share of its rows that were answered with it; 0 where it has none.
-        f1: the harmonic mean of both.
-        rows: how many are of this label.
-        answers: how many were answered with it.
+        precision: Share of answers with this label that are right; 0 if there are none.
+        recall: Share of rows of this label that were answered with it; 0 if there are none.
+        f1: Harmonic mean of precision and recall.
+        rows: Number of rows of this label.
+        answers: Number of rows answered with this label.
     """
 
     precision: float
@@ -34,9 +34,9 @@ class LabelScore:
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """Accuracy, and the mean F1 of the labels that rows have, each weighing the same whatever its rows.
+    """Return accuracy, and the mean F1 of the labels that occur in rows, with equal weight for each label.
 
-    Of several references of a row the one that was answered is right, else the first.
+    If a row has several references, the right label is the one that was answered, or else the first.
     """
     labels = sorted({text.strip() for several in references for text in several})
     parts = _parts(answers, references, labels)
@@ -53,7 +53,7 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
 def by_label(
     answers: Sequence[str], references: Sequence[Sequence[str]], labels: Sequence[str]
 ) -> dict[str, LabelScore]:
-    """The scores of each label."""
+    """Return the scores of each label."""
     hits, rows, said = _parts(answers, references, labels).sum(axis=0).reshape(3, len(labels)).astype(int).tolist()
     share = lambda part, whole: round(100 * part / whole, 2) if whole else 0.0  # noqa: E731
     return {
@@ -63,7 +63,7 @@ def by_label(
 
 
 def _parts(answers: Sequence[str], references: Sequence[Sequence[str]], labels: Sequence[str]) -> np.ndarray:
-    """[rows, 3 * labels], 0 or 1: answered with a label rightly, being of it, answered with it."""
+    """Return [rows, 3 * labels] of 0 or 1: correctly answered with a label, row of the label, answered with it."""
     numbers = {label: number for number, label in enumerate(labels)}
     parts = np.zeros((len(answers), 3, len(labels)))
     for row, answer, several in zip(parts, answers, references, strict=True):

@@ -1,4 +1,4 @@
-"""Share of answers that are a reference, but for blanks around them."""
+"""Share of answers that equal a reference, ignoring surrounding whitespace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """100 for each answer that is one of its references, 0 for any other."""
+    """Return 100 for each answer that equals one of its references, and 0 for any other."""
     pairs = zip(answers, references, strict=True)
     rows = np.array([100.0 * (text.strip() in {one.strip() for one in several}) for text, several in pairs])
     return {EXACT_MATCH: Scored.mean(rows)}

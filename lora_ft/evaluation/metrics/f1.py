@@ -1,4 +1,4 @@
-"""F1 of the words that answer and reference have in common, as SQuAD 2.0's script computes it."""
+"""F1 of the words shared by answer and reference, as SQuAD 2.0's script computes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """F1 of each row with the best of its references. Outside English, of the words of `UnicodeTokenizer`."""
+    """Return each row's F1 with the best of its references. Outside English, words are those of `UnicodeTokenizer`."""
     words = squad_words if settings.language == ENGLISH else UnicodeTokenizer().tokenize
     rows = [
         100 * max(f1(words(answer), words(reference)) for reference in several)
@@ -31,12 +31,12 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
 
 
 def squad_words(text: str) -> list[str]:
-    """Small letters without ASCII punctuation and articles, split at blanks."""
+    """Return the lowercased words of a text, without ASCII punctuation and articles, split at whitespace."""
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
 
 
 def f1(answer: Sequence[str], reference: Sequence[str]) -> float:
-    """0 to 1; where either is empty, whether both are."""
+    """Return F1, 0 to 1. If either side is empty, return 1 if both are, else 0."""
     if not answer or not reference:
         return float(not answer and not reference)
     common = (Counter(answer) & Counter(reference)).total()

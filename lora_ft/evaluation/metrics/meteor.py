@@ -1,4 +1,4 @@
-"""METEOR by nltk, where the data of WordNet is."""
+"""METEOR by nltk. It requires the WordNet data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """METEOR of each row with the best of its references; synonyms are looked up by their stems, as nltk does.
+    """Return each row's METEOR with the best of its references. Synonyms are looked up by their stems, as in nltk.
 
     Raises:
-        UsageError: WordNet is not here, or the language is not English.
+        UsageError: The WordNet data is missing, or the language is not English.
     """
     from nltk.translate.meteor_score import meteor_score
 
@@ -33,7 +33,7 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
 
 
 def require(settings: Evaluate) -> None:
-    """Raise UsageError where WordNet is not here, or the language is not English."""
+    """Raise UsageError if the WordNet data is missing, or if the language is not English."""
     from nltk.corpus import wordnet
 
     if settings.language != "en":

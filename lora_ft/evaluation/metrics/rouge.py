@@ -1,9 +1,9 @@
 """ROUGE-1, -2, -L and -Lsum by rouge-score (Lin 2004).
 
-rouge-score is called directly. The `rouge` metric of the package `evaluate` wraps the same scorer, but is downloaded
-when first used (evaluate#315, #567), returns a bootstrap median instead of row scores (evaluate#186), and does not
-split sentences, without which rougeLsum equals rougeL. `lora_ft.evaluation.evaluate_metric` offers these scores to
-code that expects a metric of `evaluate`.
+rouge-score is called directly. The `rouge` metric of the package `evaluate` wraps the same scorer, with three problems.
+It is downloaded when first used (evaluate#315, #567). It returns a bootstrap median instead of row scores
+(evaluate#186). It does not split sentences, without which rougeLsum equals rougeL. For code that expects a metric of
+`evaluate`, `lora_ft.evaluation.evaluate_metric` offers these scores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """Return the F-measures of each type in `ROUGE`. Each type takes the best of a row's references by itself."""
+    """Return the F-measures of each type in `ROUGE`. Each type uses its own best reference of a row."""
     scorer = RougeScorer(list(ROUGE), tokenizer=tokenizer_of(settings))
     scores = [
         scorer.score_multi([_one_sentence_per_line(text) for text in texts], _one_sentence_per_line(answer))
@@ -43,5 +43,5 @@ def describe(settings: Evaluate) -> str:
 
 
 def _one_sentence_per_line(text: str) -> str:
-    """Return a text with one sentence a line, the form from which rouge-score computes rougeLsum."""
+    """Return a text with one sentence per line, the form from which rouge-score computes rougeLsum."""
     return "\n".join(split_sentences(text))

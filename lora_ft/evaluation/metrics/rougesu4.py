@@ -1,4 +1,4 @@
-"""ROUGE-SU4: pairs of words in their order with at most four words between them, and single words (Lin 2004, 3.5)."""
+"""ROUGE-SU4: ordered word pairs with at most four words between them, and single words (Lin 2004, section 3.5)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GAP = 4
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """F-measures (beta 1); of several references the best one counts, as in `rouge`. Texts are not cut at sentences."""
+    """Return F-measures (beta 1). The best of several references counts, as in `rouge`. Sentences are not split."""
     words = tokenizer_of(settings).tokenize
     rows = [
         100 * max(f_measure(units(words(answer)), units(words(reference))) for reference in several)
@@ -28,12 +28,12 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
 
 
 def units(words: Sequence[str], gap: int | None = GAP, *, single: bool = True) -> Counter[tuple[str, ...]]:
-    """Skip-bigrams, and words by themselves.
+    """Return the skip-bigrams of a text, and its single words.
 
     Args:
-        words: of a text.
-        gap: most words between those of a pair; None is any number (ROUGE-S*).
-        single: count single words, too (the U of SU).
+        words: Words of the text.
+        gap: Maximum number of words between those of a pair; None for any number (ROUGE-S*).
+        single: Count single words too (the U of SU).
     """
     reach = len(words) if gap is None else gap + 1
     found: Counter[tuple[str, ...]] = Counter((word,) for word in words if single)
@@ -43,6 +43,6 @@ def units(words: Sequence[str], gap: int | None = GAP, *, single: bool = True) -
 
 
 def f_measure(answer: Counter[tuple[str, ...]], reference: Counter[tuple[str, ...]]) -> float:
-    """Of units in common, each counted as often as both have it; 0 where either has none."""
+    """Return the F-measure of common units, counted as often as both texts have them; 0 if either has none."""
     common = (answer & reference).total()
     return 2 * common / (answer.total() + reference.total()) if common else 0.0

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_CHUNK = 1 << 22  # numbers drawn at a time, so that many rows need no more memory than few
-_ROUNDING = 1e-9  # sums of the same numbers in another order are still the same score
+_CHUNK = 1 << 22  # numbers drawn at a time, to bound memory for any number of rows
+_ROUNDING = 1e-9  # tolerance for sums of the same numbers in another order
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Estimate:
 
     @property
     def signed(self) -> str:
-        """The estimate as a difference, with signs."""
+        """Return the estimate as a difference, with signs."""
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
 
@@ -34,7 +34,7 @@ class Scored:
 
     Attributes:
         rows: [rows] score of each answer by itself, 0 to 100.
-        parts: [rows, n] sufficient statistics, whose sums over rows determine the score of all rows.
+        parts: [rows, n] sufficient statistics. Their sums over rows determine the score of all rows.
         whole: Function from sums [n] to the score of all rows.
         how: Signature needed to reproduce the score elsewhere, or "".
     """
@@ -51,7 +51,7 @@ class Scored:
 
     @property
     def value(self) -> float:
-        """The score of all rows."""
+        """Return the score of all rows."""
         return self.whole(self.parts.sum(axis=0))
 
     def estimate(self, *, seed: int, resamples: int) -> Estimate:
@@ -62,12 +62,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Difference:
-    """One model minus another on the same rows.
+    """The difference of two models on the same rows.
 
     Attributes:
         estimate: Difference with its paired interval.
-        p: Two-sided p-value of the paired randomization test: how often a difference at least as large appears if each
-            row's two answers are swapped at random. For means it is the sign-flip test.
+        p: Two-sided p-value of the paired randomization test. It is the frequency of differences at least as large if
+            each row's two answers are swapped at random. For means, it is the sign-flip test.
     """
 
     estimate: Estimate
@@ -80,7 +80,7 @@ def estimate(scores: np.ndarray, *, seed: int, resamples: int) -> Estimate:
 
 
 def difference(model: Scored, other: Scored, *, seed: int, resamples: int) -> Estimate:
-    """Return `model` minus `other` with the paired interval: both are scored on the same resamples."""
+    """Return `model` minus `other` with the paired interval. Both are scored on the same resamples."""
     drawn = [
         model.whole(sums[: model.parts.shape[1]]) - other.whole(sums[model.parts.shape[1] :])
         for sums in _resampled(np.hstack([model.parts, other.parts]), seed, resamples)

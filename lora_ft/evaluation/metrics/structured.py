@@ -1,4 +1,4 @@
-"""JSON answers: whether they are valid by a schema, and whether they are the value that was asked for."""
+"""Scores of JSON answers: valid by a schema, and equal in value to a reference."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 VALID, SAME_VALUE = "valid", "same_value"
 _FHIR_SCHEMA = Path(__file__).parents[2] / "schemas" / "fhir-r4.schema.json.gz"
 
-# A pattern that backtracks without end does so in a long text of one letter that it has, and then another one.
+# A pattern with catastrophic backtracking shows it on a long run of one of its letters, followed by another letter.
 _PROBE = 40
 
 Check = Callable[[Any], bool]
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """Shares of answers that are valid by `evaluate.json_schema`, and that are the value of a reference."""
+    """Return the shares of answers that are valid by `evaluate.json_schema`, and that equal a reference in value."""
     rows = structured(answers, references, settings.json_schema)
     how = f"valid by {settings.json_schema or 'JSON'}"
     return {name: Scored.mean(found, how) for name, found in rows.items()}
 
 
 def require(settings: Evaluate) -> None:
-    """Raise UsageError where the schema is not here, is no schema, or its packages are not installed."""
+    """Raise UsageError if the schema is missing or not a JSON schema, or its packages are not installed."""
     if not settings.json_schema:
         return
     _require_quick(settings.json_schema, [])
@@ -53,12 +53,12 @@ def require(settings: Evaluate) -> None:
 def structured(
     answers: Sequence[str], references: Sequence[Sequence[str]], schema: str | None = None
 ) -> dict[str, np.ndarray]:
-    """Scores [rows], 0 or 100: VALID of answers that are JSON and accepted, SAME_VALUE of those equal to a reference.
+    """Return scores [rows], 0 or 100: VALID for JSON that the schema accepts, SAME_VALUE for a reference's value.
 
     Args:
-        answers: decoded.
+        answers: Decoded answers.
         references: JSON texts, several for each answer.
-        schema: as `checker` takes it; None accepts all JSON.
+        schema: Schema, as for `checker`; None accepts all JSON.
     """
     accepts: Check = checker(schema) if schema else lambda value: True
     values = [_parsed(answer) for answer in answers]
@@ -71,15 +71,15 @@ def structured(
 
 
 def checker(schema: str) -> Check:
-    """What says whether a JSON value is valid.
+    """Return a function that tells whether a JSON value is valid.
 
     Args:
-        schema: a JSON schema file, or `fhir-r4`: HL7's published schema of R4, and what it does not say (which values
-            must be there, which exclude each other) by the models of fhir.resources. These are of R4B, whose clinical
-            resources are R4's.
+        schema: Path of a JSON schema file, or `fhir-r4`. The latter combines HL7's published schema of R4 with the
+            models of fhir.resources, which check required and mutually exclusive values. The models are of R4B, whose
+            clinical resources equal R4's.
 
     Raises:
-        UsageError: there is no such file, or it is no JSON schema.
+        UsageError: The file does not exist, or is not a JSON schema.
     """
     if schema == FHIR_R4:
         return _is_fhir
@@ -95,12 +95,12 @@ def checker(schema: str) -> Check:
         kind.check_schema(content)
     except SchemaError as error:
         raise UsageError(f"{schema} is no JSON schema ({error.message})") from error
-    validator = kind(content, registry=Registry())  # jsonschema's own registry would look for $ref on the network
+    validator = kind(content, registry=Registry())  # jsonschema's own registry would look up $ref on the network
 
     def accepts(value: Any) -> bool:
         try:
             return bool(validator.is_valid(value))
-        except Exception as error:  # a $ref to another file or without end, a pattern that is none
+        except Exception as error:  # a $ref to another file, an endless $ref, or an invalid pattern
             raise UsageError(
                 f"{schema} cannot be used as a JSON schema ({first_line(error)})", "keep all of it in one file"
             ) from error
@@ -109,7 +109,7 @@ def checker(schema: str) -> Check:
 
 
 def _require_quick(schema: str, values: Sequence[Any]) -> None:
-    """Raise UsageError for a pattern of a schema file that would not end, in the texts of some values or in probes."""
+    """Raise UsageError if a pattern of a schema file would not terminate on the texts of `values` or on probes."""
     if schema == FHIR_R4 or not Path(schema).is_file():
         return
     patterns = sorted(set(_patterns(read_json(Path(schema)))))
@@ -125,13 +125,13 @@ def _patterns(schema: Any) -> Iterator[str]:
             yield pattern
         if isinstance(names := schema.get("patternProperties"), dict) and names:
             yield from names
-            yield "|".join(names)  # as jsonschema looks for additional properties
+            yield "|".join(names)  # the way jsonschema looks for additional properties
     for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
         yield from _patterns(part)
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield the texts of a JSON value, names of properties among them."""
+    """Yield the strings of a JSON value, including names of properties."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -152,14 +152,14 @@ def _is_fhir(value: Any) -> bool:
         return False
     try:
         get_fhir_model_class(name).model_validate(value)
-    except ValueError:  # pydantic's error is one
+    except ValueError:  # includes pydantic's error
         return False
     return True
 
 
 @functools.cache
 def _fhir_schema() -> dict[str, Any]:
-    """As published, and what it leaves to FHIR's prose: an object is no text, and neither it nor an array is empty."""
+    """Return HL7's schema plus rules that FHIR states in prose: no object is a string, no object or array is empty."""
     schema: dict[str, Any] = json.loads(gzip.decompress(_FHIR_SCHEMA.read_bytes()))
     for definition in schema["definitions"].values():
         if "properties" in definition:
@@ -172,7 +172,7 @@ def _fhir_schema() -> dict[str, Any]:
 
 @functools.cache
 def _fhir_validator(name: str) -> Any:
-    """Of one resource: the schema as a whole would try all 146 in turn."""
+    """Return the validator of one resource, since the whole schema would try all 146 in turn."""
     from jsonschema import Draft6Validator
 
     schema = _fhir_schema()
@@ -180,7 +180,7 @@ def _fhir_validator(name: str) -> Any:
 
 
 def _parsed(text: str) -> tuple[Any, ...]:
-    """The value of a JSON text, alone in a tuple; an empty one where it is no JSON."""
+    """Return the value of a JSON text in a tuple of one, or an empty tuple if the text is not JSON."""
     try:
         return (json.loads(text, parse_constant=_refuse),)
     except (ValueError, RecursionError):
@@ -188,7 +188,7 @@ def _parsed(text: str) -> tuple[Any, ...]:
 
 
 def _spelling(value: tuple[Any, ...]) -> str:
-    """One text for all spellings of a JSON value (1 is 1.0 and not true), "" for none."""
+    """Return one text for all spellings of a JSON value (1 equals 1.0 but not true), or "" for none."""
     text = json.dumps(value, sort_keys=True)
     return json.dumps(json.loads(text, parse_int=float), sort_keys=True) if value else ""
 

@@ -20,7 +20,7 @@ def by_sums(metric: Metric, alone: Metric, answers: Sequence[str], references: S
         answers: [rows] answers.
         references: [rows] acceptable texts. Rows may have different numbers of them.
     """
-    streams = list(zip_longest(*references))  # None where a row has fewer, which sacrebleu skips
+    streams = list(zip_longest(*references))  # None if a row has fewer, which sacrebleu skips
     parts = np.array(metric._extract_corpus_statistics(list(answers), streams), dtype=np.float64)
 
     def whole(sums: np.ndarray, metric: Metric = metric) -> float:

@@ -1,1 +1,1 @@
-"""Exports of group chats: one reader a format, and what makes rows of their messages."""
+"""Exports of group chats: one reader for each format, and the conversion of messages to rows."""

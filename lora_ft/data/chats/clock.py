@@ -1,8 +1,8 @@
-"""Words for the half or the part of a day, in the languages that WhatsApp offers.
+"""Words for AM and PM and for parts of the day, in all languages of WhatsApp.
 
 CLDR, through babel, knows two kinds: AM and PM (`ÖÖ`, `SA`, `PTG`), and the parts of a day that some languages use
-instead (`凌晨`, `晚上`, `de la madrugada`). Both are the same here: a word is the set of hours that it may stand for.
-An hour on a 12-hour clock has two readings, and the word picks the one among its hours.
+instead (`凌晨`, `晚上`, `de la madrugada`). Both kinds are treated alike: a word maps to the set of hours that it may
+mean. An hour on a 12-hour clock has two readings, and the word selects the reading that is among its hours.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 from babel import Locale
 
-# The languages of WhatsApp on Android and iOS, with the regions that have words or dates of their own.
+# Languages of WhatsApp on Android and iOS, and regions with different words or dates.
 _NAMES = (
     "af am ar ar_EG ar_SA az be bg bn bs ca cs da de el en en_AU en_CA en_GB en_IN en_US es es_AR es_MX es_US et "
     "eu fa fi fil fr fr_CA ga gl gu ha he hi hr hu hy id is it ja ka kk km kn ko ky lo lt lv mk ml mn mr ms my nb "
@@ -23,28 +23,28 @@ _NAMES = (
 )
 LOCALES = tuple(_NAMES.split())
 _HALVES = {"am": frozenset(range(12)), "pm": frozenset(range(12, 24))}
-# Words of older editions of CLDR, which phones still write.
+# Words of older CLDR editions, which phones still write.
 _OLDER = {
     "am": "a.m.|пр.об.|vorm.|f.m.|e.k.|म.पू.|ಪೂರ್ವಾಹ್ನ|पूर्वाह्न|ਪੂ.ਦੁ.|পূর্বাহ্ণ|முற்பகல்|قبل دوپہر|пре подне|pre podne|"
     "prije podne|dopoludnia|түске дейін|таңкы|დილის|ԿԱ|לפנה״צ|m.|قبل از ظهر|asubuhi|မနက်|上晝",
     "pm": "p.m.|сл.об.|nachm.|e.m.|p.k.|म.उ.|ಅಪರಾಹ್ನ|अपराह्न|ਬਾ.ਦੁ.|অপরাহ্ণ|பிற்பகல்|بعد دوپہر|по подне|po podne|"
     "poslije podne|popoludní|түстен кейін|түштөн кийинки|საღამოს|ԿՀ|אחה״צ|p.|بعد از ظهر|alasiri|下晝",
 }
-_FARTHEST = 3  # hours that a word may stand beside its span, as in 早上 9:05
+_FARTHEST = 3  # maximum distance of an hour from the word's span, in hours, as in 早上 9:05
 
 
 def plain(word: str) -> str:
-    """Return a word without case, blanks, dots, quotes, hyphens, invisible characters and Arabic vowel signs."""
+    """Return a case-folded word without blanks, dots, quotes, hyphens, invisible characters and Arabic vowel signs."""
     folded = unicodedata.normalize("NFC", word.casefold())
     return re.sub("[\\s.\u00ad\u200b-\u200f\u2024'’ʼ`´\"“”״׳\u064b-\u0652_-]", "", folded)
 
 
 def hour_of_day(hour: int, word: str) -> int | None:
-    """Return the hour in 0..23 of an hour on a clock, or None if the word is unknown or excludes it.
+    """Return the hour of the day (0..23), or None if the word is unknown or excludes the hour.
 
     Args:
-        hour: 0..23, as written.
-        word: the part of the day beside it, as `plain` returns it; empty on a 24-hour clock.
+        hour: Hour as written, 0..23.
+        word: Part of the day written beside the hour, as `plain` returns it. Empty on a 24-hour clock.
     """
     if not word:
         return hour
@@ -60,7 +60,7 @@ def hour_of_day(hour: int, word: str) -> int | None:
 
 @functools.cache
 def day_periods() -> Mapping[str, frozenset[int]]:
-    """Return the hours in 0..23 of every word, in all languages together."""
+    """Return the hours (0..23) of every word, for all languages together."""
     words: dict[str, set[int]] = {}
     for word, hours in _words():
         words.setdefault(plain(word), set()).update(hours)
@@ -84,7 +84,7 @@ def _words() -> Iterator[tuple[str, frozenset[int]]]:
 
 
 def _spans(locale: Locale) -> dict[str, frozenset[int]]:
-    """Return the hours of each part of the day of a language: `midnight`, `morning1`, … as CLDR names them."""
+    """Return the hours of each part of the day in a language, by CLDR name (`midnight`, `morning1`, …)."""
     spans: dict[str, frozenset[int]] = {}
     for period, rules in locale.day_period_rules.get(None, {}).items():
         hours: set[int] = set()

@@ -1,7 +1,7 @@
-"""Dates of text exports, written by the locale of the machine that exported them.
+"""Dates of text exports, written in the locale of the exporting machine.
 
-The order of day and month is seldom written down. It is taken only where the whole file leaves one order possible: all
-dates exist in it and none goes back. Otherwise the file is refused, as a wrong order would move messages by months.
+Exports rarely state the order of day and month. An order is accepted only if it is the only one in which all dates of
+the file exist and none goes back. Otherwise the file is refused, because a wrong order would move messages by months.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Parts = tuple[str, str, str]
 
 
 def month_of(name: str) -> int | None:
-    """Return the number of an English month, by its name or the first three letters of it; None for another word."""
+    """Return the number of an English month from its name or the first three letters, or None for another word."""
     short = name[:3].lower()
     return _MONTHS.index(short) + 1 if short in _MONTHS else None
 
 
 def hour_of(hour: int, half: str) -> int | None:
-    """Return the hour of 24; None where there is no such hour.
+    """Return the hour of the day (0..23), or None if there is no such hour.
 
     Args:
-        hour: as written.
-        half: "a" or "p" where the clock has 12 hours, else "".
+        hour: Hour as written.
+        half: "a" or "p" on a 12-hour clock, "" on a 24-hour clock.
     """
     if half:
         return hour % 12 + (12 if half == "p" else 0) if 1 <= hour <= 12 else None
@@ -41,7 +41,7 @@ def hour_of(hour: int, half: str) -> int | None:
 
 
 def split_date(text: str) -> tuple[Parts, float] | None:
-    """Return the three parts of a date, in their order, and the seconds of its time of day; None for other text."""
+    """Return the three parts of a date as written, and the time of day in seconds. Return None for other text."""
     found = _DATE.fullmatch(text.strip())
     if found is None:
         return None
@@ -53,10 +53,10 @@ def split_date(text: str) -> tuple[Parts, float] | None:
 
 
 def day_of(parts: Parts, order: str) -> datetime.date | None:
-    """Return the day of three parts in an order such as "dmy"; None where there is no such day."""
+    """Return the date of three parts in an order such as "dmy", or None if there is no such day."""
     named = dict(zip(order, parts, strict=True))
     month = int(named["m"]) if named["m"].isdecimal() else month_of(named["m"])
-    lengths = (4,) if order == "ymd" else (2, 4)  # nobody writes two digits of a year first
+    lengths = (4,) if order == "ymd" else (2, 4)  # a year of two digits never comes first
     if month is None or len(named["y"]) not in lengths or not named["d"].isdecimal() or len(named["d"]) > 2:
         return None
     if not named["y"].isdecimal():
@@ -68,15 +68,15 @@ def day_of(parts: Parts, order: str) -> datetime.date | None:
 
 
 def order_of(dates: Iterable[tuple[Parts, bool]], where: object, remedy: str) -> str:
-    """Return the one order in which dates exist and do not go back.
+    """Return the only order in which all dates exist and none goes back.
 
     Args:
-        dates: parts of each date, and whether it is written as only American English writes it (9:00 AM, slashes).
-        where: name of the file, for errors.
-        remedy: what to do where the order cannot be told.
+        dates: Parts of each date, and a flag for the form of American English (9:00 AM, slashes).
+        where: Name of the file, for errors.
+        remedy: Remedy for errors about an unknown order.
 
     Raises:
-        UsageError: several orders are possible, or none.
+        UsageError: Several orders are possible, or none.
     """
     days: dict[str, list[datetime.date]] = {}
     seen: list[Parts] = []

@@ -1,6 +1,6 @@
-"""Which program an export is of, by what it holds; its name decides nothing.
+"""Detection of an export's format from its content. The name of the export decides nothing.
 
-Programs that are known and not read are named in the error, so that nobody searches for a fault in a whole file.
+An export of a known but unsupported program raises an error with the program's name, so that nobody suspects the file.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lora_ft.data.chats.telegram import telegram_repair
 from lora_ft.data.chats.whatsapp_files import is_whatsapp
 
 FORMATS = ("telegram", "whatsapp", "slack", "discord", "messenger", "signal", "line", "kakaotalk")
-_START = 1 << 16  # bytes that are looked at
+_START = 1 << 16  # bytes inspected at the beginning of a file
 _ANY_NAME = re.compile(r".*")
-# Keys at the top of JSON, the program they are of, and a format of ours or what to do instead.
+# Top-level JSON keys, and their format in `FORMATS` or, after "!", the name of an unsupported program.
 _TOP_KEYS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"guild", "channel"}), "discord"),
     (frozenset({"chats"}), "telegram"),
@@ -33,7 +33,7 @@ _TOP_KEYS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"conversations"}), "!Hangouts"),
     (frozenset({"chatlab", "messages"}), "!ChatLab"),
 )
-# Keys of the first message where the top does not tell.
+# Keys of the first message, used if the top-level keys are not conclusive.
 _MESSAGE_KEYS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"sender_name"}), "messenger"),
     (frozenset({"senderName"}), "messenger"),
@@ -64,8 +64,8 @@ def find_format(file: Path) -> str:
     """Return the format of an export, one of `FORMATS`.
 
     Raises:
-        UsageError: it is of a program that is not read, or of none that is known.
-        LoraFtError: the file is damaged.
+        UsageError: The program is unsupported or unknown.
+        LoraFtError: The file is damaged.
     """
     if file.is_dir() or is_zip(file):
         return _in_folder(file, root_of(file))
@@ -73,11 +73,11 @@ def find_format(file: Path) -> str:
 
 
 def _in_folder(file: Path, root: File) -> str:
-    """Return the format of a folder or zip file, by the files in it that tell."""
+    """Return the format of a folder or zip file, from the names and content of its files."""
     names = {entry.name for entry in root.iterdir()}
     found = files_below(root, _ANY_NAME)
     all_names = {entry.name for entry in found}
-    if is_whatsapp(all_names):  # before the others, because anything may have been sent
+    if is_whatsapp(all_names):  # first, because a chat's attachments may look like any other format
         return "whatsapp"
     if "result.json" in names or any(telegram_html.PAGE.fullmatch(name) for name in all_names):
         return "telegram"
@@ -101,7 +101,7 @@ def _in_folder(file: Path, root: File) -> str:
 
 
 def _of_file(file: File, shown: Path) -> str:
-    """Return the format of a file by its beginning."""
+    """Return the format of a file from its beginning."""
     with opened(file) as content:
         start = content.read(_START)
     if b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -134,7 +134,7 @@ def _of_page(start: bytes, shown: Path) -> str:
 
 
 def _of_json(file: File, shown: Path) -> str:
-    """Return the format of a JSON file by its first keys; where they do not tell, by its first message."""
+    """Return the format of a JSON file from its first keys or, if they are not conclusive, from its first message."""
     keys: set[str] = set()
     known: str | None = None
     for key in top_keys(file, telegram_repair):

@@ -1,4 +1,4 @@
-"""DiscordChatExporter's exports of a channel: JSON; text and CSV are in `discord_text`."""
+"""Reader of DiscordChatExporter's exports of a channel: JSON here, text and CSV in `discord_text`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lora_ft.data.chats.message import Message, clean_name, clean_text
 from lora_ft.data.chats.places import File
 from lora_ft.data.chats.stream import BEGIN, objects, walk
 
-_SPOKEN = ("Default", "Reply")  # every other type is Discord's own
+_SPOKEN = ("Default", "Reply")  # messages of every other type are written by Discord
 _MENTION, _EMOJI = re.compile(r"<@!?(\d+)>"), re.compile(r"<a?(:\w+:)\d+>")
 _HEADER = ("channel.type", "channel.category", "channel.name")
 _PROGRAM = "DiscordChatExporter as JSON"
 
 
 def read_discord(file: Path) -> Iterator[tuple[str, Message]]:
-    """Yield (channel, message) of every message with a text, in whatever format the file is.
+    """Yield (channel, message) for every message with a text, from JSON, text or CSV.
 
     Raises:
-        LoraFtError: the file is damaged, or a message is not as DiscordChatExporter writes it.
+        LoraFtError: The file is damaged, or a message differs from DiscordChatExporter's format.
     """
     if is_discord_text(file):
         return read_discord_text(file)
@@ -32,7 +32,7 @@ def read_discord(file: Path) -> Iterator[tuple[str, Message]]:
 def _read_json(file: File) -> Iterator[tuple[str, Message]]:
     header: dict[str, str] = {}
     for key, value in walk(file, _HEADER, begins={"messages.item"}):
-        if value is BEGIN:  # the header comes first
+        if value is BEGIN:  # the header precedes the messages
             break
         header[key] = clean_text(Fields({key: value}, f"{file}", _PROGRAM).text(key)).replace("\n", " ")
     for value in objects(file, "messages.item"):
@@ -42,7 +42,7 @@ def _read_json(file: File) -> Iterator[tuple[str, Message]]:
 
 
 def _chat(header: dict[str, str]) -> str:
-    """Return the name of the channel; for a thread, that of the channel it is in, which is exported as its category."""
+    """Return the name of the channel. A thread's channel is exported as the thread's category."""
     return header.get("channel.category", "") if _thread(header) else header.get("channel.name", "")
 
 

@@ -1,4 +1,4 @@
-"""DiscordChatExporter's text and CSV exports of a channel."""
+"""Reader of DiscordChatExporter's text and CSV exports of a channel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RULE = "=" * 62
 _HEAD = re.compile(r"\[([^\[\]\n]{8,40})\] (.{1,100})")
 _PINNED = " (pinned)"
 _EXTRAS = frozenset(("{Attachments}", "{Embed}", "{Stickers}", "{Reactions}"))
-# What Discord writes in place of a text, as DiscordChatExporter words it.
+# Discord's notices in DiscordChatExporter's wording.
 _OWN = re.compile(
     r"(Joined the server|Pinned a message|Started a thread|Left the group|Changed the channel icon"
     r"|Changed the channel name: .{0,200}|(Added|Removed) .{1,100} (to|from) the group"
@@ -28,14 +28,14 @@ _REMEDY = "export the channel as JSON, whose dates are complete"
 
 
 def is_discord_text(file: File) -> bool:
-    """Return whether a file begins as DiscordChatExporter's text export does."""
+    """Return whether a file begins like a text export of DiscordChatExporter."""
     with file.open("rb") as content:
         start = content.read(200).removeprefix(b"\xef\xbb\xbf")
     return re.match(rb"={62}\r?\n(Guild|Server): ", start) is not None
 
 
 def is_discord_table(file: File) -> bool:
-    """Return whether a file begins as DiscordChatExporter's CSV export does."""
+    """Return whether a file begins like a CSV export of DiscordChatExporter."""
     with file.open("rb") as content:
         return (
             content.read(200)
@@ -46,13 +46,13 @@ def is_discord_table(file: File) -> bool:
 
 
 def read_discord_text(file: File) -> Iterator[tuple[str, Message]]:
-    """Yield (channel, message) of every message of a text export; the id is the number of its line.
+    """Yield (channel, message) for every message of a text export. A message's id is its line number.
 
-    Bots are not told from people.
+    The format does not distinguish bots from people.
 
     Raises:
-        UsageError: the order of day and month cannot be told.
-        LoraFtError: the file is not UTF-8, or has no such head.
+        UsageError: The order of day and month is ambiguous, or no order fits.
+        LoraFtError: The file is not UTF-8, or its header is missing.
     """
     order = order_of(((parts, _is_american(head)) for parts, head in _heads(file)), file, _REMEDY)
     chat = _channel(file)
@@ -64,11 +64,11 @@ def read_discord_text(file: File) -> Iterator[tuple[str, Message]]:
 
 
 def read_discord_table(file: File) -> Iterator[tuple[str, Message]]:
-    """Yield (channel, message) of every message of a CSV export; the id is the number of its line.
+    """Yield (channel, message) for every message of a CSV export. A message's id is its line number.
 
     Raises:
-        UsageError: the order of day and month cannot be told.
-        LoraFtError: the file is damaged.
+        UsageError: The order of day and month is ambiguous, or no order fits.
+        LoraFtError: The file is damaged.
     """
     local = [
         (split[0], _is_american(date))
@@ -92,12 +92,12 @@ def _heads(file: File) -> Iterator[tuple[tuple[str, str, str], str]]:
 
 
 def _is_american(date: str) -> bool:
-    """Return whether only American English writes a date so: 11/20/2023 9:00 AM."""
+    """Return whether a date has the form of American English alone: 11/20/2023 9:00 AM."""
     return re.fullmatch(r"\d{1,2}/\d{1,2}/\d{4},? \d{1,2}:\d{2}[ \u00a0\u202f][AP]M", date.strip()) is not None
 
 
 def _time(date: str, order: str, where: str) -> float:
-    """Return the time of a date as written, on its own clock, or of an ISO date."""
+    """Return the time of a local or ISO 8601 date, in seconds. A local date keeps its own clock."""
     split = split_date(date)
     if split is None:
         return Fields({"date": date}, where, "DiscordChatExporter").date("date")
@@ -108,7 +108,7 @@ def _time(date: str, order: str, where: str) -> float:
 
 
 def _channel(file: File) -> str:
-    """Return the name of the channel in the header, without its category."""
+    """Return the name of the channel from the header, without its category."""
     for number, line in text_lines(file):
         if line.startswith("Channel: "):
             return clean_text(line.removeprefix("Channel: ").rpartition(" / ")[2])
@@ -118,7 +118,7 @@ def _channel(file: File) -> str:
 
 
 def _entries(file: File) -> Iterator[tuple[int, tuple[str, str], list[str]]]:
-    """Yield (line, (date, author), lines of the body) of each entry. A head follows a blank line or the header."""
+    """Yield (line number, (date, author), body lines) for each entry. A head follows a blank line or the header."""
     rules, blank = 0, True
     head: tuple[int, tuple[str, str]] | None = None
     lines: list[str] = []
@@ -141,7 +141,7 @@ def _entries(file: File) -> Iterator[tuple[int, tuple[str, str], list[str]]]:
 
 
 def _spoken(lines: list[str]) -> list[str]:
-    """Return the lines before attachments, embeds, stickers and reactions, each of which follows a blank line."""
+    """Return the lines before attachments, embeds, stickers and reactions. Each of those follows a blank line."""
     for place, line in enumerate(lines):
         if line in _EXTRAS and (place == 0 or not lines[place - 1].strip()):
             return lines[:place]

@@ -1,7 +1,7 @@
-"""Fields of an object that another program wrote, read with their types checked.
+"""Type-checked fields of JSON objects that another program wrote.
 
-Exports hold lists where objects are expected, null where a text is, numbers where a name is. Every reader takes its
-fields through `Fields`, so that each of these is one error that names the file, the message and the field.
+Exports hold lists in place of objects, null in place of a text, and numbers in place of names. Every reader accesses
+fields through `Fields`, so each such fault is an error with the names of the file, the message and the field.
 """
 
 from __future__ import annotations
@@ -13,23 +13,21 @@ from typing import Any
 
 from lora_ft.core.errors import LoraFtError
 
-_SHOWN = 40  # characters of a foreign value in an error
-_FIRST, _LAST = -62135596800, 253402300799  # seconds of the years 1 and 9999
+_SHOWN = 40  # maximum characters of a value shown in an error
+_FIRST, _LAST = -62135596800, 253402300799  # first second of the year 1 and last of 9999, since 1970
 _KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
 
 
 class Fields:
-    """An object of an export.
-
-    A field that is missing or null counts as empty.
+    """Object of an export. A missing field and a null field both count as empty.
 
     Args:
-        value: the object as it was parsed.
-        where: file and message, for errors.
-        program: name of the program that wrote it, for errors.
+        value: Parsed object.
+        where: File and message, for errors.
+        program: Name of the exporting program, for errors.
 
     Raises:
-        LoraFtError: `value` is no object.
+        LoraFtError: `value` is not an object.
     """
 
     def __init__(self, value: Any, where: str, program: str) -> None:
@@ -42,34 +40,34 @@ class Fields:
         return key in self._value
 
     def named(self, *keys: str) -> Fields:
-        """Return the same object, named in errors by the first of its fields that is a text or a number."""
+        """Return the same object, named in errors by the first of the fields `keys` with a text or number."""
         found = (self._value.get(key) for key in keys)
         name = next((value for value in found if isinstance(value, (str, int)) and not isinstance(value, bool)), None)
         return self if name is None else Fields(self._value, f"{self.where}, message {_short(name)}", self._program)
 
     def text(self, key: str) -> str:
-        """Return a text, "" where there is none."""
+        """Return a text, or "" if the field is empty."""
         value = self._value.get(key)
         if value is not None and not isinstance(value, str):
             raise self._fault(key, value, "a text")
         return value or ""
 
     def key(self, key: str) -> str:
-        """Return an id, which may be a text or a whole number, as text; "" where there is none."""
+        """Return an id (a text or an integer) as text, or "" if the field is empty."""
         value = self._value.get(key)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         return self.text(key)
 
     def flag(self, key: str) -> bool:
-        """Return a truth value, False where there is none."""
+        """Return a Boolean, or False if the field is empty."""
         value = self._value.get(key)
         if value is not None and not isinstance(value, bool):
             raise self._fault(key, value, "true or false")
         return bool(value)
 
     def child(self, key: str) -> Fields | None:
-        """Return an object, None where there is none."""
+        """Return an object, or None if the field is empty."""
         value = self._value.get(key)
         if value is None:
             return None
@@ -78,7 +76,7 @@ class Fields:
         return Fields(value, self.where, self._program)
 
     def values(self, key: str) -> list[Any]:
-        """Return the elements of a list, none where there is no list."""
+        """Return the elements of a list. An empty field has no elements."""
         value = self._value.get(key)
         if value is not None and not isinstance(value, list):
             raise self._fault(key, value, "a list")
@@ -92,15 +90,15 @@ class Fields:
             yield Fields(value, self.where, self._program)
 
     def raw(self, key: str) -> Any:
-        """Return a value of any type, None where there is none."""
+        """Return a value of any type, or None if the field is empty."""
         return self._value.get(key)
 
     def seconds(self, key: str, *, per_second: int = 1) -> float:
-        """Return a count of seconds since 1970, a number or a text of digits; the field must be there.
+        """Return a time in seconds since 1970, from a required field with a number or a text of digits.
 
         Args:
-            key: of the field.
-            per_second: units of the count, e.g. 1000 for milliseconds.
+            key: Name of the field.
+            per_second: Units of the field per second, e.g. 1000 for milliseconds.
         """
         value = self._value.get(key)
         try:
@@ -114,7 +112,7 @@ class Fields:
         return time
 
     def date(self, key: str) -> float:
-        """Return an ISO 8601 date as seconds since 1970; one without a zone is read as UTC."""
+        """Return an ISO 8601 date in seconds since 1970. A date without a time zone is read as UTC."""
         value = self._value.get(key)
         try:
             date = datetime.datetime.fromisoformat(value)  # type: ignore[arg-type]  # TypeError below
@@ -123,7 +121,7 @@ class Fields:
             raise self._dateless(key, value) from error
 
     def refuse(self, key: str, expected: str) -> LoraFtError:
-        """Return the error of a field that is not as expected."""
+        """Return the error for a field with an unexpected value."""
         return self._fault(key, self._value.get(key), expected)
 
     def _fault(self, key: str, value: Any, expected: str) -> LoraFtError:

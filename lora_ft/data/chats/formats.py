@@ -1,4 +1,4 @@
-"""The formats of chat exports: which one a file has, its reader, and the newest messages it holds."""
+"""Formats of chat exports: the reader of each, and the newest messages of an export."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lora_ft.data.chats.slack import read_slack
 from lora_ft.data.chats.telegram_folder import read_telegram_export
 from lora_ft.data.chats.whatsapp import doubts_of_whatsapp, read_whatsapp
 
-# (chat, message) of each message with a text, in the order of the export. None reads a file as a whole.
+# Each reader yields (chat, message) for messages with a text, in the export's order, without loading the whole file.
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, Message]]]] = {
     "telegram": read_telegram_export,
     "whatsapp": read_whatsapp,
@@ -32,20 +32,20 @@ READERS: dict[str, Callable[[Path], Iterator[tuple[str, Message]]]] = {
     "line": read_line,
     "kakaotalk": read_kakaotalk,
 }
-# Text exports state local clock times, which jump when a clock is set. Their order in the file is authoritative.
+# Text exports state local clock times, which jump when a clock is set. The order in the file is authoritative.
 _ORDERED_BY_FILE = {"whatsapp", "line", "kakaotalk"}
-_SHOWN = 8  # names of chats in an error
+_SHOWN = 8  # maximum names of chats in an error
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which messages of an export are read.
+    """Selection of messages to read from an export.
 
     Attributes:
-        only: names of chats, or of "chat › topic"; None for all.
-        forwarded: whether to keep what was forwarded.
-        bots: whether to keep what programs wrote.
-        leave_out: names of people whose messages are left out.
+        only: Names of the chats to read, or "chat › topic" for one topic. None for all chats.
+        forwarded: Keep forwarded messages.
+        bots: Keep messages of bots.
+        leave_out: Names of people to leave out.
     """
 
     only: Collection[str] | None = None
@@ -54,11 +54,11 @@ class Choice:
     leave_out: Collection[str] = ()
 
     def has_chat(self, chat: str, conversation: str) -> bool:
-        """Return whether a conversation of a chat is read."""
+        """Return whether the selection includes a conversation of a chat."""
         return self.only is None or chat in self.only or conversation in self.only
 
     def reason(self, message: Message) -> str:
-        """Return why a message of a chat that is read is left out, "" for one that is kept."""
+        """Return the reason to leave out a message of a selected chat, or "" to keep it."""
         if message.sender in self.leave_out:
             return "of people in leave_out"
         if message.forwarded and not self.forwarded:
@@ -68,11 +68,11 @@ class Choice:
 
 @dataclass
 class Census:
-    """Who writes in the chats that are read, and how many messages are left out.
+    """Senders of the selected chats, and counts of messages left out.
 
     Attributes:
-        people: names of all senders, also of those who are left out.
-        left_out: number of messages by reason.
+        people: Names of all senders, including those left out.
+        left_out: Number of messages left out, by reason.
     """
 
     people: set[str] = field(default_factory=set)
@@ -89,22 +89,21 @@ def read_chats(
     choice: Choice = EVERY_CHAT,
     census: Census | None = None,
 ) -> dict[str, list[Message]]:
-    """Return the newest messages of an export by conversation: a chat, or a topic or thread of it.
+    """Return the newest messages of an export by conversation. A conversation is a chat, a topic or a thread.
 
-    A conversation is sorted by time, one of a text export stays in the order of the file.
-
-    Memory holds `keep` messages, however large the file.
+    Messages are sorted by time, except that those of a text export keep the order of the file. Memory holds at most
+    `keep` messages, however large the file.
 
     Args:
-        file: of the export, or its folder.
-        kind: one of `READERS`, or "auto" to find out.
-        keep: maximum number of messages of all its chats together.
-        choice: chats and messages to read.
-        census: takes the senders and the numbers of messages that are left out.
+        file: File or folder of the export.
+        kind: One of `READERS`, or "auto" to detect the format.
+        keep: Maximum number of messages of all chats together.
+        choice: Selection of chats and messages.
+        census: Receives the senders and the counts of messages left out.
 
     Raises:
-        UsageError: the file is no export of that kind, or of none that is known.
-        LoraFtError: it is damaged.
+        UsageError: The file is not an export of that kind, or its format is unknown.
+        LoraFtError: The export is damaged.
     """
     chosen = find_format(file) if kind == "auto" else kind
     names: dict[str, None] = {}
@@ -124,7 +123,7 @@ def read_chats(
 
 
 def pages_of(file: Path) -> list[Path]:
-    """Return the files that are read together with a file, itself among them: all pages of a chat for one of them."""
+    """Return all files read together with a file, including itself: for a page of a chat, all its pages."""
     for pattern in (telegram_html.PAGE, messenger.PAGE):
         if pattern.fullmatch(file.name) and file.is_file():
             return sorted(page for page in file.parent.iterdir() if pattern.fullmatch(page.name))
@@ -132,10 +131,10 @@ def pages_of(file: Path) -> list[Path]:
 
 
 def doubts(file: Path, kind: str = "auto") -> list[str]:
-    """Return what of an export was read by convention, or may have been meant otherwise.
+    """Return descriptions of ambiguous parts of an export, which were read by convention.
 
     Args:
-        file, kind: as of `read_chats`.
+        file, kind: See `read_chats`.
     """
     chosen = find_format(file) if kind == "auto" else kind
     return doubts_of_whatsapp(file) if chosen == "whatsapp" else []
@@ -144,7 +143,7 @@ def doubts(file: Path, kind: str = "auto") -> list[str]:
 def _noted(
     messages: Iterable[tuple[str, Message]], names: dict[str, None], choice: Choice, census: Census
 ) -> Iterator[tuple[str, Message]]:
-    """Yield (conversation, message) of the messages chosen; note all chats, senders and what is left out."""
+    """Yield (conversation, message) for selected messages. Record all chats, senders and messages left out."""
     for chat, message in messages:
         names[chat] = None
         conversation = f"{chat} › {message.thread}" if message.thread else chat
@@ -159,7 +158,7 @@ def _noted(
 
 
 def _newest(messages: Iterable[tuple[str, Message]], keep: int, *, by_time: bool) -> dict[str, list[Message]]:
-    """Return the newest messages by chat: sorted by time (stable) if `by_time`, else the last ones of the file."""
+    """Return the newest messages by chat: by time with a stable sort if `by_time`, else the last of the file."""
     heap: list[tuple[float, int, str, Message]] = []
     for order, (chat, message) in enumerate(messages):
         entry = (message.time if by_time else 0.0, order, chat, message)

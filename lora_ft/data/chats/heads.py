@@ -1,10 +1,10 @@
-"""Heads of WhatsApp's messages: `12/31/23, 10:15 PM - ` of Android, `[31.12.23, 22:15:30] ` of iOS, and their kin.
+"""Heads of WhatsApp's messages: `12/31/23, 10:15 PM - ` on Android, `[31.12.23, 22:15:30] ` on iOS, and variants.
 
-A phone writes dates and times by its language, region and clock, and an export says nothing of these. Yet all heads of
-one export have one *shape* (brackets, separators, order of date and time, whether a word stands beside the time), and
-one order of day, month and year explains all of them. So a file is surveyed before it is read. Its first head sets the
-shape; a line of this shape that cannot be read is an error, because it would otherwise be glued to the message before.
-A head of another shape is text that somebody pasted.
+A phone formats dates and times for its language, region and clock, and an export states none of these. Yet all heads
+of one export share a *shape*: brackets, separators, order of date and time, and presence of a word beside the time.
+One order of day, month and year also explains all of them. So a file is surveyed before it is read. Its first head
+sets the shape. An unreadable line of this shape is an error, because it would otherwise be appended to the message
+before it. A head of another shape is text that somebody pasted.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from lora_ft.data.chats.clock import hour_of_day, plain
 
 _FIRST_DAY = datetime.date(1970, 1, 1).toordinal()
 ORDERS = ("dmy", "mdy", "ymd")
-_ENOUGH = 20  # messages of which some are sent after noon, or at night
-_SPARSE = 20  # times that a wrong order of dates stretches a chat, at least
-_WINDOWS = (64, 160)  # characters in which a head ends; what follows is not looked at, so that no line takes long
+_ENOUGH = 20  # messages; in this many, some are sent after noon or at night
+_SPARSE = 20  # minimum factor by which a wrong order of dates stretches a chat
+_WINDOWS = (64, 160)  # maximum characters of a head; the rest is ignored to bound the time a line
 _MARKED = frozenset("\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-# Digits of every script, every blank, no marks.
+# Accepts digits of every script and every blank, and drops marks.
 _PLAIN: dict[int, str | None] = {
     **{code: str(unicodedata.decimal(chr(code))) for code in range(0x80, 0x11000) if chr(code).isdecimal()},
     **{code: " " for code in range(0x3001) if chr(code).isspace()},
@@ -47,7 +47,7 @@ _FORMS = tuple(
     )
 )
 _WORD = re.compile(r"[^\s,،;()·日일號号-][^\s,،;()日일號号]*")
-# Words that are no part of a day, as "klo" and "à" before a time, and "Uhr" after it.
+# Words beside a time that name no part of a day: "klo" and "à" before it, "Uhr" after it.
 _LITERALS = {
     "before": re.compile("[гржaàouовуyж]|às|las|la|ao|um|om|at|on|об|klo?|klokken|klukkan|ob|saat|ساعت|lúc"),
     "after": re.compile("[гчนh]|uhr|ին"),
@@ -55,7 +55,7 @@ _LITERALS = {
 
 
 class Shape(NamedTuple):
-    """What all heads of one export have in common."""
+    """Shape of a head, common to all heads of one export."""
 
     bracket: bool
     colons: bool
@@ -68,14 +68,14 @@ class Shape(NamedTuple):
 
 
 class Head(NamedTuple):
-    """A head as it is written.
+    """Head of a message as written.
 
     Attributes:
-        shape: what it shares with the other heads of its export.
-        date: three numbers, in the order of the export.
-        clock: hour, minute and second as written.
-        word: part of the day beside the time, as `clock.plain` returns it, or empty.
-        end: characters of the line that it takes.
+        shape: Shape common to all heads of the export.
+        date: Three numbers, in the order of the export.
+        clock: Hour, minute and second as written.
+        word: Part of the day beside the time, as `clock.plain` returns it, or "".
+        end: Length of the head, in characters of the line.
     """
 
     shape: Shape
@@ -86,7 +86,7 @@ class Head(NamedTuple):
 
 
 def find_head(line: str) -> Head | None:
-    """Return the head that a line begins with, whatever its shape, or None."""
+    """Return the head at the beginning of a line, of any shape, or None if there is none."""
     if not _STARTS.match(line):
         return None
     for window in (line[:length] for length in _WINDOWS):
@@ -119,14 +119,14 @@ def _head(match: re.Match[str], time_first: bool, window: str) -> Head:
 
 @functools.lru_cache(maxsize=1024)
 def _words(before: str, after: str) -> tuple[tuple[bool, bool], str]:
-    """Return whether words stand before and after a time, and the one that may be a part of the day."""
+    """Return two flags for words before and after a time, and the word that may be a part of the day."""
     sides = [(_WORD.findall(text), _LITERALS[side]) for side, text in (("before", before), ("after", after))]
     kept = [word for words, literals in sides for word in words if not literals.fullmatch(plain(word))]
     return (bool(sides[0][0]), bool(sides[1][0])), plain("".join(kept))
 
 
 def _end(end: int, window: str) -> int:
-    """Return where the first `end` characters without marks end among those with marks."""
+    """Return the offset in `window`, which has marks, of the end of the first `end` characters without marks."""
     for at, letter in enumerate(window):
         if end == 0:
             return at
@@ -136,7 +136,7 @@ def _end(end: int, window: str) -> int:
 
 @dataclass
 class _Fit:
-    """How the dates of a file fare when they are read in one order."""
+    """Faults and span of a file's dates when read in one order."""
 
     impossible: int = 0
     backward: int = 0
@@ -151,22 +151,22 @@ class _Fit:
 
     @property
     def faults(self) -> tuple[int, int]:
-        """How little the order explains: dates that are none, then steps back."""
+        """Number of impossible dates, then number of steps back."""
         return self.impossible, self.backward
 
     @property
     def span(self) -> int:
-        """Days from the first to the last."""
+        """Number of days from the first date to the last."""
         return self.days[1] - self.days[0] if self.days else 0
 
 
 class Survey:
-    """What the heads of one file say about how to read them.
+    """Survey of a file's heads, which determines how to read them.
 
     Attributes:
-        shape: of the first head, or None before one was added.
-        count: heads of this shape.
-        others: heads of other shapes.
+        shape: Shape of the first head, or None before one was added.
+        count: Number of heads of this shape.
+        others: Number of heads of other shapes.
     """
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ class Survey:
         self._restarts = 0
 
     def add(self, head: Head, line: str) -> None:
-        """Take a head of the file into account; those of another shape than the first are left out."""
+        """Add a head of the file to the survey. Heads of a shape other than the first are left out."""
         self.shape = self.shape or head.shape
         if head.shape != self.shape:
             self.others += not head.shape.colons
@@ -200,16 +200,16 @@ class Survey:
                 head.word in ("am", "pm") and line[: head.end].upper() == line[: head.end]
             )
             if head.clock[0] > 12 and hour_of_day(head.clock[0], head.word) is None:
-                self._literals.add(head.word)  # no part of the day stands beside 13 and later, but for a known one
+                self._literals.add(head.word)  # beside hours from 13 on, only known words name a part of the day
 
     @property
     def lacks_words(self) -> bool:
-        """Whether the clock has 12 hours and nothing tells morning from evening, as in some Spanish exports of iOS."""
+        """True for a 12-hour clock without words for morning and evening, as in some Spanish exports of iOS."""
         return self._is_wordless and self._restarts > 0 and self.count >= _ENOUGH
 
     @property
     def half_is_unknown(self) -> bool:
-        """Whether the clock may have 12 hours without words: a day's hours restart, or many messages, none after 12."""
+        """True for a possible 12-hour clock without words: hours restart in a day, or no hour of many exceeds 12."""
         return self._is_wordless and (self._restarts > 0 or self.count >= _ENOUGH)
 
     @property
@@ -218,23 +218,23 @@ class Survey:
 
     @property
     def has_dates(self) -> bool:
-        """Whether any head has a date, in whatever order."""
+        """True if any head has a date in any order."""
         return any(fit.days for fit in self._fits.values())
 
     @functools.cached_property
     def order(self) -> str:
-        """The order of day, month and year.
+        """Most likely order of day, month and year.
 
-        Dates must be possible and run forward. Where several orders fit alike, the year does not come first unless the
-        export is Chinese, Japanese or Korean, then the order with the shortest chat wins, since chats are dense; then
-        American dates if the clock says AM and PM in capitals, else day before month.
+        Dates must be possible and run forward. If several orders fit equally, the year comes first only in a Chinese,
+        Japanese or Korean export. Of the remaining orders, the one with the shortest chat wins, since chats are dense.
+        A tie is decided for American dates if AM and PM are written in capitals, else for day before month.
         """
         likely = [order for order in (("mdy", "dmy", "ymd") if self._american else ORDERS) if self._has(order)]
         return min(likely, key=self._badness)
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether another order explains the dates as well, so that convention decided."""
+        """True if another order fits the dates equally well, so that `order` was chosen by convention."""
         chosen = self._badness(self.order)[:3]
         days = self._fits[self.order].days
         return any(
@@ -243,13 +243,13 @@ class Survey:
         )
 
     def time_of(self, head: Head) -> float | None:
-        """Return the time of a head in seconds since 1970 on the export's own clock, or None if it has none."""
+        """Return the time of a head in seconds since 1970 on the export's own clock, or None if it is invalid."""
         day = day_of(head.date, self.order)
         hour = hour_of_day(head.clock[0], "" if head.word in self._literals else head.word)
         return None if day is None or hour is None else _seconds(day, hour, *head.clock[1:])
 
     def _has(self, order: str) -> bool:
-        """Whether any language writes dates in this order with the separators of the file."""
+        """Return whether any language writes dates in this order with the file's separators."""
         assert self.shape is not None
         return order != "mdy" or self.shape.separators == "//"
 
@@ -259,7 +259,7 @@ class Survey:
 
     @functools.cached_property
     def _year_first(self) -> bool:
-        """Whether two digits of a year may come first: in Korean dates, beside Chinese words, in far denser chats."""
+        """True if a year of two digits may come first: in Korean dates, beside Chinese words, in far denser chats."""
         assert self.shape is not None
         letters = "".join(self._words)
         if self.shape.dotted or any(unicodedata.name(letter, "").startswith(("CJK", "HANGUL")) for letter in letters):
@@ -279,7 +279,7 @@ def _is_latin(text: str) -> bool:
 
 
 def earliest(head: Head) -> float | None:
-    """Return the earliest time that a head of any shape may mean, or None if it means none."""
+    """Return the earliest possible time of a head of any shape in seconds, or None if it has no valid time."""
     days = [day for day in (day_of(head.date, order) for order in ORDERS) if day is not None]
     hour = hour_of_day(head.clock[0], head.word)
     times = [_seconds(day, head.clock[0] if hour is None else hour, *head.clock[1:]) for day in days]
@@ -288,9 +288,9 @@ def earliest(head: Head) -> float | None:
 
 @functools.lru_cache(maxsize=4096)
 def day_of(date: tuple[str, str, str], order: str) -> int | None:
-    """Return a date as a count of days, or None where it is no date of WhatsApp's in that order.
+    """Return the proleptic ordinal of a date in days, or None if it cannot be a date of WhatsApp in that order.
 
-    Years have two or four digits. Those of the Buddhist calendar (Thai phones) are 543 ahead.
+    Years have two or four digits. Years of the Buddhist calendar (Thai phones) are 543 ahead.
     """
     named = dict(zip(order, date, strict=True))
     if len(named["y"]) not in (2, 4) or max(len(named["d"]), len(named["m"])) > 2:

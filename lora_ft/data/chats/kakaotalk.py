@@ -1,4 +1,4 @@
-"""KakaoTalk's exports, Korean and English: text of Android, iOS and computers, and the CSV of macOS."""
+"""Reader of KakaoTalk's exports in Korean and English: text from Android, iOS and computers, and CSV from macOS."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _HEADING = re.compile(rf"(?:-{{3,}} ?)?(?:[A-Za-z]+, )?{_DAY},? ?(?:[가-힣]요
 _MOBILE = re.compile(rf"{_DAY}(?:,| at)? {_CLOCK}(?:(?P<mark>,|:) ?(?P<rest>.*))?")
 _COMPUTER = re.compile(rf"\[(?P<name>[^\n]{{1,100}}?)\] \[{_CLOCK}\] ?(?P<text>.*)")
 _HALVES = {"오전": "a", "AM": "a", "오후": "p", "PM": "p"}
-# What KakaoTalk writes in place of a photo, a sticker, a call, a file or a message that was deleted.
+# Placeholders of KakaoTalk for a photo, sticker, call, file or deleted message.
 _OWN = re.compile(
     r"사진(?: \d+장)?|동영상|이모티콘|음성 ?메시지|삭제된 메시지입니다\.?"
     r"|(?:보이스톡|페이스톡|그룹콜|라이브톡|그룹 ?통화)[^\n]{0,40}"
@@ -58,7 +58,7 @@ _ENGLISH_NOTICE = re.compile(r"(.{1,60}?) (?:(?:left|joined)(?: this chatroom)?|
 
 
 def is_kakaotalk(start: str) -> bool:
-    """Return whether a text begins as an export of KakaoTalk does."""
+    """Return whether a text begins like an export of KakaoTalk."""
     lines = [line.strip() for line in start.splitlines()[:200]]
     if lines and lines[0].replace('"', "") == "Date,User,Message":
         return True
@@ -70,10 +70,10 @@ def is_kakaotalk(start: str) -> bool:
 
 
 def read_kakaotalk(file: File) -> Iterator[tuple[str, Message]]:
-    """Yield (chat, message) of every message with a text; the id is the number of its line.
+    """Yield (chat, message) for every message with a text. A message's id is its line number.
 
     Raises:
-        LoraFtError: a date or time cannot be read.
+        LoraFtError: A date or time cannot be read.
     """
     with file.open("rb") as content:
         start = content.read(100).removeprefix(b"\xef\xbb\xbf").replace(b'"', b"")
@@ -85,7 +85,7 @@ def _table(file: File) -> Iterator[tuple[str, Message]]:
     for number, (date, user, content) in table(file, COLUMNS):
         time = Fields({"Date": date}, f"{file}:{number}", "KakaoTalk").date("Date")
         entry = _Entry(number, time, clean_name(user))
-        if _is_notice(content, {entry.sender}):  # a row like any other
+        if _is_notice(content, {entry.sender}):  # a notice has the form of a message
             continue
         message = _message(entry, [content], set())
         if message is not None:
@@ -93,7 +93,7 @@ def _table(file: File) -> Iterator[tuple[str, Message]]:
 
 
 class _Entry(NamedTuple):
-    """The head of a message: its line, time and sender, "" for a notice of KakaoTalk."""
+    """Head of a message: line number, time in seconds, and sender, which is "" for a notice of KakaoTalk."""
 
     number: int
     time: float
@@ -126,7 +126,7 @@ def _text(file: File) -> Iterator[tuple[str, Message]]:
             day = _day(heading, where)
         elif mobile is not None:
             name, colon, text = (mobile["rest"] or "").partition(" : ")
-            spoken = bool(colon) and mobile["mark"] == ","  # the rest are notices, or a time alone before a new day
+            spoken = bool(colon) and mobile["mark"] == ","  # otherwise a notice, or a time alone before a new day
             time = _time(mobile, _day(mobile, where), where)
             entry, lines = _Entry(number, time, clean_name(name) if spoken else ""), [text]
         elif computer is not None:
@@ -140,13 +140,13 @@ def _text(file: File) -> Iterator[tuple[str, Message]]:
 
 
 def _is_heading(line: str) -> bool:
-    """Return whether a line can be a date alone: on computers between dashes, on phones with a weekday."""
+    """Return whether a line may be a date heading: between dashes on computers, with a weekday on phones."""
     text = line.strip()
     return text.startswith("---") or text.endswith("요일") or re.fullmatch(rf"[A-Za-z]+, {_DAY}", text) is not None
 
 
 def _mobile(line: str) -> re.Match[str] | None:
-    """Return the head of a message of a phone; one whose clock is followed by a colon is a notice."""
+    """Return the match of a head in a phone's export, or None. A head with a colon after its clock is a notice."""
     return _MOBILE.fullmatch(line)
 
 
@@ -166,14 +166,14 @@ def _day(found: re.Match[str], where: str) -> datetime.date:
 def _time(found: re.Match[str], day: datetime.date, where: str) -> float:
     half = _HALVES.get(found["before"] or "", (found["after"] or "").lower())
     hour, minute = int(found["hour"]), int(found["minute"])
-    of_day = hour if half and hour == 0 else hour_of(hour, half)  # 오전 0:05 is written, too
+    of_day = hour if half and hour == 0 else hour_of(hour, half)  # accepts 오전 0:05
     if of_day is None or minute > 59:
         raise LoraFtError(f"{where} has no time that can be read ({found[0][:40]})", "export the chat again")
     return float(calendar.timegm((day.year, day.month, day.day, of_day, minute, 0)))
 
 
 def _message(entry: _Entry | None, lines: list[str], people: set[str]) -> Message | None:
-    """Return a message, None for what KakaoTalk wrote itself; `people` are the senders so far."""
+    """Return a message, or None for a notice of KakaoTalk. `people` holds the senders so far."""
     if entry is None or not entry.sender:
         return None
     spoken = [line for place, line in enumerate(lines) if not (place and _is_notice(line, people))]
@@ -184,7 +184,7 @@ def _message(entry: _Entry | None, lines: list[str], people: set[str]) -> Messag
 
 
 def _is_notice(line: str, people: set[str]) -> bool:
-    """Return whether a line of a computer's export tells who came and went; it has no head of its own."""
+    """Return whether a line of a computer's export is a notice about people who came or left. It has no head."""
     if line.rstrip(". ").endswith(_KOREAN_NOTICES) and ("님이 " in line or "님을 " in line) and "\n" not in line:
         return True
     found = _ENGLISH_NOTICE.fullmatch(line)

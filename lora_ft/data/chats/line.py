@@ -1,4 +1,4 @@
-"""LINE's text export: a date as a heading, below it messages in columns (time, name, text) between tabs."""
+"""Reader of LINE's text export: date headings, each followed by messages as tab-separated time, name and text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ENTRY = re.compile(
 )
 _UNKNOWN_ENTRY = re.compile(r"\S{0,12} ?\d{1,2}:\d{2} ?\S{0,12}\t.*\t.*")
 _PC_ENTRY = re.compile(r"\d{1,2}:\d{2} \S+ \S.*")
-# What LINE writes in place of a sticker, photo, video, voice message, file, location, contact, album or note.
+# Placeholders of LINE for a sticker, photo, video, voice message, file, location, contact, album or note.
 _PLACEHOLDERS = (
     "Photo|Photos|Image|Video|Videos|Sticker|Stickers|Voice message|Audio|File|Location|Contact|Album|Albums|Note|Notes"
     "|GIF|Gift|Poll|Payment|Emoji"
@@ -48,7 +48,7 @@ _PROGRAM = "LINE"
 
 
 def is_line(start: str) -> bool:
-    """Return whether a text begins as an export of LINE does."""
+    """Return whether a text begins like an export of LINE."""
     lines = start.splitlines()[:200]
     first = next(iter(lines), "")
     dated = any(_YEAR_FIRST.fullmatch(line) or _YEAR_LAST.fullmatch(line) for line in lines)
@@ -60,11 +60,12 @@ def is_line(start: str) -> bool:
 
 
 def read_line(file: File) -> Iterator[tuple[str, Message]]:
-    """Yield (chat, message) of every message with a text; the id is the number of its line.
+    """Yield (chat, message) for every message with a text. A message's id is its line number.
 
     Raises:
-        UsageError: the file is of LINE on a computer, which does not mark where names end, or its dates are unclear.
-        LoraFtError: a line is not as LINE writes it.
+        UsageError: The file is from LINE on a computer, which does not mark the end of names, or its dates are
+            ambiguous.
+        LoraFtError: A line differs from LINE's format.
     """
     order = _order(file)
     chat = clean_name(Path(file.name).stem)
@@ -97,7 +98,7 @@ def read_line(file: File) -> Iterator[tuple[str, Message]]:
 
 
 def _refuse_unknown(file: File, number: int, line: str, *, is_first: bool) -> None:
-    """Raise for a line that looks like a message and is none; `is_first` if it follows a date and no message yet."""
+    """Raise an error for an unreadable line that looks like a message. `is_first` means no message since the date."""
     if _UNKNOWN_ENTRY.fullmatch(line):
         raise LoraFtError(
             f"{file}:{number} has a time that is not understood ({line[:20]!r})", "set LINE to English, export again"
@@ -112,7 +113,7 @@ def _refuse_unknown(file: File, number: int, line: str, *, is_first: bool) -> No
 def _entry(
     found: re.Match[str], day: datetime.date, file: File, number: int
 ) -> tuple[tuple[int, float, str] | None, list[str]]:
-    """Return (line, time, name) and the first line of the text; None for a line without a name, which is LINE's own."""
+    """Return (line number, time, name) and the first line of the text. A nameless line of LINE itself has None."""
     hour = hour_of(int(found[2]), _HALVES.get(found["before"] or "", (found["after"] or "").lower()))
     minute = int(found[3])
     if hour is None or minute > 59:
@@ -125,7 +126,7 @@ def _entry(
 
 
 def _message(entry: tuple[int, float, str] | None, lines: list[str]) -> Message | None:
-    """Return a message; LINE puts a text of several lines in quotes."""
+    """Return a message, or None if there is none. LINE puts a text of several lines in quotes."""
     if entry is None:
         return None
     text = clean_text("\n".join(lines))
@@ -145,10 +146,10 @@ def _heading(line: str, order: str) -> datetime.date | None:
 
 
 def _order(file: File) -> str:
-    """Return the order of dates that end in the year: the one in which all fall on the weekdays before them.
+    """Return the order of dates that end in the year: the only one in which all dates match their weekdays.
 
     Raises:
-        UsageError: there is none, or both fit.
+        UsageError: No order fits, or both do.
     """
     fits = {"dmy": True, "mdy": True}
     differs = False

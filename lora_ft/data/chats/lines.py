@@ -1,4 +1,4 @@
-"""`Name: text` lines: how messages stand in a context, and how they are found again in what a model writes."""
+"""`Name: text` lines: the form of messages in a context, and the parser of such lines in a model's output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LONGEST_NAME = 64
 
 
 class Line(NamedTuple):
-    """What somebody says; the text may have several lines."""
+    """Message of one person. The text may have several lines."""
 
     name: str
     text: str
@@ -19,9 +19,9 @@ class Line(NamedTuple):
 
 
 def context_of(lines: Sequence[Line], characters: int) -> str:
-    """Lines below each other, in at most so many characters.
+    """Return lines joined by newlines, in at most `characters` characters.
 
-    The oldest leave first; where the last alone is too long, the beginning of its text goes.
+    The oldest lines are dropped first. If the last line alone is too long, the beginning of its text is cut off.
     """
     kept: list[str] = []
     room = characters
@@ -37,14 +37,14 @@ def context_of(lines: Sequence[Line], characters: int) -> str:
 
 
 def parse_line(text: str) -> Line | None:
-    """The line that a text is, or None where no name stands before it or nothing behind."""
+    """Return a text as a line, or None if the name before the colon or the text after it is missing."""
     name, colon, said = text.strip().partition(":")
     plausible = name.strip() and len(name) <= _LONGEST_NAME and "\n" not in name and said[:1].isspace()
     return Line(name.strip(), said.strip()) if colon and plausible and said.strip() else None
 
 
 def parse_lines(text: str) -> list[Line]:
-    """The lines of a text; one without a name goes on with the one before, or is left out where there is none."""
+    """Return the lines of a text. A line without a name continues the line before, or is dropped if it is the first."""
     found: list[Line] = []
     for row in text.splitlines():
         line = parse_line(row)

@@ -1,4 +1,4 @@
-"""A message of a chat, whatever program it was exported from."""
+"""Message of a chat, independent of the program that exported it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _INVISIBLE = re.compile("[\x00\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message with a text.
+    """Message with a text.
 
     Attributes:
-        id: of the export; unique within a chat.
-        time: seconds since 1970 in UTC; where an export has no time zones, on its own clock.
-        sender: name, on one line.
-        text: not empty; may have several lines.
-        reply_to: id of the message that it answers, where the export says so.
-        thread: topic or thread of the chat that it stands in, "" for the chat itself. Each is a conversation.
-        forwarded: whether somebody else wrote the text.
-        bot: whether a program wrote the text.
+        id: Identifier in the export, unique within a chat.
+        time: Seconds since 1970 in UTC, or on the export's own clock if it has no time zones.
+        sender: Name of the sender, on one line.
+        text: Text of one or more lines, never empty.
+        reply_to: Id of the answered message, or None if the export states none.
+        thread: Topic or thread within the chat, "" for the chat itself. Each is a conversation of its own.
+        forwarded: True if somebody else wrote the text.
+        bot: True if a program wrote the text.
     """
 
     id: str
@@ -34,12 +34,12 @@ class Message:
 
 
 def clean_text(text: str) -> str:
-    """Return a text without direction marks, halves of characters and space around it."""
+    """Return a text without direction marks, lone surrogates and surrounding whitespace."""
     whole = text.encode("utf-8", "replace").decode("utf-8")
     lines = _INVISIBLE.sub("", whole).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "\n".join(line.rstrip() for line in lines).strip()
 
 
 def clean_name(name: str) -> str:
-    """Return a name as it stands before a colon: on one line, its own colons gone."""
+    """Return a name fit to precede a colon: on one line and without colons."""
     return " ".join(clean_text(name).replace(":", " ").split())

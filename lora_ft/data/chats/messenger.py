@@ -1,7 +1,7 @@
-"""Facebook's exports of Messenger and Instagram: message_1.json, message_2.json and so on, newest messages first.
+"""Reader of Facebook's exports of Messenger and Instagram: message_1.json, message_2.json, …, newest messages first.
 
-Facebook writes each byte of UTF-8 as a character of its own (`cafÃ©`), which is put right. Chats that were encrypted
-between their people come in another form, with other names for the same fields and right characters.
+Facebook writes each byte of UTF-8 as a separate character (`cafÃ©`), which the reader repairs. End-to-end encrypted
+chats have another form, with other names for the same fields and correct characters.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _ENCRYPTED = re.compile(r".*\.json")
 _HEADER = ("title", "threadName")
 _KEYS = {"participants", "title", "thread_path", "threadName", "magic_words", "is_still_participant"}
 _BYTES = re.compile("[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
-_MAX_MESSAGES = 1_000_000  # of a file; Facebook begins another after 10,000
+_MAX_MESSAGES = 1_000_000  # maximum messages of a file; Facebook begins another after 10,000
 _PROGRAM = "Facebook or Instagram (Download your information, JSON)"
-# What Facebook writes in somebody's name, in the words of an English account. Calls are told by a field of theirs.
+# Facebook's notices in a person's name, in the wording of an English account. Calls have a field of their own.
 _DONE = re.compile(
     r"(?:sent (?:an attachment|a photo|\d+ photos|a video|a link|a sticker|a GIF|a voice message"
     r"|a (?:live )?location|a poll)"
@@ -41,7 +41,7 @@ _OWN = re.compile(
 
 
 def is_messenger(file: File) -> bool:
-    """Return whether a JSON file has the keys of an export of Messenger or Instagram, beside messages of its form."""
+    """Return whether a JSON file has the keys and messages of a Messenger or Instagram export."""
     keys = list(top_keys(file))
     return "messages" in keys and not _KEYS.isdisjoint(keys) and _has_messages(file)
 
@@ -52,19 +52,19 @@ def _has_messages(file: File) -> bool:
 
 
 def read_messenger(file: Path) -> Iterator[tuple[str, Message]]:
-    """Yield (chat, message) of every message with a text, the oldest of each chat first.
+    """Yield (chat, message) for every message with a text, the oldest of each chat first.
 
     Args:
-        file: a file, with which all of its chat are read; or a folder or zip file of chats.
+        file: A file, which is read with all files of its chat, or a folder or zip file of chats.
 
     Raises:
-        UsageError: there are no such files.
-        LoraFtError: a file is damaged, or a message is not as Facebook writes it.
+        UsageError: The folder or zip file holds no such files.
+        LoraFtError: A file is damaged, or a message differs from Facebook's format.
     """
     taken: dict[str, str] = {}
     for folder, pages in _chats(file).items():
         name = ""
-        for page in reversed(pages):  # the first holds the newest
+        for page in reversed(pages):  # the first file holds the newest messages
             header = dict(walk(page, _HEADER))
             fields = Fields(header, f"{page}", _PROGRAM)
             title = clean_name(_repaired(fields.text("title"))) or re.sub(
@@ -76,7 +76,7 @@ def read_messenger(file: Path) -> Iterator[tuple[str, Message]]:
 
 
 def _chats(file: Path) -> dict[str, list[File]]:
-    """Return the files of each chat, in the order of their numbers."""
+    """Return the files of each chat, ordered by number."""
     if not file.is_dir() and not is_zip(file):
         numbered = PAGE.fullmatch(file.name)
         beside = [page for page in files_below(file.parent, PAGE) if page.parent == file.parent] if numbered else []
@@ -94,7 +94,7 @@ def _chats(file: Path) -> dict[str, list[File]]:
 
 
 def _free(name: str, folder: str, taken: dict[str, str]) -> str:
-    """Return a name that no chat of another folder has."""
+    """Return a chat name not taken by another folder."""
     number, free = 1, name
     while taken.setdefault(free, folder) != folder:
         number += 1
@@ -128,14 +128,14 @@ def _message(fields: Fields, number: str) -> Message | None:
 
 
 def _is_own(text: str, sender: str) -> bool:
-    """Return whether Facebook wrote a text: what it tells begins with the sender's name, or with You."""
+    """Return whether a text is a notice of Facebook, which begins with the sender's name or with "You"."""
     subjects = (sender, sender.split()[0], "You")
     done = (text.removeprefix(f"{subject} ") for subject in subjects if text.startswith(f"{subject} "))
     return _OWN.fullmatch(text) is not None or any(map(_DONE.fullmatch, done))
 
 
 def _repaired(text: str) -> str:
-    """Return a text with every run of characters that spells a character of UTF-8 in bytes as that character."""
+    """Return a text with every run of characters that spells the UTF-8 bytes of a character replaced by it."""
     return _BYTES.sub(_decoded, text)
 
 

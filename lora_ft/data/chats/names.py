@@ -1,4 +1,4 @@
-"""Other names for the people of a chat, the same wherever they stand: as senders, in mentions and in texts."""
+"""Replacement of people's names in chats, consistent across senders, mentions and texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from lora_ft.data.chats.message import Message
 
-# Borne by women and men alike, and no words of their own that texts are full of.
+# Names for women and men alike that are not common words.
 _NAMES = (
     "Addison Adrian Alex Andie Arden Ariel Ashton Aubrey Avery Bailey Blair Brett Cameron Camille Carey Casey Charlie "
     "Corey Dakota Dallas Dana Darcy Devon Drew Eden Eli Ellis Emerson Emery Finley Florian Frankie Gabriel Harley "
@@ -22,7 +22,7 @@ _NAMES = (
 NEUTRAL = tuple(_NAMES.split())
 _EVERYBODY = {"all", "channel", "everyone", "here"}
 _MENTION = re.compile(r"(?<![\w@.])@(\w+)")
-# Names that are words too: replaced only where they are written as a name.
+# Names that are also words. They stay where written in lower case and not as a mention.
 _ALSO_WORDS = (
     "amber april art august autumn bill bob brook chance chase chip cliff daisy dawn dick drew faith flora frank gene "
     "grace grant guy harmony heath herb hope hunter iris ivy jack jade jasmine jean joy june lance lily mark may max "
@@ -30,22 +30,22 @@ _ALSO_WORDS = (
     "summer sunny tab van victor wade will"
 )
 _WORDS = frozenset(_ALSO_WORDS.split())
-_SHORTEST = 3  # letters that a part of a name must have to stand for it
+_SHORTEST = 3  # minimum letters of a part of a name that is replaced
 
 
 def anonymize(
     chats: Mapping[str, Sequence[Message]], seed: int, people: Collection[str] = ()
 ) -> dict[str, list[Message]]:
-    """The same messages under other names.
+    """Return the same messages with replaced names.
 
-    The same people get the same names, whatever file they come in; two people never share one. Full names, each of
-    their parts of three letters or more and mentions (`@somebody`) are replaced, in whatever case, but for names that
-    are English words. Other things that tell who somebody is (addresses, numbers, places) stay.
+    A person gets the same name in every file, and two people never share a name. Full names, name parts of at least
+    three letters and mentions (`@somebody`) are replaced in any case, except names that are English words. Other
+    identifying details (addresses, numbers, places) stay.
 
     Args:
-        chats: messages by chat, all of one export.
-        seed: of the choice.
-        people: names of others who may be named in texts, e.g. of senders who were left out.
+        chats: Messages by chat, all of one export.
+        seed: Seed of the name choice.
+        people: Additional names that texts may mention, e.g. of senders who were left out.
     """
     messages = [message for chat in chats.values() for message in chat]
     senders = sorted({message.sender for message in messages} | set(people))
@@ -63,7 +63,7 @@ def anonymize(
 
 
 def _replacement(others: Mapping[str, str], strangers: Sequence[str]) -> Callable[[str], str]:
-    """Puts other names into a text, all of them in one pass; strangers are only known by their mention."""
+    """Return a function that replaces all names of a text in one pass. Strangers are replaced only in mentions."""
     mentions = [f"(?<=(?<![\\w@.])@){re.escape(name)}(?!\\w)" for name in strangers]
     names = sorted(others.keys() - set(strangers), key=lambda name: (-len(name), name))
     pattern = re.compile("|".join([*mentions, *map(_whole, names)]) or r"(?!)", re.IGNORECASE)
@@ -76,13 +76,13 @@ def _replacement(others: Mapping[str, str], strangers: Sequence[str]) -> Callabl
 
 
 def _whole(name: str) -> str:
-    """The pattern of a name as a whole word."""
+    """Return the pattern of a name as a whole word."""
     left, right = (edge if _is_spaced(end) else "" for edge, end in ((r"(?<!\w)", name[0]), (r"(?!\w)", name[-1])))
     return f"{left}{re.escape(name)}{right}"
 
 
 def _is_spaced(letter: str) -> bool:
-    """Whether its script puts spaces between words; Thai and its neighbours, Chinese and Japanese do not."""
+    """Return whether a letter's script has spaces between words. Thai, its neighbors, Chinese and Japanese do not."""
     code = ord(letter)
     return code < 0x0E00 or 0x10A0 <= code < 0x1780 or 0x1800 <= code < 0x2E80 or 0xAC00 <= code < 0xD7B0
 
@@ -93,7 +93,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _choose(people: Sequence[str], seed: int) -> dict[str, str]:
-    """A name for each, by a hash of who it is; who comes later takes the next that is free."""
+    """Return a new name for each person, ranked by a hash of the old name. Later people take the next free name."""
     real = {name.casefold() for name in people}
     chosen: dict[str, str] = {}
     taken: set[str] = set()

@@ -1,10 +1,13 @@
-"""Heads of messages that somebody pasted into a message, told by time and sender.
+"""Detection of message heads that somebody pasted into a message, by time and sender.
 
-An export runs forward in time. What is pasted was said before the message that it stands in, or, as an appointment, is
-still to come; after it the chat goes on where it was. Such an *excursion* also happens when a message arrives late or
-a clock is set, but then its people are those of the chat. So an excursion is text where all of its senders are
-strangers, who say nothing in the chat itself, and there are several or it goes far; or where it repeats messages that
-came before. In doubt it is messages.
+An export runs forward in time. A pasted message is older than the message that contains it, or, as an appointment,
+newer. After it, the chat continues from its former time. Such an *excursion* also occurs when a message arrives late
+or a clock is set, but then its people are those of the chat. So an excursion is pasted text in two cases:
+
+- All its senders are strangers, who write nothing in the chat itself, and they are several or the time jump is long.
+- It repeats earlier messages.
+
+In doubt, an excursion is read as messages.
 """
 
 from __future__ import annotations
@@ -12,17 +15,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-LONGEST_PASTE = 200  # heads in one message
-_SLACK = 3600.0  # seconds that a clock goes back at the end of summer time
-_FAR = 12 * 3600.0  # seconds; a newcomer's message arrives late by less
+LONGEST_PASTE = 200  # maximum heads in one message
+_SLACK = 3600.0  # seconds; a clock goes back this far at the end of summer time
+_FAR = 12 * 3600.0  # seconds; delayed messages of newcomers are late by less
 
 
 def find_pasted(times: Sequence[float], senders: Sequence[int]) -> set[int]:
     """Return the indices of pasted heads.
 
     Args:
-        times: of all heads of a file, in seconds.
-        senders: a number for each sender; -1 where WhatsApp itself speaks.
+        times: Time of every head of a file, in seconds.
+        senders: Number of every head's sender, -1 for WhatsApp itself.
     """
     drops = [at for at in range(1, len(times)) if times[at] < times[at - 1] - _SLACK]
     pasted: set[int] = set()
@@ -46,7 +49,7 @@ def find_pasted(times: Sequence[float], senders: Sequence[int]) -> set[int]:
 
 
 def _backward(times: Sequence[float], at: int) -> range | None:
-    """Return the run that begins at a drop and ends where the time before it is reached again."""
+    """Return the run of heads from a drop in time to the return to the time before it, or None."""
     for end in range(at + 1, min(len(times), at + LONGEST_PASTE + 1)):
         if times[end] >= times[at - 1] - _SLACK:
             return range(at, end)
@@ -54,7 +57,7 @@ def _backward(times: Sequence[float], at: int) -> range | None:
 
 
 def _forward(times: Sequence[float], at: int) -> range | None:
-    """Return the run that ends at a drop and began where time jumped ahead."""
+    """Return the run of heads from a jump ahead in time to a drop, or None."""
     for start in range(at - 1, max(0, at - LONGEST_PASTE - 1), -1):
         if times[start - 1] <= times[at] + _SLACK:
             return range(start, at)
@@ -62,5 +65,5 @@ def _forward(times: Sequence[float], at: int) -> range | None:
 
 
 def _is_repeated(times: Sequence[float], senders: Sequence[int], start: int, at: int) -> bool:
-    """Whether the same sender has the same time in an earlier head."""
+    """Return whether an earlier head has the same sender and time."""
     return any(times[other] == times[at] and senders[other] == senders[at] for other in range(start))

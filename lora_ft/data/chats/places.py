@@ -1,4 +1,4 @@
-"""Folders and zip files of exports, and their files as lines of text, with faults in our own words."""
+"""Access to folders, zip files, text lines and CSV rows of exports. Every fault is a LoraFtError."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from zipfile import Path as ZipPath
 from lora_ft.core.errors import LoraFtError, first_line
 
 File = Path | ZipPath
-_MAX_LINE = 1 << 22  # bytes
-_MAX_ENTRIES = 200_000  # files below an export's folder
-_DEEPEST = 8  # folders below an export's folder
+_MAX_LINE = 1 << 22  # maximum bytes of a line
+_MAX_ENTRIES = 200_000  # maximum files below an export's folder
+_DEEPEST = 8  # maximum depth of folders below an export's folder
 _IGNORED = re.compile(r"__MACOSX|\..*")
 _NUMBERS = re.compile(r"(\d{1,18})")
 _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def root_of(file: Path) -> File:
-    """Return the folder of an export: the folder itself, or the inside of a zip file without its only top folder.
+    """Return the root of an export: the folder itself, or the content of a zip file below its only top folder.
 
     Raises:
-        LoraFtError: the zip file is damaged.
+        LoraFtError: The zip file is damaged.
     """
     if file.is_dir():
         return file
@@ -41,13 +41,13 @@ def root_of(file: Path) -> File:
 
 
 def folder_name(file: File) -> str:
-    """Return the name of the folder that a file lies in; at the top of a zip file, that of the zip file."""
+    """Return the name of a file's folder, or the name of the zip file at its top level."""
     name = Path(str(file)).parent.name
     return name[:-4] if name.lower().endswith(".zip") else name
 
 
 def is_zip(file: Path) -> bool:
-    """Return whether a file begins like a zip file, whatever its name."""
+    """Return whether a file's content begins like a zip file."""
     if not file.is_file():
         return False
     with open(file, "rb") as content:
@@ -55,10 +55,10 @@ def is_zip(file: Path) -> bool:
 
 
 def files_below(folder: File, pattern: re.Pattern[str]) -> list[File]:
-    """Return the files below a folder whose names match, numbers in names sorted as numbers.
+    """Return the files below a folder with a matching name. Numbers in names are sorted as numbers.
 
     Raises:
-        LoraFtError: there are too many files.
+        LoraFtError: There are too many files.
     """
     found: list[File] = []
     count = 0
@@ -86,28 +86,28 @@ def _listed(folder: File) -> list[File]:
 
 
 def _place(entry: File) -> tuple[list[tuple[int, int, str]], list[tuple[int, int, str]], str]:
-    """Return a key by which messages.html sorts before messages2.html, and that before messages10.html."""
+    """Return a sort key that orders messages.html before messages2.html before messages10.html."""
     stem, _, suffix = entry.name.rpartition(".")
     return _numeric(str(entry.parent)), _numeric(stem), suffix
 
 
 def _numeric(name: str) -> list[tuple[int, int, str]]:
-    """Return the parts of a name, those of digits as numbers."""
+    """Return the parts of a name, with runs of digits as numbers."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in _NUMBERS.split(name) if part]
 
 
 @contextlib.contextmanager
 def opened(file: File) -> Iterator[IO[bytes]]:
-    """Open a file, also one of a zip file.
+    """Open a file of a folder or zip file.
 
     Raises:
-        LoraFtError: it cannot be read, or its part of the zip file is encrypted or damaged.
+        LoraFtError: The file cannot be read, or its entry in the zip file is encrypted or damaged.
     """
     try:
         content = file.open("rb")
     except (OSError, KeyError) as error:
         raise LoraFtError(f"{file} cannot be read ({first_line(error)})", "check its path and permissions") from error
-    except (RuntimeError, ValueError, zipfile.BadZipFile) as error:  # RuntimeError: encrypted; ValueError: its own name
+    except (RuntimeError, ValueError, zipfile.BadZipFile) as error:  # RuntimeError: encrypted; ValueError: bad name
         raise LoraFtError(f"{file} cannot be unpacked ({first_line(error)})", "unpack the zip file first") from error
     with content:
         try:
@@ -117,10 +117,10 @@ def opened(file: File) -> Iterator[IO[bytes]]:
 
 
 def text_lines(file: File) -> Iterator[tuple[int, str]]:
-    """Yield (number, text) of each line, without its end. U+2028 and the like end no line.
+    """Yield (line number, text without line end) for each line. U+2028 and similar characters do not end a line.
 
     Raises:
-        LoraFtError: the file is not UTF-8, or a line is longer than 4 MB.
+        LoraFtError: The file is not UTF-8, or a line is longer than 4 MB.
     """
     number = 0
     with opened(file) as content:
@@ -142,10 +142,10 @@ def text_lines(file: File) -> Iterator[tuple[int, str]]:
 
 
 def table(file: File, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, cells) of the rows of a CSV file: the cells of some columns.
+    """Yield (line number, cells of `columns`) for each row of a CSV file.
 
     Raises:
-        LoraFtError: a column is missing, or a row has other cells than the header.
+        LoraFtError: A column is missing, or the cells of a row do not match the header.
     """
     reader = csv.reader((f"{line}\n" for _, line in text_lines(file)), strict=True)
     try:

@@ -1,4 +1,4 @@
-"""Rows of chats: the columns `context`, `response` and `sender`, split such that no split saw another's messages."""
+"""Rows of chats (columns `context`, `response`, `sender`), split so that no split contains another's messages."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lora_ft.tasks.data import Chat, Data
 
 @dataclass(frozen=True)
 class ChatRows:
-    """Rows of chats.
+    """Rows of chats by split.
 
     Attributes:
-        rows: (where, row) of each split; where is "file chat#message".
-        chats: the chats that they were made of.
-        doubts: what was read by convention, or may have been meant otherwise.
+        rows: (place, row) pairs of each split. A place is "file chat#message".
+        chats: Summaries of the chats behind the rows.
+        doubts: Descriptions of ambiguous parts of the exports, which were read by convention.
     """
 
     rows: dict[str, list[tuple[str, Row]]] = field(default_factory=dict)
@@ -33,18 +33,18 @@ class ChatRows:
 
 
 def read_chat_rows(data: Data, sources: Mapping[str, str | list[str]], shares: Mapping[str, float]) -> ChatRows:
-    """Read the chats of some splits, and make rows of them.
+    """Read the chats of some splits and convert them to rows.
 
     Args:
-        data: with `chat`, and `root`.
-        sources: files of the splits to read.
-        shares: of the splits to cut off the sessions of "train", if that is among the sources.
+        data: Data section of the task, with `chat` and `root` set.
+        sources: Files of the splits to read.
+        shares: Shares of the splits to cut from the sessions of "train", if "train" is among the sources.
 
     Raises:
-        UsageError: a file is missing or no export, or there is too little in it.
-        LoraFtError: a file is damaged.
+        UsageError: A file is missing, is not an export, or holds too few messages.
+        LoraFtError: A file is damaged.
     """
-    assert data.root is not None and data.chat is not None  # load_task sets the one, the caller looked at the other
+    assert data.root is not None and data.chat is not None  # load_task sets root, the caller checked chat
     made = ChatRows()
     parts = {name: _sessions(data, source, f"data.{name}", made) for name, source in sources.items()}
     if shares and "train" in parts:
@@ -57,7 +57,7 @@ def read_chat_rows(data: Data, sources: Mapping[str, str | list[str]], shares: M
 
 
 def _sessions(data: Data, source: str | list[str], key: str, made: ChatRows) -> list[Session]:
-    """Return the sessions of every chat in some files, in their order; note the chats and doubts in `made`."""
+    """Return the sessions of every chat in some files, in order. Add the chats and doubts to `made`."""
     assert data.root is not None and data.chat is not None
     settings = data.chat
     left_out = frozenset(map(clean_name, settings.leave_out or ()))
@@ -66,7 +66,7 @@ def _sessions(data: Data, source: str | list[str], key: str, made: ChatRows) -> 
     people: set[str] = set()
     covered: set[Path] = set()
     for file in find_files(data.root, source, key, folders=True):
-        if file in covered:  # a page of a chat that was read from its first page on
+        if file in covered:  # a page of a chat that was already read as a whole
             continue
         covered.update(pages_of(file))
         census = Census()

@@ -1,8 +1,8 @@
-"""Who sends a line of WhatsApp's export, told by all lines of the file.
+"""Detection of the sender of a line in WhatsApp's export, from all lines of the file.
 
-`Ana: hello` has one reading, `Ben:fine: thanks` has two, and `Ana added you to the community: Garden` has no sender: on
-Android, WhatsApp's own lines name none. So names are counted first. The more lines a name begins, the more it is
-believed, and a sentence that begins with somebody's name is about that person.
+`Ana: hello` has one reading, `Ben:fine: thanks` has two, and `Ana added you to the community: Garden` has no sender,
+since WhatsApp's own lines on Android name none. So names are counted first. A name is more credible the more lines
+begin with it, and a sentence that begins with a sender's name is about that person.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from lora_ft.data.chats.whatsapp_words import MARK, is_about_group
 
 _LONGEST = 100  # characters; WhatsApp allows 25, contacts of a phone are longer
 _QUOTES = re.compile('["“”„«»「」『』]')
-_SENTENCE = 4  # words in small letters
-_SENTENCE_ABOUT = 3  # words in small letters after the name of somebody
-_FEW = 2  # lines that begin alike by chance
+_SENTENCE = 4  # words in lower case
+_SENTENCE_ABOUT = 3  # words in lower case after a sender's name
+_FEW = 2  # maximum lines with the same beginning by chance
 
 
 class Senders:
-    """The senders of one file.
+    """Senders of one file.
 
     Args:
-        bracket: whether the file has heads in brackets (iOS): there, every line names a sender.
+        bracket: True for a file with heads in brackets (iOS), where every line names a sender.
     """
 
     def __init__(self, *, bracket: bool) -> None:
@@ -31,7 +31,7 @@ class Senders:
         self._counts: dict[str, int] = {}
 
     def add(self, line: str) -> str:
-        """Count the name that a line begins with, and return it; empty if it names nobody."""
+        """Count the name at the beginning of a line and return it, or "" if there is none."""
         spaced, close = _candidates(line.lstrip(MARK))
         name = spaced or close
         if name:
@@ -42,7 +42,7 @@ class Senders:
         """Return (name, text) of a line, or None if WhatsApp itself wrote it.
 
         Args:
-            line: without its head.
+            line: Line without its head.
         """
         is_marked = line.startswith(MARK)
         line = line.lstrip(MARK)
@@ -57,7 +57,7 @@ class Senders:
         return name, line[len(name) + 1 :].removeprefix(" ")
 
     def _is_sentence(self, name: str, *, alone: bool) -> bool:
-        """Whether a "name" is the beginning of a line of WhatsApp's own."""
+        """Return whether a "name" is the beginning of one of WhatsApp's own lines."""
         count = self._counts.get(name, 0)
         words = name.split()
         small = sum(word[0].islower() for word in words)
@@ -70,20 +70,20 @@ class Senders:
             return True
         if count == 1 and small >= (_FEW if alone else _SENTENCE):
             return True
-        plain = sum(word[0].isalpha() and not word[0].isupper() for word in words)  # also of scripts without capitals
+        plain = sum(word[0].isalpha() and not word[0].isupper() for word in words)  # scripts without capitals count
         return plain >= _SENTENCE_ABOUT and self._names_somebody(words)
 
     def _names_somebody(self, words: Sequence[str]) -> bool:
-        """Whether a sender's name stands among the words of a longer name."""
+        """Return whether the words of a longer name contain a sender's name."""
         ends = range(1, len(words) + 1)
         parts = (" ".join(words[start:end]) for end in ends for start in range(end) if end - start < len(words))
         return any(self._counts.get(part, 0) for part in parts)
 
 
 def _candidates(line: str) -> tuple[str, str]:
-    """Return the names before the first colon with a blank, and before the first colon without one; empty if none.
+    """Return the names before the first colon with a blank after it and the first without, or "" if there is none.
 
-    Addresses (`https://`) and clock times are no names.
+    Addresses (`https://`) and clock times do not count as names.
     """
     start = line[:_LONGEST] if len(line) > _LONGEST else f"{line} "
     spaced, colon, _ = start.partition(": ")

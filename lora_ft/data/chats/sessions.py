@@ -1,4 +1,4 @@
-"""Sessions of a chat, what came before each of their messages, and how sessions are split for training and testing."""
+"""Sessions of a chat, the context of each message, and the split of sessions for training and testing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lora_ft.core.errors import UsageError
 from lora_ft.data.chats.message import Message
 
-_FEW = 2  # messages of the same session; with fewer, the context reaches further back
+_FEW = 2  # messages of the same session; with fewer, the context includes earlier sessions
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Session:
     """Messages of one chat without a long gap between them.
 
     Attributes:
-        chat: which; the same for all sessions of a chat, and of no other.
-        messages: at least one, sorted by time.
+        chat: Identifier of the chat, common to all its sessions and unique among chats.
+        messages: One or more messages, sorted by time.
     """
 
     chat: str
@@ -27,7 +27,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Turn:
-    """A message and the earlier ones that it may follow from, oldest first, at least one."""
+    """Message with its context: one or more earlier messages, oldest first."""
 
     chat: str
     context: tuple[Message, ...]
@@ -35,7 +35,7 @@ class Turn:
 
 
 def sessions_of(chat: str, messages: Sequence[Message], gap: float) -> list[Session]:
-    """A chat's messages, sorted by time, cut wherever more than `gap` seconds pass."""
+    """Return the sessions of a chat: its messages, sorted by time, cut at every gap of more than `gap` seconds."""
     starts = [
         0,
         *(i for i, (a, b) in enumerate(itertools.pairwise(messages), 1) if b.time - a.time > gap),
@@ -45,16 +45,16 @@ def sessions_of(chat: str, messages: Sequence[Message], gap: float) -> list[Sess
 
 
 def cut(sessions: Sequence[Session], shares: Mapping[str, float]) -> dict[str, list[Session]]:
-    """Whole sessions by split: the newest for the last split named, the oldest, all that is left, for "train".
+    """Return whole sessions by split. The last split named gets the newest sessions, "train" the oldest.
 
-    A share is of the messages, met as nearly as whole sessions allow; no split is empty.
+    A share is a fraction of the messages, met as closely as whole sessions allow. No split is empty.
 
     Args:
-        sessions: of any number of chats.
-        shares: of each split but "train".
+        sessions: Sessions of any number of chats.
+        shares: Share of each split except "train".
 
     Raises:
-        UsageError: there are fewer sessions than splits, or none are left to train on.
+        UsageError: There are fewer sessions than splits.
     """
     if len(sessions) <= len(shares):
         raise UsageError(
@@ -74,16 +74,16 @@ def cut(sessions: Sequence[Session], shares: Mapping[str, float]) -> dict[str, l
 
 
 def turns(sessions: Sequence[Session], *, context: int, before: int) -> Iterator[Turn]:
-    """Every message that another one precedes, in the order of the sessions.
+    """Yield every message that has a predecessor, in the order of the sessions.
 
-    The context of a message is what precedes it in its session; with fewer than two such messages, what precedes it at
-    all, among these sessions. Where it answers a message among them that the context would not reach, that one stands
-    first, in place of the oldest.
+    The context of a message is the messages before it in its session. If there are fewer than two, it includes earlier
+    sessions of `sessions`. If the message answers an earlier one outside its context, the answered message comes first,
+    in place of the oldest.
 
     Args:
-        sessions: of one split; nothing else is looked at, so that no split sees another.
-        context: most messages of a context.
-        before: messages that are taken from before a session.
+        sessions: Sessions of one split. Contexts contain no other messages, so no split sees another's.
+        context: Maximum number of messages in a context.
+        before: Maximum number of messages in a context that includes earlier sessions.
     """
     chats: dict[str, tuple[list[Message], dict[str, Message]]] = {}
     for session in sessions:

@@ -1,4 +1,4 @@
-"""Signal: folders of signal-export (chat.md, data.json), and the plain text export of Signal itself (main.jsonl)."""
+"""Reader of Signal's chats: folders of signal-export (chat.md, data.json) and Signal's own plain text (main.jsonl)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PROGRAM = "Signal"
 
 
 def is_signal(start: str) -> bool:
-    """Return whether a text begins as one of the files does."""
+    """Return whether a text begins like one of these files."""
     first = start.partition("\n")[0]
     if first.startswith("{"):
         exported = '"date"' in first and '"sender"' in first and '"body"' in first
@@ -34,15 +34,15 @@ def is_signal(start: str) -> bool:
 
 
 def read_signal(file: Path) -> Iterator[tuple[str, Message]]:
-    """Yield (chat, message) of every message with a text.
+    """Yield (chat, message) for every message with a text.
 
     Args:
-        file: a data.json, chat.md or main.jsonl; or a folder or zip file with chats. Where a chat has a data.json and a
-            chat.md, the first is read.
+        file: A data.json, chat.md or main.jsonl, or a folder or zip file with chats. If a chat has both a data.json and
+            a chat.md, data.json is read.
 
     Raises:
-        UsageError: there are no such files.
-        LoraFtError: a file is damaged, or a message is not as Signal or signal-export writes it.
+        UsageError: The folder or zip file holds no such files.
+        LoraFtError: A file is damaged, or a message differs from the format of Signal or signal-export.
     """
     if not file.is_dir() and not is_zip(file):
         yield from _file(file)
@@ -74,7 +74,7 @@ def _chat(file: File) -> str:
 
 
 def _lines(file: File) -> Iterator[tuple[str, Message]]:
-    """Yield (chat, message) of a data.json of signal-export: an object a line."""
+    """Yield (chat, message) from a data.json of signal-export, which has one object per line."""
     chat = _chat(file)
     for number, fields in _objects(file):
         text, sender = clean_text(fields.text("body")), clean_name(fields.text("sender"))
@@ -84,7 +84,7 @@ def _lines(file: File) -> Iterator[tuple[str, Message]]:
 
 
 def _markdown(file: File) -> Iterator[tuple[str, Message]]:
-    """Yield (chat, message) of a chat.md of signal-export."""
+    """Yield (chat, message) from a chat.md of signal-export."""
     chat = _chat(file)
     head: tuple[int, re.Match[str]] | None = None
     lines: list[str] = []
@@ -118,7 +118,7 @@ def _told(file: File, head: tuple[int, re.Match[str]] | None, lines: list[str]) 
 
 
 def _spoken(lines: list[str]) -> str:
-    """Return a body without the quote before it, reactions, stickers and attachments."""
+    """Return a body without its leading quote, reactions, stickers and attachments."""
     place = 0
     while place < len(lines) and (not lines[place].strip() or lines[place].startswith("> ")):
         place += 1
@@ -133,7 +133,7 @@ def _spoken(lines: list[str]) -> str:
 
 
 def _backup(file: File) -> Iterator[tuple[str, Message]]:
-    """Yield (chat, message) of Signal's own plain text export: a frame a line, people and chats before messages."""
+    """Yield (chat, message) from Signal's own plain text export: one frame per line, people and chats first."""
     names: dict[str, str] = {}
     chats: dict[str, str] = {}
     taken: dict[str, int] = {}

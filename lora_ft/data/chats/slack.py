@@ -1,7 +1,7 @@
-"""Slack's export: a folder or a zip file with users.json and, for each channel, a file a day; slackdump's files too.
+"""Reader of Slack's export (a folder or zip file with users.json and daily files per channel) and slackdump's files.
 
-What somebody wrote stands in `text` as marks (`<@U123>`), or in `blocks` alone where an app or a newer client wrote it.
-Replies carry the time of the message that began their thread (`thread_ts`); a thread is a conversation of its own.
+The text of a message is in `text` with markup (`<@U123>`), or in `blocks` alone if an app or newer client wrote it.
+Replies carry the time of the first message of their thread (`thread_ts`). A thread is a conversation of its own.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lora_ft.data.chats.message import Message, clean_name, clean_text
 from lora_ft.data.chats.places import File, files_below, folder_name, is_zip, root_of
 from lora_ft.data.chats.stream import objects, top_keys, walk
 
-_SPOKEN = ("", "me_message", "thread_broadcast", "file_share")  # every other subtype is Slack's own
+_SPOKEN = ("", "me_message", "thread_broadcast", "file_share")  # messages of every other subtype are written by Slack
 _BOT = "bot_message"
-_SLACKBOT = "USLACKBOT"  # answers for Slack itself; users.json may lack it
+_SLACKBOT = "USLACKBOT"  # Slack's own bot, which users.json may lack
 _DAY = re.compile(r"\d{4}-\d\d-\d\d\.json")
 _CHANNELS = ("channels.json", "groups.json", "mpims.json")
 _MARKS = re.compile(r"<([@#!]?)([^<>|]*)(?:\|([^<>]*))?>")
@@ -28,14 +28,14 @@ _PROGRAM = "Slack"
 
 
 def read_slack(file: Path) -> Iterator[tuple[str, Message]]:
-    """Yield (channel, message) of every message with a text, day by day.
+    """Yield (channel, message) for every message with a text, day by day.
 
     Args:
-        file: the folder or zip file of an export, the folder of a channel, or the file of a day or of slackdump.
+        file: Folder or zip file of an export, folder of a channel, file of a day, or file of slackdump.
 
     Raises:
-        UsageError: there are no days.
-        LoraFtError: a file is damaged, or a message is not as Slack writes it.
+        UsageError: There are no daily files.
+        LoraFtError: A file is damaged, or a message differs from Slack's format.
     """
     if file.is_file() and not is_zip(file):
         yield from _channel_file(file)
@@ -53,7 +53,7 @@ def read_slack(file: Path) -> Iterator[tuple[str, Message]]:
 
 
 def _channel_file(file: Path) -> Iterator[tuple[str, Message]]:
-    """Yield (channel, message) of one file: of a day, or slackdump's of a channel with its threads."""
+    """Yield (channel, message) from one file: a daily file, or slackdump's file of a channel with its threads."""
     people = _people(file.parent)
     if next(top_keys(file), None) is None:
         for value in objects(file, "item"):
@@ -70,24 +70,24 @@ def _channel_file(file: Path) -> Iterator[tuple[str, Message]]:
         replies = list(fields.children("slackdump_thread_replies"))
         root = fields.key("ts") if replies else ""
         read = [(reply.key("ts"), people.read(reply.named("ts"), root)) for reply in replies]
-        told = dict([(fields.key("ts"), people.read(fields, root)), *read])  # the first may be repeated
+        told = dict([(fields.key("ts"), people.read(fields, root)), *read])  # a thread may repeat its first message
         yield from ((channel, message) for message in told.values() if message is not None)
 
 
 @dataclass
 class _People:
-    """Names of users and channels by id, and which users are bots."""
+    """Names of users and channels by id, and the set of bots."""
 
     names: dict[str, str] = field(default_factory=dict)
     bots: set[str] = field(default_factory=lambda: {_SLACKBOT})
     channels: dict[str, str] = field(default_factory=dict)
 
     def read(self, fields: Fields, root: str = "") -> Message | None:
-        """Return a message, or None where it is Slack's own or has no text.
+        """Return a message, or None if it is a notice of Slack or has no text.
 
         Args:
-            fields: of the message.
-            root: time of the message that began its thread, where the file says so by its place.
+            fields: Fields of the message.
+            root: Time of the first message of its thread, if the position in the file implies one, else "".
         """
         subtype = fields.text("subtype")
         if fields.text("type") != "message" or subtype not in (*_SPOKEN, _BOT):
@@ -117,13 +117,13 @@ class _People:
         return self.names.get(user) or (_name(profile, user) if profile is not None else clean_name(user))
 
     def _attached(self, fields: Fields) -> tuple[str, bool]:
-        """Return the text of attachments and whether somebody else wrote it; previews of links are none."""
+        """Return the text of attachments and a flag for text of somebody else. Link previews do not count."""
         own = [one for one in fields.children("attachments") if not one.text("from_url") or _is_shared(one)]
         texts = [clean_text(self._shown(one.text("text")) or self._blocks(one) or one.text("fallback")) for one in own]
         return "\n".join(filter(None, texts)), any(map(_is_shared, own))
 
     def _shown(self, text: str) -> str:
-        """Return what a reader of Slack sees of <@U123>, <#C1|name>, <!here>, <address|text>."""
+        """Return a text with <@U123>, <#C1|name>, <!here> and <address|text> as Slack displays them."""
         return html.unescape(_MARKS.sub(self._mark, text))
 
     def _mark(self, found: re.Match[str]) -> str:
@@ -137,7 +137,7 @@ class _People:
         return label or target
 
     def _blocks(self, fields: Fields) -> str:
-        """Return the text of `blocks`, one below the other."""
+        """Return the text of `blocks`, joined by newlines."""
         return "\n".join(filter(None, (self._block(block) for block in fields.children("blocks"))))
 
     def _block(self, block: Fields) -> str:
@@ -158,7 +158,7 @@ class _People:
         return self._shown(part.text("text")) if part.text("type") == "mrkdwn" else part.text("text")
 
     def _rich(self, part: Fields) -> str:
-        """Return the text of a section, list, quote or code of rich text, or of one of its elements."""
+        """Return the text of a rich-text section, list, quote or code block, or of one of its elements."""
         kind = part.text("type")
         if kind == "rich_text_list":
             return "\n".join(f"• {self._rich(line)}" for line in part.children("elements"))
@@ -184,7 +184,7 @@ def _is_shared(attachment: Fields) -> bool:
 
 
 def _people(root: File) -> _People:
-    """Return the names in an export's folder; of a channel's folder alone none are known."""
+    """Return the names from an export's folder. The folder of a single channel has none."""
     people = _People()
     users = root / "users.json"
     if users.is_file():

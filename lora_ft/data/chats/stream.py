@@ -1,7 +1,7 @@
-"""JSON files of any size, read object by object within bounds, with faults in our own words.
+"""Bounded, object-by-object reading of JSON files of any size. Every fault is a LoraFtError.
 
-ijson parses; `_Source` stands between it and the file. Every chunk is checked by `JsonLimits` before ijson sees it, a
-`repair` may rewrite it first, and one object may not take more than `MAX_OBJECT` bytes.
+ijson parses, and `_Source` sits between ijson and the file. A `repair` may rewrite each chunk, `JsonLimits` checks it
+before ijson sees it, and one object may take at most `MAX_OBJECT` bytes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Repair = Callable[[bytes], bytes]
 T = TypeVar("T")
 
 MAX_OBJECT = 1 << 26
-"""Longest object that is built in memory, in bytes of the file."""
+"""Maximum size of an object built in memory, in bytes of the file."""
 _CHUNK = 1 << 16
 _BOM, _UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
 
 class _Source:
-    """The bytes of a file as ijson reads them: without a byte order mark, repaired, within bounds."""
+    """Byte stream of a file for ijson: without a byte order mark, repaired and bounded."""
 
     def __init__(self, content: IO[bytes], file: File, repair: Callable[[], Repair] | None) -> None:
         self._content, self._file = content, file
@@ -36,7 +36,7 @@ class _Source:
         self._offset, self._start = 0, -1
 
     def read(self, size: int = _CHUNK) -> bytes:
-        """Return the next chunk, b"" at the end; `size` is a hint."""
+        """Return the next chunk, or b"" at the end. `size` is a hint, in bytes."""
         if size == 0:
             return b""
         while True:
@@ -59,25 +59,26 @@ class _Source:
         return chunk.removeprefix(_BOM) if self._offset == len(chunk) else chunk
 
     def begin_object(self) -> None:
-        """Note that an object begins about here, which `read` then bounds."""
+        """Record that an object begins near this position, so that `read` bounds its size."""
         self._start = self._offset
 
     def end_object(self) -> None:
-        """Note that nothing is built any more."""
+        """Record that no object is being built."""
         self._start = -1
 
 
 def objects(file: File, prefix: str, repair: Callable[[], Repair] | None = None) -> Iterator[Any]:
-    """Yield the values at a prefix of ijson's, e.g. "messages.item", one after the other.
+    """Yield the values at an ijson prefix, e.g. "messages.item", one at a time.
 
     Args:
-        file: with UTF-8 text.
-        prefix: path of keys; "item" stands for every element of a list.
-        repair: makes a function that rewrites the chunks of a file in order; it returns as much as it can at once and
-            the rest when it is called with b"", at the end.
+        file: File with UTF-8 text.
+        prefix: Path of keys, in which "item" means every element of a list.
+        repair: Factory of a function that rewrites the chunks of a file in order. The function may hold back bytes
+            until the next call, and returns the rest when called with b"" at the end.
 
     Raises:
-        LoraFtError: the file is cut off, no JSON, not UTF-8 or out of bounds; the error says after how many values.
+        LoraFtError: The file is cut off, not JSON, not UTF-8 or out of bounds. The error states the number of values
+            read before.
     """
 
     def parse(source: _Source) -> Iterator[Any]:
@@ -93,7 +94,7 @@ def objects(file: File, prefix: str, repair: Callable[[], Repair] | None = None)
 
 
 BEGIN = object()
-"""What `walk` yields in place of a value where an object begins."""
+"""Value that `walk` yields at the beginning of an object."""
 
 
 def walk(
@@ -103,16 +104,16 @@ def walk(
     *,
     begins: Collection[str] = (),
 ) -> Iterator[tuple[str, Any]]:
-    """Yield (prefix, value) of the values at several prefixes, in the order of the file.
+    """Yield (prefix, value) for the values at several prefixes, in the order of the file.
 
     Args:
-        file: as of `objects`.
-        prefixes: of the values.
-        repair: as of `objects`.
-        begins: prefixes of objects of which only the beginning is yielded, as (prefix, `BEGIN`).
+        file: See `objects`.
+        prefixes: Prefixes of the values.
+        repair: See `objects`.
+        begins: Prefixes of objects whose beginning alone is yielded, as (prefix, `BEGIN`).
 
     Raises:
-        LoraFtError: as of `objects`.
+        LoraFtError: See `objects`.
     """
 
     def parse(source: _Source) -> Iterator[tuple[str, Any]]:
@@ -138,7 +139,7 @@ def walk(
 
 
 def top_keys(file: File, repair: Callable[[], Repair] | None = None) -> Iterator[str]:
-    """Yield the keys at the top of a file, as they come; none where the top is no object."""
+    """Yield the top-level keys of a file in order. A file without a top-level object has none."""
     return _read(file, _keys, repair)
 
 

@@ -1,4 +1,4 @@
-"""What a chat holds, for `validate` to show: a wrong order of dates is seen at once in a first and a last date."""
+"""Summary of a chat for `validate`. The first and last dates reveal a wrong order of day and month at once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lora_ft.data.chats.message import Message
 
 @dataclass(frozen=True)
 class ChatSummary:
-    """The messages of one chat that rows are made of.
+    """Summary of the messages of one chat that become rows.
 
     Attributes:
-        place: file and chat.
-        messages: number of messages.
-        people: number of senders.
-        first, last: the earliest and the latest day.
+        place: File and chat.
+        messages: Number of messages.
+        people: Number of senders.
+        first, last: Earliest and latest day.
     """
 
     place: str
@@ -28,11 +28,11 @@ class ChatSummary:
 
 
 def summarize(place: str, messages: Sequence[Message]) -> ChatSummary:
-    """Return what a chat holds.
+    """Return the summary of a chat.
 
     Args:
-        place: file and chat.
-        messages: at least one.
+        place: File and chat.
+        messages: One or more messages.
     """
     times = [message.time for message in messages]
     people = {message.sender for message in messages}

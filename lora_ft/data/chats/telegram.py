@@ -1,10 +1,10 @@
-r"""Telegram Desktop's result.json, of one chat or of a whole account.
+r"""Reader of Telegram Desktop's result.json, of one chat or of a whole account.
 
-Telegram Desktop writes some JSON that is not valid: control characters as `\x0C`, and ids of mentions without quotes.
-Both are put right before the file is parsed.
+Telegram Desktop writes some invalid JSON: control characters as `\x0C`, and ids of mentions without quotes. Both are
+repaired before the file is parsed.
 
-The messages of a forum's topics stand mixed in one list. A topic begins with a service message (`topic_created`), and a
-message of a topic answers that message or another of the topic, so the chain of answers tells its topic.
+A forum's topics share one list of messages. A topic begins with a service message (`topic_created`). Every message of
+the topic answers that message or another one of the topic, so following the replies leads to the topic.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from lora_ft.data.chats.fields import Fields
 from lora_ft.data.chats.message import Message, clean_name, clean_text
 from lora_ft.data.chats.stream import BEGIN, File, Repair, objects, top_keys, walk
 
-_LISTS = ("chats.list.item", "left_chats.list.item")  # where chats stand in the export of an account
+_LISTS = ("chats.list.item", "left_chats.list.item")  # prefixes of chats in the export of an account
 _HEADER = ("name", "type", "id")
 _BARE_ID = re.compile(rb'^([ \t]*"[a-z_]+": )((?:user|chat|channel)\d+)(,?\r?)$', re.MULTILINE)
 _ESCAPE = re.compile(rb"\\(?:x([0-9A-Fa-f]{2})|[\s\S])")
 _HALF_ESCAPES = (b"", b"x", *(b"x%X" % digit for digit in range(16)), *(b"x%x" % digit for digit in range(10, 16)))
-_LONGEST_ID_LINE = 200  # bytes
+_LONGEST_ID_LINE = 200  # bytes; maximum length of a line with an unquoted id
 _NUMBER = re.compile(r"-?\d{1,18}")
 
 
 def read_telegram(file: File) -> Iterator[tuple[str, Message]]:
-    """Yield (chat, message) of every message with a text.
+    """Yield (chat, message) for every message with a text.
 
     Raises:
-        LoraFtError: the file is damaged, or a message is not as Telegram writes it.
+        LoraFtError: The file is damaged, or a message differs from Telegram's format.
     """
     chats = _account(file) if _is_account(file) else _single(file)
     for chat, value in chats:
@@ -42,7 +42,7 @@ def read_telegram(file: File) -> Iterator[tuple[str, Message]]:
 
 
 def telegram_repair() -> Repair:
-    """Return a function that puts Telegram's invalid JSON right, chunk by chunk, as of `stream.objects`."""
+    """Return a function that repairs Telegram's invalid JSON chunk by chunk. See `repair` of `stream.objects`."""
     rest = b""
 
     def repair(chunk: bytes) -> bytes:
@@ -60,7 +60,7 @@ def telegram_repair() -> Repair:
 
 
 def _whole(data: bytes) -> int:
-    """Return how many bytes can be repaired before the next chunk is known: no half escape, no short half line."""
+    """Return the number of bytes that can be repaired before the next chunk: no partial escape or short line."""
     line = data.rfind(b"\n") + 1
     if len(data) - line <= _LONGEST_ID_LINE:
         return line
@@ -73,17 +73,17 @@ def _whole(data: bytes) -> int:
 
 
 def _is_account(file: File) -> bool:
-    """Return whether the top of the file has the key `chats` before `messages`."""
+    """Return whether the top-level key `chats` precedes `messages` in the file."""
     found = (key for key in top_keys(file, telegram_repair) if key in ("chats", "left_chats", "messages"))
     return next(found, "messages") != "messages"
 
 
 def _single(file: File) -> Iterator[tuple[_Chat, Any]]:
-    """Yield (chat, message as it stands) of the export of one chat, whose keys may be in any order."""
+    """Yield (chat, raw message) from the export of one chat, with keys in any order."""
     header: dict[str, Any] = {}
     for key, value in walk(file, _HEADER, telegram_repair):
         header[key] = value
-        if {"type", "id"} <= header.keys():  # the name comes before one of them, if there is one
+        if {"type", "id"} <= header.keys():  # an optional name precedes one of them
             break
     chat = _Chat(Fields(header, f"{file}", "Telegram Desktop"), Counter())
     for value in objects(file, "messages.item", telegram_repair):  # twice as fast as `walk`
@@ -91,10 +91,10 @@ def _single(file: File) -> Iterator[tuple[_Chat, Any]]:
 
 
 def _account(file: File) -> Iterator[tuple[_Chat, Any]]:
-    """Yield (chat, message as it stands) of the export of an account.
+    """Yield (chat, raw message) from the export of an account.
 
     Raises:
-        LoraFtError: the name of a chat stands after its messages.
+        LoraFtError: The name of a chat follows its messages.
     """
     seen: Counter[str] = Counter()
     header: dict[str, Any] = {}
@@ -113,11 +113,11 @@ def _account(file: File) -> Iterator[tuple[_Chat, Any]]:
 
 
 class _Chat:
-    """A chat while its messages are read.
+    """Chat whose messages are being read.
 
     Args:
-        header: its name, type and id.
-        seen: how many chats of each name came before; chats of the same name are told apart by a number.
+        header: Name, type and id of the chat.
+        seen: Number of earlier chats by name. Chats of the same name are numbered to keep them apart.
     """
 
     def __init__(self, header: Fields, seen: Counter[str]) -> None:
@@ -129,9 +129,9 @@ class _Chat:
         self._topics = Topics()
 
     def read(self, fields: Fields) -> Message | None:
-        """Return a message, or None where it is none of a person or has no text."""
+        """Return a message, or None for a service message or a message without text."""
         kind, number = fields.text("type"), fields.key("id")
-        elsewhere = "reply_to_peer_id" in fields  # the id is then one of another chat
+        elsewhere = "reply_to_peer_id" in fields  # the answered id then belongs to another chat
         reply = "" if elsewhere else fields.key("reply_to_message_id")
         if kind == "service" and fields.text("action") == "topic_created":
             self._topics.begin(number, fields.text("title"))
@@ -161,29 +161,29 @@ def _nameless(header: Fields, kind: str) -> str:
 
 
 class Topics:
-    """The topics of a forum, and which message stands in which. A chat without topics remembers no messages."""
+    """Topics of a forum, and the topic of each message. A chat without topics stores no messages."""
 
     def __init__(self) -> None:
         self._titles: dict[str, str] = {}
-        self._topics: dict[str, str] = {}  # message -> its topic, "" for the forum's general one
-        self._first: int | None = None  # message of the chat
+        self._topics: dict[str, str] = {}  # topic by message id, "" for the forum's general topic
+        self._first: int | None = None  # first message of the chat
         self._forum_from: int | None = None  # the first topic
 
     def begin(self, number: str, title: str) -> None:
-        """Note a topic by the message that begins it."""
+        """Record a topic and the message that begins it."""
         title = clean_text(title).replace("\n", " ") or f"#{number}"
         self._titles[number] = f"{title} #{number}" if title in self._titles.values() else title
         if self._forum_from is None:
             self._forum_from = _number(number)
 
     def is_root(self, number: str) -> bool:
-        """Return whether a message is the beginning of a topic, which has no text."""
+        """Return whether a message is the beginning of a topic, which is a message without text."""
         return number in self._titles
 
     def find(self, number: str, reply: str) -> str:
-        """Return the topic of a message, "" for the general one and where there are no topics.
+        """Return the topic of a message, or "" for the general topic and in a chat without topics.
 
-        A message that answers one which the export lacks stands in a conversation of its own, as its topic is unknown.
+        A reply to a message that is missing from the export has an unknown topic, so it gets its own conversation.
         """
         if self._first is None:
             self._first = _number(number)
@@ -206,7 +206,7 @@ def _number(number: str) -> int | None:
 
 
 def _text(fields: Fields, key: str) -> str:
-    """Return a text, or the texts of its parts one after the other."""
+    """Return a text, or the concatenated texts of its parts."""
     if not isinstance(fields.raw(key), list):
         return fields.text(key)
     parts: list[str] = []

@@ -1,4 +1,4 @@
-"""Telegram Desktop's exports in every form: result.json, HTML pages, a folder `ChatExport_…` or a zip file of it."""
+"""Reader of all Telegram Desktop exports: result.json, HTML pages, a folder `ChatExport_…` or a zip file of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lora_ft.data.chats.telegram_html import is_telegram_html, read_telegram_htm
 
 
 def read_telegram_export(file: Path) -> Iterator[tuple[str, Message]]:
-    """Yield (chat, message) of every message with a text. A folder with both forms is read as JSON.
+    """Yield (chat, message) for every message with a text. A folder with JSON and HTML is read as JSON.
 
     Raises:
-        UsageError: a folder holds neither.
-        LoraFtError: a file is damaged, or a message is not as Telegram writes it.
+        UsageError: A folder holds neither JSON nor HTML pages.
+        LoraFtError: A file is damaged, or a message differs from Telegram's format.
     """
     if not file.is_dir() and not is_zip(file):
         return read_telegram_html(file) if _is_page(file) else read_telegram(file)

@@ -1,7 +1,7 @@
-"""Telegram Desktop's HTML export: messages.html, messages2.html and so on, of one chat or of a whole account.
+"""Reader of Telegram Desktop's HTML export of a chat or an account: messages.html, messages2.html, ….
 
-A message without a name (`joined`) has the sender of the message before it. Dates stand in titles, with the offset of
-the machine that exported them.
+A message without a name (class `joined`) has the sender of the message before it. Dates are in `title` attributes,
+with the UTC offset of the exporting machine.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _TOPIC = re.compile(r".{0,200} created topic [«\"](.*)[»\"]", re.DOTALL)
 
 
 def is_telegram_html(start: bytes) -> bool:
-    """Return whether the beginning of a file is that of a page with messages of Telegram Desktop."""
+    """Return whether a file begins like a page of messages from Telegram Desktop."""
     return b'class="page_wrap' in start and b"<html" in start
 
 
 def read_telegram_html(file: File) -> Iterator[tuple[str, Message]]:
-    """Yield (chat, message) of every message with a text.
+    """Yield (chat, message) for every message with a text.
 
     Args:
-        file: a page, with which all pages of its folder are read in order; or a folder of pages, at any depth.
+        file: A page, which is read with all pages of its folder in order, or a folder with pages at any depth.
 
     Raises:
-        LoraFtError: a page is damaged, or a message has no date or sender.
+        LoraFtError: A page is damaged, or a message has no date or sender.
     """
     if file.is_dir():
         pages = files_below(file, PAGE)
@@ -68,7 +68,7 @@ def _tree(page: File) -> Any:
 
 
 def _chat(folder: str, pages: Iterable[tuple[File, Any]], taken: set[str]) -> Iterator[tuple[str, Message]]:
-    """Yield (chat, message) of the pages of one chat."""
+    """Yield (chat, message) from the pages of one chat."""
     name, sender, bot, topics = "", "", False, Topics()
     for page, tree in pages:
         if not name:
@@ -127,7 +127,7 @@ def _message(body: Any, where: str, number: str, sender: tuple[str, bool], topic
 
 
 def _sender(element: Any) -> tuple[str, bool]:
-    """Return a name and whether a bot sent the message in its bearer's name."""
+    """Return the sender's name, and True if a bot sent the message on the sender's behalf."""
     name = clean_text(element.text or "")
     via = _VIA.fullmatch(name)
     return clean_name(via[1] if via else name), via is not None
@@ -147,7 +147,7 @@ def _time(title: str, where: str) -> float:
 
 
 def _link(answered: Any) -> str:
-    """Return the id of the message that one answers, "" where it is in another chat."""
+    """Return the id of the answered message, or "" if it is in another chat."""
     attributes: Iterable[Mapping[str, str]] = (link.attrib for link in answered.iter("a"))
     found = (
         _ANSWERED.search(value) for each in attributes for value in (each.get("href", ""), each.get("onclick", ""))
@@ -173,7 +173,7 @@ def _below(tree: Any, name: str) -> list[Any]:
 
 
 def _child(element: Any, *names: str) -> Any:
-    """Return the first child that is a div of these classes; of one class, none that is of a forward."""
+    """Return the first child div with these classes, or None. Skip forwards unless "forwarded" is among them."""
     for child in element:
         classes = _classes(child) if child.tag == "div" else set()
         if classes.issuperset(names) and ("forwarded" in names or "forwarded" not in classes):

@@ -1,8 +1,11 @@
-"""WhatsApp's text export, of Android and iOS, in every language, region and clock that it offers.
+"""Reader of WhatsApp's text export from Android and iOS, in all of WhatsApp's languages, regions and clocks.
 
-A message begins with a head (`lora_ft.data.chats.heads`); lines without one go on with the one before. The file is read
-three times and never held: a survey finds how its heads are read, a second pass notes time and sender of each head,
-from which pasted heads are told (`_pasted`), and the third yields the messages in the order of the file.
+A message begins with a head (`lora_ft.data.chats.heads`). A line without a head continues the message before. The file
+is read in three passes and never held in memory:
+
+1. A survey determines the format of the heads.
+2. The time and sender of each head are recorded, to detect pasted heads (`lora_ft.data.chats.pasted`).
+3. The messages are yielded in the order of the file.
 """
 
 from __future__ import annotations
@@ -22,22 +25,22 @@ from lora_ft.data.chats.whatsapp_files import chat_name, chat_text
 from lora_ft.data.chats.whatsapp_words import MARK, written
 
 _LOOSE_HEAD = re.compile(r"\[?[^\n]{2,40}?\d[:.]\d\d[^\n]{0,20}?(?:\]| [-–—] )")
-_SHOWN = 60  # characters of a line in an error
-_MINUTE = 60.0  # seconds; most heads have none
+_SHOWN = 60  # maximum characters of a line shown in an error
+_MINUTE = 60.0  # seconds; most heads state no seconds
 _PARTS = {"d": "day", "m": "month", "y": "year"}
 _LONGEST_MESSAGE = 1 << 20  # characters; WhatsApp allows 65,536
 _REMEDY = "if it is text of a message, put a blank before it; otherwise report its form"
 
 
 def read_whatsapp(file: Path) -> Iterator[tuple[str, Message]]:
-    """Yield (chat, message) of every message with a text, in the order of the file; the id is the number of its line.
+    """Yield (chat, message) for every message with a text, in the order of the file. A message's id is its line number.
 
     Args:
-        file: the text, or the zip file that WhatsApp makes of it, or what is inside as a folder.
+        file: The text, WhatsApp's zip file of it, or a folder with the content of the zip file.
 
     Raises:
-        UsageError: no line begins a message, or one begins like a message and cannot be read as one.
-        LoraFtError: the file is damaged or not UTF-8.
+        UsageError: No line begins a message, or a line that begins like a message cannot be read.
+        LoraFtError: The file is damaged or not UTF-8.
     """
     export, chat = _Export(file), chat_name(file)
     open_message: _Open | None = None
@@ -66,10 +69,10 @@ def read_whatsapp(file: Path) -> Iterator[tuple[str, Message]]:
 
 
 def doubts_of_whatsapp(file: Path) -> list[str]:
-    """Return what of an export was read by convention: dates, halves of the day, heads taken for pasted text.
+    """Return descriptions of ambiguous parts of an export: dates, halves of the day, heads read as pasted text.
 
     Args:
-        file: as of `read_whatsapp`, which has read it.
+        file: Export that `read_whatsapp` has already read.
     """
     export, found = _Export(file), []
     if export.survey.is_ambiguous:
@@ -86,16 +89,16 @@ def doubts_of_whatsapp(file: Path) -> list[str]:
 
 
 class _Export:
-    """An export whose heads were read, and whose messages were not.
+    """Export after the first two passes, which read its heads but not its messages.
 
     Attributes:
-        text: the file.
-        survey, senders: how its heads and senders are read.
-        times: seconds of each head.
-        pasted: indices of heads that are text.
+        text: File with the text.
+        survey, senders: Survey of the heads, and counts of the senders.
+        times: Time of each head, in seconds.
+        pasted: Indices of pasted heads, which are text.
 
     Raises:
-        UsageError, LoraFtError: as of `read_whatsapp`.
+        UsageError, LoraFtError: See `read_whatsapp`.
     """
 
     def __init__(self, file: Path) -> None:
@@ -108,7 +111,7 @@ class _Export:
 
 
 class _Open:
-    """A message whose end has not been read yet."""
+    """Message whose end has not been read yet."""
 
     def __init__(self, place: str, number: int, time: float, head: Head, spoken: tuple[str, str] | None) -> None:
         self.time = time
@@ -119,10 +122,10 @@ class _Open:
         self._length = len(first)
 
     def add(self, line: str) -> None:
-        """Go on with the next line.
+        """Append the next line.
 
         Raises:
-            UsageError: the message becomes longer than any of WhatsApp's.
+            UsageError: The message is longer than `_LONGEST_MESSAGE`.
         """
         self._length += len(line) + 1
         if self._length > _LONGEST_MESSAGE:
@@ -130,17 +133,17 @@ class _Open:
         self._lines.append(line)
 
     def close(self) -> Message | None:
-        """Return the message, or None where WhatsApp wrote it, or where it has no text."""
+        """Return the message, or None if WhatsApp wrote it or it has no text."""
         sender = clean_name(self._sender).removeprefix("~").strip()
         text = clean_text(written("\n".join(self._lines), ios=self._ios)) if sender else ""
         return Message(str(self._number), self.time, sender, text) if text else None
 
 
 def _survey(text: File) -> Survey:
-    """Find how the heads of a file are read.
+    """Return the survey of a file's heads.
 
     Raises:
-        UsageError: there are none, or a line before them seems to be one.
+        UsageError: The file has no heads, or a line before the first looks like one.
     """
     survey, loose, first = Survey(), "", ""
     for number, line in text_lines(text):
@@ -164,10 +167,10 @@ def _survey(text: File) -> Survey:
 
 
 def _timeline(text: File, survey: Survey, senders: Senders) -> tuple[array[float], array[int]]:
-    """Return the time of each head, and the number of its sender, -1 where WhatsApp itself speaks: 16 bytes a head.
+    """Return the time and the sender's number of each head, in 16 bytes per head. WhatsApp itself is number -1.
 
     Raises:
-        UsageError: a head has no time.
+        UsageError: A head has no time.
     """
     times, names, numbers = array("d"), array("l"), dict[str, int]()
     for number, line in text_lines(text):
@@ -189,14 +192,14 @@ def _timeline(text: File, survey: Survey, senders: Senders) -> tuple[array[float
 
 
 def _is_own(head: Head, line: str, survey: Survey) -> bool:
-    """Whether a head has the shape of the file's; `99.99.23, 22:15 - ` without a sender is text."""
+    """Return whether a head has the file's shape. `99.99.23, 22:15 - ` without a sender is text."""
     return head.shape == survey.shape and (": " in line[head.end :] or earliest(head) is not None)
 
 
 def _later(text: File, number: int, line: str, head: Head, time: float) -> tuple[float, UsageError] | None:
-    """Return the time of a head of another shape, and what to say of it, if it is later than the message it stands in.
+    """Return the time and the error of a head of another shape that is later than the message around it, else None.
 
-    Nobody can have pasted that. Appointments (`25.12.2023 18:00: dinner`) name no sender, or the chat goes on before.
+    Such a head cannot be pasted. Appointments (`25.12.2023 18:00: dinner`) name no sender, or earlier messages follow.
     """
     other = earliest(head)
     if head.shape.colons or other is None or other < time + _MINUTE or ": " not in line[head.end :]:

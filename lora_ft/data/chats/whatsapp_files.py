@@ -1,4 +1,4 @@
-"""The text of a chat among the files of WhatsApp's export: `_chat.txt`, or one named after the chat, and its media."""
+"""Search for the text of a chat in WhatsApp's export: `_chat.txt` or a file named after the chat, beside its media."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lora_ft.data.chats.heads import find_head
 from lora_ft.data.chats.message import clean_text
 from lora_ft.data.chats.places import File, files_below, is_zip, opened, root_of
 
-_CHAT = "_chat.txt"  # of iOS; Android's is named "WhatsApp Chat with Ana.txt", in its language
+_CHAT = "_chat.txt"  # iOS; on Android "WhatsApp Chat with Ana.txt", in the phone's language
 _TEXT = re.compile(r".*\.txt", re.IGNORECASE)
 _LARGEST = 1 << 30  # bytes; exports end after 40,000 messages
 _BEGINNING = 1 << 12  # bytes
-_SHOWN = 4  # names in an error
+_SHOWN = 4  # maximum names in an error
 
 
 def chat_name(file: Path) -> str:
-    """Return the name of a chat, which is that of its file."""
+    """Return the name of a chat from the name of its file."""
     name = file.name
     for ending in (".zip", ".txt"):
         name = name[: -len(ending)] if name.lower().endswith(ending) else name
@@ -28,18 +28,18 @@ def chat_name(file: Path) -> str:
 
 
 def is_whatsapp(names: Iterable[str]) -> bool:
-    """Return whether any name of a file is one that WhatsApp gives a chat."""
+    """Return whether any file name is WhatsApp's name for the text of a chat."""
     return any(_TEXT.fullmatch(name) and (name.lower() == _CHAT or "whatsapp" in name.lower()) for name in names)
 
 
 def chat_text(file: Path) -> File:
-    """Return the text of an export: the file itself, or the chat inside of a zip file or folder.
+    """Return the text file of an export: the file itself, or the chat's file inside a zip file or folder.
 
-    Texts that somebody sent lie beside the chat, which WhatsApp named, or which begins with a message.
+    Text files sent in the chat lie beside it. The chat's file has a name of WhatsApp or begins with a message.
 
     Raises:
-        UsageError: there is no text, there are several, or it is huge.
-        LoraFtError: the zip file is damaged or encrypted.
+        UsageError: There is no text, there are several, or the text is too large.
+        LoraFtError: The zip file is damaged or encrypted.
     """
     if not file.is_dir() and not is_zip(file):
         return file

@@ -1,8 +1,8 @@
-"""Notices of WhatsApp that are made of parts: calls, polls, places, and messages that are deleted or still to come.
+"""Detection of composite notices of WhatsApp: calls, polls, places, and messages that are deleted or still to come.
 
-A phone writes "Verpasster Gruppen-Sprachanruf" or "Sprachanruf in Abwesenheit" by the version of WhatsApp, so
-calls are known by their words outside English: a text is a notice if it has a word for *missed*, a word for *call*, and
-nothing but such words.
+A phone writes "Verpasster Gruppen-Sprachanruf" or "Sprachanruf in Abwesenheit" depending on WhatsApp's version. So
+calls outside English are detected by their words: a text is a notice if it has a word for *missed*, a word for *call*,
+and no other words.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _DURATION = re.compile(
     r"sans réponse|nessuna risposta|geen antwoord|без ответа|нет ответа|\d{1,3}\W{0,2}[^\W\d]{1,8}\.?"
     r"(?: \d{1,3}\W{0,2}[^\W\d]{1,8}\.?)?)"
 )
-# What follows "Waiting for this message" is another sentence, which differs by the version.
+# "Waiting for this message" precedes a second sentence that differs between versions.
 _WAITING = """
 waiting for this message|warten auf diese nachricht|warte auf diese nachricht|esperando este mensaje
 esperando el mensaje|aguardando mensagem|aguardando esta mensagem|a aguardar esta mensagem
@@ -126,7 +126,7 @@ def is_notice(text: str) -> bool:
     """Return whether WhatsApp wrote a text.
 
     Args:
-        text: without marks and case, a line each, no dot at its end.
+        text: Text without marks, case and trailing dot, with its line breaks.
     """
     if "\n" in text:
         return _POLL.match(f"{text}\n") is not None or _is_poll(text.split("\n"))
@@ -139,7 +139,7 @@ def is_notice(text: str) -> bool:
 
 
 def _is_call(text: str) -> bool:
-    """Return whether a text has a word for a call, one for missed ones, and else only words that stand beside them."""
+    """Return whether a text has a word for a call, a word for "missed", and otherwise only words of such notices."""
     if _UNSPACED.fullmatch(text.replace(" ", "")):
         return True
     words = set(_SPLIT.split(text)) if len(text) <= 60 else set()
@@ -147,7 +147,7 @@ def _is_call(text: str) -> bool:
 
 
 def _is_poll(lines: list[str]) -> bool:
-    """Return whether lines are a title, a question, and options that begin with one word and end with their votes."""
+    """Return whether lines are a title, a question, and options with a common first word and their votes at the end."""
     options = [_OPTION.fullmatch(line) for line in lines[2:]]
     words = {option[1] for option in options if option is not None}
     alike = len(options) >= _FEWEST_OPTIONS and None not in options and len(words) == 1

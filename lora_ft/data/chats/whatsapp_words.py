@@ -1,8 +1,8 @@
-"""What WhatsApp itself writes into chats, in the languages of its exports.
+"""Removal of WhatsApp's own words from messages, in the languages of its exports.
 
-iOS marks its own words with U+200E before them, whatever the language; Android marks only some. For the rest there are
-lists, after public exports and parsers of them: whole texts (`_DELETED`, `_CALLS`), and stems of what stands between
-angle brackets or after a mark (`_EDITED`, `_OMITTED`). A text that only mentions such words stays as it is.
+iOS puts U+200E before its own words in every language; Android marks only some. Lists cover the rest, compiled from
+public exports and their parsers: whole texts (`_DELETED`, `_CALLS`), and stems of words between angle brackets or after
+a mark (`_EDITED`, `_OMITTED`). A text that only mentions such words stays unchanged.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ _EDITED = re.compile(
     "편집|chỉnh sửa|sửa|แก้ไข|inedit|na-edit|limehaririwa|gewysig|tahrirlan|өзгерт|өңделді",
     re.IGNORECASE,
 )
-# Stems of "omitted": image omitted. Only looked for after a mark of iOS.
+# Stems of "omitted": image omitted. Only matched after a mark of iOS.
 _OMITTED = re.compile(
     "omit|ocultad|weggelassen|ausgelassen|ausgeschlossen|omis|absent|retiré|omess|esclus|weggelaten|tidak disertakan|"
     "tidak dimasukkan|dahil edilmedi|отсутств|опущен|пропущ|исключ|відсутн|pominięt|vynech|utelämn|utelat|udelad|"
@@ -132,7 +132,7 @@ _ATTACHED = re.compile(
     "پیوست|ضمیمه|संलग्न|अटैच|সংযুক্ত|添付|附件|附加|첨부|đính kèm|แนบ|nakalakip",
     re.IGNORECASE,
 )
-# What lines about a group speak of; those that end with a text after a colon look like a sender's.
+# Words of lines about a group. Such a line with a colon and a text at its end looks like a sender's message.
 _GROUP = re.compile(
     "group description|the subject|the community|Gruppenbeschreibung|Betreff|Gruppennamen|Community|"
     "descripción del grupo|el asunto|la comunidad|descrição do grupo|o assunto|nome do grupo|comunidade|"
@@ -148,11 +148,11 @@ _GROUP_UNSPACED = re.compile(
     "グループの説明|グループ名|コミュニティ|그룹 설명|그룹 이름|커뮤니티|群组描述|群组名称|社群|群組說明|"
     "群組名稱|คำอธิบายกลุ่ม|ชุมชน"
 )
-_FEWEST_WORDS = 4  # of a sentence
+_FEWEST_WORDS = 4  # minimum words of a sentence
 _STANDARD_FILE = re.compile(r"(?:IMG|VID|AUD|PTT|STK|DOC)-\d+-WA\d+\.\w+ \([^()\n]+\)")
 _NAMED_FILE = re.compile(r"[^\n]{1,250}\.\w{1,5} \(([^()\n]{3,60})\)")
 _PLACEHOLDER = re.compile(r"<[^\W\d_][^<>\n]{2,80}>")
-# iOS's own words start with a mark, in every language. People's start with one where they paste a number or a link.
+# iOS puts a mark before its own words in every language. People's texts have one before a pasted number or link.
 _STARTS_MARKED = re.compile(
     f"[\u200f\u202a ]*{MARK}(?![\\s{MARK}\u200f\u202a\u202c\u2066-\u2069]*(?:[\\d+@#]|https?:))"
 )
@@ -161,7 +161,7 @@ _FILE = re.compile(r"[^\n]{1,250}\.\w{1,5}")
 
 
 def _normal(text: str) -> str:
-    """Return a text without marks, case, and the dot at its end."""
+    """Return a text without marks, case and trailing dot."""
     plain = _INVISIBLE.sub("", unicodedata.normalize("NFC", text)).replace("’", "'")
     return " ".join(plain.casefold().split()).rstrip(" .。।")
 
@@ -170,17 +170,17 @@ _WHOLE = frozenset(_normal(text) for text in f"{_DELETED}|{_CALLS}".replace("\n"
 
 
 def is_about_group(name: str) -> bool:
-    """Return whether what stands before a colon is the beginning of a line about a group or community."""
+    """Return whether the words before a colon begin a line about a group or community."""
     long = len(name.split()) >= _FEWEST_WORDS
     return (long and _GROUP.search(name) is not None) or _GROUP_UNSPACED.search(name) is not None
 
 
 def written(text: str, *, ios: bool) -> str:
-    """Return what a person wrote of a message's text, with the marks; empty where WhatsApp wrote all of it.
+    """Return the part of a message's text that a person wrote, with marks, or "" if WhatsApp wrote all of it.
 
     Args:
-        text: of a message, after the sender.
-        ios: whether the export is of iOS, which marks WhatsApp's own words.
+        text: Text of a message, after the sender.
+        ios: True for an export from iOS, which marks WhatsApp's own words.
     """
     if _is_own(text):
         return ""
@@ -203,7 +203,7 @@ def _is_own(text: str) -> bool:
 
 
 def _is_attachment(line: str) -> bool:
-    """Whether a line is the name of a file and WhatsApp's word for it: its caption is on the lines after it."""
+    """Return whether a line is a file name with WhatsApp's word for an attachment. Its caption is on later lines."""
     plain = _INVISIBLE.sub("", line).strip()
     if _STANDARD_FILE.fullmatch(plain) or _DOCUMENT.fullmatch(line):
         return True
@@ -215,8 +215,8 @@ def _without_tail(line: str, *, last: bool) -> str:
     """Return a line without `<This message was edited>`, `<attached: …>` or `image omitted` at its end.
 
     Args:
-        line: of a text.
-        last: whether it is the last one of the text, where Android puts its word for edited messages.
+        line: Line of a text.
+        last: True for the last line of the text, where Android puts its word for edited messages.
     """
     stripped = line.rstrip()
     start = stripped.rfind("<") if stripped.endswith(">") else -1

@@ -64,7 +64,9 @@ class PeftAdapter:
             ) from error
 
     def tokenizer(self, base: Base, codec: str) -> tuple[Tokenizer, Tokenizer | None]:
-        """Return the adapter's tokenizer, or else the base's, and repeat it if it has more tokens than the base's.
+        """Return the tokenizer, and the same one again if it extends the base's, else None.
+
+        The adapter's own tokenizer is used if it has more tokens than the base's.
 
         Raises:
             UsageError: The tokenizer has more tokens than the base has rows.

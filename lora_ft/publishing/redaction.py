@@ -20,7 +20,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def is_hub_name(base: str) -> bool:
-    """Return whether a base is a name on the Hub, as opposed to a folder or the base offline."""
+    """Return whether a base is a name on the Hub, as opposed to a folder or the base `offline`."""
     return base != OFFLINE and _HUB_NAME.fullmatch(base) is not None and not Path(base).is_dir()
 
 

@@ -14,7 +14,7 @@ _VERSION = 1
 
 
 def best_run(runs: Sequence[Run]) -> Run | None:
-    """Return the run with the best validation score, or None without scores or if the runs used different ones."""
+    """Return the run with the best validation score, or None without scores or with different metrics."""
     scored = [run for run in runs if run.metrics["best_metric"] is not None]
     metrics = {run.task.train.metric_for_best_model for run in scored}
     if len(metrics) != 1:

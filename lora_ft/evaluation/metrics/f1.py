@@ -36,7 +36,7 @@ def squad_words(text: str) -> list[str]:
 
 
 def f1(answer: Sequence[str], reference: Sequence[str]) -> float:
-    """Return F1, 0 to 1. If either side is empty, return 1 if both are, else 0."""
+    """Return F1, 0 to 1. If either list is empty, it is 1 if both are, else 0."""
     if not answer or not reference:
         return float(not answer and not reference)
     common = (Counter(answer) & Counter(reference)).total()

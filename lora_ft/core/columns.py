@@ -27,7 +27,7 @@ _INDEX = re.compile(r"\[(-?\d{1,9})\]")
 _SEPARATOR = re.compile(r"[.\[]")
 _LIKELY = ("text", "content", "value", "answer", "label", "name")  # keys of text in common data sets, best first
 _MAX_DIGITS = 300  # digits of an exact number; a decimal in parquet has at most 76
-_SHOWN = 12  # names in an error
+_SHOWN = 12  # names shown in an error
 
 
 class Column:

@@ -16,8 +16,17 @@ from lora_ft.core.errors import LoraFtError
 from lora_ft.core.printable import printable
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
-_SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "_PASS", "CREDENTIALS")  # ends of names
-_SHORTEST_SECRET = 8  # characters; shorter values are words
+_SECRET = (
+    "TOKEN",
+    "KEY",
+    "SECRET",
+    "PASSWORD",
+    "PASSWD",
+    "PASSPHRASE",
+    "_PASS",
+    "CREDENTIALS",
+)  # suffixes of variable names
+_SHORTEST_SECRET = 8  # characters; shorter values are ordinary words
 _FREE = "free some or raise the limit, or give an --out on another disk. No unfinished output was left"
 
 

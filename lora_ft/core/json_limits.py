@@ -127,8 +127,8 @@ def parse_json(text: str | bytes, where: object) -> Any:
         where: Name of the source, for errors.
 
     Raises:
-        LoraFtError: The text is not UTF-8 or not JSON, has a duplicate key or a lone surrogate, is nested deeper than
-            `MAX_DEPTH`, or has an integer longer than `MAX_DIGITS`.
+        LoraFtError: The text is not UTF-8 or not JSON, or has a duplicate key or a lone surrogate. Or it is nested
+            deeper than `MAX_DEPTH`, or has an integer longer than `MAX_DIGITS`.
     """
     if isinstance(text, bytes):
         try:

@@ -104,9 +104,9 @@ def is_own_file(path: Path) -> bool:
     return isinstance(value, dict) and value.keys() >= _ANSWER
 
 
-_ANSWER = {"row", "prompt", "output", "references"}  # a line of `evaluate`
+_ANSWER = {"row", "prompt", "output", "references"}  # keys of a line that `evaluate` writes
 _PAGE = '<meta name="generator" content="lora-ft">'
-# Pages of 0.1.0 name no generator, but no other page has this line.
+# Pages of 0.1.0 name no generator. They are recognized by this line, which no other page has.
 _PAGE_BEFORE = "default-src 'none'; style-src 'unsafe-inline'\">"
 
 

@@ -17,7 +17,7 @@ from lora_ft.core.errors import UsageError
 
 _SECONDS = 5
 _SECONDS_OF_A_SEARCH = 1e-4
-_MEMORY = 1 << 30  # bytes
+_MEMORY = 1 << 30  # bytes of the child process
 _REPEATS = re.compile(r"[*+{]")
 _CHILD = f"""
 import json, re, sys

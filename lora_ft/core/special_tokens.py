@@ -34,7 +34,7 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], vocabulary: int, where: str) -> SpecialTokens:
-        """Return the ids of a configuration, with T5's as defaults: </s> is 1, <pad> is 0, and the start is <pad>.
+        """Return the ids of a configuration, with T5's as defaults: </s> is 1, <pad> is 0, the start equals <pad>.
 
         Args:
             config: Ids by their names in transformers; `eos_token_id` may be a list.

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from lora_ft.data.chats.message import Message
 
-# Names for women and men alike that are not common words.
+# Names for women and men alike, none a frequent word in texts.
 _NAMES = (
     "Addison Adrian Alex Andie Arden Ariel Ashton Aubrey Avery Bailey Blair Brett Cameron Camille Carey Casey Charlie "
     "Corey Dakota Dallas Dana Darcy Devon Drew Eden Eli Ellis Emerson Emery Finley Florian Frankie Gabriel Harley "

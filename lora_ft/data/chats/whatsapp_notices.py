@@ -1,8 +1,8 @@
 """Detection of composite notices of WhatsApp: calls, polls, places, and messages that are deleted or still to come.
 
 A phone writes "Verpasster Gruppen-Sprachanruf" or "Sprachanruf in Abwesenheit" depending on WhatsApp's version. So
-calls outside English are detected by their words: a text is a notice if it has a word for *missed*, a word for *call*,
-and no other words.
+calls outside English are detected by their words. A text is a notice if it has a word for *missed*, a word for *call*,
+and otherwise only words of such notices.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def is_notice(text: str) -> bool:
     """Return whether WhatsApp wrote a text.
 
     Args:
-        text: Text without marks, case and trailing dot, with its line breaks.
+        text: Text with its line breaks, each line without marks, case and trailing dot.
     """
     if "\n" in text:
         return _POLL.match(f"{text}\n") is not None or _is_poll(text.split("\n"))

@@ -1,8 +1,8 @@
 """Removal of WhatsApp's own words from messages, in the languages of its exports.
 
 iOS puts U+200E before its own words in every language; Android marks only some. Lists cover the rest, compiled from
-public exports and their parsers: whole texts (`_DELETED`, `_CALLS`), and stems of words between angle brackets or after
-a mark (`_EDITED`, `_OMITTED`). A text that only mentions such words stays unchanged.
+public exports and their parsers. They hold whole texts (`_DELETED`, `_CALLS`), and stems of words between angle
+brackets or after a mark (`_EDITED`, `_OMITTED`). A text that only mentions such words stays unchanged.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def read_resume_point(run: RunFolder, names: list[str], device: str) -> tuple[di
 
 def _load(path: Path) -> Mapping[Any, Any]:
     """Read a torch file without executing code that a pickle may contain."""
-    from transformers.trainer_pt_utils import safe_globals
+    from transformers.trainer import safe_globals  # of trainer_pt_utils from version 5 on
 
     with safe_globals():
         content: Mapping[Any, Any] = torch.load(path, map_location="cpu", weights_only=True)

@@ -88,7 +88,7 @@ def test_sources_leave_the_batch_when_all_their_answers_have_ended(
         return likeliest(source, cache, tokens, *rest, **how)
 
     monkeypatch.setattr(model, "likeliest", watched)
-    options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 20, "top_k": 5}
+    options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 20, "top_k": 5, "seed": 3}
     made = unsure.made(words(5, 9), **options)
     lengths = [max(len(tokens) for tokens in made[start : start + 3]) for start in range(0, len(made), 3)]
     assert [rows for rows, _, _ in asked] == [sum(n > turn for n in lengths) for turn in range(max(lengths))]

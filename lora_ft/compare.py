@@ -81,7 +81,7 @@ def _other_signatures(name: str, split: str, scored: dict[str, Scored]) -> list[
         if score in values and own.get(score, "") != one.how:
             found.setdefault(own.get(score) or "no signature", []).append(score)
     return [
-        f"{name} was evaluated with other scores of this name ({', '.join(scores)}: {how}); all are scored anew here, "
+        f"{name} was evaluated with other scores of this name ({', '.join(scores)}: {how}); all are scored again here, "
         f"`lora-ft evaluate {name} --split {split}` brings its own up to date"
         for how, scores in found.items()
     ]

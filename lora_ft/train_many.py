@@ -275,7 +275,7 @@ def _claim(
         found = read_json(record)
         if found["version"] != _VERSION:
             raise LoraFtError(
-                f"{record} is of version {found['version']}, not {_VERSION}", "start anew with --overwrite"
+                f"{record} is of version {found['version']}, not {_VERSION}", "start over with --overwrite"
             )
         before = {name for group in found["packs"] for name in group}
         if before != {task.name for task in tasks}:
@@ -287,7 +287,7 @@ def _claim(
         return found, {}
     if record.is_file() and not overwrite:
         raise UsageError(
-            f"unfinished groups lie in {out / GROUPS_FOLDER}", "add --resume to go on, or --overwrite to start anew"
+            f"unfinished groups lie in {out / GROUPS_FOLDER}", "add --resume to go on, or --overwrite to start over"
         )
     for task in tasks:
         RunFolder.new(task, out / task.name, overwrite=overwrite)

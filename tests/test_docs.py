@@ -15,14 +15,13 @@ import typer
 import yaml
 
 from benchmarks import readme
-from docs.generators import messages, modules
+from docs.generators import messages
 from docs.generators.__main__ import FILES
 from lora_ft.cli import run
 from lora_ft.cli.verbs import app
 from lora_ft.export.runtime import manifest
 from tests.conftest import write_task
 from tests.pages import PAGES, ROOT, blocks, commands, smaller
-from tests.test_layers import ORDER
 
 
 def text_of(page: Path) -> str:
@@ -43,10 +42,6 @@ def test_each_table_of_results_has_one_page() -> None:
     marks = [mark for page in PAGES for mark in re.findall(r"<!-- results: (\S+) \(python", text_of(page))]
     assert sorted(marks) == sorted(name for names in readme.PAGES.values() for name in names)
     assert set(marks) == {*readme.TABLES, "sizes"}
-
-
-def test_matrix_has_the_packages_in_their_order() -> None:
-    assert modules.ORDER == ORDER
 
 
 @pytest.mark.slow

@@ -7,26 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-ORDER = (
-    "core",
-    "export",
-    "tasks",
-    "data",
-    "runs",
-    "models",
-    "evaluation",
-    "reports",
-    "publishing",
-    "deployment",
-    "training",
-    "multi_lora",
-    "verbs",
-    "bench",
-    "cli",
-)
-"""Packages, lowest first; tests/test_docs.py compares it with the order that tests/test_layers.py enforces."""
+from tests.test_layers import ORDER
 
+ROOT = Path(__file__).parents[2]
 # Package, modules, imports from other packages, imports of other packages, imports inside: counted in the last commit
 # before the tree was moved.
 BEFORE = (

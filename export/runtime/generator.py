@@ -280,9 +280,9 @@ class Generator:
         options: Sequence[Options],
         batch_size: int,
         done: Callable[[int], None],
-        anew: bool,
+        fresh_seed: bool,
     ) -> list[list[Generated]]:
-        """Return the answers to each row; with `anew`, each batch has its own seed."""
+        """Return the answers to each row; with `fresh_seed`, each batch has its own seed."""
         answers: list[list[Generated]] = [[] for _ in rows]
         groups: dict[Options, list[int]] = {}
         for i, own in enumerate(options):
@@ -295,7 +295,7 @@ class Generator:
             for batch in by_adapter([rows[i] for i in places], [names[i] for i in places], batch_size):
                 some = [places[i] for i in batch]
                 seeded = shared
-                if anew and shared.seed is not None:
+                if fresh_seed and shared.seed is not None:
                     seeded = replace(shared, seed=(*_flat(shared.seed), number))
                 copies, made = shared.num_return_sequences, self._answer_batch(rows, names, some, seeded)
                 for i, start in zip(some, range(0, len(made), copies), strict=True):

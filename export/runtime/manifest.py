@@ -113,7 +113,7 @@ def _entries(path: Path, adapters: Any) -> list[tuple[str, dict[str, Any]]]:
         for name, entry in adapters.items()
     )
     if damaged:
-        raise LoraFtError(f"{path} says of adapters what it cannot", "export the bundle again")
+        raise LoraFtError(f"{path} has a malformed entry `adapters`", "export the bundle again")
     return list(adapters.items())
 
 

@@ -95,8 +95,8 @@ class Options:
             raise UsageError("do_sample and num_beams exclude each other here", "choose sampling or beams")
         if self.num_return_sequences > max(1, self.num_beams) and not self.do_sample:
             raise UsageError(
-                f"num_return_sequences {self.num_return_sequences} wants as many beams, or do_sample",
-                f"num_beams is {self.num_beams}",
+                f"num_return_sequences={self.num_return_sequences} requires as many beams (got {self.num_beams})",
+                "raise num_beams, or set do_sample=true",
             )
         banned = {*self.suppress_tokens, *(words[0] for words in self.bad_words_ids if len(words) == 1)}
         if banned & set(self._forced):
@@ -202,7 +202,10 @@ def check_allowed(allowed: Sequence[Sequence[int]], options: Mapping[str, Any]) 
         )
     several, count = options.get("num_return_sequences") or 1, len(set(map(tuple, allowed)))
     if several > count and not options.get("do_sample"):
-        raise UsageError(f"num_return_sequences {several} wants as many allowed answers", f"there are {count}")
+        raise UsageError(
+            f"num_return_sequences={several} requires as many allowed answers (got {count})",
+            "lower num_return_sequences",
+        )
     for name in _BANS:
         if _frozen(options.get(name)) not in (None, getattr(Options, name)):
             raise UsageError(f"{name} and allowed answers exclude each other", "leave one of them out")

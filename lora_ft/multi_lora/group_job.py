@@ -168,7 +168,7 @@ def _last_states(members: Sequence[MemberTrainer], stack: StackedWeights) -> Sna
     for number, member in enumerate(members):
         point = member.point()
         if point is None:
-            raise LoraFtError(f"{member.working} holds no state to go on from", "start anew with --overwrite")
+            raise LoraFtError(f"{member.working} holds no state to go on from", "start over with --overwrite")
         entries[member.name], tensors = point
         for name, matrix in rows.items():
             stack.load(number, getattr(tensors, name), matrix)

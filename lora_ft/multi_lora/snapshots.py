@@ -75,7 +75,7 @@ class Snapshots:
         content = read_json(path / _MEMBERS)
         if content["version"] != VERSION:
             raise LoraFtError(
-                f"{path} is of version {content['version']}, not {VERSION}", "start anew with --overwrite"
+                f"{path} is of version {content['version']}, not {VERSION}", "start over with --overwrite"
             )
         tick = int(path.name.removeprefix("checkpoint-"))
         rows = load_file(path / _ROWS) if content["members"] else {}

@@ -67,7 +67,7 @@ from lora_ft.training.prepared_data import PreparedData
 CHOICES = "choices.json"
 _VERSION = 1
 _LONGER = {"num_train_epochs", "max_steps"}  # keys of `train` that may change when a finished run is trained longer
-_GO_ON = "resume with the same task and --set, or start anew with --overwrite"
+_GO_ON = "resume with the same task and --set, or start over with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class RunFolder:
         refuse_existing(out, overwrite=overwrite, inputs=input_paths(task))
         if working.exists() and not overwrite:
             raise OutputExistsError(
-                f"an unfinished run lies in {working}", "add --resume to go on, or --overwrite to start anew"
+                f"an unfinished run lies in {working}", "add --resume to go on, or --overwrite to start over"
             )
         if working.exists():
             if reason := "is not a folder" if not working.is_dir() else foreign_reason(working):
@@ -193,7 +193,7 @@ class RunFolder:
         if done >= steps:
             raise UsageError(
                 f"the run {self.finished} is finished: it did {done:,} of {steps:,} steps",
-                "raise train.num_train_epochs (or train.max_steps) to train it longer, or start anew with --overwrite",
+                "raise train.num_train_epochs (or train.max_steps) to train it longer, or start over with --overwrite",
             )
 
     def require_own(self) -> None:
@@ -296,7 +296,7 @@ def require_same_rows(before: RowRecord, now: RowRecord, began: Path) -> None:
     if changes := before.changes(now):
         raise UsageError(
             f"the rows are not those that {began} began with: {'; '.join(changes)}",
-            "restore them, or start anew with --overwrite",
+            "restore them, or start over with --overwrite",
         )
 
 

@@ -58,7 +58,7 @@ def cut(sessions: Sequence[Session], shares: Mapping[str, float]) -> dict[str, l
     """
     if len(sessions) <= len(shares):
         raise UsageError(
-            f"data.split wants {len(shares) + 1} parts, and there are {len(sessions)} sessions",
+            f"data.split needs {len(shares) + 1} sessions (got {len(sessions)})",
             "lower data.chat.gap_minutes, or name files for each split",
         )
     rest = sorted(sessions, key=lambda session: session.messages[0].time)

@@ -228,7 +228,7 @@ def test_one_is_told_how_many_texts_are_finished(generator: Generator) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens 0"),
         ({"min_new_tokens": 5, "max_new_tokens": 4}, r"min_new_tokens .* and max_new_tokens"),
         ({"min_new_tokens": ORIGIN.generation["max_new_tokens"] + 1}, r"min_new_tokens .* and max_new_tokens"),
-        ({"num_return_sequences": 2}, "num_return_sequences 2"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2"),
         ({"temperature": 0.0}, "temperature"),
         ({"beams": 2}, "no generation option beams"),
     ],

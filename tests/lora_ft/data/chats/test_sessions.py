@@ -84,7 +84,7 @@ def test_the_newest_sessions_are_for_testing() -> None:
 
 
 def test_too_few_sessions_to_cut_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"data\.split wants 3 parts, and there are 2 sessions"):
+    with pytest.raises(UsageError, match=r"data\.split needs 3 sessions \(got 2\)"):
         cut(one_chat(chat(0, 9 * HOUR)), {"validation": 0.1, "test": 0.2})
 
 

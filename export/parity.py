@@ -1,4 +1,4 @@
-"""Compare a bundle with PyTorch: logits within a tolerance, greedy text token for token."""
+"""Compare a bundle with PyTorch: logits within a tolerance, greedy answers token by token."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reference:
         input_ids: Sources, int64 [b, s].
         attention_mask: Their mask, int64 [b, s].
         tokens: Greedy continuation, int64 [b, n], padded after </s>; n is at most max_new_tokens.
-        logits: Logits of each of these tokens given those before it, float32 [b, n, vocabulary].
+        logits: Logits at each of these tokens, given the tokens before it, float32 [b, n, vocabulary].
         max_new_tokens: Limit of the greedy search.
     """
 
@@ -40,14 +40,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class Report:
-    """Result of comparing a bundle with PyTorch over some rows.
+    """Result of comparing a bundle with PyTorch on a set of rows.
 
     Attributes:
         rows, tokens: Number of compared rows and tokens.
-        identical_rows: Rows with equal greedy tokens.
+        identical_rows: Number of rows with equal greedy tokens.
         largest_difference: Largest difference of any logit.
-        lookup_rows: Rows with equal tokens under prompt lookup.
-        tolerance: Largest allowed difference, if nothing is rounded.
+        lookup_rows: Number of rows whose tokens are the same with prompt lookup.
+        tolerance: Largest allowed difference, if no weight is rounded.
         divergence: Mean Kullback-Leibler divergence of next-token probabilities from PyTorch's, in nats.
     """
 
@@ -65,12 +65,12 @@ class Report:
 
     @property
     def lookup_is_lossless(self) -> bool:
-        """Whether prompt lookup changed no answer."""
+        """True if all answers are the same with prompt lookup."""
         return self.lookup_rows == self.rows > 0
 
     def __str__(self) -> str:
         return (
-            f"{self.identical_rows} of {self.rows} rows give PyTorch's text, "
+            f"{self.identical_rows} of {self.rows} rows match PyTorch's text, "
             f"logits differ by at most {self.largest_difference:.2g}"
         )
 
@@ -82,37 +82,37 @@ class Report:
 def compare(
     generator: Generator, references: Iterable[Reference], tolerance: float = TOLERANCE, adapter: str | None = None
 ) -> Report:
-    """Compare a bundle with PyTorch, reading one reference at a time, since logits are large."""
+    """Compare a bundle with PyTorch, one reference at a time, since logits are large."""
     rows = tokens = identical = looked_up = 0
     largest = diverged = 0.0
     for reference in references:
         ids, mask = reference.input_ids, reference.attention_mask
         real = answered(reference.tokens, generator.special)
         logits = generator.score(ids, mask, reference.tokens, adapter=adapter)
-        # fmax would pass over a NaN; max does not, and a NaN fails the test below
+        # max propagates a NaN, unlike fmax, and a NaN fails `Report.passed`
         largest = float(np.max([largest, np.abs(logits - reference.logits)[real].max(initial=0)]))
         diverged += _divergence(reference, logits, real)
-        made, drafted = (
+        generated, drafted = (
             generator.generate_ids(
                 ids, mask, adapter=adapter, max_new_tokens=reference.max_new_tokens, prompt_lookup=lookup
             )
             for lookup in (False, True)
         )
         rows, tokens = rows + len(ids), tokens + int(real.sum())
-        identical += identical_rows(made, reference.tokens, generator.special)
-        looked_up += identical_rows(made, drafted, generator.special)
+        identical += identical_rows(generated, reference.tokens, generator.special)
+        looked_up += identical_rows(generated, drafted, generator.special)
     return Report(rows, tokens, identical, largest, looked_up, tolerance, diverged / max(1, tokens))
 
 
 def divergence(generator: Generator, references: Iterable[Reference], adapter: str | None) -> float:
-    """Return only the divergence of `compare`, also for answers that need not equal PyTorch's."""
-    tokens, found = 0, 0.0
+    """Return the divergence as in `compare`, without generating answers."""
+    tokens, total = 0, 0.0
     for reference in references:
         logits = generator.score(reference.input_ids, reference.attention_mask, reference.tokens, adapter=adapter)
         real = answered(reference.tokens, generator.special)
         tokens += int(real.sum())
-        found += _divergence(reference, logits, real)
-    return found / max(1, tokens)
+        total += _divergence(reference, logits, real)
+    return total / max(1, tokens)
 
 
 def _divergence(reference: Reference, logits: np.ndarray, real: np.ndarray) -> float:
@@ -123,13 +123,13 @@ def _divergence(reference: Reference, logits: np.ndarray, real: np.ndarray) -> f
 
 @dataclass(frozen=True)
 class Probe:
-    """PyTorch's answers to a few sentences that are nobody's data, small enough to travel with the bundle.
+    """PyTorch's answers to a few public sentences, small enough to be published with the bundle.
 
     Attributes:
-        sources: token ids of each sentence.
+        sources: Token ids of each sentence.
         tokens: PyTorch's greedy answers, up to </s>.
-        log_probs: of those tokens.
-        max_new_tokens: the limit of the answers.
+        log_probs: Log-probabilities of these tokens.
+        max_new_tokens: Maximum length of an answer, in tokens.
     """
 
     sources: list[list[int]]
@@ -139,7 +139,7 @@ class Probe:
 
     @classmethod
     def of(cls, reference: Reference, special: SpecialTokens) -> Probe:
-        """What to keep of PyTorch's answers."""
+        """Return the probe of PyTorch's answers to one batch."""
         log_probs = np.take_along_axis(log_softmax(reference.logits), reference.tokens[..., None], axis=2)[..., 0]
         lengths = [len(special.trim(row)) for row in reference.tokens]
         sources = [
@@ -154,16 +154,16 @@ class Probe:
 
     @classmethod
     def read(cls, path: Path) -> Probe:
-        """From a bundle."""
+        """Read the probe of a bundle."""
         content: Mapping[str, Any] = read_json(path)
         return cls(**content)
 
     def write(self, path: Path) -> None:
-        """Into a bundle."""
+        """Write the probe into a bundle."""
         write_json(path, asdict(self))
 
     def check(self, generator: Generator, adapter: str | None = None) -> Report:
-        """How a bundle's answers compare; the differences are of log-probabilities."""
+        """Compare a bundle with the probe. Differences are those of log-probabilities."""
         (ids, mask), tokens = (
             ragged(self.sources, generator.special.pad),
             pad(self.tokens, generator.special.pad),
@@ -174,17 +174,19 @@ class Probe:
             float(np.abs(row[: len(expected)] - expected).max())
             for row, expected in zip(scored, self.log_probs, strict=True)
         )
-        made, drafted = (
+        generated, drafted = (
             generator.generate_ids(ids, mask, adapter=adapter, max_new_tokens=self.max_new_tokens, prompt_lookup=lookup)
             for lookup in (False, True)
         )
         count = sum(map(len, self.tokens))
-        identical, drafted_alike = (identical_rows(made, other, generator.special) for other in (tokens, drafted))
+        identical, drafted_alike = (
+            identical_rows(generated, answers, generator.special) for answers in (tokens, drafted)
+        )
         return Report(len(ids), count, identical, largest, drafted_alike, TOLERANCE)
 
 
 def require(report: Report) -> None:
-    """Raise LoraFtError unless the report passed."""
+    """Raise GateError unless the report passed."""
     if not report.passed:
         raise GateError(
             f"the ONNX graphs differ from PyTorch: {report} (allowed: {report.tolerance:g}); nothing was written",
@@ -193,15 +195,15 @@ def require(report: Report) -> None:
 
 
 def identical_rows(a: np.ndarray, b: np.ndarray, special: SpecialTokens) -> int:
-    """How many rows of tokens are the same but for padding."""
+    """Return the number of rows with the same tokens, apart from padding."""
     width = max(a.shape[1], b.shape[1])
-    a, b = (np.pad(one, ((0, 0), (0, width - one.shape[1])), constant_values=special.pad) for one in (a, b))
-    a, b = (np.where(answered(one, special), one, special.pad) for one in (a, b))
+    a, b = (np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=special.pad) for tokens in (a, b))
+    a, b = (np.where(answered(tokens, special), tokens, special.pad) for tokens in (a, b))
     return int((a == b).all(axis=1).sum())
 
 
 def answered(tokens: np.ndarray, special: SpecialTokens) -> np.ndarray:
-    """Return which tokens [b, n] are an answer's: neither behind its end nor padding at the row's end; bool [b, n]."""
+    """Return a mask, bool [b, n], of the tokens of an answer: neither after its end nor padding."""
     ended = special.ended(tokens)
     behind = np.cumsum(ended, axis=1) - ended > 0
     padding = np.cumprod(((tokens == special.pad) & ~ended)[:, ::-1], axis=1)[:, ::-1].astype(bool)

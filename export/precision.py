@@ -1,10 +1,10 @@
-"""Weight formats and precisions: the one table that quantization, provider checks, the roofline and help derive from.
+"""Weight formats and precisions: the single source for quantization, provider checks, the roofline and help texts.
 
-A weight format says how one matrix is stored: its bits, the group of weights that share a scale, and the providers
-that ONNX Runtime has kernels on. A precision names a format for each kind of layer, because a T5 waits for different
-things in different places: the encoder is compute-bound and gains from 8-bit arithmetic (`int8`), the decoder takes one
-token a step, is memory-bound and gains from fewer bytes (`w8`, `w4`). `NAMED` holds the precisions with a name; any
-other mixture can be written out. Runtimes without the package onnx import this module.
+A weight format describes how a matrix is stored: its bits, the group of weights that share a scale, and the providers
+for which ONNX Runtime has kernels. A precision names a format for each kind of layer, because layers have different
+bottlenecks. The encoder is compute-bound and benefits from 8-bit arithmetic (`int8`). The decoder processes one token
+per step, is memory-bound and benefits from fewer bytes (`w8`, `w4`). `NAMED` contains the precisions with a name; any
+other mixture can be spelled out. This module does not need the package onnx, so the runtime can import it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _CPU, _CUDA = "cpu", "cuda"
 
 @dataclass(frozen=True)
 class Format:
-    """How the weights of a layer are stored and multiplied.
+    """Storage and arithmetic of a layer's weights.
 
     Attributes:
         name: Name in precisions, manifests and graphs.
-        bits: Bits a weight.
-        group: Consecutive inputs of one output that share a scale; 0 for one scale an output, or for none.
-        providers: Providers with kernels for it: products of bytes on processors, of bfloat16 on GPUs.
-        summary: What is computed, for tables.
+        bits: Bits per weight.
+        group: Number of consecutive inputs of an output that share a scale; 0 for one scale per output, or for none.
+        providers: Providers with kernels for the format. Integer products run on processors, bfloat16 on GPUs.
+        summary: Description for tables.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Format:
 
     @property
     def bytes(self) -> float:
-        """Bytes a weight, without scales."""
+        """Bytes per weight, without scales."""
         return self.bits / 8
 
 
@@ -60,10 +60,10 @@ class Precision:
     """Names of weight formats by kind of layer.
 
     Attributes:
-        encoder: Format of the encoder and of the cross-attention keys and values, computed once a source.
+        encoder: Format of the encoder and of the cross-attention keys and values, computed once per source.
         decoder: Format of the decoder's layers, computed for every token.
-        head: Format of the last product, onto the vocabulary; 43 % of the bytes of a step of FLAN-T5-small.
-        embedding: Format of the table that both stacks look tokens up in.
+        head: Format of the projection onto the vocabulary, 43 % of the bytes of a step of FLAN-T5-small.
+        embedding: Format of the token embedding of both stacks.
     """
 
     encoder: str
@@ -73,32 +73,32 @@ class Precision:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing is rounded."""
+        """True if no weight is rounded."""
         return self == FP32
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Providers that run every format of it, in the order of `PROVIDERS`."""
+        """Providers with kernels for all formats, in the order of `PROVIDERS`."""
         return tuple(name for name in PROVIDERS if all(name in FORMATS[each].providers for each in astuple(self)))
 
     def items(self) -> Iterator[tuple[str, str]]:
-        """Yield (kind of layer, name of its format)."""
+        """Yield (kind of layer, name of the format)."""
         yield from zip(KINDS, astuple(self), strict=True)
 
     def __str__(self) -> str:
-        """Return the name, or the mixture as `parse` reads it."""
+        """Return the name, or the mixture in the syntax of `parse`."""
         names = [name for name, precision in NAMED.items() if precision == self]
         return names[0] if names else self.spelled_out()
 
     def spelled_out(self) -> str:
-        """Return the mixture, `encoder=int8,decoder=w4g128,…`."""
+        """Return the precision as a mixture, `encoder=int8,decoder=w4g128,…`."""
         return ",".join(f"{kind}={name}" for kind, name in self.items())
 
 
 KINDS = tuple(field.name for field in fields(Precision))
 PROVIDERS = {_CPU: "CPUExecutionProvider", _CUDA: "CUDAExecutionProvider"}
 FP32 = Precision("fp32", "fp32", "fp32", "fp32")
-# A table is read one row a token, so 4 bits would save no time there: embeddings keep 8.
+# A token reads one row of the embedding, so 4 bits would save no time there: embeddings keep 8 bits.
 NAMED = {
     "fp32": FP32,
     "fp16": Precision("fp16", "fp16", "fp16", "fp16"),
@@ -113,7 +113,7 @@ NAMED = {
 
 
 def candidates(provider: str) -> list[Precision]:
-    """Return the named precisions that are worth trying on a provider: half floats pay on GPUs alone."""
+    """Return the named precisions worth trying on a provider. 16-bit floats only pay off on GPUs."""
     return [
         precision
         for name, precision in NAMED.items()
@@ -127,14 +127,14 @@ def supported(provider: str) -> list[str]:
 
 
 def parse(text: str) -> Precision:
-    """Return a precision from its name, or from `kind=format,…` (kinds left out are fp32).
+    """Return a precision from its name, or from `kind=format,…` (omitted kinds are fp32).
 
     Raises:
         UsageError: The name, a kind or a format is unknown.
     """
     if text in NAMED:
         return NAMED[text]
-    chosen = dict.fromkeys(KINDS, "fp32")
+    formats = dict.fromkeys(KINDS, "fp32")
     for item in text.split(","):
         kind, _, name = item.partition("=")
         if kind not in KINDS or name not in FORMATS:
@@ -143,12 +143,12 @@ def parse(text: str) -> Precision:
                 f"use one of {', '.join(NAMED)}, or a mixture such as "
                 f"encoder=int8,decoder=w4,head=w4,embedding=int8 (formats: {', '.join(FORMATS)})",
             )
-        chosen[kind] = name
-    return Precision(**chosen)
+        formats[kind] = name
+    return Precision(**formats)
 
 
 def markdown_tables() -> str:
-    """Return the tables of precisions and of formats, as the documentation shows them."""
+    """Return the tables of precisions and formats for the documentation."""
     lines = [
         "| precision | encoder | decoder | head | embedding | runs on |",
         "|---|---|---|---|---|---|",

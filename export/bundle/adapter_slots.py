@@ -13,12 +13,12 @@ from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.onnx.gptq import TINY
 from lora_ft.export.onnx.graph import FLOAT, Graph
 from lora_ft.export.onnx.lora import PREFIX, Adapted, Group
+from lora_ft.export.onnx.model_parts import Weights
 from lora_ft.export.onnx.quantization import Float32, Weight, WeightFormat
 from lora_ft.export.onnx.smoothquant import PEAK, Fold, Sample, observe
-from lora_ft.export.onnx.t5 import Weights
 
-# Largest magnitude of an adapter's bytes: sums of two products with unsigned bytes then fit in 16 bits, the width that
-# x86 without VNNI adds in. ONNX Runtime has no other kernel there for weights that are inputs.
+# Largest magnitude of an adapter's bytes. Sums of two products with unsigned bytes then fit in 16 bits, the width of
+# additions on x86 without VNNI. For weights that are graph inputs, ONNX Runtime has no other kernel there.
 _MOST = 63
 _MARGIN = 1.25  # factor on calibrated magnitudes inside an adapter, since calibration sees few rows
 
@@ -45,7 +45,7 @@ class AdapterSlots:
 
     Attributes:
         ranks: Maximum rank of an adapter, by layer.
-        groups: Groups of layers in its graphs, by name.
+        groups: Groups of layers in the bank's graphs, by name.
     """
 
     ranks: Mapping[str, int]
@@ -65,34 +65,36 @@ class AdapterSlots:
 
     def check(self, name: str, adapter: Adapter) -> None:
         """Raise UsageError if an adapter does not fit the slots."""
-        wider = "to make a wider bank, export it again with this adapter among --adapters"
+        wider = "to get a wider bank, export it again with this adapter among --adapters"
         beyond = sorted(adapter.keys() - self.ranks.keys())
         if beyond:
-            raise UsageError(f"{name} adapts {beyond[0]}, which this bank has no room for", wider)
+            raise UsageError(f"{name} adapts {beyond[0]}, which has no adapter slot in this bank", wider)
         for layer, change in adapter.items():
             if len(change.a) > self.ranks[layer]:
                 rank, most = len(change.a), self.ranks[layer]
-                raise UsageError(f"{name} has rank {rank} at {layer}, and this bank {most}", wider)
+                raise UsageError(
+                    f"the rank of {name} at {layer} is too high (got {rank}, maximum of this bank: {most})", wider
+                )
 
 
 def ranks_of(adapters: Iterable[Adapter]) -> dict[str, int]:
-    """Return the highest rank of several adapters, by layer."""
-    found: dict[str, int] = {}
+    """Return the highest rank of the adapters, by layer."""
+    ranks: dict[str, int] = {}
     for adapter in adapters:
         for layer, change in adapter.items():
-            found[layer] = max(found.get(layer, 0), len(change.a))
-    return dict(sorted(found.items()))
+            ranks[layer] = max(ranks.get(layer, 0), len(change.a))
+    return dict(sorted(ranks.items()))
 
 
 def adapted(
     storage: Callable[[str], WeightFormat], ranks: Mapping[str, int], groups: dict[str, Group]
 ) -> Callable[[str], WeightFormat]:
-    """Return the choice of formats with adapters on all layers in `ranks`; building graphs fills `groups`."""
+    """Return a choice of formats that adds adapters to all layers in `ranks`. Building the graphs fills `groups`."""
     return lambda layer: Adapted(storage(layer), ranks, groups)
 
 
 class MergedWeights:
-    """Weights with one adapter merged in."""
+    """Weights with an adapter merged in."""
 
     def __init__(self, weights: Weights, adapter: Adapter) -> None:
         self._weights, self._adapter = weights, adapter
@@ -115,45 +117,45 @@ class MergedWeights:
 
 
 def folded(adapter: Adapter, fold: Fold) -> dict[str, LowRank]:
-    """Return an adapter for weights with folded outliers."""
-    made = {}
+    """Return an adapter that fits weights with folded outliers."""
+    layers = {}
     for layer, change in adapter.items():
         a, b = change.a, change.b
         if layer in fold.columns:
             a = a * fold.columns[layer]
         if layer in fold.rows:
             b = b / fold.rows[layer][:, None]
-        made[layer] = LowRank(a.astype(np.float32), b.astype(np.float32))
-    return made
+        layers[layer] = LowRank(a.astype(np.float32), b.astype(np.float32))
+    return layers
 
 
 def inner_peaks(
-    architecture: Architecture, weights: Weights, adapter: Adapter, plan: AdapterSlots, samples: Iterable[Sample]
+    architecture: Architecture, weights: Weights, adapter: Adapter, slots: AdapterSlots, samples: Iterable[Sample]
 ) -> dict[str, np.ndarray]:
-    """Return the largest magnitudes [rank] of A's outputs over some rows, by layer.
+    """Return the largest magnitudes [rank] of A's outputs over the samples, by layer.
 
     Args:
         architecture: Architecture of the base.
         weights: Weights of the base with folded outliers, as the bank stores them.
         adapter: Adapter with folded outliers.
-        plan: Slots of the bank. If a group's input has a scale for each row, magnitudes are in units of it.
-        samples: Rows to run base and adapter on.
+        slots: Slots of the bank. If a group's input has a scale per row, magnitudes are in units of that scale.
+        samples: Calibration rows.
     """
-    by_row = {layer for group in plan.groups.values() if group.by_row for layer in group.layers}
-    found = observe(architecture, MergedWeights(weights, adapter), _Inner(adapter, by_row), samples)
-    return {name.removeprefix(PEAK): peaks for name, peaks in found.items()}
+    by_row = {layer for group in slots.groups.values() if group.by_row for layer in group.layers}
+    outputs = observe(architecture, MergedWeights(weights, adapter), _Inner(adapter, by_row), samples)
+    return {name.removeprefix(PEAK): peaks for name, peaks in outputs.items()}
 
 
-def pack_adapter(plan: AdapterSlots, adapter: Adapter, peaks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays of one adapter for all inputs of a bank's graphs.
+def pack_adapter(slots: AdapterSlots, adapter: Adapter, peaks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays of an adapter for all adapter inputs of a bank's graphs.
 
     Args:
-        plan: Slots of the bank.
+        slots: Slots of the bank.
         adapter: Adapter with folded outliers.
         peaks: Result of `inner_peaks`, for groups that are not exact.
     """
-    made: dict[str, np.ndarray] = {}
-    for group in plan.groups.values():
+    arrays: dict[str, np.ndarray] = {}
+    for group in slots.groups.values():
         a = np.zeros((len(group.layers), group.inputs, group.rank), np.float32)
         b = np.zeros((len(group.layers), group.rank, group.width), np.float32)
         peak = np.zeros((len(group.layers), group.rank), np.float32)
@@ -164,17 +166,17 @@ def pack_adapter(plan: AdapterSlots, adapter: Adapter, peaks: Mapping[str, np.nd
                 peak[part, :rank] = 1 if group.exact else peaks[layer]
         joined = a.transpose(1, 0, 2).reshape(group.inputs, -1)
         values = [joined, b] if group.exact else _rounded(joined, b, peak)
-        made |= {
+        arrays |= {
             name: value.reshape(shape).astype(dtype, copy=False)
             for (name, (dtype, shape)), value in zip(group.values.items(), values, strict=True)
         }
-    return made
+    return arrays
 
 
 def _rounded(a: np.ndarray, b: np.ndarray, peak: np.ndarray) -> list[np.ndarray]:
     """Return A as bytes [inputs, parts*rank], B as bytes [parts, rank, width], and their scales.
 
-    A's output is in units of 1/127 of its peak, a factor that B contains.
+    A's output is in units of 1/127 of its peak. B includes that factor.
     """
     peak = np.maximum(_MARGIN * peak, TINY)
     b = b * (peak / 127)[..., None]
@@ -184,7 +186,7 @@ def _rounded(a: np.ndarray, b: np.ndarray, peak: np.ndarray) -> list[np.ndarray]
 
 
 class _Inner(Float32):
-    """Linear layers that also output the magnitudes of A's product."""
+    """Linear layers that also output the largest magnitudes of A's outputs."""
 
     def __init__(self, adapter: Adapter, by_row: set[str]) -> None:
         self._adapter, self._by_row = adapter, by_row

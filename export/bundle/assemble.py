@@ -24,7 +24,7 @@ from lora_ft.export.checkpoint.reader import Checkpoint
 from lora_ft.export.checkpoint.tensor_checks import check_names, check_numbers
 from lora_ft.export.onnx.graph import WeightFile
 from lora_ft.export.onnx.graphs import decoder_model, encoder_model, log_softmax_model, reorder_cache_model, top_k_model
-from lora_ft.export.onnx.t5 import T5
+from lora_ft.export.onnx.model_parts import ModelParts
 from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.session import choose_provider
@@ -41,10 +41,10 @@ class BundleMetadata:
         adapter: Name of the merged adapter, or "".
         template: Prompt of the task, or None.
         source_length: Maximum prompt length, in tokens.
-        generation: Generation settings by the names of `Options`, max_new_tokens among them.
+        generation: Generation settings by the names of `Options`, including max_new_tokens.
         versions: Versions of the packages that trained and loaded the model (torch, transformers, peft).
-        chat: Settings to continue a chat, besides the prompt, or None.
-        labels: The only allowed answers, or none if answers are free.
+        chat: Chat settings, or None.
+        labels: The only allowed answers, or () if answers are unrestricted.
         provenance: Metadata for the graphs.
     """
 
@@ -80,32 +80,32 @@ def rescaled(architecture: Architecture, scaled: bool) -> Architecture:
 
 def assemble(
     folder: Path,
-    t5: T5,
+    parts: ModelParts,
     precision: str,
     config: Mapping[str, Any],
     tokenizer: Tokenizer,
     origin: BundleMetadata,
-    adapted: T5 | None = None,
+    adapted: ModelParts | None = None,
 ) -> Generator:
-    """Write all files of a bundle except its manifest, and open it.
+    """Write all files of a bundle except its manifest, and load the bundle.
 
     Args:
         folder: Empty folder.
-        t5: Parts of the model.
-        precision: Name of its precision.
+        parts: Parts of the model.
+        precision: Name of the model's precision.
         config: Content of the model's config.json.
-        tokenizer: Tokenizer of its prompts, with their codec.
+        tokenizer: Tokenizer of the prompts, with their codec.
         origin: Origin, prompt and options.
-        adapted: For a bank, the parts whose layers take adapters.
+        adapted: For a bank, the parts with adapters on their layers.
     """
     with WeightFile(folder / manifest.WEIGHTS) as file:
         models = {
-            "encoder": encoder_model(t5, file),
-            "decoder": decoder_model(t5, file),
-            "step": decoder_model(t5, file, step=True),
-            "normal": log_softmax_model(t5),
-            "best": top_k_model(t5),
-            "select": reorder_cache_model(t5),
+            "encoder": encoder_model(parts, file),
+            "decoder": decoder_model(parts, file),
+            "step": decoder_model(parts, file, step=True),
+            "normal": log_softmax_model(parts),
+            "best": top_k_model(parts),
+            "select": reorder_cache_model(parts),
         }
         if adapted:
             models |= {
@@ -117,7 +117,7 @@ def assemble(
         onnx.save(model, folder / f"{name}.onnx")
     tokenizer.save(folder / "tokenizer.json")
     _write(folder / "config.json", config)
-    _write(folder / "generation_config.json", _generation(t5.architecture.special, origin))
+    _write(folder / "generation_config.json", _generation(parts.architecture.special, origin))
     _write(folder / "prompt.json", prompt_of(origin, tokenizer))
     content = {
         "format": manifest.FORMAT,
@@ -143,6 +143,7 @@ def seal(
     content: Mapping[str, Any],
     staging: Path,
     *,
+    family: str,
     prompt_lookup: bool,
     provenance: Provenance = UNKNOWN,
 ) -> None:
@@ -152,6 +153,7 @@ def seal(
         assembled: Folder from `assemble`.
         content: Entries of the manifest.
         staging: Folder to copy to.
+        family: Name of the model family.
         prompt_lookup: Whether prompt lookup is on by default.
         provenance: Metadata for the graphs and the bill of materials.
     """
@@ -159,12 +161,12 @@ def seal(
     stamp(staging, properties(provenance, content))
     path = staging / "generation_config.json"
     _write(path, json.loads(path.read_text(encoding="utf-8")) | {"prompt_lookup": prompt_lookup})
-    write_sbom(staging, provenance, content)
+    write_sbom(staging, family, provenance, content)
     _write(staging / manifest.NAME, {**content, "files": manifest.describe_files(staging)})
 
 
 def _generation(special: SpecialTokens, origin: BundleMetadata) -> dict[str, Any]:
-    """Return the special tokens and the generation settings, by transformers' names."""
+    """Return the content of generation_config.json: special tokens and generation settings."""
     return {**special.as_config(), **origin.generation, "prompt_lookup": False}
 
 

@@ -1,7 +1,8 @@
-"""Add adapters to a bank and remove them, one file each, without touching the base.
+"""Add adapters to a bank and remove them, one file per adapter, without changing the base.
 
-A file is written and synced under a temporary name, renamed, and only then named by the manifest, which is replaced as
-a whole: a concurrent reader sees either the old bank or the new one. Files that no manifest names are deleted last.
+A file is written and synced under a temporary name, then renamed, and only then added to the manifest. The manifest is
+replaced as a whole, so a concurrent reader sees either the old bank or the new one. Files that the manifest does not
+name are deleted last.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export.bundle.adapter_slots import Adapter, AdapterSlots, folded, inner_peaks, pack_adapter
 from lora_ft.export.bundle.assemble import BundleMetadata, prompt_of
 from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.onnx.model_parts import Weights
 from lora_ft.export.onnx.smoothquant import Fold, Folded, Sample
-from lora_ft.export.onnx.t5 import Weights
 from lora_ft.export.parity import Probe, Reference, Report, compare, divergence, require
 from lora_ft.export.runtime import manifest
-from lora_ft.export.runtime.bank import TASK, VERSION, unknown
+from lora_ft.export.runtime.bank import TASK, VERSION, unknown_adapter
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.safetensors_file import map_tensors, write_tensors
 from lora_ft.export.runtime.session import choose_provider
 
-# With rounded weights, an adapter may diverge from PyTorch by this share of its own effect, or by this many nats, the
-# usual cost of rounding a T5 (int8 0.002 to 0.006, 4 bits 0.03 to 0.07). An adapter's own bundle of the same precision
-# diverges as much. A wrong or lost adapter diverges by its whole effect, or more.
+# With rounded weights, an adapter may diverge from PyTorch by this share of its effect, or by this number of nats. Both
+# are the usual cost of rounding a T5 (int8: 0.002 to 0.006, 4 bits: 0.03 to 0.07), and a bundle of the adapter in the
+# same precision diverges as much. A wrong or missing adapter diverges by its whole effect, or more.
 _SHARE, _NATS = 0.25, 0.05
 
-# From a bank with a new adapter and the adapter's name: entries for the manifest that explain the judgement.
+# (bank with the new adapter, name of the adapter) -> entries for the manifest that explain the judgement
 Judge = Callable[[Generator, str], Mapping[str, Any]]
 
 
@@ -48,19 +49,19 @@ class BankAdapter:
     """An adapter to add to a bank.
 
     Attributes:
-        name: Name by which texts select it.
-        adapter: Its weights.
-        origin: Prompt, lengths, labels and options of its task.
-        tokenizer: Tokenizer with the codec of its task.
-        references: Returns PyTorch's answers on rows of its task, by base and adapter together.
-        probe: PyTorch's answers to sentences that may travel with it.
-        samples: Rows for calibration.
-        judge: Raises LoraFtError to refuse it, if weights are rounded.
-        task: Its task, for the manifest; scoring reads it.
+        name: Name by which texts select the adapter.
+        weights: Weights of the adapter.
+        origin: Prompt, lengths, labels and options of the adapter's task.
+        tokenizer: Tokenizer with the codec of the task.
+        references: Returns PyTorch's answers to rows of the task, from base and adapter together.
+        probe: PyTorch's answers to sentences that may be published with the adapter.
+        samples: Calibration rows.
+        judge: Raises LoraFtError to refuse the adapter. Called only if weights are rounded.
+        task: Content of the task for the manifest, which scoring uses.
     """
 
     name: str
-    adapter: Adapter
+    weights: Adapter
     origin: BundleMetadata
     tokenizer: Tokenizer
     references: Callable[[], Iterable[Reference]]
@@ -72,15 +73,15 @@ class BankAdapter:
 
 @dataclass(frozen=True)
 class BankLayout:
-    """The adapter slots of a bank and its fold, as its files hold them.
+    """The adapter slots and the folded outliers of a bank, as stored in its files.
 
     Attributes:
-        plan: Layers and ranks.
+        slots: Layers and ranks.
         fold: Factors folded into the weights.
         base: Hash of the base's weights.
     """
 
-    plan: AdapterSlots
+    slots: AdapterSlots
     fold: Fold
     base: str
 
@@ -92,7 +93,7 @@ class BankLayout:
             UsageError: The bundle is not a bank.
         """
         if not (folder / manifest.BANK).is_file():
-            raise UsageError(f"{folder} takes no adapters", "make a bank with `lora-ft export --adapters RUN…`")
+            raise UsageError(f"{folder} is not a bank", "create a bank with `lora-ft export --adapters RUN…`")
         content = read_json(folder / manifest.BANK)
         arrays, texts = map_tensors(folder / manifest.FOLD)
         columns, rows = (
@@ -109,19 +110,21 @@ class BankLayout:
 
         Args:
             adapter: An adapter that fits the slots.
-            architecture, base: The bank's base, from its checkpoint.
-            samples: Rows for calibration, if weights are rounded.
+            architecture, base: The bank's base, read from its checkpoint.
+            samples: Calibration rows, used only if weights are rounded.
         """
-        own, peaks = folded(adapter, self.fold), {}
-        if any(not group.exact for group in self.plan.groups.values()):
-            peaks = inner_peaks(architecture, Folded.by(base, self.fold), own, self.plan, samples)
-        return pack_adapter(self.plan, own, peaks)
+        adapter_folded, peaks = folded(adapter, self.fold), {}
+        if any(not group.exact for group in self.slots.groups.values()):
+            peaks = inner_peaks(
+                architecture, Folded.by(architecture, base, self.fold), adapter_folded, self.slots, samples
+            )
+        return pack_adapter(self.slots, adapter_folded, peaks)
 
     def write(self, folder: Path) -> None:
         """Write the layout into a bundle under construction."""
-        values = {name: entry for group in self.plan.groups.values() for name, entry in group.values.items()}
+        values = {name: entry for group in self.slots.groups.values() for name, entry in group.values.items()}
         inputs = {name.removesuffix(".onnx"): _inputs(folder / name, values) for name in manifest.ADAPTED_GRAPHS}
-        content = {"version": VERSION, "base_sha256": self.base, "plan": self.plan.as_dict(), "values": values}
+        content = {"version": VERSION, "base_sha256": self.base, "plan": self.slots.as_dict(), "values": values}
         write_json(folder / manifest.BANK, {**content, "inputs": inputs})
         arrays = {f"columns.{layer}": scale for layer, scale in self.fold.columns.items()}
         arrays |= {f"rows.{layer}": scale for layer, scale in self.fold.rows.items()}
@@ -130,49 +133,49 @@ class BankLayout:
 
 
 def add_adapter(
-    folder: Path, member: BankAdapter, architecture: Architecture, base: Weights, *, overwrite: bool = False
+    folder: Path, adapter: BankAdapter, architecture: Architecture, base: Weights, *, overwrite: bool = False
 ) -> Report:
     """Add an adapter to a bank, after comparing it with PyTorch.
 
     Args:
         folder: Folder of the bank.
-        member: The adapter.
-        architecture, base: The bank's base, from its checkpoint.
-        overwrite: Replace an adapter of this name.
+        adapter: Adapter to add.
+        architecture, base: The bank's base, read from its checkpoint.
+        overwrite: Replace an existing adapter of this name.
 
     Raises:
-        UsageError: The name is taken, or the adapter does not fit the slots.
-        LoraFtError: The adapter differs from PyTorch; the bank stays unchanged.
+        UsageError: The name already exists, or the adapter does not fit the slots.
+        LoraFtError: The adapter's answers differ from PyTorch's. The bank stays unchanged.
     """
-    room = BankLayout.read(folder)
-    room.plan.check(member.name, member.adapter)
-    arrays = room.arrays(member.adapter, architecture, base, member.samples)
-    prompt = prompt_of(member.origin, member.tokenizer)
-    task = {"prompt": prompt, "generation": dict(member.origin.generation), "probe": asdict(member.probe)}
+    layout = BankLayout.read(folder)
+    layout.slots.check(adapter.name, adapter.weights)
+    arrays = layout.arrays(adapter.weights, architecture, base, adapter.samples)
+    prompt = prompt_of(adapter.origin, adapter.tokenizer)
+    task = {"prompt": prompt, "generation": dict(adapter.origin.generation), "probe": asdict(adapter.probe)}
     with locked(folder) as content:
-        if member.name in content[manifest.ADAPTERS] and not overwrite:
+        if adapter.name in content[manifest.ADAPTERS] and not overwrite:
             raise UsageError(
-                f"{folder} has an adapter {member.name!r}", "take NAME=RUN with another name, or --overwrite"
+                f"{folder} already has an adapter {adapter.name!r}", "pass NAME=RUN with another name, or --overwrite"
             )
-        entry = store(folder, member.name, arrays, json.dumps(task, ensure_ascii=False))
-        content[manifest.ADAPTERS][member.name] = entry
+        entry = store(folder, adapter.name, arrays, json.dumps(task, ensure_ascii=False))
+        content[manifest.ADAPTERS][adapter.name] = entry
         generator = Generator(folder, content, allowed_cpus(), choose_provider("auto", content["precision"]))
-        report = compare(generator, references := list(member.references()), adapter=member.name)
-        found = member.probe.check(generator, member.name)
+        report = compare(generator, references := list(adapter.references()), adapter=adapter.name)
+        probe_report = adapter.probe.check(generator, adapter.name)
         if content["precision"] == "fp32":
             require(report)
-            require(found)
-        elif not report.divergence <= (most := max(_NATS, _SHARE * divergence(generator, references, None))):
+            require(probe_report)
+        elif not report.divergence <= (allowed := max(_NATS, _SHARE * divergence(generator, references, None))):
             raise LoraFtError(
-                f"the adapter {member.name!r} diverges from PyTorch by {report.divergence:.3g} nats in this bank "
-                f"(allowed: {most:.3g}); nothing was changed",
+                f"the adapter {adapter.name!r} diverges from PyTorch by {report.divergence:.3g} nats in this bank "
+                f"(allowed: {allowed:.3g}); nothing was changed",
                 "export the bank again with it among --adapters, or in another --precision",
             )
-        judged = dict(member.judge(generator, member.name))
-        entry |= {"parity": report.as_dict(), "probe": found.as_dict(), "base": member.origin.base, **judged}
+        reasons = dict(adapter.judge(generator, adapter.name))
+        entry |= {"parity": report.as_dict(), "probe": probe_report.as_dict(), "base": adapter.origin.base, **reasons}
         entry |= {
             "prompt_lookup": content["precision"] == "fp32" and report.lookup_is_lossless,
-            "task": dict(member.task),
+            "task": dict(adapter.task),
         }
         write_json(folder / manifest.NAME, content)
     return report
@@ -182,14 +185,14 @@ def remove_adapter(folder: Path, names: Iterable[str]) -> None:
     """Remove adapters from a bank.
 
     Raises:
-        UsageError: There is no adapter of some name; then none is removed.
+        UsageError: The bank has no adapter of one of the names. No adapter is removed then.
     """
     BankLayout.read(folder)
     with locked(folder) as content:
-        there = sorted(content[manifest.ADAPTERS])
+        existing = sorted(content[manifest.ADAPTERS])
         for name in names:
             if content[manifest.ADAPTERS].pop(name, None) is None:
-                raise unknown(name, there)
+                raise unknown_adapter(name, existing)
         write_json(folder / manifest.NAME, content)
 
 
@@ -200,7 +203,7 @@ def store(folder: Path, name: str, arrays: Mapping[str, np.ndarray], task: str) 
         folder: Folder of the bank.
         name: Name of the adapter.
         arrays: Result of `BankLayout.arrays`.
-        task: Its task, as JSON.
+        task: Task of the adapter, as JSON.
 
     Raises:
         UsageError: The name is not a valid file name.
@@ -214,7 +217,7 @@ def store(folder: Path, name: str, arrays: Mapping[str, np.ndarray], task: str) 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the manifest of a bank that is locked against other processes; then delete files that it does not name."""
+    """Lock a bank against other processes and yield its manifest. Then delete adapter files it does not name."""
     adapters = folder / manifest.ADAPTERS
     with locks.locked(folder.resolve(), wait=True):
         adapters.mkdir(exist_ok=True)
@@ -229,5 +232,5 @@ def locked(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _inputs(graph: Path, values: Mapping[str, Any]) -> list[str]:
-    """Return the names of a graph's inputs that belong to adapters."""
+    """Return the names of a graph's adapter inputs."""
     return [entry.name for entry in onnx.load(graph, load_external_data=False).graph.input if entry.name in values]

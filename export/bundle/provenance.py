@@ -1,8 +1,8 @@
 """Provenance of a model, written into every graph as ONNX `metadata_props`.
 
-A graph that was copied out of its folder still names its task, base, adapter, license and scores. The properties are
-appended to the finished file: protobuf reads two concatenated messages as one, with their repeated fields joined. So a
-graph of gigabytes is not read again, and the graph that was compared with PyTorch does not change.
+A graph copied out of its folder still names its task, base, adapter, license and scores. The properties are appended to
+the finished file, because protobuf reads two concatenated messages as one and joins their repeated fields. A graph of
+gigabytes is therefore not read again, and the graph that was compared with PyTorch does not change.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Provenance of a model, safe to publish: names only, no local paths. "" is unknown.
+    """Provenance of a model, safe to publish: only names, no local paths. Unknown values are "".
 
     Attributes:
         task: Name of the task.
@@ -75,7 +75,7 @@ def bounded(text: str) -> str:
 def scores_as_exported(provenance: Provenance, record: Mapping[str, Any]) -> list[Score]:
     """Return the scores of the weights as stored.
 
-    Training scores do not apply to quantized weights. Those have the scores of the gate, if there was one.
+    Scores from training do not apply to quantized weights, which have the scores of the gate, if any.
     """
     precision, gate = record.get("precision", "fp32"), record.get("gate")
     if precision == "fp32":
@@ -93,14 +93,14 @@ def properties(provenance: Provenance, record: Mapping[str, Any]) -> dict[str, s
 
     Args:
         provenance: Provenance of the model.
-        record: Content of the manifest. The precision, the gate and its scores are read.
+        record: Content of the manifest. Its precision, gate and scores are used.
     """
     scores = [
         {k: v for k, v in asdict(score).items() if v is not None} for score in scores_as_exported(provenance, record)
     ]
     while len(text := json.dumps(scores)) > _LONGEST_JSON:
         scores.pop()
-    known = {
+    values = {
         "task": bounded(provenance.task),
         "base": bounded(provenance.base),
         "adapter": bounded(provenance.adapter),
@@ -109,14 +109,14 @@ def properties(provenance: Provenance, record: Mapping[str, Any]) -> dict[str, s
         "scores": text if scores else "",
         "gate": json.dumps(record["gate"]) if "gate" in record else "",
     }
-    return {key: value for key, value in known.items() if value}
+    return {key: value for key, value in values.items() if value}
 
 
 def stamp(folder: Path, values: Mapping[str, str]) -> None:
     """Append properties to every graph below a folder.
 
     Args:
-        folder: Folder with graphs that lora-ft wrote, without these properties.
+        folder: Folder with graphs written by lora-ft, which lack these properties.
         values: Values by key.
     """
     addition = onnx.ModelProto()

@@ -1,8 +1,9 @@
-"""Publish a bundle or a bank: build it in fp32 and in other precisions, compare with PyTorch, seal one of them.
+"""Publish a bundle or a bank: build it in fp32 and in other precisions, compare with PyTorch, seal one candidate.
 
-fp32 is always built, because only there do equal graphs give equal tokens: it proves the graphs. What other precisions
-lose against it is measured, and judged by `Selection.choose`. A bank is a bundle whose graphs also take adapters; its
-adapters are added one by one to the finished folder. All happens beside `out`, which appears whole or not at all.
+fp32 is always built, because only in fp32 do correct graphs generate exactly PyTorch's tokens: this proves the graphs.
+The loss of every other precision is measured against fp32 and judged by `Selection.choose`. A bank is a bundle whose
+graphs also accept adapters. Its adapters are added one by one to the finished folder. Everything is built in a staging
+folder next to `out`, and then renamed.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from lora_ft.export.checkpoint.weight_files import weight_files
 from lora_ft.export.layouts import check_layout, record_layout, write_layout
 from lora_ft.export.layouts.triton import answer, write_triton
 from lora_ft.export.onnx.lora import Group
+from lora_ft.export.onnx.model_parts import ModelParts, Weights
 from lora_ft.export.onnx.quantization import formats_of
 from lora_ft.export.onnx.smoothquant import Calibration, Fold, Folded, calibrate, joined
-from lora_ft.export.onnx.t5 import T5, Weights
 from lora_ft.export.parity import Probe, Reference, Report, compare, require
 from lora_ft.export.precision import FP32, Precision
 from lora_ft.export.runtime import manifest
@@ -48,14 +49,14 @@ class Candidate:
 
     Attributes:
         precision: Precision of its weights.
-        t5: The model that its graphs were built from.
+        parts: Parts of the model that its graphs were built from.
         generator: The loaded bundle.
-        report: Comparison with PyTorch; of fp32, one that passed.
-        bytes: Size of the bundle.
+        report: Comparison with PyTorch. In fp32 it has passed.
+        bytes: Size of the bundle, in bytes.
     """
 
     precision: Precision
-    t5: T5
+    parts: ModelParts
     generator: Generator
     report: Report
     bytes: int
@@ -69,22 +70,22 @@ class Published:
     report: Report
 
 
-# From all candidates, fp32 first: the one to publish, and entries for the manifest that explain the choice.
+# all candidates, fp32 first -> (candidate to publish, entries for the manifest that explain the choice)
 Choose = Callable[[Sequence[Candidate]], tuple[Candidate, Mapping[str, Any]]]
 
 
 def take_last(candidates: Sequence[Candidate]) -> tuple[Candidate, Mapping[str, Any]]:
-    """Return the last candidate, without a judgement."""
+    """Return the last candidate, without judging it."""
     return candidates[-1], {}
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Precisions to try, and how to choose among them.
+    """Precisions to try, and a function that selects one.
 
     Attributes:
         precisions: Precisions to build besides fp32.
-        choose: Returns the candidate to publish, or raises LoraFtError to publish none.
+        choose: Returns the candidate to publish, or raises LoraFtError if no candidate is good enough.
     """
 
     precisions: Sequence[Precision] = ()
@@ -104,12 +105,12 @@ def write_bundle(
     overwrite: bool = False,
     progress: Progress = lambda stage: None,
 ) -> Published:
-    """Build the bundle of a checkpoint in several precisions, compare all with PyTorch and publish one.
+    """Build the bundle of a checkpoint in several precisions, compare each with PyTorch and publish one.
 
     Args:
         source: The checkpoint and PyTorch's answers.
         out: Folder to create.
-        selection: Precisions to build, and how to choose one.
+        selection: Precisions to build, and the function that selects one.
         layout: "bundle", or a name of `lora_ft.export.layouts.LAYOUTS`.
         triton: Also write a Triton model repository around the layout "single".
         overwrite: Replace `out` if it exists.
@@ -117,24 +118,26 @@ def write_bundle(
 
     Raises:
         UsageError: `out` exists, or the model family is not supported.
-        LoraFtError: The fp32 graphs differ from PyTorch, or no candidate was chosen; nothing is left behind.
+        LoraFtError: The fp32 graphs differ from PyTorch, or no candidate was selected. `out` is unchanged.
     """
     with _building(source, out, overwrite, progress) as (builder, staging):
-        chosen, reasons = selection.choose(builder.candidates(selection.precisions))
+        candidate, reasons = selection.choose(builder.candidates(selection.precisions))
         if layout == "bundle":
-            builder.seal(chosen, staging, reasons)
+            builder.seal(candidate, staging, reasons)
         else:
             progress(f"writing the layout {layout}")
-            content = {**builder.manifest_of(chosen), **reasons}
-            own = write_layout(layout, staging, chosen.t5, chosen.generator, source.checkpoint, builder.references)
+            content = {**builder.manifest_of(candidate), **reasons}
+            layout_record = write_layout(
+                layout, staging, candidate.parts, candidate.generator, source.checkpoint, builder.references
+            )
             if triton:
                 limit = source.metadata.generation["max_new_tokens"]
-                repository = write_triton(staging, out.name, chosen.t5.portable(), limit)
-                check_layout("triton", repository, [answer], chosen.generator, builder.references)
+                repository = write_triton(staging, out.name, candidate.parts.portable(), limit)
+                check_layout("triton", repository, [answer], candidate.generator, builder.references)
             stamp(staging, properties(source.metadata.provenance, content))
-            write_sbom(staging, source.metadata.provenance, content)
-            record_layout(staging, content | own)
-    return Published(chosen.precision, chosen.report)
+            write_sbom(staging, builder.architecture.family.NAME, source.metadata.provenance, content)
+            record_layout(staging, content | layout_record)
+    return Published(candidate.precision, candidate.report)
 
 
 def write_bank(
@@ -150,9 +153,9 @@ def write_bank(
 
     Args:
         source: The base and PyTorch's answers without an adapter.
-        adapters: Adapters to add; the bank has slots for their layers and ranks.
+        adapters: Adapters to add. Their layers and ranks determine the bank's slots.
         out: Folder to create.
-        precision: Precision of the base; adapters are stored as bytes where its weights are integers.
+        precision: Precision of the base. Adapters of layers with integer weights are stored as bytes.
         overwrite: Replace `out` if it exists.
         progress: Called with the name of each stage.
 
@@ -161,11 +164,11 @@ def write_bank(
 
     Raises:
         UsageError: `out` exists, the model family is not supported, or two adapters have the same name.
-        LoraFtError: The base or an adapter differs from PyTorch; nothing is left behind.
+        LoraFtError: The base or an adapter differs from PyTorch. `out` is unchanged.
     """
     with _building(source, out, overwrite, progress, adapters) as (builder, staging):
-        *_, chosen = builder.candidates([precision])
-        builder.seal(chosen, staging, {manifest.ADAPTERS: {}})
+        *_, candidate = builder.candidates([precision])
+        builder.seal(candidate, staging, {manifest.ADAPTERS: {}})
         reports = {}
         for adapter in adapters:
             progress(f"adding {adapter.name}")
@@ -174,7 +177,7 @@ def write_bank(
 
 
 def base_hash(checkpoint: Path) -> str:
-    """Return a hash of a base's weights, by which adapters and banks are matched."""
+    """Return the hash of a base's weights, which matches adapters with banks."""
     digests = [sha256(file) for file in weight_files(checkpoint)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -201,10 +204,10 @@ class _Builder:
 
     Attributes:
         source: The model.
-        scratch: Folder with one subfolder a precision.
-        architecture, weights, references, probe: Content of `source`, read.
+        scratch: Folder with one subfolder per precision.
+        architecture, weights, references, probe: Content of `source`, already read.
         progress: Called with the name of each stage.
-        adapters: Adapters of a bank, which decide its slots; None for a bundle without adapters.
+        adapters: Adapters of a bank, which determine its slots. None for a bundle.
     """
 
     source: ExportSource
@@ -217,16 +220,16 @@ class _Builder:
     adapters: Sequence[BankAdapter] | None
 
     def candidates(self, precisions: Sequence[Precision]) -> list[Candidate]:
-        """Return the model in fp32, which is required to equal PyTorch's, and in every other precision."""
+        """Return the model in fp32, which must equal PyTorch's, and in every other precision."""
         candidates = [self._build(FP32, self.weights, _UNFOLDED)]
         require(candidates[0].report)
         require(self.probe.check(candidates[0].generator))
         if rounded := [precision for precision in dict.fromkeys(precisions) if precision != FP32]:
             self.progress("calibrating")
             formats = [formats_of(precision, self.architecture.family) for precision in rounded]
-            calibration = self._calibrate(lambda layer: any(choose(layer).compensates for choose in formats))
-            for precision, chosen in zip(rounded, formats, strict=True):
-                weights = Folded(self.architecture, self.weights, calibration, chosen)
+            calibration = self._calibrate(lambda layer: any(format_of(layer).compensates for format_of in formats))
+            for precision, storage in zip(rounded, formats, strict=True):
+                weights = Folded(self.architecture, self.weights, calibration, storage)
                 candidates.append(self._build(precision, weights, weights.fold))
         return candidates
 
@@ -236,12 +239,13 @@ class _Builder:
         return {**candidate.generator.manifest, "parity": candidate.report.as_dict(), "probe": probe.as_dict()}
 
     def seal(self, candidate: Candidate, staging: Path, more: Mapping[str, Any]) -> None:
-        """Copy a candidate to `staging` and write its manifest, with more entries."""
+        """Copy a candidate to `staging` and write its manifest, with additional entries."""
         self.probe.write(candidate.generator.folder / manifest.PROBE)
         seal(
             candidate.generator.folder,
             {**self.manifest_of(candidate), **more},
             staging,
+            family=self.architecture.family.NAME,
             prompt_lookup=candidate.precision.exact and candidate.report.lookup_is_lossless,
             provenance=self.source.metadata.provenance,
         )
@@ -252,9 +256,9 @@ class _Builder:
 
     def _calibrate(self, moments: Callable[[str], bool]) -> Calibration:
         calibrations = [calibrate(self.architecture, self.weights, self.source.samples, moments)]
-        # with an adapter, activations on its own rows may be larger than the base's on any row
+        # with an adapter, activations on the rows of its task may be larger than the base's on any row
         for adapter in self.adapters or ():
-            weights = MergedWeights(self.weights, adapter.adapter)
+            weights = MergedWeights(self.weights, adapter.weights)
             calibrations.append(calibrate(self.architecture, weights, adapter.samples, moments))
         return joined(calibrations)
 
@@ -264,14 +268,14 @@ class _Builder:
         folder.mkdir()
         family, with_adapters = self.architecture.family, None
         formats = formats_of(precision, family)
-        t5 = family.graph_parts(self.architecture, weights, formats)
+        parts = family.graph_parts(self.architecture, weights, formats)
         groups: dict[str, Group] = {}  # filled as the graphs are built
-        ranks = ranks_of(adapter.adapter for adapter in self.adapters or ())
+        ranks = ranks_of(adapter.weights for adapter in self.adapters or ())
         if self.adapters is not None:
             with_adapters = family.graph_parts(self.architecture, weights, adapted(formats, ranks, groups))
         config, tokenizer = self.weights.config, self.source.tokenizer
-        generator = assemble(folder, t5, str(precision), config, tokenizer, self.source.metadata, with_adapters)
+        generator = assemble(folder, parts, str(precision), config, tokenizer, self.source.metadata, with_adapters)
         if self.adapters is not None:
             BankLayout(AdapterSlots(ranks, groups), fold, self._base_hash).write(folder)
         self.progress(f"comparing {precision}")
-        return Candidate(precision, t5, generator, compare(generator, self.references), folder_size(folder))
+        return Candidate(precision, parts, generator, compare(generator, self.references), folder_size(folder))

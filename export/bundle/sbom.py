@@ -1,11 +1,11 @@
 """Software bill of materials of every exported model, as a CycloneDX 1.6 document in JSON.
 
-Its subject is the model, with license, scores and data sets. Its components are the base, the adapter, the packages
+The subject is the model, with license, scores and data sets. The components are the base, the adapter, the packages
 used for the export, and the model's files with their hashes. Apart from the timestamp, the same model always has the
 same bill, since the serial number is derived from the content. The bundle's manifest, or the layout's record, contains
 the hash of the bill.
 
-A bank's bill covers its base and graphs only, since adapters change later. The bank's manifest has their hashes.
+The bill of a bank covers its base and graphs only, since adapters change later. Their hashes are in the manifest.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ _SPDX = {
 }
 
 
-def write_sbom(folder: Path, provenance: Provenance, record: Mapping[str, Any]) -> None:
+def write_sbom(folder: Path, family: str, provenance: Provenance, record: Mapping[str, Any]) -> None:
     """Write the bill of materials of a model folder that is complete except for its manifest.
 
     Args:
         folder: Folder of the model.
+        family: Name of the model family.
         provenance: Provenance of the model.
-        record: Content of the manifest. `created`, `precision`, `versions` and the gate are read.
+        record: Content of the manifest. Its `created`, `precision`, `versions` and gate are used.
     """
     document: dict[str, Any] = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
@@ -64,7 +65,7 @@ def write_sbom(folder: Path, provenance: Provenance, record: Mapping[str, Any]) 
         "version": 1,
         "metadata": {
             "tools": {"components": [_package("lora-ft", importlib.metadata.version("lora-ft"), kind="application")]},
-            "component": _model(provenance, record),
+            "component": _model(family, provenance, record),
         },
         "components": [*_parents(provenance), *_packages(record), *_files(folder)],
         "dependencies": [{"ref": "model", "dependsOn": [parent["bom-ref"] for parent in _parents(provenance)]}],
@@ -75,9 +76,9 @@ def write_sbom(folder: Path, provenance: Provenance, record: Mapping[str, Any]) 
     (folder / SBOM).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _model(provenance: Provenance, record: Mapping[str, Any]) -> dict[str, Any]:
+def _model(family: str, provenance: Provenance, record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the component that the bill describes."""
-    parameters: dict[str, Any] = {"architectureFamily": "T5"}
+    parameters: dict[str, Any] = {"architectureFamily": family}
     if provenance.task:
         parameters["task"] = bounded(provenance.task)
     if provenance.data:
@@ -130,16 +131,10 @@ def _packages(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _package(name: str, version: str, *, kind: str = "library") -> dict[str, Any]:
     package = {"type": kind, "name": name, "version": version}
-    # + begins a local version ("2.13.0+cpu") and is escaped in a package URL
-    return (
-        package
-        if kind == "application"
-        else package
-        | {
-            "bom-ref": f"package:{name}",
-            "purl": f"pkg:pypi/{name}@{version.replace('+', '%2B')}",
-        }
-    )
+    # "+" starts a local version ("2.13.0+cpu") and must be escaped in a package URL
+    if kind == "application":
+        return package
+    return package | {"bom-ref": f"package:{name}", "purl": f"pkg:pypi/{name}@{version.replace('+', '%2B')}"}
 
 
 def _files(folder: Path) -> Iterator[dict[str, Any]]:

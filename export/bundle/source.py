@@ -1,4 +1,4 @@
-"""A model that is about to be published, and everything that publishing needs to know about it."""
+"""A model to publish, with the data that publishing needs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class ExportSource:
     """A checkpoint with PyTorch's answers to compare a bundle or a bank with.
 
     Attributes:
-        checkpoint: transformers folder (config.json, *.safetensors); of a bank, the base's.
-        tokenizer: Tokenizer of its prompts, with their codec.
+        checkpoint: transformers folder (config.json, *.safetensors). For a bank, the base.
+        tokenizer: Tokenizer of the prompts, with their codec.
         metadata: Entries of the manifest, and the prompt.
-        references: PyTorch's answers to rows of the task; read once.
-        probe: PyTorch's answers to sentences that may travel with the bundle, for `lora-ft verify`.
-        samples: Rows for calibration; read once, and only if a precision rounds.
-        scaled: Whether PyTorch scales the hidden state before the head. Default: as config.json implies.
+        references: PyTorch's answers to rows of the task. Iterated once.
+        probe: PyTorch's answers to sentences that may be published with the bundle, for `lora-ft verify`.
+        samples: Calibration rows. Iterated once, and only if a precision rounds weights.
+        scaled: Whether PyTorch scales the hidden state before the head. Default: according to config.json.
     """
 
     checkpoint: Path
@@ -40,7 +40,7 @@ class ExportSource:
         """Return the architecture and the weights.
 
         Raises:
-            UsageError, LoraFtError: see `read_model`.
+            UsageError, LoraFtError: See `read_model`.
         """
         architecture, weights = read_model(self.checkpoint)
         return architecture if self.scaled is None else rescaled(architecture, self.scaled), weights

@@ -1,8 +1,8 @@
 """Generation settings of a checkpoint, from its generation_config.json or else its config.json.
 
 Settings take precedence in this order: command line or call, task, checkpoint, defaults of `Options`. As in
-transformers, settings in config.json are used only without a generation_config.json. Token ids are read from either
-file. An unsupported setting is refused by name, because answers would silently differ.
+transformers, settings in config.json are used only without a generation_config.json. Token ids may come from
+either file. An unsupported setting is refused by name, because answers would differ silently.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Generation:
 
     Attributes:
         special: Special tokens of the checkpoint.
-        options: Settings that the checkpoint itself sets, by the names of `Options`.
+        options: Settings of the checkpoint, by the names of `Options`.
     """
 
     special: SpecialTokens
@@ -84,42 +84,46 @@ def read_generation(folder: Path) -> Generation:
     """Return the special tokens and generation settings of a checkpoint folder.
 
     Raises:
-        UsageError: A setting is not supported or out of range, or an id is not in the vocabulary.
+        UsageError: A setting is not supported or out of range, or a token id is outside the vocabulary.
     """
     config = read_json(folder / "config.json")
     path = folder / FILE
-    own = read_json(path) if path.is_file() else config
+    settings = read_json(path) if path.is_file() else config
     where = path if path.is_file() else folder / "config.json"
-    if not isinstance(own, dict) or not isinstance(config, dict):
+    if not isinstance(settings, dict) or not isinstance(config, dict):
         raise UsageError(f"{where} is not a JSON object", "copy it again from the original base")
-    return generation_of(own, config, str(where))
+    return generation_of(settings, config, str(where))
 
 
-def generation_of(own: Mapping[str, Any], config: Mapping[str, Any], where: str) -> Generation:
+def generation_of(settings: Mapping[str, Any], config: Mapping[str, Any], where: str) -> Generation:
     """Return the special tokens and generation settings from the contents of the files, as `read_generation` does.
 
     Args:
-        own: Content of generation_config.json, or of config.json if that file does not exist.
-        config: Content of config.json, for the vocabulary size and for ids missing from `own`.
-        where: Path of `own`, for errors.
+        settings: Content of generation_config.json, or of config.json if that file does not exist.
+        config: Content of config.json, for the vocabulary size and for token ids that `settings` lack.
+        where: Path of `settings`, for errors.
     """
-    ids = {name: config.get(name) if own.get(name) is None else own[name] for name in SPECIAL}
+    ids = {name: config.get(name) if settings.get(name) is None else settings[name] for name in SPECIAL}
     vocabulary = config.get("vocab_size")
     if type(vocabulary) is not int or vocabulary < 1:
-        raise UsageError(f"{where}: vocab_size of the model is not a size (got {vocabulary!r})")
+        raise UsageError(
+            f"{where}: vocab_size is not a positive integer (got {vocabulary!r})", "copy config.json again"
+        )
     special = SpecialTokens.of(ids, vocabulary, where)
     for name, neutral in _UNSUPPORTED.items():
-        value = own.get(name)
-        if value not in (None, False, [], {}, "") and not any(value == one for one in neutral):
+        value = settings.get(name)
+        if value not in (None, False, [], {}, "") and not any(value == allowed for allowed in neutral):
             raise UsageError(
                 f"{where}: {name} is not supported (got {value!r})", f"remove it, or set it to {(*neutral, None)[0]!r}"
             )
-    options = {name: own[name] for name in _SUPPORTED if own.get(name) is not None}
-    for name, value in (("max_new_tokens", own.get("max_length")), ("min_new_tokens", own.get("min_length"))):
+    options = {name: settings[name] for name in _SUPPORTED if settings.get(name) is not None}
+    for name, value in (("max_new_tokens", settings.get("max_length")), ("min_new_tokens", settings.get("min_length"))):
         if value is None:
             continue
         if type(value) is not int:
-            raise UsageError(f"{where}: {name.replace('new_tokens', 'length')} is not a whole number (got {value!r})")
+            raise UsageError(
+                f"{where}: {name.replace('new_tokens', 'length')} is not an integer (got {value!r})", "correct it"
+            )
         if name == "min_new_tokens" or value > 1:
             options.setdefault(name, max(0, value - 1))
     _check(options, vocabulary, where)
@@ -136,4 +140,4 @@ def _check(options: Mapping[str, Any], vocabulary: int, where: str) -> None:
         shared = {name: value for name, value in options.items() if name != "min_new_tokens"}
         Options.of(shared).check_tokens(vocabulary)
     except UsageError as error:
-        raise UsageError(f"{where}: {error.message}", error.remedy or "Correct it there.") from error
+        raise UsageError(f"{where}: {error.message}", error.remedy or "correct it in that file") from error

@@ -1,4 +1,4 @@
-"""A transformers folder read without transformers: config.json and the safetensors beside it."""
+"""Reader of a transformers folder (config.json and safetensors) that does not need transformers."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ class Checkpoint:
     Attributes:
         folder: Folder of the checkpoint.
         config: Content of config.json.
-        files: Files of the weights.
-        described: (dtype, shape) of every tensor in them, by name.
+        files: Weight files.
+        described: (dtype, shape) of every tensor in the files, by name.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / "config.json").is_file():
-            raise UsageError(f"{folder} is not a checkpoint: it has no config.json")
+            raise UsageError(
+                f"{folder} is not a checkpoint: it has no config.json", "name a folder that `save_pretrained` wrote"
+            )
         self.config: dict[str, Any] = read_json(folder / "config.json")
         self.files = weight_files(folder)
         self.described = {name: entry for file in self.files for name, entry in describe_tensors(file).items()}
         self._tensors: dict[str, np.ndarray] = {}
         for file in self.files:
             self._tensors |= map_tensors(file)[0]
-        # Savers that keep one name of tensors with shared memory may keep another one than transformers does.
+        # Tensors with shared memory are saved under one name, and some savers choose another name than transformers.
         for family in FAMILIES:
-            embedding, *others = (f"{layer}.weight" for layer in (family.EMBEDDING, *family.COPIES, family.HEAD))
-            copies = [name for name in others if name in self._tensors]
+            embedding, *aliases = (f"{layer}.weight" for layer in (family.EMBEDDING, *family.COPIES, family.HEAD))
+            copies = [name for name in aliases if name in self._tensors]
             if self.config.get("model_type") in family.MODEL_TYPES and embedding not in self._tensors and copies:
                 self._tensors[embedding] = self._tensors[copies[0]]
 
@@ -61,15 +63,15 @@ class Checkpoint:
         return self.stored(name).shape
 
     def peak(self, name: str) -> float:
-        """Return 0, since a checkpoint has no statistics of its layers' inputs."""
+        """Return 0, since a checkpoint has no calibration statistics."""
         return 0.0
 
     def moments(self, name: str) -> np.ndarray | None:
-        """Return None, for the same reason."""
+        """Return None, since a checkpoint has no calibration statistics."""
         return None
 
     def stored(self, name: str) -> np.ndarray:
         """Return the weight `name` as stored, mapped from disk; uint16 holds the bits of bfloat16."""
         if name not in self._tensors:
-            raise LoraFtError(f"{self.folder} has no weight named {name}", "is it a whole T5 checkpoint?")
+            raise LoraFtError(f"{self.folder} has no weight named {name}", "copy the whole checkpoint again")
         return self._tensors[name]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_ft.export.checkpoint.reader import Checkpoint
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-_CHUNK = 1 << 22  # numbers per check, so that their float32 copy fits into the CPU cache
+_CHUNK = 1 << 22  # values per check, so that their float32 copy fits into the CPU cache
 _SHOWN = 3
 
 
@@ -30,42 +30,42 @@ def check_names(checkpoint: Checkpoint, architecture: Architecture) -> None:
         LoraFtError: Tensors are missing, unknown, of the wrong shape, or not stored as floats.
     """
     where = checkpoint.folder
-    found = checkpoint.described
+    actual = checkpoint.described
     family = architecture.family
     expected = dict(family.tensor_shapes(architecture))
     table = (architecture.vocabulary, architecture.d_model)
     embedding, head, *copies = (f"{layer}.weight" for layer in (family.EMBEDDING, family.HEAD, *family.COPIES))
     tied = checkpoint.config.get("tie_word_embeddings", True) is not False
     same = (embedding, *copies, head) if tied else (embedding, *copies)
-    expected[next((name for name in same if name in found), embedding)] = table
+    expected[next((name for name in same if name in actual), embedding)] = table
     optional = dict.fromkeys((embedding, head, *copies), table)
     if not tied:
         expected[head] = table
-    missing = [name for name in expected if name not in found]
+    missing = [name for name in expected if name not in actual]
     if missing:
-        shard = f" ({len(found)} tensors in {', '.join(file.name for file in checkpoint.files[:_SHOWN])})"
+        shard = f" ({len(actual)} tensors in {', '.join(file.name for file in checkpoint.files[:_SHOWN])})"
         raise LoraFtError(
-            f"{where} lacks {listed(missing)}, which its config.json asks for{shard}",
+            f"{where} lacks {listed(missing)}, which its config.json requires{shard}",
             "copy the whole checkpoint again, or correct config.json (num_layers, feed_forward_proj, "
             "tie_word_embeddings)",
         )
-    unknown = [name for name in found if name not in expected and name not in optional and name not in family.UNUSED]
+    unknown = [name for name in actual if name not in expected and name not in optional and name not in family.UNUSED]
     if unknown:
         raise LoraFtError(
-            f"{where} holds {listed(unknown)}, which a {architecture.kind} of its config.json does not have",
+            f"{where} has {listed(unknown)}, which a {architecture.kind} model with its config.json does not have",
             _remedy(unknown),
         )
-    for name, (kind, shape) in found.items():
+    for name, (kind, shape) in actual.items():
         needed = expected.get(name) or optional.get(name)
         if needed is not None and shape != needed:
             raise LoraFtError(
-                f"{where}: {name} has the shape {by(shape)}, and config.json asks for {by(needed)}",
+                f"{where}: the shape of {name} does not match config.json (got {by(shape)}, expected {by(needed)})",
                 "copy the config.json that belongs to the weights (d_model, d_kv, d_ff, num_heads, vocab_size)",
             )
         if needed is not None and kind not in FLOATS:
             raise LoraFtError(
                 f"{where}: {name} is stored as {kind} (supported: {', '.join(FLOATS)})",
-                "take the checkpoint that was not quantized",
+                "use a checkpoint that is not quantized",
             )
 
 
@@ -81,22 +81,22 @@ def check_numbers(checkpoint: Checkpoint) -> None:
             continue
         if odd := not_finite(checkpoint.stored(name)):
             raise LoraFtError(
-                f"{checkpoint.folder}: {odd:,} of {checkpoint.stored(name).size:,} numbers of {name} are NaN or "
+                f"{checkpoint.folder}: {odd:,} of {checkpoint.stored(name).size:,} values of {name} are NaN or "
                 "infinite",
-                "copy the checkpoint again; if it was trained so, take an earlier one",
+                "copy the checkpoint again; if training produced these values, use an earlier checkpoint",
             )
     names = [f"{layer}.weight" for layer in (family.EMBEDDING, *family.COPIES)]
     copies = [name for name in names if name in checkpoint]
     for name in copies[1:]:
         if not np.array_equal(checkpoint.stored(copies[0]), checkpoint.stored(name)):
             raise LoraFtError(
-                f"{checkpoint.folder}: {name} differs from {copies[0]}, and a T5 has one embedding",
+                f"{checkpoint.folder}: {name} differs from {copies[0]}, but the model has a single embedding",
                 "save the model with its embeddings tied",
             )
 
 
 def not_finite(stored: np.ndarray) -> int:
-    """Return the count of numbers that are NaN or infinite in float32. A uint16 array holds bfloat16 bits."""
+    """Return the number of values that are NaN or infinite in float32. A uint16 array holds bfloat16 bits."""
     count = 0
     flat = stored.reshape(-1)
     for start in range(0, flat.size, _CHUNK):
@@ -123,7 +123,7 @@ def _remedy(unknown: Sequence[str]) -> str:
         return "merge the adapter first (peft's merge_and_unload), then save the model"
     if any(name.startswith(("module.", "_orig_mod.", "model.")) for name in unknown):
         return "save the model itself, not its DDP or torch.compile wrapper"
-    return "correct config.json (num_layers, feed_forward_proj), or save the model as T5ForConditionalGeneration"
+    return "correct config.json (num_layers, feed_forward_proj), or save the model with its language-model head"
 
 
 def by(shape: Sequence[int]) -> str:

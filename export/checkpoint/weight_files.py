@@ -36,7 +36,7 @@ def weight_files(folder: Path) -> list[Path]:
         # `save_pretrained` leaves the index of an earlier, larger save behind; transformers loads the single file.
         if all((folder / shard).is_file() for shard in shards):
             raise UsageError(
-                f"{folder} holds weights twice: {SINGLE}, and the shards of {INDEX}", "delete the old ones"
+                f"{folder} has two sets of weights: {SINGLE}, and the shards of {INDEX}", "delete the old set"
             )
         return [single]
     _check_shards(folder, shards)
@@ -50,18 +50,18 @@ def has_weights(folder: Path) -> bool:
 
 def conversion(pickled: Path, safe: Path, *, metadata: bool = True) -> str:
     """Return a command that rewrites a pickled state dict as safetensors without running any code in it."""
-    kept = ", {'format': 'pt'}" if metadata else ""
+    extra = ", {'format': 'pt'}" if metadata else ""
     return (
         'python -c "import torch, safetensors.torch as s; '
         f"w = torch.load('{pickled}', map_location='cpu', weights_only=True); "
-        f"s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, '{safe}'{kept})\""
+        f"s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, '{safe}'{extra})\""
     )
 
 
 def check_content(path: Path) -> None:
     """Raise LoraFtError if a file is a dangling link or a Git LFS pointer."""
     if path.is_symlink() and not path.exists():
-        raise LoraFtError(f"{path} is a link to a file that is missing ({path.readlink()})", "download it again")
+        raise LoraFtError(f"{path} is a link to a missing file ({path.readlink()})", "download it again")
     with open(path, "rb") as file:
         if file.read(len(_LFS)) == _LFS:
             raise LoraFtError(f"{path} is a Git LFS pointer, not the weights", "run `git lfs pull` in its repository")
@@ -81,14 +81,14 @@ def _no_weights(folder: Path) -> UsageError:
             remedy = f"convert each shard, e.g. {conversion(pickled, folder / f'{pickled.stem}.safetensors')}"
         else:
             remedy = f"convert it without running its code: {conversion(pickled, folder / SINGLE)}"
-        return UsageError(f"{folder} has no {SINGLE}, only {pickled.name}, and pickles are never loaded", remedy)
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not others:
-        return UsageError(f"{folder} has no {SINGLE}", "weights are read from safetensors only; save the model so")
-    what = f"only {', '.join(others[:3])}{', …' if len(others) > 3 else ''}"
-    if any(_SHARD.fullmatch(name) for name in others):
-        return UsageError(f"{folder} has no {INDEX}, {what}", "copy the index that belongs to the shards")
-    return UsageError(f"{folder} has no {SINGLE}, {what}", f"rename the weights to load to {SINGLE}")
+        return UsageError(f"{folder} has no {SINGLE}, only {pickled.name}, and lora-ft never loads pickles", remedy)
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names:
+        return UsageError(f"{folder} has no {SINGLE}", "save the model as safetensors")
+    state = f"only {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+    if any(_SHARD.fullmatch(name) for name in names):
+        return UsageError(f"{folder} has no {INDEX}, {state}", "copy the index that belongs to the shards")
+    return UsageError(f"{folder} has no {SINGLE}, {state}", f"rename the weights to load to {SINGLE}")
 
 
 def _shards(index: Path) -> Mapping[str, set[str]]:
@@ -99,13 +99,13 @@ def _shards(index: Path) -> Mapping[str, set[str]]:
     shards: dict[str, set[str]] = {}
     for name, file in weights.items():
         if Path(file).name != file or not file.endswith(".safetensors"):
-            raise LoraFtError(f"{index} names {file!r}, which is no safetensors file beside it", "copy it again")
+            raise LoraFtError(f"{index} names {file!r}, which is not a safetensors file in its folder", "copy it again")
         shards.setdefault(file, set()).add(name)
     return shards
 
 
 def _check_shards(folder: Path, shards: Mapping[str, set[str]]) -> None:
-    """Raise LoraFtError unless all shards exist and hold exactly the tensors that the index assigns to them."""
+    """Raise LoraFtError unless all shards exist and contain exactly the tensors that the index assigns to them."""
     missing = sorted(shard for shard in shards if not _is_there(folder / shard))
     if missing:
         raise LoraFtError(f"{folder} lacks {missing[0]}, which {INDEX} names", "copy or download the shard")
@@ -114,16 +114,18 @@ def _check_shards(folder: Path, shards: Mapping[str, set[str]]) -> None:
         raise LoraFtError(f"{folder} has the shard {stray[0]}, which {INDEX} does not name", "delete it, or the index")
     places: dict[str, str] = {}
     for shard, named in sorted(shards.items()):
-        held = set(describe_tensors(folder / shard))
-        for name in sorted(held):
+        stored = set(describe_tensors(folder / shard))
+        for name in sorted(stored):
             if name in places:
-                raise LoraFtError(f"{folder}: {places[name]} and {shard} both hold {name}", "copy the checkpoint again")
+                raise LoraFtError(
+                    f"{folder}: {places[name]} and {shard} both contain {name}", "copy the checkpoint again"
+                )
             places[name] = shard
-        if held != named:
-            name = min(held ^ named)
+        if stored != named:
+            name = min(stored ^ named)
             says = (
-                f"lacks {name}, which {INDEX} puts there"
+                f"lacks {name}, which {INDEX} assigns to it"
                 if name in named
-                else f"holds {name}, which {INDEX} does not say"
+                else f"contains {name}, which {INDEX} does not assign to it"
             )
             raise LoraFtError(f"{folder / shard} {says}", "copy the checkpoint again")

@@ -1,13 +1,12 @@
-"""T5's layers by name: where each one stands in a block, its shape, its kind, and which layers share an input.
+"""T5's layers by name: position in a block, shape, kind, and layers that share an input.
 
-Names are those of transformers' T5ForConditionalGeneration. A block of the encoder has self-attention and a
-feed-forward layer, one of the decoder has cross-attention between the two; each is one numbered `layer` with a norm
-before it:
+Names are those of transformers' T5ForConditionalGeneration. An encoder block has self-attention and a feed-forward
+layer. A decoder block has cross-attention between the two. Each of them is a numbered `layer` with a norm before it:
 
     encoder.block.<i>.layer.{0: SelfAttention, 1: DenseReluDense}
     decoder.block.<i>.layer.{0: SelfAttention, 1: EncDecAttention, 2: DenseReluDense}
 
-Layer names here have no `.weight`; names of tensors have it.
+Layer names have no `.weight`, tensor names do.
 """
 
 from __future__ import annotations
@@ -17,26 +16,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_ft.core.errors import UsageError
+from lora_ft.core.special_tokens import SpecialTokens
 
 if TYPE_CHECKING:
     from lora_ft.export.checkpoint.architecture import Architecture
+    from lora_ft.export.onnx.model_parts import ModelParts, Weights
     from lora_ft.export.onnx.quantization import WeightFormat
-    from lora_ft.export.onnx.t5 import T5, Weights
 
 Stack = Literal["encoder", "decoder"]
 
-MODEL_TYPES: tuple[str, ...] = ("t5", "mt5", "umt5")  # ByT5, T5 1.1, FLAN-T5 and UL2 call themselves t5
+NAME = "T5"
+MODEL_TYPES: tuple[str, ...] = ("t5", "mt5", "umt5")  # ByT5, T5 1.1, FLAN-T5 and UL2 have the type t5
 EMBEDDING, HEAD = "shared", "lm_head"
-COPIES: tuple[str, ...] = (
-    "encoder.embed_tokens",
-    "decoder.embed_tokens",
-)  # of the embedding, as some savers write them
-# A bias of cross-attention that the first T5 checkpoints have, and no version of transformers ever used.
+_TOKENS = SpecialTokens(start=0, ends=(1,), pad=0)  # default of configs
+COPIES: tuple[str, ...] = ("encoder.embed_tokens", "decoder.embed_tokens")
+# A bias of cross-attention that the first T5 checkpoints contain but no version of transformers uses.
 UNUSED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"})
-# Layers whose outlying inputs are rows (whole tokens), not channels, so that no fixed scale serves them. With one,
-# these two are nine tenths of what int8 loses on DialogSum: a divergence of 0.006 from fp32's next tokens instead of
-# 0.0006.
+# The outliers in the inputs of these layers are rows (whole tokens), not channels, so no fixed scale fits. With fixed
+# scales, these two layers cause nine tenths of the loss of int8 on DialogSum: the next tokens diverge from fp32 by
+# 0.006 instead of 0.0006.
 SCALED_BY_ROW: tuple[str, ...] = ("wo", HEAD)
+KEPT_FP32: tuple[str, ...] = (".wo",)  # huggingface/transformers#20287, `_keep_in_fp32_modules`
 _CROSS = "EncDecAttention"
 # feed_forward_proj -> (gated, activation); transformers reads "gated-gelu" as the tanh form "gelu_new"
 _FEED_FORWARD = {
@@ -82,7 +82,7 @@ def position_bias(stack: Stack, block: int) -> str:
 
 
 def inner_layers(architecture: Architecture) -> tuple[str, ...]:
-    """Return the endings of a feed-forward layer's first products."""
+    """Return the name endings of a feed-forward layer's first projections."""
     return ("wi_0", "wi_1") if architecture.gated else ("wi",)
 
 
@@ -97,9 +97,9 @@ def cross_projections(architecture: Architecture) -> list[str]:
 
 
 def layer_kind(layer: str) -> str:
-    """Return the kind of a layer, by which precisions store it: encoder, decoder, head or embedding.
+    """Return the kind of a layer: encoder, decoder, head or embedding. Precisions have a format per kind.
 
-    The cross-attention's keys and values are computed once a source, like the encoder.
+    The cross-attention keys and values are computed once per source, so they count as encoder layers.
     """
     if layer in (HEAD, EMBEDDING):
         return "head" if layer == HEAD else "embedding"
@@ -108,7 +108,7 @@ def layer_kind(layer: str) -> str:
 
 
 def tensor_shapes(architecture: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the name and shape of every tensor but the embedding and the head."""
+    """Yield (name, shape) of every tensor except the embedding and the head."""
     a = architecture
     stacks: tuple[tuple[Stack, int], ...] = (("encoder", a.layers), ("decoder", a.decoder_layers))
     for stack, blocks in stacks:
@@ -130,18 +130,18 @@ def tensor_shapes(architecture: Architecture) -> Iterator[tuple[str, tuple[int, 
 
 
 def shared_inputs(architecture: Architecture) -> Iterator[tuple[str, list[str]]]:
-    """Yield each norm or layer whose output channels can be scaled, and the layers that read them.
+    """Yield each norm or layer whose output channels can be scaled, with the layers that read them.
 
-    Dividing an output channel of the first and multiplying the same input channel of the others leaves the function as
-    it is: see `smoothquant`.
+    Dividing an output channel of the first and multiplying the same input channel of the readers does not change the
+    function; see `smoothquant`.
     """
     a = architecture
     stacks: tuple[tuple[Stack, int], ...] = (("encoder", a.layers), ("decoder", a.decoder_layers))
     for stack, blocks in stacks:
         for block in range(blocks):
-            own, cross, forward = self_attention(stack, block), cross_attention(block), feed_forward(stack, block)
-            yield norm_before(own), list(projections(own))
-            yield f"{own}.v", [f"{own}.o"]
+            attention, cross, forward = self_attention(stack, block), cross_attention(block), feed_forward(stack, block)
+            yield norm_before(attention), list(projections(attention))
+            yield f"{attention}.v", [f"{attention}.o"]
             if stack == "decoder":
                 yield norm_before(cross), [f"{cross}.q"]
                 yield f"{cross}.v", [f"{cross}.o"]
@@ -164,25 +164,26 @@ def read_architecture(config: Mapping[str, Any], folder: Path) -> Architecture:
     forward = config.get("feed_forward_proj", "relu" if kind == "t5" else "gated-gelu")
     if not isinstance(forward, str) or forward not in _FEED_FORWARD:
         raise UsageError(
-            f"{folder}: feed_forward_proj '{forward}' is not supported", f"supported: {', '.join(_FEED_FORWARD)}"
+            f"{folder}: feed_forward_proj '{forward}' is not supported (supported: {', '.join(_FEED_FORWARD)})",
+            "use another base",
         )
     missing = [key for key in _SIZES if config.get(key) is None]
     if missing:
         raise UsageError(f"{folder / 'config.json'} is missing {', '.join(missing)}", "copy it again")
     for key in (*_SIZES, *_MORE_SIZES):
         value = config.get(key)
-        if key == "num_decoder_layers" and not value:  # as many as the encoder
+        if key == "num_decoder_layers" and not value:  # default: as many as the encoder
             continue
         if value is not None and not (type(value) is int and 1 <= value <= _LARGEST.get(key, _LARGE)):
             raise UsageError(
                 f"{folder / 'config.json'}: {key} is out of range (got {value!r}, "
-                f"not a number from 1 to {_LARGEST.get(key, _LARGE):,})",
+                f"expected 1 to {_LARGEST.get(key, _LARGE):,})",
                 "copy it again",
             )
     epsilon = config.get("layer_norm_epsilon", 1e-6)
     if type(epsilon) not in (int, float) or not 0 <= epsilon < 1:
         raise UsageError(
-            f"{folder / 'config.json'}: layer_norm_epsilon is out of range (got {epsilon!r}, not from 0 to 1)",
+            f"{folder / 'config.json'}: layer_norm_epsilon is out of range (got {epsilon!r}, expected 0 to 1)",
             "copy it again",
         )
     gated, activation = _FEED_FORWARD[forward]
@@ -201,22 +202,23 @@ def read_architecture(config: Mapping[str, Any], folder: Path) -> Architecture:
         buckets=config.get("relative_attention_num_buckets", 32),
         max_distance=config.get("relative_attention_max_distance", 128),
         bias_per_layer=kind == "umt5",
+        special=_TOKENS,
         output_scale=config["d_model"] ** -0.5 if _is_scaled(kind, config) else 1.0,
     )
 
 
-def graph_parts(architecture: Architecture, weights: Weights, formats: Callable[[str], WeightFormat]) -> T5:
-    """Return the builder of a model's graph parts; see `lora_ft.export.onnx.t5`."""
+def graph_parts(architecture: Architecture, weights: Weights, formats: Callable[[str], WeightFormat]) -> ModelParts:
+    """Return the parts of a model; see `lora_ft.export.onnx.t5`."""
     from lora_ft.export.onnx.t5 import T5
 
     return T5(architecture, weights, formats)
 
 
 def _is_scaled(kind: str, config: Mapping[str, Any]) -> bool:
-    """Return whether the hidden state is scaled before the head, as it is if head and embedding are one matrix.
+    """Return whether the hidden state is scaled before the head, as it is if head and embedding are the same matrix.
 
-    transformers 5 writes `scale_decoder_outputs` for t5; before, `tie_word_embeddings` meant the same (and more).
-    For mt5 and umt5 it saves `tie_word_embeddings` as true in any case, then scales umt5 by it, and mt5 never.
+    transformers 5 writes `scale_decoder_outputs` for t5. Earlier versions used `tie_word_embeddings` for this too. For
+    mt5 and umt5, transformers 5 always saves `tie_word_embeddings` as true, scales umt5 by it, and never scales mt5.
     """
     if "scale_decoder_outputs" in config:
         return bool(config["scale_decoder_outputs"])

@@ -12,16 +12,16 @@ import numpy as np
 
 from lora_ft.core.errors import LoraFtError
 from lora_ft.export.layouts import optimum, single
-from lora_ft.export.onnx.t5 import T5
+from lora_ft.export.onnx.model_parts import ModelParts
 from lora_ft.export.parity import Reference, identical_rows
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.manifest import describe
 
-RECORD = "lora-ft.json"  # the export and its checks, for people to read
+RECORD = "lora-ft.json"  # human-readable record of the export and its checks
 _COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 
-Write = Callable[[Path, T5], None]
-# (folder, input_ids [b,s], attention_mask [b,s], most new tokens) -> greedy tokens [b,n]
+Write = Callable[[Path, ModelParts], None]
+# (folder, input_ids [b,s], attention_mask [b,s], maximum new tokens) -> greedy tokens [b,n]
 Answer = Callable[[Path, np.ndarray, np.ndarray, int], np.ndarray]
 
 LAYOUTS: dict[str, tuple[Write, tuple[Answer, ...]]] = {
@@ -31,47 +31,47 @@ LAYOUTS: dict[str, tuple[Write, tuple[Answer, ...]]] = {
 
 
 def unsupported(name: str, generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the generation settings that change answers and that no consumer of a layout can honour."""
+    """Return the generation settings that change answers but that no consumer of a layout can apply."""
     return single.unsupported(generation) if name == "single" else {}
 
 
 def differences(name: str, generation: Mapping[str, Any], labels: Sequence[str], codec: str) -> list[str]:
-    """Return how answers of a layout may differ from those of the bundle, a phrase each.
+    """Return the ways in which answers of a layout may differ from those of the bundle, as phrases.
 
     Args:
         name: A key of LAYOUTS.
         generation: Settings of the bundle, by the names of `Options`.
-        labels: The only answers that the bundle gives, or none.
+        labels: The only allowed answers of the bundle, or () if answers are unrestricted.
         codec: Name of the task's codec.
     """
     lines = [f"{key} = {value!r} is not applied" for key, value in unsupported(name, generation).items()]
     if name == "optimum" and generation.get("num_beams", 1) > 1:
         lines.append(f"transformers.js ignores num_beams = {generation['num_beams']} (4.3 has no beam search)")
     if labels:
-        lines.append(f"answers are free: the task's {len(labels)} labels are not enforced")
+        lines.append(f"answers are unrestricted: the task's {len(labels)} labels are not enforced")
     if codec != "none":
-        lines.append(f"texts are in the marks of codec {codec}: encode prompts and decode answers with lora-ft")
+        lines.append(f"texts use the codec {codec}: encode prompts and decode answers with lora-ft")
     return lines
 
 
 def write_layout(
-    name: str, folder: Path, t5: T5, bundle: Generator, checkpoint: Path, references: Iterable[Reference]
+    name: str, folder: Path, parts: ModelParts, bundle: Generator, checkpoint: Path, references: Iterable[Reference]
 ) -> dict[str, Any]:
     """Write a model in another layout and check that it generates the same tokens as the bundle.
 
     Args:
         name: A key of LAYOUTS.
         folder: Empty folder.
-        t5: Parts of the model in the chosen precision.
-        bundle: The same model as a bundle, to copy files from and to compare with.
-        checkpoint: Folder to copy other files of the tokenizer from.
+        parts: Parts of the model in the chosen precision.
+        bundle: The same model as a bundle, whose files are copied and whose answers are compared.
+        checkpoint: Checkpoint, whose other tokenizer files are copied.
         references: Batches to compare on.
 
     Returns:
-        Entries of its record: the layout, its generation settings, and how answers differ from the bundle's.
+        Entries of the layout's record: its name, its generation settings, and differences from the bundle's answers.
 
     Raises:
-        LoraFtError: It generates other tokens than the bundle.
+        LoraFtError: The layout generates different tokens than the bundle.
     """
     write, answers = LAYOUTS[name]
     for file in _COPIED:
@@ -82,7 +82,7 @@ def write_layout(
     lacking = unsupported(name, settings)
     settings = {key: value for key, value in settings.items() if key not in ("prompt_lookup", "seed", *lacking)}
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    write(folder, t5.portable())
+    write(folder, parts.portable())
     check_layout(name, folder, answers, bundle, references)
     differing = differences(name, {**settings, **lacking}, bundle.labels, bundle.tokenizer.codec.name)
     return {"layout": name, "generation": settings, "differences": differing}
@@ -96,7 +96,7 @@ def check_layout(
     Args:
         name: Name of the layout, for the message.
         folder: Folder of the layout.
-        answers: Functions that generate as its consumers do.
+        answers: Functions that generate like the layout's consumers.
         bundle: The same model as a bundle.
         references: Batches to compare on.
     """
@@ -104,8 +104,8 @@ def check_layout(
         ids, mask, limit = reference.input_ids, reference.attention_mask, reference.max_new_tokens
         tokens = bundle.generate_ids(ids, mask, max_new_tokens=limit)
         for answer in answers:
-            made = answer(folder, ids, mask, limit)
-            if identical_rows(made, tokens, bundle.special) < len(tokens):
+            generated = answer(folder, ids, mask, limit)
+            if identical_rows(generated, tokens, bundle.special) < len(tokens):
                 raise LoraFtError(
                     f"the layout {name} ({answer.__name__}) differs from the bundle; nothing was written",
                     "please report this with the output of `lora-ft doctor`",

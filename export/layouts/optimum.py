@@ -2,17 +2,19 @@
 
     encoder_model            input_ids, attention_mask -> last_hidden_state
     decoder_model            input_ids, encoder_attention_mask, encoder_hidden_states -> logits, present.*
-    decoder_with_past_model  the same from past_key_values.* instead of hidden states, one token a row
-    decoder_model_merged     both, switched by use_cache_branch[1]
+    decoder_with_past_model  the same with past_key_values.* instead of hidden states, one token per row
+    decoder_model_merged     both decoders, switched by use_cache_branch[1]
 
-All four are written because consumers load different ones. Optimum loads the merged decoder, or the other two decoders
-with `use_merged=False`. transformers.js loads the merged decoder. A copy for one consumer can omit the other graphs.
+All four are written because consumers load different graphs. Optimum loads the merged decoder, or with
+`use_merged=False` the other two decoders. transformers.js loads the merged decoder. A copy for one consumer may omit
+the other graphs.
 
-Optimum reads caches in the graph's order: own key, own value, cross key, cross value, layer by layer. Its empty past is
-d_model / heads wide, which differs from d_kv in FLAN-T5-small, so that axis is free in the merged decoder. Optimum's
-`use_io_binding=True` assumes the same width for outputs and fails if d_kv differs, even with its own exports.
+Optimum reads caches in the graph's order: self-attention key and value, then cross-attention key and value, layer by
+layer. Its empty past has the width d_model / heads, which differs from d_kv in FLAN-T5-small, so that axis is free in
+the merged decoder. Optimum's `use_io_binding=True` assumes the same width for outputs and fails if d_kv differs, even
+with its own exports.
 
-These graphs compute and copy more than this project's own: cross keys and values pass through every call.
+These graphs compute and copy more than a bundle's, since cross-attention keys and values pass through every call.
 """
 
 from __future__ import annotations
@@ -27,18 +29,18 @@ import onnxruntime as ort
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.onnx.graph import BOOL, FLOAT, INT64, Graph, save
-from lora_ft.export.onnx.t5 import T5, KeyValue
+from lora_ft.export.onnx.model_parts import KeyValue, ModelParts
 from lora_ft.export.runtime.session import open_session
 
 NAMES = ("encoder_model", "decoder_model", "decoder_with_past_model", "decoder_model_merged")
 _MASK, _HIDDEN, _PAST = "encoder_attention_mask", "encoder_hidden_states", "past_key_values"
 
 
-def write(folder: Path, t5: T5) -> None:
-    """Write the four graphs into `folder`/onnx, where transformers.js looks for them."""
+def write(folder: Path, parts: ModelParts) -> None:
+    """Write the four graphs into `folder`/onnx, the folder that transformers.js expects."""
     (folder / "onnx").mkdir()
     for name, build in zip(NAMES, (_encoder, _decoder, _decoder_with_past, _merged), strict=True):
-        save(build(t5), folder / "onnx" / f"{name}.onnx")
+        save(build(parts), folder / "onnx" / f"{name}.onnx")
 
 
 def answer_split(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) -> np.ndarray:
@@ -48,9 +50,9 @@ def answer_split(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) ->
 
     def step(tokens: np.ndarray, hidden: np.ndarray, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         session, feed = (later, past) if past else (first, {_HIDDEN: hidden})
-        wanted = [name for name in names if not past or ".encoder." not in name]
-        made = session.run(wanted, {**feed, "input_ids": tokens, _MASK: mask})
-        return dict(zip(wanted, made, strict=True))
+        outputs = [name for name in names if not past or ".encoder." not in name]
+        values = session.run(outputs, {**feed, "input_ids": tokens, _MASK: mask})
+        return dict(zip(outputs, values, strict=True))
 
     return _generate(encoder, step, ids, mask, limit, _special(folder))
 
@@ -64,8 +66,8 @@ def answer_merged(folder: Path, ids: np.ndarray, mask: np.ndarray, limit: int) -
 
     def step(tokens: np.ndarray, hidden: np.ndarray, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         feed = {**(past or empty), "input_ids": tokens, _MASK: mask, _HIDDEN: hidden}
-        made = dict(zip(names, merged.run(names, feed | {"use_cache_branch": np.array([bool(past)])}), strict=True))
-        return {name: value for name, value in made.items() if not past or ".encoder." not in name}
+        outputs = dict(zip(names, merged.run(names, feed | {"use_cache_branch": np.array([bool(past)])}), strict=True))
+        return {name: value for name, value in outputs.items() if not past or ".encoder." not in name}
 
     return _generate(encoder, step, ids, mask, limit, _special(folder))
 
@@ -83,153 +85,157 @@ def _generate(
     special: SpecialTokens,
 ) -> np.ndarray:
     (hidden,) = encoder.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
-    tokens, made = np.full((len(ids), 1), special.start), list[np.ndarray]()
+    tokens, columns = np.full((len(ids), 1), special.start), list[np.ndarray]()
     past: dict[str, np.ndarray] = {}
-    done = np.zeros((len(ids), 1), bool)
-    while len(made) < limit and not done.all():
+    ended = np.zeros((len(ids), 1), bool)
+    while len(columns) < limit and not ended.all():
         out = step(tokens, hidden, past)
         past = past | {name.replace("present", _PAST): value for name, value in out.items() if name != "logits"}
-        tokens = np.where(done, special.pad, out["logits"][:, -1:].argmax(-1))
-        done = done | special.ended(tokens)
-        made.append(tokens)
-    return np.concatenate(made, axis=1)
+        tokens = np.where(ended, special.pad, out["logits"][:, -1:].argmax(-1))
+        ended = ended | special.ended(tokens)
+        columns.append(tokens)
+    return np.concatenate(columns, axis=1)
 
 
-def _encoder(t5: T5) -> onnx.ModelProto:
+def _encoder(parts: ModelParts) -> onnx.ModelProto:
     g = Graph("encoder_model")
     ids, mask = (
         g.input(name, INT64, "batch_size", "encoder_sequence_length") for name in ("input_ids", "attention_mask")
     )
-    hidden = t5.encode(g, ids, mask)
-    output = g.output("last_hidden_state", FLOAT, "batch_size", "encoder_sequence_length", t5.architecture.d_model)
+    hidden = parts.encode(g, ids, mask)
+    output = g.output("last_hidden_state", FLOAT, "batch_size", "encoder_sequence_length", parts.architecture.d_model)
     g.op("Identity", hidden, output=output)
     return g.model()
 
 
-def _decoder(t5: T5) -> onnx.ModelProto:
+def _decoder(parts: ModelParts) -> onnx.ModelProto:
     g = Graph("decoder_model")
-    ids, mask, hidden = _inputs(g, t5, "decoder_sequence_length")
-    logits = _logits(g, t5)
-    own, cross = _presents(g, t5)
-    t5.head(g, _first_step(g, t5, ids, mask, hidden, own, cross), logits)
+    ids, mask, hidden = _inputs(g, parts, "decoder_sequence_length")
+    logits = _logits(g, parts)
+    self_presents, cross_presents = _presents(g, parts)
+    parts.head(g, _first_step(g, parts, ids, mask, hidden, self_presents, cross_presents), logits)
     return g.model()
 
 
-def _decoder_with_past(t5: T5) -> onnx.ModelProto:
+def _decoder_with_past(parts: ModelParts) -> onnx.ModelProto:
     g = Graph("decoder_with_past_model")
     mask = g.input(_MASK, INT64, "batch_size", "encoder_sequence_length")
     ids = g.input("input_ids", INT64, "batch_size", 1)
-    logits = _logits(g, t5)
-    past, cross = _pasts(g, t5)
-    own, _ = _presents(g, t5, sides=("decoder",))
-    t5.head(g, t5.decode(g, ids, mask, past, cross, own), logits)
+    logits = _logits(g, parts)
+    past, cross = _pasts(g, parts)
+    self_presents, _ = _presents(g, parts, sides=("decoder",))
+    parts.head(g, parts.decode(g, ids, mask, past, cross, self_presents), logits)
     return g.model()
 
 
-def _merged(t5: T5) -> onnx.ModelProto:
+def _merged(parts: ModelParts) -> onnx.ModelProto:
     g = Graph("decoder_model_merged")
-    ids, mask, hidden = _inputs(g, t5, "decoder_sequence_length")
-    past, crossed = _pasts(g, t5, width="past_width")
+    ids, mask, hidden = _inputs(g, parts, "decoder_sequence_length")
+    past, cross_pasts = _pasts(g, parts, width="past_width")
     switch = g.op("Squeeze", g.input("use_cache_branch", BOOL, 1), g.ints(0))
-    logits = _logits(g, t5)
-    own, cross = _presents(g, t5)
+    logits = _logits(g, parts)
+    self_presents, cross_presents = _presents(g, parts)
 
     first = g.body("first")
-    made_own, made_cross = _named(t5, "first.decoder"), _named(t5, "first.encoder")
-    made = t5.head(first, _first_step(first, t5, ids, mask, hidden, made_own, made_cross))
-    _declare(first, t5, made, made_own, made_cross)
+    branch_self, branch_cross = _named(parts, "first.decoder"), _named(parts, "first.encoder")
+    branch_logits = parts.head(first, _first_step(first, parts, ids, mask, hidden, branch_self, branch_cross))
+    _declare(first, parts, branch_logits, branch_self, branch_cross)
 
     later = g.body("later")
-    made_own, made_cross = _named(t5, "later.decoder"), _named(t5, "later.encoder")
-    made = t5.head(later, t5.decode(later, ids, mask, past, crossed, made_own))
-    a = t5.architecture
+    branch_self, branch_cross = _named(parts, "later.decoder"), _named(parts, "later.encoder")
+    branch_logits = parts.head(later, parts.decode(later, ids, mask, past, cross_pasts, branch_self))
+    a = parts.architecture
     nothing = later.constant(np.zeros((0, a.heads, 1, a.d_kv), np.float32), "nothing")
-    for name in _flat(made_cross):  # callers keep those of the first step, so nothing is copied
+    for name in _flat(branch_cross):  # callers keep the values of the first step, so nothing is copied
         later.op("Identity", nothing, output=name)
-    _declare(later, t5, made, made_own, made_cross)
+    _declare(later, parts, branch_logits, branch_self, branch_cross)
 
-    outputs = [logits, *_flat(own), *_flat(cross)]  # in the order of `_declare`
+    outputs = [logits, *_flat(self_presents), *_flat(cross_presents)]  # in the order of `_declare`
     g.ops("If", switch, outputs=outputs, then_branch=later.proto(), else_branch=first.proto())
     return g.model()
 
 
-def _declare(g: Graph, t5: T5, logits: str, own: Sequence[KeyValue], cross: Sequence[KeyValue]) -> None:
+def _declare(
+    g: Graph, parts: ModelParts, logits: str, self_presents: Sequence[KeyValue], cross_presents: Sequence[KeyValue]
+) -> None:
     """Declare the logits and the keys and values as outputs of a branch."""
-    a = t5.architecture
+    a = parts.architecture
     g.output(logits, FLOAT, "b", "q", a.vocabulary)
-    for name in (*_flat(own), *_flat(cross)):
+    for name in (*_flat(self_presents), *_flat(cross_presents)):
         g.output(name, FLOAT, "b", a.heads, "t", a.d_kv)
 
 
 def _first_step(
     g: Graph,
-    t5: T5,
+    parts: ModelParts,
     ids: str,
     mask: str,
     hidden: str,
-    own: Sequence[KeyValue],
-    cross: Sequence[KeyValue],
+    self_presents: Sequence[KeyValue],
+    cross_presents: Sequence[KeyValue],
 ) -> str:
     """Return the decoder's last hidden state for tokens without a past."""
-    a = t5.architecture
-    t5.cross(g, hidden, cross)
+    a = parts.architecture
+    parts.cross(g, hidden, cross_presents)
     shape = g.op("Concat", g.op("Shape", ids, start=0, end=1), g.ints(a.heads, 0, a.d_kv), axis=0)
     empty = g.op("Expand", g.constant(np.zeros((1, 1, 1, 1), np.float32), "zero"), shape)
     past = [KeyValue(empty, empty)] * a.decoder_layers
-    return t5.decode(g, ids, mask, past, cross, own)
+    return parts.decode(g, ids, mask, past, cross_presents, self_presents)
 
 
-def _inputs(g: Graph, t5: T5, length: str) -> tuple[str, str, str]:
+def _inputs(g: Graph, parts: ModelParts, length: str) -> tuple[str, str, str]:
     """Declare the inputs and return (input_ids, encoder_attention_mask, encoder_hidden_states)."""
     mask = g.input(_MASK, INT64, "batch_size", "encoder_sequence_length")
     ids = g.input("input_ids", INT64, "batch_size", length)
-    width = t5.architecture.d_model
+    width = parts.architecture.d_model
     return ids, mask, g.input(_HIDDEN, FLOAT, "batch_size", "encoder_sequence_length", width)
 
 
-def _logits(g: Graph, t5: T5) -> str:
-    return g.output("logits", FLOAT, "batch_size", "decoder_sequence_length", t5.architecture.vocabulary)
+def _logits(g: Graph, parts: ModelParts) -> str:
+    return g.output("logits", FLOAT, "batch_size", "decoder_sequence_length", parts.architecture.vocabulary)
 
 
-def _pasts(g: Graph, t5: T5, width: int | str | None = None) -> tuple[list[KeyValue], list[KeyValue]]:
+def _pasts(g: Graph, parts: ModelParts, width: int | str | None = None) -> tuple[list[KeyValue], list[KeyValue]]:
     """Declare the keys and values of earlier steps and return (decoder's, encoder's), each by layer.
 
     Args:
         g: Graph to declare them in.
-        t5: Model.
+        parts: Parts of the model.
         width: Size or name of their last axis. Default: d_kv.
     """
-    width = t5.architecture.d_kv if width is None else width
+    width = parts.architecture.d_kv if width is None else width
     lengths = {"decoder": "past_decoder_sequence_length", "encoder": "encoder_sequence_length_out"}
-    return _declared(g.input, t5, _PAST, lengths, width)
+    return _declared(g.input, parts, _PAST, lengths, width)
 
 
-def _presents(g: Graph, t5: T5, sides: Sequence[str] = ("decoder", "encoder")) -> tuple[list[KeyValue], list[KeyValue]]:
+def _presents(
+    g: Graph, parts: ModelParts, sides: Sequence[str] = ("decoder", "encoder")
+) -> tuple[list[KeyValue], list[KeyValue]]:
     """Declare the keys and values after this step and return (decoder's, encoder's), each by layer."""
     lengths = {"decoder": "past_decoder_sequence_length + 1", "encoder": "encoder_sequence_length_out"}
-    return _declared(g.output, t5, "present", {side: lengths[side] for side in sides}, t5.architecture.d_kv)
+    return _declared(g.output, parts, "present", {side: lengths[side] for side in sides}, parts.architecture.d_kv)
 
 
 def _declared(
-    declare: Callable[..., str], t5: T5, stem: str, lengths: Mapping[str, str], width: int | str
+    declare: Callable[..., str], parts: ModelParts, stem: str, lengths: Mapping[str, str], width: int | str
 ) -> tuple[list[KeyValue], list[KeyValue]]:
     """Declare four names per layer, in layer order, since Optimum matches them by position and not by name."""
     names: dict[str, list[KeyValue]] = {"decoder": [], "encoder": []}
-    for layer in _layers(t5):
+    for layer in _layers(parts):
         for side, length in lengths.items():
             pair = KeyValue(f"{stem}.{layer}.{side}.key", f"{stem}.{layer}.{side}.value")
             for name in (pair.key, pair.value):
-                declare(name, FLOAT, "batch_size", t5.architecture.heads, length, width)
+                declare(name, FLOAT, "batch_size", parts.architecture.heads, length, width)
             names[side].append(pair)
     return names["decoder"], names["encoder"]
 
 
-def _named(t5: T5, stem: str) -> list[KeyValue]:
-    return [KeyValue(f"{stem}.{i}.key", f"{stem}.{i}.value") for i in _layers(t5)]
+def _named(parts: ModelParts, stem: str) -> list[KeyValue]:
+    return [KeyValue(f"{stem}.{i}.key", f"{stem}.{i}.value") for i in _layers(parts)]
 
 
-def _layers(t5: T5) -> range:
-    return range(t5.architecture.decoder_layers)
+def _layers(parts: ModelParts) -> range:
+    return range(parts.architecture.decoder_layers)
 
 
 def _flat(names: Sequence[KeyValue]) -> list[str]:

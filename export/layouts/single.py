@@ -3,11 +3,11 @@
     input_ids[b,s], attention_mask[b,s], min_new_tokens[], max_new_tokens[] (all int64),
     temperature[] (float; 0 for the likeliest tokens), top_k[] (int64; 0 for all), top_p[] (float; 1 for all),
     uniform[b,max_new_tokens] (float: random numbers in [0, 1); shape [0,0] for the likeliest tokens)
-    -> sequences[b,n] (int64), padded with pad_token_id after a token of eos_token_id, both of generation_config.json
+    -> sequences[b,n] (int64), padded with pad_token_id after a token of eos_token_id (see generation_config.json)
 
 The caller passes the random numbers and thus controls the seed. With too few columns the call fails at a node named
-"uniform_needs_max_new_tokens_columns". Beams, bans, penalties and forced tokens are not in the graph, see
-`unsupported`. A Triton model repository holds a variant with separate options for each row, see `triton.py`.
+"uniform_needs_max_new_tokens_columns". Beams, bans, penalties and forced tokens are not in the graph; see
+`unsupported`. A Triton model repository contains a variant with separate options per row; see `triton.py`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 from lora_ft.core.generation_options import Options
 from lora_ft.export.onnx.graph import save
 from lora_ft.export.onnx.graphs import single_model
-from lora_ft.export.onnx.t5 import T5
+from lora_ft.export.onnx.model_parts import ModelParts
 from lora_ft.export.runtime.session import open_session
 
 MODEL = "generate.onnx"
-# Options that each call sets itself, through inputs of the same names or its random numbers.
+# Options that each call sets, through inputs of the same names or its random numbers.
 _INPUTS = ("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "seed")
 _SAME_ANSWERS = ("prompt_lookup", "length_penalty", "early_stopping")  # only beam search reads the last two
 
@@ -35,7 +35,7 @@ from tokenizers import Tokenizer
 
 folder = "."
 tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
-tokenizer.enable_padding()  # with 0, on the right
+tokenizer.enable_padding()  # pads with 0 on the right
 session = InferenceSession(f"{folder}/generate.onnx")
 rows = tokenizer.encode_batch(["a prompt", "another, longer prompt"])
 inputs = {
@@ -46,7 +46,7 @@ inputs = {
     "temperature": np.array({temperature}, np.float32),  # 0 for the likeliest tokens
     "top_k": np.array({top_k}),
     "top_p": np.array({top_p}, np.float32),
-    "uniform": {uniform},  # at a temperature: random numbers [rows, max_new_tokens]
+    "uniform": {uniform},  # if temperature > 0: random numbers [rows, max_new_tokens]
 }
 (sequences,) = session.run(["sequences"], inputs)
 print(tokenizer.decode_batch(sequences.tolist()))"""
@@ -64,9 +64,9 @@ def unsupported(generation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, t5: T5) -> None:
-    """Write generate.onnx. Weights too large for one file are stored beside it."""
-    save(single_model(t5), folder / MODEL)
+def write(folder: Path, parts: ModelParts) -> None:
+    """Write generate.onnx. Weights too large for one file are stored next to it."""
+    save(single_model(parts), folder / MODEL)
 
 
 def greedy_feed(ids: np.ndarray, mask: np.ndarray, least: int, most: int) -> dict[str, np.ndarray]:

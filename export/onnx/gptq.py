@@ -1,4 +1,4 @@
-"""Round weights to few bits, in blocks of inputs that share a scale."""
+"""Round weights to 4 or 8 bits, in blocks of inputs that share a scale."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import numpy as np
 from lora_ft.core.hardware import allowed_cpus
 
 TINY = 1e-12  # keeps the scale of a block of zeros positive
-_DAMPING = 0.01  # of the mean square of an input, as in the paper
+_DAMPING = 0.01  # share of the mean square of an input, as in the paper
 _SHARES = np.array([sign * part for part in np.linspace(1, 0.6, 9) for sign in (1, -1)], np.float32)  # of the widest
-_OUTPUTS = 4096  # rounded together: a block of them stays in a core's cache
+_OUTPUTS = 4096  # outputs rounded together, so that a block stays in the cache of a core
 
 
 def round_to_nearest(weight: np.ndarray, bits: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Round [outputs, inputs] to the nearest steps, with a scale for each `size` inputs of an output.
+    """Round [outputs, inputs] to the nearest steps, with a scale for each block of `size` inputs of an output.
 
     Returns:
-        Steps uint8 [outputs, blocks, size], with 2**(bits-1) for zero, and scales float32 [outputs, blocks], signed so
-        that the largest magnitude gets the value furthest from zero. The last block is padded with zeros.
+        (steps, scales). Steps are uint8 [outputs, blocks, size], where 2**(bits-1) is zero. Scales are float32
+        [outputs, blocks], signed so that the largest magnitude gets the step furthest from zero. The last block is
+        padded with zeros.
     """
     zero = 1 << (bits - 1)
     blocks = np.pad(weight, ((0, 0), (0, -weight.shape[1] % size))).reshape(len(weight), -1, size)
@@ -31,17 +32,17 @@ def round_to_nearest(weight: np.ndarray, bits: int, size: int) -> tuple[np.ndarr
 def round_with_compensation(
     weight: np.ndarray, moments: np.ndarray, bits: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Round like `round_to_nearest`, and compensate each input's error by later inputs (GPTQ, arXiv 2210.17323).
+    """Round like `round_to_nearest`, but compensate each input's error in later inputs (GPTQ, arXiv 2210.17323).
 
-    Inputs with the largest moments are rounded first (GPTQ's `act_order` with static groups). Of several scales, a
-    block takes the one with the least error. With 4 bits this removes more than half of the rounding loss of
-    FLAN-T5-small; order and scales are a tenth of that, in blocks of 128.
+    Inputs with the largest moments are rounded first (GPTQ's `act_order` with static groups). Each block uses the best
+    of several scales. With 4 bits this removes more than half of the rounding loss of FLAN-T5-small. Order and scales
+    contribute a tenth of that, in blocks of 128.
 
     Args:
         weight: Weights [outputs, inputs].
         moments: Sums of products of the layer's inputs over calibration rows [inputs, inputs].
-        bits: Bits of a step.
-        size: Inputs of a block.
+        bits: Bits per step.
+        size: Inputs per block.
     """
     zero, inputs = 1 << (bits - 1), weight.shape[1]
     padded = inputs + -inputs % size
@@ -53,14 +54,14 @@ def round_with_compensation(
     weights = np.diag(damped).astype(np.float32)
 
     def round_some(first: int) -> tuple[np.ndarray, np.ndarray]:
-        rest = np.zeros((padded, len(weight[first : first + _OUTPUTS])), np.float32)
-        rest[:inputs] = weight[first : first + _OUTPUTS].T
+        remaining = np.zeros((padded, len(weight[first : first + _OUTPUTS])), np.float32)
+        remaining[:inputs] = weight[first : first + _OUTPUTS].T
         starts = range(0, padded, size)
-        scales = np.stack([_best_scale(rest[at : at + size], weights[at : at + size], zero) for at in starts])
-        rest, steps = rest[order], np.empty(rest.shape, np.uint8)
+        scales = np.stack([_best_scale(remaining[at : at + size], weights[at : at + size], zero) for at in starts])
+        remaining, steps = remaining[order], np.empty(remaining.shape, np.uint8)
         for begin in starts:
             end = begin + size
-            block = rest[begin:end]
+            block = remaining[begin:end]
             errors = np.empty_like(block)
             for i, (row, at) in enumerate(zip(block, order[begin:end], strict=True)):
                 scale = scales[at // size]
@@ -69,8 +70,8 @@ def round_with_compensation(
                 shares = factor[begin + i, begin:end]
                 errors[i] = (row - step * scale) / shares[i]
                 block[i + 1 :] -= shares[i + 1 :, None] * errors[i]
-            rest[end:] -= factor[begin:end, end:].T @ errors
-        return steps.T.reshape(rest.shape[1], -1, size), scales.T
+            remaining[end:] -= factor[begin:end, end:].T @ errors
+        return steps.T.reshape(remaining.shape[1], -1, size), scales.T
 
     with ThreadPoolExecutor(allowed_cpus()) as pool:
         steps, scales = zip(*pool.map(round_some, range(0, len(weight), _OUTPUTS)), strict=True)

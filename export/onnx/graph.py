@@ -207,7 +207,7 @@ def _inline(name: str, array: np.ndarray) -> TensorProto:
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model that shares no weights. Weights too large for one file are stored beside it."""
+    """Write a model that shares no weights. Weights too large for one file are stored next to it."""
     # protobuf's own size count fails on models this large (a T5 as wide as FLAN-T5-large)
     external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST
     location = f"{path.name}_data" if external else None  # name that transformers.js expects

@@ -1,20 +1,20 @@
 """The graphs of a bundle, assembled from the parts of a model.
 
-Generation is a loop outside the graphs, and the cost of a token is one call of a small graph. So the work is divided by
-how often it is needed, and the loop's graph does nothing but a step:
+Generation is a loop outside the graphs, and each token costs one call of a small graph. The work is therefore divided
+by how often it is needed, so that the graph in the loop only computes a step:
 
-    encoder  input_ids[b,s], attention_mask[b,s] -> cross.<layer>.key|value [b,heads,s,d_kv], once a source
+    encoder  input_ids[b,s], attention_mask[b,s] -> cross.<layer>.key|value [b,heads,s,d_kv], once per source
     decoder  next tokens of every row, each row at its own position; writes keys and values into the cache in place
-    step     the same, faster, for one token a row, for any number of tokens of one row, or for the first call
-    normal   log-softmax of logits, for beams
-    best     the likeliest tokens of a step, for beams and sampling
-    select   some rows of a cache, for beams that change places and for finished rows
+    step     the same, but faster, for one token per row, for any number of tokens of one row, or for the first call
+    normal   log-softmax of logits, for beam search
+    best     the likeliest tokens of a step, for beam search and sampling
+    select   selected rows of a cache, to reorder beams and to remove finished rows
 
-The cross-attention's keys and values are computed once, by the encoder (microsoft/onnxruntime PR#23949). The first and
-later steps are one graph, so no branch is taken at run time; the `If` of a merged decoder costs latency
-(huggingface/optimum#530). The cache has spare room that a step writes into: a loop inside the graph (`Loop`) would copy
-the cache every turn, which took 7 to 25 % more time with FLAN-T5-small, more with longer answers and larger batches.
-Only `single`, for callers that need a single call, has such a loop.
+The encoder computes the cross-attention keys and values once (microsoft/onnxruntime PR#23949). The first and later
+steps share a graph without branches, since the `If` of a merged decoder costs latency (huggingface/optimum#530). The
+cache has spare capacity that a step writes into. A loop inside the graph (`Loop`) would copy the cache in every turn,
+which took 7 to 25 % more time with FLAN-T5-small, and more with longer answers and larger batches. Only `single`, for
+callers that need a single call, has such a loop.
 """
 
 from __future__ import annotations
@@ -26,106 +26,109 @@ import onnx
 
 from lora_ft.export.onnx.argmax import argmax
 from lora_ft.export.onnx.graph import BOOL, FLOAT, INT64, Graph, WeightFile
+from lora_ft.export.onnx.model_parts import InPlace, KeyValue, ModelParts
 from lora_ft.export.onnx.sampling import Sampling, choose
-from lora_ft.export.onnx.t5 import T5, InPlace, KeyValue
 
 
-def encoder_model(t5: T5, weights: WeightFile | None = None) -> onnx.ModelProto:
+def encoder_model(parts: ModelParts, weights: WeightFile | None = None) -> onnx.ModelProto:
     """Return the encoder, followed by the decoder's cross-attention projections."""
-    g = Graph("t5_encoder", weights)
+    g = Graph("encoder", weights)
     ids, mask = g.input("input_ids", INT64, "b", "s"), g.input("attention_mask", INT64, "b", "s")
-    t5.cross(g, t5.encode(g, ids, mask), _outputs(g, t5, "cross", "b", "s"))
+    parts.cross(g, parts.encode(g, ids, mask), _outputs(g, parts, "cross", "b", "s"))
     return g.model()
 
 
-def decoder_model(t5: T5, weights: WeightFile | None = None, *, step: bool = False) -> onnx.ModelProto:
-    """Return the decoder of tokens that follow those in a cache with spare room.
+def decoder_model(parts: ModelParts, weights: WeightFile | None = None, *, step: bool = False) -> onnx.ModelProto:
+    """Return the decoder, which continues the tokens in a cache with spare capacity.
 
-        input_ids[b,q], lengths[b] (or [1], where all rows are alike), early[] (bool: never </s>),
+        input_ids[b,q], lengths[b] (or [1] if all are equal), early[] (bool: exclude </s>),
         encoder_attention_mask[sources,s], past.<layer>.key|value [b,heads,room,d_kv], of which the first `lengths` are
         filled, cross.<layer>.key|value [sources,heads,s,d_kv]
-        -> logits[b,q,vocabulary], next[b,q] (the likeliest), present.<layer>.key|value [b,heads,room,d_kv]
+        -> logits[b,q,vocabulary], next[b,q] (likeliest tokens), present.<layer>.key|value [b,heads,room,d_kv]
 
-    Bind `present` to the memory of `past`, and nothing is copied. Positions beyond a row's length are never seen, so a
-    smaller length removes tokens. Rows b = sources * k share a source, k in a row.
+    If `present` is bound to the memory of `past`, nothing is copied. Positions beyond a row's length are ignored, so a
+    smaller length removes tokens. Rows b = sources * k share a source, k consecutive rows each.
 
     Args:
-        t5: Parts of the model.
-        weights: File for its weights; None to keep them in the graph.
-        step: Build the faster graph, for which q is 1 unless it is the first call or there is one row.
+        parts: Parts of the model.
+        weights: File for the weights. None keeps them in the graph.
+        step: Build the faster graph, which requires q = 1 except in the first call or with a single row.
     """
-    g = Graph("t5_step" if step else "t5_decoder", weights)
+    g = Graph("step" if step else "decoder", weights)
     ids, lengths, early = g.input("input_ids", INT64, "b", "q"), g.input("lengths", INT64, "n"), g.input("early", BOOL)
     mask = g.input("encoder_attention_mask", INT64, "sources", "s")
-    past, cross = _inputs(g, t5, "past", "b", "room"), _inputs(g, t5, "cross", "sources", "s")
-    logits = g.output("logits", FLOAT, "b", "q", t5.architecture.vocabulary)
+    past, cross = _inputs(g, parts, "past", "b", "room"), _inputs(g, parts, "cross", "sources", "s")
+    logits = g.output("logits", FLOAT, "b", "q", parts.architecture.vocabulary)
     best = g.output("next", INT64, "b", "q")
-    presents = _outputs(g, t5, "present", "b", "room")
-    hidden = t5.decode(g, ids, mask, past, cross, presents, InPlace(lengths, step))
-    t5.head(g, hidden, logits)
-    argmax(g, logits, t5.architecture.vocabulary, output=best, barred=(t5.architecture.special.ends, early))
+    presents = _outputs(g, parts, "present", "b", "room")
+    hidden = parts.decode(g, ids, mask, past, cross, presents, InPlace(lengths, step))
+    parts.head(g, hidden, logits)
+    argmax(g, logits, parts.architecture.vocabulary, output=best, barred=(parts.architecture.special.ends, early))
     return g.model()
 
 
-def single_model(t5: T5, *, by_row: bool = False) -> onnx.ModelProto:
+def single_model(parts: ModelParts, *, by_row: bool = False) -> onnx.ModelProto:
     """Return encoder and loop in one graph, for callers without this project's runtime.
 
-    input_ids[b,s], attention_mask[b,s], min_new_tokens[], max_new_tokens[], and those of `sampling.Sampling`
+    input_ids[b,s], attention_mask[b,s], min_new_tokens[], max_new_tokens[], and the inputs of `sampling.Sampling`
     -> sequences[b,n], padded after </s>
 
     Args:
-        t5: Parts of the model.
-        by_row: Take options for each row, all [b,1], since a server batches requests of several callers. Each row ends
-            at its own limit. A sampling row with too few random numbers is -1 throughout; otherwise the call fails.
+        parts: Parts of the model.
+        by_row: Make every option a column [b,1], because a server batches requests of several callers. Each row ends
+            at its own limit. A sampling row with too few random numbers becomes -1 throughout. Without `by_row` the
+            call fails.
     """
-    g = Graph("t5_generate")
+    g = Graph("generate")
     ids, mask = g.input("input_ids", INT64, "b", "s"), g.input("attention_mask", INT64, "b", "s")
     names = ("min_new_tokens", "max_new_tokens")
     if by_row:
         least, most = (g.input(name, INT64, "b", 1) for name in names)
         lacks, sampling = Sampling.inputs_by_row(g).lacking(g, most)
-        most = g.op("Where", lacks, g.scalar(1), most)  # one token is needed to mark the row
+        most = g.op("Where", lacks, g.scalar(1), most)  # the marked row needs one token
     else:
         limits = [g.input(name, INT64) for name in names]
         sampling = Sampling.inputs(g).checked(g, g.size(ids, 0), limits[1])
         least, most = (g.op("Reshape", limit, g.ints(1, 1)) for limit in limits)
-    a = t5.architecture
+    a = parts.architecture
     cross = [KeyValue(f"cross.{i}.key", f"cross.{i}.value") for i in range(a.decoder_layers)]
-    t5.cross(g, t5.encode(g, ids, mask), cross)
+    parts.cross(g, parts.encode(g, ids, mask), cross)
     batch = g.op("Shape", ids, start=0, end=1)
     first = g.op(
         "Expand", g.constant(np.array([[a.special.start]], np.int64)), g.op("Concat", batch, g.ints(1), axis=0)
     )
     sequences = g.output("sequences", INT64, "b", "n")
-    made = _loop(g, t5, first, mask, cross, (least, most), sampling)
-    g.op("Where", lacks, g.scalar(-1), made, output=sequences) if by_row else g.op("Identity", made, output=sequences)
+    tokens = _loop(g, parts, first, mask, cross, (least, most), sampling)
+    g.op("Where", lacks, g.scalar(-1), tokens, output=sequences) if by_row else g.op(
+        "Identity", tokens, output=sequences
+    )
     return g.model()
 
 
-def reorder_cache_model(t5: T5) -> onnx.ModelProto:
-    """rows[n], <layer>.key|value [b,heads,t,d_kv] -> selected.<layer>.key|value [n,heads,t,d_kv]"""
+def reorder_cache_model(parts: ModelParts) -> onnx.ModelProto:
+    """Return the graph rows[n], <layer>.key|value [b,heads,t,d_kv] -> selected.<layer>.key|value [n,heads,t,d_kv]."""
     g = Graph("select")
     rows = g.input("rows", INT64, "n")
-    sources = _inputs(g, t5, "", "b", "t")
-    for source, chosen in zip(sources, _outputs(g, t5, "selected", "n", "t"), strict=True):
-        g.op("Gather", source.key, rows, output=chosen.key, axis=0)
-        g.op("Gather", source.value, rows, output=chosen.value, axis=0)
+    sources = _inputs(g, parts, "", "b", "t")
+    for source, target in zip(sources, _outputs(g, parts, "selected", "n", "t"), strict=True):
+        g.op("Gather", source.key, rows, output=target.key, axis=0)
+        g.op("Gather", source.value, rows, output=target.value, axis=0)
     return g.model()
 
 
-def log_softmax_model(t5: T5) -> onnx.ModelProto:
-    """logits[b,q,vocabulary] -> log_probs[b,q,vocabulary]"""
+def log_softmax_model(parts: ModelParts) -> onnx.ModelProto:
+    """Return the graph logits[b,q,vocabulary] -> log_probs[b,q,vocabulary]."""
     g = Graph("normal")
-    logits = g.input("logits", FLOAT, "b", "q", t5.architecture.vocabulary)
-    g.op("LogSoftmax", logits, output=g.output("log_probs", FLOAT, "b", "q", t5.architecture.vocabulary), axis=-1)
+    logits = g.input("logits", FLOAT, "b", "q", parts.architecture.vocabulary)
+    g.op("LogSoftmax", logits, output=g.output("log_probs", FLOAT, "b", "q", parts.architecture.vocabulary), axis=-1)
     return g.model()
 
 
-def top_k_model(t5: T5) -> onnx.ModelProto:
-    """scores[b,q,vocabulary], count[1] -> highest[b,q,count], falling, and their tokens[b,q,count]"""
+def top_k_model(parts: ModelParts) -> onnx.ModelProto:
+    """Return the graph scores[b,q,vocabulary], count[1] -> highest[b,q,count] (descending), tokens[b,q,count]."""
     g = Graph("best")
-    scores = g.input("scores", FLOAT, "b", "q", t5.architecture.vocabulary)
-    count = g.op("Min", g.input("count", INT64, 1), g.ints(t5.architecture.vocabulary))
+    scores = g.input("scores", FLOAT, "b", "q", parts.architecture.vocabulary)
+    count = g.op("Min", g.input("count", INT64, 1), g.ints(parts.architecture.vocabulary))
     outputs = [g.output("highest", FLOAT, "b", "q", "k"), g.output("tokens", INT64, "b", "q", "k")]
     g.ops("TopK", scores, count, outputs=outputs, axis=-1)
     return g.model()
@@ -133,44 +136,44 @@ def top_k_model(t5: T5) -> onnx.ModelProto:
 
 def _loop(
     g: Graph,
-    t5: T5,
+    parts: ModelParts,
     first: str,
     mask: str,
     cross: Sequence[KeyValue],
     limits: tuple[str, str],
     sampling: Sampling,
 ) -> str:
-    """Append the loop and return its tokens [b,n]: a turn adds one to every row, until all rows have ended.
+    """Append the loop and return its tokens [b,n]. A turn adds a token to every row, until all rows have ended.
 
     Args:
         g: Graph to append to.
-        t5: Parts of the model.
+        parts: Parts of the model.
         first: Start tokens [b,1].
-        mask, cross: See `T5.decode`.
-        limits: Names of the minimum and the maximum number of new tokens, int64 [b,1], or [1,1] for all rows.
+        mask, cross: See `ModelParts.decode`.
+        limits: Names of the minimum and maximum number of new tokens, int64 [b,1], or [1,1] for all rows.
         sampling: Names of the sampling options.
     """
-    a = t5.architecture
+    a = parts.architecture
     least, most = limits
     no_past = g.op("Concat", g.op("Shape", first, start=0, end=1), g.ints(a.heads, 0, a.d_kv), axis=0)
     empty = g.op("Expand", g.constant(np.zeros((1, 1, 1, 1), np.float32)), no_past)
     past = [KeyValue(empty, empty)] * a.decoder_layers
-    unasked = g.op("Expand", g.op("LessOrEqual", most, g.scalar(0)), g.op("Shape", first))
+    already_ended = g.op("Expand", g.op("LessOrEqual", most, g.scalar(0)), g.op("Shape", first))
     for special in (*a.special.ends, a.special.pad):
         g.scalar(special)  # the loop's body uses these constants of the outer graph
     body = g.body("step")
     turn, _ = body.input("turn", INT64), body.input("go", BOOL)
-    token, done = body.input("token", INT64, "b", 1), body.input("done", BOOL, "b", 1)
-    inner_past = _inputs(body, t5, "step.past", "b", "p")
+    token, has_ended = body.input("token", INT64, "b", 1), body.input("done", BOOL, "b", 1)
+    inner_past = _inputs(body, parts, "step.past", "b", "p")
     inner_presents = [KeyValue(f"step.present.{i}.key", f"step.present.{i}.value") for i in range(a.decoder_layers)]
-    hidden = t5.decode(body, token, mask, inner_past, cross, inner_presents)
-    logits = t5.head(body, hidden)
+    hidden = parts.decode(body, token, mask, inner_past, cross, inner_presents)
+    logits = parts.head(body, hidden)
     early = body.op("Unsqueeze", body.op("Less", turn, least), body.ints(2))
-    chosen = choose(body, logits, a.vocabulary, (a.special.ends, early), sampling, turn)
-    emitted = body.op("Where", done, body.scalar(a.special.pad), chosen)
-    ended = body.op("Or", done, body.op("LessOrEqual", most, body.op("Add", turn, body.scalar(1))))
+    next_token = choose(body, logits, a.vocabulary, (a.special.ends, early), sampling, turn)
+    emitted = body.op("Where", has_ended, body.scalar(a.special.pad), next_token)
+    ended = body.op("Or", has_ended, body.op("LessOrEqual", most, body.op("Add", turn, body.scalar(1))))
     for end in a.special.ends:
-        ended = body.op("Or", ended, body.op("Equal", chosen, body.scalar(end)))
+        ended = body.op("Or", ended, body.op("Equal", next_token, body.scalar(end)))
     all_ended = body.op("ReduceMin", body.op("Cast", ended, to=onnx.TensorProto.INT32), keepdims=0)
     body.output(body.op("Not", body.op("Cast", all_ended, to=BOOL)), BOOL)
     body.output(emitted, INT64, "b", 1)
@@ -179,7 +182,7 @@ def _loop(
         body.output(present.key, FLOAT, "b", a.heads, "t", a.d_kv)
         body.output(present.value, FLOAT, "b", a.heads, "t", a.d_kv)
     body.output(body.op("Identity", emitted), INT64, "b", 1)
-    carried = [first, unasked, *(name for kv in past for name in (kv.key, kv.value))]
+    carried = [first, already_ended, *(name for kv in past for name in (kv.key, kv.value))]
     true = g.constant(np.array(True), "true")
     outputs = [None] * (len(carried) + 1)
     *_, steps = g.ops("Loop", g.op("ReduceMax", most, keepdims=0), true, *carried, outputs=outputs, body=body.proto())
@@ -188,21 +191,25 @@ def _loop(
     return g.op("Reshape", tokens, g.op("Concat", g.op("Shape", first, start=0, end=1), g.ints(-1), axis=0))
 
 
-def _inputs(g: Graph, t5: T5, prefix: str, batch: str, length: str) -> list[KeyValue]:
+def _inputs(g: Graph, parts: ModelParts, prefix: str, batch: str, length: str) -> list[KeyValue]:
     return [
-        KeyValue(*(g.input(name, FLOAT, batch, t5.architecture.heads, length, t5.architecture.d_kv) for name in names))
-        for names in _names(t5, prefix)
+        KeyValue(
+            *(g.input(name, FLOAT, batch, parts.architecture.heads, length, parts.architecture.d_kv) for name in names)
+        )
+        for names in _names(parts, prefix)
     ]
 
 
-def _outputs(g: Graph, t5: T5, prefix: str, batch: str, length: str) -> list[KeyValue]:
+def _outputs(g: Graph, parts: ModelParts, prefix: str, batch: str, length: str) -> list[KeyValue]:
     return [
-        KeyValue(*(g.output(name, FLOAT, batch, t5.architecture.heads, length, t5.architecture.d_kv) for name in names))
-        for names in _names(t5, prefix)
+        KeyValue(
+            *(g.output(name, FLOAT, batch, parts.architecture.heads, length, parts.architecture.d_kv) for name in names)
+        )
+        for names in _names(parts, prefix)
     ]
 
 
-def _names(t5: T5, prefix: str) -> list[tuple[str, str]]:
-    """Return names of keys and values, layer by layer."""
+def _names(parts: ModelParts, prefix: str) -> list[tuple[str, str]]:
+    """Return the names of (keys, values), layer by layer."""
     stem = f"{prefix}." if prefix else ""
-    return [(f"{stem}{i}.key", f"{stem}{i}.value") for i in range(t5.architecture.decoder_layers)]
+    return [(f"{stem}{i}.key", f"{stem}{i}.value") for i in range(parts.architecture.decoder_layers)]

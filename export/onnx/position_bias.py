@@ -1,4 +1,4 @@
-"""T5's relative position bias as a table with a row for each distance, so that a graph only gathers rows."""
+"""T5's relative position bias as a table with one row per distance, from which a graph gathers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bias_rows(weight: np.ndarray, buckets: int, far: int, *, causal: bool) -> np
 
 
 def index_rows(g: Graph, query: str, key: str, far: int, *, causal: bool) -> str:
-    """Append the row numbers [b,q,k] in `bias_rows` for int64 positions of queries [b,q] and keys [b,k]."""
+    """Append the row numbers [b,q,k] in `bias_rows`, for int64 positions of queries [b,q] and keys [b,k]."""
     offset = g.op("Sub", g.op("Unsqueeze", key, g.ints(1)), g.op("Unsqueeze", query, g.ints(2)))
     index = g.op("Add", g.op("Clip", offset, g.scalar(-far), g.scalar(far)), g.scalar(far))
     if not causal:
@@ -40,7 +40,7 @@ def bucket(offset: np.ndarray, buckets: int, max_distance: int, *, bidirectional
     else:
         distance = -np.minimum(offset, 0)
     exact = buckets // 2
-    # float32 as in transformers, since rounding decides at a bucket's edge
+    # float32 as in transformers, since rounding decides the bucket at an edge
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / math.log(max_distance / exact)
     far = exact + (ratio * (buckets - exact)).astype(np.int64)
     return base + np.where(distance < exact, distance, np.minimum(far, buckets - 1))

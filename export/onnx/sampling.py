@@ -22,8 +22,8 @@ class Sampling:
         top_k: Number of likeliest tokens to draw from, int64; 0 for all.
         top_p: Total probability to draw from, float; 1 for all. The fewest top_k tokens that reach it are kept
             (arXiv 1904.09751).
-        uniform: Random numbers in [0, 1), float [b,n], one for each new token. At temperature 0 they are not read and
-            may have any shape. Fewer rows than b or fewer columns than new tokens are an error, see `checked` and
+        uniform: Random numbers in [0, 1), float [b,n], one for each new token. At temperature 0 they are not used and
+            may have any shape. Fewer rows than b or fewer columns than new tokens are an error; see `checked` and
             `lacking`.
     """
 
@@ -81,8 +81,8 @@ class Sampling:
         name = self.uniform
         for label, (count, axis) in needed.items():
             # a Split with a negative length fails; a Slice, or a Gather of a range that is turned into one, does not
-            rest = drawn.op("Sub", drawn.size(name, axis), count)
-            lengths = drawn.op("Concat", *(drawn.op("Reshape", n, drawn.ints(1)) for n in (count, rest)), axis=0)
+            remainder = drawn.op("Sub", drawn.size(name, axis), count)
+            lengths = drawn.op("Concat", *(drawn.op("Reshape", n, drawn.ints(1)) for n in (count, remainder)), axis=0)
             name, _ = drawn.ops("Split", name, lengths, outputs=[None, None], axis=axis, label=label)
         drawn.output(name, FLOAT, "draws", "n")
         unread.output(unread.op("Identity", self.uniform), FLOAT, "draws", "n")
@@ -99,10 +99,10 @@ def is_drawn(g: Graph, temperature: str) -> str:
 def choose(
     g: Graph, logits: str, vocabulary: int, barred: tuple[Sequence[int], str], sampling: Sampling, turn: str
 ) -> str:
-    """Append the next token [b,1]: the likeliest or a drawn token, by each row's temperature.
+    """Append the next token [b,1]: the likeliest token, or a drawn one in rows with a temperature.
 
-    The order is that of transformers: temperature, top_k, top_p. The token is drawn by inverting the cumulative
-    distribution.
+    Options apply in the order of transformers: temperature, top_k, top_p. The token is drawn by inverting the
+    cumulative distribution.
 
     Args:
         g: Graph to append to.
@@ -138,16 +138,16 @@ def _drawn(
         "TopK", g.op("Div", scores, temperature), g.op("Reshape", largest, g.ints(1)), outputs=[None, None], axis=-1
     )
     places = g.op("Range", g.scalar(0), largest, g.scalar(1))
-    own = g.op("Less", places, count)
-    probability = g.op("Softmax", g.op("Where", own, best, g.constant(np.float32(-np.inf), "float.-inf")), axis=-1)
+    in_top_k = g.op("Less", places, count)
+    probability = g.op("Softmax", g.op("Where", in_top_k, best, g.constant(np.float32(-np.inf), "float.-inf")), axis=-1)
     likelier = g.op("CumSum", probability, g.scalar(-1), exclusive=1)  # total probability of likelier tokens
-    first = g.op("Equal", places, g.scalar(0))  # kept even if top_p is tiny
-    kept = g.op("And", own, g.op("Or", g.op("Less", likelier, sampling.top_p), first))
-    share = g.op("Where", kept, probability, zero)
+    first = g.op("Equal", places, g.scalar(0))  # a candidate even if top_p is tiny
+    candidates = g.op("And", in_top_k, g.op("Or", g.op("Less", likelier, sampling.top_p), first))
+    share = g.op("Where", candidates, probability, zero)
     # a greedy row may continue past the last column of random numbers
     column = g.op("Min", turn, g.op("Sub", g.size(sampling.uniform, 1), g.scalar(1)))
     uniform = g.op("Unsqueeze", g.op("Gather", sampling.uniform, column, axis=1), g.ints(1))
-    wanted = g.op("Mul", uniform, g.op("ReduceSum", share, g.ints(-1)))
-    passed = g.op("LessOrEqual", g.op("CumSum", share, g.scalar(-1)), wanted)
-    place, last = (g.op("ReduceSum", g.op("Cast", some, to=INT64), g.ints(-1)) for some in (passed, kept))
+    threshold = g.op("Mul", uniform, g.op("ReduceSum", share, g.ints(-1)))
+    passed = g.op("LessOrEqual", g.op("CumSum", share, g.scalar(-1)), threshold)
+    place, last = (g.op("ReduceSum", g.op("Cast", mask, to=INT64), g.ints(-1)) for mask in (passed, candidates))
     return g.op("GatherElements", tokens, g.op("Min", place, g.op("Sub", last, g.scalar(1))), axis=-1)

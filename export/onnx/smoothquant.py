@@ -1,9 +1,9 @@
-"""Fold outliers of activations into weights, so that 8-bit activations cost little accuracy.
+"""Fold outliers of activations into weights, so that 8-bit activations lose little accuracy.
 
 SmoothQuant (arXiv 2211.10438): input channel j of a linear layer is divided by s_j = max|x_j|^a / max|w_j|^(1-a), and
-the weight's column j is multiplied by it; the function stays the same. A few channels of FLAN-T5 are up to 1,000 times
-the median, which costs 8-bit activations six ROUGE points. In T5 an existing weight can take every division, so the
-graph has no additional node:
+the weight's column j is multiplied by it, so the function does not change. A few channels of FLAN-T5 are up to 1,000
+times the median, which costs 8-bit activations six ROUGE points. In T5 every division can be folded into an existing
+weight, so the graph has no additional nodes:
 
     norm -> q, k, v; cross q; wi        v -> o        wi_1 (or wi before a relu) -> wo
     encoder.final_layer_norm -> the cross k and v of every layer        decoder.final_layer_norm -> lm_head
@@ -22,8 +22,8 @@ import onnx
 from lora_ft.core.errors import LoraFtError
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.onnx.graph import FLOAT, INT64, Graph, WeightFile
+from lora_ft.export.onnx.model_parts import KeyValue, ModelParts, Weights
 from lora_ft.export.onnx.quantization import Float32, Weight, WeightFormat
-from lora_ft.export.onnx.t5 import T5, KeyValue, Weights
 from lora_ft.export.runtime.session import open_session
 
 _SMALLEST, _QUIET = 1e-5, 0.1
@@ -32,7 +32,7 @@ PEAK, _MOMENTS = "peak ", "moments "  # prefixes of the outputs of observed laye
 
 @dataclass(frozen=True)
 class Sample:
-    """One row for calibration: source tokens [s] and decoder input tokens [t], int64, unpadded."""
+    """A calibration row: source tokens [s] and decoder input tokens [t], int64, unpadded."""
 
     source: np.ndarray
     decoder: np.ndarray
@@ -40,11 +40,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Statistics of the inputs of linear layers over some rows, by the layer's name.
+    """Statistics of the inputs of linear layers over the calibration rows, by layer.
 
     Attributes:
         peaks: Largest magnitude of each channel [in].
-        moments: Sums of products of the channels [in, in], for some layers.
+        moments: Sums of products of the channels [in, in], for the layers that need them.
     """
 
     peaks: dict[str, np.ndarray]
@@ -61,17 +61,17 @@ def calibrate(
 
     Args:
         architecture, weights: The model.
-        samples: Rows to run it on.
+        samples: Calibration rows.
         moments: Returns whether to collect the moments of a layer.
 
     Raises:
         LoraFtError: There are no rows.
     """
-    found = observe(architecture, weights, _Watched(moments), samples)
+    outputs = observe(architecture, weights, _Watched(moments), samples)
     kinds = (
         {
             layer: value
-            for name, value in found.items()
+            for name, value in outputs.items()
             if name.startswith(kind)
             for layer in name.removeprefix(kind).split("+")
         }
@@ -83,7 +83,7 @@ def calibrate(
 def observe(
     architecture: Architecture, weights: Weights, watcher: WeightFormat, samples: Iterable[Sample]
 ) -> dict[str, np.ndarray]:
-    """Return the outputs that a format adds to the graph, over some rows: maxima if named `PEAK`, else sums.
+    """Return the outputs that a format adds to the graph, merged over rows: maxima if named `PEAK`, else sums.
 
     Raises:
         LoraFtError: There are no rows.
@@ -91,7 +91,7 @@ def observe(
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         session = open_session(_watched_model(architecture, weights, watcher, Path(scratch)))
     names = [output.name for output in session.get_outputs()]
-    found: dict[str, np.ndarray] = {}
+    outputs: dict[str, np.ndarray] = {}
     for sample in samples:
         feed = {
             "input_ids": sample.source[None],
@@ -99,33 +99,35 @@ def observe(
             "decoder_input_ids": sample.decoder[None],
         }
         for name, value in zip(names, session.run(names, feed), strict=True):
-            if name not in found:
-                found[name] = np.array(value)
+            if name not in outputs:
+                outputs[name] = np.array(value)
             else:
                 merge = np.maximum if name.startswith(PEAK) else np.add
-                merge(found[name], value, out=found[name])
-    if not found:
-        raise LoraFtError("there are no rows to calibrate with", "give some, or export fp32")
-    return found
+                merge(outputs[name], value, out=outputs[name])
+    if not outputs:
+        raise LoraFtError("there are no calibration rows", "provide rows, or export fp32")
+    return outputs
 
 
 def joined(calibrations: Sequence[Calibration]) -> Calibration:
-    """Return the calibration over the rows of all of them."""
+    """Return one calibration over the rows of all calibrations."""
     if len(calibrations) == 1:
         return calibrations[0]
-    peaks = {layer: np.max([one.peaks[layer] for one in calibrations], axis=0) for layer in calibrations[0].peaks}
-    moments = {layer: np.sum([one.moments[layer] for one in calibrations], axis=0) for layer in calibrations[0].moments}
+    peaks = {layer: np.max([each.peaks[layer] for each in calibrations], axis=0) for layer in calibrations[0].peaks}
+    moments = {
+        layer: np.sum([each.moments[layer] for each in calibrations], axis=0) for layer in calibrations[0].moments
+    }
     return Calibration(peaks, moments)
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Factors that fold outliers into weights; layers without an entry stay as they are.
+    """Factors that fold outliers into weights. Layers without an entry do not change.
 
     Attributes:
         columns: Factors of the input channels, by layer.
         rows: Divisors of the output channels, by layer or norm.
-        peaks: Largest magnitude of the folded input, by layer, if a fixed scale serves it.
+        peaks: Largest magnitude of the folded input, for layers with a fixed input scale.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -134,15 +136,15 @@ class Fold:
 
 
 class Folded:
-    """Weights with outliers of the activations folded in: the same function, easier to round.
+    """Weights with outliers of the activations folded in: the same function, but easier to round.
 
     Args:
         architecture, weights: The model.
-        calibration: Statistics of its activations.
-        storage: Returns the format of a layer, which determines how much is folded.
+        calibration: Statistics of the model's activations.
+        storage: Returns the weight format of a layer, which determines the folded share.
 
     Attributes:
-        fold: Factors that were folded.
+        fold: The folded factors.
     """
 
     def __init__(
@@ -152,7 +154,7 @@ class Folded:
         calibration: Calibration,
         storage: Callable[[str], WeightFormat],
     ) -> None:
-        self._weights = weights
+        self._family, self._weights = architecture.family, weights
         self._moments, peaks = calibration.moments, calibration.peaks
         self._columns: dict[str, np.ndarray] = {}
         self._rows: dict[str, np.ndarray] = {}
@@ -161,7 +163,7 @@ class Folded:
         for producer, layers in architecture.family.shared_inputs(architecture):
             weight = np.max([np.abs(self._original(layer)).max(0) for layer in layers], axis=0)
             alpha = storage(layers[0]).alpha
-            # a channel unused in calibration may be used later, so it counts as a quiet one, not as zero
+            # a channel without values in calibration may have some later, so it counts as quiet, not as zero
             peak = np.maximum(peaks[layers[0]], max(_QUIET * np.median(peaks[layers[0]]), _SMALLEST))
             scale = peak**alpha / np.maximum(weight, _SMALLEST) ** (1 - alpha)
             self._rows[producer] = scale
@@ -171,15 +173,15 @@ class Folded:
                     self._peaks[layer] = float((peaks[layer] / scale).max())
 
     @classmethod
-    def by(cls, weights: Weights, fold: Fold) -> Folded:
-        """Return other weights with the factors of an earlier fold; their moments are unknown."""
-        made = cls.__new__(cls)
-        made._weights, made._moments, made.fold = weights, {}, fold
-        made._columns, made._rows, made._peaks = dict(fold.columns), dict(fold.rows), dict(fold.peaks)
-        return made
+    def by(cls, architecture: Architecture, weights: Weights, fold: Fold) -> Folded:
+        """Return other weights with the factors of an earlier fold. Their moments are unknown."""
+        folded = cls.__new__(cls)
+        folded._family, folded._weights, folded._moments, folded.fold = architecture.family, weights, {}, fold
+        folded._columns, folded._rows, folded._peaks = dict(fold.columns), dict(fold.rows), dict(fold.peaks)
+        return folded
 
     def __contains__(self, name: str) -> bool:
-        return name == "lm_head.weight" or name in self._weights
+        return name == f"{self._family.HEAD}.weight" or name in self._weights
 
     def __getitem__(self, name: str) -> np.ndarray:
         layer = name.removesuffix(".weight")
@@ -192,20 +194,22 @@ class Folded:
         return weight.astype(np.float32, copy=False)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        tied = name == "lm_head.weight" and name not in self._weights
-        return self._weights.shape("shared.weight" if tied else name)
+        return self._weights.shape(f"{self._stored(name.removesuffix('.weight'))}.weight")
 
     def peak(self, layer: str) -> float:
         return self._peaks.get(layer, 0.0)
 
     def moments(self, layer: str) -> np.ndarray | None:
-        found = self._moments.get(layer)
-        return None if found is None else found / np.outer(self._columns[layer], self._columns[layer])
+        products = self._moments.get(layer)
+        return None if products is None else products / np.outer(self._columns[layer], self._columns[layer])
 
     def _original(self, layer: str) -> np.ndarray:
-        if layer == "lm_head" and "lm_head.weight" not in self._weights:
-            layer = "shared"  # tied: only the head's copy is folded
-        return self._weights[f"{layer}.weight"]
+        return self._weights[f"{self._stored(layer)}.weight"]
+
+    def _stored(self, layer: str) -> str:
+        """Return the layer whose weight is stored: a tied head is the embedding, of which only this copy is folded."""
+        tied = layer == self._family.HEAD and f"{layer}.weight" not in self._weights
+        return self._family.EMBEDDING if tied else layer
 
 
 class _Watched(Float32):
@@ -226,23 +230,23 @@ class _Watched(Float32):
 
 
 def _watched_model(architecture: Architecture, weights: Weights, watcher: WeightFormat, folder: Path) -> Path:
-    """input_ids[1,s], attention_mask[1,s], decoder_input_ids[1,t] -> statistics of every layer's input"""
+    """Write the graph input_ids[1,s], attention_mask[1,s], decoder_input_ids[1,t] -> input statistics."""
     with WeightFile(folder / "weights.bin") as file:
         model = _watched_graph(
-            architecture.family.graph_parts(architecture, weights, lambda layer: watcher), Graph("t5_watched", file)
+            architecture.family.graph_parts(architecture, weights, lambda layer: watcher), Graph("watched", file)
         )
     onnx.save(model, folder / "watched.onnx")
     return folder / "watched.onnx"
 
 
-def _watched_graph(t5: T5, g: Graph) -> onnx.ModelProto:
-    a = t5.architecture
+def _watched_graph(parts: ModelParts, g: Graph) -> onnx.ModelProto:
+    a = parts.architecture
     ids, mask = g.input("input_ids", INT64, 1, "s"), g.input("attention_mask", INT64, 1, "s")
     decoder_ids = g.input("decoder_input_ids", INT64, 1, "t")
     cross = [KeyValue(f"cross.{i}.key", f"cross.{i}.value") for i in range(a.decoder_layers)]
-    t5.cross(g, t5.encode(g, ids, mask), cross)
+    parts.cross(g, parts.encode(g, ids, mask), cross)
     empty = g.constant(np.zeros((1, a.heads, 0, a.d_kv), np.float32))
     presents = [KeyValue(f"present.{i}.key", f"present.{i}.value") for i in range(a.decoder_layers)]
-    hidden = t5.decode(g, decoder_ids, mask, [KeyValue(empty, empty)] * a.decoder_layers, cross, presents)
-    t5.head(g, hidden)
+    hidden = parts.decode(g, decoder_ids, mask, [KeyValue(empty, empty)] * a.decoder_layers, cross, presents)
+    parts.head(g, hidden)
     return g.model()

@@ -1,12 +1,12 @@
-"""The parts of a T5 encoder-decoder as ONNX nodes, built from its weights (not traced) with fused operators.
+"""The parts of a T5 encoder-decoder as ONNX nodes, built from its weights with fused operators.
 
-A traced model repeats PyTorch's operators. Built from the weights, a layer is a handful of ONNX Runtime's fused
+A traced model repeats PyTorch's operators. Built from the weights, a layer needs only a few of ONNX Runtime's fused
 operators:
 
-- Attention is one node: MultiHeadAttention with T5's bias and a scale of 1, or, for single tokens that follow others,
-  GroupQueryAttention, which also writes their keys and values into the cache.
+- Attention is one node: MultiHeadAttention with T5's bias and a scale of 1. For single tokens after the first call it
+  is GroupQueryAttention, which also writes keys and values into the cache.
 - A residual sum and the norm after it are one node (SkipSimplifiedLayerNormalization), which also returns the sum.
-- In the decoder, layers that share an input are one product, side by side.
+- In the decoder, layers that share an input are computed as one product, side by side.
 - The relative position bias is a table with a row for each distance, from which a graph gathers (`position_bias`).
 
 `graphs` assembles these parts; `lora_ft.export.families.t5` has the names of the weights.
@@ -15,65 +15,25 @@ operators:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.families import t5 as names
 from lora_ft.export.onnx.graph import INT32, MS, Graph
+from lora_ft.export.onnx.model_parts import InPlace, KeyValue, Weights
 from lora_ft.export.onnx.position_bias import MASKED, bias_rows, index_rows
 from lora_ft.export.onnx.quantization import Weight, WeightFormat, portable, unrounded
 
 
-class Weights(Protocol):
-    """Named float32 weights in torch's layout (linear layers are [out, in])."""
-
-    def __contains__(self, name: str) -> bool: ...
-
-    def __getitem__(self, name: str) -> np.ndarray: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def peak(self, name: str) -> float:
-        """Return the largest magnitude of a linear layer's input in calibration, or 0 if unknown."""
-
-    def moments(self, layer: str) -> np.ndarray | None:
-        """Return sums of products of a linear layer's inputs in calibration [in, in], or None if unknown."""
-
-
-@dataclass(frozen=True)
-class KeyValue:
-    """Names of the keys and values of one layer, each [b, heads, length, d_kv]."""
-
-    key: str
-    value: str
-
-
-@dataclass(frozen=True)
-class InPlace:
-    """How a step writes into a cache with spare room, so that nothing is copied.
-
-    Attributes:
-        lengths: Number of tokens in each row of the cache, int64 [b], or [1] if all are equal. The rest is spare room;
-            new keys and values are written there if the caller binds `presents` to the memory of `past`.
-        step: Only single tokens follow others, unless there is one row. This is faster if d_kv is a multiple of 8; both
-            are conditions of ONNX Runtime's GroupQueryAttention.
-    """
-
-    lengths: str
-    step: bool = False
-
-
 class T5:
-    """The parts of one model, appended to graphs.
+    """The parts of a T5 model (see `ModelParts`).
 
     Args:
-        architecture: Shape of the model.
+        architecture: Architecture of the model.
         weights: Weights of the model.
-        storage: Returns the format of a layer, by its name.
+        storage: Returns the weight format of a layer, by its name.
     """
 
     def __init__(
@@ -84,7 +44,7 @@ class T5:
         self._storage = storage
 
     def portable(self) -> T5:
-        """Return the model in formats that give equal results on every processor, whatever the session's settings."""
+        """Return the model in formats with equal results on every processor, regardless of session options."""
         return T5(self.architecture, self._weights, lambda layer: portable(self._storage(layer)))
 
     def encode(self, g: Graph, ids: str, mask: str) -> str:
@@ -96,20 +56,20 @@ class T5:
         residual = self._embed(g, ids)
         h = self._norm(g, residual, names.norm_before(names.self_attention("encoder", 0)))
         for i in range(a.layers):
-            own, forward = names.self_attention("encoder", i), names.feed_forward("encoder", i)
-            query, key, value = (self._linear(g, h, layer) for layer in names.projections(own))
+            attention, forward = names.self_attention("encoder", i), names.feed_forward("encoder", i)
+            query, key, value = (self._linear(g, h, layer) for layer in names.projections(attention))
             mixed = self._attend(g, query, KeyValue(key, value), attended, self._bias(g, "encoder", i, index))
-            change = self._linear(g, mixed, f"{own}.o")
+            change = self._linear(g, mixed, f"{attention}.o")
             h, residual = self._add_norm(g, residual, change, names.norm_before(forward))
             change = self._feed_forward(g, h, forward, joined=False)
             h, residual = self._add_norm(g, residual, change, self._norm_after("encoder", i))
         return h
 
     def cross(self, g: Graph, hidden: str, outputs: Sequence[KeyValue]) -> None:
-        """Append the cross-attention's keys and values of the encoder's last hidden state, as `outputs`."""
+        """Append the cross-attention keys and values of the encoder's last hidden state, as `outputs`."""
         a = self.architecture
-        wanted = [name for layer in outputs for name in (layer.key, layer.value)]
-        for layer, name in zip(names.cross_projections(a), wanted, strict=True):
+        names_out = [name for layer in outputs for name in (layer.key, layer.value)]
+        for layer, name in zip(names.cross_projections(a), names_out, strict=True):
             g.op("Transpose", self._by_head(g, self._linear(g, hidden, layer)), output=name, perm=[0, 2, 1, 3])
 
     def decode(
@@ -122,26 +82,15 @@ class T5:
         presents: Sequence[KeyValue],
         in_place: InPlace | None = None,
     ) -> str:
-        """Return the decoder's last hidden state [b,q,d_model].
-
-        Args:
-            g: Graph to append to.
-            ids: Tokens [b,q], int64.
-            mask: Mask of the sources [sources,s], int64.
-            past: Self-attention keys and values of the tokens before, of length p.
-            cross: Cross-attention keys and values of the sources.
-            presents: Names for `past` with these tokens appended, of length p+q.
-            in_place: Write into the memory of `past`. Rows b = sources * k share a source then, k in a row; otherwise
-                each row has its own source.
-        """
+        """Return the decoder's last hidden state [b,q,d_model]; see `ModelParts.decode`."""
         a = self.architecture
         lengths, grouped = in_place.lengths if in_place else "", in_place is not None
         step = in_place is not None and in_place.step and a.d_kv % 8 == 0
         begin = lengths or g.op("Unsqueeze", g.size(past[0].key, 2), g.ints(0))
         position = g.op("Add", g.op("Unsqueeze", begin, g.ints(1)), _range(g, g.size(ids, 1)))
         total = g.op("Add", g.op("ReduceMax", begin, keepdims=0), g.size(ids, 1))
-        seen = g.size(past[0].key, 2) if lengths and not step else total
-        index = index_rows(g, position, _range(g, seen), a.max_distance, causal=True)
+        length = g.size(past[0].key, 2) if lengths and not step else total
+        index = index_rows(g, position, _range(g, length), a.max_distance, causal=True)
         attend: Callable[[str, str, KeyValue, KeyValue], str] = partial(self._attend_appended, g)
         if step:
             ends = self._last_positions(g, ids, begin), g.op("Cast", total, to=INT32)
@@ -149,22 +98,22 @@ class T5:
         elif lengths:
             attend = partial(self._attend_placed, g, self._places(g, ids, position))
         attended = g.op("Cast", mask, to=INT32)
-        # rows of one source become more tokens of it [sources,k*q], so its keys and its adapter are read once for all
+        # rows that share a source become more tokens of it [sources,k*q], so its keys and adapter are read only once
         by_source = partial(_regroup, g, mask, 1) if grouped else _unchanged
         by_row = partial(_regroup, g, ids, 2) if grouped else _unchanged
         residual = by_source(self._embed(g, ids), a.d_model)
         h = self._norm(g, residual, names.norm_before(names.self_attention("decoder", 0)))
         for i in range(a.decoder_layers):
-            own, other = names.self_attention("decoder", i), names.cross_attention(i)
+            self_attention, cross_attention = names.self_attention("decoder", i), names.cross_attention(i)
             forward = names.feed_forward("decoder", i)
             bias = self._bias(g, "decoder", i, index)
-            joined = by_row(self._project(g, h, own), 3 * a.width)
+            joined = by_row(self._project(g, h, self_attention), 3 * a.width)
             mixed = by_source(attend(joined, bias, past[i], presents[i]), a.width)
-            change = self._linear(g, mixed, f"{own}.o")
-            h, residual = self._add_norm(g, residual, change, names.norm_before(other))
-            query = self._linear(g, h, f"{other}.q")
+            change = self._linear(g, mixed, f"{self_attention}.o")
+            h, residual = self._add_norm(g, residual, change, names.norm_before(cross_attention))
+            query = self._linear(g, h, f"{cross_attention}.q")
             mixed = self._attend(g, query, cross[i], attended)
-            change = self._linear(g, mixed, f"{other}.o")
+            change = self._linear(g, mixed, f"{cross_attention}.o")
             h, residual = self._add_norm(g, residual, change, names.norm_before(forward))
             change = self._feed_forward(g, h, forward)
             h, residual = self._add_norm(g, residual, change, self._norm_after("decoder", i))
@@ -173,8 +122,8 @@ class T5:
     def head(self, g: Graph, hidden: str, output: str | None = None) -> str:
         """Return the logits [b,q,vocabulary] of the decoder's last hidden state."""
         a = self.architecture
-        own = f"{names.HEAD}.weight"
-        name = own if own in self._weights else f"{names.EMBEDDING}.weight"
+        untied = f"{names.HEAD}.weight" in self._weights
+        name = f"{names.HEAD if untied else names.EMBEDDING}.weight"
         weight = Weight(
             (names.HEAD,),
             a.vocabulary,
@@ -192,13 +141,13 @@ class T5:
         return self._storage(name).rows(g, ids, weight)
 
     def _norm_after(self, stack: names.Stack, block: int) -> str:
-        """Return the name of the norm of the residual sum that a block leaves."""
+        """Return the name of the norm after a block."""
         a = self.architecture
         last = block + 1 == (a.layers if stack == "encoder" else a.decoder_layers)
         return names.final_norm(stack) if last else names.norm_before(names.self_attention(stack, block + 1))
 
     def _linear(self, g: Graph, x: str, *layers: str) -> str:
-        """Return x @ W.T of a linear layer, or of several layers that share their input, side by side."""
+        """Return x @ W.T of a linear layer, or of several layers with the same input, side by side."""
         tensors = [f"{layer}.weight" for layer in layers]
         shapes = [self._weights.shape(name) for name in tensors]
         weight = Weight(
@@ -207,7 +156,7 @@ class T5:
             shapes[0][1],
             lambda: np.concatenate([self._weights[name] for name in tensors]),
             max(self._weights.peak(layer) for layer in layers),
-            lambda: self._weights.moments(layers[0]),  # equal for all, since they share their input
+            lambda: self._weights.moments(layers[0]),  # equal for all layers, since they share their input
         )
         return self._storage(layers[0]).linear(g, x, weight)
 
@@ -232,7 +181,7 @@ class T5:
     def _norm(self, g: Graph, x: str, layer: str) -> str:
         """Return the norm of x in standard operators, which ONNX Runtime fuses to SimplifiedLayerNormalization.
 
-        That operator has no domain of its own, so `onnx.checker` refuses graphs that name it.
+        The fused operator has no domain of its own, so `onnx.checker` refuses graphs that contain it.
         """
         weight = g.weight(layer, lambda: self._weights[f"{layer}.weight"])
         square = g.op("Pow", x, g.constant(np.float32(2), "float.2"))
@@ -241,7 +190,7 @@ class T5:
         return g.op("Mul", g.op("Div", x, root), weight)
 
     def _add_norm(self, g: Graph, residual: str, change: str, layer: str) -> tuple[str, str]:
-        """Return the norm of residual + change, and the sum itself."""
+        """Return (norm of residual + change, residual + change)."""
         weight = g.weight(layer, lambda: self._weights[f"{layer}.weight"])
         outputs = g.ops(
             "SkipSimplifiedLayerNormalization",
@@ -318,7 +267,7 @@ class T5:
         return g.op("Reshape", x, g.ints(0, 0, self.architecture.heads, self.architecture.d_kv))
 
     def _bias(self, g: Graph, stack: names.Stack, layer: int, index: str) -> str:
-        """Return the relative position bias [rows,heads,q,k] of one layer, given `index_rows`."""
+        """Return the relative position bias [rows,heads,q,k] of a layer, for the result of `index_rows`."""
         a = self.architecture
         name = names.position_bias(stack, layer if a.bias_per_layer else 0)
         table = g.weight(
@@ -351,8 +300,8 @@ class T5:
 
 def _regroup(g: Graph, like: str, axes: int, x: str, width: int) -> str:
     """Return x as [first axes of `like`, remaining elements, width]."""
-    rest = g.ints(width) if axes == 2 else g.ints(-1, width)
-    shape = g.once(f"{like}x{width}", lambda: g.op("Concat", g.op("Shape", like, end=axes), rest, axis=0))
+    trailing = g.ints(width) if axes == 2 else g.ints(-1, width)
+    shape = g.once(f"{like}x{width}", lambda: g.op("Concat", g.op("Shape", like, end=axes), trailing, axis=0))
     return g.op("Reshape", x, shape)
 
 

@@ -1,8 +1,8 @@
 """The adapters of a bank: one file each, mapped on first use, and stacked for the rows of a batch.
 
-An adapter's file is safetensors. Its mapped arrays are the graphs' inputs if all rows have that adapter; only if rows
-differ are they copied, once a batch. ONNX Runtime's own `.onnx_adapter` gives all rows of a call the same adapter, and
-does not work with bound calls.
+An adapter's file is safetensors. If all rows use the same adapter, its mapped arrays are the inputs of the graphs.
+Only if rows differ are the arrays copied, once per batch. ONNX Runtime's own `.onnx_adapter` applies one adapter to
+all rows of a call and does not work with bound calls.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lora_ft.export.runtime.settings import Settings
 
 VERSION = 2
 TASK = "lora-ft"  # key of an adapter's task in the metadata of its file
-Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # (dtype, shape) of one adapter's arrays, by the graphs' inputs
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # (dtype, shape) of an adapter's arrays, by graph input
 
 
 class Bank:
@@ -35,9 +35,12 @@ class Bank:
     Args:
         folder: Folder of the bundle.
         entries: Entry of each adapter in the manifest, by name.
-        shapes: Type and shape of every array that an adapter must have.
+        shapes: Dtype and shape of every array that an adapter must have.
         inputs: Names of the adapters' inputs, by graph.
-        provider: "cpu" or "cuda", where the graphs run.
+        provider: "cpu" or "cuda": the provider that runs the graphs.
+
+    Attributes:
+        loads: Number of adapters that were read from their files.
     """
 
     def __init__(
@@ -52,6 +55,16 @@ class Bank:
         self.shapes, self.inputs, self.provider = shapes, inputs, provider
         self._read: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {}
         self._settings: dict[str, Settings] = {}
+        self.loads = 0
+
+    def renewed(self, entries: Mapping[str, Mapping[str, Any]]) -> Bank:
+        """Return the bank with other adapters; those that are unchanged are not read again."""
+        bank = Bank(self._folder, entries, self.shapes, self.inputs, self.provider)
+        unchanged = [name for name, entry in entries.items() if self._entries.get(name) == entry]
+        bank._read = {name: self._read[name] for name in unchanged if name in self._read}
+        bank._settings = {name: self._settings[name] for name in unchanged if name in self._settings}
+        bank.loads = self.loads
+        return bank
 
     @classmethod
     def open(cls, folder: Path, entries: Mapping[str, Mapping[str, Any]], provider: str) -> Bank:
@@ -60,7 +73,10 @@ class Bank:
         if not isinstance(content, dict):
             raise LoraFtError(f"{folder / BANK} is not a JSON object", "export the bank again")
         if content.get("version") != VERSION:
-            raise UsageError(f"{folder / BANK} is of version {content.get('version')!r}; this is for {VERSION}")
+            raise UsageError(
+                f"{folder / BANK}: the version is not supported (got {content.get('version')!r}, supported: {VERSION})",
+                "export the bank again",
+            )
         shapes = {name: (dtype, tuple(shape)) for name, (dtype, shape) in content["values"].items()}
         return cls(folder, entries, shapes, content["inputs"], provider)
 
@@ -73,8 +89,8 @@ class Bank:
         """Return the settings of the task that an adapter was trained on.
 
         Raises:
-            UsageError: There is no adapter of this name.
-            LoraFtError: Its file is damaged.
+            UsageError: The bank has no adapter of this name.
+            LoraFtError: The adapter's file is damaged.
         """
         task = self._adapter(name)[1]
         if name not in self._settings:
@@ -84,48 +100,51 @@ class Bank:
         return self._settings[name]
 
     def probes(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return the name of each adapter and PyTorch's answers to repeat its verification."""
+        """Return (name, PyTorch's answers) of each adapter, to repeat its verification."""
         return [(name, self._adapter(name)[1]["probe"]) for name in self.names]
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """Return the arrays of one adapter, by the graphs' inputs."""
+        """Return the arrays of an adapter, by graph input."""
         return self._adapter(name)[0]
 
-    def choose(self, names: Sequence[str | None]) -> Chosen | None:
+    def select(self, names: Sequence[str | None]) -> RowAdapters | None:
         """Return the adapters of a batch's rows, or None if no row has one.
 
         Raises:
-            UsageError: There is no adapter of some name.
+            UsageError: The bank has no adapter of one of the names.
         """
         for name in dict.fromkeys(names):
             if name is not None:
                 self._adapter(name)
-        return Chosen(self, tuple(names)) if any(name is not None for name in names) else None
+        return RowAdapters(self, tuple(names)) if any(name is not None for name in names) else None
 
     def _adapter(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if name not in self._entries:
-            raise unknown(name, self.names)
+            raise unknown_adapter(name, self.names)
         if name not in self._read:
             path = self._folder / adapter_file(name, self._entries[name]["sha256"])
             arrays, texts = map_tensors(path)
-            found = {key: (array.dtype.name, array.shape) for key, array in arrays.items()}
+            actual = {key: (array.dtype.name, array.shape) for key, array in arrays.items()}
             try:
                 task = parse_json(texts[TASK], path)
             except (KeyError, LoraFtError) as error:
-                raise LoraFtError(f"{path} does not say what it is for", "add the adapter again") from error
-            if found != self.shapes:
-                odd = sorted(key for key in found.keys() | self.shapes.keys() if found.get(key) != self.shapes.get(key))
-                raise LoraFtError(f"{path} is for other graphs: {odd[0]} differs", "add the adapter again")
+                raise LoraFtError(f"{path}: the metadata lack the task", "add the adapter again") from error
+            if actual != self.shapes:
+                odd = sorted(
+                    key for key in actual.keys() | self.shapes.keys() if actual.get(key) != self.shapes.get(key)
+                )
+                raise LoraFtError(f"{path} does not match the graphs: {odd[0]} differs", "add the adapter again")
             self._read[name] = arrays, task
+            self.loads += 1
         return self._read[name]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class RowAdapters:
     """The adapters of a batch's rows.
 
     Attributes:
-        bank: Bank that holds them.
+        bank: Bank of the adapters.
         names: Name of each row's adapter, or None for the base.
     """
 
@@ -133,41 +152,41 @@ class Chosen:
     names: tuple[str | None, ...]
 
     def values(self, inputs: Sequence[str]) -> list[ort.OrtValue]:
-        """Return values for inputs of a graph, each [rows, …], or [1, …] if all rows have the same adapter."""
+        """Return the values of a graph's inputs, each [rows, …], or [1, …] if all rows have the same adapter."""
         if len(set(self.names)) == 1:
             arrays = self.bank.arrays(self.names[0] or "")
             return [ort_value(arrays[name][None], self.bank.provider) for name in inputs]
-        known = {name: self.bank.arrays(name) for name in dict.fromkeys(self.names) if name is not None}
-        made = []
+        arrays_of = {name: self.bank.arrays(name) for name in dict.fromkeys(self.names) if name is not None}
+        values = []
         for key in inputs:
             dtype, shape = self.bank.shapes[key]
             stack = np.zeros((len(self.names), *shape), dtype)
             for row, name in zip(stack, self.names, strict=True):
                 if name is not None:
-                    row[...] = known[name][key]
-            made.append(ort_value(stack, self.bank.provider))
-        return made
+                    row[...] = arrays_of[name][key]
+            values.append(ort_value(stack, self.bank.provider))
+        return values
 
     @cached_property
-    def _kept(self) -> dict[tuple[str, ...], list[ort.OrtValue]]:
-        """Values that later steps read again, by their inputs."""
+    def _cached(self) -> dict[tuple[str, ...], list[ort.OrtValue]]:
+        """Values that later steps reuse, by input names."""
         return {}
 
-    def held(self, inputs: Sequence[str]) -> list[ort.OrtValue]:
-        """Return `values`, computed once."""
+    def cached(self, inputs: Sequence[str]) -> list[ort.OrtValue]:
+        """Return `values(inputs)`, computed once."""
         key = tuple(inputs)
-        if key not in self._kept:
-            self._kept[key] = self.values(inputs)
-        return self._kept[key]
+        if key not in self._cached:
+            self._cached[key] = self.values(inputs)
+        return self._cached[key]
 
-    def take(self, rows: np.ndarray) -> Chosen | None:
-        """Return the adapters of some of the rows [n]."""
+    def take(self, rows: np.ndarray) -> RowAdapters | None:
+        """Return the adapters of the rows with these numbers [n]."""
         if len(set(self.names)) == 1:
-            return self if len(rows) == len(self.names) else Chosen(self.bank, self.names[:1] * len(rows))
-        return self.bank.choose([self.names[i] for i in rows])
+            return self if len(rows) == len(self.names) else RowAdapters(self.bank, self.names[:1] * len(rows))
+        return self.bank.select([self.names[i] for i in rows])
 
 
-def unknown(name: str, names: Sequence[str]) -> UsageError:
+def unknown_adapter(name: str, names: Sequence[str]) -> UsageError:
     """Return the error about an unknown adapter."""
-    there = f"there are {', '.join(names)}" if names else "it has none"
-    return UsageError(f"this bundle has no adapter {name!r}", there)
+    available = f"choose one of {', '.join(names)}" if names else "omit the adapter, or add one with `lora-ft bank add`"
+    return UsageError(f"this bundle has no adapter {name!r}", available)

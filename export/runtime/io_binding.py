@@ -1,4 +1,4 @@
-"""Graphs bound to fixed memory: one graph's output is the next one's input, and no call allocates."""
+"""Sessions bound to fixed memory: the output of one graph is the input of the next, and no call allocates."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Edit = Callable[[np.ndarray], None]  # changes scores [b, vocabulary] in place
 
 
 class BoundSession:
-    """A graph bound to memory, so that nothing is bound or allocated between two calls with equal shapes.
+    """A session bound to memory, so that calls with equal shapes neither bind nor allocate.
 
     Args:
         session: Session of the graph.
         fixed: Inputs that stay the same, by name.
-        made: Memory for the outputs, by name.
-        given: Example arrays of the other inputs, by name, with the types and shapes of all calls.
+        outputs: Memory for the outputs, by name.
+        examples: Example array of each other input, by name, with the dtype and shape of all calls.
         device: "cpu" or "cuda".
     """
 
@@ -29,19 +29,19 @@ class BoundSession:
         self,
         session: ort.InferenceSession,
         fixed: Mapping[str, ort.OrtValue],
-        made: Mapping[str, ort.OrtValue],
-        given: Mapping[str, np.ndarray],
+        outputs: Mapping[str, ort.OrtValue],
+        examples: Mapping[str, np.ndarray],
         device: str,
     ) -> None:
-        self._given = {name: np.array(array) for name, array in given.items()}
-        values = {name: ort_value(array) for name, array in self._given.items()}
-        self._kept = {**fixed, **made, **values}
-        binding = bind(session, {**fixed, **values}, made, copied=() if device == "cpu" else list(values))
+        self._arrays = {name: np.array(array) for name, array in examples.items()}
+        values = {name: ort_value(array) for name, array in self._arrays.items()}
+        self._alive = {**fixed, **outputs, **values}
+        binding = bind(session, {**fixed, **values}, outputs, copied=() if device == "cpu" else list(values))
         self._run, self._copies = binding.run, binding.copies
 
-    def run(self, *given: np.ndarray | bool) -> None:
-        """Run the graph on these inputs, in the order of `given`."""
-        for array, new in zip(self._given.values(), given, strict=True):
+    def run(self, *inputs: np.ndarray | bool) -> None:
+        """Run the graph on these inputs, in the order of `examples`."""
+        for array, new in zip(self._arrays.values(), inputs, strict=True):
             array[...] = new
         for copy in self._copies:
             copy()
@@ -50,11 +50,11 @@ class BoundSession:
 
 @dataclass(frozen=True)
 class DeviceBuffer:
-    """Memory that one graph writes and the next one reads.
+    """Memory that one graph writes and the next graph reads.
 
     Attributes:
         value: The memory.
-        array: A view of it, or None if it lies on a GPU.
+        array: View of the memory, or None if it is on a GPU.
     """
 
     value: ort.OrtValue
@@ -62,7 +62,7 @@ class DeviceBuffer:
 
     @classmethod
     def of(cls, array: np.ndarray, device: str) -> DeviceBuffer:
-        """Return memory of an array's shape and type; on the processor, the array's own memory."""
+        """Return memory with the shape and dtype of `array`; on the processor it is the array's own memory."""
         return cls(ort_value(array, device), array if device == "cpu" else None)
 
     def read(self) -> np.ndarray:
@@ -78,14 +78,14 @@ class DeviceBuffer:
 
 
 class TopK:
-    """The tokens of a step with the highest logits or log-probabilities, and these scores.
+    """The tokens of a step with the highest scores (logits or log-probabilities).
 
     Args:
         logits: Logits float32 [b, 1, vocabulary], which each step overwrites.
-        count: Number of tokens a row.
+        count: Number of tokens per row.
         normal: Session of the log-softmax; None to rank the logits.
         best: Session of the ranking.
-        device: "cpu" or "cuda", where both run.
+        device: "cpu" or "cuda": the provider of both sessions.
     """
 
     def __init__(
@@ -103,16 +103,16 @@ class TopK:
             self._normal = BoundSession(normal, {"logits": logits.value}, {"log_probs": self._scores.value}, {}, device)
         self._highest = np.empty((rows, width, min(count, vocabulary)), np.float32)
         self._tokens = np.empty(self._highest.shape, np.int64)
-        given = {"scores": self._scores.value, "count": ort_value(np.array([count]))}
-        made = {"highest": ort_value(self._highest), "tokens": ort_value(self._tokens)}
-        self._best = BoundSession(best, given, made, {}, device)
+        inputs = {"scores": self._scores.value, "count": ort_value(np.array([count]))}
+        outputs = {"highest": ort_value(self._highest), "tokens": ort_value(self._tokens)}
+        self._best = BoundSession(best, inputs, outputs, {}, device)
 
     def run(self, before: Edit | None, after: Edit | None) -> tuple[np.ndarray, np.ndarray]:
         """Return (scores, tokens) in descending order, each [b, count].
 
         Args:
             before: Edits the logits.
-            after: Edits the scores that are ranked.
+            after: Edits the scores before they are ranked.
         """
         if before:
             self._logits.edit(before)

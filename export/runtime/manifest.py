@@ -21,10 +21,10 @@ PROBE = "probe.json"  # PyTorch's answers, to repeat the verification
 GRAPHS = ("encoder.onnx", "step.onnx", "decoder.onnx", "normal.onnx", "best.onnx", "select.onnx")
 ADAPTED = "bank."  # prefix of the graphs that take adapters
 ADAPTED_GRAPHS = tuple(f"{ADAPTED}{name}.onnx" for name in ("encoder", "step", "decoder"))
-BANK = "bank.json"  # adapter slots of a bank
-FOLD = "fold.safetensors"  # factors folded into its weights, and to fold into its adapters
+BANK = "bank.json"  # description of a bank's adapter slots
+FOLD = "fold.safetensors"  # factors folded into the bank's weights and into each adapter
 BANK_FILES = (*ADAPTED_GRAPHS, BANK, FOLD)  # files of a bank besides its adapters
-ADAPTERS = "adapters"  # folder of the adapters' files, and key of their entries in the manifest
+ADAPTERS = "adapters"  # folder of the adapters' files, and their key in the manifest
 FILES = (*GRAPHS, WEIGHTS, PROBE, "tokenizer.json", "config.json", "generation_config.json", "prompt.json")
 
 _METADATA_PROPS = 14  # the field of onnx.proto's ModelProto
@@ -42,25 +42,25 @@ def is_bank(folder: Path) -> bool:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the manifest's entries for all files of a bundle, without its adapters."""
+    """Return the manifest's entries for all files of a bundle except its adapters."""
     bank = BANK_FILES if (folder / BANK).is_file() else ()
     bill = (SBOM,) if (folder / SBOM).is_file() else ()
     return {name: describe(folder / name) for name in (*FILES, *bank, *bill)}
 
 
 def adapter_file(name: str, digest: str) -> str:
-    """Return the path of an adapter in a bundle; other content is another file, so that none is ever overwritten.
+    """Return the path of an adapter in a bundle. It includes the hash, so that no published file is ever overwritten.
 
     Raises:
         UsageError: The name is not a valid file name on every system.
     """
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} is no name for an adapter", "use up to 64 letters, digits, dots, - and _")
+        raise UsageError(f"the adapter name {name!r} is invalid", "use up to 64 letters, digits, dots, - and _")
     return f"{ADAPTERS}/{name}.{digest[:16]}.safetensors"
 
 
 def describe(file: Path) -> dict[str, Any]:
-    """Return the SHA-256 and the size in bytes."""
+    """Return a file's SHA-256 and size in bytes."""
     return {"sha256": sha256(file), "bytes": file.stat().st_size}
 
 
@@ -74,34 +74,63 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a bundle, after checking the size and hash of every file.
 
     Raises:
-        UsageError: The folder is not a bundle, or of an unknown format version.
+        UsageError: The folder is not a bundle, or its format version is not supported.
         LoraFtError: The manifest is damaged, or a file is missing or differs from the published one.
     """
-    path = folder / NAME
-    if not path.is_file():
-        raise UsageError(f"{folder} is not a bundle: it has no {NAME}", "make one with `lora-ft export`")
-    try:
-        manifest = parse_json(path.read_bytes(), path)
-        kind, version, files = manifest["format"], manifest["version"], dict(manifest["files"])
-    except LoraFtError as error:
-        said = error.message.removeprefix(f"{path} ")
-        raise LoraFtError(f"{path} is damaged ({said})", "export the bundle again") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise LoraFtError(f"{path} is damaged ({type(error).__name__}: {error})", "export the bundle again") from error
-    if kind != FORMAT or version != VERSION:
-        raise UsageError(f"{path} is of format {kind!r} version {version!r}; this is for {FORMAT!r} version {VERSION}")
-    adapters = manifest.get(ADAPTERS)
-    known = (*FILES, *(() if adapters is None else BANK_FILES), *((SBOM,) if SBOM in files else ()))
-    for name in sorted(files.keys() - set(known)):
-        raise LoraFtError(f"{path} names {name!r}, which is no file of a bundle", "export the bundle again")
-    for name in known:
+    manifest = _read(folder)
+    path, files, adapters = folder / NAME, manifest["files"], manifest.get(ADAPTERS)
+    expected = (*FILES, *(() if adapters is None else BANK_FILES), *((SBOM,) if SBOM in files else ()))
+    for name in sorted(files.keys() - set(expected)):
+        raise LoraFtError(f"{path} names {name!r}, which is not a file of a bundle", "export the bundle again")
+    for name in expected:
         _check(folder, name, files.get(name))
-    for name in known:
+    for name in expected:
         if name.endswith(".onnx"):
             _check_references(folder / name)
     for name, entry in _entries(path, adapters):
         _check(folder, adapter_file(name, entry["sha256"]), entry)
     return manifest
+
+
+@raised_as(BundleError)
+def read_adapters(folder: Path, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a bank whose adapters may have changed since `earlier`.
+
+    Only the files of new adapters are hashed, so a large bank is read again in milliseconds.
+
+    Raises:
+        UsageError, LoraFtError: See `read_manifest`; or other files than adapters have changed.
+    """
+    manifest = _read(folder)
+    if {**manifest, ADAPTERS: None} != {**earlier, ADAPTERS: None}:
+        raise UsageError(f"{folder} is another bank than the one that was loaded", "load it again")
+    before = earlier.get(ADAPTERS) or {}
+    for name, entry in _entries(folder / NAME, manifest.get(ADAPTERS)):
+        if before.get(name, {}).get("sha256") != entry["sha256"]:
+            _check(folder, adapter_file(name, entry["sha256"]), entry)
+    return manifest
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """Return a manifest of a known format."""
+    path = folder / NAME
+    if not path.is_file():
+        raise UsageError(f"{folder} is not a bundle: it has no {NAME}", "create one with `lora-ft export`")
+    try:
+        manifest = parse_json(path.read_bytes(), path)
+        kind, version, manifest["files"] = manifest["format"], manifest["version"], dict(manifest["files"])
+    except LoraFtError as error:
+        reason = error.message.removeprefix(f"{path} ")
+        raise LoraFtError(f"{path} is damaged ({reason})", "export the bundle again") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise LoraFtError(f"{path} is damaged ({type(error).__name__}: {error})", "export the bundle again") from error
+    if kind != FORMAT or version != VERSION:
+        raise UsageError(
+            f"{path}: the format is not supported (got {kind!r} version {version!r}, supported: {FORMAT!r} version "
+            f"{VERSION})",
+            "export the bundle again",
+        )
+    return dict(manifest)
 
 
 def _entries(path: Path, adapters: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -120,7 +149,7 @@ def _entries(path: Path, adapters: Any) -> list[tuple[str, dict[str, Any]]]:
 def _check(folder: Path, name: str, expected: Any) -> None:
     file = folder / name
     if not isinstance(expected, dict):
-        raise LoraFtError(f"{folder / NAME} says nothing about {name}", "export the bundle again")
+        raise LoraFtError(f"{folder / NAME} has no entry for {name}", "export the bundle again")
     if not file.is_file():
         raise LoraFtError(f"the bundle {folder} lacks {name}", "copy or export it again")
     if file.stat().st_size != expected.get("bytes") or sha256(file) != expected.get("sha256"):
@@ -134,8 +163,7 @@ def _check_references(graph: Path) -> None:
     """Raise LoraFtError if a graph refers to external data outside the bundle's own weight file.
 
     Each reference in a graph is an entry with the key `location` (onnx.proto, StringStringEntryProto). A graph without
-    weights is small, so all of it is searched, except its metadata: texts such as the name of a task, which are no
-    references.
+    weights is small, so all of it is searched except its metadata, which are texts such as the name of a task.
     """
     try:
         parts = [content for number, content in fields(graph.read_bytes()) if number != _METADATA_PROPS]

@@ -1,9 +1,9 @@
-"""Calls of ONNX Runtime sessions, past its Python wrapper; the only module that uses onnxruntime's private names.
+"""Calls of ONNX Runtime sessions that bypass its Python wrapper. No other module uses onnxruntime's private names.
 
-A step of a small model takes 1 to 4 ms, and generation is a loop of steps, so the wrapper's cost counts: it looks up a
-run option by way of an exception (50 µs), and its list of outputs ends by another (40 µs). The C++ objects inside the
-wrapper have no such cost. onnxruntime does not promise their names, so `is_available` looks for them once; where one
-is missing, the same calls go through the public wrapper, with the same results.
+A step of a small model takes 1 to 4 ms, and generation is a loop of steps, so the wrapper's overhead counts. It looks
+up a run option through an exception (50 µs), and its list of outputs ends with another (40 µs). The C++ objects inside
+the wrapper have no such overhead. Their names are not part of onnxruntime's API, so `is_available` checks them once. If
+a name is missing, the same calls go through the public wrapper, with the same results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import onnxruntime as ort
 from lora_ft.export.runtime.session import PRODUCT_MODEL
 
 RUN = ort.RunOptions()
-# After such a run ONNX Runtime returns memory that it has allocated and does not use to the system.
+# After a run with these options, ONNX Runtime returns unused memory of its arena to the system.
 SHRINK_ARENA = ort.RunOptions()
 SHRINK_ARENA.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
@@ -30,8 +30,8 @@ class Binding:
     """A session bound to its inputs and outputs.
 
     Attributes:
-        run: Runs the session once, on what the bound memory holds.
-        copies: For each input named in `copied`, copies its present content to the session's device.
+        run: Runs the session once on the present content of the bound memory.
+        copies: One function per input in `copied`, which copies its present content to the session's device.
     """
 
     run: Callable[[], None]
@@ -52,7 +52,7 @@ def bind(
         session: The session to bind.
         inputs: Value of every input, by name.
         outputs: Memory of every output, by name.
-        copied: Inputs that lie on another device than the session and change between runs.
+        copied: Inputs in the memory of another device that change between runs.
     """
     if not is_available():
         binding = session.io_binding()
@@ -87,7 +87,7 @@ def run_positional(
         inputs: Names of its inputs.
         values: Value of each input.
         outputs: Names of the outputs to return.
-        provider: "cpu" or "cuda", where the outputs stay.
+        provider: "cpu" or "cuda": the device of the outputs.
         options: Options of the run.
     """
     if not is_available():
@@ -104,7 +104,7 @@ def run_positional(
         feeds.push_back(value._ortvalue)
     devices = [_device(provider)] * len(outputs)
     session.run_with_ortvaluevector(options, inputs, feeds, outputs, fetched, devices)
-    return [ort.OrtValue(fetched[i]) for i in range(len(outputs))]  # its iterator ends by an exception
+    return [ort.OrtValue(fetched[i]) for i in range(len(outputs))]  # its iterator ends with an exception
 
 
 def run_named(
@@ -117,8 +117,8 @@ def run_named(
 
     Args:
         session: The session to run.
-        values: Values of its inputs, by name, without those that an active adapter of `options` brings. The public
-            wrapper has no such exception: it raises ValueError if an input is missing from `values`.
+        values: Value of each input, by name. Inputs that an active adapter of `options` provides may be omitted, but
+            not with the public wrapper, which raises ValueError if an input is missing.
         outputs: Names of the outputs to return.
         options: Options of the run.
     """
@@ -129,9 +129,9 @@ def run_named(
 
 
 def keep_alive(session: ort.InferenceSession) -> None:
-    """Keep a session alive for good, by a reference that nothing ever drops."""
+    """Keep a session alive until the process ends, by a reference that is never dropped."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-    if is_available():  # the C++ object too, should a wrapper in a dying interpreter let go of it
+    if is_available():  # the C++ object too, in case the wrapper drops it while the interpreter shuts down
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._sess))
 
 

@@ -1,4 +1,4 @@
-"""Edits of a step's logits before a token is chosen, equivalent to transformers' processors of the same names."""
+"""Edits of a step's logits before the next token is chosen, equivalent to transformers' logits processors."""
 
 from __future__ import annotations
 
@@ -19,55 +19,55 @@ _NEVER = -np.inf
 
 def processors(options: Options, special: SpecialTokens) -> list[Processor]:
     """Return the processors that the options require, in transformers' order."""
-    chosen: list[Processor] = []
+    edits: list[Processor] = []
     if options.repetition_penalty != 1.0:
-        chosen.append(repetition_penalty(options.repetition_penalty))
+        edits.append(repetition_penalty(options.repetition_penalty))
     if options.no_repeat_ngram_size:
-        chosen.append(no_repeat_ngram(options.no_repeat_ngram_size))
+        edits.append(no_repeat_ngram(options.no_repeat_ngram_size))
     bad_words = [words for words in options.bad_words_ids if words not in [(end,) for end in special.ends]]
     if bad_words:
-        chosen.append(no_bad_words(bad_words))
+        edits.append(no_bad_words(bad_words))
     if options.min_new_tokens:
-        chosen.append(only_while(lambda made: made < options.min_new_tokens, suppress(special.ends)))
+        edits.append(only_while(lambda count: count < options.min_new_tokens, suppress(special.ends)))
     if options.allowed:
-        chosen.append(only(Trie(options.allowed, special.end)))
+        edits.append(only(Trie(options.allowed, special.end)))
     if options.forced_bos_token_id is not None:
-        chosen.append(only_while(lambda made: made == 0, force((options.forced_bos_token_id,))))
+        edits.append(only_while(lambda count: count == 0, force((options.forced_bos_token_id,))))
     if options.forced_eos_token_id is not None:
         last = options.forced_eos_token_id
         tokens = last if isinstance(last, tuple) else (last,)
-        chosen.append(only_while(lambda made: made == options.max_new_tokens - 1, force(tokens)))
+        edits.append(only_while(lambda count: count == options.max_new_tokens - 1, force(tokens)))
     if options.suppress_tokens:
-        chosen.append(suppress(options.suppress_tokens))
+        edits.append(suppress(options.suppress_tokens))
     if options.begin_suppress_tokens:
         first = 0 if options.forced_bos_token_id is None else 1
-        chosen.append(only_while(lambda made: made == first, suppress(options.begin_suppress_tokens)))
-    return chosen
+        edits.append(only_while(lambda count: count == first, suppress(options.begin_suppress_tokens)))
+    return edits
 
 
 def editing(edits: Sequence[Processor], tokens: np.ndarray) -> Edit | None:
-    """Return one in-place edit of the logits after `tokens` that applies all edits in turn, or None without edits."""
+    """Return one in-place edit that applies all edits to the logits after `tokens`, or None without edits."""
     if not edits:
         return None
 
     def change(logits: np.ndarray) -> None:
-        made = logits
+        edited = logits
         for edit in edits:
-            made = edit(tokens, made)
-        if made is not logits:
-            logits[...] = made
+            edited = edit(tokens, edited)
+        if edited is not logits:
+            logits[...] = edited
 
     return change
 
 
 def only_while(condition: Callable[[int], bool], inner: Processor) -> Processor:
-    """Return `inner`, applied only if the number of new tokens so far meets a condition."""
+    """Return a processor that applies `inner` only while `condition(number of new tokens)` holds."""
     return lambda tokens, logits: inner(tokens, logits) if condition(tokens.shape[1] - 1) else logits
 
 
 def suppress(banned: tuple[int, ...]) -> Processor:
     """Return a processor that forbids these tokens."""
-    columns = list(banned) if len(banned) > 1 else banned[0]  # six times as fast in numpy for one column
+    columns = list(banned) if len(banned) > 1 else banned[0]  # a scalar index is six times as fast in numpy
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
         logits[:, columns] = _NEVER
@@ -80,17 +80,17 @@ def only(trie: Trie) -> Processor:
     """Return a processor that forbids tokens unless they continue an allowed answer."""
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        made = np.full_like(logits, _NEVER)
-        for said, before, after in zip(tokens.tolist(), logits, made, strict=True):
-            kinds = trie.after(said[1:])
+        allowed = np.full_like(logits, _NEVER)
+        for prefix, before, after in zip(tokens.tolist(), logits, allowed, strict=True):
+            kinds = trie.after(prefix[1:])
             after[kinds] = before[kinds]
-        return made
+        return allowed
 
     return process
 
 
 def force(forced: tuple[int, ...]) -> Processor:
-    """Return a processor that forces one of these tokens, all equally likely."""
+    """Return a processor that forces the next token to be one of these, all equally likely."""
     columns = list(forced)
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -108,8 +108,8 @@ def repetition_penalty(penalty: float) -> Processor:
     """
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        said = np.take_along_axis(logits, tokens, axis=1)
-        np.put_along_axis(logits, tokens, np.where(said < 0, said * penalty, said / penalty), axis=1)
+        earlier = np.take_along_axis(logits, tokens, axis=1)
+        np.put_along_axis(logits, tokens, np.where(earlier < 0, earlier * penalty, earlier / penalty), axis=1)
         return logits
 
     return process
@@ -119,13 +119,13 @@ def no_repeat_ngram(size: int) -> Processor:
     """Return a processor that forbids tokens that would repeat an earlier sequence of `size` tokens."""
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        made = tokens.shape[1]
-        if made < size:
+        length = tokens.shape[1]
+        if length < size:
             return logits
         windows = np.lib.stride_tricks.sliding_window_view(tokens, size, axis=1)
-        last = tokens[:, made - size + 1 :]
-        for row, seen, tail in zip(logits, windows, last, strict=True):
-            row[seen[(seen[:, :-1] == tail).all(axis=1), -1]] = _NEVER
+        last = tokens[:, length - size + 1 :]
+        for row, ngrams, tail in zip(logits, windows, last, strict=True):
+            row[ngrams[(ngrams[:, :-1] == tail).all(axis=1), -1]] = _NEVER
         return logits
 
     return process

@@ -1,8 +1,8 @@
 """Reader of a protobuf message's top-level fields. The runtime depends on neither protobuf nor onnx.
 
-A message is a sequence of fields, each with a key (field number and wire type) and a content. Only fields of bytes are
-read (wire type 2: texts and messages), the others are skipped. Encodings that protobuf's own writer never produces are
-refused, so that all readers agree on where a field ends.
+A message is a sequence of fields, each with a key (field number and wire type) and a content. The reader yields fields
+of bytes (wire type 2: texts and messages) and skips the others. It refuses encodings that protobuf's own writer never
+produces, so that all readers agree on where a field ends.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _LONGEST = 10  # maximum length of a varint, in bytes
 
 
 def fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (field number, content) of each text or message at the top level of `message`.
+    """Yield (field number, content) of each text or nested message at the top level of `message`.
 
     Raises:
         ValueError: The message is malformed.

@@ -35,8 +35,10 @@ def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         LoraFtError: The file is incomplete or in another format.
     """
     places, texts, data = _read(path)
-    kept = [place for place in places if place[3] in _DTYPES]
-    return {name: data[start:stop].view(_DTYPES[kind]).reshape(shape) for name, start, stop, kind, shape in kept}, texts
+    mapped = [place for place in places if place[3] in _DTYPES]
+    return {
+        name: data[start:stop].view(_DTYPES[kind]).reshape(shape) for name, start, stop, kind, shape in mapped
+    }, texts
 
 
 def describe_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -49,7 +51,7 @@ def describe_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def _read(path: Path) -> tuple[list[Place], dict[str, str], np.ndarray]:
-    """Return the places of the arrays of a file, its texts, and its memory-mapped data."""
+    """Return (places of the arrays, texts, memory-mapped data) of a file."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -57,10 +59,10 @@ def _read(path: Path) -> tuple[list[Place], dict[str, str], np.ndarray]:
                 raise ValueError(f"its header would have {length} bytes")
             header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_no_twins)
         if not isinstance(header, dict):
-            raise ValueError("its header is no object")
+            raise ValueError("its header is not an object")
         texts = header.pop(_METADATA, {})
         if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-            raise ValueError(f"{_METADATA} holds something else than texts")
+            raise ValueError(f"{_METADATA} has values that are not texts")
         size = path.stat().st_size - 8 - length
         data = np.memmap(path, np.uint8, "r", offset=8 + length) if size else np.empty(0, np.uint8)
         places = [_place(name, entry) for name, entry in header.items()]
@@ -70,9 +72,11 @@ def _read(path: Path) -> tuple[list[Place], dict[str, str], np.ndarray]:
                 raise ValueError(f"{name} does not begin where the one before it ends")
             end = stop
         if end != size:
-            raise ValueError(f"its arrays have {end} bytes, and there are {size}")
+            raise ValueError(f"its arrays need {end} bytes (got {size})")
     except (OSError, ValueError, RecursionError) as error:
-        raise LoraFtError(f"{path} is not a whole safetensors file ({error})", "save or download it again") from error
+        raise LoraFtError(
+            f"{path} is not a complete safetensors file ({error})", "save or download it again"
+        ) from error
     return places, texts, data
 
 
@@ -99,14 +103,14 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], texts: Mapping[s
 def _place(name: str, entry: Any) -> Place:
     """Return (name, first byte, end byte, dtype, shape) from an entry of the header."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{name} is not described by dtype, shape and data_offsets")
+        raise ValueError(f"the entry of {name} is not dtype, shape and data_offsets")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(kind, str) or kind not in _SIZES:
-        raise ValueError(f"{name} has the dtype {kind!r}")
+        raise ValueError(f"the dtype of {name} is unknown (got {kind!r})")
     if not isinstance(shape, list) or not isinstance(offsets, list) or not all(map(_is_size, [*shape, *offsets])):
-        raise ValueError(f"{name} has a shape or offsets that are no sizes")
+        raise ValueError(f"the shape or offsets of {name} are not sizes")
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * _SIZES[kind]:
-        raise ValueError(f"{name} has other offsets than its shape needs")
+        raise ValueError(f"the offsets of {name} do not match its shape")
     return name, offsets[0], offsets[1], kind, tuple(shape)
 
 
@@ -115,7 +119,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("its header has a name twice")
-    return found
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("its header has a duplicate name")
+    return entries

@@ -3,7 +3,7 @@
 Measured with FLAN-T5-small on two cores (Xeon with VNNI, onnxruntime 1.31):
 
     threads              all cores of the process; a step on one core takes 1.2 to 1.5 times as long
-    spinning             on within a call, since off costs a step 12 to 25 %; off between calls, see `_options`
+    spinning             on within a call (without it a step takes 12 to 25 % longer); off between calls, see `_options`
     arena, memory plan   on by default; no difference without either
     prepacked weights    on by default, though every process has its own copy: without, a step takes 2.3 times as long
                          in int8, and 40 times as long in 4 bits
@@ -37,35 +37,37 @@ _EXACT = "session.x64quantprecision"
 _WARNING, _ERROR, _FATAL = 2, 3, 4  # ONNX Runtime's log levels; the first is its default
 
 
-def choose_provider(wanted: str, precision: str = "fp32") -> str:
+def choose_provider(requested: str, precision: str = "fp32") -> str:
     """Return the provider to run a bundle on.
 
     Args:
-        wanted: "cpu", "cuda" or "auto": CUDA if it starts and runs the precision, else the processor.
+        requested: "cpu", "cuda" or "auto". "auto" is CUDA if it starts and supports the precision, else the processor.
         precision: Precision of the bundle, by name or as a mixture.
 
     Raises:
         UsageError: The provider is unknown, missing from this onnxruntime, or cannot run this precision.
-        LoraFtError: The provider cannot be started; see `open_session`.
+        LoraFtError: The provider does not start; see `open_session`.
     """
-    here = [name for name, provider in PROVIDERS.items() if provider in ort.get_available_providers()]
+    installed = [name for name, provider in PROVIDERS.items() if provider in ort.get_available_providers()]
     able = parse(precision).providers
-    if wanted == "auto":
-        wanted = next((name for name in reversed(here) if name in able and not _trouble(name)), (*able, *here)[0])
-    if wanted not in PROVIDERS:
-        raise UsageError(f"the provider {wanted!r} is unknown", f"use auto or one of {', '.join(PROVIDERS)}")
-    if wanted not in able:
+    name = requested
+    if requested == "auto":
+        usable = (name for name in reversed(installed) if name in able and not _trouble(name))
+        name = next(usable, (*able, *installed)[0])
+    if name not in PROVIDERS:
+        raise UsageError(f"the provider {name!r} is unknown", f"use auto or one of {', '.join(PROVIDERS)}")
+    if name not in able:
         raise UsageError(
-            f"precision {precision} is not supported on {wanted} (supported: {', '.join(supported(wanted))})",
+            f"precision {precision} is not supported on {name} (supported: {', '.join(supported(name))})",
             "use another provider, or export the model again in another precision",
         )
-    if wanted not in here:
+    if name not in installed:
         raise UsageError(
-            f"this onnxruntime {ort.__version__} lacks the provider {wanted!r} (it has {', '.join(here)})",
+            f"this onnxruntime {ort.__version__} lacks the provider {name!r} (it has {', '.join(installed)})",
             "install onnxruntime-gpu instead of onnxruntime, or use another provider",
         )
-    _require(wanted)
-    return wanted
+    _require(name)
+    return name
 
 
 def open_session(model: Path | bytes, threads: int | None = None, provider: str = "cpu") -> ort.InferenceSession:
@@ -73,11 +75,11 @@ def open_session(model: Path | bytes, threads: int | None = None, provider: str 
 
     Args:
         model: Path of the model, or its bytes.
-        threads: Threads a call. Default: the cores this process may use (affinity and cgroup quota).
+        threads: Threads per call. Default: the cores available to this process (affinity and cgroup quota).
         provider: "cpu" or "cuda".
 
     Raises:
-        LoraFtError: The provider cannot be started, because a driver or a library is missing.
+        LoraFtError: The provider does not start, because a driver or a library is missing.
     """
     _require(provider)
     options = _options(threads or allowed_cpus())
@@ -86,16 +88,16 @@ def open_session(model: Path | bytes, threads: int | None = None, provider: str 
     # operators without a kernel on the first provider run on the processor
     exactly = [{"use_tf32": "0"}, {}] if provider == "cuda" else [{}]  # fp32 means fp32
     providers = list(dict.fromkeys((PROVIDERS[provider], PROVIDERS["cpu"])))
-    # CUDA's ScatterND warns once a node that equal indices would be wrong; here they never are
+    # CUDA's ScatterND warns once per node that duplicate indices are an error; these graphs never have any
     with _log_level(_ERROR) if provider == "cuda" else contextlib.nullcontext():
         session = ort.InferenceSession(model, options, providers=providers, provider_options=exactly)
     if session.get_providers()[0] != PROVIDERS[provider]:  # ONNX Runtime only warns and continues without it
-        raise _not_started(provider, "it did before; is the GPU's memory full?")
+        raise _not_started(provider, "it started earlier in this process; the GPU memory may be full")
     return session
 
 
 def ort_value(array: np.ndarray, device: str = "cpu") -> ort.OrtValue:
-    """Return an array as a value: on the processor a view that keeps it alive, on a GPU a copy."""
+    """Return an array as a value: on the processor a view that keeps the array alive, on a GPU a copy."""
     return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device)
 
 
@@ -108,29 +110,29 @@ def _require(provider: str) -> None:
 def _not_started(provider: str, why: str) -> LoraFtError:
     return LoraFtError(
         f"ONNX Runtime could not start its provider {provider!r}: {why}",
-        "pip install 'onnxruntime-gpu[cuda,cudnn]' and see what nvidia-smi says, or take the provider cpu",
+        "run `pip install 'onnxruntime-gpu[cuda,cudnn]'` and check `nvidia-smi`, or use the provider cpu",
     )
 
 
 @cache
 def _trouble(provider: str) -> str:
-    """Return why a provider cannot be started (no GPU, no driver, a missing library), or "".
+    """Return why a provider does not start (no GPU, no driver, a missing library), or "".
 
-    ONNX Runtime itself logs a line of its source and continues on the processor.
+    ONNX Runtime itself only logs a line and continues on the processor.
     """
     if provider == "cpu":
         return ""
-    with _log_level(_FATAL), contextlib.redirect_stdout(io.StringIO()) as said:
+    with _log_level(_FATAL), contextlib.redirect_stdout(io.StringIO()) as log:
         ort.preload_dlls()  # CUDA's libraries, if installed as packages
         session = ort.InferenceSession(PRODUCT_MODEL, providers=[PROVIDERS[provider]])
     if session.get_providers()[0] == PROVIDERS[provider]:
         return ""
-    return next((line for line in said.getvalue().splitlines() if line.strip("* ")), "it does not say why")
+    return next((line for line in log.getvalue().splitlines() if line.strip("* ")), "it logged no reason")
 
 
 @contextlib.contextmanager
 def _log_level(level: int) -> Iterator[None]:
-    """Set the level of ONNX Runtime's global log for a while; the level before cannot be queried."""
+    """Set the level of ONNX Runtime's global log, then its default, since the level before cannot be queried."""
     ort.set_default_logger_severity(level)
     try:
         yield
@@ -142,8 +144,8 @@ def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # a bundle's graphs run in turns: threads of one that still spin would take cores from the next, whose calls then
-    # last up to twice as long
+    # The graphs of a bundle run in turns. Threads that still spin for one graph would take cores from the next, whose
+    # calls would take up to twice as long.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
@@ -156,5 +158,5 @@ def _products_are_exact() -> bool:
     the time on processors with VNNI.
     """
     session = ort.InferenceSession(PRODUCT_MODEL, _options(1), providers=["CPUExecutionProvider"])
-    (made,) = session.run(None, {"x": np.full((4, 64), 255, np.uint8)})
-    return bool((made == 255 * 127 * 64).all())
+    (products,) = session.run(None, {"x": np.full((4, 64), 255, np.uint8)})
+    return bool((products == 255 * 127 * 64).all())

@@ -20,8 +20,8 @@ class Settings:
         tokenizer: Tokenizer of the model, with the task's codec.
         prompt: Prompt of the task, or None without a task.
         source_length: Maximum prompt length, in tokens. Longer prompts are truncated.
-        chat: Settings besides the prompt for continuing a chat, or None if the task is not about chats.
-        labels: Only allowed answers, or () if any answer is.
+        chat: Chat settings, or None if the task is not a chat.
+        labels: The only allowed answers, or () if every answer is allowed.
         allowed: Labels as token ids, without </s>.
         defaults: Default generation options of the task.
     """

@@ -1,4 +1,4 @@
-"""Adapters on tiny checkpoints, their own merged checkpoints, and banks of them."""
+"""Adapters on tiny checkpoints, their merged checkpoints, and banks of them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ LINEAR = (".q", ".k", ".v", ".o", ".wi", ".wi_0", ".wi_1", ".wo")
 def draw_adapter(
     checkpoint: Path, seed: int, rank: int = 4, endings: Sequence[str] = LINEAR, size: float = 0.7
 ) -> dict[str, LowRank]:
-    """An adapter of the linear layers with these endings, large enough that every part of it matters."""
+    """Return an adapter of the linear layers with these endings, large enough that every part affects the output."""
     rng = np.random.default_rng(seed)
-    made = {}
+    layers = {}
     for name, weight in sorted(load_file(checkpoint / "model.safetensors").items()):
         layer = name.removesuffix(".weight")
         if "block" in layer and layer.endswith(tuple(endings)):
             a = rng.standard_normal((rank, weight.shape[1])) / np.sqrt(weight.shape[1])
             b = rng.standard_normal((weight.shape[0], rank)) * size / np.sqrt(rank)
-            made[layer] = LowRank(a.astype(np.float32), b.astype(np.float32))
-    return made
+            layers[layer] = LowRank(a.astype(np.float32), b.astype(np.float32))
+    return layers
 
 
 def merged(checkpoint: Path, adapter: Adapter, out: Path) -> Path:
-    """The checkpoint with the adapter in its weights."""
+    """Write the checkpoint with the adapter merged in, and return its folder."""
     out.mkdir(parents=True)
     for file in checkpoint.iterdir():
         if file.suffix != ".safetensors":
@@ -57,13 +57,13 @@ def samples(seed: int = 0, rows: int = 8) -> tuple[Sample, ...]:
 
 
 def member(name: str, adapter: Adapter, whole: Path, **origin: Any) -> BankAdapter:
-    """An adapter as `put` takes it.
+    """Return an adapter for `add_adapter`.
 
     Args:
-        name: of it.
-        adapter: its weights.
-        whole: its merged checkpoint, which PyTorch is asked about.
-        origin: what differs from `ORIGIN`.
+        name: Name of the adapter.
+        adapter: Weights of the adapter.
+        whole: Checkpoint with the adapter merged in, for PyTorch's answers.
+        origin: Changes to `ORIGIN`.
     """
     tokenizer = Tokenizer(whole / "tokenizer.json", codec_named(origin.pop("codec", "none")))
     return BankAdapter(
@@ -78,7 +78,7 @@ def member(name: str, adapter: Adapter, whole: Path, **origin: Any) -> BankAdapt
 
 
 def make_bank(checkpoint: Path, members: Sequence[BankAdapter], out: Path, **changes: Any) -> dict[str, Report]:
-    """A bank on a tiny checkpoint; `changes` are arguments of `write_bank`."""
+    """Write a bank on a tiny checkpoint; `changes` are arguments of `write_bank`."""
     source = ExportSource(
         checkpoint,
         Tokenizer(checkpoint / "tokenizer.json"),

@@ -1,4 +1,4 @@
-"""Small models from all over the T5 family, and their graphs under ONNX Runtime behind arrays."""
+"""Small models of all T5 variants, and their graphs in ONNX Runtime as functions of arrays."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lora_ft.export.bundle.assemble import read_model
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.layouts.single import greedy_feed
 from lora_ft.export.onnx.graphs import decoder_model, encoder_model, single_model
+from lora_ft.export.onnx.model_parts import ModelParts, Weights
 from lora_ft.export.onnx.quantization import formats_of
-from lora_ft.export.onnx.t5 import T5, Weights
 from lora_ft.export.precision import FP32, Precision
 from lora_ft.export.runtime.session import open_session
 from tests.export.oracle import END, PAD, redraw
@@ -67,9 +67,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def save_member(folder: Path, name: str, seed: int = 3, end: float = 1.0) -> Path:
-    """The checkpoint of one of CONFIGS, with weights as `redraw` makes them.
+    """Write the checkpoint of one of CONFIGS, with weights from `redraw`.
 
-    A tied head's embedding is made small: else a token stands out in its own hidden state, and is its own successor.
+    The embedding of a tied head is scaled down. Otherwise every token would predict itself.
     """
     redraw(save_tiny_t5(folder, **CONFIGS[name]), seed, end)
     path = folder / "model.safetensors"
@@ -82,7 +82,7 @@ def save_member(folder: Path, name: str, seed: int = 3, end: float = 1.0) -> Pat
 
 
 def inputs(b: int, s: int, t: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sources, a mask of rows of unlike lengths (the first is whole), and decoder inputs."""
+    """Return (sources, mask, decoder inputs). Rows have different lengths, and the first has no padding."""
     rng = np.random.default_rng(seed)
     mask = (np.arange(s) < rng.integers(1, s + 1, b)[:, None]).astype(np.int64)
     mask[0] = 1
@@ -92,22 +92,23 @@ def inputs(b: int, s: int, t: int, seed: int = 0) -> tuple[np.ndarray, np.ndarra
 
 
 def assert_close(a: np.ndarray, b: np.ndarray, tolerance: float = 3e-4) -> None:
-    """Logits of these models reach 60, and processors add sums in unlike orders."""
+    """Compare logits. They reach 60, and processors add in different orders."""
     assert a.shape == b.shape
     assert np.abs(a - b).max() < tolerance
 
 
 class Graphs:
-    """The graphs of a model, each built when it is first used.
+    """The graphs of a model, each built on first use.
 
     Args:
-        architecture, weights: of the model.
-        precision: how it is stored.
+        architecture, weights: The model.
+        precision: Precision of the weights.
     """
 
     def __init__(self, architecture: Architecture, weights: Weights, precision: Precision = FP32) -> None:
         self.architecture = architecture
-        self.t5 = T5(architecture, weights, formats_of(precision, architecture.family))
+        family = architecture.family
+        self.parts = family.graph_parts(architecture, weights, formats_of(precision, family))
         self._names = [f"{i}.{kind}" for i in range(architecture.decoder_layers) for kind in ("key", "value")]
 
     @classmethod
@@ -115,13 +116,13 @@ class Graphs:
         return cls(*read_model(folder), precision)
 
     def encode(self, ids: np.ndarray, mask: np.ndarray) -> Arrays:
-        """The decoder's inputs that stay the same."""
+        """Return the decoder inputs that stay the same in all steps."""
         names = [f"cross.{name}" for name in self._names]
         cross = self._encoder.run(names, {"input_ids": ids, "attention_mask": mask})
         return dict(zip(names, cross, strict=True), encoder_attention_mask=mask)
 
     def room(self, rows: int, length: int, full_of: float = 50) -> Arrays:
-        """A cache with room for so many tokens, full of what must not be seen."""
+        """Return a cache with capacity for `length` tokens, filled with values that must not affect logits."""
         a = self.architecture
         return {f"past.{name}": np.full((rows, a.heads, length, a.d_kv), full_of, np.float32) for name in self._names}
 
@@ -135,42 +136,42 @@ class Graphs:
         early: bool = False,
         step: bool = False,
     ) -> tuple[np.ndarray, np.ndarray, Arrays]:
-        """(logits, best tokens, cache) of one call, after so many tokens of each row, or of all."""
+        """Return (logits, best tokens, cache) of one call after `lengths` tokens."""
         feed = {"input_ids": ids, "lengths": np.atleast_1d(lengths), "early": np.array(early)}
-        wanted = ["logits", "next", *self._prefixed("present")]
-        logits, best, *made = (self._step if step else self._decoder).run(wanted, fixed | cache | feed)
-        return logits, best, dict(zip(self._prefixed("past"), made, strict=True))
+        outputs = ["logits", "next", *self._prefixed("present")]
+        logits, best, *presents = (self._step if step else self._decoder).run(outputs, fixed | cache | feed)
+        return logits, best, dict(zip(self._prefixed("past"), presents, strict=True))
 
     def decode(
         self, fixed: Arrays, decoder_ids: np.ndarray, chunks: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, Arrays]:
-        """(logits, best tokens, cache) of all positions, so many of them at a time."""
+        """Return (logits, best tokens, cache) of all positions, in calls of `chunks` tokens."""
         cache = self.room(*decoder_ids.shape)
         logits, best, end = [], [], 0
         for length in chunks:
             start, end = end, end + length
-            some, chosen, cache = self.call(fixed, cache, start, decoder_ids[:, start:end])
+            some, tokens, cache = self.call(fixed, cache, start, decoder_ids[:, start:end])
             logits.append(some)
-            best.append(chosen)
+            best.append(tokens)
         return np.concatenate(logits, axis=1), np.concatenate(best, axis=1), cache
 
     def forced(self, ids: np.ndarray, mask: np.ndarray, decoder_ids: np.ndarray) -> np.ndarray:
-        """Logits of all positions in one call."""
+        """Return the logits of all positions from one call."""
         return self.decode(self.encode(ids, mask), decoder_ids, [decoder_ids.shape[1]])[0]
 
     def greedy(self, ids: np.ndarray, mask: np.ndarray, limit: int, least: int = 0) -> np.ndarray:
-        """Greedy tokens of the encoder and the step graph."""
+        """Return the greedy tokens from the encoder and the step graph."""
         fixed, cache = self.encode(ids, mask), self.room(len(ids), limit, np.nan)
-        token, done, made = np.full((len(ids), 1), PAD), np.zeros((len(ids), 1), bool), list[np.ndarray]()
-        while len(made) < limit and not done.all():
-            _, best, cache = self.call(fixed, cache, len(made), token, early=len(made) < least, step=True)
-            token = np.where(done, PAD, best)
-            done = done | (token == END)
-            made.append(token)
-        return np.concatenate(made, axis=1)
+        token, ended, columns = np.full((len(ids), 1), PAD), np.zeros((len(ids), 1), bool), list[np.ndarray]()
+        while len(columns) < limit and not ended.all():
+            _, best, cache = self.call(fixed, cache, len(columns), token, early=len(columns) < least, step=True)
+            token = np.where(ended, PAD, best)
+            ended = ended | (token == END)
+            columns.append(token)
+        return np.concatenate(columns, axis=1)
 
     def single(self, ids: np.ndarray, mask: np.ndarray, limit: int, least: int = 0) -> np.ndarray:
-        """Greedy tokens of the graph that holds both."""
+        """Return the greedy tokens from the single graph."""
         return self._single.run(None, greedy_feed(ids, mask, least, limit))[0]
 
     def _prefixed(self, prefix: str) -> list[str]:
@@ -192,5 +193,5 @@ class Graphs:
     def _single(self) -> ort.InferenceSession:
         return self._open(single_model)
 
-    def _open(self, build: Callable[[T5], onnx.ModelProto]) -> ort.InferenceSession:
-        return open_session(build(self.t5).SerializeToString(), threads=1)
+    def _open(self, build: Callable[[ModelParts], onnx.ModelProto]) -> ort.InferenceSession:
+        return open_session(build(self.parts).SerializeToString(), threads=1)

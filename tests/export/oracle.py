@@ -1,4 +1,4 @@
-"""What PyTorch and transformers make of a checkpoint, and bundles written from their answers."""
+"""Answers of PyTorch and transformers to a checkpoint, and bundles written from them."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ TEXTS = ("say: a", "say: hello there", "say: some words, and then some more of t
 
 
 def torch_model(folder: Path) -> T5ForConditionalGeneration:
-    """The checkpoint as transformers reads it."""
+    """Load a checkpoint with transformers."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def ragged(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids padded to one length, and their mask."""
+    """Return (rows of ids padded to one length, mask)."""
     return filled(rows, PAD)
 
 
 def torch_greedy(
     model: T5ForConditionalGeneration, ids: np.ndarray, mask: np.ndarray, limit: int, least: int = 0
 ) -> np.ndarray:
-    """transformers' greedy tokens, without the start token."""
+    """Return transformers' greedy tokens, without the start token."""
     inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
     limits = {"max_new_tokens": limit} | ({"min_new_tokens": least} if least else {})
     with torch.inference_mode():
@@ -60,7 +60,7 @@ def torch_greedy(
 def torch_logits(
     model: T5ForConditionalGeneration, ids: np.ndarray, mask: np.ndarray, decoder_ids: np.ndarray
 ) -> np.ndarray:
-    """Logits of every decoder position in one call."""
+    """Return the logits of every decoder position from one call."""
     with torch.inference_mode():
         out = model(
             input_ids=torch.from_numpy(ids),
@@ -72,12 +72,12 @@ def torch_logits(
 
 
 def shifted(tokens: np.ndarray) -> np.ndarray:
-    """The decoder's input for `tokens`: the start token, then all but the last."""
+    """Return the decoder input for `tokens`: the start token, then all but the last token."""
     return np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=PAD)
 
 
 def references(folder: Path, texts: Sequence[str] = TEXTS, limit: int = 12, batch: int = 4) -> Iterator[Reference]:
-    """PyTorch's answers to `texts`, a batch at a time."""
+    """Yield PyTorch's answers to `texts`, batch by batch."""
     model, tokenizer = torch_model(folder), Tokenizer(folder / "tokenizer.json")
     rows = tokenizer.encode(texts, ORIGIN.source_length)
     for start in range(0, len(rows), batch):
@@ -101,20 +101,20 @@ def make_bundle(checkpoint: Path, out: Path, **changes: Any) -> Report:
         changes.pop("samples", samples),
         changes.pop("scaled", None),
     )
-    chosen = {name: changes.pop(name) for name in ("precisions", "choose") if name in changes}
-    return write_bundle(source, out, selection=Selection(**chosen), **changes).report
+    selection = {name: changes.pop(name) for name in ("precisions", "choose") if name in changes}
+    return write_bundle(source, out, selection=Selection(**selection), **changes).report
 
 
 def redraw(folder: Path, seed: int, end: float = 1.0) -> Path:
-    """Give a checkpoint new weights: the same under every version of transformers, and such that each of them matters.
+    """Write new weights into a checkpoint: independent of the transformers version, and all with an effect.
 
-    As transformers draws them, norms are ones and the biases of distances hardly move a logit, so that to mistake one
-    for another would not show.
+    In transformers' initialization norms are ones and position biases hardly change a logit, so a mix-up of two weights
+    would go unnoticed.
 
     Args:
-        folder: the checkpoint.
-        seed: of the weights.
-        end: factor of the head's row of </s>, to have some rows end early.
+        folder: Folder of the checkpoint.
+        seed: Seed of the weights.
+        end: Factor of the head's row for </s>, so that some rows end early.
     """
     path = folder / "model.safetensors"
     rng = np.random.default_rng(seed)
@@ -133,5 +133,5 @@ def redraw(folder: Path, seed: int, end: float = 1.0) -> Path:
 
 
 def entries(folder: Path) -> set[str]:
-    """Names of everything in a folder, hidden things too."""
+    """Return the names of all entries of a folder, including hidden ones."""
     return {path.name for path in folder.iterdir()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
 
 from lora_ft.core.errors import UsageError
+from lora_ft.export import families
 from lora_ft.export.bundle.assemble import read_model
 from lora_ft.export.families import FAMILIES, MODEL_TYPES, family_of, t5
 from lora_ft.export.precision import KINDS
@@ -14,7 +16,7 @@ from tests.export.family import CONFIGS, save_member
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_tensors_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+def test_tensor_shapes_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     architecture, checkpoint = read_model(save_member(tmp_path / "base", name))
     family = architecture.family
     shapes = dict(family.tensor_shapes(architecture))
@@ -40,6 +42,19 @@ def test_kinds_are_those_of_precisions() -> None:
     assert {t5.layer_kind(layer) for layer in layers} == set(KINDS)
     assert {t5.layer_kind(layer) for layer in t5.projections(t5.cross_attention(3), "kv")} == {"encoder"}
     assert t5.layer_kind(f"{t5.cross_attention(3)}.q") == "decoder"
+
+
+def test_only_a_family_imports_its_modules() -> None:
+    root = Path(families.__file__).parents[1]
+    names = [Path(str(family.__file__)).stem for family in FAMILIES]  # type: ignore[attr-defined]
+    private = [f"lora_ft.export.{package}" for package in ("families", "onnx")]
+    for path in root.rglob("*.py"):
+        if path.parent.name == "families" or path.stem in names:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                imported = {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+                assert not imported & {f"{package}.{name}" for package in private for name in names}, path
 
 
 def test_a_model_type_has_one_family() -> None:

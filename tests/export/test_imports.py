@@ -43,13 +43,15 @@ CORE = sorted(f"lora_ft.core.{path.stem}" for path in (ROOT / "lora_ft" / "core"
 
 
 def python(script: str, *args: str) -> str:
-    """What a script prints in a fresh interpreter."""
-    done = subprocess.run([sys.executable, "-c", script, *args], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Return the output of a script in a fresh interpreter."""
+    process = subprocess.run(
+        [sys.executable, "-c", script, *args], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
-def test_building_and_running_a_bundle_imports_nothing_of_training(published: Path) -> None:
+def test_building_and_running_a_bundle_imports_no_training_code(published: Path) -> None:
     script = GENERATE + f"for name in {EXPORT + CORE}: __import__(name)\nprint(json.dumps(sorted(sys.modules)))"
     _, imported = python(script, "[]", str(published), json.dumps(TEXTS)).splitlines()
     names = json.loads(imported)
@@ -58,12 +60,12 @@ def test_building_and_running_a_bundle_imports_nothing_of_training(published: Pa
     assert {name for name in names if name.startswith("lora_ft")} - {"lora_ft", "lora_ft.core"} == {*EXPORT, *CORE}
 
 
-def test_a_bundle_runs_without_what_training_and_export_need(published: Path, generator: Generator) -> None:
+def test_a_bundle_runs_in_the_base_install(published: Path, generator: Generator) -> None:
     printed = python(BLOCK + GENERATE, json.dumps(NOT_OF_THE_RUNTIME), str(published), json.dumps(TEXTS))
     assert json.loads(printed) == generator.generate(TEXTS)
 
 
-def test_the_block_of_imports_does_block() -> None:
+def test_blocked_imports_fail() -> None:
     script = BLOCK + "try:\n    import yaml\nexcept ModuleNotFoundError as error:\n    print(error)"
     assert python(script, json.dumps(NOT_OF_THE_RUNTIME)).strip() == "yaml is not installed here"
 
@@ -83,16 +85,16 @@ def test_export_imports_only_core_and_the_packages_that_it_needs(name: str) -> N
     allowed = {"numpy", "onnxruntime", "tokenizers"}
     if not name.startswith("lora_ft.export.runtime"):
         allowed |= {"onnx", "safetensors"}
-    ours, others = imports_of(name, everywhere=True)
+    ours, packages = imports_of(name, everywhere=True)
     assert all(module.startswith(("lora_ft.export", "lora_ft.core")) for module in ours)
-    assert others <= allowed
+    assert packages <= allowed
 
 
 @pytest.mark.parametrize("name", CORE)
-def test_core_imports_only_core_and_what_the_base_install_has(name: str) -> None:
-    ours, others = imports_of(name, everywhere=False)
+def test_core_imports_only_core_and_base_packages(name: str) -> None:
+    ours, packages = imports_of(name, everywhere=False)
     assert all(module.startswith("lora_ft.core") for module in ours)
-    assert others <= {"numpy", "tokenizers"}
+    assert packages <= {"numpy", "tokenizers"}
 
 
 def imports_of(name: str, *, everywhere: bool) -> tuple[set[str], set[str]]:

@@ -1,4 +1,4 @@
-"""Our bundle beside the field's: Optimum's ONNX export of the same checkpoint gives the same text."""
+"""The bundle and Optimum's ONNX export of the same checkpoint generate the same text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tiny import save_tiny_t5
 optimum = pytest.importorskip("optimum.onnxruntime", reason="optimum-onnx needs transformers below 4.58")
 
 
-def test_the_bundle_answers_as_optimums_export_does(tmp_path: Path) -> None:
+def test_bundle_and_optimum_generate_the_same_text(tmp_path: Path) -> None:
     # Optimum takes d_kv for d_model / heads, so this base is one of the few shapes for which that is true.
     base = save_tiny_t5(tmp_path / "base", d_model=32, num_heads=4, d_kv=8)
     theirs = optimum.ORTModelForSeq2SeqLM.from_pretrained(base, export=True, use_merged=False)

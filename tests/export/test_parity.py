@@ -1,4 +1,4 @@
-"""The comparison of a bundle with PyTorch: it sees every kind of difference, and nothing but differences."""
+"""The comparison of a bundle with PyTorch detects every kind of difference and no others."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def test_pytorchs_answers_pass(generator: Generator, answers: list[Reference]) -
     require(report)
 
 
-def test_answers_are_taken_one_at_a_time(generator: Generator, answers: list[Reference]) -> None:
-    taken = iter(answers)
+def test_references_are_read_one_by_one(generator: Generator, answers: list[Reference]) -> None:
+    iterator = iter(answers)
 
     def broken() -> Iterator[Reference]:
-        yield next(taken)
+        yield next(iterator)
         raise RuntimeError("the second")
 
     with pytest.raises(RuntimeError, match="the second"):
         compare(generator, broken())
 
 
-def test_a_logit_that_differs_is_seen_by_its_size(generator: Generator, answers: list[Reference]) -> None:
+def test_the_largest_difference_is_reported(generator: Generator, answers: list[Reference]) -> None:
     logits = answers[0].logits.copy()
     logits[0, 0, 17] += 0.5
     report = compare(generator, [replace(answers[0], logits=logits), *answers[1:]])
@@ -56,7 +56,7 @@ def test_a_logit_that_differs_is_seen_by_its_size(generator: Generator, answers:
     assert not report.passed
 
 
-def test_a_logit_that_differs_is_seen_in_the_last_batch(generator: Generator, answers: list[Reference]) -> None:
+def test_a_difference_in_the_last_batch_is_reported(generator: Generator, answers: list[Reference]) -> None:
     logits = answers[-1].logits.copy()
     logits[-1, 0, -1] -= 0.25
     report = compare(generator, [*answers[:-1], replace(answers[-1], logits=logits)])
@@ -71,7 +71,7 @@ def test_logits_of_padding_do_not_matter(generator: Generator, answers: list[Ref
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_logit_that_is_no_number_fails(generator: Generator, answers: list[Reference], value: float) -> None:
+def test_a_nan_logit_fails(generator: Generator, answers: list[Reference], value: float) -> None:
     logits = answers[0].logits.copy()
     logits[1, 0, 3] = value
     report = compare(generator, [replace(answers[0], logits=logits), *answers[1:]])
@@ -80,7 +80,7 @@ def test_a_logit_that_is_no_number_fails(generator: Generator, answers: list[Ref
         require(report)
 
 
-def test_one_token_that_differs_fails_its_row_only(generator: Generator, answers: list[Reference]) -> None:
+def test_a_different_token_fails_only_its_row(generator: Generator, answers: list[Reference]) -> None:
     tokens = answers[0].tokens.copy()
     tokens[2, 1] = tokens[2, 1] % 70 + 5
     report = compare(generator, [replace(answers[0], tokens=tokens)])
@@ -88,32 +88,32 @@ def test_one_token_that_differs_fails_its_row_only(generator: Generator, answers
     assert not report.passed
 
 
-def test_an_answer_that_goes_on_longer_fails(generator: Generator, answers: list[Reference]) -> None:
+def test_a_longer_answer_fails(generator: Generator, answers: list[Reference]) -> None:
     longer = np.pad(answers[0].tokens, ((0, 0), (0, 1)), constant_values=9)
     logits = np.pad(answers[0].logits, ((0, 0), (0, 1), (0, 0)))
     assert not compare(generator, [replace(answers[0], tokens=longer, logits=logits)]).passed
 
 
-def test_an_answer_that_stops_sooner_fails(generator: Generator, answers: list[Reference]) -> None:
+def test_a_shorter_answer_fails(generator: Generator, answers: list[Reference]) -> None:
     shorter = replace(answers[0], tokens=answers[0].tokens[:, :2], logits=answers[0].logits[:, :2])
     report = compare(generator, [shorter])
     assert report.identical_rows < report.rows
     assert not report.passed
 
 
-def test_more_padding_than_needed_is_the_same_answer(generator: Generator, answers: list[Reference]) -> None:
+def test_extra_padding_is_ignored(generator: Generator, answers: list[Reference]) -> None:
     wide = np.pad(answers[0].tokens, ((0, 0), (0, 3)), constant_values=PAD)
     logits = np.pad(answers[0].logits, ((0, 0), (0, 3), (0, 0)))
     assert compare(generator, [replace(answers[0], tokens=wide, logits=logits)]).passed
 
 
-def test_the_limit_of_the_search_is_the_references(generator: Generator, answers: list[Reference]) -> None:
+def test_the_limit_comes_from_the_reference(generator: Generator, answers: list[Reference]) -> None:
     first = replace(answers[0], tokens=answers[0].tokens[:, :1], logits=answers[0].logits[:, :1], max_new_tokens=1)
     assert (first.tokens != END).any()
     assert compare(generator, [first]).passed
 
 
-def test_comparing_nothing_does_not_pass(generator: Generator) -> None:
+def test_an_empty_comparison_fails(generator: Generator) -> None:
     report = compare(generator, [])
     assert report.rows == 0
     assert not report.passed
@@ -123,7 +123,7 @@ def test_comparing_nothing_does_not_pass(generator: Generator) -> None:
 def test_an_answer_that_prompt_lookup_changes_is_counted(
     generator: Generator, answers: list[Reference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is no difference from PyTorch: lookup is then left off."""
+    """This is not a difference from PyTorch, but prompt lookup stays off."""
     plain = generator.generate_ids
 
     def wrong(*args: Any, prompt_lookup: bool, **options: Any) -> np.ndarray:
@@ -143,8 +143,8 @@ def probe(answers: list[Reference]) -> Probe:
     return Probe.of(answers[1], SPECIAL)
 
 
-def test_a_probe_keeps_what_is_needed_to_repeat_the_comparison(answers: list[Reference], probe: Probe) -> None:
-    """Sources and answers without their padding, and PyTorch's log-probabilities of the answers."""
+def test_a_probe_stores_unpadded_answers_and_log_probabilities(answers: list[Reference], probe: Probe) -> None:
+    """A probe stores unpadded sources and answers, and the log-probabilities of the answers."""
     answer = answers[1]
     log_probs = torch.log_softmax(torch.from_numpy(answer.logits), -1).numpy()
     assert probe.max_new_tokens == answer.max_new_tokens
@@ -156,7 +156,7 @@ def test_a_probe_keeps_what_is_needed_to_repeat_the_comparison(answers: list[Ref
 
 
 def test_a_probe_keeps_answers_with_padding_inside(generator: Generator, answers: list[Reference]) -> None:
-    """A model may choose that token like any other."""
+    """A model may generate the padding token like any other token."""
     answer = next(answer for answer in answers if any(PAD in SPECIAL.trim(row)[:-1] for row in answer.tokens))
     probe = Probe.of(answer, SPECIAL)
     assert probe.tokens == [SPECIAL.trim(row).tolist() for row in answer.tokens]
@@ -168,7 +168,7 @@ def test_a_probe_is_written_and_read(probe: Probe, tmp_path: Path) -> None:
     assert Probe.read(tmp_path / "probe.json") == probe
 
 
-def test_a_probe_passes_where_it_comes_from(generator: Generator, probe: Probe) -> None:
+def test_a_probe_passes_on_its_own_bundle(generator: Generator, probe: Probe) -> None:
     report = probe.check(generator)
     assert report.passed and report.lookup_is_lossless
     assert report.rows == len(probe.sources)
@@ -177,7 +177,7 @@ def test_a_probe_passes_where_it_comes_from(generator: Generator, probe: Probe) 
 
 
 @pytest.mark.parametrize("row", [0, -1])
-def test_a_probe_sees_an_answer_that_differs(generator: Generator, probe: Probe, row: int) -> None:
+def test_a_probe_detects_a_different_answer(generator: Generator, probe: Probe, row: int) -> None:
     tokens = [list(answer) for answer in probe.tokens]
     tokens[row][1] = tokens[row][1] % 70 + 5
     report = replace(probe, tokens=tokens).check(generator)
@@ -186,7 +186,7 @@ def test_a_probe_sees_an_answer_that_differs(generator: Generator, probe: Probe,
 
 
 @pytest.mark.parametrize("row", [0, -1])
-def test_a_probe_sees_a_probability_that_differs(generator: Generator, probe: Probe, row: int) -> None:
+def test_a_probe_detects_a_different_probability(generator: Generator, probe: Probe, row: int) -> None:
     log_probs = [list(scores) for scores in probe.log_probs]
     log_probs[row][-1] -= 0.25
     report = replace(probe, log_probs=log_probs).check(generator)
@@ -205,7 +205,7 @@ def test_a_probe_sees_a_probability_that_differs(generator: Generator, probe: Pr
         (np.empty((2, 0)), [[0, 0], [0, 3]], 1),
     ],
 )
-def test_rows_are_identical_whatever_their_padding(a: Any, b: Any, count: int) -> None:
+def test_identical_rows_ignores_padding(a: Any, b: Any, count: int) -> None:
     assert identical_rows(np.array(a), np.array(b), SPECIAL) == count
     assert identical_rows(np.array(b), np.array(a), SPECIAL) == count
 
@@ -219,7 +219,7 @@ def test_rows_are_identical_whatever_their_padding(a: Any, b: Any, count: int) -
         {"rows": 0, "identical_rows": 0},
     ],
 )
-def test_a_report_that_fails_is_an_error_that_says_why(change: dict[str, Any]) -> None:
+def test_a_failed_report_raises_an_error_with_its_reason(change: dict[str, Any]) -> None:
     report = replace(PASSING, **change)
     assert not report.passed
     with pytest.raises(LoraFtError) as caught:
@@ -228,13 +228,13 @@ def test_a_report_that_fails_is_an_error_that_says_why(change: dict[str, Any]) -
     assert str(report) in caught.value.message
 
 
-def test_the_tolerance_may_just_be_reached() -> None:
+def test_a_difference_equal_to_the_tolerance_passes() -> None:
     assert replace(PASSING, largest_difference=1e-3).passed
 
 
 def test_a_report_reads_as_a_sentence_and_as_a_record() -> None:
     report = replace(PASSING, identical_rows=2)
-    assert str(report) == "2 of 3 rows give PyTorch's text, logits differ by at most 1e-05"
+    assert str(report) == "2 of 3 rows match PyTorch's text, logits differ by at most 1e-05"
     assert report.as_dict() == {
         "rows": 3,
         "tokens": 9,
@@ -246,8 +246,8 @@ def test_a_report_reads_as_a_sentence_and_as_a_record() -> None:
     }
 
 
-def test_answers_without_a_token_diverge_by_nothing(generator: Generator, answers: list[Reference]) -> None:
-    """A random model may answer with nothing but padding; a manifest holds no NaN."""
+def test_empty_answers_have_no_divergence(generator: Generator, answers: list[Reference]) -> None:
+    """A random model may generate only padding, and the manifest must not contain NaN."""
     (first, *_) = answers
     empty = replace(first, tokens=np.full_like(first.tokens, PAD))
     assert compare(generator, [empty]).divergence == 0.0

@@ -1,4 +1,4 @@
-"""Precisions are read from and written as one text, and say how each kind of layer is stored."""
+"""Precisions are parsed from text and printed as text, and select a format per kind of layer."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ MIXED = Precision(encoder="int8", decoder="w8", head="w4", embedding="fp32")
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_name_is_read_and_written(name: str) -> None:
+def test_named_precisions_survive_parsing(name: str) -> None:
     assert parse(name) == NAMED[name]
     assert str(parse(name)) == name
 
 
 @given(st.builds(Precision, *[st.sampled_from(sorted(WEIGHT_FORMATS))] * len(KINDS)))
-def test_what_is_written_is_read_again(precision: Precision) -> None:
+def test_mixtures_survive_parsing(precision: Precision) -> None:
     assert parse(str(precision)) == precision
 
 
@@ -43,11 +43,11 @@ def test_a_mixture_without_a_name_is_written_out() -> None:
     assert parse("embedding=fp32,head=w4,encoder=int8,decoder=w8") == MIXED
 
 
-def test_kinds_left_out_are_not_rounded() -> None:
+def test_omitted_kinds_are_fp32() -> None:
     assert parse("head=w4") == Precision("fp32", "fp32", "w4", "fp32")
 
 
-def test_a_mixture_that_has_a_name_goes_by_it() -> None:
+def test_a_named_mixture_prints_its_name() -> None:
     assert str(parse("encoder=int8,decoder=w4g128,head=w8,embedding=int8")) == "int8-w4"
     assert str(parse("encoder=fp32")) == "fp32"
 
@@ -72,7 +72,7 @@ def test_a_mixture_that_has_a_name_goes_by_it() -> None:
         "auto",
     ],
 )
-def test_what_is_no_precision_is_refused_with_what_there_is(text: str) -> None:
+def test_an_unknown_precision_is_refused_with_the_known_names(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(text)
     assert caught.value.exit_code == 2
@@ -96,18 +96,18 @@ def test_what_is_no_precision_is_refused_with_what_there_is(text: str) -> None:
         ("shared", "fp32"),
     ],
 )
-def test_a_layer_is_stored_as_its_kind_is(layer: str, storage: str) -> None:
+def test_a_layer_has_the_format_of_its_kind(layer: str, storage: str) -> None:
     assert formats_of(MIXED, t5)(layer) is WEIGHT_FORMATS[storage]
 
 
-def test_only_a_precision_that_rounds_nothing_is_exact() -> None:
+def test_only_fp32_is_exact() -> None:
     assert FP32.exact
     assert not any(
         parse(f"{kind}={storage}").exact for kind in KINDS for storage in WEIGHT_FORMATS if storage != "fp32"
     )
 
 
-def test_what_is_tried_runs_there() -> None:
+def test_candidates_are_supported_by_the_provider() -> None:
     assert [str(precision) for precision in candidates("cuda")] == ["fp32", "fp16", "bf16"]
     assert [str(precision) for precision in candidates("cpu")] == [
         "fp32",
@@ -122,7 +122,7 @@ def test_what_is_tried_runs_there() -> None:
         assert all(provider in precision.providers for precision in candidates(provider))
 
 
-def test_a_precision_runs_where_each_of_its_formats_does() -> None:
+def test_a_precision_runs_on_the_providers_of_all_its_formats() -> None:
     assert NAMED["int8-w4"].providers == ("cpu",)
     assert parse("encoder=fp16").providers == ("cpu", "cuda")
     assert parse("encoder=bf16").providers == ("cuda",)

@@ -1,55 +1,54 @@
 """Beam search that makes the same decisions as transformers' `_beam_search`, for each source separately.
 
-transformers freezes a source whose beams can no longer improve until all sources are done. Here it leaves the batch.
+If the beams of a source can no longer improve, transformers freezes it until all sources are done. Here the source
+leaves the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from lora_ft.core.generation_options import Options
 from lora_ft.core.special_tokens import SpecialTokens
+from lora_ft.export.runtime.decoding.calls import Decoding, Keep, Likeliest
 from lora_ft.export.runtime.decoding.types import TokenChunk
-from lora_ft.export.runtime.model import Model, Source
 from lora_ft.export.runtime.processors import editing, processors
 
 _WORST = np.float32(-1e9)
 
 
-def search(
-    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: SpecialTokens
-) -> Iterator[TokenChunk]:
-    """Yield the best `num_return_sequences` answers of each source, found with `num_beams` beams."""
+def search(ids: Sequence[np.ndarray], options: Options, special: SpecialTokens) -> Decoding:
+    """Yield the best `num_return_sequences` answers to each source from a search with `num_beams` beams."""
     beams = options.num_beams
     edits = processors(options, special)
-    kept = (1 + len(special.ends)) * beams  # enough candidates to continue every beam, even if all that can end do
-    numbers = np.arange(source.rows)
-    cache = model.cache(source.rows * beams)
-    running = np.full((source.rows, beams, 1), special.start)
-    scores = np.zeros((source.rows, beams), np.float32)
-    scores[:, 1:] = _WORST  # all beams start identical, so only the first continues
-    finished = _Finished.none(source.rows, options, special)
+    candidates = (1 + len(special.ends)) * beams  # enough to continue every beam, even if all that can end do end
+    numbers = np.arange(len(ids))
+    running = np.full((len(ids), beams, 1), special.start)
+    scores = np.zeros((len(ids), beams), np.float32)
+    scores[:, 1:] = _WORST  # all beams start identical, so only the first may continue
+    finished = _Finished.none(len(ids), options, special)
     while True:
-        made = running.shape[2] - 1
-        said = running.reshape(-1, made + 1)
-        log_probs, tokens = model.likeliest(source, cache, said[:, -1:], kept, after=editing(edits, said))
+        length = running.shape[2] - 1
+        tokens_so_far = running.reshape(-1, length + 1)
+        log_probs, tokens = yield Likeliest(tokens_so_far[:, -1:], candidates, after=editing(edits, tokens_so_far))
         total = log_probs.reshape(len(numbers), -1) + np.repeat(scores, log_probs.shape[1], axis=1)
-        best = _top(total, kept)
+        best = _top(total, candidates)
         total = _of(total, best)
         parent, token = best // log_probs.shape[1], _of(tokens.reshape(len(numbers), -1), best)
-        ended = special.ended(token) | (made + 1 == options.max_new_tokens)
+        ended = special.ended(token) | (length + 1 == options.max_new_tokens)
         if ended.any():
             extended = np.concatenate([_of(running, parent), token[..., None]], axis=2)
             open_total = total + ended * _WORST
             going_on = _top(open_total, beams)
             finished.add(extended, total, ended)
-            running, scores, parent = (_of(one, going_on) for one in (extended, open_total, parent))
+            running, scores, parent = (_of(values, going_on) for values in (extended, open_total, parent))
         else:  # nothing ended, so the best candidates continue
             parent, scores = parent[:, :beams], total[:, :beams]
             running = np.concatenate([_of(running, parent), token[:, :beams, None]], axis=2)
-        going = finished.may_improve(scores[:, 0], made + 1) & ~ended.all(axis=1)
+        row_count, active = len(tokens_so_far), None
+        going = finished.may_improve(scores[:, 0], length + 1) & ~ended.all(axis=1)
         origin = parent + beams * np.arange(len(numbers))[:, None]
         if not going.all():
             for row in np.flatnonzero(~going):
@@ -57,14 +56,13 @@ def search(
                     answer = int(numbers[row]) * options.num_return_sequences + rank
                     whole = special.trim(finished.tokens[row, rank, 1:])
                     yield TokenChunk(answer, whole, finished.scores[row, rank, None])
-            rows = np.flatnonzero(going)
-            if not len(rows):
+            active = np.flatnonzero(going)
+            if not len(active):
                 return
-            source = model.select_source(source, rows)
-            numbers, running, scores, finished = numbers[rows], running[rows], scores[rows], finished.of(rows)
-            origin = origin[rows]
-        if not np.array_equal(order := origin.reshape(-1), np.arange(cache.rows)):
-            model.select_cache(cache, order)
+            numbers, running, scores, finished = numbers[active], running[active], scores[active], finished.of(active)
+            origin = origin[active]
+        if not np.array_equal(order := origin.reshape(-1), np.arange(row_count)):
+            yield Keep(order, sources=active)
 
 
 class _Finished:
@@ -88,12 +86,12 @@ class _Finished:
 
     def add(self, extended: np.ndarray, total: np.ndarray, ended: np.ndarray) -> None:
         """Add the candidates [b, candidates] that ended in this step and rank among the first `num_beams`."""
-        beams, made = self._options.num_beams, extended.shape[2] - 1
+        beams, length = self._options.num_beams, extended.shape[2] - 1
         just = ended & (np.arange(ended.shape[1]) < beams)
         if not just.any():
             return
         full = self._real.all(axis=1, keepdims=True) & (self._options.early_stopping is True)
-        score = total / np.float32(made**self._options.length_penalty)
+        score = total / np.float32(length**self._options.length_penalty)
         score = score + full * _WORST + ~self._hope[:, None] * _WORST + ~just * _WORST
         filled = np.full((*ended.shape, self.tokens.shape[2]), 0)
         filled[:, :, : extended.shape[2]] = extended
@@ -103,10 +101,10 @@ class _Finished:
         self.scores = _of(merged, best)
         self._real = _of(np.concatenate([self._real, just], axis=1), best)
 
-    def may_improve(self, running: np.ndarray, made: int) -> np.ndarray:
-        """Return a mask [b] of the sources to continue, given their best running score [b] after `made` tokens."""
+    def may_improve(self, running: np.ndarray, count: int) -> np.ndarray:
+        """Return a mask [b] of the sources to continue, from their best running scores [b] after `count` tokens."""
         o = self._options
-        length = o.max_new_tokens if o.early_stopping == "never" and o.length_penalty > 0 else made
+        length = o.max_new_tokens if o.early_stopping == "never" and o.length_penalty > 0 else count
         best = running / np.float32(length**o.length_penalty)
         if not self._real.any():
             self._hope = self._hope & (best > _WORST)

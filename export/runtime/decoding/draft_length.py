@@ -1,27 +1,29 @@
-"""Choose the length of drafts while generating, from what drafts bring and what calls cost.
+"""Choose the length of drafts while generating, from the benefit of drafts and the cost of calls.
 
-A call that checks a draft of n tokens takes longer than a plain step and may give up to n + 1 tokens. Whether that pays
-depends on the machine, the precision, the batch and the text, so nothing is assumed: `DraftLengthController` keeps two
-running estimates, the share of drafted tokens that is accepted (`_Share`) and the seconds of a call by its width
-(`_Cost`), and takes the width with the most expected tokens a second. Three guards keep an estimate from going stale or
-from costing more than it earns:
+A call that checks a draft of n tokens takes longer than a plain step and yields up to n + 1 tokens. Whether that pays
+off depends on the machine, the precision, the batch and the text. `DraftLengthController` therefore keeps two running
+estimates: the share of drafted tokens that is accepted (`_Share`), and the duration of a call by its width (`_Cost`).
+It chooses the width with the most expected tokens per second. Three guards keep estimates current and limit the cost of
+bad ones:
 
-- now and then the next larger width is tried, so that its cost is known at all (`_OFTEN`, `_SELDOM`);
-- after several refused drafts none is even looked for, for a while (`_Rest`), since looking takes time;
-- if drafts gave fewer tokens than plain calls would have in the same time, they are switched off (`_Gain`).
+- the next larger width is tried from time to time, since its cost is unknown otherwise (`_OFTEN`, `_SELDOM`);
+- after several refused drafts the search for drafts pauses (`_Rest`), since the search takes time;
+- if drafts yielded fewer tokens than plain calls would have in the same time, drafts are switched off (`_Gain`).
 
-Estimates are exponential averages, so the controller follows a text that changes. One controller serves all calls of a
-model.
+Estimates are exponential averages, so the controller adapts to changes in the text. One controller serves all calls of
+a model.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -29,16 +31,16 @@ _R = TypeVar("_R")
 LONGEST = 16  # largest draft, in tokens
 _WIDTHS = (1, 2, 3, 4, 5, 7, 9, 13, 1 + LONGEST)
 _KEPT = 0.97  # weight of older counts at each new draft, since texts differ
-# weight of a new timing below and above the estimate: other load on the machine only makes a call slower
+# weight of a timing below and above the estimate; other load on the machine can only slow a call down
 _FASTER, _SLOWER = 0.3, 0.03
-_TRIES = 3  # calls before a width's time counts: the first may load a graph, and any may be disturbed
+_TRIES = 3  # calls before a width's timing counts: the first may load a graph, and any may be disturbed
 _SLOPE = 0.06  # assumed cost of each further token until measured, as a share of a plain call
-# required speed-up of a draft over a plain call, for one row and for several. Estimates are noisy; and a batch waits
-# for its slowest row, so a gain of another row is worth less.
+# required speed-up of a draft over a plain call, for one row and for several: estimates are noisy, and a batch waits
+# for its slowest row, so the gain of the other rows counts less
 _WORTH, _WORTH_TOGETHER = 1.15, 1.4
 _OFTEN, _SELDOM = 16, 256  # calls between two trials of the next larger width: at first, and at most
-_REFUSALS = 8  # consecutive refusals before drafts are no longer looked for
-_SHORT, _LONG = 8, 32  # length of such a rest, in calls: the first and the longest
+_REFUSALS = 8  # consecutive refusals before the search for drafts pauses
+_SHORT, _LONG = 8, 32  # length of this pause, in calls: the first and the longest
 _PAID = 1.05  # required recent speed-up of all drafts together
 _DRAFTED = 16  # calls with drafts before that speed-up is checked
 _OFF, _LONGEST_OFF = 64, 1024  # calls without drafts after a failed check: at first, and at most
@@ -66,7 +68,8 @@ class DraftLengthController:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        # a draft's first token is often wrong; if it is right, the answer is copying and most later ones are right too
+        # The first token of a draft is often wrong. If it is right, the answer copies the source, and most later tokens
+        # are right too.
         self._first = {1: _Share(0.5), 2: _Share(0.7), 3: _Share(0.8)}  # by the number of tokens matched
         self._onward = _Share(0.8)
         self._costs: dict[int, _Cost] = {}  # by the number of rows of a call
@@ -76,12 +79,12 @@ class DraftLengthController:
 
     @_locked
     def rests(self, rows: int) -> bool:
-        """Return whether the next call should neither use nor look for drafts."""
+        """Return whether the next call should neither use nor search for drafts."""
         return self._rests[rows].take()
 
     @_locked
     def width(self, rows: int, drafts: Sequence[tuple[int, int]]) -> int:
-        """Return the number of tokens a row for the next call, for the most expected tokens a second.
+        """Return the number of tokens per row of the next call that promises the most tokens per second.
 
         Args:
             rows: Number of rows of the call.
@@ -105,21 +108,21 @@ class DraftLengthController:
 
     @_locked
     def took(self, rows: int, width: int, seconds: float) -> None:
-        """Record the duration of a call with `width` tokens a row."""
+        """Record the duration of a call with `width` tokens per row."""
         if seconds > 0:  # else the clock is too coarse
             self._of(rows).took(width, seconds)
 
     @_locked
     def gave(self, rows: int, seconds: float, plain: int, tokens: int) -> None:
-        """Record the tokens of a call with drafts; a plain call gives `plain`, one for each unfinished row."""
+        """Record the tokens of a call with drafts. A plain call would yield `plain`, one per unfinished row."""
         if not self._gains[rows].pays(plain / self._of(rows)(1), tokens, seconds):
             self._rests[rows].off()
 
     @_locked
-    def accepted(self, found: int, accepted: int, drafted: int) -> None:
+    def accepted(self, matched: int, accepted: int, drafted: int) -> None:
         """Record how many tokens of a draft were accepted."""
         if drafted:
-            self._first[found].count(min(accepted, 1), 1)
+            self._first[matched].count(min(accepted, 1), 1)
         if accepted:
             self._onward.count(
                 accepted - 1, min(accepted, drafted - 1)
@@ -133,14 +136,14 @@ class DraftLengthController:
     def _expected(self, drafts: Sequence[tuple[int, int]], width: int) -> float:
         """Return the expected number of tokens of a call."""
         total, onward = float(len(drafts)), self._onward.value
-        for found, length in drafts:
+        for matched, length in drafts:
             if length:
-                total += self._first[found].value * (1 - onward ** min(length, width - 1)) / (1 - onward)
+                total += self._first[matched].value * (1 - onward ** min(length, width - 1)) / (1 - onward)
         return total
 
 
 class _Share:
-    """The share of tried tokens that was accepted; recent ones weigh most."""
+    """The share of tried tokens that was accepted. Recent tokens weigh most."""
 
     def __init__(self, expected: float) -> None:
         self._accepted, self._tried = 4 * expected, 4.0
@@ -154,18 +157,18 @@ class _Share:
 
 
 class _Rest:
-    """Calls without drafts after repeated refusals; each rest is longer until a draft is taken."""
+    """Pauses without drafts after repeated refusals. Each pause is longer than the last until a draft is used."""
 
     def __init__(self) -> None:
         self._refusals, self._left, self._length, self._off = 0, 0, _SHORT, _OFF
 
     def take(self) -> bool:
-        """Return whether this call belongs to a rest."""
+        """Count a call, and return whether it belongs to a pause."""
         self._left -= self._left > 0
         return self._left > 0
 
     def refused(self, refused: bool) -> None:
-        """Record that a draft was refused, or taken."""
+        """Record that a draft was refused, or used."""
         self._refusals = self._refusals + 1 if refused else 0
         if not refused:
             self._length = _SHORT
@@ -173,18 +176,18 @@ class _Rest:
             self._refusals, self._left, self._length = 0, self._length, min(2 * self._length, _LONG)
 
     def off(self) -> None:
-        """Start a long rest, since drafts gave less than plain calls."""
+        """Start a long pause, since drafts yielded less than plain calls."""
         self._left, self._off = self._off, min(2 * self._off, _LONGEST_OFF)
 
 
 class _Gain:
-    """Recent tokens from calls with drafts, against those of plain calls in the same time."""
+    """Recent tokens of calls with drafts, compared with those of plain calls in the same time."""
 
     def __init__(self) -> None:
         self._calls, self._tokens, self._instead = 0, 0.0, 0.0
 
     def pays(self, rate: float, tokens: int, seconds: float) -> bool:
-        """Record a call; return whether recent drafts were worth it, if plain calls give `rate` tokens a second."""
+        """Record a call. Return whether recent drafts beat plain calls, which yield `rate` tokens per second."""
         self._calls += 1
         self._tokens, self._instead = self._tokens * _KEPT + tokens, self._instead * _KEPT + rate * seconds
         if self._calls < _DRAFTED or self._tokens >= _PAID * self._instead:
@@ -194,7 +197,7 @@ class _Gain:
 
 
 class _Cost:
-    """Seconds of a call by its width: measured, or interpolated or extrapolated from measured widths."""
+    """Duration of a call by its width, in seconds: measured, or estimated from measured widths."""
 
     def __init__(self, rows: int) -> None:
         self._slope = _SLOPE * rows
@@ -203,23 +206,45 @@ class _Cost:
 
     def took(self, width: int, seconds: float) -> None:
         self._calls[width] += 1
-        known = self._seconds.setdefault(width, seconds)
+        estimate = self._seconds.setdefault(width, seconds)
         if self._calls[width] <= _TRIES:
-            self._seconds[width] = min(known, seconds)
+            self._seconds[width] = min(estimate, seconds)
         else:
-            self._seconds[width] = known + (seconds - known) * (_FASTER if seconds < known else _SLOWER)
+            self._seconds[width] = estimate + (seconds - estimate) * (_FASTER if seconds < estimate else _SLOWER)
 
     def __call__(self, width: int) -> float:
-        known = sorted(item for item in self._seconds.items() if self._calls[item[0]] >= _TRIES)
-        if not known:
+        measured = sorted(item for item in self._seconds.items() if self._calls[item[0]] >= _TRIES)
+        if not measured:
             return 1 + self._slope * (width - 1)
-        after = bisect(known, (width, 0.0))
-        if after < len(known) and (after == 0 or known[after][0] == width):
-            return known[after][1]
-        below, seconds = known[after - 1]
-        if after < len(known):
-            above, more = known[after]
+        after = bisect(measured, (width, 0.0))
+        if after < len(measured) and (after == 0 or measured[after][0] == width):
+            return measured[after][1]
+        below, seconds = measured[after - 1]
+        if after < len(measured):
+            above, more = measured[after]
             return seconds + (more - seconds) * (width - below) / (above - below)
-        fewest, least = known[0]
+        fewest, least = measured[0]
         slope = (seconds - least) / (below - fewest) if below > fewest else self._slope * least
         return seconds + max(slope, 0.0) * (width - below)
+
+
+_CONTROLLERS: WeakKeyDictionary[Any, DraftLengthController] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def controller_of(model: object) -> DraftLengthController:
+    """Return the controller that all calls of a model share."""
+    with _LOCK:
+        return _CONTROLLERS.setdefault(model, DraftLengthController())
+
+
+def _unlock() -> None:
+    """Replace the locks in a forked child, which lacks the threads that hold them. Estimates stay valid."""
+    global _LOCK
+    _LOCK = threading.Lock()
+    for controller in list(_CONTROLLERS.values()):
+        controller.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)

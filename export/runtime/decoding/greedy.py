@@ -1,38 +1,45 @@
-"""Greedy search; finished rows are removed from the batch every few steps."""
+"""Greedy search: of a batch, whose finished rows are removed every few steps, or of one source, token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from lora_ft.core.generation_options import Options
 from lora_ft.core.special_tokens import SpecialTokens
+from lora_ft.export.runtime.decoding.calls import Decoding, Keep, Next
 from lora_ft.export.runtime.decoding.types import TokenChunk
-from lora_ft.export.runtime.model import Model, Source
 
-_CHUNK = 16  # steps between two removals of finished rows, since removing copies the cache
+_CHUNK = 16  # steps between removals of finished rows, since a removal copies the cache
 
 
-def search(
-    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: SpecialTokens
-) -> Iterator[TokenChunk]:
+def search(ids: Sequence[np.ndarray], options: Options, special: SpecialTokens) -> Decoding:
     """Yield the likeliest tokens."""
-    rows = np.arange(source.rows)
-    cache = model.cache(source.rows)
-    tokens = np.full((source.rows, 1), special.start)
-    made, going = 0, rows
-    while len(going) and made < options.max_new_tokens:
+    rows = np.arange(len(ids))
+    tokens = np.full((len(ids), 1), special.start)
+    count, going = 0, rows
+    while len(going) and count < options.max_new_tokens:
         steps: list[np.ndarray] = []
-        done = np.zeros(len(rows), bool)
-        while not done.all() and len(steps) < _CHUNK and made < options.max_new_tokens:
-            tokens = model.step(source, cache, tokens, early=made < options.min_new_tokens)
+        ended = np.zeros(len(rows), bool)
+        while not ended.all() and len(steps) < _CHUNK and count < options.max_new_tokens:
+            tokens = yield Next(tokens, early=count < options.min_new_tokens)
             steps.append(tokens)
-            done |= special.ended(tokens[:, 0])
-            made += 1
+            ended |= special.ended(tokens[:, 0])
+            count += 1
         for row, new in zip(rows, np.concatenate(steps, axis=1), strict=True):
             yield TokenChunk(int(row), special.trim(new))
-        going = np.flatnonzero(~done)
+        going = np.flatnonzero(~ended)
         if 0 < len(going) < len(rows):
-            rows, tokens, source = rows[going], tokens[going], model.select_source(source, going)
-            model.select_cache(cache, going)
+            rows, tokens = rows[going], tokens[going]
+            yield Keep(going, sources=going)
+
+
+def stream(ids: Sequence[np.ndarray], options: Options, special: SpecialTokens) -> Decoding:
+    """Yield the likeliest tokens of one source, each as soon as it is chosen."""
+    tokens = np.full((1, 1), special.start)
+    for count in range(options.max_new_tokens):
+        tokens = yield Next(tokens, early=count < options.min_new_tokens)
+        yield TokenChunk(0, tokens[0])
+        if int(tokens[0, 0]) in special.ends:
+            return

@@ -1,71 +1,60 @@
-"""Decoding one token per call, for sampling, greedy search over edited logits, scores and streaming."""
+"""Decoding with one token per call: sampling, greedy search over edited logits, scores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
 
 from lora_ft.core.generation_options import Options
 from lora_ft.core.special_tokens import SpecialTokens
+from lora_ft.export.runtime.decoding.calls import Call, Decoding, Keep, Likeliest, Logits
 from lora_ft.export.runtime.decoding.types import TokenChunk
-from lora_ft.export.runtime.model import Cache, Model, Source
 from lora_ft.export.runtime.processors import Processor, editing, log_softmax, processors, softmax
 
 _NONE = np.empty(0)
 
 
-def search(
-    model: Model, source: Source, ids: Sequence[np.ndarray], options: Options, special: SpecialTokens
-) -> Iterator[TokenChunk]:
+def search(ids: Sequence[np.ndarray], options: Options, special: SpecialTokens) -> Decoding:
     """Yield each answer token by token. A source leaves the batch once all its answers have ended."""
     copies = options.num_return_sequences
     rng = np.random.default_rng(options.seed)
     edits = processors(options, special)
-    answers = np.arange(source.rows * copies)
-    cache = model.cache(len(answers))
+    answers = np.arange(len(ids) * copies)
     tokens = np.full((len(answers), options.max_new_tokens + 1), special.pad)
     tokens[:, 0] = special.start
     going, numbers = np.ones(len(answers), bool), list(enumerate(answers.tolist()))
-    for made in range(1, options.max_new_tokens + 1):
-        chosen, scores = _next(model, source, cache, tokens[:, :made], options, edits, rng)
+    for length in range(1, options.max_new_tokens + 1):
+        next_tokens, scores = yield from _next(tokens[:, :length], options, edits, rng)
         for i, answer in numbers:
-            yield TokenChunk(answer, chosen[i : i + 1], scores[i : i + 1] if options.output_scores else None)
-        tokens[:, made] = chosen
-        ended = special.ended(chosen)
+            yield TokenChunk(answer, next_tokens[i : i + 1], scores[i : i + 1] if options.output_scores else None)
+        tokens[:, length] = next_tokens
+        ended = special.ended(next_tokens)
         if not ended.any():
             continue
         going = going & ~ended
         if not going.any():
             return
-        wanted = going.reshape(-1, copies).any(axis=1)
-        if not wanted.all():
-            kept = np.flatnonzero(np.repeat(wanted, copies))
-            source = model.select_source(source, np.flatnonzero(wanted))
-            model.select_cache(cache, kept)
-            answers, tokens, going = answers[kept], tokens[kept], going[kept]
+        active = going.reshape(-1, copies).any(axis=1)
+        if not active.all():
+            places = np.flatnonzero(np.repeat(active, copies))
+            yield Keep(places, sources=np.flatnonzero(active))
+            answers, tokens, going = answers[places], tokens[places], going[places]
         numbers = [(i, int(answers[i])) for i in np.flatnonzero(going).tolist()]
 
 
 def _next(
-    model: Model,
-    source: Source,
-    cache: Cache,
-    tokens: np.ndarray,
-    options: Options,
-    edits: list[Processor],
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
+    tokens: np.ndarray, options: Options, edits: list[Processor], rng: np.random.Generator
+) -> Generator[Call, Any, tuple[np.ndarray, np.ndarray]]:
     """Return the next token of each row [b] and, if requested, its log-probability [b]."""
     last = tokens[:, -1:]
-    if options.plain and not edits:
-        return model.step(source, cache, last)[:, -1], _NONE
     edit = editing(edits, tokens)
     if candidates := options.top_k if options.do_sample else 1:
-        normal = options.output_scores and not options.do_sample  # scores of samples are relative to the candidates
-        scores, kinds = model.likeliest(source, cache, last, candidates, normal=normal, before=edit)
+        normal = options.output_scores and not options.do_sample  # a sample's score is relative to the candidates
+        scores, kinds = yield Likeliest(last, candidates, normal=normal, before=edit)
     else:
-        scores = model.logits(source, cache, last, copy=False)[:, -1]
+        scores = (yield Logits(last))[:, -1]
         if edit:
             edit(scores)
         kinds = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
@@ -74,7 +63,7 @@ def _next(
 
 
 def _sample(scores: np.ndarray, options: Options, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw from the candidates [b, k]. Return the place [b] and, if requested, its log-probability among them."""
+    """Draw one of the candidates [b, k]. Return its place [b] and, if requested, its log-probability [b]."""
     scores = np.asarray(scores, np.float64) / options.temperature
     if options.top_p < 1:  # keep the fewest likeliest tokens with a total probability of top_p (arXiv 1904.09751)
         order = np.argsort(-scores, axis=1, kind="stable")

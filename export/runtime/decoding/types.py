@@ -17,8 +17,8 @@ class TokenChunk:
 
     Attributes:
         answer: Number of the answer, source * num_return_sequences + rank.
-        tokens: Tokens int64 [k], not beyond </s>.
-        scores: Log-probabilities [k], or of beam search the answer's score [1]; None unless requested.
+        tokens: Tokens int64 [k], up to and including </s>.
+        scores: Log-probabilities [k], or with beam search the answer's score [1]. None unless requested.
     """
 
     answer: int

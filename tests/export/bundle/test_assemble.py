@@ -1,4 +1,4 @@
-"""The files of a bundle: graphs over one file of weights, what is asked of them, and a manifest that binds them."""
+"""The files of a bundle: graphs with shared weights, settings, and a manifest with hashes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Assemble = Callable[..., Generator]
 
 @pytest.fixture
 def assembled(checkpoint: Path, tmp_path: Path) -> Assemble:
-    """Write everything but a manifest; keywords are of the origin, or `precision` or `config`."""
+    """Write all files except the manifest. Keywords are metadata, `precision` or `config`."""
 
     def write(precision: Precision = FP32, config: dict[str, Any] | None = None, **origin: Any) -> Generator:
         architecture, weights = read_model(checkpoint)
@@ -50,15 +50,15 @@ def assembled(checkpoint: Path, tmp_path: Path) -> Assemble:
     return write
 
 
-def test_what_is_assembled_answers(assembled: Assemble, generator: Generator) -> None:
-    made = assembled()
-    assert entries(made.folder) == set(FILES) - {PROBE}
-    assert made.generate(TEXTS) == generator.generate(TEXTS)
-    assert made.generate(TEXTS, num_beams=3) == generator.generate(TEXTS, num_beams=3)
+def test_an_assembled_bundle_generates_answers(assembled: Assemble, generator: Generator) -> None:
+    bundle = assembled()
+    assert entries(bundle.folder) == set(FILES) - {PROBE}
+    assert bundle.generate(TEXTS) == generator.generate(TEXTS)
+    assert bundle.generate(TEXTS, num_beams=3) == generator.generate(TEXTS, num_beams=3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8-w4"])
-def test_the_graphs_lie_over_one_file_of_weights(assembled: Assemble, precision: str) -> None:
+def test_graphs_share_a_file_of_weights(assembled: Assemble, precision: str) -> None:
     folder, used = assembled(NAMED[precision]).folder, set()
     size = (folder / WEIGHTS).stat().st_size
     for name in GRAPHS:
@@ -86,19 +86,19 @@ def test_a_prompt_in_any_script_is_kept(assembled: Assemble) -> None:
     assert prompt.fill({"wörter": "x"}) == "übersetze → x {}"
 
 
-def test_limits_are_the_origins(assembled: Assemble) -> None:
-    made = assembled(source_length=5, generation={"max_new_tokens": 3, "num_beams": 2})
-    assert made.source_length == 5
-    assert made.defaults == {"max_new_tokens": 3, "num_beams": 2, "prompt_lookup": False}
-    assert max(len(answer.tokens) for answer in made.answer(TEXTS)) == 3
+def test_limits_come_from_the_metadata(assembled: Assemble) -> None:
+    bundle = assembled(source_length=5, generation={"max_new_tokens": 3, "num_beams": 2})
+    assert bundle.source_length == 5
+    assert bundle.defaults == {"max_new_tokens": 3, "num_beams": 2, "prompt_lookup": False}
+    assert max(len(answer.tokens) for answer in bundle.answer(TEXTS)) == 3
 
 
 @pytest.mark.parametrize("lookup", [True, False])
 def test_a_sealed_bundle_can_be_loaded(assembled: Assemble, tmp_path: Path, lookup: bool) -> None:
-    made, out = assembled(), tmp_path / "sealed"
-    (made.folder / PROBE).write_text("{}")
+    bundle, out = assembled(), tmp_path / "sealed"
+    (bundle.folder / PROBE).write_text("{}")
     out.mkdir()
-    seal(made.folder, {**made.manifest, "why": "as a test"}, out, prompt_lookup=lookup)
+    seal(bundle.folder, {**bundle.manifest, "why": "as a test"}, out, family="T5", prompt_lookup=lookup)
     manifest = read_manifest(out)
     assert entries(out) == {*FILES, SBOM, "manifest.json"}
     assert manifest["why"] == "as a test"
@@ -107,15 +107,15 @@ def test_a_sealed_bundle_can_be_loaded(assembled: Assemble, tmp_path: Path, look
         for name in (*FILES, SBOM)
     }
     assert json.loads((out / "generation_config.json").read_text())["prompt_lookup"] is lookup
-    assert Generator.load(out, threads=1).generate(TEXTS) == made.generate(TEXTS)
+    assert Generator.load(out, threads=1).generate(TEXTS) == bundle.generate(TEXTS)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_manifest_binds_every_file(assembled: Assemble, tmp_path: Path, name: str) -> None:
-    made, out = assembled(), tmp_path / "sealed"
-    (made.folder / PROBE).write_text("{}")
+def test_the_manifest_has_the_hash_of_every_file(assembled: Assemble, tmp_path: Path, name: str) -> None:
+    bundle, out = assembled(), tmp_path / "sealed"
+    (bundle.folder / PROBE).write_text("{}")
     out.mkdir()
-    seal(made.folder, made.manifest, out, prompt_lookup=False)
+    seal(bundle.folder, bundle.manifest, out, family="T5", prompt_lookup=False)
     content = bytearray((out / name).read_bytes())
     content[len(content) // 2] ^= 1
     (out / name).write_bytes(content)
@@ -124,7 +124,7 @@ def test_a_manifest_binds_every_file(assembled: Assemble, tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("name", ["t5 1.0", "umt5", "mt5"])
-def test_a_model_is_read(tmp_path: Path, name: str) -> None:
+def test_read_model_returns_architecture_and_weights(tmp_path: Path, name: str) -> None:
     folder = save_member(tmp_path, name)
     architecture, weights = read_model(folder)
     assert architecture.kind == name.split()[0]
@@ -132,7 +132,7 @@ def test_a_model_is_read(tmp_path: Path, name: str) -> None:
         assert np.array_equal(weights[key], value)
 
 
-def test_a_head_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_head_is_refused_by_name(tmp_path: Path) -> None:
     folder = save_tiny_t5(tmp_path)
     values = load_file(folder / "model.safetensors")
     del values["lm_head.weight"]

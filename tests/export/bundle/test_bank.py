@@ -1,4 +1,4 @@
-"""Adapters are put into a bank and taken out; whatever happens between, the bank is whole."""
+"""Adapters are added to a bank and removed, and failures leave the bank intact."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def member_one(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Ba
 
 
 @pytest.fixture(scope="module")
-def made(checkpoint: Path, member_one: BankAdapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_bank(checkpoint: Path, member_one: BankAdapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "bank"
     make_bank(checkpoint, [member_one], out)
     return out
 
 
 @pytest.fixture
-def bank(made: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(made, tmp_path / "bank")
+def bank(shared_bank: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(shared_bank, tmp_path / "bank")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def files(bank: Path) -> dict[str, bytes]:
     return {str(path.relative_to(bank)): path.read_bytes() for path in bank.rglob("*") if path.is_file()}
 
 
-def test_the_base_is_not_touched(bank: Path, two: BankAdapter, checkpoint: Path) -> None:
+def test_adding_an_adapter_does_not_change_the_base(bank: Path, two: BankAdapter, checkpoint: Path) -> None:
     before = files(bank)
     assert add_adapter(bank, two, *read_model(checkpoint)).passed
     after = files(bank)
@@ -61,7 +61,7 @@ def test_the_base_is_not_touched(bank: Path, two: BankAdapter, checkpoint: Path)
 
 
 @pytest.mark.parametrize("where", ["store", "compare", "write_json"])
-def test_what_fails_midway_leaves_the_bank_as_it_was(
+def test_failed_additions_leave_the_bank_unchanged(
     bank: Path, two: BankAdapter, checkpoint: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
@@ -74,7 +74,7 @@ def test_what_fails_midway_leaves_the_bank_as_it_was(
     assert files(bank) == before
 
 
-def test_what_a_killed_process_left_goes_with_the_next_change(bank: Path) -> None:
+def test_leftovers_of_a_killed_process_are_deleted_by_the_next_change(bank: Path) -> None:
     (bank / "adapters" / ".123.partial").write_text("half")
     (bank / "adapters" / "lost.0123456789abcdef.safetensors").write_text("half")
     Generator.load(bank)
@@ -82,15 +82,15 @@ def test_what_a_killed_process_left_goes_with_the_next_change(bank: Path) -> Non
     assert [path.name.split(".")[0] for path in (bank / "adapters").iterdir()] == ["one"]
 
 
-def test_an_adapter_is_replaced_only_when_asked(bank: Path, member_one: BankAdapter, checkpoint: Path) -> None:
-    with pytest.raises(UsageError, match=r"has an adapter 'one'; take NAME=RUN with another name, or --overwrite"):
+def test_an_adapter_is_replaced_only_with_overwrite(bank: Path, member_one: BankAdapter, checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match=r"has an adapter 'one'; pass NAME=RUN with another name, or --overwrite"):
         add_adapter(bank, member_one, *read_model(checkpoint))
     loaded = Generator.load(bank, threads=1)
     assert add_adapter(bank, member_one, *read_model(checkpoint), overwrite=True).passed
     assert loaded.generate(TEXTS, adapter="one") == Generator.load(bank, threads=1).generate(TEXTS, adapter="one")
 
 
-def test_who_has_a_bank_open_goes_on_with_what_was_removed(bank: Path) -> None:
+def test_an_open_bank_still_serves_a_removed_adapter(bank: Path) -> None:
     generator = Generator.load(bank, threads=1)
     expected = generator.generate(TEXTS, adapter="one")
     remove_adapter(bank, ["one"])
@@ -106,22 +106,22 @@ def hold(bank: Path, entered: Any, leave: Any) -> None:
         (bank / "manifest.json").write_text(json.dumps(content))
 
 
-def test_two_processes_change_a_bank_in_turns(bank: Path) -> None:
+def test_concurrent_changes_of_a_bank_are_serialized(bank: Path) -> None:
     context = multiprocessing.get_context("fork")
     entered, leave = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(bank, entered, leave))
-    other.start()
+    process = context.Process(target=hold, args=(bank, entered, leave))
+    process.start()
     assert entered.wait(30)
     leave.set()
     with shelf.locked(bank) as content:
         assert content["adapters"] == {}
-    other.join()
+    process.join()
     assert read_manifest(bank)["adapters"] == {}
 
 
-def test_a_room_is_read_as_it_was_written(bank: Path, tmp_path: Path, checkpoint: Path) -> None:
+def test_a_layout_survives_its_files(bank: Path, tmp_path: Path, checkpoint: Path) -> None:
     room = BankLayout.read(bank)
     assert (room.fold.columns, room.fold.rows, room.fold.peaks) == ({}, {}, {})
-    assert max(room.plan.ranks.values()) == 4
-    with pytest.raises(UsageError, match="takes no adapters"):
+    assert max(room.slots.ranks.values()) == 4
+    with pytest.raises(UsageError, match="is not a bank"):
         BankLayout.read(checkpoint)

@@ -1,4 +1,4 @@
-"""Every graph says where it comes from, whoever copies it where."""
+"""Every graph names its origin, even when copied out of its folder."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_every_graph_names_its_origin(checkpoint: Path, tmp_path: Path, layout: 
         onnx.checker.check_model(graph, full_check=True)
 
 
-def test_a_task_may_be_called_location(checkpoint: Path, tmp_path: Path) -> None:
-    """Metadata refer to no file, whatever they look like."""
+def test_metadata_may_contain_the_word_location(checkpoint: Path, tmp_path: Path) -> None:
+    """Metadata are never mistaken for a reference to a file."""
     name = "location\n\x08location\x12\x0b/etc/passwd"
     make_bundle(checkpoint, tmp_path / "out", provenance=Provenance(task=name, base="location"))
     assert Generator.load(tmp_path / "out").generate(TEXTS[:1])
@@ -54,13 +54,13 @@ def test_a_task_may_be_called_location(checkpoint: Path, tmp_path: Path) -> None
     assert values["task"].startswith("location \\u0008location")
 
 
-def test_rounded_weights_keep_no_score_of_exact_ones(checkpoint: Path, tmp_path: Path) -> None:
+def test_rounded_weights_omit_scores_of_exact_weights(checkpoint: Path, tmp_path: Path) -> None:
     make_bundle(checkpoint, tmp_path / "out", precisions=[parse("int8")], provenance=KNOWN)
     values = {entry.key: entry.value for entry in onnx.load(tmp_path / "out" / "best.onnx").metadata_props}
     assert values["precision"] == "int8" and "scores" not in values
 
 
-def test_the_gate_of_rounded_weights_is_their_score() -> None:
+def test_rounded_weights_report_the_score_of_the_gate() -> None:
     estimate = {"mean": 40.0, "low": 39.0, "high": 41.0}
     gate = {"metric": "rougeL", "rows": 50, "max_drop": 0.5, "passed": True, "forced": False}
     tried = [{"precision": name, "score": estimate} for name in ("fp32", "int8")]
@@ -69,7 +69,7 @@ def test_the_gate_of_rounded_weights_is_their_score() -> None:
     assert json.loads(values["gate"]) == gate
 
 
-def test_what_is_unknown_is_left_out() -> None:
+def test_unknown_values_are_omitted() -> None:
     assert properties(Provenance(), {}) == {}
 
 
@@ -88,7 +88,7 @@ def test_foreign_text_is_bounded(tmp_path: Path) -> None:
     assert json.loads(values["scores"])[0]["metric"] == "metric 0"
 
 
-def test_stamping_changes_nothing_else(tmp_path: Path) -> None:
+def test_stamping_changes_only_metadata(tmp_path: Path) -> None:
     model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []), producer_name="somebody")
     onnx.helper.set_model_props(model, {"kept": "1"})
     onnx.save(model, tmp_path / "g.onnx")

@@ -1,4 +1,4 @@
-"""One of some precisions is published, only when fp32 says what PyTorch says, and whole or not at all."""
+"""A bundle is published only if its fp32 graphs match PyTorch, and completely or not at all."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def no_number(answer: Reference) -> Reference:
     return replace(answer, logits=np.full_like(answer.logits, np.nan))
 
 
-def test_a_bundle_holds_exactly_the_files_it_should(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bundle_has_exactly_the_expected_files(checkpoint: Path, tmp_path: Path) -> None:
     report = make_bundle(checkpoint, tmp_path / "new" / "bundle")
     assert report.passed
     assert report.rows == len(TEXTS)
@@ -73,7 +73,7 @@ def test_the_manifest_lists_hash_and_size_of_each_file(published: Path) -> None:
     }
 
 
-def test_the_manifest_says_where_the_bundle_comes_from(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_manifest_names_the_origin(checkpoint: Path, tmp_path: Path) -> None:
     report = make_bundle(checkpoint, tmp_path / "bundle", base="a/base", adapter="mine", versions={"torch": "9.9"})
     manifest = manifest_of(tmp_path / "bundle")
     assert (manifest["format"], manifest["version"]) == ("lora-ft bundle", 4)
@@ -85,7 +85,7 @@ def test_the_manifest_says_where_the_bundle_comes_from(checkpoint: Path, tmp_pat
     assert datetime.timedelta() <= age < datetime.timedelta(minutes=5)
 
 
-def test_a_bundle_carries_its_prompt_and_limits(published: Path, checkpoint: Path) -> None:
+def test_a_bundle_includes_prompt_and_limits(published: Path, checkpoint: Path) -> None:
     assert json.loads((published / "prompt.json").read_text()) == {
         "template": "say: {text}",
         "codec": "none",
@@ -114,20 +114,20 @@ def test_a_bundle_that_differs_from_pytorch_is_not_written(
     assert entries(tmp_path) == set()
 
 
-def test_another_models_answers_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    other = references(save_tiny_t5(tmp_path / "other", seed=7))
+def test_answers_of_another_model_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    answers = references(save_tiny_t5(tmp_path / "other", seed=7))
     with pytest.raises(LoraFtError, match="differ from PyTorch"):
-        make_bundle(checkpoint, tmp_path / "bundle", references=other)
+        make_bundle(checkpoint, tmp_path / "bundle", references=answers)
     assert entries(tmp_path) == {"other"}
 
 
-def test_a_bundle_that_was_compared_with_nothing_is_not_written(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bundle_without_references_is_not_written(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(LoraFtError, match="0 of 0 rows"):
         make_bundle(checkpoint, tmp_path / "bundle", references=[])
     assert entries(tmp_path) == set()
 
 
-def test_pytorchs_failure_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_failing_reference_leaves_no_files(checkpoint: Path, tmp_path: Path) -> None:
     def failing() -> Iterator[Reference]:
         yield next(references(checkpoint))
         raise MemoryError
@@ -137,7 +137,7 @@ def test_pytorchs_failure_leaves_nothing(checkpoint: Path, tmp_path: Path) -> No
     assert entries(tmp_path) == set()
 
 
-def test_a_failure_keeps_the_bundle_that_was_there(bundle: Path, checkpoint: Path) -> None:
+def test_a_failure_keeps_the_existing_bundle(bundle: Path, checkpoint: Path) -> None:
     before = digests(bundle)
     answers = [wrong_logits(answer) for answer in references(checkpoint)]
     with pytest.raises(LoraFtError, match="differ from PyTorch"):
@@ -168,7 +168,7 @@ def test_overwriting_replaces_the_whole_bundle(bundle: Path, checkpoint: Path) -
     assert manifest_of(bundle)["adapter"] == "newer"
 
 
-def test_what_is_no_t5_leaves_nothing(tmp_path: Path) -> None:
+def test_an_unsupported_model_leaves_no_files(tmp_path: Path) -> None:
     folder = save_tiny_t5(tmp_path / "base")
     answers = list(references(folder))
     config = json.loads((folder / "config.json").read_text())
@@ -178,7 +178,7 @@ def test_what_is_no_t5_leaves_nothing(tmp_path: Path) -> None:
     assert entries(tmp_path) == {"base"}
 
 
-def test_damaged_weights_leave_nothing(tmp_path: Path) -> None:
+def test_damaged_weights_leave_no_files(tmp_path: Path) -> None:
     folder = save_tiny_t5(tmp_path / "base")
     answers = list(references(folder))
     path = folder / "model.safetensors"
@@ -188,9 +188,7 @@ def test_damaged_weights_leave_nothing(tmp_path: Path) -> None:
     assert entries(tmp_path) == {"base"}
 
 
-def test_a_graph_that_computes_something_else_is_not_written(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_graph_is_not_written(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(T5):
         def __init__(self, architecture: Architecture, *args: Any) -> None:
             super().__init__(replace(architecture, epsilon=0.1), *args)
@@ -224,15 +222,15 @@ def publish(checkpoint: Path, tmp_path: Path, answers: list[Reference]) -> Calla
     return write
 
 
-def test_each_stage_is_told_as_it_begins(answers: list[Reference], publish: Callable[..., Candidate]) -> None:
-    told: list[str] = []
+def test_stages_are_reported_when_they_begin(answers: list[Reference], publish: Callable[..., Candidate]) -> None:
+    stages: list[str] = []
 
     def watched(name: str, items: Sequence[Any]) -> Iterator[Any]:
-        told.append(name)
+        stages.append(name)
         yield from items
 
-    publish(references=watched("references", answers), samples=watched("samples", SAMPLES), progress=told.append)
-    assert told == [
+    publish(references=watched("references", answers), samples=watched("samples", SAMPLES), progress=stages.append)
+    assert stages == [
         "references",
         "building fp32",
         "comparing fp32",
@@ -243,45 +241,45 @@ def test_each_stage_is_told_as_it_begins(answers: list[Reference], publish: Call
 
 
 def test_fp32_is_always_tried_first_and_once(publish: Callable[..., Candidate]) -> None:
-    seen: list[Precision] = []
+    precisions: list[Precision] = []
 
     def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, dict[str, Any]]:
-        seen.extend(candidate.precision for candidate in candidates)
+        precisions.extend(candidate.precision for candidate in candidates)
         assert candidates[0].report.passed
         assert not any(candidate.report.passed for candidate in candidates[1:])
         return candidates[0], {}
 
     assert publish(precisions=[NAMED["int8"], FP32, NAMED["w4"]], choose=choose).precision == FP32
-    assert seen == [FP32, NAMED["int8"], NAMED["w4"]]
+    assert precisions == [FP32, NAMED["int8"], NAMED["w4"]]
 
 
-@pytest.mark.parametrize("chosen", [0, 1, 2])
-def test_what_was_tried_is_what_is_published(tmp_path: Path, publish: Callable[..., Candidate], chosen: int) -> None:
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_chosen_candidate_is_published(tmp_path: Path, publish: Callable[..., Candidate], number: int) -> None:
     tried: dict[str, Any] = {}
 
     def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, dict[str, Any]]:
         for candidate in candidates:
             folder = candidate.generator.folder
             assert candidate.bytes == sum(path.stat().st_size for path in folder.iterdir())
-        generator = candidates[chosen].generator
+        generator = candidates[number].generator
         tried["greedy"], tried["beams"] = generator.generate(TEXTS), generator.generate(TEXTS, num_beams=3)
-        return candidates[chosen], {"gate": {"passed": chosen == 0}}
+        return candidates[number], {"gate": {"passed": number == 0}}
 
-    done = publish(choose=choose)
+    published = publish(choose=choose)
     manifest, generator = manifest_of(tmp_path / "out"), Generator.load(tmp_path / "out", threads=1)
-    assert manifest["precision"] == str(done.precision) == ["fp32", "int8", "int8-w4"][chosen]
-    assert manifest["parity"] == done.report.as_dict()
-    assert manifest["gate"] == {"passed": chosen == 0}
+    assert manifest["precision"] == str(published.precision) == ["fp32", "int8", "int8-w4"][number]
+    assert manifest["parity"] == published.report.as_dict()
+    assert manifest["gate"] == {"passed": number == 0}
     assert tried == {"greedy": generator.generate(TEXTS), "beams": generator.generate(TEXTS, num_beams=3)}
     assert entries(tmp_path / "out") == WHOLE
 
 
-def test_the_last_precision_is_published_unless_chosen(tmp_path: Path, publish: Callable[..., Candidate]) -> None:
+def test_the_last_precision_is_published_by_default(tmp_path: Path, publish: Callable[..., Candidate]) -> None:
     publish(precisions=[NAMED["w8"], parse("encoder=int8,head=w4")])
     assert manifest_of(tmp_path / "out")["precision"] == "encoder=int8,decoder=fp32,head=w4,embedding=fp32"
 
 
-def test_nothing_is_left_where_none_is_good_enough(tmp_path: Path, publish: Callable[..., Candidate]) -> None:
+def test_a_refused_selection_leaves_no_files(tmp_path: Path, publish: Callable[..., Candidate]) -> None:
     def refuse(candidates: Sequence[Candidate]) -> tuple[Candidate, dict[str, Any]]:
         raise LoraFtError("costs too much")
 
@@ -290,10 +288,10 @@ def test_nothing_is_left_where_none_is_good_enough(tmp_path: Path, publish: Call
     assert entries(tmp_path) == set()
 
 
-def test_graphs_that_differ_are_found_before_anything_is_rounded(
+def test_wrong_graphs_are_refused_before_calibration(
     tmp_path: Path, answers: list[Reference], publish: Callable[..., Candidate]
 ) -> None:
-    untouched = (pytest.fail(what) for what in ["samples were taken"])
+    untouched = (pytest.fail(message) for message in ["samples were taken"])
     with pytest.raises(LoraFtError, match="differ from PyTorch"):
         publish(
             references=[wrong_logits(answers[0])], samples=untouched, choose=lambda _: pytest.fail("there was a choice")
@@ -302,11 +300,11 @@ def test_graphs_that_differ_are_found_before_anything_is_rounded(
 
 
 def test_fp32_alone_needs_no_samples(publish: Callable[..., Candidate]) -> None:
-    publish(precisions=[FP32], samples=(pytest.fail(what) for what in ["samples were taken"]))
+    publish(precisions=[FP32], samples=(pytest.fail(message) for message in ["samples were taken"]))
 
 
 @pytest.mark.parametrize("lossless", [True, False])
-def test_prompt_lookup_is_on_where_it_changed_no_answer(
+def test_prompt_lookup_is_enabled_if_lossless(
     tmp_path: Path, publish: Callable[..., Candidate], lossless: bool
 ) -> None:
     def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, dict[str, Any]]:
@@ -320,7 +318,7 @@ def test_prompt_lookup_is_on_where_it_changed_no_answer(
 
 
 @pytest.mark.parametrize("good", [True, False])
-def test_no_folder_for_scratch_is_left(
+def test_scratch_folders_are_deleted(
     tmp_path: Path, publish: Callable[..., Candidate], monkeypatch: pytest.MonkeyPatch, good: bool
 ) -> None:
     (tmp_path / "scratch").mkdir()
@@ -334,14 +332,14 @@ def test_no_folder_for_scratch_is_left(
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "byt5"])
-def test_every_member_of_the_family_is_published(tmp_path: Path, name: str) -> None:
+def test_every_config_is_published(tmp_path: Path, name: str) -> None:
     report = make_bundle(save_member(tmp_path / "t5", name, end=1.5), tmp_path / "bundle")
     assert report.passed and report.lookup_is_lossless
     assert len(Generator.load(tmp_path / "bundle", threads=1).generate(TEXTS)) == len(TEXTS)
 
 
-def test_whether_the_head_is_scaled_is_for_pytorch_to_say(tmp_path: Path) -> None:
-    """transformers 5 scales every umt5, 4.57 those whose config says that the head is tied."""
+def test_the_source_may_override_head_scaling(tmp_path: Path) -> None:
+    """transformers 5 scales every umt5, and 4.57 only those with a tied head in their config."""
     folder = redraw(save_tiny_t5(tmp_path / "umt5", model_type="umt5", tie_word_embeddings=False), seed=3, end=1.5)
     scaled = torch_model(folder).config.tie_word_embeddings
     assert make_bundle(folder, tmp_path / "bundle", scaled=scaled).passed
@@ -350,19 +348,19 @@ def test_whether_the_head_is_scaled_is_for_pytorch_to_say(tmp_path: Path) -> Non
     assert entries(tmp_path) == {"umt5", "bundle"}
 
 
-def test_the_probe_travels_with_the_bundle(
+def test_the_probe_is_published_with_the_bundle(
     tmp_path: Path, publish: Callable[..., Candidate], answers: list[Reference]
 ) -> None:
     publish(precisions=[FP32])
-    kept, generator = Probe.read(tmp_path / "out" / "probe.json"), Generator.load(tmp_path / "out", threads=1)
-    assert kept == Probe.of(answers[1], SPECIAL)
-    found = kept.check(generator)
-    assert found.passed and found.rows == len(answers[1].tokens)
-    assert manifest_of(tmp_path / "out")["probe"] == found.as_dict()
+    probe, generator = Probe.read(tmp_path / "out" / "probe.json"), Generator.load(tmp_path / "out", threads=1)
+    assert probe == Probe.of(answers[1], SPECIAL)
+    report = probe.check(generator)
+    assert report.passed and report.rows == len(answers[1].tokens)
+    assert manifest_of(tmp_path / "out")["probe"] == report.as_dict()
 
 
 @pytest.mark.parametrize("damage", [wrong_logits, wrong_tokens])
-def test_a_bundle_that_would_not_verify_is_not_written(
+def test_a_bundle_that_fails_its_probe_is_not_written(
     tmp_path: Path, checkpoint: Path, answers: list[Reference], damage: Callable[[Reference], Reference]
 ) -> None:
     wrong = replace(answers[1], tokens=damage(answers[1]).tokens, logits=10 * damage(answers[1]).logits)
@@ -371,17 +369,17 @@ def test_a_bundle_that_would_not_verify_is_not_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_rounding_wants_rows_to_calibrate_with(tmp_path: Path, checkpoint: Path) -> None:
-    with pytest.raises(LoraFtError, match="no rows to calibrate with"):
+def test_rounding_requires_calibration_rows(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(LoraFtError, match="no calibration rows"):
         make_bundle(checkpoint, tmp_path / "out", precisions=[NAMED["int8"]], samples=())
     assert not (tmp_path / "out").exists()
 
 
-def test_a_precision_that_is_named_twice_is_tried_once(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_repeated_precision_is_built_once(tmp_path: Path, checkpoint: Path) -> None:
     make_bundle(checkpoint, tmp_path / "out", precisions=[NAMED["w8"], NAMED["w8"]])
     assert manifest_of(tmp_path / "out")["precision"] == "w8"
 
 
-def test_answers_of_padding_alone_are_compared(tmp_path: Path) -> None:
+def test_answers_that_are_only_padding_are_compared(tmp_path: Path) -> None:
     folder = save_tiny_t5(tmp_path / "tiny", tie_word_embeddings=True, feed_forward_proj="relu")
     assert make_bundle(redraw(folder, seed=0), tmp_path / "out").passed

@@ -1,4 +1,4 @@
-"""Banks of all of the T5 family and in all precisions: published if every adapter is PyTorch's, or not at all."""
+"""Banks of all T5 configs in all precisions are published only if every adapter matches PyTorch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROUNDING = ["int8", "w8", "int8-w8", "encoder=fp32,decoder=int8,head=fp32,embedd
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_every_member_of_the_family_takes_adapters(name: str, tmp_path: Path) -> None:
+def test_every_config_supports_adapters(name: str, tmp_path: Path) -> None:
     base = save_member(tmp_path / "base", name)
     adapters = {
         "one": draw_adapter(base, 1, rank=3),
@@ -36,20 +36,20 @@ def test_every_member_of_the_family_takes_adapters(name: str, tmp_path: Path) ->
     assert all(report.passed for report in reports.values())
     bank = Generator.load(tmp_path / "bank", threads=1)
     names = ["one", None, "two", "one", "two", None]
-    made = bank.generate(TEXTS, adapter=names)
+    answers = bank.generate(TEXTS, adapter=names)
     for key in (None, "one", "two"):
         alone = bank.generate(TEXTS, adapter=key)
-        assert [text for text, own in zip(made, names, strict=True) if own == key] == [
-            text for text, own in zip(alone, names, strict=True) if own == key
+        assert [text for text, adapter_name in zip(answers, names, strict=True) if adapter_name == key] == [
+            text for text, adapter_name in zip(alone, names, strict=True) if adapter_name == key
         ]
     ids, mask = ragged([[9, 8, 7, 1]] * 3)
-    base_logits, one, two = bank.score(ids, mask, np.full((3, 2), 5), adapter=[None, "one", "two"])
-    assert min(np.abs(base_logits - one).max(), np.abs(base_logits - two).max(), np.abs(one - two).max()) > 0.1
+    base_logits, first, two = bank.score(ids, mask, np.full((3, 2), 5), adapter=[None, "one", "two"])
+    assert min(np.abs(base_logits - first).max(), np.abs(base_logits - two).max(), np.abs(first - two).max()) > 0.1
 
 
 @pytest.fixture(scope="module")
 def adapted(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Merged checkpoints of two adapters, about as large as training makes them."""
+    """Return merged checkpoints of two adapters with the magnitudes of trained adapters."""
     root = tmp_path_factory.mktemp("adapted")
     return {
         name: merged(checkpoint, draw_adapter(checkpoint, seed, size=0.2), root / name)
@@ -58,27 +58,27 @@ def adapted(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.mark.parametrize("precision", ROUNDING)
-def test_a_rounded_bank_loses_no_more_than_each_adapters_own_bundle(
+def test_a_rounded_bank_loses_no_more_than_separate_bundles(
     checkpoint: Path, adapted: dict[str, Path], tmp_path: Path, precision: str
 ) -> None:
-    """Half as much again and some thousandths of a nat: the bank's scales serve all its adapters."""
+    """Allow 50 % and some thousandths of a nat more, since adapters share the bank's scales."""
     members = [
         member(name, draw_adapter(checkpoint, seed, size=0.2), adapted[name]) for seed, name in enumerate(adapted)
     ]
     make_bank(checkpoint, members, tmp_path / "bank", precision=parse(precision))
     bank = Generator.load(tmp_path / "bank", threads=1)
     for name, whole in adapted.items():
-        own = make_bundle(whole, tmp_path / name, precisions=[parse(precision)])
-        found = compare(bank, references(whole), adapter=name)
-        assert found.divergence < 1.5 * own.divergence + 0.05
-        assert found.divergence < 0.25 * divergence(bank, references(whole), None)
+        bundle_report = make_bundle(whole, tmp_path / name, precisions=[parse(precision)])
+        report = compare(bank, references(whole), adapter=name)
+        assert report.divergence < 1.5 * bundle_report.divergence + 0.05
+        assert report.divergence < 0.25 * divergence(bank, references(whole), None)
     names = ["one", "two", None, "two", "one", None]
-    made = bank.generate(TEXTS, adapter=names)
-    assert made == bank.generate(TEXTS, adapter=names, batch_size=1)  # a row does not depend on those beside it
+    answers = bank.generate(TEXTS, adapter=names)
+    assert answers == bank.generate(TEXTS, adapter=names, batch_size=1)  # a row does not depend on those beside it
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_base_of_a_bank_is_the_bases_own_bundle(checkpoint: Path, tmp_path: Path, precision: str) -> None:
+def test_the_base_of_a_bank_equals_its_bundle(checkpoint: Path, tmp_path: Path, precision: str) -> None:
     whole = merged(checkpoint, adapter := draw_adapter(checkpoint, 1, size=0.2), tmp_path / "whole")
     make_bank(checkpoint, [member("one", adapter, whole)], tmp_path / "bank", precision=NAMED[precision])
     manifest = json.loads((tmp_path / "bank" / "manifest.json").read_text())
@@ -94,7 +94,7 @@ def test_the_base_of_a_bank_is_the_bases_own_bundle(checkpoint: Path, tmp_path: 
     bank.model.open_all()
 
 
-def test_only_adapted_layers_have_inputs(checkpoint: Path, tmp_path: Path) -> None:
+def test_only_adapted_layers_have_adapter_inputs(checkpoint: Path, tmp_path: Path) -> None:
     adapter = draw_adapter(checkpoint, 1, endings=(".q", ".v"))
     make_bank(checkpoint, [member("one", adapter, merged(checkpoint, adapter, tmp_path / "whole"))], tmp_path / "bank")
     content = json.loads((tmp_path / "bank" / "bank.json").read_text())
@@ -105,9 +105,9 @@ def test_only_adapted_layers_have_inputs(checkpoint: Path, tmp_path: Path) -> No
     assert content["base_sha256"] == base_hash(checkpoint)
 
 
-def test_an_adapter_that_differs_publishes_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    adapter, other = draw_adapter(checkpoint, 1), draw_adapter(checkpoint, 2)
-    wrong = member("one", adapter, merged(checkpoint, other, tmp_path / "whole"))
+def test_an_adapter_that_differs_from_pytorch_is_not_published(checkpoint: Path, tmp_path: Path) -> None:
+    adapter, unrelated = draw_adapter(checkpoint, 1), draw_adapter(checkpoint, 2)
+    wrong = member("one", adapter, merged(checkpoint, unrelated, tmp_path / "whole"))
     with pytest.raises(LoraFtError, match="differ from PyTorch"):
         make_bank(checkpoint, [wrong], tmp_path / "bank")
     with pytest.raises(LoraFtError, match=r"adapter 'one' diverges from PyTorch by .* nats in this bank \(allowed: "):
@@ -115,7 +115,7 @@ def test_an_adapter_that_differs_publishes_nothing(checkpoint: Path, tmp_path: P
     assert entries(tmp_path) == {"whole"}
 
 
-def test_an_existing_bank_stays_unasked(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_existing_bank_is_not_overwritten_by_default(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "bank").mkdir()
     (tmp_path / "bank" / "mine").write_text("")
     with pytest.raises(UsageError, match="already exists"):

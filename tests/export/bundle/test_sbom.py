@@ -30,7 +30,7 @@ RECORD_OF = {"created": "2026-01-02T03:04:05+00:00", "precision": "fp32", "versi
 
 
 def problems(document: dict[str, Any]) -> object:
-    """What CycloneDX's own schema finds wrong, or None."""
+    """Return the violations of CycloneDX's schema, or None."""
     return JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(document))
 
 
@@ -44,21 +44,24 @@ def test_an_exported_model_has_a_valid_bill_of_every_file(checkpoint: Path, tmp_
     make_bundle(checkpoint, out, layout=layout, triton=layout == "single", provenance=KNOWN)
     bill = bill_of(out)
     assert problems(bill) is None
-    files = {one["name"]: one["hashes"] for one in bill["components"] if one["type"] == "file"}
+    files = {component["name"]: component["hashes"] for component in bill["components"] if component["type"] == "file"}
     record = NAME if layout == "bundle" else RECORD
-    there = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert files.keys() == there - {SBOM, record}
+    paths = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert files.keys() == paths - {SBOM, record}
     assert all(hashes == [{"alg": "SHA-256", "content": sha256(out / name)}] for name, hashes in files.items())
     assert json.loads((out / record).read_text())["files"][SBOM]["sha256"] == sha256(out / SBOM)
 
 
 def test_a_bill_names_origin_license_data_scores_and_packages(tmp_path: Path) -> None:
-    write_sbom(tmp_path, KNOWN, RECORD_OF)
+    write_sbom(tmp_path, "T5", KNOWN, RECORD_OF)
     bill = bill_of(tmp_path)
     assert problems(bill) is None
     model = bill["metadata"]["component"]
     assert (model["name"], model["licenses"]) == ("titles", [{"license": {"id": "Apache-2.0"}}])
-    assert [one["name"] for one in model["modelCard"]["modelParameters"]["datasets"]] == ["user/rows", "more.jsonl"]
+    assert [component["name"] for component in model["modelCard"]["modelParameters"]["datasets"]] == [
+        "user/rows",
+        "more.jsonl",
+    ]
     assert model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"] == [
         {
             "type": "rougeL",
@@ -68,7 +71,7 @@ def test_a_bill_names_origin_license_data_scores_and_packages(tmp_path: Path) ->
         },
         {"type": "loss", "value": "1.50", "slice": "validation, 9 rows"},
     ]
-    parts = {one["bom-ref"]: one for one in bill["components"]}
+    parts = {component["bom-ref"]: component for component in bill["components"]}
     assert parts["base"]["name"] == "google/flan-t5-small" and parts["adapter"]["name"] == "titles"
     assert parts["package:torch"]["purl"] == "pkg:pypi/torch@2.13.0%2Bcpu"
 
@@ -81,25 +84,25 @@ def test_a_bill_names_origin_license_data_scores_and_packages(tmp_path: Path) ->
         Provenance(license="CC-BY-4.0", base="要約"),
     ],
 )
-def test_any_origin_makes_a_valid_bill(tmp_path: Path, provenance: Provenance) -> None:
-    write_sbom(tmp_path, provenance, {})
+def test_any_provenance_yields_a_valid_bill(tmp_path: Path, provenance: Provenance) -> None:
+    write_sbom(tmp_path, "T5", provenance, {})
     assert problems(bill_of(tmp_path)) is None
 
 
-def test_the_same_model_has_the_same_bill_but_for_the_time(tmp_path: Path) -> None:
+def test_the_bill_is_reproducible_except_for_the_timestamp(tmp_path: Path) -> None:
     bills = []
     for created in ("2026-01-01T00:00:00+00:00", "2027-01-01T00:00:00+00:00"):
-        write_sbom(tmp_path, KNOWN, RECORD_OF | {"created": created})
+        write_sbom(tmp_path, "T5", KNOWN, RECORD_OF | {"created": created})
         bill = bill_of(tmp_path)
         assert bill["metadata"].pop("timestamp") == created
         bills.append(bill)
     assert bills[0] == bills[1]
     (tmp_path / "another").write_text("file")
-    write_sbom(tmp_path, KNOWN, RECORD_OF)
+    write_sbom(tmp_path, "T5", KNOWN, RECORD_OF)
     assert bill_of(tmp_path)["serialNumber"] != bills[0]["serialNumber"]
 
 
-def test_the_manifest_binds_the_bill(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_manifest_has_the_hash_of_the_bill(checkpoint: Path, tmp_path: Path) -> None:
     make_bundle(checkpoint, tmp_path / "out", provenance=KNOWN)
     path = tmp_path / "out" / SBOM
     path.write_text(path.read_text().replace("Apache-2.0", "MIT"))
@@ -107,7 +110,7 @@ def test_the_manifest_binds_the_bill(checkpoint: Path, tmp_path: Path) -> None:
         read_manifest(tmp_path / "out")
 
 
-def test_a_bundle_of_before_has_no_bill(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_older_bundle_without_a_bill_loads(checkpoint: Path, tmp_path: Path) -> None:
     make_bundle(checkpoint, tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / NAME).read_text())
     del manifest["files"][SBOM]

@@ -1,4 +1,4 @@
-"""A config.json is read as transformers reads it, and what the graphs could not compute is refused."""
+"""A config.json is read like in transformers, and unsupported settings are refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoConfig
 
 from lora_ft.core.errors import UsageError
+from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.families import MODEL_TYPES
 from tests.tiny import CONFIG
@@ -20,7 +21,7 @@ BARE = {"model_type": "t5"} | {size: CONFIG[size] for size in SIZES}
 
 
 def read(**changes: Any) -> Architecture:
-    """Of the sizes and `changes` alone."""
+    """Return the architecture of a minimal config with changes."""
     return Architecture.read(BARE | changes, FOLDER)
 
 
@@ -55,36 +56,39 @@ def test_sizes_are_those_of_the_config() -> None:
         max_distance=15,
         bias_per_layer=False,
         output_scale=1.0,
+        special=SpecialTokens(start=0, ends=(1,), pad=0),
     )
 
 
 @pytest.mark.parametrize("kind", MODEL_TYPES)
-def test_what_is_left_out_has_transformers_default(kind: str) -> None:
+def test_omitted_settings_have_the_defaults_of_transformers(kind: str) -> None:
     config = AutoConfig.for_model(**BARE | {"model_type": kind})
-    made = read(model_type=kind)
-    assert (made.gated, made.activation) == (config.is_gated_act, config.dense_act_fn)
-    assert made.decoder_layers == config.num_decoder_layers
-    assert made.epsilon == config.layer_norm_epsilon
-    assert made.buckets == config.relative_attention_num_buckets
-    assert made.max_distance == config.relative_attention_max_distance
+    architecture = read(model_type=kind)
+    assert (architecture.gated, architecture.activation) == (config.is_gated_act, config.dense_act_fn)
+    assert architecture.decoder_layers == config.num_decoder_layers
+    assert architecture.epsilon == config.layer_norm_epsilon
+    assert architecture.buckets == config.relative_attention_num_buckets
+    assert architecture.max_distance == config.relative_attention_max_distance
 
 
 @pytest.mark.parametrize("kind", MODEL_TYPES)
 @pytest.mark.parametrize("forward", ["relu", "gated-relu", "gated-gelu", "gated-silu"])
-def test_what_transformers_writes_down_is_read_as_it_was(kind: str, forward: str) -> None:
+def test_a_config_saved_by_transformers_is_read_back(kind: str, forward: str) -> None:
     changes = {"model_type": kind, "feed_forward_proj": forward, "tie_word_embeddings": True}
     config = AutoConfig.for_model(**CONFIG | changes)
-    made = Architecture.read(config.to_dict(), FOLDER)
-    assert (made.gated, made.activation) == (config.is_gated_act, config.dense_act_fn)
-    assert replace(made, output_scale=0.0) == replace(Architecture.read(CONFIG | changes, FOLDER), output_scale=0.0)
+    architecture = Architecture.read(config.to_dict(), FOLDER)
+    assert (architecture.gated, architecture.activation) == (config.is_gated_act, config.dense_act_fn)
+    assert replace(architecture, output_scale=0.0) == replace(
+        Architecture.read(CONFIG | changes, FOLDER), output_scale=0.0
+    )
 
 
 @pytest.mark.parametrize("value", [None, 0])
-def test_a_decoder_without_a_size_of_its_own_is_as_deep_as_the_encoder(value: int | None) -> None:
+def test_decoder_depth_defaults_to_encoder_depth(value: int | None) -> None:
     assert read(num_layers=3, num_decoder_layers=value).decoder_layers == 3
 
 
-def test_the_heads_need_not_be_as_wide_as_the_model() -> None:
+def test_head_width_may_differ_from_d_model() -> None:
     assert read(num_heads=6, d_kv=64, d_model=512).width == 384
 
 
@@ -116,20 +120,20 @@ def test_only_umt5_has_a_bias_in_every_layer() -> None:
     ],
     ids=str,
 )
-def test_the_head_is_scaled_as_by_the_transformers_that_saved_it(scaled: bool, config: dict[str, Any]) -> None:
+def test_head_scaling_follows_the_version_that_saved_the_config(scaled: bool, config: dict[str, Any]) -> None:
     assert read(d_model=16, **config).output_scale == (0.25 if scaled else 1.0)
 
 
 @pytest.mark.parametrize("kind", ["bart", "longt5", "switch_transformers", "T5", "", None, 5])
 def test_other_models_are_refused(kind: Any) -> None:
     with pytest.raises(
-        UsageError, match=f"{FOLDER}: the model type '{kind}' is not supported .*umt5.*T5 family"
+        UsageError, match=f"{FOLDER}: the model type '{kind}' is not supported .*umt5.*FLAN-T5"
     ) as caught:
         read(model_type=kind)
     assert caught.value.exit_code == 2
 
 
-def test_a_config_that_says_no_type_is_refused() -> None:
+def test_a_config_without_a_model_type_is_refused() -> None:
     with pytest.raises(UsageError, match="the model type 'None' is not supported"):
         Architecture.read(dict.fromkeys(SIZES, 1), FOLDER)
 
@@ -150,14 +154,14 @@ def test_missing_size_is_named(size: str) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("value", ["8", 8.0, True, -1, 0, 10**9, [8]])
-def test_size_that_is_no_size_is_refused_with_its_value(size: str, value: Any) -> None:
+def test_an_invalid_size_is_refused_with_its_value(size: str, value: Any) -> None:
     with pytest.raises(UsageError) as caught:
         read(**{size: value})
-    assert f"config.json: {size} is out of range (got {value!r}, not a number from 1 to " in caught.value.message
+    assert f"config.json: {size} is out of range (got {value!r}, expected 1 to " in caught.value.message
 
 
 @pytest.mark.parametrize("value", ["1e-6", -1e-6, 1, True, float("nan"), [1e-6]])
-def test_epsilon_that_is_no_small_number_is_refused(value: Any) -> None:
+def test_an_invalid_epsilon_is_refused(value: Any) -> None:
     with pytest.raises(UsageError, match="layer_norm_epsilon is out of range"):
         read(layer_norm_epsilon=value)
 

@@ -1,4 +1,4 @@
-"""Checkpoints are read as torch reads them, and what is damaged or of another format is refused."""
+"""Checkpoints are read like in torch, and damaged or unsupported files are refused."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ def sharded(root: Path) -> Path:
 
 
 def bits(array: np.ndarray) -> np.ndarray:
-    """What tells -0.0 from 0.0."""
+    """Return the bits, which distinguish -0.0 from 0.0."""
     return np.ascontiguousarray(array).view(np.uint32)
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (2, 3, 4), (0, 4)])
-def test_weights_have_torchs_values(tmp_path: Path, kind: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_weights_equal_those_of_torch(tmp_path: Path, kind: torch.dtype, shape: tuple[int, ...]) -> None:
     torch.manual_seed(len(shape))
     tensor = torch.randn(shape).to(kind)
-    read = Checkpoint(save(tmp_path, other=torch.randn(3).to(torch.float16), weight=tensor))["weight"]
-    assert read.dtype == np.float32
-    assert read.shape == shape == Checkpoint(tmp_path).shape("weight")
-    assert np.array_equal(read, tensor.float().numpy())
+    weight = Checkpoint(save(tmp_path, other=torch.randn(3).to(torch.float16), weight=tensor))["weight"]
+    assert weight.dtype == np.float32
+    assert weight.shape == shape == Checkpoint(tmp_path).shape("weight")
+    assert np.array_equal(weight, tensor.float().numpy())
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
-def test_every_half_precision_number_has_torchs_value(tmp_path: Path, kind: torch.dtype) -> None:
+def test_every_16_bit_float_equals_that_of_torch(tmp_path: Path, kind: torch.dtype) -> None:
     tensor = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(kind)
-    read, expected = Checkpoint(save(tmp_path, weight=tensor))["weight"], tensor.float().numpy()
+    weight, expected = Checkpoint(save(tmp_path, weight=tensor))["weight"], tensor.float().numpy()
     number = ~np.isnan(expected)
-    assert np.array_equal(np.isnan(read), ~number)
-    assert np.array_equal(bits(read[number]), bits(expected[number]))
+    assert np.array_equal(np.isnan(weight), ~number)
+    assert np.array_equal(bits(weight[number]), bits(expected[number]))
 
 
 def test_infinities_signed_zeros_and_tiny_numbers_survive(tmp_path: Path) -> None:
@@ -60,50 +60,50 @@ def test_infinities_signed_zeros_and_tiny_numbers_survive(tmp_path: Path) -> Non
     assert np.array_equal(bits(Checkpoint(save(tmp_path, weight=tensor))["weight"]), bits(tensor.numpy()))
 
 
-def test_shards_are_read_as_one(tmp_path: Path) -> None:
+def test_shards_are_read_as_one_checkpoint(tmp_path: Path) -> None:
     folder = sharded(tmp_path)
     model, shards = torch_model(folder), list(folder.glob("*.safetensors"))
     assert len(shards) > 2
-    read = Checkpoint(folder)
-    assert read.config["d_model"] == CONFIG["d_model"]
+    weights = Checkpoint(folder)
+    assert weights.config["d_model"] == CONFIG["d_model"]
     for shard in shards:
         for name, tensor in load_file(shard).items():
-            assert name in read
-            assert np.array_equal(read[name], tensor.numpy())
-    assert np.array_equal(read["lm_head.weight"], model.lm_head.weight.detach().numpy())
+            assert name in weights
+            assert np.array_equal(weights[name], tensor.numpy())
+    assert np.array_equal(weights["lm_head.weight"], model.lm_head.weight.detach().numpy())
 
 
-def test_all_weights_of_a_t5_are_there(checkpoint: Path) -> None:
-    read = Checkpoint(checkpoint)
+def test_all_weights_of_a_t5_are_read(checkpoint: Path) -> None:
+    loaded = Checkpoint(checkpoint)
     weights = load_file(checkpoint / "model.safetensors")
     assert "lm_head.weight" in weights
-    assert all(np.array_equal(read[name], tensor.numpy()) for name, tensor in weights.items())
+    assert all(np.array_equal(loaded[name], tensor.numpy()) for name, tensor in weights.items())
 
 
-def test_a_weight_that_is_not_there_is_named(checkpoint: Path) -> None:
-    read = Checkpoint(checkpoint)
-    assert "decoder.no.weight" not in read
-    for ask in (read.__getitem__, read.shape):
+def test_a_missing_weight_is_refused_by_name(checkpoint: Path) -> None:
+    weights = Checkpoint(checkpoint)
+    assert "decoder.no.weight" not in weights
+    for ask in (weights.__getitem__, weights.shape):
         with pytest.raises(LoraFtError, match=r"no weight named decoder\.no\.weight") as caught:
             ask("decoder.no.weight")
         assert caught.value.exit_code == 1
 
 
-def test_a_checkpoint_says_nothing_of_activations(checkpoint: Path) -> None:
+def test_a_checkpoint_has_no_calibration_statistics(checkpoint: Path) -> None:
     assert Checkpoint(checkpoint).peak("encoder.block.0.layer.0.SelfAttention.q") == 0
 
 
-def test_tensors_of_whole_numbers_are_passed_over(tmp_path: Path) -> None:
-    read = Checkpoint(save(tmp_path, positions=torch.arange(3), weight=torch.ones(2)))
-    assert "positions" not in read
-    assert np.array_equal(read["weight"], np.ones(2))
+def test_integer_tensors_are_ignored(tmp_path: Path) -> None:
+    weights = Checkpoint(save(tmp_path, positions=torch.arange(3), weight=torch.ones(2)))
+    assert "positions" not in weights
+    assert np.array_equal(weights["weight"], np.ones(2))
 
 
 @pytest.mark.parametrize("size", [0, 4, 8, 60, -200, -1])
 def test_a_truncated_file_is_refused(tmp_path: Path, size: int) -> None:
     path = save_tiny_t5(tmp_path) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(LoraFtError, match=r"model\.safetensors is not a whole safetensors file") as caught:
+    with pytest.raises(LoraFtError, match=r"model\.safetensors is not a complete safetensors file") as caught:
         Checkpoint(tmp_path)
     assert caught.value.exit_code == 1
 
@@ -112,7 +112,7 @@ def test_a_file_without_its_data_is_refused(tmp_path: Path) -> None:
     path = save_tiny_t5(tmp_path) / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
-    with pytest.raises(LoraFtError, match="is not a whole safetensors file"):
+    with pytest.raises(LoraFtError, match="is not a complete safetensors file"):
         Checkpoint(tmp_path)
 
 
@@ -126,15 +126,15 @@ def test_damaged_shard_is_refused_by_its_name(tmp_path: Path) -> None:
     folder = sharded(tmp_path)
     shard = sorted(folder.glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(LoraFtError, match=rf"{shard.name} is not a whole safetensors file"):
+    with pytest.raises(LoraFtError, match=rf"{shard.name} is not a complete safetensors file"):
         Checkpoint(folder)
 
 
-@pytest.mark.parametrize("what", ["a folder without config.json", "no folder"])
-def test_a_missing_config_is_refused(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("case", ["a folder without config.json", "no folder"])
+def test_a_missing_config_is_refused(tmp_path: Path, case: str) -> None:
     folder = save_tiny_t5(tmp_path / "base")
     (folder / "config.json").unlink()
-    if what == "no folder":
+    if case == "no folder":
         folder = tmp_path / "none"
     with pytest.raises(UsageError, match=r"not a checkpoint: it has no config\.json") as caught:
         Checkpoint(folder)
@@ -152,7 +152,7 @@ def test_weights_are_read_from_safetensors_only(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Attack()))
     with pytest.raises(
-        UsageError, match=r"only pytorch_model\.bin, and pickles are never loaded; .*weights_only=True"
+        UsageError, match=r"only pytorch_model\.bin, and lora-ft never loads pickles; .*weights_only=True"
     ) as caught:
         Checkpoint(folder)
     assert caught.value.exit_code == 2

@@ -1,4 +1,4 @@
-"""Every tensor is accounted for, by the numpy side and where torch loads; what transformers tolerates is refused."""
+"""Every tensor is checked by numpy and torch readers, even those that transformers tolerates."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def configure(folder: Path, **changes: Any) -> Path:
 
 
 def refused(folder: Path) -> str:
-    """The message that both sides refuse a checkpoint with."""
+    """Return the message with which both readers refuse a checkpoint."""
     with pytest.raises(LoraFtError) as exported:
         read_model(folder)
     with pytest.raises(LoraFtError) as loaded:
@@ -58,13 +58,13 @@ def test_whole_checkpoints_pass(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_tensor_is_missed_by_name(tmp_path: Path, name: str) -> None:
+def test_every_missing_tensor_is_refused_by_name(tmp_path: Path, name: str) -> None:
     folder = save_member(tmp_path, name)
     whole = load_file(folder / "model.safetensors")
     for lost in whole:
-        rest = {key: tensor for key, tensor in whole.items() if key != lost}
-        save_file(rest, folder / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(LoraFtError, match=rf"lacks {lost.replace('.', '[.]')}, which its config\.json asks for"):
+        remaining = {key: tensor for key, tensor in whole.items() if key != lost}
+        save_file(remaining, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(LoraFtError, match=rf"lacks {lost.replace('.', '[.]')}, which its config\.json requires"):
             read_model(folder)
 
 
@@ -73,32 +73,32 @@ def test_missing_tensor_is_refused_where_torch_loads(tmp_path: Path, lost: str) 
     assert f"lacks {lost}" in refused(edit(save_tiny_t5(tmp_path), lambda tensors: tensors.pop(lost)))
 
 
-def test_many_missing_tensors_are_counted(tmp_path: Path) -> None:
+def test_only_a_few_missing_tensors_are_listed(tmp_path: Path) -> None:
     message = refused(configure(save_tiny_t5(tmp_path), num_layers=4, num_decoder_layers=3))
     assert "lacks encoder.block.2.layer.0.SelfAttention.q.weight" in message and " more tensors" in message
     assert "num_layers" in message
 
 
 def test_more_layers_than_the_config_has_are_refused(tmp_path: Path) -> None:
-    assert "holds encoder.block.1." in refused(configure(save_tiny_t5(tmp_path), num_layers=1))
+    assert "has encoder.block.1." in refused(configure(save_tiny_t5(tmp_path), num_layers=1))
 
 
 @pytest.mark.parametrize(
     "key, value", [("d_model", 40), ("d_ff", 64), ("vocab_size", 96), ("num_heads", 4), ("d_kv", 4)]
 )
-def test_other_shapes_are_refused_with_both(tmp_path: Path, key: str, value: int) -> None:
+def test_a_wrong_shape_is_refused_with_the_expected_shape(tmp_path: Path, key: str, value: int) -> None:
     message = refused(configure(save_tiny_t5(tmp_path), **{key: value}))
-    assert "has the shape" in message and "config.json asks for" in message and key in message
+    assert "does not match config.json (got " in message and key in message
 
 
 @pytest.mark.parametrize("prefix, remedy", [("module.", "DDP"), ("_orig_mod.", "torch.compile")])
-def test_wrapped_models_are_named(tmp_path: Path, prefix: str, remedy: str) -> None:
+def test_wrapped_models_are_refused_with_a_remedy(tmp_path: Path, prefix: str, remedy: str) -> None:
     def wrap(tensors: Tensors) -> None:
         for name in list(tensors):
             tensors[prefix + name] = tensors[name].clone()
 
     message = refused(edit(save_tiny_t5(tmp_path), wrap))
-    assert f"holds {prefix}" in message and remedy in message
+    assert f"has {prefix}" in message and remedy in message
 
 
 def test_adapters_left_in_a_checkpoint_are_named(tmp_path: Path) -> None:
@@ -109,14 +109,14 @@ def test_adapters_left_in_a_checkpoint_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_weights_that_are_no_numbers_are_counted(tmp_path: Path, value: float, kind: torch.dtype) -> None:
+def test_nan_and_infinite_weights_are_counted(tmp_path: Path, value: float, kind: torch.dtype) -> None:
     def spoil(tensors: Tensors) -> None:
         tensors[Q] = tensors[Q].to(kind)
         tensors[Q][3, 4] = value
         tensors[Q][5, 6] = value
 
     message = refused(edit(save_tiny_t5(tmp_path), spoil))
-    assert f"2 of 768 numbers of {Q} are NaN or infinite" in message
+    assert f"2 of 768 values of {Q} are NaN or infinite" in message
 
 
 def test_numbers_beyond_float32_are_infinite(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_large_numbers_whose_sum_overflows_are_finite() -> None:
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=50))
-def test_finite_numbers_are_told_as_numpy_does(values: list[float]) -> None:
+def test_finiteness_agrees_with_numpy(values: list[float]) -> None:
     array = np.array(values, np.float32)
     expected = int((~np.isfinite(array)).sum())
     assert not_finite(array) == expected
@@ -147,13 +147,13 @@ def test_quantized_weights_are_refused_by_their_format(tmp_path: Path, kind: tor
     assert f"{Q} is stored as " in message and "F64, F32, F16, BF16" in message
 
 
-def test_bias_that_no_t5_uses_is_passed_over(tmp_path: Path) -> None:
+def test_the_unused_bias_is_ignored(tmp_path: Path) -> None:
     folder = edit(save_tiny_t5(tmp_path), lambda tensors: tensors.update({UNUSED: torch.full((8, 3), torch.nan)}))
     read_model(folder)
     load_model(folder)
 
 
-def test_copies_of_the_embedding_are_passed_over(tmp_path: Path) -> None:
+def test_copies_of_the_embedding_are_accepted(tmp_path: Path) -> None:
     def copy(tensors: Tensors) -> None:
         for stack in ("encoder", "decoder"):
             tensors[f"{stack}.embed_tokens.weight"] = tensors["shared.weight"].clone()
@@ -164,7 +164,7 @@ def test_copies_of_the_embedding_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
-def test_other_embedding_of_one_side_is_refused(tmp_path: Path, stack: str) -> None:
+def test_an_embedding_copy_that_differs_is_refused(tmp_path: Path, stack: str) -> None:
     name = f"{stack}.embed_tokens.weight"
     folder = edit(save_tiny_t5(tmp_path), lambda tensors: tensors.update({name: tensors["shared.weight"] + 1}))
     assert f"{name} differs from shared.weight" in refused(folder)
@@ -172,7 +172,7 @@ def test_other_embedding_of_one_side_is_refused(tmp_path: Path, stack: str) -> N
 
 @pytest.mark.parametrize("name", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_embedding_under_a_copys_name_is_found(tmp_path: Path, name: str, tied: bool) -> None:
+def test_an_embedding_stored_under_an_alias_is_read(tmp_path: Path, name: str, tied: bool) -> None:
     folder = save_tiny_t5(tmp_path, tie_word_embeddings=tied)
     table = load_file(folder / "model.safetensors")["shared.weight"]
     edit(folder, lambda tensors: tensors.update({name: tensors.pop("shared.weight")}))
@@ -183,7 +183,7 @@ def test_embedding_under_a_copys_name_is_found(tmp_path: Path, name: str, tied: 
     assert torch.equal(model.lm_head.weight, table) == tied
 
 
-def test_torch_loads_what_numpy_reads(tmp_path: Path) -> None:
+def test_torch_and_numpy_read_the_same_weights(tmp_path: Path) -> None:
     folder = save_tiny_t5(tmp_path)
     model, (_, weights) = torch_model(folder), read_model(folder)
     for name, tensor in model.state_dict().items():

@@ -1,4 +1,4 @@
-"""Which files hold a checkpoint's weights, told as transformers does; doubtful sets are refused by name."""
+"""Weight files are selected like in transformers, and ambiguous sets are refused by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def whole(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(whole: Path, tmp_path: Path) -> Path:
-    """Three shards and their index."""
+    """Write three shards and their index."""
     folder = Path(shutil.copytree(whole, tmp_path / "shards"))
     tensors = load_file(folder / SINGLE)
     (folder / SINGLE).unlink()
@@ -47,7 +47,7 @@ def edit_index(folder: Path, **places: str) -> None:
     (folder / INDEX).write_text(json.dumps(content))
 
 
-def test_single_file_decides_whatever_else_lies_there(whole: Path) -> None:
+def test_the_single_file_takes_precedence(whole: Path) -> None:
     before = {name: tensor.clone() for name, tensor in load_model(whole).state_dict().items()}
     for name in ("z_ema.safetensors", "a.safetensors", "model.fp16.safetensors", "model-2.safetensors"):
         save_file({key: torch.zeros_like(tensor) for key, tensor in load_file(whole / SINGLE).items()}, whole / name)
@@ -56,21 +56,21 @@ def test_single_file_decides_whatever_else_lies_there(whole: Path) -> None:
     assert torch.equal(torch.from_numpy(Checkpoint(whole)["lm_head.weight"].copy()), before["lm_head.weight"])
 
 
-def test_shards_of_the_index_decide(shards: Path, whole: Path) -> None:
+def test_only_indexed_shards_are_read(shards: Path, whole: Path) -> None:
     save_file({"shared.weight": torch.zeros(2)}, shards / "z_ema.safetensors")
     assert [file.name[:11] for file in weight_files(shards)] == ["model-00001", "model-00002", "model-00003"]
-    expected, found = load_model(whole).state_dict(), load_model(shards).state_dict()
-    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    expected, actual = load_model(whole).state_dict(), load_model(shards).state_dict()
+    assert all(torch.equal(tensor, actual[name]) for name, tensor in expected.items())
 
 
-def test_stale_index_is_passed_over(whole: Path) -> None:
+def test_a_stale_index_is_ignored(whole: Path) -> None:
     (whole / INDEX).write_text(json.dumps({"weight_map": {"shared.weight": "model-00001-of-00002.safetensors"}}))
     assert weight_files(find_base(str(whole)).folder) == [whole / SINGLE]
 
 
 def test_two_whole_sets_are_refused(shards: Path, whole: Path) -> None:
     shutil.copy(whole / SINGLE, shards)
-    with pytest.raises(UsageError, match=r"holds weights twice: model\.safetensors, and the shards"):
+    with pytest.raises(UsageError, match=r"has two sets of weights: model\.safetensors, and the shards"):
         weight_files(shards)
 
 
@@ -80,7 +80,7 @@ def test_index_may_name_the_single_file(whole: Path) -> None:
     assert weight_files(whole) == [whole / SINGLE]
 
 
-def test_absent_shard_is_named(shards: Path) -> None:
+def test_a_missing_shard_is_refused_by_name(shards: Path) -> None:
     (shards / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(LoraFtError, match=r"lacks model-00002-of-00003\.safetensors, which .*index\.json names"):
         find_base(str(shards))
@@ -97,20 +97,20 @@ def test_tensor_in_two_shards_is_refused(shards: Path) -> None:
     tensors = load_file(file)
     twice = next(iter(load_file(shards / "model-00001-of-00003.safetensors").items()))
     save_file({**tensors, twice[0]: twice[1]}, file, metadata={"format": "pt"})
-    with pytest.raises(LoraFtError, match=rf"model-00001-of.*model-00003-of.* both hold {twice[0]}"):
+    with pytest.raises(LoraFtError, match=rf"model-00001-of.*model-00003-of.* both contain {twice[0]}"):
         find_base(str(shards))
 
 
-def test_tensor_that_the_index_puts_elsewhere_is_refused(shards: Path) -> None:
+def test_a_tensor_in_the_wrong_shard_is_refused(shards: Path) -> None:
     edit_index(shards, **{"lm_head.weight": "model-00001-of-00003.safetensors"})
     with pytest.raises(LoraFtError, match=r"lm_head\.weight"):
         find_base(str(shards))
 
 
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "pytorch_model.bin", ""])
-def test_index_names_only_safetensors_beside_it(shards: Path, file: str) -> None:
+def test_an_index_may_only_name_safetensors_in_its_folder(shards: Path, file: str) -> None:
     edit_index(shards, **{"lm_head.weight": file})
-    with pytest.raises(LoraFtError, match="no safetensors file beside it"):
+    with pytest.raises(LoraFtError, match="not a safetensors file in its folder"):
         weight_files(shards)
 
 
@@ -127,7 +127,7 @@ def test_shards_without_their_index_are_refused(shards: Path) -> None:
         weight_files(shards)
 
 
-def test_file_of_another_name_is_refused_with_the_right_one(whole: Path) -> None:
+def test_a_misnamed_file_is_refused_with_the_expected_name(whole: Path) -> None:
     (whole / SINGLE).rename(whole / "model.fp16.safetensors")
     with pytest.raises(UsageError, match=r"only model\.fp16\.safetensors; rename .* to model\.safetensors"):
         find_base(str(whole))
@@ -145,9 +145,7 @@ def test_links_of_a_hub_cache_are_followed(whole: Path, tmp_path: Path) -> None:
 def test_link_to_nothing_is_named(whole: Path) -> None:
     (whole / SINGLE).unlink()
     (whole / SINGLE).symlink_to("../blobs/0123")
-    with pytest.raises(
-        LoraFtError, match=r"model\.safetensors is a link to a file that is missing \(\.\./blobs/0123\)"
-    ):
+    with pytest.raises(LoraFtError, match=r"model\.safetensors is a link to a missing file \(\.\./blobs/0123\)"):
         find_base(str(whole))
 
 
@@ -161,5 +159,5 @@ def test_recipe_for_pickles_makes_a_checkpoint_that_loads(whole: Path) -> None:
         find_base(str(whole))
     command = shlex.split(caught.value.remedy.split(": ", 1)[1])
     subprocess.run([sys.executable, *command[1:]], check=True)
-    found = load_model(find_base(str(whole)).folder).state_dict()
-    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    actual = load_model(find_base(str(whole)).folder).state_dict()
+    assert all(torch.equal(tensor, actual[name]) for name, tensor in expected.items())

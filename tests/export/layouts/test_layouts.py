@@ -56,11 +56,11 @@ def test_one_call_of_plain_onnxruntime_generates(checkpoint: Path, tmp_path: Pat
         limits = {"min_new_tokens": np.array(least), "max_new_tokens": np.array(12)}
         plain = {"temperature": np.array(0, np.float32), "top_k": np.array(0), "top_p": np.array(1, np.float32)}
         unread = {"uniform": np.empty((0, 0), np.float32)}
-        (made,) = session.run(None, {"input_ids": ids, "attention_mask": mask, **limits, **plain, **unread})
-        assert np.array_equal(made, torch_greedy(torch_model(checkpoint), ids, mask, 12, least))
+        (tokens,) = session.run(None, {"input_ids": ids, "attention_mask": mask, **limits, **plain, **unread})
+        assert np.array_equal(tokens, torch_greedy(torch_model(checkpoint), ids, mask, 12, least))
 
 
-def test_one_call_draws_what_the_random_numbers_say(checkpoint: Path, tmp_path: Path) -> None:
+def test_random_numbers_determine_the_sampled_answer(checkpoint: Path, tmp_path: Path) -> None:
     make_bundle(checkpoint, tmp_path / "out", layout="single")
     session = ort.InferenceSession(tmp_path / "out" / "generate.onnx", providers=["CPUExecutionProvider"])
     ids = np.array([[5, 9, 30, 1], [7, 1, 0, 0]])
@@ -68,9 +68,9 @@ def test_one_call_draws_what_the_random_numbers_say(checkpoint: Path, tmp_path: 
     feed |= {"temperature": np.array(1.5, np.float32), "top_k": np.array(50)}
     rng = np.random.default_rng(0)
     draws = [feed | {"uniform": rng.random((2, 9), np.float32)} for _ in range(3)]
-    (first,), (again,), *others = (session.run(None, draw) for draw in (draws[0], draws[0], *draws[1:]))
+    (first,), (again,), *later_runs = (session.run(None, draw) for draw in (draws[0], draws[0], *draws[1:]))
     assert np.array_equal(first, again)
-    assert any(not np.array_equal(first, other) for (other,) in others)
+    assert any(not np.array_equal(first, tokens) for (tokens,) in later_runs)
     shifted = np.concatenate([np.full((2, 1), PAD), first[:, :-1]], axis=1)
     logits = torch_logits(torch_model(checkpoint), ids, feed["attention_mask"], shifted) / 1.5
     order = np.argsort(-logits, axis=-1, kind="stable")[..., :50]
@@ -103,7 +103,7 @@ def test_too_few_random_numbers_fail_by_name(
 
 
 def test_optimums_names_and_axes(checkpoint: Path, tmp_path: Path) -> None:
-    """Those that Optimum's own export of a T5 has."""
+    """The names equal those of Optimum's own export of a T5."""
     make_bundle(checkpoint, tmp_path / "out", layout="optimum")
     opened = {
         name: ort.InferenceSession(tmp_path / "out" / "onnx" / f"{name}.onnx", providers=["CPUExecutionProvider"])

@@ -64,14 +64,14 @@ def batch(lengths: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Of a base whose d_kv (8) is not d_model / heads (10), as in FLAN-T5-small; Optimum's empty past is 10 wide."""
+    """A base with d_kv (8) other than d_model / heads (10), as in FLAN-T5-small. Optimum's empty past is 10 wide."""
     folder = tmp_path_factory.mktemp("optimum")
     return Pair(redraw(save_tiny_t5(folder / "tiny"), seed=4, end=1.5), folder / "out")
 
 
 @pytest.fixture(scope="module")
 def square(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Of a base whose d_kv is d_model / heads, with Optimum's io binding."""
+    """A base with d_kv = d_model / heads, with Optimum's IO binding."""
     folder = tmp_path_factory.mktemp("square")
     checkpoint = redraw(save_tiny_t5(folder / "tiny", num_heads=4), seed=5, end=1.5)
     binding = {f"bound, {name}": load | {"use_io_binding": True} for name, load in LOADS.items()}
@@ -125,12 +125,12 @@ def test_io_binding_takes_d_model_over_heads_for_the_width_of_a_head(pair: Pair,
 
 
 @pytest.mark.parametrize("load", LOADS)
-def test_optimums_encoder_alone_is_pytorchs(pair: Pair, load: str) -> None:
+def test_optimum_encoder_equals_that_of_pytorch(pair: Pair, load: str) -> None:
     ids, mask = map(torch.from_numpy, batch([9, 3]))
     with torch.inference_mode():
         expected = pair.torch.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-    made = pair.models[load].encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    assert torch.allclose(made[mask > 0], expected[mask > 0], atol=1e-4)
+    hidden = pair.models[load].encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert torch.allclose(hidden[mask > 0], expected[mask > 0], atol=1e-4)
 
 
 def test_optimums_forward_scores_as_pytorch_does(pair: Pair) -> None:

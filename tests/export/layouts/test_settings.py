@@ -62,11 +62,11 @@ def test_single_names_every_setting_that_it_lacks() -> None:
 
 def test_every_option_of_generation_is_an_input_or_refused() -> None:
     """A new option must not pass `single` unnoticed."""
-    others = {"labels", "allowed", "output_scores"}  # no settings of a checkpoint
+    not_settings = {"labels", "allowed", "output_scores"}  # no settings of a checkpoint
     for name, value in vars(Options()).items():
         changed = 3 if value is None or value == () else value + 1 if type(value) in (int, float) else not value
-        known = name in single._INPUTS or name in single._SAME_ANSWERS or name in others
-        assert known or unsupported("single", {name: changed}) == {name: changed}
+        supported = name in single._INPUTS or name in single._SAME_ANSWERS or name in not_settings
+        assert supported or unsupported("single", {name: changed}) == {name: changed}
         assert not unsupported("single", {name: value})
 
 
@@ -96,22 +96,22 @@ def test_force_leaves_settings_out_and_says_so(save: Callable[..., Path], tmp_pa
 def test_the_example_of_single_generates_with_the_settings_of_the_task(
     save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampled: bool
 ) -> None:
-    own = {"do_sample": True, "top_k": 7, "temperature": 0.5} if sampled else {}
-    folder = save({"min_new_tokens": 6, "max_new_tokens": 9, "eos_token_id": [1, 5, 30, 41], **own})
+    settings = {"do_sample": True, "top_k": 7, "temperature": 0.5} if sampled else {}
+    folder = save({"min_new_tokens": 6, "max_new_tokens": 9, "eos_token_id": [1, 5, 30, 41], **settings})
     export_onnx(str(folder), tmp_path / "out", layout="single")
     code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path / "out")
-    made = runpy.run_path(str(tmp_path / "example.py"))
-    assert 6 <= made["sequences"].shape[1] <= 9
+    variables = runpy.run_path(str(tmp_path / "example.py"))
+    assert 6 <= variables["sequences"].shape[1] <= 9
     if sampled:
-        assert made["inputs"]["top_k"] == 7 and made["inputs"]["temperature"] == 0.5
-        assert made["inputs"]["uniform"].shape == (2, 9)
+        assert variables["inputs"]["top_k"] == 7 and variables["inputs"]["temperature"] == 0.5
+        assert variables["inputs"]["uniform"].shape == (2, 9)
     else:
         import torch
 
-        inputs = {name: torch.from_numpy(made["inputs"][name]) for name in ("input_ids", "attention_mask")}
-        assert torch_model(folder).generate(**inputs)[:, 1:].tolist() == made["sequences"].tolist()
+        inputs = {name: torch.from_numpy(variables["inputs"][name]) for name in ("input_ids", "attention_mask")}
+        assert torch_model(folder).generate(**inputs)[:, 1:].tolist() == variables["sequences"].tolist()
 
 
 def test_optimum_names_what_its_consumers_ignore() -> None:
@@ -125,5 +125,5 @@ def test_optimum_names_what_its_consumers_ignore() -> None:
 def test_optimums_generation_config_keeps_every_setting(save: Callable[..., Path], tmp_path: Path) -> None:
     together = {name: value for generation in LACKING[:5] for name, value in generation.items()}
     export_onnx(str(save(together)), tmp_path / "out", layout="optimum")
-    own = json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8"))
-    assert together.items() <= own.items()
+    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8"))
+    assert together.items() <= settings.items()

@@ -27,12 +27,12 @@ pytestmark = [
 ]
 
 
-def test_transformers_js_generates_what_the_bundle_does(tiny_base: Path, tmp_path: Path) -> None:
+def test_transformers_js_and_bundle_generate_the_same_text(tiny_base: Path, tmp_path: Path) -> None:
     texts = ["abc", "some more words here", "x y z"]
     expected = generate(load(str(export_onnx(str(tiny_base), tmp_path / "bundle").out)), texts, {"max_new_tokens": 12})
     assert len(set(expected)) > 1
     export_onnx(str(tiny_base), tmp_path / "model", layout="optimum")
-    made = subprocess.run(
+    process = subprocess.run(
         ["node", SCRIPT, f"{tmp_path}/", "model", "12"],
         input="\n".join(texts) + "\n",
         cwd=PACKAGES,
@@ -41,4 +41,4 @@ def test_transformers_js_generates_what_the_bundle_does(tiny_base: Path, tmp_pat
         timeout=120,
         check=True,
     )
-    assert [json.loads(line) for line in made.stdout.splitlines()] == expected
+    assert [json.loads(line) for line in process.stdout.splitlines()] == expected

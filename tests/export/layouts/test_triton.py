@@ -47,18 +47,18 @@ def model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ort.Inf
 def requests(seed: int) -> list[dict[str, np.ndarray]]:
     """One request of one row for each of OPTIONS, with the same shapes."""
     rng = np.random.default_rng(seed)
-    made = []
+    feeds = []
     for options in OPTIONS:
         length = int(rng.integers(2, 8))
         ids = np.pad(np.append(rng.integers(3, 60, (1, length - 1)), END), (0, 8 - length))[None]
         feed = rows_feed(ids, (np.arange(8) < length).astype(np.int64)[None], 0, 0)
         feed["uniform"] = rng.random((1, WIDTH), np.float32)
-        made.append(feed | {name: np.array([[value]], feed[name].dtype) for name, value in options.items()})
-    return made
+        feeds.append(feed | {name: np.array([[value]], feed[name].dtype) for name, value in options.items()})
+    return feeds
 
 
 def joined(feeds: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What Triton's batcher makes of requests."""
+    """Join requests like Triton's batcher."""
     return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
 
 
@@ -105,24 +105,24 @@ def test_greedy_rows_are_pytorchs_each_within_its_limits(model: ort.InferenceSes
     limits = [(0, 12), (7, 9), (3, 4)]
     feed = rows_feed(ids, mask, 0, 0)
     feed["min_new_tokens"], feed["max_new_tokens"] = (np.array(column)[:, None] for column in zip(*limits, strict=True))
-    made = texts(model.run(None, feed)[0])
+    answers = texts(model.run(None, feed)[0])
     torch = torch_model(checkpoint)
     for row, (least, most) in enumerate(limits):
-        one = slice(row, row + 1)
-        assert [made[row]] == texts(torch_greedy(torch, ids[one], mask[one], most, least))
+        place = slice(row, row + 1)
+        assert [answers[row]] == texts(torch_greedy(torch, ids[place], mask[place], most, least))
 
 
-def test_what_follows_an_end_is_padding(model: ort.InferenceSession) -> None:
-    (made,) = model.run(None, joined(requests(0)))
-    for row, text in zip(made.tolist(), texts(made), strict=True):
+def test_answers_are_padded_after_their_end(model: ort.InferenceSession) -> None:
+    (sequences,) = model.run(None, joined(requests(0)))
+    for row, text in zip(sequences.tolist(), texts(sequences), strict=True):
         assert set(row[len(text) :]) <= {PAD}
 
 
 @pytest.mark.parametrize("columns", [0, 1, 5])
-def test_a_row_with_too_few_numbers_is_marked_and_harms_no_other(model: ort.InferenceSession, columns: int) -> None:
+def test_a_row_with_too_few_random_numbers_is_marked_alone(model: ort.InferenceSession, columns: int) -> None:
     feeds = [feed | {"uniform": feed["uniform"][:, :columns]} for feed in requests(1)]
-    (made,) = model.run(None, joined(feeds))
-    for options, feed, row in zip(OPTIONS, feeds, made, strict=True):
+    (sequences,) = model.run(None, joined(feeds))
+    for options, feed, row in zip(OPTIONS, feeds, sequences, strict=True):
         lacks = options["temperature"] > 0 and options["max_new_tokens"] > columns
         assert (row == -1).all() if lacks else not (row == -1).any()
         (alone,) = model.run(None, feed)
@@ -138,17 +138,17 @@ def config_class() -> Any:
         kinds.value.add(name=name, number=number)
 
     def message(name: str, /, **fields: tuple[int, int, str]) -> None:
-        made = file.message_type.add(name=name)
+        message_type = file.message_type.add(name=name)
         for number, (key, (label, kind, type_name)) in enumerate(fields.items(), 1):
-            made.field.add(name=key, number=number, label=label, type=kind, type_name=type_name or None)
+            message_type.field.add(name=key, number=number, label=label, type=kind, type_name=type_name or None)
 
-    one, many = f.LABEL_OPTIONAL, f.LABEL_REPEATED
-    text, whole = (one, f.TYPE_STRING, ""), (one, f.TYPE_INT64, "")
+    optional, repeated = f.LABEL_OPTIONAL, f.LABEL_REPEATED
+    text, whole = (optional, f.TYPE_STRING, ""), (optional, f.TYPE_INT64, "")
     message("Batching", max_queue_delay_microseconds=whole)
-    dims = (many, f.TYPE_INT64, "")
-    message("Tensor", name=text, data_type=(one, f.TYPE_ENUM, ".triton.DataType"), dims=dims)
-    tensors = (many, f.TYPE_MESSAGE, ".triton.Tensor")
-    batching = (one, f.TYPE_MESSAGE, ".triton.Batching")
+    dims = (repeated, f.TYPE_INT64, "")
+    message("Tensor", name=text, data_type=(optional, f.TYPE_ENUM, ".triton.DataType"), dims=dims)
+    tensors = (repeated, f.TYPE_MESSAGE, ".triton.Tensor")
+    batching = (optional, f.TYPE_MESSAGE, ".triton.Batching")
     message(
         "Config",
         name=text,

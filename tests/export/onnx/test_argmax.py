@@ -1,4 +1,4 @@
-"""The token that the blocks find is the one that numpy's argmax finds, over every vocabulary."""
+"""Argmax by blocks equals numpy's argmax for every vocabulary size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def found(logits: np.ndarray, barred: int | None = None, when: bool = True) -> n
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5))
-def test_it_is_the_first_of_the_highest(vocabulary: int, seed: int, rows: int, length: int, kinds: int) -> None:
+def test_argmax_returns_the_first_maximum(vocabulary: int, seed: int, rows: int, length: int, kinds: int) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.integers(0, 2**kinds, (rows, length, vocabulary)).astype(np.float32)  # many are equal
     assert np.array_equal(found(logits), logits.argmax(-1))
@@ -35,7 +35,7 @@ def test_it_is_the_first_of_the_highest(vocabulary: int, seed: int, rows: int, l
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES[1:])
 @given(st.data())
-def test_a_token_that_is_barred_is_not_chosen(vocabulary: int, data: st.DataObject) -> None:
+def test_barred_tokens_are_not_chosen(vocabulary: int, data: st.DataObject) -> None:
     barred = data.draw(st.integers(0, vocabulary - 1))
     logits = np.random.default_rng(data.draw(st.integers(0, 9))).normal(size=(2, 2, vocabulary)).astype(np.float32)
     logits[0, :, barred] = 50
@@ -45,7 +45,7 @@ def test_a_token_that_is_barred_is_not_chosen(vocabulary: int, data: st.DataObje
     assert np.array_equal(found(logits, barred, when=False), logits.argmax(-1))
 
 
-def test_logits_that_are_ruled_out_leave_what_remains() -> None:
+def test_infinite_logits_are_not_chosen() -> None:
     logits = np.full((1, 1, 384), -np.inf, np.float32)
     logits[0, 0, 300] = -1e30
     assert found(logits).item() == 300

@@ -42,13 +42,13 @@ def test_the_nearest_step_is_at_most_half_a_step_away(size: int, bits: int, outp
 
 
 @given(st.integers(5, 40), st.integers(16, 100), st.integers(0, 9))
-def test_compensated_weights_put_out_what_is_closer(outputs: int, inputs: int, seed: int) -> None:
-    """Of fewer weights chance may take more than compensation gives."""
+def test_compensation_reduces_the_output_error(outputs: int, inputs: int, seed: int) -> None:
+    """With fewer weights, chance may outweigh the gain of compensation."""
     weight, rows = weights(outputs, inputs, seed), correlated(300, inputs, seed)
     exact = rows @ weight.T
     errors = [
-        np.linalg.norm(rows @ read_back(*found, 4, inputs).T - exact)
-        for found in (round_with_compensation(weight, rows.T @ rows, 4, 32), round_to_nearest(weight, 4, 32))
+        np.linalg.norm(rows @ read_back(*rounded, 4, inputs).T - exact)
+        for rounded in (round_with_compensation(weight, rows.T @ rows, 4, 32), round_to_nearest(weight, 4, 32))
     ]
     assert errors[0] <= errors[1] * 0.8
 
@@ -61,33 +61,33 @@ def test_compensated_weights_lie_on_the_grid(outputs: int, inputs: int, bits: in
     assert steps.max() < 1 << bits and np.isfinite(scale).all() and scale.all()
 
 
-def test_compensation_takes_away_most_of_the_error_where_inputs_are_alike() -> None:
+def test_compensation_removes_most_of_the_error_of_correlated_inputs() -> None:
     weight, rows = weights(200, 256), correlated(2000, 256)
     exact = rows @ weight.T
     compensated_error, nearest_error = (
-        np.linalg.norm(rows @ read_back(*found, 4, 256).T - exact)
-        for found in (round_with_compensation(weight, rows.T @ rows, 4, 32), round_to_nearest(weight, 4, 32))
+        np.linalg.norm(rows @ read_back(*rounded, 4, 256).T - exact)
+        for rounded in (round_with_compensation(weight, rows.T @ rows, 4, 32), round_to_nearest(weight, 4, 32))
     )
     assert compensated_error < 0.4 * nearest_error
 
 
-def test_inputs_that_have_nothing_in_common_are_rounded_to_the_nearest() -> None:
+def test_uncorrelated_inputs_are_rounded_to_nearest() -> None:
     weight = weights(9, 96)
     steps, scale = round_with_compensation(weight, np.diag(np.arange(1.0, 97)), 4, 32)
     np.testing.assert_array_equal(steps, np.clip(np.rint(weight.reshape(9, 3, 32) / scale[..., None]) + 8, 0, 15))
 
 
-def test_the_scale_of_a_block_is_the_one_that_costs_least() -> None:
+def test_the_scale_of_a_block_minimizes_the_error() -> None:
     weight, importance = weights(200, 96), np.arange(1.0, 97)
     costs = [
-        (importance * (read_back(*found, 4, 96) - weight) ** 2).reshape(200, 3, 32).sum(2)
-        for found in (round_with_compensation(weight, np.diag(importance), 4, 32), round_to_nearest(weight, 4, 32))
+        (importance * (read_back(*rounded, 4, 96) - weight) ** 2).reshape(200, 3, 32).sum(2)
+        for rounded in (round_with_compensation(weight, np.diag(importance), 4, 32), round_to_nearest(weight, 4, 32))
     ]
     assert (costs[0] <= costs[1] * 1.0001).all()
     assert costs[0].sum() < 0.95 * costs[1].sum()
 
 
-def test_outputs_are_rounded_alike_together_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_does_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, rows = weights(37, 70), correlated(50, 70)
     whole = round_with_compensation(weight, rows.T @ rows, 4, 32)
     monkeypatch.setattr(gptq, "_OUTPUTS", 5)
@@ -97,14 +97,14 @@ def test_outputs_are_rounded_alike_together_and_alone(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("moments", [np.zeros((40, 40)), np.full((40, 40), 1e-30), np.ones((40, 40))])
-def test_a_calibration_that_says_little_does_no_harm(moments: np.ndarray) -> None:
+def test_a_small_calibration_is_not_worse_than_none(moments: np.ndarray) -> None:
     weight = weights(6, 40)
     steps, scale = round_with_compensation(weight, moments, 4, 32)
     assert np.isfinite(scale).all()
     assert np.abs(read_back(steps, scale, 4, 40) - weight).max() < 2
 
 
-def test_weights_that_are_zero_stay_zero() -> None:
+def test_zero_weights_stay_zero() -> None:
     for steps, scale in (
         round_to_nearest(np.zeros((2, 33), np.float32), 4, 32),
         round_with_compensation(np.zeros((2, 33)), np.eye(33), 4, 32),

@@ -47,15 +47,15 @@ def test_a_node_of_several_outputs_names_each() -> None:
     first, second = g.ops("Split", x, g.ints(2, 4), outputs=[None, g.output("rest", INT64, 4)], axis=0)
     assert second == "rest" != first
     g.op("Identity", first, output=g.output("first", INT64, 2))
-    rest, begin = run(g, x=np.arange(6))
-    assert rest.tolist() == [2, 3, 4, 5] and begin.tolist() == [0, 1]
+    end, begin = run(g, x=np.arange(6))
+    assert end.tolist() == [2, 3, 4, 5] and begin.tolist() == [0, 1]
 
 
 def test_made_names_never_repeat() -> None:
     g = Graph("names")
     x = g.input("x", FLOAT, 1)
-    made = [g.op("Neg", x) for _ in range(20)] + [g.constant(np.array([i], np.float32)) for i in range(20)]
-    assert len(set(made)) == 40
+    names = [g.op("Neg", x) for _ in range(20)] + [g.constant(np.array([i], np.float32)) for i in range(20)]
+    assert len(set(names)) == 40
     nodes = [node.name for node in g.model().graph.node]
     assert len(set(nodes)) == 20
 
@@ -93,12 +93,12 @@ def test_a_weight_is_made_only_when_its_name_is_new() -> None:
     assert np.array_equal(constants(g)["table"], np.ones(3))
 
 
-def test_what_is_asked_for_again_is_appended_once() -> None:
+def test_once_appends_a_node_once() -> None:
     g = Graph("once")
     x = g.input("x", FLOAT, 1)
     first, again = (g.once("minus", lambda: g.op("Neg", x)) for _ in range(2))
-    other = g.once("other minus", lambda: g.op("Neg", x))
-    assert first == again != other
+    another = g.once("other minus", lambda: g.op("Neg", x))
+    assert first == again != another
     assert len(g.model().graph.node) == 2
 
 
@@ -116,13 +116,13 @@ def doubling(g: Graph) -> None:
     g.scalar(0)
     body = g.body("turn")
     turn, go, value = body.input("turn", INT64), body.input("go", BOOL), body.input("value", FLOAT, "b")
-    then, other = body.body("then"), body.body("other")
+    then, otherwise = body.body("then"), body.body("other")
     then.output(then.op("Add", value, then.constant(np.float32([10]), "ten")), FLOAT, "b")
-    other.output(other.op("Identity", value), FLOAT, "b")
+    otherwise.output(otherwise.op("Identity", value), FLOAT, "b")
     first = body.op("Equal", turn, body.scalar(0))
-    chosen = body.op("If", first, then_branch=then.proto(), else_branch=other.proto())
+    result = body.op("If", first, then_branch=then.proto(), else_branch=otherwise.proto())
     body.output(body.op("Identity", go), BOOL)
-    body.output(body.op("Mul", chosen, body.constant(np.float32([2]), "two")), FLOAT, "b")
+    body.output(body.op("Mul", result, body.constant(np.float32([2]), "two")), FLOAT, "b")
     true = g.constant(np.array(True), "true")
     g.op("Loop", n, true, x, output=g.output("y", FLOAT, "b"), body=body.proto())
 
@@ -138,8 +138,8 @@ def test_names_in_bodies_never_repeat() -> None:
     g = Graph("names")
     body = g.body("body")
     inner = body.body("inner")
-    made = [graph.op("Neg", "x") for graph in (g, body, inner, g, inner, body)]
-    assert len(set(made)) == 6
+    names = [graph.op("Neg", "x") for graph in (g, body, inner, g, inner, body)]
+    assert len(set(names)) == 6
 
 
 def test_a_body_makes_once_what_its_graph_made_too() -> None:
@@ -172,8 +172,10 @@ def test_large_constants_lie_beside_the_graph(tmp_path: Path) -> None:
     session = ort.InferenceSession(tmp_path / "sum.onnx", providers=["CPUExecutionProvider"])
     [y] = session.run(None, {"x": np.zeros((), np.float32)})
     assert y == pytest.approx(5 + sum(table.sum(dtype=np.float64) for _, table in LARGE), abs=1e-4)
-    read = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "sum.onnx").graph.initializer}
-    assert all(np.array_equal(read[name], table) for name, table in LARGE)
+    arrays = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "sum.onnx").graph.initializer
+    }
+    assert all(np.array_equal(arrays[name], table) for name, table in LARGE)
 
 
 def test_constants_beside_the_graph_can_be_mapped(tmp_path: Path) -> None:
@@ -199,8 +201,8 @@ def test_graphs_of_a_folder_store_a_weight_once(tmp_path: Path) -> None:
         for name in ("first", "second"):
             g = Graph(name, file)
             table = g.weight("table", lambda: np.full(1000, 3, np.float32) if "table" not in file else pytest.fail())
-            own = g.weight(f"{name}.own", lambda name=name: np.full(1000, len(name), np.float32))
-            g.op("Add", table, own, output=g.output("y", FLOAT, 1000))
+            private = g.weight(f"{name}.own", lambda name=name: np.full(1000, len(name), np.float32))
+            g.op("Add", table, private, output=g.output("y", FLOAT, 1000))
             onnx.save(g.model(), tmp_path / f"{name}.onnx")
     assert (tmp_path / "weights.bin").stat().st_size == 2 * 4096 + 4000
     for name in ("first", "second"):
@@ -231,14 +233,14 @@ def test_the_model_says_what_reads_it() -> None:
 
 
 @pytest.mark.parametrize("largest", [10_000, 10_000_000])
-def test_what_one_file_cannot_hold_lies_beside_it(
+def test_weights_too_large_for_one_file_are_external(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int
 ) -> None:
     """Protobuf ends at 2 GiB, and cannot even count beyond (benchmarks.studies.large does that in earnest)."""
     monkeypatch.setattr(graph, "_LARGEST", largest)
     table = np.arange(10_000, dtype=np.float32)
-    made = onnx.helper.make_graph([], "g", [], [], [numpy_helper.from_array(table, "table")])
-    graph.save(onnx.helper.make_model(made, ir_version=10), tmp_path / "one.onnx")
+    proto = onnx.helper.make_graph([], "g", [], [], [numpy_helper.from_array(table, "table")])
+    graph.save(onnx.helper.make_model(proto, ir_version=10), tmp_path / "one.onnx")
     assert (tmp_path / "one.onnx_data").is_file() == (largest < table.nbytes)
-    (read,) = onnx.load(tmp_path / "one.onnx").graph.initializer
-    assert np.array_equal(numpy_helper.to_array(read), table)
+    (stored,) = onnx.load(tmp_path / "one.onnx").graph.initializer
+    assert np.array_equal(numpy_helper.to_array(stored), table)

@@ -25,7 +25,7 @@ from lora_ft.export.onnx.graphs import (
     single_model,
     top_k_model,
 )
-from lora_ft.export.onnx.t5 import T5
+from lora_ft.export.onnx.model_parts import ModelParts
 from lora_ft.export.runtime.session import open_session
 from tests.export.family import Graphs, assert_close, inputs, save_member
 from tests.export.oracle import END, PAD, torch_greedy, torch_logits, torch_model
@@ -44,18 +44,18 @@ ENDING = {
 
 @dataclass
 class Member:
-    """The graphs of a checkpoint, what transformers makes of the same files, and sources of unlike lengths."""
+    """The graphs and the transformers model of a checkpoint, with sources of different lengths."""
 
     graphs: Graphs
     torch: T5ForConditionalGeneration
     ids: np.ndarray
     mask: np.ndarray
 
-    def rows(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Some of the sources, without columns that none of them has."""
-        mask = self.mask[chosen]
+    def rows(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return some of the sources, without all-padding columns."""
+        mask = self.mask[numbers]
         longest = mask.sum(1).max()
-        return self.ids[chosen, :longest], mask[:, :longest]
+        return self.ids[numbers, :longest], mask[:, :longest]
 
 
 @pytest.fixture(scope="module", params=ENDING)
@@ -71,25 +71,25 @@ def flan(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
 
 
 def ended(tokens: np.ndarray) -> np.ndarray:
-    """Which rows have their </s>."""
+    """Return a mask of the rows with </s>."""
     return (tokens == END).any(axis=1)
 
 
 @pytest.mark.parametrize("least", [0, 1, 6, LIMIT])
-def test_the_graphs_make_transformers_greedy_tokens(member: Member, least: int) -> None:
+def test_greedy_tokens_equal_those_of_transformers(member: Member, least: int) -> None:
     expected = torch_greedy(member.torch, member.ids, member.mask, LIMIT, least)
     assert least == LIMIT or 0 < ended(expected).sum() < len(expected)
     assert np.array_equal(member.graphs.greedy(member.ids, member.mask, LIMIT, least), expected)
     assert np.array_equal(member.graphs.single(member.ids, member.mask, LIMIT, least), expected)
 
 
-def test_no_row_ends_before_its_least_tokens(member: Member) -> None:
-    free, held = (member.graphs.greedy(member.ids, member.mask, LIMIT, least) for least in (0, 9))
+def test_rows_respect_the_minimum_length(member: Member) -> None:
+    free, limited = (member.graphs.greedy(member.ids, member.mask, LIMIT, least) for least in (0, 9))
     assert (free[:, :9] == END).any()
-    assert not (held[:, :9] == END).any()
+    assert not (limited[:, :9] == END).any()
     going = ~ended(free[:, :9])  # nobody held these back
     assert going.any()
-    assert np.array_equal(free[going, :9], held[going, :9])
+    assert np.array_equal(free[going, :9], limited[going, :9])
 
 
 def test_the_loop_stops_when_every_row_has_ended(member: Member) -> None:
@@ -97,8 +97,8 @@ def test_the_loop_stops_when_every_row_has_ended(member: Member) -> None:
     ids, mask = member.rows(np.flatnonzero(ended(tokens)))
     longest = np.where(tokens == END, np.arange(1, tokens.shape[1] + 1), 0).max()
     assert longest < LIMIT
-    for made in (member.graphs.greedy(ids, mask, LIMIT), member.graphs.single(ids, mask, LIMIT)):
-        assert made.shape == (len(ids), longest)
+    for generated in (member.graphs.greedy(ids, mask, LIMIT), member.graphs.single(ids, mask, LIMIT)):
+        assert generated.shape == (len(ids), longest)
 
 
 def test_only_padding_follows_the_end_of_a_row(member: Member) -> None:
@@ -115,7 +115,7 @@ def test_the_loop_stops_at_its_limit(member: Member, limit: int) -> None:
     assert np.array_equal(member.graphs.single(member.ids, member.mask, limit), whole[:, :limit])
 
 
-def test_a_row_alone_has_the_tokens_it_has_among_others(member: Member) -> None:
+def test_a_row_does_not_depend_on_its_batch(member: Member) -> None:
     together = member.graphs.greedy(member.ids, member.mask, LIMIT)
     for i in range(len(member.ids)):
         alone = member.graphs.greedy(*member.rows(np.array([i])), LIMIT)[0]
@@ -124,23 +124,23 @@ def test_a_row_alone_has_the_tokens_it_has_among_others(member: Member) -> None:
 
 
 @pytest.mark.parametrize("length", [6, 11])
-def test_steps_write_the_cache_that_the_decoder_writes(member: Member, length: int) -> None:
-    """A first call with several tokens, then one at a time, in room that is filled to its end or is not."""
+def test_step_and_decoder_write_the_same_cache(member: Member, length: int) -> None:
+    """Start with several tokens, then step one by one, with and without spare capacity."""
     ids, mask, decoder_ids = inputs(3, 7, 6)
     fixed, cache = member.graphs.encode(ids, mask), member.graphs.room(3, length, np.nan)
     expected, best, caches = member.graphs.decode(fixed, decoder_ids, [6])
     begun = 0
     for count in (3, 1, 1, 1):
         new = decoder_ids[:, begun : begun + count]
-        some, chosen, cache = member.graphs.call(fixed, cache, begun, new, step=True)
+        some, tokens, cache = member.graphs.call(fixed, cache, begun, new, step=True)
         assert_close(some, expected[:, begun : begun + count])
-        assert np.array_equal(chosen, best[:, begun : begun + count])
+        assert np.array_equal(tokens, best[:, begun : begun + count])
         begun += count
     for name, values in caches.items():
         assert_close(cache[name][:, :, :6], values)
 
 
-def test_a_single_row_may_step_by_several_tokens_and_back(member: Member) -> None:
+def test_a_single_row_may_add_and_remove_several_tokens(member: Member) -> None:
     ids, mask, decoder_ids = inputs(1, 7, 9)
     fixed, cache = member.graphs.encode(ids, mask), member.graphs.room(1, 12, np.nan)
     expected = member.graphs.forced(ids, mask, decoder_ids)
@@ -152,17 +152,17 @@ def test_a_single_row_may_step_by_several_tokens_and_back(member: Member) -> Non
 
 
 @pytest.mark.parametrize("step", [True, False])
-def test_each_row_goes_on_from_a_length_of_its_own(member: Member, step: bool) -> None:
-    """Rejected drafts: rows keep 1, 3, 2 and 0 of the three tokens that follow the first, then go on."""
+def test_rows_continue_from_different_lengths(member: Member, step: bool) -> None:
+    """Reject drafts: rows keep 1, 3, 2 and 0 of three drafted tokens, then continue."""
     ids, mask, decoder_ids = inputs(4, 7, 9)
-    fixed, kept = member.graphs.encode(ids, mask), np.array([1, 3, 2, 0])
+    fixed, lengths = member.graphs.encode(ids, mask), np.array([1, 3, 2, 0])
     drafted = decoder_ids[:, :4].copy()
-    rejected = np.arange(4) > kept[:, None]
+    rejected = np.arange(4) > lengths[:, None]
     drafted[rejected] = (drafted[rejected] + 17) % 60 + 2
     expected = torch_logits(member.torch, ids, mask, decoder_ids)
     _, _, cache = member.graphs.call(fixed, member.graphs.room(4, 9), 0, drafted)
     for turn in range(5):
-        now = (kept + 1 + turn)[:, None]
+        now = (lengths + 1 + turn)[:, None]
         token = np.take_along_axis(decoder_ids, now, axis=1)
         logits, _, cache = member.graphs.call(fixed, cache, now[:, 0], token, step=step)
         assert_close(logits, np.take_along_axis(expected, now[..., None], axis=1))
@@ -170,20 +170,20 @@ def test_each_row_goes_on_from_a_length_of_its_own(member: Member, step: bool) -
 
 @settings(max_examples=30)
 @given(data=st.data(), room=st.integers(12, 20))
-def test_tokens_taken_back_anywhere_change_nothing(flan: Graphs, data: st.DataObject, room: int) -> None:
+def test_removed_tokens_do_not_affect_later_logits(flan: Graphs, data: st.DataObject, room: int) -> None:
     ids, mask, decoder_ids = inputs(3, 6, 12)
     fixed, expected = flan.encode(ids, mask), flan.forced(ids, mask, decoder_ids)
     cache, lengths = flan.room(3, room), np.zeros(3, np.int64)
     while lengths.max() < 12:
         count = data.draw(st.integers(1, 12 - int(lengths.max())))
-        kept = np.array([data.draw(st.integers(1, count)) for _ in lengths])
+        counts = np.array([data.draw(st.integers(1, count)) for _ in lengths])
         places = lengths[:, None] + np.arange(count)
         tokens = np.take_along_axis(decoder_ids, places, axis=1)
-        right = np.arange(count) < kept[:, None]
-        logits, best, cache = flan.call(fixed, cache, lengths, np.where(right, tokens, (tokens + 5) % 60 + 2))
+        is_kept = np.arange(count) < counts[:, None]
+        logits, best, cache = flan.call(fixed, cache, lengths, np.where(is_kept, tokens, (tokens + 5) % 60 + 2))
         assert np.array_equal(best, logits.argmax(-1))
-        assert_close(logits[right], np.take_along_axis(expected, places[..., None], axis=1)[right])
-        lengths = lengths + kept
+        assert_close(logits[is_kept], np.take_along_axis(expected, places[..., None], axis=1)[is_kept])
+        lengths = lengths + counts
 
 
 @pytest.mark.parametrize("copies", [2, 3, 5])
@@ -194,28 +194,28 @@ def test_rows_may_share_a_source(member: Member, sources: int, copies: int) -> N
     apart = np.repeat(ids, copies, axis=0), np.repeat(mask, copies, axis=0)
     logits, best, cache = member.graphs.decode(member.graphs.encode(ids, mask), decoder_ids, [1, 3, 2])
     assert_close(logits, torch_logits(member.torch, *apart, decoder_ids))
-    expected, chosen, caches = member.graphs.decode(member.graphs.encode(*apart), decoder_ids, [1, 3, 2])
+    expected, tokens, caches = member.graphs.decode(member.graphs.encode(*apart), decoder_ids, [1, 3, 2])
     assert_close(logits, expected)
-    assert np.array_equal(best, chosen)
+    assert np.array_equal(best, tokens)
     for name, values in caches.items():
         assert_close(cache[name], values)
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 1], [2], [1, 1, 1, 0, 3, 3], []])
 @pytest.mark.parametrize("length", [0, 5])
-def test_rows_of_a_cache_are_selected(flan: Graphs, rows: list[int], length: int) -> None:
+def test_cache_rows_are_selected(flan: Graphs, rows: list[int], length: int) -> None:
     a, rng = flan.architecture, np.random.default_rng(0)
     names = [f"{i}.{kind}" for i in range(a.decoder_layers) for kind in ("key", "value")]
     values = {name: rng.standard_normal((4, a.heads, length, a.d_kv), np.float32) for name in names}
-    session = open_session(reorder_cache_model(flan.t5).SerializeToString(), threads=1)
-    made = session.run([f"selected.{name}" for name in names], values | {"rows": np.array(rows, np.int64)})
-    assert all(np.array_equal(array, values[name][rows]) for name, array in zip(names, made, strict=True))
+    session = open_session(reorder_cache_model(flan.parts).SerializeToString(), threads=1)
+    selected = session.run([f"selected.{name}" for name in names], values | {"rows": np.array(rows, np.int64)})
+    assert all(np.array_equal(array, values[name][rows]) for name, array in zip(names, selected, strict=True))
 
 
-def ranked(t5: T5, logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of the likeliest tokens, and those."""
+def ranked(parts: ModelParts, logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (log-probabilities, tokens) of the likeliest tokens."""
     normal, best = (
-        open_session(build(t5).SerializeToString(), threads=1) for build in (log_softmax_model, top_k_model)
+        open_session(build(parts).SerializeToString(), threads=1) for build in (log_softmax_model, top_k_model)
     )
     (log_probs,) = normal.run(["log_probs"], {"logits": logits})
     return tuple(best.run(["highest", "tokens"], {"scores": log_probs, "count": np.array([count])}))
@@ -224,23 +224,23 @@ def ranked(t5: T5, logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarr
 @pytest.mark.parametrize("count", [1, 4, 80, 500])
 def test_the_likeliest_tokens_are_ranked_with_their_log_probabilities(flan: Graphs, count: int) -> None:
     logits = np.random.default_rng(0).standard_normal((3, 2, flan.architecture.vocabulary), np.float32) * 9
-    log_probs, tokens = ranked(flan.t5, logits, count)
+    log_probs, tokens = ranked(flan.parts, logits, count)
     expected = torch.log_softmax(torch.from_numpy(logits), -1).topk(min(count, flan.architecture.vocabulary))
     assert_close(log_probs, expected.values.numpy())
     assert np.array_equal(tokens, expected.indices.numpy())
 
 
-def test_a_token_that_cannot_be_made_is_ranked_last(flan: Graphs) -> None:
+def test_a_forbidden_token_is_ranked_last(flan: Graphs) -> None:
     logits = np.zeros((1, 1, flan.architecture.vocabulary), np.float32)
     logits[0, 0, 7], logits[0, 0, 5] = -np.inf, 2
-    log_probs, tokens = ranked(flan.t5, logits, 80)
+    log_probs, tokens = ranked(flan.parts, logits, 80)
     assert (tokens[0, 0, 0], tokens[0, 0, -1]) == (5, 7)
     assert np.isneginf(log_probs[0, 0, -1]) and np.isfinite(log_probs[0, 0, :-1]).all()
 
 
-def test_the_graphs_are_of_an_ir_that_old_runtimes_read(flan: Graphs) -> None:
+def test_graphs_use_an_ir_version_of_old_runtimes(flan: Graphs) -> None:
     builds = encoder_model, decoder_model, log_softmax_model, top_k_model, reorder_cache_model, single_model
-    for model in (*(build(flan.t5) for build in builds), decoder_model(flan.t5, step=True)):
+    for model in (*(build(flan.parts) for build in builds), decoder_model(flan.parts, step=True)):
         assert model.ir_version == IR_VERSION == 10
         assert {entry.domain for entry in model.opset_import} == {"", "com.microsoft"}
 
@@ -250,7 +250,7 @@ def test_the_graphs_of_a_folder_share_every_weight(member: Member, tmp_path: Pat
     with WeightFile(tmp_path / "weights.bin") as file:
         step = partial(decoder_model, step=True)
         for name, build in (("encoder", encoder_model), ("decoder", decoder_model), ("step", step)):
-            model = build(member.graphs.t5, file)
+            model = build(member.graphs.parts, file)
             entries = [
                 {entry.key: entry.value for entry in tensor.external_data}
                 for tensor in model.graph.initializer
@@ -267,8 +267,8 @@ def test_the_graphs_of_a_folder_share_every_weight(member: Member, tmp_path: Pat
     assert end == (tmp_path / "weights.bin").stat().st_size
 
 
-def test_every_weight_of_a_checkpoint_takes_part(tmp_path: Path) -> None:
-    """What is changed in a checkpoint is changed in what its graphs say."""
+def test_every_weight_affects_the_output(tmp_path: Path) -> None:
+    """A change of any weight changes the outputs of the graphs."""
     folder = save_member(tmp_path / "t5", "t5 1.1 and flan")
     weights = Checkpoint(folder)
 

@@ -25,7 +25,7 @@ def transformers_bucket(offset: np.ndarray, buckets: int, far: int, *, bidirecti
 
 
 def at_an_edge(offset: np.ndarray, buckets: int, far: int, *, bidirectional: bool) -> np.ndarray:
-    """Whether a distance is where one logarithmic bucket ends and the next begins, but for rounding."""
+    """Return whether a distance is at the edge of a logarithmic bucket, where rounding decides."""
     one_way = buckets // 2 if bidirectional else buckets
     exact = one_way // 2
     place = np.log(np.maximum(np.abs(offset), 1) / exact) / np.log(far / exact) * (one_way - exact)
@@ -44,19 +44,19 @@ def test_buckets_are_those_of_transformers(offset: np.ndarray, buckets: int, bey
     edge = at_an_edge(offset, buckets, far, bidirectional=bidirectional)
     # the graphs look up no distance beyond the largest, so that must be its bucket's
     for given_offset in (offset, offset.clip(-far, far)):
-        made = bucket(given_offset, buckets, far, bidirectional=bidirectional)
-        assert np.array_equal(made[~edge], expected[~edge])
-        assert (np.abs(made - expected) <= edge).all()  # torch's and numpy's logarithms may differ in the last bit
+        actual = bucket(given_offset, buckets, far, bidirectional=bidirectional)
+        assert np.array_equal(actual[~edge], expected[~edge])
+        assert (np.abs(actual - expected) <= edge).all()  # torch's and numpy's logarithms may differ in the last bit
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("buckets", "far"), [(32, 128), (64, 256), (32, 256), (32, 64), (16, 128)])
 def test_every_bucket_of_real_models_is_that_of_transformers(buckets: int, far: int, bidirectional: bool) -> None:
     offset = np.arange(-2 * far, 2 * far + 1)
-    made = bucket(offset, buckets, far, bidirectional=bidirectional)
-    assert np.array_equal(made, transformers_bucket(offset, buckets, far, bidirectional=bidirectional))
+    actual = bucket(offset, buckets, far, bidirectional=bidirectional)
+    assert np.array_equal(actual, transformers_bucket(offset, buckets, far, bidirectional=bidirectional))
     never = {buckets // 2} if bidirectional else set()  # a key after the query is at least one step away
-    assert set(made) == set(range(buckets)) - never
+    assert set(actual) == set(range(buckets)) - never
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -101,10 +101,10 @@ def test_the_bias_of_running_positions_is_that_of_transformers(direction: tuple[
     with torch.inference_mode():
         expected = attention.compute_bias(length, length)[0].permute(1, 2, 0).numpy()
     position = np.arange(length)[None]
-    made = bias(position, position)[0]
+    actual = bias(position, position)[0]
     ahead = position > position.T if causal else np.zeros((length, length), bool)
-    assert np.array_equal(made[~ahead], expected[~ahead])
-    assert (made[ahead] == MASKED).all()
+    assert np.array_equal(actual[~ahead], expected[~ahead])
+    assert (actual[ahead] == MASKED).all()
 
 
 ROWS = st.integers(1, 3)

@@ -1,4 +1,4 @@
-"""What is stored in fewer bits is close to what it was, and its products are those of what is stored."""
+"""Rounded weights are close to the originals, and products use exactly the stored weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from lora_ft.export.families import t5
 from lora_ft.export.onnx.graph import FLOAT, INT64, Graph, WeightFile
-from lora_ft.export.onnx.quantization import WEIGHT_FORMATS, Weight, portable
+from lora_ft.export.onnx.quantization import WEIGHT_FORMATS, Weight, formats_of, portable
+from lora_ft.export.precision import NAMED
 from lora_ft.export.runtime.session import open_session
 
 ROUNDED = ["int8", "w8", "w4", "w4g128"]
@@ -40,7 +42,7 @@ def activations(rows: int, inputs: int, seed: int = 1) -> np.ndarray:
 
 
 def product(storage: str, weight: np.ndarray, peak: float = PEAK) -> tuple[Run, dict[str, np.ndarray]]:
-    """What multiplies rows with a weight, and what it stores."""
+    """Return (function that multiplies rows with a weight, stored arrays)."""
     outputs, inputs = weight.shape
     g = Graph("product")
     y = g.output("y", FLOAT, "b", outputs)
@@ -69,7 +71,7 @@ def read_back(storage: str, stored: dict[str, np.ndarray], inputs: int) -> tuple
 
 @st.composite
 def matrices(draw: st.DrawFn) -> np.ndarray:
-    """Of any shape and size, here and there with zeros or one value that is far from all others."""
+    """Draw weights of any shape, some with zeros or an outlier."""
     outputs, inputs = draw(st.integers(1, 12)), draw(st.integers(1, 100))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     weight = rng.standard_normal((outputs, inputs)) * 10.0 ** draw(st.integers(-6, 6))
@@ -81,10 +83,10 @@ def matrices(draw: st.DrawFn) -> np.ndarray:
 
 @pytest.mark.parametrize("storage", ROUNDED)
 @given(weight=matrices())
-def test_what_is_stored_is_within_half_a_step(storage: str, weight: np.ndarray) -> None:
+def test_stored_weights_are_within_half_a_step(storage: str, weight: np.ndarray) -> None:
     _, stored = product(storage, weight)
-    made, step = read_back(storage, stored, weight.shape[1])
-    error = np.abs(made - weight)
+    values, step = read_back(storage, stored, weight.shape[1])
+    error = np.abs(values - weight)
     # in a block the side opposite to its peak has one value less: what would take it is a whole step off
     cut = np.abs(weight) > step * (7.5 if storage.startswith("w4") else 127.5)
     assert (error <= step * np.where(cut, 1, 0.5) * 1.0001).all()
@@ -94,13 +96,13 @@ def test_what_is_stored_is_within_half_a_step(storage: str, weight: np.ndarray) 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_largest_of_each_group_is_kept(storage: str, shape: tuple[int, int]) -> None:
     weight = weights(*shape)
-    made, _ = read_back(storage, product(storage, weight)[1], shape[1])
+    values, _ = read_back(storage, product(storage, weight)[1], shape[1])
     size = SIZES.get(storage, shape[1])
     for start in range(0, shape[1], size):
         part = slice(start, start + size)
         largest = np.abs(weight[:, part]).argmax(1)[:, None]
-        kept, was = (np.take_along_axis(array[:, part], largest, axis=1) for array in (made, weight))
-        np.testing.assert_allclose(kept, was, rtol=1e-6)
+        rounded, was = (np.take_along_axis(array[:, part], largest, axis=1) for array in (values, weight))
+        np.testing.assert_allclose(rounded, was, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("storage", "bits"), [("int8", 8), ("w8", 8.25), ("w4", 5), ("w4g128", 4.25)])
@@ -148,9 +150,9 @@ def test_the_largest_sums_of_int8_do_not_overflow(sign: int, peak: float) -> Non
 def test_int8_without_calibration_takes_the_range_of_each_row(shape: tuple[int, int]) -> None:
     weight, x = weights(*shape), activations(6, shape[1]) * 10.0 ** np.arange(-3, 3, dtype=np.float32)[:, None]
     run, stored = product("int8", weight, peak=0)
-    kept, _ = read_back("int8", stored, shape[1])
+    values, _ = read_back("int8", stored, shape[1])
     step = np.abs(x).max(1, keepdims=True) / 127
-    assert (np.abs(run(x) - x @ kept.T) <= 0.505 * step * np.abs(kept).sum(1) + 1e-6 * step).all()
+    assert (np.abs(run(x) - x @ values.T) <= 0.505 * step * np.abs(values).sum(1) + 1e-6 * step).all()
 
 
 @pytest.mark.parametrize("storage", SIZES)
@@ -160,11 +162,11 @@ def test_blocks_are_multiplied_as_they_are_stored(storage: str, shape: tuple[int
     """But for the rounding of activations to 8 bits, by blocks of a row."""
     weight, x, size = weights(*shape), activations(rows, shape[1]), SIZES[storage]
     run, stored = product(storage, weight)
-    kept, _ = read_back(storage, stored, shape[1])
+    values, _ = read_back(storage, stored, shape[1])
     blocks = np.pad(np.abs(x), ((0, 0), (0, -shape[1] % size))).reshape(rows, -1, size)
     error = np.repeat(blocks.max(-1) / 127 / 2, size, axis=1)[:, : shape[1]]
-    allowed = error @ np.abs(kept).T
-    assert (np.abs(run(x) - x @ kept.T) <= 1.02 * allowed + 1e-5 * np.abs(kept).max()).all()
+    allowed = error @ np.abs(values).T
+    assert (np.abs(run(x) - x @ values.T) <= 1.02 * allowed + 1e-5 * np.abs(values).max()).all()
 
 
 @pytest.mark.parametrize(("storage", "peak"), WAYS)
@@ -179,9 +181,8 @@ def half_product(storage: str, layer: str, weight: np.ndarray) -> onnx.ModelProt
     outputs, inputs = weight.shape
     g = Graph("product")
     y = g.output("y", FLOAT, "b", outputs)
-    WEIGHT_FORMATS[storage].linear(
-        g, g.input("x", FLOAT, "b", inputs), Weight((layer,), outputs, inputs, lambda: weight), y
-    )
+    storage_of = formats_of(NAMED[storage], t5)
+    storage_of(layer).linear(g, g.input("x", FLOAT, "b", inputs), Weight((layer,), outputs, inputs, lambda: weight), y)
     return g.model()
 
 
@@ -191,8 +192,8 @@ def test_half_floats_are_multiplied_as_half_floats(storage: str, error: float) -
     weight, x = weights(17, 96), activations(5, 96)
     model = half_product(storage, "q", weight)
     onnx.checker.check_model(model, full_check=True)
-    [made] = ReferenceEvaluator(model).run(None, {"x": x})
-    off = np.abs(made - x @ weight.T) / (np.abs(x) @ np.abs(weight.T))
+    [result] = ReferenceEvaluator(model).run(None, {"x": x})
+    off = np.abs(result - x @ weight.T) / (np.abs(x) @ np.abs(weight.T))
     assert error / 100 < off.max() < 2 * error
 
 
@@ -206,16 +207,16 @@ def test_half_floats_take_half_the_bytes(storage: str) -> None:
 
 
 @pytest.mark.parametrize("storage", ["fp16", "bf16"])
-def test_the_last_product_of_a_feed_forward_stays_fp32(storage: str) -> None:
+def test_the_last_projection_of_a_feed_forward_stays_fp32(storage: str) -> None:
     """transformers keeps it so, as its sums go beyond what 16 bits hold."""
     model = half_product(storage, "encoder.block.0.layer.1.DenseReluDense.wo", np.full((3, 4), 3e4, np.float32))
-    [made] = open_session(model.SerializeToString(), 1).run(None, {"x": np.full((2, 4), 10, np.float32)})
-    assert (made == 1.2e6).all()
+    [result] = open_session(model.SerializeToString(), 1).run(None, {"x": np.full((2, 4), 10, np.float32)})
+    assert (result == 1.2e6).all()
 
 
 @pytest.mark.parametrize("storage", ["fp32", *ROUNDED])
 @pytest.mark.parametrize("peak", [0.0, PEAK])
-def test_weights_that_are_zero_give_zero(storage: str, peak: float) -> None:
+def test_zero_weights_yield_zero(storage: str, peak: float) -> None:
     """However large their inputs are."""
     x = 100 * activations(20, 70)
     assert np.abs(product(storage, np.zeros((5, 70), np.float32), peak)[0](x)).max() < 1e-6
@@ -225,13 +226,13 @@ def test_weights_that_are_zero_give_zero(storage: str, peak: float) -> None:
 
 
 @pytest.mark.parametrize("storage", ["fp32", *ROUNDED])
-def test_inputs_whose_weights_are_zero_do_not_matter(storage: str) -> None:
+def test_inputs_with_zero_weights_have_no_effect(storage: str) -> None:
     weight, x = weights(6, 320), activations(4, 320)
     weight[:, 128:] = 0
     run, _ = product(storage, weight)
-    other = x.copy()
-    other[:, 128:] *= 100
-    np.testing.assert_allclose(run(other), run(x), rtol=1e-5)
+    changed = x.copy()
+    changed[:, 128:] *= 100
+    np.testing.assert_allclose(run(changed), run(x), rtol=1e-5)
 
 
 @pytest.mark.parametrize("storage", ["fp32", *ROUNDED])
@@ -242,12 +243,12 @@ def test_inputs_that_are_zero_give_zero(storage: str, peak: float) -> None:
 
 @pytest.mark.parametrize(("storage", "peak"), [("fp32", PEAK), *WAYS])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_row_does_not_depend_on_those_beside_it(storage: str, peak: float, shape: tuple[int, int]) -> None:
+def test_a_row_does_not_depend_on_its_neighbors(storage: str, peak: float, shape: tuple[int, int]) -> None:
     run, _ = product(storage, weights(*shape), peak)
     x = activations(9, shape[1])
-    other = 1000 * activations(9, shape[1], seed=7)
-    other[[2, 5]] = x[[2, 5]]
-    assert np.array_equal(run(x)[[2, 5]], run(other)[[2, 5]])
+    neighbors = 1000 * activations(9, shape[1], seed=7)
+    neighbors[[2, 5]] = x[[2, 5]]
+    assert np.array_equal(run(x)[[2, 5]], run(neighbors)[[2, 5]])
 
 
 @pytest.mark.parametrize(("storage", "peak"), WAYS)
@@ -264,16 +265,16 @@ def test_a_row_alone_is_what_it_is_in_a_batch(storage: str, peak: float, shape: 
 
 
 @pytest.mark.parametrize("peak", [0.0, PEAK])
-def test_a_portable_product_is_the_same_in_a_session_of_anyone(peak: float) -> None:
+def test_a_portable_product_does_not_depend_on_session_options(peak: float) -> None:
     """Sums of pairs of products that do not fit 16 bits."""
     weight, x = np.full((5, 64), 3, np.float32), np.full((4, 64), PEAK, np.float32)
     layer = Weight(("w",), 5, 64, lambda: weight, peak)
     g = Graph("portable")
     portable(WEIGHT_FORMATS["int8"]).linear(g, g.input("x", FLOAT, "b", 64), layer, g.output("y", FLOAT, "b", 5))
     session = ort.InferenceSession(g.model().SerializeToString(), providers=["CPUExecutionProvider"])
-    made = session.run(None, {"x": x})[0]
-    assert np.array_equal(made, product("int8", weight, peak)[0](x))
-    np.testing.assert_allclose(made, x @ weight.T, rtol=0.01)
+    result = session.run(None, {"x": x})[0]
+    assert np.array_equal(result, product("int8", weight, peak)[0](x))
+    np.testing.assert_allclose(result, x @ weight.T, rtol=0.01)
 
 
 @pytest.mark.parametrize(("storage", "peak"), [("fp32", PEAK), *WAYS])
@@ -281,8 +282,8 @@ def test_any_number_of_axes_is_multiplied(storage: str, peak: float) -> None:
     weight, x = weights(5, 40), activations(6, 40)
     g = Graph("product")
     layer = Weight(("w",), 5, 40, lambda: weight, peak)
-    made = WEIGHT_FORMATS[storage].linear(g, g.input("x", FLOAT, "b", "q", 40), layer)
-    g.op("Identity", made, output=g.output("y", FLOAT, "b", "q", 5))
+    output = WEIGHT_FORMATS[storage].linear(g, g.input("x", FLOAT, "b", "q", 40), layer)
+    g.op("Identity", output, output=g.output("y", FLOAT, "b", "q", 5))
     session = open_session(g.model().SerializeToString(), threads=1)
     [y] = session.run(None, {"x": x.reshape(2, 3, 40)})
     np.testing.assert_allclose(y.reshape(6, 5), product(storage, weight, peak)[0](x), rtol=1e-5)
@@ -293,8 +294,8 @@ def test_rows_of_a_table_are_looked_up(storage: str) -> None:
     table = weights(20, 33)
     table[7] = 0
     g = Graph("rows")
-    found = WEIGHT_FORMATS[storage].rows(g, g.input("ids", INT64, "b", "q"), Weight(("t",), 20, 33, lambda: table))
-    g.op("Identity", found, output=g.output("y", FLOAT, "b", "q", 33))
+    rows = WEIGHT_FORMATS[storage].rows(g, g.input("ids", INT64, "b", "q"), Weight(("t",), 20, 33, lambda: table))
+    g.op("Identity", rows, output=g.output("y", FLOAT, "b", "q", 33))
     session = open_session(g.model().SerializeToString(), threads=1)
     ids = np.array([[0, 19, 7], [7, 3, 3]])
     [y] = session.run(None, {"ids": ids})

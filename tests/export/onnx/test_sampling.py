@@ -49,7 +49,7 @@ def drawn(
 
 
 def probabilities(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-    """What transformers would draw from [b,vocabulary]."""
+    """Return the distribution [b,vocabulary] that transformers samples from."""
     scores = TemperatureLogitsWarper(temperature)(None, torch.from_numpy(logits))
     if top_k:
         scores = TopKLogitsWarper(top_k)(None, scores)
@@ -65,31 +65,31 @@ def probabilities(logits: np.ndarray, temperature: float, top_k: int, top_p: flo
     top_k=st.sampled_from([0, 1, 5, 50, 96, 900]),
     top_p=st.sampled_from([0.01, 0.3, 0.9, 0.999, 1.0]),
 )
-def test_a_number_picks_the_token_where_the_distribution_reaches_it(
+def test_a_random_number_selects_by_cumulative_probability(
     session: ort.InferenceSession, seed: int, temperature: float, top_k: int, top_p: float
 ) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (3, VOCABULARY)).astype(np.float32)
     uniform = rng.random((3, 4))
-    made = drawn(session, logits, uniform, temperature, top_k, top_p)
+    tokens = drawn(session, logits, uniform, temperature, top_k, top_p)
     shares = probabilities(logits, temperature, min(top_k, VOCABULARY), top_p)
     order = np.argsort(-logits, axis=1, kind="stable")
     reached = np.cumsum(np.take_along_axis(shares, order, axis=1), axis=1)
     for row in range(3):
-        for number, token in zip(uniform[row], made[row], strict=True):
+        for number, token in zip(uniform[row], tokens[row], strict=True):
             place = order[row].tolist().index(token)
             assert shares[row, token] > 0 or np.isclose(reached[row, place], top_p, atol=1e-4)
             assert reached[row, place] > number - 1e-4
             assert place == 0 or reached[row, place - 1] <= number + 1e-4
 
 
-def test_tokens_are_drawn_as_often_as_they_are_likely(session: ort.InferenceSession) -> None:
+def test_tokens_are_drawn_by_probability(session: ort.InferenceSession) -> None:
     logits = np.full((1, VOCABULARY), -9, np.float32)
     logits[0, [3, 40, 77]] = [2.0, 1.0, 0.0]
-    made = drawn(session, logits, (np.arange(2000)[None] + 0.5) / 2000, 1.0, top_k=3)
+    tokens = drawn(session, logits, (np.arange(2000)[None] + 0.5) / 2000, 1.0, top_k=3)
     expected = probabilities(logits, 1.0, 3, 1.0)[0]
     for token in (3, 40, 77):
-        assert (made == token).mean() == pytest.approx(expected[token], abs=1e-3)
+        assert (tokens == token).mean() == pytest.approx(expected[token], abs=1e-3)
 
 
 def test_without_a_temperature_the_likeliest_is_taken(session: ort.InferenceSession) -> None:
@@ -109,6 +109,6 @@ def test_a_barred_token_is_not_drawn(session: ort.InferenceSession, top_k: int) 
 @pytest.mark.parametrize("number", [0.0, 0.99999994])
 def test_the_ends_of_the_interval_are_tokens_that_may_be_drawn(session: ort.InferenceSession, number: float) -> None:
     logits = np.random.default_rng(0).normal(size=(4, VOCABULARY)).astype(np.float32)
-    made = drawn(session, logits, np.full((4, 1), number), 1.0, top_k=6)
+    tokens = drawn(session, logits, np.full((4, 1), number), 1.0, top_k=6)
     order = np.argsort(-logits, axis=1)
-    assert np.array_equal(made[:, 0], order[:, 0 if number == 0 else 5])
+    assert np.array_equal(tokens[:, 0], order[:, 0 if number == 0 else 5])

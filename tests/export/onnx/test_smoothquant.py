@@ -1,4 +1,4 @@
-"""Folding outliers of activations into weights: the same function, which eight bits then hold."""
+"""Folding outliers into weights keeps the function and lets 8 bits represent it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.tiny import CONFIG
 
 
 def samples(count: int = 24, seed: int = 0) -> list[Sample]:
-    """Rows of unlike lengths."""
+    """Return rows of different lengths."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 25, (count, 2))
     draw = lambda length: rng.integers(2, CONFIG["vocab_size"], length)  # noqa: E731
@@ -33,7 +33,7 @@ def samples(count: int = 24, seed: int = 0) -> list[Sample]:
 
 @dataclass
 class Member:
-    """A checkpoint, what calibration found, and the weights folded by it for int8."""
+    """A checkpoint, its calibration, and its weights folded for int8."""
 
     folder: Path
     architecture: Architecture
@@ -44,9 +44,13 @@ class Member:
     @classmethod
     def of(cls, folder: Path) -> Member:
         architecture, weights = read_model(folder)
-        found = calibrate(architecture, weights, samples(), lambda layer: True)
+        calibration = calibrate(architecture, weights, samples(), lambda layer: True)
         return cls(
-            folder, architecture, weights, found, Folded(architecture, weights, found, formats_of(NAMED["int8"], t5))
+            folder,
+            architecture,
+            weights,
+            calibration,
+            Folded(architecture, weights, calibration, formats_of(NAMED["int8"], t5)),
         )
 
     @property
@@ -54,7 +58,7 @@ class Member:
         return self.calibration.peaks
 
     def fold(self, precision: str) -> Folded:
-        """For another precision."""
+        """Return the weights folded for another precision."""
         return Folded(self.architecture, self.weights, self.calibration, formats_of(NAMED[precision], t5))
 
 
@@ -69,12 +73,12 @@ def flan(tmp_path_factory: pytest.TempPathFactory) -> Member:
 
 
 def torch_inputs(folder: Path, scale: float) -> dict[str, np.ndarray]:
-    """What goes into each of transformers' linear layers [rows, in]; into the head before its scaling."""
+    """Return the inputs [rows, in] of transformers' linear layers, unscaled for the head."""
     model, inputs = torch_model(folder), defaultdict[str, list[np.ndarray]](list)
 
     def watch(name: str) -> None:
-        def hook(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-            inputs[name].append(given[0][0].numpy() / (scale if name == "lm_head" else 1))
+        def hook(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            inputs[name].append(arguments[0][0].numpy() / (scale if name == "lm_head" else 1))
 
         model.get_submodule(name).register_forward_pre_hook(hook)
 
@@ -87,7 +91,7 @@ def torch_inputs(folder: Path, scale: float) -> dict[str, np.ndarray]:
     return {name: np.concatenate(rows) for name, rows in inputs.items()}
 
 
-def test_peaks_are_those_of_transformers_layers(member: Member) -> None:
+def test_peaks_equal_those_of_transformers(member: Member) -> None:
     inputs = torch_inputs(member.folder, member.architecture.output_scale)
     expected = {layer: np.abs(rows).max(axis=0) for layer, rows in inputs.items()}
     assert member.peaks.keys() == expected.keys()
@@ -95,56 +99,56 @@ def test_peaks_are_those_of_transformers_layers(member: Member) -> None:
         np.testing.assert_allclose(member.peaks[layer], peak, rtol=1e-4, atol=1e-5, err_msg=layer)
 
 
-def test_peaks_of_rows_are_the_largest_of_each_row(flan: Member) -> None:
+def test_peaks_are_the_maximum_over_rows(flan: Member) -> None:
     alone = [calibrate(flan.architecture, flan.weights, [sample]) for sample in samples()]
     for layer, peak in flan.peaks.items():
         assert np.array_equal(peak, np.max([row.peaks[layer] for row in alone], axis=0))
 
 
-def test_rows_are_taken_one_at_a_time(flan: Member) -> None:
-    found = calibrate(flan.architecture, flan.weights, iter(samples()))
-    assert all(np.array_equal(found.peaks[layer], peak) for layer, peak in flan.peaks.items())
+def test_calibration_rows_are_processed_one_by_one(flan: Member) -> None:
+    calibration = calibrate(flan.architecture, flan.weights, iter(samples()))
+    assert all(np.array_equal(calibration.peaks[layer], peak) for layer, peak in flan.peaks.items())
 
 
-def test_moments_are_those_of_transformers_layers(member: Member) -> None:
+def test_moments_equal_those_of_transformers(member: Member) -> None:
     inputs = torch_inputs(member.folder, member.architecture.output_scale)
     expected = {layer: rows.T @ rows for layer, rows in inputs.items()}
     assert member.calibration.moments.keys() == expected.keys()
     for layer, moments in expected.items():
-        found = member.calibration.moments[layer]
-        np.testing.assert_allclose(found, moments, rtol=1e-3, atol=1e-4 * np.abs(moments).max(), err_msg=layer)
+        actual = member.calibration.moments[layer]
+        np.testing.assert_allclose(actual, moments, rtol=1e-3, atol=1e-4 * np.abs(moments).max(), err_msg=layer)
 
 
-def test_only_the_moments_that_are_wanted_are_taken(flan: Member) -> None:
-    wanted = {"lm_head", "decoder.block.0.layer.2.DenseReluDense.wo"}
-    found = calibrate(flan.architecture, flan.weights, samples(), wanted.__contains__)
-    assert found.moments.keys() == wanted
+def test_only_requested_moments_are_collected(flan: Member) -> None:
+    layers = {"lm_head", "decoder.block.0.layer.2.DenseReluDense.wo"}
+    calibration = calibrate(flan.architecture, flan.weights, samples(), layers.__contains__)
+    assert calibration.moments.keys() == layers
     assert not calibrate(flan.architecture, flan.weights, samples()).moments
 
 
-def test_folded_moments_are_of_the_inputs_that_folded_layers_have(member: Member) -> None:
+def test_moments_are_rescaled_by_folding(member: Member) -> None:
     anew = calibrate(member.architecture, member.folded, samples(), lambda layer: True).moments
     for layer, moments in anew.items():
-        said = member.folded.moments(layer)
-        np.testing.assert_allclose(said, moments, rtol=1e-2, atol=1e-3 * np.abs(moments).max(), err_msg=layer)
+        actual = member.folded.moments(layer)
+        np.testing.assert_allclose(actual, moments, rtol=1e-2, atol=1e-3 * np.abs(moments).max(), err_msg=layer)
 
 
 @pytest.mark.parametrize("precision", ["int8", "w4", "int8-w8"])
-def test_folded_weights_are_the_same_function(member: Member, precision: str) -> None:
+def test_folding_does_not_change_the_function(member: Member, precision: str) -> None:
     batch = inputs(4, 20, 20, seed=8)
     expected = Graphs(member.architecture, member.weights).forced(*batch)
     assert_close(Graphs(member.architecture, member.fold(precision)).forced(*batch), expected)
 
 
-def test_each_layer_is_folded_as_its_own_storage_asks(flan: Member) -> None:
-    """In int8-w4 the encoder is folded as in int8 and the decoder as in w4."""
+def test_each_layer_is_folded_for_its_own_format(flan: Member) -> None:
+    """In int8-w4 the encoder is folded like in int8, and the decoder like in w4."""
     mixed, like_int8, like_w4 = (flan.fold(precision) for precision in ("int8-w4", "int8", "w4"))
     for layer in flan.peaks:
         once = layer.startswith("encoder.") or layer.endswith(("EncDecAttention.k", "EncDecAttention.v"))
-        like, other = (like_int8, like_w4) if once else (like_w4, like_int8)
+        like, unlike = (like_int8, like_w4) if once else (like_w4, like_int8)
         columns = [
             np.linalg.norm(folded[f"{layer}.weight"] / flan.weights[f"{layer}.weight"], axis=0)
-            for folded in (mixed, like, other)
+            for folded in (mixed, like, unlike)
         ]
         if not layer.endswith("EncDecAttention.v"):  # whose rows are folded into o, of the decoder
             np.testing.assert_allclose(columns[0], columns[1], rtol=1e-4, err_msg=layer)
@@ -152,7 +156,7 @@ def test_each_layer_is_folded_as_its_own_storage_asks(flan: Member) -> None:
 
 
 def test_every_linear_layer_is_folded(member: Member) -> None:
-    """And no weight but theirs and what makes their inputs."""
+    """No other weights change except the producers of their inputs."""
     for layer in member.peaks:
         name = "shared" if layer == "lm_head" and tied(member) else layer
         assert not np.allclose(member.folded[f"{layer}.weight"], member.weights[f"{name}.weight"], rtol=0.01)
@@ -162,11 +166,11 @@ def test_every_linear_layer_is_folded(member: Member) -> None:
     assert all(np.array_equal(member.folded[name], member.weights[name]) for name in names)
 
 
-def test_folded_inputs_have_the_peaks_that_are_said(member: Member) -> None:
-    """Of the rows of the calibration none exceeds what its activations are rounded by."""
+def test_folded_inputs_have_the_reported_peaks(member: Member) -> None:
+    """No calibration row exceeds the peak by which activations are rounded."""
     for layer, peak in calibrate(member.architecture, member.folded, samples()).peaks.items():
-        said = member.folded.peak(layer)
-        assert said in (0, pytest.approx(peak.max(), rel=1e-3)), layer
+        actual = member.folded.peak(layer)
+        assert actual in (0, pytest.approx(peak.max(), rel=1e-3)), layer
 
 
 def test_shapes_stay_the_same(member: Member) -> None:
@@ -192,7 +196,7 @@ def test_a_tied_head_is_folded_and_the_embedding_is_not(tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize("name", ["t5 1.0", "untied relu"])
-def test_a_relu_lets_the_factors_of_its_channels_through(tmp_path: Path, name: str) -> None:
+def test_factors_pass_through_a_relu(tmp_path: Path, name: str) -> None:
     member = Member.of(save_member(tmp_path, name))
     layer = "encoder.block.0.layer.1.DenseReluDense"
     factors = (member.folded[f"{layer}.wo.weight"] / member.weights[f"{layer}.wo.weight"])[0]
@@ -201,8 +205,8 @@ def test_a_relu_lets_the_factors_of_its_channels_through(tmp_path: Path, name: s
     assert np.allclose(inner, inner[0], rtol=1e-3)  # what is left is of the norm before it
 
 
-def test_a_channel_that_is_always_zero_is_no_trouble(tmp_path: Path) -> None:
-    """Neither one that nothing comes in by, nor one that no weight reads."""
+def test_zero_channels_are_folded_safely(tmp_path: Path) -> None:
+    """Cover a channel without input, and a channel with zero weights."""
     folder = save_member(tmp_path, "t5 1.0")
     values = load_file(folder / "model.safetensors")
     values["encoder.block.0.layer.1.layer_norm.weight"][3] = 0
@@ -244,7 +248,7 @@ def plant(folder: Path, factor: float) -> Path:
 
 
 def loss(member: Member, precision: str, *, folded: bool = True) -> float:
-    """How far the logits are from those of fp32, as a share of their size."""
+    """Return the distance of the logits from those of fp32, relative to their magnitude."""
     batch = inputs(4, 20, 20, seed=8)
     exact = Graphs(member.architecture, member.weights).forced(*batch)
     weights = member.fold(precision) if folded else member.weights
@@ -253,7 +257,7 @@ def loss(member: Member, precision: str, *, folded: bool = True) -> float:
 
 
 @pytest.mark.parametrize("name", ["t5 1.1 and flan", "untied relu", "mt5", "gated-silu"])
-def test_outliers_make_eight_bits_wrong_until_they_are_folded(tmp_path: Path, name: str) -> None:
+def test_folding_reduces_the_loss_of_int8_with_outliers(tmp_path: Path, name: str) -> None:
     even = Member.of(save_member(tmp_path / "even", name))
     outliers = Member.of(plant(save_member(tmp_path / "outliers", name), 300))
     batch = inputs(4, 20, 20, seed=8)
@@ -273,7 +277,7 @@ def test_a_rounded_model_is_close_to_its_original(member: Member, precision: str
 
 
 def test_sums_beyond_sixteen_bits_do_not_overflow(tmp_path: Path) -> None:
-    """T5 in plain fp16 does, in the residual and in the feed-forward (huggingface/transformers#20287)."""
+    """Plain fp16 overflows in the residual and in the feed-forward (huggingface/transformers#20287)."""
     folder = save_member(tmp_path / "flan", "t5 1.1 and flan")
     weights = load_file(folder / "model.safetensors")
     save_file(
@@ -284,24 +288,24 @@ def test_sums_beyond_sixteen_bits_do_not_overflow(tmp_path: Path) -> None:
     plain = torch_model(folder).half()
     with torch.inference_mode():
         ids, mask, decoder = map(torch.from_numpy, inputs(4, 20, 20, seed=8))
-        made = plain(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder).logits
-    assert not made.isfinite().all()
+        logits = plain(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder).logits
+    assert not logits.isfinite().all()
     assert loss(Member.of(folder), "fp16") < 0.01
 
 
 @pytest.mark.parametrize("precision", [name for name in NAMED if name not in ("fp32", "bf16")])
-def test_a_row_of_a_rounded_model_does_not_depend_on_those_beside_it(flan: Member, precision: str) -> None:
+def test_a_row_of_a_rounded_model_does_not_depend_on_its_batch(flan: Member, precision: str) -> None:
     graphs = Graphs(flan.architecture, flan.fold(precision), NAMED[precision])
-    batch, others = inputs(6, 20, 12, seed=8), inputs(6, 20, 12, seed=9)
-    for array, changed in zip(batch, others, strict=True):
+    batch, neighbors = inputs(6, 20, 12, seed=8), inputs(6, 20, 12, seed=9)
+    for array, changed in zip(batch, neighbors, strict=True):
         changed[[1, 4]] = array[[1, 4]]
-    a, b = graphs.forced(*batch), graphs.forced(*others)
+    a, b = graphs.forced(*batch), graphs.forced(*neighbors)
     assert np.array_equal(a[[1, 4]], b[[1, 4]])
     assert not np.array_equal(a[0], b[0])
 
 
 @pytest.mark.parametrize("name", ["untied relu", "t5 1.1 and flan"])
-def test_a_channel_that_calibration_never_saw_in_use_keeps_its_weights(tmp_path: Path, name: str) -> None:
+def test_unused_channels_keep_their_weights(tmp_path: Path, name: str) -> None:
     member = Member.of(save_member(tmp_path, name))
     layer = "encoder.block.0.layer.1.DenseReluDense.wo"
     member.peaks[layer][3] = 0

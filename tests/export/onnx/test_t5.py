@@ -176,7 +176,7 @@ def test_what_a_config_leaves_out_has_transformers_default(tmp_path: Path, kind:
 @pytest.mark.parametrize("name", ["t5 1.0", "umt5", "tied mt5"])
 def test_only_umt5_has_a_bias_for_each_layer(tmp_path: Path, name: str) -> None:
     graphs = Graphs.of(save_member(tmp_path, name))
-    for stack, model in (("encoder", encoder_model(graphs.t5)), ("decoder", decoder_model(graphs.t5))):
+    for stack, model in (("encoder", encoder_model(graphs.parts)), ("decoder", decoder_model(graphs.parts))):
         tables = [tensor.name for tensor in model.graph.initializer if "relative_attention_bias" in tensor.name]
         count = getattr(graphs.architecture, "layers" if stack == "encoder" else "decoder_layers")
         assert len(tables) == (count if name == "umt5" else 1)
@@ -185,17 +185,17 @@ def test_only_umt5_has_a_bias_for_each_layer(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_weight_is_stored_twice(tmp_path: Path, name: str) -> None:
-    t5 = Graphs.of(save_member(tmp_path, name)).t5
-    for model in (encoder_model(t5), decoder_model(t5), decoder_model(t5, step=True)):
+    parts = Graphs.of(save_member(tmp_path, name)).parts
+    for model in (encoder_model(parts), decoder_model(parts), decoder_model(parts, step=True)):
         large = [tensor.raw_data for tensor in model.graph.initializer if len(tensor.raw_data) > 256]
         assert len(set(large)) == len(large) > 5
 
 
-def test_a_layer_reads_its_weights_only_where_they_are_not_stored_yet(tmp_path: Path) -> None:
-    t5 = Graphs.of(save_member(tmp_path / "t5", "t5 1.0")).t5
+def test_stored_weights_are_not_read_again(tmp_path: Path) -> None:
+    parts = Graphs.of(save_member(tmp_path / "t5", "t5 1.0")).parts
     with WeightFile(tmp_path / "weights.bin") as file:
-        decoder_model(t5, file)
-        written = (tmp_path / "weights.bin").stat().st_size
-        decoder_model(t5, file, step=True)
-    assert (tmp_path / "weights.bin").stat().st_size - written < 8192  # the tail of the buffer
+        decoder_model(parts, file)
+        size = (tmp_path / "weights.bin").stat().st_size
+        decoder_model(parts, file, step=True)
+    assert (tmp_path / "weights.bin").stat().st_size - size < 8192  # the tail of the buffer
     assert Graph("another", file).weight("lm_head", lambda: pytest.fail("read again")) == "lm_head"

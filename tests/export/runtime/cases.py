@@ -33,7 +33,7 @@ class Pair:
 
     @classmethod
     def make(cls, folder: Path, seed: int, heat: float) -> Pair:
-        """Of random weights; `heat` is a factor of all logits."""
+        """Create a pair with random weights; `heat` is a factor of all logits."""
         checkpoint = redraw(save_tiny_t5(folder / "checkpoint"), seed=seed, end=3)
         weights = load_file(checkpoint / "model.safetensors")
         weights["lm_head.weight"] *= heat
@@ -54,11 +54,11 @@ class Pair:
         return ragged(self.generator.tokenizer.encode(texts, self.generator.source_length))
 
     def generate(self, texts: Sequence[str], **options: Any) -> Any:
-        """What transformers' `generate` says of all texts in one batch, with scores."""
+        """Return the output of transformers' `generate` for all texts in one batch, with scores."""
         ids, mask = (torch.from_numpy(array) for array in self.encode(texts))
-        wanted = {"return_dict_in_generate": True, "output_scores": True}
+        outputs = {"return_dict_in_generate": True, "output_scores": True}
         with torch.inference_mode():
-            return self.torch.generate(input_ids=ids, attention_mask=mask, **wanted, **options)
+            return self.torch.generate(input_ids=ids, attention_mask=mask, **outputs, **options)
 
     def expected(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
         """transformers' answers, up to </s>."""
@@ -77,10 +77,10 @@ def words(seed: int, count: int = 8, longest: int = 28) -> list[str]:
     return ["".join(rng.choice(LETTERS, length)) for length in lengths]
 
 
-def edits(said: Sequence[Sequence[int]]) -> dict[str, dict[str, Any]]:
+def edits(plain_answers: Sequence[Sequence[int]]) -> dict[str, dict[str, Any]]:
     """Options that edit logits; their tokens are taken from plain answers, so that some of those must change."""
-    one, other = (list(row) for row in sorted(said, key=len, reverse=True)[:2])
-    several = [one[:2], one[2:5], other[1:3], [5, one[0]]]
+    first, second = (list(row) for row in sorted(plain_answers, key=len, reverse=True)[:2])
+    several = [first[:2], first[2:5], second[1:3], [5, first[0]]]
     # transformers 5 takes the start token for a part of the answer here, 4 does not
     several = [sequence for sequence in several if sequence[0] != PAD]
     return {
@@ -89,27 +89,27 @@ def edits(said: Sequence[Sequence[int]]) -> dict[str, dict[str, Any]]:
         "no word twice": {"no_repeat_ngram_size": 1},
         "no pair twice": {"no_repeat_ngram_size": 2},
         "no three twice": {"no_repeat_ngram_size": 3},
-        "bad words of one token": {"bad_words_ids": [[one[0]], [other[1]]]},
+        "bad words of one token": {"bad_words_ids": [[first[0]], [second[1]]]},
         "bad words of several tokens": {"bad_words_ids": several},
-        "bad words of all lengths and the end": {"bad_words_ids": [*several, [END], [one[1]]]},
-        "suppress_tokens": {"suppress_tokens": [one[0], other[-2]]},
+        "bad words of all lengths and the end": {"bad_words_ids": [*several, [END], [first[1]]]},
+        "suppress_tokens": {"suppress_tokens": [first[0], second[-2]]},
         "suppress_tokens with the end": {"suppress_tokens": [END]},
-        "begin_suppress_tokens": {"begin_suppress_tokens": [row[0] for row in said]},
+        "begin_suppress_tokens": {"begin_suppress_tokens": [row[0] for row in plain_answers]},
         "forced_bos_token_id": {"forced_bos_token_id": 40},
         "forced_eos_token_id": {"forced_eos_token_id": END},
         "forced_eos_token_id that is not the end": {"forced_eos_token_id": 33},
         "min_new_tokens": {"min_new_tokens": 7},
-        "forced start, then some suppressed": {"forced_bos_token_id": 40, "begin_suppress_tokens": [40, END, one[0]]},
-        "bound at both ends": {"min_new_tokens": 7, "forced_bos_token_id": one[1], "forced_eos_token_id": END},
+        "forced start, then some suppressed": {"forced_bos_token_id": 40, "begin_suppress_tokens": [40, END, first[0]]},
+        "bound at both ends": {"min_new_tokens": 7, "forced_bos_token_id": first[1], "forced_eos_token_id": END},
         "all of them": {
             "repetition_penalty": 1.2,
             "no_repeat_ngram_size": 3,
-            "bad_words_ids": [*several, [one[1]]],
+            "bad_words_ids": [*several, [first[1]]],
             "min_new_tokens": 3,
             "forced_bos_token_id": 40,
             "forced_eos_token_id": END,
-            "suppress_tokens": [other[-2]],
-            "begin_suppress_tokens": [one[0]],
+            "suppress_tokens": [second[-2]],
+            "begin_suppress_tokens": [first[0]],
         },
     }
 

@@ -15,5 +15,5 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def unsure(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """One whose likeliest token is seldom likely: for samples."""
+    """Return a pair whose likeliest token is seldom likely, for tests of sampling."""
     return Pair.make(tmp_path_factory.mktemp("unsure"), 14, 0.15)

@@ -1,4 +1,4 @@
-"""What users hand to a generator, and what their processes do with it: refused by name, or answered rightly."""
+"""Malformed inputs of a generator are refused by name; threads, forks and pickles are supported."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ def test_a_single_str_is_one_text(generator: Generator) -> None:
 
 
 @pytest.mark.parametrize("texts", [[b"bytes"], ["a", 5], [None], [["a"]]])
-def test_what_is_not_a_text_is_refused_with_its_place(generator: Generator, texts: list[Any]) -> None:
+def test_a_non_text_is_refused_with_its_number(generator: Generator, texts: list[Any]) -> None:
     with pytest.raises(UsageError, match=f"text {len(texts)} is not a str"):
         generator.generate(texts)
-    with pytest.raises(UsageError, match="stream takes one text"):
+    with pytest.raises(UsageError, match="the prompt is not one text"):
         next(generator.stream(texts))  # type: ignore[arg-type]
 
 
-def test_padding_on_either_side_is_the_same_source(generator: Generator) -> None:
+def test_padding_on_either_side_has_the_same_answers(generator: Generator) -> None:
     rows = generator.tokenizer.encode(TEXTS)
     width = max(map(len, rows)) + 2
-    expected = [one.tokens.tolist() for one in generator.answer(TEXTS, max_new_tokens=8)]
-    for left in (False, True):
+    expected = [answer.tokens.tolist() for answer in generator.answer(TEXTS, max_new_tokens=8)]
+    for on_left in (False, True):
         ids, mask = np.full((len(rows), width), 7), np.zeros((len(rows), width), np.int64)
-        for row, (out, seen) in zip(rows, zip(ids, mask, strict=True), strict=True):
-            place = slice(width - len(row), width) if left else slice(0, len(row))
-            out[place], seen[place] = row, 1
-        made = generator.generate_ids(ids, mask, max_new_tokens=8)
-        assert [generator.special.trim(row).tolist() for row in made] == expected
+        for row, (out, row_mask) in zip(rows, zip(ids, mask, strict=True), strict=True):
+            place = slice(width - len(row), width) if on_left else slice(0, len(row))
+            out[place], row_mask[place] = row, 1
+        tokens = generator.generate_ids(ids, mask, max_new_tokens=8)
+        assert [generator.special.trim(row).tolist() for row in tokens] == expected
 
 
 @pytest.mark.parametrize(
     ("ids", "mask", "says"),
     [
         ([[5, 6, 7, 1]], [[1, 0, 1, 1]], "row 1 has a gap"),
-        ([[5, 1], [5, 1]], [[1, 1], [0, 0]], "row 2 shows no token"),
+        ([[5, 1], [5, 1]], [[1, 1], [0, 0]], "row 2 is all zeros"),
         ([[5, 80]], [[1, 1]], "row 1 are not in 0..79"),
         ([[5, -1]], [[1, 1]], "row 1 are not in"),
-        ([[5, 1]], [[1, 2]], "not 0 and 1"),
-        ([[5, 1]], [[1]], "not of one shape"),
-        ([5, 1], [1, 1], "not of one shape"),
+        ([[5, 1]], [[1, 2]], "values besides 0 and 1"),
+        ([[5, 1]], [[1]], "do not have the same shape"),
+        ([5, 1], [1, 1], "do not have the same shape"),
         ([[5.5, 1]], [[1, 1]], "not integers"),
     ],
 )
@@ -72,12 +72,12 @@ def test_masks_with_gaps_and_unknown_ids_are_refused(generator: Generator, ids: 
         generator.generate_ids(np.array(ids), np.array(mask))
 
 
-def test_answers_say_whose_text_was_cut(generator: Generator) -> None:
-    made = generator.answer(["x" * 500, "x"], max_new_tokens=3)
-    assert [one.source_cut for one in made] == [True, False]
+def test_answers_report_truncated_texts(generator: Generator) -> None:
+    answers = generator.answer(["x" * 500, "x"], max_new_tokens=3)
+    assert [answer.source_cut for answer in answers] == [True, False]
 
 
-def test_a_panic_of_the_tokenizer_is_an_error_of_ours(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_panic_becomes_an_error(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class PanicException(BaseException):
         pass
 
@@ -92,7 +92,7 @@ def test_a_panic_of_the_tokenizer_is_an_error_of_ours(published: Path, monkeypat
             call()
 
 
-def test_an_interrupt_is_none(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_not_an_error(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer(published / "tokenizer.json")
 
     class Interrupted:
@@ -115,8 +115,8 @@ def test_a_forked_process_answers(published: Path) -> None:
     generator = Generator.load(published, threads=2)
     expected = generator.generate(TEXTS, prompt_lookup=True)
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-        made = pool.submit(_in_child, generator).result(timeout=60)
-    assert made == expected
+        answers = pool.submit(_in_child, generator).result(timeout=60)
+    assert answers == expected
     assert generator.generate(TEXTS) == expected
 
 
@@ -134,12 +134,12 @@ def test_a_process_forked_with_a_used_generator_answers(published: Path) -> None
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        made = json.loads(pipe.read())
+        answers = json.loads(pipe.read())
     assert os.waitpid(child, 0)[1] == 0
-    assert made == expected
+    assert answers == expected
 
 
-def test_threads_share_a_generator_and_its_pace(published: Path) -> None:
+def test_threads_share_a_generator_and_its_draft_controller(published: Path) -> None:
     generator = Generator.load(published, threads=1)
     expected = generator.generate(TEXTS)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -148,7 +148,7 @@ def test_threads_share_a_generator_and_its_pace(published: Path) -> None:
             assert job.result() == expected[i % 4 :]
 
 
-def test_a_pace_learns_from_many_threads() -> None:
+def test_the_draft_controller_is_thread_safe() -> None:
     pace = DraftLengthController()
 
     def use(seed: int) -> None:
@@ -184,7 +184,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 @example("prompt.json", 0, [])
 @example("generation_config.json", 0, 5)
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_other_shapes_of_a_bundles_json_are_errors_of_ours(
+def test_malformed_json_of_a_bundle_is_refused(
     published: Path, tmp_path: Path, file: str, number: int, value: Any
 ) -> None:
     folder = tmp_path / "bundle"

@@ -1,4 +1,4 @@
-"""A bundle that is not as it was published is refused, and so is loading it."""
+"""A bundle that differs from the published one is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def change_manifest(bundle: Path, **changes: Any) -> None:
 
 
 def refused(check: Callable[[Path], object], bundle: Path, kind: type[LoraFtError], *words: str) -> None:
-    """Both say no by the right kind of error, whose message holds `words`."""
+    """Check that reading and loading raise the right error with `words` in its message."""
     with pytest.raises(LoraFtError) as caught:
         check(bundle)
     assert isinstance(caught.value, BundleError) and caught.value.exit_code == kind.exit_code
@@ -34,7 +34,7 @@ def refused(check: Callable[[Path], object], bundle: Path, kind: type[LoraFtErro
     assert caught.value.remedy or kind is UsageError
 
 
-def test_a_whole_bundle_is_read(bundle: Path) -> None:
+def test_a_complete_bundle_is_read(bundle: Path) -> None:
     assert is_bundle(bundle)
     manifest = read_manifest(bundle)
     assert manifest == json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
@@ -89,18 +89,14 @@ def test_a_truncated_manifest_is_refused(bundle: Path, size: int, check: Callabl
 
 @both
 @pytest.mark.parametrize("content", [b"[]", b"null", b"3", b"{}", b"\xff\xfe\x00", b'{"format": "lora-ft bundle"}'])
-def test_a_manifest_that_says_something_else_is_refused(
-    bundle: Path, content: bytes, check: Callable[[Path], object]
-) -> None:
+def test_a_changed_manifest_is_refused(bundle: Path, content: bytes, check: Callable[[Path], object]) -> None:
     (bundle / "manifest.json").write_bytes(content)
     refused(check, bundle, LoraFtError, "manifest.json", "damaged")
 
 
 @both
 @pytest.mark.parametrize("key", ["format", "version", "files"])
-def test_a_manifest_that_lacks_a_key_is_refused_by_its_name(
-    bundle: Path, key: str, check: Callable[[Path], object]
-) -> None:
+def test_a_missing_key_is_refused_by_name(bundle: Path, key: str, check: Callable[[Path], object]) -> None:
     change_manifest(bundle, **{key: None})
     refused(check, bundle, LoraFtError, "manifest.json", key)
 
@@ -120,9 +116,7 @@ def test_an_unknown_format_is_refused(bundle: Path, check: Callable[[Path], obje
 
 @both
 @pytest.mark.parametrize("name", FILES)
-def test_a_manifest_that_passes_over_a_file_is_refused(
-    bundle: Path, name: str, check: Callable[[Path], object]
-) -> None:
+def test_a_manifest_without_a_file_is_refused(bundle: Path, name: str, check: Callable[[Path], object]) -> None:
     files = describe_files(bundle)
     del files[name]
     change_manifest(bundle, files=files)
@@ -139,12 +133,12 @@ def test_both_hash_and_size_must_agree(bundle: Path, key: str, check: Callable[[
 
 
 @both
-def test_what_is_no_bundle_is_refused(tmp_path: Path, check: Callable[[Path], object]) -> None:
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path, check: Callable[[Path], object]) -> None:
     assert not is_bundle(tmp_path)
     for folder in (tmp_path, tmp_path / "none"):
         refused(check, folder, UsageError, str(folder), "manifest.json")
 
 
-def test_more_files_than_a_bundle_has_do_no_harm(bundle: Path) -> None:
+def test_extra_files_are_ignored(bundle: Path) -> None:
     (bundle / "notes.txt").write_text("mine")
     assert Generator.load(bundle, threads=1).manifest == read_manifest(bundle)

@@ -1,4 +1,4 @@
-"""Both ways to call ONNX Runtime, by its private names and by its public ones, give the same results."""
+"""Calls of ONNX Runtime by private and by public names return the same results."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_missing_private_name_is_noticed(missing: str, monkeypatch: pytest.Mon
     assert not native_session.is_available.__wrapped__()
 
 
-def test_a_bound_session_reads_what_its_memory_holds(available: bool, session: ort.InferenceSession) -> None:
+def test_a_bound_session_reads_its_memory(available: bool, session: ort.InferenceSession) -> None:
     x, y = np.zeros((4, 64), np.uint8), np.empty((4, 16), np.int32)
     binding = native_session.bind(session, {"x": ort_value(x)}, {"y": ort_value(y)}, copied=["x"])
     for value in (1, 2):
@@ -70,9 +70,9 @@ def test_single_runs_return_the_outputs(available: bool, session: ort.InferenceS
 
 
 def test_answers_are_equal(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Greedy search, beams, samples and drafts, with an adapter for all rows, for some, and for none."""
-    own = draw_adapter(checkpoint, 1)
-    make_bank(checkpoint, [member("x", own, merged(checkpoint, own, tmp_path / "x"))], tmp_path / "bank")
+    """Cover greedy search, beams, samples and drafts, with an adapter for all, some or no rows."""
+    weights = draw_adapter(checkpoint, 1)
+    make_bank(checkpoint, [member("x", weights, merged(checkpoint, weights, tmp_path / "x"))], tmp_path / "bank")
     adapters: list[Any] = [None, "x", [None, "x", "x", None]]
 
     def answer() -> list[Any]:

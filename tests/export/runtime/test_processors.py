@@ -1,4 +1,4 @@
-"""Each processor does to logits what transformers' of the same purpose does."""
+"""Each processor edits logits like its counterpart in transformers."""
 
 from __future__ import annotations
 
@@ -50,57 +50,57 @@ Step = tuple[np.ndarray, np.ndarray]
 
 @st.composite
 def steps(draw: st.DrawFn) -> Step:
-    """Tokens so far of some rows, of any one length, and the logits of the next."""
+    """Draw (tokens so far, logits of the next token) for rows of equal length."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    rows, made = draw(st.integers(1, 4)), draw(st.integers(0, 12))
-    tokens = np.pad(rng.integers(2, draw(st.integers(3, VOCABULARY)), (rows, made)), ((0, 0), (1, 0)))
+    rows, length = draw(st.integers(1, 4)), draw(st.integers(0, 12))
+    tokens = np.pad(rng.integers(2, draw(st.integers(3, VOCABULARY)), (rows, length)), ((0, 0), (1, 0)))
     return tokens, rng.normal(scale=5, size=(rows, VOCABULARY)).astype(np.float32)
 
 
 def assert_same(ours: Processor | Sequence[Processor], theirs: LogitsProcessor | LogitsProcessorList, at: Step) -> None:
     tokens, logits = at
-    made = logits.copy()
+    actual = logits.copy()
     for process in [ours] if callable(ours) else ours:
-        made = process(tokens, made)
+        actual = process(tokens, actual)
     expected = theirs(torch.from_numpy(tokens), torch.from_numpy(logits.copy())).numpy()
-    np.testing.assert_allclose(made, expected, rtol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 @given(at=steps(), penalty=st.floats(0.1, 10))
-def test_a_repetition_penalty_is_transformers(at: Step, penalty: float) -> None:
+def test_the_repetition_penalty_equals_that_of_transformers(at: Step, penalty: float) -> None:
     assert_same(repetition_penalty(penalty), RepetitionPenaltyLogitsProcessor(penalty), at)
 
 
-def test_what_is_said_twice_is_penalised_once() -> None:
+def test_a_repeated_token_is_penalized_once() -> None:
     logits = np.array([[8.0, 0.0, 4.0, -4.0, 1.0]], np.float32)
-    made = repetition_penalty(2.0)(np.array([[0, 2, 3, 2, 3, 2]]), logits)
-    assert made.tolist() == [[4, 0, 2, -8, 1]]
+    penalized = repetition_penalty(2.0)(np.array([[0, 2, 3, 2, 3, 2]]), logits)
+    assert penalized.tolist() == [[4, 0, 2, -8, 1]]
 
 
 @given(at=steps(), size=st.integers(1, 5))
-def test_sequences_that_must_not_repeat_are_transformers(at: Step, size: int) -> None:
+def test_no_repeat_ngrams_equal_those_of_transformers(at: Step, size: int) -> None:
     assert_same(no_repeat_ngram(size), NoRepeatNGramLogitsProcessor(size), at)
 
 
-def test_each_row_has_sequences_of_its_own() -> None:
+def test_no_repeat_ngrams_are_per_row() -> None:
     tokens = np.array([[0, 3, 4, 3], [0, 4, 3, 4], [0, 3, 4, 2]])
-    made = no_repeat_ngram(2)(tokens, np.zeros((3, 5), np.float32))
-    assert np.argwhere(np.isinf(made)).tolist() == [[0, 4], [1, 3]]
+    edited = no_repeat_ngram(2)(tokens, np.zeros((3, 5), np.float32))
+    assert np.argwhere(np.isinf(edited)).tolist() == [[0, 4], [1, 3]]
 
 
 @given(at=steps(), words=st.lists(st.lists(TOKEN, min_size=1, max_size=4), min_size=1, max_size=5))
-def test_bad_words_are_transformers(at: Step, words: list[list[int]]) -> None:
+def test_bad_words_equal_those_of_transformers(at: Step, words: list[list[int]]) -> None:
     assert_same(no_bad_words([tuple(word) for word in words]), NoBadWordsLogitsProcessor(words, END), at)
 
 
-def test_a_bad_word_is_banned_only_where_it_would_be_whole() -> None:
+def test_a_bad_word_is_banned_at_its_last_token() -> None:
     tokens = np.array([[0, 5, 2, 3], [0, 2, 3, 5], [0, 3, 2, 3]])
-    made = no_bad_words([(2, 3, 4), (6, 6, 6, 6, 6, 6, 1)])(tokens, np.zeros((3, 7), np.float32))
-    assert np.argwhere(np.isinf(made)).tolist() == [[0, 4], [2, 4]]
+    edited = no_bad_words([(2, 3, 4), (6, 6, 6, 6, 6, 6, 1)])(tokens, np.zeros((3, 7), np.float32))
+    assert np.argwhere(np.isinf(edited)).tolist() == [[0, 4], [2, 4]]
 
 
 @given(at=steps(), banned=st.lists(st.integers(0, VOCABULARY - 1), min_size=1))
-def test_suppressed_tokens_are_transformers(at: Step, banned: list[int]) -> None:
+def test_suppressed_tokens_equal_those_of_transformers(at: Step, banned: list[int]) -> None:
     assert_same(suppress(tuple(banned)), SuppressTokensLogitsProcessor(banned), at)
 
 
@@ -109,29 +109,29 @@ def prefix_allowed(trie: Trie) -> LogitsProcessor:
 
 
 @given(at=steps(), allowed=st.lists(st.lists(TOKEN, min_size=1, max_size=4), min_size=1, max_size=9))
-def test_allowed_answers_are_transformers(at: Step, allowed: list[list[int]]) -> None:
+def test_allowed_answers_equal_those_of_transformers(at: Step, allowed: list[list[int]]) -> None:
     trie = Trie(allowed, END)
     assert_same(only(trie), prefix_allowed(trie), at)
 
 
 @given(at=steps(), token=st.integers(0, VOCABULARY - 1))
-def test_a_forced_token_is_transformers(at: Step, token: int) -> None:
-    made = at[0].shape[1]
-    assert_same(force((token,)), ForcedEOSTokenLogitsProcessor(made + 1, token), at)
+def test_forced_tokens_equal_those_of_transformers(at: Step, token: int) -> None:
+    length = at[0].shape[1]
+    assert_same(force((token,)), ForcedEOSTokenLogitsProcessor(length + 1, token), at)
 
 
 @given(at=steps(), count=st.integers(0, 12))
-def test_a_condition_is_on_how_many_tokens_are_made(at: Step, count: int) -> None:
-    told: list[int] = []
+def test_a_condition_receives_the_number_of_new_tokens(at: Step, count: int) -> None:
+    counts: list[int] = []
 
-    def condition(made: int) -> bool:
-        told.append(made)
-        return made == count
+    def condition(length: int) -> bool:
+        counts.append(length)
+        return length == count
 
     tokens, logits = at
-    made = only_while(condition, force((3,)))(tokens, logits.copy())
-    assert told == [tokens.shape[1] - 1]
-    assert np.array_equal(made, logits) == (told != [count])
+    length = only_while(condition, force((3,)))(tokens, logits.copy())
+    assert counts == [tokens.shape[1] - 1]
+    assert np.array_equal(length, logits) == (counts != [count])
 
 
 CHOSEN: dict[str, tuple[dict[str, Any], Callable[[int], list[LogitsProcessor]]]] = {
@@ -189,7 +189,7 @@ CHOSEN: dict[str, tuple[dict[str, Any], Callable[[int], list[LogitsProcessor]]]]
 
 @pytest.mark.parametrize("name", CHOSEN)
 @given(at=steps(), limit=st.integers(6, 14))
-def test_options_choose_what_transformers_would(name: str, at: Step, limit: int) -> None:
+def test_options_select_the_processors_of_transformers(name: str, at: Step, limit: int) -> None:
     values, theirs = CHOSEN[name]
     ours = processors(Options.of({"max_new_tokens": limit, **values}), SPECIAL)
     assert len(ours) == len(theirs(limit))
@@ -197,7 +197,7 @@ def test_options_choose_what_transformers_would(name: str, at: Step, limit: int)
 
 
 @given(at=steps(), scale=st.sampled_from([1e-3, 1.0, 1e3]), hidden=st.integers(0, VOCABULARY - 1))
-def test_probabilities_are_torchs(at: Step, scale: float, hidden: int) -> None:
+def test_probabilities_equal_those_of_torch(at: Step, scale: float, hidden: int) -> None:
     logits = at[1] * np.float32(scale)
     logits[:, :hidden] = -np.inf
     given_logits = torch.from_numpy(logits)

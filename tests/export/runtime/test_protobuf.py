@@ -1,4 +1,4 @@
-"""Fields of a message without protobuf, as protobuf itself reads them."""
+"""The reader of protobuf fields agrees with protobuf itself."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lora_ft.export.runtime.protobuf import fields
     st.integers(-(2**63), 2**63 - 1),
     st.dictionaries(*[st.text(st.characters(exclude_categories=["Cs"]))] * 2),
 )
-def test_fields_are_those_that_protobuf_wrote(name: str, version: int, properties: dict[str, str]) -> None:
+def test_fields_equal_those_of_protobuf(name: str, version: int, properties: dict[str, str]) -> None:
     model = onnx.ModelProto(producer_name=name, model_version=version, ir_version=10)
     onnx.helper.set_model_props(model, properties)
-    read = list(fields(model.SerializeToString()))
-    assert [content.decode() for number, content in read if number == 2] == [name]
-    entries = [onnx.StringStringEntryProto.FromString(content) for number, content in read if number == 14]
+    parsed = list(fields(model.SerializeToString()))
+    assert [content.decode() for number, content in parsed if number == 2] == [name]
+    entries = [onnx.StringStringEntryProto.FromString(content) for number, content in parsed if number == 14]
     assert {entry.key: entry.value for entry in entries} == properties
 
 

@@ -1,4 +1,4 @@
-"""Sessions are opened from files and from bytes, with the threads that are asked for."""
+"""Sessions open from files and bytes, with the requested threads and provider."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora_ft.export.runtime.session import choose_provider, open_session
 
 @pytest.fixture(scope="module")
 def graph() -> bytes:
-    """y = x + x"""
+    """Return the model y = x + x."""
     shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy"]
     add = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "twice", shapes[:1], shapes[1:])
     return helper.make_model(add, ir_version=10, opset_imports=[helper.make_opsetid("", 18)]).SerializeToString()
@@ -27,44 +27,42 @@ def graph() -> bytes:
 def test_a_file_and_its_bytes_are_the_same_model(graph: bytes, tmp_path: Path) -> None:
     onnx.save(onnx.load_from_string(graph), tmp_path / "twice.onnx")
     for model in (graph, tmp_path / "twice.onnx"):
-        [made] = open_session(model).run(None, {"x": np.array([1, 2.5], np.float32)})
-        assert made.tolist() == [2, 5]
+        [result] = open_session(model).run(None, {"x": np.array([1, 2.5], np.float32)})
+        assert result.tolist() == [2, 5]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_session_has_the_threads_it_was_given(graph: bytes, threads: int) -> None:
+def test_a_session_has_the_given_number_of_threads(graph: bytes, threads: int) -> None:
     options = open_session(graph, threads).get_session_options()
     assert options.intra_op_num_threads == threads
 
 
-def test_by_default_a_session_has_the_threads_of_this_process(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_uses_all_cores_of_the_process_by_default(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "allowed_cpus", lambda: 5)
     assert open_session(graph).get_session_options().intra_op_num_threads == 5
 
 
-def test_threads_do_not_go_on_spinning_while_another_session_runs(graph: bytes) -> None:
+def test_threads_stop_spinning_between_calls(graph: bytes) -> None:
     assert open_session(graph).get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def product() -> onnx.ModelProto:
-    """x uint8 [4,64] times the int8 [64,16] that is 127 everywhere."""
+    """Return the model that multiplies x uint8 [4,64] by int8 [64,16] of 127s."""
     size = numpy_helper.from_array(np.array([64, 16]), "s")
     fill = helper.make_node("ConstantOfShape", ["s"], ["w"], value=numpy_helper.from_array(np.array([127], np.int8)))
     multiply = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
     x = helper.make_tensor_value_info("x", TensorProto.UINT8, [4, 64])
     y = helper.make_tensor_value_info("y", TensorProto.INT32, [4, 16])
-    made = helper.make_graph([fill, multiply], "product", [x], [y], [size])
-    return helper.make_model(made, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    graph = helper.make_graph([fill, multiply], "product", [x], [y], [size])
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
 
 
-def test_the_product_that_the_processor_is_asked_for_is_the_one_that_overflows() -> None:
+def test_the_product_model_is_the_one_that_overflows() -> None:
     assert onnx.load_from_string(module.PRODUCT_MODEL) == product()
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_products_of_bytes_take_the_exact_way_where_the_fast_one_is_not(
-    graph: bytes, exact: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exact_kernels_are_selected_if_needed(graph: bytes, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_products_are_exact", lambda: exact)
     options = open_session(graph, 1).get_session_options()
     with contextlib.nullcontext() if not exact else pytest.raises(RuntimeError, match="does not have"):
@@ -72,20 +70,20 @@ def test_products_of_bytes_take_the_exact_way_where_the_fast_one_is_not(
 
 
 def test_products_of_bytes_are_exact() -> None:
-    [made] = open_session(product().SerializeToString()).run(None, {"x": np.full((4, 64), 255, np.uint8)})
-    assert (made == 255 * 127 * 64).all()
+    [products] = open_session(product().SerializeToString()).run(None, {"x": np.full((4, 64), 255, np.uint8)})
+    assert (products == 255 * 127 * 64).all()
 
 
 @pytest.fixture
 def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An onnxruntime that has CUDA's provider, and a GPU to run it."""
+    """Pretend that onnxruntime has CUDA and a GPU."""
     monkeypatch.setattr(module.ort, "get_available_providers", lambda: list(PROVIDERS.values())[::-1])
     monkeypatch.setattr(module, "_trouble", lambda provider: "")
 
 
 @pytest.fixture
 def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An onnxruntime for processors."""
+    """Pretend that onnxruntime supports only processors."""
     monkeypatch.setattr(module.ort, "get_available_providers", lambda: [PROVIDERS["cpu"]])
 
 
@@ -94,34 +92,35 @@ def without_a_gpu(with_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_trouble", lambda provider: "libcudart.so is missing" if provider == "cuda" else "")
 
 
-def test_the_provider_is_the_one_that_is_there(without_cuda: None) -> None:
+def test_auto_is_the_installed_provider(without_cuda: None) -> None:
     assert choose_provider("auto") == choose_provider("cpu") == "cpu"
 
 
-def test_a_gpu_is_taken_where_there_is_one(with_cuda: None) -> None:
+def test_auto_is_cuda_with_a_gpu(with_cuda: None) -> None:
     assert (choose_provider("auto"), choose_provider("cuda"), choose_provider("cpu")) == ("cuda", "cuda", "cpu")
 
 
-def test_without_a_gpu_the_processor_is_taken(without_a_gpu: None) -> None:
+def test_auto_is_the_processor_without_a_gpu(without_a_gpu: None) -> None:
     assert (choose_provider("auto"), choose_provider("cpu")) == ("cpu", "cpu")
 
 
-@pytest.mark.parametrize(("wanted", "precision"), [("cuda", "fp32"), ("auto", "bf16")])
-def test_without_a_gpu_it_is_said_what_is_missing(without_a_gpu: None, wanted: str, precision: str) -> None:
-    with pytest.raises(LoraFtError, match=r"could not start its provider 'cuda': libcudart.so is missing; pip install"):
-        choose_provider(wanted, precision)
+@pytest.mark.parametrize(("requested", "precision"), [("cuda", "fp32"), ("auto", "bf16")])
+def test_a_missing_gpu_is_reported_with_its_reason(without_a_gpu: None, requested: str, precision: str) -> None:
+    message = r"could not start its provider 'cuda': libcudart.so is missing; run `pip install"
+    with pytest.raises(LoraFtError, match=message):
+        choose_provider(requested, precision)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"),
+    ("requested", "words"),
     [
         ("cuda", "lacks the provider 'cuda' .it has cpu.; .*onnxruntime-gpu"),
         ("tpu", "provider 'tpu' is unknown; use auto or one of cpu, cuda"),
     ],
 )
-def test_a_provider_that_is_not_there_is_named(without_cuda: None, wanted: str, words: str) -> None:
+def test_a_missing_provider_is_refused_by_name(without_cuda: None, requested: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        choose_provider(wanted)
+        choose_provider(requested)
 
 
 @pytest.mark.parametrize(
@@ -137,12 +136,12 @@ def test_a_provider_that_is_not_there_is_named(without_cuda: None, wanted: str, 
         ("encoder=fp16,head=w4", "cpu"),
     ],
 )
-def test_a_gpu_is_taken_for_what_it_can_run(with_cuda: None, precision: str, provider: str) -> None:
+def test_auto_is_cuda_only_for_supported_precisions(with_cuda: None, precision: str, provider: str) -> None:
     assert choose_provider("auto", precision) == provider
 
 
 @pytest.mark.parametrize(
-    ("wanted", "precision", "words"),
+    ("requested", "precision", "words"),
     [
         ("cuda", "int8-w4", r"precision int8-w4 is not supported on cuda \(supported: fp32, fp16, bf16\)"),
         (
@@ -154,19 +153,19 @@ def test_a_gpu_is_taken_for_what_it_can_run(with_cuda: None, precision: str, pro
         ("auto", "what", "the precision 'what' is unknown"),
     ],
 )
-def test_a_precision_is_refused_where_it_cannot_run(with_cuda: None, wanted: str, precision: str, words: str) -> None:
+def test_an_unsupported_precision_is_refused(with_cuda: None, requested: str, precision: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        choose_provider(wanted, precision)
+        choose_provider(requested, precision)
 
 
-def test_what_only_a_gpu_runs_wants_one(without_cuda: None) -> None:
+def test_bf16_requires_a_gpu(without_cuda: None) -> None:
     with pytest.raises(UsageError, match=r"lacks the provider 'cuda' \(it has cpu\); .*onnxruntime-gpu"):
         choose_provider("auto", "bf16")
 
 
 @pytest.fixture
 def none_that_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime itself would only warn and take the processor."""
+    """Replace CUDA by a provider that does not start. ONNX Runtime would only warn and use the processor."""
     monkeypatch.setitem(PROVIDERS, "cuda", "NoExecutionProvider")
     monkeypatch.setattr(module, "_trouble", module._trouble.__wrapped__)  # what is cached is of this machine
 
@@ -179,11 +178,11 @@ def test_a_provider_that_does_not_start_is_an_error(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_provider_that_starts_once_and_not_again_is_an_error(
+def test_a_provider_that_stops_starting_is_an_error(
     graph: bytes, none_that_starts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_trouble", lambda provider: "")
-    with pytest.raises(LoraFtError, match="it did before"), pytest.warns(UserWarning):
+    with pytest.raises(LoraFtError, match="it started earlier in this process"), pytest.warns(UserWarning):
         open_session(graph, 1, "cuda")
 
 

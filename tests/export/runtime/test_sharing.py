@@ -1,4 +1,4 @@
-"""One generator among many threads and processes gives every caller the answer that it would get alone."""
+"""Threads and processes that share a generator get the same answers as a single caller."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 
 import lora_ft.export.runtime.model as model_module
 from lora_ft.export.runtime import Generator
-from lora_ft.export.runtime.decoding import prompt_lookup
+from lora_ft.export.runtime.decoding import draft_length
 from lora_ft.export.runtime.native_session import SHRINK_ARENA, run_positional
 from tests.export.banks import draw_adapter, make_bank, member, merged
 
@@ -44,19 +44,22 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 def bank(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shared")
     adapters = {name: draw_adapter(checkpoint, seed) for seed, name in enumerate(("x", "y"))}
-    members = [member(name, own, merged(checkpoint, own, root / name)) for name, own in adapters.items()]
+    members = [member(name, adapter, merged(checkpoint, adapter, root / name)) for name, adapter in adapters.items()]
     make_bank(checkpoint, members, root / "bank")
     return root / "bank"
 
 
 def _calls(generator: Generator) -> list[Callable[[], Any]]:
     def answer(adapter: Any, options: dict[str, Any]) -> Any:
-        made = generator.answer(TEXTS, adapter=adapter, batch_size=3, **options)
-        return [(one.tokens.tolist(), None if one.scores is None else one.scores.tolist()) for one in made]
+        answers = generator.answer(TEXTS, adapter=adapter, batch_size=3, **options)
+        return [
+            (generated.tokens.tolist(), None if generated.scores is None else generated.scores.tolist())
+            for generated in answers
+        ]
 
     adapters: list[Any] = [None, "x", ["x", None, "y", "y", None, "x", "x"]]
     calls: list[Callable[[], Any]] = [
-        lambda adapter=adapter, way=way: answer(adapter, way) for adapter in adapters for way in WAYS
+        lambda adapter=adapter, mode=mode: answer(adapter, mode) for adapter in adapters for mode in WAYS
     ]
     calls += [lambda name=name: list(generator.stream(TEXTS[2], adapter=name)) for name in (None, "x", "y")]
     ids = np.array([[0, 0, 5, 9, 1], [8, 7, 6, 5, 1]])
@@ -67,15 +70,15 @@ def _calls(generator: Generator) -> list[Callable[[], Any]]:
 
 @pytest.fixture
 def fast_switches() -> Iterator[None]:
-    """Let threads take turns a thousand times as often, so that races show."""
+    """Switch threads a thousand times as often, to provoke races."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
 
 
-def test_sixteen_threads_get_the_answers_of_one(bank: Path, fast_switches: None) -> None:
-    """Graphs, adapters and settings are first loaded within the threads, too."""
+def test_threads_get_the_same_answers_as_one(bank: Path, fast_switches: None) -> None:
+    """Graphs, adapters and settings are loaded within the threads."""
     expected = [call() for call in _calls(Generator.load(bank, threads=1))]
     calls = _calls(Generator.load(bank, threads=1))
 
@@ -87,20 +90,20 @@ def test_sixteen_threads_get_the_answers_of_one(bank: Path, fast_switches: None)
         assert not any(pool.map(use, range(16)))
 
 
-def test_streams_that_take_turns_do_not_mix(bank: Path) -> None:
+def test_interleaved_streams_do_not_mix(bank: Path) -> None:
     generator = Generator.load(bank, threads=1)
     names = [None, "x", "y"] * 2
     expected = ["".join(generator.stream(TEXTS[2], adapter=name)) for name in names]
     streams = [generator.stream(TEXTS[2], adapter=name) for name in names]
-    made = [""] * len(names)
+    texts = [""] * len(names)
     for _ in range(100):
         for i, stream in enumerate(streams):
-            made[i] += next(stream, "")
-    assert made == expected
+            texts[i] += next(stream, "")
+    assert texts == expected
 
 
 def _forked(job: Callable[[], Any]) -> Any:
-    """Return what a job gives in a forked child; fail where it hangs."""
+    """Return the result of a job in a forked child. Fail if it hangs."""
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
         with contextlib.suppress(BaseException):
@@ -132,34 +135,34 @@ def test_a_child_forked_while_threads_generate_answers(published: Path) -> None:
         for thread in threads:
             thread.start()
         try:
-            made = _forked(lambda generator=generator: generator.generate(TEXTS, prompt_lookup=True))
+            answers = _forked(lambda generator=generator: generator.generate(TEXTS, prompt_lookup=True))
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
-        assert made == expected
+        assert answers == expected
 
 
 @needs_fork
-def test_locks_held_at_the_fork_are_free_in_the_child(published: Path) -> None:
+def test_locks_are_free_in_a_forked_child(published: Path) -> None:
     generator = Generator.load(published, threads=1)
     expected = generator.generate(TEXTS, prompt_lookup=True)
-    with generator.model._opening, prompt_lookup._LOCK:
-        pace = prompt_lookup._PACES[generator.model]
+    with generator.model._opening, draft_length._LOCK:
+        pace = draft_length._CONTROLLERS[generator.model]
         with pace.lock:
-            made = _forked(lambda: generator.generate(TEXTS, prompt_lookup=True))
-    assert made == expected
+            answers = _forked(lambda: generator.generate(TEXTS, prompt_lookup=True))
+    assert answers == expected
 
 
 @needs_fork
 @pytest.mark.parametrize("options", [{}, {"prompt_lookup": True}, {"do_sample": True, "seed": 1}])
-def test_a_stream_that_began_before_the_fork_goes_on_in_the_child(published: Path, options: dict[str, Any]) -> None:
-    """Also where another thread held the draft controller then."""
+def test_a_stream_continues_in_a_forked_child(published: Path, options: dict[str, Any]) -> None:
+    """Another thread may hold the draft controller during the fork."""
     generator = Generator.load(published, threads=2)
     expected = list(generator.stream(TEXTS[2], **options))
     stream = generator.stream(TEXTS[2], **options)
     begun = [next(stream) for _ in range(2)]
-    with prompt_lookup._pace_of(generator.model).lock:
+    with draft_length.controller_of(generator.model).lock:
         assert _forked(lambda: [*begun, *stream]) == expected
     assert [*begun, *stream] == expected
 
@@ -205,23 +208,21 @@ print(before, megabytes("VmHWM"), megabytes("VmRSS"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
-def test_memory_of_a_long_source_goes_back(published: Path) -> None:
-    """Scores of attention alone take 200 MB here; without shrinkage all of it stays."""
-    done = subprocess.run(
+def test_memory_of_a_long_source_is_returned(published: Path) -> None:
+    """Attention scores take 200 MB here, which stay allocated without shrinkage."""
+    process = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(published)],
         check=True,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    before, most, after = map(float, done.stdout.split())
+    before, most, after = map(float, process.stdout.split())
     assert most - before > 200
     assert after - before < (most - before) / 2
 
 
-def test_what_a_large_call_put_out_goes_back_with_the_next_one(
-    published: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_of_large_outputs_is_returned_by_the_next_call(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = Generator.load(published, threads=1)
     generator.generate("a")
     runs = list[bool]()

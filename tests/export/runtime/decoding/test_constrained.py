@@ -1,4 +1,4 @@
-"""Answers among allowed ones are those that transformers makes under a prefix function, however they are searched."""
+"""Constrained answers equal those of transformers with a prefix function, in every search."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lora_ft.core.trie import Trie
-from lora_ft.export.runtime.model import Cache, Source
+from lora_ft.export.runtime.cache import Cache, Source
 from tests.export.oracle import END
 from tests.export.runtime.cases import Pair, answers, words
 
@@ -30,30 +30,30 @@ def constrained(pair: Pair, texts: list[str], allowed: list[list[int]], **option
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.8}, {"output_scores": True}], ids=str)
-def test_greedy_answers_are_those_of_transformers(pair: Pair, name: str, options: dict[str, Any]) -> None:
+def test_greedy_answers_equal_those_of_transformers(pair: Pair, name: str, options: dict[str, Any]) -> None:
     allowed, texts = SETS[name], words(0, 12)
-    given = {"max_new_tokens": LIMIT, **options}
-    edits = {key: value for key, value in given.items() if key != "output_scores"}
-    made = pair.made(texts, allowed=allowed, **given)
-    assert made == answers(constrained(pair, texts, allowed, **edits).sequences)
-    assert {tuple(row[:-1]) for row in made} <= set(map(tuple, allowed)) and all(row[-1] == END for row in made)
+    settings = {"max_new_tokens": LIMIT, **options}
+    edits = {key: value for key, value in settings.items() if key != "output_scores"}
+    actual = pair.made(texts, allowed=allowed, **settings)
+    assert actual == answers(constrained(pair, texts, allowed, **edits).sequences)
+    assert {tuple(row[:-1]) for row in actual} <= set(map(tuple, allowed)) and all(row[-1] == END for row in actual)
 
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("beams", [2, 3, 5])
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
-def test_beams_are_those_of_transformers(pair: Pair, name: str, beams: int, penalty: float) -> None:
+def test_beams_equal_those_of_transformers(pair: Pair, name: str, beams: int, penalty: float) -> None:
     allowed, texts = SETS[name], words(1)
     options = {"num_beams": beams, "num_return_sequences": min(beams, len(allowed)), "max_new_tokens": LIMIT}
     options["length_penalty"] = penalty
-    made = pair.answer(texts, allowed=allowed, output_scores=True, **options)
+    actual = pair.answer(texts, allowed=allowed, output_scores=True, **options)
     expected = constrained(pair, texts, allowed, **options)
-    assert [answer.tokens.tolist() for answer in made] == answers(expected.sequences)
-    scores = np.array([answer.scores for answer in made])[:, 0]
+    assert [answer.tokens.tolist() for answer in actual] == answers(expected.sequences)
+    scores = np.array([answer.scores for answer in actual])[:, 0]
     np.testing.assert_allclose(scores, expected.sequences_scores.numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_beams_for_all_find_the_likeliest_of_the_allowed(unsure: Pair) -> None:
+def test_exhaustive_beams_find_the_likeliest_allowed_answers(unsure: Pair) -> None:
     allowed = SETS["mixed"]
     ids, mask = unsure.encode(["some words"])
     totals = []
@@ -63,7 +63,7 @@ def test_beams_for_all_find_the_likeliest_of_the_allowed(unsure: Pair) -> None:
         log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         totals.append(sum(log_probs[i, token] for i, token in enumerate(tokens[0])))
     ranked = [allowed[i] for i in np.argsort(totals)[::-1]]
-    made = unsure.made(
+    answers = unsure.made(
         ["some words"],
         allowed=allowed,
         num_beams=len(allowed),
@@ -72,46 +72,44 @@ def test_beams_for_all_find_the_likeliest_of_the_allowed(unsure: Pair) -> None:
         max_new_tokens=LIMIT,
         early_stopping="never",
     )
-    assert [row[:-1] for row in made] == ranked
+    assert [row[:-1] for row in answers] == ranked
 
 
-def test_samples_are_allowed_and_draw_several(unsure: Pair) -> None:
+def test_samples_are_allowed_and_varied(unsure: Pair) -> None:
     options = {"do_sample": True, "num_return_sequences": 50, "max_new_tokens": LIMIT}
-    made = unsure.made(["ab", "c"], allowed=SETS["mixed"], **options)
-    said = {tuple(row[:-1]) for row in made}
-    assert said <= set(map(tuple, SETS["mixed"])) and len(said) > 3
+    answers = unsure.made(["ab", "c"], allowed=SETS["mixed"], **options)
+    distinct = {tuple(row[:-1]) for row in answers}
+    assert distinct <= set(map(tuple, SETS["mixed"])) and len(distinct) > 3
 
 
-def test_answers_do_not_depend_on_the_batch_and_leave_it_when_decided(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decided_rows_leave_the_batch(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     texts, allowed = words(3, 12), SETS["mixed"]
     alone = [pair.made([text], allowed=allowed, max_new_tokens=LIMIT)[0] for text in texts]
-    model, asked = pair.generator.model, []
+    model, calls = pair.generator.model, []
     logits = model.logits
 
     def watched(source: Source, cache: Cache, tokens: np.ndarray, **keys: Any) -> np.ndarray:
-        asked.append((source.rows, cache.rows, len(tokens)))
+        calls.append((source.rows, cache.rows, len(tokens)))
         return logits(source, cache, tokens, **keys)
 
     monkeypatch.setattr(model, "logits", watched)
     assert pair.made(texts, allowed=allowed, max_new_tokens=LIMIT) == alone
-    assert all(a == b == c for a, b, c in asked)
+    assert all(a == b == c for a, b, c in calls)
     trie = Trie(allowed, END)
     choices = [sum(len(trie.after(row[:i])) > 1 for i in range(len(row))) for row in alone]
-    assert [rows for rows, _, _ in asked] == [sum(n > turn for n in choices) for turn in range(max(choices))]
+    assert [rows for rows, _, _ in calls] == [sum(n > turn for n in choices) for turn in range(max(choices))]
 
 
-def test_a_start_that_all_share_takes_no_step_of_its_own(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+def test_a_shared_prefix_needs_no_step(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
     logits = pair.generator.model.logits
 
     def watched(source: Source, cache: Cache, tokens: np.ndarray, **keys: Any) -> np.ndarray:
-        asked.append(tokens.shape[1])
+        calls.append(tokens.shape[1])
         return logits(source, cache, tokens, **keys)
 
     monkeypatch.setattr(pair.generator.model, "logits", watched)
     pair.made(["ab"], allowed=SETS["one"], max_new_tokens=LIMIT)
-    assert asked == []
+    assert calls == []
     pair.made(["ab"], allowed=[[4, 5, 6], [4, 5, 7]], max_new_tokens=LIMIT)
-    assert asked == [3]
+    assert calls == [3]

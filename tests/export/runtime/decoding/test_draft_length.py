@@ -1,4 +1,4 @@
-"""Drafts are as long as pays: by what was accepted and by what calls cost."""
+"""Draft lengths follow the acceptance of drafts and the cost of calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_ft.export.runtime.decoding.draft_length import LONGEST, DraftLengthCon
 
 
 def steady(first: float, slope: float, pace: DraftLengthController | None = None) -> DraftLengthController:
-    """A pace that saw calls of every size, each token after the first at so much of the first."""
+    """Return a controller with timings of all widths, at `slope` of the first token per further token."""
     pace = pace or DraftLengthController()
     for rows in (1, 8):
         for width in range(1, 2 + LONGEST):
@@ -21,13 +21,13 @@ def steady(first: float, slope: float, pace: DraftLengthController | None = None
     return pace
 
 
-def usual(pace: DraftLengthController, rows: int = 1, found: int = 2, length: int = LONGEST) -> int:
-    """The width of most of some calls in which all rows draft as much: now and then a larger one is tried."""
-    widths = [pace.width(rows, [(found, length)] * rows) for _ in range(15)]
+def usual(pace: DraftLengthController, rows: int = 1, matched: int = 2, length: int = LONGEST) -> int:
+    """Return the most frequent width of several calls, since a larger width is tried from time to time."""
+    widths = [pace.width(rows, [(matched, length)] * rows) for _ in range(15)]
     return max(set(widths), key=widths.count)
 
 
-def test_drafts_are_longer_the_more_of_them_is_accepted() -> None:
+def test_drafts_grow_with_acceptance() -> None:
     pace, widths = DraftLengthController(), []
     for _ in range(60):
         widths.append(usual(pace))
@@ -36,38 +36,38 @@ def test_drafts_are_longer_the_more_of_them_is_accepted() -> None:
     assert widths[0] < widths[-1] == 1 + LONGEST
 
 
-def test_a_rejected_draft_says_nothing_of_longer_or_shorter_matches() -> None:
+def test_a_rejected_draft_affects_only_its_match_length() -> None:
     pace = DraftLengthController()
-    before = usual(pace, found=1), usual(pace, found=3)
+    before = usual(pace, matched=1), usual(pace, matched=3)
     for _ in range(60):
         pace.accepted(2, 0, 4)
-    assert usual(pace, found=2) == 1
-    assert (usual(pace, found=1), usual(pace, found=3)) == before
+    assert usual(pace, matched=2) == 1
+    assert (usual(pace, matched=1), usual(pace, matched=3)) == before
     assert min(before) > 1
 
 
-def test_what_was_not_tried_counts_neither_way() -> None:
-    one, other = DraftLengthController(), DraftLengthController()
+def test_untried_tokens_are_not_counted() -> None:
+    short, long = DraftLengthController(), DraftLengthController()
     for _ in range(10):
-        one.accepted(2, 1, 2)
-        other.accepted(2, 1, 16)
-        one.accepted(3, 0, 0)
-    assert [usual(one, found=n) for n in (1, 2, 3)] == [usual(other, found=n) for n in (1, 2, 3)]
+        short.accepted(2, 1, 2)
+        long.accepted(2, 1, 16)
+        short.accepted(3, 0, 0)
+    assert [usual(short, matched=n) for n in (1, 2, 3)] == [usual(long, matched=n) for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("rows", [1, 8])
-def test_drafts_are_shorter_the_more_they_cost(rows: int) -> None:
+def test_drafts_shrink_with_cost(rows: int) -> None:
     widths = [usual(steady(0.01, slope), rows) for slope in (0.001, 0.1 / rows, 0.3, 5.0)]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > widths[1] > widths[-1] == 1
 
 
 @pytest.mark.parametrize("size", [0.001, 7.0])
-def test_only_the_proportion_of_costs_matters(size: float) -> None:
+def test_only_relative_costs_matter(size: float) -> None:
     assert usual(steady(size, 0.1)) == usual(steady(0.02, 0.1))
 
 
-def test_what_a_batch_costs_says_nothing_of_other_batches() -> None:
+def test_costs_are_per_batch_size() -> None:
     pace = DraftLengthController()
     before = usual(pace, 2), usual(pace, 1)
     for _ in range(5):
@@ -77,13 +77,13 @@ def test_what_a_batch_costs_says_nothing_of_other_batches() -> None:
     assert usual(pace, 1) == before[1]
 
 
-def test_a_draft_must_pay_more_than_a_little() -> None:
+def test_small_gains_do_not_justify_a_draft() -> None:
     assert usual(steady(0.01, 0.69)) == 1  # 1.7 tokens for 1.69 of the time
     assert usual(steady(0.01, 0.45)) > 1
 
 
-def test_a_few_slow_calls_do_not_count() -> None:
-    """The first call loads the graph; others are cut in on by another process."""
+def test_a_few_slow_calls_are_ignored() -> None:
+    """The first call loads the graph, and another process may slow down others."""
     pace = DraftLengthController()
     pace.took(1, 5, 90.0)
     steady(0.01, 0.02, pace)
@@ -93,7 +93,7 @@ def test_a_few_slow_calls_do_not_count() -> None:
     assert usual(pace) == usual(steady(0.01, 0.02))
 
 
-def test_a_size_that_was_slow_once_is_tried_again() -> None:
+def test_a_slow_width_is_tried_again() -> None:
     pace = DraftLengthController()
     for _ in range(5):
         pace.took(1, 1, 0.01)
@@ -102,17 +102,17 @@ def test_a_size_that_was_slow_once_is_tried_again() -> None:
     assert usual(pace) == before
 
 
-def test_rows_that_copy_carry_others_that_do_not_only_where_calls_are_cheap() -> None:
+def test_rows_with_drafts_justify_wide_calls_only_if_cheap() -> None:
     drafts = [*[(3, LONGEST)] * 4, *[(0, 0)] * 4]
     assert steady(0.01, 0.001).width(8, drafts) > 1
     assert steady(0.01, 0.2).width(8, drafts) == 1
 
 
-def test_without_drafts_calls_have_single_tokens() -> None:
+def test_calls_without_drafts_have_single_tokens() -> None:
     assert DraftLengthController().width(3, [(0, 0)] * 3) == 1
 
 
-def test_what_does_not_pay_is_tried_ever_more_seldom() -> None:
+def test_unprofitable_widths_are_tried_less_and_less() -> None:
     pace, tried = steady(0.01, 5.0), []
     for turn in range(2000):
         if pace.width(1, [(2, LONGEST)]) > 1:
@@ -135,13 +135,13 @@ def test_no_call_is_wider_than_the_longest_draft(
     pace = DraftLengthController()
     for call in calls:
         pace.took(*call)
-    for found, accepted, drafted in outcomes:
-        pace.accepted(found, min(accepted, drafted), drafted)
+    for matched, accepted, drafted in outcomes:
+        pace.accepted(matched, min(accepted, drafted), drafted)
     for _ in range(20):
         assert 1 <= pace.width(len(drafts), drafts) <= 1 + max(length for _, length in drafts)
 
 
-def test_drafts_are_not_even_looked_for_where_they_are_refused_again_and_again() -> None:
+def test_repeated_refusals_pause_the_search_for_drafts() -> None:
     pace = steady(0.01, 5.0)
     rests = []
     for _ in range(200):
@@ -154,15 +154,15 @@ def test_drafts_are_not_even_looked_for_where_they_are_refused_again_and_again()
     assert not pace.rests(8)  # of other batches nothing is known
 
 
-def test_a_draft_that_is_taken_ends_the_rests() -> None:
+def test_an_accepted_draft_ends_the_pauses() -> None:
     pace = steady(0.01, 0.01)
     for _ in range(50):
         assert not pace.rests(1)
         pace.width(1, [(2, LONGEST)])
 
 
-def test_drafts_that_gave_less_than_plain_calls_are_left_out_for_ever_longer() -> None:
-    """Whatever was reckoned: what counts is what came of it."""
+def test_unprofitable_drafts_are_switched_off_longer_and_longer() -> None:
+    """The measured gain decides, regardless of estimates."""
     pace, rests = steady(0.01, 0.02), list[int]()
     for _ in range(4):
         for _ in range(100):
@@ -176,7 +176,7 @@ def test_drafts_that_gave_less_than_plain_calls_are_left_out_for_ever_longer() -
     assert all(more > 1.5 * less for less, more in pairwise(rests))
 
 
-def test_drafts_that_gave_more_go_on() -> None:
+def test_profitable_drafts_continue() -> None:
     pace = steady(0.01, 0.02)
     for _ in range(200):
         pace.gave(1, 0.02, 1, 3)

@@ -20,29 +20,34 @@ from transformers import (
 
 from lora_ft.core.generation_options import Options
 from lora_ft.core.special_tokens import SpecialTokens
+from lora_ft.export.runtime.decoding.calls import Likeliest
 from lora_ft.export.runtime.decoding.sampling import _next
-from lora_ft.export.runtime.io_binding import Edit
 from lora_ft.export.runtime.processors import processors
 
 START, VOCABULARY = 0, 24
 
 
-class Logits:
+class Steady:
     """A model that always has the same logits [b, vocabulary]."""
 
     def __init__(self, logits: np.ndarray) -> None:
         self._logits = logits
 
-    def logits(self, *_: Any, **__: Any) -> np.ndarray:
-        return self._logits[:, None].copy()
+    def answer(self, step: Any) -> Any:
+        """Answer the calls of one step of a strategy, and return its result."""
+        result: Any = None
+        try:
+            while True:
+                call = step.send(result)
+                result = self._rank(call) if isinstance(call, Likeliest) else self._logits[:, None].copy()
+        except StopIteration as end:
+            return end.value
 
-    def likeliest(
-        self, source: Any, cache: Any, tokens: np.ndarray, count: int, *, normal: bool, before: Edit | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _rank(self, call: Likeliest) -> tuple[np.ndarray, np.ndarray]:
         logits = self._logits.copy()
-        if before:
-            before(logits)
-        order = np.argsort(-logits, axis=1, kind="stable")[:, : min(count, VOCABULARY)]
+        if call.before:
+            call.before(logits)
+        order = np.argsort(-logits, axis=1, kind="stable")[:, : min(call.count, VOCABULARY)]
         return np.take_along_axis(logits, order, axis=1), order
 
 
@@ -58,14 +63,14 @@ class Favoring:
 
 def ours(logits: np.ndarray, tokens: np.ndarray, options: Options, special: SpecialTokens) -> np.ndarray:
     """The probability [b, vocabulary] of each token."""
-    edits, found = processors(options, special), np.zeros_like(logits, np.float64)
+    edits, probabilities = processors(options, special), np.zeros_like(logits, np.float64)
     candidates = min(options.top_k or VOCABULARY, VOCABULARY)
-    model: Any = Logits(logits)
+    model = Steady(logits)
     for place in range(candidates):
         rng: Any = Favoring(place)
-        drawn, scores = _next(model, None, None, tokens, options, edits, rng)  # type: ignore[arg-type]
-        found[np.arange(len(drawn)), drawn] = np.exp(scores)
-    return found
+        drawn, scores = model.answer(_next(tokens, options, edits, rng))
+        probabilities[np.arange(len(drawn)), drawn] = np.exp(scores)
+    return probabilities
 
 
 def theirs(logits: np.ndarray, tokens: np.ndarray, options: Options, special: SpecialTokens) -> np.ndarray:
@@ -92,7 +97,7 @@ def theirs(logits: np.ndarray, tokens: np.ndarray, options: Options, special: Sp
 @given(
     seed=st.integers(0, 2**32),
     rows=st.integers(1, 3),
-    made=st.integers(0, 6),
+    generated=st.integers(0, 6),
     temperature=st.sampled_from([1e-3, 0.3, 1.0, 1.7, 50.0]) | st.floats(0.05, 9),
     top_k=st.sampled_from([0, 1, 2, 7, VOCABULARY, 50, 1000]),
     top_p=st.sampled_from([1e-6, 0.2, 0.7, 0.95, 1.0]) | st.floats(0.01, 1),
@@ -104,7 +109,7 @@ def theirs(logits: np.ndarray, tokens: np.ndarray, options: Options, special: Sp
 def test_probabilities_are_transformers(
     seed: int,
     rows: int,
-    made: int,
+    generated: int,
     temperature: float,
     top_k: int,
     top_p: float,
@@ -115,7 +120,7 @@ def test_probabilities_are_transformers(
 ) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (rows, VOCABULARY)).astype(np.float32)
-    tokens = np.pad(rng.integers(2, VOCABULARY, (rows, made)), ((0, 0), (1, 0)), constant_values=START)
+    tokens = np.pad(rng.integers(2, VOCABULARY, (rows, generated)), ((0, 0), (1, 0)), constant_values=START)
     options = Options(
         max_new_tokens=12,
         min_new_tokens=least,

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from lora_ft.core.generation_options import Options
 from lora_ft.core.special_tokens import SpecialTokens
+from lora_ft.export.runtime.cache import Cache, Source
+from lora_ft.export.runtime.decoding import draft_length
 from lora_ft.export.runtime.decoding import prompt_lookup as lookup
+from lora_ft.export.runtime.decoding.calls import run
 from lora_ft.export.runtime.decoding.draft_length import LONGEST
 from lora_ft.export.runtime.decoding.prompt_lookup import _Row
-from lora_ft.export.runtime.model import Cache, Source
 from tests.export.oracle import END, PAD, torch_greedy
 from tests.export.runtime.cases import Pair, words
 
@@ -28,8 +30,8 @@ Token = st.integers(2, 6)  # few, so that sequences of them repeat
 
 @pytest.fixture(autouse=True)
 def no_measured_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What calls cost depends on the machine, what was learnt on the tests before; drafts must not, here."""
-    monkeypatch.setattr(lookup, "_PACES", WeakKeyDictionary())
+    """Set the time of all calls to 0, so that drafts depend neither on the machine nor on earlier tests."""
+    monkeypatch.setattr(draft_length, "_CONTROLLERS", WeakKeyDictionary())
     monkeypatch.setattr(lookup, "time", SimpleNamespace(perf_counter=lambda: 0.0))
 
 
@@ -51,7 +53,7 @@ class Known:
     def cache(self, rows: int) -> Cache:
         return Cache([np.full((rows, self._limit + LONGEST), WRONG)], rows, self._limit + LONGEST)
 
-    def step(self, source: Source, cache: Cache, tokens: np.ndarray) -> np.ndarray:
+    def step(self, source: Source, cache: Cache, tokens: np.ndarray, *, early: bool = False) -> np.ndarray:
         assert len(tokens) == source.rows == cache.rows
         self.widths.append(tokens.shape[1])
         self.rows.append(source.rows)
@@ -68,9 +70,9 @@ class Known:
         return best
 
     def _next(self, answer: list[int], tokens: list[int]) -> int:
-        made = len(tokens) - 1
-        assert made < self._limit + (self.rows[-1] > 1)  # a row that has ended may stay among others
-        return answer[made] if made < len(answer) and tokens == [START, *answer[:made]] else WRONG
+        length = len(tokens) - 1
+        assert length < self._limit + (self.rows[-1] > 1)  # a row that has ended may stay among others
+        return answer[length] if length < len(answer) and tokens == [START, *answer[:length]] else WRONG
 
     def select_source(self, source: Source, rows: np.ndarray) -> Source:
         return Source(len(rows), [source.values[0][rows]])
@@ -85,7 +87,7 @@ def found(model: Known, sources: Sequence[Sequence[int]], limit: int) -> list[li
     """The answers that prompt lookup finds."""
     answers: list[list[int]] = [[] for _ in sources]
     ids = [np.array(row) for row in sources]
-    for piece in lookup.search(model, model.source(), ids, Options(max_new_tokens=limit), SPECIAL):  # type: ignore[arg-type]
+    for piece in run(model, model.source(), 1, lookup.search(ids, Options(max_new_tokens=limit), SPECIAL)):  # type: ignore[arg-type]
         assert len(piece.tokens)
         answers[piece.answer] += piece.tokens.tolist()
     return answers
@@ -116,9 +118,9 @@ def test_answers_are_those_of_the_model_whatever_calls_cost(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lookup, "time", SimpleNamespace(perf_counter=lambda: next(times, 100.0)))
         model = Known([answer for _, answer in rows], limit)
-        made = found(model, [source for source, _ in rows], limit)
-    assert made == [answer[:limit] for _, answer in rows]
-    assert len(model.widths) <= max(map(len, made))
+        answers = found(model, [source for source, _ in rows], limit)
+    assert answers == [answer[:limit] for _, answer in rows]
+    assert len(model.widths) <= max(map(len, answers))
     assert model.rows == sorted(model.rows, reverse=True)
 
 
@@ -142,7 +144,7 @@ def test_an_answer_of_its_own_takes_a_call_for_each_token() -> None:
 
 
 def test_drafts_grow_rare_where_they_are_rejected() -> None:
-    source, answer = ([token for other in range(start, start + 150) for token in (5, other)] for start in (100, 300))
+    source, answer = ([token for new in range(start, start + 150) for token in (5, new)] for start in (100, 300))
     model = alone([*source, END], answer)
     drafted = [turn for turn, width in enumerate(model.widths) if width > 1]
     assert len(model.widths) == 300
@@ -191,8 +193,8 @@ def test_a_row_that_drafts_does_not_hold_up_one_that_cannot() -> None:
 @pytest.mark.parametrize("limit", [1, 7, 40])
 def test_answers_are_those_of_greedy_search_and_of_transformers(pair: Pair, limit: int) -> None:
     ids, mask = pair.encode(words(limit, 9))
-    made = pair.generator.generate_ids(ids, mask, max_new_tokens=limit, prompt_lookup=True)
-    assert np.array_equal(made, torch_greedy(pair.torch, ids, mask, limit))
+    answers = pair.generator.generate_ids(ids, mask, max_new_tokens=limit, prompt_lookup=True)
+    assert np.array_equal(answers, torch_greedy(pair.torch, ids, mask, limit))
     for start in range(0, len(ids), 4):
         some = ids[start : start + 4], mask[start : start + 4]
         drafted, plain = (
@@ -211,9 +213,9 @@ def test_answers_are_those_of_greedy_search_where_drafts_are_taken(
     queries: list[int] = []
     step = model.step
 
-    def counted(source: Source, cache: Cache, tokens: np.ndarray, *rest: Any, **keys: Any) -> np.ndarray:
+    def counted(source: Source, cache: Cache, tokens: np.ndarray, *arguments: Any, **keys: Any) -> np.ndarray:
         queries.append(tokens.shape[1])
-        return step(source, cache, tokens, *rest, **keys)
+        return step(source, cache, tokens, *arguments, **keys)
 
     monkeypatch.setattr(model, "step", counted)
     most = 0
@@ -222,7 +224,9 @@ def test_answers_are_those_of_greedy_search_where_drafts_are_taken(
         expected = torch_greedy(pair.torch, ids, mask, limit)
         hints = [np.where(rng.random(row.shape) < noise, rng.integers(2, 70, row.shape), row) for row in expected]
         answers: list[list[int]] = [[] for _ in hints]
-        for piece in lookup.search(model, model.encode(ids, mask), hints, Options(max_new_tokens=limit), SPECIAL):
+        for piece in run(
+            model, model.encode(ids, mask), 1, lookup.search(hints, Options(max_new_tokens=limit), SPECIAL)
+        ):
             answers[piece.answer] += piece.tokens.tolist()
         assert answers == [SPECIAL.trim(row).tolist() for row in expected]
         most += max(map(len, answers))
@@ -259,7 +263,7 @@ def test_the_longest_sequence_that_the_source_has_is_gone_on_with(
 ) -> None:
     row = row_of(source, answer)
     assert row.draft(16) == draft
-    assert row.found == matched
+    assert row.matched == matched
 
 
 def test_the_next_of_several_places_is_taken() -> None:
@@ -294,12 +298,12 @@ def test_a_draft_is_what_follows_the_last_tokens_somewhere(source: list[int], an
         for n in range(1, min(3, len(answer)) + 1)
     }
     longest = max((n for n, rests in texts.items() if rests), default=0)
-    assert row.found == longest
-    assert draft in [rest[: min(most, LONGEST)] for rest in texts.get(longest, [[]])]
+    assert row.matched == longest
+    assert draft in [tokens[: min(most, LONGEST)] for tokens in texts.get(longest, [[]])]
 
 
 def follow(source: list[int], tokens: list[int]) -> list[list[int]]:
-    """What stands behind each occurrence of some tokens in the source, where anything does."""
+    """Return the rest of the source after each occurrence of some tokens; empty rests are left out."""
     n = len(tokens)
     return [source[i:] for i in range(n, len(source)) if source[i - n : i] == tokens] if n else []
 

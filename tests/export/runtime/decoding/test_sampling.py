@@ -1,4 +1,4 @@
-"""A token a call: edited logits and scores are transformers', samples are drawn from its distribution."""
+"""With one token per call, edited logits, scores and the sampling distribution equal those of transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_ft.export.runtime.model import Cache, Source
+from lora_ft.export.runtime.cache import Cache, Source
 from tests.export.oracle import END
 from tests.export.runtime.cases import EDITS, Pair, answers, edits, words
 
@@ -34,25 +34,25 @@ SAMPLING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_answers_with_edited_logits_are_those_of_transformers(pair: Pair, edit: str) -> None:
+def test_edited_logits_have_the_answers_of_transformers(pair: Pair, edit: str) -> None:
     texts = words(0)
     plain = pair.made(texts, max_new_tokens=LIMIT)
     options = {"max_new_tokens": LIMIT} | edits(plain)[edit]
-    made = pair.made(texts, **options)
-    assert made == pair.expected(texts, **options)
-    assert made != plain
+    answers = pair.made(texts, **options)
+    assert answers == pair.expected(texts, **options)
+    assert answers != plain
 
 
 @pytest.mark.parametrize("edit", [None, *EDITS[::4], EDITS[-1]])
-def test_scores_are_transformers_log_probabilities(pair: Pair, edit: str | None) -> None:
+def test_scores_equal_the_log_probabilities_of_transformers(pair: Pair, edit: str | None) -> None:
     texts = words(11)
     plain = pair.made(texts, max_new_tokens=LIMIT)
     options = {"max_new_tokens": LIMIT} | (edits(plain)[edit] if edit else {})
     expected = pair.generate(texts, **options)
     scores = pair.torch.compute_transition_scores(expected.sequences, expected.scores, normalize_logits=True).numpy()
-    made = pair.answer(texts, output_scores=True, **options)
-    assert [answer.tokens.tolist() for answer in made] == answers(expected.sequences)
-    for answer, row in zip(made, scores, strict=True):
+    actual = pair.answer(texts, output_scores=True, **options)
+    assert [answer.tokens.tolist() for answer in actual] == answers(expected.sequences)
+    for answer, row in zip(actual, scores, strict=True):
         assert answer.scores is not None and answer.scores.shape == answer.tokens.shape
         np.testing.assert_allclose(answer.scores, row[: len(answer.tokens)], rtol=1e-4, atol=1e-4)
 
@@ -77,27 +77,25 @@ def test_answers_do_not_depend_on_the_batch(pair: Pair, options: dict[str, Any])
             np.testing.assert_allclose(a.scores, b.scores, rtol=1e-4, atol=1e-4)
 
 
-def test_sources_leave_the_batch_when_all_their_answers_have_ended(
-    unsure: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, asked = unsure.generator.model, []
+def test_sources_leave_the_batch_once_all_answers_ended(unsure: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = unsure.generator.model, []
     likeliest = model.likeliest
 
-    def watched(source: Source, cache: Cache, tokens: np.ndarray, *rest: Any, **how: Any) -> Any:
-        asked.append((source.rows, len(tokens), cache.rows))
-        return likeliest(source, cache, tokens, *rest, **how)
+    def watched(source: Source, cache: Cache, tokens: np.ndarray, *arguments: Any, **how: Any) -> Any:
+        calls.append((source.rows, len(tokens), cache.rows))
+        return likeliest(source, cache, tokens, *arguments, **how)
 
     monkeypatch.setattr(model, "likeliest", watched)
     options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 20, "top_k": 5, "seed": 3}
-    made = unsure.made(words(5, 9), **options)
-    lengths = [max(len(tokens) for tokens in made[start : start + 3]) for start in range(0, len(made), 3)]
-    assert [rows for rows, _, _ in asked] == [sum(n > turn for n in lengths) for turn in range(max(lengths))]
-    assert all(tokens == cached == 3 * rows for rows, tokens, cached in asked)
-    assert len({rows for rows, _, _ in asked}) > 2
+    answers = unsure.made(words(5, 9), **options)
+    lengths = [max(len(tokens) for tokens in answers[start : start + 3]) for start in range(0, len(answers), 3)]
+    assert [rows for rows, _, _ in calls] == [sum(n > turn for n in lengths) for turn in range(max(lengths))]
+    assert all(tokens == cached == 3 * rows for rows, tokens, cached in calls)
+    assert len({rows for rows, _, _ in calls}) > 2
 
 
-def test_samples_of_rows_that_stay_are_of_their_own_source(unsure: Pair) -> None:
-    """Sampling from the likeliest token alone is greedy search, whoever has left."""
+def test_remaining_rows_keep_their_source(unsure: Pair) -> None:
+    """With top_k=1, sampling is greedy search, even after other rows have left."""
     texts = words(6, 9)
     sampled = unsure.made(texts, do_sample=True, top_k=1, num_return_sequences=2, max_new_tokens=20)
     assert sampled == [tokens for tokens in unsure.made(texts, max_new_tokens=20) for _ in range(2)]
@@ -105,7 +103,7 @@ def test_samples_of_rows_that_stay_are_of_their_own_source(unsure: Pair) -> None
 
 
 def chi_square(drawn: Sequence[int], probabilities: np.ndarray) -> float:
-    """How many standard deviations Pearson's statistic lies above its mean, cells of few expected draws put together.
+    """Return Pearson's statistic in standard deviations above its mean, with rare cells merged.
 
     Infinite where something was drawn that is impossible.
     """
@@ -121,30 +119,30 @@ def chi_square(drawn: Sequence[int], probabilities: np.ndarray) -> float:
 
 
 def next_probabilities(pair: Pair, text: str, first: int | None, options: dict[str, Any]) -> np.ndarray:
-    """What transformers draws the first token from, or the second behind `first`."""
+    """Return transformers' distribution of the first token, or of the second token after `first`."""
     torch.manual_seed(0)
-    made = pair.generate([text], do_sample=True, num_return_sequences=100, max_new_tokens=2, **options)
+    output = pair.generate([text], do_sample=True, num_return_sequences=100, max_new_tokens=2, **options)
     if first is None:
-        return made.scores[0][0].softmax(-1).numpy()
-    behind = int(np.flatnonzero(made.sequences[:, 1].numpy() == first)[0])
-    return made.scores[1][behind].softmax(-1).numpy()
+        return output.scores[0][0].softmax(-1).numpy()
+    behind = int(np.flatnonzero(output.sequences[:, 1].numpy() == first)[0])
+    return output.scores[1][behind].softmax(-1).numpy()
 
 
 @pytest.mark.parametrize("name", SAMPLING)
-def test_samples_are_drawn_from_transformers_distribution(unsure: Pair, name: str) -> None:
+def test_samples_follow_the_distribution_of_transformers(unsure: Pair, name: str) -> None:
     [text], options = words(7, 3)[2:], SAMPLING[name]
-    made = unsure.made([text], do_sample=True, num_return_sequences=DRAWS, max_new_tokens=2, seed=3, **options)
-    firsts = [tokens[0] for tokens in made]
+    answers = unsure.made([text], do_sample=True, num_return_sequences=DRAWS, max_new_tokens=2, seed=3, **options)
+    firsts = [tokens[0] for tokens in answers]
     assert chi_square(firsts, next_probabilities(unsure, text, None, options)) < 5
     common = Counter(token for token in firsts if token != END).most_common(1)[0][0]
-    seconds = [tokens[1] for tokens in made if tokens[0] == common]
+    seconds = [tokens[1] for tokens in answers if tokens[0] == common]
     assert len(seconds) > 100
     assert chi_square(seconds, next_probabilities(unsure, text, common, options)) < 5
 
 
 @pytest.mark.parametrize("name", ["cold", "hot", "top_k", "top_p", "all", "repetition_penalty", "suppress_tokens"])
-def test_such_samples_are_seen_to_be_of_another_distribution_than_the_plain_one(unsure: Pair, name: str) -> None:
-    """So that the test above can fail."""
+def test_the_statistic_distinguishes_distributions(unsure: Pair, name: str) -> None:
+    """This shows that the previous test can fail."""
     [text], options = words(7, 3)[2:], SAMPLING[name]
     plain = next_probabilities(unsure, text, None, {"top_k": 0})
     edited = next_probabilities(unsure, text, None, options)
@@ -154,15 +152,15 @@ def test_such_samples_are_seen_to_be_of_another_distribution_than_the_plain_one(
 
 
 @pytest.mark.parametrize("name", ["as it is", "all", "repetition_penalty", "all and edits"])
-def test_scores_of_samples_are_their_log_probabilities(unsure: Pair, name: str) -> None:
+def test_sample_scores_are_log_probabilities(unsure: Pair, name: str) -> None:
     [text], options = words(7, 3)[2:], SAMPLING[name]
     some = {"do_sample": True, "num_return_sequences": 300, "max_new_tokens": 2}
-    made = unsure.answer([text], output_scores=True, **some, **options)
+    answers = unsure.answer([text], output_scores=True, **some, **options)
     with np.errstate(divide="ignore"):
         first = np.log(next_probabilities(unsure, text, None, options))
-        common = Counter(int(answer.tokens[0]) for answer in made if answer.tokens[0] != END).most_common(1)[0][0]
+        common = Counter(int(answer.tokens[0]) for answer in answers if answer.tokens[0] != END).most_common(1)[0][0]
         second = np.log(next_probabilities(unsure, text, common, options))
-    for answer in made:
+    for answer in answers:
         assert answer.scores is not None and answer.scores.shape == answer.tokens.shape
         assert answer.scores[0] == pytest.approx(first[answer.tokens[0]], abs=1e-4)
         if answer.tokens[0] == common:
@@ -170,30 +168,30 @@ def test_scores_of_samples_are_their_log_probabilities(unsure: Pair, name: str) 
 
 
 @pytest.mark.parametrize("name", ["as it is", "all", "all and edits"])
-def test_the_same_seed_draws_the_same_and_another_another(unsure: Pair, name: str) -> None:
+def test_the_seed_determines_samples(unsure: Pair, name: str) -> None:
     options = {"do_sample": True, "num_return_sequences": 4, "max_new_tokens": LIMIT} | SAMPLING[name]
     texts = words(8)
-    one = unsure.made(texts, seed=1, **options)
-    assert unsure.made(texts, seed=1, **options) == one
-    assert unsure.made(texts, seed=2, **options) != one
+    first = unsure.made(texts, seed=1, **options)
+    assert unsure.made(texts, seed=1, **options) == first
+    assert unsure.made(texts, seed=2, **options) != first
     assert unsure.made(texts, **options) != unsure.made(texts, **options)  # without a seed each call draws another
-    assert len({tuple(tokens) for tokens in one}) > len(one) // 2
+    assert len({tuple(tokens) for tokens in first}) > len(first) // 2
 
 
-def test_samples_are_no_answers_of_transformers_random_state(unsure: Pair) -> None:
+def test_samples_do_not_depend_on_global_random_state(unsure: Pair) -> None:
     options = {"do_sample": True, "num_return_sequences": 4, "max_new_tokens": LIMIT, "seed": 5}
-    made = []
+    draws = []
     for state in (1, 2):
         np.random.seed(state)
         torch.manual_seed(state)
-        made.append(unsure.made(words(9), **options))
-    assert made[0] == made[1]
+        draws.append(unsure.made(words(9), **options))
+    assert draws[0] == draws[1]
 
 
-def test_sampled_answers_keep_their_limits(unsure: Pair) -> None:
+def test_sampled_answers_respect_their_limits(unsure: Pair) -> None:
     options = {"do_sample": True, "num_return_sequences": 20, "max_new_tokens": 9}
-    free, held = unsure.made(words(9), **options), unsure.made(words(9), min_new_tokens=5, **options)
-    assert min(map(len, free)) < 5 < min(map(len, held))
-    for tokens in [*free, *held]:
+    free, limited = unsure.made(words(9), **options), unsure.made(words(9), min_new_tokens=5, **options)
+    assert min(map(len, free)) < 5 < min(map(len, limited))
+    for tokens in [*free, *limited]:
         assert END not in tokens[:-1]
         assert len(tokens) == 9 or tokens[-1] == END

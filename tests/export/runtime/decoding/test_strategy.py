@@ -14,10 +14,10 @@ from lora_ft.export.runtime.decoding import Strategy, beam, constrained, greedy,
 @pytest.mark.parametrize(
     ("values", "whole", "streamed"),
     [
-        ({}, greedy.search, sampling.search),
-        ({"min_new_tokens": 3}, greedy.search, sampling.search),
+        ({}, greedy.search, greedy.stream),
+        ({"min_new_tokens": 3}, greedy.search, greedy.stream),
         ({"prompt_lookup": True}, prompt_lookup.search, prompt_lookup.search),
-        ({"prompt_lookup": True, "min_new_tokens": 3}, greedy.search, sampling.search),
+        ({"prompt_lookup": True, "min_new_tokens": 3}, greedy.search, greedy.stream),
         ({"num_beams": 2}, beam.search, beam.search),
         ({"num_beams": 2, "prompt_lookup": True}, beam.search, beam.search),
         ({"num_beams": 2, "repetition_penalty": 2.0, "output_scores": True}, beam.search, beam.search),

@@ -1,0 +1,95 @@
+"""The arrays of a model between two calls: encoded sources, and the keys and values of the tokens so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from lora_ft.export.runtime.io_binding import BoundSession, DeviceBuffer, TopK
+
+
+class Adapters(Protocol):
+    """The adapters of a source's rows, as inputs of the graphs."""
+
+    def cached(self, inputs: Sequence[str]) -> list[ort.OrtValue]:
+        """Return values of these inputs, each [rows, …], or [1, …] if all rows have the same adapter."""
+
+    def take(self, rows: np.ndarray) -> Adapters | None:
+        """Return the adapters of some of the rows [n], or None if none has one."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Encoded sources: their mask, and the cross-attention keys and values of every layer.
+
+    Attributes:
+        rows: Number of sources.
+        values: The mask, then keys and values in the graphs' order.
+        adapters: Adapters of the rows, or None if no row has one.
+    """
+
+    rows: int
+    values: list[ort.OrtValue]
+    adapters: Adapters | None = None
+
+
+@dataclass
+class Cache:
+    """Self-attention keys and values of the tokens so far, with spare capacity for later steps.
+
+    Attributes:
+        values: Keys and values in the graphs' order, each [b, heads, room, d_kv].
+        rows: Number of rows.
+        room: Capacity, in tokens.
+        lengths: Number of tokens in each row, int64 [b], or [1] if all are equal.
+        source: Sources that the bound steps read.
+        steps: Steps bound to `values`, by graph, threads, output and shapes.
+        spare: Second set of values and steps, the target of reordering.
+        sessions: Sessions of the bound steps; a forked child replaces them.
+    """
+
+    values: list[ort.OrtValue]
+    rows: int
+    room: int
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    source: Source | None = None
+    steps: dict[tuple[str, int, str, int, int], Step] = field(default_factory=dict)
+    spare: Spare | None = None
+    sessions: object = None
+
+    def forget(self, counts: np.ndarray) -> None:
+        """Remove the last `counts` [b] tokens of each row."""
+        self.lengths = self.lengths - (counts[:1] if (counts == counts[0]).all() else counts)
+
+    def hold(self, values: list[ort.OrtValue], rows: int, room: int) -> None:
+        """Replace the values, and forget the steps bound to the previous ones."""
+        self.values, self.rows, self.room, self.steps, self.spare = values, rows, room, {}, None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A bound step and its output.
+
+    Attributes:
+        bound: The step.
+        output: Memory of its output.
+        rankings: Rankings of the output, by (number of tokens, whether by log-probabilities).
+    """
+
+    bound: BoundSession
+    output: DeviceBuffer
+    rankings: dict[tuple[int, bool], TopK] = field(default_factory=dict)
+
+
+@dataclass
+class Spare:
+    """The second buffer of a cache whose rows are reordered, and the bound copies to it and back."""
+
+    values: list[ort.OrtValue]
+    steps: dict[tuple[str, int, str, int, int], Step]
+    forth: BoundSession
+    back: BoundSession

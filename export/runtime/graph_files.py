@@ -1,0 +1,85 @@
+"""The graph files of a bundle: the inputs of each graph, and their check when a file is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from lora_ft.core.errors import LoraFtError
+from lora_ft.export.runtime.manifest import ADAPTED
+from lora_ft.export.runtime.session import open_session
+
+MASK = "encoder_attention_mask"
+
+
+def prefixed(prefix: str, names: Sequence[str]) -> list[str]:
+    """Return the names of keys and values with a prefix, such as `past.0.key`."""
+    return [f"{prefix}.{name}" for name in names]
+
+
+def graph_inputs(names: Sequence[str], adapters: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the names of the inputs of each graph, in the order of its positional calls.
+
+    Args:
+        names: Names of the keys and values of all decoder layers.
+        adapters: Names of the adapter inputs of each graph of a bank.
+    """
+    state = [MASK, *prefixed("cross", names), *prefixed("past", names)]
+    plain = {
+        "encoder": ["input_ids", "attention_mask"],
+        "decoder": ["input_ids", "lengths", "early", *state],
+        "step": ["input_ids", "lengths", "early", *state],
+        "normal": ["logits"],
+        "best": ["scores", "count"],
+        "select": ["rows", *names],
+    }
+    return plain | {name: plain[name.removeprefix(ADAPTED)] + list(more) for name, more in adapters.items()}
+
+
+def open_graph(
+    path: Path, threads: int, provider: str, inputs: Sequence[str], names: Sequence[str], sizes: tuple[int, int, int]
+) -> ort.InferenceSession:
+    """Open a graph, and compare its inputs and outputs with config.json.
+
+    Args:
+        path: File of the graph.
+        threads: Threads per call.
+        provider: Execution provider.
+        inputs: Names of the inputs that it should have.
+        names: Names of the keys and values of all decoder layers.
+        sizes: (heads, d_kv, vocabulary) in config.json.
+
+    Raises:
+        LoraFtError: The graph has other inputs, outputs or sizes, or its weights cannot be read.
+    """
+    try:
+        session = open_session(path, threads, provider)
+    except Exception as error:
+        if "escapes model directory" not in str(error):  # the message of ONNX Runtime 1.26 and later
+            raise
+        raise LoraFtError(
+            f"weights.bin of {path.parent} links to a folder outside the bundle, which ONNX Runtime "
+            f"{ort.__version__} refuses",
+            "copy the bundle with `cp -rL` and use the copy",
+        ) from error
+    odd = {entry.name for entry in session.get_inputs()} ^ set(inputs)
+    odd |= {entry.name for entry in (*session.get_inputs(), *session.get_outputs()) if not _fits(entry, sizes)}
+    if path.stem.endswith("encoder"):
+        odd |= {entry.name for entry in session.get_outputs()} ^ set(prefixed("cross", names))
+    if odd:
+        raise LoraFtError(
+            f"{path}: inputs or outputs do not match config.json ({', '.join(sorted(odd)[:4])})",
+            "export the bundle again",
+        )
+    return session
+
+
+def _fits(entry: Any, sizes: tuple[int, int, int]) -> bool:
+    """Return whether an input or output of a graph has the sizes in config.json."""
+    heads, d_kv, vocabulary = sizes
+    if entry.name.startswith(("past.", "cross.", "present.")):
+        return bool(entry.shape[1] == heads and entry.shape[3] == d_kv)
+    return entry.name not in ("logits", "log_probs", "scores") or entry.shape[-1] == vocabulary

@@ -1,7 +1,7 @@
-"""PEFT folders as files: find an adapter, check its config and describe its tensors, before PEFT loads any of it.
+"""PEFT folders on disk: find an adapter, check its config, and describe its tensors before PEFT loads it.
 
-PEFT accepts incomplete adapters: it draws missing matrices at random, skips unknown ones, and drops keys of newer
-versions. This module refuses what cannot be honored, and names it.
+PEFT accepts incomplete adapters: it initializes missing matrices at random, skips unknown ones, and drops keys of newer
+versions. This module refuses such adapters, and its errors name the missing or unknown part.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ _UNSUPPORTED = (
     "monteclora_config",
     "megatron_config",
 )
-_WHOLE, _NUMBER, _SWITCH, _NAMES, _TABLE = "a whole number above 0", "a number", "true or false", "names", "a table"
-_LAYERS, _TOKENS = "a whole number or a list of them", "a list of token ids, or a table of such lists"
+_WHOLE, _NUMBER, _SWITCH = "a positive integer", "a number", "true or false"
+_NAMES, _TABLE = "a name or a list of names", "an object with numbers"
+_LAYERS, _TOKENS = "an integer or a list of integers", "a list of token ids, or an object with such lists"
 _KINDS: dict[str, str] = {
     "r": _WHOLE,
     "lora_alpha": _NUMBER,
@@ -61,7 +62,7 @@ _KINDS: dict[str, str] = {
     "fan_in_fan_out": _SWITCH,
 }
 _LARGEST_RANK = 1 << 16
-_OF_LOADING = ("auto_mapping", "revision", "runtime_config", "peft_version")
+_LOADING_KEYS = ("auto_mapping", "revision", "runtime_config", "peft_version")
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise UsageError(f"{folder} is not an adapter: it has no {CONFIG}", "give a run, or a folder saved by peft")
+        raise UsageError(f"{folder} is not an adapter: it has no {CONFIG}", "pass a run, or a folder saved by peft")
     return read_json(path)
 
 
@@ -85,21 +86,21 @@ def find_adapter(folder: Path) -> Path | None:
     Raises:
         UsageError: Several subfolders hold an adapter.
     """
-    for place in (folder, folder / "adapter"):
-        if (place / CONFIG).is_file():
-            return place
-    inside = sorted(path.parent for path in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
-    if len(inside) > 1:
+    for candidate in (folder, folder / "adapter"):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    subfolders = sorted(path.parent for path in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+    if len(subfolders) > 1:
         raise UsageError(
-            f"{folder} holds {len(inside)} adapters ({', '.join(path.name for path in inside[:5])}"
-            f"{', …' if len(inside) > 5 else ''})",
-            f"name one, e.g. {inside[-1]}",
+            f"{folder} holds {len(subfolders)} adapters ({', '.join(path.name for path in subfolders[:5])}"
+            f"{', …' if len(subfolders) > 5 else ''})",
+            f"pass one, e.g. {subfolders[-1]}",
         )
-    return inside[0] if inside else None
+    return subfolders[0] if subfolders else None
 
 
 def lora_config(folder: Path) -> LoraConfig:
-    """Return an adapter's config in the form of the installed PEFT, whatever version wrote it.
+    """Return an adapter's config as the installed PEFT's LoraConfig, whichever version wrote it.
 
     Raises:
         UsageError: There is no adapter, it is not LoRA, or it has parts that cannot be merged into a T5.
@@ -110,10 +111,10 @@ def lora_config(folder: Path) -> LoraConfig:
     content, path = adapter_config(folder), folder / CONFIG
     kind = content.get("peft_type")
     if kind != "LORA":
-        named = f"adapter of the kind {kind}" if kind else "adapter without a peft_type"
+        description = f"adapter of type {kind}" if kind else "adapter without a peft_type"
         raise UsageError(
-            f"{folder} is an {named} (supported: LORA)",
-            "merge it with peft (merge_and_unload) and give the checkpoint, or train a LoRA adapter",
+            f"{folder} is an {description} (supported: LORA)",
+            "merge it with peft (merge_and_unload) and pass the checkpoint, or train a LoRA adapter",
         )
     if content.get("task_type") not in _TASKS:
         raise UsageError(
@@ -124,26 +125,26 @@ def lora_config(folder: Path) -> LoraConfig:
         if content.get(key) not in (None, False, [], {}):
             raise UsageError(f"{folder} uses {key} of peft, which is not supported", "train an adapter without it")
     for key, value in content.items():
-        if value is not None and not _is(_KINDS.get(key), value):
-            raise LoraFtError(f"{path}: {key} is no {_KINDS[key].removeprefix('a ')} (got {value!r})", "copy it again")
-    known = {field.name for field in fields(LoraConfig)}
-    chosen = {key: value for key, value in content.items() if key in known and key not in _OF_LOADING}
+        if value is not None and not _has_type(_KINDS.get(key), value):
+            raise LoraFtError(f"{path}: {key} is not {_KINDS[key]} (got {value!r})", "copy it again")
+    config_keys = {field.name for field in fields(LoraConfig)}
+    settings = {key: value for key, value in content.items() if key in config_keys and key not in _LOADING_KEYS}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return LoraConfig(**chosen | {"task_type": "SEQ_2_SEQ_LM"})
+            return LoraConfig(**settings | {"task_type": "SEQ_2_SEQ_LM"})
     except Exception as error:  # PEFT raises many kinds
         raise LoraFtError(f"peft cannot read {path} ({first_line(error)})", "copy it again") from error
 
 
 def unknown_keys(folder: Path) -> list[str]:
-    """Return the keys of an adapter's config that the installed PEFT does not know and whose value is not empty."""
+    """Return the keys of an adapter's config that have a value but are unknown to the installed PEFT."""
     from peft import LoraConfig
 
     # PEFT 0.2 wrote `enable_lora` and `merge_weights`, which describe only how the adapter was loaded.
-    known = {field.name for field in fields(LoraConfig)} | {"enable_lora", "merge_weights", "peft_version"}
+    supported = {field.name for field in fields(LoraConfig)} | {"enable_lora", "merge_weights", "peft_version"}
     content = adapter_config(folder)
-    return [key for key, value in content.items() if key not in known and value not in (None, False, [], {}, "")]
+    return [key for key, value in content.items() if key not in supported and value not in (None, False, [], {}, "")]
 
 
 def describe(folder: Path) -> Described:
@@ -162,17 +163,17 @@ def describe(folder: Path) -> Described:
             f"{folder} has no {WEIGHTS}, only {PICKLED}, and pickles are never loaded",
             f"convert it without running its code: {conversion(folder / PICKLED, path)}",
         )
-    raise UsageError(f"{folder} has no {WEIGHTS}", "adapters are read from safetensors only; save it again with peft")
+    raise UsageError(f"{folder} has no {WEIGHTS}", "save it again with peft; adapters are read from safetensors only")
 
 
-def account(
-    folder: Path, found: Described, expected: Mapping[str, tuple[int, ...]], optional: Set[str] = frozenset()
+def require_tensors(
+    folder: Path, tensors: Described, expected: Mapping[str, tuple[int, ...]], optional: Set[str] = frozenset()
 ) -> None:
-    """Compare an adapter's tensors with those that its config requires on a base, and read each tensor once.
+    """Compare an adapter's tensors with those that its config requires on a base, and check that all are finite.
 
     Args:
         folder: Folder of the adapter.
-        found: Dtype and shape by name, from `describe`.
+        tensors: Dtype and shape by name, from `describe`.
         expected: Shape by name, as PEFT would save the adapter.
         optional: Names in `expected` that may be missing.
 
@@ -180,22 +181,22 @@ def account(
         LoraFtError: Tensors are missing, unknown, of another shape, or not finite.
     """
     path = folder / WEIGHTS
-    if not found.keys() - optional:
-        raise LoraFtError(f"{path} holds no tensors of an adapter", "copy the adapter again, or train it again")
-    if missing := [name for name in expected if name not in found and name not in optional]:
+    if not tensors.keys() - optional:
+        raise LoraFtError(f"{path} contains no adapter tensors", "copy the adapter again, or train it again")
+    if missing := [name for name in expected if name not in tensors and name not in optional]:
         raise LoraFtError(
-            f"{path} lacks {listed(missing)}, which {CONFIG} asks for",
-            "copy the adapter again; or correct target_modules, or name the base it was trained on",
+            f"{path} is missing {listed(missing)}, which {CONFIG} requires",
+            "copy the adapter again, correct target_modules, or name the base it was trained on",
         )
-    if unknown := [name for name in found if name not in expected]:
+    if unknown := [name for name in tensors if name not in expected]:
         raise LoraFtError(
-            f"{path} holds {listed(unknown)}, which {CONFIG} does not ask for on this base",
+            f"{path} contains {listed(unknown)}, which {CONFIG} does not require on this base",
             f"copy the {CONFIG} that belongs to it, or name the base it was trained on",
         )
-    for name, (kind, shape) in found.items():
+    for name, (kind, shape) in tensors.items():
         if shape != tuple(expected[name]):
             raise LoraFtError(
-                f"{path}: {name} has the shape {by(shape)}, and {CONFIG} asks for {by(expected[name])}",
+                f"{path}: {name} has shape {by(shape)}, but {CONFIG} requires {by(expected[name])}",
                 f"copy the {CONFIG} that belongs to it (r, rank_pattern), or name the base it was trained on",
             )
         if kind not in FLOATS:
@@ -203,13 +204,13 @@ def account(
     for name, array in map_tensors(path)[0].items():
         if odd := not_finite(array):
             raise LoraFtError(
-                f"{path}: {odd:,} of {array.size:,} numbers of {name} are NaN or infinite",
-                "its training broke down; take an earlier checkpoint, or train it with a smaller learning rate",
+                f"{path}: {odd:,} of {array.size:,} values of {name} are NaN or infinite",
+                "training diverged; use an earlier checkpoint, or train again with a lower learning rate",
             )
 
 
 def patterns_of(config: LoraConfig) -> Iterator[tuple[str, list[str]]]:
-    """Yield each key of a config whose values PEFT interprets as regular expressions, with those expressions."""
+    """Yield each key of a config whose values PEFT reads as regular expressions, with these expressions."""
     if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
         yield "target_modules", [config.target_modules]
     for key in ("rank_pattern", "alpha_pattern"):
@@ -219,21 +220,21 @@ def patterns_of(config: LoraConfig) -> Iterator[tuple[str, list[str]]]:
         yield key, [value] if isinstance(value, str) else list(value)
 
 
-def _is(kind: str | None, value: Any) -> bool:
+def _has_type(kind: str | None, value: Any) -> bool:
     """Return whether a config's value has the type `kind`."""
     if kind == _WHOLE:
         return type(value) is int and 1 <= value <= _LARGEST_RANK
     if kind == _NUMBER:
         return type(value) in (int, float) and math.isfinite(value) and value >= 0
     if kind == _LAYERS:
-        return all(type(one) is int for one in (value if isinstance(value, list) else [value]))
+        return all(type(item) is int for item in (value if isinstance(value, list) else [value]))
     if kind == _TOKENS:
         rows = value.values() if isinstance(value, dict) else [value]
-        return all(isinstance(row, list) and all(type(one) is int for one in row) for row in rows)
+        return all(isinstance(row, list) and all(type(item) is int for item in row) for row in rows)
     if kind == _SWITCH:
         return isinstance(value, bool)
     if kind == _NAMES:
         return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
     if kind == _TABLE:
-        return isinstance(value, dict) and all(_is(_NUMBER, number) and number > 0 for number in value.values())
+        return isinstance(value, dict) and all(_has_type(_NUMBER, number) and number > 0 for number in value.values())
     return True

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format: add to a base, load, merge, count, and check against the base."""
+"""LoRA adapters in PEFT's format: add one to a base, load, merge, check it against the base, count parameters."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lora_ft.core.files import write_json
 from lora_ft.core.patterns import check_patterns
 from lora_ft.export.checkpoint.tensor_checks import listed
 from lora_ft.export.families import FAMILIES, family_of
-from lora_ft.models.adapter_files import account, adapter_config, describe, lora_config, patterns_of
+from lora_ft.models.adapter_files import adapter_config, describe, lora_config, patterns_of, require_tensors
 from lora_ft.models.bases import quiet_transformers
-from lora_ft.models.checkpoints import is_scaled, is_untied, tell_ties
+from lora_ft.models.checkpoints import is_scaled, is_untied, mark_untied
 from lora_ft.runs.run import CONFIG
 from lora_ft.tasks.lora import Lora
 
@@ -33,7 +33,9 @@ _TABLES = tuple(name for family in FAMILIES for name in (family.EMBEDDING, *fami
 def add_adapter(
     model: PreTrainedModel, lora: Lora, base: Base | None = None, new_tokens: Sequence[int] = ()
 ) -> PeftModel:
-    """Return the frozen base with a new adapter. For init_lora_weights eva, call `initialization.start_from_rows` next.
+    """Return the frozen base with a new adapter.
+
+    With init_lora_weights eva, call `initialization.start_from_rows` next.
 
     Args:
         model: Base model.
@@ -42,7 +44,7 @@ def add_adapter(
         new_tokens: Token ids of `lora.new_tokens`.
 
     Raises:
-        UsageError: `target_modules`, a pattern or a token names something that the base does not have.
+        UsageError: The base has no layer of `target_modules` or of a pattern, or no row for a token.
     """
     from peft import EvaConfig, LoraConfig, TaskType, get_peft_model
 
@@ -65,7 +67,7 @@ def add_adapter(
     with quiet_transformers(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "lora with eva initialization used")  # advice for models of many GB
         adapted = get_peft_model(model, config)
-    if lora.moves_base:  # otherwise, loading the saved adapter would subtract its start from the base a second time
+    if lora.moves_base:  # otherwise, loading the saved adapter would subtract its initial weights a second time
         adapted.peft_config["default"].init_lora_weights = True
     _share_embedding(model, config)
     # During training, PEFT looks up the base's config by this name at every save. It must work without the network.
@@ -74,52 +76,56 @@ def add_adapter(
 
 
 def _check_targets(model: PreTrainedModel, lora: Lora) -> None:
-    """Raise UsageError for layers that the base lacks. PEFT accepts one match of several names, and trains less."""
+    """Raise UsageError for layers that the base lacks. PEFT silently skips them if any other name matches."""
     from torch.nn import Linear
 
     layers = [name for name, module in model.named_modules() if isinstance(module, Linear)]
-    known = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    layer_types = sorted({name.rsplit(".", 1)[-1] for name in layers})
     for target in [] if isinstance(lora.target_modules, str) else lora.target_modules:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             raise UsageError(
-                f"lora.target_modules: the base has no linear layer '{target}'", f"it has {', '.join(known)}"
+                f"lora.target_modules: the base has no linear layer '{target}'", f"use {', '.join(layer_types)}"
             )
     for key in ("rank_pattern", "alpha_pattern"):
         check_patterns(f"lora.{key}", getattr(lora, key), layers)
         for pattern in getattr(lora, key):
-            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in layers):  # the way PEFT looks them up
-                raise UsageError(f"lora.{key}: the base has no linear layer '{pattern}'", f"it has {', '.join(known)}")
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in layers):  # PEFT's own lookup
+                raise UsageError(
+                    f"lora.{key}: the base has no linear layer '{pattern}'", f"use {', '.join(layer_types)}"
+                )
 
 
 def _check_tokens(model: PreTrainedModel, lora: Lora) -> None:
     rows = model.config.vocab_size
     beyond = [index for index in lora.trainable_token_indices if index >= rows]
     if beyond:
-        raise UsageError(f"lora.trainable_token_indices: the base has no row {beyond[0]}", f"it has {rows:,} rows")
+        raise UsageError(
+            f"lora.trainable_token_indices: the base has no row {beyond[0]}", f"use indices below {rows:,}"
+        )
 
 
 def _trained_tokens(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]] | None:
     """Return PEFT's trainable_token_indices: rows of the embedding, and of the head if it has its own weights."""
     if not ids:
         return None
-    tell_ties(model)
+    mark_untied(model)
     family = family_of(model.config.model_type)
     return {name: sorted(set(ids)) for name in (family.EMBEDDING, *([family.HEAD] if is_untied(model) else []))}
 
 
 def _share_embedding(model: PreTrainedModel, config: LoraConfig | None = None) -> None:
-    """Let encoder and decoder use the trained token rows, which PEFT adds to `shared` alone."""
+    """Make encoder and decoder use the trained token rows, which PEFT adds to `shared` only."""
     if config is None or config.trainable_token_indices:
         model.set_input_embeddings(model.shared)
 
 
 def name_base(folder: Path, base: Base) -> None:
-    """Write the base's own name into a saved adapter, so that others can load the base by it."""
+    """Write the base's public name into a saved adapter's config, so that PEFT can load the base elsewhere."""
     write_json(folder / CONFIG, adapter_config(folder) | {"base_model_name_or_path": base.name})
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False, name: str = "default") -> PeftModel:
-    """Return a base with the adapter of `folder` under a name, in evaluation mode unless it is trainable.
+    """Return a base with the adapter of `folder`, in evaluation mode unless `trainable` is set.
 
     Raises:
         UsageError: There is no adapter, it is not in safetensors, or it cannot be merged into a T5.
@@ -127,12 +133,12 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     """
     from peft import PeftModelForSeq2SeqLM
 
-    config = _fitting(model, folder)
+    config = _checked_config(model, folder)
     config.inference_mode = not trainable
-    tell_ties(model)
+    mark_untied(model)
     if _adapts_head(model, config) and not is_untied(model):  # merging it would change the embedding too
         model.lm_head.weight = type(model.lm_head.weight)(model.lm_head.weight.detach().clone())
-    with _of_peft(folder):
+    with _peft_errors(folder):
         adapted = PeftModelForSeq2SeqLM(model, config, adapter_name=name)
     _load_tensors(adapted, folder, name, trainable=trainable)
     _share_embedding(model, adapted.peft_config[name])
@@ -140,20 +146,20 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
 
 
 def load_another(adapted: PeftModel, folder: Path, name: str) -> None:
-    """Load another adapter, under its own name, beside those already on a base.
+    """Load a further adapter onto a base that already has one.
 
     Raises:
         UsageError, LoraFtError: As for `load_adapter`.
     """
-    config = _fitting(adapted.get_base_model(), folder)
+    config = _checked_config(adapted.get_base_model(), folder)
     config.inference_mode = True
-    with _of_peft(folder):
+    with _peft_errors(folder):
         adapted.add_adapter(name, config)
     _load_tensors(adapted, folder, name, trainable=False)
 
 
 def load_tensors(adapted: PeftModel, folder: Path, *, name: str = "default") -> None:
-    """Replace the tensors of a trainable adapter on a base with those of `folder`.
+    """Replace the tensors of a trainable adapter with those of `folder`.
 
     Raises:
         UsageError, LoraFtError: The folder's tensors are not exactly those of the adapter.
@@ -162,47 +168,47 @@ def load_tensors(adapted: PeftModel, folder: Path, *, name: str = "default") -> 
 
 
 def check_tensors(adapted: PeftModel, folder: Path, *, name: str = "default") -> None:
-    """Raise UsageError or LoraFtError unless the tensors of `folder` are exactly those of an adapter on a base.
+    """Raise UsageError or LoraFtError unless names and shapes in `folder` match an adapter on a base.
 
-    The adapter may lack weights (see `sketch`), since only names and shapes are compared.
+    The model needs no weights (see `meta_model`).
     """
     from peft import get_peft_model_state_dict
 
     with quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        own = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
-        # PEFT adds the base's embedding and head if the head is adapted or the vocabulary was resized.
-        more = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=True)
-    shapes = {key: tuple(tensor.shape) for key, tensor in more.items()}
-    account(folder, describe(folder), shapes, optional=more.keys() - own.keys())
+        adapter_state = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+        # PEFT also saves the base's embedding and head if the head is adapted or the vocabulary was resized.
+        full_state = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=True)
+    shapes = {key: tuple(tensor.shape) for key, tensor in full_state.items()}
+    require_tensors(folder, describe(folder), shapes, optional=full_state.keys() - adapter_state.keys())
 
 
 def _load_tensors(adapted: PeftModel, folder: Path, name: str, *, trainable: bool) -> None:
     check_tensors(adapted, folder, name=name)
-    with _of_peft(folder):
+    with _peft_errors(folder):
         result = adapted.load_adapter(str(folder), name, is_trainable=trainable)
-    if left := [*result.missing_keys, *result.unexpected_keys]:
-        raise LoraFtError(f"peft did not load {listed(left)} of {folder}", "save the adapter again with this peft")
+    if unloaded := [*result.missing_keys, *result.unexpected_keys]:
+        raise LoraFtError(f"peft did not load {listed(unloaded)} of {folder}", "save the adapter again with this peft")
 
 
 @contextlib.contextmanager
-def _of_peft(folder: Path) -> Iterator[None]:
+def _peft_errors(folder: Path) -> Iterator[None]:
     """Convert PEFT's exceptions into one error that names the adapter."""
     try:
         with quiet_transformers(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on keys, ties and devices; what matters is checked here
+            warnings.simplefilter("ignore")  # about keys, ties and devices, which this module checks itself
             yield
     except LoraFtError:
         raise
     except Exception as error:  # PEFT raises many kinds
         raise LoraFtError(
-            f"peft cannot put the adapter {folder} on this base ({first_line(error)})",
+            f"peft cannot load the adapter {folder} on this base ({first_line(error)})",
             "name the base it was trained on, or train it again",
         ) from error
 
 
 def merge_adapter(adapted: PeftModel) -> T5ForConditionalGeneration:
-    """Return the base with the adapter in its weights, in evaluation mode.
+    """Return the base with the adapter merged into its weights, in evaluation mode.
 
     Raises:
         LoraFtError: The merged weights are not finite, because the adapter's scale is too large.
@@ -226,47 +232,47 @@ def merge_adapter(adapted: PeftModel) -> T5ForConditionalGeneration:
 
 
 def check_fits(model: PreTrainedModel, folder: Path) -> None:
-    """Raise UsageError or LoraFtError unless an adapter can be put on a base. The base is not changed.
+    """Check that an adapter can be loaded on a base, which stays unchanged.
 
     Raises:
         UsageError: The adapter is not LoRA on linear layers.
         LoraFtError: The adapter was trained on a base of other dimensions.
     """
-    _fitting(model, folder)
+    _checked_config(model, folder)
 
 
-def _fitting(model: PreTrainedModel, folder: Path) -> LoraConfig:
+def _checked_config(model: PreTrainedModel, folder: Path) -> LoraConfig:
     """Return the config of an adapter after checking that it fits a base."""
-    config, found = lora_config(folder), describe(folder)
+    config, tensors = lora_config(folder), describe(folder)
     layers = _layers(model)
     for key, patterns in patterns_of(config):
         check_patterns(f"{folder / CONFIG}: {key}", patterns, layers)
     _check_modules(layers, config, folder)
-    for name, (_, shape) in found.items():
-        layer, of_layer, rest = name.removeprefix("base_model.model.").partition(".lora_")
-        if not of_layer or len(shape) == 0 or not isinstance(layers.get(layer), _linear()):
-            if of_layer and layer not in layers:
-                raise _other_base(folder, f"it has {layer}, which this base has not")
+    for name, (_, shape) in tensors.items():
+        layer, separator, matrix = name.removeprefix("base_model.model.").partition(".lora_")
+        if not separator or len(shape) == 0 or not isinstance(layers.get(layer), _linear()):
+            if separator and layer not in layers:
+                raise _other_base(folder, f"this base has no layer {layer}")
             continue
-        side = "in" if rest.startswith("A") else "out"  # B, and DoRA's magnitudes
+        side = "in" if matrix.startswith("A") else "out"  # B, and DoRA's magnitudes
         expected, width = getattr(layers[layer], f"{side}_features"), shape[-1] if side == "in" else shape[0]
         if expected != width:
-            raise _other_base(folder, f"it has width {width} at {layer}, which is {expected} wide in this base")
+            raise _other_base(folder, f"{layer} has width {width} in the adapter and {expected} in this base")
     rows = model.config.vocab_size
     tokens = config.trainable_token_indices or []
     indices = [i for each in tokens.values() for i in each] if isinstance(tokens, dict) else list(tokens)
     if beyond := [index for index in indices if not (type(index) is int and 0 <= index < rows)]:
-        raise _other_base(folder, f"it trains the token {beyond[0]}, and this base has {rows:,} rows")
+        raise _other_base(folder, f"it trains token {beyond[0]}, but this base has only {rows:,} rows")
     return config
 
 
 def _layers(model: PreTrainedModel) -> dict[str, Any]:
     """Return the modules of a base by name, without the wrappers and layers that PEFT added."""
-    found: dict[str, Any] = {}
+    modules: dict[str, Any] = {}
     for name, module in model.named_modules(remove_duplicate=False):  # transformers 4 shares embed_tokens
         if not any(part in ("base_layer", "original_module") or part.startswith("lora_") for part in name.split(".")):
-            found[name] = module.get_base_layer() if hasattr(module, "get_base_layer") else module
-    return found
+            modules[name] = module.get_base_layer() if hasattr(module, "get_base_layer") else module
+    return modules
 
 
 def _check_modules(layers: Mapping[str, Any], config: LoraConfig, folder: Path) -> None:
@@ -277,12 +283,12 @@ def _check_modules(layers: Mapping[str, Any], config: LoraConfig, folder: Path) 
     if config.target_modules != "all-linear" and config.target_modules is not None:
         try:
             targets = [name for name in layers if check_target_module_exists(config, name)]
-        except Exception as error:  # PEFT raises many kinds, since keys of a config can exclude each other
+        except Exception as error:  # PEFT raises many kinds when keys of a config exclude each other
             raise LoraFtError(f"peft cannot apply {folder / CONFIG} ({first_line(error)})", "copy it again") from error
         for name in targets:
             if not isinstance(layers[name], _linear()):
                 raise UsageError(
-                    f"{folder} has LoRA on {name}, a {type(layers[name]).__name__} (supported: linear layers)",
+                    f"{folder} has LoRA on {name} (got {type(layers[name]).__name__}, supported: linear layers)",
                     "train an adapter with target_modules of linear layers, e.g. q,v",
                 )
     for key in config.modules_to_save or ():
@@ -290,8 +296,8 @@ def _check_modules(layers: Mapping[str, Any], config: LoraConfig, folder: Path) 
             # PEFT puts a trained copy under one name, but T5's encoder and decoder look up tokens under others.
             if name in _TABLES and isinstance(module, Embedding) and re.match(rf"(^|.*\.){key}$", name):
                 raise UsageError(
-                    f"{folder} trains the embedding whole (modules_to_save {key!r}), which is not supported",
-                    "train rows of it with trainable_token_indices instead",
+                    f"{folder} trains the whole embedding (modules_to_save {key!r}), which is not supported",
+                    "train some of its rows with trainable_token_indices instead",
                 )
 
 
@@ -309,26 +315,26 @@ def _linear() -> type[Any]:
     return Linear
 
 
-def _other_base(folder: Path, why: str) -> BaseMismatchError:
+def _other_base(folder: Path, reason: str) -> BaseMismatchError:
     trained_on = adapter_config(folder).get("base_model_name_or_path")
     return BaseMismatchError(
-        f"the adapter {folder} is for another base: {why}", f"give the base it was trained on ({trained_on})"
+        f"the adapter {folder} is for another base: {reason}", f"pass the base it was trained on ({trained_on})"
     )
 
 
 def count_parameters(config: dict[str, Any], lora: Lora | None) -> tuple[int, int]:
     """Return the numbers of trainable and of all parameters for a base's config.json, without loading weights.
 
-    EVA moves ranks between layers after seeing the rows; its adapter is counted without these moves. Without an
-    adapter, all parameters are trainable.
+    EVA moves ranks between layers after reading the rows, but its adapter is counted before. Without an adapter, all
+    parameters are trainable.
     """
-    model = sketch(config, lora)
+    model = meta_model(config, lora)
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(count for count, trained in counts if trained), sum(count for count, _ in counts)
 
 
-def sketch(config: dict[str, Any], lora: Lora | None) -> Any:
-    """Return a model of a config.json with an adapter, without weights (on torch's device `meta`)."""
+def meta_model(config: dict[str, Any], lora: Lora | None) -> Any:
+    """Return a model without weights (on torch's device `meta`) for a config.json and an adapter."""
     import torch
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
@@ -337,7 +343,7 @@ def sketch(config: dict[str, Any], lora: Lora | None) -> Any:
         if config.get("tie_word_embeddings", True) is False:  # transformers 5 ties the head here
             model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
         if lora is not None:
-            # Computing a start requires weights. New tokens take the last rows; which rows does not matter here.
+            # Other initializations need weights. New tokens may have any rows here; these are the last ones.
             plain = lora.model_copy(update={"init_lora_weights": True})
             last = config["vocab_size"] - len(lora.new_tokens)
             model = add_adapter(model, plain, new_tokens=range(last, config["vocab_size"]))

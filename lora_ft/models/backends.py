@@ -1,4 +1,4 @@
-"""The backends of a model, PyTorch and ONNX Runtime, behind one protocol. ONNX Runtime needs no torch."""
+"""Backends of a model behind one protocol: PyTorch, and ONNX Runtime, which does not need torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer, by_length, ragged
 from lora_ft.core.trie import Trie
 from lora_ft.data.labels import label_tokens
-from lora_ft.export.runtime.generator import Generator, listed
+from lora_ft.export.runtime.generator import Generator
+from lora_ft.export.runtime.inputs import listed
 from lora_ft.export.runtime.manifest import ADAPTERS, NAME
 from lora_ft.export.runtime.settings import Settings
 
@@ -33,8 +34,8 @@ class Answer:
     Attributes:
         text: Decoded text.
         tokens: Number of generated tokens, including </s>.
-        cut: True if it ended at the length limit instead of with </s>.
-        source_cut: True if its prompt was longer than the source length and was cut.
+        cut: True if generation stopped at the length limit instead of at </s>.
+        source_cut: True if the prompt exceeded the source length and was truncated.
     """
 
     text: str
@@ -60,7 +61,7 @@ class Backend(Protocol):
         options: Mapping[str, Any],
         *,
         batch_size: int = BATCH_SIZE,
-        done: Callable[[int], None] = lambda rows: None,
+        on_progress: Callable[[int], None] = lambda rows: None,
         adapters: Sequence[str | None] | None = None,
     ) -> list[Answer]:
         """Return answers in the order of the prompts.
@@ -70,8 +71,8 @@ class Backend(Protocol):
             options: Generation options by transformers' names. `max_new_tokens` is required. `labels` is optional and
                 lists the only possible answers.
             batch_size: Number of prompts of similar length that are generated together.
-            done: Called with the number of finished prompts.
-            adapters: Adapter of each prompt, for a bank; each answers with its own task's codec and options.
+            on_progress: Called with the number of finished prompts.
+            adapters: Adapter of each prompt, for a bank. Each prompt uses the codec and options of its adapter's task.
 
         Raises:
             UsageError: The backend does not support an option, or an option excludes a label.
@@ -103,17 +104,17 @@ class TorchBackend:
 
     Attributes:
         special: Special tokens of the model.
-        own: Generation settings of the checkpoint. Options take precedence over them.
+        defaults: Generation settings of the checkpoint. Options take precedence over them.
     """
 
     adapters: Sequence[str] = ()
 
     def __init__(self, model: T5ForConditionalGeneration, tokenizer: Tokenizer, source_length: int) -> None:
-        from lora_ft.models.generation import own_generation
+        from lora_ft.models.generation import model_generation
 
         self.model, self.tokenizer, self.source_length = model, tokenizer, source_length
-        own = own_generation(model)
-        self.special, self.own = own.special.closed_by(tokenizer.closing), own.options
+        generation = model_generation(model)
+        self.special, self.defaults = generation.special.closed_by(tokenizer.closing), generation.options
 
     def generate(
         self,
@@ -121,46 +122,46 @@ class TorchBackend:
         options: Mapping[str, Any],
         *,
         batch_size: int = BATCH_SIZE,
-        done: Callable[[int], None] = lambda rows: None,
+        on_progress: Callable[[int], None] = lambda rows: None,
         adapters: Sequence[str | None] | None = None,
     ) -> list[Answer]:
         import torch
 
-        from lora_ft.models.generation import only, torch_options
+        from lora_ft.models.generation import torch_options, without_defaults
 
-        chosen = {**self.own, **{name: value for name, value in options.items() if value is not None}}
-        if chosen.pop("prompt_lookup", None):
-            raise UsageError("prompt lookup is for bundles", "export the model first")
-        labels, seed = chosen.pop("labels", ()), chosen.pop("seed", None)
-        known = Options.of(chosen | ({"allowed": label_tokens(labels, self.tokenizer)} if labels else {}))
-        known.check_tokens(self.model.config.vocab_size)
-        settings = torch_options(known)
+        combined = {**self.defaults, **{name: value for name, value in options.items() if value is not None}}
+        if combined.pop("prompt_lookup", None):
+            raise UsageError("prompt_lookup is supported for bundles only", "export the model first")
+        labels, seed = combined.pop("labels", ()), combined.pop("seed", None)
+        checked = Options.of(combined | ({"allowed": label_tokens(labels, self.tokenizer)} if labels else {}))
+        checked.check_tokens(self.model.config.vocab_size)
+        settings = torch_options(checked)
         if labels:
             settings["prefix_allowed_tokens_fn"] = allowed_tokens(labels, self.tokenizer, self.special.end)
         if seed is not None:
             torch.manual_seed(seed)
-        elif known.do_sample:
+        elif checked.do_sample:
             torch.seed()  # torch itself starts every process with the same seed
         prompts = listed(prompts)
-        rows, longer = self.tokenizer.encode_sources(prompts, self.source_length)
+        rows, cut_sources = self.tokenizer.encode_sources(prompts, self.source_length)
         answers: list[Answer] = [Answer("", 0, False)] * len(rows)
         finished = 0
         for batch in by_length(rows, batch_size):
-            given = ragged([rows[i] for i in batch], self.special.pad)
-            ids, mask = (torch.from_numpy(array).to(self.model.device) for array in given)
-            with torch.inference_mode(), only(self.model, self.special):
+            arrays = ragged([rows[i] for i in batch], self.special.pad)
+            ids, mask = (torch.from_numpy(array).to(self.model.device) for array in arrays)
+            with torch.inference_mode(), without_defaults(self.model, self.special):
                 out = self.model.generate(input_ids=ids, attention_mask=mask, **settings)
             for i, tokens in zip(batch, out[:, 1:].cpu().numpy(), strict=True):
-                answers[i] = _answer(self.special.trim(tokens), self.tokenizer, self.special, longer[i])
+                answers[i] = _answer(self.special.trim(tokens), self.tokenizer, self.special, cut_sources[i])
             finished += len(batch)
-            done(finished)
+            on_progress(finished)
         return answers
 
     def stream(self, prompt: str, options: Mapping[str, Any], *, adapter: str | None = None) -> Iterator[str]:
-        raise UsageError("a model in PyTorch cannot stream", "export it: bundles can")
+        raise UsageError("streaming is supported for bundles only", "export the model first")
 
     def settings_of(self, adapter: str | None) -> Settings:
-        raise AssertionError("a model without adapters has no settings of one")
+        raise AssertionError("a PyTorch model has no bank adapters")
 
     def with_adapter(self, adapter: str | None) -> TorchBackend:
         return self
@@ -183,22 +184,24 @@ class OnnxBackend:
         options: Mapping[str, Any],
         *,
         batch_size: int = BATCH_SIZE,
-        done: Callable[[int], None] = lambda rows: None,
+        on_progress: Callable[[int], None] = lambda rows: None,
         adapters: Sequence[str | None] | None = None,
     ) -> list[Answer]:
-        chosen, generator = dict(options), self.generator
-        if "labels" in chosen:
-            chosen["allowed"] = label_tokens(chosen.pop("labels"), self.tokenizer)
+        settings, generator = dict(options), self.generator
+        if "labels" in settings:
+            settings["allowed"] = label_tokens(settings.pop("labels"), self.tokenizer)
         adapter = self.adapter if adapters is None else list(adapters)
-        generated = generator.answer(prompts, **chosen, adapter=adapter, batch_size=batch_size, done=done)
+        generated = generator.answer(
+            prompts, **settings, adapter=adapter, batch_size=batch_size, on_progress=on_progress
+        )
         copies = len(generated) // max(1, len(prompts))  # num_return_sequences
         tokenizers = [
             self.tokenizer if adapters is None else generator.of(adapters[i // copies]).tokenizer
             for i in range(len(generated))
         ]
         return [
-            _answer(one.tokens, tokenizer, generator.special, one.source_cut)
-            for one, tokenizer in zip(generated, tokenizers, strict=True)
+            _answer(answer.tokens, tokenizer, generator.special, answer.source_cut)
+            for answer, tokenizer in zip(generated, tokenizers, strict=True)
         ]
 
     def stream(self, prompt: str, options: Mapping[str, Any], *, adapter: str | None = None) -> Iterator[str]:

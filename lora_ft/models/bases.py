@@ -1,4 +1,4 @@
-"""Bases of adapters (`offline`, a path or a Hub name): bring them to a local folder, and load model and tokenizer."""
+"""Bases of adapters (`offline`, a path or a Hub name): download or find one, and load its model and tokenizer."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ class Base:
 
 
 def cache_folder() -> Path:
-    """Return the folder of lora-ft's cache: $LORA_FT_CACHE, or else lora-ft below the user's cache folder."""
+    """Return lora-ft's cache folder: $LORA_FT_CACHE, or `lora-ft` in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("LORA_FT_CACHE") or Path(home) / "lora-ft")
 
 
 def find_base(name: str) -> Base:
-    """Bring a base to a local folder.
+    """Return a base in a local folder. A Hub name is downloaded on first use.
 
     Raises:
         UsageError: The path is not a T5 checkpoint, the Hub name is unknown, or the Hub cannot be reached.
@@ -76,23 +76,23 @@ def find_base(name: str) -> Base:
     folder = Path(name).expanduser()
     base = Base(name, folder if folder.is_dir() else _from_hub(name))
     if not (base.folder / "config.json").is_file():
-        raise UsageError(f"the base {name} has no config.json", "give a transformers checkpoint of a T5")
+        raise UsageError(f"the base {name} has no config.json", "pass a transformers checkpoint of a T5")
     if base.config.get("model_type") not in MODEL_TYPES:
         raise UsageError(
-            f"the base {name} is a '{base.config.get('model_type')}'",
-            f"supported: {', '.join(MODEL_TYPES)} (FLAN-T5 is t5)",
+            f"the base {name} has the unsupported model_type '{base.config.get('model_type')}'",
+            f"use a base of type {', '.join(MODEL_TYPES)} (FLAN-T5 is t5)",
         )
     if not folder.is_dir() and not has_weights(base.folder):
         raise UsageError(
-            f"the base {name} has no safetensors on the hub, and pickles are never loaded",
-            "have it converted (huggingface.co/spaces/safetensors/convert), or download pytorch_model.bin and run "
+            f"the base {name} has no safetensors on the Hub, and pickles are never loaded",
+            "convert it (huggingface.co/spaces/safetensors/convert), or download pytorch_model.bin and run "
             + conversion(Path("pytorch_model.bin"), Path("model.safetensors")),
         )
-    _account(base.folder)
+    _checked_checkpoint(base.folder)
     return base
 
 
-def _account(folder: Path) -> Checkpoint:
+def _checked_checkpoint(folder: Path) -> Checkpoint:
     """Return a checkpoint after checking that its tensors' names and shapes match its config.json.
 
     Raises:
@@ -103,11 +103,11 @@ def _account(folder: Path) -> Checkpoint:
 
     checkpoint = Checkpoint(folder)
     if checkpoint.config.get("quantization_config"):
-        raise UsageError(f"the weights in {folder} are quantized", "take the checkpoint that was not quantized")
+        raise UsageError(f"the weights in {folder} are quantized", "use the checkpoint from before quantization")
     if (folder / CONFIG).is_file():  # transformers would apply it to the weights
         raise UsageError(
-            f"{folder} is a checkpoint and an adapter at once (it has {CONFIG})",
-            "move the adapter's files into a folder of their own",
+            f"{folder} is both a checkpoint and an adapter (it has {CONFIG})",
+            "move the adapter's files into a separate folder",
         )
     check_names(checkpoint, Architecture.read(checkpoint.config, folder))
     return checkpoint
@@ -128,9 +128,9 @@ def load_tokenizer(folder: Path, codec: str = "none", new_tokens: Sequence[str] 
 
     Raises:
         UsageError: A new token is invalid, there are too few unused rows, or the model has no row for some token.
-        LoraFtError: There is no readable tokenizer.
+        LoraFtError: The checkpoint has no readable tokenizer.
     """
-    tokenizer = _own_tokenizer(folder, codec_named(codec))
+    tokenizer = _stored_tokenizer(folder, codec_named(codec))
     if not (folder / "config.json").is_file():  # an adapter's folder, whose base was checked
         return tokenizer
     rows = read_json(folder / "config.json").get("vocab_size")
@@ -138,26 +138,27 @@ def load_tokenizer(folder: Path, codec: str = "none", new_tokens: Sequence[str] 
         raise UsageError(f"{folder / 'config.json'} is missing vocab_size", "copy it again")
     if tokenizer.rows > rows:
         raise UsageError(
-            f"the tokenizer in {folder} has ids for {tokenizer.rows:,} rows, and the model has {rows:,}",
+            f"the tokenizer in {folder} needs {tokenizer.rows:,} embedding rows, but the model has {rows:,}",
             "resize the model (model.resize_token_embeddings(len(tokenizer))) and save both, or copy the tokenizer "
             "that belongs to it",
         )
     if new_tokens:
-        spare = rows - tokenizer.rows
-        if len(new_tokens) > spare:
+        unused = rows - tokenizer.rows
+        if len(new_tokens) > unused:
             raise UsageError(
-                f"lora.new_tokens: {len(new_tokens)} tokens, and the base has {spare} rows to spare", "name fewer"
+                f"lora.new_tokens has {len(new_tokens)} tokens, but the base has {unused} unused rows",
+                "list fewer tokens",
             )
         tokenizer.add(new_tokens)
     return tokenizer
 
 
-def _own_tokenizer(folder: Path, through: Codec) -> Tokenizer:
+def _stored_tokenizer(folder: Path, codec: Codec) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
-        return Tokenizer(folder / "tokenizer.json", through)
+        return Tokenizer(folder / "tokenizer.json", codec)
     settings = folder / "tokenizer_config.json"
     if settings.is_file() and read_json(settings).get("tokenizer_class") == "ByT5Tokenizer":
-        return byte_tokenizer(through)
+        return byte_tokenizer(codec)
     if not (folder / "spiece.model").is_file():  # transformers 5 would invent a tokenizer
         raise LoraFtError(f"{folder} has neither tokenizer.json nor spiece.model", "copy them from the original base")
     from transformers import AutoTokenizer
@@ -166,12 +167,15 @@ def _own_tokenizer(folder: Path, through: Codec) -> Tokenizer:
         try:
             AutoTokenizer.from_pretrained(folder).backend_tokenizer.save(f"{scratch}/tokenizer.json")
         except Exception as error:  # the library raises many kinds
-            raise LoraFtError(f"{folder} has no tokenizer that can be loaded ({error})") from error
-        return Tokenizer(Path(scratch, "tokenizer.json"), through)
+            raise LoraFtError(
+                f"the tokenizer in {folder} cannot be loaded ({first_line(error)})",
+                "copy it again from the original base",
+            ) from error
+        return Tokenizer(Path(scratch, "tokenizer.json"), codec)
 
 
 def load_model(
-    folder: Path, *, dropout: float | None = None, attention: str | None = None, **more: Any
+    folder: Path, *, dropout: float | None = None, attention: str | None = None, **options: Any
 ) -> T5ForConditionalGeneration:
     """Return a checkpoint's model in float32, in evaluation mode.
 
@@ -179,7 +183,7 @@ def load_model(
         folder: transformers checkpoint.
         dropout: Dropout rate instead of the checkpoint's own.
         attention: transformers' attn_implementation. Default: transformers' own choice.
-        more: Options of transformers' from_pretrained.
+        options: Options of transformers' from_pretrained.
 
     Raises:
         UsageError, LoraFtError: A tensor is missing, unknown, of another shape or not finite, or transformers fails.
@@ -187,9 +191,10 @@ def load_model(
     import torch
     from transformers import AutoModelForSeq2SeqLM
 
-    check_numbers(_account(folder))
+    check_numbers(_checked_checkpoint(folder))
     _check_generation(folder)
-    options = more if dropout is None else {**more, "dropout_rate": dropout}
+    if dropout is not None:
+        options["dropout_rate"] = dropout
     if attention is not None:
         options["attn_implementation"] = attention
     try:
@@ -202,7 +207,7 @@ def load_model(
                 output_loading_info=True,
                 **options,
             )
-    except (ImportError, torch.OutOfMemoryError):  # errors of quantization, which state the remedy themselves
+    except (ImportError, torch.OutOfMemoryError):  # errors of quantization, which already state the remedy
         raise
     except Exception as error:  # the library raises many kinds
         raise LoraFtError(
@@ -221,8 +226,8 @@ def _check_generation(folder: Path) -> None:
 
 
 def _require_loaded(folder: Path, info: Mapping[str, Any]) -> None:
-    """Raise LoraFtError if transformers reports weights that it drew at random or left out."""
-    for key, what in (
+    """Raise LoraFtError if transformers reports weights that it initialized at random or left out."""
+    for key, problem in (
         ("missing_keys", "found no weights for"),
         ("mismatched_keys", "found other shapes for"),
         ("unexpected_keys", "left out"),
@@ -230,12 +235,12 @@ def _require_loaded(folder: Path, info: Mapping[str, Any]) -> None:
     ):
         names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get(key) or ())
         if names := [name for name in names if not any(name in family.UNUSED for family in FAMILIES)]:
-            raise LoraFtError(f"transformers {what} {listed(names)} in {folder}", "copy the whole checkpoint again")
+            raise LoraFtError(f"transformers {problem} {listed(names)} in {folder}", "copy the whole checkpoint again")
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' loading bars and advice in a `with` block (it advises tying FLAN's untied head)."""
+    """Silence transformers' progress bars and warnings in a `with` block (it advises tying FLAN's untied head)."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -256,22 +261,26 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise UsageError(f"no base at {name}", "give an existing folder, a hub name, or offline")
+        raise UsageError(f"there is no base at {name}", "pass an existing folder, a Hub name, or offline")
     try:
         folder = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
         if has_weights(folder):
             return folder
     except HFValidationError as error:
-        raise UsageError(f"'{name}' is neither a folder nor a hub name", "or use the base offline") from error
+        raise UsageError(
+            f"'{name}' is neither a folder nor a Hub name", "pass an existing folder, a Hub name, or offline"
+        ) from error
     except OSError:
         pass  # not downloaded before
     trouble = hub_trouble()
     if trouble:
         raise UsageError(
-            f"the base {name} is on the hub, and {trouble}",
+            f"the base {name} is on the Hub, but {trouble}",
             "use base 'offline', or the path of a checkpoint on this machine",
         )
     try:
         return Path(snapshot_download(name, allow_patterns=_FILES))
     except Exception as error:  # the client raises many kinds
-        raise UsageError(f"the base {name} cannot be downloaded ({first_line(error)})") from error
+        raise UsageError(
+            f"the base {name} cannot be downloaded ({first_line(error)})", "check its name and your access to it"
+        ) from error

@@ -1,4 +1,4 @@
-"""Save merged models so that transformers 4, transformers 5 and the exporter all read back the same model."""
+"""Save merged models so that transformers 4, transformers 5 and the exporter all load the same model."""
 
 from __future__ import annotations
 
@@ -13,20 +13,26 @@ from lora_ft.models.bases import quiet_transformers
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
-MERGE = "merge.json"  # what was merged, and from which training
+MERGE = "merge.json"  # record of the merge: base, adapter and the training's metrics
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 
 
 def save_checkpoint(
     model: T5ForConditionalGeneration, base: Path, out: Path, extended: Tokenizer | None = None
 ) -> None:
-    """Write weights (safetensors), configs and the tokenizer, the base's or an `extended` one, to the folder `out`.
+    """Write weights (safetensors), configs and the tokenizer to the folder `out`.
 
-    FLAN-T5's head is a matrix of its own. transformers 5 loads it as such, but saves a config that declares it tied.
-    transformers 4 believes that config and would lose the head (transformers PR#47620), so the config is corrected.
+    FLAN-T5's head is a separate matrix. transformers 5 loads it as such, but saves a config that declares it tied.
+    transformers 4 would lose the head with this config (transformers PR#47620), so the config is corrected.
+
+    Args:
+        model: Merged model.
+        base: Folder of the base, whose tokenizer files are copied.
+        out: Existing folder to write to.
+        extended: Tokenizer with new tokens. Default: the base's.
     """
     untied, scaled = is_untied(model), is_scaled(model)
-    tell_ties(model)
+    mark_untied(model)
     with quiet_transformers():
         model.save_pretrained(out)
     path = out / "config.json"
@@ -39,17 +45,17 @@ def save_checkpoint(
         extended.save(out / "tokenizer.json")
 
 
-def tell_ties(model: T5ForConditionalGeneration) -> None:
-    """Mark a head with weights of its own as untied in the model's config, which transformers 5 does not do.
+def mark_untied(model: T5ForConditionalGeneration) -> None:
+    """Mark a head with separate weights as untied in the model's config, which transformers 5 does not do.
 
-    Otherwise transformers omits a head that equals the embedding from the file, and PEFT ties the two.
+    Otherwise transformers does not save a head that equals the embedding, and PEFT ties the two.
     """
     if is_untied(model):
         model.config.tie_word_embeddings = False
 
 
 def is_untied(model: T5ForConditionalGeneration) -> bool:
-    """Return whether the head has weights of its own."""
+    """Return whether the head has separate weights."""
     head, embedding = model.lm_head.weight, model.shared.weight
     return head is not embedding and (head.is_meta or head.data_ptr() != embedding.data_ptr())
 
@@ -57,8 +63,8 @@ def is_untied(model: T5ForConditionalGeneration) -> bool:
 def is_scaled(model: T5ForConditionalGeneration) -> bool:
     """Return whether the installed transformers scales the hidden state before the head.
 
-    For t5, the config states it under a separate name since version 5. In version 5, mt5 is never scaled. umt5 always
-    is, since its config declares every head tied.
+    Since version 5, the config of t5 has a separate key for it (scale_decoder_outputs), and mt5 is never scaled. umt5
+    is always scaled, since its config declares every head tied.
     """
     import transformers
 

@@ -1,8 +1,8 @@
-"""Generation settings of a PyTorch model: those of the call, the task and the checkpoint, in one order of precedence.
+"""Generation settings of a PyTorch model, in one order of precedence.
 
 The call takes precedence over the task, and the task over the checkpoint
-(`lora_ft.export.checkpoint.generation_config`). The defaults of `Options` come last. transformers would mix in its own
-defaults and keep them; `only` prevents both.
+(`lora_ft.export.checkpoint.generation_config`). The defaults of `Options` come last. transformers would add its own
+defaults to every call, which `without_defaults` prevents.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from lora_ft.models.bases import Base
 if TYPE_CHECKING:
     from lora_ft.tasks.schema import Task
 
-_OURS = ("seed", "allowed", "prompt_lookup", "output_scores")  # transformers lacks them, or defines them differently
-_OF_SAMPLES = ("temperature", "top_k", "top_p")  # transformers warns about them without sampling
+# Options that transformers lacks or defines differently.
+_LORA_FT_OPTIONS = ("seed", "allowed", "prompt_lookup", "output_scores")
+# Options that transformers warns about without sampling.
+_SAMPLING_OPTIONS = ("temperature", "top_k", "top_p")
 
 
-def own_generation(model: Any) -> Generation:
-    """Return the special tokens and the settings of a loaded model, with or without an adapter.
+def model_generation(model: Any) -> Generation:
+    """Return the special tokens and the generation settings of a loaded model, with or without an adapter.
 
     Raises:
         UsageError: A setting is not supported.
@@ -38,54 +40,55 @@ def own_generation(model: Any) -> Generation:
 
 
 @contextlib.contextmanager
-def only(model: Any, special: SpecialTokens) -> Iterator[None]:
+def without_defaults(model: Any, special: SpecialTokens) -> Iterator[None]:
     """Restrict `generate` in a `with` block to the model's special tokens and the options of the call."""
     from transformers import GenerationConfig
 
     inner = _inner(model)
-    kept = inner.generation_config
+    previous = inner.generation_config
     inner.generation_config = GenerationConfig(**special.as_config())
     try:
         yield
     finally:
-        inner.generation_config = kept
+        inner.generation_config = previous
 
 
 def check_generation(task: Task, base: Base, tokenizer: Tokenizer) -> None:
-    """Raise UsageError if a task's answers cannot be generated with the combined settings of base and task.
+    """Check before training that a task's answers can be generated.
 
-    Call it before training. Causes are an unsupported setting of the base, settings of base and task that exclude each
-    other, and a label that cannot be generated.
+    Raises:
+        UsageError: The base has an unsupported setting, settings of base and task exclude each other, or a label cannot
+            be generated.
     """
     generation = read_generation(base.folder)
     options = {**generation.options, **task.generation_options()}
     labels = options.pop("labels", ())
     try:
-        chosen = Options.of(options | ({"allowed": label_tokens(labels, tokenizer)} if labels else {}))
-        chosen.check_tokens(base.config["vocab_size"])
+        combined = Options.of(options | ({"allowed": label_tokens(labels, tokenizer)} if labels else {}))
+        combined.check_tokens(base.config["vocab_size"])
     except UsageError as error:
-        own = ", ".join(f"{name} = {value}" for name, value in generation.options.items())
-        where = f"; the base {base.name} sets {own}" if own else ""
-        raise UsageError(f"{error.message}{where}", error.remedy or "Set it in the task's `generate`.") from error
+        base_settings = ", ".join(f"{name} = {value}" for name, value in generation.options.items())
+        suffix = f"; the base {base.name} sets {base_settings}" if base_settings else ""
+        raise UsageError(f"{error.message}{suffix}", error.remedy or "set it in the task's `generate`") from error
 
 
 def generation_notes(base: Base, tokenizer: Tokenizer) -> list[str]:
-    """Return notes on a base's own settings: their values, and whether its texts end the way its answers do."""
+    """Return notes on a base: its generation settings, and a warning if targets end with another token than answers."""
     generation = read_generation(base.folder)
     notes = []
     if generation.options:
-        own = ", ".join(f"{name} = {value}" for name, value in generation.options.items())
-        notes.append(f"the base generates with {own}, unless the task's `generate` says otherwise")
+        settings = ", ".join(f"{name} = {value}" for name, value in generation.options.items())
+        notes.append(f"the base generates with {settings}, unless the task's `generate` overrides it")
     if tokenizer.closing not in generation.special.ends:
         notes.append(
-            f"the tokenizer closes texts with token {tokenizer.closing}, and eos_token_id of the base is "
+            f"the tokenizer ends texts with token {tokenizer.closing}, but eos_token_id of the base is "
             f"{', '.join(map(str, generation.special.ends))}; answers will not end where targets do"
         )
     return notes
 
 
 def torch_options(options: Options) -> dict[str, Any]:
-    """Return options as transformers' `generate` takes them within `only`. The caller handles seed and labels."""
+    """Return options for transformers' `generate` in a `without_defaults` block. The caller handles seed and labels."""
     settings = {
         name: [list(words) for words in value]
         if name == "bad_words_ids"
@@ -93,11 +96,13 @@ def torch_options(options: Options) -> dict[str, Any]:
         if type(value) is tuple
         else value
         for name, value in vars(options).items()
-        if name not in _OURS and value not in (None, ())
+        if name not in _LORA_FT_OPTIONS and value not in (None, ())
     }
     if not options.min_new_tokens:
         del settings["min_new_tokens"]
-    return settings if options.do_sample else {name: settings[name] for name in settings if name not in _OF_SAMPLES}
+    if options.do_sample:
+        return settings
+    return {name: value for name, value in settings.items() if name not in _SAMPLING_OPTIONS}
 
 
 def _inner(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Merge an adapter into its base in memory, and prove that merging changed nothing but rounding."""
+"""Merge an adapter into its base in memory, and verify that logits change by rounding only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_ft.data.splits import load_splits
 from lora_ft.models.adapter_files import adapter_config
 from lora_ft.models.adapters import load_adapter, merge_adapter
 from lora_ft.models.bases import Base, load_model, load_tokenizer
-from lora_ft.models.generation import own_generation
+from lora_ft.models.generation import model_generation
 from lora_ft.models.peft_adapter import PeftAdapter, base_of
 from lora_ft.runs.run import Run
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
 _ROWS = 4
-# Merging only reorders sums. A larger difference, relative to the logits, is not rounding.
+# Relative to the largest logit. Merging only reorders sums, so a larger difference is not rounding.
 _TOLERANCE = 1e-3
 
 
@@ -37,8 +37,8 @@ class Merged:
         base: Base that the adapter was merged into. Its folder has the tokenizer's files.
         tokenizer: The base's tokenizer, with the task's new tokens.
         extended: The same as `tokenizer` if it has new tokens, else None.
-        difference: Largest difference of any logit between the merged model and base plus adapter, on `rows` rows.
-        rows: Number of rows of that measurement; none if all weights were trained.
+        difference: Largest difference of any logit between the merged model and the base with its adapter.
+        rows: Number of prompts on which logits were compared; 0 if all weights were trained.
     """
 
     model: T5ForConditionalGeneration
@@ -50,52 +50,51 @@ class Merged:
 
 
 def merge_in_memory(run: Run | PeftAdapter, *, base: str | None = None, progress: Progress | None = None) -> Merged:
-    """Load the base in float32, merge the adapter in float32, and measure what merging changed.
+    """Load the base, merge the adapter in float32, and compare logits before and after.
 
     Raises:
-        UsageError: A base was named for a run whose every weight was trained.
-        LoraFtError: The adapter is for another base, its weights are too large, or merging changed more than rounding
-            does.
+        UsageError: A base was named for a run that trained all weights.
+        LoraFtError: The adapter is for another base, its weights are too large, or logits differ by more than rounding.
     """
     progress = progress or Silent()
     progress.stage("merging")
     if isinstance(run, Run):
         if run.task.method == "full":
-            return _whole(run, base)
-        found = base_of(run, base)
-        _check_base(run, found, named=base is not None)
+            return _fully_trained(run, base)
+        base_model = base_of(run, base)
+        _check_base(run, base_model, named=base is not None)
         new_tokens = run.task.lora.new_tokens
-        tokenizer = load_tokenizer(found.folder, run.task.codec, new_tokens)
+        tokenizer = load_tokenizer(base_model.folder, run.task.codec, new_tokens)
         extended = tokenizer if new_tokens else None
         ids = tokenizer.encode(_texts(run), run.task.lengths.source)
     else:
         if run.notice:
             progress.note(f"warning: {run.notice}")
-        found = base_of(run, base)
-        tokenizer, extended = run.tokenizer(found, "none")
+        base_model = base_of(run, base)
+        tokenizer, extended = run.tokenizer(base_model, "none")
         ids = tokenizer.encode(SENTENCES[:_ROWS])
-    adapted = load_adapter(load_model(found.folder), run.adapter)
+    adapted = load_adapter(load_model(base_model.folder), run.adapter)
     before = _logits(adapted, ids)
     model = merge_adapter(adapted)
     after = _logits(model, ids)
     if not (before.isfinite().all() and after.isfinite().all()):
         raise LoraFtError(
-            f"the adapter {run.adapter} makes logits that are no finite numbers, as some of its weights are too large",
+            f"the adapter {run.adapter} produces NaN or infinite logits, since some of its weights are too large",
             "train it again with a lower learning rate, or correct lora_alpha in its config",
         )
     difference = float((before - after).abs().max())
     if not difference <= _TOLERANCE * max(1.0, float(before.abs().max())):
         raise LoraFtError(
-            f"merging changed logits by {difference:.3g}, which rounding does not explain",
+            f"merging changed logits by {difference:.3g}, which is more than rounding",
             "please report this with the output of `lora-ft doctor`",
         )
-    return Merged(model, found, tokenizer, extended, difference, len(ids))
+    return Merged(model, base_model, tokenizer, extended, difference, len(ids))
 
 
-def _whole(run: Run, base: str | None) -> Merged:
-    """Return a run whose every weight was trained, as `Merged`. There is nothing to merge."""
+def _fully_trained(run: Run, base: str | None) -> Merged:
+    """Return a run that trained all weights as `Merged`, since it has no adapter to merge."""
     if base is not None:
-        raise UsageError(f"the run {run.folder} has all weights of its own", "leave out --base")
+        raise UsageError(f"--base is set, but the run {run.folder} trained all weights", "leave out --base")
     as_base = Base(run.task.base, run.trained, run.metrics["base"]["notice"])
     return Merged(load_model(run.trained), as_base, load_tokenizer(run.trained, run.task.codec))
 
@@ -106,14 +105,14 @@ def _check_base(run: Run, base: Base, *, named: bool) -> None:
         if key in trained and trained[key] != base.config[key]:
             raise BaseMismatchError(
                 f"the run {run.folder} was trained on a base with {key} {trained[key]}, "
-                f"{base.name} has {base.config[key]}",
-                f"give the base it was trained on ({trained.get('name')})",
+                f"but {base.name} has {base.config[key]}",
+                f"pass the base it was trained on ({trained.get('name')})",
             )
     recorded = adapter_config(run.adapter).get("base_model_name_or_path")
     if not named and recorded not in (None, base.name):
         raise BaseMismatchError(
             f"the adapter in {run.folder} was trained on '{recorded}', not on '{base.name}'",
-            "correct base in the run's task.yaml, or name the base you mean with --base",
+            "correct base in the run's task.yaml, or pass the right base as --base",
         )
 
 
@@ -131,8 +130,8 @@ def _texts(run: Run) -> Sequence[str]:
 
 @torch.inference_mode()
 def _logits(model: torch.nn.Module, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Return logits [rows, 8, vocabulary], with the same eight decoder tokens for each row."""
-    special = own_generation(model).special
+    """Return logits [rows, 8, vocabulary] for the same eight decoder tokens in each row."""
+    special = model_generation(model).special
     inputs, mask = (torch.from_numpy(array) for array in ragged(ids, special.pad))
     start = torch.tensor([[special.start, *ids[0][:7]]]).repeat(len(ids), 1)
     return model(input_ids=inputs, attention_mask=mask, decoder_input_ids=start).logits

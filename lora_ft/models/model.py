@@ -1,4 +1,4 @@
-"""A model that is ready to generate: one class, whatever it was loaded from."""
+"""A model ready to generate: one class for runs, adapters, checkpoints, bundles and bases."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Input = str | Mapping[str, Any]  # a text, or a row with the columns of the prom
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to generate, from `lora_ft.load`.
+    """A model ready to generate, as returned by `lora_ft.load`.
 
     Attributes:
         kind: "run", "adapter", "checkpoint", "bundle" or "base".
-        name: Name that it was loaded by; the adapter of a bank follows in brackets.
+        name: Name under which it was loaded. The adapter of a bank follows in parentheses.
         backend: PyTorch or ONNX Runtime, with the weights.
         prompt: Prompt of the model's task, or None.
         options: Generation options of the task, by transformers' names, including max_new_tokens.
         notice: A warning for its users, or "".
-        task: Task of the model. None for a base, and for a bundle, which carries only its prompt.
+        task: Task of the model. None for a base, and for a bundle, which stores only the prompt.
         chat: Settings of a chat task, for `lora_ft.chat`; else None.
-        adapter: Adapter of a bank that answers; None for its base, and for other models.
+        adapter: Active adapter of a bank. None for its base, and for other models.
     """
 
     kind: str
@@ -49,11 +49,11 @@ class Model:
 
     @property
     def adapters(self) -> list[str]:
-        """Return the names of a bank's adapters; none for other models."""
+        """Return the names of a bank's adapters. Empty for other models."""
         return list(self.backend.adapters)
 
     def with_adapter(self, adapter: str | None) -> Model:
-        """Return the same bank, answering with another of its adapters, or with its base.
+        """Return the same bank with another active adapter, or with its base if `adapter` is None.
 
         Raises:
             UsageError: The model is not a bank, or has no adapter of this name.
@@ -86,9 +86,9 @@ class Model:
         """Return one answer for each row.
 
         Args:
-            rows: One or several texts or rows. Rows are inserted into the prompt of the model's task, and so is a text
-                if the prompt has one column. Rows of a bank may name their adapter in a column `adapter`.
-            raw: Treat the texts as finished prompts.
+            rows: One or several texts or rows. Rows are inserted into the prompt of the model's task. A text is also
+                inserted if the prompt has one column. Rows for a bank may name their adapter in a column `adapter`.
+            raw: Use the texts as prompts, unchanged.
             batch_size: Number of rows generated together.
             progress: Receives the progress; None is silent.
             options: Generation options by transformers' names. They take precedence over those of the task. Without a
@@ -97,8 +97,8 @@ class Model:
         Raises:
             UsageError: A row does not fit the prompt, or the backend does not support an option.
         """
-        found = self.answers(rows, raw=raw, batch_size=batch_size, progress=progress, **options)
-        return [answer.text for answer in found]
+        answers = self.answers(rows, raw=raw, batch_size=batch_size, progress=progress, **options)
+        return [answer.text for answer in answers]
 
     def answers(
         self,
@@ -109,21 +109,27 @@ class Model:
         progress: Progress | None = None,
         **options: Any,
     ) -> list[Answer]:
-        """Return the answers with token counts and truncation flags. Arguments are those of `generate`."""
+        """Return the answers with token counts and truncation flags. For the arguments, see `generate`."""
         progress, rows = progress or Silent(), listed_rows(rows)
         adapters = self.adapters_of(rows)
         prompts = self._prompts(rows, adapters, raw, progress)
         progress.stage("generating", len(prompts))
-        own = {} if adapters else self.options  # each adapter of a bank has options of its own
+        defaults = {} if adapters else self.options  # the backend applies the options of each row's adapter
         answers = self.backend.generate(
-            prompts, {**own, **options}, batch_size=batch_size, done=progress.advance, adapters=adapters or None
+            prompts,
+            {**defaults, **options},
+            batch_size=batch_size,
+            on_progress=progress.advance,
+            adapters=adapters or None,
         )
         if cut := sum(answer.source_cut for answer in answers):
-            progress.note(f"{cut:,} of {len(answers):,} prompts are longer than the model's source length and were cut")
+            progress.note(f"{cut:,} of {len(answers):,} prompts exceeded the model's source length and were truncated")
         return answers
 
     def stream(self, rows: Input | Sequence[Input], *, raw: bool = False, **options: Any) -> Iterator[str]:
-        """Yield pieces of text as they are generated, and a newline after each row. Arguments: see `generate`.
+        """Yield pieces of text as they are generated, and a newline after each row.
+
+        For the arguments, see `generate`.
 
         Raises:
             UsageError: The model is not a bundle, or as for `generate`.
@@ -142,45 +148,56 @@ class Model:
         names = [None if isinstance(row, str) else row.get("adapter") or None for row in rows]
         return names if any(names) else []
 
+    def prompts(self, rows: Sequence[Input], *, raw: bool = False) -> list[str]:
+        """Return the finished prompt of each row, as `generate` uses it.
+
+        Raises:
+            UsageError: A row does not fit the prompt.
+        """
+        return self._prompts(rows, self.adapters_of(rows), raw, Silent())
+
     def _prompts(
         self, rows: Sequence[Input], adapters: Sequence[str | None], raw: bool, progress: Progress
     ) -> list[str]:
         """Return the prompt of each row, without lone surrogates."""
-        of_adapter: dict[str | None, Prompt | None] = {
+        adapter_prompts: dict[str | None, Prompt | None] = {
             name: self.backend.settings_of(name).prompt for name in set(adapters)
         }
         prompts = []
         for number, row in enumerate(rows, 1):
-            prompt = of_adapter[adapters[number - 1]] if adapters else self.prompt
+            prompt = adapter_prompts[adapters[number - 1]] if adapters else self.prompt
             try:
                 prompts.append(_filled(self.name, prompt, row, raw))
             except UsageError as error:
                 place = "" if isinstance(row, str) or len(rows) == 1 else f"row {number}: "
                 raise UsageError(f"{place}{error.message}", error.remedy) from error
-        sound = [whole(prompt) for prompt in prompts]
-        halves = [number for number, (text, other) in enumerate(zip(prompts, sound, strict=True), 1) if text != other]
-        if halves:
+        cleaned = [whole(prompt) for prompt in prompts]
+        broken = [number for number, (text, clean) in enumerate(zip(prompts, cleaned, strict=True), 1) if text != clean]
+        if broken:
             progress.note(
-                f"warning: {len(halves):,} of {len(rows):,} rows hold half a character (a lone surrogate), which is "
-                f"read as U+FFFD, first row {halves[0]}; write the text as UTF-8"
+                f"warning: {len(broken):,} of {len(rows):,} rows contain half a character (a lone surrogate), which "
+                f"is read as U+FFFD (first: row {broken[0]}); write the text as UTF-8"
             )
-        return sound
+        return cleaned
 
 
 def listed_rows(rows: Input | Sequence[Input]) -> Sequence[Input]:
-    """Return rows as a sequence; a single text or row is one."""
+    """Return rows as a sequence. A single text or row becomes a sequence of one."""
     return [rows] if isinstance(rows, str | Mapping) else rows
 
 
 def not_a_bank(name: str) -> UsageError:
-    """Return the error about a model without adapters of its own."""
-    return UsageError(f"{name} is no bank, and --adapter is for banks", "make one with `lora-ft export --adapters`")
+    """Return the error about an adapter of a model that is not a bank."""
+    return UsageError(
+        f"--adapter is supported for banks only, and {name} is not a bank",
+        "create one with `lora-ft export --adapters`",
+    )
 
 
 def _filled(name: str, prompt: Prompt | None, row: Input, raw: bool) -> str:
     if raw or prompt is None:
         if not isinstance(row, str):
-            reason = "--raw takes text, not rows" if raw else f"{name} has no prompt to put rows into"
-            raise UsageError(reason, "give text, or a model with a task")
+            reason = "--raw is set, but the input is rows" if raw else f"{name} has no prompt to insert rows into"
+            raise UsageError(reason, "pass text, or a model with a task")
         return row
     return prompt.fill_text(row) if isinstance(row, str) else prompt.fill(row)

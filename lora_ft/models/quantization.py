@@ -1,4 +1,4 @@
-"""Frozen bases in 4 or 8 bits for training an adapter on them, through bitsandbytes on CUDA."""
+"""Frozen bases in 4 or 8 bits, by bitsandbytes on CUDA, to train an adapter on."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from lora_ft.models.bases import load_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Warns at every 8-bit product that its input is cast: 39,000 lines in 40 steps.
-_PRODUCTS = "bitsandbytes.autograd._functions"
+# This logger warns at every 8-bit product that its input is cast: 39,000 lines in 40 steps.
+_PRODUCT_LOGGER = "bitsandbytes.autograd._functions"
 
 
 def require_quantization(kind: str) -> None:
-    """Raise UsageError unless this machine can store a base in `kind`, "4bit" or "8bit"."""
+    """Raise UsageError unless this machine can quantize a base to `kind` ("4bit" or "8bit")."""
     import torch
 
-    remedy = "train on one, or leave lora.quantization out"
+    remedy = "train on a machine with one, or leave out lora.quantization"
     if not torch.cuda.is_available():
-        raise UsageError(f"lora.quantization {kind} needs an NVIDIA GPU, and this machine has none", remedy)
+        raise UsageError(f"lora.quantization {kind} needs an NVIDIA GPU, but this machine has none", remedy)
     if find_spec("bitsandbytes") is None:
-        raise UsageError(f"lora.quantization {kind} needs bitsandbytes", "pip install 'lora-ft[quantization]'")
+        raise UsageError(
+            f"lora.quantization {kind} needs bitsandbytes, which is not installed",
+            "pip install 'lora-ft[quantization]'",
+        )
 
 
 def load_quantized(folder: Path, kind: str, *, dropout: float | None = None, device: int = 0) -> PreTrainedModel:
-    """Return a checkpoint's model with linear layers in `kind`, ready for an adapter. Other tensors stay float32.
+    """Return a checkpoint's model with quantized linear layers, ready for an adapter. Other tensors stay float32.
 
     Args:
         folder: transformers checkpoint.
@@ -38,12 +41,12 @@ def load_quantized(folder: Path, kind: str, *, dropout: float | None = None, dev
         device: Index of the GPU.
 
     Raises:
-        UsageError: This machine cannot store a base in `kind`.
+        UsageError: This machine cannot quantize a base to `kind`.
     """
     require_quantization(kind)
     from peft import prepare_model_for_kbit_training
 
-    logging.getLogger(_PRODUCTS).setLevel(logging.ERROR)
+    logging.getLogger(_PRODUCT_LOGGER).setLevel(logging.ERROR)
     model = load_model(folder, dropout=dropout, quantization_config=_config(kind), device_map={"": device})
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `build_trainer` sets it
 

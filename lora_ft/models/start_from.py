@@ -1,4 +1,4 @@
-"""Training that starts from an existing adapter: the task adopts its ranks and layers, and starts from its tensors."""
+"""Training that starts from an existing adapter: the task takes over its ranks, layers and tensors."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ from lora_ft.tasks.lora import Lora
 from lora_ft.tasks.schema import Task
 
 
-def adopted(task: Task) -> Task:
-    """Return a task whose section `lora` matches the adapter that it starts from, or any other task unchanged.
+def with_start_adapter(task: Task) -> Task:
+    """Return the task with the section `lora` of the adapter that it starts from. Other tasks are returned unchanged.
 
     Raises:
-        UsageError: The adapter is not supported, or has parts that a task cannot describe.
+        UsageError: The adapter is not supported, or has settings that a task cannot express.
     """
     if task.lora.start_from is None:
         return task
     if task.method != "lora":
-        raise UsageError("lora.start_from is for method lora, and every weight is trained", "merge the adapter first")
+        raise UsageError(
+            f"lora.start_from is supported for method lora only (got {task.method})",
+            "merge the adapter, and name the checkpoint as base",
+        )
     source = _source(task)
     config = lora_config(source.adapter)
     if config.modules_to_save:
         raise UsageError(
-            f"{source.folder} trains modules whole (modules_to_save {', '.join(config.modules_to_save)}), and a task "
-            "trains LoRA only",
+            f"{source.folder} has modules_to_save, which a task does not support "
+            f"(got {', '.join(config.modules_to_save)})",
             "merge it, and train a new adapter on the checkpoint",
         )
     tokens = config.trainable_token_indices or []
     indices = {i for each in tokens.values() for i in each} if isinstance(tokens, dict) else set(tokens)
-    own = source.task.lora if source.task else None
+    source_lora = source.task.lora if source.task else None
     values: dict[str, Any] = {
         "r": config.r,
         "lora_alpha": config.lora_alpha,
@@ -50,8 +53,8 @@ def adopted(task: Task) -> Task:
         "use_rslora": config.use_rslora,
         "rank_pattern": config.rank_pattern or {},
         "alpha_pattern": config.alpha_pattern or {},
-        "trainable_token_indices": own.trainable_token_indices if own else sorted(indices),
-        "new_tokens": own.new_tokens if own else [],
+        "trainable_token_indices": source_lora.trainable_token_indices if source_lora else sorted(indices),
+        "new_tokens": source_lora.new_tokens if source_lora else [],
         "loraplus_lr_ratio": task.lora.loraplus_lr_ratio,
         "quantization": task.lora.quantization,
         "start_from": task.lora.start_from,
@@ -61,8 +64,8 @@ def adopted(task: Task) -> Task:
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(
-            f"{source.folder} cannot be trained further: {'.'.join(map(str, first['loc']))}: {first['msg']} "
-            f"(got {first['input']!r})",
+            f"{source.folder} has a setting that a task does not support: "
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})",
             "merge it, and train a new adapter on the checkpoint",
         ) from error
     return task.model_copy(update={"lora": lora})
@@ -74,7 +77,7 @@ def start_folder(task: Task) -> Path | None:
 
 
 def start_record(task: Task) -> dict[str, Any]:
-    """Return the entry of a run's metrics about the adapter that it started from; empty for a new adapter."""
+    """Return a run's metrics about the adapter that it started from. Empty for a new adapter."""
     folder = start_folder(task)
     if folder is None:
         return {}
@@ -84,12 +87,15 @@ def start_record(task: Task) -> dict[str, Any]:
 def _source(task: Task) -> Run | PeftAdapter:
     source = open_adapter(task.lora.start_from or "")
     if source.task is not None and source.task.method != "lora":
-        raise UsageError(f"the run {source.folder} has all weights of its own", "name its checkpoint/ as base")
+        raise UsageError(
+            f"lora.start_from is a run of method {source.task.method}, which has no adapter (got {source.folder})",
+            "set base to its folder checkpoint/ instead",
+        )
     return source
 
 
 def _targets(folder: Path, targets: Any, *, whole: bool) -> str | list[str]:
-    """Return layers by the ends of their names if the config lists them so, or else by their full names."""
+    """Return target layers as the config lists them, or by their full names if it excludes some layers."""
     if whole and (targets == "all-linear" or isinstance(targets, list | set)):
         return targets if isinstance(targets, str) else sorted(targets)
     names = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in describe(folder)}

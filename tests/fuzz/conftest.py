@@ -1,4 +1,4 @@
-"""One folder for all inputs of a test, and models that they are damaged copies of."""
+"""A folder for all inputs of a test, and the models whose copies are damaged."""
 
 from __future__ import annotations
 

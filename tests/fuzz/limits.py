@@ -1,4 +1,4 @@
-"""What one hostile input may cost, and how it may be refused."""
+"""Limits of time and memory for one hostile input, and the errors that may refuse it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def survives(call: Callable[[], Any]) -> Any:
     except LoraFtError as error:
         assert len(str(error)) <= LONGEST_MESSAGE, f"a message of {len(str(error)):,} characters: {str(error)[:200]}"
         assert error.message.strip(), "an error without a message"
-        assert "please report" not in str(error), f"an input of others is no fault of ours: {error}"
+        assert "please report" not in str(error), f"a damaged input is reported as a defect of lora-ft: {error}"
         result = error
     grown = _peak() - before
     assert grown < MEGABYTES, f"it took {grown:,.0f} MB"

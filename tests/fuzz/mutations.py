@@ -126,7 +126,7 @@ def damaged_bytes(random: Random, content: bytes) -> bytes:
 def _damaged_once(random: Random, content: bytes) -> bytes:
     at = random.randint(0, len(content))
     end = min(len(content), at + random.choice((1, 2, 8, 64, 4096)))
-    ways: Sequence[Callable[[], bytes]] = (
+    edits: Sequence[Callable[[], bytes]] = (
         lambda: content[:at] + bytes([random.randrange(256)]) + content[at + 1 :],
         lambda: content[:at] + random.choice(_SNIPPETS) + content[at:],
         lambda: content[:at] + random.choice(_SNIPPETS) + content[end:],
@@ -135,7 +135,7 @@ def _damaged_once(random: Random, content: bytes) -> bytes:
         lambda: content[:at],
         lambda: content[at:],
     )
-    return random.choice(ways)()
+    return random.choice(edits)()
 
 
 def damaged_json(random: Random, value: Any) -> Any:
@@ -145,12 +145,12 @@ def damaged_json(random: Random, value: Any) -> Any:
         places = list(_places(root))
         holder, key = random.choice(places)
         other_holder, other_key = random.choice(places)
-        way = random.randrange(5)
-        if way == 0 and isinstance(holder, dict):
+        edit = random.randrange(5)
+        if edit == 0 and isinstance(holder, dict):
             del holder[key]
-        elif way == 1 and isinstance(holder, dict):
+        elif edit == 1 and isinstance(holder, dict):
             holder[random.choice(("", "extra", "__class__", "a.b", "é", str(key).upper()))] = odd_value(random)
-        elif way == 2:
+        elif edit == 2:
             holder[key] = copy.deepcopy(other_holder[other_key])
         else:
             holder[key] = odd_value(random)
@@ -169,13 +169,13 @@ def json_bytes(value: Any) -> bytes:
 
 def _places(holder: Any) -> list[tuple[Any, Any]]:
     """Return every (container, key) at and below `holder`."""
-    found: list[tuple[Any, Any]] = []
+    places: list[tuple[Any, Any]] = []
     waiting = [holder]
     while waiting:
         holder = waiting.pop()
         keys = holder if isinstance(holder, dict) else range(len(holder))
         for key in keys:
-            found.append((holder, key))
-            if isinstance(holder[key], dict | list) and len(found) < 2000:
+            places.append((holder, key))
+            if isinstance(holder[key], dict | list) and len(places) < 2000:
                 waiting.append(holder[key])
-    return found
+    return places

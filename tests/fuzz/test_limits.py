@@ -1,4 +1,4 @@
-"""What the fuzzers would find: faults planted into a call, each of which must be noticed."""
+"""Tests of the fuzzers: each fault that is planted into a call must be detected."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_an_exception_of_others_is_noticed(error: Exception) -> None:
         survives(fail)
 
 
-def test_an_error_of_ours_is_returned() -> None:
+def test_our_error_is_returned() -> None:
     error = UsageError("it is damaged", "mend it")
 
     def fail() -> None:
@@ -41,11 +41,11 @@ def test_an_error_of_ours_is_returned() -> None:
 
 
 @pytest.mark.parametrize(("message", "remedy"), [("", ""), (" \n", "mend it"), ("it is damaged", "please report it")])
-def test_an_error_that_helps_nobody_is_noticed(message: str, remedy: str) -> None:
+def test_error_without_a_remedy_is_detected(message: str, remedy: str) -> None:
     def fail() -> None:
         raise LoraFtError(message, remedy)
 
-    with pytest.raises(AssertionError, match=r"message|fault of ours"):
+    with pytest.raises(AssertionError, match=r"message|defect of lora-ft"):
         survives(fail)
 
 
@@ -59,7 +59,7 @@ def test_a_call_that_does_not_end_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
         survives(hang)
 
 
-def test_a_library_that_waits_for_ever_ends_the_process_and_is_named() -> None:
+def test_endless_call_of_a_library_ends_the_process() -> None:
     code = """
 import os
 from tests.fuzz import limits
@@ -70,9 +70,9 @@ def wait_for_ever():
 limits.HANG = 0.2
 limits.survives(wait_for_ever)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == -signal.SIGALRM
-    assert "in wait_for_ever" in done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert process.returncode == -signal.SIGALRM
+    assert "in wait_for_ever" in process.stderr
 
 
 def test_a_call_that_takes_much_memory_is_noticed_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,9 +88,9 @@ def test_a_call_that_takes_much_memory_is_noticed_each_time(monkeypatch: pytest.
         ("lora_ft.tasks.files._checked", test_tasks.test_overrides),
         ("lora_ft.tasks.files.combinations", test_tasks.test_damaged_values_of_a_whole_task),
         ("lora_ft.data.readers._read", test_rows.test_a_damaged_file_is_read_or_refused),
-        ("lora_ft.data.examples.ExampleMaker._cells", test_rows.test_whatever_cells_hold_becomes_text_or_is_refused),
-        ("lora_ft.models.adapters.account", test_models.test_an_adapter_folder),
-        ("lora_ft.models.bases._own_tokenizer", test_models.test_a_checkpoint_folder),
+        ("lora_ft.data.examples.ExampleMaker._cells", test_rows.test_any_cell_becomes_text_or_is_refused),
+        ("lora_ft.models.adapters.require_tensors", test_models.test_an_adapter_folder),
+        ("lora_ft.models.bases._stored_tokenizer", test_models.test_a_checkpoint_folder),
         ("lora_ft.export.runtime.generator.read_manifest", test_models.test_a_manifest),
         ("lora_ft.export.runtime.generator.Settings.of", test_models.test_settings_of_a_bundle_whose_manifest_agrees),
         ("lora_ft.export.runtime.generator.Generator._options", test_models.test_options_of_generation),
@@ -102,9 +102,9 @@ def test_a_fault_deep_in_the_code_fails_the_fuzzer(
     def fail(*arguments: Any, **options: Any) -> None:
         raise Planted
 
-    own = {"name": "x.csv", "grid": {"lora.r": [4, 8]}, "way": "stream", "base_loaded_once": None}
+    fixed = {"name": "x.csv", "grid": {"lora.r": [4, 8]}, "method": "stream", "base_loaded_once": None}
     names = inspect.signature(fuzzer).parameters
-    arguments = {name: own[name] if name in own else request.getfixturevalue(name) for name in names}
+    arguments = {name: fixed[name] if name in fixed else request.getfixturevalue(name) for name in names}
     monkeypatch.setattr(place, fail)
     with pytest.raises(Planted):
         fuzzer(**arguments)

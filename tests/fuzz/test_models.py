@@ -116,7 +116,7 @@ def test_a_manifest(scratch: Path, small_bundle: Path, seed: int) -> None:
 @example(seed=202)  # a tokenizer whose ids the model does not have
 @given(seed=seeds)
 def test_settings_of_a_bundle_whose_manifest_agrees(scratch: Path, small_bundle: Path, seed: int) -> None:
-    """Whoever changes a file and its hash must not get further than an error of ours."""
+    """A bundle whose file and hash were both changed must be refused with our error."""
     random = Random(seed)
     folder = _copy(small_bundle, scratch, "agrees")
     names = ("prompt.json", "generation_config.json", "config.json", "tokenizer.json")
@@ -131,10 +131,10 @@ def test_settings_of_a_bundle_whose_manifest_agrees(scratch: Path, small_bundle:
     survives(lambda: Generator.load(folder, threads=1).generate(["abc"], max_new_tokens=3))
 
 
-@pytest.mark.parametrize("way", ["generate", "stream"])
+@pytest.mark.parametrize("method", ["generate", "stream"])
 @fuzz
 @given(seed=seeds)
-def test_options_of_generation(small_bundle: Path, way: str, seed: int) -> None:
+def test_options_of_generation(small_bundle: Path, method: str, seed: int) -> None:
     random = Random(seed)
     generator = _loaded(small_bundle)
     options = {name: value for name, value in OPTIONS.items() if random.random() < 0.4}
@@ -144,7 +144,7 @@ def test_options_of_generation(small_bundle: Path, way: str, seed: int) -> None:
         options[random.choice(("", "eos", "max_length", "Num_beams"))] = 1
     if options.get("max_new_tokens") not in (None, *ODD_VALUES):
         options["max_new_tokens"] = 4
-    if way == "generate":
+    if method == "generate":
         survives(lambda: generator.generate(["abc", "de"], **options))
     else:
         survives(lambda: list(generator.stream("abc", **options)))

@@ -1,4 +1,4 @@
-"""Damaged and odd data files: rows that the file holds, or an error of ours that names it."""
+"""Damaged and odd data files: they are read, or refused with an error that names them."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ CELLS = st.recursive(
 
 @fuzz
 @given(st.lists(st.dictionaries(st.sampled_from(["text", "answer", "list", "n", "list.text"]), CELLS), max_size=4))
-def test_whatever_cells_hold_becomes_text_or_is_refused(rows: list[dict[str, Any]]) -> None:
+def test_any_cell_becomes_text_or_is_refused(rows: list[dict[str, Any]]) -> None:
     maker, located = ExampleMaker(TASK), [(f"x:{i}", row) for i, row in enumerate(rows, 1)]
 
     def make() -> None:
@@ -135,7 +135,7 @@ def test_whatever_cells_hold_becomes_text_or_is_refused(rows: list[dict[str, Any
 
 
 def attempt(job: Callable[[], Any], file: Path | None) -> None:
-    """Run a job that may fail in our words alone, in one line, naming the file."""
+    """Run a job that may fail only with our error, in one line that names the file."""
     error = survives(job)
     if isinstance(error, LoraFtError):
         assert "please report" not in str(error)

@@ -1,4 +1,4 @@
-"""Task files, --set and grids of any content: a task, or a refusal of ours in one short line."""
+"""Task files, --set and grids of any content: a task, or an error in one short line."""
 
 from __future__ import annotations
 

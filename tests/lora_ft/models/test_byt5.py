@@ -1,4 +1,4 @@
-"""ByT5's tokenizer as a file says what transformers' own says."""
+"""ByT5's tokenizer.json returns the same tokens as transformers' tokenizer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from transformers import ByT5Tokenizer
 
 from lora_ft.models.byt5 import byte_tokenizer
 
-MADE, ORACLE = byte_tokenizer(), ByT5Tokenizer()
+TOKENIZER, REFERENCE = byte_tokenizer(), ByT5Tokenizer()
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<")))
-def test_text_becomes_its_bytes_and_comes_back(text: str) -> None:
-    (ids,) = MADE.encode([text])
-    assert ids == ORACLE(text).input_ids == [*(byte + 3 for byte in text.encode()), 1]
-    assert MADE.decode([ids]) == [text]
+def test_text_is_encoded_as_its_bytes_and_decoded_again(text: str) -> None:
+    (ids,) = TOKENIZER.encode([text])
+    assert ids == REFERENCE(text).input_ids == [*(byte + 3 for byte in text.encode()), 1]
+    assert TOKENIZER.decode([ids]) == [text]
 
 
-def test_sentinels_are_tokens_of_their_own() -> None:
+def test_sentinels_are_single_tokens() -> None:
     text = "a <extra_id_0> b<extra_id_124>"
-    assert MADE.encode([text]) == [ORACLE(text).input_ids]
+    assert TOKENIZER.encode([text]) == [REFERENCE(text).input_ids]

@@ -1,4 +1,4 @@
-"""A checkpoint's own generation settings and token ids are those of PyTorch, of its bundle and of training."""
+"""Generation settings and token ids of a checkpoint apply in PyTorch, in its bundle and in training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., Path]:
-    """Write a tiny checkpoint with some generation_config.json, or with None without one."""
+    """Return a function that writes a tiny checkpoint with a generation_config.json, or without one for None."""
 
     def write(generation: dict[str, Any] | None, name: str = "base", **config: Any) -> Path:
         folder = redraw(save_tiny_t5(tmp_path / name, **config), seed=4, end=1.5)
@@ -62,13 +62,13 @@ def save(tmp_path: Path) -> Callable[..., Path]:
 
 
 def expected(folder: Path, texts: list[str], special: SpecialTokens) -> list[list[int]]:
-    """What transformers alone generates from a checkpoint, each text by itself."""
+    """Return the tokens that transformers generates from a checkpoint, one text at a time."""
     model, tokenizer = torch_model(folder), find_tokenizer(folder)
     answers = []
     for text in texts:
         with torch.inference_mode():
             ids = torch.tensor(tokenizer.encode([text]))
-            mask = torch.ones_like(ids)  # without one, transformers 4 takes every pad token of a text for padding
+            mask = torch.ones_like(ids)  # without a mask, transformers 4 treats every pad token of a text as padding
             answers.append(special.trim(model.generate(ids, attention_mask=mask)[0, 1:].numpy()).tolist())
     return answers
 
@@ -80,7 +80,7 @@ def find_tokenizer(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_checkpoint_generates_with_its_own_settings(save: Callable[..., Path], tmp_path: Path, name: str) -> None:
+def test_checkpoint_generates_with_its_settings(save: Callable[..., Path], tmp_path: Path, name: str) -> None:
     folder = save(CASES[name])
     special = read_generation(folder).special
     answers = expected(folder, TEXTS, special)
@@ -88,11 +88,11 @@ def test_a_checkpoint_generates_with_its_own_settings(save: Callable[..., Path],
     assert generate(load(str(folder)), TEXTS, {}) == texts
     export_onnx(str(folder), tmp_path / "bundle")
     generator = Generator.load(tmp_path / "bundle", threads=1)
-    assert [one.tokens.tolist() for one in generator.answer(TEXTS)] == answers
+    assert [answer.tokens.tolist() for answer in generator.answer(TEXTS)] == answers
     assert generate(load(str(tmp_path / "bundle")), TEXTS, {}) == texts
 
 
-def test_what_is_asked_for_precedes_the_task_and_that_the_checkpoint(
+def test_call_takes_precedence_over_task_and_task_over_checkpoint(
     save: Callable[..., Path], make_task: Callable[..., Path], tmp_path: Path
 ) -> None:
     base = save({**T5, "num_beams": 3, "min_length": 6, "repetition_penalty": 1.5})
@@ -100,48 +100,48 @@ def test_what_is_asked_for_precedes_the_task_and_that_the_checkpoint(
     run = train(load_task(path), tmp_path / "run")
     export_onnx(str(run.folder), tmp_path / "bundle")
     for model in (load(str(run.folder)), load(str(tmp_path / "bundle"))):
-        own = {name: model.options.get(name) for name in ("num_beams", "min_new_tokens", "repetition_penalty")}
-        assert own == {"num_beams": 1, "min_new_tokens": 5, "repetition_penalty": 1.5}
+        options = {name: model.options.get(name) for name in ("num_beams", "min_new_tokens", "repetition_penalty")}
+        assert options == {"num_beams": 1, "min_new_tokens": 5, "repetition_penalty": 1.5}
         assert model.options["max_new_tokens"] == 24
-    found = [
+    of_run, of_bundle = (
         generate(load(str(folder)), ["a b"], {"min_new_tokens": 20}) for folder in (run.folder, tmp_path / "bundle")
-    ]
-    assert found[0] == found[1]
+    )
+    assert of_run == of_bundle
 
 
 @pytest.mark.parametrize("layout", ["single", "optimum"])
-def test_layouts_have_the_ids_of_their_checkpoint(save: Callable[..., Path], tmp_path: Path, layout: str) -> None:
+def test_layouts_have_the_token_ids_of_their_checkpoint(save: Callable[..., Path], tmp_path: Path, layout: str) -> None:
     folder = save({"decoder_start_token_id": 3, "eos_token_id": [2, 5, 41], "pad_token_id": 1, "max_new_tokens": 12})
     export_onnx(str(folder), tmp_path / layout, layout=layout)
-    own = json.loads((tmp_path / layout / "generation_config.json").read_text(encoding="utf-8"))
-    assert (own["decoder_start_token_id"], own["eos_token_id"], own["pad_token_id"]) == (3, [2, 5, 41], 1)
+    config = json.loads((tmp_path / layout / "generation_config.json").read_text(encoding="utf-8"))
+    assert (config["decoder_start_token_id"], config["eos_token_id"], config["pad_token_id"]) == (3, [2, 5, 41], 1)
 
 
 @pytest.mark.parametrize(
-    ("generation", "says"),
+    ("generation", "message"),
     [
         ({"encoder_no_repeat_ngram_size": 3}, "encoder_no_repeat_ngram_size is not supported .got 3."),
         ({"num_beam_groups": 2, "num_beams": 4}, "num_beam_groups is not supported .got 2."),
-        ({"min_length": 40}, "min_new_tokens 39 and max_new_tokens 24"),
+        ({"min_length": 40}, "min_new_tokens is 39, more than max_new_tokens = 24"),
         ({"num_beams": 10**6}, "num_beams"),
         ({"eos_token_id": 80}, "eos_token_id is not a token of the vocabulary .got 80."),
-        ({"suppress_tokens": [99]}, "no token 99"),
+        ({"suppress_tokens": [99]}, "token 99 is not in the vocabulary"),
         ({"num_beams": 4, "do_sample": True}, "do_sample and num_beams"),
-        ({"min_length": "6"}, "min_length is not a whole number"),
+        ({"min_length": "6"}, "min_length is not an integer"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_before_training(
-    save: Callable[..., Path], make_task: Callable[..., Path], tmp_path: Path, generation: dict[str, Any], says: str
+def test_unsupported_settings_are_refused_before_training(
+    save: Callable[..., Path], make_task: Callable[..., Path], tmp_path: Path, generation: dict[str, Any], message: str
 ) -> None:
     path = make_task(base=str(save({**T5, **generation})))
-    faults = validate(str(path)).faults
-    assert [fault.key for fault in faults] == ["generate"]
-    with pytest.raises(UsageError, match=says):
+    errors = validate(str(path)).errors
+    assert [error.key for error in errors] == ["generate"]
+    with pytest.raises(UsageError, match=message):
         train(load_task(path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_settings_in_config_json_count_where_there_is_no_generation_config(save: Callable[..., Path]) -> None:
+def test_settings_in_config_json_apply_without_a_generation_config(save: Callable[..., Path]) -> None:
     both = save(T5, "both", num_beams=4, min_length=5)
     assert read_generation(both).options == {}
     alone = save(None, "alone", num_beams=4, min_length=5, eos_token_id=2)
@@ -170,18 +170,20 @@ def test_settings_in_config_json_count_where_there_is_no_generation_config(save:
     )
 )
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_torch_generates_as_transformers_does_alone(save: Callable[..., Path], generation: dict[str, Any]) -> None:
+def test_torch_backend_generates_the_same_text_as_transformers(
+    save: Callable[..., Path], generation: dict[str, Any]
+) -> None:
     folder = save({**T5, "max_new_tokens": 10, **generation} if "max_length" not in generation else T5 | generation)
     try:
         special = read_generation(folder).special
-        made = generate(load(str(folder)), TEXTS[:2], {})
-    except UsageError as error:  # the least length is beyond the most, or no token is left to be forced
+        answers = generate(load(str(folder)), TEXTS[:2], {})
+    except UsageError as error:  # the minimum length exceeds the maximum, or a forced token is suppressed
         assert "min_new_tokens" in str(error) or "both forced and suppressed" in str(error)
         return
-    assert made == find_tokenizer(folder).decode(expected(folder, TEXTS[:2], special))
+    assert answers == find_tokenizer(folder).decode(expected(folder, TEXTS[:2], special))
 
 
-def test_a_model_keeps_its_own_generation_config(save: Callable[..., Path]) -> None:
+def test_generation_config_of_a_model_is_restored(save: Callable[..., Path]) -> None:
     model = load(str(save({**T5, "num_beams": 3})))
     before = model.backend.model.generation_config.to_dict()  # type: ignore[attr-defined]
     generate(model, ["a"], {"num_beams": 2})

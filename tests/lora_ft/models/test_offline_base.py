@@ -1,4 +1,4 @@
-"""The offline base: rebuilt once from its package to a FLAN-T5 that works, and from no other bytes."""
+"""The offline base is rebuilt once from its package into a working FLAN-T5, and only from the known bytes."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def rebuilt() -> Iterator[Path]:
-    """Built anew, so that it is this code's work and not what a cache holds; 308 MB that pytest would keep thrice."""
+    """Rebuild the base to test this code and not a cache. pytest would keep three copies of 308 MB in tmp_path."""
     with tempfile.TemporaryDirectory() as cache:
         yield offline_base(Path(cache))
 
 
-def test_all_parameters_are_there_in_float32(rebuilt: Path) -> None:
+def test_base_has_all_parameters_in_float32(rebuilt: Path) -> None:
     with safe_open(rebuilt / "model.safetensors", "np") as weights:
-        slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118  (it is no dictionary)
+        slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118  (not a dictionary)
     assert sum(math.prod(part.get_shape()) for part in slices.values()) == 76_961_152
     assert {part.get_dtype() for part in slices.values()} == {"F32"}
 
 
-def test_the_head_is_a_matrix_of_its_own(rebuilt: Path) -> None:
+def test_head_is_a_separate_matrix(rebuilt: Path) -> None:
     with safe_open(rebuilt / "model.safetensors", "np") as weights:
         head, shared = weights.get_tensor("lm_head.weight"), weights.get_tensor("shared.weight")
     assert head.shape == shared.shape == (32128, 512)
@@ -49,7 +49,7 @@ def test_the_head_is_a_matrix_of_its_own(rebuilt: Path) -> None:
     assert np.array_equal(model.shared.weight.detach().numpy(), shared)
 
 
-def test_it_translates(rebuilt: Path) -> None:
+def test_base_translates(rebuilt: Path) -> None:
     model, tokenizer = load_model(rebuilt), load_tokenizer(rebuilt)
     ids = torch.tensor(tokenizer.encode(["translate English to German: The house is small."]))
     with torch.no_grad():
@@ -57,24 +57,24 @@ def test_it_translates(rebuilt: Path) -> None:
     assert "Haus" in answer
 
 
-def test_its_tokenizer_does_not_cut(rebuilt: Path) -> None:
+def test_tokenizer_does_not_truncate(rebuilt: Path) -> None:
     assert json.loads((rebuilt / "tokenizer.json").read_text(encoding="utf-8"))["truncation"] is None
     (ids,) = load_tokenizer(rebuilt).encode(["house " * 100])
     assert len(ids) > 100 and ids[-1] == 1
 
 
-def test_it_says_what_it_is(rebuilt: Path) -> None:
+def test_readme_has_the_notice(rebuilt: Path) -> None:
     assert NOTICE in (rebuilt / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_second_call_takes_the_folder_that_is_there(rebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_call_reuses_the_folder(rebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in rebuilt.iterdir()}
     monkeypatch.setattr(offline, "find_spec", lambda _: None)  # it would fail without the package
     assert offline_base(rebuilt.parent) == rebuilt
     assert {path: path.stat().st_mtime_ns for path in rebuilt.iterdir()} == before
 
 
-def test_the_base_offline_is_this_folder_with_its_notice(rebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_base_returns_the_folder_with_its_notice(rebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORA_FT_CACHE", str(rebuilt.parent))
     base = find_base("offline")
     assert (base.name, base.folder, base.notice) == ("offline", rebuilt, NOTICE)
@@ -82,7 +82,7 @@ def test_the_base_offline_is_this_folder_with_its_notice(rebuilt: Path, monkeypa
 
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx", "tokenizer.json"])
-def test_a_package_of_other_bytes_is_refused_and_leaves_nothing(
+def test_package_with_other_bytes_is_refused_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setitem(offline._SOURCE, name, "0" * 64)
@@ -93,14 +93,14 @@ def test_a_package_of_other_bytes_is_refused_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_rebuild_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_rebuild_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline, "_PARAMETERS", 1)
     with pytest.raises(LoraFtError, match="has 76,961,152 parameters, not 1"):
         offline_base(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_example_fits_its_lengths_in_flans_own_tokens(rebuilt: Path) -> None:
+def test_rows_of_the_example_fit_its_lengths_with_flans_tokenizer(rebuilt: Path) -> None:
     task = load_task("dialogue-summary")
     splits, tokenizer = load_splits(task), load_tokenizer(rebuilt)
     for name in SPLITS:

@@ -1,4 +1,4 @@
-"""A peft folder is taken wherever a run is: merged, scored, asked, exported, and put into banks."""
+"""A peft folder is accepted in place of a run: merged, scored, exported, added to banks and used to generate."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def adapter(tiny_base: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_adapter_is_merged_as_peft_merges_it(
+def test_merged_adapter_equals_pefts_merge(
     tiny_base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert lora_ft(["merge", str(adapter), "--out", str(tmp_path / "merged")]) == 0
@@ -39,27 +39,27 @@ def test_adapter_is_merged_as_peft_merges_it(
     torch.testing.assert_close(logits(torch_model(tmp_path / "merged")), expected, rtol=1e-4, atol=1e-4)
     assert json.loads((tmp_path / "merged" / "merge.json").read_text())["adapter"] == "my_adapter"
     card = (tmp_path / "merged" / "README.md").read_text()
-    assert "# my\\_adapter" in card and "with a LoRA adapter merged into it" in card and str(tmp_path) not in card
+    assert "# my\\_adapter" in card and "with a merged LoRA adapter" in card and str(tmp_path) not in card
     assert load(str(tmp_path / "merged")).kind == "checkpoint"
 
 
-def test_adapter_without_a_base_needs_one_named(tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_adapter_without_a_base_needs_the_option_base(tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
     configure(adapter, base_model_name_or_path=None)
-    with pytest.raises(UsageError, match=r"does not name a base; name it with --base"):
+    with pytest.raises(UsageError, match=r"does not name a base; pass it as --base"):
         merge(open_adapter(adapter), tmp_path / "merged")
     configure(adapter, base_model_name_or_path="/home/someone/else")
-    with pytest.raises(UsageError, match=r"no base at /home/someone/else; name a copy with --base"):
+    with pytest.raises(UsageError, match=r"no base at /home/someone/else; pass a copy as --base"):
         merge(open_adapter(adapter), tmp_path / "merged")
     assert merge(open_adapter(adapter), tmp_path / "merged", base=str(tiny_base)).rows == 4
 
 
-def test_adapter_answers_and_is_scored_on_a_task_that_is_named(
+def test_adapter_generates_and_is_scored_on_a_named_task(
     adapter: Path, make_task: object, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = make_task()  # type: ignore[operator]
     assert lora_ft(["generate", str(adapter), "hello", "--max-new-tokens", "3"]) == 0
     assert lora_ft(["evaluate", str(adapter), "--base", str(tiny_base)]) == 2
-    assert "carries no task" in capsys.readouterr().err
+    assert "stores no task" in capsys.readouterr().err
     assert lora_ft(["evaluate", str(adapter), "--task", str(task), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert lora_ft(["merge", str(adapter), "--out", str(tmp_path / "m")]) == 0
@@ -74,17 +74,17 @@ def test_adapter_answers_and_is_scored_on_a_task_that_is_named(
 
 
 def test_adapter_is_exported(adapter: Path, tmp_path: Path) -> None:
-    done = export_onnx(str(adapter), tmp_path / "bundle", verify_rows=4)
-    assert done.parity.identical_rows == done.parity.rows
+    exported = export_onnx(str(adapter), tmp_path / "bundle", verify_rows=4)
+    assert exported.parity.identical_rows == exported.parity.rows
     assert Generator.load(tmp_path / "bundle").manifest["adapter"] == "my_adapter"
 
 
-def test_adapters_become_a_bank_and_are_added_to_one(
+def test_adapters_are_exported_as_a_bank_and_added_to_it(
     tiny_base: Path, adapter: Path, tiny_run: Run, tmp_path: Path
 ) -> None:
-    other = make(tiny_base, tmp_path / "other", target_modules=["q"], r=2)
+    second = make(tiny_base, tmp_path / "other", target_modules=["q"], r=2)
     export_bank([str(adapter), str(tiny_run.folder)], tmp_path / "bank")
-    add(tmp_path / "bank", [f"second={other}"], base=str(tiny_base))
+    add(tmp_path / "bank", [f"second={second}"], base=str(tiny_base))
     bank = Generator.load(tmp_path / "bank")
     assert bank.adapters == ["my_adapter", "second", "tiny"]
     alone = load(str(adapter))
@@ -101,22 +101,22 @@ def test_adapters_become_a_bank_and_are_added_to_one(
         ({"use_dora": True}, "use_dora"),
     ],
 )
-def test_banks_refuse_more_than_matrices_by_name(
+def test_banks_refuse_other_parts_than_matrices(
     tiny_base: Path, tmp_path: Path, config: dict[str, object], named: str
 ) -> None:
     folder = make(tiny_base, tmp_path / "more", target_modules=["q"], **config)
-    with pytest.raises(UsageError, match=rf"more than A and B of linear layers: it has {named}"):
+    with pytest.raises(UsageError, match=rf"the adapter of .* has {named}"):
         export_bank([str(folder)], tmp_path / "bank", base=str(tiny_base))
 
 
-def test_unknown_keys_are_told(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_keys_are_reported(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     configure(adapter, use_hyper_lora=True)
     assert lora_ft(["merge", str(adapter), "--out", str(tmp_path / "merged")]) == 0
-    assert "does not know, and ignores: use_hyper_lora" in capsys.readouterr().err
+    assert "and ignored: use_hyper_lora" in capsys.readouterr().err
     assert "use_hyper_lora" in load(str(adapter)).notice
 
 
-def test_folder_of_a_runs_adapter_is_the_run(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
+def test_adapter_folder_of_a_run_opens_the_run(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
     assert isinstance(open_adapter(tiny_run.adapter), Run) and holds_adapter(tiny_run.adapter)
     alone = Path(shutil.copytree(tiny_run.adapter, tmp_path / "alone"))
     assert isinstance(open_adapter(alone), PeftAdapter)
@@ -130,6 +130,6 @@ def test_base_of_other_dimensions_is_refused(adapter: Path, tmp_path: Path) -> N
     assert lora_ft(["merge", str(adapter), "--base", str(wide), "--out", str(tmp_path / "merged")]) == 1
 
 
-def test_base_is_for_what_has_an_adapter(tiny_base: Path) -> None:
-    with pytest.raises(UsageError, match="has no adapter to put on --base"):
+def test_base_is_refused_for_a_model_without_an_adapter(tiny_base: Path) -> None:
+    with pytest.raises(UsageError, match=r"--base is set, but .* has no adapter"):
         load(str(tiny_base), base=str(tiny_base))

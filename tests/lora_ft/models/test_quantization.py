@@ -1,4 +1,4 @@
-"""Quantised bases: refused where they cannot be had, and asked of transformers as bitsandbytes needs it."""
+"""Quantized bases are refused on unsupported machines, and loaded with the settings that bitsandbytes needs."""
 
 from __future__ import annotations
 
@@ -27,74 +27,82 @@ MakeTask = Callable[..., Path]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """A machine with a GPU and bitsandbytes, whose models stay what they are; what from_pretrained was given."""
+def load_calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Simulate a GPU and bitsandbytes without quantizing, and return the options of each from_pretrained call."""
     calls: list[dict[str, Any]] = []
     original = AutoModelForSeq2SeqLM.from_pretrained
 
     def from_pretrained(folder: Path, **options: Any) -> Any:
         calls.append(dict(options))
-        kept = {name: options[name] for name in options if name not in ("quantization_config", "device_map")}
-        return original(folder, **kept)
+        plain = {name: options[name] for name in options if name not in ("quantization_config", "device_map")}
+        return original(folder, **plain)
 
     monkeypatch.setattr(AutoModelForSeq2SeqLM, "from_pretrained", from_pretrained)
     monkeypatch.setattr(quantization, "require_quantization", lambda kind: None)
     monkeypatch.setattr("lora_ft.training.plan.require_quantization", lambda kind: None)
     version = "importlib.metadata.version"
-    known = __import__("importlib.metadata").metadata.version
-    monkeypatch.setattr(version, lambda name: "0.49.0" if name == "bitsandbytes" else known(name))
+    installed = __import__("importlib.metadata").metadata.version
+    monkeypatch.setattr(version, lambda name: "0.49.0" if name == "bitsandbytes" else installed(name))
     return calls
 
 
-def test_without_a_gpu_it_is_refused(make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantization_without_a_gpu_is_refused(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     path = make_task(lora={"quantization": "4bit"})
-    said = r"lora\.quantization 4bit needs an NVIDIA GPU.*leave lora\.quantization out"
-    with pytest.raises(UsageError, match=said):
+    message = r"lora\.quantization 4bit needs an NVIDIA GPU.*leave out lora\.quantization"
+    with pytest.raises(UsageError, match=message):
         train(load_task(path), tmp_path / "run")
     assert not (tmp_path / "run.unfinished").exists()
-    assert "needs an NVIDIA GPU" in str(validate(str(path)).faults[0])
-    with pytest.raises(UsageError, match=said):
+    assert "needs an NVIDIA GPU" in str(validate(str(path)).errors[0])
+    with pytest.raises(UsageError, match=message):
         load_quantized(tmp_path, "4bit")
 
 
-def test_without_bitsandbytes_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantization_without_bitsandbytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"8bit needs bitsandbytes; pip install 'lora-ft\[quantization\]'"):
+    with pytest.raises(
+        UsageError, match=r"8bit needs bitsandbytes, which is not installed; pip install 'lora-ft\[quantization\]'"
+    ):
         quantization.require_quantization("8bit")
 
 
 @pytest.mark.parametrize(("bf16", "computes_in"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_four_bits_are_nf4_and_never_compute_in_fp16(
-    bf16: bool, computes_in: torch.dtype, asked: list[dict[str, Any]], tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+def test_4bit_is_nf4_and_never_computes_in_fp16(
+    bf16: bool,
+    computes_in: torch.dtype,
+    load_calls: list[dict[str, Any]],
+    tiny_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: bf16)
     model = load_quantized(tiny_base, "4bit", dropout=0.0, device=1)
-    config = asked[0]["quantization_config"]
+    config = load_calls[0]["quantization_config"]
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant
     assert config.bnb_4bit_compute_dtype == computes_in
-    assert asked[0]["device_map"] == {"": 1} and asked[0]["dropout_rate"] == 0.0
+    assert load_calls[0]["device_map"] == {"": 1} and load_calls[0]["dropout_rate"] == 0.0
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_eight_bits_are_asked_for(asked: list[dict[str, Any]], tiny_base: Path) -> None:
+def test_8bit_is_requested(load_calls: list[dict[str, Any]], tiny_base: Path) -> None:
     load_quantized(tiny_base, "8bit")
-    assert asked[0]["quantization_config"].load_in_8bit
+    assert load_calls[0]["quantization_config"].load_in_8bit
     assert not logging.getLogger("bitsandbytes.autograd._functions").isEnabledFor(logging.WARNING)
 
 
-def test_what_was_trained_on_a_quantised_base_is_merged_into_the_base_as_it_is(
-    asked: list[dict[str, Any]], make_task: MakeTask, tmp_path: Path, tiny_base: Path
+def test_adapter_of_a_quantized_base_is_merged_into_the_float32_base(
+    load_calls: list[dict[str, Any]], make_task: MakeTask, tmp_path: Path, tiny_base: Path
 ) -> None:
     settings = {"max_steps": 2, "metric_for_best_model": "loss", "compile": "auto"}
     task: Task = load_task(make_task(lora={"quantization": "8bit"}, train=settings))
     run = train(task, tmp_path / "run")
-    assert ["quantization_config" in options for options in asked] == [True]
+    assert ["quantization_config" in options for options in load_calls] == [True]
     assert run.metrics["compiled"] is False
     merge(run, tmp_path / "merged")
-    assert ["quantization_config" in options for options in asked] == [True, False]
-    assert asked[1]["dtype"] == torch.float32
+    assert ["quantization_config" in options for options in load_calls] == [True, False]
+    assert load_calls[1]["dtype"] == torch.float32
     stored = load_file(tmp_path / "merged" / "model.safetensors")
     assert torch.equal(stored["shared.weight"], load_model(tiny_base).shared.weight)
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())

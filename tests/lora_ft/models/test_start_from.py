@@ -1,4 +1,4 @@
-"""Training goes on from an adapter: its tensors are the start, its ranks and layers the task's."""
+"""Training starts from an existing adapter: the task takes over its tensors, ranks and layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lora_ft.cli import run as lora_ft
 from lora_ft.core.errors import LoraFtError, UsageError
-from lora_ft.models.start_from import adopted
+from lora_ft.models.start_from import with_start_adapter
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
@@ -30,7 +30,7 @@ STILL = {"num_train_epochs": 1, "learning_rate": 1e-12, "metric_for_best_model":
         {"target_modules": r".*decoder.*SelfAttention\.(q|k)", "use_rslora": True},
     ],
 )
-def test_tensors_of_the_adapter_are_the_start(
+def test_training_starts_from_the_tensors_of_the_adapter(
     make_task: Callable[..., Path], tiny_base: Path, tmp_path: Path, config: dict[str, Any]
 ) -> None:
     adapter = make(tiny_base, tmp_path / "adapter", **config)
@@ -47,10 +47,10 @@ def test_tensors_of_the_adapter_are_the_start(
         run.metrics["start_from"]["adapter"] == str(adapter) and len(run.metrics["start_from"]["weights_sha256"]) == 64
     )
     card = (run.folder / "README.md").read_text()
-    assert "goes on from" in card and str(tmp_path) not in card
+    assert "started from" in card and str(tmp_path) not in card
 
 
-def test_training_moves_on_from_a_run(make_task: Callable[..., Path], tiny_run: Run, tmp_path: Path) -> None:
+def test_training_starts_from_a_run(make_task: Callable[..., Path], tiny_run: Run, tmp_path: Path) -> None:
     task = load_task(make_task(train=STILL | {"learning_rate": 0.01}), [f"lora.start_from={tiny_run.folder}"])
     run = train(task, tmp_path / "run")
     start, trained = load_file(tiny_run.adapter / WEIGHTS), load_file(run.adapter / WEIGHTS)
@@ -58,23 +58,23 @@ def test_training_moves_on_from_a_run(make_task: Callable[..., Path], tiny_run: 
     assert run.task.lora.target_modules == ["q", "v"]
 
 
-def test_parts_that_a_task_cannot_train_are_refused(
+def test_parts_that_a_task_cannot_express_are_refused(
     make_task: Callable[..., Path], tiny_base: Path, tmp_path: Path
 ) -> None:
     adapter = make(tiny_base, tmp_path / "adapter", target_modules=["q"], modules_to_save=["lm_head"])
-    with pytest.raises(UsageError, match=r"trains modules whole \(modules_to_save lm_head\)"):
-        adopted(load_task(make_task(), [f"lora.start_from={adapter}"]))
+    with pytest.raises(UsageError, match=r"has modules_to_save, which a task does not support \(got lm_head\)"):
+        with_start_adapter(load_task(make_task(), [f"lora.start_from={adapter}"]))
     configure(adapter, modules_to_save=None, lora_alpha=1.5)
-    with pytest.raises(UsageError, match=r"cannot be trained further: lora_alpha"):
-        adopted(load_task(make_task(), [f"lora.start_from={adapter}"]))
+    with pytest.raises(UsageError, match=r"a task does not support: lora_alpha"):
+        with_start_adapter(load_task(make_task(), [f"lora.start_from={adapter}"]))
 
 
 def test_adapter_of_another_base_is_refused(make_task: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
     adapter = make(tiny_base, tmp_path / "adapter", target_modules=["q"])
     configure(adapter, r=8)
-    [fault] = validate(str(make_task()), [f"lora.start_from={json.dumps(str(adapter))}"]).faults
-    assert fault.key == "lora.start_from" and "has the shape 4 x 32" in fault.problem
-    with pytest.raises(LoraFtError, match="has the shape 4 x 32"):
+    [error] = validate(str(make_task()), [f"lora.start_from={json.dumps(str(adapter))}"]).errors
+    assert error.key == "lora.start_from" and "has shape 4 x 32" in error.problem
+    with pytest.raises(LoraFtError, match="has shape 4 x 32"):
         train(load_task(make_task(), [f"lora.start_from={json.dumps(str(adapter))}"]), tmp_path / "run")
 
 
@@ -83,14 +83,14 @@ def test_validate_plans_with_the_ranks_and_layers_of_the_adapter(
 ) -> None:
     adapter = make(tiny_base, tmp_path / "adapter", target_modules=["q"])
     path, start = str(make_task(train=STILL)), f"lora.start_from={json.dumps(str(adapter))}"
-    found = validate(path, [start])
-    assert found.faults == [] and found.plan is not None
-    assert found.plan.trainable == train(load_task(path, [start]), tmp_path / "run").metrics["trainable_parameters"]
+    report = validate(path, [start])
+    assert report.errors == [] and report.plan is not None
+    assert report.plan.trainable == train(load_task(path, [start]), tmp_path / "run").metrics["trainable_parameters"]
     (adapter / WEIGHTS).unlink()
-    [fault] = validate(path, [start]).faults
-    assert fault.key == "lora.start_from" and WEIGHTS in fault.problem
-    [fault] = validate(path, [f"lora.start_from={json.dumps(str(tmp_path / 'gone'))}"]).faults
-    assert fault.key == "lora.start_from" and "neither a run nor an adapter" in fault.problem
+    [error] = validate(path, [start]).errors
+    assert error.key == "lora.start_from" and WEIGHTS in error.problem
+    [error] = validate(path, [f"lora.start_from={json.dumps(str(tmp_path / 'gone'))}"]).errors
+    assert error.key == "lora.start_from" and "neither a run nor an adapter" in error.problem
     capsys.readouterr()
     assert lora_ft(["validate", path, "--from", str(tmp_path / "gone")]) == 2
     assert "neither a run nor an adapter" in capsys.readouterr().out

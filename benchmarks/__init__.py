@@ -1,4 +1,4 @@
-"""Measurements that can be trusted: engines in processes of their own, interleaved, compared by ratio."""
+"""The project's own measurements: studies as commands, and the pages that show their results."""
 
 from lora_ft.core.telemetry import opt_out
 

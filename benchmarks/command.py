@@ -1,4 +1,4 @@
-"""Run a study as a command: one option for each parameter, and errors as one line, as `lora-ft` prints them."""
+"""Run a study as a command, with one option for each parameter and one-line errors as in `lora-ft`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from lora_ft.core.streams import prepare_streams
 def run_command(main: Callable[..., Any]) -> None:
     """Run a function with the arguments of this process and exit; `--debug` also prints the traceback of an error.
 
-    A study takes the file of its figures as the parameter `json_file`. Before it measures anything, a file there that
-    no study wrote is refused.
+    A study writes its figures to the parameter `json_file`. If a file exists there that no study wrote, it is refused
+    before anything is measured.
     """
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -32,7 +32,7 @@ def run_command(main: Callable[..., Any]) -> None:
 
 
 def _guarded(main: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(main)  # typer reads the parameters through it
+    @functools.wraps(main)  # typer reads the parameters of `main` through this
     def command(**arguments: Any) -> Any:
         if (file := arguments.get("json_file")) is not None:
             refuse_other(file, "--json", is_results)
@@ -42,28 +42,28 @@ def _guarded(main: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def refuse_other(out: Path, option: str, is_ours: Callable[[bytes], bool]) -> None:
-    """Raise UsageError if a file may not be written at `out`.
+    """Raise UsageError if `out` is a file that a study may not replace.
 
     Args:
         out: File to write.
-        option: The option that named it, for the message.
-        is_ours: Whether the content of a file was written by a study. An empty file may always be replaced.
+        option: Option with this path, for the message.
+        is_ours: Returns True if a study wrote this content. An empty file may always be replaced.
     """
-    place = refuse_file(out, option, own=True)
-    content = place.read_bytes() if place.exists() else b""
+    file = refuse_file(out, option, overwrite=True)
+    content = file.read_bytes() if file.exists() else b""
     if content.strip() and not is_ours(content):
         raise UsageError(
-            f"{out} already exists and was not written by a study", f"move it away, or give another {option}"
+            f"{out} already exists and was not written by a study", f"move it away, or pass another {option}"
         )
 
 
 def is_results(content: bytes) -> bool:
-    """Return whether a file holds the figures of a study: JSON that names the lora-ft which was measured."""
+    """Return whether a file holds the figures of a study: JSON with the version of lora-ft that was measured."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
         return False
-    tasks = value.get("tasks") if isinstance(value, dict) else None  # `scores` measures each on its own
+    tasks = value.get("tasks") if isinstance(value, dict) else None  # `scores` records an environment for each task
     return any(map(_names_environment, [value, *(tasks.values() if isinstance(tasks, dict) else ())]))
 
 

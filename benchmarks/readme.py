@@ -1,4 +1,4 @@
-"""Write the tables of results in the README and the documentation from the committed measurements.
+"""Write the result tables of the README and the documentation from the committed measurements.
 
 python -m benchmarks.readme          # rewrite the tables of all pages
 """
@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks import serving_tables
 from benchmarks.command import run_command
 from benchmarks.studies.bank import tables as bank_tables
 from lora_ft.bench.report import BenchReport
@@ -26,67 +27,70 @@ RESULTS = Path(__file__).parent / "results"
 END = "<!-- end of results -->"
 
 
-def dialogsum(found: dict[str, Any]) -> str:
+def dialogsum(results: dict[str, Any]) -> str:
     """Return the table of training speed, ROUGE and the fp32 bundle on DialogSum."""
-    scores, before = found["evaluation"]["scores"]["scores"], found["evaluation"]["baseline"]["scores"]
-    difference, parity = found["evaluation"]["difference"]["rouge1"], found["parity"]
-    training, size = found["training"], found["megabytes"]
+    scores, before = results["evaluation"]["scores"]["scores"], results["evaluation"]["baseline"]["scores"]
+    difference, parity = results["evaluation"]["difference"]["rouge1"], results["parity"]
+    training, size = results["training"], results["megabytes"]
     speed = training["speed"]
     kinds = ("rouge1", "rouge2", "rougeL")
     rows = [
         ("ROUGE-1 / 2 / L before", " / ".join(f"{before[kind]['mean']:.1f}" for kind in kinds)),
         ("ROUGE-1 / 2 / L after", " / ".join(f"{scores[kind]['mean']:.1f}" for kind in kinds)),
-        ("ROUGE-1 with its 95 % interval; gain, paired", f"{interval(scores['rouge1'])}; {interval(difference)}"),
-        ("adapter / merged / ONNX", f"{size['adapter']:.1f} / {size['checkpoint']:.0f} / {size['bundle']:.0f} MB"),
+        ("ROUGE-1 with its 95 % interval; paired gain", f"{interval(scores['rouge1'])}; {interval(difference)}"),
+        (
+            "size of adapter / merged checkpoint / ONNX bundle",
+            f"{size['adapter']:.1f} / {size['checkpoint']:.0f} / {size['bundle']:.0f} MB",
+        ),
         (
             "training",
             f"{training['rows']['train']:,} rows, {training['steps']} steps, {speed['seconds_in_steps'] / 60:.0f} min, "
             f"{speed['samples_per_second']} samples/s, {training['precision']}",
         ),
-        ("ONNX text equal to PyTorch's", f"{parity['identical_rows']} of {parity['rows']} rows"),
+        ("same text from ONNX and PyTorch", f"{parity['identical_rows']} of {parity['rows']} rows"),
         *(
             (
-                f"128 tokens in, 64 out, batch {row['batch']}: PyTorch / ONNX",
-                f"{1000 * row['median']['torch']:.0f} / {1000 * row['median']['onnx']:.0f} ms: "
-                f"{row['ratio']['onnx']:.1f} times as fast",
+                f"time of PyTorch / ONNX, 128 tokens in, 64 out, batch {row['batch']}",
+                f"{1000 * row['median']['torch']:.0f} / {1000 * row['median']['onnx']:.0f} ms "
+                f"(speed-up {row['ratio']['onnx']:.1f})",
             )
-            for row in found["latency"]
+            for row in results["latency"]
         ),
     ]
-    tested, machine = found["evaluation"]["rows"], _machine(found["environment"])
+    tested, machine = results["evaluation"]["rows"], _machine(results["environment"])
     about = f"Base `offline`, {tested} test rows; {machine}, fp32 generation."
     return f"{table(['FLAN-T5-small on DialogSum', ''], rows)}\n\n{about}"
 
 
-def engines(found: dict[str, Any]) -> str:
-    """Return the table of engines by batch size from `lora-ft bench`: score, speed, and on CPUs share of the floor."""
-    report = BenchReport.model_validate(found)
+def engines(results: dict[str, Any]) -> str:
+    """Return the table of engines from `lora-ft bench`: score, time, speed-up and, on CPUs, share of the roofline."""
+    report = BenchReport.model_validate(results)
     timings = [case.timings for case in report.cases]
-    floors = any(one.floor for one in timings[0].values())
+    floors = any(engine.floor for engine in timings[0].values())
     columns = [
         "engine",
         "MB",
         "ROUGE-1",
-        "against fp32, paired",
+        "difference from fp32, paired",
         *(f"batch {case.batch}, ms" for case in report.cases),
-        "times as fast",
-        *["of the floor"] * floors,
+        "speed-up",
+        *["share of the roofline"] * floors,
     ]
     lines = []
-    for one in report.contestants:
-        if any(one.name not in timing for timing in timings):
+    for engine in report.contestants:
+        if any(engine.name not in timing for timing in timings):
             continue
-        quality, own = report.quality.get(one.name), [timing[one.name] for timing in timings]
+        quality, engine_timings = report.quality.get(engine.name), [timing[engine.name] for timing in timings]
         change = quality.difference if quality else None
         lines.append(
             (
-                one.name,
-                f"{one.megabytes:.0f}",
+                engine.name,
+                f"{engine.megabytes:.0f}",
                 f"{quality.score.value:.1f}" if quality else "",
                 f"{change.value:+.1f} [{change.low:+.1f}, {change.high:+.1f}]" if change else "",
-                *(f"{1000 * statistics.median(timing.total):,.0f}" for timing in own),
-                " / ".join(f"{timing.ratio.value:.1f}" for timing in own),
-                *[f"{own[0].floor:.0%}" if own[0].floor else ""] * floors,
+                *(f"{1000 * statistics.median(timing.total):,.0f}" for timing in engine_timings),
+                " / ".join(f"{timing.ratio.value:.1f}" for timing in engine_timings),
+                *[f"{engine_timings[0].floor:.0%}" if engine_timings[0].floor else ""] * floors,
             )
         )
     case, rows = report.cases[0], max((quality.rows for quality in report.quality.values()), default=0)
@@ -95,15 +99,15 @@ def engines(found: dict[str, Any]) -> str:
             table(columns, lines),
             "",
             f"{case.source} tokens in, {case.new} out, greedy; {rows} test rows; medians of {report.suite.rounds} "
-            f"rounds ({report.verdict}); {_machine(report.environment, report.contestants[0].provider)}; the harness "
-            f"took {report.harness.share:.1%}.",
+            f"rounds ({report.verdict}); {_machine(report.environment, report.contestants[0].provider)}; harness "
+            f"overhead {report.harness.share:.1%}.",
         ]
     )
 
 
-def training(found: dict[str, Any]) -> str:
+def training(results: dict[str, Any]) -> str:
     """Return the table of `lora-ft bench train`."""
-    report = TrainingReport.model_validate(found)
+    report = TrainingReport.model_validate(results)
     lines = []
     for name, recipe in report.recipes.items():
         ratio = recipe.ratio
@@ -120,81 +124,119 @@ def training(found: dict[str, Any]) -> str:
         )
     return "\n".join(
         [
-            table(["recipe", "samples/s", "tokens/s", "padding", "times as fast", "memory, MB"], lines),
+            table(["recipe", "samples/s", "tokens/s", "padding", "speed-up", "memory, MB"], lines),
             "",
-            f"{report.task}, {report.steps} steps of {report.batch} rows, the same for all, in {report.rounds} rounds; "
-            f"{_machine(report.environment)}.",
+            f"{report.task}, {report.steps} steps of {report.batch} rows, the same rows for all recipes, in "
+            f"{report.rounds} rounds; {_machine(report.environment)}.",
         ]
     )
 
 
-def methods(found: dict[str, Any]) -> str:
-    """Return the table of all training methods that `benchmarks.studies.methods` compared."""
+def methods(results: dict[str, Any]) -> str:
+    """Return the table of the training methods that `benchmarks.studies.methods` compares."""
     kinds = "rouge1", "rougeLsum"
-    lines = [("*the base*", *(interval(found["base"][kind]) for kind in kinds), *[""] * 4)]
-    for name, one in found["methods"].items():
+    lines = [("*the base*", *(interval(results["base"][kind]) for kind in kinds), *[""] * 4)]
+    for name, method in results["methods"].items():
         lines.append(
             (
                 name,
-                *(interval(one["scores"][kind]) for kind in kinds),
-                f"{one['trainable_parameters']:,}",
-                f"{one['megabytes']:.1f}",
-                f"{one['samples_per_second']:.2f}",
-                f"{one['seconds'] / 60:.0f}",
+                *(interval(method["scores"][kind]) for kind in kinds),
+                f"{method['trainable_parameters']:,}",
+                f"{method['megabytes']:.1f}",
+                f"{method['samples_per_second']:.2f}",
+                f"{method['seconds'] / 60:.0f}",
             )
         )
-    task, rows, first = found["task"], found["rows"], next(iter(found["methods"].values()))
+    task, rows, first = results["task"], results["rows"], next(iter(results["methods"].values()))
+    full_rate = results["methods"]["full"]["learning_rate"]
     return "\n".join(
         [
-            table(
-                ["method", "ROUGE-1", "ROUGE-Lsum", "trained parameters", "MB", "samples/s", "minutes in all"], lines
-            ),
+            table(["method", "ROUGE-1", "ROUGE-Lsum", "trained parameters", "MB", "samples/s", "total minutes"], lines),
             "",
             f"{task['name']}, base `{task['base']}`, {rows['train']:,} rows, {first['steps']} steps, {rows['test']} "
-            f"test rows; learning rate {first['learning_rate']:g}, full {found['methods']['full']['learning_rate']:g}; "
-            f"{first['precision']}; {_machine(found['environment'])}.",
+            f"test rows; learning rate {first['learning_rate']:g}, full {full_rate:g}; "
+            f"{first['precision']}; {_machine(results['environment'])}.",
         ]
     )
 
 
-def packs(found: dict[str, Any]) -> str:
+def groups(results: dict[str, Any]) -> str:
     """Return samples per second of adapter groups by row length and precision, one table per measured device."""
-    return "\n\n".join(_packs(one) for one in (found, _result("packs-h100")))
+    return "\n\n".join(_group_table(device_results) for device_results in (results, _result("groups-h100")))
 
 
-def _packs(found: dict[str, Any]) -> str:
-    kinds = list(dict.fromkeys((one["source"], one["target"], one["precision"]) for one in found["timings"]))
+def _group_table(device_results: dict[str, Any]) -> str:
+    kinds = list(
+        dict.fromkeys((timing["source"], timing["target"], timing["precision"]) for timing in device_results["timings"])
+    )
     cells: dict[int, dict[tuple[int, int, str], str]] = {}
-    for one in found["timings"]:
-        speed, times = one["samples_per_second"], one["times"]
+    for timing in device_results["timings"]:
+        speed, times = timing["samples_per_second"], timing["times"]
         cell = "does not fit" if speed is None else f"{speed:,.1f} ({times:.2f})"
-        cells.setdefault(one["adapters"], {})[one["source"], one["target"], one["precision"]] = cell
+        cells.setdefault(timing["adapters"], {})[timing["source"], timing["target"], timing["precision"]] = cell
     lines = [(str(count or "alone"), *(row.get(kind, "") for kind in kinds)) for count, row in cells.items()]
     columns = ["adapters", *(f"{source} + {target} tokens, {precision}" for source, target, precision in kinds)]
     return "\n".join(
         [
             table(columns, lines),
             "",
-            f"Samples/s (times as many as alone) of r {found['rank']} on {found['targets']}, {found['rows']} rows of "
-            f"each adapter a step; {_machine(found['environment'], found['device'])}.",
+            f"Samples/s (speed-up over one adapter alone); rank {device_results['rank']} on "
+            f"{device_results['targets']}, {device_results['rows']} rows of each adapter per step; "
+            f"{_machine(device_results['environment'], device_results['device'])}.",
         ]
     )
 
 
-def bank(found: dict[str, Any]) -> str:
-    """Return the tables of `benchmarks.studies.bank`, for adapters on all linear layers and on a few."""
-    few = _result("bank-qv")
-    longer = {one["rows"]: one["ratio"] - 1 for one in few["steps_of"] if one["rows"] == one["adapters"]}
+def bank(results: dict[str, Any]) -> str:
+    """Return the tables of `benchmarks.studies.bank` on all linear layers, and a sentence about fewer layers."""
+    fewer = _result("bank-qv")
+    size = fewer["loading"][0]["megabytes_each"]
+    slowdowns = {step["rows"]: step["ratio"] - 1 for step in fewer["steps_of"] if step["rows"] == step["adapters"]}
     return (
-        f"{bank_tables(found)}; {_machine(found['environment'])}.\n\nOn {few['targets']} alone an adapter has "
-        f"{few['loading'][0]['megabytes_each']:.1f} MB, and a step takes {longer[1]:.0%} longer than the base's for "
-        f"one row, {longer[8]:.0%} for eight rows with unlike adapters."
+        f"{bank_tables(results)}; {_machine(results['environment'])}.\n\nOn {fewer['targets']} only, an adapter takes "
+        f"{size:.1f} MB. A step then takes {slowdowns[1]:.0%} longer than a step of the base for one row, and "
+        f"{slowdowns[8]:.0%} longer for eight rows with different adapters."
+    )
+
+
+def serving(results: dict[str, Any]) -> str:
+    """Return the tables of `benchmarks.studies.serving`, what they were measured on, and its warnings."""
+    plan = results["plan"]
+    about = (
+        f"DialogSum, {results['adapters']} adapters in turn ({results['precision']}), {plan['rows']} rows, Poisson "
+        f"arrivals; a request is good within {plan['slo']:g} times the time of its row alone on the same server; "
+        f"{_machine(results['environment'])}."
+    )
+    warnings = [f"- {warning}" for warning in results["warnings"]]
+    return "\n\n".join([serving_tables.tables(results), about, *(["\n".join(warnings)] if warnings else [])])
+
+
+def serving_line(results: dict[str, Any]) -> str:
+    """Return the sentence about `lora-ft serve` in the README: goodput, and how it compares with each other server."""
+    first, *others = [server for server in results["servers"] if server["name"] != serving_tables.ENGINE]
+    load = serving_tables.at_knee(first)
+    if load is None:
+        return ""
+    comparisons = [
+        f"{first['goodput'] / server['goodput']:.1f} times that of {server['name']}"
+        for server in others
+        if serving_tables.at_knee(server) is not None
+    ]
+    first_text = 1000 * load["first_token"]["p50"]
+    return "\n".join(
+        [
+            f"`{first['name']}` with {results['adapters']} adapters mixed ({results['precision']}), on "
+            f"{_machine(results['environment'])}: {first['goodput']:.1f} requests/s within "
+            f"{results['plan']['slo']:g} times the time of the row alone, first text after {first_text:.0f} ms.",
+            *([f"Its goodput is {', '.join(comparisons)}."] if comparisons else []),
+            "[All figures](docs/guides/benchmarking.md#servers).",
+        ]
     )
 
 
 def _machine(environment: dict[str, str], device: str = "cpu") -> str:
     if device != "cpu":
-        return f"{environment['gpus']} beside {environment['cores'].split()[0]} cores of {environment['cpu']}"
+        return f"{environment['gpus']} with {environment['cores'].split()[0]} cores of {environment['cpu']}"
     return f"{cores(int(environment['cores'].split()[0]), environment['cpu'])} ({environment['cpu flags']})"
 
 
@@ -205,18 +247,18 @@ def sizes() -> str:
     columns = ["GiB", "parameters", "generate, fp32 / bf16", "LoRA", "checkpointed", "full", "checkpointed"]
     lines = []
     for size in computed_sizes(task):
-        pairs = (" / ".join(f"{way / GIB:,.1f}" for way in ways) for ways in (size.generate, size.lora, size.full))
+        pairs = (" / ".join(f"{need / GIB:,.1f}" for need in needs) for needs in (size.generate, size.lora, size.full))
         generate, lora, full = pairs
-        checkpointed = [f"{way / GIB:,.1f}" for way in size.checkpointed]
+        checkpointed = [f"{need / GIB:,.1f}" for need in size.checkpointed]
         parameters = f"{size.parameters / 1e6:,.0f} M"
         lines.append((size.name, parameters, generate, lora, checkpointed[0], full, checkpointed[1]))
     return "\n".join(
         [
             table(columns, lines),
             "",
-            f"{batch.rows} rows of {batch.source} tokens in and {batch.target} out; LoRA of r {task.lora.r} on all "
+            f"{batch.rows} rows of {batch.source} tokens in and {batch.target} out; LoRA of rank {task.lora.r} on all "
             "linear layers; AdamW with float32 weights; checkpointed: bf16 with gradient checkpointing. On a "
-            f"CPU the heap grows to {HEAP:g} times the activations.",
+            f"CPU, the heap grows to {HEAP:g} times the size of the activations.",
         ]
     )
 
@@ -227,25 +269,29 @@ TABLES = {
     "cuda": engines,
     "training": training,
     "methods": methods,
-    "packs": packs,
+    "groups": groups,
     "bank": bank,
+    "serving": serving,
+    "serving_line": serving_line,
 }
+SOURCES = {"serving_line": "serving"}
+"""Result files of tables that do not have the name of their file."""
 
 
 PAGES = {
-    "README.md": ("dialogsum",),
+    "README.md": ("dialogsum", "serving_line"),
     "docs/guides/training.md": ("sizes", "methods"),
-    "docs/guides/many-adapters.md": ("packs",),
+    "docs/guides/many-adapters.md": ("groups",),
     "docs/guides/banks.md": ("bank",),
     "docs/guides/precisions.md": ("peers",),
-    "docs/guides/benchmarking.md": ("training",),
+    "docs/guides/benchmarking.md": ("training", "serving"),
     "docs/guides/gpus.md": ("cuda",),
 }
-"""Tables of each page, in their order on the page."""
+"""Names of the tables on each page."""
 
 
 def updated(page: str) -> str:
-    """Return the text of a page with every table in its place.
+    """Return the text of a page with all of its tables rewritten. A table without a result file is empty.
 
     Args:
         page: Path of the page in the repository.
@@ -253,11 +299,20 @@ def updated(page: str) -> str:
     text = (ROOT / page).read_text(encoding="utf-8")
     for name in PAGES[page]:
         begin = f"<!-- results: {name} (python -m benchmarks.readme) -->"
-        head, _, rest = text.partition(begin)
-        _, _, tail = rest.partition(END)
-        content = sizes() if name == "sizes" else TABLES[name](_result(name))
-        text = f"{head}{begin}\n{content}\n{END}{tail}"
+        head, _, remainder = text.partition(begin)
+        _, _, tail = remainder.partition(END)
+        text = f"{head}{begin}\n{_content(name)}{END}{tail}"
     return text
+
+
+def _content(name: str) -> str:
+    """Return a table with its line end, or "" before the first measurement."""
+    if name == "sizes":
+        return f"{sizes()}\n"
+    source = SOURCES.get(name, name)
+    if not (RESULTS / f"{source}.json").is_file():
+        return ""
+    return f"{TABLES[name](_result(source))}\n"
 
 
 def _result(name: str) -> dict[str, Any]:

@@ -1,16 +1,16 @@
-"""Compare adapters as safetensors, which the runtime binds, with ONNX Runtime's `.onnx_adapter`.
+"""Compare two file formats of adapters: safetensors, which the runtime uses, and ONNX Runtime's `.onnx_adapter`.
 
     python -m benchmarks.studies.adapter_files [--base offline] [--json FILE]
 
-A `.onnx_adapter` applies to a call, not to a row (`RunOptions.add_active_adapter`). It cannot mix adapters in a batch,
-and a call with I/O binding does not accept it. The comparison is therefore a step whose rows share one adapter. Both
-formats hold the arrays of the step's graph. A graph refuses a `.onnx_adapter` with arrays that it does not take, so an
-adapter would need one file for each graph.
+A `.onnx_adapter` applies to a whole call and not to a row (`RunOptions.add_active_adapter`). So it cannot mix adapters
+in a batch, and a call with I/O binding does not accept it. The study therefore compares steps whose rows share one
+adapter. Both formats hold the arrays of the step's graph. A graph rejects a `.onnx_adapter` with arrays that are not
+its inputs, so an adapter would need one file for each graph.
 
-Results (results/adapter_files.json, FLAN-T5-small int8, r 16, two Zen 5 cores): 100 adapters load in 0.01 s, against
-0.18 s as safetensors, and use 5 % less memory in all. A step takes equally long with either format. With I/O binding,
-as in the runtime, it takes a tenth to a fifth less. Safetensors stayed because they can be mixed in a batch and one
-file serves all graphs.
+Results (results/adapter_files.json, FLAN-T5-small int8, rank 16, two Zen 5 cores): as `.onnx_adapter`, 100 adapters
+load in 0.01 s instead of 0.18 s, and the process uses 5 % less memory. A step takes equally long with both formats.
+With I/O binding, as in the runtime, a step takes 10 to 20 % less time. The runtime uses safetensors because they can be
+mixed in a batch, and because one file serves all graphs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from lora_ft.export.runtime.session import open_session, ort_value
 
 _GRAPH, _OUTPUTS = "bank.step", ["next"]
 _SOURCE, _ROOM, _PAST = 64, 64, 32  # tokens of the prompt, of the cache's capacity, and of its content
-# Loads every file, takes a step with each, prints the load time, and waits to be killed.
+# Script that loads every file, runs a step with each adapter, prints the load time, and waits to be killed.
 _SERVE = """
 import sys, time
 from pathlib import Path
@@ -60,10 +60,10 @@ Arguments = tuple[Mapping[str, ort.OrtValue], ort.RunOptions | None]  # inputs a
 
 
 class Format(Protocol):
-    """Interface of a file format of adapters: writing, loading, and passing an adapter to a call."""
+    """Interface of a file format: write an adapter, load it, and pass it to a call."""
 
     def write(self, file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write arrays by the name of the graph's input, without the batch axis."""
+        """Write arrays without the batch axis, keyed by the name of the graph's input."""
 
     def load(self, file: Path) -> Any:
         """Load an adapter for use in calls."""
@@ -160,7 +160,7 @@ def measure_loading(bank: Path, form: str, folder: Path) -> dict[str, Any]:
 
 
 def measure_steps(bank: Path, files: Mapping[str, Path], rows: int, steps: int, rounds: int) -> dict[str, float]:
-    """Return the time of a step whose rows share one adapter, in ms: by each format, and with I/O binding.
+    """Return the time of a step whose rows share one adapter, in ms, for each format and with I/O binding.
 
     Raises:
         LoraFtError: The formats do not generate the same tokens.
@@ -169,10 +169,10 @@ def measure_steps(bank: Path, files: Mapping[str, Path], rows: int, steps: int, 
     from lora_ft.export.runtime import Generator
 
     step, generator = Step(bank, rows), Generator.load(bank)
-    loaded = {form: FORMATS[form].load(file) for form, file in files.items()}  # RunOptions does not keep it alive
+    loaded = {form: FORMATS[form].load(file) for form, file in files.items()}  # RunOptions holds no reference
     arguments = {form: FORMATS[form].arguments(adapter) for form, adapter in loaded.items()}
-    first, *others = (step.run(*call) for call in arguments.values())
-    if not all((first == other).all() for other in others):
+    first_tokens, *other_tokens = (step.run(*call) for call in arguments.values())
+    if not all((first_tokens == tokens).all() for tokens in other_tokens):
         raise LoraFtError("the two formats of an adapter generate different tokens", "report this as a bug")
 
     def calls(form: str) -> float:
@@ -187,13 +187,13 @@ def measure_steps(bank: Path, files: Mapping[str, Path], rows: int, steps: int, 
     for turn in range(rounds + 1):
         for case, run in cases.items():
             seconds = run()
-            if turn:  # the first one allocates
+            if turn:  # the first turn allocates memory and is not counted
                 times[case].append(1000 * seconds / steps)
     return {case: statistics.median(values) for case, values in times.items()}
 
 
 def run(base: str, counts: Sequence[int], *, rank: int, rows: Sequence[int], steps: int, rounds: int) -> dict[str, Any]:
-    """Return all figures, of adapters on all linear layers of an int8 base."""
+    """Return all figures for adapters on all linear layers of an int8 base."""
     from benchmarks.studies.bank import LINEAR, make_bank
     from lora_ft.export.runtime import Generator
     from lora_ft.models.bases import find_base
@@ -204,8 +204,8 @@ def run(base: str, counts: Sequence[int], *, rank: int, rows: Sequence[int], ste
         make_bank(find_base(base), bank, "int8", rank, LINEAR.split(","))
         adapters = Generator.load(bank).bank
         assert adapters is not None
-        own = adapters.arrays(adapters.names[0])
-        arrays = {name: own[name] for name in adapters.inputs[_GRAPH]}
+        all_arrays = adapters.arrays(adapters.names[0])
+        arrays = {name: all_arrays[name] for name in adapters.inputs[_GRAPH]}
         files = {}
         for count in counts:
             for form in FORMATS:
@@ -244,12 +244,12 @@ def tables(figures: Mapping[str, Any]) -> str:
 
 def main(
     base: str = "offline",
-    counts: Annotated[str, typer.Option(help="Adapters to load; one case for each number.")] = "1,10,100",
-    rank: Annotated[int, typer.Option(min=1)] = 16,
-    rows: Annotated[str, typer.Option(help="Rows of a decoder step.")] = "1,8",
-    steps: Annotated[int, typer.Option(min=1)] = 32,
-    rounds: Annotated[int, typer.Option(min=1)] = 11,
-    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.")] = None,
+    counts: Annotated[str, typer.Option(help="Numbers of adapters to load, separated by commas.")] = "1,10,100",
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 16,
+    rows: Annotated[str, typer.Option(help="Batch sizes of a step, separated by commas.")] = "1,8",
+    steps: Annotated[int, typer.Option(min=1, help="Decoder steps of one timing.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each case.")] = 11,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
 ) -> None:
     """Measure both formats on a base and print tables."""
     from lora_ft.doctor import environment

@@ -2,9 +2,9 @@
 
     python -m benchmarks.studies.bank [--base offline] [--precision int8] [--json FILE]
 
-Adapters are random, since the time of a step does not depend on their values. They cover all linear layers, or those of
-`--targets`. Ratios are taken within a round, in which every case has one turn. Mixed requests compare one bank with one
-session for each adapter.
+Adapters are random, since the time of a step does not depend on their values. They adapt all linear layers, or the
+layers of `--targets`. Ratios are computed within a round, in which every case has one turn. For mixed requests, one
+bank is compared with one session per adapter.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ from lora_ft.reports.markdown import table
 LINEAR = "q,k,v,o,wi,wi_0,wi_1,wo"
 _LIMIT = 8  # tokens of the answers that a bank is verified on
 _BATCH = 8  # rows answered together
-# Loads a bank, answers a row with each adapter, eight rows at a time, prints the load time, and waits to be killed.
+# Script that loads a bank, answers a row with each adapter (eight rows at a time), prints the load time, and waits to
+# be killed.
 _SERVE = """
 import sys, time
 import numpy as np
@@ -61,7 +62,7 @@ from lora_ft.export.runtime import Generator
 model = Generator.load(sys.argv[1])
 loaded = time.perf_counter() - began
 names = model.adapters
-ids = np.full((8, 32), 5)  # as many rows for one adapter as for a hundred
+ids = np.full((8, 32), 5)  # eight rows, independent of the number of adapters
 for start in range(0, len(names), 8):
     batch = [names[(start + i) % len(names)] for i in range(8)]
     model.generate_ids(ids, np.ones_like(ids), adapter=batch, max_new_tokens=4, min_new_tokens=4)
@@ -76,8 +77,8 @@ class Settings:
 
     Attributes:
         precision: Precision of the base's weights.
-        rank, targets: Rank of the adapters, and the endings of the names of adapted layers.
-        rows: Numbers of rows of a step, one case for each.
+        rank, targets: Rank of the adapters, and name suffixes of adapted layers.
+        rows: Batch sizes of a step, each of which is a case.
         source: Prompt length, in tokens.
         steps: Decoder steps of one timing.
         rounds: Timings of each case.
@@ -96,7 +97,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Loading:
-    """Figures of a process that serves a bank: adapters, size of one in MB, load time in s, resident memory in MB."""
+    """Figures of a process that serves a bank.
+
+    Attributes:
+        adapters: Number of adapters.
+        megabytes_each: Mean size of an adapter, in megabytes.
+        seconds: Load time.
+        resident: Resident memory, in megabytes.
+    """
 
     adapters: int
     megabytes_each: float
@@ -106,7 +114,14 @@ class Loading:
 
 @dataclass(frozen=True)
 class Step:
-    """Time of a decoder step with `rows` rows and `adapters` different adapters; `ratio` is to one without adapters."""
+    """Time of a decoder step.
+
+    Attributes:
+        rows: Batch size.
+        adapters: Number of different adapters in the batch.
+        milliseconds: Median time.
+        ratio: Time over the time of a step without adapters.
+    """
 
     rows: int
     adapters: int
@@ -116,7 +131,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Stream:
-    """Rows per second of mixed requests: from one bank, and from one session for each adapter."""
+    """Rows per second of mixed requests, with one bank and with one session per adapter."""
 
     adapters: int
     bank: float
@@ -124,7 +139,7 @@ class Stream:
 
 
 def random_adapter(checkpoint: Path, seed: int, rank: int, targets: Sequence[str]) -> dict[str, LowRank]:
-    """Return an adapter with small random weights, for the layers whose names end in one of `targets`."""
+    """Return an adapter with small random weights on the layers whose name suffix is in `targets`."""
     rng, weights = np.random.default_rng(seed), Checkpoint(checkpoint)
     adapter = {}
     for name in weights.names:
@@ -147,10 +162,10 @@ def make_bank(base: Base, out: Path, precision: str, rank: int, targets: Sequenc
         weight = changed.get_parameter(f"{layer}.weight")
         weight.data += weight.new_tensor(change.b @ change.a)
     answers = lambda model: list(references_of(model, tokenizer, SENTENCES, origin, Silent()))  # noqa: E731
-    sentences, own = answers(plain), answers(changed)
+    base_answers, adapted = answers(plain), answers(changed)
     samples = tuple(samples_of(None, tokenizer, special.start, Silent()))
-    member = BankAdapter("a0", adapter, origin, tokenizer, lambda: own, Probe.of(own[0], special), samples)
-    source = ExportSource(base.folder, tokenizer, origin, sentences, sentences[0], samples, is_scaled(plain))
+    member = BankAdapter("a0", adapter, origin, tokenizer, lambda: adapted, Probe.of(adapted[0], special), samples)
+    source = ExportSource(base.folder, tokenizer, origin, base_answers, base_answers[0], samples, is_scaled(plain))
     write_bank(source, [member], out, precision=parse(precision))
 
 
@@ -189,7 +204,7 @@ def measure_loading(bank: Path) -> Loading:
 
 
 def measure_steps(generator: Generator, settings: Settings) -> list[Step]:
-    """Return the time of a step without adapters, with one, with half as many as rows, and with one for each row."""
+    """Return the time of a step with 0 adapters, 1 adapter, one adapter for two rows, and one for each row."""
     cases: dict[tuple[int, int], Callable[[], float]] = {}
     for count in settings.rows:
         for distinct in sorted({0, 1, count // 2, count} & set(range(len(generator.adapters) + 1))):
@@ -199,7 +214,7 @@ def measure_steps(generator: Generator, settings: Settings) -> list[Step]:
     for turn in range(settings.rounds + 1):
         for case, run in cases.items():
             seconds = run()
-            if turn:  # the first one allocates
+            if turn:  # the first turn allocates memory and is not counted
                 times[case].append(1000 * seconds / settings.steps)
     return [
         Step(
@@ -213,10 +228,10 @@ def measure_steps(generator: Generator, settings: Settings) -> list[Step]:
 
 
 def step_timer(generator: Generator, names: Sequence[str | None], source: int, steps: int) -> Callable[[], float]:
-    """Return a function that takes `steps` steps of rows with these adapters and returns their time, in seconds."""
+    """Return a function that runs `steps` steps of rows with these adapters and returns their time, in seconds."""
     model = generator.model
     ids = np.random.default_rng(0).integers(3, generator.tokenizer.size, (len(names), source))
-    encoded = model.encode(ids, np.ones_like(ids), generator.bank.choose(names) if generator.bank else None)
+    encoded = model.encode(ids, np.ones_like(ids), generator.bank.select(names) if generator.bank else None)
 
     def run() -> float:
         cache, tokens = model.cache(len(names)), np.zeros((len(names), 1), np.int64)
@@ -230,9 +245,9 @@ def step_timer(generator: Generator, names: Sequence[str | None], source: int, s
 
 
 def measure_stream(bank: Path, settings: Settings) -> Stream:
-    """Answer mixed requests, eight at a time: as one batch of the bank, or as a batch in each adapter's own session.
+    """Answer mixed requests, eight at a time, as one batch of the bank or as one batch per adapter in its session.
 
-    The session of an adapter runs the base's graphs here, since merged weights take as long.
+    The sessions run the base's graphs, since a graph with merged weights takes equally long.
     """
     generator = Generator.load(bank)
     sessions = {name: Generator.load(bank) for name in generator.adapters}
@@ -250,8 +265,8 @@ def measure_stream(bank: Path, settings: Settings) -> Stream:
 
     def apart(names: list[str]) -> None:
         for name in set(names):
-            own = ids[[i for i, other in enumerate(names) if other == name]]
-            sessions[name].generate_ids(own, np.ones_like(own), **options)
+            adapter_ids = ids[[i for i, row_name in enumerate(names) if row_name == name]]
+            sessions[name].generate_ids(adapter_ids, np.ones_like(adapter_ids), **options)
 
     mixed(generator.adapters[:1] * _BATCH)
     for name in sessions:
@@ -266,7 +281,7 @@ def measure_stream(bank: Path, settings: Settings) -> Stream:
 
 
 def run(base: Base, counts: Sequence[int], settings: Settings) -> dict[str, Any]:
-    """Return all figures, of banks with `counts` adapters."""
+    """Return all figures for banks with `counts` adapters."""
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         bank = Path(scratch, "bank")
         make_bank(base, bank, settings.precision, settings.rank, settings.targets)
@@ -308,11 +323,11 @@ def tables(figures: dict[str, Any]) -> str:
     ]
     streams = [[str(row["adapters"]), f"{row['bank']:.1f}", f"{row['sessions']:.1f}"] for row in figures["streams"]]
     parts = [
-        table(["adapters", "load, s", "resident, MB", "over base + adapters"], loading),
-        table(["rows", "different adapters", "ms/step", "over the base"], steps),
+        table(["adapters", "load, s", "resident, MB", "more than base + adapters"], loading),
+        table(["rows", "different adapters", "ms/step", "more than the base"], steps),
         table(["adapters", "bank, rows/s", "sessions, rows/s"], streams) if streams else "",
-        f"{figures['precision']}, r {figures['rank']} on {figures['targets']}; "
-        f"an adapter has {first['megabytes_each']:.1f} MB",
+        f"{figures['precision']}, rank {figures['rank']} on {figures['targets']}; "
+        f"an adapter takes {first['megabytes_each']:.1f} MB",
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -320,15 +335,15 @@ def tables(figures: dict[str, Any]) -> str:
 def main(
     base: str = "offline",
     precision: str = "int8",
-    counts: Annotated[str, typer.Option(help="Adapters in a bank; one bank for each number.")] = "1,10,100",
-    rank: Annotated[int, typer.Option(min=1)] = 16,
-    targets: Annotated[str, typer.Option(help="Ends of the names of adapted layers.")] = LINEAR,
-    rows: Annotated[str, typer.Option(help="Rows of a decoder step.")] = "1,8",
+    counts: Annotated[str, typer.Option(help="Numbers of adapters in a bank, separated by commas.")] = "1,10,100",
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 16,
+    targets: Annotated[str, typer.Option(help="Name suffixes of adapted layers, separated by commas.")] = LINEAR,
+    rows: Annotated[str, typer.Option(help="Batch sizes of a step, separated by commas.")] = "1,8",
     source: Annotated[int, typer.Option(min=1, help="Prompt length, in tokens.")] = 64,
-    steps: Annotated[int, typer.Option(min=1)] = 32,
-    rounds: Annotated[int, typer.Option(min=1)] = 11,
-    requests: Annotated[int, typer.Option(min=8)] = 80,
-    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Decoder steps of one timing.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each case.")] = 11,
+    requests: Annotated[int, typer.Option(min=8, help="Requests of the mixed stream.")] = 80,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
 ) -> None:
     """Measure banks of adapters and print tables."""
     numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731

@@ -2,8 +2,8 @@
 
     python -m benchmarks.studies.ceiling [--base offline] [--rows 8] [--source 256] [--target 48] [--rank 16]
 
-A step of LoRA on a frozen base multiplies every weight twice (forward, and back to its input) and both small factors
-three times. A step cannot be faster than these, with any compiler.
+A LoRA step on a frozen base multiplies by every weight twice (in the forward pass, and for the gradient of its input),
+and by both small factors three times. No compiler can make a step faster than these products.
 """
 
 from __future__ import annotations
@@ -41,30 +41,30 @@ def products(a: Architecture, source: int, target: int, rank: int) -> Iterator[t
 
 def seconds(rows: int, inputs: int, outputs: int, kind: torch.dtype) -> float:
     """Return the median time of one product, in seconds."""
-    left, right = torch.randn(rows, inputs).to(kind), torch.randn(outputs, inputs).to(kind)
+    activations, weights = torch.randn(rows, inputs).to(kind), torch.randn(outputs, inputs).to(kind)
     times = []
     for _ in range(9):
         began = time.perf_counter()
-        torch.nn.functional.linear(left, right)
+        torch.nn.functional.linear(activations, weights)
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 
 
 def main(base: str = "offline", rows: int = 8, source: int = 256, target: int = 48, rank: int = 16) -> None:
-    """Print the bound for the precision that training would choose, and for fp32."""
+    """Print the bound for the precision that training chooses on this machine, and for fp32."""
     torch.set_num_threads(allowed_cpus())
-    found = find_base(base)
-    architecture = Architecture.read(found.config, found.folder)
-    chosen = choose_compute_dtype("auto", "cpu")
+    base_model = find_base(base)
+    architecture = Architecture.read(base_model.config, base_model.folder)
+    compute_dtype = choose_compute_dtype("auto", "cpu")
     for name, kind in dict.fromkeys(
-        [(chosen.name, torch.bfloat16 if chosen.is_bf16 else torch.float32), ("fp32", torch.float32)]
+        [(compute_dtype.name, torch.bfloat16 if compute_dtype.is_bf16 else torch.float32), ("fp32", torch.float32)]
     ):
         total = work = 0.0
         for count, height, inputs, outputs in products(architecture, rows * source, rows * target, rank):
             total += count * seconds(height, inputs, outputs, kind)
             work += count * 2 * height * inputs * outputs
         print(
-            f"{name}: {work / 1e9:.0f} GFLOP a step take {total:.2f} s ({work / total / 1e9:.0f} GFLOP/s): "
+            f"{name}: {work / 1e9:.0f} GFLOP per step take {total:.2f} s ({work / total / 1e9:.0f} GFLOP/s), so "
             f"at most {rows / total:.1f} samples/s of {source}+{target} tokens"
         )
 

@@ -1,8 +1,8 @@
-"""Measure the whole job on DialogSum: training speed, ROUGE, parity with PyTorch, generation latency.
+"""Measure the whole workflow on DialogSum: training speed, ROUGE, parity with PyTorch, generation latency.
 
     python -m benchmarks.studies.dialogsum DATA_FOLDER [--out FOLDER] [--json FILE] [--set train.compile=on]
 
-DATA_FOLDER holds train.jsonl, dev.jsonl and test.jsonl as benchmarks/tasks/dialogsum.yaml describes them.
+DATA_FOLDER holds train.jsonl, dev.jsonl and test.jsonl with the columns of benchmarks/tasks/dialogsum.yaml.
 """
 
 from __future__ import annotations
@@ -70,16 +70,16 @@ def measure(data: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
 def _main(
     data: Path,
     out: Annotated[Path, typer.Option(help="Folder for run, checkpoint and bundle.")] = Path("runs/dialogsum"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="Override a key of the task.")] = [],  # noqa: B006
 ) -> None:
-    """Run the whole job and print the figures."""
-    found = measure(data, out, set_)
+    """Run the whole workflow and print the figures."""
+    figures = measure(data, out, set_)
     if json_file is not None:
-        write_json(json_file, found)
-    speed, evaluation, parity = found["training"]["speed"], found["evaluation"], found["parity"]
-    score, before = (evaluation[who]["scores"]["rouge1"] for who in ("scores", "baseline"))
-    how = f"{found['training']['precision']}, {'compiled' if found['training']['compiled'] else 'not compiled'}"
+        write_json(json_file, figures)
+    speed, evaluation, parity = figures["training"]["speed"], figures["evaluation"], figures["parity"]
+    score, before = (evaluation[part]["scores"]["rouge1"] for part in ("scores", "baseline"))
+    how = f"{figures['training']['precision']}, {'compiled' if figures['training']['compiled'] else 'not compiled'}"
     print(
         f"training: {speed['samples_per_second']} samples/s, "
         f"{speed['samples_per_second_second_half']} in the second half ({how})"
@@ -88,11 +88,11 @@ def _main(
         f"ROUGE-1 on {evaluation['rows']} test rows: {score['mean']:.1f} [{score['low']:.1f}, {score['high']:.1f}]; "
         f"base {before['mean']:.1f}"
     )
-    print(f"ONNX gives PyTorch's text on {parity['identical_rows']} of {parity['rows']} rows")
-    for row in found["latency"]:
+    print(f"ONNX and PyTorch return the same text for {parity['identical_rows']} of {parity['rows']} rows")
+    for row in figures["latency"]:
         print(
             f"batch {row['batch']}: torch {1000 * row['median']['torch']:.0f} ms, "
-            f"ONNX {1000 * row['median']['onnx']:.0f} ms, {row['ratio']['onnx']:.2f} times as fast"
+            f"ONNX {1000 * row['median']['onnx']:.0f} ms, speed-up {row['ratio']['onnx']:.2f}"
         )
 
 

@@ -1,9 +1,9 @@
-"""Measure the time of an export, stage by stage, in each precision.
+"""Measure the time of each stage of an export, in several precisions.
 
     python -m benchmarks.studies.exporting RUN [--precision int8 --precision int8-w4] [--json FILE]
 
-Each export runs in a new process, like the command. The time before its first stage is spent on imports. Comparison
-with PyTorch and scoring count as verification, all other stages as export.
+Each export runs in a new process, as with the command. The time before its first stage is the time of imports. Stages
+that compare with PyTorch, score or time the bundle count as verification, all other stages as export.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from lora_ft.core.files import write_json
 from lora_ft.doctor import environment
 from lora_ft.reports.markdown import table
 
-Stages = dict[str, float]  # seconds by the stage's name, in their order
+Stages = dict[str, float]  # seconds by name of the stage, in the order of the stages
 IMPORTS = "imports"
 _VERIFYING = ("comparing", "scoring", "timing")  # first words of the stages that verify or choose
 _BEGIN = "stage "
-# Prints each stage as it begins.
+# Script that exports a model and prints the name of each stage when it begins.
 _EXPORT = """
 import sys
 from pathlib import Path
 from lora_ft.export_onnx import export_onnx
 from lora_ft.core.progress import Silent
-class Told(Silent):
-    def stage(self, name, total=0, done=0):
+class Printed(Silent):
+    def stage(self, name, total=0, completed=0):
         print("stage", name, flush=True)
 name, out, precision = sys.argv[1:]
-export_onnx(name, Path(out), precision=precision, force=True, progress=Told())
+export_onnx(name, Path(out), precision=precision, force=True, progress=Printed())
 """
 
 
@@ -54,7 +54,7 @@ def measure(name: str, precision: str, clock: Callable[[], float] = time.perf_co
     Raises:
         LoraFtError: The export failed.
     """
-    found: Stages = {}
+    stages: Stages = {}
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         stage, began = IMPORTS, clock()
         command = [sys.executable, "-c", _EXPORT, name, str(Path(scratch, "bundle")), precision]
@@ -63,12 +63,12 @@ def measure(name: str, precision: str, clock: Callable[[], float] = time.perf_co
             for line in process.stdout:
                 if line.startswith(_BEGIN):
                     now = clock()
-                    found[stage] = found.get(stage, 0.0) + now - began
+                    stages[stage] = stages.get(stage, 0.0) + now - began
                     stage, began = line.removeprefix(_BEGIN).strip(), now
-        found[stage] = found.get(stage, 0.0) + clock() - began
+        stages[stage] = stages.get(stage, 0.0) + clock() - began
     if process.returncode:
-        raise LoraFtError(f"the export of {name} in {precision} failed", "its message is above")
-    return found
+        raise LoraFtError(f"the export of {name} in {precision} failed", "see its error message above")
+    return stages
 
 
 def is_verification(stage: str) -> bool:
@@ -76,34 +76,37 @@ def is_verification(stage: str) -> bool:
     return stage.startswith(_VERIFYING)
 
 
-def text(found: dict[str, Stages]) -> str:
+def text(by_precision: dict[str, Stages]) -> str:
     """Return the stages by precision, in Markdown."""
-    stages = sorted(dict.fromkeys(stage for one in found.values() for stage in one), key=is_verification)
-    lines = [[stage, *(f"{one[stage]:.1f}" if stage in one else "" for one in found.values())] for stage in stages]
+    columns = list(by_precision.values())
+    stages = sorted(dict.fromkeys(stage for seconds in columns for stage in seconds), key=is_verification)
+    lines = [[stage, *(f"{seconds[stage]:.1f}" if stage in seconds else "" for seconds in columns)] for stage in stages]
     for name, verifies in (("export", False), ("verification", True)):
-        sums = (sum(one[stage] for stage in one if is_verification(stage) == verifies) for one in found.values())
-        lines.append([f"**{name}**", *(f"{seconds:.1f}" for seconds in sums)])
-    return table(["seconds", *found], lines)
+        totals = (sum(seconds[stage] for stage in seconds if is_verification(stage) == verifies) for seconds in columns)
+        lines.append([f"**{name}**", *(f"{total:.1f}" for total in totals)])
+    return table(["seconds", *by_precision], lines)
 
 
 def main(
     name: str,
-    precision: Annotated[list[str] | None, typer.Option(help="Several, one after another.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Exports of each, of which medians are shown.")] = 3,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="Precision to export; repeatable.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Exports per precision; medians are shown.")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
 ) -> None:
     """Export a run in several precisions and print the time of each stage."""
-    every: dict[str, list[Stages]] = {one: [] for one in precision or ["fp32", "int8", "int8-w8", "int8-w4"]}
+    stages_by_precision: dict[str, list[Stages]] = {
+        kind: [] for kind in precision or ["fp32", "int8", "int8-w8", "int8-w4"]
+    }
     for _ in range(rounds):
-        for one, measured in every.items():
-            measured.append(measure(name, one))
-    found = {
-        one: {stage: statistics.median(turn[stage] for turn in turns) for stage in turns[0]}
-        for one, turns in every.items()
+        for kind, exports in stages_by_precision.items():
+            exports.append(measure(name, kind))
+    medians = {
+        kind: {stage: statistics.median(turn[stage] for turn in turns) for stage in turns[0]}
+        for kind, turns in stages_by_precision.items()
     }
     if json_file is not None:
-        write_json(json_file, {"environment": environment(), "rounds": rounds, "seconds": found})
-    print(text(found))
+        write_json(json_file, {"environment": environment(), "rounds": rounds, "seconds": medians})
+    print(text(medians))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.studies.large [--out FOLDER] [--json FILE]
 
-A protobuf file is limited to 2 GiB, so each layout must store weights beside its graphs. The study takes about 10 GB of
-disk and as much memory.
+A protobuf file is limited to 2 GiB, so each layout must store weights in files next to its graphs. The study needs
+about 10 GB of disk space and 10 GB of memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lora_ft.runs.run import TASK
 from lora_ft.tasks.files import save_task
 from lora_ft.tasks.schema import Task
 
-# google/flan-t5-large's config.json, but for 24 layers: 2.3 GB in fp32
+# config.json of google/flan-t5-large, with 17 instead of 24 layers: 2.3 GB in fp32
 _SHAPE: dict[str, Any] = {
     "vocab_size": 32128,
     "d_model": 1024,
@@ -48,14 +48,15 @@ def measure(out: Path) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     checkpoint = out / "checkpoint"
     model = T5ForConditionalGeneration(T5Config(**_SHAPE)).eval()
-    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))  # a tied head repeats the input
+    # A model with a tied head would repeat its input.
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
     save_checkpoint(model, find_base("offline").folder, checkpoint)
     task = {"name": "large", "prompt": "{text}", "data": {"test": "none"}, "generate": {"max_new_tokens": _NEW}}
     save_task(Task.model_validate(task), checkpoint / TASK)
-    found = []
+    figures = []
     for layout, precision in _EXPORTS:
         began = time.perf_counter()
-        done = export_onnx(
+        exported = export_onnx(
             str(checkpoint),
             out / f"{layout}-{precision}",
             layout=layout,
@@ -63,32 +64,32 @@ def measure(out: Path) -> list[dict[str, Any]]:
             verify_rows=1,
             force=True,
         )
-        found.append(
+        figures.append(
             {
                 "layout": layout,
                 "precision": precision,
                 "seconds": round(time.perf_counter() - began, 1),
-                "megabytes": round(folder_size(done.out) / 1e6, 1),
-                "parity": done.parity.as_dict(),
+                "megabytes": round(folder_size(exported.out) / 1e6, 1),
+                "parity": exported.parity.as_dict(),
             }
         )
-    return found
+    return figures
 
 
 def main(
-    out: Annotated[Path | None, typer.Option(help="Folder to keep it in; by default nothing is kept.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the exports. Default: a temporary folder.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
 ) -> None:
     """Export a large model and print the figures of each layout."""
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
-        found = measure(out or Path(scratch))
+        figures = measure(out or Path(scratch))
     if json_file is not None:
-        write_json(json_file, {"environment": environment(), "exports": found})
-    for one in found:
-        parity = one["parity"]
+        write_json(json_file, {"environment": environment(), "exports": figures})
+    for layout in figures:
+        parity = layout["parity"]
         print(
-            f"{one['layout']} {one['precision']}: {one['megabytes']:,.0f} MB in {one['seconds']:.0f} s; "
-            f"{parity['identical_rows']} of {parity['rows']} rows give PyTorch's text"
+            f"{layout['layout']} {layout['precision']}: {layout['megabytes']:,.0f} MB in {layout['seconds']:.0f} s; "
+            f"same text as PyTorch for {parity['identical_rows']} of {parity['rows']} rows"
         )
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.studies.methods DATA_FOLDER [--task FILE] [--out FOLDER] [--only dora]
         [--set train.max_steps=100]
 
-DATA_FOLDER holds the files named by the task. Methods with figures in the JSON are not run again.
+DATA_FOLDER holds the files that the task names. Methods that have figures in the JSON file are not run again.
 """
 
 from __future__ import annotations
@@ -53,97 +53,99 @@ def measure(task: Path, overrides: list[str], out: Path, results: Path, only: li
         task: Task file.
         overrides: Overrides for `load_task`, the same for all methods.
         out: Folder of the runs.
-        results: JSON file. Its figures are kept if they are of the same task.
+        results: JSON file. Figures of the same task that it already contains are not measured again.
         only: Names of methods; empty for all.
         progress: Receives stages and notes.
 
     Raises:
-        UsageError: A method does not exist, or `results` is of another task or machine.
+        UsageError: A method does not exist, or `results` has figures of another task or machine.
         LoraFtError: The task, its data or its base is unusable.
     """
     unknown = [name for name in only if name not in METHODS]
     if unknown:
-        raise UsageError(f"there is no method {unknown[0]!r}", f"there are {', '.join(METHODS)}")
+        raise UsageError(f"method {unknown[0]!r} does not exist", f"choose one of {', '.join(METHODS)}")
     common = load_task(task, overrides)
-    found = _begun(common, results)
-    if found[_BASE] is None:
-        found[_BASE] = _scores(evaluate(common.base, task=common, progress=progress))
-        write_json(results, found)
+    figures = _earlier_figures(common, results)
+    if figures[_BASE] is None:
+        figures[_BASE] = _scores(evaluate(common.base, task=common, progress=progress))
+        write_json(results, figures)
     for name in only or METHODS:
-        if name in found["methods"]:
-            progress.note(f"{name}: measured before")
+        if name in figures["methods"]:
+            progress.note(f"{name}: skipped, already measured")
             continue
         progress.note(name)
-        found["methods"][name] = _measured(load_task(task, [*overrides, *METHODS[name]]), out / name, progress)
-        write_json(results, found)
+        figures["methods"][name] = _measured(load_task(task, [*overrides, *METHODS[name]]), out / name, progress)
+        write_json(results, figures)
 
 
-def _begun(task: Task, results: Path) -> dict[str, Any]:
-    """Return the earlier figures, or the frame of new ones."""
+def _earlier_figures(task: Task, results: Path) -> dict[str, Any]:
+    """Return the earlier figures, or an empty record if there are none."""
     about = task.model_dump(mode="json", exclude={"lora", "method", "data"})
     splits = load_splits(task)
     rows = {name: len(splits[name]) for name in ("train", "validation", "test")}
     frame = {"version": VERSION, "task": about, "rows": rows, "environment": environment(), _BASE: None, "methods": {}}
     if not results.is_file():
         return frame
-    found = read_json(results)
-    if any(found.get(key) != frame[key] for key in ("version", "task", "rows")):
-        raise UsageError(f"{results} is of another task or other rows", "delete it, or give another --json")
-    if found["environment"]["cpu"] != environment()["cpu"]:
-        raise UsageError(f"{results} was measured on another processor", "delete it, or give another --json")
-    return found
+    figures = read_json(results)
+    if any(figures.get(key) != frame[key] for key in ("version", "task", "rows")):
+        raise UsageError(f"{results} has figures of another task or other rows", "delete it, or pass another --json")
+    if figures["environment"]["cpu"] != environment()["cpu"]:
+        raise UsageError(f"{results} was measured on another processor", "delete it, or pass another --json")
+    return figures
 
 
 def _measured(task: Task, out: Path, progress: Progress) -> dict[str, Any]:
     run = train(task, out, overwrite=True, progress=progress)
     speed = run.metrics["speed"]
-    found = {
+    figures = {
         "lora": None if task.method == "full" else task.lora.model_dump(mode="json"),
         "learning_rate": task.train.learning_rate,
         "trainable_parameters": run.metrics["trainable_parameters"],
         "precision": run.metrics["precision"],
         "steps": run.metrics["steps"],
-        "seconds": speed["seconds"],  # of training, with its evaluations and checkpoints
+        "seconds": speed["seconds"],  # training time, including evaluations and checkpoints
         "samples_per_second": speed["samples_per_second"],
         "megabytes": folder_size(run.trained) / 1e6,
         "best_step": run.metrics["best_step"],
         "scores": _scores(evaluate(str(run.folder), progress=progress)),
     }
-    shutil.rmtree(out)  # nine runs, one of them with all weights
-    return found
+    shutil.rmtree(out)  # the runs are large, especially the run of full fine-tuning
+    return figures
 
 
 def _scores(evaluation: Evaluation) -> dict[str, Any]:
-    return {name: asdict(found) for name, found in evaluation.scores.items()}
+    return {name: asdict(estimate) for name, estimate in evaluation.scores.items()}
 
 
 def _main(
     data: Path,
     task: Annotated[Path, typer.Option(help="Task file.")] = TASK,
-    out: Annotated[Path, typer.Option(help="Folder for the runs, which are deleted.")] = Path("runs/methods"),
-    json_file: Annotated[Path, typer.Option("--json", help="Where figures go, and are looked up.")] = RESULTS,
-    only: Annotated[list[str], typer.Option("--only", help="A method, by its name.")] = [],  # noqa: B006
-    set_: Annotated[list[str], typer.Option("--set", help="Override a key of the task, for all methods.")] = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="Folder for the runs, which are deleted afterwards.")] = Path(
+        "runs/methods"
+    ),
+    json_file: Annotated[Path, typer.Option("--json", help="JSON file of the figures, read and updated.")] = RESULTS,
+    only: Annotated[list[str], typer.Option("--only", help="Method to measure; repeatable.")] = [],  # noqa: B006
+    set_: Annotated[list[str], typer.Option("--set", help="Override a key of the task for all methods.")] = [],  # noqa: B006
 ) -> None:
-    """Measure all methods without figures and print a table."""
+    """Measure all methods that have no figures yet, and print a table."""
     try:
         with Screen() as screen:
             measure(task, [f"data.root={data}", *set_], out, json_file, only, screen)
     except LoraFtError as error:
         raise SystemExit(f"error: {error}") from error
-    found = read_json(json_file)
-    made = table("method", "rouge1", "rougeLsum", "trained", "MB", "samples/s", "s")
-    for name, one in found["methods"].items():
-        made.add_row(
+    figures = read_json(json_file)
+    rows = table("method", "rouge1", "rougeLsum", "trained", "MB", "samples/s", "s")
+    for name, method in figures["methods"].items():
+        rows.add_row(
             name,
-            f"{one['scores']['rouge1']['mean']:.1f}",
-            f"{one['scores']['rougeLsum']['mean']:.1f}",
-            f"{one['trainable_parameters']:,}",
-            f"{one['megabytes']:.1f}",
-            f"{one['samples_per_second']:.2f}",
-            f"{one['seconds']:.0f}",
+            f"{method['scores']['rouge1']['mean']:.1f}",
+            f"{method['scores']['rougeLsum']['mean']:.1f}",
+            f"{method['trainable_parameters']:,}",
+            f"{method['megabytes']:.1f}",
+            f"{method['samples_per_second']:.2f}",
+            f"{method['seconds']:.0f}",
         )
-    console().print(made)
+    console().print(rows)
 
 
 if __name__ == "__main__":

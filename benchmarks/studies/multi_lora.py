@@ -2,9 +2,9 @@
 
     python -m benchmarks.studies.multi_lora [--base offline] [--adapters 1,2,4,8,16,32] [--json FILE]
 
-Rows are random tokens of one length: 24 in and 16 out, then 256 in and 48 out. Each adapter trains on 8 rows a step.
-"Alone" is `lora-ft train` with one of the tasks. A group that exceeds memory by the planner's formula is reported as
-not fitting. Figures are medians over steps, without evaluation and saving.
+Rows are random tokens of a fixed length: 24 in and 16 out, then 256 in and 48 out. Each adapter trains on 8 rows per
+step. "Alone" is `lora-ft train` with one of the tasks. A group is reported as not fitting if it exceeds the memory by
+the planner's formula. Figures are medians over steps, without evaluation and saving.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Timing:
 
 
 def measure(base: Base, counts: Sequence[int], settings: Settings) -> list[Timing]:
-    """Return the timings of one adapter alone, then of groups of `counts` adapters."""
+    """Return the timing of one adapter alone, followed by timings of groups of `counts` adapters."""
     device = training_device()
     if device == "cpu":
         torch.set_num_threads(allowed_cpus())
@@ -121,7 +121,7 @@ def measure(base: Base, counts: Sequence[int], settings: Settings) -> list[Timin
 
 
 def _prepare(base: Base, number: int, settings: Settings) -> tuple[PreparedData, Plan]:
-    """Return a task of random rows, and its plan."""
+    """Return the data of a task of random rows, and its plan."""
     train = {
         "max_steps": _WARM_UP + settings.steps,
         "per_device_train_batch_size": settings.rows,
@@ -147,7 +147,9 @@ def _prepare(base: Base, number: int, settings: Settings) -> tuple[PreparedData,
         Encoded(tokens(settings.source), tokens(settings.target))
         for _ in range(settings.rows * (_WARM_UP + settings.steps))
     ]
-    plan = make_plan(task, base.config, rows, 1, Choices(ComputeDtype(settings.precision, "as asked"), False))
+    plan = make_plan(
+        task, base.config, rows, 1, Choices(ComputeDtype(settings.precision, "as the study sets it"), False)
+    )
     return PreparedData.of_rows(task, base, load_tokenizer(base.folder), rows), plan
 
 
@@ -174,7 +176,7 @@ def _seconds_in_group(
     members = []
     for number, ((data, plan), (adapter, weights)) in enumerate(zip(works, adapters, strict=True)):
         stack.load(number, weights)
-        # one step more than is timed, since the last step writes the runs
+        # One step more than is timed, since the last step writes the runs.
         longer = replace(plan, steps=plan.steps + 1)
         members.append(MemberTrainer(data, longer, adapter, model, folder / data.task.name))
         members[-1].begin(None)
@@ -211,13 +213,13 @@ def show(timings: Sequence[Timing]) -> None:
 
 def main(
     base: str = "offline",
-    adapters: Annotated[str, typer.Option(help="Adapters of the groups, separated by commas.")] = "1,2,4,8,16,32",
-    rows: Annotated[int, typer.Option(help="Rows of each adapter in a step.")] = 8,
+    adapters: Annotated[str, typer.Option(help="Group sizes, separated by commas.")] = "1,2,4,8,16,32",
+    rows: Annotated[int, typer.Option(help="Rows of each adapter per step.")] = 8,
     rank: int = 16,
-    targets: Annotated[str, typer.Option(help="Adapted layers.")] = "q,v",
+    targets: Annotated[str, typer.Option(help="Adapted layers, separated by commas.")] = "q,v",
     steps: Annotated[int, typer.Option(help="Timed steps.")] = 5,
     precision: Annotated[list[str], typer.Option(help="fp32 or bf16; repeatable.")] = ["fp32", "bf16"],  # noqa: B006
-    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
 ) -> None:
     """Measure adapter groups and print a table."""
     counts = [int(count) for count in adapters.split(",")]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.studies.overhead BUNDLE... [--rounds 7] [--json FILE]
 
-128 tokens in, 64 out; medians over rounds. The clock is read twice a call, which counts as outside.
+128 tokens in, 64 out; medians over rounds. Reading the clock twice per call counts as time outside.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Clock:
         self.seconds = 0.0
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function with its time added to `seconds`."""
+        """Return a wrapper that adds the time of the function to `seconds`."""
 
         def run(*arguments: Any) -> Any:
             began = time.perf_counter()
@@ -51,9 +51,9 @@ class Clock:
 
 
 def measure(bundle: Path, rounds: int, clock: Clock) -> list[dict[str, Any]]:
-    """Return the time, and the share outside, of each way of decoding at batch 1 and 8."""
+    """Return the time of each decoding at batch 1 and 8, and its share outside ONNX Runtime."""
     generator = Generator.load(bundle)
-    found = []
+    cases = []
     for batch in (1, 8):
         ids = np.random.default_rng(0).integers(3, generator.tokenizer.size, (batch, _SOURCE))
         for name, options in _WAYS.items():
@@ -64,10 +64,10 @@ def measure(bundle: Path, rounds: int, clock: Clock) -> list[dict[str, Any]]:
                     ids, np.ones_like(ids), max_new_tokens=_NEW, min_new_tokens=_NEW, prompt_lookup=False, **options
                 )
                 seconds = time.perf_counter() - began
-                if turn:  # the first one loads and allocates
+                if turn:  # the first turn loads graphs and allocates memory, and is not counted
                     times.append(seconds)
                     shares.append(1 - clock.seconds / seconds)
-            found.append(
+            cases.append(
                 {
                     "bundle": bundle.name,
                     "precision": generator.manifest["precision"],
@@ -77,29 +77,29 @@ def measure(bundle: Path, rounds: int, clock: Clock) -> list[dict[str, Any]]:
                     "outside": round(statistics.median(shares), 4),
                 }
             )
-    return found
+    return cases
 
 
 def main(
     bundles: list[Path],
-    rounds: Annotated[int, typer.Option(min=1)] = 7,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each case.")] = 7,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
 ) -> None:
     """Measure the overhead and print it for each bundle."""
     clock = Clock()
     _watch(clock)
-    found = [one for bundle in bundles for one in measure(bundle, rounds, clock)]
+    cases = [case for bundle in bundles for case in measure(bundle, rounds, clock)]
     if json_file is not None:
-        write_json(json_file, {"environment": environment(), "cases": found})
-    for one in found:
+        write_json(json_file, {"environment": environment(), "cases": cases})
+    for case in cases:
         print(
-            f"{one['precision']}, batch {one['batch']}, {one['decoding']}: {one['milliseconds']:.0f} ms, "
-            f"{one['outside']:.1%} of them outside ONNX Runtime"
+            f"{case['precision']}, batch {case['batch']}, {case['decoding']}: {case['milliseconds']:.0f} ms, "
+            f"{case['outside']:.1%} of it outside ONNX Runtime"
         )
 
 
 def _watch(clock: Clock) -> None:
-    """Run the clock during every call of ONNX Runtime."""
+    """Run the clock during every call of ONNX Runtime, by wrapping the methods that call it."""
     begin = BoundSession.__init__
 
     def timed(bound: BoundSession, *arguments: Any) -> None:

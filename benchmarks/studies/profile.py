@@ -1,9 +1,9 @@
-"""Profile a bundle's encoder and decoder step by part and operator, and compare the step with its roofline.
+"""Profile a bundle's encoder and decoder step by part and operator, and compare the step with the roofline.
 
     python -m benchmarks.studies.profile BUNDLE... [--batch 8] [--source 128] [--json FILE]
 
-ONNX Runtime's profiler adds overhead, so its times are scaled to those of a step without it. The roofline of a step is
-the size of its weights, keys and values, over the measured memory bandwidth.
+ONNX Runtime's profiler adds overhead, so its times are scaled to the time of a call without the profiler. The roofline
+of a step is the size of its weights, keys and values, over the measured memory bandwidth.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from lora_ft.reports.markdown import table
 _STEP = 40  # profiled position of the decoder: the middle of an answer
 _ROUNDS = 25
 _LAST, _CROSS = "choosing the token", "attention over the source"
-# The part of an operator without a weight among its inputs.
+# Part by operator, for nodes without a weight among their inputs.
 _OPERATORS = {
     "GroupQueryAttention": "self-attention",
     "MultiHeadAttention": "self-attention",
     "SkipSimplifiedLayerNormalization": "norms",
     "SimplifiedLayerNormalization": "norms",
 }
-# The part of a weight or an input, by a piece of its name.
+# Part by a substring of the name of a weight or an input.
 _WEIGHTS = {
     "EncDecAttention": _CROSS,
     "cross.": _CROSS,
@@ -53,7 +53,7 @@ _WEIGHTS = {
 
 @dataclass(frozen=True)
 class Part:
-    """Time of a part of a graph in one call, in milliseconds, in all and by operator."""
+    """Time of a part of a graph in one call, in milliseconds: the total, and by operator."""
 
     name: str
     milliseconds: float
@@ -84,7 +84,7 @@ class Profile:
 
     @property
     def floor(self) -> float:
-        """Time to read the data of a step, in milliseconds."""
+        """Return the time to read the data of a step, in milliseconds."""
         return (self.weights + self.keys_and_values) / self.bandwidth
 
 
@@ -95,12 +95,16 @@ def measure(bundle: Path, batch: int, source: int) -> Profile:
     parts = {}
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
         for graph, seconds in took.items():
-            found = _profiled(bundle, graph, batch, source, Path(scratch, graph))
-            scale = 1000 * seconds / sum(sum(kinds.values()) for kinds in found.values())
+            times = _profiled(bundle, graph, batch, source, Path(scratch, graph))
+            scale = 1000 * seconds / sum(sum(kinds.values()) for kinds in times.values())
             parts[graph] = sorted(
                 (
-                    Part(part, scale * sum(kinds.values()), {kind: scale * one for kind, one in kinds.items()})
-                    for part, kinds in found.items()
+                    Part(
+                        part,
+                        scale * sum(kinds.values()),
+                        {kind: scale * microseconds for kind, microseconds in kinds.items()},
+                    )
+                    for part, kinds in times.items()
                 ),
                 key=lambda part: -part.milliseconds,
             )
@@ -126,7 +130,7 @@ def _sources(generator: Generator, batch: int, source: int) -> tuple[np.ndarray,
 
 
 def _calls(generator: Generator, batch: int, source: int) -> dict[str, Callable[[], Any]]:
-    """Return a function for each graph that repeats the same call."""
+    """Return a function for each graph, which repeats the same call of it."""
     model, sources = generator.model, _sources(generator, batch, source)
     encoded, cache, tokens = model.encode(*sources), model.cache(batch), np.full((batch, 1), 5)
     for _ in range(_STEP):
@@ -154,9 +158,9 @@ def _profiled(bundle: Path, graph: str, batch: int, source: int, prefix: Path) -
     options = session._options
 
     def profiling(threads: int) -> ort.SessionOptions:
-        made = options(threads)
-        made.enable_profiling, made.profile_file_prefix = True, str(prefix)
-        return made
+        session_options = options(threads)
+        session_options.enable_profiling, session_options.profile_file_prefix = True, str(prefix)
+        return session_options
 
     session._options = profiling
     try:
@@ -165,60 +169,63 @@ def _profiled(bundle: Path, graph: str, batch: int, source: int, prefix: Path) -
             call()
     finally:
         session._options = options
-    written = Path(generator.model._session(graph).end_profiling())
+    trace = Path(generator.model._session(graph).end_profiling())
     names = part_of(onnx.load(bundle / f"{graph}.onnx", load_external_data=False).graph)
-    found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for event in json.loads(written.read_text(encoding="utf-8")):
+    times: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for event in json.loads(trace.read_text(encoding="utf-8")):
         name = event["name"].removesuffix("_kernel_time")
         if event["cat"] == "Node" and name != event["name"]:
             kind = event["args"]["op_name"]
-            found[names.get(name) or _OPERATORS.get(kind, "rest")][kind] += event["dur"]
-    return found
+            times[names.get(name) or _OPERATORS.get(kind, "rest")][kind] += event["dur"]
+    return times
 
 
 def part_of(graph: onnx.GraphProto) -> dict[str, str]:
-    """Return the part of each node, by name: of its weight, of its operator, or of the next node."""
-    # the part of the first node that uses a value; the decoder attends to the outputs of the encoder
-    takers = {value.name: _CROSS for value in graph.output if value.name.startswith("cross.")}
-    found = {}
+    """Return the part of each node by name: the part of its weight, else of its operator, else of the next node."""
+    # Part of the first node that uses a value. The decoder attends to the outputs of the encoder.
+    part_by_value = {value.name: _CROSS for value in graph.output if value.name.startswith("cross.")}
+    parts = {}
     for node in reversed(graph.node):
-        named = (part for name in node.input for piece, part in _WEIGHTS.items() if piece in name)
-        own = next(named, None) or _OPERATORS.get(node.op_type)
-        found[node.name] = own or next((takers[name] for name in node.output if name in takers), _LAST)
-        takers |= dict.fromkeys(node.input, found[node.name])
-    return found
+        named = (node_part for name in node.input for piece, node_part in _WEIGHTS.items() if piece in name)
+        node_part = next(named, None) or _OPERATORS.get(node.op_type)
+        parts[node.name] = node_part or next(
+            (part_by_value[name] for name in node.output if name in part_by_value), _LAST
+        )
+        part_by_value |= dict.fromkeys(node.input, parts[node.name])
+    return parts
 
 
-def text(found: Profile) -> str:
+def text(profile: Profile) -> str:
     """Return the profile in Markdown."""
     lines = []
-    for graph, total in (("encoder", found.encoder), ("step", found.step)):
-        for part in found.parts[graph]:
-            most = sorted(part.operators.items(), key=lambda item: -item[1])[:3]
-            kinds = ", ".join(f"{kind} {one:.2f}" for kind, one in most)
+    for graph, total in (("encoder", profile.encoder), ("step", profile.step)):
+        for part in profile.parts[graph]:
+            longest = sorted(part.operators.items(), key=lambda item: -item[1])[:3]
+            kinds = ", ".join(f"{kind} {milliseconds:.2f}" for kind, milliseconds in longest)
             lines.append((graph, part.name, f"{part.milliseconds:.2f}", f"{part.milliseconds / total:.0%}", kinds))
     return "\n".join(
         [
-            table(["graph", "part", "ms", "share", "most of it"], lines, words=2),
+            table(["graph", "part", "ms", "share", "slowest operators, ms"], lines, words=2),
             "",
-            f"{found.precision}, {found.batch} rows of {found.source} tokens: encoder {found.encoder:.1f} ms, a "
-            f"step {found.step:.2f} ms. It reads {found.weights:.1f} MB of weights and {found.keys_and_values:.1f} MB "
-            f"of the sources' keys and values: {found.floor:.2f} ms at {found.bandwidth:.0f} GB/s.",
+            f"{profile.precision}, {profile.batch} rows of {profile.source} tokens: encoder {profile.encoder:.1f} ms, "
+            f"step {profile.step:.2f} ms. A step reads {profile.weights:.1f} MB of weights and "
+            f"{profile.keys_and_values:.1f} MB of the prompts' keys and values, which takes at least "
+            f"{profile.floor:.2f} ms at {profile.bandwidth:.0f} GB/s.",
         ]
     )
 
 
 def main(
     bundles: list[Path],
-    batch: Annotated[int, typer.Option(min=1, help="Rows.")] = 8,
-    source: Annotated[int, typer.Option(min=1, help="Tokens in.")] = 128,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 8,
+    source: Annotated[int, typer.Option(min=1, help="Prompt length, in tokens.")] = 128,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
 ) -> None:
-    """Profile bundles and print a table for each."""
-    found = [measure(bundle, batch, source) for bundle in bundles]
+    """Profile bundles and print a table for each one."""
+    profiles = [measure(bundle, batch, source) for bundle in bundles]
     if json_file is not None:
-        write_json(json_file, {"environment": environment(), "profiles": [asdict(one) for one in found]})
-    print("\n\n".join(map(text, found)))
+        write_json(json_file, {"environment": environment(), "profiles": [asdict(profile) for profile in profiles]})
+    print("\n\n".join(map(text, profiles)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Measure the speed-up of prompt lookup over plain greedy search, on real rows, in several batch sizes.
+"""Measure the speed-up of prompt lookup over plain greedy search on real rows, for several batch sizes.
 
     python -m benchmarks.studies.prompt_lookup RUN BUNDLE… [--rows 64] [--batch 1 --batch 8] [--rounds 5] [--json FILE]
 
-RUN is the trained run; its task names the rows. The ratio is the time of greedy search over that of lookup, in a round.
+RUN is a trained run, whose task names the rows. The ratio is the time of greedy search over the time with lookup,
+within a round.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class Gain:
         bundle, batch: Name of the bundle, and batch size.
         rows, tokens: Number of answered rows, and of tokens in the answers of greedy search.
         same: Share of answers that are the same with lookup.
-        calls: Decoder calls with lookup. Greedy search takes one for every token of the longest row of a batch.
-        plain_calls: Decoder calls of greedy search.
-        ratio: Time of greedy search over time of lookup, the median of the rounds.
+        calls: Decoder calls with lookup.
+        plain_calls: Decoder calls of greedy search, which are the tokens of the longest answer of each batch.
+        ratio: Time of greedy search over time with lookup, the median of the rounds.
         worst: Lowest ratio of the rounds.
-        milliseconds_per_row: Median time per row of greedy search and of lookup, in milliseconds.
+        milliseconds_per_row: Median time per row of greedy search and with lookup, in milliseconds.
     """
 
     bundle: str
@@ -51,7 +52,7 @@ class Gain:
 
 
 def measure(bundle: Path, prompts: list[str], batch: int, rounds: int) -> Gain:
-    """Answer the prompts both ways, alternately."""
+    """Answer the prompts with greedy search and with lookup in turns, and return the figures."""
     generator = Generator.load(bundle)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     answers: dict[bool, list[list[int]]] = {}
@@ -60,10 +61,10 @@ def measure(bundle: Path, prompts: list[str], batch: int, rounds: int) -> Gain:
         for lookup in (False, True):
             with _Counted(generator) as counted:
                 began = time.perf_counter()
-                made = generator.answer(prompts, batch_size=batch, prompt_lookup=lookup)
-                if turn:  # the first one allocates
+                results = generator.answer(prompts, batch_size=batch, prompt_lookup=lookup)
+                if turn:  # the first turn allocates memory and is not counted
                     seconds[lookup].append(time.perf_counter() - began)
-            answers[lookup] = [answer.tokens.tolist() for answer in made]
+            answers[lookup] = [answer.tokens.tolist() for answer in results]
             calls[lookup] = counted.calls
     ratios = [plain / drafted for plain, drafted in zip(seconds[False], seconds[True], strict=True)]
     per_row = [1000 * statistics.median(seconds[lookup]) / len(prompts) for lookup in (False, True)]
@@ -104,18 +105,18 @@ def _main(
     run: Path,
     bundle: list[Path],
     rows: Annotated[int, typer.Option(min=1, help="Test rows to answer.")] = 64,
-    batch: Annotated[list[int], typer.Option(min=1)] = [1, 8],  # noqa: B006
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    batch: Annotated[list[int], typer.Option(min=1, help="Batch size; repeatable.")] = [1, 8],  # noqa: B006
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each case.")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
 ) -> None:
     """Print a line for each bundle and batch size."""
     prompts = [example.prompt for example in load_splits(Run(run).task, ["test"]).test[:rows]]
     gains = [measure(folder, prompts, size, rounds) for folder in bundle for size in batch]
     for gain in gains:
         print(
-            f"{gain.bundle:10} batch {gain.batch:2}: {gain.ratio:.2f} times as fast as greedy (worst round "
-            f"{gain.worst:.2f}), {gain.calls} calls for {gain.plain_calls}, {gain.same:.0%} of texts the same, "
-            f"{gain.milliseconds_per_row[0]:.0f} -> {gain.milliseconds_per_row[1]:.0f} ms a row"
+            f"{gain.bundle:10} batch {gain.batch:2}: speed-up over greedy {gain.ratio:.2f} (worst round "
+            f"{gain.worst:.2f}), {gain.calls} calls instead of {gain.plain_calls}, {gain.same:.0%} identical answers, "
+            f"{gain.milliseconds_per_row[0]:.0f} -> {gain.milliseconds_per_row[1]:.0f} ms per row"
         )
     if json_file is not None:
         write_json(

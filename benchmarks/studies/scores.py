@@ -1,9 +1,10 @@
-"""Score adapters on real tasks: each is trained once and compared with its unchanged base.
+"""Score adapters on real tasks. Each adapter is trained once and compared with its unchanged base.
 
     python -m benchmarks.studies.scores DATA_FOLDER [--only jfleg] [--out FOLDER]
 
-DATA_FOLDER holds a folder for each task file of `TASKS`; recipes contain their rows. Tasks with figures in the JSON are
-not measured again, and existing runs in FOLDER are not trained again. docs/scores.md is written from the JSON.
+DATA_FOLDER holds a folder for each task file of `TASKS`; recipes contain their rows. Tasks that have figures in the
+JSON file are not measured again, and existing runs in FOLDER are not trained again. docs/scores.md is written from the
+JSON file.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ VERSION = 1
 TASK_FILES = Path(__file__).parents[1] / "tasks"
 RESULTS = Path(__file__).parents[1] / "results" / "scores.json"
 PAGE = Path(__file__).parents[2] / "docs" / "scores.md"
-# Task file, and the folder of its rows; None: a recipe.
+# Folder of the rows by task file; None for a recipe.
 TASKS: dict[str, str | None] = {
     "dialogsum-full": "dialogsum",
     "jfleg": "jfleg_grammar",
@@ -71,7 +72,7 @@ def measure(data: Path, tasks: Path, out: Path, results: Path, only: list[str], 
         data: Folder with one folder of rows for each task.
         tasks: Folder of the task files.
         out: Folder of the runs.
-        results: JSON file; its figures are kept.
+        results: JSON file. Tasks that it already contains are not measured again.
         only: Names of tasks; empty for all.
         progress: Receives stages and notes.
 
@@ -81,22 +82,22 @@ def measure(data: Path, tasks: Path, out: Path, results: Path, only: list[str], 
     """
     unknown = [name for name in only if name not in TASKS]
     if unknown:
-        raise UsageError(f"there is no task {unknown[0]!r}", f"there are {', '.join(TASKS)}")
-    found: dict[str, Any] = read_json(results) if results.is_file() else {"version": VERSION, "tasks": {}}
+        raise UsageError(f"task {unknown[0]!r} does not exist", f"choose one of {', '.join(TASKS)}")
+    figures: dict[str, Any] = read_json(results) if results.is_file() else {"version": VERSION, "tasks": {}}
     for name in only or TASKS:
-        if name in found["tasks"]:
-            progress.note(f"{name}: measured before")
+        if name in figures["tasks"]:
+            progress.note(f"{name}: skipped, already measured")
             continue
         progress.note(name)
         run = out / name
         if not is_run(run):
-            train(load_task(*_asked(name, data, tasks)), run, progress=progress)
-        found["tasks"][name] = _measured(run, name, progress)
-        write_json(results, found)
+            train(load_task(*_train_arguments(name, data, tasks)), run, progress=progress)
+        figures["tasks"][name] = _measured(run, name, progress)
+        write_json(results, figures)
 
 
-def _asked(name: str, data: Path | str, tasks: Path | None) -> tuple[Path | str, list[str]]:
-    """Return the arguments of `lora-ft train`: a file below `tasks` or the name of a recipe, and overrides."""
+def _train_arguments(name: str, data: Path | str, tasks: Path | None) -> tuple[Path | str, list[str]]:
+    """Return the arguments of `lora-ft train`: the path of a task file or the name of a recipe, and overrides."""
     folder = TASKS[name]
     if folder is None:
         return name, ["base=offline"]
@@ -105,7 +106,7 @@ def _asked(name: str, data: Path | str, tasks: Path | None) -> tuple[Path | str,
 
 
 def _measured(folder: Path, name: str, progress: Progress) -> dict[str, Any]:
-    run, (file, overrides) = Run(folder), _asked(name, "DATA", None)
+    run, (file, overrides) = Run(folder), _train_arguments(name, "DATA", None)
     scored = evaluate(str(folder), baseline=True, progress=progress).as_dict()
     return {
         "environment": environment(),
@@ -125,7 +126,7 @@ def _measured(folder: Path, name: str, progress: Progress) -> dict[str, Any]:
 
 
 def _several(run: Run) -> dict[str, Any] | None:
-    """Return ROUGE against each of several references, as an average, and against the best; None with a single one."""
+    """Return ROUGE against each reference (averaged) and against the best one, or None if rows have one reference."""
     examples = load_splits(run.task, ["test"]).test
     references: list[Any] = [example.row.get(_REFERENCES) for example in examples]
     if run.task.data.references or not all(isinstance(texts, list) and len(texts) > 1 for texts in references):
@@ -137,76 +138,76 @@ def _several(run: Run) -> dict[str, Any] | None:
     each, best = [score([[texts[i]] for texts in references]) for i in range(count)], score(references)
     return {
         "references": count,
-        "average": {name: statistics.mean(one[name].value for one in each) for name in best},
-        "best": {name: one.value for name, one in best.items()},
+        "average": {name: statistics.mean(scores[name].value for scores in each) for name in best},
+        "best": {name: scores.value for name, scores in best.items()},
     }
 
 
-def page(found: Mapping[str, Any]) -> str:
+def page(figures: Mapping[str, Any]) -> str:
     """Return the content of docs/scores.md."""
     lines = [
         "# Scores",
         "",
-        "One LoRA adapter for each task, on the base `offline` (a FLAN-T5-small), scored on test rows beside the",
-        "untouched base: means with 95 % bootstrap intervals, 0 to 100. [How scores are computed](scoring.md) says how",
-        "to read them.",
+        "One LoRA adapter was trained for each task on the base `offline` (a FLAN-T5-small). The adapter and the",
+        "unchanged base were scored on test rows. Scores are means with 95 % bootstrap intervals, from 0 to 100.",
+        "[How scores are computed](scoring.md) explains how to read them.",
         "",
         "This page is written by `python -m benchmarks.studies.scores DATA` from `benchmarks/results/scores.json`.",
-        "Warnings are those of the measured version.",
+        "The warnings have the wording of this version.",
     ]
-    for name, one in found["tasks"].items():
-        training = one["training"]
-        rows, speed, machine = training["rows"], training["speed"], one["environment"]
+    for name, result in figures["tasks"].items():
+        training = result["training"]
+        rows, speed, machine = training["rows"], training["speed"], result["environment"]
         lines += [
             "",
             f"## {name}",
             "",
             "```console",
-            one["command"],
+            result["command"],
             f"lora-ft evaluate runs/{name} --baseline",
             "```",
             "",
             f"{rows['train']:,} training rows, {training['steps']:,} steps of {training['global_batch']}, "
             f"{speed['seconds'] / 60:,.0f} min on {cores(int(machine['cores'].split()[0]), machine['cpu'])} "
-            f"({training['precision']}); {one['rows']:,} test rows.",
+            f"({training['precision']}); {result['rows']:,} test rows.",
             "",
             table(
                 ["", "before", "after", "difference, paired"],
                 [
                     (
                         metric,
-                        interval(one["baseline"][metric]),
-                        interval(one["scores"][metric]),
-                        interval(one["difference"][metric], sign="+"),
+                        interval(result["baseline"][metric]),
+                        interval(result["scores"][metric]),
+                        interval(result["difference"][metric], sign="+"),
                     )
                     for metric in _SHOWN
-                    if metric in one["scores"]
+                    if metric in result["scores"]
                 ],
             ),
         ]
-        if one["valid_labels"] is not None:
-            lines += ["", f"Answers that are a label: {one['valid_labels']:.1%}."]
-        if one["several"] is not None:
-            several = one["several"]
+        if result["valid_labels"] is not None:
+            lines += ["", f"{result['valid_labels']:.1%} of the answers are valid labels."]
+        if result["several"] is not None:
+            several = result["several"]
             average, best = (
                 " / ".join(f"{several[how][name]:.1f}" for name in _SHOWN[:3]) for how in ("average", "best")
             )
             lines += [
                 "",
-                f"ROUGE-1 / 2 / L against each of {several['references']} references, on average: {average}; "
-                f"against the best of them: {best}.",
+                f"ROUGE-1 / 2 / L against each of {several['references']} references, averaged: {average}; "
+                f"against the best reference: {best}.",
             ]
-        lines += [f"\nWarning: {text}." for text in one["warnings"]]
+        lines += [f"\nWarning: {text}." for text in result["warnings"]]
     return "\n".join(lines) + "\n"
 
 
 def _main(
     data: Path,
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/scores"),
-    json_file: Annotated[Path, typer.Option("--json", help="Where figures go, and are looked up.")] = RESULTS,
-    only: Annotated[list[str], typer.Option("--only", help="A task, by its name.")] = [],  # noqa: B006
+    json_file: Annotated[Path, typer.Option("--json", help="JSON file of the figures, read and updated.")] = RESULTS,
+    only: Annotated[list[str], typer.Option("--only", help="Task to measure; repeatable.")] = [],  # noqa: B006
 ) -> None:
-    """Measure all tasks without figures and write the page."""
+    """Measure all tasks that have no figures yet, and write the page."""
     try:
         with Screen() as screen:
             measure(data, TASK_FILES, out, json_file, only, screen)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.studies.sharing BUNDLE... [--processes 4] [--json FILE]
 
-The bundle's file is mapped and thus shared, but ONNX Runtime repacks weights for each process. The cost of one more
-process is its private memory, which Linux reports (/proc/PID/smaps_rollup).
+The bundle's file is mapped into memory and thus shared, but ONNX Runtime repacks weights in each process. The cost of
+one more process is its private memory, which Linux reports in /proc/PID/smaps_rollup.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from lora_ft.core.files import write_json
 from lora_ft.doctor import environment
 from lora_ft.export.runtime.manifest import read_manifest
 
-# Script that loads a bundle, answers once so that every graph is open, reports that, and waits to be killed.
-
+# Script that loads a bundle, answers once so that every graph is open, prints a line, and waits to be killed.
 _SERVE = """
 import sys
 import numpy as np
@@ -52,13 +51,13 @@ def measure(bundle: Path, processes: int) -> dict[str, Any]:
         for process in serving:
             assert process.stdout is not None
             if not process.stdout.readline():
-                raise LoraFtError(f"a process that serves {bundle} died", "run it alone: `lora-ft generate`")
-        found = [memory(process.pid) for process in serving]
+                raise LoraFtError(f"a process that serves {bundle} died", "run `lora-ft generate` on it alone")
+        memories = [memory(process.pid) for process in serving]
     finally:
         for process in serving:
             process.kill()
             process.communicate()
-    mean = {key: round(sum(one[key] for one in found) / processes, 1) for key in found[0]}
+    mean = {key: round(sum(usage[key] for usage in memories) / processes, 1) for key in memories[0]}
     return {"bundle": bundle.name, "precision": precision, "processes": processes, **mean}
 
 
@@ -67,8 +66,8 @@ def memory(pid: int) -> dict[str, float]:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
     except OSError as error:
-        raise LoraFtError(f"this system does not tell the memory of process {pid} ({error})") from error
-    kilobytes = {key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines)}
+        raise LoraFtError(f"the memory of process {pid} cannot be read on this system ({error})") from error
+    kilobytes = {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}
     return {
         "resident": kilobytes["Rss"] / 1e3,
         "private": (kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]) / 1e3,
@@ -78,17 +77,17 @@ def memory(pid: int) -> dict[str, float]:
 
 def main(
     bundles: list[Path],
-    processes: Annotated[int, typer.Option(min=1)] = 4,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that serve the bundle.")] = 4,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
 ) -> None:
     """Measure shared memory and print it for each bundle."""
-    found = [measure(bundle, processes) for bundle in bundles]
+    bundle_figures = [measure(bundle, processes) for bundle in bundles]
     if json_file is not None:
-        write_json(json_file, {"environment": environment(), "bundles": found})
-    for one in found:
+        write_json(json_file, {"environment": environment(), "bundles": bundle_figures})
+    for figures in bundle_figures:
         print(
-            f"{one['precision']}: {processes} processes, each {one['resident']:.0f} MB resident, of which "
-            f"{one['private']:.0f} MB its own and {one['resident'] - one['private']:.0f} MB shared"
+            f"{figures['precision']}: {processes} processes, each {figures['resident']:.0f} MB resident, of which "
+            f"{figures['private']:.0f} MB private and {figures['resident'] - figures['private']:.0f} MB shared"
         )
 
 

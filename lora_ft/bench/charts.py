@@ -14,18 +14,18 @@ from lora_ft.bench.report import BenchReport, Case, Load
 from lora_ft.bench.tables import SHARES, median_total
 from lora_ft.reports.svg import Axis, Plot, Point, Rule, Series
 
-_WIDE = 5  # values that differ by a larger factor are drawn on a logarithmic axis
+_WIDE = 5  # values that span a larger factor are drawn on a logarithmic axis
 
 
 def charts(report: BenchReport) -> dict[str, list[Plot]]:
     """Return all charts by the heading of `tables` that they belong to; headings without charts are left out."""
-    found = {
+    plots_by_heading = {
         tables.SUMMARY: [*_latencies(report), *_rooflines(report)],
         tables.QUALITY: _quality(report),
         tables.SERVING: _serving(report),
         tables.DETAILS: [_distribution(report, case) for case in report.cases if case.timings],
     }
-    return {heading: plots for heading, plots in found.items() if plots}
+    return {heading: plots for heading, plots in plots_by_heading.items() if plots}
 
 
 def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -100,7 +100,7 @@ def _roofline(report: BenchReport, cases: Sequence[Case]) -> Plot:
                 Point(
                     1000 * timing.floor * timing.per_token,
                     1000 * timing.per_token,
-                    hint=f"{name}, batch {case.batch}: {percent(timing.floor)} % of the floor",
+                    hint=f"{name}, batch {case.batch}: {percent(timing.floor)} % of the roofline",
                     label=str(case.batch),
                 )
                 for case in cases
@@ -112,20 +112,20 @@ def _roofline(report: BenchReport, cases: Sequence[Case]) -> Plot:
         for name, at in _styles(report).items()
     ]
     floors = [point.x for entry in series for point in entry.points]
-    # All points are compared with the line of 100 %, so it is always in view, however far below them.
+    # All points are compared with the line of 100 %, so it is always in view, even far below the points.
     y = Axis("measured, ms/token", log=True, include=(min(floors, default=1.0),))
     rules = [Rule(f"{share} %", 100 / share, diagonal=True) for share in (100, 50, 25)]
     note = (
-        "The floor is what reading the bytes of a step takes at the measured bandwidth. Along a line the same share of "
-        "it is reached; at 100 % nothing but memory is waited for. Numbers are batches."
+        "The roofline is the time to read the weights of a step at the measured bandwidth. Lines connect equal shares "
+        "of it; at 100 % a step waits for memory only. Numbers are batch sizes."
     )
-    title = f"A token against its floor: {cases[0].source} tokens in, {cases[0].new} out, {cases[0].decoding}"
-    return Plot(title, Axis("floor, ms/token", log=True), y, series, rules, note)
+    title = f"Time of a token and roofline: {cases[0].source} tokens in, {cases[0].new} out, {cases[0].decoding}"
+    return Plot(title, Axis("roofline, ms/token", log=True), y, series, rules, note)
 
 
 def _quality(report: BenchReport) -> list[Plot]:
     """Return the score against the speed, with the Pareto front."""
-    speeds = {name: found.rows / found.seconds for name, found in report.quality.items() if found.seconds}
+    speeds = {name: quality.rows / quality.seconds for name, quality in report.quality.items() if quality.seconds}
     if not speeds:
         return []
     entries = [
@@ -143,8 +143,8 @@ def _quality(report: BenchReport) -> list[Plot]:
     series = [*([Series("Pareto front", steps)] if len(best) > 1 else []), *entries]
     metric = next(iter(report.quality.values())).metric
     note = (
-        "Bars are 95 % intervals. The line is the front: who is on it is beaten in score and speed at once by nobody; "
-        "below it, and to its left, somebody is better in both."
+        "Bars are 95 % intervals. The line is the Pareto front: no engine beats an engine on it in both score and "
+        "speed."
     )
     x = Axis("speed, rows/s", log=_wide(list(speeds.values())))
     return [Plot("Quality against speed", x, Axis(metric), series, note=note)]
@@ -164,14 +164,14 @@ def _distribution(report: BenchReport, case: Case) -> Plot:
         for key, share in SHARES.items():
             value = getattr(timing.percentiles, key)
             if value is not None:
-                # The line passes through this point, so it is inserted before the first point as high.
+                # The line passes through this point, so it is inserted before the first point of at least its height.
                 mark = Point(1000 * value, 100 * share, hint=f"{name}, {key}: {milliseconds(value)} ms")
                 index = next((i for i, p in enumerate(steps) if p.y >= mark.y), len(steps))
                 steps.insert(index, mark)
         series.append(Series(name, steps, at))
     values = [point.x for entry in series for point in entry.points]
-    note = "Markers are p50, p90 and p99, where there are samples enough."
-    y = Axis("rounds that took no longer, %", include=(0.0, 100.0), ticks=(0, 25, 50, 75, 90, 100))
+    note = "Markers are p50, p90 and p99, if there are enough samples."
+    y = Axis("rounds within that time, %", include=(0.0, 100.0), ticks=(0, 25, 50, 75, 90, 100))
     return Plot(case.label.capitalize(), Axis("total, ms", log=_wide(values)), y, series, note=note)
 
 
@@ -179,7 +179,7 @@ def _serving(report: BenchReport) -> list[Plot]:
     """Return latency and goodput against the offered load."""
     suite = report.suite.serving
     rules = [Rule(f"SLO {1000 * suite.slo:,g} ms", 1000 * suite.slo)] if suite else []
-    ring = "Rings are knees: the largest load that is kept up with, within the SLO."
+    ring = "A ring marks the knee: the largest load that the engine keeps up with, within the SLO."
     x = Axis("offered, requests/s")
     plots = []
     for key in ("p50", "p90"):
@@ -187,7 +187,7 @@ def _serving(report: BenchReport) -> list[Plot]:
         title = f"Latency under load, {key}"
         plots.append(Plot(title, x, Axis(f"{key} from arrival to answer, ms", log=True), series, rules, ring))
     good = _loads(report, attrgetter("goodput"), 1, "good answers/s")
-    even = [Rule("all are good", 1.0, diagonal=True)]
+    even = [Rule("all within the SLO", 1.0, diagonal=True)]
     y = Axis("answers within the SLO, 1/s", include=(0.0,))
     plots.append(Plot("Goodput under load", x, y, good, even, ring))
     return [plot for plot in plots if any(entry.points for entry in plot.series)]

@@ -18,7 +18,7 @@ class Kind:
         precisions: Supported precisions.
         loads: "checkpoint", or the layout that is exported for it.
         peer: File in `requirements/` with the pinned packages of its own environment, or "" for the current one.
-        decodings: Supported ways of decoding.
+        decodings: Supported decodings.
     """
 
     precisions: tuple[str, ...]
@@ -32,7 +32,7 @@ KINDS = {
     "single": Kind(tuple(NAMED), "single", decodings=("greedy", "sample")),
     "torch": Kind(("fp32", "bf16"), "checkpoint"),
     "torch-compile": Kind(("fp32", "bf16"), "checkpoint", decodings=("greedy",)),
-    "optimum": Kind(("fp32", "int8"), "checkpoint", "optimum"),
+    "optimum": Kind(("fp32", "int8", "int8-mixed"), "checkpoint", "optimum"),
     "openvino": Kind(("fp32", "bf16", "int8", "int4"), "checkpoint", "peers"),
     "ctranslate2": Kind(("fp32", "int8"), "checkpoint", "peers"),
 }
@@ -46,8 +46,8 @@ class Engine:
     Attributes:
         kind: Key of `KINDS`, or "" for a user's engine.
         precision: Of its weights.
-        file: Python file of a user's engine. It defines `load(folder, threads)`, which returns a function of
-            (ids [b, s], mask [b, s], new, least) that returns tokens [b, n]; all arrays are int64.
+        file: Python file of a user's engine. It defines `load(folder, threads)`, which returns a function. That
+            function takes (ids [b, s], mask [b, s], new, least) and returns tokens [b, n]; all arrays are int64.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class Engine:
         return "checkpoint" if self.file else KINDS[self.kind].loads
 
     def can(self, decoding: str) -> bool:
-        """Return whether the engine supports a way of decoding."""
+        """Return whether the engine supports a decoding."""
         return decoding == "greedy" if self.file else decoding in KINDS[self.kind].decodings
 
 

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: no script and no network."""
+"""A report as one self-contained HTML page, without scripts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from lora_ft.bench.tables import facts, method, sections, warnings
 from lora_ft.reports.html import aside, document, escape, section, table
 from lora_ft.reports.svg import STYLE, figures
 
-_VERDICTS = {"stable": "Rounds agree.", "unstable": "Rounds disagree; the warnings say where."}
+_VERDICTS = {"stable": "Rounds agree.", "unstable": "Rounds disagree; see the warnings."}
 
 
 def render(report: BenchReport) -> str:
-    """The page."""
+    """Return the page."""
     plots = charts(report)
     body = [
         section(heading, [*map(table, tables), *figures(plots.get(heading, []))])

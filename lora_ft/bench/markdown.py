@@ -8,13 +8,13 @@ from lora_ft.reports.markdown import escaped, render_table
 
 
 def render(report: BenchReport) -> str:
-    """The text, which ends with a newline."""
+    """Return the Markdown, which ends with a newline."""
     blocks = [f"# {escaped(report.suite.name)}: {report.verdict}"]
     if report.suite.about:
         blocks.append(escaped(report.suite.about))
     blocks.append(escaped(" · ".join(facts(report))))
-    if told := warnings(report):
-        blocks.append("\n".join(f"- **{escaped(warning)}**" for warning in told))
+    if notes := warnings(report):
+        blocks.append("\n".join(f"- **{escaped(warning)}**" for warning in notes))
     for heading, tables in sections(report).items():
         blocks += [f"## {heading}", *map(render_table, tables)]
     blocks += ["## How it was measured", *map(escaped, method(report))]

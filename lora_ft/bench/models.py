@@ -1,4 +1,4 @@
-"""The measured models in the format of each engine: merged and exported once, then cached."""
+"""The measured models in the format of each engine. A model is merged and exported once, then cached."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lora_ft.tasks.schema import Task
 
 @dataclass(frozen=True)
 class BenchModel:
-    """One model.
+    """A measured model.
 
     Attributes:
-        name: As the user gave it.
+        name: Name as the user typed it.
         folder: Cache for the model's exports.
         checkpoint: The merged model, or None if only a bundle exists.
         bundle: An existing bundle of the model, or None.
@@ -35,10 +35,10 @@ class BenchModel:
     task: Task | None = None
 
     def prepare(self, engine: Engine, progress: Progress) -> Path:
-        """Return the folder that an engine loads, exported if it is a bundle; peers convert checkpoints themselves.
+        """Return the folder that an engine loads. Bundles are exported; peers convert checkpoints themselves.
 
         Raises:
-            UsageError: The model exists in no format that the engine loads.
+            UsageError: The model has no format that the engine can load.
             LoraFtError: The export failed.
         """
         if engine.loads == "bundle" and self.bundle is not None:
@@ -47,7 +47,7 @@ class BenchModel:
                 raise UsageError(f"{engine.name} cannot load {self.bundle}, a bundle in {precision}")
             return self.bundle
         if self.checkpoint is None:
-            raise UsageError(f"{engine.name} cannot load {self.name}, a bundle", "give its run or checkpoint")
+            raise UsageError(f"{engine.name} cannot load {self.name}, a bundle", "pass its run or checkpoint")
         if engine.peer:
             return self.folder / engine.name.replace("/", "-")
         if engine.loads == "checkpoint":
@@ -122,6 +122,6 @@ def megabytes(prepared: Path, checkpoint: Path | None) -> float:
 
 
 def _key(weights: Path, name: str) -> str:
-    """Return the folder name of exports of some weights by this version."""
+    """Return the folder name of the exports of `weights`, which changes with the version of lora-ft."""
     digest = hashlib.sha256(f"{sha256(weights)} {version('lora-ft')}".encode()).hexdigest()
     return f"{name}-{digest[:12]}"

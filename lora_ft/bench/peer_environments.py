@@ -36,7 +36,7 @@ def folder(peer: str) -> Path:
 
 
 def _install(peer: str) -> None:
-    """Create an environment in place, since environments cannot be moved; the file `_DONE` marks it as complete."""
+    """Create an environment in place, since environments cannot be moved. The file `_DONE` marks it as complete."""
     shutil.rmtree(folder(peer), ignore_errors=True)
     python = folder(peer) / "bin" / "python"
     for command in (

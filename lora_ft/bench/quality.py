@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lora_ft.bench import report
-from lora_ft.bench.runner import TimedEngine, reference, share_alike
+from lora_ft.bench.runner import TimedEngine, reference, share_equal
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.tokenizer import Tokenizer, by_length
 from lora_ft.data.splits import Example
@@ -18,9 +18,16 @@ _BATCH = 8
 
 
 def answer(
-    engine: TimedEngine, ids: Sequence[Sequence[int]], limit: int, done: Callable[[int], None]
+    engine: TimedEngine, ids: Sequence[Sequence[int]], limit: int, after_batch: Callable[[int], None]
 ) -> tuple[list[list[int]], float]:
-    """Return the tokens of each answer up to </s>, and the time of all, in batches of similar length."""
+    """Return the tokens of each answer up to </s>, and the total time. Batches hold prompts of similar length.
+
+    Args:
+        engine: Engine that answers.
+        ids: Token ids of the prompts.
+        limit: Maximum answer length, in tokens.
+        after_batch: Receives the number of answered prompts.
+    """
     answers: list[list[int]] = [[] for _ in ids]
     seconds, finished = 0.0, 0
     for batch in by_length([np.array(row) for row in ids], _BATCH):
@@ -29,7 +36,7 @@ def answer(
             answers[i] = tokens
         seconds += reply["seconds"]
         finished += len(batch)
-        done(finished)
+        after_batch(finished)
     return answers, seconds
 
 
@@ -44,10 +51,11 @@ def compare(
 
     Args:
         engines: The engines.
-        task: Its metric, lengths and limits are used.
+        task: Task whose metric, lengths and limits are used.
         examples: The rows.
-        tokenizer: Of all engines.
-        stage: Called with the name of each engine; returns a callback for the number of finished rows.
+        tokenizer: Tokenizer of all engines.
+        stage: Receives the name of each engine before it starts. Returns a function that receives the number of
+            finished rows.
     """
     ids = tokenizer.encode([example.prompt for example in examples], task.lengths.source)
     limit = task.generation_options()["max_new_tokens"]
@@ -75,7 +83,7 @@ def compare(
             metric=settings.metric,
             score=_interval(scores[name].estimate(**seeds)),
             difference=None if name == base else _interval(difference(scores[name], scores[base], **seeds)),
-            identical=share_alike(texts[name], texts[base]),
+            identical=share_equal(texts[name], texts[base]),
             seconds=facts[name][0],
             tokens=facts[name][1],
         )

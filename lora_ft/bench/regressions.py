@@ -1,4 +1,4 @@
-"""Compare two reports: find figures that became worse by more than noise."""
+"""Compare two reports and find figures that became worse by more than noise."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Change:
     """One figure in both reports.
 
     Attributes:
-        what: Engine and case.
+        subject: Engine and case.
         figure: "total", "per token", or the metric of a score.
         ratio: For times: new over old, where more than 1 is slower. For scores: new minus old, in points.
         worse: True if the change exceeds the tolerance, and its interval excludes equality.
     """
 
-    what: str
+    subject: str
     figure: str
     ratio: Interval
     worse: bool
@@ -40,11 +40,13 @@ def compare(old: BenchReport, new: BenchReport, *, tolerance: float, max_drop: f
         before = cases.get((case.batch, case.source, case.new, case.decoding))
         for name in case.timings.keys() & (before.timings.keys() if before else set()):
             assert before is not None
-            what = f"{name}, batch {case.batch}, {case.source} in, {case.new} out, {case.decoding}"  # fits 80 columns
+            subject = (
+                f"{name}, batch {case.batch}, {case.source} in, {case.new} out, {case.decoding}"  # fits 80 columns
+            )
             a, b = before.timings[name], case.timings[name]
             for figure, first, second in (("total", a.total, b.total), ("per token", later(a), later(b))):
                 ratio = unpaired(first, second, seed)
-                changes.append(Change(what, figure, ratio, ratio.low > 1 and ratio.value > 1 + tolerance))
+                changes.append(Change(subject, figure, ratio, ratio.low > 1 and ratio.value > 1 + tolerance))
     for name in sorted(old.quality.keys() & new.quality.keys()):
         a_score, b_score = old.quality[name], new.quality[name]
         change = b_score.score.value - a_score.score.value

@@ -25,12 +25,12 @@ class EngineReport(Strict):
 
     Attributes:
         name: Unique name in the report, used by all tables.
-        engine, precision, model, threads, provider: What was measured.
+        engine, precision, model, threads, provider: Subject of the measurement.
         megabytes: Size of the files that the engine loads.
         imports: Time to import its packages, in seconds.
         cold, warm: Time to load the model with its files out of and in the file cache, in seconds.
         peak, steady: Resident memory at its maximum, and after all timings, in megabytes.
-        error: Why the engine was excluded, or "".
+        error: Reason why the engine was excluded, or "".
     """
 
     name: str
@@ -66,8 +66,8 @@ class Timing(Strict):
         cpu: CPU time of all cores for all tokens, in seconds.
         joules: Energy of package and memory, or of the GPU; empty if it cannot be read.
         per_token: Median time of a token after the first, in seconds.
-        tokens_per_second: Over all rows, from the median total.
-        percentiles: Of `total`.
+        tokens_per_second: Speed over all rows, from the median total.
+        percentiles: Percentiles of `total`.
         ratio: Speed-up over the first engine, within a round.
         floor: Share of the roofline: the time to read a step's weights at the measured bandwidth, over `per_token`.
             None if the number of bytes is unknown, and on GPUs.
@@ -110,7 +110,7 @@ class Quality(Strict):
     Attributes:
         rows: Number of rows.
         metric: The task's metric.
-        score: 0 to 100.
+        score: Score, from 0 to 100.
         difference: Paired difference from the reference's score; None for the reference.
         identical: Share of texts that equal the reference's.
         tokens: Mean length of an answer.
@@ -132,7 +132,7 @@ class Load(Strict):
     Attributes:
         offered, answered: Requests per second.
         seconds: Latency of each request.
-        percentiles: Of the latencies.
+        percentiles: Percentiles of the latencies.
         goodput: Answers within the SLO, per second.
         batch: Mean number of requests answered together.
     """
@@ -164,7 +164,7 @@ class BenchReport(Record):
 
     Attributes:
         version: Version of this format.
-        suite: What was measured.
+        suite: The measured suite.
         environment: Machine and versions, by name.
         began: Start, in UTC and ISO 8601.
         seconds: Duration.
@@ -172,7 +172,8 @@ class BenchReport(Record):
         reference: The engine that texts and tokens are compared with.
         bandwidth: Memory bandwidth of this machine's cores, in bytes per second.
         contestants: The measured engines.
-        verdict: Whether rounds agree; `warnings` names those that do not, and other problems.
+        verdict: "stable" if rounds agree.
+        warnings: Timings whose rounds disagree, and other problems.
     """
 
     version: Literal[1] = VERSION  # type: ignore[assignment]

@@ -21,9 +21,9 @@ _BYTES = {name: entry.bytes for name, entry in FORMATS.items()} | {"int4": 0.5} 
 def step_bytes(engine: Engine, prepared: Path, checkpoint: Path | None) -> float | None:
     """Return the bytes of weights that one decoder step reads, or None if unknown.
 
-    For a bundle, these are the weights of its step graph with their scales, without the embedding. For others, they are
-    the parameters of decoder and head at the width of the precision. Keys and values of cross-attention are left out,
-    since they are computed once.
+    For a bundle, these are the weights of its step graph with their scales, without the embedding. For other formats,
+    they are the parameters of decoder and head at the width of the precision. Weights for keys and values of
+    cross-attention are left out, since those are computed once per answer.
     """
     if (prepared / "step.onnx").is_file():
         return float(stored_bytes(prepared))
@@ -33,12 +33,12 @@ def step_bytes(engine: Engine, prepared: Path, checkpoint: Path | None) -> float
     layers, head = _parameters(architecture)
     if engine.precision in _BYTES:
         return (layers + head) * _BYTES[engine.precision]
-    chosen = parse(engine.precision)
-    return layers * _BYTES[chosen.decoder] + head * _BYTES[chosen.head]
+    precision = parse(engine.precision)
+    return layers * _BYTES[precision.decoder] + head * _BYTES[precision.head]
 
 
 def read_bandwidth(size: int, rounds: int = 15) -> float:
-    """Return the bandwidth of reading a block of `size` bytes, in bytes per second, the best of `rounds`."""
+    """Return the best bandwidth of `rounds` reads of a block of `size` bytes, in bytes per second."""
     import torch
 
     torch.set_num_threads(allowed_cpus())
@@ -51,7 +51,7 @@ def read_bandwidth(size: int, rounds: int = 15) -> float:
 
 
 def stored_bytes(bundle: Path) -> int:
-    """Return the bytes of the weights of a bundle's step graph, without tables that it looks rows up in."""
+    """Return the bytes of weights in a bundle's step graph, without lookup tables such as the embedding."""
     import onnx
 
     graph = onnx.load(bundle / "step.onnx", load_external_data=False).graph

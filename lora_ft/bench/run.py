@@ -1,4 +1,4 @@
-"""Run a suite on models and write the report, which is saved repeatedly while it grows."""
+"""Run a suite on models and write the report, which is also saved every 10 seconds while the benchmark runs."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ from lora_ft.tasks.schema import Task
 
 REPORT, PAGE, MARKDOWN = "report.json", "report.html", "report.md"
 MODELS = Path("runs/bench/models")
+_END = 1  # id of </s>
 _SAVE_EVERY = 10.0  # seconds
-_STOLEN = 0.05
+_STOLEN = 0.05  # share of a core that the host may withhold before the report warns
 
 
 def bench(
@@ -48,7 +49,7 @@ def bench(
 
     Args:
         models: Runs, checkpoints, bases or bundles.
-        work: Cache of checkpoints and bundles made of the models.
+        work: Cache for checkpoints and bundles that are exported from the models.
 
     Raises:
         UsageError: A model does not exist; also as `measure`.
@@ -88,15 +89,15 @@ def measure(
     progress = progress or Silent()
     task = task or next((subject.task for subject in subjects if subject.task), None)
     if suite.rows and task is None:
-        raise UsageError(f"the suite {suite.name} scores rows, and no model has a task", "add --task TASK or --rows 0")
+        raise UsageError(f"the suite {suite.name} scores rows, but no model has a task", "add --task TASK or --rows 0")
     with locked(out.resolve() / REPORT):
         return _Bench(suite, out, subjects, task, progress).run()
 
 
 def _refuse_report(out: Path, *, overwrite: bool) -> None:
-    """Raise UsageError if `out` holds a report and `overwrite` is False, or files of others by the report's names."""
+    """Raise UsageError if `out` holds a report and `overwrite` is False, or if another program's file is in the way."""
     if (out / REPORT).is_file() and not overwrite:
-        raise OutputExistsError(f"{out / REPORT} already exists", "give another --out or add --overwrite")
+        raise OutputExistsError(f"{out / REPORT} already exists", "pass another --out or add --overwrite")
     for name in (REPORT, PAGE, MARKDOWN):
         refuse_file(out / name, "--out")
 
@@ -110,8 +111,8 @@ class _Bench:
         self._suite, self._out, self._task, self._progress = suite, out, task, progress
         self._tokenizer = subjects[0].tokenizer()
         self._examples = _examples(suite, task)
-        self._everyone = timed_engines(subjects, suite)
-        self._contest = Runner(suite, self._everyone, self._sources)
+        self._engines = timed_engines(subjects, suite)
+        self._runner = Runner(suite, self._engines, self._sources)
         self._bandwidth = cache(lambda size: read_bandwidth(int(size)))
         self._quality: dict[str, Quality] = {}
         self._serving: dict[str, Service] = {}
@@ -129,33 +130,33 @@ class _Bench:
                 self._interrupted = True
                 raise
             finally:
-                if any(one.facts.get("warm") for one in self._everyone):
+                if any(engine.facts.get("warm") for engine in self._engines):
                     report = self._save(final=True)
         return report
 
     def _start(self, running: contextlib.ExitStack) -> None:
-        for one in self._everyone:
-            self._progress.stage(f"starting {one.name}")
+        for engine in self._engines:
+            self._progress.stage(f"starting {engine.name}")
             try:
-                one.start(running, self._progress)
+                engine.start(running, self._progress)
             except LoraFtError as error:
-                one.fail(str(error))
-                self._progress.note(f"left out: {one.name}: {error}")
-        if not any(one.process for one in self._everyone):
-            raise LoraFtError(f"no engine could be started: {self._everyone[0].facts['error']}")
+                engine.fail(str(error))
+                self._progress.note(f"left out: {engine.name}: {error}")
+        if not any(engine.process for engine in self._engines):
+            raise LoraFtError(f"no engine could be started: {self._engines[0].facts['error']}")
 
     def _time(self) -> None:
         turns = 0
 
-        def done() -> None:
+        def report_turn() -> None:
             nonlocal turns
             turns += 1
             self._progress.advance(turns)
 
-        for size in (MEMORY, *(one.step for one in self._everyone if one.step)):
-            self._bandwidth(size)  # before the turns, since it uses all cores
-        self._progress.stage("timing", self._contest.turns)
-        for _ in self._contest.rounds(done):
+        for size in (MEMORY, *(engine.step for engine in self._engines if engine.step)):
+            self._bandwidth(size)  # before the turns, since the measurement uses all cores
+        self._progress.stage("timing", self._runner.turns)
+        for _ in self._runner.rounds(report_turn):
             if time.monotonic() - self._saved > _SAVE_EVERY:
                 self._save()
 
@@ -169,12 +170,12 @@ class _Bench:
             self._progress.stage(f"scoring {name}", len(examples))
             return self._progress.advance
 
-        self._quality = quality.compare(self._everyone, self._task, examples, self._tokenizer, stage)
+        self._quality = quality.compare(self._engines, self._task, examples, self._tokenizer, stage)
         self._save()
 
     def _serve(self) -> None:
         settings = self._suite.serving
-        running = [one for one in self._everyone if one.process is not None]
+        running = [engine for engine in self._engines if engine.process is not None]
         if settings is None or not running:
             return
         ids = self._tokenizer.encode(self._prompts(), self._task.lengths.source if self._task else 512)
@@ -184,21 +185,23 @@ class _Bench:
             self._progress.stage(f"serving {share * full:.2g} requests/s", settings.requests * len(running))
             finished = 0
 
-            def done() -> None:
+            def report_answer() -> None:
                 nonlocal finished
                 finished += 1
                 self._progress.advance(finished)
 
-            for one in running:
-                if one.process is None:
+            for engine in running:
+                if engine.process is None:
                     continue
                 try:
-                    load = serving.serve(one, ids, share * full, most, settings, self._suite.seed + number, done)
+                    load = serving.serve(
+                        engine, ids, share * full, most, settings, self._suite.seed + number, report_answer
+                    )
                 except LoraFtError as error:
-                    one.fail(str(error))
+                    engine.fail(str(error))
                     continue
-                loads = [*(self._serving[one.name].loads if one.name in self._serving else ()), load]
-                self._serving[one.name] = Service(loads=loads, knee=serving.knee(loads, settings.slo))
+                loads = [*(self._serving[engine.name].loads if engine.name in self._serving else ()), load]
+                self._serving[engine.name] = Service(loads=loads, knee=serving.knee(loads, settings.slo))
                 self._save()
 
     def _sources(self, batch: int, length: int) -> list[list[int]]:
@@ -208,57 +211,54 @@ class _Bench:
             return rng.integers(3, min(self._tokenizer.size, 32000), (batch, length)).tolist()
         rows = [ids[:-1] for ids in self._tokenizer.encode(self._prompts())]
         rows = [rows[i] for i in rng.permutation(len(rows))]
-        made: list[list[int]] = []
+        prompts: list[list[int]] = []
         for start in range(batch):
             ids, i = list[int](), start
             while len(ids) < length - 1:
                 ids += rows[i % len(rows)]
                 i += batch
-            made.append([*ids[: length - 1], _END])
-        return made
+            prompts.append([*ids[: length - 1], _END])
+        return prompts
 
     def _prompts(self) -> list[str]:
         return [example.prompt for example in self._examples] or list(SENTENCES)
 
     def _save(self, *, final: bool = False) -> BenchReport:
-        cases = self._contest.cases(self._bandwidth)
-        found = self._report(cases, differing(self._everyone, cases) if final else [])
-        found.write(self._out / REPORT)
+        cases = self._runner.cases(self._bandwidth)
+        report = self._report(cases, differing(self._engines, cases) if final else [])
+        report.write(self._out / REPORT)
         if final:
-            write_text(self._out / PAGE, html.render(found))
-            write_text(self._out / MARKDOWN, markdown.render(found))
+            write_text(self._out / PAGE, html.render(report))
+            write_text(self._out / MARKDOWN, markdown.render(report))
         self._saved = time.monotonic()
-        return found
+        return report
 
-    def _report(self, cases: Sequence[Case], unlike: Sequence[str]) -> BenchReport:
-        shaking = steadiness(
+    def _report(self, cases: Sequence[Case], different: Sequence[str]) -> BenchReport:
+        unstable = steadiness(
             {f"{name} at {case.label}": timing.spread for case in cases for name, timing in case.timings.items()}
         )
-        taken = stolen() - self._stolen
-        share = taken / max(time.monotonic() - self._clock, 1e-9)
+        stolen_seconds = stolen() - self._stolen
+        share = stolen_seconds / max(time.monotonic() - self._clock, 1e-9)
         if share > _STOLEN:
-            shaking.append(f"the host took {share:.0%} of a core away (steal)")
-        described = [one.described() for one in self._everyone]
-        wrong = [f"{one.name}: {one.error}" for one in described if one.error]
+            unstable.append(f"the host withheld {share:.0%} of a core (CPU steal)")
+        reports = [engine.described() for engine in self._engines]
+        failures = [f"{engine.name}: {engine.error}" for engine in reports if engine.error]
         return BenchReport(
             suite=self._suite,
             environment=self._environment,
             began=self._began.isoformat(timespec="seconds"),
             seconds=time.monotonic() - self._clock,
             interrupted=self._interrupted,
-            reference=reference([one for one in self._everyone if "error" not in one.facts] or self._everyone),
+            reference=reference([engine for engine in self._engines if "error" not in engine.facts] or self._engines),
             bandwidth=self._bandwidth(MEMORY),
-            contestants=described,
+            contestants=reports,
             cases=list(cases),
             quality=self._quality,
             serving=self._serving,
-            harness=self._contest.clock.harness,
-            verdict="unstable" if shaking else "stable",
-            warnings=[*wrong, *unlike, *shaking],
+            harness=self._runner.clock.harness,
+            verdict="unstable" if unstable else "stable",
+            warnings=[*failures, *different, *unstable],
         )
-
-
-_END = 1
 
 
 def _examples(suite: Suite, task: Task | None) -> list[Example]:

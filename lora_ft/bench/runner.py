@@ -28,7 +28,7 @@ from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.progress import Progress
 
 _WORKER = Path(__file__).with_name("worker.py")
-_TIES = 0.25  # share of rows that may differ by ties in full precision
+_TIES = 0.25  # share of rows that may differ in full precision, because two tokens are nearly tied
 
 
 @dataclass
@@ -38,8 +38,8 @@ class TimedEngine:
     Attributes:
         name: Name in tables.
         subject, engine, threads, provider: What is timed.
-        facts: Known fields of its `EngineReport`.
-        step: Bytes of weights that a step reads from main memory, or None.
+        facts: Fields of its `EngineReport` that were measured so far.
+        step: Bytes of weights that a step reads from main memory, or None if unknown.
     """
 
     name: str
@@ -52,35 +52,35 @@ class TimedEngine:
     step: float | None = None
 
     def start(self, running: contextlib.ExitStack, progress: Progress) -> None:
-        """Prepare the model, load it with a cold and then with a warm file cache, and keep the process running.
+        """Prepare the model, load it with a cold and a warm file cache, and keep the last process running.
 
         Raises:
             LoraFtError: The engine cannot be prepared or started.
         """
         python = interpreter(self.engine.peer)
-        made = self.subject.prepare(self.engine, progress)
-        checkpoint = self.subject.checkpoint or made
+        prepared = self.subject.prepare(self.engine, progress)
+        checkpoint = self.subject.checkpoint or prepared
         kind = str(self.engine.file) if self.engine.file else self.engine.kind
-        arguments = [kind, self.engine.precision, str(checkpoint), str(made), str(self.threads), self.provider]
-        if not made.is_dir():
+        arguments = [kind, self.engine.precision, str(checkpoint), str(prepared), str(self.threads), self.provider]
+        if not prepared.is_dir():
             with self._process(python, arguments) as converter:
                 converter.ask("convert")
         with self._process(python, arguments) as first:
             self.facts["imports"] = first.ask("imports")["seconds"]
-            evict(made)
+            evict(prepared)
             self.facts["cold"] = first.ask("load")["seconds"]
         process = running.enter_context(self._process(python, arguments))
         process.ask("imports")
         self.facts["warm"] = process.ask("load")["seconds"]
-        self.facts["megabytes"] = megabytes(made, checkpoint)
+        self.facts["megabytes"] = megabytes(prepared, checkpoint)
         if self.provider == "cpu":
-            self.step = step_bytes(self.engine, made, self.subject.checkpoint)
+            self.step = step_bytes(self.engine, prepared, self.subject.checkpoint)
         self.process = process
 
     def _process(self, python: str, arguments: Sequence[str]) -> Process:
         return Process(
             f"the engine {self.name}",
-            [python, "-P", str(_WORKER), *arguments],  # -P: modules beside the worker must not hide packages
+            [python, "-P", str(_WORKER), *arguments],  # -P: modules in the worker's folder must not shadow packages
             # CI turns off openvino_telemetry, which OpenVINO's converters load; it has no other switch
             {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false", "CI": "true"},
         )
@@ -91,7 +91,7 @@ class TimedEngine:
         return self.process.ask("generate", ids=ids, **options)
 
     def fail(self, error: str) -> None:
-        """Exclude the engine from everything that follows, and record why."""
+        """Exclude the engine from all later measurements, and record the reason."""
         self.facts["error"] = error
         self.process = None
 
@@ -112,7 +112,7 @@ class TimedEngine:
 
 def timed_engines(subjects: Sequence[BenchModel], suite: Suite) -> list[TimedEngine]:
     """Return every combination of model, engine, threads and provider; names contain only what differs."""
-    found = []
+    engines = []
     for subject, threads, provider in itertools.product(subjects, suite.threads, suite.provider):
         for text in subject.engines(suite.engines):
             engine = parse(text)
@@ -121,8 +121,8 @@ def timed_engines(subjects: Sequence[BenchModel], suite: Suite) -> list[TimedEng
                 name += f" x{threads or allowed_cpus()}"
             if len(suite.provider) > 1:
                 name += f" on {provider}"
-            found.append(TimedEngine(name, subject, engine, threads or allowed_cpus(), provider))
-    return found
+            engines.append(TimedEngine(name, subject, engine, threads or allowed_cpus(), provider))
+    return engines
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Shape:
 
 def shapes(suite: Suite) -> list[Shape]:
     """Return all cases of a suite."""
-    return [Shape(*one) for one in itertools.product(suite.batch, suite.source, suite.new, suite.decoding)]
+    return [Shape(*values) for values in itertools.product(suite.batch, suite.source, suite.new, suite.decoding)]
 
 
 @dataclass
@@ -171,11 +171,11 @@ class Runner:
 
     Attributes:
         samples: Measurements by case and engine.
-        clock: Time inside engines and in all.
+        clock: Time inside engines, and total time.
     """
 
-    def __init__(self, suite: Suite, everyone: Sequence[TimedEngine], sources: Callable[[int, int], list[list[int]]]):
-        self._suite, self._everyone, self._sources = suite, everyone, sources
+    def __init__(self, suite: Suite, engines: Sequence[TimedEngine], sources: Callable[[int, int], list[list[int]]]):
+        self._suite, self._engines, self._sources = suite, engines, sources
         self._order = random.Random(suite.seed)
         self._joules: dict[str, Callable[[], float] | None] = {name: energy.meter(name) for name in suite.provider}
         self.samples: dict[Shape, dict[str, Samples]] = {}
@@ -186,38 +186,38 @@ class Runner:
         """Return the number of turns, including the warm-up of each case."""
         return sum(len(self._able(shape)) for shape in shapes(self._suite)) * (self._suite.rounds + 1)
 
-    def rounds(self, done: Callable[[], None]) -> Iterator[None]:
-        """Time all cases; yield after each round and call `done` after each turn."""
+    def rounds(self, after_turn: Callable[[], None]) -> Iterator[None]:
+        """Time all cases; yield after each round and call `after_turn` after each turn."""
         phase = time.perf_counter()
         for shape in shapes(self._suite):
             ids = self._sources(shape.batch, shape.source)
-            self.samples[shape] = {one.name: Samples() for one in self._able(shape)}
+            self.samples[shape] = {engine.name: Samples() for engine in self._able(shape)}
             for number in range(self._suite.rounds + 1):
                 able = self._able(shape)
-                for one in self._order.sample(able, len(able)):
-                    self._turn(one, shape, ids, keep=number > 0)  # the first round allocates and compiles
-                    done()
+                for engine in self._order.sample(able, len(able)):
+                    self._turn(engine, shape, ids, keep=number > 0)  # the first round allocates and compiles
+                    after_turn()
                 yield
                 self.clock.around = time.perf_counter() - phase
 
     def _able(self, shape: Shape) -> list[TimedEngine]:
-        return [one for one in self._everyone if one.process is not None and one.engine.can(shape.decoding)]
+        return [engine for engine in self._engines if engine.process is not None and engine.engine.can(shape.decoding)]
 
-    def _turn(self, one: TimedEngine, shape: Shape, ids: list[list[int]], *, keep: bool) -> None:
-        samples = self.samples[shape][one.name]
+    def _turn(self, engine: TimedEngine, shape: Shape, ids: list[list[int]], *, keep: bool) -> None:
+        samples = self.samples[shape][engine.name]
         forced = {"decoding": shape.decoding, "room": shape.new}
         try:
-            assert one.process is not None
-            encoder = one.process.ask("encode", ids=ids)["seconds"]
-            first = one.generate(ids, new=1, least=1, **forced)
-            meter = self._joules[one.provider]
+            assert engine.process is not None
+            encoder = engine.process.ask("encode", ids=ids)["seconds"]
+            first = engine.generate(ids, new=1, least=1, **forced)
+            meter = self._joules[engine.provider]
             before = meter() if meter else 0.0
-            whole = one.generate(ids, new=shape.new, least=shape.new, **forced)
+            whole = engine.generate(ids, new=shape.new, least=shape.new, **forced)
             joules = meter() - before if meter else None
             _check_lengths(whole["tokens"], shape)
         except LoraFtError as error:
-            one.fail(str(error))
-            del self.samples[shape][one.name]
+            engine.fail(str(error))
+            del self.samples[shape][engine.name]
             return
         self.clock.inside += (encoder or 0.0) + first["seconds"] + whole["seconds"]
         if not keep:
@@ -233,7 +233,7 @@ class Runner:
         """Return the cases with at least one finished round.
 
         Args:
-            bandwidth: Returns the bytes per second of reading a number of bytes.
+            bandwidth: Returns the bytes per second at which a block of a number of bytes is read.
         """
         return [
             report.Case(
@@ -241,28 +241,28 @@ class Runner:
                 source=shape.source,
                 new=shape.new,
                 decoding=shape.decoding,
-                timings=self._timings(shape, whole, bandwidth),
+                timings=self._timings(shape, finished, bandwidth),
             )
-            for shape, found in self.samples.items()
-            if (whole := {name: samples for name, samples in found.items() if samples.total})
+            for shape, by_engine in self.samples.items()
+            if (finished := {name: samples for name, samples in by_engine.items() if samples.total})
         ]
 
     def _timings(
-        self, shape: Shape, found: Mapping[str, Samples], bandwidth: Callable[[float], float]
+        self, shape: Shape, by_engine: Mapping[str, Samples], bandwidth: Callable[[float], float]
     ) -> dict[str, report.Timing]:
-        by_name = {one.name: one for one in self._everyone}
-        base = next(iter(found.values()))
+        by_name = {engine.name: engine for engine in self._engines}
+        baseline = next(iter(by_engine.values()))
         # engines draw different random numbers, so sampled tokens cannot be compared
-        compared = None if shape.decoding == "sample" else reference([by_name[name] for name in found])
-        made: dict[str, report.Timing] = {}
-        for name, samples in found.items():
-            count = min(len(samples.total), len(base.total))  # the last round may be incomplete
+        compared = None if shape.decoding == "sample" else reference([by_name[name] for name in by_engine])
+        timings: dict[str, report.Timing] = {}
+        for name, samples in by_engine.items():
+            count = min(len(samples.total), len(baseline.total))  # the last round may be incomplete
             later = [
                 (total - first) / (shape.new - 1) for total, first in zip(samples.total, samples.first, strict=True)
             ]
             per_token = statistics.median(later)
             step = by_name[name].step
-            made[name] = report.Timing(
+            timings[name] = report.Timing(
                 total=samples.total,
                 first=samples.first,
                 encoder=samples.encoder,
@@ -271,53 +271,53 @@ class Runner:
                 per_token=per_token,
                 tokens_per_second=shape.batch * shape.new / statistics.median(samples.total),
                 percentiles=figures.percentiles(samples.total),
-                ratio=figures.ratio(base.total[:count], samples.total[:count], self._suite.seed),
+                ratio=figures.ratio(baseline.total[:count], samples.total[:count], self._suite.seed),
                 floor=step / bandwidth(step) / per_token if step and per_token > 0 else None,
-                identical=share_alike(samples.tokens, found[compared].tokens) if compared else None,
+                identical=share_equal(samples.tokens, by_engine[compared].tokens) if compared else None,
                 spread=figures.spread(samples.total),
             )
-        return made
+        return timings
 
 
-def reference(everyone: Sequence[TimedEngine]) -> str:
-    """Return the name of the engine that others are compared with: the first in full precision, else the first."""
-    exact = [one.name for one in everyone if one.engine.precision == EXACT]
-    return (exact or [one.name for one in everyone])[0]
+def reference(engines: Sequence[TimedEngine]) -> str:
+    """Return the name of the reference engine: the first in full precision, else the first."""
+    exact = [engine.name for engine in engines if engine.engine.precision == EXACT]
+    return (exact or [engine.name for engine in engines])[0]
 
 
-def differing(everyone: Sequence[TimedEngine], cases: Sequence[report.Case]) -> list[str]:
+def differing(engines: Sequence[TimedEngine], cases: Sequence[report.Case]) -> list[str]:
     """Return warnings about engines in full precision whose tokens differ from the reference's in some rows.
 
-    In a few rows two tokens may be so close that the order of additions decides. An engine that differs in more rows is
+    In a few rows two tokens are nearly tied, so the order of additions decides. An engine that differs in more rows is
     wrong and is marked as failed.
     """
-    found = []
-    for one in everyone:
+    warnings = []
+    for engine in engines:
         shares = [
             (timing.identical, case.batch)
             for case in cases
-            if (timing := case.timings.get(one.name)) and timing.identical is not None
+            if (timing := case.timings.get(engine.name)) and timing.identical is not None
         ]
         rows = sum(batch for _, batch in shares)
-        others = round(rows - sum(share * batch for share, batch in shares))
-        if one.engine.precision != EXACT or not others or "error" in one.facts:
+        different = round(rows - sum(share * batch for share, batch in shares))
+        if engine.engine.precision != EXACT or not different or "error" in engine.facts:
             continue
-        said = f"its tokens are not the reference's in {others} of {rows} rows"
-        if others > _TIES * rows:
-            one.facts["error"] = f"wrong: {said}"
+        difference = f"its tokens differ from the reference's in {different} of {rows} rows"
+        if different > _TIES * rows:
+            engine.facts["error"] = f"wrong: {difference}"
         else:
-            found.append(f"{one.name}: {said}")
-    return found
+            warnings.append(f"{engine.name}: {difference}")
+    return warnings
 
 
-def share_alike(some: Sequence[Any], others: Sequence[Any]) -> float:
+def share_equal(first: Sequence[Any], second: Sequence[Any]) -> float:
     """Return the share of equal pairs."""
-    return float(np.mean([a == b for a, b in zip(some, others, strict=True)]))
+    return float(np.mean([a == b for a, b in zip(first, second, strict=True)]))
 
 
 def _check_lengths(tokens: Sequence[Sequence[int]], shape: Shape) -> None:
     lengths = {len(row) for row in tokens}
     if len(tokens) != shape.batch or lengths != {shape.new}:
         raise LoraFtError(
-            f"wrong: it made {len(tokens)} rows of {sorted(lengths)} tokens, not {shape.batch} of {shape.new}"
+            f"wrong: it returned {len(tokens)} rows of {sorted(lengths)} tokens (expected {shape.batch} of {shape.new})"
         )

@@ -13,36 +13,36 @@ from lora_ft.bench.runner import TimedEngine
 from lora_ft.bench.suite import Serving
 
 
-def capacity(one: TimedEngine, sources: Sequence[Sequence[int]], most: int, batch: int) -> float:
+def capacity(engine: TimedEngine, sources: Sequence[Sequence[int]], max_new: int, batch: int) -> float:
     """Return the throughput of an engine in full batches, in requests per second, after one warm-up batch."""
     batches = [sources[i : i + batch] for i in range(0, len(sources), batch)]
-    ask = {"new": most, "least": 0, "decoding": "greedy", "room": most}
-    one.generate(batches[0], **ask)
-    seconds = sum(one.generate(some, **ask)["seconds"] for some in batches)
+    options = {"new": max_new, "least": 0, "decoding": "greedy", "room": max_new}
+    engine.generate(batches[0], **options)
+    seconds = sum(engine.generate(batch_sources, **options)["seconds"] for batch_sources in batches)
     return len(sources) / seconds
 
 
 def serve(
-    one: TimedEngine,
+    engine: TimedEngine,
     sources: Sequence[Sequence[int]],
     rate: float,
-    most: int,
+    max_new: int,
     settings: Serving,
     seed: int,
-    done: Callable[[], None],
+    after_answer: Callable[[], None],
 ) -> report.Load:
     """Offer Poisson arrivals in an open loop: requests arrive whether or not earlier ones are answered.
 
     Args:
-        one: The engine, which must be idle.
-        sources: Token ids of the prompts, which are drawn at random.
+        engine: Idle engine.
+        sources: Token ids of the prompts, from which requests are drawn at random.
         rate: Requests per second.
-        most: Maximum answer length, in tokens.
+        max_new: Maximum answer length, in tokens.
         settings: Settings of the queue.
         seed: Seed of arrivals and prompts, the same for all engines.
-        done: Called after each answer.
+        after_answer: Called after each answer.
     """
-    process = one.process
+    process = engine.process
     assert process is not None
     rng = np.random.default_rng(seed)
     arrivals = np.cumsum(rng.exponential(1 / rate, settings.requests)).tolist()
@@ -61,14 +61,14 @@ def serve(
                 running = [waiting.popleft() for _ in range(min(len(waiting), settings.max_batch))]
                 sizes.append(len(running))
                 ids = [sources[rows[i]] for i in running]
-                process.send("generate", ids=ids, new=most, least=0, decoding="greedy", room=most)
+                process.send("generate", ids=ids, new=max_new, least=0, decoding="greedy", room=max_new)
         if running:
-            # arrivals are drawn beforehand, so the loop may block until the answer
+            # Arrival times are drawn in advance, so the loop may block until the batch is answered.
             process.reply()
             now = time.perf_counter() - began
             for i in running:
                 latencies[i] = now - arrivals[i]
-                done()
+                after_answer()
             running = []
             continue
         nexts = [arrivals[arrived]] if arrived < settings.requests else []
@@ -86,10 +86,10 @@ def serve(
 
 
 def knee(loads: Sequence[report.Load], slo: float) -> float | None:
-    """Return the largest load up to which nine of ten answers come within the SLO, or None."""
-    found = None
+    """Return the largest load up to which 90 % of the answers come within the SLO, or None."""
+    largest = None
     for load in sorted(loads, key=lambda load: load.offered):
         if float(np.mean([seconds <= slo for seconds in load.seconds])) < 0.9:
             break
-        found = load.offered
-    return found
+        largest = load.offered
+    return largest

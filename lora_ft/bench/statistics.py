@@ -18,8 +18,8 @@ _NOISY, _WILD = 0.05, 0.25
 def needed(share: float) -> int:
     """Return the number of samples that a percentile requires: 11 for 0.5, 64 for 0.9, 662 for 0.99.
 
-    This is MLPerf's early stopping (mlcommons/inference, LoadGen). Suppose that more than 1 - share of all latencies
-    exceed a bound. With this many samples, at most one of them exceeds it with a probability of at most 1 %.
+    This is the early-stopping rule of MLPerf (mlcommons/inference, LoadGen). Suppose that more than 1 - share of all
+    latencies exceed a bound. Then at most one of this many samples exceeds it with a probability of at most 1 %.
     """
     count = 2
     while share**count + count * (1 - share) * share ** (count - 1) > 1 - _CONFIDENCE:
@@ -28,7 +28,7 @@ def needed(share: float) -> int:
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """Return the value that a share of all do not exceed, or None with too few samples."""
+    """Return the value that a share of all values does not exceed, or None with too few samples."""
     if len(values) < needed(share):
         return None
     return sorted(values)[math.ceil(share * len(values)) - 1]
@@ -40,12 +40,12 @@ def percentiles(values: Sequence[float]) -> Percentiles:
     return Percentiles(samples=len(values), p50=p50, p90=p90, p99=p99)
 
 
-def ratio(base: Sequence[float], other: Sequence[float], seed: int) -> Interval:
-    """Return the median of base over other, with the 95 % interval of medians of rounds drawn with replacement.
+def ratio(baseline: Sequence[float], times: Sequence[float], seed: int) -> Interval:
+    """Return the median of baseline over times, with its 95 % bootstrap interval over rounds.
 
-    Both have a value for each round, so that the machine's speed in a round cancels out.
+    Both sequences have one value per round, so that the machine's speed in a round cancels out.
     """
-    return median(np.divide(base, other), seed)
+    return median(np.divide(baseline, times), seed)
 
 
 def median(values: Sequence[float] | np.ndarray, seed: int) -> Interval:
@@ -54,9 +54,9 @@ def median(values: Sequence[float] | np.ndarray, seed: int) -> Interval:
 
 
 def unpaired(old: Sequence[float], new: Sequence[float], seed: int) -> Interval:
-    """Return the new median over the old one, with the interval from values of each drawn with replacement.
+    """Return the new median over the old one, with the interval from resampling both with replacement.
 
-    The two were measured at different times, so rounds are not paired and the ratio includes the machine's drift.
+    They were measured at different times. So rounds are not paired, and the ratio includes the machine's drift.
     """
     rng = np.random.default_rng(seed)
     before, after = _medians(old, rng), _medians(new, rng)
@@ -88,5 +88,5 @@ def steadiness(spreads: Mapping[str, float]) -> list[str]:
     warnings = [f"{name}: rounds differ by {value:.0%}" for name, value in wild.items()]
     usual = statistics.median(spreads.values())
     if usual > _NOISY:
-        warnings.append(f"rounds differ by {usual:.0%} in the median of all timings; is the machine idle?")
+        warnings.append(f"rounds differ by {usual:.0%} in the median of all timings; check that the machine is idle")
     return warnings

@@ -1,4 +1,4 @@
-"""Processes that are measured: send requests, pause them during the turns of others, and report their death."""
+"""Processes that are measured: send requests, pause them during other processes' turns, and report their death."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ class ProcessFailed(LoraFtError):
 
 
 class Process:
-    """A process that answers in lines of JSON. Use it as a context manager, which kills the process at its end.
+    """A process that replies in lines of JSON. Use it as a context manager, which kills the process on exit.
 
-    Between two replies the process is stopped, so that idle threads that spin cannot take cores from other engines.
+    The process is stopped from each reply until the next request. Otherwise its spinning idle threads would take cores
+    from other engines.
 
     Args:
-        what: Name in errors, e.g. "the engine torch/fp32".
+        name: Name in errors, e.g. "the engine torch/fp32".
         command: Command that starts the process.
         environment: Variables added to the current environment.
     """
 
-    def __init__(self, what: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._what = what
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._name = name
         self._errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  (closed with the process)
         self._process = subprocess.Popen(
             command,
@@ -67,7 +68,7 @@ class Process:
         """Call a method of the worker and return its reply.
 
         Raises:
-            ProcessFailed: The reply is an error, or there is none.
+            ProcessFailed: The reply is an error or did not come in time, or the process died.
         """
         self.send(call, **fields)
         return self.reply()
@@ -91,7 +92,7 @@ class Process:
         assert self._process.stdout is not None
         self._go_on()
         if not self._replies.select(limit):
-            raise ProcessFailed(f"{self._what} has not answered for {limit:.0f} s")
+            raise ProcessFailed(f"{self._name} did not answer within {limit:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise self._death()
@@ -99,13 +100,18 @@ class Process:
         self._stopped = True
         reply = json.loads(line)
         if "error" in reply:
-            raise ProcessFailed(f"{self._what}: {reply['error']}")
+            raise ProcessFailed(f"{self._name}: {reply['error']}")
         return reply
 
     def _go_on(self) -> None:
         if self._stopped:
             self._process.send_signal(signal.SIGCONT)
             self._stopped = False
+
+    @property
+    def pid(self) -> int:
+        """Id of the process."""
+        return self._process.pid
 
     def memory(self) -> dict[str, float]:
         """Return the current and the peak resident memory in megabytes, as "steady" and "peak"."""
@@ -117,10 +123,10 @@ class Process:
     def _death(self) -> ProcessFailed:
         code = self._process.wait()
         self._errors.seek(0)
-        said = [line for line in self._errors.read().splitlines() if line.strip()]
+        lines = [line for line in self._errors.read().splitlines() if line.strip()]
         why = f"signal {-code}" if code < 0 else f"exit code {code}"
-        remedy = "was there memory enough?" if code == -signal.SIGKILL else ""
-        return ProcessFailed(f"{self._what} ended with {why}" + (f": {said[-1].strip()}" if said else ""), remedy)
+        remedy = "check that the machine has enough free memory" if code == -signal.SIGKILL else ""
+        return ProcessFailed(f"{self._name} ended with {why}" + (f": {lines[-1].strip()}" if lines else ""), remedy)
 
 
 def evict(folder: Path) -> None:

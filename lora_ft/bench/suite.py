@@ -1,4 +1,4 @@
-"""Suites of benchmarks: engines, cases and rounds. A suite is a YAML file; those in `suites/` are known by name."""
+"""Suites of benchmarks: engines, cases and rounds. A suite is a YAML file; files in `suites/` have a short name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUITES = Path(__file__).with_name("suites")
 
 
 class Serving(Strict):
-    """Poisson arrivals of real rows at a queue, which answers waiting requests together."""
+    """Simulated requests: real rows arrive as a Poisson process, and waiting requests are answered together."""
 
     loads: tuple[Positive, ...] = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2)
     """Offered loads, as shares of the first engine's throughput in full batches."""
@@ -33,7 +33,7 @@ class Serving(Strict):
 
 
 class Suite(Strict):
-    """A suite. Every combination of its lists is timed."""
+    """Engines and cases of a benchmark. Every combination of the lists is timed."""
 
     name: str
     about: str = ""
@@ -58,7 +58,7 @@ class Suite(Strict):
     @classmethod
     def _known(cls, engines: tuple[str, ...]) -> tuple[str, ...]:
         if not engines or len(set(engines)) < len(engines):
-            raise ValueError("name at least one engine, and none twice")
+            raise ValueError("engines are missing or repeated; name at least one engine, and none twice")
         for engine in engines:
             parse(engine)
         return engines

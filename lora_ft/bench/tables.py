@@ -55,7 +55,7 @@ def facts(report: BenchReport) -> list[str]:
 
 
 def warnings(report: BenchReport) -> list[str]:
-    """Return what must be known before reading any figure."""
+    """Return the warnings that apply to all figures of the report."""
     interrupted = ["The benchmark was interrupted; figures measured until then are shown."]
     return interrupted * report.interrupted + report.warnings
 
@@ -66,7 +66,7 @@ def median_total(case: Case, name: str) -> float:
 
 
 def percentile_cell(percentiles: Percentiles, name: str) -> Cell:
-    """Return p50, p90 or p99 in milliseconds; with too few samples, an empty cell that says so."""
+    """Return p50, p90 or p99 in milliseconds, or an empty cell with a hint if there are too few samples."""
     value: float | None = getattr(percentiles, name)
     if value is None:
         return Cell(NONE, f"{percentiles.samples:,} samples of the {needed(SHARES[name]):,} required")
@@ -75,7 +75,7 @@ def percentile_cell(percentiles: Percentiles, name: str) -> Cell:
 
 @dataclass(frozen=True)
 class _Speed:
-    """One row of the summary: an engine at one case, whether it is the fastest, and why it failed, or ""."""
+    """One row of the summary: an engine at one case. `error` is why the engine failed, or ""."""
 
     name: str
     timing: Timing
@@ -121,9 +121,9 @@ def _speeds(report: BenchReport, case: Case) -> Table:
     ]
     note = (
         "Medians of rounds; bold is the fastest. Speed-up: over the first row, within a round, with its 95 % interval. "
-        "Of the roofline: the time that reading a step's weights takes, over the measured time of a step. "
-        f"Identical: rows with the tokens of {report.reference}, at a forced number of tokens. "
-        "The score and the same texts are of real rows at their natural length. "
+        "Of the roofline: the time to read a step's weights, over the measured time of a step. "
+        f"Identical: rows with the same tokens as {report.reference}, at a forced number of tokens. "
+        "The score and “same texts” are measured on real rows at their natural length. "
         "Spread: interquartile range over median."
     )
     return Table.of(case.label.capitalize(), columns, rows, note=note if case is report.cases[0] else "").filled()
@@ -269,21 +269,20 @@ def method(report: BenchReport) -> list[str]:
     """Return how the benchmark was measured, in paragraphs."""
     required = ", ".join(f"{needed(share)} for {name}" for name, share in SHARES.items())
     return [
-        "Each engine runs in its own process, which is paused during the turns of the others. In every round each "
-        "engine has one turn, in an order drawn from the seed, so that a temporary slowdown of the machine affects all "
+        "Each engine runs in its own process, which is paused while other engines run. Every engine has one turn in "
+        "each round, in an order drawn from the seed. A temporary slowdown of the machine therefore affects all "
         "engines alike.",
-        "Ratios are taken within a round. They are given as their median, with the 95 % interval of medians of rounds "
-        "drawn with replacement.",
-        f"A percentile is given only with as many samples as MLPerf's rules require: {required}.",
+        "Ratios are computed within a round. Tables show their median, with a 95 % bootstrap interval over rounds.",
+        f"A percentile is shown only with the number of samples that MLPerf's rules require: {required}.",
         f"The harness took {duration(report.harness.seconds)}, {100 * report.harness.share:.2g} % of the time of all "
         "timed calls.",
     ]
 
 
 def changes(comparison: Sequence[Change]) -> Table:
-    """Return the table of the figures that two reports share."""
+    """Return the table of the figures that both reports have."""
     columns: list[Column[Change]] = [
-        Column("engine and case", lambda change: change.what, "new over old"),
+        Column("engine and case", lambda change: change.subject, "new over old"),
         Column("figure", lambda change: change.figure, "figure"),
         Column("ratio", lambda change: f"{change.ratio.value:.3f}", "ratio"),
         Column("95 %", lambda change: f"[{change.ratio.low:.3f}, {change.ratio.high:.3f}]", "95 %"),

@@ -1,10 +1,11 @@
-"""Time three ways to train the same adapter: as in tutorials, with less padding, and as `lora-ft train` does it.
+"""Time three recipes that train the same adapter: as in tutorials, with less padding, and as `lora-ft train` does.
 
-Each recipe (of `lora_ft.bench.training_worker`) trains in a process of its own. A round is one pass of every recipe
-over the same rows, the first steps * batch of the task, in a random order of recipes. The others wait meanwhile, so
-that a drift of the machine's speed affects all alike. The first pass of each is the warm-up and counts as its start.
+Each recipe of `lora_ft.bench.training_worker` trains in its own process. In a round, every recipe makes one pass over
+the same rows: the first steps * batch rows of the task. The recipes take turns in a random order while the other
+processes are paused. A drift of the machine's speed therefore affects all of them alike. The first pass of each recipe
+is its warm-up and counts as part of its start.
 
-`ours` sorts rows by length, and a short measurement has few rows, so it pads more here than in real training.
+The recipe `ours` sorts rows by length. A short measurement has few rows, so it pads more here than in real training.
 """
 
 from __future__ import annotations
@@ -42,8 +43,15 @@ _LIMIT = 7200.0  # seconds of a pass
 
 
 @dataclass
-class _Taken:
-    """Replies of a recipe's process so far, the time until it was ready and that of its first pass, in seconds."""
+class _Measurement:
+    """Measurements of one recipe.
+
+    Attributes:
+        choice: First reply of its process, the fields of `Choice`.
+        ready: Time until that reply, in seconds.
+        first: Time of the warm-up pass, in seconds.
+        passes: Replies of the measured passes.
+    """
 
     choice: dict[str, Any]
     ready: float
@@ -52,7 +60,7 @@ class _Taken:
 
 
 def _process(recipe: str, folder: Path, *numbers: int) -> Process:
-    """Start the process of a recipe. It sees one GPU only, since transformers enlarges batches on several."""
+    """Start the process of a recipe. It sees a single GPU, since transformers enlarges batches when it sees several."""
     command = [sys.executable, "-P", "-m", "lora_ft.bench.training_worker", recipe, str(folder), *map(str, numbers)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     return Process(f"the recipe {recipe}", command, {"CUDA_VISIBLE_DEVICES": visible.split(",")[0]})
@@ -74,16 +82,16 @@ def measure(task: Task, *, steps: int, rounds: int, seed: int = 0, progress: Pro
     """
     progress = progress or Silent()
     if steps < 1 or rounds < 1:
-        raise UsageError(f"{steps} steps in {rounds} rounds are nothing to measure", "give at least 1 of each")
+        raise UsageError(f"the measurement is empty (got {steps} steps, {rounds} rounds)", "pass at least 1 of each")
     began, clock = datetime.now(UTC), time.perf_counter()
     base = find_base(task.base)
     if base.notice:
         progress.note(base.notice)
     batch = task.train.per_device_train_batch_size * task.train.gradient_accumulation_steps
     _check_rows(task, base.folder, steps * batch)
-    taken = _run(task, steps, rounds, seed, progress)
-    found = {name: _figures(taken[name], taken[USUAL], steps, seed) for name in RECIPES}
-    first = taken[USUAL].passes[0]
+    measurements = _run(task, steps, rounds, seed, progress)
+    recipes = {name: _figures(measurements[name], measurements[USUAL], steps, seed) for name in RECIPES}
+    first = measurements[USUAL].passes[0]
     trainable, parameters = count_parameters(base.config, task.lora if task.method == "lora" else None)
     return TrainingReport(
         task=task.name,
@@ -101,25 +109,26 @@ def measure(task: Task, *, steps: int, rounds: int, seed: int = 0, progress: Pro
         environment=environment(),
         began=began.isoformat(timespec="seconds"),
         seconds=time.perf_counter() - clock,
-        recipes=found,
-        warnings=figures.steadiness({name: recipe.spread for name, recipe in found.items()}),
+        recipes=recipes,
+        warnings=figures.steadiness({name: recipe.spread for name, recipe in recipes.items()}),
     )
 
 
-def _check_rows(task: Task, base: Path, wanted: int) -> None:
-    """Raise UsageError if there are too few rows, before anything is started."""
+def _check_rows(task: Task, base: Path, required: int) -> None:
+    """Raise UsageError if the task has fewer than `required` training rows, before any process is started."""
     examples = require(load_splits(task, ["train"]), "train", task)
     count = len(encode(examples, load_tokenizer(base, task.codec), task.lengths, "train"))
-    if count < wanted:
+    if count < required:
         raise UsageError(
-            f"task '{task.name}' has {count:,} training rows, a pass needs {wanted:,}", "measure fewer steps"
+            f"task '{task.name}' has too few training rows for a pass (got {count:,}, required {required:,})",
+            "measure fewer steps",
         )
 
 
-def _run(task: Task, steps: int, rounds: int, seed: int, progress: Progress) -> dict[str, _Taken]:
+def _run(task: Task, steps: int, rounds: int, seed: int, progress: Progress) -> dict[str, _Measurement]:
     """Start every recipe, one after another, and let them take turns."""
     order = random.Random(seed)
-    taken: dict[str, _Taken] = {}
+    measurements: dict[str, _Measurement] = {}
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch, contextlib.ExitStack() as running:
         workers: dict[str, Process] = {}
         progress.stage("starting", len(RECIPES))
@@ -131,39 +140,42 @@ def _run(task: Task, steps: int, rounds: int, seed: int, progress: Progress) -> 
             workers[name] = running.enter_context(_process(name, folder, steps, rounds, seed))
             choice = workers[name].reply(_LIMIT)
             ready = time.perf_counter() - clock
-            taken[name] = _Taken(choice, ready, workers[name].reply(_LIMIT)["seconds"])
-            progress.advance(len(taken), f"{name}: {time.perf_counter() - clock:.0f} s")
+            measurements[name] = _Measurement(choice, ready, workers[name].reply(_LIMIT)["seconds"])
+            progress.advance(len(measurements), f"{name}: {time.perf_counter() - clock:.0f} s")
         progress.stage("timing", rounds * len(RECIPES))
         for i in range(rounds):
             for j, name in enumerate(order.sample(list(RECIPES), len(RECIPES))):
                 workers[name].send("pass")
-                done = workers[name].reply(_LIMIT)
-                taken[name].passes.append(done)
-                progress.advance(i * len(RECIPES) + j + 1, f"{name}: {done['samples'] / done['seconds']:.1f} samples/s")
-            _check_equal({name: taken[name].passes[-1] for name in RECIPES})
-    return taken
+                reply = workers[name].reply(_LIMIT)
+                measurements[name].passes.append(reply)
+                progress.advance(
+                    i * len(RECIPES) + j + 1, f"{name}: {reply['samples'] / reply['seconds']:.1f} samples/s"
+                )
+            _check_equal({name: measurements[name].passes[-1] for name in RECIPES})
+    return measurements
 
 
 def _check_equal(passes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise LoraFtError unless all recipes trained on the same rows, since their speeds cannot be compared."""
-    work = {name: (found["samples"], found["real"]) for name, found in passes.items()}
+    """Raise LoraFtError unless all recipes trained on the same rows, since otherwise speeds cannot be compared."""
+    work = {name: (reply["samples"], reply["real"]) for name, reply in passes.items()}
     if len(set(work.values())) > 1:
-        said = ", ".join(f"{name} {samples:,} rows of {real:,} tokens" for name, (samples, real) in work.items())
-        raise LoraFtError(f"the recipes did not train on the same rows: {said}", "report this as a bug")
+        counts = ", ".join(f"{name} {samples:,} rows of {real:,} tokens" for name, (samples, real) in work.items())
+        raise LoraFtError(f"the recipes did not train on the same rows: {counts}", "report this as a bug")
 
 
-def _figures(mine: _Taken, usual: _Taken, steps: int, seed: int) -> Recipe:
-    seconds = _values(mine, "seconds")
+def _figures(measurement: _Measurement, usual: _Measurement, steps: int, seed: int) -> Recipe:
+    seconds = _values(measurement, "seconds")
     median = statistics.median(seconds)
-    last = mine.passes[-1]
-    positions = _values(mine, "positions")
+    last = measurement.passes[-1]
+    positions = _values(measurement, "positions")
     return Recipe(
-        **mine.choice,
-        start=mine.ready + max(mine.first - median, 0.0),  # the extra time of the first pass belongs to the start
+        **measurement.choice,
+        # The extra time of the first pass belongs to the start.
+        start=measurement.ready + max(measurement.first - median, 0.0),
         seconds=seconds,
-        loss=_values(mine, "loss"),
+        loss=_values(measurement, "loss"),
         positions=positions,
-        padding=1 - sum(_values(mine, "real")) / sum(positions),
+        padding=1 - sum(_values(measurement, "real")) / sum(positions),
         seconds_per_step=median / steps,
         samples_per_second=last["samples"] / median,
         tokens_per_second=last["real"] / median,
@@ -174,5 +186,5 @@ def _figures(mine: _Taken, usual: _Taken, steps: int, seed: int) -> Recipe:
     )
 
 
-def _values(taken: _Taken, key: str) -> list[Any]:
-    return [found[key] for found in taken.passes]
+def _values(measurement: _Measurement, key: str) -> list[Any]:
+    return [reply[key] for reply in measurement.passes]

@@ -6,8 +6,8 @@ from typing import Literal
 
 from lora_ft.bench.report import Interval
 from lora_ft.bench.versioned_json import VERSION, Record, Strict
+from lora_ft.tasks.lengths import Lengths
 from lora_ft.tasks.lora import Lora
-from lora_ft.tasks.schema import Lengths
 
 
 class Recipe(Strict):
@@ -18,15 +18,15 @@ class Recipe(Strict):
         compiled: True if torch.compile was used.
         base_dropout: Dropout rate inside the frozen base.
         why: Reasons of these choices, if the recipe made them.
-        start: Time to a steady pace, in seconds: imports, base, rows, first allocations, compilation. Previously
-            compiled code is reused, as it is in training.
+        start: Time to reach a steady pace, in seconds: imports, base, rows, first allocations, compilation. Cached
+            compiled code is reused, as in training.
         seconds: Time of a pass.
         loss: Mean loss of a pass, as the trainer logs it. Dropout raises it. With accumulated gradients, transformers
             may log the sum over the micro-batches of a step.
         positions: Positions of a pass, including padding.
         padding: Share of padding in all positions.
         seconds_per_step: Median over the rounds.
-        samples_per_second, tokens_per_second: Of the median pass, without padding.
+        samples_per_second, tokens_per_second: Speed in the median pass; padding is not counted.
         ratio: Speed-up over the usual recipe, within a round.
         spread: Interquartile range of `seconds` over its median.
         memory: Peak resident memory, in megabytes; None if the system does not report it.
@@ -56,12 +56,12 @@ class TrainingReport(Record):
 
     Attributes:
         version: Version of this format.
-        task, base: Names.
-        lora, lengths: Of the task.
-        trainable, parameters: Number of trained parameters, and of all.
+        task, base: Names of the task and of its base.
+        lora, lengths: Settings of the task.
+        trainable, parameters: Number of trained parameters, and of all parameters.
         batch: Rows of an optimizer step.
-        steps, samples, tokens: Of a pass, the same for every recipe.
-        rounds, seed: Of the measurement.
+        steps, samples, tokens: Size of a pass, the same for every recipe.
+        rounds, seed: Settings of the measurement.
         environment: Machine and versions, by name.
         began: Start, in UTC and ISO 8601.
         seconds: Duration.

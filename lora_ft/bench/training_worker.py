@@ -1,8 +1,8 @@
-"""The process of one training recipe: it trains one pass for each line on stdin and replies with its figures.
+"""The process of one training recipe. It trains one pass for each line on stdin and replies with the pass's figures.
 
-python -m lora_ft.bench.training_worker RECIPE FOLDER STEPS ROUNDS SEED
+    python -m lora_ft.bench.training_worker RECIPE FOLDER STEPS ROUNDS SEED
 
-FOLDER holds task.yaml. The first reply has the choices of the recipe. The first pass starts by itself, to warm up.
+FOLDER holds task.yaml. The first reply has the choices of the recipe. The first pass, the warm-up, needs no line.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from lora_ft.models.adapters import add_adapter
 from lora_ft.models.bases import Base, find_base, load_model, load_tokenizer, quiet_transformers
 from lora_ft.runs.run import TASK
 from lora_ft.tasks.files import load_task
-from lora_ft.tasks.schema import Lengths, Task
+from lora_ft.tasks.lengths import Lengths
+from lora_ft.tasks.schema import Task
 from lora_ft.training.plan import Choices, make_plan
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.run_folder import RunFolder
@@ -55,15 +56,15 @@ class Work:
 
     Attributes:
         task: The task with the steps, seed and logging of the measurement.
-        asked: The original task.
+        original: The task as the caller passed it.
         base, tokenizer: Of the task.
         rows: Rows of the measurement.
         all_rows: Rows of the task.
-        folder: Folder for files of the trainer.
+        folder: Folder for the trainer's files.
     """
 
     task: Task
-    asked: Task
+    original: Task
     base: Base
     tokenizer: Tokenizer
     rows: list[Encoded]
@@ -73,7 +74,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Choice:
-    """Choices of a recipe: "fp32" or "bf16", compiled or not, the dropout rate inside the base, and the reasons."""
+    """Choices of a recipe.
+
+    Attributes:
+        precision: "fp32" or "bf16".
+        compiled: True if torch.compile is used.
+        base_dropout: Dropout rate inside the base.
+        why: Reasons of the choices.
+    """
 
     precision: str
     compiled: bool
@@ -82,13 +90,13 @@ class Choice:
 
 
 def usual(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
-    """Build the trainer of most tutorials: every row is padded to the maximum length before training."""
+    """Build the trainer of most tutorials, in which every row is padded to the maximum length before training."""
     rows = [_padded(row, work.task.lengths) for row in work.rows]
     return _vanilla(work, rows, lambda model: default_data_collator)
 
 
 def dynamic(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
-    """Build the trainer of better tutorials: a batch is padded to its longest row."""
+    """Build the trainer of better tutorials, in which a batch is padded to its longest row."""
     file = work.folder / "tokenizer.json"
     work.tokenizer.save(file)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token="<pad>", eos_token="</s>")
@@ -101,15 +109,15 @@ def dynamic(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
 
 def ours(work: Work) -> tuple[Seq2SeqTrainer, Choice]:
     """Build the trainer of `lora-ft train`, with its choices for all of the task's rows and steps."""
-    chosen = make_plan(work.asked, work.base.config, work.all_rows)
-    plan = make_plan(work.task, work.base.config, work.rows, started=Choices(chosen.precision, chosen.compile))
+    full_plan = make_plan(work.original, work.base.config, work.all_rows)
+    plan = make_plan(work.task, work.base.config, work.rows, started=Choices(full_plan.precision, full_plan.compile))
     data = PreparedData.of_rows(work.task, work.base, work.tokenizer, work.rows)
     trainer, _, _ = build_trainer(data, plan, RunFolder(work.folder, work.folder), Silent())
     why = [
-        f"precision {chosen.precision.name}: {chosen.precision.reason}",
-        f"compile {'on' if chosen.compile else 'off'}: {chosen.compile_reason}",
+        f"precision {full_plan.precision.name}: {full_plan.precision.reason}",
+        f"compile {'on' if full_plan.compile else 'off'}: {full_plan.compile_reason}",
     ]
-    return trainer, Choice(chosen.precision.name, chosen.compile, trainer.model.config.dropout_rate, why)
+    return trainer, Choice(full_plan.precision.name, full_plan.compile, trainer.model.config.dropout_rate, why)
 
 
 RECIPES: dict[str, Callable[[Work], tuple[Seq2SeqTrainer, Choice]]] = {
@@ -182,16 +190,16 @@ class Counter:
         return batch
 
     def take(self) -> dict[str, int]:
-        """Return the counts since the last call; they are exact, since no batch is fetched across two passes."""
+        """Return the counts since the last call. They are exact, since no batch is fetched before its pass."""
         counts = {"samples": self.samples, "real": self.real, "positions": self.positions}
         self.samples = self.real = self.positions = 0
         return counts
 
 
 class Turns(TrainerCallback):
-    """Pauses the trainer after each pass, replies with the figures, and continues when a line is read.
+    """A callback that pauses the trainer after each pass, replies with the figures, and waits for a line.
 
-    The trainer pauses where it logs the loss, which is right after the last step of a pass.
+    It pauses when the trainer logs the loss, which is right after the last step of a pass.
     """
 
     def __init__(self, steps: int, counter: Counter, replies: TextIO) -> None:
@@ -210,8 +218,8 @@ class Turns(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        found = {"seconds": self._seconds, "loss": logs["loss"], **self._counter.take(), **_peaks()}
-        print(json.dumps(found), file=self._replies)
+        figures = {"seconds": self._seconds, "loss": logs["loss"], **self._counter.take(), **_peaks()}
+        print(json.dumps(figures), file=self._replies)
         if not sys.stdin.readline():
             raise SystemExit(0)  # the parent has closed the pipe
         self._began = time.perf_counter()
@@ -227,7 +235,7 @@ def _peaks() -> dict[str, float | None]:
 
 
 def _shortened(task: Task, steps: int, rounds: int, seed: int) -> Task:
-    """Return the task with the measurement's steps and seed; it logs once a pass and saves nothing."""
+    """Return the task with the measurement's steps and seed. It logs once per pass and saves nothing."""
     total = steps * (rounds + 1)
     changes = {"max_steps": total, "seed": seed, "logging_steps": steps, "report_to": [], "eval_every": total}
     return task.model_copy(update={"train": task.train.model_copy(update=changes)})
@@ -236,17 +244,17 @@ def _shortened(task: Task, steps: int, rounds: int, seed: int) -> Task:
 def main(recipe: str, folder: str, steps: int, rounds: int, seed: int) -> None:
     """Train until the parent closes the pipe."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of the trainer must not mix with replies
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the trainer's own output must not mix with replies
     torch.set_num_threads(allowed_cpus())  # torch's default ignores limits on the process's cores
-    asked = with_labels(load_task(Path(folder) / TASK))
-    task = _shortened(asked, steps, rounds, seed)
+    original = with_labels(load_task(Path(folder) / TASK))
+    task = _shortened(original, steps, rounds, seed)
     base = find_base(task.base)
     tokenizer = load_tokenizer(base.folder, task.codec)
     splits = load_splits(task, ["train"])
     require(splits, "train", task)
     rows = encode(training_examples(task, splits), tokenizer, task.lengths, "train")
     batch = task.train.per_device_train_batch_size * task.train.gradient_accumulation_steps
-    work = Work(task, asked, base, tokenizer, rows[: steps * batch], rows, Path(folder))
+    work = Work(task, original, base, tokenizer, rows[: steps * batch], rows, Path(folder))
     with quiet_transformers():
         trainer, choice = RECIPES[recipe](work)
         trainer.data_collator = counter = Counter(trainer.data_collator)

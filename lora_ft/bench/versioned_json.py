@@ -1,4 +1,4 @@
-"""Base classes of suites and reports: unknown keys are refused, and files carry a version."""
+"""Base classes of suites and reports, which refuse unknown keys and store the version of their format."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ class Record(Strict):
         try:
             content: Any = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}", "give a JSON file written by `lora-ft bench`") from error
+            raise UsageError(f"{path}: {error.strerror}", "pass a JSON file written by `lora-ft bench`") from error
         except ValueError as error:
             raise LoraFtError(f"{path} is not valid JSON ({error})") from error
         version = content.get("version") if isinstance(content, dict) else None
         if version != VERSION:
             raise LoraFtError(
-                f"{path} has version {version!r}, and this lora-ft reads version {VERSION}", "repeat the benchmark"
+                f"the format of {path} is not supported (got version {version!r}, supported: {VERSION})",
+                "repeat the benchmark",
             )
         try:
             return cls.model_validate(content)
@@ -53,6 +54,6 @@ class Record(Strict):
 
 
 def first_error(error: ValidationError) -> str:
-    """Return the key, the value and the message of the first of several errors."""
+    """Return the key, the value and the message of the first error."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc']))} = {first['input']!r:.60}: {first['msg']}"

@@ -1,4 +1,4 @@
-"""The commands of `lora-ft bench`: time models, compare two reports, time training."""
+"""The commands of `lora-ft bench`: time models, compare two reports, time training, measure servers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lora_ft.cli.bench_serve import serve
 from lora_ft.cli.groups import RunByDefault
 from lora_ft.cli.options import Json, Overrides, Overwrite, Quiet, TaskArgument, TaskOption
 from lora_ft.cli.results import show
@@ -21,7 +22,7 @@ app = typer.Typer(
     cls=RunByDefault,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Time generation and training.\n\n`bench MODEL ...` is short for `bench run MODEL ...`.",
+    help="Time generation, training and servers.\n\n`bench MODEL ...` is short for `bench run MODEL ...`.",
 )
 
 
@@ -47,7 +48,7 @@ def run(
         Path | None, typer.Option("--out", metavar="FOLDER", help="Folder to write. Default: runs/bench/SUITE.")
     ] = None,
     work: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Cache of checkpoints and bundles made of models.")
+        Path, typer.Option(metavar="FOLDER", help="Cache of checkpoints and bundles of the models.")
     ] = Path("runs/bench/models"),
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -64,12 +65,12 @@ def run(
     from lora_ft.tasks.files import load_task
 
     names = ("engines", "batch", "source", "new", "threads", "decoding", "provider", "rounds", "rows")
-    chosen = Suite.load(suite, {name: context.params[name] for name in names})
-    folder = out or Path("runs/bench") / chosen.name
-    scored = load_task(task, set_) if task else None
+    selected = Suite.load(suite, {name: context.params[name] for name in names})
+    folder = out or Path("runs/bench") / selected.name
+    score_task = load_task(task, set_) if task else None
     try:
         with Screen(quiet=quiet) as screen:
-            report = bench(models, chosen, folder, task=scored, work=work, overwrite=overwrite, progress=screen)
+            report = bench(models, selected, folder, task=score_task, work=work, overwrite=overwrite, progress=screen)
     except KeyboardInterrupt:
         if (folder / REPORT).is_file():
             unfinished = BenchReport.read(folder / REPORT)
@@ -83,15 +84,15 @@ def run(
 def compare(
     old: Annotated[Path, typer.Argument(metavar="A.json", help="Report to compare with.")],
     new: Annotated[Path, typer.Argument(metavar="B.json", help="Report to judge.")],
-    tolerance: Annotated[float, typer.Option(min=0, help="Allowed growth of times, as a share.")] = 0.1,
+    tolerance: Annotated[float, typer.Option(min=0, help="Allowed increase of times, as a fraction.")] = 0.1,
     max_drop: Annotated[
-        float, typer.Option("--max-rouge-drop", min=0, help="Allowed loss of scores, in points.")
+        float, typer.Option("--max-rouge-drop", min=0, help="Allowed drop of scores, in points.")
     ] = 0.5,
     as_json: Json = False,
 ) -> int:
     """Compare two reports and find regressions.
 
-    Prints the ratios of B's figures to A's, with intervals. Exit code 1 if one is worse than allowed, or is missing.
+    Prints the ratio of B to A for every figure, with intervals. Exit code 1 if a figure is too much worse, or missing.
     """
     from lora_ft.bench.regressions import compare as compare_reports
     from lora_ft.bench.regressions import missing
@@ -99,9 +100,9 @@ def compare(
     from lora_ft.cli.bench_tables import show_changes
 
     a, b = BenchReport.read(old), BenchReport.read(new)
-    changes, gone = compare_reports(a, b, tolerance=tolerance, max_drop=max_drop), missing(a, b)
-    show({"changes": changes, "missing": gone}, lambda _: show_changes(changes, gone, a, b), as_json=as_json)
-    return int(bool(gone) or any(change.worse for change in changes))
+    changes, absent = compare_reports(a, b, tolerance=tolerance, max_drop=max_drop), missing(a, b)
+    show({"changes": changes, "missing": absent}, lambda _: show_changes(changes, absent, a, b), as_json=as_json)
+    return int(bool(absent) or any(change.worse for change in changes))
 
 
 @app.command()
@@ -120,20 +121,23 @@ def train(
 ) -> None:
     """Time training in three configurations.
 
-    They are the usual one (padded to the maximum, fp32), the same padded by batch, and that of `lora-ft train`.
+    They are the usual one (padded to the maximum, fp32), the same with padding by batch, and that of `lora-ft train`.
     """
     from lora_ft.bench.training import measure
     from lora_ft.core.output_paths import refuse_file
     from lora_ft.tasks.files import load_task
 
     if out is not None:
-        refuse_file(out / TRAINING_REPORT, "--out", own=overwrite)
+        refuse_file(out / TRAINING_REPORT, "--out", overwrite=overwrite)
     loaded = load_task(task, set_)
     with Screen(quiet=quiet) as screen:
         report = measure(loaded, steps=steps, rounds=rounds, progress=screen)
     if out is not None:
         report.write(out / TRAINING_REPORT)
     show(report, _show_training, as_json=as_json)
+
+
+app.command()(serve)
 
 
 def _show_training(report: TrainingReport) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show_report(report: BenchReport, page: Path) -> None:
-    """Print speeds, scores and requests under load; the page has the rest."""
+    """Print speeds, scores and latencies under load. The page has all figures."""
     from lora_ft.bench import tables
 
     screen = console()
@@ -33,7 +33,7 @@ def show_report(report: BenchReport, page: Path) -> None:
 
 
 def show_changes(changes: Sequence[Change], missing: Sequence[str], old: BenchReport, new: BenchReport) -> None:
-    """Print the figures that two reports share, the engines that the new one lacks, and how the machines differ."""
+    """Print changed figures, engines missing from the new report, and differences between the machines."""
     from lora_ft.bench import tables
 
     screen = console()

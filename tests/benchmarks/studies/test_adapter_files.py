@@ -1,4 +1,4 @@
-"""Adapters in two file formats: both generate the same tokens, and every case is measured."""
+"""The study of two file formats: both generate the same tokens, and every case is measured."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from lora_ft.core.errors import LoraFtError
 from lora_ft.export.runtime import Generator
 from lora_ft.models.bases import Base
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory by process is Linux's")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="only Linux reports memory by process"
+)
 
 
 def test_every_case_is_measured(tiny_base: Path, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(module.main)
     arguments = ["--base", str(tiny_base), "--counts", "1,2", "--rank", "2", "--rows", "1,3", "--steps", "2"]
-    done = CliRunner().invoke(app, [*arguments, "--rounds", "2", "--json", str(tmp_path / "figures.json")])
-    assert done.exit_code == 0, done.exception
+    result = CliRunner().invoke(app, [*arguments, "--rounds", "2", "--json", str(tmp_path / "figures.json")])
+    assert result.exit_code == 0, result.exception
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert [(row["format"], row["adapters"]) for row in figures["loading"]] == [
         (form, count) for count in (1, 2) for form in module.FORMATS
     ]
     assert all(row["seconds"] > 0 and row["resident"] > row["private"] > 0 for row in figures["loading"])
     assert [row["rows"] for row in figures["steps"]] == [1, 3]
-    assert len([line for line in done.stdout.splitlines() if line.startswith("|")]) == 2 + 4 + 2 + 2
+    assert len([line for line in result.stdout.splitlines() if line.startswith("|")]) == 2 + 4 + 2 + 2
 
 
-def test_an_adapter_is_the_same_in_both_formats(tiny_base: Path, tmp_path: Path) -> None:
+def test_both_formats_generate_the_same_tokens(tiny_base: Path, tmp_path: Path) -> None:
     make_bank(Base("tiny", tiny_base), tmp_path / "bank", "fp32", 2, ["q", "v"])
     bank = Generator.load(tmp_path / "bank").bank
     assert bank is not None
@@ -48,6 +50,6 @@ def test_an_adapter_is_the_same_in_both_formats(tiny_base: Path, tmp_path: Path)
     assert (tokens[0] == tokens[1]).all() and tokens[0].shape == (2, 1)
 
 
-def test_a_process_that_dies_is_an_error(tmp_path: Path) -> None:
+def test_dead_process_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LoraFtError, match=r"the process that loads .* died"):
         module.measure_loading(tmp_path, "safetensors", tmp_path)

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 import benchmarks.studies.bank as module
 from lora_ft.models.bases import Base
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory by process is Linux's")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="only Linux reports memory by process"
+)
 
 
 def test_every_case_is_measured(tiny_base: Path, tmp_path: Path) -> None:
@@ -27,10 +29,14 @@ def test_every_case_is_measured(tiny_base: Path, tmp_path: Path) -> None:
     (stream,) = figures["streams"]
     assert stream["adapters"] == 3 and stream["bank"] > 0 and stream["sessions"] > 0
     text = module.tables(figures)
-    assert len([line for line in text.splitlines() if line.startswith("|")]) == 4 + 7 + 3 and "int8, r 2 on q,v" in text
+    assert (
+        len([line for line in text.splitlines() if line.startswith("|")]) == 4 + 7 + 3 and "int8, rank 2 on q,v" in text
+    )
 
 
-def test_figures_are_written(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_writes_figures_and_prints_tables(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     figures = {
         "loading": [{"adapters": 1, "megabytes_each": 2.0, "seconds": 1.0, "resident": 100.0}],
         "steps_of": [],
@@ -39,12 +45,12 @@ def test_figures_are_written(tiny_base: Path, tmp_path: Path, monkeypatch: pytes
         "rank": 4,
         "targets": "q",
     }
-    monkeypatch.setattr(module, "run", lambda *rest, **options: figures)
+    monkeypatch.setattr(module, "run", lambda *arguments, **options: figures)
     import typer
 
     app = typer.Typer()
     app.command()(module.main)
-    done = CliRunner().invoke(app, ["--base", str(tiny_base), "--json", str(tmp_path / "figures.json")])
-    assert done.exit_code == 0 and "w8, r 4 on q; an adapter has 2.0 MB" in done.stdout
-    written = json.loads((tmp_path / "figures.json").read_text())
-    assert written["precision"] == "w8" and "environment" in written
+    result = CliRunner().invoke(app, ["--base", str(tiny_base), "--json", str(tmp_path / "figures.json")])
+    assert result.exit_code == 0 and "w8, rank 4 on q; an adapter takes 2.0 MB" in result.stdout
+    stored = json.loads((tmp_path / "figures.json").read_text())
+    assert stored["precision"] == "w8" and "environment" in stored

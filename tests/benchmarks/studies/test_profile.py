@@ -1,4 +1,4 @@
-"""Where a step's time goes."""
+"""The profile of a decoder step by part."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "bundle"
 
 
-def test_parts_are_those_of_the_weights_and_add_up(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_follow_the_weights_and_add_up(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "_ROUNDS", 3)
     monkeypatch.setattr(profile, "read_bandwidth", lambda size: 1e9)
-    found = measure(bundle, 2, 5)
-    names = {part.name for part in found.parts["step"]}
+    measured = measure(bundle, 2, 5)
+    names = {part.name for part in measured.parts["step"]}
     assert names >= PARTS
-    encoder = {part.name for part in found.parts["encoder"]}
-    assert encoder >= {"self-attention", "attention over the source"}  # whose keys and values it makes
+    encoder = {part.name for part in measured.parts["encoder"]}
+    assert encoder >= {"self-attention", "attention over the source"}  # the encoder computes its keys and values
     assert "choosing the token" not in encoder
-    for graph, total in (("encoder", found.encoder), ("step", found.step)):
-        assert sum(part.milliseconds for part in found.parts[graph]) == pytest.approx(total)
-    assert found.floor == pytest.approx(found.weights + found.keys_and_values)
-    assert "| step | head |" in text(found)
+    for graph, total in (("encoder", measured.encoder), ("step", measured.step)):
+        assert sum(part.milliseconds for part in measured.parts[graph]) == pytest.approx(total)
+    assert measured.floor == pytest.approx(measured.weights + measured.keys_and_values)
+    assert "| step | head |" in text(measured)
 
 
 def test_every_node_has_a_part(bundle: Path) -> None:

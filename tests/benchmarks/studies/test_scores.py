@@ -1,4 +1,4 @@
-"""Scores of real tasks: measured once, and shown as they were measured."""
+"""The study of scores: each task is measured once, and the page shows the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import write_task
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_is_a_file_or_a_recipe_of_its_name(name: str) -> None:
+def test_every_task_has_its_own_name(name: str) -> None:
     assert load_task(scores.TASK_FILES / f"{name}.yaml" if TASKS[name] else name).name == name
 
 
@@ -29,28 +29,28 @@ def test_tasks_are_trained_and_scored_once(tmp_path: Path, tiny_base: Path, monk
     monkeypatch.setattr(scores, "TASKS", {"tiny": task.parent.name})
     results = tmp_path / "scores.json"
     measure(tmp_path, tmp_path, tmp_path / "runs", results, [], Silent())
-    found = json.loads(results.read_text())
-    one = found["tasks"]["tiny"]
-    assert one["rows"] == 6 and one["training"]["steps"] == 2
-    shown = page(found)
-    before, after = (f"{one[who]['rouge1']['mean']:.1f} [" for who in ("baseline", "scores"))
+    figures = json.loads(results.read_text())
+    result = figures["tasks"]["tiny"]
+    assert result["rows"] == 6 and result["training"]["steps"] == 2
+    shown = page(figures)
+    before, after = (f"{result[key]['rouge1']['mean']:.1f} [" for key in ("baseline", "scores"))
     assert (
         f"| rouge1 | {before}" in shown and f"| {after}" in shown and "lora-ft evaluate runs/tiny --baseline" in shown
     )
-    several, alone = one["several"], one["scores"]["rouge1"]["mean"]
+    several, alone = result["several"], result["scores"]["rouge1"]["mean"]
     assert several["references"] == 2
-    assert several["best"]["rouge1"] == pytest.approx(alone)  # nobody says "zz"
+    assert several["best"]["rouge1"] == pytest.approx(alone)  # no answer contains "zz"
     assert several["average"]["rouge1"] == pytest.approx(alone / 2)
-    assert "against each of 2 references, on average" in shown
-    monkeypatch.setattr(scores, "train", None)  # nothing is left to train
+    assert "against each of 2 references, averaged" in shown
+    monkeypatch.setattr(scores, "train", None)  # training again would fail
     measure(tmp_path, tmp_path, tmp_path / "runs", results, ["tiny"], Silent())
-    assert json.loads(results.read_text()) == found
+    assert json.loads(results.read_text()) == figures
     results.unlink()
-    measure(tmp_path, tmp_path, tmp_path / "runs", results, [], Silent())  # the run lies there
-    with pytest.raises(UsageError, match="no task 'nothing'"):
+    measure(tmp_path, tmp_path, tmp_path / "runs", results, [], Silent())  # the run exists
+    with pytest.raises(UsageError, match="task 'nothing' does not exist"):
         measure(tmp_path, tmp_path, tmp_path / "runs", results, ["nothing"], Silent())
 
 
-@pytest.mark.skipif(not RESULTS.is_file(), reason="nothing is measured yet")
-def test_the_page_is_what_was_measured() -> None:
+@pytest.mark.skipif(not RESULTS.is_file(), reason="no results are committed")
+def test_committed_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(json.loads(RESULTS.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""Reports made up by hand, of the size and the spread that measured ones have."""
+"""Artificial reports with the size and the spread of measured ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SLO = 0.5
 def complete(
     names: Sequence[str] = AWKWARD, batches: Sequence[int] = (1, 8), sources: Sequence[int] = (128,), rounds: int = 11
 ) -> BenchReport:
-    """A report that has everything; contestants of other names have other speeds."""
+    """Return a report with all sections. Each engine has its own speed."""
     rng = np.random.default_rng(7)
     suite = Suite(
         name="latency & <more>",
@@ -77,7 +77,7 @@ def complete(
 
 
 def broken() -> BenchReport:
-    """One that was stopped, without quality and serving: one contestant never started and another is wrong."""
+    """Return an interrupted report without quality and serving: one engine is wrong, and one never started."""
     whole = complete(("onnx/fp32", "onnx/int8", "torch/bf16"))
     why = "it ended: <RuntimeError> no kernel for bf16 | exit code 1"
     first, second, third = whole.contestants
@@ -87,7 +87,7 @@ def broken() -> BenchReport:
         update={
             "contestants": [
                 first,
-                second.model_copy(update={"error": "wrong: its tokens are not the reference's in 3 of 9 rows"}),
+                second.model_copy(update={"error": "wrong: its tokens differ from the reference's in 3 of 9 rows"}),
                 EngineReport(
                     name=third.name,
                     engine="torch",
@@ -129,13 +129,13 @@ def _contestant(name: str, at: int) -> EngineReport:
 def _timings(
     rng: np.random.Generator, speeds: dict[str, float], batch: int, source: int, rounds: int
 ) -> dict[str, Timing]:
-    made: dict[str, Timing] = {}
+    timings: dict[str, Timing] = {}
     base: list[float] = []
     for at, (name, speed) in enumerate(speeds.items()):
         usual = 0.9 * (0.6 + 0.4 * batch ** (0.8 + 0.03 * (at % 4))) * (1 + source / 1024) / speed
         total = (usual * rng.lognormal(0, 0.03, rounds)).tolist()
         base = base or total
-        made[name] = Timing(
+        timings[name] = Timing(
             total=total,
             first=[value / 6 for value in total],
             encoder=[] if at == 0 else [value / 9 for value in total],
@@ -149,7 +149,7 @@ def _timings(
             identical=1.0 if at < 2 else 1 - 0.03125 * at,
             spread=statistics.spread(total),
         )
-    return made
+    return timings
 
 
 def _quality(rng: np.random.Generator, at: int, speed: float) -> Quality:
@@ -173,10 +173,12 @@ def _service(rng: np.random.Generator, speed: float) -> Service:
         seconds = (mean * rng.lognormal(0, 0.5, 200)).tolist()
         answered = min(offered, capacity)
         good = answered * sum(value <= SLO for value in seconds) / len(seconds)
-        found: Percentiles = statistics.percentiles(seconds)
+        percentiles: Percentiles = statistics.percentiles(seconds)
         batch = 1 + 7 * min(busy, 1.0) ** 3
         loads.append(
-            Load(offered=offered, answered=answered, seconds=seconds, percentiles=found, goodput=good, batch=batch)
+            Load(
+                offered=offered, answered=answered, seconds=seconds, percentiles=percentiles, goodput=good, batch=batch
+            )
         )
     knees = [load.offered for load in loads if load.goodput >= 0.9 * load.offered]
     return Service(loads=loads, knee=max(knees, default=None))

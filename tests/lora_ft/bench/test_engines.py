@@ -1,4 +1,4 @@
-"""Engines are found by name, and unknown ones are refused with the alternatives."""
+"""Engines are parsed from their names, and unknown ones are refused with the alternatives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_ft.core.errors import UsageError
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_engine_and_precision_is_parsed_from_its_name(kind: str) -> None:
+def test_every_name_of_an_engine_is_parsed(kind: str) -> None:
     for precision in KINDS[kind].precisions:
         engine = parse(f"{kind}/{precision}")
         assert (engine.kind, engine.precision, engine.name) == (kind, precision, f"{kind}/{precision}")
@@ -20,7 +20,7 @@ def test_every_engine_and_precision_is_parsed_from_its_name(kind: str) -> None:
     assert kind in LOAD and kind in PACKAGES
 
 
-def test_a_mixture_has_the_name_that_the_exporter_gives_it() -> None:
+def test_mixed_precision_has_the_name_of_the_exporter() -> None:
     assert parse("onnx/encoder=int8,decoder=w4g128,head=w8,embedding=int8").name == "onnx/int8-w4"
     assert parse("onnx/encoder=int8").precision.startswith("encoder=int8,")
 
@@ -40,7 +40,7 @@ def test_unknown_engines_are_refused(text: str, why: str) -> None:
         parse(text)
 
 
-def test_a_file_is_an_engine(tmp_path: Path) -> None:
+def test_python_file_is_an_engine(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.touch()
     assert parse(str(file)).name == "mine/fp32"

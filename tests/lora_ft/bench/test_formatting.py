@@ -13,7 +13,7 @@ from lora_ft.bench.report import Interval
 
 
 @given(st.floats(1e-6, 1e9))
-def test_numbers_keep_their_digits(value: float) -> None:
+def test_number_keeps_three_significant_digits(value: float) -> None:
     assert float(number(value).replace(",", "")) == pytest.approx(value, rel=0.005)
 
 
@@ -22,7 +22,7 @@ def test_numbers() -> None:
     assert shown == ["0", "0.0123", "1.00", "10.0", "12.3", "1,000", "1,235", NONE, NONE, NONE]
 
 
-def test_only_all_is_100_percent() -> None:
+def test_only_a_whole_share_is_100_percent() -> None:
     assert [percent(v) for v in (1.0, 0.99996, 0.5, 0.0, 1.2, None)] == ["100.0", "99.9", "50.0", "0.0", "120.0", NONE]
 
 

@@ -1,4 +1,4 @@
-"""The Markdown of a report: the page's tables, and nothing in a name is markup."""
+"""The Markdown of a report: it has the tables of the page, and names are escaped."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lora_ft.reports.markdown import escaped
 from tests.lora_ft.bench.reports import broken, complete
 
 
-def test_it_has_every_table_with_as_many_cells_in_each_row() -> None:
+def test_every_table_is_complete() -> None:
     for report in (complete(), broken()):
         text = markdown.render(report)
         assert text.startswith(f"# {escaped(report.suite.name)}: {report.verdict}\n")
         blocks = re.findall(r"^### .*\n\n((?:\|.*\n?)+)", text, re.MULTILINE)
-        tables = [table for some in sections(report).values() for table in some]
+        tables = [table for group in sections(report).values() for table in group]
         assert len(blocks) == len(tables)
         for block, table in zip(blocks, tables, strict=True):
             lines = block.strip().splitlines()
@@ -23,14 +23,14 @@ def test_it_has_every_table_with_as_many_cells_in_each_row() -> None:
             assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(table.columns) + 1}
 
 
-def test_it_tells_what_a_reader_must_know() -> None:
+def test_markdown_shows_verdict_warnings_and_method() -> None:
     text = markdown.render(broken())
     assert "unstable" in text and "The benchmark was interrupted" in text and "no kernel for bf16" in text
     assert "How it was measured" in text and "avx512\\_vnni" in text
     assert "**onnx/fp32**" in text and "**onnx/int8" not in text
 
 
-def test_names_are_no_markup() -> None:
+def test_names_are_escaped() -> None:
     text = markdown.render(complete())
     assert "<script" not in text
     assert '| torch/fp32 &lt;script&gt;alert("1")&lt;/script&gt; |' in text

@@ -1,4 +1,4 @@
-"""Environments of peers are made whole or made again, and one that cannot be made says why."""
+"""Environments of peers: incomplete ones are created again, and failures have a reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lora_ft.core.errors import LoraFtError
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache, and a folder of requirements that no index is asked for."""
+    """Use a temporary cache, and return a folder of requirements that need no package index."""
     requirements = tmp_path / "requirements"
     requirements.mkdir()
     monkeypatch.setenv("LORA_FT_CACHE", str(tmp_path / "cache"))
@@ -31,24 +31,24 @@ def test_every_peer_has_pinned_requirements() -> None:
             assert lines and all("==" in line for line in lines)
 
 
-def test_ours_needs_none() -> None:
+def test_own_engines_use_the_current_environment() -> None:
     assert peer_environments.interpreter("") == sys.executable
 
 
-def test_an_environment_is_made_once_and_again_for_other_requirements(places: Path) -> None:
+def test_environment_is_created_once_for_its_requirements(places: Path) -> None:
     (places / "none.txt").write_text("# nothing\n")
     python = peer_environments.interpreter("none")
     prefix = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True)
     assert Path(prefix.stdout.strip()) == peer_environments.folder("none") != Path(sys.prefix)
     (peer_environments.folder("none") / "mine").touch()
     assert peer_environments.interpreter("none") == python and (peer_environments.folder("none") / "mine").exists()
-    (peer_environments.folder("none") / "installed").unlink()  # as if it had been killed
+    (peer_environments.folder("none") / "installed").unlink()  # as after an interrupted installation
     assert peer_environments.interpreter("none") == python and not (peer_environments.folder("none") / "mine").exists()
     (places / "none.txt").write_text("# nothing else\n")
     assert peer_environments.folder("none") != Path(prefix.stdout.strip())
 
 
-def test_a_failed_installation_is_an_error(places: Path) -> None:
+def test_failed_installation_is_an_error(places: Path) -> None:
     (places / "broken.txt").write_text(f"{places}/missing.whl\n")
     with pytest.raises(LoraFtError, match=r"the packages of broken cannot be installed: ERROR: .*missing"):
         peer_environments.interpreter("broken")

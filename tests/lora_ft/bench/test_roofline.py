@@ -1,4 +1,4 @@
-"""The floor of a step: bytes of a bundle's step are those that its file refers to; of others, parameters by width."""
+"""The roofline of a step: stored bytes for a bundle, and parameters at the width of the precision for other formats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_t5(tmp_path_factory.mktemp("floor") / "base")
 
 
-def test_parameters_of_a_step_are_counted_at_the_width_of_the_precision(base: Path) -> None:
+def test_step_bytes_count_parameters_at_the_width_of_the_precision(base: Path) -> None:
     d, width, ff = CONFIG["d_model"], CONFIG["d_kv"] * CONFIG["num_heads"], CONFIG["d_ff"]
     layers = 2 * (4 * d * width + 2 * d * width + 3 * d * ff)
     head = d * CONFIG["vocab_size"]
@@ -32,19 +32,19 @@ def test_parameters_of_a_step_are_counted_at_the_width_of_the_precision(base: Pa
         assert step_bytes(parse(engine), base, base) == expected
 
 
-def test_bytes_of_a_bundle_are_those_of_its_weights(base: Path) -> None:
+def test_step_bytes_of_a_bundle_are_its_stored_weights(base: Path) -> None:
     export_onnx(str(base), base.parent / "bundle")
-    found = step_bytes(parse("onnx/fp32"), base.parent / "bundle", base)
-    counted = step_bytes(parse("torch/fp32"), base, base)
-    assert found is not None and counted is not None
-    assert counted <= found < 1.2 * counted  # norms and tables of positions are stored, too
+    stored = step_bytes(parse("onnx/fp32"), base.parent / "bundle", base)
+    computed = step_bytes(parse("torch/fp32"), base, base)
+    assert stored is not None and computed is not None
+    assert computed <= stored < 1.2 * computed  # norms and relative-position tables are stored, too
 
 
-def test_of_an_engine_of_ones_own_nothing_is_known(tmp_path: Path) -> None:
+def test_step_bytes_of_a_python_file_are_unknown(tmp_path: Path) -> None:
     (tmp_path / "mine.py").touch()
     assert step_bytes(parse(str(tmp_path / "mine.py")), tmp_path, tmp_path) is None
 
 
-def test_the_bandwidth_is_plausible() -> None:
-    assert 1e8 < read_bandwidth(2**20, rounds=3) < 1e13
+def test_bandwidth_is_plausible() -> None:
+    assert 1e6 < read_bandwidth(2**20) < 1e13  # the lower bound also holds on a busy machine
     assert np.isfinite(read_bandwidth(4096, rounds=1))

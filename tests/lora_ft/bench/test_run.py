@@ -1,4 +1,4 @@
-"""The whole benchmark on a tiny model: what is slow and what is wrong is caught, and what was found is never lost."""
+"""The whole benchmark on a tiny model: slow and wrong engines are detected, and measured figures are never lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import Task
 from tests.tiny import save_tiny_t5
 
-# Each wraps the runtime of a bundle that lies beside the checkpoint.
+# Source of an engine that wraps the runtime of a bundle in the checkpoint's parent folder.
 ENGINE = """
 import time
 from functools import partial
@@ -35,24 +35,24 @@ def load(folder, threads):
     generator = Generator.load(Path(folder).parent / "bundle", threads=threads)
 
     def generate(ids, mask, new, least):
-        made = generator.generate_ids(ids, mask, max_new_tokens=new, min_new_tokens=least, prompt_lookup=False)
+        tokens = generator.generate_ids(ids, mask, max_new_tokens=new, min_new_tokens=least, prompt_lookup=False)
         {change}
-        return made
+        return tokens
 
     return generate
 """
 CHANGES = {
     "same": "",
     "slow": "time.sleep(0.3)",
-    "wrong": "made[:, -1] = 7 + (made[:, -1] == 7)",
-    "short": "made = made[:, : max(1, new - 1)]",
+    "wrong": "tokens[:, -1] = 7 + (tokens[:, -1] == 7)",
+    "short": "tokens = tokens[:, : max(1, new - 1)]",
     "broken": "raise ValueError('no more')",
 }
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint, a bundle beside it, and an engine file for each of CHANGES."""
+    """Return a checkpoint with a bundle and an engine file for each of CHANGES in its parent folder."""
     folder = tmp_path_factory.mktemp("bench")
     save_tiny_t5(folder / "base")
     export_onnx(str(folder / "base"), folder / "bundle")
@@ -74,7 +74,7 @@ def task(base: Path) -> Task:
 
 
 def run(base: Path, out: Path, *engines: str, task: Task | None = None, **keys: object) -> BenchReport:
-    """A short suite of engines; those of CHANGES by their names."""
+    """Run a short suite of engines. Engines of CHANGES are given by their names."""
     names = tuple(str(base.parent / f"{name}.py") if name in CHANGES else name for name in engines)
     suite = Suite.model_validate(
         {"name": "test", "engines": names, "batch": (2,), "source": (9,), "new": (5,), "rounds": 5} | keys
@@ -82,8 +82,8 @@ def run(base: Path, out: Path, *engines: str, task: Task | None = None, **keys: 
     return bench([str(base)], suite, out, task=task, work=base.parent / "models", overwrite=True)
 
 
-def test_every_engine_is_timed_in_every_round_at_every_shape(base: Path, tmp_path: Path) -> None:
-    found = run(
+def test_every_engine_is_timed_in_every_round_of_every_case(base: Path, tmp_path: Path) -> None:
+    report = run(
         base,
         tmp_path,
         "torch/fp32",
@@ -94,34 +94,34 @@ def test_every_engine_is_timed_in_every_round_at_every_shape(base: Path, tmp_pat
         rounds=3,
         decoding=("greedy", "beams"),
     )
-    assert [(case.batch, case.decoding) for case in found.cases] == [
+    assert [(case.batch, case.decoding) for case in report.cases] == [
         (1, "greedy"),
         (1, "beams"),
         (3, "greedy"),
         (3, "beams"),
     ]
-    for case in found.cases:
+    for case in report.cases:
         able = {"torch/fp32", "onnx/fp32", "onnx/int8"} | ({"single/fp32"} if case.decoding == "greedy" else set())
         assert case.timings.keys() == able
         for name, timing in case.timings.items():
             assert len(timing.total) == len(timing.first) == len(timing.cpu) == 3
             assert len(timing.encoder) == (0 if name == "single/fp32" else 3)
             assert timing.percentiles.samples == 3 and timing.percentiles.p50 is None
-            assert timing.floor is None or timing.floor > 0  # no token after the first may show, so small it is
+            assert timing.floor is None or timing.floor > 0  # tokens after the first may take no measurable time
         assert case.timings["torch/fp32"].ratio.value == 1
         assert all(timing.identical == 1 for name, timing in case.timings.items() if "fp32" in name)
-    for one in found.contestants:
-        assert not one.error
-        for figure in (one.imports, one.cold, one.warm, one.megabytes, one.peak, one.steady):
+    for engine in report.contestants:
+        assert not engine.error
+        for figure in (engine.imports, engine.cold, engine.warm, engine.megabytes, engine.peak, engine.steady):
             assert figure is not None and figure > 0
-    assert found.reference == "torch/fp32"
-    assert BenchReport.read(tmp_path / REPORT) == found
-    assert found.suite.name in (tmp_path / PAGE).read_text() and "torch/fp32" in (tmp_path / MARKDOWN).read_text()
+    assert report.reference == "torch/fp32"
+    assert BenchReport.read(tmp_path / REPORT) == report
+    assert report.suite.name in (tmp_path / PAGE).read_text() and "torch/fp32" in (tmp_path / MARKDOWN).read_text()
 
 
-def test_a_slow_engine_is_caught(base: Path, tmp_path: Path) -> None:
-    found = run(base, tmp_path / "both", "same", "slow")
-    timing = found.cases[0].timings["slow/fp32"]
+def test_slow_engine_is_detected(base: Path, tmp_path: Path) -> None:
+    report = run(base, tmp_path / "both", "same", "slow")
+    timing = report.cases[0].timings["slow/fp32"]
     assert timing.ratio.value < 0.5
     before, after = (run(base, tmp_path / name, name) for name in ("same", "slow"))
     renamed = after.model_dump_json().replace("slow/fp32", "same/fp32")
@@ -129,26 +129,26 @@ def test_a_slow_engine_is_caught(base: Path, tmp_path: Path) -> None:
     assert any(change.worse for change in changes if change.figure == "total")
 
 
-def test_a_wrong_engine_is_caught(base: Path, task: Task, tmp_path: Path) -> None:
-    found = run(base, tmp_path, "torch/fp32", "same", "wrong", task=task, rows=8)
-    errors = {one.name: one.error for one in found.contestants}
+def test_wrong_engine_is_detected(base: Path, task: Task, tmp_path: Path) -> None:
+    report = run(base, tmp_path, "torch/fp32", "same", "wrong", task=task, rows=8)
+    errors = {engine.name: engine.error for engine in report.contestants}
     assert errors["torch/fp32"] == errors["same/fp32"] == ""
-    assert errors["wrong/fp32"] == "wrong: its tokens are not the reference's in 2 of 2 rows"
-    assert any("wrong/fp32" in warning for warning in found.warnings)
-    assert found.quality["same/fp32"].identical == 1
-    assert found.quality["wrong/fp32"].identical < 1
+    assert errors["wrong/fp32"] == "wrong: its tokens differ from the reference's in 2 of 2 rows"
+    assert any("wrong/fp32" in warning for warning in report.warnings)
+    assert report.quality["same/fp32"].identical == 1
+    assert report.quality["wrong/fp32"].identical < 1
 
 
-def test_engines_that_fail_are_left_out_and_say_why(base: Path, tmp_path: Path) -> None:
-    found = run(base, tmp_path, "same", "short", "broken")
-    errors = {one.name: one.error for one in found.contestants}
+def test_failed_engines_are_excluded_with_a_reason(base: Path, tmp_path: Path) -> None:
+    report = run(base, tmp_path, "same", "short", "broken")
+    errors = {engine.name: engine.error for engine in report.contestants}
     assert errors["same/fp32"] == ""
-    assert errors["short/fp32"] == "wrong: it made 2 rows of [4] tokens, not 2 of 5"
+    assert errors["short/fp32"] == "wrong: it returned 2 rows of [4] tokens (expected 2 of 5)"
     assert errors["broken/fp32"] == "the engine broken/fp32: ValueError: no more"
-    assert found.cases[0].timings.keys() == {"same/fp32"}
+    assert report.cases[0].timings.keys() == {"same/fp32"}
 
 
-def test_nothing_that_can_be_started_is_an_error(base: Path, tmp_path: Path) -> None:
+def test_no_startable_engine_is_an_error(base: Path, tmp_path: Path) -> None:
     (base.parent / "empty.py").write_text("")
     with pytest.raises(LoraFtError, match=r"no engine could be started: .*no attribute"):
         run(base, tmp_path, str(base.parent / "empty.py"))
@@ -157,26 +157,26 @@ def test_nothing_that_can_be_started_is_an_error(base: Path, tmp_path: Path) -> 
 
 def test_real_rows_are_scored_and_served(base: Path, task: Task, tmp_path: Path) -> None:
     serving = Serving(loads=(0.2, 0.5), requests=12, max_batch=4, slo=30)
-    found = run(base, tmp_path, "onnx/fp32", "torch/fp32", task=task, rows=10, rounds=1, serving=serving)
-    quality = found.quality["torch/fp32"]
+    report = run(base, tmp_path, "onnx/fp32", "torch/fp32", task=task, rows=10, rounds=1, serving=serving)
+    quality = report.quality["torch/fp32"]
     assert (quality.rows, quality.metric, quality.identical) == (10, task.evaluate.metric, 1)
     assert quality.difference is not None and quality.difference.value == 0
-    assert found.quality["onnx/fp32"].difference is None  # the reference
+    assert report.quality["onnx/fp32"].difference is None  # the reference
     assert 0 < quality.tokens <= 6
-    for service in found.serving.values():
+    for service in report.serving.values():
         assert [len(load.seconds) for load in service.loads] == [12, 12]
         assert all(min(load.seconds) > 0 and 1 <= load.batch <= 4 for load in service.loads)
         assert service.knee == service.loads[-1].offered
         assert all(load.goodput == load.answered for load in service.loads)
 
 
-def test_a_bundle_alone_runs_in_its_own_precision(base: Path, tmp_path: Path) -> None:
+def test_bundle_runs_in_its_own_precision(base: Path, tmp_path: Path) -> None:
     suite = Suite(name="x", engines=("torch/fp32", "onnx/int8"), batch=(1,), source=(8,), new=(4,), rounds=1)
-    found = bench([str(base.parent / "bundle")], suite, tmp_path, work=tmp_path)
-    assert [one.name for one in found.contestants] == ["onnx/fp32"]
+    report = bench([str(base.parent / "bundle")], suite, tmp_path, work=tmp_path)
+    assert [engine.name for engine in report.contestants] == ["onnx/fp32"]
 
 
-def test_rows_without_a_task_are_refused_and_a_report_is_kept(base: Path, tmp_path: Path) -> None:
+def test_rows_without_a_task_and_existing_reports_are_refused(base: Path, tmp_path: Path) -> None:
     suite = Suite(name="x", engines=("onnx/fp32",), rows=5)
     with pytest.raises(UsageError, match="no model has a task"):
         bench([str(base)], suite, tmp_path, work=base.parent / "models")
@@ -185,7 +185,7 @@ def test_rows_without_a_task_are_refused_and_a_report_is_kept(base: Path, tmp_pa
         bench([str(base)], suite, tmp_path, work=base.parent / "models")
 
 
-def test_ctrl_c_keeps_what_was_found(base: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_the_unfinished_report(base: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -209,7 +209,7 @@ def test_ctrl_c_keeps_what_was_found(base: Path, tmp_path: Path) -> None:
         "--work",
         str(base.parent / "models"),
     ]
-    # where the tests themselves run in the background, Ctrl-C is ignored, and a child would inherit that
+    # If the tests run in the background, Ctrl-C is ignored, and the child process would inherit that.
     listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
     end = time.monotonic() + 120
@@ -219,8 +219,8 @@ def test_ctrl_c_keeps_what_was_found(base: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    found = BenchReport.read(tmp_path / REPORT)
-    assert found.interrupted and [case.batch for case in found.cases] == [1]
-    assert len(found.cases[0].timings["onnx/fp32"].total) > 3
+    report = BenchReport.read(tmp_path / REPORT)
+    assert report.interrupted and [case.batch for case in report.cases] == [1]
+    assert len(report.cases[0].timings["onnx/fp32"].total) > 3
     assert "interrupted" in printed and "Batch 1" in printed
     assert "The benchmark was interrupted" in (tmp_path / PAGE).read_text()

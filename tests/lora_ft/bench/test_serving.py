@@ -1,4 +1,4 @@
-"""A queue with dynamic batching: every request is answered once, batches grow with the load, the knee is found."""
+"""Simulated serving: every request is answered once, batches grow with the load, and the knee is found."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lora_ft.bench.suite import Serving
 
 
 class Clock:
-    """Time that passes only where somebody waits."""
+    """A clock that advances only when `sleep` or an engine is called."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -35,7 +35,7 @@ class Clock:
 
 
 class Service:
-    """An engine that takes so long for a batch, and a little for each row of it."""
+    """An engine that takes a fixed time for a batch, and a fixed time for each of its rows."""
 
     def __init__(self, clock: Clock, base: float, row: float) -> None:
         self._clock, self._base, self._row = clock, base, row
@@ -51,15 +51,17 @@ class Service:
 
 
 def offered(rate: float, settings: Serving, base: float = 0.1, row: float = 0.01) -> tuple[Load, Service]:
-    """What `serve` finds of such an engine, in time that is made up."""
+    """Return the result of `serve` for a simulated engine and clock."""
     clock = Clock()
-    one = TimedEngine("x", BenchModel("x", None, None), parse("onnx/fp32"), 1, "cpu")  # type: ignore[arg-type]
+    engine = TimedEngine("x", BenchModel("x", None, None), parse("onnx/fp32"), 1, "cpu")  # type: ignore[arg-type]
     service = Service(clock, base, row)
-    one.process = service  # type: ignore[assignment]
+    engine.process = service  # type: ignore[assignment]
     answered: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serving, "time", clock)
-        load = serving.serve(one, [[3, 1], [4, 1]], rate, 8, settings, seed=1, done=lambda: answered.append(1))
+        load = serving.serve(
+            engine, [[3, 1], [4, 1]], rate, 8, settings, seed=1, after_answer=lambda: answered.append(1)
+        )
     assert len(answered) == sum(service.batches) == settings.requests
     return load, service
 
@@ -67,7 +69,7 @@ def offered(rate: float, settings: Serving, base: float = 0.1, row: float = 0.01
 @given(
     st.floats(0.1, 100), st.integers(1, 60), st.integers(1, 9), st.floats(0, 0.5), st.floats(0, 0.2), st.floats(0, 0.1)
 )
-def test_every_request_is_answered_after_it_arrived(
+def test_every_request_is_answered_after_its_arrival(
     rate: float, requests: int, batch: int, wait: float, base: float, row: float
 ) -> None:
     settings = Serving(requests=requests, max_batch=batch, max_wait=wait, slo=1.0)
@@ -87,17 +89,17 @@ def test_batches_and_latency_grow_with_the_load() -> None:
     middles = [float(np.median(load.seconds)) for load in loads]
     assert middles == pytest.approx(sorted(middles))
     assert loads[0].goodput == pytest.approx(loads[0].answered)
-    assert loads[-1].goodput < loads[-1].answered / 2  # 8 in 0.18 s are 44 a second, not 60: the queue grows
+    assert loads[-1].goodput < loads[-1].answered / 2  # 8 in 0.18 s are 44 per second, so at 60 the queue grows
     assert serving.knee(loads, 0.5) == 20
 
 
-def test_an_idle_engine_waits_for_company_where_it_may() -> None:
+def test_idle_engine_waits_for_more_requests_up_to_max_wait() -> None:
     alone = offered(10, Serving(requests=100, max_batch=8))[0]
     together = offered(10, Serving(requests=100, max_batch=8, max_wait=0.5))[0]
     assert together.batch > 1.5 * alone.batch
 
 
-def test_there_is_no_knee_where_the_smallest_load_is_too_much() -> None:
+def test_no_knee_if_the_smallest_load_is_too_large() -> None:
     slow = Load(offered=1, answered=1, seconds=[2.0] * 20, percentiles=percentiles([2.0] * 20), goodput=0, batch=1)
     fast = slow.model_copy(update={"offered": 2.0, "seconds": [0.1] * 20})
     assert serving.knee([slow, fast], 1.0) is None

@@ -1,4 +1,4 @@
-"""Engines' processes: they stand still between calls, and their failures become one line."""
+"""Processes of engines: they are stopped between calls, and their failures become one line."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ def state(process: Process) -> str:
     return stat.rpartition(")")[2].split()[0]
 
 
-def test_a_call_is_answered_with_times_and_tokens(engine: Process) -> None:
+def test_reply_has_times_and_tokens(engine: Process) -> None:
     with engine:
         reply = generate(engine, 3)
         assert reply["tokens"] == [[5, 5, 5]] * 2
         assert reply["seconds"] >= 0 and reply["cpu"] >= 0
-        assert engine.ask("encode", ids=[[3]])["seconds"] is None  # it has no encoder to call
+        assert engine.ask("encode", ids=[[3]])["seconds"] is None  # the engine has no `encode`
         memory = engine.memory()
         assert 1 < memory["steady"] <= memory["peak"] < 10_000
 
 
-def test_it_stands_still_between_calls(engine: Process) -> None:
+def test_process_is_stopped_between_calls(engine: Process) -> None:
     with engine:
         for new in (1, 2):
             generate(engine, new)
@@ -79,26 +79,26 @@ def test_it_stands_still_between_calls(engine: Process) -> None:
         (9, "with signal 9"),
     ],
 )
-def test_a_failure_says_what_happened(engine: Process, new: int, why: str) -> None:
+def test_failure_has_its_reason(engine: Process, new: int, why: str) -> None:
     with engine, pytest.raises(ProcessFailed, match=why):
         generate(engine, new)
 
 
-def test_one_that_hangs_is_not_waited_for(engine: Process) -> None:
+def test_hanging_process_is_an_error(engine: Process) -> None:
     with engine:
         engine.send("generate", ids=[[1]], new=10, least=10, decoding="greedy", room=1)
-        with pytest.raises(ProcessFailed, match="has not answered for 0 s"):
+        with pytest.raises(ProcessFailed, match="did not answer within 0 s"):
             engine.reply(0.2)
 
 
-def test_an_error_of_one_call_is_not_the_end(engine: Process) -> None:
+def test_process_continues_after_an_error_reply(engine: Process) -> None:
     with engine:
         with pytest.raises(ProcessFailed):
             generate(engine, 7)
         assert generate(engine, 2)["tokens"] == [[5, 5]] * 2
 
 
-def test_a_process_that_is_gone_is_an_error_of_the_next_call(engine: Process) -> None:
+def test_dead_process_is_an_error_of_the_next_call(engine: Process) -> None:
     with engine:
         engine._process.kill()
         engine._process.wait()
@@ -106,13 +106,13 @@ def test_a_process_that_is_gone_is_an_error_of_the_next_call(engine: Process) ->
             generate(engine, 1)
 
 
-def test_it_ends_with_the_block_even_while_it_stands_still(engine: Process) -> None:
+def test_stopped_process_is_killed_on_exit(engine: Process) -> None:
     with engine:
         generate(engine, 1)
     assert engine._process.returncode is not None
 
 
-def test_evicted_files_are_whole(tmp_path: Path) -> None:
+def test_evicted_files_are_unchanged(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "weights").write_bytes(b"x" * 10_000)
     evict(tmp_path)

@@ -1,4 +1,4 @@
-"""Shipped suites are valid, flags replace keys, and errors name the key."""
+"""Suites: shipped ones are valid, options replace keys, and errors name the key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lora_ft.bench.suite import Suite, names
 from lora_ft.core.errors import UsageError
 
 
-def test_the_ready_suites() -> None:
+def test_shipped_suites_are_valid() -> None:
     assert names() == ["latency", "peers", "serving", "smoke", "throughput"]
     for name in names():
         suite = Suite.load(name)
@@ -18,7 +18,7 @@ def test_the_ready_suites() -> None:
     assert Suite.load("serving").serving is not None
 
 
-def test_given_values_take_the_place_of_those_of_the_file() -> None:
+def test_overrides_replace_keys_of_the_file() -> None:
     suite = Suite.load("peers", {"engines": ["onnx/int8"], "batch": [3], "rounds": None, "new": []})
     assert (suite.engines, suite.batch, suite.rounds, suite.new) == (("onnx/int8",), (3,), 9, (64,))
     assert Suite.load("peers", {"rows": 0}).rows == 0
@@ -39,13 +39,13 @@ def test_given_values_take_the_place_of_those_of_the_file() -> None:
         ("engines: [torch]\nserving: {slo: 0}", r"serving\.slo = 0"),
     ],
 )
-def test_a_fault_is_named_with_its_key_and_value(tmp_path: Path, text: str, why: str) -> None:
+def test_invalid_suite_is_refused_with_key_and_value(tmp_path: Path, text: str, why: str) -> None:
     file = tmp_path / "suite.yaml"
     file.write_text(text)
     with pytest.raises(UsageError, match=why):
         Suite.load(str(file))
 
 
-def test_a_suite_that_is_not_there() -> None:
+def test_unknown_suite_is_refused() -> None:
     with pytest.raises(UsageError, match="one of latency, peers, serving, smoke, throughput"):
         Suite.load("fast")

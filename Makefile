@@ -7,7 +7,7 @@ NODE   ?= .node
 BIN    := $(VENV)/bin
 PIP    := -m pip install -qq --disable-pip-version-check
 
-.PHONY: help quickstart test test-fast fuzz test-transformers4 test-oldest test-transformers-js lint format docs install clean
+.PHONY: help quickstart test test-fast fuzz soak test-transformers4 test-oldest test-transformers-js lint format docs install clean
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
@@ -29,22 +29,26 @@ test-oldest: install $(OLDEST)/.installed ## bundles on the lowest versions that
 test-transformers-js: install $(NODE)/.installed ## the layout optimum under transformers.js (needs Node.js and npm)
 	@LORA_FT_NODE=$(abspath $(NODE)) $(BIN)/python -m pytest tests/export/layouts/test_transformers_js.py
 
-fuzz: install ## ten thousand damaged inputs of every kind (LORA_FT_FUZZ=N for another number)
+fuzz: install ## ten thousand damaged inputs of every kind (LORA_FT_FUZZ=N sets the number)
 	@LORA_FT_FUZZ=$${LORA_FT_FUZZ:-10000} $(BIN)/python -m pytest -n auto tests/fuzz
+
+soak: install ## 200,000 requests to a server with tiny adapters, each answer compared (REQUESTS sets the number)
+	@$(BIN)/python -m tests.soak --requests $${REQUESTS:-200000}
 
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-format: install ## let ruff format and mend
+format: install ## format and fix with ruff
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: install ## the documentation, in build/site (open index.html)
+docs: install ## build the documentation in build/site
 	@$(BIN)/python $(PIP) -c constraints.txt -e '.[docs]'
 	@$(BIN)/python -m docs.generators
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "built build/site/index.html"
 
 install: $(BIN)/.installed ## the environment in .venv, at the versions of constraints.txt
 
@@ -71,5 +75,5 @@ $(NODE)/.installed:
 	@npm install --prefix $(NODE) --silent --no-fund --no-audit --ignore-scripts @huggingface/transformers@4.3.1
 	@touch $@
 
-clean: ## remove the environments and what quickstart made
+clean: ## remove the environments and the output of quickstart
 	rm -rf $(VENV) $(COMPAT) $(OLDEST) $(NODE) quickstart

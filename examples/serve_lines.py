@@ -1,6 +1,6 @@
 """Serve a bundle in a loop: a JSON object of columns on each line of stdin, its answer on a line of stdout.
 
-This needs the base install alone: numpy, onnxruntime and tokenizers.
+This needs only the base install: numpy, onnxruntime and tokenizers.
 
     python examples/serve_lines.py runs/examples/bundles/summaries < requests.jsonl
 """

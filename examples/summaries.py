@@ -1,4 +1,4 @@
-"""Train on rows that are made in Python, score, export to ONNX, and answer a new row."""
+"""Train on rows built in Python, score, export to ONNX, and answer a new row."""
 
 from __future__ import annotations
 

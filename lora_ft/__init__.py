@@ -34,7 +34,9 @@ if TYPE_CHECKING:
         GateError,
         HubError,
         LoraFtError,
+        LossError,
         OutputExistsError,
+        QueueFullError,
         TaskError,
         UsageError,
     )
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from lora_ft.generate import generate
     from lora_ft.merge import merge
     from lora_ft.merge_adapters import merge_adapters
+    from lora_ft.models.async_model import AsyncModel
     from lora_ft.models.loading import load
     from lora_ft.models.model import Model
     from lora_ft.push import push
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AsyncModel",
     "BaseMismatchError",
     "BundleError",
     "DataError",
@@ -64,8 +68,10 @@ __all__ = [
     "HubError",
     "Interrupted",
     "LoraFtError",
+    "LossError",
     "Model",
     "OutputExistsError",
+    "QueueFullError",
     "Run",
     "Task",
     "TaskError",
@@ -86,6 +92,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AsyncModel": "models.async_model",
     "Interrupted": "core.interrupts",
     "Model": "models.model",
     "Run": "runs.run",

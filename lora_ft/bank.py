@@ -18,8 +18,7 @@ from lora_ft.core.sample_prompts import SENTENCES
 from lora_ft.deployment.bank_adapter import PeftReference, VerificationSettings, named_runs, prepare_bank_adapter
 from lora_ft.deployment.torch_reference import bundle_metadata, references_of
 from lora_ft.export.bundle.assemble import read_model, rescaled
-from lora_ft.export.bundle.bank import BankLayout, add_adapter
-from lora_ft.export.bundle.bank import remove_adapter as take_out
+from lora_ft.export.bundle.bank import BankLayout, add_adapter, remove_adapter
 from lora_ft.export.bundle.publish import base_hash, write_bank
 from lora_ft.export.bundle.source import ExportSource
 from lora_ft.export.checkpoint.architecture import Architecture
@@ -39,13 +38,13 @@ _CALIBRATION_ROWS = 64  # for the base; each adapter also has its own rows
 
 
 @dataclass(frozen=True)
-class Shelved:
-    """Result of exporting or changing a bank.
+class BankResult:
+    """The result of exporting or changing a bank.
 
     Attributes:
         out: Folder of the bank.
         precision: Precision of its base.
-        bytes: Size, adapters included.
+        bytes: Size, including adapters.
         reports: Comparison of each new adapter with PyTorch, by name.
     """
 
@@ -64,45 +63,48 @@ def export_bank(
     checks: VerificationSettings | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> Shelved:
+) -> BankResult:
     """Export a bank of the runs' base and adapters, after comparing each with PyTorch.
 
     Args:
-        runs: Folders, or NAME=FOLDER. Default name: the task's.
+        runs: Folders, or NAME=FOLDER. Default name: that of a run's task, or of an adapter's folder.
         out: Folder to create.
-        base: Base to use instead of the one that runs and adapters name.
+        base: Base to use. Default: the base that runs and adapters name.
         precision: Precision of the base.
         checks: Settings of the comparison.
         overwrite: Replace `out` if it exists.
         progress: Receives stages and notes.
 
     Raises:
-        UsageError: `out` exists, a run has no adapter that a bank can hold, or runs have different bases.
-        LoraFtError: The base or an adapter differs from PyTorch, or loses too much; nothing is left behind.
+        UsageError: `out` exists, a bank cannot store an adapter, or runs have different bases.
+        LoraFtError: The base or an adapter differs from PyTorch, or loses too much quality. Nothing is written then.
     """
     progress, checks = progress or Silent(), checks or VerificationSettings()
-    found = named_runs(runs)
-    inputs = [path for run in found.values() for path in (run.folder, named_base(run))]
+    adapters = named_runs(runs)
+    inputs = [path for run in adapters.values() for path in (run.folder, named_base(run))]
     with making(out, overwrite=overwrite, inputs=inputs):
         if precision == "auto":
-            raise UsageError("a bank has the precision that is named", "try auto on one of the runs first")
-        chosen = parse(precision)
-        choose_provider("auto", str(chosen))
+            raise UsageError(
+                "--precision auto is not supported for banks",
+                "export one of the runs with auto, and name the precision that it chooses",
+            )
+        bank_precision = parse(precision)
+        choose_provider("auto", str(bank_precision))
         torch.set_num_threads(allowed_cpus())
-        common = _common_base(found, base)
-        oracle = PeftReference(common)
-        members = [prepare_bank_adapter(name, run, oracle, checks, progress) for name, run in found.items()]
-        tokenizer, origin = (
-            oracle.tokenizer,
-            bundle_metadata(None, common.name, "", read_generation(common.folder).options),
+        bank_base = _common_base(adapters, base)
+        reference = PeftReference(bank_base)
+        bank_adapters = [prepare_bank_adapter(name, run, reference, checks, progress) for name, run in adapters.items()]
+        tokenizer = reference.tokenizer
+        metadata = bundle_metadata(None, bank_base.name, "", read_generation(bank_base.folder).options)
+        sentences = list(references_of(reference.plain(), tokenizer, SENTENCES, metadata, progress))
+        share = -(-_CALIBRATION_ROWS // len(bank_adapters))
+        samples: list[Sample] = [sample for adapter in bank_adapters for sample in adapter.samples[:share]]
+        scaled = is_scaled(reference.plain())
+        source = ExportSource(bank_base.folder, tokenizer, metadata, sentences, sentences[0], samples, scaled)
+        reports = write_bank(
+            source, bank_adapters, out, precision=bank_precision, overwrite=overwrite, progress=progress.stage
         )
-        sentences = list(references_of(oracle.plain(), tokenizer, SENTENCES, origin, progress))
-        share = -(-_CALIBRATION_ROWS // len(members))
-        samples: list[Sample] = [sample for one in members for sample in one.samples[:share]]
-        scaled = is_scaled(oracle.plain())
-        source = ExportSource(common.folder, tokenizer, origin, sentences, sentences[0], samples, scaled)
-        reports = write_bank(source, members, out, precision=chosen, overwrite=overwrite, progress=progress.stage)
-        return Shelved(out, str(chosen), folder_size(out), reports)
+        return BankResult(out, str(bank_precision), folder_size(out), reports)
 
 
 def add(
@@ -113,64 +115,64 @@ def add(
     checks: VerificationSettings | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> Shelved:
-    """Add runs' adapters to a bank, one after another, without touching its base.
+) -> BankResult:
+    """Add runs' adapters to a bank, one after another, without changing its base.
 
-    See `export_bank` for the arguments.
+    For the arguments, see `export_bank`.
 
     Raises:
-        UsageError: The folder is not a bank, a name is taken, a base differs, or an adapter does not fit.
-        LoraFtError: An adapter differs from PyTorch or loses too much; earlier ones stay.
+        UsageError: The folder is not a bank, a name already exists, a base differs, or an adapter does not fit.
+        LoraFtError: An adapter differs from PyTorch, or loses too much quality. Adapters before it stay in the bank.
     """
     progress, checks = progress or Silent(), checks or VerificationSettings()
-    content, room, found = manifest.read_manifest(bank), BankLayout.read(bank), named_runs(runs)
+    content, bank_layout, adapters = manifest.read_manifest(bank), BankLayout.read(bank), named_runs(runs)
     torch.set_num_threads(allowed_cpus())
     reports = {}
-    hash_of, opened = cache(base_hash), cache(_opened)  # all runs have the bank's base, so it is opened once
-    for name, run in found.items():
-        own = base_of(run, base)
-        if hash_of(own.folder) != room.base:
+    hash_of, open_base = cache(base_hash), cache(_open_base)  # all runs have the bank's base, so it is opened once
+    for name, run in adapters.items():
+        run_base = base_of(run, base)
+        if hash_of(run_base.folder) != bank_layout.base:
             raise BaseMismatchUsageError(
-                f"{name} was trained on {own.name}, whose weights are not those of this bank's base "
+                f"{name} was trained on {run_base.name}, whose weights differ from this bank's base "
                 f"({content['base']})",
-                "make another bank for it with `lora-ft export --adapters`",
+                "create a bank for its base with `lora-ft export --adapters`",
             )
-        oracle, architecture, weights = opened(own)
-        member = prepare_bank_adapter(name, run, oracle, checks, progress)
+        reference, architecture, weights = open_base(run_base)
+        adapter = prepare_bank_adapter(name, run, reference, checks, progress)
         progress.stage(f"adding {name}")
-        reports[name] = add_adapter(bank, member, architecture, weights, overwrite=overwrite)
-    return Shelved(bank, content["precision"], folder_size(bank), reports)
+        reports[name] = add_adapter(bank, adapter, architecture, weights, overwrite=overwrite)
+    return BankResult(bank, content["precision"], folder_size(bank), reports)
 
 
 def remove(bank: Path, names: Iterable[str]) -> None:
     """Remove adapters from a bank.
 
     Raises:
-        UsageError: The folder is not a bank, or has no adapter of some name; then it stays unchanged.
+        UsageError: The folder is not a bank, or lacks an adapter with one of the names. It stays unchanged then.
     """
-    take_out(bank, names)
+    remove_adapter(bank, names)
 
 
-def _opened(base: Base) -> tuple[PeftReference, Architecture, Checkpoint]:
-    """Return a base in PyTorch, and its architecture and weights for banks."""
-    oracle = PeftReference(base)
+def _open_base(base: Base) -> tuple[PeftReference, Architecture, Checkpoint]:
+    """Return a base in PyTorch, with its architecture and weights for banks."""
+    reference = PeftReference(base)
     architecture, weights = read_model(base.folder)
-    return oracle, rescaled(architecture, is_scaled(oracle.plain())), weights
+    return reference, rescaled(architecture, is_scaled(reference.plain())), weights
 
 
 def _common_base(runs: dict[str, Run | PeftAdapter], named: str | None) -> Base:
-    """Return the base that all runs were trained on, or the named one.
+    """Return the base `named`, or else the base that all runs were trained on.
 
     Raises:
         UsageError: Runs have different bases.
     """
     bases = {name: base_of(run, named) for name, run in runs.items()}
     folders = {folder: base_hash(folder) for folder in {base.folder for base in bases.values()}}
-    (first, chosen), *others = bases.items()
-    for name, base in others:
-        if folders[base.folder] != folders[chosen.folder]:
+    (first, first_base), *remaining = bases.items()
+    for name, base in remaining:
+        if folders[base.folder] != folders[first_base.folder]:
             raise BaseMismatchUsageError(
-                f"{first} and {name} were trained on different bases: {chosen.name} and {base.name}",
-                "make a bank for each base",
+                f"{first} and {name} were trained on different bases: {first_base.name} and {base.name}",
+                "create a bank for each base",
             )
-    return chosen
+    return first_base

@@ -1,4 +1,4 @@
-"""The job `chat`: a model goes on with a group chat, line by line; a person may take part."""
+"""The verb `chat`: a model continues a group chat line by line, and a person may take part."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from lora_ft.core.errors import UsageError
 from lora_ft.data.chats.lines import Line, context_of, parse_line, parse_lines
 from lora_ft.models.model import Model
 
-CONTEXT, CHARACTERS = 10, 1500  # of a model that does not say
-_ATTEMPTS = 4  # draws before a line that is of no use is taken or given up
-_SEEDS = 1_000_003  # between those of two conversations
-HELP = "an empty line lets the model go on; /who: who is there; /quit or Ctrl-D: end"
+CONTEXT, CHARACTERS = 10, 1500  # limits for a model that stores none
+_ATTEMPTS = 4  # samples before an unusable line is accepted or dropped
+_SEEDS = 1_000_003  # distance between the seeds of two conversations
+HELP = "empty line: let the model continue; /who: list people; /quit or Ctrl-D: exit"
 
 
 @dataclass(frozen=True)
 class Event:
-    """What came of a line or a round.
+    """Result of a typed line or of a round.
 
     Attributes:
-        line: what somebody says now, or None.
-        note: what is to be told besides, or "".
-        end: whether the conversation is over.
+        line: New line of the chat, or None.
+        note: Message to the user, or "".
+        end: Whether the conversation is over.
     """
 
     line: Line | None = None
@@ -32,11 +32,11 @@ class Event:
 
 
 class Conversation:
-    """The last lines of a chat, and what comes next.
+    """A chat with a model. The model sees the last lines, and each new line replaces the oldest.
 
     Attributes:
-        lines: the context, oldest first; a new line joins at the end, and the oldest leaves.
-        you: whom the person speaks as, or None.
+        lines: Lines that the model sees, oldest first.
+        you: Name of the user in the chat, or None.
     """
 
     def __init__(
@@ -50,15 +50,16 @@ class Conversation:
         seed: int = 0,
         attempts: int = _ATTEMPTS,
     ) -> None:
-        """Begin.
+        """Begin a conversation.
 
         Args:
-            ask: the answer to a context, drawn with a seed.
-            start: what was said before.
-            you: whom the person speaks as.
-            context, characters: most lines of the context, and characters of them together.
-            seed: of the conversation; each draw has its own.
-            attempts: draws before a line that is of no use is taken or given up; 1 where each draw is the same.
+            ask: Function from a context and a seed to the model's answer.
+            start: Earlier lines of the chat.
+            you: Name of the user in the chat.
+            context: Maximum number of lines of the context.
+            characters: Maximum length of the context, in characters.
+            seed: Seed of the conversation. Each answer has a seed of its own.
+            attempts: Samples before an unusable line is accepted or dropped; 1 if the seed changes nothing.
         """
         self.lines = list(start)[-context:]
         self.you = you
@@ -67,14 +68,14 @@ class Conversation:
 
     @property
     def people(self) -> list[str]:
-        """Who speaks in the context, in order of their first line, and you."""
+        """Return the speakers of the context in order of their first line, then `you`."""
         return list(dict.fromkeys([*(line.name for line in self.lines), *([self.you] if self.you else [])]))
 
     def respond(self, typed: str | None) -> Iterator[Event]:
-        """What comes of a line that a person typed: commands are obeyed, else it joins and the model answers.
+        """Run a typed command, or add a typed line and let the model answer.
 
         Args:
-            typed: the line; without `you` it names its speaker (`Name: text`). None is the end of the input.
+            typed: Line that the user typed. Without `you` it names its speaker (`Name: text`). None ends the chat.
         """
         text = "/quit" if typed is None else typed.strip()
         if text == "/quit":
@@ -82,52 +83,55 @@ class Conversation:
         elif text == "/who":
             yield Event(note=", ".join(self.people) or "nobody has spoken yet")
         elif text.startswith("/"):
-            yield Event(note=f"there is no command {text.split()[0]}; {HELP}")
+            yield Event(note=f"unknown command {text.split()[0]}; {HELP}")
         elif not text and not self.lines:
             yield Event(note="nobody has spoken yet; type a line first")
         elif text and (line := Line(self.you, text) if self.you else parse_line(text)) is None:
-            yield Event(note="who says this? Type `Name: text`, or start with --as NAME")
+            yield Event(note="the line has no speaker; type `Name: text`, or start with --as NAME")
         else:
             if text and line is not None:
-                self._join(line)
-            yield self.go_on()
+                self._append(line)
+            yield self.advance()
 
-    def go_on(self) -> Event:
-        """The model's next line, which joins the context.
+    def advance(self) -> Event:
+        """Let the model write the next line, and add it to the context.
 
-        A line without a name, without a text or in the name of `you` is drawn again. If none is better, one in your
-        name stands as it is, one without a name is taken as said by whoever of the others spoke last, and an empty one
-        is none.
+        A line without a name, without a text or in the name of `you` is sampled again. After the last attempt, a line
+        in your name is accepted. A line without a name is attributed to the last other speaker. An empty line is
+        dropped.
         """
         context = context_of(self.lines, self._characters)
-        said, line = "", None
+        nameless, own_line = "", None
         for _ in range(self._attempts):
             text = self._ask(context, self._seed).strip()
             self._seed += 1
-            found = parse_line(text)
-            if found is not None and found.name != self.you:
-                return self._joined(found)
-            said, line = (text, found) if found else (said or text, line)
-        if line is not None:
-            return self._joined(line, "the model speaks for you")
-        if not said:
-            return Event(note="the model said nothing")
+            line = parse_line(text)
+            if line is not None and line.name != self.you:
+                return self._added(line)
+            if line is not None:
+                own_line = line
+            else:
+                nameless = nameless or text
+        if own_line is not None:
+            return self._added(own_line, "the model wrote a line in your name")
+        if not nameless:
+            return Event(note="the model wrote nothing")
         name = next((line.name for line in reversed(self.lines) if line.name != self.you), "Somebody")
-        return self._joined(Line(name, said), f"the model named nobody; taken as said by {name}")
+        return self._added(Line(name, nameless), f"the model named no speaker; attributed to {name}")
 
     def rounds(self, count: int) -> Iterator[Event]:
-        """The model alone, `count` lines; fewer where it says nothing, as it then would for ever."""
+        """Let the model write up to `count` lines. An empty line ends the rounds, since more would follow."""
         for _ in range(count):
-            event = self.go_on()
+            event = self.advance()
             yield event
             if event.line is None:
                 return
 
-    def _joined(self, line: Line, note: str = "") -> Event:
-        self._join(line)
+    def _added(self, line: Line, note: str = "") -> Event:
+        self._append(line)
         return Event(line, note)
 
-    def _join(self, line: Line) -> None:
+    def _append(self, line: Line) -> None:
         self.lines = [*self.lines, line][-self._context :]
 
 
@@ -140,33 +144,33 @@ def converse(
     context: int | None = None,
     seed: int = 0,
 ) -> Conversation:
-    """A conversation with a model.
+    """Return a conversation with a model.
 
     Args:
-        model: from `load`; what its task says of chats goes for it.
-        options: of generation, by transformers' names; they take precedence over the task's own.
-        start: `Name: text` lines that were said before.
-        you: whom the person speaks as.
-        context: most lines of a context, instead of the task's.
-        seed: of the conversation.
+        model: Model from `load`. Its task sets the limits of the context.
+        options: Generation options by transformers' names. They take precedence over those of the task.
+        start: Earlier lines of the chat, `Name: text`.
+        you: Name of the user in the chat.
+        context: Maximum number of lines of the context. Default: the task's.
+        seed: Seed of the conversation.
 
     Raises:
-        UsageError: the model's prompt takes no bare text, or `start` has no line with a name.
+        UsageError: The prompt of the model has several columns, or `start` has no line with a name.
     """
     if model.prompt is None or model.prompt.single is None:
-        there = model.adapters
-        others = f", or --adapter NAME: there are {', '.join(there)}" if there else ""
+        names = ", ".join(model.adapters)
+        choice = f", or add --adapter NAME (adapters: {names})" if names else ""
         raise UsageError(
-            f"{model.name} was not trained on chats", f"give a run or a bundle of a task with data.chat{others}"
+            f"{model.name} was not trained on chats", f"name a run or a bundle of a task with data.chat{choice}"
         )
-    said = parse_lines(start)
-    if start.strip() and not said:
-        raise UsageError(f"--start {start.strip().splitlines()[0]!r} is no line of a chat", "write `Name: text` lines")
+    earlier = parse_lines(start)
+    if start.strip() and not earlier:
+        raise UsageError(f"--start {start.strip().splitlines()[0]!r} is not a chat line", "write `Name: text` lines")
     settings = model.chat or {}
     sampled = {**model.options, **options}.get("do_sample", False)
     return Conversation(
-        lambda text, draw: model.generate(text, **{**options, "seed": draw})[0],
-        start=said,
+        lambda text, seed: model.generate(text, **{**options, "seed": seed})[0],
+        start=earlier,
         you=you,
         context=context or settings.get("context", CONTEXT),
         characters=settings.get("characters", CHARACTERS),

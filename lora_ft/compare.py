@@ -15,22 +15,23 @@ from lora_ft.evaluation.metrics import Scored, measure
 from lora_ft.evaluation.metrics.statistics import compare as test
 from lora_ft.runs.records import read_scores
 from lora_ft.runs.run import PREDICTIONS, SCORES, TASK, is_run
+from lora_ft.tasks.evaluate import Evaluate
 from lora_ft.tasks.files import load_task
-from lora_ft.tasks.schema import Evaluate, SplitName
+from lora_ft.tasks.schema import SplitName
 
 
 def compare(
     models: Sequence[str | os.PathLike[str]],
     *,
-    split: SplitName = "test",
+    split: SplitName | None = None,
     metrics: Sequence[str] = (),
     task: str | os.PathLike[str] | None = None,
 ) -> Comparison:
-    """Score answers of models, and test the differences from the first model.
+    """Score answers of models, and test how they differ from the first model.
 
     Args:
         models: At least two evaluated runs, or files that `lora-ft evaluate --predictions` wrote.
-        split: Split of the runs.
+        split: Split of the runs. Default: test, or validation if only its answers exist in every run.
         metrics: Metrics to use instead of the task's.
         task: Task file with the settings. Default: the task of the first run.
 
@@ -39,68 +40,83 @@ def compare(
     """
     names = [os.fspath(model) for model in models]
     if len(names) < 2:
-        raise UsageError("there is nothing to compare", "name two runs, or files of answers, or more")
+        raise UsageError(
+            f"a comparison needs two models (got {len(names)})", "name two or more runs or files of answers"
+        )
+    runs = [Path(name) for name in names if is_run(Path(name))]
+    split = split or _default_split(runs)
     files = [_file(name, split) for name in names]
-    given = [_read(file) for file in files]
-    for name, rows in zip(names[1:], given[1:], strict=True):
-        _require_same(names[0], given[0], name, rows)
+    tables = [_read(file) for file in files]
+    for name, rows in zip(names[1:], tables[1:], strict=True):
+        _require_same_rows(names[0], tables[0], name, rows)
     settings, measured = _settings(names, None if task is None else os.fspath(task), metrics)
-    references = [list(row["references"]) for row in given[0]]
-    answers = [[row["output"] for row in rows] for rows in given]
+    references = [list(row["references"]) for row in tables[0]]
+    answers = [[row["output"] for row in rows] for rows in tables]
     scored = [measure(measured, texts, references, settings) for texts in answers]
     contenders = [
-        _contender(name, texts, found, scored[0] if at else None, settings)
-        for at, (name, texts, found) in enumerate(zip(names, answers, scored, strict=True))
+        _contender(name, texts, scores, scored[0] if i else None, settings)
+        for i, (name, texts, scores) in enumerate(zip(names, answers, scored, strict=True))
     ]
     by = settings.metric if settings.metric in scored[0] else next(iter(scored[0]))
-    most = np.max([np.abs(one[by].rows - scored[0][by].rows) for one in scored[1:]], axis=0)
+    change = np.max([np.abs(scores[by].rows - scored[0][by].rows) for scores in scored[1:]], axis=0)
     return Comparison(
         contenders,
-        [row["prompt"] for row in given[0]],
+        [row["prompt"] for row in tables[0]],
         references,
-        {how: [name for name, one in scored[0].items() if one.how == how] for how in _ways(scored[0])},
+        _names_by_signature(scored[0]),
         by,
-        [int(row) for row in np.argsort(-most, kind="stable")],
-        [warning for name in names for warning in _other_signatures(name, split, scored[0])],
+        [int(row) for row in np.argsort(-change, kind="stable")],
+        split if runs else None,
+        [warning for name in names for warning in _signature_warnings(name, split, scored[0])],
     )
 
 
-def _other_signatures(name: str, split: str, scored: dict[str, Scored]) -> list[str]:
-    """Return a warning where a run's own scores rest on other words, sentences or settings than those of here.
+def _default_split(runs: Sequence[Path]) -> SplitName:
+    splits: tuple[SplitName, ...] = ("test", "validation")
+    return next((split for split in splits if all((run / PREDICTIONS.format(split)).is_file() for run in runs)), "test")
 
-    All contenders are scored here in one way, so that what is compared is the same; but the figures that the run was
-    published with are not these.
+
+def _signature_warnings(name: str, split: str, scored: dict[str, Scored]) -> list[str]:
+    """Return warnings if the recorded scores of a run were computed with other words, sentences or settings.
+
+    A comparison scores all answers again with the same settings, so its figures may differ from the recorded ones.
     """
     path = Path(name) / SCORES.format(split)
     if not path.is_file():
         return []
     recorded = read_scores(path)
-    own, values = recorded.get("how", {}), recorded["scores"].get("scores") or recorded["scores"].get("rouge") or {}
-    found: dict[str, list[str]] = {}
-    for score, one in scored.items():
-        if score in values and own.get(score, "") != one.how:
-            found.setdefault(own.get(score) or "no signature", []).append(score)
+    signatures = recorded.get("how", {})
+    values = recorded["scores"].get("scores") or recorded["scores"].get("rouge") or {}
+    differing: dict[str, list[str]] = {}
+    for name_of_score, score in scored.items():
+        signature = signatures.get(name_of_score, "")
+        if name_of_score in values and signature != score.how:
+            differing.setdefault(signature or "no signature", []).append(name_of_score)
     return [
-        f"{name} was evaluated with other scores of this name ({', '.join(scores)}: {how}); all are scored again here, "
-        f"`lora-ft evaluate {name} --split {split}` brings its own up to date"
-        for how, scores in found.items()
+        f"the recorded scores of {name} were computed differently ({', '.join(names)}: {signature}); this comparison "
+        f"scores all answers again. Update them with `lora-ft evaluate {name} --split {split}`"
+        for signature, names in differing.items()
     ]
 
 
-def _ways(scored: dict[str, Scored]) -> list[str]:
-    return list(dict.fromkeys(one.how for one in scored.values() if one.how))
+def _names_by_signature(scored: dict[str, Scored]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, score in scored.items():
+        if score.how:
+            names.setdefault(score.how, []).append(name)
+    return names
 
 
 def _contender(
-    name: str, answers: list[str], found: dict[str, Scored], first: dict[str, Scored] | None, settings: Evaluate
+    name: str, answers: list[str], scores: dict[str, Scored], first: dict[str, Scored] | None, settings: Evaluate
 ) -> Contender:
     seeds = {"seed": settings.seed, "resamples": settings.bootstrap}
     return Contender(
         name,
         answers,
-        {score: one.estimate(**seeds) for score, one in found.items()},
-        {score: one.rows for score, one in found.items()},
-        {} if first is None else {score: test(one, first[score], **seeds) for score, one in found.items()},
+        {score_name: score.estimate(**seeds) for score_name, score in scores.items()},
+        {score_name: score.rows for score_name, score in scores.items()},
+        {} if first is None else {key: test(score, first[key], **seeds) for key, score in scores.items()},
     )
 
 
@@ -111,18 +127,18 @@ def _file(name: str, split: str) -> Path:
     if not is_run(path):
         raise UsageError(
             f"{name} is neither a run nor a file of answers",
-            "a checkpoint, bundle or base answers with `lora-ft evaluate MODEL --task TASK --predictions FILE`, and an "
-            "adapter of a bank with --adapter NAME",
+            "write the answers of another model with `lora-ft evaluate MODEL --task TASK --predictions FILE` (for an "
+            "adapter of a bank, add --adapter NAME)",
         )
     file = path / PREDICTIONS.format(split)
     if not file.is_file():
-        raise UsageError(f"{name} has not answered its {split} rows", f"lora-ft evaluate {name} --split {split}")
+        raise UsageError(f"{name} has no answers to its {split} rows", f"run lora-ft evaluate {name} --split {split}")
     return file
 
 
 def _read(file: Path) -> list[Row]:
-    found = read_rows(Path(), str(file), "answers")
-    for where, row in found:
+    rows = read_rows(Path(), str(file), "answers")
+    for location, row in rows:
         texts = row.get("references")
         if not (
             isinstance(row.get("output"), str)
@@ -131,27 +147,28 @@ def _read(file: Path) -> list[Row]:
             and texts
             and all(isinstance(text, str) for text in texts)
         ):
-            raise LoraFtError(f"{where} is no answer with prompt, output and references", "evaluate the model again")
-    if not found:
-        raise LoraFtError(f"{file} holds no answers", "evaluate the model again")
-    return [row for _, row in found]
+            raise LoraFtError(
+                f"{location} is not an answer (prompt, output and references)", "evaluate the model again"
+            )
+    if not rows:
+        raise LoraFtError(f"{file} contains no answers", "evaluate the model again")
+    return [row for _, row in rows]
 
 
-def _require_same(name: str, rows: Sequence[Row], other: str, theirs: Sequence[Row]) -> None:
+def _require_same_rows(first: str, first_rows: Sequence[Row], name: str, rows: Sequence[Row]) -> None:
     """Raise UsageError unless rows and their order agree. Prompts may differ if both files identify their rows."""
-    for at, (row, their) in enumerate(zip(rows, theirs, strict=False)):
-        which = "row" if "row" in row and "row" in their else "prompt"
-        for key in (which, "references"):
-            if row[key] != their[key]:
+    for i, (expected, row) in enumerate(zip(first_rows, rows, strict=False)):
+        identity = "row" if "row" in expected and "row" in row else "prompt"
+        for key in (identity, "references"):
+            if expected[key] != row[key]:
                 raise UsageError(
-                    f"{name} and {other} answered different rows: row {at + 1} has another {key}, "
-                    f"'{_start(row)}' and '{_start(their)}'",
+                    f"{first} and {name} answered different rows: `{key}` of row {i + 1} differs "
+                    f"('{_start(expected)}' and '{_start(row)}')",
                     "evaluate both on the same task and split",
                 )
-    if len(rows) != len(theirs):
+    if len(first_rows) != len(rows):
         raise UsageError(
-            f"{name} and {other} answered different rows: {len(rows):,} and {len(theirs):,} of them; row "
-            f"{min(len(rows), len(theirs)) + 1} is in one only",
+            f"{first} and {name} answered different numbers of rows ({len(first_rows):,} and {len(rows):,})",
             "evaluate both with the same --limit",
         )
 
@@ -161,10 +178,10 @@ def _start(row: Row) -> str:
 
 
 def _settings(names: Sequence[str], task: str | None, metrics: Sequence[str]) -> tuple[Evaluate, list[str]]:
-    """Return settings and metrics to score answers with."""
-    file = task or next((str(Path(name) / TASK) for name in names if is_run(Path(name))), None)
-    if file is None:
+    """Return the settings and the metrics of the comparison."""
+    task_file = task or next((str(Path(name) / TASK) for name in names if is_run(Path(name))), None)
+    if task_file is None:
         settings = Evaluate(metrics=list(metrics or ("rouge",)))
         return settings, settings.metrics
-    loaded = load_task(file, [f"evaluate.metrics=[{', '.join(metrics)}]"] if metrics else [])
+    loaded = load_task(task_file, [f"evaluate.metrics=[{', '.join(metrics)}]"] if metrics else [])
     return loaded.evaluate, loaded.evaluate.metrics if metrics else loaded.metrics

@@ -49,9 +49,9 @@ def environment() -> dict[str, str]:
         "onnxruntime": _onnxruntime(),
         "cpu": cpu_name(),
         "cpu generation": cpu_generation(),
-        "cpu flags": " ".join(flag for flag in _FLAGS if flag in _cpu_flags()) or "none of interest",
+        "cpu flags": " ".join(flag for flag in _FLAGS if flag in _cpu_flags()) or "none relevant",
         "cores": f"{allowed_cpus()} allowed of {os.cpu_count()}",
-        "frequency governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or "not shown",
+        "frequency governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or "unknown",
         "container": _container(),
         "memory": _memory(),
         "gpus": _gpus(),
@@ -61,7 +61,7 @@ def environment() -> dict[str, str]:
 
 
 def stolen() -> float:
-    """Seconds, over all cores since it started, that this machine's host gave to others; 0 where it does not say."""
+    """Return the time that the host gave to other virtual machines since boot, in core-seconds; 0 if unknown."""
     fields = _first_line(Path("/proc/stat")).split()
     return int(fields[8]) / os.sysconf("SC_CLK_TCK") if len(fields) > 8 else 0.0
 
@@ -74,7 +74,7 @@ def _version(package: str) -> str:
 
 
 def _onnxruntime() -> str:
-    """Its version, and which of its packages it is: they share one module, so the last that was installed counts."""
+    """Return the version and the package. All onnxruntime packages share one module: the last one installed wins."""
     package = onnxruntime.package_name
     return onnxruntime.__version__ + (f" ({package})" if package != "onnxruntime" else "")
 
@@ -100,25 +100,25 @@ def _container() -> str:
         return "podman"
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         return "kubernetes"
-    return os.environ.get("container", "none seen")  # noqa: SIM112  (systemd writes it so)
+    return os.environ.get("container", "none detected")  # noqa: SIM112  (lower case, as systemd sets it)
 
 
 def _commit() -> str:
-    """The commit of this source tree, with a + where files differ from it; nothing of an installed package."""
+    """Return the commit of this source tree, with a + if files differ from it."""
     import subprocess
 
     def git(*arguments: str) -> str:
-        made = subprocess.run(
+        process = subprocess.run(
             ["git", "-C", str(Path(__file__).parents[1]), *arguments], capture_output=True, text=True, check=False
         )
-        return made.stdout.strip() if made.returncode == 0 else ""
+        return process.stdout.strip() if process.returncode == 0 else ""
 
     try:
         if not (Path(__file__).parents[1] / ".git").exists():
             return "no source tree"
         return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+" if git("status", "--porcelain") else "")
     except OSError:
-        return "unknown (no git here)"
+        return "unknown (git is not installed)"
 
 
 def _memory() -> str:
@@ -128,7 +128,7 @@ def _memory() -> str:
         return "unknown"
     total, free = (int(fields[key].split()[0]) / 2**20 for key in ("MemTotal", "MemAvailable"))
     allowed = allowed_memory() / 2**30
-    limit = f", {allowed:.1f} GiB allowed here" if allowed < 0.99 * total else ""
+    limit = f", {allowed:.1f} GiB allowed" if allowed < 0.99 * total else ""
     return f"{total:.1f} GiB, {free:.1f} GiB available{limit}"
 
 

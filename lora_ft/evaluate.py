@@ -1,4 +1,4 @@
-"""The verb `evaluate`: score a model on a split, with intervals; each adapter of a bank on its own task."""
+"""The verb `evaluate`: score a model on a split, with intervals, or each adapter of a bank on its own task."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lora_ft.core.output_paths import refuse_file
 from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.data.readers import Row
-from lora_ft.data.splits import Example, load_splits, require, with_labels
-from lora_ft.evaluation import warnings as guards
+from lora_ft.data.splits import Example, load_splits, require, split_to_score, with_labels
 from lora_ft.evaluation.metrics import Estimate, Scored, difference, measure
 from lora_ft.evaluation.metrics.classification import LabelScore, by_label
+from lora_ft.evaluation.warnings import answer_warnings, row_warnings
 from lora_ft.models.backends import BATCH_SIZE, Answer
 from lora_ft.models.loading import load
 from lora_ft.models.model import Model
@@ -31,7 +31,7 @@ from lora_ft.tasks.files import as_task, read_task
 from lora_ft.tasks.inputs import input_paths
 from lora_ft.tasks.schema import SplitName, Task
 
-VERSION = 2  # of scores-SPLIT.json
+VERSION = 2  # format of scores-SPLIT.json
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Evaluation:
         split: Split of the task.
         rows: Number of rows.
         model: Scores of the model.
-        baseline: Scores of the untouched base, if it was asked for.
+        baseline: Scores of the untouched base, if requested.
         difference: Model minus base on the same rows, with the paired interval.
-        how: How each score was computed, where that varies: words, sentences, sacrebleu's signature.
+        how: Signature of each score that has one: words, sentences, sacrebleu's signature.
         predictions: File with every answer, or None.
         warnings: Reasons why the scores may mislead.
     """
@@ -88,7 +88,7 @@ class Evaluation:
 
     @property
     def scores(self) -> dict[str, Estimate]:
-        """Scores of the model by name."""
+        """Return the scores of the model by name."""
         return self.model.scores
 
     def __str__(self) -> str:
@@ -119,7 +119,10 @@ class BankEvaluation:
     failed: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{name}: {self.by[name]} {result.scores[self.by[name]]}" for name, result in self.scored.items()]
+        lines = [
+            f"{name}: {self.by[name]} {result.scores[self.by[name]]} ({result.rows:,} {result.split} rows)"
+            for name, result in self.scored.items()
+        ]
         return "\n".join([*lines, *(f"{name}: not scored: {reason}" for name, reason in self.failed.items())])
 
     def as_dict(self) -> dict[str, Any]:
@@ -163,32 +166,32 @@ def evaluate(
     answers = None if predictions is None else Path(predictions)
     if answers is not None:
         refuse_file(answers, "--predictions")
-    given = None if task is None else as_task(task)
+    requested = None if task is None else as_task(task)
     progress.stage("loading")
-    model = load(name, adapter=adapter, base=base, task=given)
+    model = load(name, adapter=adapter, base=base, task=requested)
     if model.notice:
         progress.note(model.notice)
-    scored_on = given or model.task or _carried(model, overrides)
-    split = split or _default_split(scored_on)
+    scored_task = requested or model.task or _stored_task(model, overrides)
+    split = split or _default_split(scored_task, progress)
     if answers is not None:
-        refuse_file(answers, "--predictions", inputs=input_paths(scored_on))
+        refuse_file(answers, "--predictions", inputs=input_paths(scored_task))
     if model.kind == "run":
-        _ = Run(name).scores  # the card needs them, so a damaged file is refused before generating
+        _ = Run(name).scores  # the model card reads them, so refuse a damaged file before generating
     if answers is None and model.kind == "run":
         answers = Path(name) / PREDICTIONS.format(split)
-    found = _evaluate(model, scored_on, _Request(split, limit, baseline, batch_size, answers), progress)
+    evaluation = _evaluate(model, scored_task, _Request(split, limit, baseline, batch_size, answers), progress)
     if model.kind == "run":
-        write_json(Path(name) / SCORES.format(split), found.as_dict())
+        write_json(Path(name) / SCORES.format(split), evaluation.as_dict())
         refresh_card(Path(name))
         write_run_report(Run(name), progress)
-    return found
+    return evaluation
 
 
 def evaluate_bank(
     name: str | os.PathLike[str],
     *,
     overrides: Sequence[str] = (),
-    split: SplitName = "test",
+    split: SplitName | None = None,
     limit: int | None = None,
     baseline: bool = False,
     batch_size: int = BATCH_SIZE,
@@ -205,40 +208,41 @@ def evaluate_bank(
     bank = load(name)
     if not (names := bank.adapters):
         raise UsageError(f"{name} has no adapters", "score its base with --task TASK")
-    request = _Request(split, limit, baseline, batch_size)
-    found = BankEvaluation()
+    result = BankEvaluation()
     for adapter in names:
         model = bank.with_adapter(adapter)
         try:
-            task = _carried(model, overrides)
-            one = _evaluate(model, task, request, progress)
-        except LoraFtError as error:  # mostly rows that are missing here; the other adapters may have theirs
-            found.failed[adapter] = str(error)
+            task = _stored_task(model, overrides)
+            request = _Request(split or _default_split(task, progress), limit, baseline, batch_size)
+            evaluation = _evaluate(model, task, request, progress)
+        except LoraFtError as error:  # mostly rows missing on this machine; other adapters may have theirs
+            result.failed[adapter] = str(error)
             continue
-        scores = one.scores
-        found.scored[adapter] = one
-        found.by[adapter] = task.evaluate.metric if task.evaluate.metric in scores else next(iter(scores))
-    return found
+        metric = task.evaluate.metric
+        result.scored[adapter] = evaluation
+        result.by[adapter] = metric if metric in evaluation.scores else next(iter(evaluation.scores))
+    return result
 
 
-def _default_split(task: Task) -> SplitName:
-    data = task.data
-    has_test_rows = data.test is not None or (data.split is not None and data.split.test > 0)
-    return "test" if has_test_rows or (data.train is None and data.validation is None) else "validation"
+def _default_split(task: Task, progress: Progress) -> SplitName:
+    split = split_to_score(task)
+    if split != "test":
+        progress.note(f"task '{task.name}' has no test rows; scoring its {split} rows")
+    return split
 
 
-def _carried(model: Model, overrides: Sequence[str]) -> Task:
+def _stored_task(model: Model, overrides: Sequence[str]) -> Task:
     """Return the task that a bank stores with an adapter."""
     more = "name an adapter, or " if model.adapters and model.adapter is None else ""
-    if model.adapter is not None and (carried := model.backend.task_of(model.adapter)):
-        content, file = carried
+    if model.adapter is not None and (stored := model.backend.task_of(model.adapter)):
+        content, file = stored
         return read_task(content, file, overrides)
-    raise UsageError(f"{model.name} carries no task to be scored on", f"{more}add --task TASK")
+    raise UsageError(f"{model.name} stores no task to score it on", f"{more}add --task TASK")
 
 
 @dataclass(frozen=True)
 class _Request:
-    """Rows to score, and how.
+    """Rows to score, and options.
 
     Attributes:
         split: Split of the task.
@@ -259,25 +263,24 @@ def _evaluate(model: Model, task: Task, request: _Request, progress: Progress) -
     task = with_labels(task)
     splits = load_splits(task, [request.split])
     examples = require(splits, request.split, task)[: request.limit]
-    progress.stage("looking for rows seen before")
-    warnings = splits.warnings + guards.of_rows(
-        task, request.split, examples, chosen=model.kind in ("run", "bundle") or model.task is not None
-    )
+    progress.stage("looking for duplicates of training rows")
+    trained = model.kind in ("run", "bundle") or model.task is not None
+    warnings = splits.warnings + row_warnings(task, request.split, examples, may_be_selected=trained)
     answers, scores, rows = _score(model, examples, task, request.batch_size, progress)
-    warnings += guards.of_answers(task, examples, answers, model.backend.tokenizer)
-    before = gain = None
+    warnings += answer_warnings(task, examples, answers, model.backend.tokenizer)
+    base_scores = gain = None
     base_answers: list[Answer] = []
     base_rows: dict[str, Scored] = {}
     if request.baseline:
         base = load(task.base) if model.adapter is None else model.with_adapter(None)
-        base_answers, before, base_rows = _score(base, examples, task, request.batch_size, progress)
+        base_answers, base_scores, base_rows = _score(base, examples, task, request.batch_size, progress)
         gain = {
             name: difference(rows[name], base_rows[name], seed=task.evaluate.seed, resamples=task.evaluate.bootstrap)
             for name in rows
         }
     how = {name: scored.how for name, scored in rows.items() if scored.how}
     evaluation = Evaluation(
-        task.name, request.split, len(examples), scores, before, gain, how, request.predictions, warnings
+        task.name, request.split, len(examples), scores, base_scores, gain, how, request.predictions, warnings
     )
     if request.predictions is not None:
         write_text(request.predictions, _predictions(examples, answers, rows, base_answers, base_rows))
@@ -291,14 +294,14 @@ def _score(
     began = time.perf_counter()
     prompts = [example.prompt for example in examples]
     options = task.scoring_options()
-    answers = model.backend.generate(prompts, options, batch_size=batch_size, done=progress.advance)
+    answers = model.backend.generate(prompts, options, batch_size=batch_size, on_progress=progress.advance)
     seconds = time.perf_counter() - began
     settings = task.evaluate
     texts, references = [answer.text for answer in answers], [example.references for example in examples]
     rows = measure(task.metrics, texts, references, settings)
     scores = ModelScores(
         model=model.name,
-        scores={name: one.estimate(seed=settings.seed, resamples=settings.bootstrap) for name, one in rows.items()},
+        scores={name: row.estimate(seed=settings.seed, resamples=settings.bootstrap) for name, row in rows.items()},
         cut_share=sum(answer.cut for answer in answers) / len(answers),
         mean_tokens=sum(answer.tokens for answer in answers) / len(answers),
         samples_per_second=len(answers) / seconds,
@@ -309,7 +312,7 @@ def _score(
 
 
 def _digest(row: Row) -> str:
-    """Return a digest of a row, which does not depend on the prompt."""
+    """Return a digest of a row that does not depend on the prompt."""
     text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -325,7 +328,7 @@ def _predictions(
     base_answers: Sequence[Answer],
     base_rows: dict[str, Scored],
 ) -> str:
-    """Return answers and row scores as JSON lines, with those of the base if it was scored too."""
+    """Return answers and row scores as JSON lines, with those of the base if it was scored."""
     lines = []
     for i, (example, answer) in enumerate(zip(examples, answers, strict=True)):
         entry = {

@@ -1,4 +1,4 @@
-"""Export a run or a checkpoint as a bundle that was compared with PyTorch."""
+"""The verb `export_onnx`: export a run or a checkpoint as a bundle, and compare it with PyTorch."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from lora_ft.export.runtime import Generator, manifest
 from lora_ft.export.runtime.session import choose_provider
 from lora_ft.models.bases import find_base, load_model, load_tokenizer
 from lora_ft.models.checkpoints import MERGE, is_scaled, save_checkpoint
-from lora_ft.models.generation import own_generation
+from lora_ft.models.generation import model_generation
 from lora_ft.models.merging import merge_in_memory
 from lora_ft.models.peft_adapter import holds_adapter, name_of, open_adapter
-from lora_ft.publishing.model_card import Facts, bundle_card, facts_of, facts_of_run
+from lora_ft.publishing.model_card import Facts, bundle_card, checkpoint_facts, run_facts
 from lora_ft.runs.run import CARD, TASK, Run, is_run
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import SplitName, Task
@@ -56,14 +56,14 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Exported:
-    """Result of `export_onnx`.
+    """The result of `export_onnx`.
 
     Attributes:
         out: Folder of the export.
         precision: Precision of its weights.
         parity: Comparison with PyTorch.
         bytes: Size of the folder.
-        tradeoff: Precisions that were tried besides fp32.
+        tradeoff: Size, speed and score of each precision that was tried.
         max_drop: Largest allowed loss of score, in points.
     """
 
@@ -103,36 +103,37 @@ def export_onnx(
     Args:
         name: Run, adapter, checkpoint or base.
         out: Folder to create.
-        base: Base to use instead of the one that a run or an adapter names.
-        precision: A name, a mixture (see `lora_ft.export.precision`), or "auto" for the fastest that keeps its score.
+        base: Base to use. Default: the base that a run or an adapter names.
+        precision: A name or a mixture (see `lora_ft.export.precision`), or "auto" for the fastest precision that passes
+            the quality gate.
         max_drop: Points that the task's metric may lose against fp32.
-        score_rows: Rows of the task that a rounded precision is scored on.
-        force: Publish despite a larger loss, or a layout without some of the task's generation settings; the manifest
-            and the card record it.
+        score_rows: Number of rows of the task to score a rounded precision on.
+        force: Publish despite a larger loss, or in a layout that lacks some of the task's generation settings. The
+            manifest and the card record it.
         layout: "bundle", or a name of `lora_ft.export.layouts.LAYOUTS`.
         triton: Also write a Triton model repository of the layout "single".
-        verify_rows: Rows of the task to compare with PyTorch.
-        verify_split: Split to take rows from.
+        verify_rows: Number of rows of the task to compare with PyTorch.
+        verify_split: Split of these rows.
         overwrite: Replace `out` if it exists.
         progress: Receives stages and notes.
 
     Raises:
         UsageError: `out` exists, the model family is not supported, or the precision is unknown.
-        LoraFtError: The ONNX graphs differ from PyTorch, or the precision costs too much; nothing is left behind.
+        LoraFtError: The ONNX graphs differ from PyTorch, or lose too much quality. Nothing is written then.
     """
     progress, name, out = progress or Silent(), os.fspath(name), Path(out)
     refuse_existing(out, overwrite=overwrite, inputs=[name])
     if layout not in ("bundle", *LAYOUTS):
-        raise UsageError(f"there is no layout {layout!r}", f"there are bundle, {', '.join(LAYOUTS)}")
+        raise UsageError(f"the layout is unknown (got {layout!r})", f"use one of bundle, {', '.join(LAYOUTS)}")
     if triton and layout != "single":
-        raise UsageError("a Triton repository holds the layout single", "add --layout single")
+        raise UsageError("a Triton repository needs the layout single", "add --layout single")
     precisions = candidates(choose_provider("auto")) if precision == AUTO else [parse(precision)]
-    for one in precisions:
-        choose_provider("auto", str(one))  # the comparison with PyTorch runs it on this machine
+    for candidate in precisions:
+        choose_provider("auto", str(candidate))  # the comparison with PyTorch runs it on this machine
     torch.set_num_threads(allowed_cpus())
     with (
         making(out, overwrite=overwrite, inputs=[name]),
-        _opened(name, progress, base) as (folder, model, task, origin),
+        _open_model(name, progress, base) as (folder, model, task, origin),
     ):
         tokenizer, facts = load_tokenizer(folder, codec_of(task)), _facts(name, folder)
         if facts:
@@ -145,14 +146,14 @@ def export_onnx(
         if precisions != [FP32]:
             judge = _judge(task, examples[:score_rows], precision, max_drop, force, progress)
             if judge and precision == AUTO and verify_split == "test":
-                progress.note("warning: test rows choose the precision; its scores on them are inflated")
+                progress.note("warning: test rows choose the precision, so its scores on them are inflated")
         source = ExportSource(
             folder,
             tokenizer,
             origin,
             references=references_of(model, tokenizer, prompts, origin, progress),
             probe=next(references_of(model, tokenizer, SENTENCES, origin, progress)),
-            samples=samples_of(task, tokenizer, own_generation(model).special.start, progress),
+            samples=samples_of(task, tokenizer, model_generation(model).special.start, progress),
             scaled=is_scaled(model),
         )
         published = write_bundle(
@@ -171,7 +172,7 @@ def export_onnx(
 
 
 @contextlib.contextmanager
-def _opened(
+def _open_model(
     name: str, progress: Progress, named: str | None = None
 ) -> Iterator[tuple[Path, T5ForConditionalGeneration, Task | None, BundleMetadata]]:
     """Yield (checkpoint, model, task, metadata) of a run, an adapter, a checkpoint or a base, on the base `named`."""
@@ -184,21 +185,21 @@ def _opened(
             save_checkpoint(model, merged.base.folder, folder, merged.extended)
             base, adapter = merged.base.name, name_of(run)
         elif named is not None:
-            raise UsageError(f"{name} has no adapter to put on --base", "leave out --base")
+            raise UsageError(f"--base is set, but {name} has no adapter", "leave out --base")
         else:
-            found = find_base(name)
-            folder, model = found.folder, load_model(found.folder)
+            checkpoint_base = find_base(name)
+            folder, model = checkpoint_base.folder, load_model(checkpoint_base.folder)
             task = load_task(folder / TASK) if (folder / TASK).is_file() else None
-            base, adapter = _merged_from(folder, found.name)
-        yield folder, model, task, bundle_metadata(task, base, adapter, own_generation(model).options)
+            base, adapter = _merged_from(folder, checkpoint_base.name)
+        yield folder, model, task, bundle_metadata(task, base, adapter, model_generation(model).options)
 
 
 def _check_layout(layout: str, origin: BundleMetadata, codec: str, force: bool, progress: Progress) -> None:
-    """Raise UsageError if a layout lacks generation settings of the task or its base; note other differences."""
-    lacking = ", ".join(f"{key} = {value!r}" for key, value in unsupported(layout, origin.generation).items())
-    if lacking and not force:
+    """Raise UsageError if a layout lacks generation settings of the task or its base. Note other differences."""
+    missing = ", ".join(f"{key} = {value!r}" for key, value in unsupported(layout, origin.generation).items())
+    if missing and not force:
         raise UsageError(
-            f"the layout {layout} does not support {lacking}, which the task or its base sets",
+            f"the layout {layout} does not support {missing}, which the task or its base sets",
             "export another layout, set the default in the task's `generate`, or pass --force to leave it out",
         )
     for line in differences(layout, origin.generation, origin.labels, codec):
@@ -206,8 +207,8 @@ def _check_layout(layout: str, origin: BundleMetadata, codec: str, force: bool, 
 
 
 def _facts(name: str, folder: Path) -> Facts | None:
-    """Return facts about the training of a run or a merged checkpoint, for the card."""
-    return facts_of_run(Run(name)) if is_run(Path(name)) else facts_of(folder)
+    """Return facts about the training of a run or a merged checkpoint for the card."""
+    return run_facts(Run(name)) if is_run(Path(name)) else checkpoint_facts(folder)
 
 
 def compare_again(
@@ -219,24 +220,24 @@ def compare_again(
     split: SplitName = "validation",
     progress: Progress | None = None,
 ) -> Report:
-    """Compare a bundle with PyTorch again, on rows of its model's task.
+    """Compare a bundle with PyTorch again on rows of its model's task.
 
     Args:
         bundle: Folder of the bundle.
         name: Run, checkpoint or base that it was exported from.
         adapter: Adapter of a bank to compare. Default: the base.
         rows: Number of rows.
-        split: Split to take them from.
+        split: Split of these rows.
         progress: Receives stages and notes.
 
     Raises:
-        UsageError: There is no such adapter or model.
+        UsageError: The bundle has no such adapter, or the model does not exist.
     """
     progress = progress or Silent()
     generator = Generator.load(bundle)
     generator.of(adapter)
     torch.set_num_threads(allowed_cpus())
-    with _opened(name, progress) as (folder, model, task, origin):
+    with _open_model(name, progress) as (folder, model, task, origin):
         prompts = [example.prompt for example in examples_of(task, split, progress)[:rows]] or SENTENCES
         references = references_of(model, load_tokenizer(folder, codec_of(task)), prompts, origin, progress)
         return compare(generator, references, adapter=adapter)
@@ -245,17 +246,17 @@ def compare_again(
 def _judge(
     task: Task | None, examples: Sequence[Example], precision: str, max_drop: float, force: bool, progress: Progress
 ) -> PrecisionSelector | None:
-    """Return the judge of rounded precisions, or None if there are no rows to score."""
+    """Return the selector of rounded precisions, or None without rows to score."""
     if task is not None and examples:
         return PrecisionSelector(QualityGate(task, examples, max_drop, force), progress)
     if precision == AUTO:
-        raise UsageError("--precision auto needs a task's rows to score", "export a run, or name a precision")
-    progress.note(f"there are no rows to score {precision} on: what it costs is not known, its manifest has no gate")
+        raise UsageError("--precision auto needs rows of a task to score", "export a run, or name a precision")
+    progress.note(f"there are no rows to score {precision} on, so its loss is unknown and its manifest has no gate")
     return None
 
 
 def _merged_from(folder: Path, name: str) -> tuple[str, str]:
-    """Return (base, adapter) of a checkpoint from the record of `merge`, else its own name and ""."""
+    """Return (base, adapter) of a checkpoint from the record of `merge`, or else (name, "")."""
     path = folder / MERGE
     if not path.is_file():
         return name, ""

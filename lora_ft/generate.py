@@ -1,4 +1,4 @@
-"""The job `generate`: texts or rows through a model's prompt, one answer each."""
+"""The verb `generate`: fill a model's prompt with texts or rows, and return an answer to each."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def generate(
     """Return one answer for each row.
 
     Args:
-        model: Model from `load`, or what `load` takes.
+        model: Model from `load`, or an argument of `load`.
         rows: One text or row, or several, as for `Model.generate`.
         options: Generation options by transformers' names. They take precedence over those of the task.
-        raw: Whether the texts are finished prompts.
-        batch_size: Rows generated together.
+        raw: Use texts as whole prompts, without the template.
+        batch_size: Number of rows generated together.
         progress: Receives the progress; None is silent.
 
     Raises:
         UsageError: A row does not fit the prompt, or the backend does not support an option.
     """
-    found = answers(model, rows, options, raw=raw, batch_size=batch_size, progress=progress)
-    return [answer.text for answer in found]
+    results = answers(model, rows, options, raw=raw, batch_size=batch_size, progress=progress)
+    return [answer.text for answer in results]
 
 
 def answers(
@@ -48,7 +48,7 @@ def answers(
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> list[Answer]:
-    """Return the answers with their numbers of tokens and what was cut; arguments as for `generate`."""
+    """Return answers with their length and whether something was cut. Arguments are those of `generate`."""
     return _loaded(model).answers(rows, raw=raw, batch_size=batch_size, progress=progress, **(options or {}))
 
 
@@ -59,26 +59,26 @@ def stream(
     *,
     raw: bool = False,
 ) -> Iterator[str]:
-    """Yield pieces of text as they are generated, and a newline after each row; arguments as for `generate`.
+    """Yield pieces of text as they are generated, and a newline after each row. Arguments are those of `generate`.
 
     Raises:
-        UsageError: The model is not a bundle, or as for `generate`.
+        UsageError: The model is not a bundle, or an error of `generate`.
     """
     yield from _loaded(model).stream(rows, raw=raw, **(options or {}))
 
 
-def drawn_seed(model: Model, options: Mapping[str, Any], rows: Input | Sequence[Input] = ()) -> int | None:
-    """Return a fresh seed where answers would be sampled without one, so that it can be shown; else None.
+def new_seed(model: Model, options: Mapping[str, Any], rows: Input | Sequence[Input] = ()) -> int | None:
+    """Return a new seed if answers would be sampled without one, so that it can be reported; else None.
 
     Args:
         model: Model from `load`.
         options: Generation options. They take precedence over those of the task.
-        rows: The inputs; those of a bank may name adapters, whose tasks have options of their own.
+        rows: Texts or rows. Rows for a bank may name adapters, whose tasks have options of their own.
     """
     names = model.adapters_of(listed_rows(rows))
-    own = [model.backend.settings_of(name).defaults for name in dict.fromkeys(names)] or [model.options]
-    every = [{**settings, **options} for settings in own]
-    if not any(one.get("do_sample") for one in every) or any(one.get("seed") is not None for one in every):
+    defaults = [model.backend.settings_of(name).defaults for name in dict.fromkeys(names)] or [model.options]
+    merged = [{**settings, **options} for settings in defaults]
+    if not any(each.get("do_sample") for each in merged) or any(each.get("seed") is not None for each in merged):
         return None
     return secrets.randbelow(2**31)
 

@@ -1,4 +1,4 @@
-"""The verb `init`: write a commented task file for rows, for a chat export, or after a recipe; copy a recipe."""
+"""The verb `init`: write a commented task file for rows or a chat export, with or without a recipe's settings."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class NewTask:
     """The task file that `init` wrote.
 
     Attributes:
-        file: the task file.
-        kind: the task that the rows seem to be, or the name of the recipe.
-        reasons: sentences that say why.
+        file: Path of the task file.
+        kind: Kind of task that the rows suggest, or the name of the recipe.
+        reasons: Reasons for this kind, for the user.
     """
 
     file: Path
@@ -72,26 +72,26 @@ def init(
     """Write a task file.
 
     Args:
-        file: task file to write; by default named after the data or the recipe, in the current folder.
-        data: file or folder with rows, or a chat export; by default the recipe's own.
-        recipe: name of a shipped recipe, whose settings are taken over.
-        base: model to train; by default the recipe's, or FLAN-T5 small.
-        target: column that the model writes; by default guessed.
-        overwrite: replace an existing task file.
-        progress: told what happens.
+        file: Task file to write. Default: named after the data or the recipe, in the current folder.
+        data: File or folder with rows, or a chat export. Default: the recipe's rows.
+        recipe: Name of a shipped recipe whose settings are copied.
+        base: Model to train. Default: the recipe's, or FLAN-T5 small.
+        target: Column that the model generates. Default: guessed.
+        overwrite: Replace an existing task file.
+        progress: Receives stages and notes.
 
     Raises:
-        UsageError: neither data nor recipe is named, the file exists, or the rows do not tell what the task is.
-        LoraFtError: the data is damaged.
+        UsageError: Neither data nor a recipe is named, the file exists, or the task cannot be guessed from the rows.
+        LoraFtError: The data is damaged.
     """
     progress = progress or Silent()
     if data is None:
         if recipe is None:
-            raise UsageError("neither rows nor a recipe is named", "add --data FILE or --recipe NAME")
+            raise UsageError("neither --data nor --recipe is set", "add --data FILE or --recipe NAME")
         return copy_recipe(recipe, file, base=base, overwrite=overwrite)
     source = expanded(data)
     if not source.exists():
-        raise UsageError(f"--data: {source} does not exist", "name a file of rows, a folder, or a chat export")
+        raise UsageError(f"--data: {source} does not exist", "pass a file of rows, a folder, or a chat export")
     file = expanded(file or f"{_name(source)}.yaml")
     _require_new(file, overwrite)
     progress.stage(f"reading {source}")
@@ -114,13 +114,13 @@ def copy_recipe(
     """Copy a shipped recipe and its rows.
 
     Args:
-        name: name of the recipe.
-        file: task file to write, by default NAME.yaml in the current folder; the rows' folder goes beside it.
-        base: model to train; by default the recipe's.
-        overwrite: replace an existing task file; rows are never replaced.
+        name: Name of the recipe.
+        file: Task file to write. Default: NAME.yaml in the current folder. The folder of rows is written next to it.
+        base: Model to train. Default: the recipe's.
+        overwrite: Replace an existing task file. Rows are never replaced.
 
     Raises:
-        UsageError: there is no such recipe, or a file of these names exists.
+        UsageError: There is no such recipe, or the task file or its folder of rows exists.
     """
     origin = _recipe(name)
     file = expanded(file or f"{name}.yaml")
@@ -134,7 +134,7 @@ def copy_recipe(
     if rows is not None:
         folder = file.parent / rows.name
         if folder.exists():
-            raise UsageError(f"{folder} already exists", "give FILE in another folder")
+            raise UsageError(f"{folder} already exists", "pass a FILE in another folder")
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(rows, folder)
     _write(file, text)
@@ -143,24 +143,24 @@ def copy_recipe(
 
 def _recipe(name: str) -> Path:
     if name not in recipes():
-        raise UsageError(f"there is no recipe {name}", f"choose one of {', '.join(recipes())}")
+        raise UsageError(f"recipe {name} does not exist", f"choose one of {', '.join(recipes())}")
     return recipe_file(name)
 
 
 def _require_new(file: Path, overwrite: bool) -> None:
     if file.exists() and not overwrite:
-        raise UsageError(f"{file} already exists", "give another FILE or add --overwrite")
-    refuse_file(file, "FILE", own=True)
+        raise UsageError(f"{file} already exists", "pass another FILE, or add --overwrite")
+    refuse_file(file, "FILE", overwrite=True)
 
 
 def _write(file: Path, text: str) -> None:
-    """Write a task file with a first line that names the schema to editors."""
+    """Write a task file with a first line that names the schema for editors."""
     schema = Path(str(files("lora_ft"))) / "schemas" / "task.schema.json"
     write_text(file, f"# yaml-language-server: $schema={schema.as_uri()}\n{text}")
 
 
 def _checked(text: str, file: Path) -> str:
-    """Return the text of a task file whose rows can be read and split; raise as `load_splits` does otherwise."""
+    """Return the text of a task file after reading and splitting its rows. Errors are those of `load_splits`."""
     load_splits(read_task(parse_yaml(text, str(file)).value, file))
     return text
 
@@ -178,7 +178,7 @@ def _with_sessions(text: str, file: Path) -> str:
 
 
 def _chat_format(source: Path) -> str | None:
-    """Return the program that a chat export is of, or None for rows."""
+    """Return the program that wrote a chat export, or None for rows."""
     if source.is_dir() and _split_files(source):
         return None
     if is_readable(source) and source.suffix.lower() not in (".json", ".zip"):
@@ -192,29 +192,29 @@ def _chat_format(source: Path) -> str | None:
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
-    """Return the files of rows in a folder by split, if one is named train."""
+    """Return the files of rows in a folder by split, or nothing if no file is named train."""
     readable = {path.name.split(".")[0].lower(): path for path in sorted(folder.iterdir()) if is_readable(path)}
     if "train" not in readable:
         return {}
     names = {"train": ("train",), **_SIBLINGS}
-    chosen = {split: next((readable[name] for name in names[split] if name in readable), None) for split in SPLITS}
-    return {split: path for split, path in chosen.items() if path is not None}
+    paths = {split: next((readable[name] for name in names[split] if name in readable), None) for split in SPLITS}
+    return {split: path for split, path in paths.items() if path is not None}
 
 
 def _row_blocks(file: Path, source: Path, base: str | None, target: str | None) -> tuple[dict[str, str], NewTask]:
-    """Return the parts of a task file for rows, by key, and the result to report."""
+    """Return the blocks of a task file for rows by key, and the result to report."""
     by_split = _split_files(source) if source.is_dir() else {}
     if not by_split and source.is_dir():
-        raise UsageError(f"--data: {source} has no file of rows named train", "name a file, or a chat export")
+        raise UsageError(f"--data: {source} has no file of rows named train", "pass a file, or a chat export")
     if not by_split:
         siblings = _split_files(source.parent)
         by_split = siblings if siblings.get("train") == source else {"train": source}
     rows = {split: _rows(path) for split, path in by_split.items()}
     if not rows["train"]:
-        raise UsageError(f"--data: {by_split['train']} has no rows", "name a file with rows")
+        raise UsageError(f"--data: {by_split['train']} has no rows", "pass a file with rows")
     guess = guess_task(rows["train"], target=target)
-    every = [row for split in rows.values() for row in split]
-    lengths = measure_lengths(every, guess.prompt, guess.target, _tokenizer(base))
+    all_rows = [row for split in rows.values() for row in split]
+    lengths = measure_lengths(all_rows, guess.prompt, guess.target, _tokenizer(base))
     scored = [row for split in ("validation", "test") for row in rows.get(split, [])]
     references = references_of(scored or rows["train"])
     blocks = {
@@ -234,7 +234,7 @@ def _row_blocks(file: Path, source: Path, base: str | None, target: str | None) 
 
 
 def _tokenizer(base: str | None) -> Tokenizer | None:
-    """Return the tokenizer of a base that is on this machine already, else None. Every FLAN-T5 has the same one."""
+    """Return the tokenizer of a base on this machine, else None. All FLAN-T5 have the same tokenizer."""
     if base is not None and (base == OFFLINE or Path(base).is_dir()):
         return load_tokenizer(find_base(base).folder)
     return load_tokenizer(find_base(OFFLINE).folder) if is_offline_cached() else None
@@ -245,17 +245,19 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _head(file: Path, base: str | None, kind: str, reasons: Sequence[str]) -> str:
-    summary = f"A task of {kind}, guessed from the rows: {'; '.join(reasons)}. Check it with"
+    summary = f"Kind of task: {kind}, guessed from the rows: {'; '.join(reasons)}. Check it with"
     lines = [f"# {line}" for line in textwrap.wrap(summary, 100)]
     lines += ["#", f"#   lora-ft validate {file.name}", "#", f"name: {_name(file)}"]
     if base is not None:
-        plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9/._-]*", base)
-        lines.append(f"base: {base if plain else json.dumps(base)} # a hub name, the path of a checkpoint, or: offline")
+        is_plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9/._-]*", base)
+        lines.append(
+            f"base: {base if is_plain else json.dumps(base)} # a Hub name, the path of a checkpoint, or: offline"
+        )
     return "\n".join(lines) + "\n"
 
 
 def _advice(guess: Guess) -> str:
-    return "say what the model should do, in words" if guess.kind == "text to text" else "asks for the target"
+    return "describe the task in words" if guess.kind == "text to text" else "asks for the target"
 
 
 def _data(
@@ -269,22 +271,22 @@ def _data(
     lines = ["data:"]
     for split, path in by_split.items():
         lines.append(f"  {split}: {json.dumps(_relative(path, file), ensure_ascii=False)} # {len(rows[split]):,} rows")
-    lines.append(f"  target: {json.dumps(guess.target, ensure_ascii=False)} # the column that the model writes")
+    lines.append(f"  target: {json.dumps(guess.target, ensure_ascii=False)} # the column that the model generates")
     if references:
-        lines.append(f"  references: {references} # lists of acceptable texts, which scores compare with")
+        lines.append(f"  references: {references} # lists of acceptable texts to score answers against")
     shares = [f"{split}: 0.1" for split in ("validation", "test") if split not in by_split]
     if shares:
-        lines.append(f"  split: {{{', '.join(shares)}}} # cut off the training rows at random")
+        lines.append(f"  split: {{{', '.join(shares)}}} # taken from the training rows at random")
     if lengths.empty_rows:
         lines.append(f"  skip_empty: true # {lengths.empty_rows:,} rows have an empty cell")
     return "\n".join(lines) + "\n"
 
 
 def _split_reason(by_split: dict[str, Path]) -> str:
-    taken = ", ".join(f"{split} from {path.name}" for split, path in by_split.items() if split != "train")
+    from_files = ", ".join(f"{split} from {path.name}" for split, path in by_split.items() if split != "train")
     missing = [split for split in ("validation", "test") if split not in by_split]
-    cut = f"10 % of the training rows each for {' and '.join(missing)}" if missing else ""
-    return "; ".join(part for part in (taken, cut) if part)
+    held_out = f"10 % of the training rows each for {' and '.join(missing)}" if missing else ""
+    return "; ".join(part for part in (from_files, held_out) if part)
 
 
 def _lengths(lengths: Lengths) -> str:
@@ -308,31 +310,31 @@ def _train(count: int, *, labels: bool) -> str:
 
 
 def _chat_blocks(file: Path, source: Path, base: str | None) -> dict[str, str]:
-    """Return the parts of a task file for a chat export, by key."""
+    """Return the blocks of a task file for a chat export by key."""
     path = json.dumps(_relative(source, file), ensure_ascii=False)
     return {
-        "name": _head(file, base, "a group chat", ["the file is a chat export"]),
+        "name": _head(file, base, GROUP_CHAT, ["the file is a chat export"]),
         "prompt": f"prompt: {json.dumps(_CHAT_PROMPT)}\n",
         "codec": "codec: text # newlines survive T5's tokenizer\n",
         "data": (
             f"data:\n  train: {path}\n"
             "  split: {validation: 0.1, test: 0.1} # whole sessions, the newest for testing\n"
             f"  chat:\n    gap_minutes: {_GAPS[0]} # a longer silence ends a session\n"
-            "    context: 10 # messages before the one to be written\n"
-            "    anonymize: false # true gives everybody another name\n"
+            "    context: 10 # messages before the generated one\n"
+            "    anonymize: false # true replaces all names\n"
         ),
         "lengths": "lengths: {source: 512, target: 128, long_targets: cut}\n",
         "lora": "lora: {preset: default} # r 16 on all linear layers\n",
         "train": (
             "train:\n  num_train_epochs: 5\n  learning_rate: 1.0e-3\n  per_device_train_batch_size: 8\n"
-            "  metric_for_best_model: loss # a reply has no single right text to compare with\n"
+            "  metric_for_best_model: loss # many replies are right, so texts cannot be compared\n"
         ),
         "generate": "generate: {do_sample: true, top_k: 50, top_p: 0.95, temperature: 0.7, repetition_penalty: 1.3}\n",
     }
 
 
 def _after_recipe(recipe: str, blocks: dict[str, str]) -> dict[str, str]:
-    """Return a recipe's blocks, with those that depend on the rows replaced, and without the card of its own rows."""
+    """Return a recipe's blocks without its card, and with the blocks that depend on rows replaced."""
     text = _SCHEMA_LINE.sub("", _recipe(recipe).read_text(encoding="utf-8"))
     parts = [part for part in _BLOCK.split(text) if re.match(r"[A-Za-z_]+:", part)]
     settings = {part.split(":")[0]: part.rstrip() + "\n" for part in parts}
@@ -345,7 +347,7 @@ def _after_recipe(recipe: str, blocks: dict[str, str]) -> dict[str, str]:
 
 
 def _relative(path: Path, file: Path) -> str:
-    """Return a path as seen from a task file's folder; the whole path where that is shorter, or on another drive."""
+    """Return a path relative to a task file's folder, or the whole path if it is shorter or on another drive."""
     whole = path.resolve().as_posix()
     try:
         relative = Path(os.path.relpath(path.resolve(), file.resolve().parent)).as_posix()
@@ -355,7 +357,7 @@ def _relative(path: Path, file: Path) -> str:
 
 
 def _name(path: Path) -> str:
-    """Return a path's name as a task may be called; files named train are called after their folder."""
+    """Return a valid task name from a path's name, or from its folder's name for a file such as train."""
     path = path.resolve()
     stem = path.name.split(".")[0] if path.name.split(".")[0] else path.name
     if stem.lower() in ("train", "result", "data") and path.parent.name:

@@ -1,4 +1,4 @@
-"""The verb `merge`: fold an adapter into its base and write a checkpoint that needs no peft."""
+"""The verb `merge`: merge an adapter into its base, and write a checkpoint that does not need peft."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_ft.core.progress import Progress
 from lora_ft.models.checkpoints import MERGE, save_checkpoint
 from lora_ft.models.merging import merge_in_memory
 from lora_ft.models.peft_adapter import PeftAdapter, name_of, named_base, open_adapter
-from lora_ft.publishing.model_card import checkpoint_card, facts_of_run
+from lora_ft.publishing.model_card import checkpoint_card, run_facts
 from lora_ft.runs.run import CARD, TASK, Run
 from lora_ft.tasks.files import save_task
 
@@ -30,7 +30,7 @@ class Merged:
 
     Attributes:
         out: Folder of the checkpoint.
-        difference: Largest difference between logits of the checkpoint and of base and adapter.
+        difference: Largest difference of any logit between the checkpoint and the base with its adapter.
         rows: Number of prompts on which logits were compared.
         bytes: Size of the checkpoint.
     """
@@ -57,12 +57,12 @@ def merge(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Merged:
-    """Merge a run's adapter, or one that peft saved elsewhere, and write the checkpoint.
+    """Merge a run's adapter, or an adapter saved by peft, and write the checkpoint.
 
     Args:
-        run: Run, or adapter that peft saved.
+        run: Run, or adapter saved by peft.
         out: Folder to write.
-        base: Base to load instead of the one that the run names, such as a copy of it elsewhere.
+        base: Base to use, such as a copy in another place. Default: the base that the run names.
         dtype: "fp32" or "bf16". The merge itself is computed in fp32 and cast once.
         overwrite: Replace `out` if lora-ft wrote it.
         progress: Receives stages and steps.
@@ -87,5 +87,5 @@ def merge(
             "training": {"metrics": run.metrics, "scores": run.scores} if run.task else None,
         }
         write_json(staging / MERGE, record)
-        write_text(staging / CARD, checkpoint_card(facts_of_run(run) if isinstance(run, Run) else None, record))
+        write_text(staging / CARD, checkpoint_card(run_facts(run) if isinstance(run, Run) else None, record))
     return Merged(out, merged.difference, merged.rows, folder_size(out))

@@ -1,7 +1,7 @@
-"""The job `merge_adapters`: several adapters of one base become one, through peft, and are scored on validation rows.
+"""The verb `merge_adapters`: merge several adapters of one base into one, and score it on validation rows.
 
-An adapter is a run, or a folder that peft saved. Of runs alone the result is a run, with the task of the first. A
-folder of peft has neither a task nor figures of its training, so with one among them the result is a folder of peft.
+An adapter is a run, or a folder saved by peft. If all are runs, the result is a run with the task of the first. A peft
+folder has neither a task nor training metrics, so if any adapter is one, the result is a peft folder too.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from lora_ft.tasks.schema import Task
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Sums of the products of A and B, which adapters of any rank have; TIES and DARE are taken apart again by SVD.
-WAYS = {"weighted": "cat", "ties": "ties_svd", "dare": "dare_linear_svd"}
+# peft's combination types that add products of A and B, so that ranks may differ. TIES and DARE then need an SVD.
+METHODS = {"weighted": "cat", "ties": "ties_svd", "dare": "dare_linear_svd"}
 RECORD = "combined.json"
 _NAME = "combined"
 
@@ -47,12 +47,12 @@ Member = Run | PeftAdapter
 
 @dataclass(frozen=True)
 class AdapterScore:
-    """The score of one adapter's task: evaluate.metric on its validation rows, 0 to 100.
+    """The score of one adapter on its task: evaluate.metric on its validation rows, 0 to 100.
 
     Attributes:
-        adapter: Name of the adapter: that of its task, or of its folder.
-        task, metric, rows: Name of the task, name of the score, number of rows.
-        alone, combined: Score of the adapter, and of the one made of all.
+        adapter: Name of the adapter's task, or of its folder.
+        task, metric, rows: Name of the task, name of the metric, number of rows.
+        alone, combined: Scores of the adapter and of the merged adapter.
     """
 
     adapter: str
@@ -68,9 +68,9 @@ class MergedAdapters:
     """The result of `merge_adapters`.
 
     Attributes:
-        run: Run, or folder in peft's format.
+        run: Run, or peft folder.
         rank: Rank of the merged adapter.
-        scores: Score of each adapter's task before and after, where rows were available.
+        scores: Scores of each adapter that has a task.
     """
 
     run: Member
@@ -78,7 +78,10 @@ class MergedAdapters:
     scores: list[AdapterScore]
 
     def __str__(self) -> str:
-        lines = [f"{one.adapter}: {one.metric} {one.alone:.2f} alone, {one.combined:.2f} merged" for one in self.scores]
+        lines = [
+            f"{entry.adapter}: {entry.metric} {entry.alone:.2f} alone, {entry.combined:.2f} merged"
+            for entry in self.scores
+        ]
         return "\n".join([f"{self.run.folder}: rank {self.rank}", *lines])
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def merge_adapters(
     members: Sequence[Member | str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
-    way: str = "weighted",
+    method: str = "weighted",
     weights: Sequence[float] = (),
     density: float = 0.5,
     seed: int = 0,
@@ -100,49 +103,50 @@ def merge_adapters(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> MergedAdapters:
-    """Combine adapters of one base into one, and score it on their tasks.
+    """Merge adapters of one base into one, and score it on their tasks.
 
     Args:
-        members: At least two adapters. Of runs alone the result is a run of the first one's task, named after `out`.
-        out: Folder to make.
-        way: "weighted" (the sum), "ties" (arXiv 2306.01708) or "dare" (arXiv 2311.03099).
-        weights: Weight of each adapter. Default: equal ones that sum up to 1.
+        members: At least two adapters. If all are runs, the result is a run with the task of the first, named after
+            `out`.
+        out: Folder to create.
+        method: "weighted" (the sum), "ties" (arXiv 2306.01708) or "dare" (arXiv 2311.03099).
+        weights: Weight of each adapter. Default: equal weights with the sum 1.
         density: Share of the weights that ties and dare keep.
         seed: Seed of the weights that dare drops.
-        base: Base to load instead of the one that the adapters name.
-        task: Task to score adapters on that have none; without it they are not scored.
-        limit: Largest number of validation rows to score.
-        overwrite: Replace `out` if lora-ft made it.
+        base: Base to use. Default: the base that the adapters name.
+        task: Task to score adapters without a task on. Default: they are not scored.
+        limit: Maximum number of validation rows to score.
+        overwrite: Replace `out` if lora-ft wrote it.
         progress: Receives stages and steps.
 
     Raises:
-        UsageError: The adapters cannot be combined, or `out` is taken.
+        UsageError: The adapters cannot be merged, or `out` exists.
     """
     progress, out = progress or Silent(), Path(out)
     adapters = [open_adapter(member) for member in members]
     inputs = [*(member.folder for member in adapters), *([base] if base else map(_base_name, adapters))]
     with making(out, overwrite=overwrite, inputs=inputs):
-        _require_alike(adapters, way, weights, base)
+        _require_alike(adapters, method, weights, base)
         shares = list(weights) or [1 / len(adapters)] * len(adapters)
-        found = base_of(adapters[0], base)
-        _require_known_tokens(adapters, found)
-        progress.stage("combining", len(adapters))
+        base_model = base_of(adapters[0], base)
+        _require_known_tokens(adapters, base_model)
+        progress.stage("merging", len(adapters))
         names = [f"member{at}" for at in range(len(adapters))]
-        adapted = _load(adapters, names, found)
-        rank = _rank(adapted, names, exact=way == "weighted")
+        adapted = _load(adapters, names, base_model)
+        rank = _rank(adapted, names, exact=method == "weighted")
         set_seed(seed)
-        kept = {} if way == "weighted" else {"density": density, "svd_rank": rank, "svd_full_matrices": False}
+        options = {} if method == "weighted" else {"density": density, "svd_rank": rank, "svd_full_matrices": False}
         with quiet_transformers():
-            adapted.add_weighted_adapter(names, shares, _NAME, combination_type=WAYS[way], **kept)
-        scores = _scores(adapters, adapted, names, found, task, limit, progress)
+            adapted.add_weighted_adapter(names, shares, _NAME, combination_type=METHODS[method], **options)
+        scores = _scores(adapters, adapted, names, base_model, task, limit, progress)
         record = {
-            "way": way,
+            "method": method,
             "runs": list(map(name_of, adapters)),
             "weights": shares,
-            **({} if way == "weighted" else {"density": density, "seed": seed}),
-            "scores": [vars(one) for one in scores],
+            **({} if method == "weighted" else {"density": density, "seed": seed}),
+            "scores": [vars(adapter_score) for adapter_score in scores],
         }
-        named = replace(found, name=_base_name(adapters[0]) or found.name)
+        named = replace(base_model, name=_base_name(adapters[0]) or base_model.name)
         with staged_folder(out, overwrite=overwrite) as staging:
             runs = [member for member in adapters if isinstance(member, Run)]
             if len(runs) == len(adapters):
@@ -158,33 +162,38 @@ def _base_name(member: Member) -> str:
     return member.base if isinstance(member, PeftAdapter) else member.task.base
 
 
-def _require_alike(members: Sequence[Member], way: str, weights: Sequence[float], base: str | None) -> None:
+def _require_alike(members: Sequence[Member], method: str, weights: Sequence[float], base: str | None) -> None:
     if len(members) < 2:
-        raise UsageError("there is nothing to combine", "name two adapters or more")
-    if way not in WAYS:
-        raise UsageError(f"unknown way to combine: {way}", f"use one of {', '.join(WAYS)}")
+        raise UsageError(f"too few adapters to merge (got {len(members)})", "name at least two")
+    if method not in METHODS:
+        raise UsageError(f"merge method {method} is not supported", f"use one of {', '.join(METHODS)}")
     if weights and len(weights) != len(members):
-        raise UsageError(f"{len(weights)} weights for {len(members)} runs", "give one for each, or none")
+        raise UsageError(
+            f"the number of weights differs from the number of adapters (got {len(weights)} for {len(members)})",
+            "pass one weight per adapter, or none",
+        )
     first = members[0]
     for member in members:
         if not base and not _is_same(_base_name(member), _base_name(first)):
             raise BaseMismatchUsageError(
-                f"{member.folder} is on base {_base_name(member) or '(not named)'}, {first.folder} on "
+                f"{member.folder} has the base {_base_name(member) or '(not named)'}, but {first.folder} has "
                 f"{_base_name(first) or '(not named)'}",
-                "combine adapters of one base; if it is one under two names, name it with --base",
+                "merge adapters of one base, or pass --base if both names mean the same base",
             )
         if more := _more_than_lora(member):
-            raise UsageError(f"{member.folder} holds more than LoRA's matrices ({more})", "combine plain LoRA adapters")
+            raise UsageError(f"{member.folder} has more than LoRA's matrices ({more})", "merge plain LoRA adapters")
 
 
-def _is_same(base: str, other: str) -> bool:
-    """Return whether two names are of one base: equal, or paths of one folder."""
-    here, there = Path(base), Path(other)
-    return base == other or bool(base and other and here.is_dir() and there.is_dir() and here.samefile(there))
+def _is_same(first: str, second: str) -> bool:
+    """Return whether two names of bases are equal, or are paths of the same folder."""
+    first_folder, second_folder = Path(first), Path(second)
+    return first == second or bool(
+        first and second and first_folder.is_dir() and second_folder.is_dir() and first_folder.samefile(second_folder)
+    )
 
 
 def _more_than_lora(member: Member) -> str:
-    """Return the keys of the parts of an adapter that sums of LoRA's products leave out, or ""."""
+    """Return the config keys of an adapter's parts that a sum of LoRA products leaves out, or ""."""
     if member.task is not None and member.task.method != "lora":
         return f"method {member.task.method}"
     config = lora_config(member.adapter)
@@ -200,31 +209,34 @@ def _more_than_lora(member: Member) -> str:
 def _require_known_tokens(members: Sequence[Member], base: Base) -> None:
     for member in members:
         if isinstance(member, PeftAdapter) and member.tokenizer(base, "none")[1] is not None:
-            raise UsageError(f"{member.folder} has more tokens than its base", "combine adapters without new tokens")
+            raise UsageError(f"{member.folder} has more tokens than its base", "merge adapters without new tokens")
 
 
 def _load(members: Sequence[Member], names: Sequence[str], base: Base) -> PeftModel:
-    """Load a base with all adapters, each under its name, and describe them so that peft can combine any of them."""
+    """Load a base with all adapters, each under its name, and adjust their configs so that peft can merge them."""
     with quiet_transformers():
         adapted = load_adapter(load_model(base.folder), members[0].adapter, name=names[0])
         for name, member in zip(names[1:], members[1:], strict=True):
             load_another(adapted, member.adapter, name)
     configs = [adapted.peft_config[name] for name in names]
-    # peft joins lists of names, and takes all other keys of the first for the result.
-    if any(isinstance(one.target_modules, str) or one.layers_to_transform or one.exclude_modules for one in configs):
+    # The result has the union of the lists of target modules, and all other keys of the first config.
+    if any(
+        isinstance(config.target_modules, str) or config.layers_to_transform or config.exclude_modules
+        for config in configs
+    ):
         layers = {key: module for key, module in adapted.get_base_model().named_modules() if hasattr(module, "lora_A")}
-        for name, config in zip(names, configs, strict=True):
-            config.target_modules = {key for key, module in layers.items() if name in module.lora_A}
-            config.layers_to_transform = config.layers_pattern = config.exclude_modules = None
-    configs[0].use_rslora = False  # the scales of all are in the products, so the result's is 1
+        for name, adapter_config in zip(names, configs, strict=True):
+            adapter_config.target_modules = {key for key, module in layers.items() if name in module.lora_A}
+            adapter_config.layers_to_transform = adapter_config.layers_pattern = adapter_config.exclude_modules = None
+    configs[0].use_rslora = False  # the products include every adapter's scale, so the result has scale 1
     configs[0].init_lora_weights = True
     return adapted
 
 
 def _rank(adapted: PeftModel, names: Sequence[str], *, exact: bool) -> int:
-    """Return the largest sum of the adapters' ranks in any layer, which the sum of their products may need.
+    """Return the rank of the merged adapter: the largest sum of the adapters' ranks in any layer.
 
-    Where the products are factored again (not `exact`), no layer has more components than its smaller side.
+    If an SVD factors the products again (not `exact`), the rank is at most the smaller side of every layer.
     """
     layers = [module for module in adapted.modules() if hasattr(module, "lora_A")]
     rank = max(sum(layer.r.get(name, 0) for name in names) for layer in layers)
@@ -240,14 +252,14 @@ def _scores(
     limit: int | None,
     progress: Progress,
 ) -> list[AdapterScore]:
-    """Score each adapter that has a task with validation rows, or is scored on `task`: alone, and combined."""
+    """Score each adapter alone and merged, on validation rows of its task, or of `task` if it has none."""
     tasks = [member.task or task for member in members]
-    if without := tasks.count(None):
-        progress.note(f"{without} of {len(tasks)} adapters have no task and are not scored; name one with --task")
+    if unscored := tasks.count(None):
+        progress.note(f"{unscored} of {len(tasks)} adapters have no task and are not scored; pass one as --task")
     return [
-        _score(name_of(member), with_labels(own), adapted, name, base, limit, progress)
-        for member, own, name in zip(members, tasks, names, strict=True)
-        if own is not None
+        _score(name_of(member), with_labels(own_task), adapted, name, base, limit, progress)
+        for member, own_task, name in zip(members, tasks, names, strict=True)
+        if own_task is not None
     ]
 
 
@@ -260,11 +272,13 @@ def _score(
     for adapter in (name, _NAME):
         adapted.set_adapter(adapter)
         adapted.eval()
-        whose = "its own" if adapter == name else "the combined"
-        progress.stage(f"scoring {title} with {whose} adapter", len(examples))
+        which = "its own" if adapter == name else "the merged"
+        progress.stage(f"scoring {title} with {which} adapter", len(examples))
         engine = TorchBackend(adapted, tokenizer, task.lengths.source)
-        answers = engine.generate([one.prompt for one in examples], task.scoring_options(), done=progress.advance)
-        texts, references = [answer.text for answer in answers], [one.references for one in examples]
+        answers = engine.generate(
+            [example.prompt for example in examples], task.scoring_options(), on_progress=progress.advance
+        )
+        texts, references = [answer.text for answer in answers], [example.references for example in examples]
         values.append(float(score(task.evaluate.metric, texts, references, task.evaluate).value))
     return AdapterScore(title, task.name, task.evaluate.metric, len(examples), *values)
 
@@ -272,7 +286,7 @@ def _score(
 def _write_run(
     runs: Sequence[Run], adapted: PeftModel, out: Path, folder: Path, base: Base, rank: int, record: dict[str, Any]
 ) -> None:
-    """Write the combined adapter of runs as a run."""
+    """Write the merged adapter of runs as a run."""
     _write(adapted, folder / ADAPTER, base)
     task = _task(runs, out, rank, folder / ADAPTER)
     metrics = _metrics(runs, folder / ADAPTER) | {"combined": record}
@@ -282,7 +296,7 @@ def _write_run(
 
 
 def _write(adapted: PeftModel, folder: Path, base: Base) -> None:
-    """Write the combined adapter in peft's format."""
+    """Write the merged adapter in peft's format."""
     adapted.save_pretrained(folder, selected_adapters=[_NAME])
     for path in (folder / _NAME).iterdir():
         path.rename(folder / path.name)
@@ -292,7 +306,7 @@ def _write(adapted: PeftModel, folder: Path, base: Base) -> None:
 
 
 def _task(runs: Sequence[Run], out: Path, rank: int, adapter: Path) -> Task:
-    """Return the task of the first run, with the ranks and layers of the combined adapter."""
+    """Return the task of the first run with the ranks and layers of the merged adapter."""
     first = runs[0].task
     config = adapter_config(adapter)
     lora = first.lora.model_copy(
@@ -307,27 +321,27 @@ def _task(runs: Sequence[Run], out: Path, rank: int, adapter: Path) -> Task:
             "target_modules": sorted(config["target_modules"]),
         }
     )
-    made_of = f"Combined from {', '.join(run.task.name for run in runs)}, not trained on all of their rows."
-    card = first.card.model_copy(update={"limits": " ".join(filter(None, [made_of, first.card.limits]))})
+    origin = f"Merged from {', '.join(run.task.name for run in runs)}, not trained on all of their rows."
+    card = first.card.model_copy(update={"limits": " ".join(filter(None, [origin, first.card.limits]))})
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", out.name).lstrip("._-") or _NAME
     return first.model_copy(update={"name": name, "lora": lora, "card": card})
 
 
 def _metrics(runs: Sequence[Run], adapter: Path) -> dict[str, Any]:
-    """Return the metrics of all trainings together. No score chose this adapter."""
+    """Return the sums of the metrics of all trainings. No validation score chose the merged adapter."""
     from safetensors import safe_open
 
-    every = [run.metrics for run in runs]
+    trainings = [run.metrics for run in runs]
     with safe_open(adapter / WEIGHTS, "np") as weights:
         parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    return every[0] | {
-        "rows": {split: sum(one["rows"][split] for one in every) for split in ("train", "validation")},
-        "steps": sum(one["steps"] for one in every),
+    return trainings[0] | {
+        "rows": {split: sum(metrics["rows"][split] for metrics in trainings) for split in ("train", "validation")},
+        "steps": sum(metrics["steps"] for metrics in trainings),
         "trainable_parameters": parameters,
-        "train_loss": sum(one["train_loss"] for one in every) / len(every),
+        "train_loss": sum(metrics["train_loss"] for metrics in trainings) / len(trainings),
         "best_metric": None,
         "best_step": None,
         "evaluations": [],
-        "speed": every[0]["speed"] | {"seconds": sum(one["speed"]["seconds"] for one in every)},
+        "speed": trainings[0]["speed"] | {"seconds": sum(metrics["speed"]["seconds"] for metrics in trainings)},
         "energy": None,
     }

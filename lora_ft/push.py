@@ -48,16 +48,18 @@ class Destination:
         try:
             validate_repo_id(self.repo)
         except HFValidationError as error:
-            raise UsageError(f"'{self.repo}' is no name of a repository ({first_line(error)})") from error
+            raise UsageError(
+                f"'{self.repo}' is not a valid repository name ({first_line(error)})", "pass NAME or NAMESPACE/NAME"
+            ) from error
         if not self.token:
             raise UsageError(
-                "pushing to the hub needs HF_TOKEN in the environment",
-                "make a token that may write at https://huggingface.co/settings/tokens and export HF_TOKEN",
+                "HF_TOKEN is not set, which a push to the Hub needs",
+                "create a token with write access at https://huggingface.co/settings/tokens and export HF_TOKEN",
             )
-        # An HTTP library refuses such a header by printing it, so it must not get there.
+        # HTTP libraries print an invalid header in their error, so such a token must not reach them.
         if not self.token.isascii() or not self.token.isprintable() or " " in self.token:
             raise UsageError(
-                f"HF_TOKEN holds characters that no token has (got {len(self.token)} characters, not shown)",
+                f"HF_TOKEN contains characters that tokens never have (got {len(self.token)} characters, not shown)",
                 "copy the token again, without line breaks, blanks or quotes",
             )
 
@@ -93,94 +95,98 @@ def check(destination: Destination) -> None:
 
     Raises:
         UsageError: Pushing is disabled (HF_HUB_OFFLINE).
-        LoraFtError: the hub does not know the token, or cannot be reached.
+        LoraFtError: The Hub rejects the token, or cannot be reached.
     """
-    with _explained(destination, "nothing was started"):
+    with _client_errors(destination, "nothing was started"):
         _api(destination).whoami()
 
 
 def push(folder: str | os.PathLike[str], destination: Destination | str, *, progress: Progress | None = None) -> Pushed:
-    """Upload a folder's files, as far as `lora_ft.publishing.uploads` names them, in one commit: all of them or none.
+    """Upload a folder's files, as listed by `lora_ft.publishing.uploads`, in one commit: either all files or none.
 
-    Nothing in `folder` is changed. The hub checks the card's metadata before anything is uploaded.
+    Nothing in `folder` is changed. The Hub checks the card's metadata before anything is uploaded.
 
     Args:
         folder: Run, merged checkpoint or bundle.
-        destination: Repository. For a name alone, the token is that of HF_TOKEN.
+        destination: Repository. If it is a name, the token is read from HF_TOKEN.
         progress: Receives the progress; None is silent.
 
     Raises:
-        UsageError: the folder is nothing that can be pushed, or pushing is switched off (HF_HUB_OFFLINE).
-        LoraFtError: the hub refused, or could not be reached.
+        UsageError: The folder cannot be pushed, or pushing is disabled (HF_HUB_OFFLINE).
+        LoraFtError: The Hub rejects the upload, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd
 
     progress, folder = progress or Silent(), Path(folder)
     if isinstance(destination, str):
         destination = Destination(destination, os.environ.get("HF_TOKEN", ""))
-    found = uploads(folder, destination.repo, predictions=destination.predictions)
+    selection = uploads(folder, destination.repo, predictions=destination.predictions)
     remedy = f"nothing in {folder} was changed; repeat with `lora-ft push {folder} {destination.repo}`"
-    with _explained(destination, remedy), _no_progress_bars():
-        progress.stage(f"pushing {found.size / 1e6:.1f} MB to {destination.repo}")
-        made = _api(destination).create_repo(destination.repo, private=destination.private or None, exist_ok=True)
+    with _client_errors(destination, remedy), _no_progress_bars():
+        progress.stage(f"pushing {selection.size / 1e6:.1f} MB to {destination.repo}")
+        repository = _api(destination).create_repo(destination.repo, private=destination.private or None, exist_ok=True)
         if destination.branch:
-            _api(destination).create_branch(made.repo_id, branch=destination.branch, exist_ok=True)
+            _api(destination).create_branch(repository.repo_id, branch=destination.branch, exist_ok=True)
         commit = _api(destination).create_commit(
-            made.repo_id,
-            [CommitOperationAdd(name, file) for name, file in found.files.items()],
-            commit_message=destination.message or f"{found.kind.capitalize()} {found.name}, by lora-ft",
+            repository.repo_id,
+            [CommitOperationAdd(name, file) for name, file in selection.files.items()],
+            commit_message=destination.message or f"{selection.kind.capitalize()} {selection.name}, by lora-ft",
             revision=destination.branch,
         )
-    return Pushed(found.kind, made.repo_id, str(commit.commit_url), len(found.files), found.size)
+    return Pushed(selection.kind, repository.repo_id, str(commit.commit_url), len(selection.files), selection.size)
 
 
 def _api(destination: Destination) -> HfApi:
     from huggingface_hub import HfApi, constants, get_session
 
     if constants.HF_HUB_OFFLINE:
-        raise UsageError("HF_HUB_OFFLINE is set", "unset it to push to the hub")
-    get_session().timeout = TIMEOUT  # of httpx; requests, with older versions of the client, has no such setting
+        raise UsageError("HF_HUB_OFFLINE is set", "unset it to push to the Hub")
+    get_session().timeout = TIMEOUT  # only httpx has this setting; older versions of the client use requests
     return HfApi(token=destination.token, library_name="lora-ft")
 
 
 @contextlib.contextmanager
-def _explained(destination: Destination, remedy: str) -> Iterator[None]:
-    """Turn any error of the client into one line, and keep the token out of it and out of the traceback."""
+def _client_errors(destination: Destination, remedy: str) -> Iterator[None]:
+    """Convert any error of the client into one line, and keep the token out of the message and the traceback."""
     try:
         yield
     except LoraFtError:
         raise
     except Exception as error:  # the client also raises errors of its HTTP library
-        # What the server said may repeat the token: then the traceback ends here.
-        told = destination.token in "".join(traceback.format_exception(error))
-        raise _explain(error, destination, remedy) from (None if told else error)
+        # The server's answer may repeat the token. Then the traceback ends here.
+        leaks_token = destination.token in "".join(traceback.format_exception(error))
+        raise _hub_error(error, destination, remedy) from (None if leaks_token else error)
 
 
-def _explain(error: Exception, destination: Destination, remedy: str) -> HubError:
-    refused, told = _find(error, "response"), _find(error, "server_message")
+def _hub_error(error: Exception, destination: Destination, remedy: str) -> HubError:
+    refused, server_error = _find(error, "response"), _find(error, "server_message")
     status = refused.response.status_code if refused else None
     root = list(_chain(error))[-1]
-    said = told.server_message.splitlines()[0] if told and told.server_message else first_line(refused or root)
+    detail = (
+        server_error.server_message.splitlines()[0]
+        if server_error and server_error.server_message
+        else first_line(refused or root)
+    )
     repo = destination.repo
     if status == 401:
-        what, remedy = "the hub does not accept HF_TOKEN", f"give a valid one; {remedy}"
+        problem, remedy = "the Hub rejects HF_TOKEN (HTTP 401)", f"set a valid token; {remedy}"
     elif status == 403:
-        what, remedy = f"HF_TOKEN may not write to {repo}", f"give one with the right to write there; {remedy}"
+        problem, remedy = f"HF_TOKEN has no write access to {repo}", f"set a token with write access; {remedy}"
     elif status == 404:
-        what = f"the hub has no {repo}, or does not show it to HF_TOKEN"
+        problem = f"{repo} does not exist on the Hub, or HF_TOKEN has no access to it"
     elif status == 409:
-        what = f"{repo} is being changed by somebody else"
+        problem = f"{repo} is being changed by another client (HTTP 409)"
     elif status == 429:
-        what, remedy = "rate-limited by the Hub (HTTP 429)", f"retry in a few minutes; {remedy}"
+        problem, remedy = "rate-limited by the Hub (HTTP 429)", f"retry in a few minutes; {remedy}"
     elif status is not None and status >= 500:
-        what = f"the hub is in trouble (HTTP {status})"
+        problem = f"the Hub failed (HTTP {status})"
     elif "Invalid metadata" in str(error):
-        what, said = "the hub refuses the card", " ".join(str(error).splitlines()[1:])
+        problem, detail = "the Hub rejects the card", " ".join(str(error).splitlines()[1:])
     elif status is not None:
-        what = f"the hub refuses (HTTP {status})"
+        problem = f"the Hub rejects the request (HTTP {status})"
     else:
-        what = f"{repo} could not be pushed to ({type(root).__name__})"
-    text = f"{what}: {said}".replace(destination.token, "(HF_TOKEN)")
+        problem = f"the push to {repo} failed ({type(root).__name__})"
+    text = f"{problem}: {detail}".replace(destination.token, "(HF_TOKEN)")
     return HubError(text, remedy)
 
 
@@ -192,13 +198,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _find(error: BaseException, attribute: str) -> Any:
-    """Return the first exception of the chain that has an attribute, or None."""
-    return next((one for one in _chain(error) if getattr(one, attribute, None) is not None), None)
+    """Return the first exception of the chain that has the attribute, or None."""
+    return next((link for link in _chain(error) if getattr(link, attribute, None) is not None), None)
 
 
 @contextlib.contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Hide the progress bars of the client, which would overwrite those of the command line."""
+    """Hide the client's progress bars, which would overwrite those of the command line."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     shown = not are_progress_bars_disabled()

@@ -24,7 +24,7 @@ class AdapterEntry:
         run: Run that trained the adapter.
         rank: Largest rank of its layers.
         bytes: Size of the adapter alone, in bytes.
-        metric, score: Metric that chose its checkpoint, and the best value; None without validation rows.
+        metric, score: Metric that chose the checkpoint, and its best value; None without validation rows.
         trained: Time at which training finished.
         best: True if it is the best of a grid.
     """
@@ -51,7 +51,7 @@ def adapter_entry(folder: Path) -> AdapterEntry:
     """
     run = Run(folder)
     if run.task.method != "lora":
-        raise UsageError(f"{folder} is a run of method {run.task.method}, which leaves no adapter", "give another run")
+        raise UsageError(f"{folder} is a run of method {run.task.method}, which has no adapter", "pass a LoRA run")
     config = adapter_config(run.adapter)
     grid = folder.parent / GRID
     return AdapterEntry(
@@ -72,21 +72,21 @@ def list_runs(folder: Path) -> list[AdapterEntry]:
         UsageError: There are no such runs.
     """
     runs = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
-    found = [adapter_entry(path) for path in runs if Run(path).task.method == "lora"]
-    if not found:
-        raise UsageError(f"{folder} holds no runs with adapters", "give the folder that `lora-ft train --out` made")
-    return found
+    adapters = [adapter_entry(path) for path in runs if Run(path).task.method == "lora"]
+    if not adapters:
+        raise UsageError(f"{folder} contains no runs with adapters", "pass the folder that `lora-ft train --out` wrote")
+    return adapters
 
 
 def remove_runs(folders: Sequence[Path]) -> int:
     """Delete runs, and return the number of bytes freed.
 
     Raises:
-        UsageError: A folder is not a run (then none is deleted), or another job is training one of the runs longer.
+        UsageError: A folder is not a run (then none is deleted), or another job is using a run.
     """
     for folder in folders:
         if folder.is_symlink() or not is_run(folder):
-            raise UsageError(f"{folder} is not a run", "only runs are removed")
+            raise UsageError(f"{folder} is not a run", "pass folders of runs only")
     freed = sum(folder_size(folder) for folder in folders)
     for folder in folders:
         with locked(folder.resolve()):

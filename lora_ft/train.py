@@ -1,4 +1,4 @@
-"""Train one task: its adapter, or with `method: full` all of its base."""
+"""The verb `train`: train one task's adapter, or with `method: full` all weights of its base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_ft.core.interrupts import Interrupted, name_of
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.models.bases import find_base, quiet_transformers
 from lora_ft.models.initialization import INITIAL, keep_start
-from lora_ft.models.start_from import adopted, start_record
+from lora_ft.models.start_from import start_record, with_start_adapter
 from lora_ft.reports.run_report import write_run_report
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import as_task
@@ -41,29 +41,30 @@ def train(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Run:
-    """Train a task's adapter, or with `method: full` all of its base.
+    """Train a task's adapter, or with `method: full` all weights of its base.
 
-    While it trains, the run lies in `<out>.unfinished`, which is renamed to `out` when it is complete.
-    `lora_ft.training.run_folder` describes what is kept, what `resume` does and what it refuses.
+    During training, the run is in `<out>.unfinished`, which is renamed to `out` when it is complete.
+    `lora_ft.training.run_folder` describes the files that are kept, and what `resume` does and refuses.
 
     Args:
         task: Task to train, task file or recipe.
         out: Folder of the run. A link is followed.
-        resume: Continue an unfinished run from its last checkpoint, to the same bits as if it had not stopped; or train
-            a finished run longer, whose task differs in `train.num_train_epochs` or `train.max_steps` only.
+        resume: Continue an unfinished run from its last checkpoint, with the same result as without the stop. A
+            finished run is trained longer; its task may differ in `train.num_train_epochs` or `train.max_steps` only.
         overwrite: Replace an existing run once the new one is finished, and discard an unfinished one.
         progress: Receives stages, steps and notes. None is silent.
 
     Raises:
         UsageError: The task, its data or its base cannot be used, `out` is taken, or the rows have changed.
-        LoraFtError: The data is damaged, the disk is full, or the loss is not finite.
+        LossError: The loss is not finite, or exactly 0.
+        LoraFtError: The data is damaged, or the disk is full.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP was received; a checkpoint was saved.
     """
     progress = progress if progress is not None and rank() == 0 else Silent()
     out = Path(out)
-    task = adopted(with_own_rows(as_task(task), out))
+    task = with_start_adapter(with_own_rows(as_task(task), out))
     with RunFolder.claim(task, out, resume=resume, overwrite=overwrite, progress=progress) as folder:
-        remedy = "free some, then add --resume to go on from the last checkpoint"
+        remedy = "free some space, then add --resume to continue from the last checkpoint"
         with keeping(folder.working, remedy):
             _train(task, folder, progress, resume=resume)
         if rank() == 0:
@@ -72,7 +73,7 @@ def train(
 
 
 def _train(task: Task, folder: RunFolder, progress: Progress, *, resume: bool) -> None:
-    """Train the run of a claimed folder, and finish it."""
+    """Train the run of a claimed folder and publish it."""
     working = folder.working
     base = find_base(task.base)
     if base.notice:
@@ -90,11 +91,11 @@ def _train(task: Task, folder: RunFolder, progress: Progress, *, resume: bool) -
     resumed_at = 0 if checkpoint is None else resume_points.step_of(checkpoint)
     folder.trim_log(resumed_at)
     if checkpoint is not None:
-        progress.note(f"going on from step {resumed_at}")
+        progress.note(f"resuming from step {resumed_at}")
         restore_patience(trainer, checkpoint)
         if folder.finished is not None:
             progress.note(folder.schedule_note(data.task, plan))
-    began, joules = time.time(), meter(plan.device)
+    started_at, joules = time.time(), meter(plan.device)
     joules_before = joules() if joules else 0.0
     with quiet_transformers():
         try:
@@ -105,12 +106,12 @@ def _train(task: Task, folder: RunFolder, progress: Progress, *, resume: bool) -
         raise Interrupted(
             f"stopped by {name_of(keeper.interrupted)} after step {trainer.state.global_step:,} of {plan.steps:,}; "
             f"its checkpoint is in {working}",
-            "the same command with --resume goes on from there",
+            "repeat the command with --resume to continue",
         ).by(keeper.interrupted)
     folder.require_own()
     if rank() == 0:
         save_weights(data, trainer.model, working)
-        metrics = run_metrics(data, plan, trainer, reporter, time.time() - began) | {
+        metrics = run_metrics(data, plan, trainer, reporter, time.time() - started_at) | {
             "resumed_at": resumed_at,
             "energy": {"joules": round(joules() - joules_before, 1), "source": SOURCES[plan.device]}
             if joules

@@ -1,4 +1,4 @@
-"""The job `train_many`: train several tasks on one base and write a run for each."""
+"""The verb `train_many`: train several tasks on one base in one pass, and write a run for each."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from lora_ft.core.files import read_json, write_json
 from lora_ft.core.locks import locked
 from lora_ft.core.output_paths import refuse_shelf
 from lora_ft.core.plain import plain_fields
+from lora_ft.core.progress import Progress
 from lora_ft.core.staging import tidy
 from lora_ft.data.row_record import RowRecord
 from lora_ft.models.bases import Base, find_base
-from lora_ft.multi_lora.dashboard import Dashboard, SilentDashboard
+from lora_ft.multi_lora.dashboard import Dashboard, as_dashboard
 from lora_ft.multi_lora.engine import Engine, LocalEngine, TrainingSite
 from lora_ft.multi_lora.group_job import GroupJob
 from lora_ft.multi_lora.planner import (
@@ -32,9 +33,10 @@ from lora_ft.multi_lora.planner import (
     require_groupable,
 )
 from lora_ft.reports.run_report import write_run_report, write_runs_report
+from lora_ft.runs.grid_results import mark_best
 from lora_ft.runs.group_record import GROUPS_FOLDER, GROUPS_RECORD
 from lora_ft.runs.run import TASK, Run, is_run, working_folder
-from lora_ft.tasks.files import as_task
+from lora_ft.tasks.files import as_task, load_tasks
 from lora_ft.tasks.schema import AUTO, Task
 from lora_ft.training.compute_dtype import ComputeDtype
 from lora_ft.training.memory_estimates import Batch, Shape, StepOptions
@@ -53,10 +55,12 @@ class TrainManyResult:
     Attributes:
         runs: Runs of the trained tasks, in the order of the tasks.
         failed: Reason of failure by task name, for all other tasks.
+        best: Task name of the best run of a grid, or None without a grid.
     """
 
     runs: list[Run]
     failed: dict[str, str]
+    best: str | None = None
 
     def __str__(self) -> str:
         lines = [str(run.folder) for run in self.runs]
@@ -68,48 +72,87 @@ class TrainManyResult:
 
 
 def train_many(
-    tasks: Sequence[Task | str | os.PathLike[str]],
+    tasks: str | os.PathLike[str] | Sequence[Task | str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
     resume: bool = False,
     overwrite: bool = False,
-    most: int | None = None,
+    group_size: int | None = None,
     engine: Engine | None = None,
-    dashboard: Dashboard | None = None,
+    progress: Progress | None = None,
 ) -> TrainManyResult:
     """Train an adapter for each task on one shared copy of their base. Results equal those of `lora_ft.train.train`.
 
     Tasks that do not fit into memory together are trained in several groups. An adapter with a non-finite loss leaves
-    its group; the others go on.
+    its group, which continues without it.
 
     Args:
-        tasks: Tasks, paths of task files, or names of recipes.
-        out: Folder of the runs, which are named after their tasks. Unfinished runs lie in `<name>.unfinished` there.
+        tasks: Tasks, task files or recipes. A file with a `grid` is one task for each combination of its values. A
+            single file may be passed without a list.
+        out: Folder of the runs, which are named after their tasks. Unfinished runs are in `<name>.unfinished` there.
+            The results of a grid are in `grid.json`.
         resume: Continue from the last snapshot, with the same result as without the stop. If all runs are finished,
             train them longer, as `lora_ft.train.train` does.
         overwrite: Replace existing runs and discard unfinished ones.
-        most: Maximum number of adapters in a group. Default: as many as fit, balanced if several groups train at a
-            time.
+        group_size: Maximum number of adapters in a group. Default: as many as fit, balanced if several groups train
+            at a time.
         engine: Engine that trains the groups. Default: this process, one group after another.
-        dashboard: Receives stages, notes and the status of all adapters.
+        progress: Receives stages, steps and notes; a `Dashboard` also receives the status of every adapter. None is
+            silent.
 
     Raises:
         UsageError: A task cannot be trained with the others, or `train` would raise it.
         LoraFtError: For the same reasons as in `train`.
-        Interrupted: Ctrl-C was pressed.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP was received; a snapshot was saved.
     """
-    dashboard = dashboard or SilentDashboard()
+    return train_grid(
+        _load(tasks), out, resume=resume, overwrite=overwrite, group_size=group_size, engine=engine, progress=progress
+    )
+
+
+def train_grid(
+    tasks: Sequence[tuple[Task, Mapping[str, Any]]],
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    group_size: int | None = None,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> TrainManyResult:
+    """Train tasks as `train_many` does, and mark the best run of a grid.
+
+    Args:
+        tasks: Tasks, each with the values that a grid sets in it, by key; see `lora_ft.tasks.files.load_tasks`.
+        out, resume, overwrite, group_size, engine, progress: See `train_many`.
+
+    Raises:
+        LoraFtError, Interrupted: See `train_many`.
+    """
     if processes() > 1:
-        raise UsageError("several tasks train in one process", "start it without torchrun, or one task at a time")
+        raise UsageError("several tasks train in one process", "start it without torchrun, or train one task at a time")
     out = refuse_shelf(Path(out))
-    loaded = [as_task(task) for task in tasks]
-    loaded = [with_own_rows(task, out / task.name) for task in loaded]
-    require_groupable(loaded)
-    with ExitStack() as locks, keeping(out, "free some, then add --resume to go on from the last snapshot"):
-        for place in (out / GROUPS_FOLDER, *(out / task.name for task in loaded)):
+    own_tasks = [with_own_rows(task, out / task.name) for task, _ in tasks]
+    require_groupable(own_tasks)
+    with ExitStack() as locks, keeping(out, "free some space, then add --resume to continue from the last snapshot"):
+        for place in (out / GROUPS_FOLDER, *(out / task.name for task in own_tasks)):
             locks.enter_context(locked(place))
             tidy(place)
-        return _train(loaded, out, resume, overwrite, most, engine, dashboard)
+        result = _train(own_tasks, out, resume, overwrite, group_size, engine, as_dashboard(progress))
+    settings = {task.name: values for task, values in tasks if values}
+    grid_runs = [run for run in result.runs if run.task.name in settings]
+    best = mark_best(grid_runs, settings, out) if grid_runs else None
+    return replace(result, best=best.task.name if best else None)
+
+
+def _load(
+    tasks: str | os.PathLike[str] | Sequence[Task | str | os.PathLike[str]],
+) -> list[tuple[Task, Mapping[str, Any]]]:
+    """Return all tasks of tasks, files and grids, each with the values that a grid sets in it."""
+    loaded: list[tuple[Task, Mapping[str, Any]]] = []
+    for task in [tasks] if isinstance(tasks, (str, os.PathLike)) else tasks:
+        loaded += [(as_task(task), {})] if isinstance(task, Task) else load_tasks(os.fspath(task))
+    return loaded
 
 
 def _train(
@@ -117,92 +160,94 @@ def _train(
     out: Path,
     resume: bool,
     overwrite: bool,
-    most: int | None,
+    group_size: int | None,
     engine: Engine | None,
     dashboard: Dashboard,
 ) -> TrainManyResult:
-    """Train the tasks. The caller holds the locks of their folders."""
+    """Train the tasks, whose folders the caller has locked."""
     record, finished = _claim(tasks, out, resume=resume, overwrite=overwrite)
     base = find_base(tasks[0].base)
     if base.notice:
         dashboard.note(base.notice)
-    with closing(engine or LocalEngine()) as chosen:
-        site = chosen.inspect(out, tasks[0].train.precision, record.get("storage") if record else None, dashboard)
-        if began := record["precision"] if record else _precision(finished):
-            site = replace(site, precision=ComputeDtype(began, "as this began"))
+    with closing(engine or LocalEngine()) as engine:
+        site = engine.inspect(out, tasks[0].train.precision, record.get("storage") if record else None, dashboard)
+        if precision := record["precision"] if record else _precision(finished):
+            site = replace(site, precision=ComputeDtype(precision, "as when these runs began"))
         longer = bool(record.get("longer")) if record else bool(finished)
         if longer and site.storage:
             raise UsageError(
-                f"finished runs are not trained longer through --storage (got {site.storage})",
-                "leave it out, with an --out that all nodes share or without --engine ray",
+                f"finished runs cannot be trained longer with --storage (got {site.storage})",
+                "pass an --out that all nodes share instead, or leave out --engine ray",
             )
-        dashboard.stage("reading tasks", len(tasks))
-        materials = _gather(tasks, base, dashboard)
+        dashboard.stage("reading rows", len(tasks))
+        prepared = _prepare(tasks, base, dashboard)
         if record:
-            _check_rows(record, materials, out)
-        for name, claim in finished.items():
-            claim.check_rows(materials[name].record)
-        plans = {name: _plan(material, base, site) for name, material in materials.items()}
+            _check_rows(record, prepared, out)
+        for name, folder in finished.items():
+            folder.check_rows(prepared[name].record)
+        plans = {name: _plan(data, base, site) for name, data in prepared.items()}
         dashboard.note(f"precision {site.precision.name}: {site.precision.reason}")
-        for name, claim in finished.items():
-            claim.require_steps_left(plans[name].steps)
-            dashboard.note(f"{name}: {claim.schedule_note(materials[name].task, plans[name])}")
+        for name, folder in finished.items():
+            folder.require_steps_left(plans[name].steps)
+            dashboard.note(f"{name}: {folder.schedule_note(prepared[name].task, plans[name])}")
         if record is None:
-            groups = _choose(materials, plans, base, site, most, dashboard)
+            groups = _plan_groups(prepared, plans, base, site, group_size, dashboard)
             record = {
                 "version": _VERSION,
                 "run": secrets.token_hex(8),
                 "precision": site.precision.name,
                 "storage": site.storage,
                 "packs": groups,
-                "rows": _record_rows(materials, out),
+                "rows": _record_rows(prepared, out),
                 "longer": longer,
             }
-            for claim in finished.values():  # before the record, so that a process killed here repeats it
-                claim.reopen()
+            for folder in finished.values():  # before the record, so that a process killed here repeats it
+                folder.reopen()
             write_json(out / GROUPS_FOLDER / GROUPS_RECORD, record)
         jobs = [
             GroupJob(
-                at,
-                [materials[name] for name in names],
+                number,
+                [prepared[name] for name in names],
                 {name: plans[name] for name in names},
                 out,
                 record.get("run", ""),
                 longer,
             )
-            for at, names in enumerate(record["packs"], 1)
+            for number, names in enumerate(record["packs"], 1)
         ]
-        ended = chosen.run(jobs, site, dashboard)
-    if not ended.broken:
+        result = engine.run(jobs, site, dashboard)
+    if not result.broken:
         (out / GROUPS_FOLDER / GROUPS_RECORD).unlink()
         shutil.rmtree(out / GROUPS_FOLDER)
     for name in (task.name for task in tasks if is_run(out / task.name)):
         write_run_report(Run(out / name), dashboard)
     if len(tasks) > 1:
         write_runs_report(out, dashboard)
-    failed = ended.failed | {name: f"{why}; --resume goes on" for name, why in ended.broken.items()}
+    failed = result.failed | {
+        name: f"{reason}; repeat the command with --resume to continue" for name, reason in result.broken.items()
+    }
     return TrainManyResult([Run(out / task.name) for task in tasks if task.name not in failed], failed)
 
 
-def _plan(material: PreparedData, base: Base, site: TrainingSite) -> Plan:
+def _plan(data: PreparedData, base: Base, site: TrainingSite) -> Plan:
     """Return the plan of a task as if it trained alone, but without compiling."""
-    plan = make_plan(material.task, base.config, material.rows, 1, Choices(site.precision, False))
+    plan = make_plan(data.task, base.config, data.rows, 1, Choices(site.precision, False))
     return replace(plan, device=site.device, compile_reason="groups are not compiled")
 
 
-def _choose(
-    materials: Mapping[str, PreparedData],
+def _plan_groups(
+    prepared: Mapping[str, PreparedData],
     plans: Mapping[str, Plan],
     base: Base,
     site: TrainingSite,
-    most: int | None,
+    group_size: int | None,
     dashboard: Dashboard,
 ) -> list[list[str]]:
     """Return the names of the tasks of each group, and describe the groups on the dashboard."""
     needs = []
-    for name, material in materials.items():
-        lora, train = material.task.lora, material.task.train
-        longest = [max(len(getattr(row, side)) for row in material.rows) for side in ("input_ids", "labels")]
+    for name, data in prepared.items():
+        lora, train = data.task.lora, data.task.train
+        longest = [max(len(getattr(row, side)) for row in data.rows) for side in ("input_ids", "labels")]
         batch = Batch(train.per_device_train_batch_size, *longest)
         needs.append(MemoryNeed(name, plans[name].trainable, max(lora.r, *lora.rank_pattern.values(), 1), batch))
 
@@ -212,8 +257,8 @@ def _choose(
         cpu=site.device == "cpu",
     )
     shape = Shape.of(base.config)
-    groups = plan_groups(shape, needs, site.room, options, most)
-    if most is None and site.places > 1:
+    groups = plan_groups(shape, needs, site.room, options, group_size)
+    if group_size is None and site.places > 1:
         size = balanced_size(len(needs), site.places, max(len(group.names) for group in groups))
         groups = plan_groups(shape, needs, site.room, options, size)
     for line in describe_groups(groups, site.room):
@@ -221,35 +266,35 @@ def _choose(
     return [group.names for group in groups]
 
 
-def _gather(tasks: Sequence[Task], base: Base, dashboard: Dashboard) -> dict[str, PreparedData]:
+def _prepare(tasks: Sequence[Task], base: Base, dashboard: Dashboard) -> dict[str, PreparedData]:
     """Return the prepared data of each task, by name. Tasks with the same data settings share one copy."""
-    known: dict[str, PreparedData] = {}
-    found = {}
-    for at, task in enumerate(tasks):
+    by_settings: dict[str, PreparedData] = {}
+    by_task = {}
+    for number, task in enumerate(tasks):
         in_memory = "".join(rows.digest for rows in task.data.in_memory.values())
         key = in_memory + task.model_dump_json(include={"data", "prompt", "codec", "labels", "lengths"})
-        if key not in known:
-            known[key] = prepare(task, base, dashboard)
-        shared = known[key]
+        if key not in by_settings:
+            by_settings[key] = prepare(task, base, dashboard)
+        shared = by_settings[key]
         labelled = task if task.labels != AUTO else task.model_copy(update={"labels": shared.task.labels})
-        found[task.name] = replace(shared, task=labelled)
-        dashboard.advance(at + 1)
-    return found
+        by_task[task.name] = replace(shared, task=labelled)
+        dashboard.advance(number + 1)
+    return by_task
 
 
-def _record_rows(materials: Mapping[str, PreparedData], out: Path) -> dict[str, str]:
+def _record_rows(prepared: Mapping[str, PreparedData], out: Path) -> dict[str, str]:
     """Write the row records, one file for each distinct record. Return the digest of each task's record, by name."""
-    digests = {name: material.record.digest for name, material in materials.items()}
+    digests = {name: data.record.digest for name, data in prepared.items()}
     for name, digest in digests.items():
         if not (path := _rows_file(out, digest)).is_file():
-            write_json(path, materials[name].record.as_dict())
+            write_json(path, prepared[name].record.as_dict())
     return digests
 
 
-def _check_rows(record: Mapping[str, Any], materials: Mapping[str, PreparedData], out: Path) -> None:
+def _check_rows(record: Mapping[str, Any], prepared: Mapping[str, PreparedData], out: Path) -> None:
     """Raise UsageError if the rows of a task have changed since the groups began. Version 0.1.0 recorded no rows."""
     for name, digest in record.get("rows", {}).items():
-        now = materials[name].record
+        now = prepared[name].record
         if now.digest != digest:
             path = _rows_file(out, digest)
             require_same_rows(RowRecord.read(read_json(path), path), now, out / name)
@@ -265,29 +310,31 @@ def _claim(
     """Check that all runs may be written.
 
     Returns:
-        Record of the groups to resume, or None; and the claims of finished runs to train longer, by name.
+        Record of the groups to resume, or None; and the folders of finished runs to train longer, by name.
     """
     record = out / GROUPS_FOLDER / GROUPS_RECORD
     if resume:
         if not record.is_file():
             shutil.rmtree(out / GROUPS_FOLDER, ignore_errors=True)
             return None, _finished(tasks, out)
-        found = read_json(record)
-        if found["version"] != _VERSION:
+        groups = read_json(record)
+        if groups["version"] != _VERSION:
             raise LoraFtError(
-                f"{record} is of version {found['version']}, not {_VERSION}", "start over with --overwrite"
+                f"{record} has format version {groups['version']}, which is not supported (supported: {_VERSION})",
+                "start over with --overwrite",
             )
-        before = {name for group in found["packs"] for name in group}
-        if before != {task.name for task in tasks}:
-            raise UsageError(f"the unfinished groups in {out} are of other tasks", "resume with the same ones")
+        names = {name for group in groups["packs"] for name in group}
+        if names != {task.name for task in tasks}:
+            raise UsageError(f"the unfinished groups in {out} are of other tasks", "resume with the same tasks")
         for task in tasks:
             place = out / task.name
-            if (working_folder(place) / TASK).is_file() or found.get("longer"):
+            if (working_folder(place) / TASK).is_file() or groups.get("longer"):
                 RunFolder.resume(task, place, overwrite=overwrite or is_run(place))
-        return found, {}
+        return groups, {}
     if record.is_file() and not overwrite:
         raise UsageError(
-            f"unfinished groups lie in {out / GROUPS_FOLDER}", "add --resume to go on, or --overwrite to start over"
+            f"unfinished groups exist in {out / GROUPS_FOLDER}",
+            "add --resume to continue, or --overwrite to start over",
         )
     for task in tasks:
         RunFolder.new(task, out / task.name, overwrite=overwrite)
@@ -296,14 +343,14 @@ def _claim(
 
 
 def _finished(tasks: Sequence[Task], out: Path) -> dict[str, RunFolder]:
-    """Return the claims of finished runs to train longer, by name.
+    """Return the folders of finished runs to train longer, by name.
 
     Raises:
-        UsageError: There is nothing to resume, a task has no finished run, or its run is of another task.
+        UsageError: No run exists, a task has no finished run, or its run is of another task.
     """
     if not any(is_run(out / task.name) for task in tasks):
-        raise UsageError(f"there are no unfinished groups in {out} to resume", "leave out --resume")
-    claims = {}
+        raise UsageError(f"{out} contains no unfinished groups to resume", "leave out --resume")
+    folders = {}
     for task in tasks:
         place = out / task.name
         if not is_run(place):
@@ -311,12 +358,12 @@ def _finished(tasks: Sequence[Task], out: Path) -> dict[str, RunFolder]:
                 f"the task '{task.name}' has no finished run {place} to train longer",
                 "leave it out, or train it first",
             )
-        claims[task.name] = claim = RunFolder.resume(task, place)
-        if claim.finished is None:
+        folders[task.name] = folder = RunFolder.resume(task, place)
+        if folder.finished is None:
             raise UsageError(
-                f"an unfinished run lies in {claim.working}", "finish it alone with --resume, or move it away"
+                f"an unfinished run exists in {folder.working}", "finish it alone with --resume, or move it away"
             )
-    return claims
+    return folders
 
 
 def _precision(finished: Mapping[str, RunFolder]) -> str | None:
@@ -325,12 +372,12 @@ def _precision(finished: Mapping[str, RunFolder]) -> str | None:
     Raises:
         UsageError: The runs were trained in different precisions.
     """
-    found = {name: str(Run(claim.out).metrics["precision"]) for name, claim in finished.items()}
-    for name, precision in found.items():
-        first = next(iter(found))
-        if precision != found[first]:
+    precisions = {name: str(Run(claim.out).metrics["precision"]) for name, claim in finished.items()}
+    for name, precision in precisions.items():
+        first = next(iter(precisions))
+        if precision != precisions[first]:
             raise UsageError(
-                f"the runs were trained in different precisions: '{first}' in {found[first]}, '{name}' in {precision}",
-                "train those of each precision longer by themselves",
+                f"the precisions of the runs differ ('{first}': {precisions[first]}, '{name}': {precision})",
+                "train the runs of each precision separately",
             )
-    return next(iter(found.values()), None)
+    return next(iter(precisions.values()), None)

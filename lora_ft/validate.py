@@ -26,8 +26,8 @@ from lora_ft.evaluation.metrics.structured import VALID, structured
 from lora_ft.evaluation.warnings import seen_in_training
 from lora_ft.models.bases import Base, find_base, load_tokenizer
 from lora_ft.models.generation import check_generation, generation_notes
-from lora_ft.models.start_from import adopted
-from lora_ft.tasks.files import Fault, as_task
+from lora_ft.models.start_from import with_start_adapter
+from lora_ft.tasks.files import ErrorDetails, as_task
 from lora_ft.tasks.schema import SPLITS, Task
 from lora_ft.training.feasibility import NO_VALIDATION, obstacles
 from lora_ft.training.memory_estimates import GIB, Batch, Shape, suggest_smaller, task_memory
@@ -42,18 +42,18 @@ class Lengths:
     """Tokens of one side of a split.
 
     Attributes:
-        what: e.g. "train prompts".
-        rows: how many texts.
-        percentiles: tokens at 50, 90, 95 and 100 %.
-        limit: most tokens that are used.
-        cut_share: of texts that are longer than that.
-        unknown_share: of tokens that the vocabulary lacks (<unk>).
-        lacking: characters that it lacks, the most frequent first, and how often they occur. This and the next are
-            counted after the task's codec.
-        newline_share: of texts with newlines, which T5's tokenizer reads as spaces.
+        name: Split and side, such as "train prompts".
+        rows: Number of texts.
+        percentiles: Lengths at 50, 90, 95 and 100 %, in tokens.
+        limit: Maximum length, in tokens.
+        cut_share: Share of texts that exceed the limit.
+        unknown_share: Share of tokens that the vocabulary lacks (<unk>).
+        lacking: Number of occurrences of each character that the vocabulary lacks, the most frequent first. It is
+            counted after the task's codec, as is `newline_share`.
+        newline_share: Share of texts with newlines, which T5's tokenizer replaces by spaces.
     """
 
-    what: str
+    name: str
     rows: int
     percentiles: tuple[int, ...]
     limit: int
@@ -69,16 +69,16 @@ class Validation:
 
     Attributes:
         task: Name of the task.
-        faults: Errors in the task or its data.
-        lengths: Token counts of each side of each split; empty if there are faults.
+        errors: Errors in the task or its data.
+        lengths: Token counts of each side of each split; empty if the rows or the base cannot be read.
         warnings: Problems that do not prevent training.
-        plan: Plan of the training; None if there are faults.
+        plan: Training plan; None if there are errors.
         labels: Number of rows of each label, by split.
         chats: Summary of each chat export.
     """
 
     task: str
-    faults: list[Fault]
+    errors: list[ErrorDetails]
     lengths: list[Lengths] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     plan: Plan | None = None
@@ -87,12 +87,12 @@ class Validation:
 
     @property
     def ok(self) -> bool:
-        """Whether the task can be trained."""
-        return not self.faults
+        """Return whether the task can be trained."""
+        return not self.errors
 
     def __str__(self) -> str:
-        lines = [f"{self.task}: {len(self.faults)} faults" if self.faults else f"{self.task}: ready to train"]
-        lines += [f"{fault.key}: {fault.problem}" for fault in self.faults]
+        lines = [f"{self.task}: {len(self.errors)} errors" if self.errors else f"{self.task}: ready to train"]
+        lines += [f"{error.key}: {error.problem}" for error in self.errors]
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join([*lines, *(self.plan.lines() if self.plan else [])])
 
@@ -112,49 +112,52 @@ def validate(
         progress: Receives stages and steps.
 
     Raises:
-        TaskFaults: The schema has faults, all of which are listed; the data is not read then.
+        InvalidTaskError: Keys of the task are invalid. All errors are listed, and the data is not read.
         UsageError: The file does not exist, or is not YAML.
     """
     progress = progress or Silent()
-    faults: list[Fault] = []
-    task = _adopted(as_task(source, overrides), faults)
+    errors: list[ErrorDetails] = []
+    task = _with_start_adapter(as_task(source, overrides), errors)
     progress.stage("finding the base")
-    base = _try(faults, "base", task.base, lambda: find_base(task.base))
+    base = _try(errors, "base", task.base, lambda: find_base(task.base))
     progress.stage("reading the rows")
-    of_labels: list[Fault] = []
-    task = _try(of_labels, "labels", task.labels, lambda: with_labels(task)) or task
-    splits = _load(task, faults)
-    if splits is not None and splits.train:  # else what is wrong with the rows is said already
-        faults += of_labels
-    if base is None or splits is None or faults:
-        return Validation(task.name, faults, chats=splits.chats if splits else [])
+    label_errors: list[ErrorDetails] = []
+    task = _try(label_errors, "labels", task.labels, lambda: with_labels(task)) or task
+    splits = _load(task, errors)
+    if splits is not None and splits.train:  # otherwise errors of the rows already say it
+        errors += label_errors
+    if base is None or splits is None or errors:
+        return Validation(task.name, errors, chats=splits.chats if splits else [])
     tokenizer = _try(
-        faults,
+        errors,
         "lora.new_tokens",
         task.lora.new_tokens,
         lambda: load_tokenizer(base.folder, task.codec, task.lora.new_tokens),
     )
     if tokenizer is None:
-        return Validation(task.name, faults)
+        return Validation(task.name, errors)
     lengths = [
         _measure(f"{name} {side}", texts, tokenizer, limit)
         for name in SPLITS
         if splits[name]
         for side, texts, limit in _sides(task, tokenizer.codec, splits[name])
     ]
-    _try(faults, "labels", task.labels, lambda: check_labels(task, tokenizer))
+    _try(errors, "labels", task.labels, lambda: check_labels(task, tokenizer))
     notes = _try(
-        faults, "generate", task.generate.model_dump(exclude_none=True), lambda: _generation(task, base, tokenizer)
+        errors,
+        "generate",
+        task.generate.model_dump(exclude_none=True),
+        lambda: _generation_notes(task, base, tokenizer),
     )
     for name in ("train", "validation"):
         _try(
-            faults,
+            errors,
             "lengths.target",
             task.lengths.target,
             partial(encode, splits[name], tokenizer, task.lengths, name),
         )
-    faults += obstacles(task, base.config, splits)
-    invalid = _try(faults, "evaluate.json_schema", task.evaluate.json_schema, lambda: _invalid(task, splits))
+    errors += obstacles(task, base.config, splits)
+    invalid = _try(errors, "evaluate.json_schema", task.evaluate.json_schema, lambda: _schema_warnings(task, splits))
     counts = label_counts(task, splits)
     warnings = [
         *_warnings(task, base, splits, lengths),
@@ -163,54 +166,59 @@ def validate(
         *(notes or []),
     ]
     plan = None
-    if not faults:
+    if not errors:
         rows = encode(training_examples(task, splits), tokenizer, task.lengths, "train")
-        plan = _try(faults, "lora", task.lora.target_modules, lambda: make_plan(task, base.config, rows))
+        plan = _try(errors, "lora", task.lora.target_modules, lambda: make_plan(task, base.config, rows))
         warnings += _memory_warnings(task, base, plan, rows) if plan else []
-    return Validation(task.name, faults, lengths, warnings, plan, counts, splits.chats)
+    return Validation(task.name, errors, lengths, warnings, plan, counts, splits.chats)
 
 
-def _generation(task: Task, base: Base, tokenizer: Tokenizer) -> list[str]:
-    """Check how answers are generated, and return what to say of the base's own settings."""
+def _generation_notes(task: Task, base: Base, tokenizer: Tokenizer) -> list[str]:
+    """Check the generation settings, and return warnings about the base's own settings."""
     check_generation(task, base, tokenizer)
     return generation_notes(base, tokenizer)
 
 
-def _adopted(task: Task, faults: list[Fault]) -> Task:
-    """Return the task with the ranks and layers of the adapter that it goes on from, or a fault and a task without."""
-    fresh = task.model_copy(update={"lora": task.lora.model_copy(update={"start_from": None})})
-    found: Task | None = _try(faults, "lora.start_from", task.lora.start_from, lambda: adopted(task))
-    return found or fresh
+def _with_start_adapter(task: Task, errors: list[ErrorDetails]) -> Task:
+    """Return the task with the section `lora` of its start adapter; if that fails, add an error and ignore the key."""
+    without = task.model_copy(update={"lora": task.lora.model_copy(update={"start_from": None})})
+    task_of_adapter: Task | None = _try(
+        errors, "lora.start_from", task.lora.start_from, lambda: with_start_adapter(task)
+    )
+    return task_of_adapter or without
 
 
-def _load(task: Task, faults: list[Fault]) -> Splits | None:
-    """The splits, each read by itself so that the faults of all are found."""
-    found: dict[str, list[Example]] = {}
+def _load(task: Task, errors: list[ErrorDetails]) -> Splits | None:
+    """Return the splits. Each is read separately, so that the errors of all are reported."""
+    examples: dict[str, list[Example]] = {}
     left_out: dict[str, int] = {}
     warnings: list[str] = []
     chats: list[ChatSummary] = []
     for name in SPLITS:
-        alone = _try(faults, f"data.{name}", getattr(task.data, name), lambda name=name: load_splits(task, [name]))  # type: ignore[misc]
+        alone = _try(errors, f"data.{name}", getattr(task.data, name), lambda name=name: load_splits(task, [name]))  # type: ignore[misc]
         if alone is not None:
-            found[name] = alone[name]
+            examples[name] = alone[name]
             left_out |= alone.left_out
             warnings += alone.warnings
             chats += alone.chats
-    if "train" in found and not found["train"]:
-        faults.append(Fault("data.train", task.data.train, "there are no training rows; name a file"))
-    if len(found) < len(SPLITS):
+    if "train" in examples and not examples["train"]:
+        errors.append(ErrorDetails("data.train", task.data.train, "there are no training rows; name a file"))
+    if len(examples) < len(SPLITS):
         return None
-    # A source is read for each split.
-    return Splits(**found, left_out=left_out, warnings=list(dict.fromkeys(warnings)), chats=list(dict.fromkeys(chats)))
+    # Every split reads the same source, so its warnings and chats occur several times.
+    return Splits(
+        **examples, left_out=left_out, warnings=list(dict.fromkeys(warnings)), chats=list(dict.fromkeys(chats))
+    )
 
 
-def _try(faults: list[Fault], key: str, value: Any, job: Callable[[], Any]) -> Any:
+def _try(errors: list[ErrorDetails], key: str, value: Any, job: Callable[[], Any]) -> Any:
     try:
         return job()
     except LoraFtError as error:
         text = re.sub(r"^data\.\w+: ", "", str(error))
-        if all(text != fault.problem for fault in faults):  # a split cut off a broken file fails like the file
-            faults.append(Fault(key, value, text))
+        # A split cut from a damaged file fails with the same message as the file.
+        if all(text != earlier.problem for earlier in errors):
+            errors.append(ErrorDetails(key, value, text))
         return None
 
 
@@ -221,13 +229,13 @@ def _sides(task: Task, codec: Codec, examples: Sequence[Example]) -> list[tuple[
     ]
 
 
-def _measure(what: str, forms: Sequence[str], tokenizer: Tokenizer, limit: int) -> Lengths:
+def _measure(name: str, forms: Sequence[str], tokenizer: Tokenizer, limit: int) -> Lengths:
     rows = tokenizer.encode_forms(forms)
     lengths = np.array([len(row) for row in rows])
     keeps_lines = tokenizer.decode(tokenizer.encode_forms(["a\nb"])) == ["a\nb"]
     unknown = sum(row.count(tokenizer.unknown) for row in rows) if tokenizer.unknown is not None else 0
     return Lengths(
-        what=what,
+        name=name,
         rows=len(forms),
         percentiles=tuple(int(value) for value in np.percentile(lengths, _PERCENTILES, method="nearest")),
         limit=limit,
@@ -239,7 +247,7 @@ def _measure(what: str, forms: Sequence[str], tokenizer: Tokenizer, limit: int) 
 
 
 def _memory_warnings(task: Task, base: Base, plan: Plan, rows: Sequence[Encoded]) -> list[str]:
-    """A warning where a step on the longest rows needs more memory than there is."""
+    """Return a warning if a training step on the longest rows needs more memory than there is."""
     batch = Batch(
         min(task.train.per_device_train_batch_size, len(rows)),
         max(len(row.input_ids) for row in rows),
@@ -252,8 +260,8 @@ def _memory_warnings(task: Task, base: Base, plan: Plan, rows: Sequence[Encoded]
         return []
     where = "the GPU" if plan.device == "cuda" else "this machine"
     return [
-        f"training needs about {need.total / GIB:.1f} GiB, of which activations {need.activations / GIB:.1f}, and "
-        f"{where} has {room / GIB:.1f}; what fits: "
+        f"training needs about {need.total / GIB:.1f} GiB (activations: {need.activations / GIB:.1f}), but {where} has "
+        f"{room / GIB:.1f}; settings that fit: "
         f"{suggest_smaller(task, shape, batch, plan.trainable, bf16=bf16, cpu=cpu, room=room)}"
     ]
 
@@ -265,24 +273,24 @@ def _warnings(task: Task, base: Base, splits: Splits, lengths: Sequence[Lengths]
     if not splits.validation:
         warnings.append(NO_VALIDATION)
     if not splits.test:
-        warnings.append("no test rows: `lora-ft evaluate` needs --split validation (data.test or data.split.test)")
+        warnings.append("there are no test rows; set data.test or data.split.test to score the model on new rows")
     for side in lengths:
         if side.unknown_share > 0.001:
-            most = " ".join(list(side.lacking)[:_SHOWN])
+            frequent = " ".join(list(side.lacking)[:_SHOWN])
             warnings.append(
-                f"{side.what}: {side.unknown_share:.1%} of the tokens are <unk>, {sum(side.lacking.values()):,} "
-                f"characters that T5 lacks, most often {most}{_advice(task, side.lacking)}"
+                f"{side.name}: {side.unknown_share:.1%} of the tokens are <unk>, {sum(side.lacking.values()):,} "
+                f"characters that T5 lacks, most often {frequent}{_codec_advice(task, side.lacking)}"
             )
-        if side.cut_share > 0.05 and "prompts" in side.what:
-            warnings.append(f"{side.what}: {side.cut_share:.0%} are cut at lengths.source = {side.limit}")
+        if side.cut_share > 0.05 and "prompts" in side.name:
+            warnings.append(f"{side.name}: {side.cut_share:.0%} are cut at lengths.source = {side.limit}")
         if side.newline_share:
-            trouble = "T5 cannot write" if "targets" in side.what else "T5 reads as spaces"
-            warnings.append(f"{side.what}: {side.newline_share:.0%} have newlines, which {trouble}; set codec: text")
+            limitation = "T5 cannot write" if "targets" in side.name else "T5 reads as spaces"
+            warnings.append(f"{side.name}: {side.newline_share:.0%} have newlines, which {limitation}; set codec: text")
     return warnings
 
 
-def _invalid(task: Task, splits: Splits) -> list[str]:
-    """What to say of references that the task's own schema refuses."""
+def _schema_warnings(task: Task, splits: Splits) -> list[str]:
+    """Return warnings about targets that the task's own schema refuses."""
     if task.evaluate.json_schema is None:
         return []
     warnings = []
@@ -291,12 +299,17 @@ def _invalid(task: Task, splits: Splits) -> list[str]:
         refused = np.flatnonzero(structured(targets, [()] * len(targets), task.evaluate.json_schema)[VALID] == 0)
         if len(refused):
             warnings.append(
-                f"{name} targets: {len(refused):,} are not valid by {task.evaluate.json_schema}, first row {refused[0]}"
+                f"{name} targets: {len(refused):,} are invalid under {task.evaluate.json_schema}, "
+                f"first row {refused[0]}"
             )
     return warnings
 
 
-def _advice(task: Task, lacking: Iterable[str]) -> str:
-    """To set a codec, where that would save some of the characters."""
+def _codec_advice(task: Task, lacking: Iterable[str]) -> str:
+    """Return the advice to set a codec if that encodes some of the characters, else ""."""
     text = codec_named("text")
-    return "; set codec: text" if task.codec == "none" and any(text.encode(one) != one for one in lacking) else ""
+    return (
+        "; set codec: text"
+        if task.codec == "none" and any(text.encode(character) != character for character in lacking)
+        else ""
+    )

@@ -1,4 +1,4 @@
-"""Verify the claims of a bundle's manifest on this machine, without torch."""
+"""The verb `verify`: check a bundle against its manifest on this machine, without torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lora_ft.export.runtime.manifest import ADAPTERS, PROBE
 
 @dataclass(frozen=True)
 class Verified:
-    """Result of verifying a bundle.
+    """The result of verifying a bundle.
 
     Attributes:
         manifest: Manifest of the bundle.
-        then: Comparison with PyTorch when it was published, on sentences that travel with it.
+        then: Comparison with PyTorch when it was published, on sentences stored in it.
         now: The same comparison on this machine.
         adapters: Comparison of each adapter of a bank on this machine, by name.
     """
@@ -30,11 +30,11 @@ class Verified:
 
 
 def verify(bundle: Path) -> Verified:
-    """Check every file's hash and each graph's inputs, and compare answers with PyTorch's again.
+    """Check every file's hash and every graph's inputs, and compare answers with PyTorch's again.
 
     Raises:
         UsageError: The folder is not a bundle.
-        LoraFtError: A file was changed, or fewer answers equal PyTorch's than when it was published.
+        LoraFtError: A file was changed, or fewer answers equal PyTorch's than when the bundle was published.
     """
     generator = Generator.load(bundle)
     with sound_content(bundle, "export the bundle again"):
@@ -52,10 +52,10 @@ def verify(bundle: Path) -> Verified:
     return Verified(generator.manifest, then, now, adapters)
 
 
-def _require(what: str, then: Report, now: Report, exact: bool) -> None:
+def _require(subject: str, then: Report, now: Report, exact: bool) -> None:
     """Raise GateError if fewer answers equal PyTorch's than when the bundle was published."""
     if now.identical_rows < then.identical_rows or (exact and not now.passed):
         raise GateError(
-            f"{what} does not answer here as it did when it was published: {now}; then: {then}",
-            "export it on a machine like this one, or please report it with the output of `lora-ft doctor`",
+            f"{subject} answers differently on this machine: {now} (when published: {then})",
+            "export it on a machine of this type, or report it with the output of `lora-ft doctor`",
         )

@@ -1,4 +1,4 @@
-"""What tests share: a tiny random T5 with an untied head, its tokenizer, and a task whose rows fit them."""
+"""Shared fixtures: a tiny random T5 with an untied head, its tokenizer, and a task whose rows fit them."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ settings.load_profile("house")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the README's commands: one test of five minutes, for which every other worker waits if it is last."""
+    """Start with the README's commands: at the end, all workers would wait five minutes for this test."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: Any) -> None:
-    """Tests keep their hands off the user's cache, but for those on the real base, which is dear to rebuild."""
+    """Use a temporary cache, except for the real base, which is expensive to rebuild."""
     if request.node.get_closest_marker("slow") is None:
         monkeypatch.setenv("LORA_FT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoint folder of a FLAN-like T5: gated-gelu, untied head, d_kv * heads != d_model, random weights."""
+    """Return the folder of a random FLAN-like T5: gated-gelu, untied head, d_kv * heads != d_model."""
     return save_tiny_t5(tmp_path_factory.mktemp("tiny") / "base")
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of real data sets, for the tests that want them."""
+    """Return the folder of real data sets, for tests that use them."""
     folder = Path(os.environ.get("LORA_FT_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set LORA_FT_DATA)")
@@ -64,7 +64,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def make_task(tmp_path: Path, tiny_base: Path) -> Callable[..., Path]:
-    """Write a task file with rows for the tiny base; keyword arguments replace its sections."""
+    """Return a function that writes a task file with rows for the tiny base. Keyword arguments replace its sections."""
 
     def make(rows: int = 24, name: str = "tiny", **sections: Any) -> Path:
         return write_task(tmp_path, tiny_base, rows, name, **sections)
@@ -73,7 +73,7 @@ def make_task(tmp_path: Path, tiny_base: Path) -> Callable[..., Path]:
 
 
 def write_task(root: Path, tiny_base: Path, /, rows: int = 24, name: str = "tiny", **sections: Any) -> Path:
-    """Task file and rows below `root`."""
+    """Write a task file and rows below `root`, and return the path of the task file."""
     folder = root / f"task-{name}"
     folder.mkdir(exist_ok=True)
     for split, count in (("train", rows), ("validation", 6), ("test", 6)):
@@ -97,15 +97,15 @@ def write_task(root: Path, tiny_base: Path, /, rows: int = 24, name: str = "tiny
         },
     }
     for section, values in sections.items():
-        known = content.get(section)
-        content[section] = {**known, **values} if isinstance(known, dict) and isinstance(values, dict) else values
+        defaults = content.get(section)
+        content[section] = {**defaults, **values} if isinstance(defaults, dict) and isinstance(values, dict) else values
     path = folder / "task.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
 
 
 def tiny_row(i: int, split: str) -> dict[str, str]:
-    """A row of the tiny task; prompts differ between splits and in length."""
+    """Return a row of the tiny task. Prompts differ between splits and in length."""
     letters = string.ascii_lowercase
     word = "".join(letters[(i * k + len(split)) % 26] for k in range(1, 4 + i % 9))
     return {"text": f"{split[0]} {word}", "answer": word[::-1][: 3 + i % 5]}

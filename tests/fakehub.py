@@ -1,7 +1,7 @@
-"""A model hub on 127.0.0.1, as far as pushing and downloading need it: what it is sent, it keeps and gives back.
+"""A model hub on 127.0.0.1 that stores uploaded files and serves them again.
 
-It speaks what huggingface_hub 2.4 asks of the real one: whoami, create, branch, validate-yaml, preupload, LFS batch
-and upload, commit; revision, tree and resolve. Any of these can be told to fail.
+It has the endpoints that huggingface_hub 2.4 uses: whoami, create, branch, validate-yaml, preupload, LFS batch and
+upload, commit; revision, tree and resolve. Each can be made to fail.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ LARGE = (".safetensors", ".onnx", ".bin")
 
 
 class FakeHub:
-    """What the hub holds, and how it shall behave.
+    """State of the hub, and failures to simulate.
 
     Attributes:
-        token: the one that it knows.
-        private: of every repository, whether it is private.
-        branches: of every repository, its files by branch.
-        commits: (repository, branch, summary, names of the files) of every commit.
-        failures: by a part of a path: the status that requests for it get, and what is said with it.
-        passing: failures that only the first request meets.
-        stalled: seconds before any answer.
-        requests: (method, path) in their order.
+        token: Token that is accepted.
+        private: Whether a repository is private, by repository.
+        branches: Files by branch, by repository.
+        commits: (repository, branch, summary, file names) of every commit.
+        failures: Status and message of the response, by part of the path.
+        passing: Failures of the first matching request only.
+        stalled: Delay of every response, in seconds.
+        requests: (method, path) of all requests, in order.
     """
 
     def __init__(self, token: str = "hf_secret") -> None:
@@ -49,7 +49,7 @@ class FakeHub:
         self.endpoint = ""
 
     def files(self, repo: str, branch: str = "main") -> dict[str, bytes]:
-        """What a branch holds."""
+        """Return the files of a branch."""
         return self.branches[repo][branch]
 
     @contextlib.contextmanager
@@ -67,7 +67,7 @@ class FakeHub:
 
 
 def card_faults(card: str) -> list[str]:
-    """What is wrong with a card's metadata, by the rules that the hub's validator is documented to have."""
+    """Return errors in the metadata of a card, by the documented rules of the Hub's validator."""
     if not card.startswith("---\n"):
         return ["metadata is missing"]
     data = yaml.safe_load(card.split("---\n")[1])
@@ -130,27 +130,27 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, self.path))
         if self.hub.stalled:
             time.sleep(self.hub.stalled)
-        for part, (status, said) in [*self.hub.failures.items(), *self.hub.passing.items()]:
+        for part, (status, message) in [*self.hub.failures.items(), *self.hub.passing.items()]:
             if part in self.path:
                 self.hub.passing.pop(part, None)
-                self._send({"error": said}, status)
+                self._send({"error": message}, status)
                 return True
-        known = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
-        if not known and not self.path.startswith("/upload/"):
+        authorized = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+        if not authorized and not self.path.startswith("/upload/"):
             self._send({"error": "Invalid username or password."}, 401)
-        return not known and not self.path.startswith("/upload/")
+        return not authorized and not self.path.startswith("/upload/")
 
     def _post(self, path: str, body: bytes) -> None:
         hub = self.hub
         parts = [unquote(part) for part in path.strip("/").split("/")]
         if path == "/api/repos/create":
-            wanted = json.loads(body)
-            repo = f"{wanted['organization'] or 'me'}/{wanted['name']}"
+            request = json.loads(body)
+            repo = f"{request['organization'] or 'me'}/{request['name']}"
             if repo in hub.branches:
                 return self._send(
                     {"error": "You already created this model repo", "url": f"{hub.endpoint}/{repo}"}, 409
                 )
-            hub.private[repo] = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+            hub.private[repo] = request.get("visibility") == "private" or bool(request.get("private"))
             hub.branches[repo] = {"main": {}}
             return self._send({"url": f"{hub.endpoint}/{repo}", "name": repo})
         if path == "/api/validate-yaml":
@@ -159,10 +159,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(answer, 400 if faults else 200)
         if path.endswith("/info/lfs/objects/batch"):
             objects = [
-                one
-                if one["oid"] in hub.large
-                else {**one, "actions": {"upload": {"href": f"{hub.endpoint}/upload/{one['oid']}"}}}
-                for one in json.loads(body)["objects"]
+                entry
+                if entry["oid"] in hub.large
+                else {**entry, "actions": {"upload": {"href": f"{hub.endpoint}/upload/{entry['oid']}"}}}
+                for entry in json.loads(body)["objects"]
             ]
             return self._send({"transfer": "basic", "objects": objects})
         repo, verb, branch = "/".join(parts[2:4]), parts[4], parts[5]
@@ -213,8 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(
                     [{"type": "file", "path": name, **self._entry(name, data)} for name, data in files.items()]
                 )
-            found = {"id": repo, "sha": self._revision(repo, branch), "siblings": [{"rfilename": n} for n in files]}
-            return self._send({**found, "private": hub.private[repo], "tags": [], "downloads": 0, "likes": 0})
+            info = {"id": repo, "sha": self._revision(repo, branch), "siblings": [{"rfilename": n} for n in files]}
+            return self._send({**info, "private": hub.private[repo], "tags": [], "downloads": 0, "likes": 0})
         repo, revision, name = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
         branch = self._branch(repo, revision)
         data = hub.files(repo, branch)[name]
@@ -228,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"oid": git, "size": len(data), **(large if name.endswith(LARGE) else {})}
 
     def _revision(self, repo: str, branch: str) -> str:
-        """The branch's commit: a digest of what it holds."""
+        """Return the commit of a branch: a digest of its files."""
         files = self.hub.files(repo, branch)
         return hashlib.sha1(b"".join(name.encode() + files[name] for name in sorted(files))).hexdigest()
 

@@ -38,17 +38,17 @@ for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr"
 
 
 def watched(folder: Path, command: list[str], **variables: str) -> tuple[subprocess.CompletedProcess[str], str, Path]:
-    """Run a command in a home of its own: the finished process, everything it tried to reach, and that home."""
+    """Run a command in a new home directory. Return the process, everything it tried to reach, and the directory."""
     home = folder / "home"
     (folder / "guard").mkdir()
     home.mkdir()
     (folder / "guard" / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
-    kept = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if name not in OPT_OUT and name not in ("HF_HUB_OFFLINE", "HF_HOME", "XDG_CACHE_HOME", "CI")
     }
-    environment = kept | {
+    environment = inherited | {
         "HOME": str(home),
         "PYTHONPATH": os.pathsep.join([str(folder / "guard"), str(ROOT)]),
         "GUARD_LOG": str(folder / "reached"),
@@ -56,17 +56,17 @@ def watched(folder: Path, command: list[str], **variables: str) -> tuple[subproc
         **variables,
     }
     trace = folder / "trace"
-    done = subprocess.run(
+    process = subprocess.run(
         [*tracer(trace), *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     reached = [path.read_text() for path in (folder / "reached",) if path.is_file()]
     if trace.is_file():  # what compiled code does, which the guard of Python's sockets does not see
         reached += [line for line in trace.read_text(errors="replace").splitlines() if "AF_INET" in line]
-    return done, "\n".join(reached), home
+    return process, "\n".join(reached), home
 
 
 def tracer(trace: Path) -> list[str]:
-    """The command that writes down every connection of compiled code, where strace is installed and may trace."""
+    """Return the strace command that records connections of compiled code, or nothing if strace cannot trace."""
     command = ["strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg", "-o", str(trace)]
     if (
         shutil.which("strace") is None

@@ -81,7 +81,7 @@ VERBS = ("generate", "chat", "verify", "doctor", "export", "train", "bank", "eva
 
 @pytest.fixture(scope="module", params=["without the extras", "oldest"])
 def interpreter(request: pytest.FixtureRequest) -> Sequence[str]:
-    """How to run a script in an interpreter that has only the base install."""
+    """Return the command of an interpreter that has only the base install."""
     if request.param == "oldest":
         if not OLDEST.is_file():
             pytest.skip("the environment of the lowest versions is not installed: make test-oldest")
@@ -102,8 +102,8 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(interpreter: Sequence[str], script: str, *arguments: str, text: str = "", **environment: str) -> str:
-    """What a script prints; its errors are shown where it fails."""
-    done = subprocess.run(
+    """Run a script and return its output. If it fails, show its errors."""
+    process = subprocess.run(
         [*interpreter, "-c", script, *arguments],
         input=text,
         cwd=ROOT,
@@ -113,31 +113,33 @@ def python(interpreter: Sequence[str], script: str, *arguments: str, text: str =
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr + process.stdout
+    assert "Traceback" not in process.stderr
+    return process.stdout
 
 
 @pytest.mark.parametrize("options", [(), ("--stream",), ("--num-beams", "3"), ("--min-new-tokens", "3")])
-def test_generate_answers_as_the_bundle_does(interpreter: Sequence[str], bundle: Path, options: tuple[str]) -> None:
+def test_generate_prints_the_answers_of_the_bundle(
+    interpreter: Sequence[str], bundle: Path, options: tuple[str]
+) -> None:
     from lora_ft.export.runtime import Generator
 
     settings = {"--num-beams": {"num_beams": 3}, "--min-new-tokens": {"min_new_tokens": 3}}
-    asked = settings.get(options[0], {}) if options else {}
-    expected = Generator.load(bundle, threads=1).generate(["say: hello"], **asked)
+    sampling = settings.get(options[0], {}) if options else {}
+    expected = Generator.load(bundle, threads=1).generate(["say: hello"], **sampling)
     printed = python(interpreter, COMMAND, "generate", str(bundle), "hello", *options)
     assert printed.splitlines() == expected
 
 
 def test_verify_passes(interpreter: Sequence[str], bundle: Path) -> None:
-    assert "4 of 4 rows give PyTorch's text" in python(interpreter, COMMAND, "verify", str(bundle))
+    assert "4 of 4 rows match PyTorch's text" in python(interpreter, COMMAND, "verify", str(bundle))
 
 
-def test_chat_goes_on_with_a_conversation(interpreter: Sequence[str], bundle: Path) -> None:
+def test_chat_continues_a_conversation(interpreter: Sequence[str], bundle: Path) -> None:
     assert python(interpreter, COMMAND, "chat", str(bundle), text="Ana: hello\n/quit\n").strip()
 
 
-def test_doctor_says_what_is_there(interpreter: Sequence[str]) -> None:
+def test_doctor_lists_installed_packages(interpreter: Sequence[str]) -> None:
     assert "onnxruntime" in python(interpreter, COMMAND, "doctor", HF_HUB_OFFLINE="1")
 
 
@@ -147,12 +149,12 @@ def test_every_command_has_help(interpreter: Sequence[str], verb: str) -> None:
 
 
 @pytest.mark.parametrize("names", ["", PUBLIC], ids=["private", "public"])
-def test_every_way_of_decoding_gives_the_same_text(interpreter: Sequence[str], bundle: Path, names: str) -> None:
-    """By the private names of onnxruntime, and where a version lacks them."""
+def test_every_decoding_method_returns_the_same_text(interpreter: Sequence[str], bundle: Path, names: str) -> None:
+    """Check this with the private names of onnxruntime, and with a version that lacks them."""
     from lora_ft.export.runtime import Generator
 
-    here = Generator.load(bundle, threads=1)
-    expected = [here.generate(TEXTS, **options) for options in OPTIONS]
+    generator = Generator.load(bundle, threads=1)
+    expected = [generator.generate(TEXTS, **options) for options in OPTIONS]
     arguments = str(bundle), json.dumps(TEXTS), json.dumps(OPTIONS)
     assert json.loads(python(interpreter, RUN + names + GENERATE, *arguments)) == expected
 
@@ -176,8 +178,8 @@ def test_the_layout_single_answers_padded_rows_as_pytorch_does(
         "uniform": [[]],
     }
     feed = json.dumps({"input_ids": ids.tolist(), "attention_mask": mask.tolist(), **settings})
-    made = json.loads(python(interpreter, RUN + SINGLE, str(tmp_path / "out" / "generate.onnx"), feed))
-    assert np.array_equal(made, torch_greedy(torch_model(checkpoint), ids, mask, 12))
+    outputs = json.loads(python(interpreter, RUN + SINGLE, str(tmp_path / "out" / "generate.onnx"), feed))
+    assert np.array_equal(outputs, torch_greedy(torch_model(checkpoint), ids, mask, 12))
 
 
 def test_jobs_on_bundles_import_no_extra() -> None:
@@ -186,7 +188,7 @@ def test_jobs_on_bundles_import_no_extra() -> None:
     )
 
 
-def test_the_lowest_versions_are_those_that_are_tested() -> None:
+def test_the_lowest_allowed_versions_are_tested() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     allowed = dict(re.split(r">=", entry) for entry in declared)
     lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""The inputs of `tests.cases`, where their folder is at hand."""
+"""The inputs of `tests.cases`, if their folder exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An installed lora-ft takes one name, `lora_ft`. Modules `export`, `benchmarks` and `tests` of a user keep working."""
+"""An installed lora-ft uses one name, `lora_ft`. Modules `export`, `benchmarks` and `tests` of a user keep working."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("lora_ft", "export", "benchmarks"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", BUILD, str(folder)], cwd=source, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     [path] = folder.glob("*.whl")
     return path
 
@@ -97,9 +97,9 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, with_pip=False, symlinks=os.name != "nt")
     scheme = sysconfig.get_preferred_scheme("prefix")
     paths = sysconfig.get_paths(scheme, {"base": str(folder), "platbase": str(folder)})
-    site = Path(paths["purelib"])
-    here = sysconfig.get_paths()
-    (site / "others.pth").write_text("\n".join(dict.fromkeys([here["purelib"], here["platlib"]])), encoding="utf-8")
+    site, borrowed = Path(paths["purelib"]), sysconfig.get_paths()
+    folders = dict.fromkeys([borrowed["purelib"], borrowed["platlib"]])
+    (site / "others.pth").write_text("\n".join(folders), encoding="utf-8")
     with ZipFile(wheel) as archive:
         archive.extractall(site)  # an installer does the same with a pure wheel, and adds the scripts
     return Path(paths["scripts"]) / ("python.exe" if os.name == "nt" else "python")
@@ -117,7 +117,7 @@ def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
 def output(command: Sequence[object], folder: Path, **environment: str) -> str:
     """Run a command in a folder without this checkout on its path, and return its standard output."""
     inherited = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONSAFEPATH"}}
-    done = subprocess.run(
+    process = subprocess.run(
         [*map(str, command)],
         cwd=folder,
         env={**inherited, **environment},
@@ -126,8 +126,8 @@ def output(command: Sequence[object], folder: Path, **environment: str) -> str:
         check=False,
         timeout=180,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 def imported(source: str) -> set[str]:
@@ -173,9 +173,9 @@ def test_no_installed_module_imports_a_top_folder(wheel: Path) -> None:
 
 def test_export_has_no_second_name_in_a_checkout() -> None:
     command = [sys.executable, "-c", "import export"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("ImportError: this folder is imported as lora_ft.export")
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith("ImportError: this package must be imported as lora_ft.export")
 
 
 @pytest.mark.parametrize("verb", ["", "bench"])
@@ -251,8 +251,8 @@ wrong: int = lora_ft.__version__
 def test_mypy_sees_the_types_of_the_wheel(python: Path, tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(USER, encoding="utf-8")
     command = [python, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", "user.py"]
-    done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert [line.removeprefix("user.py:").lstrip("0123456789: ") for line in done.stdout.splitlines()] == [
+    process = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert [line.removeprefix("user.py:").lstrip("0123456789: ") for line in process.stdout.splitlines()] == [
         'note: Revealed type is "lora_ft.tasks.schema.Task"',
         'error: Incompatible types in assignment (expression has type "str", variable has type "int")  [assignment]',
         "Found 1 error in 1 file (checked 1 source file)",

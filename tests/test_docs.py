@@ -70,9 +70,9 @@ def parameters(words: list[str]) -> tuple[Any, list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_commands_are_known(page: Path) -> None:
     for words in commands(text_of(page), "console", "sh"):
-        command, rest = parameters(words)
-        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-        assert {word.split("=")[0] for word in rest if word.startswith("--")} <= known, words
+        command, remaining = parameters(words)
+        options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word.split("=")[0] for word in remaining if word.startswith("--")} <= options, words
 
 
 def test_every_verb_is_shown() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import lora_ft
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TRAINED = ("summaries", "classification", "structured_output")
 
@@ -24,7 +26,7 @@ def run_script(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_example_is_listed_and_tested() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert scripts == {*TRAINED, "serve_lines"}
+    assert scripts == {*TRAINED, "serve_lines", "fastapi_app"}
     assert all(f"({path.name})" in listed for path in EXAMPLES.glob("*.[pi]*"))
 
 
@@ -45,6 +47,21 @@ def test_service_answers_each_line_and_survives_a_malformed_one(
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert "error" in first
     assert set(second) <= {"answer", "error"}
+
+
+def test_fastapi_app_answers_streams_and_refuses(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastapi.testclient import TestClient
+
+    monkeypatch.setenv("BUNDLE", str(published))
+    app = runpy.run_path(str(EXAMPLES / "fastapi_app.py"))["app"]
+    expected = lora_ft.load(published).generate([{"text": "abc"}])[0]
+    with TestClient(app) as client:
+        assert client.post("/answer", json={"text": "abc"}).json() == {"answer": expected}
+        assert client.post("/stream", json={"text": "abc"}).text == expected
+        for path in ("/answer", "/stream"):
+            refusal = client.post(path, json={"other": "abc"})
+            assert refusal.status_code == 422
+            assert "lacks the column" in refusal.json()["detail"]
 
 
 @pytest.mark.slow

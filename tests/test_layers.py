@@ -1,7 +1,7 @@
-"""The order of the packages: a module imports from its own package and from packages below it, and from nothing else.
+"""The order of packages: a module imports only from its own package and from packages below it.
 
 `ORDER` is the map of the project, lowest first. The verbs (`lora_ft/train.py`, `lora_ft/evaluate.py`, ...) are one
-floor: they stand on the nouns, and not on each other.
+package in this order. They import nouns, and not each other.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ ORDER = (
     "reports",
     "publishing",
     "deployment",
+    "serving",
     "training",
     "multi_lora",
     "verbs",
+    "deploy",
     "bench",
     "cli",
 )
@@ -46,7 +48,7 @@ MODULES = source_files()
 
 
 def imports_of(path: Path) -> set[str]:
-    """Return the project's modules that a file imports anywhere in it, also within functions and for types only."""
+    """Return the modules of the project that a file imports, including imports in functions and for types."""
     imported = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -58,39 +60,39 @@ def imports_of(path: Path) -> set[str]:
     return {name for name in imported if name.split(".")[0] in ("lora_ft", "export", "benchmarks", "tests")}
 
 
-def floor_of(module: str) -> str:
+def package_of(module: str) -> str:
     """Return the package of `ORDER` that a module belongs to; modules at the top of `lora_ft` are verbs."""
     package = module.split(".")[1]
     return package if package in ORDER else "verbs"
 
 
-def broken(module: str) -> list[str]:
+def forbidden_imports(module: str) -> list[str]:
     """Return the imports of a module that the order does not allow."""
-    here = floor_of(module)
+    package = package_of(module)
     wrong = []
-    for other in sorted(imports_of(MODULES[module]) - {"lora_ft"}):
-        if other.split(".")[0] != "lora_ft":
-            wrong.append(other)
+    for target in sorted(imports_of(MODULES[module]) - {"lora_ft"}):
+        if target.split(".")[0] != "lora_ft":
+            wrong.append(target)
             continue
-        there = floor_of(other)
-        if here == there == "verbs":
-            wrong += [other] * (module != other)
-        elif ORDER.index(there) > ORDER.index(here):
-            wrong.append(other)
+        imported = package_of(target)
+        if package == imported == "verbs":
+            wrong += [target] * (module != target)
+        elif ORDER.index(imported) > ORDER.index(package):
+            wrong.append(target)
     return wrong
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - FRONT))
 def test_a_module_imports_only_from_its_package_and_those_below(module: str) -> None:
-    assert broken(module) == []
+    assert forbidden_imports(module) == []
 
 
-def test_every_package_has_its_place_in_the_order() -> None:
+def test_every_package_is_in_the_order() -> None:
     packages = {path.parent.name for path in (ROOT / "lora_ft").glob("*/__init__.py")} | {"export"}
     assert packages == set(ORDER) - {"verbs"}
 
 
-def test_the_map_of_contributing_is_the_order() -> None:
+def test_the_table_in_contributing_has_the_order() -> None:
     lines = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
     packages = [line.split("`")[1].rstrip("/").removeprefix("lora_ft/") for line in lines if line.startswith("| `")]
     assert [name.replace("*.py", "verbs") for name in packages] == list(ORDER)

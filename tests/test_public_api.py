@@ -25,9 +25,9 @@ HEAVY = ("torch", "transformers", "onnxruntime", "numpy", "tokenizers", "pydanti
 
 def run_python(script: str) -> str:
     """Run a script in a fresh interpreter, and return what it prints."""
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_import_loads_no_library() -> None:
@@ -185,13 +185,13 @@ def test_a_run_of_rows_in_memory_is_trained_longer_and_replaced(tiny_base: Path,
     from_disk.train.max_steps = 7
     assert lora_ft.train(from_disk, out, resume=True).metrics["steps"] == 7
     assert len((out / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()) == 24
-    other = make_task(tiny_base, train=rows_of("train", 20))
-    other.train.max_steps = 9
+    longer_task = make_task(tiny_base, train=rows_of("train", 20))
+    longer_task.train.max_steps = 9
     with pytest.raises(lora_ft.UsageError, match="train: 20 rows, was 24"):
-        lora_ft.train(other, out, resume=True)
+        lora_ft.train(longer_task, out, resume=True)
     with pytest.raises(lora_ft.OutputExistsError, match="already exists"):
-        lora_ft.train(other, out)
-    assert lora_ft.train(other, out, overwrite=True).metrics["rows"]["train"] == 20
+        lora_ft.train(longer_task, out)
+    assert lora_ft.train(longer_task, out, overwrite=True).metrics["rows"]["train"] == 20
 
 
 def test_rows_may_be_a_data_set_or_a_frame(tiny_base: Path) -> None:
@@ -214,10 +214,11 @@ def test_a_saved_task_reads_as_it_was_beside_files_too(tiny_base: Path, tmp_path
     assert saved_task(mixed, tmp_path).data.test == [str(Path.cwd() / "more" / "test.jsonl")]
 
 
-def test_an_invalid_task_says_all_its_faults() -> None:
-    with pytest.raises(lora_ft.TaskError, match=r"the task: data = .*excludes rows in memory.*\(and 1 more\)") as info:
+def test_an_invalid_task_lists_all_its_errors() -> None:
+    message = r"the task: data = .*rows in memory exclude chat.*\(and 1 more\)"
+    with pytest.raises(lora_ft.TaskError, match=message) as info:
         lora_ft.Task(name="x", data={"train": rows_of("train", 2), "chat": {}})  # type: ignore[call-arg]
-    assert len(info.value.faults) == 2  # type: ignore[attr-defined]
+    assert len(info.value.errors) == 2  # type: ignore[attr-defined]
     with pytest.raises(lora_ft.TaskError, match="overrides are for task files"):
         lora_ft.validate(lora_ft.Task(name="x", prompt="{text}", data={"train": "x.jsonl"}), ["name=y"])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_ft.cli import run
+from tests.lora_ft.serving.server_process import server_process
 from tests.pages import ROOT, blocks, commands, smaller
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,9 +21,9 @@ def test_readme_is_short() -> None:
 
 def test_first_commands_are_targets_of_the_makefile() -> None:
     targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    made = [line.split()[1] for block in blocks(README, "console") for line in block.splitlines()]
-    assert made == ["quickstart", "test"]
-    assert set(made) <= set(targets)
+    make_targets = [line.split()[1] for block in blocks(README, "console") for line in block.splitlines()]
+    assert make_targets == ["quickstart", "test"]
+    assert set(make_targets) <= set(targets)
 
 
 def test_task_file_is_a_task(tmp_path: Path) -> None:
@@ -36,7 +37,11 @@ def test_task_file_is_a_task(tmp_path: Path) -> None:
 def test_commands_run_in_order(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for words in commands(README, "sh"):
-        assert run(smaller(words, tiny_base)) == 0, words
+        if words[0] == "serve":  # until it is stopped
+            with server_process(*words[1:]) as server:
+                assert server.post("/v1/generate", model="demo", rows=["Ana: Lunch?"]).status_code == 200
+        else:
+            assert run(smaller(words, tiny_base)) == 0, words
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""On real weights and real rows: what unit tests on a random model cannot show."""
+"""Tests on real weights and rows, for behavior that a random model cannot show."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_a_few_steps_on_the_real_base_lower_the_loss(tmp_path: Path) -> None:
     overrides = ["base=offline", "train.max_steps=12", "train.logging_steps=1", "data.validation=null"]
     run = train(load_task("dialogue-summary", overrides), tmp_path / "run")
     losses = [json.loads(line).get("loss") for line in (run.folder / "log.jsonl").read_text().splitlines()]
-    seen = [loss for loss in losses if loss is not None]
-    assert len(seen) == 12 and sum(seen[-4:]) < 0.8 * sum(seen[:4])
+    logged = [loss for loss in losses if loss is not None]
+    assert len(logged) == 12 and sum(logged[-4:]) < 0.8 * sum(logged[:4])
     assert "not the untouched google/flan-t5-small" in (run.folder / "README.md").read_text()
 
 

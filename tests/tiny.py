@@ -1,4 +1,4 @@
-"""A T5 small enough for unit tests, written as files without going through the code under test."""
+"""A T5 small enough for unit tests, written as files without the code under test."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """Letter by letter, with T5's special tokens and its word mark."""
+    """Return a tokenizer with one token per letter, T5's special tokens and its word mark."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_letters, *string.digits, *".,:!?"]
     tokenizer = Tokenizer(Unigram([(piece, -1.0) for piece in pieces], unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -46,7 +46,7 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 def save_tiny_t5(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """Write a random checkpoint as the hub stores FLAN-T5; `changes` are of its config.json, `model_type` too."""
+    """Write a random checkpoint in the form of FLAN-T5 on the Hub. `changes` replace keys of config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {**CONFIG, **changes}
     torch.manual_seed(seed)

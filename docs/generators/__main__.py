@@ -17,12 +17,12 @@ def _schema() -> str:
 
 
 def _filled(page: str, name: str, content: Callable[[], str]) -> Callable[[], str]:
-    """Return a function that returns a page with what stands between two comments written again."""
+    """Return a function that renders a page with new content between two comments."""
     begin, end = f"<!-- {name} (python -m docs.generators) -->", f"<!-- end of {name} -->"
 
     def fill() -> str:
-        head, _, rest = (ROOT / page).read_text(encoding="utf-8").partition(begin)
-        return f"{head}{begin}\n{content()}\n{end}{rest.partition(end)[2]}"
+        head, _, tail = (ROOT / page).read_text(encoding="utf-8").partition(begin)
+        return f"{head}{begin}\n{content()}\n{end}{tail.partition(end)[2]}"
 
     return fill
 
@@ -40,7 +40,7 @@ FILES: dict[str, Callable[[], str]] = {
     "docs/architecture.md": _filled("docs/architecture.md", "modules", _modules),
     "docs/guides/precisions.md": _filled("docs/guides/precisions.md", "precisions", markdown_tables),
     "docs/images/imports.svg": lambda: modules.drawing(modules.count_imports()),
-    "docs/images/row.svg": figures.way_of_a_row,
+    "docs/images/row.svg": figures.row_pipeline,
     "docs/images/quality-speed.svg": figures.quality_and_speed,
 }
 """Each generated file, by its path in the repository, and the function that returns its content."""

@@ -30,7 +30,7 @@ _STEPS = (
 
 
 def quality_and_speed() -> str:
-    """Return the chart of score against speed of the engines that `bench --suite peers` timed, one row at a time."""
+    """Return a chart of the scores and the speeds of engines at batch 1, measured by `bench --suite peers`."""
     report = BenchReport.model_validate(json.loads((RESULTS / "peers.json").read_text(encoding="utf-8")))
     series = []
     for style, (kind, name) in enumerate(_PROJECTS.items()):
@@ -43,41 +43,42 @@ def quality_and_speed() -> str:
     title = "ROUGE-1 and speed on DialogSum"
     plot = Plot(
         title,
-        Axis("times as fast as PyTorch fp32, batch 1", include=(0.0, 18.0)),
+        Axis("speed-up over PyTorch fp32, batch 1", include=(0.0, 18.0)),
         Axis("ROUGE-1", include=(34.0, 45.0)),
         series,
     )
-    drawn = svg(plot)
-    view = re.search(r'viewBox="([\d. -]+)"', drawn)
+    chart = svg(plot)
+    view = re.search(r'viewBox="([\d. -]+)"', chart)
     assert view is not None
     x, y, width, height = (float(number) for number in view.group(1).split())
-    colours = dict(enumerate(LIGHT))
+    colors = dict(enumerate(LIGHT))
     style = re.sub(r"@media[^{]*\{(?:[^{}]|\{[^{}]*\})*\}", "", STYLE)
-    for number, colour in colours.items():
-        style = style.replace(f"var(--series-{number})", colour)
-        drawn = drawn.replace(f"var(--series-{number})", colour)
-    head, _, rest = drawn[drawn.index("<svg") :].partition(">")
+    for number, color in colors.items():
+        style = style.replace(f"var(--series-{number})", color)
+        chart = chart.replace(f"var(--series-{number})", color)
+    head, _, body = chart[chart.index("<svg") :].partition(">")
     head += f' width="{1.3 * width:g}"'
     if "xmlns" not in head:
         head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     page = f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="#fff"/>'
     base = f"svg {{ color: #1a1a1a; font-family: system-ui, sans-serif; --page: #fff; }}{style}"
-    return f"{head}><style>{base}</style>{page}{rest[: rest.rindex('</svg>')]}</svg>\n"
+    return f"{head}><style>{base}</style>{page}{body[: body.rindex('</svg>')]}</svg>\n"
 
 
-def way_of_a_row() -> str:
-    """Return the picture of a row's way from a file to a score."""
+def row_pipeline() -> str:
+    """Return a picture of the steps from a row in a file to its score."""
     box, gap, height = 126, 24, 64
     columns = 4
     width = columns * (box + gap) + gap
     rows = -(-len(_STEPS) // columns)
-    tall = rows * (height + 34) + 20
+    full_height = rows * (height + 34) + 20
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {tall}" width="{width}" height="{tall}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {full_height}" '
+        f'width="{width}" height="{full_height}" '
         'font-family="system-ui, sans-serif" font-size="13" role="img" aria-label="From rows to scores">',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
         '<path d="M0 0L8 4L0 8Z" fill="#445"/></marker></defs>',
-        f'<rect width="{width}" height="{tall}" fill="#fff"/>',
+        f'<rect width="{width}" height="{full_height}" fill="#fff"/>',
     ]
     for number, (name, package) in enumerate(_STEPS):
         row, column = divmod(number, columns)

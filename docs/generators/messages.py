@@ -17,6 +17,7 @@ _AREAS = {
     "Many adapters": ("lora_ft/multi_lora/",),
     "Scores": ("lora_ft/evaluat", "lora_ft/compare"),
     "Export and bundles": ("export/", "lora_ft/deployment/", "lora_ft/export", "lora_ft/bank", "lora_ft/verify"),
+    "Serving": ("lora_ft/serving/", "lora_ft/serve"),
     "The Hub": ("lora_ft/publishing/", "lora_ft/push"),
     "Benchmarks": ("lora_ft/bench/",),
     "Files, options and the rest": ("lora_ft/",),
@@ -54,7 +55,7 @@ def collect() -> list[Message]:
 
 
 def _raises(node: ast.Call, module: str) -> bool:
-    """Return whether a call makes an error that users see: ours, or a ValueError of the schema of tasks."""
+    """Return whether a call creates an error that users see: ours, or a ValueError of the task schema."""
     name = node.func.id if isinstance(node.func, ast.Name) else ""
     if not node.args or not name.endswith("Error"):
         return False
@@ -66,7 +67,7 @@ def _raises(node: ast.Call, module: str) -> bool:
 def _text(node: ast.expr) -> str:
     """Return the text of a literal or an f-string with a mark for each value, or "" for another expression."""
     if isinstance(node, ast.Constant):
-        return str(node.value)
+        return node.value if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr):
         parts = [str(part.value) if isinstance(part, ast.Constant) else _VALUE for part in node.values]
         text = "".join(parts)

@@ -9,16 +9,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lora_ft.tasks import data, lora, schema
+from lora_ft.tasks import card, data, evaluate, generate, lengths, lora, schema, train
 from lora_ft.tasks.lora import PRESETS
 
+MODULES = (schema, data, lengths, lora, train, generate, evaluate, card)
 SECTIONS = ("data", "lengths", "lora", "train", "generate", "evaluate", "card")
 
 
 def descriptions() -> dict[str, dict[str, str]]:
     """Return the docstring of every field, by the name of its class."""
     texts: dict[str, dict[str, str]] = {}
-    for module in (schema, data, lora):
+    for module in MODULES:
         for node in ast.parse(inspect.getsource(module)).body:
             if isinstance(node, ast.ClassDef):
                 texts[node.name] = dict(_documented(node))
@@ -40,7 +41,7 @@ def _documented(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 def json_schema() -> dict[str, Any]:
     """Return the schema of a task file, with a description for each key.
 
-    What a preset of `lora` fills in is not required, and a file may hold a `grid` of values beside the task.
+    Keys that a preset of `lora` sets are optional, and a file may contain a `grid` of values next to the task.
     """
     content = schema.Task.model_json_schema()
     for name, fields in descriptions().items():
@@ -100,7 +101,7 @@ def _section(content: dict[str, Any], name: str, definition: dict[str, Any], *, 
 
 
 def _model(title: str) -> type[BaseModel]:
-    return next(getattr(module, title) for module in (schema, data, lora) if hasattr(module, title))
+    return next(getattr(module, title) for module in MODULES if hasattr(module, title))
 
 
 def _table(content: dict[str, Any], definition: dict[str, Any], model: type[BaseModel]) -> list[str]:

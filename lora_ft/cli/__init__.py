@@ -1,4 +1,4 @@
-"""The command line: one thin function a verb, which parses, calls the verb and prints."""
+"""The command line: a thin function for each verb that parses arguments, calls the verb and prints its result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def run(arguments: list[str], *, debug: bool = False) -> int:
-    """Run one command and return its exit code; errors become one line on stderr."""
+    """Run a command and return its exit code. Errors are printed as one line on stderr."""
 
     def command() -> object:
         from lora_ft.cli.verbs import app

@@ -17,8 +17,7 @@ from lora_ft.cli.options import (
     Metrics,
     Overwrite,
     Quiet,
-    Split,
-    SplitChoice,
+    ScoredSplit,
     TaskOption,
 )
 from lora_ft.cli.results import show as show_result
@@ -93,12 +92,12 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="FOLDER|RUN...", help="Evaluated runs; a folder stands for all its runs.")
     ],
-    split: Split = SplitChoice.test,
+    split: ScoredSplit = None,
     metric: Metrics = [],  # noqa: B006  (typer copies it)
     rows: Changed = 3,
     as_json: Json = False,
 ) -> None:
-    """Compare answers of evaluated runs with the first one's."""
+    """Compare answers of runs with those of the first."""
     from lora_ft.cli.tables import show_comparison
     from lora_ft.compare import compare as compare_answers
     from lora_ft.run_registry import list_runs
@@ -109,7 +108,9 @@ def compare(
         for path in runs
         for folder in ([path] if is_run(path) else [entry.run.folder for entry in list_runs(path)])
     ]
-    comparison = compare_answers([str(folder) for folder in folders], split=split.value, metrics=metric)
+    comparison = compare_answers(
+        [str(folder) for folder in folders], split=split.value if split else None, metrics=metric
+    )
     show_result(comparison, lambda result: show_comparison(result, rows), as_json=as_json)
 
 
@@ -119,7 +120,7 @@ def merge(
     out: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="Folder to write: a run if all are runs, else an adapter.")
     ],
-    way: Annotated[str, typer.Option(metavar="METHOD", help="weighted, ties or dare.")] = "weighted",
+    method: Annotated[str, typer.Option(metavar="METHOD", help="weighted, ties or dare.")] = "weighted",
     weight: Annotated[list[float], typer.Option(help="Weight of each run, in order; repeatable. Default: equal.")] = [],  # noqa: B006
     density: Annotated[float, typer.Option(min=0.01, max=1, help="Share of weights that ties and dare keep.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of the weights that dare drops.")] = 0,
@@ -132,7 +133,7 @@ def merge(
 ) -> None:
     """Merge several adapters into one, and score it.
 
-    It is scored on the validation rows of every task, next to the task's own adapter.
+    The result is scored on the validation rows of every task, next to the task's own adapter.
     """
     from lora_ft.cli.tables import show_merged
     from lora_ft.merge_adapters import merge_adapters
@@ -144,7 +145,7 @@ def merge(
         merged = merge_adapters(
             [open_adapter(run) for run in runs],
             out,
-            way=way,
+            method=method,
             weights=weight,
             density=density,
             seed=seed,
@@ -154,7 +155,7 @@ def merge(
             overwrite=overwrite,
             progress=screen,
         )
-    show_result(merged, lambda result: show_merged(result, out, way), as_json=as_json)
+    show_result(merged, lambda result: show_merged(result, out, method), as_json=as_json)
 
 
 @app.command()
@@ -164,7 +165,7 @@ def rm(
 ) -> int:
     """Delete runs, after asking.
 
-    Adapter, log and scores are deleted. Exit code 1 if the answer is no.
+    The adapter, the log and the scores are deleted. Exit code 1 if the answer is no.
     """
     from lora_ft.core.errors import UsageError
     from lora_ft.run_registry import adapter_entry, remove_runs

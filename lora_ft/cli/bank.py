@@ -17,9 +17,9 @@ app = typer.Typer(
     cls=GroupedCommands,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Add, remove and list adapters of a bank.\n\nA bank is a bundle that `export --adapters` made.",
+    help="Add, remove and list adapters of a bank.\n\nA bank is a bundle written by `export --adapters`.",
 )
-Bank = Annotated[Path, typer.Argument(metavar="BANK", help="Bundle made by `export --adapters`.")]
+Bank = Annotated[Path, typer.Argument(metavar="BANK", help="Bundle written by `export --adapters`.")]
 
 
 @app.command()
@@ -30,23 +30,23 @@ def add(
     max_rouge_drop: MaxRougeDrop = 0.5,
     score_rows: ScoreRows = 200,
     verify_rows: VerifyRows = 16,
-    force: Annotated[bool, typer.Option("--force", help="Add an adapter despite a larger loss.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Add an adapter despite a larger drop.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Add adapters to a bank, verified against PyTorch.
 
-    The loss is measured only where the bank's weights are rounded.
+    The drop of scores is measured only if the bank's weights are rounded.
     """
     from lora_ft.bank import add as add_adapters
-    from lora_ft.cli.tables import show_shelved
+    from lora_ft.cli.tables import show_bank
     from lora_ft.deployment.bank_adapter import VerificationSettings
 
     checks = VerificationSettings(rows=verify_rows, score_rows=score_rows, max_drop=max_rouge_drop, force=force)
     with Screen(quiet=quiet) as screen:
         result = add_adapters(bank, runs, base=base, checks=checks, overwrite=overwrite, progress=screen)
-    show(result, show_shelved, as_json=as_json)
+    show(result, show_bank, as_json=as_json)
 
 
 @app.command()
@@ -64,7 +64,7 @@ def remove(
 
 @app.command(name="list")
 def list_(bank: Bank, as_json: Json = False) -> None:
-    """List adapters: size, agreement with PyTorch, loss."""
+    """List adapters: size, agreement with PyTorch, drop."""
     from lora_ft.cli.tables import show_entries
     from lora_ft.deployment.bank_entries import entries
 

@@ -1,4 +1,4 @@
-"""The commands that make and check what is deployed: `merge`, `export`, `verify`."""
+"""The commands that write and check models to deploy: `merge`, `export`, `verify`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def export(
     model: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...", help="Run, adapter or checkpoint. With --adapters any number of [NAME=]RUN."
+            metavar="MODEL...", help="Run, adapter or checkpoint. With --adapters: any number of [NAME=]RUN."
         ),
     ],
     out: Out,
@@ -89,7 +89,7 @@ def export(
     ] = "fp32",
     max_rouge_drop: MaxRougeDrop = 0.5,
     score_rows: ScoreRows = 200,
-    force: Annotated[bool, typer.Option("--force", help="Publish despite a larger loss or missing settings.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Publish despite a larger drop or missing settings.")] = False,
     layout: Annotated[
         str, typer.Option(help="bundle, optimum or single. optimum also runs in transformers.js; single is one file.")
     ] = "bundle",
@@ -109,9 +109,15 @@ def export(
     from lora_ft.core.errors import UsageError
 
     if len(model) > 1 and not adapters:
-        raise UsageError(f"{len(model)} models were given", "add --adapters to put runs into one bundle")
-    if adapters and (layout != "bundle" or triton):
-        raise UsageError("a bank has the layout bundle", "leave out --layout and --triton")
+        raise UsageError(f"export takes one model (got {len(model)})", "add --adapters to export a bank")
+    if adapters and triton:
+        raise UsageError(
+            "a bank cannot be a Triton repository: its runtime passes the adapters to the graphs, and Triton has no "
+            "such step",
+            "export each run with --layout single --triton, or serve the bank with lora-ft serve",
+        )
+    if adapters and layout != "bundle":
+        raise UsageError("--adapters requires --layout bundle", "leave out --layout")
     destination = hub.destination(push_to_hub, private=private)
     if sign is not None:
         _check_signing(sign, pushed=destination is not None)
@@ -139,7 +145,7 @@ def export(
 
 
 def _check_signing(key: Path, *, pushed: bool) -> None:
-    """Refuse a key that cannot sign, and a signature that pushing would break."""
+    """Raise UsageError if the key cannot sign, or if pushing would break the signature."""
     from lora_ft.core.errors import UsageError
     from lora_ft.deployment.signing import check_key
 
@@ -152,12 +158,12 @@ def _export_bank(
     runs: list[str], out: Path, options: dict[str, Any], gate: tuple[Any, ...], *, as_json: bool, quiet: bool
 ) -> None:
     from lora_ft.bank import export_bank
-    from lora_ft.cli.tables import show_shelved
+    from lora_ft.cli.tables import show_bank
     from lora_ft.deployment.bank_adapter import VerificationSettings
 
     with Screen(quiet=quiet) as screen:
         result = export_bank(runs, out, checks=VerificationSettings(*gate), progress=screen, **options)
-    show(result, show_shelved, as_json=as_json)
+    show(result, show_bank, as_json=as_json)
 
 
 def _export_model(model: str, out: Path, options: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
@@ -185,21 +191,21 @@ def verify(
 ) -> None:
     """Check the files and the answers of a bundle.
 
-    Hashes show damage, not who made a bundle: they cover neither README.md nor the manifest. --key covers both.
+    Hashes detect damage, but not forgery, and cover neither README.md nor the manifest. --key covers all files.
     """
     from lora_ft.core.errors import UsageError
     from lora_ft.export.runtime.manifest import is_bundle
     from lora_ft.verify import verify as verify_bundle
 
     if adapter and against is None:
-        raise UsageError("--adapter goes with --against", "without either, all adapters are verified")
+        raise UsageError("--adapter requires --against", "add --against, or leave it out to verify all adapters")
     if key is not None:
         from lora_ft.deployment.signing import check_signature
 
         check_signature(bundle, key)
         if not as_json:
             say(f"{bundle}: every file is signed by the owner of {key}")
-        if not is_bundle(bundle) and (bundle / "lora-ft.json").is_file():  # another layout: only bundles answer here
+        if not is_bundle(bundle) and (bundle / "lora-ft.json").is_file():  # other layouts than bundles cannot run here
             return
     verified, comparison = verify_bundle(bundle), None
     if against is not None:
@@ -218,7 +224,7 @@ def verify(
 def _show_verified(bundle: Path, verified: Verified, *, signed: bool) -> None:
     say(f"{bundle}: {len(verified.manifest['files'])} files are as published ({verified.manifest['precision']})")
     if not signed:
-        say("not checked: README.md, and who wrote the manifest and its hashes (--key checks a signature)")
+        say("not checked: README.md, and the origin of the manifest (--key checks a signature)")
     say(f"built-in sentences: {verified.now}")
     for name, report in verified.adapters.items():
-        say(f"with the adapter {name}: {report}")
+        say(f"adapter {name}: {report}")

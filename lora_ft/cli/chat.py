@@ -1,4 +1,4 @@
-"""The command `chat`: lines in, lines out."""
+"""The command `chat`: read lines, and print the model's."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def chat(
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Let the model write this many lines alone, then exit.")
     ] = None,
-    start: Annotated[str, typer.Option(metavar="FILE|TEXT", help="Beginning of the chat, in `Name: text` lines.")] = "",
+    start: Annotated[str, typer.Option(metavar="FILE|TEXT", help="First lines of the chat, `Name: text`.")] = "",
     lines: Annotated[
         int | None, typer.Option("--context", min=1, help="Lines that the model sees. Default: the task's.")
     ] = None,
@@ -64,24 +64,25 @@ def chat(
     """
     from lora_ft.chat import converse
     from lora_ft.core.errors import UsageError
-    from lora_ft.generate import drawn_seed
+    from lora_ft.generate import new_seed
     from lora_ft.models.loading import load
 
     options = generation_options(context)
     options.pop("seed", None)
     beginning = _beginning(start)
     if rounds is not None and not beginning:
-        raise UsageError("--rounds needs something to go on with", "add --start FILE, or --start 'Name: text'")
+        raise UsageError("--rounds needs a beginning of the chat", "add --start FILE, or --start 'Name: text'")
     with Screen(quiet=quiet) as screen:
         screen.stage("loading the model")
         opened = load(model, provider=provider, adapter=adapter, base=base)
-        drawn = drawn_seed(opened, options) if seed is None else None
+        drawn = new_seed(opened, options) if seed is None else None
         conversation = converse(
             opened, options, start=beginning, you=you, context=lines, seed=(drawn if seed is None else seed) or 0
         )
     if opened.notice:
         screen.note(opened.notice)
-    if drawn is not None:
+    interactive = rounds is None and is_terminal(sys.stdin)
+    if drawn is not None and not interactive:  # nobody types a conversation again to repeat it
         screen.note(f"sampled with seed {drawn}; repeat it with --seed {drawn}")
     if rounds is not None:
         _draw(conversation.rounds(rounds), screen)
@@ -100,25 +101,25 @@ def _beginning(start: str) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise LoraFtError(f"--start: {path} is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
-    except OSError:  # too long for the name of a file
+    except OSError:  # longer than a file name can be
         return start
 
 
 def _talk(conversation: Conversation, screen: Screen) -> None:
-    """Read lines and print the answers, until the input ends."""
+    """Read lines and print answers until the input ends."""
     from lora_ft.chat import HELP
 
-    typed = is_terminal(sys.stdin)
-    if typed:
+    interactive = is_terminal(sys.stdin)
+    if interactive:
         screen.note(HELP)
         for line in conversation.lines:
             _say(line)
     piped = stdin_lines()
-    while not _draw(conversation.respond(_typed(conversation.you) if typed else next(piped, None)), screen):
+    while not _draw(conversation.respond(_read_line(conversation.you) if interactive else next(piped, None)), screen):
         pass
 
 
-def _typed(you: str | None) -> str | None:
+def _read_line(you: str | None) -> str | None:
     """Return the next typed line, or None at the end of the input."""
     try:
         return input(f"{printable(you)}: " if you else "> ")
@@ -128,7 +129,7 @@ def _typed(you: str | None) -> str | None:
 
 
 def _draw(events: Iterable[Event], screen: Screen) -> bool:
-    """Print lines on stdout and notes on stderr; return whether the conversation is over."""
+    """Print lines on stdout and notes on stderr. Return whether the conversation is over."""
     for event in events:
         if event.note:
             screen.note(f"({event.note})")

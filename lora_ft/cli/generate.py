@@ -41,9 +41,7 @@ def generate(
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option(
-            "--input", metavar="FILE", help="Rows (jsonl, json, csv, tsv, parquet). Of any other file its lines."
-        ),
+        typer.Option("--input", metavar="FILE", help="Rows (jsonl, json, csv, tsv, parquet), or lines."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="File to write: each row and its output (jsonl).")
@@ -89,7 +87,7 @@ def generate(
 ) -> None:
     """Generate answers to texts or rows.
 
-    Texts and rows are put into the model's own prompt. With --json, rows and their outputs are printed as a list.
+    Texts and rows fill the model's own prompt. With --json, rows and their outputs are printed as a list.
     """
     from lora_ft.cli.rows import read_inputs, write_outputs
     from lora_ft.core.errors import UsageError
@@ -99,22 +97,22 @@ def generate(
 
     options = generation_options(context)
     if wrap and (stream or out or as_json):
-        raise UsageError("--wrap is for answers on stdout that are not streamed", "leave one of them out")
+        raise UsageError("--wrap applies to answers on stdout", "leave out --stream, --out and --json, or --wrap")
     if stream and (out or as_json):
-        raise UsageError("--stream prints text as it grows", "leave out --out and --json")
+        raise UsageError("--stream prints answers on stdout", "leave out --out and --json")
     if out is not None:
-        refuse_file(out, "--out", inputs=[source] if source else [], own=overwrite)
+        refuse_file(out, "--out", inputs=[source] if source else [], overwrite=overwrite)
     rows = read_inputs(text or [], source)
     with Screen(quiet=quiet) as screen:
         opened = load(model, provider=provider, adapter=adapter, base=base)
         if opened.notice:
             screen.note(opened.notice)
-        drawn = _draw_seed(opened, options, rows)
+        drawn = _set_seed(opened, options, rows)
         if stream:
             pieces = _start_stream(opened, rows, options, raw=raw)
         else:
             answers = generate_answers(opened, rows, options, raw=raw, batch_size=batch_size, progress=screen)
-        if drawn is not None:  # noted only now, since wrong options are refused first
+        if drawn is not None:  # only now, since invalid options are refused first
             screen.note(f"sampled with seed {drawn}; repeat it with --seed {drawn}")
     if stream:
         for piece in pieces:
@@ -124,18 +122,18 @@ def generate(
     write_outputs(rows, [entry.text for entry in answers], out, wrap, cut=cut, as_json=as_json)
 
 
-def _draw_seed(model: Any, options: dict[str, Any], rows: Sequence[Input]) -> int | None:
-    """Add a new seed to the options where answers are sampled without one; return it."""
-    from lora_ft.generate import drawn_seed
+def _set_seed(model: Any, options: dict[str, Any], rows: Sequence[Input]) -> int | None:
+    """Add a new seed to the options if answers are sampled without one, and return it."""
+    from lora_ft.generate import new_seed
 
-    seed = drawn_seed(model, options, rows)
+    seed = new_seed(model, options, rows)
     if seed is not None:
         options["seed"] = seed
     return seed
 
 
 def _start_stream(model: Any, rows: Sequence[Input], options: dict[str, Any], *, raw: bool) -> chain[str]:
-    """Return the pieces of all answers, the first already generated, so that wrong options fail here."""
+    """Return the pieces of all answers. The first is generated here, so that invalid options fail before printing."""
     from lora_ft.generate import stream
 
     pieces = stream(model, rows, options, raw=raw)

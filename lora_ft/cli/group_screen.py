@@ -1,4 +1,4 @@
-"""The screen of several trainings: a row for each adapter on a terminal, plain lines elsewhere."""
+"""Progress of several adapters: a table with a row for each on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class GroupScreen(Screen):
             for row in rows:
                 self.console.print(status_line(row, names[row.name]), soft_wrap=True)
 
-    def advance(self, done: int, figures: str = "") -> None:
-        """Move the bar on a terminal; elsewhere the lines of `rows` show progress."""
+    def advance(self, completed: int, figures: str = "") -> None:
+        """Move the bar on a terminal. Elsewhere, the lines of `rows` show the progress."""
         if self.console.is_terminal:
-            super().advance(done, figures)
+            super().advance(completed, figures)
 
 
 def status_table(rows: Sequence[AdapterStatus], room: int) -> Table:
-    """Return a table of adapters with at most `room` rows, and the number of the others."""
+    """Return a table of at most `room` adapters, and the number of further ones."""
     statuses = table("adapter", "step", "loss", "score", "samples/s", "left", "")
     names = distinct([row.name for row in rows], 22)
     for row in rows[:room]:
@@ -49,9 +49,9 @@ def status_table(rows: Sequence[AdapterStatus], room: int) -> Table:
 
 
 def status_line(row: AdapterStatus, name: str) -> str:
-    """Return the state of one adapter as a line, which begins with `name`."""
-    step, loss, score, speed, left = _cells(row)
-    figures = f"loss {loss}  {row.metric} {score}  {speed}/s  {left} left"
+    """Return the state of one adapter as a line that begins with `name`."""
+    step, loss, score, speed, remaining = _cells(row)
+    figures = f"loss {loss}  {row.metric} {score}  {speed}/s  {remaining} left"
     return f"{name}  {step}  {row.note or figures}"
 
 
@@ -66,6 +66,6 @@ def _cells(row: AdapterStatus) -> tuple[str, str, str, str, str]:
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""Groups of commands, listed in `--help` under headings that say what the commands are for."""
+"""Groups of commands, listed in `--help` under headings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RunByDefault(GroupedCommands):
     """Read `bench MODEL` as `bench run MODEL`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Insert `run` where the first argument names no command."""
+        """Insert `run` if the first argument is not a command."""
         if args and args[0] not in self.commands and args[0] != "--help":
             args = ["run", *args]
         return super().parse_args(ctx, args)

@@ -17,10 +17,8 @@ from lora_ft.reports.screen import Screen
 if TYPE_CHECKING:
     from lora_ft.push import Destination, Pushed
 
-PushTo = Annotated[
-    str | None, typer.Option("--push-to-hub", metavar="REPO", help="Then upload it; needs HF_TOKEN in the environment.")
-]
-Private = Annotated[bool, typer.Option("--private", help="Make the repository private if it is created.")]
+PushTo = Annotated[str | None, typer.Option("--push-to-hub", metavar="REPO", help="Upload the result; needs HF_TOKEN.")]
+Private = Annotated[bool, typer.Option("--private", help="Create the repository as private.")]
 
 
 def push(
@@ -30,14 +28,14 @@ def push(
     branch: Annotated[
         str | None, typer.Option("--branch", "--revision", help="Branch; created if it does not exist.")
     ] = None,
-    message: Annotated[str, typer.Option(help="Commit message. Default: what is uploaded.")] = "",
+    message: Annotated[str, typer.Option(help="Commit message. Default: names the upload.")] = "",
     predictions: Annotated[
         bool, typer.Option("--predictions", help="Also upload a run's answers and their rows.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Upload a run, checkpoint or bundle to the model hub.
+    """Upload a run, checkpoint or bundle to the Hub.
 
     The upload is one commit. The token is read from HF_TOKEN and never printed.
     """
@@ -48,7 +46,7 @@ def push(
 
 
 def destination(repo: str | None, *, private: bool) -> Destination | None:
-    """Return where to push to after a job, once the hub has accepted the token."""
+    """Return the destination of `--push-to-hub`, after the Hub has accepted the token."""
     if repo is None:
         return None
     from lora_ft.push import Destination, check
@@ -60,7 +58,7 @@ def destination(repo: str | None, *, private: bool) -> Destination | None:
 
 
 def upload(folder: Path, destination: Destination | None, *, as_json: bool = False, quiet: bool = False) -> None:
-    """Push what a job wrote if there is a destination, and print its address; with JSON on stdout, on stderr."""
+    """Push a folder if there is a destination, and print its address (on stderr if JSON is on stdout)."""
     if destination is None:
         return
     address = _described(_push(folder, destination, quiet=quiet))

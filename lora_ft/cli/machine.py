@@ -1,4 +1,4 @@
-"""The commands `doctor` and `quickstart`: what this machine has, and the whole way once."""
+"""The commands `doctor` and `quickstart`: facts about the machine, and a run of every verb."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_ft.cli.results import show
 
 
 def doctor(as_json: Json = False) -> None:
-    """Print what a bug report needs: versions, CPU, GPUs, hub."""
+    """Print facts for a bug report: versions, CPU, GPUs, Hub."""
     from lora_ft.doctor import examine
     from lora_ft.reports.terminal import show_pairs
 
@@ -23,7 +23,7 @@ def quickstart(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for all output.")] = Path("quickstart"),
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="BASE", help="Base model. Default: flan-t5-small, or offline without the hub."),
+        typer.Option("--base", metavar="BASE", help="Base model. Default: flan-t5-small, or offline without the Hub."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

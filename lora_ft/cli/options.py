@@ -1,4 +1,4 @@
-"""Options that several commands share. A name means the same in every command, and its type stands only here."""
+"""Options that several commands share, so that a name means the same in every command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SplitChoice(StrEnum):
 
 
 class EngineChoice(StrEnum):
-    """Where adapter groups are trained."""
+    """Engine that trains adapter groups."""
 
     local = "local"
     ray = "ray"
@@ -50,7 +50,7 @@ Base = Annotated[
     str | None, typer.Option("--base", metavar="BASE", help="Base model to use. Default: the recorded one.")
 ]
 Adapter = Annotated[
-    str | None, typer.Option("--adapter", metavar="NAME", help="Adapter of a bank, by name. Default: none, the base.")
+    str | None, typer.Option("--adapter", metavar="NAME", help="Adapter of a bank, by name. Default: the base.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress and no notes.")]
@@ -59,6 +59,10 @@ GoOnFrom = Annotated[
     str | None, typer.Option("--from", metavar="ADAPTER", help="Start from the weights of a run or a PEFT folder.")
 ]
 Split = Annotated[SplitChoice, typer.Option("--split", help="Split to read rows from.")]
+ScoredSplit = Annotated[
+    SplitChoice | None,
+    typer.Option("--split", help="Split to score. Default: test, or validation without test rows."),
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Maximum number of rows, the first ones.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows generated together.")]
 Metrics = Annotated[
@@ -70,14 +74,14 @@ Provider = Annotated[str, typer.Option("--provider", help="Device of a bundle: c
 
 MaxRougeDrop = Annotated[
     float,
-    typer.Option("--max-rouge-drop", min=0, help="Allowed loss in points of the task's evaluate.metric."),
+    typer.Option("--max-rouge-drop", min=0, help="Allowed drop of evaluate.metric, in points."),
 ]
-ScoreRows = Annotated[int, typer.Option("--score-rows", min=1, help="Rows of the task used to measure that loss.")]
+ScoreRows = Annotated[int, typer.Option("--score-rows", min=1, help="Rows of the task used to measure that drop.")]
 VerifyRows = Annotated[int, typer.Option("--verify-rows", min=1, help="Rows of the task compared with PyTorch.")]
 
 MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Maximum answer length, in tokens.")]
 DoSample = Annotated[
-    bool | None, typer.Option("--do-sample/--greedy", help="Sample answers, or take the likeliest token.")
+    bool | None, typer.Option("--do-sample/--greedy", help="Sample answers, or use the likeliest token.")
 ]
 Temperature = Annotated[float | None, typer.Option("--temperature", help="Temperature of sampling.")]
 TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Sample among the k likeliest tokens.")]
@@ -107,16 +111,16 @@ GENERATION = (
     "seed",
     "prompt_lookup",
 )
-"""Parameters of commands that are passed on as generation options, by transformers' names."""
+"""Parameters of commands that are generation options, by transformers' names."""
 
 
 def generation_options(context: typer.Context) -> dict[str, Any]:
-    """Return the generation options that the command line sets; the others are the model's own."""
+    """Return the generation options that the command line sets. The model sets all others."""
     return {name: context.params[name] for name in GENERATION if context.params.get(name) is not None}
 
 
 def start_overrides(adapter: str | None) -> list[str]:
-    """Return the override of a task that `--from ADAPTER` stands for, as a list of one, or empty without it."""
+    """Return the task override that `--from ADAPTER` stands for, or an empty list without it."""
     if adapter is None:
         return []
     return [f"lora.start_from={json.dumps(str(Path(adapter).expanduser().resolve()))}"]

@@ -1,4 +1,4 @@
-"""The job `quickstart`: every verb once, on the example that ships with lora-ft, and one table of results."""
+"""`quickstart`: every verb once, on the example that ships with lora-ft, and one table of results."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Quickstart:
     """Result of every verb on the example.
 
     Attributes:
-        out: folder of everything that was written.
-        scores: scores of the run, and of its base.
-        exported: the bundle.
-        speed: times of PyTorch and the bundle.
-        example: a test row.
-        answer: the bundle's answer to it.
-        seconds: time that all of it took.
+        out: Folder of all output.
+        scores: Scores of the run and of its base.
+        exported: Exported bundle.
+        speed: Times of PyTorch and the bundle.
+        example: Test row.
+        answer: Answer of the bundle to the test row.
+        seconds: Total time.
     """
 
     out: Path
@@ -54,7 +54,7 @@ class Quickstart:
 
 
 def run_quickstart(out: Path, *, base: str | None, overwrite: bool, screen: Screen) -> Quickstart:
-    """Train, merge, score, export, time and ask the example below `out`."""
+    """Train, merge, score, export and time the example, and generate an answer. All output is below `out`."""
     began = time.monotonic()
     task = load_task(RECIPE, [f"base={base or _reachable_base(screen)}"])
     run_folder, checkpoint, bundle = out / "run", out / "checkpoint", out / "bundle"
@@ -77,18 +77,18 @@ def run_quickstart(out: Path, *, base: str | None, overwrite: bool, screen: Scre
 
 
 def _reachable_base(screen: Screen) -> str:
-    """Return the hub's base, or the offline one, with a note, where the hub cannot be reached."""
+    """Return the base on the Hub, or the offline base, with a note, if the Hub cannot be reached."""
     trouble = hub_trouble()
     if not trouble:
         return _HUB_BASE
-    screen.note(f"The model hub cannot be used here ({trouble}); using the base 'offline'.")
+    screen.note(f"the model hub cannot be used ({trouble}); using the base 'offline'")
     return OFFLINE
 
 
 def show_quickstart(result: Quickstart) -> None:
     """Print scores before and after training, the files that were written, and commands to try next."""
     out, scores, exported, example = result.out, result.scores, result.exported, result.example
-    assert scores.baseline is not None and scores.difference is not None  # asked for above
+    assert scores.baseline is not None and scores.difference is not None  # requested above
     speed, answer, seconds = result.speed, result.answer, result.seconds
     torch, onnx = speed.cases[0].timings.values()
     screen = console()

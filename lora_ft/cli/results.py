@@ -16,9 +16,9 @@ def show(result: Result, draw: Callable[[Result], object], *, as_json: bool) -> 
     """Print a result.
 
     Args:
-        result: what a verb returned.
-        draw: prints it for a person.
-        as_json: print JSON instead.
+        result: Result of a verb.
+        draw: Function that prints it as a table.
+        as_json: Print JSON instead.
     """
     if as_json:
         show_json(result)

@@ -29,11 +29,11 @@ def read_inputs(texts: Sequence[str], source: Path | None) -> list[Input]:
     """Return the texts, the rows of a file, or the lines of stdin.
 
     Raises:
-        UsageError: there is nothing to answer, or both texts and a file.
-        LoraFtError: the file is damaged.
+        UsageError: There are no inputs, or both texts and a file.
+        LoraFtError: The file is damaged.
     """
     if texts and source:
-        raise UsageError("both texts and --input were given", "give one of them")
+        raise UsageError("--input cannot be combined with texts", "leave out one of them")
     if texts:
         return list(texts)
     if source is not None and is_readable(source):
@@ -41,11 +41,11 @@ def read_inputs(texts: Sequence[str], source: Path | None) -> list[Input]:
     elif source is not None:
         rows = _lines(source)
     elif is_terminal(sys.stdin):
-        raise UsageError("nothing to answer", "give a text, --input FILE, or lines on stdin")
+        raise UsageError("there are no inputs", "add a text or --input FILE, or pipe lines to stdin")
     else:
         rows = [line for line in stdin_lines() if line.strip()]
     if not rows:
-        raise UsageError(f"{source or 'stdin'} holds nothing to answer", "give a file or lines with text")
+        raise UsageError(f"{source or 'stdin'} contains no inputs", "use a file or lines with text")
     return rows
 
 
@@ -61,11 +61,12 @@ def write_outputs(
     """Print answers, or write them as jsonl with the columns of their rows.
 
     Args:
-        rows, answers: one answer a row.
-        output: jsonl file to write.
-        wrap: line width of answers on stdout, in characters; by default 80 on a terminal, and none in a pipe.
-        cut: for each row, whether its prompt was cut; such rows have `"source_cut": true`.
-        as_json: print the rows with their answers as a JSON list.
+        rows: Texts or rows.
+        answers: [rows] answers.
+        output: File to write (jsonl).
+        wrap: Line width of answers on stdout, in characters. Default: 80 on a terminal, none in a pipe.
+        cut: [rows] whether the prompt was cut. Such rows get `"source_cut": true`.
+        as_json: Print rows with their answers as a JSON list.
     """
     if output is not None or as_json:
         columns = [{"input": row} if isinstance(row, str) else dict(row) for row in rows]
@@ -84,14 +85,14 @@ def write_outputs(
 
 
 def _line(row: dict[str, Any]) -> str:
-    """Return a row as JSON; escapes keep half characters (lone surrogates), which UTF-8 cannot hold."""
+    """Return a row as JSON. Lone surrogates, which UTF-8 cannot encode, are escaped."""
     plain = _plain(row)
     text = json.dumps(plain, ensure_ascii=False)
     return text if text == whole(text) else json.dumps(plain)
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of a table in the types of JSON: times in ISO 8601, bytes in base64, exact numbers in digits."""
+    """Return a cell in the types of JSON: times in ISO 8601, bytes in base64, decimals as text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -113,10 +114,10 @@ def _lines(source: Path) -> list[Input]:
     if source.exists() and not source.is_file():
         raise UsageError(f"--input: {source} is {kind_of_file(source)}, not a file", "write its content to a file")
     if not source.is_file():
-        raise UsageError(f"--input: no file {source}")
+        raise UsageError(f"--input: {source} does not exist")
     return _split(content_of(source).text())
 
 
 def _split(text: str) -> list[Input]:
-    """Return the lines of a text that are not blank; only CR and LF end a line, not Unicode's other line breaks."""
+    """Return the lines of a text that are not blank. Only CR and LF end a line, not other line breaks of Unicode."""
     return [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]

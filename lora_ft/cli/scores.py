@@ -17,8 +17,7 @@ from lora_ft.cli.options import (
     Overrides,
     Overwrite,
     Quiet,
-    Split,
-    SplitChoice,
+    ScoredSplit,
     TaskOption,
 )
 from lora_ft.cli.results import show
@@ -29,7 +28,7 @@ from lora_ft.reports.screen import Screen
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Run or bank; with --task any other model.")],
     base: Base = None,
-    split: Split = SplitChoice.test,
+    split: ScoredSplit = None,
     limit: Limit = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also score the base without the adapter.")] = False,
     task: TaskOption = None,
@@ -60,10 +59,15 @@ def evaluate(
     from lora_ft.export.runtime.manifest import is_bank
     from lora_ft.tasks.files import load_task
 
-    options: dict[str, Any] = {"split": split.value, "limit": limit, "baseline": baseline, "batch_size": batch_size}
+    options: dict[str, Any] = {
+        "split": split.value if split else None,
+        "limit": limit,
+        "baseline": baseline,
+        "batch_size": batch_size,
+    }
     if not task and not adapter and is_bank(Path(model)):
         if predictions:
-            raise UsageError("--predictions is one file, and a bank has several adapters", "name one with --adapter")
+            raise UsageError("--predictions requires one adapter of a bank", "name it with --adapter")
         with Screen(quiet=quiet) as screen:
             scores = evaluate_bank(model, overrides=set_, progress=screen, **options)
         show(scores, show_bank_evaluation, as_json=as_json)
@@ -78,19 +82,19 @@ def evaluate(
 
 
 def _own_task(model: str, overrides: list[str]) -> str:
-    """Return the model's own task file, which --set applies to."""
+    """Return the model's own task file, to which --set applies."""
     from lora_ft.core.errors import UsageError
     from lora_ft.runs.run import TASK
 
-    own = Path(model) / TASK
-    if not own.is_file():
-        raise UsageError(f"--set {overrides[0]} needs a task, and {model} has none", "add --task TASK")
-    return str(own)
+    file = Path(model) / TASK
+    if not file.is_file():
+        raise UsageError(f"--set {overrides[0]} needs a task, but {model} has none", "add --task TASK")
+    return str(file)
 
 
 def compare(
     models: Annotated[list[str], typer.Argument(metavar="RUN...", help="Evaluated runs, or files of answers (jsonl).")],
-    split: Split = SplitChoice.test,
+    split: ScoredSplit = None,
     metric: Metrics = [],  # noqa: B006
     task: TaskOption = None,
     html: Annotated[
@@ -101,9 +105,9 @@ def compare(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Compare answers of evaluated runs with the first one's.
+    """Compare answers of runs with those of the first.
 
-    Prints differences with 95 % intervals and p-values, and the rows that changed most.
+    Prints differences with 95 % intervals and p-values, and the most changed rows.
     """
     from lora_ft.cli.tables import show_comparison
     from lora_ft.compare import compare as compare_answers
@@ -112,8 +116,8 @@ def compare(
     from lora_ft.reports.comparison_page import render
 
     if html is not None:
-        refuse_file(html, "--html", inputs=models, own=overwrite)
-    comparison = compare_answers(models, split=split.value, metrics=metric, task=task)
+        refuse_file(html, "--html", inputs=models, overwrite=overwrite)
+    comparison = compare_answers(models, split=split.value if split else None, metrics=metric, task=task)
     show(comparison, lambda result: show_comparison(result, rows), as_json=as_json)
     if html is not None:
         write_text(html, render(comparison, rows=page_rows))

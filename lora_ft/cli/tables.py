@@ -14,7 +14,7 @@ from lora_ft.core.files import folder_size
 from lora_ft.reports.terminal import console, distinct, shorten, show_pairs, table
 
 if TYPE_CHECKING:
-    from lora_ft.bank import Shelved
+    from lora_ft.bank import BankResult
     from lora_ft.data.chats.summary import ChatSummary
     from lora_ft.deployment.bank_entries import Entry
     from lora_ft.evaluate import BankEvaluation, Evaluation
@@ -23,39 +23,39 @@ if TYPE_CHECKING:
     from lora_ft.merge_adapters import MergedAdapters
     from lora_ft.run_registry import AdapterEntry
     from lora_ft.runs.run import Run
-    from lora_ft.tasks.files import TaskFaults
+    from lora_ft.tasks.files import InvalidTaskError
     from lora_ft.tasks.schema import Task
     from lora_ft.train_many import TrainManyResult
     from lora_ft.training.memory_estimates import ModelSize
     from lora_ft.validate import Validation
 
-_MAX_FAULTS = 50  # rows that a table shows at most
+_MAX_ERRORS = 50  # maximum rows of a table
 _MAX_LABELS = 20
 _MAX_CHATS = 20
 
 
-def show_faults(error: TaskFaults) -> None:
-    """Print every fault of a task file."""
+def show_task_errors(error: InvalidTaskError) -> None:
+    """Print every error of a task file."""
     screen = console()
-    screen.print(f"{error.path}: {len(error.faults)} fault{'s' * (len(error.faults) > 1)}")
-    for fault in error.faults[:_MAX_FAULTS]:
-        screen.print(f"  {fault}", soft_wrap=True)
-    if len(error.faults) > _MAX_FAULTS:
-        screen.print(f"  and {len(error.faults) - _MAX_FAULTS:,} more")
+    screen.print(f"{error.path}: {len(error.errors)} error{'s' * (len(error.errors) > 1)}")
+    for details in error.errors[:_MAX_ERRORS]:
+        screen.print(f"  {details}", soft_wrap=True)
+    if len(error.errors) > _MAX_ERRORS:
+        screen.print(f"  and {len(error.errors) - _MAX_ERRORS:,} more")
 
 
 def show_validation(report: Validation) -> None:
     """Print the result of `validate`."""
     screen = console()
-    for fault in report.faults:
-        screen.print(f"fault: {fault}", soft_wrap=True)
+    for details in report.errors:
+        screen.print(f"error: {details}", soft_wrap=True)
     if report.chats:
         screen.print(_chat_table(report.chats))
     if report.lengths:
         lengths = table("tokens", "rows", "50 %", "90 %", "95 %", "longest", "limit", "cut", "<unk>")
         for side in report.lengths:
             lengths.add_row(
-                side.what,
+                side.name,
                 f"{side.rows:,}",
                 *map(str, side.percentiles),
                 str(side.limit),
@@ -70,16 +70,16 @@ def show_validation(report: Validation) -> None:
     if report.plan is not None:
         for line in report.plan.lines():
             screen.print(f"plan: {line}")
-    screen.print(f"task '{report.task}' {'has faults' if report.faults else 'is ready to train'}")
+    screen.print(f"task '{report.task}' {'has errors' if report.errors else 'is ready to train'}")
 
 
 def _chat_table(chats: Sequence[ChatSummary]) -> Table:
-    """Return the size and the days of each chat; many chats are cut to the first ones and a row for the rest."""
+    """Return a table of the size and days of each chat. One row sums up the chats after the first ones."""
     rows = table("chat", "messages", "people", "first", "last")
     for chat in chats[:_MAX_CHATS]:
         rows.add_row(Text(shorten(chat.place, 32)), f"{chat.messages:,}", f"{chat.people:,}", *_days([chat]))
-    if rest := chats[_MAX_CHATS:]:
-        rows.add_row(f"… {len(rest):,} more", f"{sum(chat.messages for chat in rest):,}", "", *_days(rest))
+    if more := chats[_MAX_CHATS:]:
+        rows.add_row(f"… {len(more):,} more", f"{sum(chat.messages for chat in more):,}", "", *_days(more))
     return rows
 
 
@@ -88,7 +88,7 @@ def _days(chats: Sequence[ChatSummary]) -> tuple[str, str]:
 
 
 def _label_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
-    """Return the number of rows of each label by split; of many labels, the most and the least frequent."""
+    """Return a table of rows by label and split. Among many labels, it shows the most and the least frequent."""
     rows = table("label", *next(iter(counts.values())))
     labels = list(counts)
     shown = labels if len(labels) <= _MAX_LABELS else [*labels[: _MAX_LABELS // 2], "…", *labels[-_MAX_LABELS // 2 :]]
@@ -98,7 +98,7 @@ def _label_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def show_run(run: Run) -> None:
-    """Print the run that training left."""
+    """Print the facts of a finished run."""
     from lora_ft.runs.run import CURVES
 
     metrics, speed = run.metrics, run.metrics["speed"]
@@ -123,7 +123,7 @@ def show_run(run: Run) -> None:
 
 
 def show_evaluation(result: Evaluation) -> None:
-    """Print scores, the base's next to them if it was scored, and how they were computed."""
+    """Print scores, those of the base if it was scored, and how they were computed."""
     screen = console()
     models = [result.model, *([result.baseline] if result.baseline else [])]
     scores_table = table(
@@ -157,13 +157,17 @@ def show_bank_evaluation(evaluation: BankEvaluation) -> None:
     """Print the main score of each adapter of a bank, then warnings."""
     screen = console()
     compared = any(scored.difference for scored in evaluation.scored.values())
-    scores_table = table("adapter", "rows", "score", "0-100 [95 %]", *(["over the base"] if compared else []), "cut")
-    scores_table.columns[2].justify = "left"
+    scores_table = table(
+        "adapter", "rows", "split", "score", "0-100 [95 %]", *(["over the base"] if compared else []), "cut"
+    )
+    scores_table.columns[2].justify = scores_table.columns[3].justify = "left"
     for name, scored in evaluation.scored.items():
         score = evaluation.by[name]
         gain = [scored.difference[score].signed if scored.difference else ""] if compared else []
         cut = f"{scored.model.cut_share:.1%}"
-        scores_table.add_row(shorten(name), f"{scored.rows:,}", score, str(scored.scores[score]), *gain, cut)
+        scores_table.add_row(
+            shorten(name), f"{scored.rows:,}", scored.split, score, str(scored.scores[score]), *gain, cut
+        )
     if evaluation.scored:
         screen.print(scores_table)
     for name, scored in evaluation.scored.items():
@@ -174,7 +178,7 @@ def show_bank_evaluation(evaluation: BankEvaluation) -> None:
 
 
 def show_comparison(comparison: Comparison, rows: int) -> None:
-    """Print scores and differences, then the `rows` rows that changed most with their answers."""
+    """Print scores and differences, then the answers of the `rows` most changed rows."""
     screen = console()
     scores_table = table("score", "model", "0-100 [95 %]", "difference [95 %]", "p")
     scores_table.columns[1].justify = "left"
@@ -183,7 +187,7 @@ def show_comparison(comparison: Comparison, rows: int) -> None:
     screen.print(scores_table)
     for how, names in comparison.how.items():
         screen.print(f"{', '.join(names)}: {how}")
-    screen.print(f"{len(comparison.prompts):,} rows; {comparison.note}")
+    screen.print(comparison.note)
     for warning in comparison.warnings:
         screen.print(f"warning: {warning}", soft_wrap=True)
     for row in comparison.order[:rows]:
@@ -198,7 +202,7 @@ def show_export(result: Exported) -> None:
     """Print the exported folder, and the score and speed of each precision that was tried."""
     screen = console()
     if result.tradeoff:
-        precisions = table("precision", "MB", "ms/token b1", "b8", "score", "against fp32", "same", "holds")
+        precisions = table("precision", "MB", "ms/token b1", "b8", "score", "against fp32", "same", "passes")
         for row in result.tradeoff:
             precisions.add_row(
                 row.precision,
@@ -210,11 +214,11 @@ def show_export(result: Exported) -> None:
                 "yes" if row.holds else "no",
             )
         screen.print(precisions)
-        screen.print(f"a precision holds if its score loses at most {result.max_drop:g} points", style="dim")
+        screen.print(f"a precision passes if its score drops by at most {result.max_drop:g} points", style="dim")
     screen.print(f"{result.out}: {result.precision}, {result.bytes / 1e6:.1f} MB; {result.parity}", soft_wrap=True)
 
 
-def show_shelved(result: Shelved) -> None:
+def show_bank(result: BankResult) -> None:
     """Print the adapters that were added to a bank."""
     screen = console()
     for name, report in result.reports.items():
@@ -240,17 +244,17 @@ def show_sizes(task: Task, estimates: Sequence[ModelSize]) -> None:
     rows = table("GiB", "parameters", "generate", "bf16", "LoRA", "bf16", "ckpt", "full", "bf16", "ckpt")
     for size in estimates:
         lora, full = size.checkpointed
-        ways = (*size.generate, *size.lora, lora, *size.full, full)
-        rows.add_row(size.name, f"{size.parameters / 1e6:,.0f} M", *(f"{way / GIB:,.1f}" for way in ways))
+        memory = (*size.generate, *size.lora, lora, *size.full, full)
+        rows.add_row(size.name, f"{size.parameters / 1e6:,.0f} M", *(f"{bytes_ / GIB:,.1f}" for bytes_ in memory))
     screen.print(rows)
     screen.print(
         f"{batch.rows} rows of {batch.source} tokens in, {batch.target} out; LoRA r {task.lora.r} on all layers, "
-        "AdamW; fp32, bf16 autocast, and that with gradient checkpointing (ckpt). "
+        "AdamW; fp32, bf16 autocast, and bf16 with gradient checkpointing (ckpt). "
         f"On a CPU the heap grows to {HEAP:g} times the activations.",
     )
 
 
-def show_runs(result: TrainManyResult, out: Path, best: str | None) -> None:
+def show_runs(result: TrainManyResult, out: Path) -> None:
     """Print the run of each of several tasks, and the best one of a grid."""
     screen = console()
     runs = table("adapter", "steps", "best", "loss", "validation", "samples/s", "")
@@ -265,7 +269,7 @@ def show_runs(result: TrainManyResult, out: Path, best: str | None) -> None:
             f"{metrics['train_loss']:.3f}",
             "–" if score is None else f"{run.task.train.metric_for_best_model} {score:.2f}",
             f"{metrics['speed']['samples_per_second'] or '–'}",
-            "best" if run.task.name == best else "",
+            "best" if run.task.name == result.best else "",
         )
     screen.print(runs)
     for name, reason in result.failed.items():
@@ -290,7 +294,7 @@ def show_adapters(entries: Sequence[AdapterEntry]) -> None:
 
 
 def show_adapter(entry: AdapterEntry) -> None:
-    """Print one adapter: its training, and every score that was recorded."""
+    """Print the training and the recorded scores of one adapter."""
     from lora_ft.models.adapter_files import adapter_config
     from lora_ft.runs.records import score_values
 
@@ -315,8 +319,8 @@ def show_adapter(entry: AdapterEntry) -> None:
     show_pairs(pairs)
 
 
-def show_merged(result: MergedAdapters, out: Path, way: str) -> None:
-    """Print the scores of a combined adapter next to those of its parts."""
+def show_merged(result: MergedAdapters, out: Path, method: str) -> None:
+    """Print the scores of a combined adapter next to those of the original ones."""
     scores = table("task", "rows", "score", "its own", "combined", "change")
     for score in result.scores:
         name = score.task if score.adapter == score.task else f"{score.adapter} on {score.task}"
@@ -330,4 +334,4 @@ def show_merged(result: MergedAdapters, out: Path, way: str) -> None:
         )
     if result.scores:
         console().print(scores)
-    console().print(f"{out}: {way}, rank {result.rank}", soft_wrap=True)
+    console().print(f"{out}: {method}, rank {result.rank}", soft_wrap=True)

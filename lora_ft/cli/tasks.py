@@ -1,4 +1,4 @@
-"""The commands around task files: write one, list recipes, check a task, estimate its memory."""
+"""The commands for task files: write one, list recipes, check a task, estimate its memory."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def validate(
 ) -> int:
     """Check a task and its data, and show the training plan.
 
-    All errors of the task and its data are shown at once. Exit code 2 if there are any.
+    All errors of the task and its data are shown. Exit code 2 if there are any.
     """
-    from lora_ft.cli.tables import show_faults, show_validation
-    from lora_ft.tasks.files import TaskFaults
+    from lora_ft.cli.tables import show_task_errors, show_validation
+    from lora_ft.tasks.files import InvalidTaskError
     from lora_ft.validate import validate as run_validation
 
     try:
         with Screen(quiet=quiet) as screen:
             report = run_validation(task, [*set_, *start_overrides(from_)], progress=screen)
-    except TaskFaults as error:
+    except InvalidTaskError as error:
         if as_json:
-            show_json({"faults": error.faults})
+            show_json({"errors": error.errors})
         else:
-            show_faults(error)
+            show_task_errors(error)
         return error.exit_code
     show(report, show_validation, as_json=as_json)
-    return 2 if report.faults else 0
+    return 2 if report.errors else 0
 
 
 def sizes(
@@ -80,7 +80,7 @@ def recipes(
         show(copy_recipe(copy, file, overwrite=overwrite), _show_new_task, as_json=as_json)
         return
     if file is not None:
-        raise UsageError(f"{file} is the file to copy a recipe to", "add --copy NAME")
+        raise UsageError(f"{file} has no recipe to copy", "add --copy NAME")
     paths = {name: recipe_file(name) for name in list_recipes()}
     show(paths, lambda _: say("\n".join(f"{name}\t{path}" for name, path in paths.items())), as_json=as_json)
 
@@ -94,7 +94,7 @@ def init(
         typer.Option("--data", metavar="FILE", help="Rows, a folder with train.*, or a chat export."),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", metavar="NAME", help="Recipe whose settings are taken over.")
+        str | None, typer.Option("--recipe", metavar="NAME", help="Recipe to copy settings from.")
     ] = None,
     target: Annotated[
         str | None, typer.Option("--target", metavar="COLUMN", help="Column that the model writes. Default: guessed.")
@@ -108,8 +108,8 @@ def init(
 ) -> None:
     """Write a commented task file for your rows.
 
-    Columns, prompt, lengths and splits are guessed from the rows, and the file says why. --recipe takes over the
-    other settings of a recipe; without --data it copies the recipe with its rows.
+    Columns, prompt, lengths and splits are guessed from the rows, and comments in the file say why. --recipe copies the
+    other settings of a recipe; without --data it also copies its rows.
     """
     from lora_ft.init import init as write_task
 

@@ -42,7 +42,7 @@ def train(
     ] = None,
     engine: Annotated[EngineChoice, typer.Option(help="This process, or a Ray cluster.")] = EngineChoice.local,
     address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster. Default: this machine's.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster. Default: the one of this machine.")
     ] = None,
     cpus_per_group: Annotated[
         float | None, typer.Option(min=0.01, help="Ray: CPUs of a pass. Default: 1 with a GPU, else all of a node.")
@@ -54,7 +54,7 @@ def train(
         int | None, typer.Option(min=-1, help="Ray: restarts after a lost worker. Default: 3; -1 is unlimited.")
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(metavar="URL", help="Ray: place of snapshots if nodes share no --out folder.")
+        str | None, typer.Option(metavar="URL", help="Ray: URL for snapshots if nodes do not share --out.")
     ] = None,
     push_to_hub: hub.PushTo = None,
     private: hub.Private = False,
@@ -63,7 +63,7 @@ def train(
 ) -> int:
     """Train a task, or several on one base in one pass.
 
-    A task trains an adapter, or all weights (method: full). A task file with a `grid` is several tasks.
+    A task trains an adapter, or all weights (method: full). A task file with a `grid` contains several tasks.
 
     Ctrl-C, SIGTERM and SIGHUP save a checkpoint. --resume continues from it, or trains a finished run for more epochs.
     Exit code 1 if any of several tasks failed; 130, 143 or 129 after a signal.
@@ -80,13 +80,13 @@ def train(
     loaded = _load_tasks(tasks, [*set_, *start_overrides(from_)])
     several = len(loaded) > 1 or engine is EngineChoice.ray
     if several and push_to_hub:
-        raise UsageError("--push-to-hub uploads one run", "push each with `lora-ft push RUN REPO`")
+        raise UsageError("--push-to-hub uploads a single run", "push each with `lora-ft push RUN REPO`")
     if len(loaded) == 1 and group_size:
-        raise UsageError("--group-size is for several tasks", "leave it out")
+        raise UsageError("--group-size applies to several tasks (got one)", "leave it out")
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite}
     if several:
         cluster = _connect(ray_options) if engine is EngineChoice.ray else None
-        options |= {"most": group_size, "engine": cluster}
+        options |= {"group_size": group_size, "engine": cluster}
         return _train_several(loaded, out or RUNS, options, as_json=as_json, quiet=quiet)
     destination = hub.destination(push_to_hub, private=private)
     task, _ = loaded[0]
@@ -103,7 +103,7 @@ def _connect(options: dict[str, Any]) -> Engine:
 
 
 def _load_tasks(names: Sequence[str], overrides: Sequence[str]) -> list[tuple[Task, dict[str, Any]]]:
-    """Return all tasks of files, folders and grids, each with the values that a grid sets in it."""
+    """Return all tasks of files, folders and grids, each with the values that its grid sets."""
     from lora_ft.core.errors import UsageError
     from lora_ft.tasks.files import load_tasks
 
@@ -113,14 +113,14 @@ def _load_tasks(names: Sequence[str], overrides: Sequence[str]) -> list[tuple[Ta
         if Path(name).is_dir():
             files = sorted(path for suffix in ("yaml", "yml") for path in Path(name).glob(f"*.{suffix}"))
             if not files:
-                raise UsageError(f"the folder {name} holds no task files (*.yaml)", "name files, or another folder")
+                raise UsageError(f"the folder {name} contains no task files (*.yaml)", "name files, or another folder")
         for file in files:
             loaded += load_tasks(file, overrides)
     return loaded
 
 
 def _train_one(task: Task, out: Path, options: dict[str, Any], *, as_json: bool, quiet: bool) -> Run:
-    """Train one task and print its run; of several processes the first one prints."""
+    """Train one task and print its run. Only the first of several processes prints."""
     from lora_ft.cli.tables import show_run
     from lora_ft.train import train as train_task
 
@@ -142,20 +142,15 @@ def _train_several(
     """Train several tasks, print their runs, and return the exit code."""
     from lora_ft.cli.group_screen import GroupScreen
     from lora_ft.cli.tables import show_runs
-    from lora_ft.runs.grid_results import mark_best
-    from lora_ft.train_many import train_many
+    from lora_ft.train_many import train_grid
 
     with GroupScreen(quiet=quiet) as screen, redirect_stdout(sys.stderr):  # Ray prints messages about lost workers
-        result = train_many([task for task, _ in loaded], out, dashboard=screen, **options)
-    settings = {task.name: values for task, values in loaded if values}
-    of_grid = [run for run in result.runs if run.task.name in settings]
-    best = mark_best(of_grid, settings, out) if of_grid else None
-    best_name = best.task.name if best else None
+        result = train_grid(loaded, out, progress=screen, **options)
     if as_json:
         runs = [_summary(run) for run in result.runs]
-        show_json({"runs": runs, "failed": result.failed, "best": best_name})
+        show_json({"runs": runs, "failed": result.failed, "best": result.best})
     else:
-        show_runs(result, out, best_name)
+        show_runs(result, out)
     return int(bool(result.failed))
 
 

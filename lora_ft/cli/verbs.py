@@ -1,4 +1,4 @@
-"""The commands of `lora-ft`, under headings. Verbs are imported where they run: `generate BUNDLE` needs no torch."""
+"""The commands of `lora-ft`, under headings. Commands import verbs when run, since `generate BUNDLE` needs no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lora_ft.cli.chat import chat
 from lora_ft.cli.generate import generate
 from lora_ft.cli.groups import GroupedCommands
 from lora_ft.cli.machine import doctor, quickstart
+from lora_ft.cli.serve import serve
 from lora_ft.cli.train import train
 from lora_ft.core.streams import say
 
@@ -39,11 +40,9 @@ def main(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Print the traceback of an error; also after a command.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
 ) -> None:
-    """Declare the options that go before a command; `lora_ft.cli.main` reads --debug itself."""
+    """Declare the options before a command. `lora_ft.cli.main` reads --debug."""
 
 
 app.command(rich_help_panel=START)(quickstart)
@@ -63,4 +62,5 @@ app.command(rich_help_panel=DEPLOY)(bundles.merge)
 app.command(rich_help_panel=DEPLOY)(bundles.export)
 app.add_typer(bank.app, name="bank", rich_help_panel=DEPLOY)
 app.command(rich_help_panel=DEPLOY)(bundles.verify)
+app.command(rich_help_panel=DEPLOY)(serve)
 app.command(rich_help_panel=DEPLOY)(hub.push)

@@ -25,7 +25,7 @@ _BREAKS = {"\n": NEWLINE, "\t": "′>", "\r": "′."}
 _MARKS = {"{": OPEN, "}": CLOSE, "<": "′[", "\\": "′/", "^": "′*", "`": "′'", "~": "′-", "▁": "′_"}
 _MARKS |= {mark: ESCAPE + mark for mark in (ESCAPE, NEWLINE, OPEN, CLOSE)}
 _SPACES = re.compile(r"[ \n\t\r]+")
-# Symbols that T5 lacks and that no language is written in, and the primes that Unicode's NFKC would turn into marks.
+# Symbols outside T5's vocabulary and outside any script, and primes that Unicode's NFKC would turn into marks.
 _BY_NUMBER = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f¡¢¤¥¦§©¬±¶·¿×÷″‴⁗\u200d\u2190-\u2bff\ufe0f\U00010000-\U0010ffff]"
 )
@@ -113,9 +113,11 @@ class Json(Text):
             form = _string(value, None) if type(value) is str else _form(value)  # see `_Reader.document`
             form.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise UsageError("the text is JSON with half a character (a lone surrogate)", "write it whole") from error
+            raise UsageError(
+                "the text is JSON with half a character (a lone surrogate)", "write it in UTF-8"
+            ) from error
         except ValueError as error:
-            raise UsageError(f"the text is not JSON ({error}): {_short(text)}", "codec: text takes any text") from error
+            raise UsageError(f"the text is not JSON ({error}): {_short(text)}", "use codec: text for it") from error
         except RecursionError as error:
             raise UsageError(f"the text is JSON nested too deeply: {_short(text)}") from error
         return form
@@ -145,7 +147,7 @@ def codec_named(name: str) -> Codec:
         UsageError: No codec has this name.
     """
     if name not in _CODECS:
-        raise UsageError(f"there is no codec {name!r}", f"there are {', '.join(NAMES)}")
+        raise UsageError(f"unknown codec {name!r}", f"use one of {', '.join(NAMES)}")
     return _CODECS[name]
 
 
@@ -161,7 +163,7 @@ def _gap(match: re.Match[str]) -> str:
     for character, group in itertools.groupby(run):
         count = len(list(group))
         if character == " ":
-            marks += [f"′{min(9, count - done)}" for done in range(0, count, 9)]
+            marks += [f"′{min(9, count - start)}" for start in range(0, count, 9)]
         else:
             marks += [_BREAKS[character]] * count
     return "".join(marks) + ("" if last else " ")
@@ -194,7 +196,7 @@ _BLANK = re.compile(" *")
 
 def _form(value: Any) -> str:
     if isinstance(value, dict):
-        return OPEN + "; ".join(f"{_string(key, _BARE_KEY)}: {_form(one)}" for key, one in value.items()) + CLOSE
+        return OPEN + "; ".join(f"{_string(key, _BARE_KEY)}: {_form(item)}" for key, item in value.items()) + CLOSE
     if isinstance(value, list):
         return f"[{'; '.join(map(_form, value))}]"
     if isinstance(value, str) and not isinstance(value, _Number):
@@ -226,23 +228,23 @@ class _Reader:
 
     def _value(self) -> str:
         if self._next(OPEN):
-            return "{" + ", ".join(self._parts(CLOSE, self._member)) + "}"
+            return "{" + ", ".join(self._parts(CLOSE, self._entry)) + "}"
         if self._next("["):
             return "[" + ", ".join(self._parts("]", self._value)) + "]"
         return self._scalar(_BARE)
 
-    def _member(self) -> str:
+    def _entry(self) -> str:
         key = self._scalar(_BARE_KEY, literals=False)
         if not self._next(":"):
             raise _Malformed
         return f"{key}: {self._value()}"
 
-    def _parts(self, end: str, read: Any) -> list[str]:
+    def _parts(self, end: str, parse: Any) -> list[str]:
         if self._next(end):
             return []
-        parts = [read()]
+        parts = [parse()]
         while self._next(";"):
-            parts.append(read())
+            parts.append(parse())
         if not self._next(end):
             raise _Malformed
         return parts
@@ -251,11 +253,11 @@ class _Reader:
         if quoted := _QUOTED.match(self._text, self._at):
             self._skip(quoted.end())
             return _quote(quoted[1])
-        found = bare.match(self._text, self._at)
-        if not found:
+        match = bare.match(self._text, self._at)
+        if not match:
             raise _Malformed
-        self._skip(found.end())
-        form = found[0].rstrip(" ")
+        self._skip(match.end())
+        form = match[0].rstrip(" ")
         return form if literals and _LITERAL.fullmatch(form) else _quote(form)
 
     def _next(self, mark: str) -> bool:
@@ -267,8 +269,8 @@ class _Reader:
         return True
 
     def _skip(self, at: int) -> None:
-        found = _BLANK.match(self._text, at)
-        self._at = found.end() if found else at
+        blanks = _BLANK.match(self._text, at)
+        self._at = blanks.end() if blanks else at
 
 
 def _quote(form: str) -> str:
@@ -276,7 +278,7 @@ def _quote(form: str) -> str:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _short(text: str) -> str:

@@ -4,8 +4,8 @@ A column whose name equals the whole path takes precedence, so that names with d
 a list of objects is looked up in each of them: `answers.text` is ["Oslo"] in `{"answers": [{"text": "Oslo"}]}`. An
 index after the key applies to the resulting list: `answers.text[0]` is "Oslo".
 
-Only text and numbers are converted to text. Any other value would become the representation of a Python object, which
-no file contains and no metric can score. Such a value is refused, and the error names a path to text inside it.
+Only text, numbers and booleans are converted to text. Any other value would become the representation of a Python
+object, which no file contains and no metric can score. It is refused, and the error names a path to text inside it.
 """
 
 from __future__ import annotations
@@ -101,37 +101,37 @@ def _find(value: Any, path: str, ends: list[int]) -> Any:
         return value[path]
     for end in ends:
         if path[:end] in value:
-            found = _follow(value[path[:end]], path[end:])
-            if found is not ABSENT:
-                return found
+            inner = _follow(value[path[:end]], path[end:])
+            if inner is not ABSENT:
+                return inner
     return ABSENT
 
 
-def _follow(value: Any, rest: str) -> Any:
-    """Return the value at the rest of a path, which starts with a dot or a bracket."""
-    if not rest or value is None:
+def _follow(value: Any, path: str) -> Any:
+    """Return the value at a path inside a value. The path is empty or starts with a dot or a bracket."""
+    if not path or value is None:
         return value
-    if rest[0] == ".":
+    if path[0] == ".":
         if isinstance(value, Mapping):
-            return _find(value, rest[1:], _ends(rest[1:]))
+            return _find(value, path[1:], _ends(path[1:]))
         if not isinstance(value, list):
             return ABSENT
-        return _each(value, rest)
-    index = _INDEX.match(rest)
+        return _each(value, path)
+    index = _INDEX.match(path)
     if index is None or not isinstance(value, list):
         return ABSENT
     place = int(index[1])
     inside = -len(value) <= place < len(value)
-    return _follow(value[place], rest[index.end() :]) if inside else None
+    return _follow(value[place], path[index.end() :]) if inside else None
 
 
-def _each(items: list[Any], rest: str) -> Any:
-    """Return the values at the rest of a path in each item. An index in it applies to the list of values before it."""
-    ends = [len(rest), *(place for place, letter in reversed([*enumerate(rest)]) if letter == "[")]
+def _each(items: list[Any], path: str) -> Any:
+    """Return the values at a path in each item. An index in the path applies to the list of values before it."""
+    ends = [len(path), *(place for place, letter in reversed([*enumerate(path)]) if letter == "[")]
     for end in ends:
-        parts = [_follow(item, rest[:end]) for item in items]
+        parts = [_follow(item, path[:end]) for item in items]
         if not any(part is ABSENT for part in parts):
-            return parts if end == len(rest) else _follow(parts, rest[end:])
+            return parts if end == len(path) else _follow(parts, path[end:])
     return ABSENT
 
 
@@ -155,12 +155,12 @@ def _remedy(value: Any, column: str, several: bool) -> str:
         paths = list(_paths(value, column, several))
         if paths:
             return f"use {paths[0]}" if several else f"name the text inside: {paths[0]}"
-        return "write text there"
+        return "write text in the cell"
     if isinstance(value, bytes | bytearray):
-        return "decode them to text where the file is written"
+        return "decode them to text when you create the file"
     if value is None or isinstance(value, float | Decimal):
-        return "write text or a finite number there"
-    return "write it as text where the file is made, in the form that a model should read"
+        return "write text or a finite number in the cell"
+    return "write it as text when you create the file, in the form that a model should read"
 
 
 def _paths(value: Any, path: str, several: bool) -> Iterator[str]:
@@ -181,5 +181,5 @@ def _paths(value: Any, path: str, several: bool) -> Iterator[str]:
 
 
 def _listed(names: Any) -> str:
-    found = list(names)
-    return ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+    listed = list(names)
+    return ", ".join(listed[:_SHOWN]) + (f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else "")

@@ -21,11 +21,11 @@ _RUST = re.compile(r"\(os error (\d+)\)")
 _TORCH = re.compile(r"PytorchStreamWriter failed|inline_container\.cc(?!.*PytorchStreamReader)")
 
 
-def disk_fault(error: BaseException | None) -> str:
-    """Return why a write failed, from an exception or its causes; "" if a full disk or a quota is not the reason."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+def disk_error(error: BaseException | None) -> str:
+    """Return the reason of a failed write, from an exception or its causes; "" unless a disk or a quota is full."""
+    visited: set[int] = set()
+    while error is not None and id(error) not in visited:
+        visited.add(id(error))
         if isinstance(error, OSError) and error.errno in _NUMBERS:
             return _NUMBERS[error.errno]
         text = str(error)
@@ -50,6 +50,6 @@ def keeping(folder: Path, remedy: str) -> Iterator[None]:
     except LoraFtError:
         raise
     except Exception as error:
-        if fault := disk_fault(error):
-            raise LoraFtError(f"{folder}: {fault}", remedy) from error
+        if reason := disk_error(error):
+            raise LoraFtError(f"{folder}: {reason}", remedy) from error
         raise

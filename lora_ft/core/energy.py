@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _RAPL = Path("/sys/class/powercap")
-SOURCES = {"cpu": "RAPL: processors and memory, with all else that ran", "cuda": "NVML: the first GPU alone"}
+SOURCES = {"cpu": "RAPL: processors and memory, including all other processes", "cuda": "NVML: the first GPU alone"}
 
 
 def meter(provider: str) -> Callable[[], float] | None:

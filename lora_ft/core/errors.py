@@ -17,9 +17,9 @@ def clipped(text: str, longest: int) -> str:
     """Shorten a text to at most `longest` characters by leaving out its middle."""
     if len(text) <= longest:
         return text
-    left = f" … ({len(text):,} characters) … "
-    half = (longest - len(left)) // 2
-    return text[:half] + left + text[-half:]
+    ellipsis = f" … ({len(text):,} characters) … "
+    half = (longest - len(ellipsis)) // 2
+    return text[:half] + ellipsis + text[-half:]
 
 
 class LoraFtError(Exception):
@@ -96,6 +96,22 @@ class BundleUsageError(UsageError, BundleError):
 
 class GateError(LoraFtError):
     """An export that was not published because it disagrees with PyTorch or loses too much accuracy."""
+
+
+class LossError(LoraFtError):
+    """A training loss that is not finite, or exactly 0."""
+
+
+class QueueFullError(LoraFtError):
+    """A request that was refused because too many wait.
+
+    Attributes:
+        retry_after: Estimated time until there is room, in seconds.
+    """
+
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        super().__init__(f"the queue is full (got {waiting:,} requests)", f"retry in {retry_after:,.0f} s")
+        self.retry_after = retry_after
 
 
 class HubError(LoraFtError):

@@ -11,12 +11,13 @@ import traceback
 from collections.abc import Callable
 from urllib.parse import quote
 
-from lora_ft.core.disk import disk_fault
+from lora_ft.core.disk import disk_error
 from lora_ft.core.errors import LoraFtError
+from lora_ft.core.interrupts import Terminated
 from lora_ft.core.printable import printable
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
-_SECRET = (
+_SECRET = (  # suffixes of variable names
     "TOKEN",
     "KEY",
     "SECRET",
@@ -25,9 +26,9 @@ _SECRET = (
     "PASSPHRASE",
     "_PASS",
     "CREDENTIALS",
-)  # suffixes of variable names
+)
 _SHORTEST_SECRET = 8  # characters; shorter values are ordinary words
-_FREE = "free some or raise the limit, or give an --out on another disk. No unfinished output was left"
+_FREE = "free some space or raise the limit, or give an --out on another disk; no unfinished output remains"
 
 
 def run_safely(command: Callable[[], object], *, debug: bool = False) -> int:
@@ -48,6 +49,9 @@ def run_safely(command: Callable[[], object], *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         _complain("interrupted")
         return INTERRUPTED
+    except Terminated as error:
+        _complain(f"stopped by {error}")
+        return error.exit_code
     return result if isinstance(result, int) else 0
 
 
@@ -55,15 +59,14 @@ def explain(error: BaseException) -> tuple[str, int]:
     """Return the line to print for an exception, and the exit code."""
     if isinstance(error, LoraFtError):
         return str(error), error.exit_code
-    usage = getattr(
-        error, "format_message", None
-    )  # method of click's errors, or of the copy of click in newer versions of typer
+    # A method of errors of click, or of the copy of click in newer versions of typer.
+    usage = getattr(error, "format_message", None)
     if callable(usage):
         return f"{usage()}; see --help for commands and options", 2
     if isinstance(error, OSError):
         return _explain_system(error)
-    if fault := disk_fault(error):  # safetensors, onnx and torch wrap the system's error in their own
-        return f"{fault}; {_FREE}", 1
+    if reason := disk_error(error):  # safetensors, onnx and torch wrap the system's error in their own
+        return f"{reason}; {_FREE}", 1
     if isinstance(error, MemoryError) or "not enough memory" in str(error):
         return "out of memory; use a smaller batch, shorter lengths or a smaller base, or raise ulimit -v", 1
     if isinstance(error, ModuleNotFoundError):
@@ -75,14 +78,14 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 def _explain_system(error: OSError) -> tuple[str, int]:
     where = f"{error.filename}: " if error.filename else ""
-    if fault := disk_fault(error):
-        return f"{where}{fault}; {_FREE}", 1
+    if reason := disk_error(error):
+        return f"{where}{reason}; {_FREE}", 1
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{where}too many open files; raise ulimit -n", 1
     if error.errno == errno.ENOMEM:
         return f"{where}out of memory; run fewer jobs at once, or raise ulimit -v", 1
     if "usable temporary directory" in str(error):
-        return "no folder for temporary files is writable; set TMPDIR to a writable one", 1
+        return "no folder for temporary files is writable; set TMPDIR to a writable folder", 1
     return f"{where}{error.strerror or first_words(error)}", 1
 
 

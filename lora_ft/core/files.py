@@ -1,6 +1,6 @@
-"""Atomic writes: all output is written beside its destination, synced, then renamed to it.
+"""Atomic writes: all output is written next to its destination, synced, then renamed to it.
 
-A reader therefore sees either a whole file or folder or none. An interrupted or failed job leaves nothing behind. A
+A reader therefore sees either a complete file or folder, or none. An interrupted or failed job leaves nothing behind. A
 killed process cannot clean up, so the next job that writes to the same place removes its leftovers.
 """
 
@@ -28,7 +28,7 @@ _MAX_JSON = 1 << 28  # bytes; a parsed value takes up to 25 times as many, and t
 
 @contextlib.contextmanager
 def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a new folder beside `out`; rename it to `out` if the block succeeds, otherwise delete it.
+    """Yield a new folder next to `out`; rename it to `out` if the block succeeds, otherwise delete it.
 
     The lock of `out` is held meanwhile. A link at `out` stays, and its target is created or replaced. An existing
     folder is unchanged until the swap.
@@ -61,7 +61,7 @@ def replace_folder(new: Path, out: Path) -> None:
         return
     reason = "is not a folder" if out.is_symlink() or not out.is_dir() else foreign_reason(out)
     if reason:
-        raise LoraFtError(f"{out} {reason}, so it was not replaced by {new}", "move it away and do this again")
+        raise LoraFtError(f"{out} {reason}, so it was not replaced by {new}", "move it away, and rename that folder")
     old = staging_name(out, ".old")
     os.rename(out, old)
     try:
@@ -112,8 +112,8 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__}, not an object")
     except (OSError, ValueError, LoraFtError) as error:
-        said = error.message.removeprefix(f"{path} ") if isinstance(error, LoraFtError) else first_line(error)
-        raise LoraFtError(f"{path} is missing or damaged ({said})", "copy or make it again") from error
+        reason = error.message.removeprefix(f"{path} ") if isinstance(error, LoraFtError) else first_line(error)
+        raise LoraFtError(f"{path} is missing or damaged ({reason})", "copy or create it again") from error
     return value
 
 
@@ -155,7 +155,7 @@ def sync(path: Path) -> None:
 
 
 def _locked_file(out: Path) -> tuple[Path, int]:
-    """Create a file beside `out` and lock it while it is open, since `tidy` deletes unlocked ones."""
+    """Create a file next to `out` and lock it while it is open, since `tidy` deletes unlocked files."""
     while True:
         path = staging_name(out)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)

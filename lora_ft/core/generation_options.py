@@ -86,13 +86,13 @@ class Options:
         check_ranges(vars(self))
         if self.min_new_tokens > self.max_new_tokens:
             raise UsageError(
-                f"min_new_tokens {self.min_new_tokens} and max_new_tokens {self.max_new_tokens} "
-                "need 0 <= min <= max, max >= 1"
+                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens = {self.max_new_tokens}",
+                "lower min_new_tokens or raise max_new_tokens",
             )
         if self.early_stopping not in (True, False, "never"):
             raise UsageError(f"early_stopping {self.early_stopping!r} is not true, false or never")
         if self.do_sample and self.num_beams > 1:
-            raise UsageError("do_sample and num_beams exclude each other here", "choose sampling or beams")
+            raise UsageError("do_sample and num_beams exclude each other", "choose sampling or beams")
         if self.num_return_sequences > max(1, self.num_beams) and not self.do_sample:
             raise UsageError(
                 f"num_return_sequences={self.num_return_sequences} requires as many beams (got {self.num_beams})",
@@ -100,7 +100,7 @@ class Options:
             )
         banned = {*self.suppress_tokens, *(words[0] for words in self.bad_words_ids if len(words) == 1)}
         if banned & set(self._forced):
-            raise UsageError("a token is both forced and suppressed", "then none is left to choose")
+            raise UsageError("a token is both forced and suppressed", "remove it from one of the two options")
         if any(not words for words in self.bad_words_ids):
             raise UsageError("bad_words_ids has an empty sequence")
         if self.allowed:
@@ -141,7 +141,7 @@ class Options:
         ]
         for token in named:
             if not 0 <= token < vocabulary:
-                raise UsageError(f"there is no token {token}", f"tokens are 0 to {vocabulary - 1}")
+                raise UsageError(f"token {token} is not in the vocabulary", f"use tokens from 0 to {vocabulary - 1}")
 
     @property
     def _forced(self) -> tuple[int, ...]:
@@ -156,11 +156,11 @@ class Options:
         Raises:
             UsageError: A name is unknown, a value is out of its range, or two options exclude each other.
         """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
+        names = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - names)
         if unknown:
             raise UsageError(
-                f"there is no generation option {', '.join(unknown)}", f"there are {', '.join(sorted(known))}"
+                f"unknown generation option {', '.join(unknown)}", f"use one of {', '.join(sorted(names))}"
             )
         return cls(**{name: _frozen(value) for name, value in values.items() if value is not None})
 

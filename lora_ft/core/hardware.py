@@ -69,8 +69,8 @@ def _quota_v2(cgroup: Path, membership: Path) -> float | None:
 
 def _quota_v1(cgroup: Path) -> float | None:
     quota, period = _words(cgroup / "cpu" / "cpu.cfs_quota_us"), _words(cgroup / "cpu" / "cpu.cfs_period_us")
-    known = quota and period and quota[0].isdigit() and period[0].isdigit()  # a quota of -1 means no limit
-    return int(quota[0]) / int(period[0]) if known and int(quota[0]) and int(period[0]) else None
+    is_limited = quota and period and quota[0].isdigit() and period[0].isdigit()  # a quota of -1 means no limit
+    return int(quota[0]) / int(period[0]) if is_limited and int(quota[0]) and int(period[0]) else None
 
 
 def _words(path: Path) -> list[str]:

@@ -24,8 +24,13 @@ def hub_trouble() -> str | None:
     return None
 
 
-def require_hub(wanted: str, otherwise: str) -> None:
-    """Raise UsageError at once if the Hub cannot be reached."""
+def require_hub(resource: str, alternative: str) -> None:
+    """Raise UsageError at once if the Hub cannot be reached.
+
+    Args:
+        resource: Model or data set to load from the Hub, for the message.
+        alternative: Local substitute for it, for the remedy.
+    """
     trouble = hub_trouble()
     if trouble:
-        raise UsageError(f"{wanted} is on the hub, and {trouble}", f"check the network, or use {otherwise}")
+        raise UsageError(f"{resource} is on the Hub, but {trouble}", f"check the network, or use {alternative}")

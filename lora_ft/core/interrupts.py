@@ -1,11 +1,19 @@
-"""Signals that end training: the first one requests a checkpoint, the second one ends it at once."""
+"""Signals that end long work.
+
+In training (`Interrupts`), the first one requests a checkpoint, and the second one ends it at once. A benchmark
+(`ended_by_signals`) has no checkpoint: SIGTERM and SIGHUP unwind it as Ctrl-C does, so that it stops the processes that
+it started.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from lora_ft.core.distributed import processes
@@ -29,6 +37,49 @@ class Interrupted(LoraFtError):
         return self
 
 
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP was received. It is no KeyboardInterrupt, since typer replaces that with exit code 130.
+
+    Args:
+        number: Number of the signal.
+
+    Attributes:
+        exit_code: 128 plus that number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(name_of(number))
+        self.exit_code = 128 + number
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Raise Terminated on SIGTERM and SIGHUP, and KeyboardInterrupt on SIGINT, even in background jobs of shells.
+
+    A second SIGTERM or SIGHUP is ignored, so that it does not cut the cleanup short. Only the main thread can listen.
+    SIGHUP stays ignored under nohup.
+    """
+    previous: dict[int, Any] = {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        for caught in previous.keys() - {signal.SIGINT}:
+            signal.signal(caught, signal.SIG_IGN)
+        raise Terminated(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            before = signal.getsignal(number)
+            if before is not None and (number in _ASKED_FOR or before is not signal.SIG_IGN):
+                previous[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
 class Interrupts:
     """A listener for SIGINT, SIGTERM and SIGHUP between `take` and `release`.
 
@@ -42,7 +93,7 @@ class Interrupts:
         self._previous: dict[int, Any] = {}
 
     def take(self) -> None:
-        """Start listening, in the main thread only since others cannot. SIGHUP stays ignored under nohup."""
+        """Start listening; only the main thread can. SIGHUP stays ignored under nohup."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:

@@ -86,7 +86,7 @@ class JsonLimits:
         depths = self._depth + np.cumsum(steps)
         if depths.size and depths.max() > MAX_DEPTH:
             place = places[int(np.argmax(depths > MAX_DEPTH))]
-            raise self._fault(place, f"nested deeper than {MAX_DEPTH} levels")
+            raise self._error(place, f"nested deeper than {MAX_DEPTH} levels")
         self._depth = int(depths[-1]) if depths.size else self._depth
 
     def _check_numbers(self, letters: bytes, quotes: np.ndarray) -> None:
@@ -95,7 +95,7 @@ class JsonLimits:
         while start >= 0:
             place = max(0, start - self._number)
             if (np.searchsorted(quotes, place) + self._inside) % 2 == 0:
-                raise self._fault(place, f"a number of more than {MAX_DIGITS} characters")
+                raise self._error(place, f"a number of more than {MAX_DIGITS} characters")
             end = marks.find(b"\0", start)
             start = marks.find(_TOO_LONG, end) if end >= 0 else -1
         ends_inside = (len(quotes) + self._inside) % 2
@@ -107,16 +107,16 @@ class JsonLimits:
         pairs = np.concatenate((*bounds, quotes, [size] if self._inside else [])).reshape(-1, 2)
         lengths = pairs[:, 1] - pairs[:, 0] - 1
         if lengths.size and lengths.max() > self._max_string:
-            raise self._fault(
+            raise self._error(
                 max(0, int(pairs[np.argmax(lengths), 0])), f"a string of more than {self._max_string:,} bytes"
             )
         self._string = int(lengths[-1]) if self._inside else 0
 
-    def _fault(self, place: int, what: str) -> LoraFtError:
-        return LoraFtError(f"{self._where} is out of bounds at byte {self._offset + place:,} ({what})", _REMEDY)
+    def _error(self, place: int, limit: str) -> LoraFtError:
+        return LoraFtError(f"{self._where} is out of bounds at byte {self._offset + place:,} ({limit})", _REMEDY)
 
 
-_REMEDY = "check where the file comes from; no program in use writes such JSON"
+_REMEDY = "check the origin of the file; no common program writes such JSON"
 
 
 def parse_json(text: str | bytes, where: object) -> Any:
@@ -187,8 +187,8 @@ class OutOfBoundsError(ValueError):
         remedy: Remedy for the message.
     """
 
-    def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(what)
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem)
         self.remedy = remedy
 
 
@@ -196,9 +196,9 @@ def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     items = list(pairs)
     value = dict(items)
     if len(value) < len(items):
-        seen: set[str] = set()
-        twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise OutOfBoundsError(f"has the key {twice[:_SHOWN]!r} twice in one object", "remove one of the two")
+        distinct: set[str] = set()
+        repeated = next(key for key, _ in items if key in distinct or distinct.add(key))  # type: ignore[func-returns-value]
+        raise OutOfBoundsError(f"has the key {repeated[:_SHOWN]!r} twice in one object", "remove one of the two")
     return value
 
 

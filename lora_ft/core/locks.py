@@ -1,6 +1,6 @@
 """Locks on output paths. A lock is released when its process ends, even if the process is killed.
 
-The lock is `flock` on a file `.NAME.lock` beside the output. The kernel keeps it, so it works across processes,
+The lock is `flock` on a file `.NAME.lock` next to the output. The kernel keeps it, so it works across processes,
 containers and PID namespaces. It also works over NFS, where Linux turns it into a lock of the server. The file names
 its holder for the error message only: process ids prove nothing, since they are reused and differ between namespaces.
 A holder deletes the file before it releases the lock. A process that locked a file therefore checks that the file is

@@ -55,7 +55,7 @@ def refuse_existing(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] 
         return place
     _refuse_special(out, place, _OTHER)
     if not place.is_dir():
-        raise UsageError(f"{out} is a file, and a folder is to be made", _OTHER)
+        raise UsageError(f"{out} is a file, not a folder", _OTHER)
     if os.path.ismount(place):
         raise UsageError(f"{out} is a mount point, which cannot be replaced", "give a folder inside it as --out")
     if not any(place.iterdir()):
@@ -64,45 +64,45 @@ def refuse_existing(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] 
         raise OutputExistsError(f"{out} already exists", "give another --out or add --overwrite")
     for path in inputs:
         if path and (clash := _clash(place, Path(path))):  # "" would mean the current folder
-            raise UsageError(f"{out} {clash} {path}, which is read here, so it is not replaced", _OTHER)
+            raise UsageError(f"{out} {clash} the input {path}, so it is not replaced", _OTHER)
     if reason := foreign_reason(place):
         raise UsageError(f"{out} {reason}, so --overwrite does not replace it", f"move it away, or {_OTHER}")
     return place
 
 
 def refuse_shelf(out: Path) -> Path:
-    """Raise UsageError unless `out` is, or may become, a folder to put outputs into; return its real path."""
+    """Raise UsageError unless `out` is a folder for several outputs, or may become one; return its real path."""
     place = followed(out)
     _require_writable(out, place)
     if place.exists():
         _refuse_special(out, place, _OTHER)
         if not place.is_dir():
-            raise UsageError(f"{out} is a file, and a folder is to be made", _OTHER)
+            raise UsageError(f"{out} is a file, not a folder", _OTHER)
     return place
 
 
-def refuse_file(out: Path, option: str, *, inputs: Iterable[str | Path] = (), own: bool = False) -> Path:
+def refuse_file(out: Path, option: str, *, inputs: Iterable[str | Path] = (), overwrite: bool = False) -> Path:
     """Raise UsageError if a file may not be written at `out`; return its real path (links followed).
 
     Args:
         out: File to write. A file that lora-ft created is replaced.
         option: Command-line option that names the file, for errors.
         inputs: Files that the job reads, which are never replaced.
-        own: Replace any file, since the user confirmed that lora-ft created it.
+        overwrite: Replace any file, since the user confirmed it.
     """
-    other = f"give another {option}"
+    remedy = f"give another {option}"
     place = followed(out, option)
     _require_writable(out, place, option)
     if not place.exists():
         return place
-    _refuse_special(out, place, other)
+    _refuse_special(out, place, remedy)
     if place.is_dir():
-        raise UsageError(f"{out} is a folder, and a file is to be written", f"{other}, e.g. {out / 'file'}")
+        raise UsageError(f"{out} is a folder, not a file", f"{remedy}, e.g. {out / 'file'}")
     for path in inputs:
         if _identity(Path(path)) == _identity(place):
-            raise UsageError(f"{out} is read here, so it is not replaced", other)
-    if not own and not is_own_file(place):
-        raise OutputExistsError(f"{out} already exists and was not made by lora-ft", f"move it away, or {other}")
+            raise UsageError(f"{out} is an input, so it is not replaced", remedy)
+    if not overwrite and not is_own_file(place):
+        raise OutputExistsError(f"{out} already exists and was not created by lora-ft", f"move it away, or {remedy}")
     return place
 
 
@@ -116,7 +116,9 @@ def followed(out: Path, option: str = "--out") -> Path:
         place = out.resolve()
         str(place).encode()  # tokenizers, safetensors and tensorboard refuse other names, but only after training
         if out.is_symlink() and not place.exists():
-            raise UsageError(f"{out} is a link to {place}, which does not exist", f"make it, or give another {option}")
+            raise UsageError(
+                f"{out} is a link to {place}, which does not exist", f"create it, or give another {option}"
+            )
     except UnicodeEncodeError as error:
         raise UsageError(f"{out} has bytes in its name that are not UTF-8", f"give another {option}") from error
     except (OSError, RuntimeError) as error:
@@ -131,13 +133,13 @@ def _refuse_vital(out: Path, place: Path) -> None:
         vital["the home folder"] = Path.home()
     with contextlib.suppress(FileNotFoundError):  # the current folder was deleted
         vital["the current folder"] = Path.cwd()
-    own = _identity(place)
+    identity = _identity(place)
     for name, folder in vital.items():
-        if own is not None and own in _lineage(folder):
-            what = name if own == _identity(folder) else f"a folder that holds {name}"
-            raise UsageError(f"{out} is {what}", "give a folder of its own as --out")
+        if identity is not None and identity in _lineage(folder):
+            role = name if identity == _identity(folder) else f"a folder that contains {name}"
+            raise UsageError(f"{out} is {role}", "give a new folder as --out")
     if place == Path(place.anchor):
-        raise UsageError(f"{out} is the root of the file system", "give a folder of its own as --out")
+        raise UsageError(f"{out} is the root of the file system", "give a new folder as --out")
 
 
 def _require_writable(out: Path, place: Path, option: str = "--out") -> None:
@@ -146,9 +148,9 @@ def _require_writable(out: Path, place: Path, option: str = "--out") -> None:
     while not os.path.lexists(parent):
         parent = parent.parent
     if not parent.is_dir():
-        raise UsageError(f"{out} cannot be made, as {parent} is a file", f"give another {option}")
+        raise UsageError(f"{out} cannot be created, since {parent} is a file", f"give another {option}")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{out} cannot be made, as {parent} is read-only", f"give another {option}")
+        raise UsageError(f"{out} cannot be created, since {parent} is read-only", f"give another {option}")
 
 
 def _refuse_special(out: Path, place: Path, remedy: str) -> None:
@@ -159,27 +161,27 @@ def _refuse_special(out: Path, place: Path, remedy: str) -> None:
 
 
 def _clash(place: Path, path: Path) -> str:
-    """Return how a folder to replace overlaps a path that is read, as words of an error; "" if it does not."""
-    own, other = _identity(place), _identity(path)
-    if other is None:
+    """Return how a folder to replace overlaps an input, as words of an error; "" if it does not."""
+    out_identity, input_identity = _identity(place), _identity(path)
+    if input_identity is None:
         return ""
-    if own == other:
+    if out_identity == input_identity:
         return "is the same as"
-    if own in _lineage(path):
-        return "holds"
-    return "lies in" if other in _lineage(place) and path.is_dir() else ""
+    if out_identity in _lineage(path):
+        return "contains"
+    return "lies in" if input_identity in _lineage(place) and path.is_dir() else ""
 
 
 def _lineage(path: Path) -> set[tuple[int, int] | None]:
     """Return the identities of a path (links followed) and of all folders above it."""
     real = path.resolve()
-    return {_identity(one) for one in (real, *real.parents)}
+    return {_identity(folder) for folder in (real, *real.parents)}
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return device and inode, which all names of one file share (case, links, bind mounts); None if it is missing."""
+    """Return device and inode, which all names of a file share (case, links, bind mounts); None if it is missing."""
     try:
-        found = path.stat()
+        status = path.stat()
     except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

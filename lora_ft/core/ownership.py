@@ -72,12 +72,12 @@ def foreign_reason(folder: Path) -> str | None:
         content = _object(folder / kind.mark)
         if content is None or not kind.is_ours(content):
             continue
-        others = [name for name in names if not _is_known(folder / name, kind)]
-        return f"is a {kind.name} that also holds {_shown(others)}" if others else None
+        foreign = [name for name in names if not _is_known(folder / name, kind)]
+        return f"is a {kind.name} that also contains {_shown(foreign)}" if foreign else None
     if folder.name.endswith(".unfinished"):
-        others = [name for name in names if not _matches(name, (*_UNFINISHED, *_ADAPTER, *_ANYWHERE))]
-        return f"also holds {_shown(others)}" if others else None
-    return f"was not made by lora-ft (it holds {_shown(names)})"
+        foreign = [name for name in names if not _matches(name, (*_UNFINISHED, *_ADAPTER, *_ANYWHERE))]
+        return f"also contains {_shown(foreign)}" if foreign else None
+    return f"was not created by lora-ft (it contains {_shown(names)})"
 
 
 def is_own_file(path: Path) -> bool:
@@ -128,9 +128,8 @@ def _object(path: Path) -> dict[str, Any] | None:
 def _is_known(path: Path, kind: _Kind) -> bool:
     if _matches(path.name, (*kind.entries, *_ANYWHERE)):
         return True
-    return (
-        kind.name == "layout" and (path / "config.pbtxt").is_file()
-    )  # folder of a Triton repository, named after the model
+    # A folder of a Triton repository is named after its model.
+    return kind.name == "layout" and (path / "config.pbtxt").is_file()
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -26,9 +26,9 @@ try:
     resource.setrlimit(resource.RLIMIT_AS, ({_MEMORY}, {_MEMORY}))
 except (ImportError, ValueError):
     pass
-way, patterns, texts = json.load(sys.stdin)
+method, patterns, texts = json.load(sys.stdin)
 for pattern in patterns:
-    find = getattr(re.compile(pattern), way)
+    find = getattr(re.compile(pattern), method)
     for text in texts:
         find(text)
 """
@@ -50,7 +50,7 @@ def check_patterns(where: str, patterns: Iterable[str], names: Iterable[str]) ->
             else:
                 re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:
-            raise _refusal(where, pattern, f"is no regular expression ({error})") from error
+            raise _refusal(where, pattern, f"is not a regular expression ({error})") from error
     names = list(names)
     if _ends("match", [form for pattern in dangerous for form in _forms(pattern)], names):
         return
@@ -73,8 +73,8 @@ def check_searches(where: str, patterns: Sequence[str], texts: Sequence[str]) ->
         return
     for pattern in dangerous:
         if not _ends("search", [pattern], texts, seconds):
-            fault = f"cannot be matched within {seconds:.0f} s and 1 GB"
-            raise _refusal(where, pattern, fault, "write it without repeats inside repeats, or as maxLength and enum")
+            problem = f"cannot be matched within {seconds:.0f} s and 1 GB"
+            raise _refusal(where, pattern, problem, "write it without nested repeats, or as maxLength and enum")
 
 
 def _forms(pattern: str) -> list[str]:
@@ -90,14 +90,14 @@ def _is_sound(pattern: str) -> bool:
     return True
 
 
-def _ends(way: str, patterns: Sequence[str], texts: Sequence[str], seconds: float = _SECONDS) -> bool:
-    """Return True if matching all patterns with all texts ends in time; `way` is a method of patterns in `re`."""
+def _ends(method: str, patterns: Sequence[str], texts: Sequence[str], seconds: float = _SECONDS) -> bool:
+    """Return True if matching all patterns with all texts ends in time; `method` is a method of `re.Pattern`."""
     if not patterns or not texts:
         return True
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _CHILD],
-            input=json.dumps([way, patterns, texts]),
+            input=json.dumps([method, patterns, texts]),
             text=True,
             capture_output=True,
             timeout=seconds,
@@ -105,9 +105,9 @@ def _ends(way: str, patterns: Sequence[str], texts: Sequence[str], seconds: floa
         )
     except subprocess.TimeoutExpired:
         return False
-    return done.returncode == 0
+    return process.returncode == 0
 
 
-def _refusal(where: str, pattern: str, fault: str, remedy: str = "name the layers instead") -> UsageError:
+def _refusal(where: str, pattern: str, problem: str, remedy: str = "name the layers instead") -> UsageError:
     shown = pattern if len(pattern) <= 60 else f"{pattern[:60]}…"
-    return UsageError(f"{where}: the pattern {shown!r} {fault}", remedy)
+    return UsageError(f"{where}: the pattern {shown!r} {problem}", remedy)

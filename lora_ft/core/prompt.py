@@ -77,7 +77,7 @@ class Prompt:
         """Return the texts of a row for the placeholders, in order of first use.
 
         Raises:
-            UsageError: The row lacks a column of the template, or a column holds no text.
+            UsageError: The row lacks a column of the template, or a column does not hold text.
         """
         return tuple(self._texts(row).values())
 
@@ -120,7 +120,7 @@ def _parse(template: str) -> list[tuple[str, Placeholder | None]]:
         raise UsageError(f"the prompt {template!r} is malformed ({error})", "write a brace as {{ or }}") from error
     for _, name, spec, conversion in fields:
         if name == "" or spec or conversion:
-            raise UsageError(f"the prompt {template!r} has a placeholder that is no column's name", "write {column}")
+            raise UsageError(f"the prompt {template!r} has a placeholder without a column name", "write {column}")
     return [(literal, None if name is None else _placeholder(name)) for literal, name, _, _ in fields]
 
 

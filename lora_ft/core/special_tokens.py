@@ -44,10 +44,10 @@ class SpecialTokens:
         Raises:
             UsageError: An id is not a token of the vocabulary.
         """
-        pad = _given(config, PAD, 0)
-        ends = _given(config, END, 1)
+        pad = _value(config, PAD, 0)
+        ends = _value(config, END, 1)
         several = tuple(ends) if isinstance(ends, list | tuple) else (ends,)
-        start = _given(config, START, pad)
+        start = _value(config, START, pad)
         for name, value, tokens in ((PAD, pad, (pad,)), (END, ends, several), (START, start, (start,))):
             if not tokens or not all(type(token) is int and 0 <= token < vocabulary for token in tokens):
                 raise UsageError(
@@ -76,6 +76,6 @@ class SpecialTokens:
         return tokens[: places[0] + 1] if len(places) else tokens
 
 
-def _given(config: Mapping[str, Any], name: str, default: int) -> Any:
+def _value(config: Mapping[str, Any], name: str, default: int) -> Any:
     value = config.get(name)
     return default if value is None else value

@@ -15,12 +15,12 @@ _STAGED = ".partial"
 
 
 def staging_name(out: Path, kind: str = "") -> Path:
-    """Return a new name beside `out`; `kind` is ".old" for an old output that is moved away."""
+    """Return a new name next to `out`; `kind` is ".old" for an old output that is moved away."""
     return out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}{kind}{_STAGED}")
 
 
 def tidy(out: Path) -> None:
-    """Delete leftovers of dead processes beside `out`; restore the old folder if one died during a swap.
+    """Delete leftovers of dead processes next to `out`; restore the old folder if a process died during a swap.
 
     A folder is a leftover if this job holds the lock of `out`, since folders are only staged under that lock. A file
     is a leftover if it can be locked.

@@ -28,10 +28,10 @@ OPT_OUT: Mapping[str, str] = {
 
 def opt_out() -> None:
     """Set each variable of `OPT_OUT` that is not set in the environment."""
-    own_choice = "ORT_DISABLE_TELEMETRY" in os.environ
+    set_by_user = "ORT_DISABLE_TELEMETRY" in os.environ
     for name, value in OPT_OUT.items():
         os.environ.setdefault(name, value)
-    if not own_choice and (onnxruntime := sys.modules.get("onnxruntime")) is not None:
+    if not set_by_user and (onnxruntime := sys.modules.get("onnxruntime")) is not None:
         # It was imported before this package, so its device id is already written, but further events can be stopped.
         with contextlib.suppress(Exception):
             onnxruntime.disable_telemetry_events()

@@ -40,7 +40,7 @@ class Tokenizer:
             self.size: int = self._tokenizer.get_vocab_size()
 
     @contextlib.contextmanager
-    def _guarded(self, what: str = "failed on a text") -> Iterator[None]:
+    def _guarded(self, problem: str = "failed on a text") -> Iterator[None]:
         """Raise LoraFtError instead of the library's errors: Exception, and panics of its Rust code.
 
         A panic is a BaseException, so `except Exception` would not catch it.
@@ -53,7 +53,7 @@ class Tokenizer:
             ):
                 raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-            raise LoraFtError(f"{self._path} {what} ({reason})", "copy it again from the original base") from error
+            raise LoraFtError(f"{self._path} {problem} ({reason})", "copy it again from the original base") from error
 
     @property
     def closing(self) -> int | None:
@@ -69,9 +69,9 @@ class Tokenizer:
 
     def through(self, codec: Codec) -> Tokenizer:
         """Return a tokenizer with the same vocabulary behind another codec."""
-        other = copy.copy(self)
-        other.codec = codec
-        return other
+        tokenizer = copy.copy(self)
+        tokenizer.codec = codec
+        return tokenizer
 
     def add(self, tokens: Sequence[str]) -> None:
         """Add words as tokens at the end of the vocabulary.
@@ -81,16 +81,16 @@ class Tokenizer:
         """
         for token in tokens:
             if self.codec.encode_prompt(token) != token:
-                raise UsageError(f"the codec {self.codec.name} writes {token!r} otherwise", "use letters and digits")
+                raise UsageError(f"the codec {self.codec.name} changes the token {token!r}", "use letters and digits")
             if self._tokenizer.token_to_id(token) is not None:
-                raise UsageError(f"{token!r} is a token of the vocabulary already", "choose another name for it")
+                raise UsageError(f"{token!r} is already a token of the vocabulary", "choose another name for it")
             self._tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False)])
         self.size = self._tokenizer.get_vocab_size()
 
     def ids(self, tokens: Sequence[str]) -> list[int]:
         """Return the ids of tokens, without tokens that the vocabulary lacks."""
-        found = map(self._tokenizer.token_to_id, tokens)
-        return [index for index in found if index is not None]
+        indices = map(self._tokenizer.token_to_id, tokens)
+        return [index for index in indices if index is not None]
 
     def encode(self, texts: Iterable[str], max_length: int | None = None) -> list[list[int]]:
         """Return the token ids of each prompt, at most `max_length` including </s>."""
@@ -107,7 +107,7 @@ class Tokenizer:
     def encode_forms(self, forms: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Return the token ids of each text that the codec has already encoded."""
         if max_length is not None and max_length < 1:
-            raise UsageError(f"max_length {max_length} leaves no room for </s>")
+            raise UsageError(f"max_length is too small for </s> (got {max_length})", "give 1 or more")
         with self._guarded():
             rows = [encoding.ids for encoding in self._tokenizer.encode_batch([whole(form) for form in forms])]
         return rows if max_length is None else [_cut(ids, max_length) for ids in rows]
@@ -126,13 +126,18 @@ class Tokenizer:
             forms = self._tokenizer.decode_batch([[int(i) for i in row if i >= 0] for row in rows])
         return [self.codec.decode(form) for form in forms]
 
+    def texts(self, tokens: Iterable[int]) -> list[str]:
+        """Return the text of each token, in the codec's form. A mark of a word's beginning is a space."""
+        return [(self._tokenizer.id_to_token(int(token)) or "").replace("▁", " ") for token in tokens]
+
     def lacking(self, texts: Iterable[str]) -> Counter[str]:
         """Count the characters in texts that the vocabulary lacks, regardless of the codec."""
         counts = Counter(itertools.chain.from_iterable(unicodedata.normalize("NFC", text) for text in texts))
         characters = list(counts)
         with self._guarded():
-            found = self._tokenizer.encode_batch(characters, add_special_tokens=False)
-        return Counter({c: counts[c] for c, made in zip(characters, found, strict=True) if self.unknown in made.ids})
+            encodings = self._tokenizer.encode_batch(characters, add_special_tokens=False)
+        pairs = zip(characters, encodings, strict=True)
+        return Counter({letter: counts[letter] for letter, encoding in pairs if self.unknown in encoding.ids})
 
     def stream(self) -> Callable[[int], str]:
         """Return a function that takes an answer's ids one by one and returns the text that each adds, possibly ""."""
@@ -143,8 +148,8 @@ class Tokenizer:
             nonlocal form, text
             with self._guarded("failed on an answer"):
                 form += decoder.step(self._tokenizer, token) or ""
-            said, text = text, self.codec.decode(self.codec.settled(form))
-            return text[len(said) :]
+            before, text = text, self.codec.decode(self.codec.settled(form))
+            return text[len(before) :]
 
         return step
 
@@ -189,7 +194,7 @@ def ragged(rows: Sequence[Sequence[int] | np.ndarray], fill: int) -> tuple[np.nd
 def by_length(rows: Sequence[Sequence[int] | np.ndarray], batch_size: int) -> Iterator[list[int]]:
     """Yield batches of indices of rows of similar length, longest first, so that memory use peaks at the start."""
     if batch_size < 1:
-        raise UsageError(f"batch_size {batch_size} is less than 1")
+        raise UsageError(f"batch_size is too small (got {batch_size})", "give 1 or more")
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
@@ -199,13 +204,13 @@ def by_adapter(
     rows: Sequence[Sequence[int] | np.ndarray], names: Sequence[str | None], batch_size: int
 ) -> Iterator[list[int]]:
     """Yield batches like `by_length`, full batches of a single adapter first, since they cost the least."""
-    rest: list[int] = []
+    remaining: list[int] = []
     for name in dict.fromkeys(names):
-        own = [i for i, other in enumerate(names) if other == name]
-        for batch in by_length([rows[i] for i in own], batch_size):
+        indices = [i for i, owner in enumerate(names) if owner == name]
+        for batch in by_length([rows[i] for i in indices], batch_size):
             if len(batch) == batch_size:
-                yield [own[i] for i in batch]
+                yield [indices[i] for i in batch]
             else:
-                rest += [own[i] for i in batch]
-    for batch in by_length([rows[i] for i in rest], batch_size):
-        yield [rest[i] for i in batch]
+                remaining += [indices[i] for i in batch]
+    for batch in by_length([rows[i] for i in remaining], batch_size):
+        yield [remaining[i] for i in batch]

@@ -28,8 +28,8 @@ class Trie:
 
     def forced(self, prefix: Iterable[int]) -> list[int]:
         """Return the tokens that must follow a prefix, up to the next choice or the end of the answer."""
-        said = list(prefix)
-        start = len(said)
-        while (not said or said[-1] != self._end) and len(following := self.after(said)) == 1:
-            said += following
-        return said[start:]
+        tokens = list(prefix)
+        start = len(tokens)
+        while (not tokens or tokens[-1] != self._end) and len(following := self.after(tokens)) == 1:
+            tokens += following
+        return tokens[start:]

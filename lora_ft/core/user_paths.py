@@ -11,10 +11,10 @@ def expanded(path: str | Path) -> Path:
     """Replace ~ or ~user at the start of a path with the home folder.
 
     Raises:
-        UsageError: There is no such user, or no home folder.
+        UsageError: The user does not exist, or has no home folder.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         user = Path(path).parts[0]
-        raise UsageError(f"{path}: {user} is the home folder of nobody here", "write the folder out") from error
+        raise UsageError(f"{path}: {user} has no home folder", "write the full path") from error

@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from lora_ft.core.errors import DataError, LoraFtError, UsageError, raised_as
 from lora_ft.core.tokenizer import IGNORED, Tokenizer, pad
 from lora_ft.data.splits import Example
-from lora_ft.tasks.schema import Lengths
+from lora_ft.tasks.lengths import Lengths
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,13 +67,13 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, lengths: Lengths, 
         Encoded(source, target, example.references)
         for source, target, example in zip(sources, targets, examples, strict=True)
     ]
-    kept = [row for row in rows if len(row.labels) <= lengths.target]
-    if rows and not kept:
+    fitting = [row for row in rows if len(row.labels) <= lengths.target]
+    if rows and not fitting:
         raise UsageError(
             f"all {len(rows):,} {split} targets are longer than lengths.target = {lengths.target} tokens and dropped",
             f"raise lengths.target (the shortest has {min(long):,})",
         )
-    return kept
+    return fitting
 
 
 def collate(rows: Sequence[Encoded], start: int) -> dict[str, Tensor]:

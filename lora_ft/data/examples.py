@@ -1,4 +1,4 @@
-"""Make examples of rows: check every cell, fill the prompt, and count cells that look empty or malformed."""
+"""Convert rows to examples: check every cell, fill the prompt, and count cells that look empty or malformed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ExampleMaker:
         Raises:
             UsageError: No row is left.
         """
-        kept: list[Located] = []
+        usable: list[Located] = []
         left_out: Counter[str] = Counter()
         words: defaultdict[str, Counter[str]] = defaultdict(Counter)
         reprs: defaultdict[str, list[str]] = defaultdict(list)
@@ -91,7 +91,7 @@ class ExampleMaker:
             if empty is not None and self._skips:
                 left_out[empty] += 1
                 continue
-            kept.append((where, row))
+            usable.append((where, row))
             references = cells.get(self._references.name) if self._references is not None else None
             empty_references += sum(map(is_empty, references)) if isinstance(references, list) else 0
             for name, value in {**cells, **{place.name: place.find(row) for place in optional}}.items():
@@ -102,15 +102,15 @@ class ExampleMaker:
                         words[name][word] += 1
                         first.setdefault(name, where)
             unseen = [place for place in unseen if not place.is_in(row)]
-        if rows and not kept:
-            raise UsageError(f"data.{split}: every row has an empty cell", "look at the columns named in the task")
+        if rows and not usable:
+            raise UsageError(f"data.{split}: every row has an empty cell", "check the columns that the task names")
         warnings = [
-            f"{split}: column '{name}': {sum(counts.values()):,} of {len(kept):,} cells are {_either(counts)} as text, "
-            f"first in {first[name]}; leave them empty where they stand for missing values"
+            f"{split}: column '{name}': {counts.total():,} of {len(usable):,} cells are {_either(counts)} as text, "
+            f"first in {first[name]}; leave missing values empty"
             for name, counts in words.items()
         ]
         warnings += [
-            f"{split}: column '{name}': {len(places):,} of {len(kept):,} cells are lists or objects written as text, "
+            f"{split}: column '{name}': {len(places):,} of {len(usable):,} cells are lists or objects written as text, "
             f"first in {places[0]}; write the rows as JSON Lines or parquet, and name the text inside"
             for name, places in reprs.items()
         ]
@@ -119,13 +119,13 @@ class ExampleMaker:
         ]
         if empty_references and self._references is not None:
             warnings.append(
-                f"{split}: column '{self._references.name}': {empty_references:,} references of {len(kept):,} rows are "
-                "empty or null, and are left out"
+                f"{split}: column '{self._references.name}': {empty_references:,} empty or null references in "
+                f"{len(usable):,} rows are left out"
             )
         if left_out:
             columns = " and ".join(f"column '{name}' is empty in {count:,}" for name, count in left_out.items())
             warnings.append(f"{split}: {left_out.total():,} of {len(rows):,} rows left out (skip_empty): {columns}")
-        return Survey(kept, left_out.total(), warnings)
+        return Survey(usable, left_out.total(), warnings)
 
     def target(self, where: str, row: Row, split: str) -> str:
         """Return the target of a row.
@@ -141,7 +141,7 @@ class ExampleMaker:
         return text
 
     def example(self, where: str, row: Row, split: str) -> Example:
-        """Return the example of a row. The errors are those of `target`."""
+        """Return the example of a row. Raises the errors of `target`."""
         target = self.target(where, row, split)
         prompt = self._filled(where, row)
         references: tuple[str, ...] = (target,)
@@ -204,7 +204,7 @@ class ExampleMaker:
                 text = text_of(value, column, several=several)
         except UsageError as error:
             lists = isinstance(value, list) and not several and not self._codec.nests
-            more = "; several acceptable targets belong into data.references" if lists else ""
+            more = "; several acceptable targets belong in data.references" if lists else ""
             raise UsageError(f"{where}: {error.message}", error.remedy + more) from error
         _require_sound(text, column, where)
         try:
@@ -221,10 +221,10 @@ def _is_undivided(row: Row) -> bool:
 def _json(value: Any, column: str) -> str:
     """Return a value as JSON text; types that JSON lacks are converted or refused as in `text_of`."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=lambda other: _plain(other, column))
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=lambda item: _plain(item, column))
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"column '{column}' holds a number that JSON has not (NaN or Infinity)", "write null or text"
+            f"column '{column}' holds a number that JSON lacks (NaN or Infinity)", "write null or text"
         ) from error
 
 

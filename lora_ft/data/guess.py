@@ -72,19 +72,19 @@ def guess_task(rows: Sequence[Mapping[str, Any]], *, target: str | None = None) 
     if len(columns) < 2:
         raise UsageError(
             f"the rows have {_listed(columns)}, and a task needs a column to read and a column to write",
-            "add a column, or name another file; exports of chats are read as they are",
+            "add a column, or name another file; exports of chats need no columns",
         )
     if target is not None:
         return _with_target(sample, columns, _required(sample, columns, target))
     named = _conversation(columns) or _by_names(sample, columns)
     if named is not None:
         return named
-    written = _first(columns, (*_PLAIN_TARGETS, *_SUMMARIES, *_LABELS, *_TARGETS)) or _second_of_two(columns)
-    if written is None:
+    target = _first(columns, (*_PLAIN_TARGETS, *_SUMMARIES, *_LABELS, *_TARGETS)) or _second_of_two(columns)
+    if target is None:
         raise UsageError(
             f"cannot tell which column the model writes (columns: {', '.join(columns)})", "add --target COLUMN"
         )
-    return _with_target(sample, columns, written)
+    return _with_target(sample, columns, target)
 
 
 def references_of(rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -175,11 +175,11 @@ def _by_names(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Gues
 
 def _with_target(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], target: str) -> Guess:
     """Return the guess for a known target, from its texts and those of the most likely source."""
-    others = [name for name in columns if name != target and target not in name.split("[")[0]]
-    if not others:
-        raise UsageError(f"no column is left beside the target {target}", "add a column that the model reads")
-    source = _first(others, (*_QUESTIONS, *_DOCUMENTS, *_SOURCES)) or max(
-        others, key=lambda name: _typical(texts_of(rows, name))
+    inputs = [name for name in columns if name != target and target not in name.split("[")[0]]
+    if not inputs:
+        raise UsageError(f"the rows have no column besides the target {target}", "add a column for the model to read")
+    source = _first(inputs, (*_QUESTIONS, *_DOCUMENTS, *_SOURCES)) or max(
+        inputs, key=lambda name: _typical(texts_of(rows, name))
     )
     sources, targets = texts_of(rows, source), texts_of(rows, target)
     reasons = [f"the model reads `{source}` and writes `{target}`"]
@@ -221,7 +221,7 @@ def _placeholder(rows: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def _are_labels(texts: Sequence[str]) -> bool:
-    """Return whether texts are short and occur five times or more on average."""
+    """Return whether texts are short and occur at least five times on average."""
     distinct = set(texts)
     return 2 <= len(distinct) <= len(texts) / 5 and max(map(len, distinct)) <= _MAX_LABEL
 

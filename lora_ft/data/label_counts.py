@@ -37,7 +37,7 @@ def label_warnings(task: Task, counts: Mapping[str, Mapping[str, int]]) -> list[
         most, least = (choose(trained, key=trained.__getitem__) for choose in (max, min))
         warnings.append(
             f"labels are imbalanced: {trained[most]:,} training rows of {most!r}, {trained[least]:,} of {least!r}; "
-            "set data.oversample=true, and choose by macro_f1 (train.metric_for_best_model)"
+            "set data.oversample=true and train.metric_for_best_model=macro_f1"
         )
     return warnings
 

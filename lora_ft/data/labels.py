@@ -26,14 +26,14 @@ def check_labels(task: Task, tokenizer: Tokenizer) -> None:
     """
     rows = label_tokens(task.known_labels, tokenizer)
     limits = {"lengths.target": task.lengths.target, "generate.max_new_tokens": task.max_new_tokens}
-    seen: dict[tuple[int, ...], str] = {}
+    by_tokens: dict[tuple[int, ...], str] = {}
     for label, row, text in zip(task.known_labels, rows, tokenizer.decode(rows), strict=True):
         if tokenizer.unknown in row:
-            raise UsageError(f"the label {label!r} has characters that T5's vocabulary lacks", "spell it otherwise")
-        if (other := seen.setdefault(tuple(row), label)) != label:
-            raise UsageError(f"the labels {other!r} and {label!r} are the same to T5's tokenizer", "rename one of them")
+            raise UsageError(f"the label {label!r} has characters that T5's vocabulary lacks", "spell it differently")
+        if (same := by_tokens.setdefault(tuple(row), label)) != label:
+            raise UsageError(f"the labels {same!r} and {label!r} have the same tokens", "rename one of the two")
         if text != label:
-            raise UsageError(f"the label {label!r} comes back from T5's tokenizer as {text!r}", "write it so")
+            raise UsageError(f"T5's tokenizer changes the label {label!r} to {text!r}", "use that spelling")
         for name, limit in limits.items():
             if len(row) + 1 > limit:
                 raise UsageError(
@@ -47,5 +47,5 @@ def require_label(text: str, labels: Sequence[str], where: str) -> None:
         return
     near = difflib.get_close_matches(text.strip(), labels, n=1, cutoff=0.5)
     several = ", ".join(map(repr, labels[:8])) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
-    meant = f"did you mean {near[0]!r}?" if near else f"it has {several}"
-    raise LoraFtError(f"{where}: {text!r} is not among the task's labels", meant)
+    remedy = f"did you mean {near[0]!r}?" if near else f"use one of {several}"
+    raise LoraFtError(f"{where}: {text!r} is not among the task's labels", remedy)

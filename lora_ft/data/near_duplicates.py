@@ -27,21 +27,21 @@ def near_duplicates(texts: Sequence[str], pool: Iterable[str], *, alike: float =
         pool: Texts to search.
         alike: Lowest Jaccard index of near duplicates, above 0.
     """
-    wanted = [runs(text) for text in texts]
-    often = Counter(chain.from_iterable(wanted))
+    sets = [runs(text) for text in texts]
+    often = Counter(chain.from_iterable(sets))
     index: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
-    for at, own in enumerate(wanted):
-        for run in _rarest(own, often, alike):
+    for at, text_runs in enumerate(sets):
+        for run in _rarest(text_runs, often, alike):
             index[run].append(at)
-    found: dict[int, int] = {}
+    duplicates: dict[int, int] = {}
     for at, text in enumerate(pool):
-        other = runs(text)
-        if sum(run in often for run in other) < alike * len(other):
+        pool_runs = runs(text)
+        if sum(run in often for run in pool_runs) < alike * len(pool_runs):
             continue
-        for near in {i for run in _rarest(other, often, alike) for i in index.get(run, ())} - found.keys():
-            if len(wanted[near] & other) >= alike * len(wanted[near] | other):
-                found[near] = at
-    return found
+        for near in {i for run in _rarest(pool_runs, often, alike) for i in index.get(run, ())} - duplicates.keys():
+            if len(sets[near] & pool_runs) >= alike * len(sets[near] | pool_runs):
+                duplicates[near] = at
+    return duplicates
 
 
 def runs(text: str) -> set[tuple[str, ...]]:
@@ -50,7 +50,7 @@ def runs(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[at : at + _RUN]) for at in range(max(1, len(words) - _RUN + 1))} if words else set()
 
 
-def _rarest(own: set[tuple[str, ...]], often: Counter[tuple[str, ...]], alike: float) -> list[tuple[str, ...]]:
-    """Return the rarest runs of a set, enough that any two similar sets share one of them."""
-    count = len(own) - math.ceil(alike * len(own) - 1e-9) + 1
-    return sorted(own, key=lambda run: (often[run], run))[:count] if own else []
+def _rarest(members: set[tuple[str, ...]], often: Counter[tuple[str, ...]], alike: float) -> list[tuple[str, ...]]:
+    """Return the rarest runs of a set, enough that any two similar sets share at least one."""
+    count = len(members) - math.ceil(alike * len(members) - 1e-9) + 1
+    return sorted(members, key=lambda run: (often[run], run))[:count] if members else []

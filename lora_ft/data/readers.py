@@ -75,16 +75,16 @@ def find_files(root: Path, names: str | list[str], key: str, *, folders: bool = 
         try:
             expanded = Path(name).expanduser()
             path = root / expanded
-            found = [path] if path.exists() else _matching(root, str(expanded), folders=folders)
+            paths = [path] if path.exists() else _matching(root, str(expanded), folders=folders)
         except (OSError, ValueError, RuntimeError) as error:  # an unknown ~user, a null character, a name too long
-            raise UsageError(f"{key}: {name!r} is no usable name ({first_line(error)})", "correct the name") from error
-        if not found:
+            raise UsageError(f"{key}: {name!r} is not a valid path ({first_line(error)})", "correct it") from error
+        if not paths:
             raise UsageError(
                 f"{key}: no file {path}", "correct the name, or set data.root to the folder it starts from"
             )
-        if not (path.is_file() or found != [path] or (folders and path.is_dir())):
+        if not (path.is_file() or paths != [path] or (folders and path.is_dir())):
             raise UsageError(f"{key}: {path} is {kind_of_file(path)}, not a file", "name files with rows")
-        yield from found
+        yield from paths
 
 
 def _matching(root: Path, pattern: str, *, folders: bool) -> list[Path]:
@@ -98,7 +98,7 @@ def _read(content: Content, key: str, layout: Layout) -> list[Located]:
     ending = content.ending
     is_json = ending in (".jsonl", ".ndjson", ".json", _TEXT)
     if layout.field is not None and not is_json:
-        raise UsageError(f"{key}: {content.file} is not JSON, and data.field is for JSON", "remove data.field")
+        raise UsageError(f"{key}: {content.file} is not JSON, so data.field has no effect", "remove data.field")
     if ending == ".parquet":
         return read_parquet(content)
     if not is_json:
@@ -116,6 +116,6 @@ def _ending(file: Path) -> str:
 
 def _unreadable(file: Path, key: str) -> UsageError:
     return UsageError(
-        f"{key}: {file} has no reader",
-        f"formats: {', '.join(READERS)}, each also compressed ({', '.join(COMPRESSED)}); JSON also in {_TEXT}",
+        f"{key}: {file} has an unsupported format",
+        f"use {', '.join(READERS)}, each optionally compressed ({', '.join(COMPRESSED)}), or JSON in {_TEXT}",
     )

@@ -63,24 +63,24 @@ class RowRecord:
 
     def changes(self, now: RowRecord) -> list[str]:
         """Return a phrase for each difference between this record and `now`; none if a run may resume."""
-        found = []
+        changes = []
         for name in SPLITS:
             before, after = self.splits[name], now.splits[name]
-            others = sum((Counter(after) - Counter(before)).values())
+            replaced = sum((Counter(after) - Counter(before)).values())
             if len(before) != len(after):
-                found.append(f"{name}: {_rows(len(after))}, was {len(before):,}")
-            elif others:
-                found.append(f"{name}: {others:,} of {_rows(len(after))} are others")
+                changes.append(f"{name}: {_rows(len(after))}, was {len(before):,}")
+            elif replaced:
+                changes.append(f"{name}: {replaced:,} of {_rows(len(after))} are different")
             elif name in _ORDERED and list(before) != list(after):
-                found.append(f"{name}: the same rows in another order")
+                changes.append(f"{name}: the same rows in another order")
         trained = set(self.splits["train"])
         for name in ("validation", "test"):
             moved = sum(row in trained for row in set(now.splits[name]) - set(self.splits[name]))
             if moved == 1:
-                found.append(f"1 row that was trained on is now a {name} row")
+                changes.append(f"1 row that was trained on is now a {name} row")
             elif moved:
-                found.append(f"{moved:,} rows that were trained on are now {name} rows")
-        return found
+                changes.append(f"{moved:,} rows that were trained on are now {name} rows")
+        return changes
 
 
 def _rows(count: int) -> str:

@@ -54,8 +54,8 @@ def _of_line(line: str) -> Iterator[str]:
             if sentence := line[start : match.end()].strip():
                 yield sentence
             start = match.end()
-    if rest := line[start:].strip():
-        yield rest
+    if remainder := line[start:].strip():
+        yield remainder
 
 
 def _ends(line: str, start: int, match: re.Match[str]) -> bool:

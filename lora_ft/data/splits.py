@@ -1,4 +1,4 @@
-"""Load the splits of a task: read, check and split its rows, and make examples of them."""
+"""Load the splits of a task: read, check and split its rows, and convert them to examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lora_ft.data.readers import Layout, Located, read_rows
 from lora_ft.data.stratified import cut, oversampled
 from lora_ft.tasks.data import Data
 from lora_ft.tasks.rows import RowsInMemory
-from lora_ft.tasks.schema import AUTO, MAX_LABELS, SPLITS, Task
+from lora_ft.tasks.schema import AUTO, MAX_LABELS, SPLITS, SplitName, Task
 
 __all__ = ["Example", "Splits", "load_splits", "require", "training_examples", "with_labels"]
 
@@ -44,26 +44,26 @@ class Splits:
     @property
     def overlap(self) -> int:
         """Number of validation and test prompts that are identical to a training prompt."""
-        seen = {example.prompt for example in self.train}
-        return sum(example.prompt in seen for example in (*self.validation, *self.test))
+        prompts = {example.prompt for example in self.train}
+        return sum(example.prompt in prompts for example in (*self.validation, *self.test))
 
 
 @raised_as(DataError)
 def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
-    """Read the splits named in `only`; the others are left empty.
+    """Read the splits named in `only`, and leave the others empty.
 
     Raises:
         UsageError: A file or column is missing, a cell does not hold text, or a requested split is empty.
         LoraFtError: A file is damaged, a cell is empty, or a target is not one of the task's labels.
     """
     data = task.data
-    wanted = set(only)
+    requested = set(only)
     shares = _shares_to_cut(data)
     sources = {
         name: source
         for name in SPLITS
         if (source := getattr(data, name)) is not None
-        and (name in wanted or (name == "train" and wanted & set(shares)))
+        and (name in requested or (name == "train" and requested & set(shares)))
     }
     chats = ChatRows()
     if data.chat is not None:
@@ -72,12 +72,12 @@ def load_splits(task: Task, only: Sequence[str] = SPLITS) -> Splits:
     else:
         rows = {name: _read(data, name, source) for name, source in sources.items()}
     maker = ExampleMaker(task)
-    surveys = {name: maker.survey(found, name) for name, found in rows.items()}
+    surveys = {name: maker.survey(located, name) for name, located in rows.items()}
     rows = {name: survey.rows for name, survey in surveys.items()}
     if data.chat is None and shares and "train" in rows:  # also if only training rows are requested
         rows |= _cut(rows["train"], shares, task, maker)
-    kept = {name: found[: getattr(data.limit, name)] for name, found in rows.items() if name in wanted}
-    examples = {name: [maker.example(where, row, name) for where, row in kept.get(name, [])] for name in SPLITS}
+    limited = {name: located[: getattr(data.limit, name)] for name, located in rows.items() if name in requested}
+    examples = {name: [maker.example(where, row, name) for where, row in limited.get(name, [])] for name in SPLITS}
     return Splits(
         **examples,
         left_out={name: survey.left_out for name, survey in surveys.items() if survey.left_out},
@@ -101,15 +101,17 @@ def with_labels(task: Task, train: Sequence[Example] | None = None) -> Task:
         return task
     train = load_splits(task, ["train"]).train if train is None else train
     if not train:
-        raise UsageError("labels = auto are the targets of training rows, and there are none", "list the labels")
+        raise UsageError("labels = auto requires training rows, and the task has none", "list the labels")
     labels = sorted({example.target.strip() for example in train})
     if len(labels) > MAX_LABELS:
         raise UsageError(
             f"the training rows have {len(labels):,} distinct targets, too many for labels (at most {MAX_LABELS:,})",
-            "leave labels out: the answers are free text",
+            "remove labels, since the answers are free text",
         )
     if len(labels) == 1:  # a list of one label is refused, so the finished run could not be loaded
-        raise UsageError(f"all training rows have the label {labels[0]!r}", "add rows of another, or remove labels")
+        raise UsageError(
+            f"all training rows have the label {labels[0]!r}", "add rows of another label, or remove labels"
+        )
     return task.model_copy(update={"labels": labels})
 
 
@@ -131,6 +133,16 @@ def require(splits: Splits, name: str, task: Task) -> list[Example]:
             f"set data.{name}, or data.split.{name} to cut a share off the training rows",
         )
     return examples
+
+
+def split_to_score(task: Task) -> SplitName:
+    """Return the split that scores are computed on by default: test, or validation for a task without test rows."""
+    data = task.data
+
+    def has_rows(name: SplitName) -> bool:
+        return getattr(data, name) is not None or (data.split is not None and getattr(data.split, name) > 0)
+
+    return "validation" if has_rows("validation") and not has_rows("test") else "test"
 
 
 def _shares_to_cut(data: Data) -> dict[str, float]:
@@ -160,7 +172,7 @@ def _read(data: Data, name: str, source: str | list[str]) -> list[Located]:
         rows = _read_hub(data, str(source), key)
         place = f"{data.hub} {source}"
     if not rows:
-        raise UsageError(f"{key}: {place} holds no rows", "give another file, or remove the key")
+        raise UsageError(f"{key}: {place} has no rows", "give another file, or remove the key")
     return rows
 
 

@@ -29,7 +29,7 @@ def cut(
         if size == 0:
             raise UsageError(
                 f"data.split.{name} = {shares[name]:g} of {count:,} row{'s' * (count != 1)} leaves {name} empty",
-                f"give more rows or a larger share, or set data.split.{name}=0",
+                f"add rows, give a larger share, or set data.split.{name}=0",
             )
     if sum(sizes.values()) >= count:
         raise UsageError(f"data.split leaves no training rows of {count}", "give smaller shares")
@@ -53,23 +53,23 @@ def oversampled(labels: Sequence[str], seed: int) -> list[int]:
     groups = _grouped(range(len(labels)), labels)
     most, draw = max(map(len, groups.values()), default=0), random.Random(seed)
     numbers = list(range(len(labels)))
-    for own in groups.values():
-        whole, rest = divmod(most - len(own), len(own))
-        numbers += own * whole + sorted(draw.sample(own, rest))
+    for members in groups.values():
+        whole, extra = divmod(most - len(members), len(members))
+        numbers += members * whole + sorted(draw.sample(members, extra))
     return numbers
 
 
 def _stratified(
     order: Sequence[int], sizes: Mapping[str, int], shares: Mapping[str, float], labels: Sequence[str]
 ) -> dict[str, list[int]]:
-    """Distribute the rows of each label by the largest-remainder method, and keep one of each label for training."""
+    """Distribute the rows of each label by the largest-remainder method, and keep a row of each label for training."""
     counts = Counter(labels)
     alone = [label for label in counts if counts[label] == 1]
     if alone:
         more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
         raise UsageError(
             f"the label {alone[0]!r}{more} has a single row, and data.split cuts splits that should each have one",
-            "add rows of it, leave it out, or name files in data.validation and data.test",
+            "add rows of it, remove it, or name files in data.validation and data.test",
         )
     groups = _grouped(order, labels)
     free = {label: groups[label] for label in sorted(groups)}
@@ -82,11 +82,11 @@ def _stratified(
             if not able:
                 break
             quota[max(able, key=lambda label: exact[label] - quota[label])] += 1
-        taken = {i for label in free for i in free[label][: quota[label]]}
-        out[name] = [i for i in order if i in taken]
+        selected = {i for label in free for i in free[label][: quota[label]]}
+        out[name] = [i for i in order if i in selected]
         free = {label: rows[quota[label] :] for label, rows in free.items()}
-    left = {i for rows in free.values() for i in rows}
-    return out | {"train": [i for i in order if i in left]}
+    remaining = {i for rows in free.values() for i in rows}
+    return out | {"train": [i for i in order if i in remaining]}
 
 
 def _grouped(order: Iterable[int], labels: Sequence[str]) -> dict[str, list[int]]:

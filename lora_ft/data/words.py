@@ -10,7 +10,7 @@ import regex
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
 if TYPE_CHECKING:
-    from lora_ft.tasks.schema import Evaluate
+    from lora_ft.tasks.evaluate import Evaluate
 
 ENGLISH = "en"
 # Scripts without spaces between words: each character is a token, together with its marks.
@@ -69,8 +69,8 @@ class WithoutStopWords(Tokenizer):
     def tokenize(self, text: str) -> list[str]:
         """Return the words of a text."""
         words, spelt = self._tokenizer.tokenize(text), self._plain.tokenize(text)
-        kept = [word for word, spelling in zip(words, spelt, strict=True) if spelling not in STOP_WORDS]
-        return kept or words
+        content_words = [word for word, spelling in zip(words, spelt, strict=True) if spelling not in STOP_WORDS]
+        return content_words or words
 
 
 def pieces(text: str) -> list[str]:
@@ -88,15 +88,15 @@ def is_unicode(settings: Evaluate) -> bool:
 def tokenizer_of(settings: Evaluate) -> Tokenizer:
     """Return the tokenizer of a task. The stemmer supports English only, and is not used for other languages."""
     kind = UnicodeTokenizer if is_unicode(settings) else DefaultTokenizer
-    made = kind(settings.use_stemmer and settings.language == ENGLISH)
-    return WithoutStopWords(made, kind(False)) if settings.stop_words else made
+    tokenizer = kind(settings.use_stemmer and settings.language == ENGLISH)
+    return WithoutStopWords(tokenizer, kind(False)) if settings.stop_words else tokenizer
 
 
 def dropped_share(texts: Iterable[str]) -> float:
     """Return the share of letters and digits that rouge-score's default drops, which is all outside ASCII."""
-    every = dropped = 0
+    total = dropped = 0
     for text in texts:
-        found = _CHARACTER.findall(text.lower())
-        every += len(found)
-        dropped += sum(not character.isascii() for character in found)
-    return dropped / every if every else 0.0
+        characters = _CHARACTER.findall(text.lower())
+        total += len(characters)
+        dropped += sum(not character.isascii() for character in characters)
+    return dropped / total if total else 0.0

@@ -1,4 +1,4 @@
-"""Prepare a run's adapter for a bank: its A and B matrices, and PyTorch's answers to compare the bank with."""
+"""Prepare a run's adapter for a bank: its A and B matrices, and PyTorch's answers to verify the bank against."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import T5ForConditionalGeneration
 
-# Settings of peft that store more than A and B, and the value that turns each off.
-_OFF: dict[str, Any] = {
+# Settings of peft that store more than A and B, with the value that disables each.
+_DISABLED: dict[str, Any] = {
     "use_dora": False,
     "bias": "none",
     "lora_bias": False,
@@ -42,7 +42,7 @@ _OFF: dict[str, Any] = {
     "layer_replication": None,
 }
 
-# Initializations that change the base's weights. Unless converted, such an adapter fits only the changed base.
+# Initializations that change the base's weights. Such an adapter fits only the changed base unless it was converted.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
@@ -66,7 +66,7 @@ class VerificationSettings:
 
 
 class PeftReference:
-    """A base in PyTorch that carries one adapter at a time, so that it is loaded only once for all adapters.
+    """A base in PyTorch with one adapter at a time, so that the base is loaded only once for all adapters.
 
     Attributes:
         base: The base.
@@ -79,14 +79,14 @@ class PeftReference:
         self._current: tuple[Run | PeftAdapter, PeftModel] | None = None
 
     def plain(self) -> T5ForConditionalGeneration:
-        """Return the base without an adapter, valid until the next call of `adapted`."""
+        """Return the base without an adapter. It is valid until the next call of `adapted`."""
         if self._current is not None:
             self._current[1].unload()
             self._current = None
         return self._model
 
     def adapted(self, run: Run | PeftAdapter) -> PeftModel:
-        """Return the base with a run's adapter, valid until another run or `plain` is asked for.
+        """Return the base with a run's adapter. It is valid until the call for another run, or of `plain`.
 
         Raises:
             UsageError, LoraFtError: The adapter cannot be loaded (see `load_adapter`).
@@ -100,10 +100,10 @@ def named_runs(runs: Sequence[str]) -> dict[str, Run | PeftAdapter]:
     """Return runs and adapters by name.
 
     Args:
-        runs: Folders, or NAME=FOLDER. By default a run is named after its task, an adapter after its folder.
+        runs: Folders, or NAME=FOLDER. Default name: that of a run's task, or of an adapter's folder.
 
     Raises:
-        UsageError: A folder holds no adapter, or two adapters have the same name.
+        UsageError: A folder contains no adapter, or two adapters have the same name.
     """
     adapters: dict[str, Run | PeftAdapter] = {}
     for text in runs:
@@ -111,11 +111,11 @@ def named_runs(runs: Sequence[str]) -> dict[str, Run | PeftAdapter]:
         run = open_adapter(folder)
         if run.task is not None and run.task.method != "lora":
             raise UsageError(
-                f"the run {folder} has no adapter (method {run.task.method})", "choose runs of method lora for a bank"
+                f"the run {folder} has no adapter (method {run.task.method})", "use runs of method lora for a bank"
             )
         name = name or name_of(run)
         if name in adapters:
-            raise UsageError(f"two adapters have the name {name!r}", f"name one of them with NAME={folder}")
+            raise UsageError(f"two adapters have the name {name!r}", f"rename one with NAME={folder}")
         adapters[name] = run
     return adapters
 
@@ -128,12 +128,12 @@ def prepare_bank_adapter(
     Args:
         name: Name of the adapter.
         run: Run, or adapter that peft saved.
-        reference: Base of the adapter. It is used again when the adapter is added to the bank.
+        reference: Base of the adapter. It is used again during `add_adapter`.
         checks: Settings of the comparison with PyTorch.
         progress: Receives stages and steps.
 
     Raises:
-        UsageError: The adapter has more than A and B of linear layers.
+        UsageError: The adapter has other parts than A and B of linear layers.
         LoraFtError: The adapter is damaged, or its dimensions differ from the base's.
     """
     progress.stage(f"reading {name}")
@@ -144,7 +144,7 @@ def prepare_bank_adapter(
     examples = examples_of(task, checks.split, progress)
     prompts = [example.prompt for example in examples[: checks.rows]] or SENTENCES
 
-    def references() -> Iterator[Reference]:  # computed on demand, as the logits of many adapters need much memory
+    def references() -> Iterator[Reference]:  # computed on demand, since logits of many adapters need too much memory
         return references_of(reference.adapted(run), tokenizer, prompts, metadata, progress)
 
     def judge(generator: Generator, name: str) -> Mapping[str, Any]:
@@ -171,11 +171,15 @@ def prepare_bank_adapter(
 
 
 def _require_plain_lora(run: Run | PeftAdapter) -> None:
-    """Raise UsageError if an adapter has more than A and B."""
+    """Raise UsageError if an adapter has other parts than A and B."""
     from safetensors import safe_open
 
     config = adapter_config(run.adapter)
-    extras = [f"{key} {config[key]!r}" for key, off in _OFF.items() if config.get(key) not in (off, [], {}, None)]
+    extras = [
+        f"{key} {config[key]!r}"
+        for key, disabled in _DISABLED.items()
+        if config.get(key) not in (disabled, [], {}, None)
+    ]
     if config.get("peft_type") != "LORA":
         extras.insert(0, f"peft_type {config.get('peft_type')!r}")
     if isinstance(start := config.get("init_lora_weights"), str) and start.startswith(_CHANGES_BASE):
@@ -185,8 +189,8 @@ def _require_plain_lora(run: Run | PeftAdapter) -> None:
             extras = [name for name in weights.keys() if not name.endswith((".lora_A.weight", ".lora_B.weight"))]  # noqa: SIM118
     if extras:
         raise UsageError(
-            f"the adapter of {run.folder} is more than A and B of linear layers: it has {extras[0]}",
-            "export it as a bundle of its own, since a bank cannot hold it",
+            f"the adapter of {run.folder} has {extras[0]}, which a bank cannot store",
+            "export it as a separate bundle",
         )
 
 
@@ -199,8 +203,8 @@ def _low_rank(model: PeftModel, run: Run | PeftAdapter) -> dict[str, LowRank]:
             matrices[layer] = LowRank(np.array(a), b * np.float32(module.scaling["default"]))
     if "lm_head" in matrices:
         raise UsageError(
-            f"the adapter of {run.folder} adapts the head",
-            "export it as a bundle of its own, since a bank cannot hold it",
+            f"the adapter of {run.folder} adapts the head, which a bank cannot store",
+            "export it as a separate bundle",
         )
     return matrices
 
@@ -208,17 +212,17 @@ def _low_rank(model: PeftModel, run: Run | PeftAdapter) -> dict[str, LowRank]:
 def _judge(
     generator: Generator, name: str, backend: TorchBackend, gate: QualityGate, progress: Progress
 ) -> Mapping[str, Any]:
-    """Score the bank's answers against PyTorch's, and return entries for the manifest.
+    """Compare the scores of the bank's and of PyTorch's answers, and return entries for the manifest.
 
     Raises:
         GateError: The bank loses too much quality.
     """
     progress.stage(f"scoring {name}", 2 * len(gate.examples))
     options = {**gate.task.generation_options(), "do_sample": False}
-    exact = [answer.text for answer in backend.generate(gate.prompts, options, done=progress.advance)]
+    exact = [answer.text for answer in backend.generate(gate.prompts, options, on_progress=progress.advance)]
     rounded = generator.generate(gate.prompts, adapter=name, prompt_lookup=False, do_sample=False)
     progress.advance(2 * len(gate.examples))
     change = gate.difference(gate.score(rounded), gate.score(exact))
     remedy = "choose another --precision of the bank, raise --max-rouge-drop, or add --force"
     gate.require(change, f"the adapter {name!r} in this bank", "PyTorch", remedy)
-    return {"gate": {**gate.record(gate.holds(change)), "difference": change.mean}}
+    return {"gate": {**gate.record(gate.passes(change)), "difference": change.mean}}

@@ -32,12 +32,12 @@ def entries(bank: Path) -> list[Entry]:
     """Return the adapters of a bank, by name.
 
     Raises:
-        UsageError: the folder is not a bank.
-        LoraFtError: the bank is damaged.
+        UsageError: The folder is not a bank.
+        LoraFtError: The bank is damaged.
     """
     content = manifest.read_manifest(bank)
     if not manifest.is_bank(bank):
-        raise UsageError(f"{bank} takes no adapters", "make a bank with `lora-ft export --adapters RUN…`")
+        raise UsageError(f"{bank} is not a bank", "create a bank with `lora-ft export --adapters RUN…`")
     with sound_content(f"the list of adapters in {bank / manifest.NAME}", "export the bank again"):
         return [
             Entry(name, entry["bytes"], Report(**entry["parity"]), entry.get("gate"))

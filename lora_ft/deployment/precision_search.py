@@ -15,7 +15,7 @@ from lora_ft.deployment.quality_gate import QualityGate
 from lora_ft.evaluation.metrics import Estimate, Scored
 from lora_ft.export.bundle.publish import Candidate
 
-_SOURCE_TOKENS, _NEW_TOKENS, _ROUNDS = 128, 32, 5  # of each timing
+_SOURCE_TOKENS, _NEW_TOKENS, _ROUNDS = 128, 32, 5  # per timing
 _BATCH_SIZES = (1, 8)
 
 
@@ -29,7 +29,7 @@ class Tradeoff:
         milliseconds: Time per generated token of the whole batch, by batch size.
         score: Score of the answers, 0 to 100.
         difference: Change from fp32 on the same rows, with the paired interval.
-        identical: Share of answers that equal fp32's.
+        identical: Share of answers that are identical to fp32's.
         holds: Whether the change passes the quality gate.
     """
 
@@ -44,12 +44,12 @@ class Tradeoff:
 
 @dataclass
 class PrecisionSelector:
-    """Chooses among candidates by their answers to rows of a task: a `Choose` for `write_bundle`.
+    """The choice of a precision by answers to rows of a task, called by `write_bundle` as a `Choose`.
 
     Attributes:
-        gate: Rows to answer, and the loss that is allowed. If it is forced, the last candidate is published.
+        gate: Rows to answer, and the allowed loss. With `force`, the last candidate is selected.
         progress: Receives stages and steps.
-        table: One entry for each candidate, available after the choice.
+        table: One entry per candidate, available after the call.
     """
 
     gate: QualityGate
@@ -57,10 +57,10 @@ class PrecisionSelector:
     table: Sequence[Tradeoff] = ()
 
     def __call__(self, candidates: Sequence[Candidate]) -> tuple[Candidate, Mapping[str, Any]]:
-        """Return the fastest candidate whose quality holds, and the record of the choice.
+        """Return the fastest candidate that passes the quality gate, and the record of the choice.
 
         Raises:
-            GateError: One precision was asked for, and it loses too much quality.
+            GateError: A single precision was requested, and it loses too much quality.
         """
         answers = [self._answers(candidate) for candidate in candidates]
         scores = [self.gate.score(texts) for texts in answers]
@@ -71,19 +71,19 @@ class PrecisionSelector:
             for candidate, speed, texts, rows in zip(candidates, speeds, answers, scores, strict=True)
         ]
         rows = list(zip(candidates, self.table, strict=True))
-        if self.gate.force or len(candidates) == 2:  # fp32 and the one that was asked for
-            chosen, row = rows[-1]
+        if self.gate.force or len(candidates) == 2:  # fp32 and the requested precision
+            selected, row = rows[-1]
             remedy = "choose another --precision, raise --max-rouge-drop, or add --force"
             self.gate.require(row.difference, f"precision {row.precision}", "fp32", remedy)
         else:
-            holding = [pair for pair in rows if pair[1].holds]
-            chosen, row = min(holding, key=lambda pair: statistics.geometric_mean(pair[1].milliseconds.values()))
-        return chosen, {"gate": self.gate.record(row.holds), "tradeoff": [asdict(entry) for entry in self.table]}
+            passing = [pair for pair in rows if pair[1].holds]
+            selected, row = min(passing, key=lambda pair: statistics.geometric_mean(pair[1].milliseconds.values()))
+        return selected, {"gate": self.gate.record(row.holds), "tradeoff": [asdict(entry) for entry in self.table]}
 
     def _answers(self, candidate: Candidate) -> list[str]:
         generator, prompts = candidate.generator, self.gate.prompts
         self.progress.stage(f"scoring {candidate.precision}", len(prompts))
-        answers = generator.answer(prompts, done=self.progress.advance, prompt_lookup=False, do_sample=False)
+        answers = generator.answer(prompts, on_progress=self.progress.advance, prompt_lookup=False, do_sample=False)
         return generator.tokenizer.decode([answer.tokens for answer in answers])
 
     def _row(
@@ -104,12 +104,15 @@ class PrecisionSelector:
             score=self.gate.estimate(scores),
             difference=change,
             identical=float(np.mean(identical)),
-            holds=self.gate.holds(change),
+            holds=self.gate.passes(change),
         )
 
 
 def milliseconds_per_token(candidates: Sequence[Candidate], progress: Progress) -> list[dict[int, float]]:
-    """Return the median time per token of each candidate by batch size. Candidates alternate, as clock speeds drift."""
+    """Return the median time per token of each candidate by batch size.
+
+    Candidates alternate, since clock speeds drift.
+    """
     medians: list[dict[int, float]] = [{} for _ in candidates]
     finished = 0
     for batch_size in _BATCH_SIZES:
@@ -118,12 +121,12 @@ def milliseconds_per_token(candidates: Sequence[Candidate], progress: Progress) 
         seconds: list[list[float]] = [[] for _ in candidates]
         for turn in range(_ROUNDS + 1):
             for candidate, times in zip(candidates, seconds, strict=True):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 candidate.generator.generate_ids(
                     ids, np.ones_like(ids), max_new_tokens=_NEW_TOKENS, min_new_tokens=_NEW_TOKENS, prompt_lookup=False
                 )
                 if turn:  # the first turn allocates memory
-                    times.append(time.perf_counter() - began)
+                    times.append(time.perf_counter() - start)
             if turn:
                 finished += 1
                 progress.advance(finished)

@@ -1,7 +1,7 @@
-"""The quality gate: how much of its score a model with rounded weights may lose on rows of its task.
+"""The quality gate: the largest loss of score that a model with rounded weights may have on rows of its task.
 
 Exact and rounded weights answer the same rows. The gate compares both scores row by row, so that the interval of the
-difference reflects the rounding and not the choice of rows. An export or a bank is published only if the loss is small
+difference reflects the rounding and not the choice of rows. An export or a bank is published only if the loss is small,
 or if the user forces it.
 """
 
@@ -27,7 +27,7 @@ class QualityGate:
         task: Task whose metric and bootstrap settings apply.
         examples: Rows to answer.
         max_drop: Largest loss that passes, in points of a score from 0 to 100.
-        force: Let a larger loss pass and record that it was forced.
+        force: Accept a larger loss, and record that it was forced.
     """
 
     task: Task
@@ -53,8 +53,8 @@ class QualityGate:
         """Return the change of the score by rounding, with its paired interval."""
         return difference(rounded, exact, **self._bootstrap)
 
-    def holds(self, change: Estimate) -> bool:
-        """Return whether a change is no real loss: small, and either within chance or certainly small."""
+    def passes(self, change: Estimate) -> bool:
+        """Return whether a change passes: its mean is small, and its interval includes zero or only small losses."""
         small = change.mean >= -self.max_drop
         return small and (change.high >= 0 or change.low >= -self.max_drop)
 
@@ -63,11 +63,11 @@ class QualityGate:
 
         Args:
             change: Difference between rounded and exact weights.
-            subject: What was rounded, such as "precision w4".
-            reference: What it was compared with, such as "fp32".
-            remedy: What the user can change.
+            subject: Name of the rounded weights, such as "precision w4".
+            reference: Name of the exact weights, such as "fp32".
+            remedy: Remedy of the error.
         """
-        if not (self.force or self.holds(change)):
+        if not (self.force or self.passes(change)):
             raise GateError(
                 f"{subject} loses too much quality: {self.task.evaluate.metric} changes by {change} against "
                 f"{reference} on {len(self.examples)} rows (allowed: -{self.max_drop:g}); nothing was written",

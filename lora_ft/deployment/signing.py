@@ -1,9 +1,9 @@
 """Signatures of exported folders, by OpenSSF's model-signing with an elliptic-curve key.
 
-The hashes in a manifest reveal damage, but not the author of a bundle. Anyone who changes a file can change its hash
-too, and the model card and the manifest have no hash. A signature covers every file of the folder, including these two,
-and only the owner of the private key can create it. It is created once, over the finished folder. Any later change
-requires a new one, such as adding an adapter to a bank, or the rewriting of paths in `push`.
+The hashes in a manifest reveal damage, but do not prove the author of a bundle. Anyone who changes a file can change
+its hash too, and the model card and the manifest have no hash. A signature covers every file of the folder, including
+these two, and only the owner of the private key can create it. It is created once, over the finished folder. Later
+changes require a new signature, such as adding an adapter to a bank, or the rewriting of paths in `push`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _EXTRA = "pip install 'lora-ft[sign]'"
 
 
 def check_key(key: Path) -> None:
-    """Raise UsageError unless a file holds a private key that can sign. Jobs call this before they start work."""
+    """Raise UsageError unless a file contains a private key for signing. Jobs call it before they start work."""
     _library()
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -26,13 +26,13 @@ def check_key(key: Path) -> None:
     try:
         private = load_pem_private_key(_read(key), password=None)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{key} is not an unencrypted private key in PEM form", _make(key)) from error
+        raise UsageError(f"{key} is not an unencrypted private key in PEM form", _key_remedy(key)) from error
     if not isinstance(private, EllipticCurvePrivateKey):
-        raise UsageError(f"{key} is not a key of an elliptic curve", _make(key))
+        raise UsageError(f"{key} is not an elliptic-curve key", _key_remedy(key))
 
 
 def sign(folder: Path, key: Path) -> Path:
-    """Sign every file of a folder and return the signature's path.
+    """Sign every file of a folder, and return the signature's path.
 
     Args:
         folder: Finished folder. An older signature in it is replaced.
@@ -48,7 +48,7 @@ def sign(folder: Path, key: Path) -> Path:
         config = library.signing.Config().use_elliptic_key_signer(private_key=key)
         config.set_hashing_config(_hashing(path)).sign(folder, path)
     except (OSError, ValueError) as error:
-        raise LoraFtError(f"{folder} could not be signed ({first_line(error)})", "see that it can be read") from error
+        raise LoraFtError(f"{folder} could not be signed ({first_line(error)})", "check its permissions") from error
     return path
 
 
@@ -74,8 +74,8 @@ def check_signature(folder: Path, key: Path) -> None:
         config.set_hashing_config(_hashing(path)).verify(folder, path)
     except Exception as error:  # the library's parsers raise many kinds
         raise LoraFtError(
-            f"the signature of {folder} does not hold for {key} ({first_line(error)})",
-            "do not use this copy; get it again from the one who signed it",
+            f"the signature of {folder} is not valid for {key} ({first_line(error)})",
+            "do not use this copy; get it again from its signer",
         ) from error
 
 
@@ -83,7 +83,7 @@ def _library() -> Any:
     try:
         import model_signing
     except ModuleNotFoundError as error:
-        raise UsageError("signatures need the package model-signing", _EXTRA) from error
+        raise UsageError("signatures need the package model-signing, which is not installed", _EXTRA) from error
     return model_signing
 
 
@@ -97,8 +97,8 @@ def _read(key: Path) -> bytes:
     try:
         return key.read_bytes()
     except OSError as error:
-        raise UsageError(f"the key {key} cannot be read ({first_line(error)})", _make(key)) from error
+        raise UsageError(f"the key {key} cannot be read ({first_line(error)})", _key_remedy(key)) from error
 
 
-def _make(key: Path) -> str:
-    return f"make one with `openssl ecparam -name prime256v1 -genkey -noout -out {key.name}`"
+def _key_remedy(key: Path) -> str:
+    return f"create one with `openssl ecparam -name prime256v1 -genkey -noout -out {key.name}`"

@@ -1,4 +1,4 @@
-"""The PyTorch side of an export: rows, PyTorch's answers to them, and calibration rows."""
+"""The PyTorch side of an export: rows of the task, PyTorch's answers to them, and calibration rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora_ft.export.bundle.assemble import BundleMetadata
 from lora_ft.export.bundle.provenance import Provenance, Score
 from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Reference
-from lora_ft.models.generation import only, own_generation
+from lora_ft.models.generation import model_generation, without_defaults
 from lora_ft.models.loading import MAX_NEW_TOKENS, SOURCE_LENGTH
 from lora_ft.publishing.model_card import Facts
 from lora_ft.publishing.redaction import base_name, data_sources, without_paths
@@ -37,16 +37,16 @@ def codec_of(task: Task | None) -> str:
     return task.codec if task else "none"
 
 
-def bundle_metadata(task: Task | None, base: str, adapter: str, own: Mapping[str, Any]) -> BundleMetadata:
+def bundle_metadata(task: Task | None, base: str, adapter: str, base_options: Mapping[str, Any]) -> BundleMetadata:
     """Return the metadata of a bundle.
 
     Args:
-        task: Task of the model, if it has one.
+        task: Task of the model, or None.
         base: Name of the base.
-        adapter: Name of the adapter, "" if there is none.
-        own: Generation settings of the base, which the task's take precedence over.
+        adapter: Name of the adapter, or "".
+        base_options: Generation settings of the base. Those of the task take precedence.
     """
-    options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS} | dict(own)
+    options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS} | dict(base_options)
     options |= task.generation_options() if task else {}
     labels = options.pop("labels", ())
     return BundleMetadata(
@@ -71,9 +71,9 @@ def bundle_metadata(task: Task | None, base: str, adapter: str, own: Mapping[str
 def scores_of(facts: Facts) -> list[Score]:
     """Return the scores of `evaluate`, or else the validation score that chose the checkpoint."""
     scores = [
-        Score(metric, split, entry["rows"], found["mean"], found["low"], found["high"])
+        Score(metric, split, entry["rows"], estimate["mean"], estimate["low"], estimate["high"])
         for split, entry in facts.scores.items()
-        for metric, found in score_values(entry["scores"]).items()
+        for metric, estimate in score_values(entry["scores"]).items()
     ]
     best, rows = facts.metrics["best_metric"], facts.metrics["rows"]["validation"]
     if not scores and best is not None:
@@ -82,13 +82,13 @@ def scores_of(facts: Facts) -> list[Score]:
 
 
 def examples_of(task: Task | None, split: SplitName, progress: Progress) -> Sequence[Example]:
-    """Return rows of a task, or none if they are missing here."""
+    """Return rows of a task, or none if they are not available on this machine."""
     if task is None:
         return ()
     try:
         return load_splits(task, [split])[split]
     except (UsageError, LoraFtError) as error:
-        progress.note(f"the task's {split} rows are not at hand ({error.message}); using built-in sentences")
+        progress.note(f"the task's {split} rows are not available ({error.message}); using built-in sentences")
         return ()
 
 
@@ -99,39 +99,39 @@ def references_of(
     origin: BundleMetadata,
     progress: Progress,
 ) -> Iterator[Reference]:
-    """Yield PyTorch's greedy text and its logits, in float32 on the CPU, a batch at a time.
+    """Yield batches of PyTorch's greedy answers with their logits, in float32 on the CPU.
 
     Raises:
-        LoraFtError: The logits are no finite numbers.
+        LoraFtError: Logits are NaN or infinite.
     """
     model = model.to("cpu", torch.float32).eval()
-    special = own_generation(model).special
+    special = model_generation(model).special
     rows, limit = tokenizer.encode(prompts, origin.source_length), origin.generation["max_new_tokens"]
     progress.stage("comparing with PyTorch", len(rows))
     finished = 0
     for batch in by_length(rows, _BATCH):
         ids, mask = (torch.from_numpy(array) for array in ragged([rows[i] for i in batch], special.pad))
-        with torch.inference_mode(), only(model, special):
-            made = model.generate(
+        with torch.inference_mode(), without_defaults(model, special):
+            generated = model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, num_beams=1
             )
-            logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=made[:, :-1]).logits
+            logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=generated[:, :-1]).logits
         if not logits.isfinite().all():
             name = origin.adapter or origin.base
             raise LoraFtError(
-                f"the logits of {name} are no finite numbers, as some of its weights are too large",
+                f"the logits of {name} are NaN or infinite, since some of its weights are too large",
                 "train it again with a lower learning rate, or download the checkpoint again",
             )
-        yield Reference(ids.numpy(), mask.numpy(), made[:, 1:].numpy(), logits.float().numpy(), limit)
+        yield Reference(ids.numpy(), mask.numpy(), generated[:, 1:].numpy(), logits.float().numpy(), limit)
         finished += len(batch)
         progress.advance(finished)
 
 
 def samples_of(task: Task | None, tokenizer: Tokenizer, start: int, progress: Progress) -> Iterator[Sample]:
-    """Rows of the task's training split, or the built-in sentences as their own answers, to calibrate with.
+    """Yield calibration rows: training rows of the task, or built-in sentences that are their own targets.
 
     Args:
-        task: Task of the rows, if there is one.
+        task: Task of the rows, or None.
         tokenizer: Tokenizer of the task.
         start: First token of the decoder.
         progress: Receives stages and steps.

@@ -10,6 +10,7 @@ import numpy as np
 from lora_ft.core.plain import plain_fields
 from lora_ft.evaluation.metrics import Estimate
 from lora_ft.evaluation.metrics.statistics import Difference
+from lora_ft.tasks.schema import SplitName
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Contender:
     """Answers and scores of one model.
 
     Attributes:
-        name: Name that the user gave: a run, or a file of answers.
+        name: Run, or file of answers, as the user named it.
         answers: [rows] answers.
         scores: Score of all rows, by name.
         rows: [rows] scores from 0 to 100, by name.
@@ -36,13 +37,14 @@ class Comparison:
     """The result of `compare`.
 
     Attributes:
-        contenders: Models. The others are compared with the first.
+        contenders: Models. All others are compared with the first.
         prompts: Prompt of each row.
         references: Acceptable answers of each row.
-        how: How scores were computed, with the names of the scores.
+        how: Names of scores by their signature (how they were computed).
         by: Score that rows are ordered by.
-        order: Indices of the rows, those first that changed most.
-        warnings: Runs whose own scores were computed in another way.
+        order: Indices of the rows, the most changed row first.
+        split: Split of the runs, or None if all models are files of answers.
+        warnings: Runs whose recorded scores were computed differently.
     """
 
     contenders: list[Contender]
@@ -51,6 +53,7 @@ class Comparison:
     how: dict[str, list[str]]
     by: str
     order: list[int]
+    split: SplitName | None = None
     warnings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -63,9 +66,12 @@ class Comparison:
 
     @property
     def note(self) -> str:
-        """How to read the table of `lines`."""
+        """Return the rows of the table of `lines`, and how to read it."""
+        rows = f"{len(self.prompts):,} {self.split} rows" if self.split else f"{len(self.prompts):,} rows"
         several = "; p is not corrected for several models" if len(self.contenders) > 2 else ""
-        return f"differences from {self.contenders[0].name}, paired by row; p by random swaps, two-sided{several}"
+        return (
+            f"{rows}; differences from {self.contenders[0].name}, paired by row; p by random swaps, two-sided{several}"
+        )
 
     def lines(self) -> list[tuple[str, str, str, str, str]]:
         """Return score, model, value, difference and p for each score of each model."""

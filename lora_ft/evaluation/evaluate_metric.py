@@ -1,8 +1,8 @@
 """This project's scores as a metric of the package `evaluate`.
 
-Training loops and evaluators written for `evaluate` collect answers batch by batch (`add_batch`) and ask for one
-number at the end (`compute`). `TaskMetric` lets them score exactly as `lora-ft evaluate` does, without downloading a
-metric script. The verbs of this project call `lora_ft.evaluation.metrics` directly.
+Training loops and evaluators written for `evaluate` collect answers by batch (`add_batch`) and compute scores at the
+end (`compute`). `TaskMetric` lets them score exactly as `lora-ft evaluate` does, without downloading a metric script.
+Code of this project calls `lora_ft.evaluation.metrics` directly, since `evaluate` copies all texts through Arrow.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import datasets
 import evaluate
 
 from lora_ft.evaluation.metrics import measure
-from lora_ft.tasks.schema import Evaluate
+from lora_ft.tasks.evaluate import Evaluate
 
 
 class TaskMetric(evaluate.Metric):
-    """A metric of `lora_ft.tasks.metric_names.GIVES`, such as "rouge", for several references per prediction.
+    """A metric of `lora_ft.tasks.metric_names.SCORES_OF`, such as "rouge", for several references per prediction.
 
     Args:
         name: Name of the metric.
@@ -33,7 +33,7 @@ class TaskMetric(evaluate.Metric):
         return evaluate.MetricInfo(
             description=f"{self.config_name} as lora-ft computes it, 0 to 100",
             citation="",
-            inputs_description="predictions: texts; references: for each prediction a list of acceptable texts",
+            inputs_description="predictions: texts; references: a list of acceptable texts for each prediction",
             features=datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
         )
 

@@ -1,4 +1,4 @@
-"""Checks for misleading scores: leakage, truncation, empty answers. Each check returns warnings, or none."""
+"""Checks for misleading scores: leakage, truncation, empty answers. Each check returns a list of warnings."""
 
 from __future__ import annotations
 
@@ -14,38 +14,40 @@ from lora_ft.data.words import dropped_share, is_unicode
 from lora_ft.models.backends import Answer
 from lora_ft.tasks.schema import SplitName, Task
 
-_FEW = 0.01  # smaller shares do not change a quoted score
+_NEGLIGIBLE = 0.01  # smaller shares do not change a published score
 _MANY_CUT = 0.05
 
 
-def of_rows(task: Task, split: SplitName, examples: Sequence[Example], *, chosen: bool) -> list[str]:
+def row_warnings(task: Task, split: SplitName, examples: Sequence[Example], *, may_be_selected: bool) -> list[str]:
     """Return warnings about the rows to score.
 
     Args:
         task: Task of the rows.
         split: Split of the rows.
         examples: Rows to score.
-        chosen: Whether the model may be a checkpoint that the task's validation rows chose.
+        may_be_selected: Whether the task's validation rows may have selected the model among checkpoints.
     """
-    found: list[str] = []
+    warnings: list[str] = []
     if split == "train":
-        return ["these are the training rows; the scores say nothing about new ones"]
+        return ["these are the training rows; their scores do not predict scores on new rows"]
     if task.data.train is not None:
         try:
-            found += seen_in_training(task, split, examples, load_splits(task, ["train"]).train)
+            warnings += seen_in_training(task, split, examples, load_splits(task, ["train"]).train)
         except LoraFtError as error:
-            found.append(f"the training rows are not at hand, overlap was not checked ({error.message})")
-    if not chosen:
-        return found
+            warnings.append(f"the training rows are missing, so overlap was not checked ({error.message})")
+    if not may_be_selected:
+        return warnings
     if split == "validation":
-        return [*found, "the checkpoint was chosen by these validation rows; scores are inflated"]
+        return [*warnings, "the checkpoint was selected on these validation rows; scores are inflated"]
     try:
-        return found + chose_the_checkpoint(split, examples, load_splits(task, ["validation"]).validation)
+        return warnings + used_for_selection(split, examples, load_splits(task, ["validation"]).validation)
     except LoraFtError:
-        return [*found, "the validation rows are not at hand; whether they chose the checkpoint was not checked"]
+        return [*warnings, "the validation rows are missing, so overlap with them was not checked"]
 
 
-def of_answers(task: Task, examples: Sequence[Example], answers: Sequence[Answer], tokenizer: Tokenizer) -> list[str]:
+def answer_warnings(
+    task: Task, examples: Sequence[Example], answers: Sequence[Answer], tokenizer: Tokenizer
+) -> list[str]:
     """Return warnings about answers and references."""
     texts = [answer.text for answer in answers]
     references = [text for example in examples for text in example.references]
@@ -61,41 +63,43 @@ def of_answers(task: Task, examples: Sequence[Example], answers: Sequence[Answer
 
 
 def seen_in_training(task: Task, split: str, examples: Sequence[Example], train: Sequence[Example]) -> list[str]:
-    """Warn of rows that equal or nearly equal training rows. The template, which all rows share, is ignored."""
+    """Warn about rows that equal or nearly equal training rows. The template, which all rows share, is ignored."""
     prompts = {example.prompt for example in train}
     same = sum(example.prompt in prompts for example in examples)
-    found = [f"{same:,} {split} prompts are training prompts too; scores are inflated"] if same else []
+    warnings = [f"{same:,} {split} prompts are also training prompts; scores are inflated"] if same else []
     prompt = Prompt(task.prompt)
     new = [i for i, example in enumerate(examples) if example.prompt not in prompts]
-    near = near_duplicates([_text(examples[i], prompt) for i in new], (_text(one, prompt) for one in train))
+    near = near_duplicates([_text(examples[i], prompt) for i in new], (_text(example, prompt) for example in train))
     if near:
         first = min(near)
-        found.append(
-            f"{len(near):,} {split} rows are nearly training rows, such as row {new[first] + 1} and training row "
+        warnings.append(
+            f"{len(near):,} {split} rows nearly equal training rows, such as row {new[first] + 1} and training row "
             f"{near[first] + 1}; scores are inflated"
         )
-    return found
+    return warnings
 
 
-def chose_the_checkpoint(split: str, examples: Sequence[Example], validation: Sequence[Example]) -> list[str]:
-    """Warn of rows that chose the checkpoint (train.metric_for_best_model)."""
-    chose = {example.prompt for example in validation}
-    count = sum(example.prompt in chose for example in examples)
-    return [f"{count:,} {split} prompts are validation prompts too, which chose the checkpoint"] if count else []
+def used_for_selection(split: str, examples: Sequence[Example], validation: Sequence[Example]) -> list[str]:
+    """Warn about rows that selected the checkpoint (train.metric_for_best_model)."""
+    prompts = {example.prompt for example in validation}
+    count = sum(example.prompt in prompts for example in examples)
+    if not count:
+        return []
+    return [f"{count:,} {split} prompts are also validation prompts, which selected the checkpoint"]
 
 
 def long_references(task: Task, references: Sequence[str], tokenizer: Tokenizer) -> list[str]:
-    """Warn of references that are longer than any answer can be."""
+    """Warn about references that are longer than any answer can be."""
     limit = task.max_new_tokens
-    share = sum(len(row) > limit for row in tokenizer.encode_targets(references)) / len(references)
-    cut = ", and training cut its targets (lengths.long_targets)" if task.lengths.long_targets == "cut" else ""
-    if share < _FEW:
+    share = sum(len(tokens) > limit for tokens in tokenizer.encode_targets(references)) / len(references)
+    cut = "; training cut its targets too (lengths.long_targets)" if task.lengths.long_targets == "cut" else ""
+    if share < _NEGLIGIBLE:
         return []
-    return [f"{share:.0%} of the references have more than the {limit} tokens that an answer may have{cut}"]
+    return [f"{share:.0%} of the references are longer than the answer limit of {limit} tokens{cut}"]
 
 
 def cut_answers(task: Task, answers: Sequence[Answer]) -> list[str]:
-    """Warn of answers that ended at the length limit."""
+    """Warn about answers that ended at the length limit."""
     share = sum(answer.cut for answer in answers) / len(answers)
     if share < _MANY_CUT:
         return []
@@ -103,38 +107,38 @@ def cut_answers(task: Task, answers: Sequence[Answer]) -> list[str]:
 
 
 def cut_prompts(task: Task, answers: Sequence[Answer]) -> list[str]:
-    """Warn of prompts that were cut."""
+    """Warn about prompts that were cut."""
     count = sum(answer.source_cut for answer in answers)
     limit = task.lengths.source
     return [f"{count:,} of {len(answers):,} prompts were cut at {limit} tokens (lengths.source)"] if count else []
 
 
 def empty_answers(texts: Sequence[str]) -> list[str]:
-    """Warn of empty answers."""
+    """Warn about empty answers."""
     count = sum(not text.strip() for text in texts)
     return [f"{count:,} of {len(texts):,} answers are empty"] if count else []
 
 
 def same_answers(texts: Sequence[str]) -> list[str]:
     """Warn if all answers are the same."""
-    return ["every answer is the same text"] if len(texts) > 1 and len(set(texts)) == 1 else []
+    return ["all answers are the same text"] if len(texts) > 1 and len(set(texts)) == 1 else []
 
 
 def unsplit_sentences(task: Task, texts: Sequence[str]) -> list[str]:
     """Warn if rougeLsum equals rougeL because no text has several sentences."""
     if task.labels or "rouge" not in task.evaluate.metrics or any(len(split_sentences(text)) > 1 for text in texts):
         return []
-    return ["no text has more than one sentence, so rougeLsum is rougeL"]
+    return ["no text has more than one sentence, so rougeLsum equals rougeL"]
 
 
 def dropped_letters(task: Task, texts: Sequence[str]) -> list[str]:
-    """Warn of letters and digits that ROUGE ignores."""
+    """Warn about letters and digits that ROUGE ignores."""
     if is_unicode(task.evaluate) or not any(name.startswith("rouge") for name in task.evaluate.metrics):
         return []
     share = dropped_share(texts)
-    if share <= _FEW:
+    if share <= _NEGLIGIBLE:
         return []
-    return [f"ROUGE drops {share:.0%} of the letters, which are not a to z: set evaluate.language or rouge_tokenizer"]
+    return [f"ROUGE ignores {share:.0%} of the letters (not a to z); set evaluate.language or evaluate.rouge_tokenizer"]
 
 
 def _text(example: Example, prompt: Prompt) -> str:

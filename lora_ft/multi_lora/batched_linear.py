@@ -29,9 +29,9 @@ class PerAdapterDropout:
 
     def __call__(self, x: Tensor, side: int) -> Tensor:
         """Return x [rows, t, in] after dropout, in float32 as in peft; zeros beyond the adapter's own length."""
-        own = x[:, : self.lengths[side]].float()
-        noise = torch.empty(own.shape, device=x.device).bernoulli_(1 - self.rate, generator=self.generator)
-        return pad(own * noise.div_(1 - self.rate), (0, 0, 0, x.shape[1] - own.shape[1]))
+        inputs = x[:, : self.lengths[side]].float()
+        noise = torch.empty(inputs.shape, device=x.device).bernoulli_(1 - self.rate, generator=self.generator)
+        return pad(inputs * noise.div_(1 - self.rate), (0, 0, 0, x.shape[1] - inputs.shape[1]))
 
 
 class BatchRouting:
@@ -67,7 +67,7 @@ class BatchRouting:
         numbers = [number for number, _ in rows]
         whole = numbers == list(range(adapters))
         self.order = slice(None) if whole else torch.tensor(numbers, device=device)
-        self.drops = [(*one, drop) for one, drop in zip(rows, drops, strict=True)] if any(drops) else []
+        self.drops = [(*assignment, drop) for assignment, drop in zip(rows, drops, strict=True)] if any(drops) else []
 
     def send_all(self, adapter: int) -> None:
         """Assign all rows to one adapter, for any batch size."""
@@ -123,12 +123,14 @@ class MultiLoraLinear(nn.Module):
             parts = [part.index_select(0, order) for part in parts]
         elif order != slice(None):
             parts = [part[order] for part in parts]
-        blocks, given = self.route.blocks, self.route.drop(x, self.side, self.adapted)
+        blocks, dropped = self.route.blocks, self.route.drop(x, self.side, self.adapted)
         if len(blocks) == 1:
-            return self.base(x) + _product(given, *parts)
+            return self.base(x) + _product(dropped, *parts)
         several = [adapters for adapters, _ in blocks]
-        inputs = given.split([adapters * rows for adapters, rows in blocks])
-        deltas = [_product(*one) for one in zip(inputs, *(part.split(several) for part in parts), strict=True)]
+        adapter_inputs = dropped.split([adapters * rows for adapters, rows in blocks])
+        deltas = [
+            _product(*block) for block in zip(adapter_inputs, *(part.split(several) for part in parts), strict=True)
+        ]
         return self.base(x) + torch.cat(deltas)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lora_ft.core.progress import Progress, Silent
 
@@ -34,6 +34,7 @@ class AdapterStatus:
     note: str
 
 
+@runtime_checkable
 class Dashboard(Progress, Protocol):
     """Progress display with a row for each adapter."""
 
@@ -45,3 +46,19 @@ class SilentDashboard(Silent):
     """Dashboard without output."""
 
     def rows(self, rows: Sequence[AdapterStatus]) -> None: ...
+
+
+class ProgressDashboard:
+    """Dashboard that forwards to a plain progress display, without the rows of the adapters."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.stage, self.advance, self.note = progress.stage, progress.advance, progress.note
+
+    def rows(self, rows: Sequence[AdapterStatus]) -> None: ...
+
+
+def as_dashboard(progress: Progress | None) -> Dashboard:
+    """Return a progress display as a dashboard. None is silent."""
+    if progress is None:
+        return SilentDashboard()
+    return progress if isinstance(progress, Dashboard) else ProgressDashboard(progress)

@@ -26,7 +26,7 @@ class TrainingSite:
     Attributes:
         device: "cpu", "cuda" or "mps".
         precision: Precision in which the groups train.
-        room: Memory of one adapter group, in bytes.
+        room: Memory available to one adapter group, in bytes.
         places: Number of groups that train at the same time.
         storage: Folder or URL of the snapshots, if they are not below the runs.
     """
@@ -43,8 +43,8 @@ class EngineResult:
     """Results of all groups.
 
     Attributes:
-        failed: Reason by name, for tasks that ended without a run.
-        broken: Reason by name, for tasks of a group that broke down; the group can be resumed.
+        failed: Reason by task name, for tasks that ended without a run.
+        broken: Reason by task name, for tasks whose group failed as a whole and can be resumed.
     """
 
     failed: dict[str, str]
@@ -54,12 +54,12 @@ class EngineResult:
 class Engine(Protocol):
     """Interface of an engine that trains adapter groups."""
 
-    def inspect(self, out: Path, asked: str, storage: str | None, dashboard: Dashboard) -> TrainingSite:
+    def inspect(self, out: Path, precision: str, storage: str | None, dashboard: Dashboard) -> TrainingSite:
         """Return the hardware and storage for the groups, before they are planned.
 
         Args:
             out: Folder of the runs.
-            asked: Setting train.precision of the tasks.
+            precision: Setting train.precision of the tasks.
             storage: Storage of the site on which resumed groups began, or None; None for new groups.
             dashboard: Receives notes.
 
@@ -81,17 +81,17 @@ class Engine(Protocol):
 class LocalEngine:
     """Engine that trains groups in this process, one after another, on one copy of their base."""
 
-    def inspect(self, out: Path, asked: str, storage: str | None, dashboard: Dashboard) -> TrainingSite:
+    def inspect(self, out: Path, precision: str, storage: str | None, dashboard: Dashboard) -> TrainingSite:
         """See `Engine.inspect`."""
         if storage:
-            raise UsageError(f"the snapshots of {out} lie in {storage}", "resume with --engine ray")
+            raise UsageError(f"the snapshots of {out} are stored in {storage}", "resume with --engine ray")
         device = training_device()
-        return TrainingSite(device, choose_compute_dtype(asked, device), device_memory(device))
+        return TrainingSite(device, choose_compute_dtype(precision, device), device_memory(device))
 
     def run(self, jobs: Sequence[GroupJob], site: TrainingSite, dashboard: Dashboard) -> EngineResult:
-        """See `Engine.run`. An error that breaks a group is raised."""
+        """See `Engine.run`. An error of a whole group is raised."""
         set_threads(site.device, allowed_cpus())
-        data = jobs[0].materials[0]
+        data = jobs[0].data[0]
         open_model = cache(lambda: open_frozen_base(data.task, data.base, site.device))
         failed: dict[str, str] = {}
         interrupts = Interrupts()

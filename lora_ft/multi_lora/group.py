@@ -35,9 +35,9 @@ class AdapterGroup:
         stack: Adapters of the members, in the order of the members.
         members: Members; `begin` has been called on each.
         snapshots: Receives the snapshots of the group.
-        bf16: Compute the forward pass under bf16 autocast.
+        bf16: True to compute the forward pass under bf16 autocast.
         dashboard: Receives the status of all members.
-        snapshot: Snapshot to resume from, or None. `members` are its members, in the same order.
+        snapshot: Snapshot to resume from, or None. `members` lists its members, in the same order.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class AdapterGroup:
         return max((member.plan.steps - member.state.global_step for member in self.members), default=0)
 
     def step(self) -> None:
-        """Take one step of every member. Members that are done leave, and their runs are published."""
+        """Take one step of every member. Finished members leave, and their runs are published."""
         began = time.perf_counter()
         losses, norms = self._train()
         for member, loss, norm in zip(self.members, losses, norms, strict=True):
@@ -93,11 +93,11 @@ class AdapterGroup:
                 self._attempt(
                     member,
                     lambda number=number, member=member: member.settle(
-                        lambda: self._turn(number), lambda: self._stack.read(number)
+                        lambda: self._route_rows(number), lambda: self._stack.read(number)
                     ),
                 )
         if any(member.stopped for member in self.members):
-            self._part()
+            self._remove_finished()
         elif self._is_due() and self._may_save():
             self.save()
         self._dashboard.rows(self.rows())
@@ -117,10 +117,10 @@ class AdapterGroup:
         losses = [0.0] * len(windows)
         for i in range(max(map(len, windows))):
             shares = [MemberBatch(number, window[i]) for number, window in enumerate(windows) if i < len(window)]
-            for one in plan_passes(shares, self._stack.device.type):
-                for share, loss in zip(one, self._backward(one, tokens), strict=True):
+            for pass_shares in plan_passes(shares, self._stack.device.type):
+                for share, loss in zip(pass_shares, self._backward(pass_shares, tokens), strict=True):
                     losses[share.adapter] += loss
-        norms: list[float] = self._optimizer.step([member.rate() for member in self.members]).tolist()
+        norms: list[float] = self._optimizer.step([member.next_step() for member in self.members]).tolist()
         return losses, norms
 
     def _backward(self, shares: Sequence[MemberBatch], tokens: Sequence[int]) -> list[float]:
@@ -136,20 +136,20 @@ class AdapterGroup:
             losses = [
                 token_loss(
                     _Outputs(logits),
-                    own,
+                    targets,
                     tokens[share.adapter],
                     smoothing=self.members[share.adapter].task.train.label_smoothing_factor,
                 )
-                for share, logits, own in zip(shares, outputs.logits.split(rows), labels.split(rows), strict=True)
+                for share, logits, targets in zip(shares, outputs.logits.split(rows), labels.split(rows), strict=True)
             ]
         together = torch.stack(losses)
         with warnings.catch_warnings():  # gradients are rows of a matrix, like their weights
             warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
             together.sum().backward()
-        found: list[float] = together.detach().tolist()
-        return found
+        values: list[float] = together.detach().tolist()
+        return values
 
-    def _turn(self, number: int) -> None:
+    def _route_rows(self, number: int) -> None:
         self._stack.route.send_all(number)
 
     def _attempt(self, member: MemberTrainer, work: Any) -> None:
@@ -161,7 +161,7 @@ class AdapterGroup:
         except Exception as error:
             member.failure = failure_text(error)
 
-    def _part(self) -> None:
+    def _remove_finished(self) -> None:
         """Remove finished members.
 
         Save a snapshot without them before publishing their runs, so that a killed process can repeat the publish step.
@@ -208,14 +208,14 @@ class AdapterGroup:
         return {"pack": {"adapters": len(self.members), "share": round(share, 4)}, "energy": energy}
 
     def _is_due(self) -> bool:
-        """Return True if a killed process would lose an evaluation or minutes of training."""
+        """Return whether a process killed now would lose an evaluation or minutes of training."""
         return any(member.due for member in self.members) or time.perf_counter() - self._saved_at >= _LONGEST
 
     def _may_save(self) -> bool:
         return time.perf_counter() - self._saved_at >= _OVERHEAD * self._saving
 
     def save(self) -> None:
-        """Write a snapshot, unless there is one of this tick."""
+        """Write a snapshot, unless one of this tick exists."""
         if self._saved_tick == self._tick:
             return
         began = time.perf_counter()

@@ -33,15 +33,15 @@ class GroupJob:
 
     Attributes:
         number: Number of the group, from 1.
-        materials: Prepared data of its tasks.
+        data: Prepared data of its tasks.
         plans: Plans of its tasks, by name.
         out: Folder of the runs.
         run: Identifier of the training, which snapshots carry.
-        longer: True if finished runs are trained longer. Their last states lie in their working folders.
+        longer: True if finished runs are trained longer. Their last states are in their working folders.
     """
 
     number: int
-    materials: list[PreparedData]
+    data: list[PreparedData]
     plans: dict[str, Plan]
     out: Path
     run: str = ""
@@ -50,12 +50,12 @@ class GroupJob:
     @property
     def names(self) -> list[str]:
         """Names of its tasks."""
-        return [material.task.name for material in self.materials]
+        return [data.task.name for data in self.data]
 
     @property
     def first(self) -> tuple[Task, Plan]:
         """First task and its plan. All tasks share the base, its device and the precision."""
-        task = self.materials[0].task
+        task = self.data[0].task
         return task, self.plans[task.name]
 
     @property
@@ -91,7 +91,7 @@ def train_group(
 
     Args:
         job: Group to train.
-        open_model: Returns the base. Called only if there are steps left; the model is left unchanged.
+        open_model: Returns the base. Called only if steps remain. The model is unchanged afterwards.
         snapshots: Snapshots of this group.
         dashboard: Receives the status of all adapters.
         stop: Called after each step. If it returns True, training ends with a snapshot.
@@ -99,76 +99,75 @@ def train_group(
     Raises:
         Interrupted: `stop` returned True.
     """
-    found = snapshots.latest()
-    by_name = {material.task.name: material for material in job.materials}
-    for name in found.closed if found else []:  # the process was killed before it published them
+    snapshot = snapshots.latest()
+    by_name = {data.task.name: data for data in job.data}
+    for name in snapshot.closed if snapshot else []:  # a process killed earlier may not have published them
         folder = RunFolder.in_group(job.out / name)
         if folder.working.is_dir():
             publish(by_name[name].task, folder)
-    if found and not found.members:
-        return found.failed
+    if snapshot and not snapshot.members:
+        return snapshot.failed
     model = open_model()
     with quiet_transformers():
-        group, stack = _make(job, by_name, model, found, snapshots, dashboard)
-        done = found.tick if found else 0
-        if found:
-            dashboard.note(f"going on from step {done}")
-        dashboard.stage("training", done + group.steps, done)
+        group, stack = _build_group(job, by_name, model, snapshot, snapshots, dashboard)
+        step = snapshot.tick if snapshot else 0
+        if snapshot:
+            dashboard.note(f"resuming from step {step}")
+        dashboard.stage("training", step + group.steps, step)
         while group.members:
             group.step()
-            done += 1
-            dashboard.advance(done)
+            step += 1
+            dashboard.advance(step)
             if group.members and stop():
                 group.save()
                 raise Interrupted(
                     f"stopped with {len(group.members)} adapters unfinished; their snapshot is in {job.folder}",
-                    "the same command with --resume goes on from there",
+                    "repeat the command with --resume to continue",
                 )
     stack.remove(model)
     return group.failed
 
 
-def _make(
+def _build_group(
     job: GroupJob,
     by_name: dict[str, PreparedData],
     model: Any,
-    found: Snapshot | None,
+    snapshot: Snapshot | None,
     snapshots: Snapshots,
     dashboard: Dashboard,
 ) -> tuple[AdapterGroup, StackedWeights]:
     """Return the group with all its members, new or restored from a snapshot, and its weights."""
     plan = job.first[1]
-    names: Sequence[str] = list(found.members) if found else job.names
-    made = [make_adapter(model, by_name[name], plan.device) for name in names]
-    stack = StackedWeights(model, [adapter for adapter, _ in made])
-    for number, (_, weights) in enumerate(made):
+    names: Sequence[str] = list(snapshot.members) if snapshot else job.names
+    adapters = [make_adapter(model, by_name[name], plan.device) for name in names]
+    stack = StackedWeights(model, [adapter for adapter, _ in adapters])
+    for number, (_, weights) in enumerate(adapters):
         stack.load(number, weights)
         weights.clear()
     members = [
         MemberTrainer(by_name[name], job.plans[name], adapter, model, job.out / name)
-        for name, (adapter, _) in zip(names, made, strict=True)
+        for name, (adapter, _) in zip(names, adapters, strict=True)
     ]
-    if found is None and job.longer:
-        found = _last_states(members, stack)
+    if snapshot is None and job.longer:
+        snapshot = _last_states(members, stack)
     for member in members:
-        member.begin(found.members[member.name] if found else None)
+        member.begin(snapshot.members[member.name] if snapshot else None)
     bf16 = plan.precision.is_bf16
-    return AdapterGroup(model, stack, members, snapshots, bf16=bf16, dashboard=dashboard, snapshot=found), stack
+    return AdapterGroup(model, stack, members, snapshots, bf16=bf16, dashboard=dashboard, snapshot=snapshot), stack
 
 
 def _last_states(members: Sequence[MemberTrainer], stack: StackedWeights) -> Snapshot:
-    """Return the last states of finished runs as the snapshot of an adapter group that has taken no step.
+    """Return the last states of finished runs as the snapshot of an adapter group before its first step.
 
     Raises:
         LoraFtError: The last state of a run is missing or damaged.
-
     """
     rows = {name: torch.zeros_like(stack.weights) for name in ("weights", "means", "squares")}
     entries = {}
     for number, member in enumerate(members):
         point = member.point()
         if point is None:
-            raise LoraFtError(f"{member.working} holds no state to go on from", "start over with --overwrite")
+            raise LoraFtError(f"{member.working} contains no state to resume from", "start over with --overwrite")
         entries[member.name], tensors = point
         for name, matrix in rows.items():
             stack.load(number, getattr(tensors, name), matrix)

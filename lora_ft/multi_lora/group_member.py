@@ -46,7 +46,7 @@ class MemberTrainer:
         trainer: Trainer of transformers, which evaluates, logs and keeps the state, but takes no steps.
         resumed: Step at which training was resumed.
         due: True if the member has reached a step at which training alone would save.
-        failure: Reason why it left the group without a run, or "".
+        failure: Reason why the member left the group without a run, or "".
     """
 
     def __init__(self, data: PreparedData, plan: Plan, adapter: Adapter, model: Any, out: Path) -> None:
@@ -59,7 +59,7 @@ class MemberTrainer:
         self._order: list[int] = []
         self._loss, self._norm, self._rate = 0.0, 0.0, 0.0  # the loss is a sum since the last log
         self._logged = 0
-        # Own random generator. Numbers are drawn in the same order as training alone draws them; see `_draw`.
+        # Each member has its own generator, which draws in the same order as training alone; see `_draw`.
         self.generator = torch.Generator(device=model.device).manual_seed(self.task.train.seed)
         self._groups = parameter_groups(self.trainer, list(adapter.shapes), self.task.lora.loraplus_lr_ratio)
 
@@ -83,7 +83,11 @@ class MemberTrainer:
         return [name for names, _ in self._groups for name in names]
 
     def begin(self, saved: dict[str, Any] | None) -> None:
-        """Start, or resume from an entry that `export` returned."""
+        """Start training, or resume from an entry that `export` returned.
+
+        Args:
+            saved: Entry of the member in a snapshot, or None.
+        """
         trainer = self.trainer
         trainer.state = TrainerState(**saved["state"]) if saved else TrainerState(epoch=0.0)
         state = trainer.state
@@ -104,9 +108,8 @@ class MemberTrainer:
         trainer.create_scheduler(self.plan.steps, self._rated)
         for _ in range(self.resumed):
             self._advance_rate()
-        trainer.accelerator.prepare_model(
-            trainer.model, evaluation_mode=True
-        )  # once here, otherwise each evaluation includes its time
+        # Prepare the model once now. Otherwise the time of each evaluation would include it.
+        trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
         self._began = time.time()
         trainer.control = trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
 
@@ -122,13 +125,18 @@ class MemberTrainer:
         }
 
     def _stoppers(self) -> list[EarlyStoppingCallback]:
-        return [one for one in self.trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+        return [
+            callback
+            for callback in self.trainer.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        ]
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """Return an optimizer that takes no steps. The scheduler sets its rates; the last state stores its groups."""
         kind, options = self.trainer.get_optimizer_cls_and_kwargs(self.trainer.args)
         groups = [
-            {"params": [torch.nn.Parameter(torch.zeros(())) for _ in names], **own} for names, own in self._groups
+            {"params": [torch.nn.Parameter(torch.zeros(())) for _ in names], **settings}
+            for names, settings in self._groups
         ]
         optimizer: torch.optim.Optimizer = kind(groups, **options)
         return optimizer
@@ -141,15 +149,15 @@ class MemberTrainer:
     def window(self) -> list[dict[str, Tensor]]:
         """Return the batches of the next step, on the CPU, one per accumulation step."""
         trainer, train = self.trainer, self.task.train
-        epoch, at = divmod(self.state.global_step, self.plan.steps_per_epoch)
-        if at == 0 or not self._order:
+        epoch, step = divmod(self.state.global_step, self.plan.steps_per_epoch)
+        if step == 0 or not self._order:
             trainer.sampler.set_epoch(epoch)
             self._order = list(trainer.sampler)
-        if at == 0:
+        if step == 0:
             self._draw()
             trainer.control = trainer.callback_handler.on_epoch_begin(trainer.args, self.state, trainer.control)
         trainer.control = trainer.callback_handler.on_step_begin(trainer.args, self.state, trainer.control)
-        numbers = self._order[at * self.plan.global_batch : (at + 1) * self.plan.global_batch]
+        numbers = self._order[step * self.plan.global_batch : (step + 1) * self.plan.global_batch]
         size = train.per_device_train_batch_size
         rows = self._data.rows
         first = trainer.special.start
@@ -167,13 +175,13 @@ class MemberTrainer:
             torch.empty((), dtype=torch.int64).random_(generator=self.generator)
 
     def drop(self, batch: Mapping[str, Tensor]) -> PerAdapterDropout | None:
-        """Return LoRA's dropout for a pass over one of its batches, or None."""
+        """Return the member's LoRA dropout for a pass over `batch`, or None."""
         rate = self.task.lora.lora_dropout
         if not rate:
             return None
         return PerAdapterDropout(rate, self.generator, (batch["input_ids"].shape[1], batch["labels"].shape[1]))
 
-    def rate(self) -> AdamWStep:
+    def next_step(self) -> AdamWStep:
         """Return the settings of the optimizer's next step."""
         train = self.task.train
         scheduler: Any = self.trainer.lr_scheduler
@@ -188,50 +196,55 @@ class MemberTrainer:
 
     def check(self, loss: float, norm: float) -> None:
         """Record a failure if the loss is zero or not finite, or the first gradient is zero."""
-        fault = loss_error(loss, self.state.global_step + 1)
-        if fault is None and self.state.global_step == 0 and norm == 0.0:
-            fault = no_gradient_error()
-        if fault is not None:
-            self.failure = fault.message
+        error: LoraFtError | None = loss_error(loss, self.state.global_step + 1)
+        if error is None and self.state.global_step == 0 and norm == 0.0:
+            error = no_gradient_error()
+        if error is not None:
+            self.failure = error.message
 
     def stepped(self, loss: float, norm: float) -> None:
-        """Count a step with its loss, and the norm of its gradient before clipping."""
+        """Count a step.
+
+        Args:
+            loss: Loss of the step.
+            norm: Norm of the gradient before clipping.
+        """
         trainer = self.trainer
-        epoch, at = divmod(self.state.global_step, self.plan.steps_per_epoch)
+        epoch, step = divmod(self.state.global_step, self.plan.steps_per_epoch)
         accumulated = self.task.train.gradient_accumulation_steps
         batches = math.ceil(len(self._data.rows) / self.task.train.per_device_train_batch_size)
         self._advance_rate()
         self._loss, self._norm = self._loss + loss, norm
         self.state.global_step += 1
-        self.state.epoch = epoch + min((at + 1) * accumulated, batches) / batches
+        self.state.epoch = epoch + min((step + 1) * accumulated, batches) / batches
         trainer.control = trainer.callback_handler.on_step_end(trainer.args, self.state, trainer.control)
 
-    def settle(self, turn: Callable[[], None], read: Callable[[], dict[str, Tensor]]) -> None:
-        """Log, evaluate and end the epoch, if any of these is due.
+    def settle(self, route_rows: Callable[[], None], read_weights: Callable[[], dict[str, Tensor]]) -> None:
+        """Log, evaluate and end the epoch, each if it is due.
 
         Args:
-            turn: Routes all rows of the model to this adapter.
-            read: Returns the weights of this adapter.
+            route_rows: Routes all rows of the model to this adapter.
+            read_weights: Returns the weights of this adapter.
         """
         trainer = self.trainer
-        self._log_and_evaluate(turn, read)
+        self._log_and_evaluate(route_rows, read_weights)
         if self.state.global_step % self.plan.steps_per_epoch == 0 or trainer.control.should_training_stop:
             trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, self.state, trainer.control)
-            self._log_and_evaluate(turn, read)
+            self._log_and_evaluate(route_rows, read_weights)
 
-    def _log_and_evaluate(self, turn: Callable[[], None], read: Callable[[], dict[str, Tensor]]) -> None:
+    def _log_and_evaluate(self, route_rows: Callable[[], None], read_weights: Callable[[], dict[str, Tensor]]) -> None:
         trainer, state = self.trainer, self.state
         if trainer.control.should_log and state.global_step > self._logged:
             mean = self._loss / (state.global_step - self._logged)
             self._loss, self._logged = 0.0, state.global_step
             trainer.log({"loss": mean, "grad_norm": self._norm, "learning_rate": self._rate})
         if trainer.control.should_evaluate:
-            turn()
+            route_rows()
             model: Any = trainer.model
             model.generation_config.max_new_tokens = self.task.max_new_tokens
             self._draw()
             if self._is_best(trainer.evaluate()):
-                self._keep_best(read())
+                self._keep_best(read_weights())
         self.due = self.due or trainer.control.should_save
         trainer.control.should_save = False
 
@@ -294,14 +307,14 @@ class MemberTrainer:
     def row(self, seconds: float, note: str = "") -> AdapterStatus:
         """Return the status of the member; `seconds` is the duration of a step."""
         state, train = self.state, self.task.train
-        found = [entry for entry in state.log_history if "loss" in entry]
+        losses = [entry for entry in state.log_history if "loss" in entry]
         metric = train.metric_for_best_model
         scores = [entry[f"eval_{metric}"] for entry in state.log_history if f"eval_{metric}" in entry]
         return AdapterStatus(
             self.name,
             state.global_step,
             self.plan.steps,
-            found[-1]["loss"] if found else None,
+            losses[-1]["loss"] if losses else None,
             metric,
             scores[-1] if scores else None,
             self.plan.global_batch / seconds if seconds else None,

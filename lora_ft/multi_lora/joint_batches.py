@@ -52,11 +52,11 @@ def plan_passes(shares: Sequence[MemberBatch], device: str) -> list[list[MemberB
     best: list[tuple[float, int]] = [(0.0, 0)]  # of the first n shares: cost, and start of their last pass
     for end in range(1, len(ordered) + 1):
         rows = source = target = 0
-        ways = []
+        candidates = []
         for start in reversed(range(end)):
             rows, source, target = rows + sizes[start][0], max(source, sizes[start][1]), max(target, sizes[start][2])
-            ways.append((best[start][0] + overhead + rows * (source + target), start))
-        best.append(min(ways))
+            candidates.append((best[start][0] + overhead + rows * (source + target), start))
+        best.append(min(candidates))
     passes, end = [], len(ordered)
     while end:
         start = best[end][1]
@@ -68,9 +68,9 @@ def plan_passes(shares: Sequence[MemberBatch], device: str) -> list[list[MemberB
 def concatenate(shares: Sequence[MemberBatch], device: torch.device) -> dict[str, Tensor]:
     """Return one batch with the rows of all shares, padded to the same lengths, on a device."""
     longest = [max(share.lengths[side] for share in shares) for side in (0, 1)]
-    found = {}
+    batch = {}
     for name, fill in _FILL.items():
         length = longest[0] if name in ("input_ids", "attention_mask") else longest[1]
         parts = [pad(share.batch[name], (0, length - share.batch[name].shape[1]), value=fill) for share in shares]
-        found[name] = torch.cat(parts).to(device)
-    return found
+        batch[name] = torch.cat(parts).to(device)
+    return batch

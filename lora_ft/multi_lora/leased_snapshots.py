@@ -15,7 +15,7 @@ from lora_ft.multi_lora.storage import Storage
 class LeasedSnapshots(Snapshots):
     """Snapshots that one attempt to train a group may write until the next attempt takes over.
 
-    A node that lost its connection to the cluster may still train after the group was restarted elsewhere.
+    A node that lost its connection to the cluster may keep training after the group was restarted on another node.
 
     Args:
         folder: Folder of the snapshots.
@@ -44,7 +44,7 @@ class LeasedSnapshots(Snapshots):
         holder = self._storage.get(self._holder)
         if holder != self._attempt:
             host, _, process = str(holder).partition(" ")
-            raise LoraFtError(f"group {self._group} was taken over by {host}, process {process.partition(' ')[0]}")
+            raise LoraFtError(f"group {self._group} was taken over by process {process.partition(' ')[0]} on {host}")
         super().write(snapshot)
         self.send()
 

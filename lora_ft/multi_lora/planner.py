@@ -10,7 +10,7 @@ from lora_ft.core.errors import UsageError
 from lora_ft.tasks.schema import Task
 from lora_ft.training.memory_estimates import GIB, Batch, MemoryEstimate, Shape, StepOptions, training_memory
 
-_ALONE = "train it alone: lora-ft train with its file only"
+_ALONE = "train it alone: `lora-ft train` with its file only"
 
 
 def require_groupable(tasks: Sequence[Task]) -> None:
@@ -18,7 +18,9 @@ def require_groupable(tasks: Sequence[Task]) -> None:
     by_name: dict[str, Task] = {}
     for task in tasks:
         if by_name.setdefault(task.name, task) is not task:
-            raise UsageError(f"two tasks are named '{task.name}', which names their runs", "rename one of them")
+            raise UsageError(
+                f"two tasks are named '{task.name}', but tasks name their runs", "give each task a different name"
+            )
         for key, value, reason in _unsupported(task):
             raise UsageError(f"task '{task.name}': {key} = {value}: {reason}", _ALONE)
         first = tasks[0]
@@ -29,8 +31,8 @@ def require_groupable(tasks: Sequence[Task]) -> None:
         ):
             if value != shared:
                 raise UsageError(
-                    f"tasks trained in one pass share {key}: '{first.name}' has {shared}, '{task.name}' has {value}",
-                    f"set one {key} for all with --set, or train them separately",
+                    f"tasks of one pass share {key}, but '{first.name}' has {shared}, '{task.name}' has {value}",
+                    f"set the same {key} for all with --set, or train them separately",
                 )
 
 
@@ -43,20 +45,30 @@ def _unsupported(task: Task) -> list[tuple[str, object, str]]:
         ("method", task.method, task.method != "lora", "an adapter group trains adapters on a frozen base"),
         ("lora.quantization", lora.quantization, lora.quantization, "the base of an adapter group is not quantized"),
         ("lora.use_dora", lora.use_dora, lora.use_dora, "DoRA's magnitudes depend on the base's weights"),
-        ("lora.init_lora_weights", lora.init_lora_weights, lora.moves_base, "it changes the base that others train on"),
+        (
+            "lora.init_lora_weights",
+            lora.init_lora_weights,
+            lora.moves_base,
+            "it changes the base that the adapters share",
+        ),
         (
             "lora.trainable_token_indices",
             lora.trainable_token_indices,
             lora.trainable_token_indices,
-            "trained tokens change the embedding that others train on",
+            "trained tokens change the embedding that the adapters share",
         ),
-        ("lora.new_tokens", lora.new_tokens, lora.new_tokens, "new tokens change the embedding that others train on"),
+        (
+            "lora.new_tokens",
+            lora.new_tokens,
+            lora.new_tokens,
+            "new tokens change the embedding that the adapters share",
+        ),
         ("lora.start_from", lora.start_from, lora.start_from, "adapters of a group start from new weights"),
         (
             "train.base_dropout",
             train.base_dropout,
             train.base_dropout,
-            "its random numbers would not be those of training alone",
+            "its random numbers would differ from those of training alone",
         ),
         (
             "train.gradient_checkpointing",
@@ -66,7 +78,12 @@ def _unsupported(task: Task) -> list[tuple[str, object, str]]:
         ),
         ("train.optim", train.optim, train.optim == "adafactor", "the optimizer of an adapter group is AdamW"),
         ("train.compile", train.compile, train.compile == "on", "an adapter group is not compiled"),
-        ("train.report_to", trackers, trackers, "such a tracker follows one run per process; tensorboard follows all"),
+        (
+            "train.report_to",
+            trackers,
+            trackers,
+            "such a tracker records one run per process; only tensorboard records all",
+        ),
     ]
     return [(key, value, reason) for key, value, unsupported, reason in settings if unsupported]
 
@@ -91,8 +108,8 @@ class MemoryNeed:
 def group_memory(shape: Shape, needs: Sequence[MemoryNeed], options: StepOptions) -> MemoryEstimate:
     """Return the memory of an adapter group.
 
-    The base is held once. Adapters, gradients and moments are all as wide as the widest. The activations are those of
-    one pass over the rows of all members, padded to the longest.
+    The base is in memory once. Adapters, gradients and moments are all as wide as the widest. The activations are those
+    of one pass over the rows of all members, padded to the longest.
 
     Args:
         shape: Shape of the base.
@@ -168,7 +185,7 @@ def describe_groups(groups: Sequence[PlannedGroup], room: int) -> list[str]:
     count = sum(len(group.names) for group in groups)
     lines = [f"{count} adapters on one base in {len(groups)} group{'s' * (len(groups) > 1)}"]
     for number, group in enumerate(groups, 1):
-        warning = " (more than is available: lower the task's own batch size)" if group.total > room else ""
+        warning = " (exceeds the available memory; lower the task's batch size)" if group.total > room else ""
         lines.append(
             f"group {number}: {len(group.names)} adapter{'s' * (len(group.names) > 1)}, about {group.total / GIB:.1f} "
             f"of {room / GIB:.1f} GiB{warning}"

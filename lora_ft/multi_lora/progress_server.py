@@ -1,4 +1,4 @@
-"""Collect the progress of a cluster's groups for one screen. Imports neither torch nor ray."""
+"""Collect the progress of a cluster's groups for one screen. This module imports neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class ProgressReport:
 
     Attributes:
         group: Number of the group.
-        done: Maximum number of finished steps over its adapters; None if unchanged.
+        steps: Maximum number of finished steps over its adapters; None if unchanged.
         rows: Status of its adapters; None if unchanged.
-        notes: Lines to keep on the screen.
+        notes: Lines that stay on the screen.
     """
 
     group: int
-    done: int | None = None
+    steps: int | None = None
     rows: Sequence[AdapterStatus] | None = None
     notes: list[str] = field(default_factory=list)
 
-    def take(self, newer: ProgressReport) -> None:
+    def merge(self, newer: ProgressReport) -> None:
         """Merge a newer report into this one."""
-        self.done = self.done if newer.done is None else newer.done
+        self.steps = self.steps if newer.steps is None else newer.steps
         self.rows = self.rows if newer.rows is None else newer.rows
         self.notes += newer.notes
 
@@ -42,13 +42,13 @@ class ProgressActor:
 
     def report(self, report: ProgressReport) -> bool:
         """Add a report; return True if the group should stop with a snapshot."""
-        self._reports.setdefault(report.group, ProgressReport(report.group)).take(report)
+        self._reports.setdefault(report.group, ProgressReport(report.group)).merge(report)
         return self._stopping
 
-    def hear(self) -> list[ProgressReport]:
+    def collect(self) -> list[ProgressReport]:
         """Return the reports since the last call."""
-        found, self._reports = list(self._reports.values()), {}
-        return found
+        reports, self._reports = list(self._reports.values()), {}
+        return reports
 
     def stop(self) -> None:
         """Tell all groups to stop."""
@@ -75,14 +75,14 @@ class RemoteProgress:
         self._group, self._send, self._every, self._clock = group, send, every, clock
         self._report, self._sent = ProgressReport(group), clock()
 
-    def stage(self, name: str, total: int = 0, done: int = 0) -> None:
+    def stage(self, name: str, total: int = 0, completed: int = 0) -> None:
         """See `Progress.stage`."""
-        self._report.take(ProgressReport(self._group, done))
+        self._report.merge(ProgressReport(self._group, completed))
         self.flush()
 
-    def advance(self, done: int, figures: str = "") -> None:
+    def advance(self, completed: int, figures: str = "") -> None:
         """See `Progress.advance`."""
-        self._report.done = done
+        self._report.steps = completed
         if self._clock() - self._sent >= self._every:
             self.flush()
 
@@ -91,7 +91,7 @@ class RemoteProgress:
         self._report.notes.append(f"group {self._group}: {text}")
 
     def rows(self, rows: Sequence[AdapterStatus]) -> None:
-        """See `Dashboard.rows`. Rows are sent together with the step to which they belong."""
+        """See `Dashboard.rows`. Rows are sent together with their step."""
         self._report.rows = rows
 
     def flush(self) -> None:
@@ -113,7 +113,7 @@ class GroupDashboard:
         self, rows: Mapping[int, Sequence[AdapterStatus]], totals: Mapping[int, int], dashboard: Dashboard
     ) -> None:
         self._rows, self._totals, self._dashboard = dict(rows), dict(totals), dashboard
-        self._done = dict.fromkeys(totals, 0)
+        self._steps = dict.fromkeys(totals, 0)
         dashboard.stage("training", sum(self._totals.values()))
 
     def show(self, reports: Sequence[ProgressReport]) -> None:
@@ -123,17 +123,22 @@ class GroupDashboard:
                 self._dashboard.note(note)
             if report.rows is not None:
                 self._rows[report.group] = report.rows
-            if report.done is not None:
-                self._done[report.group] = report.done
+            if report.steps is not None:
+                self._steps[report.group] = report.steps
         self._dashboard.rows(
             sorted((row for rows in self._rows.values() for row in rows), key=lambda row: bool(row.note))
         )
-        self._dashboard.advance(sum(self._done.values()))
+        self._dashboard.advance(sum(self._steps.values()))
 
-    def end(self, group: int, fault: str = "") -> None:
-        """Record that an adapter group has ended; `fault` is the reason if it broke down."""
-        self._done[group] = self._totals[group]
-        if fault:
+    def end(self, group: int, error: str = "") -> None:
+        """Record that an adapter group has ended.
+
+        Args:
+            group: Number of the group.
+            error: Error that ended the group, or "".
+        """
+        self._steps[group] = self._totals[group]
+        if error:
             self._rows[group] = [
-                row if row.note not in ("", WAITING) else replace(row, note=fault) for row in self._rows[group]
+                row if row.note not in ("", WAITING) else replace(row, note=error) for row in self._rows[group]
             ]

@@ -1,4 +1,9 @@
-"""Train adapter groups on a Ray cluster. Ray restarts the task of a lost worker, which resumes from its snapshot."""
+"""Train adapter groups on a Ray cluster. Ray restarts the task of a lost worker, which resumes from its snapshot.
+
+Each group is one Ray task, which trains on the resources of a `ResourceRequest`. A `ProgressActor` collects the reports
+of all groups for the screen, and passes on the request to stop. Snapshots are written to a `Storage` that all nodes can
+reach, so a group can be restarted on another node.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +32,8 @@ from lora_ft.runs.group_record import GROUPS_FOLDER
 from lora_ft.runs.run import TASK, is_run, working_folder
 from lora_ft.tasks.files import save_task
 
-_LOOK = 0.5  # seconds between polls of the reports
-_PATIENCE = 30.0  # seconds to wait for busy nodes to describe themselves
+_POLL_INTERVAL = 0.5  # seconds between polls of the reports
+_INSPECTION_TIMEOUT = 30.0  # seconds to wait for descriptions of busy nodes
 
 
 class RayEngine:
@@ -58,9 +63,7 @@ class RayEngine:
         self._address, self._cpus, self._gpus = address, cpus, gpus
         self._retries, self._storage = retries, storage
         if gpus is not None and gpus > 1:
-            raise UsageError(
-                f"{gpus:g} GPUs were requested for an adapter group, which trains on one", "pass 1 or less, e.g. 0.5"
-            )
+            raise UsageError(f"an adapter group trains on one GPU at most (got {gpus:g})", "pass 1 or less, e.g. 0.5")
         self._ray, self._ours = _import_ray(), False
 
     def close(self) -> None:
@@ -68,7 +71,7 @@ class RayEngine:
         if self._ours:
             self._ray.shutdown()
 
-    def inspect(self, out: Path, asked: str, storage: str | None, dashboard: Dashboard) -> TrainingSite:
+    def inspect(self, out: Path, precision: str, storage: str | None, dashboard: Dashboard) -> TrainingSite:
         """See `Engine.inspect`.
 
         Raises:
@@ -80,55 +83,62 @@ class RayEngine:
         if self._ours:
             _connect(self._ray, self._address)
         nodes = {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
-        self._portion = portion = self._choose([node["Resources"] for node in nodes.values()])
-        places = {key: _places(node["Resources"], portion) for key, node in nodes.items()}
-        able = {key: node for key, node in nodes.items() if places[key]}
-        if not able:
-            has = "; ".join(f"{node['NodeManagerHostname']} has {_size(node['Resources'])}" for node in nodes.values())
+        self._request = request = self._choose_request([node["Resources"] for node in nodes.values()])
+        places = {key: _places(node["Resources"], request) for key, node in nodes.items()}
+        usable = {key: node for key, node in nodes.items() if places[key]}
+        if not usable:
+            sizes = "; ".join(
+                f"{node['NodeManagerHostname']} has {_size(node['Resources'])}" for node in nodes.values()
+            )
             raise UsageError(
-                f"no node of the cluster has {portion} for an adapter group", f"ask for less, or add a node: {has}"
+                f"no node of the cluster has {request} for an adapter group ({sizes})",
+                "request fewer CPUs or GPUs, or add a node",
             )
         if self._storage and storage is None:
             storage = f"{self._storage.rstrip('/')}/lora-ft-{secrets.token_hex(4)}"
         place = storage or str(out.absolute() / GROUPS_FOLDER)
-        dashboard.stage("asking nodes", len(able))
-        found = self._ask(able, Storage(place), asked)
-        first = next((node for node in found.values() if not node.precision.is_bf16), next(iter(found.values())))
-        room = min(
-            node.memory * (portion.gpus or min(portion.cpus / able[key]["Resources"]["CPU"], 1.0))
-            for key, node in found.items()
+        dashboard.stage("inspecting nodes", len(usable))
+        descriptions = self._describe(usable, Storage(place), precision)
+        first = next(
+            (node for node in descriptions.values() if not node.precision.is_bf16), next(iter(descriptions.values()))
         )
-        total = sum(places.values())
-        dashboard.note(f"{len(able)} node{'s' * (len(able) > 1)} with room for {total} groups of {portion} at a time")
-        return TrainingSite(first.device, first.precision, int(room), total, storage)
+        room = min(
+            node.memory * (request.gpus or min(request.cpus / usable[key]["Resources"]["CPU"], 1.0))
+            for key, node in descriptions.items()
+        )
+        total_places = sum(places.values())
+        dashboard.note(
+            f"{len(usable)} node{'s' * (len(usable) > 1)} with room for {total_places} groups of {request} at a time"
+        )
+        return TrainingSite(first.device, first.precision, int(room), total_places, storage)
 
-    def _choose(self, resources: Sequence[Mapping[str, float]]) -> ResourceRequest:
+    def _choose_request(self, resources: Sequence[Mapping[str, float]]) -> ResourceRequest:
         """Return the resources of one adapter group."""
         gpus = self._gpus
         if gpus is None:
-            gpus = 1.0 if any(has.get("GPU") for has in resources) else 0.0
+            gpus = 1.0 if any(resource.get("GPU") for resource in resources) else 0.0
         cpus = self._cpus
         if cpus is None:
-            cpus = 1.0 if gpus else min((has["CPU"] for has in resources if has.get("CPU")), default=1.0)
+            cpus = 1.0 if gpus else min((resource["CPU"] for resource in resources if resource.get("CPU")), default=1.0)
         return ResourceRequest(cpus, gpus)
 
-    def _ask(self, nodes: Mapping[str, Any], storage: Storage, asked: str) -> dict[str, RayNode]:
+    def _describe(self, nodes: Mapping[str, Any], storage: Storage, precision: str) -> dict[str, RayNode]:
         """Return descriptions of the nodes. Busy nodes that do not answer in time are missing."""
         ray, name, token = self._ray, f"token-{secrets.token_hex(8)}", secrets.token_hex(8)
         storage.put(name, token)
         task = ray.remote(inspect_node)
-        asking = {}
+        node_of = {}
         for key in nodes:
-            there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(key, soft=False)
-            options = {"num_cpus": 0, "num_gpus": self._portion.gpus, "scheduling_strategy": there}
-            asking[task.options(**options).remote(storage.place, name, asked, self._portion)] = key
+            affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(key, soft=False)
+            options = {"num_cpus": 0, "num_gpus": self._request.gpus, "scheduling_strategy": affinity}
+            node_of[task.options(**options).remote(storage.place, name, precision, self._request)] = key
         try:
-            answered, _ = ray.wait(list(asking), num_returns=len(asking), timeout=_PATIENCE)
-            found: dict[str, RayNode] = {}
-            for answer in answered or ray.wait(list(asking))[0]:
-                key = asking[answer]
+            references, _ = ray.wait(list(node_of), num_returns=len(node_of), timeout=_INSPECTION_TIMEOUT)
+            descriptions: dict[str, RayNode] = {}
+            for reference in references or ray.wait(list(node_of))[0]:
+                key = node_of[reference]
                 try:
-                    found[key] = ray.get(answer)
+                    descriptions[key] = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     raise LoraFtError(
                         f"{nodes[key]['NodeManagerHostname']} cannot run lora-ft ({_cause(error)})",
@@ -136,113 +146,119 @@ class RayEngine:
                     ) from error
         finally:
             storage.drop(name)
-        for node in found.values():
+        for node in descriptions.values():
             self._require(node, storage.place, token)
-        return found
+        return descriptions
 
     def _require(self, node: RayNode, place: str, token: str) -> None:
         """Raise UsageError for a node on which groups cannot train."""
         if node.version != version("lora-ft"):
             raise UsageError(
-                f"{node.host} has lora-ft {node.version}, this machine {version('lora-ft')}",
-                "install the same on every node",
+                f"{node.host} has lora-ft {node.version}, but this machine has {version('lora-ft')}",
+                "install the same version on every node",
             )
-        if self._portion.gpus and node.device == "cpu":
-            raise UsageError(f"torch finds no GPU on {node.host}", "install torch for it there, or --gpus-per-group 0")
+        if self._request.gpus and node.device == "cpu":
+            raise UsageError(
+                f"torch finds no GPU on {node.host}",
+                "install a torch build for its GPU, or pass --gpus-per-group 0",
+            )
         if node.token != token:
             raise UsageError(
-                f"{node.host} does not see what this machine writes to {place}",
-                "give an --out on storage that all nodes share, or --storage URL, e.g. s3://bucket/folder",
+                f"{node.host} cannot read files that this machine writes to {place}",
+                "pass an --out on storage that all nodes share, or --storage URL, e.g. s3://bucket/folder",
             )
 
     def run(self, jobs: Sequence[GroupJob], site: TrainingSite, dashboard: Dashboard) -> EngineResult:
         """See `Engine.run`."""
         ray = self._ray
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        this_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        progress_actor = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
+        progress_actor = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=this_node).remote()
         # one process per group, so that no group inherits another's torch state or memory
         task = ray.remote(max_calls=1)(train_on_node)
         options = {
-            "num_cpus": self._portion.cpus,
-            "num_gpus": self._portion.gpus,
+            "num_cpus": self._request.cpus,
+            "num_gpus": self._request.gpus,
             "max_retries": self._retries,
             "scheduling_strategy": "SPREAD",
         }
         storage = Storage(site.storage or str(jobs[0].out / GROUPS_FOLDER))
         if site.storage:
             for job in jobs:
-                _leave_tasks(job)
-        waiting = {job.number: _waiting(job) for job in jobs}
+                _write_tasks(job)
+        waiting = {job.number: _waiting_rows(job) for job in jobs}
         group_dashboard = GroupDashboard(
             waiting, {job.number: max(row.steps for row in waiting[job.number]) for job in jobs}, dashboard
         )
         pending = {
             task.options(name=f"group {job.number}", **options).remote(
-                job, storage.place, site.storage is None, self._portion, progress_actor
+                job, storage.place, site.storage is None, self._request, progress_actor
             ): job
             for job in jobs
         }
-        ended = EngineResult({}, {})
+        outcome = EngineResult({}, {})
         interrupts = Interrupts()
         interrupts.take()
         try:
-            self._follow(pending, progress_actor, group_dashboard, ended, storage if site.storage else None, interrupts)
+            self._follow(
+                pending, progress_actor, group_dashboard, outcome, storage if site.storage else None, interrupts
+            )
         finally:
             interrupts.release()
-        if site.storage and not ended.broken:
+        if site.storage and not outcome.broken:
             storage.clear()
-        return ended
+        return outcome
 
     def _follow(
         self,
         pending: dict[Any, GroupJob],
         progress_actor: Any,
         group_dashboard: GroupDashboard,
-        ended: EngineResult,
+        outcome: EngineResult,
         storage: Storage | None,
         interrupts: Interrupts,
     ) -> None:
         """Follow groups until all have ended."""
-        ray, begun, told, stopped = self._ray, set[int](), False, 0
+        ray, started, notified, stopped = self._ray, set[int](), False, 0
         while pending:
-            done, _ = ray.wait(list(pending), timeout=_LOOK)
-            reports = ray.get(progress_actor.hear.remote())
+            finished, _ = ray.wait(list(pending), timeout=_POLL_INTERVAL)
+            reports = ray.get(progress_actor.collect.remote())
             group_dashboard.show(reports)
-            begun |= {report.group for report in reports}
-            for reference in done:
+            started |= {report.group for report in reports}
+            for reference in finished:
                 job = pending.pop(reference)
                 result = self._result(reference)
                 stopped += result.stopped
-                ended.failed.update(result.failed)
-                if result.fault:
-                    ended.broken.update(dict.fromkeys(job.names, result.fault))
+                outcome.failed.update(result.failed)
+                if result.error:
+                    outcome.broken.update(dict.fromkeys(job.names, result.error))
                 if not result.stopped:
-                    group_dashboard.end(job.number, result.fault)
-                if storage and not result.stopped and not result.fault:
-                    _collect(job, storage)
-            if interrupts.caught and not told:
-                told = True
+                    group_dashboard.end(job.number, result.error)
+                if storage and not result.stopped and not result.error:
+                    _fetch_runs(job, storage)
+            if interrupts.caught and not notified:
+                notified = True
                 ray.get(progress_actor.stop.remote())
-            if told and not any(job.number in begun for job in pending.values()):
+            if notified and not any(job.number in started for job in pending.values()):
                 break
         group_dashboard.show([])
         if stopped or pending:
             raise Interrupted(
-                f"stopped with {stopped + len(pending)} groups unfinished", "the same command with --resume goes on"
+                f"stopped with {stopped + len(pending)} groups unfinished",
+                "repeat the command with --resume to continue",
             ).by(interrupts.caught)
 
     def _result(self, reference: Any) -> NodeResult:
-        """Return the result of a finished Ray task. A worker that was lost too often counts as a fault."""
+        """Return the result of a finished Ray task. A worker that was lost too often counts as an error."""
         try:
-            found: NodeResult = self._ray.get(reference)
+            result: NodeResult = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
-            return NodeResult(fault=_cause(error))
+            return NodeResult(error=_cause(error))
         except self._ray.exceptions.RayError as error:
-            lost = f"its worker was lost more than {self._retries} times"
-            return NodeResult(fault=f"{lost} ({type(error).__name__}: {first_line(error)})")
-        return found
+            reason = f"its worker was lost more than {self._retries} times"
+            return NodeResult(error=f"{reason} ({type(error).__name__}: {first_line(error)})")
+        return result
 
 
 def _cause(error: Exception) -> str:
@@ -250,15 +266,15 @@ def _cause(error: Exception) -> str:
     return first_line(getattr(error, "cause", None) or error)
 
 
-def _leave_tasks(job: GroupJob) -> None:
+def _write_tasks(job: GroupJob) -> None:
     """Write the tasks into their working folders, where `RunFolder.resume` reads them."""
-    for material in job.materials:
-        working = working_folder(job.out / material.task.name)
+    for data in job.data:
+        working = working_folder(job.out / data.task.name)
         working.mkdir(exist_ok=True)
-        save_task(material.task, working / TASK)
+        save_task(data.task, working / TASK)
 
 
-def _collect(job: GroupJob, storage: Storage) -> None:
+def _fetch_runs(job: GroupJob, storage: Storage) -> None:
     """Fetch the finished runs of an adapter group from the storage."""
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
@@ -269,21 +285,21 @@ def _collect(job: GroupJob, storage: Storage) -> None:
             shutil.rmtree(working_folder(job.out / name), ignore_errors=True)
 
 
-def _waiting(job: GroupJob) -> list[AdapterStatus]:
+def _waiting_rows(job: GroupJob) -> list[AdapterStatus]:
     """Return the status of a group's adapters before it begins."""
     return [
         AdapterStatus(
-            one.task.name,
+            data.task.name,
             0,
-            job.plans[one.task.name].steps,
+            job.plans[data.task.name].steps,
             None,
-            one.task.train.metric_for_best_model,
+            data.task.train.metric_for_best_model,
             None,
             None,
             None,
             WAITING,
         )
-        for one in job.materials
+        for data in job.data
     ]
 
 
@@ -292,7 +308,9 @@ def _import_ray() -> Any:
         import ray
         import ray.util.scheduling_strategies
     except ModuleNotFoundError as error:
-        raise UsageError(f"--engine ray needs the package {error.name}", "pip install 'lora-ft[ray]'") from error
+        raise UsageError(
+            f"--engine ray requires the package {error.name}", "run `pip install 'lora-ft[ray]'`"
+        ) from error
     return ray
 
 
@@ -305,15 +323,19 @@ def _connect(ray: Any, address: str | None) -> None:
         ray.init(named or "auto", **options)
     except ConnectionError as error:
         if named not in (None, "auto") or "Could not find any" not in str(error):
-            raise LoraFtError(f"no cluster to train on: {first_line(error)}", "see `ray status`") from error
+            raise LoraFtError(
+                f"the Ray cluster is not reachable ({first_line(error)})", "check it with `ray status`"
+            ) from error
         ray.init("local", num_cpus=allowed_cpus(), include_dashboard=False, **options)
 
 
 def _require_open(address: str) -> None:
-    """Raise an error if nothing listens at `address`, since Ray itself would retry for minutes."""
+    """Raise an error if no process listens at `address`, since Ray itself would retry for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or "/" in address:
-        raise UsageError(f"the cluster's address {address} is not HOST:PORT", "give what `ray start --head` printed")
+        raise UsageError(
+            f"the cluster's address is not HOST:PORT (got {address})", "pass the address that `ray start --head` prints"
+        )
     try:
         socket.create_connection((host, int(port)), timeout=5.0).close()
     except OSError as error:
@@ -323,11 +345,11 @@ def _require_open(address: str) -> None:
         ) from error
 
 
-def _places(resources: Mapping[str, float], portion: ResourceRequest) -> int:
+def _places(resources: Mapping[str, float], request: ResourceRequest) -> int:
     """Return the number of groups that fit on a node at the same time."""
-    counts = [resources.get("CPU", 0.0) / portion.cpus]
-    if portion.gpus:
-        counts.append(resources.get("GPU", 0.0) // 1 * (1 / portion.gpus // 1))
+    counts = [resources.get("CPU", 0.0) / request.cpus]
+    if request.gpus:
+        counts.append(resources.get("GPU", 0.0) // 1 * (1 / request.gpus // 1))
     return int(min(counts))
 
 

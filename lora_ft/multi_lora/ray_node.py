@@ -1,4 +1,4 @@
-"""Describe a node of a cluster, and the resources of a group on it. Imports torch only where GPUs are requested."""
+"""Describe a node of a cluster, and the resources of a group on it. Torch is imported only if GPUs are requested."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class ResourceRequest:
         return f"{self.cpus:g} CPU{'s' * (self.cpus != 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
 
 
-def inspect_node(place: str, name: str, asked: str, portion: ResourceRequest) -> RayNode:
+def inspect_node(place: str, name: str, precision: str, request: ResourceRequest) -> RayNode:
     """Return a description of this node.
 
     Args:
         place: Folder or URL of the storage.
         name: Name of a file in the storage whose content is the token.
-        asked: Setting train.precision of the tasks.
-        portion: Resources of one adapter group.
+        precision: Setting train.precision of the tasks.
+        request: Resources of one adapter group.
     """
     device = "cpu"
-    if portion.gpus:
+    if request.gpus:
         from lora_ft.training.plan import training_device
 
         device = training_device()
@@ -61,7 +61,7 @@ def inspect_node(place: str, name: str, asked: str, portion: ResourceRequest) ->
         platform.node(),
         device,
         device_memory(device),
-        choose_compute_dtype(asked, device),
+        choose_compute_dtype(precision, device),
         version("lora-ft"),
         Storage(place).get(name),
     )

@@ -21,7 +21,7 @@ from lora_ft.multi_lora.ray_node import ResourceRequest
 from lora_ft.multi_lora.storage import Storage
 from lora_ft.runs.group_record import GROUPS_RECORD
 
-_EVERY = 0.5  # seconds between reports
+_INTERVAL = 0.5  # seconds between reports
 
 
 @dataclass(frozen=True)
@@ -29,32 +29,32 @@ class NodeResult:
     """Result of an adapter group.
 
     Attributes:
-        failed: Names of tasks that left without a run, with the reason.
-        stopped: True if the group was told to stop and left a snapshot.
-        fault: Error that ended the group, or "".
+        failed: Reason by task name, for tasks that left without a run.
+        stopped: True if the group stopped on request, with a snapshot.
+        error: Error that ended the group, or "".
     """
 
     failed: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
-    fault: str = ""
+    error: str = ""
 
 
-def train_on_node(job: GroupJob, place: str, shared: bool, portion: ResourceRequest, progress_actor: Any) -> NodeResult:
+def train_on_node(job: GroupJob, place: str, shared: bool, request: ResourceRequest, progress_actor: Any) -> NodeResult:
     """Train an adapter group on this node, from its last snapshot if there is one.
 
-    Errors are returned as a fault. Only a second Ctrl-C raises.
+    Errors are returned in the result. Only a second Ctrl-C raises.
 
     Args:
         job: Group to train.
         place: Folder or URL of the storage.
         shared: True if all nodes share the folder of the runs.
-        portion: Resources of the group.
+        request: Resources of the group.
         progress_actor: Handle of the actor `ProgressActor`.
     """
     import ray
 
     reporter = RemoteProgress(
-        job.number, lambda report: bool(ray.get(progress_actor.report.remote(report))), _EVERY, time.monotonic
+        job.number, lambda report: bool(ray.get(progress_actor.report.remote(report))), _INTERVAL, time.monotonic
     )
     reporter.note(f"{len(job.names)} adapter{'s' * (len(job.names) > 1)} on {platform.node()}")
     reporter.flush()
@@ -64,34 +64,34 @@ def train_on_node(job: GroupJob, place: str, shared: bool, portion: ResourceRequ
         storage = Storage(place)
         if shared:
             if storage.get(GROUPS_RECORD) is None:
-                return NodeResult(fault=f"{platform.node()} does not see {place}")
+                return NodeResult(error=f"{platform.node()} cannot read {place}")
             return NodeResult(
-                _train(job, LeasedSnapshots(job.folder, storage, job.number, run=job.run), portion, reporter)
+                _train(job, LeasedSnapshots(job.folder, storage, job.number, run=job.run), request, reporter)
             )
         with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
             moved = replace(job, out=Path(scratch))
             storage.fetch(job.number, moved.out)
             snapshots = LeasedSnapshots(moved.folder, storage, job.number, moved.out, job.run)
-            failed = _train(moved, snapshots, portion, reporter)
+            failed = _train(moved, snapshots, request, reporter)
             snapshots.send()
             return NodeResult(failed)
     except Interrupted:
         return NodeResult(stopped=True)
     except Exception as error:
-        return NodeResult(fault=failure_text(error))
+        return NodeResult(error=failure_text(error))
     finally:
         reporter.flush()
 
 
 def _train(
-    job: GroupJob, snapshots: LeasedSnapshots, portion: ResourceRequest, reporter: RemoteProgress
+    job: GroupJob, snapshots: LeasedSnapshots, request: ResourceRequest, reporter: RemoteProgress
 ) -> dict[str, str]:
     task, plan = job.first
-    set_threads(plan.device, max(1, int(portion.cpus)))
-    if plan.device == "cuda" and portion.gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(portion.gpus)  # so that no group takes another's memory
+    set_threads(plan.device, max(1, int(request.cpus)))
+    if plan.device == "cuda" and request.gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(request.gpus)  # so that no group takes another's memory
     base = find_base(task.base)  # this node's copy
-    job = replace(job, materials=[replace(data, base=base) for data in job.materials])
+    job = replace(job, data=[replace(data, base=base) for data in job.data])
     return train_group(
         job, lambda: open_frozen_base(task, base, plan.device), snapshots, reporter, lambda: reporter.stopping
     )

@@ -1,8 +1,8 @@
 """Last state of one adapter of a group, in the files from which transformers' Trainer resumes.
 
-So a run is the same whether it was trained alone or in a group, and either way of training can continue it. The
-optimizer of a group is one matrix for all adapters. Each row of it is split here into the two moments of each weight.
-Their order is the parameter order of torch's optimizer.
+A run is therefore the same whether it was trained alone or in a group, and both can continue it. The optimizer of a
+group is one matrix for all adapters. Here, each of its rows is split into the two moments of each weight, in the
+parameter order of torch's optimizer.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def write_resume_point(
     tensors: AdapterState,
     generator: torch.Generator,
 ) -> None:
-    """Write the state beside the weights of a checkpoint.
+    """Write the state into the folder of a checkpoint, next to its weights.
 
     Args:
         folder: Folder `checkpoint-<step>` of the run, which has the weights.
@@ -83,12 +83,15 @@ def write_resume_point(
     if state.best_global_step is not None:
         state.best_model_checkpoint = str(folder.parent / f"checkpoint-{state.best_global_step}")
     stateful = [
-        one for one in [*trainer.callback_handler.callbacks, trainer.control] if isinstance(one, ExportableState)
+        callback
+        for callback in [*trainer.callback_handler.callbacks, trainer.control]
+        if isinstance(callback, ExportableState)
     ]
-    state.stateful_callbacks = {type(one).__name__: one.state() for one in stateful}
+    state.stateful_callbacks = {type(callback).__name__: callback.state() for callback in stateful}
     write_text(folder / _STATE, json.dumps(dataclasses.asdict(state), default=float, indent=2, sort_keys=True) + "\n")
     step = float(state.global_step)
-    moments = {  # a tensor of its own for each step: a file keeps which tensors share memory, and AdamW counts in place
+    # Each weight has its own step tensor: a file records which tensors share memory, and AdamW counts in place.
+    moments = {
         number: {"step": torch.tensor(step), "exp_avg": tensors.means[name], "exp_avg_sq": tensors.squares[name]}
         for number, name in enumerate(names)
     }
@@ -119,7 +122,10 @@ def read_resume_point(run: RunFolder, names: list[str], device: str) -> tuple[di
     if folder is None:
         return None
     if not (folder / _RANDOM).is_file():
-        raise UsageError(f"the run {run.working} was trained in several processes", "train it longer alone")
+        raise UsageError(
+            f"the run {run.working} was trained in several processes, and a group cannot continue it",
+            "train it longer alone",
+        )
     try:
         state = TrainerState.load_from_json(str(folder / _STATE))
         moments = _load(folder / _OPTIMIZER)["state"]
@@ -129,10 +135,12 @@ def read_resume_point(run: RunFolder, names: list[str], device: str) -> tuple[di
             {name: moments[number][key] for number, name in enumerate(names)} for key in ("exp_avg", "exp_avg_sq")
         )
         if any(weights[name].shape != tensor[name].shape for name in names for tensor in (means, squares)):
-            raise ValueError("its moments have other shapes than its weights")
+            raise ValueError("the shapes of its moments and weights differ")
         generator: Tensor = numbers.get(device, numbers["cpu"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
-        raise LoraFtError(f"{folder} is damaged ({type(error).__name__}: {error})", "train with --overwrite") from error
+        raise LoraFtError(
+            f"{folder} is damaged ({type(error).__name__}: {error})", "start over with --overwrite"
+        ) from error
     entry = {
         "state": dataclasses.asdict(state) | {"stateful_callbacks": None},
         "random": generator.numpy().tobytes().hex(),
@@ -145,7 +153,7 @@ def read_resume_point(run: RunFolder, names: list[str], device: str) -> tuple[di
 
 def _load(path: Path) -> Mapping[Any, Any]:
     """Read a torch file without executing code that a pickle may contain."""
-    from transformers.trainer import safe_globals  # of trainer_pt_utils from version 5 on
+    from transformers.trainer import safe_globals  # since version 5 in trainer_pt_utils, too
 
     with safe_globals():
         content: Mapping[Any, Any] = torch.load(path, map_location="cpu", weights_only=True)

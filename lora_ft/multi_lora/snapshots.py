@@ -26,7 +26,7 @@ class Snapshot:
         tick: Number of finished ticks.
         rows: Weights, means and squares [adapters, width] of the members that still train.
         members: Entries from `MemberTrainer.export` of these members, by name, in the order of the rows.
-        closed: Names of the members that are done. Their runs may not be published yet.
+        closed: Names of finished members. Their runs may not be published yet.
         failed: Reason by name, for members that left without a run.
     """
 
@@ -75,7 +75,8 @@ class Snapshots:
         content = read_json(path / _MEMBERS)
         if content["version"] != VERSION:
             raise LoraFtError(
-                f"{path} is of version {content['version']}, not {VERSION}", "start over with --overwrite"
+                f"{path} has format version {content['version']}, which is not supported (supported: {VERSION})",
+                "start over with --overwrite",
             )
         tick = int(path.name.removeprefix("checkpoint-"))
         rows = load_file(path / _ROWS) if content["members"] else {}

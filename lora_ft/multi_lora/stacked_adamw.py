@@ -12,8 +12,8 @@ from torch import Tensor
 from lora_ft.multi_lora.stacked_weights import StackedWeights
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # torch's and transformers' defaults
-_AT_ONCE = {"cpu": 2**18}  # number of elements that fit into the cache
-_AT_ONCE_ELSEWHERE = 2**26
+_CHUNK = {"cpu": 2**18}  # number of elements that fit into the cache
+_CHUNK_ELSEWHERE = 2**26
 
 
 @dataclass(frozen=True)
@@ -46,26 +46,28 @@ class StackedAdamW:
         self.means, self.squares = torch.zeros_like(stack.weights), torch.zeros_like(stack.weights)
 
     @torch.no_grad()
-    def step(self, rates: Sequence[AdamWStep]) -> Tensor:
+    def step(self, steps: Sequence[AdamWStep]) -> Tensor:
         """Take one step of every adapter.
 
         Args:
-            rates: Settings of each adapter's step, in the order of the stack.
+            steps: Settings of each adapter's step, in the order of the stack.
 
         Returns:
             Norm of each adapter's gradient before clipping, [adapters].
         """
         stack, norms = self._stack, self._stack.norms
-        limits = self._column([rate.max_norm or math.inf for rate in rates])
+        limits = self._column([step.max_norm or math.inf for step in steps])
         shrink = (limits / (norms[:, None] + 1e-6)).clamp(max=1.0)
-        for start, end, rated in (
-            (0, stack.split, [rate.rate for rate in rates]),
-            (stack.split, stack.weights.shape[1], [rate.rate * rate.ratio for rate in rates]),
+        for start, end, rates in (
+            (0, stack.split, [step.rate for step in steps]),
+            (stack.split, stack.weights.shape[1], [step.rate * step.ratio for step in steps]),
         ):
-            decays = self._column([1 - rate * one.decay for rate, one in zip(rated, rates, strict=True)])
-            sizes = self._column([-rate / (1 - _BETAS[0] ** one.step) for rate, one in zip(rated, rates, strict=True)])
-            roots = self._column([math.sqrt(1 - _BETAS[1] ** rate.step) for rate in rates])
-            width = max(1, _AT_ONCE.get(stack.device.type, _AT_ONCE_ELSEWHERE) // len(rates))
+            decays = self._column([1 - rate * step.decay for rate, step in zip(rates, steps, strict=True)])
+            sizes = self._column(
+                [-rate / (1 - _BETAS[0] ** step.step) for rate, step in zip(rates, steps, strict=True)]
+            )
+            roots = self._column([math.sqrt(1 - _BETAS[1] ** step.step) for step in steps])
+            width = max(1, _CHUNK.get(stack.device.type, _CHUNK_ELSEWHERE) // len(steps))
             for at in range(start, end, width):
                 part = slice(at, min(at + width, end))
                 weights, gradients = stack.weights[:, part], stack.gradients[:, part]
@@ -79,8 +81,8 @@ class StackedAdamW:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only the moments of these rows."""
-        chosen = torch.tensor(rows, dtype=torch.long, device=self._stack.device)
-        self.means, self.squares = self.means.index_select(0, chosen), self.squares.index_select(0, chosen)
+        indices = torch.tensor(rows, dtype=torch.long, device=self._stack.device)
+        self.means, self.squares = self.means.index_select(0, indices), self.squares.index_select(0, indices)
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=self._stack.device)[:, None]

@@ -1,7 +1,7 @@
 """Weights of all adapters of a group, in one matrix with a row per adapter. Layers use views of it.
 
-A row holds the adapter's A matrices, layer after layer, then its B matrices. So the optimizer's step, clipping, and the
-removal of an adapter are operations on rows, independent of the layers.
+A row holds the adapter's A matrices, layer after layer, then its B matrices. The optimizer's step, clipping, and the
+removal of an adapter are therefore operations on rows, independent of the layers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_ft.export.families import family_of
 from lora_ft.multi_lora.batched_linear import SOURCE, TARGET, BatchRouting, MultiLoraLinear
 from lora_ft.multi_lora.peft_adapter import Adapter, weight_name
 
@@ -59,25 +60,28 @@ class StackedWeights:
         self.adapters = list(adapters)
         self.route = BatchRouting()
         model.requires_grad_(False)
-        found = [
+        adapted = [
             (name, module, rank)
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and (rank := max(adapter.rank(name) for adapter in adapters))
         ]
-        self.split = sum(module.in_features * rank for _, module, rank in found)
+        self.split = sum(module.in_features * rank for _, module, rank in adapted)
         a, b = 0, self.split
         self.layers: list[StackedLayer] = []
-        for name, module, rank in found:
+        for name, module, rank in adapted:
             self.layers.append(StackedLayer(name, module.in_features, module.out_features, rank, a, b))
             a, b = a + module.in_features * rank, b + module.out_features * rank
-        self.device = found[0][1].weight.device
+        self.device = adapted[0][1].weight.device
         self.weights = torch.zeros(len(adapters), b, device=self.device)
         self.gradients = torch.zeros_like(self.weights)
         self._linears: list[MultiLoraLinear] = []
-        for layer, (name, module, _) in zip(self.layers, found, strict=True):
+        family = family_of(model.config.model_type)
+        for layer, (name, module, _) in zip(self.layers, adapted, strict=True):
             scale = torch.ones(len(adapters), device=self.device)
             a_view, b_view = layer.view(self.weights, "A"), layer.view(self.weights, "B")
-            linear = MultiLoraLinear(module, self.route, a_view, b_view, scale, _side(name))
+            # Layers computed once per source, such as cross-attention's keys and values, receive source positions.
+            side = SOURCE if family.layer_kind(name) == "encoder" else TARGET
+            linear = MultiLoraLinear(module, self.route, a_view, b_view, scale, side)
             _replace(model, name, linear)
             self._linears.append(linear)
         self._bind()
@@ -86,8 +90,8 @@ class StackedWeights:
         """Bind the parameters of the layers to the current rows."""
         for layer, linear in zip(self.layers, self._linears, strict=True):
             for side in "AB":
-                # Separate leaves that share the matrix's memory, so that gradients accumulate in `gradients`. Slices
-                # of one leaf would allocate a matrix of zeros for each layer.
+                # Each parameter is a leaf that shares the matrix's memory, so gradients accumulate in `gradients`.
+                # Slices of one leaf would allocate a matrix of zeros for each layer.
                 parameter = nn.Parameter(layer.view(self.weights, side))
                 parameter.grad = layer.view(self.gradients, side)
                 setattr(linear, side.lower(), parameter)
@@ -108,13 +112,13 @@ class StackedWeights:
     def read(self, adapter: int, rows: Tensor | None = None) -> dict[str, Tensor]:
         """Return CPU copies of an adapter's weights, or of its row of `rows`, by peft's names and in peft's shapes."""
         row = (self.weights if rows is None else rows)[adapter : adapter + 1]
-        found = {}
+        weights = {}
         for layer in self.layers:
             rank = self.adapters[adapter].rank(layer.name)
             if rank:
-                found[weight_name(layer.name, "A")] = _apart(layer.view(row, "A")[0, :, :rank])
-                found[weight_name(layer.name, "B")] = _apart(layer.view(row, "B")[0, :rank])
-        return found
+                weights[weight_name(layer.name, "A")] = _apart(layer.view(row, "A")[0, :, :rank])
+                weights[weight_name(layer.name, "B")] = _apart(layer.view(row, "B")[0, :rank])
+        return weights
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these rows and free the memory of the others."""
@@ -145,10 +149,3 @@ def _apart(view: Tensor) -> Tensor:
 def _replace(model: Any, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
-
-
-def _side(name: str) -> int:
-    """Return SOURCE or TARGET, the positions that a T5 layer receives; SOURCE for cross-attention keys and values."""
-    return (
-        SOURCE if name.startswith("encoder.") or name.endswith(("EncDecAttention.k", "EncDecAttention.v")) else TARGET
-    )

@@ -15,6 +15,9 @@ _MARK = ".complete"
 class Storage:
     """Storage of files by name, in a folder or below a URL.
 
+    Args:
+        place: Path of the folder, or URL.
+
     Raises:
         UsageError: No installed package supports such URLs.
     """
@@ -24,7 +27,10 @@ class Storage:
         try:
             self._files, self._root = fsspec.url_to_fs(place)
         except (ValueError, ImportError) as error:
-            raise UsageError(f"storage {place}: {first_line(error)}", "e.g. s3://bucket/folder needs s3fs") from error
+            raise UsageError(
+                f"the storage {place} is not supported ({first_line(error)})",
+                "install the fsspec package of its protocol, e.g. s3fs for s3://bucket/folder",
+            ) from error
 
     def put(self, name: str, text: str) -> None:
         """Write a small file."""
@@ -62,9 +68,9 @@ class Storage:
         ):
             archive.add(folder, ".")
         self.put(name + _MARK, "")
-        for other in self._names(group):
-            if not other.startswith(name):
-                self.drop(other)
+        for stored in self._names(group):
+            if not stored.startswith(name):
+                self.drop(stored)
 
     def fetch(self, group: int, folder: Path) -> bool:
         """Copy an adapter group's newest files into a folder. Return False if there are none."""
@@ -79,13 +85,13 @@ class Storage:
         return True
 
     def _newest(self, group: int) -> int | None:
-        whole = [name.removesuffix(_MARK) for name in self._names(group) if name.endswith(_MARK)]
-        return max((int(name.split("-")[2].removesuffix(".tar")) for name in whole), default=None)
+        complete = [name.removesuffix(_MARK) for name in self._names(group) if name.endswith(_MARK)]
+        return max((int(name.split("-")[2].removesuffix(".tar")) for name in complete), default=None)
 
     def _names(self, group: int) -> list[str]:
         self._files.invalidate_cache()
-        found = self._files.glob(self._path(f"pack-{group}-*"))
-        return [str(path).rpartition("/")[2] for path in found]
+        paths = self._files.glob(self._path(f"pack-{group}-*"))
+        return [str(path).rpartition("/")[2] for path in paths]
 
     def _archive(self, group: int, number: int) -> str:
         return f"pack-{group}-{number:06}.tar"

@@ -1,6 +1,6 @@
 """Model cards: README.md of a run, a merged checkpoint or a bundle, with the metadata that the Hub reads.
 
-A card contains no local path, and ends with a digest of itself. The digest reveals an edited card, which is never
+A card contains no local path, and ends with a digest of its text. The digest reveals an edited card, which is never
 overwritten.
 """
 
@@ -29,14 +29,14 @@ from lora_ft.tasks.schema import Task
 
 _SEAL = "\n<!-- written by lora-ft, {} -->\n"
 _SEALED = re.compile(r"\n<!-- written by lora-ft, ([0-9a-f]{16}) -->\n\Z")
-_WITH_LORA_FT = """With lora-ft, from a copy of this folder (`hf download REPOSITORY --local-dir FOLDER` makes one):
+_WITH_LORA_FT = """With lora-ft, from a copy of this folder (`hf download REPOSITORY --local-dir FOLDER`):
 
 ```sh
-lora-ft generate FOLDER "a text, which is put through the prompt"
+lora-ft generate FOLDER "a text, which is inserted into the prompt"
 ```
 """
-_WITHOUT_LORA_FT = """This layout needs ONNX Runtime 1.22 or later, and no lora-ft, which generates with bundles only.
-It takes the whole prompt: put the text into the task's template first.
+_WITHOUT_LORA_FT = """This layout needs ONNX Runtime 1.22 or later, and no lora-ft, which generates from bundles only.
+The input is the whole prompt: insert the text into the task's template first.
 """
 _OPTIMUM = """from optimum.onnxruntime import ORTModelForSeq2SeqLM
 from transformers import AutoTokenizer
@@ -46,7 +46,7 @@ tokenizer = AutoTokenizer.from_pretrained(where)
 model = ORTModelForSeq2SeqLM.from_pretrained(where)
 inputs = tokenizer(["a prompt", "another, longer prompt"], padding=True, return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))"""
-_FINETUNE = "finetune"  # the Hub's word for further training; its "merge" means several models
+_FINETUNE = "finetune"  # the Hub's term for further training; its "merge" means several models
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def run_card(facts: Facts) -> str:
 
 where = "."
 model = AutoModelForSeq2SeqLM.from_pretrained(where, subfolder="checkpoint")"""
-        return _card(head, task.name, f"{code_span(base_name(task.base))}, every weight of it trained", facts, [], code)
+        return _card(head, task.name, f"{code_span(base_name(task.base))} with all weights trained", facts, [], code)
     head = _metadata(facts, "peft", "adapter", ["lora", "t5"])
     imports = "from lora_ft.models.bases import find_base\n" if task.base == OFFLINE else ""
     base = (
@@ -87,13 +87,13 @@ base = AutoModelForSeq2SeqLM.from_pretrained({base})
 model = PeftModel.from_pretrained(base, where)"""
     if task.lora.new_tokens or task.lora.trainable_token_indices:
         code = (
-            "# peft alone takes the head for the embedding, and would lose the trained tokens: `lora-ft merge` it first"
+            "# peft alone would lose the trained tokens, since it ties the head to the embedding: run `lora-ft merge`"
         )
     return _card(head, task.name, f"A LoRA adapter for {code_span(base_name(task.base))}", facts, [], code)
 
 
 def checkpoint_card(facts: Facts | None, record: Mapping[str, Any]) -> str:
-    """Return the README.md of a checkpoint, merged from a run or from an adapter without one.
+    """Return the README.md of a checkpoint that was merged from a run, or from an adapter without a run.
 
     Args:
         facts: Facts about the training, or None for an adapter without a run.
@@ -101,17 +101,17 @@ def checkpoint_card(facts: Facts | None, record: Mapping[str, Any]) -> str:
     """
     adapted = facts is None or facts.task.method == "lora"
     head = _metadata(facts, "transformers", _FINETUNE, [*(["lora"] if adapted else []), "t5"], record.get("base"))
-    rows = [("weights", f"{record['dtype']}, {'an adapter merged' if adapted else 'trained'} in float32")]
+    rows = [("weights", f"{record['dtype']}, {'adapter merged' if adapted else 'trained'} in float32")]
     if adapted:
-        rows.append(("merged against adapter", f"logits differ by at most {record['largest_logit_difference']:.2g}"))
+        rows.append(("merged vs. adapter", f"logits differ by at most {record['largest_logit_difference']:.2g}"))
     code = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 where = "."
 tokenizer = AutoTokenizer.from_pretrained(where)
 model = AutoModelForSeq2SeqLM.from_pretrained(where)"""
-    how = "with a LoRA adapter merged into it" if adapted else "every weight of it trained"
+    description = "with a merged LoRA adapter" if adapted else "with all weights trained"
     name, base = (facts.task.name, facts.task.base) if facts else (record["adapter"], record["base"])
-    return _card(head, name, f"{code_span(base_name(base))}{' ' if adapted else ', '}{how}", facts, rows, code)
+    return _card(head, name, f"{code_span(base_name(base))} {description}", facts, rows, code)
 
 
 def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -> str:
@@ -132,40 +132,42 @@ def bundle_card(facts: Facts | None, manifest: Mapping[str, Any], layout: str) -
     head = _metadata(facts, "onnx", "quantized" if rounded else _FINETUNE, ["onnx", "t5"], manifest["base"])
     rows = [
         ("weights", f"{precision}, ONNX, layout {layout}"),
-        ("checked against PyTorch", f"{parity['identical_rows']} of {parity['rows']} texts are the same"),
+        ("compared with PyTorch", f"{parity['identical_rows']} of {parity['rows']} texts are identical"),
         *(("differs from bundles", line) for line in manifest.get("differences", ())),
         *_gate(manifest),
     ]
-    quiet = 'import os\n\nos.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported\n'
+    no_telemetry = (
+        'import os\n\nos.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported\n'
+    )
     lines = {
         "bundle": 'from lora_ft.export.runtime import Generator\n\nfolder = "."\nmodel = Generator.load(folder)',
-        "optimum": quiet + _OPTIMUM,
-        "single": quiet + single.example(manifest.get("generation", {})),
+        "optimum": no_telemetry + _OPTIMUM,
+        "single": no_telemetry + single.example(manifest.get("generation", {})),
     }
     name = facts.task.name if facts else manifest["adapter"] or base
     adapted = " with a LoRA adapter" if manifest["adapter"] else ""
-    after = _WITH_LORA_FT if layout == "bundle" else _WITHOUT_LORA_FT
-    return _card(head, name, f"{code_span(base)}{adapted}, exported to ONNX", facts, rows, lines[layout], after)
+    usage = _WITH_LORA_FT if layout == "bundle" else _WITHOUT_LORA_FT
+    return _card(head, name, f"{code_span(base)}{adapted}, exported to ONNX", facts, rows, lines[layout], usage)
 
 
 def _gate(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the row about the rounded weights: their score on rows of the task, and the loss by rounding."""
-    tried = [entry for entry in manifest.get("tradeoff", []) if entry["precision"] == manifest["precision"]]
-    if not tried:
+    """Return the row about the score of rounded weights on rows of the task, and the loss by rounding."""
+    entries = [entry for entry in manifest.get("tradeoff", []) if entry["precision"] == manifest["precision"]]
+    if not entries:
         return []
-    gate, (entry,) = manifest["gate"], tried
-    rows = f"{gate['rows']:,} rows that precisions were chosen by"
-    score = f"{gate['metric']} {interval(entry['score'])}, against fp32 {interval(entry['difference'])}, on {rows}"
-    return [("score as exported", score)]
+    gate, (entry,) = manifest["gate"], entries
+    change = f"difference from fp32 {interval(entry['difference'])}"
+    rows = f"{gate['rows']:,} rows that were used to choose the precision"
+    return [("score as exported", f"{gate['metric']} {interval(entry['score'])}, {change}, on {rows}")]
 
 
-def facts_of(folder: Path) -> Facts | None:
-    """Return the facts about the training behind a checkpoint, or None if `merge` did not write it."""
+def checkpoint_facts(folder: Path) -> Facts | None:
+    """Return the facts about a merged checkpoint's training, or None if `merge` did not write the checkpoint."""
     training = read_json(folder / MERGE).get("training") if (folder / MERGE).is_file() else None
     return Facts(load_task(folder / TASK), training["metrics"], training["scores"]) if training else None
 
 
-def facts_of_run(run: Run) -> Facts:
+def run_facts(run: Run) -> Facts:
     """Return the facts about a run."""
     return Facts(run.task, run.metrics, run.scores)
 
@@ -174,7 +176,7 @@ def refresh_card(folder: Path) -> None:
     """Rewrite a run's card with its current scores, unless a user has edited the card."""
     path = folder / CARD
     if not path.is_file() or is_untouched(path.read_text(encoding="utf-8")):
-        write_text(path, run_card(facts_of_run(Run(folder))))
+        write_text(path, run_card(run_facts(Run(folder))))
 
 
 def is_untouched(card: str) -> bool:
@@ -183,51 +185,51 @@ def is_untouched(card: str) -> bool:
     return match is not None and match[1] == _digest(card[: match.start()])
 
 
-def addressed(card: str, repo: str) -> str:
-    """Return a card whose example loads from a repository on the Hub. An edited card is returned unchanged."""
+def card_for_repo(card: str, repo: str) -> str:
+    """Return a card whose code example loads from the Hub repository `repo`. An edited card is returned unchanged."""
     if not is_untouched(card):
         return card
     text = _SEALED.sub("", card)
     text = re.sub(r'^where = ".*"$', f'where = "{repo}"', text, flags=re.MULTILINE)
-    found = f'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{repo}")'
-    return _sealed(re.sub(r'^folder = "\."$', found, text, flags=re.MULTILINE))
+    download = f'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{repo}")'
+    return _sealed(re.sub(r'^folder = "\."$', download, text, flags=re.MULTILINE))
 
 
 def _card(
     head: str,
     name: str,
-    what: str,
+    summary: str,
     facts: Facts | None,
     rows: Sequence[tuple[str, str]],
     code: str,
-    after: str | None = None,
+    closing: str | None = None,
 ) -> str:
     parts = [f"---\n{head}\n---\n\n# {escaped(name)}\n"]
     if facts is None:
-        parts.append(f"{what} with lora-ft.\n")
+        parts.append(f"{summary} with lora-ft.\n")
         parts.append(_facts_table(rows))
     else:
         notice = facts.metrics["base"]["notice"]
-        parts.append(f"{what}. Made with lora-ft.\n" + (f"\n> {notice}\n" if notice else ""))
+        parts.append(f"{summary}. Created with lora-ft.\n" + (f"\n> {notice}\n" if notice else ""))
         parts.append(f"Prompt: {code_span(repr(facts.task.prompt))}\n")
         parts.append("## Scores\n\n" + _scores(facts))
         parts.append("## Training\n\n" + _facts_table([*rows, *_training(facts)]) + _carbon_note(facts))
         parts.append("## Limits\n\n" + _limits(facts))
     parts.append(f"## Use\n\n```python\n{code}\n```\n")
-    parts.append(_WITH_LORA_FT if after is None else after)
+    parts.append(_WITH_LORA_FT if closing is None else closing)
     return _sealed("\n".join(parts))
 
 
 def _metadata(facts: Facts | None, library: str, relation: str, tags: Sequence[str], base: str | None = None) -> str:
-    """Return the YAML header. The Hub refuses a base_model that is not a name on the Hub."""
+    """Return the YAML header. `base_model` is set only for a Hub name, since the Hub refuses others."""
     base = facts.task.base if facts else base
     named = base is not None and is_hub_name(base)
-    known: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     if facts:
         task, card = facts.task, facts.task.card
         datasets = list(dict.fromkeys([*([task.data.hub] if task.data.hub else []), *card.datasets]))
         results = _results(facts)
-        known = {
+        metadata = {
             "license": card.license,
             "language": card.language or None,
             "datasets": datasets or None,
@@ -243,7 +245,7 @@ def _metadata(facts: Facts | None, library: str, relation: str, tags: Sequence[s
         base_model_relation=relation if named else None,
         library_name=library,
         tags=list(tags),
-        **({"pipeline_tag": "text-generation"} | known),
+        **({"pipeline_tag": "text-generation"} | metadata),
     )
     if data.eval_results is None:
         data.pop("model_name", None)
@@ -251,7 +253,7 @@ def _metadata(facts: Facts | None, library: str, relation: str, tags: Sequence[s
 
 
 def _results(facts: Facts) -> list[EvalResult]:
-    """Return scores for the Hub's model-index. It has no field for an interval, so the name contains it."""
+    """Return scores for the Hub's model-index, with intervals in their names since it has no field for them."""
     task = facts.task
     return [
         EvalResult(
@@ -260,27 +262,27 @@ def _results(facts: Facts) -> list[EvalResult]:
             dataset_name=task.name,
             dataset_split=split,
             metric_type="rouge" if kind.startswith("rouge") else kind,
-            metric_name=f"{kind}, 95 % interval {found['low']:.1f} to {found['high']:.1f}, {entry['rows']:,} rows",
-            metric_value=round(found["mean"], 2),
+            metric_name=f"{kind}, 95 % interval {value['low']:.1f} to {value['high']:.1f}, {entry['rows']:,} rows",
+            metric_value=round(value["mean"], 2),
         )
         for split, entry in facts.scores.items()
-        for kind, found in score_values(entry["scores"]).items()
+        for kind, value in score_values(entry["scores"]).items()
     ]
 
 
 def _scores(facts: Facts) -> str:
-    """Return the results of `evaluate`, or without them the validation score that chose the checkpoint."""
+    """Return the results of `evaluate` and the validation score that chose the checkpoint."""
     metrics, parts = facts.metrics, []
     for split, entry in facts.scores.items():
         base, gain = entry["baseline"], entry["difference"]
         columns = ["", "score", *(["base alone", "difference"] if base else [])]
         rows = [
-            [kind, *map(interval, [found, *([score_values(base)[kind], gain[kind]] if base else [])])]
-            for kind, found in score_values(entry["scores"]).items()
+            [kind, *map(interval, [estimate, *([score_values(base)[kind], gain[kind]] if base else [])])]
+            for kind, estimate in score_values(entry["scores"]).items()
         ]
-        about = f"{entry['rows']:,} {split} rows, 0 to 100, with 95 % bootstrap intervals:"
+        caption = f"{entry['rows']:,} {split} rows, 0 to 100, with 95 % bootstrap intervals:"
         parts += [
-            f"{about}\n\n{table(columns, rows)}\n",
+            f"{caption}\n\n{table(columns, rows)}\n",
             *(f"Note: {escaped(without_paths(warning))}.\n" for warning in entry["warnings"]),
         ]
     if metrics["best_metric"] is None:
@@ -288,10 +290,10 @@ def _scores(facts: Facts) -> str:
     else:
         parts.append(
             f"Best {facts.task.train.metric_for_best_model} on {metrics['rows']['validation']:,} validation rows: "
-            f"{metrics['best_metric']:.2f} (step {metrics['best_step']:,}), inflated as it chose the checkpoint.\n"
+            f"{metrics['best_metric']:.2f} (step {metrics['best_step']:,}), inflated since it chose the checkpoint.\n"
         )
     if not facts.scores:
-        parts.append("Not scored on test rows yet: `lora-ft evaluate` gives the score to quote.\n")
+        parts.append("Not scored on test rows yet: run `lora-ft evaluate` for a score to quote.\n")
     return "\n".join(parts)
 
 
@@ -306,40 +308,40 @@ def _training(facts: Facts) -> list[tuple[str, str]]:
     energy, carbon = _energy(facts), _emissions(facts)
     return [
         ("method", _method(lora) if task.method == "lora" else "full fine-tuning"),
-        *([("goes on from", code_span(base_name(task.lora.start_from)))] if task.lora.start_from else []),
+        *([("started from", code_span(base_name(task.lora.start_from)))] if task.lora.start_from else []),
         ("trained parameters", f"{metrics['trainable_parameters']:,}"),
         ("rows", f"{metrics['rows']['train']:,}" + (f" of {task.data.hub}" if task.data.hub else "")),
         ("steps", f"{metrics['steps']:,} of {metrics['global_batch']} rows, {schedule}"),
         ("precision", metrics["precision"] + (", compiled" if metrics["compiled"] else "")),
-        ("time", f"{speed['seconds']:,.0f} s, {speed['samples_per_second'] or 0:.1f} samples/s{_since(metrics)}"),
+        ("time", f"{speed['seconds']:,.0f} s, {speed['samples_per_second'] or 0:.1f} samples/s{_resume_note(metrics)}"),
         ("hardware", metrics.get("hardware") or "not recorded"),
-        ("energy", f"{energy[0]:.3g} kWh, {energy[1]}" if energy else "not known: no counter could be read here"),
+        ("energy", f"{energy[0]:.3g} kWh, {energy[1]}" if energy else "unknown: the machine has no readable counter"),
         *([("carbon", f"{carbon['emissions']:.3g} g of CO2, an estimate")] if carbon else []),
         ("versions", ", ".join(f"{name} {number}" for name, number in metrics["versions"].items())),
     ]
 
 
 def _method(lora: Lora) -> str:
-    """Describe the adapter: its size, then its differences from plain LoRA."""
+    """Describe an adapter by its size and its differences from plain LoRA."""
     plain = f"LoRA, r {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout:g}, {lora.target_modules}"
-    said = ("preset", "r", "lora_alpha", "lora_dropout", "target_modules", "start_from")
-    usual = {name: field.get_default(call_default_factory=True) for name, field in Lora.model_fields.items()}
-    return ", ".join([plain, *(f"{k} {v}" for k, v in lora if k not in said and v != usual[k])])
+    summarized = ("preset", "r", "lora_alpha", "lora_dropout", "target_modules", "start_from")
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in Lora.model_fields.items()}
+    return ", ".join([plain, *(f"{k} {v}" for k, v in lora if k not in summarized and v != defaults[k])])
 
 
-def _since(metrics: Mapping[str, Any]) -> str:
+def _resume_note(metrics: Mapping[str, Any]) -> str:
     step = metrics.get("resumed_at")
-    return f", from step {step:,} on, where it was resumed" if step else ""
+    return f", since the resume at step {step:,}" if step else ""
 
 
 def _energy(facts: Facts) -> tuple[float, str] | None:
     """Return the energy of the training in kWh and its source, or None."""
     counted, watts = facts.metrics.get("energy"), facts.task.card.watts
     if counted:
-        return counted["joules"] / 3.6e6, f"counted by {counted['source']}"
+        return counted["joules"] / 3.6e6, f"measured by {counted['source']}"
     if watts:
         seconds = facts.metrics["speed"]["seconds"] * facts.metrics.get("pack", {}).get("share", 1)
-        return watts * seconds / 3.6e6, f"if it drew {watts:g} W, as its task says"
+        return watts * seconds / 3.6e6, f"at {watts:g} W (from its task)"
     return None
 
 
@@ -348,17 +350,16 @@ def _emissions(facts: Facts) -> dict[str, Any] | None:
     energy, card = _energy(facts), facts.task.card
     if energy is None or card.grams_per_kwh is None:
         return None
-    source = (
-        f"{energy[0]:.3g} kWh, {energy[1]}, at {card.grams_per_kwh:g} g/kWh, as its task says{_since(facts.metrics)}"
-    )
-    found = {
+    intensity = f"at {card.grams_per_kwh:g} g/kWh (from its task)"
+    source = f"{energy[0]:.3g} kWh, {energy[1]}, {intensity}{_resume_note(facts.metrics)}"
+    emissions = {
         "emissions": float(f"{energy[0] * card.grams_per_kwh:.3g}"),
         "source": source,
         "training_type": "fine-tuning",
         "geographical_location": card.location,
         "hardware_used": facts.metrics.get("hardware"),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in emissions.items() if value is not None}
 
 
 def _carbon_note(facts: Facts) -> str:
@@ -368,11 +369,11 @@ def _carbon_note(facts: Facts) -> str:
 
 def _limits(facts: Facts) -> str:
     task = facts.task
-    spoken = escaped(", ".join(task.card.language)) or "not stated"
+    languages = escaped(", ".join(task.card.language)) or "not stated"
     lines = [
-        f"Prompts are cut after {task.lengths.source} tokens, answers after {task.max_new_tokens}.",
-        f"Language of the rows: {spoken}. Other languages, subjects and formats than those of its rows were not tried.",
-        "A model that generates text may state what is not in its input; check what matters.",
+        f"Prompts are truncated to {task.lengths.source} tokens, answers to {task.max_new_tokens}.",
+        f"Language of the rows: {languages}. Other languages, subjects and formats were not tested.",
+        "Generated text may contain statements that are not in the input; check important facts.",
         *([without_html(task.card.limits)] if task.card.limits else []),
     ]
     return "\n".join(f"- {line}" for line in lines) + "\n"

@@ -1,7 +1,7 @@
-"""The files of a folder that are uploaded to the Hub, and their names there. No other file is uploaded.
+"""The files of a folder to upload to the Hub, and their names in the repository.
 
-Resume points, optimizer states, curves and report.html are never uploaded. Predictions contain rows, so they are
-uploaded only on request.
+Only files listed here are uploaded. Resume points, optimizer states, curves and report.html never are. Predictions
+contain rows, so they are uploaded only on request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lora_ft.export.layouts import RECORD
 from lora_ft.export.runtime import manifest
 from lora_ft.models.adapter_files import adapter_config
 from lora_ft.models.checkpoints import MERGE, TOKENIZER_FILES
-from lora_ft.publishing.model_card import addressed
+from lora_ft.publishing.model_card import card_for_repo
 from lora_ft.publishing.redaction import base_name, is_hub_name, public_record, public_task
 from lora_ft.runs.run import CARD, CHECKPOINT, CONFIG, LOG, METRICS, PREDICTIONS, SCORES, TASK, Run, is_run
 from lora_ft.tasks.files import load_task, task_text
@@ -31,7 +31,7 @@ class Uploads:
     Attributes:
         kind: "run", "checkpoint", "bundle", or the name of a layout.
         name: Name of the task or model, for messages.
-        files: Local file, or content to send, by name in the repository.
+        files: Local file or content, by name in the repository.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Uploads:
 
     @property
     def size(self) -> int:
-        """Return the total size, in bytes."""
+        """Return the total size in bytes."""
         return sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values())
 
 
@@ -52,18 +52,20 @@ def uploads(folder: Path, repo: str, *, predictions: bool = False) -> Uploads:
         LoraFtError: The folder is damaged.
     """
     if manifest.is_bundle(folder):
-        found = _bundle(folder)
+        selection = _bundle(folder)
     elif (folder / RECORD).is_file():
-        found = _layout(folder)
+        selection = _layout(folder)
     elif is_run(folder):
-        found = _run(folder, predictions)
+        selection = _run(folder, predictions)
     elif (folder / MERGE).is_file():
-        found = _checkpoint(folder)
+        selection = _checkpoint(folder)
     else:
-        raise UsageError(f"{folder} is neither a run, a merged checkpoint nor a bundle", "give what a job wrote")
+        raise UsageError(
+            f"{folder} is neither a run, a merged checkpoint nor a bundle", "pass a folder that lora-ft wrote"
+        )
     if (folder / CARD).is_file():
-        found.files[CARD] = addressed((folder / CARD).read_text(encoding="utf-8"), repo).encode()
-    return found
+        selection.files[CARD] = card_for_repo((folder / CARD).read_text(encoding="utf-8"), repo).encode()
+    return selection
 
 
 def _run(folder: Path, predictions: bool) -> Uploads:
@@ -74,7 +76,7 @@ def _run(folder: Path, predictions: bool) -> Uploads:
     else:
         config = adapter_config(run.adapter)
         if not is_hub_name(str(config.get("base_model_name_or_path"))):
-            config["base_model_name_or_path"] = None  # PEFT would look for that folder, or for a stranger's model
+            config["base_model_name_or_path"] = None  # PEFT would load that folder, or an unrelated model of its name
         files = {path.name: path for path in sorted(run.adapter.glob("*.safetensors"))}
         files[CONFIG] = _json(config)
     files[TASK] = _task(run.task)

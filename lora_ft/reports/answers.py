@@ -1,4 +1,4 @@
-"""Answers of a page: the texts of a row side by side, with the words marked in which two of them differ."""
+"""Answers on a page: the texts of a row side by side, with the words marked that differ between two texts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ins { color: var(--good); } del { color: var(--bad); }
 def marked(old: str, new: str) -> tuple[str, str]:
     """Return both texts as HTML: words that only the first has in <del>, words that only the second has in <ins>."""
     before, after = pieces(old), pieces(new)
-    left, right = [], []
+    old_parts, new_parts = [], []
     for kind, a, b, c, d in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
         removed, added = escape("".join(before[a:b])), escape("".join(after[c:d]))
-        left.append(removed if kind == "equal" or not removed else f"<del>{removed}</del>")
-        right.append(added if kind == "equal" or not added else f"<ins>{added}</ins>")
-    return "".join(left), "".join(right)
+        old_parts.append(removed if kind == "equal" or not removed else f"<del>{removed}</del>")
+        new_parts.append(added if kind == "equal" or not added else f"<ins>{added}</ins>")
+    return "".join(old_parts), "".join(new_parts)
 
 
 def answer_row(
@@ -38,7 +38,7 @@ def answer_row(
 
     Args:
         number: Number of the row, from 1.
-        notes: Short texts beside the number, such as the change of its score.
+        notes: Short texts next to the number, such as the change of the score.
         answers: Caption (plain text) and answer (HTML, as `marked` returns it) of each model.
         references: Acceptable answers.
         prompt: Prompt, shown on demand.

@@ -1,4 +1,4 @@
-"""Axes of charts: what they span, where a value lies on them, and the round numbers that are written at them."""
+"""Axes of charts: their bounds, the position of a value, and round numbers as ticks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 _TICKS = 5
 _STEPS = (1, 2, 2.5, 5, 10)
 _MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7))
-_FAR = 1e99
+_FAR = 1e99  # beyond it, differences and quotients of floats overflow
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Values from `low` to `high` onto `start` to `end`."""
+    """A map of the values from `low` to `high` onto the pixels from `start` to `end`."""
 
     low: float
     high: float
@@ -23,19 +23,19 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Where a value lies."""
+        """Return the position of a value, in pixels."""
         low, high, at = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
         return self.start + (at - low) / (high - low) * (self.end - self.start)
 
 
 def ticks(low: float, high: float, log: bool = False) -> list[float]:
-    """Round numbers between two values: two to eight of them."""
+    """Return two to eight round numbers between two values."""
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for mantissas in _MANTISSAS:
-            found = [m * 10.0**e for e in decades for m in mantissas if low <= m * 10.0**e <= high]
-            if len(found) >= 4:
-                return found[:: math.ceil(len(found) / 8)]
+            values = [m * 10.0**e for e in decades for m in mantissas if low <= m * 10.0**e <= high]
+            if len(values) >= 4:
+                return values[:: math.ceil(len(values) / 8)]
     raw = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(raw))
     step = next((m * power for m in _STEPS if m * power >= raw * (1 - 1e-9)), 10 * power)
@@ -44,9 +44,9 @@ def ticks(low: float, high: float, log: bool = False) -> list[float]:
 
 
 def bounds(values: Iterable[float], log: bool = False) -> tuple[float, float]:
-    """What an axis of these values spans: a little more than they do, and not below 0 unless they are."""
-    known = [value for value in values if drawable(value, log)] or [1.0]
-    low, high = (math.log10(v) if log else v for v in (min(known), max(known)))
+    """Return the ends of an axis for these values, with a small margin. It ends at 0 unless a value is negative."""
+    finite = [value for value in values if drawable(value, log)] or [1.0]
+    low, high = (math.log10(v) if log else v for v in (min(finite), max(finite)))
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         margin = 0.1 if log else abs(high) / 10 or 1.0
     else:
@@ -57,10 +57,10 @@ def bounds(values: Iterable[float], log: bool = False) -> tuple[float, float]:
 
 
 def drawable(value: float, log: bool = False) -> bool:
-    """Whether an axis has a place for it: no axis reaches to where differences and quotients are lost."""
+    """Return whether a value has a position on an axis."""
     return (1 / _FAR if log else -_FAR) < value < _FAR
 
 
 def number(value: float) -> str:
-    """A tick's text."""
+    """Return the text of a tick."""
     return f"{value:,.10g}" if 1e-4 <= abs(value) < 1e9 or not value else f"{value:.3g}"

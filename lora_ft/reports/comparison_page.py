@@ -1,4 +1,4 @@
-"""A comparison as one HTML page: scores and differences, and the texts of each row side by side, changes marked."""
+"""A comparison as one HTML page: scores, differences, and the texts of each row side by side with changes marked."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def render(comparison: Comparison, *, rows: int) -> str:
 
     Args:
         comparison: Scores and answers of at least two models.
-        rows: Number of rows to show, those first that changed most.
+        rows: Number of rows to show, the most changed rows first.
     """
-    first, *others = comparison.contenders
+    first, *contenders = comparison.contenders
     total = len(comparison.prompts)
     names = " · ".join(model.name for model in comparison.contenders)
     header = ["<h1>Answers compared</h1>", f'<p class="facts">{escape(names)} · {total:,} rows</p>']
@@ -24,11 +24,11 @@ def render(comparison: Comparison, *, rows: int) -> str:
     ]
     shown = comparison.order[:rows]
     selection = f"{len(shown):,} of {total:,} rows, ordered by the change of {escape(comparison.by)}. "
-    old, new = escape(first.name), escape(others[0].name)
+    old, new = escape(first.name), escape(contenders[0].name)
     legend = (
-        f"Words that only {old} has are <del>struck out</del>, words that only {new} has are <ins>underlined</ins>."
-        if len(others) == 1
-        else f"Words that {old} does not have are <ins>underlined</ins>."
+        f"Words only in {old} are <del>struck out</del>, words only in {new} are <ins>underlined</ins>."
+        if len(contenders) == 1
+        else f"Words that are not in {old} are <ins>underlined</ins>."
     )
     body = [
         section("Scores", [table(_scores(comparison)), *how]),
@@ -49,15 +49,15 @@ def _scores(comparison: Comparison) -> Table:
 
 
 def _row(comparison: Comparison, at: int) -> str:
-    first, *others = comparison.contenders
-    pairs = [marked(first.answers[at], other.answers[at]) for other in others]
-    left = pairs[0][0] if len(others) == 1 else escape(first.answers[at])
-    texts = [left, *(right for _, right in pairs)]
+    first, *contenders = comparison.contenders
+    pairs = [marked(first.answers[at], contender.answers[at]) for contender in contenders]
+    first_text = pairs[0][0] if len(contenders) == 1 else escape(first.answers[at])
+    texts = [first_text, *(marked_text for _, marked_text in pairs)]
     by = comparison.by
     captions = [f"{model.name} · {by} {model.rows[by][at]:.1f}" for model in comparison.contenders]
     return answer_row(
         at + 1,
-        [f"{comparison.change(at, other):+.1f}" for other in others],
+        [f"{comparison.change(at, contender):+.1f}" for contender in contenders],
         list(zip(captions, texts, strict=True)),
         comparison.references[at],
         comparison.prompts[at],

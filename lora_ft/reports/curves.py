@@ -34,10 +34,10 @@ def training_plots(log: Sequence[Mapping[str, Any]], best_step: int | None) -> l
 
     Args:
         log: Entries of log.jsonl.
-        best_step: Step whose checkpoint was kept. Its points have a ring.
+        best_step: Step of the best checkpoint, whose points have a ring; None if there is no best checkpoint.
     """
     scores = sorted({key for entry in log for key in entry if key.startswith(_PREFIX)} - _NOT_SCORES)
-    ring = "The ring marks the step whose weights were kept." if best_step is not None else ""
+    ring = "The ring marks the best step, whose weights the run holds." if best_step is not None else ""
     loss = [_line("training", curve(log, "loss"), 0), _marked("validation", curve(log, "eval_loss"), 1, best_step)]
     validation = [
         _marked(key.removeprefix(_PREFIX), curve(log, key), style, best_step) for style, key in enumerate(scores)

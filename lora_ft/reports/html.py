@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else: no script and no network; light and dark; tables that scroll by themselves."""
+"""Self-contained HTML pages without scripts, in light and dark mode, with tables that scroll on their own."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def escape(text: str) -> str:
-    """Return plain text as HTML: no character of it is markup, a control character or turns the text around."""
+    """Return plain text as HTML in which no character is markup, a control character or a change of direction."""
     return escape_markup(printable(text))
 
 
 def document(title: str, header: Sequence[str], main: Sequence[str], style: str = "") -> str:
-    """A page.
+    """Return a page.
 
     Args:
-        title: of the window, plain text.
-        header, main: parts, as HTML.
-        style: rules beside those that all pages have.
+        title: Title of the window, plain text.
+        header, main: Parts of the page, as HTML.
+        style: CSS rules in addition to the rules of all pages.
     """
     return "\n".join(
         [
@@ -75,7 +75,7 @@ def document(title: str, header: Sequence[str], main: Sequence[str], style: str 
             "<head>",
             '<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="generator" content="lora-ft">',  # by it lora_ft.core.ownership knows: it may be replaced
+            '<meta name="generator" content="lora-ft">',  # lora_ft.core.ownership replaces only files with this mark
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
             f"<title>{escape(title)}</title>",
             f"<style>{style}{_STYLE}</style>",
@@ -95,7 +95,7 @@ def document(title: str, header: Sequence[str], main: Sequence[str], style: str 
 
 
 def section(heading: str, parts: Sequence[str]) -> str:
-    """A part of the page under a heading, which is plain text."""
+    """Return a section of the page with its heading, which is plain text."""
     name = "-".join("".join(c if c.isalnum() else " " for c in heading.lower()).split())
     return "\n".join(
         [f'<section aria-labelledby="{name}">', f'<h2 id="{name}">{escape(heading)}</h2>', *parts, "</section>"]
@@ -103,13 +103,13 @@ def section(heading: str, parts: Sequence[str]) -> str:
 
 
 def aside(warnings: Sequence[str]) -> list[str]:
-    """Warnings in a box of their own, or nothing."""
+    """Return a box of warnings, or nothing if there are none."""
     items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
     return [f'<aside class="warnings" aria-label="Warnings"><ul>{items}</ul></aside>'] if warnings else []
 
 
 def table(table: Table) -> str:
-    """A table in a box that scrolls where it is too wide."""
+    """Return a table in a box that scrolls if the table is too wide."""
     title = escape(table.title)
     kinds = [' class="word"' if at < table.words else "" for at in range(len(table.columns))]
     head = "".join(
@@ -119,7 +119,7 @@ def table(table: Table) -> str:
         f"<tr>{''.join(_cell(cell, at, table.words) for at, cell in enumerate(row))}</tr>" for row in table.rows
     )
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
-    # A keyboard scrolls only what it can reach.
+    # Only an element that can have the focus can be scrolled with the keyboard.
     return (
         f'{note}<div class="scroll" role="region" aria-label="{title}" tabindex="0"><table><caption>{title}</caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"

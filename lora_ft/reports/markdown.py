@@ -10,12 +10,13 @@ from lora_ft.reports.table import Cell, Table
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: int | None = None) -> str:
-    """Lines of a table, without a newline at the end.
+    """Return a table, without a newline at the end.
 
     Args:
-        columns: headings, "" where there is none.
-        rows: cells, as many as columns, in Markdown already.
-        words: how many of the first columns are words; the others' cells then stand to the right.
+        columns: Headings; "" for a column without one.
+        rows: Cells in Markdown, one for each column.
+        words: Number of columns at the left that hold text. All other columns are aligned to the right. None aligns
+            no column.
     """
     rule = ["---" if words is None else ":--" if at < words else "--:" for at in range(len(columns))]
     head, *body = (f"| {' | '.join(row)} |" for row in (columns, *rows))
@@ -35,22 +36,22 @@ def _cell(cell: Cell) -> str:
 
 
 def interval(estimate: Mapping[str, float], *, sign: str = "") -> str:
-    """An estimate (mean, low, high) as `37.7 [35.5, 40.0]`; with `sign` "+" each number has its own."""
+    """Return an estimate (mean, low, high) as `37.7 [35.5, 40.0]`; with `sign` "+", every number has its sign."""
     return f"{estimate['mean']:{sign}.1f} [{estimate['low']:{sign}.1f}, {estimate['high']:{sign}.1f}]"
 
 
 def escaped(text: str) -> str:
-    """Return plain text on one line of Markdown: nothing in it is markup, the end of a cell or of a line."""
+    """Return plain text as one line of Markdown in which nothing is markup or ends a table cell."""
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", without_html(text))
 
 
 def without_html(text: str) -> str:
-    """Return Markdown on one line in which HTML is shown as text."""
+    """Return Markdown as one line in which HTML is shown as text."""
     return " ".join(printable(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def code_span(text: str) -> str:
-    """Return a text as a code span, whatever backquotes it has (CommonMark 6.1)."""
+    """Return a text as a code span, even if it contains backquotes (CommonMark 6.1)."""
     shown = " ".join(printable(text).split())
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     edge = " " if shown.startswith("`") or shown.endswith("`") else ""

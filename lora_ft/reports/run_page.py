@@ -1,7 +1,7 @@
-"""A run as one HTML page: curves, lengths, scores beside the base's, answers, plan and environment.
+"""A run as one HTML page: curves, lengths, scores of run and base, answers, plan and environment.
 
-`train` and `evaluate` write it into the run's folder as report.html. It is made from the files of the run alone, so it
-can be written again at any time. It holds prompts and answers, and is therefore not uploaded.
+`train` and `evaluate` write it into the run's folder as report.html. It is rendered from the run's files alone, so it
+can be written again at any time. It contains prompts and answers, and is therefore not uploaded.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def render(run: Run) -> str:
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """Return the rows that `evaluate` wrote beside a run, or none if there is no such file."""
+    """Return the rows of a predictions file that `evaluate` wrote, or no rows if the file does not exist."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -80,7 +80,7 @@ def _charts(run: Run) -> list[str]:
 
 
 def _training_tables(run: Run) -> list[Table]:
-    """Return the lengths of the training rows, where they were recorded."""
+    """Return the table of lengths of the training rows, or nothing if the run did not record them."""
     lengths: Mapping[str, Sequence[int]] = run.metrics.get("lengths") or {}
     limits = {"prompts": run.task.lengths.source, "targets": run.task.lengths.target}
     rows = [
@@ -136,7 +136,7 @@ def _lengths(rows: Sequence[_Answer]) -> list[str]:
     note = f"{cut[0]:,} of {len(rows):,} answers ended at the length limit; {cut[1]:,} prompts were cut."
     compared = [name for name in lengths if name.endswith("words") and not name.startswith("prompts")]
     series = [Series(name, _distribution(lengths[name]), style) for style, name in enumerate(compared)]
-    plot = Plot("Lengths", Axis("words"), Axis("texts that are no longer, %", include=(0.0, 100.0)), series)
+    plot = Plot("Lengths", Axis("words"), Axis("texts up to that length, %", include=(0.0, 100.0)), series)
     columns = ("texts", *(f"{share} %" for share in _PERCENTILES))
     return [table(Table("Length percentiles", columns, cells, note=note)), *figures([plot])]
 
@@ -163,7 +163,7 @@ def _answers(rows: Sequence[_Answer], metric: str, entry: Mapping[str, Any]) -> 
     if not changed:
         return [*parts, '<p class="note">To see what training changed, add --baseline to `lora-ft evaluate`.</p>']
     changed.sort(key=lambda at: -abs(_change(rows[at], by)))
-    legend = "Words of the base alone are <del>struck out</del>, words of the run alone <ins>underlined</ins>."
+    legend = "Words only in the base are <del>struck out</del>, words only in the run are <ins>underlined</ins>."
     return [*parts, *_kind(f"Most changed {by}", changed[:count], rows, by, legend)]
 
 
@@ -171,11 +171,11 @@ def _change(row: _Answer, by: str) -> float:
     return float(row.get(by, 0.0)) - float(row["baseline"].get(by, 0.0))
 
 
-def _kind(title: str, chosen: Sequence[int], rows: Sequence[_Answer], by: str, legend: str = "") -> list[str]:
-    if not chosen:
+def _kind(title: str, indices: Sequence[int], rows: Sequence[_Answer], by: str, legend: str = "") -> list[str]:
+    if not indices:
         return []
     heading = f"<p><strong>{escape(title)}</strong>{'. ' + legend if legend else ''}</p>"
-    return [heading, *(_row(rows[at], at, by) for at in chosen)]
+    return [heading, *(_row(rows[at], at, by) for at in indices)]
 
 
 def _row(row: _Answer, at: int, by: str) -> str:

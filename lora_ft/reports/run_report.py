@@ -1,7 +1,7 @@
 """Write report.html into the folder of a run, and into the folder of several runs.
 
-A report is a view of files that are already safe on disk. If it cannot be written, that is a warning and never the end
-of a training or an evaluation.
+A report only shows files that are already on disk. A report that cannot be written is therefore a note, and never ends
+a training or an evaluation.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from lora_ft.runs.run import REPORT, Run, is_run
 
 
 def write_run_report(run: Run, progress: Progress) -> None:
-    """Write the report of a run, and update the report of the runs beside it if there is one.
+    """Write the report of a run, and update the report of several runs in the parent folder if there is one.
 
     Args:
         run: Finished run.
         progress: Receives a note if a report could not be written.
     """
     _write(run.folder / REPORT, lambda: run_page.render(run), progress)
-    beside = run.folder.resolve().parent
-    if _is_runs_report(beside / REPORT):
-        write_runs_report(beside, progress)
+    parent = run.folder.resolve().parent
+    if _is_runs_report(parent / REPORT):
+        write_runs_report(parent, progress)
 
 
 def write_runs_report(folder: Path, progress: Progress) -> None:
@@ -66,7 +66,7 @@ def _write(path: Path, render: Callable[[], str], progress: Progress) -> None:
 
 
 def _is_runs_report(path: Path) -> bool:
-    """Return whether a file is a report of several runs, as opposed to a page that someone named alike."""
+    """Return whether a file is a report of several runs, and not another page with the same name."""
     try:
         with open(path, encoding="utf-8") as file:
             return f"<title>{runs_page.TITLE}</title>" in file.read(4096)

@@ -1,6 +1,6 @@
 """Several runs as one HTML page: settings that differ, validation curves in one chart, scores side by side.
 
-`train` writes it for a grid or several tasks into the folder of their runs, and `train` and `evaluate` update it there.
+`train` writes it for a grid or for several tasks, into the folder of the runs. `train` and `evaluate` update it there.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lora_ft.runs.records import score_values
 from lora_ft.runs.run import LOG, Run
 
 TITLE = "Runs compared"
-_SECTIONS = ("base", "method", "codec", "lora", "train", "lengths")  # of a task, in which grids differ
+_SECTIONS = ("base", "method", "codec", "lora", "train", "lengths")  # sections of a task that a grid may vary
 _MAX_SETTINGS, _MAX_SETTING = 8, 32  # columns, and characters of a value
-_MAX_CURVES = len(LIGHT)  # beyond that colors repeat
+_MAX_CURVES = len(LIGHT)  # with more curves, colors would repeat
 
 
 def render(runs: Sequence[Run], unreadable: Mapping[str, str]) -> str:
@@ -61,7 +61,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _rank(run: Run) -> tuple[bool, str, float, str]:
-    """Sort by metric and then from the best score to the worst; runs without a score come last."""
+    """Return a sort key by metric, then from the best score to the worst. Runs without a score come last."""
     metric, score = run.task.train.metric_for_best_model, run.metrics["best_metric"]
     sign = 1 if metric == "loss" else -1
     return score is None, metric, 0.0 if score is None else sign * score, run.task.name
@@ -87,12 +87,12 @@ def _training(runs: Sequence[Run], best: Run | None) -> Table:
                 Cell(f"{speed['seconds']:,.0f}"),
             ]
         )
-    note = "The best validation score is highlighted. It chose the best run, so quote scores on test rows instead."
+    note = "The best validation score is highlighted. It selected the best run, so quote scores on test rows instead."
     return Table("Runs", columns, rows, note=note if best else "").filled()
 
 
 def _charts(runs: Sequence[Run]) -> list[str]:
-    """Return one chart for each metric by which checkpoints were chosen, with the best runs in it."""
+    """Return charts of the best runs: one for each metric that chose checkpoints, and one for its loss."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.task.train.metric_for_best_model, []).append(run)

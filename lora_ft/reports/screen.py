@@ -1,4 +1,4 @@
-"""Progress on stderr: a live bar and a line of figures on a terminal, plain lines elsewhere."""
+"""Progress on stderr: a live bar and a line of figures in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rich.text import Text
 from lora_ft.core.distributed import rank
 from lora_ft.reports.terminal import Console
 
-LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+LINE_EVERY = 30.0  # seconds between lines without a terminal
 
 
 class Screen:
-    """Implementation of `lora_ft.core.progress.Progress` on stderr; a context manager around the job.
+    """Implementation of `lora_ft.core.progress.Progress` on stderr. Use it as a context manager around the job.
 
     Args:
-        quiet: show nothing. Of several processes, only the first one shows anything.
+        quiet: Show nothing. In a distributed job, only the process of rank 0 shows anything.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -49,8 +49,8 @@ class Screen:
     ) -> None:
         self._live.stop()
 
-    def stage(self, name: str, total: int = 0, done: int = 0) -> None:
-        """Begin a stage of `total` steps, of which `done` are already done."""
+    def stage(self, name: str, total: int = 0, completed: int = 0) -> None:
+        """Begin a stage of `total` steps, the first `completed` of which are complete."""
         self._name, self._total, self._last_line = name, total, time.monotonic()
         if not self.console.is_terminal:
             self.console.print(name if not total else f"{name}: {total:,}", soft_wrap=True)
@@ -58,17 +58,17 @@ class Screen:
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._figures.plain = ""
-        self._task = self._bar.add_task(name, total=total or None, completed=done)
+        self._task = self._bar.add_task(name, total=total or None, completed=completed)
 
-    def advance(self, done: int, figures: str = "") -> None:
+    def advance(self, completed: int, figures: str = "") -> None:
         """Set the number of completed steps, and the line of figures."""
         if self._task is not None:
-            self._bar.update(self._task, completed=done)
+            self._bar.update(self._task, completed=completed)
             self._figures.plain = figures
         elif time.monotonic() - self._last_line > LINE_EVERY:
             self._last_line = time.monotonic()
-            self.console.print(f"{self._name}: {done:,} of {self._total:,}  {figures}".rstrip(), soft_wrap=True)
+            self.console.print(f"{self._name}: {completed:,} of {self._total:,}  {figures}".rstrip(), soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self.console.print(text, soft_wrap=not self.console.is_terminal)

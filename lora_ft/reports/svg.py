@@ -1,7 +1,8 @@
-"""Charts as SVG, for a page: lines and points on linear or logarithmic axes, intervals, labels that keep apart.
+"""Charts as SVG for a page: lines and points on linear or logarithmic axes, with intervals and labels.
 
-There is no script in them. Their colours are variables of `STYLE`, which a page holds once, so that charts follow the
-page into the dark.
+Labels are placed so that they overlap neither each other nor markers. A label for which there is no place is left out,
+or goes to the legend. Charts contain no scripts. Their colors are CSS variables of `STYLE`, which a page includes once,
+so that charts follow the page's light or dark mode.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from itertools import pairwise
 
 from lora_ft.reports.axes import Scale, bounds, drawable, number, ticks
 from lora_ft.reports.html import escape
+from lora_ft.reports.labels import FONT, Box, Place, place, shortened, width
 
-WIDTH, HEIGHT = 420, 225  # of a chart with its margins; of the area that data is drawn in
-_TOP, _RIGHT, _BOTTOM, _FONT, _ROW = 26, 14, 44, 12, 19
-_GAPS = (8, 14)  # from a point to its label
+WIDTH, HEIGHT = 420, 225  # width of a chart with margins, height of its drawing area, in pixels
+_TOP, _RIGHT, _BOTTOM, _ROW = 26, 14, 44, 19
 
-# Near Okabe and Ito's set, moved until all pairs are far apart for colour-blind readers, too, at a contrast with the
-# page of 3 to 1 at least.
+# Colors near the set of Okabe and Ito, adjusted so that all pairs are far apart for color-blind readers, too. The
+# contrast with the page is at least 3:1.
 LIGHT = ("#084fbd", "#ff4a18", "#077944", "#b8578e", "#66a328", "#3683dd", "#525252")
 DARK = ("#5376c3", "#da6d35", "#3df091", "#c2749b", "#edcc30", "#9ec8fe", "#e1e1e1")
-# Numbers of colours, markers and dashes have no common divisor: styles repeat late, and never differ in colour alone.
+# The numbers of colors, markers and dashes have no common divisor, so styles repeat late and differ in more than color.
 _MARKERS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z",
     "M-3.7-3.7H3.7V3.7H-3.7Z",
@@ -33,15 +34,15 @@ _MARKERS = (
 _DASHES = ("none", "7 3", "2 3", "9 3 2 3")
 
 
-def _variables(colours: Iterable[str]) -> str:
-    return "".join(f"--series-{number}:{colour};" for number, colour in enumerate(colours))
+def _variables(colors: Iterable[str]) -> str:
+    return "".join(f"--series-{number}:{color};" for number, color in enumerate(colors))
 
 
 STYLE = f"""
 :root {{ {_variables(LIGHT)} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
 @media print {{ :root {{ {_variables(LIGHT)} }} }}
-svg.plot {{ display: block; width: 100%; height: auto; font-size: {_FONT}px; }}
+svg.plot {{ display: block; width: 100%; height: auto; font-size: {FONT}px; }}
 .plot text {{ fill: currentColor; }}
 .plot .halo {{ paint-order: stroke; stroke: var(--page); stroke-width: 3px; stroke-linejoin: round; }}
 .plot .grid {{ stroke: currentColor; stroke-opacity: .14; }}
@@ -54,15 +55,15 @@ svg.plot {{ display: block; width: 100%; height: auto; font-size: {_FONT}px; }}
 
 @dataclass(frozen=True)
 class Point:
-    """A place on a chart.
+    """A point of a series.
 
     Attributes:
-        x, y: where.
-        low, high: interval of y, drawn as a bar.
-        hint: what is shown while the pointer is on it.
-        label: written beside it, where there is room.
-        ring: whether it is marked among those of its series.
-        bare: whether the line goes through it without a marker.
+        x, y: Coordinates, in the units of the axes.
+        low, high: Interval of y, drawn as a bar.
+        hint: Text that is shown while the pointer is on the point.
+        label: Text next to the point, if there is room.
+        ring: True to draw a ring around the point.
+        bare: True to draw the line through the point without a marker.
     """
 
     x: float
@@ -77,7 +78,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one name. `style` numbers its colour, marker and dash; None is a plain line in the text's colour."""
+    """A named series of points.
+
+    Attributes:
+        name: Name in the legend.
+        points: Points, in the order of the line.
+        style: Number of the color, marker and dash; None for a plain line in the color of text.
+        line: True to connect the points.
+    """
 
     name: str
     points: Sequence[Point]
@@ -87,7 +95,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis. `include` are values that it must reach, `ticks` take the place of those that are found."""
+    """An axis.
+
+    Attributes:
+        label: Quantity and unit.
+        log: True for a logarithmic axis.
+        include: Values that the axis must reach.
+        ticks: Ticks to show instead of computed ones.
+    """
 
     label: str
     log: bool = False
@@ -97,7 +112,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Rule:
-    """A line to compare with: y = `at`, or y = `at` times x, which is straight where both axes are of one kind."""
+    """A reference line, y = `at` or, if `diagonal`, y = `at` * x. The latter requires two axes of the same kind."""
 
     label: str
     at: float
@@ -106,7 +121,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Plot:
-    """A chart; `note` says how to read it."""
+    """A chart. `note` explains how to read it."""
 
     title: str
     x: Axis
@@ -116,58 +131,8 @@ class Plot:
     note: str = ""
 
 
-def width(text: str) -> float:
-    """About how wide a text is, rather too much: which font there will be is not known."""
-    return _FONT * sum(
-        0.38 if c in "iIjlftr.,:;|!'()[]/ -" else 1.0 if c in "mwMW@%" or c > "⺀" else 0.66 for c in text
-    )
-
-
-def shortened(text: str, room: float) -> str:
-    """A text that fits, with an ellipsis for its middle where it does not."""
-    keep = len(text)
-    short = text
-    while width(short) > room and keep > 2:
-        keep -= 1
-        short = f"{text[: keep - keep // 2]}…{text[len(text) - keep // 2 :]}"
-    return short
-
-
-Box = tuple[float, float, float, float]
-Place = tuple[float, float]
-
-
-def _free(box: Box, taken: Iterable[Box], area: Box) -> bool:
-    inside = area[0] <= box[0] and area[1] <= box[1] and box[2] <= area[2] and box[3] <= area[3]
-    return inside and not any(
-        box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in taken
-    )
-
-
-def place(
-    text: str, at: Place, taken: Sequence[Box], area: Box, rivals: Sequence[Place] = (), gaps: Sequence[float] = _GAPS
-) -> Box | None:
-    """The box beside a place in which a text overlaps nothing and is nearer to none of the rivals; None without one."""
-    wide, high = width(text), _FONT + 2
-    for gap in gaps:
-        right, left, above, below = at[0] + gap, at[0] - gap - wide, at[1] - gap - high, at[1] + gap
-        middle, level = at[0] - wide / 2, at[1] - high / 2
-        for x, y in (
-            *((right, level), (left, level), (middle, above), (middle, below)),
-            *((right, above), (right, below), (left, above), (left, below)),
-        ):
-            box = (x, y, x + wide, y + high)
-            if _free(box, taken, area) and all(_distance(box, rival) >= _distance(box, at) for rival in rivals):
-                return box
-    return None
-
-
-def _distance(box: Box, at: Place) -> float:
-    return math.hypot(max(box[0] - at[0], 0, at[0] - box[2]), max(box[1] - at[1], 0, at[1] - box[3]))
-
-
 def _along(points: Sequence[Place]) -> Iterator[Place]:
-    """Places on a line, some pixels from each other."""
+    """Yield positions along a line, about 5 pixels apart."""
     for (x, y), (to_x, to_y) in pairwise(points):
         steps = max(1, round(math.hypot(to_x - x, to_y - y) / 5))
         yield from ((x + (to_x - x) * i / steps, y + (to_y - y) * i / steps) for i in range(steps + 1))
@@ -190,23 +155,23 @@ def _path(points: Iterable[Place], kind: str, attributes: str = "", hint: str = 
 def _stroke(style: int | None, dashed: bool = True) -> str:
     if style is None:
         return ' stroke="currentColor" stroke-opacity=".55"'
-    colour, dash = style % len(LIGHT), _DASHES[style % len(_DASHES)] if dashed else "none"
-    return f' style="stroke:var(--series-{colour});stroke-dasharray:{dash}"'
+    color, dash = style % len(LIGHT), _DASHES[style % len(_DASHES)] if dashed else "none"
+    return f' style="stroke:var(--series-{color});stroke-dasharray:{dash}"'
 
 
 def _marker(x: float, y: float, style: int, hint: str = "") -> str:
-    colour, shape = style % len(LIGHT), _MARKERS[style % len(_MARKERS)]
+    color, shape = style % len(LIGHT), _MARKERS[style % len(_MARKERS)]
     at = f'transform="translate({x:.1f} {y:.1f})"'
-    return f'<path d="{shape}" {at} style="fill:var(--series-{colour})">{_hint(hint)}</path>'
+    return f'<path d="{shape}" {at} style="fill:var(--series-{color})">{_hint(hint)}</path>'
 
 
 class _Drawing:
-    """One chart while it is drawn: scales, what is drawn, and where no label may go any more."""
+    """State of a chart while it is drawn: its scales, its SVG elements, and the boxes that labels must avoid."""
 
     def __init__(self, plot: Plot) -> None:
         self.plot = plot
         self.series = [(series, [p for p in series.points if self._shown(p)]) for series in plot.series]
-        points = [point for _, kept in self.series for point in kept]
+        points = [point for _, visible in self.series for point in visible]
         levels = [rule.at for rule in plot.rules if not rule.diagonal]
         ends = [end for p in points for end in (p.y, p.low, p.high) if end is not None]
         spans = (
@@ -217,52 +182,52 @@ class _Drawing:
             [tick for tick in axis.ticks if span[0] <= tick <= span[1]] or ticks(*span, axis.log)
             for axis, span in zip((plot.x, plot.y), spans, strict=True)
         ]
-        left = 12 + max(width(number(tick)) for tick in self.ticks[1])
-        self.x = Scale(*spans[0], left, WIDTH - _RIGHT, plot.x.log)
+        x_left = 12 + max(width(number(tick)) for tick in self.ticks[1])
+        self.x = Scale(*spans[0], x_left, WIDTH - _RIGHT, plot.x.log)
         self.y = Scale(*spans[1], _TOP + HEIGHT, _TOP, plot.y.log)
-        self.area: Box = (left, _TOP, WIDTH - _RIGHT, _TOP + HEIGHT)
+        self.area: Box = (x_left, _TOP, WIDTH - _RIGHT, _TOP + HEIGHT)
         self.parts: list[str] = []
-        self.taken: list[Box] = []  # by markers and labels
-        self.crossed: list[Box] = []  # by lines, which a label may hide a piece of where it finds no other place
+        self.occupied: list[Box] = []  # boxes of markers and labels
+        self.crossed: list[Box] = []  # boxes along lines; a label may cover them if there is no other room
 
     def _shown(self, point: Point) -> bool:
         return drawable(point.x, self.plot.x.log) and drawable(point.y, self.plot.y.log)
 
     def axes(self) -> None:
-        """Grid, ticks and the labels of both axes. A tick whose text would touch the one before has none."""
-        left, top, right, bottom = self.area
+        """Draw the grid, ticks and labels of both axes. A tick whose text would touch the previous one has no text."""
+        x_left, y_top, x_right, y_bottom = self.area
         for tick in self.ticks[1]:
             y = self.y(tick)
-            self.parts.append(_path([(left, y), (right, y)], "grid"))
-            self.parts.append(_text(left - 6, y + 4, number(tick), anchor="end"))
+            self.parts.append(_path([(x_left, y), (x_right, y)], "grid"))
+            self.parts.append(_text(x_left - 6, y + 4, number(tick), anchor="end"))
         end = 0.0
         for tick in self.ticks[0]:
             x, half = self.x(tick), width(number(tick)) / 2
-            self.parts.append(_path([(x, top), (x, bottom)], "grid"))
+            self.parts.append(_path([(x, y_top), (x, y_bottom)], "grid"))
             middle = min(x, WIDTH - half)
             if middle - half > end:
-                self.parts.append(_text(middle, bottom + 19, number(tick), anchor="middle"))
+                self.parts.append(_text(middle, y_bottom + 19, number(tick), anchor="middle"))
                 end = middle + half + 3
         self.parts.append(_text(2, 14, shortened(self.plot.y.label, WIDTH)))
-        self.parts.append(_text(right, bottom + 37, shortened(self.plot.x.label, right), anchor="end"))
+        self.parts.append(_text(x_right, y_bottom + 37, shortened(self.plot.x.label, x_right), anchor="end"))
 
     def lines(self) -> None:
-        """Rules, then lines of series."""
+        """Draw the rules, then the lines of series."""
         for rule in self.plot.rules:
             if ends := self._ends(rule):
                 self.parts.append(_path(ends, "rule", hint=rule.label))
                 self._cross(ends)
         for series, points in self.series:
             if series.line and len(points) > 1:
-                drawn = [(self.x(p.x), self.y(p.y)) for p in points]
-                self.parts.append(_path(drawn, "line", _stroke(series.style), series.name))
-                self._cross(drawn)
+                path = [(self.x(p.x), self.y(p.y)) for p in points]
+                self.parts.append(_path(path, "line", _stroke(series.style), series.name))
+                self._cross(path)
 
     def _cross(self, line: Sequence[Place]) -> None:
         self.crossed += [(x - 1, y - 1, x + 1, y + 1) for x, y in _along(line)]
 
     def _ends(self, rule: Rule) -> list[Place]:
-        """Of a rule, within the area; nothing where it lies outside."""
+        """Return the ends of a rule within the drawing area, or nothing if it lies outside."""
         low, high = self.x.low, self.x.high
         if not rule.diagonal:
             return [(self.x(x), self.y(rule.at)) for x in (low, high)] if drawable(rule.at, self.plot.y.log) else []
@@ -270,7 +235,7 @@ class _Drawing:
         return [(self.x(x), self.y(rule.at * x)) for x in (low, high)] if low < high else []
 
     def points(self) -> None:
-        """Intervals and markers of series."""
+        """Draw the intervals and markers of series."""
         for series, points in self.series:
             for point in points:
                 x, y = self.x(point.x), self.y(point.y)
@@ -284,49 +249,55 @@ class _Drawing:
                 if point.ring:
                     self.parts.append(f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="8"/>')
                 self.parts.append(_marker(x, y, series.style, point.hint))
-                self.taken.append((x - 6, y - 6, x + 6, y + 6))
+                self.occupied.append((x - 6, y - 6, x + 6, y + 6))
 
     def labels(self) -> bool:
-        """Those of rules and points. Gives whether all names stand at their points, so that no legend has to tell."""
+        """Draw the labels of rules and points. Return whether all names are at their points and need no legend."""
         for rule in self.plot.rules:
             places = reversed(list(_along(self._ends(rule))))
-            found = (place(rule.label, at, self.taken + self.crossed, self.area, gaps=(4,)) for at in places)
-            if box := next((box for box in found if box), None):
+            boxes = (place(rule.label, at, self.occupied + self.crossed, self.area, gaps=(4,)) for at in places)
+            if box := next((box for box in boxes if box), None):
                 self._label(rule.label, box)
         names: list[tuple[str, Box | None]] = []
-        centres = [
+        centers = [
             (self.x(point.x), self.y(point.y)) for _, points in self.series for point in points if not point.bare
         ]
         for series, points in self.series:
             for point in points:
                 if not point.label:
                     continue
-                box = self._beside(point, centres)
+                box = self._beside(point, centers)
                 if point.label == series.name:
                     names.append((point.label, box))
-                    self.taken += [box] if box else []
+                    self.occupied += [box] if box else []
                 elif box:
                     self._label(point.label, box)
-        # some names beside points and others in the legend would be two ways to read one chart
-        told = bool(names) and all(box for _, box in names)
+        # All names are at their points or all are in the legend, so that a chart is read in one way.
+        all_named = bool(names) and all(box for _, box in names)
         for name, box in names:
-            if told and box:
+            if all_named and box:
                 self._label(name, box)
-        return told
+        return all_named
 
     def _beside(self, point: Point, rivals: Sequence[Place]) -> Box | None:
         at = self.x(point.x), self.y(point.y)
-        tries = (self.taken + self.crossed, self.taken)
-        return next((box for taken in tries if (box := place(point.label, at, taken, self.area, rivals))), None)
+        obstacle_sets = (self.occupied + self.crossed, self.occupied)
+        return next(
+            (box for obstacles in obstacle_sets if (box := place(point.label, at, obstacles, self.area, rivals))), None
+        )
 
     def _label(self, text: str, box: Box) -> None:
         self.parts.append(_text((box[0] + box[2]) / 2, box[3] - 3, text, "halo", "middle"))
-        self.taken.append(box)
+        self.occupied.append(box)
 
-    def legend(self, told: bool) -> float:
-        """Names of the other series, in rows below the axis. Gives the height of the whole chart."""
+    def legend(self, names_at_points: bool) -> float:
+        """Draw the legend in rows below the axis, and return the height of the whole chart, in pixels.
+
+        Args:
+            names_at_points: True to leave out series whose names are at their points.
+        """
         x, y = 2.0, self.area[3] + _BOTTOM + 12.0
-        entries = [s for s, points in self.series if points and not (told and points[0].label == s.name)]
+        entries = [s for s, points in self.series if points and not (names_at_points and points[0].label == s.name)]
         for series in entries:
             name = shortened(series.name, WIDTH - 36)
             if x > 2 and x + 32 + width(name) > WIDTH:
@@ -341,7 +312,7 @@ class _Drawing:
 
 
 def svg(plot: Plot) -> str:
-    """The chart as an `svg` element. Points that have no place on it (infinite, 0 on a log axis) are left out."""
+    """Return the chart as an `svg` element. Points without a position (infinite, 0 on a log axis) are left out."""
     drawing = _Drawing(plot)
     drawing.axes()
     drawing.lines()

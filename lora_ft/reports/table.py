@@ -1,7 +1,7 @@
-"""One model of a table, which the terminal, Markdown and HTML render alike.
+"""A table that is rendered for the terminal, as Markdown and as HTML.
 
-A `Column` says how one cell follows from one item, so a column is added or changed in one place. `Table.of` applies the
-columns to all items. The terminal is 80 columns wide and therefore shows the columns that have a brief heading.
+A `Column` computes a cell from an item, so a column is added or changed in one place. `Table.of` applies the columns to
+all items. The terminal is 80 columns wide and therefore shows only the columns that have a brief heading.
 """
 
 from __future__ import annotations

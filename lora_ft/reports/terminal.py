@@ -1,4 +1,4 @@
-"""Tables in a terminal, 80 columns wide where there is none to ask."""
+"""Tables in a terminal. They are 80 columns wide if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_ft.reports.table import Table
 
 
 class Console(RichConsole):
-    """A rich console that never interprets what it prints: no markup, no emoji codes, no escape sequences."""
+    """A rich console that prints text as it is, without markup, emoji codes or escape sequences."""
 
     def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
         super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
@@ -38,11 +38,11 @@ def console() -> Console:
 
 
 def table(*columns: str, title: str = "") -> RichTable:
-    """A plain table; columns after the first are aligned right."""
-    made = RichTable(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    """Return an empty table without borders. Columns after the first are aligned to the right."""
+    rich_table = RichTable(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(columns):
-        made.add_column(name, justify="left" if i == 0 else "right")
-    return made
+        rich_table.add_column(name, justify="left" if i == 0 else "right")
+    return rich_table
 
 
 def render_table(content: Table) -> RichTable:
@@ -57,11 +57,11 @@ def render_table(content: Table) -> RichTable:
 
 
 def show_pairs(pairs: Mapping[str, str]) -> None:
-    """Print names and values, one pair a line."""
-    made = RichTable(box=None, pad_edge=False, show_header=False)
+    """Print names and values, one pair per line."""
+    rich_table = RichTable(box=None, pad_edge=False, show_header=False)
     for name, value in pairs.items():
-        made.add_row(name, value)
-    console().print(made)
+        rich_table.add_row(name, value)
+    console().print(rich_table)
 
 
 def shorten(name: str, width: int = 18) -> str:
@@ -70,39 +70,40 @@ def shorten(name: str, width: int = 18) -> str:
 
 
 def distinct(names: Sequence[str], width: int) -> dict[str, str]:
-    """Names as they fit into the cells of a column, no two alike: what the long ones share is left out.
+    """Return a distinct short form of each name, without the parts that all long names share.
 
     Args:
-        names: as of a grid: `NAME-r-8-seed-1`.
-        width: of a cell.
+        names: Names such as those of a grid's runs, `NAME-r-8-seed-1`.
+        width: Width of a cell, in characters.
     """
     long = [name for name in dict.fromkeys(names) if len(name) > width]
     split = [name.split("-") for name in long]
     shown = {name: name for name in names}
     if len(long) > 1 and len({len(parts) for parts in split}) == 1:
         shared = [len(set(column)) == 1 for column in zip(*split, strict=True)]
-        ways = [[_without(parts, shared, keys=keys) for parts in split] for keys in (True, False)]
-        chosen = next((way for way in ways if all(len(text) <= width for text in way)), ways[-1])
-        shown |= dict(zip(long, chosen, strict=True))
+        candidates = [[_without(parts, shared, keys=keys) for parts in split] for keys in (True, False)]
+        fitting = (texts for texts in candidates if all(len(text) <= width for text in texts))
+        short_names = next(fitting, candidates[-1])
+        shown |= dict(zip(long, short_names, strict=True))
     for name in long:
         if len(shown[name]) > width:
             head = (width - 1) // 2
             shown[name] = f"{name[:head]}…{name[head + 1 - width :]}"
-    taken = Counter(shown.values())
+    counts = Counter(shown.values())
     for number, name in enumerate(long, 1):
-        if taken[shown[name]] > 1:
+        if counts[shown[name]] > 1:
             mark = f"…#{number}"
             shown[name] = name[: width - len(mark)] + mark
     return shown
 
 
 def _without(parts: Sequence[str], shared: Sequence[bool], *, keys: bool) -> str:
-    """A name in parts, without those that all names share; with the part before each that differs, if `keys`."""
-    made, gap = "", False
+    """Return a name without the parts that all names share. With `keys`, the part before a differing one is kept."""
+    text, gap = "", False
     for at, part in enumerate(parts):
         if not shared[at] or (keys and at + 1 < len(parts) and not shared[at + 1]):
-            made += ("…" if gap else "-" * bool(made)) + part
+            text += ("…" if gap else "-" * bool(text)) + part
             gap = False
         else:
             gap = True
-    return made + "…" * gap
+    return text + "…" * gap

@@ -24,12 +24,15 @@ def best_run(runs: Sequence[Run]) -> Run | None:
 
 
 def mark_best(runs: Sequence[Run], settings: Mapping[str, Mapping[str, Any]], out: Path) -> Run | None:
-    """Write `grid.json` to `out`: every run of a grid with its settings and score, and the best run's name.
+    """Write `grid.json`: every run of a grid with its settings and score, and the best run's name.
 
     Args:
         runs: Runs of the grid.
-        settings: Values that the grid set, by the run's name and by key.
+        settings: Values that the grid sets, by task name and by key.
         out: Folder of the grid.
+
+    Returns:
+        Best run, or None if the runs cannot be compared.
     """
     best = best_run(runs)
     entries = [

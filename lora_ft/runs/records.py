@@ -1,4 +1,4 @@
-"""The JSON files of a run, validated when they are read, since users may have edited, cut or exchanged them."""
+"""JSON files of a run, validated on reading, since users may have edited, truncated or swapped them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import read_json
-from lora_ft.tasks.faults import shown
+from lora_ft.tasks.error_details import shown
 
 
 class _Base(TypedDict):
@@ -36,7 +36,7 @@ class _Energy(TypedDict):
 
 
 class Metrics(TypedDict):
-    """Keys of metrics.json that lora-ft reads back. The file has more."""
+    """Keys of metrics.json that lora-ft reads. The file has more."""
 
     base: _Base
     rows: _Rows
@@ -67,7 +67,7 @@ class _Model(TypedDict):
 
 
 class Scores(TypedDict):
-    """Keys of scores-SPLIT.json that lora-ft reads back."""
+    """Keys of scores-SPLIT.json that lora-ft reads. The file has more."""
 
     task: str
     rows: int
@@ -79,11 +79,11 @@ class Scores(TypedDict):
 
 
 def score_values(model: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
-    """Return mean and interval by name of the score, for one model of a scores file."""
+    """Return the mean and interval of each score by its name, for one model of a scores file."""
     return model.get("scores") or model.get("rouge") or {}  # "rouge" in version 1
 
 
-_AGAIN = "delete it, and evaluate the run again"
+_EVALUATE_AGAIN = "delete it, and evaluate the run again"
 _METRICS, _SCORES = TypeAdapter(Metrics), TypeAdapter(Scores)
 
 
@@ -91,33 +91,35 @@ def read_metrics(path: Path) -> dict[str, Any]:
     """Return the content of a run's metrics.json.
 
     Raises:
-        LoraFtError: The file cannot be read, or lacks keys that training writes.
+        LoraFtError: The file cannot be read, or is missing keys that `train` writes.
     """
-    return _checked(path, _METRICS, "train the run again, or copy the file again")
+    return _checked(path, _METRICS, "copy the file again, or train the run again")
 
 
 def read_scores(path: Path) -> dict[str, Any]:
     """Return the content of a run's scores-SPLIT.json.
 
     Raises:
-        LoraFtError: The file cannot be read, or lacks keys that `evaluate` writes.
+        LoraFtError: The file cannot be read, or is missing keys that `evaluate` writes.
     """
-    value = _checked(path, _SCORES, _AGAIN)
-    kinds = set(value["scores"].get("scores") or value["scores"].get("rouge") or ())
+    content = _checked(path, _SCORES, _EVALUATE_AGAIN)
+    names = set(score_values(content["scores"]))
     for key in ("baseline", "difference"):
-        beside = value[key] if key == "difference" or value[key] is None else value[key].get("scores", kinds)
-        if value["baseline"] is not None and not kinds <= set(beside or ()):
-            raise LoraFtError(f"{path}: {key} lacks scores that the model has", _AGAIN)
-    return value
+        compared = content[key]
+        if key == "baseline" and compared is not None:
+            compared = compared.get("scores", names)
+        if content["baseline"] is not None and not names <= set(compared or ()):
+            raise LoraFtError(f"{path}: {key} is missing scores of the model", _EVALUATE_AGAIN)
+    return content
 
 
-def _checked(path: Path, kind: TypeAdapter[Any], remedy: str) -> dict[str, Any]:
-    value = read_json(path)
+def _checked(path: Path, schema: TypeAdapter[Any], remedy: str) -> dict[str, Any]:
+    content = read_json(path)
     try:
-        kind.validate_python(value, strict=True)
+        schema.validate_python(content, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         state = "is missing" if first["type"] == "missing" else f"is damaged (got {shown(first['input'])})"
         raise LoraFtError(f"{path}: {key[:80]} {state}", remedy) from error
-    return value
+    return content

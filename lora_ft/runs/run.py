@@ -1,4 +1,4 @@
-"""The folder of a finished training of one task."""
+"""Folder of a finished run: its files, task, metrics and scores."""
 
 from __future__ import annotations
 
@@ -33,39 +33,45 @@ class Run:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         if not is_run(self.folder):
-            raise UsageError(f"{self.folder} is not a run", "make one with `lora-ft train`")
+            raise UsageError(f"{self.folder} is not a run", "create one with `lora-ft train`")
         self.task: Task = load_task(self.folder / TASK)
         self.metrics: dict[str, Any] = read_metrics(self.folder / METRICS)
 
     def __fspath__(self) -> str:
-        """Return the folder, so that a run stands for its path."""
+        """Return the folder, so that a run can be passed as a path."""
         return str(self.folder)
+
+    def __str__(self) -> str:
+        best, step = self.metrics["best_metric"], self.metrics["best_step"]
+        metric = self.task.train.metric_for_best_model
+        score = "no validation score" if best is None else f"{metric} {best:.4g} at step {step:,}"
+        return f"{self.task.name}: finished after {self.metrics['steps']:,} steps, {score}, in {self.folder}"
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return folder, name of the task, metrics and scores, for JSON."""
+        """Return the run's folder, task name, metrics and scores, in the types of JSON."""
         return {
             "folder": str(self.folder), "task": self.task.name, "metrics": self.metrics, "scores": self.scores
         }
 
     @property
     def adapter(self) -> Path:
-        """Return the folder of the adapter, in PEFT's format. On the Hub its files lie at the top, where PEFT looks."""
+        """Return the folder of the adapter, in PEFT's format. In a run from the Hub, that is the run's folder."""
         inside = self.folder / ADAPTER
         return inside if (inside / CONFIG).is_file() else self.folder
 
     @property
     def scores(self) -> dict[str, dict[str, Any]]:
-        """Return the results of `evaluate` on this run's own task, by split."""
+        """Return the results of `evaluate` on the run's own task, by split."""
         files = {split: self.folder / SCORES.format(split) for split in SPLITS}
-        found = {split: read_scores(file) for split, file in files.items() if file.is_file()}
-        return {split: entry for split, entry in found.items() if entry["task"] == self.task.name}
+        results = {split: read_scores(file) for split, file in files.items() if file.is_file()}
+        return {split: entry for split, entry in results.items() if entry["task"] == self.task.name}
 
     @property
     def trained(self) -> Path:
-        """Return the folder of the adapter, or of the whole checkpoint with method full."""
+        """Return the folder of the trained weights: the adapter, or with `method: full` the checkpoint."""
         return self.adapter if self.task.method == "lora" else self.folder / CHECKPOINT
 
 

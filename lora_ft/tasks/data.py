@@ -117,7 +117,7 @@ class Data(Section):
     @classmethod
     def _usable_delimiter(cls, value: str | None) -> str | None:
         if value is not None and value in '"\\\r\n ':
-            raise ValueError("a delimiter is a character between cells, e.g. ; or |")
+            raise ValueError("a quote, backslash, blank or line break cannot be a delimiter; use one like ; or |")
         return value
 
     @model_validator(mode="after")
@@ -125,7 +125,7 @@ class Data(Section):
         if self.chat is not None and self.hub is not None:
             raise ValueError("chat reads local files; remove hub")
         if self.in_memory and (self.chat is not None or self.hub is not None):
-            raise ValueError(f"{'hub' if self.hub else 'chat'} excludes rows in memory; remove one of the two")
+            raise ValueError(f"rows in memory exclude {'hub' if self.hub else 'chat'}; remove one of the two")
         for name in ("encoding", "delimiter", "field"):
             if getattr(self, name) is not None and (self.hub is not None or self.chat is not None):
                 raise ValueError(f"{name} is for files of rows; remove it, or {'hub' if self.hub else 'chat'}")
@@ -134,22 +134,22 @@ class Data(Section):
         if self.train is None and self.hub is not None:
             self.train = "train"
         if self.train is None and self.validation is None and self.test is None:
-            raise ValueError("no rows are named; set train (a file, glob or list), or hub")
+            raise ValueError("no source of rows is set; set train (a file, glob or list), or hub")
         return self
 
     @property
     def in_memory(self) -> dict[str, RowsInMemory]:
-        """Rows of a task made in Python, by split."""
+        """Rows of a task created in Python, by split."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: rows for name, rows in splits.items() if isinstance(rows, RowsInMemory)}
 
 
 def check_encoding(name: str) -> str:
-    """Return the name of an encoding, if it is one of text; raise ValueError otherwise."""
+    """Return the name of a text encoding; raise ValueError if it is unknown or encodes something else."""
     try:
-        known = codecs.lookup(name)._is_text_encoding
+        is_text = codecs.lookup(name)._is_text_encoding
     except (LookupError, ValueError) as error:
-        raise ValueError(f"unknown encoding {name!r}; use a name of Python's, e.g. cp1252 or utf-16") from error
-    if not known:
-        raise ValueError(f"{name} is no encoding of text; use a name of Python's, e.g. cp1252 or utf-16")
+        raise ValueError(f"unknown encoding {name!r}; use one of Python's names, e.g. cp1252 or utf-16") from error
+    if not is_text:
+        raise ValueError(f"{name} is not a text encoding; use one of Python's names, e.g. cp1252 or utf-16")
     return name

@@ -1,4 +1,4 @@
-"""Task files: YAML in, a checked `Task` out, with every fault named; overrides; the recipes that are shipped."""
+"""Load task files and shipped recipes as validated tasks, apply overrides, and save tasks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from pydantic import ValidationError
 from lora_ft.core.errors import TaskError, UsageError, raised_as
 from lora_ft.core.files import write_text
 from lora_ft.core.user_paths import expanded
-from lora_ft.tasks.faults import Fault as Fault
-from lora_ft.tasks.faults import TaskFaults as TaskFaults
-from lora_ft.tasks.faults import faults_of, shown
+from lora_ft.tasks.error_details import ErrorDetails as ErrorDetails
+from lora_ft.tasks.error_details import InvalidTaskError as InvalidTaskError
+from lora_ft.tasks.error_details import error_details, shown
+from lora_ft.tasks.evaluate import FHIR_R4
 from lora_ft.tasks.grid import GRID, combinations, set_key
 from lora_ft.tasks.plain_yaml import Document, Mark, Place, parse_yaml, plain_text, read_yaml
 from lora_ft.tasks.rows import RowsInMemory
-from lora_ft.tasks.schema import FHIR_R4, SPLITS, Task
+from lora_ft.tasks.schema import SPLITS, Task
 
 
 def recipes() -> list[str]:
@@ -39,17 +40,17 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
     """Read a task file, or a shipped recipe by its name.
 
     Args:
-        path: task file, or name of a recipe.
+        path: Task file, or name of a recipe.
         overrides: `key.path=value` pairs with values in YAML. Paths in them start from the current folder; paths of
             rows start from data.root if that is overridden too.
 
     Raises:
-        TaskFaults: the task has errors; the exception lists all of them.
-        UsageError: the file is missing or not YAML, or an override is malformed.
+        InvalidTaskError: The task has errors; the exception lists all of them.
+        UsageError: The file is missing or not YAML, or an override is malformed.
     """
     file, document = _read(path, overrides)
     if GRID in document.value:
-        raise UsageError(f"{file} is a grid of tasks", "train it, or give the task.yaml of one of its runs")
+        raise UsageError(f"{file} is a grid of tasks", "train it, or pass the task.yaml of one of its runs")
     return _checked(file, document)
 
 
@@ -61,15 +62,15 @@ def read_task(content: Mapping[str, Any], file: Path, overrides: Sequence[str] =
 
 @raised_as(TaskError)
 def load_tasks(path: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Task, dict[str, Any]]]:
-    """Return the tasks of a file: one for each combination of the values of its `grid`, or one without a grid.
+    """Return the tasks of a file: one for each combination of its `grid`'s values, or a single one without a grid.
 
     `grid: {lora.r: [8, 16], train.seed: [1, 2]}` stands for four tasks, named NAME-r-8-seed-1 and so on.
 
     Returns:
-        (task, values that the grid sets, by key) of each.
+        Pairs of a task and the grid's values in it, by key.
 
     Raises:
-        UsageError: as in `load_task`, or `grid` does not map keys to lists of values.
+        UsageError: As in `load_task`, or `grid` does not map keys to lists of values.
     """
     file, document = _read(path, overrides)
     if GRID not in document.value:
@@ -85,7 +86,7 @@ def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Path, Document]:
     file = _find(path)
     document = read_yaml(file)
     if not isinstance(document.value, dict):
-        raise UsageError(f"{file} is not a task: it holds no keys", "see the recipes for examples")
+        raise UsageError(f"{file} is not a task: it has no keys", "see the recipes for examples")
     return file, _overridden(document, overrides)
 
 
@@ -100,17 +101,17 @@ def _overridden(document: Document, overrides: Sequence[str]) -> Document:
 def _checked(file: Path, document: Document) -> Task:
     try:
         task = Task.model_validate(document.value)
-    except TaskFaults as error:
+    except InvalidTaskError as error:
         cause = error.__cause__
         assert isinstance(cause, ValidationError)
-        raise TaskFaults(file, faults_of(cause, document.value, document.marks)) from cause
+        raise InvalidTaskError(file, error_details(cause, document.value, document.marks)) from cause
     return _located(task, file.resolve().parent)
 
 
 def as_task(task: Task | str | os.PathLike[str], overrides: Sequence[str] = ()) -> Task:
-    """Return a task as it is, or load it from a file or a recipe.
+    """Return a task unchanged, or load it from a file or a recipe.
 
-    Paths in a task made in Python start from the current folder.
+    Paths in a task created in Python start from the current folder.
     """
     if not isinstance(task, Task):
         return load_task(os.fspath(task), overrides)
@@ -136,9 +137,9 @@ def _located(task: Task, folder: Path) -> Task:
 
 
 def saved_task(task: Task, folder: Path) -> Task:
-    """Return a task as `load_task` reads it after `save_task` wrote it into a folder.
+    """Return the task that `load_task` reads after `save_task` wrote it to a folder.
 
-    Only rows in memory make a difference: they become files in the folder, so that it can be moved.
+    The task differs only if it has rows in memory: they become files in the folder, so that it can be moved.
     """
     data = task.data
     if not data.in_memory:
@@ -155,7 +156,7 @@ def saved_task(task: Task, folder: Path) -> Task:
 
 
 def save_task(task: Task, path: Path) -> None:
-    """Write a task with every default filled in, such that `load_task` returns it; rows in memory go beside it."""
+    """Write a task with every default filled in, so that `load_task` returns it; write rows in memory next to it."""
     for rows in task.data.in_memory.values():
         file = path.parent / rows
         file.parent.mkdir(exist_ok=True)
@@ -170,13 +171,13 @@ def task_text(task: Task) -> str:
     """Return a task as YAML, with every default filled in."""
     content = task.model_dump(mode="json", exclude_none=True)
     text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-    if parse_yaml(text, "the task").value != content:  # PyYAML writes U+0085 such that it does not come back
+    if parse_yaml(text, "the task").value != content:  # PyYAML writes U+0085 in a form that it reads as a line break
         text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=100)
     return text
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML dumper that quotes texts which `plain_yaml` would read as another type."""
+    """A YAML dumper that quotes text which `plain_yaml` would read as another type."""
 
 
 def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -200,23 +201,25 @@ def _find(path: str | Path) -> Path:
         kind = "a folder" if file.is_dir() else "not a file" if file.exists() else ""
     except (OSError, ValueError):  # the name is too long or contains a NUL
         kind = ""
-    known = f"give a YAML file, or a recipe: {', '.join(recipes())}"
-    raise UsageError(f"{shown(str(path))[1:-1]} is {kind}" if kind else f"no task file {shown(str(path))[1:-1]}", known)
+    remedy = f"give a YAML file, or a recipe: {', '.join(recipes())}"
+    raise UsageError(
+        f"{shown(str(path))[1:-1]} is {kind}" if kind else f"no task file {shown(str(path))[1:-1]}", remedy
+    )
 
 
 _PATHS = ("root", *SPLITS)
 
 
 def _override(raw: dict[str, Any], marks: Mapping[Place, Mark], override: str) -> dict[Place, Mark]:
-    """Apply a `key.path=value` pair, and return the marks with those of the new value in place of the old ones."""
+    """Apply a `key.path=value` pair, and return the marks, with those of the new value replacing the old ones."""
     key, equals, text = override.partition("=")
     parts = tuple(key.split("."))
     if not equals or not all(parts):
         raise UsageError(f"--set {shown(override)} is not key.path=value", "e.g. --set train.num_train_epochs=2")
     document = parse_yaml(text, f"--set {shown(override)}")
     set_key(raw, key, document.value, f"--set {shown(override)}")
-    kept = {place: mark for place, mark in marks.items() if place[: len(parts)] != parts}
-    return kept | {(*parts, *place): Mark(0, mark.text) for place, mark in document.marks.items()}
+    remaining = {place: mark for place, mark in marks.items() if place[: len(parts)] != parts}
+    return remaining | {(*parts, *place): Mark(0, mark.text) for place, mark in document.marks.items()}
 
 
 def _from_here(raw: dict[str, Any], overrides: Sequence[str]) -> None:

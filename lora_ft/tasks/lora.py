@@ -62,8 +62,11 @@ class Lora(Section):
         if not isinstance(values, Mapping):
             return values
         preset = values.get("preset", "default")
-        known = isinstance(preset, str) and preset in PRESETS
-        return {**PRESETS[preset if known else "default"], **values}  # an unknown preset is reported by its own field
+        is_known = isinstance(preset, str) and preset in PRESETS
+        return {
+            **PRESETS[preset if is_known else "default"],
+            **values,
+        }  # an unknown preset is reported by its own field
 
     @field_validator("target_modules")
     @classmethod
@@ -78,28 +81,29 @@ class Lora(Section):
     @field_validator("init_lora_weights")
     @classmethod
     def _known_start(cls, value: bool | str) -> bool | str:
-        known = ("gaussian", "orthogonal", "pissa", "olora", "eva")
-        if isinstance(value, str) and value not in known and not re.fullmatch(r"pissa_niter_[1-9]\d{0,2}", value):
-            raise ValueError(f"unknown initialization; use true, false, {', '.join(known)} or pissa_niter_N")
+        names = ("gaussian", "orthogonal", "pissa", "olora", "eva")
+        if isinstance(value, str) and value not in names and not re.fullmatch(r"pissa_niter_[1-9]\d{0,2}", value):
+            raise ValueError(f"unknown initialization; use true, false, {', '.join(names)} or pissa_niter_N")
         return value
 
     @model_validator(mode="after")
     def _go_together(self) -> Lora:
         ranks = [self.r, *self.rank_pattern.values()]
         if self.init_lora_weights == "orthogonal" and any(rank % 2 for rank in ranks):
-            raise ValueError("init_lora_weights orthogonal needs even ranks; change r or rank_pattern")
+            raise ValueError("init_lora_weights orthogonal requires even ranks; change r or rank_pattern")
         if self.quantization and (self.moves_base or self.init_lora_weights == "orthogonal"):
             raise ValueError(
-                f"init_lora_weights {self.init_lora_weights} needs a base that is not quantised; remove one"
+                f"init_lora_weights {self.init_lora_weights} requires a base without quantization; remove one"
             )
         if self.moves_base and (self.use_dora or self.new_tokens or self.trainable_token_indices):
             raise ValueError(
-                f"what starts from {self.init_lora_weights} is saved as a difference, which DoRA's magnitudes and "
-                "trained tokens cannot be; use another init_lora_weights"
+                f"init_lora_weights {self.init_lora_weights} is saved as a difference, which DoRA and trained tokens "
+                "do not support; use another init_lora_weights"
             )
         if self.moves_base and self.use_rslora and (self.rank_pattern or self.alpha_pattern):
             raise ValueError(
-                f"peft cannot save what starts from {self.init_lora_weights} with use_rslora and patterns; remove one"
+                f"peft cannot save init_lora_weights {self.init_lora_weights} together with use_rslora and patterns; "
+                "remove one of the three"
             )
         return self
 

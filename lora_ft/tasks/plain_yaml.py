@@ -1,9 +1,9 @@
-"""The YAML of task files and of --set: plain values, in bounds, and the same for every reader.
+"""Reader of a safe subset of YAML, for task files and --set.
 
-YAML as PyYAML loads it has surprises: dates, tags that build objects, merge keys, `no` for false, `010` for 8, and
-aliases by which 1 KB unfolds to gigabytes. This reader takes the parser's events one by one, so that each bound holds
-before anything is built. Plain scalars are read as in YAML 1.2, but for yes, no, on and off: they are read as truth
-values, as in YAML 1.1, and a key that takes text says that they must be quoted.
+YAML has surprises: dates, tags that build objects, merge keys, `no` for false and `010` for 8. With aliases, 1 KB can
+expand to gigabytes. This reader processes the parser's events one by one, so that it checks each limit before it builds
+a value. Plain scalars are read as in YAML 1.2, except that yes, no, on and off are booleans as in YAML 1.1. If a key
+takes text, the error asks to quote them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import yaml
 
 from lora_ft.core.errors import UsageError
 
-MAX_BYTES = 1 << 22  # of a file; the largest task that ships has 3 KB
-MAX_DEPTH = 20  # a task has 4
-_MAX_SIZE = 1 << 23  # characters and 16 for each value, with aliases unfolded
+MAX_BYTES = 1 << 22  # size of a file; the largest shipped task has 3 KB
+MAX_DEPTH = 20  # a task needs 4
+_MAX_SIZE = 1 << 23  # characters, plus 16 for each value, with aliases expanded
 _MAX_DIGITS = 18
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -36,11 +36,11 @@ Place = tuple[str | int, ...]  # keys and indices from the root to a value
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a value was written, and how.
+    """The source of a value.
 
     Attributes:
-        line: from 1.
-        text: of a scalar, as it was written; "" for lists and mappings.
+        line: Line number, from 1.
+        text: Text of a scalar, as written; "" for lists and mappings.
     """
 
     line: int
@@ -52,8 +52,8 @@ class Document:
     """A YAML document.
 
     Attributes:
-        value: None, truth values, numbers, text, lists, and mappings whose keys are text.
-        marks: of every value that is no alias, by its path.
+        value: None, booleans, numbers, text, lists, and mappings with text keys.
+        marks: Mark of every value except aliases, by its path.
     """
 
     value: Any
@@ -64,7 +64,7 @@ def read_yaml(file: Path) -> Document:
     """Read a YAML file.
 
     Raises:
-        UsageError: it cannot be read, is too large, not UTF-8, or no YAML of this kind.
+        UsageError: The file is unreadable, too large, not UTF-8, or not YAML of this subset.
     """
     try:
         with open(file, "rb") as stream:
@@ -73,7 +73,7 @@ def read_yaml(file: Path) -> Document:
         raise UsageError(f"{file} cannot be read ({error.strerror})", "give a YAML file") from error
     if len(content) > MAX_BYTES:
         raise UsageError(
-            f"{file} is larger than a task may be ({MAX_BYTES:,} bytes)", "give the task file, not its rows"
+            f"{file} is too large for a task (at most {MAX_BYTES:,} bytes)", "give the task file, not its rows"
         )
     try:
         text = content.decode("utf-8-sig")
@@ -87,11 +87,11 @@ def parse_yaml(text: str, where: str) -> Document:
     """Parse one YAML document.
 
     Args:
-        text: of the document.
-        where: what errors name, such as the file.
+        text: Text of the document.
+        where: Name of the source, for errors.
 
     Raises:
-        UsageError: with the line of what is wrong.
+        UsageError: The text is not YAML of this subset. The error names the line.
     """
     try:
         text.encode()
@@ -103,19 +103,19 @@ def parse_yaml(text: str, where: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line if mark else 0
-        said = " ".join(str(error.problem or error.context).split())
+        problem = " ".join(str(error.problem or error.context).split())
         if "\t" in (text.split("\n")[line : line + 1] or [""])[0]:
-            raise _refused(where, line + 1, "is not YAML: a tab stands there", "write blanks instead") from error
-        raise _refused(where, line + 1, f"is not YAML: {said}", "correct it; quote text with : # { [ % @") from error
-    except yaml.YAMLError as error:  # of a control character: only its place is known
+            raise _refused(where, line + 1, "is not YAML: it contains a tab", "use spaces instead") from error
+        raise _refused(where, line + 1, f"is not YAML: {problem}", "correct it; quote text with : # { [ % @") from error
+    except yaml.YAMLError as error:  # a control character, of which only the position is known
         line = text.count("\n", 0, getattr(error, "position", 0) or 0) + 1
-        raise _refused(where, line, "is not YAML: it holds a control character", "remove it") from error
+        raise _refused(where, line, "is not YAML: it contains a control character", "remove it") from error
     finally:
         loader.dispose()
 
 
 def plain_text(text: str) -> bool:
-    """Return whether this reader takes an unquoted scalar as text."""
+    """Return whether this reader reads an unquoted scalar as text."""
     return isinstance(_scalar(text), str)
 
 
@@ -135,13 +135,13 @@ class _Open:
     value: Any
     path: Place
     anchor: str | None
-    began: int  # size of the document when it began
+    size_before: int  # size of the document when it began
     key: str | None = None
-    keys: dict[str, int] = field(default_factory=dict)  # and their lines
+    keys: dict[str, int] = field(default_factory=dict)  # line of each key
 
 
 class _Reader:
-    """Builds a value from events, with a stack instead of recursion."""
+    """A builder of a value from events, with a stack instead of recursion."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -158,13 +158,13 @@ class _Reader:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    raise self._error("a second document begins", "keep one document a file")
+                    raise self._error("a second document begins", "keep one document per file")
             elif isinstance(event, yaml.NodeEvent):
                 self._node(event)
             elif isinstance(event, yaml.CollectionEndEvent):
-                done = self._open.pop()
-                if done.anchor:
-                    self._anchors[done.anchor] = done.value, self._size - done.began
+                ended = self._open.pop()
+                if ended.anchor:
+                    self._anchors[ended.anchor] = ended.value, self._size - ended.size_before
         return Document(self._root, self._marks)
 
     def _node(self, event: Any) -> None:
@@ -174,32 +174,32 @@ class _Reader:
             return
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
-                raise self._error(f"the alias *{event.anchor} names nothing that ends before it", "write the value out")
+                raise self._error(f"the alias *{event.anchor} has no complete anchor before it", "write the value out")
             value, size = self._anchors[event.anchor]
             self._grow(size)
             self._put(copy.deepcopy(value))
             return
         tag = event.tag
         if tag is not None and tag != "!":
-            raise self._error(f"a tag is not read here (got {tag[:40]})", "remove it, and quote what is text")
+            raise self._error(f"tags are not supported (got {tag[:40]})", "remove it, and quote text")
         path = self._path()
         if isinstance(event, yaml.ScalarEvent):
-            began = self._size
+            size_before = self._size
             self._grow(16 + len(event.value))
             value = self._plain(event.value) if event.implicit[0] and tag is None else event.value
             self._marks[path] = Mark(self._line, event.value)
             self._put(value)
             if event.anchor:
-                self._anchors[event.anchor] = value, self._size - began
+                self._anchors[event.anchor] = value, self._size - size_before
             return
         if len(self._open) >= MAX_DEPTH:
-            raise self._error(f"lists and mappings lie more than {MAX_DEPTH} deep", "write it flatter")
-        began = self._size
+            raise self._error(f"lists and mappings are nested more than {MAX_DEPTH} levels deep", "flatten them")
+        size_before = self._size
         self._grow(16)
         value = [] if isinstance(event, yaml.SequenceStartEvent) else {}
         self._marks[path] = Mark(self._line, "")
         self._put(value)
-        self._open.append(_Open(value, path, event.anchor, began))
+        self._open.append(_Open(value, path, event.anchor, size_before))
 
     def _key(self, event: Any, top: _Open) -> None:
         if not isinstance(event, yaml.ScalarEvent) or event.tag not in (None, "!"):
@@ -207,9 +207,9 @@ class _Reader:
         key = event.value
         self._grow(16 + len(key))
         if key == "<<" and event.implicit[0]:
-            raise self._error("merge keys (<<) are not read here", "write the keys out")
+            raise self._error("merge keys (<<) are not supported", "write the keys out")
         if key in top.keys:
-            raise self._error(f"the key {key[:40]!r} stands twice (first in line {top.keys[key]})", "remove one")
+            raise self._error(f"the key {key[:40]!r} is repeated (first in line {top.keys[key]})", "remove one")
         top.keys[key], top.key = self._line, key
 
     def _path(self) -> Place:
@@ -236,10 +236,10 @@ class _Reader:
     def _grow(self, size: int) -> None:
         self._size += size
         if self._size > _MAX_SIZE:
-            raise self._error("the values, with aliases unfolded, are larger than a task may be", "write them out")
+            raise self._error("the values are too large for a task, with aliases expanded", "write them out")
 
     def _error(self, problem: str, remedy: str) -> UsageError:
-        return _refused(self._where, self._line, f"is not read: {problem}", remedy)
+        return _refused(self._where, self._line, f"is not supported: {problem}", remedy)
 
 
 def _scalar(text: str) -> Any:

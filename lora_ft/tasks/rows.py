@@ -1,7 +1,7 @@
-"""Rows of a task that was made in Python.
+"""Rows of a task that was created in Python.
 
-Such a task has rows in place of the names of files: a list of dicts, a `datasets.Dataset` or a pandas frame. Where the
-task is saved, its rows are written into files beside it, so a run can be evaluated and resumed from its folder alone.
+Such a task has rows instead of file names: a list of dicts, a `datasets.Dataset` or a pandas frame. When the task is
+saved, its rows are written to files next to it. A run can therefore be evaluated and resumed from its folder alone.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ FOLDER = "data"  # inside a run
 
 
 class RowsInMemory(str):
-    """Rows of a split, under the name of the file that a run keeps them in.
+    """Rows of a split, which are also the name of the file in which a run stores them.
 
-    Being a name, it takes the place of a file's name in a task and in what is written of one.
+    Since it is a string, it can replace a file name in a task, also when the task is dumped.
 
     Attributes:
-        rows: The rows, by column.
+        rows: Rows, each with its values by column.
     """
 
     rows: list[dict[str, Any]]
@@ -37,17 +37,17 @@ class RowsInMemory(str):
 
     @property
     def text(self) -> str:
-        """The rows as JSON Lines. Values that JSON does not have are written as text."""
+        """Rows as JSON Lines. Values of types that JSON lacks are written as text."""
         return "".join(json.dumps(row, default=str) + "\n" for row in self.rows)
 
     @property
     def digest(self) -> str:
-        """A digest of the rows, to tell tasks apart."""
+        """Digest of the rows, which distinguishes tasks."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def rows_in_memory(value: object, split: str) -> RowsInMemory | None:
-    """Return the rows that a split of a task was given in place of files; None where it names files.
+    """Return the rows of a split that holds rows instead of file names; None if it holds file names.
 
     Args:
         value: Value of `data.train`, `data.validation` or `data.test`.
@@ -68,7 +68,7 @@ def rows_in_memory(value: object, split: str) -> RowsInMemory | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a cell as JSON has it: lists for arrays, numbers for numpy's, None for a missing value of a frame."""
+    """Return a cell as a JSON value: arrays as lists, numpy numbers as numbers, missing values of a frame as None."""
     if isinstance(value, str | bool | int) or value is None:
         return value
     if isinstance(value, float):
@@ -77,7 +77,7 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if type(value).__name__ in ("NAType", "NaTType"):  # of pandas, which need not be installed
+    if type(value).__name__ in ("NAType", "NaTType"):  # types of pandas, which may not be installed
         return None
     plain = value.tolist() if hasattr(value, "tolist") else value  # numpy's arrays and numbers
     return _plain(plain) if type(plain) is not type(value) else value

@@ -14,7 +14,7 @@ class ComputeDtype:
 
     Attributes:
         name: "bf16" (autocast; weights, norms and residual stay float32) or "fp32".
-        reason: Reason for the choice, for the log.
+        reason: Reason for the choice, as text for the log.
     """
 
     name: str
@@ -25,22 +25,27 @@ class ComputeDtype:
         return self.name == "bf16"
 
 
-def choose_compute_dtype(asked: str, device: str) -> ComputeDtype:
-    """Return the precision for a device ("cpu", "cuda", "mps"); `asked` is the task's train.precision."""
-    if asked != "auto":
-        return ComputeDtype(asked, "as the task asks")
+def choose_compute_dtype(setting: str, device: str) -> ComputeDtype:
+    """Return the precision of the training step.
+
+    Args:
+        setting: Setting train.precision of the task: "auto", "bf16" or "fp32".
+        device: "cpu", "cuda" or "mps".
+    """
+    if setting != "auto":
+        return ComputeDtype(setting, "set by the task")
     if device == "cuda":
         import torch
 
         if torch.cuda.is_bf16_supported():
             return ComputeDtype("bf16", "the GPU computes in bf16")
-        return ComputeDtype("fp32", "the GPU has no bf16, and T5 overflows in fp16")
+        return ComputeDtype("fp32", "the GPU does not support bf16, and T5 overflows in fp16")
     if device == "cpu":
-        able = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in cpu_flags()]
-        if able:
-            return ComputeDtype("bf16", f"the CPU has {' and '.join(able)}")
-        return ComputeDtype("fp32", "the CPU has neither AMX nor AVX512 for bf16")
-    return ComputeDtype("fp32", f"bf16 is not tried on {device}")
+        supported = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in cpu_flags()]
+        if supported:
+            return ComputeDtype("bf16", f"the CPU supports {' and '.join(supported)}")
+        return ComputeDtype("fp32", "the CPU supports neither AMX nor AVX512 for bf16")
+    return ComputeDtype("fp32", f"bf16 is untested on {device}")
 
 
 def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:

@@ -7,7 +7,7 @@ Training holds, in bytes (P parameters, T of them trained):
     gradients    4 T
     optimizer    8 T for AdamW's two moments; almost none with Adafactor, which keeps means of rows and columns
     activations  tensors that autograd keeps for the backward pass (`activation_bytes`), and twice the logits in
-                 float32: the log-probabilities, beside the logits and later their gradient
+                 float32: the log-probabilities, and at the same time the logits or their gradient
 
 Attention is assumed to be eager matrix products, which keep the s x s weights of every head; fused kernels need less.
 With gradient checkpointing a layer keeps only its input, and one layer at a time is recomputed.
@@ -93,7 +93,7 @@ class Shape:
         return rank * sum(a + b for a, b in self.matrices)
 
 
-# From the config.json of google/flan-t5-small, -base, -large, -xl and -xxl on the hub.
+# From the config.json of google/flan-t5-small, -base, -large, -xl and -xxl on the Hub.
 FLAN = {
     "small": Shape(d_model=512, d_ff=1024, num_heads=6, num_layers=8, num_decoder_layers=8),
     "base": Shape(d_model=768, d_ff=2048, num_heads=12, num_layers=12, num_decoder_layers=12),
@@ -128,16 +128,16 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a training step computes, and what it stores.
+    """Options of a training step that change its memory.
 
     Attributes:
         rank: Rank of LoRA; 0 for full fine-tuning.
         adapter: Number of trained parameters; 0 for LoRA on all linear layers, or for all parameters if the rank is 0.
-        bf16: Whether the step computes under bf16 autocast.
-        checkpointing: Whether activations are recomputed in the backward pass.
-        cpu: Whether the step runs on a CPU, where fragmentation makes the heap larger than the memory in use.
+        bf16: True if the step computes under bf16 autocast.
+        checkpointing: True if activations are recomputed in the backward pass.
+        cpu: True if the step runs on a CPU, where fragmentation makes the heap larger than the memory in use.
         bits: Bits per weight of the frozen base's linear layers: 32, 8 or 4.
-        factored: Whether the optimizer is Adafactor.
+        factored: True if the optimizer is Adafactor.
     """
 
     rank: int = 0
@@ -155,7 +155,7 @@ def training_memory(shape: Shape, batch: Batch, options: StepOptions = StepOptio
     Args:
         shape: Shape of the model.
         batch: Largest batch.
-        options: How the step computes and what it stores.
+        options: Options of the step.
     """
     rank, bits, bf16 = options.rank, options.bits, options.bf16
     trained = options.adapter or (shape.lora(rank) if rank else shape.parameters)
@@ -163,16 +163,18 @@ def training_memory(shape: Shape, batch: Batch, options: StepOptions = StepOptio
     weights = 4 * (shape.parameters + (trained if rank else 0)) - (32 - bits) * linear // 8
     products = shape.products if bits == 32 else shape.products - linear
     logits = batch.rows * batch.target * shape.vocab_size
-    kept = activation_bytes(shape, batch, rank=rank, bf16=bf16)
+    activations = activation_bytes(shape, batch, rank=rank, bf16=bf16)
     if options.checkpointing:
         sides = ((shape.num_layers, batch.source), (shape.num_decoder_layers, batch.target))
         inputs = sum(4 * layers * batch.rows * length * shape.d_model for layers, length in sides)
-        kept = inputs + max(activation_bytes(layer, batch, rank=rank, bf16=bf16) for layer in _single_layers(shape))
+        activations = inputs + max(
+            activation_bytes(layer, batch, rank=rank, bf16=bf16) for layer in _single_layers(shape)
+        )
     return MemoryEstimate(
         weights=weights + (2 * products if bf16 else 0),
         gradients=4 * trained,
         optimizer=0 if options.factored else 8 * trained,
-        activations=round((kept + (10 if bf16 else 8) * logits) * (HEAP if options.cpu else 1)),
+        activations=round((activations + (10 if bf16 else 8) * logits) * (HEAP if options.cpu else 1)),
     )
 
 
@@ -198,8 +200,8 @@ def activation_bytes(shape: Shape, batch: Batch, *, rank: int, bf16: bool) -> in
     attention = inner * (4 * encoder + 6 * decoder + 2 * cross)
     hidden = shape.d_ff * copies * (encoder + decoder)
     lora = rank * (matrices * encoder + (matrices + 2) * decoder + 2 * cross)
-    own, across = (6, 2) if bf16 else (4, 4)
-    pairs = heads * (own * (encoder * batch.source + decoder * batch.target) + across * decoder * batch.source)
+    in_self, in_cross = (6, 2) if bf16 else (4, 4)
+    pairs = heads * (in_self * (encoder * batch.source + decoder * batch.target) + in_cross * decoder * batch.source)
     return norms + width * (d * reads + attention + hidden + lora) + pairs
 
 
@@ -291,17 +293,17 @@ def suggest_smaller(task: Task, shape: Shape, batch: Batch, adapter: int, *, bf1
             remedies.append(" ".join(settings))
     smaller = [
         name
-        for name, other in FLAN.items()
-        if other.parameters < shape.parameters
-        and training_memory(other, batch, replace(options, adapter=0)).total <= room
+        for name, candidate in FLAN.items()
+        if candidate.parameters < shape.parameters
+        and training_memory(candidate, batch, replace(options, adapter=0)).total <= room
     ]
     remedies += [f"base=google/flan-t5-{name}" for name in smaller[-1:]]
     commands = [f"--set {settings.replace(' ', ' --set ')}" for settings in remedies]
-    return "; or ".join(commands) or "no smaller batch or size does"
+    return "; or ".join(commands) or "use a machine with more memory"
 
 
 def _step_options(task: Task, shape: Shape, adapter: int, *, bf16: bool, cpu: bool) -> StepOptions:
-    """Return how a task's training step computes; `adapter` is the number of trained parameters."""
+    """Return the options of a task's training step; `adapter` is the number of trained parameters."""
     quantization = task.lora.quantization if task.method == "lora" else None
     return StepOptions(
         rank=0 if adapter >= shape.parameters else task.lora.r,

@@ -1,4 +1,4 @@
-"""Rows that a run stores in its own folder, because its task was created in Python."""
+"""Rows that a run stores in its folder, because its task was created in Python."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lora_ft.tasks.schema import SPLITS, Task
 
 
 def with_own_rows(task: Task, out: Path) -> Task:
-    """Return a task with its rows loaded into memory, if they lie in the folder of the run itself.
+    """Return a task with its rows loaded into memory, if they are stored in the folder of its run.
 
-    Training longer or overwriting replaces the run, including its rows. So they are read first and written into the
-    new folder. Other tasks are returned unchanged.
+    Training longer or overwriting replaces the run, including its rows. They are therefore read first, and written into
+    the new folder. Other tasks are returned unchanged.
 
     Args:
         task: Task to train, for example the `task.yaml` of a run.
@@ -23,10 +23,10 @@ def with_own_rows(task: Task, out: Path) -> Task:
     root = task.data.root
     if root is None or root.resolve() not in (out.resolve(), working_folder(out).resolve()):
         return task
-    own = {split: f"{FOLDER}/{split}.jsonl" for split in SPLITS}
+    files = {split: f"{FOLDER}/{split}.jsonl" for split in SPLITS}
     rows = {
         split: RowsInMemory(name, [row for _, row in read_rows(root, name, f"data.{split}")])
-        for split, name in own.items()
+        for split, name in files.items()
         if str(getattr(task.data, split)) == name
     }
     return task.model_copy(update={"data": task.data.model_copy(update=rows)}) if rows else task

@@ -80,7 +80,7 @@ def make_plan(
         config: Content of the base's config.json.
         rows: Encoded training rows.
         processes: Number of processes that share the work.
-        started: Choices of the run when it began, if it is resumed.
+        started: Choices of the run when it began, or None for a new run.
 
     Raises:
         UsageError: A setting of `lora` is not supported by the base or this machine.
@@ -96,7 +96,7 @@ def make_plan(
     trainable, parameters = count_parameters(config, task.lora if task.method == "lora" else None)
     tokens = sum(len(row.input_ids) + len(row.labels) for row in rows) * steps / per_epoch
     compiled, reason = (
-        (started.compile, "as this run began")
+        (started.compile, "as when this run began")
         if started
         else _choose_compile(
             train.compile, device, precision, parameters * tokens, processes, quantized=bool(task.lora.quantization)
@@ -127,19 +127,19 @@ def training_device() -> str:
 
 
 def _choose_compile(
-    asked: str, device: str, precision: ComputeDtype, work: float, processes: int, *, quantized: bool = False
+    setting: str, device: str, precision: ComputeDtype, work: float, processes: int, *, quantized: bool = False
 ) -> tuple[bool, str]:
     """Return True to compile the model, and the reason. `work` is parameters times tokens of the whole plan."""
-    if asked != "auto":
-        return asked == "on", "as the task asks"
+    if setting != "auto":
+        return setting == "on", "set by the task"
     if quantized:
-        return False, "not tried on a quantised base"
+        return False, "untested on a quantized base"
     if processes > 1:
-        return False, "auto times one process only; several must all choose alike (train.compile=on compiles them all)"
+        return False, "auto decides for one process only; set train.compile=on to compile in all of them"
     if device == "mps":
-        return False, "not tried on this device"
+        return False, "untested on this device"
     if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        return False, "no C++ compiler here"
+        return False, "no C++ compiler is installed"
     seconds = 2 * work / _measured_flops(device, precision)
     saved = seconds * (1 - 1 / _COMPILE_SPEEDUP)
     estimate = f"about {_minutes(seconds)} of training, of which it saves {_minutes(saved)}"
@@ -149,15 +149,15 @@ def _choose_compile(
 
 
 def _measured_flops(device: str, precision: ComputeDtype) -> float:
-    """Return the expected speed of an uncompiled step, in FLOP/s, from timing a matrix product now."""
+    """Return the expected speed of an uncompiled step, in FLOP/s, from timing a matrix product."""
     import torch
 
-    kind = torch.bfloat16 if precision.is_bf16 else torch.float32
-    left, right = torch.ones(2048, 512, dtype=kind, device=device), torch.ones(512, 1024, dtype=kind, device=device)
+    dtype = torch.bfloat16 if precision.is_bf16 else torch.float32
+    a, b = torch.ones(2048, 512, dtype=dtype, device=device), torch.ones(512, 1024, dtype=dtype, device=device)
     best = math.inf
-    for _ in range(60):  # the best of many, since other processes may use the machine
+    for _ in range(60):  # the best of 60, since other processes may use the machine
         start = time.perf_counter()
-        (left @ right)[0, 0].item()
+        (a @ b)[0, 0].item()
         best = min(best, time.perf_counter() - start)
     return _STEP_EFFICIENCY * 2 * 2048 * 512 * 1024 / best
 

@@ -1,4 +1,4 @@
-"""Everything that a task is trained from, read and checked: base, tokenizer and encoded rows."""
+"""Read and check the inputs of a training: base, tokenizer and encoded rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lora_ft.training.feasibility import NO_VALIDATION, require_feasible
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A task with everything that it is trained from.
+    """A task with the inputs of its training.
 
     Attributes:
         task: Task, with its labels filled in.
@@ -41,7 +41,7 @@ class PreparedData:
 
     @classmethod
     def of_rows(cls, task: Task, base: Base, tokenizer: Tokenizer, rows: Sequence[Encoded]) -> PreparedData:
-        """Return prepared data of encoded training rows alone, without validation, for measurements."""
+        """Return prepared data with encoded training rows only, for measurements."""
         splits = Splits([], [], [])
         return cls(task, base, tokenizer, splits, list(rows), [], RowRecord.of(splits))
 
@@ -49,7 +49,7 @@ class PreparedData:
 def prepare(task: Task, base: Base, progress: Progress) -> PreparedData:
     """Read, check and encode a task's rows.
 
-    Test rows are read too, so that an error in them, or an overlap with training rows, shows before training.
+    Test rows are read too, so that an error in them, or an overlap with training rows, is reported before training.
 
     Raises:
         UsageError, LoraFtError: See `load_splits`, `check_labels`, `check_generation`, `require_feasible`, `encode`.
@@ -69,10 +69,11 @@ def prepare(task: Task, base: Base, progress: Progress) -> PreparedData:
     require_feasible(task, base.config, splits)
     rows = encode(training_examples(task, splits), tokenizer, task.lengths, "train")
     if task.data.oversample:
-        progress.note(f"oversampled: {len(splits.train):,} training rows are {len(rows):,} now")
+        progress.note(f"oversampled from {len(splits.train):,} to {len(rows):,} training rows")
     if splits.overlap:
         progress.note(
-            f"warning: {splits.overlap:,} prompts of other rows are training prompts too; scores will be inflated"
+            f"warning: {splits.overlap:,} validation or test prompts also occur in the training rows; scores will be "
+            "inflated"
         )
     validation = sorted(splits.validation, key=lambda example: -len(example.prompt))
     return PreparedData(task, base, tokenizer, splits, rows, validation, RowRecord.of(splits))

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from, which the Trainer writes. A mark says that one is complete and names its run."""
+"""Checkpoints to resume from, which the Trainer writes. A mark in a complete checkpoint names its run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FOR_RESUMING = ("optimizer.*", "scheduler.*", "rng_state*", "scaler.*", "traini
 
 
 def latest(folder: Path, run: str = "") -> Path | None:
-    """Return the newest complete checkpoint of a run. Delete incomplete ones, which a killed process left.
+    """Return the newest complete checkpoint of a run, or None. Delete incomplete ones, which a killed process left.
 
     Checkpoints of other runs are ignored.
     """
@@ -30,9 +30,8 @@ def latest(folder: Path, run: str = "") -> Path | None:
 def seal(folder: Path, step: int, *, keep: int, best: str | None, run: str = "") -> None:
     """Mark the checkpoint of `step` complete, then delete all but the newest `keep` and the best.
 
-    The mark is written after everything else has reached the disk, and older checkpoints are deleted only then. So a
-    process killed at any moment leaves at least one complete checkpoint.
-
+    The mark is written after everything else has reached the disk, and older checkpoints are deleted only then. A
+    process killed at any moment therefore leaves at least one complete checkpoint.
 
     Args:
         folder: Folder of the checkpoints.
@@ -72,7 +71,7 @@ def repoint_best(checkpoint: Path) -> None:
         return
     path = checkpoint.parent / Path(str(best)).name
     if not path.is_dir():
-        raise LoraFtError(f"{path}, the best checkpoint so far, is missing", "restore it, or start with --overwrite")
+        raise LoraFtError(f"the best checkpoint {path} is missing", "restore it, or start over with --overwrite")
     if str(path) != best:
         write_json(checkpoint / _STATE, state | {"best_model_checkpoint": str(path)})
 
@@ -89,7 +88,12 @@ def reset_patience(checkpoint: Path) -> None:
 def keep_resume_point(folder: Path, into: Path, run: str) -> None:
     """Keep the newest checkpoint of a finished run, and its best weights, so that it can be trained longer.
 
-    Files are hard-linked: a process killed before the checkpoints in `folder` are deleted loses none of them.
+    Files are hard-linked, so a process killed before the checkpoints in `folder` are deleted loses none of them.
+
+    Args:
+        folder: Working folder of the run, with its checkpoints.
+        into: Folder to write.
+        run: Identifier of the run.
     """
     newest = latest(folder, run)
     if newest is None:
@@ -104,14 +108,18 @@ def keep_resume_point(folder: Path, into: Path, run: str) -> None:
     shutil.copytree(newest, into / newest.name, copy_function=_link, ignore=skipped)
 
 
-def restore_resume_point(kept: Path) -> None:
-    """Undo `keep_resume_point` for a run that was killed before it was moved to its final folder."""
-    if not kept.is_dir():
+def restore_resume_point(folder: Path) -> None:
+    """Undo `keep_resume_point` for a run whose process was killed before it was moved to its final folder.
+
+    Args:
+        folder: Folder `resume` of the run, from `keep_resume_point`; may be missing.
+    """
+    if not folder.is_dir():
         return
-    for path in kept.iterdir():
-        if not (kept.parent / path.name).exists():
-            path.rename(kept.parent / path.name)
-    shutil.rmtree(kept)
+    for path in folder.iterdir():
+        if not (folder.parent / path.name).exists():
+            path.rename(folder.parent / path.name)
+    shutil.rmtree(folder)
 
 
 def _link(source: str, target: str) -> None:

@@ -1,35 +1,42 @@
 """The folder of a run while it trains, and everything that `--resume` does.
 
-**Where a run lies.** While a task trains, its run lies in `<out>.unfinished`, beside `<out>`. When all of it is written
-and flushed to the disk, that folder is renamed to `<out>`. So `<out>` is always a whole run, and with `--overwrite` an
-earlier run stays there until the new one is finished. A lock on `<out>` refuses a second job meanwhile.
+**Location.** While a task trains, its run is in `<out>.unfinished`, next to `<out>`. When all files are written and
+flushed to the disk, that folder is renamed to `<out>`. `<out>` is therefore always a complete run, and with
+`--overwrite` an earlier run stays there until the new one is finished. Meanwhile, a lock on `<out>` refuses a second
+job.
 
-**What is kept while training.** At every interval of `train.eval_every`, and when a signal arrives, the Trainer writes
-a checkpoint: weights, optimizer, schedule, random numbers. It is marked complete after everything in it has reached
-the disk, and only then are older checkpoints deleted. The newest `train.save_total_limit` and the best one remain. A
-process killed at any moment therefore leaves at least one complete checkpoint, and incomplete ones are deleted. Beside
-the checkpoints lie:
+**Files during training.** At every interval of `train.eval_every`, and when a signal arrives, the Trainer writes a
+checkpoint: weights, optimizer, schedule, random numbers. It is marked complete after everything in it has reached the
+disk, and only then are older checkpoints deleted. The newest `train.save_total_limit` and the best one remain. A
+process killed at any moment therefore leaves at least one complete checkpoint, and incomplete ones are deleted. The
+folder also contains:
 
     task.yaml      the task with every default filled in; written last, because with it the run can be resumed
     claim.json     the run's identifier, which its checkpoints carry, and digests of the rows that it began with
     choices.json   what the machine decided when the run began: the precision, and whether the model is compiled
-    log.jsonl      the log; on resume, entries after the checkpoint are dropped, since those steps are done again
+    log.jsonl      the log; on resume, entries after the checkpoint are dropped, since those steps are repeated
     initial        initial weights of an adapter that PiSSA, OLoRA, CorDA or EVA computed
 
-**What `--resume` does with an unfinished run.** Training goes on from the newest complete checkpoint, to the same bits
-as if it had never stopped: with the same order of rows, random numbers, early-stopping counter and choices.
+**Resuming an unfinished run.** With `--resume`, training continues from the newest complete checkpoint. The result is
+the same, bit by bit, as without the stop: the order of rows, random numbers, early-stopping counter and choices are
+restored.
 
-**What is refused.** A task that differs in any section, rows that differ in any split (the message says which), a
-checkpoint of another run (it is passed over), a best checkpoint that is missing, a folder that another job uses or that
-lora-ft did not create, and a run that belongs to an unfinished adapter group. Nothing is changed on the disk then.
+**Refusals.** `--resume` refuses the cases below without changing anything on the disk. Checkpoints of another run are
+ignored.
 
-**What is kept of a finished run.** Its folder `resume` holds the last checkpoint, and the weights of the best one if
-that is another. With `method: full` this takes three times the model's size, and once more for the best weights.
+- The task differs in any section, or the rows differ in any split. The message names them.
+- The best checkpoint is missing.
+- Another job uses the folder, or lora-ft did not create it.
+- The run belongs to an unfinished adapter group.
 
-**Longer training.** `--resume` on a finished run trains it further, if the task differs in `train.num_train_epochs` or
-`train.max_steps` alone and asks for more steps than were done. The learning rate follows its schedule over all steps,
-including those already done, so it jumps when training goes on; with a constant rate the result is the run that never
-stopped. Early stopping counts from zero. The finished run stays in its place until the longer one replaces it.
+**Files of a finished run.** Its folder `resume` contains the last checkpoint, and the weights of the best one if that
+is another. With `method: full` this takes three times the model's size, and once more for the best weights.
+
+**Longer training.** `--resume` on a finished run trains it longer. The task may differ in `train.num_train_epochs` or
+`train.max_steps` only, and must request more steps than the run has finished. The learning rate follows its schedule
+over all steps, including the finished ones, so it jumps when training continues. With a constant rate the result is the
+same as without the stop. Early stopping counts from zero. The finished run stays in its place until the longer one
+replaces it.
 """
 
 from __future__ import annotations
@@ -67,7 +74,7 @@ from lora_ft.training.prepared_data import PreparedData
 CHOICES = "choices.json"
 _VERSION = 1
 _LONGER = {"num_train_epochs", "max_steps"}  # keys of `train` that may change when a finished run is trained longer
-_GO_ON = "resume with the same task and --set, or start over with --overwrite"
+_SAME_TASK = "resume with the same task and --set, or start over with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -101,8 +108,8 @@ class RunFolder:
             progress: Receives a warning if the file system has no locks.
 
         Raises:
-            UsageError: The folder is taken, there is nothing of this task to resume, another job uses the folder, or
-                the run belongs to an unfinished adapter group.
+            UsageError: The folder exists, no run of this task can be resumed, another job uses the folder, or the run
+                belongs to an unfinished adapter group.
         """
         place = followed(out)
         if rank() != 0:
@@ -110,9 +117,9 @@ class RunFolder:
             return
         if not resume:
             refuse_existing(out, overwrite=overwrite, inputs=input_paths(task))
-        with locked(place) as works:
-            if not works:
-                progress.note(f"warning: {place.parent} has no file locks; start no second job on {place}")
+        with locked(place) as supported:
+            if not supported:
+                progress.note(f"warning: file locks are not supported in {place.parent}; start no other job on {place}")
             require_not_in_group(place)
             tidy(place)
             yield cls.resume(task, place, overwrite=overwrite) if resume else cls.new(task, place, overwrite=overwrite)
@@ -122,13 +129,13 @@ class RunFolder:
         """Return the folder of a new run, after deleting an unfinished run if `overwrite` is set.
 
         Raises:
-            UsageError: The folder is taken.
+            UsageError: The folder exists.
         """
         working = working_folder(out)
         refuse_existing(out, overwrite=overwrite, inputs=input_paths(task))
         if working.exists() and not overwrite:
             raise OutputExistsError(
-                f"an unfinished run lies in {working}", "add --resume to go on, or --overwrite to start over"
+                f"an unfinished run exists in {working}", "add --resume to continue, or --overwrite to start over"
             )
         if working.exists():
             if reason := "is not a folder" if not working.is_dir() else foreign_reason(working):
@@ -138,21 +145,23 @@ class RunFolder:
 
     @classmethod
     def resume(cls, task: Task, out: Path, *, overwrite: bool = False) -> RunFolder:
-        """Return the folder of an unfinished run, or of a finished run that is to be trained longer.
+        """Return the folder of an unfinished run, or of a finished run to train longer.
 
         Raises:
-            UsageError: There is neither, or it is of another task.
+            UsageError: Neither exists, or the run is of another task.
         """
         working = working_folder(out)
         if not (working / TASK).is_file():
             if is_run(out):
                 return cls._longer(task, out, working)
-            raise UsageError(f"there is no unfinished run {working} to resume", "leave out --resume")
+            raise UsageError(f"the unfinished run {working} does not exist", "leave out --resume")
         recorded = run_id_of(working)
         if recorded == "" or recorded != run_id_of(out):  # else a finished run was being trained longer
             refuse_existing(out, overwrite=overwrite, inputs=input_paths(task))
         if changed := _changed_sections(load_task(working / TASK), task):
-            raise UsageError(f"the unfinished run {working} was started with another {', '.join(changed)}", _GO_ON)
+            raise UsageError(
+                f"the task differs from that of the unfinished run {working} in {', '.join(changed)}", _SAME_TASK
+            )
         return cls(out, working, recorded, _recorded_rows(working))
 
     @classmethod
@@ -168,12 +177,12 @@ class RunFolder:
         expected = before.model_copy(update={"train": before.train.model_copy(update=more)})
         if changed := _changed_sections(expected, task):
             raise UsageError(
-                f"the finished run {out} was trained with another {', '.join(changed)}",
-                "only train.num_train_epochs and train.max_steps may grow",
+                f"the task differs from that of the finished run {out} in {', '.join(changed)}",
+                "change only train.num_train_epochs and train.max_steps",
             )
         if not any((out / RESUME).glob("checkpoint-*")):
             raise UsageError(
-                f"the finished run {out} keeps no state to go on from: {out / RESUME} is missing",
+                f"the finished run {out} cannot be trained longer, since its folder {out / RESUME} is missing",
                 "restore that folder, or train the run again with --overwrite",
             )
         if working.exists() and (reason := foreign_reason(working)):
@@ -181,39 +190,39 @@ class RunFolder:
         return cls(out, working, run_id_of(out), _recorded_rows(out), out)
 
     def check_rows(self, rows: RowRecord) -> None:
-        """Raise UsageError if the run would go on with other rows than it began with."""
+        """Raise UsageError if the rows differ from those that the run began with."""
         if self.rows is not None:
             require_same_rows(self.rows, rows, self.finished or self.working)
 
     def require_steps_left(self, steps: int) -> None:
-        """Raise UsageError if a finished run that is to be trained longer has done all `steps` of its new plan."""
+        """Raise UsageError if a finished run to train longer has taken all `steps` of its new plan already."""
         if self.finished is None:
             return
-        done = max(resume_points.step_of(path) for path in (self.finished / RESUME).glob("checkpoint-*"))
-        if done >= steps:
+        completed = max(resume_points.step_of(path) for path in (self.finished / RESUME).glob("checkpoint-*"))
+        if completed >= steps:
             raise UsageError(
-                f"the run {self.finished} is finished: it did {done:,} of {steps:,} steps",
+                f"the run {self.finished} is finished, with {completed:,} of {steps:,} steps",
                 "raise train.num_train_epochs (or train.max_steps) to train it longer, or start over with --overwrite",
             )
 
     def require_own(self) -> None:
         """Raise LoraFtError if another job has taken over the working folder (on a file system without locks)."""
         if rank() == 0 and run_id_of(self.working) != self.run_id:
-            raise LoraFtError(f"{self.working} was taken over by another job", "give each run an --out of its own")
+            raise LoraFtError(f"{self.working} was taken over by another job", "pass a different --out for each run")
 
     def choices(self) -> Choices | None:
-        """Return what the run chose when it began, since another machine, or a busier one, might choose otherwise."""
+        """Return the choices of the run when it began, or None. Another or busier machine might choose differently."""
         if self.finished is not None:
             metrics = Run(self.finished).metrics
-            return Choices(ComputeDtype(metrics["precision"], "as this run began"), metrics["compiled"])
+            return Choices(ComputeDtype(metrics["precision"], "as when this run began"), metrics["compiled"])
         path = self.working / CHOICES
         if not path.is_file():
             return None
         recorded = read_json(path)
-        return Choices(ComputeDtype(recorded["precision"], "as this run began"), recorded["compile"])
+        return Choices(ComputeDtype(recorded["precision"], "as when this run began"), recorded["compile"])
 
     def reopen(self) -> None:
-        """Restore checkpoints to the working folder, after the run was finished, or killed while it was finished."""
+        """Restore checkpoints to the working folder of a run that was finished, or was killed in `finish`."""
         if self.finished is not None:
             self._copy_finished(self.finished)
         resume_points.restore_resume_point(self.working / RESUME)
@@ -231,7 +240,7 @@ class RunFolder:
             shutil.copytree(finished / CURVES, self.working / CURVES)
 
     def record(self, data: PreparedData, plan: Plan) -> None:
-        """Record identifier, rows, choices and task in the working folder, from when on the run can be resumed."""
+        """Record identifier, rows, choices and task in the working folder. From then on, the run can be resumed."""
         self.working.mkdir(parents=True, exist_ok=True)
         write_json(self.working / CLAIM, {"version": _VERSION, "run": self.run_id, "splits": data.record.as_dict()})
         write_json(self.working / CHOICES, {"precision": plan.precision.name, "compile": plan.compile})
@@ -256,7 +265,7 @@ class RunFolder:
             resume_points.mark_complete(checkpoint, run_id_of(self.working))
 
     def trim_log(self, step: int) -> None:
-        """Drop log entries after `step`, where training goes on, since those steps are done again."""
+        """Drop log entries after `step`, where training continues, since those steps are repeated."""
         path = self.working / LOG
         if rank() != 0 or not path.is_file():
             return
@@ -266,14 +275,14 @@ class RunFolder:
 
     def schedule_note(self, task: Task, plan: Plan) -> str:
         """Describe how the learning rate continues in a finished run that is trained longer."""
-        done = Run(self.finished or self.out).metrics["steps"]
+        completed = Run(self.finished or self.out).metrics["steps"]
         return (
-            f"the finished run did {done:,} steps; the {task.train.lr_scheduler_type} schedule now runs over "
-            f"{plan.steps:,} steps, so the learning rate jumps to where that has it at step {done:,}"
+            f"the finished run took {completed:,} steps; the {task.train.lr_scheduler_type} schedule now spans "
+            f"{plan.steps:,} steps, so the learning rate jumps to its value at step {completed:,} of the new schedule"
         )
 
     def finish(self, task: Task, metrics: dict[str, Any]) -> None:
-        """Write metrics and card beside the weights, keep the last state, and rename the working folder to `out`.
+        """Write metrics and card, keep the last state, and rename the working folder to `out`.
 
         Raises:
             LoraFtError: The folder at `out` was not created by lora-ft; the run stays in the working folder.
@@ -295,7 +304,7 @@ def require_same_rows(before: RowRecord, now: RowRecord, began: Path) -> None:
     """Raise UsageError, naming the changes, if the rows differ from those that the run in `began` began with."""
     if changes := before.changes(now):
         raise UsageError(
-            f"the rows are not those that {began} began with: {'; '.join(changes)}",
+            f"the rows differ from those that {began} began with ({'; '.join(changes)})",
             "restore them, or start over with --overwrite",
         )
 
@@ -319,7 +328,7 @@ def _recorded_rows(folder: Path) -> RowRecord | None:
 
 
 def _changed_sections(before: Task, task: Task) -> list[str]:
-    """Return the sections in which two tasks differ. Labels "auto" stand for those that were found before."""
+    """Return the names of the sections in which two tasks differ. Labels "auto" equal the recorded labels."""
     if task.labels == AUTO:
         task = task.model_copy(update={"labels": before.labels})
     task = saved_task(task, before.data.root or Path())

@@ -21,7 +21,7 @@ from lora_ft.evaluation.metrics import measure, score
 from lora_ft.export.checkpoint.generation_config import Generation
 from lora_ft.models.backends import allowed_tokens
 from lora_ft.models.bases import cache_folder
-from lora_ft.models.generation import own_generation, torch_options
+from lora_ft.models.generation import model_generation, torch_options
 from lora_ft.models.initialization import INITIAL
 from lora_ft.runs.run import CURVES, LOG
 from lora_ft.tasks.files import task_text
@@ -42,8 +42,8 @@ def build_trainer(
     Args:
         data: Task, base, tokenizer and rows.
         plan: Plan of the run.
-        folder: Folder of the run. Its working folder receives checkpoints and the log, and may hold the initial weights
-            of an adapter to resume from.
+        folder: Folder of the run. Its working folder receives checkpoints and the log, and may contain the initial
+            weights of an adapter to resume from.
         progress: Receives loss, speed and scores.
     """
     if plan.device == "cpu":
@@ -75,17 +75,17 @@ def trainer_around(
     eval_rows = encode(data.validation, tokenizer, task.lengths, "validation")
     arguments = _arguments(task, plan, working, bool(eval_rows))
     log = working / LOG
-    own = own_generation(model)
+    base_options = model_generation(model)
     trainer = Trainer(
         model=model,
         args=arguments,
         settings=TrainerSettings(
-            special=own.special,
+            special=base_options.special,
             bf16=plan.precision.is_bf16,
             compiled=plan.compile,
             smoothing=task.train.label_smoothing_factor,
             loraplus_lr_ratio=task.lora.loraplus_lr_ratio,
-            generation=_generation(task, own, tokenizer),
+            generation=_generation(task, base_options, tokenizer),
         ),
         train_rows=data.rows,
         eval_rows=eval_rows,
@@ -101,18 +101,19 @@ def trainer_around(
     return trainer, reporter
 
 
-def _generation(task: Task, own: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
+def _generation(task: Task, base_options: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the options of `generate` for validation rows: those of the task, without sampling."""
-    options = own.options | task.generation_options() | {"do_sample": False}
+    options = base_options.options | task.generation_options() | {"do_sample": False}
     labels, _ = options.pop("labels", ()), options.pop("seed", None)
     settings = torch_options(Options.of(options))
     if labels:
-        end = own.special.closed_by(tokenizer.closing).end
+        end = base_options.special.closed_by(tokenizer.closing).end
         settings["prefix_allowed_tokens_fn"] = allowed_tokens(labels, tokenizer, end)
     return settings
 
 
 def _arguments(task: Task, plan: Plan, working: Path, validated: bool) -> Seq2SeqTrainingArguments:
+    """Return the arguments of transformers' trainer; `validated` is True if there are validation rows."""
     train = task.train
     every = "epoch" if train.eval_every == "epoch" else "steps"
     interval = {} if train.eval_every == "epoch" else {"eval_steps": train.eval_every, "save_steps": train.eval_every}
@@ -121,9 +122,8 @@ def _arguments(task: Task, plan: Plan, working: Path, validated: bool) -> Seq2Se
         if train.gradient_checkpointing
         else {}
     )
-    distributed: dict[str, Any] = {
-        "ddp_find_unused_parameters": False
-    }  # every trained weight has a gradient in every step
+    # Every trained weight has a gradient in every step.
+    distributed: dict[str, Any] = {"ddp_find_unused_parameters": False}
     if plan.device == "cpu" and processes() > 1:
         distributed["ddp_backend"] = "gloo"
     return Seq2SeqTrainingArguments(

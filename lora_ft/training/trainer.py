@@ -19,13 +19,13 @@ from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, Traine
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from lora_ft.core.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError, LossError
 from lora_ft.core.interrupts import Interrupts
 from lora_ft.core.progress import Progress
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import IGNORED
 from lora_ft.data.batching import Encoded, LengthSampler, collate, count_positions
-from lora_ft.models.generation import only
+from lora_ft.models.generation import without_defaults
 from lora_ft.training.run_folder import RunFolder
 
 
@@ -47,9 +47,14 @@ def token_loss(
 ) -> Tensor:
     """Return the cross-entropy summed over this batch's tokens, divided by the number of tokens in the whole step.
 
-    T5's own loss is the mean of each micro-batch, so with accumulation or several processes short batches would weigh
-    as much as long ones. `smoothing` is train.label_smoothing_factor, which transformers applies only without a custom
-    loss function.
+    T5's own loss is the mean of each micro-batch. With accumulation or several processes, short batches would then
+    weigh as much as long ones.
+
+    Args:
+        outputs: Outputs of the model, with logits [rows, t, vocabulary].
+        labels: Target tokens [rows, t]; `IGNORED` marks padding.
+        num_items_in_batch: Number of tokens in the whole step. None counts those of this batch.
+        smoothing: train.label_smoothing_factor, which transformers applies only without a custom loss function.
     """
     logits = outputs.logits.float()
     total = nn.functional.cross_entropy(
@@ -64,8 +69,8 @@ class TrainerSettings:
 
     Attributes:
         special: Special tokens of the model.
-        bf16: Whether the forward pass computes under bf16 autocast; weights and optimizer stay float32.
-        compiled: Whether the model is compiled. Evaluation runs it uncompiled, since recompiling takes minutes.
+        bf16: True if the forward pass computes under bf16 autocast. Weights and optimizer stay float32.
+        compiled: True if the model is compiled. Evaluation runs it uncompiled, since recompiling takes minutes.
         smoothing: train.label_smoothing_factor.
         loraplus_lr_ratio: Ratio of the learning rates of B and A (LoRA+), or None for equal rates.
         generation: Options of `generate` in evaluation.
@@ -120,7 +125,7 @@ class Trainer(Seq2SeqTrainer):
     def _get_train_sampler(self, *_: Any) -> LengthSampler:
         return self.sampler
 
-    def create_optimizer(self, *rest: Any) -> torch.optim.Optimizer:
+    def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
         if self._settings.loraplus_lr_ratio and self.optimizer is None:
             from peft.optimizers import create_loraplus_optimizer
 
@@ -132,25 +137,25 @@ class Trainer(Seq2SeqTrainer):
                 loraplus_weight_decay=self.args.weight_decay,
                 **options,
             )
-        return super().create_optimizer(*rest)  # transformers 5 passes the model
+        return super().create_optimizer(*args)  # transformers 5 passes the model
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._settings.bf16)
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *rest: Any, **options: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
         real, padded = count_positions(inputs)
         self.positions = (self.positions[0] + real, self.positions[1] + padded)
-        loss = super().training_step(model, inputs, *rest, **options)
+        loss = super().training_step(model, inputs, *args, **options)
         self._guard(loss.item())
         return loss
 
-    def prediction_step(self, *rest: Any, **options: Any) -> Any:
+    def prediction_step(self, *args: Any, **options: Any) -> Any:
         eager = torch.compiler.set_stance("force_eager") if self._settings.compiled else contextlib.nullcontext()
-        with eager, only(self.model, self.special):
-            return super().prediction_step(*rest, **self._settings.generation, **options)
+        with eager, without_defaults(self.model, self.special):
+            return super().prediction_step(*args, **self._settings.generation, **options)
 
     def _guard(self, loss: float) -> None:
-        """Stop on a loss that is zero or not finite, which the logged mean would hide."""
+        """Raise an error for a loss that is zero or not finite, which the logged mean would hide."""
         if error := loss_error(loss, self.state.global_step + 1):
             raise error
         if self.state.global_step == 0 and not self._has_gradient():
@@ -161,16 +166,18 @@ class Trainer(Seq2SeqTrainer):
         return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
 
-def loss_error(loss: float, step: int) -> LoraFtError | None:
+def loss_error(loss: float, step: int) -> LossError | None:
     """Return the error for a loss that is zero or not finite, or None."""
     if math.isfinite(loss) and loss != 0.0:
         return None
-    kind = "exactly 0" if loss == 0.0 else "not finite"
-    return LoraFtError(
-        f"the loss of step {step} is {kind}",
-        "lower train.learning_rate, or set train.precision=fp32; the last checkpoint is kept for --resume"
-        if loss
-        else "check that the targets are not empty, or set train.precision=fp32 against underflow",
+    if loss == 0.0:
+        return LossError(
+            f"the loss of step {step} is exactly 0",
+            "check that the targets are not empty, or set train.precision=fp32 against underflow",
+        )
+    return LossError(
+        f"the loss of step {step} is not finite (got {loss})",
+        "lower train.learning_rate, or set train.precision=fp32; the last checkpoint is kept for --resume",
     )
 
 
@@ -303,7 +310,7 @@ class ProgressReporter(TrainerCallback):
 
 
 class Curves(TensorBoardCallback):
-    """TensorBoard callback that writes the task and one set of curves into the run, however often it is resumed."""
+    """TensorBoard callback that writes the task and one set of curves into the run, even if it is resumed."""
 
     def __init__(self, folder: Path, task: str) -> None:
         super().__init__()
@@ -314,7 +321,7 @@ class Curves(TensorBoardCallback):
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # hide events after the step at which a run is resumed, since those steps are done again
+        # hide events after the step at which a run is resumed, since those steps are repeated
         purge = state.global_step + 1 if state.global_step else None
         self.tb_writer = SummaryWriter(str(self._folder), purge_step=purge)
         self.tb_writer.add_text("task", f"```yaml\n{self._task}```")

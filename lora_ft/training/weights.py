@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from lora_ft.models.adapters import add_adapter, load_tensors, name_base
 from lora_ft.models.bases import Base, load_model
-from lora_ft.models.checkpoints import save_checkpoint, tell_ties
+from lora_ft.models.checkpoints import mark_untied, save_checkpoint
 from lora_ft.models.initialization import INITIAL, load_start, save_difference, start_from_rows
 from lora_ft.models.quantization import load_quantized
 from lora_ft.models.start_from import start_folder
@@ -39,10 +39,10 @@ def open_weights(data: PreparedData, plan: Plan, start: Path) -> torch.nn.Module
         model = load_quantized(base.folder, lora.quantization, dropout=task.base_dropout, device=device)
     else:
         model = open_base(task, base, plan.device)
-    # On the base itself: peft's encoder-decoder ignores a configuration given to the Trainer, and stops at 20 tokens.
+    # Set it on the base itself: peft's encoder-decoder ignores the Trainer's configuration, and stops at 20 tokens.
     model.generation_config.max_new_tokens = task.max_new_tokens
     if task.method == "full":
-        tell_ties(model)
+        mark_untied(model)
         return model
     if (start / CONFIG).is_file():
         adapted = load_start(model, start, lora)
@@ -53,7 +53,7 @@ def open_weights(data: PreparedData, plan: Plan, start: Path) -> torch.nn.Module
     if lora.keeps_start:
         set_seed(task.train.seed)  # loading initial weights draws fewer random numbers than computing them
     if task.train.gradient_checkpointing:
-        adapted.enable_input_require_grads()  # or no gradient reaches layers below a frozen embedding (peft#80)
+        adapted.enable_input_require_grads()  # otherwise no gradient reaches layers after a frozen embedding (peft#80)
     return adapted
 
 

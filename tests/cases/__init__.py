@@ -1,7 +1,7 @@
 """Inputs that once failed in users' hands, each with the right result.
 
-The inputs lie outside the project, one folder a kind. Each module here has the name of its folder, and its functions
-`check_*` take (folder of the inputs, empty folder to write to) and raise AssertionError where the result is wrong.
+The inputs lie outside the project, in one folder per kind. Each module is named after its folder, and its functions
+`check_*` take (folder of the inputs, empty folder to write to) and raise AssertionError if the result is wrong.
 `python -m tests.cases FOLDER` runs them all; `tests/test_cases.py` runs them with the other tests.
 """
 

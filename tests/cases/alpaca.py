@@ -13,8 +13,8 @@ from lora_ft.validate import validate
 def check_an_optional_input(folder: Path, scratch: Path) -> None:
     shutil.copytree(folder, scratch, dirs_exist_ok=True)
     optional = 'prompt="{instruction}\\n{input?}"'
-    found = validate(str(scratch / "task.yaml"), [optional])
-    assert not found.faults and [side.rows for side in found.lengths if "prompts" in side.what] == [40, 5, 5]
+    report = validate(str(scratch / "task.yaml"), [optional])
+    assert not report.errors and [side.rows for side in report.lengths if "prompts" in side.name] == [40, 5, 5]
 
 
 def check_what_is_left_out_is_counted(folder: Path, scratch: Path) -> None:

@@ -49,7 +49,7 @@ def check_another_encoding(folder: Path, scratch: Path) -> None:
 
 
 def check_equal_headers(folder: Path, scratch: Path) -> None:
-    refused(folder, scratch, "dup_columns.csv", "two columns of the name 'summary'")
+    refused(folder, scratch, "dup_columns.csv", "two columns named 'summary'")
 
 
 def check_missing_values_as_words(folder: Path, scratch: Path) -> None:
@@ -58,8 +58,8 @@ def check_missing_values_as_words(folder: Path, scratch: Path) -> None:
         "column 'summary': 4 of 15 cells are" in warning and "nan_words.csv:12" in warning for warning in warnings
     ), warnings
     assert any("column 'dialogue': 1 of 15 cells are 'nan'" in warning for warning in warnings), warnings
-    found = validate(str(scratch / "task.yaml"), [f"data.train={scratch / 'nan_words.csv'}"])
-    assert set(warnings) <= set(found.warnings)
+    report = validate(str(scratch / "task.yaml"), [f"data.train={scratch / 'nan_words.csv'}"])
+    assert set(warnings) <= set(report.warnings)
 
 
 def check_splits_of_few_rows(folder: Path, scratch: Path) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from lora_ft.core.errors import UsageError
 from lora_ft.data.splits import load_splits
-from lora_ft.tasks.files import TaskFaults, load_task
+from lora_ft.tasks.files import InvalidTaskError, load_task
 
 
 def check_a_label_of_one_row_is_refused_wherever_it_stands(folder: Path, scratch: Path) -> None:
@@ -68,11 +68,11 @@ def check_truth_values_and_numbers_must_be_quoted(folder: Path, scratch: Path) -
 def check_a_language_that_is_a_truth_value_must_be_quoted(folder: Path, scratch: Path) -> None:
     try:
         load_task(folder / "t2.yaml")
-    except TaskFaults as faults:
-        found = {fault.key: fault for fault in faults.faults}
-        assert set(found) == {"evaluate.language", "card.language.0"}, found
-        for fault, line in zip(found.values(), (5, 6), strict=True):
-            assert 'quote it: "no"' in fault.problem and fault.line == line, fault
+    except InvalidTaskError as error:
+        errors = {details.key: details for details in error.errors}
+        assert set(errors) == {"evaluate.language", "card.language.0"}, errors
+        for details, line in zip(errors.values(), (5, 6), strict=True):
+            assert 'quote it: "no"' in details.problem and details.line == line, details
     else:
         raise AssertionError("language: no was accepted")
     quoted = (folder / "t2.yaml").read_text(encoding="utf-8").replace("[no]", "['no']").replace(": no}", ": 'no'}")

@@ -34,8 +34,8 @@ def check_slackdump_file(folder: Path, scratch: Path) -> None:
 
 
 def check_discord_forms(folder: Path, scratch: Path) -> None:
-    own = ["Ana: hello", "Ana: yes", "Ana: :pepe: <#55> <@&77> <t:1700000000:R>"]
-    assert _texts(folder / "discord.json") == {"general": own}
+    expected = ["Ana: hello", "Ana: yes", "Ana: :pepe: <#55> <@&77> <t:1700000000:R>"]
+    assert _texts(folder / "discord.json") == {"general": expected}
     assert "Ben: forwarded words" in _texts(folder / "discord.json", Choice(forwarded=True))["general"]
     assert _texts(folder / "dce.txt") == {"general": ["ana: hello", "ben: hi"]}
     assert _texts(folder / "dce.csv") == {"dce": ["ana: hello"]}

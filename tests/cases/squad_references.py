@@ -17,15 +17,15 @@ from tests.tiny import save_tiny_t5
 def check_text_inside_gives_the_scores_of_flat_rows(folder: Path, scratch: Path) -> None:
     shutil.copytree(folder, scratch, dirs_exist_ok=True)
     base = save_tiny_t5(scratch / "base")
-    found = []
+    scores = []
     for name, references in (("t_flat", "answers"), ("t_squad", "answers.text")):
         content = yaml.safe_load((scratch / f"{name}.yaml").read_text(encoding="utf-8"))
         content["data"]["references"] = references
         (scratch / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
         task = load_task(scratch / f"{name}.yaml")
-        found.append((load_splits(task).test, evaluate(str(base), task=task).scores))
-    assert found[0] == found[1]
-    assert [example.references for example in found[1][0]] == [
+        scores.append((load_splits(task).test, evaluate(str(base), task=task).scores))
+    assert scores[0] == scores[1]
+    assert [example.references for example in scores[1][0]] == [
         ("Tom", "Tom"),
         ("1932", "in 1932"),
         ("three", "3"),

@@ -19,9 +19,13 @@ def check_invalid_escapes_are_read(folder: Path, scratch: Path) -> None:
 
 def check_forwards_and_inline_bots_are_left_out(folder: Path, scratch: Path) -> None:
     file = folder / "forwarded.json"
-    own = ["Ana: morning all", "Ana: lol", "Combot: Welcome, Dora! Please read the rules.", "Dora: hi"]
-    assert _texts(read_chats(file)["Garden"]) == own
-    assert _texts(read_chats(file, choice=Choice(leave_out=["Combot"]))["Garden"]) == [own[0], own[1], own[3]]
+    expected = ["Ana: morning all", "Ana: lol", "Combot: Welcome, Dora! Please read the rules.", "Dora: hi"]
+    assert _texts(read_chats(file)["Garden"]) == expected
+    assert _texts(read_chats(file, choice=Choice(leave_out=["Combot"]))["Garden"]) == [
+        expected[0],
+        expected[1],
+        expected[3],
+    ]
     assert len(read_chats(file, choice=Choice(forwarded=True))["Garden"]) == 6
     assert len(read_chats(file, choice=Choice(forwarded=True, bots=True))["Garden"]) == 7
 

@@ -25,7 +25,9 @@ def check_resume_with_appended_rows_is_refused(folder: Path, scratch: Path) -> N
     rows = scratch / "task" / "t.jsonl"
     row = json.dumps({"dialogue": "Ana: the boat? Ben: at noon.", "summary": "They talk of a boat."})
     rows.write_text(rows.read_text(encoding="utf-8") + f"{row}\n" * 40, encoding="utf-8")
-    with pytest.raises(UsageError, match=r"the rows are not those .* began with: train: 64 rows, was 32") as caught:
+    with pytest.raises(
+        UsageError, match=r"rows differ from those that .* began with \(train: 64 rows, was 32"
+    ) as caught:
         train(task, scratch / "run", resume=True)
     assert "trained on are now" in str(caught.value) and caught.value.exit_code == 2
     assert not (scratch / "run").exists() and working_folder(scratch / "run").is_dir()

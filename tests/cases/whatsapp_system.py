@@ -1,4 +1,4 @@
-"""What WhatsApp wrote is left out, and what somebody wrote stays theirs."""
+"""WhatsApp's own messages are left out, and those of people are kept."""
 
 from __future__ import annotations
 

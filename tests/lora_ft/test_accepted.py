@@ -1,4 +1,4 @@
-"""What `validate` accepts, `train` accepts: tasks over the schema train a step, or name a limit of the machine."""
+"""`train` accepts what `validate` accepts: random valid tasks train one step, or name a limit of the machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_ft.core.errors import LoraFtError
-from lora_ft.tasks.files import TaskFaults, load_task
+from lora_ft.tasks.files import InvalidTaskError, load_task
 from lora_ft.train import train
 from lora_ft.validate import validate
 from tests.conftest import write_task
@@ -103,8 +103,8 @@ def test_accepted_tasks_train(
     path = write_task(root, tiny_base, rows=8)
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes] + ["train.max_steps=1"]
     try:
-        accepted = not validate(str(path), overrides).faults
-    except TaskFaults:
+        accepted = not validate(str(path), overrides).errors
+    except InvalidTaskError:
         accepted = False
     if not accepted:
         return

@@ -1,4 +1,4 @@
-"""A task's codec all the way: what was trained with newlines is written with newlines, by torch and by the bundle."""
+"""The codec of a task from training to the bundle: newlines in targets become newlines in answers."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ PROMPTS = ["t bcd", "one\n  two {x}"]
 
 @pytest.fixture(scope="module")
 def base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny base with pieces for the marks, as T5's vocabulary has them."""
+    """Return the tiny base with pieces for the marks, as in T5's vocabulary."""
     folder = shutil.copytree(tiny_base, tmp_path_factory.mktemp("marks") / "base")
-    made = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    made["model"]["vocab"] += [[piece, -1.0] for piece in "•′«»;[]"]
-    (folder / "tokenizer.json").write_text(json.dumps(made), encoding="utf-8")
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["vocab"] += [[piece, -1.0] for piece in "•′«»;[]"]
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     assert Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size() <= 80
     return folder
 
 
 def trained(make_task: MakeTask, base: Path, out: Path, codec: str, answer: object) -> Run:
-    """A run that has learned to give one answer to everything."""
+    """Return a run that has learned to give the same answer to all rows."""
     path = make_task(
         name=codec,
         codec=codec,
@@ -51,30 +51,30 @@ def trained(make_task: MakeTask, base: Path, out: Path, codec: str, answer: obje
 
 
 @pytest.mark.parametrize(
-    ("codec", "answer", "written"),
+    ("codec", "answer", "stored"),
     [
         ("text", "a\n{b}\n", "a\n{b}\n"),
         ("json", {"a": "b\nc"}, '{"a": "b\\nc"}'),
     ],
 )
-def test_torch_a_checkpoint_and_a_bundle_write_what_was_trained(
-    make_task: MakeTask, base: Path, tmp_path: Path, codec: str, answer: object, written: str
+def test_run_checkpoint_and_bundle_write_the_trained_text(
+    make_task: MakeTask, base: Path, tmp_path: Path, codec: str, answer: object, stored: str
 ) -> None:
     run = trained(make_task, base, tmp_path / "run", codec, answer)
     torch = load(str(run.folder))
-    assert generate(torch, PROMPTS, {}) == [written] * 2
+    assert generate(torch, PROMPTS, {}) == [stored] * 2
 
     merge(run, tmp_path / "merged")
-    assert generate(load(str(tmp_path / "merged")), PROMPTS, {}) == [written] * 2
+    assert generate(load(str(tmp_path / "merged")), PROMPTS, {}) == [stored] * 2
 
     export_onnx(str(run.folder), tmp_path / "bundle")
     bundle = load(str(tmp_path / "bundle"))
     assert bundle.backend.tokenizer.encode(PROMPTS) == torch.backend.tokenizer.encode(PROMPTS)
-    assert generate(bundle, PROMPTS, {}) == [written] * 2
-    assert "".join(stream(bundle, PROMPTS[:1], {})) == written + "\n"
+    assert generate(bundle, PROMPTS, {}) == [stored] * 2
+    assert "".join(stream(bundle, PROMPTS[:1], {})) == stored + "\n"
 
-    found = evaluate(str(run.folder))
-    assert found.scores["rouge1"].mean == 100
-    assert [json.loads(line)["output"] for line in (run.folder / "predictions-test.jsonl").open()] == [written] * 6
+    evaluation = evaluate(str(run.folder))
+    assert evaluation.scores["rouge1"].mean == 100
+    assert [json.loads(line)["output"] for line in (run.folder / "predictions-test.jsonl").open()] == [stored] * 6
     if codec == "json":
-        assert found.scores["valid"].mean == found.scores["same_value"].mean == 100
+        assert evaluation.scores["valid"].mean == evaluation.scores["same_value"].mean == 100

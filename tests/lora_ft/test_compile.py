@@ -1,4 +1,4 @@
-"""Compiled training: the same adapter but for rounding, through batches of many shapes."""
+"""Compiled training of batches of many shapes gives the same adapter, except for rounding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from lora_ft.train import train
 
 
 @pytest.mark.slow
-def test_a_compiled_run_gives_the_adapter_of_an_uncompiled_one(make_task: Callable[..., Path], tmp_path: Path) -> None:
+def test_compiled_run_trains_the_same_adapter_as_an_uncompiled_run(
+    make_task: Callable[..., Path], tmp_path: Path
+) -> None:
     plain = train(load_task(make_task()), tmp_path / "plain")
     compiled = train(load_task(make_task(train={"compile": "on"})), tmp_path / "compiled")
     assert compiled.metrics["compiled"] and not plain.metrics["compiled"]

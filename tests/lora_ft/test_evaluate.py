@@ -1,4 +1,4 @@
-"""Evaluation: every model of a task gets the same scores, with intervals, and its answers on file."""
+"""Evaluation scores every kind of model alike, with intervals, and writes its answers to a file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_ft.cli import run as lora_ft
 from lora_ft.core.errors import UsageError
 from lora_ft.evaluate import evaluate
 from lora_ft.export_onnx import export_onnx
@@ -20,11 +21,11 @@ from lora_ft.tasks.metric_names import ROUGE
 
 @pytest.fixture
 def run(tiny_run: Run, tmp_path: Path) -> Run:
-    """A copy, as evaluation writes into a run."""
+    """Return a copy of the tiny run, since evaluation writes into the folder."""
     return Run(shutil.copytree(tiny_run.folder, tmp_path / "run"))
 
 
-def test_scores_and_answers_are_kept_beside_the_run(run: Run) -> None:
+def test_scores_and_answers_are_written_to_the_run_folder(run: Run) -> None:
     result = evaluate(str(run.folder))
     assert set(result.scores) == set(ROUGE)
     lines = [json.loads(line) for line in (run.folder / "predictions-test.jsonl").read_text().splitlines()]
@@ -34,7 +35,7 @@ def test_scores_and_answers_are_kept_beside_the_run(run: Run) -> None:
     assert json.loads((run.folder / "scores-test.json").read_text())["scores"]["model"] == str(run.folder)
 
 
-def test_run_checkpoint_and_bundle_score_alike(run: Run, tmp_path: Path) -> None:
+def test_run_checkpoint_and_bundle_have_equal_scores(run: Run, tmp_path: Path) -> None:
     merge(run, tmp_path / "merged")
     export_onnx(str(run.folder), tmp_path / "bundle")
     task = load_task(run.folder / "task.yaml")
@@ -56,23 +57,45 @@ def test_the_baseline_is_the_untouched_base_and_the_difference_is_paired(run: Ru
         assert result.difference[kind].mean == pytest.approx(gain)
 
 
-def test_a_base_beside_itself_differs_by_exactly_nothing(run: Run, tiny_base: Path) -> None:
+def test_a_base_compared_with_itself_differs_by_zero(run: Run, tiny_base: Path) -> None:
     result = evaluate(str(tiny_base), task=run.task, baseline=True)
     assert result.difference is not None
     assert {(d.mean, d.low, d.high) for d in result.difference.values()} == {(0.0, 0.0, 0.0)}
 
 
-def test_limit_and_split_choose_the_rows(run: Run) -> None:
+def test_limit_and_split_select_the_rows(run: Run) -> None:
     result = evaluate(str(run.folder), split="validation", limit=2)
     assert (result.rows, result.split) == (2, "validation")
     assert len((run.folder / "predictions-validation.jsonl").read_text().splitlines()) == 2
 
 
-def test_overlap_with_the_training_rows_is_told(make_task: Callable[..., Path], tiny_base: Path) -> None:
+def test_validation_rows_are_scored_by_default_only_without_test_rows(
+    make_task: Callable[..., Path], tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = make_task(data={"test": None})
+    result = evaluate(str(tiny_base), task=task)
+    assert result.split == "validation" and " validation rows of " in str(result)
+    assert lora_ft(["evaluate", str(tiny_base), "--task", str(task)]) == 0
+    printed = capsys.readouterr()
+    assert " has no test rows; scoring its validation rows" in printed.err
+    assert f"{result.rows} validation rows of 'tiny'" in printed.out
+    with_test = make_task(data={"test": None, "split": {"validation": 0.2, "test": 0.2}})
+    assert evaluate(str(tiny_base), task=with_test).split == "test"
+
+
+def test_a_task_with_training_rows_only_cannot_be_scored_by_default(
+    make_task: Callable[..., Path], tiny_base: Path
+) -> None:
+    task = make_task(data={"test": None, "validation": None})
+    with pytest.raises(UsageError, match=r"has no test rows; set data\.test, or"):
+        evaluate(str(tiny_base), task=task)
+
+
+def test_overlap_with_training_rows_is_reported(make_task: Callable[..., Path], tiny_base: Path) -> None:
     task = load_task(make_task(data={"test": "train.jsonl"}))
-    told = evaluate(str(tiny_base), task=task).warnings
-    assert told[0] == "24 test prompts are training prompts too; scores are inflated"
-    assert any(text.endswith("of the answers were cut at 24 tokens (generate.max_new_tokens)") for text in told)
+    warnings = evaluate(str(tiny_base), task=task).warnings
+    assert warnings[0] == "24 test prompts are also training prompts; scores are inflated"
+    assert any(text.endswith("of the answers were cut at 24 tokens (generate.max_new_tokens)") for text in warnings)
 
 
 def test_a_model_without_a_task_needs_one(tiny_base: Path) -> None:
@@ -80,12 +103,12 @@ def test_a_model_without_a_task_needs_one(tiny_base: Path) -> None:
         evaluate(str(tiny_base))
 
 
-def test_rows_that_are_scored_are_not_replaced_by_answers(tiny_run: Run, tmp_path: Path) -> None:
-    """They may be answers of an earlier run, which lora-ft made itself."""
+def test_answers_do_not_replace_the_file_of_the_scored_rows(tiny_run: Run, tmp_path: Path) -> None:
+    """The rows may be answers of an earlier run, a file that lora-ft may otherwise replace."""
     answers = tmp_path / "answers.jsonl"
     row = {"row": "0", "prompt": "p", "output": "o", "references": ["r"], "text": "say", "answer": "yes"}
     answers.write_text(json.dumps(row) + "\n")
     task = tiny_run.task.model_copy(update={"data": tiny_run.task.data.model_copy(update={"test": str(answers)})})
-    with pytest.raises(UsageError, match="is read here"):
+    with pytest.raises(UsageError, match="is an input"):
         evaluate(str(tiny_run.folder), task=task, predictions=answers)
     assert json.loads(answers.read_text()) == row

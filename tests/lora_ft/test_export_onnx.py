@@ -1,4 +1,4 @@
-"""Exporting runs and checkpoints: verified on the task's rows, published whole or not at all."""
+"""Exports of runs and checkpoints are verified on the task's rows, and published completely or not at all."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from lora_ft.runs.run import Run
 from tests.tiny import save_tiny_t5
 
 
-def test_a_run_becomes_a_bundle_that_says_where_it_comes_from(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
-    done = export_onnx(str(tiny_run.folder), tmp_path / "bundle", verify_rows=5)
+def test_manifest_of_a_run_records_its_origin(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
+    exported = export_onnx(str(tiny_run.folder), tmp_path / "bundle", verify_rows=5)
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert (manifest["base"], manifest["adapter"], manifest["precision"]) == (str(tiny_base), "tiny", "fp32")
-    assert manifest["parity"]["rows"] == manifest["parity"]["identical_rows"] == done.parity.rows == 5
+    assert manifest["parity"]["rows"] == manifest["parity"]["identical_rows"] == exported.parity.rows == 5
     assert manifest["parity"]["largest_difference"] <= 1e-3
     assert {"torch", "transformers", "peft", "onnxruntime"} <= manifest["versions"].keys()
     assert set(manifest["files"]) | {"manifest.json", "README.md"} == {
@@ -35,7 +35,9 @@ def test_a_run_becomes_a_bundle_that_says_where_it_comes_from(tiny_run: Run, tin
     }
 
 
-def test_graphs_name_task_license_and_scores_but_no_folder(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
+def test_graphs_contain_task_license_and_scores_but_no_local_path(
+    tiny_run: Run, tiny_base: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(tiny_run.folder, tmp_path / "run")
     task = yaml.safe_load((run / "task.yaml").read_text(encoding="utf-8"))
     card = {"license": "cc-by-4.0", "datasets": ["user/rows"]}
@@ -51,7 +53,7 @@ def test_graphs_name_task_license_and_scores_but_no_folder(tiny_run: Run, tiny_b
         assert str(tiny_base.parent) not in graph.read_bytes().decode(errors="replace")
 
 
-def test_bundle_and_run_answer_alike(tiny_run: Run, tmp_path: Path) -> None:
+def test_bundle_and_run_generate_the_same_answers(tiny_run: Run, tmp_path: Path) -> None:
     export_onnx(str(tiny_run.folder), tmp_path / "bundle")
     texts = ["abc", "a much longer text that is cut somewhere at forty eight tokens or so", "x"]
     answers = [generate(load(str(name)), texts, {}) for name in (tiny_run.folder, tmp_path / "bundle")]
@@ -68,8 +70,8 @@ def test_bundle_and_run_answer_alike(tiny_run: Run, tmp_path: Path) -> None:
         {"repetition_penalty": 1.7, "min_new_tokens": 6, "max_new_tokens": 9},
     ],
 )
-def test_how_a_task_generates_travels_with_the_bundle(tiny_run: Run, tmp_path: Path, options: dict[str, Any]) -> None:
-    """Its verification stays greedy, and who asks for something else gets it."""
+def test_bundle_has_the_generation_settings_of_its_task(tiny_run: Run, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Verification stays greedy, and options of the call take precedence."""
     run = shutil.copytree(tiny_run.folder, tmp_path / "run")
     task = yaml.safe_load((run / "task.yaml").read_text(encoding="utf-8"))
     (run / "task.yaml").write_text(yaml.safe_dump(task | {"generate": options}), encoding="utf-8")
@@ -85,7 +87,9 @@ def test_how_a_task_generates_travels_with_the_bundle(tiny_run: Run, tmp_path: P
     assert generator.generate(prompts, **plain) == generate(load(str(run)), texts, plain) != expected
 
 
-def test_a_merged_checkpoint_keeps_base_adapter_and_prompt(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
+def test_export_of_a_merged_checkpoint_names_base_adapter_and_prompt(
+    tiny_run: Run, tiny_base: Path, tmp_path: Path
+) -> None:
     merge(tiny_run, tmp_path / "merged")
     export_onnx(str(tmp_path / "merged"), tmp_path / "bundle")
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
@@ -93,23 +97,23 @@ def test_a_merged_checkpoint_keeps_base_adapter_and_prompt(tiny_run: Run, tiny_b
     assert json.loads((tmp_path / "bundle" / "prompt.json").read_text())["template"] == "say: {text}"
 
 
-def test_a_bf16_checkpoint_exports(tiny_run: Run, tmp_path: Path) -> None:
+def test_bf16_checkpoint_is_exported(tiny_run: Run, tmp_path: Path) -> None:
     merge(tiny_run, tmp_path / "merged", dtype="bf16")
     assert export_onnx(str(tmp_path / "merged"), tmp_path / "bundle").parity.passed
 
 
-def test_a_bare_checkpoint_is_compared_on_sentences(tiny_base: Path, tmp_path: Path) -> None:
+def test_checkpoint_without_a_task_is_compared_on_sentences(tiny_base: Path, tmp_path: Path) -> None:
     assert export_onnx(str(tiny_base), tmp_path / "bundle").parity.rows == 6
     assert Generator.load(tmp_path / "bundle").prompt is None
 
 
-def test_a_relu_t5_with_a_tied_head_exports(tmp_path: Path) -> None:
+def test_relu_t5_with_a_tied_head_is_exported(tmp_path: Path) -> None:
     base = save_tiny_t5(tmp_path / "base", feed_forward_proj="relu", tie_word_embeddings=True)
     assert export_onnx(str(base), tmp_path / "bundle").parity.passed
 
 
 def test_graphs_that_differ_are_not_published(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph that is slightly wrong must be caught, whatever it is that went wrong."""
+    """A small error in any weight must be detected."""
     from lora_ft.export.checkpoint.reader import Checkpoint
 
     original = Checkpoint.__getitem__
@@ -124,17 +128,17 @@ def test_graphs_that_differ_are_not_published(tiny_run: Run, tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_whose_logits_overflow_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+def test_checkpoint_with_overflowing_logits_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     tensors = load_file(folder / "model.safetensors")
     tensors["decoder.block.0.layer.0.SelfAttention.q.weight"] *= 1e36
     tensors["decoder.block.0.layer.0.SelfAttention.k.weight"] *= 1e36
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LoraFtError, match="no finite numbers, as some of its weights are too large"):
+    with pytest.raises(LoraFtError, match=r"NaN or infinite.*, since some of its weights are too large"):
         export_onnx(str(folder), tmp_path / "bundle")
 
 
-def test_an_existing_bundle_is_not_overwritten_unasked(tiny_base: Path, tmp_path: Path) -> None:
+def test_existing_bundle_is_kept_without_overwrite(tiny_base: Path, tmp_path: Path) -> None:
     export_onnx(str(tiny_base), tmp_path / "bundle")
     with pytest.raises(UsageError, match="already exists"):
         export_onnx(str(tiny_base), tmp_path / "bundle")

@@ -1,4 +1,4 @@
-"""Adapters that peft itself wrote, of any version: loaded and merged as peft does it, or refused by their own name."""
+"""Adapters written by any version of peft are loaded and merged like peft does, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.tiny import save_tiny_t5
 IDS, START = torch.tensor([[5, 9, 23, 1]]), torch.tensor([[0, 7, 8]])
 WEIGHTS = "adapter_model.safetensors"
 
-# What people train with peft: each becomes an adapter of a T5, written by peft.
+# Common configs of peft, each of which becomes an adapter of a T5.
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"target_modules": ["q", "v"]},
     "all linear": {"target_modules": "all-linear"},
@@ -49,7 +49,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def make(base: Path, folder: Path, **config: Any) -> Path:
-    """Have peft write an adapter whose every tensor differs from its start."""
+    """Write an adapter with peft, with noise on every tensor."""
     torch.manual_seed(3)
     model = T5ForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
     config = {"task_type": "SEQ_2_SEQ_LM", "r": 4, "lora_alpha": 6} | config
@@ -61,7 +61,7 @@ def make(base: Path, folder: Path, **config: Any) -> Path:
 
 
 def by_peft(base: Path, folder: Path) -> torch.Tensor:
-    """What peft alone answers with an adapter."""
+    """Return the logits of a base with an adapter that peft loaded."""
     model = T5ForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
     return logits(peft.PeftModel.from_pretrained(model, folder).eval())
 
@@ -96,7 +96,7 @@ def refused(base: Path, folder: Path) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tied", [False, True])
-def test_adapter_of_peft_computes_what_peft_computes(tmp_path: Path, kind: str, tied: bool) -> None:
+def test_logits_of_a_peft_adapter_equal_pefts(tmp_path: Path, kind: str, tied: bool) -> None:
     base = save_tiny_t5(tmp_path / "base", tie_word_embeddings=tied)
     folder = make(base, tmp_path / "adapter", **KINDS[kind])
     expected = by_peft(base, folder)
@@ -109,16 +109,16 @@ def test_adapter_of_peft_computes_what_peft_computes(tmp_path: Path, kind: str, 
     torch.testing.assert_close(logits(torch_model(tmp_path / "merged")), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_second_adapter_is_loaded_beside_the_first(tiny_base: Path, plain: Path, tmp_path: Path) -> None:
-    other = make(tiny_base, tmp_path / "other", target_modules=["k"], r=2)
+def test_second_adapter_is_loaded_onto_the_same_base(tiny_base: Path, plain: Path, tmp_path: Path) -> None:
+    second = make(tiny_base, tmp_path / "second", target_modules=["k"], r=2)
     adapted = load_adapter(load_model(tiny_base), plain)
-    load_another(adapted, other, "other")
+    load_another(adapted, second, "second")
     torch.testing.assert_close(logits(adapted), by_peft(tiny_base, plain))
-    adapted.set_adapter("other")
-    torch.testing.assert_close(logits(adapted), by_peft(tiny_base, other))
-    rewrite(other, lambda tensors: tensors.popitem())
-    with pytest.raises(LoraFtError, match=r"lacks base_model\.model\."):
-        load_another(adapted, other, "again")
+    adapted.set_adapter("second")
+    torch.testing.assert_close(logits(adapted), by_peft(tiny_base, second))
+    rewrite(second, lambda tensors: tensors.popitem())
+    with pytest.raises(LoraFtError, match=r"is missing base_model\.model\."):
+        load_another(adapted, second, "again")
 
 
 def test_config_of_peft_0_3_is_read(tiny_base: Path, plain: Path) -> None:
@@ -158,42 +158,44 @@ def test_missing_matrices_are_named(tiny_base: Path, plain: Path, side: str) -> 
 
     rewrite(plain, drop)
     message = refused(tiny_base, plain)
-    assert "lacks base_model.model." in message and side in message and "more tensors" in message
+    assert "is missing base_model.model." in message and side in message and "more tensors" in message
 
 
 def test_each_missing_tensor_is_named(tiny_base: Path, plain: Path) -> None:
     whole = load_file(plain / WEIGHTS)
     for lost in list(whole)[::5]:
         save_file({name: tensor for name, tensor in whole.items() if name != lost}, plain / WEIGHTS)
-        assert f"lacks {lost}, " in refused(tiny_base, plain)
+        assert f"is missing {lost}, " in refused(tiny_base, plain)
 
 
 def test_adapter_without_tensors_is_refused(tiny_base: Path, plain: Path) -> None:
     save_file({}, plain / WEIGHTS)
-    assert "holds no tensors" in refused(tiny_base, plain)
+    assert "contains no adapter tensors" in refused(tiny_base, plain)
 
 
-def test_tensors_that_the_config_does_not_ask_for_are_refused(tiny_base: Path, plain: Path) -> None:
+def test_tensors_that_the_config_does_not_require_are_refused(tiny_base: Path, plain: Path) -> None:
     configure(plain, target_modules=["q"])
     message = refused(tiny_base, plain)
-    assert "holds base_model.model." in message and ".v.lora_" in message
+    assert "contains base_model.model." in message and ".v.lora_" in message
 
 
 def test_layers_that_the_base_lacks_are_refused(tiny_base: Path, plain: Path) -> None:
     name = "base_model.model.encoder.block.7.layer.0.SelfAttention.q.lora_A.weight"
     rewrite(plain, lambda tensors: tensors.update({name: torch.ones(4, 32)}))
-    assert "is for another base: it has encoder.block.7.layer.0.SelfAttention.q" in refused(tiny_base, plain)
+    assert "is for another base: this base has no layer encoder.block.7.layer.0.SelfAttention.q" in refused(
+        tiny_base, plain
+    )
 
 
-def test_other_rank_than_the_configs_is_refused(tiny_base: Path, plain: Path) -> None:
+def test_rank_that_differs_from_the_config_is_refused(tiny_base: Path, plain: Path) -> None:
     configure(plain, r=8)
     message = refused(tiny_base, plain)
-    assert "has the shape 4 x 32, and adapter_config.json asks for 8 x 32" in message and "r, rank_pattern" in message
+    assert "has shape 4 x 32, but adapter_config.json requires 8 x 32" in message and "r, rank_pattern" in message
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_numbers_that_are_none_are_refused(tiny_base: Path, plain: Path, value: float, dtype: torch.dtype) -> None:
+def test_nan_and_infinite_values_are_refused(tiny_base: Path, plain: Path, value: float, dtype: torch.dtype) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         name = sorted(tensors)[3]
         tensors[name] = tensors[name].to(dtype)
@@ -204,27 +206,27 @@ def test_numbers_that_are_none_are_refused(tiny_base: Path, plain: Path, value: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_halves_are_loaded(tiny_base: Path, plain: Path, dtype: torch.dtype) -> None:
+def test_half_precision_adapters_are_loaded(tiny_base: Path, plain: Path, dtype: torch.dtype) -> None:
     rewrite(plain, lambda tensors: tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()}))
     torch.testing.assert_close(logits(load_adapter(load_model(tiny_base), plain)), by_peft(tiny_base, plain))
 
 
-def test_damaged_file_is_named(tiny_base: Path, plain: Path) -> None:
+def test_damaged_file_is_refused_with_its_path(tiny_base: Path, plain: Path) -> None:
     (plain / WEIGHTS).write_bytes((plain / WEIGHTS).read_bytes()[:-3])
-    assert f"{plain / WEIGHTS} is not a whole safetensors file" in refused(tiny_base, plain)
+    assert f"{plain / WEIGHTS} is not a complete safetensors file" in refused(tiny_base, plain)
 
 
-def test_links_of_a_hub_cache_are_followed(tiny_base: Path, plain: Path, tmp_path: Path) -> None:
+def test_symlinks_of_a_hub_cache_are_followed(tiny_base: Path, plain: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
     for file in plain.iterdir():
         (snapshot / file.name).symlink_to(file)
     load_adapter(load_model(tiny_base), snapshot)
     (plain / WEIGHTS).unlink()
-    assert "link to a file that is missing" in refused(tiny_base, snapshot)
+    assert "link to a missing file" in refused(tiny_base, snapshot)
 
 
-def test_recipe_for_pickles_makes_an_adapter_that_loads(tiny_base: Path, plain: Path) -> None:
+def test_printed_command_converts_a_pickled_adapter(tiny_base: Path, plain: Path) -> None:
     expected = by_peft(tiny_base, plain)
     torch.save(load_file(plain / WEIGHTS), plain / "adapter_model.bin")
     (plain / WEIGHTS).unlink()
@@ -245,18 +247,18 @@ OTHERS: dict[str, peft.PeftConfig] = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_other_methods_are_refused_by_their_name(tiny_base: Path, tmp_path: Path, kind: str) -> None:
+def test_other_methods_are_refused_by_name(tiny_base: Path, tmp_path: Path, kind: str) -> None:
     model = T5ForConditionalGeneration.from_pretrained(tiny_base, dtype=torch.float32)
     peft.get_peft_model(model, OTHERS[kind]).save_pretrained(tmp_path / "adapter")
     message = refused(tiny_base, tmp_path / "adapter")
-    assert f"is an adapter of the kind {kind} (supported: LORA)" in message and "another base" not in message
+    assert f"is an adapter of type {kind} (supported: LORA)" in message and "another base" not in message
 
 
 @pytest.mark.parametrize(
     "config, named",
     [
-        ({"target_modules": ["shared", "q"]}, "has LoRA on shared, a Embedding"),
-        ({"target_modules": ["q"], "modules_to_save": ["shared"]}, "trains the embedding whole"),
+        ({"target_modules": ["shared", "q"]}, "has LoRA on shared (got Embedding"),
+        ({"target_modules": ["q"], "modules_to_save": ["shared"]}, "trains the whole embedding"),
         ({"target_modules": ["q"], "lora_bias": True}, "uses lora_bias of peft"),
     ],
 )
@@ -269,37 +271,37 @@ def test_parts_that_cannot_be_merged_are_refused_by_name(
 @pytest.mark.parametrize(
     "changes, named",
     [
-        ({"target_modules": ["q", "layer_norm"]}, "has LoRA on encoder.block.0.layer.0.layer_norm, a T5LayerNorm"),
-        ({"target_modules": ["embed_tokens"]}, "has LoRA on encoder.embed_tokens, a Embedding"),
-        ({"target_modules": ["no_such_layer"]}, "peft cannot put the adapter"),
+        ({"target_modules": ["q", "layer_norm"]}, "has LoRA on encoder.block.0.layer.0.layer_norm (got T5LayerNorm"),
+        ({"target_modules": ["embed_tokens"]}, "has LoRA on encoder.embed_tokens (got Embedding"),
+        ({"target_modules": ["no_such_layer"]}, "peft cannot load the adapter"),
         ({"task_type": "SEQ_CLS"}, "was trained for 'SEQ_CLS'"),
         ({"task_type": 5}, "was trained for 5"),
         ({"peft_type": None}, "adapter without a peft_type"),
-        ({"peft_type": "NEW_IN_2030"}, "of the kind NEW_IN_2030"),
+        ({"peft_type": "NEW_IN_2030"}, "of type NEW_IN_2030"),
         ({"peft_type": ["LORA"]}, "supported: LORA"),
-        ({"r": 0}, "r is no whole number above 0 (got 0)"),
-        ({"r": "4"}, "r is no whole number above 0 (got '4')"),
-        ({"lora_alpha": [1]}, "lora_alpha is no number"),
-        ({"target_modules": {"q": 1}}, "target_modules is no names"),
-        ({"target_modules": [1]}, "target_modules is no names"),
-        ({"target_modules": "("}, "the pattern '(' is no regular expression"),
+        ({"r": 0}, "r is not a positive integer (got 0)"),
+        ({"r": "4"}, "r is not a positive integer (got '4')"),
+        ({"lora_alpha": [1]}, "lora_alpha is not a number"),
+        ({"target_modules": {"q": 1}}, "target_modules is not a name or a list of names"),
+        ({"target_modules": [1]}, "target_modules is not a name or a list of names"),
+        ({"target_modules": "("}, "the pattern '(' is not a regular expression"),
         ({"target_modules": "(.*)*(.*)*(.*)*(.*)*(.*)*x"}, "cannot be matched within"),
         ({"rank_pattern": {"(a|a|.)*(a|.)*(.|.)*!": 3}}, "cannot be matched within"),
-        ({"rank_pattern": [1]}, "rank_pattern is no table"),
-        ({"trainable_token_indices": [80]}, "trains the token 80, and this base has 80 rows"),
+        ({"rank_pattern": [1]}, "rank_pattern is not an object with numbers"),
+        ({"trainable_token_indices": [80]}, "trains token 80, but this base has only 80 rows"),
         ({"init_lora_weights": "no such"}, "peft cannot"),
         ({"megatron_config": {"a": 1}}, "uses megatron_config"),
         ({"layer_replication": [[0, 1]]}, "uses layer_replication"),
     ],
 )
-def test_configs_that_cannot_be_honored_are_refused_in_one_line(
+def test_unsupported_configs_are_refused_in_one_line(
     tiny_base: Path, plain: Path, changes: dict[str, Any], named: str
 ) -> None:
     configure(plain, **changes)
     assert named in refused(tiny_base, plain)
 
 
-def test_copies_of_the_bases_embedding_are_passed_over(tiny_base: Path, tmp_path: Path) -> None:
+def test_copies_of_the_bases_embedding_are_ignored(tiny_base: Path, tmp_path: Path) -> None:
     model = T5ForConditionalGeneration.from_pretrained(tiny_base, dtype=torch.float32)
     adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q"]))
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
@@ -309,7 +311,7 @@ def test_copies_of_the_bases_embedding_are_passed_over(tiny_base: Path, tmp_path
     )
 
 
-def test_folders_that_people_have_lead_to_the_adapter(plain: Path, tmp_path: Path) -> None:
+def test_adapter_is_found_in_the_folders_of_peft_and_trainer(plain: Path, tmp_path: Path) -> None:
     assert find_adapter(plain) == plain
     trainer = tmp_path / "trainer"
     trainer.mkdir()
@@ -318,11 +320,11 @@ def test_folders_that_people_have_lead_to_the_adapter(plain: Path, tmp_path: Pat
     (trainer / "checkpoint-1000").mkdir()
     assert find_adapter(trainer) == trainer / "checkpoint-500"
     (trainer / "checkpoint-1000" / "adapter_config.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"holds 2 adapters \(checkpoint-1000, checkpoint-500\); name one"):
+    with pytest.raises(UsageError, match=r"holds 2 adapters \(checkpoint-1000, checkpoint-500\); pass one"):
         find_adapter(trainer)
     assert find_adapter(tmp_path / "none") is None
 
 
-def test_config_knows_the_task_whatever_was_written(plain: Path) -> None:
+def test_task_type_is_set_regardless_of_the_stored_config(plain: Path) -> None:
     configure(plain, task_type=None, auto_mapping={"base_model_class": "T5", "parent_library": "x"})
     assert lora_config(plain).task_type == "SEQ_2_SEQ_LM"

@@ -1,4 +1,4 @@
-"""Generation: the prompt that was trained is the prompt that is asked, and options are transformers' own."""
+"""Generation uses the prompt of training, and the options of transformers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lora_ft.core.errors import UsageError
 from lora_ft.core.progress import Silent
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export_onnx import export_onnx
-from lora_ft.generate import drawn_seed, generate, stream
+from lora_ft.generate import generate, new_seed, stream
 from lora_ft.models.loading import load
 from lora_ft.models.model import Model
 from lora_ft.runs.run import Run
 
 
 class Notes(Silent):
-    """Keeps what a job says."""
+    """Records notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -36,7 +36,7 @@ def model(tiny_run: Run) -> Model:
     return load(str(tiny_run.folder))
 
 
-def test_a_run_puts_texts_and_rows_through_its_prompt(model: Model) -> None:
+def test_a_run_fills_its_prompt_with_texts_and_rows(model: Model) -> None:
     assert model.kind == "run"
     text = generate(model, ["abc"], {})
     assert generate(model, [{"text": "abc", "other": 1}], {}) == text
@@ -44,15 +44,15 @@ def test_a_run_puts_texts_and_rows_through_its_prompt(model: Model) -> None:
     assert generate(model, ["abc"], {}, raw=True) != text
 
 
-def test_half_a_character_is_replaced_and_the_other_rows_are_answered(model: Model) -> None:
+def test_half_a_character_is_replaced_without_changing_other_rows(model: Model) -> None:
     progress = Notes()
     answers = generate(model, ["abc", "a\ud83db", {"text": "abc"}], {}, progress=progress)
     assert answers[0] == answers[2] == generate(model, ["abc"], {})[0]
     assert answers[1] == generate(model, ["a\ufffdb"], {})[0]
-    assert any("1 of 3 rows hold half a character" in note and "first row 2" in note for note in progress.notes)
+    assert any("1 of 3 rows contain half a character" in note and "first: row 2" in note for note in progress.notes)
 
 
-def test_a_row_that_holds_no_text_is_named(model: Model) -> None:
+def test_a_row_without_text_is_named(model: Model) -> None:
     with pytest.raises(UsageError, match="row 2: column 'text' holds an object"):
         generate(model, ["a", {"text": {"en": "b"}}], {})
 
@@ -67,23 +67,23 @@ def test_a_row_that_holds_no_text_is_named(model: Model) -> None:
         {"do_sample": True, "temperature": 0.8, "top_k": 10, "top_p": 0.9, "seed": 3},
     ],
 )
-def test_options_do_what_they_do_in_transformers(options: dict[str, float], tiny_base: Path) -> None:
+def test_options_work_as_in_transformers(options: dict[str, float], tiny_base: Path) -> None:
     ids = Tokenizer(tiny_base / "tokenizer.json").encode(["some text: abc"])
     reference = T5ForConditionalGeneration.from_pretrained(tiny_base).eval()
-    theirs = dict(options)
-    torch.manual_seed(int(theirs.pop("seed", 0)))
-    out = reference.generate(input_ids=torch.tensor(ids), max_new_tokens=12, **theirs)
+    arguments = dict(options)
+    torch.manual_seed(int(arguments.pop("seed", 0)))
+    out = reference.generate(input_ids=torch.tensor(ids), max_new_tokens=12, **arguments)
     expected = Tokenizer(tiny_base / "tokenizer.json").decode([out[0, 1:].tolist()])
     assert generate(load(str(tiny_base)), ["some text: abc"], {**options, "max_new_tokens": 12}) == expected
 
 
-def test_the_limit_is_the_tasks_not_transformers_twenty_tokens(model: Model) -> None:
+def test_the_answer_limit_is_that_of_the_task(model: Model) -> None:
     assert model.options["max_new_tokens"] == 24
     answer = model.backend.generate(["say: abc"], {**model.options, "min_new_tokens": 24})[0]
     assert (answer.tokens, answer.cut) == (24, True)
 
 
-def test_a_batch_answers_as_single_rows_do(model: Model) -> None:
+def test_answers_do_not_depend_on_the_batch(model: Model) -> None:
     """transformers#36461: padding changed what FLAN-T5-small generates."""
     texts = ["a", "some longer text with words", "abc abc", "z" * 30]
     together = generate(model, texts, {}, batch_size=4)
@@ -111,72 +111,72 @@ def bundle(bundle_folder: Path) -> Model:
         {"prompt_lookup": True},
     ],
 )
-def test_a_bundle_answers_as_its_run(model: Model, bundle: Model, options: dict[str, Any]) -> None:
-    of_run = {name: value for name, value in options.items() if name != "prompt_lookup"}
+def test_a_bundle_generates_the_answers_of_its_run(model: Model, bundle: Model, options: dict[str, Any]) -> None:
+    run_options = {name: value for name, value in options.items() if name != "prompt_lookup"}
     texts = ["abc", "x", "some more words"]
-    assert generate(bundle, texts, options) == generate(model, texts, of_run)
+    assert generate(bundle, texts, options) == generate(model, texts, run_options)
 
 
-def test_a_bundle_samples_by_its_seed(bundle: Model) -> None:
-    first, same, other = (
+def test_sampling_is_reproducible_by_seed(bundle: Model) -> None:
+    first, repeated, different = (
         generate(bundle, ["abc", "d"], {"do_sample": True, "temperature": 2.0, "seed": seed}) for seed in (3, 3, 4)
     )
-    assert first == same != other
+    assert first == repeated != different
 
 
-def test_what_a_bundle_streams_is_what_it_answers(bundle: Model) -> None:
+def test_a_stream_equals_the_answers(bundle: Model) -> None:
     texts = ["abc", "x"]
     assert "".join(stream(bundle, texts, {})).splitlines() == generate(bundle, texts, {})
 
 
-def test_what_an_engine_has_not_is_said(model: Model, bundle: Model) -> None:
-    with pytest.raises(UsageError, match="no generation option penalty_alpha"):
+def test_unsupported_options_are_refused(model: Model, bundle: Model) -> None:
+    with pytest.raises(UsageError, match="unknown generation option penalty_alpha"):
         generate(bundle, ["abc"], {"penalty_alpha": 0.5})
-    with pytest.raises(UsageError, match="prompt lookup is for bundles"):
+    with pytest.raises(UsageError, match="prompt_lookup is supported for bundles only"):
         generate(model, ["abc"], {"prompt_lookup": True})
-    with pytest.raises(UsageError, match="cannot stream"):
+    with pytest.raises(UsageError, match="streaming is supported for bundles only"):
         list(stream(model, ["abc"], {}))
 
 
-def test_rows_need_a_prompt_to_go_into(tiny_base: Path, model: Model) -> None:
+def test_rows_without_a_prompt_are_refused(tiny_base: Path, model: Model) -> None:
     with pytest.raises(UsageError, match="has no prompt"):
         generate(load(str(tiny_base)), [{"text": "abc"}], {})
     with pytest.raises(UsageError, match="lacks the column 'text'"):
         generate(model, [{"words": "abc"}], {})
 
 
-def test_what_is_no_model_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a run, an adapter, a checkpoint nor a bundle"):
         load(str(tmp_path))
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 1_000_000}, {"max_new_tokens": 10**12}, {"temperature": -1.0}])
-def test_numbers_out_of_range_are_refused_by_every_engine(model: Model, bundle: Model, options: dict[str, Any]) -> None:
-    for one in (model, bundle):
+def test_values_out_of_range_are_refused_by_every_backend(model: Model, bundle: Model, options: dict[str, Any]) -> None:
+    for each in (model, bundle):
         with pytest.raises(UsageError, match=next(iter(options))):
-            generate(one, ["abc"], options)
+            generate(each, ["abc"], options)
 
 
-def test_sampling_without_a_seed_draws_anew_and_tells_the_seed(model: Model, bundle: Model) -> None:
+def test_sampling_without_a_seed_uses_a_new_one(model: Model, bundle: Model) -> None:
     options = {"do_sample": True, "temperature": 5.0}
-    for one in (model, bundle):
-        assert len({generate(one, ["abc"], options)[0] for _ in range(4)}) > 1
-        seed = drawn_seed(one, options)
-        assert seed is not None and seed != drawn_seed(one, options)
-        first, again = (generate(one, ["abc"], {**options, "seed": seed}) for _ in range(2))
+    for each in (model, bundle):
+        assert len({generate(each, ["abc"], options)[0] for _ in range(4)}) > 1
+        seed = new_seed(each, options)
+        assert seed is not None and seed != new_seed(each, options)
+        first, again = (generate(each, ["abc"], {**options, "seed": seed}) for _ in range(2))
         assert first == again
-    assert drawn_seed(model, {}) is drawn_seed(model, {**options, "seed": 0}) is None
+    assert new_seed(model, {}) is new_seed(model, {**options, "seed": 0}) is None
 
 
 @pytest.mark.parametrize("options", [["--top-p", "7"], ["--stream", "--num-beams", "2"], ["--stream", "--top-p", "7"]])
-def test_no_seed_is_told_where_an_option_is_refused(
+def test_no_seed_is_shown_if_an_option_is_refused(
     bundle_folder: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert lora_ft(["generate", str(bundle_folder), "abc", "--do-sample", *options]) == 2
     assert "sampled with seed" not in capsys.readouterr().err
 
 
-def test_a_stream_is_told_its_seed(bundle_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stream_shows_its_seed(bundle_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", str(bundle_folder), "abc", "--do-sample", "--temperature", "5", "--stream"]
     assert lora_ft(command) == 0
     first = capsys.readouterr()
@@ -185,7 +185,7 @@ def test_a_stream_is_told_its_seed(bundle_folder: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == first.out
 
 
-def test_the_command_says_the_seed_that_repeats_its_answer(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_shown_seed_repeats_the_answer(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", str(tiny_run.folder), "abc", "--do-sample", "--temperature", "5"]
     assert lora_ft(command) == 0
     first = capsys.readouterr()

@@ -104,7 +104,7 @@ def test_nested_answers_are_references() -> None:
         ([{"a": "x", "b": "y", "c": "z"}], "cannot tell which column the model writes .*add --target COLUMN"),
     ],
 )
-def test_rows_that_do_not_tell_are_refused(rows: Rows, message: str) -> None:
+def test_ambiguous_rows_are_refused(rows: Rows, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         guess_task(rows)
 
@@ -129,7 +129,7 @@ def test_newlines_need_the_text_codec(tmp_path: Path) -> None:
     assert load_task(result.file).codec == "text"
 
 
-def test_empty_cells_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_rows_with_empty_cells_are_skipped_and_counted(tmp_path: Path) -> None:
     rows = [{"question": f"Why {i}?", "answer": "" if i == 3 else f"Because {i}"} for i in range(40)]
     result = init(tmp_path / "task.yaml", data=write_rows(tmp_path / "rows.jsonl", rows))
     assert "skip_empty: true # 1 rows have an empty cell" in result.file.read_text(encoding="utf-8")
@@ -171,7 +171,7 @@ def test_files_without_rows_are_refused(name: str, content: str, message: str, t
     assert not (tmp_path / "task.yaml").exists()
 
 
-def test_command_writes_a_file_once_and_tells_the_next_step(
+def test_command_writes_a_file_once_and_prints_the_next_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -181,12 +181,12 @@ def test_command_writes_a_file_once_and_tells_the_next_step(
     before = (tmp_path / "my-rows.yaml").read_text(encoding="utf-8")
     assert before.startswith("# yaml-language-server: $schema=file://")
     assert lora_ft(["init", "--data", "my rows.jsonl"]) == 2
-    assert "my-rows.yaml already exists; give another FILE or add --overwrite" in capsys.readouterr().err
+    assert "my-rows.yaml already exists; pass another FILE, or add --overwrite" in capsys.readouterr().err
     assert lora_ft(["init"]) == 2
     assert "add --data FILE or --recipe NAME" in capsys.readouterr().err
 
 
-def test_recipe_lends_its_settings_to_rows(tmp_path: Path) -> None:
+def test_settings_of_a_recipe_are_used_with_other_rows(tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl", rows_like(SHAPES["questions"][0]))
     task = load_task(init(tmp_path / "mine.yaml", data=data, recipe="qa").file)
     recipe = load_task("qa")
@@ -203,11 +203,11 @@ def test_recipe_is_copied_with_its_rows(name: str, tmp_path: Path) -> None:
         assert len(load_splits(task).train) == len(load_splits(load_task(name)).train)
 
 
-def test_copy_replaces_nothing(tmp_path: Path) -> None:
+def test_copy_never_replaces_files(tmp_path: Path) -> None:
     copy_recipe("dialogue-summary", tmp_path / "a.yaml")
     with pytest.raises(UsageError, match=r"a\.yaml already exists"):
         copy_recipe("dialogue-summary", tmp_path / "a.yaml")
-    with pytest.raises(UsageError, match="dialogue-summary already exists; give FILE in another folder"):
+    with pytest.raises(UsageError, match="dialogue-summary already exists; pass a FILE in another folder"):
         copy_recipe("dialogue-summary", tmp_path / "b.yaml")
-    with pytest.raises(UsageError, match="there is no recipe soup; choose one of"):
+    with pytest.raises(UsageError, match="recipe soup does not exist; choose one of"):
         copy_recipe("soup", tmp_path / "c.yaml")

@@ -1,4 +1,4 @@
-"""A finished run is trained longer: from its last state, by the schedule over all steps, to the best of all of them."""
+"""A finished run trains longer from its last state, with the schedule and the best checkpoint over all steps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def logged(run: Run, key: str) -> dict[int, float]:
     return {entry["step"]: entry[key] for entry in entries if key in entry}
 
 
-def test_with_a_constant_rate_it_is_the_run_that_never_stopped(make_task: MakeTask, tmp_path: Path) -> None:
+def test_longer_run_at_a_constant_rate_equals_an_uninterrupted_run(make_task: MakeTask, tmp_path: Path) -> None:
     task = make_task(train=RANDOM, lora={"lora_dropout": 0.1})
     train(load_task(task), tmp_path / "run")
     longer = train(load_task(task, FOUR), tmp_path / "run", resume=True)
@@ -49,7 +49,7 @@ def test_with_a_constant_rate_it_is_the_run_that_never_stopped(make_task: MakeTa
     assert longer.task.train.num_train_epochs == 4 and not working_folder(longer.folder).exists()
 
 
-def test_the_rate_follows_the_schedule_over_all_steps(make_task: MakeTask, tmp_path: Path) -> None:
+def test_learning_rate_follows_the_schedule_over_all_steps(make_task: MakeTask, tmp_path: Path) -> None:
     settings = {"num_train_epochs": 2, "learning_rate": 0.01, "warmup_ratio": 0.0, "lr_scheduler_type": "linear"}
     task = make_task(train=settings)
     train(load_task(task), tmp_path / "run")
@@ -58,7 +58,7 @@ def test_the_rate_follows_the_schedule_over_all_steps(make_task: MakeTask, tmp_p
     assert rates[24] == pytest.approx(0.01 * 1 / 24)
 
 
-def test_a_best_checkpoint_from_before_is_kept_where_nothing_better_comes(make_task: MakeTask, tmp_path: Path) -> None:
+def test_earlier_best_checkpoint_is_kept_if_no_score_improves(make_task: MakeTask, tmp_path: Path) -> None:
     overfitting = {"learning_rate": 0.03, "num_train_epochs": 20, "eval_every": 2, "save_total_limit": 1}
     task = make_task(rows=8, train=RANDOM | overfitting | {"base_dropout": 0.0})
     first = train(load_task(task), tmp_path / "run")
@@ -71,7 +71,7 @@ def test_a_best_checkpoint_from_before_is_kept_where_nothing_better_comes(make_t
         assert same(weights(longer), before)
 
 
-def test_it_can_be_interrupted_killed_and_trained_longer_again(make_task: MakeTask, tmp_path: Path) -> None:
+def test_longer_run_can_be_interrupted_killed_and_trained_longer_again(make_task: MakeTask, tmp_path: Path) -> None:
     task = make_task(train=RANDOM)
     out = tmp_path / "run"
     train(load_task(task), out)
@@ -97,7 +97,7 @@ def trained_longer_killed_and_not(task: Path, overrides: list[str], tmp_path: Pa
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_a_run_killed_before_its_first_new_checkpoint_follows_the_new_schedule(
+def test_run_killed_before_its_first_new_checkpoint_follows_the_new_schedule(
     make_task: MakeTask, tmp_path: Path, schedule: str
 ) -> None:
     task = make_task(train=RANDOM | {"lr_scheduler_type": schedule})
@@ -106,7 +106,7 @@ def test_a_run_killed_before_its_first_new_checkpoint_follows_the_new_schedule(
     assert same(weights(killed), weights(whole)) and losses(killed.folder) == losses(whole.folder)
 
 
-def test_a_run_killed_before_its_first_new_checkpoint_is_as_patient(make_task: MakeTask, tmp_path: Path) -> None:
+def test_run_killed_before_its_first_new_checkpoint_keeps_its_patience(make_task: MakeTask, tmp_path: Path) -> None:
     early = {"num_train_epochs": 20, "eval_every": 2, "learning_rate": 0.03, "early_stopping_patience": 2}
     killed, whole = trained_longer_killed_and_not(make_task(rows=8, train=RANDOM | early), [], tmp_path)
     assert killed.metrics["steps"] == whole.metrics["steps"] < killed.metrics["resumed_at"] + 20
@@ -114,7 +114,7 @@ def test_a_run_killed_before_its_first_new_checkpoint_is_as_patient(make_task: M
 
 
 @pytest.mark.parametrize("moment", ["sync_tree", "replace_folder"])
-def test_a_run_killed_while_it_is_finished_loses_no_step(make_task: MakeTask, tmp_path: Path, moment: str) -> None:
+def test_run_killed_while_publishing_loses_no_step(make_task: MakeTask, tmp_path: Path, moment: str) -> None:
     task = load_task(make_task(train=RANDOM))
 
     def killed(*_: Any, **__: Any) -> None:
@@ -129,7 +129,7 @@ def test_a_run_killed_while_it_is_finished_loses_no_step(make_task: MakeTask, tm
 
 
 @pytest.mark.parametrize("start", ["pissa", "eva"])
-def test_adapters_that_start_elsewhere(make_task: MakeTask, tmp_path: Path, start: str) -> None:
+def test_adapters_with_other_initial_weights_train_longer(make_task: MakeTask, tmp_path: Path, start: str) -> None:
     task = make_task(train=RANDOM, lora={"init_lora_weights": start})
     train(load_task(task), tmp_path / "run")
     longer = train(load_task(task, FOUR), tmp_path / "run", resume=True)
@@ -138,21 +138,21 @@ def test_adapters_that_start_elsewhere(make_task: MakeTask, tmp_path: Path, star
     assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in theirs)
 
 
-def test_what_is_refused(make_task: MakeTask, tmp_path: Path) -> None:
+def test_training_longer_refuses_other_changes(make_task: MakeTask, tmp_path: Path) -> None:
     task = make_task(train=RANDOM)
     out = tmp_path / "run"
     train(load_task(task), out)
-    for overrides, said in [
-        ([], r"is finished: it did 12 of 12 steps; raise train\.num_train_epochs"),
-        (["train.num_train_epochs=1"], "it did 12 of 6 steps"),
-        (["train.max_steps=12"], "it did 12 of 12 steps"),
-        ([*FOUR, "train.learning_rate=0.5"], "trained with another train; only"),
-        ([*FOUR, "lora.r=4"], "trained with another lora"),
+    for overrides, message in [
+        ([], r"is finished, with 12 of 12 steps; raise train\.num_train_epochs"),
+        (["train.num_train_epochs=1"], "is finished, with 12 of 6 steps"),
+        (["train.max_steps=12"], "is finished, with 12 of 12 steps"),
+        ([*FOUR, "train.learning_rate=0.5"], "of the finished run .* in train; change only"),
+        ([*FOUR, "lora.r=4"], "of the finished run .* in lora"),
     ]:
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             train(load_task(task, overrides), out, resume=True)
     rewrite(task.parent / "train.jsonl", lambda lines: [*lines, APPENDED])
-    with pytest.raises(UsageError, match=r"run began with: train: 25 rows, was 24"):
+    with pytest.raises(UsageError, match=r"run began with \(train: 25 rows, was 24"):
         train(load_task(task, FOUR), out, resume=True)
     assert {path.name for path in tmp_path.iterdir()} == {"run", "task-tiny"}
 
@@ -164,7 +164,7 @@ def model_weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(run.trained / "model.safetensors")
 
 
-def test_a_whole_model_is_trained_longer_to_the_same_bits(make_task: MakeTask, tmp_path: Path) -> None:
+def test_full_run_trains_longer_bit_identically(make_task: MakeTask, tmp_path: Path) -> None:
     task = make_task(**WHOLE)
     train(load_task(task), tmp_path / "run")
     longer = train(load_task(task, FOUR), tmp_path / "run", resume=True)
@@ -174,15 +174,15 @@ def test_a_whole_model_is_trained_longer_to_the_same_bits(make_task: MakeTask, t
     assert {path.name for path in longer.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
 
 
-def test_a_whole_model_keeps_its_weights_and_two_moments(make_task: MakeTask, tmp_path: Path) -> None:
+def test_full_run_keeps_its_weights_and_two_moments(make_task: MakeTask, tmp_path: Path) -> None:
     run = train(load_task(make_task(**WHOLE)), tmp_path / "run")
     model = (run.trained / "model.safetensors").stat().st_size
-    kept = sum(path.stat().st_size for path in (run.folder / "resume").rglob("*") if path.is_file())
-    assert kept < 4.2 * model  # the best weights, too, if they are not the last
+    names = sum(path.stat().st_size for path in (run.folder / "resume").rglob("*") if path.is_file())
+    assert names < 4.2 * model  # the best weights, too, if they are not the last
     assert not list((run.folder / "resume").rglob("training_args.bin"))
 
 
-def test_a_whole_model_killed_while_it_trains_longer_loses_nothing(make_task: MakeTask, tmp_path: Path) -> None:
+def test_full_run_killed_while_training_longer_loses_no_step(make_task: MakeTask, tmp_path: Path) -> None:
     task, out = make_task(**WHOLE), tmp_path / "run"
     train(load_task(task), out)
     process = start(task, out, "--resume", "--set", FOUR[0])
@@ -194,25 +194,25 @@ def test_a_whole_model_killed_while_it_trains_longer_loses_nothing(make_task: Ma
     assert same(model_weights(longer), model_weights(train(load_task(task, FOUR), tmp_path / "whole")))
 
 
-def test_a_whole_model_is_not_trained_longer_with_other_rows(make_task: MakeTask, tmp_path: Path) -> None:
+def test_full_run_refuses_to_train_longer_on_changed_rows(make_task: MakeTask, tmp_path: Path) -> None:
     task, out = make_task(**WHOLE), tmp_path / "run"
     train(load_task(task), out)
     rewrite(task.parent / "train.jsonl", lambda lines: [*lines, APPENDED])
-    with pytest.raises(UsageError, match=r"run began with: train: 25 rows, was 24"):
+    with pytest.raises(UsageError, match=r"run began with \(train: 25 rows, was 24"):
         train(load_task(task, FOUR), out, resume=True)
 
 
 @pytest.mark.parametrize("sections", [{"train": RANDOM}, WHOLE], ids=["adapter", "whole"])
-def test_a_deleted_state_is_named(make_task: MakeTask, tmp_path: Path, sections: dict[str, Any]) -> None:
+def test_missing_state_is_named(make_task: MakeTask, tmp_path: Path, sections: dict[str, Any]) -> None:
     task, out = make_task(**sections), tmp_path / "run"
     train(load_task(task), out)
     shutil.rmtree(out / "resume")
-    with pytest.raises(UsageError, match=r"keeps no state to go on from: .*resume is missing"):
+    with pytest.raises(UsageError, match=r"cannot be trained longer, since its folder .*resume is missing"):
         train(load_task(task, FOUR), out, resume=True)
 
 
-def test_what_is_kept_is_small_and_holds_no_pickled_arguments(make_task: MakeTask, tmp_path: Path) -> None:
+def test_kept_state_is_small_and_has_no_pickled_arguments(make_task: MakeTask, tmp_path: Path) -> None:
     run = train(load_task(make_task(train=RANDOM)), tmp_path / "run")
-    kept = {path.name for path in (run.folder / "resume").iterdir()}
-    assert "checkpoint-12" in kept and len(kept) <= 2
+    names = {path.name for path in (run.folder / "resume").iterdir()}
+    assert "checkpoint-12" in names and len(names) <= 2
     assert not list((run.folder / "resume").rglob("training_args.bin"))

@@ -1,4 +1,4 @@
-"""Merging: in float32, for the right base only, and with FLAN's untied head intact on disk."""
+"""Merging works in float32, only on the right base, and stores FLAN's untied head intact."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return model.eval()(**INPUTS).logits
 
 
-def test_the_merged_checkpoint_equals_base_and_adapter(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
+def test_merged_checkpoint_equals_base_and_adapter(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
     report = merge(tiny_run, tmp_path / "merged")
     adapted = PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained(tiny_base), str(tiny_run.adapter))
     merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged")
@@ -33,10 +33,10 @@ def test_the_merged_checkpoint_equals_base_and_adapter(tiny_run: Run, tiny_base:
     assert not torch.allclose(logits(merged), logits(T5ForConditionalGeneration.from_pretrained(tiny_base)), atol=1e-2)
     record = json.loads((tmp_path / "merged" / "merge.json").read_text())
     assert record["largest_logit_difference"] == report.difference < 1e-3
-    assert report.rows == 4  # of the task itself
+    assert report.rows == 4  # rows of the task
 
 
-def test_the_head_stays_untied_through_save_and_reload(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
+def test_head_stays_untied_through_save_and_reload(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
     """transformers PR#47620: version 5 saves FLAN's config as tied, and version 4 then drops the head."""
     merge(tiny_run, tmp_path / "merged")
     stored = load_file(tmp_path / "merged" / "model.safetensors")
@@ -58,16 +58,14 @@ def test_bf16_is_cast_once_after_the_merge(tiny_run: Run, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("change", "named"), [({"d_model": 40}, "d_model"), ({"vocab_size": 90}, "vocab_size")])
-def test_a_base_of_other_dimensions_is_refused(
-    change: dict[str, int], named: str, tiny_run: Run, tmp_path: Path
-) -> None:
-    other = save_tiny_t5(tmp_path / "other", **change)
+def test_base_of_other_dimensions_is_refused(change: dict[str, int], named: str, tiny_run: Run, tmp_path: Path) -> None:
+    base = save_tiny_t5(tmp_path / "other", **change)
     with pytest.raises(LoraFtError, match=named):
-        merge(tiny_run, tmp_path / "merged", base=str(other))
+        merge(tiny_run, tmp_path / "merged", base=str(base))
     assert not (tmp_path / "merged").exists()
 
 
-def test_an_adapter_of_another_base_is_refused(tiny_run: Run, tmp_path: Path) -> None:
+def test_adapter_of_another_base_is_refused(tiny_run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for path in tiny_run.folder.rglob("*"):
         target = folder / path.relative_to(tiny_run.folder)
@@ -82,16 +80,16 @@ def test_an_adapter_of_another_base_is_refused(tiny_run: Run, tmp_path: Path) ->
         merge(Run(folder), tmp_path / "merged")
 
 
-def test_an_adapter_whose_weights_overflow_is_refused(tiny_run: Run, tmp_path: Path) -> None:
+def test_adapter_with_overflowing_weights_is_refused(tiny_run: Run, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
     file = folder / "adapter" / "adapter_model.safetensors"
     tensors = {name: torch.full_like(tensor, 1e18) for name, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(LoraFtError, match="no finite numbers, as some of its weights are too large"):
+    with pytest.raises(LoraFtError, match="NaN or infinite logits, since some of its weights are too large"):
         merge(Run(folder), tmp_path / "merged")
 
 
-def test_an_existing_folder_is_not_overwritten_unasked(tiny_run: Run, tmp_path: Path) -> None:
+def test_existing_folder_is_kept_without_overwrite(tiny_run: Run, tmp_path: Path) -> None:
     merge(tiny_run, tmp_path / "merged")
     with pytest.raises(UsageError, match="already exists"):
         merge(tiny_run, tmp_path / "merged")

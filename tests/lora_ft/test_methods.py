@@ -1,4 +1,4 @@
-"""Methods beside plain LoRA: each trains, merges, scores and exports as LoRA does, and resumes to the same bits."""
+"""Methods other than plain LoRA train, merge, score and export as LoRA does, and resume bit-identically."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[str], Run]:
-    """A run of each method, trained once for the module. Do not write into it."""
+    """Return a run of a method, trained once per module. Tests must not write into it."""
     from tests.conftest import write_task
 
     runs: dict[str, Run] = {}
@@ -85,10 +85,10 @@ def losses(run: Run) -> list[float]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_it_learns_and_leaves_a_run(name: str, trained: Callable[[str], Run]) -> None:
+def test_method_learns_and_writes_a_run(name: str, trained: Callable[[str], Run]) -> None:
     run = trained(name)
-    seen = losses(run)
-    assert sum(seen[-3:]) < sum(seen[:3])
+    loss_values = losses(run)
+    assert sum(loss_values[-3:]) < sum(loss_values[:3])
     trained = "checkpoint" if name == "full" else "adapter"
     assert {path.name for path in run.folder.iterdir()} == {
         trained,
@@ -105,15 +105,15 @@ def test_it_learns_and_leaves_a_run(name: str, trained: Callable[[str], Run]) ->
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("full", "trained tokens")])
-def test_the_saved_adapter_is_plain_pefts_on_the_base_as_it_is(
+def test_saved_adapter_loads_in_peft_on_the_published_base(
     name: str, trained: Callable[[str], Run], tiny_base: Path, tmp_path: Path
 ) -> None:
     run = trained(name)
     base = T5ForConditionalGeneration.from_pretrained(tiny_base)
     before = {key: value.clone() for key, value in base.state_dict().items()}
     adapted = PeftModel.from_pretrained(base, str(run.adapter))
-    kept = {key.replace(".base_layer", ""): value for key, value in adapted.base_model.model.state_dict().items()}
-    assert all(torch.equal(kept[key], value) for key, value in before.items())
+    state = {key.replace(".base_layer", ""): value for key, value in adapted.base_model.model.state_dict().items()}
+    assert all(torch.equal(state[key], value) for key, value in before.items())
     merge(run, tmp_path / "merged")
     merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged")
     assert torch.allclose(logits(merged), logits(adapted), atol=1e-4)
@@ -121,8 +121,8 @@ def test_the_saved_adapter_is_plain_pefts_on_the_base_as_it_is(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_the_best_checkpoint_scored_is_what_the_run_scores(name: str, trained: Callable[[str], Run]) -> None:
-    """The loss that training saw, on whatever base it trained, is that of the merged model on the base as it is."""
+def test_run_scores_as_its_best_checkpoint_did(name: str, trained: Callable[[str], Run]) -> None:
+    """The best validation loss equals that of the merged model on the published base, whatever base was trained."""
     run = trained(name)
     best = next(e["eval_loss"] for e in run.metrics["evaluations"] if e["step"] == run.metrics["best_step"])
     model = load(str(run.folder))
@@ -141,15 +141,15 @@ def validation_loss(model: torch.nn.Module, task: Task) -> float:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_it_exports_with_the_texts_of_pytorch(name: str, trained: Callable[[str], Run], tmp_path: Path) -> None:
-    done = export_onnx(str(trained(name).folder), tmp_path / "bundle", verify_rows=4)
-    assert done.parity.identical_rows == done.parity.rows == 4
+def test_export_generates_the_same_texts_as_pytorch(name: str, trained: Callable[[str], Run], tmp_path: Path) -> None:
+    bundle = export_onnx(str(trained(name).folder), tmp_path / "bundle", verify_rows=4)
+    assert bundle.parity.identical_rows == bundle.parity.rows == 4
     texts = ["abc", "some more"]
     assert generate(load(str(tmp_path / "bundle")), texts, {}) == generate(load(str(trained(name).folder)), texts, {})
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_it_counts_what_it_trains_before_it_does(name: str, trained: Callable[[str], Run]) -> None:
+def test_plan_counts_trained_parameters(name: str, trained: Callable[[str], Run]) -> None:
     run = trained(name)
     lora = None if name == "full" else run.task.lora
     trainable, everything = count_parameters(CONFIG, lora)
@@ -162,7 +162,7 @@ def test_it_counts_what_it_trains_before_it_does(name: str, trained: Callable[[s
 
 
 class Stopped(Exception):
-    """Stands for a machine that loses power."""
+    """Error that stands for a power failure."""
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("step", [1, 4], ids=["before a checkpoint", "after one"])
 @pytest.mark.parametrize("name", ["dora", "pissa by subspaces", "olora", "eva", "lora+", "trained tokens", "full"])
-def test_a_stopped_run_resumes_to_the_same_bits(
+def test_stopped_run_resumes_bit_identically(
     name: str, step: int, make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"metric_for_best_model": "loss", "eval_every": 3, "num_train_epochs": 1, "base_dropout": 0.1}
@@ -197,14 +197,14 @@ def test_a_stopped_run_resumes_to_the_same_bits(
 
 
 @pytest.mark.parametrize("name", ["pissa", "olora"])
-def test_a_start_out_of_the_base_is_saved_as_a_difference_of_twice_the_rank(
+def test_initial_weights_from_the_base_are_saved_as_a_difference_of_twice_the_rank(
     name: str, trained: Callable[[str], Run]
 ) -> None:
     config = adapter_config(trained(name).adapter)
     assert (config["r"], config["init_lora_weights"]) == (16, True)
 
 
-def test_eva_puts_rank_where_the_rows_vary(trained: Callable[[str], Run]) -> None:
+def test_eva_assigns_ranks_by_explained_variance(trained: Callable[[str], Run]) -> None:
     config = adapter_config(trained("eva").adapter)
     ranks = [
         tensor.shape[0]
@@ -214,8 +214,8 @@ def test_eva_puts_rank_where_the_rows_vary(trained: Callable[[str], Run]) -> Non
     assert config["init_lora_weights"] is True and len(set(ranks)) > 1 and sum(ranks) == 4 * len(ranks)
 
 
-def test_eva_finds_what_pefts_own_search_finds(tiny_base: Path) -> None:
-    """peft's estimates are of low rank and a little off, so directions and shares agree nearly."""
+def test_eva_matches_pefts_search(tiny_base: Path) -> None:
+    """peft's estimates are approximate, so directions and shares agree only approximately."""
     from peft import get_eva_state_dict
 
     from lora_ft.data.batching import Encoded, collate
@@ -237,10 +237,10 @@ def test_eva_finds_what_pefts_own_search_finds(tiny_base: Path) -> None:
         decoded = ".decoder." in name and not name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
         return states[0][batch["labels"] != -100] if decoded else states[0][batch["attention_mask"].bool()]
 
-    found = get_eva_state_dict(
+    components_by_layer = get_eva_state_dict(
         adapted, [batch], prepare_model_inputs_fn=None, prepare_layer_inputs_fn=real, show_progress_bar=False
     )
-    theirs = {name: components.float() for name, components in found.items()}
+    theirs = {name: components.float() for name, components in components_by_layer.items()}
     assert ours.keys() == theirs.keys()
     assert sum(map(len, ours.values())) == sum(map(len, theirs.values()))
     close = [abs(float(ours[n][0] @ theirs[n][0])) > 0.98 for n in ours if len(ours[n]) and len(theirs[n])]
@@ -249,34 +249,36 @@ def test_eva_finds_what_pefts_own_search_finds(tiny_base: Path) -> None:
     assert all(torch.allclose(u @ u.T, torch.eye(len(u)), atol=1e-4) for u in ours.values())
 
 
-def test_eva_needs_as_many_components_as_it_looks_for(make_task: MakeTask, tmp_path: Path) -> None:
+def test_eva_refuses_rows_with_too_few_components(make_task: MakeTask, tmp_path: Path) -> None:
     task = load_task(make_task(rows=2, lora={"init_lora_weights": "eva", "r": 16}))
-    with pytest.raises(UsageError, match=r"eva looks for 32 components of the inputs of .*, which have"):
+    with pytest.raises(UsageError, match=r"eva requires 32 components of the inputs of .*, which have"):
         train(task, tmp_path / "run")
 
 
-def test_lora_plus_has_pefts_groups(make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[tuple[Any, torch.optim.Optimizer]] = []
+def test_lora_plus_uses_pefts_parameter_groups(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created: list[tuple[Any, torch.optim.Optimizer]] = []
     original = training.Trainer.create_optimizer
 
     def spy(self: Any, *args: Any) -> torch.optim.Optimizer:
-        made.append((self.model, original(self, *args)))
-        return made[-1][1]
+        created.append((self.model, original(self, *args)))
+        return created[-1][1]
 
     monkeypatch.setattr(training.Trainer, "create_optimizer", spy)
     settings = {"max_steps": 1, "weight_decay": 0.02, "learning_rate": 0.003}
     train(load_task(make_task(lora={"loraplus_lr_ratio": 16}, train=settings)), tmp_path / "run")
-    model, ours = made[0]
+    model, ours = created[0]
     theirs = create_loraplus_optimizer(
         model, torch.optim.AdamW, lr=0.003, loraplus_lr_ratio=16, loraplus_weight_decay=0.02
     )
     assert type(ours) is torch.optim.AdamW and len(ours.param_groups) == len(theirs.param_groups)
-    for mine, other in zip(ours.param_groups, theirs.param_groups, strict=True):
-        assert mine["initial_lr"] == other["lr"] and mine["weight_decay"] == other["weight_decay"]
-        assert [id(p) for p in mine["params"]] == [id(p) for p in other["params"]]
+    for mine, peft_group in zip(ours.param_groups, theirs.param_groups, strict=True):
+        assert mine["initial_lr"] == peft_group["lr"] and mine["weight_decay"] == peft_group["weight_decay"]
+        assert [id(p) for p in mine["params"]] == [id(p) for p in peft_group["params"]]
 
 
-def test_a_pattern_gives_its_layers_another_rank(trained: Callable[[str], Run]) -> None:
+def test_rank_pattern_changes_the_rank_of_its_layers(trained: Callable[[str], Run]) -> None:
     for key, tensor in load_file(trained("patterns").adapter / "adapter_model.safetensors").items():
         if "lora_A" in key:
             special = ".encoder." in key and ".q." in key
@@ -284,12 +286,12 @@ def test_a_pattern_gives_its_layers_another_rank(trained: Callable[[str], Run]) 
 
 
 @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
-def test_a_pattern_that_fits_no_layer_is_refused(key: str, make_task: MakeTask) -> None:
+def test_pattern_without_a_matching_layer_is_refused(key: str, make_task: MakeTask) -> None:
     report = validate(str(make_task(lora={key: {"query": 4}})))
-    assert f"lora.{key}: the base has no linear layer 'query'" in str(report.faults[0])
+    assert f"lora.{key}: the base has no linear layer 'query'" in str(report.errors[0])
 
 
-def test_a_full_run_keeps_its_head_apart_and_its_embedding_shared(
+def test_full_run_keeps_its_head_untied_and_its_embedding_shared(
     trained: Callable[[str], Run], tiny_base: Path, tmp_path: Path
 ) -> None:
     """transformers PR#47620: version 5 saves FLAN's config as tied, and the head is lost."""
@@ -308,8 +310,8 @@ def test_a_full_run_keeps_its_head_apart_and_its_embedding_shared(
     assert torch.equal(logits(load_model(tmp_path / "merged")), logits(reloaded))
 
 
-def test_a_full_runs_generation_settings_are_its_own(make_task: MakeTask, tmp_path: Path) -> None:
-    """transformers fills them with its defaults when it evaluates; `max_length` among them brings a warning a batch."""
+def test_full_run_keeps_its_generation_settings(make_task: MakeTask, tmp_path: Path) -> None:
+    """transformers fills in its defaults in evaluation, and its `max_length` causes a warning per batch."""
     task = make_task(method="full", train={"num_train_epochs": 1, "metric_for_best_model": "rouge1"})
     run = train(load_task(task), tmp_path / "run")
     settings = json.loads((run.trained / "generation_config.json").read_text())
@@ -321,7 +323,7 @@ def test_a_full_runs_generation_settings_are_its_own(make_task: MakeTask, tmp_pa
     }
 
 
-def test_a_tied_head_stays_tied_when_all_is_trained(make_task: MakeTask, tmp_path: Path) -> None:
+def test_tied_head_stays_tied_in_full_training(make_task: MakeTask, tmp_path: Path) -> None:
     tied = save_tiny_t5(tmp_path / "tied", tie_word_embeddings=True)
     run = train(load_task(make_task(method="full", base=str(tied), train={"num_train_epochs": 1})), tmp_path / "run")
     assert "lm_head.weight" not in load_file(run.trained / "model.safetensors")
@@ -331,7 +333,7 @@ def test_a_tied_head_stays_tied_when_all_is_trained(make_task: MakeTask, tmp_pat
     assert export_onnx(str(run.folder), tmp_path / "bundle", verify_rows=2).parity.passed
 
 
-def test_a_full_run_goes_to_the_hub_as_it_lies_here(trained: Callable[[str], Run]) -> None:
+def test_full_run_is_pushed_unchanged(trained: Callable[[str], Run]) -> None:
     files = uploads(trained("full").folder, "me/mine").files
     assert {"checkpoint/model.safetensors", "checkpoint/config.json", "checkpoint/tokenizer.json", "task.yaml"} <= set(
         files
@@ -340,35 +342,35 @@ def test_a_full_run_goes_to_the_hub_as_it_lies_here(trained: Callable[[str], Run
     assert "library_name: transformers" in card and 'where = "me/mine"' in card and "full fine-tuning" in card
 
 
-def test_a_full_run_needs_its_base_no_more(trained: Callable[[str], Run], tmp_path: Path) -> None:
+def test_full_run_does_not_need_its_base(trained: Callable[[str], Run], tmp_path: Path) -> None:
     import shutil
 
     folder = Path(shutil.copytree(trained("full").folder, tmp_path / "run"))
     text = (folder / "task.yaml").read_text()
     (folder / "task.yaml").write_text(text.replace(f"base: {trained('full').task.base}", "base: /gone/base"))
     assert evaluate(str(folder), limit=2).rows == 2
-    with pytest.raises(UsageError, match="has all weights of its own; leave out --base"):
+    with pytest.raises(UsageError, match="trained all weights; leave out --base"):
         merge(Run(folder), tmp_path / "merged", base="/gone/base")
 
 
-def test_dropout_of_the_base_is_its_own_unless_it_is_frozen(make_task: MakeTask) -> None:
+def test_base_keeps_its_dropout_unless_frozen(make_task: MakeTask) -> None:
     assert load_task(make_task()).base_dropout == 0.0
     full = make_task(method="full")
     assert load_task(full).base_dropout is None
     assert load_task(full, ["train.base_dropout=0.2"]).base_dropout == 0.2
 
 
-def test_a_full_run_trains_with_adafactor_and_in_accumulated_batches(make_task: MakeTask, tmp_path: Path) -> None:
+def test_full_run_trains_with_adafactor_and_accumulated_batches(make_task: MakeTask, tmp_path: Path) -> None:
     settings = {"optim": "adafactor", "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
     run = train(load_task(make_task(method="full", train=settings)), tmp_path / "run")
-    seen = losses(run)
-    assert seen[-1] < seen[0]
+    loss_values = losses(run)
+    assert loss_values[-1] < loss_values[0]
 
 
-def test_trained_tokens_of_another_width_do_not_fit(trained: Callable[[str], Run], tmp_path: Path) -> None:
-    other = load_model(save_tiny_t5(tmp_path / "wide", d_model=40))
+def test_trained_tokens_of_another_width_are_refused(trained: Callable[[str], Run], tmp_path: Path) -> None:
+    other_model = load_model(save_tiny_t5(tmp_path / "wide", d_model=40))
     with pytest.raises(LoraFtError, match="is for another base"):
-        check_fits(other, trained("trained tokens").adapter)
+        check_fits(other_model, trained("trained tokens").adapter)
 
 
 CLASHES: list[tuple[dict[str, Any], str]] = [
@@ -377,20 +379,20 @@ CLASHES: list[tuple[dict[str, Any], str]] = [
     ({"init_lora_weights": "pissa", "use_dora": True}, "saved as a difference"),
     ({"init_lora_weights": "olora", "new_tokens": ["<a>"]}, "saved as a difference"),
     ({"init_lora_weights": "pissa", "use_rslora": True, "rank_pattern": {"q": 2}}, "peft cannot save"),
-    ({"init_lora_weights": "orthogonal", "r": 3}, "needs even ranks"),
-    ({"init_lora_weights": "pissa", "quantization": "4bit"}, "not quantised"),
+    ({"init_lora_weights": "orthogonal", "r": 3}, "requires even ranks"),
+    ({"init_lora_weights": "pissa", "quantization": "4bit"}, "requires a base without quantization"),
     ({"quantization": "3bit"}, "'4bit' or '8bit'"),
     ({"loraplus_lr_ratio": 0.5}, "greater than or equal to 1"),
 ]
 
 
-@pytest.mark.parametrize(("lora", "said"), CLASHES, ids=lambda value: str(value)[:40])
-def test_what_does_not_go_together_is_a_fault(lora: dict[str, Any], said: str, make_task: MakeTask) -> None:
-    with pytest.raises(UsageError, match=said):
+@pytest.mark.parametrize(("lora", "message"), CLASHES, ids=lambda value: str(value)[:40])
+def test_incompatible_settings_are_refused(lora: dict[str, Any], message: str, make_task: MakeTask) -> None:
+    with pytest.raises(UsageError, match=message):
         load_task(make_task(lora=lora))
 
 
 @pytest.mark.parametrize("key", ["quantization=4bit", "loraplus_lr_ratio=16", "trainable_token_indices=[4]"])
-def test_what_a_full_run_would_ignore_is_a_fault(key: str, make_task: MakeTask) -> None:
-    with pytest.raises(UsageError, match=f"{key.partition('=')[0]} is for method lora"):
+def test_settings_that_a_full_run_would_ignore_are_refused(key: str, make_task: MakeTask) -> None:
+    with pytest.raises(UsageError, match=f"{key.partition('=')[0]} has no effect with method full"):
         load_task(make_task(method="full"), [f"lora.{key}"])

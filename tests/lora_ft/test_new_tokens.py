@@ -1,4 +1,4 @@
-"""New tokens: learnt in spare rows, read by encoder and decoder alike, and kept by whatever is made of the run."""
+"""New tokens are learned in unused rows, used by encoder and decoder, and kept in checkpoints and bundles."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ NEW = ["<start>", "<end>"]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
-def taught(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that was taught to answer `<start> … <end>`."""
+def trained_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a run that was trained to answer `<start> … <end>`."""
     folder = tmp_path_factory.mktemp("tokens")
     base = save_tiny_t5(folder / "base", tie_word_embeddings=request.param)
     path = write_task(
@@ -47,13 +47,13 @@ def taught(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return train(load_task(path), folder / "run")
 
 
-def test_new_tokens_are_learnt_and_survive_merging_and_export(taught: Run, tmp_path: Path) -> None:
-    answers = generate(load(str(taught.folder)), ["abc", "<start> x"], {})
+def test_new_tokens_are_learned_and_kept_by_merge_and_export(trained_run: Run, tmp_path: Path) -> None:
+    answers = generate(load(str(trained_run.folder)), ["abc", "<start> x"], {})
     assert all(answer.startswith("<start> ") and answer.endswith(" <end>") for answer in answers)
-    merge(taught, tmp_path / "merged")
+    merge(trained_run, tmp_path / "merged")
     assert generate(load(str(tmp_path / "merged")), ["abc", "<start> x"], {}) == answers
-    done = export_onnx(str(taught.folder), tmp_path / "bundle", verify_rows=4)
-    assert done.parity.passed
+    exported = export_onnx(str(trained_run.folder), tmp_path / "bundle", verify_rows=4)
+    assert exported.parity.passed
     generator = Generator.load(tmp_path / "bundle")
     assert generator.tokenizer.ids(NEW) == [71, 72]
     assert generate(load(str(tmp_path / "bundle")), ["abc", "<start> x"], {}) == answers
@@ -61,38 +61,41 @@ def test_new_tokens_are_learnt_and_survive_merging_and_export(taught: Run, tmp_p
     assert theirs("a <start>b")["input_ids"] == generator.tokenizer.encode(["a <start>b"])[0]
 
 
-def test_new_tokens_alone_are_changed_in_the_embedding(taught: Run, tmp_path: Path) -> None:
-    merge(taught, tmp_path / "merged")
-    before, after = load_model(Path(taught.task.base)), load_model(tmp_path / "merged")
+def test_only_rows_of_new_tokens_change_in_the_embedding(trained_run: Run, tmp_path: Path) -> None:
+    merge(trained_run, tmp_path / "merged")
+    before, after = load_model(Path(trained_run.task.base)), load_model(tmp_path / "merged")
     for name in ("shared", "lm_head"):
         old, new = getattr(before, name).weight, getattr(after, name).weight
         assert (old != new).any(1).nonzero().flatten().tolist() == [71, 72]
-    assert load_tokenizer(taught.adapter).ids(NEW) == [71, 72]
+    assert load_tokenizer(trained_run.adapter).ids(NEW) == [71, 72]
 
 
-def test_encoder_and_decoder_read_the_same_new_token(taught: Run) -> None:
-    base, weights = load_model(Path(taught.task.base)), load_file(taught.adapter / "adapter_model.safetensors")
+def test_encoder_and_decoder_share_the_row_of_a_new_token(trained_run: Run) -> None:
+    base, weights = (
+        load_model(Path(trained_run.task.base)),
+        load_file(trained_run.adapter / "adapter_model.safetensors"),
+    )
     rows = {name.split(".")[2]: tensor.shape for name, tensor in weights.items() if "trainable_tokens" in name}
     tied = base.lm_head.weight is base.shared.weight
     assert rows == {"shared": (2, 32)} | ({} if tied else {"lm_head": (2, 32)})
 
 
-def test_more_new_tokens_than_spare_rows_are_refused(make_task: MakeTask) -> None:
-    many = [f"<{i}>" for i in range(10)]
-    report = validate(str(make_task(lora={"new_tokens": many})))
-    assert "lora.new_tokens: 10 tokens, and the base has 9 rows to spare" in str(report.faults[0])
+def test_more_new_tokens_than_unused_rows_are_refused(make_task: MakeTask) -> None:
+    tokens = [f"<{i}>" for i in range(10)]
+    report = validate(str(make_task(lora={"new_tokens": tokens})))
+    assert "lora.new_tokens has 10 tokens, but the base has 9 unused rows" in str(report.errors[0])
 
 
-def test_a_token_that_is_there_is_no_new_one(make_task: MakeTask, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'a' is a token of the vocabulary already"):
+def test_existing_token_is_refused_as_a_new_token(make_task: MakeTask, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'a' is already a token of the vocabulary"):
         train(load_task(make_task(lora={"new_tokens": ["a"]})), tmp_path / "run")
 
 
-def test_rows_that_the_base_has_not_cannot_be_trained(make_task: MakeTask) -> None:
+def test_token_index_beyond_the_vocabulary_is_refused(make_task: MakeTask) -> None:
     report = validate(str(make_task(lora={"trainable_token_indices": [80]})))
-    assert "the base has no row 80; it has 80 rows" in str(report.faults[0])
+    assert "the base has no row 80; use indices below 80" in str(report.errors[0])
 
 
-def test_a_token_that_the_codec_rewrites_is_refused(make_task: MakeTask) -> None:
+def test_token_that_the_codec_rewrites_is_refused(make_task: MakeTask) -> None:
     report = validate(str(make_task(codec="text", lora={"new_tokens": ["<a>"]})))
-    assert "the codec text writes '<a>' otherwise; use letters and digits" in str(report.faults[0])
+    assert "the codec text changes the token '<a>'; use letters and digits" in str(report.errors[0])

@@ -1,4 +1,4 @@
-"""Pushing to a hub on 127.0.0.1: what goes there and what does not, in one commit, and what is said when it fails."""
+"""Pushing to a Hub on 127.0.0.1: the uploaded files, one commit for all, and one-line errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.fakehub import FakeHub
 
 recent_client = pytest.mark.skipif(
     int(version("huggingface_hub").split(".")[0]) < 1,
-    reason="the hub's client before 1.0 (transformers 4) tries nothing again and downloads from HF_ENDPOINT alone",
+    reason="the Hub's client before 1.0 (transformers 4) never retries, and downloads only from HF_ENDPOINT",
 )
 
 TOKEN = "hf_verySecretTokenOfMine"
@@ -42,22 +42,22 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """An empty hub, which this process takes for the real one."""
+    """Start an empty Hub that this process uses in place of the real Hub."""
     with FakeHub(TOKEN).running() as fake:
         monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint)
         template = fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the fake stores large files by LFS
-        monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))  # retries without the waiting
+        monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))  # retries without waiting
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield fake
-    getattr(_http, "close_session", lambda: None)()  # its client, with the timeouts that were set
+    getattr(_http, "close_session", lambda: None)()  # the client keeps the timeouts of the test
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An evaluated run, with what training may leave beside it."""
+    """Return an evaluated run with files that training and a user may leave in it."""
     folder = shutil.copytree(tiny_run.folder, tmp_path_factory.mktemp("push") / "run")
     evaluate(str(folder), baseline=True)
     for name in ("checkpoint-6/optimizer.pt", "tensorboard/events.out.tfevents.1", "notes.txt"):
@@ -81,12 +81,12 @@ def to(repo: str = "me/tiny", **settings: str | bool) -> Destination:
 
 
 def download(hub: FakeHub, folder: Path, repo: str = "me/tiny") -> Path:
-    """As `hf download REPOSITORY --local-dir FOLDER` does."""
+    """Download a repository as `hf download REPOSITORY --local-dir FOLDER` does."""
     return Path(snapshot_download(repo, endpoint=hub.endpoint, token=TOKEN, local_dir=folder / "downloaded"))
 
 
-def test_of_a_run_only_what_is_named_goes_to_the_hub_in_one_commit(hub: FakeHub, run: Run) -> None:
-    done = push(run.folder, to())
+def test_run_is_pushed_with_only_listed_files_in_one_commit(hub: FakeHub, run: Run) -> None:
+    pushed = push(run.folder, to())
     names = [
         "README.md",
         "adapter_config.json",
@@ -97,21 +97,21 @@ def test_of_a_run_only_what_is_named_goes_to_the_hub_in_one_commit(hub: FakeHub,
         "task.yaml",
     ]
     assert hub.commits == [("me/tiny", "main", "Run tiny, by lora-ft", names)]
-    assert (done.kind, done.repo, done.files) == ("run", "me/tiny", 7)
-    assert done.url.startswith(f"{hub.endpoint}/me/tiny/commit/")
+    assert (pushed.kind, pushed.repo, pushed.files) == ("run", "me/tiny", 7)
+    assert pushed.url.startswith(f"{hub.endpoint}/me/tiny/commit/")
     sent, local = hub.files("me/tiny"), run.adapter / "adapter_model.safetensors"
     assert sent["adapter_model.safetensors"] == local.read_bytes() and len(hub.large) == 1  # by LFS
     assert sent["log.jsonl"] == (run.folder / "log.jsonl").read_bytes()
-    assert sum(map(len, sent.values())) == done.bytes
+    assert sum(map(len, sent.values())) == pushed.bytes
 
 
-def test_predictions_hold_rows_and_go_only_when_asked_for(hub: FakeHub, run: Run) -> None:
+def test_predictions_are_pushed_only_on_request(hub: FakeHub, run: Run) -> None:
     push(run.folder, to(predictions=True))
     name = "predictions-test.jsonl"
     assert hub.files("me/tiny")[name] == (run.folder / name).read_bytes()
 
 
-def test_of_a_bundle_the_files_of_its_manifest_go_to_the_hub_byte_for_byte(hub: FakeHub, bundle: Path) -> None:
+def test_bundle_is_pushed_with_unchanged_files_of_its_manifest(hub: FakeHub, bundle: Path) -> None:
     (bundle / "notes.txt").write_text("mine")
     push(bundle, to())
     sent = hub.files("me/tiny")
@@ -120,14 +120,14 @@ def test_of_a_bundle_the_files_of_its_manifest_go_to_the_hub_byte_for_byte(hub: 
     assert changed == {"README.md", "manifest.json"}
 
 
-def test_of_a_checkpoint_weights_tokenizer_and_origin_go_to_the_hub(hub: FakeHub, merged: Path) -> None:
+def test_checkpoint_is_pushed_with_all_its_files(hub: FakeHub, merged: Path) -> None:
     push(merged, to())
     assert set(hub.files("me/tiny")) == {path.name for path in merged.iterdir()}
     assert hub.files("me/tiny")["model.safetensors"] == (merged / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("layout", ["optimum", "single"])
-def test_other_layouts_go_with_what_their_record_names(hub: FakeHub, run: Run, tmp_path: Path, layout: str) -> None:
+def test_layouts_are_pushed_with_the_files_of_their_record(hub: FakeHub, run: Run, tmp_path: Path, layout: str) -> None:
     out = export_onnx(str(run.folder), tmp_path / "out", layout=layout, triton=layout == "single").out
     push(out, to())
     record = json.loads((out / "lora-ft.json").read_text())
@@ -136,59 +136,57 @@ def test_other_layouts_go_with_what_their_record_names(hub: FakeHub, run: Run, t
     assert any("config.pbtxt" in name for name in record["files"]) == (layout == "single")
 
 
-def test_no_uploaded_file_names_a_folder_of_this_machine(
+def test_no_pushed_file_contains_a_local_path(
     hub: FakeHub, run: Run, merged: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    here = str(tmp_path_factory.getbasetemp()).encode()
-    assert here in (run.folder / "task.yaml").read_bytes()  # or this test would show nothing
+    root = str(tmp_path_factory.getbasetemp()).encode()
+    assert root in (run.folder / "task.yaml").read_bytes()  # otherwise this test would prove nothing
     for folder in (run.folder, merged, bundle):
         push(folder, to(f"me/{folder.name}"))
         for name, content in hub.files(f"me/{folder.name}").items():
-            assert here not in content, (folder.name, name)
+            assert root not in content, (folder.name, name)
 
 
 @recent_client
-def test_a_pushed_bank_names_no_folder_and_its_adapters_keep_their_tasks(
-    hub: FakeHub, run: Run, tmp_path: Path
-) -> None:
+def test_pushed_bank_contains_no_local_path_and_keeps_its_tasks(hub: FakeHub, run: Run, tmp_path: Path) -> None:
     export_bank([str(run.folder)], tmp_path / "bank")
     push(tmp_path / "bank", to("me/bank"))
     sent = hub.files("me/bank")["manifest.json"].decode()
     assert str(run.task.data.root) not in sent and str(Path(run.task.base).parent) not in sent
-    back = download(hub, tmp_path, "me/bank")
-    found = evaluate(str(back), adapter="tiny", overrides=[f"data.root={run.task.data.root}"])
-    assert found.scores == evaluate(str(tmp_path / "bank"), adapter="tiny").scores
+    copy = download(hub, tmp_path, "me/bank")
+    evaluation = evaluate(str(copy), adapter="tiny", overrides=[f"data.root={run.task.data.root}"])
+    assert evaluation.scores == evaluate(str(tmp_path / "bank"), adapter="tiny").scores
 
 
 @recent_client
-def test_a_pushed_bundle_comes_back_and_answers_alike(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
+def test_downloaded_bundle_generates_the_same_answers(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
     push(bundle, to())
-    asked = ["say: abc", "say: xyz"]
-    assert Generator.load(download(hub, tmp_path)).generate(asked) == Generator.load(bundle).generate(asked)
+    prompts = ["say: abc", "say: xyz"]
+    assert Generator.load(download(hub, tmp_path)).generate(prompts) == Generator.load(bundle).generate(prompts)
 
 
 @recent_client
-def test_a_pushed_run_comes_back_for_lora_ft_and_for_peft(
+def test_downloaded_run_is_loaded_by_lora_ft_and_by_peft(
     hub: FakeHub, run: Run, tiny_base: Path, tmp_path: Path
 ) -> None:
-    """Its base was a folder: the task then asks for one of that name beside it."""
+    """The run's base is a folder, so the pushed task names a folder of the same name next to it."""
     push(run.folder, to())
-    found = download(hub, tmp_path)
-    assert Run(found).task.base == str(found / tiny_base.name)
-    (found / tiny_base.name).symlink_to(tiny_base)
+    copy = download(hub, tmp_path)
+    assert Run(copy).task.base == str(copy / tiny_base.name)
+    (copy / tiny_base.name).symlink_to(tiny_base)
     rows = [{"text": "abc"}, {"text": "defg"}]
-    assert generate(load(str(found)), rows, {}) == generate(load(str(run.folder)), rows, {})
-    PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(tiny_base), str(found))
+    assert generate(load(str(copy)), rows, {}) == generate(load(str(run.folder)), rows, {})
+    PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(tiny_base), str(copy))
 
 
 @recent_client
-def test_a_pushed_checkpoint_comes_back(hub: FakeHub, merged: Path, tmp_path: Path) -> None:
+def test_downloaded_checkpoint_generates_the_same_answers(hub: FakeHub, merged: Path, tmp_path: Path) -> None:
     push(merged, to())
     rows = [{"text": "abc"}]
     assert generate(load(str(download(hub, tmp_path))), rows, {}) == generate(load(str(merged)), rows, {})
 
 
-def test_the_card_on_the_hub_loads_from_there_and_an_edited_one_goes_as_it_is(
+def test_pushed_card_loads_from_the_hub_and_an_edited_card_stays_unchanged(
     hub: FakeHub, run: Run, bundle: Path, tmp_path: Path
 ) -> None:
     push(run.folder, to())
@@ -202,38 +200,43 @@ def test_the_card_on_the_hub_loads_from_there_and_an_edited_one_goes_as_it_is(
     assert hub.files("me/edited")["README.md"].decode() == text
 
 
-def test_a_repository_may_be_private_named_by_its_last_part_and_have_branches(hub: FakeHub, run: Run) -> None:
-    done = push(run.folder, to("tiny", private=True, branch="second", message="A better one"))
-    assert done.repo == "me/tiny" and hub.private == {"me/tiny": True}
+def test_repository_may_be_private_with_a_short_name_and_a_branch(hub: FakeHub, run: Run) -> None:
+    pushed = push(run.folder, to("tiny", private=True, branch="second", message="A better one"))
+    assert pushed.repo == "me/tiny" and hub.private == {"me/tiny": True}
     assert hub.commits[0][:3] == ("me/tiny", "second", "A better one")
     assert hub.files("me/tiny") == {}  # main
 
 
-def test_pushing_again_updates(hub: FakeHub, run: Run) -> None:
+def test_second_push_adds_a_commit(hub: FakeHub, run: Run) -> None:
     push(run.folder, to())
     push(run.folder, to(branch="main"))
     assert len(hub.commits) == 2
 
 
 FAILURES = {
-    "unknown token": ("repos/create", 401, "Invalid username or password.", "does not accept HF_TOKEN"),
-    "no right": ("repos/create", 403, "Not your repository", "may not write to me/tiny: Not your repository"),
-    "no right to commit": ("/commit/", 403, "Forbidden", "may not write to me/tiny"),
-    "gone": ("preupload", 404, "Repository not found", "the hub has no me/tiny"),
-    "conflict": ("/commit/", 409, "Conflict", "is being changed by somebody else"),
-    "broken": ("repos/create", 500, "Internal Error", "is in trouble (HTTP 500): Internal Error"),
-    "broken while storing": ("/upload/", 503, "Slow down", "is in trouble (HTTP 503)"),
+    "unknown token": ("repos/create", 401, "Invalid username or password.", "the Hub rejects HF_TOKEN"),
+    "no right": (
+        "repos/create",
+        403,
+        "Not your repository",
+        "HF_TOKEN has no write access to me/tiny: Not your repository",
+    ),
+    "no right to commit": ("/commit/", 403, "Forbidden", "HF_TOKEN has no write access to me/tiny"),
+    "gone": ("preupload", 404, "Repository not found", "me/tiny does not exist on the Hub"),
+    "conflict": ("/commit/", 409, "Conflict", "is being changed by another client"),
+    "broken": ("repos/create", 500, "Internal Error", "the Hub failed (HTTP 500): Internal Error"),
+    "broken while storing": ("/upload/", 503, "Slow down", "the Hub failed (HTTP 503)"),
     "too often": ("/commit/", 429, "Too many", "rate-limited by the Hub (HTTP 429)"),
-    "too large": ("/commit/", 413, "Payload too large", "refuses (HTTP 413): Payload too large"),
+    "too large": ("/commit/", 413, "Payload too large", "rejects the request (HTTP 413): Payload too large"),
 }
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_every_refusal_is_one_line_that_says_how_to_repeat(
+def test_every_failure_is_one_line_with_the_command_to_repeat(
     hub: FakeHub, run: Run, failure: str, capsys: Capture
 ) -> None:
-    part, status, said, expected = FAILURES[failure]
-    hub.failures[part] = (status, said)
+    path_part, status, answer, expected = FAILURES[failure]
+    hub.failures[path_part] = (status, answer)
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     assert lora_ft(["push", str(run.folder), "me/tiny"]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -247,45 +250,47 @@ def test_every_refusal_is_one_line_that_says_how_to_repeat(
 
 
 @recent_client
-def test_what_passes_is_tried_again_by_the_client(hub: FakeHub, run: Run) -> None:
+def test_temporary_failures_are_retried_by_the_client(hub: FakeHub, run: Run) -> None:
     hub.passing = {"preupload": (503, "busy"), "/upload/": (500, "oops")}
     push(run.folder, to())
     assert not hub.passing and len(hub.commits) == 1
 
 
 @pytest.mark.skipif(not hasattr(_http, "close_session"), reason="clients before 1.0 have no timeout to set")
-def test_a_hub_that_does_not_answer_is_given_up_on(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_hub_times_out(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.stalled = 2
     monkeypatch.setattr(sys.modules["lora_ft.push"], "TIMEOUT", 0.2)
-    with pytest.raises(LoraFtError, match=r"could not be pushed to \(\w*Time\w*\)"):
+    with pytest.raises(LoraFtError, match=r"the push to me/tiny failed \(\w*Time\w*\)"):
         push(run.folder, to())
 
 
-def test_a_hub_that_is_not_there_is_an_error(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_an_error(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(LoraFtError, match=r"could not be pushed to \(Connect"):
+    with pytest.raises(LoraFtError, match=r"the push to me/tiny failed \(Connect"):
         push(run.folder, to())
 
 
-def test_a_card_that_the_hub_refuses_is_not_pushed(hub: FakeHub, run: Run, tmp_path: Path) -> None:
+def test_card_that_the_hub_rejects_is_not_pushed(hub: FakeHub, run: Run, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
     (folder / "README.md").write_text("---\nbase_model: /home/me/base\n---\n")
-    with pytest.raises(LoraFtError, match=r'the hub refuses the card: - "base_model" with value "/home/me/base"'):
+    with pytest.raises(LoraFtError, match=r'the Hub rejects the card: - "base_model" with value "/home/me/base"'):
         push(folder, to())
     assert not hub.commits and not hub.large
 
 
-def test_what_cannot_be_pushed_is_refused(hub: FakeHub, run: Run, tmp_path: Path, tiny_base: Path) -> None:
+def test_invalid_folders_repositories_and_tokens_are_refused(
+    hub: FakeHub, run: Run, tmp_path: Path, tiny_base: Path
+) -> None:
     with pytest.raises(UsageError, match="neither a run, a merged checkpoint nor a bundle"):
         push(tiny_base, to())
-    with pytest.raises(UsageError, match="no name of a repository"):
+    with pytest.raises(UsageError, match="not a valid repository name"):
         to("a/b/c")
-    with pytest.raises(UsageError, match="needs HF_TOKEN in the environment; make a token"):
+    with pytest.raises(UsageError, match="HF_TOKEN is not set, which a push to the Hub needs; create a token"):
         Destination("me/tiny", "")
     assert not hub.requests
 
 
-def test_a_damaged_bundle_is_not_pushed(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
+def test_damaged_bundle_is_not_pushed(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     (damaged / "config.json").write_text("{}")
     with pytest.raises(LoraFtError, match="is not the file that was published"):
@@ -293,26 +298,26 @@ def test_a_damaged_bundle_is_not_pushed(hub: FakeHub, bundle: Path, tmp_path: Pa
     assert not hub.requests
 
 
-def test_offline_is_respected(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_respected(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set; unset it"):
         push(run.folder, to())
 
 
-def test_the_token_is_tried_before_the_work(hub: FakeHub) -> None:
+def test_token_is_checked_before_the_work(hub: FakeHub) -> None:
     check(to())
-    with pytest.raises(LoraFtError, match="does not accept HF_TOKEN"):
+    with pytest.raises(LoraFtError, match="the Hub rejects HF_TOKEN"):
         check(Destination("me/tiny", "hf_another"))
     assert [path for _, path in hub.requests] == ["/api/whoami-v2"] * 2
 
 
-def test_the_token_is_not_in_what_a_destination_shows() -> None:
+def test_token_is_not_in_the_repr_of_a_destination() -> None:
     assert TOKEN not in repr(to())
 
 
 @pytest.mark.parametrize("debug", ["", "--debug"])
-def test_the_token_is_shown_nowhere(hub: FakeHub, run: Run, debug: str) -> None:
-    """Not even where the hub repeats it, or where the client logs every request."""
+def test_token_is_never_printed(hub: FakeHub, run: Run, debug: str) -> None:
+    """The token stays hidden even if the Hub repeats it, or if the client logs every request."""
     hub.failures["/commit/"] = (403, f"the token {TOKEN} may only read")
     environment = {
         **os.environ,
@@ -324,13 +329,16 @@ def test_the_token_is_shown_nowhere(hub: FakeHub, run: Run, debug: str) -> None:
         "HF_HUB_VERBOSITY": "debug",
     }
     command = [sys.executable, "-m", "lora_ft", "push", str(run.folder), "me/tiny", *debug.split()]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "may not write to me/tiny: the token (HF_TOKEN) may only read" in done.stderr
-    assert ("HubError" in done.stderr) == bool(debug)
-    assert TOKEN not in done.stdout + done.stderr
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (
+        process.returncode == 1
+        and "HF_TOKEN has no write access to me/tiny: the token (HF_TOKEN) may only read" in process.stderr
+    )
+    assert ("HubError" in process.stderr) == bool(debug)
+    assert TOKEN not in process.stdout + process.stderr
 
 
-def test_merge_and_export_push_what_they_made(hub: FakeHub, run: Run, tmp_path: Path, capsys: Capture) -> None:
+def test_merge_and_export_push_their_results(hub: FakeHub, run: Run, tmp_path: Path, capsys: Capture) -> None:
     out = str(tmp_path / "merged")
     assert lora_ft(["merge", str(run.folder), "--out", out, "--push-to-hub", "me/merged", "--private"]) == 0
     shown = capsys.readouterr().out
@@ -340,7 +348,7 @@ def test_merge_and_export_push_what_they_made(hub: FakeHub, run: Run, tmp_path: 
     assert "manifest.json" in hub.files("me/onnx")
 
 
-def test_a_job_that_cannot_end_with_a_push_does_not_begin(
+def test_job_does_not_start_if_its_push_would_fail(
     hub: FakeHub, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     arguments = ["merge", str(run.folder), "--out", str(tmp_path / "out"), "--push-to-hub", "me/merged"]
@@ -348,12 +356,12 @@ def test_a_job_that_cannot_end_with_a_push_does_not_begin(
     assert lora_ft(arguments) == 1
     monkeypatch.delenv("HF_TOKEN")
     assert lora_ft(arguments) == 2
-    assert "needs HF_TOKEN in the environment" in capsys.readouterr().err
+    assert "HF_TOKEN is not set" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("token", ["hf_first\nsecond", "hf_first second", "hf_ünïcode", "hf_tab\tbed"])
-def test_a_token_with_a_line_break_inside_is_refused_unseen(token: str) -> None:
-    with pytest.raises(UsageError, match="HF_TOKEN holds characters") as error:
+def test_token_with_invalid_characters_is_refused_without_printing_it(token: str) -> None:
+    with pytest.raises(UsageError, match="HF_TOKEN contains characters") as error:
         Destination("me/demo", token)
     assert token[:4] not in str(error.value).replace("HF_TOKEN", "")

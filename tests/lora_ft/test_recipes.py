@@ -1,4 +1,4 @@
-"""Shipped recipes: task files that load, and rows that are fit for training and scoring."""
+"""Shipped recipes: task files that load, and rows suited for training and scoring."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 from lora_ft.data.splits import Splits, load_splits
 from lora_ft.evaluation.metrics.structured import SAME_VALUE, VALID, structured
 from lora_ft.models.bases import find_base
+from lora_ft.tasks.evaluate import FHIR_R4
 from lora_ft.tasks.files import load_task, recipe_file, recipes
-from lora_ft.tasks.schema import FHIR_R4, SPLITS, Task
+from lora_ft.tasks.schema import SPLITS, Task
 from lora_ft.validate import validate
 
 BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks" / "tasks").glob("*.yaml"))
@@ -35,7 +36,7 @@ def test_every_recipe_loads_under_its_own_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", recipes())
-def test_the_card_of_a_recipe_has_the_licence_of_its_rows(name: str) -> None:
+def test_the_card_of_a_recipe_has_the_license_of_its_rows(name: str) -> None:
     ours = "(Apache-2.0)" in recipe_file(name).read_text(encoding="utf-8")
     card = load_task(name).card
     assert (card.license, card.language) == (("apache-2.0", ["en"]) if ours else (None, []))
@@ -51,12 +52,12 @@ def test_every_task_of_the_benchmarks_loads(path: Path) -> None:
 
 
 def test_tasks_of_the_benchmarks_with_several_references_are_scored_by_bleu_and_chrf() -> None:
-    several = [task for task in map(load_task, BENCHMARKS) if task.data.references]
-    assert {task.name for task in several} >= {"jfleg", "e2e"}
-    assert all({"bleu", "chrf"} <= set(task.evaluate.metrics) for task in several)
+    tasks = [task for task in map(load_task, BENCHMARKS) if task.data.references]
+    assert {task.name for task in tasks} >= {"jfleg", "e2e"}
+    assert all({"bleu", "chrf"} <= set(task.evaluate.metrics) for task in tasks)
 
 
-def test_there_are_tasks_of_the_benchmarks() -> None:
+def test_the_benchmarks_have_tasks() -> None:
     assert BENCHMARKS
 
 
@@ -65,7 +66,7 @@ def test_the_example_has_enough_rows_in_every_split(example: tuple[Task, Splits]
     assert sum(counts) >= 240 and all(count >= 30 for count in counts)
 
 
-def test_the_row_counts_in_the_recipes_comments_are_true(example: tuple[Task, Splits]) -> None:
+def test_row_counts_in_comments_of_recipes_are_correct(example: tuple[Task, Splits]) -> None:
     text = recipe_file("dialogue-summary").read_text(encoding="utf-8")
     for name in SPLITS:
         stated = re.search(rf"^  {name}: {name}\.jsonl # (\d+)", text, re.MULTILINE)
@@ -74,7 +75,7 @@ def test_the_row_counts_in_the_recipes_comments_are_true(example: tuple[Task, Sp
     assert f"The {total} dialogues" in text
 
 
-def test_every_row_of_the_example_has_an_id_of_its_own(example: tuple[Task, Splits]) -> None:
+def test_ids_of_example_rows_are_unique(example: tuple[Task, Splits]) -> None:
     ids = [row.row["id"] for name in SPLITS for row in example[1][name]]
     assert len(set(ids)) == len(ids) and example[1].overlap == 0
 
@@ -87,7 +88,7 @@ def test_t5_can_read_and_write_every_character_of_the_example(example: tuple[Tas
             assert "\n" not in row.target
 
 
-def test_the_recipe_qa_has_the_guides_settings() -> None:
+def test_the_qa_recipe_has_the_settings_of_the_guide() -> None:
     task = load_task("qa")
     assert (task.base, task.data.hub, task.prompt) == (
         "google/flan-t5-base",
@@ -102,8 +103,8 @@ def test_the_recipe_qa_has_the_guides_settings() -> None:
     assert load_task("qa", ["method=full"]).method == "full"
 
 
-def test_the_recipe_qa_takes_rows_of_its_own(tmp_path: Path) -> None:
-    """With the words of its comment."""
+def test_the_qa_recipe_accepts_own_rows(tmp_path: Path) -> None:
+    """Run the command in the comment of the recipe."""
     command = re.search(r"lora-ft train qa (--set base=offline .*)", recipe_file("qa").read_text(encoding="utf-8"))
     assert command is not None
     rows = [{"question": f"Why {i}?", "answer": f"Because {i}."} for i in range(100)]
@@ -119,14 +120,14 @@ def grams(text: str) -> set[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("column", ["dialogue", "summary"])
-def test_no_row_of_the_example_is_nearly_repeated_in_another_split(example: tuple[Task, Splits], column: str) -> None:
-    found = {name: [(row.row["id"], grams(row.row[column])) for row in example[1][name]] for name in SPLITS}
-    assert all(five_grams for name in SPLITS for _, five_grams in found[name])
+def test_splits_of_the_example_share_no_near_duplicates(example: tuple[Task, Splits], column: str) -> None:
+    grams_by_split = {name: [(row.row["id"], grams(row.row[column])) for row in example[1][name]] for name in SPLITS}
+    assert all(five_grams for name in SPLITS for _, five_grams in grams_by_split[name])
     alike = [
-        (mine, other)
+        (id_a, id_b)
         for a, b in itertools.combinations(SPLITS, 2)
-        for (mine, left), (other, right) in itertools.product(found[a], found[b])
-        if len(left & right) / min(len(left), len(right)) >= 0.2
+        for (id_a, grams_a), (id_b, grams_b) in itertools.product(grams_by_split[a], grams_by_split[b])
+        if len(grams_a & grams_b) / min(len(grams_a), len(grams_b)) >= 0.2
     ]
     assert alike == []
 
@@ -158,13 +159,13 @@ def test_the_group_chat_runs_forward_in_time_and_its_two_clocks_agree(export: di
 
 
 def test_replies_in_the_group_chat_are_to_earlier_messages(export: dict[str, Any]) -> None:
-    seen: set[int] = set()
+    earlier: set[int] = set()
     replies = 0
     for message in export["messages"]:
         if "reply_to_message_id" in message:
             replies += 1
-            assert message["reply_to_message_id"] in seen
-        seen.add(message["id"])
+            assert message["reply_to_message_id"] in earlier
+        earlier.add(message["id"])
     assert replies > 0
 
 
@@ -197,13 +198,15 @@ def test_clinical_notes_have_every_kind_in_every_split_and_each_person_in_one(cl
         kinds = [row.row["resource"]["resourceType"] for row in splits[name]]
         assert len(set(kinds)) == 7 and min(map(kinds.count, set(kinds))) >= 6
         for row in splits[name]:
-            about = row.row["resource"].get("subject") or row.row["resource"].get("patient")
-            called = row.row["resource"].get("name", [{}])[0]
-            people.append(about["display"] if about else f"{called['given'][0]} {called['family']}")
+            subject = row.row["resource"].get("subject") or row.row["resource"].get("patient")
+            name_of_patient = row.row["resource"].get("name", [{}])[0]
+            people.append(
+                subject["display"] if subject else f"{name_of_patient['given'][0]} {name_of_patient['family']}"
+            )
     assert len(set(people)) == len(people) and splits.overlap == 0
 
 
-def test_counts_in_the_clinical_recipe_are_true(clinical: tuple[Task, Splits]) -> None:
+def test_counts_in_the_clinical_recipe_are_correct(clinical: tuple[Task, Splits]) -> None:
     text = recipe_file("clinical-fhir").read_text(encoding="utf-8")
     for name in SPLITS:
         stated = re.search(rf"^  {name}: {name}\.jsonl # (\d+)", text, re.MULTILINE)
@@ -218,9 +221,9 @@ def test_the_group_chat_is_split_by_session_into_people_who_speak_in_every_part(
     assert people == [{"Brannagh", "Lumi", "Oswin", "Tuck", "Zsófi"}] * 3
     assert splits.overlap == 0 and task.generate.do_sample
     spoken = [message for message in export["messages"] if message["type"] == "message"]
-    firsts = 3  # of each part, which nothing precedes
-    theirs = [message for message in spoken if message["text"] and "forwarded_from" not in message]
-    assert sum(len(splits[name]) for name in SPLITS) == len(theirs) - firsts
+    first_messages = 3  # the first message of each split has no context
+    usable = [message for message in spoken if message["text"] and "forwarded_from" not in message]
+    assert sum(len(splits[name]) for name in SPLITS) == len(usable) - first_messages
     assert f"The {len(spoken)} messages" in recipe_file("group-chat").read_text(encoding="utf-8")
 
 
@@ -230,7 +233,7 @@ def tickets() -> tuple[Task, Splits]:
     return task, load_splits(task)
 
 
-def test_every_label_of_the_tickets_is_in_every_split_about_as_often_as_the_others(
+def test_labels_of_the_tickets_are_balanced_in_every_split(
     tickets: tuple[Task, Splits],
 ) -> None:
     task, splits = tickets
@@ -241,14 +244,14 @@ def test_every_label_of_the_tickets_is_in_every_split_about_as_often_as_the_othe
     assert all(label in task.prompt for label in task.known_labels)
 
 
-def test_tickets_are_unlike_each_other_and_t5_can_read_them(tickets: tuple[Task, Splits]) -> None:
+def test_tickets_are_distinct_and_in_the_vocabulary(tickets: tuple[Task, Splits]) -> None:
     messages = [example.row["message"] for name in SPLITS for example in tickets[1][name]]
     ids = [example.row["id"] for name in SPLITS for example in tickets[1][name]]
     assert len(set(ids)) == len(ids) == 368
     assert all(text.isascii() and not set(text) & set("{}<>~\n\t") for text in messages)
     words = [set(re.findall(r"[a-z0-9']+", text.lower())) for text in messages]
-    for left, right in itertools.combinations(words, 2):
-        assert len(left & right) / len(left | right) < 0.6
+    for a, b in itertools.combinations(words, 2):
+        assert len(a & b) / len(a | b) < 0.6
 
 
 @pytest.mark.slow
@@ -259,5 +262,5 @@ def test_recipes_cause_no_avoidable_warnings(name: str) -> None:
     counted = (
         "left out: 1 (1 forwarded)"  # one of the chat's messages was forwarded, so that readers see what comes of it
     )
-    assert report.faults == []
+    assert report.errors == []
     assert [warning for warning in report.warnings if not warning.startswith(machine) and counted not in warning] == []

@@ -1,4 +1,4 @@
-"""Bugs that were found once, each as the behaviour that was missing."""
+"""Regression tests, one for each bug."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.data.readers import read_rows
 from lora_ft.data.splits import load_splits
 from lora_ft.models.bases import find_base, load_tokenizer
-from lora_ft.tasks.files import TaskFaults, load_task, save_task
+from lora_ft.tasks.files import InvalidTaskError, load_task, save_task
 from lora_ft.validate import validate
 
 MakeTask = Callable[..., Path]
 CUT: dict[str, Any] = {"validation": None, "test": None, "split": {"validation": 0.25, "test": 0.25}}
 
 
-def test_train_alone_is_cut(make_task: MakeTask) -> None:
+def test_train_limit_cuts_the_train_split_only(make_task: MakeTask) -> None:
     task = load_task(make_task(rows=40, data=CUT))
     assert load_splits(task, ["train"]).train == load_splits(task).train
 
@@ -30,12 +30,12 @@ def test_validate_of_a_cut_task_reports_no_overlap(make_task: MakeTask) -> None:
     rows = [{"text": f"row {i}", "answer": "a"} for i in range(40)]
     path = make_task(data=CUT)
     (path.parent / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = validate(str(path))
-    assert found.warnings == [] and found.lengths[0].rows == 20
+    validation = validate(str(path))
+    assert validation.warnings == [] and validation.lengths[0].rows == 20
 
 
 def test_missing_train_file_is_one_fault(make_task: MakeTask) -> None:
-    assert [f.key for f in validate(str(make_task(data=CUT | {"train": "gone.jsonl"}))).faults] == ["data.train"]
+    assert [f.key for f in validate(str(make_task(data=CUT | {"train": "gone.jsonl"}))).errors] == ["data.train"]
 
 
 def test_unquoted_csv_line_separators(tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_override_order_of_hub(make_task: MakeTask) -> None:
 
 
 def test_unknown_preset_is_one_fault(make_task: MakeTask) -> None:
-    with pytest.raises(TaskFaults) as c:
+    with pytest.raises(InvalidTaskError) as c:
         load_task(make_task(lora={"preset": "huge"}))
-    assert [f.key for f in c.value.faults] == ["lora.preset"]
+    assert [f.key for f in c.value.errors] == ["lora.preset"]
 
 
 def test_all_rows_dropped(make_task: MakeTask) -> None:
@@ -105,7 +105,7 @@ def test_all_rows_dropped(make_task: MakeTask) -> None:
 def test_lone_surrogate(make_task: MakeTask) -> None:
     path = make_task()
     (path.parent / "train.jsonl").write_text('{"text": "a\\ud83d", "answer": "b"}')
-    assert validate(str(path)).faults
+    assert validate(str(path)).errors
 
 
 def test_damaged_config(make_task: MakeTask, tmp_path: Path, tiny_base: Path) -> None:
@@ -141,7 +141,7 @@ def test_hub_error_without_message(make_task: MakeTask, monkeypatch: pytest.Monk
 
 
 def test_partly_unknown_target_modules(make_task: MakeTask) -> None:
-    assert validate(str(make_task(lora={"target_modules": "q,vv"}))).faults
+    assert validate(str(make_task(lora={"target_modules": "q,vv"}))).errors
 
 
 def test_list_target(make_task: MakeTask) -> None:
@@ -168,7 +168,7 @@ def test_make_task_replaces_the_base(make_task: MakeTask) -> None:
 
 
 def test_infinite_epochs(make_task: MakeTask) -> None:
-    with pytest.raises(TaskFaults):
+    with pytest.raises(InvalidTaskError):
         load_task(make_task(), ["train.num_train_epochs=.inf"])
 
 
@@ -192,14 +192,14 @@ def test_best_of_a_moved_run(tmp_path: Path) -> None:
     seal(tmp_path, 3, keep=1, best=str(tmp_path / "old" / "checkpoint-1"))
 
 
-def test_training_does_not_see_the_test_rows(make_task: MakeTask) -> None:
-    """The leak: train() reads ("train", "validation"), and only `test` is to be cut."""
+def test_training_excludes_the_test_rows(make_task: MakeTask) -> None:
+    """train() reads ("train", "validation"); only `test` is to be cut from the rows."""
     task = load_task(make_task(rows=40, data={"test": None, "split": {"test": 0.25}}))
     trained = load_splits(task, ("train", "validation")).train
     assert len(trained) == 30
 
 
-def test_a_rare_line_break_in_a_task_survives_saving(make_task: MakeTask, tmp_path: Path) -> None:
+def test_rare_line_break_in_a_task_survives_saving(make_task: MakeTask, tmp_path: Path) -> None:
     task = load_task(make_task(prompt="say\x85 {text}\u2028"))
     save_task(task, tmp_path / "saved.yaml")
     assert load_task(tmp_path / "saved.yaml") == task

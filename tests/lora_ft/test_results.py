@@ -1,4 +1,4 @@
-"""Results of verbs print as a few lines, and turn into JSON."""
+"""Results of verbs print as a few lines, and convert to JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def as_json(result: object) -> object:
     return content
 
 
-def test_an_evaluation_has_scores_by_name() -> None:
+def test_evaluation_has_scores_by_name() -> None:
     assert EVALUATION.scores["rouge1"].mean == 24.0
     assert str(EVALUATION.scores["rouge1"]) == "24.0 [21.0, 27.0]"
     assert str(EVALUATION).splitlines() == [
@@ -54,13 +54,13 @@ def test_an_evaluation_has_scores_by_name() -> None:
     assert content["predictions"] == "predictions-test.jsonl"
 
 
-def test_the_evaluation_of_a_bank_names_the_adapters() -> None:
+def test_bank_evaluation_names_the_adapters() -> None:
     result = BankEvaluation({"demo": EVALUATION}, {"demo": "rouge1"}, {"other": "no rows"})
-    assert str(result) == "demo: rouge1 24.0 [21.0, 27.0]\nother: not scored: no rows"
+    assert str(result) == "demo: rouge1 24.0 [21.0, 27.0] (4 test rows)\nother: not scored: no rows"
     assert as_json(result)["scored"]["demo"]["scores"]["model"] == "runs/demo"  # type: ignore[index]
 
 
-def test_a_comparison_prints_its_table(tmp_path: Path) -> None:
+def test_comparison_prints_its_table(tmp_path: Path) -> None:
     result = compare([write(tmp_path / "a.jsonl", GOOD), write(tmp_path / "b.jsonl", BAD)])
     assert "rouge1" in str(result) and result.note in str(result)
     assert len(as_json(result)["contenders"]) == 2  # type: ignore[index]
@@ -73,7 +73,7 @@ def test_a_comparison_prints_its_table(tmp_path: Path) -> None:
         (Pushed("run", "me/demo", "https://hub/commit/1", 7, 1_500_000), "run me/demo: 7 files, 1.5 MB, https"),
     ],
 )
-def test_merged_and_pushed_print_a_line(result: Merged | Pushed, text: str) -> None:
+def test_merge_and_push_results_print_one_line(result: Merged | Pushed, text: str) -> None:
     assert str(result).startswith(text) and as_json(result)
 
 
@@ -83,9 +83,9 @@ def test_merged_adapters_print_their_scores(tiny_run: Run) -> None:
     assert as_json(result)["run"]["folder"] == str(tiny_run.folder)  # type: ignore[index]
 
 
-def test_a_validation_says_whether_the_task_can_be_trained(tmp_path: Path, tiny_base: Path) -> None:
+def test_validation_reports_if_the_task_can_be_trained(tmp_path: Path, tiny_base: Path) -> None:
     result = validate(str(write_task(tmp_path, tiny_base)))
     assert result.ok and str(result).startswith("tiny: ready to train") and "steps of" in str(result)
-    assert as_json(result)["faults"] == []  # type: ignore[index]
+    assert as_json(result)["errors"] == []  # type: ignore[index]
     broken = validate(str(write_task(tmp_path, tiny_base, data={"train": "missing.jsonl"})))
     assert not broken.ok and "data.train" in str(broken)

@@ -1,4 +1,4 @@
-"""Real signals and a real full disk while training: a checkpoint is there, and the run goes on to the same bits."""
+"""Real signals and a full disk during training: a checkpoint is saved, and the run resumes bit-identically."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ STEPS: dict[str, Any] = {"eval_every": 3, "num_train_epochs": 3, "metric_for_bes
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_saves_a_checkpoint(make_task: MakeTask, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_signal_saves_a_checkpoint(make_task: MakeTask, tmp_path: Path, number: signal.Signals, code: int) -> None:
     task, out = make_task(train=STEPS), tmp_path / "run"
     process = start(task, out)
     wait_for(lambda: (working_folder(out) / "log.jsonl").exists(), process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    assert f"stopped by {number.name} after step".encode() in errors and b"--resume goes on" in errors
+    assert f"stopped by {number.name} after step".encode() in errors and b"with --resume to continue" in errors
     assert list(working_folder(out).glob("checkpoint-*/complete"))
     resumed = train(load_task(task), out, resume=True)
     assert same(weights(resumed), weights(train(load_task(task), tmp_path / "whole")))
 
 
-def test_a_signal_saves_a_snapshot_of_a_group(make_task: MakeTask, tmp_path: Path) -> None:
+def test_signal_saves_a_snapshot_of_a_group(make_task: MakeTask, tmp_path: Path) -> None:
     tasks = [make_task(name=name, train=STEPS | {"num_train_epochs": 20}) for name in ("one", "two")]
     process = start_group([str(task) for task in tasks], tmp_path / "runs")
     wait_for(lambda: (tmp_path / "runs" / "two.unfinished" / "log.jsonl").exists(), process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143 and b"--resume goes on" in errors
+    assert process.returncode == 143 and b"with --resume to continue" in errors
     assert len(train_many([load_task(task) for task in tasks], tmp_path / "runs", resume=True).runs) == 2
 
 
@@ -61,24 +61,24 @@ def test_all_processes_of_torchrun_stop_together(make_task: MakeTask, tmp_path: 
 
 
 def limit_files() -> None:
-    """Let no file grow beyond what the small ones of a run need, so that a checkpoint cannot be written."""
+    """Limit the size of files, so that the small files of a run can be written, but no checkpoint."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, 24_000))
 
 
-def test_a_file_size_limit_is_one_line_and_the_run_goes_on(make_task: MakeTask, tmp_path: Path) -> None:
+def test_file_size_limit_is_one_line_and_the_run_resumes(make_task: MakeTask, tmp_path: Path) -> None:
     task, out = make_task(train=STEPS), tmp_path / "run"
     command = [sys.executable, "-m", "lora_ft", "train", str(task), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit_files, check=False)
-    last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit_files, check=False)
+    last = completed.stderr.strip().splitlines()[-1]
+    assert completed.returncode == 1 and "Traceback" not in completed.stderr
     assert last.startswith(f"error: {working_folder(out)}: ") and "--resume" in last
     assert same(weights(train(load_task(task), out, resume=True)), weights(train(load_task(task), tmp_path / "whole")))
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_from_its_last_checkpoint(
+def test_full_disk_is_one_line_and_the_run_resumes_from_its_last_checkpoint(
     make_task: MakeTask, tmp_path: Path
 ) -> None:
-    """On a file system that is filled up after the first checkpoint."""
+    """The file system is filled after the first checkpoint."""
     disk = tmp_path / "disk"
     disk.mkdir()
     prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
@@ -105,11 +105,11 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_its_last_checkpoint(
         echo "$code" > {tmp_path}/code
         cp -r {disk}/run {tmp_path}/run
     """
-    done = subprocess.run([*prefix, script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run([*prefix, script], capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
     assert (tmp_path / "code").read_text() == "1\n"
-    assert "no space left on the disk" in done.stderr and "Traceback" not in done.stderr
-    assert "going on from step" in done.stderr
+    assert "no space left on the disk" in completed.stderr and "Traceback" not in completed.stderr
+    assert "resuming from step" in completed.stderr
     from lora_ft.runs.run import Run
 
     assert same(weights(Run(tmp_path / "run")), weights(train(load_task(task), tmp_path / "whole")))

@@ -1,4 +1,4 @@
-"""Training: what a run holds, that it learns, that it resumes exactly, and that it stops when it must."""
+"""Training: files of a run, learning, exact resume, and errors that stop a run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
-from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.errors import LoraFtError, LossError, UsageError
 from lora_ft.runs.run import Run, working_folder
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import Task
 from lora_ft.train import Interrupted, train
 
 MakeTask = Callable[..., Path]
-# Every source of randomness is on, so that a resumed run has something to get wrong.
+# Every source of randomness is on, so that an inexact resume shows.
 RANDOM: dict[str, Any] = {"eval_every": 3, "num_train_epochs": 3, "base_dropout": 0.1}
 
 
@@ -38,7 +38,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def closeness(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """Largest relative difference of any weight matrix."""
+    """Return the largest relative difference of any weight matrix."""
     return max(float((a[name] - b[name]).norm() / b[name].norm().clamp(min=1e-6)) for name in b)
 
 
@@ -48,7 +48,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def start(task: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    """`lora-ft train` in a process of its own."""
+    """Start `lora-ft train` in a new process."""
     command = [sys.executable, "-m", "lora_ft", "train", str(task), "--out", str(out), *more]
     return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
 
@@ -61,7 +61,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes]) 
         time.sleep(0.002)
 
 
-def test_a_run_holds_what_it_should(make_task: MakeTask, tmp_path: Path, tiny_base: Path) -> None:
+def test_run_contains_all_its_files(make_task: MakeTask, tmp_path: Path, tiny_base: Path) -> None:
     run = train(load_task(make_task()), tmp_path / "run")
     assert {path.name for path in run.folder.iterdir()} == {
         "adapter",
@@ -85,19 +85,19 @@ def test_training_learns_and_vanilla_peft_loads_the_adapter(
     make_task: MakeTask, tmp_path: Path, tiny_base: Path
 ) -> None:
     run = train(load_task(make_task(rows=8, train={"num_train_epochs": 30})), tmp_path / "run")
-    seen = losses(run.folder)
-    assert sum(seen[-5:]) < 0.7 * sum(seen[:5])
+    loss_values = losses(run.folder)
+    assert sum(loss_values[-5:]) < 0.7 * sum(loss_values[:5])
     model = PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained(tiny_base), str(run.adapter))
     changed = [name for name, value in model.named_parameters() if "lora_B" in name and value.abs().max() > 0]
     assert len(changed) == 12  # q and v of two encoder layers, and of two decoder layers twice
 
 
-def test_a_run_that_ends_before_a_loss_is_logged_tells_its_loss(make_task: MakeTask, tmp_path: Path) -> None:
+def test_run_that_ends_before_its_first_log_records_its_loss(make_task: MakeTask, tmp_path: Path) -> None:
     run = train(load_task(make_task(train={"num_train_epochs": 1, "logging_steps": 1000})), tmp_path / "run")
     assert 0 < run.metrics["train_loss"] < 100
 
 
-def test_answers_of_the_validation_are_not_cut_at_twenty_tokens(make_task: MakeTask, tmp_path: Path) -> None:
+def test_validation_answers_are_not_truncated_at_twenty_tokens(make_task: MakeTask, tmp_path: Path) -> None:
     """peft#1120, transformers#10032: an encoder-decoder in peft ignores the Trainer's generation settings."""
     lengths: list[int] = []
     original = T5ForConditionalGeneration.generate
@@ -123,8 +123,8 @@ def test_eval_loss_and_rouge_are_both_logged(make_task: MakeTask, tmp_path: Path
     assert run.metrics["best_metric"] == max(entry["eval_rouge1"] for entry in run.metrics["evaluations"])
 
 
-def test_the_best_checkpoint_becomes_the_adapter(make_task: MakeTask, tmp_path: Path) -> None:
-    """Few rows and many epochs overfit: the last state must not be what is kept."""
+def test_best_checkpoint_becomes_the_adapter(make_task: MakeTask, tmp_path: Path) -> None:
+    """Few rows and many epochs overfit, so the last checkpoint is not the best."""
     settings = {"metric_for_best_model": "loss", "num_train_epochs": 30, "eval_every": 2, "warmup_ratio": 0.0}
     task = load_task(make_task(rows=8, train=settings | {"learning_rate": 0.03, "lr_scheduler_type": "constant"}))
     run = train(task, tmp_path / "run")
@@ -146,7 +146,7 @@ def test_early_stopping_ends_the_run(make_task: MakeTask, tmp_path: Path) -> Non
     assert run.metrics["steps"] == run.metrics["best_step"] + 4 < 80
 
 
-def test_accumulated_batches_give_the_same_adapter_as_large_ones(make_task: MakeTask, tmp_path: Path) -> None:
+def test_accumulated_batches_train_the_same_adapter_as_large_batches(make_task: MakeTask, tmp_path: Path) -> None:
     """The loss is averaged over the tokens of the whole step, not over micro-batches of unequal length."""
     large = train(load_task(make_task(train={"per_device_train_batch_size": 8})), tmp_path / "large")
     small = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
@@ -167,31 +167,29 @@ def test_bf16_autocast_keeps_the_adapter_in_float32(make_task: MakeTask, tmp_pat
     assert all(loss > 0 for loss in losses(run.folder))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(make_task: MakeTask, tmp_path: Path) -> None:
+def test_non_finite_loss_stops_the_run(make_task: MakeTask, tmp_path: Path) -> None:
     settings = {"learning_rate": 3e37, "warmup_ratio": 0.0, "max_grad_norm": 0.0}
-    with pytest.raises(LoraFtError, match=r"not finite; lower train\.learning_rate"):
+    with pytest.raises(LossError, match=r"not finite \(got (nan|inf)\); lower train\.learning_rate"):
         train(load_task(make_task(train=settings)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_of_exactly_zero_stops_the_run(
-    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_zero_loss_stops_the_run(make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """artidoro/qlora#135: FLAN-T5 with LoRA in fp16 trains on a loss of 0.0 and learns nothing."""
     monkeypatch.setattr(
         "lora_ft.training.trainer.token_loss", lambda outputs, labels, num_items_in_batch: outputs.logits.sum() * 0
     )
-    with pytest.raises(LoraFtError, match="exactly 0"):
+    with pytest.raises(LossError, match="exactly 0"):
         train(load_task(make_task()), tmp_path / "run")
 
 
-def test_training_without_validation_rows_keeps_the_last_state(make_task: MakeTask, tmp_path: Path) -> None:
+def test_training_without_validation_rows_keeps_the_last_checkpoint(make_task: MakeTask, tmp_path: Path) -> None:
     run = train(load_task(make_task(data={"validation": None})), tmp_path / "run")
     assert run.metrics["best_metric"] is None
     assert run.metrics["evaluations"] == []
 
 
-def test_existing_runs_are_safe(make_task: MakeTask, tmp_path: Path) -> None:
+def test_existing_runs_are_not_replaced_without_overwrite(make_task: MakeTask, tmp_path: Path) -> None:
     task = load_task(make_task(train={"num_train_epochs": 1}))
     first = train(task, tmp_path / "run")
     before = weights(first)
@@ -201,8 +199,8 @@ def test_existing_runs_are_safe(make_task: MakeTask, tmp_path: Path) -> None:
     assert not same(weights(train(changed, tmp_path / "run", overwrite=True)), before)
 
 
-def test_resume_needs_something_to_resume(make_task: MakeTask, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no unfinished run"):
+def test_resume_requires_an_unfinished_run(make_task: MakeTask, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the unfinished run .* does not exist"):
         train(load_task(make_task()), tmp_path / "run", resume=True)
 
 
@@ -210,14 +208,14 @@ def test_resume_needs_something_to_resume(make_task: MakeTask, tmp_path: Path) -
 def uninterrupted(
     tmp_path_factory: pytest.TempPathFactory, tiny_base: Path
 ) -> Callable[[Task], dict[str, torch.Tensor]]:
-    """Weights of the run that nothing disturbed, trained once for a module."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    """Return the weights of an uninterrupted run, trained once per module."""
+    cached: dict[str, dict[str, torch.Tensor]] = {}
 
     def get(task: Task) -> dict[str, torch.Tensor]:
         key = task.model_dump_json(exclude={"data"})
-        if key not in found:
-            found[key] = weights(train(task, tmp_path_factory.mktemp("whole") / "run"))
-        return found[key]
+        if key not in cached:
+            cached[key] = weights(train(task, tmp_path_factory.mktemp("whole") / "run"))
+        return cached[key]
 
     return get
 
@@ -233,7 +231,7 @@ MOMENTS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_resumes_to_the_same_bits(
+def test_killed_run_resumes_bit_identically(
     moment: str, make_task: MakeTask, tmp_path: Path, uninterrupted: Callable[[Task], dict[str, torch.Tensor]]
 ) -> None:
     task = make_task(train=RANDOM, lora={"lora_dropout": 0.1})
@@ -243,7 +241,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not out.exists()
-    with pytest.raises(UsageError, match="--resume to go on"):
+    with pytest.raises(UsageError, match="--resume to continue"):
         train(load_task(task), out)
     run = train(load_task(task), out, resume=True)
     assert same(weights(run), uninterrupted(load_task(task)))
@@ -251,7 +249,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert logged == sorted(logged) and len(losses(run.folder)) == run.metrics["steps"]  # no step is logged twice
 
 
-def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(
+def test_ctrl_c_saves_a_checkpoint_and_prints_how_to_resume(
     make_task: MakeTask, tmp_path: Path, uninterrupted: Callable[[Task], dict[str, torch.Tensor]]
 ) -> None:
     task = make_task(train=RANDOM, lora={"lora_dropout": 0.1})
@@ -261,40 +259,38 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"--resume goes on from there" in errors and b"Traceback" not in errors
+    assert b"repeat the command with --resume to continue" in errors and b"Traceback" not in errors
     assert same(weights(train(load_task(task), out, resume=True)), uninterrupted(load_task(task)))
 
 
-def test_resuming_another_task_is_refused(make_task: MakeTask, tmp_path: Path) -> None:
+def test_resume_refuses_another_task(make_task: MakeTask, tmp_path: Path) -> None:
     task = load_task(make_task(train={"learning_rate": 3e37, "warmup_ratio": 0.0, "max_grad_norm": 0.0}))
     with pytest.raises(LoraFtError):
         train(task, tmp_path / "run")
-    other = task.model_copy(update={"train": task.train.model_copy(update={"learning_rate": 0.01})})
-    with pytest.raises(UsageError, match="started with another train"):
-        train(other, tmp_path / "run", resume=True)
+    changed = task.model_copy(update={"train": task.train.model_copy(update={"learning_rate": 0.01})})
+    with pytest.raises(UsageError, match=r"of the unfinished run .* in train"):
+        train(changed, tmp_path / "run", resume=True)
 
 
-def test_two_processes_follow_the_loss_curve_of_one(make_task: MakeTask, tmp_path: Path) -> None:
+def test_two_processes_match_the_loss_curve_of_one(make_task: MakeTask, tmp_path: Path) -> None:
     alone = train(load_task(make_task(train={"per_device_train_batch_size": 4})), tmp_path / "alone")
     task = make_task(train={"per_device_train_batch_size": 2})
     out = tmp_path / "pair"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command = [*launch, "-m", "lora_ft", "train", str(task), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert completed.returncode == 0, completed.stderr
     assert losses(out) == pytest.approx(losses(alone.folder), rel=2e-3)
     assert closeness(weights(Run(out)), weights(alone)) < 1e-2
-    assert done.stdout.count("adapter ") == 1  # only one of them speaks
+    assert completed.stdout.count("adapter ") == 1  # only one process prints
 
 
-def test_an_interrupt_is_an_error_of_its_own() -> None:
+def test_interrupted_is_a_separate_error() -> None:
     assert Interrupted("stopped").exit_code == 130
 
 
-def test_a_resumed_run_keeps_the_precision_it_began_with(
-    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another machine, or the same one under load, would choose otherwise, and the bits would differ."""
+def test_resumed_run_keeps_its_precision(make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine, or the same one under load, could choose differently and change the result."""
     task = load_task(make_task(train={"precision": "auto", "learning_rate": 3e37, "max_grad_norm": 0.0}))
     monkeypatch.setattr("lora_ft.training.compute_dtype.cpu_flags", lambda: frozenset({"avx512_bf16"}))
     with pytest.raises(LoraFtError, match="not finite"):
@@ -307,10 +303,8 @@ def test_a_resumed_run_keeps_the_precision_it_began_with(
     assert json.loads((working_folder(tmp_path / "run") / "choices.json").read_text()) == began
 
 
-def test_tensorboard_shows_one_set_of_curves_and_the_task_even_of_a_resumed_run(
-    make_task: MakeTask, tmp_path: Path
-) -> None:
-    """Read back as TensorBoard does; steps that a stopped run did after its checkpoint are not shown twice."""
+def test_tensorboard_shows_one_set_of_curves_and_the_task_of_a_resumed_run(make_task: MakeTask, tmp_path: Path) -> None:
+    """Steps that a stopped run took after its checkpoint are not shown twice."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = {"report_to": ["tensorboard"], "eval_every": 3, "num_train_epochs": 2}

@@ -1,4 +1,4 @@
-"""Adapters of a group equal those trained alone, none harms another, and a killed group resumes to the same bits."""
+"""Adapters of a group equal those trained alone, are independent, and resume bit-identically after a kill."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.conftest import write_task
 from tests.lora_ft.test_train import closeness, losses, wait_for, weights
 
 MakeTask = Callable[..., Path]
-# Unlike in rank, layers, dropout, rate, schedule, decay, smoothing, seed, lengths, batch, accumulation, number of rows.
-UNLIKE: list[dict[str, Any]] = [
+# They differ in rank, layers, dropout, rate, schedule, decay, smoothing, seed, lengths, batch and number of rows.
+DIFFERENT: list[dict[str, Any]] = [
     {"rows": 24, "lora": {"r": 4, "init_lora_weights": "eva"}, "train": {"learning_rate": 0.001}},
     {
         "rows": 41,
@@ -78,37 +78,38 @@ UNLIKE: list[dict[str, Any]] = [
 
 
 def start(tasks: list[str], out: Path, *more: str) -> subprocess.Popen[bytes]:
-    """`lora-ft train` of several tasks in a process of its own."""
+    """Start `lora-ft train` of several tasks in a new process."""
     command = [sys.executable, "-m", "lora_ft", "train", *tasks, "--out", str(out), *more]
     return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def unlike(make_task: MakeTask, count: int, **train: Any) -> list[Task]:
-    """So many tasks that differ in what they can."""
-    made = []
-    for at, sections in enumerate(UNLIKE[:count]):
+def different_tasks(make_task: MakeTask, count: int, **train: Any) -> list[Task]:
+    """Return `count` tasks that differ in every setting that a group supports."""
+    tasks = []
+    for at, sections in enumerate(DIFFERENT[:count]):
         settings = {**sections, "train": {**sections.get("train", {}), **train}}
-        made.append(load_task(make_task(name=f"t{at}", **settings)))
-    return made
+        tasks.append(load_task(make_task(name=f"t{at}", **settings)))
+    return tasks
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_the_adapters_are_those_of_training_alone(make_task: MakeTask, tmp_path: Path, count: int) -> None:
-    tasks = unlike(make_task, count, max_steps=50, eval_every=25, metric_for_best_model="loss")
-    packed = train_many(tasks, tmp_path / "packed")
-    assert not packed.failed
-    for task, run in zip(tasks, packed.runs, strict=True):
+def test_group_trains_the_same_adapters_as_training_alone(make_task: MakeTask, tmp_path: Path, count: int) -> None:
+    tasks = different_tasks(make_task, count, max_steps=50, eval_every=25, metric_for_best_model="loss")
+    grouped = train_many(tasks, tmp_path / "grouped")
+    assert not grouped.failed
+    for task, run in zip(tasks, grouped.runs, strict=True):
         alone = train(task, tmp_path / "alone" / task.name)
         assert closeness(weights(run), weights(alone)) < 1e-5
         assert run.metrics["best_step"] == alone.metrics["best_step"]
         assert run.task == alone.task
         assert {path.name for path in run.folder.iterdir()} == {path.name for path in alone.folder.iterdir()}
-        configs = [json.loads((one.adapter / "adapter_config.json").read_text()) for one in (run, alone)]
+        configs = [json.loads((trained.adapter / "adapter_config.json").read_text()) for trained in (run, alone)]
         for config in configs:
             config["target_modules"].sort()
         assert configs[0] == configs[1]
         logs = [
-            [json.loads(line) for line in (one.folder / "log.jsonl").read_text().splitlines()] for one in (run, alone)
+            [json.loads(line) for line in (trained.folder / "log.jsonl").read_text().splitlines()]
+            for trained in (run, alone)
         ]
         assert [(entry["step"], entry["epoch"]) for entry in logs[0]] == [
             (entry["step"], entry["epoch"]) for entry in logs[1]
@@ -130,10 +131,10 @@ def test_rows_are_oversampled_as_in_training_alone(make_task: MakeTask, tmp_path
         rows = [{"text": f"{split} {i}", "answer": "no" if i % 6 else "yes"} for i in range(18)]
         (path.parent / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     task = load_task(path)
-    packed = train_many([task], tmp_path / "packed").runs[0]
+    grouped = train_many([task], tmp_path / "grouped").runs[0]
     alone = train(task, tmp_path / "alone")
-    assert closeness(weights(packed), weights(alone)) < 1e-5
-    assert packed.metrics["rows"] == alone.metrics["rows"] == {"train": 18, "validation": 18}
+    assert closeness(weights(grouped), weights(alone)) < 1e-5
+    assert grouped.metrics["rows"] == alone.metrics["rows"] == {"train": 18, "validation": 18}
 
 
 def same(a: Run, b: Run) -> bool:
@@ -141,21 +142,21 @@ def same(a: Run, b: Run) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_a_diverged_adapter_leaves_and_harms_no_other(make_task: MakeTask, tmp_path: Path) -> None:
+def test_diverged_adapter_leaves_the_group_without_changing_others(make_task: MakeTask, tmp_path: Path) -> None:
     diverging = {"learning_rate": 3e37, "warmup_ratio": 0.0, "max_grad_norm": 0.0}
     sound = load_task(make_task(name="sound", train={"metric_for_best_model": "loss", "learning_rate": 0.001}))
     broken = load_task(make_task(name="broken", train={**diverging, "metric_for_best_model": "loss"}))
-    packed = train_many([broken, sound], tmp_path / "runs")
-    assert [run.task.name for run in packed.runs] == ["sound"]
-    assert "not finite" in packed.failed["broken"]
+    grouped = train_many([broken, sound], tmp_path / "runs")
+    assert [run.task.name for run in grouped.runs] == ["sound"]
+    assert "not finite" in grouped.failed["broken"]
     assert not (tmp_path / "runs" / "broken").exists()
-    assert closeness(weights(packed.runs[0]), weights(train(sound, tmp_path / "alone"))) < 1e-5
+    assert closeness(weights(grouped.runs[0]), weights(train(sound, tmp_path / "alone"))) < 1e-5
 
 
-def test_a_score_that_cannot_be_taken_ends_one_adapter_only(
+def test_failed_evaluation_ends_one_adapter_only(
     make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks = unlike(make_task, 2, max_steps=6)
+    tasks = different_tasks(make_task, 2, max_steps=6)
     original = Trainer.evaluate
 
     def evaluate(self: Any, *args: Any, **options: Any) -> Any:
@@ -164,11 +165,11 @@ def test_a_score_that_cannot_be_taken_ends_one_adapter_only(
         return original(self, *args, **options)
 
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
-    packed = train_many(tasks, tmp_path / "runs")
-    assert packed.failed == {"t1": "ValueError: no score"} and [run.task.name for run in packed.runs] == ["t0"]
+    grouped = train_many(tasks, tmp_path / "runs")
+    assert grouped.failed == {"t1": "ValueError: no score"} and [run.task.name for run in grouped.runs] == ["t0"]
 
 
-def test_adapters_stop_early_by_themselves(make_task: MakeTask, tmp_path: Path) -> None:
+def test_adapters_stop_early_independently(make_task: MakeTask, tmp_path: Path) -> None:
     overfitting: dict[str, Any] = {
         "metric_for_best_model": "loss",
         "num_train_epochs": 40,
@@ -180,8 +181,8 @@ def test_adapters_stop_early_by_themselves(make_task: MakeTask, tmp_path: Path) 
     }
     early = load_task(make_task(rows=8, name="early", train=overfitting))
     longer = load_task(make_task(rows=8, name="longer", train={"max_steps": 30, "metric_for_best_model": "loss"}))
-    packed = train_many([early, longer], tmp_path / "runs")
-    first, second = packed.runs
+    grouped = train_many([early, longer], tmp_path / "runs")
+    first, second = grouped.runs
     assert first.metrics["steps"] == first.metrics["best_step"] + 4 < 80
     assert second.metrics["steps"] == 30
     assert first.metrics["pack"]["adapters"] == 2 and 0.4 < first.metrics["pack"]["share"] < 0.6
@@ -189,43 +190,66 @@ def test_adapters_stop_early_by_themselves(make_task: MakeTask, tmp_path: Path) 
 
 
 def test_tasks_that_do_not_fit_together_train_in_several_groups(make_task: MakeTask, tmp_path: Path) -> None:
-    tasks = unlike(make_task, 3, max_steps=4)
-    said: list[str] = []
-    board = Noting(said)
-    packed = train_many(tasks, tmp_path / "runs", most=2, dashboard=board)
-    assert [run.task.name for run in packed.runs] == ["t0", "t1", "t2"]
-    assert "3 adapters on one base in 2 groups" in said
-    assert sum(line.startswith("group ") for line in said) == 2
+    tasks = different_tasks(make_task, 3, max_steps=4)
+    notes: list[str] = []
+    progress = NoteRecorder(notes)
+    grouped = train_many(tasks, tmp_path / "runs", group_size=2, progress=progress)
+    assert [run.task.name for run in grouped.runs] == ["t0", "t1", "t2"]
+    assert "3 adapters on one base in 2 groups" in notes
+    assert sum(line.startswith("group ") for line in notes) == 2
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"t0", "t1", "t2", "report.html"}
 
 
-class Noting(SilentDashboard):
-    """Remembers what was said."""
+class NoteRecorder(SilentDashboard):
+    """Dashboard that records notes."""
 
-    def __init__(self, said: list[str]) -> None:
-        self.said = said
+    def __init__(self, notes: list[str]) -> None:
+        self.notes = notes
 
     def note(self, text: str) -> None:
-        self.said.append(text)
+        self.notes.append(text)
+
+
+class Notes:
+    """Plain progress display that records notes, without the rows of a dashboard."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def stage(self, name: str, total: int = 0, completed: int = 0) -> None: ...
+
+    def advance(self, completed: int, figures: str = "") -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_path_of_a_grid_file_trains_its_tasks_and_marks_the_best(make_task: MakeTask, tmp_path: Path) -> None:
+    file = make_task(train={"max_steps": 2, "metric_for_best_model": "loss"}, grid={"lora.r": [2, 4]})
+    progress, out = Notes(), tmp_path / "runs"
+    result = train_many(file, out, progress=progress)
+    assert [run.task.name for run in result.runs] == ["tiny-r-2", "tiny-r-4"] and not result.failed
+    assert result.best == json.loads((out / "grid.json").read_text())["best"] in ("tiny-r-2", "tiny-r-4")
+    assert "2 adapters on one base in 1 group" in progress.notes
 
 
 def test_answers_are_generated_as_in_training_alone(make_task: MakeTask, tmp_path: Path) -> None:
-    tasks = unlike(make_task, 2, num_train_epochs=2)
-    packed = train_many(tasks, tmp_path / "runs")
-    for task, run in zip(tasks, packed.runs, strict=True):
+    tasks = different_tasks(make_task, 2, num_train_epochs=2)
+    grouped = train_many(tasks, tmp_path / "runs")
+    for task, run in zip(tasks, grouped.runs, strict=True):
         alone = train(task, tmp_path / "alone" / task.name)
         for mine, theirs in zip(run.metrics["evaluations"], alone.metrics["evaluations"], strict=True):
             assert mine.keys() == theirs.keys() and mine["eval_rouge1"] == theirs["eval_rouge1"]
 
 
-# Long enough that there is something to kill, with evaluations at unlike steps.
+# Long enough to be killed while training, with evaluations at different steps.
 RESUMED: dict[str, Any] = {"max_steps": 40, "eval_every": 3, "metric_for_best_model": "loss"}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list[Run]:
-    """The group that nothing disturbed, trained once for a module."""
-    root = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list[Run]:
+    """Runs of an uninterrupted group, trained once per module."""
+    root = tmp_path_factory.mktemp("uninterrupted")
 
     def make(rows: int = 24, name: str = "tiny", **sections: Any) -> Path:
         return write_task(root, tiny_base, rows, name, **sections)
@@ -234,8 +258,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> li
 
 
 def resumable(make_task: MakeTask) -> list[Task]:
-    """Three tasks, of which the first has finished when the second is half done."""
-    tasks = unlike(make_task, 3, **RESUMED)
+    """Return three tasks. The first is finished when the others are at half of their steps."""
+    tasks = different_tasks(make_task, 3, **RESUMED)
     short = tasks[0].model_copy(update={"train": tasks[0].train.model_copy(update={"max_steps": 20})})
     save_task(short, short.data.root / "task.yaml")  # type: ignore[operator]
     return [short, *tasks[1:]]
@@ -260,8 +284,8 @@ MOMENTS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_group_resumes_to_the_same_bits(
-    moment: str, make_task: MakeTask, tmp_path: Path, undisturbed: list[Run]
+def test_killed_group_resumes_bit_identically(
+    moment: str, make_task: MakeTask, tmp_path: Path, uninterrupted: list[Run]
 ) -> None:
     tasks, out = resumable(make_task), tmp_path / "runs"
     process = start(files(tasks), out)
@@ -269,29 +293,31 @@ def test_a_killed_group_resumes_to_the_same_bits(
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (out / "t1").exists()
-    with pytest.raises(UsageError, match="--resume to go on"):
+    with pytest.raises(UsageError, match="--resume to continue"):
         train_many(tasks, out)
-    packed = train_many(tasks, out, resume=True)
-    assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, undisturbed, strict=True))
-    for run in packed.runs:
+    grouped = train_many(tasks, out, resume=True)
+    assert all(same(mine, theirs) for mine, theirs in zip(grouped.runs, uninterrupted, strict=True))
+    for run in grouped.runs:
         steps = [json.loads(line)["step"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
         assert steps == sorted(steps) and len(losses(run.folder)) == run.metrics["steps"]  # no step is logged twice
     assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2", "report.html"}
 
 
-def test_minutes_of_work_are_not_left_to_the_next_evaluation(
+def test_snapshots_do_not_wait_for_the_next_evaluation(
     make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks: list[int] = []
     monkeypatch.setattr("lora_ft.multi_lora.group._LONGEST", 0.0)
     monkeypatch.setattr("lora_ft.multi_lora.group._OVERHEAD", 0)
     monkeypatch.setattr(Snapshots, "write", lambda self, snapshot: ticks.append(snapshot.tick))
-    train_many(unlike(make_task, 1, max_steps=5, eval_every=4, metric_for_best_model="loss"), tmp_path / "runs")
+    train_many(
+        different_tasks(make_task, 1, max_steps=5, eval_every=4, metric_for_best_model="loss"), tmp_path / "runs"
+    )
     assert ticks == [1, 2, 3, 4, 5]
 
 
-def test_ctrl_c_saves_a_snapshot_and_says_how_to_go_on(
-    make_task: MakeTask, tmp_path: Path, undisturbed: list[Run]
+def test_ctrl_c_saves_a_snapshot_and_prints_how_to_resume(
+    make_task: MakeTask, tmp_path: Path, uninterrupted: list[Run]
 ) -> None:
     tasks, out = resumable(make_task), tmp_path / "runs"
     process = start(files(tasks), out)
@@ -299,13 +325,13 @@ def test_ctrl_c_saves_a_snapshot_and_says_how_to_go_on(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"--resume goes on from there" in errors and b"Traceback" not in errors
-    packed = train_many(tasks, out, resume=True)
-    assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, undisturbed, strict=True))
+    assert b"repeat the command with --resume to continue" in errors and b"Traceback" not in errors
+    grouped = train_many(tasks, out, resume=True)
+    assert all(same(mine, theirs) for mine, theirs in zip(grouped.runs, uninterrupted, strict=True))
 
 
-def test_resuming_needs_unfinished_groups_of_the_same_tasks(make_task: MakeTask, tmp_path: Path) -> None:
-    tasks, out = unlike(make_task, 2, max_steps=4), tmp_path / "runs"
+def test_resume_requires_unfinished_groups_of_the_same_tasks(make_task: MakeTask, tmp_path: Path) -> None:
+    tasks, out = different_tasks(make_task, 2, max_steps=4), tmp_path / "runs"
     with pytest.raises(UsageError, match="no unfinished groups"):
         train_many(tasks, out, resume=True)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -314,7 +340,7 @@ def test_resuming_needs_unfinished_groups_of_the_same_tasks(make_task: MakeTask,
     with pytest.raises(UsageError, match="of other tasks"):
         train_many(tasks[:1], out, resume=True)
     changed = tasks[0].model_copy(update={"train": tasks[0].train.model_copy(update={"learning_rate": 0.5})})
-    with pytest.raises(UsageError, match="started with another train"):
+    with pytest.raises(UsageError, match=r"of the unfinished run .* in train"):
         train_many([changed, tasks[1]], out, resume=True)
     assert len(train_many(tasks, out, overwrite=True).runs) == 2
 

@@ -1,4 +1,4 @@
-"""validate: all that is wrong with a task, its data and its base at once, and what training would do, unwritten."""
+"""validate reports all errors of a task, its data and its base, and the training plan, without writing anything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from lora_ft.data.batching import encode
 from lora_ft.data.splits import load_splits
 from lora_ft.models.bases import load_tokenizer
-from lora_ft.tasks.files import TaskFaults, load_task
+from lora_ft.tasks.files import InvalidTaskError, load_task
 from lora_ft.training.plan import make_plan
 from lora_ft.validate import Validation, validate
 from tests.tiny import CONFIG
@@ -28,14 +28,14 @@ def validated(path: Path, *overrides: str) -> Validation:
     return validate(str(path), overrides)
 
 
-def test_a_sound_task_has_lengths_and_the_plan_of_its_training(make_task: MakeTask, tiny_base: Path) -> None:
+def test_a_valid_task_has_lengths_and_a_plan(make_task: MakeTask, tiny_base: Path) -> None:
     path = make_task()
-    found = validated(path)
+    result = validated(path)
     task = load_task(path)
     rows = encode(load_splits(task).train, load_tokenizer(tiny_base), task.lengths, "train")
-    assert found.task == "tiny" and found.faults == [] and found.warnings == []
-    assert found.plan == make_plan(task, CONFIG, rows)
-    assert [(side.what, side.rows) for side in found.lengths] == [
+    assert result.task == "tiny" and result.errors == [] and result.warnings == []
+    assert result.plan == make_plan(task, CONFIG, rows)
+    assert [(side.name, side.rows) for side in result.lengths] == [
         ("train prompts", 24),
         ("train targets", 24),
         ("validation prompts", 6),
@@ -45,56 +45,56 @@ def test_a_sound_task_has_lengths_and_the_plan_of_its_training(make_task: MakeTa
     ]
 
 
-def test_faults_of_the_data_and_the_base_are_found_at_once(make_task: MakeTask, tmp_path: Path) -> None:
+def test_errors_of_data_and_base_are_reported_together(make_task: MakeTask, tmp_path: Path) -> None:
     path = make_task(data={"test": "gone.jsonl"})
     (path.parent / "train.jsonl").write_text('{"text": "a"', encoding="utf-8")
     write_rows(path.parent / "validation.jsonl", [{"text": "a", "answer": ""}])
-    found = validated(path, f"base={tmp_path}")
-    faults = {fault.key: fault for fault in found.faults}
-    assert list(faults) == ["base", "data.train", "data.validation", "data.test"]
-    assert faults["base"].value == str(tmp_path) and "has no config.json" in faults["base"].problem
-    assert "train.jsonl:1 is not JSON" in faults["data.train"].problem
-    assert "column 'answer' is empty" in faults["data.validation"].problem
-    assert faults["data.test"].value == "gone.jsonl" and faults["data.test"].problem.startswith("no file ")
-    assert found.plan is None and found.lengths == []
+    result = validated(path, f"base={tmp_path}")
+    errors = {error.key: error for error in result.errors}
+    assert list(errors) == ["base", "data.train", "data.validation", "data.test"]
+    assert errors["base"].value == str(tmp_path) and "has no config.json" in errors["base"].problem
+    assert "train.jsonl:1 is not JSON" in errors["data.train"].problem
+    assert "column 'answer' is empty" in errors["data.validation"].problem
+    assert errors["data.test"].value == "gone.jsonl" and errors["data.test"].problem.startswith("no file ")
+    assert result.plan is None and result.lengths == []
 
 
-def test_faults_of_the_schema_are_raised_before_the_data_is_read(make_task: MakeTask) -> None:
-    with pytest.raises(TaskFaults) as caught:
+def test_invalid_keys_are_raised_before_the_data_is_read(make_task: MakeTask) -> None:
+    with pytest.raises(InvalidTaskError) as caught:
         validated(make_task(train={"seed": "x"}, data={"train": "gone.jsonl"}), "lengths.source=1")
-    assert {fault.key for fault in caught.value.faults} == {"train.seed", "lengths.source"}
+    assert {error.key for error in caught.value.errors} == {"train.seed", "lengths.source"}
 
 
-def test_a_damaged_file_is_one_fault_also_where_other_splits_are_cut_off_it(make_task: MakeTask) -> None:
+def test_a_damaged_file_with_several_splits_is_one_error(make_task: MakeTask) -> None:
     path = make_task(data={"validation": None, "test": None, "split": {"validation": 0.2, "test": 0.2}})
     (path.parent / "train.jsonl").write_text("{", encoding="utf-8")
-    assert [fault.key for fault in validated(path).faults] == ["data.train"]
+    assert [error.key for error in validated(path).errors] == ["data.train"]
 
 
-def test_a_task_without_training_rows_is_a_fault(make_task: MakeTask) -> None:
-    found = validated(make_task(data={"train": None}))
-    assert [fault.key for fault in found.faults] == ["data.train"] and found.plan is None
+def test_a_task_without_training_rows_is_an_error(make_task: MakeTask) -> None:
+    result = validated(make_task(data={"train": None}))
+    assert [error.key for error in result.errors] == ["data.train"] and result.plan is None
 
 
-def test_targets_that_are_too_long_are_a_fault_with_the_lengths_beside_it(make_task: MakeTask) -> None:
-    found = validated(make_task(lengths={"target": 6}))
-    assert {fault.key for fault in found.faults} == {"lengths.target"}
-    assert [fault.value for fault in found.faults] == [6] * len(found.faults)
-    assert "train targets are longer than lengths.target = 6" in found.faults[0].problem
-    assert "validation targets are longer" in found.faults[1].problem
-    assert found.plan is None and len(found.lengths) == 6
-    assert validated(make_task(lengths={"target": 6, "long_targets": "cut"})).faults == []
+def test_long_targets_are_an_error_with_their_lengths(make_task: MakeTask) -> None:
+    result = validated(make_task(lengths={"target": 6}))
+    assert {error.key for error in result.errors} == {"lengths.target"}
+    assert [error.value for error in result.errors] == [6] * len(result.errors)
+    assert "train targets are longer than lengths.target = 6" in result.errors[0].problem
+    assert "validation targets are longer" in result.errors[1].problem
+    assert result.plan is None and len(result.lengths) == 6
+    assert validated(make_task(lengths={"target": 6, "long_targets": "cut"})).errors == []
 
 
-def test_layers_that_the_base_lacks_are_a_fault(make_task: MakeTask) -> None:
-    found = validated(make_task(lora={"target_modules": "query"}))
-    assert [fault.value for fault in found.faults] == [["query"]]
-    assert "no linear layer 'query'" in found.faults[0].problem
+def test_layers_missing_from_the_base_are_an_error(make_task: MakeTask) -> None:
+    result = validated(make_task(lora={"target_modules": "query"}))
+    assert [error.value for error in result.errors] == [["query"]]
+    assert "no linear layer 'query'" in result.errors[0].problem
 
 
-def test_lengths_are_percentiles_of_tokens_and_the_share_that_is_cut(make_task: MakeTask) -> None:
+def test_lengths_are_percentiles_and_the_share_above_the_limit(make_task: MakeTask) -> None:
     path = make_task(data={"validation": None, "test": None})
-    # Letter by letter: n letters are n tokens, "say: " is 6 with the word mark, and </s> closes.
+    # One token per letter: "say: " has 6 with the word mark, and </s> is added.
     write_rows(path.parent / "train.jsonl", [{"text": "a" * n, "answer": "b" * 5} for n in range(1, 102)])
     prompts, targets = validated(path).lengths
     assert prompts.percentiles == (7 + 51, 7 + 91, 7 + 96, 7 + 101)
@@ -115,25 +115,25 @@ def has(warnings: list[str], *words: str) -> bool:
     return any(all(word in warning for word in words) for warning in warnings)
 
 
-def test_missing_splits_are_warned_of(make_task: MakeTask) -> None:
+def test_missing_splits_are_reported(make_task: MakeTask) -> None:
     warnings = validated(make_task(data={"validation": None, "test": None})).warnings
     assert len(warnings) == 2
-    assert has(warnings, "no validation rows", "data.split") and has(warnings, "no test rows", "--split validation")
+    assert has(warnings, "no validation rows", "data.split") and has(warnings, "no test rows", "data.split.test")
 
 
-def test_overlap_is_warned_of(make_task: MakeTask) -> None:
-    assert has(validated(make_task(data={"test": "train.jsonl"})).warnings, "24 test prompts are training prompts too")
+def test_overlap_with_training_rows_is_reported(make_task: MakeTask) -> None:
+    assert has(validated(make_task(data={"test": "train.jsonl"})).warnings, "24 test prompts are also training prompts")
 
 
-def test_rows_that_are_nearly_training_rows_are_warned_of(make_task: MakeTask) -> None:
+def test_near_duplicates_of_training_rows_are_reported(make_task: MakeTask) -> None:
     path = make_task()
     words = " ".join(f"word{i}" for i in range(40))
     write_rows(path.parent / "train.jsonl", [{"text": words, "answer": "a"}, {"text": "other", "answer": "b"}])
     write_rows(path.parent / "test.jsonl", [{"text": f"{words} more", "answer": "a"}])
-    assert has(validated(path).warnings, "1 test rows are nearly training rows, such as row 1 and training row 1")
+    assert has(validated(path).warnings, "1 test rows nearly equal training rows, such as row 1 and training row 1")
 
 
-def test_texts_that_t5_cannot_write_are_warned_of(make_task: MakeTask) -> None:
+def test_texts_that_t5_cannot_write_are_reported(make_task: MakeTask) -> None:
     path = make_task()
     write_rows(path.parent / "validation.jsonl", [{"text": "a", "answer": "a\nb"}, {"text": "c漢", "answer": "d"}])
     warnings = validated(path).warnings
@@ -142,7 +142,7 @@ def test_texts_that_t5_cannot_write_are_warned_of(make_task: MakeTask) -> None:
     assert not has(warnings, "train")
 
 
-def test_prompts_that_are_cut_are_warned_of_from_five_percent(make_task: MakeTask) -> None:
+def test_cut_prompts_are_reported_above_five_percent(make_task: MakeTask) -> None:
     path = make_task()
     rows = [{"text": "a" * 9, "answer": "b"}] * 95
     long = {"text": "a" * 99, "answer": "b"}
@@ -166,23 +166,23 @@ def test_nothing_is_written(make_task: MakeTask, tmp_path: Path, monkeypatch: py
     assert files() == before and not cache.exists()
 
 
-def test_progress_is_told_what_happens(make_task: MakeTask) -> None:
-    class Told:
+def test_progress_receives_the_stages(make_task: MakeTask) -> None:
+    class Stages:
         stages: list[str] = []  # noqa: RUF012
 
-        def stage(self, name: str, total: int = 0, done: int = 0) -> None:
+        def stage(self, name: str, total: int = 0, completed: int = 0) -> None:
             self.stages.append(name)
 
-        def advance(self, done: int, figures: str = "") -> None: ...
+        def advance(self, completed: int, figures: str = "") -> None: ...
 
         def note(self, text: str) -> None: ...
 
-    told = Told()
-    validate(str(make_task()), progress=told)
-    assert told.stages == ["finding the base", "reading the rows"]
+    progress = Stages()
+    validate(str(make_task()), progress=progress)
+    assert progress.stages == ["finding the base", "reading the rows"]
 
 
-def test_a_codec_is_recommended_where_it_would_help_and_no_more_once_it_is_set(make_task: MakeTask) -> None:
+def test_a_codec_is_recommended_only_if_it_helps(make_task: MakeTask) -> None:
     path = make_task(codec="none")
     write_rows(path.parent / "train.jsonl", [{"text": "a", "answer": "{a}\nb"}, {"text": "漢", "answer": "c"}])
     warnings = validated(path).warnings
@@ -194,10 +194,10 @@ def test_a_codec_is_recommended_where_it_would_help_and_no_more_once_it_is_set(m
     assert not has(validated(path, "codec=text").warnings, "set codec")
 
 
-def test_targets_that_the_schema_refuses_are_warned_of(make_task: MakeTask) -> None:
+def test_targets_that_the_schema_refuses_are_reported(make_task: MakeTask) -> None:
     path = make_task(data={"validation": None, "test": None}, codec="json", evaluate={"json_schema": "schema.json"})
     write_rows(path.parent / "train.jsonl", [{"text": "a", "answer": {"b": 1}}, {"text": "b", "answer": [1]}])
     (path.parent / "schema.json").write_text('{"type": "object"}', encoding="utf-8")
-    assert has(validated(path).warnings, "train targets: 1 are not valid by", "schema.json, first row 1")
+    assert has(validated(path).warnings, "train targets: 1 are invalid under", "schema.json, first row 1")
     (path.parent / "schema.json").unlink()
-    assert [fault.key for fault in validated(path).faults] == ["evaluate.json_schema"]
+    assert [error.key for error in validated(path).errors] == ["evaluate.json_schema"]

@@ -44,7 +44,7 @@ def hour_of_day(hour: int, word: str) -> int | None:
 
     Args:
         hour: Hour as written, 0..23.
-        word: Part of the day written beside the hour, as `plain` returns it. Empty on a 24-hour clock.
+        word: Part of the day written next to the hour, as `plain` returns it. Empty on a 24-hour clock.
     """
     if not word:
         return hour
@@ -52,7 +52,9 @@ def hour_of_day(hour: int, word: str) -> int | None:
     if hours is None:
         return None
     readings = [hour] if hour > 12 else [hour % 12, hour % 12 + 12]
-    apart = [min(min(abs(reading - other), 24 - abs(reading - other)) for other in hours) for reading in readings]
+    apart = [
+        min(min(abs(reading - expected), 24 - abs(reading - expected)) for expected in hours) for reading in readings
+    ]
     nearest = min(apart)
     fits = nearest <= (_FARTHEST if hour <= 12 else 0) and apart.count(nearest) == 1
     return readings[apart.index(nearest)] if fits else None

@@ -42,14 +42,14 @@ def hour_of(hour: int, half: str) -> int | None:
 
 def split_date(text: str) -> tuple[Parts, float] | None:
     """Return the three parts of a date as written, and the time of day in seconds. Return None for other text."""
-    found = _DATE.fullmatch(text.strip())
-    if found is None:
+    match = _DATE.fullmatch(text.strip())
+    if match is None:
         return None
-    hour = hour_of(int(found[4]), (found[7] or "").lower())
-    minute, second = int(found[5]), int(found[6] or 0)
+    hour = hour_of(int(match[4]), (match[7] or "").lower())
+    minute, second = int(match[5]), int(match[6] or 0)
     if hour is None or minute > 59 or second > 59:
         return None
-    return (found[1], found[2], found[3]), float(3600 * hour + 60 * minute + second)
+    return (match[1], match[2], match[3]), float(3600 * hour + 60 * minute + second)
 
 
 def day_of(parts: Parts, order: str) -> datetime.date | None:
@@ -79,24 +79,24 @@ def order_of(dates: Iterable[tuple[Parts, bool]], where: object, remedy: str) ->
         UsageError: Several orders are possible, or none.
     """
     days: dict[str, list[datetime.date]] = {}
-    seen: list[Parts] = []
+    distinct: list[Parts] = []
     american = False
     last: Parts | None = None
     for parts, is_american in dates:
         american = american or is_american
         if parts != last:
-            seen.append(parts)
+            distinct.append(parts)
             last = parts
     for order in _ORDERS:
-        found = [day_of(parts, order) for parts in seen]
-        whole = [day for day in found if day is not None]
-        if len(whole) == len(found) and whole == sorted(whole):
-            days[order] = whole
+        candidates = [day_of(parts, order) for parts in distinct]
+        valid = [day for day in candidates if day is not None]
+        if len(valid) == len(candidates) and valid == sorted(valid):
+            days[order] = valid
     if american and "mdy" in days:
         return "mdy"
-    if len({tuple(kept) for kept in days.values()}) == 1:
+    if len({tuple(sequence) for sequence in days.values()}) == 1:
         return next(iter(days))
-    example = "/".join(seen[0]) if seen else ""
+    example = "/".join(distinct[0]) if distinct else ""
     if not days:
-        raise UsageError(f"{where} has dates that fit no order of day and month (first: {example})", remedy)
-    raise UsageError(f"{where} has dates that may be day or month first (first: {example})", remedy)
+        raise UsageError(f"{where} has dates that fit no order of day and month (got {example})", remedy)
+    raise UsageError(f"{where} has dates that may be day first or month first (got {example})", remedy)

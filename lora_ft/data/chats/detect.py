@@ -1,6 +1,6 @@
 """Detection of an export's format from its content. The name of the export decides nothing.
 
-An export of a known but unsupported program raises an error with the program's name, so that nobody suspects the file.
+An export of a known but unsupported program raises an error with the program's name, so that the cause is clear.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def find_format(file: Path) -> str:
 def _in_folder(file: Path, root: File) -> str:
     """Return the format of a folder or zip file, from the names and content of its files."""
     names = {entry.name for entry in root.iterdir()}
-    found = files_below(root, _ANY_NAME)
-    all_names = {entry.name for entry in found}
+    entries = files_below(root, _ANY_NAME)
+    all_names = {entry.name for entry in entries}
     if is_whatsapp(all_names):  # first, because a chat's attachments may look like any other format
         return "whatsapp"
     if "result.json" in names or any(telegram_html.PAGE.fullmatch(name) for name in all_names):
@@ -85,16 +85,18 @@ def _in_folder(file: Path, root: File) -> str:
         return "messenger"
     if {"chat.md", "main.jsonl"} & all_names:
         return "signal"
-    if "data.json" in all_names and all(_of_file(one, file) == "signal" for one in found if one.name == "data.json"):
+    if "data.json" in all_names and all(
+        _of_file(entry, file) == "signal" for entry in entries if entry.name == "data.json"
+    ):
         return "signal"
     if {"users.json", "channels.json", "dms.json"} & names or any(
-        re.fullmatch(r"\d{4}-\d\d-\d\d\.json", one) for one in all_names
+        re.fullmatch(r"\d{4}-\d\d-\d\d\.json", name) for name in all_names
     ):
         return "slack"
-    texts = [one for one in found if one.name.lower().endswith(".txt")]
+    texts = [entry for entry in entries if entry.name.lower().endswith(".txt")]
     if texts and not file.is_dir():
         return "whatsapp"
-    chats = [one for one in found if one.name.lower().endswith(".json") and messenger.is_messenger(one)]
+    chats = [entry for entry in entries if entry.name.lower().endswith(".json") and messenger.is_messenger(entry)]
     if chats:
         return "messenger"
     raise _unknown(file)
@@ -116,8 +118,12 @@ def _of_file(file: File, shown: Path) -> str:
             raise _unread(shown, program)
     if discord_text.is_discord_text(file) or discord_text.is_discord_table(file):
         return "discord"
-    for name, is_it in (("line", line.is_line), ("kakaotalk", kakaotalk.is_kakaotalk), ("signal", signal.is_signal)):
-        if is_it(text):
+    for name, begins_like in (
+        ("line", line.is_line),
+        ("kakaotalk", kakaotalk.is_kakaotalk),
+        ("signal", signal.is_signal),
+    ):
+        if begins_like(text):
             return name
     if _CLOCK_LINE.search(text) or file.name.lower().endswith(".txt"):
         return "whatsapp"
@@ -136,25 +142,25 @@ def _of_page(start: bytes, shown: Path) -> str:
 def _of_json(file: File, shown: Path) -> str:
     """Return the format of a JSON file from its first keys or, if they are not conclusive, from its first message."""
     keys: set[str] = set()
-    known: str | None = None
+    program: str | None = None
     for key in top_keys(file, telegram_repair):
         keys.add(key)
-        known = _matching(keys, _TOP_KEYS)
-        if known is not None or key == "messages":
+        program = _matching(keys, _TOP_KEYS)
+        if program is not None or key == "messages":
             break
-    if known is None:
+    if program is None:
         first = _first(file, "messages.item" if "messages" in keys else "item")
-        known = _matching(first.keys(), _MESSAGE_KEYS)
-        if known is None and "messages" in keys:
-            rest = set(top_keys(file, telegram_repair)) if not first else set()
-            known = _matching(keys | rest, _TOP_KEYS) or "telegram"
-        elif known is None and {"type", "ts"} <= first.keys():
-            known = "slack"
-    if known is None:
+        program = _matching(first.keys(), _MESSAGE_KEYS)
+        if program is None and "messages" in keys:
+            later_keys = set(top_keys(file, telegram_repair)) if not first else set()
+            program = _matching(keys | later_keys, _TOP_KEYS) or "telegram"
+        elif program is None and {"type", "ts"} <= first.keys():
+            program = "slack"
+    if program is None:
         raise _unknown(shown)
-    if known.startswith("!"):
-        raise _unread(shown, known)
-    return known
+    if program.startswith("!"):
+        raise _unread(shown, program)
+    return program
 
 
 def _first(file: File, prefix: str) -> Mapping[str, Any]:
@@ -162,18 +168,18 @@ def _first(file: File, prefix: str) -> Mapping[str, Any]:
     return first if isinstance(first, dict) else {}
 
 
-def _matching(keys: Any, known: tuple[tuple[frozenset[str], str], ...]) -> str | None:
-    return next((program for needed, program in known if needed <= set(keys)), None)
+def _matching(keys: Any, table: tuple[tuple[frozenset[str], str], ...]) -> str | None:
+    return next((program for needed, program in table if needed <= set(keys)), None)
 
 
 def _unread(file: Path, program: str, remedy: str = "") -> LoraFtError:
     name = program.removeprefix("!")
-    remedy = remedy or _REMEDIES.get(program, f"readable are {', '.join(FORMATS)}")
-    return UsageError(f"{file} is an export of {name}, which is not read", remedy)
+    remedy = remedy or _REMEDIES.get(program, f"use an export of {', '.join(FORMATS)}")
+    return UsageError(f"{file} is an export of {name}, which is not supported", remedy)
 
 
 def _unknown(file: Path) -> LoraFtError:
     return UsageError(
-        f"{file} is no export of a chat that is known",
-        f"readable are {', '.join(FORMATS)} (data.chat.format names one)",
+        f"{file} is not a known export of a chat",
+        f"use an export of {', '.join(FORMATS)} (data.chat.format names one)",
     )

@@ -59,8 +59,8 @@ def _message(fields: Fields, header: dict[str, str]) -> Message | None:
         raise fields.refuse("author", "an object")
     if "content" in fields and fields.raw("content") is None:
         raise fields.refuse("content", "a text")
-    own = _text(fields, fields)
-    text = own or (_text(original, fields) if original is not None else "")
+    content = _text(fields, fields)
+    text = content or (_text(original, fields) if original is not None else "")
     sender = _name(author)
     if not text or not sender:
         return None
@@ -69,16 +69,16 @@ def _message(fields: Fields, header: dict[str, str]) -> Message | None:
         time=fields.date("timestamp"),
         sender=sender,
         text=text,
-        reply_to=(reference.key("messageId") if reference is not None and own else "") or None,
+        reply_to=(reference.key("messageId") if reference is not None and content else "") or None,
         thread=_thread(header),
-        forwarded=not own,
+        forwarded=not content,
         bot=author.flag("isBot"),
     )
 
 
 def _text(fields: Fields, message: Fields) -> str:
     names = {person.key("id"): _name(person) for person in message.children("mentions")}
-    text = _MENTION.sub(lambda found: f"@{names.get(found[1], found[1])}", fields.text("content"))
+    text = _MENTION.sub(lambda match: f"@{names.get(match[1], match[1])}", fields.text("content"))
     return clean_text(_EMOJI.sub(r"\1", text))
 
 

@@ -128,11 +128,11 @@ def _entries(file: File) -> Iterator[tuple[int, tuple[str, str], list[str]]]:
             if rules > 2:  # the footer
                 break
         elif rules >= 2:
-            found = _HEAD.fullmatch(line) if blank else None
-            if found is not None and (split_date(found[1]) is not None):
+            match = _HEAD.fullmatch(line) if blank else None
+            if match is not None and (split_date(match[1]) is not None):
                 if head is not None:
                     yield *head, lines
-                head, lines = (number, (found[1], found[2])), []
+                head, lines = (number, (match[1], match[2])), []
             else:
                 lines.append(line)
         blank = not line.strip()

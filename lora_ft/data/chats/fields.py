@@ -1,7 +1,7 @@
 """Type-checked fields of JSON objects that another program wrote.
 
-Exports hold lists in place of objects, null in place of a text, and numbers in place of names. Every reader accesses
-fields through `Fields`, so each such fault is an error with the names of the file, the message and the field.
+Exports may hold lists instead of objects, null instead of text, and numbers instead of names. Every reader accesses
+fields through `Fields`, so each such error names the file, the message and the field.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Fields:
     def __init__(self, value: Any, where: str, program: str) -> None:
         self.where, self._program = where, program
         if not isinstance(value, dict):
-            raise self._fault("it", value, "an object")
+            raise self._error("it", value, "an object")
         self._value: dict[str, Any] = value
 
     def __contains__(self, key: str) -> bool:
@@ -41,15 +41,15 @@ class Fields:
 
     def named(self, *keys: str) -> Fields:
         """Return the same object, named in errors by the first of the fields `keys` with a text or number."""
-        found = (self._value.get(key) for key in keys)
-        name = next((value for value in found if isinstance(value, (str, int)) and not isinstance(value, bool)), None)
+        values = (self._value.get(key) for key in keys)
+        name = next((value for value in values if isinstance(value, (str, int)) and not isinstance(value, bool)), None)
         return self if name is None else Fields(self._value, f"{self.where}, message {_short(name)}", self._program)
 
     def text(self, key: str) -> str:
         """Return a text, or "" if the field is empty."""
         value = self._value.get(key)
         if value is not None and not isinstance(value, str):
-            raise self._fault(key, value, "a text")
+            raise self._error(key, value, "a text")
         return value or ""
 
     def key(self, key: str) -> str:
@@ -63,7 +63,7 @@ class Fields:
         """Return a Boolean, or False if the field is empty."""
         value = self._value.get(key)
         if value is not None and not isinstance(value, bool):
-            raise self._fault(key, value, "true or false")
+            raise self._error(key, value, "true or false")
         return bool(value)
 
     def child(self, key: str) -> Fields | None:
@@ -72,21 +72,21 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise self._fault(key, value, "an object")
+            raise self._error(key, value, "an object")
         return Fields(value, self.where, self._program)
 
     def values(self, key: str) -> list[Any]:
         """Return the elements of a list. An empty field has no elements."""
         value = self._value.get(key)
         if value is not None and not isinstance(value, list):
-            raise self._fault(key, value, "a list")
+            raise self._error(key, value, "a list")
         return value or []
 
     def children(self, key: str) -> Iterator[Fields]:
         """Yield the objects of a list."""
         for value in self.values(key):
             if not isinstance(value, dict):
-                raise self._fault(key, value, "a list of objects")
+                raise self._error(key, value, "a list of objects")
             yield Fields(value, self.where, self._program)
 
     def raw(self, key: str) -> Any:
@@ -122,13 +122,13 @@ class Fields:
 
     def refuse(self, key: str, expected: str) -> LoraFtError:
         """Return the error for a field with an unexpected value."""
-        return self._fault(key, self._value.get(key), expected)
+        return self._error(key, self._value.get(key), expected)
 
-    def _fault(self, key: str, value: Any, expected: str) -> LoraFtError:
+    def _error(self, key: str, value: Any, expected: str) -> LoraFtError:
         kind = "null" if value is None else _KINDS.get(type(value), type(value).__name__)
-        what = f"{self.where} is" if key == "it" else f"{self.where}: {key} is"
+        subject = f"{self.where} is" if key == "it" else f"{self.where}: {key} is"
         return LoraFtError(
-            f"{what} {kind}, not {expected} (got {_short(value)})", f"export it again from {self._program}"
+            f"{subject} {kind}, not {expected} (got {_short(value)})", f"export it again from {self._program}"
         )
 
     def _dateless(self, key: str, value: Any) -> LoraFtError:

@@ -105,21 +105,25 @@ def read_chats(
         UsageError: The file is not an export of that kind, or its format is unknown.
         LoraFtError: The export is damaged.
     """
-    chosen = find_format(file) if kind == "auto" else kind
+    format_name = find_format(file) if kind == "auto" else kind
     names: dict[str, None] = {}
-    found = _newest(
-        _noted(READERS[chosen](file), names, choice, census or Census()), keep, by_time=chosen not in _ORDERED_BY_FILE
+    newest = _newest(
+        _noted(READERS[format_name](file), names, choice, census or Census()),
+        keep,
+        by_time=format_name not in _ORDERED_BY_FILE,
     )
-    if not found and choice.only is not None and names and names.keys().isdisjoint(choice.only):
+    if not newest and choice.only is not None and names and names.keys().isdisjoint(choice.only):
         shown = ", ".join(list(names)[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-        raise UsageError(f"{file} has no chat of data.chat.only = {choice.only}", f"it has {shown}")
-    if not found and names:
+        raise UsageError(f"{file} has no chat of data.chat.only = {choice.only}", f"use names among {shown}")
+    if not newest and names:
         raise UsageError(
-            f"{file} holds no message that is not left out", "check data.chat: forwarded, bots, leave_out, only"
+            f"{file} has no messages after the exclusions of data.chat", "check forwarded, bots, leave_out and only"
         )
-    if not found:
-        raise UsageError(f"{file} holds no messages of {chosen}", "is it the export of another program?")
-    return found
+    if not newest:
+        raise UsageError(
+            f"{file} has no messages of {format_name}", "check whether it is the export of another program"
+        )
+    return newest
 
 
 def pages_of(file: Path) -> list[Path]:
@@ -136,8 +140,8 @@ def doubts(file: Path, kind: str = "auto") -> list[str]:
     Args:
         file, kind: See `read_chats`.
     """
-    chosen = find_format(file) if kind == "auto" else kind
-    return doubts_of_whatsapp(file) if chosen == "whatsapp" else []
+    format_name = find_format(file) if kind == "auto" else kind
+    return doubts_of_whatsapp(file) if format_name == "whatsapp" else []
 
 
 def _noted(

@@ -1,10 +1,10 @@
 """Heads of WhatsApp's messages: `12/31/23, 10:15 PM - ` on Android, `[31.12.23, 22:15:30] ` on iOS, and variants.
 
 A phone formats dates and times for its language, region and clock, and an export states none of these. Yet all heads
-of one export share a *shape*: brackets, separators, order of date and time, and presence of a word beside the time.
+of one export share a *shape*: brackets, separators, order of date and time, and presence of a word next to the time.
 One order of day, month and year also explains all of them. So a file is surveyed before it is read. Its first head
 sets the shape. An unreadable line of this shape is an error, because it would otherwise be appended to the message
-before it. A head of another shape is text that somebody pasted.
+before it. A head of another shape is pasted text.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from lora_ft.data.chats.clock import hour_of_day, plain
 
 _FIRST_DAY = datetime.date(1970, 1, 1).toordinal()
 ORDERS = ("dmy", "mdy", "ymd")
-_ENOUGH = 20  # messages; in this many, some are sent after noon or at night
+_ENOUGH = 20  # messages; among 20, some are sent after noon or at night
 _SPARSE = 20  # minimum factor by which a wrong order of dates stretches a chat
-_WINDOWS = (64, 160)  # maximum characters of a head; the rest is ignored to bound the time a line
+_WINDOWS = (64, 160)  # maximum characters of a head; further ones are ignored to bound the time per line
 _MARKED = frozenset("\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # Accepts digits of every script and every blank, and drops marks.
 _PLAIN: dict[int, str | None] = {
@@ -47,7 +47,7 @@ _FORMS = tuple(
     )
 )
 _WORD = re.compile(r"[^\s,،;()·日일號号-][^\s,،;()日일號号]*")
-# Words beside a time that name no part of a day: "klo" and "à" before it, "Uhr" after it.
+# Words next to a time that name no part of a day: "klo" and "à" before it, "Uhr" after it.
 _LITERALS = {
     "before": re.compile("[гржaàouовуyж]|às|las|la|ao|um|om|at|on|об|klo?|klokken|klukkan|ob|saat|ساعت|lúc"),
     "after": re.compile("[гчนh]|uhr|ին"),
@@ -74,7 +74,7 @@ class Head(NamedTuple):
         shape: Shape common to all heads of the export.
         date: Three numbers, in the order of the export.
         clock: Hour, minute and second as written.
-        word: Part of the day beside the time, as `clock.plain` returns it, or "".
+        word: Part of the day next to the time, as `clock.plain` returns it, or "".
         end: Length of the head, in characters of the line.
     """
 
@@ -121,8 +121,8 @@ def _head(match: re.Match[str], time_first: bool, window: str) -> Head:
 def _words(before: str, after: str) -> tuple[tuple[bool, bool], str]:
     """Return two flags for words before and after a time, and the word that may be a part of the day."""
     sides = [(_WORD.findall(text), _LITERALS[side]) for side, text in (("before", before), ("after", after))]
-    kept = [word for words, literals in sides for word in words if not literals.fullmatch(plain(word))]
-    return (bool(sides[0][0]), bool(sides[1][0])), plain("".join(kept))
+    named = [word for words, literals in sides for word in words if not literals.fullmatch(plain(word))]
+    return (bool(sides[0][0]), bool(sides[1][0])), plain("".join(named))
 
 
 def _end(end: int, window: str) -> int:
@@ -200,7 +200,7 @@ class Survey:
                 head.word in ("am", "pm") and line[: head.end].upper() == line[: head.end]
             )
             if head.clock[0] > 12 and hour_of_day(head.clock[0], head.word) is None:
-                self._literals.add(head.word)  # beside hours from 13 on, only known words name a part of the day
+                self._literals.add(head.word)  # next to hours from 13 on, only known words name a part of the day
 
     @property
     def lacks_words(self) -> bool:
@@ -235,10 +235,10 @@ class Survey:
     @property
     def is_ambiguous(self) -> bool:
         """True if another order fits the dates equally well, so that `order` was chosen by convention."""
-        chosen = self._badness(self.order)[:3]
+        best = self._badness(self.order)[:3]
         days = self._fits[self.order].days
         return any(
-            self._has(order) and self._badness(order)[:3] == chosen and fit.days != days
+            self._has(order) and self._badness(order)[:3] == best and fit.days != days
             for order, fit in self._fits.items()
         )
 
@@ -259,7 +259,7 @@ class Survey:
 
     @functools.cached_property
     def _year_first(self) -> bool:
-        """True if a year of two digits may come first: in Korean dates, beside Chinese words, in far denser chats."""
+        """True if a year of two digits may come first: in Korean dates, with Chinese words, or in far denser chats."""
         assert self.shape is not None
         letters = "".join(self._words)
         if self.shape.dotted or any(unicodedata.name(letter, "").startswith(("CJK", "HANGUL")) for letter in letters):

@@ -65,7 +65,7 @@ def is_kakaotalk(start: str) -> bool:
     titled = any(_TITLE.fullmatch(line) or _SAVED.fullmatch(line) for line in lines[:3])
     titled = titled or any(line.startswith("---") and _HEADING.fullmatch(line) for line in lines)
     return titled or any(
-        (found["rest"] or "").partition(" : ")[1] for line in lines if (found := _mobile(line)) is not None
+        (match["rest"] or "").partition(" : ")[1] for line in lines if (match := _mobile(line)) is not None
     )
 
 
@@ -150,8 +150,8 @@ def _mobile(line: str) -> re.Match[str] | None:
     return _MOBILE.fullmatch(line)
 
 
-def _day(found: re.Match[str], where: str) -> datetime.date:
-    groups = found.groupdict()
+def _day(match: re.Match[str], where: str) -> datetime.date:
+    groups = match.groupdict()
     kind = next(kind for kind in "1234" if groups[f"y{kind}"])
     month = groups[f"m{kind}"]
     number = int(month) if month.isdecimal() else month_of(month)
@@ -160,15 +160,15 @@ def _day(found: re.Match[str], where: str) -> datetime.date:
             raise ValueError(month)
         return datetime.date(int(groups[f"y{kind}"]), number, int(groups[f"d{kind}"]))
     except ValueError as error:
-        raise LoraFtError(f"{where} has no date that can be read ({found[0][:40]})", "export the chat again") from error
+        raise LoraFtError(f"{where} has no date that can be read ({match[0][:40]})", "export the chat again") from error
 
 
-def _time(found: re.Match[str], day: datetime.date, where: str) -> float:
-    half = _HALVES.get(found["before"] or "", (found["after"] or "").lower())
-    hour, minute = int(found["hour"]), int(found["minute"])
+def _time(match: re.Match[str], day: datetime.date, where: str) -> float:
+    half = _HALVES.get(match["before"] or "", (match["after"] or "").lower())
+    hour, minute = int(match["hour"]), int(match["minute"])
     of_day = hour if half and hour == 0 else hour_of(hour, half)  # accepts 오전 0:05
     if of_day is None or minute > 59:
-        raise LoraFtError(f"{where} has no time that can be read ({found[0][:40]})", "export the chat again")
+        raise LoraFtError(f"{where} has no time that can be read ({match[0][:40]})", "export the chat again")
     return float(calendar.timegm((day.year, day.month, day.day, of_day, minute, 0)))
 
 
@@ -184,8 +184,8 @@ def _message(entry: _Entry | None, lines: list[str], people: set[str]) -> Messag
 
 
 def _is_notice(line: str, people: set[str]) -> bool:
-    """Return whether a line of a computer's export is a notice about people who came or left. It has no head."""
+    """Return whether a line of a computer's export is a notice, without a head, about people joining or leaving."""
     if line.rstrip(". ").endswith(_KOREAN_NOTICES) and ("님이 " in line or "님을 " in line) and "\n" not in line:
         return True
-    found = _ENGLISH_NOTICE.fullmatch(line)
-    return found is not None and clean_name(found[1]) in people
+    match = _ENGLISH_NOTICE.fullmatch(line)
+    return match is not None and clean_name(match[1]) in people

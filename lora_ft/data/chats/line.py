@@ -72,15 +72,15 @@ def read_line(file: File) -> Iterator[tuple[str, Message]]:
     day: datetime.date | None = None
     entry: tuple[int, float, str] | None = None
     lines: list[str] = []
-    seen = False
+    any_message = False
     for number, line in text_lines(file):
         if number == 1 and (title := _TITLE.fullmatch(line.strip())):
             chat = clean_name(next(filter(None, title.groups()), chat))
             continue
         heading = _heading(line, order)
-        found = _ENTRY.fullmatch(line) if heading is None else None
-        if heading is None and found is None:
-            _refuse_unknown(file, number, line, is_first=day is not None and not seen)
+        match = _ENTRY.fullmatch(line) if heading is None else None
+        if heading is None and match is None:
+            _refuse_unknown(file, number, line, is_first=day is not None and not any_message)
             lines.append(line)
             continue
         if (message := _message(entry, lines)) is not None:
@@ -88,11 +88,11 @@ def read_line(file: File) -> Iterator[tuple[str, Message]]:
         entry, lines = None, []
         if heading is not None:
             day = heading
-        elif found is not None:
+        elif match is not None:
             if day is None:
                 raise LoraFtError(f"{file}:{number} is a message before any date", "export the chat again")
-            seen = True
-            entry, lines = _entry(found, day, file, number)
+            any_message = True
+            entry, lines = _entry(match, day, file, number)
     if (message := _message(entry, lines)) is not None:
         yield chat, message
 
@@ -101,24 +101,24 @@ def _refuse_unknown(file: File, number: int, line: str, *, is_first: bool) -> No
     """Raise an error for an unreadable line that looks like a message. `is_first` means no message since the date."""
     if _UNKNOWN_ENTRY.fullmatch(line):
         raise LoraFtError(
-            f"{file}:{number} has a time that is not understood ({line[:20]!r})", "set LINE to English, export again"
+            f"{file}:{number} has an unknown form of time (got {line[:20]!r})", "set LINE to English and export again"
         )
     if is_first and _PC_ENTRY.fullmatch(line):
         raise UsageError(
-            f"{file}:{number} is of LINE on a computer, which does not mark where a name ends ({line[:20]!r})",
+            f"{file}:{number} is from LINE on a computer, which does not mark the end of names (got {line[:20]!r})",
             "export the chat on a phone",
         )
 
 
 def _entry(
-    found: re.Match[str], day: datetime.date, file: File, number: int
+    match: re.Match[str], day: datetime.date, file: File, number: int
 ) -> tuple[tuple[int, float, str] | None, list[str]]:
     """Return (line number, time, name) and the first line of the text. A nameless line of LINE itself has None."""
-    hour = hour_of(int(found[2]), _HALVES.get(found["before"] or "", (found["after"] or "").lower()))
-    minute = int(found[3])
+    hour = hour_of(int(match[2]), _HALVES.get(match["before"] or "", (match["after"] or "").lower()))
+    minute = int(match[3])
     if hour is None or minute > 59:
-        raise LoraFtError(f"{file}:{number} has no time that can be read ({found[0][:20]!r})", "export the chat again")
-    name, tab, text = found["rest"].partition("\t")
+        raise LoraFtError(f"{file}:{number} has no time that can be read ({match[0][:20]!r})", "export the chat again")
+    name, tab, text = match["rest"].partition("\t")
     if not tab or not clean_name(name):
         return None, []
     time = calendar.timegm((day.year, day.month, day.day, hour, minute, 0))
@@ -138,11 +138,11 @@ def _message(entry: tuple[int, float, str] | None, lines: list[str]) -> Message 
 
 
 def _heading(line: str, order: str) -> datetime.date | None:
-    found = _YEAR_FIRST.fullmatch(line.strip())
-    if found is not None:
-        return day_of((found[1], found[2], found[3]), "ymd")
-    found = _YEAR_LAST.fullmatch(line.strip())
-    return None if found is None else day_of((found[2], found[3], found[4]), order)
+    match = _YEAR_FIRST.fullmatch(line.strip())
+    if match is not None:
+        return day_of((match[1], match[2], match[3]), "ymd")
+    match = _YEAR_LAST.fullmatch(line.strip())
+    return None if match is None else day_of((match[2], match[3], match[4]), order)
 
 
 def _order(file: File) -> str:
@@ -154,14 +154,16 @@ def _order(file: File) -> str:
     fits = {"dmy": True, "mdy": True}
     differs = False
     for _, line in text_lines(file):
-        found = _YEAR_LAST.fullmatch(line.strip())
-        if found is None or found[1][:3].lower() not in _WEEKDAYS:
+        match = _YEAR_LAST.fullmatch(line.strip())
+        if match is None or match[1][:3].lower() not in _WEEKDAYS:
             continue
-        differs = differs or found[2] != found[3]
+        differs = differs or match[2] != match[3]
         for order in fits:
-            day = day_of((found[2], found[3], found[4]), order)
-            fits[order] = fits[order] and day is not None and day.weekday() == _WEEKDAYS.index(found[1][:3].lower())
+            day = day_of((match[2], match[3], match[4]), order)
+            fits[order] = fits[order] and day is not None and day.weekday() == _WEEKDAYS.index(match[1][:3].lower())
     possible = [order for order, fit in fits.items() if fit]
     if not possible or (differs and len(possible) > 1):
-        raise UsageError(f"{file} has dates whose day and month cannot be told", "set LINE to Japanese, export again")
+        raise UsageError(
+            f"{file} has dates with an ambiguous order of day and month", "set LINE to Japanese and export again"
+        )
     return possible[0]

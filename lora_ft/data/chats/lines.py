@@ -23,33 +23,33 @@ def context_of(lines: Sequence[Line], characters: int) -> str:
 
     The oldest lines are dropped first. If the last line alone is too long, the beginning of its text is cut off.
     """
-    kept: list[str] = []
+    newest: list[str] = []
     room = characters
     for line in reversed(lines):
-        room -= len(str(line)) + bool(kept)
+        room -= len(str(line)) + bool(newest)
         if room < 0:
             break
-        kept.append(str(line))
-    if lines and not kept:
+        newest.append(str(line))
+    if lines and not newest:
         name, text = lines[-1]
-        kept = [str(Line(name, text[max(0, len(str(lines[-1])) - characters) :]))]
-    return "\n".join(reversed(kept))
+        newest = [str(Line(name, text[max(0, len(str(lines[-1])) - characters) :]))]
+    return "\n".join(reversed(newest))
 
 
 def parse_line(text: str) -> Line | None:
     """Return a text as a line, or None if the name before the colon or the text after it is missing."""
-    name, colon, said = text.strip().partition(":")
-    plausible = name.strip() and len(name) <= _LONGEST_NAME and "\n" not in name and said[:1].isspace()
-    return Line(name.strip(), said.strip()) if colon and plausible and said.strip() else None
+    name, colon, content = text.strip().partition(":")
+    plausible = name.strip() and len(name) <= _LONGEST_NAME and "\n" not in name and content[:1].isspace()
+    return Line(name.strip(), content.strip()) if colon and plausible and content.strip() else None
 
 
 def parse_lines(text: str) -> list[Line]:
     """Return the lines of a text. A line without a name continues the line before, or is dropped if it is the first."""
-    found: list[Line] = []
+    lines: list[Line] = []
     for row in text.splitlines():
         line = parse_line(row)
         if line is not None:
-            found.append(line)
-        elif found:
-            found[-1] = Line(found[-1].name, f"{found[-1].text}\n{row}")
-    return [Line(name, said.rstrip()) for name, said in found]
+            lines.append(line)
+        elif lines:
+            lines[-1] = Line(lines[-1].name, f"{lines[-1].text}\n{row}")
+    return [Line(name, content.rstrip()) for name, content in lines]

@@ -19,7 +19,7 @@ class Message:
         text: Text of one or more lines, never empty.
         reply_to: Id of the answered message, or None if the export states none.
         thread: Topic or thread within the chat, "" for the chat itself. Each is a conversation of its own.
-        forwarded: True if somebody else wrote the text.
+        forwarded: True if another person wrote the text.
         bot: True if a program wrote the text.
     """
 

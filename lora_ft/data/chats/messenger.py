@@ -58,10 +58,10 @@ def read_messenger(file: Path) -> Iterator[tuple[str, Message]]:
         file: A file, which is read with all files of its chat, or a folder or zip file of chats.
 
     Raises:
-        UsageError: The folder or zip file holds no such files.
+        UsageError: The folder or zip file has no such files.
         LoraFtError: A file is damaged, or a message differs from Facebook's format.
     """
-    taken: dict[str, str] = {}
+    folder_of: dict[str, str] = {}
     for folder, pages in _chats(file).items():
         name = ""
         for page in reversed(pages):  # the first file holds the newest messages
@@ -70,7 +70,7 @@ def read_messenger(file: Path) -> Iterator[tuple[str, Message]]:
             title = clean_name(_repaired(fields.text("title"))) or re.sub(
                 r"_\d+$", "", clean_name(fields.text("threadName"))
             )
-            name = name or _free(title or clean_name(Path(folder).stem), folder, taken)
+            name = name or _free(title or clean_name(Path(folder).stem), folder, folder_of)
             messages = list(_page(page))
             yield from ((name, message) for message in reversed(messages))
 
@@ -79,8 +79,8 @@ def _chats(file: Path) -> dict[str, list[File]]:
     """Return the files of each chat, ordered by number."""
     if not file.is_dir() and not is_zip(file):
         numbered = PAGE.fullmatch(file.name)
-        beside = [page for page in files_below(file.parent, PAGE) if page.parent == file.parent] if numbered else []
-        pages: list[File] = [*beside] or [file]
+        siblings = [page for page in files_below(file.parent, PAGE) if page.parent == file.parent] if numbered else []
+        pages: list[File] = [*siblings] or [file]
         return {str(file.parent if numbered else file): pages}
     root = root_of(file)
     chats: dict[str, list[File]] = {}
@@ -89,14 +89,14 @@ def _chats(file: Path) -> dict[str, list[File]]:
     if not chats:
         chats = {str(page): [page] for page in files_below(root, _ENCRYPTED) if is_messenger(page)}
     if not chats:
-        raise UsageError(f"{file} holds no message_1.json of Messenger or Instagram", "download the messages as JSON")
+        raise UsageError(f"{file} has no message_1.json of Messenger or Instagram", "download the messages as JSON")
     return chats
 
 
-def _free(name: str, folder: str, taken: dict[str, str]) -> str:
-    """Return a chat name not taken by another folder."""
+def _free(name: str, folder: str, folder_of: dict[str, str]) -> str:
+    """Return a chat name that no other folder has."""
     number, free = 1, name
-    while taken.setdefault(free, folder) != folder:
+    while folder_of.setdefault(free, folder) != folder:
         number += 1
         free = f"{name} #{number}"
     return free
@@ -130,8 +130,8 @@ def _message(fields: Fields, number: str) -> Message | None:
 def _is_own(text: str, sender: str) -> bool:
     """Return whether a text is a notice of Facebook, which begins with the sender's name or with "You"."""
     subjects = (sender, sender.split()[0], "You")
-    done = (text.removeprefix(f"{subject} ") for subject in subjects if text.startswith(f"{subject} "))
-    return _OWN.fullmatch(text) is not None or any(map(_DONE.fullmatch, done))
+    predicates = (text.removeprefix(f"{subject} ") for subject in subjects if text.startswith(f"{subject} "))
+    return _OWN.fullmatch(text) is not None or any(map(_DONE.fullmatch, predicates))
 
 
 def _repaired(text: str) -> str:
@@ -139,8 +139,8 @@ def _repaired(text: str) -> str:
     return _BYTES.sub(_decoded, text)
 
 
-def _decoded(found: re.Match[str]) -> str:
+def _decoded(match: re.Match[str]) -> str:
     try:
-        return found[0].encode("latin-1").decode("utf-8")
+        return match[0].encode("latin-1").decode("utf-8")
     except UnicodeDecodeError:
-        return found[0]
+        return match[0]

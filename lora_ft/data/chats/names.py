@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from lora_ft.data.chats.message import Message
 
-# Names for women and men alike, none a frequent word in texts.
+# Names for women and men; none is a frequent word in texts.
 _NAMES = (
     "Addison Adrian Alex Andie Arden Ariel Ashton Aubrey Avery Bailey Blair Brett Cameron Camille Carey Casey Charlie "
     "Corey Dakota Dallas Dana Darcy Devon Drew Eden Eli Ellis Emerson Emery Finley Florian Frankie Gabriel Harley "
@@ -22,7 +22,7 @@ _NAMES = (
 NEUTRAL = tuple(_NAMES.split())
 _EVERYBODY = {"all", "channel", "everyone", "here"}
 _MENTION = re.compile(r"(?<![\w@.])@(\w+)")
-# Names that are also words. They stay where written in lower case and not as a mention.
+# Names that are also words. They stay if written in lower case and not as a mention.
 _ALSO_WORDS = (
     "amber april art august autumn bill bob brook chance chase chip cliff daisy dawn dick drew faith flora frank gene "
     "grace grant guy harmony heath herb hope hunter iris ivy jack jade jasmine jean joy june lance lily mark may max "
@@ -38,7 +38,7 @@ def anonymize(
 ) -> dict[str, list[Message]]:
     """Return the same messages with replaced names.
 
-    A person gets the same name in every file, and two people never share a name. Full names, name parts of at least
+    A person has the same new name in every file, and two people never share a name. Full names, name parts of at least
     three letters and mentions (`@somebody`) are replaced in any case, except names that are English words. Other
     identifying details (addresses, numbers, places) stay.
 
@@ -49,36 +49,40 @@ def anonymize(
     """
     messages = [message for chat in chats.values() for message in chat]
     senders = sorted({message.sender for message in messages} | set(people))
-    known = {part.casefold(): sender for sender in senders for part in _parts(sender)}
-    known |= {sender.casefold(): sender for sender in senders}
-    handles = {found.casefold() for message in messages for found in _MENTION.findall(message.text)}
-    strangers = sorted(handles - known.keys() - _EVERYBODY)
-    chosen = _choose([*senders, *strangers], seed)
-    others = {name: chosen[owner] for name, owner in known.items()} | {name: chosen[name] for name in strangers}
-    change = _replacement(others, strangers)
+    owners = {part.casefold(): sender for sender in senders for part in _parts(sender)}
+    owners |= {sender.casefold(): sender for sender in senders}
+    handles = {handle.casefold() for message in messages for handle in _MENTION.findall(message.text)}
+    strangers = sorted(handles - owners.keys() - _EVERYBODY)
+    new_names = _choose([*senders, *strangers], seed)
+    replacements = {name: new_names[owner] for name, owner in owners.items()} | {
+        name: new_names[name] for name in strangers
+    }
+    change = _replacement(replacements, strangers)
     return {
-        chat: [replace(message, sender=chosen[message.sender], text=change(message.text)) for message in kept]
-        for chat, kept in chats.items()
+        chat: [
+            replace(message, sender=new_names[message.sender], text=change(message.text)) for message in chat_messages
+        ]
+        for chat, chat_messages in chats.items()
     }
 
 
-def _replacement(others: Mapping[str, str], strangers: Sequence[str]) -> Callable[[str], str]:
+def _replacement(new_names: Mapping[str, str], strangers: Sequence[str]) -> Callable[[str], str]:
     """Return a function that replaces all names of a text in one pass. Strangers are replaced only in mentions."""
     mentions = [f"(?<=(?<![\\w@.])@){re.escape(name)}(?!\\w)" for name in strangers]
-    names = sorted(others.keys() - set(strangers), key=lambda name: (-len(name), name))
+    names = sorted(new_names.keys() - set(strangers), key=lambda name: (-len(name), name))
     pattern = re.compile("|".join([*mentions, *map(_whole, names)]) or r"(?!)", re.IGNORECASE)
 
-    def other(found: re.Match[str]) -> str:
-        name, mentioned = found[0], found.string[: found.start()].endswith("@")
-        return name if name in _WORDS and not mentioned else others.get(name.casefold(), name)
+    def replace_name(match: re.Match[str]) -> str:
+        name, mentioned = match[0], match.string[: match.start()].endswith("@")
+        return name if name in _WORDS and not mentioned else new_names.get(name.casefold(), name)
 
-    return lambda text: pattern.sub(other, text)
+    return lambda text: pattern.sub(replace_name, text)
 
 
 def _whole(name: str) -> str:
     """Return the pattern of a name as a whole word."""
-    left, right = (edge if _is_spaced(end) else "" for edge, end in ((r"(?<!\w)", name[0]), (r"(?!\w)", name[-1])))
-    return f"{left}{re.escape(name)}{right}"
+    before, after = (edge if _is_spaced(end) else "" for edge, end in ((r"(?<!\w)", name[0]), (r"(?!\w)", name[-1])))
+    return f"{before}{re.escape(name)}{after}"
 
 
 def _is_spaced(letter: str) -> bool:
@@ -95,11 +99,15 @@ def _parts(name: str) -> list[str]:
 def _choose(people: Sequence[str], seed: int) -> dict[str, str]:
     """Return a new name for each person, ranked by a hash of the old name. Later people take the next free name."""
     real = {name.casefold() for name in people}
-    chosen: dict[str, str] = {}
-    taken: set[str] = set()
+    new_names: dict[str, str] = {}
+    used: set[str] = set()
     for name in people:
-        ranked = sorted(NEUTRAL, key=lambda other: hashlib.sha256(f"{seed}:{name}:{other}".encode()).digest())
-        candidates = (other + (str(number) if number > 1 else "") for number in itertools.count(1) for other in ranked)
-        chosen[name] = next(other for other in candidates if other not in taken and other.casefold() not in real)
-        taken.add(chosen[name])
-    return chosen
+        ranked = sorted(NEUTRAL, key=lambda candidate: hashlib.sha256(f"{seed}:{name}:{candidate}".encode()).digest())
+        candidates = (
+            candidate + (str(number) if number > 1 else "") for number in itertools.count(1) for candidate in ranked
+        )
+        new_names[name] = next(
+            candidate for candidate in candidates if candidate not in used and candidate.casefold() not in real
+        )
+        used.add(new_names[name])
+    return new_names

@@ -1,10 +1,10 @@
-"""Detection of message heads that somebody pasted into a message, by time and sender.
+"""Detection of message heads that were pasted into a message, by time and sender.
 
 An export runs forward in time. A pasted message is older than the message that contains it, or, as an appointment,
 newer. After it, the chat continues from its former time. Such an *excursion* also occurs when a message arrives late
 or a clock is set, but then its people are those of the chat. So an excursion is pasted text in two cases:
 
-- All its senders are strangers, who write nothing in the chat itself, and they are several or the time jump is long.
+- All its senders are strangers without messages in the chat itself, and they are several or the time jump is long.
 - It repeats earlier messages.
 
 In doubt, an excursion is read as messages.
@@ -36,13 +36,13 @@ def find_pasted(times: Sequence[float], senders: Sequence[int]) -> set[int]:
         strangers = {sender for sender in inside if inside[sender] == total[sender]}
         for run in runs:
             people = [at for at in run if senders[at] >= 0]
-            known = [at for at in people if senders[at] not in strangers]
+            regulars = [at for at in people if senders[at] not in strangers]
             several = len({senders[at] for at in people}) > 1
             far = min(abs(times[at] - times[run.start - 1]) for at in run) > _FAR
             if (
                 people
-                and (several or far or known)
-                and all(_is_repeated(times, senders, run.start, at) for at in known)
+                and (several or far or regulars)
+                and all(_is_repeated(times, senders, run.start, at) for at in regulars)
             ):
                 pasted.update(run)
     return pasted
@@ -66,4 +66,4 @@ def _forward(times: Sequence[float], at: int) -> range | None:
 
 def _is_repeated(times: Sequence[float], senders: Sequence[int], start: int, at: int) -> bool:
     """Return whether an earlier head has the same sender and time."""
-    return any(times[other] == times[at] and senders[other] == senders[at] for other in range(start))
+    return any(times[earlier] == times[at] and senders[earlier] == senders[at] for earlier in range(start))

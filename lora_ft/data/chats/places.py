@@ -1,4 +1,4 @@
-"""Access to folders, zip files, text lines and CSV rows of exports. Every fault is a LoraFtError."""
+"""Access to folders, zip files, text lines and CSV rows of exports. Every failure is a LoraFtError."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def root_of(file: Path) -> File:
     try:
         root = ZipPath(zipfile.ZipFile(file))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise LoraFtError(f"{file} is no whole zip file ({first_line(error)})", "export or copy it again") from error
+        raise LoraFtError(
+            f"{file} is not a complete zip file ({first_line(error)})", "export or copy it again"
+        ) from error
     entries = _listed(root)
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else root
 
@@ -60,7 +62,7 @@ def files_below(folder: File, pattern: re.Pattern[str]) -> list[File]:
     Raises:
         LoraFtError: There are too many files.
     """
-    found: list[File] = []
+    matching: list[File] = []
     count = 0
     folders = [(folder, 0)]
     while folders:
@@ -69,14 +71,14 @@ def files_below(folder: File, pattern: re.Pattern[str]) -> list[File]:
             count += 1
             if count > _MAX_ENTRIES:
                 raise LoraFtError(
-                    f"{folder} holds more than {_MAX_ENTRIES:,} files", "give the folder of the chats alone"
+                    f"{folder} has more than {_MAX_ENTRIES:,} files", "give the folder of the chats alone"
                 )
             if entry.is_dir():
                 if depth < _DEEPEST:
                     folders.append((entry, depth + 1))
             elif pattern.fullmatch(entry.name):
-                found.append(entry)
-    return sorted(found, key=_place)
+                matching.append(entry)
+    return sorted(matching, key=_place)
 
 
 def _listed(folder: File) -> list[File]:
@@ -127,9 +129,7 @@ def text_lines(file: File) -> Iterator[tuple[int, str]]:
         while line := content.readline(_MAX_LINE + 1):
             number += 1
             if len(line) > _MAX_LINE:
-                raise LoraFtError(
-                    f"{file}:{number} is longer than {_MAX_LINE:,} bytes", "check where the file comes from"
-                )
+                raise LoraFtError(f"{file}:{number} is longer than {_MAX_LINE:,} bytes", "check the origin of the file")
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             try:
@@ -156,10 +156,10 @@ def table(file: File, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]
         for row in reader:
             if len(row) != len(header) and row:
                 raise LoraFtError(
-                    f"{file}:{reader.line_num} has {len(row)} cells where the header has {len(header)}",
+                    f"{file}:{reader.line_num} has {len(row)} cells, but the header has {len(header)}",
                     "export it again",
                 )
             if row:
                 yield reader.line_num, [row[place] for place in places]
     except csv.Error as error:
-        raise LoraFtError(f"{file}:{reader.line_num} is no CSV ({first_line(error)})", "export it again") from error
+        raise LoraFtError(f"{file}:{reader.line_num} is not CSV ({first_line(error)})", "export it again") from error

@@ -1,4 +1,4 @@
-"""Rows of chats (columns `context`, `response`, `sender`), split so that no split contains another's messages."""
+"""Rows of chats (columns `context`, `response`, `sender`), split so that no two splits share messages."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ def read_chat_rows(data: Data, sources: Mapping[str, str | list[str]], shares: M
         shares: Shares of the splits to cut from the sessions of "train", if "train" is among the sources.
 
     Raises:
-        UsageError: A file is missing, is not an export, or holds too few messages.
+        UsageError: A file is missing, is not an export, or has too few messages.
         LoraFtError: A file is damaged.
     """
     assert data.root is not None and data.chat is not None  # load_task sets root, the caller checked chat
-    made = ChatRows()
-    parts = {name: _sessions(data, source, f"data.{name}", made) for name, source in sources.items()}
+    output = ChatRows()
+    parts = {name: _sessions(data, source, f"data.{name}", output) for name, source in sources.items()}
     if shares and "train" in parts:
         parts |= cut(parts["train"], shares)
-    made.rows.update({name: list(_rows(sessions, data.chat)) for name, sessions in parts.items()})
-    for name in (name for name, found in made.rows.items() if not found):
+    output.rows.update({name: list(_rows(sessions, data.chat)) for name, sessions in parts.items()})
+    for name in (name for name, rows in output.rows.items() if not rows):
         source = f"data.{name}: {sources[name]}" if name in sources else f"data.split.{name}"
-        raise UsageError(f"{source} holds no message that another one precedes", "give a longer chat")
-    return made
+        raise UsageError(f"{source} has no message with an earlier message", "give a longer chat")
+    return output
 
 
-def _sessions(data: Data, source: str | list[str], key: str, made: ChatRows) -> list[Session]:
-    """Return the sessions of every chat in some files, in order. Add the chats and doubts to `made`."""
+def _sessions(data: Data, source: str | list[str], key: str, output: ChatRows) -> list[Session]:
+    """Return the sessions of every chat in some files, in order. Add the chats and doubts to `output`."""
     assert data.root is not None and data.chat is not None
     settings = data.chat
     left_out = frozenset(map(clean_name, settings.leave_out or ()))
     choice = Choice(settings.only, settings.forwarded, settings.bots, left_out)
-    found: list[Session] = []
+    sessions: list[Session] = []
     people: set[str] = set()
     covered: set[Path] = set()
     for file in find_files(data.root, source, key, folders=True):
@@ -71,23 +71,23 @@ def _sessions(data: Data, source: str | list[str], key: str, made: ChatRows) -> 
         covered.update(pages_of(file))
         census = Census()
         chats = read_chats(file, settings.format, settings.keep, choice, census)
-        made.doubts.extend(doubts(file, settings.format))
+        output.doubts.extend(doubts(file, settings.format))
         if census.left_out:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(census.left_out.items()))
-            made.doubts.append(f"{file}: messages left out: {census.left_out.total():,} ({reasons}); see data.chat")
+            output.doubts.append(f"{file}: messages left out: {census.left_out.total():,} ({reasons}); see data.chat")
         people |= census.people
         if settings.anonymize:
             chats = anonymize(chats, settings.seed, census.people)
         for chat, messages in chats.items():
             place = f"{file} {chat}".strip()
-            made.chats.append(summarize(place, messages))
-            found += sessions_of(place, messages, 60 * settings.gap_minutes)
+            output.chats.append(summarize(place, messages))
+            sessions += sessions_of(place, messages, 60 * settings.gap_minutes)
     if key == "data.train" and (unknown := sorted(left_out - people)):
         raise UsageError(
-            f"data.chat.leave_out names nobody in these chats: {', '.join(unknown)}",
-            "write names as the export has them",
+            f"data.chat.leave_out has names that are not in these chats: {', '.join(unknown)}",
+            "spell names as in the export",
         )
-    return found
+    return sessions
 
 
 def _rows(sessions: Sequence[Session], settings: Chat) -> Iterator[tuple[str, Row]]:

@@ -88,7 +88,7 @@ def _candidates(line: str) -> tuple[str, str]:
     start = line[:_LONGEST] if len(line) > _LONGEST else f"{line} "
     spaced, colon, _ = start.partition(": ")
     spaced = spaced if colon else ""
-    close, colon, rest = start.partition(":")
-    if not colon or close == spaced or rest.startswith("//") or (close[-1:].isdigit() and rest[:1].isdigit()):
+    close, colon, remainder = start.partition(":")
+    if not colon or close == spaced or remainder.startswith("//") or (close[-1:].isdigit() and remainder[:1].isdigit()):
         close = ""
     return spaced, close

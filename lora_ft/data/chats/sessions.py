@@ -58,19 +58,19 @@ def cut(sessions: Sequence[Session], shares: Mapping[str, float]) -> dict[str, l
     """
     if len(sessions) <= len(shares):
         raise UsageError(
-            f"data.split needs {len(shares) + 1} sessions (got {len(sessions)})",
+            f"data.split requires {len(shares) + 1} sessions (got {len(sessions)})",
             "lower data.chat.gap_minutes, or name files for each split",
         )
-    rest = sorted(sessions, key=lambda session: session.messages[0].time)
-    total = sum(len(session.messages) for session in rest)
+    remaining = sorted(sessions, key=lambda session: session.messages[0].time)
+    total = sum(len(session.messages) for session in remaining)
     parts: dict[str, list[Session]] = {}
-    for others, (name, share) in zip(range(len(shares), 0, -1), reversed(list(shares.items())), strict=True):
+    for splits_left, (name, share) in zip(range(len(shares), 0, -1), reversed(list(shares.items())), strict=True):
         parts[name] = []
-        taken = 0
-        while len(rest) > others and (not taken or 2 * (share * total - taken) > len(rest[-1].messages)):
-            parts[name].insert(0, rest.pop())
-            taken += len(parts[name][0].messages)
-    return {**parts, "train": rest}
+        count = 0
+        while len(remaining) > splits_left and (not count or 2 * (share * total - count) > len(remaining[-1].messages)):
+            parts[name].insert(0, remaining.pop())
+            count += len(parts[name][0].messages)
+    return {**parts, "train": remaining}
 
 
 def turns(sessions: Sequence[Session], *, context: int, before: int) -> Iterator[Turn]:
@@ -78,7 +78,7 @@ def turns(sessions: Sequence[Session], *, context: int, before: int) -> Iterator
 
     The context of a message is the messages before it in its session. If there are fewer than two, it includes earlier
     sessions of `sessions`. If the message answers an earlier one outside its context, the answered message comes first,
-    in place of the oldest.
+    instead of the oldest.
 
     Args:
         sessions: Sessions of one split. Contexts contain no other messages, so no split sees another's.
@@ -87,17 +87,17 @@ def turns(sessions: Sequence[Session], *, context: int, before: int) -> Iterator
     """
     chats: dict[str, tuple[list[Message], dict[str, Message]]] = {}
     for session in sessions:
-        known, by_id = chats.setdefault(session.chat, ([], {}))
-        start = len(known)
+        earlier, by_id = chats.setdefault(session.chat, ([], {}))
+        start = len(earlier)
         for message in session.messages:
-            reach = min(len(known) - start, context)
+            reach = min(len(earlier) - start, context)
             if reach < min(_FEW, context):
                 reach = max(reach, min(before, context))
-            found = known[max(0, len(known) - reach) :]
+            context_messages = earlier[max(0, len(earlier) - reach) :]
             answered = by_id.get(message.reply_to) if message.reply_to is not None else None
-            if answered is not None and answered not in found:
-                found = [answered, *found[max(0, len(found) - context + 1) :]]
-            if found:
-                yield Turn(session.chat, tuple(found), message)
-            known.append(message)
+            if answered is not None and answered not in context_messages:
+                context_messages = [answered, *context_messages[max(0, len(context_messages) - context + 1) :]]
+            if context_messages:
+                yield Turn(session.chat, tuple(context_messages), message)
+            earlier.append(message)
             by_id[message.id] = message

@@ -41,19 +41,19 @@ def read_signal(file: Path) -> Iterator[tuple[str, Message]]:
             a chat.md, data.json is read.
 
     Raises:
-        UsageError: The folder or zip file holds no such files.
+        UsageError: The folder or zip file has no such files.
         LoraFtError: A file is damaged, or a message differs from the format of Signal or signal-export.
     """
     if not file.is_dir() and not is_zip(file):
         yield from _file(file)
         return
     files = files_below(root_of(file), FILES)
-    structured = {str(one.parent) for one in files if one.name == "data.json"}
-    chosen = [one for one in files if one.name != "chat.md" or str(one.parent) not in structured]
-    if not chosen:
+    structured = {str(path.parent) for path in files if path.name == "data.json"}
+    paths = [path for path in files if path.name != "chat.md" or str(path.parent) not in structured]
+    if not paths:
         raise UsageError(f"{file} has no data.json, chat.md or main.jsonl of Signal", "export it with signal-export")
-    for one in chosen:
-        yield from _file(one)
+    for path in paths:
+        yield from _file(path)
 
 
 def _file(file: File) -> Iterator[tuple[str, Message]]:
@@ -89,31 +89,31 @@ def _markdown(file: File) -> Iterator[tuple[str, Message]]:
     head: tuple[int, re.Match[str]] | None = None
     lines: list[str] = []
     for number, line in text_lines(file):
-        found = _HEAD.fullmatch(line)
-        if found is None:
+        match = _HEAD.fullmatch(line)
+        if match is None:
             lines.append(line)
             continue
-        if (message := _told(file, head, lines)) is not None:
+        if (message := _message(file, head, lines)) is not None:
             yield chat, message
-        head, lines = (number, found), [found[8]]
-    if (message := _told(file, head, lines)) is not None:
+        head, lines = (number, match), [match[8]]
+    if (message := _message(file, head, lines)) is not None:
         yield chat, message
 
 
-def _told(file: File, head: tuple[int, re.Match[str]] | None, lines: list[str]) -> Message | None:
+def _message(file: File, head: tuple[int, re.Match[str]] | None, lines: list[str]) -> Message | None:
     if head is None:
         return None
-    number, found = head
+    number, match = head
     text = _spoken(lines)
-    sender = clean_name(found[7])
+    sender = clean_name(match[7])
     if not text or not sender or text == _DELETED or _CALL.fullmatch(text):
         return None
     try:
-        year, month, day, hour, minute = map(int, found.groups()[:5])
-        date = datetime.datetime(year, month, day, hour, minute, int(found[6] or 0))
+        year, month, day, hour, minute = map(int, match.groups()[:5])
+        date = datetime.datetime(year, month, day, hour, minute, int(match[6] or 0))
     except ValueError as error:
         where = f"{file}:{number}"
-        raise LoraFtError(f"{where} has no date that can be read ({found[0][:22]})", "export the chat again") from error
+        raise LoraFtError(f"{where} has no date that can be read ({match[0][:22]})", "export the chat again") from error
     return Message(f"{number}", float(calendar.timegm(date.timetuple())), sender, text)
 
 
@@ -124,38 +124,38 @@ def _spoken(lines: list[str]) -> str:
         place += 1
     quoted = any(line.startswith("> ") for line in lines[:place])
     body = lines[place:] if quoted else lines
-    kept = [
+    spoken = [
         _ATTACHMENT.sub("", line)
         for line in body
         if not _REACTIONS.fullmatch(line.strip()) and not _STICKER.fullmatch(line.strip())
     ]
-    return clean_text("\n".join(kept))
+    return clean_text("\n".join(spoken))
 
 
 def _backup(file: File) -> Iterator[tuple[str, Message]]:
     """Yield (chat, message) from Signal's own plain text export: one frame per line, people and chats first."""
     names: dict[str, str] = {}
     chats: dict[str, str] = {}
-    taken: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for number, frame in _objects(file):
         if (recipient := frame.child("recipient")) is not None:
             names[recipient.key("id")] = _recipient(recipient)
         elif (chat := frame.child("chat")) is not None:
             name = names.get(chat.key("recipientId"), "") or "Note to Self"
-            taken[name] = taken.get(name, 0) + 1
-            chats[chat.key("id")] = name if taken[name] == 1 else f"{name} #{taken[name]}"
+            counts[name] = counts.get(name, 0) + 1
+            chats[chat.key("id")] = name if counts[name] == 1 else f"{name} #{counts[name]}"
         elif (item := frame.child("chatItem")) is not None:
-            said = item.child("standardMessage")
-            words = said.child("text") if said is not None else None
+            standard = item.child("standardMessage")
+            words = standard.child("text") if standard is not None else None
             text = clean_text(words.text("body")) if words is not None else ""
-            if not text or said is None:
+            if not text or standard is None:
                 continue
             where = chats.get(item.key("chatId"))
             sender = names.get(item.key("authorId"))
             if where is None or not sender:
                 raise LoraFtError(f"{file}:{number} is a message of an unknown chat or author", "export it again")
             sent = item.seconds("dateSent", per_second=1000)
-            quote = said.child("quote")
+            quote = standard.child("quote")
             answered = quote.key("targetSentTimestamp") if quote is not None else ""
             yield where, Message(item.key("dateSent"), sent, sender, text, answered or None)
 
@@ -164,11 +164,13 @@ def _recipient(recipient: Fields) -> str:
     """Return the name of a person or group."""
     if (contact := recipient.child("contact")) is not None:
         nickname = contact.child("nickname")
-        given = clean_name(f"{nickname.text('given')} {nickname.text('family')}") if nickname is not None else ""
+        nickname_text = (
+            clean_name(f"{nickname.text('given')} {nickname.text('family')}") if nickname is not None else ""
+        )
         system = clean_name(f"{contact.text('systemGivenName')} {contact.text('systemFamilyName')}")
         profile = clean_name(f"{contact.text('profileGivenName')} {contact.text('profileFamilyName')}")
         return (
-            given
+            nickname_text
             or system
             or profile
             or clean_name(contact.text("username") or contact.key("e164"))

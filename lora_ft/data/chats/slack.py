@@ -44,7 +44,9 @@ def read_slack(file: Path) -> Iterator[tuple[str, Message]]:
     people = _people(root)
     days = files_below(root, _DAY)
     if not days:
-        raise UsageError(f"{file} is no export of Slack: it has no days", "give the folder with users.json, or the zip")
+        raise UsageError(
+            f"{file} is not an export of Slack: it has no daily files", "give the folder with users.json, or the zip"
+        )
     for day in days:
         for value in objects(day, "item"):
             message = people.read(Fields(value, f"{day}", _PROGRAM).named("ts"))
@@ -69,9 +71,10 @@ def _channel_file(file: Path) -> Iterator[tuple[str, Message]]:
         fields = Fields(value, f"{file}", _PROGRAM).named("ts")
         replies = list(fields.children("slackdump_thread_replies"))
         root = fields.key("ts") if replies else ""
-        read = [(reply.key("ts"), people.read(reply.named("ts"), root)) for reply in replies]
-        told = dict([(fields.key("ts"), people.read(fields, root)), *read])  # a thread may repeat its first message
-        yield from ((channel, message) for message in told.values() if message is not None)
+        read_replies = [(reply.key("ts"), people.read(reply.named("ts"), root)) for reply in replies]
+        # A thread may repeat its first message.
+        by_time = dict([(fields.key("ts"), people.read(fields, root)), *read_replies])
+        yield from ((channel, message) for message in by_time.values() if message is not None)
 
 
 @dataclass
@@ -117,17 +120,24 @@ class _People:
         return self.names.get(user) or (_name(profile, user) if profile is not None else clean_name(user))
 
     def _attached(self, fields: Fields) -> tuple[str, bool]:
-        """Return the text of attachments and a flag for text of somebody else. Link previews do not count."""
-        own = [one for one in fields.children("attachments") if not one.text("from_url") or _is_shared(one)]
-        texts = [clean_text(self._shown(one.text("text")) or self._blocks(one) or one.text("fallback")) for one in own]
-        return "\n".join(filter(None, texts)), any(map(_is_shared, own))
+        """Return the text of attachments, and True if another person wrote it. Link previews do not count."""
+        attachments = [
+            attachment
+            for attachment in fields.children("attachments")
+            if not attachment.text("from_url") or _is_shared(attachment)
+        ]
+        texts = [
+            clean_text(self._shown(attachment.text("text")) or self._blocks(attachment) or attachment.text("fallback"))
+            for attachment in attachments
+        ]
+        return "\n".join(filter(None, texts)), any(map(_is_shared, attachments))
 
     def _shown(self, text: str) -> str:
         """Return a text with <@U123>, <#C1|name>, <!here> and <address|text> as Slack displays them."""
         return html.unescape(_MARKS.sub(self._mark, text))
 
-    def _mark(self, found: re.Match[str]) -> str:
-        kind, target, label = found.groups()
+    def _mark(self, match: re.Match[str]) -> str:
+        kind, target, label = match.groups()
         if kind == "@":
             return "@" + (self.names.get(target) or label or target)
         if kind == "#":
@@ -147,8 +157,8 @@ class _People:
         if kind == "context":
             return " ".join(self._composed(part) for part in block.children("elements"))
         if kind in ("section", "header"):
-            own = block.child("text")
-            parts = [*([own] if own is not None else []), *block.children("fields")]
+            heading = block.child("text")
+            parts = [*([heading] if heading is not None else []), *block.children("fields")]
             return "\n".join(self._composed(part) for part in parts)
         return ""
 

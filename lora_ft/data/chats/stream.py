@@ -1,4 +1,4 @@
-"""Bounded, object-by-object reading of JSON files of any size. Every fault is a LoraFtError.
+"""Bounded, object-by-object reading of JSON files of any size. Every failure is a LoraFtError.
 
 ijson parses, and `_Source` sits between ijson and the file. A `repair` may rewrite each chunk, `JsonLimits` checks it
 before ijson sees it, and one object may take at most `MAX_OBJECT` bytes.
@@ -50,7 +50,7 @@ class _Source:
         if 0 <= self._start < self._offset - MAX_OBJECT:
             raise LoraFtError(
                 f"{self._file} has an object of more than {MAX_OBJECT:,} bytes (from byte {self._start:,})",
-                "check where the file comes from; no chat program writes such messages",
+                "check the origin of the file; no chat program writes such messages",
             )
         chunk = self._content.read(_CHUNK)
         if self._offset == 0 and chunk.startswith(_UTF16):
@@ -157,18 +157,18 @@ def _read(file: File, parse: Callable[[_Source], Iterator[T]], repair: Callable[
                 yield value
                 count += 1
         except ijson.JSONError as error:
-            raise _fault(f"{file}", count, str(error)) from error
+            raise _error(f"{file}", count, str(error)) from error
         except UnicodeDecodeError as error:
-            raise _fault(f"{file}", count, "UTF-8") from error
+            raise _error(f"{file}", count, "UTF-8") from error
 
 
-def _fault(file: str, count: int, said: str) -> LoraFtError:
+def _error(file: str, count: int, reason: str) -> LoraFtError:
     place = f"{file}, after {count:,} objects"
-    if "UTF8" in said or "UTF-8" in said or "utf-8" in said:
+    if "UTF8" in reason or "UTF-8" in reason or "utf-8" in reason:
         return LoraFtError(f"{place}, is not UTF-8", "save the file as UTF-8")
-    if "EOF" in said or "ncomplete" in said:
+    if "EOF" in reason or "ncomplete" in reason:
         return LoraFtError(f"{place}, is cut off", "export or copy it again")
-    if "overflow" in said:
-        return LoraFtError(f"{place}, has a number beyond 64 bits", "write it in quotes, or leave it out")
-    first = (said.splitlines() or ["no reason"])[0].removeprefix("b")
+    if "overflow" in reason:
+        return LoraFtError(f"{place}, has a number beyond 64 bits", "write it in quotes, or remove it")
+    first = (reason.splitlines() or ["no reason"])[0].removeprefix("b")
     return LoraFtError(f"{place}, is not JSON ({first})", "export or copy it again")

@@ -43,15 +43,15 @@ def read_telegram(file: File) -> Iterator[tuple[str, Message]]:
 
 def telegram_repair() -> Repair:
     """Return a function that repairs Telegram's invalid JSON chunk by chunk. See `repair` of `stream.objects`."""
-    rest = b""
+    pending = b""
 
     def repair(chunk: bytes) -> bytes:
-        nonlocal rest
-        data = rest + chunk
+        nonlocal pending
+        data = pending + chunk
         end = _whole(data) if chunk else len(data)
-        data, rest = data[:end], data[end:]
+        data, pending = data[:end], data[end:]
         if b"\\x" in data:
-            data = _ESCAPE.sub(lambda found: b"\\u00" + found[1] if found[1] else found[0], data)
+            data = _ESCAPE.sub(lambda match: b"\\u00" + match[1] if match[1] else match[0], data)
         if b": user" in data or b": cha" in data:
             data = _BARE_ID.sub(rb'\1"\2"\3', data)
         return data
@@ -74,8 +74,8 @@ def _whole(data: bytes) -> int:
 
 def _is_account(file: File) -> bool:
     """Return whether the top-level key `chats` precedes `messages` in the file."""
-    found = (key for key in top_keys(file, telegram_repair) if key in ("chats", "left_chats", "messages"))
-    return next(found, "messages") != "messages"
+    keys = (key for key in top_keys(file, telegram_repair) if key in ("chats", "left_chats", "messages"))
+    return next(keys, "messages") != "messages"
 
 
 def _single(file: File) -> Iterator[tuple[_Chat, Any]]:
@@ -96,7 +96,7 @@ def _account(file: File) -> Iterator[tuple[_Chat, Any]]:
     Raises:
         LoraFtError: The name of a chat follows its messages.
     """
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     header: dict[str, Any] = {}
     chat: _Chat | None = None
     keys = {f"{place}.{key}": key for place in _LISTS for key in (*_HEADER, "messages.item")}
@@ -108,7 +108,7 @@ def _account(file: File) -> Iterator[tuple[_Chat, Any]]:
                 raise LoraFtError(f"{file} has a chat's {keys[prefix]} after its messages", "export the account again")
             header[keys[prefix]] = value
         else:
-            chat = chat or _Chat(Fields(header, f"{file}", "Telegram Desktop"), seen)
+            chat = chat or _Chat(Fields(header, f"{file}", "Telegram Desktop"), counts)
             yield chat, value
 
 
@@ -117,14 +117,14 @@ class _Chat:
 
     Args:
         header: Name, type and id of the chat.
-        seen: Number of earlier chats by name. Chats of the same name are numbered to keep them apart.
+        counts: Number of earlier chats by name. Chats of the same name are numbered to keep them apart.
     """
 
-    def __init__(self, header: Fields, seen: Counter[str]) -> None:
+    def __init__(self, header: Fields, counts: Counter[str]) -> None:
         kind = header.text("type")
         name = clean_text(header.text("name")) or _nameless(header, kind)
-        seen[name] += 1
-        self.name = name if seen[name] == 1 else f"{name} #{seen[name]}"
+        counts[name] += 1
+        self.name = name if counts[name] == 1 else f"{name} #{counts[name]}"
         self._bot = f"user{header.key('id')}" if kind == "bot_chat" else None
         self._topics = Topics()
 
@@ -193,9 +193,9 @@ class Topics:
         return topic
 
     def _topic(self, reply: str) -> str:
-        known = self._titles.get(reply, self._topics.get(reply))
-        if known is not None:
-            return known
+        topic = self._titles.get(reply, self._topics.get(reply))
+        if topic is not None:
+            return topic
         place = _number(reply)
         older = None not in (place, self._first, self._forum_from) and self._first <= place < self._forum_from  # type: ignore[operator]
         return "" if older else f"#{reply}"

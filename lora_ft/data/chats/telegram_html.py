@@ -45,15 +45,15 @@ def read_telegram_html(file: File) -> Iterator[tuple[str, Message]]:
     if file.is_dir():
         pages = files_below(file, PAGE)
     else:
-        beside = files_below(root_of(Path(str(file)).parent), PAGE) if PAGE.fullmatch(file.name) else []
-        pages = [page for page in beside if page.parent == file.parent] or [file]
+        siblings = files_below(root_of(Path(str(file)).parent), PAGE) if PAGE.fullmatch(file.name) else []
+        pages = [page for page in siblings if page.parent == file.parent] or [file]
     chats: dict[str, list[File]] = {}
     for page in pages:
         chats.setdefault(str(page.parent), []).append(page)
-    taken: set[str] = set()
-    for folder, own in chats.items():
-        trees = (_tree(page) for page in own)
-        yield from _chat(Path(folder).name, zip(own, trees, strict=True), taken)
+    names: set[str] = set()
+    for folder, chat_pages in chats.items():
+        trees = (_tree(page) for page in chat_pages)
+        yield from _chat(Path(folder).name, zip(chat_pages, trees, strict=True), names)
 
 
 def _tree(page: File) -> Any:
@@ -64,10 +64,10 @@ def _tree(page: File) -> Any:
     try:
         return lxml.html.document_fromstring(data, parser=lxml.html.HTMLParser(encoding="utf-8"))
     except (lxml.etree.LxmlError, ValueError) as error:
-        raise LoraFtError(f"{page} is no HTML ({error})", "export the chat again") from error
+        raise LoraFtError(f"{page} is not HTML ({error})", "export the chat again") from error
 
 
-def _chat(folder: str, pages: Iterable[tuple[File, Any]], taken: set[str]) -> Iterator[tuple[str, Message]]:
+def _chat(folder: str, pages: Iterable[tuple[File, Any]], names: set[str]) -> Iterator[tuple[str, Message]]:
     """Yield (chat, message) from the pages of one chat."""
     name, sender, bot, topics = "", "", False, Topics()
     for page, tree in pages:
@@ -76,8 +76,9 @@ def _chat(folder: str, pages: Iterable[tuple[File, Any]], taken: set[str]) -> It
             titles = [] if title is None else _below(title, "text")
             name = clean_name(titles[0].text_content()) if titles else ""
             name = name or clean_name(folder)
-            name = next(one for one in (name, *(f"{name} #{n}" for n in range(2, len(taken) + 3))) if one not in taken)
-            taken.add(name)
+            numbered = (name, *(f"{name} #{n}" for n in range(2, len(names) + 3)))
+            name = next(candidate for candidate in numbered if candidate not in names)
+            names.add(name)
         for element in _below(tree, "message"):
             kinds = _classes(element)
             number = (element.get("id") or "").removeprefix("message")
@@ -85,15 +86,15 @@ def _chat(folder: str, pages: Iterable[tuple[File, Any]], taken: set[str]) -> It
             if body is None:
                 continue
             if "service" in kinds:
-                found = _TOPIC.fullmatch(clean_text(body.text_content()))
-                if found is not None:
-                    topics.begin(number, found[1])
+                match = _TOPIC.fullmatch(clean_text(body.text_content()))
+                if match is not None:
+                    topics.begin(number, match[1])
                 continue
             if "default" not in kinds:
                 continue
             where = f"{page}, message {number[:40]}"
-            if (own := _child(body, "from_name")) is not None:
-                sender, bot = _sender(own)
+            if (from_name := _child(body, "from_name")) is not None:
+                sender, bot = _sender(from_name)
             elif "joined" not in kinds:
                 sender, bot = "", False
             message = _message(body, where, number, (sender, bot), topics)
@@ -134,12 +135,12 @@ def _sender(element: Any) -> tuple[str, bool]:
 
 
 def _time(title: str, where: str) -> float:
-    found = _DATE.search(title)
+    match = _DATE.search(title)
     try:
-        if found is None:
+        if match is None:
             raise ValueError(title)
-        day, month, year, hour, minute, second = map(int, found.groups()[:6])
-        minutes = (int(found[8]) * 60 + int(found[9])) * (-1 if found[7] == "-" else 1) if found[7] else 0
+        day, month, year, hour, minute, second = map(int, match.groups()[:6])
+        minutes = (int(match[8]) * 60 + int(match[9])) * (-1 if match[7] == "-" else 1) if match[7] else 0
         zone = datetime.timezone(datetime.timedelta(minutes=minutes))
         return datetime.datetime(year, month, day, hour, minute, second, tzinfo=zone).timestamp()
     except (ValueError, OverflowError) as error:
@@ -149,10 +150,10 @@ def _time(title: str, where: str) -> float:
 def _link(answered: Any) -> str:
     """Return the id of the answered message, or "" if it is in another chat."""
     attributes: Iterable[Mapping[str, str]] = (link.attrib for link in answered.iter("a"))
-    found = (
+    matches = (
         _ANSWERED.search(value) for each in attributes for value in (each.get("href", ""), each.get("onclick", ""))
     )
-    return next((one[1] for one in found if one is not None), "")
+    return next((match[1] for match in matches if match is not None), "")
 
 
 def _flat(element: Any) -> str:

@@ -29,7 +29,7 @@ _SHOWN = 60  # maximum characters of a line shown in an error
 _MINUTE = 60.0  # seconds; most heads state no seconds
 _PARTS = {"d": "day", "m": "month", "y": "year"}
 _LONGEST_MESSAGE = 1 << 20  # characters; WhatsApp allows 65,536
-_REMEDY = "if it is text of a message, put a blank before it; otherwise report its form"
+_REMEDY = "put a blank before it if it is text of a message; otherwise report this form"
 
 
 def read_whatsapp(file: Path) -> Iterator[tuple[str, Message]]:
@@ -48,9 +48,9 @@ def read_whatsapp(file: Path) -> Iterator[tuple[str, Message]]:
     ordinal = -1
     for number, line in text_lines(export.text):
         head = find_head(line)
-        own = head is not None and _is_own(head, line, export.survey)
-        ordinal += own
-        if head is not None and own and ordinal not in export.pasted:
+        has_shape = head is not None and _is_own(head, line, export.survey)
+        ordinal += has_shape
+        if head is not None and has_shape and ordinal not in export.pasted:
             if later is not None and later[0] <= export.times[ordinal]:
                 raise later[1]
             later = None
@@ -59,7 +59,7 @@ def read_whatsapp(file: Path) -> Iterator[tuple[str, Message]]:
             spoken = export.senders.split(line[head.end :])
             open_message = _Open(f"{export.text}:{number}", number, export.times[ordinal], head, spoken)
         elif open_message is not None:
-            if head is not None and not own:
+            if head is not None and not has_shape:
                 later = later or _later(export.text, number, line, head, open_message.time)
             open_message.add(line)
     if later is not None:
@@ -74,18 +74,18 @@ def doubts_of_whatsapp(file: Path) -> list[str]:
     Args:
         file: Export that `read_whatsapp` has already read.
     """
-    export, found = _Export(file), []
+    export, doubts = _Export(file), []
     if export.survey.is_ambiguous:
         order = ", ".join(_PARTS[part] for part in export.survey.order)
-        found.append(f"{export.text}: its dates fit several orders; they are read as {order}")
+        doubts.append(f"{export.text}: dates fit several orders; they are read as {order}")
     if export.survey.half_is_unknown:
-        found.append(
-            f"{export.text}: no hour is after 12 and none has AM or PM, so the half of the day is unknown; "
-            "times are read as of a 24-hour clock (if evenings are read as mornings, export with that clock)"
+        doubts.append(
+            f"{export.text}: no hour exceeds 12 or has AM or PM, so the half of the day is unknown; "
+            "times are read as on a 24-hour clock (export with that clock if evenings are read as mornings)"
         )
     if count := len(export.pasted) + export.survey.others:
-        found.append(f"{export.text}: {count:,} heads stand inside of messages, as pasted text")
-    return found
+        doubts.append(f"{export.text}: {count:,} heads inside messages are read as pasted text")
+    return doubts
 
 
 class _Export:
@@ -129,7 +129,9 @@ class _Open:
         """
         self._length += len(line) + 1
         if self._length > _LONGEST_MESSAGE:
-            raise UsageError(f"{self._place} is a message of over a million characters", "is it WhatsApp's export?")
+            raise UsageError(
+                f"{self._place} is a message of over a million characters", "check whether it is WhatsApp's export"
+            )
         self._lines.append(line)
 
     def close(self) -> Message | None:
@@ -149,20 +151,24 @@ def _survey(text: File) -> Survey:
     for number, line in text_lines(text):
         head = find_head(line)
         if head is not None:
-            first = first or f"; {text}:{number} begins like one, but its date is not understood (got {_shown(line)})"
+            first = first or f"; {text}:{number} begins like one, but its date is unknown (got {_shown(line)})"
             survey.add(head, line)
         elif survey.shape is None and not loose and _LOOSE_HEAD.match(line[:_SHOWN]):
-            loose = f"{text}:{number} begins like a message, but its date is not understood (got {_shown(line)})"
+            loose = f"{text}:{number} begins like a message, but its date is unknown (got {_shown(line)})"
     if loose:
         raise UsageError(loose, _REMEDY)
     if survey.shape is None or not survey.has_dates:
-        raise UsageError(f"{text} holds no WhatsApp message{first}", "is it the text that WhatsApp's Export chat made?")
+        raise UsageError(
+            f"{text} has no WhatsApp message{first}", "check whether it is the text of WhatsApp's Export chat"
+        )
     if survey.lacks_words:
         raise UsageError(
-            f"{text} has times of a 12-hour clock without AM and PM", "export the chat with the phone's 24-hour clock"
+            f"{text} has times on a 12-hour clock without AM and PM", "export the chat with the phone's 24-hour clock"
         )
     if survey.others > max(survey.count, LONGEST_PASTE):
-        raise UsageError(f"{text} has heads of two forms ({survey.count:,} and {survey.others:,})", "give each a file")
+        raise UsageError(
+            f"{text} has heads of two forms ({survey.count:,} and {survey.others:,})", "write each to its own file"
+        )
     return survey
 
 
@@ -180,12 +186,12 @@ def _timeline(text: File, survey: Survey, senders: Senders) -> tuple[array[float
         time = survey.time_of(head)
         if time is None:
             raise UsageError(
-                f"{text}:{number} begins like a message, but its date or time is not understood (got {_shown(line)})",
+                f"{text}:{number} begins like a message, but its date or time is unknown (got {_shown(line)})",
                 _REMEDY,
             )
-        rest = line[head.end :].lstrip(MARK)
-        name = senders.add(rest)
-        is_own = not name or rest[len(name) :].startswith(f": {MARK}")
+        content = line[head.end :].lstrip(MARK)
+        name = senders.add(content)
+        is_own = not name or content[len(name) :].startswith(f": {MARK}")
         times.append(time)
         names.append(-1 if is_own else numbers.setdefault(name, len(numbers)))
     return times, names
@@ -201,11 +207,11 @@ def _later(text: File, number: int, line: str, head: Head, time: float) -> tuple
 
     Such a head cannot be pasted. Appointments (`25.12.2023 18:00: dinner`) name no sender, or earlier messages follow.
     """
-    other = earliest(head)
-    if head.shape.colons or other is None or other < time + _MINUTE or ": " not in line[head.end :]:
+    start = earliest(head)
+    if head.shape.colons or start is None or start < time + _MINUTE or ": " not in line[head.end :]:
         return None
-    return other, UsageError(
-        f"{text}:{number} begins like a message, but in another form than those before (got {_shown(line)})", _REMEDY
+    return start, UsageError(
+        f"{text}:{number} begins like a message, but unlike those before it (got {_shown(line)})", _REMEDY
     )
 
 

@@ -1,4 +1,4 @@
-"""Search for the text of a chat in WhatsApp's export: `_chat.txt` or a file named after the chat, beside its media."""
+"""Search for the text of a chat in WhatsApp's export: `_chat.txt` or a file named after the chat, next to its media."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_whatsapp(names: Iterable[str]) -> bool:
 def chat_text(file: Path) -> File:
     """Return the text file of an export: the file itself, or the chat's file inside a zip file or folder.
 
-    Text files sent in the chat lie beside it. The chat's file has a name of WhatsApp or begins with a message.
+    Text files sent in the chat lie next to it. The chat's file has a name of WhatsApp or begins with a message.
 
     Raises:
         UsageError: There is no text, there are several, or the text is too large.
@@ -53,12 +53,12 @@ def chat_text(file: Path) -> File:
     if len(best) != 1:
         names = ", ".join(text.name for text in best[:_SHOWN])
         raise UsageError(
-            f"{file} holds {len(best)} text files, not the one of a WhatsApp export" + f": {names}" * bool(names),
+            f"{file} has {len(best)} text files that may be the chat" + f": {names}" * bool(names),
             "unpack it and name the text",
         )
     (chat,) = best
     if isinstance(chat, ZipPath) and chat.root.getinfo(chat.at).file_size > _LARGEST:
-        raise UsageError(f"{chat} has more than {_LARGEST:,} bytes", "is it WhatsApp's export?")
+        raise UsageError(f"{chat} has more than {_LARGEST:,} bytes", "check whether it is WhatsApp's export")
     return chat
 
 

@@ -184,8 +184,8 @@ def written(text: str, *, ios: bool) -> str:
     """
     if _is_own(text):
         return ""
-    *others, end = text.split("\n")
-    lines = [*(_without_tail(line, last=False) for line in others), _without_tail(end, last=True)]
+    *earlier, end = text.split("\n")
+    lines = [*(_without_tail(line, last=False) for line in earlier), _without_tail(end, last=True)]
     if _is_attachment(lines[0]):
         lines = lines[1:]
     elif ios and _STARTS_MARKED.match(lines[0]):
@@ -226,8 +226,8 @@ def _without_tail(line: str, *, last: bool) -> str:
         start = stripped.rfind(MARK)
         if start <= 0 or len(stripped) - start > 60 or not _OMITTED.search(stripped, start):
             return line
-    rest = stripped[:start].rstrip(f"{MARK} \u00a0")
-    return "" if " • " in rest and _FILE.fullmatch(rest.partition(" • ")[0]) else rest
+    beginning = stripped[:start].rstrip(f"{MARK} \u00a0")
+    return "" if " • " in beginning and _FILE.fullmatch(beginning.partition(" • ")[0]) else beginning
 
 
 def _is_edited(words: str) -> bool:

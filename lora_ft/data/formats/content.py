@@ -160,7 +160,9 @@ def _unzipped(file: Path, raw: IO[bytes]) -> tuple[str, bytes]:
             and not any(part.startswith((".", "__MACOSX")) for part in entry.filename.split("/"))
         ]
         if len(entries) != 1:
-            raise UsageError(f"{file} is a zip of {len(entries)} files", "unpack it, and name the files with rows")
+            raise UsageError(
+                f"{file} is a zip of {len(entries)} files, not one", "unpack it, and name the files with rows"
+            )
         if entries[0].flag_bits & 1:
             raise UsageError(f"{file} is encrypted", "unpack it first")
         with archive.open(entries[0]) as content:
@@ -194,7 +196,7 @@ def _bounded(file: Path, stream: Any) -> bytes:
         out.write(chunk)
         if out.tell() > limit:
             raise UsageError(
-                f"{file} holds more than {limit / 2**30:.1f} GiB, and its rows take {_ROW_COST} times as much memory",
-                "take a part of its rows, or a machine with more memory",
+                f"{file} has more than {limit / 2**30:.1f} GiB, and its rows take {_ROW_COST} times as much memory",
+                "use fewer of its rows, or a machine with more memory",
             )
     return out.getvalue()

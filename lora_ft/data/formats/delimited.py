@@ -47,11 +47,11 @@ def read_delimited(content: Content, *, encoding: str | None = None, delimiter: 
     text, first = content.text(encoding), 1
     if mark := _SEP.match(text):
         text, first, delimiter = text[mark.end() :], 2, delimiter or mark[1]
-    own = DELIMITERS.get(content.ending, ",")
-    order = [delimiter] if delimiter else [own, *(one for one in _TRIED if one != own)]
-    readers = [_Reader(text, one, first) for one in order]
+    default = DELIMITERS.get(content.ending, ",")
+    order = [delimiter] if delimiter else [default, *(character for character in _TRIED if character != default)]
+    readers = [_Reader(text, character, first) for character in order]
     if '\\"' in text:
-        readers += [_Reader(_BACKSLASHED.sub(_protected, text), one, first, escape="\\") for one in order]
+        readers += [_Reader(_BACKSLASHED.sub(_protected, text), character, first, escape="\\") for character in order]
     if "\t" in order and '"' in text:
         readers.append(_Reader(text, "\t", first, quotes=False))
     fitting = (reader for reader in readers if reader.fits())
@@ -130,10 +130,10 @@ def _rows(content: Content, reader: _Reader) -> Iterator[Located]:
         if header is None:
             return
         names = [name.strip() for name in header[1]]
-        twice = [name for i, name in enumerate(names) if name and name in names[:i]]
-        if twice:
+        repeated = [name for i, name in enumerate(names) if name and name in names[:i]]
+        if repeated:
             raise UsageError(
-                f"{content.file}:{header[0]} has two columns of the name '{twice[0]}'", "rename or remove one of them"
+                f"{content.file}:{header[0]} has two columns named '{repeated[0]}'", "rename or remove one of them"
             )
         for line, cells in records:
             if len(cells) != len(names):
@@ -158,8 +158,8 @@ def _ragged(where: str, cells: int, names: int) -> LoraFtError:
 
 def _remedy(reason: str) -> str:
     if "field larger" in reason:
-        return "is a quote missing before this line?"
-    return "is the file cut off?" if "end of data" in reason else "write a quote inside quotes twice"
+        return "check for a missing quote before this line"
+    return "check whether the file is cut off" if "end of data" in reason else "double each quote inside quotes"
 
 
 def _protected(match: re.Match[str]) -> str:

@@ -61,7 +61,7 @@ def _values(text: str, file: str) -> Iterator[tuple[int, Any]]:
         except json.JSONDecodeError as error:
             raise LoraFtError(
                 f"{file}:{text.count(chr(10), 0, error.pos) + 1} is not JSON ({error.msg})",
-                "is the file cut off, or of another format?",
+                "check whether the file is cut off or has another format",
             ) from error
         except OutOfBoundsError as error:
             raise LoraFtError(f"{where} {error}", error.remedy) from error
@@ -75,12 +75,12 @@ def _values(text: str, file: str) -> Iterator[tuple[int, Any]]:
 
 
 def _of_field(document: dict[str, Any], field: str, file: str) -> list[Any]:
-    found = Column(field).find(document)
-    if isinstance(found, list):
-        return found
-    if isinstance(found, dict):
-        return [row for _, row in _of_document(found, f"{file}: {field}")]
-    missing = f"has no field '{field}'" if found is ABSENT else f"has no list in the field '{field}'"
+    rows = Column(field).find(document)
+    if isinstance(rows, list):
+        return rows
+    if isinstance(rows, dict):
+        return [row for _, row in _of_document(rows, f"{file}: {field}")]
+    missing = f"has no field '{field}'" if rows is ABSENT else f"has no list in the field '{field}'"
     raise UsageError(f"{file} {missing}", f"correct data.field; the document has {', '.join(map(str, document))}")
 
 
@@ -99,7 +99,7 @@ def _of_document(document: dict[str, Any], file: str, text: str | None = None) -
         return _of_columns(document, file)
     if values and all(isinstance(value, dict) and value for value in values):
         return _of_frame(document, file)
-    raise LoraFtError(f"{file} is no list of objects", "write [{...}, {...}], JSON Lines, or set data.field")
+    raise LoraFtError(f"{file} is not a list of objects", "write [{...}, {...}], JSON Lines, or set data.field")
 
 
 def _of_split(document: dict[str, Any], file: str) -> list[Located]:
@@ -108,10 +108,10 @@ def _of_split(document: dict[str, Any], file: str) -> list[Located]:
     if not (isinstance(names, list) and isinstance(rows, list) and all(isinstance(name, str) for name in names)):
         raise LoraFtError(f"{file} has the keys of pandas' orient 'split', but not its lists", _RECORDS)
     if len(set(names)) < len(names):
-        raise UsageError(f"{file} has two columns of one name", "rename or remove one of them")
+        raise UsageError(f"{file} has two columns of the same name", "rename or remove one of them")
     for i, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != len(names):
-            raise LoraFtError(f"{file}: data[{i}] is no list of {len(names)} values", _RECORDS)
+            raise LoraFtError(f"{file}: data[{i}] is not a list of {len(names)} values", _RECORDS)
     return [(f"{file}: data[{i}]", dict(zip(names, row, strict=True))) for i, row in enumerate(rows)]
 
 
@@ -182,13 +182,13 @@ def _of_squad(articles: Sequence[dict[str, Any]], file: str) -> Iterator[Located
 
 def _object(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
-        raise LoraFtError(f"{where} is no object but a {type(value).__name__}", 'write each row as {"column": ...}')
+        raise LoraFtError(f"{where} is not an object (got {type(value).__name__})", 'write each row as {"column": ...}')
     return value
 
 
 def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise LoraFtError(f"{where} is no list", "correct it, or write flat rows")
+        raise LoraFtError(f"{where} is not a list", "correct it, or write flat rows")
     return value
 
 

@@ -30,22 +30,22 @@ def read_parquet(content: Content) -> list[Located]:
             f"{content.file} is parquet, and pyarrow is not installed",
             "pip install 'lora-ft[train]', or use JSON Lines",
         ) from error
-    file, limit, taken = content.file, allowed_memory() // _ROW_COST, 0
+    file, limit, size = content.file, allowed_memory() // _ROW_COST, 0
     rows: list[Located] = []
     try:
         table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content.data))
-        twice = [name for name, count in Counter(table.schema_arrow.names).items() if count > 1]
-        if twice:
-            raise UsageError(f"{file} has two columns of the name '{twice[0]}'", "rename or remove one of them")
+        repeated = [name for name, count in Counter(table.schema_arrow.names).items() if count > 1]
+        if repeated:
+            raise UsageError(f"{file} has two columns named '{repeated[0]}'", "rename or remove one of them")
         for batch in table.iter_batches(_BATCH):
-            taken += batch.nbytes + 16 * batch.num_rows * batch.num_columns
-            if taken > limit:
-                raise UsageError(f"{file} holds more rows than fit into memory", "take a part of its rows")
+            size += batch.nbytes + 16 * batch.num_rows * batch.num_columns
+            if size > limit:
+                raise UsageError(f"{file} has more rows than fit into memory", "use fewer of its rows")
             columns = {name: _values(content, name, batch.column(name)) for name in batch.schema.names}
             for i in range(batch.num_rows):
                 rows.append((f"{file}[{len(rows)}]", {name: values[i] for name, values in columns.items()}))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise LoraFtError(f"{file} is not a whole parquet file ({first_line(error)})", "copy it again") from error
+        raise LoraFtError(f"{file} is not a complete parquet file ({first_line(error)})", "copy it again") from error
     return rows
 
 

@@ -1,7 +1,8 @@
-"""Scores of answers against references, from 0 to 100. Each metric is a module named after it. None needs the network.
+"""Scores of answers against references, from 0 to 100. Each metric is a module of its name.
 
-A metric is a module with `measure(answers, references, settings) -> {name of a score: Scored}` and a line in `GIVES`.
-If it depends on an optional package or file, it also has `require(settings)`, which raises UsageError.
+A metric has a function `measure(answers, references, settings) -> {name of a score: Scored}` and a line in `SCORES_OF`.
+If it depends on an optional package or file, it also has `require(settings)`, which raises UsageError. No metric uses
+the network.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lora_ft.evaluation.metrics.statistics import Estimate, Scored, difference, estimate
-from lora_ft.tasks.metric_names import GIVES
+from lora_ft.tasks.metric_names import SCORES_OF
 
 if TYPE_CHECKING:
-    from lora_ft.tasks.schema import Evaluate
+    from lora_ft.tasks.evaluate import Evaluate
 
 
 __all__ = [
@@ -34,7 +35,7 @@ def measure(
     """Return scores by name, in the order of the metrics.
 
     Args:
-        names: Metrics of `GIVES`.
+        names: Metrics of `SCORES_OF`.
         answers: [rows] answers.
         references: [rows] acceptable texts, at least one for each row.
         settings: Language, stemmer and stop words of a task.
@@ -42,11 +43,11 @@ def measure(
     Raises:
         UsageError: A metric's package, data or model is missing.
     """
-    found: dict[str, Scored] = {}
+    scores: dict[str, Scored] = {}
     for name in names:
         module = import_module(f"{__name__}.{name.lower()}")
-        found |= module.measure(answers, references, settings)
-    return found
+        scores |= module.measure(answers, references, settings)
+    return scores
 
 
 def require(names: Iterable[str], settings: Evaluate) -> None:
@@ -57,7 +58,7 @@ def require(names: Iterable[str], settings: Evaluate) -> None:
         settings: Settings of a task.
     """
     for name in names:
-        metric = name if name in GIVES else metric_of(name)
+        metric = name if name in SCORES_OF else metric_of(name)
         module = import_module(f"{__name__}.{metric.lower()}")
         if check := getattr(module, "require", None):
             check(settings)
@@ -65,7 +66,7 @@ def require(names: Iterable[str], settings: Evaluate) -> None:
 
 def metric_of(score: str) -> str:
     """Return the metric that computes a score of `SCORES`."""
-    return next(metric for metric, scores in GIVES.items() if score in scores)
+    return next(metric for metric, scores in SCORES_OF.items() if score in scores)
 
 
 def score(name: str, answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> Scored:

@@ -11,11 +11,11 @@ from lora_ft.core.errors import UsageError, first_line
 from lora_ft.evaluation.metrics.statistics import Scored
 
 if TYPE_CHECKING:
-    from lora_ft.tasks.schema import Evaluate
+    from lora_ft.tasks.evaluate import Evaluate
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """Return each row's F1 with the best of its references, from the encoder's last layer, without rescaling.
+    """Return the F1 of each row with its best reference, from the encoder's last layer, without rescaling.
 
     An empty answer scores 0.
 
@@ -31,25 +31,25 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
         scorer = BERTScorer(model_type=model, num_layers=AutoConfig.from_pretrained(model).num_hidden_layers)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"evaluate.bertscore_model: cannot load {model} ({first_line(error)})", "give the folder of an encoder"
+            f"evaluate.bertscore_model: cannot load {model} ({first_line(error)})", "name the folder of an encoder"
         ) from error
     rows = np.zeros(len(answers))
     # bert-score 0.3.13 fails on texts without words in transformers 5.
-    said = [at for at, text in enumerate(answers) if text.strip()]
-    if said:
-        _, _, f1 = scorer.score([answers[at] for at in said], [list(references[at]) for at in said])
-        rows[said] = 100 * f1.double().numpy()
+    filled = [i for i, text in enumerate(answers) if text.strip()]
+    if filled:
+        _, _, f1 = scorer.score([answers[i] for i in filled], [list(references[i]) for i in filled])
+        rows[filled] = 100 * f1.double().numpy()
     return {"bertscore": Scored.mean(rows, f"bert-score, last layer of {model}")}
 
 
 def require(settings: Evaluate) -> None:
     """Raise UsageError if the package is not installed, or if the task names no encoder."""
     if settings.bertscore_model is None:
-        raise UsageError("bertscore needs evaluate.bertscore_model", "give the folder or hub name of an encoder")
+        raise UsageError("bertscore needs evaluate.bertscore_model", "name the folder or Hub name of an encoder")
     try:
         import bert_score  # noqa: F401
     except ModuleNotFoundError as error:
         raise UsageError(
             f"bertscore needs the package {error.name}, which is not installed",
-            "pip install bert-score, or take bertscore out of evaluate.metrics",
+            "pip install bert-score, or remove bertscore from evaluate.metrics",
         ) from error

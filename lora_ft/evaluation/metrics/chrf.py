@@ -1,4 +1,4 @@
-"""chrF2 by sacrebleu, over all rows at once. It compares character n-grams, so no language needs a tokenizer."""
+"""chrF2 by sacrebleu, over all rows at once. It compares character n-grams, so it needs no tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lora_ft.evaluation.metrics.statistics import Scored
 from lora_ft.evaluation.metrics.sums import by_sums
 
 if TYPE_CHECKING:
-    from lora_ft.tasks.schema import Evaluate
+    from lora_ft.tasks.evaluate import Evaluate
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:

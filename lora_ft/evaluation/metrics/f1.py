@@ -14,18 +14,18 @@ from lora_ft.data.words import ENGLISH, UnicodeTokenizer
 from lora_ft.evaluation.metrics.statistics import Scored
 
 if TYPE_CHECKING:
-    from lora_ft.tasks.schema import Evaluate
+    from lora_ft.tasks.evaluate import Evaluate
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """Return each row's F1 with the best of its references. Outside English, words are those of `UnicodeTokenizer`."""
+    """Return the F1 of each row with its best reference. `UnicodeTokenizer` splits words outside English."""
     words = squad_words if settings.language == ENGLISH else UnicodeTokenizer().tokenize
     rows = [
-        100 * max(f1(words(answer), words(reference)) for reference in several)
-        for answer, several in zip(answers, references, strict=True)
+        100 * max(f1(words(answer), words(reference)) for reference in texts)
+        for answer, texts in zip(answers, references, strict=True)
     ]
     return {"f1": Scored.mean(np.array(rows))}
 
@@ -36,7 +36,7 @@ def squad_words(text: str) -> list[str]:
 
 
 def f1(answer: Sequence[str], reference: Sequence[str]) -> float:
-    """Return F1, 0 to 1. If either list is empty, it is 1 if both are, else 0."""
+    """Return F1, 0 to 1. If a list is empty, F1 is 1 if both are empty, else 0."""
     if not answer or not reference:
         return float(not answer and not reference)
     common = (Counter(answer) & Counter(reference)).total()

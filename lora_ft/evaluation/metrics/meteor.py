@@ -12,11 +12,11 @@ from lora_ft.data.words import UnicodeTokenizer
 from lora_ft.evaluation.metrics.statistics import Scored
 
 if TYPE_CHECKING:
-    from lora_ft.tasks.schema import Evaluate
+    from lora_ft.tasks.evaluate import Evaluate
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """Return each row's METEOR with the best of its references. Synonyms are looked up by their stems, as in nltk.
+    """Return the METEOR of each row with its best reference. Synonyms are looked up by word stem, as in nltk.
 
     Raises:
         UsageError: The WordNet data is missing, or the language is not English.
@@ -26,8 +26,8 @@ def measure(answers: Sequence[str], references: Sequence[Sequence[str]], setting
     require(settings)
     words = UnicodeTokenizer().tokenize
     rows = [
-        100 * meteor_score([words(reference) for reference in several], words(answer))
-        for answer, several in zip(answers, references, strict=True)
+        100 * meteor_score([words(reference) for reference in texts], words(answer))
+        for answer, texts in zip(answers, references, strict=True)
     ]
     return {"meteor": Scored.mean(np.array(rows), "nltk, Porter stems and WordNet synonyms")}
 
@@ -37,11 +37,11 @@ def require(settings: Evaluate) -> None:
     from nltk.corpus import wordnet
 
     if settings.language != "en":
-        raise UsageError(f"meteor knows English only, and evaluate.language is {settings.language}", "use chrf")
+        raise UsageError(f"meteor supports English only (got evaluate.language={settings.language})", "use chrf")
     try:
         wordnet.ensure_loaded()
     except LookupError as error:
         raise UsageError(
-            "meteor needs nltk's data of WordNet, which is not here",
-            "python -m nltk.downloader wordnet, or take meteor out of evaluate.metrics",
+            "meteor needs nltk's WordNet data, which is not installed",
+            "python -m nltk.downloader wordnet, or remove meteor from evaluate.metrics",
         ) from error

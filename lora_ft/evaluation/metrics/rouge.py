@@ -2,8 +2,8 @@
 
 rouge-score is called directly. The `rouge` metric of the package `evaluate` wraps the same scorer, with three problems.
 It is downloaded when first used (evaluate#315, #567). It returns a bootstrap median instead of row scores
-(evaluate#186). It does not split sentences, without which rougeLsum equals rougeL. For code that expects a metric of
-`evaluate`, `lora_ft.evaluation.evaluate_metric` offers these scores.
+(evaluate#186). It does not split sentences, so its rougeLsum equals rougeL. Code that expects a metric of `evaluate`
+can use `lora_ft.evaluation.evaluate_metric`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lora_ft.evaluation.metrics.statistics import Scored
 from lora_ft.tasks.metric_names import ROUGE
 
 if TYPE_CHECKING:
-    from lora_ft.tasks.schema import Evaluate
+    from lora_ft.tasks.evaluate import Evaluate
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:

@@ -12,17 +12,17 @@ from lora_ft.data.words import tokenizer_of
 from lora_ft.evaluation.metrics.statistics import Scored
 
 if TYPE_CHECKING:
-    from lora_ft.tasks.schema import Evaluate
+    from lora_ft.tasks.evaluate import Evaluate
 
 GAP = 4
 
 
 def measure(answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate) -> dict[str, Scored]:
-    """Return F-measures (beta 1). The best of several references counts, as in `rouge`. Sentences are not split."""
+    """Return the F-measure (beta 1) of each row with its best reference. Sentences are not split."""
     words = tokenizer_of(settings).tokenize
     rows = [
-        100 * max(f_measure(units(words(answer)), units(words(reference))) for reference in several)
-        for answer, several in zip(answers, references, strict=True)
+        100 * max(f_measure(units(words(answer)), units(words(reference))) for reference in texts)
+        for answer, texts in zip(answers, references, strict=True)
     ]
     return {"rougeSU4": Scored.mean(np.array(rows))}
 
@@ -32,17 +32,17 @@ def units(words: Sequence[str], gap: int | None = GAP, *, single: bool = True) -
 
     Args:
         words: Words of the text.
-        gap: Maximum number of words between those of a pair; None for any number (ROUGE-S*).
-        single: Count single words too (the U of SU).
+        gap: Maximum number of words between the two of a pair; None for no limit (ROUGE-S*).
+        single: Also count single words (the U of SU).
     """
     reach = len(words) if gap is None else gap + 1
-    found: Counter[tuple[str, ...]] = Counter((word,) for word in words if single)
-    for at, word in enumerate(words):
-        found.update((word, other) for other in words[at + 1 : at + 1 + reach])
-    return found
+    counts: Counter[tuple[str, ...]] = Counter((word,) for word in words if single)
+    for i, word in enumerate(words):
+        counts.update((word, later) for later in words[i + 1 : i + 1 + reach])
+    return counts
 
 
 def f_measure(answer: Counter[tuple[str, ...]], reference: Counter[tuple[str, ...]]) -> float:
-    """Return the F-measure of common units, counted as often as both texts have them; 0 if either has none."""
+    """Return the F-measure of shared units, with their multiplicity; 0 without shared units."""
     common = (answer & reference).total()
     return 2 * common / (answer.total() + reference.total()) if common else 0.0

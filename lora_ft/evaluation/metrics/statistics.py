@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_CHUNK = 1 << 22  # numbers drawn at a time, to bound memory for any number of rows
-_ROUNDING = 1e-9  # tolerance for sums of the same numbers in another order
+_CHUNK = 1 << 22  # random numbers drawn at a time, which bounds memory for any number of rows
+_ROUNDING = 1e-9  # tolerance for sums of the same numbers in a different order
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,18 @@ class Scored:
 
     def estimate(self, *, seed: int, resamples: int) -> Estimate:
         """Return the score of all rows with its bootstrap percentile interval."""
-        drawn = [self.whole(sums) for sums in _resampled(self.parts, seed, resamples)]
-        return _interval(self.value, drawn)
+        values = [self.whole(sums) for sums in _resampled(self.parts, seed, resamples)]
+        return _interval(self.value, values)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two models on the same rows.
+    """The difference between two models on the same rows.
 
     Attributes:
         estimate: Difference with its paired interval.
-        p: Two-sided p-value of the paired randomization test. It is the frequency of differences at least as large if
-            each row's two answers are swapped at random. For means, it is the sign-flip test.
+        p: Two-sided p-value of the paired randomization test: how often the difference is at least as large when the
+            two answers of each row are swapped at random. For means, this is the sign-flip test.
     """
 
     estimate: Estimate
@@ -79,36 +79,36 @@ def estimate(scores: np.ndarray, *, seed: int, resamples: int) -> Estimate:
     return Scored.mean(scores).estimate(seed=seed, resamples=resamples)
 
 
-def difference(model: Scored, other: Scored, *, seed: int, resamples: int) -> Estimate:
-    """Return `model` minus `other` with the paired interval. Both are scored on the same resamples."""
-    drawn = [
-        model.whole(sums[: model.parts.shape[1]]) - other.whole(sums[model.parts.shape[1] :])
-        for sums in _resampled(np.hstack([model.parts, other.parts]), seed, resamples)
+def difference(model: Scored, baseline: Scored, *, seed: int, resamples: int) -> Estimate:
+    """Return `model` minus `baseline` with the paired interval. Both are scored on the same resamples."""
+    values = [
+        model.whole(sums[: model.parts.shape[1]]) - baseline.whole(sums[model.parts.shape[1] :])
+        for sums in _resampled(np.hstack([model.parts, baseline.parts]), seed, resamples)
     ]
-    return _interval(model.value - other.value, drawn)
+    return _interval(model.value - baseline.value, values)
 
 
-def compare(model: Scored, other: Scored, *, seed: int, resamples: int) -> Difference:
-    """Return `model` minus `other` with the paired interval, and the p-value of `resamples` random swaps."""
-    found = difference(model, other, seed=seed, resamples=resamples)
-    change = model.parts - other.parts
-    ours, theirs = model.parts.sum(axis=0), other.parts.sum(axis=0)
+def compare(model: Scored, baseline: Scored, *, seed: int, resamples: int) -> Difference:
+    """Return `model` minus `baseline` with the paired interval, and the p-value of `resamples` random swaps."""
+    estimated = difference(model, baseline, seed=seed, resamples=resamples)
+    change = model.parts - baseline.parts
+    model_sums, baseline_sums = model.parts.sum(axis=0), baseline.parts.sum(axis=0)
     rng = np.random.default_rng(seed)
-    extreme = tried = 0
+    extreme = swaps = 0
     for size in _chunks(resamples, len(change)):
         moved = rng.integers(2, size=(size, len(change))).astype(np.float64) @ change
-        swapped = [model.whole(ours - sums) - other.whole(theirs + sums) for sums in moved]
-        extreme += sum(abs(value) >= abs(found.mean) - _ROUNDING for value in swapped)
-        tried += size
-    return Difference(found, (extreme + 1) / (tried + 1))
+        differences = [model.whole(model_sums - sums) - baseline.whole(baseline_sums + sums) for sums in moved]
+        extreme += sum(abs(value) >= abs(estimated.mean) - _ROUNDING for value in differences)
+        swaps += size
+    return Difference(estimated, (extreme + 1) / (swaps + 1))
 
 
 def _resampled(parts: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
     """Yield the sums [n] of each resample."""
     rng, rows = np.random.default_rng(seed), len(parts)
     for size in _chunks(resamples, rows):
-        for drawn in rng.integers(rows, size=(size, rows)):
-            yield np.bincount(drawn, minlength=rows) @ parts
+        for indices in rng.integers(rows, size=(size, rows)):
+            yield np.bincount(indices, minlength=rows) @ parts
 
 
 def _chunks(count: int, rows: int) -> Iterator[int]:
@@ -117,6 +117,6 @@ def _chunks(count: int, rows: int) -> Iterator[int]:
         yield min(step, count - start)
 
 
-def _interval(value: float, drawn: list[float]) -> Estimate:
-    low, high = np.percentile(drawn, [2.5, 97.5])
+def _interval(value: float, resampled: list[float]) -> Estimate:
+    low, high = np.percentile(resampled, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high))

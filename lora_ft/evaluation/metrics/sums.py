@@ -20,11 +20,11 @@ def by_sums(metric: Metric, alone: Metric, answers: Sequence[str], references: S
         answers: [rows] answers.
         references: [rows] acceptable texts. Rows may have different numbers of them.
     """
-    streams = list(zip_longest(*references))  # None if a row has fewer, which sacrebleu skips
-    parts = np.array(metric._extract_corpus_statistics(list(answers), streams), dtype=np.float64)
+    streams = list(zip_longest(*references))  # sacrebleu skips None, the filler of rows with fewer references
+    statistics = np.array(metric._extract_corpus_statistics(list(answers), streams), dtype=np.float64)
 
     def whole(sums: np.ndarray, metric: Metric = metric) -> float:
         return float(metric._compute_score_from_stats(sums.tolist()).score)
 
-    rows = np.array([whole(row, alone) for row in parts])
-    return Scored(rows, parts, whole, f"sacrebleu {metric.get_signature()}")
+    rows = np.array([whole(row, alone) for row in statistics])
+    return Scored(rows, statistics, whole, f"sacrebleu {metric.get_signature()}")

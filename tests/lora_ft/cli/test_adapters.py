@@ -15,7 +15,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def folder(tiny_run: Run, tmp_path: Path) -> Path:
-    """A folder of two runs and another folder."""
+    """Return a folder that contains two runs and an unrelated folder."""
     for name in ("first", "second"):
         shutil.copytree(tiny_run.folder, tmp_path / "runs" / name)
     (tmp_path / "runs" / "notes").mkdir()
@@ -43,7 +43,7 @@ def test_compare_reads_all_runs_of_a_folder(folder: Path, capsys: Capture) -> No
         assert lora_ft(["evaluate", str(folder / name), "--limit", "3"]) == 0
     capsys.readouterr()
     assert lora_ft(["adapters", "compare", str(folder), "--rows", "0"]) == 0
-    assert "3 rows; differences from" in capsys.readouterr().out
+    assert "3 test rows; differences from" in capsys.readouterr().out
 
 
 def test_rm_deletes_runs_only_and_asks_first(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,4 +60,4 @@ def test_rm_deletes_runs_only_and_asks_first(folder: Path, capsys: Capture, monk
     assert lora_ft(["adapters", "rm", str(folder / "second"), "--yes"]) == 0
     assert [path.name for path in folder.iterdir()] == ["notes"]
     assert lora_ft(["adapters", "list", str(folder)]) == 2
-    assert "holds no runs with adapters" in capsys.readouterr().err
+    assert "contains no runs with adapters" in capsys.readouterr().err

@@ -102,4 +102,4 @@ def test_bench_exits_with_1_if_an_engine_fails(bundle: Path, tmp_path: Path, cap
         str(tmp_path),
     ]
     assert lora_ft(["bench", str(bundle.parent / "base"), *flags]) == 1
-    assert "warning: mine/fp32: wrong: it made 1 rows" in capsys.readouterr().out
+    assert "warning: mine/fp32: wrong: it returned 1 rows" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`lora-ft chat`: lines from a pipe, rounds without input, beginnings from files, and wrong usage."""
+"""`lora-ft chat`: typed and piped lines, rounds without input, beginnings from files, and wrong usage."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lora_ft.export_onnx import export_onnx
 from lora_ft.runs.run import Run
 
 Capture = pytest.CaptureFixture[str]
-GO_ON = ["--greedy", "--max-new-tokens", "8"]
+GREEDY = ["--greedy", "--max-new-tokens", "8"]
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: Run) -> Path:
-    """A bundle whose prompt has one column, which is enough for a chat."""
+    """Return a bundle whose prompt has one column, which is enough for a chat."""
     out = tmp_path_factory.mktemp("chat") / "bundle"
     export_onnx(str(tiny_run.folder), out)
     return out
@@ -29,25 +29,25 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: Run) -> Path:
 def test_rounds_continue_from_a_beginning(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "start.txt").write_text("\ufeffAna: hello\nthere\nBen: hi\n", encoding="utf-8")
     for start in (str(tmp_path / "start.txt"), "Ana: hello\nthere\nBen: hi"):
-        assert lora_ft(["chat", str(bundle), "--rounds", "2", "--start", start, *GO_ON]) == 0
+        assert lora_ft(["chat", str(bundle), "--rounds", "2", "--start", start, *GREEDY]) == 0
         shown = capsys.readouterr()
-        assert re.match(r"\w+: .", shown.out) and "named nobody; taken as said by Ben" in shown.err
+        assert re.match(r"\w+: .", shown.out) and "named no speaker; attributed to Ben" in shown.err
         assert max(map(len, shown.out.splitlines())) <= 80
 
 
-def test_lines_of_a_pipe_are_answered_without_torch(bundle: Path) -> None:
+def test_piped_lines_are_answered_without_torch(bundle: Path) -> None:
     script = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = sys.modules['ijson'] = None\n"
         "sys.modules['yaml'] = sys.modules['peft'] = None\n"
         "from lora_ft.cli import run; sys.exit(run(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", script, "chat", str(bundle), "--as", "Ana", *GO_ON]
-    done = subprocess.run(
+    command = [sys.executable, "-c", script, "chat", str(bundle), "--as", "Ana", *GREEDY]
+    process = subprocess.run(
         command, input="hello\n\n/who\n/quit\nnever read\n", capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^\(.*Ana.*\)$", done.stderr, re.MULTILINE)
-    assert done.stdout.strip() or "said nothing" in done.stderr
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"^\(.*Ana.*\)$", process.stderr, re.MULTILINE)
+    assert process.stdout.strip() or "wrote nothing" in process.stderr
 
 
 def test_end_of_input_ends_the_chat(bundle: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,16 +56,17 @@ def test_end_of_input_ends_the_chat(bundle: Path, capsys: Capture, monkeypatch: 
     assert capsys.readouterr().out == ""
 
 
-def test_terminal_is_prompted_for_lines(bundle: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_terminal_is_prompted_for_lines(bundle: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = iter(["hello", "/who"])
-    asked: list[str] = []
+    prompts: list[str] = []
 
     def answer(prompt: str) -> str:
-        asked.append(prompt)
+        prompts.append(prompt)
         try:
             return next(typed)
         except StopIteration:
@@ -73,16 +74,31 @@ def test_terminal_is_prompted_for_lines(bundle: Path, capsys: Capture, monkeypat
 
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("builtins.input", answer)
-    assert lora_ft(["chat", str(bundle), "--as", "Ana", "--start", "Ben: hi", *GO_ON]) == 0
+    assert lora_ft(["chat", str(bundle), "--as", "Ana", "--start", "Ben: hi", *GREEDY]) == 0
     shown = capsys.readouterr()
-    assert asked == ["Ana: "] * 3 and shown.out.startswith("Ben: hi\n") and "/quit" in shown.err
+    assert prompts == ["Ana: "] * 3 and shown.out.startswith("Ben: hi\n") and "/quit" in shown.err
+
+
+def test_seed_is_shown_only_if_it_can_repeat_the_chat(
+    bundle: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["chat", str(bundle), "--as", "Ana", "--start", "Ben: hi", "--do-sample", "--max-new-tokens", "8"]
+    assert lora_ft([*command, "--rounds", "1"]) == 0
+    assert "sampled with seed" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert lora_ft(command) == 0
+    assert "sampled with seed" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("builtins.input", lambda _: "/quit")
+    assert lora_ft(command) == 0
+    assert "seed" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--rounds", "2"], "--rounds needs something to go on with; add --start"),
-        (["--rounds", "2", "--start", "good morning"], "is no line of a chat; write `Name: text` lines"),
+        (["--rounds", "2"], "--rounds needs a beginning of the chat; add --start"),
+        (["--rounds", "2", "--start", "good morning"], "is not a chat line; write `Name: text` lines"),
         (["--rounds", "0"], "rounds"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line: its output, and one line with the remedy and the right exit code for each error."""
+"""Command line: output of commands, and one line with a remedy and an exit code for each error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_all_commands_work_in_sequence(make_task: MakeTask, tmp_path: Path, caps
     shown = capsys.readouterr().out
     assert "rougeLsum" in shown and "difference" in shown and "4 test rows" in shown
     assert lora_ft(["export", str(merged), "--out", str(bundle)]) == 0
-    assert "6 of 6 rows give PyTorch's text" in capsys.readouterr().out
+    assert "6 of 6 rows match PyTorch's text" in capsys.readouterr().out
     answers = []
     for model in (run, merged, bundle):
         assert lora_ft(["generate", str(model), "abc", "defg"]) == 0
@@ -56,7 +56,7 @@ def test_validate_shows_all_errors_at_once(make_task: MakeTask, capsys: Capture)
     task = make_task(lora={"r": 0}, train={"precision": "fp16", "learning_rat": 1})
     assert lora_ft(["validate", str(task)]) == 2
     shown = capsys.readouterr().out
-    assert "3 faults" in shown
+    assert "3 errors" in shown
     for part in ("lora.r = 0", "train.precision = 'fp16'", "transformers#5651", "train.learning_rat = 1: unknown key"):
         assert part in shown
 
@@ -72,8 +72,8 @@ def test_rows_of_a_file_become_jsonl_with_their_outputs(tiny_run: Run, tmp_path:
 
 def test_lines_of_stdin_are_answered_on_stdout(tiny_run: Run) -> None:
     command = [sys.executable, "-m", "lora_ft", "generate", str(tiny_run.folder)]
-    done = subprocess.run(command, input="abc\n\ndef\n", capture_output=True, text=True, check=True)
-    assert len(done.stdout.splitlines()) == 2
+    process = subprocess.run(command, input="abc\n\ndef\n", capture_output=True, text=True, check=True)
+    assert len(process.stdout.splitlines()) == 2
 
 
 def test_compare_prints_differences_and_writes_a_page(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
@@ -107,7 +107,10 @@ def test_generate_wraps_at_the_given_width(tiny_run: Run, capsys: Capture) -> No
     assert lora_ft(["generate", str(tiny_run.folder), "abc", "--wrap", "10", "--min-new-tokens", "24"]) == 0
     assert all(len(line) <= 10 or " " not in line for line in capsys.readouterr().out.splitlines())
     fails(
-        capsys, ["generate", tiny_run.folder, "abc", "--wrap", "20", "--stream"], 2, "--wrap is for answers on stdout"
+        capsys,
+        ["generate", tiny_run.folder, "abc", "--wrap", "20", "--stream"],
+        2,
+        "--wrap applies to answers on stdout",
     )
 
 
@@ -148,7 +151,7 @@ def test_errors_in_the_data(make_task: MakeTask, tmp_path: Path, capsys: Capture
         "column": (b'{"words": "abc", "answer": "x"}\n', 2, "has no column 'text'"),
         "latin": (good.encode() + b'{"text": "caf\xe9", "answer": "x"}\n', 1, ":2 is not UTF-8"),
         "cut": (good.encode() + good.encode()[:20], 1, ":2 is not JSON"),
-        "none": (b"\n", 2, "holds no rows"),
+        "none": (b"\n", 2, "has no rows"),
         "long": (json.dumps({"text": "abc", "answer": "x" * 60}).encode(), 1, "1 of 1 train targets are longer"),
     }
     for name, (content, code, part) in cases.items():
@@ -160,16 +163,21 @@ def test_errors_in_the_data(make_task: MakeTask, tmp_path: Path, capsys: Capture
     fails(
         capsys, ["train", make_task(data={"train": "gone.jsonl"}), "--out", tmp_path / "x"], 2, "no file", "data.root"
     )
-    fails(capsys, ["train", make_task(data={"train": "task.yaml"}), "--out", tmp_path / "x"], 2, "has no reader")
+    fails(
+        capsys,
+        ["train", make_task(data={"train": "task.yaml"}), "--out", tmp_path / "x"],
+        2,
+        "has an unsupported format",
+    )
     task = make_task(data={"test": None})
     assert lora_ft(["train", str(task), "--out", str(tmp_path / "r"), "--set", "train.max_steps=1"]) == 0
-    fails(capsys, ["evaluate", tmp_path / "r"], 2, "has no test rows", "data.test")
+    fails(capsys, ["evaluate", tmp_path / "r", "--split", "test"], 2, "has no test rows", "data.test")
 
 
 def test_train_warns_of_overlapping_splits(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
     task = make_task(data={"test": "train.jsonl"})
     assert lora_ft(["train", str(task), "--out", str(tmp_path / "run"), "--set", "train.max_steps=1"]) == 0
-    assert "24 prompts of other rows are training prompts too" in capsys.readouterr().err
+    assert "24 validation or test prompts also occur in the training rows" in capsys.readouterr().err
 
 
 def test_errors_in_the_base(make_task: MakeTask, tmp_path: Path, capsys: Capture) -> None:
@@ -184,15 +192,15 @@ def test_errors_in_the_base(make_task: MakeTask, tmp_path: Path, capsys: Capture
     fails(capsys, ["train", make_task(base="./gone")], 2, "no base at", "offline")
     bart = save_tiny_t5(tmp_path / "bart")
     (bart / "config.json").write_text('{"model_type": "bart"}')
-    fails(capsys, ["train", make_task(base=str(bart))], 2, "is a 'bart'", "supported: t5")
+    fails(capsys, ["train", make_task(base=str(bart))], 2, "model_type 'bart'", "base of type t5")
     pickled = save_tiny_t5(tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     fails(capsys, ["train", make_task(base=str(pickled))], 2, "has no model.safetensors", "pickles")
 
 
 def test_merge_refuses_an_adapter_of_another_base(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
-    other = save_tiny_t5(tmp_path / "other", d_model=40)
-    fails(capsys, ["merge", tiny_run.folder, "--out", tmp_path / "m", "--base", other], 1, "d_model 32", "has 40")
+    second_base = save_tiny_t5(tmp_path / "other", d_model=40)
+    fails(capsys, ["merge", tiny_run.folder, "--out", tmp_path / "m", "--base", second_base], 1, "d_model 32", "has 40")
     assert not (tmp_path / "m").exists()
 
 
@@ -229,7 +237,7 @@ def test_wrong_options_are_refused(tiny_run: Run, capsys: Capture) -> None:
     fails(capsys, ["generate", tiny_run.folder, "abc", "--num-beams", "0"], 2, "num-beams")
     fails(capsys, ["fly"], 2, "fly")
     fails(capsys, ["evaluate", tiny_run.folder, "--split", "tst"], 2, "tst")
-    fails(capsys, ["generate", tiny_run.folder, "abc", "--input", "x.txt"], 2, "both texts and --input")
+    fails(capsys, ["generate", tiny_run.folder, "abc", "--input", "x.txt"], 2, "--input cannot be combined with texts")
 
 
 def test_traceback_is_printed_only_with_debug(tmp_path: Path) -> None:

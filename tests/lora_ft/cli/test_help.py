@@ -79,7 +79,7 @@ def test_shared_options_are_the_same_in_every_command(option: str) -> None:
 
 def test_commands_with_a_result_print_json() -> None:
     without = {path for path, command in LEAVES.items() if not any("--json" in each.opts for each in command.params)}
-    assert without == {("chat",), ("adapters", "rm")}
+    assert without == {("chat",), ("serve",), ("adapters", "rm")}
 
 
 def test_output_has_one_name() -> None:
@@ -95,5 +95,5 @@ def test_version_is_printed(capsys: Capture) -> None:
 def test_commands_are_completed() -> None:
     environment = {**os.environ, "_LORA_FT_COMPLETE": "complete_bash", "COMP_WORDS": "lora-ft ev", "COMP_CWORD": "1"}
     command = [sys.executable, "-m", "lora_ft"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["evaluate"], done.stderr
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.stdout.split() == ["evaluate"], process.stderr

@@ -38,7 +38,7 @@ def test_no_command_uses_the_network(tiny_base: Path, tmp_path: Path) -> None:
         ["chat", str(tmp_path / "bundle"), "--rounds", "1", "--start", "Ann: hello"],
         ["bench", str(tmp_path / "bundle"), "--suite", str(suite), *out("bench")],
     ]
-    done, reached, home = watched(tmp_path, [sys.executable, "-c", RUN_ALL, json.dumps(verbs)])
-    assert done.returncode == 0, done.stdout + done.stderr
+    process, reached, home = watched(tmp_path, [sys.executable, "-c", RUN_ALL, json.dumps(verbs)])
+    assert process.returncode == 0, process.stdout + process.stderr
     assert reached == ""
     assert not list(home.rglob("*Microsoft*")) and not list(home.rglob("*deviceid*"))

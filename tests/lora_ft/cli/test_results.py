@@ -40,7 +40,7 @@ def printed_json(capsys: Capture, *arguments: str, code: int = 0) -> Any:
 
 
 def test_errors_of_a_task_are_printed_as_json(make_task: Callable[..., Path], capsys: Capture) -> None:
-    (error,) = printed_json(capsys, "validate", str(make_task(lora={"r": 0})), code=2)["faults"]
+    (error,) = printed_json(capsys, "validate", str(make_task(lora={"r": 0})), code=2)["errors"]
     assert error["key"] == "lora.r" and error["value"] == 0
 
 

@@ -46,9 +46,9 @@ def test_console_interprets_no_markup(value: str) -> None:
 def test_ascii_terminal_shows_every_result(tmp_path: Path) -> None:
     task = tmp_path / "tâsk.yaml"
     task.write_text("name: [", encoding="utf-8")
-    done = shell(f"lora-ft validate '{task}'", PYTHONIOENCODING="ascii")
-    assert done.returncode == 2
-    assert b"t\\xe2sk.yaml" in done.stdout + done.stderr and b"Traceback" not in done.stderr
+    process = shell(f"lora-ft validate '{task}'", PYTHONIOENCODING="ascii")
+    assert process.returncode == 2
+    assert b"t\\xe2sk.yaml" in process.stdout + process.stderr and b"Traceback" not in process.stderr
 
 
 def test_results_survive_a_closed_stdout_and_stderr() -> None:
@@ -59,15 +59,15 @@ def test_results_survive_a_closed_stdout_and_stderr() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_behind_stdout_is_an_error() -> None:
-    done = shell("lora-ft recipes > /dev/full")
-    assert done.returncode == 1
-    assert done.stderr.decode().startswith("error: ") and "no space" in done.stderr.decode()
-    assert done.stderr.count(b"\n") == 1
+    process = shell("lora-ft recipes > /dev/full")
+    assert process.returncode == 1
+    assert process.stderr.decode().startswith("error: ") and "no space" in process.stderr.decode()
+    assert process.stderr.count(b"\n") == 1
 
 
 def test_closed_pipe_is_not_an_error() -> None:
-    done = shell("lora-ft recipes | true; exit ${PIPESTATUS[0]}")
-    assert done.returncode in (0, 1, 141) and not done.stderr  # click answers some with 1
+    process = shell("lora-ft recipes | true; exit ${PIPESTATUS[0]}")
+    assert process.returncode in (0, 1, 141) and not process.stderr  # click answers some with 1
 
 
 def test_unreadable_stdin_is_reported(tiny_run: Run) -> None:
@@ -75,8 +75,8 @@ def test_unreadable_stdin_is_reported(tiny_run: Run) -> None:
     assert closed.returncode == 2 and b"stdin is closed" in closed.stderr
     binary = shell(f"printf 'abc\\nd\\xffe\\n' | lora-ft generate {tiny_run.folder}")
     assert binary.returncode == 2 and b"line 2 of stdin" in binary.stderr
-    asked = shell(f"lora-ft adapters rm {tiny_run.folder} <&-")
-    assert asked.returncode == 2 and b"--yes" in asked.stderr and tiny_run.folder.is_dir()
+    confirmation = shell(f"lora-ft adapters rm {tiny_run.folder} <&-")
+    assert confirmation.returncode == 2 and b"--yes" in confirmation.stderr and tiny_run.folder.is_dir()
 
 
 @pytest.mark.parametrize("secret", ["p@ss/w%rd é", 'quo"ted\\back', "tab\tinside it", "trailing blanks  "])
@@ -120,4 +120,4 @@ def test_a_secret_of_the_environment_is_never_printed(monkeypatch: pytest.Monkey
 
 def test_missing_folder_for_temporary_files_is_reported() -> None:
     error = FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
-    assert explain(error) == ("no folder for temporary files is writable; set TMPDIR to a writable one", 1)
+    assert explain(error) == ("no folder for temporary files is writable; set TMPDIR to a writable folder", 1)

@@ -73,11 +73,11 @@ def test_failed_task_is_reported_with_exit_code_1(make_task: MakeTask, tmp_path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--push-to-hub", "me/it"], "uploads one run"),
+        (["--push-to-hub", "me/it"], "uploads a single run"),
         (["--resume"], "no unfinished groups"),
         (["--set", "lora.use_dora=true"], "lora.use_dora = True"),
         (["--gpus-per-group", "0.5"], "add --engine ray"),
-        (["--engine", "ray", "--push-to-hub", "me/it"], "uploads one run"),
+        (["--engine", "ray", "--push-to-hub", "me/it"], "uploads a single run"),
     ],
 )
 def test_wrong_options_for_several_tasks_are_refused(
@@ -90,7 +90,7 @@ def test_wrong_options_for_several_tasks_are_refused(
 
 def test_empty_folder_is_refused(tmp_path: Path, capsys: Capture) -> None:
     assert lora_ft(["train", str(tmp_path)]) == 2
-    assert "holds no task files" in capsys.readouterr().err
+    assert "contains no task files" in capsys.readouterr().err
 
 
 ROWS = [

@@ -1,4 +1,4 @@
-"""Texts that T5's tokenizer would spoil come back as they were."""
+"""Codecs: texts that T5's tokenizer would change are decoded unchanged."""
 
 from __future__ import annotations
 
@@ -39,35 +39,35 @@ VALUES = st.recursive(SCALARS, lambda some: st.lists(some) | st.dictionaries(TEX
         ("so 😀 → ≥", "so ′#1f600; ′#2192; ′#2265;"),
     ],
 )
-def test_the_form_of_a_text(text: str, form: str) -> None:
+def test_encoded_form_of_a_text(text: str, form: str) -> None:
     assert TEXT.encode(text) == TEXT.encode_prompt(text) == JSON.encode_prompt(text) == form
     assert TEXT.decode(form) == text
 
 
 @given(TEXTS)
-def test_every_text_comes_back(text: str) -> None:
+def test_every_text_is_decoded_unchanged(text: str) -> None:
     assert TEXT.decode(TEXT.encode(text)) == text == TEXT.canonical(text)
 
 
 @given(TEXTS)
-def test_no_form_has_what_t5_lacks_or_loses(text: str) -> None:
+def test_encoded_form_has_no_characters_that_t5_lacks(text: str) -> None:
     form = TEXT.encode(text)
     assert not set(form) & set("{}<~^`\\\n\t\r▁") and not re.search(r"^ |  | $|[\x00-\x1f\x7f]", form)
 
 
 @given(TEXTS)
-def test_the_beginning_of_a_form_is_read_as_in_the_whole(form: str) -> None:
+def test_settled_prefix_decodes_to_a_prefix(form: str) -> None:
     whole = TEXT.decode(form)
     for end in range(len(form)):
         assert whole.startswith(TEXT.decode(TEXT.settled(form[:end])))
 
 
 @pytest.mark.parametrize("form", ["a′", "′z", "′0", "′#;", "′#d800;", "′#ffffff;", "′#12"])
-def test_what_is_no_form_stays_as_it_is(form: str) -> None:
+def test_invalid_form_is_unchanged(form: str) -> None:
     assert TEXT.decode(form) == form
 
 
-def test_a_form_that_is_not_finished_is_waited_for() -> None:
+def test_unfinished_escape_is_not_settled() -> None:
     assert [TEXT.settled(form) for form in ("ab′", "ab′#1f", "ab′′", "ab•")] == ["ab", "ab", "ab′′", "ab•"]
 
 
@@ -82,19 +82,19 @@ def test_a_form_that_is_not_finished_is_waited_for() -> None:
         ("-1e5", "-1e5"),
     ],
 )
-def test_the_form_of_json(text: str, form: str) -> None:
+def test_encoded_form_of_json(text: str, form: str) -> None:
     assert JSON.encode(text) == form and JSON.decode(form) == text == JSON.canonical(text)
 
 
 @given(VALUES)
-def test_every_json_value_comes_back(value: Any) -> None:
+def test_every_json_value_is_decoded_unchanged(value: Any) -> None:
     form = JSON.encode(json.dumps(value, indent=1))
     assert json.loads(JSON.decode(form)) == value
     assert JSON.encode(JSON.decode(form)) == form
 
 
 @given(TEXTS)
-def test_any_answer_can_be_read(form: str) -> None:
+def test_any_answer_is_decoded_or_unchanged(form: str) -> None:
     try:
         json.loads(JSON.decode(form))
     except ValueError:
@@ -104,43 +104,43 @@ def test_any_answer_can_be_read(form: str) -> None:
 @pytest.mark.parametrize(
     "form", ["", "The patient has asthma.", "«a: 1", "«a: 1»»", "[a; ]", "«a»", "[a] b", '"x', "«a: »", "[" * 5000]
 )
-def test_half_a_form_and_a_sentence_are_no_json(form: str) -> None:
+def test_incomplete_form_and_sentence_are_unchanged(form: str) -> None:
     assert JSON.decode(form) == form
 
 
-def test_spaces_between_the_parts_of_a_form_do_not_matter() -> None:
+def test_spaces_between_parts_are_ignored() -> None:
     assert JSON.decode(" « a :1 ;b:[ x ; y ]» ") == '{"a": 1, "b": ["x", "y"]}'
 
 
-def test_json_in_a_stream_comes_at_the_end() -> None:
+def test_json_is_settled_only_at_the_end() -> None:
     assert JSON.settled("«a: 1»") == ""
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("not json", "is not JSON .*: 'not json'; codec: text takes any text"),
-        ('{"a": NaN}', "NaN is no JSON number"),
+        ("not json", "is not JSON .*: 'not json'; use codec: text for it"),
+        ('{"a": NaN}', "NaN is not a JSON number"),
         ('{"a": "\\ud800"}', "half a character"),
         ("[" * 100_000, "too deeply"),
     ],
 )
-def test_a_target_that_is_no_json_is_refused(text: str, reason: str) -> None:
+def test_target_that_is_not_json_is_refused(text: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         JSON.encode(text)
 
 
 @given(TEXTS)
-def test_without_a_codec_a_text_is_its_own_form(text: str) -> None:
+def test_codec_none_leaves_texts_unchanged(text: str) -> None:
     assert NONE.encode(text) == NONE.decode(text) == NONE.encode_prompt(text) == NONE.settled(text) == text
 
 
-def test_an_unknown_codec_is_refused() -> None:
-    with pytest.raises(UsageError, match="no codec 'yaml'; there are none, text, json"):
+def test_unknown_codec_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown codec 'yaml'; use one of none, text, json"):
         codec_named("yaml")
 
 
-def test_a_task_names_the_codecs_there_are() -> None:
+def test_task_allows_every_codec() -> None:
     assert get_args(Task.model_fields["codec"].annotation) == NAMES
 
 
@@ -152,12 +152,12 @@ def real() -> Tokenizer:
 @pytest.mark.slow
 @settings(max_examples=1000)
 @given(st.one_of(ASCII, MARKED.map(lambda text: text.replace("″", ""))))
-def test_t5s_own_tokenizer_keeps_every_ascii_text(real: Tokenizer, text: str) -> None:
+def test_tokenizer_of_t5_keeps_every_ascii_text(real: Tokenizer, text: str) -> None:
     assert real.decode(real.encode_targets([text])) == [text]
     assert real.unknown not in real.encode([text])[0]
 
 
 @pytest.mark.slow
-def test_without_a_codec_t5s_tokenizer_loses_lines_and_braces() -> None:
+def test_tokenizer_of_t5_loses_newlines_and_braces_without_a_codec() -> None:
     plain = load_tokenizer(find_base("offline").folder)
     assert plain.decode(plain.encode(["{a}\n  b"])) == ["a b"]

@@ -1,4 +1,4 @@
-"""A full disk is recognized in the words of every library that writes."""
+"""Detection of a full disk in the errors of every library that writes files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.core.disk import disk_fault, keeping
+from lora_ft.core.disk import disk_error, keeping
 from lora_ft.core.errors import LoraFtError
 
 SPACE, QUOTA, LIMIT = "no space left", "the quota", "the size limit"
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "reason"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), SPACE),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), QUOTA),
@@ -30,24 +30,24 @@ SPACE, QUOTA, LIMIT = "no space left", "the quota", "the size limit"
         (None, ""),
     ],
 )
-def test_what_is_a_full_disk(error: Exception | None, said: str) -> None:
-    fault = disk_fault(error)
-    assert (said in fault) if said else fault == ""
+def test_full_disk_is_recognized(error: Exception | None, reason: str) -> None:
+    message = disk_error(error)
+    assert (reason in message) if reason else message == ""
 
 
-def test_the_cause_counts_too() -> None:
+def test_full_disk_is_recognized_in_a_cause() -> None:
     try:
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
             raise RuntimeError("cannot save") from error
     except RuntimeError as error:
-        assert SPACE in disk_fault(error)
+        assert SPACE in disk_error(error)
 
 
-def test_a_full_disk_names_the_folder_and_the_remedy_and_other_faults_pass() -> None:
-    said = r"^runs/x: no space left on the disk; free some$"
-    with pytest.raises(LoraFtError, match=said) as caught, keeping(Path("runs/x"), "free some"):
+def test_full_disk_is_raised_with_folder_and_remedy() -> None:
+    message = r"^runs/x: no space left on the disk; free some$"
+    with pytest.raises(LoraFtError, match=message) as caught, keeping(Path("runs/x"), "free some"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.exit_code == 1
     with pytest.raises(ValueError, match="other"), keeping(Path("runs/x"), "free some"):

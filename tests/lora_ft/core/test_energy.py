@@ -1,4 +1,4 @@
-"""Energy counters: those of packages and memory are summed, and followed where they wrap around."""
+"""Energy counters: the sum of packages and memory, with wraparound."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def domain(root: Path, folder: str, name: str, joules: float, limit: int = 10**9
     return place / "energy_uj"
 
 
-def test_packages_and_memory_are_summed_and_cores_are_not_counted_twice(tmp_path: Path) -> None:
+def test_packages_and_memory_are_summed_without_cores(tmp_path: Path) -> None:
     package = domain(tmp_path, "intel-rapl:0", "package-0", 5)
     core = domain(tmp_path, "intel-rapl:0:0", "core", 4)
     memory = domain(tmp_path, "intel-rapl:0:1", "dram", 1)
@@ -28,7 +28,7 @@ def test_packages_and_memory_are_summed_and_cores_are_not_counted_twice(tmp_path
     assert joules() - start == 2.5
 
 
-def test_a_counter_that_wraps_around_goes_on(tmp_path: Path) -> None:
+def test_counter_that_wraps_around_continues(tmp_path: Path) -> None:
     package = domain(tmp_path, "intel-rapl:0", "package-0", 9, limit=10_000_000 - 1)
     joules = rapl(tmp_path)
     assert joules is not None
@@ -36,7 +36,7 @@ def test_a_counter_that_wraps_around_goes_on(tmp_path: Path) -> None:
     assert joules() == 1.5
 
 
-def test_where_nothing_counts_there_is_no_meter(tmp_path: Path) -> None:
+def test_meter_is_none_without_counters(tmp_path: Path) -> None:
     assert rapl(tmp_path) is None
     domain(tmp_path, "intel-rapl:0", "package-0", 1).unlink()
     assert rapl(tmp_path) is None

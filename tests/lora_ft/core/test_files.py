@@ -1,4 +1,4 @@
-"""Writing: a reader sees all or nothing, and nothing is left behind."""
+"""Atomic writes: a reader sees a complete output or none, and failures leave no files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_checkpoint(path: Path, text: str = "old") -> Path:
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, at: int = 1) -> None:
-    """From the `at`-th call on, fsync says that the disk is full."""
+    """Let fsync fail with a full disk, from its `at`-th call on."""
     calls = iter(range(1, 1000))
     real = os.fsync
 
@@ -59,7 +59,7 @@ def dead_pid() -> int:
     return process.pid
 
 
-def test_a_staged_folder_becomes_the_folder_asked_for(tmp_path: Path) -> None:
+def test_staged_folder_is_renamed_to_the_output(tmp_path: Path) -> None:
     out = tmp_path / "new" / "deep" / "out"
     with staged_folder(out) as staging:
         (staging / "a.txt").write_text("a")
@@ -70,13 +70,13 @@ def test_a_staged_folder_becomes_the_folder_asked_for(tmp_path: Path) -> None:
     assert entries(out.parent) == {"out"}
 
 
-def test_what_is_staged_lies_on_the_same_file_system_as_its_place(tmp_path: Path) -> None:
+def test_staging_is_on_the_file_system_of_the_output(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "out") as staging:
         assert staging.parent == tmp_path
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_failure_inside_leaves_nothing(tmp_path: Path, failure: type[BaseException]) -> None:
+def test_failure_leaves_no_files(tmp_path: Path, failure: type[BaseException]) -> None:
     with pytest.raises(failure), staged_folder(tmp_path / "out") as staging:
         (staging / "half.txt").write_text("half")
         raise failure
@@ -84,7 +84,7 @@ def test_a_failure_inside_leaves_nothing(tmp_path: Path, failure: type[BaseExcep
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_failure_inside_keeps_the_folder_that_was_there(tmp_path: Path, failure: type[BaseException]) -> None:
+def test_failure_keeps_the_existing_folder(tmp_path: Path, failure: type[BaseException]) -> None:
     out = make_checkpoint(tmp_path / "out")
     before = contents(out)
     with pytest.raises(failure), staged_folder(out, overwrite=True) as staging:
@@ -94,7 +94,7 @@ def test_a_failure_inside_keeps_the_folder_that_was_there(tmp_path: Path, failur
     assert contents(out) == before
 
 
-def test_an_existing_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_existing_folder_is_refused_before_any_work(tmp_path: Path) -> None:
     out = make_folder(tmp_path / "out", old="old")
     entered = False
     with pytest.raises(UsageError, match=r"already exists.*--overwrite") as caught, staged_folder(out):
@@ -104,7 +104,7 @@ def test_an_existing_folder_is_refused_before_any_work(tmp_path: Path) -> None:
     assert entries(tmp_path) == {"out"}
 
 
-def test_an_empty_folder_is_not_in_the_way(tmp_path: Path) -> None:
+def test_empty_folder_is_replaced(tmp_path: Path) -> None:
     out = make_folder(tmp_path / "out")
     with staged_folder(out) as staging:
         (staging / "a.txt").write_text("a")
@@ -122,14 +122,14 @@ def test_overwriting_swaps_the_whole_folder_at_the_end(tmp_path: Path) -> None:
     assert entries(tmp_path) == {"out"}
 
 
-def test_overwriting_what_is_not_there_just_writes(tmp_path: Path) -> None:
+def test_overwrite_of_a_missing_folder_creates_it(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "out", overwrite=True) as staging:
         (staging / "a.txt").write_text("a")
     assert contents(tmp_path / "out") == {"a.txt": "a"}
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+def test_full_disk_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     fill_disk(monkeypatch, at)  # four things are flushed before the swap: two files and two folders
     with pytest.raises(OSError, match="No space left"), staged_folder(tmp_path / "out") as staging:
         make_folder(staging / "sub", b="b")
@@ -170,7 +170,7 @@ def test_everything_is_flushed_before_it_is_published(tmp_path: Path, monkeypatc
     assert flushed[-1] == tmp_path
 
 
-def test_what_a_dead_process_left_is_removed(tmp_path: Path, dead_pid: int) -> None:
+def test_leftovers_of_dead_processes_are_removed(tmp_path: Path, dead_pid: int) -> None:
     make_folder(tmp_path / f".out.{dead_pid}-0a.partial", half="half")
     with staged_folder(tmp_path / "out") as staging:
         assert entries(tmp_path) == {staging.name, ".out.lock"}
@@ -201,19 +201,19 @@ def test_a_swap_that_fails_halfway_is_undone(tmp_path: Path, monkeypatch: pytest
     assert contents(tmp_path / "out")["README.md"] == "before"
 
 
-def test_what_a_job_of_our_own_number_left_before_a_restart_is_removed(tmp_path: Path) -> None:
+def test_leftovers_with_the_current_process_id_are_removed(tmp_path: Path) -> None:
     """In containers the process often has the same number each time."""
     make_folder(tmp_path / f".out.{os.getpid()}-0a.partial", half="half")
-    with staged_folder(tmp_path / "out") as one:
+    with staged_folder(tmp_path / "out") as staging:
         pass
-    assert entries(tmp_path) == {"out"} and not one.exists()
+    assert entries(tmp_path) == {"out"} and not staging.exists()
 
 
-def test_a_folder_whose_name_begins_alike_is_not_ours(tmp_path: Path, dead_pid: int) -> None:
-    others = make_folder(tmp_path / f".out.{dead_pid}.{os.getppid()}-0a.partial", half="half")
+def test_folder_with_a_similar_name_is_not_a_leftover(tmp_path: Path, dead_pid: int) -> None:
+    similar = make_folder(tmp_path / f".out.{dead_pid}.{os.getppid()}-0a.partial", half="half")
     with staged_folder(tmp_path / "out"):
         pass
-    assert entries(tmp_path) == {"out", others.name}
+    assert entries(tmp_path) == {"out", similar.name}
 
 
 def test_a_link_to_a_folder_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
@@ -245,16 +245,16 @@ def test_a_file_that_another_thread_is_writing_is_kept(tmp_path: Path, monkeypat
     assert contents(tmp_path) == {"a.txt": "outer"}
 
 
-def test_what_lora_ft_did_not_make_is_kept_even_where_a_finished_folder_is_to_lie(tmp_path: Path) -> None:
-    """It may have been put there while a job worked for hours."""
-    with pytest.raises(LoraFtError, match="it holds notes"), staged_folder(tmp_path / "out") as staging:
+def test_foreign_folder_at_the_destination_is_kept(tmp_path: Path) -> None:
+    """Somebody may have created it while a job was running for hours."""
+    with pytest.raises(LoraFtError, match="it contains notes"), staged_folder(tmp_path / "out") as staging:
         (staging / "a.txt").write_text("a")
         make_folder(tmp_path / "out", notes="mine")
     assert contents(tmp_path / "out") == {"notes": "mine"}
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
-def test_modes_follow_the_umask_whatever_a_library_wrote(tmp_path: Path, mask: int) -> None:
+def test_file_modes_follow_the_umask(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         with staged_folder(tmp_path / "out") as staging:
@@ -272,13 +272,18 @@ def test_modes_follow_the_umask_whatever_a_library_wrote(tmp_path: Path, mask: i
     }
 
 
-def test_what_belongs_to_another_place_is_kept(tmp_path: Path, dead_pid: int) -> None:
-    others = {f".other.{dead_pid}-0a.partial", f".out2.{dead_pid}-0a.partial", ".out.notes.partial", f".out.{dead_pid}"}
-    for name in others:
+def test_leftovers_of_other_outputs_are_kept(tmp_path: Path, dead_pid: int) -> None:
+    unrelated = {
+        f".other.{dead_pid}-0a.partial",
+        f".out2.{dead_pid}-0a.partial",
+        ".out.notes.partial",
+        f".out.{dead_pid}",
+    }
+    for name in unrelated:
         make_folder(tmp_path / name)
     with staged_folder(tmp_path / "out"):
         pass
-    assert entries(tmp_path) == {"out"} | others
+    assert entries(tmp_path) == {"out"} | unrelated
 
 
 def test_a_killed_job_publishes_nothing_and_the_next_one_cleans_up(tmp_path: Path) -> None:
@@ -292,7 +297,7 @@ def test_a_killed_job_publishes_nothing_and_the_next_one_cleans_up(tmp_path: Pat
     killed = subprocess.run([sys.executable, "-c", script, str(out)], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not out.exists()
-    assert len(entries(tmp_path)) == 2  # the half folder, and the lock that nobody holds any more
+    assert len(entries(tmp_path)) == 2  # the incomplete folder, and the lock of the dead process
     with staged_folder(out) as staging:
         (staging / "a.txt").write_text("a")
     assert entries(tmp_path) == {"out"}
@@ -330,16 +335,16 @@ def test_text_that_cannot_be_encoded_keeps_the_old(tmp_path: Path) -> None:
 def test_the_old_text_is_there_until_the_new_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    seen: list[tuple[str, str]] = []
+    states: list[tuple[str, str]] = []
     real = os.replace
 
     def replace(staging: Path, target: Path) -> None:
-        seen.append((path.read_text(), Path(staging).read_text()))
+        states.append((path.read_text(), Path(staging).read_text()))
         real(staging, target)
 
     monkeypatch.setattr(os, "replace", replace)
     write_text(path, "new")
-    assert seen == [("old", "new")]
+    assert states == [("old", "new")]
     assert path.read_text() == "new"
 
 

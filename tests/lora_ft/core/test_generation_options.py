@@ -1,4 +1,4 @@
-"""Options of generation: transformers' names and defaults; what cannot be meant is refused."""
+"""Generation options: names and defaults of transformers, and refusal of invalid values and combinations."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from transformers import GenerationConfig
 from lora_ft.core.errors import UsageError
 from lora_ft.core.generation_options import Options
 
-OURS = {"seed", "prompt_lookup", "allowed"}  # what transformers has no such option for
+OURS = {"seed", "prompt_lookup", "allowed"}  # options that transformers lacks
 NAMES = [field.name for field in fields(Options)]
 
 
 def transformers_default(name: str) -> Any:
-    """What transformers takes where nothing is said: from version 5 on a config leaves that open."""
+    """Return the default of transformers, which its GenerationConfig no longer holds from version 5 on."""
     value = getattr(GenerationConfig(), name)
     later = getattr(GenerationConfig, "_get_default_generation_params", dict)()
     return later.get(name) if value is None else value
@@ -29,7 +29,7 @@ def test_names_and_defaults_are_those_of_transformers(name: str) -> None:
     assert getattr(Options(), name) == (transformers_default(name) or type(getattr(Options(), name))())
 
 
-def test_an_answer_is_as_long_as_transformers_makes_it_where_nothing_is_said() -> None:
+def test_default_length_is_that_of_transformers() -> None:
     assert Options().max_new_tokens == transformers_default("max_length")
 
 
@@ -39,7 +39,7 @@ def test_an_answer_is_as_long_as_transformers_makes_it_where_nothing_is_said() -
         ({"max_new_tokens": 0}, "max_new_tokens 0"),
         ({"max_new_tokens": -1}, "max_new_tokens -1"),
         ({"min_new_tokens": -1}, "min_new_tokens -1"),
-        ({"min_new_tokens": 5, "max_new_tokens": 4}, "min_new_tokens 5 and max_new_tokens 4"),
+        ({"min_new_tokens": 5, "max_new_tokens": 4}, "min_new_tokens is 5, more than max_new_tokens = 4"),
         ({"num_beams": 0}, "num_beams 0"),
         ({"num_return_sequences": 0}, "num_return_sequences 0"),
         ({"top_k": -1}, "top_k -1"),
@@ -89,14 +89,14 @@ def test_values_out_of_range_are_refused_by_name(values: dict[str, Any], words: 
         {"allowed": ((5,), (6, 7)), "max_new_tokens": 3, "num_beams": 3, "num_return_sequences": 2},
     ],
 )
-def test_values_at_the_edge_of_their_range_are_taken(values: dict[str, Any]) -> None:
+def test_values_at_the_edge_of_their_range_are_accepted(values: dict[str, Any]) -> None:
     options = Options.of(values)
     assert {name: getattr(options, name) for name in values} == values
 
 
 @pytest.mark.parametrize("unknown", [["beams"], ["max_length"], ["z", "a"]])
-def test_unknown_names_are_refused_with_those_there_are(unknown: list[str]) -> None:
-    with pytest.raises(UsageError, match=f"no generation option {', '.join(sorted(unknown))}") as caught:
+def test_unknown_names_are_refused_with_a_list_of_options(unknown: list[str]) -> None:
+    with pytest.raises(UsageError, match=f"unknown generation option {', '.join(sorted(unknown))}") as caught:
         Options.of(dict.fromkeys(unknown, 1) | {"num_beams": 2})
     assert all(name in caught.value.remedy for name in NAMES)
 
@@ -125,12 +125,12 @@ def test_options_do_not_change() -> None:
         {},
         {"max_new_tokens": 90, "min_new_tokens": 3},
         {"prompt_lookup": True},
-        {"length_penalty": 2.0, "early_stopping": True},  # of beams that there are none of
-        {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "seed": 4},  # of samples that are not drawn
+        {"length_penalty": 2.0, "early_stopping": True},  # settings of beams without beams
+        {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "seed": 4},  # settings of sampling without sampling
         {"bad_words_ids": [], "suppress_tokens": [], "begin_suppress_tokens": []},
     ],
 )
-def test_the_likeliest_token_is_plain(values: dict[str, Any]) -> None:
+def test_greedy_search_is_plain(values: dict[str, Any]) -> None:
     assert Options.of(values).plain
 
 
@@ -150,7 +150,7 @@ def test_the_likeliest_token_is_plain(values: dict[str, Any]) -> None:
         {"forced_eos_token_id": 0},
     ],
 )
-def test_anything_else_is_not_plain(values: dict[str, Any]) -> None:
+def test_other_options_are_not_plain(values: dict[str, Any]) -> None:
     assert not Options.of(values).plain
 
 
@@ -172,19 +172,19 @@ def test_anything_else_is_not_plain(values: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_what_is_of_the_wrong_kind_is_named(values: dict[str, Any]) -> None:
+def test_values_of_the_wrong_type_are_refused_by_name(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(values))):
         Options.of(values)
 
 
-def test_tokens_that_do_not_exist_are_named() -> None:
+def test_tokens_outside_the_vocabulary_are_refused() -> None:
     for values in (
         {"suppress_tokens": [999]},
         {"bad_words_ids": [[1, -1]]},
         {"allowed": [[2], [3, 80]]},
         {"forced_bos_token_id": 80},
     ):
-        with pytest.raises(UsageError, match="there is no token"):
+        with pytest.raises(UsageError, match="is not in the vocabulary"):
             Options.of(values).check_tokens(80)
     Options.of({"suppress_tokens": [79], "bad_words_ids": [[0]]}).check_tokens(80)
 
@@ -198,13 +198,13 @@ def test_tokens_that_do_not_exist_are_named() -> None:
         {"forced_eos_token_id": 1, "bad_words_ids": [[4, 5], [1]]},
     ],
 )
-def test_a_token_is_not_forced_and_suppressed_at_once(values: dict[str, Any]) -> None:
+def test_token_cannot_be_both_forced_and_suppressed(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="both forced and suppressed"):
         Options.of(values)
 
 
-def test_a_token_is_forced_where_only_others_are_suppressed() -> None:
-    # what a start must not be is said of the token after one that was forced, as in transformers
+def test_token_may_be_forced_if_only_others_are_suppressed() -> None:
+    # After a forced first token, begin_suppress_tokens applies to the second token, as in transformers.
     Options.of(
         {
             "forced_bos_token_id": 7,

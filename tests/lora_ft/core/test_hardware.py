@@ -1,4 +1,4 @@
-"""Threads: no more than affinity and the cgroup's quota allow."""
+"""Allowed cores: the CPU affinity, limited by the quotas of cgroups."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def sixteen_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tree(root: Path, group: str, quotas: dict[str, str]) -> tuple[Path, Path]:
-    """A cgroup v2 tree with a cpu.max in some of its folders, and the file that says where this process is."""
+    """Create a cgroup v2 tree with a cpu.max in some folders, and the file that names this process's group."""
     (root / "cgroup" / group.strip("/")).mkdir(parents=True, exist_ok=True)
     for folder, quota in quotas.items():
         (root / "cgroup" / folder / "cpu.max").write_text(quota)
@@ -33,7 +33,7 @@ def v1(root: Path, quota: str, period: str) -> tuple[Path, Path]:
     return root / "cgroup", root / "self"
 
 
-def test_without_a_cgroup_the_affinity_counts(tmp_path: Path) -> None:
+def test_affinity_applies_without_a_cgroup(tmp_path: Path) -> None:
     assert allowed_cpus(tmp_path / "none", tmp_path / "none") == 16
 
 
@@ -42,7 +42,7 @@ def test_the_affinity_is_of_this_process(tmp_path: Path, monkeypatch: pytest.Mon
     assert allowed_cpus(tmp_path / "none", tmp_path / "none") == 2
 
 
-def test_without_affinity_the_machines_cores_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_of_the_machine_apply_without_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert allowed_cpus(tmp_path / "none", tmp_path / "none") == 6
@@ -66,38 +66,38 @@ def test_the_quota_of_the_group_is_rounded_up(tmp_path: Path, quota: str, expect
     assert allowed_cpus(*tree(tmp_path, "/a/b", {"a/b": quota})) == expected
 
 
-def test_the_smallest_quota_on_the_way_up_counts(tmp_path: Path) -> None:
+def test_smallest_quota_of_all_ancestors_applies(tmp_path: Path) -> None:
     paths = tree(tmp_path, "/a/b/c", {"a/b/c": "max 100000", "a/b": "800000 100000", "a": "300000 100000"})
     assert allowed_cpus(*paths) == 3
 
 
-def test_a_quota_at_the_root_counts(tmp_path: Path) -> None:
+def test_quota_of_the_root_applies(tmp_path: Path) -> None:
     assert allowed_cpus(*tree(tmp_path, "/", {"": "200000 100000"})) == 2
     assert allowed_cpus(*tree(tmp_path, "/a", {"": "200000 100000", "a": "max 100000"})) == 2
 
 
-def test_the_quota_of_another_group_does_not_count(tmp_path: Path) -> None:
+def test_quota_of_another_group_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "cgroup" / "a" / "other").mkdir(parents=True)
     assert allowed_cpus(*tree(tmp_path, "/a/b", {"a/other": "100000 100000"})) == 16
 
 
-def test_the_affinity_counts_where_it_is_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smaller_affinity_applies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
     assert allowed_cpus(*tree(tmp_path, "/a", {"a": "800000 100000"})) == 3
 
 
 @pytest.mark.parametrize(("quota", "period", "expected"), [("250000", "100000", 3), ("-1", "100000", 16)])
-def test_a_quota_of_version_1_counts(tmp_path: Path, quota: str, period: str, expected: int) -> None:
+def test_quota_of_cgroup_v1_applies(tmp_path: Path, quota: str, period: str, expected: int) -> None:
     assert allowed_cpus(*v1(tmp_path, quota, period)) == expected
 
 
-def test_half_a_quota_of_version_1_is_none(tmp_path: Path) -> None:
+def test_incomplete_quota_of_cgroup_v1_is_ignored(tmp_path: Path) -> None:
     cgroup, membership = v1(tmp_path, "100000", "100000")
     (cgroup / "cpu" / "cpu.cfs_period_us").unlink()
     assert allowed_cpus(cgroup, membership) == 16
 
 
-def test_the_smaller_of_both_versions_counts(tmp_path: Path) -> None:
+def test_smaller_quota_of_both_versions_applies(tmp_path: Path) -> None:
     v1(tmp_path, "500000", "100000")
     assert allowed_cpus(*tree(tmp_path, "/a", {"a": "700000 100000"})) == 5
 

@@ -1,4 +1,4 @@
-"""Bounds of foreign JSON: what the json module reads passes, at any cut; what would break a parser is refused."""
+"""Limits of untrusted JSON: valid JSON passes in any chunks, and JSON that would break a parser is refused."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def check_in_chunks(data: bytes, size: int, max_string: int = 1000) -> None:
 
 
 @given(VALUES, st.booleans(), st.integers(1, 9))
-def test_json_within_the_bounds_passes_at_any_cut(value: Any, ascii_only: bool, size: int) -> None:
+def test_json_within_limits_passes_in_any_chunks(value: Any, ascii_only: bool, size: int) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only)
     check_in_chunks(text.encode(), size)
     assert parse_json(text, "x") == parse_json(text.encode(), "x") == json.loads(text)
 
 
 @given(st.text(alphabet='"\\[]{} 1', max_size=40).map(json.dumps), st.integers(1, 9), st.integers(0, 400))
-def test_nothing_in_a_string_counts(string: str, size: int, digits: int) -> None:
+def test_content_of_strings_is_ignored(string: str, size: int, digits: int) -> None:
     check_in_chunks(f"[{string}, {json.dumps(digits * '1')}, {json.dumps(300 * '[')}, 1]".encode(), size)
 
 
 @given(st.integers(1, 50), st.integers(0, 30))
-def test_depth_is_bounded_at_its_byte_at_any_cut(size: int, lead: int) -> None:
+def test_depth_is_limited_in_any_chunks(size: int, lead: int) -> None:
     fits, deep = MAX_DEPTH * "[" + MAX_DEPTH * "]", (MAX_DEPTH + 1) * '{"a":'
     check_in_chunks(fits.encode(), size)
     place = lead + 5 * MAX_DEPTH
@@ -51,14 +51,14 @@ def test_depth_is_bounded_at_its_byte_at_any_cut(size: int, lead: int) -> None:
 
 
 @given(st.integers(1, 50), st.sampled_from(["{}", "-{}", "1.{}", "1e{}"]))
-def test_numbers_are_bounded_at_any_cut(size: int, form: str) -> None:
+def test_numbers_are_limited_in_any_chunks(size: int, form: str) -> None:
     check_in_chunks(f"[{MAX_DIGITS * '1'}, {MAX_DIGITS * '2'}]".encode(), size)
     with pytest.raises(LoraFtError, match=r"a number of more than 300 characters"):
         check_in_chunks(f'["a", {form.format(4301 * "1")}]'.encode(), size)
 
 
 @given(st.integers(1, 50), st.sampled_from([1, 20, 1000]))
-def test_strings_are_bounded_at_any_cut(size: int, limit: int) -> None:
+def test_strings_are_limited_in_any_chunks(size: int, limit: int) -> None:
     check_in_chunks(json.dumps([limit * "x", limit * "y"]).encode(), size, max_string=limit)
     with pytest.raises(LoraFtError, match=rf"a string of more than {limit:,} bytes"):
         check_in_chunks(json.dumps(["", (limit + 1) * "x"]).encode(), size, max_string=limit)
@@ -79,10 +79,10 @@ def test_strings_are_bounded_at_any_cut(size: int, limit: int) -> None:
     ],
     ids=range(9),
 )
-def test_parsing_says_what_is_wrong(text: str | bytes, part: str) -> None:
+def test_invalid_json_is_refused_with_the_reason(text: str | bytes, part: str) -> None:
     with pytest.raises(LoraFtError, match=re.escape(part)):
         parse_json(text, "x")
 
 
-def test_whole_pairs_of_surrogates_and_a_byte_order_mark_are_read() -> None:
+def test_surrogate_pairs_and_byte_order_mark_are_accepted() -> None:
     assert parse_json('"\\ud83d\\ude00"', "x") == "😀" and parse_json(b"\xef\xbb\xbf1", "x") == 1

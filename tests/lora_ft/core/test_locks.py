@@ -1,4 +1,4 @@
-"""Locks on places: they hold between real processes and die with their holder, however that ends."""
+"""Locks on output paths: they work between processes, and are released when their holder ends."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def holder(place: Path, *prefix: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def test_another_process_is_refused_and_told_who_holds_the_lock(tmp_path: Path) -> None:
+def test_another_process_is_refused_with_the_holder(tmp_path: Path) -> None:
     with holder(tmp_path / "out") as process, pytest.raises(UsageError) as caught, locked(tmp_path / "out"):
         pass
     assert f"process {process.pid}, since 20" in str(caught.value) and "wait for it" in str(caught.value)
@@ -69,7 +69,7 @@ def test_a_stopped_process_keeps_its_lock(tmp_path: Path) -> None:
             pass
 
 
-def test_a_job_in_another_pid_namespace_keeps_its_lock_and_what_it_stages(tmp_path: Path) -> None:
+def test_job_in_another_pid_namespace_keeps_its_lock_and_staging(tmp_path: Path) -> None:
     prefix = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
     if (
         shutil.which("unshare") is None
@@ -96,7 +96,7 @@ def test_other_places_are_free(tmp_path: Path) -> None:
     assert entries(tmp_path) == set()
 
 
-def test_a_job_that_calls_another_for_the_same_place_has_the_lock_already(tmp_path: Path) -> None:
+def test_nested_job_reuses_the_lock(tmp_path: Path) -> None:
     with locked(tmp_path / "out"):
         with locked(tmp_path / "out"):
             assert holds(tmp_path / "out")
@@ -121,7 +121,7 @@ def test_another_thread_is_refused(tmp_path: Path) -> None:
     assert len(refused) == 1
 
 
-def test_waiting_threads_get_it_one_at_a_time(tmp_path: Path) -> None:
+def test_waiting_threads_get_the_lock_one_at_a_time(tmp_path: Path) -> None:
     inside, most = 0, 0
 
     def work() -> None:
@@ -141,7 +141,7 @@ def test_waiting_threads_get_it_one_at_a_time(tmp_path: Path) -> None:
     assert most == 1 and entries(tmp_path) == set()
 
 
-def test_missing_parents_are_made_and_removed_where_they_stay_empty(tmp_path: Path) -> None:
+def test_missing_parents_are_created_and_removed_if_empty(tmp_path: Path) -> None:
     with locked(tmp_path / "a" / "b" / "out"):
         assert (tmp_path / "a" / "b").is_dir()
     assert entries(tmp_path) == set()
@@ -150,14 +150,14 @@ def test_missing_parents_are_made_and_removed_where_they_stay_empty(tmp_path: Pa
     assert entries(tmp_path) == {"a"}
 
 
-def test_two_names_of_one_folder_are_one_place(tmp_path: Path) -> None:
+def test_two_names_of_a_folder_share_a_lock(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     with holder(tmp_path / "real" / "out"), pytest.raises(UsageError), locked(tmp_path / "link" / "out"):
         pass
 
 
-def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_without_locks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "try_lock", lambda descriptor, wait=False: False)
     with locked(tmp_path / "out") as works:
         assert not works and not holds(tmp_path / "out")
@@ -166,7 +166,7 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", json.dumps({"host": "\x1b[2J", "process": 1, "since": ""}), "9" * 99]
 )
-def test_what_the_lock_file_holds_is_never_trusted(tmp_path: Path, content: str) -> None:
+def test_content_of_the_lock_file_is_not_trusted(tmp_path: Path, content: str) -> None:
     with holder(tmp_path / "out"):
         (tmp_path / ".out.lock").write_text(content)
         with pytest.raises(UsageError) as caught, locked(tmp_path / "out"):

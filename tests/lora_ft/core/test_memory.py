@@ -1,4 +1,4 @@
-"""Freed memory is kept: in a process of its own, as it cannot be undone."""
+"""Reuse of freed memory, tested in a separate process since the setting cannot be undone."""
 
 from __future__ import annotations
 

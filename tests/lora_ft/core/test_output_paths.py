@@ -1,4 +1,4 @@
-"""Places that jobs write to: nothing is replaced but what lora-ft made, and never what a job reads."""
+"""Output paths: only files and folders that lora-ft created are replaced, and never an input."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def make_fifo(path: Path) -> None:
 
 
 def make_socket(path: Path) -> None:
-    here = Path.cwd()
-    os.chdir(path.parent)  # a socket's name is short
+    current = Path.cwd()
+    os.chdir(path.parent)  # the path of a socket must be short
     try:
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(path.name)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
     finally:
-        os.chdir(here)
+        os.chdir(current)
 
 
 SPECIAL: dict[str, Callable[[Path], object]] = {"a FIFO": make_fifo, "a socket": make_socket}
@@ -61,21 +61,21 @@ def test_devices_are_refused(device: str) -> None:
     assert Path(device).is_char_device()
 
 
-def test_a_file_where_a_folder_is_meant_and_the_other_way_round(tmp_path: Path) -> None:
+def test_file_is_refused_as_a_folder_and_a_folder_as_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError, match="is a file, and a folder"):
+    with pytest.raises(UsageError, match="is a file, not a folder"):
         refuse_existing(tmp_path / "file", overwrite=True)
-    with pytest.raises(UsageError, match=r"file is a file|as .*file is a file"):
+    with pytest.raises(UsageError, match=r"file is a file"):
         refuse_existing(tmp_path / "file" / "out", overwrite=True)
-    with pytest.raises(UsageError, match="is a folder, and a file"):
+    with pytest.raises(UsageError, match="is a folder, not a file"):
         refuse_file(tmp_path, "--html")
 
 
 @pytest.mark.parametrize("name", [".", "..", "sub", "sub/deeper/..", "~"])
-def test_the_home_and_the_current_folder_and_what_holds_them_are_refused(
+def test_home_and_current_folder_and_their_parents_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    home = make_checkpoint(tmp_path / "home")  # even where it looks like ours
+    home = make_checkpoint(tmp_path / "home")  # refused even though lora-ft may have created it
     deep = make_checkpoint(tmp_path / "sub")
     (deep / "deeper").mkdir()
     monkeypatch.chdir(deep / "deeper")
@@ -85,40 +85,40 @@ def test_the_home_and_the_current_folder_and_what_holds_them_are_refused(
         refuse_existing(out, overwrite=True)
 
 
-def test_the_root_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"root|holds the"):
+def test_root_of_the_file_system_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"root|contains the"):
         refuse_existing(Path("/"), overwrite=True)
 
 
-def test_what_others_made_is_not_overwritten_and_named(tmp_path: Path) -> None:
+def test_foreign_folder_is_not_overwritten(tmp_path: Path) -> None:
     out = make_folder(tmp_path / "out", thesis="years")
-    with pytest.raises(UsageError, match=r"was not made by lora-ft \(it holds thesis\).*move it away"):
+    with pytest.raises(UsageError, match=r"was not created by lora-ft \(it contains thesis\).*move it away"):
         refuse_existing(out, overwrite=True)
     assert contents(out) == {"thesis": "years"}
 
 
-def test_what_a_person_added_to_ours_is_kept(tmp_path: Path) -> None:
+def test_folder_with_added_files_is_not_overwritten(tmp_path: Path) -> None:
     out = make_checkpoint(tmp_path / "out")
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"is a checkpoint that also holds notes\.txt"):
+    with pytest.raises(UsageError, match=r"is a checkpoint that also contains notes\.txt"):
         refuse_existing(out, overwrite=True)
 
 
-def test_an_input_and_what_holds_it_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_and_their_parents_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     out = make_checkpoint(tmp_path / "out")
     inside = out / "tokenizer.json"
     inside.write_text("{}")
     (tmp_path / "link").symlink_to("out")
-    for path, said in [(out, "is the same as"), (inside, "holds"), (tmp_path / "link", "is the same as")]:
-        with pytest.raises(UsageError, match=rf"out {said} .*which is read here"):
+    for path, overlap in [(out, "is the same as"), (inside, "contains"), (tmp_path / "link", "is the same as")]:
+        with pytest.raises(UsageError, match=rf"out {overlap} the input .*so it is not replaced"):
             refuse_existing(out, overwrite=True, inputs=["google/flan-t5-small", path])
     assert refuse_existing(out, overwrite=True, inputs=["google/flan-t5-small", "", tmp_path / "other"]) == out
     with pytest.raises(UsageError, match="lies in"):
         refuse_existing(make_checkpoint(out / "adapter"), overwrite=True, inputs=[out])
 
 
-def test_a_link_to_nothing_is_refused_and_a_circle_too(tmp_path: Path) -> None:
+def test_dangling_link_and_loop_of_links_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("nowhere")
     (tmp_path / "round").symlink_to("round")
     with pytest.raises(UsageError, match=r"is a link to .*nowhere, which does not exist"):
@@ -128,20 +128,20 @@ def test_a_link_to_nothing_is_refused_and_a_circle_too(tmp_path: Path) -> None:
     assert (tmp_path / "out").is_symlink()
 
 
-def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+def test_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     for refuse in (lambda out: refuse_existing(out, overwrite=False), lambda out: refuse_file(out, "--out")):
         with pytest.raises(UsageError, match="bytes in its name that are not UTF-8"):
             refuse(tmp_path / os.fsdecode(b"caf\xe9"))
 
 
-def test_a_link_to_a_file_stays_and_its_target_is_written(tmp_path: Path) -> None:
+def test_link_to_a_file_stays_and_its_target_is_written(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("")
     (tmp_path / "out").symlink_to("real")
     write_text(tmp_path / "out", "new")
     assert (tmp_path / "out").is_symlink() and (tmp_path / "real").read_text() == "new"
 
 
-def test_a_mount_point_is_refused(tmp_path: Path) -> None:
+def test_mount_point_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     script = f'mount -t tmpfs none {tmp_path}/out && python -c "{MOUNTED}" {tmp_path}/out'
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -151,10 +151,10 @@ def test_a_mount_point_is_refused(tmp_path: Path) -> None:
     except FileNotFoundError:
         pytest.skip("this machine has no unshare")
     if probe.returncode:
-        pytest.skip("this machine mounts nothing for us")
+        pytest.skip("this machine allows no mounts")
     root = Path(__file__).parents[3]
-    done = subprocess.run([*prefix, script], cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert "is a mount point" in done.stdout, done.stderr
+    process = subprocess.run([*prefix, script], cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert "is a mount point" in process.stdout, process.stderr
 
 
 MOUNTED = """
@@ -168,9 +168,9 @@ except UsageError as error:
 """
 
 
-def test_a_read_only_folder_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser may write everywhere
-    with pytest.raises(UsageError, match=f"as {tmp_path} is read-only"):
+    with pytest.raises(UsageError, match=f"since {tmp_path} is read-only"):
         refuse_existing(tmp_path / "new" / "out", overwrite=False)
     with pytest.raises(UsageError, match=r"is read-only.*another --html"):
         refuse_file(tmp_path / "out.html", "--html")
@@ -195,27 +195,27 @@ PAGE = '<!doctype html>\n<html><head><meta name="generator" content="lora-ft"></
         ("report.md", "# mine\n", False),
     ],
 )
-def test_only_files_of_ours_are_replaced(tmp_path: Path, name: str, text: str, ours: bool) -> None:
+def test_only_own_files_are_replaced(tmp_path: Path, name: str, text: str, ours: bool) -> None:
     path = tmp_path / name
     path.write_text(text)
     if ours:
         assert refuse_file(path, "--html") == path
     else:
-        with pytest.raises(UsageError, match=r"was not made by lora-ft.*another --html"):
+        with pytest.raises(UsageError, match=r"was not created by lora-ft.*another --html"):
             refuse_file(path, "--html")
     assert path.read_text() == text
 
 
-def test_a_file_that_is_read_is_not_replaced_whoever_made_it(tmp_path: Path) -> None:
+def test_input_file_is_never_replaced(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text(PAGE)
     os.link(path, tmp_path / "other")
-    for own in (False, True):
-        with pytest.raises(UsageError, match="is read here"):
-            refuse_file(path, "--html", inputs=[tmp_path / "other"], own=own)
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="is an input"):
+            refuse_file(path, "--html", inputs=[tmp_path / "other"], overwrite=overwrite)
 
 
-def test_staging_under_a_link_lies_beside_its_target(tmp_path: Path) -> None:
+def test_output_behind_a_link_is_staged_next_to_its_target(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     make_checkpoint(tmp_path / "disk" / "real")
     (tmp_path / "out").symlink_to("disk/real")

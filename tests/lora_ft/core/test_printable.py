@@ -1,4 +1,4 @@
-"""Foreign text as it is printed."""
+"""Escaping of untrusted text for printing."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def test_json_stays_the_same_value(text: str) -> None:
 
 
 @given(st.text())
-def test_what_is_printable_can_be_encoded_and_stays_as_it_is(text: str) -> None:
+def test_printable_text_is_encodable_and_unchanged(text: str) -> None:
     printable(text).encode()
     assert printable(printable(text)) == printable(text)

@@ -1,4 +1,4 @@
-"""Prompts: a row's values go where the template says, and bad templates are refused."""
+"""Prompts: templates are filled with a row's values, and malformed templates are refused."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_numbers_are_written_out_and_booleans_as_in_json() -> None:
         ({1, 2}, "a set", "as text"),
     ],
 )
-def test_what_is_neither_text_nor_a_number_is_refused_with_what_to_do(value: object, kind: str, remedy: str) -> None:
+def test_value_that_is_not_text_is_refused_with_a_remedy(value: object, kind: str, remedy: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"column 'x' holds {kind}")) as caught:
         Prompt("{x}").fill({"x": value})
     assert remedy in caught.value.remedy
@@ -130,7 +130,7 @@ def test_a_path_leads_to_text_inside_a_column(path: str, row: dict[str, object],
         ("a.", {"a": {"b": 1}}),
     ],
 )
-def test_a_path_that_leads_nowhere_is_refused_unless_it_is_optional(path: str, row: dict[str, object]) -> None:
+def test_missing_path_is_refused_unless_optional(path: str, row: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="lacks the column"):
         Prompt("{" + path + "}").fill(row)
     assert Prompt("{" + path + "?none}").fill(row) == "none"
@@ -173,7 +173,7 @@ JSON = st.recursive(
     st.dictionaries(st.sampled_from(["a", "b", "a.b", "a[0]"]), JSON),
     st.text("ab.[]0-1?", min_size=1, max_size=8).filter(lambda name: name.count("[") == name.count("]")),
 )
-def test_whatever_a_row_holds_becomes_text_of_its_own_or_is_refused(row: dict[str, object], path: str) -> None:
+def test_any_value_becomes_text_or_is_refused(row: dict[str, object], path: str) -> None:
     try:
         text = Prompt("{" + path + "}").fill(row)
     except UsageError:
@@ -211,8 +211,8 @@ def test_a_malformed_template_is_refused(template: str) -> None:
 
 
 @pytest.mark.parametrize("template", ["{}", "{a} {}", "{a:>5}", "{a:{b}}", "{a!r}", "{a!s:x}", "{!r}", "{:x}"])
-def test_a_placeholder_that_is_no_columns_name_is_refused(template: str) -> None:
-    with pytest.raises(UsageError, match="no column's name"):
+def test_placeholder_without_a_column_name_is_refused(template: str) -> None:
+    with pytest.raises(UsageError, match="a placeholder without a column name"):
         Prompt(template)
 
 

@@ -1,4 +1,4 @@
-"""Special tokens: read from a configuration, and where answers end."""
+"""Special tokens: read from a configuration, and the end of answers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ENDS = st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True)
 
 @given(ends=ENDS, tokens=st.lists(st.integers(0, 20)))
 def test_trimming_keeps_tokens_up_to_the_first_end(ends: list[int], tokens: list[int]) -> None:
-    made = SpecialTokens(0, tuple(ends), 0).trim(np.array(tokens, np.int64)).tolist()
-    assert made == tokens[: len(made)]
-    assert not set(made[:-1]) & set(ends)
-    assert len(made) == len(tokens) or made[-1] in ends
+    trimmed = SpecialTokens(0, tuple(ends), 0).trim(np.array(tokens, np.int64)).tolist()
+    assert trimmed == tokens[: len(trimmed)]
+    assert not set(trimmed[:-1]) & set(ends)
+    assert len(trimmed) == len(tokens) or trimmed[-1] in ends
 
 
 @given(ends=ENDS, start=st.integers(0, 9), pad=st.integers(0, 9))
-def test_a_configuration_comes_back(ends: list[int], start: int, pad: int) -> None:
+def test_configuration_is_read_back_unchanged(ends: list[int], start: int, pad: int) -> None:
     special = SpecialTokens(start, tuple(ends), pad)
     assert SpecialTokens.of(special.as_config(), 10, "here") == special
 
@@ -39,7 +39,7 @@ def test_a_configuration_comes_back(ends: list[int], start: int, pad: int) -> No
         ({"eos_token_id": None}, SpecialTokens(0, (1,), 0)),
     ],
 )
-def test_ids_that_are_left_out_are_those_of_t5(config: dict[str, Any], special: SpecialTokens) -> None:
+def test_missing_ids_are_those_of_t5(config: dict[str, Any], special: SpecialTokens) -> None:
     assert SpecialTokens.of(config, 10, "here") == special
 
 
@@ -61,7 +61,7 @@ def test_ids_outside_the_vocabulary_are_refused_by_name(config: dict[str, Any]) 
         SpecialTokens.of(config, 10, "here")
 
 
-def test_texts_close_with_the_end_that_their_tokenizer_writes() -> None:
+def test_end_of_the_tokenizer_comes_first() -> None:
     special = SpecialTokens(0, (5, 1), 0)
     assert special.closed_by(1).end == 1 and set(special.closed_by(1).ends) == {1, 5}
     assert special.closed_by(7) == special.closed_by(None) == special

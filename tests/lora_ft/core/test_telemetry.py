@@ -1,4 +1,4 @@
-"""Importing this project's packages switches the telemetry of other libraries off."""
+"""Importing this project's packages turns off the telemetry of other libraries."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from lora_ft.core.telemetry import OPT_OUT
 from tests.guarded import watched
 
 
-def test_loading_a_bundle_reaches_for_nothing(published: Path, tmp_path: Path) -> None:
+def test_loading_a_bundle_opens_no_connection(published: Path, tmp_path: Path) -> None:
     script = (
         "import sys; from lora_ft.export.runtime import Generator; print(Generator.load(sys.argv[1]).generate(['a b']))"
     )
-    done, reached, home = watched(tmp_path, [sys.executable, "-c", script, str(published)])
-    assert done.returncode == 0, done.stderr
+    process, reached, home = watched(tmp_path, [sys.executable, "-c", script, str(published)])
+    assert process.returncode == 0, process.stderr
     assert reached == ""
     assert [path for path in home.rglob("*") if path.is_file()] == []
 
 
-def test_the_guard_sees_a_connection(tmp_path: Path) -> None:
+def test_guard_detects_a_connection(tmp_path: Path) -> None:
     script = "import urllib.request\ntry:\n urllib.request.urlopen('http://192.0.2.1/')\nexcept OSError: pass"
-    done, reached, _ = watched(tmp_path, [sys.executable, "-c", script])
-    assert done.returncode == 0, done.stderr
+    process, reached, _ = watched(tmp_path, [sys.executable, "-c", script])
+    assert process.returncode == 0, process.stderr
     assert "192.0.2.1" in reached
 
 
@@ -34,17 +34,17 @@ def test_each_package_opts_out_before_anything_else(package: str, tmp_path: Path
         f"import os, sys, {package}; print(sorted(sys.modules)); "
         f"print({{name: os.environ.get(name) for name in {list(OPT_OUT)}}})"
     )
-    done, _, _ = watched(tmp_path, [sys.executable, "-c", script])
-    modules, variables = done.stdout.splitlines()
+    process, _, _ = watched(tmp_path, [sys.executable, "-c", script])
+    modules, variables = process.stdout.splitlines()
     assert "'onnxruntime'" not in modules and "'huggingface_hub'" not in modules
     assert variables == str(dict(OPT_OUT))
 
 
-def test_what_a_user_chose_stays(tmp_path: Path) -> None:
+def test_variables_set_by_the_user_are_kept(tmp_path: Path) -> None:
     script = (
         "import os, lora_ft.export; print(os.environ['ORT_DISABLE_TELEMETRY'], os.environ['RAY_USAGE_STATS_ENABLED'])"
     )
-    done, _, _ = watched(
+    process, _, _ = watched(
         tmp_path, [sys.executable, "-c", script], ORT_DISABLE_TELEMETRY="0", RAY_USAGE_STATS_ENABLED="1"
     )
-    assert done.stdout.split() == ["0", "1"]
+    assert process.stdout.split() == ["0", "1"]

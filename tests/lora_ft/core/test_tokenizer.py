@@ -1,4 +1,4 @@
-"""Tokens: encoding closes with </s>, batches cover every row, and decoding is of the text alone."""
+"""Tokens: encoded texts end with </s>, batches cover every row, and decoding drops special tokens."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ def tokenizer(path: Path) -> Tokenizer:
 
 
 @given(texts=st.lists(st.text(max_size=30), max_size=5), limit=st.one_of(st.none(), st.integers(1, 20)))
-def test_every_text_is_the_start_of_its_tokens_and_an_end(
-    tokenizer: Tokenizer, texts: list[str], limit: int | None
-) -> None:
+def test_truncated_text_is_a_prefix_and_an_end(tokenizer: Tokenizer, texts: list[str], limit: int | None) -> None:
     whole = tokenizer.encode(texts)
     cut = tokenizer.encode(texts, limit)
     assert len(cut) == len(whole) == len(texts)
@@ -59,7 +57,7 @@ def test_a_word_is_read_back(tokenizer: Tokenizer, word: str) -> None:
     assert tokenizer.decode(tokenizer.encode([word])) == [word]
 
 
-def test_no_texts_are_no_rows(tokenizer: Tokenizer) -> None:
+def test_no_texts_yield_no_rows(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode([]) == []
     assert tokenizer.decode([]) == []
 
@@ -72,11 +70,11 @@ def test_an_empty_text_is_its_end(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode([""]) == [[END]]
 
 
-def test_padding_and_truncation_that_a_file_asks_for_are_switched_off(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    other = tiny_tokenizer()
-    other.enable_padding(length=32)
-    other.enable_truncation(4)
-    other.save(str(tmp_path / "tokenizer.json"))
+def test_padding_and_truncation_of_the_file_are_disabled(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    padded = tiny_tokenizer()
+    padded.enable_padding(length=32)
+    padded.enable_truncation(4)
+    padded.save(str(tmp_path / "tokenizer.json"))
     texts = ["a", "longer than that"]
     assert Tokenizer(tmp_path / "tokenizer.json").encode(texts) == tokenizer.encode(texts)
 
@@ -95,7 +93,7 @@ def test_decoding_drops_padding_and_special_tokens(tokenizer: Tokenizer, word: s
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """The text that each id adds, "" for none."""
+    """Return the text that each id adds, possibly ""."""
     detokenize = tokenizer.stream()
     return [detokenize(token) or "" for token in ids]
 
@@ -105,65 +103,67 @@ def test_a_stream_adds_up_to_the_text(tokenizer: Tokenizer, ids: list[int]) -> N
     assert "".join(streamed(tokenizer, ids)) == tokenizer.decode([ids])[0]
 
 
-def test_a_stream_gives_text_as_it_comes(tokenizer: Tokenizer) -> None:
+def test_stream_yields_text_per_token(tokenizer: Tokenizer) -> None:
     [ids] = tokenizer.encode(["two words"])
     assert streamed(tokenizer, ids) == ["", *"two", " ", *"words", ""]
 
 
 @pytest.fixture(scope="module")
 def of_marks(path: Path) -> Tokenizer:
-    """With pieces for the marks of codecs, behind the codec `text`."""
-    made = json.loads(path.read_text(encoding="utf-8"))
-    made["model"]["vocab"] += [[piece, -1.0] for piece in "•′«»#;[>"]
+    """Return a tokenizer with pieces for the marks of codecs, behind the codec `text`."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["model"]["vocab"] += [[piece, -1.0] for piece in "•′«»#;[>"]
     file = path.with_name("marks.json")
-    file.write_text(json.dumps(made), encoding="utf-8")
+    file.write_text(json.dumps(content), encoding="utf-8")
     return Tokenizer(file, codec_named("text"))
 
 
 @given(text=st.text(st.sampled_from("ab {}\n\t<😀•")))
-def test_what_a_codec_makes_of_a_text_is_read_back_at_once_and_in_a_stream(of_marks: Tokenizer, text: str) -> None:
+def test_encoded_text_is_decoded_at_once_and_in_a_stream(of_marks: Tokenizer, text: str) -> None:
     (ids,) = of_marks.encode([text])
     assert of_marks.encode_targets([text]) == [ids]
     assert of_marks.decode([ids]) == ["".join(streamed(of_marks, ids))]
     assert of_marks.decode([ids]) == [text]
 
 
-def test_the_characters_that_the_vocabulary_lacks_are_counted(of_marks: Tokenizer) -> None:
+def test_characters_missing_from_the_vocabulary_are_counted(of_marks: Tokenizer) -> None:
     assert of_marks.lacking(["a漢{", "漢 b", "•"]) == {"漢": 2, "{": 1}
 
 
-def test_each_stream_is_one_of_its_own(tokenizer: Tokenizer) -> None:
-    [[_, *one, _], [_, *other, _]] = tokenizer.encode(["abc", "xyz"])
+def test_streams_are_independent(tokenizer: Tokenizer) -> None:
+    [[_, *left_ids, _], [_, *right_ids, _]] = tokenizer.encode(["abc", "xyz"])
     first, second = tokenizer.stream(), tokenizer.stream()
-    bits = [(first(a), second(b)) for a, b in zip(one, other, strict=True)]
+    bits = [(first(a), second(b)) for a, b in zip(left_ids, right_ids, strict=True)]
     assert ["".join(filter(None, some)) for some in zip(*bits, strict=True)] == ["abc", "xyz"]
 
 
 @pytest.fixture(scope="module")
 def of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """One byte a token, as some of the family have it: most letters take several tokens."""
+    """Return a tokenizer with one token per byte, in which most letters take several tokens."""
     special = ["<pad>", "</s>", "<unk>"]
     pieces = [*special, *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())]
     model = tokenizers.models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>")
-    made = tokenizers.Tokenizer(model)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
-    made.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
-    made.add_special_tokens(special)
+    library_tokenizer = tokenizers.Tokenizer(model)
+    library_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library_tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    library_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", END)]
+    )
+    library_tokenizer.add_special_tokens(special)
     path = tmp_path_factory.mktemp("bytes") / "tokenizer.json"
-    made.save(str(path))
+    library_tokenizer.save(str(path))
     return Tokenizer(path)
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=12))
-def test_a_stream_of_bytes_gives_whole_characters(of_bytes: Tokenizer, text: str) -> None:
+def test_stream_of_bytes_yields_whole_characters(of_bytes: Tokenizer, text: str) -> None:
     [ids] = of_bytes.encode([text])
     bits = streamed(of_bytes, ids)
     assert len(bits) == len(text.encode()) + 1
     assert [bit for bit in bits if bit] == list(text)
 
 
-def test_a_tokenizer_is_saved_as_it_is_used(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_saved_tokenizer_is_equal(tmp_path: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(tmp_path / "tokenizer.json")
     texts = ["a", "some words: 1, 2!"]
     assert Tokenizer(tmp_path / "tokenizer.json").encode(texts) == tokenizer.encode(texts)
@@ -171,7 +171,7 @@ def test_a_tokenizer_is_saved_as_it_is_used(tmp_path: Path, tokenizer: Tokenizer
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "{}", "[]"])
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_file_that_is_not_a_tokenizer_is_refused(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "tokenizer.json"
     if content is not None:
         path.write_text(content)
@@ -181,7 +181,7 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str | N
 
 
 @given(rows=ROWS, value=st.sampled_from([PAD, IGNORED]), multiple=st.integers(1, 16))
-def test_padding_fills_up_to_a_multiple_and_no_further(rows: list[list[int]], value: int, multiple: int) -> None:
+def test_padding_extends_rows_to_the_next_multiple(rows: list[list[int]], value: int, multiple: int) -> None:
     out = pad(rows, value, multiple)
     longest = max(map(len, rows))
     assert out.dtype == np.int64
@@ -193,7 +193,7 @@ def test_padding_fills_up_to_a_multiple_and_no_further(rows: list[list[int]], va
 
 
 @given(rows=st.lists(st.lists(st.integers(), max_size=12), max_size=30), size=st.integers(1, 9))
-def test_batches_hold_each_row_once_the_longest_first(rows: list[list[int]], size: int) -> None:
+def test_batches_have_each_row_once_longest_first(rows: list[list[int]], size: int) -> None:
     batches = list(by_length(rows, size))
     order = [i for batch in batches for i in batch]
     assert sorted(order) == list(range(len(rows)))

@@ -18,7 +18,7 @@ from lora_ft.core.errors import LoraFtError
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.data.batching import Encoded, LengthSampler, collate, count_positions, encode, padding_share
 from lora_ft.data.splits import Example
-from lora_ft.tasks.schema import Lengths
+from lora_ft.tasks.lengths import Lengths
 from tests.tiny import CONFIG
 
 
@@ -141,7 +141,7 @@ def test_epochs_and_seeds_differ_in_their_order() -> None:
     assert first == list(sampler)
 
 
-def test_batches_come_in_no_order_of_length() -> None:
+def test_batches_are_not_ordered_by_length() -> None:
     rows = mixed(256)
     order = list(LengthSampler(rows, 8, seed=0))
     shortest = [min(len(rows[i].input_ids) // 16 for i in order[start : start + 8]) for start in range(0, 256, 8)]

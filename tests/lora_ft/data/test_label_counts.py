@@ -1,4 +1,4 @@
-"""Counts of labels by split, and warnings of rare and missing ones."""
+"""Counts of labels by split, and warnings about rare and missing labels."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def validated(make_task: MakeTask) -> Callable[..., Validation]:
         for split in ("train", "validation", "test"):
             rows = [
                 {"text": f"{split} {label} {i}", "answer": label}
-                for label, own in counts.items()
-                for i in range(own.get(split, 0))
+                for label, by_split in counts.items()
+                for i in range(by_split.get(split, 0))
             ]
             (path.parent / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         return validate(str(path))
@@ -32,33 +32,33 @@ def validated(make_task: MakeTask) -> Callable[..., Validation]:
     return run
 
 
-def about_labels(found: Validation) -> list[str]:
-    assert not found.faults
-    return [warning for warning in found.warnings if "label" in warning]
+def about_labels(report: Validation) -> list[str]:
+    assert not report.errors
+    return [warning for warning in report.warnings if "label" in warning]
 
 
 def test_labels_are_counted_by_split_the_commonest_first(validated: Callable[..., Validation]) -> None:
-    found = validated({"a": {"train": 2, "test": 1, "validation": 1}, "b": {"train": 5, "validation": 1, "test": 1}})
-    assert found.labels == {
+    report = validated({"a": {"train": 2, "test": 1, "validation": 1}, "b": {"train": 5, "validation": 1, "test": 1}})
+    assert report.labels == {
         "b": {"train": 5, "validation": 1, "test": 1},
         "a": {"train": 2, "validation": 1, "test": 1},
     }
-    assert list(found.labels) == ["b", "a"] and not about_labels(found)
+    assert list(report.labels) == ["b", "a"] and not about_labels(report)
 
 
-def test_labels_without_rows_are_said(validated: Callable[..., Validation]) -> None:
+def test_labels_without_rows_are_reported(validated: Callable[..., Validation]) -> None:
     every = {"train": 3, "validation": 1, "test": 1}
-    found = validated({"a": every, "b": {"train": 3, "test": 1}}, labels=["a", "b", "c"])
-    assert "train: 1 of 3 labels have no rows and cannot be learned: 'c'" in found.warnings
-    assert "validation: 2 of 3 labels have no rows and are not scored there: 'b', 'c'" in found.warnings
+    report = validated({"a": every, "b": {"train": 3, "test": 1}}, labels=["a", "b", "c"])
+    assert "train: 1 of 3 labels have no rows and cannot be learned: 'c'" in report.warnings
+    assert "validation: 2 of 3 labels have no rows and are not scored there: 'b', 'c'" in report.warnings
 
 
-def test_imbalance_is_said_unless_it_is_mended(validated: Callable[..., Validation]) -> None:
+def test_imbalance_is_reported_unless_oversampled(validated: Callable[..., Validation]) -> None:
     counts = {"a": {"train": 30, "validation": 1, "test": 1}, "b": {"train": 3, "validation": 1, "test": 1}}
     (warning,) = about_labels(validated(counts))
     assert "30 training rows of 'a', 3 of 'b'; set data.oversample=true" in warning
-    found = validated(counts, data={"oversample": True})
-    assert not about_labels(found) and found.plan is not None and found.plan.steps_per_epoch == 60 // 4
+    report = validated(counts, data={"oversample": True})
+    assert not about_labels(report) and report.plan is not None and report.plan.steps_per_epoch == 60 // 4
 
 
 def test_tasks_without_labels_have_no_counts(validated: Callable[..., Validation]) -> None:

@@ -1,4 +1,4 @@
-"""Labels of a task: found, checked, and the only answers of a run and of its bundle."""
+"""Labels of a task: derived, checked, and the only answers of a run and of its bundle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import generate
 from lora_ft.models.loading import load
 from lora_ft.runs.run import Run
-from lora_ft.tasks.files import TaskFaults, load_task
+from lora_ft.tasks.files import InvalidTaskError, load_task
 from lora_ft.tasks.schema import Task
 from lora_ft.train import train
 from lora_ft.validate import validate
@@ -62,12 +62,12 @@ def test_a_run_holds_the_labels_it_found(run: Run) -> None:
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 3}], ids=str)
 def test_run_and_bundle_answer_with_labels_alone(run: Run, bundle: Path, options: dict[str, Any]) -> None:
     texts = ["abc", "the colour of rust", "", "x" * 40]
-    made = {
+    generators = {
         kind: generate(load(str(model)), texts, options) for kind, model in (("run", run.folder), ("bundle", bundle))
     }
-    assert set(made["run"]) | set(made["bundle"]) <= set(LABELS)
+    assert set(generators["run"]) | set(generators["bundle"]) <= set(LABELS)
     if "do_sample" not in options:
-        assert made["run"] == made["bundle"]
+        assert generators["run"] == generators["bundle"]
     free = load(str(bundle)).backend.generate(texts, {"max_new_tokens": 24, "labels": []})
     assert not {answer.text for answer in free} & set(LABELS)
 
@@ -95,18 +95,18 @@ def test_options_that_ban_nothing_are_taken(run: Run) -> None:
     assert generate(load(str(run.folder)), ["abc"], options)[0] in LABELS
 
 
-def test_scores_of_labels_stand_beside_rouge(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_of_labels_are_reported_with_rouge(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(run.folder, tmp_path / "run")
     result = evaluate(str(copy), baseline=True)
     show_evaluation(result)
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("accuracy", "macro_f1", "valid labels", "100.0%"))
     assert max(map(len, shown.split("answers:")[0].splitlines())) <= 80
-    found = json.loads((copy / "scores-test.json").read_text())["scores"]
-    assert found["valid_labels"] == 1.0 and set(found["labels"]) == set(LABELS)
-    assert found["scores"]["accuracy"]["low"] <= found["scores"]["accuracy"]["mean"]
+    scores = json.loads((copy / "scores-test.json").read_text())["scores"]
+    assert scores["valid_labels"] == 1.0 and set(scores["labels"]) == set(LABELS)
+    assert scores["scores"]["accuracy"]["low"] <= scores["scores"]["accuracy"]["mean"]
     assert not any("rougeLsum" in warning for warning in result.warnings)  # labels are no sentences
-    assert sum(label["rows"] for label in found["labels"].values()) == result.rows == 6
+    assert sum(label["rows"] for label in scores["labels"].values()) == result.rows == 6
     assert result.difference is not None and {"accuracy", "macro_f1"} <= result.difference.keys()
     free = run.task.model_copy(update={"generate": run.task.generate.model_copy(update={"constrained": False})})
     loose = evaluate(str(copy), task=free).model.valid_labels
@@ -119,7 +119,7 @@ def test_a_precision_is_scored_on_labels(run: Run, tmp_path: Path) -> None:
     assert load(str(tmp_path / "bundle")).backend.generate(["say: a"], {})[0].text in LABELS
 
 
-def test_labels_that_are_given_stay_as_they_are(make_task: MakeTask) -> None:
+def test_listed_labels_are_unchanged(make_task: MakeTask) -> None:
     task = load_task(label_rows(make_task(labels=LABELS)))
     assert with_labels(task) is task and task.known_labels == LABELS
     assert load_splits(task).test[1].target == "reddish"
@@ -134,12 +134,14 @@ def test_a_stopped_run_with_found_labels_can_be_resumed(make_task: MakeTask, tmp
     assert train(task, tmp_path / "again", resume=True).task.labels == sorted(LABELS)
 
 
-def test_a_target_that_is_no_label_is_named_with_its_row_and_what_was_meant(make_task: MakeTask) -> None:
+def test_target_that_is_not_a_label_is_refused_with_a_suggestion(make_task: MakeTask) -> None:
     task = load_task(label_rows(make_task(labels=LABELS), validation="blue  green"))
     with pytest.raises(LoraFtError, match=r"validation\.jsonl:1: 'blue  green' is not among.*'blue green'\?"):
         load_splits(task)
     task = load_task(label_rows(make_task(labels="auto"), test="zzz"))
-    with pytest.raises(LoraFtError, match=r"test\.jsonl:1: 'zzz' is not among the task's labels; it has 'blue green'"):
+    with pytest.raises(
+        LoraFtError, match=r"test\.jsonl:1: 'zzz' is not among the task's labels; use one of 'blue green'"
+    ):
         load_splits(with_labels(task))
 
 
@@ -147,8 +149,8 @@ def test_a_target_that_is_no_label_is_named_with_its_row_and_what_was_meant(make
     ("labels", "changes", "part"),
     [
         (["red", "réd"], {}, "characters that T5's vocabulary lacks"),
-        (["red", "red▁ish"], {}, "'red▁ish' comes back from T5's tokenizer as 'red ish'"),
-        (["red ish", "red▁ish"], {}, "'red ish' and 'red▁ish' are the same"),
+        (["red", "red▁ish"], {}, "changes the label 'red▁ish' to 'red ish'"),
+        (["red ish", "red▁ish"], {}, "'red ish' and 'red▁ish' have the same tokens"),
         (LABELS[1:], {"lengths": {"target": 8}}, "'reddish' has 9 tokens, more than lengths.target = 8"),
         (LABELS, {"generate": {"max_new_tokens": 10}}, "more than generate.max_new_tokens = 10"),
     ],
@@ -160,16 +162,16 @@ def test_labels_that_cannot_be_written_are_faults(
     for split in ("train", "validation", "test"):
         rows = [tiny_row(i, split) | {"answer": labels[i % 2]} for i in range(6)]
         (path.parent / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    faults = {fault.key: fault.problem for fault in validate(str(path)).faults}
-    assert part in faults["labels"]
+    errors = {error.key: error.problem for error in validate(str(path)).errors}
+    assert part in errors["labels"]
     with pytest.raises(UsageError, match="the label"):
         train(load_task(path), path.parent / "run")
 
 
-def test_validate_names_targets_that_are_no_labels(make_task: MakeTask) -> None:
-    found = validate(str(label_rows(make_task(labels=LABELS), train="rde")))
-    assert [fault.key for fault in found.faults] == ["data.train"] and "'rde'" in found.faults[0].problem
-    assert validate(str(label_rows(make_task(labels="auto")))).faults == []
+def test_validate_reports_targets_that_are_not_labels(make_task: MakeTask) -> None:
+    report = validate(str(label_rows(make_task(labels=LABELS), train="rde")))
+    assert [error.key for error in report.errors] == ["data.train"] and "'rde'" in report.errors[0].problem
+    assert validate(str(label_rows(make_task(labels="auto")))).errors == []
 
 
 def test_labels_that_are_found_are_bounded_as_those_that_are_listed(
@@ -177,8 +179,8 @@ def test_labels_that_are_found_are_bounded_as_those_that_are_listed(
 ) -> None:
     monkeypatch.setattr("lora_ft.data.splits.MAX_LABELS", 2)
     path = label_rows(make_task(labels="auto"))
-    [fault] = validate(str(path)).faults
-    assert fault.key == "labels" and "4 distinct targets, too many for labels (at most 2)" in fault.problem
+    [error] = validate(str(path)).errors
+    assert error.key == "labels" and "4 distinct targets, too many for labels (at most 2)" in error.problem
     with pytest.raises(UsageError, match="at most 2"):
         train(load_task(path), path.parent / "run")
 
@@ -187,17 +189,17 @@ def test_labels_that_are_found_are_bounded_as_those_that_are_listed(
     ("sections", "part"),
     [
         ({"labels": ["red"]}, "at least two labels"),
-        ({"labels": ["red", "red"]}, "stands there twice"),
-        ({"labels": ["red", " "]}, "is empty or has blanks"),
-        ({"train": {"metric_for_best_model": "accuracy"}}, "train.metric_for_best_model = accuracy needs labels"),
-        ({"evaluate": {"metric": "macro_f1"}}, "evaluate.metric = macro_f1 needs labels"),
-        ({"evaluate": {"metrics": ["rouge", "classification"]}}, "evaluate.metrics = classification needs labels"),
+        ({"labels": ["red", "red"]}, "is listed twice"),
+        ({"labels": ["red", " "]}, "is empty or has surrounding blanks"),
+        ({"train": {"metric_for_best_model": "accuracy"}}, "train.metric_for_best_model = accuracy requires labels"),
+        ({"evaluate": {"metric": "macro_f1"}}, "evaluate.metric = macro_f1 requires labels"),
+        ({"evaluate": {"metrics": ["rouge", "classification"]}}, "evaluate.metrics = classification requires labels"),
         ({"labels": LABELS, "codec": "json"}, "labels are text, not JSON"),
         ({"labels": "auto", "generate": {"min_new_tokens": 2}}, "generate.min_new_tokens may leave no label"),
     ],
 )
 def test_faults_of_the_schema(make_task: MakeTask, sections: dict[str, Any], part: str) -> None:
-    with pytest.raises(TaskFaults, match=part):
+    with pytest.raises(InvalidTaskError, match=part):
         load_task(make_task(**sections))
 
 

@@ -1,4 +1,4 @@
-"""Near duplicates: exactly the pairs that comparing all of them finds."""
+"""Near duplicates: exactly the pairs that a comparison of all texts finds."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from hypothesis import strategies as st
 
 from lora_ft.data.near_duplicates import near_duplicates, runs
 
-texts = st.lists(st.lists(st.sampled_from("abc"), max_size=12).map(" ".join), max_size=8)
+TEXTS = st.lists(st.lists(st.sampled_from("abc"), max_size=12).map(" ".join), max_size=8)
 
 
-@given(texts, texts, st.sampled_from([0.3, 0.5, 0.8, 1.0]))
-def test_all_pairs_that_are_alike_are_found_and_no_others(wanted: list[str], pool: list[str], alike: float) -> None:
+@given(TEXTS, TEXTS, st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+def test_exactly_the_similar_pairs_are_found(texts: list[str], pool: list[str], alike: float) -> None:
     expected = {}
-    for i, text in enumerate(wanted):
-        for j, other in enumerate(pool):
-            a, b = runs(text), runs(other)
+    for i, text in enumerate(texts):
+        for j, candidate in enumerate(pool):
+            a, b = runs(text), runs(candidate)
             if a and b and len(a & b) >= alike * len(a | b):
                 expected[i] = j
                 break
-    assert near_duplicates(wanted, pool, alike=alike) == expected
+    assert near_duplicates(texts, pool, alike=alike) == expected
 
 
-def test_case_and_punctuation_make_no_new_text() -> None:
+def test_case_and_punctuation_are_ignored() -> None:
     assert near_duplicates(["Ana: Lunch at one?", "Ben: no"], ["other", "ana lunch, at ONE!"]) == {0: 1}
 
 

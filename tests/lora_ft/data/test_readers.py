@@ -1,4 +1,4 @@
-"""Readers: every format gives the same rows, and what is wrong with a file is said with its name and line."""
+"""Readers: every format returns the same rows, and errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_byte_order_mark_does_not_become_part_of_the_first_column(tmp_path: Pa
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".csv"])
-def test_windows_line_ends_are_no_part_of_the_rows(tmp_path: Path, ending: str) -> None:
+def test_windows_line_ends_are_removed(tmp_path: Path, ending: str) -> None:
     plain = [{"text": "a", "answer": "b"}, {"text": "c", "answer": "d"}]
     path = write(tmp_path / f"rows{ending}", plain)
     path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
@@ -85,7 +85,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_read(tmp_path: Path) -> None:
     assert rows_of(tmp_path, "rows[1].jsonl") == ROWS
 
 
-def test_rows_say_where_they_stand(tmp_path: Path) -> None:
+def test_rows_have_locations(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n\n{"text": "b"}\n', encoding="utf-8")
     assert [where for where, _ in read_rows(tmp_path, "rows.jsonl", "k")] == [f"{path}:1", f"{path}:3"]
@@ -104,14 +104,14 @@ def test_rows_say_where_they_stand(tmp_path: Path) -> None:
         ("a.json", b'[{"text": "a"},\n{"text": ', "a.json:2 is not JSON"),
         ("a.csv", b'text,answer\na,b\nc,"d', "is damaged (unexpected end of data)"),
         ("a.csv", b"text,answer\na,b,c\n", "a.csv:2 has more cells than the header"),
-        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "a.jsonl:2 is no object but a list"),
-        ("a.json", b'[{"text": "a"}, "b"]', "a.json[1] is no object but a str"),
-        ("a.json", b'{"text": "a"}', "a.json is no list of objects"),
-        ("a.parquet", b"PAR1", "a.parquet is not a whole parquet file"),
-        ("a.parquet", b"", "a.parquet is not a whole parquet file"),
+        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "a.jsonl:2 is not an object (got list)"),
+        ("a.json", b'[{"text": "a"}, "b"]', "a.json[1] is not an object (got str)"),
+        ("a.json", b'{"text": "a"}', "a.json is not a list of objects"),
+        ("a.parquet", b"PAR1", "a.parquet is not a complete parquet file"),
+        ("a.parquet", b"", "a.parquet is not a complete parquet file"),
     ],
 )
-def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_damaged_file_is_refused_with_its_line(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LoraFtError) as caught:
         read_rows(tmp_path, name, "data.train")
@@ -122,7 +122,7 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, name: str, conten
 def test_a_parquet_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.parquet", ROWS)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(LoraFtError, match="is not a whole parquet file"):
+    with pytest.raises(LoraFtError, match="is not a complete parquet file"):
         read_rows(tmp_path, "rows.parquet", "data.train")
 
 
@@ -137,7 +137,7 @@ def test_a_missing_file_is_refused_with_the_key_that_names_it(tmp_path: Path, na
 @pytest.mark.parametrize("name", ["rows.xlsx", "rows.txt", "rows"])
 def test_an_unknown_ending_is_refused_with_the_known_ones(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("x", encoding="utf-8")
-    with pytest.raises(UsageError, match="has no reader") as caught:
+    with pytest.raises(UsageError, match="has an unsupported format") as caught:
         read_rows(tmp_path, name, "data.train")
     assert all(ending in caught.value.remedy for ending in READERS)
 

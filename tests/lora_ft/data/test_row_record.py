@@ -1,4 +1,4 @@
-"""The record of a run's rows: every change is told, and nothing else is taken for one."""
+"""The record of a run's rows: it reports every change and nothing else."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def record(train: str, validation: str = "", test: str = "") -> RowRecord:
 
 
 @pytest.mark.parametrize(
-    ("now", "said"),
+    ("now", "changes"),
     [
         (record("abcdef", "gh", "ij"), []),
         (record("abcdefx", "gh", "ij"), ["train: 7 rows, was 6"]),
-        (record("abcdex", "gh", "ij"), ["train: 1 of 6 rows are others"]),
+        (record("abcdex", "gh", "ij"), ["train: 1 of 6 rows are different"]),
         (record("bacdef", "gh", "ij"), ["train: the same rows in another order"]),
         (record("abcdef", "hg", "ij"), ["validation: the same rows in another order"]),
         (record("abcdef", "gh", "ji"), []),  # nothing of a run depends on the order of test rows
@@ -38,7 +38,7 @@ def record(train: str, validation: str = "", test: str = "") -> RowRecord:
             record("abcgh", "de", "fij"),
             [
                 "train: 5 rows, was 6",
-                "validation: 2 of 2 rows are others",
+                "validation: 2 of 2 rows are different",
                 "test: 3 rows, was 2",
                 "2 rows that were trained on are now validation rows",
                 "1 row that was trained on is now a test row",
@@ -46,16 +46,16 @@ def record(train: str, validation: str = "", test: str = "") -> RowRecord:
         ),
     ],
 )
-def test_changes_are_told(now: RowRecord, said: list[str]) -> None:
-    assert record("abcdef", "gh", "ij").changes(now) == said
+def test_changes_are_reported(now: RowRecord, changes: list[str]) -> None:
+    assert record("abcdef", "gh", "ij").changes(now) == changes
 
 
 def test_targets_and_references_are_rows_too() -> None:
     def one(target: str, *references: str) -> RowRecord:
         return RowRecord.of(Splits([Example("p", target, references, {})], [], []))
 
-    for other in (one("b", "a"), one("a", "b"), one("a", "a", "b"), one("a")):
-        assert one("a", "a").changes(other)
+    for changed in (one("b", "a"), one("a", "b"), one("a", "a", "b"), one("a")):
+        assert one("a", "a").changes(changed)
 
 
 def test_columns_that_the_task_does_not_use_may_change() -> None:
@@ -73,8 +73,8 @@ def test_any_change_is_found_and_equal_rows_are_equal(
     """Half characters included, as JSON may hold them."""
     before = RowRecord.of(Splits(examples(*train), examples(*validation), examples(*test)))
     assert before.changes(before) == []
-    read = RowRecord.read(json.loads(json.dumps(before.as_dict())), Path("claim.json"))
-    assert read.changes(before) == [] and read.digest == before.digest
+    restored = RowRecord.read(json.loads(json.dumps(before.as_dict())), Path("claim.json"))
+    assert restored.changes(before) == [] and restored.digest == before.digest
     shuffled = random.sample(train, len(train))
     after = RowRecord.of(Splits(examples(*shuffled), examples(*validation), examples(*test)))
     assert bool(before.changes(after)) == (shuffled != train)
@@ -84,6 +84,6 @@ def test_any_change_is_found_and_equal_rows_are_equal(
     "content",
     [{}, {"train": 1}, {"train": {"count": 1, "rows": ""}}, {"train": {"count": "x", "rows": "ab"}}, {"train": None}],
 )
-def test_a_damaged_record_is_told(content: dict[str, object]) -> None:
+def test_damaged_record_is_refused(content: dict[str, object]) -> None:
     with pytest.raises(LoraFtError, match=r"claim\.json is damaged"):
         RowRecord.read(content, Path("claim.json"))

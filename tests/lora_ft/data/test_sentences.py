@@ -33,7 +33,7 @@ SENTENCES = [
 
 
 @pytest.mark.parametrize("sentences", SENTENCES, ids=lambda sentences: sentences[0][:12])
-def test_sentences_are_split_where_a_reader_ends_them(sentences: list[str]) -> None:
+def test_sentences_end_as_a_reader_expects(sentences: list[str]) -> None:
     wide = sentences[0][-1] in "。”"
     joined = ("" if wide else " ").join(sentences)
     assert split_sentences(joined) == sentences
@@ -52,7 +52,7 @@ def test_nothing_but_blanks_is_lost(text: str) -> None:
 
 
 @pytest.mark.parametrize("unit", [".", '."', "a. ", "... ", "Mr. ", "etc. ", "a.b.", "! ", " ", "(", "。」"])
-def test_a_long_run_of_one_kind_is_no_burden(unit: str) -> None:
+def test_long_runs_take_linear_time(unit: str) -> None:
     assert split_sentences(unit * (300_000 // len(unit))) is not None  # quadratic code would take minutes
 
 

@@ -1,4 +1,4 @@
-"""Splits: disjoint and complete, of the sizes that were asked for, and with labels of the same mixture."""
+"""Splits: disjoint, complete, of the requested sizes, and stratified by label."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from lora_ft.core.errors import UsageError
 from lora_ft.data.stratified import cut, oversampled
 
 LABELS = st.lists(st.sampled_from("aabbbc"), min_size=10, max_size=120).filter(
-    lambda own: 1 not in Counter(own).values()
+    lambda labels: 1 not in Counter(labels).values()
 )
 SHARES = st.fixed_dictionaries({"validation": st.floats(0.06, 0.4), "test": st.floats(0.06, 0.4)})
 
 
 @given(LABELS, SHARES, st.integers(0, 5), st.booleans())
-def test_splits_are_disjoint_complete_and_of_the_size_asked_for(
+def test_splits_are_disjoint_complete_and_of_the_requested_size(
     labels: list[str], shares: dict[str, float], seed: int, stratified: bool
 ) -> None:
-    found = cut(len(labels), shares, seed, labels if stratified else None)
-    assert sorted(i for numbers in found.values() for i in numbers) == list(range(len(labels)))
+    splits = cut(len(labels), shares, seed, labels if stratified else None)
+    assert sorted(i for numbers in splits.values() for i in numbers) == list(range(len(labels)))
     if not stratified or len(labels) >= 5 * len(set(labels)):
-        assert all(len(found[name]) == round(share * len(labels)) for name, share in shares.items())
-    assert found == cut(len(labels), shares, seed, labels if stratified else None)
+        assert all(len(splits[name]) == round(share * len(labels)) for name, share in shares.items())
+    assert splits == cut(len(labels), shares, seed, labels if stratified else None)
 
 
 @given(LABELS, SHARES, st.integers(0, 5))
 def test_every_label_has_its_share_of_each_split(labels: list[str], shares: dict[str, float], seed: int) -> None:
-    found = cut(len(labels), shares, seed, labels)
+    splits = cut(len(labels), shares, seed, labels)
     counts = Counter(labels)
-    assert {labels[i] for i in found["train"]} == set(labels)
+    assert {labels[i] for i in splits["train"]} == set(labels)
     if min(counts.values()) >= 10:
         for name, share in shares.items():
-            own = Counter(labels[i] for i in found[name])
-            assert all(abs(own[label] - share * count) <= 1 for label, count in counts.items())
+            part = Counter(labels[i] for i in splits[name])
+            assert all(abs(part[label] - share * count) <= 1 for label, count in counts.items())
 
 
 @pytest.mark.parametrize(("count", "empty"), [(1, "validation"), (4, "validation"), (7, "test")])
@@ -47,7 +47,7 @@ def test_a_split_without_rows_is_refused_by_its_name(count: int, empty: str) -> 
 
 
 @pytest.mark.parametrize("place", range(10))
-def test_a_label_of_one_row_is_refused_wherever_it_stands(place: int) -> None:
+def test_label_with_a_single_row_is_refused(place: int) -> None:
     labels = list("aabbaabba")
     labels.insert(place, "rare")
     with pytest.raises(UsageError, match="the label 'rare' has a single row"):
@@ -61,5 +61,5 @@ def test_oversampling_makes_labels_equally_frequent_and_keeps_every_row(labels: 
     assert set(counts.values()) == {max(Counter(labels).values())}
     assert set(numbers) == set(range(len(labels))) and numbers == oversampled(labels, seed)
     for label in counts:
-        own = Counter(i for i in numbers if labels[i] == label).values()
-        assert max(own) - min(own) <= 1
+        repeats = Counter(i for i in numbers if labels[i] == label).values()
+        assert max(repeats) - min(repeats) <= 1

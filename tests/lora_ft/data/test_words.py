@@ -1,4 +1,4 @@
-"""Words of every language, and exactly rouge-score's on ASCII."""
+"""Words of every language, and equality with rouge-score on ASCII."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rouge_score.tokenizers import DefaultTokenizer
 
 from lora_ft.data.words import UnicodeTokenizer, dropped_share, tokenizer_of
 from lora_ft.evaluation.metrics import measure
-from lora_ft.tasks.schema import Evaluate
+from lora_ft.tasks.evaluate import Evaluate
 
 # Two sentences about different things; rouge-score's tokenizer leaves splinters of both: ng, t, c, i, ...
 VIETNAMESE = ("Hôm nay trời nắng và tôi đang đi chợ mua rau.", "Công ty tăng lương cho nhân viên từ tháng tới.")
@@ -28,9 +28,9 @@ def test_on_ascii_the_words_are_those_of_rouge_score(text: str, use_stemmer: boo
 
 @given(st.text(max_size=40))
 def test_every_letter_and_digit_is_in_a_word(text: str) -> None:
-    kept = "".join(UnicodeTokenizer().tokenize(text))
+    words = "".join(UnicodeTokenizer().tokenize(text))
     brought = unicodedata.normalize("NFKC", text).lower()
-    assert [c for c in kept if unicodedata.category(c)[0] in "LN"] == [
+    assert [c for c in words if unicodedata.category(c)[0] in "LN"] == [
         c for c in brought if unicodedata.category(c)[0] in "LN"
     ]
 
@@ -63,7 +63,7 @@ def test_a_letter_is_the_same_however_it_is_encoded() -> None:
 def test_evaluate_256_equal_texts_score_100() -> None:
     for language, text in (("ja", JAPANESE), ("ne", "पूर्व प्रधानमन्त्री"), ("vi", VIETNAMESE[0]), ("th", "สวัสดีครับ")):
         scores = measure(["rouge", "rougeSU4", "f1"], [text], [[text]], Evaluate(language=language))
-        assert {name: one.value for name, one in scores.items()} == pytest.approx(dict.fromkeys(scores, 100.0))
+        assert {name: score.value for name, score in scores.items()} == pytest.approx(dict.fromkeys(scores, 100.0))
     assert RougeScorer(["rouge1"]).score(JAPANESE, JAPANESE)["rouge1"].fmeasure == 0  # what it is about
 
 
@@ -100,7 +100,7 @@ def test_stop_words_are_left_out_by_their_spelling() -> None:
     assert measure(["rouge"], a, b, Evaluate(stop_words=True))["rouge1"].value == 0
 
 
-def test_what_the_ascii_tokenizer_drops() -> None:
+def test_share_of_letters_that_the_ascii_tokenizer_drops() -> None:
     assert dropped_share(["plain text, 12!"]) == 0
     assert dropped_share(["", "?!"]) == 0
     assert dropped_share(["häuser"]) == pytest.approx(1 / 6)

@@ -1,4 +1,4 @@
-"""The quality gate: which losses pass, what is refused, and what the manifest records."""
+"""The quality gate passes small losses, refuses large ones, and records both in the manifest."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def gate(max_drop: float = 0.5, *, force: bool = False) -> QualityGate:
     ("mean", "low", "high", "expected"),
     [
         (0.0, -0.3, 0.3, True),
-        (0.2, -2.0, 2.0, True),  # no loss is shown
+        (0.2, -2.0, 2.0, True),  # no significant loss
         (-0.4, -1.5, 0.7, True),
-        (-0.3, -0.4, -0.1, True),  # a loss is shown, and that it is small
-        (-0.4, -0.9, -0.1, False),  # a loss is shown, and may be large
+        (-0.3, -0.4, -0.1, True),  # a significant loss that is certainly small
+        (-0.4, -0.9, -0.1, False),  # a significant loss that may be large
         (-0.6, -1.5, 0.3, False),
         (-6.0, -7.0, -5.0, False),
     ],
 )
-def test_a_small_change_holds(mean: float, low: float, high: float, expected: bool) -> None:
-    assert gate().holds(Estimate(mean, low, high)) is expected
+def test_small_change_passes(mean: float, low: float, high: float, expected: bool) -> None:
+    assert gate().passes(Estimate(mean, low, high)) is expected
 
 
 def test_scores_and_differences_are_paired() -> None:
@@ -45,7 +45,7 @@ def test_scores_and_differences_are_paired() -> None:
     assert gate().prompts == ["say: a", "say: b"]
 
 
-def test_a_large_loss_is_refused_unless_forced() -> None:
+def test_large_loss_is_refused_unless_forced() -> None:
     loss = Estimate(-6.0, -7.0, -5.0)
     with pytest.raises(GateError, match=r"w4 loses too much quality: rouge1 changes by -6.0 .* against fp32 on 2 rows"):
         gate().require(loss, "w4", "fp32", "choose another")

@@ -1,4 +1,4 @@
-"""Each guard speaks where scores would mislead, and only there."""
+"""Each check warns when scores would mislead, and only then."""
 
 from __future__ import annotations
 
@@ -37,57 +37,57 @@ def test_exact_and_near_duplicates_of_training_rows_are_counted_apart(task: Task
     train = [example("something else"), example(LONG), example("the same")]
     test = [example("the same"), example("new"), example(LONG.replace("kept", "stored"))]
     assert warnings.seen_in_training(task, "test", test, train) == [
-        "1 test prompts are training prompts too; scores are inflated",
-        "1 test rows are nearly training rows, such as row 3 and training row 2; scores are inflated",
+        "1 test prompts are also training prompts; scores are inflated",
+        "1 test rows nearly equal training rows, such as row 3 and training row 2; scores are inflated",
     ]
 
 
-def test_a_template_in_common_makes_no_duplicates(task: Task) -> None:
+def test_the_shared_template_does_not_make_rows_duplicates(task: Task) -> None:
     long = task.model_copy(update={"prompt": f"{LONG}: {{text}}"})
     rows = [Example(f"{LONG}: {text}", "x", ("x",), {"text": text}) for text in ("first", "second")]
     assert warnings.seen_in_training(long, "test", rows[:1], rows[1:]) == []
 
 
-def test_rows_that_chose_the_checkpoint_are_told(make_task: MakeTask) -> None:
+def test_rows_that_selected_the_checkpoint_are_reported(make_task: MakeTask) -> None:
     task = load_task(make_task(data={"test": "validation.jsonl"}))
     rows = load_splits(task, ["test"]).test
-    expected = ["6 test prompts are validation prompts too, which chose the checkpoint"]
-    assert warnings.of_rows(task, "test", rows, chosen=True) == expected
-    assert warnings.of_rows(task, "test", rows, chosen=False) == []
+    expected = ["6 test prompts are also validation prompts, which selected the checkpoint"]
+    assert warnings.row_warnings(task, "test", rows, may_be_selected=True) == expected
+    assert warnings.row_warnings(task, "test", rows, may_be_selected=False) == []
 
 
-def test_scores_on_validation_and_training_rows_say_what_they_are(task: Task) -> None:
+def test_scores_on_validation_and_training_rows_are_marked(task: Task) -> None:
     splits = load_splits(task)
-    assert warnings.of_rows(task, "test", splits.test, chosen=True) == []
-    (told,) = warnings.of_rows(task, "validation", splits.validation, chosen=True)
-    assert told == "the checkpoint was chosen by these validation rows; scores are inflated"
-    (told,) = warnings.of_rows(task, "train", splits.train, chosen=True)
-    assert "training rows" in told
+    assert warnings.row_warnings(task, "test", splits.test, may_be_selected=True) == []
+    (warning,) = warnings.row_warnings(task, "validation", splits.validation, may_be_selected=True)
+    assert warning == "the checkpoint was selected on these validation rows; scores are inflated"
+    (warning,) = warnings.row_warnings(task, "train", splits.train, may_be_selected=True)
+    assert "training rows" in warning
 
 
-def test_training_rows_that_are_gone_are_told(task: Task) -> None:
+def test_missing_training_rows_are_reported(task: Task) -> None:
     test = load_splits(task, ["test"]).test
     assert task.data.root is not None
     (task.data.root / "train.jsonl").unlink()
-    (told,) = warnings.of_rows(task, "test", test, chosen=False)
-    assert told.startswith("the training rows are not at hand, overlap was not checked")
+    (warning,) = warnings.row_warnings(task, "test", test, may_be_selected=False)
+    assert warning.startswith("the training rows are missing, so overlap was not checked")
 
 
-def test_references_beyond_the_limit_of_answers_are_told(make_task: MakeTask, tiny_base: Path) -> None:
+def test_references_above_the_answer_limit_are_reported(make_task: MakeTask, tiny_base: Path) -> None:
     tokenizer, references = load_tokenizer(tiny_base), [LONG, "short", "brief", "tiny"]
     task = load_task(make_task())
-    told = "25% of the references have more than the 24 tokens that an answer may have"
-    assert warnings.long_references(task, references, tokenizer) == [told]
+    expected = "25% of the references are longer than the answer limit of 24 tokens"
+    assert warnings.long_references(task, references, tokenizer) == [expected]
     assert warnings.long_references(task, references[1:], tokenizer) == []
     cut = load_task(make_task(lengths={"long_targets": "cut"}))
     assert warnings.long_references(cut, references, tokenizer) == [
-        f"{told}, and training cut its targets (lengths.long_targets)"
+        f"{expected}; training cut its targets too (lengths.long_targets)"
     ]
 
 
-def test_answers_cut_at_the_limit_are_told(task: Task) -> None:
-    told = "10% of the answers were cut at 24 tokens (generate.max_new_tokens)"
-    assert warnings.cut_answers(task, [answer("a", cut=i == 0) for i in range(10)]) == [told]
+def test_answers_cut_at_the_limit_are_reported(task: Task) -> None:
+    expected = "10% of the answers were cut at 24 tokens (generate.max_new_tokens)"
+    assert warnings.cut_answers(task, [answer("a", cut=i == 0) for i in range(10)]) == [expected]
     assert warnings.cut_answers(task, [answer("a", cut=i == 0) for i in range(30)]) == []
 
 
@@ -96,18 +96,18 @@ def test_empty_answers_are_counted() -> None:
     assert warnings.empty_answers(["a"]) == []
 
 
-def test_one_answer_to_everything_is_told() -> None:
-    assert warnings.same_answers(["a", "a"]) == ["every answer is the same text"]
+def test_the_same_answer_to_all_rows_is_reported() -> None:
+    assert warnings.same_answers(["a", "a"]) == ["all answers are the same text"]
     assert warnings.same_answers(["a", "b"]) == warnings.same_answers(["a"]) == []
 
 
-def test_rouge_lsum_that_is_rouge_l_is_told(task: Task) -> None:
+def test_rouge_lsum_without_sentences_is_reported(task: Task) -> None:
     assert warnings.unsplit_sentences(task, ["one text", "another"]) == [
-        "no text has more than one sentence, so rougeLsum is rougeL"
+        "no text has more than one sentence, so rougeLsum equals rougeL"
     ]
     assert warnings.unsplit_sentences(task, ["one text", "One. Two."]) == []
-    other = task.model_copy(update={"evaluate": task.evaluate.model_copy(update={"metrics": ["chrf"]})})
-    assert warnings.unsplit_sentences(other, ["one text"]) == []
+    chrf_task = task.model_copy(update={"evaluate": task.evaluate.model_copy(update={"metrics": ["chrf"]})})
+    assert warnings.unsplit_sentences(chrf_task, ["one text"]) == []
 
 
 @pytest.mark.parametrize(
@@ -120,22 +120,22 @@ def test_rouge_lsum_that_is_rouge_l_is_told(task: Task) -> None:
         ({"language": "vi", "rouge_tokenizer": "ascii"}, True),
     ],
 )
-def test_letters_that_rouge_drops_are_told(make_task: MakeTask, settings: dict[str, Any], warned: bool) -> None:
+def test_letters_that_rouge_ignores_are_reported(make_task: MakeTask, settings: dict[str, Any], warned: bool) -> None:
     task = load_task(make_task(evaluate=settings))
-    told = "ROUGE drops 22% of the letters, which are not a to z: set evaluate.language or rouge_tokenizer"
-    assert warnings.dropped_letters(task, ["Tiếng Việt"]) == ([told] if warned else [])
+    expected = "ROUGE ignores 22% of the letters (not a to z); set evaluate.language or evaluate.rouge_tokenizer"
+    assert warnings.dropped_letters(task, ["Tiếng Việt"]) == ([expected] if warned else [])
     assert warnings.dropped_letters(task, ["a" * 99 + "é"]) == []
 
 
-def test_every_guard_of_answers_is_asked(task: Task, tiny_base: Path) -> None:
+def test_answer_warnings_run_every_check(task: Task, tiny_base: Path) -> None:
     rows = [example(str(i), LONG + " é" * 9) for i in range(2)]
-    told = warnings.of_answers(task, rows, [answer("", cut=True)] * 2, load_tokenizer(tiny_base))
-    assert [" ".join(one.split()[1:4]) for one in told] == [
+    reported = warnings.answer_warnings(task, rows, [answer("", cut=True)] * 2, load_tokenizer(tiny_base))
+    assert [" ".join(warning.split()[1:4]) for warning in reported] == [
         "of the references",
         "of the answers",
         "of 2 answers",
-        "answer is the",
+        "answers are the",
         "text has more",
-        "drops 10% of",
+        "ignores 10% of",
     ]
-    assert json.dumps(told)
+    assert json.dumps(reported)

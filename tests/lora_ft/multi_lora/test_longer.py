@@ -1,4 +1,4 @@
-"""Finished runs of a group are trained longer, together or alone, as if they had never stopped."""
+"""Finished runs of a group train longer, together or alone, with the same result as without the stop."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from lora_ft.train import train
 from lora_ft.train_many import train_many
 from lora_ft.training.trainer import Trainer
 from tests.lora_ft.test_train import closeness, losses, wait_for, weights
-from tests.lora_ft.test_train_many import Noting, files, interrupt, same, snapshots, start, unlike
+from tests.lora_ft.test_train_many import NoteRecorder, different_tasks, files, interrupt, same, snapshots, start
 from tests.lora_ft.training.test_run_folder import APPENDED, rewrite
 
 MakeTask = Callable[..., Path]
-# A constant rate, so that a run that is trained longer is the one that never stopped. 6 steps end within an
-# epoch, at an evaluation, which draws a random number.
+# With a constant rate, a run trained longer equals an uninterrupted run. Its 6 steps end within an epoch, at an
+# evaluation, which draws a random number.
 CONSTANT: dict[str, Any] = {
     "max_steps": 6,
     "eval_every": 3,
@@ -47,30 +47,30 @@ def log_of(run: Run, key: str) -> dict[int, float]:
 
 @pytest.fixture
 def tasks(make_task: MakeTask) -> list[Task]:
-    """Two tasks that differ in rank, layers, dropout, LoRA+, clipping and number of rows."""
-    return unlike(make_task, 4, **CONSTANT)[1::2]
+    """Return two tasks that differ in rank, layers, dropout, LoRA+, clipping and number of rows."""
+    return different_tasks(make_task, 4, **CONSTANT)[1::2]
 
 
-def test_a_group_is_trained_longer_to_the_same_bits(tasks: list[Task], tmp_path: Path) -> None:
+def test_group_trains_longer_bit_identically(tasks: list[Task], tmp_path: Path) -> None:
     out = tmp_path / "runs"
     train_many(tasks, out)
-    said: list[str] = []
-    longer = train_many(extended(tasks, 12), out, resume=True, dashboard=Noting(said))
+    notes: list[str] = []
+    longer = train_many(extended(tasks, 12), out, resume=True, progress=NoteRecorder(notes))
     whole = train_many(extended(tasks, 12), tmp_path / "whole")
     for mine, theirs in zip(longer.runs, whole.runs, strict=True):
         assert same(mine, theirs) and losses(mine.folder) == losses(theirs.folder)
         assert mine.metrics["steps"] == 12 and mine.metrics["resumed_at"] == 6
         assert mine.metrics["best_step"] == theirs.metrics["best_step"]
         assert mine.task.train.max_steps == 12
-        assert f"{mine.task.name}: the finished run did 6 steps; the constant schedule now runs over 12 steps" in (
-            "\n".join(said)
+        assert f"{mine.task.name}: the finished run took 6 steps; the constant schedule now spans 12 steps" in (
+            "\n".join(notes)
         )
     assert {path.name for path in out.iterdir()} == {*(task.name for task in tasks), "report.html"}
     again = train_many(extended(tasks, 15), out, resume=True)
     assert [run.metrics["resumed_at"] for run in again.runs] == [12, 12]
 
 
-def test_a_run_of_a_group_is_trained_longer_alone(tasks: list[Task], tmp_path: Path) -> None:
+def test_run_of_a_group_trains_longer_alone(tasks: list[Task], tmp_path: Path) -> None:
     train_many(tasks, tmp_path / "runs")
     for task in extended(tasks, 12):
         longer = train(task, tmp_path / "runs" / task.name, resume=True)
@@ -80,7 +80,7 @@ def test_a_run_of_a_group_is_trained_longer_alone(tasks: list[Task], tmp_path: P
         assert longer.metrics["best_step"] == whole.metrics["best_step"] and longer.metrics["resumed_at"] == 6
 
 
-def test_runs_that_were_trained_alone_are_trained_longer_in_a_group(tasks: list[Task], tmp_path: Path) -> None:
+def test_runs_trained_alone_train_longer_in_a_group(tasks: list[Task], tmp_path: Path) -> None:
     for task in tasks:
         train(task, tmp_path / "runs" / task.name)
     longer = train_many(extended(tasks, 12), tmp_path / "runs", resume=True)
@@ -91,8 +91,8 @@ def test_runs_that_were_trained_alone_are_trained_longer_in_a_group(tasks: list[
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_the_rate_follows_the_schedule_over_all_steps(make_task: MakeTask, tmp_path: Path, alone: bool) -> None:
-    tasks = unlike(
+def test_learning_rate_follows_the_schedule_over_all_steps(make_task: MakeTask, tmp_path: Path, alone: bool) -> None:
+    tasks = different_tasks(
         make_task,
         1,
         max_steps=10,
@@ -111,43 +111,43 @@ def test_the_rate_follows_the_schedule_over_all_steps(make_task: MakeTask, tmp_p
     assert rates[20] == pytest.approx(0.01 * 1 / 20)
 
 
-def test_the_best_weights_from_before_are_published_where_nothing_better_comes(
+def test_earlier_best_weights_are_published_if_no_score_improves(
     make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Trainer, "evaluate", lambda self: {"eval_loss": 1.0 + self.state.global_step})
-    tasks = unlike(make_task, 1, **CONSTANT)
+    tasks = different_tasks(make_task, 1, **CONSTANT)
     first = train_many(tasks, tmp_path / "runs").runs[0]
     before = weights(first)
     longer = train_many(extended(tasks, 9), tmp_path / "runs", resume=True).runs[0]
     assert first.metrics["best_step"] == longer.metrics["best_step"] == 3 and longer.metrics["steps"] == 9
     assert closeness(weights(longer), before) == 0
-    kept = {path.name for path in (longer.folder / "resume").iterdir()}
-    assert {"checkpoint-3", "checkpoint-9"} <= kept
+    names = {path.name for path in (longer.folder / "resume").iterdir()}
+    assert {"checkpoint-3", "checkpoint-9"} <= names
 
 
 @pytest.mark.parametrize("tick", [0, 3], ids=["before the first snapshot", "after a snapshot"])
-def test_a_group_killed_while_it_trains_longer_resumes_to_the_same_bits(
+def test_group_killed_while_training_longer_resumes_bit_identically(
     tasks: list[Task], tmp_path: Path, tick: int
 ) -> None:
     out, longer = tmp_path / "runs", extended(tasks, 15)
     train_many(tasks, out)
     process = start(files(tasks), out, "--resume", "--set", "train.max_steps=15")
     began = out / "t1.unfinished" / "choices.json"
-    wait_for(lambda: any(done >= tick for done in snapshots(out)) if tick else began.exists(), process)
+    wait_for(lambda: any(tick_saved >= tick for tick_saved in snapshots(out)) if tick else began.exists(), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert [Run(out / task.name).metrics["steps"] for task in tasks] == [6, 6]
-    packed = train_many(longer, out, resume=True)
+    grouped = train_many(longer, out, resume=True)
     whole = train_many(longer, tmp_path / "whole")
-    assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, whole.runs, strict=True))
-    assert all(losses(a.folder) == losses(b.folder) for a, b in zip(packed.runs, whole.runs, strict=True))
+    assert all(same(mine, theirs) for mine, theirs in zip(grouped.runs, whole.runs, strict=True))
+    assert all(losses(a.folder) == losses(b.folder) for a, b in zip(grouped.runs, whole.runs, strict=True))
     assert {path.name for path in out.iterdir()} == {*(task.name for task in tasks), "report.html"}
 
 
 @pytest.mark.parametrize(
     ("module", "name"), [("lora_ft.train_many", "write_json"), ("lora_ft.multi_lora.group", "publish")]
 )
-def test_a_group_killed_at_its_ends_loses_no_run(
+def test_group_killed_at_its_start_or_end_loses_no_run(
     tasks: list[Task], tmp_path: Path, module: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, longer = tmp_path / "runs", extended(tasks, 9)
@@ -161,47 +161,47 @@ def test_a_group_killed_at_its_ends_loses_no_run(
         patch.setattr(sys.modules[module], name, killed)
         train_many(longer, out, resume=True)
     assert [Run(out / task.name).metrics["steps"] for task in tasks] == [6, 6]
-    packed = train_many(longer, out, resume=True)
+    grouped = train_many(longer, out, resume=True)
     whole = train_many(longer, tmp_path / "whole")
-    assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, whole.runs, strict=True))
+    assert all(same(mine, theirs) for mine, theirs in zip(grouped.runs, whole.runs, strict=True))
 
 
-def test_early_stopping_counts_anew(make_task: MakeTask, tmp_path: Path) -> None:
+def test_early_stopping_counts_from_zero_in_a_longer_group(make_task: MakeTask, tmp_path: Path) -> None:
     early = CONSTANT | {"max_steps": 60, "eval_every": 2, "learning_rate": 0.03, "early_stopping_patience": 2}
-    tasks = unlike(make_task, 1, **early)
+    tasks = different_tasks(make_task, 1, **early)
     first = train_many(tasks, tmp_path / "runs").runs[0]
     stopped = first.metrics["steps"]
     assert stopped < 60
     alone = shutil.copytree(first.folder, tmp_path / "alone")
-    packed = train_many(tasks, tmp_path / "runs", resume=True).runs[0]
+    grouped = train_many(tasks, tmp_path / "runs", resume=True).runs[0]
     single = train(tasks[0], alone, resume=True)
-    assert packed.metrics["steps"] == single.metrics["steps"] >= stopped + 4
+    assert grouped.metrics["steps"] == single.metrics["steps"] >= stopped + 4
 
 
-def test_what_is_refused(tasks: list[Task], tmp_path: Path) -> None:
+def test_training_longer_refuses_other_changes(tasks: list[Task], tmp_path: Path) -> None:
     out, more = tmp_path / "runs", extended(tasks, 12)
     with pytest.raises(UsageError, match="no unfinished groups"):
         train_many(more, out, resume=True)
     train_many(tasks, out)
     before = {path.name for path in out.iterdir()}
-    with pytest.raises(UsageError, match=r"t1 is finished: it did 6 of 6 steps; raise train\.num_train_epochs"):
+    with pytest.raises(UsageError, match=r"t1 is finished, with 6 of 6 steps; raise train\.num_train_epochs"):
         train_many(tasks, out, resume=True)
-    other = more[1].model_copy(update={"lora": more[1].lora.model_copy(update={"r": 2})})
-    with pytest.raises(UsageError, match=r"t3 was trained with another lora; only"):
-        train_many([more[0], other], out, resume=True)
+    changed = more[1].model_copy(update={"lora": more[1].lora.model_copy(update={"r": 2})})
+    with pytest.raises(UsageError, match=r"t3 in lora; change only"):
+        train_many([more[0], changed], out, resume=True)
     missing = more[0].model_copy(update={"name": "t9"})
     with pytest.raises(UsageError, match=r"the task 't9' has no finished run .*t9 to train longer; leave it out"):
         train_many([*more, missing], out, resume=True)
     rewrite(tasks[1].data.root / "train.jsonl", lambda lines: [*lines, APPENDED])  # type: ignore[operator]
-    with pytest.raises(UsageError, match=r"t3 began with: train: 18 rows, was 17"):
+    with pytest.raises(UsageError, match=r"t3 began with \(train: 18 rows, was 17"):
         train_many(more, out, resume=True)
     shutil.rmtree(out / "t1" / "resume")
-    with pytest.raises(UsageError, match=r"keeps no state to go on from: .*resume is missing"):
+    with pytest.raises(UsageError, match=r"cannot be trained longer, since its folder .*resume is missing"):
         train_many(more, out, resume=True)
     assert {path.name for path in out.iterdir()} == before
 
 
-def test_a_damaged_state_is_named(tasks: list[Task], tmp_path: Path) -> None:
+def test_damaged_state_is_named(tasks: list[Task], tmp_path: Path) -> None:
     out = tmp_path / "runs"
     train_many(tasks[:1], out)
     path = out / "t1" / "resume" / "checkpoint-6" / "optimizer.pt"
@@ -212,7 +212,7 @@ def test_a_damaged_state_is_named(tasks: list[Task], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}, {}], ids=["resume", "overwrite", "new"])
 @pytest.mark.parametrize("longer", [False, True])
-def test_an_unfinished_member_is_not_trained_alone(
+def test_unfinished_member_cannot_train_alone(
     tasks: list[Task], tmp_path: Path, longer: bool, options: dict[str, bool]
 ) -> None:
     out = tmp_path / "runs"
@@ -224,21 +224,20 @@ def test_an_unfinished_member_is_not_trained_alone(
         train_many(more, out, resume=longer)
     (out / "t1.unfinished" / "checkpoint-3").mkdir(exist_ok=True)  # the best weights so far, which carry no mark
     before = sorted(out.rglob("*"))
-    group = (
-        rf"t1 is unfinished in an adapter group with 2 tasks: t1, t3; go on .*lora-ft train TASK … --out {out} --resume"
-    )
+    group = r"t1 belongs to an unfinished adapter group of 2 tasks \(t1, t3\); continue all of them: "
+    group += rf"lora-ft train TASK … --out {out} --resume"
     with pytest.raises(UsageError, match=rf"{group}|already exists" if longer and not options else group):
         train(more[0], out / "t1", **options)
     assert sorted(out.rglob("*")) == before
 
 
-def test_a_killed_group_goes_on_with_the_same_tasks_only(tasks: list[Task], tmp_path: Path) -> None:
+def test_killed_group_resumes_with_the_same_tasks_only(tasks: list[Task], tmp_path: Path) -> None:
     out = tmp_path / "runs"
     train_many(tasks, out)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", interrupt)
         train_many(extended(tasks, 12), out, resume=True)
     assert (out / GROUPS_FOLDER).is_dir() and working_folder(out / "t1").is_dir()
-    with pytest.raises(UsageError, match="started with another train"):
+    with pytest.raises(UsageError, match=r"of the unfinished run .* in train"):
         train_many(extended(tasks, 30), out, resume=True)
     assert [run.metrics["steps"] for run in train_many(extended(tasks, 12), out, resume=True).runs] == [12, 12]

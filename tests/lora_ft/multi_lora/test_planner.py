@@ -1,4 +1,4 @@
-"""Tasks that cannot train in a group are refused by setting and value; groups fit into memory."""
+"""Tasks that a group cannot train are refused by setting and value, and groups fit into memory."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def need(name: str, rows: int = 8, source: int = 64, target: int = 16, adapter: 
         ({"train": {"report_to": ["wandb"]}}, r"train\.report_to = \['wandb'\]"),
     ],
 )
-def test_a_group_refuses_settings_that_would_change_a_result(
+def test_group_refuses_settings_that_would_change_a_result(
     make_task: MakeTask, sections: dict[str, Any], message: str
 ) -> None:
     tasks = [load_task(make_task(name="plain")), load_task(make_task(name="odd", **sections))]
@@ -66,33 +66,33 @@ def test_tasks_share_base_precision_and_checkpointing(make_task: MakeTask) -> No
         ("train.precision", {"train": {"precision": "bf16"}}),
         ("train.gradient_checkpointing", {"train": {"gradient_checkpointing": True}}),
     ):
-        other = load_task(make_task(name="two", **sections))
-        with pytest.raises(UsageError, match=rf"share {key}: 'one' has .*, 'two' has .*train them separately"):
-            require_groupable([first, other])
+        second = load_task(make_task(name="two", **sections))
+        with pytest.raises(UsageError, match=rf"share {key}, but 'one' has .*, 'two' has .*train them separately"):
+            require_groupable([first, second])
 
 
-def test_names_are_distinct(make_task: MakeTask) -> None:
+def test_duplicate_task_names_are_refused(make_task: MakeTask) -> None:
     task: Task = load_task(make_task())
     with pytest.raises(UsageError, match="two tasks are named 'tiny'"):
         require_groupable([task, task.model_copy()])
 
 
-def test_a_group_of_one_takes_what_training_alone_takes() -> None:
-    one = need("a")
-    assert group_memory(SMALL, [one], PLAIN) == training_memory(
-        SMALL, one.batch, StepOptions(rank=8, adapter=one.adapter, cpu=True)
+def test_group_of_one_needs_the_memory_of_training_alone() -> None:
+    first_need = need("a")
+    assert group_memory(SMALL, [first_need], PLAIN) == training_memory(
+        SMALL, first_need.batch, StepOptions(rank=8, adapter=first_need.adapter, cpu=True)
     )
 
 
-def test_memory_grows_by_adapters_and_not_by_bases() -> None:
-    few, many = (group_memory(SMALL, [need(str(i), rows=1) for i in range(count)], PLAIN) for count in (1, 11))
-    assert many.weights - few.weights == 4 * 10 * 344_064
-    assert many.optimizer == 11 * few.optimizer
+def test_memory_grows_with_adapters_only() -> None:
+    small, large = (group_memory(SMALL, [need(str(i), rows=1) for i in range(count)], PLAIN) for count in (1, 11))
+    assert large.weights - small.weights == 4 * 10 * 344_064
+    assert large.optimizer == 11 * small.optimizer
 
 
 def test_groups_fill_memory_with_tasks_of_similar_length() -> None:
     needs = [need(f"{kind}{i}", source=source) for i in range(3) for kind, source in (("short", 32), ("long", 512))]
-    room = group_memory(SMALL, [one for one in needs if one.name.startswith("long")], PLAIN).total
+    room = group_memory(SMALL, [first_need for first_need in needs if first_need.name.startswith("long")], PLAIN).total
     groups = plan_groups(SMALL, needs, room, PLAIN)
     assert [group.names for group in groups] == [["long0", "long1", "long2"], ["short0", "short1", "short2"]]
     assert all(group.total <= room for group in groups)
@@ -100,11 +100,11 @@ def test_groups_fill_memory_with_tasks_of_similar_length() -> None:
     assert [len(group.names) for group in plan_groups(SMALL, needs, 10 * room, PLAIN, 4)] == [4, 2]
 
 
-def test_a_task_that_is_too_large_is_planned_alone_with_a_warning() -> None:
+def test_too_large_task_is_planned_alone_with_a_warning() -> None:
     groups = plan_groups(SMALL, [need("a"), need("b")], 10**6, PLAIN)
     assert [group.names for group in groups] == [["a"], ["b"]]
     lines = describe_groups(groups, 10**6)
-    assert lines[0] == "2 adapters on one base in 2 groups" and "more than is available" in lines[1]
+    assert lines[0] == "2 adapters on one base in 2 groups" and "exceeds the available memory" in lines[1]
 
 
 @pytest.mark.parametrize(

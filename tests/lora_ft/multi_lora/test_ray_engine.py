@@ -1,4 +1,4 @@
-"""Adapter groups on a Ray cluster of two nodes: the adapters are those of one process, whoever is killed meanwhile."""
+"""Adapter groups on a Ray cluster of two nodes train the same adapters as one process, even if workers are killed."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from lora_ft.tasks.schema import Task
 from lora_ft.train_many import train_many
 from tests.conftest import write_task
 from tests.lora_ft.test_train import wait_for
-from tests.lora_ft.test_train_many import files, interrupt, same, start, unlike
+from tests.lora_ft.test_train_many import different_tasks, files, interrupt, same, start
 
 MakeTask = Callable[..., Path]
 WITHOUT = "needs lora-ft[ray]"
 STEPS: dict[str, Any] = {"max_steps": 60, "eval_every": 3, "metric_for_best_model": "loss"}
-PORTION = ["--cpus-per-group", "1", "--group-size", "2"]
+REQUEST = ["--cpus-per-group", "1", "--group-size", "2"]
 
 
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [("lora_ft.cli.train, lora_ft.train_many", "ray"), ("lora_ft.multi_lora.ray_node", "torch")],
 )
-def test_what_is_imported_for_nothing(modules: str, unwanted: str) -> None:
+def test_importing_the_engine_does_not_import_ray(modules: str, unwanted: str) -> None:
     code = f"import sys, {modules}; sys.exit({unwanted!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_extra_is_named_where_ray_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r"package ray; pip install 'lora-ft\[ray\]'"):
+    with pytest.raises(UsageError, match=r"package ray; run `pip install 'lora-ft\[ray\]'"):
         RayEngine()
 
 
 @pytest.mark.parametrize(
-    ("resources", "portion", "places"),
+    ("resources", "requested", "places"),
     [
         ({"CPU": 16.0, "GPU": 4.0}, ResourceRequest(1, 0.5), 8),
         ({"CPU": 4.0, "GPU": 4.0}, ResourceRequest(1, 0.3), 4),
@@ -58,15 +58,13 @@ def test_the_extra_is_named_where_ray_is_missing(monkeypatch: pytest.MonkeyPatch
         ({}, ResourceRequest(1, 0), 0),
     ],
 )
-def test_how_many_groups_a_node_has_room_for(
-    resources: dict[str, float], portion: ResourceRequest, places: int
-) -> None:
-    assert _places(resources, portion) == places
+def test_places_of_a_node(resources: dict[str, float], requested: ResourceRequest, places: int) -> None:
+    assert _places(resources, requested) == places
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head that trains nothing, and two nodes of a CPU each, as processes on this machine."""
+    """Ray cluster of processes on this machine: a head that trains nothing, and two nodes with one CPU each."""
     pytest.importorskip("ray", reason=WITHOUT)
     from ray.cluster_utils import Cluster as Nodes
 
@@ -83,24 +81,24 @@ def cluster() -> Iterator[Any]:
 
 
 def three(make_task: MakeTask) -> list[Task]:
-    return unlike(make_task, 3, **STEPS)
+    return different_tasks(make_task, 3, **STEPS)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list[Run]:
-    """The same groups in this process, on one thread as on the nodes."""
-    root = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list[Run]:
+    """Runs of the same groups, trained in this process on one thread, as on the nodes."""
+    root = tmp_path_factory.mktemp("uninterrupted")
 
     def make(rows: int = 24, name: str = "tiny", **sections: Any) -> Path:
         return write_task(root, tiny_base, rows, name, **sections)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_ft.multi_lora.engine.allowed_cpus", lambda: 1)
-        return train_many(three(make), root / "runs", most=2).runs
+        return train_many(three(make), root / "runs", group_size=2).runs
 
 
 def holder(place: Path, group: int) -> int:
-    """Process that trains an adapter group."""
+    """Return the id of the process that trains an adapter group."""
     return int((place / f"holder-{group}").read_text().split()[1])
 
 
@@ -109,101 +107,105 @@ def sealed(out: Path, group: int) -> bool:
 
 
 @pytest.mark.slow
-def test_lost_workers_and_lost_nodes_go_on_to_the_same_bits(
-    cluster: Any, make_task: MakeTask, tmp_path: Path, undisturbed: list[Run]
+def test_lost_workers_and_nodes_resume_bit_identically(
+    cluster: Any, make_task: MakeTask, tmp_path: Path, uninterrupted: list[Run]
 ) -> None:
     out = tmp_path / "runs"
-    process = start(files(three(make_task)), out, "--engine", "ray", "--address", cluster.address, *PORTION)
+    process = start(files(three(make_task)), out, "--engine", "ray", "--address", cluster.address, *REQUEST)
     wait_for(lambda: sealed(out, 1), process)
     os.kill(holder(out / GROUPS_FOLDER, 1), signal.SIGKILL)
     wait_for(lambda: sealed(out, 2), process)
     raylet = psutil.Process(holder(out / GROUPS_FOLDER, 2)).ppid()
     lost = next(node for node in cluster.worker_nodes if raylet in _raylets(node))
     cluster.remove_node(lost, allow_graceful=False)
-    _, said = process.communicate(timeout=240)
+    _, output = process.communicate(timeout=240)
     cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
-    assert process.returncode == 0, said.decode()
-    assert b"group 1: going on from step" in said and b"group 2: going on from step" in said
-    for task, theirs in zip(("t0", "t1", "t2"), undisturbed, strict=True):
+    assert process.returncode == 0, output.decode()
+    assert b"group 1: resuming from step" in output and b"group 2: resuming from step" in output
+    for task, theirs in zip(("t0", "t1", "t2"), uninterrupted, strict=True):
         assert same(Run(out / task), theirs)
     assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2", "report.html"}
 
 
 def _raylets(node: Any) -> list[int]:
-    return [one.process.pid for one in node.all_processes["raylet"]]
+    return [raylet.process.pid for raylet in node.all_processes["raylet"]]
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_all_in_a_storage_that_nodes_reach_and_resume_brings_it_back(
-    cluster: Any, make_task: MakeTask, tmp_path: Path, undisturbed: list[Run]
+def test_ctrl_c_keeps_snapshots_in_the_storage_and_resume_fetches_them(
+    cluster: Any, make_task: MakeTask, tmp_path: Path, uninterrupted: list[Run]
 ) -> None:
-    out, far, tasks = tmp_path / "runs", tmp_path / "far", files(three(make_task))
-    more = ["--engine", "ray", "--address", cluster.address, *PORTION]
-    process = start(tasks, out, *more, "--storage", f"file://{far}")
-    wait_for(lambda: list(far.glob("*/pack-1-*.complete")), process)
+    out, storage, tasks = tmp_path / "runs", tmp_path / "storage", files(three(make_task))
+    more = ["--engine", "ray", "--address", cluster.address, *REQUEST]
+    process = start(tasks, out, *more, "--storage", f"file://{storage}")
+    wait_for(lambda: list(storage.glob("*/pack-1-*.complete")), process)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and b"--resume goes on" in said and b"Traceback" not in said, said.decode()
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"--resume to continue" in output and b"Traceback" not in output, (
+        output.decode()
+    )
     with pytest.raises(UsageError, match="resume with --engine ray"):
         train_many(three(make_task), out, resume=True)
     process = start(tasks, out, *more, "--resume")
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said.decode()
-    assert b"going on from step" in said
-    for task, theirs in zip(("t0", "t1", "t2"), undisturbed, strict=True):
+    _, output = process.communicate(timeout=240)
+    assert process.returncode == 0, output.decode()
+    assert b"resuming from step" in output
+    for task, theirs in zip(("t0", "t1", "t2"), uninterrupted, strict=True):
         assert same(Run(out / task), theirs)
-    assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2", "report.html"} and not list(far.iterdir())
+    assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2", "report.html"} and not list(storage.iterdir())
 
 
 @pytest.mark.slow
-def test_a_group_that_breaks_down_harms_no_other_and_goes_on_later(
-    cluster: Any, make_task: MakeTask, tmp_path: Path, undisturbed: list[Run]
+def test_failed_group_does_not_change_others_and_resumes_later(
+    cluster: Any, make_task: MakeTask, tmp_path: Path, uninterrupted: list[Run]
 ) -> None:
     out, tasks = tmp_path / "runs", three(make_task)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("lora_ft.multi_lora.group.AdapterGroup.step", interrupt)
-        train_many(tasks, out, most=2)
+        train_many(tasks, out, group_size=2)
     blocked = out / GROUPS_FOLDER / "1"
     blocked.write_text("a file where a folder should be")
-    packed = train_many(tasks, out, resume=True, engine=RayEngine(cluster.address, cpus=1))
-    assert len(packed.failed) == 2 and all("--resume goes on" in why for why in packed.failed.values())
-    assert len(packed.runs) == 1
+    grouped = train_many(tasks, out, resume=True, engine=RayEngine(cluster.address, cpus=1))
+    assert len(grouped.failed) == 2 and all("--resume to continue" in why for why in grouped.failed.values())
+    assert len(grouped.runs) == 1
     blocked.unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_ft.multi_lora.engine.allowed_cpus", lambda: 1)
-        packed = train_many(tasks, out, resume=True)
-    assert all(same(mine, theirs) for mine, theirs in zip(packed.runs, undisturbed, strict=True))
+        grouped = train_many(tasks, out, resume=True)
+    assert all(same(mine, theirs) for mine, theirs in zip(grouped.runs, uninterrupted, strict=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"cpus": 64},
-            "no node of the cluster has 64 CPUs for an adapter group; ask for less, or add a node: .* has 1 CPUs",
+            "no node of the cluster has 64 CPUs for an adapter group \\(.* has 1 CPUs, .*\\); request fewer",
         ),
         ({"gpus": 0.5}, "no node of the cluster has 1 CPU and 0.5 GPU"),
-        ({"storage": "memory://packs"}, "does not see what this machine writes to memory://packs/lora-ft-"),
+        ({"storage": "memory://packs"}, "cannot read files that this machine writes to memory://packs/lora-ft-"),
     ],
 )
-def test_what_could_never_train_is_refused(cluster: Any, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+def test_cluster_that_cannot_train_is_refused(
+    cluster: Any, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
     engine = RayEngine(cluster.address, **options)
     try:
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             engine.inspect(tmp_path / "runs", "fp32", None, SilentDashboard())
     finally:
         engine.close()
 
 
-def test_an_address_where_nothing_answers_is_told(tmp_path: Path) -> None:
+def test_unreachable_address_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason=WITHOUT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(LoraFtError, match=f"no cluster answers at 127.0.0.1:{port}"):
         RayEngine(f"127.0.0.1:{port}").inspect(tmp_path, "fp32", None, SilentDashboard())
-    with pytest.raises(UsageError, match="ray://there:1 is not HOST:PORT"):
+    with pytest.raises(UsageError, match=r"the cluster\'s address is not HOST:PORT \(got ray://there:1\)"):
         RayEngine("ray://there:1").inspect(tmp_path, "fp32", None, SilentDashboard())
-    with pytest.raises(UsageError, match="2 GPUs were requested for an adapter group"):
+    with pytest.raises(UsageError, match=r"an adapter group trains on one GPU at most \(got 2\)"):
         RayEngine(gpus=2)

@@ -1,4 +1,4 @@
-"""A stack of adapters and its optimizer: against peft's weights and torch's AdamW; what all of it weighs."""
+"""Stacked weights and their optimizer against peft's weights and torch's AdamW, and their memory."""
 
 from __future__ import annotations
 
@@ -25,32 +25,34 @@ LORAS: list[dict[str, Any]] = [
 ]
 
 
-def made(tiny_base: Path, loras: list[dict[str, Any]]) -> tuple[Any, StackedWeights, list[dict[str, torch.Tensor]]]:
-    """A model, its stack, and the weights that were loaded, B's drawn at random."""
+def stacked(tiny_base: Path, loras: list[dict[str, Any]]) -> tuple[Any, StackedWeights, list[dict[str, torch.Tensor]]]:
+    """Return a model, its stack, and the loaded weights, which are random."""
     model, base, tokenizer = load_model(tiny_base), Base("tiny", tiny_base), load_tokenizer(tiny_base)
-    found = []
+    adapters = []
     for lora in loras:
         content = {"name": "x", "prompt": "{text}", "data": {"train": "x"}, "lora": lora}
         data = PreparedData.of_rows(Task.model_validate(content), base, tokenizer, [])
-        found.append(make_adapter(model, data, "cpu"))
-    for _, weights in found:
+        adapters.append(make_adapter(model, data, "cpu"))
+    for _, weights in adapters:
         for weight in weights.values():
             weight.normal_()
-    stack = StackedWeights(model, [adapter for adapter, _ in found])
-    for number, (_, weights) in enumerate(found):
+    stack = StackedWeights(model, [adapter for adapter, _ in adapters])
+    for number, (_, weights) in enumerate(adapters):
         stack.load(number, weights)
-    return model, stack, [weights for _, weights in found]
+    return model, stack, [weights for _, weights in adapters]
 
 
-def test_what_is_read_is_what_was_loaded(tiny_base: Path) -> None:
-    _, stack, loaded = made(tiny_base, LORAS)
+def test_read_returns_the_loaded_weights(tiny_base: Path) -> None:
+    _, stack, loaded = stacked(tiny_base, LORAS)
     for number, weights in enumerate(loaded):
-        read = stack.read(number)
-        assert read.keys() == weights.keys() and all(torch.equal(read[name], weights[name]) for name in read)
+        weights_read = stack.read(number)
+        assert weights_read.keys() == weights.keys() and all(
+            torch.equal(weights_read[name], weights[name]) for name in weights_read
+        )
 
 
-def test_those_that_stay_keep_their_weights(tiny_base: Path) -> None:
-    model, stack, loaded = made(tiny_base, LORAS)
+def test_kept_rows_keep_their_weights(tiny_base: Path) -> None:
+    model, stack, loaded = stacked(tiny_base, LORAS)
     stack.keep([0, 2])
     assert stack.weights.shape[0] == 2
     for number, weights in enumerate([loaded[0], loaded[2]]):
@@ -61,8 +63,8 @@ def test_those_that_stay_keep_their_weights(tiny_base: Path) -> None:
     assert stack.weights.shape[0] == 0
 
 
-def test_a_base_gets_its_layers_back(tiny_base: Path) -> None:
-    model, stack, _ = made(tiny_base, LORAS)
+def test_remove_restores_the_base_layers(tiny_base: Path) -> None:
+    model, stack, _ = stacked(tiny_base, LORAS)
     assert any(isinstance(module, MultiLoraLinear) for module in model.modules())
     stack.remove(model)
     assert not any(isinstance(module, MultiLoraLinear) for module in model.modules())
@@ -70,9 +72,9 @@ def test_a_base_gets_its_layers_back(tiny_base: Path) -> None:
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.5])
-def test_a_step_is_torchs(tiny_base: Path, max_norm: float) -> None:
-    """Each row as torch.optim.AdamW does it alone: other rates, decays, steps, and LoRA+."""
-    _, stack, _ = made(tiny_base, LORAS[:2])
+def test_step_equals_torchs_adamw(tiny_base: Path, max_norm: float) -> None:
+    """Each row equals a separate torch.optim.AdamW, with its own rate, decay and LoRA+ ratio."""
+    _, stack, _ = stacked(tiny_base, LORAS[:2])
     optimizer = StackedAdamW(stack)
     settings = [(0.01, 0.1, 1.0), (0.002, 0.0, 4.0)]
     alone = []
@@ -93,8 +95,8 @@ def test_a_step_is_torchs(tiny_base: Path, max_norm: float) -> None:
         torch.testing.assert_close(stack.weights[row], torch.cat([a, b]).detach(), rtol=2e-6, atol=1e-7)
 
 
-def test_no_row_spoils_another(tiny_base: Path) -> None:
-    _, stack, loaded = made(tiny_base, LORAS)
+def test_rows_are_independent(tiny_base: Path) -> None:
+    _, stack, loaded = stacked(tiny_base, LORAS)
     stack.gradients[1] = float("nan")
     StackedAdamW(stack).step([AdamWStep(1, 0.01, 0.0, 1.0)] * 3)
     assert torch.isfinite(stack.weights[[0, 2]]).all() and not torch.isfinite(stack.weights[1]).all()
@@ -102,8 +104,8 @@ def test_no_row_spoils_another(tiny_base: Path) -> None:
 
 
 def test_padding_stays_zero(tiny_base: Path) -> None:
-    """Ranks are filled up with zeros, which neither gradients, moments nor decay move."""
-    model, stack, _ = made(tiny_base, LORAS)
+    """Ranks are padded with zeros, which gradients, moments and decay leave unchanged."""
+    model, stack, _ = stacked(tiny_base, LORAS)
     optimizer = StackedAdamW(stack)
     padded = stack.weights == 0
     ids = torch.randint(3, 60, (3, 8))
@@ -115,7 +117,7 @@ def test_padding_stays_zero(tiny_base: Path) -> None:
     assert padded.any() and not stack.weights[padded].any()
 
 
-def test_the_state_of_a_hundred_adapters_of_flan_t5_base_is_below_3_gb() -> None:
+def test_hundred_adapters_of_flan_t5_base_need_less_than_3_gb() -> None:
     """Weights, gradients and both moments of r 16 on q and v, without the base."""
     config = {
         "d_model": 768,

@@ -1,4 +1,4 @@
-"""What groups leave for whoever goes on: small files, whole copies of folders, and who may write."""
+"""Storage of snapshots: small files, copies of folders, and leases of attempts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lora_ft.multi_lora.storage import Storage
 
 @pytest.fixture(params=["folder", "file", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A storage of each kind that needs no network."""
+    """Path or URL of a storage, for each kind that needs no network."""
     kinds = {
         "folder": str(tmp_path / "s"),
         "file": f"file://{tmp_path}/s",
@@ -30,7 +30,7 @@ def tree(folder: Path, text: str) -> Path:
     return folder
 
 
-def test_small_files_come_back(place: str) -> None:
+def test_storage_returns_small_files(place: str) -> None:
     storage = Storage(place)
     assert storage.get("a") is None
     storage.put("a", "one")
@@ -42,7 +42,7 @@ def test_small_files_come_back(place: str) -> None:
     storage.clear()
 
 
-def test_the_newest_copy_comes_back_and_older_ones_go(place: str, tmp_path: Path) -> None:
+def test_fetch_returns_the_newest_copy_and_send_deletes_older_copies(place: str, tmp_path: Path) -> None:
     storage = Storage(place)
     assert not storage.fetch(1, tmp_path / "out")
     for text in ("first", "second"):
@@ -53,7 +53,7 @@ def test_the_newest_copy_comes_back_and_older_ones_go(place: str, tmp_path: Path
     assert storage._names(1) == ["pack-1-000002.tar", "pack-1-000002.tar.complete"]
 
 
-def test_a_torn_copy_is_passed_over_and_replaced(place: str, tmp_path: Path) -> None:
+def test_incomplete_copy_is_ignored_and_replaced(place: str, tmp_path: Path) -> None:
     storage = Storage(place)
     storage.send(tree(tmp_path / "one", "whole"), 1)
     storage.put("pack-1-000002.tar", "half an arch")
@@ -65,7 +65,7 @@ def test_a_torn_copy_is_passed_over_and_replaced(place: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("url", ["nowhere://bucket", "dvc://bucket"])
-def test_a_url_that_nothing_here_reads_is_told(url: str) -> None:
+def test_unsupported_url_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match=url):
         Storage(url)
 
@@ -74,7 +74,7 @@ def snapshot(tick: int) -> Snapshot:
     return Snapshot(tick, {}, {}, ["done"], {})
 
 
-def test_who_was_taken_over_writes_no_more(tmp_path: Path) -> None:
+def test_superseded_attempt_cannot_write(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path / "s"))
     first = LeasedSnapshots(tmp_path / "1", storage, 1)
     first.write(snapshot(1))
@@ -82,15 +82,15 @@ def test_who_was_taken_over_writes_no_more(tmp_path: Path) -> None:
     with pytest.raises(LoraFtError, match="group 1 was taken over by"):
         first.write(snapshot(2))
     second.write(snapshot(3))
-    found = Snapshots(tmp_path / "1").latest()
-    assert found is not None and found.tick == 3
+    latest = Snapshots(tmp_path / "1").latest()
+    assert latest is not None and latest.tick == 3
 
 
-def test_each_snapshot_is_copied_where_nothing_is_shared(tmp_path: Path) -> None:
+def test_snapshots_are_copied_to_the_storage_without_a_shared_folder(tmp_path: Path) -> None:
     storage, scratch = Storage(f"file://{tmp_path}/s"), tree(tmp_path / "scratch", "log")
     LeasedSnapshots(scratch / "packs" / "1", storage, 1, scratch).write(snapshot(5))
     elsewhere = tmp_path / "elsewhere"
     assert storage.fetch(1, elsewhere)
     assert (elsewhere / "deep" / "file").read_text() == "log"
-    found = Snapshots(elsewhere / "packs" / "1").latest()
-    assert found == snapshot(5)
+    latest = Snapshots(elsewhere / "packs" / "1").latest()
+    assert latest == snapshot(5)

@@ -1,4 +1,4 @@
-"""The model card: metadata that the hub accepts, what a user must know, and no path of this machine."""
+"""Model cards have metadata that the Hub accepts, facts about training and scores, and no local path."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lora_ft.merge import merge
 from lora_ft.models.offline_base import NOTICE
 from lora_ft.publishing.model_card import (
     Facts,
-    addressed,
     bundle_card,
+    card_for_repo,
     checkpoint_card,
-    facts_of,
+    checkpoint_facts,
     is_untouched,
     refresh_card,
     run_card,
@@ -56,8 +56,8 @@ def metrics(**changes: Any) -> dict[str, Any]:
 
 
 def scores(**changes: Any) -> dict[str, Any]:
-    one = {"mean": 37.74, "low": 35.5, "high": 40.04}
-    rouge = {"scores": {"rouge1": one, "rougeL": {"mean": 30.2, "low": 28.0, "high": 32.0}}}
+    rouge1 = {"mean": 37.74, "low": 35.5, "high": 40.04}
+    rouge = {"scores": {"rouge1": rouge1, "rougeL": {"mean": 30.2, "low": 28.0, "high": 32.0}}}
     return {"rows": 500, "scores": rouge, "baseline": None, "difference": None, "warnings": []} | changes
 
 
@@ -67,19 +67,19 @@ def record(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def task(make_task: MakeTask) -> Task:
-    """On a base of the hub."""
+    """Return a task with a base on the Hub."""
     return load_task(make_task(), [f"base={HUB}"])
 
 
 def metadata(card: str) -> dict[str, Any]:
-    """As the hub's own library reads it; what the fake hub's validator says is said first."""
+    """Return the metadata of a card as the Hub's library reads it, after the fake Hub has validated it."""
     assert card_faults(card) == []
     return ModelCard(card).data.to_dict()
 
 
 @pytest.mark.parametrize("base", [HUB, "offline", "a folder"])
-def test_the_metadata_names_a_base_on_the_hub_only(make_task: MakeTask, tmp_path: Path, base: str) -> None:
-    """The hub refuses a card whose base_model is no name on the hub."""
+def test_metadata_names_only_a_base_on_the_hub(make_task: MakeTask, tmp_path: Path, base: str) -> None:
+    """The Hub rejects a card whose base_model is not a Hub name."""
     name = str(tmp_path) if base == "a folder" else base
     head = metadata(run_card(Facts(load_task(make_task()).model_copy(update={"base": name}), metrics())))
     assert head.get("base_model") == (HUB if base == HUB else None)
@@ -87,7 +87,7 @@ def test_the_metadata_names_a_base_on_the_hub_only(make_task: MakeTask, tmp_path
     assert head["library_name"] == "peft" and "lora" in head["tags"]
 
 
-def test_what_the_task_says_of_itself_is_in_the_metadata(make_task: MakeTask) -> None:
+def test_card_section_of_the_task_is_in_the_metadata(make_task: MakeTask) -> None:
     card = {
         "license": "cc-by-4.0",
         "language": ["en"],
@@ -105,17 +105,17 @@ def test_what_the_task_says_of_itself_is_in_the_metadata(make_task: MakeTask) ->
     assert "- Not for court records.\n" in run_card(facts) and "Language of the rows: en." in run_card(facts)
 
 
-def test_a_data_set_of_the_hub_is_named(make_task: MakeTask) -> None:
+def test_data_set_on_the_hub_is_named(make_task: MakeTask) -> None:
     task = load_task(make_task(data={"hub": "a/b", "train": "train", "validation": None, "test": None}))
     assert metadata(run_card(Facts(task, metrics())))["datasets"] == ["a/b"]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"license": "Apache 2"}, {"language": ["English"]}, {"pipeline_tag": "text2text-generation"}]
+    "invalid", [{"license": "Apache 2"}, {"language": ["English"]}, {"pipeline_tag": "text2text-generation"}]
 )
-def test_what_the_hub_would_refuse_is_a_fault_of_the_task(make_task: MakeTask, wrong: dict[str, Any]) -> None:
-    with pytest.raises(Exception, match=f"card.{next(iter(wrong))}"):
-        load_task(make_task(card=wrong))
+def test_metadata_that_the_hub_would_reject_is_refused(make_task: MakeTask, invalid: dict[str, Any]) -> None:
+    with pytest.raises(Exception, match=f"card.{next(iter(invalid))}"):
+        load_task(make_task(card=invalid))
 
 
 def test_scores_are_in_the_model_index_with_their_intervals(task: Task) -> None:
@@ -129,7 +129,7 @@ def test_scores_are_in_the_model_index_with_their_intervals(task: Task) -> None:
     }
 
 
-def test_scores_are_in_the_text_beside_the_base_and_what_the_evaluation_warned_of(task: Task) -> None:
+def test_scores_are_in_the_text_with_the_base_and_warnings(task: Task) -> None:
     base = {
         "rouge": {
             "rouge1": {"mean": 12.0, "low": 11.0, "high": 13.0},
@@ -143,7 +143,7 @@ def test_scores_are_in_the_text_beside_the_base_and_what_the_evaluation_warned_o
     assert "Note: no file train.jsonl." in card
 
 
-def test_evaluating_writes_the_scores_into_the_card_unless_it_was_edited(tiny_run: Run, tmp_path: Path) -> None:
+def test_evaluate_writes_scores_into_the_card_unless_it_was_edited(tiny_run: Run, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
     assert "Not scored on test rows yet" in (run / "README.md").read_text()
     evaluate(str(run))
@@ -154,29 +154,29 @@ def test_evaluating_writes_the_scores_into_the_card_unless_it_was_edited(tiny_ru
     assert "## What it cannot do" in (run / "README.md").read_text()
 
 
-def test_scores_on_another_task_are_not_the_runs(tiny_run: Run, tmp_path: Path, make_task: MakeTask) -> None:
+def test_scores_on_another_task_are_not_in_the_card(tiny_run: Run, tmp_path: Path, make_task: MakeTask) -> None:
     run = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
     evaluate(str(run), task=load_task(make_task(name="another")))
     assert "Not scored on test rows yet" in (run / "README.md").read_text()
 
 
-def test_the_example_of_the_run_card_runs(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
-    """A base in a folder is named by its last part, so it lies beside the card here."""
+def test_example_of_the_run_card_runs(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
+    """The card names a base in a folder by its last part, so the base is linked next to the card."""
     run = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
     (run / tiny_base.name).symlink_to(tiny_base)
     run_example(run)
 
 
-def test_the_examples_of_checkpoint_and_bundle_run(tiny_run: Run, tmp_path: Path) -> None:
+def test_examples_of_checkpoint_and_bundle_run(tiny_run: Run, tmp_path: Path) -> None:
     run_example(merge(tiny_run, tmp_path / "merged").out)
     run_example(export_onnx(str(tmp_path / "merged"), tmp_path / "bundle").out)
 
 
-def test_the_examples_of_layouts_run_and_name_no_command_that_refuses_them(tiny_run: Run, tmp_path: Path) -> None:
-    for layout, needs in {"single": "onnxruntime", "optimum": "optimum"}.items():
+def test_examples_of_layouts_run_and_omit_unsupported_commands(tiny_run: Run, tmp_path: Path) -> None:
+    for layout, package in {"single": "onnxruntime", "optimum": "optimum"}.items():
         folder = export_onnx(str(tiny_run.folder), tmp_path / layout, layout=layout).out
         assert "lora-ft generate" not in (folder / "README.md").read_text()
-        if find_spec(needs):
+        if find_spec(package):
             run_example(folder)
 
 
@@ -188,7 +188,7 @@ def run_example(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, capture_output=True)
 
 
-def test_the_card_says_how_the_adapter_was_trained(task: Task) -> None:
+def test_card_describes_the_training(task: Task) -> None:
     card = run_card(Facts(task, metrics()))
     for words in (
         "# tiny\n",
@@ -202,105 +202,111 @@ def test_the_card_says_how_the_adapter_was_trained(task: Task) -> None:
         "torch 2.9, peft 0.18",
         "seed 42",
         "| hardware | 2 cores of a processor |",
-        "cut after 48 tokens, answers after 24",
+        "truncated to 48 tokens, answers to 24",
     ):
         assert words in card, words
 
 
-def test_the_validation_score_is_the_best_one_with_its_step(task: Task) -> None:
-    assert "Best rouge1 on 56 validation rows: 41.26 (step 6), inflated as it chose" in run_card(Facts(task, metrics()))
+def test_validation_score_is_the_best_with_its_step(task: Task) -> None:
+    assert "Best rouge1 on 56 validation rows: 41.26 (step 6), inflated since it chose" in run_card(
+        Facts(task, metrics())
+    )
 
 
-def test_without_validation_no_score_is_claimed(task: Task) -> None:
-    nothing = metrics(best_metric=None, best_step=None, rows={"train": 9, "validation": 0})
-    card = run_card(Facts(task, nothing))
+def test_card_without_validation_rows_has_no_score(task: Task) -> None:
+    unscored = metrics(best_metric=None, best_step=None, rows={"train": 9, "validation": 0})
+    card = run_card(Facts(task, unscored))
     assert "Trained without validation rows." in card and "Best" not in card and "model-index" not in metadata(card)
 
 
-def test_the_offline_base_is_not_passed_off_as_the_original(make_task: MakeTask) -> None:
+def test_card_of_the_offline_base_has_its_notice(make_task: MakeTask) -> None:
     task = load_task(make_task(), ["base=offline"])
     assert f"\n> {NOTICE}\n" in run_card(Facts(task, metrics(base={"name": "offline", "notice": NOTICE})))
     assert "> " not in run_card(Facts(task, metrics())).replace("-->", "")
 
 
-def test_a_compiled_run_and_one_without_a_speed_have_cards_too(task: Task) -> None:
+def test_card_of_a_compiled_run_without_a_speed(task: Task) -> None:
     speed = {"seconds": 0.2, "samples_per_second": None}
     card = run_card(Facts(task, metrics(compiled=True, speed=speed)))
     assert "bf16, compiled" in card and "0.0 samples/s" in card
 
 
-def test_without_a_counter_and_a_word_in_the_task_no_energy_is_claimed(task: Task) -> None:
+def test_energy_without_a_counter_or_stated_watts_is_unknown(task: Task) -> None:
     card = run_card(Facts(task, metrics()))
-    assert "| energy | not known" in card and "co2_eq_emissions" not in metadata(card)
+    assert "| energy | unknown" in card and "co2_eq_emissions" not in metadata(card)
 
 
-def test_counted_energy_is_told_and_carbon_only_with_what_the_electricity_is(make_task: MakeTask) -> None:
+def test_measured_energy_is_shown_and_carbon_only_with_an_intensity(make_task: MakeTask) -> None:
     counted = metrics(energy={"joules": 3.6e6, "source": "RAPL"})
     card = run_card(Facts(load_task(make_task()), counted))
-    assert "| energy | 1 kWh, counted by RAPL |" in card and "co2_eq_emissions" not in metadata(card)
+    assert "| energy | 1 kWh, measured by RAPL |" in card and "co2_eq_emissions" not in metadata(card)
     clean = load_task(make_task(card={"grams_per_kwh": 34, "location": "Quebec, Canada"}))
     assert metadata(run_card(Facts(clean, counted)))["co2_eq_emissions"] == {
         "emissions": 34.0,
-        "source": "1 kWh, counted by RAPL, at 34 g/kWh, as its task says",
+        "source": "1 kWh, measured by RAPL, at 34 g/kWh (from its task)",
         "training_type": "fine-tuning",
         "geographical_location": "Quebec, Canada",
         "hardware_used": "2 cores of a processor",
     }
 
 
-def test_stated_watts_give_an_estimate_that_says_so_and_what_a_resumed_run_left_out(make_task: MakeTask) -> None:
+def test_stated_watts_give_an_estimate_since_the_resume(make_task: MakeTask) -> None:
     task = load_task(make_task(card={"watts": 100, "grams_per_kwh": 400}))
     resumed = metrics(speed={"seconds": 3600, "samples_per_second": 1}, resumed_at=6)
-    found = metadata(run_card(Facts(task, resumed)))["co2_eq_emissions"]
-    assert found["emissions"] == 40.0
-    assert found["source"].startswith("0.1 kWh, if it drew 100 W, as its task says")
-    assert found["source"].endswith("from step 6 on, where it was resumed")
+    carbon = metadata(run_card(Facts(task, resumed)))["co2_eq_emissions"]
+    assert carbon["emissions"] == 40.0
+    assert carbon["source"].startswith("0.1 kWh, at 100 W (from its task)")
+    assert carbon["source"].endswith("since the resume at step 6")
 
 
-def test_a_merged_checkpoint_tells_of_its_training_and_is_a_finetune(tiny_run: Run, tmp_path: Path, task: Task) -> None:
+def test_merged_checkpoint_has_facts_of_its_training_and_is_a_finetune(
+    tiny_run: Run, tmp_path: Path, task: Task
+) -> None:
     run = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
     evaluate(str(run))
     out = merge(Run(run), tmp_path / "merged").out
-    facts = facts_of(out)
+    facts = checkpoint_facts(out)
     assert facts is not None and facts.metrics == tiny_run.metrics and set(facts.scores) == {"test"}
     assert "6 test rows" in (out / "README.md").read_text()
-    known = {"dtype": "fp32", "largest_logit_difference": 1e-6}
-    head = metadata(checkpoint_card(Facts(task, metrics()), known))
+    merge_record = {"dtype": "fp32", "largest_logit_difference": 1e-6}
+    head = metadata(checkpoint_card(Facts(task, metrics()), merge_record))
     assert (head["base_model_relation"], head["library_name"]) == ("finetune", "transformers")
 
 
-def test_scores_of_the_adapter_are_not_claimed_for_rounded_weights(task: Task) -> None:
+def test_card_of_rounded_weights_omits_scores_of_the_adapter(task: Task) -> None:
     facts = Facts(task, metrics(), {"test": scores()})
     exact = metadata(bundle_card(facts, record(), "bundle"))
     assert exact["model-index"] and (exact["base_model_relation"], exact["library_name"]) == ("finetune", "onnx")
-    tried = {
+    tradeoff = {
         "precision": "int8",
         "score": {"mean": 38.8, "low": 36.0, "high": 41.0},
         "difference": {"mean": 0.3, "low": -0.3, "high": 0.8},
     }
     rounded = record(
-        precision="int8", tradeoff=[{**tried, "precision": "fp32"}, tried], gate={"metric": "rouge1", "rows": 200}
+        precision="int8",
+        tradeoff=[{**tradeoff, "precision": "fp32"}, tradeoff],
+        gate={"metric": "rouge1", "rows": 200},
     )
     card = bundle_card(facts, rounded, "bundle")
     assert "model-index" not in metadata(card)
-    assert "rouge1 38.8 [36.0, 41.0], against fp32 0.3 [-0.3, 0.8], on 200 rows" in card
+    assert "rouge1 38.8 [36.0, 41.0], difference from fp32 0.3 [-0.3, 0.8], on 200 rows" in card
 
 
-def test_an_exported_base_has_a_card_and_is_quantized_where_it_was_rounded() -> None:
+def test_card_of_an_exported_base_is_quantized_if_rounded() -> None:
     for precision, relation in (("fp32", "finetune"), ("int8", "quantized")):
         card = bundle_card(None, record(adapter="", precision=precision), "optimum")
         assert metadata(card)["base_model_relation"] == relation
         assert "ORTModelForSeq2SeqLM" in card and "## Training" not in card
 
 
-def test_a_card_moves_to_its_repository_and_stays_untouched(task: Task) -> None:
-    card = addressed(run_card(Facts(task, metrics())), "me/tiny")
+def test_card_for_a_repository_stays_untouched(task: Task) -> None:
+    card = card_for_repo(run_card(Facts(task, metrics())), "me/tiny")
     assert '\nwhere = "me/tiny"\n' in card and is_untouched(card)
     assert not is_untouched(card.replace("tiny", "other")) and not is_untouched("# mine\n")
-    assert addressed("# mine\n", "me/tiny") == "# mine\n"
+    assert card_for_repo("# mine\n", "me/tiny") == "# mine\n"
 
 
-def test_texts_of_the_task_are_no_markup_of_the_card(make_task: MakeTask) -> None:
+def test_markup_in_texts_of_the_task_is_escaped(make_task: MakeTask) -> None:
     limits = "only <b>short</b> texts\n</li><script>alert(1)</script>\x1b[31m"
     task = load_task(make_task(prompt="say `it`: {text}", card={"limits": limits}))
     card = run_card(Facts(task.model_copy(update={"base": '/x/a"b`c'}), metrics()))

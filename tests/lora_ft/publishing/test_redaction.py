@@ -1,4 +1,4 @@
-"""What is uploaded names no folder of this machine, and keeps what it needs."""
+"""Uploaded files contain no local path, and keep everything that is needed to use them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WORDS = st.text("abcxyz0189_-", min_size=1, max_size=8)
         ("samples/s", "samples/s"),
     ],
 )
-def test_absolute_paths_are_cut_to_their_last_part_and_nothing_else(text: str, expected: str) -> None:
+def test_only_absolute_paths_are_reduced_to_their_last_part(text: str, expected: str) -> None:
     assert without_paths(text) == expected
 
 
@@ -44,20 +44,20 @@ def test_no_folder_of_a_path_remains(parts: list[str], before: str, after: str) 
     assert "/" not in without_paths(f"{before}/{'/'.join(parts)}{after}")
 
 
-def test_a_record_is_cleaned_throughout_and_keeps_its_shape() -> None:
+def test_nested_record_is_redacted_and_keeps_its_shape() -> None:
     record = {"base": {"name": "/a/b"}, "list": ["/c/d/e", 1.5, None], "/f/g": True}
     assert public_record(record) == {"base": {"name": "b"}, "list": ["e", 1.5, None], "/f/g": True}
 
 
-def test_which_bases_are_on_the_hub(tmp_path: Path) -> None:
+def test_hub_names_are_told_from_folders(tmp_path: Path) -> None:
     names = ("google/flan-t5-small", "t5-small", "offline", "./base", "~/base", str(tmp_path))
     assert [is_hub_name(name) for name in names] == [True, True, False, False, False, False]
     assert [base_name(name) for name in names[:4]] == ["google/flan-t5-small", "t5-small", "offline", "./base"]
     assert base_name(str(tmp_path)) == f"./{tmp_path.name}"
 
 
-def test_a_public_task_is_the_same_task_with_its_rows_and_base_beside_it(make_task: MakeTask, tmp_path: Path) -> None:
-    """A prompt that looks like a path is text, and stays."""
+def test_public_task_has_rows_and_base_next_to_it(make_task: MakeTask, tmp_path: Path) -> None:
+    """A prompt that looks like a path is text and stays unchanged."""
     elsewhere = tmp_path / "elsewhere" / "test.jsonl"
     elsewhere.parent.mkdir()
     path = make_task(prompt="/say/it: {text}", data={"validation": str(path_below(tmp_path)), "test": [str(elsewhere)]})
@@ -84,13 +84,13 @@ def test_a_public_task_is_the_same_task_with_its_rows_and_base_beside_it(make_ta
         ("rows/train.jsonl", "rows/train.jsonl"),
     ],
 )
-def test_a_public_task_names_no_folder_above_its_own(make_task: MakeTask, name: str, expected: str) -> None:
+def test_public_task_names_no_folder_above_its_own(make_task: MakeTask, name: str, expected: str) -> None:
     path = make_task(data={"train": name, "validation": [name, "b.jsonl"]})
     public = public_task(load_task(path)).data
     assert (public.train, public.validation) == (expected, [expected, "b.jsonl"])
 
 
-def test_a_public_task_scores_by_a_schema_and_an_encoder_beside_it(make_task: MakeTask, tmp_path: Path) -> None:
+def test_public_task_has_schema_and_encoder_next_to_it(make_task: MakeTask, tmp_path: Path) -> None:
     encoder = tmp_path / "encoder"
     encoder.mkdir()
     for schema, model, expected in (

@@ -1,4 +1,4 @@
-"""Pages as a browser and a strict parser see them."""
+"""Checks of pages with a browser and a strict parser."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ BROWSER = next(
 )
 WIDTHS = (400, 1200)
 
-# Headless browsers have windows of 500 pixels at least, but frames as narrow as one likes. The page itself stays as it
-# is: a frame of the same origin is measured from outside.
+# Windows of headless browsers are at least 500 pixels wide, so pages are measured in frames, which may be narrower. A
+# frame of the same origin is measured from outside, so the page itself is unchanged.
 _FRAME = '<iframe name="{name}" srcdoc="{page}" style="width:{width}px;height:900px;border:0"></iframe>'
 _MEASURE = """
 <script>
@@ -61,9 +61,9 @@ addEventListener("load", () => {
 
 
 def require_browser() -> None:
-    """Skip the test if there is no browser."""
+    """Skip the test if no browser is installed."""
     if BROWSER is None:
-        pytest.skip("there is no Chromium or Chrome to open the page with")
+        pytest.skip("Chromium or Chrome is not installed")
 
 
 def browse(folder: Path, file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -86,14 +86,14 @@ def measure(folder: Path, pages: Mapping[str, str]) -> dict[str, Any]:
     ]
     file = folder / "frames.html"
     file.write_text(f"<!doctype html><meta charset=utf-8><body>{''.join(frames)}{_MEASURE}", encoding="utf-8")
-    done = browse(folder, file, "--window-size=1300,1000", "--dump-dom")
-    match = re.search(r'<html[^>]* data-measured="([^"]*)"', done.stdout)
-    assert match, done.stderr[-2000:]
-    return {**json.loads(unescape(match[1])), "console": re.findall(r"CONSOLE.*", done.stderr)}
+    browser = browse(folder, file, "--window-size=1300,1000", "--dump-dom")
+    match = re.search(r'<html[^>]* data-measured="([^"]*)"', browser.stdout)
+    assert match, browser.stderr[-2000:]
+    return {**json.loads(unescape(match[1])), "console": re.findall(r"CONSOLE.*", browser.stderr)}
 
 
 class _Reader(HTMLParser):
-    """Tags that are open, headings in order, and every attribute."""
+    """Parser that records open tags, headings in order, and all attributes."""
 
     VOID = ("meta", "br")
 
@@ -122,14 +122,14 @@ class _Reader(HTMLParser):
 
 def require_self_contained(text: str, levels: set[int]) -> None:
     """Assert that a page is well formed, has one h1, and loads, links and runs nothing."""
-    read = _Reader(text)
-    assert read.open == [] and len(read.ids) == len(set(read.ids))
-    assert read.levels[0] == 1 and read.levels.count(1) == 1 and set(read.levels[1:]) <= levels
+    reader = _Reader(text)
+    assert reader.open == [] and len(reader.ids) == len(set(reader.ids))
+    assert reader.levels[0] == 1 and reader.levels.count(1) == 1 and set(reader.levels[1:]) <= levels
     assert '<html lang="en">' in text and 'name="viewport"' in text and "default-src 'none'" in text
-    names = {name for name, _ in read.attributes}
+    names = {name for name, _ in reader.attributes}
     assert not names & {"src", "href", "srcset", "xlink:href", "data"} and not any(n.startswith("on") for n in names)
     assert not re.search(r"url\(|@import|<script|<link", text)
     numbers = " ".join(
-        value for name, value in read.attributes if name in ("d", "x", "y", "cx", "cy", "transform", "viewbox")
+        value for name, value in reader.attributes if name in ("d", "x", "y", "cx", "cy", "transform", "viewbox")
     )
     assert not re.search("nan|inf", numbers, re.IGNORECASE)

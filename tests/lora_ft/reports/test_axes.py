@@ -1,4 +1,4 @@
-"""Axes: they hold all values, keep their order, and have a few round ticks."""
+"""Axes contain all values, keep their order, and have a few round ticks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ lists = st.lists(finite, min_size=1, max_size=20)
 @given(lists, st.booleans())
 @example([0.0], False)
 @example([1e12, 1e12], False)
-def test_bounds_hold_all_values_and_span_something(values: list[float], log: bool) -> None:
+def test_bounds_contain_all_values_and_differ(values: list[float], log: bool) -> None:
     values = [abs(value) + 1e-9 for value in values] if log else values
     low, high = bounds(values, log)
     assert low <= min(values) and max(values) <= high and low < high
@@ -27,30 +27,30 @@ def test_bounds_hold_all_values_and_span_something(values: list[float], log: boo
     assert not log or low > 0
 
 
-def test_bounds_leave_out_what_has_no_place() -> None:
+def test_bounds_ignore_values_without_a_position() -> None:
     assert bounds([math.nan, math.inf, 2.0, 4.0]) == pytest.approx((1.88, 4.12))
     assert bounds([0.0, -3.0, 1.0, 10.0], log=True) == bounds([1.0, 10.0], log=True)
     assert bounds([]) == bounds([1.0])
 
 
 @given(lists, st.booleans())
-def test_ticks_are_few_and_round_and_within(values: list[float], log: bool) -> None:
+def test_ticks_are_few_round_numbers_within_the_bounds(values: list[float], log: bool) -> None:
     values = [abs(value) + 1e-9 for value in values] if log else values
     low, high = bounds(values, log)
     assume(high - low > 1e-6 * max(abs(low), abs(high)))
-    found = ticks(low, high, log)
-    assert 2 <= len(found) <= 8
-    assert all(a < b for a, b in pairwise(found))
+    values_of_ticks = ticks(low, high, log)
+    assert 2 <= len(values_of_ticks) <= 8
+    assert all(a < b for a, b in pairwise(values_of_ticks))
     slack = 1e-6 * (high - low)
-    assert low - slack <= found[0] and found[-1] <= high + slack
-    step = min(b - a for a, b in pairwise(found))
+    assert low - slack <= values_of_ticks[0] and values_of_ticks[-1] <= high + slack
+    step = min(b - a for a, b in pairwise(values_of_ticks))
     finest = 10 ** math.floor(math.log10(step) - 1)
-    for tick in found:  # one digit, or no digit that is finer than the distance to the next tick
+    for tick in values_of_ticks:  # one digit, or no digit finer than the distance to the next tick
         assert tick == pytest.approx(float(f"{tick:.0e}")) or tick == pytest.approx(round(tick / finest) * finest)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "log", "found"),
+    ("low", "high", "log", "expected"),
     [
         (0, 10, False, [0, 2, 4, 6, 8, 10]),
         (410, 1460, False, [500, 750, 1000, 1250]),
@@ -60,15 +60,15 @@ def test_ticks_are_few_and_round_and_within(values: list[float], log: bool) -> N
         (100, 130, True, [100, 110, 120, 130]),
     ],
 )
-def test_usual_ticks(low: float, high: float, log: bool, found: list[float]) -> None:
-    assert ticks(low, high, log) == pytest.approx(found)
+def test_typical_ticks(low: float, high: float, log: bool, expected: list[float]) -> None:
+    assert ticks(low, high, log) == pytest.approx(expected)
 
 
 @given(finite, finite, finite, st.booleans())
-def test_a_scale_keeps_order_and_ends(one: float, other: float, between: float, log: bool) -> None:
+def test_scale_keeps_order_and_ends(first: float, second: float, between: float, log: bool) -> None:
     if log:
-        one, other, between = (abs(value) + 1e-9 for value in (one, other, between))
-    low, middle, high = sorted([one, other, between])
+        first, second, between = (abs(value) + 1e-9 for value in (first, second, between))
+    low, middle, high = sorted([first, second, between])
     assume(high - low > 1e-6 * max(abs(low), abs(high)))
     scale = Scale(low, high, 400.0, 10.0, log)
     assert scale(low) == pytest.approx(400) and scale(high) == pytest.approx(10)

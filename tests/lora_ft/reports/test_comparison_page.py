@@ -1,4 +1,4 @@
-"""The page of a comparison: every text, safely, with what changed marked."""
+"""The page of a comparison: all texts are escaped, and changes are marked."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def words(html: str) -> str:
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
-def test_without_the_marks_the_texts_are_what_they_were(old: str, new: str) -> None:
+def test_texts_without_marks_are_unchanged(old: str, new: str) -> None:
     assert tuple(map(words, marked(old, new))) == (printable(old), printable(new))
 
 
-def test_words_are_marked_and_not_letters() -> None:
+def test_whole_words_are_marked() -> None:
     assert marked("the cat sat", "the cats sat down") == (
         "the <del>cat</del> sat",
         "the <ins>cats</ins> sat<ins> down</ins>",
@@ -35,10 +35,10 @@ def test_words_are_marked_and_not_letters() -> None:
     assert marked("", "new") == ("", "<ins>new</ins>")
 
 
-def test_the_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
+def test_page_is_complete_and_self_contained(tmp_path: Path) -> None:
     names = [write(tmp_path / "a.jsonl", GOOD), write(tmp_path / "b.jsonl", [NASTY, *BAD[1:]])]
-    found = compare(names)
-    page = render(found, rows=3)
+    comparison = compare(names)
+    page = render(comparison, rows=3)
     assert page.startswith("<!doctype html>") and page.rstrip().endswith("</html>")
     assert "<script" not in page and "<img" not in page and "http:" not in page and "https:" not in page
     assert "default-src 'none'" in page and "prefers-color-scheme: dark" in page
@@ -46,12 +46,12 @@ def test_the_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
     assert NASTY in words(page)
     for name in ("rouge1", "rougeLsum"):
         assert f">{name}</th>" in page
-    change = found.contenders[1].differences["rouge1"]
+    change = comparison.contenders[1].differences["rouge1"]
     assert change.estimate.signed in page and f"{change.p:.3f}" in page
     assert "struck out" in page
 
 
-def test_of_three_models_each_is_marked_against_the_first(tmp_path: Path) -> None:
+def test_three_models_are_marked_against_the_first(tmp_path: Path) -> None:
     three = [write(tmp_path / f"{i}.jsonl", texts) for i, texts in enumerate((GOOD, BAD, GOOD))]
     page = render(compare(three), rows=4)
     assert "<del>" not in page and "<ins>sun</ins>" in page

@@ -1,4 +1,4 @@
-"""The pages of runs: complete, escaped, self-contained, opened in a browser, and never the end of a run."""
+"""The pages of runs: complete, escaped, self-contained and correct in a browser; a failed page never ends a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NASTY = '<script>alert(1)</script> & "quotes" </p><img src=x onerror=alert(1)> h
 
 
 class Notes(Silent):
-    """Keeps the notes that a verb reports."""
+    """Progress that records notes."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -38,7 +38,7 @@ def run(tiny_run: Run, tmp_path: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run scored beside its base, with awkward texts and a long log."""
+    """Return a run that was scored together with its base, with awkward texts and a long log."""
     folder = shutil.copytree(tiny_run.folder, tmp_path_factory.mktemp("report") / "run")
     evaluate(str(folder), baseline=True)
     path = folder / "predictions-test.jsonl"
@@ -70,39 +70,39 @@ def copies(run: Run, folder: Path, changes: list[dict[str, Any]]) -> list[Run]:
     return runs
 
 
-def test_training_writes_a_report_that_says_what_is_missing(tiny_run: Run) -> None:
+def test_training_writes_a_report_without_scores(tiny_run: Run) -> None:
     page = (tiny_run.folder / "report.html").read_text(encoding="utf-8")
     require_self_contained(page, levels={2, 3})
     assert page.count("<svg") >= 2 and "There are no scores yet" in page
     assert "say: {text}" in page and tiny_run.metrics["versions"]["torch"] in page
 
 
-def test_evaluating_adds_scores_beside_the_base_and_answers(evaluated: Run) -> None:
+def test_evaluation_adds_scores_and_answers_of_run_and_base(evaluated: Run) -> None:
     page = run_page.render(evaluated)
     require_self_contained(page, levels={2, 3})
     assert "Scores on test rows" in page and "Lengths of test rows" in page
     for column in ("run", "base", "difference"):
         assert f">{column}</th>" in page
     assert NASTY not in page and NASTY in unescape(page)
-    best, _, rest = page.partition("Worst rouge1")
+    best, _, remainder = page.partition("Worst rouge1")
     assert "Row 1 " in best and "rouge1 99.0" in best
-    assert "Row 2 " in rest.partition("Most changed rouge1")[2].partition("</article>")[0]
+    assert "Row 2 " in remainder.partition("Most changed rouge1")[2].partition("</article>")[0]
     assert "<del>old</del>" in page and "<ins>new</ins>" in page and "-87.0" in page
 
 
-def test_without_a_baseline_the_page_says_how_to_get_one(run: Run) -> None:
+def test_page_without_a_baseline_explains_how_to_add_it(run: Run) -> None:
     evaluate(str(run.folder))
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert "add --baseline" in page and "Most changed" not in page and "difference</th>" not in page
 
 
-def test_a_run_with_its_report_may_be_overwritten(run: Run) -> None:
+def test_run_with_a_report_may_be_overwritten(run: Run) -> None:
     assert (run.folder / "report.html").is_file()
     assert foreign_reason(run.folder) is None
 
 
 @pytest.mark.parametrize("damage", ["predictions-test.jsonl", "log.jsonl"])
-def test_a_report_that_cannot_be_written_is_a_note(run: Run, damage: str) -> None:
+def test_failed_report_is_a_note(run: Run, damage: str) -> None:
     evaluate(str(run.folder))
     (run.folder / damage).write_text("{damaged")
     notes = Notes()
@@ -110,7 +110,7 @@ def test_a_report_that_cannot_be_written_is_a_note(run: Run, damage: str) -> Non
     assert len(notes.lines) == 1 and "report.html could not be written (JSONDecodeError" in notes.lines[0]
 
 
-def test_a_page_of_somebody_else_is_kept(run: Run) -> None:
+def test_page_of_another_program_is_kept(run: Run) -> None:
     (run.folder / "report.html").write_text("<!doctype html><title>mine</title>")
     notes = Notes()
     write_run_report(run, notes)
@@ -128,7 +128,7 @@ def test_several_runs_are_compared_on_one_page(evaluated: Run, tmp_path: Path) -
     assert "Scores on test rows" in page and "Validation loss" in page
 
 
-def test_the_page_of_several_runs_follows_each_of_them(evaluated: Run, tmp_path: Path) -> None:
+def test_page_of_several_runs_is_updated_with_each_run(evaluated: Run, tmp_path: Path) -> None:
     runs = copies(evaluated, tmp_path, [{}, {}])
     notes = Notes()
     write_run_report(runs[0], notes)
@@ -143,7 +143,7 @@ def test_the_page_of_several_runs_follows_each_of_them(evaluated: Run, tmp_path:
     assert "Answers compared" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_browser_shows_all_and_cuts_nothing(evaluated: Run, tmp_path: Path) -> None:
+def test_browser_shows_everything_uncut(evaluated: Run, tmp_path: Path) -> None:
     require_browser()
     runs = copies(evaluated, tmp_path, [{"best_metric": 3.5}, {"best_metric": 1.25}])
     measured = measure(tmp_path, {"run": run_page.render(evaluated), "runs": runs_page.render(runs, {"bad": NASTY})})
@@ -157,16 +157,16 @@ def test_a_browser_shows_all_and_cuts_nothing(evaluated: Run, tmp_path: Path) ->
             assert page["loaded"] == [] and page["scripts"] == 0
 
 
-def test_a_browser_draws_the_page_of_a_run(evaluated: Run, tmp_path: Path) -> None:
+def test_browser_draws_the_page_of_a_run(evaluated: Run, tmp_path: Path) -> None:
     require_browser()
     file, image = tmp_path / "page.html", tmp_path / "page.png"
     file.write_text(run_page.render(evaluated), encoding="utf-8")
-    done = browse(tmp_path, file, "--window-size=1200,1000", f"--screenshot={image}")
+    browser = browse(tmp_path, file, "--window-size=1200,1000", f"--screenshot={image}")
     assert image.read_bytes().startswith(b"\x89PNG") and image.stat().st_size > 20_000
-    assert "CONSOLE" not in done.stderr
+    assert "CONSOLE" not in browser.stderr
 
 
-def test_the_page_of_a_trained_run_has_the_lengths_of_its_rows(tiny_run: Run) -> None:
+def test_page_shows_the_lengths_of_training_rows(tiny_run: Run) -> None:
     prompts, targets = (tiny_run.metrics["lengths"][side] for side in ("prompts", "targets"))
     assert prompts == sorted(prompts) and prompts[-1] <= tiny_run.task.lengths.source
     assert targets == sorted(targets) and targets[-1] <= tiny_run.task.lengths.target

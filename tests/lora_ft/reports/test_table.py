@@ -1,4 +1,4 @@
-"""One table for the terminal, Markdown and HTML: the same cells in all three, fewer columns in the terminal."""
+"""Tables have the same cells in the terminal, Markdown and HTML, and fewer columns in the terminal."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def test_every_column_is_computed_from_every_item() -> None:
     assert [[cell.text for cell in row] for row in TABLE.rows] == [["2", "4", "8", NONE], ["3", "9", "27", NONE]]
 
 
-def test_filled_leaves_out_columns_that_are_empty_in_all_rows() -> None:
+def test_filled_drops_columns_that_are_empty_in_all_rows() -> None:
     assert TABLE.filled().columns == ["number", "square, m²", "cube, m³"]
     explained = Table("t", ("a", "b", "c"), [[Cell("x"), Cell(NONE), Cell(NONE, "why")]]).filled()
     assert explained.columns == ["a", "c"] and explained.rows == [[Cell("x"), Cell(NONE, "why")]]
 
 
-def test_the_terminal_shows_the_columns_with_a_brief_heading() -> None:
+def test_terminal_shows_columns_with_a_brief_heading() -> None:
     assert TABLE.brief().columns == ["", "square", "never"]
     console = terminal.Console()
     with console.capture() as output:

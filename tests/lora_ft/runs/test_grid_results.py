@@ -1,4 +1,4 @@
-"""The best run of a grid."""
+"""Best run of a grid, and the file that records it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def run(name: str, metric: str, score: float | None) -> Any:
     return SimpleNamespace(task=task, metrics={"best_metric": score, "best_step": 3})
 
 
-def test_the_highest_score_or_the_lowest_loss_is_best() -> None:
+def test_best_run_has_the_highest_score_or_lowest_loss() -> None:
     assert best_run([run("a", "rouge1", 3.0), run("b", "rouge1", 5.0), run("c", "rouge1", None)]).task.name == "b"  # type: ignore[union-attr]
     assert best_run([run("a", "loss", 3.0), run("b", "loss", 5.0)]).task.name == "a"  # type: ignore[union-attr]
 
 
-def test_nothing_is_best_where_scores_cannot_be_compared() -> None:
+def test_no_run_is_best_if_scores_cannot_be_compared() -> None:
     assert best_run([run("a", "rouge1", 3.0), run("b", "loss", 5.0)]) is None
     assert best_run([run("a", "rouge1", None)]) is None
 
 
-def test_the_folder_says_which_settings_did_how_well(tmp_path: Path) -> None:
+def test_grid_file_records_settings_and_scores(tmp_path: Path) -> None:
     runs = [run("a", "rouge1", 3.0), run("b", "rouge1", 5.0)]
     assert mark_best(runs, {"a": {"lora.r": 8}, "b": {"lora.r": 16}}, tmp_path) is runs[1]
-    written = json.loads((tmp_path / "grid.json").read_text())
-    assert written["best"] == "b" and written["version"] == 1
-    assert written["runs"][0] == {"name": "a", "settings": {"lora.r": 8}, "metric": "rouge1", "score": 3.0, "step": 3}
+    grid = json.loads((tmp_path / "grid.json").read_text())
+    assert grid["best"] == "b" and grid["version"] == 1
+    assert grid["runs"][0] == {"name": "a", "settings": {"lora.r": 8}, "metric": "rouge1", "score": 3.0, "step": 3}

@@ -1,4 +1,4 @@
-"""A run's JSON files of other shapes are refused in one line, whoever reads them."""
+"""Malformed JSON files of a run are refused in one line by every command."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ SCORES: dict[str, Any] = {
 
 @pytest.fixture
 def run(tiny_run: Run, tmp_path: Path) -> Path:
-    """A copy of a run, to be damaged."""
+    """Copy of a run that a test may damage."""
     return Path(shutil.copytree(tiny_run.folder, tmp_path / "runs" / "tiny"))
 
 
-def test_what_training_wrote_is_read(tiny_run: Run) -> None:
+def test_metrics_of_a_run_are_read(tiny_run: Run) -> None:
     assert read_metrics(tiny_run.folder / "metrics.json")["steps"] > 0
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "{}", "", "{", '"x"', "[" * 9_000, '{"steps": ' + "1" * 9_000 + "}"])
 @pytest.mark.parametrize("command", [["adapters", "list"], ["adapters", "show"], ["compare"], ["evaluate"], ["merge"]])
-def test_damaged_metrics_are_one_line(
+def test_damaged_metrics_are_reported_in_one_line(
     run: Path, command: list[str], content: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (run / "metrics.json").write_text(content, encoding="utf-8")
@@ -63,7 +63,7 @@ def test_damaged_metrics_are_one_line(
         ({"steps": True}, "steps is damaged"),
     ],
 )
-def test_a_damaged_key_is_named(run: Path, change: dict[str, Any], words: str) -> None:
+def test_damaged_key_is_named(run: Path, change: dict[str, Any], words: str) -> None:
     path = run / "metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(LoraFtError) as caught:
@@ -72,7 +72,7 @@ def test_a_damaged_key_is_named(run: Path, change: dict[str, Any], words: str) -
 
 
 @given(key=st.sampled_from(sorted(SCORES)), value=JSON)
-def test_scores_of_any_shape_are_read_or_refused(
+def test_scores_of_any_content_are_read_or_refused(
     key: str, value: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "scores-test.json"

@@ -1,4 +1,4 @@
-"""YAML of task files: plain values as YAML 1.2 has them, and bounds that hold before anything is built."""
+"""Reader of a safe subset of YAML: plain values as in YAML 1.2, and limits that are checked before values are built."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from lora_ft.core.errors import UsageError
 from lora_ft.tasks.plain_yaml import MAX_BYTES, MAX_DEPTH, parse_yaml, plain_text, read_yaml
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
+# Tests write JSON's Infinity as .inf, so no text contains that word.
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12).filter(lambda text: "Infinity" not in text)
 WORDS = st.sampled_from(
     ["yes", "No", "on", "null", "~", "1e3", "010", "0x1f", "1_000", "1:30", "2024-01-01", ".inf", "<<", "-", "=", ""]
 )
@@ -32,7 +33,7 @@ def test_json_is_read_as_json(value: Any) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
-def test_any_text_is_a_value_or_refused_in_our_words(text: str) -> None:
+def test_any_text_is_read_or_refused_with_a_short_message(text: str) -> None:
     try:
         parse_yaml(text, "x")
     except UsageError as error:
@@ -41,7 +42,7 @@ def test_any_text_is_a_value_or_refused_in_our_words(text: str) -> None:
 
 
 @given(content=st.binary(max_size=200))
-def test_any_file_is_a_value_or_refused_by_its_name(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_file_is_read_or_refused_by_name(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_bytes(content)
     try:
@@ -68,12 +69,12 @@ def test_any_file_is_a_value_or_refused_by_its_name(content: bytes, tmp_path_fac
         ("! 5", "5"),
     ],
 )
-def test_scalars_hold_no_surprise(text: str, value: Any) -> None:
-    found = parse_yaml(text, "x").value
-    assert found == value and type(found) is type(value)
+def test_plain_scalars_are_read_as_in_yaml_1_2(text: str, value: Any) -> None:
+    scalar = parse_yaml(text, "x").value
+    assert scalar == value and type(scalar) is type(value)
 
 
-def test_infinities_are_numbers_for_the_schema_to_refuse() -> None:
+def test_infinities_are_read_as_numbers() -> None:
     assert parse_yaml("[.inf, -.INF, 1e9999]", "x").value == [math.inf, -math.inf, math.inf]
 
 
@@ -85,16 +86,16 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        (BOMB, 6, "aliases unfolded"),
-        ("a: &b " + "x" * 100_000 + "\nc: [" + "*b, " * 100_000 + "]", 2, "aliases unfolded"),
+        (BOMB, 6, "aliases expanded"),
+        ("a: &b " + "x" * 100_000 + "\nc: [" + "*b, " * 100_000 + "]", 2, "aliases expanded"),
         ("[" * 100_000, 1, "deep"),
         ("- " * 5_000 + "x", 1, "deep"),
-        ("a: 1\nb: 2\na: 3", 3, "'a' stands twice (first in line 1)"),
-        ("a: !!python/object/apply:os.system [ls]", 1, "a tag"),
-        ("a: !!binary aGk=", 1, "a tag"),
-        ("a: !!timestamp 2024-01-01", 1, "a tag"),
-        ("a: &x [*x]", 1, "*x names nothing"),
-        ("a: *x", 1, "*x names nothing"),
+        ("a: 1\nb: 2\na: 3", 3, "'a' is repeated (first in line 1)"),
+        ("a: !!python/object/apply:os.system [ls]", 1, "tags are not supported"),
+        ("a: !!binary aGk=", 1, "tags are not supported"),
+        ("a: !!timestamp 2024-01-01", 1, "tags are not supported"),
+        ("a: &x [*x]", 1, "*x has no complete anchor"),
+        ("a: *x", 1, "*x has no complete anchor"),
         ("a: {}\n<<: {b: 1}", 2, "merge keys"),
         ("a: 1\n---\nb: 2", 2, "a second document"),
         ("? [a, b]\n: 3", 1, "a key is not text"),
@@ -107,7 +108,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ],
     ids=lambda value: str(value)[:16],
 )
-def test_what_is_no_yaml_of_ours_is_refused_with_its_line(text: str, line: int | None, words: str) -> None:
+def test_unsupported_yaml_is_refused_with_its_line(text: str, line: int | None, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_yaml(text, "task.yaml")
     assert words in str(caught.value) and caught.value.remedy
@@ -120,34 +121,34 @@ def test_what_is_no_yaml_of_ours_is_refused_with_its_line(text: str, line: int |
     [
         ("a: b".encode("utf-16"), "UTF-16, not UTF-8"),
         (b"\x89PNG\r\n\x1a\n", "not UTF-8"),
-        (b"#" * (MAX_BYTES + 1), "larger than"),
+        (b"#" * (MAX_BYTES + 1), "too large"),
     ],
     ids=["utf-16", "binary", "large"],
 )
-def test_files_of_other_kinds_are_named(tmp_path: Path, content: bytes, words: str) -> None:
+def test_file_that_is_not_yaml_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "x.yaml").write_bytes(content)
     with pytest.raises(UsageError, match=words):
         read_yaml(tmp_path / "x.yaml")
 
 
-def test_marks_tell_where_and_how_a_value_was_written() -> None:
+def test_marks_record_line_and_text_of_values() -> None:
     marks = parse_yaml("a: 1\nb:\n  - yes\n  - c: 'no'\n", "x").marks
     assert (marks["b", 0].line, marks["b", 0].text) == (3, "yes")
     assert (marks["b", 1, "c"].line, marks["b", 1, "c"].text) == (4, "no")
 
 
-def test_aliases_within_bounds_are_values_of_their_own() -> None:
+def test_aliases_are_copied() -> None:
     value = parse_yaml("a: &a {b: [1]}\nc: *a\n", "x").value
     assert value == {"a": {"b": [1]}, "c": {"b": [1]}}
     assert value["a"] is not value["c"]
 
 
-def test_a_task_may_be_as_deep_as_the_bound() -> None:
+def test_maximum_depth_is_accepted() -> None:
     assert parse_yaml("[" * MAX_DEPTH + "]" * MAX_DEPTH, "x").value is not None
 
 
 @given(st.one_of(TEXTS, WORDS))
-def test_texts_that_are_told_plain_come_back(text: str) -> None:
+def test_plain_text_is_read_back_unchanged(text: str) -> None:
     if plain_text(text):
         dumped = yaml.safe_dump({"a": text}, allow_unicode=True)
         assert parse_yaml(dumped, "x").value == {"a": text}

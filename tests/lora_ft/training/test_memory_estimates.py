@@ -1,4 +1,4 @@
-"""Sizes: parameters as transformers counts them, activations as autograd keeps them, warnings that say what fits."""
+"""Memory estimates: parameters against transformers, activations against autograd, and warnings with remedies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_ft.cli import run as lora_ft
 from lora_ft.core.memory import allowed_memory
 from lora_ft.models.adapters import add_adapter, count_parameters
 from lora_ft.tasks.files import load_task
-from lora_ft.tasks.schema import Lora
+from lora_ft.tasks.lora import Lora
 from lora_ft.training.memory_estimates import (
     FLAN,
     GIB,
@@ -45,14 +45,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_parameters_are_those_of_transformers_and_peft(config: dict[str, Any]) -> None:
+def test_parameter_counts_equal_those_of_transformers_and_peft(config: dict[str, Any]) -> None:
     shape = Shape.of({**config, "relative_attention_num_buckets": 32})
     model = {**config, "relative_attention_num_buckets": 32}
     trainable, everything = count_parameters(model, LORA)
     assert (shape.lora(LORA.r), shape.parameters + shape.lora(LORA.r)) == (trainable, everything)
 
 
-def test_the_sizes_of_flan_t5_are_as_published() -> None:
+def test_flan_t5_sizes_are_as_published() -> None:
     counts = {name: shape.parameters for name, shape in FLAN.items()}
     assert counts == {
         "small": 76_961_152,
@@ -64,18 +64,18 @@ def test_the_sizes_of_flan_t5_are_as_published() -> None:
 
 
 def kept_by_autograd(config: dict[str, Any], batch: Batch, *, bf16: bool, rank: int) -> int:
-    """Bytes of all tensors kept for the backward pass, but for the parameters, casts of them, and the head's."""
+    """Return the bytes that autograd keeps, without the parameters, their casts and the activations of the head."""
     base = AutoModelForSeq2SeqLM.from_config(
         AutoConfig.for_model(**{**config, "dropout_rate": 0.0}), attn_implementation="eager"
     )
     model = add_adapter(base, LORA) if rank else base
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, Any] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages: dict[int, Any] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage  # held, so that no other tensor takes its place
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage  # held, so that no other tensor takes its place
         return tensor
 
     source, target = (torch.randint(3, 60, (batch.rows, length)) for length in (batch.source, batch.target))
@@ -86,21 +86,23 @@ def kept_by_autograd(config: dict[str, Any], batch: Batch, *, bf16: bool, rank: 
     shape = Shape.of(config)
     casts = 2 * (shape.products + (shape.lora(rank) if rank else 0)) if bf16 else 0
     head = 4 * batch.rows * batch.target * shape.vocab_size
-    return sum(storage.nbytes() for storage in found.values()) - casts - head
+    return sum(storage.nbytes() for storage in storages.values()) - casts - head
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("batch", [Batch(2, 40, 25), Batch(5, 60, 13)], ids=str)
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("rank", [LORA.r, 0])
-def test_activations_are_what_autograd_keeps(config: dict[str, Any], batch: Batch, bf16: bool, rank: int) -> None:
-    """transformers 4 keeps a little more of full fine-tuning under autocast than the 5 that was measured."""
+def test_activation_bytes_equal_those_that_autograd_keeps(
+    config: dict[str, Any], batch: Batch, bf16: bool, rank: int
+) -> None:
+    """In full fine-tuning under autocast, transformers 4 keeps slightly more than version 5, which was measured."""
     counted = kept_by_autograd(config, batch, bf16=bf16, rank=rank)
     near = 0.1 if int(version("transformers").split(".")[0]) >= 5 else 0.2
     assert activation_bytes(Shape.of(config), batch, rank=rank, bf16=bf16) == pytest.approx(counted, rel=near)
 
 
-def test_each_way_to_use_less_memory_does() -> None:
+def test_each_memory_option_reduces_memory() -> None:
     shape, batch = FLAN["base"], Batch(8, 512, 128)
     full, lora = training_memory(shape, batch), training_memory(shape, batch, StepOptions(rank=16))
     assert full.total > lora.total > training_memory(shape, batch, StepOptions(rank=16, checkpointing=True)).total
@@ -111,33 +113,33 @@ def test_each_way_to_use_less_memory_does() -> None:
     assert training_memory(shape, batch, StepOptions(rank=16, cpu=True)).activations > 1.5 * lora.activations
 
 
-def test_a_quantised_base_and_a_factored_optimizer_take_less(make_task: MakeTask) -> None:
+def test_quantized_base_and_factored_optimizer_need_less_memory(make_task: MakeTask) -> None:
     shape, batch = FLAN["base"], Batch(8, 512, 128)
     linear = sum(a * b for a, b in shape.matrices)
     plain, four = (training_memory(shape, batch, StepOptions(rank=16, bf16=True, bits=bits)) for bits in (32, 4))
     assert plain.weights - four.weights == 3.5 * linear + 2 * linear  # float32, and what autocast keeps
     task = load_task(make_task(lora={"quantization": "8bit"}, train={"optim": "adafactor"}))
-    found = task_memory(task, shape, task_batch(task), shape.lora(8), bf16=True, cpu=False)
-    assert found.optimizer == 0
-    assert found.weights == training_memory(shape, batch, StepOptions(rank=8, bf16=True, bits=8)).weights
+    estimate = task_memory(task, shape, task_batch(task), shape.lora(8), bf16=True, cpu=False)
+    assert estimate.optimizer == 0
+    assert estimate.weights == training_memory(shape, batch, StepOptions(rank=8, bf16=True, bits=8)).weights
 
 
-def test_the_table_grows_from_small_to_xxl(make_task: MakeTask) -> None:
+def test_sizes_grow_from_small_to_xxl(make_task: MakeTask) -> None:
     rows = model_sizes(load_task(make_task()))
     assert [row.name for row in rows] == list(FLAN)
     for less, more in itertools.pairwise(rows):
-        for way in ("generate", "lora", "full", "checkpointed"):
-            assert all(a < b for a, b in zip(getattr(less, way), getattr(more, way), strict=True))
+        for use in ("generate", "lora", "full", "checkpointed"):
+            assert all(a < b for a, b in zip(getattr(less, use), getattr(more, use), strict=True))
 
 
-def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sizes_table_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert lora_ft(["sizes", "--set", "lengths.source=4096"]) == 0
     shown = capsys.readouterr().out
     assert "11,135 M" in shown and "4096 tokens in" in shown
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_a_machine_that_is_too_small_is_warned_of_with_what_fits(
+def test_validate_warns_of_too_little_memory_and_suggests_settings(
     make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_task()
@@ -148,10 +150,10 @@ def test_a_machine_that_is_too_small_is_warned_of_with_what_fits(
     assert "--set train.gradient_checkpointing=true" in warning
     assert "train.per_device_train_batch_size=" in warning
     monkeypatch.setattr(sys.modules["lora_ft.validate"], "device_memory", lambda device: 10**6)
-    assert validate(str(path)).warnings[0].endswith("no smaller batch or size does")
+    assert validate(str(path)).warnings[0].endswith("use a machine with more memory")
 
 
-def test_memory_is_cut_by_the_limits_of_cgroups(tmp_path: Path) -> None:
+def test_memory_is_limited_by_cgroups(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     member = tmp_path / "member"
     member.write_text("0::/a/b\n")

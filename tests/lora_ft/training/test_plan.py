@@ -1,4 +1,4 @@
-"""The plan counts steps and parameters as training then has them, and says why it compiles or not."""
+"""The plan counts steps and parameters as training does, and gives the reason to compile or not."""
 
 from __future__ import annotations
 
@@ -63,21 +63,21 @@ def plan(path: Path, count: int = 24, processes: int = 1, **train: Any) -> Plan:
 def test_steps_follow_from_rows_batches_processes_and_epochs(
     make_task: MakeTask, count: int, processes: int, train: dict[str, Any], batch: int, per_epoch: int, steps: int
 ) -> None:
-    made = plan(make_task(), count, processes, **train)
-    assert (made.global_batch, made.steps_per_epoch, made.steps) == (batch, per_epoch, steps)
+    planned = plan(make_task(), count, processes, **train)
+    assert (planned.global_batch, planned.steps_per_epoch, planned.steps) == (batch, per_epoch, steps)
 
 
 @pytest.mark.parametrize(("ratio", "steps"), [(0, 0), (0.25, 3), (0.05, 1)])
-def test_the_warm_up_is_a_share_of_the_steps(make_task: MakeTask, ratio: float, steps: int) -> None:
+def test_warmup_is_a_share_of_the_steps(make_task: MakeTask, ratio: float, steps: int) -> None:
     assert plan(make_task(), warmup_ratio=ratio).warmup_steps == steps
 
 
-def test_padding_is_that_of_the_training_order(make_task: MakeTask) -> None:
+def test_padding_follows_the_training_order(make_task: MakeTask) -> None:
     assert plan(make_task(), seed=7).padding == padding_share(rows(24), 4, 4, 7)
 
 
 @pytest.mark.parametrize(("r", "targets"), [(8, "q,v"), (3, ["wi_0", "wo"]), (4, "all-linear")])
-def test_parameters_are_counted_as_peft_has_them(tiny_base: Path, r: int, targets: str | list[str]) -> None:
+def test_parameter_counts_equal_pefts(tiny_base: Path, r: int, targets: str | list[str]) -> None:
     lora = Lora.model_validate({"r": r, "target_modules": targets})
     config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=r, target_modules=lora.target_modules)
     model = load_model(tiny_base)
@@ -97,14 +97,14 @@ def test_parameters_are_counted_as_peft_has_them(tiny_base: Path, r: int, target
         (BASE, 16, "all-linear", 6_782_976, 247_577_856),
     ],
 )
-def test_flan_t5_has_the_published_numbers_of_parameters(
+def test_flan_t5_has_the_published_parameter_counts(
     config: dict[str, Any], r: int, targets: str, trainable: int, bare: int
 ) -> None:
     lora = Lora.model_validate({"r": r, "target_modules": targets})
     assert count_parameters(config, lora) == (trainable, bare + trainable)
 
 
-def test_a_tied_head_is_counted_once() -> None:
+def test_tied_head_is_counted_once() -> None:
     lora = Lora.model_validate({"preset": "tiny"})
     tied, untied = (count_parameters(CONFIG | {"tie_word_embeddings": tie}, lora) for tie in (True, False))
     assert tied[0] == untied[0] and untied[1] - tied[1] == CONFIG["vocab_size"] * CONFIG["d_model"]
@@ -112,26 +112,26 @@ def test_a_tied_head_is_counted_once() -> None:
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU of a known speed, with a compiler."""
+    """Simulate a CPU of a known speed, with a compiler."""
     monkeypatch.setattr("lora_ft.training.plan.training_device", lambda: "cpu")
     monkeypatch.setattr("lora_ft.training.plan._measured_flops", lambda *_: 1e9)
     monkeypatch.setattr("lora_ft.training.plan.shutil.which", lambda name: f"/usr/bin/{name}")
 
 
-@pytest.mark.parametrize("asked", ["on", "off"])
-def test_the_task_may_ask_to_compile_or_not(make_task: MakeTask, on_cpu: None, asked: str) -> None:
-    made = plan(make_task(train={"compile": asked, "max_steps": 10}))
-    assert made.compile == (asked == "on") and made.compile_reason == "as the task asks"
+@pytest.mark.parametrize("setting", ["on", "off"])
+def test_task_setting_decides_whether_to_compile(make_task: MakeTask, on_cpu: None, setting: str) -> None:
+    planned = plan(make_task(train={"compile": setting, "max_steps": 10}))
+    assert planned.compile == (setting == "on") and planned.compile_reason == "set by the task"
 
 
-def test_a_long_training_is_compiled_and_a_short_one_is_not(make_task: MakeTask, on_cpu: None) -> None:
+def test_long_training_is_compiled_and_short_training_is_not(make_task: MakeTask, on_cpu: None) -> None:
     long = plan(make_task(train={"compile": "auto", "max_steps": 1_000_000}))
     assert long.compile and "of which it saves" in long.compile_reason
     short = plan(make_task(train={"compile": "auto", "max_steps": 10}))
     assert not short.compile and "compiling alone takes" in short.compile_reason
 
 
-def test_without_a_compiler_nothing_is_compiled(
+def test_model_is_not_compiled_without_a_compiler(
     make_task: MakeTask, on_cpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_task(train={"compile": "auto", "max_steps": 1_000_000})
@@ -140,24 +140,24 @@ def test_without_a_compiler_nothing_is_compiled(
     )
     assert plan(path).compile
     monkeypatch.setattr("lora_ft.training.plan.shutil.which", lambda _: None)
-    made = plan(path)
-    assert not made.compile and made.compile_reason == "no C++ compiler here"
+    planned = plan(path)
+    assert not planned.compile and planned.compile_reason == "no C++ compiler is installed"
 
 
-def test_on_an_apple_gpu_nothing_is_compiled(make_task: MakeTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_is_not_compiled_on_an_apple_gpu(make_task: MakeTask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_ft.training.plan.training_device", lambda: "mps")
-    made = plan(make_task(train={"compile": "auto", "max_steps": 1_000_000}))
-    assert not made.compile and made.device == "mps"
+    planned = plan(make_task(train={"compile": "auto", "max_steps": 1_000_000}))
+    assert not planned.compile and planned.device == "mps"
 
 
-def test_the_speed_of_this_machine_is_measured_without_help(make_task: MakeTask) -> None:
-    made = plan(make_task(train={"compile": "auto", "max_steps": 1}))
-    assert not made.compile and made.compile_reason
+def test_speed_of_this_machine_is_measured(make_task: MakeTask) -> None:
+    planned = plan(make_task(train={"compile": "auto", "max_steps": 1}))
+    assert not planned.compile and planned.compile_reason
 
 
-def test_the_plan_says_what_it_found(make_task: MakeTask, on_cpu: None) -> None:
-    made = plan(make_task())
-    text = "\n".join(made.lines())
-    assert f"{made.trainable:,} of {made.parameters:,} parameters trained" in text
+def test_plan_lines_report_parameters_steps_and_choices(make_task: MakeTask, on_cpu: None) -> None:
+    planned = plan(make_task())
+    text = "\n".join(planned.lines())
+    assert f"{planned.trainable:,} of {planned.parameters:,} parameters trained" in text
     assert "12 steps of 4 rows (6 an epoch)" in text
-    assert "precision fp32: as the task asks" in text and "compile off: as the task asks" in text
+    assert "precision fp32: set by the task" in text and "compile off: set by the task" in text

@@ -1,4 +1,4 @@
-"""Checkpoints: at every moment one lies there that can be resumed, and the torn ones are never taken for whole."""
+"""Checkpoints: one can be resumed at every moment, and incomplete ones are never used."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def steps_in(folder: Path) -> set[int]:
     return {int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*")}
 
 
-def test_the_latest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
+def test_latest_checkpoint_has_the_highest_step(tmp_path: Path) -> None:
     sealed(tmp_path, 2, 10, 9)
     assert latest(tmp_path) == tmp_path / "checkpoint-10"
 
 
-def test_without_checkpoints_there_is_no_latest(tmp_path: Path) -> None:
+def test_latest_is_none_without_checkpoints(tmp_path: Path) -> None:
     assert latest(tmp_path) is None
     assert latest(tmp_path / "none") is None
 
 
-def test_torn_checkpoints_are_ignored_and_deleted(tmp_path: Path) -> None:
+def test_incomplete_checkpoints_are_ignored_and_deleted(tmp_path: Path) -> None:
     sealed(tmp_path, 2)
     written(tmp_path, 1)
     written(tmp_path, 4)
@@ -47,12 +47,12 @@ def test_torn_checkpoints_are_ignored_and_deleted(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == {2}
 
 
-def test_where_all_are_torn_nothing_is_left(tmp_path: Path) -> None:
+def test_latest_deletes_all_checkpoints_if_all_are_incomplete(tmp_path: Path) -> None:
     written(tmp_path, 4)
     assert latest(tmp_path) is None and steps_in(tmp_path) == set()
 
 
-def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
+def test_other_folders_are_not_deleted(tmp_path: Path) -> None:
     for name in ("checkpoint-best", "adapter", "checkpoint-3.bak"):
         (tmp_path / name).mkdir()
     assert latest(tmp_path) is None
@@ -67,14 +67,14 @@ def test_sealing_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert latest(tmp_path) == tmp_path / "checkpoint-5"
 
 
-def test_sealing_without_a_best_keeps_the_newest_alone(tmp_path: Path) -> None:
+def test_sealing_without_a_best_keeps_the_newest_only(tmp_path: Path) -> None:
     sealed(tmp_path, 1, 2, 3)
     written(tmp_path, 4)
     seal(tmp_path, 4, keep=1, best=None)
     assert steps_in(tmp_path) == {4}
 
 
-def test_the_best_may_be_named_by_another_path_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_checkpoint_may_have_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sealed(tmp_path, 1, 2)
     written(tmp_path, 3)
     monkeypatch.chdir(tmp_path)
@@ -82,14 +82,16 @@ def test_the_best_may_be_named_by_another_path_to_it(tmp_path: Path, monkeypatch
     assert steps_in(tmp_path) == {1, 3}
 
 
-def test_nothing_is_deleted_before_the_new_one_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_checkpoints_are_deleted_after_the_new_one_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sealed(tmp_path, 1, 2)
     newest = written(tmp_path, 3)
     contents = {path.name for path in newest.iterdir()}
     deleted: list[Path] = []
 
     def delete(path: Path) -> None:
-        assert {path.name for path in newest.iterdir()} > contents  # the mark is there
+        assert {path.name for path in newest.iterdir()} > contents  # the mark is written
         deleted.append(path)
         shutil.rmtree(path)
 
@@ -99,7 +101,7 @@ def test_nothing_is_deleted_before_the_new_one_is_marked(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("moment", ["sync_tree", "write_text"])
-def test_a_process_killed_while_sealing_leaves_the_one_before(
+def test_process_killed_while_sealing_keeps_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     sealed(tmp_path, 1, 2)
@@ -114,7 +116,7 @@ def test_a_process_killed_while_sealing_leaves_the_one_before(
     assert latest(tmp_path) == tmp_path / "checkpoint-2"
 
 
-def test_the_mark_follows_the_flush_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mark_is_written_after_the_flush_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     newest = written(tmp_path, 1)
     before = {path.name for path in newest.iterdir()}
     at_flush: list[set[str]] = []

@@ -1,4 +1,4 @@
-"""Parts of the day: every word of CLDR's beside every hour, and words that phones write besides."""
+"""Parts of the day: every word of CLDR with every hour, and further words that phones write."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lora_ft.data.chats.clock import LOCALES, hour_of_day, plain
 
 
 @pytest.mark.parametrize("name", LOCALES)
-def test_every_hour_is_told_from_the_word_beside_it(name: str) -> None:
+def test_word_selects_the_hour_of_every_locale(name: str) -> None:
     locale = Locale.parse(name)
     for names in (locale.day_periods["format"][width] for width in ("abbreviated", "wide")):
         for hour in range(24):
             periods = {"am" if hour < 12 else "pm", get_period_id(datetime.time(hour, 5), locale=locale)}
             for word in (names[period] for period in periods if period in names):
-                assert {hour_of_day(written, plain(word)) for written in (hour % 12, hour % 12 or 12)} == {hour}
+                assert {hour_of_day(reading, plain(word)) for reading in (hour % 12, hour % 12 or 12)} == {hour}
 
 
 @pytest.mark.parametrize(
@@ -40,5 +40,5 @@ def test_every_hour_is_told_from_the_word_beside_it(name: str) -> None:
         (13, "", 13),
     ],
 )
-def test_words_pick_the_hour(hour: int, word: str, expected: int | None) -> None:
+def test_word_selects_the_reading_of_an_hour(hour: int, word: str, expected: int | None) -> None:
     assert hour_of_day(hour, plain(word)) == expected

@@ -1,4 +1,4 @@
-"""The JSON of DiscordChatExporter: people's messages, by the names that the server shows."""
+"""DiscordChatExporter's exports: messages of people, with the names that the server shows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_messages_and_replies(tmp_path: Path) -> None:
     ]
 
 
-def test_what_no_person_wrote_is_left_out(tmp_path: Path) -> None:
+def test_messages_of_discord_are_left_out(tmp_path: Path) -> None:
     joined = message(1, "Joined the server.", type="GuildMemberJoin")
     assert list(read_discord(export(tmp_path / "d.json", joined, message(3, ""), message(4, " ")))) == []
 
@@ -43,8 +43,8 @@ def test_what_no_person_wrote_is_left_out(tmp_path: Path) -> None:
 def test_bots_and_forwards_are_marked(tmp_path: Path) -> None:
     beep = message(2, "beep", author=ANA | {"isBot": True})
     forward = message(3, "", reference={"messageId": "9"}, forwardedMessage={"content": "old words"})
-    found = [one for _, one in read_discord(export(tmp_path / "d.json", beep, forward))]
-    assert [(one.text, one.bot, one.forwarded, one.reply_to) for one in found] == [
+    messages = [item for _, item in read_discord(export(tmp_path / "d.json", beep, forward))]
+    assert [(item.text, item.bot, item.forwarded, item.reply_to) for item in messages] == [
         ("beep", True, False, None),
         ("old words", False, True, None),
     ]
@@ -54,14 +54,14 @@ def test_a_thread_is_a_conversation_of_its_channel(tmp_path: Path) -> None:
     file = export(tmp_path / "d.json", message(1, "in it"))
     channel = {"id": "3", "type": "GuildPublicThread", "category": "garden", "name": "goats"}
     file.write_text(json.dumps(json.loads(file.read_text()) | {"channel": channel}))
-    ((chat, found),) = read_discord(file)
-    assert (chat, found.thread) == ("garden", "goats")
+    ((chat, entry),) = read_discord(file)
+    assert (chat, entry.thread) == ("garden", "goats")
 
 
-def test_mentions_and_emoji_are_what_a_reader_sees(tmp_path: Path) -> None:
+def test_mentions_and_emoji_read_as_displayed(tmp_path: Path) -> None:
     text = "<@11> or <@!11>, <:beans:123> <a:goat:456>, <@99>"
-    ((_, found),) = read_discord(export(tmp_path / "d.json", message(1, text, mentions=[ANA])))
-    assert found.text == "@Ana or @Ana, :beans: :goat:, @99"
+    ((_, entry),) = read_discord(export(tmp_path / "d.json", message(1, text, mentions=[ANA])))
+    assert entry.text == "@Ana or @Ana, :beans: :goat:, @99"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_mentions_and_emoji_are_what_a_reader_sees(tmp_path: Path) -> None:
         ({"mentions": [7]}, "mentions is a number, not a list of objects"),
     ],
 )
-def test_a_message_of_another_shape_is_named(tmp_path: Path, broken: dict[str, Any], part: str) -> None:
+def test_malformed_message_is_refused_with_its_id(tmp_path: Path, broken: dict[str, Any], part: str) -> None:
     with pytest.raises(LoraFtError, match=rf"d\.json, message 7.*{re.escape(part)}"):
         list(read_discord(export(tmp_path / "d.json", message(7, "x") | broken)))
 
@@ -130,7 +130,7 @@ def test_a_text_export_is_read(tmp_path: Path, days: tuple[str, str]) -> None:
 def test_dates_that_may_be_day_or_month_first_are_refused(tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_text(TEXT.replace(" AM", "").replace(" PM", "").format("10.11.2023", "11.11.2023"))
     with pytest.raises(
-        UsageError, match=r"may be day or month first \(first: 10/11/2023\); export the channel as JSON"
+        UsageError, match=r"may be day first or month first \(got 10/11/2023\); export the channel as JSON"
     ):
         list(read_discord(tmp_path / "d.txt"))
 
@@ -141,5 +141,5 @@ def test_a_csv_export_is_read(tmp_path: Path, date: str) -> None:
     (tmp_path / "d.csv").write_text(rows)
     assert list(read_discord(tmp_path / "d.csv")) == [("d", Message("3", 1700470800.0, "ana", 'a "b"\nc, d'))]
     (tmp_path / "d.csv").write_text(rows + '"1","ana"\n')
-    with pytest.raises(LoraFtError, match=r"d\.csv:4 has 2 cells where the header has 6"):
+    with pytest.raises(LoraFtError, match=r"d\.csv:4 has 2 cells, but the header has 6"):
         list(read_discord(tmp_path / "d.csv"))

@@ -1,4 +1,4 @@
-"""Fields of foreign objects: right types are read, wrong ones named with file, message and field."""
+"""Fields of objects of an export: right types are read, and errors name file, message and field."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ def fields(**value: Any) -> Fields:
 
 
 def test_right_types_are_read() -> None:
-    found = fields(
+    fields_read = fields(
         a="x", n=7, t=True, d={"b": "y"}, l=[{"c": "z"}], none=None, s="1700000000.5", at="2024-01-02T03:04:05Z"
     )
-    assert (found.text("a"), found.text("none"), found.text("missing"), found.key("n")) == ("x", "", "", "7")
-    assert found.flag("t") and not found.flag("none") and found.child("none") is None
-    child = found.child("d")
-    assert child is not None and child.text("b") == "y" and [one.text("c") for one in found.children("l")] == ["z"]
-    assert found.seconds("s") == 1700000000.5 and found.date("at") == 1704164645.0
-    assert "none" in found and "missing" not in found
+    assert (fields_read.text("a"), fields_read.text("none"), fields_read.text("missing"), fields_read.key("n")) == (
+        "x",
+        "",
+        "",
+        "7",
+    )
+    assert fields_read.flag("t") and not fields_read.flag("none") and fields_read.child("none") is None
+    child = fields_read.child("d")
+    assert (
+        child is not None and child.text("b") == "y" and [item.text("c") for item in fields_read.children("l")] == ["z"]
+    )
+    assert fields_read.seconds("s") == 1700000000.5 and fields_read.date("at") == 1704164645.0
+    assert "none" in fields_read and "missing" not in fields_read
 
 
 @pytest.mark.parametrize(
-    ("read", "value", "part"),
+    ("method", "value", "part"),
     [
         ("text", 7, "x.json, message m1: a is a number, not a text (got 7); export it again from Slack"),
         ("text", ["x"], "a is a list, not a text (got ['x'])"),
@@ -48,13 +55,13 @@ def test_right_types_are_read() -> None:
         ("text", {"\x1b[31m": 100 * "x"}, "(got {'\\x1b[31m': 'xxxxxx"),
     ],
 )
-def test_wrong_types_are_named(read: str, value: Any, part: str) -> None:
-    found = Fields({"a": value, "id": "m1"}, "x.json", "Slack").named("id")
+def test_wrong_types_are_refused_by_name(method: str, value: Any, part: str) -> None:
+    checked = Fields({"a": value, "id": "m1"}, "x.json", "Slack").named("id")
     with pytest.raises(LoraFtError, match=re.escape(part)):
-        result = getattr(found, read)("a")
+        result = getattr(checked, method)("a")
         list(result)
 
 
-def test_what_is_no_object_is_named() -> None:
+def test_value_that_is_not_an_object_is_refused() -> None:
     with pytest.raises(LoraFtError, match=r"x\.json is a list, not an object \(got \[1\]\)"):
         Fields([1], "x.json", "Slack")

@@ -1,4 +1,4 @@
-"""Formats: found by name and first keys; the newest messages kept, in little memory; wrong files named."""
+"""Formats: detection by content, the newest messages in little memory, and refusal of unknown files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("kind", TEXTS)
 @pytest.mark.parametrize("name", ["export", "chat.txt", "a.json", "b.html"])
-def test_a_format_is_found_by_what_a_file_holds(tmp_path: Path, kind: str, name: str) -> None:
+def test_format_is_detected_by_the_content_of_a_file(tmp_path: Path, kind: str, name: str) -> None:
     for mark in ("", "\ufeff"):
         (tmp_path / name).write_text(mark + TEXTS[kind], encoding="utf-8")
         assert find_format(tmp_path / name) == kind.split()[0]
@@ -78,7 +78,9 @@ def test_a_format_is_found_by_what_a_file_holds(tmp_path: Path, kind: str, name:
     ],
 )
 @pytest.mark.parametrize("form", ["folder", "zip", "zip with a top folder"])
-def test_a_format_is_found_by_the_files_of_a_folder(tmp_path: Path, files: list[str], expected: str, form: str) -> None:
+def test_format_is_detected_by_the_files_of_a_folder(
+    tmp_path: Path, files: list[str], expected: str, form: str
+) -> None:
     top = tmp_path / "export"
     for name in files:
         (top / name).parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,7 @@ def test_a_format_is_found_by_the_files_of_a_folder(tmp_path: Path, files: list[
     assert find_format(tmp_path / "export.ZIP") == expected
 
 
-def test_a_zip_with_a_text_is_of_whatsapp(tmp_path: Path) -> None:
+def test_zip_with_a_text_file_is_whatsapp(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
         archive.writestr("_chat.txt", "x")
     assert find_format(tmp_path / "w.zip") == "whatsapp"
@@ -115,9 +117,9 @@ def test_a_zip_with_a_text_is_of_whatsapp(tmp_path: Path) -> None:
         ("09:00:00\t From Ana to Everyone:\n\thello", "Zoom"),
     ],
 )
-def test_a_program_that_is_not_read_is_named(tmp_path: Path, content: str, program: str) -> None:
+def test_unsupported_program_is_named(tmp_path: Path, content: str, program: str) -> None:
     (tmp_path / "chat.txt").write_text(content)
-    with pytest.raises(UsageError, match=re.escape(f"chat.txt is an export of {program}, which is not read; ")):
+    with pytest.raises(UsageError, match=re.escape(f"chat.txt is an export of {program}, which is not supported; ")):
         read_chats(tmp_path / "chat.txt")
 
 
@@ -128,39 +130,41 @@ def test_a_program_that_is_not_read_is_named(tmp_path: Path, content: str, progr
             "rows.jsonl",
             "{}",
             UsageError,
-            "is no export of a chat that is known; readable are telegram, whatsapp, slack",
+            "is not a known export of a chat; use an export of telegram, whatsapp, slack",
         ),
-        ("rows.json", '[{"text": "x"}]', UsageError, "is no export of a chat that is known"),
-        ("other.json", '{"text": "x"}', UsageError, "is no export of a chat that is known"),
-        ("picture.txt", "\x89PNG\0\0", UsageError, "is no export of a chat that is known"),
-        ("notes.md", "nothing", UsageError, "is no export of a chat that is known"),
+        ("rows.json", '[{"text": "x"}]', UsageError, "is not a known export of a chat"),
+        ("other.json", '{"text": "x"}', UsageError, "is not a known export of a chat"),
+        ("picture.txt", "\x89PNG\0\0", UsageError, "is not a known export of a chat"),
+        ("notes.md", "nothing", UsageError, "is not a known export of a chat"),
         ("cut.json", '{"name": "x", ', LoraFtError, "cut.json, after 1 objects, is cut off"),
-        ("page.json", "<html>", UsageError, "page.json is no export of a chat that is known"),
-        ("cut.zip", "PK", LoraFtError, "cut.zip is no whole zip file"),
-        ("empty.json", '{"messages": []}', UsageError, "empty.json holds no messages of telegram"),
+        ("page.json", "<html>", UsageError, "page.json is not a known export of a chat"),
+        ("cut.zip", "PK", LoraFtError, "cut.zip is not a complete zip file"),
+        ("empty.json", '{"messages": []}', UsageError, "empty.json has no messages of telegram"),
         ("deep.json", 200_000 * "[", LoraFtError, "deep.json is out of bounds at byte 200 (nested deeper"),
         ("long.json", "[" + 4301 * "1", LoraFtError, "long.json is out of bounds at byte 1 (a number of more than"),
     ],
     ids=range(11),
 )
-def test_a_wrong_file_is_named(tmp_path: Path, name: str, content: str, kind: type[LoraFtError], part: str) -> None:
+def test_unknown_or_damaged_file_is_refused(
+    tmp_path: Path, name: str, content: str, kind: type[LoraFtError], part: str
+) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(kind, match=re.escape(part)) as caught:
         read_chats(tmp_path / name)
     assert type(caught.value) is kind
 
 
-def test_an_empty_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no export of a chat that is known"):
+def test_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a known export of a chat"):
         read_chats(tmp_path)
 
 
-def test_a_format_that_is_named_is_taken(tmp_path: Path) -> None:
+def test_format_of_the_task_takes_precedence(tmp_path: Path) -> None:
     (tmp_path / "export.log").write_text("31.12.23, 22:15 - Ana: hello\n")
     assert [message.text for message in read_chats(tmp_path / "export.log", "whatsapp")["export.log"]] == ["hello"]
 
 
-def test_the_newest_are_kept_in_order_of_time_then_of_the_export(tmp_path: Path) -> None:
+def test_newest_messages_are_sorted_by_time_then_by_file(tmp_path: Path) -> None:
     spoken = [(1, 50, "c"), (2, 10, "a"), (3, 70, "e"), (4, 60, "d1"), (5, 60, "d2"), (6, 20, "b")]
     file = telegram(tmp_path / "result.json", *spoken)
     texts = lambda keep: [message.text for message in read_chats(file, keep=keep)["Garden"]]  # noqa: E731
@@ -182,7 +186,7 @@ def test_chats_are_chosen_by_name(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps({"chats": {"list": chats}}))
     assert list(read_chats(tmp_path / "result.json")) == ["Garden", "Work"]
     assert list(read_chats(tmp_path / "result.json", choice=Choice(["Work"]))) == ["Work"]
-    with pytest.raises(UsageError, match=r"has no chat of data\.chat\.only = \['Home'\]; it has Garden, Work"):
+    with pytest.raises(UsageError, match=r"has no chat of data\.chat\.only = \['Home'\]; use names among Garden, Work"):
         read_chats(tmp_path / "result.json", choice=Choice(["Home"]))
 
 
@@ -205,26 +209,26 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
             for i in range(megabytes * 4000):
                 text = f"message {i} " + 150 * "x"
                 if kind == "json":
-                    one = {"id": i, "type": "message", "date_unixtime": str(i), "from": "Ana", "text": text}
-                    out.write(json.dumps(one) + ",\n")
+                    entry = {"id": i, "type": "message", "date_unixtime": str(i), "from": "Ana", "text": text}
+                    out.write(json.dumps(entry) + ",\n")
                 else:
                     out.write(f"31.12.23, 22:15 - Ana: {text}\nand another line of it {50 * 'y'}\n")
             out.write('{"id": "last"}]}' if kind == "json" else "")
         assert file.stat().st_size > 0.9e6 * megabytes
-        done = subprocess.run([sys.executable, "-c", PEAK, str(file)], capture_output=True, text=True, check=True)
-        count, peak = map(int, done.stdout.split())
+        process = subprocess.run([sys.executable, "-c", PEAK, str(file)], capture_output=True, text=True, check=True)
+        count, peak = map(int, process.stdout.split())
         assert count == 500
         peaks.append(peak / 1024)
     assert peaks[1] - peaks[0] < 8  # MB, for 59 MB more of messages
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_excluded_messages_are_counted(tmp_path: Path) -> None:
     kinds: list[dict[str, Any]] = [{}, {"forwarded_from": "News"}, {"via_bot": "@gif"}, {"from": "Combot"}, {}]
-    said = [
+    messages = [
         {"id": i, "type": "message", "date_unixtime": "1", "from": "Ana", "text": "x", **k} for i, k in enumerate(kinds)
     ]
-    (tmp_path / "result.json").write_text(json.dumps({"name": "Garden", "messages": said}))
+    (tmp_path / "result.json").write_text(json.dumps({"name": "Garden", "messages": messages}))
     census = Census()
-    found = read_chats(tmp_path / "result.json", choice=Choice(leave_out={"Combot"}), census=census)
-    assert len(found["Garden"]) == 2 and census.people == {"Ana", "Combot"}
+    chats = read_chats(tmp_path / "result.json", choice=Choice(leave_out={"Combot"}), census=census)
+    assert len(chats["Garden"]) == 2 and census.people == {"Ana", "Combot"}
     assert census.left_out == {"forwarded": 1, "of bots": 1, "of people in leave_out": 1}

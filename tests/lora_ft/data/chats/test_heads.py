@@ -1,4 +1,4 @@
-"""Heads: the shapes of both programs, evidence for the order of dates, and lines that are none."""
+"""Heads: the shapes of Android and iOS, the order of dates, and lines without a head."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from lora_ft.data.chats.heads import Survey, find_head
 
 
 def survey(*lines: str) -> Survey:
-    found = Survey()
+    surveyed = Survey()
     for line in lines:
         head = find_head(line)
         assert head is not None, line
-        found.add(head, line)
-    return found
+        surveyed.add(head, line)
+    return surveyed
 
 
 @pytest.mark.parametrize(
-    ("line", "date", "clock", "word", "rest"),
+    ("line", "date", "clock", "word", "text"),
     [
         ("12/31/23, 10:15 PM - Ana: x", ("12", "31", "23"), (10, 15, 0), "pm", "Ana: x"),
         ("20\u200f/11\u200f/2023، 9:05 ص - Ana: x", ("20", "11", "2023"), (9, 5, 0), "ص", "Ana: x"),
@@ -36,11 +36,11 @@ def survey(*lines: str) -> Survey:
     ],
 )
 def test_heads_are_found(
-    line: str, date: tuple[str, str, str], clock: tuple[int, int, int], word: str, rest: str
+    line: str, date: tuple[str, str, str], clock: tuple[int, int, int], word: str, text: str
 ) -> None:
     head = find_head(line)
     assert head is not None
-    assert (head.date, head.clock, head.word, line[head.end :]) == (date, clock, word, rest)
+    assert (head.date, head.clock, head.word, line[head.end :]) == (date, clock, word, text)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_other_lines_have_none(line: str) -> None:
 
 @pytest.mark.parametrize("filler", [" ", "-", "1", ".", "[", "\u200e", "1 ", " -", "٠"])
 @pytest.mark.parametrize("start", ["", "[", "1", "1/1/20", "1/1/20, 9:05", "[9:05, 1/1/20"])
-def test_long_lines_take_no_longer_than_short_ones(start: str, filler: str) -> None:
+def test_long_lines_take_linear_time(start: str, filler: str) -> None:
     find_head(start + 200_000 * filler)  # a pattern that backtracks would not come back
 
 
@@ -86,10 +86,10 @@ def test_thai_years_are_those_of_the_buddhist_calendar() -> None:
 
 
 @given(st.text(st.sampled_from("0123456789/.-:, []APMapm上午г\u200e\u202f٣"), max_size=60))
-def test_no_line_breaks_it(line: str) -> None:
+def test_any_line_is_accepted(line: str) -> None:
     head = find_head(line)
     if head is not None:
         assert 0 < head.end <= len(line)
-        found = Survey()
-        found.add(head, line)
-        found.time_of(head)
+        surveyed = Survey()
+        surveyed.add(head, line)
+        surveyed.time_of(head)

@@ -69,8 +69,8 @@ def write(path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("text", [ANDROID_KO, ANDROID_EN, IOS_KO, PC_KO, PC_EN], ids=range(5))
 def test_programs_and_languages(tmp_path: Path, text: str) -> None:
-    found = list(read_kakaotalk(write(tmp_path / "x.txt", text)))
-    assert [(chat, one.sender, one.text, one.time - DAY) for chat, one in found] == [
+    messages = list(read_kakaotalk(write(tmp_path / "x.txt", text)))
+    assert [(chat, message.sender, message.text, message.time - DAY) for chat, message in messages] == [
         ("Garden", "Ana", "hello", 9 * 3600),
         ("Garden", "Ben O", "a : b\nmore", 21.5 * 3600),
     ]
@@ -79,21 +79,21 @@ def test_programs_and_languages(tmp_path: Path, text: str) -> None:
 def test_midnight_and_noon(tmp_path: Path) -> None:
     lines = ["[A] [오전 12:05] a", "[A] [오후 12:05] b", "[A] [오전 0:05] c", "[A] [13:05] d"]
     text = "\n".join(["--------------- 2023년 11월 20일 월요일 ---------------", *lines])
-    times = [one.time - DAY for _, one in read_kakaotalk(write(tmp_path / "x.txt", text))]
+    times = [message.time - DAY for _, message in read_kakaotalk(write(tmp_path / "x.txt", text))]
     assert times == [300, 12 * 3600 + 300, 300, 13 * 3600 + 300]
 
 
 def test_a_table_is_read(tmp_path: Path) -> None:
     notice = '2023-11-20 09:01:00,"Ben","Ben님이 나갔습니다."'
     rows = f'Date,User,Message\n2023-11-20 09:00:00,"Ana","hello ""you""\nmore"\n{notice}\n'
-    ((chat, found),) = read_kakaotalk(write(tmp_path / "x.csv", rows))
-    assert (chat, found.sender, found.text, found.time) == ("x", "Ana", 'hello "you"\nmore', DAY + 9 * 3600)
+    ((chat, message),) = read_kakaotalk(write(tmp_path / "x.csv", rows))
+    assert (chat, message.sender, message.text, message.time) == ("x", "Ana", 'hello "you"\nmore', DAY + 9 * 3600)
 
 
-def test_lines_like_notices_that_are_said_stay(tmp_path: Path) -> None:
+def test_messages_that_resemble_notices_stay(tmp_path: Path) -> None:
     text = PC_EN.replace("more\n", "Everybody left.\n").replace("hello", "Ben님이 나갔습니다")
-    found = [one.text for _, one in read_kakaotalk(write(tmp_path / "x.txt", text))]
-    assert found == ["Ben님이 나갔습니다", "a : b\nEverybody left."]
+    texts = [message.text for _, message in read_kakaotalk(write(tmp_path / "x.txt", text))]
+    assert texts == ["Ben님이 나갔습니다", "a : b\nEverybody left."]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,6 @@ def test_lines_like_notices_that_are_said_stay(tmp_path: Path) -> None:
         ("Date,User,Message\nsoon,Ana,hello\n", r"x\.txt:2, has no date that can be read \(Date: soon\)"),
     ],
 )
-def test_what_is_not_understood_is_said_with_its_line(tmp_path: Path, text: str, part: str) -> None:
+def test_unreadable_line_is_refused_with_its_number(tmp_path: Path, text: str, part: str) -> None:
     with pytest.raises(LoraFtError, match=part):
         list(read_kakaotalk(write(tmp_path / "x.txt", text)))

@@ -19,7 +19,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def texts(path: Path) -> list[str]:
-    return [found.text for _, found in read_line(path)]
+    return [message.text for _, message in read_line(path)]
 
 
 @pytest.mark.parametrize(
@@ -45,21 +45,21 @@ def test_languages_and_clocks(tmp_path: Path, title: str, date: str, times: tupl
     ]
 
 
-def test_midnight_and_noon_of_a_clock_of_twelve_hours(tmp_path: Path) -> None:
+def test_midnight_and_noon_on_a_12_hour_clock(tmp_path: Path) -> None:
     text = "2023/11/20(月)\n午前12:05\tAna\ta\n午後12:05\tAna\tb\n"
-    assert [found.time - DAY for _, found in read_line(write(tmp_path / "x.txt", text))] == [300, 12 * 3600 + 300]
+    assert [message.time - DAY for _, message in read_line(write(tmp_path / "x.txt", text))] == [300, 12 * 3600 + 300]
 
 
-def test_a_text_of_several_lines_stands_in_quotes(tmp_path: Path) -> None:
+def test_text_of_several_lines_is_unquoted(tmp_path: Path) -> None:
     text = (
         '2023/11/20(Mon)\n09:00\tAna\t"one ""x""\n\n10:30 meet me"\n09:01\tBen\t"quoted"\n09:02\tBen\tplain\nmore\n\n'
     )
     assert texts(write(tmp_path / "x.txt", text)) == ['one "x"\n\n10:30 meet me', '"quoted"', "plain\nmore"]
 
 
-def test_what_line_wrote_is_left_out(tmp_path: Path) -> None:
-    own = ["[Sticker]", "[スタンプ]", "[貼圖]", "[Voice message]", "☎ Call time 0:45", "Ana unsent a message."]
-    lines = [f"09:00\tAna\t{text}" for text in own]
+def test_messages_of_line_are_left_out(tmp_path: Path) -> None:
+    placeholders = ["[Sticker]", "[スタンプ]", "[貼圖]", "[Voice message]", "☎ Call time 0:45", "Ana unsent a message."]
+    lines = [f"09:00\tAna\t{text}" for text in placeholders]
     notices = ["09:01\tAna joined the group.", "09:01\t\tAna已加入群組", "09:02\tAna\t[Photo] of it", "09:03\tAna\tok"]
     assert texts(write(tmp_path / "x.txt", "\n".join(["2023/11/20(Mon)", *lines, *notices]))) == ["[Photo] of it", "ok"]
 
@@ -68,14 +68,14 @@ def test_what_line_wrote_is_left_out(tmp_path: Path) -> None:
     ("text", "kind", "part"),
     [
         ("[LINE] Chat history with A\n09:00\tAna\thello\n", LoraFtError, r"x\.txt:2 is a message before any date"),
-        ("2023/11/20(Mon)\nsáng 9:00\tAna\thi\n", LoraFtError, r"x\.txt:2 has a time that is not understood"),
+        ("2023/11/20(Mon)\nsáng 9:00\tAna\thi\n", LoraFtError, r"x\.txt:2 has an unknown form of time"),
         ("2023/11/20(Mon)\n13:00 PM\tAna\thi\n", LoraFtError, r"x\.txt:2 has no time that can be read"),
-        ("2023.11.20 Monday\n09:00 Ana hello you\n", UsageError, r"x\.txt:2 is of LINE on a computer"),
+        ("2023.11.20 Monday\n09:00 Ana hello you\n", UsageError, r"x\.txt:2 is from LINE on a computer"),
         ("Mon, 11/11/2024\n", type(None), ""),
-        ("Tue, 11/12/2024\nTue, 12/11/2024\n", UsageError, r"day and month cannot be told"),
+        ("Tue, 11/12/2024\nTue, 12/11/2024\n", UsageError, r"ambiguous order of day and month"),
     ],
 )
-def test_what_is_not_understood_is_said_with_its_line(tmp_path: Path, text: str, kind: type, part: str) -> None:
+def test_unreadable_line_is_refused_with_its_number(tmp_path: Path, text: str, kind: type, part: str) -> None:
     file = write(tmp_path / "x.txt", text)
     if kind is type(None):
         assert texts(file) == []

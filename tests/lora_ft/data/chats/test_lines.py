@@ -1,4 +1,4 @@
-"""`Name: text` lines: written into a context, cut from its beginning, and found again."""
+"""`Name: text` lines: joined to a context, shortened from the beginning, and parsed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from lora_ft.data.chats.lines import Line, context_of, parse_line, parse_lines
 lines = st.lists(st.builds(Line, st.text("abc", min_size=1, max_size=9), st.text("xyz \n", min_size=1)), max_size=9)
 
 
-def test_a_context_is_the_lines_below_each_other() -> None:
+def test_context_is_lines_joined_by_newlines() -> None:
     assert context_of([Line("Ana", "one\ntwo"), Line("Ben", "three")], 100) == "Ana: one\ntwo\nBen: three"
     assert context_of([], 100) == ""
 
 
-def test_the_oldest_leave_first_and_a_long_last_line_loses_its_beginning() -> None:
-    said = [Line("Ana", "one"), Line("Ben", "two"), Line("Ana", "three")]
-    assert context_of(said, 19) == "Ben: two\nAna: three" and context_of(said, 18) == "Ana: three"
+def test_oldest_lines_are_dropped_and_a_long_last_line_loses_its_beginning() -> None:
+    lines = [Line("Ana", "one"), Line("Ben", "two"), Line("Ana", "three")]
+    assert context_of(lines, 19) == "Ben: two\nAna: three" and context_of(lines, 18) == "Ana: three"
     assert context_of([Line("Ana", "0123456789")], 10) == "Ana: 56789"
 
 
 @given(lines, st.integers(30, 200))
-def test_a_context_is_never_longer_and_keeps_the_newest(said: list[Line], characters: int) -> None:
-    context = context_of(said, characters)
+def test_context_has_the_newest_lines_within_the_limit(lines: list[Line], characters: int) -> None:
+    context = context_of(lines, characters)
     assert len(context) <= characters
-    if said:
-        assert context.endswith(said[-1].text[-10:])
+    if lines:
+        assert context.endswith(lines[-1].text[-10:])
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_a_context_is_never_longer_and_keeps_the_newest(said: list[Line], charac
         ("", None),
     ],
 )
-def test_a_line_is_a_name_and_what_is_said(text: str, expected: Line | None) -> None:
+def test_line_is_a_name_and_a_text(text: str, expected: Line | None) -> None:
     assert parse_line(text) == expected
 
 
-def test_lines_without_a_name_go_on_with_the_one_before() -> None:
+def test_line_without_a_name_continues_the_line_before() -> None:
     assert parse_lines("lost\nAna: one\n\ntwo\nBen: three\n") == [Line("Ana", "one\n\ntwo"), Line("Ben", "three")]

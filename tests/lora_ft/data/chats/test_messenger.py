@@ -1,4 +1,4 @@
-"""Messenger and Instagram: letters put right, order turned round, folders and zips, Facebook's own words."""
+"""Messenger and Instagram: repaired characters, oldest messages first, folders and zips, Facebook's notices."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def export(folder: Path, number: int, *messages: dict[str, Any], title: str = "G
 
 
 def texts(path: Path) -> list[tuple[str, str]]:
-    return [(chat, found.text) for chat, found in read_messenger(path)]
+    return [(chat, message.text) for chat, message in read_messenger(path)]
 
 
-def test_letters_are_put_right_and_the_oldest_comes_first(tmp_path: Path) -> None:
+def test_characters_are_repaired_and_the_oldest_message_comes_first(tmp_path: Path) -> None:
     file = export(
         tmp_path / "g_1", 1, message(9, "café 😀"), message(9, "same second, earlier"), message(5, "hello", "Ben Elm")
     )
@@ -49,12 +49,12 @@ def test_letters_are_put_right_and_the_oldest_comes_first(tmp_path: Path) -> Non
 
 
 @given(st.text(max_size=40))
-def test_every_text_that_facebook_spoils_is_put_right(text: str) -> None:
+def test_every_text_is_repaired(text: str) -> None:
     text = text.encode("utf-8", "ignore").decode("utf-8")
     assert _repaired(spoiled(text)) == text or any("\x80" <= letter <= "\xff" for letter in text)
 
 
-def test_a_letter_that_is_cut_off_stays_beside_whole_ones() -> None:
+def test_incomplete_character_stays_unchanged() -> None:
     assert _repaired(spoiled("café? ") + "ð") == "café? ð" and _repaired("café, naïve") == "café, naïve"
 
 
@@ -75,9 +75,9 @@ def test_a_download_is_read_as_a_folder_and_as_a_zip(tmp_path: Path) -> None:
 
 
 def test_an_encrypted_chat_is_read(tmp_path: Path) -> None:
-    said = {"senderName": "Zoë", "text": "café", "timestamp": 5000, "type": "text", "isUnsent": False, "media": []}
-    photo, gone = said | {"type": "media", "text": "photo"}, said | {"isUnsent": True}
-    content = {"participants": ["Zoë", "Ben"], "threadName": "Ben_12", "messages": [said, photo, gone]}
+    fields = {"senderName": "Zoë", "text": "café", "timestamp": 5000, "type": "text", "isUnsent": False, "media": []}
+    photo, gone = fields | {"type": "media", "text": "photo"}, fields | {"isUnsent": True}
+    content = {"participants": ["Zoë", "Ben"], "threadName": "Ben_12", "messages": [fields, photo, gone]}
     (tmp_path / "messages").mkdir()
     (tmp_path / "messages" / "Ben_12.json").write_text(json.dumps(content))
     expected = [("Ben", Message("Ben_12.json 1", 5.0, "Zoë", "café"))]
@@ -85,8 +85,8 @@ def test_an_encrypted_chat_is_read(tmp_path: Path) -> None:
     assert list(read_messenger(tmp_path)) == expected
 
 
-def test_what_facebook_wrote_is_left_out(tmp_path: Path) -> None:
-    own = [
+def test_notices_of_facebook_are_left_out(tmp_path: Path) -> None:
+    notices = [
         message(1, "Zoë sent an attachment.", share={"link": "x"}),
         message(2, "You sent a photo."),
         message(3, "Zoë Oak named the group Gärten."),
@@ -95,12 +95,12 @@ def test_what_facebook_wrote_is_left_out(tmp_path: Path) -> None:
         message(6, "gone", is_unsent=True),
         message(7, "Zoë added Cleo to the group.", type="Subscribe", users=[{"name": "Cleo"}]),
     ]
-    said = [
+    messages = [
         message(8, "Zoë sent me a photo of it."),
         message(9, "You called? I missed it"),
         message(10, "I left the group"),
     ]
-    assert [text for _, text in texts(export(tmp_path, 1, *reversed([*own, *said])))] == [
+    assert [text for _, text in texts(export(tmp_path, 1, *reversed([*notices, *messages])))] == [
         "Zoë sent me a photo of it.",
         "You called? I missed it",
         "I left the group",
@@ -110,11 +110,11 @@ def test_what_facebook_wrote_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "broken", [{"timestamp_ms": "soon"}, {"timestamp_ms": 1e300}, {"sender_name": 7}, {"content": []}]
 )
-def test_a_message_of_another_shape_is_named(tmp_path: Path, broken: dict[str, Any]) -> None:
+def test_malformed_message_is_refused_by_name(tmp_path: Path, broken: dict[str, Any]) -> None:
     with pytest.raises(LoraFtError, match=r"message_1\.json, message 2.*export it again from Facebook"):
         texts(export(tmp_path, 1, message(1, "x"), message(2, "y") | broken))
 
 
-def test_a_folder_without_messages_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds no message_1\.json of Messenger or Instagram"):
+def test_folder_without_messages_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no message_1\.json of Messenger or Instagram"):
         texts(tmp_path)

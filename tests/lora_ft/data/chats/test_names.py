@@ -1,4 +1,4 @@
-"""Other names: the same person the same one, everywhere; nobody's own name is left."""
+"""Replacement of names: one new name per person everywhere, and no original name remains."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_name_is_replaced_as_a_sender_in_texts_and_in_mentions() -> None:
     assert third == "x"
 
 
-def test_parts_of_a_full_name_stand_for_it() -> None:
+def test_parts_of_a_full_name_are_replaced() -> None:
     (ana, _), (_, text) = changed(("Ana María López", "x"), ("Ben", "ana, Lopez, López and @Ana María López; Maria"))
     assert text == f"{ana}, Lopez, {ana} and @{ana}; Maria"
 
@@ -39,27 +39,29 @@ def test_names_that_are_words_are_replaced_as_names_only() -> None:
     assert text == f"will {will} come, {will} he? @{will}"
 
 
-def test_somebody_who_is_only_mentioned_is_replaced_where_mentioned() -> None:
+def test_stranger_is_replaced_only_in_mentions() -> None:
     ((_, text),) = changed(("Ben", "@plant_ana plant_ana @everyone me@plant.org"))
     assert re.fullmatch(r"@[A-Z]\w+ plant_ana @everyone me@plant\.org", text) and "@plant_ana" not in text
 
 
-def test_scripts_without_spaces_need_no_edges() -> None:
+def test_names_in_scripts_without_spaces_need_no_word_boundaries() -> None:
     (wei, _), (_, text) = changed(("王伟", "x"), ("Ana", "你好王伟吗"))
     assert text == f"你好{wei}吗"
 
 
-def test_a_name_of_signs_is_no_pattern() -> None:
+def test_special_characters_in_a_name_are_literal() -> None:
     (star, _), (_, text) = changed(("A*(", "x"), ("Ana", "AAA( and A*( too"))
     assert text == f"AAA( and {star} too"
 
 
 def test_the_seed_chooses_and_files_of_the_same_people_agree() -> None:
     names = ("Ana", "Ben", "Cleo", "Dov", "Ede")
-    one = {name: other for name, (other, _) in zip(names, changed(*((name, "x") for name in names)), strict=True)}
+    first = {
+        name: new_name for name, (new_name, _) in zip(names, changed(*((name, "x") for name in names)), strict=True)
+    }
     back = dict(zip(reversed(names), (o for o, _ in changed(*((n, "y") for n in reversed(names)))), strict=True))
-    assert one == back
-    assert one != dict(zip(names, (o for o, _ in changed(*((n, "x") for n in names), seed=1)), strict=True))
+    assert first == back
+    assert first != dict(zip(names, (o for o, _ in changed(*((n, "x") for n in names), seed=1)), strict=True))
 
 
 @given(
@@ -69,7 +71,7 @@ def test_the_seed_chooses_and_files_of_the_same_people_agree() -> None:
         max_size=200,
     )
 )
-def test_people_stay_apart_and_no_name_is_left(names: set[str]) -> None:
+def test_new_names_are_distinct_and_no_original_name_remains(names: set[str]) -> None:
     people = sorted(names)
     lines = changed(*((name, f"{name}, hello") for name in people))
     assert len({sender for sender, _ in lines}) == len(people)
@@ -78,6 +80,6 @@ def test_people_stay_apart_and_no_name_is_left(names: set[str]) -> None:
         assert name.casefold() not in re.split(r"[, ]+", text.casefold())
 
 
-def test_people_who_were_left_out_are_not_named_in_texts() -> None:
+def test_names_of_excluded_people_are_replaced_in_texts() -> None:
     (message,) = anonymize(said(("Ana", "Carl Oak told me, and Carl knows")), 0, people=["Carl Oak"])["chat"]
     assert "Carl" not in message.text and "Oak" not in message.text and message.text.count(message.sender) == 0

@@ -1,4 +1,4 @@
-"""Pasted heads are told from messages that came late and from clocks that were set."""
+"""Pasted heads are distinguished from late messages and from clocks that were set."""
 
 from __future__ import annotations
 

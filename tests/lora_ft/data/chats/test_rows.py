@@ -1,4 +1,4 @@
-"""Chats as rows of a task: columns, places, splits by session or by file, and the real group chats."""
+"""Chats as rows of a task: columns, locations, splits by session or by file, and real group chats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.data.chats.formats import read_chats
 from lora_ft.data.chats.sessions import sessions_of, turns
 from lora_ft.data.splits import Splits, load_splits
-from lora_ft.tasks.files import TaskFaults, load_task, save_task
+from lora_ft.tasks.files import InvalidTaskError, load_task, save_task
 from lora_ft.tasks.schema import SPLITS, Task
 
 MakeTask = Callable[..., Path]
@@ -37,8 +37,8 @@ def chat_task(make_task: MakeTask, tmp_path: Path) -> Callable[..., Task]:
     write_chat(tmp_path / "task-tiny" / "result.json", [day * 86400 + i for day in range(10) for i in range(4)])
 
     def make(chat: dict[str, Any] | None = None, **data: Any) -> Task:
-        own = {"train": "result.json", "validation": None, "test": None, "target": "response"}
-        return load_task(make_task(prompt=PROMPT, data={**own, "chat": chat or {}, **data}))
+        source = {"train": "result.json", "validation": None, "test": None, "target": "response"}
+        return load_task(make_task(prompt=PROMPT, data={**source, "chat": chat or {}, **data}))
 
     return make
 
@@ -84,7 +84,7 @@ def test_each_file_is_a_chat_of_its_own(chat_task: Callable[..., Task], tmp_path
     ]
 
 
-def test_the_section_comes_back_from_a_saved_task(chat_task: Callable[..., Task], tmp_path: Path) -> None:
+def test_section_is_read_back_from_a_saved_task(chat_task: Callable[..., Task], tmp_path: Path) -> None:
     task = chat_task({"only": ["Garden"], "gap_minutes": 90})
     save_task(task, tmp_path / "task-tiny" / "saved.yaml")
     assert load_task(tmp_path / "task-tiny" / "saved.yaml").data == task.data
@@ -99,14 +99,14 @@ def test_the_target_of_chats_is_the_response(make_task: MakeTask, tmp_path: Path
 
 
 def test_faults(chat_task: Callable[..., Task], make_task: MakeTask, tmp_path: Path) -> None:
-    with pytest.raises(TaskFaults, match="chat reads local files; remove hub"):
+    with pytest.raises(InvalidTaskError, match="chat reads local files; remove hub"):
         load_task(make_task(data={"hub": "name", "chat": {}}))
-    with pytest.raises(TaskFaults, match=r"data\.chat\.gap = 3: unknown key"):
+    with pytest.raises(InvalidTaskError, match=r"data\.chat\.gap = 3: unknown key"):
         load_task(make_task(data={"chat": {"gap": 3}}))
     with pytest.raises(UsageError, match=r"data\.train: no file .*gone\.json"):
         load_splits(chat_task(train="gone.json"))
     write_chat(tmp_path / "task-tiny" / "lone.json", [0])
-    with pytest.raises(UsageError, match=r"data\.train: lone\.json holds no message that another one precedes"):
+    with pytest.raises(UsageError, match=r"data\.train: lone\.json has no message with an earlier message"):
         load_splits(chat_task(train="lone.json"))
     (tmp_path / "task-tiny" / "cut.json").write_text('{"messages": [')
     with pytest.raises(LoraFtError, match=r"cut\.json, after 0 objects, is cut off"):
@@ -124,7 +124,7 @@ def write_marked(file: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("chat", "left"),
+    ("chat", "excluded"),
     [
         ({}, "0345"),
         ({"forwarded": True}, "01345"),
@@ -134,23 +134,25 @@ def write_marked(file: Path) -> Path:
     ],
 )
 def test_forwards_bots_and_named_people_are_left_out(
-    chat_task: Callable[..., Task], tmp_path: Path, chat: dict[str, Any], left: str
+    chat_task: Callable[..., Task], tmp_path: Path, chat: dict[str, Any], excluded: str
 ) -> None:
     write_marked(tmp_path / "task-tiny" / "result.json")
     rows = load_splits(chat_task(chat)).train
-    assert [row.target[-1] for row in rows] == list(left[1:])
+    assert [row.target[-1] for row in rows] == list(excluded[1:])
 
 
-def test_a_name_to_leave_out_that_nobody_has_is_refused(chat_task: Callable[..., Task]) -> None:
-    with pytest.raises(UsageError, match=r"data\.chat\.leave_out names nobody in these chats: Bot; write names as"):
+def test_unknown_name_in_leave_out_is_refused(chat_task: Callable[..., Task]) -> None:
+    with pytest.raises(
+        UsageError, match=r"data\.chat\.leave_out has names that are not in these chats: Bot; spell names as"
+    ):
         load_splits(chat_task({"leave_out": ["A", "Bot"]}))
 
 
 def test_pages_of_a_chat_are_read_once(chat_task: Callable[..., Task], tmp_path: Path) -> None:
     task = chat_task(train="message_*.json")
     for number in (1, 2):
-        said = [{"sender_name": "AB"[i % 2], "timestamp_ms": i, "content": f"{number} {i}"} for i in range(3)]
-        content = {"participants": [], "title": "x", "messages": said}
+        messages = [{"sender_name": "AB"[i % 2], "timestamp_ms": i, "content": f"{number} {i}"} for i in range(3)]
+        content = {"participants": [], "title": "x", "messages": messages}
         (tmp_path / "task-tiny" / f"message_{number}.json").write_text(json.dumps(content))
     assert len(load_splits(task).train) == 5
 
@@ -172,7 +174,7 @@ def test_every_message_of_the_real_chats_is_a_row_but_the_first(shared_data: Pat
         assert len(exports) == files and len(real[split]) == spoken - files
 
 
-def test_no_context_of_the_real_chats_stands_in_two_splits(real: Splits) -> None:
+def test_splits_of_real_chats_share_no_context(real: Splits) -> None:
     assert real.overlap == 0
     contexts = [{e.row["context"] for e in real[name] if e.row["context"].count("\n") > 1} for name in SPLITS]
     assert all(not a & b for a, b in itertools.combinations(contexts, 2))

@@ -1,4 +1,4 @@
-"""Senders: names with colons, texts without a blank before them, sentences about somebody."""
+"""Senders: names with colons, texts without a blank before them, and sentences about people."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_unusual_names_are_senders(name: str) -> None:
         "Ana joined using this group's invite link",
     ],
 )
-def test_whatsapps_own_lines_have_no_sender(line: str) -> None:
+def test_lines_of_whatsapp_have_no_sender(line: str) -> None:
     assert split("Ana: hello", line)[1] is None
 
 
-def test_quotes_cut_by_a_colon_are_no_sender_on_ios() -> None:
+def test_quote_before_a_colon_is_not_a_sender_on_ios() -> None:
     assert split("Ana: hi", "\u200eAna hat „Garten: neu“ erstellt", bracket=True) == [("Ana", "hi"), None]
 
 
-def test_heads_in_brackets_name_a_sender_whatever_the_name() -> None:
+def test_heads_in_brackets_have_any_sender() -> None:
     assert split("the one from the corner shop:hi", bracket=True) == [("the one from the corner shop", "hi")]

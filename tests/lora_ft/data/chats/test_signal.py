@@ -42,7 +42,7 @@ def message(body: str, sender: str = "Ana", **more: Any) -> str:
 
 def test_a_folder_of_signal_export_is_read(tmp_path: Path) -> None:
     lines = [message("hello"), message("yes", "Me", quote="\n\n> hello\n\n"), message("", sticker="x")]
-    own = [
+    notices = [
         message("gone", deleted=True),
         message("Missed call", call=True),
         message("Outgoing video call (unanswered)"),
@@ -50,22 +50,22 @@ def test_a_folder_of_signal_export_is_read(tmp_path: Path) -> None:
     for name in ("Garden", "Ben"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "chat.md").write_text(MARKDOWN)
-    (tmp_path / "Garden" / "data.json").write_text("\n".join([*lines, *own, ""]))
+    (tmp_path / "Garden" / "data.json").write_text("\n".join([*lines, *notices, ""]))
     expected = [Message("1", TIME, "Ana", "hello"), Message("2", TIME, "Me", "yes")]
-    assert [one for chat, one in read_signal(tmp_path) if chat == "Garden"] == expected
-    assert [(one.sender, one.text) for chat, one in read_signal(tmp_path) if chat == "Ben"] == [
+    assert [message for chat, message in read_signal(tmp_path) if chat == "Garden"] == expected
+    assert [(message.sender, message.text) for chat, message in read_signal(tmp_path) if chat == "Ben"] == [
         ("Ana", "hello"),
         ("Me", "yes: of course\nmore"),
         ("Ana", "look"),
     ]
-    assert [one for _, one in read_signal(tmp_path / "Garden" / "data.json")] == expected
+    assert [message for _, message in read_signal(tmp_path / "Garden" / "data.json")] == expected
 
 
 def test_the_plain_text_export_of_signal_is_read(tmp_path: Path) -> None:
     def item(stamp: int, chat: str, author: str, **content: Any) -> dict[str, Any]:
         return {"chatItem": {"chatId": chat, "authorId": author, "dateSent": f"{stamp}000", "incoming": {}, **content}}
 
-    said = {"standardMessage": {"text": {"body": "hello"}}}
+    standard = {"standardMessage": {"text": {"body": "hello"}}}
     frames: list[dict[str, Any]] = [
         {"version": "1", "backupTimeMs": "1704164645000"},
         {"account": {}},
@@ -74,11 +74,11 @@ def test_the_plain_text_export_of_signal_is_read(tmp_path: Path) -> None:
         {"recipient": {"id": "3", "group": {"snapshot": {"title": {"title": "Garden"}}}}},
         {"chat": {"id": "7", "recipientId": "3"}},
         {"chat": {"id": "8", "recipientId": "2"}},
-        item(5, "7", "2", **said),
+        item(5, "7", "2", **standard),
         item(6, "7", "1", standardMessage={"text": {"body": "yes"}, "quote": {"targetSentTimestamp": "5000"}}),
         item(7, "8", "2", stickerMessage={}),
         item(8, "8", "2", remoteDeletedMessage={}),
-        item(9, "8", "2", **said),
+        item(9, "8", "2", **standard),
     ]
     file = tmp_path / "main.jsonl"
     file.write_text("\n".join(map(json.dumps, frames)))
@@ -88,7 +88,7 @@ def test_the_plain_text_export_of_signal_is_read(tmp_path: Path) -> None:
         ("Ana Oak", Message("9000", 9.0, "Ana Oak", "hello")),
     ]
     assert list(read_signal(file)) == list(read_signal(tmp_path)) == expected
-    file.write_text("\n".join(map(json.dumps, [frames[0], item(5, "7", "2", **said)])))
+    file.write_text("\n".join(map(json.dumps, [frames[0], item(5, "7", "2", **standard)])))
     with pytest.raises(LoraFtError, match=r"main\.jsonl:2 is a message of an unknown chat or author"):
         list(read_signal(file))
 
@@ -102,7 +102,7 @@ def test_the_plain_text_export_of_signal_is_read(tmp_path: Path) -> None:
         (f'{{"date": {4301 * "1"}}}', r"data\.json:1 has a number of 4,301 digits"),
     ],
 )
-def test_a_line_of_another_shape_is_named(tmp_path: Path, line: str, part: str) -> None:
+def test_malformed_line_is_refused_by_number(tmp_path: Path, line: str, part: str) -> None:
     (tmp_path / "data.json").write_text(line)
     with pytest.raises(LoraFtError, match=part):
         list(read_signal(tmp_path / "data.json"))

@@ -1,4 +1,4 @@
-"""Slack's exports: days in order, people by name, marks as a reader sees them, threads as replies."""
+"""Slack's exports: days in order, people by name, markup as displayed, threads as replies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def export(folder: Path, days: dict[str, list[dict[str, Any]]]) -> Path:
 
 
 def texts(folder: Path) -> list[str]:
-    return [found.text for _, found in read_slack(folder)]
+    return [message.text for _, message in read_slack(folder)]
 
 
 def test_days_of_every_channel_in_a_folder_and_in_a_zip_file(tmp_path: Path) -> None:
@@ -58,10 +58,10 @@ def test_days_of_every_channel_in_a_folder_and_in_a_zip_file(tmp_path: Path) -> 
 def test_the_folder_of_one_channel_takes_names_from_its_messages(tmp_path: Path) -> None:
     named = message("1.0", "hello", "U9", user_profile={"display_name": "Cleo"})
     folder = export(tmp_path / "slack", {"garden/2024-01-01.json": [named, message("2.0", "hi", "U8")]}) / "garden"
-    assert [(chat, found.sender) for chat, found in read_slack(folder)] == [("garden", "Cleo"), ("garden", "U8")]
+    assert [(chat, message.sender) for chat, message in read_slack(folder)] == [("garden", "Cleo"), ("garden", "U8")]
 
 
-def test_what_no_person_wrote_is_left_out(tmp_path: Path) -> None:
+def test_messages_of_slack_are_left_out(tmp_path: Path) -> None:
     day = [
         message("1.0", "joined", subtype="channel_join"),
         message("2.0", "gone", subtype="tombstone"),
@@ -82,10 +82,10 @@ def test_bots_are_marked(tmp_path: Path) -> None:
     ]
     folder = export(tmp_path / "slack", {"garden/2024-01-01.json": day})
     (folder / "users.json").write_text(json.dumps([*USERS, {"id": "U3", "name": "bot", "is_bot": True}]))
-    found = [(one.sender, one.text, one.bot) for _, one in read_slack(folder)]
+    messages = [(message.sender, message.text, message.bot) for _, message in read_slack(folder)]
     expected = [("Deploy", "beep", True), ("Ana", "boop", True), ("bot", "bap", True), ("Ana", "hello", False)]
     expected.append(("USLACKBOT", "How do I mute this?", True))
-    assert found == expected
+    assert messages == expected
 
 
 def test_text_in_blocks_and_attachments_alone_is_read(tmp_path: Path) -> None:
@@ -110,8 +110,11 @@ def test_text_in_blocks_and_attachments_alone_is_read(tmp_path: Path) -> None:
         message("4.0", "", attachments=[{"text": "said by others", "is_share": True, "author_name": "Cleo"}]),
         message("5.0", "", attachments=[{"from_url": "https://example.org", "text": "a preview"}]),
     ]
-    found = [(one.text, one.forwarded) for _, one in read_slack(export(tmp_path / "slack", {"g/2024-01-01.json": day}))]
-    assert found == [
+    messages = [
+        (message.text, message.forwarded)
+        for _, message in read_slack(export(tmp_path / "slack", {"g/2024-01-01.json": day}))
+    ]
+    assert messages == [
         ("see @Ben Ash in #garden:wave:https://example.org\n• a\n• b", False),
         ("for @Ana", False),
         ("own", False),
@@ -125,11 +128,14 @@ def test_a_file_of_slackdump_is_read_with_its_threads(tmp_path: Path) -> None:
     content = {"channel_id": "C1", "name": "garden", "messages": [{**root, "slackdump_thread_replies": replies}]}
     (tmp_path / "C1.json").write_text(json.dumps(content))
     (tmp_path / "users.json").write_text(json.dumps(USERS))
-    found = [(chat, one.sender, one.text, one.thread, one.reply_to) for chat, one in read_slack(tmp_path / "C1.json")]
-    assert found == [("garden", "Ana", "who?", "1.0", None), ("garden", "Ben Ash", "me", "1.0", "1.0")]
+    messages = [
+        (chat, message.sender, message.text, message.thread, message.reply_to)
+        for chat, message in read_slack(tmp_path / "C1.json")
+    ]
+    assert messages == [("garden", "Ana", "who?", "1.0", None), ("garden", "Ben Ash", "me", "1.0", "1.0")]
 
 
-def test_marks_are_what_a_reader_sees(tmp_path: Path) -> None:
+def test_markup_reads_as_displayed(tmp_path: Path) -> None:
     text = (
         "<@U1> and <@U2|old> and <@U7>, see <#C1|garden>, <!here>, <https://example.org|this> &amp; 1 &lt; 2 "
         "<!subteam^S1|@cooks>"
@@ -138,18 +144,18 @@ def test_marks_are_what_a_reader_sees(tmp_path: Path) -> None:
     assert texts(folder) == ["@Ana and @Ben Ash and @U7, see #garden, @here, this & 1 < 2 @cooks"]
 
 
-def test_messages_of_a_thread_answer_its_first(tmp_path: Path) -> None:
+def test_messages_of_a_thread_answer_its_first_message(tmp_path: Path) -> None:
     day = [message("1.0", "who?", thread_ts="1.0"), message("2.0", "me", "U2", thread_ts="1.0")]
-    found = [found for _, found in read_slack(export(tmp_path / "slack", {"garden/2024-01-01.json": day}))]
-    assert [(one.reply_to, one.thread) for one in found] == [(None, "1.0"), ("1.0", "1.0")]
+    messages = [messages for _, messages in read_slack(export(tmp_path / "slack", {"garden/2024-01-01.json": day}))]
+    assert [(message.reply_to, message.thread) for message in messages] == [(None, "1.0"), ("1.0", "1.0")]
 
 
 def test_a_folder_without_days_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no export of Slack: it has no days"):
+    with pytest.raises(UsageError, match="is not an export of Slack: it has no daily files"):
         texts(export(tmp_path / "slack", {}))
 
 
-def test_a_damaged_day_is_named(tmp_path: Path) -> None:
+def test_damaged_daily_file_is_refused(tmp_path: Path) -> None:
     folder = export(tmp_path / "slack", {"garden/2024-01-01.json": [message("1.0", "a"), message("2.0", "b")]})
     day = folder / "garden" / "2024-01-01.json"
     day.write_text(day.read_text()[:-20])

@@ -1,4 +1,4 @@
-"""JSON read object by object: equal to the json module's, within bounds, faults in our words."""
+"""JSON read object by object: equal to the json module, within limits, and every failure a LoraFtError."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def test_values_are_those_of_the_json_module(
 
 def test_the_beginnings_of_objects_are_marked(tmp_path: Path) -> None:
     file = write(tmp_path / "x.json", '{"list": [{"n": 1}, {}, {"n": 2}]}')
-    found = list(walk(file, {"list.item.n"}, begins={"list.item"}))
+    values = list(walk(file, {"list.item.n"}, begins={"list.item"}))
     begin = ("list.item", BEGIN)
-    assert found == [begin, ("list.item.n", 1), begin, begin, ("list.item.n", 2)]
+    assert values == [begin, ("list.item.n", 1), begin, begin, ("list.item.n", 2)]
 
 
-@pytest.mark.parametrize("read", [lambda file: objects(file, "a.item"), lambda file: walk(file, {"a.item"})])
-def test_one_object_does_not_take_all_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any) -> None:
+@pytest.mark.parametrize("reader", [lambda file: objects(file, "a.item"), lambda file: walk(file, {"a.item"})])
+def test_one_object_does_not_take_all_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Any) -> None:
     monkeypatch.setattr(stream, "MAX_OBJECT", 200_000)
     small = json.dumps({"x": 1000 * "y"})
-    many = write(tmp_path / "many.json", f'{{"a": [{", ".join(1000 * [small])}]}}')
-    assert len(list(read(many))) == 1000
+    several = write(tmp_path / "several.json", f'{{"a": [{", ".join(1000 * [small])}]}}')
+    assert len(list(reader(several))) == 1000
     large = write(tmp_path / "large.json", f'{{"a": [{small}, {{"x": [{", ".join(1000 * [small])}]}}]}}')
     with pytest.raises(LoraFtError, match=r"large\.json has an object of more than 200,000 bytes"):
-        list(read(large))
+        list(reader(large))
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def test_one_object_does_not_take_all_memory(tmp_path: Path, monkeypatch: pytest
         (b"", "after 0 objects, is cut off"),
     ],
 )
-def test_faults_are_in_our_words(tmp_path: Path, content: bytes, part: str) -> None:
+def test_failures_are_errors_with_a_place(tmp_path: Path, content: bytes, part: str) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(LoraFtError, match=rf"x\.json,? {part}"):
         list(objects(tmp_path / "x.json", "a.item"))
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LoraFtError, match=r"x\.json cannot be read"):
         list(objects(tmp_path / "x.json", "item"))

@@ -1,4 +1,4 @@
-"""What `validate` says of chats: messages, people, first and last day, and what was read by convention."""
+"""Chats in the report of `validate`: messages, people, first and last day, and doubts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ WHATSAPP = "\n".join(
 def chat_task(make_task: MakeTask, folder: Path, content: str, name: str = "Garden.txt", **data: Any) -> Path:
     (folder / "task-tiny").mkdir(exist_ok=True)
     (folder / "task-tiny" / name).write_text(content)
-    own = {"train": name, "validation": None, "test": None, "target": "response", "chat": {}}
-    return make_task(prompt=PROMPT, data={**own, **data})
+    source = {"train": name, "validation": None, "test": None, "target": "response", "chat": {}}
+    return make_task(prompt=PROMPT, data={**source, **data})
 
 
 def test_every_chat_is_shown_once(make_task: MakeTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,7 +37,7 @@ def test_every_chat_is_shown_once(make_task: MakeTask, tmp_path: Path, capsys: p
     report = validate(str(path))
     first, last = datetime.date(2023, 11, 12), datetime.date(2023, 11, 14)
     place = f"{tmp_path / 'task-tiny' / 'Garden.txt'} Garden"
-    assert report.chats == [ChatSummary(place, 24, 2, first, last)] and report.faults == []
+    assert report.chats == [ChatSummary(place, 24, 2, first, last)] and report.errors == []
     show_validation(report)
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "Garden.txt" in line)
     assert line.split()[-4:] == ["24", "2", "2023-11-12", "2023-11-14"]
@@ -66,12 +66,10 @@ def test_many_chats_take_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (WHATSAPP, None),
         (WHATSAPP.replace("13/11", "12/11").replace("14/11", "12/11"), "fit several orders; they are read as day, mon"),
-        (f"{WHATSAPP}\n[18/10/2023, 22:15] Carl: x", "1 heads stand inside of messages, as pasted text"),
+        (f"{WHATSAPP}\n[18/10/2023, 22:15] Carl: x", "1 heads inside messages are read as pasted text"),
     ],
 )
-def test_what_was_read_by_convention_is_said(
-    make_task: MakeTask, tmp_path: Path, content: str, doubt: str | None
-) -> None:
+def test_ambiguous_parts_are_reported(make_task: MakeTask, tmp_path: Path, content: str, doubt: str | None) -> None:
     warnings = load_splits(load_task(str(chat_task(make_task, tmp_path, content)))).warnings
     assert [warning for warning in warnings if "Garden.txt" in warning] == warnings
     assert len(warnings) == 0 if doubt is None else doubt in warnings[0]

@@ -1,4 +1,4 @@
-"""Telegram Desktop's exports: texts flattened, what is no message left out, replies kept, a whole account read."""
+"""Telegram Desktop's JSON exports: texts, replies, topics, accounts and repaired JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def export(path: Path, *messages: dict[str, Any], **top: Any) -> Path:
 
 
 def read(path: Path) -> list[Message]:
-    return [found for _, found in read_telegram(path)]
+    return [message for _, message in read_telegram(path)]
 
 
 def test_a_message_with_everything(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_message_with_everything(tmp_path: Path) -> None:
     ]
 
 
-def test_the_local_clock_is_read_where_there_is_no_other(tmp_path: Path) -> None:
+def test_local_time_is_read_without_a_unix_time(tmp_path: Path) -> None:
     old = message(1, "hello")
     del old["date_unixtime"]
     assert read(export(tmp_path / "result.json", old))[0].time == 1704164645.0  # 03:04:05 as if it were UTC
@@ -47,10 +47,10 @@ def test_the_local_clock_is_read_where_there_is_no_other(tmp_path: Path) -> None
 def test_texts_of_parts_are_flattened(tmp_path: Path) -> None:
     parts = ["look at ", {"type": "link", "text": "example.org"}, " and ", {"type": "bold", "text": "read"}, "\nit"]
     file = export(tmp_path / "result.json", message(1, parts), message(2, "", text_entities=[{"text": "x"}]))
-    assert [found.text for found in read(file)] == ["look at example.org and read\nit", "x"]
+    assert [item.text for item in read(file)] == ["look at example.org and read\nit", "x"]
 
 
-def test_what_is_no_message_of_a_person_is_left_out(tmp_path: Path) -> None:
+def test_only_messages_of_people_are_read(tmp_path: Path) -> None:
     file = export(
         tmp_path / "result.json",
         message(1, "", type="service", actor="Ana", action="create_group"),
@@ -59,43 +59,43 @@ def test_what_is_no_message_of_a_person_is_left_out(tmp_path: Path) -> None:
         message(4, " \u200e "),
         {**message(5, "from nobody"), "from": None, "from_id": None},
     )
-    assert [found.text for found in read(file)] == ["caption"]
+    assert [item.text for item in read(file)] == ["caption"]
 
 
-def test_a_deleted_account_is_known_by_its_number(tmp_path: Path) -> None:
+def test_deleted_account_is_named_by_its_id(tmp_path: Path) -> None:
     file = export(tmp_path / "result.json", {**message(1, "bye"), "from": None, "from_id": "user99"})
     assert read(file)[0].sender == "user99"
 
 
-def test_a_reply_to_another_chat_is_none(tmp_path: Path) -> None:
+def test_reply_to_another_chat_is_ignored(tmp_path: Path) -> None:
     elsewhere = message(1, "hm", reply_to_message_id=5, reply_to_peer_id="channel8")
     assert read(export(tmp_path / "result.json", elsewhere))[0].reply_to is None
 
 
-def test_names_stand_on_one_line_without_colons(tmp_path: Path) -> None:
+def test_names_are_on_one_line_without_colons(tmp_path: Path) -> None:
     assert read(export(tmp_path / "result.json", message(1, "x", **{"from": "Ana:\nthe\u200e Great "})))[0].sender == (
         "Ana the Great"
     )
 
 
-def test_half_a_character_does_not_get_through(tmp_path: Path) -> None:
+def test_lone_surrogates_are_removed(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     file.write_text(export(tmp_path / "other", message(1, "HERE")).read_text().replace("HERE", "a \\ud83d b"))
     read(file)[0].text.encode("utf-8")
 
 
-def test_the_chats_of_an_account_are_told_apart(tmp_path: Path) -> None:
+def test_chats_of_an_account_are_distinguished(tmp_path: Path) -> None:
     chats = [
         {"name": "Garden", "type": "private_group", "id": 1, "messages": [message(1, "one"), message(2, "two")]},
         {"type": "saved_messages", "id": 2, "messages": [message(1, "note to self")]},
         {"name": "Garden", "type": "private_group", "id": 3, "messages": [message(1, "other garden")]},
         {"name": None, "type": "personal_chat", "id": 4, "messages": [message(1, "gone")]},
     ]
-    left = [{"name": "Old", "type": "private_group", "id": 5, "messages": [message(1, "left")]}]
+    left_chats = [{"name": "Old", "type": "private_group", "id": 5, "messages": [message(1, "left")]}]
     file = tmp_path / "result.json"
     account = {"about": "x", "personal_information": {"messages": "y"}, "chats": {"about": "z", "list": chats}}
-    file.write_text(json.dumps(account | {"left_chats": {"list": left}}), encoding="utf-8")
-    assert [(chat, found.text) for chat, found in read_telegram(file)] == [
+    file.write_text(json.dumps(account | {"left_chats": {"list": left_chats}}), encoding="utf-8")
+    assert [(chat, item.text) for chat, item in read_telegram(file)] == [
         ("Garden", "one"),
         ("Garden", "two"),
         ("Saved Messages", "note to self"),
@@ -105,20 +105,20 @@ def test_the_chats_of_an_account_are_told_apart(tmp_path: Path) -> None:
     ]
 
 
-def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     file = export(tmp_path / "result.json", message(1, "hello"))
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert read(file)[0].text == "hello"
 
 
-def test_a_file_that_is_cut_off_says_where(tmp_path: Path) -> None:
+def test_cut_off_file_is_refused_with_the_place(tmp_path: Path) -> None:
     file = export(tmp_path / "result.json", *(message(i, "hello") for i in range(5)))
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(LoraFtError, match=r"result\.json, after 3 objects, is cut off; export or copy it again"):
         read(file)
 
 
-def test_a_file_that_is_not_utf_8_says_where(tmp_path: Path) -> None:
+def test_file_that_is_not_utf_8_is_refused_with_the_place(tmp_path: Path) -> None:
     file = export(tmp_path / "result.json", message(0, "fine"), message(1, "café"))
     file.write_bytes(file.read_bytes().replace(b"caf\\u00e9", b"caf\xe9"))
     with pytest.raises(LoraFtError, match=r"result\.json, after \d objects, is not UTF-8"):
@@ -126,17 +126,17 @@ def test_a_file_that_is_not_utf_8_says_where(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", [{"date_unixtime": "soon"}, {"date_unixtime": None}])
-def test_a_message_without_a_date_is_named(tmp_path: Path, broken: dict[str, Any]) -> None:
+def test_message_without_a_date_is_refused_by_its_id(tmp_path: Path, broken: dict[str, Any]) -> None:
     file = export(tmp_path / "result.json", message(41, "hello", **broken))
     with pytest.raises(LoraFtError, match=r"result\.json, message 41, has no date that can be read"):
         read(file)
 
 
 def read_all(path: Path) -> list[tuple[str, str]]:
-    return [(found.thread, found.text) for found in read(path)]
+    return [(message.thread, message.text) for message in read(path)]
 
 
-def test_what_was_forwarded_or_sent_through_a_bot_is_marked(tmp_path: Path) -> None:
+def test_forwarded_messages_and_those_through_bots_are_marked(tmp_path: Path) -> None:
     file = export(
         tmp_path / "result.json",
         message(1, "own"),
@@ -145,7 +145,7 @@ def test_what_was_forwarded_or_sent_through_a_bot_is_marked(tmp_path: Path) -> N
         message(4, "kept", saved_from="Garden"),
         message(5, "cat", via_bot="@gif"),
     )
-    assert [(found.forwarded, found.bot) for found in read(file)] == [
+    assert [(item.forwarded, item.bot) for item in read(file)] == [
         (False, False),
         (True, False),
         (True, False),
@@ -155,16 +155,16 @@ def test_what_was_forwarded_or_sent_through_a_bot_is_marked(tmp_path: Path) -> N
 
 
 def test_answers_of_a_bot_are_marked_in_the_chat_with_it(tmp_path: Path) -> None:
-    asked, answer = message(1, "/start"), message(2, "Welcome!", **{"from": "Helper", "from_id": "user7"})
-    found = read(export(tmp_path / "result.json", asked, answer, type="bot_chat", id=7))
-    assert [(one.text, one.bot) for one in found] == [("/start", False), ("Welcome!", True)]
+    question, answer = message(1, "/start"), message(2, "Welcome!", **{"from": "Helper", "from_id": "user7"})
+    messages = read(export(tmp_path / "result.json", question, answer, type="bot_chat", id=7))
+    assert [(item.text, item.bot) for item in messages] == [("/start", False), ("Welcome!", True)]
 
 
 def topic(number: int, title: str) -> dict[str, Any]:
     return {**message(number, "", actor="Ana", action="topic_created", title=title), "type": "service"}
 
 
-def test_topics_of_a_forum_are_told_by_the_chain_of_answers(tmp_path: Path) -> None:
+def test_topics_follow_the_chain_of_replies(tmp_path: Path) -> None:
     file = export(
         tmp_path / "result.json",
         message(3, "before the forum"),
@@ -231,7 +231,7 @@ VALID = VALID.replace(b": user1,", b': "user1",').replace(b'"user_id": user5', b
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 1000])
-def test_invalid_json_of_telegram_is_put_right_at_any_cut(size: int) -> None:
+def test_invalid_json_of_telegram_is_repaired_in_any_chunks(size: int) -> None:
     repair = telegram_repair()
     chunks = [INVALID[start : start + size] for start in range(0, len(INVALID), size)]
     assert b"".join(map(repair, [*chunks, b""])) == VALID
@@ -245,7 +245,7 @@ def test_valid_json_is_not_changed_by_the_repair(text: str, size: int) -> None:
     assert b"".join(map(repair, [*chunks, b""])) == data
 
 
-def test_a_number_that_ends_other_parsers_is_refused(tmp_path: Path) -> None:
+def test_huge_number_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     file.write_text(f'{{"name": "x", "type": "y", "messages": [{4301 * "1"}]}}')
     with pytest.raises(LoraFtError, match=r"result\.json is out of bounds at byte 40 \(a number of more than 300"):

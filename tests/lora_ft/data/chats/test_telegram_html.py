@@ -1,4 +1,4 @@
-"""Telegram Desktop's HTML export: pages in order, joined messages, forwards, answers, topics, accounts, damage."""
+"""Telegram Desktop's HTML export: pages in order, joined messages, forwards, replies, topics, accounts, damage."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def page(path: Path, *messages: str, name: str = "Garden &amp; Co") -> Path:
 
 def test_a_message_with_everything(tmp_path: Path) -> None:
     answer = '<div class="reply_to details">In reply to <a href="#go_to_message1">this message</a></div>'
-    other = '<div class="reply_to details">In reply to a message in another chat</div>'
+    elsewhere = '<div class="reply_to details">In reply to a message in another chat</div>'
     photo = '<div class="media_wrap clearfix"><div class="body"><div class="title bold">Photo</div></div></div>'
     file = page(
         tmp_path / "messages.html",
         service(-1, "20 November 2023"),
         message(1, 'one &lt;b&gt;<br>two <strong>bold <a href="x">link</a></strong> end'),
         message(2, "joined", None, inside=answer),
-        message(3, "caption", "Ben: O", inside=other + photo),
+        message(3, "caption", "Ben: O", inside=elsewhere + photo),
         message(4, "", "Ben", inside=photo),
     )
     assert list(read_telegram_html(file)) == [
@@ -67,8 +67,8 @@ def test_forwards_and_inline_bots_are_marked(tmp_path: Path) -> None:
         message(3, "cat", "Ben via @gif"),
         message(4, "own", "Ben"),
     )
-    found = [(one.sender, one.text, one.forwarded, one.bot) for _, one in read_telegram_html(file)]
-    assert found == [
+    messages = [(item.sender, item.text, item.forwarded, item.bot) for _, item in read_telegram_html(file)]
+    assert messages == [
         ("Ben", "news", True, False),
         ("Ben", "news again", True, False),
         ("Ben", "cat", False, True),
@@ -87,26 +87,28 @@ def test_topics_are_conversations(tmp_path: Path) -> None:
         message(12, "general"),
         message(13, "yes, goat", inside=answer(11)),
     )
-    found = [(one.text, one.thread, one.reply_to) for _, one in read_telegram_html(file)]
-    assert found == [("goat", "Goats", None), ("general", "", None), ("yes, goat", "Goats", "11")]
+    messages = [(item.text, item.thread, item.reply_to) for _, item in read_telegram_html(file)]
+    assert messages == [("goat", "Goats", None), ("general", "", None), ("yes, goat", "Goats", "11")]
 
 
-@pytest.mark.parametrize("given", ["", "messages.html", "messages2.html"])
-def test_all_pages_of_a_chat_are_read_in_order(tmp_path: Path, given: str) -> None:
+@pytest.mark.parametrize("opened", ["", "messages.html", "messages2.html"])
+def test_all_pages_of_a_chat_are_read_in_order(tmp_path: Path, opened: str) -> None:
     for number in (1, 2, 10):
         name = f"messages{number if number > 1 else ''}.html"
         page(tmp_path / "ChatExport" / name, message(number, f"text {number}"))
     (tmp_path / "ChatExport" / "css").mkdir()
-    found = list(read_telegram_export(tmp_path / "ChatExport" / given))
-    assert [(chat, one.text) for chat, one in found] == [("Garden & Co", f"text {number}") for number in (1, 2, 10)]
+    messages = list(read_telegram_export(tmp_path / "ChatExport" / opened))
+    assert [(chat, item.text) for chat, item in messages] == [
+        ("Garden & Co", f"text {number}") for number in (1, 2, 10)
+    ]
 
 
-def test_the_chats_of_an_account_are_told_apart(tmp_path: Path) -> None:
+def test_chats_of_an_account_are_distinguished(tmp_path: Path) -> None:
     for number in (1, 2):
         page(tmp_path / "chats" / f"chat_00{number}" / "messages.html", message(1, f"chat {number}"))
     page(tmp_path / "export_results.html", name="Exported Data")
-    found = [(chat, one.text) for chat, one in read_telegram_export(tmp_path)]
-    assert found == [("Garden & Co", "chat 1"), ("Garden & Co #2", "chat 2")]
+    texts = [(chat, item.text) for chat, item in read_telegram_export(tmp_path)]
+    assert texts == [("Garden & Co", "chat 1"), ("Garden & Co #2", "chat 2")]
 
 
 def test_a_folder_with_both_forms_is_read_once(tmp_path: Path) -> None:
@@ -119,29 +121,29 @@ def test_a_folder_with_both_forms_is_read_once(tmp_path: Path) -> None:
     ("title", "time"),
     [("20.11.2023 09:00:00", 1700470800.0), ("20.11.2023 09:00:00 UTC-05:30", 1700470800.0 + 5.5 * 3600)],
 )
-def test_dates_have_offsets_or_none(tmp_path: Path, title: str, time: float) -> None:
-    ((_, found),) = read_telegram_html(page(tmp_path / "messages.html", message(1, "x", title=title)))
-    assert found.time == time
+def test_dates_may_have_offsets(tmp_path: Path, title: str, time: float) -> None:
+    ((_, item),) = read_telegram_html(page(tmp_path / "messages.html", message(1, "x", title=title)))
+    assert item.time == time
 
 
 @pytest.mark.parametrize("title", ["", "soon", "32.11.2023 09:00:00", "20.11.2023 09:00:00 UTC+99:00"])
-def test_a_message_without_a_date_is_named(tmp_path: Path, title: str) -> None:
+def test_message_without_a_date_is_refused_by_its_id(tmp_path: Path, title: str) -> None:
     with pytest.raises(LoraFtError, match=r"messages\.html, message 7, has no date that can be read"):
         list(read_telegram_html(page(tmp_path / "messages.html", message(7, "x", title=title))))
 
 
-def test_a_joined_message_without_one_before_is_named(tmp_path: Path) -> None:
+def test_joined_message_without_a_sender_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LoraFtError, match=r"messages\.html, message 7, has no sender"):
         list(read_telegram_html(page(tmp_path / "messages.html", message(7, "x", None))))
 
 
-def test_a_damaged_page_gives_whole_messages_or_our_error(tmp_path: Path) -> None:
+def test_damaged_page_has_whole_messages_or_is_refused(tmp_path: Path) -> None:
     whole = page(tmp_path / "messages.html", *(message(number, f"text {number}") for number in range(5))).read_bytes()
     expected = [f"text {number}" for number in range(5)]
     for end in range(0, len(whole), 37):
         (tmp_path / "messages.html").write_bytes(whole[:end])
         try:
-            found = [one.text for _, one in read_telegram_html(tmp_path / "messages.html")]
+            texts = [item.text for _, item in read_telegram_html(tmp_path / "messages.html")]
         except LoraFtError:
             continue
-        assert found[:-1] == expected[: max(0, len(found) - 1)]
+        assert texts[:-1] == expected[: max(0, len(texts) - 1)]

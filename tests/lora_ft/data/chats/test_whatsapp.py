@@ -1,4 +1,4 @@
-"""WhatsApp's text exports: both programs, every order of dates, both clocks, and lines that nobody wrote."""
+"""WhatsApp's text exports: Android and iOS, every order of dates, both clocks, and WhatsApp's own lines."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def test_dates_of_which_nothing_tells_the_order_are_those_of_a_dense_chat(tmp_pa
     assert times(export(tmp_path / "chat.txt", *lines))[0] == "2024-06-05 10:00:00"
 
 
-def test_a_lone_date_is_american_where_the_clock_is(tmp_path: Path) -> None:
+def test_single_date_is_american_with_an_american_clock(tmp_path: Path) -> None:
     assert times(export(tmp_path / "a.txt", "05/06/24, 1:00 PM - Ana: x")) == ["2024-05-06 13:00:00"]
     assert times(export(tmp_path / "b.txt", "05/06/24, 1:00 pm - Ana: x")) == ["2024-06-05 13:00:00"]
 
 
-def test_lines_without_a_head_go_on_with_the_message(tmp_path: Path) -> None:
+def test_lines_without_a_head_continue_the_message(tmp_path: Path) -> None:
     lines = [
         "31.12.23, 22:15 - Ana: one",
         "",
@@ -98,7 +98,7 @@ def test_lines_without_a_head_go_on_with_the_message(tmp_path: Path) -> None:
         assert said(export(tmp_path / "chat.txt", *lines, ends=ends)) == expected
 
 
-def test_what_nobody_wrote_is_left_out_on_android(tmp_path: Path) -> None:
+def test_notices_are_left_out_on_android(tmp_path: Path) -> None:
     head = "31.12.23, 22:15 - "
     lines = [
         "Messages and calls are end-to-end encrypted. Tap to learn more.",
@@ -117,7 +117,7 @@ def test_what_nobody_wrote_is_left_out_on_android(tmp_path: Path) -> None:
     ]
 
 
-def test_what_nobody_wrote_is_left_out_on_ios(tmp_path: Path) -> None:
+def test_notices_are_left_out_on_ios(tmp_path: Path) -> None:
     head = "[31.12.23, 22:15:30] "
     lines = [
         f"{head}Garden: {MARK}Messages and calls are end-to-end encrypted.",
@@ -146,12 +146,12 @@ def test_captions_and_edited_texts_stay(tmp_path: Path) -> None:
     ]
 
 
-def test_marks_of_direction_and_the_byte_order_mark_go(tmp_path: Path) -> None:
+def test_direction_marks_and_byte_order_mark_are_removed(tmp_path: Path) -> None:
     file = export(tmp_path / "chat.txt", "\ufeff31.12.23, 22:15 - \u202aAna\u202c: hi @\u2068Ben\u2069")
     assert said(file) == [("Ana", "hi @Ben")]
 
 
-def test_a_message_is_known_by_the_number_of_its_line(tmp_path: Path) -> None:
+def test_id_of_a_message_is_its_line_number(tmp_path: Path) -> None:
     file = export(tmp_path / "Garden.txt", "31.12.23, 22:15 - Ana: one", "two", "31.12.23, 22:16 - Ben: x")
     assert [(chat, message.id) for chat, message in read_whatsapp(file)] == [("Garden", "1"), ("Garden", "3")]
 
@@ -163,21 +163,23 @@ def test_the_zip_file_of_ios_is_read(tmp_path: Path) -> None:
     assert [(chat, message.text) for chat, message in read_whatsapp(tmp_path / "Garden.zip")] == [("Garden", "hello")]
     with zipfile.ZipFile(tmp_path / "none.zip", "w") as archive:
         archive.writestr("photo.jpg", b"\xff")
-    with pytest.raises(UsageError, match=r"none\.zip holds 0 text files"):
+    with pytest.raises(UsageError, match=r"none\.zip has 0 text files"):
         list(read_whatsapp(tmp_path / "none.zip"))
 
 
 @pytest.mark.parametrize(
     ("line", "number", "part"),
     [
-        ("32/13/2023, 09:01 - Ben: x", 2, "its date or time is not understood"),
-        ("20/11/2023, 25:01 - Ben: x", 2, "its date or time is not understood"),
-        ("[25/11/2023, 09:02:00] Ben: x", 2, "in another form than those before"),
+        ("32/13/2023, 09:01 - Ben: x", 2, "its date or time is unknown"),
+        ("20/11/2023, 25:01 - Ben: x", 2, "its date or time is unknown"),
+        ("[25/11/2023, 09:02:00] Ben: x", 2, "unlike those before it"),
     ],
 )
-def test_a_line_like_a_head_is_never_glued(tmp_path: Path, line: str, number: int, part: str) -> None:
+def test_unreadable_head_is_refused(tmp_path: Path, line: str, number: int, part: str) -> None:
     file = export(tmp_path / "chat.txt", "20/11/2023, 09:00 - Ana: one", line, "26/11/2023, 09:03 - Ana: two")
-    with pytest.raises(UsageError, match=f"chat.txt:{number} begins like a message, but {part} .got '.+'.; if it is"):
+    with pytest.raises(
+        UsageError, match=f"chat.txt:{number} begins like a message, but {part} .got '.+'.; put a blank"
+    ):
         said(file)
     file = export(tmp_path / "chat.txt", "20/11/2023, 09:00 - Ana: one", f" {line}")
     assert said(file) == [("Ana", f"one\n {line}")]
@@ -186,18 +188,18 @@ def test_a_line_like_a_head_is_never_glued(tmp_path: Path, line: str, number: in
 @pytest.mark.parametrize(
     "first", ["Nov 20, 2023, 9:05 PM - Ana: x", "[15/05, 00:29] Ana: x", "20/11/23, 9:05 XX - Ana: x"]
 )
-def test_a_file_whose_first_head_is_unknown_names_it(tmp_path: Path, first: str) -> None:
-    with pytest.raises(UsageError, match=r"chat\.txt:1 begins like a message, but its date .*is not understood"):
+def test_unknown_first_head_is_shown(tmp_path: Path, first: str) -> None:
+    with pytest.raises(UsageError, match=r"chat\.txt:1 begins like a message, but its date .*is unknown"):
         said(export(tmp_path / "chat.txt", first, "20/11/2023, 09:03 - Ana: two"))
 
 
 def test_a_clock_of_12_hours_without_words_is_refused(tmp_path: Path) -> None:
     lines = [f"[20/11/23, {at % 12 or 12:02}:05:00] Ana: x" for at in range(8, 23)] * 2
-    with pytest.raises(UsageError, match=r"chat\.txt has times of a 12-hour clock without AM and PM"):
+    with pytest.raises(UsageError, match=r"chat\.txt has times on a 12-hour clock without AM and PM"):
         said(export(tmp_path / "chat.txt", *lines))
 
 
-def test_a_short_chat_without_words_for_the_half_of_the_day_is_doubted(tmp_path: Path) -> None:
+def test_short_chat_without_am_and_pm_is_a_doubt(tmp_path: Path) -> None:
     hours = ("9:05", "1:10", "8:20")
     chat = export(tmp_path / "chat.txt", *(f"[3/11/23, {hour}:00] Ana: texto {hour}" for hour in hours))
     assert len(said(chat)) == 3
@@ -235,11 +237,11 @@ def test_a_message_of_over_a_million_characters_is_refused(tmp_path: Path) -> No
 
 
 def test_a_text_without_a_message_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"shopping\.txt holds no WhatsApp message"):
+    with pytest.raises(UsageError, match=r"shopping\.txt has no WhatsApp message"):
         said(export(tmp_path / "shopping.txt", "twine", "12/31: canes", "99/99/99, 10:00 - Ana: x"))
 
 
-def test_a_line_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+def test_line_that_is_not_utf_8_is_refused_by_number(tmp_path: Path) -> None:
     file = tmp_path / "chat.txt"
     file.write_bytes(b"31.12.23, 22:15 - Ana: one\n31.12.23, 22:16 - Ana: caf\xe9\n")
     with pytest.raises(LoraFtError, match=r"chat\.txt:2 is not UTF-8 \(byte 26 of the line\)"):
@@ -265,15 +267,17 @@ FORMS = {
     st.lists(st.tuples(moments, people, st.lists(words, min_size=1, max_size=3)), min_size=1, max_size=12),
     st.sampled_from(sorted(FORMS)),
 )
-def test_what_was_written_is_read(
+def test_written_messages_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, spoken: list[tuple[datetime.datetime, str, list[str]]], form: str
 ) -> None:
     # A day that is no month tells the order for sure; without one the dates may mean something else.
     spoken = sorted([*spoken, (datetime.datetime(2031, 1, 25), "Ana", ["end"])])
     lines = [FORMS[form](moment) + f"{name}: " + "\n".join(text) for moment, name, text in spoken]
     file = export(tmp_path_factory.mktemp("whatsapp") / "chat.txt", *lines)
-    read = [(message.time, message.sender, message.text) for _, message in read_whatsapp(file)]
-    assert read == [(t.replace(tzinfo=datetime.UTC).timestamp(), name, "\n".join(text)) for t, name, text in spoken]
+    messages_read = [(message.time, message.sender, message.text) for _, message in read_whatsapp(file)]
+    assert messages_read == [
+        (t.replace(tzinfo=datetime.UTC).timestamp(), name, "\n".join(text)) for t, name, text in spoken
+    ]
 
 
 MOMENTS = st.lists(
@@ -311,9 +315,9 @@ def test_exports_of_every_language_are_read_to_the_minute(
     spoken = [("Ana", "x"), ("Ben Oak", "y: z\nw"), ("+49 170 1", "ok")]
     lines = [f"{head}{': '.join(spoken[at % 3])}" for at, head in enumerate(heads)]
     file = export(tmp_path_factory.mktemp("locale") / "chat.txt", *lines)
-    read = [(message.time, message.sender, message.text) for _, message in read_whatsapp(file)]
+    messages_read = [(message.time, message.sender, message.text) for _, message in read_whatsapp(file)]
     expected = [moment.replace(tzinfo=datetime.UTC).timestamp() for moment in moments]
-    assert read == [(time, *spoken[at % 3]) for at, time in enumerate(expected)]
+    assert messages_read == [(time, *spoken[at % 3]) for at, time in enumerate(expected)]
 
 
 def head_of(moment: datetime.datetime, locale: Locale, clock: str, width: str, *, ios: bool, native: bool) -> str:

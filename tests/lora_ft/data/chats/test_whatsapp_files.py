@@ -1,4 +1,4 @@
-"""Zip files: which text is the chat, and files that hold none, are locked or damaged."""
+"""Zip files of WhatsApp: the text of the chat, and files without a text, encrypted or damaged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pack(path: Path, files: dict[str, str]) -> Path:
         {"Garden.txt": CHAT, "notes.txt": "twine"},
     ],
 )
-def test_the_chat_is_found_beside_its_attachments(tmp_path: Path, files: dict[str, str]) -> None:
+def test_chat_is_found_among_its_attachments(tmp_path: Path, files: dict[str, str]) -> None:
     for name in ("Garden.zip", "Garden.ZIP"):
         file = pack(tmp_path / name, files)
         assert find_format(file) == "whatsapp"
@@ -47,9 +47,9 @@ def test_an_unpacked_export_is_read(tmp_path: Path) -> None:
     assert [message.text for message in read_chats(tmp_path / "Garden")["Garden"]] == ["hello"]
 
 
-def test_several_chats_are_named(tmp_path: Path) -> None:
+def test_several_texts_are_refused_by_name(tmp_path: Path) -> None:
     file = pack(tmp_path / "two.zip", {"a.txt": CHAT, "b.txt": CHAT})
-    with pytest.raises(UsageError, match=r"two\.zip holds 2 text files, not the one .*: a\.txt, b\.txt"):
+    with pytest.raises(UsageError, match=r"two\.zip has 2 text files that may be the chat: a\.txt, b\.txt"):
         read_chats(file)
 
 
@@ -62,7 +62,7 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
         read_chats(tmp_path / "locked.zip")
 
 
-def test_damage_anywhere_is_ours_to_say(tmp_path: Path) -> None:
+def test_damage_raises_our_errors(tmp_path: Path) -> None:
     content = pack(tmp_path / "whole.zip", {"_chat.txt": CHAT * 20}).read_bytes()
     file = tmp_path / "damaged.zip"
     for at in range(len(content)):
@@ -72,11 +72,11 @@ def test_damage_anywhere_is_ours_to_say(tmp_path: Path) -> None:
         except LoraFtError as error:
             assert "damaged.zip" in str(error)
         file.write_bytes(content[:at])
-        with pytest.raises(LoraFtError, match=r"damaged\.zip is no whole zip file"):
+        with pytest.raises(LoraFtError, match=r"damaged\.zip is not a complete zip file"):
             read_chats(file)
 
 
-def test_a_zip_whose_local_name_is_no_utf8_is_refused(tmp_path: Path) -> None:
+def test_zip_with_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     content = bytearray(pack(tmp_path / "export.zip", {"_chat.txt": CHAT}).read_bytes())
     content[7] |= 0x08  # the local header says that its name is UTF-8, and its first byte is not
     content[30] = 0x9A

@@ -1,4 +1,4 @@
-"""Notices of WhatsApp that are made of parts are told from what people write, in many languages and versions."""
+"""Composite notices of WhatsApp are distinguished from texts of people, in many languages and versions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WRITTEN = (
 
 @pytest.mark.parametrize("ios", [False, True])
 @pytest.mark.parametrize("text", [*NOTICES.strip().replace("\n", "|").split("|"), *POLLS])
-def test_a_notice_is_nobodys_text(text: str, ios: bool) -> None:
+def test_notice_is_recognized(text: str, ios: bool) -> None:
     assert written(text, ios=ios) == ""
 
 

@@ -1,4 +1,4 @@
-"""WhatsApp's own words go, in many languages; what somebody wrote about them stays."""
+"""WhatsApp's own words are removed in many languages, and texts of people about them are kept."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lora_ft.data.chats.whatsapp_words import MARK, written
         "ENCUESTA:\n¿Dónde?\nOPCIÓN: aquí (2 votos)",
     ],
 )
-def test_what_whatsapp_wrote_on_android_is_left_out(text: str) -> None:
+def test_words_of_whatsapp_are_removed_on_android(text: str) -> None:
     assert written(text, ios=False).strip() == ""
 
 
@@ -52,12 +52,12 @@ def test_what_whatsapp_wrote_on_android_is_left_out(text: str) -> None:
         f"{MARK}POLL:\nWhere?\n{MARK}OPTION: here ({MARK}2 votes)",
     ],
 )
-def test_what_whatsapp_wrote_on_ios_is_left_out(text: str) -> None:
+def test_words_of_whatsapp_are_removed_on_ios(text: str) -> None:
     assert written(text, ios=True).strip() == ""
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"),
+    ("text", "remaining"),
     [
         ("look <This message was edited>", "look"),
         (f"look {MARK}<This message was edited>", "look"),
@@ -69,8 +69,8 @@ def test_what_whatsapp_wrote_on_ios_is_left_out(text: str) -> None:
         (f"{MARK}<attached: 0001-PHOTO.jpg>\nthe goat", "the goat"),
     ],
 )
-def test_what_stands_beside_whatsapps_words_stays(text: str, kept: str) -> None:
-    assert written(text, ios=True).strip() == kept
+def test_text_next_to_words_of_whatsapp_is_kept(text: str, remaining: str) -> None:
+    assert written(text, ios=True).strip() == remaining
 
 
 @pytest.mark.parametrize("ios", [False, True])
@@ -92,12 +92,12 @@ def test_what_stands_beside_whatsapps_words_stays(text: str, kept: str) -> None:
         "meet me here: https://maps.google.com/?q=52.5,13.4",
     ],
 )
-def test_what_somebody_wrote_stays(text: str, ios: bool) -> None:
+def test_text_about_such_words_is_kept(text: str, ios: bool) -> None:
     assert written(text, ios=ios) == text
 
 
 @given(st.text(st.sampled_from(f"<>{MARK} a.\n•(:"), max_size=40), st.booleans())
-def test_no_text_breaks_it(text: str, ios: bool) -> None:
+def test_any_text_is_accepted(text: str, ios: bool) -> None:
     assert len(written(text, ios=ios)) <= len(text)
 
 

@@ -1,4 +1,4 @@
-"""Exports with values of wrong types anywhere: they are read or refused in our words, whatever is wrong."""
+"""Exports with values of wrong types anywhere: they are read, or refused with a LoraFtError."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def write(folder: Path, example: str, content: Any) -> Path:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 @given(data=st.data())
-def test_no_fault_but_ours(example: str, data: st.DataObject) -> None:
+def test_wrong_values_raise_only_our_errors(example: str, data: st.DataObject) -> None:
     content = EXAMPLES[example]
     for _ in range(data.draw(st.integers(1, 2))):
         path = data.draw(st.sampled_from(list(places(content))))
@@ -183,9 +183,10 @@ def test_no_fault_but_ours(example: str, data: st.DataObject) -> None:
         kind = "auto" if data.draw(st.booleans()) else example.split()[0]
         chats = read_chats(file, kind, choice=Choice(forwarded=True, bots=True))
         for chat, messages in chats.items():
-            assert all(type(one.text) is str and one.text and one.sender and one.id is not None for one in messages), (
-                chat
-            )
+            assert all(
+                type(message.text) is str and message.text and message.sender and message.id is not None
+                for message in messages
+            ), chat
 
 
 WORDS = [
@@ -235,7 +236,7 @@ TEXTS = ["auto", "discord", "signal", "line", "kakaotalk", "telegram", "slack", 
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=12), st.sampled_from(["", "\n", "\r\n"]), st.sampled_from(TEXTS))
-def test_no_fault_but_ours_in_texts(words: list[str], end: str, kind: str) -> None:
+def test_wrong_texts_raise_only_our_errors(words: list[str], end: str, kind: str) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(LoraFtError):
         file = Path(folder) / "chat.txt"
         file.write_text(end.join(words), encoding="utf-8", newline="")
@@ -247,7 +248,7 @@ def test_no_fault_but_ours_in_texts(words: list[str], end: str, kind: str) -> No
     st.sampled_from(["", "PK\x03\x04", "[", "{", '{"messages": [', "<html>"]),
     st.sampled_from(TEXTS),
 )
-def test_no_fault_but_ours_in_bytes(content: bytes, start: str, kind: str) -> None:
+def test_wrong_bytes_raise_only_our_errors(content: bytes, start: str, kind: str) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(LoraFtError):
         file = Path(folder) / "chat"
         file.write_bytes(start.encode() + content)

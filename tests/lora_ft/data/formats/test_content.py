@@ -1,4 +1,4 @@
-"""Contents of files: decompressed by what they are, bounded, and refused by name where they cannot be read."""
+"""Contents of files: decompressed by content, bounded, and refused by name if unreadable."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("ending", list(COMPRESS))
-def test_compressed_files_are_read_whatever_their_name(tmp_path: Path, ending: str) -> None:
+def test_compressed_files_are_read_under_any_name(tmp_path: Path, ending: str) -> None:
     for name in (f"rows.jsonl{ending}", f"ROWS.JSONL{ending.upper()}", "rows.jsonl"):
         (tmp_path / name).write_bytes(COMPRESS[ending](TEXT))
         assert [row for _, row in read_rows(tmp_path, name, "data.train")] == [{"a": 1}, {"a": 2}]
@@ -57,10 +57,10 @@ def test_a_compressed_file_that_was_cut_off_is_refused(tmp_path: Path, ending: s
 
 
 @pytest.mark.parametrize("ending", list(COMPRESS))
-def test_what_grows_beyond_memory_is_refused(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_beyond_memory_is_refused(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(content, "allowed_memory", lambda: 8 << 20)
     (tmp_path / f"bomb.jsonl{ending}").write_bytes(COMPRESS[ending](b" " * (5 << 20)))
-    with pytest.raises(UsageError, match="holds more than"):
+    with pytest.raises(UsageError, match="has more than"):
         content_of(tmp_path / f"bomb.jsonl{ending}")
 
 
@@ -73,7 +73,7 @@ def test_what_grows_beyond_memory_is_refused(tmp_path: Path, ending: str, monkey
         ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS"),
     ],
 )
-def test_what_is_not_the_file_itself_is_refused(tmp_path: Path, name: str, data: bytes, words: str) -> None:
+def test_damaged_or_missing_content_is_refused(tmp_path: Path, name: str, data: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(LoraFtError, match=words):
         content_of(tmp_path / name)
@@ -87,10 +87,10 @@ def test_a_zip_entry_without_a_name_is_refused_in_our_words(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["fifo.jsonl", "folder.jsonl", "/dev/zero", "~nosuchuser/rows.jsonl", "x" * 300])
-def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+def test_special_file_is_refused_without_waiting(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "fifo.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(UsageError, match=r"data\.train: .*(not a file|no usable name)"):
+    with pytest.raises(UsageError, match=r"data\.train: .*(not a file|not a valid path)"):
         read_rows(tmp_path, name, "data.train")
 
 

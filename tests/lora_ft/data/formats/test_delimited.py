@@ -1,4 +1,4 @@
-"""CSV in the dialects that programs write: the same rows out of each, or a fault with its line."""
+"""CSV in the dialects of common programs: equal rows from each, or an error with the line."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_the_delimiter_is_found(rows: list[tuple[str, ...]], delimiter: str, nam
 def test_escaped_quotes_are_quotes(rows: list[tuple[str, ...]], delimiter: str) -> None:
     text = written(rows, delimiter=delimiter, quoting=csv.QUOTE_ALL, doublequote=False, escapechar="\\")
     try:
-        found = rows_of(text)
+        parsed = rows_of(text)
     except LoraFtError:
         return
-    # a backslash at the end of a cell and doubled ones look the same in both dialects where no quote is escaped
+    # If no quote is escaped, backslashes look the same in both dialects.
     if '\\"' in text.replace("\\\\", ""):
-        assert found == [dict(zip(NAMES, row, strict=True)) for row in rows]
+        assert parsed == [dict(zip(NAMES, row, strict=True)) for row in rows]
 
 
 def test_pandas_escapes_without_quotes() -> None:
@@ -77,11 +77,11 @@ def test_pandas_escapes_without_quotes() -> None:
         ('text\n"say \\"hi\\" now"\n', {"text": 'say "hi" now'}),
     ],
 )
-def test_what_programs_write_is_read_as_they_meant_it(text: str, row: dict[str, str]) -> None:
+def test_dialects_of_programs_are_detected(text: str, row: dict[str, str]) -> None:
     assert rows_of(text) == [row]
 
 
-def test_delimiter_and_encoding_may_be_named() -> None:
+def test_delimiter_and_encoding_may_be_set() -> None:
     assert rows_of("a,b^c\n1,2^3\n", delimiter="^") == [{"a,b": "1,2", "c": "3"}]
     assert rows_of("text,label\ncafé – x,1\n".encode("cp1252"), encoding="cp1252")[0]["text"] == "café – x"
 
@@ -91,7 +91,7 @@ def test_unicode_is_found_by_its_mark_or_its_zeros(encoding: str) -> None:
     assert rows_of("text,label\näöü 漢字,1\n".encode(encoding)) == [{"text": "äöü 漢字", "label": "1"}]
 
 
-def test_a_byte_order_mark_decides_over_the_named_encoding() -> None:
+def test_byte_order_mark_overrides_the_encoding() -> None:
     assert rows_of("text,b\nä,1\n".encode("utf-8-sig"), encoding="cp1252") == [{"text": "ä", "b": "1"}]
 
 
@@ -100,14 +100,14 @@ def test_a_byte_order_mark_decides_over_the_named_encoding() -> None:
     [
         ("a,b,c\n1,2,3\n\n4,5\n", "x.csv:4 has fewer cells than the header (2, not 3)"),
         ('a,b\n"x\ny",1\n4,5,6\n', "x.csv:4 has more cells than the header (3, not 2)"),
-        ("a, a\n1,2\n", "x.csv:1 has two columns of the name 'a'"),
+        ("a, a\n1,2\n", "x.csv:1 has two columns named 'a'"),
         ('a,b\n1,"x\n2,y\n', "x.csv:2 is damaged (unexpected end of data)"),
         ('a,b\n1,"x"y\n', "x.csv:2 is damaged"),
         ("sep=;\na;b\n1;2;3\n", "x.csv:3 has more cells"),
         ("text\nhello, world\n", "x.csv:2 has more cells than the header (2, not 1)"),
     ],
 )
-def test_a_fault_is_told_with_its_line(text: str, words: str) -> None:
+def test_error_has_its_line(text: str, words: str) -> None:
     with pytest.raises(LoraFtError) as caught:
         rows_of(text)
     assert words in caught.value.message and caught.value.remedy

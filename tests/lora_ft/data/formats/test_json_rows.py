@@ -1,4 +1,4 @@
-"""JSON in the shapes that libraries write: the same rows out of each; what can mean two things is refused."""
+"""JSON in the shapes that libraries write: equal rows from each, and ambiguous shapes are refused."""
 
 from __future__ import annotations
 
@@ -36,15 +36,17 @@ def rows_of(text: str, name: str = "x.json", **options: str) -> list[dict[str, A
     st.sampled_from([".json", ".jsonl", ".ndjson", ".txt"]),
     st.sampled_from([None, 1]),
 )
-def test_lists_and_lines_are_told_by_their_content(rows: list[dict[str, Any]], ending: str, indent: int | None) -> None:
+def test_lists_and_lines_are_distinguished_by_content(
+    rows: list[dict[str, Any]], ending: str, indent: int | None
+) -> None:
     assert rows_of(json.dumps(rows, indent=indent), f"x{ending}") == rows
     assert rows_of("\n".join(json.dumps(row, indent=indent) for row in rows), f"x{ending}") == rows
 
 
 @pytest.mark.parametrize("orient", ["records", "columns", "index", "split", "table"])
 def test_pandas_orients_are_read(orient: Any) -> None:
-    found = rows_of(pandas.DataFrame(ROWS).to_json(orient=orient))
-    assert [{key: row[key] for key in ROWS[0]} for row in found] == ROWS
+    rows = rows_of(pandas.DataFrame(ROWS).to_json(orient=orient))
+    assert [{key: row[key] for key in ROWS[0]} for row in rows] == ROWS
 
 
 def test_columns_of_lists_are_read() -> None:
@@ -67,7 +69,7 @@ def test_rows_are_found_in_an_object(document: dict[str, Any], field: str | None
     assert rows_of(json.dumps(document), **({"field": field} if field else {})) == ROWS
 
 
-def test_one_object_is_a_row_of_lines_and_a_document_elsewhere() -> None:
+def test_single_object_is_a_row_only_in_json_lines() -> None:
     text = '{"data": [{"text": "a"}]}'
     assert rows_of(text, "x.jsonl") == [{"data": [{"text": "a"}]}] and rows_of(text) == [{"text": "a"}]
 
@@ -87,7 +89,7 @@ def test_squads_own_files_are_rows_of_questions() -> None:
     assert second["answers"] == {"text": [], "answer_start": []}
 
 
-def test_rows_say_where_they_stand() -> None:
+def test_rows_have_locations() -> None:
     assert [where for where, _ in read('{"a": 1}\n\n{"a":\n2}\n{"a": 3}')] == ["x.json:1", "x.json:3", "x.json:5"]
     assert [where for where, _ in read('{"data": [{}, {}]}')] == ["x.json: data[0]", "x.json: data[1]"]
 
@@ -109,7 +111,7 @@ def test_rows_of_documents_name_their_line(rows: list[dict[str, Any]], key: str 
     assert [where for where, _ in read(text)] == [f"{place}[{i}] (line {line})" for i, line in enumerate(opening)]
 
 
-def test_other_objects_beside_the_rows_leave_the_line_out() -> None:
+def test_location_lacks_the_line_if_other_objects_are_as_deep() -> None:
     places = [where for where, _ in read('{"meta": {"made": {}},\n"data": [{}, {}]}')]
     assert places == ["x.json: data[0]", "x.json: data[1]"]
 
@@ -121,20 +123,20 @@ def test_other_objects_beside_the_rows_leave_the_line_out() -> None:
         (pandas.DataFrame(ROWS, index=["x", "y", "z"]).to_json(), "object of objects, which may be rows or columns"),
         ('{"train": [{"a": 1}], "test": [{"a": 2}]}', "several lists of objects"),
         ('{"a": [1, 2], "b": [1]}', "columns of different lengths"),
-        ('{"columns": ["a"], "data": [[1, 2]]}', "data[0] is no list of 1 values"),
-        ('{"columns": ["a", "a"], "data": [[1, 2]]}', "two columns of one name"),
-        ('{"text": "a"}', "is no list of objects"),
-        ('[{"a": 1}, 5]', "x.json[1] is no object but a int"),
+        ('{"columns": ["a"], "data": [[1, 2]]}', "data[0] is not a list of 1 values"),
+        ('{"columns": ["a", "a"], "data": [[1, 2]]}', "two columns of the same name"),
+        ('{"text": "a"}', "is not a list of objects"),
+        ('[{"a": 1}, 5]', "x.json[1] is not an object (got int)"),
         ('{"a": 1}\n{"a": 1, "a": 2}', "x.json:2 has the key 'a' twice"),
         ('{"a": 1}\n{"a": ' + "1" * 5000 + "}", "x.json:2 has a number of 5,000 digits"),
         ('{"a": 1}\n' + "[" * 100_000, "x.json:2 is nested deeper than 200 levels"),
         ('{"a": 1}\n{"a": ' + "[" * 250 + "]" * 250 + "}", "x.json:2 is out of bounds"),
         ('{"a": 1}\n{"a": 2', "x.json:2 is not JSON"),
         ("<!DOCTYPE html>", "x.json:1 is not JSON"),
-        ('{"data": [{"paragraphs": [{"qas": 5}]}]}', "data[0].paragraphs[0].qas is no list"),
+        ('{"data": [{"paragraphs": [{"qas": 5}]}]}', "data[0].paragraphs[0].qas is not a list"),
     ],
 )
-def test_what_cannot_be_rows_is_refused_by_its_place(text: str, words: str) -> None:
+def test_content_without_rows_is_refused(text: str, words: str) -> None:
     with pytest.raises(LoraFtError) as caught:
         rows_of(text)
     assert words in caught.value.message and caught.value.remedy

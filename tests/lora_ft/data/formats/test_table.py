@@ -1,4 +1,4 @@
-"""Parquet: types as they are, faults in our words, and no memory that the machine does not have."""
+"""Parquet: types are kept, failures are LoraFtErrors, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_many_batches_are_numbered_through() -> None:
 
 def test_equal_names_are_refused() -> None:
     columns = pyarrow.Table.from_arrays([pyarrow.array([1]), pyarrow.array([2])], names=["a", "a"])
-    with pytest.raises(UsageError, match="two columns of the name 'a'"):
+    with pytest.raises(UsageError, match="two columns named 'a'"):
         read_parquet(content(columns))
 
 
-def test_what_is_small_on_the_disk_and_large_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_is_too_large_for_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = content(pyarrow.table({"text": ["a" * 1000] * 100_000}))
     assert len(data.data) < 100_000
     monkeypatch.setattr(table, "allowed_memory", lambda: 64 << 20)
@@ -57,13 +57,13 @@ def test_what_is_small_on_the_disk_and_large_in_memory_is_refused(monkeypatch: p
         read_parquet(data)
 
 
-def test_a_column_that_python_cannot_hold_is_named() -> None:
+def test_unsupported_column_is_refused_by_name() -> None:
     column = pyarrow.array([2**62], pyarrow.timestamp("ms"))
     with pytest.raises(LoraFtError, match="column 'when' cannot be read as timestamp"):
         read_parquet(content(pyarrow.table({"when": column})))
 
 
-def test_damage_is_told_in_our_words() -> None:
+def test_damage_is_refused_with_our_error() -> None:
     data = content(pyarrow.table({"text": [f"row {i}" for i in range(200)], "n": list(range(200))})).data
     draw = random.Random(0)
     for _ in range(150):
@@ -76,7 +76,7 @@ def test_damage_is_told_in_our_words() -> None:
             assert error.message.startswith("x.parquet")
 
 
-def test_an_install_without_pyarrow_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pyarrow_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     data = content(pyarrow.table({"n": [1]}))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match="pyarrow is not installed"):

@@ -1,4 +1,4 @@
-"""METEOR on a WordNet of one synset: the whole one cannot be had without a download."""
+"""METEOR with a WordNet of one synset, since the full data would have to be downloaded."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from nltk.corpus import wordnet
 from nltk.translate.meteor_score import meteor_score
 
 from lora_ft.evaluation.metrics import score
-from lora_ft.tasks.schema import Evaluate
+from lora_ft.tasks.evaluate import Evaluate
 
-# The header by which nltk knows the version, then a synset at its own offset (wndb(5WN)).
+# The header from which nltk reads the version, then a synset at its byte offset (wndb(5WN)).
 _LICENCE = "  1 WordNet 3.0 Copyright 2006 by Princeton University.  All rights reserved.\n"
 _SYNSET = f"{len(_LICENCE):08d} 00 n 02 auto 0 car 0 000 | a motor vehicle  \n"
 
 
 @pytest.fixture
-def a_small_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     folder = tmp_path / "corpora" / "wordnet"
     folder.mkdir(parents=True)
     kinds = ("noun", "verb", "adj", "adv")
@@ -34,12 +34,12 @@ def a_small_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     wordnet._unload()
 
 
-@pytest.mark.usefixtures("a_small_wordnet")
-def test_meteor_is_that_of_nltk_and_knows_synonyms_and_stems() -> None:
+@pytest.mark.usefixtures("small_wordnet")
+def test_meteor_equals_that_of_nltk_with_synonyms_and_stems() -> None:
     answers = ["The auto stopped.", "A car stops!", "Nothing alike", ""]
     references = [["the car stopped"], ["rain", "a car stopped"], ["the car stopped"], ["the car"]]
-    found = score("meteor", answers, references, Evaluate())
-    same = 100 * (1 - 0.5 * (1 / 3) ** 3)  # all three words in one chunk
-    assert found.rows == pytest.approx([same, same, 0, 0])
-    other = 100 * meteor_score([["the", "car", "went"]], ["an", "auto", "went"])
-    assert score("meteor", ["An auto went."], [["The car went."]], Evaluate()).value == pytest.approx(other)
+    scored = score("meteor", answers, references, Evaluate())
+    full = 100 * (1 - 0.5 * (1 / 3) ** 3)  # all three words in one chunk
+    assert scored.rows == pytest.approx([full, full, 0, 0])
+    expected = 100 * meteor_score([["the", "car", "went"]], ["an", "auto", "went"])
+    assert score("meteor", ["An auto went."], [["The car went."]], Evaluate()).value == pytest.approx(expected)

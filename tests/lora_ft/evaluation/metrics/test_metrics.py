@@ -1,4 +1,4 @@
-"""Every other metric: what its publisher's own program gives, on one reference and on several."""
+"""All other metrics equal their reference implementations, with one reference and with several."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ from lora_ft.core.errors import UsageError
 from lora_ft.evaluation.metrics import measure, score
 from lora_ft.evaluation.metrics.f1 import squad_words
 from lora_ft.evaluation.metrics.rougesu4 import f_measure, units
-from lora_ft.tasks.metric_names import GIVES
-from lora_ft.tasks.schema import Evaluate
+from lora_ft.tasks.evaluate import Evaluate
+from lora_ft.tasks.metric_names import SCORES_OF
 
 ANSWERS = ["The cat sat on the mat.", "A man, walking his dog", "", "same text here", "no words shared"]
-ONE = [["The cat is on the mat."], ["A man walks the dog."], ["something"], ["same text here"], ["wholly other"]]
-MORE = [[*ONE[0], "There is a cat on the mat."], ONE[1], [*ONE[2], "else", "more"], *ONE[3:]]
-OFFLINE = [name for name in GIVES if name not in ("meteor", "bertscore", "structured")]
+SINGLE = [["The cat is on the mat."], ["A man walks the dog."], ["something"], ["same text here"], ["wholly other"]]
+SEVERAL = [[*SINGLE[0], "There is a cat on the mat."], SINGLE[1], [*SINGLE[2], "else", "more"], *SINGLE[3:]]
+OFFLINE = [name for name in SCORES_OF if name not in ("meteor", "bertscore", "structured")]
 some_words = st.lists(st.sampled_from("abcde"), max_size=9)
 
 
-@pytest.mark.parametrize("references", [ONE, MORE])
+@pytest.mark.parametrize("references", [SINGLE, SEVERAL])
 @pytest.mark.parametrize(("name", "oracle"), [("bleu", sacrebleu.corpus_bleu), ("chrf", sacrebleu.corpus_chrf)])
-def test_bleu_and_chrf_are_those_of_sacrebleu(name: str, oracle: Any, references: list[list[str]]) -> None:
-    most = max(map(len, references))
-    streams = [[several[i] if i < len(several) else None for several in references] for i in range(most)]
-    found = score(name, ANSWERS, references, Evaluate())
-    assert found.value == pytest.approx(oracle(ANSWERS, streams).score)
-    assert found.rows.shape == (len(ANSWERS),)
-    assert "version" in found.how
+def test_bleu_and_chrf_equal_those_of_sacrebleu(name: str, oracle: Any, references: list[list[str]]) -> None:
+    longest = max(map(len, references))
+    streams = [[texts[i] if i < len(texts) else None for texts in references] for i in range(longest)]
+    scored = score(name, ANSWERS, references, Evaluate())
+    assert scored.value == pytest.approx(oracle(ANSWERS, streams).score)
+    assert scored.rows.shape == (len(ANSWERS),)
+    assert "version" in scored.how
 
 
-def test_a_rows_bleu_and_chrf_are_the_sentence_scores() -> None:
+def test_row_scores_of_bleu_and_chrf_are_sentence_scores() -> None:
     for name, oracle in (("bleu", sacrebleu.sentence_bleu), ("chrf", sacrebleu.sentence_chrf)):
-        found = score(name, ANSWERS, MORE, Evaluate())
-        expected = [oracle(answer, several).score for answer, several in zip(ANSWERS, MORE, strict=True)]
-        assert found.rows == pytest.approx(np.array(expected))
+        scored = score(name, ANSWERS, SEVERAL, Evaluate())
+        expected = [oracle(answer, texts).score for answer, texts in zip(ANSWERS, SEVERAL, strict=True)]
+        assert scored.rows == pytest.approx(np.array(expected))
 
 
-def test_equal_japanese_has_full_bleu_and_chrf() -> None:
+def test_equal_japanese_texts_score_100() -> None:
     text = "今日は天気がいいです。"
-    found = measure(["bleu", "chrf"], [text], [[text]], Evaluate(language="ja"))
-    assert [one.value for one in found.values()] == pytest.approx([100, 100])
+    scores = measure(["bleu", "chrf"], [text], [[text]], Evaluate(language="ja"))
+    assert [score.value for score in scores.values()] == pytest.approx([100, 100])
 
 
 @given(st.lists(some_words, min_size=1, max_size=3), some_words)
-def test_of_several_references_the_best_one_counts(references: list[list[str]], answer: list[str]) -> None:
-    several, text = [" ".join(words) for words in references], " ".join(answer)
+def test_the_best_of_several_references_counts(references: list[list[str]], answer: list[str]) -> None:
+    texts, prediction = [" ".join(words) for words in references], " ".join(answer)
     for name in ("rougeSU4", "f1", "exact_match"):
-        alone = [score(name, [text], [[one]], Evaluate()).value for one in several]
-        assert score(name, [text], [several], Evaluate()).value == max(alone)
+        alone = [score(name, [prediction], [[text]], Evaluate()).value for text in texts]
+        assert score(name, [prediction], [texts], Evaluate()).value == max(alone)
 
 
-# The functions of the published evaluate-v2.0.py, after their names there.
+# Copied from SQuAD's evaluate-v2.0.py, with the names used there.
 def squad_normalize(s: str) -> str:
     s = "".join(ch for ch in s.lower() if ch not in set(string.punctuation))
     return " ".join(re.sub(re.compile(r"\b(a|an|the)\b", re.UNICODE), " ", s).split())
@@ -83,17 +83,17 @@ squad_texts = st.lists(
 
 
 @given(squad_texts | st.text(max_size=20), squad_texts | st.text(max_size=20))
-def test_f1_is_that_of_the_squad_script(answer: str, reference: str) -> None:
+def test_f1_equals_that_of_the_squad_script(answer: str, reference: str) -> None:
     assert squad_words(answer) == squad_normalize(answer).split()
     expected = 100 * squad_compute_f1(reference, answer)
     assert score("f1", [answer], [[reference]], Evaluate()).value == pytest.approx(expected)
 
 
-def test_exact_match_forgives_blanks_around_and_nothing_else() -> None:
-    found = score(
+def test_exact_match_ignores_only_surrounding_whitespace() -> None:
+    scored = score(
         "exact_match", [" card arrival\n", "Card arrival", "x"], [["card arrival"]] * 2 + [["y", "x"]], Evaluate()
     )
-    assert found.rows.tolist() == [100, 0, 100]
+    assert scored.rows.tolist() == [100, 0, 100]
 
 
 POLICE = ["police", "killed", "the", "gunman"]
@@ -109,7 +109,7 @@ POLICE = ["police", "killed", "the", "gunman"]
         ("gunman the killed police", 0, 4 / 10),
     ],
 )
-def test_rouge_s_and_su_give_the_values_of_the_paper(answer: str, skip: float, with_single: float) -> None:
+def test_rouge_s_and_su_equal_the_values_in_the_paper(answer: str, skip: float, with_single: float) -> None:
     words = answer.split()
     for gap in (None, 4):
         assert f_measure(units(words, gap, single=False), units(POLICE, gap, single=False)) == pytest.approx(skip)
@@ -119,7 +119,7 @@ def test_rouge_s_and_su_give_the_values_of_the_paper(answer: str, skip: float, w
     )
 
 
-def test_with_a_gap_of_0_pairs_are_bigrams() -> None:
+def test_skip_bigrams_with_a_gap_of_0_are_bigrams() -> None:
     assert units(list("abcd"), 0, single=False) == Counter([("a", "b"), ("b", "c"), ("c", "d")])
 
 
@@ -129,30 +129,30 @@ def test_skip_bigrams_are_all_pairs_with_at_most_four_words_between(words: list[
     assert units(words) == Counter(pairs) + Counter((word,) for word in words)
 
 
-def test_the_stemmer_and_stop_words_reach_rouge_su4() -> None:
+def test_rouge_su4_uses_the_stemmer_and_stop_words() -> None:
     pair = ["the cats"], [["a cat"]]
     assert score("rougeSU4", *pair, Evaluate(use_stemmer=False)).value == 0
     assert score("rougeSU4", *pair, Evaluate(stop_words=True)).value == 100
 
 
 @pytest.mark.parametrize("name", OFFLINE)
-def test_every_metric_gives_what_it_says_on_the_same_scale(name: str) -> None:
-    found = measure([name], ANSWERS, MORE, Evaluate())
-    assert tuple(found) == GIVES[name]
-    for scored in found.values():
+def test_every_metric_returns_its_scores_from_0_to_100(name: str) -> None:
+    scores = measure([name], ANSWERS, SEVERAL, Evaluate())
+    assert tuple(scores) == SCORES_OF[name]
+    for scored in scores.values():
         assert scored.rows[3] == pytest.approx(100) and scored.rows[2] == 0
         assert ((scored.rows >= 0) & (scored.rows <= 100 + 1e-9)).all() and 0 <= scored.value <= 100
 
 
-def test_meteor_says_where_its_data_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meteor_names_the_command_that_downloads_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nltk.data.path", [])
-    with pytest.raises(UsageError, match=r"WordNet, which is not here; python -m nltk.downloader wordnet"):
-        measure(["meteor"], ANSWERS, ONE, Evaluate())
-    with pytest.raises(UsageError, match="language is de"):
-        measure(["meteor"], ANSWERS, ONE, Evaluate(language="de"))
+    with pytest.raises(UsageError, match=r"WordNet data, which is not installed; python -m nltk.downloader wordnet"):
+        measure(["meteor"], ANSWERS, SINGLE, Evaluate())
+    with pytest.raises(UsageError, match=r"English only \(got evaluate.language=de\)"):
+        measure(["meteor"], ANSWERS, SINGLE, Evaluate(language="de"))
 
 
-def test_bertscore_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bertscore_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "bert_score", None)
     with pytest.raises(UsageError, match=r"needs the package bert_score.*pip install bert-score"):
-        measure(["bertscore"], ANSWERS, ONE, Evaluate(metrics=["bertscore"], bertscore_model="there"))
+        measure(["bertscore"], ANSWERS, SINGLE, Evaluate(metrics=["bertscore"], bertscore_model="there"))

@@ -1,4 +1,4 @@
-"""ROUGE as rouge-score computes it, row by row and without the network."""
+"""ROUGE equals that of rouge-score for each row, without the network."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from lora_ft.data.sentences import SPLITTER
 from lora_ft.evaluation.metrics import measure
+from lora_ft.tasks.evaluate import Evaluate
 from lora_ft.tasks.metric_names import ROUGE
-from lora_ft.tasks.schema import Evaluate
 
 PREDICTIONS = [
     "The cats were sleeping. Anna called the doctor.",
@@ -31,30 +31,30 @@ REFERENCES = [
 
 
 def rouge(predictions: list[str], references: list[list[str]], **settings: Any) -> dict[str, np.ndarray]:
-    """The rows' scores."""
-    found = measure(["rouge"], predictions, references, Evaluate(**settings))
-    return {name: scored.rows for name, scored in found.items()}
+    """Return scores by row."""
+    scores = measure(["rouge"], predictions, references, Evaluate(**settings))
+    return {name: scored.rows for name, scored in scores.items()}
 
 
 @pytest.mark.parametrize("use_stemmer", [True, False])
-def test_scores_are_those_of_rouge_score_row_by_row(use_stemmer: bool) -> None:
+def test_row_scores_equal_those_of_rouge_score(use_stemmer: bool) -> None:
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=use_stemmer)
     scores = rouge(PREDICTIONS, REFERENCES, use_stemmer=use_stemmer)
     assert set(scores) == set(ROUGE)
     for name in ("rouge1", "rouge2", "rougeL"):
         expected = [
-            max(100 * scorer.score(reference, prediction)[name].fmeasure for reference in several)
-            for prediction, several in zip(PREDICTIONS, REFERENCES, strict=True)
+            max(100 * scorer.score(reference, prediction)[name].fmeasure for reference in texts)
+            for prediction, texts in zip(PREDICTIONS, REFERENCES, strict=True)
         ]
         assert scores[name] == pytest.approx(expected)
 
 
-def test_the_stemmer_makes_a_difference() -> None:
+def test_the_stemmer_changes_scores() -> None:
     with_stemmer, without = (rouge(PREDICTIONS[:1], REFERENCES[:1], use_stemmer=use)["rouge1"] for use in (True, False))
     assert with_stemmer[0] > without[0]
 
 
-def test_scores_run_from_zero_to_a_hundred() -> None:
+def test_scores_are_between_0_and_100() -> None:
     scores = rouge(PREDICTIONS, REFERENCES, use_stemmer=True)
     for name in ROUGE:
         assert scores[name][2] == scores[name][3] == 0
@@ -62,16 +62,16 @@ def test_scores_run_from_zero_to_a_hundred() -> None:
         assert ((scores[name] >= 0) & (scores[name] <= 100)).all()
 
 
-def test_of_several_references_the_best_counts_for_each_type() -> None:
+def test_each_type_uses_its_best_reference() -> None:
     prediction, first, second = "a b c d", "d c b a x", "a b"
-    alone = [rouge([prediction], [[one]], use_stemmer=False) for one in (first, second)]
+    alone = [rouge([prediction], [[reference]], use_stemmer=False) for reference in (first, second)]
     both = rouge([prediction], [[first, second]], use_stemmer=False)
     for name in ROUGE:
         assert both[name][0] == max(scores[name][0] for scores in alone)
     assert both["rouge1"][0] == alone[0]["rouge1"][0] and both["rouge2"][0] == alone[1]["rouge2"][0]
 
 
-def test_rouge_lsum_sees_sentences_where_rouge_l_sees_one_text() -> None:
+def test_rouge_lsum_compares_sentences_and_rouge_l_whole_texts() -> None:
     scores = rouge(
         ["The dog barks loudly. The cat sleeps here."],
         [["The cat sleeps here. The dog barks loudly."]],
@@ -107,17 +107,17 @@ def test_no_socket_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("loader", ["nltk.tokenize.sent_tokenize", "nltk.data.find", "nltk.data.load"])
-def test_scores_are_the_same_whatever_data_of_nltk_is_installed(loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_do_not_depend_on_installed_nltk_data(loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["Dr. Smith left. He was late!"], [["He was late! Dr. Smith left."]]
     expected = {name: rows.tolist() for name, rows in rouge(*texts).items()}
 
-    def other(*_: Any, **__: Any) -> list[str]:
+    def fail(*_: Any, **__: Any) -> list[str]:
         raise LookupError("punkt_tab")
 
-    monkeypatch.setattr(loader, other)
+    monkeypatch.setattr(loader, fail)
     assert {name: rows.tolist() for name, rows in rouge(*texts).items()} == expected
     assert expected["rougeLsum"] == [pytest.approx(100)]
 
 
 def test_the_signature_names_the_splitter_and_its_version() -> None:
-    assert all(SPLITTER in one.how for one in measure(["rouge"], ["a"], [["a"]], Evaluate()).values())
+    assert all(SPLITTER in score.how for score in measure(["rouge"], ["a"], [["a"]], Evaluate()).values())

@@ -1,4 +1,4 @@
-"""JSON answers: which are valid by FHIR or a schema of one's own, and which are the value that was asked for."""
+"""JSON answers: validity under FHIR or a schema file, and equality of values with references."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from lora_ft.core.errors import UsageError
 from lora_ft.evaluation.metrics.structured import checker, require, structured
-from lora_ft.tasks.schema import Evaluate
+from lora_ft.tasks.evaluate import Evaluate
 
 OBSERVATION: dict[str, Any] = {
     "resourceType": "Observation",
@@ -26,12 +26,12 @@ def without(key: str) -> dict[str, Any]:
     return {name: value for name, value in OBSERVATION.items() if name != key}
 
 
-def test_a_resource_is_valid() -> None:
+def test_a_fhir_resource_is_valid() -> None:
     assert checker("fhir-r4")(OBSERVATION)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "value",
     [
         OBSERVATION | {"status": "finished"},
         OBSERVATION | {"bloodPressure": 1},
@@ -55,22 +55,24 @@ def test_a_resource_is_valid() -> None:
     ],
     ids=str,
 )
-def test_what_is_no_resource_of_r4_is_not_valid(wrong: Any) -> None:
-    assert not checker("fhir-r4")(wrong)
+def test_other_values_are_not_fhir_resources(value: Any) -> None:
+    assert not checker("fhir-r4")(value)
 
 
-def test_a_schema_of_ones_own(tmp_path: Path) -> None:
+def test_a_schema_file(tmp_path: Path) -> None:
     path = tmp_path / "schema.json"
     path.write_text(json.dumps({"type": "object", "required": ["a"]}), encoding="utf-8")
     assert checker(str(path))({"a": 1}) and not checker(str(path))({"b": 1})
 
 
-def test_a_schema_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_invalid_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "schema.json"
-    with pytest.raises(UsageError, match=r"there is no schema .*schema\.json; name a JSON schema file, or fhir-r4"):
+    with pytest.raises(
+        UsageError, match=r"the schema .*schema\.json does not exist; name a JSON schema file, or fhir-r4"
+    ):
         checker(str(path))
     path.write_text(json.dumps({"type": "thing"}), encoding="utf-8")
-    with pytest.raises(UsageError, match="is no JSON schema"):
+    with pytest.raises(UsageError, match="is not a valid JSON schema"):
         checker(str(path))
 
 
@@ -97,12 +99,12 @@ def test_valid_and_same_value(answer: str, references: list[str], valid: int, sa
     }
 
 
-def test_an_answer_can_be_the_value_and_not_be_valid() -> None:
+def test_an_invalid_answer_can_equal_its_reference() -> None:
     scores = structured([json.dumps(OBSERVATION), "{}"], [[json.dumps(OBSERVATION)], ["{}"]], "fhir-r4")
     assert scores["valid"].tolist() == [100, 0] and scores["same_value"].tolist() == [100, 100]
 
 
-def with_pattern(folder: Path, schema: dict[str, Any]) -> str:
+def write_schema(folder: Path, schema: dict[str, Any]) -> str:
     path = folder / "schema.json"
     path.write_text(json.dumps(schema), encoding="utf-8")
     return str(path)
@@ -115,21 +117,21 @@ def with_pattern(folder: Path, schema: dict[str, Any]) -> str:
         {"anyOf": [{"patternProperties": {"^(b|b?)+$": {}}}, {"type": "null"}], "additionalProperties": False},
     ],
 )
-def test_a_pattern_without_end_is_refused_before_training(tmp_path: Path, schema: dict[str, Any]) -> None:
-    path = with_pattern(tmp_path, schema)
+def test_a_catastrophic_pattern_is_refused_before_training(tmp_path: Path, schema: dict[str, Any]) -> None:
+    path = write_schema(tmp_path, schema)
     with pytest.raises(UsageError, match=r"schema\.json: the pattern .* cannot be matched within 5 s"):
         require(Evaluate(json_schema=path))
 
 
-def test_a_pattern_without_end_in_some_answer_is_refused(tmp_path: Path) -> None:
-    path = with_pattern(tmp_path, {"items": {"pattern": "^(xyz|xyz)+$"}})
-    require(Evaluate(json_schema=path))  # no probe has its letters in this order
+def test_a_pattern_that_is_catastrophic_on_an_answer_is_refused(tmp_path: Path) -> None:
+    path = write_schema(tmp_path, {"items": {"pattern": "^(xyz|xyz)+$"}})
+    require(Evaluate(json_schema=path))  # no probe contains these letters in this order
     with pytest.raises(UsageError, match=r"the pattern '\^\(xyz\|xyz\)\+\$' cannot be matched"):
         structured([json.dumps(["xyz" * 40 + "!"])], [()], path)
 
 
-def test_patterns_that_end_count_as_before(tmp_path: Path) -> None:
+def test_fast_patterns_are_checked(tmp_path: Path) -> None:
     schema = {"items": {"pattern": r"^[A-Z]{2,}\d*$"}, "properties": {"pattern": {"pattern": r"^\w+$"}}}
-    path = with_pattern(tmp_path, schema)
+    path = write_schema(tmp_path, schema)
     require(Evaluate(json_schema=path))
     assert structured(['["AB1"]', '["ab"]', "[" * 3], [()] * 3, path)["valid"].tolist() == [100.0, 0.0, 0.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from reprlib import Repr
 from typing import Any
@@ -16,9 +16,8 @@ from lora_ft.core.errors import TaskError
 from lora_ft.tasks.plain_yaml import Mark, Place
 
 _SHOWN = 60  # characters
-_KINDS = frozenset(
-    ("int", "str", "float", "bool", "list", "dict", "none")
-)  # names that pydantic gives to parts of a union
+# Names of the parts of a union in pydantic's error locations.
+_KINDS = frozenset(("int", "str", "float", "bool", "list", "dict", "none"))
 _short = Repr()
 _short.maxlist = _short.maxdict = _short.maxtuple = 4
 _short.maxlevel = 3
@@ -26,20 +25,20 @@ _short.maxstring = _short.maxother = _short.maxlong = 2 * _SHOWN
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages show it, in at most 60 characters."""
+    """Return a value as shown in messages, in at most 60 characters."""
     text = repr(value[: 2 * _SHOWN]) if isinstance(value, str) else _short.repr(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 @dataclass(frozen=True)
-class Fault:
+class ErrorDetails:
     """One error of a task.
 
     Attributes:
-        key: path of the key, such as `train.seed`.
-        value: value of the key.
-        problem: description of the error, and the remedy.
-        line: line of the task file, or 0 if the value comes from elsewhere.
+        key: Path of the key, such as `train.seed`.
+        value: Value of the key.
+        problem: Description of the error, and the remedy.
+        line: Line of the task file, or 0 if the value comes from elsewhere.
     """
 
     key: str
@@ -52,49 +51,50 @@ class Fault:
         return f"{self.key} = {shown(self.value)}: {self.problem}{place}"
 
 
-class TaskFaults(TaskError):
-    """A task with faults.
+class InvalidTaskError(TaskError):
+    """An invalid task, with all of its errors.
 
     Attributes:
-        path: File of the task; None for one made in Python.
-        faults: All faults.
+        path: File of the task, or None for a task created in Python.
+        errors: All errors.
     """
 
-    def __init__(self, path: Path | None, faults: Sequence[Fault]) -> None:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        remedy = "" if not more else f"`lora-ft validate {path}` shows all" if path else "see `faults` of this error"
-        super().__init__(f"{path or 'the task'}: {faults[0]}{more}", remedy)
-        self.path, self.faults = path, list(faults)
+    def __init__(self, path: Path | None, errors: Sequence[ErrorDetails]) -> None:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        remedy = "" if not more else f"`lora-ft validate {path}` shows all" if path else "see `errors` of this error"
+        super().__init__(f"{path or 'the task'}: {errors[0]}{more}", remedy)
+        self.path, self.errors = path, list(errors)
 
 
-def faults_of(error: ValidationError, raw: Any, marks: Mapping[Place, Mark]) -> list[Fault]:
-    """Return pydantic's errors as faults, one for each key.
+def error_details(error: ValidationError, raw: Any, marks: Mapping[Place, Mark]) -> list[ErrorDetails]:
+    """Return pydantic's errors as error details, one for each key.
 
     Args:
-        error: validation error of a task.
-        raw: content that was validated.
-        marks: places of its values in the file, if known.
+        error: Validation error of a task.
+        raw: Content that was validated.
+        marks: Lines of its values in the file, if known.
     """
-    found: dict[tuple[str, int], Fault] = {}
+    by_place: dict[tuple[str, int], ErrorDetails] = {}
     for entry in error.errors(include_url=False):
         place, key = _place(entry["loc"], raw)
         mark = marks.get(place)
         problem = _problem(entry, mark)
-        fault = Fault(key, None if entry["type"] == "missing" else entry["input"], problem, mark.line if mark else 0)
-        known = found.setdefault((key, fault.line), fault)
-        if known is not fault and problem not in known.problem:  # from another part of a union
-            found[key, fault.line] = Fault(key, fault.value, f"{known.problem}; or {problem}", fault.line)
-    return list(found.values())
+        value = None if entry["type"] == "missing" else entry["input"]
+        details = ErrorDetails(key, value, problem, mark.line if mark else 0)
+        earlier = by_place.setdefault((key, details.line), details)
+        if earlier is not details and problem not in earlier.problem:  # from another part of a union
+            by_place[key, details.line] = replace(earlier, problem=f"{earlier.problem}; or {problem}")
+    return list(by_place.values())
 
 
 def _place(location: Sequence[str | int], raw: Any) -> tuple[Place, str]:
-    """Return the path of a value, and its key. Parts of unions, which pydantic adds to the path, are left out."""
+    """Return the path of a value, and its key, without the union parts that pydantic adds to a path."""
     place: list[str | int] = []
     names: list[str] = []
     value = raw
     for part in location:
-        held: Any = range(len(value)) if isinstance(value, list) else value if isinstance(value, Mapping) else ()
-        if part in held:
+        keys: Any = range(len(value)) if isinstance(value, list) else value if isinstance(value, Mapping) else ()
+        if part in keys:
             value = _inner(value, part)
         elif not isinstance(part, str) or not re.fullmatch(r"[a-z_]+", part) or part in _KINDS:
             continue
@@ -116,7 +116,7 @@ def _problem(entry: Mapping[str, Any], mark: Mark | None) -> str:
     if kind in ("int_parsing_size", "int_from_float") and isinstance(value, float) and value.is_integer():
         return "the number is too large; write a smaller one"
     if kind == "string_type" and isinstance(value, bool | int | float):
-        written = mark.text if mark and mark.text else str(value)
-        read = str(value).lower() if isinstance(value, bool) else "a number"
-        return f"text is needed, and YAML reads {written[:_SHOWN]} as {read}; quote it: {json.dumps(written[:_SHOWN])}"
+        source = mark.text if mark and mark.text else str(value)
+        kind_read = str(value).lower() if isinstance(value, bool) else "a number"
+        return f"not text, since YAML reads {source[:_SHOWN]} as {kind_read}; quote it: {json.dumps(source[:_SHOWN])}"
     return str(entry["msg"]).removeprefix("Value error, ")

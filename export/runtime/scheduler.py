@@ -4,10 +4,13 @@ A request is a decoding strategy (`decoding.calls`) and the rows that it needs: 
 answer. Each round of the scheduler
 
 1. drops cancelled requests,
-2. encodes waiting requests, first come, first served: beside the steps of running rows (`source_encoder`), or where
-   there are no cores for both, between steps and within a budget of source tokens, so that running answers do not stall
-   behind a burst of newcomers,
+2. encodes waiting requests in the order in which they are due (`Job.due`): beside the steps of running rows
+   (`source_encoder`), or where there are no cores for both, between steps and within a budget of source tokens, so that
+   running answers do not stall behind a burst of newcomers,
 3. takes one step of every lane and sends each request its own rows of the result.
+
+Short sources go first among those that arrive at about the same time. A long one is not starved, since later requests
+are due later and later. Nor is one that needs much memory: while the first in the queue does not fit, all wait.
 
 A row's tokens are those of the request alone: its source is encoded alone, and a step's rows do not depend on each
 other (the graphs return equal bits in any batch, which tests hold).
@@ -18,9 +21,10 @@ The scheduler has no thread of its own; `engine.Engine` runs it.
 from __future__ import annotations
 
 import time
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -78,7 +82,7 @@ class Scheduler:
         self._encoder = SourceEncoder(self._model, self.counters)
         self._bank = generator.bank
         self._events: list[tuple[Job, Event]] = []
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []  # by their due time
 
     @property
     def idle(self) -> bool:
@@ -102,8 +106,8 @@ class Scheduler:
             )
 
     def add(self, job: Job) -> None:
-        """Append a request to the queue."""
-        self._waiting.append(job)
+        """Put a request into the queue."""
+        insort(self._waiting, job, key=attrgetter("due"))
 
     def round(self) -> None:
         """Run one round; `take_events` returns what became of it."""
@@ -134,7 +138,7 @@ class Scheduler:
             for job in self._waiting:
                 if job.cancelled:
                     job.decoding.close()
-            self._waiting = deque(job for job in self._waiting if not job.cancelled)
+            self._waiting = [job for job in self._waiting if not job.cancelled]
         for lane in self.pool.lanes:
             for job in lane.jobs:
                 if job.cancelled:
@@ -151,7 +155,7 @@ class Scheduler:
             exceeds = not beside and budget < min(job.length, self.limits.encoder_tokens)
             if exceeds or self.pool.rows + job.rows > self.limits.rows or self.pool.place(job) is None:
                 return
-            self._waiting.popleft()
+            del self._waiting[0]
             job.started = True
             if beside:
                 self._encoder.start(job)

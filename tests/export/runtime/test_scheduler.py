@@ -234,13 +234,33 @@ def _with_source_length(generator: Generator, length: int) -> Generator:
     return other
 
 
+@pytest.mark.parametrize(
+    ("waited", "order"),
+    [(0.0, ["short", "long"]), (2.0, ["long", "short"])],
+    ids=["same time", "long one waited"],
+)
+def test_short_sources_run_before_long_ones_of_about_the_same_time(
+    generators: Mapping[str, Generator], waited: float, order: list[str]
+) -> None:
+    """A long source is due later, but its due time passes."""
+    generator = generators["fp32"]
+    jobs = {"long": job_of(generator, "x " * 400, {}), "short": job_of(generator, "a", {})}
+    jobs["long"].arrived, jobs["short"].arrived = 100.0, 100.0 + waited
+    scheduler, answers = Scheduler(_with_source_length(generator, 1_000), Limits(rows=1)), Answers()
+    for job in jobs.values():
+        scheduler.add(job)
+    run(scheduler, answers)
+    assert list(answers.ended) == [jobs[name] for name in order]
+
+
 def test_requests_wait_for_memory_and_run_in_their_order(generators: Mapping[str, Generator]) -> None:
     generator = generators["fp32"]
     scheduler = Scheduler(generator, Limits())
     jobs = [job_of(generator, text, {"max_new_tokens": 60, "min_new_tokens": 60}) for text in TEXTS[:5]]
     one = scheduler.pool.needed(jobs[0])
     scheduler, answers = Scheduler(generator, Limits(memory=2 * one)), Answers()
-    for job in jobs:
+    for at, job in enumerate(jobs):
+        job.arrived = float(at)
         scheduler.add(job)
     most = 0
     while not scheduler.idle:

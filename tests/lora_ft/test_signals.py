@@ -24,6 +24,7 @@ MakeTask = Callable[..., Path]
 STEPS: dict[str, Any] = {"eval_every": 3, "num_train_epochs": 3, "metric_for_best_model": "loss"}
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signal_saves_a_checkpoint(make_task: MakeTask, tmp_path: Path, number: signal.Signals, code: int) -> None:
     task, out = make_task(train=STEPS), tmp_path / "run"

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -185,6 +184,7 @@ def test_rows_without_a_task_and_existing_reports_are_refused(base: Path, tmp_pa
         bench([str(base)], suite, tmp_path, work=base.parent / "models")
 
 
+@pytest.mark.usefixtures("default_signals")
 def test_ctrl_c_keeps_the_unfinished_report(base: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -209,9 +209,7 @@ def test_ctrl_c_keeps_the_unfinished_report(base: Path, tmp_path: Path) -> None:
         "--work",
         str(base.parent / "models"),
     ]
-    # If the tests run in the background, Ctrl-C is ignored, and the child process would inherit that.
-    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
     while not (tmp_path / REPORT).is_file() and time.monotonic() < end:
         time.sleep(0.2)

@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -64,13 +63,20 @@ def test_processes_that_a_server_started_end_with_it() -> None:
     require_ended(pids)
 
 
+@pytest.mark.usefixtures("default_signals")
 def test_a_second_ctrl_c_kills_a_server_that_ignores_sigterm() -> None:
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    """The server does not end on SIGTERM, but sends Ctrl-C to the process that waits for its end."""
+    code = (
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getppid(), signal.SIGINT))\n"
+        "print('listening', flush=True)\n"
+        "time.sleep(60)"
+    )
     server = ServerProcess(python(code))
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    time.sleep(0.5)  # the process ignores SIGTERM by now
     with pytest.raises(KeyboardInterrupt), server:
-        timer.start()
+        while not os.fstat(server._log.fileno()).st_size:
+            server.require_alive()
+            time.sleep(0.01)
     assert server._process.returncode == -signal.SIGKILL
 
 

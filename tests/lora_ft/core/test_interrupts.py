@@ -15,6 +15,7 @@ from lora_ft.core.interrupts import Interrupted, Interrupts, Terminated, ended_b
 
 ROOT = Path(__file__).parents[3]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+pytestmark = pytest.mark.usefixtures("default_signals")
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ class Step:
     def __init__(self, bank: Path, rows: int) -> None:
         session = open_session(bank / f"{_GRAPH}.onnx")
         self._session, sizes = session, {"q": 1, "s": _SOURCE, "room": _ROOM}
-        values = {"lengths": np.array([_PAST]), "early": np.array(False)}
+        values = {"lengths": np.array([_PAST]), "forbid_eos": np.array(False)}
         self._own = {}
         for entry in session.get_inputs():
             if not entry.name.startswith("adapter."):

@@ -103,9 +103,9 @@ def assemble(
             "encoder": encoder_model(parts, file),
             "decoder": decoder_model(parts, file),
             "step": decoder_model(parts, file, step=True),
-            "normal": log_softmax_model(parts),
-            "best": top_k_model(parts),
-            "select": reorder_cache_model(parts),
+            "log_softmax": log_softmax_model(parts),
+            "top_k": top_k_model(parts),
+            "reorder_cache": reorder_cache_model(parts),
         }
         if adapted:
             models |= {

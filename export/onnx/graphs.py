@@ -3,12 +3,12 @@
 Generation is a loop outside the graphs, and each token costs one call of a small graph. The work is therefore divided
 by how often it is needed, so that the graph in the loop only computes a step:
 
-    encoder  input_ids[b,s], attention_mask[b,s] -> cross.<layer>.key|value [b,heads,s,d_kv], once per source
-    decoder  next tokens of every row, each row at its own position; writes keys and values into the cache in place
-    step     the same, but faster, for one token per row, for any number of tokens of one row, or for the first call
-    normal   log-softmax of logits, for beam search
-    best     the likeliest tokens of a step, for beam search and sampling
-    select   selected rows of a cache, to reorder beams and to remove finished rows
+    encoder        input_ids[b,s], attention_mask[b,s] -> cross.<layer>.key|value [b,heads,s,d_kv], once per source
+    decoder        next tokens of every row, each row at its own position; writes keys and values into the cache
+    step           the same, but faster: one token per row, any number of tokens of one row, or the first call
+    log_softmax    log-softmax of logits, for beam search
+    top_k          the likeliest tokens of a step, for beam search and sampling
+    reorder_cache  selected rows of a cache, to reorder beams and to remove finished rows
 
 The encoder computes the cross-attention keys and values once (microsoft/onnxruntime PR#23949). The first and later
 steps share a graph without branches, since the `If` of a merged decoder costs latency (huggingface/optimum#530). The
@@ -41,7 +41,7 @@ def encoder_model(parts: ModelParts, weights: WeightFile | None = None) -> onnx.
 def decoder_model(parts: ModelParts, weights: WeightFile | None = None, *, step: bool = False) -> onnx.ModelProto:
     """Return the decoder, which continues the tokens in a cache with spare capacity.
 
-        input_ids[b,q], lengths[b] (or [1] if all are equal), early[] (bool: exclude </s>),
+        input_ids[b,q], lengths[b] (or [1] if all are equal), forbid_eos[] (bool: exclude </s>),
         encoder_attention_mask[sources,s], past.<layer>.key|value [b,heads,room,d_kv], of which the first `lengths` are
         filled, cross.<layer>.key|value [sources,heads,s,d_kv]
         -> logits[b,q,vocabulary], next[b,q] (likeliest tokens), present.<layer>.key|value [b,heads,room,d_kv]
@@ -55,7 +55,8 @@ def decoder_model(parts: ModelParts, weights: WeightFile | None = None, *, step:
         step: Build the faster graph, which requires q = 1 except in the first call or with a single row.
     """
     g = Graph("step" if step else "decoder", weights)
-    ids, lengths, early = g.input("input_ids", INT64, "b", "q"), g.input("lengths", INT64, "n"), g.input("early", BOOL)
+    ids, lengths = g.input("input_ids", INT64, "b", "q"), g.input("lengths", INT64, "n")
+    forbid_eos = g.input("forbid_eos", BOOL)
     mask = g.input("encoder_attention_mask", INT64, "sources", "s")
     past, cross = _inputs(g, parts, "past", "b", "room"), _inputs(g, parts, "cross", "sources", "s")
     logits = g.output("logits", FLOAT, "b", "q", parts.architecture.vocabulary)
@@ -63,7 +64,7 @@ def decoder_model(parts: ModelParts, weights: WeightFile | None = None, *, step:
     presents = _outputs(g, parts, "present", "b", "room")
     hidden = parts.decode(g, ids, mask, past, cross, presents, InPlace(lengths, step))
     parts.head(g, hidden, logits)
-    argmax(g, logits, parts.architecture.vocabulary, output=best, barred=(parts.architecture.special.ends, early))
+    argmax(g, logits, parts.architecture.vocabulary, output=best, barred=(parts.architecture.special.ends, forbid_eos))
     return g.model()
 
 
@@ -107,7 +108,7 @@ def single_model(parts: ModelParts, *, by_row: bool = False) -> onnx.ModelProto:
 
 def reorder_cache_model(parts: ModelParts) -> onnx.ModelProto:
     """Return the graph rows[n], <layer>.key|value [b,heads,t,d_kv] -> selected.<layer>.key|value [n,heads,t,d_kv]."""
-    g = Graph("select")
+    g = Graph("reorder_cache")
     rows = g.input("rows", INT64, "n")
     sources = _inputs(g, parts, "", "b", "t")
     for source, target in zip(sources, _outputs(g, parts, "selected", "n", "t"), strict=True):
@@ -118,7 +119,7 @@ def reorder_cache_model(parts: ModelParts) -> onnx.ModelProto:
 
 def log_softmax_model(parts: ModelParts) -> onnx.ModelProto:
     """Return the graph logits[b,q,vocabulary] -> log_probs[b,q,vocabulary]."""
-    g = Graph("normal")
+    g = Graph("log_softmax")
     logits = g.input("logits", FLOAT, "b", "q", parts.architecture.vocabulary)
     g.op("LogSoftmax", logits, output=g.output("log_probs", FLOAT, "b", "q", parts.architecture.vocabulary), axis=-1)
     return g.model()
@@ -126,7 +127,7 @@ def log_softmax_model(parts: ModelParts) -> onnx.ModelProto:
 
 def top_k_model(parts: ModelParts) -> onnx.ModelProto:
     """Return the graph scores[b,q,vocabulary], count[1] -> highest[b,q,count] (descending), tokens[b,q,count]."""
-    g = Graph("best")
+    g = Graph("top_k")
     scores = g.input("scores", FLOAT, "b", "q", parts.architecture.vocabulary)
     count = g.op("Min", g.input("count", INT64, 1), g.ints(parts.architecture.vocabulary))
     outputs = [g.output("highest", FLOAT, "b", "q", "k"), g.output("tokens", INT64, "b", "q", "k")]
@@ -168,8 +169,8 @@ def _loop(
     inner_presents = [KeyValue(f"step.present.{i}.key", f"step.present.{i}.value") for i in range(a.decoder_layers)]
     hidden = parts.decode(body, token, mask, inner_past, cross, inner_presents)
     logits = parts.head(body, hidden)
-    early = body.op("Unsqueeze", body.op("Less", turn, least), body.ints(2))
-    next_token = choose(body, logits, a.vocabulary, (a.special.ends, early), sampling, turn)
+    forbid_eos = body.op("Unsqueeze", body.op("Less", turn, least), body.ints(2))
+    next_token = choose(body, logits, a.vocabulary, (a.special.ends, forbid_eos), sampling, turn)
     emitted = body.op("Where", has_ended, body.scalar(a.special.pad), next_token)
     ended = body.op("Or", has_ended, body.op("LessOrEqual", most, body.op("Add", turn, body.scalar(1))))
     for end in a.special.ends:

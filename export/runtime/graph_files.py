@@ -30,11 +30,11 @@ def graph_inputs(names: Sequence[str], adapters: Mapping[str, Sequence[str]]) ->
     state = [MASK, *prefixed("cross", names), *prefixed("past", names)]
     plain = {
         "encoder": ["input_ids", "attention_mask"],
-        "decoder": ["input_ids", "lengths", "early", *state],
-        "step": ["input_ids", "lengths", "early", *state],
-        "normal": ["logits"],
-        "best": ["scores", "count"],
-        "select": ["rows", *names],
+        "decoder": ["input_ids", "lengths", "forbid_eos", *state],
+        "step": ["input_ids", "lengths", "forbid_eos", *state],
+        "log_softmax": ["logits"],
+        "top_k": ["scores", "count"],
+        "reorder_cache": ["rows", *names],
     }
     return plain | {name: plain[name.removeprefix(ADAPTED)] + list(more) for name, more in adapters.items()}
 

@@ -83,8 +83,8 @@ class TopK:
     Args:
         logits: Logits float32 [b, 1, vocabulary], which each step overwrites.
         count: Number of tokens per row.
-        normal: Session of the log-softmax; None to rank the logits.
-        best: Session of the ranking.
+        log_softmax: Session of the log-softmax; None to rank the logits.
+        top_k: Session of the ranking.
         device: "cpu" or "cuda": the provider of both sessions.
     """
 
@@ -92,20 +92,22 @@ class TopK:
         self,
         logits: DeviceBuffer,
         count: int,
-        normal: ort.InferenceSession | None,
-        best: ort.InferenceSession,
+        log_softmax: ort.InferenceSession | None,
+        top_k: ort.InferenceSession,
         device: str,
     ) -> None:
         rows, width, vocabulary = logits.value.shape()
-        self._logits, self._scores, self._normal = logits, logits, None
-        if normal is not None:
+        self._logits, self._scores, self._log_softmax = logits, logits, None
+        if log_softmax is not None:
             self._scores = DeviceBuffer.of(np.empty((rows, width, vocabulary), np.float32), device)
-            self._normal = BoundSession(normal, {"logits": logits.value}, {"log_probs": self._scores.value}, {}, device)
+            self._log_softmax = BoundSession(
+                log_softmax, {"logits": logits.value}, {"log_probs": self._scores.value}, {}, device
+            )
         self._highest = np.empty((rows, width, min(count, vocabulary)), np.float32)
         self._tokens = np.empty(self._highest.shape, np.int64)
         inputs = {"scores": self._scores.value, "count": ort_value(np.array([count]))}
         outputs = {"highest": ort_value(self._highest), "tokens": ort_value(self._tokens)}
-        self._best = BoundSession(best, inputs, outputs, {}, device)
+        self._top_k = BoundSession(top_k, inputs, outputs, {}, device)
 
     def run(self, before: Edit | None, after: Edit | None) -> tuple[np.ndarray, np.ndarray]:
         """Return (scores, tokens) in descending order, each [b, count].
@@ -116,9 +118,9 @@ class TopK:
         """
         if before:
             self._logits.edit(before)
-        if self._normal:
-            self._normal.run()
+        if self._log_softmax:
+            self._log_softmax.run()
         if after:
             self._scores.edit(after)
-        self._best.run()
+        self._top_k.run()
         return self._highest[:, -1].copy(), self._tokens[:, -1].copy()

@@ -145,7 +145,7 @@ class Model:
         return Cache([self._room(rows, _ROOM) for _ in self._names], rows, _ROOM)
 
     def step(
-        self, source: Source, cache: Cache, tokens: np.ndarray, *, early: bool = False, threads: int | None = None
+        self, source: Source, cache: Cache, tokens: np.ndarray, *, forbid_eos: bool = False, threads: int | None = None
     ) -> np.ndarray:
         """Return the likeliest token after each of these tokens, int64 [b, q].
 
@@ -153,10 +153,10 @@ class Model:
             source: Encoded sources. Consecutive rows of `cache` may share a source.
             cache: Cache of the tokens so far; it grows by q tokens.
             tokens: Next tokens, int64 [b, q].
-            early: Exclude </s>, because the answer is shorter than its minimum.
+            forbid_eos: Exclude </s>, because the answer is shorter than its minimum.
             threads: See `encode`.
         """
-        return self._advance(source, cache, tokens, "next", early, threads).output.read().copy()
+        return self._advance(source, cache, tokens, "next", forbid_eos, threads).output.read().copy()
 
     def logits(
         self, source: Source, cache: Cache, tokens: np.ndarray, *, copy: bool = True, threads: int | None = None
@@ -175,7 +175,7 @@ class Model:
         tokens: np.ndarray,
         count: int,
         *,
-        normal: bool = True,
+        log_softmax: bool = True,
         before: Edit | None = None,
         after: Edit | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +184,7 @@ class Model:
         Args:
             source, cache, tokens: See `step`.
             count: Number of tokens per row.
-            normal: Return log-probabilities; logits are faster.
+            log_softmax: Return log-probabilities; logits are faster.
             before: Edits the logits [b, vocabulary].
             after: Edits the log-probabilities [b, vocabulary].
 
@@ -192,10 +192,10 @@ class Model:
             (scores, tokens) in descending order, each [b, count].
         """
         step = self._advance(source, cache, tokens, "logits")
-        key = count, normal
+        key = count, log_softmax
         if key not in step.rankings:
-            normalise = self._session("normal") if normal else None
-            step.rankings[key] = TopK(step.output, count, normalise, self._session("best"), self._provider)
+            log_softmax_session = self._session("log_softmax") if log_softmax else None
+            step.rankings[key] = TopK(step.output, count, log_softmax_session, self._session("top_k"), self._provider)
         return step.rankings[key].run(before, after)
 
     def rank(
@@ -203,7 +203,7 @@ class Model:
         logits: np.ndarray,
         count: int,
         *,
-        normal: bool = True,
+        log_softmax: bool = True,
         before: Edit | None = None,
         after: Edit | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -211,12 +211,12 @@ class Model:
         if before:
             before(logits[:, -1])
         scores = logits
-        if normal:
-            (log_probs,) = self._run("normal", [ort_value(logits, self._provider)], ["log_probs"])
+        if log_softmax:
+            (log_probs,) = self._run("log_softmax", [ort_value(logits, self._provider)], ["log_probs"])
             scores = log_probs.numpy()
         if after:
             after(scores[:, -1])
-        outputs = self._run("best", [ort_value(scores, self._provider), ort_value(np.array([count]))], _RANKED)
+        outputs = self._run("top_k", [ort_value(scores, self._provider), ort_value(np.array([count]))], _RANKED)
         highest, tokens = (value.numpy() for value in outputs)
         return highest[:, -1], tokens[:, -1]
 
@@ -226,7 +226,7 @@ class Model:
         cache: Cache,
         tokens: np.ndarray,
         output: str,
-        early: bool = False,
+        forbid_eos: bool = False,
         threads: int | None = None,
     ) -> Step:
         """Run the decoder on these tokens; the next call overwrites the output of the returned step."""
@@ -247,7 +247,7 @@ class Model:
         if key not in cache.steps:
             cache.steps[key] = self._bound(self._session(graph, threads), graph, source, cache, tokens, output)
         step = cache.steps[key]
-        step.bound.run(tokens, lengths, early)
+        step.bound.run(tokens, lengths, forbid_eos)
         cache.lengths = lengths + count
         return step
 
@@ -276,7 +276,7 @@ class Model:
             fixed |= zip(inputs, source.adapters.cached(inputs), strict=True)
         presents = dict(zip(self._presents, cache.values, strict=True))
         memory = DeviceBuffer.of(array, "cpu" if output == "next" else self._provider)  # read by Python
-        examples = {"input_ids": tokens, "lengths": cache.lengths, "early": np.array(False)}
+        examples = {"input_ids": tokens, "lengths": cache.lengths, "forbid_eos": np.array(False)}
         return Step(
             BoundSession(session, fixed, {output: memory.value, **presents}, examples, self._provider),
             memory,
@@ -320,7 +320,7 @@ class Model:
             names, examples = self._prefixed("selected"), {"rows": rows}
             forth, back = (
                 BoundSession(
-                    self._session("select"),
+                    self._session("reorder_cache"),
                     dict(zip(self._names, source, strict=True)),
                     dict(zip(names, target, strict=True)),
                     examples,
@@ -335,7 +335,7 @@ class Model:
         cache.values, cache.steps = spare.values, spare.steps
 
     def _selected(self, values: list[ort.OrtValue], rows: np.ndarray) -> list[ort.OrtValue]:
-        return self._run("select", [ort_value(rows), *values], self._prefixed("selected"))
+        return self._run("reorder_cache", [ort_value(rows), *values], self._prefixed("selected"))
 
     def _run(
         self, graph: str, values: Sequence[ort.OrtValue], outputs: list[str], threads: int | None = None

@@ -216,7 +216,7 @@ class Scheduler:
         tokens = np.zeros((lane.rows, 1), np.int64)
         for job in jobs:
             tokens[job.slots] = job.call.tokens
-        plain = all(isinstance(job.call, Next) and not job.call.early for job in jobs)
+        plain = all(isinstance(job.call, Next) and not job.call.forbid_eos for job in jobs)
         threads = self._encoder.step_threads
         output = lane.next(tokens, threads) if plain else lane.logits(tokens, threads)
         for job in jobs:
@@ -233,8 +233,10 @@ class Scheduler:
         if plain or isinstance(call, Logits):
             return output
         if isinstance(call, Likeliest):
-            return self._model.rank(output, call.count, normal=call.normal, before=call.before, after=call.after)
-        if call.early:
+            return self._model.rank(
+                output, call.count, log_softmax=call.log_softmax, before=call.before, after=call.after
+            )
+        if call.forbid_eos:
             output[..., list(self._generator.special.ends)] = -np.inf
         return output.argmax(axis=-1)
 
@@ -246,7 +248,9 @@ class Scheduler:
         source, cache = lane.alone(slot)
         call = job.call
         if isinstance(call, Next):
-            result = self._model.step(source, cache, call.tokens, early=call.early, threads=self._encoder.step_threads)
+            result = self._model.step(
+                source, cache, call.tokens, forbid_eos=call.forbid_eos, threads=self._encoder.step_threads
+            )
         else:
             result = self._model.logits(source, cache, call.tokens, threads=self._encoder.step_threads)
         lane.lengths[slot] += call.tokens.shape[1]

@@ -133,11 +133,11 @@ class Graphs:
         lengths: int | Sequence[int],
         ids: np.ndarray,
         *,
-        early: bool = False,
+        forbid_eos: bool = False,
         step: bool = False,
     ) -> tuple[np.ndarray, np.ndarray, Arrays]:
         """Return (logits, best tokens, cache) of one call after `lengths` tokens."""
-        feed = {"input_ids": ids, "lengths": np.atleast_1d(lengths), "early": np.array(early)}
+        feed = {"input_ids": ids, "lengths": np.atleast_1d(lengths), "forbid_eos": np.array(forbid_eos)}
         outputs = ["logits", "next", *self._prefixed("present")]
         logits, best, *presents = (self._step if step else self._decoder).run(outputs, fixed | cache | feed)
         return logits, best, dict(zip(self._prefixed("past"), presents, strict=True))
@@ -164,7 +164,7 @@ class Graphs:
         fixed, cache = self.encode(ids, mask), self.room(len(ids), limit, np.nan)
         token, ended, columns = np.full((len(ids), 1), PAD), np.zeros((len(ids), 1), bool), list[np.ndarray]()
         while len(columns) < limit and not ended.all():
-            _, best, cache = self.call(fixed, cache, len(columns), token, early=len(columns) < least, step=True)
+            _, best, cache = self.call(fixed, cache, len(columns), token, forbid_eos=len(columns) < least, step=True)
             token = np.where(ended, PAD, best)
             ended = ended | (token == END)
             columns.append(token)

@@ -27,12 +27,12 @@ class Next:
     Attributes:
         tokens: Next tokens, int64 [b, q]. Tokens after the first of a row are drafts: the loop may answer the first one
             alone, with a result of [b, 1].
-        early: Never return </s>, since the answer is too short.
+        forbid_eos: Never return </s>, since the answer is too short.
         shared: Set by the loop if other requests shared the call, so that its duration says nothing about this request.
     """
 
     tokens: np.ndarray
-    early: bool = False
+    forbid_eos: bool = False
     shared: bool = False
 
 
@@ -54,14 +54,14 @@ class Likeliest:
     Attributes:
         tokens: Next tokens, int64 [b, 1].
         count: Number of tokens a row.
-        normal: Return log-probabilities; logits take less time.
+        log_softmax: Return log-probabilities; logits take less time.
         before: Edits the logits [b, vocabulary].
         after: Edits the log-probabilities [b, vocabulary].
     """
 
     tokens: np.ndarray
     count: int
-    normal: bool = True
+    log_softmax: bool = True
     before: Edit | None = None
     after: Edit | None = None
 
@@ -119,12 +119,14 @@ def run(model: Model, source: Source, copies: int, decoding: Decoding) -> Iterat
         match item:
             case TokenChunk():
                 yield item
-            case Next(tokens, early):
-                result = model.step(source, cache, tokens, early=early)
+            case Next(tokens, forbid_eos):
+                result = model.step(source, cache, tokens, forbid_eos=forbid_eos)
             case Logits(tokens):
                 result = model.logits(source, cache, tokens, copy=False)
-            case Likeliest(tokens, count, normal, before, after):
-                result = model.likeliest(source, cache, tokens, count, normal=normal, before=before, after=after)
+            case Likeliest(tokens, count, log_softmax, before, after):
+                result = model.likeliest(
+                    source, cache, tokens, count, log_softmax=log_softmax, before=before, after=after
+                )
             case Keep(rows, sources):
                 if sources is not None:
                     source = model.select_source(source, sources)

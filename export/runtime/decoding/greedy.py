@@ -23,7 +23,7 @@ def search(ids: Sequence[np.ndarray], options: Options, special: SpecialTokens) 
         steps: list[np.ndarray] = []
         ended = np.zeros(len(rows), bool)
         while not ended.all() and len(steps) < _CHUNK and count < options.max_new_tokens:
-            tokens = yield Next(tokens, early=count < options.min_new_tokens)
+            tokens = yield Next(tokens, forbid_eos=count < options.min_new_tokens)
             steps.append(tokens)
             ended |= special.ended(tokens[:, 0])
             count += 1
@@ -39,7 +39,7 @@ def stream(ids: Sequence[np.ndarray], options: Options, special: SpecialTokens) 
     """Yield the likeliest tokens of one source, each as soon as it is chosen."""
     tokens = np.full((1, 1), special.start)
     for count in range(options.max_new_tokens):
-        tokens = yield Next(tokens, early=count < options.min_new_tokens)
+        tokens = yield Next(tokens, forbid_eos=count < options.min_new_tokens)
         yield TokenChunk(0, tokens[0])
         if int(tokens[0, 0]) in special.ends:
             return

@@ -51,8 +51,8 @@ def _next(
     last = tokens[:, -1:]
     edit = editing(edits, tokens)
     if candidates := options.top_k if options.do_sample else 1:
-        normal = options.output_scores and not options.do_sample  # a sample's score is relative to the candidates
-        scores, kinds = yield Likeliest(last, candidates, normal=normal, before=edit)
+        scored = options.output_scores and not options.do_sample  # a sample's score is relative to the candidates
+        scores, kinds = yield Likeliest(last, candidates, log_softmax=scored, before=edit)
     else:
         scores = (yield Logits(last))[:, -1]
         if edit:

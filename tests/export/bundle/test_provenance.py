@@ -56,7 +56,7 @@ def test_metadata_may_contain_the_word_location(checkpoint: Path, tmp_path: Path
 
 def test_rounded_weights_omit_scores_of_exact_weights(checkpoint: Path, tmp_path: Path) -> None:
     make_bundle(checkpoint, tmp_path / "out", precisions=[parse("int8")], provenance=KNOWN)
-    values = {entry.key: entry.value for entry in onnx.load(tmp_path / "out" / "best.onnx").metadata_props}
+    values = {entry.key: entry.value for entry in onnx.load(tmp_path / "out" / "top_k.onnx").metadata_props}
     assert values["precision"] == "int8" and "scores" not in values
 
 

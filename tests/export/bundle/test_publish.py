@@ -76,7 +76,7 @@ def test_the_manifest_lists_hash_and_size_of_each_file(published: Path) -> None:
 def test_the_manifest_names_the_origin(checkpoint: Path, tmp_path: Path) -> None:
     report = make_bundle(checkpoint, tmp_path / "bundle", base="a/base", adapter="mine", versions={"torch": "9.9"})
     manifest = manifest_of(tmp_path / "bundle")
-    assert (manifest["format"], manifest["version"]) == ("lora-ft bundle", 4)
+    assert (manifest["format"], manifest["version"]) == ("lora-ft bundle", 5)
     assert (manifest["base"], manifest["adapter"], manifest["precision"]) == ("a/base", "mine", "fp32")
     assert manifest["parity"] == report.as_dict()
     assert manifest["versions"]["torch"] == "9.9"

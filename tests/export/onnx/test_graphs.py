@@ -214,11 +214,11 @@ def test_cache_rows_are_selected(flan: Graphs, rows: list[int], length: int) -> 
 
 def ranked(parts: ModelParts, logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (log-probabilities, tokens) of the likeliest tokens."""
-    normal, best = (
+    log_softmax, top_k = (
         open_session(build(parts).SerializeToString(), threads=1) for build in (log_softmax_model, top_k_model)
     )
-    (log_probs,) = normal.run(["log_probs"], {"logits": logits})
-    return tuple(best.run(["highest", "tokens"], {"scores": log_probs, "count": np.array([count])}))
+    (log_probs,) = log_softmax.run(["log_probs"], {"logits": logits})
+    return tuple(top_k.run(["highest", "tokens"], {"scores": log_probs, "count": np.array([count])}))
 
 
 @pytest.mark.parametrize("count", [1, 4, 80, 500])

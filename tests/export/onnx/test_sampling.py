@@ -21,8 +21,8 @@ VOCABULARY, BARRED = 96, 1
 def session() -> ort.InferenceSession:
     g = Graph("draw")
     logits, turn = g.input("logits", FLOAT, "b", 1, VOCABULARY), g.input("turn", INT64)
-    early, token = g.input("early", BOOL), g.output("token", INT64, "b", 1)
-    g.op("Identity", choose(g, logits, VOCABULARY, ((BARRED,), early), Sampling.inputs(g), turn), output=token)
+    forbid_eos, token = g.input("forbid_eos", BOOL), g.output("token", INT64, "b", 1)
+    g.op("Identity", choose(g, logits, VOCABULARY, ((BARRED,), forbid_eos), Sampling.inputs(g), turn), output=token)
     return open_session(g.model().SerializeToString(), 1)
 
 
@@ -33,12 +33,12 @@ def drawn(
     temperature: float,
     top_k: int = 0,
     top_p: float = 1.0,
-    early: bool = False,
+    forbid_eos: bool = False,
 ) -> np.ndarray:
     """One token for each column of `uniform` [b,n]."""
     feed = {
         "logits": logits[:, None],
-        "early": np.array(early),
+        "forbid_eos": np.array(forbid_eos),
         "temperature": np.array(temperature, np.float32),
         "top_k": np.array(top_k),
         "top_p": np.array(top_p, np.float32),
@@ -103,7 +103,7 @@ def test_a_barred_token_is_not_drawn(session: ort.InferenceSession, top_k: int) 
     logits[:, BARRED] = 30
     uniform = np.tile(np.linspace(0, 0.999, 50), (2, 1))
     assert (drawn(session, logits, uniform, 1.0, top_k) == BARRED).all()
-    assert not (drawn(session, logits, uniform, 1.0, top_k, early=True) == BARRED).any()
+    assert not (drawn(session, logits, uniform, 1.0, top_k, forbid_eos=True) == BARRED).any()
 
 
 @pytest.mark.parametrize("number", [0.0, 0.99999994])

@@ -90,7 +90,7 @@ def test_an_early_step_never_returns_the_end(model: Model, checkpoint: Path) -> 
     row = next(i for i, tokens in enumerate(greedy.tolist()) if END in tokens)
     source, forced = model.encode(*ragged([ROWS[row]])), shifted(greedy[[row], : greedy[row].tolist().index(END) + 1])
     free = model.step(source, model.cache(1), forced)
-    token = model.step(source, model.cache(1), forced, early=True)
+    token = model.step(source, model.cache(1), forced, forbid_eos=True)
     scores = model.logits(source, model.cache(1), forced)
     scores[..., END] = -np.inf
     assert free[0, -1] == END
@@ -278,8 +278,11 @@ def test_a_graph_is_loaded_on_first_use(published: Path, monkeypatch: pytest.Mon
     cache = model.cache(4)
     model.step(source, cache, start)
     assert asked(lambda: model.step(source, cache, np.repeat(start, 2, axis=1))) == [("decoder.onnx", 1)]
-    assert asked(lambda: model.likeliest(source, model.cache(4), start, 3)) == [("normal.onnx", 1), ("best.onnx", 1)]
-    assert asked(lambda: model.select_source(source, np.array([0]))) == [("select.onnx", 1)]
+    assert asked(lambda: model.likeliest(source, model.cache(4), start, 3)) == [
+        ("log_softmax.onnx", 1),
+        ("top_k.onnx", 1),
+    ]
+    assert asked(lambda: model.select_source(source, np.array([0]))) == [("reorder_cache.onnx", 1)]
     assert asked(lambda: model.encode(IDS, MASK)) == []
 
 

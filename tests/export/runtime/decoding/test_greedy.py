@@ -50,15 +50,15 @@ class Watched:
 
     def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[int] = []
-        self.early: list[bool] = []
+        self.forbid_eos: list[bool] = []
         self._step = model.step
         monkeypatch.setattr(model, "step", self._ask)
 
-    def _ask(self, source: Source, cache: Cache, tokens: np.ndarray, *, early: bool) -> np.ndarray:
+    def _ask(self, source: Source, cache: Cache, tokens: np.ndarray, *, forbid_eos: bool) -> np.ndarray:
         assert source.rows == cache.rows == len(tokens)
         self.rows.append(len(tokens))
-        self.early.append(early)
-        return self._step(source, cache, tokens, early=early)
+        self.forbid_eos.append(forbid_eos)
+        return self._step(source, cache, tokens, forbid_eos=forbid_eos)
 
 
 def test_rows_that_have_ended_leave_the_batch(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,8 +75,8 @@ def test_rows_that_have_ended_leave_the_batch(pair: Pair, monkeypatch: pytest.Mo
 def test_the_least_length_is_counted_over_all_steps(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(pair.generator.model, monkeypatch)
     pair.made(words(5), max_new_tokens=LIMIT, min_new_tokens=_CHUNK + 3, **PLAIN)
-    assert watched.early == [turn < _CHUNK + 3 for turn in range(len(watched.early))]
-    assert len(watched.early) > _CHUNK + 3
+    assert watched.forbid_eos == [turn < _CHUNK + 3 for turn in range(len(watched.forbid_eos))]
+    assert len(watched.forbid_eos) > _CHUNK + 3
 
 
 def test_the_search_stops_once_every_row_has_ended(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ class Known:
     def cache(self, rows: int) -> Cache:
         return Cache([np.full((rows, self._limit + LONGEST), WRONG)], rows, self._limit + LONGEST)
 
-    def step(self, source: Source, cache: Cache, tokens: np.ndarray, *, early: bool = False) -> np.ndarray:
+    def step(self, source: Source, cache: Cache, tokens: np.ndarray, *, forbid_eos: bool = False) -> np.ndarray:
         assert len(tokens) == source.rows == cache.rows
         self.widths.append(tokens.shape[1])
         self.rows.append(source.rows)

@@ -9,7 +9,6 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 from lora_ft.core.errors import UsageError
@@ -38,6 +37,11 @@ _GAPS = (120, 30, 10, 3)  # minutes of silence that end a session, tried in this
 _BLOCK = re.compile(r"^(?=[A-Za-z_]+:)", re.MULTILINE)
 _GUESSED = ("name", "prompt", "data", "lengths")  # blocks of a recipe that rows replace
 _SCHEMA_LINE = re.compile(r"# yaml-language-server: \$schema=.*\n")
+# The path of the installed schema would be wrong on every other machine, so the user writes a copy next to the task.
+_EDITORS = """\
+# To let VS Code (extension YAML) complete and check the keys, run `lora-ft recipes --schema > task.schema.json` in this
+# folder, and add a first line: `# yaml-language-server: $schema=task.schema.json`.
+"""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def init(
         blocks = _after_recipe(recipe, blocks)
     text = "".join(blocks.values())
     progress.stage("checking the task")
-    _write(file, _with_sessions(text, file) if result.kind == GROUP_CHAT else _checked(text, file))
+    write_text(file, _EDITORS + (_with_sessions(text, file) if result.kind == GROUP_CHAT else _checked(text, file)))
     return result
 
 
@@ -137,7 +141,7 @@ def copy_recipe(
             raise UsageError(f"{folder} already exists", "pass a FILE in another folder")
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(rows, folder)
-    _write(file, text)
+    write_text(file, _EDITORS + text)
     return NewTask(file, name, [f"rows: {file.parent / rows.name}"] if rows is not None else [])
 
 
@@ -151,12 +155,6 @@ def _require_new(file: Path, overwrite: bool) -> None:
     if file.exists() and not overwrite:
         raise UsageError(f"{file} already exists", "pass another FILE, or add --overwrite")
     refuse_file(file, "FILE", overwrite=True)
-
-
-def _write(file: Path, text: str) -> None:
-    """Write a task file with a first line that names the schema for editors."""
-    schema = Path(str(files("lora_ft"))) / "schemas" / "task.schema.json"
-    write_text(file, f"# yaml-language-server: $schema={schema.as_uri()}\n{text}")
 
 
 def _checked(text: str, file: Path) -> str:

@@ -66,8 +66,9 @@ def page() -> str:
         "A task is one YAML file. Unknown keys are errors. Names are those of transformers and peft where they mean "
         "the same. Any key can be set on the command line: `--set train.learning_rate=5e-4`.",
         "",
-        "Editors that speak YAML's language server complete and check these keys from "
-        "[task.schema.json](task.schema.json): the first line of every recipe names the schema.",
+        "Editors that speak YAML's language server (VS Code: extension YAML) complete and check these keys by "
+        "[task.schema.json](task.schema.json), which `lora-ft recipes --schema` prints. Save it next to your task "
+        "file, and add a first line that names it: `# yaml-language-server: $schema=task.schema.json`.",
         "",
         "## Top level",
         "",

@@ -66,14 +66,19 @@ def recipes(
     file: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="Task file to write. Default: NAME.yaml.")
     ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of task files, for editors.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """List the task files that ship with lora-ft, or copy one."""
+    from importlib.resources import files
+
     from lora_ft.core.errors import UsageError
     from lora_ft.tasks.files import recipe_file
     from lora_ft.tasks.files import recipes as list_recipes
 
+    if schema and copy is not None:
+        raise UsageError("--schema and --copy are both set", "remove one of the two")
     if copy is not None:
         from lora_ft.init import copy_recipe
 
@@ -81,6 +86,9 @@ def recipes(
         return
     if file is not None:
         raise UsageError(f"{file} has no recipe to copy", "add --copy NAME")
+    if schema:
+        say((files("lora_ft") / "schemas" / "task.schema.json").read_text(encoding="utf-8").rstrip())
+        return
     paths = {name: recipe_file(name) for name in list_recipes()}
     show(paths, lambda _: say("\n".join(f"{name}\t{path}" for name, path in paths.items())), as_json=as_json)
 

@@ -71,7 +71,7 @@ class CompletionReply:
             self._add(piece)
         choices = [self._whole_choice(number, choice) for number, choice in sorted(self._choices.items())]
         self._record.answers = [choice.text for _, choice in sorted(self._choices.items())]
-        return {**self._head(self.whole_object), "choices": choices, "usage": self._usage()}
+        return {**self._head(self.whole_object), "choices": choices, "usage": self._record.usage}
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the reply piece by piece."""
@@ -82,7 +82,7 @@ class CompletionReply:
                 yield {**self._head(self.chunk_object), "choices": [choice], **usage}
         self._record.answers = [choice.text for _, choice in sorted(self._choices.items())]
         if self.settings.usage:
-            yield {**self._head(self.chunk_object), "choices": [], "usage": self._usage()}
+            yield {**self._head(self.chunk_object), "choices": [], "usage": self._record.usage}
 
     def _add(self, piece: Piece) -> tuple[int, bool]:
         """Append a piece to its choice, and return the choice's number and whether it is the first piece."""
@@ -100,10 +100,6 @@ class CompletionReply:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.settings.id, "object": kind, "created": self._created, "model": self.settings.model}
-
-    def _usage(self) -> dict[str, int]:
-        prompt, completion = self._record.prompt_tokens, self._record.new_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
     def _whole_choice(self, number: int, choice: Choice) -> dict[str, Any]:
         return {

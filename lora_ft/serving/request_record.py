@@ -74,6 +74,12 @@ class RequestRecord:
         return sum(self.lengths.values())
 
     @property
+    def usage(self) -> dict[str, int]:
+        """Token counts in OpenAI's shape."""
+        total = self.prompt_tokens + self.new_tokens
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.new_tokens, "total_tokens": total}
+
+    @property
     def seconds_per_token(self) -> float | None:
         """Mean time between two tokens of the longest answer, in seconds; None for answers of one token."""
         longest = max(self.lengths.values(), default=0)

@@ -36,7 +36,7 @@ class TaskReply:
             "created": int(time.time()),
             "model": self._model,
             "answers": answers,
-            "usage": self._usage(),
+            "usage": self._record.usage,
         }
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -49,7 +49,7 @@ class TaskReply:
                     chunk["scores"] = list(piece.scores)
                 yield {**chunk, "finish": piece.finish, "source_cut": answer["source_cut"]}
         self._record.answers = [answer["text"] for _, answer in sorted(self._made.items())]
-        yield {"usage": self._usage()}
+        yield {"usage": self._record.usage}
 
     def _add(self, piece: Piece) -> dict[str, Any]:
         answer = self._made.setdefault(
@@ -70,7 +70,3 @@ class TaskReply:
             answer.setdefault("scores", []).extend(piece.scores)
         self._record.count((piece.row, piece.answer), len(piece.tokens), piece.finish)
         return answer
-
-    def _usage(self) -> dict[str, int]:
-        prompt, completion = self._record.prompt_tokens, self._record.new_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

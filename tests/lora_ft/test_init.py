@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import lora_ft as package
 from lora_ft.cli import run as lora_ft
 from lora_ft.core.errors import UsageError
 from lora_ft.data.guess import guess_task, references_of
@@ -15,7 +17,7 @@ from lora_ft.data.lengths import measure_lengths
 from lora_ft.data.splits import load_splits
 from lora_ft.init import copy_recipe, init
 from lora_ft.tasks.files import load_task, recipes
-from lora_ft.tasks.schema import SPLITS
+from lora_ft.tasks.schema import SPLITS, Task
 
 Rows = list[dict[str, Any]]
 TEXT = "A long report about many things. " * 20
@@ -178,12 +180,33 @@ def test_command_writes_a_file_once_and_prints_the_next_step(
     write_rows(tmp_path / "my rows.jsonl", rows_like(SHAPES["questions"][0]))
     assert lora_ft(["init", "--data", "my rows.jsonl"]) == 0
     assert "next: lora-ft validate my-rows.yaml" in capsys.readouterr().out
-    before = (tmp_path / "my-rows.yaml").read_text(encoding="utf-8")
-    assert before.startswith("# yaml-language-server: $schema=file://")
     assert lora_ft(["init", "--data", "my rows.jsonl"]) == 2
     assert "my-rows.yaml already exists; pass another FILE, or add --overwrite" in capsys.readouterr().err
     assert lora_ft(["init"]) == 2
     assert "add --data FILE or --recipe NAME" in capsys.readouterr().err
+
+
+def require_portable(file: Path) -> None:
+    """Assert that a task file names no path of the installation, and says how editors get the schema."""
+    text = file.read_text(encoding="utf-8")
+    assert str(Path(package.__file__).parent) not in text and "file:" not in text
+    assert (
+        "recipes --schema > task.schema.json" in text and "`# yaml-language-server: $schema=task.schema.json`" in text
+    )
+    assert not re.search(r"^# yaml-language-server:", text, re.MULTILINE)  # editors would look for a missing file
+
+
+def test_a_written_file_does_not_name_the_installation(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", rows_like(SHAPES["questions"][0]))
+    require_portable(init(tmp_path / "task.yaml", data=data).file)
+
+
+def test_editors_get_the_schema_of_task_files(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lora_ft(["recipes", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["properties"].keys() == {*Task.model_fields, "grid"}
+    assert lora_ft(["recipes", "--schema", "--copy", "qa"]) == 2
+    assert "--schema and --copy are both set" in capsys.readouterr().err
 
 
 def test_settings_of_a_recipe_are_used_with_other_rows(tmp_path: Path) -> None:
@@ -196,7 +219,9 @@ def test_settings_of_a_recipe_are_used_with_other_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", recipes())
 def test_recipe_is_copied_with_its_rows(name: str, tmp_path: Path) -> None:
-    task = load_task(copy_recipe(name, tmp_path / "new" / "mine.yaml").file)
+    file = copy_recipe(name, tmp_path / "new" / "mine.yaml").file
+    require_portable(file)
+    task = load_task(file)
     assert task.name == "mine"
     if task.data.hub is None:
         assert task.data.root is not None and task.data.root.is_relative_to(tmp_path)

@@ -92,6 +92,31 @@ def measure(folder: Path, pages: Mapping[str, str]) -> dict[str, Any]:
     return {**json.loads(unescape(match[1])), "console": re.findall(r"CONSOLE.*", browser.stderr)}
 
 
+def require_uncut(measured: Mapping[str, Any], width: int) -> None:
+    """Assert that a page fits the window: nothing is cut off, wide tables scroll, and texts of charts do not touch."""
+    assert measured["width"] <= width and measured["scrolls"] <= width
+    assert measured["over"] == [] and measured["loose"] == 0 and measured["flat"] == 0
+    assert measured["cut"] == [] and measured["touching"] == []
+
+
+def require_nothing_loaded(measured: Mapping[str, Any]) -> None:
+    """Assert that pages, as measured by `measure`, write no console message, and load and run nothing."""
+    assert measured["console"] == []
+    for name, page in measured.items():
+        if name != "console":
+            assert page["loaded"] == [] and page["scripts"] == 0
+
+
+def require_drawn(folder: Path, page: str) -> None:
+    """Assert that the browser draws a page without a console message."""
+    require_browser()
+    file, image = folder / "page.html", folder / "page.png"
+    file.write_text(page, encoding="utf-8")
+    browser = browse(folder, file, "--window-size=1200,1000", f"--screenshot={image}")
+    assert image.read_bytes().startswith(b"\x89PNG") and image.stat().st_size > 20_000
+    assert "CONSOLE" not in browser.stderr
+
+
 class _Reader(HTMLParser):
     """Parser that records open tags, headings in order, and all attributes."""
 

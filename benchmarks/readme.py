@@ -204,8 +204,7 @@ def serving(results: dict[str, Any]) -> str:
     plan = results["plan"]
     about = (
         f"DialogSum, {results['adapters']} adapters in turn ({results['precision']}), {plan['rows']} rows, Poisson "
-        f"arrivals; a request is good within {plan['slo']:g} times the time of its row alone on the same server; "
-        f"{_machine(results['environment'])}."
+        f"arrivals; {_machine(results['environment'])}. {serving_tables.limits(results['servers'], plan['slo'])}"
     )
     warnings = [f"- {warning}" for warning in results["warnings"]]
     return "\n\n".join([serving_tables.tables(results), about, *(["\n".join(warnings)] if warnings else [])])

@@ -13,7 +13,7 @@ OWN = (SERVE, ENGINE, BATCHES)
 
 
 def tables(results: dict[str, Any]) -> str:
-    """Return the figures at the knee of each server in Markdown, and those of equal loads if there are any."""
+    """Return the figures at each server's knee and at the reference load in Markdown, and those of equal loads."""
     servers = results["servers"]
     first = servers[0]
     rows = []
@@ -68,7 +68,37 @@ def tables(results: dict[str, Any]) -> str:
         "first text, p50, ms",
         "cores",
     ]
-    return "\n\n".join([table(columns, rows), *([table(headings, same)] if same else [])])
+    return "\n\n".join([table(columns, rows), *equal_load(servers), *([table(headings, same)] if same else [])])
+
+
+def equal_load(servers: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the table of all servers at the reference load, unless only one was measured at it."""
+    pairs = [(server, load) for server in servers if (load := at_reference(server)) is not None]
+    if len(pairs) < 2:
+        return []
+    first = pairs[0][1]["first_token"]["p50"]
+    rows = [
+        [
+            server["name"],
+            f"{100 * load['within']:.0f}",
+            _ms(load["first_token"]["p50"]),
+            _number(load["first_token"]["p50"] and load["first_token"]["p50"] / first, 1),
+            _ms(load["percentiles"]["p50"]),
+            _ms(load["percentiles"]["p90"]),
+            f"{sum(load['failed'].values())} of {load['requests']}",
+        ]
+        for server, load in pairs
+    ]
+    headings = [
+        f"at {pairs[0][1]['offered']:.2f} requests/s",
+        "within the limit, %",
+        "first text, p50, ms",
+        "times the first",
+        "end, p50, ms",
+        "end, p90, ms",
+        "failed",
+    ]
+    return [table(headings, rows)]
 
 
 def same_loads(servers: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -88,6 +118,24 @@ def at_knee(server: dict[str, Any]) -> dict[str, Any] | None:
     """Return the load of Poisson arrivals at the knee."""
     loads = (load for load in reversed(server["loads"]) if load["profile"] == "poisson")
     return next((load for load in loads if load["offered"] == server["knee"]), None)
+
+
+def at_reference(server: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the reference load: the knee of the first server."""
+    return next((load for load in server["loads"] if load["reference"]), None)
+
+
+def limits(servers: Sequence[dict[str, Any]], slo: float) -> str:
+    """Return the sentence that says whose times alone set the limits of which servers."""
+    first = servers[0]["name"]
+    own = [server["name"] for server in servers if server["limits_from"] == server["name"] != first]
+    text = f"A request is good within {slo:g} times the time of its row alone on {first}."
+    if own:
+        text += (
+            f" For {'; '.join(own)}, the row alone on that server itself counts: a looser limit for a server that is "
+            "slower alone."
+        )
+    return text
 
 
 def _ms(seconds: float | None) -> str:

@@ -7,7 +7,10 @@ run's adapter under different names: each is read and applied on its own, and al
 more than 512 tokens are left out, since the server refuses them. Peers serve the run's merged model without adapters,
 which is less work. ROUGE-1 shows that they still answer as the model does.
 
-FILE and the page in the work folder are written after each server. `--resume` keeps the servers that FILE already has.
+Servers on lora-ft's runtime share the limits of `lora-ft serve`. Peers keep limits of their own times alone, which are
+looser since they are slower alone. Every server is also measured at the knee of `lora-ft serve`.
+
+FILE is written after each server. `--resume` keeps the servers that FILE already has.
 """
 
 from __future__ import annotations
@@ -20,15 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 import lora_ft.bench
 from benchmarks.command import run_command
-from benchmarks.serving_tables import BATCHES, ENGINE, SERVE, tables
+from benchmarks.serving_tables import BATCHES, ENGINE, OWN, SERVE, tables
 from lora_ft.bank import export_bank
 from lora_ft.bench.batch_server import SOURCE
 from lora_ft.bench.peer_environments import interpreter
+from lora_ft.bench.reference import Reference
 from lora_ft.bench.serve import drawn_rows, measure
 from lora_ft.bench.serve_report import Load, LoadPlan, ServerReport
 from lora_ft.bench.subjects import Subject
@@ -55,9 +58,17 @@ _BENCH = Path(lora_ft.bench.__file__).parent
 _MAX_TOKENS = 96  # the limit of the task
 _WORSE = 8.0  # points of ROUGE-1 below the first server before a server's answers count as wrong
 _PLAN = LoadPlan(
-    rows=16, requests=200, seconds=20.0, growth=1.25, attempts=1, refinements=0, bursts=(0.8,), max_tokens=_MAX_TOKENS
+    rows=16,
+    requests=200,
+    seconds=20.0,
+    common_slo=True,
+    growth=1.25,
+    attempts=1,
+    refinements=0,
+    bursts=(0.8,),
+    max_tokens=_MAX_TOKENS,
 )
-"""About 20 minutes for all servers, most of them for slow peers: 64 requests at 0.4 requests/s take 160 s."""
+"""About 25 minutes for all servers, most of them for slow peers: 64 requests at 0.4 requests/s take 160 s."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +198,8 @@ def measure_all(
 ) -> None:
     """Measure servers one after another and add the figures of each to `results`, which `write` then saves.
 
-    Servers that `results` already has are kept. Bursts are offered to continuous and to whole-request batching on the
-    same runtime only, since a burst takes minutes on a slow peer.
+    Servers that `results` already has are kept. The first is the reference of the others. Bursts are offered to
+    continuous and to whole-request batching on the same runtime only, since a burst takes minutes on a slow peer.
     """
     known = {server["name"] for server in results["servers"] if not server["error"]}
     results["servers"] = [server for server in results["servers"] if server["name"] in known]
@@ -196,14 +207,22 @@ def measure_all(
         if subject.name in known:
             progress.note(f"{subject.name}: kept")
             continue
-        used = plan if subject.name in (SERVE, BATCHES) else plan.model_copy(update={"bursts": ()})
-        report = measure([subject], rows.prompts, used, data="test.jsonl", progress=progress)
+        bursts = plan.bursts if subject.name in (SERVE, BATCHES) else ()
+        used = plan.model_copy(update={"bursts": bursts, "common_slo": subject.name in OWN})
+        reference = reference_of(results["servers"])
+        report = measure([subject], rows.prompts, used, data="test.jsonl", progress=progress, reference=reference)
         (server,) = report.servers
         references = [rows.references[i] for i in drawn_rows(len(rows.prompts), plan)]
         results["servers"].append(figures(server, references))
         results["seconds"] += report.seconds
         results["warnings"] += report.warnings + wrong_answers(results["servers"])
         write()
+
+
+def reference_of(servers: Sequence[dict[str, Any]]) -> Reference | None:
+    """Return the first server that was measured."""
+    first = next((server for server in servers if server["alone_seconds"]), None)
+    return Reference(first["name"], tuple(first["alone_seconds"]), first["knee"]) if first else None
 
 
 def figures(server: ServerReport, references: Sequence[str]) -> dict[str, Any]:
@@ -220,7 +239,8 @@ def figures(server: ServerReport, references: Sequence[str]) -> dict[str, Any]:
     return {
         "name": server.name,
         "alone": server.percentiles.model_dump() if server.percentiles else None,
-        "mean_alone": float(np.mean(server.alone)) if server.alone else None,
+        "alone_seconds": server.alone,
+        "limits_from": server.limits_from,
         "tokens": round(server.tokens, 1),
         "rouge1": score,
         "knee": server.knee,

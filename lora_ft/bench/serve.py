@@ -1,12 +1,14 @@
 """Measure servers under real requests: open loop, growing load, goodput within a limit, up to the knee.
 
-Every row is first answered alone on the idle server. Its limit under load is a multiple of that time (`slo`). Requests
-then arrive at random, at a load that grows until more than 10 % of them miss their limit.
+Every row is first answered alone on the idle server. Its limit under load is a multiple of that time (`slo`), or of
+that on the first server. Requests then arrive at random, at a load that grows until more than 10 % of them miss their
+limit. At the end, each server is measured at the first server's knee.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -22,6 +24,7 @@ import numpy as np
 from lora_ft.bench import slo
 from lora_ft.bench.arrivals import Profile, arrivals
 from lora_ft.bench.completions import Reply, Request
+from lora_ft.bench.reference import Reference
 from lora_ft.bench.serve_report import Load, LoadPlan, ServeReport, ServerReport, Usage
 from lora_ft.bench.server_process import Reading, ServerProcess, Watch
 from lora_ft.bench.statistics import needed, percentiles
@@ -35,6 +38,7 @@ from lora_ft.doctor import environment, stolen
 REPORT = "serve.json"
 API_KEY = "LORA_FT_API_KEY"
 _GENERATOR = Path(__file__).with_name("load_generator.py")
+ALONE_TURNS = 4  # times that each row is measured alone; with two, the host's disturbances left errors of a fifth
 _PATIENCE = 180.0  # seconds that a server may take to start
 _STOLEN = 0.05  # share of a core that the host may withhold before the report warns
 _LATE = 0.05  # seconds by which a request may be sent too late before the report warns
@@ -48,6 +52,7 @@ def measure(
     data: str = "",
     out: Path | None = None,
     progress: Progress | None = None,
+    reference: Reference | None = None,
 ) -> ServeReport:
     """Measure servers one after another. A server that fails is reported with its error.
 
@@ -61,6 +66,7 @@ def measure(
         data: Name of the file with the rows, for the report.
         out: File of the report, written after each server. Default: none.
         progress: Receives stages and notes.
+        reference: Server that the others are compared with. Default: the first of `subjects` that answers.
 
     Raises:
         UsageError: There are no servers or prompts, two have the same name, or a command cannot be started.
@@ -91,7 +97,7 @@ def measure(
         try:
             for subject in subjects:
                 with contextlib.ExitStack() as running:
-                    measurement = _Measurement(subject, rows, plan, progress)
+                    measurement = _Measurement(subject, rows, plan, progress, reference)
                     try:
                         measurement.start(running)
                         measurement.run()
@@ -102,6 +108,8 @@ def measure(
                         progress.note(f"left out: {subject.name}: {error}")
                     finally:
                         reports.append(measurement.report())
+                if reference is None and reports[-1].alone:
+                    reference = Reference(subject.name, tuple(reports[-1].alone), reports[-1].knee)
                 if out is not None:
                     report().write(out)
             interrupted = False
@@ -120,8 +128,11 @@ def drawn_rows(count: int, plan: LoadPlan) -> list[int]:
 class _Measurement:
     """One server: its process, the load generator, and the loads so far."""
 
-    def __init__(self, subject: Subject, rows: Sequence[str], plan: LoadPlan, progress: Progress) -> None:
+    def __init__(
+        self, subject: Subject, rows: Sequence[str], plan: LoadPlan, progress: Progress, reference: Reference | None
+    ) -> None:
         self._subject, self._rows, self._plan, self._progress = subject, rows, plan, progress
+        self._reference = reference
         self._models: list[str] = []
         self._alone: list[float] = []
         self._texts: list[str] = []
@@ -161,7 +172,7 @@ class _Measurement:
             raise
 
     def run(self) -> None:
-        """Measure the rows alone, then loads up to the knee, then bursts."""
+        """Measure the rows alone, then loads up to the knee, then bursts, then the reference load."""
         self._measure_alone()
         plan = self._plan
         if plan.loads:
@@ -172,23 +183,44 @@ class _Measurement:
         if self._knee is not None:
             for share in plan.bursts:
                 self._loads.append(self._offer(share * self._knee, "bursts", 1))
+        self._measure_reference()
+
+    def _measure_reference(self) -> None:
+        """Mark the load at the first server's knee, and offer it unless it was offered to its end.
+
+        It may be far beyond this server's knee. It ends nevertheless: the number of requests and the time of each are
+        limited.
+        """
+        rate = self._reference.knee if self._reference else self._knee
+        if rate is None:
+            return
+        for number, load in reversed(list(enumerate(self._loads))):
+            if load.profile == "poisson" and not load.stopped and math.isclose(load.offered, rate):
+                self._loads[number] = load.model_copy(update={"reference": True})
+                return
+        self._loads.append(self._offer(rate, "poisson", 0).model_copy(update={"reference": True}))
+
+    @property
+    def _bases(self) -> Sequence[float]:
+        """Return the times alone of which the limits are multiples."""
+        return self._reference.alone if self._reference and self._plan.common_slo else self._alone
 
     def _measure_alone(self) -> None:
-        """Answer each row alone, twice. The faster time counts, since a disturbance can only add to it."""
+        """Answer each row alone several times. The median counts."""
         numbers = list(range(len(self._rows)))
-        self._progress.stage(f"{self._subject.name}: rows alone", 2 * len(numbers))
-        times = np.full(len(numbers), np.inf)
-        for turn in range(2):
+        self._progress.stage(f"{self._subject.name}: rows alone", ALONE_TURNS * len(numbers))
+        times = np.zeros((ALONE_TURNS, len(numbers)))
+        for turn in range(ALONE_TURNS):
             for number in numbers:
                 (reply,) = _replies(self._generator.ask("alone", numbers=[number]))
                 if reply.status != 200:
                     raise LoraFtError(f"a row alone was not answered (status {reply.status}): {reply.text}")
-                times[number] = min(times[number], reply.end)
+                times[turn, number] = reply.end
                 if not turn:
                     self._texts.append(reply.text)
                     self._tokens += reply.tokens / len(numbers)
                 self._progress.advance(turn * len(numbers) + number + 1)
-        self._alone = times.tolist()
+        self._alone = np.median(times, axis=0).tolist()
 
     def _holds(self, rate: float) -> bool:
         """Offer a load; if it is too large, try again, since the machine may have been disturbed.
@@ -220,15 +252,15 @@ class _Measurement:
         count = self._count(rate)
         seed = plan.seed + 1 + attempt
         numbers = np.random.default_rng(seed).integers(len(self._rows), size=count).tolist()
-        limits = [plan.slo * self._alone[number] for number in numbers]
+        limits = [plan.slo * self._bases[number] for number in numbers]
         times = arrivals(rate, count, profile, seed)
         self._progress.stage(f"{self._subject.name}: {rate:.3g} requests/s, {profile}")
         with Watch(self._pid) as watch:
             result = self._generator.ask("offer", times=times, numbers=numbers, limits=limits, misses=misses)
         load = self._load(rate, profile, numbers, result, watch.readings)
         self._progress.note(
-            f"{self._subject.name}: {rate:.3g} requests/s, {profile}: {load.within:.0%} within {plan.slo:g} times the "
-            f"time alone, {load.goodput:.3g}/s{', stopped early' if load.stopped else ''}"
+            f"{self._subject.name}: {rate:.3g} requests/s, {profile}: {load.within:.0%} within the limit, "
+            f"{load.goodput:.3g}/s{', stopped early' if load.stopped else ''}"
         )
         return load
 
@@ -240,7 +272,7 @@ class _Measurement:
         answered = [reply.status == 200 for reply in replies]
         seconds = [_rounded(reply.end) if reply.status == 200 else None for reply in replies]
         ratios = [
-            None if value is None else round(value / self._alone[number], 3)
+            None if value is None else round(value / self._bases[number], 3)
             for value, number in zip(seconds, numbers, strict=True)
         ]
         first = [_rounded(reply.first) if reply.status == 200 else None for reply in replies]
@@ -269,6 +301,7 @@ class _Measurement:
             same=sum(same) / len(same),
             tokens=float(np.mean([reply.tokens for reply in replies])),
             failed=dict(Counter(reply.status for reply in replies if reply.status != 200)),
+            timeouts=sum(reply.status != 200 and round(reply.end, 3) >= self._plan.limit for reply in replies),
             usage=_usage(readings),
             cpu=readings[-1].cpu / max(readings[-1].seconds, 1e-9) if readings else None,
             megabytes=max((reading.megabytes for reading in readings), default=None),
@@ -288,6 +321,7 @@ class _Measurement:
             models=self._models,
             alone=[_rounded(value) for value in self._alone],
             percentiles=percentiles(self._alone) if self._alone else None,
+            limits_from=self._reference.server if self._reference and self._plan.common_slo else self._subject.name,
             tokens=self._tokens,
             answers=self._texts,
             loads=sorted(self._loads, key=lambda load: (order.index(load.profile), load.offered)),
@@ -330,6 +364,12 @@ def _warnings(servers: Sequence[ServerReport], withheld: float) -> list[str]:
         if any(load.same < 1 for load in server.loads):
             worst = min(load.same for load in server.loads)
             warnings.append(f"{server.name}: only {worst:.1%} of the answers under load equal those of the row alone")
+        reference = server.at_reference()
+        if reference is not None and reference.failed:
+            warnings.append(
+                f"{server.name}: {sum(reference.failed.values())} of {len(reference.seconds)} requests failed at the "
+                f"reference load, {reference.timeouts} of them by a timeout; times are those of the others"
+            )
     if withheld > _STOLEN:
         warnings.append(f"the host withheld {withheld:.0%} of a core (CPU steal)")
     return warnings

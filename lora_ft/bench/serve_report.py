@@ -24,6 +24,8 @@ class LoadPlan(Strict):
     """Duration of each load, if that makes between 64 requests and the maximum."""
     slo: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 3.0
     """Limit of a request's time, as a multiple of its time alone."""
+    common_slo: bool = False
+    """True if every server's limits are multiples of the times alone on the first server, instead of its own."""
     growth: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 1.3
     """Factor between loads until one is too large."""
     start: Positive = 0.5
@@ -65,8 +67,9 @@ class Load(Strict):
         profile: Distribution of arrivals.
         offered, answered: Requests per second.
         stopped: True if no further requests were sent, since too many had missed their limit.
+        reference: True if this is the reference load: the knee of the first server.
         seconds: Time to the end of each answer; None for failed requests.
-        ratios: The same, over the time of the row alone.
+        ratios: The same, over the time alone of which the row's limit is a multiple.
         first: Time to the first text.
         per_token: Time of a token after the first, as the mean of an answer.
         percentiles, ratio, first_token, token: Percentiles of `seconds`, `ratios`, `first` and `per_token`.
@@ -75,6 +78,7 @@ class Load(Strict):
         same: Share of answers that equal those of the row alone.
         tokens: Mean length of an answer.
         failed: Failed requests by status; 0 if there was none.
+        timeouts: Failed requests that took longer than the plan's limit.
         usage: CPU and memory of the server over time; empty if it cannot be read.
         cpu: Cores that the server kept busy; None if unknown.
         megabytes: Largest resident memory; None if unknown.
@@ -87,6 +91,7 @@ class Load(Strict):
     offered: float
     answered: float
     stopped: bool = False
+    reference: bool = False
     seconds: list[float | None]
     ratios: list[float | None]
     first: list[float | None]
@@ -100,6 +105,7 @@ class Load(Strict):
     same: float
     tokens: float
     failed: dict[int, int]
+    timeouts: int = 0
     usage: list[Usage]
     cpu: float | None
     megabytes: float | None
@@ -118,9 +124,10 @@ class ServerReport(Strict):
         models: Models that requests were sent to.
         alone: Time of each row alone on the idle server, in seconds.
         percentiles: Its percentiles.
+        limits_from: Name of the server whose times alone set the limits.
         tokens: Mean length of an answer.
         answers: Answer to each row alone.
-        loads: Loads in ascending order: Poisson arrivals, then bursts.
+        loads: Loads in ascending order: Poisson arrivals, then bursts. The reference load may lie beyond the knee.
         knee: Largest load at which 90 % of requests keep their limit, in requests per second; None if there is none.
         goodput: Requests within their limit per second at the knee.
         error: Reason why the server was excluded, or "".
@@ -132,6 +139,7 @@ class ServerReport(Strict):
     models: list[str]
     alone: list[float]
     percentiles: Percentiles | None
+    limits_from: str
     tokens: float
     answers: list[str] = Field(default_factory=list)
     loads: list[Load]
@@ -143,6 +151,10 @@ class ServerReport(Strict):
         """Return the load of Poisson arrivals at the knee."""
         at = [load for load in self.loads if load.profile == "poisson" and load.offered == self.knee]
         return at[-1] if at else None
+
+    def at_reference(self) -> Load | None:
+        """Return the reference load."""
+        return next((load for load in self.loads if load.reference), None)
 
 
 class ServeReport(Record):

@@ -13,7 +13,7 @@ from lora_ft.bench.tables import SHARES, percentile_cell
 from lora_ft.reports.table import NONE, Cell, Column, Table
 
 _ATTEMPTS = {1: "once", 2: "twice"}
-SUMMARY, LOADS, ALONE, ENVIRONMENT = "At the knee", "Under load", "Alone", "Environment"
+SUMMARY, REFERENCE, LOADS, ALONE, ENVIRONMENT = "At the knee", "At equal load", "Under load", "Alone", "Environment"
 _KINDS = {"url": "address", "command": "command", "engine": "bundle without HTTP"}
 
 
@@ -21,6 +21,7 @@ def sections(report: ServeReport) -> dict[str, list[Table]]:
     """Return all tables by their heading; headings without tables are left out."""
     tables = {
         SUMMARY: [knees(report)],
+        REFERENCE: equal_load(report),
         LOADS: [loads(report, server) for server in report.servers if server.loads],
         ALONE: [alone(report)],
         ENVIRONMENT: [_environment(report)],
@@ -36,7 +37,7 @@ def facts(report: ServeReport) -> list[str]:
         f"took {duration(report.seconds)}",
         *([report.data] if report.data else []),
         f"{plan.rows} rows",
-        f"SLO: {plan.slo:g} times the row alone",
+        f"SLO: {plan.slo:g} times the row alone on {_limits_from(report)}",
     ]
 
 
@@ -51,15 +52,16 @@ def method(report: ServeReport) -> list[str]:
     plan = report.plan
     required = ", ".join(f"{needed(share)} for {name}" for name, share in SHARES.items())
     return [
-        "Every row is first answered alone on the idle server, twice; the faster time counts. Under load, requests are "
-        f"drawn from these rows. A request is good if it ends within {plan.slo:g} times the time of its row alone, "
-        "counted from its arrival.",
+        "Every row is first answered alone on the idle server, four times; the median counts. Under load, requests are "
+        f"drawn from these rows. A request is good if it ends within {plan.slo:g} times the time of its row alone on "
+        f"{_limits_from(report)}, counted from its arrival.",
         "Requests arrive whether or not earlier ones are answered (open loop), as a Poisson process or in bursts "
         "(gamma-distributed gaps with twice the standard deviation). Loads grow until fewer than 90 % of the requests "
         "are good; a load that fails is offered "
         + _ATTEMPTS.get(plan.attempts, f"{plan.attempts} times")
         + ". It ends "
         "early once it cannot be held any more. The knee is the largest load below, refined by bisection.",
+        "The reference load is the knee of the first server. Every server is measured at it, even beyond its own knee.",
         f"A percentile is shown only with the number of samples that MLPerf's rules require: {required}.",
         "The load generator is a process of its own on the same machine; its CPU time is shown with each load.",
     ]
@@ -102,16 +104,42 @@ def knees(report: ServeReport) -> Table:
     rows = [_Knee(server, server.at_knee(), report.servers[0]) for server in report.servers]
     note = (
         f"Knee: the largest load at which 90 % of the requests end within {report.plan.slo:g} times the time of their "
-        "row alone on this server. Other figures are measured at the knee. Times count from the arrival."
+        f"row alone on {_limits_from(report)}. Other figures are measured at the knee. Times count from the arrival."
     )
     return Table.of("Servers at their knee", columns, rows, note=note)
+
+
+def equal_load(report: ServeReport) -> list[Table]:
+    """Return the table of all servers at the reference load, or no table if only one was measured at it."""
+    pairs = [(server, load) for server in report.servers if (load := server.at_reference()) is not None]
+    if len(pairs) < 2:
+        return []
+    first = pairs[0][1].first_token.p50
+
+    def times(load: Load) -> str:
+        p50 = load.first_token.p50
+        return NONE if p50 is None or not first else f"{p50 / first:.2f}"
+
+    columns: list[Column[tuple[ServerReport, Load]]] = [
+        Column("server", lambda row: _label(row[0]), "server"),
+        Column("within, %", lambda row: percent(row[1].within), "within"),
+        Column("first text, p50, ms", lambda row: _cell(row[1], "first_token", "p50"), "first"),
+        Column("times the first", lambda row: times(row[1]), "ratio"),
+        Column("first text, p90, ms", lambda row: _cell(row[1], "first_token", "p90"), None),
+        Column("end, p50, ms", lambda row: _cell(row[1], "percentiles", "p50"), "p50"),
+        Column("end, p90, ms", lambda row: _cell(row[1], "percentiles", "p90"), "p90"),
+        Column("failed", lambda row: _failed(row[1]), "failed"),
+    ]
+    title = f"Servers at the reference load, {number(pairs[0][1].offered)} requests/s"
+    note = "The largest load that the first server holds. It may be beyond the knee of the others."
+    return [Table.of(title, columns, pairs, note=note)]
 
 
 def loads(report: ServeReport, server: ServerReport) -> Table:
     """Return the table of one server's loads."""
     columns: list[Column[Load]] = [
         Column("offered, 1/s", lambda load: Cell(number(load.offered), best=load.offered == server.knee)),
-        Column("arrivals", lambda load: load.profile),
+        Column("arrivals", lambda load: f"{load.profile}, reference load" if load.reference else load.profile),
         Column("requests", _requests),
         Column("within, %", lambda load: percent(load.within)),
         Column("goodput, 1/s", lambda load: number(load.goodput)),
@@ -120,7 +148,7 @@ def loads(report: ServeReport, server: ServerReport) -> Table:
         *_columns("first text", "first_token", ("p50", "p90")),
         *_columns("per token", "token", ("p50", "p90")),
         Column("same texts, %", lambda load: percent(load.same)),
-        Column("failed", lambda load: Cell(str(sum(load.failed.values())), _failures(load)) if load.failed else NONE),
+        Column("failed", _failed),
         Column("cores", lambda load: number(load.cpu, 2)),
         Column("MB", lambda load: number(load.megabytes)),
         Column("client's cores", lambda load: number(load.client, 2)),
@@ -170,8 +198,17 @@ def _requests(load: Load) -> Cell:
     return Cell(f"{count}, stopped", "too many had missed their limit") if load.stopped else Cell(count)
 
 
-def _failures(load: Load) -> str:
-    return ", ".join(f"{count} with status {status or 'none'}" for status, count in load.failed.items())
+def _failed(load: Load) -> Cell:
+    if not load.failed:
+        return Cell(NONE)
+    statuses = [f"{count} with status {status or 'none'}" for status, count in load.failed.items()]
+    timeouts = [f"{load.timeouts} by a timeout"] * (load.timeouts > 0)
+    return Cell(str(sum(load.failed.values())), ", ".join(statuses + timeouts))
+
+
+def _limits_from(report: ServeReport) -> str:
+    """Return the server whose times alone set the limits."""
+    return report.servers[-1].limits_from if report.plan.common_slo and report.servers else "the same server"
 
 
 def _environment(report: ServeReport) -> Table:

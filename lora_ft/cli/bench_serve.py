@@ -39,6 +39,7 @@ def serve(
     requests: Annotated[int, typer.Option("--requests", min=64, help="Maximum requests at each load.")] = 150,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Duration of each load, if possible.")] = 12.0,
     slo: Annotated[float, typer.Option("--slo", min=1.01, help="Allowed time, as a multiple of the row alone.")] = 3.0,
+    common_slo: Annotated[bool, typer.Option("--common-slo", help="Use the first server's limits for all.")] = False,
     growth: Annotated[float, typer.Option("--growth", min=1.01, help="Factor between loads.")] = 1.3,
     loads: Annotated[
         list[float], typer.Option("--load", min=0.01, help="Requests/s, instead of a search; repeatable.")
@@ -55,7 +56,8 @@ def serve(
     """Measure servers under growing load.
 
     Answers every row alone first. The knee is the largest load at which 90 % of the requests end within --slo times the
-    time of their row alone. Writes serve.json, serve.html and serve.md. Exit code 1 if a server failed.
+    time of their row alone. Every server is also measured at the first server's knee. Writes serve.json, serve.html and
+    serve.md. Exit code 1 if a server failed.
     """
     from pydantic import ValidationError
 
@@ -84,6 +86,7 @@ def serve(
             requests=requests,
             seconds=seconds,
             slo=slo,
+            common_slo=common_slo,
             growth=growth,
             loads=tuple(loads),
             max_tokens=max_tokens,
@@ -110,12 +113,13 @@ def serve(
 
 
 def show_servers(report: ServeReport, page: Path) -> None:
-    """Print goodput and times at each server's knee. The page has all loads."""
-    from lora_ft.bench.serve_tables import knees, warnings
+    """Print goodput and times at each server's knee and at the reference load. The page has all loads."""
+    from lora_ft.bench.serve_tables import equal_load, knees, warnings
     from lora_ft.reports.terminal import console, render_table
 
     screen = console()
-    screen.print(render_table(knees(report)))
+    for table in (knees(report), *equal_load(report)):
+        screen.print(render_table(table))
     for warning in warnings(report):
         screen.print(f"warning: {warning}", soft_wrap=True)
     screen.print(f"page: {page}", soft_wrap=True)

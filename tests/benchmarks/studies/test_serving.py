@@ -30,24 +30,37 @@ class Measured:
     Attributes:
         names: Servers measured so far.
         bursts: Bursts of their plans.
+        limits: Server that sets the limits of each.
         interrupt: Number of servers after which the user presses Ctrl-C.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.bursts: list[tuple[float, ...]] = []
+        self.limits: list[str] = []
         self.interrupt = 99
 
-    def __call__(self, subjects: Sequence[Subject], prompts: Sequence[str], plan: LoadPlan, **_: Any) -> ServeReport:
+    def __call__(
+        self, subjects: Sequence[Subject], prompts: Sequence[str], plan: LoadPlan, **options: Any
+    ) -> ServeReport:
         if len(self.names) == self.interrupt:
             raise KeyboardInterrupt
         (subject,) = subjects
         self.names.append(subject.name)
         self.bursts.append(plan.bursts)
         knee = 8.0 / len(self.names)
+        reference = options["reference"]
+        self.limits.append(reference.server if reference and plan.common_slo else subject.name)
         loads = [load(2.0, 0.2), load(knee, 0.3), load(9.0, 0.9, stopped=True)]
+        if reference:
+            assert reference.alone == (0.1,) * 48
+            loads.append(load(reference.knee, 0.6, reference=True))
+        else:
+            loads[1] = loads[1].model_copy(update={"reference": True})
         drawn = [ROWS.references[i] for i in module.drawn_rows(len(prompts), plan)]
-        measured = server(subject.name, loads, knee).model_copy(update={"answers": drawn})
+        measured = server(subject.name, loads, knee).model_copy(
+            update={"answers": drawn, "limits_from": self.limits[-1]}
+        )
         return REPORT.model_copy(update={"servers": [measured], "warnings": []})
 
 
@@ -80,12 +93,13 @@ def test_own_servers_and_all_peers_are_measured(measured: Measured, tmp_path: Pa
     assert result.exit_code == 0, result.exception
     assert measured.names[:3] == list(OWN) and len(measured.names) == 7
     assert measured.bursts == [(0.8,), (), (0.8,), *[()] * 4]
+    assert measured.limits == [SERVE] * 3 + measured.names[3:]
     figures = json.loads(file.read_text())
     assert [entry["name"] for entry in figures["servers"]] == measured.names
     assert {entry["rouge1"] for entry in figures["servers"]} == {100.0} and "environment" in figures
     assert "seconds" not in figures["servers"][0]["loads"][0]
     lines = [line for line in result.stdout.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 7 + 2 + 3  # only the load 2.0 was offered to several own servers
+    assert len(lines) == 2 + 7 + 2 + 7 + 2 + 6  # all own servers were offered 2.0 and 8.0, the knee of the first
     assert [line.split("|")[6].strip() for line in lines[2:9]] == [f"{i}.0" for i in range(1, 8)]
 
 
@@ -180,6 +194,23 @@ def test_the_readme_s_sentence_has_the_figures_of_the_results() -> None:
     assert readme.serving_line(results([server(SERVE, [], None)])) == ""
     text = readme.serving(results(servers))
     assert "| broken | – | – |" in text and "2 cores of AMD EPYC (avx2)" in text
+
+
+def test_the_page_compares_servers_at_the_reference_load_and_names_the_limits() -> None:
+    servers = [
+        server(SERVE, [load(6.0, 0.2, reference=True)], 6.0),
+        server(BATCHES, [load(6.0, 0.5, reference=True, failed={0: 2})], None).model_copy(
+            update={"limits_from": SERVE}
+        ),
+        server(module.TRANSFORMERS, [load(1.0, 0.2), load(6.0, 3.0, reference=True, within=0.5)], 1.0),
+        server("broken", [], None, "out of memory"),
+    ]
+    text = readme.serving(results(servers))
+    assert "| at 6.00 requests/s |" in text and "| lora-ft serve | 100 | 200 | 1.0 | 200 | 200 | 0 of 64 |" in text
+    assert f"| {BATCHES} | 100 | 500 | 2.5 | 500 | 500 | 2 of 64 |" in text
+    assert f"| {module.TRANSFORMERS} | 50 | 3,000 | 15.0 | 3,000 | 3,000 | 0 of 64 |" in text
+    assert "within 3 times the time of its row alone on lora-ft serve. For transformers" in text
+    assert f"For {module.TRANSFORMERS}; broken, the row alone on that server itself counts" in text
 
 
 def test_a_table_without_results_is_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import lora_ft.bench.serve as module
 from lora_ft.bench import batch_server
+from lora_ft.bench.reference import Reference
 from lora_ft.bench.serve import measure
 from lora_ft.bench.serve_pages import render_html, render_markdown
 from lora_ft.bench.serve_report import LoadPlan, ServeReport
@@ -21,20 +23,21 @@ PROMPTS = [f"say: {'word ' * (i % 5)}{i}" for i in range(9)]
 
 
 class Machine:
-    """A simulated load generator: every row takes a second alone, and loads up to a limit are held."""
+    """A simulated load generator: all rows take equal times, 2 s up to a load, 3.5 s beyond it."""
 
     pid = 1
 
-    def __init__(self, limit: float = 4.0, *, alone: int = 200) -> None:
+    def __init__(self, limit: float = 4.0, *, alone: float = 1.0, status: int = 200) -> None:
         self.limit, self.offered = limit, list[tuple[float, int]]()
-        self._alone = alone
+        self._alone, self._status = alone, status
         self.stops = False
+        self.late = self._reply(3.5)
 
     def ask(self, call: str, **fields: Any) -> dict[str, Any]:
         if call == "models":
             return {"models": ["a", "b"]}
         if call == "alone":
-            return {"replies": [self._reply(1.0, self._alone) for _ in fields["numbers"]]}
+            return {"replies": [self._reply(self._alone, self._status) for _ in fields["numbers"]]}
         if call != "offer":
             return {}
         times = fields["times"]
@@ -42,8 +45,9 @@ class Machine:
             times = times[: fields["misses"] + 2]
         rate = 1 / (times[1] - times[0])
         self.offered.append((rate, len(times)))
-        seconds = 2.0 if rate <= self.limit + 1e-9 else 3.5
-        return {"replies": [self._reply(seconds) for _ in times], "seconds": times[-1], "cpu": 0.5, "engine": {}}
+        holds = rate <= self.limit + 1e-9
+        replies = [self._reply(2.0) if holds else self.late for _ in times]
+        return {"replies": replies, "seconds": times[-1], "cpu": 0.5, "engine": {}}
 
     @staticmethod
     def _reply(seconds: float, status: int = 200) -> tuple[Any, ...]:
@@ -123,7 +127,7 @@ def test_a_load_that_nearly_fails_is_tried_again(machine: Machine, monkeypatch: 
 
     def disturbed(seconds: float, status: int = 200) -> tuple[Any, ...]:
         asks.append(seconds)
-        late = 3.5 if 9 <= len(asks) < 20 else seconds  # eleven requests of the first load; alone were eight
+        late = 3.5 if 17 <= len(asks) < 28 else seconds  # eleven requests of the first load; alone were 16
         return (status, late / 2, late, late, 6, "text", 0.0)
 
     monkeypatch.setattr(machine, "_reply", disturbed)
@@ -133,10 +137,76 @@ def test_a_load_that_nearly_fails_is_tried_again(machine: Machine, monkeypatch: 
 
 
 def test_a_server_that_refuses_rows_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Process", lambda *_: Machine(alone=404))
+    monkeypatch.setattr(module, "Process", lambda *_: Machine(status=404))
     (server,) = simulated_report(LoadPlan(rows=2)).servers
     assert server.error == "a row alone was not answered (status 404): text"
     assert server.knee is None and not server.loads
+
+
+def test_the_median_of_a_row_s_times_alone_counts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.2, 1.0, 9.0, 1.0])
+    monkeypatch.setattr(machine, "_reply", lambda alone, *_: Machine._reply(next(seconds, alone)))
+    assert simulated_report(LoadPlan(rows=1, loads=(1.0,), bursts=())).servers[0].alone == [1.0]
+
+
+def compared(
+    machines: Sequence[Machine], plan: LoadPlan, monkeypatch: pytest.MonkeyPatch, reference: Reference | None = None
+) -> ServeReport:
+    """Measure several simulated servers: "a", "b", ..."""
+    started = iter(machines)
+    monkeypatch.setattr(module, "Process", lambda *_: next(started))
+    subjects = [Subject(name, "url", "http://127.0.0.1:9") for name, _ in zip("abc", machines, strict=False)]
+    return measure(subjects, PROMPTS, plan, reference=reference)
+
+
+@pytest.mark.parametrize(("common", "knee"), [(False, 8.0), (True, 1.0)])
+def test_a_server_that_is_slow_alone_has_no_looser_limit_if_limits_are_common(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, common: bool, knee: float
+) -> None:
+    plan = LoadPlan(rows=5, loads=(1.0, 8.0), bursts=(), attempts=1, common_slo=common)
+    first, second = compared([Machine(), Machine(alone=2.0)], plan, monkeypatch).servers
+    assert (first.knee, second.knee, second.alone) == (1.0, knee, [2.0] * 5)
+    assert second.limits_from == ("a" if common else "b") and first.limits_from == "a"
+
+
+def test_limits_are_those_of_the_first_server_that_answers(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = LoadPlan(rows=5, loads=(8.0,), bursts=(), attempts=1, common_slo=True)
+    machines = [Machine(status=404), Machine(), Machine(alone=2.0)]
+    assert [server.limits_from for server in compared(machines, plan, monkeypatch).servers] == ["a", "b", "b"]
+
+
+def test_every_server_is_measured_at_the_first_one_s_knee(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = [Machine(4.0), Machine(1.0), Machine(8.0)]
+    for each in machines:
+        each.stops = True
+    plan = LoadPlan(rows=5, start=0.5, growth=2.0, refinements=0, bursts=(), requests=70)
+    servers = compared(machines, plan, monkeypatch).servers
+    assert [server.knee for server in servers] == [4.0, 1.0, 8.0]
+    loads = [server.at_reference() for server in servers]
+    assert [(load.offered, load.stopped, len(load.seconds)) for load in loads if load] == [(4.0, False, 64)] * 3
+    rates = [[round(rate) for rate, _ in each.offered[1:]] for each in machines]
+    assert rates == [[1, 2, 4, 8], [1, 2, 4], [1, 2, 4, 8, 16]]  # once each, also beyond the knee
+
+
+def test_a_study_can_name_the_reference(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = LoadPlan(rows=5, loads=(1.0,), bursts=(), attempts=1, common_slo=True)
+    (server,) = compared([Machine()], plan, monkeypatch, Reference("other", (0.5,) * 5, 3.0)).servers
+    reference = server.at_reference()
+    assert server.limits_from == "other" and server.knee is None  # 2 s are four times 0.5 s
+    assert reference is not None and reference.offered == 3.0
+
+
+def test_timeouts_at_the_reference_load_are_a_warning(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = LoadPlan(rows=5, start=0.5, growth=2.0, refinements=0, bursts=(), limit=3.0)
+    slow = Machine(1.0)
+    slow.late = Machine._reply(3.0, 0)
+    report = compared([Machine(4.0), slow], plan, monkeypatch)
+    reference = report.servers[1].at_reference()
+    assert reference is not None and reference.timeouts == 64 and reference.first_token.samples == 0
+    assert (
+        "b: 64 of 64 requests failed at the reference load, 64 of them by a timeout; times are those of the others"
+        in report.warnings
+    )
 
 
 def test_an_interrupted_benchmark_keeps_what_it_measured(
@@ -161,7 +231,7 @@ def test_failed_requests_count_against_the_goodput(machine: Machine, monkeypatch
 
     def refused(seconds: float, status: int = 200) -> tuple[Any, ...]:
         asks.append(status)
-        return Machine._reply(seconds, 429 if len(asks) > 8 and len(asks) % 4 == 0 else 200)
+        return Machine._reply(seconds, 429 if len(asks) > 16 and len(asks) % 4 == 0 else 200)
 
     monkeypatch.setattr(machine, "_reply", refused)
     (server,) = simulated_report(LoadPlan(rows=4, loads=(1.0,), bursts=())).servers

@@ -50,6 +50,7 @@ def server(name: str, loads: list[Load], knee: float | None, error: str = "") ->
         models=["a", "b"],
         alone=[0.1] * 48 if loads else [],
         percentiles=alone,
+        limits_from=name,
         tokens=9.0,
         loads=loads,
         knee=knee,
@@ -85,10 +86,37 @@ def test_the_summary_has_every_server_at_its_knee() -> None:
     assert table.rows[0][table.columns.index("ms/token, p50")].hint == "5 samples of the 11 required"
 
 
-def test_the_summary_fits_the_terminal() -> None:
-    brief = serve_tables.knees(REPORT).brief()
-    widths = [max(len(heading), *(len(row[i].text) for row in brief.rows)) for i, heading in enumerate(brief.columns)]
-    assert sum(widths) + 2 * len(widths) <= 80
+def test_servers_are_compared_at_the_reference_load() -> None:
+    """A server that was not measured at it has no row. With one server there is nothing to compare."""
+    slow = load(4.0, 0.6, reference=True, failed={0: 3}, timeouts=2)
+    servers = [
+        server("ours", [load(4.0, 0.2, reference=True)], 4.0),
+        server("theirs", [load(1.0, 0.2), slow], 1.0),
+        REPORT.servers[3],
+    ]
+    (table,) = serve_tables.equal_load(REPORT.model_copy(update={"servers": servers}))
+    assert table.title == "Servers at the reference load, 4.00 requests/s"
+    ratio, failed = (table.columns.index(name) for name in ("times the first", "failed"))
+    assert [(row[0].text, row[ratio].text) for row in table.rows] == [("ours", "1.00"), ("theirs", "3.00")]
+    assert table.rows[1][failed] == ("3", "3 with status none, 2 by a timeout", False)
+    assert serve_tables.equal_load(REPORT.model_copy(update={"servers": servers[:1]})) == []
+
+
+def test_the_report_names_the_server_whose_limits_count() -> None:
+    assert "row alone on the same server." in serve_tables.knees(REPORT).note
+    servers = [entry.model_copy(update={"limits_from": "ours"}) for entry in REPORT.servers]
+    common = REPORT.model_copy(update={"servers": servers, "plan": LoadPlan(common_slo=True)})
+    assert "row alone on ours." in serve_tables.knees(common).note
+    assert "SLO: 3 times the row alone on ours" in serve_tables.facts(common)
+
+
+def test_tables_fit_the_terminal() -> None:
+    servers = [server("lora-ft serve", [load(4.0, 0.2, reference=True)], 4.0)] * 2
+    for table in (serve_tables.knees(REPORT), *serve_tables.equal_load(REPORT.model_copy(update={"servers": servers}))):
+        brief = table.brief()
+        columns = enumerate(brief.columns)
+        widths = [max(len(heading), *(len(row[i].text) for row in brief.rows)) for i, heading in columns]
+        assert sum(widths) + 2 * len(widths) <= 80
 
 
 def test_the_loads_of_a_server_mark_the_knee_and_explain_failures() -> None:

@@ -75,9 +75,10 @@ def test_a_running_server_is_measured_at_its_address(
 
 def test_a_command_is_started_and_ended(published: Path, flags: list[str], tmp_path: Path, capsys: Capture) -> None:
     command = f"{shlex.join([sys.executable, '-m', 'lora_ft', 'serve', str(published)])} --threads 1 --port {{port}}"
-    assert lora_ft(["bench", "serve", "--start", f"ours={command}", "--json", *flags]) == 0
+    assert lora_ft(["bench", "serve", "--start", f"ours={command}", "--common-slo", "--json", *flags]) == 0
     report = json.loads(capsys.readouterr().out)
     (measured,) = report["servers"]
+    assert report["plan"]["common_slo"] and measured["limits_from"] == "ours"
     assert (measured["name"], measured["kind"], measured["error"]) == ("ours", "command", "")
     assert measured["loads"][0]["failed"] == {} and not measured["loads"][0]["stopped"]
 

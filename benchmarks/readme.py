@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import serving_tables
 from benchmarks.command import run_command
 from benchmarks.studies.bank import tables as bank_tables
+from benchmarks.studies.running_batch import tables as running_batch_tables
 from lora_ft.bench.report import BenchReport
 from lora_ft.bench.training_report import TrainingReport
 from lora_ft.core.files import write_text
@@ -233,6 +234,14 @@ def serving_line(results: dict[str, Any]) -> str:
     )
 
 
+def running_batch(results: dict[str, Any]) -> str:
+    """Return the tables of `benchmarks.studies.running_batch`, and what they were measured on."""
+    return (
+        f"{running_batch_tables(results)}\n\nMedians of {results['rounds']} rounds; a bank of {results['adapters']} "
+        f"adapters ({results['precision']}); {_machine(results['environment'])}."
+    )
+
+
 def _machine(environment: dict[str, str], device: str = "cpu") -> str:
     if device != "cpu":
         return f"{environment['gpus']} with {environment['cores'].split()[0]} cores of {environment['cpu']}"
@@ -270,6 +279,7 @@ TABLES = {
     "methods": methods,
     "groups": groups,
     "bank": bank,
+    "running_batch": running_batch,
     "serving": serving,
     "serving_line": serving_line,
 }
@@ -282,6 +292,7 @@ PAGES = {
     "docs/guides/training.md": ("sizes", "methods"),
     "docs/guides/many-adapters.md": ("groups",),
     "docs/guides/banks.md": ("bank",),
+    "docs/guides/serving.md": ("running_batch",),
     "docs/guides/precisions.md": ("peers",),
     "docs/guides/benchmarking.md": ("training", "serving"),
     "docs/guides/gpus.md": ("cuda",),

@@ -27,10 +27,10 @@ from lora_ft.export.runtime.bank import RowAdapters
 from lora_ft.export.runtime.lane import Encoded, Lane
 from lora_ft.reports.markdown import table
 
-ROWS = (1, 2, 3, 4, 8, 16, 32)
+ROWS = (1, 2, 4, 8, 16, 32)
 SOURCES = (128, 512)  # tokens
 CALLS = (2, 4, 8)  # tokens that one row checks in a call
-_NAMES = {"none": "no adapter", "one": "one adapter", "mixed": "mixed adapters"}
+_NAMES = {"none": "base", "mixed": "mixed adapters"}
 _STEPS = 40  # room of a lane, in tokens; its answers begin anew when they fill it
 _LENGTHS = (64, 512)  # tokens of the sources of two lanes
 _ENCODED = (64, 128, 256)
@@ -70,7 +70,7 @@ class Cases:
         bank, names = self._generator.bank, self._generator.adapters
         if kind == "none" or bank is None:
             return None
-        return bank.select([names[row % len(names) if kind == "mixed" else 0]])
+        return bank.select([names[row % len(names)]])
 
     def _step(self, lengths: list[int], adapters: str = "none") -> Case:
         """Return a step of one lane with sources of these lengths."""
@@ -112,8 +112,8 @@ class Cases:
         return self._rng.integers(3, self._generator.tokenizer.rows, (rows, length))
 
 
-def measure(bank: Path, rounds: int) -> dict[str, float]:
-    """Return the median time of each case, in seconds.
+def measure(bank: Path, rounds: int) -> dict[str, Any]:
+    """Return the median time of each case, in seconds, and the bank's precision and number of adapters.
 
     Raises:
         UsageError: The bundle is not a bank of two adapters or more.
@@ -131,7 +131,12 @@ def measure(bank: Path, rounds: int) -> dict[str, float]:
             began = time.perf_counter()
             cases[key]()
             times[key].append(time.perf_counter() - began)
-    return {key: statistics.median(seconds) for key, seconds in times.items()}
+    return {
+        "precision": generator.manifest["precision"],
+        "adapters": len(generator.adapters),
+        "rounds": rounds,
+        "seconds": {key: statistics.median(seconds) for key, seconds in times.items()},
+    }
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -186,7 +191,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
 ) -> None:
     """Measure a bank and print the tables."""
-    results = {"environment": environment(), "rounds": rounds, "seconds": measure(bank, rounds)}
+    results = {"environment": environment(), **measure(bank, rounds)}
     if json_file is not None:
         write_json(json_file, results)
     print(tables(results))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import readme
 from benchmarks.studies.running_batch import ROWS, main, measure
 from lora_ft.core.errors import UsageError
 from tests.export.oracle import make_bundle
@@ -22,6 +23,8 @@ def test_every_case_is_measured_and_shown(tmp_path: Path, capsys: pytest.Capture
     assert f"| ms of a step, by rows | {' | '.join(map(str, ROWS))} |" in shown
     assert shown.count("mixed adapters") == 2
     assert "pay beside a row from" in shown
+    page = readme.running_batch(figures)
+    assert page.startswith(shown.strip()) and f"Medians of 3 rounds; a bank of {figures['adapters']} adapters" in page
 
 
 def test_bundle_without_adapters_is_refused(tmp_path: Path) -> None:

@@ -164,7 +164,12 @@ def tables(results: dict[str, Any]) -> str:
     ]
     alone, pair = (times[f"step {SOURCES[0]} none {rows}"] for rows in (1, 2))
     drafts = [
-        [str(tokens), _ms(seconds), f"{seconds / alone:.1f}", f"{seconds / max(pair - alone, 1e-9):.1f}"]
+        [
+            str(tokens),
+            _ms(seconds),
+            f"{seconds / alone:.1f}",
+            f"{seconds / (pair - alone):.1f}" if pair > alone else "never",
+        ]
         for tokens in CALLS
         for seconds in [times[f"call {tokens}"]]
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import readme
-from benchmarks.studies.running_batch import ROWS, main, measure
+from benchmarks.studies.running_batch import ROWS, main, measure, tables
 from lora_ft.core.errors import UsageError
 from tests.export.oracle import make_bundle
 from tests.soak import TinyBank
@@ -25,6 +25,10 @@ def test_every_case_is_measured_and_shown(tmp_path: Path, capsys: pytest.Capture
     assert "pay beside a row from" in shown
     page = readme.running_batch(figures)
     assert page.startswith(shown.strip()) and f"Medians of 3 rounds; a bank of {figures['adapters']} adapters" in page
+
+    for pair, cell in ((2.0, "2.0"), (1.5, "4.0"), (1.0, "never")):
+        seconds = dict.fromkeys(figures["seconds"], 1.0) | {"call 4": 2.0, "step 128 none 2": pair}
+        assert f"| 4 | 2000.00 | 2.0 | {cell} |" in tables({"seconds": seconds})
 
 
 def test_bundle_without_adapters_is_refused(tmp_path: Path) -> None:

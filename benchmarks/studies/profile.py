@@ -91,10 +91,10 @@ class Profile:
 def measure(bundle: Path, batch: int, source: int) -> Profile:
     """Time the bundle's graphs, then profile them."""
     calls = _calls(Generator.load(bundle), batch, source)
-    took = {graph: _median(call) for graph, call in calls.items()}
+    medians = {graph: _median(call) for graph, call in calls.items()}
     parts = {}
     with tempfile.TemporaryDirectory(prefix="lora-ft-") as scratch:
-        for graph, seconds in took.items():
+        for graph, seconds in medians.items():
             times = _profiled(bundle, graph, batch, source, Path(scratch, graph))
             scale = 1000 * seconds / sum(sum(kinds.values()) for kinds in times.values())
             parts[graph] = sorted(
@@ -115,8 +115,8 @@ def measure(bundle: Path, batch: int, source: int) -> Profile:
         generator.manifest["precision"],
         batch,
         source,
-        1000 * took["encoder"],
-        1000 * took["step"],
+        1000 * medians["encoder"],
+        1000 * medians["step"],
         weights,
         sum(value.numpy().nbytes for value in cross) / 1e6,
         read_bandwidth(MEMORY) / 1e9,

@@ -232,17 +232,19 @@ def main() -> None:
     parser.add_argument("--wait", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--workers", type=int, default=1)
-    given = parser.parse_args()
+    options = parser.parse_args()
     models = ["base"]
-    if given.kind == "bank":
-        answer, models = load_bank(given.prepared, given.threads)
-    elif given.kind == "translator":
-        answer = load_translator(given.precision, given.checkpoint, given.prepared, given.threads, given.workers)
+    if options.kind == "bank":
+        answer, models = load_bank(options.prepared, options.threads)
+    elif options.kind == "translator":
+        answer = load_translator(
+            options.precision, options.checkpoint, options.prepared, options.threads, options.workers
+        )
     else:
-        answer = load_engine(given.kind, given.precision, given.checkpoint, given.prepared, given.threads)
+        answer = load_engine(options.kind, options.precision, options.checkpoint, options.prepared, options.threads)
 
     async def run() -> None:
-        await serve(Batcher(answer, given.batch, given.wait, given.workers), models, given.port)
+        await serve(Batcher(answer, options.batch, options.wait, options.workers), models, options.port)
 
     asyncio.run(run())
 

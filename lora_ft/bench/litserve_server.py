@@ -71,10 +71,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--wait", type=float, default=0.01)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    given = parser.parse_args()
-    api = Completions(given.checkpoint, given.threads, max_batch_size=given.batch, batch_timeout=given.wait)
+    options = parser.parse_args()
+    api = Completions(options.checkpoint, options.threads, max_batch_size=options.batch, batch_timeout=options.wait)
     server = litserve.LitServer(api, accelerator="cpu", timeout=False)
-    server.run(host="127.0.0.1", port=given.port, num_api_servers=1, generate_client_file=False, log_level="warning")
+    server.run(host="127.0.0.1", port=options.port, num_api_servers=1, generate_client_file=False, log_level="warning")
 
 
 if __name__ == "__main__":

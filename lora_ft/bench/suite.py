@@ -56,7 +56,7 @@ class Suite(Strict):
 
     @field_validator("engines")
     @classmethod
-    def _known(cls, engines: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_engines(cls, engines: tuple[str, ...]) -> tuple[str, ...]:
         if not engines or len(set(engines)) < len(engines):
             raise ValueError("engines are missing or repeated; name at least one engine, and none twice")
         for engine in engines:

@@ -120,6 +120,6 @@ def _converted(name: str, value: Any, kind: type) -> Any:
         if kind is int and not isinstance(value, str) and number != value:
             raise ValueError
     except (TypeError, ValueError) as error:
-        wanted = {int: "a whole number", float: "a number"}.get(kind, "a text")
-        raise UsageError(f"{name} is not {wanted} (got {value!r})", _REMEDY) from error
+        expected = {int: "a whole number", float: "a number"}.get(kind, "a text")
+        raise UsageError(f"{name} is not {expected} (got {value!r})", _REMEDY) from error
     return number

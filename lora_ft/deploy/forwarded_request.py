@@ -92,12 +92,12 @@ async def answer_parts(app: ASGIApp, request: ForwardedRequest) -> AsyncGenerato
     """
     messages: asyncio.Queue[Message | None] = asyncio.Queue()
     unread = [request.body]
-    gone = asyncio.Event()
+    client_gone = asyncio.Event()
 
     async def receive() -> Message:
         if unread:
             return {"type": "http.request", "body": unread.pop(), "more_body": False}
-        await gone.wait()
+        await client_gone.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
@@ -121,7 +121,7 @@ async def answer_parts(app: ASGIApp, request: ForwardedRequest) -> AsyncGenerato
                 break
         await task
     finally:
-        gone.set()
+        client_gone.set()
         if not task.done():
             await asyncio.wait([task], timeout=_LAST_SECONDS)
             task.cancel()

@@ -14,8 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from lora_ft.deploy.forwarded_request import ID, ForwardedRequest, Head, Part
 from lora_ft.deploy.retried_answer import Ask, retried
-from lora_ft.serving.body import ClientGone
-from lora_ft.serving.errors import RequestError
+from lora_ft.serving.body import ClientGone, too_slow
 from lora_ft.serving.limits import Limits
 from lora_ft.serving.request_log import RequestLog
 from lora_ft.serving.request_record import CLIENT_GONE, request_id
@@ -59,12 +58,7 @@ async def forwarded(ask: Ask, request: Request, limits: Limits, log: RequestLog)
         async with asyncio.timeout(limits.body_seconds):
             body = await _body(request, limits.body_bytes + 1)  # a byte too many is refused by the replica
     except TimeoutError:
-        error = RequestError(
-            f"the body is too slow (more than {limits.body_seconds:g} s)",
-            "send it at once",
-            status=408,
-            code="request_timeout",
-        )
+        error = too_slow(limits)
         return JSONResponse(error.body(), error.status)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)

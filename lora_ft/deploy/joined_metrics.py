@@ -19,9 +19,9 @@ def joined(texts: Mapping[str, bytes]) -> bytes:
     families: dict[str, Metric] = {}
     for replica, text in texts.items():
         for family in text_string_to_metric_families(text.decode()):
-            known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             for sample in family.samples:
-                known.samples.append(sample._replace(labels={**sample.labels, "replica": replica}))
+                joined.samples.append(sample._replace(labels={**sample.labels, "replica": replica}))
     registry = CollectorRegistry()
     registry.register(_Families(families))
     return generate_latest(registry)

@@ -98,11 +98,11 @@ class StreamPosition:
         received = self._received.get(place, "" if isinstance(value, str) else 0)
         length = _length(value)
         self._read[place] = start + length
-        known = max(0, min(_length(received) - start, length))
-        if isinstance(value, str) and value[:known] != received[start : start + known]:
+        overlap = max(0, min(_length(received) - start, length))
+        if isinstance(value, str) and value[:overlap] != received[start : start + overlap]:
             raise DifferentAnswer("the second answer differs from the first")
-        rest = value - known if isinstance(value, int) else value[known:]
-        self._received[place] = received + (rest if isinstance(value, str) else length - known)
+        rest = value - overlap if isinstance(value, int) else value[overlap:]
+        self._received[place] = received + (rest if isinstance(value, str) else length - overlap)
         return rest
 
 

@@ -63,7 +63,7 @@ class AdapterGroup:
         self._tick = snapshot.tick if snapshot else 0
         self._closed: list[str] = list(snapshot.closed) if snapshot else []
         self.failed: dict[str, str] = dict(snapshot.failed) if snapshot else {}
-        self._gone: list[AdapterStatus] = []
+        self._ended: list[AdapterStatus] = []
         self._seconds: deque[float] = deque(maxlen=_TICKS)
         self._saved_at, self._saving, self._saved_tick = time.perf_counter(), 0.0, snapshot.tick if snapshot else -1
         self._samples, self._joules = 0, meter(stack.device.type)
@@ -105,7 +105,7 @@ class AdapterGroup:
     def rows(self) -> list[AdapterStatus]:
         """Return the status of every member; members that have left come last."""
         seconds = sum(self._seconds) / max(len(self._seconds), 1)
-        return [*(member.row(seconds) for member in self.members), *self._gone]
+        return [*(member.row(seconds) for member in self.members), *self._ended]
 
     def _train(self) -> tuple[list[float], list[float]]:
         """Take a step of all members and return the loss and the gradient norm of each."""
@@ -180,7 +180,7 @@ class AdapterGroup:
             else:
                 self._closed.append(member.name)
             early = "" if member.state.global_step >= member.plan.steps else "stopped early"
-            self._gone.append(member.row(0.0, member.failure or early or "finished"))
+            self._ended.append(member.row(0.0, member.failure or early or "finished"))
         staying = [number for number, member in enumerate(self.members) if member not in leaving]
         self.members = [self.members[number] for number in staying]
         self._stack.keep(staying)

@@ -119,7 +119,7 @@ class Answers:
             except Exception as error:
                 arrived.put_nowait(error)
 
-        tasks = [asyncio.create_task(forward(row, one)) for row, one in enumerate(self._generations)]
+        tasks = [asyncio.create_task(forward(row, generation)) for row, generation in enumerate(self._generations)]
         try:
             running = len(tasks)
             while running:

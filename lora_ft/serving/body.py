@@ -45,13 +45,7 @@ async def read_json(headers: Mapping[str, str], receive: Receive, limits: Limits
         async with asyncio.timeout(limits.body_seconds):
             body = await _read(receive, limits)
     except TimeoutError as error:
-        raise RequestError(
-            f"the body is too slow (more than {limits.body_seconds:g} s)",
-            "send it at once",
-            status=408,
-            code="request_timeout",
-            headers={"Connection": "close"},
-        ) from error
+        raise too_slow(limits) from error
     if not body:
         raise RequestError("the body is empty", "send a JSON object", code="invalid_json")
     try:
@@ -100,6 +94,17 @@ async def _discard(receive: Receive, size: int) -> None:
                 if not message.get("more_body", False):
                     return
                 size -= len(message.get("body", b""))
+
+
+def too_slow(limits: Limits) -> RequestError:
+    """Return the error of a body that did not arrive in time."""
+    return RequestError(
+        f"the body is too slow (more than {limits.body_seconds:g} s)",
+        "send it at once",
+        status=408,
+        code="request_timeout",
+        headers={"Connection": "close"},
+    )
 
 
 def _too_large(limits: Limits) -> RequestError:

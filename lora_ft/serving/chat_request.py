@@ -14,7 +14,8 @@ from lora_ft.data.chats.lines import Line, context_of, parse_line
 from lora_ft.serving.errors import RequestError
 from lora_ft.serving.fields import Choice, Field, Fields, Flag, ListOf, Only, Text, Whole
 from lora_ft.serving.limits import Limits
-from lora_ft.serving.openai_options import alternatives, check_stream, options_of, shared_fields, stops_of
+from lora_ft.serving.openai_options import shared_fields
+from lora_ft.serving.openai_request import OpenAIRequest, common_arguments
 
 _MESSAGES = 1000  # messages of a request; a task's context has about ten
 CONTEXT, CHARACTERS = 10, 1500  # for a chat task that sets neither
@@ -73,37 +74,16 @@ class MessageKind:
         return line
 
 
-@dataclass(frozen=True)
-class ChatRequest:
+@dataclass(frozen=True, kw_only=True)
+class ChatRequest(OpenAIRequest):
     """A checked request.
 
     Attributes:
-        model: Name of the model, as sent.
         lines: Lines of the chat, oldest first.
-        stops: Texts that end an answer.
-        stream: Send the answer piece by piece.
-        usage: Send token counts at the end of the stream.
-        scores: Return log-probabilities.
-        top: Number of likeliest tokens beside each token.
-        user: Name of the end user, or "".
-        values: Fields as sent, for `options`.
     """
 
-    model: str
     lines: tuple[Line, ...]
-    stops: tuple[str, ...]
-    stream: bool
-    usage: bool
-    scores: bool
-    top: int
-    user: str
-    values: Mapping[str, Any]
-
-    def options(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the generation options; see `options_of`."""
-        options = options_of(self.values, defaults, scores=self.scores)
-        alternatives(self.top, defaults, options, "top_logprobs")
-        return options
+    top_field = "top_logprobs"
 
     def context(self, chat: Mapping[str, Any]) -> str:
         """Return the text for the task's prompt.
@@ -146,7 +126,6 @@ def read_chat(body: Any, limits: Limits) -> ChatRequest:
         RequestError: A field is unknown, missing, malformed or out of its limits, or a message has no speaker.
     """
     values = chat_fields(limits).read(body)
-    check_stream(values)
     if "max_tokens" in values and "max_completion_tokens" in values:
         raise RequestError("max_tokens and max_completion_tokens are both set", "leave one out", param="max_tokens")
     if values.get("top_logprobs") is not None and not values.get("logprobs"):
@@ -154,13 +133,8 @@ def read_chat(body: Any, limits: Limits) -> ChatRequest:
     if values.get("n", 1) > limits.rows:
         raise RequestError(f"n is too large (got {values['n']}, at most {limits.rows})", "lower it", param="n")
     return ChatRequest(
-        model=values["model"],
         lines=tuple(values["messages"]),
-        stops=stops_of(values),
-        stream=values.get("stream", False),
-        usage=values.get("stream_options", {}).get("include_usage", False),
         scores=values.get("logprobs", False),
         top=values.get("top_logprobs", 0),
-        user=values.get("user", ""),
-        values=values,
+        **common_arguments(values),
     )

@@ -15,12 +15,13 @@ from lora_ft.serving import answers as rows_at_work
 from lora_ft.serving.answers import Answers, RowToAnswer
 from lora_ft.serving.body import read_json
 from lora_ft.serving.chat_request import ChatRequest, read_chat
-from lora_ft.serving.completion_request import CompletionRequest, read_completion
+from lora_ft.serving.completion_request import read_completion
 from lora_ft.serving.errors import RequestError, as_request_error
 from lora_ft.serving.event_stream import EventStream
 from lora_ft.serving.limits import Limits
 from lora_ft.serving.openai_options import OPTION_OF
 from lora_ft.serving.openai_replies import ChatReply, CompletionReply, ReplyFormat
+from lora_ft.serving.openai_request import OpenAIRequest
 from lora_ft.serving.registry import Registry, ServedModel
 from lora_ft.serving.request_record import RequestRecord
 from lora_ft.serving.task_replies import TaskReply
@@ -91,7 +92,7 @@ class Endpoints:
     async def _openai(
         self,
         request: Request,
-        parsed: CompletionRequest | ChatRequest,
+        parsed: OpenAIRequest,
         model: ServedModel,
         texts: Sequence[tuple[str, str]],
     ) -> Response:

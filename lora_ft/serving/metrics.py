@@ -70,7 +70,7 @@ class Metrics:
             "encoder_seconds": counter("encoder_seconds", "Time of the encoder's calls.", "bundle"),
             "adapter_loads": counter("adapter_loads", "Adapters read from their files.", "bundle"),
         }
-        self._seen: dict[tuple[str, str], float] = {}
+        self._counted: dict[tuple[str, str], float] = {}
 
     def finished(self, record: RequestRecord, is_served: bool) -> None:
         """Count a finished request.
@@ -99,9 +99,9 @@ class Metrics:
             for name, gauge in self._gauges.items():
                 gauge.labels(bundle).set(values[name])
             for name, total in self._totals.items():
-                previous = self._seen.get((bundle, name), 0.0)
+                previous = self._counted.get((bundle, name), 0.0)
                 total.labels(bundle).inc(max(0.0, values[name] - previous))
-                self._seen[bundle, name] = values[name]
+                self._counted[bundle, name] = values[name]
 
     def text(self) -> bytes:
         """Return all metrics in the text format, of all processes if there are several."""

@@ -56,24 +56,6 @@ def shared_fields(limits: Limits) -> tuple[Field, ...]:
     )
 
 
-def check_stream(values: Mapping[str, Any]) -> None:
-    """Raise RequestError if stream options are sent without a stream."""
-    if "stream_options" in values and not values.get("stream"):
-        raise RequestError("stream_options is sent without stream", "set stream to true", param="stream_options")
-
-
-def stops_of(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the texts that end an answer.
-
-    Raises:
-        RequestError: One of them is empty.
-    """
-    stops = tuple(values.get("stop", ()))
-    if "" in stops:
-        raise RequestError("stop has an empty text", "remove it", param="stop")
-    return stops
-
-
 OPTION_OF = {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
@@ -122,18 +104,3 @@ def options_of(values: Mapping[str, Any], defaults: Mapping[str, Any], *, scores
             param="logprobs",
         )
     return options | ({"output_scores": True} if scores else {})
-
-
-def alternatives(count: int, defaults: Mapping[str, Any], options: Mapping[str, Any], field: str) -> bool:
-    """Return True if the likeliest token is listed beside each token. Only greedy search knows it: it is the token.
-
-    Raises:
-        RequestError: More alternatives are asked for.
-    """
-    if count > 1 or (count == 1 and {**defaults, **options}.get("do_sample")):
-        raise RequestError(
-            f"{field} is too large (got {count}, at most 1, or 0 when sampling)",
-            f"set {field} to 0: only the probabilities of generated tokens are known",
-            param=field,
-        )
-    return count == 1

@@ -34,7 +34,7 @@ class Reloader:
 
     def __init__(self, service: Service, read_keys: Callable[[], ApiKeys]) -> None:
         self._service, self._read_keys, self._requested = service, read_keys, False
-        self._seen = {name: _status(engine) for name, engine in self._banks()}
+        self._statuses = {name: _status(engine) for name, engine in self._banks()}
 
     def request(self) -> None:
         """Reload everything soon. Signal handlers may call it."""
@@ -55,8 +55,8 @@ class Reloader:
         requested, self._requested = self._requested, False
         for name, engine in self._banks():
             status = _status(engine)
-            if requested or status != self._seen[name]:
-                self._seen[name] = status
+            if requested or status != self._statuses[name]:
+                self._statuses[name] = status
                 await self._reload(name, engine)
         if requested:
             try:

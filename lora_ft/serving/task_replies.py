@@ -22,13 +22,13 @@ class TaskReply:
 
     def __init__(self, identity: str, model: str, answers: Answers, record: RequestRecord) -> None:
         self._id, self._model, self._answers, self._record = identity, model, answers, record
-        self._made: dict[tuple[int, int], dict[str, Any]] = {}
+        self._by_place: dict[tuple[int, int], dict[str, Any]] = {}
 
     async def whole(self) -> dict[str, Any]:
         """Return the complete reply."""
         async for piece in self._answers.pieces():
             self._add(piece)
-        answers = [answer for _, answer in sorted(self._made.items())]
+        answers = [answer for _, answer in sorted(self._by_place.items())]
         self._record.answers = [answer["text"] for answer in answers]
         return {
             "id": self._id,
@@ -48,11 +48,11 @@ class TaskReply:
                 if piece.scores is not None:
                     chunk["scores"] = list(piece.scores)
                 yield {**chunk, "finish": piece.finish, "source_cut": answer["source_cut"]}
-        self._record.answers = [answer["text"] for _, answer in sorted(self._made.items())]
+        self._record.answers = [answer["text"] for _, answer in sorted(self._by_place.items())]
         yield {"usage": self._record.usage}
 
     def _add(self, piece: Piece) -> dict[str, Any]:
-        answer = self._made.setdefault(
+        answer = self._by_place.setdefault(
             (piece.row, piece.answer),
             {
                 "row": piece.row,

@@ -39,20 +39,20 @@ async def unless_gone(work: Coroutine[Any, Any, Result], receive: Receive, deadl
         RequestError: The deadline passed (status 504).
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(receive))
+    disconnect = asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait(
-            (task, gone), timeout=max(0.0, deadline - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
+            (task, disconnect), timeout=max(0.0, deadline - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
         )
         if task.done():
             return task.result()
-        if gone.done():
+        if disconnect.done():
             raise ClientGone
         raise deadline_exceeded()
     finally:
-        for pending in (task, gone):
+        for pending in (task, disconnect):
             pending.cancel()
-        for pending in (task, gone):
+        for pending in (task, disconnect):
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await pending
 

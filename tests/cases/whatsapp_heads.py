@@ -11,7 +11,10 @@ from lora_ft.data.chats.formats import read_chats
 def _read(file: Path) -> list[tuple[str, str, str]]:
     (messages,) = read_chats(file).values()
     times = [datetime.datetime.fromtimestamp(message.time, datetime.UTC) for message in messages]
-    return [(f"{time:%Y-%m-%d %H:%M:%S}", it.sender, it.text) for time, it in zip(times, messages, strict=True)]
+    return [
+        (f"{time:%Y-%m-%d %H:%M:%S}", message.sender, message.text)
+        for time, message in zip(times, messages, strict=True)
+    ]
 
 
 def check_narrow_spaces_and_halves(folder: Path, scratch: Path) -> None:

@@ -52,9 +52,9 @@ def test_the_command_is_one_of_the_command_line() -> None:
 
 def test_everything_that_is_copied_exists_and_is_not_ignored() -> None:
     lines = PATH.with_name("Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
-    kept = {line.removeprefix("!") for line in lines if line.startswith("!")}
-    copied = {word for one in stages()[0] if one.name == "COPY" for word in one.words[:-1]}
-    assert copied == kept
+    unignored = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    copied = {word for step in stages()[0] if step.name == "COPY" for word in step.words[:-1]}
+    assert copied == unignored
     assert all((ROOT / name).exists() for name in copied)
     assert "*" in lines
 

@@ -72,9 +72,9 @@ def test_kustomize_builds_the_folder() -> None:
     command = ["kubectl", "kustomize", str(FOLDER)]
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert process.returncode == 0, process.stderr
-    built = list(yaml.safe_load_all(process.stdout))
-    assert len(built) == len(MANIFESTS)
-    assert {one["metadata"].get("namespace") for one in built if one["kind"] != "Namespace"} == {"lora-ft"}
+    manifests = list(yaml.safe_load_all(process.stdout))
+    assert len(manifests) == len(MANIFESTS)
+    assert {built["metadata"].get("namespace") for built in manifests if built["kind"] != "Namespace"} == {"lora-ft"}
 
 
 def test_selectors_match_the_pods(pod: dict[str, Any]) -> None:

@@ -26,15 +26,15 @@ RATE = "$__rate_interval"
 def selectors(expression: str) -> list[Any]:
     """Return the parts of a query that name a metric."""
     parser = pytest.importorskip("promql_parser", reason="pip install promql-parser")
-    found: list[Any] = []
+    nodes: list[Any] = []
 
     def collect(node: Any) -> bool:
         if isinstance(node, parser.VectorSelector):
-            found.append(node)
+            nodes.append(node)
         return True
 
     parser.walk(parser.parse(expression.replace(RATE, "1m")), collect)
-    return found
+    return nodes
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)

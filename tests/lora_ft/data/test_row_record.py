@@ -51,11 +51,11 @@ def test_changes_are_reported(now: RowRecord, changes: list[str]) -> None:
 
 
 def test_targets_and_references_are_rows_too() -> None:
-    def one(target: str, *references: str) -> RowRecord:
+    def record_of(target: str, *references: str) -> RowRecord:
         return RowRecord.of(Splits([Example("p", target, references, {})], [], []))
 
-    for changed in (one("b", "a"), one("a", "b"), one("a", "a", "b"), one("a")):
-        assert one("a", "a").changes(changed)
+    for changed in (record_of("b", "a"), record_of("a", "b"), record_of("a", "a", "b"), record_of("a")):
+        assert record_of("a", "a").changes(changed)
 
 
 def test_columns_that_the_task_does_not_use_may_change() -> None:

@@ -227,14 +227,14 @@ def test_no_request_is_lost_when_a_replica_is_killed(cluster: Cluster) -> None:
             killed.set()  # otherwise the threads ask forever
         results = [result for task in tasks for result in task.result(120)]
     assert [status for status, _, _ in results] == [200] * len(results)
-    assert [answer for _, answer, _ in results] == [wanted for _, _, wanted in results]
+    assert [answer for _, answer, _ in results] == [expected_text for _, _, expected_text in results]
     assert cluster.retried()  # some were in its hands
     wait_for(lambda: len(cluster.replicas()) == 2, 60)  # and another one takes its place
 
 
 def text_of(answer: httpx.Response) -> str:
     if not answer.headers.get("content-type", "").startswith("text/event-stream"):
-        return "".join(one["text"] for one in answer.json().get("answers", []))
+        return "".join(item["text"] for item in answer.json().get("answers", []))
     lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line.startswith("data: ")]
     events = [json.loads(line) for line in lines if line != "[DONE]"]
     return "".join(event["text"] if "text" in event else str(event.get("error", "")) for event in events)

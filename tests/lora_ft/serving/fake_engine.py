@@ -139,7 +139,7 @@ class Generation:
     def __init__(self, engine: FakeEngine, text: str, options: Options, prompt_tokens: int, source_cut: bool) -> None:
         self.prompt_tokens, self.source_cut, self.error = prompt_tokens, source_cut, None
         self._engine, self._options = engine, options
-        self._deltas = self._made(text)
+        self._deltas = self._produce(text)
         self.cancelled = False
 
     def cancel(self) -> None:
@@ -166,7 +166,7 @@ class Generation:
             self.cancel()
             raise
 
-    def _made(self, text: str) -> Any:
+    def _produce(self, text: str) -> Any:
         limit, copies = self._options.max_new_tokens, self._options.num_return_sequences
         for place, letter in enumerate(text[: limit - 1] if len(text) >= limit else text):
             for answer in range(copies):

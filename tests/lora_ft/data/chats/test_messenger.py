@@ -76,8 +76,8 @@ def test_a_download_is_read_as_a_folder_and_as_a_zip(tmp_path: Path) -> None:
 
 def test_an_encrypted_chat_is_read(tmp_path: Path) -> None:
     fields = {"senderName": "Zoë", "text": "café", "timestamp": 5000, "type": "text", "isUnsent": False, "media": []}
-    photo, gone = fields | {"type": "media", "text": "photo"}, fields | {"isUnsent": True}
-    content = {"participants": ["Zoë", "Ben"], "threadName": "Ben_12", "messages": [fields, photo, gone]}
+    photo, unsent = fields | {"type": "media", "text": "photo"}, fields | {"isUnsent": True}
+    content = {"participants": ["Zoë", "Ben"], "threadName": "Ben_12", "messages": [fields, photo, unsent]}
     (tmp_path / "messages").mkdir()
     (tmp_path / "messages" / "Ben_12.json").write_text(json.dumps(content))
     expected = [("Ben", Message("Ben_12.json 1", 5.0, "Zoë", "café"))]

@@ -11,12 +11,12 @@ from lora_ft.data.chats.message import Message
 from lora_ft.data.chats.names import NEUTRAL, anonymize
 
 
-def said(*lines: tuple[str, str]) -> dict[str, list[Message]]:
+def chat_of(*lines: tuple[str, str]) -> dict[str, list[Message]]:
     return {"chat": [Message(str(i), float(i), name, text) for i, (name, text) in enumerate(lines)]}
 
 
 def changed(*lines: tuple[str, str], seed: int = 0) -> list[tuple[str, str]]:
-    return [(message.sender, message.text) for message in anonymize(said(*lines), seed)["chat"]]
+    return [(message.sender, message.text) for message in anonymize(chat_of(*lines), seed)["chat"]]
 
 
 def test_a_name_is_replaced_as_a_sender_in_texts_and_in_mentions() -> None:
@@ -81,5 +81,5 @@ def test_new_names_are_distinct_and_no_original_name_remains(names: set[str]) ->
 
 
 def test_names_of_excluded_people_are_replaced_in_texts() -> None:
-    (message,) = anonymize(said(("Ana", "Carl Oak told me, and Carl knows")), 0, people=["Carl Oak"])["chat"]
+    (message,) = anonymize(chat_of(("Ana", "Carl Oak told me, and Carl knows")), 0, people=["Carl Oak"])["chat"]
     assert "Carl" not in message.text and "Oak" not in message.text and message.text.count(message.sender) == 0

@@ -24,7 +24,7 @@ def export(path: Path, *lines: str, ends: str = "\n") -> Path:
     return path
 
 
-def said(path: Path) -> list[tuple[str, str]]:
+def texts_of(path: Path) -> list[tuple[str, str]]:
     return [(message.sender, message.text) for _, message in read_whatsapp(path)]
 
 
@@ -60,7 +60,7 @@ def times(path: Path) -> list[str]:
 )
 def test_every_form_of_a_head(tmp_path: Path, head: str, time: str) -> None:
     file = export(tmp_path / "chat.txt", f"{head}Ana: hello: you")
-    assert said(file) == [("Ana", "hello: you")] and times(file) == [time]
+    assert texts_of(file) == [("Ana", "hello: you")] and times(file) == [time]
 
 
 def test_the_order_of_dates_is_that_in_which_all_are_possible(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_lines_without_a_head_continue_the_message(tmp_path: Path) -> None:
     ]
     expected = [("Ana", "one\n\ntwo: with a colon\n99.99.23, 22:15 - no date"), ("Ben", "x")]
     for ends in ("\n", "\r\n"):
-        assert said(export(tmp_path / "chat.txt", *lines, ends=ends)) == expected
+        assert texts_of(export(tmp_path / "chat.txt", *lines, ends=ends)) == expected
 
 
 def test_notices_are_left_out_on_android(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_notices_are_left_out_on_android(tmp_path: Path) -> None:
         "Ana: ",
         "Ana:",
     ]
-    assert said(export(tmp_path / "chat.txt", *(head + line for line in lines), f"{head}Ben: hello")) == [
+    assert texts_of(export(tmp_path / "chat.txt", *(head + line for line in lines), f"{head}Ben: hello")) == [
         ("Ben", "hello")
     ]
 
@@ -126,7 +126,7 @@ def test_notices_are_left_out_on_ios(tmp_path: Path) -> None:
         f"{head}Ana: {MARK}You deleted this message.",
         f"{head}~{NARROW}Ben: look {MARK}<This message was edited>",
     ]
-    assert said(export(tmp_path / "chat.txt", *lines)) == [("Ben", "look")]
+    assert texts_of(export(tmp_path / "chat.txt", *lines)) == [("Ben", "look")]
 
 
 def test_captions_and_edited_texts_stay(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_captions_and_edited_texts_stay(tmp_path: Path) -> None:
         f"{head}Ben: see notes.txt (it is short)",
         f"{head}Ben: <3",
     ]
-    assert said(export(tmp_path / "chat.txt", *lines)) == [
+    assert texts_of(export(tmp_path / "chat.txt", *lines)) == [
         ("Ana", "the goat"),
         ("Ben", "two goats"),
         ("Ben", "see notes.txt (it is short)"),
@@ -148,7 +148,7 @@ def test_captions_and_edited_texts_stay(tmp_path: Path) -> None:
 
 def test_direction_marks_and_byte_order_mark_are_removed(tmp_path: Path) -> None:
     file = export(tmp_path / "chat.txt", "\ufeff31.12.23, 22:15 - \u202aAna\u202c: hi @\u2068Ben\u2069")
-    assert said(file) == [("Ana", "hi @Ben")]
+    assert texts_of(file) == [("Ana", "hi @Ben")]
 
 
 def test_id_of_a_message_is_its_line_number(tmp_path: Path) -> None:
@@ -180,9 +180,9 @@ def test_unreadable_head_is_refused(tmp_path: Path, line: str, number: int, part
     with pytest.raises(
         UsageError, match=f"chat.txt:{number} begins like a message, but {part} .got '.+'.; put a blank"
     ):
-        said(file)
+        texts_of(file)
     file = export(tmp_path / "chat.txt", "20/11/2023, 09:00 - Ana: one", f" {line}")
-    assert said(file) == [("Ana", f"one\n {line}")]
+    assert texts_of(file) == [("Ana", f"one\n {line}")]
 
 
 @pytest.mark.parametrize(
@@ -190,19 +190,19 @@ def test_unreadable_head_is_refused(tmp_path: Path, line: str, number: int, part
 )
 def test_unknown_first_head_is_shown(tmp_path: Path, first: str) -> None:
     with pytest.raises(UsageError, match=r"chat\.txt:1 begins like a message, but its date .*is unknown"):
-        said(export(tmp_path / "chat.txt", first, "20/11/2023, 09:03 - Ana: two"))
+        texts_of(export(tmp_path / "chat.txt", first, "20/11/2023, 09:03 - Ana: two"))
 
 
 def test_a_clock_of_12_hours_without_words_is_refused(tmp_path: Path) -> None:
     lines = [f"[20/11/23, {at % 12 or 12:02}:05:00] Ana: x" for at in range(8, 23)] * 2
     with pytest.raises(UsageError, match=r"chat\.txt has times on a 12-hour clock without AM and PM"):
-        said(export(tmp_path / "chat.txt", *lines))
+        texts_of(export(tmp_path / "chat.txt", *lines))
 
 
 def test_short_chat_without_am_and_pm_is_a_doubt(tmp_path: Path) -> None:
     hours = ("9:05", "1:10", "8:20")
     chat = export(tmp_path / "chat.txt", *(f"[3/11/23, {hour}:00] Ana: texto {hour}" for hour in hours))
-    assert len(said(chat)) == 3
+    assert len(texts_of(chat)) == 3
     assert any("half of the day is unknown" in doubt for doubt in doubts_of_whatsapp(chat))
     clear = export(tmp_path / "clear.txt", *(f"[3/11/23, {hour}:00] Ana: texto" for hour in ("9:05", "13:10")))
     assert not any("half of the day" in doubt for doubt in doubts_of_whatsapp(clear))
@@ -211,7 +211,7 @@ def test_short_chat_without_am_and_pm_is_a_doubt(tmp_path: Path) -> None:
 def test_appointments_stay_in_their_message(tmp_path: Path) -> None:
     plan = ["25.12.2023 18:00: dinner", "20.11.23, 19:00 Uhr - Training", "27.11.23, 19:00 Uhr - Spiel: 2 x 45"]
     file = export(tmp_path / "chat.txt", "20.11.23, 09:00 - Ana: plan", *plan, "20.11.23, 09:05 - Ben: ok")
-    assert said(file) == [("Ana", "\n".join(["plan", *plan])), ("Ben", "ok")]
+    assert texts_of(file) == [("Ana", "\n".join(["plan", *plan])), ("Ben", "ok")]
 
 
 def test_pasted_messages_of_the_same_form_stay_in_their_message(tmp_path: Path) -> None:
@@ -221,31 +221,34 @@ def test_pasted_messages_of_the_same_form_stay_in_their_message(tmp_path: Path) 
         "[18.11.23, 22:16:00] Dora: no!",
         "[20.11.23, 09:01:00] Ben: well",
     ]
-    assert said(export(tmp_path / "chat.txt", *lines)) == [("Ana", "\n".join(["see:", *lines[1:3]])), ("Ben", "well")]
+    assert texts_of(export(tmp_path / "chat.txt", *lines)) == [
+        ("Ana", "\n".join(["see:", *lines[1:3]])),
+        ("Ben", "well"),
+    ]
 
 
 def test_a_long_blank_line_is_read_at_once(tmp_path: Path) -> None:
     blanks = 60_000 * " "
     file = export(tmp_path / "chat.txt", f"20.11.23, 09:00 - Ana: a{blanks}b", blanks, f"{60_000 * '1 '}<")
-    assert [len(text) for _, text in said(file)] == [60_002 + 2 + 120_001]
+    assert [len(text) for _, text in texts_of(file)] == [60_002 + 2 + 120_001]
 
 
 def test_a_message_of_over_a_million_characters_is_refused(tmp_path: Path) -> None:
     file = export(tmp_path / "chat.txt", "20.11.23, 09:00 - Ana: a", *(20 * [60_000 * "x"]))
     with pytest.raises(UsageError, match=r"chat\.txt:1 is a message of over a million characters"):
-        said(file)
+        texts_of(file)
 
 
 def test_a_text_without_a_message_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"shopping\.txt has no WhatsApp message"):
-        said(export(tmp_path / "shopping.txt", "twine", "12/31: canes", "99/99/99, 10:00 - Ana: x"))
+        texts_of(export(tmp_path / "shopping.txt", "twine", "12/31: canes", "99/99/99, 10:00 - Ana: x"))
 
 
 def test_line_that_is_not_utf_8_is_refused_by_number(tmp_path: Path) -> None:
     file = tmp_path / "chat.txt"
     file.write_bytes(b"31.12.23, 22:15 - Ana: one\n31.12.23, 22:16 - Ana: caf\xe9\n")
     with pytest.raises(LoraFtError, match=r"chat\.txt:2 is not UTF-8 \(byte 26 of the line\)"):
-        said(file)
+        texts_of(file)
 
 
 words = st.text("abc xyz.!?é漢🙂", min_size=1, max_size=30).map(str.strip).filter(bool)

@@ -119,13 +119,14 @@ def no_repeat_ngram(size: int) -> Processor:
     """Return a processor that forbids tokens that would repeat an earlier sequence of `size` tokens."""
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        length = tokens.shape[1]
-        if length < size:
+        begins = tokens.shape[1] - size + 1  # places where an earlier sequence may begin
+        if begins < 1:
             return logits
-        windows = np.lib.stride_tricks.sliding_window_view(tokens, size, axis=1)
-        last = tokens[:, length - size + 1 :]
-        for row, ngrams, tail in zip(logits, windows, last, strict=True):
-            row[ngrams[(ngrams[:, :-1] == tail).all(axis=1), -1]] = _NEVER
+        repeats = np.ones((len(tokens), begins), bool)
+        for i in range(size - 1):
+            repeats &= tokens[:, i : begins + i] == tokens[:, begins + i, None]
+        rows, places = repeats.nonzero()
+        logits[rows, tokens[rows, places + size - 1]] = _NEVER
         return logits
 
     return process

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -204,3 +206,29 @@ def test_probabilities_equal_those_of_torch(at: Step, scale: float, hidden: int)
     np.testing.assert_allclose(softmax(logits), given_logits.softmax(-1).numpy(), rtol=1e-5, atol=1e-30)
     np.testing.assert_allclose(log_softmax(logits), given_logits.log_softmax(-1).numpy(), rtol=1e-5, atol=1e-6)
     assert softmax(logits).dtype == log_softmax(logits).dtype == np.float32
+
+
+NAMES = """
+import sys, tracemalloc
+import numpy as np
+from lora_ft.core.generation_options import Options
+from lora_ft.core.special_tokens import SpecialTokens
+from lora_ft.export.runtime.processors import processors
+
+options = Options(
+    repetition_penalty=1.5, no_repeat_ngram_size=2, bad_words_ids=((3, 4),), min_new_tokens=9, suppress_tokens=(5,)
+)
+edits = processors(options, SpecialTokens(0, (1,), 0))
+tokens, logits = np.array([[0, 3, 2, 3]]), np.zeros((1, 7), np.float32)
+tracemalloc.start()
+for _ in range(20_000):
+    for edit in edits:
+        edit(tokens, logits)
+print(tracemalloc.get_traced_memory()[1])
+"""
+
+
+def test_steps_do_not_fill_the_table_of_names() -> None:
+    """Some functions of numpy intern a name in each call. Removed names take up Python's table until it doubles."""
+    printed = subprocess.run([sys.executable, "-c", NAMES], capture_output=True, text=True, check=True).stdout
+    assert int(printed) < 100_000  # bytes; the table that has doubled takes 1,000,000

@@ -216,7 +216,6 @@ class Soak:
                 await asyncio.sleep(2)
                 self.tally.absent.discard(name)
                 await asyncio.to_thread(self._bank.add, name)
-                await asyncio.sleep(1)
                 self.tally.present.add(name)
                 self.tally.outcomes["came and went"] += 1
                 if done.is_set():
@@ -226,7 +225,8 @@ class Soak:
 def resident(process: int) -> int:
     """Return the resident memory of a process without the files that it maps, in bytes."""
     text = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
-    return int(text.split("RssAnon:")[1].split()[0]) * 1024
+    kinds = ("RssAnon:", "RssShmem:")  # the second is the cache pool
+    return sum(int(text.split(kind)[1].split()[0]) for kind in kinds) * 1024
 
 
 def handles(process: int) -> list[str]:

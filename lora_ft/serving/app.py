@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lora_ft.serving.bank_watch import BankWatch
 from lora_ft.serving.body import ClientGone
 from lora_ft.serving.drain import Drain
 from lora_ft.serving.endpoints import Endpoints
@@ -44,6 +45,7 @@ class Service:
         log: Log.
         metrics: Metrics.
         drain: Requests at work.
+        banks: The models with the adapters of now.
     """
 
     registry: Registry
@@ -52,6 +54,10 @@ class Service:
     log: RequestLog = field(default_factory=RequestLog)
     metrics: Metrics = field(default_factory=Metrics)
     drain: Drain = field(default_factory=Drain)
+    banks: BankWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.banks = BankWatch(self.registry, self.log)
 
 
 def application(
@@ -63,7 +69,7 @@ def application(
         service: Models and settings.
         lifespan: Context in which the application runs.
     """
-    endpoints = Endpoints(service.registry, service.limits)
+    endpoints = Endpoints(service.banks, service.limits)
     information = _Information(service)
     routes = [
         Route("/v1/completions", endpoints.completions, methods=["POST"]),
@@ -170,12 +176,13 @@ class _Information:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
+        await self._service.banks.look()
         return JSONResponse({"object": "list", "data": self._service.registry.listed()})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/NAME."""
-        registry = self._service.registry
-        return JSONResponse(registry.entry(registry.find(request.path_params["model"])))
+        model = await self._service.banks.find(request.path_params["model"])
+        return JSONResponse(self._service.registry.entry(model))
 
     async def live(self, request: Request) -> Response:
         """GET /health/live: 503 if the process should be started again."""

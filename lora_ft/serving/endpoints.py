@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from lora_ft.core.errors import LoraFtError, QueueFullError, UsageError
 from lora_ft.serving import answers as rows_at_work
 from lora_ft.serving.answers import Answers, RowToAnswer
+from lora_ft.serving.bank_watch import BankWatch
 from lora_ft.serving.body import read_json
 from lora_ft.serving.chat_request import ChatRequest, read_chat
 from lora_ft.serving.completion_request import read_completion
@@ -22,7 +23,7 @@ from lora_ft.serving.limits import Limits
 from lora_ft.serving.openai_options import OPTION_OF
 from lora_ft.serving.openai_replies import ChatReply, CompletionReply, ReplyFormat
 from lora_ft.serving.openai_request import OpenAIRequest
-from lora_ft.serving.registry import Registry, ServedModel
+from lora_ft.serving.registry import ServedModel
 from lora_ft.serving.request_record import RequestRecord
 from lora_ft.serving.task_replies import TaskReply
 from lora_ft.serving.task_request import OPTIONS, TaskRequest, check_room, read_task_request
@@ -35,24 +36,24 @@ class Endpoints:
     """Handlers of the endpoints that generate.
 
     Args:
-        registry: Models.
+        models: Models, with the adapters of now.
         limits: Limits of a request.
     """
 
-    def __init__(self, registry: Registry, limits: Limits) -> None:
-        self._registry, self._limits = registry, limits
+    def __init__(self, models: BankWatch, limits: Limits) -> None:
+        self._models, self._limits = models, limits
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         parsed = read_completion(await self._body(request), self._limits)
         several = len(parsed.prompts) > 1
         rows = [(prompt, f"prompt[{i}]" if several else "prompt") for i, prompt in enumerate(parsed.prompts)]
-        return await self._openai(request, parsed, self._registry.find(parsed.model), rows)
+        return await self._openai(request, parsed, await self._models.find(parsed.model), rows)
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         parsed = read_chat(await self._body(request), self._limits)
-        model = self._registry.find(parsed.model)
+        model = await self._models.find(parsed.model)
         chat = model.settings.chat
         if chat is None:
             raise RequestError(
@@ -70,10 +71,10 @@ class Endpoints:
             self._describe(request, parsed.model, parsed.stream, parsed.user, parsed.rows),
             self._deadline(request),
         )
-        model = self._registry.find(parsed.model)
+        model = await self._models.find(parsed.model)
         single = len(parsed.rows) == 1
         rows = [
-            RowToAnswer(self._registry.adapter_of(model, row), row, "rows" if single else f"rows[{i}]")
+            RowToAnswer(await self._models.adapter_of(model, row), row, "rows" if single else f"rows[{i}]")
             for i, row in enumerate(parsed.rows)
         ]
         for row in rows:

@@ -89,17 +89,6 @@ class Registry:
         """Return True if there is a model of this name."""
         return name in self._models
 
-    def adapter_of(self, model: ServedModel, row: str | dict[str, Any]) -> ServedModel:
-        """Return the adapter that a row of a bank names in its column `adapter`, or the model itself.
-
-        Raises:
-            RequestError: The bank has no such adapter.
-        """
-        named = None if isinstance(row, str) else row.get("adapter")
-        if model.adapter is not None or not model.engine.adapters or not named:
-            return model
-        return self.find(f"{model.name}/{named}")
-
     def listed(self) -> list[dict[str, Any]]:
         """Return the entries of GET /v1/models."""
         unique = {model.name: model for model in self._models.values()}

@@ -1,0 +1,91 @@
+"""Reads a bank's adapters again when they change.
+
+`lora-ft bank add` and `remove` replace a bank's manifest as a whole when they have finished. So the status of this file
+tells whether to read it, which costs microseconds. It is compared every quarter of a second (`Reloader`), for removed
+adapters, and before a request is refused because its model is unknown. So an adapter answers from the moment that it is
+in the bank, however busy the machine is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from lora_ft.core.errors import LoraFtError
+from lora_ft.export.runtime.manifest import NAME
+from lora_ft.serving.errors import RequestError
+from lora_ft.serving.registry import Registry, ServedModel
+from lora_ft.serving.request_log import RequestLog
+
+if TYPE_CHECKING:
+    from lora_ft.models.async_model import AsyncModel
+
+FileStatus = tuple[int, int, int] | None
+
+
+class BankWatch:
+    """The models of a process, with the adapters that its banks have now.
+
+    Args:
+        registry: Models.
+        log: Log of what was read.
+    """
+
+    def __init__(self, registry: Registry, log: RequestLog) -> None:
+        self._registry, self._log, self._reading = registry, log, asyncio.Lock()
+        self._statuses = {name: _status(engine) for name, engine in self._banks()}
+
+    async def look(self, *, always: bool = False) -> None:
+        """Read the banks that have changed since the last look, or all of them."""
+        async with self._reading:
+            for name, engine in self._banks():
+                status = _status(engine)
+                if always or status != self._statuses[name]:
+                    self._statuses[name] = status
+                    await self._read(name, engine)
+
+    async def find(self, name: str) -> ServedModel:
+        """Return the model of a name.
+
+        Raises:
+            RequestError: There is none (status 404).
+        """
+        try:
+            model = self._registry.find(name)
+            model.require_served()
+        except RequestError:
+            await self.look()
+            model = self._registry.find(name)
+        return model
+
+    async def adapter_of(self, model: ServedModel, row: str | dict[str, Any]) -> ServedModel:
+        """Return the adapter that a row of a bank names in its column `adapter`, or the model itself.
+
+        Raises:
+            RequestError: The bank has no such adapter.
+        """
+        named = None if isinstance(row, str) else row.get("adapter")
+        if model.adapter is not None or not model.engine.adapters or not named:
+            return model
+        return await self.find(f"{model.name}/{named}")
+
+    async def _read(self, name: str, engine: AsyncModel) -> None:
+        try:
+            adapters = await asyncio.to_thread(engine.reload)
+        except (LoraFtError, OSError) as error:
+            self._log.event("bundle_not_reloaded", bundle=name, error=str(error))
+            return
+        self._registry.refresh()
+        self._log.event("bundle_reloaded", bundle=name, adapters=len(adapters))
+
+    def _banks(self) -> list[tuple[str, AsyncModel]]:
+        engines = self._registry.engines.items()
+        return [(name, engine) for name, engine in engines if engine.generator.bank is not None]
+
+
+def _status(engine: AsyncModel) -> FileStatus:
+    try:
+        status = (engine.generator.folder / NAME).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

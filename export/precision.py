@@ -26,6 +26,8 @@ class Format:
         bits: Bits per weight.
         group: Number of consecutive inputs of an output that share a scale; 0 for one scale per output, or for none.
         providers: Providers with kernels for the format. Integer products run on processors, bfloat16 on GPUs.
+        independent: Providers on which a row has equal bits whatever runs with it: other rows, padding, or further
+            tokens of its own. Elsewhere kernels change with the number of rows.
         summary: Description for tables.
     """
 
@@ -33,6 +35,7 @@ class Format:
     bits: int
     group: int
     providers: tuple[str, ...]
+    independent: tuple[str, ...]
     summary: str
 
     @property
@@ -44,13 +47,13 @@ class Format:
 FORMATS = {
     each.name: each
     for each in (
-        Format("fp32", 32, 0, (_CPU, _CUDA), "32-bit floats"),
-        Format("fp16", 16, 0, (_CPU, _CUDA), "16-bit floats; norms, attention and `wo` stay fp32"),
-        Format("bf16", 16, 0, (_CUDA,), "bfloat16; norms, attention and `wo` stay fp32"),
-        Format("int8", 8, 0, (_CPU,), "8-bit weights and activations, 8-bit arithmetic"),
-        Format("w8", 8, 128, (_CPU,), "8-bit weights in groups of 128"),
-        Format("w4", 4, 32, (_CPU,), "4-bit weights in groups of 32"),
-        Format("w4g128", 4, 128, (_CPU,), "4-bit weights in groups of 128: faster than `w4`, rounds more coarsely"),
+        Format("fp32", 32, 0, (_CPU, _CUDA), (_CPU,), "32-bit floats"),
+        Format("fp16", 16, 0, (_CPU, _CUDA), (), "16-bit floats; norms, attention and `wo` stay fp32"),
+        Format("bf16", 16, 0, (_CUDA,), (), "bfloat16; norms, attention and `wo` stay fp32"),
+        Format("int8", 8, 0, (_CPU,), (_CPU,), "8-bit weights and activations, 8-bit arithmetic"),
+        Format("w8", 8, 128, (_CPU,), (), "8-bit weights in groups of 128"),
+        Format("w4", 4, 32, (_CPU,), (), "4-bit weights in groups of 32"),
+        Format("w4g128", 4, 128, (_CPU,), (), "4-bit weights in groups of 128: faster than `w4`, rounds more coarsely"),
     )
 }
 
@@ -72,14 +75,14 @@ class Precision:
     embedding: str
 
     @property
-    def exact(self) -> bool:
-        """True if no weight is rounded."""
-        return self == FP32
-
-    @property
     def providers(self) -> tuple[str, ...]:
         """Providers with kernels for all formats, in the order of `PROVIDERS`."""
         return tuple(name for name in PROVIDERS if all(name in FORMATS[each].providers for each in astuple(self)))
+
+    @property
+    def independent(self) -> tuple[str, ...]:
+        """Providers on which rows are independent in all formats, so neither batches nor drafts change an answer."""
+        return tuple(name for name in PROVIDERS if all(name in FORMATS[each].independent for each in astuple(self)))
 
     def items(self) -> Iterator[tuple[str, str]]:
         """Yield (kind of layer, name of the format)."""
@@ -150,12 +153,13 @@ def parse(text: str) -> Precision:
 def markdown_tables() -> str:
     """Return the tables of precisions and formats for the documentation."""
     lines = [
-        "| precision | encoder | decoder | head | embedding | runs on |",
-        "|---|---|---|---|---|---|",
+        "| precision | encoder | decoder | head | embedding | runs on | rows are independent on |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, precision in NAMED.items():
         stored = " | ".join(f"`{each}`" for each in astuple(precision))
-        lines.append(f"| `{name}` | {stored} | {', '.join(precision.providers)} |")
+        independent = ", ".join(precision.independent) or "-"
+        lines.append(f"| `{name}` | {stored} | {', '.join(precision.providers)} | {independent} |")
     lines += ["", "| format | bits | group | runs on | stored as |", "|---|---|---|---|---|"]
     for each in FORMATS.values():
         lines.append(

@@ -102,7 +102,8 @@ def assemble(
         models = {
             "encoder": encoder_model(parts, file),
             "decoder": decoder_model(parts, file),
-            "step": decoder_model(parts, file, step=True),
+            "step": decoder_model(parts, file, calls="step"),
+            "draft": decoder_model(parts, file, calls="draft"),
             "log_softmax": log_softmax_model(parts),
             "top_k": top_k_model(parts),
             "reorder_cache": reorder_cache_model(parts),
@@ -111,7 +112,7 @@ def assemble(
             models |= {
                 f"{manifest.ADAPTED}encoder": encoder_model(adapted, file),
                 f"{manifest.ADAPTED}decoder": decoder_model(adapted, file),
-                f"{manifest.ADAPTED}step": decoder_model(adapted, file, step=True),
+                f"{manifest.ADAPTED}step": decoder_model(adapted, file, calls="step"),
             }
     for name, model in models.items():
         onnx.save(model, folder / f"{name}.onnx")

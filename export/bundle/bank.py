@@ -173,10 +173,7 @@ def add_adapter(
             )
         reasons = dict(adapter.judge(generator, adapter.name))
         entry |= {"parity": report.as_dict(), "probe": probe_report.as_dict(), "base": adapter.origin.base, **reasons}
-        entry |= {
-            "prompt_lookup": content["precision"] == "fp32" and report.lookup_is_lossless,
-            "task": dict(adapter.task),
-        }
+        entry["task"] = dict(adapter.task)
         write_json(folder / manifest.NAME, content)
     return report
 
@@ -212,7 +209,7 @@ def store(folder: Path, name: str, arrays: Mapping[str, np.ndarray], task: str) 
     write_tensors(staged, arrays, {TASK: task})
     entry = manifest.describe(staged)
     os.replace(staged, folder / manifest.adapter_file(name, entry["sha256"]))
-    return {**entry, "prompt_lookup": False}
+    return entry
 
 
 @contextlib.contextmanager

@@ -246,7 +246,7 @@ class _Builder:
             {**self.manifest_of(candidate), **more},
             staging,
             family=self.architecture.family.NAME,
-            prompt_lookup=candidate.precision.exact and candidate.report.lookup_is_lossless,
+            prompt_lookup=bool(candidate.precision.independent) and candidate.report.lookup_is_lossless,
             provenance=self.source.metadata.provenance,
         )
 

@@ -6,6 +6,7 @@ by how often it is needed, so that the graph in the loop only computes a step:
     encoder        input_ids[b,s], attention_mask[b,s] -> cross.<layer>.key|value [b,heads,s,d_kv], once per source
     decoder        next tokens of every row, each row at its own position; writes keys and values into the cache
     step           the same, but faster: one token per row, any number of tokens of one row, or the first call
+    draft          several tokens per row, with the bits of single steps, to check drafts (`draft`)
     log_softmax    log-softmax of logits, for beam search
     top_k          the likeliest tokens of a step, for beam search and sampling
     reorder_cache  selected rows of a cache, to reorder beams and to remove finished rows
@@ -26,7 +27,7 @@ import onnx
 
 from lora_ft.export.onnx.argmax import argmax
 from lora_ft.export.onnx.graph import BOOL, FLOAT, INT64, Graph, WeightFile
-from lora_ft.export.onnx.model_parts import InPlace, KeyValue, ModelParts
+from lora_ft.export.onnx.model_parts import Calls, InPlace, KeyValue, ModelParts
 from lora_ft.export.onnx.sampling import Sampling, choose
 
 
@@ -38,7 +39,7 @@ def encoder_model(parts: ModelParts, weights: WeightFile | None = None) -> onnx.
     return g.model()
 
 
-def decoder_model(parts: ModelParts, weights: WeightFile | None = None, *, step: bool = False) -> onnx.ModelProto:
+def decoder_model(parts: ModelParts, weights: WeightFile | None = None, *, calls: Calls = "any") -> onnx.ModelProto:
     """Return the decoder, which continues the tokens in a cache with spare capacity.
 
         input_ids[b,q], lengths[b] (or [1] if all are equal), forbid_eos[] (bool: exclude </s>),
@@ -52,9 +53,9 @@ def decoder_model(parts: ModelParts, weights: WeightFile | None = None, *, step:
     Args:
         parts: Parts of the model.
         weights: File for the weights. None keeps them in the graph.
-        step: Build the faster graph, which requires q = 1 except in the first call or with a single row.
+        calls: Calls that the graph is for; see `InPlace`.
     """
-    g = Graph("step" if step else "decoder", weights)
+    g = Graph("decoder" if calls == "any" else calls, weights)
     ids, lengths = g.input("input_ids", INT64, "b", "q"), g.input("lengths", INT64, "n")
     forbid_eos = g.input("forbid_eos", BOOL)
     mask = g.input("encoder_attention_mask", INT64, "sources", "s")
@@ -62,7 +63,7 @@ def decoder_model(parts: ModelParts, weights: WeightFile | None = None, *, step:
     logits = g.output("logits", FLOAT, "b", "q", parts.architecture.vocabulary)
     best = g.output("next", INT64, "b", "q")
     presents = _outputs(g, parts, "present", "b", "room")
-    hidden = parts.decode(g, ids, mask, past, cross, presents, InPlace(lengths, step))
+    hidden = parts.decode(g, ids, mask, past, cross, presents, InPlace(lengths, calls))
     parts.head(g, hidden, logits)
     argmax(g, logits, parts.architecture.vocabulary, output=best, barred=(parts.architecture.special.ends, forbid_eos))
     return g.model()

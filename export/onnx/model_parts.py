@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -40,6 +40,9 @@ class KeyValue:
     value: str
 
 
+Calls = Literal["any", "step", "draft"]
+
+
 @dataclass(frozen=True)
 class InPlace:
     """A cache with spare capacity that a step writes into, so that nothing is copied.
@@ -47,12 +50,17 @@ class InPlace:
     Attributes:
         lengths: Number of tokens in each row of the cache, int64 [b], or [1] if all are equal. New keys and values are
             written after them if the caller binds `presents` to the memory of `past`.
-        step: Whether calls after the first have a single token per row, or a single row. This is faster if d_kv is a
-            multiple of 8. Both are conditions of ONNX Runtime's GroupQueryAttention.
+        calls: Calls that the graph is for:
+
+            - "any": any number of tokens per row.
+            - "step": a single token per row, any number of tokens of a single row, or the first call. This is faster if
+              d_kv is a multiple of 8. Both are conditions of ONNX Runtime's GroupQueryAttention.
+            - "draft": several tokens per row, after the first call, each with the bits of a call of "step" for it
+              alone. Each row has its own source.
     """
 
     lengths: str
-    step: bool = False
+    calls: Calls = "any"
 
 
 class ModelParts(Protocol):

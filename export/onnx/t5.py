@@ -21,6 +21,7 @@ import numpy as np
 
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.families import t5 as names
+from lora_ft.export.onnx.draft import Draft
 from lora_ft.export.onnx.graph import INT32, MS, Graph
 from lora_ft.export.onnx.model_parts import InPlace, KeyValue, Weights
 from lora_ft.export.onnx.position_bias import MASKED, bias_rows, index_rows
@@ -85,14 +86,19 @@ class T5:
         """Return the decoder's last hidden state [b,q,d_model]; see `ModelParts.decode`."""
         a = self.architecture
         lengths, grouped = in_place.lengths if in_place else "", in_place is not None
-        step = in_place is not None and in_place.step and a.d_kv % 8 == 0
-        begin = lengths or g.op("Unsqueeze", g.size(past[0].key, 2), g.ints(0))
+        calls = in_place.calls if in_place and a.d_kv % 8 == 0 else "any"
+        begin, tokens = lengths or g.op("Unsqueeze", g.size(past[0].key, 2), g.ints(0)), ids
+        draft = Draft(g, ids, begin) if calls == "draft" else None
+        if draft:
+            ids, begin = draft.ids, draft.lengths
         position = g.op("Add", g.op("Unsqueeze", begin, g.ints(1)), _range(g, g.size(ids, 1)))
         total = g.op("Add", g.op("ReduceMax", begin, keepdims=0), g.size(ids, 1))
-        length = g.size(past[0].key, 2) if lengths and not step else total
+        length = g.size(past[0].key, 2) if lengths and calls == "any" else total
         index = index_rows(g, position, _range(g, length), a.max_distance, causal=True)
         attend: Callable[[str, str, KeyValue, KeyValue], str] = partial(self._attend_appended, g)
-        if step:
+        if draft:
+            attend = partial(self._attend_drafted, g, draft)
+        elif calls == "step":
             ends = self._last_positions(g, ids, begin), g.op("Cast", total, to=INT32)
             attend = partial(self._attend_next, g, ends)
         elif lengths:
@@ -112,12 +118,15 @@ class T5:
             change = self._linear(g, mixed, f"{self_attention}.o")
             h, residual = self._add_norm(g, residual, change, names.norm_before(cross_attention))
             query = self._linear(g, h, f"{cross_attention}.q")
-            mixed = self._attend(g, query, cross[i], attended)
+            if draft:
+                mixed = draft.attend_source(query, cross[i], mask, a)
+            else:
+                mixed = self._attend(g, query, cross[i], attended)
             change = self._linear(g, mixed, f"{cross_attention}.o")
             h, residual = self._add_norm(g, residual, change, names.norm_before(forward))
             change = self._feed_forward(g, h, forward)
             h, residual = self._add_norm(g, residual, change, self._norm_after("decoder", i))
-        return by_row(h, a.d_model)
+        return _regroup(g, tokens, 2, h, a.d_model) if grouped else h
 
     def head(self, g: Graph, hidden: str, output: str | None = None) -> str:
         """Return the logits [b,q,vocabulary] of the decoder's last hidden state."""
@@ -235,9 +244,10 @@ class T5:
         )[0]
 
     def _attend_next(
-        self, g: Graph, ends: tuple[str, str], joined: str, bias: str, past: KeyValue, present: KeyValue
+        self, g: Graph, ends: tuple[str, str], joined: str, bias: str, past: KeyValue, present: KeyValue | None
     ) -> str:
         heads = self.architecture.heads
+        outputs = (present.key, present.value) if present else (None, None)
         return g.ops(
             "GroupQueryAttention",
             joined,
@@ -250,7 +260,7 @@ class T5:
             "",
             "",
             bias,
-            outputs=[None, present.key, present.value],
+            outputs=[None, *outputs],
             domain=MS,
             num_heads=heads,
             kv_num_heads=heads,
@@ -258,10 +268,21 @@ class T5:
         )[0]
 
     def _attend_placed(self, g: Graph, places: str, joined: str, bias: str, past: KeyValue, present: KeyValue) -> str:
+        return self._attend(g, self._place(g, places, joined, past, present), present, "", bias)
+
+    def _attend_drafted(self, g: Graph, draft: Draft, joined: str, bias: str, past: KeyValue, present: KeyValue) -> str:
+        """Write the keys and values of all tokens, then let each token attend as the next one of its row."""
+        places = g.once("places", lambda: self._places(g, draft.tokens, draft.position))
+        self._place(g, places, _regroup(g, draft.tokens, 2, joined, 3 * self.architecture.width), past, present)
+        rows = KeyValue(draft.repeat(present.key), draft.repeat(present.value))
+        return self._attend_next(g, draft.ends, joined, bias, rows, None)
+
+    def _place(self, g: Graph, places: str, joined: str, past: KeyValue, present: KeyValue) -> str:
+        """Write new keys and values into the cache, and return the queries."""
         query, key, value = self._split(g, joined)
         for new, old, whole in ((key, past.key, present.key), (value, past.value, present.value)):
             g.op("ScatterND", old, places, g.op("Transpose", self._by_head(g, new), perm=[0, 2, 1, 3]), output=whole)
-        return self._attend(g, query, present, "", bias)
+        return query
 
     def _by_head(self, g: Graph, x: str) -> str:
         return g.op("Reshape", x, g.ints(0, 0, self.architecture.heads, self.architecture.d_kv))

@@ -95,8 +95,9 @@ class Bank:
         task = self._adapter(name)[1]
         if name not in self._settings:
             with sound_content(f"the adapter {name} of {self._folder}", "add the adapter again"):
-                lookup = {"prompt_lookup": self._entries[name]["prompt_lookup"]}
-                self._settings[name] = Settings.of(task["prompt"], task["generation"] | lookup, tokenizer)
+                # products with adapters have other bits for several tokens, so drafts would change answers
+                defaults = {**task["generation"], "prompt_lookup": False}
+                self._settings[name] = Settings.of(task["prompt"], defaults, tokenizer)
         return self._settings[name]
 
     def probes(self) -> list[tuple[str, dict[str, Any]]]:

@@ -15,6 +15,7 @@ from lora_ft.core.generation_options import Options
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.special_tokens import SPECIAL, SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer, by_adapter, pad, ragged
+from lora_ft.export.precision import parse
 from lora_ft.export.runtime.bank import Bank, RowAdapters, unknown_adapter
 from lora_ft.export.runtime.decoding import decode
 from lora_ft.export.runtime.inputs import Prompted, check_sizes, listed, unmasked_rows
@@ -75,8 +76,8 @@ class Generator:
                 "resize the base's embedding before training, and export again",
             )
         defaults = {name: value for name, value in generation.items() if name not in SPECIAL}
-        exact = manifest["precision"] == "fp32"  # in other precisions drafts change answers (int8: 3 of 40 rows)
-        defaults["prompt_lookup"] = exact and defaults.get("prompt_lookup", False)
+        is_lossless = provider in parse(manifest["precision"]).independent
+        defaults["prompt_lookup"] = is_lossless and defaults.get("prompt_lookup", False)
         self.settings = Settings.of(task, defaults, tokenizer)
         self.tokenizer, self.prompt = self.settings.tokenizer, self.settings.prompt
         self.source_length, self.chat = self.settings.source_length, self.settings.chat
@@ -84,7 +85,7 @@ class Generator:
         self._vocabulary: int = config["vocab_size"]
         layers = config.get("num_decoder_layers") or config["num_layers"]
         shape = layers, config["num_heads"], config["d_kv"], self._vocabulary
-        entries = _exact_entries(manifest)
+        entries = manifest.get(ADAPTERS)
         self.bank = Bank.open(folder, entries, provider) if entries is not None else None
         self.model = Model(folder, shape, threads, provider, self.bank.inputs if self.bank else {})
 
@@ -121,7 +122,7 @@ class Generator:
         if self.bank is None:
             raise UsageError(f"{self.folder} is not a bank, so it has no adapters to read again", "load it again")
         manifest = read_adapters(self.folder, self.manifest)
-        self.bank, self.manifest = self.bank.renewed(_exact_entries(manifest) or {}), manifest
+        self.bank, self.manifest = self.bank.renewed(manifest[ADAPTERS] or {}), manifest
 
     @property
     def adapters(self) -> list[str]:
@@ -364,14 +365,6 @@ class Generator:
 
 def _reload(folder: Path, threads: int, provider: str) -> Generator:
     return Generator.load(folder, threads=threads, provider=provider)
-
-
-def _exact_entries(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the adapters of a manifest, without prompt lookup where its drafts would change answers."""
-    entries = manifest.get(ADAPTERS)
-    if entries is None or manifest["precision"] == "fp32":
-        return entries
-    return {name: {**entry, "prompt_lookup": False} for name, entry in entries.items()}
 
 
 def _cuts(options: Options) -> bool:

@@ -30,8 +30,7 @@ def graph_inputs(names: Sequence[str], adapters: Mapping[str, Sequence[str]]) ->
     state = [MASK, *prefixed("cross", names), *prefixed("past", names)]
     plain = {
         "encoder": ["input_ids", "attention_mask"],
-        "decoder": ["input_ids", "lengths", "forbid_eos", *state],
-        "step": ["input_ids", "lengths", "forbid_eos", *state],
+        **{name: ["input_ids", "lengths", "forbid_eos", *state] for name in ("decoder", "step", "draft")},
         "log_softmax": ["logits"],
         "top_k": ["scores", "count"],
         "reorder_cache": ["rows", *names],

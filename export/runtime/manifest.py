@@ -18,7 +18,15 @@ VERSION = 5
 WEIGHTS = "weights.bin"  # the one file of external data that the graphs share
 SBOM = "sbom.cdx.json"  # bill of materials; older bundles lack it
 PROBE = "probe.json"  # PyTorch's answers, to repeat the verification
-GRAPHS = ("encoder.onnx", "step.onnx", "decoder.onnx", "log_softmax.onnx", "top_k.onnx", "reorder_cache.onnx")
+GRAPHS = (
+    "encoder.onnx",
+    "step.onnx",
+    "decoder.onnx",
+    "draft.onnx",
+    "log_softmax.onnx",
+    "top_k.onnx",
+    "reorder_cache.onnx",
+)
 ADAPTED = "bank."  # prefix of the graphs that take adapters
 ADAPTED_GRAPHS = tuple(f"{ADAPTED}{name}.onnx" for name in ("encoder", "step", "decoder"))
 BANK = "bank.json"  # description of a bank's adapter slots

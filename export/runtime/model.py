@@ -36,8 +36,6 @@ _LARGE = 2**26  # bytes worth returning to the system; allocating them again cos
 # order, so the last bits of a source of 33 tokens would depend on whether it is padded. 8 floats are an AVX2 register.
 LANES = 8
 _RANKED = ["highest", "tokens"]
-
-
 _MODELS: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
@@ -237,10 +235,7 @@ class Model:
         if cache.source is not source:
             cache.source, cache.steps, cache.spare = source, {}, None
         self._follow(cache)
-        # the faster attention of `step` supports a bias only on processors
-        alone = self._provider == "cpu" and (count == 1 or cache.rows == 1 or longest == count)
-        graph = "step" if alone else "decoder"
-        graph = ADAPTED + graph if source.adapters else graph
+        graph = self._decoder_graph(source, cache, count, is_first=longest == count)
         if threads is None or (graph, threads) not in self._sessions:
             threads = self._threads
         key = graph, threads, output, count, len(lengths)
@@ -250,6 +245,16 @@ class Model:
         step.bound.run(tokens, lengths, forbid_eos)
         cache.lengths = lengths + count
         return step
+
+    def _decoder_graph(self, source: Source, cache: Cache, count: int, *, is_first: bool) -> str:
+        """Return the graph for a call of `count` tokens per row."""
+        # on GPUs, the faster attention of `step` supports no bias
+        alone = self._provider == "cpu" and (count == 1 or cache.rows == 1 or is_first)
+        if source.adapters:
+            return f"{ADAPTED}step" if alone else f"{ADAPTED}decoder"
+        if self._provider == "cpu" and count > 1 and not is_first and source.rows == cache.rows:
+            return "draft"
+        return "step" if alone else "decoder"
 
     def _follow(self, cache: Cache) -> None:
         """Drop steps bound to sessions of the parent process, whose threads a forked child lacks."""

@@ -12,8 +12,9 @@ answer. Each round of the scheduler
 Short sources go first among those that arrive at about the same time. A long one is not starved, since later requests
 are due later and later. Nor is one that needs much memory: while the first in the queue does not fit, all wait.
 
-A row's tokens are those of the request alone: its source is encoded alone, and a step's rows do not depend on each
-other (the graphs return equal bits in any batch, which tests hold).
+A source is encoded alone. Where rows are independent (`Precision.independent`: fp32 and int8 on processors), a row's
+tokens are therefore those of the request alone. In other precisions, on GPUs and with adapters, kernels change with the
+number of rows, so a near-tie may be decided otherwise.
 
 The scheduler has no thread of its own; `engine.Engine` runs it.
 """

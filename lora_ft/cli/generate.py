@@ -65,7 +65,7 @@ def generate(
     repetition_penalty: RepetitionPenalty = None,
     seed: SamplingSeed = None,
     prompt_lookup: Annotated[
-        bool | None, typer.Option(help="Draft tokens from the prompt (bundles). Default: only in fp32.")
+        bool | None, typer.Option(help="Draft tokens from the prompt (bundles). Default: if lossless.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print answers as they grow (bundles).")] = False,
     provider: Provider = "auto",

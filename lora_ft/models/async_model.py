@@ -64,7 +64,9 @@ class Delta:
 class AsyncModel:
     """A bundle or bank that answers many callers at once. Safe from any task, event loop and thread.
 
-    A request's answers equal those of `Model.generate` for its row alone, whatever else is running.
+    Where rows are independent (`Precision.independent`: fp32 and int8 on processors), a request's answers without an
+    adapter equal those of `Model.generate` for its row alone, whatever else is running. Elsewhere they may differ in
+    near-ties.
 
     Attributes:
         model: The bundle's prompt, options and adapters.

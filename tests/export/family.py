@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -17,7 +17,7 @@ from lora_ft.export.bundle.assemble import read_model
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.layouts.single import greedy_feed
 from lora_ft.export.onnx.graphs import decoder_model, encoder_model, single_model
-from lora_ft.export.onnx.model_parts import ModelParts, Weights
+from lora_ft.export.onnx.model_parts import Calls, ModelParts, Weights
 from lora_ft.export.onnx.quantization import formats_of
 from lora_ft.export.precision import FP32, Precision
 from lora_ft.export.runtime.session import open_session
@@ -134,12 +134,12 @@ class Graphs:
         ids: np.ndarray,
         *,
         forbid_eos: bool = False,
-        step: bool = False,
+        calls: Calls = "any",
     ) -> tuple[np.ndarray, np.ndarray, Arrays]:
         """Return (logits, best tokens, cache) of one call after `lengths` tokens."""
         feed = {"input_ids": ids, "lengths": np.atleast_1d(lengths), "forbid_eos": np.array(forbid_eos)}
         outputs = ["logits", "next", *self._prefixed("present")]
-        logits, best, *presents = (self._step if step else self._decoder).run(outputs, fixed | cache | feed)
+        logits, best, *presents = self._decoders[calls].run(outputs, fixed | cache | feed)
         return logits, best, dict(zip(self._prefixed("past"), presents, strict=True))
 
     def decode(
@@ -164,7 +164,7 @@ class Graphs:
         fixed, cache = self.encode(ids, mask), self.room(len(ids), limit, np.nan)
         token, ended, columns = np.full((len(ids), 1), PAD), np.zeros((len(ids), 1), bool), list[np.ndarray]()
         while len(columns) < limit and not ended.all():
-            _, best, cache = self.call(fixed, cache, len(columns), token, forbid_eos=len(columns) < least, step=True)
+            _, best, cache = self.call(fixed, cache, len(columns), token, forbid_eos=len(columns) < least, calls="step")
             token = np.where(ended, PAD, best)
             ended = ended | (token == END)
             columns.append(token)
@@ -182,12 +182,8 @@ class Graphs:
         return self._open(encoder_model)
 
     @cached_property
-    def _decoder(self) -> ort.InferenceSession:
-        return self._open(decoder_model)
-
-    @cached_property
-    def _step(self) -> ort.InferenceSession:
-        return self._open(partial(decoder_model, step=True))
+    def _decoders(self) -> dict[Calls, ort.InferenceSession]:
+        return {calls: self._open(partial(decoder_model, calls=calls)) for calls in get_args(Calls)}
 
     @cached_property
     def _single(self) -> ort.InferenceSession:

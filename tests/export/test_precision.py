@@ -13,7 +13,6 @@ from lora_ft.export.families import t5
 from lora_ft.export.onnx.quantization import WEIGHT_FORMATS, Blocks, formats_of
 from lora_ft.export.precision import (
     FORMATS,
-    FP32,
     KINDS,
     NAMED,
     PROVIDERS,
@@ -100,11 +99,12 @@ def test_a_layer_has_the_format_of_its_kind(layer: str, storage: str) -> None:
     assert formats_of(MIXED, t5)(layer) is WEIGHT_FORMATS[storage]
 
 
-def test_only_fp32_is_exact() -> None:
-    assert FP32.exact
-    assert not any(
-        parse(f"{kind}={storage}").exact for kind in KINDS for storage in WEIGHT_FORMATS if storage != "fp32"
-    )
+def test_rows_are_independent_if_they_are_in_all_formats() -> None:
+    assert {name for name, precision in NAMED.items() if precision.independent} == {"fp32", "int8"}
+    for kind in KINDS:
+        for storage, entry in FORMATS.items():
+            assert parse(f"{kind}={storage}").independent == entry.independent
+    assert not any("cuda" in entry.independent for entry in FORMATS.values())
 
 
 def test_candidates_are_supported_by_the_provider() -> None:

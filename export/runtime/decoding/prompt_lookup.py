@@ -1,8 +1,11 @@
 """Prompt lookup: greedy search that yields several tokens per call, by checking drafts copied from the source.
 
 The last tokens of the answer are searched for in the source and in the answer itself; the tokens that follow them there
-are the draft. One decoder call checks the whole draft, and the answer equals that of greedy search
-(apoorvumang/prompt-lookup-decoding). A step is memory-bound, so checking a draft costs little more than a plain step.
+are the draft. One decoder call checks the whole draft (apoorvumang/prompt-lookup-decoding). A step is memory-bound, so
+checking a draft costs little more than a plain step. Where rows are independent (`Precision.independent`), the answer
+equals that of greedy search, since the graph `draft` returns the bits of single steps. Elsewhere, a near-tie may be
+decided otherwise.
+
 The best draft length depends on machine, precision and batch. The cost of calls and the share of accepted tokens are
 therefore estimated while generating, in one controller per model (`draft_length`).
 """

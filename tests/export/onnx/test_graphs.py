@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from lora_ft.export.onnx.graphs import (
     single_model,
     top_k_model,
 )
-from lora_ft.export.onnx.model_parts import ModelParts
+from lora_ft.export.onnx.model_parts import Calls, ModelParts
 from lora_ft.export.runtime.session import open_session
 from tests.export.family import Graphs, assert_close, inputs, save_member
 from tests.export.oracle import END, PAD, torch_greedy, torch_logits, torch_model
@@ -132,7 +133,7 @@ def test_step_and_decoder_write_the_same_cache(member: Member, length: int) -> N
     begun = 0
     for count in (3, 1, 1, 1):
         new = decoder_ids[:, begun : begun + count]
-        some, tokens, cache = member.graphs.call(fixed, cache, begun, new, step=True)
+        some, tokens, cache = member.graphs.call(fixed, cache, begun, new, calls="step")
         assert_close(some, expected[:, begun : begun + count])
         assert np.array_equal(tokens, best[:, begun : begun + count])
         begun += count
@@ -144,15 +145,15 @@ def test_a_single_row_may_add_and_remove_several_tokens(member: Member) -> None:
     ids, mask, decoder_ids = inputs(1, 7, 9)
     fixed, cache = member.graphs.encode(ids, mask), member.graphs.room(1, 12, np.nan)
     expected = member.graphs.forced(ids, mask, decoder_ids)
-    _, _, cache = member.graphs.call(fixed, cache, 0, decoder_ids[:, :2], step=True)
-    _, _, cache = member.graphs.call(fixed, cache, 2, (decoder_ids[:, 2:7] + 9) % 60 + 2, step=True)
-    some, _, cache = member.graphs.call(fixed, cache, 2, decoder_ids[:, 2:5], step=True)
+    _, _, cache = member.graphs.call(fixed, cache, 0, decoder_ids[:, :2], calls="step")
+    _, _, cache = member.graphs.call(fixed, cache, 2, (decoder_ids[:, 2:7] + 9) % 60 + 2, calls="step")
+    some, _, cache = member.graphs.call(fixed, cache, 2, decoder_ids[:, 2:5], calls="step")
     assert_close(some, expected[:, 2:5])
-    assert_close(member.graphs.call(fixed, cache, 5, decoder_ids[:, 5:], step=True)[0], expected[:, 5:])
+    assert_close(member.graphs.call(fixed, cache, 5, decoder_ids[:, 5:], calls="step")[0], expected[:, 5:])
 
 
-@pytest.mark.parametrize("step", [True, False])
-def test_rows_continue_from_different_lengths(member: Member, step: bool) -> None:
+@pytest.mark.parametrize("calls", ["step", "any", "draft"])
+def test_rows_continue_from_different_lengths(member: Member, calls: Calls) -> None:
     """Reject drafts: rows keep 1, 3, 2 and 0 of three drafted tokens, then continue."""
     ids, mask, decoder_ids = inputs(4, 7, 9)
     fixed, lengths = member.graphs.encode(ids, mask), np.array([1, 3, 2, 0])
@@ -164,7 +165,7 @@ def test_rows_continue_from_different_lengths(member: Member, step: bool) -> Non
     for turn in range(5):
         now = (lengths + 1 + turn)[:, None]
         token = np.take_along_axis(decoder_ids, now, axis=1)
-        logits, _, cache = member.graphs.call(fixed, cache, now[:, 0], token, step=step)
+        logits, _, cache = member.graphs.call(fixed, cache, now[:, 0], token, calls=calls)
         assert_close(logits, np.take_along_axis(expected, now[..., None], axis=1))
 
 
@@ -239,8 +240,9 @@ def test_a_forbidden_token_is_ranked_last(flan: Graphs) -> None:
 
 
 def test_graphs_use_an_ir_version_of_old_runtimes(flan: Graphs) -> None:
-    builds = encoder_model, decoder_model, log_softmax_model, top_k_model, reorder_cache_model, single_model
-    for model in (*(build(flan.parts) for build in builds), decoder_model(flan.parts, step=True)):
+    builds = encoder_model, log_softmax_model, top_k_model, reorder_cache_model, single_model
+    decoders = (decoder_model(flan.parts, calls=calls) for calls in get_args(Calls))
+    for model in (*(build(flan.parts) for build in builds), *decoders):
         assert model.ir_version == IR_VERSION == 10
         assert {entry.domain for entry in model.opset_import} == {"", "com.microsoft"}
 
@@ -248,8 +250,9 @@ def test_graphs_use_an_ir_version_of_old_runtimes(flan: Graphs) -> None:
 def test_the_graphs_of_a_folder_share_every_weight(member: Member, tmp_path: Path) -> None:
     used: dict[str, dict[int, int]] = {}
     with WeightFile(tmp_path / "weights.bin") as file:
-        step = partial(decoder_model, step=True)
-        for name, build in (("encoder", encoder_model), ("decoder", decoder_model), ("step", step)):
+        step = partial(decoder_model, calls="step")
+        draft = partial(decoder_model, calls="draft")
+        for name, build in (("encoder", encoder_model), ("decoder", decoder_model), ("step", step), ("draft", draft)):
             model = build(member.graphs.parts, file)
             entries = [
                 {entry.key: entry.value for entry in tensor.external_data}
@@ -258,7 +261,7 @@ def test_the_graphs_of_a_folder_share_every_weight(member: Member, tmp_path: Pat
             ]
             used[name] = {int(entry["offset"]): int(entry["length"]) for entry in entries}
             assert sum(len(tensor.raw_data) for tensor in model.graph.initializer) < 10_000
-    assert used["decoder"] == used["step"]
+    assert used["decoder"] == used["step"] == used["draft"]
     assert len(used["encoder"].keys() & used["decoder"].keys()) == 1  # the embedding
     end = 0
     for offset, length in sorted((used["encoder"] | used["decoder"]).items()):

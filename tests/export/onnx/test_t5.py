@@ -6,7 +6,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from transformers import T5ForConditionalGeneration
 
 from lora_ft.export.onnx.graph import Graph, WeightFile
 from lora_ft.export.onnx.graphs import decoder_model, encoder_model
+from lora_ft.export.onnx.model_parts import Calls
 from tests.export.family import CONFIGS, Graphs, assert_close, inputs, save_member
 from tests.export.oracle import redraw, torch_logits, torch_model
 from tests.tiny import CONFIG, save_tiny_t5
@@ -141,8 +142,8 @@ def test_models_of_any_shape_agree_as_transformers_saves_them(
         close = 3e-5 * max(30, float(np.abs(expected).max()))
         assert_close(logits, expected, close)
         fixed, cache = graphs.encode(ids, mask), graphs.room(b, t + split)
-        first, _, cache = graphs.call(fixed, cache, 0, decoder_ids[:, :-1], step=True)
-        last, _, _ = graphs.call(fixed, cache, t - 1, decoder_ids[:, -1:], step=True)
+        first, _, cache = graphs.call(fixed, cache, 0, decoder_ids[:, :-1], calls="step")
+        last, _, _ = graphs.call(fixed, cache, t - 1, decoder_ids[:, -1:], calls="step")
         assert_close(np.concatenate([first, last], axis=1), expected, close)
 
 
@@ -186,7 +187,8 @@ def test_only_umt5_has_a_bias_for_each_layer(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_weight_is_stored_twice(tmp_path: Path, name: str) -> None:
     parts = Graphs.of(save_member(tmp_path, name)).parts
-    for model in (encoder_model(parts), decoder_model(parts), decoder_model(parts, step=True)):
+    decoders = (decoder_model(parts, calls=calls) for calls in get_args(Calls))
+    for model in (encoder_model(parts), *decoders):
         large = [tensor.raw_data for tensor in model.graph.initializer if len(tensor.raw_data) > 256]
         assert len(set(large)) == len(large) > 5
 
@@ -196,6 +198,6 @@ def test_stored_weights_are_not_read_again(tmp_path: Path) -> None:
     with WeightFile(tmp_path / "weights.bin") as file:
         decoder_model(parts, file)
         size = (tmp_path / "weights.bin").stat().st_size
-        decoder_model(parts, file, step=True)
+        decoder_model(parts, file, calls="step")
     assert (tmp_path / "weights.bin").stat().st_size - size < 8192  # the tail of the buffer
     assert Graph("another", file).weight("lm_head", lambda: pytest.fail("read again")) == "lm_head"

@@ -277,7 +277,10 @@ def test_a_graph_is_loaded_on_first_use(published: Path, monkeypatch: pytest.Mon
     assert asked(lambda: model.step(source, model.cache(4), start)) == [("step.onnx", 1)]
     cache = model.cache(4)
     model.step(source, cache, start)
-    assert asked(lambda: model.step(source, cache, np.repeat(start, 2, axis=1))) == [("decoder.onnx", 1)]
+    assert asked(lambda: model.step(source, cache, np.repeat(start, 2, axis=1))) == [("draft.onnx", 1)]
+    shared = model.cache(8)
+    model.step(source, shared, np.repeat(start, 2, axis=0))
+    assert asked(lambda: model.step(source, shared, np.full((8, 2), PAD))) == [("decoder.onnx", 1)]
     assert asked(lambda: model.likeliest(source, model.cache(4), start, 3)) == [
         ("log_softmax.onnx", 1),
         ("top_k.onnx", 1),

@@ -24,7 +24,7 @@ import onnxruntime as ort
 import typer
 
 from benchmarks.command import run_command
-from lora_ft.bench.roofline import MEMORY, read_bandwidth, stored_bytes
+from lora_ft.bench.roofline import DRAM_BLOCK, read_bandwidth, stored_bytes
 from lora_ft.core.files import write_json
 from lora_ft.doctor import environment
 from lora_ft.export.runtime import Generator, session
@@ -119,7 +119,7 @@ def measure(bundle: Path, batch: int, source: int) -> Profile:
         1000 * medians["step"],
         weights,
         sum(value.numpy().nbytes for value in cross) / 1e6,
-        read_bandwidth(MEMORY) / 1e9,
+        read_bandwidth(DRAM_BLOCK) / 1e9,
         parts,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,16 +39,11 @@ class BenchModel:
         """Return the folder that an engine loads. Bundles are exported; peers convert checkpoints themselves.
 
         Raises:
-            UsageError: The model has no format that the engine can load.
             LoraFtError: The export failed.
         """
-        if engine.loads == "bundle" and self.bundle is not None:
-            precision = str(read_manifest(self.bundle)["precision"])
-            if engine.precision != precision:
-                raise UsageError(f"{engine.name} cannot load {self.bundle}, a bundle in {precision}")
+        if self.bundle is not None:
             return self.bundle
-        if self.checkpoint is None:
-            raise UsageError(f"{engine.name} cannot load {self.name}, a bundle", "pass its run or checkpoint")
+        assert self.checkpoint is not None
         if engine.peer:
             return self.folder / engine.name.replace("/", "-")
         if engine.loads == "checkpoint":
@@ -77,11 +73,18 @@ class BenchModel:
         assert self.checkpoint is not None
         return load_tokenizer(self.checkpoint, self.task.codec if self.task else "none")
 
-    def engines(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the engines that can load the model; for a bundle, the ONNX engine in the bundle's precision."""
-        if self.checkpoint is not None or self.bundle is None:
-            return names
-        return (f"onnx/{read_manifest(self.bundle)['precision']}",)
+    def loadable(self, engines: Sequence[Engine]) -> list[Engine]:
+        """Return the engines that can load the model. A bundle is loaded by the ONNX engine in its precision alone."""
+        if self.bundle is None:
+            return list(engines)
+        own = bundle_engines([self.name])
+        return [engine for engine in engines if engine.name in own]
+
+
+def bundle_engines(models: Sequence[str]) -> list[str]:
+    """Return the engines that can load those of the models that are bundles, each engine once."""
+    folders = [Path(name) for name in models if is_bundle(Path(name))]
+    return list(dict.fromkeys(f"onnx/{read_manifest(folder)['precision']}" for folder in folders))
 
 
 def open_bench_model(name: str, work: Path, progress: Progress) -> BenchModel:

@@ -30,6 +30,8 @@ class EngineReport(Strict):
         imports: Time to import its packages, in seconds.
         cold, warm: Time to load the model with its files out of and in the file cache, in seconds.
         peak, steady: Resident memory at its maximum, and after all timings, in megabytes.
+        weights_in: Memory that the weights of a step lie in between steps: "cache" if they fit the processor's caches,
+            else "DRAM". Their share of the roofline is that of its bandwidth. None if unknown, and on GPUs.
         error: Reason why the engine was excluded, or "".
     """
 
@@ -45,6 +47,7 @@ class EngineReport(Strict):
     warm: float | None = None
     peak: float | None = None
     steady: float | None = None
+    weights_in: Literal["cache", "DRAM"] | None = None
     error: str = ""
 
 
@@ -69,8 +72,8 @@ class Timing(Strict):
         tokens_per_second: Speed over all rows, from the median total.
         percentiles: Percentiles of `total`.
         ratio: Speed-up over the first engine, within a round.
-        floor: Share of the roofline: the time to read a step's weights at the measured bandwidth, over `per_token`.
-            None if the number of bytes is unknown, and on GPUs.
+        floor: Share of the roofline: the time to read a step's weights at the bandwidth of the memory that they lie
+            in, over `per_token`. None if the number of bytes is unknown, and on GPUs.
         identical: Share of rows with the reference's tokens (the first engine in full precision).
         spread: Interquartile range of `total` over its median.
     """
@@ -170,9 +173,9 @@ class BenchReport(Record):
         seconds: Duration.
         interrupted: True if the benchmark was stopped before its end.
         reference: The engine that texts and tokens are compared with.
-        bandwidth: Memory bandwidth of this machine's cores, in bytes per second.
+        bandwidth: DRAM bandwidth of this machine's cores, in bytes per second.
         contestants: The measured engines.
-        verdict: "stable" if rounds agree.
+        verdict: "stable" if there are at least five rounds, and they agree.
         warnings: Timings whose rounds disagree, and other problems.
     """
 

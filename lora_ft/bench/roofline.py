@@ -1,20 +1,23 @@
-"""The roofline of a decoder step: the bytes of weights that it must read, over the memory bandwidth.
+"""The roofline of a decoder step: the bytes of weights that it must read, over the bandwidth of the memory they lie in.
 
-At small batches a decoder is memory-bound, so no engine can take a step faster than it can read the weights.
+At small batches a decoder is memory-bound, so no engine can take a step faster than it can read the weights. Every step
+reads the same weights. If they fit the processor's caches, they are still there from the step before. Else each step
+reads them from DRAM, since the weights read last have displaced those that are read next.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Literal
 
 from lora_ft.bench.engines import Engine
 from lora_ft.core.files import read_json
-from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.hardware import allowed_cpus, cache_bytes
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.precision import FORMATS, parse
 
-MEMORY = 2**28  # bytes; larger than any cache
+DRAM_BLOCK = 2**28  # bytes; at least four times the caches
 _BYTES = {name: entry.bytes for name, entry in FORMATS.items()} | {"int4": 0.5}  # int4 is a peer's name
 
 
@@ -35,6 +38,16 @@ def step_bytes(engine: Engine, prepared: Path, checkpoint: Path | None) -> float
         return (layers + head) * _BYTES[engine.precision]
     precision = parse(engine.precision)
     return layers * _BYTES[precision.decoder] + head * _BYTES[precision.head]
+
+
+def memory_of(size: float) -> Literal["cache", "DRAM"]:
+    """Return the memory that weights of `size` bytes lie in between two steps."""
+    return "cache" if size <= cache_bytes() else "DRAM"
+
+
+def weight_bandwidth(size: float) -> float:
+    """Return the bandwidth of the memory that weights of `size` bytes lie in, in bytes per second."""
+    return read_bandwidth(int(size) if memory_of(size) == "cache" else max(DRAM_BLOCK, 4 * cache_bytes()))
 
 
 def read_bandwidth(size: int, rounds: int = 15) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from lora_ft.bench import html, markdown, quality, serving
 from lora_ft.bench.models import BenchModel, open_bench_model
 from lora_ft.bench.report import BenchReport, Case, Quality, Service
-from lora_ft.bench.roofline import MEMORY, read_bandwidth
+from lora_ft.bench.roofline import DRAM_BLOCK, weight_bandwidth
 from lora_ft.bench.runner import Runner, differing, reference, timed_engines
 from lora_ft.bench.statistics import steadiness
 from lora_ft.bench.suite import Suite
@@ -32,6 +32,7 @@ REPORT, PAGE, MARKDOWN = "report.json", "report.html", "report.md"
 MODELS = Path("runs/bench/models")
 _END = 1  # id of </s>
 _SAVE_EVERY = 10.0  # seconds
+_FEWEST_ROUNDS = 5  # fewer say little about whether timings agree
 _STOLEN = 0.05  # share of a core that the host may withhold before the report warns
 
 
@@ -113,7 +114,7 @@ class _Bench:
         self._examples = _examples(suite, task)
         self._engines = timed_engines(subjects, suite)
         self._runner = Runner(suite, self._engines, self._sources)
-        self._bandwidth = cache(lambda size: read_bandwidth(int(size)))
+        self._bandwidth = cache(weight_bandwidth)
         self._quality: dict[str, Quality] = {}
         self._serving: dict[str, Service] = {}
         self._began, self._clock, self._saved = datetime.now(UTC), time.monotonic(), 0.0
@@ -153,7 +154,7 @@ class _Bench:
             turns += 1
             self._progress.advance(turns)
 
-        for size in (MEMORY, *(engine.step for engine in self._engines if engine.step)):
+        for size in (DRAM_BLOCK, *(engine.step for engine in self._engines if engine.step)):
             self._bandwidth(size)  # before the turns, since the measurement uses all cores
         self._progress.stage("timing", self._runner.turns)
         for _ in self._runner.rounds(report_turn):
@@ -237,6 +238,9 @@ class _Bench:
         unstable = steadiness(
             {f"{name} at {case.label}": timing.spread for case in cases for name, timing in case.timings.items()}
         )
+        rounds = min((len(timing.total) for case in cases for timing in case.timings.values()), default=0)
+        if rounds < _FEWEST_ROUNDS:
+            unstable.append(f"{rounds} rounds are too few to tell whether timings agree (at least {_FEWEST_ROUNDS})")
         stolen_seconds = stolen() - self._stolen
         share = stolen_seconds / max(time.monotonic() - self._clock, 1e-9)
         if share > _STOLEN:
@@ -250,7 +254,7 @@ class _Bench:
             seconds=time.monotonic() - self._clock,
             interrupted=self._interrupted,
             reference=reference([engine for engine in self._engines if "error" not in engine.facts] or self._engines),
-            bandwidth=self._bandwidth(MEMORY),
+            bandwidth=self._bandwidth(DRAM_BLOCK),
             contestants=reports,
             cases=list(cases),
             quality=self._quality,

@@ -17,13 +17,13 @@ import numpy as np
 from lora_ft.bench import report
 from lora_ft.bench import statistics as figures
 from lora_ft.bench.engines import EXACT, Engine, parse
-from lora_ft.bench.models import BenchModel, megabytes
+from lora_ft.bench.models import BenchModel, bundle_engines, megabytes
 from lora_ft.bench.peer_environments import interpreter
-from lora_ft.bench.roofline import step_bytes
+from lora_ft.bench.roofline import memory_of, step_bytes
 from lora_ft.bench.subprocesses import Process, evict
 from lora_ft.bench.suite import Suite
 from lora_ft.core import energy
-from lora_ft.core.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.progress import Progress
 
@@ -39,7 +39,7 @@ class TimedEngine:
         name: Name in tables.
         subject, engine, threads, provider: What is timed.
         facts: Fields of its `EngineReport` that were measured so far.
-        step: Bytes of weights that a step reads from main memory, or None if unknown.
+        step: Bytes of weights that a step reads, or None if unknown.
     """
 
     name: str
@@ -75,6 +75,7 @@ class TimedEngine:
         self.facts["megabytes"] = megabytes(prepared, checkpoint)
         if self.provider == "cpu":
             self.step = step_bytes(self.engine, prepared, self.subject.checkpoint)
+            self.facts["weights_in"] = memory_of(self.step) if self.step else None
         self.process = process
 
     def _process(self, python: str, arguments: Sequence[str]) -> Process:
@@ -111,11 +112,24 @@ class TimedEngine:
 
 
 def timed_engines(subjects: Sequence[BenchModel], suite: Suite) -> list[TimedEngine]:
-    """Return every combination of model, engine, threads and provider; names contain only what differs."""
+    """Return every combination of model, engine, threads and provider; names contain only what differs.
+
+    Raises:
+        UsageError: An engine cannot load any of the models, or no engine can load a model.
+    """
+    named = [parse(text) for text in suite.engines]
+    loadable = {subject.name: subject.loadable(named) for subject in subjects}
+    for engine in named:
+        if not any(engine in able for able in loadable.values()):
+            own = ", ".join(bundle_engines([subject.name for subject in subjects]))
+            raise UsageError(f"the engine {engine.name} cannot load a bundle for {own}", f"pass --engine {own}")
+    for name, able in loadable.items():
+        if not able:
+            (own,) = bundle_engines([name])
+            raise UsageError(f"{name} is a bundle for {own}, which is not timed", f"add --engine {own}")
     engines = []
     for subject, threads, provider in itertools.product(subjects, suite.threads, suite.provider):
-        for text in subject.engines(suite.engines):
-            engine = parse(text)
+        for engine in loadable[subject.name]:
             name = f"{Path(subject.name).name} {engine.name}" if len(subjects) > 1 else engine.name
             if len(suite.threads) > 1:
                 name += f" x{threads or allowed_cpus()}"
@@ -233,7 +247,7 @@ class Runner:
         """Return the cases with at least one finished round.
 
         Args:
-            bandwidth: Returns the bytes per second at which a block of a number of bytes is read.
+            bandwidth: Returns the bytes per second at which weights of a number of bytes are read.
         """
         return [
             report.Case(

@@ -50,7 +50,7 @@ def facts(report: BenchReport) -> list[str]:
         f"{suite.rounds} rounds",
         " and ".join(suite.provider),
         f"reference {report.reference}",
-        f"memory bandwidth {report.bandwidth / 1e9:.1f} GB/s",
+        f"DRAM bandwidth {report.bandwidth / 1e9:.1f} GB/s",
     ]
 
 
@@ -121,7 +121,8 @@ def _speeds(report: BenchReport, case: Case) -> Table:
     ]
     note = (
         "Medians of rounds; bold is the fastest. Speed-up: over the first row, within a round, with its 95 % interval. "
-        "Of the roofline: the time to read a step's weights, over the measured time of a step. "
+        "Of the roofline: the time to read a step's weights from the memory that they lie in (cache or DRAM), over the "
+        "measured time of a step. "
         f"Identical: rows with the same tokens as {report.reference}, at a forced number of tokens. "
         "The score and “same texts” are measured on real rows at their natural length. "
         "Spread: interquartile range over median."
@@ -226,10 +227,12 @@ def _loading(report: BenchReport) -> list[Table]:
         Column("import, s", lambda engine: number(engine.imports)),
         Column("cold load, s", lambda engine: number(engine.cold)),
         Column("warm load, s", lambda engine: number(engine.warm)),
+        Column("weights in", lambda engine: engine.weights_in or NONE),
         Column("peak, MB", lambda engine: number(engine.peak)),
         Column("steady, MB", lambda engine: number(engine.steady)),
     ]
-    note = "Cold and warm: with the model's files out of and in the file cache. Steady: resident after all timings."
+    note = "Cold and warm: with the model's files out of and in the file cache. Steady: resident after all timings. "
+    note += "Weights in: the memory from which a step reads its weights."
     table = Table.of("Loading and memory", columns, report.contestants, note=note).filled()
     return [table] if len(table.columns) > 1 else []
 

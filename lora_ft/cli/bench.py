@@ -32,7 +32,8 @@ def run(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Runs, checkpoints, bases or bundles.")],
     suite: Annotated[str, typer.Option(help="smoke, latency, throughput, serving, peers or a file.")] = "smoke",
     engines: Annotated[
-        list[str], typer.Option("--engine", help="KIND/PRECISION or FILE.py; repeatable. Default: the suite's.")
+        list[str],
+        typer.Option("--engine", help="KIND/PRECISION or FILE.py; repeatable. Default: the suite's, or a bundle's."),
     ] = [],  # noqa: B006  (typer copies it)
     batch: Annotated[list[int], typer.Option(help="Rows generated together; repeatable.")] = [],  # noqa: B006
     source: Annotated[list[int], typer.Option(help="Prompt length, in tokens; repeatable.")] = [],  # noqa: B006
@@ -58,6 +59,7 @@ def run(
 
     Writes report.json, report.html and report.md. Exit code 1 if an engine failed.
     """
+    from lora_ft.bench.models import bundle_engines
     from lora_ft.bench.report import BenchReport
     from lora_ft.bench.run import PAGE, REPORT, bench
     from lora_ft.bench.suite import Suite
@@ -65,7 +67,8 @@ def run(
     from lora_ft.tasks.files import load_task
 
     names = ("engines", "batch", "source", "new", "threads", "decoding", "provider", "rounds", "rows")
-    selected = Suite.load(suite, {name: context.params[name] for name in names})
+    overrides = {name: context.params[name] for name in names}
+    selected = Suite.load(suite, {**overrides, "engines": engines or bundle_engines(models)})
     folder = out or Path("runs/bench") / selected.name
     score_task = load_task(task, set_) if task else None
     try:

@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def allowed_cpus(cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
@@ -29,6 +30,17 @@ def cores(count: int, name: str) -> str:
 def cpu_name(cpuinfo: Path = CPUINFO) -> str:
     """Return the name that the processor reports, or "unknown"."""
     return cpu_says("model name", cpuinfo) or platform.processor() or "unknown"
+
+
+def cache_bytes(folder: Path = CACHES) -> int:
+    """Return the size of the largest cache of the first processor, in bytes, or 0 if unknown."""
+    sizes = []
+    for path in folder.glob("index*/size"):
+        text = path.read_text().strip()
+        unit = {"K": 2**10, "M": 2**20}.get(text[-1:])
+        if unit and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) * unit)
+    return max(sizes, default=0)
 
 
 def cpu_generation(cpuinfo: Path = CPUINFO) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lora_ft.bench import roofline
 from lora_ft.bench.engines import parse
 from lora_ft.bench.roofline import read_bandwidth, step_bytes
 from lora_ft.export_onnx import export_onnx
@@ -43,6 +44,18 @@ def test_step_bytes_of_a_bundle_are_its_stored_weights(base: Path) -> None:
 def test_step_bytes_of_a_python_file_are_unknown(tmp_path: Path) -> None:
     (tmp_path / "mine.py").touch()
     assert step_bytes(parse(str(tmp_path / "mine.py")), tmp_path, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "memory", "block"), [(100, "cache", 100), (1000, "cache", 1000), (1001, "DRAM", 2**28)]
+)
+def test_bandwidth_is_that_of_the_memory_of_the_weights(
+    size: int, memory: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roofline, "cache_bytes", lambda: 1000)
+    monkeypatch.setattr(roofline, "read_bandwidth", float)
+    assert roofline.memory_of(size) == memory
+    assert roofline.weight_bandwidth(size) == block
 
 
 def test_bandwidth_is_plausible() -> None:

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from lora_ft.bench import roofline
+from lora_ft.bench.models import open_bench_model
 from lora_ft.bench.regressions import compare
 from lora_ft.bench.report import BenchReport
 from lora_ft.bench.run import MARKDOWN, PAGE, REPORT, bench
+from lora_ft.bench.runner import timed_engines
 from lora_ft.bench.suite import Serving, Suite
 from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.progress import Silent
 from lora_ft.export_onnx import export_onnx
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import Task
@@ -169,10 +173,43 @@ def test_real_rows_are_scored_and_served(base: Path, task: Task, tmp_path: Path)
         assert all(load.goodput == load.answered for load in service.loads)
 
 
-def test_bundle_runs_in_its_own_precision(base: Path, tmp_path: Path) -> None:
-    suite = Suite(name="x", engines=("torch/fp32", "onnx/int8"), batch=(1,), source=(8,), new=(4,), rounds=1)
-    report = bench([str(base.parent / "bundle")], suite, tmp_path, work=tmp_path)
-    assert [engine.name for engine in report.contestants] == ["onnx/fp32"]
+@pytest.mark.parametrize("engine", ["torch/fp32", "single/fp32", "onnx/int8"])
+def test_an_engine_that_cannot_load_the_bundle_is_refused(base: Path, tmp_path: Path, engine: str) -> None:
+    suite = Suite(name="x", engines=("onnx/fp32", engine), batch=(1,), source=(8,), new=(4,), rounds=1)
+    with pytest.raises(UsageError, match=f"the engine {engine} cannot load a bundle for onnx/fp32") as caught:
+        bench([str(base.parent / "bundle")], suite, tmp_path, work=tmp_path)
+    assert caught.value.remedy == "pass --engine onnx/fp32"
+    assert not (tmp_path / REPORT).exists()
+
+
+def test_a_bundle_that_no_engine_can_load_is_refused(base: Path, tmp_path: Path) -> None:
+    suite = Suite(name="x", engines=("torch/fp32",))
+    with pytest.raises(UsageError, match="bundle for onnx/fp32, which is not timed"):
+        bench([str(base), str(base.parent / "bundle")], suite, tmp_path, work=base.parent / "models")
+
+
+def test_each_model_is_timed_by_the_engines_that_can_load_it(base: Path) -> None:
+    models = [
+        open_bench_model(str(folder), base.parent / "models", Silent()) for folder in (base, base.parent / "bundle")
+    ]
+    timed = timed_engines(models, Suite(name="x", engines=("torch/fp32", "onnx/fp32")))
+    assert [engine.name for engine in timed] == ["base torch/fp32", "base onnx/fp32", "bundle onnx/fp32"]
+
+
+def test_a_report_of_few_rounds_is_unstable(base: Path, tmp_path: Path) -> None:
+    report = run(base, tmp_path, "onnx/fp32", rounds=4)
+    assert report.verdict == "unstable"
+    assert "4 rounds are too few to tell whether timings agree (at least 5)" in report.warnings
+
+
+def test_the_report_names_the_memory_of_the_weights(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cache, memory in ((2**30, "cache"), (1000, "DRAM")):
+        monkeypatch.setattr(roofline, "cache_bytes", lambda cache=cache: cache)
+        report = run(base, tmp_path, "onnx/fp32", rounds=1)
+        assert [engine.weights_in for engine in report.contestants] == [memory]
+        assert f" {memory} " in (tmp_path / MARKDOWN).read_text()
 
 
 def test_rows_without_a_task_and_existing_reports_are_refused(base: Path, tmp_path: Path) -> None:

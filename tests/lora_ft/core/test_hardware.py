@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.core.hardware import allowed_cpus, cpu_generation, cpu_name
+from lora_ft.core.hardware import allowed_cpus, cache_bytes, cpu_generation, cpu_name
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +116,11 @@ def test_a_processor_has_a_name_and_a_generation(tmp_path: Path) -> None:
     info.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")  # an ARM
     assert cpu_name(info) and cpu_generation(info) == "unknown"
     assert cpu_generation(tmp_path / "none") == "unknown"
+
+
+def test_cache_is_the_largest_of_the_first_processor(tmp_path: Path) -> None:
+    assert cache_bytes(tmp_path) == 0
+    for number, size in enumerate(("32K", "1024K", "32M", "odd")):
+        (tmp_path / f"index{number}").mkdir()
+        (tmp_path / f"index{number}" / "size").write_text(f"{size}\n")
+    assert cache_bytes(tmp_path) == 32 * 2**20

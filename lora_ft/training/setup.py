@@ -26,6 +26,7 @@ from lora_ft.models.initialization import INITIAL
 from lora_ft.runs.run import CURVES, LOG
 from lora_ft.tasks.files import task_text
 from lora_ft.tasks.schema import Task
+from lora_ft.training.lean_layers import use_lean_layers
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.results import append_entry
@@ -53,6 +54,8 @@ def build_trainer(
     if plan.compile:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
         model.compile(dynamic=True)
+    elif plan.device == "cpu" and plan.precision.is_bf16:
+        use_lean_layers(model)
     trainer, reporter = trainer_around(model, data, plan, folder.working, progress)
     keeper = ResumeKeeper(trainer.sampler, folder, data.task.train.save_total_limit)
     trainer.add_callback(keeper)

@@ -26,6 +26,7 @@ from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import IGNORED
 from lora_ft.data.batching import Encoded, LengthSampler, collate, count_positions
 from lora_ft.models.generation import without_defaults
+from lora_ft.training.lean_layers import SummedCrossEntropy
 from lora_ft.training.run_folder import RunFolder
 
 
@@ -56,10 +57,13 @@ def token_loss(
         num_items_in_batch: Number of tokens in the whole step. None counts those of this batch.
         smoothing: train.label_smoothing_factor, which transformers applies only without a custom loss function.
     """
-    logits = outputs.logits.float()
-    total = nn.functional.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
-    )
+    logits, targets = outputs.logits.flatten(0, 1), labels.flatten()
+    if logits.requires_grad and logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and not smoothing:
+        total = SummedCrossEntropy.apply(logits, targets, IGNORED)
+    else:
+        total = nn.functional.cross_entropy(
+            logits.float(), targets, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+        )
     return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 

@@ -230,11 +230,19 @@ MOMENTS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "precision", "dropout"),
+    [*((moment, "fp32", 0.1) for moment in MOMENTS), ("after a checkpoint", "bf16", 0.0)],
+)
 def test_killed_run_resumes_bit_identically(
-    moment: str, make_task: MakeTask, tmp_path: Path, uninterrupted: Callable[[Task], dict[str, torch.Tensor]]
+    moment: str,
+    precision: str,
+    dropout: float,
+    make_task: MakeTask,
+    tmp_path: Path,
+    uninterrupted: Callable[[Task], dict[str, torch.Tensor]],
 ) -> None:
-    task = make_task(train=RANDOM, lora={"lora_dropout": 0.1})
+    task = make_task(train=RANDOM | {"precision": precision}, lora={"lora_dropout": dropout})
     out = tmp_path / "run"
     process = start(task, out)
     wait_for(lambda: MOMENTS[moment](working_folder(out)), process)

@@ -41,7 +41,7 @@ class BenchModel:
         Raises:
             LoraFtError: The export failed.
         """
-        if self.bundle is not None:
+        if self.bundle is not None and engine.name == self.bundle_engine:
             return self.bundle
         assert self.checkpoint is not None
         if engine.peer:
@@ -73,18 +73,21 @@ class BenchModel:
         assert self.checkpoint is not None
         return load_tokenizer(self.checkpoint, self.task.codec if self.task else "none")
 
+    @property
+    def bundle_engine(self) -> str:
+        """Return the name of the engine that loads the existing bundle: the ONNX engine in its precision."""
+        assert self.bundle is not None
+        return f"onnx/{read_manifest(self.bundle)['precision']}"
+
     def loadable(self, engines: Sequence[Engine]) -> list[Engine]:
-        """Return the engines that can load the model. A bundle is loaded by the ONNX engine in its precision alone."""
-        if self.bundle is None:
-            return list(engines)
-        own = bundle_engines([self.name])
-        return [engine for engine in engines if engine.name in own]
+        """Return the engines that can load the model. A bundle without a checkpoint is loaded by its own alone."""
+        return [engine for engine in engines if self.checkpoint is not None or engine.name == self.bundle_engine]
 
 
 def bundle_engines(models: Sequence[str]) -> list[str]:
-    """Return the engines that can load those of the models that are bundles, each engine once."""
-    folders = [Path(name) for name in models if is_bundle(Path(name))]
-    return list(dict.fromkeys(f"onnx/{read_manifest(folder)['precision']}" for folder in folders))
+    """Return the engines that load those of the models that are bundles, each engine once."""
+    bundles = [BenchModel(name, Path(name), None, bundle=Path(name)) for name in models if is_bundle(Path(name))]
+    return list(dict.fromkeys(model.bundle_engine for model in bundles))
 
 
 def open_bench_model(name: str, work: Path, progress: Progress) -> BenchModel:

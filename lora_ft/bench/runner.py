@@ -17,7 +17,7 @@ import numpy as np
 from lora_ft.bench import report
 from lora_ft.bench import statistics as figures
 from lora_ft.bench.engines import EXACT, Engine, parse
-from lora_ft.bench.models import BenchModel, bundle_engines, megabytes
+from lora_ft.bench.models import BenchModel, megabytes
 from lora_ft.bench.peer_environments import interpreter
 from lora_ft.bench.roofline import memory_of, step_bytes
 from lora_ft.bench.subprocesses import Process, evict
@@ -121,12 +121,12 @@ def timed_engines(subjects: Sequence[BenchModel], suite: Suite) -> list[TimedEng
     loadable = {subject.name: subject.loadable(named) for subject in subjects}
     for engine in named:
         if not any(engine in able for able in loadable.values()):
-            own = ", ".join(bundle_engines([subject.name for subject in subjects]))
+            own = ", ".join(dict.fromkeys(subject.bundle_engine for subject in subjects))
             raise UsageError(f"the engine {engine.name} cannot load a bundle for {own}", f"pass --engine {own}")
-    for name, able in loadable.items():
-        if not able:
-            (own,) = bundle_engines([name])
-            raise UsageError(f"{name} is a bundle for {own}, which is not timed", f"add --engine {own}")
+    for subject in subjects:
+        if not loadable[subject.name]:
+            own = subject.bundle_engine
+            raise UsageError(f"{subject.name} is a bundle for {own}, which is not timed", f"add --engine {own}")
     engines = []
     for subject, threads, provider in itertools.product(subjects, suite.threads, suite.provider):
         for engine in loadable[subject.name]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from lora_ft.bench import roofline
-from lora_ft.bench.models import open_bench_model
+from lora_ft.bench.engines import parse
+from lora_ft.bench.models import BenchModel, open_bench_model
 from lora_ft.bench.regressions import compare
 from lora_ft.bench.report import BenchReport
 from lora_ft.bench.run import MARKDOWN, PAGE, REPORT, bench
@@ -20,6 +21,7 @@ from lora_ft.bench.runner import timed_engines
 from lora_ft.bench.suite import Serving, Suite
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.progress import Silent
+from lora_ft.export.runtime.manifest import read_manifest
 from lora_ft.export_onnx import export_onnx
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import Task
@@ -194,6 +196,15 @@ def test_each_model_is_timed_by_the_engines_that_can_load_it(base: Path) -> None
     ]
     timed = timed_engines(models, Suite(name="x", engines=("torch/fp32", "onnx/fp32")))
     assert [engine.name for engine in timed] == ["base torch/fp32", "base onnx/fp32", "bundle onnx/fp32"]
+
+
+def test_a_bundle_of_a_checkpoint_is_reused_in_its_precision_alone(base: Path, tmp_path: Path) -> None:
+    model = BenchModel("both", tmp_path, base, bundle=base.parent / "bundle")
+    engines = [parse(name) for name in ("torch/fp32", "onnx/fp32", "onnx/int8")]
+    assert model.loadable(engines) == engines
+    torch, fp32, int8 = (model.prepare(engine, Silent()) for engine in engines)
+    assert (torch, fp32) == (base, base.parent / "bundle")
+    assert read_manifest(int8)["precision"] == "int8"
 
 
 def test_a_report_of_few_rounds_is_unstable(base: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def questions(bank: Path, client: HttpClient, count: int) -> list[Question]:
     """Return random requests with the answers that the bank gives to each alone."""
     rng = random.Random(5)
     model = load(bank)
-    made = []
+    drawn = []
     for _ in range(count):
         adapter = rng.choice([None, *RESIDENTS, *GUESTS])
         row = {"text": "".join(rng.choice("abcdefgh ") for _ in range(rng.choice([1, 5, 20, 40])))}
@@ -120,8 +120,8 @@ def questions(bank: Path, client: HttpClient, count: int) -> list[Question]:
         texts = chosen.generate([row], **options)
         name = adapter or bank.name
         body = {"model": name, "rows": [row], "stream": streams, **options}
-        made.append(Question(name, client.message("POST", "/v1/generate", json.dumps(body).encode()), texts, streams))
-    return made
+        drawn.append(Question(name, client.message("POST", "/v1/generate", json.dumps(body).encode()), texts, streams))
+    return drawn
 
 
 def texts_of(body: bytes, question: Question) -> list[str]:
@@ -243,16 +243,16 @@ def problems(tally: Tally, before: Sequence[str], after: Sequence[str], load: Se
         before, after: Open files before the first request and after the last.
         load: Queued requests and running rows at the end.
     """
-    found = list(tally.wrong[:5])
+    failures = list(tally.wrong[:5])
     if len(tally.memory) >= 100:
         early, late = statistics.median(tally.memory[9:14]), statistics.median(tally.memory[-5:])
         if late > early * _GROWTH:
-            found.append(f"memory grew from {early / 2**20:.1f} to {late / 2**20:.1f} MiB")
+            failures.append(f"memory grew from {early / 2**20:.1f} to {late / 2**20:.1f} MiB")
     if len(after) > len(before):
-        found.append(f"open files: {before} before, {after} after")
+        failures.append(f"open files: {before} before, {after} after")
     if any(load):
-        found.append(f"left at the end: queued and running {list(load)}")
-    return found
+        failures.append(f"left at the end: queued and running {list(load)}")
+    return failures
 
 
 async def gauges(url: str) -> list[float]:
@@ -300,8 +300,8 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200_000, help="number of requests")
-    found = soak(parser.parse_args().requests, lambda line: print(line, flush=True))
-    sys.exit("\n".join(found) if found else 0)
+    failures = soak(parser.parse_args().requests, lambda line: print(line, flush=True))
+    sys.exit("\n".join(failures) if failures else 0)
 
 
 if __name__ == "__main__":

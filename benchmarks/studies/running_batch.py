@@ -31,7 +31,7 @@ ROWS = (1, 2, 4, 8, 16, 32)
 SOURCES = (128, 512)  # tokens
 CALLS = (2, 4, 8)  # tokens that one row checks in a call
 _NAMES = {"none": "base", "mixed": "mixed adapters"}
-_STEPS = 40  # room of a lane, in tokens; its answers begin anew when they fill it
+_STEPS = 40  # capacity of a lane, in tokens; its answers start over when it is full
 _LENGTHS = (64, 512)  # tokens of the sources of two lanes
 _ENCODED = (64, 128, 256)
 

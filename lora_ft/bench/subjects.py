@@ -57,7 +57,7 @@ def subjects_of(
         *(("engine", source) for source in bundles),
     ]
     for url in urls:
-        HttpClient(url.partition("=")[2] if _NAME.fullmatch(url) else url)  # refuses what is no address
+        HttpClient(url.partition("=")[2] if _NAME.fullmatch(url) else url)  # raises if the address is invalid
     subjects = []
     for kind, argument in sources:
         match = _NAME.fullmatch(argument)

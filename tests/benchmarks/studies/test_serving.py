@@ -143,11 +143,11 @@ def test_a_peer_that_does_not_exist_is_refused(models: module.Models) -> None:
 
 
 def test_commands_have_a_port_and_engines_of_a_peer_share_files(measured: Measured, models: module.Models) -> None:
-    found = {subject.name: shlex.split(subject.source) for subject in module.subjects(models, list(module.PEERS))}
-    assert all("{port}" in words for name, words in found.items() if name != ENGINE)
-    batches, alone = (words for name, words in found.items() if name.startswith("CTranslate2"))
+    commands = {subject.name: shlex.split(subject.source) for subject in module.subjects(models, list(module.PEERS))}
+    assert all("{port}" in words for name, words in commands.items() if name != ENGINE)
+    batches, alone = (words for name, words in commands.items() if name.startswith("CTranslate2"))
     assert batches[6] == alone[6] and batches[6].endswith("ctranslate2-int8")
-    assert found[module.TRANSFORMERS][0] == "/environments/litserve/bin/python"
+    assert commands[module.TRANSFORMERS][0] == "/environments/litserve/bin/python"
 
 
 def test_answers_that_are_much_worse_are_a_warning() -> None:

@@ -25,7 +25,7 @@ from tests.lora_ft.serving.conftest import wait_for
 
 ADAPTERS = ("first", "second")
 FRESH = ("third", "fourth")  # adapters that are in no replica yet
-BUSY = "bank"  # the base, which gets so many requests that it needs a second replica
+BUSY = "bank"  # the base, which gets enough requests to need a second replica
 TEXTS = ("hello there", "a", "the quick brown fox. It jumps over 12 dogs!")
 LONG = {"min_new_tokens": 180, "max_new_tokens": 200}
 WITHOUT = "needs lora-ft[ray]"

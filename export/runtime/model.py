@@ -32,9 +32,8 @@ from lora_ft.export.runtime.session import ort_value
 
 _ROOM = 64  # initial capacity of a cache, in tokens
 _LARGE = 2**26  # bytes worth returning to the system; allocating them again costs 1 ms per 10 MB
-# Sources are padded to a multiple of this length, in tokens. Kernels add over a source in groups of 8 floats, an AVX2
-# register, and add the remainder in another order. Without the padding, the last bits of a source of 33 tokens would
-# depend on its neighbors.
+# Sources are padded to a multiple of this length, in tokens. Kernels add in groups of 8 floats (an AVX2 register) and
+# add the remainder in another order, so the last bits of a source of 33 tokens would depend on its neighbors.
 LANES = 8
 _RANKED = ["highest", "tokens"]
 _MODELS: weakref.WeakSet[Model] = weakref.WeakSet()

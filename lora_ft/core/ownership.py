@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lora_ft.core.staging import is_staged
+
 _ANYWHERE = ("README.md", "*.sig", "sbom*.json", ".DS_Store", "Thumbs.db", ".gitattributes")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -63,9 +65,10 @@ _KINDS = (
 def foreign_reason(folder: Path) -> str | None:
     """Return the reason why lora-ft did not create a folder, as the end of a sentence, or None if it did.
 
-    An empty folder also returns None, so it may be replaced.
+    An empty folder also returns None, so it may be replaced. Files that a killed process left half-written are
+    ignored.
     """
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir() if not is_staged(path.name))
     if not names:
         return None
     for kind in _KINDS:

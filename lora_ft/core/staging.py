@@ -12,11 +12,17 @@ from pathlib import Path
 from lora_ft.core.locks import holds, try_lock
 
 _STAGED = ".partial"
+_STAGED_NAME = re.compile(rf"\..+\.\d+-[0-9a-f]{{8}}(\.old)?{re.escape(_STAGED)}(\.lock)?")
 
 
 def staging_name(out: Path, kind: str = "") -> Path:
     """Return a new name next to `out`; `kind` is ".old" for an old output that is moved away."""
     return out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}{kind}{_STAGED}")
+
+
+def is_staged(name: str) -> bool:
+    """Return True if a file or folder name is that of an output being written, or left behind by a killed process."""
+    return _STAGED_NAME.fullmatch(name) is not None
 
 
 def tidy(out: Path) -> None:

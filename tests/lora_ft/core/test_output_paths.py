@@ -104,6 +104,16 @@ def test_folder_with_added_files_is_not_overwritten(tmp_path: Path) -> None:
         refuse_existing(out, overwrite=True)
 
 
+def test_half_written_files_of_a_killed_process_do_not_count(tmp_path: Path) -> None:
+    out = make_checkpoint(tmp_path / "out")
+    half = out / f".{next(out.iterdir()).name}.27486-c6bf699b.partial"
+    half.write_text("half")
+    refuse_existing(out, overwrite=True)
+    half.rename(out / ".mine.partial")
+    with pytest.raises(UsageError, match=r"also contains \.mine\.partial"):
+        refuse_existing(out, overwrite=True)
+
+
 def test_inputs_and_their_parents_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     out = make_checkpoint(tmp_path / "out")

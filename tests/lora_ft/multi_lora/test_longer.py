@@ -144,6 +144,17 @@ def test_group_killed_while_training_longer_resumes_bit_identically(
     assert {path.name for path in out.iterdir()} == {*(task.name for task in tasks), "report.html"}
 
 
+def test_run_trains_longer_after_a_kill_within_a_write(tasks: list[Task], tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    first = train_many(tasks, out).runs[0]
+    unfinished = working_folder(first.folder)
+    unfinished.mkdir()
+    (unfinished / ".task.yaml.27486-c6bf699b.partial").write_text("half")
+    longer = train_many(extended(tasks, 12), out, resume=True)
+    assert [run.metrics["steps"] for run in longer.runs] == [12, 12]
+    assert {path.name for path in out.iterdir()} == {*(task.name for task in tasks), "report.html"}
+
+
 @pytest.mark.parametrize(
     ("module", "name"), [("lora_ft.train_many", "write_json"), ("lora_ft.multi_lora.group", "publish")]
 )

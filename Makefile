@@ -23,7 +23,7 @@ test-fast: install ## without the real base
 test-transformers4: $(COMPAT)/.installed ## the fast tests on transformers 4.57 with optimum-onnx
 	@$(COMPAT)/bin/python -m pytest -n auto -m "not slow"
 
-test-oldest: install $(OLDEST)/.installed ## bundles on the lowest versions that pyproject.toml allows
+test-oldest: install $(OLDEST)/.installed ## bundles and the server on the lowest versions that pyproject.toml allows
 	@LORA_FT_OLDEST=$(abspath $(OLDEST))/bin/python $(BIN)/python -m pytest tests/test_base_install.py
 
 test-transformers-js: install $(NODE)/.installed ## the layout optimum under transformers.js (needs Node.js and npm)
@@ -67,7 +67,7 @@ $(COMPAT)/.installed: pyproject.toml constraints-transformers4.txt
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	@$(PYTHON) -m venv $(OLDEST)
-	@$(OLDEST)/bin/python $(PIP) -c constraints-oldest.txt -e .
+	@$(OLDEST)/bin/python $(PIP) -c constraints-oldest.txt -e '.[serve]'
 	@touch $@
 
 $(NODE)/.installed:

@@ -11,11 +11,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from lora_ft.export.onnx.graph import MINIMUM_ONNXRUNTIME
 from tests.export.oracle import TEXTS, make_bundle, ragged, redraw, torch_greedy, torch_model
+from tests.lora_ft.serving.server_process import server_process
 from tests.tiny import save_tiny_t5
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +45,9 @@ EXTRAS = (
     "fhir",
     "pandas",
     "pyarrow",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
 )
 # An import of None is refused as one of a package that is not installed, and `find_spec` finds none.
 HIDE = "import sys\nsys.modules.update(dict.fromkeys({!r}))\n"
@@ -79,14 +84,18 @@ native_session.is_available = lambda: False
 VERBS = ("generate", "chat", "verify", "doctor", "export", "train", "bank", "evaluate")
 
 
+@pytest.fixture(scope="module")
+def oldest() -> str:
+    """Return the interpreter whose environment has the lowest versions, of the base install and the extra `serve`."""
+    if not OLDEST.is_file():
+        pytest.skip("the environment of the lowest versions is not installed: make test-oldest")
+    return str(OLDEST)
+
+
 @pytest.fixture(scope="module", params=["without the extras", "oldest"])
 def interpreter(request: pytest.FixtureRequest) -> Sequence[str]:
-    """Return the command of an interpreter that has only the base install."""
-    if request.param == "oldest":
-        if not OLDEST.is_file():
-            pytest.skip("the environment of the lowest versions is not installed: make test-oldest")
-        return [str(OLDEST)]
-    return [sys.executable]
+    """Return the command of an interpreter that runs bundles without the other extras."""
+    return [request.getfixturevalue("oldest") if request.param == "oldest" else sys.executable]
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +168,22 @@ def test_every_decoding_method_returns_the_same_text(interpreter: Sequence[str],
     assert json.loads(python(interpreter, RUN + names + GENERATE, *arguments)) == expected
 
 
+def test_the_server_answers_as_the_bundle_does(oldest: str, bundle: Path) -> None:
+    from lora_ft.export.runtime import Generator
+
+    expected = Generator.load(bundle, threads=1).generate(TEXTS, batch_size=1)
+    with server_process(str(bundle), "--threads", "1", interpreter=oldest, PYTHONPATH=str(ROOT)) as server:
+        client = server.client()
+        whole = client.completions.create(model="bundle", prompt=TEXTS)
+        assert [choice.text for choice in whole.choices] == expected
+        for text, answer in zip(TEXTS, expected, strict=True):
+            chunks = client.completions.create(model="bundle", prompt=text, stream=True)
+            assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == answer
+        assert server.post("/v1/generate", model="bundle", rows=TEXTS, raw=True).json()["answers"]
+        assert "lora_ft_requests_total" in httpx.get(f"{server.url}/metrics").text
+        assert server.post("/v1/completions", model="nothing", prompt="a").status_code == 404
+
+
 def test_private_names_of_onnxruntime_exist(interpreter: Sequence[str]) -> None:
     script = "from lora_ft.export.runtime import native_session\nprint(native_session.is_available())"
     assert python(interpreter, RUN + script).strip() == "True"
@@ -189,7 +214,8 @@ def test_jobs_on_bundles_import_no_extra() -> None:
 
 
 def test_the_lowest_allowed_versions_are_tested() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
     allowed = dict(re.split(r">=", entry) for entry in declared)
     lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))

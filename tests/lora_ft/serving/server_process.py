@@ -54,9 +54,9 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def server_process(*arguments: str, **environment: str) -> Iterator[ServerProcess]:
+def server_process(*arguments: str, interpreter: str = sys.executable, **environment: str) -> Iterator[ServerProcess]:
     """Start a server on a free port, and stop it at the end."""
-    command = [sys.executable, "-m", "lora_ft", "serve", "--port", "0", *arguments]
+    command = [interpreter, "-m", "lora_ft", "serve", "--port", "0", *arguments]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
     )

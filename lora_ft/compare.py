@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.data.readers import Row, read_rows
 from lora_ft.evaluation.comparison import Comparison, Contender
 from lora_ft.evaluation.metrics import Scored, measure
-from lora_ft.evaluation.metrics.statistics import compare as test
+from lora_ft.evaluation.metrics.statistics import compare as tested
+from lora_ft.evaluation.metrics.statistics import holm
 from lora_ft.runs.records import read_scores
 from lora_ft.runs.run import PREDICTIONS, SCORES, TASK, is_run
 from lora_ft.tasks.evaluate import Evaluate
@@ -53,10 +55,10 @@ def compare(
     references = [list(row["references"]) for row in tables[0]]
     answers = [[row["output"] for row in rows] for rows in tables]
     scored = [measure(measured, texts, references, settings) for texts in answers]
-    contenders = [
+    contenders = _corrected(
         _contender(name, texts, scores, scored[0] if i else None, settings)
         for i, (name, texts, scores) in enumerate(zip(names, answers, scored, strict=True))
-    ]
+    )
     by = settings.metric if settings.metric in scored[0] else next(iter(scored[0]))
     change = np.max([np.abs(scores[by].rows - scored[0][by].rows) for scores in scored[1:]], axis=0)
     return Comparison(
@@ -116,8 +118,21 @@ def _contender(
         answers,
         {score_name: score.estimate(**seeds) for score_name, score in scores.items()},
         {score_name: score.rows for score_name, score in scores.items()},
-        {} if first is None else {key: test(score, first[key], **seeds) for key, score in scores.items()},
+        {} if first is None else {key: tested(score, first[key], **seeds) for key, score in scores.items()},
     )
+
+
+def _corrected(contenders: Iterable[Contender]) -> list[Contender]:
+    """Return the models with p-values that are corrected for all tests of the comparison."""
+    contenders = list(contenders)
+    values = iter(holm([test.p for model in contenders for test in model.differences.values()]))
+    return [
+        replace(
+            model,
+            differences={name: replace(test, corrected=next(values)) for name, test in model.differences.items()},
+        )
+        for model in contenders
+    ]
 
 
 def _file(name: str, split: str) -> Path:

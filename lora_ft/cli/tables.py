@@ -180,7 +180,7 @@ def show_bank_evaluation(evaluation: BankEvaluation) -> None:
 def show_comparison(comparison: Comparison, rows: int) -> None:
     """Print scores and differences, then the answers of the `rows` most changed rows."""
     screen = console()
-    scores_table = table("score", "model", "0-100 [95 %]", "difference [95 %]", "p")
+    scores_table = table(*comparison.columns)
     scores_table.columns[1].justify = "left"
     for score, name, *figures in comparison.lines():
         scores_table.add_row(score, shorten(name), *figures)

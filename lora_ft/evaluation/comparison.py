@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Comparison:
     """The result of `compare`.
 
     Attributes:
+        columns: Names of the columns of `lines`.
         contenders: Models. All others are compared with the first.
         prompts: Prompt of each row.
         references: Acceptable answers of each row.
@@ -47,6 +48,7 @@ class Comparison:
         warnings: Runs whose recorded scores were computed differently.
     """
 
+    columns: ClassVar = ("score", "model", "0-100 [95 %]", "difference [95 %]", "p", "Holm")
     contenders: list[Contender]
     prompts: list[str]
     references: list[list[str]]
@@ -57,7 +59,7 @@ class Comparison:
     warnings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        rows = [f"{score:<10} {name}: {value} {change} {p}".rstrip() for score, name, value, change, p in self.lines()]
+        rows = [f"{score:<10} {name}: {' '.join(figures)}".rstrip() for score, name, *figures in self.lines()]
         return "\n".join([*rows, self.note, *(f"warning: {warning}" for warning in self.warnings)])
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,14 +70,15 @@ class Comparison:
     def note(self) -> str:
         """Return the rows of the table of `lines`, and how to read it."""
         rows = f"{len(self.prompts):,} {self.split} rows" if self.split else f"{len(self.prompts):,} rows"
-        several = "; p is not corrected for several models" if len(self.contenders) > 2 else ""
+        tests = sum(len(model.differences) for model in self.contenders)
+        several = f"; Holm: p corrected for {tests} tests" if tests > 1 else ""
         return (
             f"{rows}; differences from {self.contenders[0].name}, paired by row; p by random swaps, two-sided{several}"
         )
 
-    def lines(self) -> list[tuple[str, str, str, str, str]]:
-        """Return score, model, value, difference and p for each score of each model."""
-        lines = []
+    def lines(self) -> list[tuple[str, ...]]:
+        """Return score, model, value, difference, p and corrected p for each score of each model."""
+        lines: list[tuple[str, ...]] = []
         for score in self.contenders[0].scores:
             for model in self.contenders:
                 change = model.differences.get(score)
@@ -86,6 +89,7 @@ class Comparison:
                         str(model.scores[score]),
                         change.estimate.signed if change else "",
                         f"{change.p:.3f}" if change else "",
+                        f"{change.corrected:.3f}" if change else "",
                     )
                 )
         return lines

@@ -38,10 +38,9 @@ def render(comparison: Comparison, *, rows: int) -> str:
 
 
 def _scores(comparison: Comparison) -> Table:
-    columns = ("score", "model", "0-100 [95 %]", "difference [95 %]", "p")
     return Table(
         "Means and differences",
-        columns,
+        comparison.columns,
         [[Cell(text) for text in line] for line in comparison.lines()],
         2,
         "; ".join((comparison.note, *comparison.warnings)),

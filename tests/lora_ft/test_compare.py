@@ -13,6 +13,7 @@ from lora_ft.compare import compare
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.evaluate import evaluate
 from lora_ft.evaluation.metrics import difference, measure
+from lora_ft.evaluation.metrics.statistics import holm
 from lora_ft.runs.run import Run
 from lora_ft.tasks.evaluate import Evaluate
 
@@ -45,7 +46,9 @@ def test_differences_from_the_first_model_are_paired(tmp_path: Path) -> None:
         assert worse.differences[score].estimate == expected
         assert same.differences[score].p == 1
     assert 0 < worse.differences["rouge1"].p <= 1
-    assert "not corrected for several models" in comparison.note
+    tests = [test for model in (worse, same) for test in model.differences.values()]
+    assert [test.corrected for test in tests] == holm([test.p for test in tests])
+    assert f"Holm: p corrected for {len(tests)} tests" in comparison.note
 
 
 def test_most_changed_rows_come_first(tmp_path: Path) -> None:

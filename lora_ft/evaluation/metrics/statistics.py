@@ -1,14 +1,21 @@
-"""Scores of rows and their uncertainty: bootstrap intervals and paired tests for any metric."""
+"""Scores of rows and their uncertainty: bootstrap intervals and paired tests for any metric.
+
+Intervals are bias-corrected and accelerated (BCa; Efron 1987, doi:10.1080/01621459.1987.10478410). Where rows are few
+or their scores are skewed, they contain the true score more often than percentiles do. With many rows, both agree.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 _CHUNK = 1 << 22  # random numbers drawn at a time, which bounds memory for any number of rows
 _ROUNDING = 1e-9  # tolerance for sums of the same numbers in a different order
+_TAILS = (0.025, 0.975)
+_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,8 @@ class Scored:
         return self.whole(self.parts.sum(axis=0))
 
     def estimate(self, *, seed: int, resamples: int) -> Estimate:
-        """Return the score of all rows with its bootstrap percentile interval."""
-        values = [self.whole(sums) for sums in _resampled(self.parts, seed, resamples)]
-        return _interval(self.value, values)
+        """Return the score of all rows with its bootstrap interval."""
+        return _estimate(self.parts, self.whole, seed, resamples)
 
 
 @dataclass(frozen=True)
@@ -68,24 +74,41 @@ class Difference:
         estimate: Difference with its paired interval.
         p: Two-sided p-value of the paired randomization test: how often the difference is at least as large when the
             two answers of each row are swapped at random. For means, this is the sign-flip test.
+        corrected: `p` corrected for all tests of a comparison (see `holm`).
     """
 
     estimate: Estimate
     p: float
+    corrected: float
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values that are corrected for their number (Holm 1979), in the same order.
+
+    Rejecting those below 0.05 rejects any true hypothesis with a probability of at most 0.05, however they depend on
+    each other.
+    """
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, at in enumerate(np.argsort(values, kind="stable")):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[at]))
+        corrected[at] = largest
+    return corrected
 
 
 def estimate(scores: np.ndarray, *, seed: int, resamples: int) -> Estimate:
-    """Return the mean of row scores with its bootstrap percentile interval."""
+    """Return the mean of row scores with its bootstrap interval."""
     return Scored.mean(scores).estimate(seed=seed, resamples=resamples)
 
 
 def difference(model: Scored, baseline: Scored, *, seed: int, resamples: int) -> Estimate:
     """Return `model` minus `baseline` with the paired interval. Both are scored on the same resamples."""
-    values = [
-        model.whole(sums[: model.parts.shape[1]]) - baseline.whole(sums[model.parts.shape[1] :])
-        for sums in _resampled(np.hstack([model.parts, baseline.parts]), seed, resamples)
-    ]
-    return _interval(model.value - baseline.value, values)
+    first = model.parts.shape[1]
+    return _estimate(
+        np.hstack([model.parts, baseline.parts]),
+        lambda sums: model.whole(sums[:first]) - baseline.whole(sums[first:]),
+        seed,
+        resamples,
+    )
 
 
 def compare(model: Scored, baseline: Scored, *, seed: int, resamples: int) -> Difference:
@@ -100,7 +123,8 @@ def compare(model: Scored, baseline: Scored, *, seed: int, resamples: int) -> Di
         differences = [model.whole(model_sums - sums) - baseline.whole(baseline_sums + sums) for sums in moved]
         extreme += sum(abs(value) >= abs(estimated.mean) - _ROUNDING for value in differences)
         swaps += size
-    return Difference(estimated, (extreme + 1) / (swaps + 1))
+    p = (extreme + 1) / (swaps + 1)
+    return Difference(estimated, p, p)
 
 
 def _resampled(parts: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
@@ -117,6 +141,34 @@ def _chunks(count: int, rows: int) -> Iterator[int]:
         yield min(step, count - start)
 
 
-def _interval(value: float, resampled: list[float]) -> Estimate:
-    low, high = np.percentile(resampled, [2.5, 97.5])
+def _estimate(parts: np.ndarray, whole: Callable[[np.ndarray], float], seed: int, resamples: int) -> Estimate:
+    """Return `whole` of the sums of `parts` [rows, n], with its interval."""
+    sums = parts.sum(axis=0)
+    value = whole(sums)
+    resampled = np.array([whole(drawn) for drawn in _resampled(parts, seed, resamples)])
+    tails = _bca_tails(value, resampled, [whole(sums - row) for row in parts]) if len(parts) > 1 else _TAILS
+    low, high = np.quantile(resampled, tails)
     return Estimate(float(value), float(low), float(high))
+
+
+def _bca_tails(value: float, resampled: np.ndarray, left_out: Sequence[float]) -> tuple[float, float]:
+    """Return the quantiles of `resampled` that bound the interval.
+
+    Args:
+        value: Score of all rows.
+        resampled: [resamples] scores.
+        left_out: Scores without one row each, up to a common factor.
+    """
+    below = np.mean(resampled < value - _ROUNDING) + np.mean(np.abs(resampled - value) <= _ROUNDING) / 2
+    change = np.mean(left_out) - np.array(left_out)
+    spread = float(np.sum(change**2))
+    if not 0 < below < 1 or spread <= _ROUNDING**2:  # nothing to correct by, since all scores are equal
+        return _TAILS
+    bias = _NORMAL.inv_cdf(float(below))
+    acceleration = float(np.sum(change**3)) / (6 * spread**1.5)
+    low, high = (bias + _NORMAL.inv_cdf(tail) for tail in _TAILS)
+    return _corrected(bias, acceleration, low), _corrected(bias, acceleration, high)
+
+
+def _corrected(bias: float, acceleration: float, z: float) -> float:
+    return _NORMAL.cdf(bias + z / (1 - acceleration * z))

@@ -20,7 +20,8 @@ from lora_ft.data.readers import Row
 from lora_ft.data.splits import Example, load_splits, require, split_to_score, with_labels
 from lora_ft.evaluation.metrics import Estimate, Scored, difference, measure
 from lora_ft.evaluation.metrics.classification import LabelScore, by_label
-from lora_ft.evaluation.warnings import answer_warnings, row_warnings
+from lora_ft.evaluation.slices import columns_to_slice
+from lora_ft.evaluation.warnings import Overlap, answer_warnings, check_rows
 from lora_ft.models.backends import BATCH_SIZE, Answer
 from lora_ft.models.loading import load
 from lora_ft.models.model import Model
@@ -259,37 +260,54 @@ class _Request:
     predictions: Path | None = None
 
 
+@dataclass(frozen=True)
+class _Answered:
+    """A model's answers, their scores, and the scores of each row by name."""
+
+    answers: list[Answer]
+    scores: ModelScores
+    rows: dict[str, Scored]
+
+    def line(self, row: int) -> dict[str, Any]:
+        """Return the answer to a row and its scores, as a line of predictions has them."""
+        scores = {name: round(float(score.rows[row]), 2) for name, score in self.rows.items()}
+        return {"output": self.answers[row].text} | scores
+
+
 def _evaluate(model: Model, task: Task, request: _Request, progress: Progress) -> Evaluation:
     task = with_labels(task)
     splits = load_splits(task, [request.split])
     examples = require(splits, request.split, task)[: request.limit]
     progress.stage("looking for duplicates of training rows")
     trained = model.kind in ("run", "bundle") or model.task is not None
-    warnings = splits.warnings + row_warnings(task, request.split, examples, may_be_selected=trained)
-    answers, scores, rows = _score(model, examples, task, request.batch_size, progress)
-    warnings += answer_warnings(task, examples, answers, model.backend.tokenizer)
-    base_scores = gain = None
-    base_answers: list[Answer] = []
-    base_rows: dict[str, Scored] = {}
+    checks = check_rows(task, request.split, examples, may_be_selected=trained)
+    scored = _score(model, examples, task, request.batch_size, progress)
+    warnings = answer_warnings(task, examples, scored.answers, model.backend.tokenizer)
+    base = gain = None
     if request.baseline:
-        base = load(task.base) if model.adapter is None else model.with_adapter(None)
-        base_answers, base_scores, base_rows = _score(base, examples, task, request.batch_size, progress)
-        gain = {
-            name: difference(rows[name], base_rows[name], seed=task.evaluate.seed, resamples=task.evaluate.bootstrap)
-            for name in rows
-        }
-    how = {name: scored.how for name, scored in rows.items() if scored.how}
+        untouched = load(task.base) if model.adapter is None else model.with_adapter(None)
+        base = _score(untouched, examples, task, request.batch_size, progress)
+        seeds = {"seed": task.evaluate.seed, "resamples": task.evaluate.bootstrap}
+        gain = {name: difference(score, base.rows[name], **seeds) for name, score in scored.rows.items()}
     evaluation = Evaluation(
-        task.name, request.split, len(examples), scores, base_scores, gain, how, request.predictions, warnings
+        task.name,
+        request.split,
+        len(examples),
+        scored.scores,
+        base.scores if base else None,
+        gain,
+        {name: score.how for name, score in scored.rows.items() if score.how},
+        request.predictions,
+        [*splits.warnings, *checks.warnings, *warnings],
     )
     if request.predictions is not None:
-        write_text(request.predictions, _predictions(examples, answers, rows, base_answers, base_rows))
+        shown = columns_to_slice([example.row for example in examples], task.data.target)
+        columns = [{name: example.row[name] for name in shown} for example in examples]
+        write_text(request.predictions, _predictions(examples, columns, checks.overlap, scored, base))
     return evaluation
 
 
-def _score(
-    model: Model, examples: Sequence[Example], task: Task, batch_size: int, progress: Progress
-) -> tuple[list[Answer], ModelScores, dict[str, Scored]]:
+def _score(model: Model, examples: Sequence[Example], task: Task, batch_size: int, progress: Progress) -> _Answered:
     progress.stage(f"generating with {model.name}", len(examples))
     began = time.perf_counter()
     prompts = [example.prompt for example in examples]
@@ -308,7 +326,7 @@ def _score(
         valid_labels=sum(text.strip() in task.known_labels for text in texts) / len(texts) if task.labels else None,
         labels=by_label(texts, references, task.known_labels) if task.labels else None,
     )
-    return answers, scores, rows
+    return _Answered(answers, scores, rows)
 
 
 def _digest(row: Row) -> str:
@@ -317,31 +335,27 @@ def _digest(row: Row) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _row_scores(scores: dict[str, Scored], row: int) -> dict[str, float]:
-    return {name: round(float(score.rows[row]), 2) for name, score in scores.items()}
-
-
 def _predictions(
     examples: Sequence[Example],
-    answers: Sequence[Answer],
-    rows: dict[str, Scored],
-    base_answers: Sequence[Answer],
-    base_rows: dict[str, Scored],
+    columns: Sequence[dict[str, Any]],
+    overlap: Sequence[Overlap],
+    scored: _Answered,
+    base: _Answered | None,
 ) -> str:
     """Return answers and row scores as JSON lines, with those of the base if it was scored."""
     lines = []
-    for i, (example, answer) in enumerate(zip(examples, answers, strict=True)):
+    for i, (example, answer) in enumerate(zip(examples, scored.answers, strict=True)):
         entry = {
             "row": _digest(example.row),
             "prompt": example.prompt,
-            "output": answer.text,
+            **scored.line(i),
             "references": list(example.references),
             "tokens": answer.tokens,
             "cut": answer.cut,
             "source_cut": answer.source_cut,
-            **_row_scores(rows, i),
+            **({"columns": columns[i]} if columns[i] else {}),
+            **({"overlap": overlap[i]} if overlap else {}),
+            **({"baseline": base.line(i)} if base else {}),
         }
-        if base_answers:
-            entry["baseline"] = {"output": base_answers[i].text, **_row_scores(base_rows, i)}
         lines.append(json.dumps(entry, ensure_ascii=False))
     return "\n".join(lines) + "\n"

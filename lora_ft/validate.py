@@ -269,7 +269,7 @@ def _memory_warnings(task: Task, base: Base, plan: Plan, rows: Sequence[Encoded]
 def _warnings(task: Task, base: Base, splits: Splits, lengths: Sequence[Lengths]) -> list[str]:
     warnings = [*([base.notice] if base.notice else []), *splits.warnings]
     for split in ("validation", "test"):
-        warnings += seen_in_training(task, split, splits[split], splits.train)
+        warnings += seen_in_training(task, split, splits[split], splits.train).warnings
     if not splits.validation:
         warnings.append(NO_VALIDATION)
     if not splits.test:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.prompt import Prompt
@@ -18,8 +20,25 @@ _NEGLIGIBLE = 0.01  # smaller shares do not change a published score
 _MANY_CUT = 0.05
 
 
-def row_warnings(task: Task, split: SplitName, examples: Sequence[Example], *, may_be_selected: bool) -> list[str]:
-    """Return warnings about the rows to score.
+Overlap = Literal["same", "near", "none"]
+
+
+@dataclass(frozen=True)
+class RowChecks:
+    """What is known of rows before they are answered.
+
+    Attributes:
+        warnings: Reasons why their scores may mislead.
+        overlap: [rows] whether a row's prompt is also a training prompt, nearly equals one, or neither; empty if this
+            was not checked.
+    """
+
+    warnings: list[str]
+    overlap: list[Overlap] = field(default_factory=list)
+
+
+def check_rows(task: Task, split: SplitName, examples: Sequence[Example], *, may_be_selected: bool) -> RowChecks:
+    """Check the rows to score.
 
     Args:
         task: Task of the rows.
@@ -27,22 +46,26 @@ def row_warnings(task: Task, split: SplitName, examples: Sequence[Example], *, m
         examples: Rows to score.
         may_be_selected: Whether the task's validation rows may have selected the model among checkpoints.
     """
-    warnings: list[str] = []
     if split == "train":
-        return ["these are the training rows; their scores do not predict scores on new rows"]
+        return RowChecks(["these are the training rows; their scores do not predict scores on new rows"])
+    checks = RowChecks([])
     if task.data.train is not None:
         try:
-            warnings += seen_in_training(task, split, examples, load_splits(task, ["train"]).train)
+            checks = seen_in_training(task, split, examples, load_splits(task, ["train"]).train)
         except LoraFtError as error:
-            warnings.append(f"the training rows are missing, so overlap was not checked ({error.message})")
-    if not may_be_selected:
-        return warnings
+            checks = RowChecks([f"the training rows are missing, so overlap was not checked ({error.message})"])
+    if may_be_selected:
+        checks.warnings.extend(_selection_warnings(task, split, examples))
+    return checks
+
+
+def _selection_warnings(task: Task, split: SplitName, examples: Sequence[Example]) -> list[str]:
     if split == "validation":
-        return [*warnings, "the checkpoint was selected on these validation rows; scores are inflated"]
+        return ["the checkpoint was selected on these validation rows; scores are inflated"]
     try:
-        return warnings + used_for_selection(split, examples, load_splits(task, ["validation"]).validation)
+        return used_for_selection(split, examples, load_splits(task, ["validation"]).validation)
     except LoraFtError:
-        return [*warnings, "the validation rows are missing, so overlap with them was not checked"]
+        return ["the validation rows are missing, so overlap with them was not checked"]
 
 
 def answer_warnings(
@@ -62,21 +85,24 @@ def answer_warnings(
     ]
 
 
-def seen_in_training(task: Task, split: str, examples: Sequence[Example], train: Sequence[Example]) -> list[str]:
-    """Warn about rows that equal or nearly equal training rows. The template, which all rows share, is ignored."""
-    prompts = {example.prompt for example in train}
-    same = sum(example.prompt in prompts for example in examples)
-    warnings = [f"{same:,} {split} prompts are also training prompts; scores are inflated"] if same else []
-    prompt = Prompt(task.prompt)
+def seen_in_training(task: Task, split: str, examples: Sequence[Example], train: Sequence[Example]) -> RowChecks:
+    """Find rows that equal or nearly equal training rows. The template, which all rows share, is ignored."""
+    prompts, prompt = {example.prompt for example in train}, Prompt(task.prompt)
     new = [i for i, example in enumerate(examples) if example.prompt not in prompts]
     near = near_duplicates([_text(examples[i], prompt) for i in new], (_text(example, prompt) for example in train))
+    warnings = []
+    if same := len(examples) - len(new):
+        warnings.append(f"{same:,} {split} prompts are also training prompts; scores are inflated")
     if near:
         first = min(near)
         warnings.append(
             f"{len(near):,} {split} rows nearly equal training rows, such as row {new[first] + 1} and training row "
             f"{near[first] + 1}; scores are inflated"
         )
-    return warnings
+    overlap: list[Overlap] = ["same"] * len(examples)
+    for at, i in enumerate(new):
+        overlap[i] = "near" if at in near else "none"
+    return RowChecks(warnings, overlap)
 
 
 def used_for_selection(split: str, examples: Sequence[Example], validation: Sequence[Example]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lora_ft.data.words import UnicodeTokenizer
+from lora_ft.evaluation.slices import slices
 from lora_ft.reports import answers
 from lora_ft.reports.answers import answer_row, marked
 from lora_ft.reports.curves import read_log, training_plots
@@ -23,6 +24,7 @@ from lora_ft.reports.svg import STYLE, Axis, Plot, Point, Series, figures
 from lora_ft.reports.table import NONE, Cell, Table
 from lora_ft.runs.records import score_values
 from lora_ft.runs.run import LOG, PREDICTIONS, Run
+from lora_ft.tasks.evaluate import Evaluate
 
 TITLE = "Run report"
 _SHOWN_ROWS = 3  # of each kind: best, worst, most changed
@@ -47,6 +49,7 @@ def render(run: Run) -> str:
         body.append(section(f"Scores on {split} rows", list(map(table, _score_tables(split, entry)))))
         if rows := predictions[split]:
             body.append(section(f"Lengths of {split} rows", _lengths(rows)))
+            body.append(section(f"Where {split} rows score high and low", _slices(rows, run.task.evaluate, entry)))
             body.append(section(f"Answers to {split} rows", _answers(rows, run.task.evaluate.metric, entry)))
     if not scores:
         command = f"<code>lora-ft evaluate {escape(str(run.folder))}</code>"
@@ -148,10 +151,31 @@ def _distribution(lengths: Sequence[int]) -> list[Point]:
     return [Point(float(x), float(y), bare=len(values) > 1) for x, y in zip(values, shares, strict=True)]
 
 
+def _by(metric: str, entry: Mapping[str, Any]) -> str:
+    """Return the score that rows are ordered and sliced by."""
+    names = list(score_values(entry["scores"]))
+    return metric if metric in names else names[0]
+
+
+def _slices(rows: Sequence[_Answer], settings: Evaluate, entry: Mapping[str, Any]) -> list[str]:
+    by = _by(settings.metric, entry)
+    found = slices(rows, by, seed=settings.seed, resamples=settings.bootstrap)
+    if not found:
+        return ['<p class="note">There are too few rows to compare kinds of rows.</p>']
+    cells = [
+        [Cell(part.by), Cell(part.value), Cell(f"{part.rows:,}"), Cell(str(part.score), best=part.differs)]
+        for part in found
+    ]
+    note = (
+        f"Mean {by} of rows with 95 % intervals. Intervals that exclude the mean of all rows are emphasized; one in 20 "
+        "does by chance."
+    )
+    return [table(Table("Slices", ("rows by", "value", "rows", by), cells, 2, note))]
+
+
 def _answers(rows: Sequence[_Answer], metric: str, entry: Mapping[str, Any]) -> list[str]:
     """Return the best, worst and most changed answers by the metric of the task."""
-    names = list(score_values(entry["scores"]))
-    by = metric if metric in names else names[0]
+    by = _by(metric, entry)
     ordered = sorted(range(len(rows)), key=lambda at: -rows[at].get(by, 0.0))
     count = min(_SHOWN_ROWS, len(rows))
     worst = [at for at in reversed(ordered) if at not in ordered[:count]][:count]

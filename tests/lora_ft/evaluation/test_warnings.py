@@ -36,7 +36,9 @@ def answer(text: str, cut: bool = False) -> Answer:
 def test_exact_and_near_duplicates_of_training_rows_are_counted_apart(task: Task) -> None:
     train = [example("something else"), example(LONG), example("the same")]
     test = [example("the same"), example("new"), example(LONG.replace("kept", "stored"))]
-    assert warnings.seen_in_training(task, "test", test, train) == [
+    checks = warnings.seen_in_training(task, "test", test, train)
+    assert checks.overlap == ["same", "none", "near"]
+    assert checks.warnings == [
         "1 test prompts are also training prompts; scores are inflated",
         "1 test rows nearly equal training rows, such as row 3 and training row 2; scores are inflated",
     ]
@@ -45,23 +47,23 @@ def test_exact_and_near_duplicates_of_training_rows_are_counted_apart(task: Task
 def test_the_shared_template_does_not_make_rows_duplicates(task: Task) -> None:
     long = task.model_copy(update={"prompt": f"{LONG}: {{text}}"})
     rows = [Example(f"{LONG}: {text}", "x", ("x",), {"text": text}) for text in ("first", "second")]
-    assert warnings.seen_in_training(long, "test", rows[:1], rows[1:]) == []
+    assert warnings.seen_in_training(long, "test", rows[:1], rows[1:]) == warnings.RowChecks([], ["none"])
 
 
 def test_rows_that_selected_the_checkpoint_are_reported(make_task: MakeTask) -> None:
     task = load_task(make_task(data={"test": "validation.jsonl"}))
     rows = load_splits(task, ["test"]).test
     expected = ["6 test prompts are also validation prompts, which selected the checkpoint"]
-    assert warnings.row_warnings(task, "test", rows, may_be_selected=True) == expected
-    assert warnings.row_warnings(task, "test", rows, may_be_selected=False) == []
+    assert warnings.check_rows(task, "test", rows, may_be_selected=True).warnings == expected
+    assert warnings.check_rows(task, "test", rows, may_be_selected=False).warnings == []
 
 
 def test_scores_on_validation_and_training_rows_are_marked(task: Task) -> None:
     splits = load_splits(task)
-    assert warnings.row_warnings(task, "test", splits.test, may_be_selected=True) == []
-    (warning,) = warnings.row_warnings(task, "validation", splits.validation, may_be_selected=True)
+    assert warnings.check_rows(task, "test", splits.test, may_be_selected=True).warnings == []
+    (warning,) = warnings.check_rows(task, "validation", splits.validation, may_be_selected=True).warnings
     assert warning == "the checkpoint was selected on these validation rows; scores are inflated"
-    (warning,) = warnings.row_warnings(task, "train", splits.train, may_be_selected=True)
+    (warning,) = warnings.check_rows(task, "train", splits.train, may_be_selected=True).warnings
     assert "training rows" in warning
 
 
@@ -69,7 +71,7 @@ def test_missing_training_rows_are_reported(task: Task) -> None:
     test = load_splits(task, ["test"]).test
     assert task.data.root is not None
     (task.data.root / "train.jsonl").unlink()
-    (warning,) = warnings.row_warnings(task, "test", test, may_be_selected=False)
+    (warning,) = warnings.check_rows(task, "test", test, may_be_selected=False).warnings
     assert warning.startswith("the training rows are missing, so overlap was not checked")
 
 

@@ -1,0 +1,108 @@
+"""Scores by slice: the rows that share a length, label, script, column's value, or overlap with training rows."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_ft.data.words import UnicodeTokenizer
+from lora_ft.evaluation.metrics.statistics import Estimate, estimate
+
+_FEWEST = 5  # rows of a slice; fewer say nothing
+_MOST = 20  # slices by one property
+_LONGEST = 40  # characters of a column's value
+_OVERLAP = {"same": "the prompt is a training prompt", "near": "nearly a training row", "none": "new"}
+_Answer = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows that share a property.
+
+    Attributes:
+        by: The property, such as "prompt words".
+        value: Its value.
+        rows: Number of rows.
+        score: Mean score of the rows, with its interval.
+        differs: Whether the interval excludes the mean of all rows.
+    """
+
+    by: str
+    value: str
+    rows: int
+    score: Estimate
+    differs: bool
+
+
+def slices(answers: Sequence[_Answer], score: str, *, seed: int, resamples: int) -> list[Slice]:
+    """Return the slices of scored answers. A property is left out unless two of its values have 5 rows each.
+
+    Args:
+        answers: Lines of a predictions file.
+        score: Name of the score.
+        seed, resamples: Of the bootstrap.
+    """
+    scores = np.array([answer.get(score, 0.0) for answer in answers], np.float64)
+    found = []
+    for by, values in _properties(answers):
+        counts = Counter(values)
+        common = [value for value in dict.fromkeys(values) if counts[value] >= _FEWEST]
+        if not 2 <= len(common) <= _MOST:
+            continue
+        for value in common:
+            mean = estimate(scores[[other == value for other in values]], seed=seed, resamples=resamples)
+            differs = not mean.low <= scores.mean() <= mean.high
+            found.append(Slice(by, value, counts[value], mean, differs))
+    return found
+
+
+def columns_to_slice(rows: Sequence[Mapping[str, Any]], target: str) -> list[str]:
+    """Return the columns of a data set with few, short values, in alphabetical order."""
+
+    def is_short(value: object) -> bool:
+        return isinstance(value, str | int | bool) and len(str(value)) <= _LONGEST
+
+    shared = set.intersection(*(set(row) for row in rows)) - {target} if rows else set()
+    return [
+        name
+        for name in sorted(shared)
+        if all(is_short(row[name]) for row in rows) and 2 <= len({str(row[name]) for row in rows}) <= _MOST
+    ]
+
+
+def _properties(answers: Sequence[_Answer]) -> Iterator[tuple[str, list[str]]]:
+    """Yield properties and their values [rows], values in the order in which they are shown."""
+    words = UnicodeTokenizer().tokenize
+    references = [answer["references"][0] for answer in answers]
+    yield "prompt words", _thirds([len(words(answer["prompt"])) for answer in answers])
+    yield "reference words", _thirds([len(words(text)) for text in references])
+    yield "prompt", ["cut" if answer.get("source_cut") else "whole" for answer in answers]
+    yield "answer", ["cut at the limit" if answer.get("cut") else "ended" for answer in answers]
+    yield "script", [_script(text) for text in references]
+    yield "reference", [" ".join(text.split())[:_LONGEST] for text in references]
+    if all("overlap" in answer for answer in answers):
+        yield "training rows", [_OVERLAP[answer["overlap"]] for answer in answers]
+    for name in (answers[0].get("columns") or {}) if answers else ():
+        yield f"column {name}", [str(answer["columns"][name]) for answer in answers]
+
+
+def _thirds(lengths: Sequence[int]) -> list[str]:
+    low, high = (int(bound) for bound in np.quantile(lengths or [0], (1 / 3, 2 / 3), method="nearest"))
+
+    def third(length: int) -> str:
+        if length <= low:
+            return f"up to {low:,}"
+        return f"{low + 1:,} to {high:,}" if length <= high else f"over {high:,}"
+
+    return [third(length) for length in lengths]
+
+
+def _script(text: str) -> str:
+    """Return the script of most letters of a text, such as "Latin" or "Cyrillic"."""
+    counts = Counter(unicodedata.name(letter, "").split(" ")[0] for letter in text if letter.isalpha())
+    return counts.most_common(1)[0][0].capitalize() if counts else "none"

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,13 +51,13 @@ def slices(answers: Sequence[_Answer], score: str, *, seed: int, resamples: int)
     found = []
     for by, values in _properties(answers):
         counts = Counter(values)
-        common = [value for value in dict.fromkeys(values) if counts[value] >= _FEWEST]
+        common = sorted(value for value in counts if counts[value] >= _FEWEST)
         if not 2 <= len(common) <= _MOST:
             continue
         for value in common:
             mean = estimate(scores[[other == value for other in values]], seed=seed, resamples=resamples)
             differs = not mean.low <= scores.mean() <= mean.high
-            found.append(Slice(by, value, counts[value], mean, differs))
+            found.append(Slice(by, value.text, counts[value], mean, differs))
     return found
 
 
@@ -75,12 +75,24 @@ def columns_to_slice(rows: Sequence[Mapping[str, Any]], target: str) -> list[str
     ]
 
 
-def _properties(answers: Sequence[_Answer]) -> Iterator[tuple[str, list[str]]]:
-    """Yield properties and their values [rows], values in the order in which they are shown."""
+class _Value(NamedTuple):
+    """A value of a property; values are shown in this order."""
+
+    rank: int
+    text: str
+
+
+def _properties(answers: Sequence[_Answer]) -> Iterator[tuple[str, list[_Value]]]:
+    """Yield properties and their values [rows]."""
     words = UnicodeTokenizer().tokenize
     references = [answer["references"][0] for answer in answers]
     yield "prompt words", _thirds([len(words(answer["prompt"])) for answer in answers])
     yield "reference words", _thirds([len(words(text)) for text in references])
+    for by, texts in _texts(answers, references):
+        yield by, [_Value(0, text) for text in texts]
+
+
+def _texts(answers: Sequence[_Answer], references: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     yield "prompt", ["cut" if answer.get("source_cut") else "whole" for answer in answers]
     yield "answer", ["cut at the limit" if answer.get("cut") else "ended" for answer in answers]
     yield "script", [_script(text) for text in references]
@@ -91,15 +103,11 @@ def _properties(answers: Sequence[_Answer]) -> Iterator[tuple[str, list[str]]]:
         yield f"column {name}", [str(answer["columns"][name]) for answer in answers]
 
 
-def _thirds(lengths: Sequence[int]) -> list[str]:
+def _thirds(lengths: Sequence[int]) -> list[_Value]:
     low, high = (int(bound) for bound in np.quantile(lengths or [0], (1 / 3, 2 / 3), method="nearest"))
-
-    def third(length: int) -> str:
-        if length <= low:
-            return f"up to {low:,}"
-        return f"{low + 1:,} to {high:,}" if length <= high else f"over {high:,}"
-
-    return [third(length) for length in lengths]
+    thirds = [f"up to {low:,}", f"{low + 1:,} to {high:,}", f"over {high:,}"]
+    ranks = [int(length > low) + int(length > high) for length in lengths]
+    return [_Value(rank, thirds[rank]) for rank in ranks]
 
 
 def _script(text: str) -> str:

@@ -162,9 +162,10 @@ def _slices(rows: Sequence[_Answer], settings: Evaluate, entry: Mapping[str, Any
     found = slices(rows, by, seed=settings.seed, resamples=settings.bootstrap)
     if not found:
         return ['<p class="note">There are too few rows to compare kinds of rows.</p>']
+    named = ["" if i and found[i - 1].by == part.by else part.by for i, part in enumerate(found)]
     cells = [
-        [Cell(part.by), Cell(part.value), Cell(f"{part.rows:,}"), Cell(str(part.score), best=part.differs)]
-        for part in found
+        [Cell(by_name), Cell(part.value), Cell(f"{part.rows:,}"), Cell(str(part.score), best=part.differs)]
+        for by_name, part in zip(named, found, strict=True)
     ]
     note = (
         f"Mean {by} of rows with 95 % intervals. Intervals that exclude the mean of all rows are emphasized; one in 20 "

@@ -19,7 +19,7 @@ def by(found: list[Slice], name: str) -> dict[str, Slice]:
 
 def test_lengths_are_split_into_thirds() -> None:
     rng = np.random.default_rng(0)
-    rows = [answer("w " * (i + 1), "x", (90 if i < 10 else 20) + rng.normal()) for i in range(30)]
+    rows = [answer("w " * (i + 1), "x", (90 if i < 10 else 20) + rng.normal()) for i in reversed(range(30))]
     found = by(slices(rows, "rouge1", seed=0, resamples=200), "prompt words")
     assert list(found) == ["up to 11", "12 to 20", "over 20"]
     assert [part.rows for part in found.values()] == [11, 9, 10]
@@ -46,7 +46,7 @@ def test_labels_scripts_overlap_cuts_and_columns_are_properties() -> None:
     ]
     found = slices(rows, "rouge1", seed=0, resamples=100)
     assert {part.by: part.rows for part in found} == {
-        "prompt": 5,
+        "prompt": 15,
         "answer": 15,
         "script": 10,
         "reference": 10,

@@ -26,6 +26,7 @@ from lora_ft.deployment.torch_reference import (
     bundle_metadata,
     codec_of,
     examples_of,
+    phrases_of,
     references_of,
     samples_of,
     scores_of,
@@ -93,6 +94,7 @@ def export_onnx(
     force: bool = False,
     layout: str = "bundle",
     triton: bool = False,
+    drafts: bool = False,
     verify_rows: int = 16,
     verify_split: SplitName = "validation",
     overwrite: bool = False,
@@ -112,6 +114,7 @@ def export_onnx(
             manifest and the card record it.
         layout: "bundle", or a name of `lora_ft.export.layouts.LAYOUTS`.
         triton: Also write a Triton model repository of the layout "single".
+        drafts: Let the bundle contain phrases that several training answers share, so that it answers in less time.
         verify_rows: Number of rows of the task to compare with PyTorch.
         verify_split: Split of these rows.
         overwrite: Replace `out` if it exists.
@@ -127,6 +130,8 @@ def export_onnx(
         raise UsageError(f"the layout is unknown (got {layout!r})", f"use one of bundle, {', '.join(LAYOUTS)}")
     if triton and layout != "single":
         raise UsageError("a Triton repository needs the layout single", "add --layout single")
+    if drafts and layout != "bundle":
+        raise UsageError("--drafts requires --layout bundle", "leave out --drafts")
     precisions = candidates(choose_provider("auto")) if precision == AUTO else [parse(precision)]
     for candidate in precisions:
         choose_provider("auto", str(candidate))  # the comparison with PyTorch runs it on this machine
@@ -136,6 +141,9 @@ def export_onnx(
         _open_model(name, progress, base) as (folder, model, task, origin),
     ):
         tokenizer, facts = load_tokenizer(folder, codec_of(task)), _facts(name, folder)
+        start = model_generation(model).special.start
+        if drafts:
+            origin = replace(origin, phrases=phrases_of(task, tokenizer, start))
         if facts:
             origin = replace(origin, provenance=replace(origin.provenance, scores=scores_of(facts)))
         if layout != "bundle":
@@ -153,7 +161,7 @@ def export_onnx(
             origin,
             references=references_of(model, tokenizer, prompts, origin, progress),
             probe=next(references_of(model, tokenizer, SENTENCES, origin, progress)),
-            samples=samples_of(task, tokenizer, model_generation(model).special.start, progress),
+            samples=samples_of(task, tokenizer, start, progress),
             scaled=is_scaled(model),
         )
         published = write_bundle(

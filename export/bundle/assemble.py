@@ -27,6 +27,7 @@ from lora_ft.export.onnx.graphs import decoder_model, encoder_model, log_softmax
 from lora_ft.export.onnx.model_parts import ModelParts
 from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.generator import Generator
+from lora_ft.export.runtime.phrases import NO_PHRASES, Phrases
 from lora_ft.export.runtime.session import choose_provider
 
 _PACKAGES = ("lora-ft", "numpy", "onnx", "onnxruntime", "tokenizers")
@@ -46,6 +47,7 @@ class BundleMetadata:
         chat: Chat settings, or None.
         labels: The only allowed answers, or () if answers are unrestricted.
         provenance: Metadata for the graphs.
+        phrases: Phrases of training answers to draft from, which become part of the bundle.
     """
 
     base: str
@@ -57,6 +59,7 @@ class BundleMetadata:
     chat: Mapping[str, Any] | None = None
     labels: tuple[str, ...] = ()
     provenance: Provenance = UNKNOWN
+    phrases: Phrases = NO_PHRASES
 
 
 def read_model(folder: Path) -> tuple[Architecture, Checkpoint]:
@@ -120,7 +123,7 @@ def assemble(
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", _generation(parts.architecture.special, origin))
     _write(folder / "prompt.json", prompt_of(origin, tokenizer))
-    content = {
+    content: dict[str, Any] = {
         "format": manifest.FORMAT,
         "version": manifest.VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -129,6 +132,8 @@ def assemble(
         "precision": precision,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES} | dict(origin.versions),
     }
+    if len(origin.phrases):
+        content[manifest.DRAFTS] = origin.phrases.write(folder / manifest.PHRASES)
     return Generator(folder, content, allowed_cpus(), choose_provider("auto", precision))
 
 

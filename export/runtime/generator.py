@@ -18,9 +18,12 @@ from lora_ft.core.tokenizer import Tokenizer, by_adapter, pad, ragged
 from lora_ft.export.precision import parse
 from lora_ft.export.runtime.bank import Bank, RowAdapters, unknown_adapter
 from lora_ft.export.runtime.decoding import decode
+from lora_ft.export.runtime.decoding.draft_length import controller_of
 from lora_ft.export.runtime.inputs import Prompted, check_sizes, listed, unmasked_rows
-from lora_ft.export.runtime.manifest import ADAPTERS, read_adapters, read_manifest
+from lora_ft.export.runtime.manifest import ADAPTERS, DRAFTS, PHRASES, read_adapters, read_manifest
 from lora_ft.export.runtime.model import Model
+from lora_ft.export.runtime.phrases import VERSION as PHRASES_VERSION
+from lora_ft.export.runtime.phrases import Phrases
 from lora_ft.export.runtime.session import choose_provider
 from lora_ft.export.runtime.settings import Settings
 
@@ -88,6 +91,8 @@ class Generator:
         entries = manifest.get(ADAPTERS)
         self.bank = Bank.open(folder, entries, provider) if entries is not None else None
         self.model = Model(folder, shape, threads, provider, self.bank.inputs if self.bank else {})
+        if manifest.get(DRAFTS, {}).get("version") == PHRASES_VERSION:
+            controller_of(self.model).phrases = Phrases.read(folder / PHRASES, self._vocabulary)
 
     @classmethod
     def load(cls, folder: str | Path, *, threads: int | None = None, provider: str = "auto") -> Generator:

@@ -17,6 +17,8 @@ FORMAT = "lora-ft bundle"
 VERSION = 5
 WEIGHTS = "weights.bin"  # the one file of external data that the graphs share
 SBOM = "sbom.cdx.json"  # bill of materials; older bundles lack it
+PHRASES = "phrases.npy"  # phrases of training answers, only if the export asked for them
+DRAFTS = "drafts"  # key of the manifest that describes them
 PROBE = "probe.json"  # PyTorch's answers, to repeat the verification
 GRAPHS = (
     "encoder.onnx",
@@ -34,6 +36,7 @@ FOLD = "fold.safetensors"  # factors folded into the bank's weights and into eac
 BANK_FILES = (*ADAPTED_GRAPHS, BANK, FOLD)  # files of a bank besides its adapters
 ADAPTERS = "adapters"  # folder of the adapters' files, and their key in the manifest
 FILES = (*GRAPHS, WEIGHTS, PROBE, "tokenizer.json", "config.json", "generation_config.json", "prompt.json")
+_OPTIONAL = (SBOM, PHRASES)
 
 _METADATA_PROPS = 14  # the field of onnx.proto's ModelProto
 _NAME, _DIGEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"), re.compile(r"[0-9a-f]{64}")
@@ -52,8 +55,8 @@ def is_bank(folder: Path) -> bool:
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the manifest's entries for all files of a bundle except its adapters."""
     bank = BANK_FILES if (folder / BANK).is_file() else ()
-    bill = (SBOM,) if (folder / SBOM).is_file() else ()
-    return {name: describe(folder / name) for name in (*FILES, *bank, *bill)}
+    optional = [name for name in _OPTIONAL if (folder / name).is_file()]
+    return {name: describe(folder / name) for name in (*FILES, *bank, *optional)}
 
 
 def adapter_file(name: str, digest: str) -> str:
@@ -87,7 +90,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     manifest = _read(folder)
     path, files, adapters = folder / NAME, manifest["files"], manifest.get(ADAPTERS)
-    expected = (*FILES, *(() if adapters is None else BANK_FILES), *((SBOM,) if SBOM in files else ()))
+    expected = (*FILES, *(() if adapters is None else BANK_FILES), *(name for name in _OPTIONAL if name in files))
     for name in sorted(files.keys() - set(expected)):
         raise LoraFtError(f"{path} names {name!r}, which is not a file of a bundle", "export the bundle again")
     for name in expected:

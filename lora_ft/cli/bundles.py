@@ -94,6 +94,9 @@ def export(
         str, typer.Option(help="bundle, optimum or single. optimum also runs in transformers.js; single is one file.")
     ] = "bundle",
     triton: Annotated[bool, typer.Option("--triton", help="With single: also a Triton model repository.")] = False,
+    drafts: Annotated[
+        bool, typer.Option("--drafts", help="Include phrases of training answers to draft from.")
+    ] = False,
     verify_rows: VerifyRows = 16,
     verify_split: Annotated[SplitChoice, typer.Option(help="Split of these rows.")] = SplitChoice.validation,
     sign: Annotated[
@@ -118,6 +121,8 @@ def export(
         )
     if adapters and layout != "bundle":
         raise UsageError("--adapters requires --layout bundle", "leave out --layout")
+    if adapters and drafts:
+        raise UsageError("--adapters does not support --drafts", "leave out --drafts")
     destination = hub.destination(push_to_hub, private=private)
     if sign is not None:
         _check_signing(sign, pushed=destination is not None)
@@ -131,7 +136,7 @@ def export(
         _export_model(
             model[0],
             out,
-            {**shared, **limits, **rows, "layout": layout, "triton": triton},
+            {**shared, **limits, **rows, "layout": layout, "triton": triton, "drafts": drafts},
             as_json=as_json,
             quiet=quiet,
         )

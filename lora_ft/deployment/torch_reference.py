@@ -18,6 +18,7 @@ from lora_ft.export.bundle.assemble import BundleMetadata
 from lora_ft.export.bundle.provenance import Provenance, Score
 from lora_ft.export.onnx.smoothquant import Sample
 from lora_ft.export.parity import Reference
+from lora_ft.export.runtime.phrases import Phrases
 from lora_ft.models.generation import model_generation, without_defaults
 from lora_ft.models.loading import MAX_NEW_TOKENS, SOURCE_LENGTH
 from lora_ft.publishing.model_card import Facts
@@ -125,6 +126,23 @@ def references_of(
         yield Reference(ids.numpy(), mask.numpy(), generated[:, 1:].numpy(), logits.float().numpy(), limit)
         finished += len(batch)
         progress.advance(finished)
+
+
+def phrases_of(task: Task | None, tokenizer: Tokenizer, start: int) -> Phrases:
+    """Return the phrases that the answers of a task's training rows share.
+
+    Args:
+        task: Task of the rows, or None.
+        tokenizer: Tokenizer of the task.
+        start: First token of the decoder.
+
+    Raises:
+        UsageError, LoraFtError: There is no task, or its training rows are not available.
+    """
+    if task is None:
+        raise UsageError("--drafts requires the training rows of a task", "export a run, or leave out --drafts")
+    targets = [example.target for example in load_splits(task, ["train"]).train]
+    return Phrases.count(tokenizer.encode_targets(targets, task.lengths.target), start)
 
 
 def samples_of(task: Task | None, tokenizer: Tokenizer, start: int, progress: Progress) -> Iterator[Sample]:

@@ -35,6 +35,17 @@ def test_manifest_of_a_run_records_its_origin(tiny_run: Run, tiny_base: Path, tm
     }
 
 
+def test_phrases_of_training_answers_are_exported_on_request(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
+    for drafts in (True, False):
+        export_onnx(str(tiny_run.folder), tmp_path / "bundle", verify_rows=1, drafts=drafts, overwrite=True)
+        assert (tmp_path / "bundle" / "phrases.npy").exists() is drafts
+    with pytest.raises(UsageError, match="training rows of a task"):
+        export_onnx(str(tiny_base), tmp_path / "other", verify_rows=1, drafts=True)
+    with pytest.raises(UsageError, match="--layout bundle"):
+        export_onnx(str(tiny_run.folder), tmp_path / "other", drafts=True, layout="single")
+    assert not (tmp_path / "other").exists()
+
+
 def test_graphs_contain_task_license_and_scores_but_no_local_path(
     tiny_run: Run, tiny_base: Path, tmp_path: Path
 ) -> None:

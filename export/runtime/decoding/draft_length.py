@@ -2,9 +2,9 @@
 
 A call that checks a draft of n tokens takes longer than a plain step and yields up to n + 1 tokens. Whether that pays
 off depends on the machine, the precision, the batch and the text. `DraftLengthController` therefore keeps two running
-estimates: the share of drafted tokens that is accepted (`_Share`), and the duration of a call by its width (`_Cost`).
-It chooses the width with the most expected tokens per second. Three guards keep estimates current and limit the cost of
-bad ones:
+estimates: the share of drafted tokens that is accepted (`_Share`), by the evidence for a token (`Evidence`), and the
+duration of a call by its width (`_Cost`). It chooses the width with the most expected tokens per second. Three guards
+keep estimates current and limit the cost of bad ones:
 
 - the next larger width is tried from time to time, since its cost is unknown otherwise (`_OFTEN`, `_SELDOM`);
 - after several refused drafts the search for drafts pauses (`_Rest`), since the search takes time;
@@ -22,14 +22,19 @@ import threading
 from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
+
+from lora_ft.export.runtime.phrases import NO_PHRASES
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 LONGEST = 16  # largest draft, in tokens
 _WIDTHS = (1, 2, 3, 4, 5, 7, 9, 13, 1 + LONGEST)
+_SURE = 0.985  # largest share of accepted tokens that is believed
 _KEPT = 0.97  # weight of older counts at each new draft, since texts differ
 # weight of a timing below and above the estimate; other load on the machine can only slow a call down
 _FASTER, _SLOWER = 0.3, 0.03
@@ -44,6 +49,24 @@ _SHORT, _LONG = 8, 32  # length of this pause, in calls: the first and the longe
 _PAID = 1.05  # required recent speed-up of all drafts together
 _DRAFTED = 16  # calls with drafts before that speed-up is checked
 _OFF, _LONGEST_OFF = 64, 1024  # calls without drafts after a failed check: at first, and at most
+
+
+# Why a token is drafted: (origin, degree). Origins and their degrees:
+#   copy    number of tokens that are the same before it, up to MATCHED
+#   resume  0: the source goes on after a token that is not its own
+#   start   0: the place in the source where the last answer began
+#   phrase  share of the training answers, in eighths (`runtime.phrases`)
+Evidence = tuple[str, int]
+MATCHED = 8
+EIGHTHS = 8
+
+
+def _expected_share(evidence: Evidence) -> float:
+    """Return the share of accepted tokens that is assumed until measured."""
+    origin, degree = evidence
+    if origin == "copy":
+        return (0.5, 0.7, 0.8, 0.85, 0.9)[min(degree, 5) - 1]
+    return (degree + 0.5) / EIGHTHS if origin == "phrase" else 0.4
 
 
 def _locked(
@@ -64,14 +87,15 @@ class DraftLengthController:
 
     Attributes:
         lock: Held while estimates are read or changed.
+        start: Place in the source where the latest answer began to copy it, or -1.
+        phrases: Phrases to draft from; the generator sets those of a bundle.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        # The first token of a draft is often wrong. If it is right, the answer copies the source, and most later tokens
-        # are right too.
-        self._first = {1: _Share(0.5), 2: _Share(0.7), 3: _Share(0.8)}  # by the number of tokens matched
-        self._onward = _Share(0.8)
+        self._shares: dict[Evidence, _Share] = {}
+        self.start = -1
+        self.phrases = NO_PHRASES
         self._costs: dict[int, _Cost] = {}  # by the number of rows of a call
         self._rests: defaultdict[int, _Rest] = defaultdict(_Rest)  # likewise
         self._gains: defaultdict[int, _Gain] = defaultdict(_Gain)  # likewise
@@ -82,20 +106,26 @@ class DraftLengthController:
         """Return whether the next call should neither use nor search for drafts."""
         return self._rests[rows].take()
 
+    def share(self, evidence: Evidence) -> float:
+        """Return the share of the tokens with this evidence that is accepted."""
+        share = self._shares.get(evidence)  # no lock, since this is asked for every token of a draft
+        return share.value if share else _expected_share(evidence)
+
     @_locked
-    def width(self, rows: int, drafts: Sequence[tuple[int, int]]) -> int:
+    def width(self, rows: int, drafts: Sequence[Sequence[float]]) -> int:
         """Return the number of tokens per row of the next call that promises the most tokens per second.
 
         Args:
             rows: Number of rows of the call.
-            drafts: (tokens matched, tokens drafted) of each unfinished row.
+            drafts: Shares of the tokens of each unfinished row's draft.
         """
-        longest = max(length for _, length in drafts)
+        longest = max(map(len, drafts))
         if not longest:
             return 1
         cost = self._of(rows)
         widths = [width for width in _WIDTHS if width <= longest] + [longest + 1]
-        rates = {width: self._expected(drafts, width) / cost(width) for width in widths}
+        expected = [list(accumulate(accumulate(draft, mul), initial=1.0)) for draft in drafts]
+        rates = {width: sum(each[:width][-1] for each in expected) / cost(width) for width in widths}
         best = max(widths, key=rates.__getitem__)
         if rates[best] < (_WORTH if rows == 1 else _WORTH_TOGETHER) * rates[1]:
             best = 1
@@ -119,27 +149,17 @@ class DraftLengthController:
             self._rests[rows].off()
 
     @_locked
-    def accepted(self, matched: int, accepted: int, drafted: int) -> None:
-        """Record how many tokens of a draft were accepted."""
-        if drafted:
-            self._first[matched].count(min(accepted, 1), 1)
-        if accepted:
-            self._onward.count(
-                accepted - 1, min(accepted, drafted - 1)
-            )  # tokens after a rejected one do not count as tried
+    def accepted(self, evidence: Sequence[Evidence], accepted: int) -> None:
+        """Record how many tokens of a draft were accepted. Tokens after a rejected one do not count as tried."""
+        for place, each in enumerate(evidence[: accepted + 1]):
+            if each not in self._shares:
+                self._shares[each] = _Share(_expected_share(each))
+            self._shares[each].count(place < accepted)
 
     def _of(self, rows: int) -> _Cost:
         if rows not in self._costs:
             self._costs[rows] = _Cost(rows)
         return self._costs[rows]
-
-    def _expected(self, drafts: Sequence[tuple[int, int]], width: int) -> float:
-        """Return the expected number of tokens of a call."""
-        total, onward = float(len(drafts)), self._onward.value
-        for matched, length in drafts:
-            if length:
-                total += self._first[matched].value * (1 - onward ** min(length, width - 1)) / (1 - onward)
-        return total
 
 
 class _Share:
@@ -148,12 +168,12 @@ class _Share:
     def __init__(self, expected: float) -> None:
         self._accepted, self._tried = 4 * expected, 4.0
 
-    def count(self, accepted: int, tried: int) -> None:
-        self._accepted, self._tried = self._accepted * _KEPT + accepted, self._tried * _KEPT + tried
+    def count(self, accepted: bool) -> None:
+        self._accepted, self._tried = self._accepted * _KEPT + accepted, self._tried * _KEPT + 1
 
     @property
     def value(self) -> float:
-        return min(self._accepted / self._tried, 0.97)
+        return min(self._accepted / self._tried, _SURE)
 
 
 class _Rest:

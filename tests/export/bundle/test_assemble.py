@@ -24,7 +24,10 @@ from lora_ft.export.onnx.quantization import formats_of
 from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.precision import FP32, NAMED, Precision
 from lora_ft.export.runtime import Generator
-from lora_ft.export.runtime.manifest import FILES, GRAPHS, PROBE, SBOM, WEIGHTS, read_manifest
+from lora_ft.export.runtime.cache import Cache, Source
+from lora_ft.export.runtime.decoding.draft_length import controller_of
+from lora_ft.export.runtime.manifest import FILES, GRAPHS, PHRASES, PROBE, SBOM, WEIGHTS, read_manifest
+from lora_ft.export.runtime.phrases import Phrases
 from tests.export.family import save_member
 from tests.export.oracle import ORIGIN, TEXTS, entries
 from tests.tiny import save_tiny_t5
@@ -108,6 +111,49 @@ def test_a_sealed_bundle_can_be_loaded(assembled: Assemble, tmp_path: Path, look
     }
     assert json.loads((out / "generation_config.json").read_text())["prompt_lookup"] is lookup
     assert Generator.load(out, threads=1).generate(TEXTS) == bundle.generate(TEXTS)
+
+
+def test_phrases_are_a_checked_part_of_a_bundle_and_change_no_answer(
+    assembled: Assemble, generator: Generator, tmp_path: Path
+) -> None:
+    answers = [answer.tokens.tolist() for answer in generator.answer(TEXTS)]
+    bundle, out = assembled(phrases=Phrases.count(answers * 3, generator.special.start)), tmp_path / "sealed"
+    (bundle.folder / PROBE).write_text("{}")
+    out.mkdir()
+    seal(bundle.folder, bundle.manifest, out, family="T5", prompt_lookup=True)
+    manifest = read_manifest(out)
+    assert PHRASES in manifest["files"]
+    assert manifest["drafts"]["version"] == 1
+    assert manifest["drafts"]["entries"] > 0
+    calls = counted_calls(loaded := Generator.load(out, threads=1))
+    assert [answer.tokens.tolist() for answer in loaded.answer(TEXTS)] == answers
+    drafted = len(calls)
+    loaded.answer(TEXTS, prompt_lookup=False)
+    assert drafted < len(calls) - drafted
+    (out / PHRASES).write_bytes(b"changed")
+    with pytest.raises(LoraFtError, match=PHRASES):
+        Generator.load(out)
+
+
+def counted_calls(generator: Generator) -> list[int]:
+    """Return a list that gets the width of every call of the decoder."""
+    widths, step = list[int](), generator.model.step
+
+    def counted(source: Source, cache: Cache, tokens: np.ndarray, **options: Any) -> np.ndarray:
+        widths.append(tokens.shape[1])
+        return step(source, cache, tokens, **options)
+
+    generator.model.step = counted  # type: ignore[method-assign]
+    return widths
+
+
+def test_phrases_of_another_version_are_not_used(assembled: Assemble) -> None:
+    bundle = assembled(phrases=Phrases.count([[5, 6, 1]] * 3, 0))
+    versions = {1: 0, 2: 0}
+    for version in versions:
+        content = {**bundle.manifest, "drafts": {"version": version}}
+        versions[version] = len(controller_of(Generator(bundle.folder, content, 1).model).phrases)
+    assert versions[1] > versions[2] == 0
 
 
 @pytest.mark.parametrize("name", FILES)

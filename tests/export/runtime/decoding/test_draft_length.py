@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ft.export.runtime.decoding.draft_length import LONGEST, DraftLengthController
+from lora_ft.export.runtime.decoding.draft_length import LONGEST, MATCHED, DraftLengthController, Evidence
 
 
 def steady(first: float, slope: float, pace: DraftLengthController | None = None) -> DraftLengthController:
@@ -21,9 +21,18 @@ def steady(first: float, slope: float, pace: DraftLengthController | None = None
     return pace
 
 
+def shares(pace: DraftLengthController, matched: int = 2, length: int = LONGEST) -> list[float]:
+    """Return the shares of the tokens of a copy that begins behind `matched` equal tokens."""
+    return [pace.share(each) for each in copied(matched, length)]
+
+
+def copied(matched: int, length: int) -> list[Evidence]:
+    return [("copy", min(matched + i, MATCHED)) for i in range(length)]
+
+
 def usual(pace: DraftLengthController, rows: int = 1, matched: int = 2, length: int = LONGEST) -> int:
     """Return the most frequent width of several calls, since a larger width is tried from time to time."""
-    widths = [pace.width(rows, [(matched, length)] * rows) for _ in range(15)]
+    widths = [pace.width(rows, [shares(pace, matched, length)] * rows) for _ in range(15)]
     return max(set(widths), key=widths.count)
 
 
@@ -31,28 +40,34 @@ def test_drafts_grow_with_acceptance() -> None:
     pace, widths = DraftLengthController(), []
     for _ in range(60):
         widths.append(usual(pace))
-        pace.accepted(2, LONGEST, LONGEST)
+        pace.accepted(copied(2, LONGEST), LONGEST)
     assert widths == sorted(widths)
     assert widths[0] < widths[-1] == 1 + LONGEST
 
 
-def test_a_rejected_draft_affects_only_its_match_length() -> None:
+def test_a_rejected_draft_affects_only_its_evidence() -> None:
     pace = DraftLengthController()
-    before = usual(pace, matched=1), usual(pace, matched=3)
+    others: list[Evidence] = [("copy", 1), ("copy", 3), ("phrase", 2), ("resume", 0), ("start", 0)]
+    before = [pace.share(each) for each in others]
     for _ in range(60):
-        pace.accepted(2, 0, 4)
-    assert usual(pace, matched=2) == 1
-    assert (usual(pace, matched=1), usual(pace, matched=3)) == before
-    assert min(before) > 1
+        pace.accepted([("copy", 2), ("copy", 3), ("phrase", 2)], 0)
+    assert pace.share(("copy", 2)) < 0.1
+    assert [pace.share(each) for each in others] == before
+    assert usual(pace) == 1
 
 
-def test_untried_tokens_are_not_counted() -> None:
+def test_tokens_after_a_rejected_one_are_not_counted() -> None:
     short, long = DraftLengthController(), DraftLengthController()
     for _ in range(10):
-        short.accepted(2, 1, 2)
-        long.accepted(2, 1, 16)
-        short.accepted(3, 0, 0)
-    assert [usual(short, matched=n) for n in (1, 2, 3)] == [usual(long, matched=n) for n in (1, 2, 3)]
+        short.accepted(copied(2, 2), 1)
+        long.accepted(copied(2, 16), 1)
+        short.accepted([], 0)
+    assert shares(short) == shares(long)
+
+
+def test_phrases_are_trusted_by_their_share() -> None:
+    trust = [DraftLengthController().share(("phrase", eighth)) for eighth in range(8)]
+    assert trust == sorted(set(trust))
 
 
 @pytest.mark.parametrize("rows", [1, 8])
@@ -103,21 +118,21 @@ def test_a_slow_width_is_tried_again() -> None:
 
 
 def test_rows_with_drafts_justify_wide_calls_only_if_cheap() -> None:
-    drafts = [*[(3, LONGEST)] * 4, *[(0, 0)] * 4]
+    drafts = [*[[0.9] * LONGEST] * 4, *[[]] * 4]
     assert steady(0.01, 0.001).width(8, drafts) > 1
     assert steady(0.01, 0.2).width(8, drafts) == 1
 
 
 def test_calls_without_drafts_have_single_tokens() -> None:
-    assert DraftLengthController().width(3, [(0, 0)] * 3) == 1
+    assert DraftLengthController().width(3, [[]] * 3) == 1
 
 
 def test_unprofitable_widths_are_tried_less_and_less() -> None:
     pace, tried = steady(0.01, 5.0), []
     for turn in range(2000):
-        if pace.width(1, [(2, LONGEST)]) > 1:
+        if pace.width(1, [shares(pace)]) > 1:
             tried.append(turn)
-            pace.accepted(2, 0, 1)
+            pace.accepted(copied(2, 1), 0)
     gaps = [after - before for before, after in pairwise(tried)]
     assert gaps == sorted(gaps)
     assert gaps[0] < gaps[-1] <= 256
@@ -125,20 +140,20 @@ def test_unprofitable_widths_are_tried_less_and_less() -> None:
 
 
 @given(
-    drafts=st.lists(st.tuples(st.integers(1, 3), st.integers(0, LONGEST)), min_size=1, max_size=5),
+    drafts=st.lists(st.lists(st.floats(0, 1), max_size=LONGEST), min_size=1, max_size=5),
     calls=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 17), st.floats(-1, 100)), max_size=60),
     outcomes=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 5), st.integers(0, LONGEST)), max_size=30),
 )
 def test_no_call_is_wider_than_the_longest_draft(
-    drafts: list[tuple[int, int]], calls: list[tuple[int, int, float]], outcomes: list[tuple[int, int, int]]
+    drafts: list[list[float]], calls: list[tuple[int, int, float]], outcomes: list[tuple[int, int, int]]
 ) -> None:
     pace = DraftLengthController()
     for call in calls:
         pace.took(*call)
     for matched, accepted, drafted in outcomes:
-        pace.accepted(matched, min(accepted, drafted), drafted)
+        pace.accepted(copied(matched, drafted), min(accepted, drafted))
     for _ in range(20):
-        assert 1 <= pace.width(len(drafts), drafts) <= 1 + max(length for _, length in drafts)
+        assert 1 <= pace.width(len(drafts), drafts) <= 1 + max(map(len, drafts))
 
 
 def test_repeated_refusals_pause_the_search_for_drafts() -> None:
@@ -147,7 +162,7 @@ def test_repeated_refusals_pause_the_search_for_drafts() -> None:
     for _ in range(200):
         rests.append(pace.rests(1))
         if not rests[-1]:
-            pace.width(1, [(2, 4)])
+            pace.width(1, [shares(pace, length=4)])
     assert not any(rests[:8])
     assert sum(rests) > 100
     assert not all(rests[-40:])  # it looks again
@@ -158,7 +173,7 @@ def test_an_accepted_draft_ends_the_pauses() -> None:
     pace = steady(0.01, 0.01)
     for _ in range(50):
         assert not pace.rests(1)
-        pace.width(1, [(2, LONGEST)])
+        pace.width(1, [shares(pace)])
 
 
 def test_unprofitable_drafts_are_switched_off_longer_and_longer() -> None:

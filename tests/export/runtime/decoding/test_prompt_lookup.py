@@ -18,8 +18,9 @@ from lora_ft.export.runtime.cache import Cache, Source
 from lora_ft.export.runtime.decoding import draft_length
 from lora_ft.export.runtime.decoding import prompt_lookup as lookup
 from lora_ft.export.runtime.decoding.calls import run
-from lora_ft.export.runtime.decoding.draft_length import LONGEST
+from lora_ft.export.runtime.decoding.draft_length import LONGEST, DraftLengthController
 from lora_ft.export.runtime.decoding.prompt_lookup import _Row
+from lora_ft.export.runtime.phrases import NO_PHRASES, Phrases
 from tests.export.oracle import END, PAD, torch_greedy
 from tests.export.runtime.cases import Pair, words
 
@@ -144,13 +145,14 @@ def test_an_answer_of_its_own_takes_a_call_for_each_token() -> None:
 
 
 def test_drafts_grow_rare_where_they_are_rejected() -> None:
-    source, answer = ([token for new in range(start, start + 150) for token in (5, new)] for start in (100, 300))
+    source = [token for new in range(100, 250) for token in (5, new)]
+    answer = [token for new in range(300, 400) for token in (5, new, new + 200)]
     model = alone([*source, END], answer)
     drafted = [turn for turn, width in enumerate(model.widths) if width > 1]
     assert len(model.widths) == 300
     assert 1 <= drafted[0] < 5
     assert len(drafted) < 30
-    assert drafted[-1] > 150  # it keeps trying
+    assert drafted[-1] > 100  # it keeps trying
     assert set(model.widths[100:]) == {1, 2}
 
 
@@ -235,11 +237,19 @@ def test_answers_are_those_of_greedy_search_where_drafts_are_taken(
         assert sum(queries) > most  # some drafts are rejected
 
 
-def row_of(source: Sequence[int], answer: Sequence[int]) -> _Row:
-    row = _Row(0, list(source), START)
+def row_of(source: Sequence[int], answer: Sequence[int], phrases: Phrases = NO_PHRASES) -> _Row:
+    pace = DraftLengthController()
+    pace.phrases = phrases
+    row = _Row(0, list(source), START, pace)
     if answer:
         row.extend(list(answer))
     return row
+
+
+def drafted(row: _Row, most: int = LONGEST) -> list[int]:
+    row.draft(most)
+    assert len(row.evidence) == len(row.drafted)
+    return row.drafted
 
 
 @pytest.mark.parametrize(
@@ -262,44 +272,114 @@ def test_the_longest_sequence_that_the_source_has_is_gone_on_with(
     source: list[int], answer: list[int], matched: int, draft: list[int]
 ) -> None:
     row = row_of(source, answer)
-    assert row.draft(16) == draft
-    assert row.matched == matched
+    assert drafted(row) == draft
+    assert row.evidence[:1] == ([("copy", matched)] if matched else [])
 
 
 def test_the_next_of_several_places_is_taken() -> None:
     source = [5, 10, 20, 21, 5, 11, 22, 23, 5, 12]
     row = row_of(source, [5])
-    assert row.draft(1) == [10]
+    assert drafted(row, 1) == [10]
     row.extend([21])
-    assert row.draft(1) == [5]
+    assert drafted(row, 1) == [5]
     row.extend([5])  # with 21 before it
-    assert row.draft(1) == [11]
+    assert drafted(row, 1) == [11]
     row.extend([9, 5])
-    assert row.draft(2) == [11, 22]
+    assert drafted(row, 2) == [11, 22]
     row.extend([23])
-    assert row.draft(1) == [5]
+    assert drafted(row, 1) == [5]
     row.extend([8, 5])
-    assert row.draft(2) == [12]
+    assert drafted(row, 2) == [12]
 
 
 def test_where_none_is_left_the_last_place_is_taken() -> None:
     row = row_of([5, 10, 5, 11, 30, 31], [30])
-    assert row.draft(1) == [31]
+    assert drafted(row, 1) == [31]
     row.extend([8, 5])
-    assert row.draft(1) == [11]
+    assert drafted(row, 1) == [11]
+
+
+def test_a_copy_resumes_behind_a_replaced_token() -> None:
+    row = row_of([10, 11, 12, 13, 14, 15, END], [10, 11])
+    assert drafted(row) == [12, 13, 14, 15, END]
+    row.extend([99])  # instead of 12
+    assert drafted(row) == [13, 14, 15, END]
+    assert row.evidence[0] == ("resume", 0)
+    row.extend([98, 97])
+    assert drafted(row) == [15, END]
+    row.extend([96, 95, 94])  # the source is over
+    assert drafted(row) == []
+
+
+def test_an_answer_starts_where_the_last_one_started() -> None:
+    sources = [[7, 8, *range(start, start + 30), END] for start in (100, 200)]
+    model = Known([source[2:] for source in sources], 40)
+    pace = draft_length.controller_of(model)
+    for number, source in enumerate(sources):
+        row = _Row(0, source, START, pace)
+        assert drafted(row, 3) == (source[2:5] if number else [])
+        row.extend(source[2:4])
+        row.draft(3)
+
+
+PHRASES = Phrases.count([[50, 51, 52, 53, END]] * 3 + [[50, 60, 61, END]] * 4, START)
+
+
+def test_phrases_are_drafted_from_the_start_to_the_end() -> None:
+    row = row_of([END], [], PHRASES)
+    assert drafted(row) == [50, 60, 61, END]
+    assert {origin for origin, _ in row.evidence} == {"phrase"}
+    row.extend([50, 51])
+    assert drafted(row) == [52, 53, END]
+
+
+def test_a_draft_goes_from_a_phrase_to_the_source_and_back() -> None:
+    phrases = Phrases.count([[50, 51, name, 53, 54, 55, END] for name in (1, 2, 3, 4)], START)
+    row = row_of([51, 30, 53, 8, END], [50], phrases)
+    for _ in range(50):  # phrases are right and copies end early
+        row._pace.accepted([("phrase", 6)], 1)
+        row._pace.accepted([("copy", 3)], 0)
+    assert drafted(row) == [51, 30, 53, 54, 55, END]
+
+
+@given(
+    answers=st.lists(st.lists(Token, min_size=1, max_size=8), max_size=12),
+    rows=st.lists(copying(), min_size=1, max_size=4),
+    limit=st.integers(1, 30),
+)
+def test_phrases_change_no_answer(
+    answers: list[list[int]], rows: list[tuple[list[int], list[int]]], limit: int
+) -> None:
+    model = Known([answer for _, answer in rows], limit)
+    draft_length.controller_of(model).phrases = Phrases.count([[*answer, END] for answer in answers * 3], START)
+    assert found(model, [source for source, _ in rows], limit) == [answer[:limit] for _, answer in rows]
+
+
+def test_answers_of_phrases_take_a_fraction_of_the_calls() -> None:
+    answer = [*range(40, 80), END]
+    model = Known([answer] * 2, 60)
+    draft_length.controller_of(model).phrases = Phrases.count([answer] * 3, START)
+    for number in range(2):
+        model._answers = [answer]
+        assert found(model, [[7, number + 2, END]], 60) == [answer]
+    assert len(model.widths) < 2 * len(answer) / 4
 
 
 @given(source=st.lists(Token, min_size=1, max_size=30), answer=st.lists(Token, max_size=10), most=st.integers(0, 20))
-def test_a_draft_is_what_follows_the_last_tokens_somewhere(source: list[int], answer: list[int], most: int) -> None:
+def test_a_draft_begins_as_the_last_tokens_went_on_somewhere(source: list[int], answer: list[int], most: int) -> None:
     row = row_of(source, answer)
-    draft = row.draft(most)
-    texts = {
-        n: follow(source, answer[-n:]) + (follow(answer, answer[-n:]) if n > 1 else [])
+    draft = drafted(row, most)
+    assert len(draft) <= min(most, LONGEST)
+    nexts = {
+        n: {rest[0] for rest in follow(source, answer[-n:]) + (follow(answer, answer[-n:]) if n > 1 else [])}
         for n in range(1, min(3, len(answer)) + 1)
     }
-    longest = max((n for n, rests in texts.items() if rests), default=0)
-    assert row.matched == longest
-    assert draft in [tokens[: min(most, LONGEST)] for tokens in texts.get(longest, [[]])]
+    longest = max((n for n, tokens in nexts.items() if tokens), default=0)
+    if draft:
+        assert row.evidence[0] == ("copy", longest)
+        assert draft[0] in nexts[longest]
+    else:
+        assert not longest or not most
 
 
 def follow(source: list[int], tokens: list[int]) -> list[list[int]]:

@@ -21,7 +21,16 @@ _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _TRAINED = ("task.yaml", "data", "metrics.json", "log.jsonl", "adapter", "checkpoint", "tensorboard", "report.html")
 _UNFINISHED = (*_TRAINED, "choices.json", "claim.json", "resume", "initial", "checkpoint-*")
 _WEIGHTS = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
-_GRAPHS = ("*.onnx", "weights.bin", "probe.json", "prompt.json", "bank.json", "adapters", "manifest.json")
+_GRAPHS = (
+    "*.onnx",
+    "weights.bin",
+    "probe.json",
+    "prompt.json",
+    "phrases.npy",
+    "bank.json",
+    "adapters",
+    "manifest.json",
+)
 
 
 class _Kind(NamedTuple):

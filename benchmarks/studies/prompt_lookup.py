@@ -3,7 +3,7 @@
     python -m benchmarks.studies.prompt_lookup RUN BUNDLE… [--rows 64] [--batch 1 --batch 8] [--rounds 5] [--json FILE]
 
 RUN is a trained run, whose task names the rows. The ratio is the time of greedy search over the time with lookup,
-within a round.
+within a round. A bundle with phrases (`lora-ft export --drafts`) is measured with and without them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from lora_ft.core.files import write_json
 from lora_ft.data.splits import load_splits
 from lora_ft.doctor import environment
 from lora_ft.export.runtime import Generator
+from lora_ft.export.runtime.decoding.draft_length import controller_of
+from lora_ft.export.runtime.phrases import NO_PHRASES
 from lora_ft.runs.run import Run
 
 
@@ -30,6 +32,7 @@ class Gain:
 
     Attributes:
         bundle, batch: Name of the bundle, and batch size.
+        phrases: Number of phrases to draft from, besides the source.
         rows, tokens: Number of answered rows, and of tokens in the answers of greedy search.
         same: Share of answers that are the same with lookup.
         calls: Decoder calls with lookup.
@@ -41,6 +44,7 @@ class Gain:
 
     bundle: str
     batch: int
+    phrases: int
     rows: int
     tokens: int
     same: float
@@ -51,35 +55,45 @@ class Gain:
     milliseconds_per_row: tuple[float, float]
 
 
-def measure(bundle: Path, prompts: list[str], batch: int, rounds: int) -> Gain:
-    """Answer the prompts with greedy search and with lookup in turns, and return the figures."""
-    generator = Generator.load(bundle)
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    answers: dict[bool, list[list[int]]] = {}
+def measure(bundle: Path, prompts: list[str], batch: int, rounds: int) -> list[Gain]:
+    """Answer the prompts with greedy search and with lookup in turns. Return the figures without and with phrases."""
+    greedy, lookup = Generator.load(bundle), Generator.load(bundle)
+    engines = {"greedy": greedy, "source": lookup}
+    if phrases := len(controller_of(lookup.model).phrases):
+        engines["phrases"] = Generator.load(bundle)
+        controller_of(lookup.model).phrases = NO_PHRASES
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    answers: dict[str, list[list[int]]] = {}
     calls = {}
     for turn in range(rounds + 1):
-        for lookup in (False, True):
+        for name, generator in engines.items():
             with _Counted(generator) as counted:
                 began = time.perf_counter()
-                results = generator.answer(prompts, batch_size=batch, prompt_lookup=lookup)
+                results = generator.answer(prompts, batch_size=batch, prompt_lookup=name != "greedy")
                 if turn:  # the first turn allocates memory and is not counted
-                    seconds[lookup].append(time.perf_counter() - began)
-            answers[lookup] = [answer.tokens.tolist() for answer in results]
-            calls[lookup] = counted.calls
-    ratios = [plain / drafted for plain, drafted in zip(seconds[False], seconds[True], strict=True)]
-    per_row = [1000 * statistics.median(seconds[lookup]) / len(prompts) for lookup in (False, True)]
-    return Gain(
-        bundle=bundle.name,
-        batch=batch,
-        rows=len(prompts),
-        tokens=sum(map(len, answers[False])),
-        same=statistics.mean(a == b for a, b in zip(answers[False], answers[True], strict=True)),
-        calls=calls[True],
-        plain_calls=calls[False],
-        ratio=statistics.median(ratios),
-        worst=min(ratios),
-        milliseconds_per_row=(per_row[0], per_row[1]),
-    )
+                    seconds[name].append(time.perf_counter() - began)
+            answers[name] = [answer.tokens.tolist() for answer in results]
+            calls[name] = counted.calls
+    gains = []
+    for name in list(engines)[1:]:
+        ratios = [plain / drafted for plain, drafted in zip(seconds["greedy"], seconds[name], strict=True)]
+        per_row = [1000 * statistics.median(seconds[each]) / len(prompts) for each in ("greedy", name)]
+        gains.append(
+            Gain(
+                bundle=bundle.name,
+                batch=batch,
+                phrases=phrases if name == "phrases" else 0,
+                rows=len(prompts),
+                tokens=sum(map(len, answers["greedy"])),
+                same=statistics.mean(a == b for a, b in zip(answers["greedy"], answers[name], strict=True)),
+                calls=calls[name],
+                plain_calls=calls["greedy"],
+                ratio=statistics.median(ratios),
+                worst=min(ratios),
+                milliseconds_per_row=(per_row[0], per_row[1]),
+            )
+        )
+    return gains
 
 
 class _Counted:
@@ -111,12 +125,12 @@ def _main(
 ) -> None:
     """Print a line for each bundle and batch size."""
     prompts = [example.prompt for example in load_splits(Run(run).task, ["test"]).test[:rows]]
-    gains = [measure(folder, prompts, size, rounds) for folder in bundle for size in batch]
+    gains = [gain for folder in bundle for size in batch for gain in measure(folder, prompts, size, rounds)]
     for gain in gains:
         print(
-            f"{gain.bundle:10} batch {gain.batch:2}: speed-up over greedy {gain.ratio:.2f} (worst round "
-            f"{gain.worst:.2f}), {gain.calls} calls instead of {gain.plain_calls}, {gain.same:.0%} identical answers, "
-            f"{gain.milliseconds_per_row[0]:.0f} -> {gain.milliseconds_per_row[1]:.0f} ms per row"
+            f"{gain.bundle:10} batch {gain.batch:2}, {gain.phrases:6,} phrases: speed-up over greedy {gain.ratio:.2f} "
+            f"(worst round {gain.worst:.2f}), {gain.calls} calls instead of {gain.plain_calls}, {gain.same:.0%} "
+            f"identical answers, {gain.milliseconds_per_row[0]:.0f} -> {gain.milliseconds_per_row[1]:.0f} ms per row"
         )
     if json_file is not None:
         write_json(

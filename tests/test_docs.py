@@ -102,7 +102,7 @@ def test_quoted_messages_are_in_the_source() -> None:
 
 def test_specification_names_every_file_of_a_bundle() -> None:
     text = text_of(Path("docs/reference/bundle-format.md"))
-    for name in (*manifest.FILES, *manifest.BANK_FILES, manifest.SBOM, manifest.NAME):
+    for name in (*manifest.FILES, *manifest.BANK_FILES, manifest.LABELS, manifest.SBOM, manifest.NAME):
         assert f"`{name}`" in text, name
     assert f"version {manifest.VERSION}" in text
 

@@ -16,6 +16,7 @@ import onnx
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.core.trie import Trie
 from lora_ft.export.bundle.provenance import UNKNOWN, Provenance, properties, stamp
 from lora_ft.export.bundle.sbom import write_sbom
 from lora_ft.export.checkpoint.architecture import Architecture
@@ -29,6 +30,7 @@ from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.phrases import NO_PHRASES, Phrases
 from lora_ft.export.runtime.session import choose_provider
+from lora_ft.export.runtime.settings import Settings
 
 _PACKAGES = ("lora-ft", "numpy", "onnx", "onnxruntime", "tokenizers")
 
@@ -101,6 +103,7 @@ def assemble(
         origin: Origin, prompt and options.
         adapted: For a bank, the parts with adapters on their layers.
     """
+    allowed = Settings.of(prompt_of(origin, tokenizer), {}, tokenizer).allowed
     with WeightFile(folder / manifest.WEIGHTS) as file:
         models = {
             "encoder": encoder_model(parts, file),
@@ -111,6 +114,9 @@ def assemble(
             "top_k": top_k_model(parts),
             "reorder_cache": reorder_cache_model(parts),
         }
+        if allowed:
+            end = parts.architecture.special.closed_by(tokenizer.closing).end
+            models["labels"] = decoder_model(parts, file, calls="step", tokens=Trie(allowed, end).tokens)
         if adapted:
             models |= {
                 f"{manifest.ADAPTED}encoder": encoder_model(adapted, file),

@@ -6,6 +6,7 @@ by how often it is needed, so that the graph in the loop only computes a step:
     encoder        input_ids[b,s], attention_mask[b,s] -> cross.<layer>.key|value [b,heads,s,d_kv], once per source
     decoder        next tokens of every row, each row at its own position; writes keys and values into the cache
     step           the same, but faster: one token per row, any number of tokens of one row, or the first call
+    labels         `step` with the logits of the tokens of the task's labels alone, if it has labels
     draft          several tokens per row, with the bits of single steps, to check drafts (`draft`)
     log_softmax    log-softmax of logits, for beam search
     top_k          the likeliest tokens of a step, for beam search and sampling
@@ -39,7 +40,9 @@ def encoder_model(parts: ModelParts, weights: WeightFile | None = None) -> onnx.
     return g.model()
 
 
-def decoder_model(parts: ModelParts, weights: WeightFile | None = None, *, calls: Calls = "any") -> onnx.ModelProto:
+def decoder_model(
+    parts: ModelParts, weights: WeightFile | None = None, *, calls: Calls = "any", tokens: Sequence[int] = ()
+) -> onnx.ModelProto:
     """Return the decoder, which continues the tokens in a cache with spare capacity.
 
         input_ids[b,q], lengths[b] (or [1] if all are equal), forbid_eos[] (bool: exclude </s>),
@@ -54,17 +57,21 @@ def decoder_model(parts: ModelParts, weights: WeightFile | None = None, *, calls
         parts: Parts of the model.
         weights: File for the weights. None keeps them in the graph.
         calls: Calls that the graph is for; see `InPlace`.
+        tokens: Tokens whose logits [b,q,n] are returned, without `next`, so that the graph reads only their rows of the
+            head. Default: all. `forbid_eos` then has no effect.
     """
-    g = Graph("decoder" if calls == "any" else calls, weights)
+    g = Graph("labels" if tokens else "decoder" if calls == "any" else calls, weights)
     ids, lengths = g.input("input_ids", INT64, "b", "q"), g.input("lengths", INT64, "n")
     forbid_eos = g.input("forbid_eos", BOOL)
     mask = g.input("encoder_attention_mask", INT64, "sources", "s")
     past, cross = _inputs(g, parts, "past", "b", "room"), _inputs(g, parts, "cross", "sources", "s")
-    logits = g.output("logits", FLOAT, "b", "q", parts.architecture.vocabulary)
-    best = g.output("next", INT64, "b", "q")
+    logits = g.output("logits", FLOAT, "b", "q", len(tokens) or parts.architecture.vocabulary)
     presents = _outputs(g, parts, "present", "b", "room")
     hidden = parts.decode(g, ids, mask, past, cross, presents, InPlace(lengths, calls))
-    parts.head(g, hidden, logits)
+    parts.head(g, hidden, logits, tokens)
+    if tokens:
+        return g.model()
+    best = g.output("next", INT64, "b", "q")
     argmax(g, logits, parts.architecture.vocabulary, output=best, barred=(parts.architecture.special.ends, forbid_eos))
     return g.model()
 

@@ -104,5 +104,5 @@ class ModelParts(Protocol):
                 each. Otherwise each row has its own source.
         """
 
-    def head(self, g: Graph, hidden: str, output: str | None = None) -> str:
-        """Return the logits [b,q,vocabulary] of the decoder's last hidden state."""
+    def head(self, g: Graph, hidden: str, output: str | None = None, tokens: Sequence[int] = ()) -> str:
+        """Return the logits [b,q,vocabulary] of the decoder's last hidden state, or those [b,q,n] of some tokens."""

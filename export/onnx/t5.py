@@ -128,16 +128,17 @@ class T5:
             h, residual = self._add_norm(g, residual, change, self._norm_after("decoder", i))
         return _regroup(g, tokens, 2, h, a.d_model) if grouped else h
 
-    def head(self, g: Graph, hidden: str, output: str | None = None) -> str:
-        """Return the logits [b,q,vocabulary] of the decoder's last hidden state."""
+    def head(self, g: Graph, hidden: str, output: str | None = None, tokens: Sequence[int] = ()) -> str:
+        """Return the logits [b,q,vocabulary] of the decoder's last hidden state, or those [b,q,n] of some tokens."""
         a = self.architecture
         untied = f"{names.HEAD}.weight" in self._weights
         name = f"{names.HEAD if untied else names.EMBEDDING}.weight"
+        rows = list(tokens) or slice(None)
         weight = Weight(
-            (names.HEAD,),
-            a.vocabulary,
+            (f"{names.HEAD}.labels",) if tokens else (names.HEAD,),
+            len(tokens) or a.vocabulary,
             a.d_model,
-            lambda: self._weights[name] * np.float32(a.output_scale),
+            lambda: self._weights[name][rows] * np.float32(a.output_scale),
             self._weights.peak(names.HEAD),
             lambda: self._weights.moments(names.HEAD),
         )

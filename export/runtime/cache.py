@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from lora_ft.export.runtime.io_binding import BoundSession, DeviceBuffer, TopK
+from lora_ft.export.runtime.session import ort_value
 
 
 class Adapters(Protocol):
@@ -64,6 +65,19 @@ class Cache:
     def forget(self, counts: np.ndarray) -> None:
         """Remove the last `counts` [b] tokens of each row."""
         self.lengths = self.lengths - (counts[:1] if (counts == counts[0]).all() else counts)
+
+    def grow(self, length: int, provider: str) -> None:
+        """Double the capacity until `length` fits, so that copying takes a small share of a long answer's time."""
+        room = self.room
+        while room < length:
+            room *= 2
+        values = []
+        for value in self.values:
+            array = value.numpy()
+            larger = np.zeros((*array.shape[:2], room, array.shape[3]), np.float32)
+            larger[:, :, : self.room] = array
+            values.append(ort_value(larger, provider))
+        self.hold(values, self.rows, room)
 
     def hold(self, values: list[ort.OrtValue], rows: int, room: int) -> None:
         """Replace the values, and forget the steps bound to the previous ones."""

@@ -15,12 +15,13 @@ from lora_ft.core.generation_options import Options
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.special_tokens import SPECIAL, SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer, by_adapter, pad, ragged
+from lora_ft.core.trie import Trie
 from lora_ft.export.precision import parse
 from lora_ft.export.runtime.bank import Bank, RowAdapters, unknown_adapter
 from lora_ft.export.runtime.decoding import decode
 from lora_ft.export.runtime.decoding.draft_length import controller_of
 from lora_ft.export.runtime.inputs import Prompted, check_sizes, listed, unmasked_rows
-from lora_ft.export.runtime.manifest import ADAPTERS, DRAFTS, PHRASES, read_adapters, read_manifest
+from lora_ft.export.runtime.manifest import ADAPTERS, DRAFTS, LABELS, PHRASES, read_adapters, read_manifest
 from lora_ft.export.runtime.model import Model
 from lora_ft.export.runtime.phrases import VERSION as PHRASES_VERSION
 from lora_ft.export.runtime.phrases import Phrases
@@ -90,7 +91,9 @@ class Generator:
         shape = layers, config["num_heads"], config["d_kv"], self._vocabulary
         entries = manifest.get(ADAPTERS)
         self.bank = Bank.open(folder, entries, provider) if entries is not None else None
-        self.model = Model(folder, shape, threads, provider, self.bank.inputs if self.bank else {})
+        with_labels = provider == "cpu" and (folder / LABELS).is_file()
+        label_tokens = Trie(self.settings.allowed, self.special.end).tokens if with_labels else ()
+        self.model = Model(folder, shape, threads, provider, self.bank.inputs if self.bank else {}, label_tokens)
         if manifest.get(DRAFTS, {}).get("version") == PHRASES_VERSION:
             controller_of(self.model).phrases = Phrases.read(folder / PHRASES, self._vocabulary)
 

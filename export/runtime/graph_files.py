@@ -30,7 +30,7 @@ def graph_inputs(names: Sequence[str], adapters: Mapping[str, Sequence[str]]) ->
     state = [MASK, *prefixed("cross", names), *prefixed("past", names)]
     plain = {
         "encoder": ["input_ids", "attention_mask"],
-        **{name: ["input_ids", "lengths", "forbid_eos", *state] for name in ("decoder", "step", "draft")},
+        **{name: ["input_ids", "lengths", "forbid_eos", *state] for name in ("decoder", "step", "labels", "draft")},
         "log_softmax": ["logits"],
         "top_k": ["scores", "count"],
         "reorder_cache": ["rows", *names],
@@ -49,7 +49,7 @@ def open_graph(
         provider: Execution provider.
         inputs: Names of the inputs that it should have.
         names: Names of the keys and values of all decoder layers.
-        sizes: (heads, d_kv, vocabulary) in config.json.
+        sizes: (heads, d_kv, vocabulary) in config.json; for `labels`, the number of their tokens instead of the last.
 
     Raises:
         LoraFtError: The graph has other inputs, outputs or sizes, or its weights cannot be read.

@@ -216,10 +216,13 @@ class Lane:
         source, cache = self._view()
         return self._model.step(source, cache, tokens, threads=threads)
 
-    def logits(self, tokens: np.ndarray, threads: int | None = None) -> np.ndarray:
-        """Take a step of all rows, and return the logits [rows, 1, vocabulary], which the next call overwrites."""
+    def logits(self, tokens: np.ndarray, threads: int | None = None, columns: np.ndarray | None = None) -> np.ndarray:
+        """Take a step of all rows, and return the logits [rows, 1, vocabulary], which the next call overwrites.
+
+        With `columns` [n], return the logits [rows, 1, n] of these tokens.
+        """
         source, cache = self._view()
-        return self._model.logits(source, cache, tokens, copy=False, threads=threads)
+        return self._model.logits(source, cache, tokens, columns=columns, copy=False, threads=threads)
 
     def advance(self, slots: Sequence[int]) -> None:
         """Count the tokens of the latest step as part of these slots' answers; those of other slots are dropped."""

@@ -57,6 +57,7 @@ class Model:
         threads: Threads per call.
         provider: "cpu", or "cuda" to keep keys and values in GPU memory.
         inputs: Names of the adapter inputs of each graph, for a bank.
+        label_tokens: Tokens whose logits the graph `labels` returns, ascending; () without that graph.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Model:
         threads: int,
         provider: str = "cpu",
         inputs: Mapping[str, Sequence[str]] | None = None,
+        label_tokens: Sequence[int] = (),
     ) -> None:
         layers, self._heads, self._d_kv, self._vocabulary = shape
         self._folder, self._threads, self._provider = folder, threads, provider
@@ -73,7 +75,8 @@ class Model:
         self._opening = threading.Lock()
         self._grown: set[str] = set()  # graphs whose last outputs were large
         _MODELS.add(self)
-        self._adapters = inputs or {}
+        self._adapters, self._label_tokens = inputs or {}, np.array(label_tokens, np.int64)
+        self._head_sizes = {"labels": len(label_tokens)}  # logits of graphs with fewer than the vocabulary
         self._names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
 
     @property
@@ -102,12 +105,14 @@ class Model:
         Raises:
             LoraFtError: A graph has unexpected inputs or outputs.
         """
-        for name in self._inputs:
+        for name in self._inputs.keys() - ({"labels"} if not self._label_tokens.size else set()):
             self._session(name)
 
     def open_step(self, threads: int, *, adapted: bool) -> None:
         """Load the graph of single steps for calls with fewer threads. Until then, such calls use all."""
         self._session(ADAPTED + "step" if adapted else "step", threads)
+        if self._label_tokens.size:
+            self._session("labels", threads)
 
     def encode(
         self, ids: np.ndarray, mask: np.ndarray, adapters: RowAdapters | None = None, threads: int | None = None
@@ -136,7 +141,8 @@ class Model:
         if adapters:
             graph = ADAPTED + graph
             values += adapters.values(self._adapters[graph])
-        return Source(len(ids), [mask_value, *self._run(graph, values, self._prefixed("cross"), threads)], adapters)
+        cross = self._run(graph, values, prefixed("cross", self._names), threads)
+        return Source(len(ids), [mask_value, *cross], adapters)
 
     def cache(self, rows: int) -> Cache:
         """Return an empty cache."""
@@ -157,13 +163,23 @@ class Model:
         return self._advance(source, cache, tokens, "next", forbid_eos, threads).output.read().copy()
 
     def logits(
-        self, source: Source, cache: Cache, tokens: np.ndarray, *, copy: bool = True, threads: int | None = None
+        self,
+        source: Source,
+        cache: Cache,
+        tokens: np.ndarray,
+        *,
+        columns: np.ndarray | None = None,
+        copy: bool = True,
+        threads: int | None = None,
     ) -> np.ndarray:
-        """Return the logits of `step`, float32 [b, q, vocabulary].
+        """Return the logits of `step`, float32 [b, q, vocabulary], or those [b, q, n] of the tokens `columns` [n].
 
         Without `copy` the result is a view, which the next call overwrites.
         """
-        logits = self._advance(source, cache, tokens, "logits", threads=threads).output.read()
+        output = "logits" if columns is None or not np.array_equal(columns, self._label_tokens) else "labels"
+        logits = self._advance(source, cache, tokens, output, threads=threads).output.read()
+        if columns is not None and logits.shape[-1] > len(columns):
+            return logits[..., columns]
         return logits.copy() if copy else logits
 
     def likeliest(
@@ -231,11 +247,13 @@ class Model:
         count, lengths = tokens.shape[1], cache.lengths
         longest = max(lengths.tolist()) + count
         if longest > cache.room:
-            self._make_room(cache, longest)
+            cache.grow(longest, self._provider)
         if cache.source is not source:
             cache.source, cache.steps, cache.spare = source, {}, None
         self._follow(cache)
         graph = self._decoder_graph(source, cache, count, is_first=longest == count)
+        if output == "labels":
+            graph, output = "labels" if graph == "step" else graph, "logits"
         if threads is None or (graph, threads) not in self._sessions:
             threads = self._threads
         key = graph, threads, output, count, len(lengths)
@@ -270,34 +288,18 @@ class Model:
         tokens: np.ndarray,
         output: str,
     ) -> Step:
-        array = np.empty(
-            tokens.shape if output == "next" else (*tokens.shape, self._vocabulary),
-            np.int64 if output == "next" else np.float32,
-        )
-        names = [MASK, *self._prefixed("cross"), *self._prefixed("past")]
+        array = np.empty(tokens.shape, np.int64)
+        if output == "logits":
+            array = np.empty((*tokens.shape, self._head_sizes.get(graph, self._vocabulary)), np.float32)
+        names = [MASK, *prefixed("cross", self._names), *prefixed("past", self._names)]
         fixed = dict(zip(names, [*source.values, *cache.values], strict=True))
         if source.adapters:
             inputs = self._adapters[graph]
             fixed |= zip(inputs, source.adapters.cached(inputs), strict=True)
-        presents = dict(zip(self._presents, cache.values, strict=True))
+        presents = dict(zip(prefixed("present", self._names), cache.values, strict=True))
         memory = DeviceBuffer.of(array, "cpu" if output == "next" else self._provider)  # read by Python
         examples = {"input_ids": tokens, "lengths": cache.lengths, "forbid_eos": np.array(False)}
-        return Step(
-            BoundSession(session, fixed, {output: memory.value, **presents}, examples, self._provider),
-            memory,
-        )
-
-    def _make_room(self, cache: Cache, length: int) -> None:
-        """Double the capacity until `length` fits, so that copying takes a small share of a long answer's time."""
-        room = cache.room
-        while room < length:
-            room *= 2
-        values = []
-        for value in cache.values:
-            larger = np.zeros((cache.rows, self._heads, room, self._d_kv), np.float32)
-            larger[:, :, : cache.room] = value.numpy()
-            values.append(ort_value(larger, self._provider))
-        cache.hold(values, cache.rows, room)
+        return Step(BoundSession(session, fixed, {output: memory.value, **presents}, examples, self._provider), memory)
 
     def _room(self, rows: int, room: int) -> ort.OrtValue:
         return ort_value(np.zeros((rows, self._heads, room, self._d_kv), np.float32), self._provider)
@@ -322,7 +324,7 @@ class Model:
         self._follow(cache)
         if cache.spare is None:
             spare_values = [self._room(cache.rows, cache.room) for _ in cache.values]
-            names, examples = self._prefixed("selected"), {"rows": rows}
+            names, examples = prefixed("selected", self._names), {"rows": rows}
             forth, back = (
                 BoundSession(
                     self._session("reorder_cache"),
@@ -340,7 +342,7 @@ class Model:
         cache.values, cache.steps = spare.values, spare.steps
 
     def _selected(self, values: list[ort.OrtValue], rows: np.ndarray) -> list[ort.OrtValue]:
-        return self._run("reorder_cache", [ort_value(rows), *values], self._prefixed("selected"))
+        return self._run("reorder_cache", [ort_value(rows), *values], prefixed("selected", self._names))
 
     def _run(
         self, graph: str, values: Sequence[ort.OrtValue], outputs: list[str], threads: int | None = None
@@ -367,13 +369,6 @@ class Model:
         rows, length = values[0].shape()
         return grown or rows * length * length * self._heads * 4 > _LARGE
 
-    def _prefixed(self, prefix: str) -> list[str]:
-        return prefixed(prefix, self._names)
-
-    @cached_property
-    def _presents(self) -> list[str]:
-        return self._prefixed("present")
-
     @cached_property
     def _inputs(self) -> dict[str, list[str]]:
         """Names of the inputs of each graph, in the order of its positional calls."""
@@ -384,10 +379,9 @@ class Model:
         if key not in self._sessions:
             with self._opening:
                 if key not in self._sessions:
-                    path, sizes = self._folder / f"{name}.onnx", (self._heads, self._d_kv, self._vocabulary)
-                    self._sessions[key] = open_graph(
-                        path, key[1], self._provider, self._inputs[name], self._names, sizes
-                    )
+                    sizes = self._heads, self._d_kv, self._head_sizes.get(name, self._vocabulary)
+                    path, inputs = self._folder / f"{name}.onnx", self._inputs[name]
+                    self._sessions[key] = open_graph(path, key[1], self._provider, inputs, self._names, sizes)
         return self._sessions[key]
 
     def begin_again(self) -> None:

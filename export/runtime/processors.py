@@ -8,7 +8,7 @@ import numpy as np
 
 from lora_ft.core.generation_options import Options
 from lora_ft.core.special_tokens import SpecialTokens
-from lora_ft.core.trie import Trie
+from lora_ft.core.trie import Trie, trie_of
 from lora_ft.export.runtime.io_binding import Edit
 
 # (tokens so far [b, n] with the start token, logits [b, vocabulary], which may be changed in place) -> logits
@@ -30,7 +30,7 @@ def processors(options: Options, special: SpecialTokens) -> list[Processor]:
     if options.min_new_tokens:
         edits.append(only_while(lambda count: count < options.min_new_tokens, suppress(special.ends)))
     if options.allowed:
-        edits.append(only(Trie(options.allowed, special.end)))
+        edits.append(only(trie_of(options.allowed, special.end)))
     if options.forced_bos_token_id is not None:
         edits.append(only_while(lambda count: count == 0, force((options.forced_bos_token_id,))))
     if options.forced_eos_token_id is not None:

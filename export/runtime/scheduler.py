@@ -219,20 +219,24 @@ class Scheduler:
             tokens[job.slots] = job.call.tokens
         plain = all(isinstance(job.call, Next) and not job.call.forbid_eos for job in jobs)
         threads = self._encoder.step_threads
-        output = lane.next(tokens, threads) if plain else lane.logits(tokens, threads)
+        columns = _shared_columns(jobs)
+        output = lane.next(tokens, threads) if plain else lane.logits(tokens, threads, columns)
         for job in jobs:
             lane.advance(job.slots)
-        results = [(job, self._result(job, _rows(output, job.slots), plain)) for job in jobs]
+        ready = plain or columns is not None
+        results = [(job, self._result(job, _rows(output, job.slots), ready)) for job in jobs]
         for job, result in results:
             if isinstance(job.call, Next):
                 job.call.shared = len(lane.owners) > 1
             self._resume(job, result)
 
-    def _result(self, job: Job, output: np.ndarray, plain: bool) -> Any:
+    def _result(self, job: Job, output: np.ndarray, ready: bool) -> Any:
         """Return what a call asked for, from the request's rows of a step, which may be changed."""
         call = job.call
-        if plain or isinstance(call, Logits):
+        if ready:
             return output
+        if isinstance(call, Logits):
+            return output if call.columns is None else output[..., call.columns]
         if isinstance(call, Likeliest):
             return self._model.rank(
                 output, call.count, log_softmax=call.log_softmax, before=call.before, after=call.after
@@ -253,7 +257,8 @@ class Scheduler:
                 source, cache, call.tokens, forbid_eos=call.forbid_eos, threads=self._encoder.step_threads
             )
         else:
-            result = self._model.logits(source, cache, call.tokens, threads=self._encoder.step_threads)
+            columns = call.columns if isinstance(call, Logits) else None
+            result = self._model.logits(source, cache, call.tokens, columns=columns, threads=self._encoder.step_threads)
         lane.lengths[slot] += call.tokens.shape[1]
         self._resume(job, result)
 
@@ -293,6 +298,15 @@ class Scheduler:
     def _fail(self, lane: JobLane, error: Exception) -> None:
         for job in lane.jobs:
             self._end(job, Failed(error))
+
+
+def _shared_columns(jobs: Sequence[Job]) -> np.ndarray | None:
+    """Return the columns of the logits that all calls ask for, or None if they ask for different results."""
+    columns = [job.call.columns if isinstance(job.call, Logits) else None for job in jobs]
+    first = columns[0]
+    if first is None or any(other is None or not np.array_equal(first, other) for other in columns[1:]):
+        return None
+    return first
 
 
 def _rows(values: np.ndarray, slots: Sequence[int]) -> np.ndarray:

@@ -42,9 +42,11 @@ class Logits:
 
     Attributes:
         tokens: Next tokens, int64 [b, q].
+        columns: Tokens whose logits are needed, int64 [n], ascending; the result then is [b, q, n].
     """
 
     tokens: np.ndarray
+    columns: np.ndarray | None = None
 
 
 @dataclass(slots=True)
@@ -121,8 +123,8 @@ def run(model: Model, source: Source, copies: int, decoding: Decoding) -> Iterat
                 yield item
             case Next(tokens, forbid_eos):
                 result = model.step(source, cache, tokens, forbid_eos=forbid_eos)
-            case Logits(tokens):
-                result = model.logits(source, cache, tokens, copy=False)
+            case Logits(tokens, columns):
+                result = model.logits(source, cache, tokens, columns=columns, copy=False)
             case Likeliest(tokens, count, log_softmax, before, after):
                 result = model.likeliest(
                     source, cache, tokens, count, log_softmax=log_softmax, before=before, after=after

@@ -1,4 +1,7 @@
-"""Greedy search among allowed answers. Once only one answer is possible, its remaining tokens need no step."""
+"""Greedy search among allowed answers. Once only one answer is possible, its remaining tokens need no step.
+
+Only the logits of tokens of the answers are needed, so the model may leave out the rest of its head.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ import numpy as np
 
 from lora_ft.core.generation_options import Options
 from lora_ft.core.special_tokens import SpecialTokens
-from lora_ft.core.trie import Trie
+from lora_ft.core.trie import trie_of
 from lora_ft.export.runtime.decoding.calls import Decoding, Keep, Logits
 from lora_ft.export.runtime.decoding.types import TokenChunk
 
 
 def search(ids: Sequence[np.ndarray], options: Options, special: SpecialTokens) -> Decoding:
     """Yield the likeliest token that continues an allowed answer, step by step. Decided rows leave the batch."""
-    trie = Trie(options.allowed, special.end)
+    trie = trie_of(options.allowed, special.end)
+    columns = np.array(trie.tokens)
+    place = {token: i for i, token in enumerate(trie.tokens)}
     rows = np.arange(len(ids))
     shared = trie.forced([])
     if shared:
@@ -26,11 +31,11 @@ def search(ids: Sequence[np.ndarray], options: Options, special: SpecialTokens) 
     answers = [list(shared) for _ in rows]
     tokens = np.tile([special.start, *shared], (len(ids), 1))
     while len(rows):
-        logits = (yield Logits(tokens))[:, -1]
+        logits = (yield Logits(tokens, columns))[:, -1]
         decided = np.zeros(len(rows), bool)
         for i, row in enumerate(rows):
             kinds = trie.after(answers[i])
-            new = [kinds[int(logits[i, kinds].argmax())]]
+            new = [kinds[int(logits[i, [place[kind] for kind in kinds]].argmax())]]
             forced = trie.forced([*answers[i], *new])
             decided[i] = [*new, *forced][-1] == special.end
             if decided[i]:

@@ -26,7 +26,7 @@ from lora_ft.export.precision import FP32, NAMED, Precision
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.cache import Cache, Source
 from lora_ft.export.runtime.decoding.draft_length import controller_of
-from lora_ft.export.runtime.manifest import FILES, GRAPHS, PHRASES, PROBE, SBOM, WEIGHTS, read_manifest
+from lora_ft.export.runtime.manifest import FILES, GRAPHS, LABELS, PHRASES, PROBE, SBOM, WEIGHTS, read_manifest
 from lora_ft.export.runtime.phrases import Phrases
 from tests.export.family import save_member
 from tests.export.oracle import ORIGIN, TEXTS, entries
@@ -77,6 +77,19 @@ def test_graphs_share_a_file_of_weights(assembled: Assemble, precision: str) -> 
     assert max(end for _, end in used) == size
     assert sum(end - start for start, end in used) > size / 3
     assert len({start for start, _ in used}) == len(used)
+
+
+@pytest.mark.parametrize("labels", [("yes", "no"), ()])
+def test_a_bundle_has_a_graph_for_its_labels(assembled: Assemble, tmp_path: Path, labels: tuple[str, ...]) -> None:
+    bundle, out = assembled(labels=labels), tmp_path / "sealed"
+    (bundle.folder / PROBE).write_text("{}")
+    out.mkdir()
+    seal(bundle.folder, bundle.manifest, out, family="T5", prompt_lookup=False)
+    assert set(read_manifest(out)["files"]) == {*FILES, SBOM, *([LABELS] if labels else [])}
+    if labels:
+        (out / LABELS).unlink()
+        with pytest.raises(LoraFtError, match=r"lacks labels\.onnx"):
+            read_manifest(out)
 
 
 def test_a_bundle_without_a_task_has_no_prompt(assembled: Assemble) -> None:

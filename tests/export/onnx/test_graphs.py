@@ -27,6 +27,7 @@ from lora_ft.export.onnx.graphs import (
     top_k_model,
 )
 from lora_ft.export.onnx.model_parts import Calls, ModelParts
+from lora_ft.export.precision import NAMED
 from lora_ft.export.runtime.session import open_session
 from tests.export.family import Graphs, assert_close, inputs, save_member
 from tests.export.oracle import END, PAD, torch_greedy, torch_logits, torch_model
@@ -139,6 +140,25 @@ def test_step_and_decoder_write_the_same_cache(member: Member, length: int) -> N
         begun += count
     for name, values in caches.items():
         assert_close(cache[name][:, :, :6], values)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int8-w4"])
+@pytest.mark.parametrize("name", ["t5 1.1 and flan", "tied mt5"])
+def test_logits_of_labels_are_those_of_a_step(tmp_path: Path, name: str, precision: str) -> None:
+    graphs, tokens = Graphs.of(save_member(tmp_path, name), NAMED[precision]), [1, 4, 5, 9, 17, 30, 41]
+    labels = open_session(decoder_model(graphs.parts, calls="step", tokens=tokens).SerializeToString(), threads=1)
+    ids, mask, decoder_ids = inputs(3, 7, 5)
+    fixed, cache = graphs.encode(ids, mask), graphs.room(3, 8, np.nan)
+    presents = [name.replace("past", "present") for name in cache]
+    for begin, end in ((0, 3), (3, 4), (4, 5)):
+        new = decoder_ids[:, begin:end]
+        feed = {"input_ids": new, "lengths": np.array([begin]), "forbid_eos": np.array(False)}
+        logits, *caches = labels.run(["logits", *presents], fixed | cache | feed)
+        expected, _, cache = graphs.call(fixed, cache, begin, new, calls="step")
+        assert_close(logits, expected[..., tokens])
+        assert np.array_equal(logits, expected[..., tokens]) or "cpu" not in NAMED[precision].independent
+        for value, other in zip(caches, cache.values(), strict=True):
+            assert np.array_equal(value, other, equal_nan=True)
 
 
 def test_a_single_row_may_add_and_remove_several_tokens(member: Member) -> None:

@@ -89,13 +89,14 @@ def generators(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Generat
     checkpoint = redraw(save_tiny_t5(root / "checkpoint"), seed=14, end=3)
     make_bundle(checkpoint, root / "fp32")
     make_bundle(checkpoint, root / "int8", precisions=[parse("int8")])
+    make_bundle(checkpoint, root / "labels", labels=("a word", "a", "no", "never"))
     adapters: dict[str, dict[str, Any]] = {"whole": {}, "few": {"rank": 2, "endings": (".q", ".v")}}
     members = []
     for seed, (name, changes) in enumerate(adapters.items()):
         adapter = draw_adapter(checkpoint, seed, **changes)
         members.append(member(name, adapter, merged(checkpoint, adapter, root / name)))
     make_bank(checkpoint, members, root / "bank")
-    loaded = {name: Generator.load(root / name, threads=1) for name in ("fp32", "int8", "bank")}
+    loaded = {name: Generator.load(root / name, threads=1) for name in ("fp32", "int8", "labels", "bank")}
     beside = {f"{name}, 2 threads": Generator.load(root / name, threads=2) for name in ("int8", "bank")}
     return loaded | beside  # with 2 threads, sources are encoded beside steps
 
@@ -125,6 +126,18 @@ def test_a_row_has_no_adapter_of_a_row_that_left(generators: Mapping[str, Genera
             scheduler.add(job)
         run(scheduler, answers)
         assert [answers.tokens(job) for job in jobs] == [alone(generator, request, known) for request in requests]
+
+
+@pytest.mark.parametrize("others", [{}, {"allowed": ()}, {"allowed": LABELS}, {"output_scores": True}], ids=str)
+def test_labels_share_steps_with_other_requests(generators: Mapping[str, Generator], others: dict[str, Any]) -> None:
+    generator, answers = generators["labels"], Answers()
+    scheduler, known = Scheduler(generator, Limits(8, 2**30)), dict[Any, list[list[int]]]()
+    requests: list[Request] = [(text, options, None) for text in TEXTS[:4] for options in ({}, others)]
+    jobs = [job_of(generator, *request) for request in requests]
+    for job in jobs:
+        scheduler.add(job)
+    run(scheduler, answers)
+    assert [answers.tokens(job) for job in jobs] == [alone(generator, request, known) for request in requests]
 
 
 @pytest.mark.parametrize("kind", ["fp32", "int8", "bank", "int8, 2 threads", "bank, 2 threads"])

@@ -39,3 +39,8 @@ def test_unknown_prefix_allows_only_the_end() -> None:
     trie = Trie([(2, 3), (2, 4)], END)
     assert trie.after([9]) == trie.after([2, 3]) == trie.after([2, 3, END]) == [END]
     assert trie.forced([]) == [2] and trie.after([2]) == [3, 4]
+
+
+@given(answers=st.sets(ANSWER, min_size=1, max_size=12))
+def test_tokens_are_those_of_all_answers(answers: set[tuple[int, ...]]) -> None:
+    assert Trie(answers, END).tokens == sorted({END, *(token for answer in answers for token in answer)})

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from lora_ft.core.trie import Trie
+from lora_ft.export.precision import parse
+from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.cache import Cache, Source
-from tests.export.oracle import END
+from tests.export.oracle import END, make_bundle, redraw
 from tests.export.runtime.cases import Pair, answers, words
+from tests.tiny import save_tiny_t5
 
 LIMIT = 9
 # of many shapes: one begins another, some share a start, one stands alone
@@ -98,6 +101,40 @@ def test_decided_rows_leave_the_batch(pair: Pair, monkeypatch: pytest.MonkeyPatc
     trie = Trie(allowed, END)
     choices = [sum(len(trie.after(row[:i])) > 1 for i in range(len(row))) for row in alone]
     assert [rows for rows, _, _ in calls] == [sum(n > turn for n in choices) for turn in range(max(choices))]
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def labeled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Generator, Generator]:
+    """Return a bundle of a task with labels, and one of the same weights without labels."""
+    folder = tmp_path_factory.mktemp("labels")
+    checkpoint = redraw(save_tiny_t5(folder / "checkpoint"), seed=14, end=3)
+    for name, labels in {"labels": ("a word", "a", "no", "never"), "plain": ()}.items():
+        make_bundle(checkpoint, folder / name, labels=labels, precisions=[parse(request.param)])
+    return Generator.load(folder / "labels", threads=1), Generator.load(folder / "plain", threads=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"output_scores": True}], ids=str)
+def test_labels_of_a_bundle_are_chosen_as_from_the_whole_head(
+    labeled: tuple[Generator, Generator], options: dict[str, Any]
+) -> None:
+    bundle, plain = labeled
+    actual = bundle.answer(words(3, 12), **options)
+    expected = plain.answer(words(3, 12), allowed=bundle.settings.allowed, **options)
+    assert len({tuple(answer.tokens) for answer in actual}) > 1
+    for answer, other in zip(actual, expected, strict=True):
+        assert np.array_equal(answer.tokens, other.tokens)
+        assert answer.scores is None or (other.scores is not None and np.array_equal(answer.scores, other.scores))
+
+
+def test_the_whole_head_is_read_only_if_other_answers_are_allowed(labeled: tuple[Generator, Generator]) -> None:
+    bundle, plain = Generator.load(labeled[0].folder, threads=1), labeled[1]
+    bundle.answer(words(3, 12))
+    names = {name for name, _ in bundle.model._sessions}
+    assert "labels" in names and "step" not in names
+    for allowed in (SETS["mixed"], SETS["two"], ()):
+        actual, expected = (each.answer(words(3, 12), allowed=allowed) for each in (bundle, plain))
+        assert [answer.tokens.tolist() for answer in actual] == [answer.tokens.tolist() for answer in expected]
+    assert "step" in {name for name, _ in bundle.model._sessions}
 
 
 def test_a_shared_prefix_needs_no_step(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

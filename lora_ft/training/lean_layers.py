@@ -1,84 +1,23 @@
-"""Layers of T5 and peft with fewer passes over memory, for training in bf16 on a CPU without compilation.
+"""Norms, linear layers and gates of T5 with fewer passes over memory, for training in bf16 on a CPU.
 
-A step of FLAN-T5-small spends half of its time on matrix products. The other half moves activations through memory:
-autocast casts a norm's output once for each layer that reads it, peft casts it to float32 and back, and the tanh form
-of GELU is eight operations. The functions below compute the same values in one or two passes. They cover training
-alone: in evaluation mode, every module runs its own code.
+A third of a step of FLAN-T5-small moves activations through memory: autocast casts a norm's output once for each layer
+that reads it, peft casts it to float32 and back, and the tanh form of GELU is eight operations. The functions below
+compute the same values in one or two passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-Forward = Callable[[Tensor], Tensor]
 
-
-def use_lean_layers(model: nn.Module) -> None:
-    """Let the norms, feed-forward layers and LoRA layers of a model train with fewer passes over memory.
-
-    Names, weights and gradients stay as they are. Trained norms, and adapters with dropout, a bias or a variant (DoRA),
-    keep their own code.
-
-    Args:
-        model: T5 with or without an adapter, in float32. Its training steps run under bf16 autocast.
-    """
-    from peft.tuners.lora import Linear
-    from transformers.activations import NewGELUActivation
-    from transformers.models.mt5 import modeling_mt5 as mt5
-    from transformers.models.t5 import modeling_t5 as t5
-    from transformers.models.umt5 import modeling_umt5 as umt5
-
-    for module in model.modules():
-        lean: Callable[[Any, Forward, Tensor], Tensor] | None = None
-        if isinstance(module, (t5.T5LayerNorm, mt5.MT5LayerNorm, umt5.UMT5LayerNorm)):
-            lean = _norm if not module.weight.requires_grad else None
-        elif isinstance(module, (t5.T5DenseGatedActDense, mt5.MT5DenseGatedActDense, umt5.UMT5DenseGatedActDense)):
-            lean = _feed_forward if isinstance(module.act, NewGELUActivation) else None
-        elif isinstance(module, Linear):
-            lean = _lora if _is_plain(module) else None
-        if lean is not None:
-            module.forward = partial(lean, module, module.forward)
-
-
-def _is_plain(layer: Any) -> bool:
-    """Return True for a LoRA layer that computes x W' + s x A' B' and nothing else."""
-    return (
-        list(layer.lora_A) == ["default"]
-        and isinstance(layer.lora_dropout["default"], nn.Identity)
-        and not layer.lora_variant
-        and not layer.fan_in_fan_out
-        and type(layer.base_layer) is nn.Linear
-        and layer.base_layer.bias is None
-        and layer.lora_B["default"].bias is None
-    )
-
-
-def _norm(module: Any, forward: Forward, x: Tensor) -> Tensor:
-    if not module.training:
-        return forward(x)
-    output: Tensor = _RmsNorm.apply(x, module.weight, module.variance_epsilon)
-    return output
-
-
-def _feed_forward(module: Any, forward: Forward, x: Tensor) -> Tensor:
-    if not module.training:
-        return forward(x)
-    gated = gelu(module.wi_0(x), approximate="tanh") * module.wi_1(x)
-    output: Tensor = module.wo(module.dropout(gated))
-    return output
-
-
-def _lora(layer: Any, forward: Forward, x: Tensor) -> Tensor:
-    if not layer.training or layer.disable_adapters or layer.merged:
-        return forward(x)
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    output: Tensor = _LoraLinear.apply(x.bfloat16(), layer.base_layer.weight, a, b, layer.scaling["default"])
+def normalize(norm: Any, x: Tensor) -> Tensor:
+    """Return the output of a norm: bf16 if its weight is frozen, since only matrix products read it."""
+    output: Tensor = norm(x) if norm.weight.requires_grad else _RmsNorm.apply(x, norm.weight, norm.variance_epsilon)
     return output
 
 
@@ -102,76 +41,125 @@ class _RmsNorm(torch.autograd.Function):
         return gradient.sub_(x * along).mul_(inverse), None, None
 
 
-class _LoraLinear(torch.autograd.Function):
-    """Frozen linear layer with an adapter, whose output is added inside the matrix product."""
+class Projection:
+    """Linear layers with one input.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        """Return x W' + scale * x A' B', as bf16.
+    Frozen ones, with or without an adapter, are one matrix product. Others (trained ones, adapters with dropout, a bias
+    or a variant such as DoRA) run their own code.
 
-        Args:
-            ctx: Context of autograd.
-            x: Input [..., in], bf16.
-            weight: Frozen W [out, in].
-            a, b: Adapter, [r, in] and [out, r].
-            scale: Scale of the adapter.
-        """
-        rows = x.flatten(0, -2)
-        weight, a, b = weight.bfloat16(), a.bfloat16(), (b * scale).bfloat16()
-        inner = rows @ a.T
-        ctx.save_for_backward(rows, weight, a, b, inner)
-        ctx.scale = scale
-        return (rows @ weight.T).addmm_(inner, b.T).view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor, None]:
-        """Return the gradients of x, A and B; those of A and B are float32."""
-        rows, weight, a, b, inner = ctx.saved_tensors
-        shape = gradients[0].shape[:-1]
-        gradient = gradients[0].flatten(0, -2)
-        inner_gradient = gradient @ b
-        x_gradient = None
-        if ctx.needs_input_grad[0]:
-            x_gradient = (gradient @ weight).addmm_(inner_gradient, a).view(*shape, -1)
-        b_gradient = (gradient.T @ inner).float().mul_(ctx.scale)
-        return x_gradient, None, (inner_gradient.T @ rows).float(), b_gradient, None
-
-
-class SummedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy summed over tokens, in float32 a few rows at a time.
-
-    The logits of 8 targets of 72 tokens are 74 MB in float32, and torch's loss passes over them several times, forward
-    and backward. A chunk fits into the cache, and leaves only its gradient.
+    Args:
+        layers: The layers, in order.
     """
 
-    ROWS = 32
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self._layers = list(layers)
+        self._is_frozen = all(is_frozen(layer) for layer in layers)
+        self._weight: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the layers' outputs side by side: bf16 [tokens, sum of their sizes] for x [tokens, in]."""
+        if not self._is_frozen or any(getattr(layer, "merged", False) for layer in self._layers):
+            return torch.cat([layer(x).bfloat16() for layer in self._layers], dim=1)
+        bases = [getattr(layer, "base_layer", layer) for layer in self._layers]
+        if self._weight is None:
+            self._weight = torch.cat([base.weight.detach().bfloat16() for base in bases])
+        adapters: list[tuple[slice, float]] = []
+        matrices: list[Tensor] = []
+        start = 0
+        for layer, base in zip(self._layers, bases, strict=True):
+            if layer is not base and not layer.disable_adapters:
+                adapters.append((slice(start, start + base.out_features), layer.scaling["default"]))
+                matrices += [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+            start += base.out_features
+        output: Tensor = _LoraLinears.apply(x.bfloat16(), self._weight, adapters, *matrices)
+        return output
+
+
+def is_frozen(layer: Any) -> bool:
+    """Return True for a frozen x W', and for a LoRA layer on it that computes x W' + s x A' B' and nothing else."""
+    from peft.tuners.lora import Linear
+
+    base = layer.base_layer if isinstance(layer, Linear) else layer
+    if type(base) is not nn.Linear or base.bias is not None or base.weight.requires_grad:
+        return False
+    return base is layer or (
+        list(layer.lora_A) == ["default"]
+        and isinstance(layer.lora_dropout["default"], nn.Identity)
+        and not layer.lora_variant
+        and not layer.fan_in_fan_out
+        and layer.lora_B["default"].bias is None
+    )
+
+
+class _LoraLinears(torch.autograd.Function):
+    """Frozen linear layers with one input, to whose outputs adapters are added inside the matrix product."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, ignored: int) -> Tensor:
-        """Return the sum as float32.
+    def forward(ctx: Any, x: Tensor, weight: Tensor, adapters: list[tuple[slice, float]], *matrices: Tensor) -> Tensor:
+        """Return x W' with scale * x A' B' added to the columns of each adapter, as bf16.
 
         Args:
             ctx: Context of autograd.
-            logits: [tokens, vocabulary], bf16.
-            labels: Target tokens [tokens].
-            ignored: Label of tokens without a loss.
+            x: Input [tokens, in], bf16.
+            weight: Frozen W [out, in], bf16.
+            adapters: Columns and scale of each adapter.
+            matrices: A [r, in] and B [columns, r] of each adapter.
         """
-        gradient = torch.empty_like(logits)
-        total = torch.zeros((), device=logits.device)
-        rows = SummedCrossEntropy.ROWS
-        for part, targets, out in zip(logits.split(rows), labels.split(rows), gradient.split(rows), strict=True):
-            values, counted = part.float(), (targets != ignored).unsqueeze(1)
-            columns = targets.clamp(min=0).unsqueeze(1)
-            normalizer = values.logsumexp(1, keepdim=True)
-            total += ((normalizer - values.gather(1, columns)) * counted).sum()
-            probabilities = values.sub_(normalizer).exp_()
-            probabilities.scatter_add_(1, columns, torch.full_like(normalizer, -1.0))
-            out.copy_(probabilities.mul_(counted))
-        ctx.save_for_backward(gradient)
-        return total
+        output = x @ weight.T
+        ctx.adapters, ctx.ranks = adapters, [len(a) for a in matrices[::2]]
+        if not adapters:
+            ctx.save_for_backward(weight)
+            return output
+        a = torch.cat(matrices[::2]).bfloat16()
+        inner = x @ a.T
+        scaled = [(b * scale).bfloat16() for b, (_, scale) in zip(matrices[1::2], adapters, strict=True)]
+        for b, (columns, _), part in zip(scaled, adapters, inner.split(ctx.ranks, 1), strict=True):
+            output[:, columns].addmm_(part, b.T)
+        ctx.save_for_backward(weight, x, a, inner, *scaled)
+        return output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient of the logits, as bf16."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0], None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, as bf16, and of each A and B, as float32."""
+        (gradient,) = gradients
+        weight, *saved = ctx.saved_tensors
+        x_gradient = gradient @ weight if ctx.needs_input_grad[0] else None
+        if not saved:
+            return x_gradient, None, None
+        x, a, inner, *scaled = saved
+        own = [gradient[:, columns] for columns, _ in ctx.adapters]
+        inner_gradient = torch.cat([part @ b for part, b in zip(own, scaled, strict=True)], 1)
+        if x_gradient is not None:
+            x_gradient.addmm_(inner_gradient, a)
+        a_gradients = (inner_gradient.T @ x).float().split(ctx.ranks)
+        inners = inner.split(ctx.ranks, 1)
+
+        def of_matrices() -> Iterator[Tensor]:
+            for a_gradient, part, before, (_, scale) in zip(a_gradients, own, inners, ctx.adapters, strict=True):
+                yield a_gradient
+                yield (part.T @ before).float().mul_(scale)
+
+        return x_gradient, None, None, *of_matrices()
+
+
+class GatedGelu(torch.autograd.Function):
+    """gelu(a) b in GELU's tanh form, for a and b side by side."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Return [tokens, d] of x [tokens, 2 d]."""
+        a, b = x.chunk(2, dim=1)
+        gate = gelu(a, approximate="tanh")
+        ctx.save_for_backward(x, gate)
+        return gate * b
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the gradient of x."""
+        x, gate = ctx.saved_tensors
+        a, b = x.chunk(2, dim=1)
+        result = torch.empty_like(x)
+        a_result, b_result = result.chunk(2, dim=1)
+        torch.mul(gradients[0], gate, out=b_result)
+        torch.ops.aten.gelu_backward.grad_input(gradients[0] * b, a, approximate="tanh", grad_input=a_result)
+        return result

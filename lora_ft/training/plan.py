@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Measured on two CPU cores with FLAN-T5-small and mixed lengths; see benchmarks/results/.
 _COMPILE_SECONDS = 300.0
 _COMPILE_SPEEDUP = 1.45
-_LEAN_SPEEDUP = 1.15  # of an uncompiled step in bf16, by `lean_layers`: 1.11 and 1.18 in two measurements
+_LEAN_SPEEDUP = 1.15  # of an uncompiled step in bf16, by `packed_stack`
 # Speed of an uncompiled training step, as a share of a matrix product's speed.
 _STEP_EFFICIENCY = 0.7
 
@@ -59,6 +59,11 @@ class Plan:
     trainable: int
     parameters: int
     padding: float
+
+    @property
+    def packed(self) -> bool:
+        """True if the model trains on packed rows, see `packed_stack`."""
+        return self.device == "cpu" and self.precision.is_bf16 and not self.compile
 
     def lines(self) -> list[str]:
         """Return a description of the plan, as lines of text."""

@@ -26,7 +26,7 @@ from lora_ft.models.initialization import INITIAL
 from lora_ft.runs.run import CURVES, LOG
 from lora_ft.tasks.files import task_text
 from lora_ft.tasks.schema import Task
-from lora_ft.training.lean_layers import use_lean_layers
+from lora_ft.training.packed_stack import pack_stacks
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.results import append_entry
@@ -54,8 +54,8 @@ def build_trainer(
     if plan.compile:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
         model.compile(dynamic=True)
-    elif plan.device == "cpu" and plan.precision.is_bf16:
-        use_lean_layers(model)
+    elif plan.packed:
+        pack_stacks(model)
     trainer, reporter = trainer_around(model, data, plan, folder.working, progress)
     keeper = ResumeKeeper(trainer.sampler, folder, data.task.train.save_total_limit)
     trainer.add_callback(keeper)
@@ -86,6 +86,7 @@ def trainer_around(
             special=base_options.special,
             bf16=plan.precision.is_bf16,
             compiled=plan.compile,
+            packed=plan.packed,
             smoothing=task.train.label_smoothing_factor,
             loraplus_lr_ratio=task.lora.loraplus_lr_ratio,
             generation=_generation(task, base_options, tokenizer),

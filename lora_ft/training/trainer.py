@@ -26,7 +26,7 @@ from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import IGNORED
 from lora_ft.data.batching import Encoded, LengthSampler, collate, count_positions
 from lora_ft.models.generation import without_defaults
-from lora_ft.training.lean_layers import SummedCrossEntropy
+from lora_ft.training.cross_entropy import SummedCrossEntropy
 from lora_ft.training.run_folder import RunFolder
 
 
@@ -52,12 +52,15 @@ def token_loss(
     weigh as much as long ones.
 
     Args:
-        outputs: Outputs of the model, with logits [rows, t, vocabulary].
+        outputs: Outputs of the model, with logits [rows, t, vocabulary], or packed ones [tokens, vocabulary].
         labels: Target tokens [rows, t]; `IGNORED` marks padding.
         num_items_in_batch: Number of tokens in the whole step. None counts those of this batch.
         smoothing: train.label_smoothing_factor, which transformers applies only without a custom loss function.
     """
-    logits, targets = outputs.logits.flatten(0, 1), labels.flatten()
+    logits, targets = outputs.logits.flatten(0, -2), labels.flatten()
+    if outputs.logits.ndim == 2:
+        targets = targets[targets != IGNORED]
+        targets = nn.functional.pad(targets, (0, len(logits) - len(targets)), value=IGNORED)
     if logits.requires_grad and logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and not smoothing:
         total = SummedCrossEntropy.apply(logits, targets, IGNORED)
     else:
@@ -75,6 +78,7 @@ class TrainerSettings:
         special: Special tokens of the model.
         bf16: True if the forward pass computes under bf16 autocast. Weights and optimizer stay float32.
         compiled: True if the model is compiled. Evaluation runs it uncompiled, since recompiling takes minutes.
+        packed: True if the model trains on packed rows, see `packed_stack`.
         smoothing: train.label_smoothing_factor.
         loraplus_lr_ratio: Ratio of the learning rates of B and A (LoRA+), or None for equal rates.
         generation: Options of `generate` in evaluation.
@@ -83,6 +87,7 @@ class TrainerSettings:
     special: SpecialTokens
     bf16: bool = False
     compiled: bool = False
+    packed: bool = False
     smoothing: float = 0.0
     loraplus_lr_ratio: float | None = None
     generation: dict[str, Any] = field(default_factory=dict)
@@ -149,6 +154,8 @@ class Trainer(Seq2SeqTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
         real, padded = count_positions(inputs)
         self.positions = (self.positions[0] + real, self.positions[1] + padded)
+        if self._settings.packed:
+            inputs = {**inputs, "decoder_attention_mask": inputs["labels"] != IGNORED}
         loss = super().training_step(model, inputs, *args, **options)
         self._guard(loss.item())
         return loss

@@ -1,4 +1,4 @@
-"""Lean layers compute the same losses and gradients as the layers of T5 and peft that they replace."""
+"""Packed stacks compute the same losses and gradients as the layers of T5 and peft."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_ft.core.tokenizer import IGNORED
 from lora_ft.models.adapters import add_adapter
 from lora_ft.models.bases import load_model
 from lora_ft.tasks.lora import Lora
-from lora_ft.training.lean_layers import SummedCrossEntropy, use_lean_layers
+from lora_ft.training.packed_stack import pack_stacks
 from lora_ft.training.trainer import token_loss
 from tests.tiny import save_tiny_t5
 
@@ -41,6 +41,7 @@ def gradients(model: Any) -> tuple[float, dict[str, torch.Tensor]]:
     """Return the loss of a training step and the gradients of all trained weights."""
     inputs = batch()
     labels = inputs.pop("labels")
+    inputs["decoder_attention_mask"] = labels != IGNORED
     with torch.autocast("cpu", torch.bfloat16):
         loss = token_loss(model(**inputs, use_cache=False), labels)
     loss.backward()
@@ -59,7 +60,6 @@ def similarity(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
         {},
         {"preset": "tiny"},
         {"use_rslora": True, "lora_alpha": 8, "rank_pattern": {"wo": 4}},
-        {"lora_dropout": 0.5},
         {"use_dora": True},
         {"trainable_token_indices": [5]},
     ],
@@ -69,13 +69,13 @@ def test_losses_and_gradients_equal_those_of_the_plain_layers(
     tmp_path: Path, lora: dict[str, Any], checkpointed: bool
 ) -> None:
     folder = save_tiny_t5(tmp_path / "base")
-    plain, lean = adapted(folder, **lora), adapted(folder, **lora)
+    plain, packed = adapted(folder, **lora), adapted(folder, **lora)
     if checkpointed:
-        lean.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
-        lean.enable_input_require_grads()
-    use_lean_layers(lean)
+        packed.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+        packed.enable_input_require_grads()
+    pack_stacks(packed)
     expected_loss, expected = gradients(plain)
-    loss, measured = gradients(lean)
+    loss, measured = gradients(packed)
     assert loss == pytest.approx(expected_loss, rel=0.01)
     assert set(measured) == set(expected)
     assert {gradient.dtype for gradient in measured.values()} == {torch.float32}
@@ -84,25 +84,27 @@ def test_losses_and_gradients_equal_those_of_the_plain_layers(
 
 def test_evaluation_is_unchanged(tmp_path: Path) -> None:
     folder = save_tiny_t5(tmp_path / "base")
-    plain, lean = adapted(folder).eval(), adapted(folder)
-    use_lean_layers(lean)
-    lean.eval()
+    plain, packed = adapted(folder).eval(), adapted(folder)
+    pack_stacks(packed)
+    packed.eval()
     inputs = batch()
     with torch.no_grad():
-        assert torch.equal(lean(**inputs).logits, plain(**inputs).logits)
-        with lean.disable_adapter(), plain.disable_adapter():
-            assert torch.equal(lean(**inputs).logits, plain(**inputs).logits)
+        assert torch.equal(packed(**inputs).logits, plain(**inputs).logits)
+        with packed.disable_adapter(), plain.disable_adapter():
+            assert torch.equal(packed(**inputs).logits, plain(**inputs).logits)
 
 
 def test_disabled_adapter_is_left_out_in_training_mode(tmp_path: Path) -> None:
     folder = save_tiny_t5(tmp_path / "base")
-    lean, base = adapted(folder), load_model(folder, dropout=0.0).train()
-    use_lean_layers(lean)
+    packed, base = adapted(folder), load_model(folder, dropout=0.0).train()
+    pack_stacks(packed)
+    pack_stacks(base)
     inputs = batch()
+    inputs.pop("labels")
     with torch.autocast("cpu", torch.bfloat16):
-        expected, enabled = base(**inputs).logits, lean(**inputs).logits
-        with lean.disable_adapter():
-            disabled = lean(**inputs).logits
+        expected, enabled = base(**inputs).logits, packed(**inputs).logits
+        with packed.disable_adapter():
+            disabled = packed(**inputs).logits
     torch.testing.assert_close(disabled, expected, atol=0.5, rtol=0.0)  # bf16 rounds logits of 20 by up to 0.06
     assert not torch.allclose(enabled, expected, atol=5.0, rtol=0.0)
 
@@ -110,30 +112,40 @@ def test_disabled_adapter_is_left_out_in_training_mode(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model_type", ["mt5", "umt5"])
 def test_other_t5_models_train_alike(tmp_path: Path, model_type: str) -> None:
     folder = save_tiny_t5(tmp_path / "base", model_type=model_type)
-    plain, lean = adapted(folder), adapted(folder)
-    use_lean_layers(lean)
-    assert sum("forward" in vars(module) for module in lean.modules()) == 52  # 36 linear layers, 12 norms, 4 gates
-    assert similarity(gradients(lean)[1], gradients(plain)[1]) > 0.999
+    plain, packed = adapted(folder), adapted(folder)
+    pack_stacks(packed)
+    assert similarity(gradients(packed)[1], gradients(plain)[1]) > 0.999
 
 
 def test_whole_model_trains_every_norm(tmp_path: Path) -> None:
     folder = save_tiny_t5(tmp_path / "base")
-    plain, lean = (load_model(folder, dropout=0.0).train() for _ in range(2))
-    use_lean_layers(lean)
-    expected, measured = gradients(plain)[1], gradients(lean)[1]
+    plain, packed = (load_model(folder, dropout=0.0).train() for _ in range(2))
+    pack_stacks(packed)
+    expected, measured = gradients(plain)[1], gradients(packed)[1]
     assert set(measured) == set(expected)
     assert similarity(measured, expected) > 0.999
 
 
-@pytest.mark.parametrize("tokens", [1, 32, 75])
-def test_cross_entropy_in_chunks_equals_that_of_torch(tokens: int) -> None:
-    torch.manual_seed(0)
-    values, labels = 5 * torch.randn(tokens, 80), torch.randint(0, 80, (tokens,))
-    labels[1::3] = IGNORED
-    plain, chunked = (values.bfloat16().requires_grad_() for _ in range(2))
-    expected = torch.nn.functional.cross_entropy(plain.float(), labels, ignore_index=IGNORED, reduction="sum")
-    loss = SummedCrossEntropy.apply(chunked, labels, IGNORED)
-    (expected / 7).backward()
-    (loss / 7).backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    torch.testing.assert_close(chunked.grad, plain.grad, rtol=0.01, atol=1e-6)
+def test_dropout_of_adapter_and_base_is_applied(tmp_path: Path) -> None:
+    folder = save_tiny_t5(tmp_path / "base")
+    losses = []
+    for rate, base_rate in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.3)):
+        torch.manual_seed(0)
+        model = add_adapter(load_model(folder, dropout=base_rate), Lora(lora_dropout=rate)).train()
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.constant_(weight, 0.1)
+        pack_stacks(model)
+        losses.append(gradients(model)[0])
+    assert len(set(losses)) == 3
+
+
+def test_length_of_a_row_does_not_depend_on_padding(tmp_path: Path) -> None:
+    model = adapted(save_tiny_t5(tmp_path / "base"))
+    pack_stacks(model)
+    inputs = batch()
+    labels = inputs.pop("labels")
+    inputs["decoder_attention_mask"] = labels != IGNORED
+    wider = {name: torch.nn.functional.pad(tensor, (0, 8)) for name, tensor in inputs.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(**wider).logits, model(**inputs).logits, atol=0.1, rtol=0.02)

@@ -1,0 +1,143 @@
+"""Encoder and decoder of T5 that train on packed rows: no layer but attention sees padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_ft.training.lean_layers import GatedGelu, Projection, is_frozen, normalize
+from lora_ft.training.packed_attention import PackedAttention, score_bias
+from lora_ft.training.packed_rows import PackedRows
+
+
+def pack_stacks(model: Any) -> None:
+    """Let a T5 train on packed rows. Names, weights and gradients stay as they are, and so does evaluation.
+
+    In training mode, the logits are [target tokens, vocabulary]. A decoder attention mask says which target tokens
+    there are.
+
+    Args:
+        model: T5 with or without an adapter, in float32. Its training steps run under bf16 autocast.
+    """
+    from transformers.activations import NewGELUActivation
+
+    for module in list(model.modules()):
+        packed: Callable[..., Any]
+        if hasattr(module, "embed_tokens") and hasattr(module, "final_layer_norm"):
+            packed = _Stack(module, NewGELUActivation)
+        elif isinstance(module, nn.Linear) and module.out_features == model.config.vocab_size and is_frozen(module):
+            packed = Projection([module])
+        else:
+            continue
+        module.forward = partial(_train, module, packed, module.forward)
+
+
+def _train(
+    module: nn.Module, packed: Callable[..., Any], forward: Callable[..., Any], *args: Any, **options: Any
+) -> Any:
+    return (packed if module.training else forward)(*args, **options)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Packed rows that a decoder attends to: keys and values of one layer, and the bias of the scores."""
+
+    keys_values: Tensor
+    rows: PackedRows
+    bias: Tensor
+
+
+class _Stack:
+    """Forward pass of an encoder or decoder."""
+
+    def __init__(self, stack: Any, gelu: type) -> None:
+        self._stack = stack
+        self._blocks = [_Block(block, gelu) for block in stack.block]
+        crossed = [block.layer[1].EncDecAttention for block in stack.block] if stack.is_decoder else []
+        # one product for all layers, since all of them read the same states
+        self._keys_values = Projection([linear for layer in crossed for linear in (layer.k, layer.v)])
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Any:
+        """Return packed states as transformers' output, for ids and masks [rows, width] and packed encoder states."""
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+        stack = self._stack
+        rows = PackedRows.of(torch.ones_like(input_ids) if attention_mask is None else attention_mask)
+        states = stack.dropout(stack.embed_tokens(rows.pack(input_ids)))
+        sources: list[_Source | None] = [None] * len(self._blocks)
+        if encoder_hidden_states is not None:
+            assert encoder_attention_mask is not None  # `collate` makes it
+            source = PackedRows.of(encoder_attention_mask)
+            positions = torch.zeros(stack.config.num_heads, rows.width, source.width)
+            hidden = score_bias(rows, source, positions, is_causal=False)
+            parts = self._keys_values(encoder_hidden_states).chunk(len(self._blocks), dim=1)
+            sources = [_Source(part, source, hidden) for part in parts]
+        for block, each in zip(self._blocks, sources, strict=True):
+            if block.attention.has_relative_attention_bias:  # the first block's serves all of them, but in UMT5
+                positions = block.attention.compute_bias(rows.width, rows.width)[0]
+                bias = score_bias(rows, rows, positions, is_causal=stack.is_decoder)
+            states = block.checkpointed(states, rows, bias, each)
+        states = stack.dropout(normalize(stack.final_layer_norm, states))
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
+
+
+class _Block:
+    """Forward pass of a block."""
+
+    def __init__(self, block: Any, gelu: type) -> None:
+        self._block = block
+        self.attention, dense = block.layer[0].SelfAttention, block.layer[-1].DenseReluDense
+        self._qkv = Projection([self.attention.q, self.attention.k, self.attention.v])
+        self._o = Projection([self.attention.o])
+        if block.is_decoder:
+            self._q, self._crossed_o = (
+                Projection([linear]) for linear in (block.layer[1].EncDecAttention.q, block.layer[1].EncDecAttention.o)
+            )
+        is_gated = hasattr(dense, "wi_1")
+        self._wi = Projection([dense.wi_0, dense.wi_1] if is_gated else [dense.wi])
+        self._wo = Projection([dense.wo])
+        if not is_gated:
+            self._act = dense.act
+        elif isinstance(dense.act, gelu):
+            self._act = GatedGelu.apply
+        else:
+            self._act = partial(_gated, dense.act)
+
+    def checkpointed(self, *args: Any) -> Tensor:
+        """Run the block; with gradient checkpointing, its activations are computed again in the backward pass."""
+        if getattr(self._block, "gradient_checkpointing", False):
+            return self._block._gradient_checkpointing_func(self._run, *args)
+        return self._run(*args)
+
+    def _run(self, states: Tensor, rows: PackedRows, bias: Tensor, source: _Source | None) -> Tensor:
+        layer = self._block.layer[0]
+        x = self._qkv(normalize(layer.layer_norm, states))
+        x = PackedAttention.apply(x, None, bias, rows, rows, self.attention.dropout)
+        states = states + layer.dropout(self._o(x))
+        if source is not None:
+            layer = self._block.layer[1]
+            x = self._q(normalize(layer.layer_norm, states))
+            x = PackedAttention.apply(
+                x, source.keys_values, source.bias, rows, source.rows, layer.EncDecAttention.dropout
+            )
+            states = states + layer.dropout(self._crossed_o(x))
+        layer = self._block.layer[-1]
+        x = layer.DenseReluDense.dropout(self._act(self._wi(normalize(layer.layer_norm, states))))
+        return states + layer.dropout(self._wo(x))
+
+
+def _gated(act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=1)
+    return act(a) * b

@@ -156,9 +156,10 @@ def test_the_draft_controller_is_thread_safe() -> None:
         for _ in range(300):
             rows = int(rng.integers(1, 40))
             pace.rests(rows)
-            width = pace.width(rows, [(int(rng.integers(1, 4)), int(rng.integers(1, 16)))])
+            evidence = [("copy", int(rng.integers(1, 6)))] * int(rng.integers(1, 16))
+            width = pace.width(rows, [[pace.share(each) for each in evidence]])
             pace.took(rows, width, float(rng.random()))
-            pace.accepted(1, 1, 3)
+            pace.accepted(evidence, 1)
             pace.gave(rows, float(rng.random()), rows, rows + 1)
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

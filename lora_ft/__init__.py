@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from lora_ft.models.model import Model
     from lora_ft.push import push
     from lora_ft.runs.run import Run
+    from lora_ft.search import search
     from lora_ft.tasks.files import load_task
     from lora_ft.tasks.schema import Task
     from lora_ft.train import train
@@ -86,6 +87,7 @@ __all__ = [
     "merge",
     "merge_adapters",
     "push",
+    "search",
     "train",
     "train_many",
     "validate",

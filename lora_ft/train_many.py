@@ -39,9 +39,9 @@ from lora_ft.runs.run import TASK, Run, is_run, working_folder
 from lora_ft.tasks.files import as_task, load_tasks
 from lora_ft.tasks.schema import AUTO, Task
 from lora_ft.training.compute_dtype import ComputeDtype
-from lora_ft.training.memory_estimates import Batch, Shape, StepOptions
+from lora_ft.training.memory_estimates import Shape
 from lora_ft.training.own_rows import with_own_rows
-from lora_ft.training.plan import Choices, Plan, make_plan
+from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData, prepare
 from lora_ft.training.run_folder import RunFolder, require_same_rows
 
@@ -185,7 +185,7 @@ def _train(
             _check_rows(record, prepared, out)
         for name, folder in finished.items():
             folder.check_rows(prepared[name].record)
-        plans = {name: _plan(data, base, site) for name, data in prepared.items()}
+        plans = {name: site.plan(data) for name, data in prepared.items()}
         dashboard.note(f"precision {site.precision.name}: {site.precision.reason}")
         for name, folder in finished.items():
             folder.require_steps_left(plans[name].steps)
@@ -211,7 +211,7 @@ def _train(
                 {name: plans[name] for name in names},
                 out,
                 record.get("run", ""),
-                longer,
+                frozenset(names) if longer else frozenset(),
             )
             for number, names in enumerate(record["packs"], 1)
         ]
@@ -229,12 +229,6 @@ def _train(
     return TrainManyResult([Run(out / task.name) for task in tasks if task.name not in failed], failed)
 
 
-def _plan(data: PreparedData, base: Base, site: TrainingSite) -> Plan:
-    """Return the plan of a task as if it trained alone, but without compiling."""
-    plan = make_plan(data.task, base.config, data.rows, 1, Choices(site.precision, False))
-    return replace(plan, device=site.device, compile_reason="groups are not compiled")
-
-
 def _plan_groups(
     prepared: Mapping[str, PreparedData],
     plans: Mapping[str, Plan],
@@ -244,18 +238,8 @@ def _plan_groups(
     dashboard: Dashboard,
 ) -> list[list[str]]:
     """Return the names of the tasks of each group, and describe the groups on the dashboard."""
-    needs = []
-    for name, data in prepared.items():
-        lora, train = data.task.lora, data.task.train
-        longest = [max(len(getattr(row, side)) for row in data.rows) for side in ("input_ids", "labels")]
-        batch = Batch(train.per_device_train_batch_size, *longest)
-        needs.append(MemoryNeed(name, plans[name].trainable, max(lora.r, *lora.rank_pattern.values(), 1), batch))
-
-    options = StepOptions(
-        bf16=site.precision.is_bf16,
-        checkpointing=train.gradient_checkpointing,  # the same in all tasks
-        cpu=site.device == "cpu",
-    )
+    needs = [MemoryNeed.of(data, plans[name]) for name, data in prepared.items()]
+    options = site.step_options(next(iter(prepared.values())).task)
     shape = Shape.of(base.config)
     groups = plan_groups(shape, needs, site.room, options, group_size)
     if group_size is None and site.places > 1:

@@ -83,13 +83,14 @@ def test_every_verb_is_shown() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_task_files_are_valid(page: Path, tmp_path: Path) -> None:
-    from lora_ft.tasks.files import load_tasks
+    from lora_ft.tasks.files import load_search, load_tasks
 
     for number, block in enumerate(blocks(text_of(page), "yaml")):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block)
-        if "name" in yaml.safe_load(block):
-            assert load_tasks(path, [])
+        content = yaml.safe_load(block)
+        if "name" in content:
+            assert load_search(path) if "search" in content else load_tasks(path, [])
 
 
 def test_quoted_messages_are_in_the_source() -> None:

@@ -26,6 +26,7 @@ ORDER = (
     "serving",
     "training",
     "multi_lora",
+    "searching",
     "verbs",
     "deploy",
     "bench",

@@ -19,7 +19,18 @@ from lora_ft.tasks.files import as_task, save_task, saved_task
 from tests.conftest import tiny_row
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("compare", "evaluate", "export_onnx", "generate", "merge", "merge_adapters", "push", "train", "validate")
+VERBS = (
+    "compare",
+    "evaluate",
+    "export_onnx",
+    "generate",
+    "merge",
+    "merge_adapters",
+    "push",
+    "search",
+    "train",
+    "validate",
+)
 HEAVY = ("torch", "transformers", "onnxruntime", "numpy", "tokenizers", "pydantic", "yaml", "peft", "datasets")
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 MAX_LINES = 400
 MAX_PARAMETERS = 7
 # The options of these verbs are those of their commands: keyword-only, each with a default.
-VERBS_WITH_OPTIONS = {"evaluate", "export_onnx", "merge_adapters"}
+VERBS_WITH_OPTIONS = {"evaluate", "export_onnx", "merge_adapters", "search"}
 FILES = [
     path
     for folder in ("lora_ft", "export", "benchmarks", "docs", "examples", "tests")

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lora_ft.tasks import card, data, evaluate, generate, lengths, lora, schema, train
+from lora_ft.tasks import card, data, evaluate, generate, lengths, lora, schema, search, train
 from lora_ft.tasks.lora import PRESETS
 
 MODULES = (schema, data, lengths, lora, train, generate, evaluate, card)
@@ -53,6 +53,12 @@ def json_schema() -> dict[str, Any]:
         "type": "object",
         "description": "Keys by their dotted names, each with a list of values; every combination is one adapter.",
         "additionalProperties": {"type": "array"},
+    }
+    space = search.SearchSection.model_json_schema()
+    content["$defs"] |= space["$defs"]
+    content["properties"]["search"] = space["properties"]["search"] | {
+        "description": "Space of `lora-ft search`: keys of lora and train by their dotted names, each with a list of "
+        "values, or with low, high and log.",
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lora-ft task", **content}
 

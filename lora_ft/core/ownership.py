@@ -54,6 +54,12 @@ _KINDS = (
         lambda content: _is_versioned(content) or "combined" in content,
         (*_TRAINED, *_ADAPTER, *_TOKENIZER, "scores-*.json", "predictions-*.jsonl", "claim.json", "resume"),
     ),
+    _Kind(
+        "search",
+        "search.json",
+        lambda content: "trials" in content and "rounds" in content,
+        ("search.json", "search.html", "optuna.journal", "trials", "winner"),
+    ),
     _Kind("combined adapter", "combined.json", _is_versioned, ("combined.json", *_ADAPTER)),
     _Kind("checkpoint", "merge.json", _is_versioned, ("task.yaml", "merge.json", *_WEIGHTS, *_TOKENIZER)),
     _Kind(

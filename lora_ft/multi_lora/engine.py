@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lora_ft.core.errors import UsageError
 from lora_ft.core.hardware import allowed_cpus
@@ -15,8 +14,11 @@ from lora_ft.core.memory import device_memory
 from lora_ft.multi_lora.dashboard import Dashboard
 from lora_ft.multi_lora.group_job import GroupJob, open_frozen_base, set_threads, train_group
 from lora_ft.multi_lora.snapshots import Snapshots
+from lora_ft.tasks.schema import Task
 from lora_ft.training.compute_dtype import ComputeDtype, choose_compute_dtype
-from lora_ft.training.plan import training_device
+from lora_ft.training.memory_estimates import StepOptions
+from lora_ft.training.plan import Choices, Plan, make_plan, training_device
+from lora_ft.training.prepared_data import PreparedData
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,16 @@ class TrainingSite:
     room: int
     places: int = 1
     storage: str | None = None
+
+    def plan(self, data: PreparedData) -> Plan:
+        """Return the plan of a task as if it trained alone, but without compiling."""
+        plan = make_plan(data.task, data.base.config, data.rows, 1, Choices(self.precision, False))
+        return replace(plan, device=self.device, compile_reason="groups are not compiled")
+
+    def step_options(self, task: Task) -> StepOptions:
+        """Return the options of a group's step for memory estimates. `task` is any task of the group."""
+        recomputed = task.train.gradient_checkpointing
+        return StepOptions(bf16=self.precision.is_bf16, checkpointing=recomputed, cpu=self.device == "cpu")
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,13 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Engine that trains groups in this process, one after another, on one copy of their base."""
+    """Engine that trains groups in this process, one after another, on one copy of their base.
+
+    The base stays in memory between calls of `run`, whose groups must share it, until `close`.
+    """
+
+    def __init__(self) -> None:
+        self._model: Any = None
 
     def inspect(self, out: Path, precision: str, storage: str | None, dashboard: Dashboard) -> TrainingSite:
         """See `Engine.inspect`."""
@@ -92,7 +110,12 @@ class LocalEngine:
         """See `Engine.run`. An error of a whole group is raised."""
         set_threads(site.device, allowed_cpus())
         data = jobs[0].data[0]
-        open_model = cache(lambda: open_frozen_base(data.task, data.base, site.device))
+
+        def open_model() -> Any:
+            if self._model is None:
+                self._model = open_frozen_base(data.task, data.base, site.device)
+            return self._model
+
         failed: dict[str, str] = {}
         interrupts = Interrupts()
         interrupts.take()
@@ -101,10 +124,15 @@ class LocalEngine:
             for job in jobs:
                 failed |= train_group(job, open_model, Snapshots(job.folder, job.run), dashboard, stop)
         except Interrupted as error:
+            self.close()  # the model still has the layers of the group
             raise error.by(interrupts.caught) from None
+        except BaseException:
+            self.close()
+            raise
         finally:
             interrupts.release()
         return EngineResult(failed, {})
 
     def close(self) -> None:
         """See `Engine.close`."""
+        self._model = None

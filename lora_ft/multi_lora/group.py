@@ -76,7 +76,7 @@ class AdapterGroup:
     @property
     def steps(self) -> int:
         """Maximum number of remaining steps over all members."""
-        return max((member.plan.steps - member.state.global_step for member in self.members), default=0)
+        return max((member.steps_left for member in self.members), default=0)
 
     def step(self) -> None:
         """Take one step of every member. Finished members leave, and their runs are published."""
@@ -169,10 +169,7 @@ class AdapterGroup:
         leaving = [member for member in self.members if member.stopped]
         for number, member in enumerate(self.members):
             if member in leaving and not member.failure:
-                self._attempt(
-                    member,
-                    lambda number=number, member=member: member.close(self._tensors(number), self._share(member)),
-                )
+                self._attempt(member, lambda number=number, member=member: self._close(number, member))
         for member in leaving:
             if member.failure:
                 self.failed[member.name] = member.failure
@@ -180,7 +177,8 @@ class AdapterGroup:
             else:
                 self._closed.append(member.name)
             early = "" if member.state.global_step >= member.plan.steps else "stopped early"
-            self._ended.append(member.row(0.0, member.failure or early or "finished"))
+            end = "paused" if member.paused else member.failure or early or "finished"
+            self._ended.append(member.row(0.0, end))
         staying = [number for number, member in enumerate(self.members) if member not in leaving]
         self.members = [self.members[number] for number in staying]
         self._stack.keep(staying)
@@ -189,6 +187,13 @@ class AdapterGroup:
         for member in leaving:
             if not member.failure:
                 publish(member.task, member.folder)
+
+    def _close(self, number: int, member: MemberTrainer) -> None:
+        """Write the files of a member that leaves: its run, or the state from which it continues later."""
+        if member.paused:
+            member.pause(self._tensors(number))
+        else:
+            member.close(self._tensors(number), self._share(member))
 
     def _tensors(self, number: int) -> AdapterState:
         """Return copies of a member's weights and optimizer moments."""
@@ -220,7 +225,7 @@ class AdapterGroup:
             return
         began = time.perf_counter()
         rows = {"weights": self._stack.weights, "means": self._optimizer.means, "squares": self._optimizer.squares}
-        members = {member.name: member.export() for member in self.members}
+        members: dict[str, dict[str, Any] | None] = {member.name: member.export() for member in self.members}
         cpu = {name: tensor.cpu() for name, tensor in rows.items()}
         self._snapshots.write(Snapshot(self._tick, cpu, members, self._closed, self.failed))
         for member in self.members:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class GroupJob:
         plans: Plans of its tasks, by name.
         out: Folder of the runs.
         run: Identifier of the training, which snapshots carry.
-        longer: True if finished runs are trained longer. Their last states are in their working folders.
+        resumed: Names of tasks that continue from the resume points in their working folders.
+        pauses: Steps after which tasks leave with a resume point, by name. Other tasks train to their ends.
     """
 
     number: int
@@ -45,7 +46,8 @@ class GroupJob:
     plans: dict[str, Plan]
     out: Path
     run: str = ""
-    longer: bool = False
+    resumed: frozenset[str] = frozenset()
+    pauses: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -145,26 +147,35 @@ def _build_group(
         stack.load(number, weights)
         weights.clear()
     members = [
-        MemberTrainer(by_name[name], job.plans[name], adapter, model, job.out / name)
+        MemberTrainer(by_name[name], job.plans[name], adapter, model, job.out / name, job.pauses.get(name))
         for name, (adapter, _) in zip(names, adapters, strict=True)
     ]
-    if snapshot is None and job.longer:
-        snapshot = _last_states(members, stack)
+    if snapshot is None and job.resumed:
+        snapshot = _last_states(members, stack, job.resumed)
     for member in members:
         member.begin(snapshot.members[member.name] if snapshot else None)
     bf16 = plan.precision.is_bf16
     return AdapterGroup(model, stack, members, snapshots, bf16=bf16, dashboard=dashboard, snapshot=snapshot), stack
 
 
-def _last_states(members: Sequence[MemberTrainer], stack: StackedWeights) -> Snapshot:
-    """Return the last states of finished runs as the snapshot of an adapter group before its first step.
+def _last_states(members: Sequence[MemberTrainer], stack: StackedWeights, resumed: frozenset[str]) -> Snapshot:
+    """Return the last states of runs as the snapshot of an adapter group before its first step.
+
+    Args:
+        members: Members in the order of the stack.
+        stack: Initial weights, which members that are not resumed keep.
+        resumed: Names of the members to resume.
 
     Raises:
         LoraFtError: The last state of a run is missing or damaged.
     """
-    rows = {name: torch.zeros_like(stack.weights) for name in ("weights", "means", "squares")}
-    entries = {}
+    rows = {"weights": stack.weights.clone()}
+    rows |= {name: torch.zeros_like(stack.weights) for name in ("means", "squares")}
+    entries: dict[str, dict[str, Any] | None] = {}
     for number, member in enumerate(members):
+        if member.name not in resumed:
+            entries[member.name] = None
+            continue
         point = member.point()
         if point is None:
             raise LoraFtError(f"{member.working} contains no state to resume from", "start over with --overwrite")

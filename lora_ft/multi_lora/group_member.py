@@ -47,12 +47,28 @@ class MemberTrainer:
         resumed: Step at which training was resumed.
         due: True if the member has reached a step at which training alone would save.
         failure: Reason why the member left the group without a run, or "".
+
+    Args:
+        data: Task, base, tokenizer and rows.
+        plan: Plan of the run.
+        adapter: Names, shapes and scales of its weights.
+        model: Base model with the layers of the group.
+        out: Folder of the run once it is finished.
+        pause_at: Step after which the member leaves with a resume point. None trains to the end of the plan.
     """
 
-    def __init__(self, data: PreparedData, plan: Plan, adapter: Adapter, model: Any, out: Path) -> None:
+    def __init__(
+        self,
+        data: PreparedData,
+        plan: Plan,
+        adapter: Adapter,
+        model: Any,
+        out: Path,
+        pause_at: int | None = None,
+    ) -> None:
         self.task, self.plan, self.adapter, self.folder = data.task, plan, adapter, RunFolder.in_group(out)
         self.name, self.working = self.task.name, self.folder.working
-        self._data = data
+        self._data, self._pause_at = data, pause_at
         self.folder.record(data, plan)
         self.trainer, self._reporter = trainer_around(model, data, plan, self.working, Silent())
         self.resumed, self.due, self.failure = 0, False, ""
@@ -71,7 +87,18 @@ class MemberTrainer:
     @property
     def stopped(self) -> bool:
         """True if the member takes no more steps."""
-        return bool(self.failure) or self.trainer.control.should_training_stop
+        return bool(self.failure) or self.paused or self.trainer.control.should_training_stop
+
+    @property
+    def paused(self) -> bool:
+        """True if the member leaves the group with a resume point instead of a run."""
+        reached = self.state.global_step == self._pause_at
+        return reached and not self.failure and not self.trainer.control.should_training_stop
+
+    @property
+    def steps_left(self) -> int:
+        """Maximum number of steps that the member takes before it leaves."""
+        return (self._pause_at or self.plan.steps) - self.state.global_step
 
     def point(self) -> tuple[dict[str, Any], AdapterState] | None:
         """Return the snapshot entry for `begin`, and the tensors, of a finished run that is trained longer."""
@@ -271,6 +298,17 @@ class MemberTrainer:
             if folder != self._best_folder():
                 shutil.rmtree(folder)
 
+    def pause(self, tensors: AdapterState) -> None:
+        """Write the state from which another group continues; `publish` comes next."""
+        self._write_state(tensors)
+        trainer = self.trainer
+        trainer.control = trainer.callback_handler.on_train_end(trainer.args, self.state, trainer.control)
+
+    def _write_state(self, tensors: AdapterState) -> None:
+        last = self.working / f"checkpoint-{self.state.global_step}"
+        self.adapter.write(tensors.weights, last, self._data.base)
+        write_resume_point(last, self.trainer, self._rated, self._names, tensors, self.generator)
+
     def close(self, tensors: AdapterState, share: dict[str, Any]) -> None:
         """Write the adapter, its last state and its metrics; `publish` comes next.
 
@@ -279,9 +317,7 @@ class MemberTrainer:
             share: Metrics of the member's share of the group.
         """
         trainer, state, weights = self.trainer, self.state, tensors.weights
-        last = self.working / f"checkpoint-{state.global_step}"
-        self.adapter.write(weights, last, self._data.base)
-        write_resume_point(last, trainer, self._rated, self._names, tensors, self.generator)
+        self._write_state(tensors)
         if state.best_metric is not None and state.best_global_step != state.global_step:
             weights = load_file(self._best_folder() / WEIGHTS)
         steps = state.global_step - self.resumed
@@ -324,13 +360,16 @@ class MemberTrainer:
 
 
 def publish(task: Task, folder: RunFolder) -> None:
-    """Finish the run of a closed member.
+    """Finish the run of a closed member. A paused member, which has no metrics, keeps its last state instead.
 
     Its last state is marked complete only now, after a snapshot without the member was written. Otherwise a killed
     process would mistake it for the state that the member began with.
     """
     folder.mark_checkpoints()
-    folder.finish(task, read_json(folder.working / METRICS))
+    if (folder.working / METRICS).is_file():
+        folder.finish(task, read_json(folder.working / METRICS))
+    else:
+        folder.keep_newest()
 
 
 def failure_text(error: Exception) -> str:

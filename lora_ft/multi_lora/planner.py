@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from lora_ft.core.errors import UsageError
 from lora_ft.tasks.schema import Task
 from lora_ft.training.memory_estimates import GIB, Batch, MemoryEstimate, Shape, StepOptions, training_memory
+from lora_ft.training.plan import Plan
+from lora_ft.training.prepared_data import PreparedData
 
 _ALONE = "train it alone: `lora-ft train` with its file only"
 
@@ -103,6 +105,14 @@ class MemoryNeed:
     adapter: int
     rank: int
     batch: Batch
+
+    @classmethod
+    def of(cls, data: PreparedData, plan: Plan) -> MemoryNeed:
+        """Return the needs of a task with its rows."""
+        lora, train = data.task.lora, data.task.train
+        longest = [max(len(getattr(row, side)) for row in data.rows) for side in ("input_ids", "labels")]
+        batch = Batch(train.per_device_train_batch_size, *longest)
+        return cls(data.task.name, plan.trainable, max(lora.r, *lora.rank_pattern.values(), 1), batch)
 
 
 def group_memory(shape: Shape, needs: Sequence[MemoryNeed], options: StepOptions) -> MemoryEstimate:

@@ -146,9 +146,15 @@ def read_resume_point(run: RunFolder, names: list[str], device: str) -> tuple[di
         "random": generator.numpy().tobytes().hex(),
         "loss": 0.0,
         "logged": state.global_step,
-        "patience": 0,
+        "patience": _patience(state),
     }
     return entry, AdapterState(weights, means, squares)
+
+
+def _patience(state: TrainerState) -> int:
+    """Return the early-stopping counter of a checkpoint; 0 if a finished run is trained longer."""
+    saved = (state.stateful_callbacks or {}).get("EarlyStoppingCallback") or {}
+    return int((saved.get("attributes") or {}).get("early_stopping_patience_counter", 0))
 
 
 def _load(path: Path) -> Mapping[Any, Any]:

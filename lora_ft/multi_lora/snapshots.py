@@ -25,14 +25,15 @@ class Snapshot:
     Attributes:
         tick: Number of finished ticks.
         rows: Weights, means and squares [adapters, width] of the members that still train.
-        members: Entries from `MemberTrainer.export` of these members, by name, in the order of the rows.
-        closed: Names of finished members. Their runs may not be published yet.
+        members: Entries from `MemberTrainer.export` of these members, by name, in the order of the rows. None for a
+            member before its first step.
+        closed: Names of finished and paused members. Their runs may not be published yet.
         failed: Reason by name, for members that left without a run.
     """
 
     tick: int
     rows: dict[str, Tensor]
-    members: dict[str, dict[str, Any]]
+    members: dict[str, dict[str, Any] | None]
     closed: list[str]
     failed: dict[str, str]
 

@@ -81,7 +81,7 @@ class Series:
     """A named series of points.
 
     Attributes:
-        name: Name in the legend.
+        name: Name in the legend; "" for none.
         points: Points, in the order of the line.
         style: Number of the color, marker and dash; None for a plain line in the color of text.
         line: True to connect the points.
@@ -297,7 +297,9 @@ class _Drawing:
             names_at_points: True to leave out series whose names are at their points.
         """
         x, y = 2.0, self.area[3] + _BOTTOM + 12.0
-        entries = [s for s, points in self.series if points and not (names_at_points and points[0].label == s.name)]
+        entries = [
+            s for s, points in self.series if points and s.name and not (names_at_points and points[0].label == s.name)
+        ]
         for series in entries:
             name = shortened(series.name, WIDTH - 36)
             if x > 2 and x + 32 + width(name) > WIDTH:

@@ -23,6 +23,7 @@ from lora_ft.tasks.grid import GRID, combinations, set_key
 from lora_ft.tasks.plain_yaml import Document, Mark, Place, parse_yaml, plain_text, read_yaml
 from lora_ft.tasks.rows import RowsInMemory
 from lora_ft.tasks.schema import SPLITS, Task
+from lora_ft.tasks.search import SEARCH, Space, read_space
 
 
 def recipes() -> list[str]:
@@ -51,6 +52,7 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
     file, document = _read(path, overrides)
     if GRID in document.value:
         raise UsageError(f"{file} is a grid of tasks", "train it, or pass the task.yaml of one of its runs")
+    _refuse_search(file, document)
     return _checked(file, document)
 
 
@@ -73,12 +75,37 @@ def load_tasks(path: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Ta
         UsageError: As in `load_task`, or `grid` does not map keys to lists of values.
     """
     file, document = _read(path, overrides)
+    _refuse_search(file, document)
     if GRID not in document.value:
         return [(_checked(file, document), {})]
     return [
         (_checked(file, Document(raw, document.marks)), settings)
         for raw, settings in combinations(document.value, str(file), overrides)
     ]
+
+
+@raised_as(TaskError)
+def load_search(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Task, Space]:
+    """Return the task of a file with the key `search`, and its search space.
+
+    `search: {lora.r: [8, 16], train.learning_rate: {low: 1e-4, high: 1e-2, log: true}}` varies two keys.
+
+    Raises:
+        InvalidTaskError: The task or the space has errors; the exception lists all of them.
+        UsageError: As in `load_task`, or the file has no key `search`.
+    """
+    file, document = _read(path, overrides)
+    raw = {key: value for key, value in document.value.items() if key != SEARCH}
+    if GRID in raw:
+        raise UsageError(f"{file} is a grid of tasks", "replace the key grid by search")
+    if SEARCH not in document.value:
+        raise UsageError(f"{file} has no search space", "add one, e.g. search: {lora.r: [4, 8, 16]}")
+    task = _checked(file, Document(raw, document.marks))
+    space = read_space(document.value[SEARCH], task, file, document.marks)
+    for override in overrides:
+        if (key := override.partition("=")[0]) in space.values:
+            raise UsageError(f"{key} is set by both --set and the search space of {file}", "remove one of the two")
+    return task, space
 
 
 def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Path, Document]:
@@ -88,6 +115,11 @@ def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Path, Document]:
     if not isinstance(document.value, dict):
         raise UsageError(f"{file} is not a task: it has no keys", "see the recipes for examples")
     return file, _overridden(document, overrides)
+
+
+def _refuse_search(file: Path, document: Document) -> None:
+    if SEARCH in document.value:
+        raise UsageError(f"{file} has a search space", "run `lora-ft search` on it, or remove the key search")
 
 
 def _overridden(document: Document, overrides: Sequence[str]) -> Document:

@@ -41,6 +41,11 @@ def seal(folder: Path, step: int, *, keep: int, best: str | None, run: str = "")
         run: Identifier of the run, which is written into the mark.
     """
     mark_complete(folder / f"checkpoint-{step}", run)
+    prune(folder, keep=keep, best=best)
+
+
+def prune(folder: Path, *, keep: int, best: str | None) -> None:
+    """Delete all checkpoints but the newest `keep` and the best; see `seal`."""
     for path in _by_step(folder)[:-keep]:
         if best is None or path.name != Path(best).name:
             shutil.rmtree(path)
@@ -50,6 +55,12 @@ def mark_complete(checkpoint: Path, run: str) -> None:
     """Flush a checkpoint to the disk, then mark it complete."""
     sync_tree(checkpoint)
     write_text(checkpoint / _MARK, run)
+
+
+def best_of(checkpoint: Path) -> str | None:
+    """Return the path of the best checkpoint that a checkpoint's state names, or None."""
+    best: str | None = read_json(checkpoint / _STATE).get("best_model_checkpoint")
+    return best
 
 
 def step_of(checkpoint: Path) -> int:

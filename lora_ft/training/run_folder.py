@@ -264,6 +264,11 @@ class RunFolder:
         for checkpoint in self.working.glob("checkpoint-*"):
             resume_points.mark_complete(checkpoint, run_id_of(self.working))
 
+    def keep_newest(self) -> None:
+        """Delete all complete checkpoints but the newest and the best."""
+        if newest := self.latest_checkpoint():
+            resume_points.prune(self.working, keep=1, best=resume_points.best_of(newest))
+
     def trim_log(self, step: int) -> None:
         """Drop log entries after `step`, where training continues, since those steps are repeated."""
         path = self.working / LOG

@@ -7,7 +7,7 @@ NODE   ?= .node
 BIN    := $(VENV)/bin
 PIP    := -m pip install -qq --disable-pip-version-check
 
-.PHONY: help quickstart test test-fast fuzz soak test-transformers4 test-oldest test-transformers-js lint format docs install clean
+.PHONY: help quickstart test test-fast fuzz soak kernels sanitize test-transformers4 test-oldest test-transformers-js lint format docs install clean
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
@@ -34,6 +34,21 @@ fuzz: install ## ten thousand damaged inputs of every kind (LORA_FT_FUZZ=N sets 
 
 soak: install ## 200,000 requests to a server with tiny adapters, each answer compared (REQUESTS sets the number)
 	@$(BIN)/python -m tests.soak --requests $${REQUESTS:-200000}
+
+kernels: install ## the optional decoder step in C++ (skipped without a compiler and CMake)
+	@if command -v cmake >/dev/null && command -v "$${CXX:-c++}" >/dev/null; then \
+		$(BIN)/python $(PIP) ./kernels && echo "installed lora-ft-kernels"; \
+	else echo "skipped lora-ft-kernels: it needs CMake and a C++ compiler"; fi
+
+# The interpreter is not instrumented, so the sanitizers' libraries are loaded before it.
+sanitize: install ## the tests of the kernel under the sanitizers of addresses and undefined behavior
+	@cmake -S kernels -B build/sanitized -DSANITIZE=ON >/dev/null
+	@cmake --build build/sanitized >/dev/null
+	@cmake --install build/sanitized --prefix build/sanitized >/dev/null
+	@cp kernels/lora_ft_kernels/__init__.py build/sanitized/lora_ft_kernels
+	@PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+		LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
+		$(BIN)/python -m pytest -n 0 tests/kernels
 
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import onnxruntime
 
 from lora_ft.core.hardware import allowed_cpus, cpu_generation, cpu_name
 from lora_ft.core.memory import allowed_memory
+from lora_ft.export.runtime.kernel import VARIABLE
 
 _PACKAGES = (
     "lora-ft",
@@ -46,6 +47,7 @@ def environment() -> dict[str, str]:
     return {
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
         **{name: _version(name) for name in _PACKAGES},
+        "lora-ft-kernels": _kernels(),
         "onnxruntime": _onnxruntime(),
         "cpu": cpu_name(),
         "cpu generation": cpu_generation(),
@@ -71,6 +73,12 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _kernels() -> str:
+    """Return the version of the optional decoder step, and whether it is switched off."""
+    version = _version("lora-ft-kernels")
+    return f"{version} (off: {VARIABLE} is 0)" if os.environ.get(VARIABLE) == "0" else version
 
 
 def _onnxruntime() -> str:

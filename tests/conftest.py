@@ -13,6 +13,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network; those about the hub say so themselves
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["LORA_FT_KERNELS"] = "0"  # tests are about the graphs, whatever is installed; those of the kernel say so
 
 # One core for each worker of pytest-xdist: two threads on a tiny model only wait for each other. Not for the process
 # that starts the workers, or they would all inherit its one core.

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 
 from lora_ft.export.runtime.io_binding import BoundSession, DeviceBuffer, TopK
 from lora_ft.export.runtime.session import ort_value
+
+
+class Bound(Protocol):
+    """A call on fixed memory."""
+
+    def run(self, *inputs: Any) -> None:
+        """Run it on these inputs."""
 
 
 class Adapters(Protocol):
@@ -89,12 +96,12 @@ class Step:
     """A bound step and its output.
 
     Attributes:
-        bound: The step.
+        bound: The step, of a graph or of the kernel.
         output: Memory of its output.
         rankings: Rankings of the output, by (number of tokens, whether by log-probabilities).
     """
 
-    bound: BoundSession
+    bound: Bound
     output: DeviceBuffer
     rankings: dict[tuple[int, bool], TopK] = field(default_factory=dict)
 

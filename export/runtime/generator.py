@@ -21,6 +21,7 @@ from lora_ft.export.runtime.bank import Bank, RowAdapters, unknown_adapter
 from lora_ft.export.runtime.decoding import decode
 from lora_ft.export.runtime.decoding.draft_length import controller_of
 from lora_ft.export.runtime.inputs import Prompted, check_sizes, listed, unmasked_rows
+from lora_ft.export.runtime.kernel_choice import choose_kernel
 from lora_ft.export.runtime.manifest import ADAPTERS, DRAFTS, LABELS, PHRASES, read_adapters, read_manifest
 from lora_ft.export.runtime.model import Model
 from lora_ft.export.runtime.phrases import VERSION as PHRASES_VERSION
@@ -61,6 +62,7 @@ class Generator:
         adapters: Names of the adapters.
         special: Start, end and padding tokens.
         model: Graphs of the bundle.
+        step_engine: What takes the decoder's steps: the kernel, or the graphs and why.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int, provider: str = "cpu") -> None:
@@ -94,11 +96,14 @@ class Generator:
         with_labels = provider == "cpu" and (folder / LABELS).is_file()
         label_tokens = Trie(self.settings.allowed, self.special.end).tokens if with_labels else ()
         self.model = Model(folder, shape, threads, provider, self.bank.inputs if self.bank else {}, label_tokens)
+        self.step_engine = "graphs"
         if manifest.get(DRAFTS, {}).get("version") == PHRASES_VERSION:
             controller_of(self.model).phrases = Phrases.read(folder / PHRASES, self._vocabulary)
 
     @classmethod
-    def load(cls, folder: str | Path, *, threads: int | None = None, provider: str = "auto") -> Generator:
+    def load(
+        cls, folder: str | Path, *, threads: int | None = None, provider: str = "auto", kernel: bool = True
+    ) -> Generator:
         """Check a bundle's hashes and load it.
 
         Args:
@@ -106,6 +111,7 @@ class Generator:
             threads: Threads per call. Default: the cores available to this process (affinity and cgroup quota).
             provider: "cpu", "cuda" or "auto". "auto" is CUDA if it is available and supports the bundle's precision,
                 else the processor.
+            kernel: Use the package lora-ft-kernels where it is installed and fits the bundle.
 
         Raises:
             UsageError, LoraFtError: See `lora_ft.export.runtime.manifest.read_manifest` and `choose_provider`.
@@ -114,7 +120,10 @@ class Generator:
         manifest = read_manifest(folder)
         with sound_content(folder, "export the bundle again"):
             name = choose_provider(provider, manifest["precision"])
-            return cls(folder, manifest, threads or allowed_cpus(), name)
+            generator = cls(folder, manifest, threads or allowed_cpus(), name)
+            if kernel:
+                generator.step_engine = choose_kernel(generator.model, folder, manifest, generator.special)
+            return generator
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the folder and the arguments of `load`, since every process needs its own sessions."""

@@ -11,11 +11,9 @@ is a single call. Other graphs receive their inputs as a list in a fixed order. 
 from __future__ import annotations
 
 import math
-import os
 import threading
-import weakref
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +22,10 @@ import onnxruntime as ort
 from lora_ft.core.errors import LoraFtError
 from lora_ft.export.runtime.bank import RowAdapters
 from lora_ft.export.runtime.cache import Cache, Source, Spare, Step
+from lora_ft.export.runtime.forks import begin_again_in_children
 from lora_ft.export.runtime.graph_files import MASK, graph_inputs, open_graph, prefixed
 from lora_ft.export.runtime.io_binding import BoundSession, DeviceBuffer, Edit, TopK
+from lora_ft.export.runtime.kernel import KERNEL, StepKernel
 from lora_ft.export.runtime.manifest import ADAPTED
 from lora_ft.export.runtime.native_session import RUN, SHRINK_ARENA, keep_alive, run_positional
 from lora_ft.export.runtime.session import ort_value
@@ -36,16 +36,6 @@ _LARGE = 2**26  # bytes worth returning to the system; allocating them again cos
 # add the remainder in another order, so the last bits of a source of 33 tokens would depend on its neighbors.
 LANES = 8
 _RANKED = ["highest", "tokens"]
-_MODELS: weakref.WeakSet[Model] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for model in list(_MODELS):
-        model.begin_again()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Model:
@@ -58,6 +48,9 @@ class Model:
         provider: "cpu", or "cuda" to keep keys and values in GPU memory.
         inputs: Names of the adapter inputs of each graph, for a bank.
         label_tokens: Tokens whose logits the graph `labels` returns, ascending; () without that graph.
+
+    Attributes:
+        kernel: Kernel for the steps of rows without adapters, or None for the graphs.
     """
 
     def __init__(
@@ -74,7 +67,8 @@ class Model:
         self._sessions: dict[tuple[str, int], ort.InferenceSession] = {}  # by graph and threads
         self._opening = threading.Lock()
         self._grown: set[str] = set()  # graphs whose last outputs were large
-        _MODELS.add(self)
+        self.kernel: StepKernel | None = None
+        begin_again_in_children(self)
         self._adapters, self._label_tokens = inputs or {}, np.array(label_tokens, np.int64)
         self._head_sizes = {"labels": len(label_tokens)}  # logits of graphs with fewer than the vocabulary
         self._names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
@@ -110,9 +104,10 @@ class Model:
 
     def open_step(self, threads: int, *, adapted: bool) -> None:
         """Load the graph of single steps for calls with fewer threads. Until then, such calls use all."""
-        self._session(ADAPTED + "step" if adapted else "step", threads)
-        if self._label_tokens.size:
-            self._session("labels", threads)
+        if adapted or self.kernel is None:
+            self._session(ADAPTED + "step" if adapted else "step", threads)
+            if self._label_tokens.size:
+                self._session("labels", threads)
 
     def encode(
         self, ids: np.ndarray, mask: np.ndarray, adapters: RowAdapters | None = None, threads: int | None = None
@@ -254,12 +249,16 @@ class Model:
         graph = self._decoder_graph(source, cache, count, is_first=longest == count)
         if output == "labels":
             graph, output = "labels" if graph == "step" else graph, "logits"
-        if threads is None or (graph, threads) not in self._sessions:
+        kernel = self.kernel if graph == KERNEL else None
+        if threads is None or not (kernel or (graph, threads) in self._sessions):
             threads = self._threads
         key = graph, threads, output, count, len(lengths)
-        if key not in cache.steps:
-            cache.steps[key] = self._bound(self._session(graph, threads), graph, source, cache, tokens, output)
-        step = cache.steps[key]
+        step = cache.steps.get(key)
+        if step is None:
+            bind = (
+                partial(kernel.step, threads) if kernel else partial(self._bound, self._session(graph, threads), graph)
+            )
+            step = cache.steps[key] = bind(source, cache, tokens, output)
         step.bound.run(tokens, lengths, forbid_eos)
         cache.lengths = lengths + count
         return step
@@ -270,6 +269,8 @@ class Model:
         alone = self._provider == "cpu" and (count == 1 or cache.rows == 1 or is_first)
         if source.adapters:
             return f"{ADAPTED}step" if alone else f"{ADAPTED}decoder"
+        if self.kernel:
+            return KERNEL
         if self._provider == "cpu" and count > 1 and not is_first and source.rows == cache.rows:
             return "draft"
         return "step" if alone else "decoder"

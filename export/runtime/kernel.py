@@ -1,0 +1,143 @@
+"""The decoder of a bundle in the package lora-ft-kernels, in place of the graphs `step`, `decoder` and `draft`.
+
+The kernel reads the weights of the graph `step`, and the same keys and values in the same memory, so calls of both may
+alternate. It computes in the same formats: integers are exact, floats are added in another order. So its logits differ
+in the last bits, and by more where that moves a rounded input to the next integer. It is chosen if the processor and
+the sizes fit, and if it chooses the graphs' tokens on the bundle's probe, except for near ties.
+
+A row has equal bits whatever runs with it, in every format, so drafts are lossless in 4 bits too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.families import t5 as names
+from lora_ft.export.precision import FORMATS, parse
+from lora_ft.export.runtime.cache import Cache, Source, Step
+from lora_ft.export.runtime.forks import begin_again_in_children
+from lora_ft.export.runtime.graph_weights import GraphWeights
+from lora_ft.export.runtime.io_binding import DeviceBuffer
+
+KERNEL = "kernel"  # its name among the graphs
+PACKAGE = "lora_ft_kernels"
+VARIABLE = "LORA_FT_KERNELS"  # 0 switches the kernel off
+# Formats of a decoder's layers that the kernel computes, each with products of bytes.
+_FORMATS = {name for name, entry in FORMATS.items() if entry.bits <= 8}
+# The kernel was measured to win with these. It runs without them, but ONNX Runtime's products take less time there.
+_INSTRUCTIONS = "avx512"
+_BY_CHANNEL, _BY_GROUP = "MatMulIntegerToFloat", "MatMulNBits"
+_BY_ROW = "float.1"  # input scale of products whose inputs have a scale per row
+_GROUPED = re.compile(r"\.w([48])g(\d+)$")
+
+
+class StepKernel:
+    """The kernel of one bundle.
+
+    Args:
+        folder: Folder of the bundle.
+        precision: Precision of the bundle.
+        threads: Most threads of a call.
+
+    Attributes:
+        instructions: Processor instructions that it uses.
+        vocabulary: Number of tokens.
+
+    Raises:
+        ValueError: The package, the processor, the precision or the sizes do not fit.
+    """
+
+    def __init__(self, folder: Path, precision: str, threads: int) -> None:
+        formats = parse(precision)
+        if os.environ.get(VARIABLE) == "0":
+            raise ValueError(f"{VARIABLE} is 0")
+        if not {formats.decoder, formats.head} <= _FORMATS or formats.embedding != "int8":
+            raise ValueError(f"the precision {precision} has no kernel")
+        try:
+            self._package = importlib.import_module(PACKAGE)
+        except (ImportError, OSError) as error:
+            raise ValueError(f"lora-ft-kernels is not installed ({error})") from error
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        a = Architecture.read(config, folder)
+        sizes = self._package.Sizes(
+            *(a.decoder_layers, a.heads, a.d_kv, a.d_model, a.d_ff, a.vocabulary, a.max_distance),
+            gated=a.gated,
+            activation=a.activation,
+            epsilon=a.epsilon,
+        )
+        if not sizes.supported:
+            raise ValueError(f"the sizes have no kernel ({sizes})")
+        weights = self._weights(GraphWeights(folder / "step.onnx"), a)
+        self._kernel = self._package.Kernel(sizes, weights, threads, _INSTRUCTIONS)
+        self.instructions: str = self._kernel.instructions
+        self.vocabulary = a.vocabulary
+        begin_again_in_children(self)
+
+    def _weights(self, graph: GraphWeights, a: Architecture) -> Any:
+        """Return the weights of the graph as the package takes them."""
+        norms, bias = [], []
+        for i in range(a.decoder_layers):
+            parts = names.self_attention("decoder", i), names.cross_attention(i), names.feed_forward("decoder", i)
+            norms += [graph.array(names.norm_before(part), np.float32) for part in parts]
+            if a.bias_per_layer or i == 0:
+                table = graph.array(names.position_bias("decoder", i), np.float32).reshape(-1, a.heads)
+                bias.append(table[a.max_distance :: -1].T)  # its rows are offsets: 0 in the middle, behind it upwards
+        rows = f"{names.EMBEDDING}.rows.int8"
+        products = [node.inputs for node in graph.nodes if node.operator in (_BY_CHANNEL, _BY_GROUP)]
+        wide = [a.d_model, a.width, a.d_model, a.width, a.d_model, a.d_ff] * a.decoder_layers
+        return self._package.Weights(
+            matrices=[
+                self._matrix(graph, inputs, size) for inputs, size in zip(products, [*wide, a.d_model], strict=True)
+            ],
+            norms=[*norms, graph.array(names.final_norm("decoder"), np.float32)],
+            bias=bias,
+            embedding=graph.array(rows, np.int8).reshape(a.vocabulary, a.d_model),
+            embedding_scale=graph.array(f"{rows}.scale", np.float32),
+            ends=a.special.ends,
+        )
+
+    def _matrix(self, graph: GraphWeights, inputs: Sequence[str], size: int) -> Any:
+        """Return the weights of a product, given the names of the node's inputs and the size of a row."""
+        scales = graph.array(f"{inputs[1]}.scale", np.float32)
+        if grouped := _GROUPED.search(inputs[1]):
+            bits, group = int(grouped[1]), int(grouped[2])
+            values = graph.array(inputs[1], np.uint8)
+            return self._package.Matrix(values, scales.reshape(-1, size // group), bits, group)
+        values = graph.array(inputs[1], np.int8).reshape(size, -1)
+        step = 0.0 if inputs[2] == _BY_ROW else float(graph.array(inputs[2], np.float32)[0])
+        return self._package.Matrix(values, scales, step=step)
+
+    def step(self, threads: int, source: Source, cache: Cache, tokens: np.ndarray, output: str) -> Step:
+        """Return a step for tokens of this shape [b, q], like those that are bound to the graphs.
+
+        Args:
+            threads: Threads of a call.
+            source, cache: Memory of the keys and values. The caller keeps it alive.
+            tokens: Example of the tokens.
+            output: "next" or "logits".
+        """
+        logits = None if output == "next" else np.empty((*tokens.shape, self.vocabulary), np.float32)
+        mask, *cross = source.values
+        memory = self._package.Memory(
+            mask=mask.data_ptr(),
+            cross=[value.data_ptr() for value in cross],
+            past=[value.data_ptr() for value in cache.values],
+            sources=source.rows,
+            length=mask.shape()[1],
+            room=cache.room,
+        )
+        bound = self._package.Step(self._kernel, memory, tokens.shape, len(cache.lengths), threads, logits)
+        return Step(bound, DeviceBuffer.of(bound.next if logits is None else logits, "cpu"))
+
+    def begin_again(self) -> None:
+        """Start threads in a forked child."""
+        self._kernel.begin_again()

@@ -1,0 +1,142 @@
+// The C interface. Errors are texts; null means success.
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <string>
+
+#include "decoder.h"
+#include "threads.h"
+
+namespace lora_ft {
+extern const Functions portable_functions;
+#if defined(LORA_FT_X86)
+extern const Functions avx2_functions, avx512_functions;
+#endif
+
+namespace {
+
+const Functions* functions_for(const std::string& name) {
+    if (name == "portable") return &portable_functions;
+#if defined(LORA_FT_X86)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512vnni");
+    if (name == "avx2" && avx2) return &avx2_functions;
+    if (name == "avx512" && avx512) return &avx512_functions;
+#endif
+    return nullptr;
+}
+
+struct Kernel {
+    Decoder decoder;
+    std::unique_ptr<Pool> pool;
+    const Functions* functions = nullptr;
+};
+
+// A matrix as the caller has it.
+struct Given {
+    int outputs, inputs, bits, group;  // group: 0 for int8 values [inputs, outputs] with a scale per output
+    float step;
+    const void* values;
+    const float* scales;
+};
+
+Matrix shaped(const Given& given) {
+    Matrix matrix;
+    matrix.outputs = given.outputs;
+    matrix.inputs = given.inputs;
+    matrix.bits = given.bits;
+    matrix.group = given.group ? given.group : given.inputs;
+    matrix.stride = (given.inputs + 63) / 64 * 64;
+    matrix.step = given.step;
+    return matrix;
+}
+
+size_t bytes_of(const Given& given) { return shaped(given).bytes() + 256; }
+
+void pack(Matrix& to, const Given& given, Memory& memory) {
+    to = shaped(given);
+    if (given.group)
+        to.pack_groups(memory, static_cast<const uint8_t*>(given.values), given.scales);
+    else
+        to.pack(memory, static_cast<const int8_t*>(given.values), given.scales);
+}
+
+constexpr int kMatrices = 6;  // of a layer: joined, self_out, query, cross_out, up, down
+
+}  // namespace
+}  // namespace lora_ft
+
+using lora_ft::Given;
+using lora_ft::Kernel;
+
+struct Weights {
+    const Given* matrices;         // [layers * 6 + 1], the head last
+    const float* const* norms;     // [layers * 3 + 1][d_model], the final one last
+    const float* const* bias;      // [1 or layers][heads, far + 1]
+    const int8_t* embedding;       // [vocabulary, d_model]; stays the caller's
+    const float* embedding_scale;  // [vocabulary]
+    const int64_t* ends;
+    int ends_count;
+};
+
+extern "C" {
+
+// Returns a kernel, or null if the processor lacks the instructions or the memory does not suffice.
+Kernel* lora_ft_open(const lora_ft::Sizes* sizes, const Weights* weights, const char* instructions, int threads) try {
+    auto kernel = std::make_unique<Kernel>();
+    kernel->functions = lora_ft::functions_for(instructions);
+    if (!kernel->functions) return nullptr;
+    lora_ft::Decoder& decoder = kernel->decoder;
+    decoder.sizes = *sizes;
+    const int count = sizes->layers * lora_ft::kMatrices;
+    size_t bytes = 0;
+    for (int i = 0; i <= count; ++i) bytes += lora_ft::bytes_of(weights->matrices[i]);
+    decoder.memory = std::make_unique<lora_ft::Memory>(bytes);
+    decoder.layers.resize(sizes->layers);
+    const auto norm = [&](int i) { return std::vector<float>(weights->norms[i], weights->norms[i] + sizes->d_model); };
+    for (int i = 0; i < sizes->layers; ++i) {
+        lora_ft::Layer& layer = decoder.layers[i];
+        lora_ft::Matrix* const to[] = {&layer.joined,    &layer.self_out, &layer.query,
+                                       &layer.cross_out, &layer.up,       &layer.down};
+        for (int j = 0; j < lora_ft::kMatrices; ++j)
+            lora_ft::pack(*to[j], weights->matrices[i * lora_ft::kMatrices + j], *decoder.memory);
+        for (int j = 0; j < 3; ++j) layer.norms[j] = norm(3 * i + j);
+        if (i == 0 || sizes->bias_per_layer)
+            layer.bias.assign(weights->bias[i], weights->bias[i] + sizes->heads * (sizes->far + 1));
+    }
+    lora_ft::pack(decoder.head, weights->matrices[count], *decoder.memory);
+    decoder.final_norm = norm(3 * sizes->layers);
+    decoder.embedding = weights->embedding;
+    decoder.embedding_scale.assign(weights->embedding_scale, weights->embedding_scale + sizes->vocabulary);
+    decoder.ends.assign(weights->ends, weights->ends + weights->ends_count);
+    kernel->pool = std::make_unique<lora_ft::Pool>(threads);
+    return kernel.release();
+} catch (const std::exception&) {
+    return nullptr;
+}
+
+void lora_ft_close(Kernel* kernel) { delete kernel; }
+
+// Returns 0, 1 if a token or a length is out of range, or 2 if the memory does not suffice.
+int lora_ft_step(Kernel* kernel, const lora_ft::Call* call) try {
+    const int64_t vocabulary = kernel->decoder.sizes.vocabulary;
+    for (int i = 0; i < call->rows * call->tokens; ++i)
+        if (call->ids[i] < 0 || call->ids[i] >= vocabulary) return 1;
+    for (int i = 0; i < call->lengths_count; ++i)
+        if (call->lengths[i] < 0 || call->lengths[i] + call->tokens > call->room) return 1;
+    kernel->functions->step(kernel->decoder, *call, *kernel->pool);
+    return 0;
+} catch (const std::exception&) {
+    return 2;
+}
+
+// Starts threads in a forked child. The pool of the parent is never destroyed, since its threads are not there to end.
+void lora_ft_forked(Kernel* kernel) {
+    const int threads = kernel->pool->size();
+    static_cast<void>(kernel->pool.release());
+    kernel->pool = std::make_unique<lora_ft::Pool>(threads);
+}
+}

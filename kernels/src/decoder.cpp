@@ -1,0 +1,75 @@
+#include "decoder.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace lora_ft {
+
+namespace {
+constexpr size_t kPage = size_t{1} << 21, kLine = 64;
+
+size_t aligned(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
+}  // namespace
+
+Memory::Memory(size_t bytes) : size_(aligned(bytes + kLine, kPage)) {
+    begin_ = static_cast<uint8_t*>(std::aligned_alloc(kPage, size_));
+    if (!begin_) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    madvise(begin_, size_, MADV_HUGEPAGE);
+#endif
+}
+
+Memory::~Memory() { std::free(begin_); }
+
+uint8_t* Memory::take(size_t bytes) {
+    uint8_t* const taken = begin_ + used_;
+    used_ += aligned(bytes, kLine);
+    if (used_ > size_) throw std::bad_alloc();
+    std::memset(taken, 0, bytes);
+    return taken;
+}
+
+template <class Value, class Scale>
+void Matrix::fill(Memory& memory, Value value, Scale scale) {
+    uint8_t* const to = memory.take(tiles() * tile_bytes());
+    float* const scales_to = reinterpret_cast<float*>(memory.take(sizeof(float) * tiles() * groups() * kTile));
+    for (int n = 0; n < tiles() * kTile; ++n) {
+        uint8_t* const tile = to + n / kTile * tile_bytes();
+        for (int k = 0; k < stride; ++k) {
+            const bool known = n < outputs && k < inputs;
+            const int stored = known ? value(n, k) : zero();
+            const int lane = n % kTile * 4 + k % 4;
+            if (bits == 8)
+                tile[k / 4 * 4 * kTile + lane] = static_cast<uint8_t>(stored);
+            else
+                tile[k / 8 * 4 * kTile + lane] |= static_cast<uint8_t>(stored << (k % 8 < 4 ? 0 : 4));
+        }
+        for (int g = 0; g < groups(); ++g)
+            scales_to[(n / kTile * groups() + g) * kTile + n % kTile] = n < outputs ? scale(n, g) : 0.0f;
+    }
+    values = to;
+    scales = scales_to;
+}
+
+void Matrix::pack(Memory& memory, const int8_t* from, const float* scale) {
+    fill(
+        memory, [&](int n, int k) { return from[static_cast<size_t>(k) * outputs + n] + 128; },
+        [&](int n, int) { return scale[n]; });
+}
+
+void Matrix::pack_groups(Memory& memory, const uint8_t* from, const float* scale) {
+    fill(
+        memory,
+        [&](int n, int k) {
+            const size_t place = static_cast<size_t>(n) * inputs + k;
+            return bits == 8 ? from[place] : from[place / 2] >> (place % 2 * 4) & 15;
+        },
+        [&](int n, int g) { return scale[static_cast<size_t>(n) * groups() + g]; });
+}
+
+}  // namespace lora_ft

@@ -1,0 +1,102 @@
+// The weights of a T5 decoder, repacked for a step, and the arguments of a step.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace lora_ft {
+
+constexpr int kTile = 32;  // outputs that are computed together
+
+// Memory at addresses that are multiples of 64, in huge pages where the system has them.
+class Memory {
+  public:
+    explicit Memory(size_t bytes);
+    ~Memory();
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    uint8_t* take(size_t bytes);  // the next `bytes`, zeroed
+
+  private:
+    uint8_t* begin_;
+    size_t size_, used_ = 0;
+};
+
+// A linear layer's weights as unsigned bytes or halves of bytes, in tiles of 32 outputs.
+//
+// Of each tile, four inputs of all outputs lie side by side. In 4 bits, the next four are in the upper halves.
+// A weight is (stored value - zero) * scale of its output and group.
+struct Matrix {
+    int outputs = 0, inputs = 0, bits = 8;
+    int group = 0;   // inputs that share a scale
+    int stride = 0;  // inputs, rounded up to a multiple of 64
+    float step = 0;  // fixed scale of the input, or 0 for one per row and group
+    const uint8_t* values = nullptr;
+    const float* scales = nullptr;  // [tiles, groups, 32]
+
+    int zero() const { return bits == 8 ? 128 : 8; }
+    int groups() const { return inputs / group; }
+    int tiles() const { return (outputs + kTile - 1) / kTile; }
+    size_t tile_bytes() const { return static_cast<size_t>(stride) * kTile * bits / 8; }
+    size_t bytes() const { return tiles() * (tile_bytes() + sizeof(float) * groups() * kTile); }
+
+    // Packs int8 values [inputs, outputs] with a scale per output.
+    void pack(Memory& memory, const int8_t* from, const float* scale);
+    // Packs bytes [outputs, inputs * bits / 8], of which the lower half is first, with scales [outputs, groups].
+    void pack_groups(Memory& memory, const uint8_t* from, const float* scale);
+
+  private:
+    template <class Value, class Scale>
+    void fill(Memory& memory, Value value, Scale scale);
+};
+
+enum Activation { kRelu, kGelu, kSilu };
+
+struct Sizes {
+    int layers, heads, d_kv, d_model, d_ff, vocabulary;
+    int far;  // largest distance that has its own position bias
+    int gated, activation, bias_per_layer;
+    float epsilon;
+
+    int width() const { return heads * d_kv; }
+};
+
+struct Layer {
+    Matrix joined, self_out, query, cross_out, up, down;
+    std::vector<float> norms[3];
+    std::vector<float> bias;  // [heads, far + 1], by distance; empty if that of the first layer holds
+};
+
+struct Decoder {
+    Sizes sizes{};
+    std::unique_ptr<Memory> memory;
+    std::vector<Layer> layers;
+    Matrix head;
+    std::vector<float> final_norm;
+    const int8_t* embedding = nullptr;  // [vocabulary, d_model], the caller's memory
+    std::vector<float> embedding_scale;
+    std::vector<int64_t> ends;  // tokens that end an answer
+};
+
+// Arguments of a step. Keys and values are [rows, heads, length, d_kv] in turns, for each layer.
+struct Call {
+    int rows, tokens, sources, source_length, room, lengths_count, threads, forbid_ends;
+    const int64_t* ids;      // [rows, tokens]
+    const int64_t* lengths;  // [rows] or [1]
+    const int64_t* mask;     // [sources, source_length]
+    float* const* past;
+    const float* const* cross;
+    int64_t* next;  // [rows, tokens]
+    float* logits;  // [rows, tokens, vocabulary], or null
+};
+
+class Pool;
+
+// What each instruction set has its own code for.
+struct Functions {
+    void (*step)(const Decoder&, const Call&, Pool&);
+};
+
+}  // namespace lora_ft

@@ -1,0 +1,279 @@
+// One step of the decoder, as each thread of a call runs it.
+//
+// A thread computes queries, keys and values of its heads and their attention, so threads wait for each other only
+// where a product needs all columns of its input: five times a layer.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "attention.h"
+#include "products.h"
+#include "threads.h"
+
+namespace lora_ft::LANES {
+
+inline std::pair<int, int> share(int count, int thread, int threads) {
+    return {count * thread / threads, count * (thread + 1) / threads};
+}
+
+class Step {
+  public:
+    Step(const Decoder& decoder, const Call& call, int threads);
+    void run(int thread);
+    void finish();  // after all threads
+
+  private:
+    struct Own {  // of one thread
+        Quantized input;
+        std::vector<float> normed, weights;
+        std::vector<Floats> best;
+        std::vector<Ints> where;
+    };
+
+    void embed(int thread);
+    void attend_self(int layer, int thread);
+    void attend_source(int layer, int thread);
+    void feed(const Layer& layer, int thread);
+    void choose(int thread);
+    void normed(Own& own, const std::vector<float>& weight, const Matrix& matrix);
+    void add(const Matrix& matrix, const std::vector<float>& from, int thread);
+    Floats activated(Floats x) const;
+    void wait() { barrier_.wait(threads_); }
+
+    const Decoder& decoder_;
+    const Sizes& sizes_;
+    const Call& call_;
+    const int threads_, count_;  // count: tokens of all rows
+    std::vector<float> hidden_, mixed_, inner_, query_;
+    std::vector<int> attended_;  // of each source: tokens up to the last that is not masked
+    std::vector<Own> own_;
+    Barrier barrier_;
+};
+
+inline Step::Step(const Decoder& decoder, const Call& call, int threads)
+    : decoder_(decoder),
+      sizes_(decoder.sizes),
+      call_(call),
+      threads_(threads),
+      count_(call.rows * call.tokens),
+      hidden_(static_cast<size_t>(count_) * sizes_.d_model),
+      mixed_(static_cast<size_t>(count_) * sizes_.width()),
+      inner_(static_cast<size_t>(count_) * sizes_.d_ff),
+      query_(static_cast<size_t>(count_) * sizes_.width()),
+      attended_(call.sources),
+      own_(threads) {
+    for (int source = 0; source < call.sources; ++source) {
+        const int64_t* const mask = call.mask + static_cast<size_t>(source) * call.source_length;
+        int length = call.source_length;
+        while (length > 0 && !mask[length - 1]) --length;
+        attended_[source] = length;
+    }
+}
+
+inline void Step::run(int thread) {
+    Own& own = own_[thread];
+    own.normed.resize(static_cast<size_t>(count_) * sizes_.d_model);
+    own.weights.resize(std::max(call_.source_length, call_.room) + kLanes);
+    embed(thread);
+    wait();
+    for (int i = 0; i < sizes_.layers; ++i) {
+        const Layer& layer = decoder_.layers[i];
+        attend_self(i, thread);
+        wait();
+        add(layer.self_out, mixed_, thread);
+        wait();
+        attend_source(i, thread);
+        wait();
+        add(layer.cross_out, mixed_, thread);
+        wait();
+        feed(layer, thread);
+        wait();
+        add(layer.down, inner_, thread);
+        wait();
+    }
+    choose(thread);
+}
+
+inline void Step::embed(int thread) {
+    const auto [begin, end] = share(count_, thread, threads_);
+    for (int i = begin; i < end; ++i) {
+        const int64_t token = call_.ids[i];
+        const int8_t* const from = decoder_.embedding + token * sizes_.d_model;
+        float* const to = hidden_.data() + static_cast<size_t>(i) * sizes_.d_model;
+        for (int j = 0; j < sizes_.d_model; ++j) to[j] = static_cast<float>(from[j]) * decoder_.embedding_scale[token];
+    }
+}
+
+inline void Step::normed(Own& own, const std::vector<float>& weight, const Matrix& matrix) {
+    const int size = sizes_.d_model;
+    for (int row = 0; row < count_; ++row) {
+        const float* const from = hidden_.data() + static_cast<size_t>(row) * size;
+        float* const to = own.normed.data() + static_cast<size_t>(row) * size;
+        Floats squares{};
+        for (int i = 0; i < size; i += kLanes) squares = fma(floats(from + i), floats(from + i), squares);
+        const float factor = 1 / std::sqrt(sum(squares) / static_cast<float>(size) + sizes_.epsilon);
+        for (int i = 0; i < size; i += kLanes) store(to + i, floats(from + i) * factor * floats(weight.data() + i));
+    }
+    own.input.set(own.normed.data(), count_, matrix);
+}
+
+inline void Step::attend_self(int number, int thread) {
+    const Layer& layer = decoder_.layers[number];
+    Own& own = own_[thread];
+    const int size = sizes_.d_kv, width = sizes_.width(), tiles = size / kTile;
+    const std::vector<float>& bias = layer.bias.empty() ? decoder_.layers[0].bias : layer.bias;
+    normed(own, layer.norms[0], layer.joined);
+    const auto position = [&](int row) {
+        return static_cast<int>(call_.lengths[call_.lengths_count == 1 ? 0 : row / call_.tokens]) + row % call_.tokens;
+    };
+    const auto [begin, end] = share(sizes_.heads, thread, threads_);
+    for (int head = begin; head < end; ++head) {
+        const auto cached = [&](int kind, int row) {
+            const size_t first = static_cast<size_t>(row / call_.tokens) * sizes_.heads + head;
+            return call_.past[2 * number + kind] + first * call_.room * size;
+        };
+        for (int tile = 0; tile < tiles; ++tile) {
+            const int column = head * size + tile * kTile;
+            each_product(layer.joined, column / kTile, own.input, count_, [&](int row, const float* values) {
+                std::memcpy(query_.data() + static_cast<size_t>(row) * width + column, values, sizeof(float) * kTile);
+            });
+            for (int kind = 0; kind < 2; ++kind) {
+                const int place = ((kind + 1) * width + column) / kTile;
+                each_product(layer.joined, place, own.input, count_, [&](int row, const float* values) {
+                    float* const to = cached(kind, row) + static_cast<size_t>(position(row)) * size + tile * kTile;
+                    std::memcpy(to, values, sizeof(float) * kTile);
+                });
+            }
+        }
+        const float* const by_distance = bias.data() + static_cast<size_t>(head) * (sizes_.far + 1);
+        for (int row = 0; row < count_; ++row) {
+            const int last = position(row);
+            for (int key = 0; key <= last; ++key) own.weights[key] = by_distance[std::min(last - key, sizes_.far)];
+            const size_t place = static_cast<size_t>(row) * width + head * size;
+            attend(query_.data() + place, cached(0, row), cached(1, row), last + 1, size, own.weights.data(),
+                   mixed_.data() + place);
+        }
+    }
+}
+
+inline void Step::attend_source(int number, int thread) {
+    const Layer& layer = decoder_.layers[number];
+    Own& own = own_[thread];
+    const int size = sizes_.d_kv, width = sizes_.width(), tiles = size / kTile;
+    const int shared = count_ / call_.sources;  // tokens of each source
+    normed(own, layer.norms[1], layer.query);
+    const auto [begin, end] = share(sizes_.heads, thread, threads_);
+    for (int head = begin; head < end; ++head) {
+        for (int tile = 0; tile < tiles; ++tile) {
+            const int column = head * size + tile * kTile;
+            each_product(layer.query, column / kTile, own.input, count_, [&](int row, const float* values) {
+                std::memcpy(query_.data() + static_cast<size_t>(row) * width + column, values, sizeof(float) * kTile);
+            });
+        }
+        for (int row = 0; row < count_; ++row) {
+            const int source = row / shared, length = attended_[source];
+            const int64_t* const mask = call_.mask + static_cast<size_t>(source) * call_.source_length;
+            for (int key = 0; key < length; ++key) own.weights[key] = mask[key] ? 0.0f : kNever;
+            const size_t first = (static_cast<size_t>(source) * sizes_.heads + head) * call_.source_length * size;
+            const size_t place = static_cast<size_t>(row) * width + head * size;
+            const float* const keys = call_.cross[2 * number] + first;
+            const float* const values = call_.cross[2 * number + 1] + first;
+            attend(query_.data() + place, keys, values, length, size, own.weights.data(), mixed_.data() + place);
+        }
+    }
+}
+
+// Adds the product of `from` with a matrix to the hidden states.
+inline void Step::add(const Matrix& matrix, const std::vector<float>& from, int thread) {
+    Quantized& input = own_[thread].input;
+    input.set(from.data(), count_, matrix);
+    const auto [begin, end] = share(matrix.tiles(), thread, threads_);
+    for (int tile = begin; tile < end; ++tile)
+        each_product(matrix, tile, input, count_, [&](int row, const float* values) {
+            float* const to = hidden_.data() + static_cast<size_t>(row) * sizes_.d_model + tile * kTile;
+            for (int half = 0; half < kTile; half += kLanes)
+                store(to + half, floats(to + half) + floats(values + half));
+        });
+}
+
+inline Floats Step::activated(Floats x) const {
+    if (sizes_.activation == kRelu) return larger(x, Floats{});
+    Floats power = -x;  // of x / (1 + e^power)
+    if (sizes_.activation == kGelu) power = fma(x * x, splat(0.044715f), splat(1.0f)) * x * -1.5957691216f;
+    return x / (exponential(power) + 1.0f);
+}
+
+inline void Step::feed(const Layer& layer, int thread) {
+    Own& own = own_[thread];
+    normed(own, layer.norms[2], layer.up);
+    const int tiles = sizes_.d_ff / kTile;
+    const auto [begin, end] = share(tiles, thread, threads_);
+    for (int tile = begin; tile < end; ++tile) {
+        const auto place = [&](int row) {
+            return inner_.data() + static_cast<size_t>(row) * sizes_.d_ff + tile * kTile;
+        };
+        each_product(layer.up, tile, own.input, count_, [&](int row, const float* values) {
+            for (int half = 0; half < kTile; half += kLanes)
+                store(place(row) + half, activated(floats(values + half)));
+        });
+        if (!sizes_.gated) continue;
+        each_product(layer.up, tiles + tile, own.input, count_, [&](int row, const float* values) {
+            float* const to = place(row);
+            for (int half = 0; half < kTile; half += kLanes)
+                store(to + half, floats(to + half) * floats(values + half));
+        });
+    }
+}
+
+inline void Step::choose(int thread) {
+    Own& own = own_[thread];
+    const Matrix& head = decoder_.head;
+    normed(own, decoder_.final_norm, head);
+    own.best.assign(count_, splat(-INFINITY));
+    own.where.assign(count_, Ints{});
+    Ints lanes;
+    for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+    const auto [begin, end] = share(head.tiles(), thread, threads_);
+    for (int tile = begin; tile < end; ++tile) {
+        const int first = tile * kTile, known = std::min(kTile, head.outputs - first);
+        float barred[kTile] = {};
+        for (int i = known; i < kTile; ++i) barred[i] = -INFINITY;
+        for (const int64_t token : decoder_.ends)
+            if (call_.forbid_ends && token / kTile == tile) barred[token % kTile] = -INFINITY;
+        each_product(head, tile, own.input, count_, [&](int row, const float* values) {
+            for (int half = 0; half < kTile; half += kLanes) {
+                const Floats scores = floats(values + half) + floats(barred + half);
+                const Ints is_better = scores > own.best[row];
+                own.best[row] = is_better ? scores : own.best[row];
+                own.where[row] = is_better ? lanes + (first + half) : own.where[row];
+            }
+            if (call_.logits)
+                std::memcpy(call_.logits + static_cast<size_t>(row) * head.outputs + first, values,
+                            sizeof(float) * known);
+        });
+    }
+}
+
+inline void Step::finish() {
+    for (int row = 0; row < count_; ++row) {
+        float best = -INFINITY;
+        int64_t token = 0;
+        for (const Own& own : own_)
+            for (int i = 0; i < kLanes; ++i) {
+                const float score = own.best[row][i];
+                const int64_t here = own.where[row][i];
+                if (score > best || (score == best && here < token)) best = score, token = here;
+            }
+        call_.next[row] = token;
+    }
+}
+
+inline void run_step(const Decoder& decoder, const Call& call, Pool& pool) {
+    const int threads = std::clamp(call.threads, 1, pool.size());
+    Step step(decoder, call, threads);
+    pool.run(threads, [&](int thread) { step.run(thread); });
+    step.finish();
+}
+
+}  // namespace lora_ft::LANES

@@ -1,0 +1,138 @@
+"""Bundles whose steps the kernel takes: the graphs' answers, and rows that are independent in every precision."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from lora_ft.export.precision import parse
+from lora_ft.export.runtime import Generator
+from lora_ft.export.runtime.kernel_choice import disagreement
+from tests.export.oracle import make_bundle, redraw
+from tests.export.runtime.independence import Case, differing
+from tests.export.runtime.test_independence import cases
+from tests.tiny import save_tiny_t5
+
+SIZES = {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_heads": 4}  # multiples of the groups of 4-bit weights
+PRECISIONS = ["int8", "w8", "w4", "int8-w4"]
+TEXTS = ["abc", "a longer text, with more words", "so", "the last of them"]
+OPTIONS = ({}, {"min_new_tokens": 9}, {"num_beams": 3}, {"do_sample": True, "seed": 4, "top_k": 7})
+
+Load = Callable[[str], tuple[Generator, Generator]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that makes the bundle of a tiny model in a precision."""
+    root = tmp_path_factory.mktemp("kernel")
+    checkpoint = redraw(save_tiny_t5(root / "checkpoint", **SIZES), seed=8, end=3)
+
+    @cache
+    def folder(precision: str) -> Path:
+        make_bundle(checkpoint, root / precision, precisions=[parse(precision)])
+        return root / precision
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def load(folders: Callable[[str], Path]) -> Load:
+    """Return a function that loads a bundle twice: with the kernel, and with the graphs alone."""
+    pytest.importorskip("lora_ft_kernels", reason="lora-ft-kernels is not installed; see `make kernels`")
+
+    @cache
+    def loaded(precision: str) -> tuple[Generator, Generator]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("LORA_FT_KERNELS")
+            kernel = Generator.load(folders(precision), threads=2)
+        if kernel.model.kernel is None and "lacks" in kernel.step_engine:
+            pytest.skip(kernel.step_engine)
+        assert kernel.step_engine == "kernel (avx512)"
+        return kernel, Generator.load(folders(precision), threads=2, kernel=False)
+
+    return loaded
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_answers_are_those_of_the_graphs(load: Load, options: dict[str, object]) -> None:
+    kernel, graphs = load("int8")
+    assert kernel.generate(TEXTS, max_new_tokens=30, **options) == graphs.generate(TEXTS, max_new_tokens=30, **options)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_logits_are_near_those_of_the_graphs(load: Load, precision: str) -> None:
+    rng = np.random.default_rng(0)
+    ids, tokens = rng.integers(2, 60, (3, 11)), rng.integers(2, 60, (3, 9))
+    ours, theirs = (each.score(ids, np.ones_like(ids), tokens) for each in load(precision))
+    assert np.abs(ours - theirs).max() < 0.1 * theirs.std()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@settings(max_examples=20)
+@given(case=cases)
+def test_a_row_has_equal_bits_in_any_company(load: Load, precision: str, case: Case) -> None:
+    generator, _ = load(precision)
+    assert differing(generator.model, generator.tokenizer.size, case) == []
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_lookup_is_lossless(load: Load, precision: str) -> None:
+    generator, _ = load(precision)
+    texts = [text * 3 for text in TEXTS]
+    plain, drafted = (generator.generate(texts, max_new_tokens=30, prompt_lookup=lookup) for lookup in (False, True))
+    assert drafted == plain
+
+
+def test_the_answer_grows_beyond_the_first_room(load: Load) -> None:
+    kernel, graphs = load("int8")
+    options = {"max_new_tokens": 150, "min_new_tokens": 140}
+    assert kernel.generate(TEXTS[:2], **options) == graphs.generate(TEXTS[:2], **options)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.skipif(sys.platform == "darwin", reason="forked children of a process with threads may not go on there")
+def test_a_forked_child_has_the_kernel(load: Load) -> None:
+    generator, _ = load("int8")
+    expected = generator.generate(TEXTS, max_new_tokens=12)
+    child = os.fork()
+    if child == 0:
+        os._exit(int(generator.generate(TEXTS, max_new_tokens=12) != expected))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert generator.generate(TEXTS, max_new_tokens=12) == expected
+
+
+def test_the_variable_switches_the_kernel_off(folders: Callable[[str], Path]) -> None:
+    assert Generator.load(folders("int8")).step_engine == "graphs: LORA_FT_KERNELS is 0"
+
+
+def test_the_graphs_take_what_the_kernel_cannot(
+    folders: Callable[[str], Path], published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LORA_FT_KERNELS")
+    assert Generator.load(folders("fp32")).step_engine == "graphs: the precision fp32 has no kernel"
+    monkeypatch.setitem(sys.modules, "lora_ft_kernels", None)
+    assert Generator.load(folders("int8")).step_engine.startswith("graphs: lora-ft-kernels is not installed")
+
+
+def test_disagreement_counts_only_other_choices() -> None:
+    theirs = np.array([[[0.0, 4.0, 3.0], [0.0, 1.0, 10.0]]], np.float32)
+    assert disagreement(theirs * 0.5, theirs) == 0
+    ours = np.array([[[0.0, 4.0, 5.0], [0.0, 1.0, 10.0]]], np.float32)
+    assert disagreement(ours, theirs) == pytest.approx(0.25)
+
+
+def test_a_kernel_that_disagrees_is_not_chosen(
+    folders: Callable[[str], Path], load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load("int8")
+    monkeypatch.delenv("LORA_FT_KERNELS")
+    monkeypatch.setattr("lora_ft.export.runtime.kernel_choice.disagreement", lambda ours, theirs: 0.5)
+    generator = Generator.load(folders("int8"))
+    assert generator.model.kernel is None and "differ" in generator.step_engine

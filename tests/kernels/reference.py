@@ -1,0 +1,132 @@
+"""A T5 decoder in numpy, whose weights and inputs are rounded as the kernel rounds them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+LAYER = 6  # matrices of a layer
+
+
+@dataclass
+class Layer:
+    """A linear layer: rounded weights [inputs, outputs], and how its input is rounded.
+
+    Attributes:
+        weight: Weights.
+        group: Inputs that share a scale, or 0 for a scale of the whole row.
+        step: Fixed scale, or 0.
+    """
+
+    weight: np.ndarray
+    group: int
+    step: float
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        groups = x.reshape(*x.shape[:-1], -1, self.group or x.shape[-1])
+        steps = np.float32(self.step) or np.maximum(np.abs(groups).max(-1, keepdims=True) / 127, 1e-12)
+        rounded = np.clip(np.rint(groups / steps), -128, 127) * steps
+        return rounded.reshape(x.shape) @ self.weight
+
+
+@dataclass
+class Decoder:
+    """A random decoder and its arguments for the package.
+
+    Args:
+        package: The package lora_ft_kernels.
+        sizes: Its `Sizes`.
+        bits: Bits of the layers' weights; 8 of the head's.
+        group: Inputs that share a scale, or 0.
+        seed: Seed of the weights.
+    """
+
+    package: Any
+    sizes: Any
+    bits: int = 8
+    group: int = 0
+    seed: int = 0
+    layers: list[Layer] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        s, rng = self.sizes, np.random.default_rng(self.seed)
+        width, wide = s.heads * s.d_kv, s.d_ff * (2 if s.gated else 1)
+        shapes = [(s.d_model, 3 * width), (width, s.d_model), (s.d_model, width)]
+        shapes += [(width, s.d_model), (s.d_model, wide), (s.d_ff, s.d_model)]
+        matrices = [
+            self._matrix(rng, *shape, self.bits, 0.0 if number % LAYER == 5 else 0.03)
+            for number, shape in enumerate(shapes * s.layers)
+        ]
+        matrices.append(self._matrix(rng, s.d_model, s.vocabulary, 8, 0.0))
+        self.norms = [rng.uniform(0.5, 1.5, s.d_model).astype(np.float32) for _ in range(3 * s.layers + 1)]
+        self.bias = rng.standard_normal((s.heads, s.far + 1)).astype(np.float32)
+        embedding = rng.integers(-127, 128, (s.vocabulary, s.d_model)).astype(np.int8)
+        scale = rng.uniform(0.005, 0.01, s.vocabulary).astype(np.float32)
+        self.embedding = embedding * scale[:, None]
+        self.weights = self.package.Weights(matrices, self.norms, [self.bias], embedding, scale, ends=[1, 40])
+
+    def _matrix(self, rng: np.random.Generator, inputs: int, outputs: int, bits: int, step: float) -> Any:
+        half = 2 ** (bits - 1)
+        values = rng.integers(1 - half, half, (outputs, inputs))
+        groups = inputs // self.group if self.group else 1
+        scales = rng.uniform(0.5, 1.5, (outputs, groups)).astype(np.float32) / np.float32(half * math.sqrt(inputs))
+        weight = (values.reshape(outputs, groups, -1) * scales[..., None]).reshape(outputs, inputs).T
+        if not self.group:
+            self.layers.append(Layer(weight, 0, step))
+            return self.package.Matrix(values.T.astype(np.int8), scales[:, 0], step=step)
+        self.layers.append(Layer(weight, self.group, 0.0))
+        stored = (values + half).astype(np.uint8)
+        packed = stored if bits == 8 else stored[:, 0::2] | stored[:, 1::2] << 4
+        return self.package.Matrix(packed, scales, bits, self.group)
+
+    def logits(self, tokens: np.ndarray, cross: list[np.ndarray], mask: np.ndarray) -> np.ndarray:
+        """Return the logits [b, n, vocabulary] of tokens [b, n] from the start of each answer.
+
+        Args:
+            tokens: The tokens.
+            cross: Keys and values of the source of each row [b, heads, s, d_kv].
+            mask: Mask of the sources [b, s].
+        """
+        s, count = self.sizes, tokens.shape[1]
+        distance = np.arange(count)[:, None] - np.arange(count)
+        bias = np.where(distance < 0, -np.inf, self.bias[:, np.clip(distance, 0, s.far)])
+        x = self.embedding[tokens]
+        for i in range(s.layers):
+            joined, out, query, cross_out, up, down = self.layers[LAYER * i : LAYER * (i + 1)]
+            norms = self.norms[3 * i : 3 * i + 3]
+            q, k, v = (self._by_head(part) for part in np.split(joined(self._norm(x, norms[0])), 3, axis=-1))
+            x = x + out(self._attention(q, k, v, bias))
+            q = self._by_head(query(self._norm(x, norms[1])))
+            hidden = np.where(mask[:, None, None] > 0, 0, -np.inf)
+            x = x + cross_out(self._attention(q, cross[2 * i], cross[2 * i + 1], hidden))
+            inner = up(self._norm(x, norms[2]))
+            if s.gated:
+                gate, inner = np.split(inner, 2, axis=-1)
+                inner = self._activated(gate) * inner
+            else:
+                inner = self._activated(inner)
+            x = x + down(inner)
+        return self.layers[-1](self._norm(x, self.norms[-1]))
+
+    def _norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.sizes.epsilon) * weight
+
+    def _by_head(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(*x.shape[:2], self.sizes.heads, -1).transpose(0, 2, 1, 3)
+
+    def _attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        scores = q @ k.transpose(0, 1, 3, 2) + bias
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = shares / shares.sum(-1, keepdims=True) @ v
+        return mixed.transpose(0, 2, 1, 3).reshape(len(q), q.shape[2], -1)
+
+    def _activated(self, x: np.ndarray) -> np.ndarray:
+        match self.sizes.activation:
+            case "relu":
+                return np.maximum(x, 0)
+            case "silu":
+                return x / (1 + np.exp(-x))
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

@@ -29,9 +29,9 @@ from lora_ft.export.runtime.kernel import KERNEL, StepKernel
 from lora_ft.export.runtime.manifest import ADAPTED
 from lora_ft.export.runtime.native_session import RUN, SHRINK_ARENA, keep_alive, run_positional
 from lora_ft.export.runtime.session import ort_value
+from lora_ft.export.runtime.source_parts import LARGE, encode_in_parts, rows_at_once, score_bytes
 
 _ROOM = 64  # initial capacity of a cache, in tokens
-_LARGE = 2**26  # bytes worth returning to the system; allocating them again costs 1 ms per 10 MB
 # Sources are padded to a multiple of this length, in tokens. Kernels add in groups of 8 floats (an AVX2 register) and
 # add the remainder in another order, so the last bits of a source of 33 tokens would depend on its neighbors.
 LANES = 8
@@ -115,6 +115,7 @@ class Model:
         """Encode sources [b, s], int64, each row with its adapter.
 
         Sources are padded to a multiple of `LANES` tokens, so that a row has the same bits whatever it is padded to.
+        Long ones are encoded a few at a time, since their attention scores grow with the square of their length.
 
         Args:
             ids, mask: Tokens and their mask.
@@ -130,6 +131,13 @@ class Model:
                 f"{self._vocabulary:,} rows)",
                 "copy the tokenizer.json that belongs to the model, or export it again",
             )
+        at_once = rows_at_once(self._heads, ids.shape[1])
+        if self._provider == "cpu" and len(ids) > at_once:
+
+            def encode(rows: np.ndarray) -> Source:
+                return self.encode(ids[rows], mask[rows], adapters and adapters.take(rows), threads)
+
+            return encode_in_parts(encode, len(ids), at_once, adapters)
         padding = ((0, 0), (0, -ids.shape[1] % LANES))
         mask_value = ort_value(np.pad(mask, padding), self._provider)
         graph, values = "encoder", [ort_value(np.pad(ids, padding)), mask_value]
@@ -353,22 +361,19 @@ class Model:
         results = run_positional(
             self._session(graph, threads), self._inputs[graph], values, outputs, self._provider, options=options
         )
-        if math.prod(results[0].shape()) * 4 * len(results) > _LARGE:
+        if math.prod(results[0].shape()) * 4 * len(results) > LARGE:
             self._grown.add(graph)
         return results
 
     def _gives_back(self, graph: str, values: Sequence[ort.OrtValue]) -> bool:
         """Return whether a call should return unused memory to the system.
 
-        An encoder's attention scores, [b, heads, s, s] floats, are free as soon as the call ends. The outputs are still
-        in use then, so the memory of large outputs is returned by the next call.
+        An encoder's attention scores are free as soon as the call ends. The outputs are still in use then, so the
+        memory of large outputs is returned by the next call.
         """
         grown = graph in self._grown
         self._grown.discard(graph)
-        if not graph.endswith("encoder"):
-            return grown
-        rows, length = values[0].shape()
-        return grown or rows * length * length * self._heads * 4 > _LARGE
+        return grown or (graph.endswith("encoder") and score_bytes(self._heads, *values[0].shape()) > LARGE)
 
     @cached_property
     def _inputs(self) -> dict[str, list[str]]:

@@ -60,6 +60,21 @@ def test_a_source_has_a_mask_and_keys_and_values_of_all_layers(model: Model) -> 
     assert [value.shape for value in cross] == [(len(ROWS), HEADS, length, D_KV)] * (2 * LAYERS)
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_source_has_equal_bits_however_many_are_encoded_at_once(
+    model: Model, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = model.encode(IDS, MASK)
+    calls = []
+    run = Model._run
+    monkeypatch.setattr(module, "rows_at_once", lambda heads, length: at_once)
+    monkeypatch.setattr(Model, "_run", lambda self, *call: calls.append(call[1][0].shape()[0]) or run(self, *call))
+    parts = model.encode(IDS, MASK)
+    assert parts.rows == len(ROWS) and max(calls) == at_once and sum(calls) == len(ROWS)
+    for first, second in zip(whole.values, parts.values, strict=True):
+        assert np.array_equal(first.numpy(), second.numpy())
+
+
 PORTIONS = [9], [1] * 9, [4, *[1] * 5], [4, 5], [1, 7, 1], [3, 3, 3]
 
 

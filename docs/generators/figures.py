@@ -16,6 +16,7 @@ _PROJECTS = {
     "optimum": "Optimum",
     "openvino": "OpenVINO",
     "ctranslate2": "CTranslate2",
+    "openvino-requests": "OpenVINO, own loop",
 }
 _STEPS = (
     ("rows", "data/"),
@@ -39,7 +40,8 @@ def quality_and_speed() -> str:
             for key, timing in report.cases[0].timings.items()
             if key.split("/")[0] == kind and key in report.quality
         ]
-        series.append(Series(name, points, style, line=False))
+        if points:
+            series.append(Series(name, points, style, line=False))
     title = "ROUGE-1 and speed on DialogSum"
     plot = Plot(
         title,

@@ -34,7 +34,10 @@ KINDS = {
     "torch-compile": Kind(("fp32", "bf16"), "checkpoint", decodings=("greedy",)),
     "optimum": Kind(("fp32", "int8", "int8-mixed"), "checkpoint", "optimum"),
     "openvino": Kind(("fp32", "bf16", "int8", "int4"), "checkpoint", "peers"),
+    "openvino-requests": Kind(("fp32", "bf16", "int8", "int4"), "checkpoint", "peers", ("greedy",)),
     "ctranslate2": Kind(("fp32", "int8"), "checkpoint", "peers"),
+    "beam-search": Kind(("fp32", "int8"), "checkpoint", "beam_search", ("greedy", "beams")),
+    "mobius": Kind(("fp32",), "checkpoint", "mobius", ("greedy",)),
 }
 EXACT = "fp32"
 

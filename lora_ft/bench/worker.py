@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -237,18 +238,6 @@ def _options(decoding: str) -> dict[str, Any]:
     return beams | ({"do_sample": True, "top_k": TOP_K} if decoding == "sample" else {"do_sample": False})
 
 
-def _convert_openvino(checkpoint: Path, prepared: Path, precision: str) -> None:
-    from optimum.intel import OVModelForSeq2SeqLM, OVWeightQuantizationConfig
-
-    bits = {"int8": 8, "int4": 4}.get(precision)
-    quantization = (
-        OVWeightQuantizationConfig(bits=bits, sym=bits == 4, group_size=64 if bits == 4 else -1) if bits else None
-    )
-    OVModelForSeq2SeqLM.from_pretrained(
-        checkpoint, export=True, compile=False, load_in_8bit=False, quantization_config=quantization
-    ).save_pretrained(prepared)
-
-
 def _openvino(prepared: Path, precision: str, threads: int, provider: str) -> _Torch:
     from optimum.intel import OVModelForSeq2SeqLM
 
@@ -301,44 +290,6 @@ def _optimum(prepared: Path, precision: str, threads: int, provider: str) -> _To
     return _Torch(ORTModelForSeq2SeqLM.from_pretrained(prepared, use_merged=False, session_options=options))
 
 
-def _convert_ctranslate2(checkpoint: Path, prepared: Path, precision: str) -> None:
-    import shutil
-
-    from ctranslate2.converters import TransformersConverter
-
-    TransformersConverter(str(checkpoint)).convert(
-        str(prepared), quantization=None if precision == "fp32" else precision
-    )
-    shutil.copyfile(checkpoint / "tokenizer.json", prepared / "tokenizer.json")
-
-
-class _CTranslate2:
-    def __init__(self, prepared: Path, precision: str, threads: int, provider: str) -> None:
-        import ctranslate2
-        from tokenizers import Tokenizer
-
-        kind = {"fp32": "float32"}.get(precision, precision)
-        self._translator = ctranslate2.Translator(
-            str(prepared), device=provider, compute_type=kind, intra_threads=threads
-        )
-        self._tokenizer = Tokenizer.from_file(str(prepared / "tokenizer.json"))
-
-    def generate(self, ids: np.ndarray, mask: np.ndarray, new: int, least: int, decoding: str, room: int) -> np.ndarray:
-        name, number = self._tokenizer.id_to_token, self._tokenizer.token_to_id
-        rows = [[name(int(i)) for i in row[: int(valid.sum())]] for row, valid in zip(ids, mask, strict=True)]
-        results = self._translator.translate_batch(
-            rows,
-            beam_size=BEAMS if decoding == "beams" else 1,
-            sampling_topk=TOP_K if decoding == "sample" else 1,
-            min_decoding_length=least,
-            max_decoding_length=new,
-            max_input_length=0,
-        )
-        answers = [[number(token) for token in result.hypotheses[0]] for result in results]
-        longest = max(map(len, answers))
-        return np.array([answer + [-1] * (longest - len(answer)) for answer in answers], np.int64)
-
-
 class _Plain:
     """A user's engine."""
 
@@ -350,11 +301,20 @@ class _Plain:
 
 
 def _own(file: Path, checkpoint: Path, threads: int) -> _Plain:
+    return _Plain(_module(file).load(checkpoint, threads))
+
+
+def _module(file: Path) -> Any:
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return _Plain(module.load(checkpoint, threads))
+    return module
+
+
+def _call(name: str, function: str, *arguments: Any) -> Any:
+    """Call a function of a file in `peers/`, whose imports need the peer's environment."""
+    return getattr(_module(Path(__file__).with_name("peers") / f"{name}.py"), function)(*arguments)
 
 
 PACKAGES = {
@@ -364,9 +324,22 @@ PACKAGES = {
     "torch-compile": ("transformers:T5ForConditionalGeneration", "lora_ft.models.bases:load_model"),
     "optimum": ("optimum.onnxruntime:ORTModelForSeq2SeqLM",),
     "openvino": ("optimum.intel:OVModelForSeq2SeqLM",),
+    "openvino-requests": ("openvino:Core",),
     "ctranslate2": ("ctranslate2:Translator", "tokenizers:Tokenizer"),
+    "beam-search": ("onnxruntime:InferenceSession",),
+    "mobius": ("onnxruntime:InferenceSession",),
 }
-CONVERT = {"optimum": _convert_optimum, "openvino": _convert_openvino, "ctranslate2": _convert_ctranslate2}
+FILES = {
+    "openvino-requests": "openvino_requests",
+    "ctranslate2": "ctranslate2",
+    "beam-search": "beam_search",
+    "mobius": "mobius",
+}
+CONVERT: dict[str, Callable[[Path, Path, str], None]] = {
+    "optimum": _convert_optimum,
+    "openvino": partial(_call, "openvino_requests", "convert"),
+    **{kind: partial(_call, name, "convert") for kind, name in FILES.items()},
+}
 LOAD: dict[str, Callable[[Path, str, int, str], Any]] = {
     "onnx": _Onnx,
     "single": _Single,
@@ -374,7 +347,7 @@ LOAD: dict[str, Callable[[Path, str, int, str], Any]] = {
     "torch-compile": _Torch.compiled,
     "optimum": _optimum,
     "openvino": _openvino,
-    "ctranslate2": _CTranslate2,
+    **{kind: partial(_call, name, "load") for kind, name in FILES.items()},
 }
 
 if __name__ == "__main__":

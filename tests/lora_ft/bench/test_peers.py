@@ -16,9 +16,12 @@ import pytest
 
 from lora_ft.bench import batch_server
 from lora_ft.bench.batch_server import load_engine
-from lora_ft.bench.peer_environments import folder
+from lora_ft.bench.engines import KINDS
+from lora_ft.bench.peer_environments import folder, interpreter
 from lora_ft.bench.server_process import ServerProcess
+from lora_ft.bench.subprocesses import Process
 from lora_ft.export.runtime import Generator
+from tests.export.oracle import END, PAD, ragged
 from tests.lora_ft.bench.test_batch_server import _waiting
 
 BENCH = Path(batch_server.__file__).parent
@@ -56,6 +59,26 @@ def test_a_peer_answers_as_the_bundle_does(
     with ServerProcess(f"{python} -P {shlex.quote(str(BENCH))}/{words}") as process:
         texts = [ask(process, prompt) for prompt in PROMPTS]
     assert texts == generator.generate(PROMPTS, max_new_tokens=LIMIT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["openvino-requests", "beam-search"])
+def test_a_peer_with_a_loop_of_its_own_returns_the_tokens_of_the_bundle(
+    kind: str, checkpoint: Path, generator: Generator, tmp_path: Path
+) -> None:
+    environment = KINDS[kind].peer
+    if not (folder(environment) / "installed").is_file():
+        pytest.skip(f"the environment {environment} is not installed")
+    rows = [[*range(5, 25), END], [*range(7, 19), END]]
+    ids, mask = ragged(rows)
+    worker = [interpreter(environment), "-P", str(BENCH / "worker.py"), kind, "fp32", str(checkpoint)]
+    with Process(kind, [*worker, str(tmp_path / "prepared"), "1", "cpu"], {"CI": "true"}) as process:
+        for call in ("convert", "imports", "load"):
+            process.ask(call)
+        for least in (0, LIMIT):
+            expected = generator.generate_ids(ids, mask, max_new_tokens=LIMIT, min_new_tokens=least)
+            answers = process.ask("generate", ids=rows, new=LIMIT, least=least, decoding="greedy", room=LIMIT)
+            assert answers["tokens"] == [[t for t in row if t not in (PAD, END)] for row in expected.tolist()]
 
 
 def ask(server: ServerProcess, prompt: str) -> str:

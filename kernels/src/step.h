@@ -27,8 +27,8 @@ class Step {
     struct Own {  // of one thread
         Quantized input;
         std::vector<float> normed, weights;
-        std::vector<Floats> best;
-        std::vector<Ints> where;
+        std::vector<float> best;     // [rows, 16]: highest logit of each lane, and its token
+        std::vector<int32_t> where;
     };
 
     void embed(int thread);
@@ -230,8 +230,8 @@ inline void Step::choose(int thread) {
     Own& own = own_[thread];
     const Matrix& head = decoder_.head;
     normed(own, decoder_.final_norm, head);
-    own.best.assign(count_, splat(-INFINITY));
-    own.where.assign(count_, Ints{});
+    own.best.assign(count_ * kLanes, -INFINITY);
+    own.where.assign(count_ * kLanes, 0);
     Ints lanes;
     for (int i = 0; i < kLanes; ++i) lanes[i] = i;
     const auto [begin, end] = share(head.tiles(), thread, threads_);
@@ -244,9 +244,11 @@ inline void Step::choose(int thread) {
         each_product(head, tile, own.input, count_, [&](int row, const float* values) {
             for (int half = 0; half < kTile; half += kLanes) {
                 const Floats scores = floats(values + half) + floats(barred + half);
-                const Ints is_better = scores > own.best[row];
-                own.best[row] = is_better ? scores : own.best[row];
-                own.where[row] = is_better ? lanes + (first + half) : own.where[row];
+                float* const best = own.best.data() + row * kLanes;
+                int32_t* const where = own.where.data() + row * kLanes;
+                const Ints is_better = scores > floats(best);
+                store(best, is_better ? scores : floats(best));
+                store(where, is_better ? lanes + (first + half) : load<Ints>(where));
             }
             if (call_.logits)
                 std::memcpy(call_.logits + static_cast<size_t>(row) * head.outputs + first, values,
@@ -261,8 +263,8 @@ inline void Step::finish() {
         int64_t token = 0;
         for (const Own& own : own_)
             for (int i = 0; i < kLanes; ++i) {
-                const float score = own.best[row][i];
-                const int64_t here = own.where[row][i];
+                const float score = own.best[row * kLanes + i];
+                const int64_t here = own.where[row * kLanes + i];
                 if (score > best || (score == best && here < token)) best = score, token = here;
             }
         call_.next[row] = token;

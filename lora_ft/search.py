@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from lora_ft.core.disk import keeping
 from lora_ft.core.distributed import processes
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import replace_folder, sync_tree, write_text
-from lora_ft.core.interrupts import Interrupted
+from lora_ft.core.interrupts import Interrupted, Interrupts, name_of
 from lora_ft.core.locks import locked
 from lora_ft.core.output_paths import followed, refuse_existing
 from lora_ft.core.plain import plain
@@ -179,10 +179,10 @@ def _search(
     task: Task, space: Space, settings: SearchSettings, record: SearchRecord | None, out: Path, dashboard: Dashboard
 ) -> SearchResult:
     """Run a search in a folder that the caller has locked, from its start or from the last round."""
-    base = find_base(task.base)
+    base, interrupts = find_base(task.base), Interrupts()
     if base.notice:
         dashboard.note(base.notice)
-    with closing(LocalEngine()) as engine:
+    with closing(LocalEngine(interrupts)) as engine:
         site = engine.inspect(out, task.train.precision, None, dashboard)
         if record:
             site = replace(site, precision=ComputeDtype(record.precision, "as when this search began"))
@@ -214,11 +214,18 @@ def _search(
             )
         out.mkdir(parents=True, exist_ok=True)
         dashboard.note(f"precision {site.precision.name}: {site.precision.reason}")
+        interrupts.take()
         try:
-            _train_rounds(record, planner, space, engine, out, dashboard)
-        except (Interrupted, KeyboardInterrupt):  # the latter between two rounds
+            for _ in _rounds(record, planner, space, out, dashboard):
+                if interrupts.caught:
+                    message = f"stopped by {name_of(interrupts.caught)} after round {len(record.rounds)}"
+                    raise Interrupted(message, "add --resume to continue").by(interrupts.caught)
+                train_round(record, planner, engine, out, dashboard)
+        except Interrupted:
             _write_reports(record, space, out)
             raise
+        finally:
+            interrupts.release()
     finished = finalists(record)
     if not finished:
         failed = [trial for trial in record.trials if trial.state == "failed"]
@@ -228,10 +235,10 @@ def _search(
     return _publish(record, planner, space, out, dashboard)
 
 
-def _train_rounds(
-    record: SearchRecord, planner: TrialPlanner, space: Space, engine: LocalEngine, out: Path, dashboard: Dashboard
-) -> None:
-    """Train rounds until nothing is left to train. The record on disk always describes the next round."""
+def _rounds(
+    record: SearchRecord, planner: TrialPlanner, space: Space, out: Path, dashboard: Dashboard
+) -> Iterator[None]:
+    """Yield before each round to train. The record on disk always describes the next round."""
     while True:
         fill(record, planner, space)
         record.write(out)
@@ -242,7 +249,7 @@ def _train_rounds(
         best = record.best(record.first_seeds)
         score = f", best {record.metric} {best[0].scores[-1]:.4g} ({best[0].name})" if best else ""
         dashboard.note(f"round {len(record.rounds) + 1}: {len(running)} trials, {new} new{score}")
-        train_round(record, planner, engine, out, dashboard)
+        yield
 
 
 def _publish(

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from lora_ft.export.checkpoint.architecture import Architecture
-from lora_ft.export.families import t5 as names
 from lora_ft.export.precision import FORMATS, parse
 from lora_ft.export.runtime.cache import Cache, Source, Step
 from lora_ft.export.runtime.forks import begin_again_in_children
@@ -84,22 +83,19 @@ class StepKernel:
 
     def _weights(self, graph: GraphWeights, a: Architecture) -> Any:
         """Return the weights of the graph as the package takes them."""
-        norms, bias = [], []
-        for i in range(a.decoder_layers):
-            parts = names.self_attention("decoder", i), names.cross_attention(i), names.feed_forward("decoder", i)
-            norms += [graph.array(names.norm_before(part), np.float32) for part in parts]
-            if a.bias_per_layer or i == 0:
-                table = graph.array(names.position_bias("decoder", i), np.float32).reshape(-1, a.heads)
-                bias.append(table[a.max_distance :: -1].T)  # its rows are offsets: 0 in the middle, behind it upwards
-        rows = f"{names.EMBEDDING}.rows.int8"
+        family = a.family
+        tables = [graph.array(name, np.float32).reshape(-1, a.heads) for name in family.decoder_biases(a)]
+        rows = f"{family.EMBEDDING}.rows.int8"
         products = [node.inputs for node in graph.nodes if node.operator in (_BY_CHANNEL, _BY_GROUP)]
         wide = [a.d_model, a.width, a.d_model, a.width, a.d_model, a.d_ff] * a.decoder_layers
         return self._package.Weights(
             matrices=[
                 self._matrix(graph, inputs, size) for inputs, size in zip(products, [*wide, a.d_model], strict=True)
             ],
-            norms=[*norms, graph.array(names.final_norm("decoder"), np.float32)],
-            bias=bias,
+            norms=[graph.array(name, np.float32) for name in family.decoder_norms(a)],
+            bias=[
+                table[a.max_distance :: -1].T for table in tables
+            ],  # rows are offsets: 0 in the middle, earlier above
             embedding=graph.array(rows, np.int8).reshape(a.vocabulary, a.d_model),
             embedding_scale=graph.array(f"{rows}.scale", np.float32),
             ends=a.special.ends,

@@ -94,10 +94,14 @@ class LocalEngine:
     """Engine that trains groups in this process, one after another, on one copy of their base.
 
     The base stays in memory between calls of `run`, whose groups must share it, until `close`.
+
+    Args:
+        interrupts: A listener of the caller that listens between calls of `run`, too. Default: one for each call.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, interrupts: Interrupts | None = None) -> None:
         self._model: Any = None
+        self._interrupts = interrupts
 
     def inspect(self, out: Path, precision: str, storage: str | None, dashboard: Dashboard) -> TrainingSite:
         """See `Engine.inspect`."""
@@ -117,8 +121,9 @@ class LocalEngine:
             return self._model
 
         failed: dict[str, str] = {}
-        interrupts = Interrupts()
-        interrupts.take()
+        interrupts = self._interrupts or Interrupts()
+        if interrupts is not self._interrupts:
+            interrupts.take()
         stop: Callable[[], bool] = lambda: bool(interrupts.caught)  # noqa: E731
         try:
             for job in jobs:
@@ -130,7 +135,8 @@ class LocalEngine:
             self.close()
             raise
         finally:
-            interrupts.release()
+            if interrupts is not self._interrupts:
+                interrupts.release()
         return EngineResult(failed, {})
 
     def close(self) -> None:

@@ -204,7 +204,7 @@ def test_a_written_file_does_not_name_the_installation(tmp_path: Path) -> None:
 def test_editors_get_the_schema_of_task_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert lora_ft(["recipes", "--schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
-    assert schema["properties"].keys() == {*Task.model_fields, "grid"}
+    assert schema["properties"].keys() == {*Task.model_fields, "grid", "search"}
     assert lora_ft(["recipes", "--schema", "--copy", "qa"]) == 2
     assert "--schema and --copy are both set" in capsys.readouterr().err
 

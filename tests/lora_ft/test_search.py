@@ -93,6 +93,7 @@ MOMENTS: dict[str, tuple[int, Callable[[Path], object]]] = {
     "killed after two rounds": (signal.SIGKILL, lambda out: rounds(out) >= 2),
     "killed after a trial has finished": (signal.SIGKILL, lambda out: any(out.glob("trials/*/metrics.json"))),
     "interrupted after a round": (signal.SIGINT, lambda out: rounds(out) >= 1),
+    "interrupted in a round": (signal.SIGINT, lambda out: any(out.glob("trials/*.unfinished/log.jsonl"))),
 }
 
 

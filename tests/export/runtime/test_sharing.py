@@ -234,7 +234,7 @@ def test_memory_of_large_outputs_is_returned_by_the_next_call(published: Path, m
 
     monkeypatch.setattr(model_module, "run_positional", spy)
     rows, length, width = 1, 40, 2 * 2 * 3 * 8  # keys and values of 2 layers with 3 heads of 8
-    monkeypatch.setattr(model_module, "_LARGE", 4 * rows * length * width - 1)
+    monkeypatch.setattr(model_module, "LARGE", 4 * rows * length * width - 1)
     ids = np.full((rows, length), 7)
     for tokens in (ids[:, :5], ids, ids[:, :5], ids[:, :5]):
         generator.generate_ids(tokens, np.ones_like(tokens), max_new_tokens=2)

@@ -105,7 +105,8 @@ def small(bank: Path) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(Path.cwd()), os.environ.get("PYTHONPATH")))))
-        context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+        options = {"include_dashboard": False, "object_store_memory": 80 * 2**20, "log_to_driver": False}
+        context = ray.init("local", num_cpus=2, **options)  # not the cluster of another test
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             arguments = {"bundles": str(bank), "max_replicas": 2, "cpus": 0.5}

@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import serving_tables
 from benchmarks.command import run_command
 from benchmarks.studies.bank import tables as bank_tables
+from benchmarks.studies.kernel import tables as kernel_tables
 from benchmarks.studies.running_batch import tables as running_batch_tables
 from lora_ft.bench.report import BenchReport
 from lora_ft.bench.training_report import TrainingReport
@@ -242,6 +243,23 @@ def running_batch(results: dict[str, Any]) -> str:
     )
 
 
+def kernel(results: dict[str, Any]) -> str:
+    """Return the table of `benchmarks.studies.kernel`, and what it was measured on."""
+    return (
+        f"{kernel_tables(results)}\n\nFLAN-T5-small, {results['source']} tokens in, {results['new']} out; medians of "
+        f"{results['rounds']} rounds in turns; {_machine(results['environment'])}."
+    )
+
+
+def kernel_line(results: dict[str, Any]) -> str:
+    """Return the sentence about the kernel in the README."""
+    ratios = [case["ratio"][0] for case in results["cases"]]
+    return (
+        f"`make kernels` adds an optional decoder in C++ for x86 processors with AVX-512 VNNI: whole requests are "
+        f"{min(ratios):.1f} to {max(ratios):.1f} times as fast ([figures](docs/guides/precisions.md))."
+    )
+
+
 def _machine(environment: dict[str, str], device: str = "cpu") -> str:
     if device != "cpu":
         return f"{environment['gpus']} with {environment['cores'].split()[0]} cores of {environment['cpu']}"
@@ -280,20 +298,22 @@ TABLES = {
     "groups": groups,
     "bank": bank,
     "running_batch": running_batch,
+    "kernel": kernel,
+    "kernel_line": kernel_line,
     "serving": serving,
     "serving_line": serving_line,
 }
-SOURCES = {"serving_line": "serving"}
+SOURCES = {"serving_line": "serving", "kernel_line": "kernel"}
 """Result files of tables that do not have the name of their file."""
 
 
 PAGES = {
-    "README.md": ("dialogsum", "serving_line"),
+    "README.md": ("kernel_line", "dialogsum", "serving_line"),
     "docs/guides/training.md": ("sizes", "methods"),
     "docs/guides/many-adapters.md": ("groups",),
     "docs/guides/banks.md": ("bank",),
     "docs/guides/serving.md": ("running_batch",),
-    "docs/guides/precisions.md": ("peers",),
+    "docs/guides/precisions.md": ("kernel", "peers"),
     "docs/guides/benchmarking.md": ("training", "serving"),
     "docs/guides/gpus.md": ("cuda",),
 }

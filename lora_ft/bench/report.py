@@ -32,6 +32,7 @@ class EngineReport(Strict):
         peak, steady: Resident memory at its maximum, and after all timings, in megabytes.
         weights_in: Memory that the weights of a step lie in between steps: "cache" if they fit the processor's caches,
             else "DRAM". Their share of the roofline is that of its bandwidth. None if unknown, and on GPUs.
+        steps_by: What takes the decoder's steps of a bundle: the kernel, or the graphs and why. None for other engines.
         error: Reason why the engine was excluded, or "".
     """
 
@@ -48,6 +49,7 @@ class EngineReport(Strict):
     peak: float | None = None
     steady: float | None = None
     weights_in: Literal["cache", "DRAM"] | None = None
+    steps_by: str | None = None
     error: str = ""
 
 

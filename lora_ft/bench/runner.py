@@ -71,7 +71,8 @@ class TimedEngine:
             self.facts["cold"] = first.ask("load")["seconds"]
         process = running.enter_context(self._process(python, arguments))
         process.ask("imports")
-        self.facts["warm"] = process.ask("load")["seconds"]
+        loaded = process.ask("load")
+        self.facts |= {"warm": loaded["seconds"], "steps_by": loaded.get("steps_by")}
         self.facts["megabytes"] = megabytes(prepared, checkpoint)
         if self.provider == "cpu":
             self.step = step_bytes(self.engine, prepared, self.subject.checkpoint)

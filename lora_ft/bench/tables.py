@@ -228,6 +228,7 @@ def _loading(report: BenchReport) -> list[Table]:
         Column("cold load, s", lambda engine: number(engine.cold)),
         Column("warm load, s", lambda engine: number(engine.warm)),
         Column("weights in", lambda engine: engine.weights_in or NONE),
+        Column("steps by", lambda engine: Cell((engine.steps_by or NONE).split(":")[0], hint=engine.steps_by or "")),
         Column("peak, MB", lambda engine: number(engine.peak)),
         Column("steady, MB", lambda engine: number(engine.steady)),
     ]

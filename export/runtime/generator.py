@@ -127,7 +127,7 @@ class Generator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the folder and the arguments of `load`, since every process needs its own sessions."""
-        return _reload, (self.folder, self._threads, self._provider)
+        return _reload, (self.folder, self._threads, self._provider, self.model.kernel is not None)
 
     def reload(self) -> None:
         """Read the adapters of a bank again. Answers that are under way keep the adapter that they began with.
@@ -380,8 +380,8 @@ class Generator:
         ]
 
 
-def _reload(folder: Path, threads: int, provider: str) -> Generator:
-    return Generator.load(folder, threads=threads, provider=provider)
+def _reload(folder: Path, threads: int, provider: str, kernel: bool) -> Generator:
+    return Generator.load(folder, threads=threads, provider=provider, kernel=kernel)
 
 
 def _cuts(options: Options) -> bool:

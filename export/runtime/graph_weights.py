@@ -65,8 +65,10 @@ class GraphWeights:
         """Return a constant as a flat array.
 
         Raises:
-            KeyError: There is none of this name.
+            ValueError: There is none of this name.
         """
+        if name not in self:
+            raise ValueError(f"the graph has no constant {name}")
         parts = list(fields(self._tensors[name]))
         entries = [dict(fields(content)) for number, content in parts if number == _EXTERNAL]
         if not entries:

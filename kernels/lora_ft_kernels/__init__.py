@@ -210,7 +210,7 @@ class Kernel:
         instructions: The instructions in use.
 
     Raises:
-        ValueError: The sizes are not supported, or the processor lacks the instructions.
+        ValueError: The sizes are not supported, the weights do not fit them, or the processor lacks the instructions.
     """
 
     def __init__(self, sizes: Sizes, weights: Weights, threads: int, instructions: str = "") -> None:
@@ -218,8 +218,9 @@ class Kernel:
             raise ValueError(f"sizes are not supported (got {sizes})")
         self._library = _library()
         self._handle = None
-        matrices = [_given(matrix) for matrix in weights.matrices]
-        assert len(matrices) == _MATRICES * sizes.layers + 1, len(matrices)
+        matrices = [_pointers(matrix) for matrix in weights.matrices]
+        if len(matrices) != (expected := _MATRICES * sizes.layers + 1):
+            raise ValueError(f"the number of matrices does not fit the layers (got {len(matrices)}, needs {expected})")
         self._embedding = np.ascontiguousarray(weights.embedding)
         scale = np.ascontiguousarray(weights.embedding_scale, np.float32)
         norms, bias = (
@@ -227,8 +228,8 @@ class Kernel:
         )
         pointers = [(ctypes.c_void_p * len(each))(*(array.ctypes.data for array in each)) for each in (norms, bias)]
         ends = np.array(weights.ends, np.int64)
-        listed = (_Matrix * len(matrices))(*(given for given, _ in matrices))
-        given = _Weights(
+        listed = (_Matrix * len(matrices))(*(matrix for matrix, _ in matrices))
+        pointed = _Weights(
             ctypes.addressof(listed),
             *(ctypes.addressof(each) for each in pointers),
             self._embedding.ctypes.data,
@@ -242,7 +243,7 @@ class Kernel:
         for name in (instructions,) if instructions else INSTRUCTIONS:
             self.instructions = name
             self._handle = self._library.lora_ft_open(
-                ctypes.byref(plain), ctypes.byref(given), name.encode("ascii"), threads
+                ctypes.byref(plain), ctypes.byref(pointed), name.encode("ascii"), threads
             )
             if self._handle:
                 return
@@ -265,15 +266,20 @@ class Kernel:
             self._library.lora_ft_close(self._handle)
 
 
-def _given(matrix: Matrix) -> tuple[_Matrix, list[np.ndarray]]:
+def _pointers(matrix: Matrix) -> tuple[_Matrix, list[np.ndarray]]:
     """Return a matrix as the library takes it, and the arrays to keep alive."""
     values, scales = np.ascontiguousarray(matrix.values), np.ascontiguousarray(matrix.scales, np.float32)
     if matrix.group:
         outputs, inputs = scales.shape[0], scales.shape[1] * matrix.group
-        assert values.nbytes * 8 == outputs * inputs * matrix.bits and matrix.group % 16 == 0
+        fits = values.nbytes * 8 == outputs * inputs * matrix.bits and matrix.group % 16 == 0
     else:
         inputs, outputs = values.shape
-        assert matrix.bits == 8 and scales.shape == (outputs,)
+        fits = matrix.bits == 8 and scales.shape == (outputs,)
+    if not fits:
+        raise ValueError(
+            f"values {values.shape} and scales {scales.shape} are no matrix of {matrix.bits} bits in groups of "
+            f"{matrix.group}"
+        )
     pointers = values.ctypes.data, scales.ctypes.data
     return _Matrix(outputs, inputs, matrix.bits, matrix.group, matrix.step, *pointers), [values, scales]
 

@@ -48,7 +48,7 @@ def slices(answers: Sequence[_Answer], score: str, *, seed: int, resamples: int)
         seed, resamples: Of the bootstrap.
     """
     scores = np.array([answer.get(score, 0.0) for answer in answers], np.float64)
-    found = []
+    parts = []
     for by, values in _properties(answers):
         counts = Counter(values)
         common = sorted(value for value in counts if counts[value] >= _FEWEST)
@@ -57,8 +57,8 @@ def slices(answers: Sequence[_Answer], score: str, *, seed: int, resamples: int)
         for value in common:
             mean = estimate(scores[[other == value for other in values]], seed=seed, resamples=resamples)
             differs = not mean.low <= scores.mean() <= mean.high
-            found.append(Slice(by, value.text, counts[value], mean, differs))
-    return found
+            parts.append(Slice(by, value.text, counts[value], mean, differs))
+    return parts
 
 
 def columns_to_slice(rows: Sequence[Mapping[str, Any]], target: str) -> list[str]:

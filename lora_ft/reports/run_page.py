@@ -159,13 +159,13 @@ def _by(metric: str, entry: Mapping[str, Any]) -> str:
 
 def _slices(rows: Sequence[_Answer], settings: Evaluate, entry: Mapping[str, Any]) -> list[str]:
     by = _by(settings.metric, entry)
-    found = slices(rows, by, seed=settings.seed, resamples=settings.bootstrap)
-    if not found:
+    parts = slices(rows, by, seed=settings.seed, resamples=settings.bootstrap)
+    if not parts:
         return ['<p class="note">There are too few rows to compare kinds of rows.</p>']
-    named = ["" if i and found[i - 1].by == part.by else part.by for i, part in enumerate(found)]
+    properties = ["" if i and parts[i - 1].by == part.by else part.by for i, part in enumerate(parts)]
     cells = [
-        [Cell(by_name), Cell(part.value), Cell(f"{part.rows:,}"), Cell(str(part.score), best=part.differs)]
-        for by_name, part in zip(named, found, strict=True)
+        [Cell(shown), Cell(part.value), Cell(f"{part.rows:,}"), Cell(str(part.score), best=part.differs)]
+        for shown, part in zip(properties, parts, strict=True)
     ]
     note = (
         f"Mean {by} of rows with 95 % intervals. Intervals that exclude the mean of all rows are emphasized; one in 20 "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from typing import Any
 
@@ -165,3 +166,12 @@ def test_unknown_instructions_and_odd_sizes_are_refused() -> None:
         package.Kernel(decoder.sizes, decoder.weights, 1, "abacus")
     with pytest.raises(ValueError, match="sizes"):
         package.Kernel(sizes(d_kv=24), decoder.weights, 1)
+
+
+@pytest.mark.parametrize(
+    "change", [{"bits": 4}, {"scales": np.ones(3, np.float32)}, {"group": 24, "scales": np.ones((32, 1))}]
+)
+def test_a_matrix_that_does_not_fit_is_refused(change: dict[str, object]) -> None:
+    matrix = package.Matrix(np.zeros((32, 32), np.int8), np.ones(32, np.float32))
+    with pytest.raises(ValueError, match="are no matrix of"):
+        package._pointers(dataclasses.replace(matrix, **change))

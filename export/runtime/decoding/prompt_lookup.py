@@ -170,13 +170,13 @@ class _Row:
 
     def _copy(self) -> tuple[int, Evidence] | None:
         """Return the place in the text to copy from next, and the evidence for it, or None."""
-        found = self._find(self._text[self._source_length :][-_NGRAM:])
-        if found:
-            if found[0] < self._source_length:
+        match = self._find(self._text[self._source_length :][-_NGRAM:])
+        if match:
+            if match[0] < self._source_length:
                 if self._cursor < 0:
-                    self._pace.start = max(0, found[0] - self.made)
-                self._cursor, self._cursor_made = found[0], self.made
-            return found
+                    self._pace.start = max(0, match[0] - self.made)
+                self._cursor, self._cursor_made = match[0], self.made
+            return match
         place, origin = self._cursor + self.made - self._cursor_made, "resume"
         if not self.made:
             place, origin = self._pace.start, "start"

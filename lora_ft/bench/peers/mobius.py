@@ -63,9 +63,9 @@ class Mobius:
         answers, running = np.full((rows, new), -1, np.int64), np.ones(rows, bool)
         for position in range(new):
             binding = self._decoder.io_binding()
-            given = cache | {"encoder_hidden_states": states}
-            for name in self._inputs.keys() & given.keys():
-                binding.bind_ortvalue_input(name, given[name])
+            values = cache | {"encoder_hidden_states": states}
+            for name in self._inputs.keys() & values.keys():
+                binding.bind_ortvalue_input(name, values[name])
             if "attention_mask" in self._inputs:
                 binding.bind_cpu_input("attention_mask", np.ones((rows, position + 1), np.int64))
             binding.bind_cpu_input("input_ids", tokens[:, None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from lora_ft.export.families import t5
 from lora_ft.export.precision import parse
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.kernel_choice import disagreement
@@ -106,6 +108,21 @@ def test_a_forked_child_has_the_kernel(load: Load) -> None:
         os._exit(int(generator.generate(TEXTS, max_new_tokens=12) != expected))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert generator.generate(TEXTS, max_new_tokens=12) == expected
+
+
+def test_a_copy_in_another_process_takes_its_steps_the_same_way(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    generators = load("int8")
+    monkeypatch.delenv("LORA_FT_KERNELS")
+    assert [pickle.loads(pickle.dumps(each)).step_engine for each in generators] == ["kernel (avx512)", "graphs"]
+
+
+def test_a_bundle_of_another_structure_keeps_its_graphs(
+    folders: Callable[[str], Path], load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load("int8")
+    monkeypatch.delenv("LORA_FT_KERNELS")
+    monkeypatch.setattr(t5, "decoder_norms", lambda architecture: ["elsewhere.weight"])
+    assert Generator.load(folders("int8")).step_engine == "graphs: the graph has no constant elsewhere.weight"
 
 
 def test_the_variable_switches_the_kernel_off(folders: Callable[[str], Path]) -> None:

@@ -56,9 +56,9 @@ def test_a_table_is_the_same_after_writing_and_reading(
     again = Phrases.read(path, 6)
     assert entry["entries"] == len(table) == len(again)
     for context, (token, share) in table._entries.items():
-        found = again.find(context)
-        assert found is not None
-        assert found == (token, pytest.approx(share, abs=0.001))
+        entry = again.find(context)
+        assert entry is not None
+        assert entry == (token, pytest.approx(share, abs=0.001))
 
 
 def test_the_most_frequent_entries_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,17 +13,17 @@ def answer(prompt: str, reference: str, score: float, **more: Any) -> dict[str, 
     return {"prompt": prompt, "references": [reference], "output": "", "rouge1": score, **more}
 
 
-def by(found: list[Slice], name: str) -> dict[str, Slice]:
-    return {part.value: part for part in found if part.by == name}
+def by(parts: list[Slice], name: str) -> dict[str, Slice]:
+    return {part.value: part for part in parts if part.by == name}
 
 
 def test_lengths_are_split_into_thirds() -> None:
     rng = np.random.default_rng(0)
     rows = [answer("w " * (i + 1), "x", (90 if i < 10 else 20) + rng.normal()) for i in reversed(range(30))]
-    found = by(slices(rows, "rouge1", seed=0, resamples=200), "prompt words")
-    assert list(found) == ["up to 11", "12 to 20", "over 20"]
-    assert [part.rows for part in found.values()] == [11, 9, 10]
-    assert found["up to 11"].differs and found["up to 11"].score.mean > 80 and found["over 20"].differs
+    parts = by(slices(rows, "rouge1", seed=0, resamples=200), "prompt words")
+    assert list(parts) == ["up to 11", "12 to 20", "over 20"]
+    assert [part.rows for part in parts.values()] == [11, 9, 10]
+    assert parts["up to 11"].differs and parts["up to 11"].score.mean > 80 and parts["over 20"].differs
 
 
 def test_equal_rows_have_no_slices() -> None:
@@ -44,8 +44,8 @@ def test_labels_scripts_overlap_cuts_and_columns_are_properties() -> None:
         )
         for i in range(20)
     ]
-    found = slices(rows, "rouge1", seed=0, resamples=100)
-    assert {part.by: part.rows for part in found} == {
+    parts = slices(rows, "rouge1", seed=0, resamples=100)
+    assert {part.by: part.rows for part in parts} == {
         "prompt": 15,
         "answer": 15,
         "script": 10,
@@ -53,9 +53,9 @@ def test_labels_scripts_overlap_cuts_and_columns_are_properties() -> None:
         "training rows": 14,
         "column topic": 10,
     }
-    assert set(by(found, "script")) == {"Latin", "Cyrillic"}
-    assert set(by(found, "training rows")) == {"nearly a training row", "new"}
-    assert by(found, "column topic")["b"].score.mean == 14.5
+    assert set(by(parts, "script")) == {"Latin", "Cyrillic"}
+    assert set(by(parts, "training rows")) == {"nearly a training row", "new"}
+    assert by(parts, "column topic")["b"].score.mean == 14.5
 
 
 def test_slices_of_fewer_than_five_rows_are_left_out() -> None:

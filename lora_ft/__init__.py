@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from lora_ft.push import push
     from lora_ft.runs.run import Run
     from lora_ft.search import search
+    from lora_ft.shrink import shrink
     from lora_ft.tasks.files import load_task
     from lora_ft.tasks.schema import Task
     from lora_ft.train import train
@@ -88,6 +89,7 @@ __all__ = [
     "merge_adapters",
     "push",
     "search",
+    "shrink",
     "train",
     "train_many",
     "validate",

@@ -28,6 +28,7 @@ VERBS = (
     "merge_adapters",
     "push",
     "search",
+    "shrink",
     "train",
     "validate",
 )

@@ -61,6 +61,7 @@ _KINDS = (
         ("search.json", "search.html", "optuna.journal", "trials", "winner"),
     ),
     _Kind("combined adapter", "combined.json", _is_versioned, ("combined.json", *_ADAPTER)),
+    _Kind("shrunk base", "shrink.json", _is_versioned, ("shrink.json", *_WEIGHTS, *_TOKENIZER)),
     _Kind("checkpoint", "merge.json", _is_versioned, ("task.yaml", "merge.json", *_WEIGHTS, *_TOKENIZER)),
     _Kind(
         "bundle",

@@ -101,11 +101,13 @@ def _fully_trained(run: Run, base: str | None) -> Merged:
 
 def _check_base(run: Run, base: Base, *, named: bool) -> None:
     trained = run.metrics.get("base", {})
-    for key in ("d_model", "vocab_size", "num_layers"):
-        if key in trained and trained[key] != base.config[key]:
+    layers = base.config["num_layers"]
+    config = base.config | {"num_decoder_layers": base.config.get("num_decoder_layers") or layers}
+    for key in ("d_model", "vocab_size", "num_layers", "num_decoder_layers"):
+        if key in trained and trained[key] != config[key]:
             raise BaseMismatchError(
                 f"the run {run.folder} was trained on a base with {key} {trained[key]}, "
-                f"but {base.name} has {base.config[key]}",
+                f"but {base.name} has {config[key]}",
                 f"pass the base it was trained on ({trained.get('name')})",
             )
     recorded = adapter_config(run.adapter).get("base_model_name_or_path")

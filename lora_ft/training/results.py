@@ -42,6 +42,7 @@ def run_metrics(
             "name": base.name,
             "notice": base.notice,
             **{key: base.config[key] for key in ("d_model", "vocab_size", "num_layers")},
+            "num_decoder_layers": base.config.get("num_decoder_layers") or base.config["num_layers"],
         },
         "rows": {
             "train": len(splits.train),

@@ -114,11 +114,17 @@ class Process:
         return self._process.pid
 
     def memory(self) -> dict[str, float]:
-        """Return the current and the peak resident memory in megabytes, as "steady" and "peak"."""
-        fields = dict(line.split(":", 1) for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines())
-        return {
-            name: int(fields[key].split()[0]) * 1024 / 1e6 for name, key in (("steady", "VmRSS"), ("peak", "VmHWM"))
-        }
+        """Return the current and the peak resident memory in megabytes, as "steady" and "peak".
+
+        It is empty if the process is dead, or if the system does not report memory.
+        """
+        try:
+            lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        except OSError:
+            return {}
+        fields = dict(line.split(":", 1) for line in lines)
+        keys = {"steady": "VmRSS", "peak": "VmHWM"}  # absent if the process is dead and was not waited for
+        return {name: int(fields[key].split()[0]) * 1024 / 1e6 for name, key in keys.items() if key in fields}
 
     def _death(self) -> ProcessFailed:
         code = self._process.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -104,6 +106,19 @@ def test_dead_process_is_an_error_of_the_next_call(engine: Process) -> None:
         engine._process.wait()
         with pytest.raises(ProcessFailed, match="signal 9"):
             generate(engine, 1)
+
+
+@pytest.mark.parametrize("waited_for", [False, True])
+def test_dead_process_has_no_memory(engine: Process, waited_for: bool) -> None:
+    with engine:
+        assert set(engine.memory()) == {"steady", "peak"}
+        os.kill(engine.pid, signal.SIGKILL)
+        if waited_for:
+            with pytest.raises(ProcessFailed):
+                engine.ask("load")
+        else:
+            os.waitid(os.P_PID, engine.pid, os.WEXITED | os.WNOWAIT)
+        assert engine.memory() == {}
 
 
 def test_stopped_process_is_killed_on_exit(engine: Process) -> None:

@@ -1,4 +1,5 @@
 // The C interface. Errors are texts; null means success.
+#include <cmath>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -64,6 +65,10 @@ void pack(Matrix& to, const Given& given, Memory& memory) {
         to.pack(memory, static_cast<const int8_t*>(given.values), given.scales);
 }
 
+constexpr int kPreviewGroup = 128;
+// What rounding takes from a logit is noise: its standard deviations that a preview allows for, of which no token of
+// FLAN-T5 needed 6.
+constexpr float kDoubt = 8;
 constexpr int kMatrices = 6;  // of a layer: joined, self_out, query, cross_out, up, down
 
 }  // namespace
@@ -94,6 +99,12 @@ Kernel* lora_ft_open(const lora_ft::Sizes* sizes, const Weights* weights, const 
     const int count = sizes->layers * lora_ft::kMatrices;
     size_t bytes = 0;
     for (int i = 0; i <= count; ++i) bytes += lora_ft::bytes_of(weights->matrices[i]);
+    Given preview = weights->matrices[count];
+    const bool previewed = preview.bits == 8;
+    preview.bits = 4;
+    if ((preview.group ? preview.group : preview.inputs) % lora_ft::kPreviewGroup == 0)
+        preview.group = lora_ft::kPreviewGroup;
+    if (previewed) bytes += lora_ft::bytes_of(preview);
     decoder.memory = std::make_unique<lora_ft::Memory>(bytes);
     decoder.layers.resize(sizes->layers);
     const auto norm = [&](int i) { return std::vector<float>(weights->norms[i], weights->norms[i] + sizes->d_model); };
@@ -108,6 +119,11 @@ Kernel* lora_ft_open(const lora_ft::Sizes* sizes, const Weights* weights, const 
             layer.bias.assign(weights->bias[i], weights->bias[i] + sizes->heads * (sizes->far + 1));
     }
     lora_ft::pack(decoder.head, weights->matrices[count], *decoder.memory);
+    if (previewed) {
+        decoder.preview = lora_ft::shaped(preview);
+        decoder.doubt = decoder.preview.pack_rounded(*decoder.memory, decoder.head);
+        for (float& each : decoder.doubt) each *= lora_ft::kDoubt / std::sqrt(static_cast<float>(sizes->d_model));
+    }
     decoder.final_norm = norm(3 * sizes->layers);
     decoder.embedding = weights->embedding;
     decoder.embedding_scale.assign(weights->embedding_scale, weights->embedding_scale + sizes->vocabulary);

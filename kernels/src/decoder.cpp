@@ -1,5 +1,7 @@
 #include "decoder.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -70,6 +72,31 @@ void Matrix::pack_groups(Memory& memory, const uint8_t* from, const float* scale
             return bits == 8 ? from[place] : from[place / 2] >> (place % 2 * 4) & 15;
         },
         [&](int n, int g) { return scale[static_cast<size_t>(n) * groups() + g]; });
+}
+
+std::vector<float> Matrix::pack_rounded(Memory& memory, const Matrix& from) {
+    const auto unit = [&](int n, int g) {  // bytes of `from` for each step of 4 bits
+        int peak = 1;
+        for (int k = g * group; k < (g + 1) * group; ++k) peak = std::max(peak, std::abs(from.byte(n, k)));
+        return static_cast<float>(peak) / 8;
+    };
+    std::vector<float> units(static_cast<size_t>(outputs) * groups()), lost(static_cast<size_t>(tiles()) * kTile);
+    for (size_t i = 0; i < units.size(); ++i) units[i] = unit(i / groups(), i % groups());
+    const auto unit_of = [&](int n, int k) { return units[static_cast<size_t>(n) * groups() + k / group]; };
+    const auto rounded = [&](int n, int k) {
+        return std::min(static_cast<int>(std::lround(static_cast<float>(from.byte(n, k)) / unit_of(n, k))), 7);
+    };
+    fill(
+        memory, [&](int n, int k) { return rounded(n, k) + zero(); },
+        [&](int n, int g) { return unit_of(n, g * group) * from.scale(n, g * group); });
+    for (int n = 0; n < outputs; ++n) {
+        for (int k = 0; k < inputs; ++k) {
+            const float rest = static_cast<float>(from.byte(n, k)) - static_cast<float>(rounded(n, k)) * unit_of(n, k);
+            lost[n] += rest * rest * from.scale(n, k) * from.scale(n, k);
+        }
+        lost[n] = std::sqrt(lost[n]);
+    }
+    return lost;
 }
 
 }  // namespace lora_ft

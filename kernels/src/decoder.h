@@ -37,6 +37,12 @@ struct Matrix {
     const float* scales = nullptr;  // [tiles, groups, 32]
 
     int zero() const { return bits == 8 ? 128 : 8; }
+    int byte(int output, int input) const {  // of weights in 8 bits
+        return values[output / kTile * tile_bytes() + input / 4 * 4 * kTile + output % kTile * 4 + input % 4] - zero();
+    }
+    float scale(int output, int input) const {
+        return scales[(output / kTile * groups() + input / group) * kTile + output % kTile];
+    }
     int groups() const { return inputs / group; }
     int tiles() const { return (outputs + kTile - 1) / kTile; }
     size_t tile_bytes() const { return static_cast<size_t>(stride) * kTile * bits / 8; }
@@ -46,6 +52,8 @@ struct Matrix {
     void pack(Memory& memory, const int8_t* from, const float* scale);
     // Packs bytes [outputs, inputs * bits / 8], of which the lower half is first, with scales [outputs, groups].
     void pack_groups(Memory& memory, const uint8_t* from, const float* scale);
+    // Packs the bytes of `from`, rounded to 4 bits. Returns the length of what each output loses by that.
+    std::vector<float> pack_rounded(Memory& memory, const Matrix& from);
 
   private:
     template <class Value, class Scale>
@@ -74,6 +82,8 @@ struct Decoder {
     std::unique_ptr<Memory> memory;
     std::vector<Layer> layers;
     Matrix head;
+    Matrix preview;            // the head in 4 bits; without outputs if the head has no bytes
+    std::vector<float> doubt;  // [tiles, 32]: how much a logit may exceed its preview, for an input of length 1
     std::vector<float> final_norm;
     const int8_t* embedding = nullptr;  // [vocabulary, d_model], the caller's memory
     std::vector<float> embedding_scale;

@@ -20,9 +20,12 @@ struct Quantized {
     std::vector<float> steps;    // [rows, groups]
     std::vector<int32_t> zeros;  // [rows, groups]: what the zero of the weights adds to a sum, negated
     int stride = 0, groups = 0;
+    std::vector<float> lengths;  // [rows], of rows that were taken over
 
     // Quantizes rows [rows, inputs] as `matrix` takes them.
     void set(const float* from, int rows, const Matrix& matrix);
+    // Takes over rows that were quantized for a matrix whose groups are multiples of those of `matrix`.
+    void set(const Quantized& from, int rows, const Matrix& matrix);
 
   private:
     void set_group(const float* from, int count, const Matrix& matrix, size_t row, int group);
@@ -38,6 +41,28 @@ inline void Quantized::set(const float* from, int rows, const Matrix& matrix) {
         for (int group = 0; group < groups; ++group)
             set_group(from + static_cast<size_t>(row) * matrix.inputs + group * matrix.group, matrix.group, matrix, row,
                       group);
+}
+
+inline void Quantized::set(const Quantized& from, int rows, const Matrix& matrix) {
+    stride = from.stride;
+    groups = matrix.groups();
+    values = from.values;
+    steps.resize(static_cast<size_t>(rows) * groups);
+    zeros.resize(static_cast<size_t>(rows) * groups);
+    lengths.resize(rows);
+    for (int row = 0; row < rows; ++row) {
+        float squares = 0;
+        for (int group = 0; group < groups; ++group) {
+            const int8_t* const first = values.data() + row * stride + group * matrix.group;
+            const float step = from.steps[row * from.groups + group * from.groups / groups];
+            int32_t total = 0, square = 0;
+            for (int i = 0; i < matrix.group; ++i) total += first[i], square += first[i] * first[i];
+            steps[row * groups + group] = step;
+            zeros[row * groups + group] = -matrix.zero() * total;
+            squares += static_cast<float>(square) * step * step;
+        }
+        lengths[row] = std::sqrt(squares);
+    }
 }
 
 inline void Quantized::set_group(const float* from, int count, const Matrix& matrix, size_t row, int group) {

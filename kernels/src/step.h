@@ -17,6 +17,8 @@ inline std::pair<int, int> share(int count, int thread, int threads) {
     return {count * thread / threads, count * (thread + 1) / threads};
 }
 
+constexpr int kPreviewed = 2;  // tokens of a call up to which the preview of the head saves time
+
 class Step {
   public:
     Step(const Decoder& decoder, const Call& call, int threads);
@@ -29,6 +31,9 @@ class Step {
         std::vector<float> normed, weights;
         std::vector<float> best;     // [rows, 16]: highest logit of each lane, and its token
         std::vector<int32_t> where;
+        Quantized rounded;          // the input of the preview
+        std::vector<float> bounds;  // [tiles, rows]: what no logit of the tile should exceed
+        std::vector<float> known;   // [rows]: highest logit before any tile is ruled out
     };
 
     void embed(int thread);
@@ -36,6 +41,8 @@ class Step {
     void attend_source(int layer, int thread);
     void feed(const Layer& layer, int thread);
     void choose(int thread);
+    void score(Own& own, int tile);
+    void score_likely(int thread, int begin, int end);
     void normed(Own& own, const std::vector<float>& weight, const Matrix& matrix);
     void add(const Matrix& matrix, const std::vector<float>& from, int thread);
     Floats activated(Floats x) const;
@@ -232,28 +239,61 @@ inline void Step::choose(int thread) {
     normed(own, decoder_.final_norm, head);
     own.best.assign(count_ * kLanes, -INFINITY);
     own.where.assign(count_ * kLanes, 0);
+    const auto [begin, end] = share(head.tiles(), thread, threads_);
+    if (decoder_.preview.outputs && !call_.logits && count_ <= kPreviewed) return score_likely(thread, begin, end);
+    for (int tile = begin; tile < end; ++tile) score(own, tile);
+}
+
+// Updates the best logits with those of one tile.
+inline void Step::score(Own& own, int tile) {
+    const Matrix& head = decoder_.head;
+    const int first = tile * kTile, known = std::min(kTile, head.outputs - first);
     Ints lanes;
     for (int i = 0; i < kLanes; ++i) lanes[i] = i;
-    const auto [begin, end] = share(head.tiles(), thread, threads_);
-    for (int tile = begin; tile < end; ++tile) {
-        const int first = tile * kTile, known = std::min(kTile, head.outputs - first);
-        float barred[kTile] = {};
-        for (int i = known; i < kTile; ++i) barred[i] = -INFINITY;
-        for (const int64_t token : decoder_.ends)
-            if (call_.forbid_ends && token / kTile == tile) barred[token % kTile] = -INFINITY;
-        each_product(head, tile, own.input, count_, [&](int row, const float* values) {
-            for (int half = 0; half < kTile; half += kLanes) {
-                const Floats scores = floats(values + half) + floats(barred + half);
-                float* const best = own.best.data() + row * kLanes;
-                int32_t* const where = own.where.data() + row * kLanes;
-                const Ints is_better = scores > floats(best);
-                store(best, is_better ? scores : floats(best));
-                store(where, is_better ? lanes + (first + half) : load<Ints>(where));
-            }
-            if (call_.logits)
-                std::memcpy(call_.logits + static_cast<size_t>(row) * head.outputs + first, values,
-                            sizeof(float) * known);
+    float barred[kTile] = {};
+    for (int i = known; i < kTile; ++i) barred[i] = -INFINITY;
+    for (const int64_t token : decoder_.ends)
+        if (call_.forbid_ends && token / kTile == tile) barred[token % kTile] = -INFINITY;
+    each_product(head, tile, own.input, count_, [&](int row, const float* values) {
+        for (int half = 0; half < kTile; half += kLanes) {
+            const Floats scores = floats(values + half) + floats(barred + half);
+            float* const best = own.best.data() + row * kLanes;
+            int32_t* const where = own.where.data() + row * kLanes;
+            const Ints is_better = scores > floats(best);
+            store(best, is_better ? scores : floats(best));
+            store(where, is_better ? lanes + (first + half) : load<Ints>(where));
+        }
+        if (call_.logits)
+            std::memcpy(call_.logits + static_cast<size_t>(row) * head.outputs + first, values, sizeof(float) * known);
+    });
+}
+
+// Scores the tiles that may have the best logit of a row, by the preview of all logits.
+inline void Step::score_likely(int thread, int begin, int end) {
+    Own& own = own_[thread];
+    own.rounded.set(own.input, count_, decoder_.preview);
+    own.bounds.resize(static_cast<size_t>(end - begin) * count_);
+    own.known.resize(count_);
+    const auto bound = [&](int tile, int row) -> float& { return own.bounds[(tile - begin) * count_ + row]; };
+    std::vector<int> highest(count_, begin);
+    for (int tile = begin; tile < end; ++tile)
+        each_product(decoder_.preview, tile, own.rounded, count_, [&](int row, const float* values) {
+            const float* const doubt = decoder_.doubt.data() + tile * kTile;
+            const Floats length = splat(own.rounded.lengths[row]);
+            bound(tile, row) = maximum(larger(fma(floats(doubt), length, floats(values)),
+                                              fma(floats(doubt + kLanes), length, floats(values + kLanes))));
+            if (bound(tile, row) > bound(highest[row], row)) highest[row] = tile;
         });
+    for (int row = 0; row < count_ && begin < end; ++row) score(own, highest[row]);
+    for (int row = 0; row < count_; ++row) own.known[row] = maximum(floats(own.best.data() + row * kLanes));
+    wait();
+    std::vector<float> known(count_, -INFINITY);
+    for (int row = 0; row < count_; ++row)
+        for (const Own& each : own_) known[row] = std::max(known[row], each.known[row]);
+    for (int tile = begin; tile < end; ++tile) {
+        bool is_likely = false;
+        for (int row = 0; row < count_; ++row) is_likely |= bound(tile, row) >= known[row];
+        if (is_likely) score(own, tile);
     }
 }
 

@@ -49,6 +49,16 @@ class Answers:
 
     def take(self, tokens: np.ndarray, lengths: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the logits of these tokens, and the tokens that the kernel chose."""
+        logits = np.empty((*tokens.shape, self._s.vocabulary), np.float32)
+        return logits, self._run(tokens, lengths, logits, **options)
+
+    def choose(self, tokens: np.ndarray, lengths: np.ndarray, **options: Any) -> np.ndarray:
+        """Return the tokens that the kernel chose without all logits."""
+        return self._run(tokens, lengths, None, **options)
+
+    def _run(
+        self, tokens: np.ndarray, lengths: np.ndarray, logits: np.ndarray | None, **options: Any
+    ) -> np.ndarray:
         memory = package.Memory(
             mask=self._mask.ctypes.data,
             cross=[each.ctypes.data for each in self._cross],
@@ -57,10 +67,9 @@ class Answers:
             length=self._mask.shape[1],
             room=ROOM,
         )
-        logits = np.empty((*tokens.shape, self._s.vocabulary), np.float32)
         step = package.Step(self._kernel, memory, tokens.shape, len(lengths), 2, logits)
         step.run(tokens, lengths, **options)
-        return logits, step.next
+        return step.next
 
 
 def sources(s: Any, rows: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -175,3 +184,28 @@ def test_a_matrix_that_does_not_fit_is_refused(change: dict[str, object]) -> Non
     matrix = package.Matrix(np.zeros((32, 32), np.int8), np.ones(32, np.float32))
     with pytest.raises(ValueError, match="are no matrix of"):
         package._pointers(dataclasses.replace(matrix, **change))
+
+
+@pytest.mark.parametrize("instructions", package.INSTRUCTIONS)
+@pytest.mark.parametrize("kind", ["int8", "w8"])
+@pytest.mark.parametrize("alike", [False, True])
+@settings(max_examples=15)
+@given(rows=st.integers(1, 3), vocabulary=st.integers(41, 700), forbid_ends=st.booleans(), seed=st.integers(0, 99))
+def test_the_preview_of_the_head_chooses_what_the_head_chooses(
+    instructions: str, kind: str, alike: bool, rows: int, vocabulary: int, forbid_ends: bool, seed: int
+) -> None:
+    s = sizes(layers=1, vocabulary=vocabulary, d_model=256)
+    decoder = Decoder(package, s, *FORMATS[kind], seed=seed)
+    head = decoder.weights.matrices[-1]
+    values = head.values if kind == "w8" else head.values.T  # [vocabulary, d_model]
+    if alike:  # tokens differ in the lower halves of their bytes alone
+        values = values[:1] // 32 * 16 + np.random.default_rng(seed).integers(0, 16, values.shape)
+    twice = np.arange(vocabulary) // 2 * 2
+    values, scales = values[twice].astype(head.values.dtype), head.scales[twice]
+    head = replace(head, values=values if kind == "w8" else values.T, scales=scales)
+    decoder.weights.matrices[-1] = head
+    cross, mask = sources(s, rows, seed)
+    tokens = np.random.default_rng(seed).integers(0, vocabulary, (rows, 1))
+    answers = Answers(kernel_of(decoder, instructions), s, cross, mask, rows)
+    whole = answers.take(tokens, np.zeros(1, np.int64), forbid_ends=forbid_ends)[1]
+    assert np.array_equal(answers.choose(tokens, np.zeros(1, np.int64), forbid_ends=forbid_ends), whole)

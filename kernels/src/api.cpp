@@ -66,8 +66,8 @@ void pack(Matrix& to, const Given& given, Memory& memory) {
 }
 
 constexpr int kPreviewGroup = 128;
-// What rounding takes from a logit is noise: its standard deviations that a preview allows for, of which no token of
-// FLAN-T5 needed 6.
+// What rounding takes from a logit is noise. A preview allows for this many of its standard deviations: of all logits of
+// 10,701 states (FLAN-T5-small on DialogSum) none was off by more than 4.5, and of the best ones none by more than 3.2.
 constexpr float kDoubt = 8;
 constexpr int kMatrices = 6;  // of a layer: joined, self_out, query, cross_out, up, down
 

@@ -56,9 +56,7 @@ class Answers:
         """Return the tokens that the kernel chose without all logits."""
         return self._run(tokens, lengths, None, **options)
 
-    def _run(
-        self, tokens: np.ndarray, lengths: np.ndarray, logits: np.ndarray | None, **options: Any
-    ) -> np.ndarray:
+    def _run(self, tokens: np.ndarray, lengths: np.ndarray, logits: np.ndarray | None, **options: Any) -> np.ndarray:
         memory = package.Memory(
             mask=self._mask.ctypes.data,
             cross=[each.ctypes.data for each in self._cross],

@@ -77,12 +77,12 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 $(COMPAT)/.installed: pyproject.toml constraints-transformers4.txt
 	@echo "installing into $(COMPAT) (a minute or three) ..."
 	@$(PYTHON) -m venv $(COMPAT)
-	@$(COMPAT)/bin/python $(PIP) -c constraints-transformers4.txt -e '.[train,export,offline,optimum,structured,dev]'
+	@$(COMPAT)/bin/python $(PIP) -c constraints-transformers4.txt -e '.[train,export,constrained,offline,optimum,structured,dev]'
 	@touch $@
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	@$(PYTHON) -m venv $(OLDEST)
-	@$(OLDEST)/bin/python $(PIP) -c constraints-oldest.txt -e '.[serve]'
+	@$(OLDEST)/bin/python $(PIP) -c constraints-oldest.txt -e '.[constrained,serve]'
 	@touch $@
 
 $(NODE)/.installed:

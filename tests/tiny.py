@@ -34,9 +34,13 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def tiny_tokenizer() -> Tokenizer:
-    """Return a tokenizer with one token per letter, T5's special tokens and its word mark."""
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_letters, *string.digits, *".,:!?"]
+JSON_MARKS = '«»[];"-′•'
+"""Characters of the codec `json` that the tokenizer lacks; with them it has as many tokens as the model has rows."""
+
+
+def tiny_tokenizer(more: str = "") -> Tokenizer:
+    """Return a tokenizer with one token per letter, T5's special tokens and its word mark, and `more` characters."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_letters, *string.digits, *".,:!?", *more]
     tokenizer = Tokenizer(Unigram([(piece, -1.0) for piece in pieces], unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_ft.core.constraint import constrained
 from lora_ft.core.errors import LoraFtError, UsageError, sound_content
 from lora_ft.core.generation_options import Options
 from lora_ft.core.hardware import allowed_cpus
@@ -191,7 +192,7 @@ class Generator:
                 agree.
             batch_size: Maximum number of texts per batch.
             on_progress: Called with the number of finished texts after each batch.
-            options: Generation options that override those of the task. `allowed=()` lifts the restriction to labels.
+            options: Options that override those of the task. `allowed=()` and `json_schema=False` lift restrictions.
 
         Raises:
             UsageError: An adapter or option does not exist, or the number of adapters differs from that of texts.
@@ -234,7 +235,7 @@ class Generator:
             raise unknown_adapter(adapter, [])
         adapters = bank.select([adapter]) if bank else None
         settings = self.settings if adapter is None or bank is None else bank.settings(adapter, self.tokenizer)
-        merged = self._options({"allowed": settings.allowed} | dict(options), settings.defaults)
+        merged = self._options({"allowed": settings.allowed} | dict(options), settings.defaults, settings.tokenizer)
         if merged.seed is not None:
             merged = replace(merged, seed=(*_flat(merged.seed), 0))  # the seed of the first batch
         (ids,), (cut,) = settings.tokenizer.encode_sources([text], settings.source_length)
@@ -259,7 +260,7 @@ class Generator:
         for name in dict.fromkeys(names):
             defaults = self.of(name).defaults
             shared = {key: value for key, value in defaults.items() if key in ("max_new_tokens", "prompt_lookup")}
-            options_of[name] = self._options(options, shared)
+            options_of[name] = self._options(options, shared, self.of(name).tokenizer)
         answers = self._in_batches(
             rows, names, [options_of[name] for name in names], len(rows), lambda rows: None, False
         )
@@ -297,8 +298,9 @@ class Generator:
     def _chosen(self, names: Sequence[str | None]) -> RowAdapters | None:
         return self.bank.select(names) if self.bank else None
 
-    def _options(self, options: dict[str, Any], defaults: dict[str, Any]) -> Options:
-        merged = Options.of(defaults | {name: value for name, value in options.items() if value is not None})
+    def _options(self, options: dict[str, Any], defaults: dict[str, Any], tokenizer: Tokenizer) -> Options:
+        named = defaults | {name: value for name, value in options.items() if value is not None}
+        merged = Options.of(constrained(named, tokenizer))
         merged.check_tokens(self._vocabulary)
         return merged
 
@@ -313,7 +315,8 @@ class Generator:
         """Return the answers to each text, with the settings of its adapter."""
         tasks = {name: self.of(name) for name in dict.fromkeys(names)}
         options_of = {
-            name: self._options({"allowed": task.allowed} | options, task.defaults) for name, task in tasks.items()
+            name: self._options({"allowed": task.allowed} | options, task.defaults, task.tokenizer)
+            for name, task in tasks.items()
         }
         rows, cut = [np.empty(0, np.int64)] * len(texts), [False] * len(texts)
         for name, task in tasks.items():

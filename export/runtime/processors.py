@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from lora_ft.core.constraint import Constraint, Rows
 from lora_ft.core.generation_options import Options
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.trie import Trie, trie_of
@@ -31,6 +32,8 @@ def processors(options: Options, special: SpecialTokens) -> list[Processor]:
         edits.append(only_while(lambda count: count < options.min_new_tokens, suppress(special.ends)))
     if options.allowed:
         edits.append(only(trie_of(options.allowed, special.end)))
+    if options.constraint:
+        edits.append(only_valid(options.constraint, special))
     if options.forced_bos_token_id is not None:
         edits.append(only_while(lambda count: count == 0, force((options.forced_bos_token_id,))))
     if options.forced_eos_token_id is not None:
@@ -85,6 +88,20 @@ def only(trie: Trie) -> Processor:
             kinds = trie.after(prefix[1:])
             after[kinds] = before[kinds]
         return allowed
+
+    return process
+
+
+def only_valid(constraint: Constraint, special: SpecialTokens) -> Processor:
+    """Return a processor that forbids tokens unless they continue a valid answer. It is for one batch, step by step."""
+    rows, others = Rows(constraint), [end for end in special.ends if end != constraint.end]
+
+    def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        allowed = rows.allowed(tokens, logits.shape[1])
+        if others:
+            allowed[:, others] = allowed[:, constraint.end, None]
+        logits[~allowed] = _NEVER
+        return logits
 
     return process
 

@@ -179,6 +179,16 @@ def _meaning(match: re.Match[str]) -> str:
     return _MEANING.get(match[0], match[0])
 
 
+def linear_form(value: Any) -> str:
+    """Return the form of a JSON value inside an object or a list of the codec `json`."""
+    return _form(value)
+
+
+def linear_key(name: str) -> str:
+    """Return the form of the name of a property of the codec `json`."""
+    return _string(name, _BARE_KEY)
+
+
 class _Number(str):
     """The digits of a JSON number."""
 

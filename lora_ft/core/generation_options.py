@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lora_ft.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from lora_ft.core.constraint import Constraint
 
 _BANS = (  # options that might leave no token of an allowed answer
     "min_new_tokens",
@@ -52,6 +55,7 @@ class Options:
         suppress_tokens, begin_suppress_tokens: Tokens that are never generated, and never as the first token.
         forced_bos_token_id, forced_eos_token_id: Forced first token, and forced last token if the limit is reached.
         allowed: Token sequences without </s> that are the only allowed answers; empty for no restriction.
+        constraint: Answers that are valid under a JSON schema, as the only allowed ones; None for no restriction.
         prompt_lookup: Draft tokens from the source and verify them, if greedy search allows it.
         output_scores: Return the log-probability of every token, too (beam search: the score of the answer).
 
@@ -78,6 +82,7 @@ class Options:
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | tuple[int, ...] | None = None
     allowed: tuple[tuple[int, ...], ...] = ()
+    constraint: Constraint | None = None
     prompt_lookup: bool = False
     output_scores: bool = False
 
@@ -105,6 +110,10 @@ class Options:
             raise UsageError("bad_words_ids has an empty sequence")
         if self.allowed:
             check_allowed(self.allowed, vars(self))
+        if self.constraint:
+            if self.allowed:
+                raise UsageError("labels and json_schema exclude each other", "leave one of them out")
+            _check_bans("json_schema", vars(self))
 
     def _check_kinds(self) -> None:
         seeds = self.seed if isinstance(self.seed, tuple) else () if self.seed is None else (self.seed,)
@@ -169,7 +178,7 @@ class Options:
         """True if every token is simply the most likely one and no scores are returned."""
         forced = self.forced_bos_token_id is not None or self.forced_eos_token_id is not None
         banned = any((self.no_repeat_ngram_size, self.bad_words_ids, self.suppress_tokens, self.begin_suppress_tokens))
-        edited = forced or banned or self.repetition_penalty != 1.0 or self.allowed
+        edited = forced or banned or self.repetition_penalty != 1.0 or self.allowed or self.constraint
         return not (edited or self.do_sample or self.output_scores or self.num_beams > 1)
 
 
@@ -206,9 +215,13 @@ def check_allowed(allowed: Sequence[Sequence[int]], options: Mapping[str, Any]) 
             f"num_return_sequences={several} requires as many allowed answers (got {count})",
             "lower num_return_sequences",
         )
+    _check_bans("allowed answers", options)
+
+
+def _check_bans(restriction: str, options: Mapping[str, Any]) -> None:
     for name in _BANS:
         if _frozen(options.get(name)) not in (None, getattr(Options, name)):
-            raise UsageError(f"{name} and allowed answers exclude each other", "leave one of them out")
+            raise UsageError(f"{name} and {restriction} exclude each other", "leave one of them out")
 
 
 def _are_tokens(value: Any) -> bool:

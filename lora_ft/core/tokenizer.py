@@ -130,6 +130,18 @@ class Tokenizer:
         """Return the text of each token, in the codec's form. A mark of a word's beginning is a space."""
         return [(self._tokenizer.id_to_token(int(token)) or "").replace("▁", " ") for token in tokens]
 
+    def pieces(self) -> tuple[list[str], list[str]]:
+        """Return the name of each token, and the text in the codec's form that it adds to an answer.
+
+        Special tokens add nothing. A token of part of a character adds U+FFFD.
+        """
+        names = [self._tokenizer.id_to_token(token) or "" for token in range(self.rows)]
+        with self._guarded():
+            first = self._tokenizer.encode("a").ids[0]  # at the beginning of an answer, a space would be left out
+            before = self._tokenizer.decode([first])
+            texts = self._tokenizer.decode_batch([[first, token] for token in range(self.rows)])
+        return names, [text[len(before) :] for text in texts]
+
     def lacking(self, texts: Iterable[str]) -> Counter[str]:
         """Count the characters in texts that the vocabulary lacks, regardless of the codec."""
         counts = Counter(itertools.chain.from_iterable(unicodedata.normalize("NFC", text) for text in texts))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from lora_ft.core.constraint import constrained
 from lora_ft.core.errors import UsageError
 from lora_ft.core.generation_options import Options
 from lora_ft.core.special_tokens import SpecialTokens
@@ -127,13 +128,14 @@ class TorchBackend:
     ) -> list[Answer]:
         import torch
 
-        from lora_ft.models.generation import torch_options, without_defaults
+        from lora_ft.models.generation import constraint_processor, torch_options, without_defaults
 
         combined = {**self.defaults, **{name: value for name, value in options.items() if value is not None}}
         if combined.pop("prompt_lookup", None):
             raise UsageError("prompt_lookup is supported for bundles only", "export the model first")
         labels, seed = combined.pop("labels", ()), combined.pop("seed", None)
-        checked = Options.of(combined | ({"allowed": label_tokens(labels, self.tokenizer)} if labels else {}))
+        restricted = combined | ({"allowed": label_tokens(labels, self.tokenizer)} if labels else {})
+        checked = Options.of(constrained(restricted, self.tokenizer))
         checked.check_tokens(self.model.config.vocab_size)
         settings = torch_options(checked)
         if labels:
@@ -148,6 +150,8 @@ class TorchBackend:
         finished = 0
         for batch in by_length(rows, batch_size):
             arrays = ragged([rows[i] for i in batch], self.special.pad)
+            if checked.constraint:
+                settings["logits_processor"] = [constraint_processor(checked.constraint, self.special)]
             ids, mask = (torch.from_numpy(array).to(self.model.device) for array in arrays)
             with torch.inference_mode(), without_defaults(self.model, self.special):
                 out = self.model.generate(input_ids=ids, attention_mask=mask, **settings)

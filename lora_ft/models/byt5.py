@@ -9,6 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from lora_ft.core.codecs import Codec
+from lora_ft.core.token_bytes import byte_names
 from lora_ft.core.tokenizer import Tokenizer
 
 _SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1 and 2; then the 256 bytes, then the sentinels (arXiv 2105.13626)
@@ -17,9 +18,9 @@ _SENTINELS = 125
 
 def byte_tokenizer(codec: Codec | None = None) -> Tokenizer:
     """Return ByT5's tokenizer. A token id is the value of a UTF-8 byte plus 3, and texts end with </s>."""
-    byte_names = _byte_names()
+    names = byte_names()
     vocabulary = {name: i for i, name in enumerate(_SPECIAL)}
-    vocabulary |= {byte_names[byte]: byte + len(_SPECIAL) for byte in range(256)}
+    vocabulary |= {names[byte]: byte + len(_SPECIAL) for byte in range(256)}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -29,11 +30,3 @@ def byte_tokenizer(codec: Codec | None = None) -> Tokenizer:
         path = Path(scratch, "tokenizer.json")
         tokenizer.save(str(path))
         return Tokenizer(path, codec)
-
-
-def _byte_names() -> list[str]:
-    """Return the character that tokenizers' ByteLevel uses for each byte (as in openai/gpt-2)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    unprintable = [byte for byte in range(256) if byte not in printable]
-    names = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(unprintable)}
-    return [names[byte] for byte in range(256)]

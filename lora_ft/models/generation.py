@@ -11,19 +11,21 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from lora_ft.core.constraint import Constraint, constrained
 from lora_ft.core.errors import UsageError
 from lora_ft.core.generation_options import Options
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.data.labels import label_tokens
 from lora_ft.export.checkpoint.generation_config import Generation, generation_of, read_generation
+from lora_ft.export.runtime.processors import only_valid
 from lora_ft.models.bases import Base
 
 if TYPE_CHECKING:
     from lora_ft.tasks.schema import Task
 
 # Options that transformers lacks or defines differently.
-_LORA_FT_OPTIONS = ("seed", "allowed", "prompt_lookup", "output_scores")
+_LORA_FT_OPTIONS = ("seed", "allowed", "constraint", "prompt_lookup", "output_scores")
 # Options that transformers warns about without sampling.
 _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p")
 
@@ -53,8 +55,8 @@ def without_defaults(model: Any, special: SpecialTokens) -> Iterator[None]:
         inner.generation_config = previous
 
 
-def check_generation(task: Task, base: Base, tokenizer: Tokenizer) -> None:
-    """Check before training that a task's answers can be generated.
+def check_generation(task: Task, base: Base, tokenizer: Tokenizer) -> Options:
+    """Check before training that a task's answers can be generated, and return the options.
 
     Raises:
         UsageError: The base has an unsupported setting, settings of base and task exclude each other, or a label cannot
@@ -64,8 +66,10 @@ def check_generation(task: Task, base: Base, tokenizer: Tokenizer) -> None:
     options = {**generation.options, **task.generation_options()}
     labels = options.pop("labels", ())
     try:
-        combined = Options.of(options | ({"allowed": label_tokens(labels, tokenizer)} if labels else {}))
+        restricted = options | ({"allowed": label_tokens(labels, tokenizer)} if labels else {})
+        combined = Options.of(constrained(restricted, tokenizer))
         combined.check_tokens(base.config["vocab_size"])
+        return combined
     except UsageError as error:
         base_settings = ", ".join(f"{name} = {value}" for name, value in generation.options.items())
         suffix = f"; the base {base.name} sets {base_settings}" if base_settings else ""
@@ -88,7 +92,10 @@ def generation_notes(base: Base, tokenizer: Tokenizer) -> list[str]:
 
 
 def torch_options(options: Options) -> dict[str, Any]:
-    """Return options for transformers' `generate` in a `without_defaults` block. The caller handles seed and labels."""
+    """Return options for transformers' `generate` in a `without_defaults` block.
+
+    The caller handles seed, labels and schema.
+    """
     settings = {
         name: [list(words) for words in value]
         if name == "bad_words_ids"
@@ -103,6 +110,21 @@ def torch_options(options: Options) -> dict[str, Any]:
     if options.do_sample:
         return settings
     return {name: value for name, value in settings.items() if name not in _SAMPLING_OPTIONS}
+
+
+def constraint_processor(constraint: Constraint, special: SpecialTokens) -> Any:
+    """Return transformers' logits processor of one batch that forbids tokens unless they continue a valid answer."""
+    import torch
+    from transformers import LogitsProcessor
+
+    edit = only_valid(constraint, special)
+
+    class OnlyValid(LogitsProcessor):
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            edited = edit(input_ids.cpu().numpy(), scores.float().cpu().numpy().copy())
+            return torch.from_numpy(edited).to(scores)
+
+    return OnlyValid()
 
 
 def _inner(model: Any) -> Any:

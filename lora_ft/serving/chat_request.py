@@ -109,7 +109,6 @@ def chat_fields(limits: Limits) -> Fields:
             Field("max_completion_tokens", Whole(1, limits.new_tokens), "The same as max_tokens."),
             Field("logprobs", Flag(), "Return the log-probability of every token."),
             Field("top_logprobs", Whole(0, 20), "Likeliest tokens beside each token. 0 or, without sampling, 1."),
-            Field("response_format", Only(({"type": "text"},)), "Not supported."),
             Field("tools", Only(([],)), "Not supported."),
             Field("tool_choice", Only(("none", "auto")), "Not supported."),
             Field("store", Only((False,)), "Not supported."),

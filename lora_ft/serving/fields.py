@@ -186,6 +186,18 @@ class Field:
     required: bool = False
 
 
+class Schema:
+    """A JSON schema, which generation checks."""
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object"}
+
+    def read(self, value: Any, path: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise wrong(path, value, "a JSON schema")
+        return value
+
+
 @dataclass(frozen=True)
 class Fields:
     """An object with known keys only.

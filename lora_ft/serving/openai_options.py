@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lora_ft.core.constraint import SCHEMA
 from lora_ft.serving.errors import RequestError
-from lora_ft.serving.fields import Field, Fields, Flag, ListOf, Number, Only, SingleOr, Text, Whole
+from lora_ft.serving.fields import Choice, Field, Fields, Flag, ListOf, Number, Only, Schema, SingleOr, Text, Whole
 from lora_ft.serving.limits import Limits
 
 _SEEDS = 2**63 - 1
@@ -33,6 +34,41 @@ class StreamOptions:
         return STREAM_OPTIONS.read(value, path)
 
 
+_NAMED_SCHEMA = Fields(
+    (
+        Field("name", Text(64), "Name of the schema."),
+        Field("description", Text(), "What the schema is for."),
+        Field("schema", Schema(), "The JSON schema.", required=True),
+        Field("strict", Flag(), "Every answer follows the schema, whatever is sent."),
+    )
+)
+_RESPONSE_FORMAT = Fields(
+    (
+        Field("type", Choice(("text", "json_object", "json_schema")), "Kind of the answers.", required=True),
+        Field("json_schema", _NAMED_SCHEMA, "The schema, if type is json_schema."),
+    )
+)
+
+
+class ResponseFormat:
+    """The object `response_format`, read as a JSON schema, or as None for any text."""
+
+    def schema(self) -> dict[str, Any]:
+        return _RESPONSE_FORMAT.schema()
+
+    def read(self, value: Any, path: str) -> dict[str, Any] | None:
+        values = _RESPONSE_FORMAT.read(value, path)
+        if (values["type"] == "json_schema") != ("json_schema" in values):
+            raise RequestError(
+                f"{path}.json_schema does not fit the type {values['type']}",
+                "send it with type json_schema",
+                param=f"{path}.json_schema",
+            )
+        if values["type"] == "json_object":
+            return {"type": "object"}
+        return values["json_schema"]["schema"] if values["type"] == "json_schema" else None
+
+
 def shared_fields(limits: Limits) -> tuple[Field, ...]:
     """Return the fields that completions and chat completions have in common."""
     return (
@@ -49,6 +85,7 @@ def shared_fields(limits: Limits) -> tuple[Field, ...]:
         Field("stop", SingleOr(ListOf(Text(256), 1, 4)), "Texts that end an answer. They are not part of it."),
         Field("stream", Flag(), "Send the answer piece by piece, as server-sent events."),
         Field("stream_options", StreamOptions(), "Options of a stream."),
+        Field("response_format", ResponseFormat(), "JSON schema of the answers. Default: the task's own, if any."),
         Field("user", Text(256), "Name of an end user, for the server's log."),
         Field("frequency_penalty", Only((0,), _NONE), "Not supported."),
         Field("presence_penalty", Only((0,), _NONE), "Not supported."),
@@ -63,6 +100,7 @@ OPTION_OF = {
     "top_p": "top_p",
     "seed": "seed",
     "n": "num_return_sequences",
+    "response_format": SCHEMA,
 }
 """Option of generation for each field of OpenAI."""
 
@@ -87,6 +125,8 @@ def options_of(values: Mapping[str, Any], defaults: Mapping[str, Any], *, scores
     elif temperature is not None or (top_p is not None and top_p < 1):
         options |= {"do_sample": True, "num_beams": 1, "top_k": defaults.get("top_k") or 0}
         options |= {name: values[name] for name in ("temperature", "top_p") if name in values}
+    if values.get("response_format"):
+        options[SCHEMA] = values["response_format"]
     answers, settings = values.get("n", 1), {**defaults, **options}
     beams = settings.get("num_beams") or 1
     if answers > 1 and not settings.get("do_sample") and answers > beams:

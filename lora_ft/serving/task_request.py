@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from lora_ft.core.constraint import SCHEMA
 from lora_ft.core.generation_options import BOUNDS, Options
 from lora_ft.serving.errors import RequestError
-from lora_ft.serving.fields import Field, Fields, Flag, Kind, ListOf, Number, Only, SingleOr, Text, Whole, wrong
+from lora_ft.serving.fields import Field, Fields, Flag, Kind, ListOf, Number, Only, Schema, SingleOr, Text, Whole, wrong
 from lora_ft.serving.limits import Limits
 
-OPTIONS = tuple(field.name for field in fields(Options))
+_NAMES = tuple(field.name for field in fields(Options) if field.name != "constraint")  # it is made of json_schema
+OPTIONS = (*_NAMES, SCHEMA)
 _TOKEN = Whole(0, 2**31 - 1)
 _TOKENS = ListOf(_TOKEN)
 _KINDS: dict[str, Kind] = {
@@ -26,6 +28,7 @@ _KINDS: dict[str, Kind] = {
     "do_sample": Flag(),
     "prompt_lookup": Flag(),
     "output_scores": Flag(),
+    SCHEMA: Schema(),
 }
 
 

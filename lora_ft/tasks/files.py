@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from lora_ft.core.errors import TaskError, UsageError, raised_as
-from lora_ft.core.files import write_text
+from lora_ft.core.files import read_json, write_text
 from lora_ft.core.user_paths import expanded
 from lora_ft.tasks.error_details import ErrorDetails as ErrorDetails
 from lora_ft.tasks.error_details import InvalidTaskError as InvalidTaskError
@@ -151,7 +151,7 @@ def as_task(task: Task | str | os.PathLike[str], overrides: Sequence[str] = ()) 
         raise TaskError("overrides are for task files", "set the values in the Task")
     if task.data.root is not None:
         return task
-    sections = {name: getattr(task, name).model_copy() for name in ("data", "evaluate", "lora")}
+    sections = {name: getattr(task, name).model_copy() for name in ("data", "evaluate", "generate", "lora")}
     return _located(task.model_copy(update=sections), Path.cwd())
 
 
@@ -161,11 +161,20 @@ def _located(task: Task, folder: Path) -> Task:
     schema = task.evaluate.json_schema
     if schema is not None and schema != FHIR_R4:
         task.evaluate.json_schema = str(folder / expanded(schema))
+    if isinstance(task.generate.json_schema, str):
+        task.generate.json_schema = _read_schema(folder / expanded(task.generate.json_schema))
     if task.base.startswith((".", "~")) or (task.base != "offline" and _is_folder(folder / task.base)):
         task.base = str((folder / expanded(task.base)).resolve())
     if task.lora.start_from is not None:
         task.lora.start_from = str((folder / expanded(task.lora.start_from)).resolve())
     return task
+
+
+def _read_schema(path: Path) -> dict[str, Any]:
+    """Return the schema of `generate.json_schema`, which becomes part of the task, so that runs and bundles have it."""
+    if not path.is_file():
+        raise UsageError(f"generate.json_schema: {path} does not exist", "name a JSON schema file, or write it inline")
+    return read_json(path)
 
 
 def saved_task(task: Task, folder: Path) -> Task:
@@ -269,10 +278,10 @@ def _from_here(raw: dict[str, Any], overrides: Sequence[str]) -> None:
         elif section == "data" and name in paths and isinstance(data, dict) and name in data and not data.get("hub"):
             value = data[name]
             data[name] = [_absolute(item) for item in value] if isinstance(value, list) else _absolute(value)
-        elif key == "evaluate.json_schema" and isinstance(raw["evaluate"], dict):  # a later override may replace it
-            schema = raw["evaluate"].get("json_schema")
+        elif name == "json_schema" and isinstance(raw.get(section), dict):  # a later override may replace the section
+            schema = raw[section].get(name)
             if schema not in (None, FHIR_R4):
-                raw["evaluate"]["json_schema"] = _absolute(schema)
+                raw[section][name] = _absolute(schema)
 
 
 def _absolute(value: Any) -> Any:

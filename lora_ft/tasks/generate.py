@@ -46,4 +46,6 @@ class Generate(Section):
     seed: Seed | None = None
     """Seed of sampling. Default: a new one for each call, which is reported. Scores use `evaluate.seed`."""
     constrained: bool = True
-    """Restrict answers to the labels, if the task has labels."""
+    """Restrict answers to the labels and to json_schema, if the task has them."""
+    json_schema: dict[str, Any] | str | None = None
+    """JSON schema that every answer follows: a file, or the schema itself. Needs the extra `constrained`."""

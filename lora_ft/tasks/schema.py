@@ -130,6 +130,16 @@ class Task(Section):
         return value
 
     @model_validator(mode="after")
+    def _fits_schema(self) -> Task:
+        if self.generate.json_schema is not None:
+            if self.labels is not None:
+                raise ValueError("labels and generate.json_schema exclude each other; remove one")
+            for name in ("min_new_tokens", "no_repeat_ngram_size"):
+                if self.generate.constrained and getattr(self.generate, name):
+                    raise ValueError(f"generate.{name} may leave no token of a valid answer; remove it")
+        return self
+
+    @model_validator(mode="after")
     def _fits_labels(self) -> Task:
         if self.labels is not None and self.codec == "json":
             raise ValueError("labels are text, not JSON; remove codec: json")
@@ -180,7 +190,8 @@ class Task(Section):
         options = self.generate.model_dump(exclude_none=True)
         constrained = options.pop("constrained")
         labels = {"labels": self.known_labels if constrained else []} if self.known_labels else {}
-        return options | labels | {"max_new_tokens": self.max_new_tokens}
+        schema = {} if constrained or self.generate.json_schema is None else {"json_schema": False}
+        return options | labels | schema | {"max_new_tokens": self.max_new_tokens}
 
     def scoring_options(self) -> dict[str, Any]:
         """Return the generation options for scoring, with a seed that makes scores of sampled answers reproducible."""

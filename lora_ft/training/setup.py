@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingArguments
 
+from lora_ft.core.constraint import SCHEMA, constrained
 from lora_ft.core.distributed import processes, rank
 from lora_ft.core.generation_options import Options
 from lora_ft.core.hardware import allowed_cpus
@@ -106,10 +107,13 @@ def trainer_around(
 
 
 def _generation(task: Task, base_options: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the options of `generate` for validation rows: those of the task, without sampling."""
-    options = base_options.options | task.generation_options() | {"do_sample": False}
+    """Return the options of `generate` for validation rows: those of the task, without sampling and without a schema.
+
+    transformers' trainer keeps one set of options for all batches, while a schema needs the state of each.
+    """
+    options = base_options.options | task.generation_options() | {"do_sample": False, SCHEMA: None}
     labels, _ = options.pop("labels", ()), options.pop("seed", None)
-    settings = torch_options(Options.of(options))
+    settings = torch_options(Options.of(constrained(options, tokenizer)))
     if labels:
         end = base_options.special.closed_by(tokenizer.closing).end
         settings["prefix_allowed_tokens_fn"] = allowed_tokens(labels, tokenizer, end)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 from transformers.utils import logging
 
+from lora_ft.core.codecs import codec_named
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.core.tokenizer import ragged as filled
@@ -88,13 +89,13 @@ def references(folder: Path, texts: Sequence[str] = TEXTS, limit: int = 12, batc
 
 def make_bundle(checkpoint: Path, out: Path, **changes: Any) -> Report:
     """Write the bundle of a tiny checkpoint; `changes` are fields of its source, or arguments of `write_bundle`."""
-    answers = changes.pop("references", None)
+    answers, codec = changes.pop("references", None), codec_named(changes.pop("codec", "none"))
     origin = {name: changes.pop(name) for name in tuple(changes) if hasattr(ORIGIN, name)}
     rng = np.random.default_rng(0)
     samples = [Sample(rng.integers(3, 60, 12), np.array([PAD, *rng.integers(3, 60, 6)])) for _ in range(8)]
     source = ExportSource(
         checkpoint,
-        Tokenizer(checkpoint / "tokenizer.json"),
+        Tokenizer(checkpoint / "tokenizer.json", codec),
         replace(ORIGIN, **origin),
         references(checkpoint) if answers is None else answers,
         changes.pop("probe", None) or next(references(checkpoint)),

@@ -191,6 +191,18 @@ def test_every_resource_of_the_clinical_notes_is_valid(clinical: tuple[Task, Spl
         assert scores[VALID].min() == scores[SAME_VALUE].min() == 100
 
 
+def test_every_resource_of_the_clinical_notes_follows_the_schema(clinical: tuple[Task, Splits]) -> None:
+    schema = clinical[0].generate.json_schema
+    validator = pytest.importorskip("jsonschema").Draft202012Validator(schema)
+    assert isinstance(schema, dict)
+    order = {name: list(part.get("properties", {})) for name, part in schema["$defs"].items()}
+    for name in SPLITS:
+        for row in clinical[1][name]:
+            resource = row.row["resource"]
+            assert validator.is_valid(resource), row.target
+            assert sorted(resource, key=order[resource["resourceType"]].index) == list(resource)
+
+
 def test_clinical_notes_have_every_kind_in_every_split_and_each_person_in_one(clinical: tuple[Task, Splits]) -> None:
     _, splits = clinical
     people: list[str] = []

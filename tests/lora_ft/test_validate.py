@@ -15,7 +15,7 @@ from lora_ft.models.bases import load_tokenizer
 from lora_ft.tasks.files import InvalidTaskError, load_task
 from lora_ft.training.plan import make_plan
 from lora_ft.validate import Validation, validate
-from tests.tiny import CONFIG
+from tests.tiny import CONFIG, JSON_MARKS, save_tiny_t5, tiny_tokenizer
 
 MakeTask = Callable[..., Path]
 
@@ -201,3 +201,17 @@ def test_targets_that_the_schema_refuses_are_reported(make_task: MakeTask) -> No
     assert has(validated(path).warnings, "train targets: 1 are invalid under", "schema.json, first row 1")
     (path.parent / "schema.json").unlink()
     assert [error.key for error in validated(path).errors] == ["evaluate.json_schema"]
+
+
+def test_targets_that_cannot_be_generated_are_reported(make_task: MakeTask, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+    base = save_tiny_t5(tmp_path / "base")
+    sections: dict[str, Any] = {"codec": "json", "generate": {"json_schema": schema}, "base": str(base)}
+    path = make_task(data={"validation": None, "test": None}, **sections)
+    write_rows(path.parent / "train.jsonl", [{"text": "x", "answer": {"a": 1, "b": 2}}, {"text": "y", "answer": [1]}])
+    (error,) = validated(path).errors
+    assert error.key == "generate" and "needs the character" in error.problem
+    tiny_tokenizer(JSON_MARKS).save(str(base / "tokenizer.json"))
+    assert has(validated(path).warnings, "1 of 2 training targets cannot be generated", "first: row 2")
+    assert not has(validated(path, "generate.constrained=false").warnings, "cannot be generated")

@@ -163,7 +163,13 @@ def test_messages_become_lines_of_the_chat() -> None:
         ),
         ({"messages": [{"role": "user", "name": "A", "content": "x", "audio": {}}]}, "messages[0].audio"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "text", "json_schema": {"schema": {}}}}, "response_format.json_schema"),
         ({"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens"),
         ({"top_logprobs": 1}, "top_logprobs"),
         ({"reasoning_effort": "low"}, "reasoning_effort"),
@@ -173,6 +179,14 @@ def test_an_impossible_chat_names_the_field(fields: dict[str, Any], param: str) 
     with pytest.raises(RequestError) as error:
         chat(**fields)
     assert (error.value.status, error.value.param) == (400, param)
+
+
+def test_a_response_format_is_a_schema() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "null"}}}
+    named = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}}
+    assert chat(response_format=named).options({}) == {"json_schema": schema}
+    assert completion(response_format={"type": "json_object"}).options({}) == {"json_schema": {"type": "object"}}
+    assert completion(response_format={"type": "text"}).options({}) == {}
 
 
 def test_top_logprobs_names_its_own_field() -> None:

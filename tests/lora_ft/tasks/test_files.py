@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,19 @@ def test_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=words) as caught:
             load_task(path)
         assert len(caught.value.message) < 200
+
+
+def test_the_schema_of_answers_becomes_part_of_the_task(make_task: MakeTask, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [None, 1, "on"]}, "b": {"const": None}}}
+    path = make_task(codec="json", generate={"json_schema": "answer.json"})
+    (path.parent / "answer.json").write_text(json.dumps(schema), encoding="utf-8")
+    task = load_task(path)
+    assert task.generation_options()["json_schema"] == schema
+    save_task(task, tmp_path / "saved.yaml")
+    assert load_task(tmp_path / "saved.yaml").generate.json_schema == schema
+    free = load_task(path, ["generate.constrained=false"])
+    assert free.generation_options()["json_schema"] is False
+    with pytest.raises(UsageError, match="does not exist"):
+        load_task(path, ["generate.json_schema=other.json"])
+    with pytest.raises(UsageError, match=r"labels and generate\.json_schema"):
+        load_task(path, ["labels=[a, b]", "codec=none"])

@@ -75,27 +75,30 @@ void Matrix::pack_groups(Memory& memory, const uint8_t* from, const float* scale
 }
 
 std::vector<float> Matrix::pack_rounded(Memory& memory, const Matrix& from) {
-    const auto unit = [&](int n, int g) {  // bytes of `from` for each step of 4 bits
-        int peak = 1;
-        for (int k = g * group; k < (g + 1) * group; ++k) peak = std::max(peak, std::abs(from.byte(n, k)));
-        return static_cast<float>(peak) / 8;
-    };
-    std::vector<float> units(static_cast<size_t>(outputs) * groups()), lost(static_cast<size_t>(tiles()) * kTile);
-    for (size_t i = 0; i < units.size(); ++i) units[i] = unit(i / groups(), i % groups());
-    const auto unit_of = [&](int n, int k) { return units[static_cast<size_t>(n) * groups() + k / group]; };
-    const auto rounded = [&](int n, int k) {
-        return std::min(static_cast<int>(std::lround(static_cast<float>(from.byte(n, k)) / unit_of(n, k))), 7);
-    };
-    fill(
-        memory, [&](int n, int k) { return rounded(n, k) + zero(); },
-        [&](int n, int g) { return unit_of(n, g * group) * from.scale(n, g * group); });
+    const size_t count = groups();
+    std::vector<float> units(outputs * count), lost(static_cast<size_t>(tiles()) * kTile);
+    std::vector<int8_t> fours(static_cast<size_t>(outputs) * inputs);
     for (int n = 0; n < outputs; ++n) {
-        for (int k = 0; k < inputs; ++k) {
-            const float rest = static_cast<float>(from.byte(n, k)) - static_cast<float>(rounded(n, k)) * unit_of(n, k);
-            lost[n] += rest * rest * from.scale(n, k) * from.scale(n, k);
+        for (int g = 0; g < groups(); ++g) {
+            const int first = g * group, last = first + group;
+            const float scale = from.scale(n, first);
+            int peak = 1;
+            for (int k = first; k < last; ++k) peak = std::max(peak, std::abs(from.byte(n, k)));
+            const float unit = static_cast<float>(peak) / 8;  // bytes for each step of 4 bits
+            units[n * count + g] = unit * scale;
+            for (int k = first; k < last; ++k) {
+                const float byte = static_cast<float>(from.byte(n, k));
+                const int four = std::min(static_cast<int>(byte / unit + 8.5f) - 8, 7);
+                const float rest = (byte - static_cast<float>(four) * unit) * scale;
+                fours[static_cast<size_t>(n) * inputs + k] = static_cast<int8_t>(four);
+                lost[n] += rest * rest;
+            }
         }
         lost[n] = std::sqrt(lost[n]);
     }
+    fill(
+        memory, [&](int n, int k) { return fours[static_cast<size_t>(n) * inputs + k] + zero(); },
+        [&](int n, int g) { return units[n * count + g]; });
     return lost;
 }
 

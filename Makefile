@@ -45,7 +45,7 @@ sanitize: install ## the tests of the kernel under the sanitizers of addresses a
 	@cmake -S kernels -B build/sanitized -DSANITIZE=ON >/dev/null
 	@cmake --build build/sanitized >/dev/null
 	@cmake --install build/sanitized --prefix build/sanitized >/dev/null
-	@cp kernels/lora_ft_kernels/__init__.py build/sanitized/lora_ft_kernels
+	@cp kernels/lora_ft_kernels/*.py build/sanitized/lora_ft_kernels
 	@PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 		$(BIN)/python -m pytest -n 0 -s --noconftest tests/kernels

@@ -7,7 +7,7 @@ all rows of a call and does not work with bound calls.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +55,7 @@ class Bank:
         self.shapes, self.inputs, self.provider = shapes, inputs, provider
         self._read: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {}
         self._settings: dict[str, Settings] = {}
+        self._packed: dict[str, Any] = {}
         self.loads = 0
 
     def renewed(self, entries: Mapping[str, Mapping[str, Any]]) -> Bank:
@@ -63,6 +64,7 @@ class Bank:
         unchanged = [name for name, entry in entries.items() if self._entries.get(name) == entry]
         bank._read = {name: self._read[name] for name in unchanged if name in self._read}
         bank._settings = {name: self._settings[name] for name in unchanged if name in self._settings}
+        bank._packed = {name: self._packed[name] for name in unchanged if name in self._packed}
         bank.loads = self.loads
         return bank
 
@@ -102,11 +104,21 @@ class Bank:
 
     def probes(self) -> list[tuple[str, dict[str, Any]]]:
         """Return (name, PyTorch's answers) of each adapter, to repeat its verification."""
-        return [(name, self._adapter(name)[1]["probe"]) for name in self.names]
+        return [(name, self.probe(name)) for name in self.names]
+
+    def probe(self, name: str) -> dict[str, Any]:
+        """Return PyTorch's answers of an adapter."""
+        return self._adapter(name)[1]["probe"]
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays of an adapter, by graph input."""
         return self._adapter(name)[0]
+
+    def packed(self, name: str, pack: Callable[[Mapping[str, np.ndarray]], Any]) -> Any:
+        """Return `pack(arrays(name))`, computed once; a bank has one kernel."""
+        if name not in self._packed:
+            self._packed[name] = pack(self.arrays(name))
+        return self._packed[name]
 
     def select(self, names: Sequence[str | None]) -> RowAdapters | None:
         """Return the adapters of a batch's rows, or None if no row has one.
@@ -179,6 +191,10 @@ class RowAdapters:
         if key not in self._cached:
             self._cached[key] = self.values(inputs)
         return self._cached[key]
+
+    def packed(self, pack: Callable[[Mapping[str, np.ndarray]], Any]) -> list[Any | None]:
+        """Return each row's adapter as `Bank.packed`, or None for the base."""
+        return [None if name is None else self.bank.packed(name, pack) for name in self.names]
 
     def take(self, rows: np.ndarray) -> RowAdapters | None:
         """Return the adapters of the rows with these numbers [n]."""

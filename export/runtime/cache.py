@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,10 +21,13 @@ class Bound(Protocol):
 
 
 class Adapters(Protocol):
-    """The adapters of a source's rows, as inputs of the graphs."""
+    """The adapters of a source's rows, as inputs of the graphs or of the kernel."""
 
     def cached(self, inputs: Sequence[str]) -> list[ort.OrtValue]:
         """Return values of these inputs, each [rows, …], or [1, …] if all rows have the same adapter."""
+
+    def packed(self, pack: Callable[[Mapping[str, np.ndarray]], Any]) -> list[Any | None]:
+        """Return each row's adapter as `pack` returns it, or None for the base."""
 
     def take(self, rows: np.ndarray) -> Adapters | None:
         """Return the adapters of some of the rows [n], or None if none has one."""

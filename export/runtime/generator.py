@@ -123,7 +123,9 @@ class Generator:
             name = choose_provider(provider, manifest["precision"])
             generator = cls(folder, manifest, threads or allowed_cpus(), name)
             if kernel:
-                generator.step_engine = choose_kernel(generator.model, folder, manifest, generator.special)
+                generator.step_engine = choose_kernel(
+                    generator.model, folder, manifest, generator.special, generator.bank
+                )
             return generator
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from lora_ft.export.runtime.cache import Cache, Source, Step
 from lora_ft.export.runtime.forks import begin_again_in_children
 from lora_ft.export.runtime.graph_weights import GraphWeights
 from lora_ft.export.runtime.io_binding import DeviceBuffer
+from lora_ft.export.runtime.manifest import ADAPTED
 
 KERNEL = "kernel"  # its name among the graphs
 PACKAGE = "lora_ft_kernels"
@@ -37,6 +38,9 @@ _INSTRUCTIONS = "avx512"
 _BY_CHANNEL, _BY_GROUP = "MatMulIntegerToFloat", "MatMulNBits"
 _BY_ROW = "float.1"  # input scale of products whose inputs have a scale per row
 _GROUPED = re.compile(r"\.w([48])g(\d+)$")
+_FORMAT = re.compile(r"\.(int8|w[48]g\d+)$")
+_ADAPTER = "adapter."  # prefix of the graph inputs of a bank
+_BY_ADAPTER = "QLinearMatMul"  # the product with an adapter's A
 
 
 class StepKernel:
@@ -46,16 +50,17 @@ class StepKernel:
         folder: Folder of the bundle.
         precision: Precision of the bundle.
         threads: Most threads of a call.
+        inputs: Names of the adapter inputs of a bank's graph of steps.
 
     Attributes:
         instructions: Processor instructions that it uses.
         vocabulary: Number of tokens.
 
     Raises:
-        ValueError: The package, the processor, the precision or the sizes do not fit.
+        ValueError: The package, the processor, the precision, the sizes or the adapters do not fit.
     """
 
-    def __init__(self, folder: Path, precision: str, threads: int) -> None:
+    def __init__(self, folder: Path, precision: str, threads: int, inputs: Sequence[str] = ()) -> None:
         formats = parse(precision)
         if os.environ.get(VARIABLE) == "0":
             raise ValueError(f"{VARIABLE} is 0")
@@ -75,7 +80,9 @@ class StepKernel:
         )
         if not sizes.supported:
             raise ValueError(f"the sizes have no kernel ({sizes})")
-        weights = self._weights(GraphWeights(folder / "step.onnx"), a)
+        graph = GraphWeights(folder / "step.onnx")
+        weights = self._weights(graph, a)
+        self._slots = _slots(graph, GraphWeights(folder / f"{ADAPTED}step.onnx"), inputs) if inputs else {}
         self._kernel = self._package.Kernel(sizes, weights, threads, _INSTRUCTIONS)
         self.instructions: str = self._kernel.instructions
         self.vocabulary = a.vocabulary
@@ -86,7 +93,7 @@ class StepKernel:
         family = a.family
         tables = [graph.array(name, np.float32).reshape(-1, a.heads) for name in family.decoder_biases(a)]
         rows = f"{family.EMBEDDING}.rows.int8"
-        products = [node.inputs for node in graph.nodes if node.operator in (_BY_CHANNEL, _BY_GROUP)]
+        products = _products(graph)
         wide = [a.d_model, a.width, a.d_model, a.width, a.d_model, a.d_ff] * a.decoder_layers
         return self._package.Weights(
             matrices=[
@@ -130,10 +137,49 @@ class StepKernel:
             sources=source.rows,
             length=mask.shape()[1],
             room=cache.room,
+            adapters=source.adapters.packed(self._adapter) if source.adapters else (),
         )
         bound = self._package.Step(self._kernel, memory, tokens.shape, len(cache.lengths), threads, logits)
         return Step(bound, DeviceBuffer.of(bound.next if logits is None else logits, "cpu"))
 
+    def _adapter(self, arrays: Mapping[str, np.ndarray]) -> Any:
+        """Return an adapter as the package takes it, given its arrays by graph input."""
+        changes = {}
+        for name, (number, step) in self._slots.items():
+            a, b, a_scale, b_scale = (arrays[f"{name}.{key}"] for key in ("A", "B", "A.scale", "B.scale"))
+            if b.any():  # else the adapter leaves these layers
+                parts = b.reshape(-1, *b.shape[-2:])
+                changes[number] = self._package.LowRank(a, a_scale.reshape(-1), parts, b_scale.reshape(-1), step)
+        return self._package.Adapter(self._kernel.shapes, changes)
+
     def begin_again(self) -> None:
         """Start threads in a forked child."""
         self._kernel.begin_again()
+
+
+def _products(graph: GraphWeights) -> list[list[str]]:
+    """Return the inputs of each product with weights, in order."""
+    return [node.inputs for node in graph.nodes if node.operator in (_BY_CHANNEL, _BY_GROUP)]
+
+
+def _slots(graph: GraphWeights, adapted: GraphWeights, inputs: Sequence[str]) -> dict[str, tuple[int, float]]:
+    """Return (number of the product, scale of its input or 0 for one per row) of each adapter slot, by its prefix.
+
+    Args:
+        graph: Graph of steps without adapters.
+        adapted: Graph of steps with adapters.
+        inputs: Names of its adapter inputs.
+
+    Raises:
+        ValueError: Adapters are not bytes, or change other layers than the kernel's.
+    """
+    numbers = {_ADAPTER + _FORMAT.sub("", names[1]): i for i, names in enumerate(_products(graph)[:-1])}
+    slots = {}
+    for node in adapted.nodes:
+        name = node.inputs[3].removesuffix(".A") if node.operator == _BY_ADAPTER else ""
+        if name in numbers:
+            step = 0.0 if node.inputs[1] == _BY_ROW else float(adapted.array(node.inputs[1], np.float32)[0])
+            slots[name] = numbers[name], step
+    if set(inputs) != {f"{name}.{key}" for name in slots for key in ("A", "B", "A.scale", "B.scale")}:
+        raise ValueError("adapters of these layers have no kernel")
+    return slots

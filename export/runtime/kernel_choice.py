@@ -11,8 +11,9 @@ import numpy as np
 
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import pad, ragged
+from lora_ft.export.runtime.bank import Bank
 from lora_ft.export.runtime.kernel import StepKernel
-from lora_ft.export.runtime.manifest import ADAPTERS, PROBE
+from lora_ft.export.runtime.manifest import ADAPTED, PROBE
 from lora_ft.export.runtime.model import Model
 
 # Largest share of a row's range of logits by which the kernel may prefer another token than the graphs.
@@ -20,32 +21,41 @@ _NEAR = 0.02
 _CHECKED = 16  # tokens of each answer of the probe
 
 
-def choose_kernel(model: Model, folder: Path, manifest: Mapping[str, Any], special: SpecialTokens) -> str:
+def choose_kernel(
+    model: Model, folder: Path, manifest: Mapping[str, Any], special: SpecialTokens, bank: Bank | None = None
+) -> str:
     """Let the kernel take a model's steps if it can and agrees with the graphs, and return what takes them.
+
+    In a bank, the base and one adapter are compared, since all adapters share their graphs.
 
     Args:
         model: The model.
         folder: Folder of the bundle.
         manifest: Content of its manifest.json.
         special: Its special tokens.
+        bank: Its adapters, if it is a bank.
     """
-    if model.provider != "cpu" or ADAPTERS in manifest:
-        return "graphs: banks and GPUs have no kernel"
+    if model.provider != "cpu":
+        return "graphs: GPUs have no kernel"
+    inputs = bank.inputs if bank else {}
     try:
-        kernel = StepKernel(folder, manifest["precision"], model.threads)
+        kernel = StepKernel(folder, manifest["precision"], model.threads, inputs.get(ADAPTED + "step", ()))
     except ValueError as error:
         return f"graphs: {error}"
     shape = len(model.cache_names) // 2, *model.head_shape, kernel.vocabulary
-    graphs = Model(folder, shape, model.threads)  # a model of its own, so that its graphs of steps are closed
-    probe = json.loads((folder / PROBE).read_text(encoding="utf-8"))
-    (ids, mask), tokens = ragged(probe["sources"], special.pad), pad(probe["tokens"], special.pad)[:, :_CHECKED]
-    source = graphs.encode(ids, mask)
-    before = np.concatenate([np.full((len(ids), 1), special.start), tokens[:, :-1]], axis=1)
+    graphs = Model(folder, shape, model.threads, inputs=inputs)  # its own, so that its graphs of steps are closed
+    probes: list[tuple[str | None, Any]] = [(None, json.loads((folder / PROBE).read_text(encoding="utf-8")))]
+    if bank:
+        probes += [(name, bank.probe(name)) for name in bank.names[:1]]
     model.kernel = kernel
-    ours, theirs = (each.logits(source, each.cache(len(ids)), before, copy=False) for each in (model, graphs))
-    if (difference := disagreement(ours, theirs)) > _NEAR:
-        model.kernel = None
-        return f"graphs: the kernel's answers to the probe differ, by {difference:.3f} of the range of the logits"
+    for name, probe in probes:
+        (ids, mask), tokens = ragged(probe["sources"], special.pad), pad(probe["tokens"], special.pad)[:, :_CHECKED]
+        source = graphs.encode(ids, mask, bank.select([name] * len(ids)) if bank else None)
+        before = np.concatenate([np.full((len(ids), 1), special.start), tokens[:, :-1]], axis=1)
+        ours, theirs = (each.logits(source, each.cache(len(ids)), before, copy=False) for each in (model, graphs))
+        if (difference := disagreement(ours, theirs)) > _NEAR:
+            model.kernel = None
+            return f"graphs: the kernel's answers to the probe differ, by {difference:.3f} of the range of the logits"
     return f"kernel ({kernel.instructions})"
 
 

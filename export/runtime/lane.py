@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,14 +52,16 @@ class Encoded:
 
 
 @dataclass
-class _Stacked:
-    """Adapters of rows that have different ones: for each input of the graphs, one array [rows, …].
+class _Mixed:
+    """Adapters of rows that have different ones.
 
     Attributes:
-        arrays: The arrays, by the graphs' inputs.
+        rows: The adapter of each row when the view was built.
+        arrays: For each input of the graphs, one array [rows, …]; none for the kernel.
         provider: "cpu" or "cuda".
     """
 
+    rows: list[RowAdapters | None]
     arrays: dict[str, np.ndarray]
     provider: str
 
@@ -67,9 +69,14 @@ class _Stacked:
         """Return the values of a graph's inputs, each [rows, …]."""
         return [ort_value(self.arrays[name], self.provider) for name in inputs]
 
-    def take(self, rows: np.ndarray) -> _Stacked:
+    def packed(self, pack: Callable[[Mapping[str, np.ndarray]], Any]) -> list[Any | None]:
+        """Return each row's adapter as the kernel takes it, or None for the base."""
+        return [row and row.packed(pack)[0] for row in self.rows]
+
+    def take(self, rows: np.ndarray) -> _Mixed:
         """Return the adapters of some of the rows [n]."""
-        return _Stacked({name: array[rows] for name, array in self.arrays.items()}, self.provider)
+        arrays = {name: array[rows] for name, array in self.arrays.items()}
+        return _Mixed([self.rows[i] for i in rows], arrays, self.provider)
 
 
 class Lane:
@@ -248,21 +255,25 @@ class Lane:
         return source, cache
 
     def _adapter_key(self) -> str:
-        """Return "" if no row has an adapter, a key of the adapter that all rows have, or "mixed"."""
-        first = self._adapters[0]
-        if any(not _same(first, other) for other in self._adapters[1 : self.rows]):
+        """Return "" if no row has an adapter, a key of the adapter that all rows have, or one for different ones.
+
+        The graphs' inputs of different adapters are the stack, whatever it holds. The kernel's are each row's own.
+        """
+        rows = self._adapters[: self.rows]
+        if all(_same(rows[0], other) for other in rows[1:]):
+            rows = rows[:1]
+        elif self._model.kernel is None:
             return "mixed"
-        return f"{id(_arrays_of(first))} {first.names[0]}" if first else ""
+        return "/".join(f"{id(_arrays_of(row))} {row.names[0]}" if row else "" for row in rows)
 
     def _build(self, begin: int, end: int) -> tuple[Source, Cache]:
         provider = self._model.provider
         values = [ort_value(array[begin:end], provider) for array in (self._mask, *self._cross)]
         first = self._adapters[begin]
-        adapters: RowAdapters | _Stacked | None = None
+        adapters: RowAdapters | _Mixed | None = None
         if any(not _same(first, other) for other in self._adapters[begin:end]):
-            assert self._stacked is not None
-            stacked = {name: array[begin:end] for name, array in self._stacked.items()}
-            adapters = _Stacked(stacked, provider)
+            stacked = {name: array[begin:end] for name, array in (self._stacked or {}).items()}
+            adapters = _Mixed(self._adapters[begin:end], stacked, provider)
         elif first is not None:
             adapters = RowAdapters(first.bank, first.names * (end - begin))
         past = [ort_value(array[begin:end], provider) for array in self._past]
@@ -270,7 +281,9 @@ class Lane:
         return Source(end - begin, values, adapters), cache
 
     def _stack(self, slot: int) -> None:
-        """Write the row's adapter into the stack, once rows have had different ones."""
+        """Write the row's adapter into the stack of the graphs' inputs, once rows have had different ones."""
+        if self._model.kernel is not None:
+            return
         if self._stacked is not None:
             self._write_adapter(slot)
             return

@@ -50,7 +50,7 @@ class Model:
         label_tokens: Tokens whose logits the graph `labels` returns, ascending; () without that graph.
 
     Attributes:
-        kernel: Kernel for the steps of rows without adapters, or None for the graphs.
+        kernel: Kernel for the steps, or None for the graphs.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Model:
 
     def open_step(self, threads: int, *, adapted: bool) -> None:
         """Load the graph of single steps for calls with fewer threads. Until then, such calls use all."""
-        if adapted or self.kernel is None:
+        if self.kernel is None:
             self._session(ADAPTED + "step" if adapted else "step", threads)
             if self._label_tokens.size:
                 self._session("labels", threads)
@@ -275,10 +275,10 @@ class Model:
         """Return the graph for a call of `count` tokens per row."""
         # on GPUs, the faster attention of `step` supports no bias
         alone = self._provider == "cpu" and (count == 1 or cache.rows == 1 or is_first)
-        if source.adapters:
-            return f"{ADAPTED}step" if alone else f"{ADAPTED}decoder"
         if self.kernel:
             return KERNEL
+        if source.adapters:
+            return f"{ADAPTED}step" if alone else f"{ADAPTED}decoder"
         if self._provider == "cpu" and count > 1 and not is_first and source.rows == cache.rows:
             return "draft"
         return "step" if alone else "decoder"

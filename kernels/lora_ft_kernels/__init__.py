@@ -13,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_ft_kernels.adapters import TILE, Adapter, LowRank
+
+__all__ = ["ACTIVATIONS", "INSTRUCTIONS", "TILE", "Adapter", "Kernel", "LowRank", "Matrix", "Memory", "Sizes", "Step"]
+__all__ += ["Weights"]
 INSTRUCTIONS = ("avx512", "avx2", "portable")  # fastest first
 ACTIVATIONS = ("relu", "gelu_new", "silu")
-TILE = 32  # `d_kv` is 32, 64 or 128, and `d_model` and `d_ff` are multiples of this
 _LIBRARIES = ("liblora_ft_kernels.so", "liblora_ft_kernels.dylib")
 _SIZES = ("layers", "heads", "d_kv", "d_model", "d_ff", "vocabulary", "far", "gated", "activation", "bias_per_layer")
 _MATRICES = 6
@@ -45,7 +48,8 @@ class _Call(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int) for name in ("rows", "tokens", "sources", "source_length")),
         *((name, ctypes.c_int) for name in ("room", "lengths_count", "threads", "forbid_ends")),
-        *((name, ctypes.c_void_p) for name in ("ids", "lengths", "mask", "past", "cross", "next", "logits")),
+        *((name, ctypes.c_void_p) for name in ("ids", "lengths", "mask", "past", "cross", "next")),
+        *((name, ctypes.c_void_p) for name in ("logits", "adapters")),
     ]
 
 
@@ -123,6 +127,7 @@ class Memory:
         cross, past: Keys and values of each layer in turns, float32 [sources, heads, length, d_kv] and
             [rows, heads, room, d_kv].
         sources, length, room: Their sizes. Rows share a source, rows / sources consecutive ones each.
+        adapters: Adapter of each source's rows or None; empty if there is none.
     """
 
     mask: int
@@ -131,6 +136,7 @@ class Memory:
     sources: int
     length: int
     room: int
+    adapters: Sequence[Adapter | None] = ()
 
 
 class Step:
@@ -161,7 +167,8 @@ class Step:
         self._ids, self._lengths = np.zeros(shape, np.int64), np.zeros(lengths, np.int64)
         self.next = np.zeros(shape, np.int64)
         pointers = [(ctypes.c_void_p * len(each))(*each) for each in (memory.past, memory.cross)]
-        self._pointers = pointers
+        adapters = (ctypes.c_void_p * memory.sources)(*(each and each.address for each in memory.adapters))
+        self._kept = pointers, adapters, memory.adapters
         self._call = _Call(
             *shape,
             memory.sources,
@@ -176,6 +183,7 @@ class Step:
             *(ctypes.addressof(each) for each in pointers),
             self.next.ctypes.data,
             None if logits is None else logits.ctypes.data,
+            ctypes.addressof(adapters) if memory.adapters else None,
         )
         self._reference = ctypes.byref(self._call)
 
@@ -208,6 +216,7 @@ class Kernel:
 
     Attributes:
         instructions: The instructions in use.
+        shapes: (inputs, outputs) of its matrices.
 
     Raises:
         ValueError: The sizes are not supported, the weights do not fit them, or the processor lacks the instructions.
@@ -221,6 +230,7 @@ class Kernel:
         matrices = [_pointers(matrix) for matrix in weights.matrices]
         if len(matrices) != (expected := _MATRICES * sizes.layers + 1):
             raise ValueError(f"the number of matrices does not fit the layers (got {len(matrices)}, needs {expected})")
+        self.shapes = [(matrix.inputs, matrix.outputs) for matrix, _ in matrices]
         self._embedding = np.ascontiguousarray(weights.embedding)
         scale = np.ascontiguousarray(weights.embedding_scale, np.float32)
         norms, bias = (

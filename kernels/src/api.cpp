@@ -112,13 +112,17 @@ Kernel* lora_ft_open(const lora_ft::Sizes* sizes, const Weights* weights, const 
         lora_ft::Layer& layer = decoder.layers[i];
         lora_ft::Matrix* const to[] = {&layer.joined,    &layer.self_out, &layer.query,
                                        &layer.cross_out, &layer.up,       &layer.down};
-        for (int j = 0; j < lora_ft::kMatrices; ++j)
-            lora_ft::pack(*to[j], weights->matrices[i * lora_ft::kMatrices + j], *decoder.memory);
+        for (int j = 0; j < lora_ft::kMatrices; ++j) {
+            const int number = i * lora_ft::kMatrices + j;
+            lora_ft::pack(*to[j], weights->matrices[number], *decoder.memory);
+            to[j]->number = number;
+        }
         for (int j = 0; j < 3; ++j) layer.norms[j] = norm(3 * i + j);
         if (i == 0 || sizes->bias_per_layer)
             layer.bias.assign(weights->bias[i], weights->bias[i] + sizes->heads * (sizes->far + 1));
     }
     lora_ft::pack(decoder.head, weights->matrices[count], *decoder.memory);
+    decoder.head.number = count;
     if (previewed) {
         decoder.preview = lora_ft::shaped(preview);
         decoder.doubt = decoder.preview.pack_rounded(*decoder.memory, decoder.head);

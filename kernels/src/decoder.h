@@ -33,6 +33,7 @@ struct Matrix {
     int group = 0;   // inputs that share a scale
     int stride = 0;  // inputs, rounded up to a multiple of 64
     float step = 0;  // fixed scale of the input, or 0 for one per row and group
+    int number = 0;  // among the decoder's
     const uint8_t* values = nullptr;
     const float* scales = nullptr;  // [tiles, groups, 32]
 
@@ -90,6 +91,16 @@ struct Decoder {
     std::vector<int64_t> ends;  // tokens that end an answer
 };
 
+// What an adapter adds to the product with a matrix.
+struct LowRank {
+    int parts, tiles;      // parts of the outputs, each with columns of A of its own, and tiles of each
+    int rank;              // a multiple of 4
+    float step;            // fixed scale of the input, or 0 for one per row
+    const uint8_t* a;      // [parts * rank, stride] around 128, or null if nothing is added
+    const float* a_scale;  // [parts * rank, and up to 15 more]
+    const uint8_t* b;      // of each tile, float scales [32], then [rank / 4, 32, 4] around 128
+};
+
 // Arguments of a step. Keys and values are [rows, heads, length, d_kv] in turns, for each layer.
 struct Call {
     int rows, tokens, sources, source_length, room, lengths_count, threads, forbid_ends;
@@ -100,6 +111,7 @@ struct Call {
     const float* const* cross;
     int64_t* next;  // [rows, tokens]
     float* logits;  // [rows, tokens, vocabulary], or null
+    const LowRank* const* adapters;  // [sources][matrices], or null where there is none
 };
 
 class Pool;

@@ -71,32 +71,34 @@ inline void store_bytes(int8_t* to, Ints a) {
 }
 #endif
 
-// Adds to each lane the products of its four unsigned bytes with the four signed bytes in `four`. Exact.
-inline Ints dot(Ints sums, Bytes weights, int32_t four) {
+// Adds to each lane the products of its four unsigned bytes with its four signed bytes. Exact.
+inline Ints dot(Ints sums, Bytes weights, Ints fours) {
 #if defined(__AVX512VNNI__)
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, _mm512_set1_epi32(four));
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)fours);
 #elif defined(__AVX2__)
     // Sums of two products with a whole byte overflow 16 bits, those with half a byte do not.
-    __m256i parts[2], totals[2];
+    __m256i parts[2], totals[2], inputs[2];
     std::memcpy(parts, &weights, sizeof parts);
+    std::memcpy(inputs, &fours, sizeof inputs);
     std::memcpy(totals, &sums, sizeof totals);
-    const __m256i inputs = _mm256_set1_epi32(four), low = _mm256_set1_epi8(15);
+    const __m256i low = _mm256_set1_epi8(15);
     for (int i = 0; i < 2; ++i) {
-        const __m256i lows = _mm256_maddubs_epi16(_mm256_and_si256(parts[i], low), inputs);
-        const __m256i highs = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(parts[i], 4), low), inputs);
+        const __m256i lows = _mm256_maddubs_epi16(_mm256_and_si256(parts[i], low), inputs[i]);
+        const __m256i highs = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(parts[i], 4), low), inputs[i]);
         totals[i] = _mm256_add_epi32(totals[i], _mm256_madd_epi16(lows, _mm256_set1_epi16(1)));
         totals[i] = _mm256_add_epi32(totals[i], _mm256_madd_epi16(highs, _mm256_set1_epi16(16)));
     }
     std::memcpy(&sums, totals, sizeof totals);
     return sums;
 #else
-    int8_t inputs[4];
-    std::memcpy(inputs, &four, 4);
+    int8_t inputs[4 * kLanes];
+    std::memcpy(inputs, &fours, sizeof inputs);
     for (int i = 0; i < kLanes; ++i)
-        for (int j = 0; j < 4; ++j) sums[i] += weights[4 * i + j] * inputs[j];
+        for (int j = 4 * i; j < 4 * i + 4; ++j) sums[i] += weights[j] * inputs[j];
     return sums;
 #endif
 }
+inline Ints dot(Ints sums, Bytes weights, int32_t four) { return dot(sums, weights, splat(four)); }
 
 // Returns the sum of each of 16 vectors, as a vector.
 inline Floats sums(const Floats (&each)[kLanes]) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "adapters.h"
 #include "attention.h"
 #include "products.h"
 #include "threads.h"
@@ -28,6 +29,7 @@ class Step {
   private:
     struct Own {  // of one thread
         Quantized input;
+        Additions additions;
         std::vector<float> normed, weights;
         std::vector<float> best;     // [rows, 16]: highest logit of each lane, and its token
         std::vector<int32_t> where;
@@ -45,6 +47,9 @@ class Step {
     void score_likely(int thread, int begin, int end);
     void normed(Own& own, const std::vector<float>& weight, const Matrix& matrix);
     void add(const Matrix& matrix, const std::vector<float>& from, int thread);
+    void take(Own& own, const float* from, const Matrix& matrix);
+    template <class Sink>
+    void each_row(const Matrix& matrix, int tile, const Own& own, Sink sink) const;
     Floats activated(Floats x) const;
     void wait() { barrier_.wait(threads_); }
 
@@ -122,7 +127,22 @@ inline void Step::normed(Own& own, const std::vector<float>& weight, const Matri
         const float factor = 1 / std::sqrt(sum(squares) / static_cast<float>(size) + sizes_.epsilon);
         for (int i = 0; i < size; i += kLanes) store(to + i, floats(from + i) * factor * floats(weight.data() + i));
     }
-    own.input.set(own.normed.data(), count_, matrix);
+    take(own, own.normed.data(), matrix);
+}
+
+// Makes rows the inputs of a matrix.
+inline void Step::take(Own& own, const float* from, const Matrix& matrix) {
+    own.input.set(from, count_, matrix);
+    own.additions.set(call_, matrix, from, own.input);
+}
+
+// Calls `sink(row, values [32])` with each row's product with one tile, and what its adapter adds.
+template <class Sink>
+inline void Step::each_row(const Matrix& matrix, int tile, const Own& own, Sink sink) const {
+    each_product(matrix, tile, own.input, count_, [&](int row, float* values) {
+        own.additions.add(tile, row, values);
+        sink(row, values);
+    });
 }
 
 inline void Step::attend_self(int number, int thread) {
@@ -142,12 +162,12 @@ inline void Step::attend_self(int number, int thread) {
         };
         for (int tile = 0; tile < tiles; ++tile) {
             const int column = head * size + tile * kTile;
-            each_product(layer.joined, column / kTile, own.input, count_, [&](int row, const float* values) {
+            each_row(layer.joined, column / kTile, own, [&](int row, const float* values) {
                 std::memcpy(query_.data() + static_cast<size_t>(row) * width + column, values, sizeof(float) * kTile);
             });
             for (int kind = 0; kind < 2; ++kind) {
                 const int place = ((kind + 1) * width + column) / kTile;
-                each_product(layer.joined, place, own.input, count_, [&](int row, const float* values) {
+                each_row(layer.joined, place, own, [&](int row, const float* values) {
                     float* const to = cached(kind, row) + static_cast<size_t>(position(row)) * size + tile * kTile;
                     std::memcpy(to, values, sizeof(float) * kTile);
                 });
@@ -174,7 +194,7 @@ inline void Step::attend_source(int number, int thread) {
     for (int head = begin; head < end; ++head) {
         for (int tile = 0; tile < tiles; ++tile) {
             const int column = head * size + tile * kTile;
-            each_product(layer.query, column / kTile, own.input, count_, [&](int row, const float* values) {
+            each_row(layer.query, column / kTile, own, [&](int row, const float* values) {
                 std::memcpy(query_.data() + static_cast<size_t>(row) * width + column, values, sizeof(float) * kTile);
             });
         }
@@ -193,11 +213,11 @@ inline void Step::attend_source(int number, int thread) {
 
 // Adds the product of `from` with a matrix to the hidden states.
 inline void Step::add(const Matrix& matrix, const std::vector<float>& from, int thread) {
-    Quantized& input = own_[thread].input;
-    input.set(from.data(), count_, matrix);
+    Own& own = own_[thread];
+    take(own, from.data(), matrix);
     const auto [begin, end] = share(matrix.tiles(), thread, threads_);
     for (int tile = begin; tile < end; ++tile)
-        each_product(matrix, tile, input, count_, [&](int row, const float* values) {
+        each_row(matrix, tile, own, [&](int row, const float* values) {
             float* const to = hidden_.data() + static_cast<size_t>(row) * sizes_.d_model + tile * kTile;
             for (int half = 0; half < kTile; half += kLanes)
                 store(to + half, floats(to + half) + floats(values + half));
@@ -220,12 +240,12 @@ inline void Step::feed(const Layer& layer, int thread) {
         const auto place = [&](int row) {
             return inner_.data() + static_cast<size_t>(row) * sizes_.d_ff + tile * kTile;
         };
-        each_product(layer.up, tile, own.input, count_, [&](int row, const float* values) {
+        each_row(layer.up, tile, own, [&](int row, const float* values) {
             for (int half = 0; half < kTile; half += kLanes)
                 store(place(row) + half, activated(floats(values + half)));
         });
         if (!sizes_.gated) continue;
-        each_product(layer.up, tiles + tile, own.input, count_, [&](int row, const float* values) {
+        each_row(layer.up, tiles + tile, own, [&](int row, const float* values) {
             float* const to = place(row);
             for (int half = 0; half < kTile; half += kLanes)
                 store(to + half, floats(to + half) * floats(values + half));

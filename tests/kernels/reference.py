@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,16 @@ class Layer:
         steps = np.float32(self.step) or np.maximum(np.abs(groups).max(-1, keepdims=True) / 127, 1e-12)
         rounded = np.clip(np.rint(groups / steps), -128, 127) * steps
         return rounded.reshape(x.shape) @ self.weight
+
+
+def addition(change: Any, x: np.ndarray) -> np.ndarray:
+    """Return what an adapter's change of a layer adds to the layer's product of x [n, inputs]."""
+    parts, rank, _ = change.b.shape
+    per_row = np.maximum(np.abs(x).max(-1, keepdims=True) / 127, 1e-12)
+    rounded = np.clip(np.rint(x / (change.step or per_row)), -128, 127)
+    inner = np.clip(np.rint(rounded @ change.a.astype(float) * change.a_scale * (change.step or 1)), -128, 127)
+    outer = np.einsum("npr,prw->npw", inner.reshape(-1, parts, rank), change.b.astype(float)).reshape(len(x), -1)
+    return outer * change.b_scale * (1 if change.step else per_row)
 
 
 @dataclass
@@ -68,6 +80,22 @@ class Decoder:
         self.embedding = embedding * scale[:, None]
         self.weights = self.package.Weights(matrices, self.norms, [self.bias], embedding, scale, ends=[1, 40])
 
+    def draw_changes(self, seed: int, rank: int) -> dict[int, Any]:
+        """Return a random adapter of half the layers."""
+        s, rng = self.sizes, np.random.default_rng(seed)
+        changes = {}
+        for number in rng.permutation(LAYER * s.layers)[: LAYER * s.layers // 2].tolist():
+            inputs, outputs = self.layers[number].weight.shape
+            parts = {0: 3, 4: 1 + s.gated}.get(number % LAYER, 1)
+            a = rng.integers(-63, 64, (inputs, parts * rank)).astype(np.int8)
+            b = rng.integers(-63, 64, (parts, rank, outputs // parts)).astype(np.int8)
+            # with a scale per row, A's products are in units of it; some of them leave the range of bytes
+            step = self.layers[number].step if not self.group else float(rng.choice([0.0, 0.03]))
+            a_scale = rng.uniform(0.5, 1.5, parts * rank) / (35 * math.sqrt(inputs)) / (step or 1)
+            b_scale = rng.uniform(0.5, 1.5, outputs) / (2000 * math.sqrt(rank)) / (1 if step else 3)
+            changes[number] = self.package.LowRank(a, a_scale.astype(np.float32), b, b_scale.astype(np.float32), step)
+        return changes
+
     def _matrix(self, rng: np.random.Generator, inputs: int, outputs: int, bits: int, step: float) -> Any:
         half = 2 ** (bits - 1)
         values = rng.integers(1 - half, half, (outputs, inputs))
@@ -82,20 +110,37 @@ class Decoder:
         packed = stored if bits == 8 else stored[:, 0::2] | stored[:, 1::2] << 4
         return self.package.Matrix(packed, scales, bits, self.group)
 
-    def logits(self, tokens: np.ndarray, cross: list[np.ndarray], mask: np.ndarray) -> np.ndarray:
+    def logits(
+        self,
+        tokens: np.ndarray,
+        cross: list[np.ndarray],
+        mask: np.ndarray,
+        adapters: Sequence[Mapping[int, Any]] = (),
+    ) -> np.ndarray:
         """Return the logits [b, n, vocabulary] of tokens [b, n] from the start of each answer.
 
         Args:
             tokens: The tokens.
             cross: Keys and values of the source of each row [b, heads, s, d_kv].
             mask: Mask of the sources [b, s].
+            adapters: The changes of each row's layers.
         """
+
+        def product(number: int, x: np.ndarray) -> np.ndarray:
+            y = self.layers[number](x)
+            for row, changes in enumerate(adapters):
+                if number in changes:
+                    y[row] += addition(changes[number], x[row])
+            return y
+
         s, count = self.sizes, tokens.shape[1]
         distance = np.arange(count)[:, None] - np.arange(count)
         bias = np.where(distance < 0, -np.inf, self.bias[:, np.clip(distance, 0, s.far)])
         x = self.embedding[tokens]
         for i in range(s.layers):
-            joined, out, query, cross_out, up, down = self.layers[LAYER * i : LAYER * (i + 1)]
+            joined, out, query, cross_out, up, down = (
+                partial(product, number) for number in range(LAYER * i, LAYER * (i + 1))
+            )
             norms = self.norms[3 * i : 3 * i + 3]
             q, k, v = (self._by_head(part) for part in np.split(joined(self._norm(x, norms[0])), 3, axis=-1))
             x = x + out(self._attention(q, k, v, bias))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,8 +43,16 @@ def kernel_of(decoder: Decoder, instructions: str = "", threads: int = 2) -> Any
 class Answers:
     """Rows of answers with memory of their own, whose tokens a kernel takes call by call."""
 
-    def __init__(self, kernel: Any, s: Any, cross: list[np.ndarray], mask: np.ndarray, rows: int) -> None:
-        self._kernel, self._s, self._rows = kernel, s, rows
+    def __init__(
+        self,
+        kernel: Any,
+        s: Any,
+        cross: list[np.ndarray],
+        mask: np.ndarray,
+        rows: int,
+        adapters: Sequence[Any | None] = (),
+    ) -> None:
+        self._kernel, self._s, self._rows, self._adapters = kernel, s, rows, adapters
         self._cross, self._mask = [np.ascontiguousarray(each) for each in cross], np.ascontiguousarray(mask)
         self._past = [np.full((rows, s.heads, ROOM, s.d_kv), 7, np.float32) for _ in cross]
 
@@ -64,6 +73,7 @@ class Answers:
             sources=len(self._mask),
             length=self._mask.shape[1],
             room=ROOM,
+            adapters=self._adapters,
         )
         step = package.Step(self._kernel, memory, tokens.shape, len(lengths), 2, logits)
         step.run(tokens, lengths, **options)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_ft.core.constraint import SCHEMA
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import write_json, write_text
 from lora_ft.core.output_paths import refuse_file
@@ -312,6 +313,8 @@ def _score(model: Model, examples: Sequence[Example], task: Task, batch_size: in
     began = time.perf_counter()
     prompts = [example.prompt for example in examples]
     options = task.scoring_options()
+    if model.backend.tokenizer.codec.name != task.codec:  # a base does not write what the schema is about
+        options[SCHEMA] = False
     answers = model.backend.generate(prompts, options, batch_size=batch_size, on_progress=progress.advance)
     seconds = time.perf_counter() - began
     settings = task.evaluate

@@ -61,6 +61,7 @@ def generate(
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    mbr: Annotated[int | None, typer.Option(min=0, help="Samples to choose the most typical of; 0 is one.")] = None,
     no_repeat_ngram_size: NoRepeatNgramSize = None,
     repetition_penalty: RepetitionPenalty = None,
     seed: SamplingSeed = None,

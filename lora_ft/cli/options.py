@@ -103,6 +103,7 @@ GENERATION = (
     "length_penalty",
     "early_stopping",
     "do_sample",
+    "mbr",
     "temperature",
     "top_k",
     "top_p",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from lora_ft.core.consensus import UTILITIES
 from lora_ft.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "min_new_tokens": (0, 100_000),
     "num_beams": (1, 1_000),
     "num_return_sequences": (1, 10_000),
+    "mbr": (0, 1_000),
     "length_penalty": (-10.0, 10.0),
     "temperature": (1e-6, 1e6),
     "top_k": (0, 1_000_000),
@@ -50,6 +52,8 @@ class Options:
         do_sample, temperature, top_k, top_p, seed: Settings of sampling; top_k=0 is no limit. Without a seed, every
             call draws other tokens. A seed may also be a tuple of the seed and the batch's number, so that each batch
             draws its own tokens.
+        mbr, utility: With sampling, draw this many answers and return the one with the highest mean utility against the
+            others (`lora_ft.core.consensus`); 0 and 1 return one sample.
         repetition_penalty, no_repeat_ngram_size: Settings against repetition; 1.0 and 0 disable them.
         bad_words_ids: Token sequences that are never generated.
         suppress_tokens, begin_suppress_tokens: Tokens that are never generated, and never as the first token.
@@ -74,6 +78,8 @@ class Options:
     top_k: int = 50
     top_p: float = 1.0
     seed: int | tuple[int, ...] | None = None
+    mbr: int = 0
+    utility: str = "rouge1"
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
@@ -103,6 +109,10 @@ class Options:
                 f"num_return_sequences={self.num_return_sequences} requires as many beams (got {self.num_beams})",
                 "raise num_beams, or set do_sample=true",
             )
+        if self.mbr > 1 and self.do_sample and self.num_return_sequences > 1:
+            raise UsageError("mbr and num_return_sequences exclude each other", "leave one of them out")
+        if self.utility not in UTILITIES:
+            raise UsageError(f"unknown utility {self.utility!r}", f"use one of {', '.join(UTILITIES)}")
         banned = {*self.suppress_tokens, *(words[0] for words in self.bad_words_ids if len(words) == 1)}
         if banned & set(self._forced):
             raise UsageError("a token is both forced and suppressed", "remove it from one of the two options")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from lora_ft.core.consensus import chosen
 from lora_ft.core.constraint import constrained
 from lora_ft.core.errors import UsageError
 from lora_ft.core.generation_options import Options
@@ -155,8 +156,12 @@ class TorchBackend:
             ids, mask = (torch.from_numpy(array).to(self.model.device) for array in arrays)
             with torch.inference_mode(), without_defaults(self.model, self.special):
                 out = self.model.generate(input_ids=ids, attention_mask=mask, **settings)
-            for i, tokens in zip(batch, out[:, 1:].cpu().numpy(), strict=True):
-                answers[i] = _answer(self.special.trim(tokens), self.tokenizer, self.special, cut_sources[i])
+            samples = [self.special.trim(tokens) for tokens in out[:, 1:].cpu().numpy()]
+            copies = len(samples) // len(batch)  # mbr
+            for number, i in enumerate(batch):
+                own = samples[number * copies : (number + 1) * copies]
+                best = own[chosen(own, checked.utility, self.special)]
+                answers[i] = _answer(best, self.tokenizer, self.special, cut_sources[i])
             finished += len(batch)
             on_progress(finished)
         return answers

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lora_ft.tasks.schema import Task
 
 # Options that transformers lacks or defines differently.
-_LORA_FT_OPTIONS = ("seed", "allowed", "constraint", "prompt_lookup", "output_scores")
+_LORA_FT_OPTIONS = ("seed", "allowed", "constraint", "mbr", "utility", "prompt_lookup", "output_scores")
 # Options that transformers warns about without sampling.
 _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p")
 
@@ -108,7 +108,7 @@ def torch_options(options: Options) -> dict[str, Any]:
     if not options.min_new_tokens:
         del settings["min_new_tokens"]
     if options.do_sample:
-        return settings
+        return settings | ({"num_return_sequences": options.mbr} if options.mbr > 1 else {})
     return {name: value for name, value in settings.items() if name not in _SAMPLING_OPTIONS}
 
 

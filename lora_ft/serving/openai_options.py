@@ -136,7 +136,7 @@ def options_of(values: Mapping[str, Any], defaults: Mapping[str, Any], *, scores
             param="n",
         )
     if answers > 1:
-        options["num_return_sequences"] = answers
+        options |= {"num_return_sequences": answers} | ({"mbr": 0} if settings.get("mbr") else {})
     if scores and beams > 1 and not settings.get("do_sample"):
         raise RequestError(
             f"logprobs are not available from beam search (the task has num_beams {beams})",

@@ -6,10 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from lora_ft.core.consensus import UTILITIES
 from lora_ft.core.constraint import SCHEMA
 from lora_ft.core.generation_options import BOUNDS, Options
 from lora_ft.serving.errors import RequestError
-from lora_ft.serving.fields import Field, Fields, Flag, Kind, ListOf, Number, Only, Schema, SingleOr, Text, Whole, wrong
+from lora_ft.serving.fields import (
+    Choice,
+    Field,
+    Fields,
+    Flag,
+    Kind,
+    ListOf,
+    Number,
+    Only,
+    Schema,
+    SingleOr,
+    Text,
+    Whole,
+    wrong,
+)
 from lora_ft.serving.limits import Limits
 
 _NAMES = tuple(field.name for field in fields(Options) if field.name != "constraint")  # it is made of json_schema
@@ -28,6 +43,7 @@ _KINDS: dict[str, Kind] = {
     "do_sample": Flag(),
     "prompt_lookup": Flag(),
     "output_scores": Flag(),
+    "utility": Choice(tuple(UTILITIES)),
     SCHEMA: Schema(),
 }
 
@@ -123,9 +139,10 @@ def check_room(rows: int, options: Mapping[str, Any], defaults: Mapping[str, Any
         param: Field at fault if no option is.
     """
     settings = {**defaults, **options}
-    each = max(settings.get("num_beams") or 1, settings.get("num_return_sequences") or 1)
+    samples = settings.get("mbr") if settings.get("do_sample") else 1
+    each = max(settings.get("num_beams") or 1, settings.get("num_return_sequences") or 1, samples or 1)
     if rows * each > limits.rows:
-        name = next((name for name in ("num_beams", "num_return_sequences") if name in options), param)
+        name = next((name for name in ("num_beams", "num_return_sequences", "mbr") if name in options), param)
         raise RequestError(
             f"the request has too many rows (got {rows}, each with {each} beams or answers, at most "
             f"{limits.rows} in all)",
@@ -139,5 +156,6 @@ def _kind(option: str, limits: Limits) -> Kind:
     if option not in BOUNDS:
         return _KINDS[option]
     least, most = BOUNDS[option]
-    room = {"max_new_tokens": limits.new_tokens, "num_beams": limits.rows, "num_return_sequences": limits.answers}
+    room = {"max_new_tokens": limits.new_tokens, "num_return_sequences": limits.answers}
+    room |= {"num_beams": limits.rows, "mbr": limits.rows}
     return Whole(least, room.get(option, int(most))) if isinstance(least, int) else Number(least, most)

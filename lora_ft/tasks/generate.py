@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -39,6 +39,10 @@ class Generate(Section):
     """Number of likeliest tokens to sample from. Default: 50."""
     top_p: Annotated[Real, _within("top_p")] | None = None
     """Share of probability to sample from. Default: 1.0."""
+    mbr: Annotated[Whole, _within("mbr")] | None = None
+    """Answers to sample for each row; the one that agrees most with the others is returned. Default: 0, one sample."""
+    utility: Literal["rouge1", "rougeL"] | None = None
+    """Agreement of two answers for mbr, a ROUGE score of their tokens. Default: rouge1."""
     no_repeat_ngram_size: Annotated[Whole, _within("no_repeat_ngram_size")] | None = None
     """Size of n-grams that an answer never repeats; 0 allows all. Default: 0."""
     repetition_penalty: Annotated[Real, _within("repetition_penalty")] | None = None

@@ -85,6 +85,8 @@ class Task(Section):
                 f"generate.min_new_tokens is {generate.min_new_tokens}, more than {named} = {self.max_new_tokens}; "
                 "lower it"
             )
+        if (generate.mbr or 0) > 1 and not generate.do_sample:
+            raise ValueError("generate.mbr chooses among samples; set generate.do_sample to true")
         if generate.do_sample and (generate.num_beams or 1) > 1:
             raise ValueError("generate.do_sample and generate.num_beams exclude each other; choose sampling or beams")
         return self

@@ -112,3 +112,13 @@ def test_answers_do_not_replace_the_file_of_the_scored_rows(tiny_run: Run, tmp_p
     with pytest.raises(UsageError, match="is an input"):
         evaluate(str(tiny_run.folder), task=task, predictions=answers)
     assert json.loads(answers.read_text()) == row
+
+
+def test_a_base_without_the_codec_is_scored_without_the_schema(make_task: Callable[..., Path], tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    path = make_task(codec="json", generate={"json_schema": schema})
+    for name in ("train", "validation", "test"):
+        rows = [json.dumps({"text": f"{name} {i}", "answer": {"a": i}}) for i in range(4)]
+        (path.parent / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    task = load_task(path)
+    assert evaluate(task.base, task=task).scores["valid"].mean == 0

@@ -3,6 +3,7 @@
 greedy         the likeliest token
 prompt_lookup  the same tokens, several per call, by checking drafts copied from the source
 constrained    greedy search among the allowed answers
+consensus      the sample that agrees most with the others
 sampling       one token per call: sampling, edited logits, streaming, scores
 beam           beam search
 label_scores   the log-probability of each allowed answer
@@ -20,7 +21,7 @@ import numpy as np
 from lora_ft.core.generation_options import Options
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.export.runtime.cache import Source
-from lora_ft.export.runtime.decoding import beam, constrained, greedy, prompt_lookup, sampling
+from lora_ft.export.runtime.decoding import beam, consensus, constrained, greedy, prompt_lookup, sampling
 from lora_ft.export.runtime.decoding.calls import Decoding, run
 from lora_ft.export.runtime.decoding.types import TokenChunk
 from lora_ft.export.runtime.model import Model
@@ -35,6 +36,8 @@ def strategy(options: Options, *, stream: bool = False) -> Strategy:
     """Return the strategy for these options; with `stream`, one that yields tokens as soon as they are chosen."""
     if options.num_beams > 1:
         return beam.search
+    if options.mbr > 1 and options.do_sample:
+        return consensus.search
     if options.allowed and replace(options, allowed=()).plain:
         return constrained.search
     if not options.plain:
@@ -45,8 +48,8 @@ def strategy(options: Options, *, stream: bool = False) -> Strategy:
 
 
 def rows_of(options: Options) -> int:
-    """Return the number of rows that each source needs: its beams, or its answers."""
-    return max(options.num_beams, options.num_return_sequences)
+    """Return the number of rows that each source needs: its beams, its answers or its samples."""
+    return max(options.num_beams, options.num_return_sequences, options.mbr if options.do_sample else 1)
 
 
 def decode(

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from lora_ft.core.errors import UsageError
 from lora_ft.core.generation_options import Options
 
-OURS = {"seed", "prompt_lookup", "allowed", "constraint"}  # options that transformers lacks
+OURS = {"seed", "prompt_lookup", "allowed", "constraint", "mbr", "utility"}  # options that transformers lacks
 NAMES = [field.name for field in fields(Options)]
 
 

@@ -24,8 +24,16 @@ from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.checkpoint.reader import Checkpoint
 from lora_ft.export.checkpoint.tensor_checks import check_names, check_numbers
 from lora_ft.export.onnx.graph import WeightFile
-from lora_ft.export.onnx.graphs import decoder_model, encoder_model, log_softmax_model, reorder_cache_model, top_k_model
+from lora_ft.export.onnx.graphs import (
+    decoder_model,
+    device_step_model,
+    encoder_model,
+    log_softmax_model,
+    reorder_cache_model,
+    top_k_model,
+)
 from lora_ft.export.onnx.model_parts import ModelParts
+from lora_ft.export.precision import parse
 from lora_ft.export.runtime import manifest
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.phrases import NO_PHRASES, Phrases
@@ -117,6 +125,8 @@ def assemble(
         if allowed:
             end = parts.architecture.special.closed_by(tokenizer.closing).end
             models["labels"] = decoder_model(parts, file, calls="step", tokens=Trie(allowed, end).tokens)
+        if not adapted and "cuda" in parse(precision).providers:
+            models["device_step"] = device_step_model(parts, file)
         if adapted:
             models |= {
                 f"{manifest.ADAPTED}encoder": encoder_model(adapted, file),

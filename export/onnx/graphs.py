@@ -8,6 +8,7 @@ by how often it is needed, so that the graph in the loop only computes a step:
     step           the same, but faster: one token per row, any number of tokens of one row, or the first call
     labels         `step` with the logits of the tokens of the task's labels alone, if it has labels
     draft          several tokens per row, with the bits of single steps, to check drafts (`draft`)
+    device_step    `decoder` for one token per row, whose outputs are its next inputs, for GPUs
     log_softmax    log-softmax of logits, for beam search
     top_k          the likeliest tokens of a step, for beam search and sampling
     reorder_cache  selected rows of a cache, to reorder beams and to remove finished rows
@@ -30,6 +31,8 @@ from lora_ft.export.onnx.argmax import argmax
 from lora_ft.export.onnx.graph import BOOL, FLOAT, INT64, Graph, WeightFile
 from lora_ft.export.onnx.model_parts import Calls, InPlace, KeyValue, ModelParts
 from lora_ft.export.onnx.sampling import Sampling, choose
+
+WINDOW = 8  # tokens of a row that `device_step` keeps: steps that a GPU may take until the host reads them
 
 
 def encoder_model(parts: ModelParts, weights: WeightFile | None = None) -> onnx.ModelProto:
@@ -73,6 +76,43 @@ def decoder_model(
         return g.model()
     best = g.output("next", INT64, "b", "q")
     argmax(g, logits, parts.architecture.vocabulary, output=best, barred=(parts.architecture.special.ends, forbid_eos))
+    return g.model()
+
+
+def device_step_model(parts: ModelParts, weights: WeightFile | None = None) -> onnx.ModelProto:
+    """Return a greedy step whose outputs are its next inputs, so that a GPU takes many steps without the host.
+
+        state[b,1+WINDOW], least[1], encoder_attention_mask[b,s],
+        past.<layer>.key|value [b,heads,room,d_kv], cross.<layer>.key|value [b,heads,s,d_kv]
+        -> next_state[b,1+WINDOW], present.<layer>.key|value [b,heads,room,d_kv]
+
+    A row of the state is the number of tokens in its cache, then its latest tokens, oldest first; the last one is read.
+    Rows with fewer than `least` tokens do not end. `next_state` may be bound to the memory of `state`, and `present` to
+    that of `past`: whatever reads them comes before the node that writes them.
+
+    CUDA graphs can capture it: it has no control flow, and no value of the host depends on one of the device.
+    """
+    g = Graph("device_step", weights)
+    state, least = g.input("state", INT64, "b", 1 + WINDOW), g.input("least", INT64, 1)
+    mask = g.input("encoder_attention_mask", INT64, "b", "s")
+    past, cross = _inputs(g, parts, "past", "b", "room"), _inputs(g, parts, "cross", "b", "s")
+    presents = _outputs(g, parts, "present", "b", "room")
+    length, token = (g.op("Gather", state, g.ints(place), axis=1) for place in (0, WINDOW))
+    hidden = parts.decode(g, token, mask, past, cross, presents, InPlace(g.op("Squeeze", length, g.ints(1))))
+    is_short = g.op("Unsqueeze", g.op("Less", length, least), g.ints(2))
+    a = parts.architecture
+    chosen = argmax(g, parts.head(g, hidden), a.vocabulary, barred=(a.special.ends, is_short))
+    columns = np.arange(1 + WINDOW)
+    shifted = g.op("Gather", state, g.constant(np.minimum(columns + (columns > 0), WINDOW)), axis=1)
+    counted = g.op("Add", shifted, g.constant((columns[None] == 0).astype(np.int64)))
+    # Where, since the sizes of a Concat would be copied from the host within the captured graph
+    g.op(
+        "Where",
+        g.constant(columns[None] == WINDOW),
+        chosen,
+        counted,
+        output=g.output("next_state", INT64, "b", 1 + WINDOW),
+    )
     return g.model()
 
 

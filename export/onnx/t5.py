@@ -92,8 +92,10 @@ class T5:
         if draft:
             ids, begin = draft.ids, draft.lengths
         position = g.op("Add", g.op("Unsqueeze", begin, g.ints(1)), _range(g, g.size(ids, 1)))
-        total = g.op("Add", g.op("ReduceMax", begin, keepdims=0), g.size(ids, 1))
-        length = g.size(past[0].key, 2) if lengths and calls == "any" else total
+        if lengths and calls == "any":
+            total, length = "", g.size(past[0].key, 2)
+        else:
+            length = total = g.op("Add", g.op("ReduceMax", begin, keepdims=0), g.size(ids, 1))
         index = index_rows(g, position, _range(g, length), a.max_distance, causal=True)
         attend: Callable[[str, str, KeyValue, KeyValue], str] = partial(self._attend_appended, g)
         if draft:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from lora_ft.core.tokenizer import Tokenizer, by_adapter, pad, ragged
 from lora_ft.core.trie import Trie
 from lora_ft.export.precision import parse
 from lora_ft.export.runtime.bank import Bank, RowAdapters, unknown_adapter
-from lora_ft.export.runtime.decoding import decode
+from lora_ft.export.runtime.decoding import decode, greedy, strategy
 from lora_ft.export.runtime.decoding.draft_length import controller_of
+from lora_ft.export.runtime.device_loop import DeviceLoop
+from lora_ft.export.runtime.generated import Generated
 from lora_ft.export.runtime.inputs import Prompted, check_sizes, listed, unmasked_rows
 from lora_ft.export.runtime.kernel_choice import choose_kernel
 from lora_ft.export.runtime.manifest import ADAPTERS, DRAFTS, LABELS, PHRASES, read_adapters, read_manifest
@@ -32,21 +34,6 @@ from lora_ft.export.runtime.settings import Settings
 
 BATCH_SIZE = 8
 Adapters = str | Sequence[str | None] | None  # one for all rows, or one per row; None is the base
-
-
-@dataclass(frozen=True)
-class Generated:
-    """A generated answer.
-
-    Attributes:
-        tokens: Tokens int64 [n], including </s> if the answer ended.
-        scores: With output_scores, the log-probability of each token [n]; with beam search the answer's score [1].
-        source_cut: Whether the text was longer than the source length and was truncated.
-    """
-
-    tokens: np.ndarray
-    scores: np.ndarray | None = None
-    source_cut: bool = False
 
 
 class Generator:
@@ -64,6 +51,7 @@ class Generator:
         special: Start, end and padding tokens.
         model: Graphs of the bundle.
         step_engine: What takes the decoder's steps: the kernel, or the graphs and why.
+        device_loop: Greedy search on the device, if it was asked for.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int, provider: str = "cpu") -> None:
@@ -98,12 +86,19 @@ class Generator:
         label_tokens = Trie(self.settings.allowed, self.special.end).tokens if with_labels else ()
         self.model = Model(folder, shape, threads, provider, self.bank.inputs if self.bank else {}, label_tokens)
         self.step_engine = "graphs"
+        self.device_loop: DeviceLoop | None = None
         if manifest.get(DRAFTS, {}).get("version") == PHRASES_VERSION:
             controller_of(self.model).phrases = Phrases.read(folder / PHRASES, self._vocabulary)
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, threads: int | None = None, provider: str = "auto", kernel: bool = True
+        cls,
+        folder: str | Path,
+        *,
+        threads: int | None = None,
+        provider: str = "auto",
+        kernel: bool = True,
+        device_steps: int = 0,
     ) -> Generator:
         """Check a bundle's hashes and load it.
 
@@ -113,6 +108,8 @@ class Generator:
             provider: "cpu", "cuda" or "auto". "auto" is CUDA if it is available and supports the bundle's precision,
                 else the processor.
             kernel: Use the package lora-ft-kernels where it is installed and fits the bundle.
+            device_steps: For GPUs, not measured on one yet: steps of greedy search between two looks at the tokens, 1
+                to 8. Default: 0, each step returns its tokens.
 
         Raises:
             UsageError, LoraFtError: See `lora_ft.export.runtime.manifest.read_manifest` and `choose_provider`.
@@ -126,11 +123,15 @@ class Generator:
                 generator.step_engine = choose_kernel(
                     generator.model, folder, manifest, generator.special, generator.bank
                 )
+            if device_steps:
+                generator.device_loop = DeviceLoop(folder, generator.model, device_steps)
+                generator.step_engine = str(generator.device_loop)
             return generator
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the folder and the arguments of `load`, since every process needs its own sessions."""
-        return _reload, (self.folder, self._threads, self._provider, self.model.kernel is not None)
+        steps = self.device_loop.steps if self.device_loop else 0
+        return _reload, (self.folder, self._threads, self._provider, self.model.kernel is not None, steps)
 
     def reload(self) -> None:
         """Read the adapters of a bank again. Answers that are under way keep the adapter that they began with.
@@ -360,9 +361,7 @@ class Generator:
                     seeded = replace(shared, seed=(*_flat(shared.seed), number))
                 copies, generated = shared.num_return_sequences, self._answer_batch(rows, names, batch_rows, seeded)
                 for i, start in zip(batch_rows, range(0, len(generated), copies), strict=True):
-                    answers[i] = [
-                        _cut(answer, options[i].max_new_tokens) for answer in generated[start : start + copies]
-                    ]
+                    answers[i] = [answer.cut(options[i].max_new_tokens) for answer in generated[start : start + copies]]
                 number, finished = number + 1, finished + len(batch_rows)
                 on_progress(finished)
         return answers
@@ -371,10 +370,14 @@ class Generator:
         self, all_rows: Sequence[np.ndarray], names: Sequence[str | None], batch: Sequence[int], options: Options
     ) -> list[Generated]:
         rows = [all_rows[i] for i in batch]
-        ids, mask = ragged(rows, self.special.pad)
-        source = self.model.encode(ids, mask, self._chosen([names[i] for i in batch]))
+        if self.device_loop and strategy(options) is greedy.search:
+            chunks = self.device_loop.search(rows, options, self.special)
+        else:
+            ids, mask = ragged(rows, self.special.pad)
+            source = self.model.encode(ids, mask, self._chosen([names[i] for i in batch]))
+            chunks = decode(self.model, source, rows, options, self.special)
         pieces: list[list[Any]] = [[] for _ in range(len(rows) * options.num_return_sequences)]
-        for piece in decode(self.model, source, rows, options, self.special):
+        for piece in chunks:
             pieces[piece.answer].append(piece)
         return [
             Generated(
@@ -385,17 +388,13 @@ class Generator:
         ]
 
 
-def _reload(folder: Path, threads: int, provider: str, kernel: bool) -> Generator:
-    return Generator.load(folder, threads=threads, provider=provider, kernel=kernel)
+def _reload(folder: Path, threads: int, provider: str, kernel: bool, steps: int) -> Generator:
+    return Generator.load(folder, threads=threads, provider=provider, kernel=kernel, device_steps=steps)
 
 
 def _cuts(options: Options) -> bool:
     """Return whether a lower limit on new tokens only truncates the answer."""
     return options.plain and not options.min_new_tokens
-
-
-def _cut(answer: Generated, limit: int) -> Generated:
-    return answer if len(answer.tokens) <= limit else replace(answer, tokens=answer.tokens[:limit])
 
 
 def _flat(seed: int | tuple[int, ...]) -> tuple[int, ...]:

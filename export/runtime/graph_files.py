@@ -39,7 +39,13 @@ def graph_inputs(names: Sequence[str], adapters: Mapping[str, Sequence[str]]) ->
 
 
 def open_graph(
-    path: Path, threads: int, provider: str, inputs: Sequence[str], names: Sequence[str], sizes: tuple[int, int, int]
+    path: Path,
+    threads: int,
+    provider: str,
+    inputs: Sequence[str],
+    names: Sequence[str],
+    sizes: tuple[int, int, int],
+    captured: bool = False,
 ) -> ort.InferenceSession:
     """Open a graph, and compare its inputs and outputs with config.json.
 
@@ -50,12 +56,13 @@ def open_graph(
         inputs: Names of the inputs that it should have.
         names: Names of the keys and values of all decoder layers.
         sizes: (heads, d_kv, vocabulary) in config.json; for `labels`, the number of their tokens instead of the last.
+        captured: See `open_session`.
 
     Raises:
         LoraFtError: The graph has other inputs, outputs or sizes, or its weights cannot be read.
     """
     try:
-        session = open_session(path, threads, provider)
+        session = open_session(path, threads, provider, captured=captured)
     except Exception as error:
         if "escapes model directory" not in str(error):  # the message of ONNX Runtime 1.26 and later
             raise

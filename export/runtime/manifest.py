@@ -30,6 +30,7 @@ GRAPHS = (
     "reorder_cache.onnx",
 )
 LABELS = "labels.onnx"  # the step of a task with labels; bundles of other tasks lack it
+DEVICE_STEP = "device_step.onnx"  # the step of `DeviceLoop`; bundles that GPUs do not run lack it
 ADAPTED = "bank."  # prefix of the graphs that take adapters
 ADAPTED_GRAPHS = tuple(f"{ADAPTED}{name}.onnx" for name in ("encoder", "step", "decoder"))
 BANK = "bank.json"  # description of a bank's adapter slots
@@ -37,7 +38,7 @@ FOLD = "fold.safetensors"  # factors folded into the bank's weights and into eac
 BANK_FILES = (*ADAPTED_GRAPHS, BANK, FOLD)  # files of a bank besides its adapters
 ADAPTERS = "adapters"  # folder of the adapters' files, and their key in the manifest
 FILES = (*GRAPHS, WEIGHTS, PROBE, "tokenizer.json", "config.json", "generation_config.json", "prompt.json")
-_OPTIONAL = (LABELS, SBOM, PHRASES)
+_OPTIONAL = (LABELS, DEVICE_STEP, SBOM, PHRASES)
 
 _METADATA_PROPS = 14  # the field of onnx.proto's ModelProto
 _NAME, _DIGEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"), re.compile(r"[0-9a-f]{64}")

@@ -43,6 +43,7 @@ def bind(
     inputs: Mapping[str, ort.OrtValue],
     outputs: Mapping[str, ort.OrtValue],
     copied: Sequence[str] = (),
+    options: ort.RunOptions = RUN,
 ) -> Binding:
     """Bind a session to memory, so that a run takes no arguments.
 
@@ -53,6 +54,7 @@ def bind(
         inputs: Value of every input, by name.
         outputs: Memory of every output, by name.
         copied: Inputs in the memory of another device that change between runs.
+        options: Options of the runs.
     """
     if not is_available():
         binding = session.io_binding()
@@ -60,14 +62,14 @@ def bind(
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        run = partial(session.run_with_iobinding, binding, RUN)
+        run = partial(session.run_with_iobinding, binding, options)
         return Binding(run, [partial(binding.bind_ortvalue_input, name, inputs[name]) for name in copied])
     native = session.io_binding()._iobinding
     for name, value in inputs.items():
         native.bind_ortvalue_input(name, value._ortvalue)
     for name, value in outputs.items():
         native.bind_ortvalue_output(name, value._ortvalue)
-    run = partial(session._sess.run_with_iobinding, native, RUN)
+    run = partial(session._sess.run_with_iobinding, native, options)
     # binding a value again copies it
     return Binding(run, [partial(native.bind_ortvalue_input, name, inputs[name]._ortvalue) for name in copied])
 

@@ -70,13 +70,17 @@ def choose_provider(requested: str, precision: str = "fp32") -> str:
     return name
 
 
-def open_session(model: Path | bytes, threads: int | None = None, provider: str = "cpu") -> ort.InferenceSession:
+def open_session(
+    model: Path | bytes, threads: int | None = None, provider: str = "cpu", *, captured: bool = False
+) -> ort.InferenceSession:
     """Open a session on a file or a serialized model.
 
     Args:
         model: Path of the model, or its bytes.
         threads: Threads per call. Default: the cores available to this process (affinity and cgroup quota).
         provider: "cpu" or "cuda".
+        captured: Capture a CUDA graph for each value of the run option `gpu_graph_id`. Its values must stay where they
+            are. The first call with an id runs the graph three times (microsoft/onnxruntime#32243).
 
     Raises:
         LoraFtError: The provider does not start, because a driver or a library is missing.
@@ -86,7 +90,8 @@ def open_session(model: Path | bytes, threads: int | None = None, provider: str 
     if not _products_are_exact():
         options.add_session_config_entry(_EXACT, "1")
     # operators without a kernel on the first provider run on the processor
-    exactly = [{"use_tf32": "0"}, {}] if provider == "cuda" else [{}]  # fp32 means fp32
+    capture = {"enable_cuda_graph": "1"} if captured else {}
+    exactly = [{"use_tf32": "0", **capture}, {}] if provider == "cuda" else [{}]  # fp32 means fp32
     providers = list(dict.fromkeys((PROVIDERS[provider], PROVIDERS["cpu"])))
     # CUDA's ScatterND warns once per node that duplicate indices are an error; these graphs never have any
     with _log_level(_ERROR) if provider == "cuda" else contextlib.nullcontext():

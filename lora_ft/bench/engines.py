@@ -29,13 +29,14 @@ class Kind:
 
 KINDS = {
     "onnx": Kind(tuple(NAMED), "bundle", decodings=("greedy", "beams", "sample", "lookup")),
+    "onnx-device": Kind(("fp32", "fp16", "bf16"), "bundle", decodings=("greedy",)),
     "single": Kind(tuple(NAMED), "single", decodings=("greedy", "sample")),
     "torch": Kind(("fp32", "bf16"), "checkpoint"),
     "torch-compile": Kind(("fp32", "bf16"), "checkpoint", decodings=("greedy",)),
     "optimum": Kind(("fp32", "int8", "int8-mixed"), "checkpoint", "optimum"),
     "openvino": Kind(("fp32", "bf16", "int8", "int4"), "checkpoint", "peers"),
     "openvino-requests": Kind(("fp32", "bf16", "int8", "int4"), "checkpoint", "peers", ("greedy",)),
-    "ctranslate2": Kind(("fp32", "int8"), "checkpoint", "peers"),
+    "ctranslate2": Kind(("fp32", "fp16", "int8"), "checkpoint", "peers"),
     "beam-search": Kind(("fp32", "int8"), "checkpoint", "beam_search", ("greedy", "beams")),
     "mobius": Kind(("fp32",), "checkpoint", "mobius", ("greedy",)),
 }

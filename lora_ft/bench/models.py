@@ -41,7 +41,8 @@ class BenchModel:
         Raises:
             LoraFtError: The export failed.
         """
-        if self.bundle is not None and engine.name == self.bundle_engine:
+        if self._is_own(engine):
+            assert self.bundle is not None
             return self.bundle
         assert self.checkpoint is not None
         if engine.peer:
@@ -81,7 +82,12 @@ class BenchModel:
 
     def loadable(self, engines: Sequence[Engine]) -> list[Engine]:
         """Return the engines that can load the model. A bundle without a checkpoint is loaded by its own alone."""
-        return [engine for engine in engines if self.checkpoint is not None or engine.name == self.bundle_engine]
+        return [engine for engine in engines if self.checkpoint is not None or self._is_own(engine)]
+
+    def _is_own(self, engine: Engine) -> bool:
+        """Return whether an engine loads the existing bundle."""
+        loads_bundle = self.bundle is not None and engine.loads == "bundle"
+        return loads_bundle and f"onnx/{engine.precision}" == self.bundle_engine
 
 
 def bundle_engines(models: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 BEAMS, TOP_K = 4, 50
+DEVICE_STEPS = 8  # steps of `onnx-device` between two looks at the tokens
 
 
 class Loaded(Protocol):
@@ -136,10 +137,10 @@ def _trimmed(row: list[int], ends: list[int]) -> list[int]:
 
 
 class _Onnx:
-    def __init__(self, prepared: Path, precision: str, threads: int, provider: str) -> None:
+    def __init__(self, prepared: Path, precision: str, threads: int, provider: str, device_steps: int = 0) -> None:
         from lora_ft.export.runtime import Generator
 
-        self._generator = Generator.load(prepared, threads=threads, provider=provider)
+        self._generator = Generator.load(prepared, threads=threads, provider=provider, device_steps=device_steps)
         self.steps_by = self._generator.step_engine
 
     def generate(self, ids: np.ndarray, mask: np.ndarray, new: int, least: int, decoding: str, room: int) -> np.ndarray:
@@ -320,6 +321,7 @@ def _call(name: str, function: str, *arguments: Any) -> Any:
 
 PACKAGES = {
     "onnx": ("lora_ft.export.runtime:Generator",),
+    "onnx-device": ("lora_ft.export.runtime:Generator",),
     "single": ("onnxruntime:InferenceSession", "lora_ft.export.layouts.single:greedy_feed"),
     "torch": ("transformers:T5ForConditionalGeneration", "lora_ft.models.bases:load_model"),
     "torch-compile": ("transformers:T5ForConditionalGeneration", "lora_ft.models.bases:load_model"),
@@ -343,6 +345,7 @@ CONVERT: dict[str, Callable[[Path, Path, str], None]] = {
 }
 LOAD: dict[str, Callable[[Path, str, int, str], Any]] = {
     "onnx": _Onnx,
+    "onnx-device": partial(_Onnx, device_steps=DEVICE_STEPS),
     "single": _Single,
     "torch": _Torch.load,
     "torch-compile": _Torch.compiled,

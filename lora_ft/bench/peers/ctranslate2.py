@@ -13,15 +13,14 @@ import numpy as np
 from tokenizers import Tokenizer
 
 BEAMS, TOP_K = 4, 50
+TYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}  # fp16 is for GPUs
 
 
 def convert(checkpoint: Path, prepared: Path, precision: str) -> None:
     """Write the model and the tokenizer."""
     from ctranslate2.converters import TransformersConverter
 
-    TransformersConverter(str(checkpoint)).convert(
-        str(prepared), quantization=None if precision == "fp32" else precision
-    )
+    TransformersConverter(str(checkpoint)).convert(str(prepared), quantization=TYPES[precision])
     shutil.copyfile(checkpoint / "tokenizer.json", prepared / "tokenizer.json")
 
 
@@ -29,9 +28,8 @@ class Translator:
     """CTranslate2's own loop, which takes and returns tokens as text."""
 
     def __init__(self, prepared: Path, precision: str, threads: int, provider: str) -> None:
-        kind = {"fp32": "float32"}.get(precision, precision)
         self._translator = ctranslate2.Translator(
-            str(prepared), device=provider, compute_type=kind, intra_threads=threads
+            str(prepared), device=provider, compute_type=TYPES[precision], intra_threads=threads
         )
         self._tokenizer = Tokenizer.from_file(str(prepared / "tokenizer.json"))
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
 
 from lora_ft.export.runtime import Generator
-from lora_ft.export.runtime.generator import Generated
+from lora_ft.export.runtime.generated import Generated
 from tests.export.oracle import END, PAD, SPECIAL, make_bundle, ragged, redraw, torch_model
 from tests.tiny import save_tiny_t5
 

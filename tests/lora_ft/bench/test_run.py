@@ -200,10 +200,10 @@ def test_each_model_is_timed_by_the_engines_that_can_load_it(base: Path) -> None
 
 def test_a_bundle_of_a_checkpoint_is_reused_in_its_precision_alone(base: Path, tmp_path: Path) -> None:
     model = BenchModel("both", tmp_path, base, bundle=base.parent / "bundle")
-    engines = [parse(name) for name in ("torch/fp32", "onnx/fp32", "onnx/int8")]
+    engines = [parse(name) for name in ("torch/fp32", "onnx/fp32", "onnx-device/fp32", "onnx/int8")]
     assert model.loadable(engines) == engines
-    torch, fp32, int8 = (model.prepare(engine, Silent()) for engine in engines)
-    assert (torch, fp32) == (base, base.parent / "bundle")
+    torch, fp32, device, int8 = (model.prepare(engine, Silent()) for engine in engines)
+    assert (torch, fp32, device) == (base, base.parent / "bundle", base.parent / "bundle")
     assert read_manifest(int8)["precision"] == "int8"
 
 

@@ -11,7 +11,7 @@ from lora_ft.core.errors import UsageError
 
 
 def test_shipped_suites_are_valid() -> None:
-    assert names() == ["latency", "peers", "serving", "smoke", "throughput"]
+    assert names() == ["gpu", "latency", "peers", "serving", "smoke", "throughput"]
     for name in names():
         suite = Suite.load(name)
         assert suite.name == name and suite.about
@@ -47,5 +47,5 @@ def test_invalid_suite_is_refused_with_key_and_value(tmp_path: Path, text: str, 
 
 
 def test_unknown_suite_is_refused() -> None:
-    with pytest.raises(UsageError, match="one of latency, peers, serving, smoke, throughput"):
+    with pytest.raises(UsageError, match="one of gpu, latency, peers, serving, smoke, throughput"):
         Suite.load("fast")

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from lora_ft.export.runtime.cache import Cache, Source
 from lora_ft.export.runtime.decoding.beam import _top
-from lora_ft.export.runtime.generator import Generated
+from lora_ft.export.runtime.generated import Generated
 from tests.export.oracle import END
 from tests.export.runtime.cases import EDITS, Pair, answers, edits, words
 from tests.tiny import CONFIG

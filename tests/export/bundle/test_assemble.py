@@ -26,7 +26,17 @@ from lora_ft.export.precision import FP32, NAMED, Precision
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.cache import Cache, Source
 from lora_ft.export.runtime.decoding.draft_length import controller_of
-from lora_ft.export.runtime.manifest import FILES, GRAPHS, LABELS, PHRASES, PROBE, SBOM, WEIGHTS, read_manifest
+from lora_ft.export.runtime.manifest import (
+    DEVICE_STEP,
+    FILES,
+    GRAPHS,
+    LABELS,
+    PHRASES,
+    PROBE,
+    SBOM,
+    WEIGHTS,
+    read_manifest,
+)
 from lora_ft.export.runtime.phrases import Phrases
 from tests.export.family import save_member
 from tests.export.oracle import ORIGIN, TEXTS, entries
@@ -55,7 +65,7 @@ def assembled(checkpoint: Path, tmp_path: Path) -> Assemble:
 
 def test_an_assembled_bundle_generates_answers(assembled: Assemble, generator: Generator) -> None:
     bundle = assembled()
-    assert entries(bundle.folder) == set(FILES) - {PROBE}
+    assert entries(bundle.folder) == {*FILES, DEVICE_STEP} - {PROBE}
     assert bundle.generate(TEXTS) == generator.generate(TEXTS)
     assert bundle.generate(TEXTS, num_beams=3) == generator.generate(TEXTS, num_beams=3)
 
@@ -85,7 +95,7 @@ def test_a_bundle_has_a_graph_for_its_labels(assembled: Assemble, tmp_path: Path
     (bundle.folder / PROBE).write_text("{}")
     out.mkdir()
     seal(bundle.folder, bundle.manifest, out, family="T5", prompt_lookup=False)
-    assert set(read_manifest(out)["files"]) == {*FILES, SBOM, *([LABELS] if labels else [])}
+    assert set(read_manifest(out)["files"]) == {*FILES, DEVICE_STEP, SBOM, *([LABELS] if labels else [])}
     if labels:
         (out / LABELS).unlink()
         with pytest.raises(LoraFtError, match=r"lacks labels\.onnx"):
@@ -116,11 +126,11 @@ def test_a_sealed_bundle_can_be_loaded(assembled: Assemble, tmp_path: Path, look
     out.mkdir()
     seal(bundle.folder, {**bundle.manifest, "why": "as a test"}, out, family="T5", prompt_lookup=lookup)
     manifest = read_manifest(out)
-    assert entries(out) == {*FILES, SBOM, "manifest.json"}
+    assert entries(out) == {*FILES, DEVICE_STEP, SBOM, "manifest.json"}
     assert manifest["why"] == "as a test"
     assert manifest["files"] == {
         name: {"sha256": hashlib.sha256((out / name).read_bytes()).hexdigest(), "bytes": (out / name).stat().st_size}
-        for name in (*FILES, SBOM)
+        for name in (*FILES, DEVICE_STEP, SBOM)
     }
     assert json.loads((out / "generation_config.json").read_text())["prompt_lookup"] is lookup
     assert Generator.load(out, threads=1).generate(TEXTS) == bundle.generate(TEXTS)

@@ -26,12 +26,12 @@ from lora_ft.export.onnx.t5 import T5
 from lora_ft.export.parity import Probe, Reference
 from lora_ft.export.precision import FP32, NAMED, Precision, parse
 from lora_ft.export.runtime import Generator
-from lora_ft.export.runtime.manifest import FILES, SBOM
+from lora_ft.export.runtime.manifest import DEVICE_STEP, FILES, SBOM
 from tests.export.family import CONFIGS, save_member
 from tests.export.oracle import ORIGIN, SPECIAL, TEXTS, entries, make_bundle, redraw, references, torch_model
 from tests.tiny import save_tiny_t5
 
-WHOLE = {*FILES, SBOM, "manifest.json"}
+WHOLE = {*FILES, DEVICE_STEP, SBOM, "manifest.json"}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -69,7 +69,7 @@ def test_a_bundle_has_exactly_the_expected_files(checkpoint: Path, tmp_path: Pat
 def test_the_manifest_lists_hash_and_size_of_each_file(published: Path) -> None:
     assert manifest_of(published)["files"] == {
         name: {"sha256": digests(published)[name], "bytes": (published / name).stat().st_size}
-        for name in (*FILES, SBOM)
+        for name in (*FILES, DEVICE_STEP, SBOM)
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 from lora_ft.core.errors import BundleError, LoraFtError, UsageError
 from lora_ft.core.files import sha256
 from lora_ft.export.runtime import Generator
-from lora_ft.export.runtime.manifest import FILES, SBOM, describe_files, is_bundle, read_manifest
+from lora_ft.export.runtime.manifest import DEVICE_STEP, FILES, SBOM, describe_files, is_bundle, read_manifest
 
 CHECKS: list[Callable[[Path], object]] = [read_manifest, Generator.load]
 both = pytest.mark.parametrize("check", CHECKS, ids=["read_manifest", "Generator.load"])
@@ -39,7 +39,7 @@ def test_a_complete_bundle_is_read(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     assert manifest == json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["files"] == describe_files(bundle)
-    assert set(manifest["files"]) == {*FILES, SBOM}
+    assert set(manifest["files"]) == {*FILES, DEVICE_STEP, SBOM}
 
 
 def test_files_are_described_by_hash_and_size(bundle: Path) -> None:

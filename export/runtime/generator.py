@@ -119,12 +119,11 @@ class Generator:
         with sound_content(folder, "export the bundle again"):
             name = choose_provider(provider, manifest["precision"])
             generator = cls(folder, manifest, threads or allowed_cpus(), name)
+            model = generator.model
             if kernel:
-                generator.step_engine = choose_kernel(
-                    generator.model, folder, manifest, generator.special, generator.bank
-                )
+                generator.step_engine = choose_kernel(model, folder, manifest, generator.special, generator.bank)
             if device_steps:
-                generator.device_loop = DeviceLoop(folder, generator.model, device_steps)
+                generator.device_loop = DeviceLoop(folder, model, device_steps)
                 generator.step_engine = str(generator.device_loop)
             return generator
 

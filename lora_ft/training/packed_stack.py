@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_ft.training.lean_layers import GatedGelu, Projection, is_frozen, normalize
-from lora_ft.training.packed_attention import PackedAttention, score_bias
+from lora_ft.training.packed_attention import Chunk, PackedAttention, attention_chunks, padded_width
 from lora_ft.training.packed_rows import PackedRows
 
 
@@ -43,15 +42,6 @@ def _train(
     return (packed if module.training else forward)(*args, **options)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Packed rows that a decoder attends to: keys and values of one layer, and the bias of the scores."""
-
-    keys_values: Tensor
-    rows: PackedRows
-    bias: Tensor
-
-
 class _Stack:
     """Forward pass of an encoder or decoder."""
 
@@ -76,19 +66,19 @@ class _Stack:
         stack = self._stack
         rows = PackedRows.of(torch.ones_like(input_ids) if attention_mask is None else attention_mask)
         states = stack.dropout(stack.embed_tokens(rows.pack(input_ids)))
-        sources: list[_Source | None] = [None] * len(self._blocks)
+        crossed: list[Chunk] = []
+        parts: Sequence[Tensor | None] = [None] * len(self._blocks)
         if encoder_hidden_states is not None:
             assert encoder_attention_mask is not None  # `collate` makes it
             source = PackedRows.of(encoder_attention_mask)
-            positions = torch.zeros(stack.config.num_heads, rows.width, source.width)
-            hidden = score_bias(rows, source, positions, is_causal=False)
+            positions = torch.zeros(stack.config.num_heads, padded_width(rows), padded_width(source))
+            crossed = attention_chunks(rows, source, positions, is_causal=False)
             parts = self._keys_values(encoder_hidden_states).chunk(len(self._blocks), dim=1)
-            sources = [_Source(part, source, hidden) for part in parts]
-        for block, each in zip(self._blocks, sources, strict=True):
+        for block, keys_values in zip(self._blocks, parts, strict=True):
             if block.attention.has_relative_attention_bias:  # the first block's serves all of them, but in UMT5
-                positions = block.attention.compute_bias(rows.width, rows.width)[0]
-                bias = score_bias(rows, rows, positions, is_causal=stack.is_decoder)
-            states = block.checkpointed(states, rows, bias, each)
+                positions = block.attention.compute_bias(padded_width(rows), padded_width(rows))[0]
+                chunks = attention_chunks(rows, rows, positions, is_causal=stack.is_decoder)
+            states = block.checkpointed(states, chunks, keys_values, crossed)
         states = stack.dropout(normalize(stack.final_layer_norm, states))
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
 
@@ -121,21 +111,24 @@ class _Block:
             return self._block._gradient_checkpointing_func(self._run, *args)
         return self._run(*args)
 
-    def _run(self, states: Tensor, rows: PackedRows, bias: Tensor, source: _Source | None) -> Tensor:
+    def _run(self, states: Tensor, chunks: list[Chunk], keys_values: Tensor | None, crossed: list[Chunk]) -> Tensor:
         layer = self._block.layer[0]
         x = self._qkv(normalize(layer.layer_norm, states))
-        x = PackedAttention.apply(x, None, bias, rows, rows, self.attention.dropout)
+        x = _attend(x, None, chunks, self.attention.dropout)
         states = states + layer.dropout(self._o(x))
-        if source is not None:
+        if keys_values is not None:
             layer = self._block.layer[1]
             x = self._q(normalize(layer.layer_norm, states))
-            x = PackedAttention.apply(
-                x, source.keys_values, source.bias, rows, source.rows, layer.EncDecAttention.dropout
-            )
+            x = _attend(x, keys_values, crossed, layer.EncDecAttention.dropout)
             states = states + layer.dropout(self._crossed_o(x))
         layer = self._block.layer[-1]
         x = layer.DenseReluDense.dropout(self._act(self._wi(normalize(layer.layer_norm, states))))
         return states + layer.dropout(self._wo(x))
+
+
+def _attend(x: Tensor, source: Tensor | None, chunks: list[Chunk], dropout: float) -> Tensor:
+    output: Tensor = PackedAttention.apply(x, source, chunks, dropout, *(chunk.bias for chunk in chunks))
+    return output
 
 
 def _gated(act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

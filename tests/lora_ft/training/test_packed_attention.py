@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from lora_ft.training import packed_attention
-from lora_ft.training.packed_attention import PackedAttention, score_bias
+from lora_ft.training.packed_attention import PackedAttention, attention_chunks, padded_width
 from lora_ft.training.packed_rows import PackedRows
 
 HEADS, D = 3, 8
 
 
 def rows_of(lengths: list[int]) -> PackedRows:
-    return PackedRows(lengths, max(lengths) + 2)
+    return PackedRows(lengths)
 
 
 def tokens(rows: PackedRows, parts: int) -> Tensor:
     x = torch.randn(sum(rows.lengths) + rows.filler, parts * HEADS * D).bfloat16()
     return x.requires_grad_()
+
+
+def attend(x: Tensor, source: Tensor | None, rows: list[PackedRows], positions: Tensor, **options: Any) -> Tensor:
+    chunks = attention_chunks(rows[0], rows[-1], positions, is_causal=options.get("is_causal", False))
+    output: Tensor = PackedAttention.apply(x, source, chunks, options.get("dropout", 0.0), *(c.bias for c in chunks))
+    return output
 
 
 def alone(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -37,9 +45,9 @@ def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_self_attention_equals_that_of_each_row(is_causal: bool) -> None:
     torch.manual_seed(0)
-    rows = rows_of([5, 1, 9])
-    x, positions = tokens(rows, 3), torch.randn(HEADS, rows.width, rows.width).requires_grad_()
-    output = PackedAttention.apply(x, None, score_bias(rows, rows, positions, is_causal=is_causal), rows, rows, 0.0)
+    rows = rows_of([5, 1, 9, 40, 33])
+    x, positions = tokens(rows, 3), torch.randn(HEADS, padded_width(rows), padded_width(rows)).requires_grad_()
+    output = attend(x, None, [rows], positions, is_causal=is_causal)
     used = sum(rows.lengths)
     output[:used].float().square().sum().backward()
     measured, measured_bias = x.grad, positions.grad
@@ -61,9 +69,9 @@ def test_attention_to_other_rows_equals_that_of_each_row() -> None:
     torch.manual_seed(0)
     rows, source = rows_of([2, 7, 4]), rows_of([11, 3, 6])
     q, kv = tokens(rows, 1), tokens(source, 2)
-    bias = score_bias(rows, source, torch.zeros(HEADS, rows.width, source.width), is_causal=False)
+    positions = torch.zeros(HEADS, padded_width(rows), padded_width(source))
     used, used_source = sum(rows.lengths), sum(source.lengths)
-    output = PackedAttention.apply(q, kv, bias, rows, source, 0.0)
+    output = attend(q, kv, [rows, source], positions)
     output[:used].float().square().sum().backward()
     measured = q.grad, kv.grad
     q.grad = kv.grad = None
@@ -78,12 +86,12 @@ def test_attention_to_other_rows_equals_that_of_each_row() -> None:
 def test_dropout_keeps_the_mean_and_its_gradient_matches() -> None:
     torch.manual_seed(0)
     rows = rows_of([40])
-    bias = score_bias(rows, rows, torch.zeros(HEADS, rows.width, rows.width), is_causal=False)
+    positions = torch.zeros(HEADS, padded_width(rows), padded_width(rows))
     x = tokens(rows, 3)
     values = (
         torch.cat([torch.zeros(len(x), 2 * HEADS * D), torch.ones(len(x), HEADS * D)], 1).bfloat16().requires_grad_()
     )
-    output = PackedAttention.apply(values, None, bias, rows, rows, 0.5)[:40]
+    output = attend(values, None, [rows], positions, dropout=0.5)[:40]
     assert output.float().mean().item() == pytest.approx(1.0, abs=0.05)
     assert output.float().std() > 0.05
     output.sum().backward()

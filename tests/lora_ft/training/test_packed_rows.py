@@ -19,10 +19,11 @@ def test_packing_leaves_out_padding() -> None:
 
 
 @pytest.mark.parametrize("lengths", [(9,), (1, 9, 5), (9, 9, 9), (8, 8, 8, 8), (0, 4)])
-def test_padding_restores_rows(lengths: tuple[int, ...]) -> None:
+def test_spans_are_the_tokens_of_each_row(lengths: tuple[int, ...]) -> None:
     rows = rows_of(*lengths)
-    values = torch.randn(len(lengths), 9, 2).masked_fill(rows.is_padding().unsqueeze(-1), 0.0)
+    values = torch.randn(len(lengths), 9, 2)
     packed = rows.pack(values)
     assert len(packed) == sum(lengths) + rows.filler
     assert len(packed) % 32 == 0
-    assert torch.equal(rows.pad(packed), values)
+    for row, length, span in zip(values, lengths, rows.spans(), strict=True):
+        assert torch.equal(packed[span], row[:length])

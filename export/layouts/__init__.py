@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_ft.core.constraint import SCHEMA
 from lora_ft.core.errors import LoraFtError
 from lora_ft.export.layouts import optimum, single
 from lora_ft.export.onnx.model_parts import ModelParts
@@ -19,6 +20,7 @@ from lora_ft.export.runtime.manifest import describe
 
 RECORD = "lora-ft.json"  # human-readable record of the export and its checks
 _COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+_OURS = ("prompt_lookup", "seed", "mbr", "utility", SCHEMA)  # settings that no other consumer knows
 
 Write = Callable[[Path, ModelParts], None]
 # (folder, input_ids [b,s], attention_mask [b,s], maximum new tokens) -> greedy tokens [b,n]
@@ -47,6 +49,10 @@ def differences(name: str, generation: Mapping[str, Any], labels: Sequence[str],
     lines = [f"{key} = {value!r} is not applied" for key, value in unsupported(name, generation).items()]
     if name == "optimum" and generation.get("num_beams", 1) > 1:
         lines.append(f"transformers.js ignores num_beams = {generation['num_beams']} (4.3 has no beam search)")
+    if generation.get(SCHEMA):
+        lines.append("answers are unrestricted: the task's json_schema is not enforced")
+    if name != "single" and generation.get("mbr", 0) > 1:
+        lines.append(f"mbr = {generation['mbr']} is not applied")
     if labels:
         lines.append(f"answers are unrestricted: the task's {len(labels)} labels are not enforced")
     if codec != "none":
@@ -78,13 +84,13 @@ def write_layout(
         source = bundle.folder / file if (bundle.folder / file).is_file() else checkpoint / file
         if source.is_file():
             shutil.copyfile(source, folder / file)
-    settings = json.loads((bundle.folder / "generation_config.json").read_text(encoding="utf-8"))
-    lacking = unsupported(name, settings)
-    settings = {key: value for key, value in settings.items() if key not in ("prompt_lookup", "seed", *lacking)}
+    generation = json.loads((bundle.folder / "generation_config.json").read_text(encoding="utf-8"))
+    lacking = unsupported(name, generation)
+    settings = {key: value for key, value in generation.items() if key not in (*_OURS, *lacking)}
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     write(folder, parts.portable())
     check_layout(name, folder, answers, bundle, references)
-    differing = differences(name, {**settings, **lacking}, bundle.labels, bundle.tokenizer.codec.name)
+    differing = differences(name, generation, bundle.labels, bundle.tokenizer.codec.name)
     return {"layout": name, "generation": settings, "differences": differing}
 
 

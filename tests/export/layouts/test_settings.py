@@ -127,3 +127,10 @@ def test_optimums_generation_config_keeps_every_setting(save: Callable[..., Path
     export_onnx(str(save(together)), tmp_path / "out", layout="optimum")
     settings = json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8"))
     assert together.items() <= settings.items()
+
+
+@pytest.mark.parametrize("name", ["optimum", "single"])
+def test_restrictions_and_choices_of_this_runtime_are_named(name: str) -> None:
+    lines = differences(name, {"json_schema": {"type": "object"}, "do_sample": True, "mbr": 4}, (), "none")
+    assert any("json_schema is not enforced" in line for line in lines)
+    assert sum("mbr = 4 is not applied" in line for line in lines) == 1

@@ -110,7 +110,7 @@ class JsonGrammar:
             root = writer.value(schema, "", root=True)
         except RecursionError as error:
             raise UsageError("json_schema is nested too deeply", "flatten it") from error
-        except (TypeError, AttributeError, ValueError, re.error) as error:
+        except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError) as error:
             raise UsageError(f"json_schema is malformed ({error})", "correct the schema") from error
         rules = [_NO_FORCING, f'start: " "? {root}', writer.spelling.terminals, *writer.rules]
         return cls("\n".join(rules), frozenset("".join(writer.literals)))

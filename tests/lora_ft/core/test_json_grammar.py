@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_ft.core.codecs import codec_named
+from lora_ft.core.constraint import Constraint
 from lora_ft.core.errors import UsageError
 from lora_ft.core.json_grammar import JsonGrammar
 from tests.lora_ft.core.answers import NONE, accepts, random_answer, tokenizer_of
@@ -175,6 +177,26 @@ def test_a_schema_with_missing_characters_is_refused() -> None:
 def test_a_pattern_that_cannot_be_enforced_is_refused(pattern: str) -> None:
     with pytest.raises(UsageError, match="cannot be constrained"):
         accepts({"type": "array", "items": {"type": "string", "pattern": pattern}}, "json", [])
+
+
+KEYWORDS = st.sampled_from(
+    [
+        *("type", "properties", "required", "additionalProperties", "items", "enum", "const", "anyOf", "allOf", "$ref"),
+        *("minItems", "maxItems", "minLength", "pattern", "minimum", "minProperties", "title"),
+    ]
+)
+VALUES = st.recursive(
+    st.sampled_from(["object", "array", "string", "#", "#/items", "#/anyOf/7", "(", "", None, True, 0, -1, 2.5, 1e999]),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(KEYWORDS, values, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("codec", ["json", "none"])
+@given(schema=st.dictionaries(KEYWORDS, VALUES, max_size=5))
+def test_any_object_is_a_constraint_or_a_usage_error(codec: str, schema: dict[str, Any]) -> None:
+    with contextlib.suppress(UsageError):
+        Constraint(schema, tokenizer_of(codec))
 
 
 def test_limits_beyond_the_library_are_refused() -> None:

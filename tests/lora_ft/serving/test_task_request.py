@@ -94,3 +94,18 @@ def test_any_json_is_read_or_refused_with_a_400(body: dict[str, Any]) -> None:
         except RequestError as error:
             assert error.status == 400
             assert error.body()["error"]["message"]
+
+
+def test_samples_of_a_consensus_need_rows() -> None:
+    read(rows=["a", "b"], do_sample=True, mbr=4)
+    with pytest.raises(RequestError, match="too many rows") as error:
+        read(rows=["a", "b"], do_sample=True, mbr=5)
+    assert error.value.param == "mbr"
+    read(rows=["a", "b"], mbr=5)  # has no effect without sampling
+
+
+def test_a_schema_is_an_object() -> None:
+    assert read(json_schema={"type": "object"}).options == {"json_schema": {"type": "object"}}
+    with pytest.raises(RequestError) as error:
+        read(json_schema="schema.json")
+    assert error.value.param == "json_schema"

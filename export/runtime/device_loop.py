@@ -116,15 +116,15 @@ class DeviceLoop:
     def _encode(self, rows: Sequence[np.ndarray], bucket: Bucket) -> None:
         """Encode sources into the bucket's buffers."""
         key, values = (bucket.rows, bucket.width), self._source(bucket)
+        arrays = ragged([*rows, *[rows[0]] * (bucket.rows - len(rows))], 0)
+        for value, array in zip(values[:2], arrays, strict=True):
+            value.update_inplace(np.pad(array, ((0, 0), (0, bucket.width - array.shape[1]))))
         if key not in self._encoders:
             inputs, outputs = (
                 dict(zip(*each, strict=True))
                 for each in ((self._inputs[_ENCODER], values[:2]), (self._cross, values[2:]))
             )
             _, self._encoders[key] = self._graphs.call(_ENCODER, inputs, outputs)
-        arrays = ragged([*rows, *[rows[0]] * (bucket.rows - len(rows))], 0)
-        for value, array in zip(values[:2], arrays, strict=True):
-            value.update_inplace(np.pad(array, ((0, 0), (0, bucket.width - array.shape[1]))))
         self._encoders[key]()
 
     def _step(self, bucket: Bucket) -> tuple[Call, Call]:
@@ -133,6 +133,7 @@ class DeviceLoop:
             state, past, (_, *source) = self._state(bucket), self._cache(bucket), self._source(bucket)
             inputs = dict(zip(self._inputs[_STEP], [state, self._least, *source, *past], strict=True))
             outputs = {"next_state": state, **dict(zip(self._present, past, strict=True))}
+            state.update_inplace(np.zeros(state.shape(), np.int64))  # lengths in a larger room are outside of this one
             self._bound[bucket] = self._graphs.call(_STEP, inputs, outputs)
         return self._bound[bucket]
 
@@ -171,7 +172,9 @@ class DeviceLoop:
     def _try(self) -> int:
         """Take a step, so that it is known whether it can be captured, and return how many tokens the state keeps."""
         self._window = self._graphs.session(_STEP).get_inputs()[0].shape[1] - 1
-        self._step(Bucket.of(1, 1, 1))
+        bucket = Bucket.of(1, 1, 1)
+        self._encode([np.zeros(1, np.int64)], bucket)  # without a source, keys and values could become NaN, and stay so
+        self._step(bucket)
         return self._window
 
     def _begin(self) -> None:

@@ -10,6 +10,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -67,6 +68,9 @@ def test_rooms_grow_and_keep_the_tokens(pair: Pair, looped: Generator, monkeypat
     expected = tokens(pair.generator, texts, **limits)
     assert tokens(looped, texts, **limits) == expected  # each room is entered for the first time
     assert tokens(looped, texts, **limits) == expected
+    longer = np.random.default_rng(0).integers(3, 60, (3, 70))  # a new bucket, whose state still counts 300 tokens
+    answers = [each.generate_ids(longer, longer > 0, max_new_tokens=9, **PLAIN) for each in (looped, pair.generator)]
+    assert np.array_equal(*answers)
 
 
 @pytest.fixture
@@ -88,6 +92,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
 
 def test_the_host_looks_at_tokens_every_few_steps(calls: list[tuple[str, bool]], published: Path) -> None:
     generator = Generator.load(published, threads=1, provider="cpu", device_steps=STEPS)
+    calls.clear()
     tokens(generator, words(0, 2), max_new_tokens=10, min_new_tokens=10)
     step, look = ("device_step", False), ("device_step", True)
     assert calls == [("encoder", True), step, step, step, look, step, step, step, look, step, look]

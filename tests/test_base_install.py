@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 OLDEST = Path(os.environ.get("LORA_FT_OLDEST", ROOT / ".venv-oldest" / "bin" / "python"))
 EXTRAS = (
     "torch",
+    "llguidance",
     "transformers",
     "peft",
     "accelerate",
@@ -215,7 +216,8 @@ def test_jobs_on_bundles_import_no_extra() -> None:
 
 def test_the_lowest_allowed_versions_are_tested() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["constrained"], *extras["serve"]]
     allowed = dict(re.split(r">=", entry) for entry in declared)
     lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))

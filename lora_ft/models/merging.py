@@ -49,8 +49,20 @@ class Merged:
     rows: int = 0
 
 
-def merge_in_memory(run: Run | PeftAdapter, *, base: str | None = None, progress: Progress | None = None) -> Merged:
+def merge_in_memory(
+    run: Run | PeftAdapter,
+    *,
+    base: str | None = None,
+    dropout: float | None = None,
+    progress: Progress | None = None,
+) -> Merged:
     """Load the base, merge the adapter in float32, and compare logits before and after.
+
+    Args:
+        run: Run, or adapter saved by peft.
+        base: Base to use. Default: the base that the run names.
+        dropout: Dropout rate of the merged model in training mode, instead of the base's own.
+        progress: Receives the stage.
 
     Raises:
         UsageError: A base was named for a run that trained all weights.
@@ -60,7 +72,7 @@ def merge_in_memory(run: Run | PeftAdapter, *, base: str | None = None, progress
     progress.stage("merging")
     if isinstance(run, Run):
         if run.task.method == "full":
-            return _fully_trained(run, base)
+            return _fully_trained(run, base, dropout)
         base_model = base_of(run, base)
         _check_base(run, base_model, named=base is not None)
         new_tokens = run.task.lora.new_tokens
@@ -73,7 +85,7 @@ def merge_in_memory(run: Run | PeftAdapter, *, base: str | None = None, progress
         base_model = base_of(run, base)
         tokenizer, extended = run.tokenizer(base_model, "none")
         ids = tokenizer.encode(SENTENCES[:_ROWS])
-    adapted = load_adapter(load_model(base_model.folder), run.adapter)
+    adapted = load_adapter(load_model(base_model.folder, dropout=dropout), run.adapter)
     before = _logits(adapted, ids)
     model = merge_adapter(adapted)
     after = _logits(model, ids)
@@ -91,12 +103,12 @@ def merge_in_memory(run: Run | PeftAdapter, *, base: str | None = None, progress
     return Merged(model, base_model, tokenizer, extended, difference, len(ids))
 
 
-def _fully_trained(run: Run, base: str | None) -> Merged:
+def _fully_trained(run: Run, base: str | None, dropout: float | None) -> Merged:
     """Return a run that trained all weights as `Merged`, since it has no adapter to merge."""
     if base is not None:
         raise UsageError(f"--base is set, but the run {run.folder} trained all weights", "leave out --base")
     as_base = Base(run.task.base, run.trained, run.metrics["base"]["notice"])
-    return Merged(load_model(run.trained), as_base, load_tokenizer(run.trained, run.task.codec))
+    return Merged(load_model(run.trained, dropout=dropout), as_base, load_tokenizer(run.trained, run.task.codec))
 
 
 def _check_base(run: Run, base: Base, *, named: bool) -> None:

@@ -72,6 +72,7 @@ def _unsupported(task: Task) -> list[tuple[str, object, str]]:
             train.base_dropout,
             "its random numbers would differ from those of training alone",
         ),
+        ("train.distill", train.distill, train.distill, "an adapter group has no teacher"),
         (
             "train.gradient_checkpointing",
             train.gradient_checkpointing,

@@ -309,6 +309,7 @@ def _training(facts: Facts) -> list[tuple[str, str]]:
     return [
         ("method", _method(lora) if task.method == "lora" else "full fine-tuning"),
         *([("started from", code_span(base_name(task.lora.start_from)))] if task.lora.start_from else []),
+        *([("distilled from", code_span(base_name(train.distill.teacher)))] if train.distill else []),
         ("trained parameters", f"{metrics['trainable_parameters']:,}"),
         ("rows", f"{metrics['rows']['train']:,}" + (f" of {task.data.hub}" if task.data.hub else "")),
         ("steps", f"{metrics['steps']:,} of {metrics['global_batch']} rows, {schedule}"),

@@ -44,6 +44,8 @@ def public_task(task: Task) -> Task:
         content["data"] |= _map_strings(files, lambda text: _public_path(text, root))
     if "start_from" in content["lora"]:
         content["lora"]["start_from"] = base_name(content["lora"]["start_from"])
+    if distill := content["train"].get("distill"):
+        distill["teacher"] = base_name(distill["teacher"])
     scoring = content["evaluate"]
     if scoring.get("json_schema", FHIR_R4) != FHIR_R4:
         scoring["json_schema"] = f"./{PurePath(scoring['json_schema']).name}"

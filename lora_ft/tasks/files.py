@@ -151,7 +151,7 @@ def as_task(task: Task | str | os.PathLike[str], overrides: Sequence[str] = ()) 
         raise TaskError("overrides are for task files", "set the values in the Task")
     if task.data.root is not None:
         return task
-    sections = {name: getattr(task, name).model_copy() for name in ("data", "evaluate", "generate", "lora")}
+    sections = {name: getattr(task, name).model_copy() for name in ("data", "evaluate", "generate", "lora", "train")}
     return _located(task.model_copy(update=sections), Path.cwd())
 
 
@@ -163,10 +163,11 @@ def _located(task: Task, folder: Path) -> Task:
         task.evaluate.json_schema = str(folder / expanded(schema))
     if isinstance(task.generate.json_schema, str):
         task.generate.json_schema = _read_schema(folder / expanded(task.generate.json_schema))
-    if task.base.startswith((".", "~")) or (task.base != "offline" and _is_folder(folder / task.base)):
-        task.base = str((folder / expanded(task.base)).resolve())
+    task.base = _local_model(task.base, folder)
     if task.lora.start_from is not None:
         task.lora.start_from = str((folder / expanded(task.lora.start_from)).resolve())
+    if (distill := task.train.distill) is not None:
+        task.train.distill = distill.model_copy(update={"teacher": _local_model(distill.teacher, folder)})
     return task
 
 
@@ -175,6 +176,13 @@ def _read_schema(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"generate.json_schema: {path} does not exist", "name a JSON schema file, or write it inline")
     return read_json(path)
+
+
+def _local_model(name: str, folder: Path) -> str:
+    """Return the absolute path of a model in a local folder. Other names are returned unchanged."""
+    if name.startswith((".", "~")) or (name != "offline" and _is_folder(folder / name)):
+        return str((folder / expanded(name)).resolve())
+    return name
 
 
 def saved_task(task: Task, folder: Path) -> Task:

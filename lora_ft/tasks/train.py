@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lora_ft.tasks.fields import Dropout, Positive, Real, Rows, Section, Seed, Share
 from lora_ft.tasks.metric_names import check_score
 
 MAX_RATE = 3e37  # float32 ends at 3.4e38
+
+
+class Distill(Section):
+    """Distillation: besides the targets, learn the probabilities that a teacher assigns to each next token."""
+
+    teacher: str
+    """Run, adapter, checkpoint or base, with the tokens of the base. It reads the task's own prompts."""
+    alpha: Annotated[Real, Field(ge=0, lt=1)] = 0.5
+    """Weight of the cross-entropy on the targets. The divergence from the teacher has the rest."""
+    temperature: Annotated[Real, Field(ge=0.1, le=100)] = 1.0
+    """Divisor of both models' logits in the divergence, which is multiplied by its square."""
 
 
 class Train(Section):
@@ -38,6 +49,8 @@ class Train(Section):
     """Maximum gradient norm; 0 turns clipping off."""
     label_smoothing_factor: Annotated[Real, Field(ge=0, le=0.9)] = 0.0
     """Share of each target token's probability spread over the vocabulary, in training only (not in eval_loss)."""
+    distill: Distill | None = None
+    """Teacher to learn from besides the targets. Default: none. Evaluation measures the targets only."""
     optim: str = "adamw_torch"
     """Optimizer: adamw_torch, adamw_torch_fused or adafactor."""
     seed: Seed = 42
@@ -70,6 +83,12 @@ class Train(Section):
     def _yaml_switch(cls, value: Any) -> Any:
         """Return on and off as text, which YAML reads as true and false."""
         return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _no_smoothed_teacher(self) -> Train:
+        if self.distill is not None and self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor has no effect with distill; remove one of the two")
+        return self
 
     @field_validator("precision")
     @classmethod

@@ -19,6 +19,7 @@ from lora_ft.models.adapters import check_tensors, meta_model
 from lora_ft.models.start_from import start_folder
 from lora_ft.tasks.error_details import ErrorDetails, shown
 from lora_ft.tasks.schema import Task
+from lora_ft.training.distillation import check_teacher
 from lora_ft.training.plan import training_device
 
 NO_VALIDATION = (
@@ -65,6 +66,9 @@ def obstacles(task: Task, config: dict[str, Any], splits: Splits) -> list[ErrorD
         schema = key == "evaluate.metrics" and name == "structured"
         key, value = ("evaluate.json_schema", task.evaluate.json_schema) if schema else (key, name)
         errors += _check(key, value, lambda name=name: require([name], task.evaluate))  # type: ignore[misc]
+    if train.distill is not None:
+        distill = train.distill
+        errors += _check("train.distill.teacher", distill.teacher, lambda: check_teacher(task, distill.teacher))
     if task.method == "lora":
         errors += _check("lora.r", task.lora.r, lambda: _check_ranks(task, config))
         errors += _check("lora.start_from", task.lora.start_from, lambda: _check_start(task, config))

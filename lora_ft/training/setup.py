@@ -27,6 +27,7 @@ from lora_ft.models.initialization import INITIAL
 from lora_ft.runs.run import CURVES, LOG
 from lora_ft.tasks.files import task_text
 from lora_ft.tasks.schema import Task
+from lora_ft.training.distillation import open_teacher
 from lora_ft.training.packed_stack import pack_stacks
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
@@ -89,6 +90,7 @@ def trainer_around(
             compiled=plan.compile,
             packed=plan.packed,
             smoothing=task.train.label_smoothing_factor,
+            teacher=open_teacher(task.train.distill, plan) if task.train.distill else None,
             loraplus_lr_ratio=task.lora.loraplus_lr_ratio,
             generation=_generation(task, base_options, tokenizer),
         ),

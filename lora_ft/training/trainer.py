@@ -26,7 +26,8 @@ from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import IGNORED
 from lora_ft.data.batching import Encoded, LengthSampler, collate, count_positions
 from lora_ft.models.generation import without_defaults
-from lora_ft.training.cross_entropy import SummedCrossEntropy
+from lora_ft.training.cross_entropy import SummedCrossEntropy, by_token
+from lora_ft.training.distillation import Teacher
 from lora_ft.training.run_folder import RunFolder
 
 
@@ -57,10 +58,7 @@ def token_loss(
         num_items_in_batch: Number of tokens in the whole step. None counts those of this batch.
         smoothing: train.label_smoothing_factor, which transformers applies only without a custom loss function.
     """
-    logits, targets = outputs.logits.flatten(0, -2), labels.flatten()
-    if outputs.logits.ndim == 2:
-        targets = targets[targets != IGNORED]
-        targets = nn.functional.pad(targets, (0, len(logits) - len(targets)), value=IGNORED)
+    logits, targets = by_token(outputs.logits, labels)
     if logits.requires_grad and logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and not smoothing:
         total = SummedCrossEntropy.apply(logits, targets, IGNORED)
     else:
@@ -80,6 +78,7 @@ class TrainerSettings:
         compiled: True if the model is compiled. Evaluation runs it uncompiled, since recompiling takes minutes.
         packed: True if the model trains on packed rows, see `packed_stack`.
         smoothing: train.label_smoothing_factor.
+        teacher: Teacher to learn from besides the targets, or None.
         loraplus_lr_ratio: Ratio of the learning rates of B and A (LoRA+), or None for equal rates.
         generation: Options of `generate` in evaluation.
     """
@@ -89,6 +88,7 @@ class TrainerSettings:
     compiled: bool = False
     packed: bool = False
     smoothing: float = 0.0
+    teacher: Teacher | None = None
     loraplus_lr_ratio: float | None = None
     generation: dict[str, Any] = field(default_factory=dict)
 
@@ -116,7 +116,9 @@ class Trainer(Seq2SeqTrainer):
         **options: Any,
     ) -> None:
         self._settings, self.special = settings, settings.special
-        smoothing = settings.smoothing
+        loss = settings.teacher.loss if settings.teacher else token_loss
+        if settings.smoothing:
+            loss = functools.partial(token_loss, smoothing=settings.smoothing)
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.sampler = LengthSampler(train_rows, batch, args.seed)
         self.positions = (0, 0)
@@ -125,7 +127,7 @@ class Trainer(Seq2SeqTrainer):
             train_dataset=Rows(train_rows),
             eval_dataset=Rows(eval_rows) if eval_rows else None,
             data_collator=functools.partial(collate, start=self.special.start),
-            compute_loss_func=functools.partial(token_loss, smoothing=smoothing) if smoothing else token_loss,
+            compute_loss_func=loss,
             **options,
         )
         self.remove_callback(ProgressCallback)
@@ -150,6 +152,11 @@ class Trainer(Seq2SeqTrainer):
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._settings.bf16)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Any:
+        if self._settings.teacher:
+            self._settings.teacher.read(inputs)
+        return super().compute_loss(model, inputs, *args, **options)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
         real, padded = count_positions(inputs)

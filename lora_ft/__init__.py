@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from lora_ft.core.interrupts import Interrupted
+    from lora_ft.distill import distill
     from lora_ft.evaluate import evaluate
     from lora_ft.export_onnx import export_onnx
     from lora_ft.generate import generate
@@ -80,6 +81,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "compare",
+    "distill",
     "evaluate",
     "export_onnx",
     "generate",

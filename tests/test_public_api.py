@@ -21,6 +21,7 @@ from tests.conftest import tiny_row
 ROOT = Path(__file__).parents[1]
 VERBS = (
     "compare",
+    "distill",
     "evaluate",
     "export_onnx",
     "generate",

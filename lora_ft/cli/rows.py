@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import math
 import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from datetime import date, time, timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from lora_ft.core.errors import UsageError
 from lora_ft.core.files import write_text
 from lora_ft.core.streams import answer, is_terminal, say, stdin_lines
-from lora_ft.core.tokenizer import whole
 from lora_ft.data.formats.content import content_of, kind_of_file
 from lora_ft.data.readers import is_readable, read_rows
+from lora_ft.data.row_lines import row_line
 
 Input = str | Mapping[str, Any]
 _COLUMNS = 80
@@ -72,7 +67,7 @@ def write_outputs(
         columns = [{"input": row} if isinstance(row, str) else dict(row) for row in rows]
         marks = [{"source_cut": True} if is_cut else {} for is_cut in cut or [False] * len(rows)]
         lines = [
-            _line({**row, "output": text, **mark}) for row, text, mark in zip(columns, answers, marks, strict=True)
+            row_line({**row, "output": text, **mark}) for row, text, mark in zip(columns, answers, marks, strict=True)
         ]
         if output is not None:
             write_text(output, "\n".join(lines) + "\n")
@@ -82,32 +77,6 @@ def write_outputs(
     width = wrap or (_COLUMNS if is_terminal(sys.stdout) else None)
     for text in answers:
         answer(textwrap.fill(text, width, break_long_words=False) if width else text)
-
-
-def _line(row: dict[str, Any]) -> str:
-    """Return a row as JSON. Lone surrogates, which UTF-8 cannot encode, are escaped."""
-    plain = _plain(row)
-    text = json.dumps(plain, ensure_ascii=False)
-    return text if text == whole(text) else json.dumps(plain)
-
-
-def _plain(value: Any) -> Any:
-    """Return a cell in the types of JSON: times in ISO 8601, bytes in base64, decimals as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, Decimal):
-        return format(value, "f")
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def _lines(source: Path) -> list[Input]:

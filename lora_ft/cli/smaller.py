@@ -1,12 +1,13 @@
-"""The commands that make a smaller model: `shrink`."""
+"""The commands that make a smaller model: `shrink`, `distill`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lora_ft.cli.options import Json, Out, Overwrite, Quiet
+from lora_ft.cli.options import Adapter, Base, Json, MaxNewTokens, Out, Overwrite, Provider, Quiet, generation_options
 from lora_ft.cli.results import show
 from lora_ft.core.streams import say
 from lora_ft.reports.screen import Screen
@@ -42,3 +43,42 @@ def shrink(
             progress=screen,
         )
     show(result, lambda shrunk: say(str(shrunk)), as_json=as_json)
+
+
+def distill(
+    context: typer.Context,
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Run, adapter, checkpoint, bundle or base.")],
+    source: Annotated[
+        Path, typer.Option("--input", metavar="FILE", help="Rows (jsonl, json, csv, tsv, parquet), or lines.")
+    ],
+    out: Out,
+    num_beams: Annotated[int | None, typer.Option(min=1, help="Number of beams; 1 is greedy search.")] = None,
+    max_new_tokens: MaxNewTokens = None,
+    provider: Provider = "auto",
+    adapter: Adapter = None,
+    base: Base = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished job.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let a teacher write targets for rows.
+
+    FOLDER/rows.jsonl is a data file for any task. To learn a teacher's probabilities instead, set train.distill.
+    """
+    from lora_ft.cli.rows import read_inputs
+    from lora_ft.distill import distill as write_targets
+    from lora_ft.models.loading import load
+
+    rows = read_inputs([], source)
+    with Screen(quiet=quiet) as screen:
+        result = write_targets(
+            load(teacher, provider=provider, adapter=adapter, base=base),
+            rows,
+            out,
+            options=generation_options(context),
+            resume=resume,
+            overwrite=overwrite,
+            progress=screen,
+        )
+    show(result, lambda distilled: say(str(distilled)), as_json=as_json)

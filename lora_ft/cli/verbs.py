@@ -13,7 +13,7 @@ from lora_ft.cli.groups import GroupedCommands
 from lora_ft.cli.machine import doctor, quickstart
 from lora_ft.cli.search import search
 from lora_ft.cli.serve import serve
-from lora_ft.cli.smaller import shrink
+from lora_ft.cli.smaller import distill, shrink
 from lora_ft.cli.train import train
 from lora_ft.core.streams import say
 
@@ -56,6 +56,7 @@ app.command(rich_help_panel=TRAIN)(tasks.sizes)
 app.command(rich_help_panel=TRAIN)(train)
 app.command(rich_help_panel=TRAIN)(search)
 app.command(rich_help_panel=TRAIN)(shrink)
+app.command(rich_help_panel=TRAIN)(distill)
 app.add_typer(adapters.app, name="adapters", rich_help_panel=TRAIN)
 app.command(rich_help_panel=EVALUATE)(scores.evaluate)
 app.command(rich_help_panel=EVALUATE)(scores.compare)

@@ -62,6 +62,7 @@ _KINDS = (
     ),
     _Kind("combined adapter", "combined.json", _is_versioned, ("combined.json", *_ADAPTER)),
     _Kind("shrunk base", "shrink.json", _is_versioned, ("shrink.json", *_WEIGHTS, *_TOKENIZER)),
+    _Kind("distilled data set", "distill.json", _is_versioned, ("distill.json", "rows.jsonl", "answers.jsonl")),
     _Kind("checkpoint", "merge.json", _is_versioned, ("task.yaml", "merge.json", *_WEIGHTS, *_TOKENIZER)),
     _Kind(
         "bundle",

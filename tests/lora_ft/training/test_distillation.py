@@ -99,7 +99,7 @@ def test_a_run_teaches_a_shrunk_base(make_task: MakeTask, tiny_run: Run, tiny_ba
     assert run.task.train.distill is not None and run.task.train.distill.teacher == str(tiny_run.folder)
     assert "distilled from" in (run.folder / "README.md").read_text()
     public = public_task(run.task).train.distill
-    assert public is not None and public.teacher == tiny_run.folder.name
+    assert public is not None and public.teacher == f"./{tiny_run.folder.name}"
 
 
 @pytest.mark.parametrize("step", [1, 4], ids=["before a checkpoint", "after one"])

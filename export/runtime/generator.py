@@ -23,6 +23,7 @@ from lora_ft.export.runtime.decoding import decode, greedy, strategy
 from lora_ft.export.runtime.decoding.draft_length import controller_of
 from lora_ft.export.runtime.device_loop import DeviceLoop
 from lora_ft.export.runtime.generated import Generated
+from lora_ft.export.runtime.encoder_choice import choose_encoder
 from lora_ft.export.runtime.inputs import Prompted, check_sizes, listed, unmasked_rows
 from lora_ft.export.runtime.kernel_choice import choose_kernel
 from lora_ft.export.runtime.manifest import ADAPTERS, DRAFTS, LABELS, PHRASES, read_adapters, read_manifest
@@ -51,6 +52,7 @@ class Generator:
         special: Start, end and padding tokens.
         model: Graphs of the bundle.
         step_engine: What takes the decoder's steps: the kernel, or the graphs and why.
+        encoder_engine: What encodes sources: the kernel, or the graph and why.
         device_loop: Greedy search on the device, if it was asked for.
     """
 
@@ -85,7 +87,7 @@ class Generator:
         with_labels = provider == "cpu" and (folder / LABELS).is_file()
         label_tokens = Trie(self.settings.allowed, self.special.end).tokens if with_labels else ()
         self.model = Model(folder, shape, threads, provider, self.bank.inputs if self.bank else {}, label_tokens)
-        self.step_engine = "graphs"
+        self.step_engine, self.encoder_engine = "graphs", "graph"
         self.device_loop: DeviceLoop | None = None
         if manifest.get(DRAFTS, {}).get("version") == PHRASES_VERSION:
             controller_of(self.model).phrases = Phrases.read(folder / PHRASES, self._vocabulary)
@@ -122,6 +124,7 @@ class Generator:
             model = generator.model
             if kernel:
                 generator.step_engine = choose_kernel(model, folder, manifest, generator.special, generator.bank)
+                generator.encoder_engine = choose_encoder(model, folder, manifest, generator.special)
             if device_steps:
                 generator.device_loop = DeviceLoop(folder, model, device_steps)
                 generator.step_engine = str(generator.device_loop)
@@ -130,7 +133,8 @@ class Generator:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the folder and the arguments of `load`, since every process needs its own sessions."""
         steps = self.device_loop.steps if self.device_loop else 0
-        return _reload, (self.folder, self._threads, self._provider, self.model.kernel is not None, steps)
+        kernel = bool(self.model.kernel or self.model.encoder)
+        return _reload, (self.folder, self._threads, self._provider, kernel, steps)
 
     def reload(self) -> None:
         """Read the adapters of a bank again. Answers that are under way keep the adapter that they began with.

@@ -24,7 +24,7 @@ from lora_ft.export.runtime.decoding.draft_length import controller_of
 from lora_ft.export.runtime.device_loop import DeviceLoop
 from lora_ft.export.runtime.generated import Generated
 from lora_ft.export.runtime.encoder_choice import choose_encoder
-from lora_ft.export.runtime.inputs import Prompted, check_sizes, listed, unmasked_rows
+from lora_ft.export.runtime.inputs import Prompted, check_sizes, flat_seed, listed, unmasked_rows
 from lora_ft.export.runtime.kernel_choice import choose_kernel
 from lora_ft.export.runtime.manifest import ADAPTERS, DRAFTS, LABELS, PHRASES, read_adapters, read_manifest
 from lora_ft.export.runtime.model import Model
@@ -243,7 +243,7 @@ class Generator:
         settings = self.settings if adapter is None or bank is None else bank.settings(adapter, self.tokenizer)
         merged = self._options({"allowed": settings.allowed} | dict(options), settings.defaults, settings.tokenizer)
         if merged.seed is not None:
-            merged = replace(merged, seed=(*_flat(merged.seed), 0))  # the seed of the first batch
+            merged = replace(merged, seed=(*flat_seed(merged.seed), 0))  # the seed of the first batch
         (ids,), (cut,) = settings.tokenizer.encode_sources([text], settings.source_length)
         return Prompted(np.array(ids), merged, settings, adapters, cut)
 
@@ -361,7 +361,7 @@ class Generator:
                 batch_rows = [places[i] for i in batch]
                 seeded = shared
                 if fresh_seed and shared.seed is not None:
-                    seeded = replace(shared, seed=(*_flat(shared.seed), number))
+                    seeded = replace(shared, seed=(*flat_seed(shared.seed), number))
                 copies, generated = shared.num_return_sequences, self._answer_batch(rows, names, batch_rows, seeded)
                 for i, start in zip(batch_rows, range(0, len(generated), copies), strict=True):
                     answers[i] = [answer.cut(options[i].max_new_tokens) for answer in generated[start : start + copies]]
@@ -398,7 +398,3 @@ def _reload(folder: Path, threads: int, provider: str, kernel: bool, steps: int)
 def _cuts(options: Options) -> bool:
     """Return whether a lower limit on new tokens only truncates the answer."""
     return options.plain and not options.min_new_tokens
-
-
-def _flat(seed: int | tuple[int, ...]) -> tuple[int, ...]:
-    return seed if isinstance(seed, tuple) else (seed,)
